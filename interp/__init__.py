@@ -1,0 +1,41 @@
+"""faithlens: why a model goes along with a false premise, and how to stop it.
+
+The flat surface for notebooks and scripts. Data walks in one direction::
+
+    premises → known facts → split → effects of heads → a head set → a constraint → evaluation
+
+Each stage takes a value and returns a value; stop anywhere and look. FAITH is arXiv 2402.19103.
+"""
+
+from interp import evaluation, heads, interventions, models, patching, premises
+from interp.answering import generate
+from interp.errors import UserError
+from interp.evaluation import Evaluation, evaluate
+from interp.heads import HeadEffects, HeadSet, locate_heads
+from interp.interventions import Constraint, constrain
+from interp.models import load_model
+from interp.premises import filter_known, list_relations, load_premises
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Constraint",
+    "Evaluation",
+    "HeadEffects",
+    "HeadSet",
+    "UserError",
+    "constrain",
+    "evaluate",
+    "evaluation",
+    "filter_known",
+    "generate",
+    "heads",
+    "interventions",
+    "list_relations",
+    "load_model",
+    "load_premises",
+    "locate_heads",
+    "models",
+    "patching",
+    "premises",
+]

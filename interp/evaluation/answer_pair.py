@@ -1,0 +1,80 @@
+"""One question answered without and with a constraint: a line of ``generations.jsonl``."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+AnswerKind = Literal["false_premise", "true_premise"]
+Outcome = Literal["mended", "right", "wrong", "broken"]
+
+_TEXTS = (
+    *("kind", "template", "subject", "true_object", "false_object", "question"),
+    *("baseline", "constrained"),
+)
+_FLAGS = (
+    *("baseline_names_true", "baseline_names_false"),
+    *("constrained_names_true", "constrained_names_false"),
+)
+
+
+@dataclass(frozen=True)
+class AnswerPair:
+    """One question, with the greedy answer without and with the constraint.
+
+    `kind` is an `AnswerKind`; `object_span` is in characters [start, end) of the question. Raises
+    ValueError for another kind, or a span that the question does not have.
+    """
+
+    kind: str
+    template: str
+    subject: str
+    true_object: str
+    false_object: str
+    question: str
+    object_span: tuple[int, int]
+    baseline: str
+    constrained: str
+    baseline_names_true: bool
+    baseline_names_false: bool
+    constrained_names_true: bool
+    constrained_names_false: bool
+
+    def __post_init__(self) -> None:
+        """Check kind and span."""
+        if self.kind not in get_args(AnswerKind):
+            raise ValueError(f"kind is {self.kind!r}; known are {', '.join(get_args(AnswerKind))}")
+        start, end = self.object_span
+        if not 0 <= start < end <= len(self.question):
+            raise ValueError(
+                f"object_span [{start}, {end}) lies outside the question of "
+                f"{len(self.question)} characters"
+            )
+
+    @classmethod
+    def from_row(cls, row: Any) -> "AnswerPair":
+        """Make from a parsed line of `generations.jsonl`. Raises ValueError on what is amiss."""
+        if not isinstance(row, Mapping):
+            raise ValueError("not a JSON object")
+        missing = [key for key in (*_TEXTS, "object_span", *_FLAGS) if key not in row]
+        if missing:
+            raise ValueError(f"lacks {', '.join(missing)}")
+        if wrong := [key for key in _TEXTS if not isinstance(row[key], str)]:
+            raise ValueError(f"{', '.join(wrong)} must be text")
+        if wrong := [key for key in _FLAGS if not isinstance(row[key], bool)]:
+            raise ValueError(f"{', '.join(wrong)} must be true or false")
+        span = row["object_span"]
+        if not isinstance(span, list) or len(span) != 2 or any(type(at) is not int for at in span):
+            raise ValueError("object_span must be two whole numbers")
+        fields: dict[str, Any] = {key: row[key] for key in (*_TEXTS, *_FLAGS)}
+        return cls(**fields, object_span=(span[0], span[1]))
+
+    def to_row(self) -> dict[str, Any]:
+        """The fields as a line of `generations.jsonl` holds them."""
+        return asdict(self)
+
+    @property
+    def outcome(self) -> Outcome:
+        """What the constraint did to the naming of the true object."""
+        if self.constrained_names_true:
+            return "right" if self.baseline_names_true else "mended"
+        return "broken" if self.baseline_names_true else "wrong"

@@ -1,0 +1,118 @@
+"""Greedy answers to the bare questions, and which objects they name.
+
+The question is asked as a user would ask it, without the cloze; an answer *names* an object if it
+holds one of its names as whole words.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+from interp.evaluation.answer_pair import AnswerKind, AnswerPair
+from interp.generation import MAX_NEW_TOKENS, generate_tokens
+from interp.heads.significance import mean_interval
+from interp.interventions.constrain import constrain
+from interp.interventions.constraint import Constraint
+from interp.premises.encode import EncodedPrompt, encode_question
+from interp.premises.mentions import names, names_any
+from interp.premises.questions import Premises, Question, QuestionKind
+
+_QUESTION_KINDS: dict[AnswerKind, QuestionKind] = {"false_premise": "false", "true_premise": "twin"}
+
+
+@dataclass(frozen=True)
+class AskedQuestions:
+    """The bare questions of some premises as prompts, with their baseline answers."""
+
+    kind: AnswerKind
+    questions: tuple[Question, ...]
+    texts: tuple[str, ...]
+    spans: tuple[tuple[int, int], ...]
+    prompts: tuple[EncodedPrompt, ...]
+    baseline: tuple[str, ...]
+
+
+def ask(
+    model: Any,
+    premises: Premises,
+    kind: AnswerKind,
+    *,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    progress: bool = True,
+) -> AskedQuestions:
+    """The unconstrained model's greedy answers to every question."""
+    questions = premises.questions()
+    filled = [premises.fill(question, _QUESTION_KINDS[kind]) for question in questions]
+    prompts = tuple(encode_question(model.tokenizer, one) for one in filled)
+    baseline = generate_tokens(
+        model, [prompt.tokens for prompt in prompts], max_new_tokens=max_new_tokens,
+        progress=progress, description=f"answers, {kind}",
+    )  # fmt: skip
+    return AskedQuestions(
+        kind=kind,
+        questions=questions,
+        texts=tuple(one.text for one in filled),
+        spans=tuple(one.object for one in filled),
+        prompts=prompts,
+        baseline=tuple(baseline),
+    )
+
+
+def answer_pairs(
+    model: Any,
+    asked: AskedQuestions,
+    constraint: Constraint,
+    *,
+    mean: Float[Tensor, "layer head d_head"] | None = None,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    progress: bool = True,
+) -> tuple[AnswerPair, ...]:
+    """The same questions answered under the constraint, beside the baseline's answers."""
+    constrained = generate_tokens(
+        model,
+        [prompt.tokens for prompt in asked.prompts],
+        max_new_tokens=max_new_tokens,
+        within=lambda chunk, batch: constrain(
+            model, constraint, at=[asked.prompts[index].object for index in chunk], mean=mean
+        ),
+        progress=progress,
+        description=f"constrained, {asked.kind}",
+    )
+    return tuple(
+        _pair(asked, index, asked.baseline[index], answer)
+        for index, answer in enumerate(constrained)
+    )
+
+
+def _pair(asked: AskedQuestions, index: int, baseline: str, constrained: str) -> AnswerPair:
+    question = asked.questions[index]
+    return AnswerPair(
+        kind=asked.kind,
+        template=question.template,
+        subject=question.subject,
+        true_object=question.true_object,
+        false_object=question.false_object,
+        question=asked.texts[index],
+        object_span=asked.spans[index],
+        baseline=baseline,
+        constrained=constrained,
+        baseline_names_true=names_any(baseline, question.true_names),
+        baseline_names_false=names(baseline, question.false_object),
+        constrained_names_true=names_any(constrained, question.true_names),
+        constrained_names_false=names(constrained, question.false_object),
+    )
+
+
+def mention_rates(
+    pairs: Sequence[AnswerPair], run: Literal["baseline", "constrained"], *, seed: int = 0
+) -> dict[str, list[float]]:
+    """Share of answers that name the true and the false object, with intervals over subjects."""
+    subjects = [pair.subject for pair in pairs]
+    rates = {}
+    for which in ("true", "false"):
+        named = [float(getattr(pair, f"{run}_names_{which}")) for pair in pairs]
+        rates[f"{which}_object_mention_rate"] = list(mean_interval(named, subjects, seed=seed))
+    return rates

@@ -1,0 +1,29 @@
+"""Effects of heads, their significance, and the sets chosen from them."""
+
+from interp.heads.effects import HeadEffects, Method, agreement, load_effects, save_effects
+from interp.heads.headset import Head, HeadSet, Site, as_head_set
+from interp.heads.locate import locate_heads
+from interp.heads.selection import count_of_fraction, random_head_sets, select_heads
+from interp.heads.significance import HeadStatistics, head_statistics, mean_interval
+from interp.heads.sources import Source, premise_edit
+
+__all__ = [
+    "Head",
+    "HeadEffects",
+    "HeadSet",
+    "HeadStatistics",
+    "Method",
+    "Site",
+    "Source",
+    "agreement",
+    "as_head_set",
+    "count_of_fraction",
+    "head_statistics",
+    "load_effects",
+    "locate_heads",
+    "mean_interval",
+    "premise_edit",
+    "random_head_sets",
+    "save_effects",
+    "select_heads",
+]

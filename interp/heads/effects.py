@@ -1,0 +1,216 @@
+"""Effects of heads: the one result that every method of locating gives, for either site.
+
+Sign: effect = logit(true object) − logit(false object) with the head edited, less the same in the
+unedited run. A **positive** effect means that the answer gets better without the head's part: it
+is a false-premise head. ``probability`` is the paper's measure beside it, E = P'(O) − P(O)
+(arXiv 2402.19103, section 3.3).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from interp.errors import UserError
+from interp.heads.headset import Head, HeadSet, Site, check_site
+from interp.heads.significance import HeadStatistics, head_statistics
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+Method = Literal["path", "activation", "attribution"]
+VOTE_THRESHOLD = 0.1
+"""The paper's least E for a prompt to vote for a head."""
+
+
+@dataclass(frozen=True)
+class HeadEffects:
+    """Effect of editing each head alone, per prompt.
+
+    Attributes:
+        values: Float[prompt layer head], change of the logit difference.
+        probability: Float[prompt layer head], change of P(O); estimated too where values are.
+        subjects, templates: of each prompt.
+        site, method, source: what was edited, how it was computed, and from where values came.
+        seed: of the intervals and tests.
+    """
+
+    values: Float[Tensor, "prompt layer head"]
+    probability: Float[Tensor, "prompt layer head"]
+    subjects: tuple[str, ...]
+    templates: tuple[str, ...]
+    site: Site
+    method: Method
+    source: str
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_site(self.site)
+        if self.values.shape != self.probability.shape:
+            raise UserError("effects and probabilities differ in shape")
+        if not len(self.values) == len(self.subjects) == len(self.templates):
+            raise UserError("effects, subjects and templates differ in length")
+
+    @property
+    def mean(self) -> Float[Tensor, "layer head"]:
+        return self.values.mean(dim=0)
+
+    @cached_property
+    def statistics(self) -> HeadStatistics:
+        return head_statistics(self.values, self.subjects, seed=self.seed)
+
+    @property
+    def rank(self) -> Int[np.ndarray, "layer head"]:
+        """1 for the head with the largest mean effect."""
+        order = np.argsort(-self.statistics.mean, axis=None, kind="stable")
+        rank = np.empty(order.size, dtype=int)
+        rank[order] = np.arange(1, order.size + 1)
+        return rank.reshape(self.statistics.mean.shape)
+
+    def ranked(self) -> tuple[Head, ...]:
+        """All heads, largest mean effect first."""
+        order = np.argsort(-self.statistics.mean, axis=None, kind="stable")
+        n_heads = self.values.shape[2]
+        return tuple((int(index) // n_heads, int(index) % n_heads) for index in order)
+
+    def select(
+        self,
+        *,
+        fraction: float | None = None,
+        count: int | None = None,
+        fdr: float | None = None,
+        vote: float | None = None,
+    ) -> HeadSet:
+        """Choose heads; see ``interp.heads.selection``.
+
+        Exactly one of ``fraction`` (of all heads, at least one), ``count`` and ``fdr`` (every head
+        with a positive effect and q ≤ fdr). ``vote=τ`` beside a fraction or count ranks heads as
+        the paper does: by how many prompts have E ≥ τ.
+        """
+        from interp.heads.selection import select_heads
+
+        return select_heads(self, fraction=fraction, count=count, fdr=fdr, vote=vote)
+
+    def to_dataframe(self, selected: HeadSet | None = None) -> pd.DataFrame:
+        """One row a head, in the columns of ``heads.csv``, best first."""
+        statistics, (n_layers, n_heads) = self.statistics, self.values.shape[1:]
+        layer, head = np.divmod(np.arange(n_layers * n_heads), n_heads)
+        chosen = set(selected.heads) if selected and selected.site == self.site else set()
+        frame = pd.DataFrame(
+            {
+                "site": self.site,
+                "layer": layer,
+                "head": head,
+                "effect": statistics.mean.ravel(),
+                "ci_low": statistics.ci_low.ravel(),
+                "ci_high": statistics.ci_high.ravel(),
+                "p_value": statistics.p_value.ravel(),
+                "q_value": statistics.q_value.ravel(),
+                "rank": self.rank.ravel(),
+                "selected": [pair in chosen for pair in zip(layer, head, strict=True)],
+            }
+        )
+        return frame.sort_values("rank", ignore_index=True)
+
+    def plot(self, selected: HeadSet | None = None) -> "go.Figure":
+        """Heat map of the mean effects, layer × head."""
+        from interp.report.figures import head_heatmap
+
+        return head_heatmap(self.to_dataframe(selected), site=self.site)
+
+    def _repr_html_(self) -> str:
+        return self.to_dataframe().head(10).to_html(index=False, float_format="%.3g")
+
+    def take(self, prompts: Sequence[int]) -> "HeadEffects":
+        """The effects on some of the prompts."""
+        index = list(prompts)
+        return replace(
+            self,
+            values=self.values[index],
+            probability=self.probability[index],
+            subjects=tuple(self.subjects[i] for i in index),
+            templates=tuple(self.templates[i] for i in index),
+        )
+
+    def save(self, path: str | Path) -> Path:
+        return save_effects(path, [self])
+
+    @classmethod
+    def load(cls, path: str | Path, site: Site = "output") -> "HeadEffects":
+        by_site = load_effects(path)
+        if site not in by_site:
+            raise UserError(f"{path} holds no effects of site {site!r}: {', '.join(by_site)}")
+        return by_site[site]
+
+
+def agreement(a: HeadEffects, b: HeadEffects, *, top_k: int = 10) -> dict[str, float]:
+    """Spearman correlation of two methods' mean effects over all heads, and top-k overlap."""
+    x, y = a.mean.flatten().numpy(), b.mean.flatten().numpy()
+    if len(x) != len(y):
+        raise UserError("the effects are of models of different sizes")
+    top = [set(np.argsort(-values, kind="stable")[:top_k]) for values in (x, y)]
+    correlation = spearmanr(x, y)
+    return {
+        "spearman": float(correlation.statistic),
+        "n": len(x),
+        "top_k": top_k,
+        "top_k_overlap": len(top[0] & top[1]) / top_k,
+    }
+
+
+def save_effects(path: str | Path, effects: Sequence[HeadEffects]) -> Path:
+    """Write effects of one or both sites to one safetensors file."""
+    path = Path(path)
+    tensors: dict[str, Tensor] = {}
+    metadata: dict[str, str] = {}
+    for one in effects:
+        tensors[f"{one.site}.values"] = one.values.contiguous()
+        tensors[f"{one.site}.probability"] = one.probability.contiguous()
+        metadata[f"{one.site}.method"] = one.method
+        metadata[f"{one.site}.source"] = one.source
+        metadata[f"{one.site}.seed"] = str(one.seed)
+        metadata["subjects"] = "\n".join(one.subjects)
+        metadata["templates"] = "\n".join(one.templates)
+    temporary = path.with_name(path.name + ".partial")
+    save_file(tensors, str(temporary), metadata=metadata)
+    temporary.replace(path)
+    return path
+
+
+def load_effects(path: str | Path) -> dict[str, HeadEffects]:
+    """Read what ``save_effects`` wrote, by site. Raises UserError for anything else."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"there are no effects at {path}: run `interp locate` first")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
+        subjects = tuple(metadata["subjects"].split("\n"))
+        templates = tuple(metadata["templates"].split("\n"))
+        return {
+            site: HeadEffects(
+                values=tensors[f"{site}.values"],
+                probability=tensors[f"{site}.probability"],
+                subjects=subjects,
+                templates=templates,
+                site=site,
+                method=metadata[f"{site}.method"],  # type: ignore[arg-type]
+                source=metadata[f"{site}.source"],
+                seed=int(metadata[f"{site}.seed"]),
+            )
+            for site in ("output", "attention")
+            if f"{site}.values" in tensors
+        }
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}): run `interp locate` again") from error

@@ -1,0 +1,76 @@
+"""A chosen set of heads: a value that is saved, loaded, and handed to constrain and evaluate."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+from interp.errors import UserError
+
+Head = tuple[int, int]
+"""(layer, head), both counted from zero."""
+
+Site = Literal["output", "attention"]
+"""Where a head is constrained: what it writes at the false object, or what it reads from there."""
+
+
+def check_site(site: str) -> None:
+    if site not in get_args(Site):
+        raise UserError(f"unknown site {site!r}; known: {', '.join(get_args(Site))}")
+
+
+@dataclass(frozen=True)
+class HeadSet:
+    """Heads, their site, and how they were chosen.
+
+    Iterates as (layer, head) tuples; equal to another set of the same heads and site.
+    """
+
+    heads: tuple[Head, ...]
+    site: Site = "output"
+    chosen_by: str = field(default="by hand", compare=False)
+
+    def __post_init__(self) -> None:
+        check_site(self.site)
+        if len(set(self.heads)) < len(self.heads):
+            raise UserError("a head is named twice in the set")
+        if any(layer < 0 or head < 0 for layer, head in self.heads):
+            raise UserError("layers and heads are counted from zero")
+
+    def __iter__(self) -> Iterator[Head]:
+        return iter(self.heads)
+
+    def __len__(self) -> int:
+        return len(self.heads)
+
+    def __contains__(self, head: object) -> bool:
+        return head in self.heads
+
+    def save(self, path: str | Path) -> Path:
+        """Write the set as a small JSON file."""
+        path = Path(path)
+        content = {"site": self.site, "heads": self.heads, "chosen_by": self.chosen_by}
+        path.write_text(json.dumps(content) + "\n", encoding="utf-8")
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> "HeadSet":
+        """Read a set that ``save`` wrote. Raises UserError for anything else."""
+        path = Path(path)
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            heads = tuple((int(layer), int(head)) for layer, head in content["heads"])
+            return cls(heads, content["site"], str(content.get("chosen_by", "")))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is not a head set ({error}): write one with .save()") from error
+
+
+def as_head_set(heads: "HeadSet | Iterable[Head]", site: Site | None = None) -> HeadSet:
+    """A HeadSet as it is, or a plain list of tuples with its site (``output`` if not given)."""
+    if isinstance(heads, HeadSet):
+        if site is not None and site != heads.site:
+            raise UserError(f"these heads were chosen for site {heads.site!r}, not {site!r}")
+        return heads
+    pairs = tuple((int(layer), int(head)) for layer, head in heads)
+    return HeadSet(pairs, site or "output")

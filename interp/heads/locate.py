@@ -1,0 +1,131 @@
+"""Which heads make the model go along with a false premise.
+
+Three methods, one result (``HeadEffects``), for each of two sites (``interp.patching.edits``):
+
+* ``path``: the paper's path patching (arXiv 2402.19103, section 3.3). One head's output at the
+  false object's **last** token comes from the masked run; at that token all other heads keep
+  their clean outputs, while MLPs there and all later positions are recomputed.
+* ``activation``: the same replacement at **all** tokens of the false object, nothing frozen.
+* ``attribution``: the first-order estimate of ``activation`` from one backward pass.
+
+Where a replaced output comes from (``source``): the ``masked`` run, the true-premise ``twin``,
+``zero``, or the ``mean`` over the prompts' own false-object tokens. The ``attention`` site has one
+edit only: attention from later positions to the false object is cut (``cut``).
+
+O is the masked run's top token in ``path`` as in the paper, the true object's token otherwise.
+"""
+
+from typing import Any, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from interp.errors import UserError
+from interp.heads.effects import HeadEffects, Method
+from interp.heads.headset import Head, Site, check_site
+from interp.heads.sources import Source, premise_edit
+from interp.patching.attribution import attribute_heads
+from interp.patching.batch import TokenBatch
+from interp.patching.forward import device_of, tail_logits
+from interp.patching.metrics import LogitDifference, Probability
+from interp.patching.sweep import DEFAULT_BATCH_TOKENS, sweep_heads
+from interp.premises.encode import EncodedPremises, encode_premises
+from interp.premises.questions import Premises
+
+
+
+@torch.no_grad()
+def locate_heads(
+    model: Any,
+    premises: Premises | EncodedPremises,
+    *,
+    method: Method = "attribution",
+    site: Site = "output",
+    source: Source | None = None,
+    heads: tuple[Head, ...] | None = None,
+    seed: int = 0,
+    batch_tokens: int = DEFAULT_BATCH_TOKENS,
+    progress: bool = True,
+) -> HeadEffects:
+    """Effect of editing each head alone on the answer to every false-premise question.
+
+    Args:
+        premises: known facts; only the search part of a split, if heads are to be scored later.
+        source: see the module's text; by default ``masked`` for ``path`` and ``zero`` otherwise.
+        heads: only these (exact methods); the others are NaN.
+
+    Raises:
+        UserError: an unknown method, site or source, or one that does not fit the site.
+    """
+    _check(method, site)
+    encoded = as_encoded(model, premises)
+    batch = encoded.batch("false")
+    origin: Source = source or ("masked" if method == "path" and site == "output" else "zero")
+    edit = premise_edit(
+        model, encoded, site=site, source=origin, last_only=method == "path" and site == "output"
+    )
+    top = _masked_top(model, encoded) if method == "path" else encoded.true_tokens
+    metrics = (LogitDifference(encoded.true_tokens, encoded.false_tokens), Probability(top))
+    if method == "attribution":
+        if heads is not None:
+            raise UserError("attribution gives all heads in one pass: leave `heads` out")
+        effects = attribute_heads(model, batch, edit, metrics, progress=progress)
+    else:
+        unedited = batch_metrics(model, batch, metrics)
+        edited = sweep_heads(
+            model, batch, edit, metrics, freeze=method == "path", heads=heads,
+            batch_tokens=batch_tokens, progress=progress,
+        )  # fmt: skip
+        effects = edited - unedited[:, :, None, None]
+    return HeadEffects(
+        values=effects[0],
+        probability=effects[1],
+        subjects=encoded.subjects,
+        templates=encoded.templates,
+        site=site,
+        method=method,
+        source="cut" if site == "attention" else origin,
+        seed=seed,
+    )
+
+
+def as_encoded(model: Any, premises: Premises | EncodedPremises) -> EncodedPremises:
+    """Premises as this model reads them."""
+    if isinstance(premises, EncodedPremises):
+        return premises
+    return encode_premises(model.tokenizer, premises, device=device_of(model))
+
+
+@torch.no_grad()
+def batch_metrics(
+    model: Any, batch: TokenBatch, metrics: tuple[Any, ...]
+) -> Float[Tensor, "metric prompt"]:
+    """The metrics in an unedited run, in chunks of prompts."""
+    values = torch.empty(len(metrics), len(batch))
+    size = max(1, DEFAULT_BATCH_TOKENS // batch.width)
+    for begin in range(0, len(batch), size):
+        chunk = list(range(begin, min(begin + size, len(batch))))
+        logits = tail_logits(model, batch.take(chunk))[:, -1]
+        prompts = torch.as_tensor(chunk, device=batch.tokens.device)
+        for index, metric in enumerate(metrics):
+            values[index, chunk] = metric.take(prompts)(logits).float().cpu()
+    return values
+
+
+def _check(method: str, site: str) -> None:
+    check_site(site)
+    if method not in get_args(Method):
+        raise UserError(f"unknown method {method!r}; known: {', '.join(get_args(Method))}")
+
+
+def _masked_top(model: Any, encoded: EncodedPremises) -> Int[Tensor, " prompt"]:
+    """The masked run's most likely next token, per prompt."""
+    batch = encoded.batch("masked")
+    size = max(1, DEFAULT_BATCH_TOKENS // batch.width)
+    tops = [
+        tail_logits(model, TokenBatch(batch.tokens[i : i + size], batch.mask[i : i + size]))[:, -1]
+        .argmax(dim=-1)
+        for i in range(0, len(batch), size)
+    ]  # fmt: skip
+    return torch.cat(tops)

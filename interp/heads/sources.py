@@ -1,0 +1,119 @@
+"""Edits on premises: where a head's value at the object comes from.
+
+``zero``; the ``masked`` run (the object replaced by a neutral word) or the true-premise ``twin``,
+aligned at the object; the ``mean`` over object tokens. One function makes the edit, so that the
+search for heads and the constraint that follows from it do the same thing.
+"""
+
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from interp.errors import UserError
+from interp.heads.headset import Site, check_site
+from interp.patching.batch import TokenBatch
+from interp.patching.edits import AttentionEdit, HeadEdit, OutputEdit
+from interp.patching.forward import record_run
+from interp.patching.sweep import DEFAULT_BATCH_TOKENS
+from interp.premises.encode import EncodedPremises
+from interp.premises.questions import QuestionKind
+
+Source = Literal["zero", "masked", "twin", "mean"]
+
+
+def premise_edit(
+    model: Any,
+    encoded: EncodedPremises,
+    kind: QuestionKind = "false",
+    *,
+    site: Site = "output",
+    source: Source = "zero",
+    factor: float = 0.0,
+    mean: Float[Tensor, "layer head d_head"] | None = None,
+    last_only: bool = False,
+) -> HeadEdit:
+    """The edit at the object of every prompt of ``encoded.batch(kind)``.
+
+    Args:
+        source: see the module's text; the ``attention`` site knows only ``zero``.
+        factor: weight of the head's own value (``output``) or of its attention (``attention``).
+        mean: the mean output to use with source ``mean``; by default over these prompts' objects.
+        last_only: edit the object's last token only, as the paper's path patching does.
+    """
+    check_site(site)
+    if source not in get_args(Source):
+        raise UserError(f"unknown source {source!r}; known: {', '.join(get_args(Source))}")
+    at = encoded.objects(kind)
+    if site == "attention":
+        if source != "zero":
+            raise UserError(f"site 'attention' cuts: source {source!r} is for site 'output'")
+        return AttentionEdit(at, factor)
+    if last_only:
+        at = last_true(at)
+    if source == "zero":
+        return OutputEdit(at, scale=factor)
+    first = int(at.any(dim=0).nonzero()[0])
+    if source == "mean":
+        if mean is None:
+            mean = mean_output(model, encoded, kind)
+        shape = (len(mean), at.shape[0], at.shape[1] - first, *mean.shape[1:])
+        return OutputEdit(at, mean[:, None, None].expand(shape), scale=factor, first=first)
+    there = encoded.objects(source)
+    begin = int(there.any(dim=0).nonzero()[0])
+    z = tail_outputs(model, encoded.batch(source), begin)
+    columns = aligned_columns(at, there)[:, first:] - begin
+    index = columns.clamp(min=0)[None, :, :, None, None].expand(len(z), -1, -1, *z.shape[3:])
+    return OutputEdit(at, z.gather(2, index), scale=factor, first=first)
+
+
+def mean_output(
+    model: Any, encoded: EncodedPremises, kind: QuestionKind = "false"
+) -> Float[Tensor, "layer head d_head"]:
+    """Every head's output averaged over the object tokens of the prompts."""
+    at = encoded.objects(kind)
+    first = int(at.any(dim=0).nonzero()[0])
+    z = tail_outputs(model, encoded.batch(kind), first)
+    weights = at[None, :, first:, None, None].to(z.dtype)
+    return (z * weights).sum(dim=(1, 2)) / weights.sum(dim=(1, 2))
+
+
+@torch.no_grad()
+def tail_outputs(
+    model: Any, batch: TokenBatch, first: int
+) -> Float[Tensor, "layer prompt tail head d_head"]:
+    """Every head's output from column ``first`` on, in chunks of prompts."""
+    size = max(1, DEFAULT_BATCH_TOKENS // batch.width)
+    parts = []
+    for begin in range(0, len(batch), size):
+        part = TokenBatch(batch.tokens[begin : begin + size], batch.mask[begin : begin + size])
+        run = record_run(model, part, start=first)
+        assert run.z is not None
+        parts.append(run.z)
+    return torch.cat(parts, dim=1)
+
+
+def aligned_columns(
+    here: Bool[Tensor, "prompt pos"], there: Bool[Tensor, "prompt pos_there"]
+) -> Int[Tensor, "prompt pos"]:
+    """For each column of a span here, the column of the span there that it takes its value from.
+
+    Spans are aligned by their last tokens; a longer span repeats the other's first token. Columns
+    outside the span are not to be used.
+    """
+    last_here, last_there = _last(here), _last(there)
+    first_there = there.long().argmax(dim=1)
+    columns = torch.arange(here.shape[1], device=here.device)
+    moved = last_there[:, None] - (last_here[:, None] - columns[None, :])
+    moved = torch.maximum(moved, first_there[:, None])
+    return torch.minimum(moved, last_there[:, None])
+
+
+def _last(at: Bool[Tensor, "prompt pos"]) -> Int[Tensor, " prompt"]:
+    return at.shape[1] - 1 - at.flip(1).long().argmax(dim=1)
+
+
+def last_true(at: Bool[Tensor, "prompt pos"]) -> Bool[Tensor, "prompt pos"]:
+    """Only the last True of each row."""
+    return at & (at.flip(1).long().cumsum(dim=1).flip(1) == 1)

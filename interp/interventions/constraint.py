@@ -1,0 +1,97 @@
+"""What a constraint does to a set of heads: a value that can be printed, compared and stored.
+
+FAITH (arXiv 2402.19103, section 4) zeroes the selected heads' outputs at all tokens of the false
+object, during the prefill. Modes of site ``output``:
+
+* ``zero``: the paper's;
+* ``mean``: the mean output over the object tokens of reference premises;
+* ``resample``: the output at the same place when the object is replaced by a neutral word;
+* ``scale``: the head's own output times ``factor``.
+
+Of site ``attention``, in prefill and while decoding: ``zero`` cuts the heads' attention from all
+later positions to the object before the softmax; ``scale`` multiplies it by ``factor`` before
+renormalising.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from jaxtyping import Float
+from torch import Tensor
+
+from interp.errors import UserError
+from interp.heads.headset import HeadSet, Site
+from interp.heads.sources import Source, premise_edit
+from interp.patching.edits import HeadEdit
+from interp.premises.encode import EncodedPremises
+from interp.premises.questions import QuestionKind
+
+Mode = Literal["zero", "mean", "resample", "scale"]
+SITE_MODES: dict[Site, tuple[Mode, ...]] = {
+    "output": ("zero", "mean", "resample", "scale"),
+    "attention": ("zero", "scale"),
+}
+_SOURCES: dict[Mode, Source] = {
+    "zero": "zero",
+    "mean": "mean",
+    "resample": "masked",
+    "scale": "zero",
+}
+
+
+def check_mode(site: Site, mode: str) -> None:
+    if mode not in get_args(Mode):
+        raise UserError(f"unknown mode {mode!r}; known: {', '.join(get_args(Mode))}")
+    if mode not in SITE_MODES[site]:
+        raise UserError(
+            f"mode {mode!r} does not fit site {site!r}, which has {', '.join(SITE_MODES[site])}"
+        )
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """Heads, and what is done to them at the false object.
+
+    Attributes:
+        heads: the head set; its site decides where it acts.
+        mode: see the module's text.
+        factor: for ``scale`` only.
+    """
+
+    heads: HeadSet
+    mode: Mode = "zero"
+    factor: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_mode(self.heads.site, self.mode)
+        if self.mode != "scale" and self.factor != 0:
+            raise UserError(f"a factor is for mode 'scale', not {self.mode!r}")
+        if self.heads.site == "attention" and self.factor < 0:
+            raise UserError(f"attention cannot be scaled by {self.factor}: use zero or more")
+
+    @property
+    def site(self) -> Site:
+        return self.heads.site
+
+    @property
+    def name(self) -> str:
+        """Such as ``attention, zero, 3 heads``."""
+        mode = f"scale {self.factor:g}" if self.mode == "scale" else self.mode
+        return f"{self.site}, {mode}, {len(self.heads)} heads"
+
+    def with_heads(self, heads: HeadSet) -> "Constraint":
+        return Constraint(heads, self.mode, self.factor)
+
+    def edit(
+        self,
+        model: Any,
+        encoded: EncodedPremises,
+        kind: QuestionKind,
+        *,
+        mean: Float[Tensor, "layer head d_head"] | None = None,
+    ) -> HeadEdit:
+        """The same constraint as an edit of encoded prompts, for sweeps over head sets."""
+        return premise_edit(
+            model, encoded, kind, site=self.site, source=_SOURCES[self.mode],
+            factor=self.factor, mean=mean,
+        )  # fmt: skip

@@ -1,0 +1,76 @@
+"""Where a constraint acts: which tokens of the running prompts are the false object.
+
+``at`` of ``constrain`` may be one token span [start, end) per prompt (counted in the unpadded
+prompt), a mask [prompt pos], premises (the spans of whose prompts are looked up, whatever their
+order or padding), or any callable (tokens, mask) → mask, such as a detector.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from interp.errors import UserError
+from interp.premises.encode import EncodedPremises
+
+Places = Callable[[Int[Tensor, "prompt pos"], Bool[Tensor, "prompt pos"]], Tensor]
+"""(token ids, mask of real tokens) → mask of the tokens to act on, all [prompt pos]."""
+
+
+def places_at(at: "Sequence[tuple[int, int]] | Tensor | Places") -> Places:
+    """Spans, a mask or a callable, as a callable."""
+    if isinstance(at, Tensor):
+        return _from_mask(at)
+    if callable(at):
+        return at
+    return _from_spans(tuple((int(start), int(end)) for start, end in at))
+
+
+def places_of_premises(encoded: EncodedPremises) -> Places:
+    """The object's span in every prompt that begins as one of these premises' prompts does."""
+    ends: dict[tuple[int, ...], int] = {}
+    for item in encoded.items:
+        for prompt in (item.false, item.twin):
+            ends[prompt.tokens[: prompt.object[1]]] = prompt.object[0]
+    lengths = sorted({len(key) for key in ends}, reverse=True)
+
+    def find(tokens: Tensor, mask: Tensor) -> Tensor:
+        at = torch.zeros_like(mask)
+        for row, (ids, real) in enumerate(zip(tokens, mask, strict=True)):
+            first = int(real.long().argmax())
+            prompt = tuple(ids[real].tolist())
+            match = next((n for n in lengths if prompt[:n] in ends), None)
+            if match is None:
+                raise UserError(
+                    f"prompt {row} of the batch is not one of the premises given to constrain: "
+                    "give its spans with at="
+                )
+            at[row, first + ends[prompt[:match]] : first + match] = True
+        return at
+
+    return find
+
+
+def _from_spans(spans: tuple[tuple[int, int], ...]) -> Places:
+    def find(tokens: Tensor, mask: Tensor) -> Tensor:
+        if len(spans) != len(tokens):
+            raise UserError(f"{len(spans)} spans for {len(tokens)} prompts: give one per prompt")
+        at = torch.zeros_like(mask)
+        for row, (start, end) in enumerate(spans):
+            first, length = int(mask[row].long().argmax()), int(mask[row].sum())
+            if not 0 <= start < end <= length:
+                raise UserError(f"span [{start}, {end}) of prompt {row} is not in its {length} tokens")
+            at[row, first + start : first + end] = True
+        return at
+
+    return find
+
+
+def _from_mask(at: Tensor) -> Places:
+    def find(tokens: Tensor, mask: Tensor) -> Tensor:
+        if at.shape != tokens.shape:
+            raise UserError(f"the mask of places is {tuple(at.shape)}, the prompts {tuple(tokens.shape)}")
+        return at.to(device=tokens.device, dtype=torch.bool)
+
+    return find

@@ -1,0 +1,34 @@
+"""Models: from what a user names to a hooked model with its tokenizer, chat format and fingerprint.
+
+A *spec* names a model: ``"smollm2-135m"`` (the embedded one), a hub id, a local directory or a
+``.gguf`` file. `resolve` turns it into a directory on disk, `load_model` into a TransformerLens
+model, `render_chat` puts a question into the words the model was trained to be asked in.
+"""
+
+from interp.models.chat import RenderedChat, render_chat
+from interp.models.fingerprint import fingerprint_of_folder, fingerprint_of_model
+from interp.models.load import (
+    HookedModel,
+    ModelInfo,
+    fingerprint,
+    from_hf,
+    load_model,
+    model_info,
+)
+from interp.models.spec import EMBEDDED, cache_root, resolve
+
+__all__ = [
+    "EMBEDDED",
+    "HookedModel",
+    "ModelInfo",
+    "RenderedChat",
+    "cache_root",
+    "fingerprint",
+    "fingerprint_of_folder",
+    "fingerprint_of_model",
+    "from_hf",
+    "load_model",
+    "model_info",
+    "render_chat",
+    "resolve",
+]

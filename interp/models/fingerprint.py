@@ -1,0 +1,109 @@
+"""A fingerprint identifies a model by what it computes with: its configuration and its weights.
+
+It is the SHA-256 of the configuration as canonical JSON, without the keys that only say where the
+model came from or how it was loaded, followed by each tensor's name, dtype, shape and bytes in
+order of name. Splitting the same weights into more files changes nothing; one changed weight does.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+_VOLATILE_KEYS = frozenset(
+    {
+        "_attn_implementation",
+        "_attn_implementation_internal",
+        "_commit_hash",
+        "_name_or_path",
+        "attn_implementation",
+        "dtype",
+        "output_attentions",
+        "torch_dtype",
+        "transformers_version",
+    }
+)
+
+
+def fingerprint_of_folder(folder: Path, *, cache: Path | None = None) -> str:
+    """The fingerprint of the model in `folder` (``config.json`` and ``*.safetensors``), as hex.
+
+    With `cache`, a directory, the answer is remembered there for as long as no weight file changes
+    its size or its time of change; nothing is ever written into `folder`. Raises OSError or
+    `safetensors.SafetensorError` if a file cannot be read.
+    """
+    folder = Path(folder).resolve()
+    files = sorted(folder.glob("*.safetensors"))
+    config_bytes = (folder / "config.json").read_bytes()
+    remembered = None if cache is None else cache / f"{_state_of(files, config_bytes)}.txt"
+    if remembered is not None and remembered.is_file():
+        text = remembered.read_text(encoding="ascii").strip()
+        if len(text) == 64:
+            return text
+    digest = _digest(json.loads(config_bytes), _tensors_of(files))
+    if remembered is not None:
+        with contextlib.suppress(OSError):  # not remembering it only costs time
+            _write_atomically(remembered, digest)
+    return digest
+
+
+def fingerprint_of_model(model: nn.Module, config: dict[str, Any] | None = None) -> str:
+    """The fingerprint of a model in memory, over its ``state_dict``, as hex.
+
+    `config` defaults to the model's own transformers configuration, if it has one. A model in
+    memory names tied weights twice and may have another dtype than its file, so this agrees with
+    `fingerprint_of_folder` only about being the same or not among models in memory.
+    """
+    own: Any = getattr(model, "config", None)
+    settings = config
+    if settings is None:
+        settings = own.to_dict() if hasattr(own, "to_dict") else {}
+    return _digest(settings, sorted(model.state_dict().items()))
+
+
+def _digest(config: dict[str, Any], tensors: Iterable[tuple[str, Tensor]]) -> str:
+    sha = hashlib.sha256()
+    kept = {key: value for key, value in config.items() if key not in _VOLATILE_KEYS}
+    sha.update(json.dumps(kept, sort_keys=True, ensure_ascii=True, default=str).encode())
+    for name, tensor in tensors:
+        sha.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        # Reinterpreted as bytes, because numpy knows no bfloat16.
+        flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        sha.update(flat.numpy().data)
+    return sha.hexdigest()
+
+
+def _tensors_of(files: list[Path]) -> Iterable[tuple[str, Tensor]]:
+    """Every tensor of the files in order of name, one in memory at a time."""
+    where: dict[str, Path] = {}
+    for file in files:
+        with safe_open(file, framework="pt") as opened:
+            where.update(dict.fromkeys(opened.keys(), file))
+    for name in sorted(where):
+        with safe_open(where[name], framework="pt") as opened:
+            yield name, opened.get_tensor(name)
+
+
+def _state_of(files: list[Path], config_bytes: bytes) -> str:
+    """What must stay the same for a remembered fingerprint to hold."""
+    sha = hashlib.sha256(config_bytes)
+    for file in files:
+        stat = file.stat()
+        sha.update(f"\0{file}\0{stat.st_size}\0{stat.st_mtime_ns}".encode())
+    return sha.hexdigest()
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=".partial-")
+    with os.fdopen(handle, "w", encoding="ascii") as file:
+        file.write(text)
+    os.replace(partial, path)

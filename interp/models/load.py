@@ -1,0 +1,211 @@
+"""Loading: a model spec, or a transformers model in memory, becomes a hooked model.
+
+On TransformerLens 4 the hooked model is a `TransformerBridge` around the transformers model, with
+its weights as they are: nothing folded, nothing centred. It comes in evaluation mode with frozen
+parameters. Its ``tokenizer`` behaves as transformers reads it; TransformerLens would otherwise
+replace it by one that begins every text with a BOS token.
+"""
+
+import copy
+import importlib.metadata
+import logging
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from interp.errors import UserError
+from interp.models.fingerprint import fingerprint_of_folder, fingerprint_of_model
+from interp.models.quiet import quiet_libraries
+from interp.models.spec import EMBEDDED, cache_root, resolve
+
+logger = logging.getLogger(__name__)
+
+HookedModel = TransformerBridge
+_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+# Hooks see scores and patterns, so TransformerLens computes these whatever is asked for.
+_ATTENTIONS = ("eager",)
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a run records about its model, and the sizes the methods need.
+
+    Attributes:
+        spec: what the model was asked for by.
+        fingerprint: SHA-256 over configuration and weights, see `interp.models.fingerprint`.
+        dtype: of the parameters, such as ``"float32"``.
+        device: where the model is, such as ``"cpu"``.
+        attn_implementation: which attention code runs; ``"eager"`` in a hooked model.
+        n_layers: number of blocks.
+        n_heads: query heads per layer; one slice of ``hook_z`` each.
+        n_kv_heads: key/value heads per layer; `n_heads` of them unless queries share them.
+        d_head: width of one head.
+    """
+
+    spec: str
+    fingerprint: str
+    dtype: str
+    device: str
+    attn_implementation: str
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    d_head: int
+
+    def __post_init__(self) -> None:
+        if self.n_kv_heads < 1 or self.n_heads % self.n_kv_heads:
+            raise ValueError(f"{self.n_heads} query heads cannot share {self.n_kv_heads} KV heads")
+
+
+_INFO: "weakref.WeakKeyDictionary[nn.Module, ModelInfo]" = weakref.WeakKeyDictionary()
+
+
+def load_model(
+    spec: str | Path = EMBEDDED,
+    *,
+    device: str | None = None,
+    dtype: str = "float32",
+    attn_implementation: str = "eager",
+    cache_dir: Path | None = None,
+) -> HookedModel:
+    """Load the model that `spec` names (see `interp.models.resolve`) as a hooked model.
+
+    `device` is a torch device name, by default a GPU if there is one and else the CPU. `dtype` is
+    float32, bfloat16 or float16. Raises UserError for an unknown spec, device, dtype or
+    attention, and for a directory that holds no language model that can be hooked.
+    """
+    chosen_device = _device(device)
+    chosen_dtype = _choice("dtype", dtype, _DTYPES)
+    _choice("attention implementation", attn_implementation, _ATTENTIONS)
+    folder = resolve(spec, cache_dir=cache_dir)
+    with quiet_libraries():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            hf_model: Any = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=chosen_dtype,
+                attn_implementation=attn_implementation,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+            )
+        except Exception as error:  # the readers raise anything on a damaged directory
+            raise UserError(f"cannot load {spec!s}: {_first_line(error)}") from error
+    return from_hf(
+        hf_model.to(chosen_device),
+        tokenizer,
+        spec=str(spec),
+        fingerprint=fingerprint_of_folder(folder, cache=cache_root(cache_dir) / "fingerprints"),
+    )
+
+
+def from_hf(
+    hf_model: Any, tokenizer: Any, *, spec: str = "in-memory", fingerprint: str | None = None
+) -> HookedModel:
+    """Wrap a transformers causal language model in memory; the wrapper takes `hf_model` over.
+
+    Device and dtype are those of `hf_model`; its attention becomes eager. `fingerprint` is computed
+    from its weights unless given. Raises UserError if TransformerLens cannot hook the architecture.
+    """
+    _require_transformer_lens_4()
+    parameter = next(hf_model.parameters())
+    digest = fingerprint or fingerprint_of_model(hf_model)
+    with quiet_libraries():
+        model = _boot(hf_model.eval(), tokenizer, spec, parameter.device, parameter.dtype)
+    model.eval().requires_grad_(False)
+    _INFO[model] = ModelInfo(
+        spec=spec,
+        fingerprint=digest,
+        dtype=str(parameter.dtype).removeprefix("torch."),
+        device=str(parameter.device),
+        attn_implementation="eager",
+        n_layers=model.cfg.n_layers,
+        n_heads=model.cfg.n_heads,
+        n_kv_heads=getattr(model.cfg, "n_key_value_heads", None) or model.cfg.n_heads,
+        d_head=model.cfg.d_head,
+    )
+    return model
+
+
+def model_info(model: nn.Module) -> ModelInfo:
+    """What is recorded about a model from `load_model` or `from_hf`; UserError for any other."""
+    try:
+        return _INFO[model]
+    except KeyError:
+        raise UserError(
+            "this model was not made by interp.load_model or interp.models.from_hf: "
+            "wrap it with interp.models.from_hf(hf_model, tokenizer)"
+        ) from None
+
+
+def fingerprint(model: nn.Module) -> str:
+    """The fingerprint, as hex, of a model from `load_model` or `from_hf`."""
+    return model_info(model).fingerprint
+
+
+def _boot(
+    hf_model: Any, tokenizer: Any, spec: str, device: torch.device, dtype: torch.dtype
+) -> HookedModel:
+    """The seam to TransformerLens: hook points around the model, the tokenizer left as it is."""
+    own = copy.deepcopy(tokenizer)
+    # TransformerLens makes the tokenizer anew to begin every text with BOS, unless it says it does.
+    true_kwargs = own.init_kwargs
+    own.init_kwargs = {**true_kwargs, "name_or_path": own.name_or_path, "add_bos_token": True}
+    try:
+        model = TransformerBridge.boot_transformers(
+            spec, hf_model=hf_model, tokenizer=own, device=device, dtype=dtype
+        )
+    except (ValueError, NotImplementedError, AttributeError, KeyError) as error:
+        architecture = type(hf_model).__name__
+        raise UserError(
+            f"TransformerLens cannot hook {architecture}: {_first_line(error)}"
+        ) from error
+    own.init_kwargs = true_kwargs
+    return model
+
+
+def _require_transformer_lens_4() -> None:
+    version = importlib.metadata.version("transformer-lens")
+    if int(version.split(".")[0]) < 4:
+        raise UserError(
+            f"transformer-lens {version} is too old: install version 4 "
+            "(pip install 'transformer-lens>=4,<5')"
+        )
+
+
+def _device(name: str | None) -> torch.device:
+    """The device named, if it is there."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).cpu()  # the only sure way to learn that a device is there
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+        if torch.backends.mps.is_available():
+            there.append("mps")
+        raise UserError(
+            f"device {name!r} is not there: choose one of {', '.join(there)}"
+        ) from error
+    return device
+
+
+def _choice(what: str, name: str, known: Any) -> Any:
+    if name not in known:
+        raise UserError(f"unknown {what} {name!r}: choose one of {', '.join(known)}")
+    return known[name] if isinstance(known, dict) else name
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

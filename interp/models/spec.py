@@ -1,0 +1,127 @@
+"""A model spec, as a user writes it, becomes a directory that transformers can read.
+
+A spec is ``"smollm2-135m"`` (the embedded model), a local directory, a ``.gguf`` file, or a hub id
+``organisation/name``, with ``@revision`` behind it if need be. Weights are read from safetensors
+only: a pickle file can run code when it is opened.
+"""
+
+import logging
+import os
+import re
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
+from interp.errors import UserError
+from interp.models.converted import convert_gguf, file_sha256, keep_converted
+from interp.models.embedded import GGUF_SHA256, fetch_gguf
+
+logger = logging.getLogger(__name__)
+
+EMBEDDED = "smollm2-135m"
+
+_KINDS = (
+    f"{EMBEDDED} (the embedded model), a hub id such as organisation/name, "
+    "a local model directory, or a .gguf file"
+)
+_HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
+_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+# Copies in other formats: in subdirectories, or weights under a vendor's own names.
+_HUB_IGNORED = ["*/*", "consolidated*.safetensors"]
+
+
+def cache_root(cache_dir: Path | None = None) -> Path:
+    """Where converted models are kept: `cache_dir`, or ``FAITHLENS_CACHE``, or the user's cache."""
+    if cache_dir is not None:
+        return Path(cache_dir).expanduser()
+    if chosen := os.environ.get("FAITHLENS_CACHE"):
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "faithlens"
+
+
+def resolve(spec: str | Path, *, cache_dir: Path | None = None) -> Path:
+    """The directory with configuration, safetensors and tokenizer of the model that `spec` names.
+
+    The embedded model and GGUF files are converted once into `cache_dir` (see `cache_root`). Raises
+    UserError if there is no such model or if it cannot be had; nothing half-written is left behind.
+    """
+    root = cache_root(cache_dir)
+    name = str(spec).strip()
+    if name == EMBEDDED:
+        return _embedded(root)
+    path = Path(os.path.expanduser(name))
+    # os.path and not Path here: it has an answer for any text, too long or odd as it may be.
+    if name and os.path.isdir(path):
+        return _checked(path.resolve(), name)
+    if path.suffix.lower() == ".gguf":
+        return _gguf(path, root)
+    if name and os.path.exists(path):
+        raise UserError(f"{name!r} is not a model: give {_KINDS}")
+    match = _HUB_ID.fullmatch(name)
+    if match is None or name.startswith("."):
+        problem = "no such directory" if "/" in name or "\\" in name else "unknown model"
+        raise UserError(f"{problem} {name!r}: give {_KINDS}")
+    return _from_hub(match["repo"], match["revision"])
+
+
+def _embedded(root: Path) -> Path:
+    folder = root / "models" / f"{EMBEDDED}-{GGUF_SHA256[:12]}"
+
+    def build(into: Path) -> None:
+        with fetch_gguf(root) as gguf:
+            convert_gguf(gguf, into, name=EMBEDDED)
+
+    return keep_converted(folder, build, source_sha256=GGUF_SHA256)
+
+
+def _gguf(path: Path, root: Path) -> Path:
+    if not os.path.isfile(path):
+        raise UserError(f"no such file {str(path)!r}: give the path of an existing .gguf file")
+    path = path.resolve()
+    sha256 = file_sha256(path)
+    return keep_converted(
+        root / "models" / f"{path.stem}-{sha256[:12]}",
+        lambda into: convert_gguf(path, into, name=path.name),
+        source_sha256=sha256,
+    )
+
+
+def _from_hub(repo: str, revision: str | None) -> Path:
+    try:
+        folder = huggingface_hub.snapshot_download(
+            repo,
+            revision=revision,
+            allow_patterns=_HUB_FILES,
+            ignore_patterns=_HUB_IGNORED,
+        )
+    except GatedRepoError as error:
+        raise UserError(
+            f"the hub model {repo!r} is gated: ask for access on its page, then run hf auth login"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise UserError(f"the hub has no model {repo!r}: give {_KINDS}") from error
+    except (HfHubHTTPError, OSError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"cannot get {repo!r} from the hub ({type(error).__name__}): check the name, the "
+            "revision and the connection, or give a local directory"
+        ) from error
+    return _checked(Path(folder), repo)
+
+
+def _checked(folder: Path, name: str) -> Path:
+    """`folder`, if it has the three things that a model consists of."""
+    if not (folder / "config.json").is_file():
+        hint = ""
+        if ggufs := sorted(folder.glob("*.gguf")):
+            hint = f"; to use the GGUF file in it, give its path ({ggufs[0].name})"
+        raise UserError(f"{name!r} is not a model directory: it has no config.json{hint}")
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(
+            f"{name!r} has no weights in safetensors; others are not read, as pickle files can run "
+            "code: convert them with save_pretrained(..., safe_serialization=True)"
+        )
+    if not any(folder.glob("tokenizer*")) and not any(folder.glob("vocab.*")):
+        raise UserError(f"{name!r} has no tokenizer: save it there with tokenizer.save_pretrained")
+    return folder

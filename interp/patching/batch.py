@@ -1,0 +1,119 @@
+"""Prompts of different lengths as one left-padded batch.
+
+Everything downstream counts positions in *columns* of this batch: the last real token of
+every prompt stands in the last column, so that one slice reads all the answers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from interp.errors import UserError
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Left-padded token ids and the mask of real tokens.
+
+    Attributes:
+        tokens: Int[prompt pos], padding on the left.
+        mask: Bool[prompt pos], True for real tokens.
+    """
+
+    tokens: Int[Tensor, "prompt pos"]
+    mask: Bool[Tensor, "prompt pos"]
+
+    def __post_init__(self) -> None:
+        if self.tokens.shape != self.mask.shape:
+            raise UserError(
+                f"tokens {tuple(self.tokens.shape)} and mask {tuple(self.mask.shape)} differ in shape"
+            )
+        if len(self.tokens) == 0 or not bool(self.mask.any(dim=1).all()):
+            raise UserError("a batch needs at least one prompt, and every prompt at least one token")
+        lengths = self.mask.sum(dim=1)
+        columns = torch.arange(self.mask.shape[1], device=self.mask.device)
+        if not torch.equal(self.mask, columns >= (self.mask.shape[1] - lengths)[:, None]):
+            raise UserError("a TokenBatch is left-padded: build it with from_lists or from_padded")
+
+    @classmethod
+    def from_lists(
+        cls, prompts: Sequence[Sequence[int]], *, pad: int = 0, device: torch.device | str = "cpu"
+    ) -> "TokenBatch":
+        """Pad lists of token ids on the left to the longest of them."""
+        if not prompts or any(len(p) == 0 for p in prompts):
+            raise UserError("there is an empty prompt: every prompt needs at least one token")
+        width = max(len(p) for p in prompts)
+        tokens = torch.full((len(prompts), width), pad, dtype=torch.long)
+        mask = torch.zeros((len(prompts), width), dtype=torch.bool)
+        for row, prompt in enumerate(prompts):
+            tokens[row, width - len(prompt) :] = torch.tensor(list(prompt), dtype=torch.long)
+            mask[row, width - len(prompt) :] = True
+        return cls(tokens.to(device), mask.to(device))
+
+    @classmethod
+    def from_padded(
+        cls, tokens: Int[Tensor, "prompt pos"], mask: Tensor | None = None
+    ) -> "TokenBatch":
+        """Take ids padded on either side, with a mask of real tokens (none: no padding)."""
+        if mask is None:
+            return cls(tokens, torch.ones_like(tokens, dtype=torch.bool))
+        if mask.shape != tokens.shape:
+            raise UserError(
+                f"the mask has shape {tuple(mask.shape)}, the tokens {tuple(tokens.shape)}"
+            )
+        keep = mask.bool()
+        lists = [row[real].tolist() for row, real in zip(tokens, keep, strict=True)]
+        return cls.from_lists(lists, device=tokens.device)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def width(self) -> int:
+        return self.tokens.shape[1]
+
+    @property
+    def offsets(self) -> Int[Tensor, " prompt"]:
+        """The column of each prompt's first real token."""
+        return self.width - self.mask.sum(dim=1)
+
+    @property
+    def positions(self) -> Int[Tensor, "prompt pos"]:
+        """Position ids as the unpadded prompt would have them; 0 on padding."""
+        return (self.mask.long().cumsum(dim=1) - 1).clamp(min=0)
+
+    def columns(self, spans: Sequence[Span]) -> Bool[Tensor, "prompt pos"]:
+        """Mask of the columns of one token span [start, end) per prompt, unpadded positions."""
+        if len(spans) != len(self):
+            raise UserError(f"{len(spans)} spans for {len(self)} prompts: give one per prompt")
+        at = torch.zeros_like(self.mask)
+        for row, (start, end) in enumerate(spans):
+            length = int(self.mask[row].sum())
+            if not 0 <= start < end <= length:
+                raise UserError(f"span [{start}, {end}) of prompt {row} is not in its {length} tokens")
+            offset = self.width - length
+            at[row, offset + start : offset + end] = True
+        return at
+
+    def take(self, prompts: Sequence[int]) -> "TokenBatch":
+        """Some of the prompts, cut to the width that they need."""
+        index = torch.as_tensor(list(prompts), device=self.tokens.device)
+        mask = self.mask[index]
+        first = int((self.width - mask.sum(dim=1)).min())
+        return TokenBatch(self.tokens[index, first:], mask[:, first:])
+
+
+def first_difference(a: TokenBatch, b: TokenBatch) -> Int[Tensor, " prompt"]:
+    """The first column in which two batches of equal lengths differ (the width where none does).
+
+    Everything before it is the same in both runs of a causal model.
+    """
+    if a.tokens.shape != b.tokens.shape or not torch.equal(a.mask, b.mask):
+        raise UserError("clean and corrupted prompts differ in length: give spans to align them by")
+    differs = (a.tokens != b.tokens) & a.mask
+    return torch.where(differs.any(dim=1), differs.long().argmax(dim=1), a.width)

@@ -1,0 +1,154 @@
+"""Edits of a head: where its value comes from, as a value that can be listed and combined.
+
+Two sites (FAITH, arXiv 2402.19103, section 4, and our second one):
+
+* ``output``: what a head writes at chosen positions, ``hook_z`` [batch pos head d_head], is
+  replaced by a source, or scaled.
+* ``attention``: what later positions read from chosen positions through a head is scaled before
+  the softmax, so that the rest of the row is renormalised; factor 0 cuts it.
+
+An edit holds masks over the columns of a left-padded batch. ``heads`` says, per row of the
+running batch, which heads it acts on; ``rows`` says which prompt each row is.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from interp.errors import UserError
+from interp.patching.forward import HookFunction
+
+
+def output_hook_name(layer: int) -> str:
+    return f"blocks.{layer}.attn.hook_z"
+
+
+def scores_hook_name(layer: int) -> str:
+    return f"blocks.{layer}.attn.hook_attn_scores"
+
+
+def pattern_hook_name(layer: int) -> str:
+    return f"blocks.{layer}.attn.hook_pattern"
+
+
+@dataclass(frozen=True)
+class OutputEdit:
+    """z ← source + scale · z at the columns ``at``; a source of None counts as zero.
+
+    Attributes:
+        at: Bool[prompt pos], over all the columns of the batch.
+        source: Float[layer prompt pos head d_head] over the columns from ``first`` on, or None.
+        scale: weight of the head's own value: 0 replaces it.
+        first: the column at which ``source`` begins.
+    """
+
+    at: Bool[Tensor, "prompt pos"]
+    source: Float[Tensor, "layer prompt tail head d_head"] | None = None
+    scale: float = 0.0
+    first: int = 0
+
+    @property
+    def changed(self) -> Bool[Tensor, "prompt pos"]:
+        """Columns at which a head's output differs from the unedited run."""
+        return self.at
+
+    def edited(
+        self,
+        z: Float[Tensor, "row tail head d_head"],
+        layer: int,
+        rows: Int[Tensor, " row"],
+        start: int,
+    ) -> Float[Tensor, "row tail head d_head"]:
+        """What z would be with every head edited at ``at``; ``start`` is z's first column."""
+        at = self.at[rows, start : start + z.shape[1], None, None].to(z.device)
+        new = self.scale * z
+        if self.source is not None:
+            begin = start - self.first
+            source = self.source[layer, rows, begin : begin + z.shape[1]]
+            new = new + source.to(device=z.device, dtype=z.dtype)
+        return torch.where(at, new, z)
+
+    def hook(
+        self, layer: int, rows: Int[Tensor, " row"], heads: Bool[Tensor, "row head"], start: int
+    ) -> tuple[str, HookFunction]:
+        """The hook that applies this edit to a run whose first column is ``start``."""
+
+        def write(z: Tensor, hook: object) -> Tensor:
+            new = self.edited(z, layer, rows, start)
+            return torch.where(heads[:, None, :, None].to(z.device), new, z)
+
+        return output_hook_name(layer), write
+
+
+@dataclass(frozen=True)
+class AttentionEdit:
+    """Attention from positions after ``keys`` to ``keys``, times ``factor``, renormalised.
+
+    Attributes:
+        keys: Bool[prompt pos], the columns that are no longer read (factor 0) or read less.
+        factor: multiplies the unnormalised weight; it adds log(factor) to the scores.
+    """
+
+    keys: Bool[Tensor, "prompt pos"]
+    factor: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.factor < 0:
+            raise UserError(f"an attention factor is zero or more, not {self.factor}")
+
+    @property
+    def changed(self) -> Bool[Tensor, "prompt pos"]:
+        """Columns at which a head's output differs: all those after the last key."""
+        width = self.keys.shape[1]
+        last = width - 1 - self.keys.flip(1).long().argmax(dim=1)
+        columns = torch.arange(width, device=self.keys.device)
+        return (columns[None, :] > last[:, None]) & self.keys.any(dim=1, keepdim=True)
+
+    def pairs(self, rows: Int[Tensor, " row"], start: int, queries: int) -> Bool[Tensor, "row q k"]:
+        """Which (query, key) pairs are acted on, for queries from column ``start`` on."""
+        changed = self.changed[rows, start : start + queries]
+        return changed[:, :, None] & self.keys[rows, None, :]
+
+    def edited(
+        self,
+        pattern: Float[Tensor, "row head q k"],
+        rows: Int[Tensor, " row"],
+        start: int,
+    ) -> Float[Tensor, "row head q k"]:
+        """The pattern after the edit, with every head edited: scaled at the pairs, renormalised."""
+        pairs = self.pairs(rows, start, pattern.shape[2])[:, None].to(pattern.device)
+        scaled = torch.where(pairs, self.factor * pattern, pattern)
+        return scaled / scaled.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(pattern.dtype).tiny)
+
+    def hook(
+        self, layer: int, rows: Int[Tensor, " row"], heads: Bool[Tensor, "row head"], start: int
+    ) -> tuple[str, HookFunction]:
+        """The hook that applies this edit to a run whose first query is column ``start``."""
+
+        def cut(scores: Tensor, hook: object) -> Tensor:
+            pairs = self.pairs(rows, start, scores.shape[2]).to(scores.device)
+            where = pairs[:, None] & heads[:, :, None, None].to(scores.device)
+            return scale_scores(scores, where, self.factor)
+
+        return scores_hook_name(layer), cut
+
+
+HeadEdit = OutputEdit | AttentionEdit
+
+
+def scale_scores(scores: Tensor, where: Tensor, factor: float) -> Tensor:
+    """Scores whose softmax gives the weights times ``factor`` where asked, renormalised."""
+    if factor == 0:
+        return scores.masked_fill(where, torch.finfo(scores.dtype).min)
+    return torch.where(where, scores + math.log(factor), scores)
+
+
+def take_edit(edit: HeadEdit, prompts: Int[Tensor, " prompt"], drop: int = 0) -> HeadEdit:
+    """The edit for some of the prompts, with the first ``drop`` columns cut away."""
+    if isinstance(edit, AttentionEdit):
+        return replace(edit, keys=edit.keys[prompts, drop:])
+    source = None if edit.source is None else edit.source[:, prompts]
+    return replace(edit, at=edit.at[prompts, drop:], source=source, first=max(edit.first - drop, 0))

@@ -1,0 +1,41 @@
+"""Facts, the false-premise questions made from them, and which of them a model knows."""
+
+from interp.premises.encode import (
+    EncodedPremise,
+    EncodedPremises,
+    EncodedPrompt,
+    encode_premises,
+    encode_question,
+)
+from interp.premises.knowledge import Knowledge, check_knowledge, filter_known
+from interp.premises.mentions import names, names_any
+from interp.premises.questions import Premises, Question, QuestionKind, load_premises
+from interp.premises.registry import list_relations, load_relation
+from interp.premises.relation import Fact, FalseObjectRule, FilledQuestion, Relation, Template
+from interp.premises.split import Split, split_premises
+
+__all__ = [
+    "EncodedPremise",
+    "EncodedPremises",
+    "EncodedPrompt",
+    "Fact",
+    "FalseObjectRule",
+    "FilledQuestion",
+    "Knowledge",
+    "Premises",
+    "Question",
+    "QuestionKind",
+    "Relation",
+    "Split",
+    "Template",
+    "check_knowledge",
+    "encode_premises",
+    "encode_question",
+    "filter_known",
+    "list_relations",
+    "load_premises",
+    "load_relation",
+    "names",
+    "names_any",
+    "split_premises",
+]

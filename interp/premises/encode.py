@@ -1,0 +1,200 @@
+"""Premises as tokens: prompts, token spans of subject and object, and the answers' tokens.
+
+A prompt is the rendered question followed by the cloze, so that the next token is the answer's
+(FAITH, arXiv 2402.19103, section 3.1). Spans are carried over from characters by the tokenizer's
+offsets on the whole rendered text, never by tokenizing a name alone. Where the true and the false
+object begin with the same tokens, those are appended to the prompt, and the first tokens that
+differ are scored.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from interp.errors import UserError
+from interp.models import RenderedChat, render_chat
+from interp.patching.batch import Span, TokenBatch
+from interp.premises.questions import Premises, Question, QuestionKind
+from interp.premises.relation import FilledQuestion
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """Token ids of one prompt, with the token spans [start, end) of subject and object."""
+
+    tokens: tuple[int, ...]
+    subject: Span
+    object: Span
+
+
+@dataclass(frozen=True)
+class EncodedPremise:
+    """One question as three prompts, and the tokens that tell its two answers apart."""
+
+    question: Question
+    false: EncodedPrompt
+    twin: EncodedPrompt
+    masked: EncodedPrompt
+    true_token: int
+    false_token: int
+
+    def prompt(self, kind: QuestionKind) -> EncodedPrompt:
+        return {"false": self.false, "twin": self.twin, "masked": self.masked}[kind]
+
+
+@dataclass(frozen=True)
+class EncodedPremises:
+    """Premises as a model reads them; ``len`` is the number of questions."""
+
+    items: tuple[EncodedPremise, ...]
+    device: torch.device = torch.device("cpu")
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        return tuple(item.question.subject for item in self.items)
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        return tuple(item.question.template for item in self.items)
+
+    @cached_property
+    def true_tokens(self) -> Int[Tensor, " prompt"]:
+        return torch.tensor([item.true_token for item in self.items], device=self.device)
+
+    @cached_property
+    def false_tokens(self) -> Int[Tensor, " prompt"]:
+        return torch.tensor([item.false_token for item in self.items], device=self.device)
+
+    def batch(self, kind: QuestionKind) -> TokenBatch:
+        return TokenBatch.from_lists(
+            [item.prompt(kind).tokens for item in self.items], device=self.device
+        )
+
+    def objects(self, kind: QuestionKind) -> Tensor:
+        """Bool[prompt pos]: the object's columns in ``batch(kind)``."""
+        return self.batch(kind).columns([item.prompt(kind).object for item in self.items])
+
+    def take(self, prompts: Iterable[int]) -> "EncodedPremises":
+        return EncodedPremises(tuple(self.items[index] for index in prompts), self.device)
+
+
+def tokenize(tokenizer: Any, rendered: RenderedChat, text: str | None = None) -> Any:
+    """Ids and character offsets of a rendered chat's text, or of ``text`` in the same manner."""
+    if not getattr(tokenizer, "is_fast", False):
+        raise UserError(
+            "this model's tokenizer gives no character offsets, so no span can be found: "
+            "use a model that has a fast tokenizer (tokenizer.json)"
+        )
+    return tokenizer(
+        rendered.text if text is None else text,
+        add_special_tokens=rendered.add_special_tokens,
+        return_offsets_mapping=True,
+    )
+
+
+def token_span(
+    offsets: Sequence[tuple[int, int]], text: str, start: int, end: int, what: str = "span"
+) -> Span:
+    """The tokens [first, last + 1) that hold characters [start, end) of the text.
+
+    Whitespace at a token's edge does not count, so that a token for " of " is not in the span of
+    the name that follows it.
+    """
+    inside = []
+    for index, (left, right) in enumerate(offsets):
+        piece = text[left:right]
+        left += len(piece) - len(piece.lstrip())
+        right -= len(piece) - len(piece.rstrip())
+        if left < end and right > start and left < right:
+            inside.append(index)
+    if not inside:
+        raise UserError(f"the {what} {text[start:end]!r} is not found in the prompt's tokens")
+    return inside[0], inside[-1] + 1
+
+
+def encode_question(
+    tokenizer: Any, filled: FilledQuestion, *, answer: str = "", system: str | None = None
+) -> EncodedPrompt:
+    """A filled question, and perhaps the beginning of its answer, with its token spans."""
+    rendered = render_chat(tokenizer, filled.text, answer, system=system)
+    encoding = tokenize(tokenizer, rendered)
+    return _with_spans(encoding, rendered, filled, len(encoding["input_ids"]))
+
+
+def _with_spans(
+    encoding: Any, rendered: RenderedChat, filled: FilledQuestion, length: int
+) -> EncodedPrompt:
+    begin, offsets = rendered.question_start, encoding["offset_mapping"]
+    spans = [
+        token_span(offsets, rendered.text, begin + start, begin + end, what)
+        for what, (start, end) in (("subject", filled.subject), ("object", filled.object))
+    ]
+    return EncodedPrompt(tuple(encoding["input_ids"][:length]), *spans)
+
+
+def answer_tokens(tokenizer: Any, rendered: RenderedChat, answers: Sequence[str]) -> list[list[int]]:
+    """The ids of the text followed by each answer and a full stop.
+
+    The full stop makes answers differ even when one begins with the other.
+    """
+    return [
+        list(tokenize(tokenizer, rendered, f"{rendered.text} {answer}.")["input_ids"])
+        for answer in answers
+    ]
+
+
+def shared_length(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two sequences share at the beginning."""
+    for index, (left, right) in enumerate(zip(a, b, strict=False)):
+        if left != right:
+            return index
+    return min(len(a), len(b))
+
+
+def _encode_kind(
+    tokenizer: Any, premises: Premises, question: Question, kind: QuestionKind
+) -> tuple[EncodedPrompt, int, int]:
+    filled = premises.fill(question, kind)
+    rendered = render_chat(tokenizer, filled.text, premises.cloze(question))
+    true_ids, false_ids = answer_tokens(
+        tokenizer, rendered, [question.true_object, question.false_object]
+    )
+    shared = shared_length(true_ids, false_ids)
+    if shared == min(len(true_ids), len(false_ids)):
+        raise UserError(
+            f"{question.true_object!r} and {question.false_object!r} have the same tokens: "
+            f"the answers about {question.subject!r} cannot be told apart"
+        )
+    # What stands before the answers' difference: the prompt, and the tokens that both share.
+    text = f"{rendered.text} {question.true_object}."
+    encoding = tokenize(tokenizer, rendered, text)
+    whole = RenderedChat(
+        text, rendered.question_start, rendered.answer_start, rendered.add_special_tokens
+    )
+    prompt = _with_spans(encoding, whole, filled, shared)
+    return prompt, true_ids[shared], false_ids[shared]
+
+
+def encode_premises(
+    tokenizer: Any, premises: Premises, *, device: torch.device | str = "cpu"
+) -> EncodedPremises:
+    """Every question of ``premises`` as a false-premise prompt, its twin and its masked version.
+
+    Raises:
+        UserError: a name that the tokens do not hold, or answers that cannot be told apart.
+    """
+    items = []
+    for question in premises.questions():
+        false, true_token, false_token = _encode_kind(tokenizer, premises, question, "false")
+        twin, *_ = _encode_kind(tokenizer, premises, question, "twin")
+        masked, *_ = _encode_kind(tokenizer, premises, question, "masked")
+        items.append(EncodedPremise(question, false, twin, masked, true_token, false_token))
+    return EncodedPremises(tuple(items), torch.device(device))

@@ -1,0 +1,157 @@
+"""Which facts a model knows: only there does a wrong answer to a false premise tell anything.
+
+Two checks (FAITH, arXiv 2402.19103, section 3.1, uses the second):
+
+* ``strict``: after the direct question and the cloze, every token of the true object is the most
+  likely next token.
+* ``answer``: the greedy answer to the direct question names the true object.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from interp.errors import UserError
+from interp.generation import generate_tokens
+from interp.models import render_chat
+from interp.patching.batch import TokenBatch
+from interp.patching.forward import device_of, tail_logits
+from interp.premises.encode import answer_tokens, shared_length, tokenize
+from interp.premises.mentions import names_any
+from interp.premises.questions import Premises
+
+logger = logging.getLogger(__name__)
+
+KnowledgeCheck = Literal["strict", "answer"]
+MINIMUM_KNOWN = 16
+BATCH_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class FactKnowledge:
+    """What the model said of one fact: whether it knows it, and what it said instead."""
+
+    subject: str
+    true_object: str
+    known: bool
+    answer: str
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """The outcome of a knowledge check over all facts of some premises."""
+
+    check: KnowledgeCheck
+    facts: tuple[FactKnowledge, ...]
+
+    @property
+    def n_known(self) -> int:
+        return sum(fact.known for fact in self.facts)
+
+    @property
+    def summary(self) -> str:
+        """How many were kept, and what the others fell out for, in one line."""
+        dropped = Counter(fact.answer for fact in self.facts if not fact.known)
+        said = ", ".join(f"{text!r} × {count}" for text, count in dropped.most_common(4))
+        line = f"{self.n_known} of {len(self.facts)} facts known ({self.check} check)"
+        return f"{line}; the others answered {said}" if said else line
+
+    def to_dataframe(self) -> pd.DataFrame:
+        return pd.DataFrame([vars(fact) for fact in self.facts])
+
+    def keep(self, premises: Premises, *, minimum: int = MINIMUM_KNOWN) -> Premises:
+        """The premises about known facts. Raises UserError when they are fewer than ``minimum``."""
+        known = {fact.subject for fact in self.facts if fact.known}
+        if len(known) < minimum:
+            raise UserError(
+                f"the model knows too few facts of {premises.relation.name!r}: {self.summary}; "
+                f"at least {minimum} are needed: give more facts, another relation, or the "
+                "looser check 'answer'"
+            )
+        return premises.with_facts(fact for fact in premises.facts if fact.subject in known)
+
+
+@torch.no_grad()
+def check_knowledge(
+    model: Any, premises: Premises, *, check: KnowledgeCheck = "strict", progress: bool = True
+) -> Knowledge:
+    """Ask the model for every fact directly."""
+    if check not in get_args(KnowledgeCheck):
+        known = ", ".join(get_args(KnowledgeCheck))
+        raise UserError(f"unknown knowledge check {check!r}; known: {known}")
+    run = _strict if check == "strict" else _by_answer
+    return Knowledge(check, tuple(run(model, premises, progress)))
+
+
+def filter_known(
+    model: Any,
+    premises: Premises,
+    *,
+    check: KnowledgeCheck = "strict",
+    minimum: int = MINIMUM_KNOWN,
+    progress: bool = True,
+) -> Premises:
+    """The premises about facts that the model demonstrably knows; says how many and why.
+
+    Raises:
+        UserError: fewer than ``minimum`` facts are known.
+    """
+    knowledge = check_knowledge(model, premises, check=check, progress=progress)
+    logger.info(knowledge.summary)
+    return knowledge.keep(premises, minimum=minimum)
+
+
+def token_chunks(lengths: Sequence[int], batch_tokens: int = BATCH_TOKENS) -> list[list[int]]:
+    """Indices sorted by length, in chunks whose padded size stays below ``batch_tokens``."""
+    chunks: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if chunks and (len(chunks[-1]) + 1) * lengths[index] <= batch_tokens:
+            chunks[-1].append(index)
+        else:
+            chunks.append([index])
+    return chunks
+
+
+def _strict(model: Any, premises: Premises, progress: bool) -> list[FactKnowledge]:
+    tokenizer = model.tokenizer
+    prompts, sizes = [], []
+    for fact in premises.facts:
+        rendered = render_chat(tokenizer, premises.direct(fact), premises.cloze(fact))
+        plain = tokenize(tokenizer, rendered)["input_ids"]
+        (full,) = answer_tokens(tokenizer, rendered, [fact.object])
+        # The answer's own tokens: without the full stop, from where the bare prompt ends.
+        prompts.append(full[:-1])
+        sizes.append(max(1, len(full) - 1 - shared_length(plain, full)))
+    results: list[FactKnowledge | None] = [None] * len(prompts)
+    chunks = token_chunks([len(prompt) for prompt in prompts])
+    for chunk in tqdm(chunks, desc="knowledge", disable=not progress):
+        batch = TokenBatch.from_lists([prompts[i] for i in chunk], device=device_of(model))
+        keep = max(sizes[i] for i in chunk) + 1
+        top = tail_logits(model, batch, keep=keep).argmax(dim=-1).cpu()
+        for row, index in enumerate(chunk):
+            size = sizes[index]
+            said = top[row, -size - 1 : -1].tolist()
+            fact = premises.facts[index]
+            known = said == prompts[index][-size:]
+            answer = fact.object if known else tokenizer.decode(said[:1]).strip()
+            results[index] = FactKnowledge(fact.subject, fact.object, known, answer)
+    return [result for result in results if result is not None]
+
+
+def _by_answer(model: Any, premises: Premises, progress: bool) -> list[FactKnowledge]:
+    tokenizer = model.tokenizer
+    prompts = []
+    for fact in premises.facts:
+        rendered = render_chat(tokenizer, premises.direct(fact))
+        prompts.append(list(tokenize(tokenizer, rendered)["input_ids"]))
+    answers = generate_tokens(model, prompts, max_new_tokens=24, progress=progress)
+    return [
+        FactKnowledge(fact.subject, fact.object, names_any(text, fact.true_names), text[:40])
+        for fact, text in zip(premises.facts, answers, strict=True)
+    ]

@@ -1,0 +1,15 @@
+"""Whether an answer names something."""
+
+import re
+from collections.abc import Iterable
+
+
+def names(text: str, name: str) -> bool:
+    """Whether ``text`` holds ``name`` as whole words, in whatever case."""
+    text, name = text.casefold(), name.casefold()
+    return name in text and re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text) is not None
+
+
+def names_any(text: str, all_names: Iterable[str]) -> bool:
+    """Whether ``text`` holds any of the names as whole words."""
+    return any(names(text, name) for name in all_names)

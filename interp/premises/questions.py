@@ -1,0 +1,215 @@
+"""False-premise questions, their true-premise twins and their masked versions, from facts.
+
+Each fact gets one false object, the same for all its templates. Under the rule `another` it is
+drawn from the objects of the facts at hand, an object that many facts share being drawn as often
+as it is true of a fact, so that the object alone does not give the false premise away. The draw is
+a race of hashes of (seed, subject, object): it depends neither on the order of the facts nor on any
+other fact, except through which objects are there to be drawn. Under `previous_year` and
+`next_year` it is the true year less one or plus one, as in FAITH (arXiv 2402.19103).
+"""
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
+
+from interp.errors import UserError
+from interp.premises.mentions import names
+from interp.premises.registry import load_relation
+from interp.premises.relation import Fact, FilledQuestion, Relation
+
+if TYPE_CHECKING:
+    import interp.premises.split
+
+QuestionKind = Literal["false", "twin", "masked"]
+"""Which object a question is filled with: the false one, the true one, or the neutral mask."""
+
+Part = Literal["all", "search", "held_out"]
+"""Which part of a split these premises are."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One fact asked about through one template; `Premises.fill` makes it text."""
+
+    subject: str
+    true_object: str
+    false_object: str
+    template: str
+    relation: str
+    also_true: tuple[str, ...] = ()
+
+    @property
+    def true_names(self) -> tuple[str, ...]:
+        """The true object and everything else that counts as the truth."""
+        return (self.true_object, *self.also_true)
+
+
+@dataclass(frozen=True)
+class Premises:
+    """Facts and templates of one relation: every fact through every template.
+
+    `seed` decides the false objects. Raises `UserError` when there is no fact or no template, a
+    template is unknown, or a subject occurs twice.
+    """
+
+    relation: Relation
+    facts: tuple[Fact, ...]
+    templates: tuple[str, ...]
+    seed: int = 0
+    part: Part = "all"
+
+    def __post_init__(self) -> None:
+        if not self.facts:
+            raise UserError(f"no facts of relation {self.relation.name!r} are left to ask about")
+        if not self.templates:
+            raise UserError(f"no templates of relation {self.relation.name!r} are chosen")
+        for template in self.templates:
+            self.relation.template(template)
+        if len(set(self.templates)) < len(self.templates):
+            raise UserError(f"a template is named twice: {', '.join(self.templates)}")
+        if len(self._fact_of) < len(self.facts):
+            raise UserError(f"a subject of relation {self.relation.name!r} occurs twice")
+        if self.part not in get_args(Part):
+            raise UserError(f"unknown part {self.part!r}; known: {', '.join(get_args(Part))}")
+
+    def __len__(self) -> int:
+        """How many questions there are: facts times templates."""
+        return len(self.facts) * len(self.templates)
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        """The facts' subjects, in order."""
+        return tuple(fact.subject for fact in self.facts)
+
+    @cached_property
+    def _fact_of(self) -> dict[str, Fact]:
+        return {fact.subject: fact for fact in self.facts}
+
+    @cached_property
+    def _object_counts(self) -> Counter[str]:
+        return Counter(fact.object for fact in self.facts)
+
+    def fact(self, subject: str) -> Fact:
+        """The fact about `subject`; `UserError` when these premises have none."""
+        if subject not in self._fact_of:
+            raise UserError(f"these premises hold no fact about {subject!r}")
+        return self._fact_of[subject]
+
+    def questions(self) -> tuple[Question, ...]:
+        """All questions: facts in order, and for each its templates in order."""
+        return tuple(
+            Question(
+                fact.subject,
+                fact.object,
+                false_object,
+                template,
+                self.relation.name,
+                fact.also_true,
+            )
+            for fact in self.facts
+            for false_object in [self.false_object(fact)]
+            for template in self.templates
+        )
+
+    def false_object(self, fact: Fact) -> str:
+        """The wrong object that questions about `fact` presuppose.
+
+        Raises `UserError` when no object is left to draw.
+        """
+        rule = self.relation.false_object
+        if rule == "another":
+            for name in _shuffled(self.seed, fact.subject, self._object_counts):
+                if not _collides(name, fact):
+                    return name
+            raise UserError(
+                f"no false object for {fact.subject!r}: all {len(self.facts)} facts of "
+                f"{self.relation.name!r} have objects too like {fact.object!r}; add facts"
+            )
+        year = str(int(fact.object) + (1 if rule == "next_year" else -1))
+        if year in fact.also_true:
+            raise UserError(
+                f"no false object for {fact.subject!r}: {year} is also true of it; drop the fact"
+            )
+        return year
+
+    def fill(self, question: Question, kind: QuestionKind) -> FilledQuestion:
+        """The text of `question` with the false object, the true one (`twin`) or the mask."""
+        objects = {
+            "false": question.false_object,
+            "twin": question.true_object,
+            "masked": self.relation.mask,
+        }
+        if kind not in objects:
+            raise UserError(f"unknown kind of question {kind!r}; known: {', '.join(objects)}")
+        template = self.relation.template(question.template)
+        return template.fill(self.fact(question.subject), objects[kind])
+
+    def cloze(self, item: Question | Fact) -> str:
+        """The opening of an answer, which the object completes as its next word."""
+        return self.relation.cloze_for(self.fact(item.subject))
+
+    def direct(self, item: Question | Fact) -> str:
+        """The question that asks for the object outright, for the knowledge check."""
+        return self.relation.direct_for(self.fact(item.subject))
+
+    def first(self, n: int) -> "Premises":
+        """The first `n` facts; tables list the best-known subjects first where that is known."""
+        if n < 1:
+            raise UserError(f"cannot take the first {n} facts; ask for at least 1")
+        return self.with_facts(self.facts[:n])
+
+    def with_facts(self, facts: Iterable[Fact]) -> "Premises":
+        """The same questions about other facts; false objects are drawn anew among these."""
+        return replace(self, facts=tuple(facts))
+
+    def with_templates(self, templates: Iterable[str]) -> "Premises":
+        """The same facts through other templates; the false objects stay."""
+        return replace(self, templates=tuple(templates))
+
+    def split(
+        self, *, seed: int = 0, fraction: float = 0.5, templates: tuple[str, ...] | None = None
+    ) -> "interp.premises.split.Split":
+        """Search and held-out parts that share no subject and no template: `split_premises`."""
+        from interp.premises.split import split_premises
+
+        return split_premises(self, seed=seed, fraction=fraction, templates=templates)
+
+
+def load_premises(name_or_path: str | Path, *, seed: int = 0, limit: int | None = None) -> Premises:
+    """All questions of a shipped relation, or of a user's CSV or YAML file.
+
+    `limit` keeps the first so many facts. Raises `UserError` for an unknown name or a faulty file.
+    """
+    relation = load_relation(name_or_path)
+    premises = Premises(relation, relation.facts, relation.template_names, seed)
+    return premises if limit is None else premises.first(limit)
+
+
+def _shuffled(seed: int, subject: str, weights: Mapping[str, int]) -> list[str]:
+    """The keys in random order, each ahead of the rest with probability proportional to its weight.
+
+    Each key runs an exponential clock of rate `weight`, driven by a hash, and they are sorted by
+    when they ring; so a key that comes or goes leaves the order of the others as it is.
+    """
+    rings: dict[str, float] = {}
+    for name, weight in weights.items():
+        digest = hashlib.sha256(f"{seed}\0{subject}\0{name}".encode()).digest()
+        uniform = (int.from_bytes(digest[:8], "big") + 1) / (2**64 + 1)
+        rings[name] = -math.log(uniform) / weight
+    return sorted(rings, key=lambda name: (rings[name], name))
+
+
+def _collides(name: str, fact: Fact) -> bool:
+    """Whether `name` is no clean false object: an answer naming it could be read as the truth.
+
+    That is so when it holds a true name, or a true name holds it, as whole words (Sudan and South
+    Sudan), and when the subject itself holds it.
+    """
+    return names(fact.subject, name) or any(
+        names(true, name) or names(name, true) for true in fact.true_names
+    )

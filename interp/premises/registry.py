@@ -1,0 +1,237 @@
+"""Relations on disk: the ones that ship with the package, and a user's own.
+
+A relation is two files of one stem: `NAME.csv` with the facts and `NAME.yaml` with the sentences.
+The CSV has the columns `subject` and `object`, optionally `also_true` (further right answers,
+parted by semicolons), and any further columns, which templates may use as slots. Every fault is
+reported with its file, and its line in a CSV. The facts are read with the standard library's csv
+module because a table library does not say in which line a fault lies.
+"""
+
+import csv
+import io
+import os
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from interp.errors import UserError
+from interp.premises.relation import Fact, Relation, Template, check_rule, is_year, not_a_year
+
+YAML_KEYS = (
+    "name",
+    "description",
+    "subject_kind",
+    "object_kind",
+    "templates",
+    "search_templates",
+    "cloze",
+    "direct",
+    "false_object",
+    "mask",
+    "source",
+    "licence",
+    "url",
+)
+_REQUIRED_KEYS = ("name", "templates", "cloze", "direct")
+_YAML_SUFFIXES = (".yaml", ".yml")
+
+
+def list_relations() -> tuple[str, ...]:
+    """The names of the relations that ship with the package, sorted."""
+    return tuple(sorted(path.stem for path in (data_dir() / "relations").glob("*.csv")))
+
+
+def load_relation(name_or_csv: str | Path, *, templates: Path | None = None) -> Relation:
+    """A shipped relation by name, or one's own by the path of its CSV or YAML file.
+
+    `templates` is the YAML file to use when it does not stand beside the CSV under the same stem.
+    Raises `UserError` for an unknown name and for every fault in either file.
+    """
+    facts_file, templates_file = _locate(name_or_csv)
+    templates_file = templates if templates is not None else templates_file
+    settings = _read_yaml(templates_file)
+    with _blaming(templates_file):
+        sentences = _parse_settings(settings)
+    facts = _read_facts(facts_file, years=sentences.get("false_object", "another") != "another")
+    with _blaming(templates_file):
+        return Relation(facts=facts, **sentences)
+
+
+def data_dir() -> Path:
+    """The tables' directory: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    for folder in (package / "data", package.parent / "data"):
+        if (folder / "relations").is_dir():
+            return folder
+    raise UserError("the package's data directory is missing; install faithlens again")
+
+
+def _locate(name_or_csv: str | Path) -> tuple[Path, Path]:
+    """The CSV and the YAML file of a relation given by name or by path."""
+    text = str(name_or_csv)
+    path = Path(os.path.expanduser(name_or_csv))
+    if isinstance(name_or_csv, str) and not path.suffix and path.name == text:
+        if text not in list_relations():
+            raise UserError(
+                f"unknown relation {text!r}; known: {', '.join(list_relations())}; "
+                "for one of your own give the path of its CSV file, with a YAML file beside it"
+            )
+        path = data_dir() / "relations" / f"{text}.csv"
+    if path.suffix.lower() == ".csv":
+        beside = [path.with_suffix(suffix) for suffix in _YAML_SUFFIXES]
+        return path, next((file for file in beside if file.is_file()), beside[0])
+    if path.suffix.lower() in _YAML_SUFFIXES:
+        return path.with_suffix(".csv"), path
+    raise UserError(f"{text}: not a relation; give a known name, or a .csv or .yaml file")
+
+
+@contextmanager
+def _blaming(file: Path) -> Iterator[None]:
+    """Puts the file's name before the message of any `UserError` raised inside."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """The safe loader, but a key given twice is a fault instead of a silent overwrite."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for index, key in enumerate(keys):
+            if key in keys[:index]:
+                raise UserError(f"line {node.value[index][0].start_mark.line + 1}: {key!r} twice")
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(file: Path) -> dict[Any, Any]:
+    with _blaming(file):
+        try:
+            settings = yaml.load(_read_text(file), Loader=_UniqueKeyLoader)
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            line = f"line {mark.line + 1}: " if mark else ""
+            reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+            raise UserError(f"{line}not valid YAML: {reason}") from error
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"not valid YAML: {error}") from error
+        if not isinstance(settings, dict):
+            raise UserError("not a mapping; write keys such as 'name:' and 'templates:'")
+    return settings
+
+
+def _parse_settings(settings: dict[Any, Any]) -> dict[str, Any]:
+    """The keyword arguments of `Relation` but for its facts."""
+    if unknown := [key for key in settings if key not in YAML_KEYS]:
+        raise UserError(f"unknown key {unknown[0]!r}; known: {', '.join(YAML_KEYS)}")
+    if missing := [key for key in _REQUIRED_KEYS if key not in settings]:
+        raise UserError(f"missing key {missing[0]!r}; required: {', '.join(_REQUIRED_KEYS)}")
+    for key, value in settings.items():
+        if key not in ("templates", "search_templates") and not isinstance(value, str):
+            raise UserError(f"{key} must be text, got {value!r}; put it in quotes")
+    check_rule(settings.get("false_object", "another"))
+    templates = settings["templates"]
+    if not isinstance(templates, dict) or not all(
+        isinstance(part, str) for item in templates.items() for part in item
+    ):
+        raise UserError("templates must map each template's name to its text")
+    names = list(templates)
+    search = settings.get("search_templates", names[: len(names) // 2])
+    if not isinstance(search, list) or not all(isinstance(name, str) for name in search):
+        raise UserError(f"search_templates must be a list of template names, got {search!r}")
+    return {
+        "description": "",
+        "subject_kind": "subject",
+        "object_kind": "object",
+        **settings,
+        "templates": tuple(Template(name, text) for name, text in templates.items()),
+        "search_templates": tuple(search),
+    }
+
+
+def _read_facts(file: Path, *, years: bool) -> tuple[Fact, ...]:
+    """The facts of a CSV; `years` demands that every object is one."""
+    with _blaming(file):
+        rows = _rows(_read_text(file))
+        header = _check_header(*next(rows, (1, [])))
+        facts: list[Fact] = []
+        line_of: dict[str, int] = {}
+        for line, cells in rows:
+            fact = _fact(line, header, cells)
+            if years and not is_year(fact.object):
+                raise UserError(f"line {line}: {not_a_year(fact.object, 'previous/next_year')}")
+            key = fact.subject.casefold()
+            if key in line_of:
+                raise UserError(
+                    f"line {line}: subject {fact.subject!r} already stands in line "
+                    f"{line_of[key]}; keep one row for each subject"
+                )
+            line_of[key] = line
+            facts.append(fact)
+        if not facts:
+            raise UserError("holds no facts; add rows below the header")
+    return tuple(facts)
+
+
+def _rows(text: str) -> Iterator[tuple[int, list[str]]]:
+    """Each row's first line number and its stripped cells; blank rows are left out."""
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    while True:
+        line = reader.line_num + 1
+        try:
+            cells = [cell.strip() for cell in next(reader)]
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise UserError(f"line {line}: not valid CSV: {error}") from error
+        if any(cells):
+            yield line, cells
+
+
+def _check_header(line: int, header: list[str]) -> list[str]:
+    if missing := [name for name in ("subject", "object") if name not in header]:
+        found = ", ".join(header) or "an empty file"
+        raise UserError(
+            f"line {line}: no column {missing[0]!r}; a table of facts needs the columns "
+            f"subject and object, found {found}"
+        )
+    if repeated := [name for name in header if header.count(name) > 1]:
+        raise UserError(f"line {line}: two columns are named {repeated[0]!r}")
+    return header
+
+
+def _fact(line: int, header: list[str], cells: list[str]) -> Fact:
+    if len(cells) != len(header):
+        raise UserError(
+            f"line {line}: {len(cells)} cells, but the header names {len(header)} columns; "
+            "put cells that hold a comma in double quotes"
+        )
+    row = dict(zip(header, cells, strict=True))
+    for column, cell in row.items():
+        if any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in cell):
+            raise UserError(f"line {line}: {column} holds a line break or control character")
+    subject, object_ = row.pop("subject"), row.pop("object")
+    for column, cell in (("subject", subject), ("object", object_)):
+        if not cell:
+            raise UserError(f"line {line}: {column} is empty")
+    also_true = tuple(part.strip() for part in row.pop("also_true", "").split(";"))
+    return Fact(subject, object_, tuple(filter(None, also_true)), tuple(row.items()))
+
+
+def _read_text(file: Path) -> str:
+    try:
+        raw = file.read_bytes()
+    except FileNotFoundError as error:
+        raise UserError("no such file; a relation needs a CSV and a YAML of one stem") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot be read: {error}") from error
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise UserError(f"line {line}: not UTF-8 text; save the file as UTF-8") from error

@@ -1,0 +1,109 @@
+"""One look for every figure: colours that survive colour blindness and black-and-white print.
+
+The template is applied to each figure by name of this object; nothing is registered with plotly,
+so importing the package leaves a notebook's own figures as they were.
+"""
+
+import html
+from typing import Any
+
+import plotly.graph_objects as go
+
+INK = "#22262b"
+MUTED = "#69707a"
+FAINT = "#e4e6e9"
+FAINT_INK = "rgba(34,38,43,0.45)"
+PAPER = "#ffffff"
+FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "DejaVu Sans", sans-serif'
+
+POSITIVE = "#b0560a"
+NEGATIVE = "#55378f"
+BASELINE = "#cfd4da"
+CONSTRAINED = "#1f5f99"
+CONSTRAINED_BAR = "#6b9cc7"
+
+# Purple (negative) over white to orange (positive): distinct under the common colour blindnesses,
+# and as light in the middle as at no other place, so that grey print still shows the size.
+DIVERGING: tuple[tuple[float, str], ...] = (
+    (0.0, "#3b1f70"),
+    (0.2, "#7c66b0"),
+    (0.4, "#cfc8e4"),
+    (0.5, "#fbfaf8"),
+    (0.6, "#f9d3a4"),
+    (0.8, "#d98128"),
+    (1.0, "#7d3a04"),
+)
+
+# Eight hues of similar weight that remain distinct to colour-blind readers.
+CATEGORIES: tuple[str, ...] = (
+    "#1f5f99",
+    "#c4620c",
+    "#2a8c72",
+    "#8a4f9e",
+    "#b8920f",
+    "#4f9fd1",
+    "#9b3a2c",
+    "#5d646d",
+)
+# White stripes on a bar: they tell two kinds of bar apart in print.
+STRIPES = {
+    "fillmode": "overlay",
+    "fgcolor": "#ffffff",
+    "fgopacity": 0.55,
+    "size": 6,
+    "solidity": 0.2,
+}
+SYMBOLS: tuple[str, ...] = ("circle", "square", "triangle-up", "diamond", "x", "cross")
+
+_AXIS = {
+    "showline": True,
+    "linecolor": MUTED,
+    "linewidth": 1,
+    "ticks": "outside",
+    "ticklen": 4,
+    "tickcolor": MUTED,
+    "gridcolor": FAINT,
+    "zeroline": False,
+    "automargin": True,
+    "title": {"standoff": 10, "font": {"size": 13}},
+    "tickfont": {"size": 12, "color": INK},
+}
+
+LOOK = go.layout.Template(
+    layout={
+        "font": {"family": FONT, "size": 13, "color": INK},
+        "title": {
+            "font": {"size": 15, "color": INK},
+            "x": 0,
+            "xref": "paper",
+            "xanchor": "left",
+            "y": 0.97,
+            "yref": "container",
+            "yanchor": "top",
+        },
+        "paper_bgcolor": PAPER,
+        "plot_bgcolor": PAPER,
+        "colorway": list(CATEGORIES),
+        "xaxis": _AXIS,
+        "yaxis": _AXIS,
+        "hoverlabel": {
+            "bgcolor": PAPER,
+            "bordercolor": MUTED,
+            "align": "left",
+            "font": {"family": FONT, "size": 13, "color": INK},
+        },
+        "legend": {
+            "orientation": "h",
+            "x": 0,
+            "xanchor": "left",
+            "font": {"size": 12},
+            "bgcolor": "rgba(0,0,0,0)",
+        },
+        "margin": {"l": 56, "r": 16, "t": 56, "b": 56},
+    }
+)
+
+
+def label(text: Any) -> str:
+    """Text for a plotly label, where markup would be obeyed, as literal text."""
+    return html.escape(str(text), quote=False)
