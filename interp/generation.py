@@ -15,7 +15,7 @@ from interp.patching.batch import TokenBatch
 from interp.patching.forward import device_of
 
 BATCH_PROMPTS = 32
-MAX_NEW_TOKENS = 40
+MAX_NEW_TOKENS = 32
 
 
 @torch.no_grad()

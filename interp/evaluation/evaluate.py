@@ -4,7 +4,7 @@ The figures are those of ``evaluation.json``; see ``docs`` and the design of the
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -15,7 +15,7 @@ import torch
 
 from interp.errors import UserError
 from interp.evaluation.answer_pair import AnswerKind, AnswerPair
-from interp.evaluation.answers import answer_pairs, ask, mention_rates
+from interp.evaluation.answers import AskedQuestions, answer_pairs, ask, mention_rates
 from interp.evaluation.preference import Preference, preference
 from interp.evaluation.side_effects import SideEffects, side_effects
 from interp.heads.headset import Head, HeadSet, Site, as_head_set
@@ -89,6 +89,7 @@ class Evaluation:
         }
 
     def to_dict(self) -> dict[str, Any]:
+        """The content of evaluation.json."""
         chosen, null = float(self.false.accuracy[1]), self.random_accuracy
         random_null: dict[str, Any] = {"n_sets": len(null)}
         if len(null):
@@ -140,6 +141,13 @@ class Evaluation:
         return comparison_table(json.loads(json.dumps(self.to_dict()))).to_html(index=False)
 
 
+def ask_all(
+    model: Any, premises: Premises, *, progress: bool = True
+) -> dict[AnswerKind, AskedQuestions]:
+    """Unconstrained answers to the false-premise questions and to their twins."""
+    return {kind: ask(model, premises, kind, progress=progress) for kind in ANSWER_KINDS}
+
+
 def evaluate(
     model: Any,
     premises: Premises,
@@ -151,7 +159,7 @@ def evaluate(
     gate: str = "oracle",
     reference: Premises | None = None,
     random_sets: int = RANDOM_SETS,
-    answers: bool = True,
+    answers: bool | Mapping[AnswerKind, AskedQuestions] = True,
     seed: int = 0,
     progress: bool = True,
 ) -> Evaluation:
@@ -161,7 +169,7 @@ def evaluate(
         heads: a HeadSet, (layer, head) tuples with ``site``, or a whole Constraint.
         reference: premises whose mean output mode ``mean`` uses; give the search part.
         random_sets: how many random head sets make the null, matched per layer.
-        answers: also ask for greedy answers, the slow part.
+        answers: also ask for greedy answers, the slow part; or baseline answers of ``ask_all``.
 
     Raises:
         UserError: an unknown gate, or fewer random sets than ``MINIMUM_RANDOM_SETS`` (0: no null).
@@ -169,9 +177,13 @@ def evaluate(
     if gate != "oracle":
         raise UserError(f"unknown gate {gate!r}; known: oracle")
     if 0 < random_sets < MINIMUM_RANDOM_SETS:
-        raise UserError(f"a null of {random_sets} random sets says little: {MINIMUM_RANDOM_SETS} or 0")
+        raise UserError(
+            f"a null of {random_sets} random sets says little: {MINIMUM_RANDOM_SETS} or 0"
+        )
     constraint = (
-        heads if isinstance(heads, Constraint) else Constraint(as_head_set(heads, site), mode, factor)
+        heads
+        if isinstance(heads, Constraint)
+        else Constraint(as_head_set(heads, site), mode, factor)
     )
     encoded = as_encoded(model, premises)
     mean = None
@@ -183,8 +195,9 @@ def evaluate(
     false = preference(model, encoded, "false", constraint, sets, mean=mean, progress=progress)
     twin = preference(model, encoded, "twin", constraint, sets[:2], mean=mean, progress=progress)
     pairs: list[AnswerPair] = []
-    for kind in ANSWER_KINDS if answers else ():
-        asked = ask(model, premises, kind, progress=progress)
+    if isinstance(answers, bool):
+        answers = ask_all(model, premises, progress=progress) if answers else {}
+    for asked in answers.values():
         pairs += answer_pairs(model, asked, constraint, mean=mean, progress=progress)
     with torch.no_grad():
         effects = side_effects(model, constraint, mean=mean)

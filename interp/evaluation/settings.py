@@ -72,13 +72,15 @@ def compare_settings(
 
 
 def setting_mode_name(mode: Mode, factor: float) -> str:
+    """The mode as tables show it, with its factor where it has one."""
     return f"{mode} {factor:g}" if mode == "scale" else mode
 
 
 def choose_setting(settings: pd.DataFrame, *, n_heads: int) -> int:
     """The row of the best setting with ``n_heads`` heads: most gain, then least cost."""
-    candidates = settings[settings["n_heads"] == n_heads]
-    if candidates.empty:
+    gain, cost = settings["gain"], settings["cost"]
+    fits = [index for index in settings.index if settings.at[index, "n_heads"] == n_heads]
+    if not fits:
         raise UserError(f"no setting with {n_heads} heads was compared")
-    good = candidates[candidates["gain"] >= candidates["gain"].max() - GAIN_TOLERANCE]
-    return int(good["cost"].idxmin())
+    best = max(gain[index] for index in fits)
+    return min((i for i in fits if gain[i] >= best - GAIN_TOLERANCE), key=lambda i: cost[i])

@@ -17,12 +17,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.premises.registry import data_dir
 from interp.interventions.constrain import constrain
 from interp.interventions.constraint import Constraint
 from interp.patching.batch import TokenBatch
 from interp.patching.forward import device_of, tail_logits
 from interp.premises.encode import token_span
+from interp.premises.registry import data_dir
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class SideEffects:
     n: int
 
     def to_dict(self) -> dict[str, float]:
+        """The fields, as evaluation.json holds them."""
         return dict(vars(self))
 
 

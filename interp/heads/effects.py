@@ -10,11 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
-import torch
 from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -63,10 +62,12 @@ class HeadEffects:
 
     @property
     def mean(self) -> Float[Tensor, "layer head"]:
+        """Mean effect over prompts."""
         return self.values.mean(dim=0)
 
     @cached_property
     def statistics(self) -> HeadStatistics:
+        """Mean over subjects, interval, p- and q-value of every head."""
         return head_statistics(self.values, self.subjects, seed=self.seed)
 
     @property
@@ -143,10 +144,12 @@ class HeadEffects:
         )
 
     def save(self, path: str | Path) -> Path:
+        """Write the effects to a safetensors file."""
         return save_effects(path, [self])
 
     @classmethod
     def load(cls, path: str | Path, site: Site = "output") -> "HeadEffects":
+        """Read one site's effects. Raises UserError where they are not in the file."""
         by_site = load_effects(path)
         if site not in by_site:
             raise UserError(f"{path} holds no effects of site {site!r}: {', '.join(by_site)}")
@@ -159,7 +162,7 @@ def agreement(a: HeadEffects, b: HeadEffects, *, top_k: int = 10) -> dict[str, f
     if len(x) != len(y):
         raise UserError("the effects are of models of different sizes")
     top = [set(np.argsort(-values, kind="stable")[:top_k]) for values in (x, y)]
-    correlation = spearmanr(x, y)
+    correlation: Any = spearmanr(x, y)
     return {
         "spearman": float(correlation.statistic),
         "n": len(x),
@@ -174,8 +177,8 @@ def save_effects(path: str | Path, effects: Sequence[HeadEffects]) -> Path:
     tensors: dict[str, Tensor] = {}
     metadata: dict[str, str] = {}
     for one in effects:
-        tensors[f"{one.site}.values"] = one.values.contiguous()
-        tensors[f"{one.site}.probability"] = one.probability.contiguous()
+        tensors[f"{one.site}.values"] = one.values.contiguous().clone()
+        tensors[f"{one.site}.probability"] = one.probability.contiguous().clone()
         metadata[f"{one.site}.method"] = one.method
         metadata[f"{one.site}.source"] = one.source
         metadata[f"{one.site}.seed"] = str(one.seed)
@@ -195,7 +198,7 @@ def load_effects(path: str | Path) -> dict[str, HeadEffects]:
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
+            tensors = {key: file.get_tensor(key) for key in list(file.keys())}
         subjects = tuple(metadata["subjects"].split("\n"))
         templates = tuple(metadata["templates"].split("\n"))
         return {

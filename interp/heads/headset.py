@@ -16,6 +16,7 @@ Site = Literal["output", "attention"]
 
 
 def check_site(site: str) -> None:
+    """Raise UserError for an unknown site, listing the known ones."""
     if site not in get_args(Site):
         raise UserError(f"unknown site {site!r}; known: {', '.join(get_args(Site))}")
 
@@ -61,9 +62,12 @@ class HeadSet:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             heads = tuple((int(layer), int(head)) for layer, head in content["heads"])
+            check_site(content["site"])
             return cls(heads, content["site"], str(content.get("chosen_by", "")))
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is not a head set ({error}): write one with .save()") from error
+            raise UserError(
+                f"{path} is not a head set ({error}): write one with .save()"
+            ) from error
 
 
 def as_head_set(heads: "HeadSet | Iterable[Head]", site: Site | None = None) -> HeadSet:

@@ -18,7 +18,7 @@ O is the masked run's top token in ``path`` as in the paper, the true object's t
 from typing import Any, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from interp.errors import UserError
@@ -31,8 +31,7 @@ from interp.patching.forward import device_of, tail_logits
 from interp.patching.metrics import LogitDifference, Probability
 from interp.patching.sweep import DEFAULT_BATCH_TOKENS, sweep_heads
 from interp.premises.encode import EncodedPremises, encode_premises
-from interp.premises.questions import Premises
-
+from interp.premises.questions import Premises, QuestionKind
 
 
 @torch.no_grad()
@@ -43,6 +42,7 @@ def locate_heads(
     method: Method = "attribution",
     site: Site = "output",
     source: Source | None = None,
+    kind: QuestionKind = "false",
     heads: tuple[Head, ...] | None = None,
     seed: int = 0,
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
@@ -53,19 +53,23 @@ def locate_heads(
     Args:
         premises: known facts; only the search part of a split, if heads are to be scored later.
         source: see the module's text; by default ``masked`` for ``path`` and ``zero`` otherwise.
+        kind: which prompts run: ``false``; or ``twin`` with source ``twin`` for the control in
+            which there is no false premise, and nothing to find.
         heads: only these (exact methods); the others are NaN.
 
     Raises:
         UserError: an unknown method, site or source, or one that does not fit the site.
     """
-    _check(method, site)
+    check_site(site)
+    check_method(method)
     encoded = as_encoded(model, premises)
-    batch = encoded.batch("false")
+    batch = encoded.batch(kind)
     origin: Source = source or ("masked" if method == "path" and site == "output" else "zero")
-    edit = premise_edit(
-        model, encoded, site=site, source=origin, last_only=method == "path" and site == "output"
-    )
-    top = _masked_top(model, encoded) if method == "path" else encoded.true_tokens
+    last_only = method == "path" and site == "output"
+    edit = premise_edit(model, encoded, kind, site=site, source=origin, last_only=last_only)
+    top = encoded.true_tokens
+    if method == "path":
+        top = last_logits(model, encoded.batch("masked")).argmax(dim=-1)
     metrics = (LogitDifference(encoded.true_tokens, encoded.false_tokens), Probability(top))
     if method == "attribution":
         if heads is not None:
@@ -102,30 +106,17 @@ def batch_metrics(
     model: Any, batch: TokenBatch, metrics: tuple[Any, ...]
 ) -> Float[Tensor, "metric prompt"]:
     """The metrics in an unedited run, in chunks of prompts."""
-    values = torch.empty(len(metrics), len(batch))
-    size = max(1, DEFAULT_BATCH_TOKENS // batch.width)
-    for begin in range(0, len(batch), size):
-        chunk = list(range(begin, min(begin + size, len(batch))))
-        logits = tail_logits(model, batch.take(chunk))[:, -1]
-        prompts = torch.as_tensor(chunk, device=batch.tokens.device)
-        for index, metric in enumerate(metrics):
-            values[index, chunk] = metric.take(prompts)(logits).float().cpu()
-    return values
+    logits = last_logits(model, batch)
+    return torch.stack([metric(logits).float().cpu() for metric in metrics])
 
 
-def _check(method: str, site: str) -> None:
-    check_site(site)
+def last_logits(model: Any, batch: TokenBatch) -> Float[Tensor, "prompt d_vocab"]:
+    """The last column's logits in an unedited run, in chunks of prompts."""
+    parts = batch.parts(DEFAULT_BATCH_TOKENS)
+    return torch.cat([tail_logits(model, part)[:, -1] for part in parts])
+
+
+def check_method(method: str) -> None:
+    """Raise for an unknown method, and list the known."""
     if method not in get_args(Method):
         raise UserError(f"unknown method {method!r}; known: {', '.join(get_args(Method))}")
-
-
-def _masked_top(model: Any, encoded: EncodedPremises) -> Int[Tensor, " prompt"]:
-    """The masked run's most likely next token, per prompt."""
-    batch = encoded.batch("masked")
-    size = max(1, DEFAULT_BATCH_TOKENS // batch.width)
-    tops = [
-        tail_logits(model, TokenBatch(batch.tokens[i : i + size], batch.mask[i : i + size]))[:, -1]
-        .argmax(dim=-1)
-        for i in range(0, len(batch), size)
-    ]  # fmt: skip
-    return torch.cat(tops)

@@ -1,7 +1,7 @@
 """Choosing heads from their effects.
 
 By fraction, count or false-discovery rate of the mean effect; by the paper's vote (arXiv
-2402.19103, section 3.4: per prompt keep heads with E ≥ τ, rank heads by how many prompts keep them);
+2402.19103, section 3.4: per prompt keep heads with E ≥ τ, rank by how many prompts keep them);
 and random sets matched to a chosen one, layer by layer, for a null.
 """
 
@@ -24,7 +24,8 @@ def select_heads(
     vote: float | None = None,
 ) -> HeadSet:
     """A head set from effects; see ``HeadEffects.select``."""
-    given = [name for name, value in (("fraction", fraction), ("count", count), ("fdr", fdr)) if value is not None]  # fmt: skip
+    ways = {"fraction": fraction, "count": count, "fdr": fdr}
+    given = [name for name, value in ways.items() if value is not None]
     if len(given) != 1:
         raise UserError(f"choose by exactly one of fraction, count and fdr, not {given or 'none'}")
     if fdr is not None:

@@ -84,14 +84,12 @@ def tail_outputs(
     model: Any, batch: TokenBatch, first: int
 ) -> Float[Tensor, "layer prompt tail head d_head"]:
     """Every head's output from column ``first`` on, in chunks of prompts."""
-    size = max(1, DEFAULT_BATCH_TOKENS // batch.width)
-    parts = []
-    for begin in range(0, len(batch), size):
-        part = TokenBatch(batch.tokens[begin : begin + size], batch.mask[begin : begin + size])
+    found = []
+    for part in batch.parts(DEFAULT_BATCH_TOKENS):
         run = record_run(model, part, start=first)
         assert run.z is not None
-        parts.append(run.z)
-    return torch.cat(parts, dim=1)
+        found.append(run.z)
+    return torch.cat(found, dim=1)
 
 
 def aligned_columns(

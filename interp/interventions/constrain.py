@@ -6,7 +6,7 @@ then act there, and on every decoding step where the site asks for it. Nothing s
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -25,7 +25,9 @@ from interp.patching.sweep import check_heads
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import Premises
 
-DEFAULT_MASK = " XXXX"
+DEFAULT_MASK = "XXXX"
+SPACES = ("Ġ", "▁")
+"""How byte-level and SentencePiece vocabularies write the space before a word."""
 
 
 class _Prefill:
@@ -37,6 +39,7 @@ class _Prefill:
         self.at: Tensor | None = None
         self.resampled: dict[int, Tensor] = {}
         self.prefilling = False
+        self.columns = 0
         self.suspended = False
 
     def begin(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -49,6 +52,7 @@ class _Prefill:
         past = kwargs.get("past_key_values")
         seen = past.get_seq_length() if past is not None else 0
         self.prefilling = seen == 0
+        self.columns = seen + tokens.shape[1]
         if not self.prefilling:
             if self.at is None or len(self.at) != len(tokens):
                 raise UserError(
@@ -68,8 +72,8 @@ class _Prefill:
     def _resample(self, tokens: Tensor, real: Tensor) -> dict[int, Tensor]:
         """Per layer, the outputs at the object when a neutral word stands there instead."""
         assert self.at is not None
-        neutral = self.model.tokenizer(self.mask_text, add_special_tokens=False)["input_ids"]
-        prompts, ends = [], []
+        prompts: list[list[int]] = []
+        ends: list[tuple[int, int] | None] = []
         for row in range(len(tokens)):
             where = self.at[row].nonzero()[:, 0]
             if len(where) == 0:
@@ -77,8 +81,9 @@ class _Prefill:
                 ends.append(None)
                 continue
             before = tokens[row, : where[0]][real[row, : where[0]]].tolist()
-            prompts.append([*before, *neutral])
-            ends.append(len(before))
+            space, neutral = self._neutral(int(tokens[row, where[0]]))
+            prompts.append([*before, *space, *neutral])
+            ends.append((len(before) + len(space), len(neutral)))
         batch = TokenBatch.from_lists(prompts, device=tokens.device)
         z = record_run(self.model, batch).z
         assert z is not None
@@ -88,12 +93,24 @@ class _Prefill:
             if end is None:
                 continue
             places = self.at[row].nonzero()[:, 0]
-            offset = int(batch.offsets[row]) + end
+            offset, length = int(batch.offsets[row]) + end[0], end[1]
             # Aligned by the last token; a longer object repeats the neutral word's first token.
-            steps = torch.arange(len(neutral) - len(places), len(neutral)).clamp(min=0) + offset
+            steps = torch.arange(length - len(places), length).clamp(min=0) + offset
             for layer in layers:
                 out[layer][row, places] = z[layer, row, steps.to(z.device)]
         return out
+
+    def _neutral(self, first: int) -> tuple[list[int], list[int]]:
+        """The neutral word's tokens, after a space where the object's first token has one.
+
+        A token that is nothing but the space comes apart: it is not in the word's span.
+        """
+        tokenizer = self.model.tokenizer
+        spaced = tokenizer.convert_ids_to_tokens(first)[:1] in SPACES
+        text = f" {self.mask_text}" if spaced else self.mask_text
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        alone = int(tokenizer.convert_ids_to_tokens(ids[0]) in SPACES)
+        return ids[:alone], ids[alone:]
 
 
 def _output_hook(state: _Prefill, layer: int, heads: Tensor, mean: Tensor | None) -> Hook:
@@ -124,12 +141,14 @@ def _attention_hook(state: _Prefill, layer: int, heads: Tensor) -> Hook:
             return scores
         assert state.at is not None
         queries, keys = scores.shape[2:]
-        # While decoding there are more keys than the prompt had: none of them is the object.
-        at = torch.nn.functional.pad(state.at, (0, keys - state.at.shape[1])).to(scores.device)
+        # While decoding there are more columns than the prompt had: none of them is the object.
+        # A layer with a sliding window has kept the keys of the last columns only.
+        at = torch.nn.functional.pad(state.at, (0, state.columns - state.at.shape[1]))
+        at = at[:, -keys:].to(scores.device)
         rows = torch.arange(len(at), device=at.device)
         everywhere = heads.to(at.device).expand(len(at), -1)
         _, edit = AttentionEdit(at, factor).hook(layer, rows, everywhere, keys - queries)
-        return edit(scores, hook)
+        return cast(Tensor, edit(scores, hook))
 
     return scores_hook_name(layer), cut
 
@@ -192,7 +211,7 @@ def constrain(
         mean = mean_output(model, as_encoded(model, source))
     mask_text = DEFAULT_MASK
     if isinstance(premises, Premises):
-        mask_text = f" {premises.relation.mask}"
+        mask_text = premises.relation.mask
     state = _Prefill(model, constraint, places, mask_text)
     with hooked(model, _hooks(model, state, mean)):
         handle = model.original_model.register_forward_pre_hook(state.begin, with_kwargs=True)

@@ -40,6 +40,7 @@ _SOURCES: dict[Mode, Source] = {
 
 
 def check_mode(site: Site, mode: str) -> None:
+    """Raise UserError for an unknown mode, or one that does not fit the site."""
     if mode not in get_args(Mode):
         raise UserError(f"unknown mode {mode!r}; known: {', '.join(get_args(Mode))}")
     if mode not in SITE_MODES[site]:
@@ -71,6 +72,7 @@ class Constraint:
 
     @property
     def site(self) -> Site:
+        """The site of the heads."""
         return self.heads.site
 
     @property
@@ -80,6 +82,7 @@ class Constraint:
         return f"{self.site}, {mode}, {len(self.heads)} heads"
 
     def with_heads(self, heads: HeadSet) -> "Constraint":
+        """The same constraint on other heads."""
         return Constraint(heads, self.mode, self.factor)
 
     def edit(

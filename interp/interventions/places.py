@@ -60,7 +60,9 @@ def _from_spans(spans: tuple[tuple[int, int], ...]) -> Places:
         for row, (start, end) in enumerate(spans):
             first, length = int(mask[row].long().argmax()), int(mask[row].sum())
             if not 0 <= start < end <= length:
-                raise UserError(f"span [{start}, {end}) of prompt {row} is not in its {length} tokens")
+                raise UserError(
+                    f"span [{start}, {end}) of prompt {row} is not in its {length} tokens"
+                )
             at[row, first + start : first + end] = True
         return at
 
@@ -70,7 +72,9 @@ def _from_spans(spans: tuple[tuple[int, int], ...]) -> Places:
 def _from_mask(at: Tensor) -> Places:
     def find(tokens: Tensor, mask: Tensor) -> Tensor:
         if at.shape != tokens.shape:
-            raise UserError(f"the mask of places is {tuple(at.shape)}, the prompts {tuple(tokens.shape)}")
+            raise UserError(
+                f"the mask of places is {tuple(at.shape)}, the prompts {tuple(tokens.shape)}"
+            )
         return at.to(device=tokens.device, dtype=torch.bool)
 
     return find

@@ -18,9 +18,15 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from interp.patching.batch import TokenBatch
-from interp.patching.edits import HeadEdit, OutputEdit, output_hook_name, pattern_hook_name, take_edit
+from interp.patching.edits import (
+    HeadEdit,
+    OutputEdit,
+    output_hook_name,
+    pattern_hook_name,
+    take_edit,
+)
 from interp.patching.forward import HookFunction, RecordedRun, record_run, resume
-from interp.patching.metrics import Metric, apply_metric, can_take
+from interp.patching.metrics import Metric, apply_metric, can_take, take_metrics
 from interp.patching.sweep import chunk_prompts, first_column
 
 DEFAULT_GRADIENT_TOKENS = 1024
@@ -79,7 +85,7 @@ def attribute_heads(
 
     Arguments as in ``sweep_heads``; the values are *differences* from the unedited run.
     """
-    whole = not all(can_take(metric) for metric in metrics)
+    whole = not can_take(metrics)
     values = torch.full(
         (len(metrics), len(batch), model.cfg.n_layers, model.cfg.n_heads), torch.nan
     )
@@ -90,6 +96,6 @@ def attribute_heads(
         part_edit = take_edit(edit, prompts, drop=batch.width - part.width)
         with torch.no_grad():
             run = record_run(model, part, start=first_column(part_edit), keep_z=False)
-        part_metrics = [m.take(prompts) if can_take(m) else m for m in metrics]  # type: ignore[attr-defined]
+        part_metrics = take_metrics(metrics, prompts)
         values[:, prompts.cpu()] = _attribute_chunk(model, run, part_edit, part_metrics)
     return values

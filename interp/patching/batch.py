@@ -31,10 +31,12 @@ class TokenBatch:
     def __post_init__(self) -> None:
         if self.tokens.shape != self.mask.shape:
             raise UserError(
-                f"tokens {tuple(self.tokens.shape)} and mask {tuple(self.mask.shape)} differ in shape"
+                f"tokens {tuple(self.tokens.shape)} and mask {tuple(self.mask.shape)} differ"
             )
         if len(self.tokens) == 0 or not bool(self.mask.any(dim=1).all()):
-            raise UserError("a batch needs at least one prompt, and every prompt at least one token")
+            raise UserError(
+                "a batch needs at least one prompt, and every prompt at least one token"
+            )
         lengths = self.mask.sum(dim=1)
         columns = torch.arange(self.mask.shape[1], device=self.mask.device)
         if not torch.equal(self.mask, columns >= (self.mask.shape[1] - lengths)[:, None]):
@@ -75,6 +77,7 @@ class TokenBatch:
 
     @property
     def width(self) -> int:
+        """The number of columns."""
         return self.tokens.shape[1]
 
     @property
@@ -95,10 +98,20 @@ class TokenBatch:
         for row, (start, end) in enumerate(spans):
             length = int(self.mask[row].sum())
             if not 0 <= start < end <= length:
-                raise UserError(f"span [{start}, {end}) of prompt {row} is not in its {length} tokens")
+                raise UserError(
+                    f"span [{start}, {end}) of prompt {row} is not in its {length} tokens"
+                )
             offset = self.width - length
             at[row, offset + start : offset + end] = True
         return at
+
+    def parts(self, batch_tokens: int) -> list["TokenBatch"]:
+        """The prompts in order, some at a time, all at this batch's width."""
+        size = max(1, batch_tokens // self.width)
+        return [
+            TokenBatch(self.tokens[begin : begin + size], self.mask[begin : begin + size])
+            for begin in range(0, len(self), size)
+        ]
 
     def take(self, prompts: Sequence[int]) -> "TokenBatch":
         """Some of the prompts, cut to the width that they need."""

@@ -23,14 +23,17 @@ from interp.patching.forward import HookFunction
 
 
 def output_hook_name(layer: int) -> str:
+    """Heads' outputs, [batch pos head d_head]."""
     return f"blocks.{layer}.attn.hook_z"
 
 
 def scores_hook_name(layer: int) -> str:
+    """Attention scores before the softmax, masked, [batch head query key]."""
     return f"blocks.{layer}.attn.hook_attn_scores"
 
 
 def pattern_hook_name(layer: int) -> str:
+    """Attention weights after the softmax, [batch head query key]."""
     return f"blocks.{layer}.attn.hook_pattern"
 
 
@@ -150,5 +153,8 @@ def take_edit(edit: HeadEdit, prompts: Int[Tensor, " prompt"], drop: int = 0) ->
     """The edit for some of the prompts, with the first ``drop`` columns cut away."""
     if isinstance(edit, AttentionEdit):
         return replace(edit, keys=edit.keys[prompts, drop:])
-    source = None if edit.source is None else edit.source[:, prompts]
+    source = edit.source
+    if source is not None:
+        # A source that begins before the cut loses its first columns too.
+        source = source[:, prompts, max(drop - edit.first, 0) :]
     return replace(edit, at=edit.at[prompts, drop:], source=source, first=max(edit.first - drop, 0))

@@ -36,10 +36,11 @@ class _PrefixLayer(DynamicLayer):
         super().__init__()
         self.lazy_initialization(keys, values)
         self.keys, self.values = keys, values
+        self.beginning = (keys, values)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        keys = torch.cat([self.keys, key_states], dim=-2)
-        return keys, torch.cat([self.values, value_states], dim=-2)
+        keys, values = self.beginning
+        return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,14 @@ class RecordedRun:
     logits: Float[Tensor, "prompt d_vocab"]
 
     def prefix(self, rows: Int[Tensor, " row"]) -> Cache | None:
+        """The shared beginning as a cache for these rows; None where there is none."""
         if not self.keys_values:
             return None
         return Cache(layers=[_PrefixLayer(k[rows], v[rows]) for k, v in self.keys_values])
 
 
 def device_of(model: Any) -> torch.device:
+    """Where the model is: inputs go there."""
     return next(iter(model.original_model.parameters())).device
 
 
@@ -114,7 +117,9 @@ def run_columns(
     return hf_model(**arguments).logits[:, -keep:]
 
 
-def tail_logits(model: Any, batch: TokenBatch, *, keep: int = 1) -> Float[Tensor, "prompt keep d_vocab"]:
+def tail_logits(
+    model: Any, batch: TokenBatch, *, keep: int = 1
+) -> Float[Tensor, "prompt keep d_vocab"]:
     """The logits of the last ``keep`` columns of a whole batch."""
     rows = torch.arange(len(batch), device=batch.tokens.device)
     return run_columns(model, batch, rows, keep=keep)
@@ -132,7 +137,9 @@ def record_run(
     cache: Cache | None = None
     if start:
         cache = DynamicCache()
-        beginning = TokenBatch.__new__(TokenBatch)  # its rows may be padding only: not a valid batch
+        beginning = TokenBatch.__new__(
+            TokenBatch
+        )  # its rows may be padding only: not a valid batch
         object.__setattr__(beginning, "tokens", batch.tokens[:, :start])
         object.__setattr__(beginning, "mask", batch.mask[:, :start])
         run_columns(model, beginning, rows, cache=cache)
@@ -169,7 +176,9 @@ def check_finite(logits: Tensor, resid: Sequence[Tensor]) -> Tensor:
         return logits
     bad = [layer for layer, value in enumerate(resid) if not bool(torch.isfinite(value).all())]
     where = f"the input of layer {bad[0]} is" if bad else "the logits are"
-    raise UserError(f"the model gives NaN or infinity: {where} not finite; check its weights and dtype")
+    raise UserError(
+        f"the model gives NaN or infinity: {where} not finite; check its weights and dtype"
+    )
 
 
 @contextmanager

@@ -4,9 +4,9 @@ A metric is any callable Float[prompt d_vocab] → Float[prompt]. The ones here 
 narrowed to some of the prompts (``take``), which lets a sweep work in chunks.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -15,15 +15,20 @@ from torch import Tensor
 from interp.errors import UserError
 
 Metric = Callable[[Tensor], Tensor]
+_Own = TypeVar("_Own", bound="PerPromptMetric")
 
 
-@runtime_checkable
-class TakesPrompts(Protocol):
-    """A metric that knows each prompt's answers and can be narrowed to some prompts."""
+class PerPromptMetric:
+    """A metric whose fields hold one entry per prompt, so that it can be narrowed to some."""
 
-    def take(self, prompts: Tensor) -> "TakesPrompts": ...
+    def take(self: _Own, prompts: Tensor) -> _Own:
+        """The metric for some of the prompts, by index."""
+        some = {one.name: getattr(self, one.name)[prompts] for one in fields(self)}  # type: ignore[arg-type]
+        return replace(self, **some)  # type: ignore[type-var]
 
-    def __call__(self, logits: Tensor) -> Tensor: ...
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Last position's logits to one value per prompt; each metric says which."""
+        raise TypeError(f"{type(self).__name__} is no metric: it has no __call__")
 
 
 def _at(values: Float[Tensor, "prompt d_vocab"], token: Int[Tensor, " prompt"]) -> Tensor:
@@ -31,55 +36,47 @@ def _at(values: Float[Tensor, "prompt d_vocab"], token: Int[Tensor, " prompt"]) 
 
 
 @dataclass(frozen=True)
-class LogitDifference:
+class LogitDifference(PerPromptMetric):
     """logit(answer) − logit(wrong) at the last position."""
 
     answer: Int[Tensor, " prompt"]
     wrong: Int[Tensor, " prompt"]
 
-    def take(self, prompts: Tensor) -> "LogitDifference":
-        return LogitDifference(self.answer[prompts], self.wrong[prompts])
-
     def __call__(self, logits: Float[Tensor, "prompt d_vocab"]) -> Float[Tensor, " prompt"]:
+        """The difference, per prompt."""
         return _at(logits, self.answer) - _at(logits, self.wrong)
 
 
 @dataclass(frozen=True)
-class Probability:
+class Probability(PerPromptMetric):
     """Softmax probability of one token per prompt at the last position."""
 
     token: Int[Tensor, " prompt"]
 
-    def take(self, prompts: Tensor) -> "Probability":
-        return Probability(self.token[prompts])
-
     def __call__(self, logits: Float[Tensor, "prompt d_vocab"]) -> Float[Tensor, " prompt"]:
+        """The probability, per prompt."""
         return (_at(logits, self.token).float() - logits.float().logsumexp(dim=-1)).exp()
 
 
 @dataclass(frozen=True)
-class LogProbability:
+class LogProbability(PerPromptMetric):
     """Natural logarithm of the probability of one token per prompt at the last position."""
 
     token: Int[Tensor, " prompt"]
 
-    def take(self, prompts: Tensor) -> "LogProbability":
-        return LogProbability(self.token[prompts])
-
     def __call__(self, logits: Float[Tensor, "prompt d_vocab"]) -> Float[Tensor, " prompt"]:
+        """The log-probability in nats, per prompt."""
         return _at(logits, self.token).float() - logits.float().logsumexp(dim=-1)
 
 
 @dataclass(frozen=True)
-class KLDivergence:
+class KLDivergence(PerPromptMetric):
     """KL(reference ‖ run) in nats over the vocabulary, from log-probabilities on both sides."""
 
     reference: Float[Tensor, "prompt d_vocab"]
 
-    def take(self, prompts: Tensor) -> "KLDivergence":
-        return KLDivergence(self.reference[prompts])
-
     def __call__(self, logits: Float[Tensor, "prompt d_vocab"]) -> Float[Tensor, " prompt"]:
+        """The divergence in nats, per prompt."""
         p, q = self.reference.float().log_softmax(-1), logits.float().log_softmax(-1)
         return (p.exp() * (p - q)).sum(dim=-1)
 
@@ -89,9 +86,17 @@ def apply_metric(metric: Metric, logits: Float[Tensor, "prompt d_vocab"]) -> Ten
     value = metric(logits)
     if not isinstance(value, torch.Tensor) or value.shape != logits.shape[:1]:
         shape = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
-        raise UserError(f"a metric returns one value per prompt, [{len(logits)}]; this one: {shape}")
+        raise UserError(
+            f"a metric returns one value per prompt, [{len(logits)}]; this one: {shape}"
+        )
     return value
 
 
-def can_take(metric: Metric) -> bool:
-    return isinstance(metric, TakesPrompts)
+def can_take(metrics: Sequence[Metric]) -> bool:
+    """Whether all metrics can be narrowed to some of the prompts."""
+    return all(isinstance(metric, PerPromptMetric) for metric in metrics)
+
+
+def take_metrics(metrics: Sequence[Metric], prompts: Tensor) -> list[Metric]:
+    """Metrics for some of the prompts; a plain callable, which sees all prompts, as it is."""
+    return [m.take(prompts) if isinstance(m, PerPromptMetric) else m for m in metrics]

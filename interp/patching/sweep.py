@@ -24,7 +24,7 @@ from interp.errors import UserError
 from interp.patching.batch import TokenBatch, first_difference
 from interp.patching.edits import HeadEdit, OutputEdit, output_hook_name, take_edit
 from interp.patching.forward import Hook, HookFunction, RecordedRun, record_run, resume
-from interp.patching.metrics import Metric, apply_metric, can_take
+from interp.patching.metrics import Metric, apply_metric, can_take, take_metrics
 
 DEFAULT_BATCH_TOKENS = 4096
 
@@ -155,7 +155,7 @@ def sweep_sets(
         if heads:
             groups.setdefault(min(layer for layer, _ in heads), []).append(index)
     empty = [index for index, heads in enumerate(tuples) if not heads]
-    whole = not all(can_take(metric) for metric in metrics)
+    whole = not can_take(metrics)
     values = torch.full((len(metrics), len(batch), len(tuples)), torch.nan)
     largest = max((len(group) for group in groups.values()), default=1)
     chunks = chunk_prompts(edit, min(largest, model.cfg.n_heads), batch_tokens, whole=whole)
@@ -165,11 +165,13 @@ def sweep_sets(
             part = batch.take(chunk)
             part_edit = take_edit(edit, prompts, drop=batch.width - part.width)
             run = record_run(model, part, start=first_column(part_edit), keep_z=freeze)
-            part_metrics = [m.take(prompts) if can_take(m) else m for m in metrics]  # type: ignore[attr-defined]
+            part_metrics = take_metrics(metrics, prompts)
             rows = prompts.cpu()[:, None]
             for index, metric in enumerate(part_metrics):
                 unedited = apply_metric(metric, run.logits).float().cpu()
-                values[index, rows, torch.as_tensor(empty, dtype=torch.long)[None, :]] = unedited[:, None]
+                values[index, rows, torch.as_tensor(empty, dtype=torch.long)[None, :]] = unedited[
+                    :, None
+                ]
             for group in groups.values():
                 block = _group_values(
                     model, run, part_edit, [tuples[index] for index in group], part_metrics,
@@ -225,7 +227,7 @@ def check_heads(model: Any, heads: Sequence[tuple[int, int]]) -> None:
 def patch_heads(
     model: Any,
     clean: Int[Tensor, "prompt pos"],
-    corrupted: Int[Tensor, "prompt pos"],
+    corrupted: Int[Tensor, "corrupted_prompt corrupted_pos"],
     metric: Callable[[Tensor], Tensor],
     *,
     component: str = "z",
@@ -260,7 +262,5 @@ def patch_heads(
     start = int(first.min())
     recorded = record_run(model, source, start=start)
     edit = OutputEdit(at=columns[None, :] >= first[:, None], source=recorded.z, first=start)
-    values = sweep_heads(
-        model, batch, edit, [metric], batch_tokens=batch_tokens, progress=progress
-    )
+    values = sweep_heads(model, batch, edit, [metric], batch_tokens=batch_tokens, progress=progress)
     return values[0]

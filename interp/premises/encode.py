@@ -44,6 +44,7 @@ class EncodedPremise:
     false_token: int
 
     def prompt(self, kind: QuestionKind) -> EncodedPrompt:
+        """One of the three prompts."""
         return {"false": self.false, "twin": self.twin, "masked": self.masked}[kind]
 
 
@@ -52,28 +53,33 @@ class EncodedPremises:
     """Premises as a model reads them; ``len`` is the number of questions."""
 
     items: tuple[EncodedPremise, ...]
-    device: torch.device = torch.device("cpu")
+    device: torch.device | str = "cpu"
 
     def __len__(self) -> int:
         return len(self.items)
 
     @property
     def subjects(self) -> tuple[str, ...]:
+        """The subject of each question."""
         return tuple(item.question.subject for item in self.items)
 
     @property
     def templates(self) -> tuple[str, ...]:
+        """The template of each question."""
         return tuple(item.question.template for item in self.items)
 
     @cached_property
     def true_tokens(self) -> Int[Tensor, " prompt"]:
+        """The first token of the true answer that the false one does not share."""
         return torch.tensor([item.true_token for item in self.items], device=self.device)
 
     @cached_property
     def false_tokens(self) -> Int[Tensor, " prompt"]:
+        """The first token of the false answer that the true one does not share."""
         return torch.tensor([item.false_token for item in self.items], device=self.device)
 
     def batch(self, kind: QuestionKind) -> TokenBatch:
+        """All prompts of one kind, left-padded."""
         return TokenBatch.from_lists(
             [item.prompt(kind).tokens for item in self.items], device=self.device
         )
@@ -83,6 +89,7 @@ class EncodedPremises:
         return self.batch(kind).columns([item.prompt(kind).object for item in self.items])
 
     def take(self, prompts: Iterable[int]) -> "EncodedPremises":
+        """Some of the questions, by index."""
         return EncodedPremises(tuple(self.items[index] for index in prompts), self.device)
 
 
@@ -140,7 +147,9 @@ def _with_spans(
     return EncodedPrompt(tuple(encoding["input_ids"][:length]), *spans)
 
 
-def answer_tokens(tokenizer: Any, rendered: RenderedChat, answers: Sequence[str]) -> list[list[int]]:
+def answer_tokens(
+    tokenizer: Any, rendered: RenderedChat, answers: Sequence[str]
+) -> list[list[int]]:
     """The ids of the text followed by each answer and a full stop.
 
     The full stop makes answers differ even when one begins with the other.

@@ -52,6 +52,7 @@ class Knowledge:
 
     @property
     def n_known(self) -> int:
+        """How many facts are known."""
         return sum(fact.known for fact in self.facts)
 
     @property
@@ -63,6 +64,7 @@ class Knowledge:
         return f"{line}; the others answered {said}" if said else line
 
     def to_dataframe(self) -> pd.DataFrame:
+        """One row a fact."""
         return pd.DataFrame([vars(fact) for fact in self.facts])
 
     def keep(self, premises: Premises, *, minimum: int = MINIMUM_KNOWN) -> Premises:

@@ -12,6 +12,7 @@ from interp.evaluation.answer_pair import AnswerPair
 
 Role = Literal["", "object", "true", "false"]
 
+
 @dataclass(frozen=True)
 class Piece:
     """A stretch of text and its role ("" for none)."""

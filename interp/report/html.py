@@ -10,7 +10,6 @@ import base64
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -38,6 +37,7 @@ from interp.report.measures import format_number, format_small
 from interp.report.reading import Run, read_run
 from interp.report.summary import agreement_sentence, key_figures, summary_sentences
 from interp.report.tables import comparison_table, setting_name, settings_of, template_table
+from interp.runs.store import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -149,18 +149,6 @@ def content_security_policy(scripts: list[Markup]) -> str:
         f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; "
         "img-src data: blob:; base-uri 'none'; form-action 'none'"
     )
-
-
-def write_atomically(target: Path, text: str) -> None:
-    """Write beside the target and move into place, so that no reader sees half a file."""
-    beside = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        beside.write_text(text, encoding="utf-8", errors="replace", newline="\n")
-        os.replace(beside, target)
-    except OSError as error:
-        raise UserError(f"{target}: cannot be written ({error.strerror or error})") from error
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _own(name: str) -> str:

@@ -1,0 +1,163 @@
+"""What each command does: load, call the function behind it, print a table and where things are."""
+
+import json
+import sys
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from interp.cli.options import (
+    DemoOptions,
+    EvaluateOptions,
+    LocateOptions,
+    ModelOptions,
+    PremisesOptions,
+    ReportOptions,
+    to_config,
+)
+from interp.errors import UserError
+from interp.evaluation.evaluate import Evaluation
+from interp.models import load_model
+from interp.premises.knowledge import check_knowledge
+from interp.premises.questions import load_premises
+from interp.premises.registry import list_relations, load_relation
+from interp.report.html import write_report
+from interp.report.summary import agreement_sentence, summary_sentences
+from interp.report.tables import comparison_table, rich_table
+from interp.runs.demo import DemoSettings, demo_run
+from interp.runs.evaluate import EvaluateSettings, evaluate_run
+from interp.runs.locate import LocateSettings, load_run, locate_run, premise_rows
+from interp.runs.manifest import check_same_model, read_manifest
+from interp.runs.store import read_json, write_jsonl, write_yaml
+
+
+def _load(options: ModelOptions | PremisesOptions, console: Console) -> Any:
+    with console.status(f"loading {options.model}"):
+        return load_model(options.model, device=options.device, dtype=options.dtype)
+
+
+def demo(options: DemoOptions, console: Console) -> None:
+    """The whole way; see ``interp.runs.demo``."""
+    model = _load(options, console)
+    settings = DemoSettings(
+        premises=options.premises,
+        limit=options.limit,
+        path_prompts=options.path_prompts,
+        seed=options.seed,
+    )
+    evaluations = demo_run(model, settings, options.out)
+    write_yaml(options.out / "config.yaml", to_config(options))
+    print_evaluation(evaluations, options.out, console)
+    console.print(f"\nreport: {write_report(options.out)}", highlight=False, soft_wrap=True)
+
+
+def locate(options: LocateOptions, console: Console) -> None:
+    """Effects of all heads; see ``interp.runs.locate``."""
+    settings = LocateSettings(
+        premises=options.premises,
+        method=options.method,
+        site=options.site,
+        check=options.check,
+        limit=options.limit,
+        seed=options.seed,
+    )
+    load_premises(options.premises)  # a misspelt relation should not wait for the model
+    effects = locate_run(_load(options, console), settings, options.out)
+    write_yaml(options.out / "config.yaml", to_config(options))
+    for site, one in effects.items():
+        top = one.to_dataframe().head(10)[
+            ["layer", "head", "effect", "ci_low", "ci_high", "q_value"]
+        ]
+        text = top.map(lambda cell: f"{cell:.3g}" if isinstance(cell, float) else str(cell))
+        console.print(rich_table(text, title=f"site {site}: largest effects on the search part"))
+    console.print(f"\nrun: {options.out}   next: interp evaluate {options.out}", highlight=False)
+
+
+def evaluate(options: EvaluateOptions, console: Console) -> None:
+    """Held-out scores of a run's heads; see ``interp.runs.evaluate``."""
+    settings = EvaluateSettings(
+        heads=options.heads,
+        site=options.site,
+        mode=options.mode,
+        factor=options.factor,
+        gate=options.gate,
+        random_sets=options.random_sets,
+        every_mode=options.every_mode,
+        answers=options.answers,
+        seed=options.seed,
+    )
+    recorded = read_manifest(options.run)
+    spec = options.model or str(recorded.get("model", {}).get("spec"))
+    model = _load(replace(options, model=spec), console)
+    check_same_model(options.run, model)
+    _, split, effects = load_run(model, options.run)
+    evaluations = evaluate_run(model, split, effects, settings, options.run)
+    print_evaluation(evaluations, options.run, console)
+    console.print(f"\nnext: interp report {options.run}", highlight=False, soft_wrap=True)
+
+
+def report(options: ReportOptions, console: Console) -> None:
+    """The HTML file of a run."""
+    console.print(f"report: {write_report(options.run)}", highlight=False, soft_wrap=True)
+
+
+def premises(options: PremisesOptions, console: Console) -> None:
+    """Relations and their questions."""
+    actions = {"ls": _list, "show": _show, "build": _build, "check": _check}
+    actions[options.action](options, console)
+
+
+def print_evaluation(evaluations: list[Evaluation], run: Path, console: Console) -> None:
+    """The comparison table and the summary in words."""
+    content = read_json(run / "evaluation.json")
+    table = comparison_table(content).set_index("setting").T.reset_index(names="measure")
+    console.print(rich_table(table, title="held-out subjects and templates, [95 % interval]"))
+    sentences = list(summary_sentences(content))
+    if (run / "agreement.json").is_file():
+        sentence = agreement_sentence(read_json(run / "agreement.json"))
+        sentences += [sentence] if sentence else []
+    for sentence in sentences:
+        console.print(f"• {sentence}", markup=False, highlight=False)
+    first = evaluations[0].constraint.heads
+    console.print(f"• heads (layer, head): {', '.join(map(str, first))}", highlight=False)
+
+
+def _list(options: PremisesOptions, console: Console) -> None:
+    import pandas as pd
+
+    relations = [load_relation(name) for name in list_relations()]
+    rows = [(r.name, len(r.facts), len(r.templates), r.description) for r in relations]
+    table = pd.DataFrame(rows, columns=["relation", "facts", "templates", "description"])
+    console.print(rich_table(table))
+
+
+def _show(options: PremisesOptions, console: Console) -> None:
+    chosen = load_premises(options.premises, seed=options.seed, limit=options.limit)
+    for question in chosen.questions()[: len(chosen.templates)]:
+        console.print(f"template {question.template}", style="bold", markup=False)
+        for kind in ("false", "twin", "masked"):
+            filled = chosen.fill(question, kind)
+            console.print(f"  {kind:7} {filled.text}", markup=False, highlight=False)
+        console.print(f"  {'cloze':7} {chosen.cloze(question)} …", markup=False, highlight=False)
+
+
+def _build(options: PremisesOptions, console: Console) -> None:
+    chosen = load_premises(options.premises, seed=options.seed, limit=options.limit)
+    rows: Iterable[dict[str, Any]] = premise_rows(chosen.split(seed=options.seed))
+    if options.out is None:
+        for row in rows:
+            sys.stdout.write(json.dumps(row, ensure_ascii=False) + "\n")
+        return
+    if not options.out.parent.is_dir():
+        raise UserError(f"{options.out.parent} is not a directory: make it first")
+    console.print(f"wrote {write_jsonl(options.out, rows)}", highlight=False)
+
+
+def _check(options: PremisesOptions, console: Console) -> None:
+    chosen = load_premises(options.premises, seed=options.seed, limit=options.limit)
+    knowledge = check_knowledge(_load(options, console), chosen, check=options.check)
+    console.print(rich_table(knowledge.to_dataframe().astype(str)))
+    console.print(knowledge.summary, markup=False, highlight=False)

@@ -1,0 +1,65 @@
+"""Dispatch: parse, run, and turn a user's mistake into one line and exit code 2."""
+
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from interp.cli.options import COMMANDS, parse
+from interp.errors import UserError
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of ``interp``; exits with 0, 2 for a user's mistake, or 130 when interrupted."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    console, errors = Console(), Console(stderr=True)
+    if not words or words[0] in ("-h", "--help"):
+        _overview(console)
+        sys.exit(0 if words else 2)
+    if words[0] == "--version":
+        from interp import __version__
+
+        console.print(f"faithlens {__version__}", highlight=False)
+        return
+    if words[0] not in COMMANDS:
+        _fail(errors, f"unknown command {words[0]!r}; known: {', '.join(COMMANDS)}")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("interp").setLevel(logging.INFO)
+    try:
+        _commands()[words[0]](parse(words[0], words[1:]), console)
+    except UserError as error:
+        _fail(errors, str(error))
+    except KeyboardInterrupt:
+        errors.print("interrupted: the same command again takes up what is finished")
+        sys.exit(130)
+
+
+def _commands() -> dict[str, Callable[[Any, Console], None]]:
+    # Imported late: `interp --help` should not wait for torch.
+    from interp.cli import commands
+
+    return {
+        "demo": commands.demo,
+        "locate": commands.locate,
+        "evaluate": commands.evaluate,
+        "report": commands.report,
+        "premises": commands.premises,
+    }
+
+
+def _fail(errors: Console, message: str) -> None:
+    errors.print("error:", style="bold red", end=" ")
+    errors.print(message, markup=False, highlight=False, soft_wrap=True)
+    sys.exit(2)
+
+
+def _overview(console: Console) -> None:
+    console.print("interp: find and constrain the heads behind false-premise hallucination\n")
+    table = Table(show_header=False, box=None, padding=(0, 2))
+    for name, options in COMMANDS.items():
+        table.add_row(f"interp {name}", (options.__doc__ or "").strip())
+    console.print(table)
+    console.print("\ninterp COMMAND --help shows a command's options.")

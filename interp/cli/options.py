@@ -1,0 +1,204 @@
+"""Options of the commands: frozen dataclasses that tyro reads, and YAML files fill in.
+
+One dataclass is the command's help text, its config file's keys, and what is written as
+``config.yaml`` into the run, from which the run can be repeated.
+"""
+
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import tyro
+import yaml
+
+from interp.errors import UserError
+
+Options = TypeVar("Options")
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model, and how it runs."""
+
+    model: str = "smollm2-135m"
+    """smollm2-135m (embedded), a hub id, a directory, or a .gguf file."""
+    device: str | None = None
+    """A torch device such as cpu or cuda:0; by default a GPU if there is one."""
+    dtype: str = "float32"
+    """float32, bfloat16 or float16."""
+    seed: int = 0
+    """Draws false objects, splits, random head sets and resamples."""
+
+
+@dataclass(frozen=True)
+class DemoOptions(ModelOptions):
+    """The whole way on the embedded model: prompts, heads, constraint, held-out scores, report."""
+
+    out: Path = Path("runs/demo")
+    """The run directory; the same command again takes up what is there."""
+    premises: str = "capitals"
+    """A relation that ships (see `interp premises ls`), or a CSV or YAML file."""
+    limit: int = 110
+    """How many facts are tried, best known first."""
+    path_prompts: int = 6
+    """On how many search prompts exact path patching checks the ranking; 0 for none."""
+
+
+@dataclass(frozen=True)
+class LocateOptions(ModelOptions):
+    """Find what every head does to the answers of false-premise questions."""
+
+    out: Path = Path("runs/locate")
+    """The run directory; the same command again takes up what is there."""
+    premises: str = "capitals"
+    """A relation that ships (see `interp premises ls`), or a CSV or YAML file."""
+    method: Literal["path", "activation", "attribution"] = "attribution"
+    """path: the paper's, exact; activation: exact, nothing frozen; attribution: by gradient."""
+    site: Literal["output", "attention", "both"] = "both"
+    """What a head writes at the false object, what it reads from there, or both."""
+    check: Literal["strict", "answer"] = "strict"
+    """The knowledge check: the cloze's top tokens, or a greedy answer that names the object."""
+    limit: int | None = None
+    """Only the first so many facts."""
+
+
+@dataclass(frozen=True)
+class EvaluateOptions(ModelOptions):
+    """Constrain the heads of a run and score that on its held-out subjects and templates."""
+
+    run: tyro.conf.Positional[Path] = Path("runs/locate")
+    """The run directory of `interp locate`."""
+    model: str | None = None  # type: ignore[assignment]
+    """By default the run's model; it must be the same, wherever it is read from."""
+    heads: float = 0.01
+    """A fraction of all heads (below 1), or a count."""
+    site: Literal["output", "attention", "best"] = "best"
+    """best: score each site of the run; the one that did best on the search part comes first."""
+    mode: Literal["zero", "mean", "resample", "scale"] = "zero"
+    """What a constrained head does; the attention site knows zero and scale."""
+    factor: float = 0.0
+    """The factor of mode scale."""
+    gate: Literal["oracle"] = "oracle"
+    """Where the constraint acts: oracle is told which words are false."""
+    random_sets: int = 20
+    """Random head sets in the null, at least 20, matched per layer."""
+    every_mode: bool = False
+    """Also draw the gain-against-cost curve of the other modes, on the search part."""
+    answers: Literal["best", "all", "none"] = "best"
+    """For which settings greedy answers are asked: the slow part."""
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Write report.html from what is in a run directory."""
+
+    run: tyro.conf.Positional[Path] = Path("runs/demo")
+    """The run directory."""
+
+
+@dataclass(frozen=True)
+class PremisesOptions:
+    """List, show, build or check premises."""
+
+    action: tyro.conf.Positional[Literal["ls", "show", "build", "check"]] = "ls"
+    """ls: the relations that ship; show: example questions; build: all questions as JSONL;
+    check: which facts the model knows."""
+    premises: tyro.conf.Positional[str] = "capitals"
+    """A relation, or a CSV or YAML file."""
+    out: Path | None = None
+    """build: the file to write; by default the terminal."""
+    limit: int | None = None
+    """Only the first so many facts."""
+    model: str = "smollm2-135m"
+    """check: the model that is asked."""
+    device: str | None = None
+    """check: a torch device."""
+    dtype: str = "float32"
+    """check: float32, bfloat16 or float16."""
+    check: Literal["strict", "answer"] = "strict"
+    """check: which check."""
+    seed: int = 0
+    """Draws the false objects."""
+
+
+COMMANDS: dict[str, type] = {
+    "demo": DemoOptions,
+    "locate": LocateOptions,
+    "evaluate": EvaluateOptions,
+    "report": ReportOptions,
+    "premises": PremisesOptions,
+}
+
+
+def parse(command: str, arguments: list[str]) -> Any:
+    """Options of one command: defaults, then ``--config FILE.yaml``, then the command line."""
+    kind = COMMANDS[command]
+    arguments, config = _take_config(arguments)
+    default = kind()
+    if config is not None:
+        default = from_config(kind, config)
+    configured = tyro.conf.configure(tyro.conf.OmitArgPrefixes)(kind)
+    summary = f"{kind.__doc__}\n\nEvery option can also be a key of a YAML file: --config FILE."
+    return tyro.cli(
+        configured, args=arguments, default=default, prog=f"interp {command}", description=summary
+    )
+
+
+def from_config(kind: type[Options], path: Path) -> Options:
+    """Options from a YAML file; its keys are the options' names."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        first = str(error).splitlines()[0]
+        raise UserError(f"--config {path}: cannot be read as YAML ({first})") from error
+    known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
+    if not isinstance(content, dict):
+        raise UserError(f"--config {path}: must hold options as keys, such as `seed: 1`")
+    unknown = sorted(str(key) for key in content if key not in known)
+    if unknown:
+        raise UserError(
+            f"--config {path}: unknown option {unknown[0]!r}; known: {', '.join(known)}"
+        )
+    default = kind()
+    paths = {name for name in known if isinstance(getattr(default, name), Path) or name == "out"}
+    values = {
+        key: Path(value) if key in paths and value is not None else value
+        for key, value in content.items()
+    }
+    for key, value in values.items():
+        _check_kind(path, key, value, getattr(default, key))
+    return replace(default, **values)  # type: ignore[type-var]
+
+
+def _check_kind(path: Path, key: str, value: Any, default: Any) -> None:
+    if default is None or value is None:
+        return
+    fits = isinstance(value, type(default)) or (isinstance(default, float) and type(value) is int)
+    if not fits or (isinstance(value, bool) and not isinstance(default, bool)):
+        raise UserError(
+            f"--config {path}: {key} is {value!r}, but must be of kind {type(default).__name__}"
+        )
+
+
+def _take_config(arguments: list[str]) -> tuple[list[str], Path | None]:
+    rest, config = [], None
+    words = iter(arguments)
+    for word in words:
+        if word == "--config":
+            value = next(words, None)
+            if value is None:
+                raise UserError("--config needs a YAML file")
+            config = Path(value)
+        elif word.startswith("--config="):
+            config = Path(word.split("=", 1)[1])
+        else:
+            rest.append(word)
+    return rest, config
+
+
+def to_config(options: Any) -> dict[str, Any]:
+    """The options as a config file holds them."""
+    return {
+        key: str(value) if isinstance(value, Path) else value
+        for key, value in asdict(options).items()
+    }

@@ -1,0 +1,90 @@
+"""``interp demo``: the whole way on the embedded model, at a size that takes a few minutes.
+
+Premises, knowledge filter, search by attribution at both sites, a check of the ranking by exact
+path patching on some prompts, the constraint scored on held-out subjects and templates, a report.
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from interp.evaluation.evaluate import Evaluation
+from interp.heads.effects import agreement
+from interp.heads.locate import as_encoded, locate_heads
+from interp.premises.split import Split
+from interp.runs.evaluate import EvaluateSettings, evaluate_run
+from interp.runs.locate import LocateSettings, load_run, locate_run
+from interp.runs.manifest import check_same_model
+from interp.runs.store import read_json, write_json
+
+logger = logging.getLogger(__name__)
+
+TOP_K = 10
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """Size of the demo: how many facts are tried, and how many prompts path patching checks."""
+
+    premises: str = "capitals"
+    limit: int = 110
+    heads: float = 0.01
+    path_prompts: int = 6
+    seed: int = 0
+
+
+def demo_run(
+    model: Any, settings: DemoSettings, run: Path, *, progress: bool = True
+) -> list[Evaluation]:
+    """Run the demo into ``run``; what an earlier call finished is taken from there."""
+    search = LocateSettings(premises=settings.premises, limit=settings.limit, seed=settings.seed)
+    effects = locate_run(model, search, run, progress=progress)
+    check_same_model(run, model)
+    _, split, _ = load_run(model, run)
+    if settings.path_prompts:
+        check_by_path(model, split, settings.path_prompts, run, progress)
+    return evaluate_run(
+        model,
+        split,
+        effects,
+        EvaluateSettings(heads=settings.heads, seed=settings.seed, counts=(3, 8)),
+        run,
+        progress=progress,
+    )
+
+
+def check_by_path(
+    model: Any,
+    split: Split,
+    n_prompts: int,
+    run: Path,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Exact path patching of every head against its first-order estimate, on some search prompts.
+
+    Both take values from the masked run. The prompts are spread evenly over the search part.
+    Writes agreement.json.
+    """
+    path = run / "agreement.json"
+    if path.is_file():
+        return read_json(path)
+    encoded = as_encoded(model, split.search)
+    step = max(1, len(encoded) // n_prompts)
+    # An odd step walks through the templates too.
+    step += 1 - step % 2
+    prompts = encoded.take(list(range(0, len(encoded), step))[:n_prompts])
+    estimate = locate_heads(model, prompts, source="masked", progress=progress)
+    exact = locate_heads(model, prompts, method="path", progress=progress)
+    found = agreement(estimate, exact, top_k=TOP_K)
+    n_heads = estimate.values.shape[2]
+    x, y = estimate.mean.flatten().tolist(), exact.mean.flatten().tolist()
+    content = {
+        **found,
+        "x": "attribution",
+        "y": "path",
+        "n_prompts": len(prompts),
+        "points": [[i // n_heads, i % n_heads, x[i], y[i]] for i in range(len(x))],
+    }
+    write_json(path, content)
+    return content

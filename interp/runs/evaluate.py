@@ -1,0 +1,194 @@
+"""``interp evaluate`` as a function: choose a setting on the search part, score it on the other.
+
+Writes settings.csv (search split), evaluation.json, null.csv and generations.jsonl (held out).
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import pandas as pd
+
+from interp.errors import UserError
+from interp.evaluation.answers import AskedQuestions
+from interp.evaluation.evaluate import RANDOM_SETS, Evaluation, ask_all, evaluate
+from interp.evaluation.settings import (
+    SettingMode,
+    choose_setting,
+    compare_settings,
+    setting_mode_name,
+)
+from interp.heads.effects import HeadEffects
+from interp.heads.headset import Site
+from interp.heads.selection import count_of_fraction
+from interp.interventions.constraint import SITE_MODES, Constraint, Mode, check_mode
+from interp.premises.split import Split
+from interp.runs.locate import DEFAULT_FRACTION
+from interp.runs.store import write_json, write_jsonl, write_table
+
+logger = logging.getLogger(__name__)
+
+SiteToScore = Literal["output", "attention", "best"]
+AnswersFor = Literal["best", "all", "none"]
+ModeToScore = Literal["zero", "mean", "resample", "scale"]
+CURVE_COUNTS = (1, 3, 8, 14)
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """What is evaluated. ``heads`` below 1 is a fraction of all heads, otherwise a count.
+
+    ``site="best"`` scores every site of the run and puts the one that did best on the search
+    split first.
+    """
+
+    heads: float = DEFAULT_FRACTION
+    site: SiteToScore = "best"
+    mode: ModeToScore = "zero"
+    factor: float = 0.0
+    gate: str = "oracle"
+    random_sets: int = RANDOM_SETS
+    counts: tuple[int, ...] = CURVE_COUNTS
+    every_mode: bool = False
+    answers: AnswersFor = "best"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.heads <= 0:
+            raise UserError(f"heads is a fraction below 1 or a count from 1, not {self.heads:g}")
+        if self.heads > 1 and self.heads != int(self.heads):
+            raise UserError(f"a count of heads is a whole number, not {self.heads:g}")
+        if self.site not in get_args(SiteToScore):
+            known = ", ".join(get_args(SiteToScore))
+            raise UserError(f"unknown site {self.site!r}; known: {known}")
+        if self.answers not in get_args(AnswersFor):
+            known = ", ".join(get_args(AnswersFor))
+            raise UserError(f"unknown choice of answers {self.answers!r}; known: {known}")
+        if self.site != "best":
+            check_mode(self.site, self.mode)
+
+    def count(self, n_all: int) -> int:
+        """How many heads that is of ``n_all``."""
+        return int(self.heads) if self.heads >= 1 else count_of_fraction(self.heads, n_all)
+
+
+def evaluate_run(
+    model: Any,
+    split: Split,
+    effects: Mapping[Site, HeadEffects],
+    settings: EvaluateSettings,
+    run: Path,
+    *,
+    progress: bool = True,
+) -> list[Evaluation]:
+    """Score the run's heads on its held-out part; the best setting comes first."""
+    sites: tuple[Site, ...] = tuple(effects) if settings.site == "best" else (settings.site,)
+    missing = [site for site in sites if site not in effects]
+    if missing:
+        raise UserError(f"{run} was searched at site {', '.join(effects)}, not {missing[0]!r}")
+    chosen: dict[Site, HeadEffects] = {site: effects[site] for site in sites}
+    n_heads = settings.count(next(iter(chosen.values())).values[0].numel())
+    table = _settings_table(model, split, chosen, settings, n_heads, progress)
+    order = _best_first(table, sites, n_heads, settings)
+    asked = ask_all(model, split.held_out, progress=progress) if settings.answers != "none" else {}
+    evaluations = [
+        _score(
+            model, split, chosen[site], settings, site, n_heads,
+            asked if site == order[0] or settings.answers == "all" else {}, progress,
+        )
+        for site in order
+    ]  # fmt: skip
+    _write(run, evaluations, table, order[0], n_heads, settings)
+    return evaluations
+
+
+def mode_at(site: Site, settings: EvaluateSettings) -> SettingMode:
+    """The asked mode, or ``zero`` at a site that does not know it."""
+    mode: Mode = settings.mode if settings.mode in SITE_MODES[site] else "zero"
+    return mode, settings.factor if mode == "scale" else 0.0
+
+
+def _settings_table(
+    model: Any,
+    split: Split,
+    effects: Mapping[Site, HeadEffects],
+    settings: EvaluateSettings,
+    n_heads: int,
+    progress: bool,
+) -> pd.DataFrame:
+    modes: dict[Site, list[SettingMode]] = {site: [mode_at(site, settings)] for site in effects}
+    if settings.every_mode:
+        for site in effects:
+            others: list[SettingMode] = [(m, 0.0) for m in SITE_MODES[site] if m != "scale"]
+            for factor in (-1.0, 0.5) if site == "output" else (0.1, 0.3):
+                others.append(("scale", factor))
+            modes[site] += [other for other in others if other not in modes[site]]
+    counts = sorted({*settings.counts, n_heads})
+    return compare_settings(
+        model, split.search, effects, counts=counts, modes=modes, seed=settings.seed,
+        progress=progress,
+    )  # fmt: skip
+
+
+def _best_first(
+    table: pd.DataFrame, sites: tuple[Site, ...], n_heads: int, settings: EvaluateSettings
+) -> list[Site]:
+    """The sites, the one whose asked mode did best on the search split first."""
+    asked = {site: setting_mode_name(*mode_at(site, settings)) for site in sites}
+    fits = [
+        asked.get(site) == mode for site, mode in zip(table["site"], table["mode"], strict=True)
+    ]
+    best = table.at[choose_setting(table.loc[fits], n_heads=n_heads), "site"]
+    return sorted(sites, key=lambda site: site != best)
+
+
+def _score(
+    model: Any,
+    split: Split,
+    effects: HeadEffects,
+    settings: EvaluateSettings,
+    site: Site,
+    n_heads: int,
+    asked: Mapping[Any, AskedQuestions],
+    progress: bool,
+) -> Evaluation:
+    mode, factor = mode_at(site, settings)
+    constraint = Constraint(effects.select(count=n_heads), mode, factor)
+    return evaluate(
+        model, split.held_out, heads=constraint, gate=settings.gate, reference=split.search,
+        random_sets=settings.random_sets, answers=asked, seed=settings.seed, progress=progress,
+    )  # fmt: skip
+
+
+def _write(
+    run: Path,
+    evaluations: list[Evaluation],
+    table: pd.DataFrame,
+    best: Site,
+    n_heads: int,
+    settings: EvaluateSettings,
+) -> None:
+    mode = setting_mode_name(*mode_at(best, settings))
+    table["chosen"] = (
+        (table["site"] == best) & (table["mode"] == mode) & (table["n_heads"] == n_heads)
+    )
+    write_table(run / "settings.csv", table)
+    nulls = [one.null_dataframe() for one in evaluations]
+    write_table(run / "null.csv", pd.concat(nulls, ignore_index=True))
+    write_jsonl(run / "generations.jsonl", (pair.to_row() for pair in evaluations[0].answers))
+    content = evaluations[0].to_dict()
+    content["alternatives"] = [one.to_dict() for one in evaluations[1:]]
+    write_json(run / "evaluation.json", content)
+    _mark_selected(run, evaluations)
+
+
+def _mark_selected(run: Path, evaluations: list[Evaluation]) -> None:
+    """heads.csv says which heads were evaluated."""
+    path = run / "heads.csv"
+    heads = pd.read_csv(path)
+    chosen = {(one.constraint.site, *head) for one in evaluations for head in one.constraint.heads}
+    columns = zip(heads["site"], heads["layer"], heads["head"], strict=True)
+    heads["selected"] = [place in chosen for place in columns]
+    write_table(path, heads)

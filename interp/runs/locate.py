@@ -1,0 +1,179 @@
+"""``interp locate`` as a function: from a relation to a run directory with every head's effect.
+
+A run is cut into stages, each of which leaves whole files: which facts are known, the effects of
+each site, the tables. The same call again takes up what is there; another model, relation or
+seed in the same directory is refused.
+"""
+
+import json
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import pandas as pd
+
+from interp.errors import UserError
+from interp.heads.effects import HeadEffects, Method, load_effects, save_effects
+from interp.heads.headset import Site
+from interp.heads.locate import locate_heads
+from interp.heads.selection import count_of_fraction
+from interp.models import fingerprint
+from interp.premises.knowledge import MINIMUM_KNOWN, KnowledgeCheck, check_knowledge
+from interp.premises.questions import Premises, load_premises
+from interp.premises.split import Split
+from interp.runs.manifest import read_manifest, write_manifest
+from interp.runs.store import read_json, write_json, write_jsonl, write_table
+
+logger = logging.getLogger(__name__)
+
+SiteChoice = Literal["output", "attention", "both"]
+DEFAULT_FRACTION = 0.01
+
+
+@dataclass(frozen=True)
+class LocateSettings:
+    """What decides the outcome of a search for heads; part of the run's identity."""
+
+    premises: str = "capitals"
+    method: Method = "attribution"
+    site: SiteChoice = "both"
+    check: KnowledgeCheck = "strict"
+    limit: int | None = None
+    minimum: int = MINIMUM_KNOWN
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("method", self.method, get_args(Method)),
+            ("site", self.site, get_args(SiteChoice)),
+            ("check", self.check, get_args(KnowledgeCheck)),
+        ):
+            if value not in known:
+                raise UserError(f"unknown {name} {value!r}; known: {', '.join(known)}")
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The sites that are searched."""
+        return ("output", "attention") if self.site == "both" else (self.site,)
+
+
+def locate_run(
+    model: Any, settings: LocateSettings, run: Path, *, progress: bool = True
+) -> dict[Site, HeadEffects]:
+    """Find what every head does, and leave it in ``run``. Returns the effects by site."""
+    premises = load_premises(settings.premises, seed=settings.seed, limit=settings.limit)
+    identity = {**asdict(settings), "fingerprint": fingerprint(model)}
+    _open_run(run, identity)
+    split = known_split(model, premises, settings, run, progress=progress)
+    write_jsonl(run / "premises.jsonl", premise_rows(split))
+    effects = _effects(model, split, settings, run, progress)
+    selected = {
+        site: one.select(count=count_of_fraction(DEFAULT_FRACTION, one.values[0].numel()))
+        for site, one in effects.items()
+    }
+    tables = [one.to_dataframe(selected[site]) for site, one in effects.items()]
+    write_table(run / "heads.csv", pd.concat(tables, ignore_index=True))
+    write_manifest(run, model, settings=asdict(settings), seed=settings.seed)
+    return effects
+
+
+def _open_run(run: Path, identity: dict[str, Any]) -> None:
+    """Make the directory, or check that what is in it belongs to the same search."""
+    path = run / "search.json"
+    if path.is_file():
+        other = read_json(path)
+        differs = sorted(key for key in identity if other.get(key) != identity[key])
+        if differs:
+            key = differs[0]
+            raise UserError(
+                f"{run} holds another run ({key} was {other.get(key)!r}, now {identity[key]!r}): "
+                "choose another --out"
+            )
+        return
+    if run.exists() and any(run.iterdir()):
+        raise UserError(f"{run} is not empty and not a run: choose another --out")
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{run} cannot be made ({error.strerror}): choose another") from error
+    write_json(path, identity)
+
+
+def known_split(
+    model: Any, premises: Premises, settings: LocateSettings, run: Path, *, progress: bool = True
+) -> Split:
+    """The known facts, split; what the model knows is read from an earlier check."""
+    path = run / "knowledge.csv"
+    if not path.is_file():
+        knowledge = check_knowledge(model, premises, check=settings.check, progress=progress)
+        logger.info(knowledge.summary)
+        kept = knowledge.keep(premises, minimum=settings.minimum)
+        write_table(path, knowledge.to_dataframe())
+        write_json(run / "known.json", {"subjects": kept.subjects, "summary": knowledge.summary})
+    subjects = set(read_json(run / "known.json")["subjects"])
+    known = premises.with_facts(fact for fact in premises.facts if fact.subject in subjects)
+    return known.split(seed=settings.seed)
+
+
+def premise_rows(split: Split) -> list[dict[str, Any]]:
+    """The lines of premises.jsonl: every question of both parts with its spans."""
+    rows = []
+    for premises in (split.search, split.held_out):
+        for question in premises.questions():
+            row: dict[str, Any] = {"split": premises.part, **asdict(question)}
+            for kind in ("false", "twin", "masked"):
+                filled = premises.fill(question, kind)
+                row[kind] = {
+                    "question": filled.text,
+                    "subject_span": filled.subject,
+                    "object_span": filled.object,
+                }
+            row["cloze"] = premises.cloze(question)
+            rows.append(row)
+    return rows
+
+
+def _effects(
+    model: Any, split: Split, settings: LocateSettings, run: Path, progress: bool
+) -> dict[Site, HeadEffects]:
+    path = run / "effects.safetensors"
+    found: dict[Site, HeadEffects] = {}
+    if path.is_file():
+        found = {site: one for site, one in load_effects(path).items() if site in settings.sites}  # type: ignore[misc]
+    for site in settings.sites:
+        if site in found:
+            logger.info("site %s: taken from %s", site, path)
+            continue
+        found[site] = locate_heads(
+            model, split.search, method=settings.method, site=site, seed=settings.seed,
+            progress=progress,
+        )  # fmt: skip
+        save_effects(path, list(found.values()))
+    return {site: found[site] for site in settings.sites}
+
+
+def load_run(model: Any, run: Path) -> tuple[LocateSettings, Split, dict[Site, HeadEffects]]:
+    """What ``locate_run`` left, checked against the premises as they are today.
+
+    Raises:
+        UserError: no run, or facts or templates that have changed since.
+    """
+    recorded = read_manifest(run)
+    try:
+        settings = LocateSettings(**recorded["settings"])
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{run / 'manifest.json'} is damaged ({error}): make the run again"
+        ) from error
+    premises = load_premises(settings.premises, seed=settings.seed, limit=settings.limit)
+    split = known_split(model, premises, settings, run, progress=False)
+    now = [json.loads(json.dumps(row)) for row in premise_rows(split)]
+    then = [json.loads(line) for line in (run / "premises.jsonl").read_text("utf-8").splitlines()]
+    if now != then:
+        raise UserError(
+            f"the facts or templates of {settings.premises!r} have changed since {run} was made: "
+            "run `interp locate` again into another directory"
+        )
+    effects = load_effects(run / "effects.safetensors")
+    return settings, split, {site: effects[site] for site in settings.sites}

@@ -1,0 +1,184 @@
+"""A linear probe: one direction in a model's activations, and a threshold on it.
+
+Logistic regression on standardised activations (Alain & Bengio, arXiv 1610.01644; for truth in
+language models, Marks & Tegmark, arXiv 2310.06824). The standardisation is folded back into weight
+and bias, so that a probe is applied to raw activations. Scores are log-odds.
+
+Sign: a **positive** score means label 1, which is the false premise everywhere in this package.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from interp.errors import UserError
+from interp.models import fingerprint as fingerprint_of
+from probes.activations import ActivationHook, Position, check_place
+
+DEFAULT_C = 0.1
+MAX_ITERATIONS = 2000
+
+
+@dataclass(frozen=True, eq=False)
+class LinearProbe:
+    """A fitted probe and the place in a model where it reads.
+
+    Attributes:
+        weight: Float[d_model], in units of log-odds per unit of raw activation.
+        bias: log-odds at the origin of the raw activations.
+        layer: the block it reads, counted from zero.
+        hook, position: where in the block, and at which token; see `probes.activations`.
+        fingerprint: of the model it was fitted on, as `interp.models.fingerprint` gives it.
+    """
+
+    weight: Float[Tensor, " d_model"] = field(repr=False)
+    bias: float
+    layer: int
+    hook: ActivationHook
+    position: Position
+    fingerprint: str
+
+    def __post_init__(self) -> None:
+        check_place(self.hook, self.position)
+        if self.layer < 0:
+            raise UserError(f"layers are counted from zero, got {self.layer}")
+        if not bool(torch.isfinite(self.weight).all()) or not abs(self.bias) < float("inf"):
+            raise UserError("a probe's weight and bias must be finite")
+
+    def scores(self, activations: Float[Tensor, "*prompts d_model"]) -> Float[Tensor, " *prompts"]:
+        """Log-odds of label 1 for raw activations, on their device and in the weight's dtype.
+
+        Raises UserError for activations of another width.
+        """
+        if activations.shape[-1] != len(self.weight):
+            raise UserError(
+                f"the probe reads activations of width {len(self.weight)}, not "
+                f"{activations.shape[-1]}: it belongs to another model"
+            )
+        weight = self.weight.to(activations.device)
+        return activations.to(weight.dtype) @ weight + self.bias
+
+    def check_model(self, model: Any) -> None:
+        """UserError if this probe was fitted on another model."""
+        if (found := fingerprint_of(model)) != self.fingerprint:
+            raise UserError(
+                f"the probe was fitted on model {self.fingerprint[:12]}, this is {found[:12]}: "
+                "fit a probe on this model, or load the model it belongs to"
+            )
+
+    def save(self, path: str | Path) -> Path:
+        """Write the probe to one safetensors file."""
+        path = Path(path)
+        metadata = {
+            "layer": str(self.layer),
+            "hook": self.hook,
+            "position": self.position,
+            "fingerprint": self.fingerprint,
+        }
+        tensors = {
+            "weight": self.weight.cpu().contiguous(),
+            "bias": torch.tensor(self.bias, dtype=torch.float64),
+        }
+        temporary = path.with_name(path.name + ".partial")
+        save_file(tensors, str(temporary), metadata=metadata)
+        temporary.replace(path)
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path, *, model: Any | None = None) -> "LinearProbe":
+        """Read a probe that ``save`` wrote; with ``model``, only if it was fitted on that model.
+
+        Raises UserError for a file that is no probe, and for a probe of another model.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise UserError(f"there is no probe at {path}: fit one and write it with .save()")
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                metadata = file.metadata() or {}
+                probe = cls(
+                    weight=file.get_tensor("weight"),
+                    bias=float(file.get_tensor("bias")),
+                    layer=int(metadata["layer"]),
+                    hook=metadata["hook"],  # type: ignore[arg-type]
+                    position=metadata["position"],  # type: ignore[arg-type]
+                    fingerprint=metadata["fingerprint"],
+                )
+        except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{path} is not a probe ({reason}): write one with .save()") from error
+        if model is not None:
+            probe.check_model(model)
+        return probe
+
+
+def fit_probe(
+    activations: Float[Tensor, "prompt d_model"],
+    labels: Int[Tensor, " prompt"],
+    *,
+    layer: int,
+    fingerprint: str,
+    hook: ActivationHook = "resid_post",
+    position: Position = "object",
+    C: float = DEFAULT_C,
+) -> LinearProbe:
+    """Fit a probe that tells label 1 from label 0; the keywords say where activations come from.
+
+    Args:
+        labels: 1 for a false premise, 0 for its twin.
+        C: inverse strength of the L2 penalty, on standardised activations.
+
+    Raises:
+        UserError: activations that are not finite, labels other than 0 and 1, or of one class only.
+    """
+    check_place(hook, position)
+    weight, bias = fit_direction(activations, labels, C=C)
+    return LinearProbe(weight.float(), bias, layer, hook, position, fingerprint)
+
+
+def fit_direction(
+    activations: Float[Tensor, "prompt d_model"],
+    labels: Int[Tensor, " prompt"],
+    *,
+    C: float = DEFAULT_C,
+) -> tuple[Float[Tensor, " d_model"], float]:
+    """Weight (float64) and bias of the regression, in the space of the raw activations."""
+    check_labelled(activations, labels)
+    if C <= 0:
+        raise UserError(f"C must be above zero, got {C}")
+    scale, regression = StandardScaler(), LogisticRegression(C=C, max_iter=MAX_ITERATIONS)
+    pipeline = make_pipeline(scale, regression)
+    pipeline.fit(activations.detach().cpu().double().numpy(), labels.cpu().numpy())
+    # w·(x − mean)/scale + b  =  (w/scale)·x + (b − (w/scale)·mean)
+    weight = torch.from_numpy(regression.coef_[0] / scale.scale_)
+    bias = float(np.ravel(regression.intercept_)[0]) - float(weight @ torch.from_numpy(scale.mean_))
+    return weight, bias
+
+
+def check_labelled(
+    activations: Float[Tensor, "prompt d_model"], labels: Int[Tensor, " prompt"]
+) -> None:
+    """UserError unless a probe can be fitted or scored on these."""
+    if len(activations) != len(labels):
+        raise UserError(
+            f"{len(activations)} activations but {len(labels)} labels: give one for each"
+        )
+    if not bool(torch.isfinite(activations).all()):
+        bad = int((~torch.isfinite(activations)).any(dim=1).nonzero()[0])
+        raise UserError(f"the activations of prompt {bad} are not finite: leave it out, or mend it")
+    found = set(labels.tolist())
+    if found - {0, 1}:
+        raise UserError(f"labels are 0 and 1, not {min(found - {0, 1})}")
+    if len(found) < 2:
+        only = f"only label {found.pop()} occurs" if found else "there are no prompts"
+        raise UserError(f"{only}: a probe needs prompts of both classes, 0 and 1")

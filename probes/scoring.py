@@ -1,0 +1,142 @@
+"""How well scores tell the classes apart: cross-validation by subject, and AUC with an interval.
+
+The questions about one subject share its tokens, so the subject is the unit throughout: a fold
+holds whole subjects, and an interval comes from resampling whole subjects. Where false objects are
+drawn from the same facts, folds by subject are not enough: an object met as false in some folds is
+the true one in another, so that a probe which reads nothing but the object scores far *below*
+chance. Folds by object, kept ``apart`` by subject, share neither.
+
+AUC is the chance that a prompt of label 1 scores above one of label 0, ties counting half.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from sklearn.model_selection import GroupKFold
+from torch import Tensor
+
+from interp.errors import UserError
+from interp.heads.significance import BOOTSTRAP_RESAMPLES, CONFIDENCE
+from probes.linear import DEFAULT_C, check_labelled, fit_direction
+
+DEFAULT_SPLITS = 5
+
+
+def cross_validated_scores(
+    activations: Float[Tensor, "prompt d_model"],
+    labels: Int[Tensor, " prompt"],
+    groups: Sequence[str],
+    *,
+    n_splits: int = DEFAULT_SPLITS,
+    apart: Sequence[str] | None = None,
+    C: float = DEFAULT_C,
+) -> Float[Tensor, " prompt"]:
+    """Each prompt's score from a probe that was fitted without its group.
+
+    Standardisation is part of the fit, so nothing of a held-out fold reaches it.
+
+    Args:
+        groups: of each prompt, such as its subject; a group is never on both sides of a fold.
+        apart: a second grouping; a prompt that shares it with the left-out fold is not fitted on.
+
+    Raises:
+        UserError: fewer groups than folds, a fold that leaves one class only to fit on, or data
+            that `fit_probe` refuses.
+    """
+    check_labelled(activations, labels)
+    _check_length(len(labels), groups, "groups")
+    if apart is not None:
+        _check_length(len(labels), apart, "entries of `apart`")
+    n_groups = len(set(groups))
+    if n_splits < 2:
+        raise UserError(f"cross-validation needs at least 2 folds, got {n_splits}")
+    if n_groups < n_splits:
+        raise UserError(
+            f"{n_groups} groups cannot fill {n_splits} folds: give more subjects, or fewer folds"
+        )
+    scores = torch.empty(len(labels))
+    folds = GroupKFold(n_splits).split(np.zeros(len(labels)), groups=np.asarray(groups))
+    for others, left_out in folds:
+        fitted = others
+        if apart is not None:
+            met = {apart[index] for index in left_out}
+            fitted = np.array([index for index in others if apart[index] not in met], dtype=int)
+        if len(set(labels[fitted].tolist())) < 2:
+            raise UserError(
+                f"a fold of {len(left_out)} prompts leaves one class only to fit a probe on: "
+                "give more subjects and more objects"
+            )
+        weight, bias = fit_direction(activations[fitted], labels[fitted], C=C)
+        values = activations[left_out].cpu().double() @ weight + bias
+        scores[left_out] = values.float()
+    return scores
+
+
+def auc_with_interval(
+    scores: Float[Tensor, " prompt"],
+    labels: Int[Tensor, " prompt"],
+    subjects: Sequence[str],
+    *,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """AUC with the ends of its 95 % interval, from resampling subjects (percentile bootstrap).
+
+    Raises:
+        UserError: scores that are not finite, one class only, or fewer than two subjects.
+    """
+    wins, pairs = _subject_pairs(scores, labels, subjects)
+    n_subjects = len(wins)
+    if n_subjects < 2:
+        raise UserError("an interval over one subject says nothing: give at least two")
+    rng = np.random.default_rng(seed)
+    counts = rng.multinomial(
+        n_subjects, np.full(n_subjects, 1 / n_subjects), size=BOOTSTRAP_RESAMPLES
+    )
+    # A resample may hold one class only where subjects do; it has no AUC and is left out.
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.nanquantile(_resampled_auc(counts, wins, pairs), [tail, 1 - tail])
+    return float(wins.sum() / pairs.sum()), float(low), float(high)
+
+
+def area_under_curve(scores: Float[Tensor, " prompt"], labels: Int[Tensor, " prompt"]) -> float:
+    """AUC alone; refuses what `auc_with_interval` refuses, but needs no subjects."""
+    wins, pairs = _subject_pairs(scores, labels, [""] * len(labels))
+    return float(wins.sum() / pairs.sum())
+
+
+def _subject_pairs(
+    scores: Float[Tensor, " prompt"], labels: Int[Tensor, " prompt"], subjects: Sequence[str]
+) -> tuple[Float[np.ndarray, "subject subject"], Float[np.ndarray, "subject subject"]]:
+    """Per two subjects, pairs of a prompt of label 1 and one of label 0: those in order, and all.
+
+    The AUC of any resample of subjects is a ratio of sums over these two tables.
+    """
+    check_labelled(scores[:, None], labels)
+    _check_length(len(labels), subjects)
+    order = {subject: index for index, subject in enumerate(dict.fromkeys(subjects))}
+    index = torch.tensor([order[subject] for subject in subjects])
+    values, ones = scores.detach().cpu().double(), labels.cpu() == 1
+    ahead = torch.sign(values[ones][:, None] - values[~ones][None, :]).add(1).div(2)
+    member = torch.nn.functional.one_hot(index, len(order)).double()
+    positive, negative = member[ones], member[~ones]
+    wins = positive.T @ ahead @ negative
+    pairs = positive.sum(dim=0)[:, None] * negative.sum(dim=0)[None, :]
+    return wins.numpy(), pairs.numpy()
+
+
+def _resampled_auc(
+    counts: Int[np.ndarray, "resample subject"],
+    wins: Float[np.ndarray, "subject subject"],
+    pairs: Float[np.ndarray, "subject subject"],
+) -> Float[np.ndarray, " resample"]:
+    """AUC with each subject counted so often; NaN for a resample of one class only."""
+    won = ((counts @ wins) * counts).sum(axis=1)
+    total = ((counts @ pairs) * counts).sum(axis=1)
+    return np.divide(won, total, out=np.full_like(won, np.nan), where=total > 0)
+
+
+def _check_length(n_prompts: int, names: Sequence[str], what: str = "subjects") -> None:
+    if len(names) != n_prompts:
+        raise UserError(f"{n_prompts} prompts but {len(names)} {what}: give one for each")

@@ -1,0 +1,134 @@
+"""The whole way on the embedded model, at a reduced size, and the method's own controls."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+import interp
+from interp.cli import main
+from interp.heads import load_effects, locate_heads
+from interp.models import HookedModel, resolve
+from interp.premises import Premises
+from interp.premises.encode import encode_premises
+from interp.runs.evaluate import EvaluateSettings, evaluate_run
+from interp.runs.locate import LocateSettings, load_run, locate_run
+
+N_FACTS = 34
+
+
+@pytest.fixture(scope="module")
+def run(smollm: HookedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run over a few capitals."""
+    folder = tmp_path_factory.mktemp("runs") / "capitals"
+    settings = LocateSettings(limit=N_FACTS)
+    effects = locate_run(smollm, settings, folder, progress=False)
+    _, split, _ = load_run(smollm, folder)
+    wanted = EvaluateSettings(counts=(3,), heads=0.01)
+    evaluate_run(smollm, split, effects, wanted, folder, progress=False)
+    return folder
+
+
+def test_constraint_helps_on_held_out_and_random_sets_do_not(run: Path) -> None:
+    best = json.loads((run / "evaluation.json").read_text())
+    assert best["site"] == "attention"
+    assert best["n_heads"] == 3
+    assert {one["site"] for one in best["alternatives"]} == {"output"}
+    false = best["splits"]["held_out"]["false_premise"]
+    before = false["baseline"]["preference_accuracy"][0]
+    after = false["constrained"]["preference_accuracy"][0]
+    null = best["random_null"]
+    assert after - before >= 0.4
+    assert null["preference_accuracy"]["mean"] - before <= 0.2
+    assert null["percentile_of_selected"] == 100
+
+
+def test_run_holds_what_the_contract_lists(run: Path) -> None:
+    expected = {
+        "manifest.json", "premises.jsonl", "effects.safetensors", "heads.csv",
+        "evaluation.json", "generations.jsonl",
+    }  # fmt: skip
+    assert expected <= {path.name for path in run.iterdir()}
+    heads = pd.read_csv(run / "heads.csv")
+    columns = "site,layer,head,effect,ci_low,ci_high,p_value,q_value,rank,selected"
+    assert list(heads.columns) == columns.split(",")
+    assert len(heads) == 2 * 270
+    assert heads.groupby("site")["selected"].sum().to_dict() == {"attention": 3, "output": 3}
+    effects = load_effects(run / "effects.safetensors")
+    assert effects["output"].values.shape[1:] == (30, 9)
+    assert not list(run.glob("*.part*"))
+
+
+def test_search_saw_nothing_of_the_held_out_part(run: Path) -> None:
+    rows = [json.loads(line) for line in (run / "premises.jsonl").read_text().splitlines()]
+    search = [row for row in rows if row["split"] == "search"]
+    held_out = [row for row in rows if row["split"] == "held_out"]
+    assert search
+    assert held_out
+    effects = load_effects(run / "effects.safetensors")["output"]
+    assert set(effects.subjects) == {row["subject"] for row in search}
+    assert set(effects.templates) == {row["template"] for row in search}
+    text = " ".join(row[kind]["question"] for row in search for kind in ("false", "twin"))
+    for row in held_out:
+        assert row["subject"] not in text
+        assert row["template"] not in effects.templates
+
+
+def test_second_call_takes_up_what_is_there(smollm: HookedModel, run: Path) -> None:
+    before = (run / "effects.safetensors").stat().st_mtime_ns
+    locate_run(smollm, LocateSettings(limit=N_FACTS), run, progress=False)
+    assert (run / "effects.safetensors").stat().st_mtime_ns == before
+    with pytest.raises(interp.UserError, match="holds another run"):
+        locate_run(smollm, LocateSettings(limit=N_FACTS, seed=1), run, progress=False)
+
+
+def test_report_is_written_from_the_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["report", str(run)])
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "report.html" in capsys.readouterr().out
+    assert len(page) < 6_000_000
+    assert "Content-Security-Policy" in page
+
+
+@pytest.fixture(scope="module")
+def few(smollm: HookedModel) -> Premises:
+    """Some capitals that the model knows, in two templates."""
+    premises = interp.load_premises("capitals", limit=26)
+    known = interp.filter_known(smollm, premises, minimum=8, progress=False)
+    return known.first(8).with_templates(["why"])
+
+
+def test_path_and_attribution_agree(smollm: HookedModel, few: Premises) -> None:
+    encoded = encode_premises(smollm.tokenizer, few.first(3))
+    estimate = locate_heads(smollm, encoded, method="attribution", source="masked", progress=False)
+    top = estimate.mean.flatten().topk(12).indices.tolist()
+    low = estimate.mean.abs().flatten().topk(12, largest=False).indices.tolist()
+    heads = tuple((index // 9, index % 9) for index in top + low)
+    exact = locate_heads(smollm, encoded, method="path", heads=heads, progress=False)
+    values = torch.stack([exact.mean[head] for head in heads])
+    assert values[:12].mean() > 5 * values[12:].abs().mean()
+
+
+def test_without_a_false_premise_nothing_is_found(smollm: HookedModel, few: Premises) -> None:
+    heads = tuple((layer, 1) for layer in range(0, 30, 6))
+    control = locate_heads(
+        smollm, few, method="path", kind="twin", source="twin", heads=heads, progress=False
+    )
+    found = torch.stack([control.values[:, layer, head] for layer, head in heads])
+    assert found.abs().max() < interp.heads.significance.RESOLUTION
+
+
+def test_random_weights_give_no_significant_heads(few: Premises) -> None:
+    folder = resolve("smollm2-135m")
+    config = AutoConfig.from_pretrained(folder, num_hidden_layers=4)
+    torch.manual_seed(1)
+    random = AutoModelForCausalLM.from_config(config)
+    tokenizer = interp.load_model("smollm2-135m").tokenizer
+    model = interp.models.from_hf(random, tokenizer)
+    premises = interp.load_premises("capitals", limit=24).with_templates(["why", "population"])
+    for site in ("output", "attention"):
+        effects = locate_heads(model, premises, site=site, progress=False)
+        assert len(effects.select(fdr=0.05)) == 0
