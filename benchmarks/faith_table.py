@@ -164,7 +164,8 @@ def main(options: Options) -> None:
     known = interp.filter_known(model, premises)
     results: dict[str, Any] = {
         "options": {"model": options.model, "premises": options.premises, "limit": options.limit,
-                    "counts": options.counts, "random_sets": options.random_sets},
+                    "counts": options.counts, "random_sets": options.random_sets,
+                    "path_prompts": options.path_prompts},
         "known": len(known.facts),
         "versions": versions(),
         "seeds": [],

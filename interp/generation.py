@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from interp.patching.batch import TokenBatch
 from interp.patching.forward import device_of
 
-BATCH_PROMPTS = 32
+BATCH_PROMPTS = 64
 MAX_NEW_TOKENS = 32
 
 

@@ -93,7 +93,7 @@ def evaluate(options: EvaluateOptions, console: Console) -> None:
     spec = options.model or str(recorded.get("model", {}).get("spec"))
     model = _load(replace(options, model=spec), console)
     check_same_model(options.run, model)
-    _, split, effects = load_run(model, options.run)
+    _, split, effects = load_run(options.run)
     evaluations = evaluate_run(model, split, effects, settings, options.run)
     print_evaluation(evaluations, options.run, console)
     console.print(f"\nnext: interp report {options.run}", highlight=False, soft_wrap=True)

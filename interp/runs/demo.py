@@ -41,7 +41,7 @@ def demo_run(
     search = LocateSettings(premises=settings.premises, limit=settings.limit, seed=settings.seed)
     effects = locate_run(model, search, run, progress=progress)
     check_same_model(run, model)
-    _, split, _ = load_run(model, run)
+    _, split, _ = load_run(run)
     if settings.path_prompts:
         check_by_path(model, split, settings.path_prompts, run, progress)
     return evaluate_run(

@@ -19,7 +19,7 @@ from interp.heads.headset import Site
 from interp.heads.locate import locate_heads
 from interp.heads.selection import count_of_fraction
 from interp.models import fingerprint
-from interp.premises.knowledge import MINIMUM_KNOWN, KnowledgeCheck, check_knowledge
+from interp.premises.knowledge import MINIMUM_KNOWN, Knowledge, KnowledgeCheck, check_knowledge
 from interp.premises.questions import Premises, load_premises
 from interp.premises.split import Split
 from interp.runs.manifest import read_manifest, write_manifest
@@ -64,8 +64,13 @@ def locate_run(
     """Find what every head does, and leave it in ``run``. Returns the effects by site."""
     premises = load_premises(settings.premises, seed=settings.seed, limit=settings.limit)
     identity = {**asdict(settings), "fingerprint": fingerprint(model)}
-    _open_run(run, identity)
-    split = known_split(model, premises, settings, run, progress=progress)
+    _check_run(run, identity)
+    if not (run / "known.json").is_file():
+        knowledge = check_knowledge(model, premises, check=settings.check, progress=progress)
+        logger.info(knowledge.summary)
+        kept = knowledge.keep(premises, minimum=settings.minimum)
+        _write_knowledge(run, knowledge, kept, identity)
+    split = known_part(premises, run).split(seed=settings.seed)
     write_jsonl(run / "premises.jsonl", premise_rows(split))
     effects = _effects(model, split, settings, run, progress)
     selected = {
@@ -78,8 +83,8 @@ def locate_run(
     return effects
 
 
-def _open_run(run: Path, identity: dict[str, Any]) -> None:
-    """Make the directory, or check that what is in it belongs to the same search."""
+def _check_run(run: Path, identity: dict[str, Any]) -> None:
+    """Raise unless the directory is new, empty, or holds the same search."""
     path = run / "search.json"
     if path.is_file():
         other = read_json(path)
@@ -90,30 +95,27 @@ def _open_run(run: Path, identity: dict[str, Any]) -> None:
                 f"{run} holds another run ({key} was {other.get(key)!r}, now {identity[key]!r}): "
                 "choose another --out"
             )
-        return
-    if run.exists() and any(run.iterdir()):
+    elif run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise UserError(f"{run} is not empty and not a run: choose another --out")
+
+
+def _write_knowledge(
+    run: Path, knowledge: Knowledge, kept: Premises, identity: dict[str, Any]
+) -> None:
+    """Make the run directory: what the model knows is the first thing in it."""
     try:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{run} cannot be made ({error.strerror}): choose another") from error
-    write_json(path, identity)
+    write_json(run / "search.json", identity)
+    write_table(run / "knowledge.csv", knowledge.to_dataframe())
+    write_json(run / "known.json", {"subjects": kept.subjects, "summary": knowledge.summary})
 
 
-def known_split(
-    model: Any, premises: Premises, settings: LocateSettings, run: Path, *, progress: bool = True
-) -> Split:
-    """The known facts, split; what the model knows is read from an earlier check."""
-    path = run / "knowledge.csv"
-    if not path.is_file():
-        knowledge = check_knowledge(model, premises, check=settings.check, progress=progress)
-        logger.info(knowledge.summary)
-        kept = knowledge.keep(premises, minimum=settings.minimum)
-        write_table(path, knowledge.to_dataframe())
-        write_json(run / "known.json", {"subjects": kept.subjects, "summary": knowledge.summary})
+def known_part(premises: Premises, run: Path) -> Premises:
+    """The premises about the facts that the run found to be known."""
     subjects = set(read_json(run / "known.json")["subjects"])
-    known = premises.with_facts(fact for fact in premises.facts if fact.subject in subjects)
-    return known.split(seed=settings.seed)
+    return premises.with_facts(fact for fact in premises.facts if fact.subject in subjects)
 
 
 def premise_rows(split: Split) -> list[dict[str, Any]]:
@@ -153,7 +155,7 @@ def _effects(
     return {site: found[site] for site in settings.sites}
 
 
-def load_run(model: Any, run: Path) -> tuple[LocateSettings, Split, dict[Site, HeadEffects]]:
+def load_run(run: Path) -> tuple[LocateSettings, Split, dict[Site, HeadEffects]]:
     """What ``locate_run`` left, checked against the premises as they are today.
 
     Raises:
@@ -167,7 +169,7 @@ def load_run(model: Any, run: Path) -> tuple[LocateSettings, Split, dict[Site, H
             f"{run / 'manifest.json'} is damaged ({error}): make the run again"
         ) from error
     premises = load_premises(settings.premises, seed=settings.seed, limit=settings.limit)
-    split = known_split(model, premises, settings, run, progress=False)
+    split = known_part(premises, run).split(seed=settings.seed)
     now = [json.loads(json.dumps(row)) for row in premise_rows(split)]
     then = [json.loads(line) for line in (run / "premises.jsonl").read_text("utf-8").splitlines()]
     if now != then:
