@@ -90,7 +90,7 @@ heads gains most for the heads it takes; writing less (`scale`) costs less and g
 ## Checks
 
 - Attribution (values from the masked run) against exact path patching on
-  {options.get("path_prompts", 16)} search prompts: Spearman correlation
+  {options.get("path_prompts", 8)} search prompts: Spearman correlation
   {agreement.get("spearman", float("nan")):.2f} over {agreement.get("n", 0)} heads, overlap of the
   top ten {agreement.get("top_k_overlap", float("nan")):.1f}. Path patching took
   {first.get("path_seconds", float("nan")):.0f} s, attribution of both sites

@@ -1,5 +1,6 @@
 """Fixtures for the whole suite: tiny random models made offline, and the embedded real one."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers import (
 
 import interp.models
 from interp.models import HookedModel
+from interp.premises import Fact, Premises, Relation, Template
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -138,3 +140,151 @@ def tiny_gpt2(plain_tokenizer: PreTrainedTokenizerFast) -> HookedModel:
 def smollm() -> HookedModel:
     """The embedded model; if it cannot be had, its tests fail."""
     return interp.models.load_model("smollm2-135m", device="cpu")
+
+
+# A planted model: what every head does is known, because it was put there.
+
+N_FACTS = 16
+WRITER, READER, KNOWER = (0, 1), (1, 2), (1, 3)
+PLANTED_HEADS = {"output": WRITER, "attention": READER}
+
+
+def planted_relation() -> Relation:
+    """city0 is the capital of land0, and so on; every name is one token."""
+    return Relation(
+        name="planted",
+        description="",
+        subject_kind="city",
+        object_kind="country",
+        templates=(
+            Template("why", "Why is {subject} the capital of {object}?"),
+            Template("first", "{object} has which town as capital, if it is {subject}?"),
+            Template("when", "When did {subject} become the capital of {object}?"),
+            Template("famous", "What is {subject}, the capital of {object}, famous for?"),
+        ),
+        search_templates=("why", "first"),
+        cloze="{subject} is the capital of",
+        direct="Which country is {subject} the capital of?",
+        facts=tuple(Fact(f"city{i}", f"land{i}") for i in range(N_FACTS)),
+    )
+
+
+def make_word_tokenizer(relation: Relation) -> PreTrainedTokenizerFast:
+    """One token a word, for the words of a relation and of the plain frame."""
+    sentences = [*(one.text for one in relation.templates), relation.cloze, relation.direct]
+    names = [name for fact in relation.facts for name in (fact.subject, fact.object)]
+    text = "\n".join(sentences).replace("{subject}", "").replace("{object}", "")
+    pieces = re.findall(r"\w+|[^\w\s]+", f"Question: Answer: . {relation.mask} {text}")
+    words = dict.fromkeys(["<pad>", "<unk>", *names, *pieces])
+    backend = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
+    )
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", unk_token="<unk>", eos_token="<pad>"
+    )
+
+
+def identity_norms(hf_model: Any) -> None:
+    """Make every RMS norm hand its input on unchanged, to the last bit.
+
+    With eps = 2^40 (see the configs) the mean square of a small input is lost in rounding, and the
+    root of eps is taken back by the weight 2^20.
+    """
+    for name, parameter in hf_model.named_parameters():
+        if "norm" in name:
+            parameter.fill_(2.0**20)
+
+
+@torch.no_grad()
+def make_planted_model(
+    tokenizer: PreTrainedTokenizerFast, *, copying: float = 10.0, noise: float = 0.02
+) -> HookedModel:
+    """Goes along with false premises, through two heads that are known.
+
+    WRITER notes at a country's token which one it is; READER copies that note to every later
+    position, as a logit of strength ``copying``; KNOWER looks at the city and adds 6 to the logit
+    of its true country. All other heads and the MLPs are noise.
+    """
+    n, d_head, n_words = N_FACTS, N_FACTS + 4, len(tokenizer)
+    note, out = n_words, n_words + n
+    one, is_country, is_city = out + n, out + n + 1, out + n + 2
+    torch.manual_seed(0)
+    hf_model: Any = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=n_words,
+            hidden_size=is_city + 1 + (is_city + 1) % 2,
+            intermediate_size=8,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            head_dim=d_head,
+            max_position_embeddings=128,
+            rms_norm_eps=2.0**40,
+            rope_parameters={"rope_type": "default", "rope_theta": 1e30},
+            initializer_range=noise,
+            bos_token_id=None,
+            eos_token_id=0,
+            pad_token_id=0,
+            tie_word_embeddings=False,
+        )
+    ).eval()
+    identity_norms(hf_model)
+    cities = tokenizer.convert_tokens_to_ids([f"city{i}" for i in range(n)])
+    countries = tokenizer.convert_tokens_to_ids([f"land{i}" for i in range(n)])
+    embedding = hf_model.model.embed_tokens.weight.zero_()
+    embedding[:, :n_words] = torch.eye(n_words)
+    embedding[:, one] = 1
+    embedding[countries, is_country] = 1
+    embedding[cities, is_city] = 1
+    unembedding = hf_model.lm_head.weight.zero_()
+    unembedding[countries, torch.arange(out, out + n)] = 1
+
+    def plant(
+        head: tuple[int, int], asks: int, look_at: int, values: Any, write: int, size: float
+    ) -> None:
+        attention = hf_model.model.layers[head[0]].self_attn
+        rows = slice(head[1] * d_head, (head[1] + 1) * d_head)
+        for part in (attention.q_proj, attention.k_proj, attention.v_proj):
+            part.weight[rows] = 0
+        attention.o_proj.weight[:, rows] = 0
+        # The slowest pair of the rotary embedding does not turn at this theta: no positions.
+        still = rows.start + d_head // 2 - 1
+        attention.q_proj.weight[still, asks] = 6.0
+        attention.k_proj.weight[still, look_at] = 6.0
+        for index, value in enumerate(values):
+            attention.v_proj.weight[rows.start + index, value] = 1
+            attention.o_proj.weight[write + index, rows.start + index] = size
+
+    plant(WRITER, is_country, is_country, countries, note, 1.0)
+    plant(READER, one, is_country, range(note, note + n), out, copying)
+    plant(KNOWER, one, is_city, cities, out, 6.0)
+    return interp.models.from_hf(hf_model, tokenizer, spec="planted")
+
+
+@pytest.fixture(scope="session")
+def planted_premises() -> Premises:
+    relation = planted_relation()
+    return Premises(relation, relation.facts, relation.template_names)
+
+
+@pytest.fixture(scope="session")
+def word_tokenizer(planted_premises: Premises) -> PreTrainedTokenizerFast:
+    return make_word_tokenizer(planted_premises.relation)
+
+
+@pytest.fixture(scope="session")
+def planted(word_tokenizer: PreTrainedTokenizerFast) -> HookedModel:
+    """Knows its facts, and says the false object when a question presupposes it."""
+    return make_planted_model(word_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def honest(word_tokenizer: PreTrainedTokenizerFast) -> HookedModel:
+    """The negative control: the same model, but no head copies the false object."""
+    return make_planted_model(word_tokenizer, copying=0.0)
+
+
+@pytest.fixture(scope="session")
+def planted_heads() -> dict[str, tuple[int, int]]:
+    """The one head that matters at each site."""
+    return dict(PLANTED_HEADS)

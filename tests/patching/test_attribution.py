@@ -1,0 +1,131 @@
+"""Attribution is the derivative of the exact effect."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from interp.models import HookedModel
+from interp.patching import (
+    AttentionEdit,
+    LogitDifference,
+    LogProbability,
+    OutputEdit,
+    TokenBatch,
+    attribute_heads,
+    record_run,
+    sweep_heads,
+)
+
+PROMPTS = [[5, 9, 7, 8, 30, 31, 32, 12], [20, 21, 22, 23, 24], [40, 41, 42, 43, 44, 45, 46]]
+SPANS = [(5, 7), (1, 2), (2, 4)]
+BATCH = TokenBatch.from_lists(PROMPTS)
+METRICS = (
+    LogitDifference(torch.tensor([3, 14, 15]), torch.tensor([65, 35, 89])),
+    LogProbability(torch.tensor([3, 14, 15])),
+)
+
+
+def slope(model: Any, small: Any) -> torch.Tensor:
+    """(metric(ε) − metric(−ε)) / 2ε of the exact sweep; ``small(ε)`` makes the edit."""
+    step = 2e-2
+    up, down = (
+        sweep_heads(model, BATCH, small(size), METRICS, progress=False) for size in (step, -step)
+    )
+    return (up - down) / (2 * step)
+
+
+def agrees(estimate: torch.Tensor, reference: torch.Tensor) -> None:
+    assert float(reference.abs().max()) > 0.05
+    torch.testing.assert_close(estimate, reference, rtol=0.03, atol=2e-3)
+
+
+def test_output_attribution_is_the_slope_of_the_exact_effect(family: HookedModel) -> None:
+    at = BATCH.columns(SPANS)
+    estimate = attribute_heads(family, BATCH, OutputEdit(at), METRICS, progress=False)
+    # Zeroing moves z by −z: the slope is that of a scale that falls below one.
+    agrees(estimate, slope(family, lambda size: OutputEdit(at, scale=1.0 - size)))
+
+
+def test_output_attribution_towards_a_source_is_the_slope(tiny_llama: HookedModel) -> None:
+    at, first = BATCH.columns(SPANS), 2
+    run = record_run(tiny_llama, BATCH)
+    assert run.z is not None
+    z = run.z[:, :, first:]
+    generator = torch.Generator().manual_seed(0)
+    source = z + 0.5 * torch.randn(z.shape, generator=generator)
+    edit = OutputEdit(at, source=source, first=first)
+
+    def small(size: float) -> OutputEdit:
+        return OutputEdit(at, source=z + size * (source - z), first=first)
+
+    for batch_tokens in (1024, 1):  # a chunk of one prompt is narrower than its source
+        estimate = attribute_heads(
+            tiny_llama, BATCH, edit, METRICS, batch_tokens=batch_tokens, progress=False
+        )
+        agrees(estimate, slope(tiny_llama, small))
+
+
+def test_attention_attribution_is_the_slope_along_the_edited_pattern(
+    tiny_gpt2: HookedModel, full_logits: Any
+) -> None:
+    """The pattern moves by ε towards the edited one, in a literal run with a hook."""
+    edit, step = AttentionEdit(BATCH.columns(SPANS)), 2e-2
+    estimate = attribute_heads(tiny_gpt2, BATCH, edit, METRICS[:1], progress=False)
+    expected = torch.empty_like(estimate)
+    for prompt, tokens in enumerate(PROMPTS):
+        start, end = SPANS[prompt]
+        for layer in range(tiny_gpt2.cfg.n_layers):
+            for head in range(tiny_gpt2.cfg.n_heads):
+
+                def towards(size: float, at: Any = (layer, head, start, end)) -> Any:
+                    layer, head, start, end = at
+
+                    def hook_function(pattern: torch.Tensor, hook: Any) -> torch.Tensor:
+                        cut = pattern.clone()
+                        cut[0, head, end:, start:end] = 0
+                        cut = cut / cut.sum(-1, keepdim=True)
+                        return pattern + size * (cut - pattern)
+
+                    return [(f"blocks.{layer}.attn.hook_pattern", hook_function)]
+
+                up, down = (full_logits(tiny_gpt2, tokens, towards(size)) for size in (step, -step))
+                answer, wrong = METRICS[0].answer[prompt], METRICS[0].wrong[prompt]
+                difference = (up - down)[answer] - (up - down)[wrong]
+                expected[0, prompt, layer, head] = difference / (2 * step)
+    agrees(estimate, expected)
+
+
+@pytest.mark.parametrize("site", ["output", "attention"])
+def test_batches_and_their_sizes_do_not_matter(family: HookedModel, site: str) -> None:
+    def attribute(order: list[int], batch_tokens: int) -> torch.Tensor:
+        batch = TokenBatch.from_lists([PROMPTS[index] for index in order])
+        at = batch.columns([SPANS[index] for index in order])
+        values = attribute_heads(
+            family,
+            batch,
+            OutputEdit(at) if site == "output" else AttentionEdit(at),
+            [METRICS[0].take(torch.tensor(order))],
+            batch_tokens=batch_tokens,
+            progress=False,
+        )
+        return values[:, torch.tensor(order).argsort()]
+
+    together = attribute([0, 1, 2], 1024)
+    assert float(together.abs().max()) > 0.05
+    torch.testing.assert_close(attribute([2, 0, 1], 1), together, rtol=0, atol=5e-5)
+
+
+def test_no_gradient_is_left_behind(tiny_llama: HookedModel) -> None:
+    edit = OutputEdit(BATCH.columns(SPANS))
+    values = attribute_heads(tiny_llama, BATCH, edit, METRICS, progress=False)
+    assert not values.requires_grad
+    assert all(parameter.grad is None for parameter in tiny_llama.parameters())
+
+
+def test_attribution_works_where_gradients_are_switched_off(tiny_llama: HookedModel) -> None:
+    edit = OutputEdit(BATCH.columns(SPANS))
+    expected = attribute_heads(tiny_llama, BATCH, edit, METRICS, progress=False)
+    with torch.no_grad():
+        values = attribute_heads(tiny_llama, BATCH, edit, METRICS, progress=False)
+    assert torch.equal(values, expected)
