@@ -34,7 +34,7 @@ class Options:
 def settings_table(results: dict[str, Any]) -> str:
     """The gain-against-cost table of the first seed's search part."""
     lines = ["| site | mode | heads | gain | cost |\n|---|---|---|---|---|\n"]
-    for row in results["seeds"][0].get("settings", []):
+    for row in results["once"].get("settings", []):
         gain = f"{row['gain']:.2f} [{row['gain_low']:.2f}, {row['gain_high']:.2f}]"
         cost = f"{row['cost']:.2f} [{row['cost_low']:.2f}, {row['cost_high']:.2f}]"
         lines.append(f"| {row['site']} | {row['mode']} | {row['n_heads']} | {gain} | {cost} |\n")
@@ -43,24 +43,24 @@ def settings_table(results: dict[str, Any]) -> str:
 
 def templates_table(results: dict[str, Any]) -> str:
     """Preference accuracy per held-out template, mean over seeds."""
-    lines = ["| template | site | heads | no constraint | constrained |\n|---|---|---|---|---|\n"]
-    for site in faith_table.SITES:
-        for count in results["options"]["counts"]:
-            splits = [seed[f"{site}_{count}"]["splits"]["held_out"] for seed in results["seeds"]]
-            for name in splits[0]["templates"]:
-                means = []
-                for run in ("baseline", "constrained"):
-                    found = [one["templates"][name]["false_premise"][run] for one in splits]
-                    values = [measure["preference_accuracy"][0] for measure in found]
-                    means.append(f"{sum(values) / len(values):.2f}")
-                lines.append(f"| {name} | {site} | {count} | {' | '.join(means)} |\n")
+    lines = ["| template | setting | no constraint | constrained |\n|---|---|---|---|\n"]
+    for setting in faith_table.SETTINGS:
+        splits = [seed[setting.key]["splits"]["held_out"] for seed in results["seeds"]]
+        for name in splits[0]["templates"]:
+            means = []
+            for run in ("baseline", "constrained"):
+                found = [one["templates"][name]["false_premise"][run] for one in splits]
+                values = [measure["preference_accuracy"][0] for measure in found]
+                means.append(f"{sum(values) / len(values):.2f}")
+            lines.append(f"| {name} | {setting.key} | {' | '.join(means)} |\n")
     return "".join(lines)
 
 
 def page(results: dict[str, Any]) -> str:
     """The text of docs/results.md."""
     first, options = results["seeds"][0], results["options"]
-    agreement = first.get("path_agreement", {})
+    once = results["once"]
+    agreement = once.get("path_agreement", {})
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     return f"""# Results
 
@@ -93,10 +93,10 @@ heads gains most for the heads it takes; writing less (`scale`) costs less and g
   {options.get("path_prompts", 8)} search prompts: Spearman correlation
   {agreement.get("spearman", float("nan")):.2f} over {agreement.get("n", 0)} heads, overlap of the
   top ten {agreement.get("top_k_overlap", float("nan")):.1f}. Path patching took
-  {first.get("path_seconds", float("nan")):.0f} s, attribution of both sites
+  {once.get("path_seconds", float("nan")):.0f} s, attribution of both sites
   {first["output_search_seconds"] + first["attention_search_seconds"]:.0f} s on all.
 - The paper's search with no false premise at all (both runs the true question): largest effect
-  {first.get("control_largest", float("nan")):.1e} logits, {first.get("control_selected", "–")}
+  {once.get("control_largest", float("nan")):.1e} logits, {once.get("control_selected", "–")}
   heads at FDR 5 %. A model with random weights: no heads at FDR 5 % (`tests/test_end_to_end.py`).
 
 ## Limits
@@ -130,8 +130,8 @@ def main(options: Options) -> None:
         heads = pd.read_csv(options.run / "heads.csv")
         figure = head_heatmap(heads, site="attention", title="Effect of cutting each head")
         figure.write_image(images / "heads.png", scale=2)
-    if "settings" in results["seeds"][0]:
-        settings = pd.DataFrame(results["seeds"][0]["settings"]).assign(chosen=False)
+    if "settings" in results["once"]:
+        settings = pd.DataFrame(results["once"]["settings"]).assign(chosen=False)
         gain_cost_curve(settings).write_image(images / "gain_cost.png", scale=2)
 
 

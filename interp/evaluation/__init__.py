@@ -1,7 +1,7 @@
 """Scoring a constraint: preference, greedy answers, a random null, cost on honest text."""
 
 from interp.evaluation.answer_pair import AnswerPair
-from interp.evaluation.evaluate import Evaluation, evaluate
+from interp.evaluation.evaluate import Evaluation, ask_all, evaluate
 from interp.evaluation.preference import Preference, preference
 from interp.evaluation.settings import choose_setting, compare_settings
 from interp.evaluation.side_effects import SideEffects, neutral_sentences, side_effects
@@ -11,6 +11,7 @@ __all__ = [
     "Evaluation",
     "Preference",
     "SideEffects",
+    "ask_all",
     "choose_setting",
     "compare_settings",
     "evaluate",

@@ -33,6 +33,7 @@ class AskedQuestions:
     spans: tuple[tuple[int, int], ...]
     prompts: tuple[EncodedPrompt, ...]
     baseline: tuple[str, ...]
+    mask: str
 
 
 def ask(
@@ -58,6 +59,7 @@ def ask(
         spans=tuple(one.object for one in filled),
         prompts=prompts,
         baseline=tuple(baseline),
+        mask=premises.relation.mask,
     )
 
 
@@ -76,7 +78,11 @@ def answer_pairs(
         [prompt.tokens for prompt in asked.prompts],
         max_new_tokens=max_new_tokens,
         within=lambda chunk, batch: constrain(
-            model, constraint, at=[asked.prompts[index].object for index in chunk], mean=mean
+            model,
+            constraint,
+            at=[asked.prompts[index].object for index in chunk],
+            mean=mean,
+            neutral=asked.mask,
         ),
         progress=progress,
         description=f"constrained, {asked.kind}",

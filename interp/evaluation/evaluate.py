@@ -190,7 +190,9 @@ def evaluate(
     if constraint.mode == "mean":
         mean = mean_output(model, as_encoded(model, reference or premises))
     none = HeadSet((), constraint.site)
-    random = random_head_sets(constraint.heads, model.cfg.n_heads, random_sets, seed=seed)
+    random = random_head_sets(
+        constraint.heads, model.cfg.n_layers, model.cfg.n_heads, random_sets, seed=seed
+    )
     sets: Sequence[HeadSet] = (none, constraint.heads, *random)
     false = preference(model, encoded, "false", constraint, sets, mean=mean, progress=progress)
     twin = preference(model, encoded, "twin", constraint, sets[:2], mean=mean, progress=progress)

@@ -201,7 +201,7 @@ def load_effects(path: str | Path) -> dict[str, HeadEffects]:
             tensors = {key: file.get_tensor(key) for key in list(file.keys())}
         subjects = tuple(metadata["subjects"].split("\n"))
         templates = tuple(metadata["templates"].split("\n"))
-        return {
+        found = {
             site: HeadEffects(
                 values=tensors[f"{site}.values"],
                 probability=tensors[f"{site}.probability"],
@@ -215,5 +215,8 @@ def load_effects(path: str | Path) -> dict[str, HeadEffects]:
             for site in ("output", "attention")
             if f"{site}.values" in tensors
         }
+        if not found:
+            raise KeyError("no site in it")
+        return found
     except (SafetensorError, KeyError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}): run `interp locate` again") from error

@@ -22,10 +22,9 @@ from interp.patching.batch import TokenBatch
 from interp.patching.edits import AttentionEdit, output_hook_name, scores_hook_name
 from interp.patching.forward import Hook, HookFunction, hooked, record_run
 from interp.patching.sweep import check_heads
-from interp.premises.encode import EncodedPremises
+from interp.premises.encode import DEFAULT_MASK, EncodedPremises
 from interp.premises.questions import Premises
 
-DEFAULT_MASK = "XXXX"
 SPACES = ("Ġ", "▁")
 """How byte-level and SentencePiece vocabularies write the space before a word."""
 
@@ -177,6 +176,7 @@ def constrain(
     factor: float = 0.0,
     reference: Premises | EncodedPremises | None = None,
     mean: Float[Tensor, "layer head d_head"] | None = None,
+    neutral: str | None = None,
 ) -> Iterator[Any]:
     """Constrain heads at the false object while the context is open.
 
@@ -187,6 +187,8 @@ def constrain(
         mode, factor: see ``interp.interventions.constraint``.
         reference: premises whose mean output mode ``mean`` uses (``premises`` if not given), or
             the ``mean`` itself.
+        neutral: the word that mode ``resample`` puts in the object's place; by default the mask of
+            the premises' relation, or ``XXXX``.
 
     Yields:
         the model, for forward passes, ``interp.generate`` or its own generation.
@@ -209,10 +211,9 @@ def constrain(
         if source is None:
             raise UserError("mode 'mean' needs reference= premises to take the mean over")
         mean = mean_output(model, as_encoded(model, source))
-    mask_text = DEFAULT_MASK
-    if isinstance(premises, Premises):
-        mask_text = premises.relation.mask
-    state = _Prefill(model, constraint, places, mask_text)
+    if neutral is None:
+        neutral = encoded.mask if encoded is not None else DEFAULT_MASK
+    state = _Prefill(model, constraint, places, neutral)
     with hooked(model, _hooks(model, state, mean)):
         handle = model.original_model.register_forward_pre_hook(state.begin, with_kwargs=True)
         try:

@@ -119,6 +119,8 @@ def from_hf(
     """
     _require_transformer_lens_4()
     parameter = next(hf_model.parameters())
+    if not hf_model.config.architectures:  # a model made in memory does not name its own class
+        hf_model.config.architectures = [type(hf_model).__name__]
     digest = fingerprint or fingerprint_of_model(hf_model)
     with quiet_libraries():
         model = _boot(hf_model.eval(), tokenizer, spec, parameter.device, parameter.dtype)

@@ -8,7 +8,7 @@ differ are scored.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -21,6 +21,9 @@ from interp.models import RenderedChat, render_chat
 from interp.patching.batch import Span, TokenBatch
 from interp.premises.questions import Premises, Question, QuestionKind
 from interp.premises.relation import FilledQuestion
+
+DEFAULT_MASK = "XXXX"
+"""The neutral word that stands for an object in a masked run, unless a relation has its own."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class EncodedPremises:
 
     items: tuple[EncodedPremise, ...]
     device: torch.device | str = "cpu"
+    mask: str = DEFAULT_MASK
 
     def __len__(self) -> int:
         return len(self.items)
@@ -90,7 +94,7 @@ class EncodedPremises:
 
     def take(self, prompts: Iterable[int]) -> "EncodedPremises":
         """Some of the questions, by index."""
-        return EncodedPremises(tuple(self.items[index] for index in prompts), self.device)
+        return replace(self, items=tuple(self.items[index] for index in prompts))
 
 
 def tokenize(tokenizer: Any, rendered: RenderedChat, text: str | None = None) -> Any:
@@ -206,4 +210,4 @@ def encode_premises(
         twin, *_ = _encode_kind(tokenizer, premises, question, "twin")
         masked, *_ = _encode_kind(tokenizer, premises, question, "masked")
         items.append(EncodedPremise(question, false, twin, masked, true_token, false_token))
-    return EncodedPremises(tuple(items), torch.device(device))
+    return EncodedPremises(tuple(items), torch.device(device), premises.relation.mask)
