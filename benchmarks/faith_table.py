@@ -21,7 +21,7 @@ import tyro
 import interp
 from interp.evaluation import ask_all, compare_settings
 from interp.evaluation.settings import setting_mode_name
-from interp.heads import Site, agreement, locate_heads
+from interp.heads import HeadEffects, Site, agreement, locate_heads
 from interp.interventions import Constraint, Mode
 from interp.premises import Split
 from interp.premises.encode import encode_premises
@@ -120,7 +120,9 @@ def measure_once(model: Any, split: Split, seed: int, options: Options) -> dict[
             "output": [("zero", 0.0), ("mean", 0.0), ("resample", 0.0), ("scale", -1.0)],
             "attention": [("zero", 0.0), ("scale", 0.1)],
         }
-        effects = {site: locate_heads(model, encoded, site=site, seed=seed) for site in SITES}
+        effects: dict[Site, HeadEffects] = {
+            site: locate_heads(model, encoded, site=site, seed=seed) for site in SITES
+        }
         table = compare_settings(model, encoded, effects, counts=(3, 8), modes=modes)
         found["settings"] = table.drop(columns="chosen").to_dict(orient="records")
     return found

@@ -1,6 +1,7 @@
 """The whole way on the embedded model, at a reduced size, and the method's own controls."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -85,6 +86,22 @@ def test_second_call_takes_up_what_is_there(smollm: HookedModel, run: Path) -> N
     assert (run / "effects.safetensors").stat().st_mtime_ns == before
     with pytest.raises(interp.UserError, match="holds another run"):
         locate_run(smollm, LocateSettings(limit=N_FACTS, seed=1), run, progress=False)
+
+
+def test_a_run_whose_facts_have_changed_is_refused(run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "copy")
+    lines = (copy / "premises.jsonl").read_text().replace("Why is", "How is")
+    (copy / "premises.jsonl").write_text(lines)
+    with pytest.raises(interp.UserError, match="have changed since"):
+        load_run(copy)
+
+
+def test_damaged_effects_are_refused(run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "copy")
+    path = copy / "effects.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(interp.UserError, match="is damaged"):
+        load_run(copy)
 
 
 def test_report_is_written_from_the_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

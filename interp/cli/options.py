@@ -74,8 +74,9 @@ class EvaluateOptions(ModelOptions):
     """A fraction of all heads (below 1), or a count."""
     site: Literal["output", "attention", "best"] = "best"
     """best: score each site of the run; the one that did best on the search part comes first."""
-    mode: Literal["zero", "mean", "resample", "scale"] = "zero"
-    """What a constrained head does; the attention site knows zero and scale."""
+    mode: Literal["best", "zero", "mean", "resample", "scale"] = "best"
+    """What a constrained head does; the attention site knows zero and scale. best: as the search
+    part says, of zero and, at the output site, scale -1."""
     factor: float = 0.0
     """The factor of mode scale."""
     gate: Literal["oracle"] = "oracle"

@@ -12,7 +12,6 @@ from typing import Any, Literal, get_args
 import pandas as pd
 
 from interp.errors import UserError
-from interp.evaluation.answers import AskedQuestions
 from interp.evaluation.evaluate import RANDOM_SETS, Evaluation, ask_all, evaluate
 from interp.evaluation.settings import (
     SettingMode,
@@ -32,7 +31,12 @@ logger = logging.getLogger(__name__)
 
 SiteToScore = Literal["output", "attention", "best"]
 AnswersFor = Literal["best", "all", "none"]
-ModeToScore = Literal["zero", "mean", "resample", "scale"]
+ModeToScore = Literal["best", "zero", "mean", "resample", "scale"]
+CANDIDATES: dict[Site, tuple[SettingMode, ...]] = {
+    "output": (("zero", 0.0), ("scale", -1.0)),
+    "attention": (("zero", 0.0),),
+}
+"""Modes that ``mode="best"`` tries at each site; -1 turns a head's output round."""
 CURVE_COUNTS = (1, 3, 8, 14)
 
 
@@ -41,12 +45,13 @@ class EvaluateSettings:
     """What is evaluated. ``heads`` below 1 is a fraction of all heads, otherwise a count.
 
     ``site="best"`` scores every site of the run and puts the one that did best on the search
-    split first.
+    part first; ``mode="best"`` takes at each site the mode that did best there. Best is the most
+    gain, and the least cost among settings that gain about as much.
     """
 
     heads: float = DEFAULT_FRACTION
     site: SiteToScore = "best"
-    mode: ModeToScore = "zero"
+    mode: ModeToScore = "best"
     factor: float = 0.0
     gate: str = "oracle"
     random_sets: int = RANDOM_SETS
@@ -66,7 +71,10 @@ class EvaluateSettings:
         if self.answers not in get_args(AnswersFor):
             known = ", ".join(get_args(AnswersFor))
             raise UserError(f"unknown choice of answers {self.answers!r}; known: {known}")
-        if self.site != "best":
+        if self.mode not in get_args(ModeToScore):
+            known = ", ".join(get_args(ModeToScore))
+            raise UserError(f"unknown mode {self.mode!r}; known: {known}")
+        if self.site != "best" and self.mode != "best":
             check_mode(self.site, self.mode)
 
     def count(self, n_all: int) -> int:
@@ -90,35 +98,47 @@ def evaluate_run(
         raise UserError(f"{run} was searched at site {', '.join(effects)}, not {missing[0]!r}")
     chosen: dict[Site, HeadEffects] = {site: effects[site] for site in sites}
     n_heads = settings.count(next(iter(chosen.values())).values[0].numel())
-    table = _settings_table(model, split, chosen, settings, n_heads, progress)
-    order = _best_first(table, sites, n_heads, settings)
+    modes: dict[Site, list[SettingMode]] = {site: modes_at(site, settings) for site in chosen}
+    table = _settings_table(model, split, chosen, modes, settings, n_heads, progress)
+    best = _best_rows(table, modes, n_heads)
     asked = ask_all(model, split.held_out, progress=progress) if settings.answers != "none" else {}
-    evaluations = [
-        _score(
-            model, split, chosen[site], settings, site, n_heads,
-            asked if site == order[0] or settings.answers == "all" else {}, progress,
-        )
-        for site in order
-    ]  # fmt: skip
-    _write(run, evaluations, table, order[0], n_heads, settings)
+    evaluations = []
+    for row in best:
+        site = table.at[row, "site"]
+        names = {setting_mode_name(*mode): mode for mode in modes[site]}
+        heads = chosen[site].select(count=n_heads)
+        constraint = Constraint(heads, *names[table.at[row, "mode"]])
+        with_answers = row == best[0] or settings.answers == "all"
+        evaluations.append(
+            evaluate(
+                model, split.held_out, heads=constraint, gate=settings.gate,
+                reference=split.search, random_sets=settings.random_sets,
+                answers=asked if with_answers else {}, seed=settings.seed, progress=progress,
+            )
+        )  # fmt: skip
+    table["chosen"] = table.index == best[0]
+    _write(run, evaluations, table)
     return evaluations
 
 
-def mode_at(site: Site, settings: EvaluateSettings) -> SettingMode:
-    """The asked mode, or ``zero`` at a site that does not know it."""
+def modes_at(site: Site, settings: EvaluateSettings) -> list[SettingMode]:
+    """The asked mode, or ``zero`` at a site that does not know it; the candidates for ``best``."""
+    if settings.mode == "best":
+        return list(CANDIDATES[site])
     mode: Mode = settings.mode if settings.mode in SITE_MODES[site] else "zero"
-    return mode, settings.factor if mode == "scale" else 0.0
+    return [(mode, settings.factor if mode == "scale" else 0.0)]
 
 
 def _settings_table(
     model: Any,
     split: Split,
     effects: Mapping[Site, HeadEffects],
+    wanted: Mapping[Site, list[SettingMode]],
     settings: EvaluateSettings,
     n_heads: int,
     progress: bool,
 ) -> pd.DataFrame:
-    modes: dict[Site, list[SettingMode]] = {site: [mode_at(site, settings)] for site in effects}
+    modes: dict[Site, list[SettingMode]] = {site: list(some) for site, some in wanted.items()}
     if settings.every_mode:
         for site in effects:
             others: list[SettingMode] = [(m, 0.0) for m in SITE_MODES[site] if m != "scale"]
@@ -132,48 +152,20 @@ def _settings_table(
     )  # fmt: skip
 
 
-def _best_first(
-    table: pd.DataFrame, sites: tuple[Site, ...], n_heads: int, settings: EvaluateSettings
-) -> list[Site]:
-    """The sites, the one whose asked mode did best on the search split first."""
-    asked = {site: setting_mode_name(*mode_at(site, settings)) for site in sites}
-    fits = [
-        asked.get(site) == mode for site, mode in zip(table["site"], table["mode"], strict=True)
-    ]
-    best = table.at[choose_setting(table.loc[fits], n_heads=n_heads), "site"]
-    return sorted(sites, key=lambda site: site != best)
+def _best_rows(
+    table: pd.DataFrame, modes: Mapping[Site, list[SettingMode]], n_heads: int
+) -> list[int]:
+    """The row of each site's best mode at the asked head count, the best of them first."""
+    rows = []
+    for site, of_site in modes.items():
+        names = [setting_mode_name(*mode) for mode in of_site]
+        fits = (table["site"] == site) & table["mode"].isin(names)
+        rows.append(choose_setting(table.loc[fits], n_heads=n_heads))
+    best = choose_setting(table.loc[rows], n_heads=n_heads)
+    return sorted(rows, key=lambda row: row != best)
 
 
-def _score(
-    model: Any,
-    split: Split,
-    effects: HeadEffects,
-    settings: EvaluateSettings,
-    site: Site,
-    n_heads: int,
-    asked: Mapping[Any, AskedQuestions],
-    progress: bool,
-) -> Evaluation:
-    mode, factor = mode_at(site, settings)
-    constraint = Constraint(effects.select(count=n_heads), mode, factor)
-    return evaluate(
-        model, split.held_out, heads=constraint, gate=settings.gate, reference=split.search,
-        random_sets=settings.random_sets, answers=asked, seed=settings.seed, progress=progress,
-    )  # fmt: skip
-
-
-def _write(
-    run: Path,
-    evaluations: list[Evaluation],
-    table: pd.DataFrame,
-    best: Site,
-    n_heads: int,
-    settings: EvaluateSettings,
-) -> None:
-    mode = setting_mode_name(*mode_at(best, settings))
-    table["chosen"] = (
-        (table["site"] == best) & (table["mode"] == mode) & (table["n_heads"] == n_heads)
-    )
+def _write(run: Path, evaluations: list[Evaluation], table: pd.DataFrame) -> None:
     write_table(run / "settings.csv", table)
     nulls = [one.null_dataframe() for one in evaluations]
     write_table(run / "null.csv", pd.concat(nulls, ignore_index=True))

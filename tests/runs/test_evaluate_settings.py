@@ -1,0 +1,56 @@
+"""Choosing a setting on the search part, by hand."""
+
+import pandas as pd
+import pytest
+
+from interp.errors import UserError
+from interp.evaluation.settings import SettingMode
+from interp.heads import Site
+from interp.runs.evaluate import EvaluateSettings, _best_rows, modes_at
+
+TABLE = pd.DataFrame(
+    {
+        "site": ["output", "output", "output", "attention", "attention"],
+        "mode": ["zero", "scale -1", "scale -1", "zero", "scale 0.1"],
+        "factor": [0.0, -1.0, -1.0, 0.0, 0.1],
+        "n_heads": [3, 3, 8, 3, 3],
+        "gain": [0.30, 0.50, 0.90, 0.70, 0.69],
+        "cost": [0.10, 0.20, 0.30, 0.20, 0.05],
+    }
+)
+
+
+def test_each_site_takes_its_best_mode_and_the_best_site_comes_first() -> None:
+    settings = EvaluateSettings()
+    sites: tuple[Site, ...] = ("output", "attention")
+    modes: dict[Site, list[SettingMode]] = {site: modes_at(site, settings) for site in sites}
+    assert _best_rows(TABLE, modes, 3) == [3, 1]  # `scale 0.1` was not asked for
+
+
+def test_of_equal_gains_the_cheaper_one_is_taken() -> None:
+    modes: dict[Site, list[SettingMode]] = {"attention": [("zero", 0.0), ("scale", 0.1)]}
+    assert _best_rows(TABLE, modes, 3) == [4]  # 0.69 is within 0.02 of 0.70, and costs less
+
+
+def test_an_asked_mode_is_the_only_candidate() -> None:
+    assert modes_at("output", EvaluateSettings(mode="mean")) == [("mean", 0.0)]
+    assert modes_at("attention", EvaluateSettings(mode="mean")) == [("zero", 0.0)]
+    assert modes_at("attention", EvaluateSettings(mode="scale", factor=0.3)) == [("scale", 0.3)]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"heads": 0.0}, "fraction below 1 or a count"),
+        ({"heads": 2.5}, "whole number"),
+        ({"site": "attention", "mode": "mean"}, "does not fit site 'attention'"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(wrong: dict[str, object], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        EvaluateSettings(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("heads", "count"), [(0.01, 3), (0.0001, 1), (1.0, 1), (8.0, 8)])
+def test_heads_are_a_fraction_or_a_count(heads: float, count: int) -> None:
+    assert EvaluateSettings(heads=heads).count(270) == count
