@@ -114,6 +114,7 @@ def print_evaluation(evaluations: list[Evaluation], run: Path, console: Console)
     """The comparison table and the summary in words."""
     content = read_json(run / "evaluation.json")
     table = comparison_table(content).set_index("setting").T.reset_index(names="measure")
+    table = table.map(lambda cell: cell.replace(" [", "\n["))  # intervals on a line of their own
     console.print(rich_table(table, title="held-out subjects and templates, [95 % interval]"))
     sentences = list(summary_sentences(content))
     if (run / "agreement.json").is_file():

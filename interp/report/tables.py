@@ -124,6 +124,9 @@ def settings_of(evaluation: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 def setting_name(evaluation: Mapping[str, Any]) -> str:
     """Such as ``attention, zero, 3 heads (1.1 %)``, with the gate where one was used."""
     parts = [str(evaluation[key]) for key in ("site", "mode") if evaluation.get(key)]
+    factor = value_at(evaluation, "factor")
+    if evaluation.get("mode") == "scale" and isinstance(factor, int | float):
+        parts[-1] += f" {factor:g}"
     count = count_at(evaluation, "n_heads")
     if count is not None:
         fraction = measure_at(evaluation, "head_fraction")

@@ -80,3 +80,8 @@ def test_a_terminal_shows_brackets_literally() -> None:
     assert "[red]x[/red]" in shown
     assert "0.25 [0.15, 0.35]" in shown
     assert "[b]held out[/b]" in shown
+
+
+def test_a_scaled_setting_shows_its_factor() -> None:
+    setting = {"site": "output", "mode": "scale", "factor": -1.0, "n_heads": 3}
+    assert setting_name(setting) == "output, scale -1, 3 heads"
