@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 AnswerKind = Literal["false_premise", "true_premise"]
 Outcome = Literal["mended", "right", "wrong", "broken"]
+_Pair = TypeVar("_Pair", bound="AnswerPair")
 
 _TEXTS = (
     *("kind", "template", "subject", "true_object", "false_object", "question"),
@@ -51,7 +52,7 @@ class AnswerPair:
             )
 
     @classmethod
-    def from_row(cls, row: Any) -> "AnswerPair":
+    def from_row(cls: type[_Pair], row: Any) -> _Pair:
         """Make from a parsed line of `generations.jsonl`. Raises ValueError on what is amiss."""
         if not isinstance(row, Mapping):
             raise ValueError("not a JSON object")
