@@ -83,9 +83,11 @@ On the search part of the first seed, where the setting is chosen. Gain: rise of
 on false premises; cost: fall of P(true object) on true-premise twins. 95 % intervals over subjects.
 
 {settings_table(results)}
-Replacing the heads' outputs by their *mean* over false objects changes next to nothing: what these
-heads write is common to all false objects, not the identity of one. Cutting attention with three
-heads gains most for the heads it takes; writing less (`scale`) costs less and gains less.
+Replacing the heads' outputs by their *mean* over false objects changes next to nothing: what
+matters in them is common to all false objects, not which one it is. At three heads, turning the
+outputs round (`scale -1`) or cutting attention gains about as much, and zeroing the outputs, which
+is the paper's constraint, less, for less cost. Eight zeroed outputs gain more than three cut heads
+and cost less; which of the two is better therefore depends on how many heads one allows.
 
 ## Checks
 
