@@ -23,7 +23,7 @@ from interp.premises.questions import Premises
 SettingMode = tuple[Mode, float]
 """A mode and its factor."""
 
-GAIN_TOLERANCE = 0.02
+GAIN_TOLERANCE = 0.005
 """Settings whose gain is this close to the best count as equally good."""
 
 
