@@ -38,9 +38,9 @@ class DemoOptions(ModelOptions):
     """The run directory; the same command again takes up what is there."""
     premises: str = "capitals"
     """A relation that ships (see `interp premises ls`), or a CSV or YAML file."""
-    limit: int = 110
+    limit: int = 90
     """How many facts are tried, best known first."""
-    path_prompts: int = 6
+    path_prompts: int = 4
     """On how many search prompts exact path patching checks the ranking; 0 for none."""
 
 

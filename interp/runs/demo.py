@@ -28,9 +28,9 @@ class DemoSettings:
     """Size of the demo: how many facts are tried, and how many prompts path patching checks."""
 
     premises: str = "capitals"
-    limit: int = 110
+    limit: int = 90
     heads: float = 0.01
-    path_prompts: int = 6
+    path_prompts: int = 4
     seed: int = 0
 
 
