@@ -27,7 +27,9 @@ def main(arguments: list[str] | None = None) -> None:
     if words[0] not in COMMANDS:
         _fail(errors, f"unknown command {words[0]!r}; known: {', '.join(COMMANDS)}")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("interp").setLevel(logging.INFO)
+    logger = logging.getLogger("interp")
+    before = logger.level
+    logger.setLevel(logging.INFO)
     try:
         _commands()[words[0]](parse(words[0], words[1:]), console)
     except UserError as error:
@@ -35,6 +37,8 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         errors.print("interrupted: the same command again takes up what is finished")
         sys.exit(130)
+    finally:
+        logger.setLevel(before)  # a caller in the same process keeps its own level
 
 
 def _commands() -> dict[str, Callable[[Any, Console], None]]:

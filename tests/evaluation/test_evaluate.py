@@ -167,7 +167,10 @@ def test_the_seed_decides_the_null(tiny_llama: HookedModel) -> None:
         ({"random_sets": 5}, "a null of 5 random sets says little: 20 or 0"),
         ({"heads": [(9, 9)]}, r"head \(9, 9\) does not exist"),
         ({"heads": HeadSet(((0, 0),), "attention"), "site": "output"}, "chosen for site"),
-        ({"heads": [(0, 0), (0, 1), (0, 2)]}, "3 of 4 heads of layer 0 are chosen"),
+        (
+            {"heads": [(layer, head) for layer in (0, 1) for head in range(4)]},
+            "no random set can match 8 of 12 heads",
+        ),
     ],
 )
 def test_mistakes_are_told(
