@@ -102,7 +102,9 @@ def rich_table(frame: pd.DataFrame, *, title: str | None = None) -> Table:
     """The same table for a terminal. Cells are shown literally, whatever brackets they hold."""
     table = Table(title=None if title is None else Text(title), title_justify="left")
     for position, column in enumerate(frame.columns):
-        table.add_column(Text(str(column)), justify="left" if position == 0 else "right")
+        # On a narrow terminal a long word goes on in the next line rather than being cut off.
+        justify = "left" if position == 0 else "right"
+        table.add_column(Text(str(column)), justify=justify, overflow="fold")
     for row in frame.itertuples(index=False):
         table.add_row(*(Text(str(cell)) for cell in row))
     return table

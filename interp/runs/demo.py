@@ -15,7 +15,6 @@ from interp.heads.locate import as_encoded, locate_heads
 from interp.premises.split import Split
 from interp.runs.evaluate import EvaluateSettings, evaluate_run
 from interp.runs.locate import LocateSettings, load_run, locate_run
-from interp.runs.manifest import check_same_model
 from interp.runs.store import read_json, write_json
 
 logger = logging.getLogger(__name__)
@@ -40,7 +39,6 @@ def demo_run(
     """Run the demo into ``run``; what an earlier call finished is taken from there."""
     search = LocateSettings(premises=settings.premises, limit=settings.limit, seed=settings.seed)
     effects = locate_run(model, search, run, progress=progress)
-    check_same_model(run, model)
     _, split, _ = load_run(run)
     if settings.path_prompts:
         check_by_path(model, split, settings.path_prompts, run, progress)
@@ -67,13 +65,13 @@ def check_by_path(
     Writes agreement.json.
     """
     path = run / "agreement.json"
-    if path.is_file():
-        return read_json(path)
     encoded = as_encoded(model, split.search)
     step = max(1, len(encoded) // n_prompts)
     # An odd step walks through the templates too.
     step += 1 - step % 2
     prompts = encoded.take(list(range(0, len(encoded), step))[:n_prompts])
+    if path.is_file() and read_json(path).get("n_prompts") == len(prompts):
+        return read_json(path)
     estimate = locate_heads(model, prompts, source="masked", progress=progress)
     exact = locate_heads(model, prompts, method="path", progress=progress)
     found = agreement(estimate, exact, top_k=TOP_K)
