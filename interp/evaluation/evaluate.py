@@ -24,7 +24,7 @@ from interp.heads.selection import random_head_sets
 from interp.heads.sources import mean_output
 from interp.interventions.constraint import Constraint, Mode
 from interp.models import model_info
-from interp.patching.sweep import check_heads
+from interp.patching.sweep import check_units
 from interp.premises.questions import Premises
 
 Gate = Literal["oracle"]
@@ -186,7 +186,7 @@ def evaluate(
         if isinstance(heads, Constraint)
         else Constraint(as_head_set(heads, site), mode, factor)
     )
-    check_heads(model, constraint.heads.heads)
+    check_units(model, constraint.heads.heads)
     encoded = as_encoded(model, premises)
     mean = None
     if constraint.mode == "mean":

@@ -15,7 +15,7 @@ from interp.heads.headset import HeadSet
 from interp.heads.significance import mean_interval
 from interp.interventions.constraint import Constraint
 from interp.patching.metrics import LogitDifference, Probability
-from interp.patching.sweep import DEFAULT_BATCH_TOKENS, sweep_sets
+from interp.patching.sweep import sweep_sets
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import QuestionKind
 
@@ -64,7 +64,7 @@ def preference(
     sets: Sequence[HeadSet],
     *,
     mean: Any = None,
-    batch_tokens: int = DEFAULT_BATCH_TOKENS,
+    budget: int | None = None,
     progress: bool = True,
 ) -> Preference:
     """Run the prompts under each head set, in the constraint's site and mode.
@@ -79,6 +79,6 @@ def preference(
     edit = constraint.edit(model, encoded, kind, mean=mean)
     values = sweep_sets(
         model, encoded.batch(kind), edit, [heads.heads for heads in sets], metrics,
-        batch_tokens=batch_tokens, progress=progress, description=f"{kind} premises",
+        budget=budget, progress=progress, description=f"{kind} premises",
     ).numpy()  # fmt: skip
     return Preference(values[0], values[1], values[2], encoded.subjects, encoded.templates)

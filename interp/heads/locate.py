@@ -29,7 +29,7 @@ from interp.patching.attribution import attribute_heads
 from interp.patching.batch import TokenBatch
 from interp.patching.forward import device_of, tail_logits
 from interp.patching.metrics import LogitDifference, Probability
-from interp.patching.sweep import DEFAULT_BATCH_TOKENS, sweep_heads
+from interp.patching.sweep import sweep_heads
 from interp.premises.encode import EncodedPremises, encode_premises
 from interp.premises.questions import Premises, QuestionKind
 
@@ -45,7 +45,7 @@ def locate_heads(
     kind: QuestionKind = "false",
     heads: tuple[Head, ...] | None = None,
     seed: int = 0,
-    batch_tokens: int = DEFAULT_BATCH_TOKENS,
+    budget: int | None = None,
     progress: bool = True,
 ) -> HeadEffects:
     """Effect of editing each head alone on the answer to every false-premise question.
@@ -79,7 +79,7 @@ def locate_heads(
         unedited = batch_metrics(model, batch, metrics)
         edited = sweep_heads(
             model, batch, edit, metrics, freeze=method == "path", heads=heads,
-            batch_tokens=batch_tokens, progress=progress,
+            budget=budget, progress=progress,
         )  # fmt: skip
         effects = edited - unedited[:, :, None, None]
     return HeadEffects(
@@ -112,7 +112,7 @@ def batch_metrics(
 
 def last_logits(model: Any, batch: TokenBatch) -> Float[Tensor, "prompt d_vocab"]:
     """The last column's logits in an unedited run, in chunks of prompts."""
-    parts = batch.parts(DEFAULT_BATCH_TOKENS)
+    parts = batch.parts()
     return torch.cat([tail_logits(model, part)[:, -1] for part in parts])
 
 

@@ -8,15 +8,15 @@ search for heads and the constraint that follows from it do the same thing.
 from typing import Any, Literal, get_args
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from interp.errors import UserError
 from interp.heads.headset import Site, check_site
+from interp.patching.alignment import aligned_columns
 from interp.patching.batch import TokenBatch
-from interp.patching.edits import AttentionEdit, HeadEdit, OutputEdit
+from interp.patching.edits import ActivationEdit, AttentionEdit, HeadEdit
 from interp.patching.forward import record_run
-from interp.patching.sweep import DEFAULT_BATCH_TOKENS
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import QuestionKind
 
@@ -53,19 +53,19 @@ def premise_edit(
     if last_only:
         at = last_true(at)
     if source == "zero":
-        return OutputEdit(at, scale=factor)
+        return ActivationEdit(at, scale=factor)
     first = int(at.any(dim=0).nonzero()[0])
     if source == "mean":
         if mean is None:
             mean = mean_output(model, encoded, kind)
         shape = (len(mean), at.shape[0], at.shape[1] - first, *mean.shape[1:])
-        return OutputEdit(at, mean[:, None, None].expand(shape), scale=factor, first=first)
+        return ActivationEdit(at, mean[:, None, None].expand(shape), scale=factor, first=first)
     there = encoded.objects(source)
     begin = int(there.any(dim=0).nonzero()[0])
     z = tail_outputs(model, encoded.batch(source), begin)
     columns = aligned_columns(at, there)[:, first:] - begin
     index = columns.clamp(min=0)[None, :, :, None, None].expand(len(z), -1, -1, *z.shape[3:])
-    return OutputEdit(at, z.gather(2, index), scale=factor, first=first)
+    return ActivationEdit(at, z.gather(2, index), scale=factor, first=first)
 
 
 def mean_output(
@@ -85,31 +85,10 @@ def tail_outputs(
 ) -> Float[Tensor, "layer prompt tail head d_head"]:
     """Every head's output from column ``first`` on, in chunks of prompts."""
     found = []
-    for part in batch.parts(DEFAULT_BATCH_TOKENS):
+    for part in batch.parts():
         run = record_run(model, part, start=first)
-        assert run.z is not None
         found.append(run.z)
     return torch.cat(found, dim=1)
-
-
-def aligned_columns(
-    here: Bool[Tensor, "prompt pos"], there: Bool[Tensor, "prompt pos_there"]
-) -> Int[Tensor, "prompt pos"]:
-    """For each column of a span here, the column of the span there that it takes its value from.
-
-    Spans are aligned by their last tokens; a longer span repeats the other's first token. Columns
-    outside the span are not to be used.
-    """
-    last_here, last_there = _last(here), _last(there)
-    first_there = there.long().argmax(dim=1)
-    columns = torch.arange(here.shape[1], device=here.device)
-    moved = last_there[:, None] - (last_here[:, None] - columns[None, :])
-    moved = torch.maximum(moved, first_there[:, None])
-    return torch.minimum(moved, last_there[:, None])
-
-
-def _last(at: Bool[Tensor, "prompt pos"]) -> Int[Tensor, " prompt"]:
-    return at.shape[1] - 1 - at.flip(1).long().argmax(dim=1)
 
 
 def last_true(at: Bool[Tensor, "prompt pos"]) -> Bool[Tensor, "prompt pos"]:

@@ -19,9 +19,10 @@ from interp.heads.sources import mean_output
 from interp.interventions.constraint import Constraint, Mode
 from interp.interventions.places import Places, places_at, places_of_premises
 from interp.patching.batch import TokenBatch
-from interp.patching.edits import AttentionEdit, output_hook_name, scores_hook_name
+from interp.patching.components import hook_name
+from interp.patching.edits import AttentionEdit, scores_hook_name
 from interp.patching.forward import Hook, HookFunction, hooked, record_run
-from interp.patching.sweep import check_heads
+from interp.patching.sweep import check_units
 from interp.premises.encode import DEFAULT_MASK, EncodedPremises
 from interp.premises.questions import Premises
 
@@ -85,7 +86,6 @@ class _Prefill:
             ends.append((len(before) + len(space), len(neutral)))
         batch = TokenBatch.from_lists(prompts, device=tokens.device)
         z = record_run(self.model, batch).z
-        assert z is not None
         layers = sorted({layer for layer, _ in self.constraint.heads})
         out = {layer: z.new_zeros(*self.at.shape, *z.shape[3:]) for layer in layers}
         for row, end in enumerate(ends):
@@ -129,7 +129,7 @@ def _output_hook(state: _Prefill, layer: int, heads: Tensor, mean: Tensor | None
             new = factor * z
         return torch.where(where, new, z)
 
-    return output_hook_name(layer), write
+    return hook_name("z", layer), write
 
 
 def _attention_hook(state: _Prefill, layer: int, heads: Tensor) -> Hook:
@@ -201,7 +201,7 @@ def constrain(
         constraint = heads
     else:
         constraint = Constraint(as_head_set(heads, site), mode, factor)
-    check_heads(model, constraint.heads.heads)
+    check_units(model, constraint.heads.heads)
     if (at is None) == (premises is None):
         raise UserError("constrain needs to know where the false object is: give at= or premises=")
     encoded = as_encoded(model, premises) if premises is not None else None

@@ -5,27 +5,37 @@ Stands by itself: nothing here knows of premises.
 
 from interp.patching.attribution import attribute_heads
 from interp.patching.batch import TokenBatch, first_difference
-from interp.patching.edits import AttentionEdit, OutputEdit
+from interp.patching.edits import ActivationEdit, AttentionEdit
 from interp.patching.forward import RecordedRun, hooked, record_run, resume, tail_logits
 from interp.patching.metrics import KLDivergence, LogitDifference, LogProbability, Probability
-from interp.patching.sweep import patch_heads, sweep_heads, sweep_sets
+from interp.patching.patch import patch, patch_heads
+from interp.patching.path import patch_paths
+from interp.patching.result import PatchingResult
+from interp.patching.screen import Screening, screen
+from interp.patching.sweep import sweep_heads, sweep_places, sweep_sets
 
 __all__ = [
+    "ActivationEdit",
     "AttentionEdit",
     "KLDivergence",
     "LogProbability",
     "LogitDifference",
-    "OutputEdit",
+    "PatchingResult",
     "Probability",
     "RecordedRun",
+    "Screening",
     "TokenBatch",
     "attribute_heads",
     "first_difference",
     "hooked",
+    "patch",
     "patch_heads",
+    "patch_paths",
     "record_run",
     "resume",
+    "screen",
     "sweep_heads",
+    "sweep_places",
     "sweep_sets",
     "tail_logits",
 ]

@@ -1,7 +1,7 @@
-"""Attribution patching: every head's effect to first order, from one backward pass.
+"""Attribution patching: every unit's effect to first order, from one backward pass.
 
 Effect ≈ ∂metric/∂activation · (edited − unedited activation) (Nanda 2023; AtP, arXiv 2403.00745).
-For the ``output`` site the activation is ``hook_z``; for the ``attention`` site it is
+For an ``ActivationEdit`` the activation is its component's; for the ``attention`` site it is
 ``hook_pattern``, and the difference is that of the edited, *renormalised* row, so that a constant
 added to the gradient of a row does not count.
 
@@ -18,27 +18,15 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from interp.patching.batch import TokenBatch
-from interp.patching.edits import (
-    HeadEdit,
-    OutputEdit,
-    output_hook_name,
-    pattern_hook_name,
-    take_edit,
-)
-from interp.patching.forward import HookFunction, RecordedRun, record_run, resume
+from interp.patching.components import as_units, check_component, count_units, hook_name
+from interp.patching.edits import ActivationEdit, HeadEdit, take_edit
+from interp.patching.forward import Hook, HookFunction, RecordedRun, record_run, resume
 from interp.patching.metrics import Metric, apply_metric, can_take, take_metrics
 from interp.patching.sweep import chunk_prompts, first_column
 
-DEFAULT_GRADIENT_TOKENS = 1024
 
-
-def _attribute_chunk(
-    model: Any, run: RecordedRun, edit: HeadEdit, metrics: Sequence[Metric]
-) -> Float[Tensor, "metric prompt layer head"]:
-    """One forward pass over the tails of a chunk of prompts, and a backward pass a metric."""
-    n_layers = model.cfg.n_layers
-    seen: list[Tensor] = [torch.empty(0)] * n_layers
-    rows = torch.arange(len(run.batch), device=run.batch.tokens.device)
+def keep_in_graph(seen: list[Tensor], component: str) -> list[Hook]:
+    """Hooks that put every layer's value into ``seen``, as a tensor of the graph."""
 
     def keep(layer: int) -> HookFunction:
         def hook_function(value: Tensor, hook: object) -> Tensor:
@@ -48,28 +36,83 @@ def _attribute_chunk(
 
         return hook_function
 
-    name = output_hook_name if isinstance(edit, OutputEdit) else pattern_hook_name
-    hooks = [(name(layer), keep(layer)) for layer in range(n_layers)]
+    return [(hook_name(component, layer), keep(layer)) for layer in range(len(seen))]
+
+
+def gradient_pass(
+    model: Any, run: RecordedRun, hooks: Sequence[Hook]
+) -> Float[Tensor, "prompt d_vocab"]:
+    """The last column's logits with a graph that begins at the first layer's input."""
+    rows = torch.arange(len(run.batch), device=run.batch.tokens.device)
+    # Parameters are frozen: the first layer's input is what makes a graph at all.
+    residual = run.resid_pre[0].detach().clone().requires_grad_()
+    return resume(model, run, layer=0, rows=rows, hooks=hooks, residual=residual)
+
+
+def edited_change(
+    edit: HeadEdit, value: Tensor, layer: int, rows: Tensor, start: int
+) -> Float[Tensor, "row tail unit width"]:
+    """Edited less unedited value of every unit, by column."""
+    shown = as_units(value, edit.component)
+    if isinstance(edit, ActivationEdit):
+        return edit.edited(shown, layer, rows, start) - shown
+    return as_units(edit.edited(value, rows, start), edit.component) - shown
+
+
+def _attribute_chunk(
+    model: Any, run: RecordedRun, edit: HeadEdit, metrics: Sequence[Metric]
+) -> Float[Tensor, "metric prompt layer unit tail"]:
+    """One forward pass over the tails of a chunk of prompts, and a backward pass a metric."""
+    n_layers, n_units = model.cfg.n_layers, count_units(model, edit.component)
+    seen: list[Tensor] = [torch.empty(0)] * n_layers
+    rows = torch.arange(len(run.batch), device=run.batch.tokens.device)
     with torch.enable_grad():
-        # Parameters are frozen: the first layer's input is what makes a graph at all.
-        residual = run.resid_pre[0].detach().clone().requires_grad_()
-        logits = resume(model, run, layer=0, rows=rows, hooks=hooks, residual=residual)
+        logits = gradient_pass(model, run, keep_in_graph(seen, edit.component))
         gradients = [
-            torch.autograd.grad(apply_metric(metric, logits).sum(), seen, retain_graph=True)
+            torch.autograd.grad(
+                apply_metric(metric, logits).sum(), seen, retain_graph=True, materialize_grads=True
+            )
             for metric in metrics
         ]
-    effects = torch.zeros(len(metrics), len(rows), n_layers, model.cfg.n_heads)
+    effects = torch.zeros(len(metrics), len(rows), n_layers, n_units, run.batch.width - run.start)
     for layer, value in enumerate(seen):
-        value = value.detach()
-        if isinstance(edit, OutputEdit):
-            change = edit.edited(value, layer, rows, run.start) - value
-            over = (1, 3)
-        else:
-            change = edit.edited(value, rows, run.start) - value
-            over = (2, 3)
+        change = edited_change(edit, value.detach(), layer, rows, run.start)
         for index, of_metric in enumerate(gradients):
-            effects[index, :, layer] = (change * of_metric[layer]).sum(dim=over).float().cpu()
+            product = change * as_units(of_metric[layer], edit.component)
+            effects[index, :, layer] = product.sum(dim=-1).transpose(1, 2).float().cpu()
     return effects
+
+
+def attribute_columns(
+    model: Any,
+    batch: TokenBatch,
+    edit: HeadEdit,
+    metrics: Sequence[Metric],
+    *,
+    budget: int | None = None,
+    progress: bool = True,
+) -> Float[Tensor, "metric prompt layer unit pos"]:
+    """First-order effect of editing each unit alone, by column; zero where nothing is edited.
+
+    Arguments as in ``sweep_heads``; the values are *differences* from the unedited run.
+    """
+    check_component(edit.component, model)
+    n_layers, n_units = model.cfg.n_layers, count_units(model, edit.component)
+    values = torch.zeros(len(metrics), len(batch), n_layers, n_units, batch.width)
+    whole = not can_take(metrics)
+    # The graph holds every layer: a prompt takes as much as n_layers rows of a sweep.
+    chunks = chunk_prompts(model, edit.changed, n_layers, budget, whole=whole)
+    for chunk in tqdm(chunks, desc="gradients", disable=not progress):
+        prompts = torch.as_tensor(chunk, device=batch.tokens.device)
+        part = batch.take(chunk)
+        part_edit = take_edit(edit, prompts, drop=batch.width - part.width)
+        with torch.no_grad():
+            run = record_run(model, part, start=first_column(part_edit.changed), keep=())
+        part_metrics = take_metrics(metrics, prompts)
+        tail = batch.width - part.width + run.start
+        found = _attribute_chunk(model, run, part_edit, part_metrics)
+        values[:, prompts.cpu(), ..., tail:] = found
+    return values
 
 
 def attribute_heads(
@@ -78,24 +121,10 @@ def attribute_heads(
     edit: HeadEdit,
     metrics: Sequence[Metric],
     *,
-    batch_tokens: int = DEFAULT_GRADIENT_TOKENS,
+    budget: int | None = None,
     progress: bool = True,
-) -> Float[Tensor, "metric prompt layer head"]:
-    """First-order effect of editing each head alone, for each metric.
-
-    Arguments as in ``sweep_heads``; the values are *differences* from the unedited run.
-    """
-    whole = not can_take(metrics)
-    values = torch.full(
-        (len(metrics), len(batch), model.cfg.n_layers, model.cfg.n_heads), torch.nan
+) -> Float[Tensor, "metric prompt layer unit"]:
+    """First-order effect of editing each head (or unit of the edit's component) alone."""
+    return attribute_columns(model, batch, edit, metrics, budget=budget, progress=progress).sum(
+        dim=-1
     )
-    chunks = chunk_prompts(edit, 1, batch_tokens, whole=whole)
-    for chunk in tqdm(chunks, desc="gradients", disable=not progress):
-        prompts = torch.as_tensor(chunk, device=batch.tokens.device)
-        part = batch.take(chunk)
-        part_edit = take_edit(edit, prompts, drop=batch.width - part.width)
-        with torch.no_grad():
-            run = record_run(model, part, start=first_column(part_edit), keep_z=False)
-        part_metrics = take_metrics(metrics, prompts)
-        values[:, prompts.cpu()] = _attribute_chunk(model, run, part_edit, part_metrics)
-    return values

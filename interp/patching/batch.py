@@ -15,6 +15,9 @@ from interp.errors import UserError
 
 Span = tuple[int, int]
 
+RUN_TOKENS = 4096
+"""Tokens of one plain forward pass over whole prompts."""
+
 
 @dataclass(frozen=True)
 class TokenBatch:
@@ -105,7 +108,7 @@ class TokenBatch:
             at[row, offset + start : offset + end] = True
         return at
 
-    def parts(self, batch_tokens: int) -> list["TokenBatch"]:
+    def parts(self, batch_tokens: int = RUN_TOKENS) -> list["TokenBatch"]:
         """The prompts in order, some at a time, all at this batch's width."""
         size = max(1, batch_tokens // self.width)
         return [

@@ -3,7 +3,8 @@
 Two sites (FAITH, arXiv 2402.19103, section 4, and our second one):
 
 * ``output``: what a head writes at chosen positions, ``hook_z`` [batch pos head d_head], is
-  replaced by a source, or scaled.
+  replaced by a source, or scaled; the same edit serves every other component
+  (``interp.patching.components``).
 * ``attention``: what later positions read from chosen positions through a head is scaled before
   the softmax, so that the rest of the row is renormalised; factor 0 cuts it.
 
@@ -19,12 +20,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.errors import UserError
+from interp.patching.components import (
+    Component,
+    as_units,
+    check_component,
+    from_units,
+    hook_name,
+)
 from interp.patching.forward import HookFunction
-
-
-def output_hook_name(layer: int) -> str:
-    """Heads' outputs, [batch pos head d_head]."""
-    return f"blocks.{layer}.attn.hook_z"
 
 
 def scores_hook_name(layer: int) -> str:
@@ -32,58 +35,71 @@ def scores_hook_name(layer: int) -> str:
     return f"blocks.{layer}.attn.hook_attn_scores"
 
 
-def pattern_hook_name(layer: int) -> str:
-    """Attention weights after the softmax, [batch head query key]."""
-    return f"blocks.{layer}.attn.hook_pattern"
-
-
 @dataclass(frozen=True)
-class OutputEdit:
-    """z ← source + scale · z at the columns ``at``; a source of None counts as zero.
+class ActivationEdit:
+    """value ← source + scale · value at the columns ``at``; a source of None counts as zero.
 
     Attributes:
         at: Bool[prompt pos], over all the columns of the batch.
-        source: Float[layer prompt pos head d_head] over the columns from ``first`` on, or None.
-        scale: weight of the head's own value: 0 replaces it.
+        source: Float[layer prompt pos unit width] over the columns from ``first`` on, or None.
+        scale: weight of the unit's own value: 0 replaces it.
         first: the column at which ``source`` begins.
+        component: what is edited; by default the heads' outputs.
     """
 
     at: Bool[Tensor, "prompt pos"]
-    source: Float[Tensor, "layer prompt tail head d_head"] | None = None
+    source: Float[Tensor, "layer prompt tail unit width"] | None = None
     scale: float = 0.0
     first: int = 0
+    component: Component = "z"
+
+    def __post_init__(self) -> None:
+        check_component(self.component)
 
     @property
     def changed(self) -> Bool[Tensor, "prompt pos"]:
-        """Columns at which a head's output differs from the unedited run."""
+        """The edited columns: the first at which anything differs from the unedited run."""
         return self.at
 
     def edited(
         self,
-        z: Float[Tensor, "row tail head d_head"],
+        value: Float[Tensor, "row tail unit width"],
         layer: int,
         rows: Int[Tensor, " row"],
         start: int,
-    ) -> Float[Tensor, "row tail head d_head"]:
-        """What z would be with every head edited at ``at``; ``start`` is z's first column."""
-        at = self.at[rows, start : start + z.shape[1], None, None].to(z.device)
-        new = self.scale * z
+    ) -> Float[Tensor, "row tail unit width"]:
+        """The value with every unit edited at ``at``; ``start`` is the value's first column."""
+        at = self.at[rows, start : start + value.shape[1], None, None].to(value.device)
+        new = self.scale * value
         if self.source is not None:
             begin = start - self.first
-            source = self.source[layer, rows, begin : begin + z.shape[1]]
-            new = new + source.to(device=z.device, dtype=z.dtype)
-        return torch.where(at, new, z)
+            source = self.source[layer, rows, begin : begin + value.shape[1]]
+            new = new + source.to(device=value.device, dtype=value.dtype)
+        return torch.where(at, new, value)
+
+    def merged(
+        self,
+        value: Float[Tensor, "row tail unit width"],
+        layer: int,
+        rows: Int[Tensor, " row"],
+        units: Bool[Tensor, "row unit"],
+        start: int,
+    ) -> Float[Tensor, "row tail unit width"]:
+        """The value with only some units edited in each row."""
+        new = self.edited(value, layer, rows, start)
+        return torch.where(units[:, None, :, None].to(value.device), new, value)
 
     def hook(
-        self, layer: int, rows: Int[Tensor, " row"], heads: Bool[Tensor, "row head"], start: int
+        self, layer: int, rows: Int[Tensor, " row"], units: Bool[Tensor, "row unit"], start: int
     ) -> tuple[str, HookFunction]:
         """The hook that applies this edit to a run whose first column is ``start``."""
 
-        def write(z: Tensor, hook: object) -> Tensor:
-            new = self.edited(z, layer, rows, start)
-            return torch.where(heads[:, None, :, None].to(z.device), new, z)
+        def write(value: Tensor, hook: object) -> Tensor:
+            shown = as_units(value, self.component)
+            new = self.merged(shown, layer, rows, units, start)
+            return from_units(new, self.component)
 
-        return output_hook_name(layer), write
+        return hook_name(self.component, layer), write
 
 
 @dataclass(frozen=True)
@@ -97,6 +113,11 @@ class AttentionEdit:
 
     keys: Bool[Tensor, "prompt pos"]
     factor: float = 0.0
+
+    @property
+    def component(self) -> Component:
+        """Its units are the query heads."""
+        return "pattern"
 
     def __post_init__(self) -> None:
         if self.factor < 0:
@@ -139,7 +160,7 @@ class AttentionEdit:
         return scores_hook_name(layer), cut
 
 
-HeadEdit = OutputEdit | AttentionEdit
+HeadEdit = ActivationEdit | AttentionEdit
 
 
 def scale_scores(scores: Tensor, where: Tensor, factor: float) -> Tensor:
@@ -157,4 +178,6 @@ def take_edit(edit: HeadEdit, prompts: Int[Tensor, " prompt"], drop: int = 0) ->
     if source is not None:
         # A source that begins before the cut loses its first columns too.
         source = source[:, prompts, max(drop - edit.first, 0) :]
+        if edit.component == "pattern":  # and its keys are columns of the batch
+            source = source[..., drop:]
     return replace(edit, at=edit.at[prompts, drop:], source=source, first=max(edit.first - drop, 0))

@@ -2,19 +2,20 @@
 
 In a causal model nothing that happens at a column changes the columns before it, and nothing
 that happens in a layer changes the layers below it. ``record_run`` runs a batch once and keeps
-the keys and values of the first ``start`` columns and every layer's input for the others;
-``resume`` then runs only the layers from ``layer`` on, over the columns from ``start`` on, for
-any selection of its prompts as rows. The numbers are those of the full run.
+all keys and values, and every layer's input for the columns from ``start`` on; ``resume`` then
+runs only the layers from ``layer`` on, over those columns, for any selection of its prompts as
+rows. The numbers are those of the full run.
 
-The lower blocks pass their input through rather than being left out, so that the model's own
-code still makes masks and positions; this works for every architecture that TransformerLens'
-bridge wraps around a Hugging Face model.
+Where it can, ``resume`` runs the model's plain modules (``interp.patching.plain``), which share
+the beginning among rows; otherwise the hooked model, whose lower blocks pass their input through
+rather than being left out, so that the model's own code still makes masks and positions.
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,13 +25,17 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from interp.errors import UserError
 from interp.patching.batch import TokenBatch
+from interp.patching.components import as_units, check_component, hook_name
+from interp.patching.plain import PlainModel, contiguous_unembedding, plain_model
+
+logger = logging.getLogger(__name__)
 
 HookFunction = Callable[[Tensor, Any], Tensor | None]
 Hook = tuple[str, HookFunction]
 
 
 class _PrefixLayer(DynamicLayer):
-    """Keys and values of the shared beginning; lends them out and keeps nothing new."""
+    """Keys and values of the beginning, a copy for every row; keeps nothing new."""
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         super().__init__()
@@ -49,25 +54,55 @@ class RecordedRun:
 
     Attributes:
         batch: the prompts.
-        start: the first column that is not in the shared beginning.
-        keys_values: per layer the keys and values of the columns before ``start``.
+        start: the first column that is run again; those before it are the shared beginning.
+        keys_values: per layer the keys and values [prompt kv_head pos d_head] of all columns.
         resid_pre: Float[layer prompt tail d_model], every layer's input from ``start`` on.
-        z: Float[layer prompt tail head d_head], the heads' outputs, or None if not asked for.
+        values: by component, Float[layer prompt tail unit width] from ``start`` on.
         logits: Float[prompt d_vocab] of the last column.
+        plain: the model without hook points, or None where only the hooked model will do.
     """
 
     batch: TokenBatch
     start: int
     keys_values: tuple[tuple[Tensor, Tensor], ...]
     resid_pre: Float[Tensor, "layer prompt tail d_model"]
-    z: Float[Tensor, "layer prompt tail head d_head"] | None
+    values: Mapping[str, Tensor]
     logits: Float[Tensor, "prompt d_vocab"]
+    plain: PlainModel | None = None
+
+    @property
+    def z(self) -> Float[Tensor, "layer prompt tail head d_head"]:
+        """The heads' outputs. Raises UserError if they were not kept."""
+        if "z" not in self.values:
+            raise UserError("this run did not keep the heads' outputs: record it with keep=('z',)")
+        return self.values["z"]
+
+    @property
+    def beginning(self) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Keys and values of the columns before ``start``, views; none where it is 0."""
+        if not self.start:
+            return ()
+        return tuple((k[:, :, : self.start], v[:, :, : self.start]) for k, v in self.keys_values)
 
     def prefix(self, rows: Int[Tensor, " row"]) -> Cache | None:
         """The shared beginning as a cache for these rows; None where there is none."""
-        if not self.keys_values:
+        if not self.start:
             return None
-        return Cache(layers=[_PrefixLayer(k[rows], v[rows]) for k, v in self.keys_values])
+        return Cache(layers=[_PrefixLayer(k[rows], v[rows]) for k, v in self.beginning])
+
+    def narrowed(self, start: int) -> "RecordedRun":
+        """The same run with a longer shared beginning; views only."""
+        drop = start - self.start
+        if not drop:
+            return self
+        if drop < 0:
+            raise UserError(f"the run was recorded from column {self.start} on, not from {start}")
+        return replace(
+            self,
+            start=start,
+            resid_pre=self.resid_pre[:, :, drop:],
+            values={name: value[:, :, drop:] for name, value in self.values.items()},
+        )
 
 
 def device_of(model: Any) -> torch.device:
@@ -114,7 +149,8 @@ def run_columns(
     arguments["use_cache"] = cache is not None
     if "logits_to_keep" in accepted:
         arguments["logits_to_keep"] = keep
-    return hf_model(**arguments).logits[:, -keep:]
+    with contiguous_unembedding(hf_model):
+        return hf_model(**arguments).logits[:, -keep:]
 
 
 def tail_logits(
@@ -126,48 +162,73 @@ def tail_logits(
 
 
 def record_run(
-    model: Any, batch: TokenBatch, *, start: int = 0, keep_z: bool = True
+    model: Any, batch: TokenBatch, *, start: int = 0, keep: Sequence[str] = ("z",)
 ) -> RecordedRun:
-    """Run a batch once and keep what ``resume`` needs (see the module's text)."""
+    """Run a batch once and keep what ``resume`` needs, and the values of some components.
+
+    Raises:
+        UserError: a start beyond the prompts, an unknown component, logits that are not finite.
+    """
     if not 0 <= start < batch.width:
         raise UserError(f"the run starts at column {start}, the prompts have {batch.width}")
+    for component in keep:
+        check_component(component, model)
     n_layers = model.cfg.n_layers
     rows = torch.arange(len(batch), device=batch.tokens.device)
-    keys_values: tuple[tuple[Tensor, Tensor], ...] = ()
-    cache: Cache | None = None
+    cache = DynamicCache()
     if start:
-        cache = DynamicCache()
         beginning = TokenBatch.__new__(
             TokenBatch
         )  # its rows may be padding only: not a valid batch
         object.__setattr__(beginning, "tokens", batch.tokens[:, :start])
         object.__setattr__(beginning, "mask", batch.mask[:, :start])
         run_columns(model, beginning, rows, cache=cache)
-        keys_values = tuple((layer.keys, layer.values) for layer in cache.layers)  # type: ignore[attr-defined]
     resid: list[Tensor] = [torch.empty(0)] * n_layers
-    z: list[Tensor] = [torch.empty(0)] * n_layers
+    values: dict[str, list[Tensor]] = {name: [torch.empty(0)] * n_layers for name in keep}
 
-    def keep(into: list[Tensor], layer: int) -> HookFunction:
+    def keep_in(into: list[Tensor], layer: int, component: str) -> HookFunction:
         def hook_function(value: Tensor, hook: object) -> None:
-            into[layer] = value.detach()
+            into[layer] = as_units(value, component).detach()
 
         return hook_function
 
-    hooks: list[Hook] = [
-        (f"blocks.{layer}.hook_resid_pre", keep(resid, layer)) for layer in range(n_layers)
-    ]
-    if keep_z:
-        hooks += [(f"blocks.{layer}.attn.hook_z", keep(z, layer)) for layer in range(n_layers)]
+    hooks: list[Hook] = []
+    for layer in range(n_layers):
+        hooks.append((hook_name("resid_pre", layer), keep_in(resid, layer, "resid_pre")))
+        for name, into in values.items():
+            hooks.append((hook_name(name, layer), keep_in(into, layer, name)))
+    plain = plain_model(model)
     with hooked(model, hooks):
         logits = run_columns(model, batch, rows, start=start, cache=cache)[:, -1]
-    return RecordedRun(
+    check_finite(logits, resid)
+    run = RecordedRun(
         batch=batch,
         start=start,
-        keys_values=keys_values,
-        resid_pre=torch.stack(resid),
-        z=torch.stack(z) if keep_z else None,
-        logits=check_finite(logits, resid),
+        keys_values=tuple((layer.keys, layer.values) for layer in cache.layers),  # type: ignore[attr-defined]
+        resid_pre=torch.stack(resid).squeeze(3),
+        values={name: torch.stack(into) for name, into in values.items()},
+        logits=logits,
     )
+    return replace(run, plain=plain) if plain is not None and _agrees(plain, run) else run
+
+
+def _agrees(plain: PlainModel, run: RecordedRun) -> bool:
+    """Whether the plain modules give the hooked model's logits, tried on the last two layers."""
+    layer = max(0, len(run.resid_pre) - 2)
+    rows = torch.arange(len(run.batch), device=run.batch.tokens.device)
+    z = run.values["z"][layer] if "z" in run.values else None
+    try:
+        logits = plain.resume(
+            run.batch, run.beginning, rows, start=run.start, layer=layer,
+            residual=run.resid_pre[layer], z=z,
+        )  # fmt: skip
+    except (NotImplementedError, TypeError, RuntimeError, ValueError) as error:
+        logger.info("sweeps run on the hooked model: %s", error)
+        return False
+    # Two attention kernels differ by rounding; anything else differs by far more.
+    close = 1e-4 if logits.dtype == torch.float32 else 5e-2
+    scale = float(run.logits.abs().max()) + 1.0
+    return bool(((logits - run.logits).abs().max() <= close * scale).item())
 
 
 def check_finite(logits: Tensor, resid: Sequence[Tensor]) -> Tensor:
@@ -195,8 +256,11 @@ def _own_attribute(module: Any, name: str, value: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _entering(model: Any, layer: int, residual: Tensor) -> Iterator[None]:
-    """Blocks below ``layer`` pass their input through; block ``layer`` gets ``residual``."""
+def _entering(model: Any, layer: int, residual: Tensor, stop: int | None) -> Iterator[None]:
+    """Blocks below ``layer`` and from ``stop`` on pass through; ``layer`` gets ``residual``."""
+
+    def hand_over(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return residual
 
     def enter(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if "hidden_states" in kwargs:
@@ -208,11 +272,14 @@ def _entering(model: Any, layer: int, residual: Tensor) -> Iterator[None]:
 
     blocks = list(model.blocks)
     with ExitStack() as stack:
-        for block in blocks[:layer]:
-            # Past the bridge's own __setattr__, which hands attributes on to the wrapped block.
+        # Past the bridge's own __setattr__, which hands attributes on to the wrapped block.
+        for block in [*blocks[:layer], *(blocks[stop:] if stop is not None else [])]:
             stack.enter_context(_own_attribute(block, "forward", pass_through))
-        handle = blocks[layer].register_forward_pre_hook(enter, with_kwargs=True)
-        stack.callback(handle.remove)
+        if layer >= len(blocks):
+            stack.enter_context(_own_attribute(blocks[0], "forward", hand_over))
+        else:
+            handle = blocks[layer].register_forward_pre_hook(enter, with_kwargs=True)
+            stack.callback(handle.remove)
         yield
 
 
@@ -224,18 +291,32 @@ def resume(
     rows: Int[Tensor, " row"],
     hooks: Sequence[Hook] = (),
     residual: Tensor | None = None,
+    z: Float[Tensor, "row tail head d_head"] | None = None,
+    stop: int | None = None,
 ) -> Float[Tensor, "row d_vocab"]:
     """Run again from ``layer`` on, over the columns from ``run.start`` on.
 
     Args:
+        layer: the first layer that runs; ``n_layers`` for the final norm and unembedding only.
         rows: which prompt of the run each row of the new batch is; prompts may repeat.
         hooks: (hook point, function) pairs; they see tensors [row tail …].
         residual: the input of ``layer`` [row tail d_model]; the recorded one if None.
+        z: the head outputs of ``layer``, taken as they are: its attention does not run.
+        stop: layers from here on pass through (for runs in which only hooks read something).
 
     Returns:
         the last column's logits [row d_vocab].
     """
-    entering = run.resid_pre[layer][rows] if residual is None else residual
-    with _entering(model, layer, entering), hooked(model, hooks):
+    entering = residual
+    if entering is None:
+        entering = run.resid_pre[layer][rows]
+    if run.plain is not None and run.plain.supports(hooks):
+        return run.plain.resume(
+            run.batch, run.beginning, rows, start=run.start, layer=layer, residual=entering, z=z,
+            hooks=hooks, stop=stop,
+        )  # fmt: skip
+    if z is not None:
+        hooks = [(hook_name("z", layer), lambda value, hook: z), *hooks]
+    with _entering(model, layer, entering, stop), hooked(model, hooks):
         logits = run_columns(model, run.batch, rows, start=run.start, cache=run.prefix(rows))
     return logits[:, -1]

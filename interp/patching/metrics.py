@@ -92,6 +92,12 @@ def apply_metric(metric: Metric, logits: Float[Tensor, "prompt d_vocab"]) -> Ten
     return value
 
 
+def metric_name(metric: Metric) -> str:
+    """A metric's name for results: its class, or the function's name."""
+    own = getattr(metric, "name", None) or getattr(metric, "__name__", None)
+    return str(own or type(metric).__name__)
+
+
 def can_take(metrics: Sequence[Metric]) -> bool:
     """Whether all metrics can be narrowed to some of the prompts."""
     return all(isinstance(metric, PerPromptMetric) for metric in metrics)

@@ -1,8 +1,10 @@
-"""Exact effect of editing each head alone: one value per metric, prompt, layer and head.
+"""Exact effect of editing each unit alone: one value per metric, prompt, layer, unit (and place).
 
-The plain loop costs (heads) × (full forward). The same numbers come from: the columns before the
-first edited one run once; layers below the edited one not run again (``forward.resume``); all
-heads of a layer in one batch; the unembedding of the last position only.
+The plain loop costs (units) × (full forward). The same numbers come from: the columns before the
+first edited one run once; layers below the edited one not run again (``forward.resume``), and of
+the edited layer only what follows the heads' outputs; all units of a layer in one batch, within a
+memory budget; in the last layer, and of the unembedding, the last position only; the model's plain
+modules with a fused attention kernel (``plain``).
 
 ``freeze`` gives path patching as FAITH does it (arXiv 2402.19103, section 3.3; after Wang et al.
 2022): at the columns where the edited head's output differs, every other head of every layer
@@ -12,42 +14,54 @@ recomputed.
 Values are the metrics themselves in the edited run, never differences.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from interp.errors import UserError
-from interp.patching.batch import TokenBatch, first_difference
-from interp.patching.edits import HeadEdit, OutputEdit, output_hook_name, take_edit
+from interp.patching.batch import TokenBatch
+from interp.patching.budget import rows_within
+from interp.patching.components import axis_of, check_component, count_units, hook_name
+from interp.patching.edits import ActivationEdit, HeadEdit, take_edit
 from interp.patching.forward import Hook, HookFunction, RecordedRun, record_run, resume
 from interp.patching.metrics import Metric, apply_metric, can_take, take_metrics
 
-DEFAULT_BATCH_TOKENS = 4096
+Unit = tuple[int, int]
+UnitSet = tuple[Unit, ...]
 
-HeadTuple = tuple[tuple[int, int], ...]
+WORTHWHILE_ROWS = 48
+"""A batch of so many rows runs about as efficiently as a larger one."""
 
 
-def first_column(edit: HeadEdit) -> int:
+def first_column(changed: Bool[Tensor, "prompt pos"]) -> int:
     """The first column of any prompt that can differ from the unedited run."""
-    columns = edit.changed.any(dim=0).nonzero()
+    columns = changed.any(dim=0).nonzero()
     if len(columns) == 0:
         raise UserError("there is nothing to edit: no position is marked in any prompt")
     return int(columns[0])
 
 
 def chunk_prompts(
-    edit: HeadEdit, rows_per_prompt: int, batch_tokens: int, *, whole: bool = False
+    model: Any,
+    changed: Bool[Tensor, "prompt pos"],
+    rows_per_prompt: int,
+    budget: int | None,
+    *,
+    whole: bool = False,
 ) -> list[list[int]]:
-    """Prompts in chunks of similar tail length whose rows fit ``batch_tokens`` tokens.
+    """Prompts in chunks of similar tail length, of which all rows fit the budget if possible.
 
     The tail (from the first edited column to the end) is what is run again; sorting by it keeps
     the chunk's common start late.
+
+    Raises:
+        UserError: a prompt without a position to edit, or a budget too small for one prompt.
     """
-    changed = edit.changed
     if not bool(changed.any(dim=1).all()):
         bad = int((~changed.any(dim=1)).nonzero()[0])
         raise UserError(f"prompt {bad} has no position to edit")
@@ -58,8 +72,14 @@ def chunk_prompts(
         return [list(range(len(tails)))]
     chunks: list[list[int]] = [[]]
     for prompt in order:
+        rows = rows_within(
+            model, tail=tails[prompt], width=width, budget=budget, device=changed.device
+        )
         chunk = chunks[-1]
-        if chunk and (len(chunk) + 1) * rows_per_prompt * tails[prompt] > batch_tokens:
+        full = (len(chunk) + 1) * rows_per_prompt > rows
+        # A longer tail makes the whole chunk longer: that is worth it for small batches only.
+        longer = chunk and tails[prompt] > tails[chunk[-1]]
+        if chunk and (full or (longer and len(chunk) * rows_per_prompt >= WORTHWHILE_ROWS)):
             chunks.append([])
         chunks[-1].append(prompt)
     return chunks
@@ -69,49 +89,61 @@ def freeze_hooks(
     run: RecordedRun, changed: Bool[Tensor, "prompt pos"], layers: Sequence[int], rows: Tensor
 ) -> list[Hook]:
     """Hooks that hold every head of ``layers`` at its recorded output in the changed columns."""
-    assert run.z is not None
-    recorded = run.z
     where = changed[rows, run.start :, None, None]
 
     def hold(layer: int) -> HookFunction:
         def hook_function(z: Tensor, hook: object) -> Tensor:
-            return torch.where(where, recorded[layer, rows], z)
+            return torch.where(where, run.z[layer, rows], z)
 
         return hook_function
 
-    return [(output_hook_name(layer), hold(layer)) for layer in layers]
+    return [(hook_name("z", layer), hold(layer)) for layer in layers]
+
+
+def _acting(
+    sets: Sequence[UnitSet], layer: int, n_units: int, n_prompts: int
+) -> Bool[Tensor, "row unit"]:
+    """Which units of a layer each row edits; rows run set by set, all prompts in each."""
+    acting = torch.zeros(len(sets), n_units, dtype=torch.bool)
+    for place, units in enumerate(sets):
+        acting[place, [unit for at, unit in units if at == layer]] = True
+    return acting.repeat_interleave(n_prompts, dim=0)
 
 
 def _group_values(
     model: Any,
     run: RecordedRun,
     edit: HeadEdit,
-    sets: Sequence[HeadTuple],
+    sets: Sequence[UnitSet],
     metrics: Sequence[Metric],
     *,
     freeze: bool,
-    batch_tokens: int,
+    budget: int | None,
 ) -> Float[Tensor, "metric prompt set"]:
-    """Sets of heads that begin in the same layer, each edited in all prompts of the run."""
-    n_prompts, tail = len(run.batch), run.batch.width - run.start
-    per_batch = max(1, batch_tokens // (tail * n_prompts))
+    """Sets of units that begin in the same layer, each edited in all prompts of the run."""
+    n_prompts, width, device = len(run.batch), run.batch.width, run.batch.tokens.device
+    fitting = rows_within(model, tail=width - run.start, width=width, budget=budget, device=device)
+    per_batch = max(1, fitting // n_prompts)
+    n_units = count_units(model, edit.component)
     values = torch.empty(len(metrics), n_prompts, len(sets))
     for begin in range(0, len(sets), per_batch):
         some = sets[begin : begin + per_batch]
-        # Rows run set by set, so that each set's rows are all the prompts in order.
-        rows = torch.arange(n_prompts).repeat(len(some)).to(run.batch.tokens.device)
-        hooks: list[Hook] = []
-        for layer in sorted({layer for heads in some for layer, _ in heads}):
-            acts = torch.zeros(len(some), model.cfg.n_heads, dtype=torch.bool)
-            for place, heads in enumerate(some):
-                acts[place, [head for at, head in heads if at == layer]] = True
-            acts = acts.repeat_interleave(n_prompts, dim=0).to(rows.device)
-            hooks.append(edit.hook(layer, rows, acts, run.start))
-        lowest = min(layer for layer, _ in some[0])
+        rows = torch.arange(n_prompts).repeat(len(some)).to(device)
+        layers = sorted({layer for units in some for layer, _ in units})
+        lowest, z = layers[0], None
+        if edit.component == "z" and isinstance(edit, ActivationEdit):
+            # What the lowest layer's heads read is as it was: only what they write changes.
+            acting = _acting(some, lowest, n_units, n_prompts).to(device)
+            z = edit.merged(run.z[lowest, rows], lowest, rows, acting, run.start)
+            layers = layers[1:]
+        hooks = [
+            edit.hook(layer, rows, _acting(some, layer, n_units, n_prompts).to(device), run.start)
+            for layer in layers
+        ]
         if freeze:
             above = range(lowest + 1, model.cfg.n_layers)
             hooks += freeze_hooks(run, edit.changed, above, rows)
-        logits = resume(model, run, layer=lowest, rows=rows, hooks=hooks)
+        logits = resume(model, run, layer=lowest, rows=rows, hooks=hooks, z=z)
         for place in range(len(some)):
             of_set = logits[place * n_prompts : (place + 1) * n_prompts]
             for index, metric in enumerate(metrics):
@@ -119,68 +151,129 @@ def _group_values(
     return values
 
 
+def _by_first_layer(sets: Sequence[UnitSet]) -> dict[int, list[int]]:
+    """Indices of the sets that edit something, by the lowest layer that they edit."""
+    groups: dict[int, list[int]] = {}
+    for index, units in enumerate(sets):
+        if units:
+            groups.setdefault(min(layer for layer, _ in units), []).append(index)
+    return groups
+
+
 @torch.no_grad()
+def sweep_places(
+    model: Any,
+    batch: TokenBatch,
+    edit: HeadEdit,
+    places: Bool[Tensor, "place prompt pos"],
+    sets: Sequence[Sequence[Unit]],
+    metrics: Sequence[Metric],
+    *,
+    freeze: bool = False,
+    budget: int | None = None,
+    progress: bool = True,
+    description: str = "units",
+) -> Float[Tensor, "metric prompt set place"]:
+    """Edit each set of units at each of several places; see ``sweep_sets``.
+
+    A place is a set of columns per prompt, in the part of ``edit.changed``'s role; a prompt in
+    which a place is empty gets NaN there. The later a place begins, the less is run again.
+    """
+    component = edit.component
+    check_component(component, model)
+    tuples = [tuple((int(layer), int(unit)) for layer, unit in units) for units in sets]
+    check_units(model, [unit for units in tuples for unit in units], component)
+    if freeze and any(len(units) > 1 for units in tuples):
+        raise UserError("path patching edits one head at a time: give sets of one head")
+    if freeze and axis_of(component) != "head":
+        raise UserError(f"path patching edits what heads write or read, not {component!r}")
+    groups = _by_first_layer(tuples)
+    empty = torch.as_tensor([i for i, units in enumerate(tuples) if not units], dtype=torch.long)
+    values = torch.full((len(metrics), len(batch), len(tuples), len(places)), torch.nan)
+    largest = max((len(group) for group in groups.values()), default=1)
+    rows_per_prompt = min(largest, count_units(model, component))
+    chunks = chunk_prompts(
+        model, places.any(dim=0), rows_per_prompt, budget, whole=not can_take(metrics)
+    )
+    keep = ("z",) if freeze or component == "z" else ()
+    total = len(batch) * len(tuples) * len(places)
+    with tqdm(total=total, desc=description, disable=not progress) as bar:
+        for chunk in chunks:
+            prompts = torch.as_tensor(chunk, device=batch.tokens.device)
+            part = batch.take(chunk)
+            drop = batch.width - part.width
+            part_places = places[:, prompts, drop:]
+            part_metrics = take_metrics(metrics, prompts)
+            part_edit = take_edit(edit, prompts, drop=drop)
+            run = record_run(model, part, start=first_column(part_places.any(dim=0)), keep=keep)
+            rows = prompts.cpu()[:, None]
+            unedited = torch.stack(
+                [apply_metric(m, run.logits).float().cpu() for m in part_metrics]
+            )
+            for index, at in enumerate(part_places):
+                there = at.any(dim=1).cpu()
+                values[:, rows, empty[None, :], index] = torch.where(there, unedited, torch.nan)[
+                    :, :, None
+                ]
+                if not bool(there.any()):
+                    bar.update(len(chunk) * len(tuples))
+                    continue
+                own_edit = _placed(part_edit, at)
+                own_run = run.narrowed(first_column(own_edit.changed))
+                for group in groups.values():
+                    block = _group_values(
+                        model, own_run, own_edit, [tuples[i] for i in group], part_metrics,
+                        freeze=freeze, budget=budget,
+                    )  # fmt: skip
+                    block[:, ~there] = torch.nan
+                    values[:, rows, torch.as_tensor(group)[None, :], index] = block
+                    bar.update(len(chunk) * len(group))
+                bar.update(len(chunk) * len(empty))
+    return values
+
+
+def _placed(edit: HeadEdit, at: Bool[Tensor, "prompt pos"]) -> HeadEdit:
+    """The edit at one place; an attention edit has no other place than its own."""
+    return replace(edit, at=at) if isinstance(edit, ActivationEdit) else edit
+
+
 def sweep_sets(
     model: Any,
     batch: TokenBatch,
     edit: HeadEdit,
-    sets: Sequence[Sequence[tuple[int, int]]],
+    sets: Sequence[Sequence[Unit]],
     metrics: Sequence[Metric],
     *,
     freeze: bool = False,
-    batch_tokens: int = DEFAULT_BATCH_TOKENS,
+    budget: int | None = None,
     progress: bool = True,
     description: str = "head sets",
 ) -> Float[Tensor, "metric prompt set"]:
-    """Edit each set of heads together and read the metrics; an empty set is the unedited run.
+    """Edit each set of units together and read the metrics; an empty set is the unedited run.
 
     Args:
         model: a TransformerLens bridge.
         batch: the prompts.
-        edit: what an edited head does, and at which columns.
-        sets: each a sequence of (layer, head).
+        edit: what an edited unit does, and at which columns.
+        sets: each a sequence of (layer, unit); units of ``edit.component``, by default heads.
         metrics: each Float[prompt d_vocab] → Float[prompt]; see ``interp.patching.metrics``.
         freeze: path patching (see the module's text); for sets of one head.
-        batch_tokens: the most tokens that one forward pass runs, where a single prompt allows.
+        budget: bytes that one forward pass may take; by default as ``interp.patching.budget``.
 
     Returns:
         Float[metric prompt set], float32 on the CPU.
     """
-    tuples = [tuple((int(layer), int(head)) for layer, head in heads) for heads in sets]
-    check_heads(model, [head for heads in tuples for head in heads])
-    if freeze and any(len(heads) > 1 for heads in tuples):
-        raise UserError("path patching edits one head at a time: give sets of one head")
-    groups: dict[int, list[int]] = {}
-    for index, heads in enumerate(tuples):
-        if heads:
-            groups.setdefault(min(layer for layer, _ in heads), []).append(index)
-    empty = [index for index, heads in enumerate(tuples) if not heads]
-    whole = not can_take(metrics)
-    values = torch.full((len(metrics), len(batch), len(tuples)), torch.nan)
-    largest = max((len(group) for group in groups.values()), default=1)
-    chunks = chunk_prompts(edit, min(largest, model.cfg.n_heads), batch_tokens, whole=whole)
-    with tqdm(total=len(batch) * len(tuples), desc=description, disable=not progress) as bar:
-        for chunk in chunks:
-            prompts = torch.as_tensor(chunk, device=batch.tokens.device)
-            part = batch.take(chunk)
-            part_edit = take_edit(edit, prompts, drop=batch.width - part.width)
-            run = record_run(model, part, start=first_column(part_edit), keep_z=freeze)
-            part_metrics = take_metrics(metrics, prompts)
-            rows = prompts.cpu()[:, None]
-            for index, metric in enumerate(part_metrics):
-                unedited = apply_metric(metric, run.logits).float().cpu()
-                values[index, rows, torch.as_tensor(empty, dtype=torch.long)[None, :]] = unedited[
-                    :, None
-                ]
-            for group in groups.values():
-                block = _group_values(
-                    model, run, part_edit, [tuples[index] for index in group], part_metrics,
-                    freeze=freeze, batch_tokens=batch_tokens,
-                )  # fmt: skip
-                values[:, rows, torch.as_tensor(group)[None, :]] = block
-                bar.update(len(chunk) * len(group))
-            bar.update(len(chunk) * len(empty))
-    return values
+    if not bool(edit.changed.any(dim=1).all()):
+        bad = int((~edit.changed.any(dim=1)).nonzero()[0])
+        raise UserError(
+            "there is nothing to edit: no position is marked in any prompt"
+            if not bool(edit.changed.any())
+            else f"prompt {bad} has no position to edit"
+        )
+    return sweep_places(
+        model, batch, edit, edit.changed[None], sets, metrics,
+        freeze=freeze, budget=budget, progress=progress, description=description,
+    )[..., 0]  # fmt: skip
 
 
 def sweep_heads(
@@ -190,77 +283,35 @@ def sweep_heads(
     metrics: Sequence[Metric],
     *,
     freeze: bool = False,
-    heads: Sequence[tuple[int, int]] | None = None,
-    batch_tokens: int = DEFAULT_BATCH_TOKENS,
+    heads: Sequence[Unit] | None = None,
+    budget: int | None = None,
     progress: bool = True,
-) -> Float[Tensor, "metric prompt layer head"]:
-    """Edit each head alone and read the metrics; arguments as in ``sweep_sets``.
+) -> Float[Tensor, "metric prompt layer unit"]:
+    """Edit each head (or unit of the edit's component) alone; arguments as in ``sweep_sets``.
 
     Args:
         heads: only these (layer, head); the others are NaN.
     """
-    n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
+    n_layers, n_units = model.cfg.n_layers, count_units(model, edit.component)
     if heads is None:
-        heads = [(layer, head) for layer in range(n_layers) for head in range(n_heads)]
-    values = torch.full((len(metrics), len(batch), n_layers, n_heads), torch.nan)
+        heads = [(layer, unit) for layer in range(n_layers) for unit in range(n_units)]
+    values = torch.full((len(metrics), len(batch), n_layers, n_units), torch.nan)
     swept = sweep_sets(
         model, batch, edit, [[head] for head in heads], metrics,
-        freeze=freeze, batch_tokens=batch_tokens, progress=progress, description="heads",
+        freeze=freeze, budget=budget, progress=progress, description="heads",
     )  # fmt: skip
     for index, (layer, head) in enumerate(heads):
         values[:, :, layer, head] = swept[:, :, index]
     return values
 
 
-def check_heads(model: Any, heads: Sequence[tuple[int, int]]) -> None:
-    """Raise for the first (layer, head) that the model does not have."""
-    n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
-    for layer, head in heads:
-        if not (0 <= layer < n_layers and 0 <= head < n_heads):
+def check_units(model: Any, units: Sequence[Unit], component: str = "z") -> None:
+    """Raise for the first (layer, unit) that the model does not have."""
+    n_layers, n_units = model.cfg.n_layers, count_units(model, component)
+    what = "head" if component in ("z", "q", "pattern") else "unit"
+    for layer, unit in units:
+        if not (0 <= layer < n_layers and 0 <= unit < n_units):
             raise UserError(
-                f"head ({layer}, {head}) does not exist: the model has layers 0 to {n_layers - 1} "
-                f"and heads 0 to {n_heads - 1}"
+                f"{what} ({layer}, {unit}) does not exist: the model has layers 0 to "
+                f"{n_layers - 1} and {what}s 0 to {n_units - 1}"
             )
-
-
-@torch.no_grad()
-def patch_heads(
-    model: Any,
-    clean: Int[Tensor, "prompt pos"],
-    corrupted: Int[Tensor, "corrupted_prompt corrupted_pos"],
-    metric: Callable[[Tensor], Tensor],
-    *,
-    component: str = "z",
-    mask: Tensor | None = None,
-    batch_tokens: int = DEFAULT_BATCH_TOKENS,
-    progress: bool = True,
-) -> Float[Tensor, "prompt layer head"]:
-    """Run ``corrupted`` with one head's output from ``clean`` at every position, for every head.
-
-    The convention of TransformerLens' ``get_act_patch_attn_head_out_all_pos``, with the value of
-    each prompt kept: the metric itself, not a difference.
-
-    Args:
-        clean, corrupted: token ids [prompt pos] of equal lengths, prompt by prompt.
-        metric: last real position's logits Float[prompt d_vocab] → Float[prompt].
-        component: "z", a head's output before the output projection.
-        mask: [prompt pos], True on real tokens, if prompts are padded (left or right).
-
-    Returns:
-        Float[prompt layer head]; a prompt pair without any difference gets the unpatched metric.
-    """
-    if component != "z":
-        raise UserError(f"component {component!r} is not known: z")
-    if clean.shape != corrupted.shape:
-        raise UserError(
-            f"clean {tuple(clean.shape)} and corrupted {tuple(corrupted.shape)} differ in shape"
-        )
-    source = TokenBatch.from_padded(clean, mask)
-    batch = TokenBatch.from_padded(corrupted, mask)
-    first = first_difference(source, batch).clamp(max=batch.width - 1)
-    columns = torch.arange(batch.width, device=batch.tokens.device)
-    start = int(first.min())
-    recorded = record_run(model, source, start=start)
-    edit = OutputEdit(at=columns[None, :] >= first[:, None], source=recorded.z, first=start)
-    values = sweep_heads(model, batch, edit, [metric], batch_tokens=batch_tokens, progress=progress)
-    return values[0]

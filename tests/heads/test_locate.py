@@ -11,7 +11,7 @@ from interp.heads import HeadEffects, agreement, locate_heads, premise_edit
 from interp.heads.locate import check_method
 from interp.interventions import constrain
 from interp.models import HookedModel
-from interp.patching import LogitDifference, OutputEdit, Probability, sweep_heads, tail_logits
+from interp.patching import LogitDifference, ActivationEdit, Probability, sweep_heads, tail_logits
 from interp.premises import Premises, load_premises
 from interp.premises.encode import encode_premises
 
@@ -131,7 +131,7 @@ def test_path_is_the_papers_procedure_at_the_last_token(tiny_llama: HookedModel)
         LogitDifference(encoded.true_tokens, encoded.false_tokens),
         Probability(torch.tensor(top)),
     )
-    edit = OutputEdit(at, source=source)
+    edit = ActivationEdit(at, source=source)
     edited = sweep_heads(tiny_llama, batch, edit, metrics, freeze=True, progress=False)
     with torch.no_grad():
         free = torch.stack([metric(tail_logits(tiny_llama, batch)[:, -1]) for metric in metrics])
@@ -152,7 +152,7 @@ def test_small_batches_give_the_same_effects(
     premises = load_premises("capitals", limit=4).with_templates(["why", "population"])
     options: dict[str, Any] = {"method": method, "source": source}
     whole = locate(tiny_llama, premises, **options)
-    small = locate(tiny_llama, premises, batch_tokens=200, **options)
+    small = locate(tiny_llama, premises, budget=480_000, **options)
     torch.testing.assert_close(small.values, whole.values, rtol=0, atol=5e-5)
     assert whole.source == source
 

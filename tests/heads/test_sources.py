@@ -12,7 +12,7 @@ from interp.errors import UserError
 from interp.heads import premise_edit
 from interp.heads.sources import aligned_columns, last_true, mean_output
 from interp.models import HookedModel
-from interp.patching import AttentionEdit, OutputEdit
+from interp.patching import AttentionEdit, ActivationEdit
 from interp.premises import load_premises
 from interp.premises.encode import EncodedPremises, encode_premises
 
@@ -73,7 +73,7 @@ def test_a_source_run_is_read_at_the_aligned_tokens(
     tiny_llama: HookedModel, encoded: EncodedPremises, source: Any, last_only: bool
 ) -> None:
     edit = premise_edit(tiny_llama, encoded, source=source, last_only=last_only)
-    assert isinstance(edit, OutputEdit)
+    assert isinstance(edit, ActivationEdit)
     assert edit.source is not None
     batch = encoded.batch("false")
     for row, item in enumerate(encoded.items):
@@ -99,7 +99,7 @@ def test_the_mean_is_over_the_prompts_own_object_tokens(
     expected = torch.cat(pieces, dim=1).mean(dim=1)
     torch.testing.assert_close(mean_output(tiny_llama, encoded), expected, rtol=0, atol=5e-5)
     edit = premise_edit(tiny_llama, encoded, source="mean")
-    assert isinstance(edit, OutputEdit)
+    assert isinstance(edit, ActivationEdit)
     assert edit.source is not None
     torch.testing.assert_close(edit.source[:, 3, 0], expected, rtol=0, atol=5e-5)
 

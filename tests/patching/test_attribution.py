@@ -10,7 +10,7 @@ from interp.patching import (
     AttentionEdit,
     LogitDifference,
     LogProbability,
-    OutputEdit,
+    ActivationEdit,
     TokenBatch,
     attribute_heads,
     record_run,
@@ -42,26 +42,25 @@ def agrees(estimate: torch.Tensor, reference: torch.Tensor) -> None:
 
 def test_output_attribution_is_the_slope_of_the_exact_effect(family: HookedModel) -> None:
     at = BATCH.columns(SPANS)
-    estimate = attribute_heads(family, BATCH, OutputEdit(at), METRICS, progress=False)
+    estimate = attribute_heads(family, BATCH, ActivationEdit(at), METRICS, progress=False)
     # Zeroing moves z by −z: the slope is that of a scale that falls below one.
-    agrees(estimate, slope(family, lambda size: OutputEdit(at, scale=1.0 - size)))
+    agrees(estimate, slope(family, lambda size: ActivationEdit(at, scale=1.0 - size)))
 
 
 def test_output_attribution_towards_a_source_is_the_slope(tiny_llama: HookedModel) -> None:
     at, first = BATCH.columns(SPANS), 2
     run = record_run(tiny_llama, BATCH)
-    assert run.z is not None
     z = run.z[:, :, first:]
     generator = torch.Generator().manual_seed(0)
     source = z + 0.5 * torch.randn(z.shape, generator=generator)
-    edit = OutputEdit(at, source=source, first=first)
+    edit = ActivationEdit(at, source=source, first=first)
 
-    def small(size: float) -> OutputEdit:
-        return OutputEdit(at, source=z + size * (source - z), first=first)
+    def small(size: float) -> ActivationEdit:
+        return ActivationEdit(at, source=z + size * (source - z), first=first)
 
-    for batch_tokens in (1024, 1):  # a chunk of one prompt is narrower than its source
+    for budget in (None, 40_000):  # a chunk of one prompt is narrower than its source
         estimate = attribute_heads(
-            tiny_llama, BATCH, edit, METRICS, batch_tokens=batch_tokens, progress=False
+            tiny_llama, BATCH, edit, METRICS, budget=budget, progress=False
         )
         agrees(estimate, slope(tiny_llama, small))
 
@@ -98,33 +97,33 @@ def test_attention_attribution_is_the_slope_along_the_edited_pattern(
 
 @pytest.mark.parametrize("site", ["output", "attention"])
 def test_batches_and_their_sizes_do_not_matter(family: HookedModel, site: str) -> None:
-    def attribute(order: list[int], batch_tokens: int) -> torch.Tensor:
+    def attribute(order: list[int], budget: int | None) -> torch.Tensor:
         batch = TokenBatch.from_lists([PROMPTS[index] for index in order])
         at = batch.columns([SPANS[index] for index in order])
         values = attribute_heads(
             family,
             batch,
-            OutputEdit(at) if site == "output" else AttentionEdit(at),
+            ActivationEdit(at) if site == "output" else AttentionEdit(at),
             [METRICS[0].take(torch.tensor(order))],
-            batch_tokens=batch_tokens,
+            budget=budget,
             progress=False,
         )
         return values[:, torch.tensor(order).argsort()]
 
-    together = attribute([0, 1, 2], 1024)
+    together = attribute([0, 1, 2], None)
     assert float(together.abs().max()) > 0.05
-    torch.testing.assert_close(attribute([2, 0, 1], 1), together, rtol=0, atol=5e-5)
+    torch.testing.assert_close(attribute([2, 0, 1], 40_000), together, rtol=0, atol=5e-5)
 
 
 def test_no_gradient_is_left_behind(tiny_llama: HookedModel) -> None:
-    edit = OutputEdit(BATCH.columns(SPANS))
+    edit = ActivationEdit(BATCH.columns(SPANS))
     values = attribute_heads(tiny_llama, BATCH, edit, METRICS, progress=False)
     assert not values.requires_grad
     assert all(parameter.grad is None for parameter in tiny_llama.parameters())
 
 
 def test_attribution_works_where_gradients_are_switched_off(tiny_llama: HookedModel) -> None:
-    edit = OutputEdit(BATCH.columns(SPANS))
+    edit = ActivationEdit(BATCH.columns(SPANS))
     expected = attribute_heads(tiny_llama, BATCH, edit, METRICS, progress=False)
     with torch.no_grad():
         values = attribute_heads(tiny_llama, BATCH, edit, METRICS, progress=False)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from interp.errors import UserError
-from interp.patching import AttentionEdit, OutputEdit
+from interp.patching import AttentionEdit, ActivationEdit
 from interp.patching.edits import scale_scores, take_edit
 
 KEYS = torch.tensor([[False, True, True, False, False], [True, False, False, False, False]])
@@ -74,7 +74,7 @@ def test_a_written_output_by_hand() -> None:
     at = torch.tensor([[False, True, False], [False, True, True]])
     source = torch.arange(8.0).reshape(1, 2, 2, 2, 1)  # [layer prompt column head d_head], from 1
     z = torch.full((2, 2, 2, 1), 10.0)
-    edit = OutputEdit(at, source=source, scale=0.5, first=1)
+    edit = ActivationEdit(at, source=source, scale=0.5, first=1)
     edited = edit.edited(z, 0, ROWS, 1)
     assert edited[..., 0].tolist() == [[[5, 6], [10, 10]], [[9, 10], [11, 12]]]
     # A run that starts a column later takes the source's second column.
@@ -93,10 +93,10 @@ def test_narrowing_keeps_the_source_in_its_columns() -> None:
     column = torch.arange(first, width).float()
     source = column[None, None, :, None, None].expand(1, 3, -1, 1, 1)
     source = source + 100 * torch.arange(3)[None, :, None, None, None]
-    edit = OutputEdit(at, source=source, first=first)
+    edit = ActivationEdit(at, source=source, first=first)
     for drop in range(5):
         narrow = take_edit(edit, torch.tensor([2, 0]), drop)
-        assert isinstance(narrow, OutputEdit)
+        assert isinstance(narrow, ActivationEdit)
         assert narrow.at.shape == (2, width - drop)
         start = 4 - drop
         z = torch.zeros(2, width - drop - start, 1, 1)

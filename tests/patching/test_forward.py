@@ -42,7 +42,6 @@ def test_recorded_and_resumed_runs_equal_whole_ones(
     expected = torch.stack([full_logits(family, tokens) for tokens in PROMPTS])
     run = record_run(family, batch, start=start)
     torch.testing.assert_close(run.logits, expected, **CLOSE)
-    assert run.z is not None
     for prompt, tokens in enumerate(PROMPTS):
         own = torch.stack(full_outputs(family, tokens))[:, -(batch.width - start) :]
         torch.testing.assert_close(run.z[:, prompt, -own.shape[1] :], own, **CLOSE)

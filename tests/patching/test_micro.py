@@ -25,7 +25,7 @@ from interp.models import HookedModel
 from interp.patching import (
     AttentionEdit,
     LogitDifference,
-    OutputEdit,
+    ActivationEdit,
     TokenBatch,
     attribute_heads,
     patch_heads,
@@ -128,8 +128,8 @@ def test_the_unedited_model_is_as_computed_by_hand(micro: HookedModel) -> None:
 @pytest.mark.parametrize(
     ("edit", "expected"),
     [
-        (OutputEdit(columns(1)), ZERO_AT_1),
-        (OutputEdit(columns(3)), ZERO_AT_3),
+        (ActivationEdit(columns(1)), ZERO_AT_1),
+        (ActivationEdit(columns(3)), ZERO_AT_3),
         (AttentionEdit(columns(1)), CUT_1),
     ],
     ids=["zero at 1", "zero at 3", "cut 1"],
@@ -145,7 +145,7 @@ def test_every_head_as_computed_by_hand(
 
 
 def test_halves_and_sets_by_hand(micro: HookedModel) -> None:
-    edit = OutputEdit(columns(3), scale=0.5)
+    edit = ActivationEdit(columns(3), scale=0.5)
     sets = [(), [(0, 1)], [(0, 1), (1, 1)], [(1, 0), (2, 0)]]
     # Half of c: 350 less; and half of v: 450 less. u3 = 15 gives w = 69/4, of which half is kept:
     # 2110 − 15 − 336 + 8 · 17.25 = 1897.
@@ -164,7 +164,7 @@ def test_attention_weighted_down_by_hand(micro: HookedModel) -> None:
 def test_a_source_takes_the_heads_place_by_hand(micro: HookedModel) -> None:
     source = torch.zeros(LAYERS, 1, 3, HEADS, D_HEAD)  # columns 1 to 3
     source[0, 0, 0, 0, 0] = 120.0  # b1 = 120, m1 = 360: u = 12 66 56 54, v = 648/4, w = 188/4
-    edit = OutputEdit(columns(1), source=source, first=1)
+    edit = ActivationEdit(columns(1), source=source, first=1)
     values = sweep_heads(micro, batch(), edit, [logit()], heads=[(0, 0)], progress=False)
     assert float(values[0, 0, 0, 0]) == 54 + 10 * 162 + 700 + 144 + 16 * 47
     assert int(torch.isfinite(values).sum()) == 1
@@ -189,7 +189,7 @@ def test_patch_heads_by_hand(micro: HookedModel) -> None:
     torch.testing.assert_close(patched[0], torch.tensor(expected), rtol=0, atol=2e-3)
 
 
-@pytest.mark.parametrize("edit", [OutputEdit(columns(1)), OutputEdit(columns(3), scale=0.25)])
+@pytest.mark.parametrize("edit", [ActivationEdit(columns(1)), ActivationEdit(columns(3), scale=0.25)])
 def test_attribution_is_exact_where_the_model_is_linear(micro: HookedModel, edit: Any) -> None:
     exact = sweep_heads(micro, batch(), edit, [logit()], progress=False) - UNEDITED
     estimate = attribute_heads(micro, batch(), edit, [logit()], progress=False)
@@ -210,7 +210,6 @@ def test_attention_attribution_is_exact_where_the_model_is_linear(
 
 def test_the_recorded_outputs_are_as_computed_by_hand(micro: HookedModel) -> None:
     run = record_run(micro, batch(), start=1)
-    assert run.z is not None
     assert run.z[0, 0, :, 0, 0].tolist() == [24, 36, 48]
     assert run.z[1, 0, :, 0, 0].tolist() == [18, 24, 30]
     assert run.resid_pre[1, 0, :, M].tolist() == [72, 108, 144]

@@ -13,7 +13,7 @@ from interp.models import HookedModel
 from interp.patching import (
     AttentionEdit,
     LogitDifference,
-    OutputEdit,
+    ActivationEdit,
     Probability,
     TokenBatch,
     first_difference,
@@ -92,11 +92,11 @@ def literal(model: Any, full_logits: Any, make_hooks: Callable[..., list[Any]]) 
 
 
 @pytest.mark.parametrize(
-    ("scale", "with_source", "batch_tokens"),
-    [(0.0, False, 4096), (0.5, False, 4096), (0.0, True, 60)],
+    ("scale", "with_source", "budget"),
+    [(0.0, False, None), (0.5, False, None), (0.0, True, 150_000)],
 )
 def test_output_sweep_equals_whole_runs(
-    family: HookedModel, full_logits: Any, scale: float, with_source: bool, batch_tokens: int
+    family: HookedModel, full_logits: Any, scale: float, with_source: bool, budget: int | None
 ) -> None:
     first = 2  # the first edited column: the longest prompt's position 2
     source = random_source(family, first) if with_source else None
@@ -109,8 +109,8 @@ def test_output_sweep_equals_whole_runs(
         values = source_at(used, first, prompt, layer)
         return [write_hook(layer, head, SPANS[prompt], values, scale)]
 
-    edit = OutputEdit(BATCH.columns(SPANS), source=source, scale=scale, first=first)
-    values = sweep_heads(family, BATCH, edit, METRICS, batch_tokens=batch_tokens, progress=False)
+    edit = ActivationEdit(BATCH.columns(SPANS), source=source, scale=scale, first=first)
+    values = sweep_heads(family, BATCH, edit, METRICS, budget=budget, progress=False)
     torch.testing.assert_close(values, literal(family, full_logits, hooks), **CLOSE)
 
 
@@ -122,7 +122,7 @@ def test_attention_sweep_equals_whole_runs(
         return [cut_hook(layer, head, SPANS[prompt], factor)]
 
     edit = AttentionEdit(BATCH.columns(SPANS), factor)
-    values = sweep_heads(family, BATCH, edit, METRICS, batch_tokens=100, progress=False)
+    values = sweep_heads(family, BATCH, edit, METRICS, budget=240_000, progress=False)
     torch.testing.assert_close(values, literal(family, full_logits, hooks), **CLOSE)
 
 
@@ -162,11 +162,11 @@ def test_path_patching_at_one_token_equals_the_literal_procedure(
         at = {ends[prompt][0]}
         return path_patch(family, PROMPTS[prompt], at, layer, head, edit_hook, own[prompt])
 
-    edit = OutputEdit(BATCH.columns(ends), source=source, first=1)
+    edit = ActivationEdit(BATCH.columns(ends), source=source, first=1)
     expected = literal(family, full_logits, hooks)
-    for batch_tokens in (4096, 50):
+    for budget in (None, 120_000):
         values = sweep_heads(
-            family, BATCH, edit, METRICS, freeze=True, batch_tokens=batch_tokens, progress=False
+            family, BATCH, edit, METRICS, freeze=True, budget=budget, progress=False
         )
         torch.testing.assert_close(values, expected, **CLOSE)
     # Freezing is not idle: without it, the next layer's heads pass the change on to those above.
@@ -202,7 +202,7 @@ def test_sets_equal_whole_runs_with_all_their_hooks(
         [(1, 3), (0, 0)],
     ]
     at = BATCH.columns(SPANS)
-    edit = OutputEdit(at) if site == "output" else AttentionEdit(at)
+    edit = ActivationEdit(at) if site == "output" else AttentionEdit(at)
     nothing = torch.zeros(max(map(len, PROMPTS)), family.cfg.n_heads, family.cfg.d_head)
     expected = torch.empty(2, len(PROMPTS), len(sets))
     for prompt, tokens in enumerate(PROMPTS):
@@ -214,7 +214,7 @@ def test_sets_equal_whole_runs_with_all_their_hooks(
                 for head in heads
             ]
             expected[:, prompt, index] = score(full_logits(family, tokens, hooks), prompt)
-    values = sweep_sets(family, BATCH, edit, sets, METRICS, batch_tokens=70, progress=False)
+    values = sweep_sets(family, BATCH, edit, sets, METRICS, budget=168_000, progress=False)
     torch.testing.assert_close(values, expected, **CLOSE)
 
 
@@ -275,10 +275,10 @@ def test_patch_heads_in_chunks_with_a_metric_that_can_be_narrowed(tiny_llama: Ho
         corrupted[row, place] = 7
     metric = LogitDifference(ANSWERS, WRONG)
     settings: dict[str, Any] = {"mask": mask, "progress": False}
-    whole = patch_heads(tiny_llama, clean, corrupted, metric, batch_tokens=100_000, **settings)
-    for batch_tokens in (120, 600):
+    whole = patch_heads(tiny_llama, clean, corrupted, metric, budget=10**9, **settings)
+    for budget in (300_000, 1_500_000):
         chunked = patch_heads(
-            tiny_llama, clean, corrupted, metric, batch_tokens=batch_tokens, **settings
+            tiny_llama, clean, corrupted, metric, budget=budget, **settings
         )
         torch.testing.assert_close(chunked, whole, **CLOSE)
 
@@ -296,9 +296,9 @@ def test_a_source_in_chunks_equals_prompts_one_by_one(tiny_llama: HookedModel) -
     """The source begins before a chunk of short prompts does."""
     first = 2
     source = random_source(tiny_llama, first, seed=2)
-    edit = OutputEdit(BATCH.columns(SPANS), source=source, first=first)
-    whole = sweep_heads(tiny_llama, BATCH, edit, METRICS, batch_tokens=10**6, progress=False)
-    one_by_one = sweep_heads(tiny_llama, BATCH, edit, METRICS, batch_tokens=1, progress=False)
+    edit = ActivationEdit(BATCH.columns(SPANS), source=source, first=first)
+    whole = sweep_heads(tiny_llama, BATCH, edit, METRICS, budget=10**9, progress=False)
+    one_by_one = sweep_heads(tiny_llama, BATCH, edit, METRICS, budget=40_000, progress=False)
     torch.testing.assert_close(one_by_one, whole, **CLOSE)
 
 
@@ -307,41 +307,41 @@ def test_a_source_in_chunks_equals_prompts_one_by_one(tiny_llama: HookedModel) -
 def test_batch_order_and_chunks_are_irrelevant(
     tiny_llama: HookedModel, site: str, freeze: bool
 ) -> None:
-    def sweep(order: list[int], batch_tokens: int) -> torch.Tensor:
+    def sweep(order: list[int], budget: int | None) -> torch.Tensor:
         batch = TokenBatch.from_lists([PROMPTS[index] for index in order])
         at = batch.columns([SPANS[index] for index in order])
         index = torch.tensor(order)
         values = sweep_heads(
             tiny_llama,
             batch,
-            OutputEdit(at) if site == "output" else AttentionEdit(at),
+            ActivationEdit(at) if site == "output" else AttentionEdit(at),
             [LogitDifference(ANSWERS[index], WRONG[index])],
             freeze=freeze,
-            batch_tokens=batch_tokens,
+            budget=budget,
             progress=False,
         )
         return values[:, index.argsort()]
 
-    expected = sweep([0, 1, 2], 4096)
-    for order, batch_tokens in [([2, 1, 0], 4096), ([2, 0, 1], 60)]:
-        torch.testing.assert_close(sweep(order, batch_tokens), expected, **CLOSE)
+    expected = sweep([0, 1, 2], None)
+    for order, budget in [([2, 1, 0], None), ([2, 0, 1], 150_000)]:
+        torch.testing.assert_close(sweep(order, budget), expected, **CLOSE)
 
 
 def test_a_metric_of_ones_own_gets_all_prompts_in_order(tiny_llama: HookedModel) -> None:
-    """It cannot be narrowed, so prompts are not cut into chunks, however small batch_tokens."""
-    edit = OutputEdit(BATCH.columns(SPANS))
+    """It cannot be narrowed, so prompts are not cut into chunks, however small budget."""
+    edit = ActivationEdit(BATCH.columns(SPANS))
 
     def own(logits: torch.Tensor) -> torch.Tensor:
         rows = torch.arange(len(PROMPTS))
         return logits[rows, ANSWERS] - logits[rows, WRONG]
 
     expected = sweep_heads(tiny_llama, BATCH, edit, METRICS[:1], progress=False)
-    values = sweep_heads(tiny_llama, BATCH, edit, [own], batch_tokens=1, progress=False)
+    values = sweep_heads(tiny_llama, BATCH, edit, [own], budget=40_000, progress=False)
     torch.testing.assert_close(values, expected, **CLOSE)
 
 
 def test_only_some_heads(tiny_llama: HookedModel) -> None:
-    edit = OutputEdit(BATCH.columns(SPANS))
+    edit = ActivationEdit(BATCH.columns(SPANS))
     every = sweep_heads(tiny_llama, BATCH, edit, METRICS, progress=False)
     some = sweep_heads(tiny_llama, BATCH, edit, METRICS, heads=[(2, 1), (0, 3)], progress=False)
     asked = torch.zeros(3, 4, dtype=torch.bool)
@@ -360,14 +360,14 @@ def test_first_difference_finds_the_first_column() -> None:
     [
         ({"heads": [(3, 0)]}, r"head \(3, 0\) does not exist.*layers 0 to 2.*heads 0 to 3"),
         ({"heads": [(0, -1)]}, r"head \(0, -1\) does not exist"),
-        ({"edit": OutputEdit(torch.zeros_like(BATCH.mask))}, "no position"),
+        ({"edit": ActivationEdit(torch.zeros_like(BATCH.mask))}, "no position"),
         ({"metrics": [lambda logits: logits]}, "one value per prompt"),
     ],
 )
 def test_mistakes_are_told_in_one_line(
     tiny_llama: HookedModel, change: dict[str, Any], message: str
 ) -> None:
-    given: dict[str, Any] = {"edit": OutputEdit(BATCH.columns(SPANS)), "metrics": METRICS}
+    given: dict[str, Any] = {"edit": ActivationEdit(BATCH.columns(SPANS)), "metrics": METRICS}
     given |= change
     edit, metrics = given.pop("edit"), given.pop("metrics")
     with pytest.raises(UserError, match=message) as caught:
@@ -376,7 +376,7 @@ def test_mistakes_are_told_in_one_line(
 
 
 def test_path_patching_takes_one_head_at_a_time(tiny_llama: HookedModel) -> None:
-    edit = OutputEdit(BATCH.columns(SPANS))
+    edit = ActivationEdit(BATCH.columns(SPANS))
     with pytest.raises(UserError, match="one head at a time"):
         sweep_sets(
             tiny_llama, BATCH, edit, [[(0, 0), (1, 0)]], METRICS, freeze=True, progress=False
@@ -387,5 +387,5 @@ def test_patch_heads_refuses_what_it_cannot_align(tiny_llama: HookedModel) -> No
     metric = LogitDifference(ANSWERS[:1], WRONG[:1])
     with pytest.raises(UserError, match="differ in shape"):
         patch_heads(tiny_llama, torch.ones(1, 3).long(), torch.ones(1, 4).long(), metric)
-    with pytest.raises(UserError, match="component 'nose' is not known"):
+    with pytest.raises(UserError, match="unknown component 'nose'; known: z, q"):
         patch_heads(tiny_llama, CLEAN[:1], CORRUPTED[:1], metric, component="nose")

@@ -1,0 +1,84 @@
+"""Where patched values come from: another run, zero, a mean over a reference set, a resample.
+
+* ``run``: the clean prompt's run, at the aligned columns.
+* ``zero``: nothing at all.
+* ``mean``: each unit's value averaged over all real tokens of a reference set (by default the
+  clean prompts).
+* ``resample``: the clean run of *another* prompt of the set, drawn without repeats.
+"""
+
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interp.errors import UserError
+from interp.patching.alignment import Alignment
+from interp.patching.batch import TokenBatch
+from interp.patching.edits import ActivationEdit
+from interp.patching.forward import record_run
+from interp.patching.sweep import first_column
+
+Origin = Literal["run", "zero", "mean", "resample"]
+
+
+def check_origin(origin: str, component: str) -> None:
+    """Raise for an unknown origin, or one that has no meaning for the component."""
+    if origin not in get_args(Origin):
+        raise UserError(f"unknown source {origin!r}; known: {', '.join(get_args(Origin))}")
+    if component == "pattern" and origin == "mean":
+        raise UserError("a mean attention pattern means nothing: use source 'run' or 'zero'")
+
+
+def mean_values(model: Any, batch: TokenBatch, component: str) -> Float[Tensor, "layer unit width"]:
+    """Each unit's value averaged over all real tokens of a batch."""
+    total, count = None, 0
+    for part in batch.parts():
+        values = record_run(model, part, keep=(component,)).values[component]
+        weights = part.mask[None, :, :, None, None].to(values.dtype)
+        summed = (values * weights).sum(dim=(1, 2))
+        total = summed if total is None else total + summed
+        count += int(part.mask.sum())
+    assert total is not None
+    return total / count
+
+
+def derangement(count: int, seed: int) -> list[int]:
+    """A random order in which nothing keeps its place, for ``resample``."""
+    if count < 2:
+        raise UserError("source 'resample' needs at least two prompts")
+    order = np.random.default_rng(seed).permutation(count)
+    drawn = np.empty(count, dtype=int)
+    drawn[order] = np.roll(order, 1)
+    return drawn.tolist()
+
+
+def patching_edit(
+    model: Any,
+    source: TokenBatch,
+    alignment: Alignment,
+    component: str,
+    *,
+    mean: Float[Tensor, "layer unit width"] | None = None,
+    zero: bool = False,
+) -> ActivationEdit:
+    """The edit that puts the values of ``source``'s run, a mean, or zero at the aligned columns."""
+    at = alignment.at
+    if zero:
+        return ActivationEdit(at, component=component)  # type: ignore[arg-type]
+    first = first_column(at)
+    tail = at.shape[1] - first
+    if mean is not None:
+        shape = (len(mean), len(at), tail, *mean.shape[1:])
+        values = mean[:, None, None].expand(shape)
+        return ActivationEdit(at, values, first=first, component=component)  # type: ignore[arg-type]
+    columns = torch.where(at, alignment.columns, source.width - 1)[:, first:]
+    begin = int(columns.min())
+    run = record_run(model, source, start=begin, keep=(component,))
+    values = run.values[component]
+    if values.shape[2] != tail or not bool((columns == columns[:1]).all()) or begin != first:
+        index = (columns - begin)[None, :, :, None, None]
+        values = values.gather(2, index.expand(len(values), -1, -1, *values.shape[3:]))
+    return ActivationEdit(at, values, first=first, component=component)  # type: ignore[arg-type]

@@ -1,0 +1,320 @@
+"""Activation patching of any component: one call, one result.
+
+The corrupted prompts run with one unit's value replaced, at all positions, at each, or at named
+spans, and the metric is read at the last position. Methods:
+
+* ``exact``: one run a unit, as cheaply as it can be had (``sweep``).
+* ``attribution``: first order, from one backward pass (AtP, arXiv 2403.00745).
+* ``atp*``: AtP with its authors' two repairs (``atp_star``).
+* ``ig``: integrated gradients (``integrated_gradients``).
+* ``screen``: attribution ranks, exact patching verifies the first (``screen``).
+
+Effect = metric(patched) − metric(corrupted run).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from interp.errors import UserError
+from interp.patching.alignment import Alignment, Positions, align
+from interp.patching.atp_star import atp_star_columns
+from interp.patching.attribution import attribute_columns
+from interp.patching.batch import TokenBatch, first_difference
+from interp.patching.components import axis_of, check_component, count_units
+from interp.patching.edits import ActivationEdit
+from interp.patching.forward import record_run, tail_logits
+from interp.patching.integrated_gradients import integrate_columns
+from interp.patching.metrics import Metric, apply_metric, can_take, metric_name, take_metrics
+from interp.patching.origin import check_origin, derangement, mean_values, patching_edit
+from interp.patching.result import PatchingResult
+from interp.patching.sweep import chunk_prompts, sweep_heads, sweep_places
+
+Method = Literal["exact", "attribution", "atp*", "ig", "screen"]
+DEFAULT_STEPS = 8
+
+
+def check_method(method: str) -> None:
+    """Raise for an unknown method, and list the known."""
+    if method not in get_args(Method):
+        raise UserError(f"unknown method {method!r}; known: {', '.join(get_args(Method))}")
+
+
+def patch(
+    model: Any,
+    clean: TokenBatch,
+    corrupted: TokenBatch,
+    metric: Metric,
+    *,
+    component: str = "z",
+    method: str = "exact",
+    positions: Positions = "all",
+    source: str = "run",
+    reference: TokenBatch | None = None,
+    units: Sequence[tuple[int, int]] | None = None,
+    steps: int = DEFAULT_STEPS,
+    top_k: int = 20,
+    groups: Sequence[str] = (),
+    templates: Sequence[str] = (),
+    seed: int = 0,
+    budget: int | None = None,
+    progress: bool = True,
+) -> PatchingResult:
+    """Effect of replacing each unit of a component alone; see the module's text.
+
+    Args:
+        clean, corrupted: pairs of prompts; of equal lengths, or aligned by spans.
+        metric: last position's logits Float[prompt d_vocab] → Float[prompt].
+        component: z, q, k, v, pattern, attn_out, mlp_out, resid_pre, resid_mid or resid_post.
+            With grouped queries a unit of k or v is a key-value head, which serves a whole group.
+        positions: "all", "each", or {name: (spans in clean, spans in corrupted)}, [start, end) in
+            token positions of the unpadded prompts.
+        source: run, zero, mean or resample; see ``interp.patching.origin``.
+        reference: prompts that ``mean`` is taken over; by default the clean ones.
+        units: only these (layer, unit), for the exact method; the others are NaN.
+        steps: of the integral, for ``ig``.
+        top_k: how many units ``screen`` verifies.
+        groups, templates: of each prompt, for intervals and stability.
+        seed: of ``resample`` and of the statistics.
+        budget: bytes that one forward pass may take; by default as ``interp.patching.budget``.
+
+    Returns:
+        effects with the axes prompt, layer, head (or kv_head, or none), position or span (if
+        asked).
+
+    Raises:
+        UserError: unknown names, unequal lengths without spans, a metric of the wrong shape,
+            values that are not finite, a budget too small for one prompt.
+    """
+    check_method(method)
+    check_component(component, model)
+    check_origin(source, component)
+    if method == "screen":
+        from interp.patching.screen import screen
+
+        return screen(
+            model, clean, corrupted, metric, component=component, positions=positions,
+            source=source, reference=reference, top_k=top_k, groups=groups, templates=templates,
+            seed=seed, budget=budget, progress=progress,
+        ).verified  # fmt: skip
+    origin = clean
+    if source == "resample":
+        order = derangement(len(clean), seed)
+        origin = clean.take(order)
+        if isinstance(positions, Mapping):
+            positions = {
+                name: ([there[index] for index in order], here)
+                for name, (there, here) in positions.items()
+            }
+    alignment = align(origin, corrupted, positions, everywhere=source in ("zero", "mean"))
+    if component == "pattern" and positions not in ("all", "each") and source != "zero":
+        raise UserError("a pattern's keys are positions: patch it at equal lengths, not at spans")
+    if units is not None and method != "exact":
+        raise UserError(f"method {method!r} gives all units at once: leave `units` out")
+    mean = mean_values(model, reference or clean, component) if source == "mean" else None
+    run = _Patching(
+        model, metric, component, method, steps, units, mean, source == "zero", budget, progress
+    )
+    values, bare, clean_metric = run.over(clean, origin, corrupted, alignment)
+    return _result(
+        run, values, bare, clean_metric, alignment, source=source, groups=groups,
+        templates=templates, seed=seed,
+    )  # fmt: skip
+
+
+class _Patching:
+    """The arguments that stay the same for every chunk of prompts."""
+
+    def __init__(
+        self,
+        model: Any,
+        metric: Metric,
+        component: str,
+        method: str,
+        steps: int,
+        units: Sequence[tuple[int, int]] | None,
+        mean: Tensor | None,
+        zero: bool,
+        budget: int | None,
+        progress: bool,
+    ) -> None:
+        self.model, self.metric, self.component, self.method = model, metric, component, method
+        self.steps, self.mean, self.zero = steps, mean, zero
+        self.budget, self.progress = budget, progress
+        n_units = count_units(model, component)
+        self.units = list(units) if units is not None else [
+            (layer, unit) for layer in range(model.cfg.n_layers) for unit in range(n_units)
+        ]  # fmt: skip
+
+    def over(
+        self, clean: TokenBatch, origin: TokenBatch, corrupted: TokenBatch, alignment: Alignment
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Effects [prompt layer unit place], metric of the corrupted and of the clean run."""
+        model, n_places = self.model, len(alignment.places)
+        n_layers, n_units = model.cfg.n_layers, count_units(model, self.component)
+        values = torch.full((len(corrupted), n_layers, n_units, n_places), torch.nan)
+        bare, clean_metric = torch.empty(len(corrupted)), torch.empty(len(corrupted))
+        at = alignment.at
+        if not bool(at.any(dim=1).all()):
+            raise UserError(f"prompt {int((~at.any(dim=1)).nonzero()[0])} has no position to patch")
+        # Chunks of prompts hold the other run's values in memory only while they are needed.
+        whole = not can_take([self.metric])
+        chunks = chunk_prompts(model, at, n_units, self.budget, whole=whole)
+        shown = self.progress and len(chunks) > 1
+        for chunk in tqdm(chunks, desc=self.method, disable=not shown):
+            prompts = torch.as_tensor(chunk, device=corrupted.tokens.device)
+            part, source = corrupted.take(chunk), origin.take(chunk)
+            own = _part_of(alignment, prompts, corrupted, part, origin, source)
+            (metric,) = take_metrics([self.metric], prompts)
+            with torch.no_grad():
+                edit = patching_edit(
+                    model, source, own, self.component, mean=self.mean, zero=self.zero
+                )
+                rows = prompts.cpu()
+                bare[rows] = _metric_of(model, part, metric)
+                clean_metric[rows] = _metric_of(model, clean.take(chunk), metric)
+            values[rows] = self._values(part, edit, own, metric, bare[rows], not shown)
+        if alignment.axis == "position":
+            # Before the first difference a patch is no patch; NaN is left to padding.
+            start = corrupted.width - n_places
+            same = (corrupted.mask[:, start:] & ~alignment.places.any(dim=2).T).cpu()
+            values = values.masked_fill(same[:, None, None, :], 0.0)
+        return values, bare, clean_metric
+
+    def _values(
+        self,
+        batch: TokenBatch,
+        edit: ActivationEdit,
+        alignment: Alignment,
+        metric: Metric,
+        bare: Float[Tensor, " prompt"],
+        last: bool,
+    ) -> Float[Tensor, "prompt layer unit place"]:
+        options = {"budget": self.budget, "progress": self.progress and last}
+        model, places = self.model, alignment.places
+        n_layers, n_units = model.cfg.n_layers, count_units(model, self.component)
+        if self.method == "exact":
+            values = torch.full((len(batch), n_layers, n_units, len(places)), torch.nan)
+            swept = sweep_places(
+                model, batch, edit, places, [[unit] for unit in self.units], [metric],
+                description=self.component, **options,
+            )[0]  # fmt: skip
+            for index, (layer, unit) in enumerate(self.units):
+                values[:, layer, unit] = swept[:, index] - bare[:, None]
+            return values
+        if self.method == "attribution":
+            columns = attribute_columns(model, batch, edit, [metric], **options)[0]
+        elif self.method == "ig":
+            columns = integrate_columns(model, batch, edit, metric, steps=self.steps, **options)
+        else:
+            return atp_star_columns(model, batch, edit, places, metric, **options)
+        return sum_over_places(columns, places)
+
+
+def sum_over_places(
+    columns: Float[Tensor, "prompt layer unit pos"], places: Tensor
+) -> Float[Tensor, "prompt layer unit place"]:
+    """First-order effects add up over positions; NaN where a place is empty."""
+    masks = places.to(device=columns.device, dtype=columns.dtype)
+    summed = torch.einsum("plut,spt->plus", columns, masks)
+    empty = (~places.any(dim=2)).T.to(columns.device)[:, None, None, :]
+    return summed.masked_fill(empty, torch.nan)
+
+
+def _part_of(
+    alignment: Alignment,
+    prompts: Tensor,
+    corrupted: TokenBatch,
+    part: TokenBatch,
+    origin: TokenBatch,
+    source: TokenBatch,
+) -> Alignment:
+    """The alignment of some prompts, whose batches are cut to the width that they need."""
+    drop = corrupted.width - part.width
+    columns = alignment.columns[prompts, drop:]
+    # Columns are counted from the end, where all prompts of a batch line up.
+    columns = (columns - origin.width + source.width).clamp(min=0)
+    return Alignment(alignment.places[:, prompts, drop:], columns, alignment.axis, alignment.labels)
+
+
+@torch.no_grad()
+def _metric_of(model: Any, batch: TokenBatch, metric: Metric) -> Float[Tensor, " prompt"]:
+    return apply_metric(metric, tail_logits(model, batch)[:, -1]).float().cpu()
+
+
+def _result(
+    run: _Patching,
+    values: Float[Tensor, "prompt layer unit place"],
+    corrupted: Tensor,
+    clean: Tensor,
+    alignment: Alignment,
+    *,
+    source: str,
+    groups: Sequence[str],
+    templates: Sequence[str],
+    seed: int,
+) -> PatchingResult:
+    axes, labels = ["prompt", "layer"], {}
+    axis = axis_of(run.component)
+    if axis is None:
+        values = values.squeeze(2)
+    else:
+        axes.append(axis)
+    if alignment.axis is None:
+        values = values.squeeze(-1)
+    else:
+        axes.append(alignment.axis)
+        labels[alignment.axis] = alignment.labels
+    return PatchingResult(
+        values=values, axes=tuple(axes), corrupted=corrupted, clean=clean,
+        component=run.component, method=run.method, metric=metric_name(run.metric), source=source,
+        labels=labels, groups=tuple(groups), templates=tuple(templates), seed=seed,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def patch_heads(
+    model: Any,
+    clean: Int[Tensor, "prompt pos"],
+    corrupted: Int[Tensor, "corrupted_prompt corrupted_pos"],
+    metric: Callable[[Tensor], Tensor],
+    *,
+    component: str = "z",
+    mask: Tensor | None = None,
+    budget: int | None = None,
+    progress: bool = True,
+) -> Float[Tensor, "prompt layer head"]:
+    """Run ``corrupted`` with one head's value from ``clean`` at every position, for every head.
+
+    The convention of TransformerLens' ``get_act_patch_attn_head_out_all_pos``, with the value of
+    each prompt kept: the metric itself, not a difference.
+
+    Args:
+        clean, corrupted: token ids [prompt pos] of equal lengths, prompt by prompt.
+        metric: last real position's logits Float[prompt d_vocab] → Float[prompt].
+        component: z, q, k, v or pattern. For k and v the heads are key-value heads.
+        mask: [prompt pos], True on real tokens, if prompts are padded (left or right).
+
+    Returns:
+        Float[prompt layer head]; a prompt pair without any difference gets the unpatched metric.
+    """
+    check_component(component, model)
+    if axis_of(component) is None:
+        raise UserError(f"{component!r} has no heads: use interp.patching.patch for it")
+    if clean.shape != corrupted.shape:
+        raise UserError(
+            f"clean {tuple(clean.shape)} and corrupted {tuple(corrupted.shape)} differ in shape"
+        )
+    source = TokenBatch.from_padded(clean, mask)
+    batch = TokenBatch.from_padded(corrupted, mask)
+    first = first_difference(source, batch).clamp(max=batch.width - 1)
+    columns = torch.arange(batch.width, device=batch.tokens.device)
+    start = int(first.min())
+    recorded = record_run(model, source, start=start, keep=(component,)).values[component]
+    at = (columns[None, :] >= first[:, None]) & batch.mask
+    edit = ActivationEdit(at, recorded, first=start, component=check_component(component))
+    return sweep_heads(model, batch, edit, [metric], budget=budget, progress=progress)[0]

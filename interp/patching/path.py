@@ -1,0 +1,217 @@
+"""Path patching: one head's output reaches chosen receivers only (Wang et al., arXiv 2211.00593).
+
+A sender head's output comes from the clean run. What it writes reaches the receivers — the query,
+key or value inputs of later heads, or the final logits — while every other head keeps its output
+of the corrupted run; what the receivers then do is run on as usual.
+
+``mlps="frozen"``: the write goes straight to the receivers along the residual stream, past MLPs
+(the edge between two heads, or a head's *direct effect* on the logits). ``mlps="recomputed"``:
+MLPs on the way answer to it, as in the paper.
+
+Effect = metric(patched) − metric(corrupted run). FAITH's own variant, in which later positions are
+recomputed as well, is ``sweep_heads(..., freeze=True)``.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from interp.errors import UserError
+from interp.patching.alignment import align
+from interp.patching.batch import TokenBatch
+from interp.patching.budget import rows_within
+from interp.patching.components import as_units, check_component, from_units, hook_name
+from interp.patching.edits import ActivationEdit
+from interp.patching.forward import Hook, HookFunction, RecordedRun, record_run, resume
+from interp.patching.metrics import Metric, apply_metric, can_take, metric_name, take_metrics
+from interp.patching.origin import patching_edit
+from interp.patching.result import PatchingResult
+from interp.patching.sweep import Unit, check_units, chunk_prompts, first_column, freeze_hooks
+
+Into = Literal["q", "k", "v"]
+KNOWN_MLPS = ("frozen", "recomputed")
+
+
+def patch_paths(
+    model: Any,
+    clean: TokenBatch,
+    corrupted: TokenBatch,
+    metric: Metric,
+    *,
+    receivers: Sequence[Unit] | None = None,
+    into: str = "q",
+    senders: Sequence[Unit] | None = None,
+    mlps: str = "frozen",
+    groups: Sequence[str] = (),
+    templates: Sequence[str] = (),
+    seed: int = 0,
+    budget: int | None = None,
+    progress: bool = True,
+) -> PatchingResult:
+    """Effect of every sender head through the paths to the receivers; see the module's text.
+
+    Args:
+        clean, corrupted: pairs of prompts of equal lengths.
+        receivers: (layer, head), all reached at once, or None for the logits. With ``into`` k or v
+            and grouped queries a receiver is (layer, key-value head).
+        into: which input of the receivers: q, k or v.
+        senders: only these (layer, head); the others are NaN, as are senders that are not below
+            the last receiver.
+        mlps: frozen or recomputed.
+
+    Returns:
+        effects with the axes prompt, layer, head (of the sender).
+    """
+    if mlps not in KNOWN_MLPS:
+        raise UserError(f"unknown mlps {mlps!r}; known: {', '.join(KNOWN_MLPS)}")
+    if into not in ("q", "k", "v"):
+        raise UserError(f"unknown input {into!r} of a head; known: q, k, v")
+    check_component(into, model)
+    check_units(model, receivers or [], into)
+    check_units(model, senders or [])
+    if receivers is not None and not receivers:
+        raise UserError("there are no receivers: name heads, or leave `receivers` out for logits")
+    n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
+    top = n_layers if receivers is None else max(layer for layer, _ in receivers)
+    chosen = senders or [(layer, head) for layer in range(n_layers) for head in range(n_heads)]
+    chosen = [unit for unit in chosen if unit[0] < top]
+    values = torch.full((len(corrupted), n_layers, n_heads), torch.nan)
+    bare, clean_metric = torch.empty(len(corrupted)), torch.empty(len(corrupted))
+    alignment = align(clean, corrupted, "all")
+    whole = not can_take([metric])
+    chunks = chunk_prompts(model, alignment.at, n_heads, budget, whole=whole)
+    with (
+        torch.no_grad(),
+        tqdm(total=len(corrupted) * len(chosen), desc="paths", disable=not progress) as bar,
+    ):
+        for chunk in chunks:
+            index = torch.as_tensor(chunk, device=corrupted.tokens.device)
+            part, source = corrupted.take(chunk), clean.take(chunk)
+            (own_metric,) = take_metrics([metric], index)
+            edit = patching_edit(model, source, align(source, part, "all"), "z")
+            start = first_column(edit.changed)
+            run = record_run(model, part, start=start, keep=("z", "attn_out", "resid_post"))
+            rows = index.cpu()
+            bare[rows] = apply_metric(own_metric, run.logits).float().cpu()
+            last = record_run(model, source, start=source.width - 1, keep=()).logits
+            clean_metric[rows] = apply_metric(own_metric, last).float().cpu()
+            paths = _Paths(model, run, edit, receivers, into, mlps == "recomputed")
+            for layer in sorted({layer for layer, _ in chosen}):
+                heads = [head for at, head in chosen if at == layer]
+                block = paths.effects(layer, heads, own_metric, bare[rows], budget)
+                for place, head in enumerate(heads):
+                    values[rows, layer, head] = block[place]
+                bar.update(len(chunk) * len(heads))
+    return PatchingResult(
+        values=values, axes=("prompt", "layer", "head"), corrupted=bare, clean=clean_metric,
+        component="z", method=f"path, MLPs {mlps}", metric=metric_name(metric), source="run",
+        groups=tuple(groups), templates=tuple(templates), seed=seed,
+        metadata={"receivers": "logits" if receivers is None else f"{into} of {list(receivers)}"},
+    )  # fmt: skip
+
+
+class _Paths:
+    """One chunk of prompts, and where the paths lead."""
+
+    def __init__(
+        self,
+        model: Any,
+        run: RecordedRun,
+        edit: ActivationEdit,
+        receivers: Sequence[Unit] | None,
+        into: str,
+        recompute: bool,
+    ) -> None:
+        self.model, self.run, self.edit = model, run, edit
+        self.receivers, self.into, self.recompute = receivers, into, recompute
+        self.everywhere = torch.ones_like(edit.at)
+
+    def effects(
+        self,
+        layer: int,
+        heads: Sequence[int],
+        metric: Metric,
+        bare: Float[Tensor, " prompt"],
+        budget: int | None,
+    ) -> Float[Tensor, "head prompt"]:
+        """For sender heads of one layer."""
+        run, n_prompts = self.run, len(self.run.batch)
+        width, device = run.batch.width, run.batch.tokens.device
+        fitting = rows_within(
+            self.model, tail=width - run.start, width=width, budget=budget, device=device
+        )
+        size = max(1, fitting // n_prompts)
+        found = []
+        for begin in range(0, len(heads), size):
+            some = heads[begin : begin + size]
+            rows = torch.arange(n_prompts, device=device).repeat(len(some))
+            acting = torch.zeros(len(rows), self.model.cfg.n_heads, dtype=torch.bool, device=device)
+            sender = torch.as_tensor(some, device=device).repeat_interleave(n_prompts)
+            acting[torch.arange(len(rows), device=device), sender] = True
+            z = self.edit.merged(run.z[layer, rows], layer, rows, acting, run.start)
+            logits = self._logits(layer, rows, z)
+            for place in range(len(some)):
+                of_head = logits[place * n_prompts : (place + 1) * n_prompts]
+                found.append(apply_metric(metric, of_head).float().cpu() - bare)
+        return torch.stack(found)
+
+    def _logits(self, layer: int, rows: Tensor, z: Tensor) -> Float[Tensor, "row d_vocab"]:
+        model, run, n_layers = self.model, self.run, self.model.cfg.n_layers
+        if self.receivers is None:
+            if self.recompute:
+                hooks = freeze_hooks(run, self.everywhere, range(layer + 1, n_layers), rows)
+                return resume(model, run, layer=layer, rows=rows, z=z, hooks=hooks)
+            residual = run.values["resid_post"][-1, rows].squeeze(2) + self._write(layer, rows, z)
+            return resume(model, run, layer=n_layers, rows=rows, residual=residual)
+        layers = sorted({at for at, _ in self.receivers if at > layer})
+        arriving = self._arriving(layer, layers, rows, z)
+        hooks = [
+            self._receive(at, arriving[at], [head for where, head in self.receivers if where == at])
+            for at in layers
+        ]
+        return resume(model, run, layer=layers[0], rows=rows, hooks=hooks)
+
+    def _write(self, layer: int, rows: Tensor, z: Tensor) -> Float[Tensor, "row tail d_model"]:
+        """What the sender's change adds to the residual stream, through any norm on the way."""
+        read: dict[int, Tensor] = {}
+        hooks = [_reader("attn_out", layer, read)]
+        resume(self.model, self.run, layer=layer, rows=rows, z=z, hooks=hooks, stop=layer + 1)
+        return read[layer] - self.run.values["attn_out"][layer, rows].squeeze(2)
+
+    def _arriving(
+        self, layer: int, layers: Sequence[int], rows: Tensor, z: Tensor
+    ) -> dict[int, Tensor]:
+        """By receiver layer, its q, k or v as it is once the sender's write has arrived."""
+        model, run = self.model, self.run
+        read: dict[int, Tensor] = {}
+        if self.recompute:
+            hooks = freeze_hooks(run, self.everywhere, range(layer + 1, layers[-1] + 1), rows)
+            hooks += [_reader(self.into, at, read) for at in layers]
+            resume(model, run, layer=layer, rows=rows, z=z, hooks=hooks, stop=layers[-1] + 1)
+            return read
+        write = self._write(layer, rows, z)
+        for at in layers:
+            residual = run.resid_pre[at, rows] + write
+            hooks = [_reader(self.into, at, read)]
+            resume(model, run, layer=at, rows=rows, residual=residual, hooks=hooks, stop=at + 1)
+        return read
+
+    def _receive(self, layer: int, arriving: Tensor, units: Sequence[int]) -> Hook:
+        def write(value: Tensor, hook: object) -> Tensor:
+            shown = as_units(value, self.into).clone()
+            shown[:, :, list(units)] = arriving[:, :, list(units)]
+            return from_units(shown, self.into)
+
+        return hook_name(self.into, layer), write
+
+
+def _reader(component: str, layer: int, into: dict[int, Tensor]) -> Hook:
+    def read(value: Tensor, hook: object) -> None:
+        into[layer] = value.detach().clone()
+
+    function: HookFunction = read
+    return hook_name(component, layer), function

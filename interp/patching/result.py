@@ -1,0 +1,414 @@
+"""The one result of every patching method: effects with named axes, per prompt.
+
+Sign: effect = metric(patched) − metric(unpatched corrupted run). What is patched in comes from the
+clean run (or is zero, a mean, a resample: ``source``), so with a metric that is high in the clean
+run a **positive** effect means that the unit carries the clean answer.
+
+The first axis is always ``prompt``. The others name what one patch covers: ``layer``; ``head`` for
+query heads, ``kv_head`` for key/value groups; ``position``; ``span``. A NaN is an effect that was
+not measured: padding, or a unit that was not run. Means leave it out.
+
+A result stands for numbers that are linear in the metric: in ``a + b``, ``a - b``, ``2 * a`` and
+``a / 2`` the runs' own metrics are combined as the effects are.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from scipy.stats import pearsonr, spearmanr
+from torch import Tensor
+
+from interp.errors import UserError
+from interp.patching.significance import (
+    MINIMUM_GROUPS,
+    RESOLUTION,
+    EffectStatistics,
+    effect_statistics,
+    group_means,
+)
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+Axis = Literal["prompt", "layer", "head", "kv_head", "position", "span"]
+By = Literal["absolute", "signed"]
+Coordinates = tuple[int | str, ...]
+"""Where a unit is, without the prompt: (layer, head), say, or (layer, "subject")."""
+
+STATISTICS = ("ci_low", "ci_high", "p_value", "q_value")
+_TEXTS = ("component", "method", "metric", "source")
+_JSON = ("axes", "labels", "groups", "templates", "seed", "resolution", "metadata")
+
+
+@dataclass(frozen=True, eq=False)
+class PatchingResult:
+    """Effects of patching each unit alone, per prompt (see the module's text).
+
+    Attributes:
+        values: Float[prompt …], one axis for each name in ``axes``; NaN where not measured.
+        axes: names of the axes, "prompt" first.
+        corrupted: Float[prompt], the metric in the unpatched corrupted run.
+        clean: Float[prompt], the metric in the clean run, or None where there was none.
+        component: what was patched: "z", "q", "mlp_out", …
+        method: how: "exact", "attribution", "ig", …
+        metric: the metric's name, and so the unit of the effects.
+        source: where patched values came from: "run", "zero", "mean" or "resample".
+        labels: names along an axis, such as spans; an axis without is counted from zero.
+        groups: of each prompt, what is resampled together; by default each prompt its own.
+        templates: of each prompt; empty text by default.
+        seed: of the intervals and tests.
+        resolution: effects below this are rounding and count as none in tests; in the metric's
+            unit, by default that of logits.
+        metadata: anything else that should be kept, as text (the model's fingerprint, say).
+    """
+
+    values: Float[Tensor, "prompt ..."]
+    axes: tuple[str, ...]
+    corrupted: Float[Tensor, " prompt"]
+    component: str
+    method: str
+    metric: str
+    source: str = "run"
+    clean: Float[Tensor, " prompt"] | None = None
+    labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    groups: tuple[str, ...] = ()
+    templates: tuple[str, ...] = ()
+    seed: int = 0
+    resolution: float = RESOLUTION
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        n_prompts = len(self.values)
+        if not self.groups:
+            object.__setattr__(self, "groups", tuple(str(index) for index in range(n_prompts)))
+        if not self.templates:
+            object.__setattr__(self, "templates", ("",) * n_prompts)
+        _check_axes(self)
+        for name in ("groups", "templates", "corrupted", "clean"):
+            there = getattr(self, name)
+            if there is not None and len(there) != n_prompts:
+                raise UserError(f"{n_prompts} prompts but {len(there)} {name}")
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The number of units along each axis but the prompts'."""
+        return tuple(self.values.shape[1:])
+
+    @property
+    def mean(self) -> Float[Tensor, "..."]:
+        """Mean effect over the prompts in which it was measured, [units…]."""
+        return self.values.nanmean(dim=0)
+
+    @cached_property
+    def statistics(self) -> EffectStatistics:
+        """Mean over groups, interval, p- and q-value of every unit, each [units…].
+
+        Raises:
+            UserError: fewer groups than ``MINIMUM_GROUPS``.
+        """
+        return effect_statistics(
+            self.values, self.groups, seed=self.seed, resolution=self.resolution
+        )
+
+    def recovered(self) -> Float[Tensor, "..."]:
+        """The fraction of the clean run's advantage that each unit brings back, [units…].
+
+        Mean effect over mean gap (clean − corrupted), both over the prompts in which the unit was
+        measured. A fraction of means: the mean of fractions explodes where one gap is near zero.
+
+        Raises:
+            UserError: there was no clean run, or the mean gap is zero.
+        """
+        if self.clean is None:
+            raise UserError("there is no clean run in this result, so no gap to recover")
+        gaps = (self.clean - self.corrupted).double()
+        size = (self.clean.abs() + self.corrupted.abs()).double().mean()
+        if float(gaps.mean().abs()) <= 1e-5 * float(size) or float(size) == 0:
+            raise UserError(
+                f"clean and corrupted runs have the same mean {self.metric} "
+                f"({float(self.clean.mean()):.4g}): there is no gap to recover"
+            )
+        there = (~self.values.isnan()).double()
+        gap = torch.einsum("p,p...->...", gaps, there) / there.sum(dim=0)
+        return (self.values.double().nanmean(dim=0) / gap).to(self.values.dtype)
+
+    def coordinates(self) -> tuple[Coordinates, ...]:
+        """Where each unit is, in the order of the flattened values."""
+        names = [self._names(axis) for axis in self.axes[1:]]
+        return tuple(tuple(names[i][at] for i, at in enumerate(u)) for u in np.ndindex(self.shape))
+
+    def _names(self, axis: str) -> Sequence[int | str]:
+        return self.labels.get(axis) or range(self.values.shape[self.axes.index(axis)])
+
+    def order(self, *, by: By = "absolute") -> np.ndarray:
+        """Numbers of the measured units, by ``absolute`` or ``signed`` mean effect, best first.
+
+        Means over groups, so that the order is that of the statistics; of equals the first wins.
+        """
+        check_order(by)
+        mean = self.group_mean.ravel()
+        key = np.abs(mean) if by == "absolute" else mean
+        order = np.argsort(-key, kind="stable")
+        return order[~np.isnan(mean[order])]
+
+    @cached_property
+    def group_mean(self) -> Float[np.ndarray, "..."]:
+        """Mean over groups of each group's mean effect, [units…]; NaN where not measured."""
+        means = group_means(self.values, self.groups)
+        there = ~np.isnan(means)
+        counts = there.sum(axis=0)
+        sums = np.where(there, means, 0.0).sum(axis=0)
+        return np.divide(sums, counts, out=np.full(self.shape, np.nan), where=counts > 0)
+
+    def top_k(self, k: int, *, by: By = "absolute") -> list[Coordinates]:
+        """Coordinates of the ``k`` units with the largest mean effects (all, if there are fewer).
+
+        Args:
+            by: ``absolute``, or ``signed`` for the largest positive ones.
+        """
+        if k < 0:
+            raise UserError(f"cannot take the top {k} units")
+        where = self.coordinates()
+        return [where[unit] for unit in self.order(by=by)[:k]]
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row a measured unit, largest absolute effect first.
+
+        Columns: the axes' coordinates, ``effect`` (mean over groups), ``ci_low``, ``ci_high``,
+        ``p_value``, ``q_value`` (NaN with fewer than ``MINIMUM_GROUPS`` groups), ``rank`` by
+        absolute effect, from one.
+        """
+        order, where = self.order(), self.coordinates()
+        enough = len(set(self.groups)) >= MINIMUM_GROUPS
+        columns: dict[str, Any] = {
+            axis: [where[unit][i] for unit in order] for i, axis in enumerate(self.axes[1:])
+        }
+        columns["effect"] = self.group_mean.ravel()[order]
+        for name in STATISTICS:
+            columns[name] = getattr(self.statistics, name).ravel()[order] if enough else np.nan
+        columns["rank"] = np.arange(1, len(order) + 1)
+        return pd.DataFrame(columns)
+
+    def agreement(self, other: "PatchingResult", *, top_k: int = 10) -> dict[str, float]:
+        """How alike two results' mean effects are, over the units measured in both.
+
+        Returns:
+            ``pearson``, ``spearman``, ``n`` units, and ``top_k_overlap``: the share of the
+            ``top_k`` units by absolute effect that both have.
+
+        Raises:
+            UserError: the results are not of the same units, or share fewer than three.
+        """
+        self._check_units(other)
+        x, y = self.group_mean.ravel(), other.group_mean.ravel()
+        both = ~(np.isnan(x) | np.isnan(y))
+        if both.sum() < 3:
+            raise UserError("the two results share fewer than three measured units")
+        x, y = x[both], y[both]
+        k = min(top_k, len(x))
+        top = [set(np.argsort(-np.abs(one), kind="stable")[:k]) for one in (x, y)]
+        # The correlation with a constant is not defined; scipy would warn.
+        flat = np.ptp(x) == 0 or np.ptp(y) == 0
+        pearson: Any = None if flat else pearsonr(x, y)
+        spearman: Any = None if flat else spearmanr(x, y)
+        return {
+            "pearson": float("nan") if flat else float(pearson.statistic),
+            "spearman": float("nan") if flat else float(spearman.statistic),
+            "n": len(x),
+            "top_k": k,
+            "top_k_overlap": len(top[0] & top[1]) / k,
+        }
+
+    def take(self, prompts: Sequence[int]) -> "PatchingResult":
+        """The effects on some of the prompts, by index; an index may come twice."""
+        index = list(prompts)
+        bad = [one for one in index if not -len(self) <= one < len(self)]
+        if bad or not index:
+            raise UserError(f"prompt {bad[0] if bad else 'none'}: there are {len(self)} prompts")
+        return replace(
+            self,
+            values=self.values[index],
+            corrupted=self.corrupted[index],
+            clean=None if self.clean is None else self.clean[index],
+            groups=tuple(self.groups[i] for i in index),
+            templates=tuple(self.templates[i] for i in index),
+        )
+
+    @classmethod
+    def concatenate(cls, results: Sequence["PatchingResult"]) -> "PatchingResult":
+        """One result over the prompts of several, in order; all else is the first one's.
+
+        Raises:
+            UserError: no results, or results that differ in more than their prompts.
+        """
+        if not results:
+            raise UserError("there are no results to put together")
+        first = results[0]
+        for other in results[1:]:
+            for name in ("axes", "shape", *_TEXTS):
+                if getattr(first, name) != getattr(other, name):
+                    mine, theirs = getattr(first, name), getattr(other, name)
+                    raise UserError(f"the results differ in {name}: {mine} and {theirs}")
+        clean = [one.clean for one in results if one.clean is not None]
+        return replace(
+            first,
+            values=torch.cat([one.values for one in results]),
+            corrupted=torch.cat([one.corrupted for one in results]),
+            clean=torch.cat(clean) if len(clean) == len(results) else None,
+            groups=tuple(group for one in results for group in one.groups),
+            templates=tuple(template for one in results for template in one.templates),
+        )
+
+    def __add__(self, other: Any) -> "PatchingResult":
+        return self._combine(other, 1.0, "+")
+
+    def __sub__(self, other: Any) -> "PatchingResult":
+        return self._combine(other, -1.0, "−")
+
+    def __mul__(self, factor: Any) -> "PatchingResult":
+        if isinstance(factor, bool) or not isinstance(factor, int | float):
+            return NotImplemented
+        return replace(
+            self,
+            values=self.values * factor,
+            corrupted=self.corrupted * factor,
+            clean=None if self.clean is None else self.clean * factor,
+            resolution=self.resolution * abs(factor),
+        )
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, factor: Any) -> "PatchingResult":
+        if isinstance(factor, bool) or not isinstance(factor, int | float):
+            return NotImplemented
+        if factor == 0:
+            raise UserError("a result cannot be divided by zero")
+        return self * (1 / factor)
+
+    def __neg__(self) -> "PatchingResult":
+        return self * -1.0
+
+    def _combine(self, other: Any, sign: float, symbol: str) -> "PatchingResult":
+        if not isinstance(other, PatchingResult):
+            return NotImplemented
+        self._check_units(other)
+        if self.groups != other.groups:
+            raise UserError("the results are of different prompts: their groups differ")
+        texts = {name: (getattr(self, name), getattr(other, name)) for name in _TEXTS}
+        both = self.clean is not None and other.clean is not None
+        return replace(
+            self,
+            values=self.values + sign * other.values,
+            corrupted=self.corrupted + sign * other.corrupted,
+            clean=self.clean + sign * other.clean if both else None,  # type: ignore[operator]
+            resolution=self.resolution + other.resolution,
+            metadata={k: v for k, v in self.metadata.items() if other.metadata.get(k) == v},
+            **{name: a if a == b else f"{a} {symbol} {b}" for name, (a, b) in texts.items()},
+        )
+
+    def _check_units(self, other: "PatchingResult") -> None:
+        """Raise unless both results are of the same units, and of as many prompts."""
+        for what, mine, theirs in (
+            ("axes", self.axes, other.axes),
+            ("shape", self.shape, other.shape),
+            ("prompts", len(self), len(other)),
+            ("labels", dict(self.labels), dict(other.labels)),
+        ):
+            if mine != theirs:
+                raise UserError(f"the results differ in {what}: {mine} and {theirs}")
+
+    def plot(self, **options: Any) -> "go.Figure":
+        """A figure of the mean effects; see ``interp.report.patching.result_figure``."""
+        from interp.report.patching import result_figure
+
+        return result_figure(self, **options)
+
+    def _repr_html_(self) -> str:
+        return self.to_dataframe().head(10).to_html(index=False, float_format="%.3g")
+
+    def save(self, path: str | Path) -> Path:
+        """Write the result to a safetensors file: a reader sees the old file or the new one."""
+        path = Path(path)
+        tensors = {"values": self.values, "corrupted": self.corrupted, "clean": self.clean}
+        there = {key: one.detach().cpu().clone() for key, one in tensors.items() if one is not None}
+        texts = {name: getattr(self, name) for name in _TEXTS}
+        kept = {name: getattr(self, name) for name in _JSON}
+        kept["labels"], kept["metadata"] = dict(self.labels), dict(self.metadata)
+        temporary = path.with_name(path.name + ".partial")
+        try:
+            save_file(
+                {key: one.contiguous() for key, one in there.items()},
+                str(temporary),
+                metadata=texts | {name: json.dumps(value) for name, value in kept.items()},
+            )
+            temporary.replace(path)
+        except (OSError, SafetensorError) as error:
+            temporary.unlink(missing_ok=True)
+            raise UserError(f"{path}: cannot be written ({error})") from error
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> "PatchingResult":
+        """Read what ``save`` wrote. Raises UserError for no file, or a damaged one."""
+        path = Path(path)
+        if not path.is_file():
+            raise UserError(f"there is no patching result at {path}")
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                texts = file.metadata() or {}
+                tensors = {key: file.get_tensor(key) for key in list(file.keys())}
+            kept = {name: json.loads(texts[name]) for name in _JSON}
+            return cls(
+                values=tensors["values"],
+                corrupted=tensors["corrupted"],
+                clean=tensors.get("clean"),
+                axes=tuple(kept["axes"]),
+                labels={axis: tuple(names) for axis, names in kept["labels"].items()},
+                groups=tuple(kept["groups"]),
+                templates=tuple(kept["templates"]),
+                seed=int(kept["seed"]),
+                resolution=float(kept["resolution"]),
+                metadata=dict(kept["metadata"]),
+                **{name: texts[name] for name in _TEXTS},
+            )
+        except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, UserError) as e:
+            raise UserError(f"{path} is not a patching result, or is damaged ({e})") from e
+
+
+def check_order(by: str) -> None:
+    """Raise for an unknown way to order effects, and list the known."""
+    if by not in get_args(By):
+        raise UserError(f"unknown order {by!r}; known: {', '.join(get_args(By))}")
+
+
+def _check_axes(result: PatchingResult) -> None:
+    """Raise unless the axes' names are known, once each, and fit the values and labels."""
+    axes = result.axes
+    unknown = [axis for axis in axes if axis not in get_args(Axis)]
+    if unknown:
+        raise UserError(f"unknown axis {unknown[0]!r}; known: {', '.join(get_args(Axis))}")
+    if axes[:1] != ("prompt",) or len(set(axes)) < len(axes) or len(axes) < 2:
+        raise UserError(f"the axes are the prompt and then others, each once, not {axes}")
+    if len(axes) != result.values.ndim:
+        raise UserError(f"{len(axes)} axes {axes} for values of shape {tuple(result.values.shape)}")
+    if len(result.values) == 0:
+        raise UserError("a result needs at least one prompt")
+    for axis, names in result.labels.items():
+        if axis not in axes[1:]:
+            raise UserError(f"labels for {axis!r}, which is not an axis: {', '.join(axes[1:])}")
+        size = result.values.shape[axes.index(axis)]
+        if len(names) != size or len(set(names)) < size:
+            raise UserError(f"axis {axis!r} needs {size} different labels, not {list(names)}")

@@ -1,0 +1,155 @@
+"""Screen and verify: attribution ranks all units, exact patching verifies the first.
+
+What was left out gets a bound on what it could have been, in the manner of AtP*'s diagnostic
+(arXiv 2403.00745, section 3.3): random halves of the unverified units are patched *together*, and
+for each unit the runs that patched it are compared with those that did not. The difference of
+means estimates the unit's average effect among the others' (its own effect, where effects add);
+its upper confidence limit, over all units at once, bounds what was missed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from scipy.stats import norm, pearsonr, spearmanr
+
+from interp.errors import UserError
+from interp.patching.alignment import Positions, align
+from interp.patching.batch import TokenBatch
+from interp.patching.metrics import Metric
+from interp.patching.origin import mean_values, patching_edit
+from interp.patching.patch import patch
+from interp.patching.result import PatchingResult
+from interp.patching.sweep import sweep_sets
+
+Unit = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Screening:
+    """What a screening found.
+
+    Attributes:
+        estimate: of all units, by the method that ranks.
+        verified: exact effects of the first ``top_k``; NaN elsewhere.
+        pearson, spearman: of estimate and exact mean effects over the verified units.
+        bound: Float[layer unit], upper limit of each unverified unit's absolute effect, NaN on
+            the verified; jointly valid at ``confidence``.
+        confidence: of the bound.
+    """
+
+    estimate: PatchingResult
+    verified: PatchingResult
+    pearson: float
+    spearman: float
+    bound: Float[np.ndarray, "layer unit"]
+    confidence: float
+
+    @property
+    def largest_missed(self) -> float:
+        """No unverified unit's absolute effect is above this, at the confidence."""
+        return float(np.nanmax(self.bound)) if np.isfinite(self.bound).any() else 0.0
+
+
+def screen(
+    model: Any,
+    clean: TokenBatch,
+    corrupted: TokenBatch,
+    metric: Metric,
+    *,
+    component: str = "z",
+    positions: Positions = "all",
+    source: str = "run",
+    reference: TokenBatch | None = None,
+    ranked_by: str = "attribution",
+    top_k: int = 20,
+    subsets: int = 64,
+    confidence: float = 0.95,
+    groups: Sequence[str] = (),
+    templates: Sequence[str] = (),
+    seed: int = 0,
+    budget: int | None = None,
+    progress: bool = True,
+) -> Screening:
+    """Rank all units, verify the first ``top_k``, bound the rest; arguments as in ``patch``.
+
+    Raises:
+        UserError: places of more than one kind (only positions="all" can be screened), source
+            ``resample``, or a top_k below two.
+    """
+    if positions != "all":
+        raise UserError("screening is of whole units: use positions 'all'")
+    if source == "resample":
+        raise UserError("screening draws no resamples: use source run, zero or mean")
+    if top_k < 2:
+        raise UserError(f"screening verifies at least two units, not {top_k}")
+    options: dict[str, Any] = {
+        "component": component, "source": source, "reference": reference, "groups": groups,
+        "templates": templates, "seed": seed, "budget": budget, "progress": progress,
+    }  # fmt: skip
+    estimate = patch(model, clean, corrupted, metric, method=ranked_by, **options)
+    means = estimate.mean.reshape(model.cfg.n_layers, -1)
+    order = means.abs().flatten().argsort(descending=True, stable=True).tolist()
+    units = [(index // means.shape[1], index % means.shape[1]) for index in order]
+    chosen, rest = units[:top_k], units[top_k:]
+    verified = patch(model, clean, corrupted, metric, units=chosen, **options)
+    exact = verified.mean.reshape(means.shape)
+    x = np.array([float(means[unit]) for unit in chosen])
+    y = np.array([float(exact[unit]) for unit in chosen])
+    if ranked_by == "atp*":
+        y = np.abs(y)
+    bound = np.full(tuple(means.shape), np.nan)
+    if rest:
+        mean = mean_values(model, reference or clean, component) if source == "mean" else None
+        alignment = align(clean, corrupted, "all", everywhere=source in ("zero", "mean"))
+        with torch.no_grad():
+            edit = patching_edit(
+                model, clean, alignment, component, mean=mean, zero=source == "zero"
+            )
+        inside = random_halves(len(rest), subsets, seed)
+        sets: list[list[Unit]] = [
+            [unit for unit, taken in zip(rest, row, strict=True) if taken] for row in inside
+        ]
+        swept = sweep_sets(
+            model, corrupted, edit, sets, [metric], budget=budget, progress=progress,
+            description="random halves",
+        )[0]  # fmt: skip
+        for unit, limit in zip(
+            rest, marginal_bounds(swept.mean(dim=0).numpy(), inside, confidence), strict=True
+        ):
+            bound[unit] = limit
+    correlations: tuple[Any, Any] = (pearsonr(x, y), spearmanr(x, y))
+    return Screening(
+        estimate=estimate, verified=verified,
+        pearson=float(correlations[0].statistic), spearman=float(correlations[1].statistic),
+        bound=bound, confidence=confidence,
+    )  # fmt: skip
+
+
+def random_halves(count: int, draws: int, seed: int) -> Bool[np.ndarray, "draw unit"]:
+    """Random subsets, each unit in half of them: drawn in complementary pairs."""
+    generator = np.random.default_rng(seed)
+    half = generator.random((max(2, draws // 2), count)) < 0.5
+    return np.concatenate([half, ~half])
+
+
+def marginal_bounds(
+    values: Float[np.ndarray, " draw"], inside: Bool[np.ndarray, "draw unit"], confidence: float
+) -> Float[np.ndarray, " unit"]:
+    """Upper limit of every unit's absolute marginal effect, valid for all units at once.
+
+    Difference of the means with and without the unit, and its standard error, at the normal
+    quantile of confidence 1 − (1 − confidence) / units (Bonferroni), two-sided.
+    """
+    n = inside.sum(axis=0).astype(float)
+    m = len(inside) - n
+    y = values.astype(float)[:, None]
+    with_unit = (y * inside).sum(axis=0) / n
+    without = (y * ~inside).sum(axis=0) / m
+    spread = ((y - with_unit) ** 2 * inside).sum(axis=0) / np.maximum(n - 1, 1) / n
+    spread += ((y - without) ** 2 * ~inside).sum(axis=0) / np.maximum(m - 1, 1) / m
+    quantile = float(norm.ppf(1 - (1 - confidence) / (2 * inside.shape[1])))
+    return np.abs(with_unit - without) + quantile * np.sqrt(spread)

@@ -1,0 +1,161 @@
+"""Attention over a beginning that many rows share, as an attention implementation of transformers.
+
+A sweep runs the same prompts many times with different edits. What stands before the first edited
+column is the same in all of them, so that its keys and values are kept once per prompt and lent to
+every row. The model's own code calls the function here through transformers' attention interface;
+rotary embeddings, key and query norms, masks and sliding windows stay that code's business.
+
+Where a hook wants the scores or the pattern, attention is computed step by step; everywhere else
+by torch's fused kernel, which differs from it by rounding only.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+NAME = "shared_prefix"
+"""Under this name transformers knows the implementation."""
+
+_IGNORED = frozenset({"position_ids", "cache_position", "use_cache", "output_attentions",
+                      "output_hidden_states", "sliding_window", "is_causal", "return_dict",
+                      "position_embeddings", "logits_to_keep"})  # fmt: skip
+"""Arguments that change nothing here: the mask says what they say."""
+
+Step = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class LentPrefix:
+    """What the running rows share, and what is to be done to their attention.
+
+    Attributes:
+        keys_values: per layer keys and values [prompt kv_head column d_head] of the beginning.
+        rows: which prompt each row is.
+        scores, patterns: per layer the functions that edit scores and pattern [row head q k].
+        last_only: the layer of which only the last query's output is needed, or None.
+        seen: filled with (query, key) of every layer, after rotation, if it is a dict.
+    """
+
+    keys_values: tuple[tuple[Tensor, Tensor], ...]
+    rows: Int[Tensor, " row"]
+    scores: Mapping[int, list[Step]] = field(default_factory=dict)
+    patterns: Mapping[int, list[Step]] = field(default_factory=dict)
+    last_only: int | None = None
+    seen: dict[int, tuple[Tensor, Tensor, float]] | None = None
+
+    def whole(self, layer: int, own: Tensor, which: int) -> Tensor:
+        """Keys (0) or values (1) of all columns: the lent ones, then the rows' own."""
+        if not self.keys_values:
+            return own
+        return torch.cat([self.keys_values[layer][which][self.rows], own], dim=-2)
+
+
+_LENT: ContextVar[LentPrefix] = ContextVar("lent_prefix")
+
+
+@contextmanager
+def lend(prefix: LentPrefix) -> Iterator[None]:
+    """While the context is open, models with this implementation read from ``prefix``."""
+    token = _LENT.set(prefix)
+    try:
+        yield
+    finally:
+        _LENT.reset(token)
+
+
+class _Lent(DynamicLayer):
+    """One layer of the beginning: its length makes masks and positions; it keeps nothing new."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self.keys, self.values = keys, values
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return key_states, value_states
+
+
+def lent_cache(keys_values: tuple[tuple[Tensor, Tensor], ...]) -> Cache | None:
+    """The beginning as the model's cache; None where there is none."""
+    if not keys_values:
+        return None
+    return Cache(layers=[_Lent(keys, values) for keys, values in keys_values])
+
+
+def shared_prefix_attention(
+    module: Any,
+    query: Float[Tensor, "row head q d_head"],
+    key: Float[Tensor, "row kv_head q d_head"],
+    value: Float[Tensor, "row kv_head q d_head"],
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[Float[Tensor, "row q head d_head"], None]:
+    """transformers' attention interface; see the module's text. Not for training."""
+    unknown = {name for name, given in kwargs.items() if given is not None} - _IGNORED
+    if unknown:
+        raise NotImplementedError(f"attention with {sorted(unknown)[0]}")
+    lent, layer = _LENT.get(), int(module.layer_idx)
+    scale = float(scaling) if scaling is not None else query.shape[-1] ** -0.5
+    keys, values = lent.whole(layer, key, 0), lent.whole(layer, value, 1)
+    if lent.seen is not None:
+        lent.seen[layer] = (query, keys, scale)
+    columns = query.shape[2]
+    if layer == lent.last_only:
+        query = query[:, :, -1:]
+        attention_mask = None if attention_mask is None else attention_mask[:, :, -1:]
+    score_steps, pattern_steps = lent.scores.get(layer, []), lent.patterns.get(layer, [])
+    if score_steps or pattern_steps or softcap is not None:
+        scores = grouped_scores(query, keys) * scale
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        if attention_mask is not None:
+            scores = scores + attention_mask
+        for step in score_steps:
+            scores = step(scores)
+        pattern = scores.float().softmax(dim=-1).to(query.dtype)
+        for step in pattern_steps:
+            pattern = step(pattern)
+        out = weighted_values(pattern, values)
+    else:
+        out = torch.nn.functional.scaled_dot_product_attention(
+            query, keys, values, attn_mask=attention_mask, scale=scale,
+            enable_gqa=query.shape[1] != keys.shape[1],
+        )  # fmt: skip
+    out = out.transpose(1, 2)
+    if out.shape[1] != columns:
+        whole = out.new_zeros(out.shape[0], columns, *out.shape[2:])
+        whole[:, -1:] = out
+        return whole, None
+    return out.contiguous(), None
+
+
+def grouped_scores(
+    query: Float[Tensor, "row head q d_head"], keys: Float[Tensor, "row kv_head k d_head"]
+) -> Float[Tensor, "row head q k"]:
+    """Dot products of every query head with its group's keys, without repeating the keys."""
+    grouped = query.unflatten(1, (keys.shape[1], -1))
+    return (grouped @ keys[:, :, None].transpose(-1, -2)).flatten(1, 2)
+
+
+def weighted_values(
+    pattern: Float[Tensor, "row head q k"], values: Float[Tensor, "row kv_head k d_head"]
+) -> Float[Tensor, "row head q d_head"]:
+    """The values weighted by the pattern, group by group."""
+    return (pattern.unflatten(1, (values.shape[1], -1)) @ values[:, :, None]).flatten(1, 2)
+
+
+ALL_ATTENTION_FUNCTIONS.register(NAME, shared_prefix_attention)
+ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, eager_mask)

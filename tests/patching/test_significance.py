@@ -1,0 +1,84 @@
+"""Statistics for any axes: by hand, against the heads' own, and with effects left out."""
+
+import numpy as np
+import pytest
+import torch
+
+from interp.errors import UserError
+from interp.heads import head_statistics
+from interp.patching.significance import effect_statistics, group_means, mean_interval
+
+
+def names(count: int) -> list[str]:
+    return [f"g{i}" for i in range(count)]
+
+
+def test_sign_flips_by_hand_along_any_axes() -> None:
+    """Six groups: all positive gives p = 2/64; of two units the other has no effect at all."""
+    values = torch.zeros(6, 1, 2, 1, 1)
+    values[:, 0, 1, 0, 0] = torch.tensor([1.0, 2, 3, 4, 5, 6])
+    found = effect_statistics(values, names(6))
+    assert found.p_value.shape == (1, 2, 1, 1)
+    assert found.p_value.ravel() == pytest.approx([1.0, 2 / 64])
+    assert found.q_value.ravel() == pytest.approx([1.0, 4 / 64])
+    assert found.mean.ravel() == pytest.approx([0, 3.5])
+
+
+def test_the_heads_have_the_same_statistics() -> None:
+    values = torch.randn(9, 3, 4, generator=torch.Generator().manual_seed(0))
+    groups = names(9)
+    heads, units = head_statistics(values, groups), effect_statistics(values, groups)
+    flat = effect_statistics(values.flatten(1), groups)
+    for name in ("mean", "ci_low", "ci_high", "p_value", "q_value"):
+        assert (getattr(heads, name) == getattr(units, name)).all()
+        assert (getattr(flat, name) == getattr(units, name).ravel()).all()
+
+
+def test_what_was_not_measured_is_left_out() -> None:
+    """A unit's statistics are those of its own prompts; one without any has none."""
+    values = torch.randn(10, 4, generator=torch.Generator().manual_seed(1)) + 0.5
+    values[:2, 1] = torch.nan
+    values[:5, 2] = torch.nan
+    values[:, 3] = torch.nan
+    found = effect_statistics(values, names(10))
+    alone = effect_statistics(values[2:, 1:2], names(10)[2:])
+    assert found.mean[1] == alone.mean[0]
+    assert found.ci_low[1] == alone.ci_low[0]
+    assert found.p_value[1] == alone.p_value[0]
+    assert found.mean[2] == pytest.approx(float(values[5:, 2].mean()))
+    assert np.isnan([found.p_value[2], found.ci_low[2], found.q_value[2]]).all()  # five groups
+    assert np.isnan([found.mean[3], found.p_value[3]]).all()
+    # Two units were tested: the false-discovery rate counts no others.
+    worst, best = sorted(found.p_value[:2], reverse=True)
+    assert sorted(found.q_value[:2]) == pytest.approx(sorted([worst, min(worst, 2 * best)]))
+
+
+def test_group_means_without_what_is_missing() -> None:
+    values = torch.tensor([[1.0, torch.nan], [3.0, 5.0], [10.0, torch.nan]])
+    means = group_means(values, ["a", "a", "b"])
+    assert means[0].tolist() == [2.0, 5.0]
+    assert means[1, 0] == 10
+    assert np.isnan(means[1, 1])
+
+
+def test_effects_below_the_resolution_are_none() -> None:
+    values = torch.full((8, 1), 5e-5)
+    assert effect_statistics(values, names(8)).p_value[0] == 1
+    assert effect_statistics(values, names(8), resolution=1e-6).p_value[0] == 2 / 2**8
+
+
+def test_noise_is_not_significant_and_a_plant_is() -> None:
+    values = torch.randn(14, 5, 6, 2, generator=torch.Generator().manual_seed(2))
+    values[:, 3, 1, 1] += 3
+    found = effect_statistics(values, names(14))
+    assert found.q_value[3, 1, 1] < 0.05
+    assert (found.q_value < 0.05).sum() == 1
+
+
+def test_too_few_groups_or_broken_effects_are_told() -> None:
+    with pytest.raises(UserError, match="over 5 groups say nothing: at least 6"):
+        effect_statistics(torch.zeros(20, 2), names(5) * 4)
+    with pytest.raises(UserError, match="infinite"):
+        effect_statistics(torch.full((8, 2), torch.inf), names(8))
+    with pytest.raises(UserError, match="3 prompts but 2 groups"):
+        mean_interval([1.0, 2.0, 3.0], ["a", "b"])
