@@ -18,11 +18,15 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from interp.patching.batch import TokenBatch
+from interp.patching.budget import default_budget
 from interp.patching.components import as_units, check_component, count_units, hook_name
 from interp.patching.edits import ActivationEdit, HeadEdit, take_edit
 from interp.patching.forward import Hook, HookFunction, RecordedRun, record_run, resume
 from interp.patching.metrics import Metric, apply_metric, can_take, take_metrics
 from interp.patching.sweep import chunk_prompts, first_column
+
+GRADIENT_BUDGETS = 4
+"""Gradients of few prompts at a time are slow: by default they may take so many sweep budgets."""
 
 
 def keep_in_graph(seen: list[Tensor], component: str) -> list[Hook]:
@@ -101,6 +105,8 @@ def attribute_columns(
     values = torch.zeros(len(metrics), len(batch), n_layers, n_units, batch.width)
     whole = not can_take(metrics)
     # The graph holds every layer: a prompt takes as much as n_layers rows of a sweep.
+    if budget is None:
+        budget = GRADIENT_BUDGETS * default_budget(batch.tokens.device)
     chunks = chunk_prompts(model, edit.changed, n_layers, budget, whole=whole)
     for chunk in tqdm(chunks, desc="gradients", disable=not progress):
         prompts = torch.as_tensor(chunk, device=batch.tokens.device)

@@ -12,8 +12,8 @@ import torch
 from interp.errors import UserError
 
 CPU_BUDGET = 96 * 2**20
-"""Bytes. More rows gain nothing on a CPU: a sweep of 63 heads took 14.9 s at 64 and 96 MiB, 14.7 at
-192 and 17.3 at 400 (two cores, 135M parameters), where fresh pages cost what larger products win."""
+"""Bytes. More rows gain nothing on a CPU: a sweep of 63 heads took 14.9 s at 64 and 96 MiB, 14.7
+at 192 and 17.3 at 400 (two cores, 135M parameters): fresh pages cost what large products win."""
 GPU_SHARE = 0.25
 """Of the free memory of a GPU."""
 

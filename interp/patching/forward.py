@@ -162,9 +162,19 @@ def tail_logits(
 
 
 def record_run(
-    model: Any, batch: TokenBatch, *, start: int = 0, keep: Sequence[str] = ("z",)
+    model: Any,
+    batch: TokenBatch,
+    *,
+    start: int = 0,
+    keep: Sequence[str] = ("z",),
+    plain: bool = True,
 ) -> RecordedRun:
     """Run a batch once and keep what ``resume`` needs, and the values of some components.
+
+    Args:
+        start: the first column that will be run again.
+        keep: components whose values are kept, from ``start`` on.
+        plain: whether the model's plain modules may be used; see the module's text.
 
     Raises:
         UserError: a start beyond the prompts, an unknown component, logits that are not finite.
@@ -175,14 +185,8 @@ def record_run(
         check_component(component, model)
     n_layers = model.cfg.n_layers
     rows = torch.arange(len(batch), device=batch.tokens.device)
-    cache = DynamicCache()
-    if start:
-        beginning = TokenBatch.__new__(
-            TokenBatch
-        )  # its rows may be padding only: not a valid batch
-        object.__setattr__(beginning, "tokens", batch.tokens[:, :start])
-        object.__setattr__(beginning, "mask", batch.mask[:, :start])
-        run_columns(model, beginning, rows, cache=cache)
+    modules = plain_model(model) if plain else None
+    cache = _beginning(model, modules, batch, start)
     resid: list[Tensor] = [torch.empty(0)] * n_layers
     values: dict[str, list[Tensor]] = {name: [torch.empty(0)] * n_layers for name in keep}
 
@@ -197,7 +201,6 @@ def record_run(
         hooks.append((hook_name("resid_pre", layer), keep_in(resid, layer, "resid_pre")))
         for name, into in values.items():
             hooks.append((hook_name(name, layer), keep_in(into, layer, name)))
-    plain = plain_model(model)
     with hooked(model, hooks):
         logits = run_columns(model, batch, rows, start=start, cache=cache)[:, -1]
     check_finite(logits, resid)
@@ -209,7 +212,31 @@ def record_run(
         values={name: torch.stack(into) for name, into in values.items()},
         logits=logits,
     )
-    return replace(run, plain=plain) if plain is not None and _agrees(plain, run) else run
+    if modules is None:
+        return run
+    if _agrees(modules, run):
+        return replace(run, plain=modules)
+    # Then the beginning, which they ran, is not to be trusted either.
+    return record_run(model, batch, start=start, keep=keep, plain=False)
+
+
+def _beginning(model: Any, plain: PlainModel | None, batch: TokenBatch, start: int) -> Cache:
+    """The columns before ``start`` in a cache that the rest of the run goes on filling."""
+    cache = DynamicCache()
+    if not start:
+        return cache
+    if plain is not None:
+        try:
+            plain.fill(batch, cache, start)
+            return cache
+        except (NotImplementedError, TypeError, RuntimeError, ValueError) as error:
+            logger.info("the beginning runs on the hooked model: %s", error)
+            cache = DynamicCache()
+    part = TokenBatch.__new__(TokenBatch)  # its rows may be padding only: not a valid batch
+    object.__setattr__(part, "tokens", batch.tokens[:, :start])
+    object.__setattr__(part, "mask", batch.mask[:, :start])
+    run_columns(model, part, torch.arange(len(batch), device=batch.tokens.device), cache=cache)
+    return cache
 
 
 def _agrees(plain: PlainModel, run: RecordedRun) -> bool:
@@ -283,6 +310,43 @@ def _entering(model: Any, layer: int, residual: Tensor, stop: int | None) -> Ite
         yield
 
 
+def into_the_stream(hooks: Sequence[Hook]) -> list[Hook]:
+    """Hooks under which an edit of ``resid_mid`` reaches the layer's output past the MLP as well.
+
+    On the bridge that hook point is the input of the MLP's norm: what a hook returns there is read
+    by the MLP alone, and the residual stream goes on as it was.
+    """
+    added: list[Hook] = []
+    kept: list[Hook] = []
+    for name, function in hooks:
+        if not name.endswith(".hook_resid_mid"):
+            kept.append((name, function))
+            continue
+        change: list[Tensor] = []
+        kept.append((name, _noting_the_change(function, change)))
+        added.append((name.replace("resid_mid", "resid_post"), _adding_the_change(change)))
+    return [*added, *kept]
+
+
+def _noting_the_change(function: HookFunction, change: list[Tensor]) -> HookFunction:
+    def hook_function(value: Tensor, hook: Any) -> Tensor | None:
+        new = function(value, hook)
+        if new is not None and new is not value:
+            change.append(new - value)
+        return new
+
+    return hook_function
+
+
+def _adding_the_change(change: list[Tensor]) -> HookFunction:
+    def hook_function(value: Tensor, hook: Any) -> Tensor:
+        while change:
+            value = value + change.pop()
+        return value
+
+    return hook_function
+
+
 def resume(
     model: Any,
     run: RecordedRun,
@@ -293,6 +357,7 @@ def resume(
     residual: Tensor | None = None,
     z: Float[Tensor, "row tail head d_head"] | None = None,
     stop: int | None = None,
+    tokens: Int[Tensor, "row token"] | None = None,
 ) -> Float[Tensor, "row d_vocab"]:
     """Run again from ``layer`` on, over the columns from ``run.start`` on.
 
@@ -303,20 +368,23 @@ def resume(
         residual: the input of ``layer`` [row tail d_model]; the recorded one if None.
         z: the head outputs of ``layer``, taken as they are: its attention does not run.
         stop: layers from here on pass through (for runs in which only hooks read something).
+        tokens: the logits of these tokens only, in each row; by default of all.
 
     Returns:
-        the last column's logits [row d_vocab].
+        the last column's logits [row d_vocab], or [row token].
     """
+    hooks = into_the_stream(hooks)
     entering = residual
     if entering is None:
         entering = run.resid_pre[layer][rows]
     if run.plain is not None and run.plain.supports(hooks):
-        return run.plain.resume(
+        logits = run.plain.resume(
             run.batch, run.beginning, rows, start=run.start, layer=layer, residual=entering, z=z,
-            hooks=hooks, stop=stop,
+            hooks=hooks, stop=stop, tokens=tokens if run.plain.can_narrow else None,
         )  # fmt: skip
+        return logits if tokens is None or run.plain.can_narrow else logits.gather(1, tokens)
     if z is not None:
         hooks = [(hook_name("z", layer), lambda value, hook: z), *hooks]
     with _entering(model, layer, entering, stop), hooked(model, hooks):
         logits = run_columns(model, run.batch, rows, start=run.start, cache=run.prefix(rows))
-    return logits[:, -1]
+    return logits[:, -1] if tokens is None else logits[:, -1].gather(1, tokens)

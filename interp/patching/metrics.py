@@ -46,6 +46,11 @@ class LogitDifference(PerPromptMetric):
         """The difference, per prompt."""
         return _at(logits, self.answer) - _at(logits, self.wrong)
 
+    def narrowed(self) -> tuple[Int[Tensor, "prompt 2"], "LogitDifference"]:
+        """The tokens whose logits are enough, and the metric of those logits alone."""
+        first = torch.zeros_like(self.answer)
+        return torch.stack([self.answer, self.wrong], dim=1), LogitDifference(first, first + 1)
+
 
 @dataclass(frozen=True)
 class Probability(PerPromptMetric):
@@ -90,6 +95,16 @@ def apply_metric(metric: Metric, logits: Float[Tensor, "prompt d_vocab"]) -> Ten
             f"a metric returns one value per prompt, [{len(logits)}]; this one: {shape}"
         )
     return value
+
+
+def narrow_metrics(
+    metrics: Sequence[Metric],
+) -> tuple[Int[Tensor, "prompt token"] | None, list[Metric]]:
+    """The tokens that one metric needs, if it needs a few only, and the metric of their logits."""
+    if len(metrics) == 1 and isinstance(metrics[0], LogitDifference):
+        tokens, metric = metrics[0].narrowed()
+        return tokens, [metric]
+    return None, list(metrics)
 
 
 def metric_name(metric: Metric) -> str:

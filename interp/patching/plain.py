@@ -21,9 +21,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PretrainedConfig
+from transformers.cache_utils import Cache
 
 from interp.patching.batch import TokenBatch
 from interp.patching.shared_prefix import NAME, LentPrefix, Step, lend, lent_cache
@@ -92,6 +94,11 @@ class PlainModel:
             self._configs[id(config)] = own
         return self._configs[id(config)]
 
+    @property
+    def can_narrow(self) -> bool:
+        """Whether a few tokens' logits can be had without the others."""
+        return type(self.hf_model.get_output_embeddings()) is nn.Linear
+
     def supports(self, hooks: Sequence[Hook]) -> bool:
         """Whether every hook point named has a place in the plain modules."""
         return all(_ATTENTION_HOOK.fullmatch(name) or self._place(name) for name, _ in hooks)
@@ -117,9 +124,10 @@ class PlainModel:
         z: Float[Tensor, "row tail head d_head"] | None = None,
         hooks: Sequence[Hook] = (),
         stop: int | None = None,
+        tokens: Int[Tensor, "row token"] | None = None,
         seen: dict[int, tuple[Tensor, Tensor, float]] | None = None,
     ) -> Float[Tensor, "row d_vocab"]:
-        """As ``forward.resume``; ``z`` are the head outputs of ``layer``, taken as they are."""
+        """As ``forward.resume``; ``seen`` collects every layer's rotated queries and keys."""
         steps: dict[str, dict[int, list[Step]]] = {"attn_scores": {}, "pattern": {}}
         with ExitStack() as stack:
             # First what the layer is given, then the hooks, which may edit it.
@@ -141,7 +149,26 @@ class PlainModel:
             stack.enter_context(lend(lent))
             if trim:
                 stack.enter_context(self._last_position_only())
+            if tokens is not None:
+                unembedding = self.hf_model.get_output_embeddings()
+                stack.enter_context(_forward_as(unembedding, _only_tokens(unembedding, tokens)))
             return self._run(batch, rows, start, lent)
+
+    def fill(self, batch: TokenBatch, cache: Cache, columns: int) -> None:
+        """Run the first ``columns`` columns of a batch into an empty cache."""
+        rows = torch.arange(len(batch), device=batch.tokens.device)
+        arguments: dict[str, Any] = {
+            "input_ids": batch.tokens[:, :columns],
+            "attention_mask": batch.mask[:, :columns].long(),
+            "past_key_values": cache,
+            "use_cache": True,
+        }
+        if "position_ids" in self._accepted:
+            arguments["position_ids"] = batch.positions[:, :columns]
+        if "logits_to_keep" in self._accepted:
+            arguments["logits_to_keep"] = 1
+        with lend(LentPrefix((), rows)), contiguous_unembedding(self.hf_model):
+            self.hf_model(**arguments)
 
     def _run(
         self, batch: TokenBatch, rows: Int[Tensor, " row"], start: int, lent: LentPrefix
@@ -251,6 +278,17 @@ def _on_last_column(module: nn.Module) -> Callable[..., Any]:
             return own(hidden_states, *args, **kwargs)
         # Zeros for columns that nothing reads any more; a view, so that they cost nothing.
         return nn.functional.pad(last, (0, 0, hidden_states.shape[1] - 1, 0))
+
+    return forward
+
+
+def _only_tokens(unembedding: Any, tokens: Int[Tensor, "row token"]) -> Callable[[Tensor], Tensor]:
+    """The unembedding for a few tokens in each row, in the order given."""
+    weight, bias = unembedding.weight[tokens], getattr(unembedding, "bias", None)
+
+    def forward(hidden_states: Tensor) -> Tensor:
+        logits = torch.einsum("rpd,rtd->rpt", hidden_states, weight)
+        return logits if bias is None else logits + bias[tokens][:, None]
 
     return forward
 

@@ -29,7 +29,13 @@ from interp.patching.budget import rows_within
 from interp.patching.components import axis_of, check_component, count_units, hook_name
 from interp.patching.edits import ActivationEdit, HeadEdit, take_edit
 from interp.patching.forward import Hook, HookFunction, RecordedRun, record_run, resume
-from interp.patching.metrics import Metric, apply_metric, can_take, take_metrics
+from interp.patching.metrics import (
+    Metric,
+    apply_metric,
+    can_take,
+    narrow_metrics,
+    take_metrics,
+)
 
 Unit = tuple[int, int]
 UnitSet = tuple[Unit, ...]
@@ -126,6 +132,7 @@ def _group_values(
     per_batch = max(1, fitting // n_prompts)
     n_units = count_units(model, edit.component)
     values = torch.empty(len(metrics), n_prompts, len(sets))
+    tokens, metrics = narrow_metrics(metrics)
     for begin in range(0, len(sets), per_batch):
         some = sets[begin : begin + per_batch]
         rows = torch.arange(n_prompts).repeat(len(some)).to(device)
@@ -143,7 +150,8 @@ def _group_values(
         if freeze:
             above = range(lowest + 1, model.cfg.n_layers)
             hooks += freeze_hooks(run, edit.changed, above, rows)
-        logits = resume(model, run, layer=lowest, rows=rows, hooks=hooks, z=z)
+        needed = None if tokens is None else tokens.to(device)[rows]
+        logits = resume(model, run, layer=lowest, rows=rows, hooks=hooks, z=z, tokens=needed)
         for place in range(len(some)):
             of_set = logits[place * n_prompts : (place + 1) * n_prompts]
             for index, metric in enumerate(metrics):

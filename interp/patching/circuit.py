@@ -1,0 +1,235 @@
+"""Scores of heads and MLPs as the circuit JSON that EAP-IG and MIB read, and back.
+
+The format is that of ``Graph.to_json`` and ``Graph.from_json`` in github.com/hannamw/EAP-IG
+(``src/eap/graph.py``), on which MIB's circuit track (arXiv 2504.13151) builds::
+
+    {"cfg": {"n_layers", "n_heads", "parallel_attn_mlp", "d_model"},
+     "nodes": {"input": {"in_graph": true}, "a0.h0": {"in_graph": true, "score": 0.1}, "m0": …,
+               "logits": {"in_graph": true}},
+     "edges": {"input->a0.h0<q>": {"score": …, "in_graph": …}, "a0.h0->m0": …, "m0->logits": …}}
+
+A node without a score is one that was not scored: their readers keep it in every circuit. When
+nodes are evaluated, they take all edges that leave a kept node, so edges may be left out; written,
+an edge has its sender's score. Sign: a positive score says that the node brings the metric up, as
+for a patching effect.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interp.errors import UserError
+from interp.patching.result import By, PatchingResult, check_order
+
+Node = str
+"""``a3.h1`` is head 1 of layer 3, ``m3`` the MLP of layer 3."""
+_NAME = re.compile(r"a(\d+)\.h(\d+)|m(\d+)")
+_ALWAYS = ("input", "logits")
+
+
+def head_node(layer: int, head: int) -> Node:
+    """The name of a head."""
+    return f"a{layer}.h{head}"
+
+
+def mlp_node(layer: int) -> Node:
+    """The name of an MLP."""
+    return f"m{layer}"
+
+
+def parse_node(name: Node) -> tuple[int, int | None]:
+    """(layer, head), or (layer, None) for an MLP. Raises UserError for another name."""
+    found = _NAME.fullmatch(name)
+    if found is None:
+        raise UserError(f"{name!r} is no node: heads are named as a3.h1, MLPs as m3")
+    layer, head, mlp = found.groups()
+    return (int(mlp), None) if layer is None else (int(layer), int(head))
+
+
+@dataclass(frozen=True, eq=False)
+class Circuit:
+    """Scores of a model's heads and MLPs, and which of them are kept.
+
+    Attributes:
+        heads: Float[layer head] scores; NaN where not scored.
+        mlps: Float[layer] scores; NaN where not scored.
+        d_model: the residual stream's size.
+        parallel: attention and MLP of a layer read the same input (as in GPT-NeoX).
+        kept: names of the scored nodes in the circuit; nodes without a score always are.
+    """
+
+    heads: Float[Tensor, "layer head"]
+    mlps: Float[Tensor, " layer"]
+    d_model: int
+    parallel: bool = False
+    kept: frozenset[Node] = field(default=frozenset())
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.kept) - set(self.nodes()))
+        if unknown:
+            raise UserError(f"the circuit keeps {unknown[0]!r}, which the model does not have")
+
+    def nodes(self) -> tuple[Node, ...]:
+        """Every head and MLP, in the order in which they run."""
+        n_layers, n_heads = self.heads.shape
+        return tuple(
+            name
+            for layer in range(n_layers)
+            for name in (*(head_node(layer, h) for h in range(n_heads)), mlp_node(layer))
+        )
+
+    def score(self, name: Node) -> float:
+        """A node's score; NaN where it was not scored."""
+        layer, head = parse_node(name)
+        return float(self.mlps[layer] if head is None else self.heads[layer, head])
+
+    def ranked(self, *, by: By = "signed") -> tuple[Node, ...]:
+        """The scored nodes, largest first; of equals the one that runs first."""
+        check_order(by)
+        scores = {name: self.score(name) for name in self.nodes()}
+        known = [name for name in scores if scores[name] == scores[name]]
+        return tuple(
+            sorted(
+                known, key=lambda name: -(abs(scores[name]) if by == "absolute" else scores[name])
+            )
+        )
+
+    def top(self, n: int, *, by: By = "signed") -> "Circuit":
+        """The circuit of the ``n`` scored nodes with the largest scores."""
+        ranked = self.ranked(by=by)
+        if not 0 <= n <= len(ranked):
+            raise UserError(f"cannot keep {n} of {len(ranked)} scored nodes")
+        return replace(self, kept=frozenset(ranked[:n]))
+
+    def holds(self, name: Node) -> bool:
+        """Whether a node is in the circuit."""
+        return name in self.kept or name in _ALWAYS or self.score(name) != self.score(name)
+
+    def to_json(self, *, edges: bool = False) -> dict[str, Any]:
+        """The circuit as EAP-IG's reader takes it.
+
+        Args:
+            edges: write every edge too (there are very many): in the circuit where both its ends
+                are.
+        """
+        n_layers, n_heads = self.heads.shape
+        nodes: dict[str, dict[str, Any]] = {"input": {"in_graph": True}}
+        for name in self.nodes():
+            score = self.score(name)
+            nodes[name] = {"in_graph": self.holds(name)} | (
+                {} if score != score else {"score": score}
+            )
+        nodes["logits"] = {"in_graph": True}
+        cfg = {
+            "n_layers": n_layers,
+            "n_heads": n_heads,
+            "parallel_attn_mlp": self.parallel,
+            "d_model": self.d_model,
+        }
+        written = {}
+        for sender, receiver, into in self._edges() if edges else ():
+            score = nodes[sender].get("score", 0.0)
+            kept = nodes[sender]["in_graph"] and nodes[receiver]["in_graph"]
+            written[f"{sender}->{receiver}{into}"] = {"score": score, "in_graph": kept}
+        return {"cfg": cfg, "nodes": nodes, "edges": written}
+
+    def _edges(self) -> Iterator[tuple[Node, Node, str]]:
+        """Every (sender, receiver, input of the receiver) of the model."""
+        n_layers, n_heads = self.heads.shape
+        before: list[Node] = ["input"]
+        for layer in range(n_layers):
+            heads = [head_node(layer, head) for head in range(n_heads)]
+            yield from ((s, head, f"<{i}>") for s in before for head in heads for i in "qkv")
+            senders = before if self.parallel else [*before, *heads]
+            yield from ((sender, mlp_node(layer), "") for sender in senders)
+            before = [*before, *heads, mlp_node(layer)]
+        yield from ((sender, "logits", "") for sender in before)
+
+    def save(self, path: str | Path, *, edges: bool = False) -> Path:
+        """Write the JSON file."""
+        path = Path(path)
+        try:
+            path.write_text(json.dumps(self.to_json(edges=edges)) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Circuit":
+        """Read a circuit that ``save`` or EAP-IG wrote; edges are not kept.
+
+        Raises:
+            UserError: no such file, or not a circuit.
+        """
+        path = Path(path)
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            return _read(content)
+        except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            raise UserError(f"{path} is not a circuit ({error!r})") from error
+        except UserError as error:
+            raise UserError(f"{path} is not a circuit: {error}") from error
+
+
+def _read(content: dict[str, Any]) -> Circuit:
+    cfg, nodes = content["cfg"], content["nodes"]
+    _ = content["edges"]
+    n_layers, n_heads = int(cfg["n_layers"]), int(cfg["n_heads"])
+    heads = torch.full((n_layers, n_heads), torch.nan, dtype=torch.float64)
+    mlps = torch.full((n_layers,), torch.nan, dtype=torch.float64)
+    kept = set()
+    for name, node in nodes.items():
+        if name in _ALWAYS:
+            continue
+        layer, head = parse_node(name)
+        if layer >= n_layers or (head is not None and head >= n_heads):
+            raise UserError(f"{name!r} is not in a model of {n_layers} layers of {n_heads} heads")
+        inside = node if isinstance(node, bool) else bool(node["in_graph"])
+        score = float("nan") if isinstance(node, bool) else float(node.get("score", "nan"))
+        if head is None:
+            mlps[layer] = score
+        else:
+            heads[layer, head] = score
+        if inside:
+            kept.add(name)
+    parallel = bool(cfg.get("parallel_attn_mlp", False))
+    return Circuit(heads, mlps, int(cfg["d_model"]), parallel, frozenset(kept))
+
+
+def circuit_of(model: Any, heads: PatchingResult, mlps: PatchingResult | None = None) -> Circuit:
+    """A circuit scored by mean effects, of which nothing is kept yet (see ``Circuit.top``).
+
+    Args:
+        heads: effects of component z, axes prompt, layer, head.
+        mlps: effects of component mlp_out, axes prompt, layer; without it MLPs are not scored.
+
+    Raises:
+        UserError: effects of other components or axes, or of another model's size.
+    """
+    cfg = model.cfg
+    _check(heads, "z", ("prompt", "layer", "head"), (cfg.n_layers, cfg.n_heads))
+    scores = torch.full((cfg.n_layers,), torch.nan, dtype=torch.float64)
+    if mlps is not None:
+        _check(mlps, "mlp_out", ("prompt", "layer"), (cfg.n_layers,))
+        scores = torch.from_numpy(mlps.group_mean)
+    parallel = bool(getattr(cfg, "parallel_attn_mlp", False))
+    return Circuit(torch.from_numpy(heads.group_mean), scores, cfg.d_model, parallel)
+
+
+def _check(
+    result: PatchingResult, component: str, axes: Sequence[str], shape: tuple[int, ...]
+) -> None:
+    if result.component != component or result.axes != tuple(axes):
+        raise UserError(
+            f"a circuit takes effects of {component} over {', '.join(axes)}, not of "
+            f"{result.component} over {', '.join(result.axes)}"
+        )
+    if result.shape != shape:
+        raise UserError(f"effects of size {result.shape} do not fit the model, which has {shape}")

@@ -1,0 +1,308 @@
+"""How much of a behaviour do the first k nodes of a ranking carry? The faithfulness curve of MIB.
+
+The circuit of k nodes is run on the clean prompts with every *other* ranked node at the value that
+it has in the corrupted run. With m for the mean metric over prompts,
+
+    f(k) = (m(circuit) − m(corrupted)) / (m(clean) − m(corrupted)),
+
+at k = ⌊p · n⌋ of n ranked nodes for MIB's ten proportions p from 0.001 to 1. **CPR** is the area
+under f over p, **CMD** that between f and one, |1 − f|; both by trapezoids between the ten points
+(MIB, arXiv 2504.13151, section 3; ``evaluate_area_under_curve`` of its circuit track). MIB gives
+CPR for rankings by signed score, which look for what helps, and CMD for rankings by absolute
+score, which look for what matters.
+
+Nodes are heads (patched at their output before the output projection) and MLPs. What is not in the
+ranking, such as MLPs where heads were ranked, is in every circuit, as in MIB; so is the input.
+Intervals resample groups of prompts. Random orders of the same nodes are the null.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from scipy.integrate import trapezoid
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from interp.errors import UserError
+from interp.patching.alignment import align
+from interp.patching.batch import TokenBatch
+from interp.patching.circuit import Node, head_node, parse_node
+from interp.patching.edits import ActivationEdit
+from interp.patching.forward import Hook, record_run, resume
+from interp.patching.metrics import Metric, apply_metric, can_take, take_metrics
+from interp.patching.origin import patching_edit
+from interp.patching.significance import BOOTSTRAP_RESAMPLES, CONFIDENCE, group_order
+from interp.patching.sweep import check_units, chunk_prompts, first_column
+
+PROPORTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+"""MIB's proportions of nodes in the circuit."""
+
+
+@dataclass(frozen=True, eq=False)
+class Faithfulness:
+    """A faithfulness curve; see the module's text.
+
+    Attributes:
+        proportions, counts: how many nodes each circuit keeps.
+        circuit: Float[prompt proportion], the metric with the ranking's first nodes.
+        clean, corrupted: Float[prompt], the metric in the whole runs.
+        random: Float[order prompt proportion], the same for random orders of the nodes.
+        groups: of each prompt.
+        seed: of the intervals.
+    """
+
+    proportions: tuple[float, ...]
+    counts: tuple[int, ...]
+    circuit: Float[Tensor, "prompt proportion"]
+    clean: Float[Tensor, " prompt"]
+    corrupted: Float[Tensor, " prompt"]
+    random: Float[Tensor, "order prompt proportion"]
+    groups: tuple[str, ...]
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        gap = float((self.clean - self.corrupted).mean())
+        size = float((self.clean.abs() + self.corrupted.abs()).mean())
+        if abs(gap) <= 1e-5 * size or size == 0:
+            raise UserError(
+                "clean and corrupted runs have the same mean metric: there is nothing to be "
+                "faithful to"
+            )
+
+    @property
+    def curve(self) -> Float[np.ndarray, " proportion"]:
+        """f at each proportion."""
+        return self._curve(self.circuit, np.ones((1, len(self.clean))))[0]
+
+    @property
+    def random_curves(self) -> Float[np.ndarray, "order proportion"]:
+        """f at each proportion of each random order."""
+        once = np.ones((1, len(self.clean)))
+        curves = [self._curve(one, once)[0] for one in self.random]
+        return np.array(curves).reshape(len(self.random), len(self.proportions))
+
+    @property
+    def cpr(self) -> tuple[float, float, float]:
+        """Area under f, with its interval; larger is better."""
+        return self._with_interval(area_under)
+
+    @property
+    def cmd(self) -> tuple[float, float, float]:
+        """Area between f and one, with its interval; smaller is better."""
+        return self._with_interval(area_from_one)
+
+    @property
+    def random_cpr(self) -> Float[np.ndarray, " order"]:
+        """CPR of each random order."""
+        return area_under(self.proportions, self.random_curves)
+
+    @property
+    def random_cmd(self) -> Float[np.ndarray, " order"]:
+        """CMD of each random order."""
+        return area_from_one(self.proportions, self.random_curves)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row a proportion: ``proportion``, ``n_nodes``, ``faithfulness``, its interval, and
+        the random orders' ``random_mean``, ``random_low`` and ``random_high`` (least, largest)."""
+        drawn = self._curve(self.circuit, self._draws())
+        low, high = np.percentile(drawn, _tails(), axis=0)
+        none = np.full(len(self.proportions), np.nan)
+        random = self.random_curves
+        return pd.DataFrame(
+            {
+                "proportion": self.proportions,
+                "n_nodes": self.counts,
+                "faithfulness": self.curve,
+                "ci_low": low,
+                "ci_high": high,
+                "random_mean": random.mean(axis=0) if len(random) else none,
+                "random_low": random.min(axis=0) if len(random) else none,
+                "random_high": random.max(axis=0) if len(random) else none,
+            }
+        )
+
+    def plot(self) -> Any:
+        """A figure of the curve over its null; see ``interp.report.patching``."""
+        from interp.report.patching import faithfulness_figure
+
+        return faithfulness_figure(self)
+
+    def _curve(
+        self, circuit: Float[Tensor, "prompt proportion"], weights: np.ndarray
+    ) -> Float[np.ndarray, "draw proportion"]:
+        """f with prompts weighted: a ratio of means, one row for each row of weights."""
+        corrupted = weights @ self.corrupted.double().numpy()
+        gap = weights @ self.clean.double().numpy() - corrupted
+        return (weights @ circuit.double().numpy() - corrupted[:, None]) / gap[:, None]
+
+    def _draws(self) -> Float[np.ndarray, "draw prompt"]:
+        """How often each prompt is in each resample of groups."""
+        index = group_order(self.groups, len(self.clean))
+        n_groups = int(index.max()) + 1
+        generator = np.random.default_rng(self.seed)
+        counts = generator.multinomial(n_groups, [1 / n_groups] * n_groups, BOOTSTRAP_RESAMPLES)
+        return counts[:, index].astype(float)
+
+    def _with_interval(self, area: Any) -> tuple[float, float, float]:
+        drawn = area(self.proportions, self._curve(self.circuit, self._draws()))
+        low, high = np.percentile(drawn, _tails())
+        return float(area(self.proportions, self.curve[None])[0]), float(low), float(high)
+
+
+def _tails() -> list[float]:
+    return [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)]
+
+
+def area_under(
+    proportions: Sequence[float], curves: Float[np.ndarray, "curve proportion"]
+) -> Float[np.ndarray, " curve"]:
+    """Area under each curve by trapezoids between the given points, none added: MIB's CPR."""
+    return trapezoid(curves, np.asarray(proportions), axis=1)
+
+
+def area_from_one(
+    proportions: Sequence[float], curves: Float[np.ndarray, "curve proportion"]
+) -> Float[np.ndarray, " curve"]:
+    """Area of |1 − f| by trapezoids between the given points: MIB's CMD."""
+    return trapezoid(np.abs(1 - curves), np.asarray(proportions), axis=1)
+
+
+def faithfulness_curve(
+    model: Any,
+    clean: TokenBatch,
+    corrupted: TokenBatch,
+    metric: Metric,
+    ranking: Iterable[Node | tuple[int, int]],
+    *,
+    proportions: Sequence[float] = PROPORTIONS,
+    n_random: int = 5,
+    groups: Sequence[str] = (),
+    seed: int = 0,
+    budget: int | None = None,
+    progress: bool = True,
+) -> Faithfulness:
+    """Run the circuits of a ranking's first nodes on the clean prompts.
+
+    Args:
+        clean, corrupted: pairs of prompts of equal lengths.
+        metric: last position's logits Float[prompt d_vocab] → Float[prompt].
+        ranking: every node once, most important first: (layer, head), or names such as ``a3.h1``
+            and ``m3`` for an MLP.
+        n_random: how many random orders make the null.
+        groups: of each prompt, for the intervals; by default each prompt its own.
+
+    Raises:
+        UserError: a node that is not there or comes twice, proportions that do not rise from
+            above 0 to 1, unequal lengths, or no gap between the clean and corrupted metric.
+    """
+    nodes = [one if isinstance(one, str) else head_node(*one) for one in ranking]
+    units = _units_of(model, nodes)
+    rising = [0.0, *proportions]
+    if list(rising) != sorted(set(rising)) or rising[-1] > 1 or len(rising) < 3:
+        raise UserError("proportions rise from above 0 to at most 1, and are at least two")
+    counts = tuple(int(p * len(nodes)) for p in proportions)
+    generator = np.random.default_rng(seed)
+    orders = [
+        units,
+        *([units[i] for i in generator.permutation(len(units))] for _ in range(n_random)),
+    ]
+    dropped = [frozenset(order[count:]) for order in orders for count in counts]
+    different = list(dict.fromkeys(dropped))
+    values, bare, whole = _run_without(model, clean, corrupted, metric, different, budget, progress)
+    place = [different.index(one) for one in dropped]
+    curves = values[:, place].reshape(len(clean), len(orders), len(counts)).transpose(0, 1)
+    return Faithfulness(
+        proportions=tuple(proportions),
+        counts=counts,
+        circuit=curves[0],
+        clean=whole,
+        corrupted=bare,
+        random=curves[1:],
+        groups=tuple(groups) or tuple(str(index) for index in range(len(clean))),
+        seed=seed,
+    )
+
+
+_Part = tuple[str, int, int]
+"""Component, layer, unit."""
+
+
+def _units_of(model: Any, nodes: Sequence[Node]) -> list[_Part]:
+    if not nodes:
+        raise UserError("the ranking is empty: name at least one node")
+    if len(set(nodes)) < len(nodes):
+        raise UserError("a node comes twice in the ranking")
+    units = []
+    for name in nodes:
+        layer, head = parse_node(name)
+        component, unit = ("mlp_out", 0) if head is None else ("z", head)
+        check_units(model, [(layer, unit)], component)
+        units.append((component, layer, unit))
+    return units
+
+
+@torch.no_grad()
+def _run_without(
+    model: Any,
+    clean: TokenBatch,
+    corrupted: TokenBatch,
+    metric: Metric,
+    sets: Sequence[frozenset[_Part]],
+    budget: int | None,
+    progress: bool,
+) -> tuple[Float[Tensor, "prompt set"], Float[Tensor, " prompt"], Float[Tensor, " prompt"]]:
+    """The metric on the clean prompts with each set's units as in the corrupted run.
+
+    Also the metric of the corrupted and of the clean run.
+    """
+    values = torch.empty(len(clean), len(sets))
+    bare, whole = torch.empty(len(clean)), torch.empty(len(clean))
+    at = align(corrupted, clean, "all").at
+    components = sorted({component for one in sets for component, _, _ in one})
+    chunks = chunk_prompts(model, at, 1, budget, whole=not can_take([metric]))
+    with tqdm(total=len(clean) * len(sets), desc="circuits", disable=not progress) as bar:
+        for chunk in chunks:
+            prompts = torch.as_tensor(chunk, device=clean.tokens.device)
+            part, other = clean.take(chunk), corrupted.take(chunk)
+            (own_metric,) = take_metrics([metric], prompts)
+            alignment = align(other, part, "all")
+            edits = {name: patching_edit(model, other, alignment, name) for name in components}
+            run = record_run(model, part, start=first_column(alignment.at), keep=())
+            last = record_run(model, other, start=other.width - 1, keep=())
+            rows, index = prompts.cpu(), torch.arange(len(chunk), device=prompts.device)
+            whole[rows] = apply_metric(own_metric, run.logits).float().cpu()
+            bare[rows] = apply_metric(own_metric, last.logits).float().cpu()
+            for number, dropped in enumerate(sets):
+                logits = run.logits
+                if dropped:
+                    hooks = _hooks(model, edits, dropped, index, run.start)
+                    lowest = min(layer for _, layer, _ in dropped)
+                    logits = resume(model, run, layer=lowest, rows=index, hooks=hooks)
+                values[rows, number] = apply_metric(own_metric, logits).float().cpu()
+                bar.update(len(chunk))
+    return values, bare, whole
+
+
+def _hooks(
+    model: Any,
+    edits: dict[str, ActivationEdit],
+    dropped: frozenset[_Part],
+    rows: Tensor,
+    start: int,
+) -> list[Hook]:
+    """Hooks that put the corrupted values at all units of a set."""
+    by_layer: dict[tuple[str, int], list[int]] = {}
+    for component, layer, unit in dropped:
+        by_layer.setdefault((component, layer), []).append(unit)
+    hooks = []
+    for (component, layer), units in by_layer.items():
+        n_units = model.cfg.n_heads if component == "z" else 1
+        acting = torch.zeros(len(rows), n_units, dtype=torch.bool, device=rows.device)
+        acting[:, units] = True
+        hooks.append(edits[component].hook(layer, rows, acting, start))
+    return hooks

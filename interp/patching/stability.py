@@ -1,0 +1,179 @@
+"""Would other prompts give the same top units? Overlap of the top k across resamples and templates.
+
+Two sets of k units overlap by their Jaccard index, |A ∩ B| / |A ∪ B|.
+
+* **Resamples.** Groups of prompts are drawn with replacement; each draw's top k is compared with
+  that of all prompts. The interval is that of the draws (percentiles). ``frequency`` says in which
+  share of the draws a unit is in the top k.
+* **Templates.** The top k of each template's prompts, each compared with each other. The interval
+  comes from drawing groups within each template.
+
+``chance`` is the mean overlap of two random sets of k of the n units.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int
+from scipy.stats import hypergeom
+
+from interp.errors import UserError
+from interp.patching.result import By, Coordinates, PatchingResult, check_order
+from interp.patching.significance import CONFIDENCE, group_means
+
+DEFAULT_RESAMPLES = 500
+Interval = tuple[float, float, float]
+"""A value, and the ends of its 95 % interval."""
+
+
+@dataclass(frozen=True, eq=False)
+class Stability:
+    """How stable the top ``k`` of ``n_units`` is; see the module's text.
+
+    Attributes:
+        overlap: mean Jaccard index of resamples' top k with that of all prompts, and its interval.
+        chance: mean Jaccard index of two random sets of k units.
+        frequency: of each unit of the result, in the order of ``coordinates``.
+        between_templates: mean Jaccard index over pairs of templates, or None with one template.
+        templates: Jaccard index of each template with each, or None with one template.
+    """
+
+    k: int
+    n_units: int
+    overlap: Interval
+    chance: float
+    coordinates: tuple[Coordinates, ...]
+    frequency: Float[np.ndarray, " unit"]
+    axes: tuple[str, ...]
+    between_templates: Interval | None = None
+    templates: pd.DataFrame | None = None
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row a unit that was ever in the top k: its coordinates and ``frequency``."""
+        order = np.argsort(-self.frequency, kind="stable")
+        rows = [
+            (*self.coordinates[unit], float(self.frequency[unit]))
+            for unit in order
+            if self.frequency[unit] > 0
+        ]
+        return pd.DataFrame(rows, columns=[*self.axes, "frequency"])
+
+
+def jaccard(a: set[int], b: set[int]) -> float:
+    """|A ∩ B| / |A ∪ B|; two empty sets are alike."""
+    return len(a & b) / len(a | b) if a | b else 1.0
+
+
+def chance_overlap(k: int, n_units: int) -> float:
+    """Mean Jaccard index of two random sets of k of n units."""
+    shared = np.arange(k + 1)
+    return float((hypergeom.pmf(shared, n_units, k, k) * shared / (2 * k - shared)).sum())
+
+
+def stability(
+    result: PatchingResult,
+    k: int = 10,
+    *,
+    by: By = "absolute",
+    n_resamples: int = DEFAULT_RESAMPLES,
+    seed: int | None = None,
+) -> Stability:
+    """Overlap of the top ``k`` units across resamples of groups, and across templates.
+
+    Args:
+        by: what the top k is of: ``absolute`` or ``signed`` mean effects.
+        seed: of the resamples; by default the result's.
+
+    Raises:
+        UserError: fewer than two groups of prompts, or a k that is not between 1 and the number
+            of measured units.
+    """
+    check_order(by)
+    n_units = len(result.order())
+    if not 1 <= k <= n_units:
+        raise UserError(f"cannot take the top {k} of {n_units} measured units")
+    generator = np.random.default_rng(result.seed if seed is None else seed)
+    means = group_means(result.values, result.groups).reshape(len(set(result.groups)), -1)
+    if len(means) < 2:
+        raise UserError("stability needs at least two groups of prompts to draw from")
+    whole = set(_top(_mean(means), k, by)[0].tolist())
+    drawn = _top(_resampled(means, n_resamples, generator), k, by)
+    frequency = np.bincount(drawn.ravel(), minlength=means.shape[1]) / n_resamples
+    between, table = _templates(result, k, by, n_resamples, generator)
+    return Stability(
+        k=k,
+        n_units=n_units,
+        overlap=_interval([jaccard(whole, set(one)) for one in drawn.tolist()]),
+        chance=chance_overlap(k, n_units),
+        coordinates=result.coordinates(),
+        frequency=frequency,
+        axes=result.axes[1:],
+        between_templates=between,
+        templates=table,
+    )
+
+
+def _templates(
+    result: PatchingResult, k: int, by: By, n_resamples: int, generator: np.random.Generator
+) -> tuple[Interval | None, pd.DataFrame | None]:
+    """Mean overlap over pairs of templates with its interval, and the overlap of each pair."""
+    names = list(dict.fromkeys(result.templates))
+    if len(names) < 2:
+        return None, None
+    tops, drawn = [], []
+    for name in names:
+        part = result.take([i for i, one in enumerate(result.templates) if one == name])
+        means = group_means(part.values, part.groups).reshape(len(set(part.groups)), -1)
+        tops.append(set(_top(_mean(means), k, by)[0].tolist()))
+        drawn.append(_top(_resampled(means, n_resamples, generator), k, by).tolist())
+    table = pd.DataFrame(
+        [[jaccard(a, b) for b in tops] for a in tops], index=pd.Index(names), columns=names
+    )
+    pairs = list(combinations(range(len(names)), 2))
+    value = float(np.mean([jaccard(tops[a], tops[b]) for a, b in pairs]))
+    draws = [
+        float(np.mean([jaccard(set(drawn[a][i]), set(drawn[b][i])) for a, b in pairs]))
+        for i in range(n_resamples)
+    ]
+    _, low, high = _interval(draws)
+    return (value, low, high), table
+
+
+def _mean(means: Float[np.ndarray, "group unit"]) -> Float[np.ndarray, "one unit"]:
+    return _weighted(means, np.ones((1, len(means))))
+
+
+def _resampled(
+    means: Float[np.ndarray, "group unit"], n_resamples: int, generator: np.random.Generator
+) -> Float[np.ndarray, "resample unit"]:
+    """Mean effects over as many groups as there are, drawn with replacement."""
+    n_groups = len(means)
+    return _weighted(means, generator.multinomial(n_groups, [1 / n_groups] * n_groups, n_resamples))
+
+
+def _weighted(
+    means: Float[np.ndarray, "group unit"], weights: np.ndarray
+) -> Float[np.ndarray, "resample unit"]:
+    """Weighted means over the groups in which a unit was measured; NaN without any."""
+    there = ~np.isnan(means)
+    weights = weights.astype(float)
+    counts = weights @ there
+    sums = weights @ np.where(there, means, 0.0)
+    return np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
+
+
+def _top(
+    means: Float[np.ndarray, "resample unit"], k: int, by: By
+) -> Int[np.ndarray, "resample k"]:
+    """The k units with the largest mean effects, of each resample; of equals the first."""
+    key = np.abs(means) if by == "absolute" else means
+    return np.argsort(-np.where(np.isnan(key), -np.inf, key), axis=1, kind="stable")[:, :k]
+
+
+def _interval(draws: Sequence[float]) -> Interval:
+    tail = 50 * (1 - CONFIDENCE)
+    low, high = np.percentile(draws, [tail, 100 - tail])
+    return float(np.mean(draws)), float(low), float(high)
