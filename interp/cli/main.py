@@ -44,6 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _commands() -> dict[str, Callable[[Any, Console], None]]:
     # Imported late: `interp --help` should not wait for torch.
     from interp.cli import commands
+    from interp.cli.patch import patch
 
     return {
         "demo": commands.demo,
@@ -51,6 +52,7 @@ def _commands() -> dict[str, Callable[[Any, Console], None]]:
         "evaluate": commands.evaluate,
         "report": commands.report,
         "premises": commands.premises,
+        "patch": patch,
     }
 
 

@@ -90,6 +90,44 @@ class EvaluateOptions(ModelOptions):
 
 
 @dataclass(frozen=True)
+class PatchOptions(ModelOptions):
+    """Patch every unit of a component on pairs of clean and corrupted texts."""
+
+    out: Path = Path("runs/patch")
+    """The run directory; the same command again takes up what is there."""
+    pairs: str = "ioi"
+    """ioi (indirect-object identification, made here), or a JSONL file: clean, corrupted, answer,
+    wrong_answer, perhaps spans, group and template."""
+    component: Literal[
+        "z", "q", "k", "v", "pattern", "attn_out", "mlp_out", "resid_pre", "resid_mid", "resid_post"
+    ] = "z"
+    """What is patched; z is a head's output, k and v are patched by key/value group."""
+    method: Literal["exact", "attribution", "ig", "atp*", "screen"] = "exact"
+    """exact: one run a unit; attribution, ig, atp*: by gradient; screen: the gradient ranks all
+    units, exact patching verifies the first."""
+    positions: Literal["all", "each", "spans"] = "all"
+    """All positions at once, each alone, or each of the pairs' named spans."""
+    metric: Literal["logit_difference", "probability", "log_probability", "kl"] = "logit_difference"
+    """Of the answer against the wrong one, of the answer, or from the clean run's distribution."""
+    source: Literal["run", "zero", "mean", "resample"] = "run"
+    """Where patched values come from: the clean run, nothing, a mean, another prompt's run."""
+    keep: Literal["all", "right"] = "all"
+    """right: only the pairs whose clean text the model answers rightly."""
+    chat: bool = False
+    """Put each text into the model's chat template, as the user's words."""
+    corruption: Literal["swap", "random"] = "swap"
+    """ioi: the second mention of the subject becomes the other name, or all names become others."""
+    limit: int | None = None
+    """How many pairs; by default all of a file, and 32 of ioi."""
+    steps: int = 8
+    """Steps of ig."""
+    top_k: int = 20
+    """How many units screen verifies."""
+    memory: float | None = None
+    """MiB that one forward pass may take; by default what suits the machine."""
+
+
+@dataclass(frozen=True)
 class ReportOptions:
     """Write report.html from what is in a run directory."""
 
@@ -128,6 +166,7 @@ COMMANDS: dict[str, type] = {
     "evaluate": EvaluateOptions,
     "report": ReportOptions,
     "premises": PremisesOptions,
+    "patch": PatchOptions,
 }
 
 

@@ -22,10 +22,9 @@ from interp.errors import UserError
 from interp.patching.attribution import edited_change, gradient_pass, keep_in_graph
 from interp.patching.batch import TokenBatch
 from interp.patching.components import as_units, count_units, hook_name
-from interp.patching.edits import ActivationEdit, take_edit
+from interp.patching.edits import ActivationEdit, scores_hook_name, take_edit
 from interp.patching.forward import Hook, HookFunction, RecordedRun, record_run, resume
 from interp.patching.metrics import Metric, apply_metric, can_take, take_metrics
-from interp.patching.shared_prefix import grouped_scores
 from interp.patching.sweep import chunk_prompts, first_column
 
 Gradients = Sequence[Tensor]
@@ -82,14 +81,20 @@ def _chunk(
     fixed = qk_fix and edit.component in ("q", "k")
     watched = "pattern" if fixed else edit.component
     seen: list[Tensor] = [torch.empty(0)] * n_layers
+    scores: list[Tensor] = [torch.empty(0)] * n_layers
     dropped: set[int] = set()
     hooks = [*keep_in_graph(seen, watched)]
+    if fixed:
+        hooks += _keep_scores(scores)
     if grad_drop:
         hooks += _drop_hooks(n_layers, dropped)
     with torch.enable_grad():
         value = apply_metric(metric, gradient_pass(model, run, hooks)).sum()
     with torch.no_grad():
-        effects = (_through_pattern if fixed else _to_first_order)(model, run, edit, places, seen)
+        if fixed:
+            effects = _through_pattern(model, run, edit, places, seen, scores)
+        else:
+            effects = _to_first_order(model, run, edit, places, seen)
     turns: list[int | None] = list(range(n_layers)) if grad_drop else [None]
     total: Tensor | None = None
     for layer in tqdm(turns, desc="gradients", disable=not progress):
@@ -102,6 +107,18 @@ def _chunk(
         total = found if total is None else total + found
     assert total is not None
     return (total / max(1, n_layers - 1) if grad_drop else total).float().cpu()
+
+
+def _keep_scores(into: list[Tensor]) -> list[Hook]:
+    """Hooks that put every layer's scores, masked and before the softmax, into ``into``."""
+
+    def keep(layer: int) -> HookFunction:
+        def hook_function(value: Tensor, hook: object) -> None:
+            into[layer] = value.detach()
+
+        return hook_function
+
+    return [(scores_hook_name(layer), keep(layer)) for layer in range(len(into))]
 
 
 def _drop_hooks(n_layers: int, dropped: set[int]) -> list[Hook]:
@@ -143,11 +160,16 @@ def _to_first_order(
 
 
 def _through_pattern(
-    model: Any, run: RecordedRun, edit: ActivationEdit, places: Tensor, seen: Sequence[Tensor]
+    model: Any,
+    run: RecordedRun,
+    edit: ActivationEdit,
+    places: Tensor,
+    seen: Sequence[Tensor],
+    scores: Sequence[Tensor],
 ) -> Callable[[Gradients], Float[Tensor, "prompt layer unit place"]]:
     """Exact new patterns for edited queries or keys, times the gradient of the pattern."""
     changes = [
-        _pattern_changes(model, run, edit, places, layer, pattern.detach())
+        _pattern_changes(model, run, edit, places, layer, pattern.detach(), scores[layer])
         for layer, pattern in enumerate(seen)
     ]
     n_units = count_units(model, edit.component)
@@ -164,65 +186,45 @@ def _through_pattern(
 
 
 def _pattern_changes(
-    model: Any, run: RecordedRun, edit: ActivationEdit, places: Tensor, layer: int, pattern: Tensor
+    model: Any,
+    run: RecordedRun,
+    edit: ActivationEdit,
+    places: Tensor,
+    layer: int,
+    pattern: Tensor,
+    scores: Tensor,
 ) -> Float[Tensor, "place prompt head q k"]:
-    """p' − p with the scores moved by δ: p' ∝ p · exp(δ), whatever masks and biases there are."""
-    query, keys, scale = attention_inputs(model, run, layer, ())
+    """The exact new pattern less the old one, from one run of the layer with all columns edited.
+
+    A query's scores change with that query alone, and a key's with that key alone: a place takes
+    its rows or columns of the new scores. From scores, not from p · exp(δ): the weights of a
+    saturated head are lost in rounding.
+    """
     rows = torch.arange(len(run.batch), device=run.batch.tokens.device)
     everyone = torch.ones(
         len(rows), count_units(model, edit.component), dtype=torch.bool, device=rows.device
     )
-    hook = edit.hook(layer, rows, everyone, run.start)
-    new_query, new_keys, _ = attention_inputs(model, run, layer, (hook,))
-    moved = scale * (grouped_scores(new_query, new_keys) - grouped_scores(query, keys))
-    tail = query.shape[2]
+    edited: list[Tensor] = [torch.empty(0)] * (layer + 1)
+    hooks = [edit.hook(layer, rows, everyone, run.start), _keep_scores(edited)[layer]]
+    resume(model, run, layer=layer, rows=rows, hooks=hooks, stop=layer + 1)
+    _check_pattern(run, scores, pattern)
     found = []
     for at in places:
         if edit.component == "q":
-            mask = at[:, None, -tail:, None]
+            where = at[:, None, run.start :, None]
         else:
-            mask = at[:, None, None, :]
-        logarithm = pattern.clamp(min=torch.finfo(pattern.dtype).tiny).log() + moved * mask
-        found.append(logarithm.softmax(dim=-1) - pattern)
+            where = at[:, None, None, -scores.shape[3] :]
+        new = torch.where(where, edited[layer], scores).float().softmax(dim=-1)
+        found.append(new.to(pattern.dtype) - pattern)
     return torch.stack(found)
 
 
-def attention_inputs(
-    model: Any, run: RecordedRun, layer: int, hooks: Sequence[Hook]
-) -> tuple[Tensor, Tensor, float]:
-    """Queries [row head q d_head], keys of all columns [row kv_head k d_head], and the scale.
-
-    As the scores see them, after rotation; from the one layer alone.
-    """
-    rows = torch.arange(len(run.batch), device=run.batch.tokens.device)
-    if run.plain is not None and run.plain.supports(hooks):
-        seen: dict[int, tuple[Tensor, Tensor, float]] = {}
-        run.plain.resume(
-            run.batch, run.beginning, rows, start=run.start, layer=layer,
-            residual=run.resid_pre[layer], hooks=hooks, stop=layer + 1, seen=seen,
-        )  # fmt: skip
-        return seen[layer]
-    found: dict[str, Tensor] = {}
-
-    def keep(name: str) -> HookFunction:
-        def hook_function(value: Tensor, hook: object) -> None:
-            found[name] = value.transpose(1, 2)
-
-        return hook_function
-
-    names = {}
-    for letter in "qk":
-        rotated = f"blocks.{layer}.attn.hook_rot_{letter}"
-        has_rotary = "rotary" in str(getattr(model.cfg, "positional_embedding_type", ""))
-        used = rotated if has_rotary and rotated in model.hook_dict else None
-        names[letter] = used or hook_name(letter, layer)
-    resume(
-        model, run, layer=layer, rows=rows, stop=layer + 1,
-        hooks=[*hooks, *((name, keep(letter)) for letter, name in names.items())],
-    )  # fmt: skip
-    if set(found) != {"q", "k"}:
-        raise UserError("this model does not show its rotated queries and keys: use attribution")
-    keys = found["k"]
-    if run.start:
-        keys = torch.cat([run.beginning[layer][0], keys], dim=2)
-    return found["q"], keys, found["q"].shape[-1] ** -0.5
+def _check_pattern(run: RecordedRun, scores: Tensor, pattern: Tensor) -> None:
+    """Raise where the pattern is more than its scores' softmax (attention sinks, say)."""
+    real = run.batch.mask[:, None, run.start :, None]
+    difference = (scores.float().softmax(dim=-1) - pattern.float()).abs()
+    if float(difference.masked_fill(~real, 0.0).max()) > 1e-2:
+        raise UserError(
+            "this model's attention pattern is not the softmax of its scores: use method "
+            "'attribution' for its queries and keys"
+        )

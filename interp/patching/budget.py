@@ -11,9 +11,9 @@ import torch
 
 from interp.errors import UserError
 
-CPU_BUDGET = 96 * 2**20
-"""Bytes. More rows gain nothing on a CPU: a sweep of 63 heads took 14.9 s at 64 and 96 MiB, 14.7
-at 192 and 17.3 at 400 (two cores, 135M parameters): fresh pages cost what large products win."""
+CPU_BUDGET = 192 * 2**20
+"""Bytes, for all batches that run side by side. More rows gain nothing on a CPU: batches of 24 MiB
+and of 100 MiB take the same time, 400 MiB a sixth more (two cores, 135M parameters)."""
 GPU_SHARE = 0.25
 """Of the free memory of a GPU."""
 

@@ -60,6 +60,8 @@ class PlainModel:
         self.attention = [self._of(block.attn) for block in model.blocks]
         self.out_projection = [self._of(block.attn.o) for block in model.blocks]
         self.last_mlp = self._plain.get(id(_innermost(getattr(model.blocks[-1], "mlp", None))))
+        for module in self._plain.values():
+            _free_activation(module)
         self._accepted = inspect.signature(self.hf_model.forward).parameters
 
     def _of(self, component: Any) -> nn.Module:
@@ -125,9 +127,8 @@ class PlainModel:
         hooks: Sequence[Hook] = (),
         stop: int | None = None,
         tokens: Int[Tensor, "row token"] | None = None,
-        seen: dict[int, tuple[Tensor, Tensor, float]] | None = None,
     ) -> Float[Tensor, "row d_vocab"]:
-        """As ``forward.resume``; ``seen`` collects every layer's rotated queries and keys."""
+        """As ``forward.resume``."""
         steps: dict[str, dict[int, list[Step]]] = {"attn_scores": {}, "pattern": {}}
         with ExitStack() as stack:
             # First what the layer is given, then the hooks, which may edit it.
@@ -141,13 +142,12 @@ class PlainModel:
                     stack.enter_context(self._hooked(name, function))
             # Whoever looks into the last layer may look at any of its columns.
             watched = any(name.startswith(f"blocks.{self.n_layers - 1}.") for name, _ in hooks)
-            trim = not watched and seen is None
             lent = LentPrefix(
                 keys_values, rows, steps["attn_scores"], steps["pattern"],
-                last_only=self.n_layers - 1 if trim else None, seen=seen,
+                last_only=None if watched else self.n_layers - 1,
             )  # fmt: skip
             stack.enter_context(lend(lent))
-            if trim:
+            if not watched:
                 stack.enter_context(self._last_position_only())
             if tokens is not None:
                 unembedding = self.hf_model.get_output_embeddings()
@@ -280,6 +280,19 @@ def _on_last_column(module: nn.Module) -> Callable[..., Any]:
         return nn.functional.pad(last, (0, 0, hidden_states.shape[1] - 1, 0))
 
     return forward
+
+
+def _free_activation(module: nn.Module) -> None:
+    """In a gated MLP, SiLU writes over its input: a fresh product that nothing else reads."""
+    activation = module._modules.get("act_fn")
+    if activation is None or not {"gate_proj", "up_proj"} <= set(module._modules):
+        return
+    if type(activation) is nn.SiLU or type(activation).__name__ == "SiLUActivation":
+        activation.__dict__["forward"] = _silu
+
+
+def _silu(x: Tensor) -> Tensor:
+    return nn.functional.silu(x, inplace=not torch.is_grad_enabled())
 
 
 def _only_tokens(unembedding: Any, tokens: Int[Tensor, "row token"]) -> Callable[[Tensor], Tensor]:

@@ -12,7 +12,6 @@ A result stands for numbers that are linear in the metric: in ``a + b``, ``a - b
 ``a / 2`` the runs' own metrics are combined as the effects are.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -23,12 +22,11 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from scipy.stats import pearsonr, spearmanr
 from torch import Tensor
 
 from interp.errors import UserError
+from interp.patching.result_file import read_tensors, write_tensors
 from interp.patching.significance import (
     MINIMUM_GROUPS,
     RESOLUTION,
@@ -47,7 +45,7 @@ Coordinates = tuple[int | str, ...]
 
 STATISTICS = ("ci_low", "ci_high", "p_value", "q_value")
 _TEXTS = ("component", "method", "metric", "source")
-_JSON = ("axes", "labels", "groups", "templates", "seed", "resolution", "metadata")
+_KEPT = (*_TEXTS, "axes", "labels", "groups", "templates", "seed", "resolution", "metadata")
 
 
 @dataclass(frozen=True, eq=False)
@@ -341,36 +339,16 @@ class PatchingResult:
 
     def save(self, path: str | Path) -> Path:
         """Write the result to a safetensors file: a reader sees the old file or the new one."""
-        path = Path(path)
         tensors = {"values": self.values, "corrupted": self.corrupted, "clean": self.clean}
-        there = {key: one.detach().cpu().clone() for key, one in tensors.items() if one is not None}
-        texts = {name: getattr(self, name) for name in _TEXTS}
-        kept = {name: getattr(self, name) for name in _JSON}
+        kept = {name: getattr(self, name) for name in _KEPT}
         kept["labels"], kept["metadata"] = dict(self.labels), dict(self.metadata)
-        temporary = path.with_name(path.name + ".partial")
-        try:
-            save_file(
-                {key: one.contiguous() for key, one in there.items()},
-                str(temporary),
-                metadata=texts | {name: json.dumps(value) for name, value in kept.items()},
-            )
-            temporary.replace(path)
-        except (OSError, SafetensorError) as error:
-            temporary.unlink(missing_ok=True)
-            raise UserError(f"{path}: cannot be written ({error})") from error
-        return path
+        return write_tensors(Path(path), tensors, kept)
 
     @classmethod
     def load(cls, path: str | Path) -> "PatchingResult":
         """Read what ``save`` wrote. Raises UserError for no file, or a damaged one."""
-        path = Path(path)
-        if not path.is_file():
-            raise UserError(f"there is no patching result at {path}")
         try:
-            with safe_open(str(path), framework="pt") as file:
-                texts = file.metadata() or {}
-                tensors = {key: file.get_tensor(key) for key in list(file.keys())}
-            kept = {name: json.loads(texts[name]) for name in _JSON}
+            tensors, kept = read_tensors(Path(path), _KEPT)
             return cls(
                 values=tensors["values"],
                 corrupted=tensors["corrupted"],
@@ -382,10 +360,12 @@ class PatchingResult:
                 seed=int(kept["seed"]),
                 resolution=float(kept["resolution"]),
                 metadata=dict(kept["metadata"]),
-                **{name: texts[name] for name in _TEXTS},
+                **{name: str(kept[name]) for name in _TEXTS},
             )
-        except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, UserError) as e:
-            raise UserError(f"{path} is not a patching result, or is damaged ({e})") from e
+        except FileNotFoundError as error:
+            raise UserError(f"there is no patching result at {path}") from error
+        except (KeyError, ValueError, TypeError, AttributeError, UserError) as error:
+            raise UserError(f"{path} is not a patching result, or is damaged ({error})") from error
 
 
 def check_order(by: str) -> None:

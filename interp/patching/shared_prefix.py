@@ -42,7 +42,6 @@ class LentPrefix:
         rows: which prompt each row is.
         scores, patterns: per layer the functions that edit scores and pattern [row head q k].
         last_only: the layer of which only the last query's output is needed, or None.
-        seen: filled with (query, key) of every layer, after rotation, if it is a dict.
     """
 
     keys_values: tuple[tuple[Tensor, Tensor], ...]
@@ -50,7 +49,6 @@ class LentPrefix:
     scores: Mapping[int, list[Step]] = field(default_factory=dict)
     patterns: Mapping[int, list[Step]] = field(default_factory=dict)
     last_only: int | None = None
-    seen: dict[int, tuple[Tensor, Tensor, float]] | None = None
 
     def whole(self, layer: int, own: Tensor, which: int) -> Tensor:
         """Keys (0) or values (1) of all columns: the lent ones, then the rows' own."""
@@ -110,8 +108,6 @@ def shared_prefix_attention(
     lent, layer = _LENT.get(), int(module.layer_idx)
     scale = float(scaling) if scaling is not None else query.shape[-1] ** -0.5
     keys, values = lent.whole(layer, key, 0), lent.whole(layer, value, 1)
-    if lent.seen is not None:
-        lent.seen[layer] = (query, keys, scale)
     columns = query.shape[2]
     if layer == lent.last_only:
         query = query[:, :, -1:]

@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 from interp.errors import UserError
 from interp.patching.batch import TokenBatch
-from interp.patching.budget import rows_within
+from interp.patching.budget import bytes_per_row, default_budget, rows_within
 from interp.patching.components import axis_of, check_component, count_units, hook_name
 from interp.patching.edits import ActivationEdit, HeadEdit, take_edit
 from interp.patching.forward import Hook, HookFunction, RecordedRun, record_run, resume
@@ -36,6 +36,7 @@ from interp.patching.metrics import (
     narrow_metrics,
     take_metrics,
 )
+from interp.patching.workers import working
 
 Unit = tuple[int, int]
 UnitSet = tuple[Unit, ...]
@@ -116,7 +117,7 @@ def _acting(
     return acting.repeat_interleave(n_prompts, dim=0)
 
 
-def _group_values(
+def _batch_values(
     model: Any,
     run: RecordedRun,
     edit: HeadEdit,
@@ -124,39 +125,56 @@ def _group_values(
     metrics: Sequence[Metric],
     *,
     freeze: bool,
-    budget: int | None,
 ) -> Float[Tensor, "metric prompt set"]:
     """Sets of units that begin in the same layer, each edited in all prompts of the run."""
-    n_prompts, width, device = len(run.batch), run.batch.width, run.batch.tokens.device
-    fitting = rows_within(model, tail=width - run.start, width=width, budget=budget, device=device)
-    per_batch = max(1, fitting // n_prompts)
+    n_prompts, device = len(run.batch), run.batch.tokens.device
     n_units = count_units(model, edit.component)
-    values = torch.empty(len(metrics), n_prompts, len(sets))
+    rows = torch.arange(n_prompts).repeat(len(sets)).to(device)
+    layers = sorted({layer for units in sets for layer, _ in units})
+    lowest, z = layers[0], None
+    if edit.component == "z" and isinstance(edit, ActivationEdit):
+        # What the lowest layer's heads read is as it was: only what they write changes.
+        acting = _acting(sets, lowest, n_units, n_prompts).to(device)
+        z = edit.merged(run.z[lowest, rows], lowest, rows, acting, run.start)
+        layers = layers[1:]
+    hooks = [
+        edit.hook(layer, rows, _acting(sets, layer, n_units, n_prompts).to(device), run.start)
+        for layer in layers
+    ]
+    if freeze:
+        above = range(lowest + 1, model.cfg.n_layers)
+        hooks += freeze_hooks(run, edit.changed, above, rows)
     tokens, metrics = narrow_metrics(metrics)
-    for begin in range(0, len(sets), per_batch):
-        some = sets[begin : begin + per_batch]
-        rows = torch.arange(n_prompts).repeat(len(some)).to(device)
-        layers = sorted({layer for units in some for layer, _ in units})
-        lowest, z = layers[0], None
-        if edit.component == "z" and isinstance(edit, ActivationEdit):
-            # What the lowest layer's heads read is as it was: only what they write changes.
-            acting = _acting(some, lowest, n_units, n_prompts).to(device)
-            z = edit.merged(run.z[lowest, rows], lowest, rows, acting, run.start)
-            layers = layers[1:]
-        hooks = [
-            edit.hook(layer, rows, _acting(some, layer, n_units, n_prompts).to(device), run.start)
-            for layer in layers
-        ]
-        if freeze:
-            above = range(lowest + 1, model.cfg.n_layers)
-            hooks += freeze_hooks(run, edit.changed, above, rows)
-        needed = None if tokens is None else tokens.to(device)[rows]
-        logits = resume(model, run, layer=lowest, rows=rows, hooks=hooks, z=z, tokens=needed)
-        for place in range(len(some)):
-            of_set = logits[place * n_prompts : (place + 1) * n_prompts]
-            for index, metric in enumerate(metrics):
-                values[index, :, begin + place] = apply_metric(metric, of_set).float().cpu()
+    needed = None if tokens is None else tokens.to(device)[rows]
+    logits = resume(model, run, layer=lowest, rows=rows, hooks=hooks, z=z, tokens=needed)
+    values = torch.empty(len(metrics), n_prompts, len(sets))
+    for place in range(len(sets)):
+        of_set = logits[place * n_prompts : (place + 1) * n_prompts]
+        for index, metric in enumerate(metrics):
+            values[index, :, place] = apply_metric(metric, of_set).float().cpu()
     return values
+
+
+def _batches(
+    model: Any, run: RecordedRun, groups: Sequence[Sequence[int]], budget: int | None, workers: int
+) -> list[list[int]]:
+    """Each group of sets in batches of about the same size that fit the budget together."""
+    n_prompts, width, device = len(run.batch), run.batch.width, run.batch.tokens.device
+    share = None if budget is None else budget // workers
+    if share is None and workers > 1:
+        share = default_budget(device) // workers
+    # One prompt alone may take all of a budget that several workers would have shared.
+    tail = width - run.start
+    share = None if share is None else max(share, bytes_per_row(model, tail, width))
+    rows_within(model, tail=tail, width=width, budget=budget, device=device)
+    fitting = rows_within(model, tail=tail, width=width, budget=share, device=device)
+    largest = max(1, fitting // n_prompts)
+    batches = []
+    for group in groups:
+        count = -(-len(group) // largest)
+        size = -(-len(group) // count)
+        batches += [list(group[begin : begin + size]) for begin in range(0, len(group), size)]
+    return batches
 
 
 def _by_first_layer(sets: Sequence[UnitSet]) -> dict[int, list[int]]:
@@ -205,7 +223,10 @@ def sweep_places(
     )
     keep = ("z",) if freeze or component == "z" else ()
     total = len(batch) * len(tuples) * len(places)
-    with tqdm(total=total, desc=description, disable=not progress) as bar:
+    with (
+        tqdm(total=total, desc=description, disable=not progress) as bar,
+        working(model, batch.tokens.device) as workers,
+    ):
         for chunk in chunks:
             prompts = torch.as_tensor(chunk, device=batch.tokens.device)
             part = batch.take(chunk)
@@ -215,27 +236,32 @@ def sweep_places(
             part_edit = take_edit(edit, prompts, drop=drop)
             run = record_run(model, part, start=first_column(part_places.any(dim=0)), keep=keep)
             rows = prompts.cpu()[:, None]
-            unedited = torch.stack(
-                [apply_metric(m, run.logits).float().cpu() for m in part_metrics]
-            )
+            unedited = [apply_metric(metric, run.logits).float().cpu() for metric in part_metrics]
             for index, at in enumerate(part_places):
                 there = at.any(dim=1).cpu()
-                values[:, rows, empty[None, :], index] = torch.where(there, unedited, torch.nan)[
-                    :, :, None
-                ]
+                bare = torch.where(there, torch.stack(unedited), torch.nan)
+                values[:, rows, empty[None, :], index] = bare[:, :, None]
                 if not bool(there.any()):
                     bar.update(len(chunk) * len(tuples))
                     continue
                 own_edit = _placed(part_edit, at)
                 own_run = run.narrowed(first_column(own_edit.changed))
-                for group in groups.values():
-                    block = _group_values(
-                        model, own_run, own_edit, [tuples[i] for i in group], part_metrics,
-                        freeze=freeze, budget=budget,
-                    )  # fmt: skip
+
+                def batch_values(
+                    recorded: RecordedRun,
+                    some: list[int],
+                    edit: HeadEdit = own_edit,
+                    metrics: Sequence[Metric] = part_metrics,
+                ) -> Tensor:
+                    sets = [tuples[index] for index in some]
+                    return _batch_values(model, recorded, edit, sets, metrics, freeze=freeze)
+
+                batches = _batches(model, own_run, list(groups.values()), budget, workers.count)
+                done = workers.run(own_run, batch_values, batches)
+                for some, block in zip(batches, done, strict=True):
                     block[:, ~there] = torch.nan
-                    values[:, rows, torch.as_tensor(group)[None, :], index] = block
-                    bar.update(len(chunk) * len(group))
+                    values[:, rows, torch.as_tensor(some)[None, :], index] = block
+                    bar.update(len(chunk) * len(some))
                 bar.update(len(chunk) * len(empty))
     return values
 

@@ -1,6 +1,6 @@
 """Architectures that differ in what patching depends on, and plain full forward passes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -10,6 +10,8 @@ from transformers import (
     Gemma3TextConfig,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
 )
@@ -98,3 +100,117 @@ def full_logits() -> FullLogits:
 @pytest.fixture(scope="session")
 def full_outputs() -> Callable[..., list[torch.Tensor]]:
     return outputs_of
+
+
+@torch.no_grad()
+def seen_in(model: Any, tokens: Any, names: Sequence[str]) -> dict[str, torch.Tensor]:
+    """What some hook points show in one whole forward pass of one unpadded prompt."""
+    seen: dict[str, torch.Tensor] = {}
+
+    def named(name: str) -> Hook:
+        def hook_function(value: torch.Tensor, hook: Any) -> None:
+            seen[name] = value[0].clone()
+
+        return name, hook_function
+
+    run_one(model, tokens, [named(name) for name in names])
+    return seen
+
+
+def write_unit(
+    component: str, layer: int, unit: int, moves: dict[int, int], other: torch.Tensor | None
+) -> Hook:
+    """The hook that says one patch literally: position ← ``other``'s position, or zero.
+
+    ``other`` is the hook point's value in another run, without its batch axis.
+    """
+    inside = "" if component in ("attn_out", "mlp_out") or component[:5] == "resid" else "attn."
+
+    def hook_function(value: torch.Tensor, hook: Any) -> torch.Tensor:
+        # In place: on the bridge a new ``resid_mid`` would be read by the MLP alone.
+        for here, there in moves.items():
+            place: Any = (0, here)
+            taken: Any = there
+            if component == "pattern":
+                place, taken = (0, unit, here), (unit, there)
+            elif inside:
+                place, taken = (0, here, unit), (there, unit)
+            value[place] = 0 if other is None else other[taken]
+        return value
+
+    return f"blocks.{layer}.{inside}hook_{component}", hook_function
+
+
+def left_in(model: Any) -> dict[str, Any]:
+    """Everything that a hook or an override could be left in."""
+    modules = dict(model.named_modules()) | dict(model.original_model.named_modules(prefix="hf"))
+    return {
+        "hooks": {
+            name: (len(point.fwd_hooks), len(point.bwd_hooks))
+            for name, point in model.hook_dict.items()
+        },
+        "modules": {
+            name: (len(module._forward_hooks), len(module._forward_pre_hooks))
+            for name, module in modules.items()
+        },
+        "overrides": [name for name, module in modules.items() if "forward" in module.__dict__],
+        "attention": model.original_model.config._attn_implementation,
+    }
+
+
+@pytest.fixture(scope="session")
+def full_values() -> Callable[..., dict[str, torch.Tensor]]:
+    return seen_in
+
+
+@pytest.fixture(scope="session")
+def unit_hook() -> Callable[..., Hook]:
+    return write_unit
+
+
+@pytest.fixture(scope="session")
+def traces() -> Callable[[Any], dict[str, Any]]:
+    return left_in
+
+
+@pytest.fixture(scope="session")
+@torch.no_grad()
+def micro(plain_tokenizer: Any) -> HookedModel:
+    """The model that ``test_micro`` works out by hand: whole numbers, and linear throughout."""
+    ONE, X, B, C, M, U, V, W = range(8)
+    hf_model: Any = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=8,
+            hidden_size=8,
+            intermediate_size=8,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            head_dim=4,
+            rms_norm_eps=2.0**40,
+            bos_token_id=None,
+            eos_token_id=None,
+            tie_word_embeddings=False,
+        )
+    ).eval()
+    for name, parameter in hf_model.named_parameters():
+        # See the root conftest: these norms are the identity, exactly.
+        parameter.fill_(2.0**20 if "norm" in name else 0.0)
+    hf_model.model.embed_tokens.weight[:, ONE] = 1
+    hf_model.model.embed_tokens.weight[:, X] = 12.0 * torch.arange(8)
+    # (layer, head, what it takes the mean of, times, where to)
+    for layer, head, read, size, write in [
+        (0, 0, X, 1, B),
+        (0, 1, ONE, 7, C),
+        (1, 0, B, 1, U),
+        (1, 1, M, 1, V),
+        (2, 0, U, 1, W),
+    ]:
+        attention = hf_model.model.layers[layer].self_attn
+        attention.v_proj.weight[head * 4, read] = 1
+        attention.o_proj.weight[write, head * 4] = size
+    mlp = hf_model.model.layers[0].mlp
+    mlp.gate_proj.weight[0, ONE] = 32  # silu(32) = 32 in float32
+    mlp.up_proj.weight[0, B] = 1
+    mlp.down_proj.weight[M, 0] = 3 / 32
+    hf_model.lm_head.weight[0, [U, V, C, M, W]] = torch.tensor([1.0, 10.0, 100.0, 1.0, 16.0])
+    return interp.models.from_hf(hf_model, plain_tokenizer, spec="micro")

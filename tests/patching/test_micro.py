@@ -18,9 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
-import interp.models
 from interp.models import HookedModel
 from interp.patching import (
     AttentionEdit,
@@ -37,49 +35,8 @@ from interp.patching import (
 
 PROMPT = [1, 3, 5, 7]  # token t stands for x = 12 t
 UNEDITED = 2110.0
-ONE, X, B, C, M, U, V, W = range(8)
+M = 4  # where the MLP of layer 0 writes
 LAYERS, HEADS, D_HEAD = 3, 2, 4
-
-
-@pytest.fixture(scope="module")
-@torch.no_grad()
-def micro(plain_tokenizer: Any) -> HookedModel:
-    hf_model: Any = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=8,
-            hidden_size=8,
-            intermediate_size=8,
-            num_hidden_layers=LAYERS,
-            num_attention_heads=HEADS,
-            head_dim=D_HEAD,
-            rms_norm_eps=2.0**40,
-            bos_token_id=None,
-            eos_token_id=None,
-            tie_word_embeddings=False,
-        )
-    ).eval()
-    for name, parameter in hf_model.named_parameters():
-        # See the root conftest: these norms are the identity, exactly.
-        parameter.fill_(2.0**20 if "norm" in name else 0.0)
-    hf_model.model.embed_tokens.weight[:, ONE] = 1
-    hf_model.model.embed_tokens.weight[:, X] = 12.0 * torch.arange(8)
-    # (layer, head, what it takes the mean of, times, where to)
-    for layer, head, read, size, write in [
-        (0, 0, X, 1, B),
-        (0, 1, ONE, 7, C),
-        (1, 0, B, 1, U),
-        (1, 1, M, 1, V),
-        (2, 0, U, 1, W),
-    ]:
-        attention = hf_model.model.layers[layer].self_attn
-        attention.v_proj.weight[head * D_HEAD, read] = 1
-        attention.o_proj.weight[write, head * D_HEAD] = size
-    mlp = hf_model.model.layers[0].mlp
-    mlp.gate_proj.weight[0, ONE] = 32  # silu(32) = 32 in float32
-    mlp.up_proj.weight[0, B] = 1
-    mlp.down_proj.weight[M, 0] = 3 / 32
-    hf_model.lm_head.weight[0, [U, V, C, M, W]] = torch.tensor([1.0, 10.0, 100.0, 1.0, 16.0])
-    return interp.models.from_hf(hf_model, plain_tokenizer, spec="micro")
 
 
 def batch() -> TokenBatch:

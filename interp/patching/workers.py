@@ -1,0 +1,68 @@
+"""Batches of a sweep side by side on a CPU: one thread each, with plain modules of its own.
+
+Two threads inside every operation wait for each other after each of them; two batches side by side
+do not. On two cores the same batches took 4.6 s instead of 5.9 (135M parameters, 63 rows of 18
+tokens). Each batch runs on one thread whatever the number of workers, so that the numbers do not
+depend on it. On a GPU, or where only the hooked model will do, batches run one after the other.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import torch
+
+from interp.patching.forward import RecordedRun
+from interp.patching.plain import plain_model
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+MOST_WORKERS = 16
+
+
+class Workers:
+    """Runs jobs that need a recorded run; see the module's text. Made by ``working``."""
+
+    def __init__(self, model: Any, executor: ThreadPoolExecutor | None, count: int) -> None:
+        self._model, self._executor = model, executor
+        self._own = threading.local()
+        self.count = count
+        """How many batches are in memory at once."""
+
+    def run(
+        self, run: RecordedRun, function: Callable[[RecordedRun, Job], Result], jobs: Sequence[Job]
+    ) -> Iterator[Result]:
+        """``function(run, job)`` for every job, results in order."""
+        if self._executor is None or run.plain is None:
+            for job in jobs:
+                yield function(run, job)
+            return
+
+        def work(job: Job) -> Result:
+            if not hasattr(self._own, "plain"):
+                self._own.plain = plain_model(self._model)
+            with torch.no_grad():
+                return function(replace(run, plain=self._own.plain), job)
+
+        futures = [self._executor.submit(work, job) for job in jobs]
+        try:
+            for future in futures:
+                yield future.result()
+        finally:
+            for future in futures:
+                future.cancel()
+
+
+@contextmanager
+def working(model: Any, device: torch.device) -> Iterator[Workers]:
+    """Workers for a sweep; as many as torch may use threads."""
+    count = min(torch.get_num_threads(), MOST_WORKERS) if device.type == "cpu" else 1
+    if count < 2:
+        yield Workers(model, None, 1)
+        return
+    with ThreadPoolExecutor(count, initializer=lambda: torch.set_num_threads(1)) as executor:
+        yield Workers(model, executor, count)

@@ -1,0 +1,269 @@
+"""``interp patch`` as a function: from pairs of texts to a run directory with every unit's effect.
+
+The run holds the pairs that were used, the effects per prompt, a table of units, a summary and a
+figure. Effects are made a slice of prompts at a time, each of which is a whole file, so that the
+same call again takes up what an interrupted one finished; another model, other pairs or other
+settings in the same directory are refused.
+"""
+
+import logging
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from tqdm.auto import tqdm
+
+from interp.errors import UserError
+from interp.models import fingerprint, model_info
+from interp.patching import PatchingResult
+from interp.patching.components import check_component
+from interp.patching.forward import device_of
+from interp.patching.origin import check_origin
+from interp.patching.patch import check_method
+from interp.patching.significance import MINIMUM_GROUPS, mean_interval
+from interp.runs.manifest import versions
+from interp.runs.store import (
+    file_hash,
+    read_json,
+    write_atomically,
+    write_json,
+    write_jsonl,
+    write_table,
+)
+from interp.tasks import EncodedPairs, Pairs, answered_right, encode_pairs, ioi_pairs, read_pairs
+from interp.tasks.ioi import Corruption, check_corruption
+from interp.tasks.patching import Metric, Where, patch_pairs, positions_of
+
+logger = logging.getLogger(__name__)
+
+Keep = Literal["all", "right"]
+IOI_PAIRS = 32
+SLICE = 16
+"""Prompts whose effects are made, and saved, together."""
+SHOWN = 10
+FDR = 0.05
+
+
+@dataclass(frozen=True)
+class PatchSettings:
+    """What decides the outcome of ``interp patch``; part of the run's identity.
+
+    Attributes:
+        pairs: ``ioi``, or a JSONL file (see ``interp.tasks.pairs``).
+        limit: how many pairs; by default all of a file, and ``IOI_PAIRS`` of ``ioi``.
+        keep: ``right`` leaves out the pairs whose clean text the model does not answer rightly.
+        corruption: of ``ioi``.
+        memory: MiB that one forward pass may take; by default the engine's choice.
+    """
+
+    pairs: str = "ioi"
+    component: str = "z"
+    method: str = "exact"
+    positions: Where = "all"
+    metric: Metric = "logit_difference"
+    source: str = "run"
+    keep: Keep = "all"
+    chat: bool = False
+    corruption: Corruption = "swap"
+    limit: int | None = None
+    steps: int = 8
+    top_k: int = 20
+    memory: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, known in (("positions", Where), ("metric", Metric), ("keep", Keep)):
+            check_choice(name, getattr(self, name), get_args(known))
+        check_component(self.component)
+        check_method(self.method)
+        check_origin(self.source, self.component)
+        check_corruption(self.corruption)
+        for name in ("limit", "steps", "top_k"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} is {value}: it must be at least 1")
+        if self.memory is not None and not self.memory > 0:
+            raise UserError(f"memory is {self.memory} MiB: it must be more than nothing")
+
+    @property
+    def sliced(self) -> bool:
+        """Whether some of the prompts can be done apart from the others.
+
+        Not where values come from other prompts, where a ranking is over all prompts, or where
+        positions are counted in the columns of the whole batch.
+        """
+        return (
+            self.source in ("run", "zero")
+            and self.method != "screen"
+            and (self.positions != "each")
+        )
+
+
+def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    """Raise for an unknown value of a setting, and list the known."""
+    if value not in known:
+        raise UserError(f"unknown {name} {value!r}; known: {', '.join(known)}")
+
+
+def load_pairs(settings: PatchSettings, tokenizer: Any = None) -> Pairs:
+    """The pairs that the settings name; made ones with names that fit the tokenizer."""
+    if settings.pairs != "ioi":
+        return read_pairs(settings.pairs, limit=settings.limit)
+    return ioi_pairs(
+        settings.limit or IOI_PAIRS,
+        tokenizer=tokenizer,
+        seed=settings.seed,
+        corruption=settings.corruption,
+    )
+
+
+def patch_run(
+    model: Any, settings: PatchSettings, run: Path, *, progress: bool = True
+) -> PatchingResult:
+    """Patch every unit of a component on pairs, and leave it all in ``run``.
+
+    Raises:
+        UserError: pairs that do not fit, another run in the directory, a model that answers none
+            of the pairs rightly where only those were asked for.
+    """
+    pairs = load_pairs(settings, model.tokenizer)
+    encoded = encode_pairs(model.tokenizer, pairs, chat=settings.chat, device=device_of(model))
+    check_component(settings.component, model)
+    positions_of(encoded, settings.positions)
+    right = answered_right(model, encoded)
+    if settings.keep == "right":
+        kept = right.nonzero()[:, 0].tolist()
+        if not kept:
+            raise UserError(f"the model answers none of the {len(pairs)} pairs rightly")
+        pairs, encoded = pairs.take(kept), encoded.take(kept)
+    identity = {**asdict(settings), "fingerprint": fingerprint(model)}
+    _claim(run, identity, pairs)
+    result = _effects(model, encoded, settings, run, progress)
+    result = replace(result, metadata={"model": identity["fingerprint"], "pairs": pairs.name})
+    result.save(run / "effects.safetensors")
+    for part in (run / "parts").glob("*.safetensors"):
+        part.unlink()
+    if (run / "parts").is_dir():
+        (run / "parts").rmdir()
+    write_table(run / "units.csv", result.to_dataframe())
+    write_json(run / "summary.json", summary_of(result, settings, int(right.sum()), len(right)))
+    figure = result.plot(title=f"{settings.component}, {settings.method}, {len(result)} prompts")
+    write_atomically(run / "heatmap.html", figure.to_html(include_plotlyjs=True, full_html=True))
+    _write_manifest(run, model, settings)
+    return result
+
+
+def _claim(run: Path, identity: Mapping[str, Any], pairs: Pairs) -> None:
+    """Make the directory this run's own, unless it holds something else."""
+    rows = [pair.row() for pair in pairs]
+    path = run / "patch.json"
+    if path.is_file():
+        other = read_json(path)
+        differs = sorted(key for key in identity if other.get(key) != identity[key])
+        if differs:
+            key = differs[0]
+            raise UserError(
+                f"{run} holds another run ({key} was {other.get(key)!r}, now {identity[key]!r}): "
+                "choose another --out"
+            )
+        if not (run / "pairs.jsonl").is_file():
+            write_jsonl(run / "pairs.jsonl", rows)
+        if list(read_pairs(run / "pairs.jsonl")) != list(pairs):
+            raise UserError(f"{run} was made with other pairs: choose another --out")
+        return
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise UserError(f"{run} is not empty and not a run: choose another --out")
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{run} cannot be made ({error.strerror}): choose another") from error
+    write_json(path, identity)
+    write_jsonl(run / "pairs.jsonl", rows)
+
+
+def _effects(
+    model: Any, encoded: EncodedPairs, settings: PatchSettings, run: Path, progress: bool
+) -> PatchingResult:
+    """The effects on all prompts, slice by slice; finished slices are taken from their files."""
+    whole = run / "effects.safetensors"
+    if whole.is_file():
+        logger.info("effects: taken from %s", whole)
+        return PatchingResult.load(whole)
+    size = SLICE if settings.sliced else len(encoded)
+    slices = [
+        list(range(begin, min(begin + size, len(encoded))))
+        for begin in range(0, len(encoded), size)
+    ]
+    options: dict[str, Any] = {
+        "component": settings.component,
+        "method": settings.method,
+        "positions": settings.positions,
+        "metric": settings.metric,
+        "source": settings.source,
+        "steps": settings.steps,
+        "top_k": settings.top_k,
+        "seed": settings.seed,
+        "budget": None if settings.memory is None else int(settings.memory * 2**20),
+    }
+    if len(slices) == 1:
+        return patch_pairs(model, encoded, progress=progress, **options)
+    (run / "parts").mkdir(exist_ok=True)
+    parts = []
+    for number, prompts in enumerate(tqdm(slices, desc="prompts", disable=not progress)):
+        path = run / "parts" / f"{number:04d}.safetensors"
+        if path.is_file():
+            parts.append(PatchingResult.load(path))
+            continue
+        parts.append(patch_pairs(model, encoded.take(prompts), progress=False, **options))
+        parts[-1].save(path)
+    return PatchingResult.concatenate(parts)
+
+
+def summary_of(
+    result: PatchingResult, settings: PatchSettings, n_right: int, n_pairs: int
+) -> dict[str, Any]:
+    """What the run found, in numbers: the two runs' metric with 95 % intervals, the first units."""
+    table = result.to_dataframe()
+    tested = len(set(result.groups)) >= MINIMUM_GROUPS
+    assert result.clean is not None
+    runs = {"clean": result.clean, "corrupted": result.corrupted}
+    means = {
+        name: list(mean_interval(values.numpy(), result.groups, seed=settings.seed))
+        for name, values in runs.items()
+    }
+    top = table.head(SHOWN).astype(object).where(table.head(SHOWN).notna(), None)
+    return {
+        "n_pairs": n_pairs,
+        "n_right": n_right,
+        "n_prompts": len(result),
+        "n_groups": len(set(result.groups)),
+        "component": result.component,
+        "method": result.method,
+        "metric": result.metric,
+        "source": result.source,
+        "positions": settings.positions,
+        "mean_metric": means,
+        "n_units": len(table),
+        "n_significant": int((table["q_value"] <= FDR).sum()) if tested else None,
+        "fdr": FDR,
+        "top": top.to_dict("records"),
+    }
+
+
+def _write_manifest(run: Path, model: Any, settings: PatchSettings) -> None:
+    info = asdict(model_info(model))
+    whole = {key: info.pop(key) for key in ("dtype", "device", "attn_implementation")}
+    content = {
+        "model": info,
+        **whole,
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+        "command": " ".join(["interp", *sys.argv[1:]]),
+        "prompts_sha256": file_hash(run / "pairs.jsonl"),
+        "settings": asdict(settings),
+        "seed": settings.seed,
+    }
+    write_json(run / "manifest.json", content)

@@ -1,0 +1,196 @@
+"""Pairs as a model reads them: token batches, the answers' tokens, and spans in tokens.
+
+The answers are scored by the first token in which they differ as continuations of the text. Each
+text is tokenized together with each answer, never apart from it; what the two continuations share
+is the prompt, so answers that begin with the same tokens put those at the prompt's end.
+
+An answer that does not begin with white space gets a space before it, unless the text ends in
+white space. In a chat (``chat=True``) the text is the user's turn and the answer begins the
+assistant's. Spans are found by the tokenizer's character offsets on the whole text.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from interp.errors import UserError
+from interp.models import render_chat
+from interp.patching.batch import Span, TokenBatch
+from interp.patching.forward import tail_logits
+from interp.patching.metrics import LogitDifference
+from interp.tasks.pairs import Pair, Pairs
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedPairs:
+    """Pairs as token ids.
+
+    Attributes:
+        clean, corrupted: the prompts, left-padded.
+        answer, wrong: Int[prompt], the first tokens that tell the two answers apart.
+        spans: by name, the token spans [start, end) of the clean and of the corrupted prompts, in
+            unpadded positions.
+        groups, templates: of each prompt.
+    """
+
+    clean: TokenBatch
+    corrupted: TokenBatch
+    answer: Int[Tensor, " prompt"]
+    wrong: Int[Tensor, " prompt"]
+    spans: dict[str, tuple[tuple[Span, ...], tuple[Span, ...]]]
+    groups: tuple[str, ...]
+    templates: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.clean)
+
+    @property
+    def metric(self) -> LogitDifference:
+        """logit(answer) − logit(wrong answer): high in the clean run."""
+        return LogitDifference(self.answer, self.wrong)
+
+    @property
+    def aligned(self) -> bool:
+        """Whether every clean prompt has as many tokens as its corrupted twin."""
+        return torch.equal(self.clean.mask, self.corrupted.mask)
+
+    def take(self, prompts: Sequence[int]) -> "EncodedPairs":
+        """Some of the prompts, by index."""
+        index = list(prompts)
+        return replace(
+            self,
+            clean=self.clean.take(index),
+            corrupted=self.corrupted.take(index),
+            answer=self.answer[index],
+            wrong=self.wrong[index],
+            spans={
+                name: (tuple(a[i] for i in index), tuple(b[i] for i in index))
+                for name, (a, b) in self.spans.items()
+            },
+            groups=tuple(self.groups[i] for i in index),
+            templates=tuple(self.templates[i] for i in index),
+        )
+
+
+def encode_pairs(
+    tokenizer: Any,
+    pairs: Pairs,
+    *,
+    chat: bool = False,
+    system: str | None = None,
+    device: torch.device | str = "cpu",
+) -> EncodedPairs:
+    """Token batches of all pairs (see the module's text).
+
+    Args:
+        chat: put the texts into the tokenizer's chat template as the user's words.
+        system: with ``chat``, a system prompt.
+
+    Raises:
+        UserError: answers that cannot be told apart, or a span that no token holds.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise UserError(
+            "this model's tokenizer gives no character offsets, so no span can be found: "
+            "use a model that has a fast tokenizer (tokenizer.json)"
+        )
+    rows = []
+    for number, pair in enumerate(pairs):
+        try:
+            rows.append(_encode_pair(tokenizer, pair, chat, system))
+        except UserError as error:
+            raise UserError(f"{pairs.name}, pair {number + 1}: {error}") from error
+    return EncodedPairs(
+        clean=TokenBatch.from_lists([row[0][0] for row in rows], device=device),
+        corrupted=TokenBatch.from_lists([row[1][0] for row in rows], device=device),
+        answer=torch.tensor([row[2] for row in rows], device=device),
+        wrong=torch.tensor([row[3] for row in rows], device=device),
+        spans={
+            name: (tuple(row[0][1][name] for row in rows), tuple(row[1][1][name] for row in rows))
+            for name in pairs.span_names
+        },
+        groups=pairs.groups,
+        templates=pairs.templates,
+    )
+
+
+_Prompt = tuple[list[int], dict[str, Span]]
+
+
+def _encode_pair(
+    tokenizer: Any, pair: Pair, chat: bool, system: str | None
+) -> tuple[_Prompt, _Prompt, int, int]:
+    """Both prompts with their spans, and the two answers' tokens."""
+    found = []
+    for text, which in ((pair.clean, 0), (pair.corrupted, 1)):
+        spans = {name: both[which] for name, both in pair.spans.items()}
+        found.append(_encode_text(tokenizer, text, pair, spans, chat, system))
+    (clean, *answers), (corrupted, *others) = found
+    if answers != others:
+        raise UserError(
+            f"{pair.answer!r} and {pair.wrong_answer!r} have other first tokens after the clean "
+            "text than after the corrupted one: end both texts alike"
+        )
+    return clean, corrupted, answers[0], answers[1]
+
+
+def _encode_text(
+    tokenizer: Any, text: str, pair: Pair, spans: dict[str, Span], chat: bool, system: str | None
+) -> tuple[_Prompt, int, int]:
+    encodings, wholes, begin = [], [], 0
+    for answer in (pair.answer, pair.wrong_answer):
+        if chat:
+            rendered = render_chat(tokenizer, text, answer.lstrip(), system=system)
+            whole, begin = rendered.text, rendered.question_start
+            special = rendered.add_special_tokens
+        else:
+            gap = "" if answer[0].isspace() or text[-1].isspace() else " "
+            whole, special = f"{text}{gap}{answer}", True
+        # The full stop makes answers differ even when one begins with the other.
+        wholes.append(f"{whole}.")
+        encodings.append(
+            tokenizer(wholes[-1], add_special_tokens=special, return_offsets_mapping=True)
+        )
+    right, wrong = (list(encoding["input_ids"]) for encoding in encodings)
+    shared = next(
+        (i for i, (a, b) in enumerate(zip(right, wrong, strict=False)) if a != b), len(right)
+    )
+    if shared >= min(len(right), len(wrong)):
+        raise UserError(
+            f"{pair.answer!r} and {pair.wrong_answer!r} have the same tokens: they cannot be told "
+            "apart"
+        )
+    if shared == 0:
+        raise UserError("nothing of the text stands before the answers' first tokens")
+    offsets = encodings[0]["offset_mapping"][:shared]
+    placed = {
+        name: _token_span(offsets, wholes[0], begin + start, begin + end, name)
+        for name, (start, end) in spans.items()
+    }
+    return (right[:shared], placed), right[shared], wrong[shared]
+
+
+def _token_span(
+    offsets: Sequence[tuple[int, int]], text: str, start: int, end: int, name: str
+) -> Span:
+    """The tokens [first, last + 1) that hold any visible character of [start, end)."""
+    wanted = {at for at in range(start, end) if not text[at].isspace()}
+    inside = [
+        index
+        for index, (left, right) in enumerate(offsets)
+        if not wanted.isdisjoint(range(left, right))
+    ]
+    if not inside:
+        raise UserError(f"no token of the prompt holds the span {name!r}, {text[start:end]!r}")
+    return inside[0], inside[-1] + 1
+
+
+@torch.no_grad()
+def answered_right(model: Any, encoded: EncodedPairs) -> Bool[Tensor, " prompt"]:
+    """Whether the model prefers the answer to the wrong one after each clean text."""
+    logits = torch.cat([tail_logits(model, part)[:, -1] for part in encoded.clean.parts()])
+    return (encoded.metric(logits) > 0).cpu()

@@ -1,0 +1,195 @@
+"""Clean and corrupted texts, and the two answers that a metric tells apart.
+
+A file of pairs holds one JSON object a line::
+
+    {"clean": "Paris is the capital of", "corrupted": "Rome is the capital of",
+     "answer": " France", "wrong_answer": " Italy",
+     "spans": {"city": {"clean": [0, 5], "corrupted": [0, 4]}}, "group": "Paris", "template": "is"}
+
+``answer`` is what follows the clean text, ``wrong_answer`` what follows the corrupted one. The
+last three keys may be left out. ``spans`` names pieces of the texts by character offsets
+[start, end); a plain ``[start, end]`` stands for the same offsets in both. ``group`` says which
+prompts are not independent and are resampled together; ``template`` is the sentence's form.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from interp.errors import UserError
+
+Span = tuple[int, int]
+"""Characters [start, end) of a text."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One clean text and its corrupted twin; see the module's text.
+
+    Attributes:
+        spans: by name, the characters of the clean and of the corrupted text.
+    """
+
+    clean: str
+    corrupted: str
+    answer: str
+    wrong_answer: str
+    spans: Mapping[str, tuple[Span, Span]] = field(default_factory=dict)
+    group: str = ""
+    template: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("clean", "corrupted", "answer", "wrong_answer"):
+            text = getattr(self, name)
+            if not text.strip():
+                raise UserError(f"{name} is empty: give it at least one word")
+        for name in ("clean", "corrupted", "answer", "wrong_answer", "group", "template"):
+            try:
+                getattr(self, name).encode("utf-8")
+            except UnicodeEncodeError as error:
+                raise UserError(
+                    f"{name} holds half of a surrogate pair: no Unicode text"
+                ) from error
+        if self.answer == self.wrong_answer:
+            raise UserError(f"answer and wrong_answer are both {self.answer!r}")
+        for name, spans in self.spans.items():
+            for what, text, (start, end) in zip(
+                ("clean", "corrupted"), (self.clean, self.corrupted), spans, strict=True
+            ):
+                if not 0 <= start < end <= len(text) or not text[start:end].strip():
+                    raise UserError(
+                        f"span {name!r} [{start}, {end}] holds no word of the {what} text, which "
+                        f"has {len(text)} characters"
+                    )
+
+    def row(self) -> dict[str, Any]:
+        """The pair as a line of a pairs file holds it."""
+        return {
+            "clean": self.clean,
+            "corrupted": self.corrupted,
+            "answer": self.answer,
+            "wrong_answer": self.wrong_answer,
+            "spans": {
+                name: {"clean": list(clean), "corrupted": list(corrupted)}
+                for name, (clean, corrupted) in self.spans.items()
+            },
+            "group": self.group,
+            "template": self.template,
+        }
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs with the same spans; a sequence of ``Pair``."""
+
+    items: tuple[Pair, ...]
+    name: str = "pairs"
+
+    def __post_init__(self) -> None:
+        if not self.items:
+            raise UserError(f"{self.name}: there are no pairs")
+        for number, pair in enumerate(self.items):
+            if set(pair.spans) != set(self.items[0].spans):
+                raise UserError(
+                    f"{self.name}: pair {number} has the spans {_list(pair.spans)}, the first pair "
+                    f"{_list(self.items[0].spans)}: every pair needs the same ones"
+                )
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[Pair]:
+        return iter(self.items)
+
+    def __getitem__(self, index: int) -> Pair:
+        return self.items[index]
+
+    @property
+    def span_names(self) -> tuple[str, ...]:
+        """The spans that every pair has."""
+        return tuple(self.items[0].spans)
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """What is resampled together; a pair without a group is its own."""
+        return tuple(pair.group or f"pair {number}" for number, pair in enumerate(self.items))
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """The template of each pair; empty where it has none."""
+        return tuple(pair.template for pair in self.items)
+
+    def take(self, numbers: Sequence[int]) -> "Pairs":
+        """Some of the pairs, by index."""
+        return Pairs(tuple(self.items[number] for number in numbers), self.name)
+
+
+def read_pairs(path: str | Path, *, limit: int | None = None) -> Pairs:
+    """Read a file of pairs (see the module's text); empty lines are passed over.
+
+    Raises:
+        UserError: no such file, or a line that is not a pair; the message names the line.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{path}: cannot be read ({reason}): give a JSONL file of pairs") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 text ({error.reason})") from error
+    pairs: list[Pair] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip() or (limit is not None and len(pairs) >= limit):
+            continue
+        try:
+            pairs.append(_pair_of(line))
+        except UserError as error:
+            raise UserError(f"{path}, line {number}: {error}") from error
+    return Pairs(tuple(pairs), str(path))
+
+
+def _pair_of(line: str) -> Pair:
+    try:
+        content = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"is not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise UserError('must be a JSON object such as {"clean": …, "corrupted": …}')
+    known = [one.name for one in fields(Pair)]
+    unknown = [key for key in content if key not in known]
+    if unknown:
+        raise UserError(f"unknown key {unknown[0]!r}; known: {', '.join(known)}")
+    missing = [key for key in known[:4] if key not in content]
+    if missing:
+        raise UserError(f"{missing[0]!r} is missing")
+    for key in known:
+        if key != "spans" and not isinstance(content.get(key, ""), str):
+            raise UserError(f"{key} is {content[key]!r}, but must be text")
+    spans = content.get("spans") or {}
+    if not isinstance(spans, dict):
+        raise UserError('spans must be an object such as {"name": [start, end]}')
+    found = {name: _spans_of(name, value) for name, value in spans.items()}
+    return Pair(**{**content, "spans": found})
+
+
+def _spans_of(name: str, value: Any) -> tuple[Span, Span]:
+    """The clean and the corrupted text's span, from either way to write them."""
+    if isinstance(value, dict) and set(value) == {"clean", "corrupted"}:
+        return _span_of(name, value["clean"]), _span_of(name, value["corrupted"])
+    return _span_of(name, value), _span_of(name, value)
+
+
+def _span_of(name: str, value: Any) -> Span:
+    if isinstance(value, list) and len(value) == 2 and all(type(one) is int for one in value):
+        return value[0], value[1]
+    raise UserError(
+        f"span {name!r} is {value!r}, but must be [start, end] in characters, or "
+        '{"clean": [start, end], "corrupted": [start, end]}'
+    )
+
+
+def _list(names: Mapping[str, Any]) -> str:
+    return ", ".join(names) or "(none)"

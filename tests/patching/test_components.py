@@ -1,0 +1,184 @@
+"""Every component gives the numbers of TransformerLens' own patching loops, prompt by prompt."""
+
+from typing import Any
+
+import pytest
+import torch
+import transformer_lens.patching
+from transformer_lens import ActivationCache
+
+from interp.errors import UserError
+from interp.models import HookedModel
+from interp.patching import LogitDifference, TokenBatch, patch
+from interp.patching.components import (
+    PLACES,
+    as_units,
+    axis_of,
+    check_component,
+    count_units,
+    from_units,
+    hook_name,
+)
+
+# (clean, corrupted); the pairs first differ at position 1 and at position 2.
+SHORT = torch.tensor([[40, 41, 42], [5, 9, 70]]), torch.tensor([[40, 51, 42], [5, 9, 71]])
+# Longer than the sliding window of four.
+LONG = (
+    torch.tensor([[40, 41, 42, 43, 44, 45, 46], [5, 9, 70, 8, 30, 31, 32]]),
+    torch.tensor([[40, 51, 42, 43, 44, 45, 46], [5, 9, 71, 8, 33, 31, 32]]),
+)
+Pairs = tuple[torch.Tensor, torch.Tensor]
+METRIC = LogitDifference(torch.tensor([14, 3]), torch.tensor([35, 65]))
+HEADS = {"z": "out", "q": "q", "k": "k", "v": "v", "pattern": "pattern"}
+CLOSE: dict[str, Any] = {"rtol": 0.0, "atol": 1e-5}
+
+
+def has(model: Any, component: str) -> bool:
+    return hook_name(component, 0) in model.hook_dict
+
+
+def ours(model: Any, component: str, pairs: Pairs, positions: Any = "all") -> Any:
+    clean, corrupted = (TokenBatch.from_padded(tokens) for tokens in pairs)
+    return patch(
+        model, clean, corrupted, METRIC, component=component, positions=positions, progress=False
+    )
+
+
+def theirs(model: Any, component: str, pairs: Pairs, *, by_position: bool) -> torch.Tensor:
+    """TransformerLens' loop: the metric itself, Float[prompt layer unit (position)]."""
+    with torch.no_grad():
+        _, cache = model.run_with_cache(pairs[0])
+        assert isinstance(cache, ActivationCache)
+        settings: dict[str, Any] = {"reduce": "none"}
+        if component in HEADS:
+            how = "by_pos" if by_position else "all_pos"
+            name = f"get_act_patch_attn_head_{HEADS[component]}_{how}"
+            sweep = getattr(transformer_lens.patching, name)
+        else:
+            sweep = transformer_lens.patching.generic_activation_patch
+            settings |= {
+                "patch_setter": transformer_lens.patching.layer_pos_patch_setter,
+                "activation_name": component,
+                "index_axis_names": ("layer", "pos"),
+            }
+        values = sweep(
+            model, pairs[1], cache, lambda logits: METRIC(logits[:, -1]), **settings
+        ).values.movedim(-1, 0)
+    # [prompt layer position head] of theirs; a pattern's head comes first already.
+    return values.transpose(2, 3) if values.ndim == 4 and component != "pattern" else values
+
+
+@pytest.mark.parametrize("component", list(PLACES))
+def test_by_position_equals_transformer_lens(family: HookedModel, component: str) -> None:
+    if not has(family, component):
+        with pytest.raises(UserError, match="has no 'resid_mid'; it has: z, q, k, v, pattern"):
+            ours(family, component, SHORT, "each")
+        return
+    result = ours(family, component, SHORT, "each")
+    expected = theirs(family, component, SHORT, by_position=True)
+    assert result.labels["position"] == ("1", "2")
+    assert result.axes[2:-1] == (() if axis_of(component) is None else (axis_of(component),))
+    bare = result.corrupted.reshape(-1, *[1] * (result.values.ndim - 1))
+    torch.testing.assert_close(result.values + bare, expected[..., 1:], **CLOSE)
+    # Where the pair is still the same, a patch is no patch: exactly zero, not missing.
+    torch.testing.assert_close(expected[..., 0], bare[..., 0].expand_as(expected[..., 0]), **CLOSE)
+    assert torch.equal(result.values[1, ..., 0], torch.zeros_like(result.values[1, ..., 0]))
+    assert float(result.values.abs().amax()) > 0.02
+
+
+@pytest.mark.parametrize("component", list(HEADS))
+def test_all_positions_equal_transformer_lens(family: HookedModel, component: str) -> None:
+    result = ours(family, component, LONG)
+    expected = theirs(family, component, LONG, by_position=False)
+    assert result.values.shape == (2, family.cfg.n_layers, count_units(family, component))
+    torch.testing.assert_close(result.values + result.corrupted[:, None, None], expected, **CLOSE)
+
+
+@pytest.mark.parametrize("component", [name for name in PLACES if name not in HEADS])
+def test_whole_layers_at_all_positions_equal_whole_runs(
+    family: HookedModel, full_logits: Any, full_values: Any, unit_hook: Any, component: str
+) -> None:
+    if not has(family, component):
+        with pytest.raises(UserError, match="this model has no 'resid_mid'; it has: z, "):
+            ours(family, component, LONG)
+        return
+    result = ours(family, component, LONG)
+    for prompt in range(2):
+        values = full_values(
+            family, LONG[0][prompt], [hook_name(component, at) for at in range(family.cfg.n_layers)]
+        )
+        moves = {position: position for position in range(7)}
+        for layer in range(family.cfg.n_layers):
+            hook = unit_hook(component, layer, 0, moves, values[hook_name(component, layer)])
+            logits = full_logits(family, LONG[1][prompt], [hook])
+            expected = METRIC.take(torch.tensor([prompt]))(logits[None])[0]
+            patched = result.values[prompt, layer] + result.corrupted[prompt]
+            torch.testing.assert_close(patched, expected, **CLOSE)
+
+
+@pytest.mark.parametrize("component", ["resid_pre", "resid_mid", "resid_post"])
+def test_the_whole_residual_stream_carries_the_whole_run(
+    tiny_llama: HookedModel, component: str
+) -> None:
+    """Whatever the layer, the clean stream at all positions gives the clean run's metric."""
+    result = ours(tiny_llama, component, LONG)
+    gap = (result.clean - result.corrupted)[:, None].expand_as(result.values)
+    torch.testing.assert_close(result.values, gap, **CLOSE)
+    assert float(gap.abs().min()) > 0.1
+
+
+def test_a_key_value_head_serves_its_group(tiny_llama: HookedModel, full_values: Any) -> None:
+    """Patching kv head 1 of 2 moves the patterns of query heads 2 and 3, and of no others."""
+    name = hook_name("k", 1)
+    assert ours(tiny_llama, "k", SHORT).axes == ("prompt", "layer", "kv_head")
+    clean = full_values(tiny_llama, SHORT[0][0], [name])[name]
+
+    def swap(value: torch.Tensor, hook: Any) -> torch.Tensor:
+        return torch.cat([value[:, :, :1], clean[None, :, 1:]], dim=2)
+
+    pattern = hook_name("pattern", 1)
+    before = full_values(tiny_llama, SHORT[1][0], [pattern])[pattern]
+    with tiny_llama.hooks(fwd_hooks=[(name, swap)]):
+        after = full_values(tiny_llama, SHORT[1][0], [pattern])[pattern]
+    moved = (after - before).abs().amax(dim=(1, 2))
+    assert moved[:2].tolist() == [0, 0]
+    assert float(moved[2:].min()) > 1e-3
+
+
+def test_an_edited_middle_goes_on_in_the_stream(tiny_llama: HookedModel) -> None:
+    """The bridge's hook point is the MLP norm's input; the engine's edit is of the stream itself.
+
+    Only the MLP's share of the effect would be seen otherwise, which is what ``mlp_out`` gives.
+    """
+    middle, mlp = (ours(tiny_llama, name, LONG).values for name in ("resid_mid", "mlp_out"))
+    assert float((middle - mlp).abs().min()) > 1e-3
+
+
+@pytest.mark.parametrize("component", list(PLACES))
+def test_units_are_a_view_of_what_the_hook_point_shows(component: str) -> None:
+    shape = {"pattern": (2, 4, 3, 5), None: (2, 3, 8)}.get(
+        component if component == "pattern" else axis_of(component), (2, 3, 4, 8)
+    )
+    value = torch.randn(shape)
+    shown = as_units(value, component)
+    assert shown.shape[:2] == (2, 3)
+    assert shown.shape[2] == (4 if axis_of(component) else 1)
+    assert torch.equal(from_units(shown, component), value)
+    shown.zero_()
+    assert not bool(value.any())
+
+
+def test_units_are_counted_by_their_axis(tiny_llama: HookedModel, tiny_gpt2: HookedModel) -> None:
+    counts = {name: count_units(tiny_llama, name) for name in PLACES}
+    heads = {"z": 4, "q": 4, "k": 2, "v": 2, "pattern": 4}
+    assert counts == {name: heads.get(name, 1) for name in PLACES}
+    assert count_units(tiny_gpt2, "k") == 4
+
+
+def test_unknown_components_list_the_known() -> None:
+    with pytest.raises(UserError) as caught:
+        check_component("result")
+    assert str(caught.value) == (
+        "unknown component 'result'; known: z, q, k, v, pattern, attn_out, mlp_out, resid_pre, "
+        "resid_mid, resid_post"
+    )
