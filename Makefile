@@ -13,10 +13,10 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check bench lock clean
+.PHONY: help setup demo test check bench bench-sweep lock clean
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## make .venv with everything in it
 
@@ -33,6 +33,10 @@ check: $(STAMP) ## lint, formatting, types
 
 bench: $(STAMP) ## measure what the method gains and costs
 	$(BIN)/python benchmarks/faith_table.py $(ARGS)
+
+bench-sweep: $(STAMP) ## time the head sweep against TransformerLens' loop (ten minutes)
+	$(BIN)/python benchmarks/head_sweep.py $(ARGS)
+	$(BIN)/python benchmarks/sweep_page.py
 
 $(STAMP): requirements.lock pyproject.toml
 	@command -v $(PYTHON) >/dev/null || \

@@ -7,7 +7,10 @@ The flat surface for notebooks and scripts. Data walks in one direction::
 Each stage takes a value and returns a value; stop anywhere and look. FAITH is arXiv 2402.19103.
 """
 
-from interp import evaluation, heads, interventions, models, patching, premises
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from interp import evaluation, heads, interventions, models, patching, premises, tasks
 from interp.answering import generate
 from interp.errors import UserError
 from interp.evaluation import Evaluation, evaluate
@@ -15,6 +18,9 @@ from interp.heads import HeadEffects, HeadSet, locate_heads
 from interp.interventions import Constraint, constrain
 from interp.models import load_model
 from interp.premises import filter_known, list_relations, load_premises
+
+if TYPE_CHECKING:
+    from interp import moelora
 
 __version__ = "0.1.0"
 
@@ -36,6 +42,15 @@ __all__ = [
     "load_premises",
     "locate_heads",
     "models",
+    "moelora",
     "patching",
     "premises",
+    "tasks",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """``interp.moelora`` is imported when it is first asked for, as it brings PEFT along."""
+    if name == "moelora":
+        return importlib.import_module("interp.moelora")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

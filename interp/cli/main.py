@@ -11,6 +11,9 @@ from rich.table import Table
 from interp.cli.options import COMMANDS, parse
 from interp.errors import UserError
 
+FAMILIES = {"moelora": "Train MoELoRA adapters, and compare them with LoRA of the same size."}
+"""Commands that have commands of their own."""
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of ``interp``; exits with 0, 2 for a user's mistake, or 130 when interrupted."""
@@ -24,14 +27,18 @@ def main(arguments: list[str] | None = None) -> None:
 
         console.print(f"faithlens {__version__}", highlight=False)
         return
-    if words[0] not in COMMANDS:
-        _fail(errors, f"unknown command {words[0]!r}; known: {', '.join(COMMANDS)}")
+    if words[0] not in (*COMMANDS, *FAMILIES):
+        known = ", ".join((*COMMANDS, *FAMILIES))
+        _fail(errors, f"unknown command {words[0]!r}; known: {known}")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logger = logging.getLogger("interp")
     before = logger.level
     logger.setLevel(logging.INFO)
     try:
-        _commands()[words[0]](parse(words[0], words[1:]), console)
+        if words[0] in FAMILIES:
+            _families()[words[0]](words[1:], console)
+        else:
+            _commands()[words[0]](parse(words[0], words[1:]), console)
     except UserError as error:
         _fail(errors, str(error))
     except KeyboardInterrupt:
@@ -56,6 +63,12 @@ def _commands() -> dict[str, Callable[[Any, Console], None]]:
     }
 
 
+def _families() -> dict[str, Callable[[list[str], Console], None]]:
+    from interp.cli.moelora import moelora
+
+    return {"moelora": moelora}
+
+
 def _fail(errors: Console, message: str) -> None:
     errors.print("error:", style="bold red", end=" ")
     errors.print(message, markup=False, highlight=False, soft_wrap=True)
@@ -67,5 +80,7 @@ def _overview(console: Console) -> None:
     table = Table(show_header=False, box=None, padding=(0, 2))
     for name, options in COMMANDS.items():
         table.add_row(f"interp {name}", (options.__doc__ or "").strip())
+    for name, text in FAMILIES.items():
+        table.add_row(f"interp {name}", text)
     console.print(table)
     console.print("\ninterp COMMAND --help shows a command's options.")

@@ -42,6 +42,13 @@ def sentences(summary: dict[str, Any]) -> list[str]:
         f"are over {summary['n_prompts']} prompts in {summary['n_groups']} groups",
         f"mean {summary['metric']}: clean {shown['clean']}, corrupted {shown['corrupted']}",
     ]
+    screening = summary.get("screening")
+    if screening:
+        found.append(
+            f"ranked by {screening['ranked_by']}, Pearson {screening['pearson']} and Spearman "
+            f"{screening['spearman']} with the exact effects; no other unit's effect is above "
+            f"{screening['largest_missed']} (confidence {screening['confidence']})"
+        )
     if summary["n_significant"] is None:
         return [*found, "too few groups of prompts for intervals and tests"]
     return [

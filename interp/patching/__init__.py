@@ -5,18 +5,22 @@ Stands by itself: nothing here knows of premises.
 
 from interp.patching.attribution import attribute_heads
 from interp.patching.batch import TokenBatch, first_difference
+from interp.patching.circuit import Circuit, circuit_of
 from interp.patching.edits import ActivationEdit, AttentionEdit
+from interp.patching.faithfulness import faithfulness_curve
 from interp.patching.forward import RecordedRun, hooked, record_run, resume, tail_logits
 from interp.patching.metrics import KLDivergence, LogitDifference, LogProbability, Probability
 from interp.patching.patch import patch, patch_heads
 from interp.patching.path import patch_paths
 from interp.patching.result import PatchingResult
 from interp.patching.screen import Screening, screen
+from interp.patching.stability import stability
 from interp.patching.sweep import sweep_heads, sweep_places, sweep_sets
 
 __all__ = [
     "ActivationEdit",
     "AttentionEdit",
+    "Circuit",
     "KLDivergence",
     "LogProbability",
     "LogitDifference",
@@ -26,6 +30,8 @@ __all__ = [
     "Screening",
     "TokenBatch",
     "attribute_heads",
+    "circuit_of",
+    "faithfulness_curve",
     "first_difference",
     "hooked",
     "patch",
@@ -34,6 +40,7 @@ __all__ = [
     "record_run",
     "resume",
     "screen",
+    "stability",
     "sweep_heads",
     "sweep_places",
     "sweep_sets",

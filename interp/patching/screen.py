@@ -8,7 +8,7 @@ its upper confidence limit, over all units at once, bounds what was missed.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -122,11 +122,19 @@ def screen(
         ):
             bound[unit] = limit
     correlations: tuple[Any, Any] = (pearsonr(x, y), spearmanr(x, y))
-    return Screening(
+    found = Screening(
         estimate=estimate, verified=verified,
         pearson=float(correlations[0].statistic), spearman=float(correlations[1].statistic),
         bound=bound, confidence=confidence,
     )  # fmt: skip
+    said = {
+        "ranked_by": ranked_by,
+        "pearson": f"{found.pearson:.3f}",
+        "spearman": f"{found.spearman:.3f}",
+        "largest_missed": f"{found.largest_missed:.3g}",
+        "confidence": f"{confidence:g}",
+    }
+    return replace(found, verified=replace(verified, method="screen", metadata=said))
 
 
 def random_halves(count: int, draws: int, seed: int) -> Bool[np.ndarray, "draw unit"]:

@@ -142,7 +142,9 @@ def patch_run(
     identity = {**asdict(settings), "fingerprint": fingerprint(model)}
     _claim(run, identity, pairs)
     result = _effects(model, encoded, settings, run, progress)
-    result = replace(result, metadata={"model": identity["fingerprint"], "pairs": pairs.name})
+    result = replace(
+        result, metadata={**result.metadata, "model": identity["fingerprint"], "pairs": pairs.name}
+    )
     result.save(run / "effects.safetensors")
     for part in (run / "parts").glob("*.safetensors"):
         part.unlink()
@@ -246,6 +248,7 @@ def summary_of(
         "source": result.source,
         "positions": settings.positions,
         "mean_metric": means,
+        "screening": dict(result.metadata) if result.method == "screen" else None,
         "n_units": len(table),
         "n_significant": int((table["q_value"] <= FDR).sum()) if tested else None,
         "fdr": FDR,
