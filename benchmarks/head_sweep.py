@@ -173,7 +173,9 @@ def main(settings: Settings) -> None:
     print(shape)
     with torch.no_grad():  # both sides warmed up alike
         model(corrupted.tokens)
-        patch_heads(model, clean.tokens[:1], corrupted.tokens[:1], lambda x: x[:, 0], progress=False)
+        patch_heads(
+            model, clean.tokens[:1], corrupted.tokens[:1], lambda x: x[:, 0], progress=False
+        )
     rate = matrix_rate()
 
     ours, seconds, memory = timed(
@@ -230,9 +232,7 @@ def main(settings: Settings) -> None:
         "peak_mib": attribution_memory,
         "pearson_with_exact": float(torch.corrcoef(stacked)[0, 1]),
     }
-    _, path_seconds, _ = timed(
-        lambda: patch_paths(model, clean, corrupted, metric, progress=False)
-    )
+    _, path_seconds, _ = timed(lambda: patch_paths(model, clean, corrupted, metric, progress=False))
     result["direct_effects"] = {"seconds": path_seconds, "ratio": peer_seconds / path_seconds}
     edit = ActivationEdit(at, edit_source, first=int(first.min()))
     generator = torch.Generator().manual_seed(settings.seed)

@@ -43,7 +43,11 @@ class Alignment:
 
 
 def align(
-    clean: TokenBatch, corrupted: TokenBatch, positions: Positions, *, everywhere: bool = False
+    clean: TokenBatch,
+    corrupted: TokenBatch,
+    positions: Positions | str,
+    *,
+    everywhere: bool = False,
 ) -> Alignment:
     """Work out places and columns.
 

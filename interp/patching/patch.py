@@ -52,7 +52,7 @@ def patch(
     *,
     component: str = "z",
     method: str = "exact",
-    positions: Positions = "all",
+    positions: Positions | str = "all",
     source: str = "run",
     reference: TokenBatch | None = None,
     units: Sequence[tuple[int, int]] | None = None,

@@ -1,10 +1,11 @@
 """Screen and verify: attribution ranks all units, exact patching verifies the first.
 
 What was left out gets a bound on what it could have been, in the manner of AtP*'s diagnostic
-(arXiv 2403.00745, section 3.3): random halves of the unverified units are patched *together*, and
+(arXiv 2403.00745, section 3.3): random eighths of the unverified units are patched *together*, and
 for each unit the runs that patched it are compared with those that did not. The difference of
-means estimates the unit's average effect among the others' (its own effect, where effects add);
-its upper confidence limit, over all units at once, bounds what was missed.
+means estimates the unit's average effect among a few others'; its upper confidence limit, over all
+units at once, bounds what was missed. That is the unit's own effect where effects add; subsets are
+small so that they nearly do (halves of random models missed the largest one time in five).
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from scipy.stats import norm, pearsonr, spearmanr
+from scipy.stats import pearsonr, spearmanr
+from scipy.stats import t as student
 
 from interp.errors import UserError
 from interp.patching.alignment import Positions, align
@@ -35,9 +37,10 @@ class Screening:
     Attributes:
         estimate: of all units, by the method that ranks.
         verified: exact effects of the first ``top_k``; NaN elsewhere.
-        pearson, spearman: of estimate and exact mean effects over the verified units.
-        bound: Float[layer unit], upper limit of each unverified unit's absolute effect, NaN on
-            the verified; jointly valid at ``confidence``.
+        pearson, spearman: of estimate and exact mean effects over the verified units; NaN where
+            either is the same for all of them.
+        bound: Float[layer unit], upper limit of each unverified unit's absolute effect among a
+            few other units', NaN on the verified; jointly valid at ``confidence``.
         confidence: of the bound.
     """
 
@@ -50,7 +53,7 @@ class Screening:
 
     @property
     def largest_missed(self) -> float:
-        """No unverified unit's absolute effect is above this, at the confidence."""
+        """No unverified unit's effect is larger, at the confidence and as far as effects add."""
         return float(np.nanmax(self.bound)) if np.isfinite(self.bound).any() else 0.0
 
 
@@ -61,7 +64,7 @@ def screen(
     metric: Metric,
     *,
     component: str = "z",
-    positions: Positions = "all",
+    positions: Positions | str = "all",
     source: str = "run",
     reference: TokenBatch | None = None,
     ranked_by: str = "attribution",
@@ -109,22 +112,26 @@ def screen(
             edit = patching_edit(
                 model, clean, alignment, component, mean=mean, zero=source == "zero"
             )
-        inside = random_halves(len(rest), subsets, seed)
+        inside = random_eighths(len(rest), subsets, seed)
         sets: list[list[Unit]] = [
             [unit for unit, taken in zip(rest, row, strict=True) if taken] for row in inside
         ]
         swept = sweep_sets(
             model, corrupted, edit, sets, [metric], budget=budget, progress=progress,
-            description="random halves",
+            description="random subsets",
         )[0]  # fmt: skip
         for unit, limit in zip(
             rest, marginal_bounds(swept.mean(dim=0).numpy(), inside, confidence), strict=True
         ):
             bound[unit] = limit
-    correlations: tuple[Any, Any] = (pearsonr(x, y), spearmanr(x, y))
+    # The correlation with a constant is not defined; scipy would warn.
+    flat = np.ptp(x) == 0 or np.ptp(y) == 0
+    pearson: Any = None if flat else pearsonr(x, y)
+    spearman: Any = None if flat else spearmanr(x, y)
     found = Screening(
         estimate=estimate, verified=verified,
-        pearson=float(correlations[0].statistic), spearman=float(correlations[1].statistic),
+        pearson=float("nan") if flat else float(pearson.statistic),
+        spearman=float("nan") if flat else float(spearman.statistic),
         bound=bound, confidence=confidence,
     )  # fmt: skip
     said = {
@@ -137,11 +144,12 @@ def screen(
     return replace(found, verified=replace(verified, method="screen", metadata=said))
 
 
-def random_halves(count: int, draws: int, seed: int) -> Bool[np.ndarray, "draw unit"]:
-    """Random subsets, each unit in half of them: drawn in complementary pairs."""
+def random_eighths(count: int, draws: int, seed: int) -> Bool[np.ndarray, "draw unit"]:
+    """Random subsets: each unit, whatever the others, in an eighth of the draws (16 or more)."""
     generator = np.random.default_rng(seed)
-    half = generator.random((max(2, draws // 2), count)) < 0.5
-    return np.concatenate([half, ~half])
+    draws = max(draws, 16)
+    order = generator.permuted(np.tile(np.arange(draws)[:, None], count), axis=0)
+    return order < draws // 8
 
 
 def marginal_bounds(
@@ -149,15 +157,20 @@ def marginal_bounds(
 ) -> Float[np.ndarray, " unit"]:
     """Upper limit of every unit's absolute marginal effect, valid for all units at once.
 
-    Difference of the means with and without the unit, and its standard error, at the normal
-    quantile of confidence 1 − (1 − confidence) / units (Bonferroni), two-sided.
+    Difference of the means with and without the unit, and its standard error, at the quantile of
+    Student's distribution (Welch's degrees of freedom) for confidence
+    1 − (1 − confidence) / units (Bonferroni), two-sided.
     """
     n = inside.sum(axis=0).astype(float)
     m = len(inside) - n
     y = values.astype(float)[:, None]
     with_unit = (y * inside).sum(axis=0) / n
     without = (y * ~inside).sum(axis=0) / m
-    spread = ((y - with_unit) ** 2 * inside).sum(axis=0) / np.maximum(n - 1, 1) / n
-    spread += ((y - without) ** 2 * ~inside).sum(axis=0) / np.maximum(m - 1, 1) / m
-    quantile = float(norm.ppf(1 - (1 - confidence) / (2 * inside.shape[1])))
+    of_with = ((y - with_unit) ** 2 * inside).sum(axis=0) / (n - 1) / n
+    of_without = ((y - without) ** 2 * ~inside).sum(axis=0) / (m - 1) / m
+    spread = of_with + of_without
+    freedom = spread**2 / np.maximum(
+        of_with**2 / (n - 1) + of_without**2 / (m - 1), np.finfo(float).tiny
+    )
+    quantile = student.ppf(1 - (1 - confidence) / (2 * inside.shape[1]), np.maximum(freedom, 1))
     return np.abs(with_unit - without) + quantile * np.sqrt(spread)

@@ -11,7 +11,7 @@ from interp.heads import HeadEffects, agreement, locate_heads, premise_edit
 from interp.heads.locate import check_method
 from interp.interventions import constrain
 from interp.models import HookedModel
-from interp.patching import LogitDifference, ActivationEdit, Probability, sweep_heads, tail_logits
+from interp.patching import ActivationEdit, LogitDifference, Probability, sweep_heads, tail_logits
 from interp.premises import Premises, load_premises
 from interp.premises.encode import encode_premises
 

@@ -12,7 +12,7 @@ from interp.errors import UserError
 from interp.heads import premise_edit
 from interp.heads.sources import aligned_columns, last_true, mean_output
 from interp.models import HookedModel
-from interp.patching import AttentionEdit, ActivationEdit
+from interp.patching import ActivationEdit, AttentionEdit
 from interp.premises import load_premises
 from interp.premises.encode import EncodedPremises, encode_premises
 

@@ -7,10 +7,10 @@ import torch
 
 from interp.models import HookedModel
 from interp.patching import (
+    ActivationEdit,
     AttentionEdit,
     LogitDifference,
     LogProbability,
-    ActivationEdit,
     TokenBatch,
     attribute_heads,
     record_run,
@@ -59,9 +59,7 @@ def test_output_attribution_towards_a_source_is_the_slope(tiny_llama: HookedMode
         return ActivationEdit(at, source=z + size * (source - z), first=first)
 
     for budget in (None, 40_000):  # a chunk of one prompt is narrower than its source
-        estimate = attribute_heads(
-            tiny_llama, BATCH, edit, METRICS, budget=budget, progress=False
-        )
+        estimate = attribute_heads(tiny_llama, BATCH, edit, METRICS, budget=budget, progress=False)
         agrees(estimate, slope(tiny_llama, small))
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from interp.errors import UserError
-from interp.patching import AttentionEdit, ActivationEdit
+from interp.patching import ActivationEdit, AttentionEdit
 from interp.patching.edits import scale_scores, take_edit
 
 KEYS = torch.tensor([[False, True, True, False, False], [True, False, False, False, False]])

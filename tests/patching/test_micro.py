@@ -21,9 +21,9 @@ import torch
 
 from interp.models import HookedModel
 from interp.patching import (
+    ActivationEdit,
     AttentionEdit,
     LogitDifference,
-    ActivationEdit,
     TokenBatch,
     attribute_heads,
     patch_heads,
@@ -146,7 +146,9 @@ def test_patch_heads_by_hand(micro: HookedModel) -> None:
     torch.testing.assert_close(patched[0], torch.tensor(expected), rtol=0, atol=2e-3)
 
 
-@pytest.mark.parametrize("edit", [ActivationEdit(columns(1)), ActivationEdit(columns(3), scale=0.25)])
+@pytest.mark.parametrize(
+    "edit", [ActivationEdit(columns(1)), ActivationEdit(columns(3), scale=0.25)]
+)
 def test_attribution_is_exact_where_the_model_is_linear(micro: HookedModel, edit: Any) -> None:
     exact = sweep_heads(micro, batch(), edit, [logit()], progress=False) - UNEDITED
     estimate = attribute_heads(micro, batch(), edit, [logit()], progress=False)

@@ -9,6 +9,7 @@ import torch
 
 import interp.models
 import interp.patching.forward
+import interp.patching.shared_prefix
 from interp.interventions import constrain
 from interp.models import HookedModel
 from interp.patching import (
@@ -110,9 +111,7 @@ def test_hooks_read_the_same_when_the_rest_is_cut_off(family: HookedModel) -> No
         found.append(value.clone())
 
     for run in both:
-        resume(
-            family, run, layer=1, rows=ROWS, hooks=[(hook_name("attn_out", 1), keep)], stop=2
-        )
+        resume(family, run, layer=1, rows=ROWS, hooks=[(hook_name("attn_out", 1), keep)], stop=2)
     assert len(found) == 2
     real = BATCH.mask[ROWS, 5:]
     torch.testing.assert_close(found[0][real], found[1][real], **CLOSE)
@@ -135,9 +134,7 @@ def test_the_last_layer_is_trimmed_only_where_nobody_looks(tiny_llama: HookedMod
     try:
         resume(tiny_llama, run, layer=0, rows=ROWS)
         for one in (run, hooked):
-            resume(
-                tiny_llama, one, layer=0, rows=ROWS, hooks=[(hook_name("mlp_out", last), look)]
-            )
+            resume(tiny_llama, one, layer=0, rows=ROWS, hooks=[(hook_name("mlp_out", last), look)])
     finally:
         handle.remove()
     real = BATCH.mask[ROWS]
@@ -172,19 +169,27 @@ EVERY_METHOD: list[dict[str, Any]] = [
     {"component": "q", "method": "atp*"},
     {"component": "k", "method": "atp*", "positions": "each"},
 ]
+FALLBACKS = [
+    *(("llama", settings) for settings in EVERY_METHOD),
+    *((name, EVERY_METHOD[1]) for name in ("gpt2", "qwen2", "gemma3", "neox")),
+    *((name, EVERY_METHOD[2]) for name in ("gpt2", "neox")),
+    *((name, EVERY_METHOD[3]) for name in ("gpt2", "gemma3")),
+    *((name, EVERY_METHOD[7]) for name in ("gpt2", "gemma3", "neox")),
+]
 
 
 def without_plain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interp.patching.forward, "plain_model", lambda model: None)
 
 
-@pytest.mark.parametrize("settings", EVERY_METHOD, ids=lambda one: "-".join(map(str, one.values())))
+@pytest.mark.parametrize(("name", "settings"), FALLBACKS)
 def test_every_method_gives_the_same_without_plain_modules(
-    family: HookedModel, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+    families: dict[str, HookedModel],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    settings: dict[str, Any],
 ) -> None:
-    if hook_name(settings["component"], 0) not in family.hook_dict:
-        assert settings["component"] == "resid_mid"
-        return
+    family = families[name]
 
     def values() -> torch.Tensor:
         return patch(family, CLEAN, CORRUPTED, METRIC, progress=False, **settings).values
@@ -196,10 +201,14 @@ def test_every_method_gives_the_same_without_plain_modules(
     assert float(ours.abs().nan_to_num().max()) > 1e-3
 
 
-@pytest.mark.parametrize("mlps", ["frozen", "recomputed"])
+@pytest.mark.parametrize(
+    ("name", "mlps"), [("llama", "recomputed"), ("gemma3", "frozen"), ("neox", "frozen")]
+)
 def test_paths_give_the_same_without_plain_modules(
-    family: HookedModel, monkeypatch: pytest.MonkeyPatch, mlps: str
+    families: dict[str, HookedModel], monkeypatch: pytest.MonkeyPatch, name: str, mlps: str
 ) -> None:
+    family = families[name]
+
     def values() -> torch.Tensor:
         receivers = [(family.cfg.n_layers - 1, 1)]
         to_head = patch_paths(
@@ -218,8 +227,9 @@ def test_the_plain_modules_share_the_parameters(tiny_llama: HookedModel) -> None
     assert isinstance(plain, PlainModel)
     theirs = {parameter.data_ptr() for parameter in tiny_llama.original_model.parameters()}
     assert {parameter.data_ptr() for parameter in plain.hf_model.parameters()} == theirs
+    hf_model: Any = tiny_llama.original_model
     assert plain.hf_model.config._attn_implementation == "shared_prefix"
-    assert tiny_llama.original_model.config._attn_implementation == "eager"
+    assert hf_model.config._attn_implementation == "eager"
 
 
 def test_hooks_on_the_hooked_model_still_act(
@@ -241,9 +251,7 @@ def test_hooks_on_the_hooked_model_still_act(
         tokens, name = CLEAN.tokens[prompt], hook_name("z", 1)
         with family.hooks(fwd_hooks=[standing]):
             z = full_values(family, tokens, [name])[name]
-            logits = full_logits(
-                family, CORRUPTED.tokens[prompt], [unit_hook("z", 1, 2, moves, z)]
-            )
+            logits = full_logits(family, CORRUPTED.tokens[prompt], [unit_hook("z", 1, 2, moves, z)])
         expected = METRIC.take(torch.tensor([prompt]))(logits[None])[0]
         patched = within.values[prompt, 1, 2] + within.corrupted[prompt]
         torch.testing.assert_close(patched, expected, **CLOSE)
@@ -389,9 +397,9 @@ def test_nothing_is_left_behind_when_a_hook_raises(
 
 
 def test_nothing_is_left_behind_by_any_method(
-    family: HookedModel, traces: Callable[[Any], Any]
+    tiny_llama: HookedModel, traces: Callable[[Any], Any]
 ) -> None:
-    before = traces(family)
+    family, before = tiny_llama, traces(tiny_llama)
     for method in ("exact", "attribution", "atp*", "ig"):
         patch(family, CLEAN, CORRUPTED, METRIC, method=method, steps=1, progress=False)
     patch_paths(family, CLEAN, CORRUPTED, METRIC, progress=False)

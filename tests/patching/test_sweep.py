@@ -11,9 +11,9 @@ from transformer_lens import ActivationCache
 from interp.errors import UserError
 from interp.models import HookedModel
 from interp.patching import (
+    ActivationEdit,
     AttentionEdit,
     LogitDifference,
-    ActivationEdit,
     Probability,
     TokenBatch,
     first_difference,
@@ -277,9 +277,7 @@ def test_patch_heads_in_chunks_with_a_metric_that_can_be_narrowed(tiny_llama: Ho
     settings: dict[str, Any] = {"mask": mask, "progress": False}
     whole = patch_heads(tiny_llama, clean, corrupted, metric, budget=10**9, **settings)
     for budget in (300_000, 1_500_000):
-        chunked = patch_heads(
-            tiny_llama, clean, corrupted, metric, budget=budget, **settings
-        )
+        chunked = patch_heads(tiny_llama, clean, corrupted, metric, budget=budget, **settings)
         torch.testing.assert_close(chunked, whole, **CLOSE)
 
 

@@ -1,0 +1,214 @@
+"""The page of a comparison: one HTML file that needs nothing else, like a run's report.
+
+It shares the report's style, figures' markup and content security policy (`interp.report.html`).
+"""
+
+from collections.abc import Mapping
+from importlib import resources
+from typing import Any
+
+import pandas as pd
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from interp.moelora.adapters import METHOD_NAMES
+from interp.moelora.comparison import REFERENCE
+from interp.moelora.comparison_figures import accuracy_figure, curve_figure
+from interp.moelora.scoring import MEAN
+from interp.report.html import PlacedFigure, content_security_policy, inline_script
+from interp.report.measures import MISSING
+
+CURVES = (
+    ("language_loss", "loss per answer token (nats)", None, "What is trained: the answers' loss."),
+    (
+        "load_balance",
+        "load balance",
+        1.0,
+        "1: all experts get as much; 8, of 8 experts: one gets all.",
+    ),
+    (
+        "contrastive",
+        "contrastive loss (nats)",
+        None,
+        "Low: an expert's outputs are like each other, and unlike others'.",
+    ),
+    ("load_smallest", "least used expert (1: even)", 1.0, "The least used expert of any layer."),
+)
+
+
+def render_comparison(content: Mapping[str, Any], losses: pd.DataFrame) -> str:
+    """The page as text, from comparison.json's content and the table of logged steps."""
+    environment = Environment(
+        loader=ChoiceLoader(
+            [
+                PackageLoader("interp.moelora", "templates"),
+                PackageLoader("interp.report", "templates"),
+            ]
+        ),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    scripts = [
+        inline_script(get_plotlyjs()),
+        inline_script(_text("interp.moelora", "comparison.js.j2")),
+    ]
+    return environment.get_template("comparison.html.j2").render(
+        model=content["settings"]["model"],
+        policy=content_security_policy(scripts),
+        style=Markup(_text("interp.report", "report.css.j2")),
+        scripts=scripts,
+        sentences=summary(content),
+        table=accuracy_table(content),
+        differences=difference_table(content),
+        costs=cost_table(content),
+        accuracy=PlacedFigure.place(
+            "accuracy",
+            accuracy_figure(content),
+            "Whiskers: 95 % intervals over questions. Small dots: single seeds.",
+        ),
+        curves=_curves(losses),
+        settings=_settings_rows(content["settings"]),
+    )
+
+
+def summary(content: Mapping[str, Any]) -> tuple[str, ...]:
+    """The outcome in sentences, whichever way it went."""
+    methods = content["methods"]
+    first = next(iter(methods.values()))
+    n_seeds = len(first["seeds"])
+    spread = content.get("parameters_differ_by", 0.0)
+    sentences = [
+        f"{len(methods)} methods, {n_seeds} seeds each, {first['steps']} steps, the same data in "
+        f"the same order; trainable parameters differ by at most {100 * spread:.2g} %."
+    ]
+    for method, of_tasks in content.get("differences", {}).items():
+        one = of_tasks[_main_task(of_tasks)]
+        sentences.append(
+            f"{METHOD_NAMES[method]} against {METHOD_NAMES[REFERENCE]}: {_points(one['mean'])} "
+            f"points of accuracy ({_intervals(one, None, ', ')}). {_verdict(one)}"
+        )
+    for method, row in methods.items():
+        if row["experts"]:
+            dead = int(max(row["experts"]["dead_experts"]))
+            sentences.append(
+                f"{METHOD_NAMES[method]}: "
+                + (f"{dead} dead experts in the worst run" if dead else "no dead expert in any run")
+                + " at the end of training."
+            )
+    return tuple(sentences)
+
+
+def accuracy_table(content: Mapping[str, Any]) -> pd.DataFrame:
+    """One row a task, one column a method; intervals on lines of their own."""
+    methods, base = content["methods"], content.get("base", {}).get("accuracy", {})
+    rows = []
+    for task in next(iter(methods.values()))["accuracy"]:
+        row = {"task": task}
+        if task in base:
+            one = base[task]
+            row["no adapter"] = (
+                f"{one['value']:.3f}\nquestions [{one['ci_low']:.2f}, {one['ci_high']:.2f}]"
+            )
+        for method, of_method in methods.items():
+            one = of_method["accuracy"][task]
+            row[METHOD_NAMES[method]] = f"{one['mean']:.3f}\n{_intervals(one, '{:.2f}')}"
+        rows.append(row)
+    return pd.DataFrame(rows).fillna(MISSING)
+
+
+def difference_table(content: Mapping[str, Any]) -> pd.DataFrame:
+    """Accuracy less LoRA's in points: one row a task, one column a method."""
+    differences = content.get("differences", {})
+    tasks = next(iter(differences.values()), {})
+    return pd.DataFrame(
+        [
+            {"task": task}
+            | {
+                METHOD_NAMES[method]: f"{_points(of_tasks[task]['mean'])}\n"
+                + _intervals(of_tasks[task], None)
+                for method, of_tasks in differences.items()
+            }
+            for task in tasks
+        ]
+    )
+
+
+def cost_table(content: Mapping[str, Any]) -> pd.DataFrame:
+    """Size, speed, loss, and the use of the experts of each method."""
+    rows = []
+    for method, row in content["methods"].items():
+        experts = row["experts"] or {}
+        losses = [one["mean"] for one in row["held_out_loss"].values()]
+        cosine = experts.get("cosine")
+        rows.append(
+            {
+                "method": METHOD_NAMES[method],
+                "trainable parameters": f"{row['trainable_parameters']:,}",
+                "seconds a step": f"{row['seconds_per_step']:.2f}",
+                "held-out loss": f"{sum(losses) / len(losses):.3f}",
+                "dead experts": _by_seed(experts.get("dead_experts"), "{:.0f}"),
+                "least used": _by_seed(experts.get("load_smallest"), "{:.2f}"),
+                "most used": _by_seed(experts.get("load_largest"), "{:.2f}"),
+                "cosine": MISSING if cosine is None else f"{cosine['mean']:.3f}",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _curves(losses: pd.DataFrame) -> list[PlacedFigure]:
+    return [
+        PlacedFigure.place(column, curve_figure(losses, column, title, even=even), caption)
+        for column, title, even, caption in CURVES
+        if column in losses and losses[column].notna().any()
+    ]
+
+
+def _settings_rows(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [
+        (name, ", ".join(map(str, value)) if isinstance(value, list) else str(value) or MISSING)
+        for name, value in settings.items()
+    ]
+
+
+def _main_task(of_tasks: Mapping[str, Any]) -> str:
+    return MEAN if MEAN in of_tasks else next(iter(of_tasks))
+
+
+def _verdict(one: Mapping[str, Any]) -> str:
+    """What a difference with its intervals allows to say."""
+    ends = [one["questions"], *([one["seeds"]] if one["seeds"] else [])]
+    if all(low > 0 for low, _ in ends):
+        return "Ahead by both measures." if len(ends) > 1 else "Ahead on these questions."
+    if all(high < 0 for _, high in ends):
+        return "Behind by both measures." if len(ends) > 1 else "Behind on these questions."
+    return "No difference that the intervals bear out."
+
+
+def _intervals(one: Mapping[str, Any], form: str | None, between: str = "\n") -> str:
+    """Both intervals, in a number format, or in points where there is none."""
+
+    def ends(interval: list[float]) -> str:
+        low, high = (_points(end) if form is None else form.format(end) for end in interval)
+        return f"[{low}, {high}]"
+
+    parts = [f"questions {ends(one['questions'])}"]
+    if one["seeds"]:
+        parts.append(f"seeds {ends(one['seeds'])}")
+    return between.join(parts)
+
+
+def _points(value: float) -> str:
+    """A difference of shares in percentage points, with its sign."""
+    text = f"{100 * value:+.1f}"
+    return "0.0" if float(text) == 0 else text
+
+
+def _by_seed(values: list[float] | None, form: str) -> str:
+    return MISSING if values is None else ", ".join(form.format(value) for value in values)
+
+
+def _text(package: str, name: str) -> str:
+    return (resources.files(package) / "templates" / name).read_text(encoding="utf-8")

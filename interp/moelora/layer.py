@@ -1,0 +1,219 @@
+"""One adapted projection: the frozen one, N low-rank experts and a router.
+
+The experts' down-projections stand one below the other in ``moelora_A`` [expert·r, in], their
+up-projections side by side in ``moelora_B`` [out, expert·r], so that no loop over experts is
+needed::
+
+    y = W x + ((x Aᵀ) ⊙ (scaling · gates, repeated r times)) Bᵀ
+
+In float32 the router's rows ride along in the product with A. Under mixed precision the router is
+computed in float32 by itself. B begins as zero, so a fresh adapter changes nothing.
+
+Routing depends on the token; hence there is no merged weight, and ``merge`` says so.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import einsum, rearrange
+from jaxtyping import Float
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from transformer_lens.hook_points import HookPoint
+from transformers.pytorch_utils import Conv1D
+
+from interp.errors import UserError
+from interp.moelora.config import MoELoRAConfig
+from interp.moelora.recorder import Recorder, Routed
+from interp.moelora.routing import (
+    choose_experts,
+    gates_of_logits,
+    gates_of_probabilities,
+    per_rank,
+)
+
+NO_MERGE = (
+    "a MoELoRA adapter cannot be merged into the weights: which experts act depends on the token; "
+    "keep the adapter beside the model (save_pretrained saves it alone)"
+)
+
+
+class ExpertHooks(nn.Module):
+    """Hook points of one adapted projection; what a hook returns is what the model uses.
+
+    ``hook_router`` [batch pos expert] is the router's softmax, ``hook_gate`` [batch pos expert]
+    what each expert is weighted with, ``hook_expert_out`` [batch pos expert d_out] what it would
+    add with a gate of one. The last is computed only if something is hooked to it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hook_router = HookPoint()
+        self.hook_gate = HookPoint()
+        self.hook_expert_out = HookPoint()
+
+
+@dataclass(frozen=True)
+class Experts:
+    """How the experts of one adapter in one projection are used."""
+
+    count: int
+    config: MoELoRAConfig
+
+
+class MoELoRALinear(nn.Module, BaseTunerLayer):
+    """A linear projection (``nn.Linear`` or transformers' ``Conv1D``) with MoELoRA adapters."""
+
+    adapter_layer_names = ("moelora_A", "moelora_B", "moelora_router")
+    other_param_names = ("experts",)
+
+    def __init__(self, base_layer: nn.Module, name: str, recorder: Recorder) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.in_features, self.out_features = sizes_of(base_layer)
+        self.name = name
+        self.recorder = recorder
+        self.experts: dict[str, Experts] = {}
+        self.moelora_A = nn.ParameterDict()
+        self.moelora_B = nn.ParameterDict()
+        self.moelora_router = nn.ParameterDict()
+        self.hooks: ExpertHooks | None = None
+        self._disable_adapters = False
+        self.merged_adapters = []
+
+    def add_adapter(self, adapter_name: str, config: MoELoRAConfig, count: int) -> None:
+        """Add fresh experts and their router under that name, on the projection's device."""
+        base: Any = self.get_base_layer()
+        dtype = base.weight.dtype
+        if not dtype.is_floating_point:  # quantized weights
+            dtype = getattr(base, "compute_dtype", None) or torch.float32
+        place: dict[str, Any] = {"device": base.weight.device, "dtype": dtype}
+        rank = count * config.r
+        self.experts[adapter_name] = Experts(count, config)
+        self.moelora_A[adapter_name] = nn.Parameter(torch.empty(rank, self.in_features, **place))
+        self.moelora_B[adapter_name] = nn.Parameter(torch.zeros(self.out_features, rank, **place))
+        self.moelora_router[adapter_name] = nn.Parameter(
+            torch.empty(count, self.in_features, **place)
+        )
+        for weight in (self.moelora_A[adapter_name], self.moelora_router[adapter_name]):
+            nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
+        self.set_adapter(self.active_adapters)
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Not possible; raises UserError with the reason."""
+        raise UserError(NO_MERGE)
+
+    def unmerge(self) -> None:
+        """Not possible, as nothing can have been merged; raises UserError."""
+        raise UserError(NO_MERGE)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The projection's output, with what the active adapters add."""
+        result = self.base_layer(x, *args, **kwargs)
+        if self.disable_adapters:
+            return result
+        for adapter_name in self.active_adapters:
+            if adapter_name in self.experts:
+                result = self._adapted(result, x, adapter_name)
+        return result
+
+    def added(
+        self, x: Float[Tensor, "*token d_in"], hooks: ExpertHooks
+    ) -> Float[Tensor, "*token d_out"]:
+        """Only what the one active adapter adds, through the hook points."""
+        (adapter_name,) = (name for name in self.active_adapters if name in self.experts)
+        logits, hidden = self._project(x, adapter_name)
+        return self._added_through(hooks, logits, hidden, adapter_name)
+
+    def _adapted(
+        self,
+        result: Float[Tensor, "*token d_out"],
+        x: Float[Tensor, "*token d_in"],
+        adapter_name: str,
+    ) -> Float[Tensor, "*token d_out"]:
+        experts = self.experts[adapter_name]
+        config = experts.config
+        up = self.moelora_B[adapter_name]
+        logits, hidden = self._project(x, adapter_name)
+        if self.training and config.router_noise:
+            logits = logits + config.router_noise * torch.randn_like(logits)
+        if self.hooks is not None:
+            added = self._added_through(self.hooks, logits, hidden, adapter_name)
+            return (result + added).to(result.dtype)
+        chosen = choose_experts(logits, config.top_k)
+        gates = gates_of_logits(logits, chosen, renormalize=config.renormalize)
+        weighted = hidden * per_rank(config.scaling * gates, config.r).to(hidden.dtype)
+        if weighted.dtype == up.dtype == result.dtype:
+            flat = torch.addmm(result.flatten(0, -2), weighted.flatten(0, -2), up.T)
+            adapted = flat.view_as(result)
+        else:  # mixed precision: as in PEFT, add first and round then
+            adapted = (result + F.linear(weighted, up)).to(result.dtype)
+        if not self.training:
+            return adapted
+        routed = Routed(
+            (self.name, adapter_name), config, experts.count, logits, chosen, hidden, up
+        )
+        return self.recorder.keep(routed, adapted)
+
+    def _project(
+        self, x: Float[Tensor, "*token d_in"], adapter_name: str
+    ) -> tuple[Float[Tensor, "*token expert"], Float[Tensor, "*token expert_rank"]]:
+        """Router logits in float32, and x times the experts' down-projections."""
+        down, router = self.moelora_A[adapter_name], self.moelora_router[adapter_name]
+        dropout = self.experts[adapter_name].config.lora_dropout if self.training else 0.0
+        x = self._cast_input_dtype(x, down.dtype)
+        kind = x.device.type
+        if not (dropout or torch.is_autocast_enabled(kind)) and x.dtype == torch.float32:
+            both = F.linear(x, torch.cat([router, down]))
+            logits, hidden = both.split([len(router), len(down)], dim=-1)
+            return logits, hidden
+        with torch.autocast(kind, enabled=False):
+            logits = F.linear(x.float(), router.float())
+        return logits, F.linear(F.dropout(x, dropout), down)
+
+    def _added_through(
+        self,
+        hooks: ExpertHooks,
+        logits: Float[Tensor, "*token expert"],
+        hidden: Float[Tensor, "*token expert_rank"],
+        adapter_name: str,
+    ) -> Float[Tensor, "*token d_out"]:
+        """What the experts add, with the values handed through the hook points."""
+        config, up = self.experts[adapter_name].config, self.moelora_B[adapter_name]
+        if hooks.hook_router.has_hooks():
+            probabilities = hooks.hook_router(logits.softmax(dim=-1))
+            gates = gates_of_probabilities(
+                probabilities, config.top_k, renormalize=config.renormalize
+            )
+        else:
+            chosen = choose_experts(logits, config.top_k)
+            gates = gates_of_logits(logits, chosen, renormalize=config.renormalize)
+        gates = hooks.hook_gate(gates)
+        if not hooks.hook_expert_out.has_hooks():
+            weights = per_rank(config.scaling * gates, config.r).to(hidden.dtype)
+            return F.linear(hidden * weights, up)
+        outputs = config.scaling * einsum(
+            rearrange(hidden, "... (expert r) -> ... expert r", r=config.r),
+            rearrange(up, "d_out (expert r) -> expert r d_out", r=config.r),
+            "... expert r, expert r d_out -> ... expert d_out",
+        )
+        outputs = hooks.hook_expert_out(outputs)
+        return einsum(gates.to(outputs.dtype), outputs, "... expert, ... expert d_out -> ... d_out")
+
+    def __repr__(self) -> str:
+        return "moelora." + super().__repr__()
+
+
+def sizes_of(layer: nn.Module) -> tuple[int, int]:
+    """Input and output width of a linear projection; UserError for anything else."""
+    if isinstance(layer, nn.Linear):
+        return layer.in_features, layer.out_features
+    if isinstance(layer, Conv1D):
+        return layer.weight.shape[0], layer.weight.shape[1]
+    raise UserError(
+        f"MoELoRA adapts linear projections (torch.nn.Linear, transformers' Conv1D), not "
+        f"{type(layer).__name__}: choose other target_modules"
+    )

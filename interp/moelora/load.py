@@ -1,0 +1,95 @@
+"""Loading a saved adapter, with every mistake told in one line.
+
+``peft.PeftModel.from_pretrained`` loads MoELoRA adapters too; this looks at the files first, so
+that a damaged one, or one for another model, is named as such and leaves the model as it was.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from interp.errors import UserError
+from interp.moelora.layer import MoELoRALinear
+from interp.moelora.peft_type import MOELORA
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+
+
+def load_adapter(
+    hf_model: Any,
+    folder: str | Path,
+    *,
+    adapter_name: str = "default",
+    is_trainable: bool = False,
+) -> PeftModel:
+    """Put the MoELoRA adapter saved in `folder` on a transformers model, or on a PEFT model.
+
+    A PEFT model gets it as a further adapter, which ``set_adapter`` activates; a transformers model
+    is wrapped and its modules are replaced. Raises UserError if `folder` holds no whole MoELoRA
+    adapter, or one for another base model.
+    """
+    folder = Path(folder)
+    names = _checked(folder)
+    if isinstance(hf_model, PeftModel) and adapter_name in hf_model.peft_config:
+        raise UserError(
+            f"the model has an adapter {adapter_name!r} already: choose another adapter_name"
+        )
+    try:
+        if isinstance(hf_model, PeftModel):
+            model = hf_model
+            model.load_adapter(str(folder), adapter_name, is_trainable=is_trainable)
+        else:
+            model = PeftModel.from_pretrained(
+                hf_model, str(folder), adapter_name=adapter_name, is_trainable=is_trainable
+            )
+    except (RuntimeError, ValueError, TypeError, KeyError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"cannot load the adapter in {folder}: {first}") from error
+    _check_names(model, folder, adapter_name, names)
+    return model
+
+
+def _checked(folder: Path) -> set[str]:
+    """The names of the tensors of the adapter in `folder`, if it is one."""
+    try:
+        settings = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        kind = settings["peft_type"]
+    except OSError as error:
+        raise UserError(
+            f"{folder} is no saved adapter: it has no readable {CONFIG_FILE}"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder / CONFIG_FILE} is damaged: save the adapter again ({type(error).__name__})"
+        ) from error
+    if kind != MOELORA:
+        raise UserError(f"{folder} holds a {kind} adapter, not MoELoRA: load it with PEFT")
+    weights = folder / WEIGHTS_FILE
+    if not weights.is_file():
+        raise UserError(f"{folder} has no {WEIGHTS_FILE}: save the adapter again")
+    try:
+        with safe_open(weights, framework="pt") as opened:
+            return set(opened.keys())
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{weights} is damaged or cut short ({error}): copy or save the adapter again"
+        ) from error
+
+
+def _check_names(model: nn.Module, folder: Path, adapter_name: str, found: set[str]) -> None:
+    wanted = {
+        f"base_model.model.{module.name}.{weights}"
+        for module in model.modules()
+        if isinstance(module, MoELoRALinear) and adapter_name in module.experts
+        for weights in module.adapter_layer_names
+    }
+    if missing := sorted(wanted - found):
+        raise UserError(
+            f"the adapter in {folder} lacks {len(missing)} of {len(wanted)} tensors, such as "
+            f"{missing[0]}: it was made for another model, or saved incompletely"
+        )

@@ -1,0 +1,171 @@
+"""MoELoRA as a PEFT method: which modules are adapted, and what PEFT may do with them.
+
+Importing `interp.moelora` registers it; from then on ``get_peft_model``, ``save_pretrained``,
+``PeftModel.from_pretrained``, several named adapters, ``set_adapter``, ``disable_adapter`` and
+``modules_to_save`` work as for LoRA. Merging does not, since routing depends on the token.
+"""
+
+import re
+from contextlib import contextmanager
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils import (
+    TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
+    register_peft_method,
+)
+from torch import nn
+
+from interp.errors import UserError
+from interp.moelora.base import check_base, describe_base
+from interp.moelora.config import MoELoRAConfig
+from interp.moelora.layer import NO_MERGE, MoELoRALinear, sizes_of
+from interp.moelora.peft_type import MOELORA
+from interp.moelora.recorder import Recorder
+
+_LAYER = re.compile(r"(?:^|\.)(\d+)\.")
+
+
+class MoELoRAModel(BaseTuner):
+    """Puts MoELoRA layers in place of the targeted projections of a model."""
+
+    prefix = f"{MOELORA.lower()}_"
+    tuner_layer_cls = MoELoRALinear
+    # Query and value projections, as in the paper, under each architecture's names.
+    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+
+    def _pre_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:
+        """Before the first adapter: follow the model's forward passes."""
+        self.recorder = Recorder()
+        self._handles = self.recorder.watch(model)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Called, not its ``forward`` as in earlier PEFT: hooks follow the model's passes."""
+        return self.model(*args, **kwargs)
+
+    def inject_adapter(
+        self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Add an adapter; a target that is not there raises UserError and changes nothing."""
+        try:
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+        except (ValueError, UserError) as error:
+            if not any(isinstance(module, MoELoRALinear) for module in model.modules()):
+                self._stop_watching()
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"cannot add the adapter: {str(error).splitlines()[0]}") from error
+
+    def _prepare_model(self, peft_config: MoELoRAConfig, model: nn.Module) -> None:
+        """Every check that can be made before anything is replaced."""
+        if peft_config.made_for is not None:
+            check_base(peft_config.made_for, model)
+        peft_config.base = describe_base(model)
+        self._check_counts(peft_config, model)
+        if isinstance(peft_config.target_modules, str) and (
+            peft_config.target_modules.lower() == "all-linear"
+        ):
+            return
+        inside: list[str] = []
+        for key, module in model.named_modules():
+            if not key or any(key.startswith(adapted) for adapted in inside):
+                continue
+            if _is_adapted(module):
+                inside.append(f"{key}.")
+            if not self._check_target_module_exists(peft_config, key):
+                continue
+            if not isinstance(module, MoELoRALinear):
+                sizes_of_target(key, module)
+            peft_config.experts_in(layer_of(key), key)
+
+    @staticmethod
+    def _check_counts(config: MoELoRAConfig, model: nn.Module) -> None:
+        settings: Any = getattr(model, "config", None)
+        if hasattr(settings, "get_text_config"):
+            settings = settings.get_text_config()
+        layers = getattr(settings, "num_hidden_layers", None)
+        counts = config.num_experts
+        if isinstance(counts, list) and layers is not None and len(counts) != layers:
+            raise UserError(
+                f"num_experts has {len(counts)} counts, one per layer, but the model has {layers} "
+                "layers: give one for each"
+            )
+
+    def _create_and_replace(
+        self,
+        peft_config: MoELoRAConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        layer = target
+        if not isinstance(layer, MoELoRALinear):
+            sizes_of_target(current_key, target)
+            layer = MoELoRALinear(target, current_key, self.recorder)
+            layer.train(target.training)
+            layer.set_adapter(self.active_adapters)
+        count = peft_config.experts_in(layer_of(current_key), current_key)
+        layer.add_adapter(adapter_name, peft_config, count)
+        if layer is not target:
+            setattr(parent, target_name, layer)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Any:
+        """PEFT would drop the adapter of each row in silence, which is not supported here."""
+        if kwargs.get("adapter_names") is not None:
+            raise UserError(
+                "MoELoRA uses the same adapters for a whole batch: leave adapter_names out and "
+                "call set_adapter"
+            )
+        yield
+
+    def _check_merge_allowed(self) -> None:
+        raise UserError(NO_MERGE)
+
+    def unmerge_adapter(self) -> None:
+        """Not possible, as nothing can have been merged; raises UserError."""
+        raise UserError(NO_MERGE)
+
+    def unload(self) -> nn.Module:
+        """The base model without any adapter."""
+        base = super().unload()
+        self._stop_watching()
+        return base
+
+    def _stop_watching(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+
+def layer_of(key: str) -> int | None:
+    """The number of the layer that the module of that name is in: the first number in it."""
+    found = _LAYER.search(key)
+    return int(found[1]) if found else None
+
+
+def sizes_of_target(key: str, module: nn.Module) -> tuple[int, int]:
+    """Input and output width of a target; UserError with its name if it is not linear."""
+    try:
+        return sizes_of(module)
+    except UserError as error:
+        raise UserError(f"cannot adapt {key!r}: {error}") from None
+
+
+def _is_adapted(module: nn.Module) -> bool:
+    return isinstance(module, BaseTunerLayer)
+
+
+def register() -> None:
+    """Make MoELoRA known to PEFT; a second call changes nothing."""
+    from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+
+    if PEFT_TYPE_TO_TUNER_MAPPING.get(MOELORA) is MoELoRAModel:  # type: ignore[call-overload]
+        return
+    register_peft_method(name=MOELORA.lower(), config_cls=MoELoRAConfig, model_cls=MoELoRAModel)
+
+
+register()

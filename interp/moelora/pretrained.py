@@ -1,0 +1,63 @@
+"""A base model to be trained on: transformers' own, with its tokenizer and fingerprint."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from interp.errors import UserError
+from interp.models import cache_root, fingerprint_of_folder, resolve
+from interp.models.quiet import quiet_libraries
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A transformers model in evaluation mode, what it was asked for by, and its fingerprint."""
+
+    model: Any
+    tokenizer: Any
+    spec: str
+    fingerprint: str
+
+    @property
+    def context(self) -> int:
+        """How many tokens the model can read."""
+        return int(getattr(self.model.config, "max_position_embeddings", None) or 2**31)
+
+
+def load_pretrained(
+    spec: str | Path, *, dtype: str = "float32", device: str | None = None
+) -> Pretrained:
+    """The model that `spec` names (see `interp.models.resolve`), as transformers loads it.
+
+    Without a `device` it stays on the CPU; the Trainer moves it. Raises UserError for an unknown
+    spec or dtype, and for a directory that holds no causal language model.
+    """
+    if dtype not in DTYPES:
+        raise UserError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
+    folder = resolve(spec)
+    with quiet_libraries():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=DTYPES[dtype],
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+            )
+        except Exception as error:  # the readers raise anything on a damaged directory
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UserError(f"cannot load {spec!s}: {reason}") from error
+    if device is not None:
+        model = model.to(device)
+    return Pretrained(
+        model=model.eval(),
+        tokenizer=tokenizer,
+        spec=str(spec),
+        fingerprint=fingerprint_of_folder(folder, cache=cache_root() / "fingerprints"),
+    )

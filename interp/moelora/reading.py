@@ -1,0 +1,141 @@
+"""Files of questions: JSON lines, CSV and Parquet, row by row with the line each stands in."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from interp.errors import UserError
+from interp.moelora.examples import Example
+from interp.moelora.formats import ColumnMapping, Row, detect
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+
+
+def read_examples(
+    path: Path, *, columns: ColumnMapping | None = None, task: str | None = None
+) -> tuple[Example, ...]:
+    """The examples of one file; `task` names them where the rows do not.
+
+    Raises `UserError` with the file's name and, where there is one, the line of the fault.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise UserError(f"{path}: not a data file; known endings: {', '.join(SUFFIXES)}")
+    examples: list[Example] = []
+    with _blaming(path):
+        reader = columns
+        for line, row in _READERS[suffix](path):
+            with _blaming(f"line {line}"):
+                reader = reader or detect(row)
+                examples.append(reader(row, task or path.stem))
+        if not examples:
+            raise UserError("the file is empty; it needs one question a line")
+    return tuple(examples)
+
+
+@contextmanager
+def _blaming(where: Path | str) -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def _read_text(path: Path) -> str:
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror or error})") from error
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise UserError(f"line {line}: not UTF-8 text; save the file as UTF-8") from error
+
+
+def _json_lines(path: Path) -> Iterator[tuple[int, Row]]:
+    """One JSON object a line, or one list of objects as the whole file."""
+    text = _read_text(path)
+    if text.lstrip().startswith("["):
+        yield from _json_list(text)
+        return
+    # Not splitlines(): a line separator may stand inside a JSON text.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"line {number}: not valid JSON ({error})") from error
+        yield number, _object(row, f"line {number}")
+
+
+def _json_list(text: str) -> Iterator[tuple[int, Row]]:
+    try:
+        rows: Sequence[Any] = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"line {error.lineno}: not valid JSON ({error.msg})") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"not valid JSON ({error})") from error
+    for number, row in enumerate(rows, start=1):
+        yield number, _object(row, f"entry {number}")
+
+
+def _object(row: Any, where: str) -> Row:
+    if not isinstance(row, dict):
+        raise UserError(f'{where}: must hold a JSON object such as {{"prompt": …}}')
+    return row
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, Row]]:
+    reader = csv.reader(io.StringIO(_read_text(path), newline=""), strict=True)
+    header: list[str] | None = None
+    while True:
+        line = reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise UserError(f"line {line}: not valid CSV ({error})") from error
+        if not any(cell.strip() for cell in cells):
+            continue
+        if header is None:
+            header = [cell.strip() for cell in cells]
+            continue
+        if len(cells) != len(header):
+            raise UserError(
+                f"line {line}: {len(cells)} cells, but the header names {len(header)} columns; "
+                "put cells that hold a comma in double quotes"
+            )
+        yield line, dict(zip(header, cells, strict=True))
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[int, Row]]:
+    try:
+        table = pd.read_parquet(path)
+    except Exception as error:  # the reader raises anything on a damaged file
+        raise UserError(f"not a readable Parquet file ({str(error).splitlines()[0]})") from error
+    for number, row in enumerate(table.to_dict(orient="records"), start=1):
+        yield number, {str(key): _from_numpy(value) for key, value in row.items()}
+
+
+def _from_numpy(value: Any) -> Any:
+    """A cell as JSON would have held it; pandas writes a missing one as NaN."""
+    plain = value.tolist() if hasattr(value, "tolist") else value
+    return None if isinstance(plain, float) and math.isnan(plain) else plain
+
+
+_READERS: dict[str, Callable[[Path], Iterator[tuple[int, Row]]]] = {
+    ".jsonl": _json_lines,
+    ".json": _json_lines,
+    ".csv": _csv_rows,
+    ".parquet": _parquet_rows,
+}

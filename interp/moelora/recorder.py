@@ -1,0 +1,170 @@
+"""What the auxiliary losses need of a training forward pass, kept until the next one.
+
+Nothing is global: one `Recorder` belongs to one adapted model and its layers share it. It opens a
+`Step` when the model's forward begins in training mode and closes it when that ends; in evaluation
+mode there is no step and nothing is kept. Of each adapted projection the step keeps tensors that
+the forward pass makes anyway (router logits, the experts' hidden values), with their graph, so the
+losses' gradients reach everything that the values depend on, and computing the losses is left to
+whoever asks.
+
+Gradient checkpointing runs parts of the model again during backward, when the step is closed:
+
+* Non-reentrant: the first pass has made the graph, and what the step keeps belongs to it. The
+  second pass only refills it and is not recorded.
+* Reentrant: the first pass makes no graph. The losses then have the right values, and their
+  backward, which runs before any of the model's, leaves in the step what each projection's terms
+  are to be multiplied by; the second pass computes the terms again, now with a graph, and hangs
+  them on the projection's output. So there is one backward per forward in this mode.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from interp.moelora.config import MoELoRAConfig
+
+Key = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Routed:
+    """What one adapter did in one projection: everything its auxiliary losses depend on.
+
+    Attributes:
+        key: the projection's name and the adapter's.
+        config: the adapter's settings.
+        experts: how many there are.
+        logits: of the router, in float32.
+        chosen: the experts each token was routed to.
+        hidden: the token times each expert's down-projection.
+        up: the experts' up-projections.
+    """
+
+    key: Key
+    config: MoELoRAConfig
+    experts: int
+    logits: Float[Tensor, "*token expert"]
+    chosen: Int[Tensor, "*token slot"]
+    hidden: Float[Tensor, "*token expert_rank"]
+    up: Float[Tensor, "d_out expert_rank"]
+
+
+@dataclass
+class Step:
+    """One training forward pass.
+
+    Attributes:
+        mask: Bool[batch pos], True at real tokens; None if the model got none.
+        with_grad: whether the forward began with gradients enabled.
+        open: whether it is still going on.
+        kept: what each projection did, in the order in which they ran.
+        samples: the tokens drawn for the contrastive loss, by the shape they were drawn from.
+        late: set by reentrant checkpointing's backward: how to compute the terms again, and what
+            each projection's terms are multiplied by.
+    """
+
+    mask: Bool[Tensor, "batch pos"] | None
+    with_grad: bool
+    open: bool = True
+    kept: list[Routed] = field(default_factory=list)
+    samples: dict[tuple[int, ...], Int[Tensor, " sample"]] = field(default_factory=dict)
+    late: tuple[Callable[..., Tensor], dict[Key, Tensor]] | None = None
+
+    def is_late(self, routed: Routed) -> bool:
+        """Whether that projection's graph is only made during backward."""
+        has_graph = routed.logits.requires_grad or routed.hidden.requires_grad
+        return self.with_grad and routed.up.requires_grad and not has_graph
+
+    def real_tokens(self, shape: tuple[int, ...]) -> Bool[Tensor, " token"] | None:
+        """The mask for projections whose inputs have that leading shape, flat; None: all real."""
+        if self.mask is None or len(shape) != 2:
+            return None
+        if self.mask.shape[0] != shape[0] or self.mask.shape[1] < shape[1]:
+            return None
+        return self.mask[:, self.mask.shape[1] - shape[1] :].flatten()
+
+
+class Recorder:
+    """Keeps the last training forward pass of one adapted model."""
+
+    def __init__(self) -> None:
+        self.step: Step | None = None
+
+    def watch(self, model: nn.Module) -> list[Any]:
+        """Follow that model's forward passes; returns the hooks' handles."""
+        return [
+            model.register_forward_pre_hook(self.begin, with_kwargs=True),
+            model.register_forward_hook(self.end, always_call=True),
+        ]
+
+    def begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Forget the step before; in training mode, open a new one."""
+        self.step = None
+        if model.training:
+            self.step = Step(_mask_of(model, args, kwargs), torch.is_grad_enabled())
+
+    def end(self, model: nn.Module, args: Any, output: Any) -> None:
+        """Close the step: what runs after this is a recomputation."""
+        if self.step is not None:
+            self.step.open = False
+
+    def keep(
+        self, routed: Routed, output: Float[Tensor, "*token d_out"]
+    ) -> Float[Tensor, "*token d_out"]:
+        """Keep what a projection did; returns its output, with late gradients hung on it."""
+        step = self.step
+        if step is None:
+            return output
+        if step.open:
+            step.kept.append(routed)
+            return output
+        if step.late is None or not torch.is_grad_enabled():
+            return output
+        terms_of, scales = step.late
+        scale = scales.pop(routed.key, None)
+        if scale is None:
+            return output
+        return _WithLoss.apply(output, (terms_of(step, [routed])[0] * scale).sum())  # type: ignore[return-value]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Recorder":
+        """A copy of the model has not run yet; and tensors in a graph cannot be copied."""
+        return Recorder()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"step": None}
+
+
+class _WithLoss(torch.autograd.Function):
+    """The output unchanged; its backward sends a gradient of one into a loss as well."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, loss: Tensor) -> Tensor:
+        ctx.loss_like = (loss.dtype, loss.device)
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        dtype, device = ctx.loss_like
+        return gradient, torch.ones((), dtype=dtype, device=device)
+
+
+def _mask_of(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Bool[Tensor, "batch pos"] | None:
+    """The padding mask the model was called with, if it is one per token."""
+    mask = kwargs.get("attention_mask")
+    if mask is None and args:
+        try:
+            mask = (
+                inspect.signature(model.forward).bind_partial(*args).arguments.get("attention_mask")
+            )
+        except (TypeError, ValueError):
+            return None
+    if not isinstance(mask, Tensor) or mask.ndim != 2:
+        return None
+    return mask.bool()

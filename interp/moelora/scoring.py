@@ -1,0 +1,252 @@
+"""Held-out questions, answered greedily and scored.
+
+An answer is right if what it says is what was asked for: the last number for a calculation (behind
+"the answer is" or ``####`` where that stands), the first option for a choice, an asserted name for
+a fact. A name is *asserted* in a clause without a negation before it, so that "Paris is not the
+capital of Germany; it is the capital of France" asserts France and denies Germany. Where a question
+presupposes a false object, an answer that asserts it is wrong, whatever else it says.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from tqdm.auto import tqdm
+
+from interp.errors import UserError
+from interp.heads.significance import mean_interval
+from interp.moelora.encoding import (
+    IGNORED,
+    AnswerCollator,
+    EncodedExample,
+    encode_prompt,
+    end_token,
+)
+from interp.moelora.examples import Example, numbers_in
+from interp.patching.batch import TokenBatch
+
+MEAN = "mean"
+"""Stands in the place of a task for the mean over tasks."""
+MAX_NEW_TOKENS = 48
+BATCH_PROMPTS = 64
+_MARKED = re.compile(r"(?:####|\banswer is\b)[:\s]*", re.IGNORECASE)
+_CLAUSES = re.compile(r"[;,.!?:\n]|\bbut\b|\brather\b|\binstead\b", re.IGNORECASE)
+_NEGATION = re.compile(r"\b(?:not|never|no|neither|nor|cannot)\b|n['’]t\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class ScoredAnswer:
+    """One held-out question with what the model said."""
+
+    task: str
+    subject: str
+    prompt: str
+    answer: str
+    said: str
+    right: bool
+
+    def to_row(self) -> dict[str, Any]:
+        """A row of predictions.jsonl."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Share of right answers with its 95 % interval over questions, whole subjects resampled."""
+
+    task: str
+    n: int
+    value: float
+    ci_low: float
+    ci_high: float
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise UserError(f"task {self.task!r} has no answers to score")
+
+
+def is_right(example: Example, said: str) -> bool:
+    """Whether an answer is right; see the module's text."""
+    if example.kind == "number":
+        value = extract_number(said)
+        expected = numbers_in(example.answer)[-1]
+        return value is not None and math.isclose(value, expected, rel_tol=1e-4, abs_tol=1e-6)
+    if example.kind == "option":
+        return extract_option(said, example.options) == example.answer
+    if example.false_object and asserts(said, example.false_object):
+        return False
+    return any(asserts(said, name) for name in example.right_names)
+
+
+def extract_number(text: str) -> float | None:
+    """The number that a text arrives at: the first one behind a mark, else the last one."""
+    *_, behind = _MARKED.split(text)
+    marked = numbers_in(behind) if _MARKED.search(text) else []
+    if marked:
+        return marked[0]
+    every = numbers_in(text)
+    return every[-1] if every else None
+
+
+def extract_option(text: str, options: Sequence[str]) -> str | None:
+    """The option that a text says first.
+
+    A single letter counts only where it is an answer: at the beginning, in brackets, or behind
+    "answer is"; elsewhere "a" is a word.
+    """
+    if all(len(option) == 1 for option in options):
+        letters = "".join(map(re.escape, options))
+        found = re.match(rf"\W*([{letters}])(?!\w)", text) or re.search(
+            rf"(?:\banswer is\W*|\boption\W*|\()([{letters}])(?!\w)", text
+        )
+        return found[1] if found else None
+    listed = "|".join(sorted(map(re.escape, options), key=len, reverse=True))
+    found = re.search(rf"(?<!\w)(?:{listed})(?!\w)", text, re.IGNORECASE)
+    if found is None:
+        return None
+    return next(option for option in options if option.casefold() == found[0].casefold())
+
+
+def asserts(text: str, name: str) -> bool:
+    """Whether some clause of a text names `name` with no negation before it, in whatever case."""
+    for match in re.finditer(rf"(?<!\w){re.escape(name)}(?!\w)", text, re.IGNORECASE):
+        before = text[: match.start()]
+        if not _NEGATION.search(_CLAUSES.split(before)[-1]):
+            return True
+    return False
+
+
+def score(
+    model: Any,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    *,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    batch_prompts: int = BATCH_PROMPTS,
+    progress: bool = True,
+) -> tuple[ScoredAnswer, ...]:
+    """The greedy answers of a transformers or PEFT model, scored, in the order of the examples."""
+    prompts = [encode_prompt(tokenizer, example.prompt) for example in examples]
+    said = greedy_answers(
+        model, tokenizer, prompts,
+        max_new_tokens=max_new_tokens, batch_prompts=batch_prompts, progress=progress,
+    )  # fmt: skip
+    return tuple(
+        ScoredAnswer(
+            task=example.task,
+            subject=example.subject,
+            prompt=example.prompt,
+            answer=example.answer,
+            said=text,
+            right=is_right(example, text),
+        )
+        for example, text in zip(examples, said, strict=True)
+    )
+
+
+@torch.no_grad()
+def greedy_answers(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    batch_prompts: int = BATCH_PROMPTS,
+    progress: bool = True,
+) -> list[str]:
+    """The greedy continuations of left-padded prompts up to the end token, as plain text.
+
+    The model is left in the mode, training or evaluation, that it was in.
+    """
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    answers = [""] * len(prompts)
+    end = end_token(tokenizer)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    try:
+        with tqdm(total=len(prompts), desc="answers", disable=not progress) as bar:
+            for begin in range(0, len(order), batch_prompts):
+                chunk = order[begin : begin + batch_prompts]
+                batch = TokenBatch.from_lists([prompts[i] for i in chunk], pad=pad, device=device)
+                ids = model.generate(
+                    input_ids=batch.tokens,
+                    attention_mask=batch.mask.long(),
+                    max_new_tokens=max_new_tokens,
+                    do_sample=False,
+                    num_beams=1,
+                    eos_token_id=end,
+                    pad_token_id=pad,
+                )
+                texts = tokenizer.batch_decode(ids[:, batch.width :], skip_special_tokens=True)
+                for index, text in zip(chunk, texts, strict=True):
+                    answers[index] = text.strip()
+                bar.update(len(chunk))
+    finally:
+        model.train(was_training)
+    return answers
+
+
+@torch.no_grad()
+def answer_losses(
+    model: Any, examples: Sequence[EncodedExample], *, pad: int = 0, batch: int = 32
+) -> list[float]:
+    """Per example the mean loss (nats) of the right response's tokens, as in training.
+
+    It moves before the accuracy does, and has less noise.
+    """
+    device = next(model.parameters()).device
+    order = sorted(range(len(examples)), key=lambda index: len(examples[index].tokens))
+    losses = [0.0] * len(examples)
+    was_training = model.training
+    model.eval()
+    try:
+        for begin in range(0, len(order), batch):
+            chunk = order[begin : begin + batch]
+            inputs = {
+                name: value.to(device)
+                for name, value in AnswerCollator(pad)([examples[i] for i in chunk]).items()
+            }
+            targets = inputs.pop("labels")[:, 1:]
+            logits = model(**inputs).logits[:, :-1]
+            for row, index in enumerate(chunk):
+                counted = targets[row] != IGNORED
+                loss = F.cross_entropy(logits[row, counted].float(), targets[row, counted])
+                losses[index] = float(loss)
+    finally:
+        model.train(was_training)
+    return losses
+
+
+def accuracies(answers: Iterable[ScoredAnswer], *, seed: int = 0) -> tuple[Accuracy, ...]:
+    """Accuracy of each task in order of first appearance; of several, their mean as "mean" too.
+
+    In the mean each task weighs the same.
+    """
+    every = list(answers)
+    right = [float(one.right) for one in every]
+    return mean_by_task(right, [one.task for one in every], [one.subject for one in every], seed)
+
+
+def mean_by_task(
+    values: Sequence[float], tasks: Sequence[str], subjects: Sequence[str], seed: int = 0
+) -> tuple[Accuracy, ...]:
+    """The mean of a value of each question by task, and over tasks, with intervals."""
+    sizes = Counter(tasks)
+    found = []
+    for task in sizes:
+        rows = [row for row, name in enumerate(tasks) if name == task]
+        of_task = [values[row] for row in rows]
+        interval = mean_interval(of_task, [subjects[row] for row in rows], seed=seed)
+        found.append(Accuracy(task, len(rows), *interval))
+    if len(sizes) > 1:
+        even = len(values) / len(sizes)
+        weighted = [value * even / sizes[task] for value, task in zip(values, tasks, strict=True)]
+        found.append(Accuracy(MEAN, len(values), *mean_interval(weighted, subjects, seed=seed)))
+    return tuple(found)
