@@ -11,7 +11,8 @@ made in one training step take up at once.
 Layer alone (what the adapter adds, without the frozen projection): against a loop that gathers each
 expert's tokens with ``where`` and puts their outputs back with ``index_add_``.
 
-All variants run in one process, in turn; the numbers are medians.
+All variants run in one process, in turn. Seconds are medians over rounds, ratios are medians of each
+round's ratio.
 """
 
 import argparse
@@ -83,8 +84,8 @@ def timed(run: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def in_turn(variants: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median seconds of each variant; the order turns round from one round to the next."""
+def in_turn(variants: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each variant by round; the order turns round from one round to the next."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for run in variants.values():
         run()
@@ -92,7 +93,17 @@ def in_turn(variants: dict[str, Callable[[], Any]], rounds: int) -> dict[str, fl
     for index in range(rounds):
         for name in names if index % 2 == 0 else reversed(names):
             seconds[name].append(timed(variants[name]))
+    return seconds
+
+
+def medians(seconds: dict[str, list[float]]) -> dict[str, float]:
     return {name: median(values) for name, values in seconds.items()}
+
+
+def ratio(seconds: dict[str, list[float]], first: str, second: str) -> float:
+    """Median over rounds of how many times as long `first` took: what slows a round slows both."""
+    pairs = zip(seconds[first], seconds[second], strict=True)
+    return round(median(one / other for one, other in pairs), 3)
 
 
 class PeakMemory(TorchDispatchMode):
@@ -131,7 +142,7 @@ def peak_bytes(run: Callable[[], Any]) -> int:
     return memory.peak
 
 
-def whole_model(rounds: int) -> dict[str, Any]:
+def whole_model(rounds: int) -> tuple[dict[str, float], dict[str, Any]]:
     lora = peft.LoraConfig(
         r=EXPERTS * RANK + RANK, lora_alpha=72, target_modules=TARGETS, task_type="CAUSAL_LM"
     )
@@ -152,14 +163,21 @@ def whole_model(rounds: int) -> dict[str, Any]:
 
         return run
 
-    evaluation = in_turn({name: forward(model.eval()) for name, model in models.items()}, rounds)
-    return {
+    forwards = {name: forward(model.eval()) for name, model in models.items()}
+    evaluation = in_turn(forwards, 2 * rounds)
+    ratios = {
+        "training_step": ratio(training, "moelora", "lora"),
+        "training_step_without_contrastive": ratio(training, "moe", "lora"),
+        "eval_forward": ratio(evaluation, "moelora", "lora"),
+        "memory": round(memory["moelora"] / memory["lora"], 3),
+    }
+    return ratios, {
         "trainable_parameters": {
             name: sum(one.numel() for one in model.parameters() if one.requires_grad)
             for name, model in models.items()
         },
-        "training_step_seconds": training,
-        "eval_forward_seconds": evaluation,
+        "training_step_seconds": medians(training),
+        "eval_forward_seconds": medians(evaluation),
         "training_step_peak_bytes": memory,
     }
 
@@ -201,7 +219,7 @@ class Nothing(nn.Linear):
         return self.output
 
 
-def layer_alone(tokens: int, width: int, rounds: int) -> dict[str, float]:
+def layer_alone(tokens: int, width: int, rounds: int) -> dict[str, list[float]]:
     torch.manual_seed(0)
     config = MoELoRAConfig(r=RANK, num_experts=EXPERTS, top_k=TOP_K)
     base = nn.Linear(width, width, bias=False)
@@ -240,37 +258,26 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(arguments.threads)
-    model = whole_model(arguments.rounds)
+    ratios, model = whole_model(arguments.rounds)
     small = layer_alone(768, 576, 10 * arguments.rounds)
     large = layer_alone(4096, 2048, arguments.rounds)
-    ratios = {
-        "training_step": _ratio(model["training_step_seconds"], "moelora", "lora"),
-        "training_step_without_contrastive": _ratio(model["training_step_seconds"], "moe", "lora"),
-        "eval_forward": _ratio(model["eval_forward_seconds"], "moelora", "lora"),
-        "memory": _ratio(model["training_step_peak_bytes"], "moelora", "lora"),
-        "gather_loop_768x576": _ratio(small, "gather_loop", "moelora"),
-        "gather_loop_4096x2048": _ratio(large, "gather_loop", "moelora"),
-        "layer_over_lora_768x576": _ratio(small, "moelora", "lora"),
-        "layer_over_lora_4096x2048": _ratio(large, "moelora", "lora"),
-    }
+    for name, seconds in (("768x576", small), ("4096x2048", large)):
+        ratios[f"gather_loop_{name}"] = ratio(seconds, "gather_loop", "moelora")
+        ratios[f"layer_over_lora_{name}"] = ratio(seconds, "moelora", "lora")
     result = {
         "threads": arguments.threads,
         "rounds": arguments.rounds,
         "torch": torch.__version__,
         "machine": platform.machine(),
         "whole_model": model,
-        "layer_alone_seconds": {"768x576": small, "4096x2048": large},
+        "layer_alone_seconds": {"768x576": medians(small), "4096x2048": medians(large)},
         "ratios": ratios,
         "limits": LIMITS,
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    for name, ratio in ratios.items():
-        print(f"{name:36s} {ratio:.3f}   limit {LIMITS.get(name, '')}")
-
-
-def _ratio(values: dict[str, float], first: str, second: str) -> float:
-    return round(values[first] / values[second], 3)
+    for name, value in ratios.items():
+        print(f"{name:36s} {value:.3f}   limit {LIMITS.get(name, '')}")
 
 
 if __name__ == "__main__":

@@ -60,10 +60,10 @@ class TrainingSettings:
     """Dropout on the adapter's input."""
     router_noise: float = 0.0
     """Standard deviation of the noise on router logits in training."""
-    load_balance: float = 0.01
-    """Weight of the load-balance loss."""
-    contrastive: float = 0.01
-    """Weight of the contrastive loss of moelora."""
+    load_balance: float = 1.0
+    """Weight of the load-balance loss, which is a mean over the adapted projections."""
+    contrastive: float = 0.1
+    """Weight of moelora's contrastive loss, also a mean."""
     temperature: float = 0.1
     """Temperature of the contrastive loss."""
     router_z: float = 0.0

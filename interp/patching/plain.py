@@ -103,7 +103,11 @@ class PlainModel:
 
     def supports(self, hooks: Sequence[Hook]) -> bool:
         """Whether every hook point named has a place in the plain modules."""
-        return all(_ATTENTION_HOOK.fullmatch(name) or self._place(name) for name, _ in hooks)
+        return all(self.has(name) for name, _ in hooks)
+
+    def has(self, name: str) -> bool:
+        """Whether a hook point has a place in the plain modules."""
+        return bool(_ATTENTION_HOOK.fullmatch(name)) or self._place(name) is not None
 
     def _place(self, name: str) -> tuple[nn.Module, bool] | None:
         """The plain module of a hook point, and whether it is its input rather than output."""

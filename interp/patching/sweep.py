@@ -27,7 +27,7 @@ from interp.errors import UserError
 from interp.patching.batch import TokenBatch
 from interp.patching.budget import bytes_per_row, default_budget, rows_within
 from interp.patching.components import axis_of, check_component, count_units, hook_name
-from interp.patching.edits import ActivationEdit, HeadEdit, take_edit
+from interp.patching.edits import ActivationEdit, HeadEdit, scores_hook_name, take_edit
 from interp.patching.forward import Hook, HookFunction, RecordedRun, record_run, resume
 from interp.patching.metrics import (
     Metric,
@@ -222,6 +222,7 @@ def sweep_places(
         model, places.any(dim=0), rows_per_prompt, budget, whole=not can_take(metrics)
     )
     keep = ("z",) if freeze or component == "z" else ()
+    needs = hook_name(component, 0) if isinstance(edit, ActivationEdit) else scores_hook_name(0)
     total = len(batch) * len(tuples) * len(places)
     with (
         tqdm(total=total, desc=description, disable=not progress) as bar,
@@ -257,7 +258,7 @@ def sweep_places(
                     return _batch_values(model, recorded, edit, sets, metrics, freeze=freeze)
 
                 batches = _batches(model, own_run, list(groups.values()), budget, workers.count)
-                done = workers.run(own_run, batch_values, batches)
+                done = workers.run(own_run, batch_values, batches, needs=needs)
                 for some, block in zip(batches, done, strict=True):
                     block[:, ~there] = torch.nan
                     values[:, rows, torch.as_tensor(some)[None, :], index] = block

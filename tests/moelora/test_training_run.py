@@ -96,18 +96,23 @@ class _Interrupt(TrainerCallback):
             raise KeyboardInterrupt
 
 
+def add_callback(monkeypatch: pytest.MonkeyPatch, callback: TrainerCallback) -> None:
+    """Have every run's Trainer call `callback`."""
+    make = interp.runs.moelora.make_trainer
+
+    def make_with_callback(*args: Any, **kwargs: Any) -> Any:
+        trainer = make(*args, **kwargs)
+        trainer.add_callback(callback)
+        return trainer
+
+    monkeypatch.setattr(interp.runs.moelora, "make_trainer", make_with_callback)
+
+
 @pytest.fixture
 def interrupted(tiny: TrainingSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run stopped after its fifth step; the checkpoints are of the second and fourth."""
-    make = interp.runs.moelora.make_trainer
-
-    def make_and_interrupt(*args: Any, **kwargs: Any) -> Any:
-        trainer = make(*args, **kwargs)
-        trainer.add_callback(_Interrupt(5))
-        return trainer
-
     with monkeypatch.context() as patched:
-        patched.setattr(interp.runs.moelora, "make_trainer", make_and_interrupt)
+        add_callback(patched, _Interrupt(5))
         with pytest.raises(KeyboardInterrupt):
             train(tiny, tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.json").exists()
@@ -182,14 +187,25 @@ def test_same_seed_same_weights_other_seed_other_weights(
     assert not equal(weights(finished), other)
 
 
+class _Count(TrainerCallback):
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.steps.append(state.global_step)
+
+
 def test_resumed_run_ends_with_the_same_bits(
-    interrupted: Path, finished: Path, tiny: TrainingSettings
+    interrupted: Path, finished: Path, tiny: TrainingSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert {path.name for path in (interrupted / "checkpoints").iterdir()} == {
         "checkpoint-2",
         "checkpoint-4",
     }
+    counter = _Count()
+    add_callback(monkeypatch, counter)
     train(tiny, interrupted)
+    assert counter.steps == [5, 6]
     assert equal(weights(interrupted), weights(finished))
     assert (interrupted / "losses.csv").read_text() == (finished / "losses.csv").read_text()
     assert (interrupted / "predictions.jsonl").read_text() == (
