@@ -11,8 +11,8 @@ made in one training step take up at once.
 Layer alone (what the adapter adds, without the frozen projection): against a loop that gathers each
 expert's tokens with ``where`` and puts their outputs back with ``index_add_``.
 
-All variants run in one process, in turn. Seconds are medians over rounds, ratios are medians of each
-round's ratio.
+All variants run in one process, in turn. Seconds are medians over rounds, ratios are medians of
+each round's ratio.
 """
 
 import argparse
