@@ -346,7 +346,8 @@ def test_two_processes_train_as_one(
     assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-6
     logged = [read_json(path / "metrics.json")["last_step"] for path in (finished, run)]
     for line in logged:
-        del line["seconds_per_step"]
+        # Batches of an epoch are counted in whole ones, and two processes take two at a time.
+        del line["seconds_per_step"], line["epoch"]
     assert logged[1] == pytest.approx(logged[0], abs=1e-5)
 
 
