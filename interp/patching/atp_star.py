@@ -5,7 +5,8 @@
   from the pattern to the metric is to first order.
 * **GradDrop**: where a unit's direct and indirect effects cancel, their sum says nothing. The
   gradient is taken once for every layer with that layer's attention and MLP outputs dropped on the
-  way back, and the absolute values are averaged over the layers but the unit's own.
+  way back, and the absolute values are averaged over the layers but the unit's own (over all of
+  them for the residual stream, which belongs to none).
 
 Values are therefore **not negative**: a size, not a direction.
 """
@@ -21,11 +22,11 @@ from tqdm.auto import tqdm
 from interp.errors import UserError
 from interp.patching.attribution import edited_change, gradient_pass, keep_in_graph
 from interp.patching.batch import TokenBatch
+from interp.patching.chunks import first_column, gradient_chunks, take_chunk
 from interp.patching.components import as_units, count_units, hook_name
-from interp.patching.edits import ActivationEdit, scores_hook_name, take_edit
+from interp.patching.edits import ActivationEdit, scores_hook_name
 from interp.patching.forward import Hook, HookFunction, RecordedRun, record_run, resume
-from interp.patching.metrics import Metric, apply_metric, can_take, take_metrics
-from interp.patching.sweep import chunk_prompts, first_column
+from interp.patching.metrics import Metric, apply_metric
 
 Gradients = Sequence[Tensor]
 
@@ -49,21 +50,17 @@ def atp_star_columns(
     """
     n_layers, n_units = model.cfg.n_layers, count_units(model, edit.component)
     values = torch.full((len(batch), n_layers, n_units, len(places)), torch.nan)
-    whole = not can_take([metric])
     # The graph of all layers is kept while every layer is dropped in turn.
-    for chunk in chunk_prompts(model, edit.changed, n_layers, budget, whole=whole):
-        prompts = torch.as_tensor(chunk, device=batch.tokens.device)
-        part = batch.take(chunk)
-        drop = batch.width - part.width
-        own = take_edit(edit, prompts, drop=drop)
+    for prompts in gradient_chunks(model, edit.changed, [metric], budget):
+        chunk = take_chunk(batch, edit, [metric], prompts)
+        own = chunk.edit
         assert isinstance(own, ActivationEdit)
-        own_places = places[:, prompts, drop:]
-        (own_metric,) = take_metrics([metric], prompts)
+        own_places = places[:, chunk.prompts, chunk.drop :]
         with torch.no_grad():
-            run = record_run(model, part, start=first_column(own.changed), keep=())
-        found = _chunk(model, run, own, own_places, own_metric, grad_drop, qk_fix, progress)
+            run = record_run(model, chunk.batch, start=first_column(own.changed), keep=())
+        found = _chunk(model, run, own, own_places, chunk.metrics[0], grad_drop, qk_fix, progress)
         there = own_places.any(dim=2).T.cpu()[:, None, None, :]
-        values[prompts.cpu()] = torch.where(there, found, torch.nan)
+        values[chunk.rows] = torch.where(there, found, torch.nan)
     return values
 
 
@@ -106,7 +103,10 @@ def _chunk(
         found = found.abs() if grad_drop else found
         total = found if total is None else total + found
     assert total is not None
-    return (total / max(1, n_layers - 1) if grad_drop else total).float().cpu()
+    if grad_drop:
+        of_no_layer = edit.component.startswith("resid")
+        total = total / max(1, n_layers if of_no_layer else n_layers - 1)
+    return total.float().cpu()
 
 
 def _keep_scores(into: list[Tensor]) -> list[Hook]:

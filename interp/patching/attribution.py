@@ -18,15 +18,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from interp.patching.batch import TokenBatch
-from interp.patching.budget import default_budget
+from interp.patching.chunks import first_column, gradient_chunks, take_chunk
 from interp.patching.components import as_units, check_component, count_units, hook_name
-from interp.patching.edits import ActivationEdit, HeadEdit, take_edit
+from interp.patching.edits import ActivationEdit, HeadEdit
 from interp.patching.forward import Hook, HookFunction, RecordedRun, record_run, resume
-from interp.patching.metrics import Metric, apply_metric, can_take, take_metrics
-from interp.patching.sweep import chunk_prompts, first_column
-
-GRADIENT_BUDGETS = 4
-"""Gradients of few prompts at a time are slow: by default they may take so many sweep budgets."""
+from interp.patching.metrics import Metric, apply_metric
 
 
 def keep_in_graph(seen: list[Tensor], component: str) -> list[Hook]:
@@ -103,21 +99,13 @@ def attribute_columns(
     check_component(edit.component, model)
     n_layers, n_units = model.cfg.n_layers, count_units(model, edit.component)
     values = torch.zeros(len(metrics), len(batch), n_layers, n_units, batch.width)
-    whole = not can_take(metrics)
-    # The graph holds every layer: a prompt takes as much as n_layers rows of a sweep.
-    if budget is None:
-        budget = GRADIENT_BUDGETS * default_budget(batch.tokens.device)
-    chunks = chunk_prompts(model, edit.changed, n_layers, budget, whole=whole)
-    for chunk in tqdm(chunks, desc="gradients", disable=not progress):
-        prompts = torch.as_tensor(chunk, device=batch.tokens.device)
-        part = batch.take(chunk)
-        part_edit = take_edit(edit, prompts, drop=batch.width - part.width)
+    chunks = gradient_chunks(model, edit.changed, metrics, budget)
+    for prompts in tqdm(chunks, desc="gradients", disable=not progress):
+        chunk = take_chunk(batch, edit, metrics, prompts)
         with torch.no_grad():
-            run = record_run(model, part, start=first_column(part_edit.changed), keep=())
-        part_metrics = take_metrics(metrics, prompts)
-        tail = batch.width - part.width + run.start
-        found = _attribute_chunk(model, run, part_edit, part_metrics)
-        values[:, prompts.cpu(), ..., tail:] = found
+            run = record_run(model, chunk.batch, start=first_column(chunk.edit.changed), keep=())
+        found = _attribute_chunk(model, run, chunk.edit, chunk.metrics)
+        values[:, chunk.rows, ..., chunk.drop + run.start :] = found
     return values
 
 

@@ -31,13 +31,14 @@ from tqdm.auto import tqdm
 from interp.errors import UserError
 from interp.patching.alignment import align
 from interp.patching.batch import TokenBatch
+from interp.patching.chunks import chunk_prompts, first_column
 from interp.patching.circuit import Node, head_node, parse_node
 from interp.patching.edits import ActivationEdit
 from interp.patching.forward import Hook, record_run, resume
-from interp.patching.metrics import Metric, apply_metric, can_take, take_metrics
+from interp.patching.metrics import Metric, apply_metric, take_metrics
 from interp.patching.origin import patching_edit
 from interp.patching.significance import BOOTSTRAP_RESAMPLES, CONFIDENCE, group_order
-from interp.patching.sweep import check_units, chunk_prompts, first_column
+from interp.patching.sweep import check_units
 
 PROPORTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """MIB's proportions of nodes in the circuit."""
@@ -264,7 +265,7 @@ def _run_without(
     bare, whole = torch.empty(len(clean)), torch.empty(len(clean))
     at = align(corrupted, clean, "all").at
     components = sorted({component for one in sets for component, _, _ in one})
-    chunks = chunk_prompts(model, at, 1, budget, whole=not can_take([metric]))
+    chunks = chunk_prompts(model, at, 1, [metric], budget)
     with tqdm(total=len(clean) * len(sets), desc="circuits", disable=not progress) as bar:
         for chunk in chunks:
             prompts = torch.as_tensor(chunk, device=clean.tokens.device)

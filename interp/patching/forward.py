@@ -11,7 +11,6 @@ the beginning among rows; otherwise the hooked model, whose lower blocks pass th
 rather than being left out, so that the model's own code still makes masks and positions.
 """
 
-import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -25,8 +24,10 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from interp.errors import UserError
 from interp.patching.batch import TokenBatch
+from interp.patching.columns import call_columns
 from interp.patching.components import as_units, check_component, hook_name
-from interp.patching.plain import PlainModel, contiguous_unembedding, plain_model
+from interp.patching.entering import entering
+from interp.patching.plain import PlainModel, plain_model
 
 logger = logging.getLogger(__name__)
 
@@ -126,39 +127,12 @@ def hooked(model: Any, hooks: Sequence[Hook]) -> Iterator[None]:
         yield
 
 
-def run_columns(
-    model: Any,
-    batch: TokenBatch,
-    rows: Int[Tensor, " row"],
-    *,
-    start: int = 0,
-    cache: Cache | None = None,
-    keep: int = 1,
-) -> Float[Tensor, "row keep d_vocab"]:
-    """Run columns ``start`` on of some prompts; returns the last ``keep`` columns' logits."""
-    hf_model = model.original_model
-    arguments: dict[str, Any] = {
-        "input_ids": batch.tokens[rows, start:],
-        "attention_mask": batch.mask[rows].long(),
-    }
-    accepted = inspect.signature(hf_model.forward).parameters
-    if "position_ids" in accepted:
-        arguments["position_ids"] = batch.positions[rows, start:]
-    if cache is not None:
-        arguments["past_key_values"] = cache
-    arguments["use_cache"] = cache is not None
-    if "logits_to_keep" in accepted:
-        arguments["logits_to_keep"] = keep
-    with contiguous_unembedding(hf_model):
-        return hf_model(**arguments).logits[:, -keep:]
-
-
 def tail_logits(
     model: Any, batch: TokenBatch, *, keep: int = 1
 ) -> Float[Tensor, "prompt keep d_vocab"]:
     """The logits of the last ``keep`` columns of a whole batch."""
     rows = torch.arange(len(batch), device=batch.tokens.device)
-    return run_columns(model, batch, rows, keep=keep)
+    return call_columns(model.original_model, batch, rows, keep=keep)
 
 
 def record_run(
@@ -202,7 +176,7 @@ def record_run(
         for name, into in values.items():
             hooks.append((hook_name(name, layer), keep_in(into, layer, name)))
     with hooked(model, hooks):
-        logits = run_columns(model, batch, rows, start=start, cache=cache)[:, -1]
+        logits = call_columns(model.original_model, batch, rows, start=start, cache=cache)[:, -1]
     check_finite(logits, resid)
     run = RecordedRun(
         batch=batch,
@@ -232,10 +206,8 @@ def _beginning(model: Any, plain: PlainModel | None, batch: TokenBatch, start: i
         except (NotImplementedError, TypeError, RuntimeError, ValueError) as error:
             logger.info("the beginning runs on the hooked model: %s", error)
             cache = DynamicCache()
-    part = TokenBatch.__new__(TokenBatch)  # its rows may be padding only: not a valid batch
-    object.__setattr__(part, "tokens", batch.tokens[:, :start])
-    object.__setattr__(part, "mask", batch.mask[:, :start])
-    run_columns(model, part, torch.arange(len(batch), device=batch.tokens.device), cache=cache)
+    rows = torch.arange(len(batch), device=batch.tokens.device)
+    call_columns(model.original_model, batch, rows, end=start, cache=cache)
     return cache
 
 
@@ -267,47 +239,6 @@ def check_finite(logits: Tensor, resid: Sequence[Tensor]) -> Tensor:
     raise UserError(
         f"the model gives NaN or infinity: {where} not finite; check its weights and dtype"
     )
-
-
-@contextmanager
-def _own_attribute(module: Any, name: str, value: Any) -> Iterator[None]:
-    before = module.__dict__.get(name)
-    module.__dict__[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del module.__dict__[name]
-        else:
-            module.__dict__[name] = before
-
-
-@contextmanager
-def _entering(model: Any, layer: int, residual: Tensor, stop: int | None) -> Iterator[None]:
-    """Blocks below ``layer`` and from ``stop`` on pass through; ``layer`` gets ``residual``."""
-
-    def hand_over(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return residual
-
-    def enter(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if "hidden_states" in kwargs:
-            return args, {**kwargs, "hidden_states": residual}
-        return (residual, *args[1:]), kwargs
-
-    def pass_through(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return hidden_states
-
-    blocks = list(model.blocks)
-    with ExitStack() as stack:
-        # Past the bridge's own __setattr__, which hands attributes on to the wrapped block.
-        for block in [*blocks[:layer], *(blocks[stop:] if stop is not None else [])]:
-            stack.enter_context(_own_attribute(block, "forward", pass_through))
-        if layer >= len(blocks):
-            stack.enter_context(_own_attribute(blocks[0], "forward", hand_over))
-        else:
-            handle = blocks[layer].register_forward_pre_hook(enter, with_kwargs=True)
-            stack.callback(handle.remove)
-        yield
 
 
 def into_the_stream(hooks: Sequence[Hook]) -> list[Hook]:
@@ -374,17 +305,17 @@ def resume(
         the last column's logits [row d_vocab], or [row token].
     """
     hooks = into_the_stream(hooks)
-    entering = residual
-    if entering is None:
-        entering = run.resid_pre[layer][rows]
+    entered = run.resid_pre[layer][rows] if residual is None else residual
     if run.plain is not None and run.plain.supports(hooks):
         logits = run.plain.resume(
-            run.batch, run.beginning, rows, start=run.start, layer=layer, residual=entering, z=z,
+            run.batch, run.beginning, rows, start=run.start, layer=layer, residual=entered, z=z,
             hooks=hooks, stop=stop, tokens=tokens if run.plain.can_narrow else None,
         )  # fmt: skip
         return logits if tokens is None or run.plain.can_narrow else logits.gather(1, tokens)
     if z is not None:
         hooks = [(hook_name("z", layer), lambda value, hook: z), *hooks]
-    with _entering(model, layer, entering, stop), hooked(model, hooks):
-        logits = run_columns(model, run.batch, rows, start=run.start, cache=run.prefix(rows))
+    with entering(list(model.blocks), layer, entered, stop), hooked(model, hooks):
+        logits = call_columns(
+            model.original_model, run.batch, rows, start=run.start, cache=run.prefix(rows)
+        )
     return logits[:, -1] if tokens is None else logits[:, -1].gather(1, tokens)

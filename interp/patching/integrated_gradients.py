@@ -16,11 +16,11 @@ from tqdm.auto import tqdm
 
 from interp.errors import UserError
 from interp.patching.batch import TokenBatch
+from interp.patching.chunks import first_column, gradient_chunks, take_chunk
 from interp.patching.components import as_units, count_units, from_units, hook_name
-from interp.patching.edits import ActivationEdit, take_edit
+from interp.patching.edits import ActivationEdit
 from interp.patching.forward import HookFunction, RecordedRun, record_run, resume
-from interp.patching.metrics import Metric, apply_metric, can_take, take_metrics
-from interp.patching.sweep import chunk_prompts, first_column
+from interp.patching.metrics import Metric, apply_metric
 
 
 def integrate_columns(
@@ -42,21 +42,17 @@ def integrate_columns(
         raise UserError(f"integrated gradients need at least one step, not {steps}")
     n_layers, n_units = model.cfg.n_layers, count_units(model, edit.component)
     values = torch.zeros(len(batch), n_layers, n_units, batch.width)
-    whole = not can_take([metric])
-    chunks = chunk_prompts(model, edit.changed, n_layers, budget, whole=whole)
+    chunks = gradient_chunks(model, edit.changed, [metric], budget)
     with tqdm(total=len(chunks) * n_layers, desc="integral", disable=not progress) as bar:
-        for chunk in chunks:
-            prompts = torch.as_tensor(chunk, device=batch.tokens.device)
-            part = batch.take(chunk)
-            own = take_edit(edit, prompts, drop=batch.width - part.width)
-            assert isinstance(own, ActivationEdit)
-            (own_metric,) = take_metrics([metric], prompts)
+        for prompts in chunks:
+            chunk = take_chunk(batch, edit, [metric], prompts)
+            assert isinstance(chunk.edit, ActivationEdit)
             with torch.no_grad():
-                run = record_run(model, part, start=first_column(own.changed), keep=())
-            tail = batch.width - part.width + run.start
+                start = first_column(chunk.edit.changed)
+                run = record_run(model, chunk.batch, start=start, keep=())
             for layer in range(n_layers):
-                found = _integrate_layer(model, run, own, layer, own_metric, steps)
-                values[prompts.cpu(), layer, :, tail:] = found
+                found = _integrate_layer(model, run, chunk.edit, layer, chunk.metrics[0], steps)
+                values[chunk.rows, layer, :, chunk.drop + run.start :] = found
                 bar.update()
     return values
 

@@ -17,9 +17,9 @@ from torch import Tensor
 from interp.errors import UserError
 from interp.patching.alignment import Alignment
 from interp.patching.batch import TokenBatch
+from interp.patching.chunks import first_column
 from interp.patching.edits import ActivationEdit
 from interp.patching.forward import record_run
-from interp.patching.sweep import first_column
 
 Origin = Literal["run", "zero", "mean", "resample"]
 

@@ -13,6 +13,7 @@ Effect = metric(patched) − metric(corrupted run).
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -24,15 +25,16 @@ from interp.errors import UserError
 from interp.patching.alignment import Alignment, Positions, align
 from interp.patching.atp_star import atp_star_columns
 from interp.patching.attribution import attribute_columns
-from interp.patching.batch import TokenBatch, first_difference
+from interp.patching.batch import TokenBatch
+from interp.patching.chunks import chunk_prompts
 from interp.patching.components import axis_of, check_component, count_units
 from interp.patching.edits import ActivationEdit
-from interp.patching.forward import record_run, tail_logits
+from interp.patching.forward import tail_logits
 from interp.patching.integrated_gradients import integrate_columns
-from interp.patching.metrics import Metric, apply_metric, can_take, metric_name, take_metrics
+from interp.patching.metrics import Metric, apply_metric, metric_name, take_metrics
 from interp.patching.origin import check_origin, derangement, mean_values, patching_edit
 from interp.patching.result import PatchingResult
-from interp.patching.sweep import chunk_prompts, sweep_heads, sweep_places
+from interp.patching.sweep import Unit, sweep_heads, sweep_places
 
 Method = Literal["exact", "attribution", "atp*", "ig", "screen"]
 DEFAULT_STEPS = 8
@@ -55,7 +57,7 @@ def patch(
     positions: Positions | str = "all",
     source: str = "run",
     reference: TokenBatch | None = None,
-    units: Sequence[tuple[int, int]] | None = None,
+    units: Sequence[Unit] | None = None,
     steps: int = DEFAULT_STEPS,
     top_k: int = 20,
     groups: Sequence[str] = (),
@@ -126,29 +128,20 @@ def patch(
     )  # fmt: skip
 
 
+@dataclass(frozen=True)
 class _Patching:
-    """The arguments that stay the same for every chunk of prompts."""
+    """The arguments that stay the same for every chunk of prompts; ``units`` None for all."""
 
-    def __init__(
-        self,
-        model: Any,
-        metric: Metric,
-        component: str,
-        method: str,
-        steps: int,
-        units: Sequence[tuple[int, int]] | None,
-        mean: Tensor | None,
-        zero: bool,
-        budget: int | None,
-        progress: bool,
-    ) -> None:
-        self.model, self.metric, self.component, self.method = model, metric, component, method
-        self.steps, self.mean, self.zero = steps, mean, zero
-        self.budget, self.progress = budget, progress
-        n_units = count_units(model, component)
-        self.units = list(units) if units is not None else [
-            (layer, unit) for layer in range(model.cfg.n_layers) for unit in range(n_units)
-        ]  # fmt: skip
+    model: Any
+    metric: Metric
+    component: str
+    method: str
+    steps: int
+    units: Sequence[Unit] | None
+    mean: Tensor | None
+    zero: bool
+    budget: int | None
+    progress: bool
 
     def over(
         self, clean: TokenBatch, origin: TokenBatch, corrupted: TokenBatch, alignment: Alignment
@@ -158,12 +151,8 @@ class _Patching:
         n_layers, n_units = model.cfg.n_layers, count_units(model, self.component)
         values = torch.full((len(corrupted), n_layers, n_units, n_places), torch.nan)
         bare, clean_metric = torch.empty(len(corrupted)), torch.empty(len(corrupted))
-        at = alignment.at
-        if not bool(at.any(dim=1).all()):
-            raise UserError(f"prompt {int((~at.any(dim=1)).nonzero()[0])} has no position to patch")
         # Chunks of prompts hold the other run's values in memory only while they are needed.
-        whole = not can_take([self.metric])
-        chunks = chunk_prompts(model, at, n_units, self.budget, whole=whole)
+        chunks = chunk_prompts(model, alignment.at, n_units, [self.metric], self.budget)
         shown = self.progress and len(chunks) > 1
         for chunk in tqdm(chunks, desc=self.method, disable=not shown):
             prompts = torch.as_tensor(chunk, device=corrupted.tokens.device)
@@ -198,12 +187,15 @@ class _Patching:
         model, places = self.model, alignment.places
         n_layers, n_units = model.cfg.n_layers, count_units(model, self.component)
         if self.method == "exact":
+            units = self.units
+            if units is None:
+                units = [(layer, unit) for layer in range(n_layers) for unit in range(n_units)]
             values = torch.full((len(batch), n_layers, n_units, len(places)), torch.nan)
             swept = sweep_places(
-                model, batch, edit, places, [[unit] for unit in self.units], [metric],
+                model, batch, edit, places, [[unit] for unit in units], [metric],
                 description=self.component, **options,
             )[0]  # fmt: skip
-            for index, (layer, unit) in enumerate(self.units):
+            for index, (layer, unit) in enumerate(units):
                 values[:, layer, unit] = swept[:, index] - bare[:, None]
             return values
         if self.method == "attribution":
@@ -311,10 +303,5 @@ def patch_heads(
         )
     source = TokenBatch.from_padded(clean, mask)
     batch = TokenBatch.from_padded(corrupted, mask)
-    first = first_difference(source, batch).clamp(max=batch.width - 1)
-    columns = torch.arange(batch.width, device=batch.tokens.device)
-    start = int(first.min())
-    recorded = record_run(model, source, start=start, keep=(component,)).values[component]
-    at = (columns[None, :] >= first[:, None]) & batch.mask
-    edit = ActivationEdit(at, recorded, first=start, component=check_component(component))
+    edit = patching_edit(model, source, align(source, batch, "all"), component)
     return sweep_heads(model, batch, edit, [metric], budget=budget, progress=progress)[0]

@@ -13,10 +13,11 @@ recomputed as well, is ``sweep_heads(..., freeze=True)``.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -24,13 +25,14 @@ from interp.errors import UserError
 from interp.patching.alignment import align
 from interp.patching.batch import TokenBatch
 from interp.patching.budget import rows_within
+from interp.patching.chunks import chunk_prompts, first_column
 from interp.patching.components import as_units, check_component, from_units, hook_name
 from interp.patching.edits import ActivationEdit
 from interp.patching.forward import Hook, HookFunction, RecordedRun, record_run, resume
-from interp.patching.metrics import Metric, apply_metric, can_take, metric_name, take_metrics
+from interp.patching.metrics import Metric, apply_metric, metric_name, take_metrics
 from interp.patching.origin import patching_edit
 from interp.patching.result import PatchingResult
-from interp.patching.sweep import Unit, check_units, chunk_prompts, first_column, freeze_hooks
+from interp.patching.sweep import Unit, check_units, freeze_hooks
 
 Into = Literal["q", "k", "v"]
 KNOWN_MLPS = ("frozen", "recomputed")
@@ -66,24 +68,14 @@ def patch_paths(
     Returns:
         effects with the axes prompt, layer, head (of the sender).
     """
-    if mlps not in KNOWN_MLPS:
-        raise UserError(f"unknown mlps {mlps!r}; known: {', '.join(KNOWN_MLPS)}")
-    if into not in ("q", "k", "v"):
-        raise UserError(f"unknown input {into!r} of a head; known: q, k, v")
-    check_component(into, model)
-    check_units(model, receivers or [], into)
-    check_units(model, senders or [])
-    if receivers is not None and not receivers:
-        raise UserError("there are no receivers: name heads, or leave `receivers` out for logits")
+    _check_paths(model, receivers, into, senders, mlps)
     n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
     top = n_layers if receivers is None else max(layer for layer, _ in receivers)
     chosen = senders or [(layer, head) for layer in range(n_layers) for head in range(n_heads)]
     chosen = [unit for unit in chosen if unit[0] < top]
     values = torch.full((len(corrupted), n_layers, n_heads), torch.nan)
     bare, clean_metric = torch.empty(len(corrupted)), torch.empty(len(corrupted))
-    alignment = align(clean, corrupted, "all")
-    whole = not can_take([metric])
-    chunks = chunk_prompts(model, alignment.at, n_heads, budget, whole=whole)
+    chunks = chunk_prompts(model, align(clean, corrupted, "all").at, n_heads, [metric], budget)
     with (
         torch.no_grad(),
         tqdm(total=len(corrupted) * len(chosen), desc="paths", disable=not progress) as bar,
@@ -99,12 +91,10 @@ def patch_paths(
             bare[rows] = apply_metric(own_metric, run.logits).float().cpu()
             last = record_run(model, source, start=source.width - 1, keep=()).logits
             clean_metric[rows] = apply_metric(own_metric, last).float().cpu()
-            paths = _Paths(model, run, edit, receivers, into, mlps == "recomputed")
+            paths = _Paths(model, run, edit, receivers, into, mlps == "recomputed", budget)
             for layer in sorted({layer for layer, _ in chosen}):
                 heads = [head for at, head in chosen if at == layer]
-                block = paths.effects(layer, heads, own_metric, bare[rows], budget)
-                for place, head in enumerate(heads):
-                    values[rows, layer, head] = block[place]
+                values[rows[:, None], layer, heads] = paths.effects(layer, heads, own_metric)
                 bar.update(len(chunk) * len(heads))
     return PatchingResult(
         values=values, axes=("prompt", "layer", "head"), corrupted=bare, clean=clean_metric,
@@ -114,37 +104,47 @@ def patch_paths(
     )  # fmt: skip
 
 
+def _check_paths(
+    model: Any,
+    receivers: Sequence[Unit] | None,
+    into: str,
+    senders: Sequence[Unit] | None,
+    mlps: str,
+) -> None:
+    if mlps not in KNOWN_MLPS:
+        raise UserError(f"unknown mlps {mlps!r}; known: {', '.join(KNOWN_MLPS)}")
+    if into not in get_args(Into):
+        raise UserError(f"unknown input {into!r} of a head; known: {', '.join(get_args(Into))}")
+    check_component(into, model)
+    check_units(model, receivers or [], into)
+    check_units(model, senders or [])
+    if receivers is not None and not receivers:
+        raise UserError("there are no receivers: name heads, or leave `receivers` out for logits")
+
+
+@dataclass(frozen=True)
 class _Paths:
     """One chunk of prompts, and where the paths lead."""
 
-    def __init__(
-        self,
-        model: Any,
-        run: RecordedRun,
-        edit: ActivationEdit,
-        receivers: Sequence[Unit] | None,
-        into: str,
-        recompute: bool,
-    ) -> None:
-        self.model, self.run, self.edit = model, run, edit
-        self.receivers, self.into, self.recompute = receivers, into, recompute
-        self.everywhere = torch.ones_like(edit.at)
+    model: Any
+    run: RecordedRun
+    edit: ActivationEdit
+    receivers: Sequence[Unit] | None
+    into: str
+    recompute: bool
+    budget: int | None
 
     def effects(
-        self,
-        layer: int,
-        heads: Sequence[int],
-        metric: Metric,
-        bare: Float[Tensor, " prompt"],
-        budget: int | None,
-    ) -> Float[Tensor, "head prompt"]:
+        self, layer: int, heads: Sequence[int], metric: Metric
+    ) -> Float[Tensor, "prompt head"]:
         """For sender heads of one layer."""
         run, n_prompts = self.run, len(self.run.batch)
         width, device = run.batch.width, run.batch.tokens.device
         fitting = rows_within(
-            self.model, tail=width - run.start, width=width, budget=budget, device=device
+            self.model, tail=width - run.start, width=width, budget=self.budget, device=device
         )
         size = max(1, fitting // n_prompts)
+        bare = apply_metric(metric, run.logits).float().cpu()
         found = []
         for begin in range(0, len(heads), size):
             some = heads[begin : begin + size]
@@ -153,11 +153,14 @@ class _Paths:
             sender = torch.as_tensor(some, device=device).repeat_interleave(n_prompts)
             acting[torch.arange(len(rows), device=device), sender] = True
             z = self.edit.merged(run.z[layer, rows], layer, rows, acting, run.start)
-            logits = self._logits(layer, rows, z)
-            for place in range(len(some)):
-                of_head = logits[place * n_prompts : (place + 1) * n_prompts]
+            for of_head in self._logits(layer, rows, z).split(n_prompts):
                 found.append(apply_metric(metric, of_head).float().cpu() - bare)
-        return torch.stack(found)
+        return torch.stack(found, dim=1)
+
+    @property
+    def everywhere(self) -> Bool[Tensor, "prompt pos"]:
+        """All columns."""
+        return torch.ones_like(self.edit.at)
 
     def _logits(self, layer: int, rows: Tensor, z: Tensor) -> Float[Tensor, "row d_vocab"]:
         model, run, n_layers = self.model, self.run, self.model.cfg.n_layers

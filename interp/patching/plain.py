@@ -14,11 +14,10 @@ attention that the implementation here does not know.
 """
 
 import copy
-import inspect
 import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -28,6 +27,9 @@ from transformers import PretrainedConfig
 from transformers.cache_utils import Cache
 
 from interp.patching.batch import TokenBatch
+from interp.patching.columns import call_columns
+from interp.patching.entering import entering, forward_as
+from interp.patching.lighter import lighten
 from interp.patching.shared_prefix import NAME, LentPrefix, Step, lend, lent_cache
 
 logger = logging.getLogger(__name__)
@@ -61,8 +63,7 @@ class PlainModel:
         self.out_projection = [self._of(block.attn.o) for block in model.blocks]
         self.last_mlp = self._plain.get(id(_innermost(getattr(model.blocks[-1], "mlp", None))))
         for module in self._plain.values():
-            _free_activation(module)
-        self._accepted = inspect.signature(self.hf_model.forward).parameters
+            lighten(module)
 
     def _of(self, component: Any) -> nn.Module:
         return self._plain[id(_innermost(component))]
@@ -136,7 +137,9 @@ class PlainModel:
         steps: dict[str, dict[int, list[Step]]] = {"attn_scores": {}, "pattern": {}}
         with ExitStack() as stack:
             # First what the layer is given, then the hooks, which may edit it.
-            stack.enter_context(self._entering(layer, residual, z, stop))
+            stack.enter_context(entering(self.blocks, layer, residual, stop))
+            if z is not None:
+                stack.enter_context(self._given_outputs(layer, z))
             for name, function in hooks:
                 at = _ATTENTION_HOOK.fullmatch(name)
                 if at:
@@ -155,42 +158,15 @@ class PlainModel:
                 stack.enter_context(self._last_position_only())
             if tokens is not None:
                 unembedding = self.hf_model.get_output_embeddings()
-                stack.enter_context(_forward_as(unembedding, _only_tokens(unembedding, tokens)))
-            return self._run(batch, rows, start, lent)
+                stack.enter_context(forward_as(unembedding, _only_tokens(unembedding, tokens)))
+            cache = lent_cache(keys_values)
+            return call_columns(self.hf_model, batch, rows, start=start, cache=cache)[:, -1]
 
     def fill(self, batch: TokenBatch, cache: Cache, columns: int) -> None:
         """Run the first ``columns`` columns of a batch into an empty cache."""
         rows = torch.arange(len(batch), device=batch.tokens.device)
-        arguments: dict[str, Any] = {
-            "input_ids": batch.tokens[:, :columns],
-            "attention_mask": batch.mask[:, :columns].long(),
-            "past_key_values": cache,
-            "use_cache": True,
-        }
-        if "position_ids" in self._accepted:
-            arguments["position_ids"] = batch.positions[:, :columns]
-        if "logits_to_keep" in self._accepted:
-            arguments["logits_to_keep"] = 1
-        with lend(LentPrefix((), rows)), contiguous_unembedding(self.hf_model):
-            self.hf_model(**arguments)
-
-    def _run(
-        self, batch: TokenBatch, rows: Int[Tensor, " row"], start: int, lent: LentPrefix
-    ) -> Float[Tensor, "row d_vocab"]:
-        cache = lent_cache(lent.keys_values)
-        arguments: dict[str, Any] = {
-            "input_ids": batch.tokens[rows, start:],
-            "attention_mask": batch.mask[rows].long(),
-            "use_cache": cache is not None,
-        }
-        if "position_ids" in self._accepted:
-            arguments["position_ids"] = batch.positions[rows, start:]
-        if cache is not None:
-            arguments["past_key_values"] = cache
-        if "logits_to_keep" in self._accepted:
-            arguments["logits_to_keep"] = 1
-        with contiguous_unembedding(self.hf_model):
-            return self.hf_model(**arguments).logits[:, -1]
+        with lend(LentPrefix((), rows)):
+            call_columns(self.hf_model, batch, rows, end=columns, cache=cache)
 
     @contextmanager
     def _hooked(self, name: str, function: HookFunction) -> Iterator[None]:
@@ -225,41 +201,14 @@ class PlainModel:
         finally:
             handle.remove()
 
-    @contextmanager
-    def _entering(
-        self, layer: int, residual: Tensor, z: Tensor | None, stop: int | None
-    ) -> Iterator[None]:
-        """Blocks below ``layer`` (and from ``stop`` on) pass through; ``layer`` gets residual."""
+    def _given_outputs(self, layer: int, z: Tensor) -> AbstractContextManager[None]:
+        """The layer's attention gives what these head outputs are projected to."""
+        projection = self.out_projection[layer]
 
-        def hand_over(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            return residual
+        def given(*args: Any, **kwargs: Any) -> Any:
+            return projection(z.flatten(-2)), None
 
-        def pass_through(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            return hidden_states
-
-        def enter(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if "hidden_states" in kwargs:
-                return args, {**kwargs, "hidden_states": residual}
-            return (residual, *args[1:]), kwargs
-
-        with ExitStack() as stack:
-            for block in self.blocks[: min(layer, self.n_layers)]:
-                stack.enter_context(_forward_as(block, pass_through))
-            for block in self.blocks[stop:] if stop is not None else []:
-                stack.enter_context(_forward_as(block, pass_through))
-            if layer >= self.n_layers:
-                stack.enter_context(_forward_as(self.blocks[0], hand_over))
-            else:
-                handle = self.blocks[layer].register_forward_pre_hook(enter, with_kwargs=True)
-                stack.callback(handle.remove)
-            if z is not None:
-                projection = self.out_projection[layer]
-
-                def given(*args: Any, **kwargs: Any) -> Any:
-                    return projection(z.flatten(-2)), None
-
-                stack.enter_context(_forward_as(self.attention[layer], given))
-            yield
+        return forward_as(self.attention[layer], given)
 
     @contextmanager
     def _last_position_only(self) -> Iterator[None]:
@@ -267,7 +216,7 @@ class PlainModel:
         with ExitStack() as stack:
             for module in (self.out_projection[-1], self.last_mlp):
                 if module is not None:
-                    stack.enter_context(_forward_as(module, _on_last_column(module)))
+                    stack.enter_context(forward_as(module, _on_last_column(module)))
             yield
 
 
@@ -280,23 +229,10 @@ def _on_last_column(module: nn.Module) -> Callable[..., Any]:
         last = own(hidden_states[:, -1:], *args, **kwargs)
         if not isinstance(last, Tensor):
             return own(hidden_states, *args, **kwargs)
-        # Zeros for columns that nothing reads any more; a view, so that they cost nothing.
+        # Zeros for columns that nothing reads any more.
         return nn.functional.pad(last, (0, 0, hidden_states.shape[1] - 1, 0))
 
     return forward
-
-
-def _free_activation(module: nn.Module) -> None:
-    """In a gated MLP, SiLU writes over its input: a fresh product that nothing else reads."""
-    activation = module._modules.get("act_fn")
-    if activation is None or not {"gate_proj", "up_proj"} <= set(module._modules):
-        return
-    if type(activation) is nn.SiLU or type(activation).__name__ == "SiLUActivation":
-        activation.__dict__["forward"] = _silu
-
-
-def _silu(x: Tensor) -> Tensor:
-    return nn.functional.silu(x, inplace=not torch.is_grad_enabled())
 
 
 def _only_tokens(unembedding: Any, tokens: Int[Tensor, "row token"]) -> Callable[[Tensor], Tensor]:
@@ -308,42 +244,6 @@ def _only_tokens(unembedding: Any, tokens: Int[Tensor, "row token"]) -> Callable
         return logits if bias is None else logits + bias[tokens][:, None]
 
     return forward
-
-
-@contextmanager
-def contiguous_unembedding(hf_model: Any) -> Iterator[None]:
-    """The unembedding gets its input as one block of memory.
-
-    The last columns of a batch are a strided view, for which torch takes a batched product that is
-    about twenty times slower on a CPU (144 rows, 49,152 tokens: 0.67 s against 0.035 s).
-    """
-    unembedding = hf_model.get_output_embeddings()
-
-    def contiguous(module: Any, args: tuple[Any, ...]) -> Any:
-        return tuple(one.contiguous() if isinstance(one, Tensor) else one for one in args)
-
-    if unembedding is None:
-        yield
-        return
-    handle = unembedding.register_forward_pre_hook(contiguous)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def _forward_as(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """The module runs another function; a plain module has no forward of its own before."""
-    before = module.__dict__.get("forward")
-    module.__dict__["forward"] = forward
-    try:
-        yield
-    finally:
-        if before is None:
-            del module.__dict__["forward"]
-        else:
-            module.__dict__["forward"] = before
 
 
 def _step(function: HookFunction, point: Any) -> Step:

@@ -5,7 +5,8 @@ clean run (or is zero, a mean, a resample: ``source``), so with a metric that is
 run a **positive** effect means that the unit carries the clean answer.
 
 The first axis is always ``prompt``. The others name what one patch covers: ``layer``; ``head`` for
-query heads, ``kv_head`` for key/value groups; ``position``; ``span``. A NaN is an effect that was
+query heads, ``kv_head`` for key/value groups; ``position``; ``span``; ``projection`` and
+``expert`` for an adapter. A NaN is an effect that was
 not measured: padding, or a unit that was not run. Means leave it out.
 
 A result stands for numbers that are linear in the metric: in ``a + b``, ``a - b``, ``2 * a`` and
@@ -38,7 +39,7 @@ from interp.patching.significance import (
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-Axis = Literal["prompt", "layer", "head", "kv_head", "position", "span"]
+Axis = Literal["prompt", "layer", "head", "kv_head", "position", "span", "projection", "expert"]
 By = Literal["absolute", "signed"]
 Coordinates = tuple[int | str, ...]
 """Where a unit is, without the prompt: (layer, head), say, or (layer, "subject")."""

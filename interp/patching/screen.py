@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Bool, Float
 from scipy.stats import pearsonr, spearmanr
 from scipy.stats import t as student
+from torch import Tensor
 
 from interp.errors import UserError
 from interp.patching.alignment import Positions, align
@@ -25,9 +26,7 @@ from interp.patching.metrics import Metric
 from interp.patching.origin import mean_values, patching_edit
 from interp.patching.patch import patch
 from interp.patching.result import PatchingResult
-from interp.patching.sweep import sweep_sets
-
-Unit = tuple[int, int]
+from interp.patching.sweep import Unit, sweep_sets
 
 
 @dataclass(frozen=True)
@@ -99,49 +98,69 @@ def screen(
     units = [(index // means.shape[1], index % means.shape[1]) for index in order]
     chosen, rest = units[:top_k], units[top_k:]
     verified = patch(model, clean, corrupted, metric, units=chosen, **options)
-    exact = verified.mean.reshape(means.shape)
-    x = np.array([float(means[unit]) for unit in chosen])
-    y = np.array([float(exact[unit]) for unit in chosen])
-    if ranked_by == "atp*":
-        y = np.abs(y)
+    pearson, spearman = _agreement(means, verified.mean.reshape(means.shape), chosen, ranked_by)
     bound = np.full(tuple(means.shape), np.nan)
     if rest:
-        mean = mean_values(model, reference or clean, component) if source == "mean" else None
-        alignment = align(clean, corrupted, "all", everywhere=source in ("zero", "mean"))
-        with torch.no_grad():
-            edit = patching_edit(
-                model, clean, alignment, component, mean=mean, zero=source == "zero"
-            )
         inside = random_eighths(len(rest), subsets, seed)
-        sets: list[list[Unit]] = [
-            [unit for unit, taken in zip(rest, row, strict=True) if taken] for row in inside
-        ]
-        swept = sweep_sets(
-            model, corrupted, edit, sets, [metric], budget=budget, progress=progress,
-            description="random subsets",
-        )[0]  # fmt: skip
-        for unit, limit in zip(
-            rest, marginal_bounds(swept.mean(dim=0).numpy(), inside, confidence), strict=True
-        ):
+        values = _metric_of_subsets(
+            model, clean, corrupted, metric, [_taken(rest, row) for row in inside],
+            component=component, source=source, reference=reference, budget=budget,
+            progress=progress,
+        )  # fmt: skip
+        for unit, limit in zip(rest, marginal_bounds(values, inside, confidence), strict=True):
             bound[unit] = limit
-    # The correlation with a constant is not defined; scipy would warn.
-    flat = np.ptp(x) == 0 or np.ptp(y) == 0
-    pearson: Any = None if flat else pearsonr(x, y)
-    spearman: Any = None if flat else spearmanr(x, y)
-    found = Screening(
-        estimate=estimate, verified=verified,
-        pearson=float("nan") if flat else float(pearson.statistic),
-        spearman=float("nan") if flat else float(spearman.statistic),
-        bound=bound, confidence=confidence,
-    )  # fmt: skip
+    found = Screening(estimate, verified, pearson, spearman, bound, confidence)
     said = {
         "ranked_by": ranked_by,
-        "pearson": f"{found.pearson:.3f}",
-        "spearman": f"{found.spearman:.3f}",
+        "pearson": f"{pearson:.3f}",
+        "spearman": f"{spearman:.3f}",
         "largest_missed": f"{found.largest_missed:.3g}",
         "confidence": f"{confidence:g}",
     }
     return replace(found, verified=replace(verified, method="screen", metadata=said))
+
+
+def _agreement(
+    estimate: Tensor, exact: Tensor, units: Sequence[Unit], ranked_by: str
+) -> tuple[float, float]:
+    """Pearson and Spearman over the units; NaN where either is the same for all of them."""
+    x = np.array([float(estimate[unit]) for unit in units])
+    y = np.array([float(exact[unit]) for unit in units])
+    if ranked_by == "atp*":
+        y = np.abs(y)
+    # The correlation with a constant is not defined; scipy would warn.
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return float("nan"), float("nan")
+    return float(pearsonr(x, y)[0]), float(spearmanr(x, y)[0])
+
+
+def _taken(units: Sequence[Unit], row: Bool[np.ndarray, " unit"]) -> list[Unit]:
+    return [unit for unit, taken in zip(units, row, strict=True) if taken]
+
+
+def _metric_of_subsets(
+    model: Any,
+    clean: TokenBatch,
+    corrupted: TokenBatch,
+    metric: Metric,
+    subsets: Sequence[Sequence[Unit]],
+    *,
+    component: str,
+    source: str,
+    reference: TokenBatch | None,
+    budget: int | None,
+    progress: bool,
+) -> Float[np.ndarray, " subset"]:
+    """The mean metric over prompts with each subset of units patched together."""
+    mean = mean_values(model, reference or clean, component) if source == "mean" else None
+    alignment = align(clean, corrupted, "all", everywhere=source in ("zero", "mean"))
+    with torch.no_grad():
+        edit = patching_edit(model, clean, alignment, component, mean=mean, zero=source == "zero")
+    swept = sweep_sets(
+        model, corrupted, edit, subsets, [metric], budget=budget, progress=progress,
+        description="random subsets",
+    )[0]  # fmt: skip
+    return swept.mean(dim=0).numpy()
 
 
 def random_eighths(count: int, draws: int, seed: int) -> Bool[np.ndarray, "draw unit"]:

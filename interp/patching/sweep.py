@@ -15,7 +15,7 @@ Values are the metrics themselves in the edited run, never differences.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,71 +25,16 @@ from tqdm.auto import tqdm
 
 from interp.errors import UserError
 from interp.patching.batch import TokenBatch
-from interp.patching.budget import bytes_per_row, default_budget, rows_within
+from interp.patching.budget import rows_within
+from interp.patching.chunks import Chunk, chunk_prompts, first_column, take_chunk
 from interp.patching.components import axis_of, check_component, count_units, hook_name
-from interp.patching.edits import ActivationEdit, HeadEdit, scores_hook_name, take_edit
+from interp.patching.edits import ActivationEdit, HeadEdit, scores_hook_name
 from interp.patching.forward import Hook, HookFunction, RecordedRun, record_run, resume
-from interp.patching.metrics import (
-    Metric,
-    apply_metric,
-    can_take,
-    narrow_metrics,
-    take_metrics,
-)
-from interp.patching.workers import working
+from interp.patching.metrics import Metric, apply_metric, narrow_metrics
+from interp.patching.workers import Workers, working
 
 Unit = tuple[int, int]
 UnitSet = tuple[Unit, ...]
-
-WORTHWHILE_ROWS = 48
-"""A batch of so many rows runs about as efficiently as a larger one."""
-
-
-def first_column(changed: Bool[Tensor, "prompt pos"]) -> int:
-    """The first column of any prompt that can differ from the unedited run."""
-    columns = changed.any(dim=0).nonzero()
-    if len(columns) == 0:
-        raise UserError("there is nothing to edit: no position is marked in any prompt")
-    return int(columns[0])
-
-
-def chunk_prompts(
-    model: Any,
-    changed: Bool[Tensor, "prompt pos"],
-    rows_per_prompt: int,
-    budget: int | None,
-    *,
-    whole: bool = False,
-) -> list[list[int]]:
-    """Prompts in chunks of similar tail length, of which all rows fit the budget if possible.
-
-    The tail (from the first edited column to the end) is what is run again; sorting by it keeps
-    the chunk's common start late.
-
-    Raises:
-        UserError: a prompt without a position to edit, or a budget too small for one prompt.
-    """
-    if not bool(changed.any(dim=1).all()):
-        bad = int((~changed.any(dim=1)).nonzero()[0])
-        raise UserError(f"prompt {bad} has no position to edit")
-    width = changed.shape[1]
-    tails = (width - changed.long().argmax(dim=1)).tolist()
-    order = sorted(range(len(tails)), key=lambda prompt: tails[prompt])
-    if whole:
-        return [list(range(len(tails)))]
-    chunks: list[list[int]] = [[]]
-    for prompt in order:
-        rows = rows_within(
-            model, tail=tails[prompt], width=width, budget=budget, device=changed.device
-        )
-        chunk = chunks[-1]
-        full = (len(chunk) + 1) * rows_per_prompt > rows
-        # A longer tail makes the whole chunk longer: that is worth it for small batches only.
-        longer = chunk and tails[prompt] > tails[chunk[-1]]
-        if chunk and (full or (longer and len(chunk) * rows_per_prompt >= WORTHWHILE_ROWS)):
-            chunks.append([])
-        chunks[-1].append(prompt)
-    return chunks
 
 
 def freeze_hooks(
@@ -158,17 +103,12 @@ def _batch_values(
 def _batches(
     model: Any, run: RecordedRun, groups: Sequence[Sequence[int]], budget: int | None, workers: int
 ) -> list[list[int]]:
-    """Each group of sets in batches of about the same size that fit the budget together."""
-    n_prompts, width, device = len(run.batch), run.batch.width, run.batch.tokens.device
-    share = None if budget is None else budget // workers
-    if share is None and workers > 1:
-        share = default_budget(device) // workers
-    # One prompt alone may take all of a budget that several workers would have shared.
-    tail = width - run.start
-    share = None if share is None else max(share, bytes_per_row(model, tail, width))
-    rows_within(model, tail=tail, width=width, budget=budget, device=device)
-    fitting = rows_within(model, tail=tail, width=width, budget=share, device=device)
-    largest = max(1, fitting // n_prompts)
+    """Each group of sets in batches of about the same size; the workers share the budget."""
+    width = run.batch.width
+    fitting = rows_within(
+        model, tail=width - run.start, width=width, budget=budget, device=run.batch.tokens.device
+    )
+    largest = max(1, fitting // workers // len(run.batch))
     batches = []
     for group in groups:
         count = -(-len(group) // largest)
@@ -213,58 +153,79 @@ def sweep_places(
         raise UserError("path patching edits one head at a time: give sets of one head")
     if freeze and axis_of(component) != "head":
         raise UserError(f"path patching edits what heads write or read, not {component!r}")
-    groups = _by_first_layer(tuples)
-    empty = torch.as_tensor([i for i, units in enumerate(tuples) if not units], dtype=torch.long)
-    values = torch.full((len(metrics), len(batch), len(tuples), len(places)), torch.nan)
-    largest = max((len(group) for group in groups.values()), default=1)
+    groups = list(_by_first_layer(tuples).values())
+    largest = max((len(group) for group in groups), default=1)
     rows_per_prompt = min(largest, count_units(model, component))
-    chunks = chunk_prompts(
-        model, places.any(dim=0), rows_per_prompt, budget, whole=not can_take(metrics)
-    )
-    keep = ("z",) if freeze or component == "z" else ()
-    needs = hook_name(component, 0) if isinstance(edit, ActivationEdit) else scores_hook_name(0)
-    total = len(batch) * len(tuples) * len(places)
+    chunks = chunk_prompts(model, places.any(dim=0), rows_per_prompt, metrics, budget)
+    values = torch.empty(len(metrics), len(batch), len(tuples), len(places))
     with (
-        tqdm(total=total, desc=description, disable=not progress) as bar,
+        tqdm(
+            total=len(batch) * len(tuples) * len(places), desc=description, disable=not progress
+        ) as bar,
         working(model, batch.tokens.device) as workers,
     ):
-        for chunk in chunks:
-            prompts = torch.as_tensor(chunk, device=batch.tokens.device)
-            part = batch.take(chunk)
-            drop = batch.width - part.width
-            part_places = places[:, prompts, drop:]
-            part_metrics = take_metrics(metrics, prompts)
-            part_edit = take_edit(edit, prompts, drop=drop)
-            run = record_run(model, part, start=first_column(part_places.any(dim=0)), keep=keep)
-            rows = prompts.cpu()[:, None]
-            unedited = [apply_metric(metric, run.logits).float().cpu() for metric in part_metrics]
-            for index, at in enumerate(part_places):
-                there = at.any(dim=1).cpu()
-                bare = torch.where(there, torch.stack(unedited), torch.nan)
-                values[:, rows, empty[None, :], index] = bare[:, :, None]
-                if not bool(there.any()):
-                    bar.update(len(chunk) * len(tuples))
-                    continue
-                own_edit = _placed(part_edit, at)
-                own_run = run.narrowed(first_column(own_edit.changed))
-
-                def batch_values(
-                    recorded: RecordedRun,
-                    some: list[int],
-                    edit: HeadEdit = own_edit,
-                    metrics: Sequence[Metric] = part_metrics,
-                ) -> Tensor:
-                    sets = [tuples[index] for index in some]
-                    return _batch_values(model, recorded, edit, sets, metrics, freeze=freeze)
-
-                batches = _batches(model, own_run, list(groups.values()), budget, workers.count)
-                done = workers.run(own_run, batch_values, batches, needs=needs)
-                for some, block in zip(batches, done, strict=True):
-                    block[:, ~there] = torch.nan
-                    values[:, rows, torch.as_tensor(some)[None, :], index] = block
-                    bar.update(len(chunk) * len(some))
-                bar.update(len(chunk) * len(empty))
+        sweep = _Sweep(model, tuples, groups, freeze, budget, workers, bar)
+        for prompts in chunks:
+            chunk = take_chunk(batch, edit, metrics, prompts)
+            values[:, chunk.rows] = sweep.over(chunk, places[:, chunk.prompts, chunk.drop :])
     return values
+
+
+@dataclass(frozen=True)
+class _Sweep:
+    """What stays the same for every chunk of prompts; ``groups`` are the sets that edit at all."""
+
+    model: Any
+    sets: Sequence[UnitSet]
+    groups: Sequence[Sequence[int]]
+    freeze: bool
+    budget: int | None
+    workers: Workers
+    bar: Any
+
+    def over(
+        self, chunk: Chunk, places: Bool[Tensor, "place prompt pos"]
+    ) -> Float[Tensor, "metric prompt set place"]:
+        """All sets at all places, in the chunk's prompts."""
+        keep = ("z",) if self.freeze or chunk.edit.component == "z" else ()
+        run = record_run(self.model, chunk.batch, start=first_column(places.any(dim=0)), keep=keep)
+        unedited = [apply_metric(metric, run.logits).float().cpu() for metric in chunk.metrics]
+        values = torch.stack(unedited)[:, :, None, None].repeat(1, 1, len(self.sets), len(places))
+        n_editing = sum(len(group) for group in self.groups)
+        for index, at in enumerate(places):
+            there = at.any(dim=1).cpu()
+            if bool(there.any()):
+                self._edit_at(chunk, run, at, into=values[..., index])
+            else:
+                self.bar.update(len(chunk.batch) * n_editing)
+            values[:, ~there, :, index] = torch.nan
+            self.bar.update(len(chunk.batch) * (len(self.sets) - n_editing))
+        return values
+
+    def _edit_at(
+        self,
+        chunk: Chunk,
+        run: RecordedRun,
+        at: Bool[Tensor, "prompt pos"],
+        into: Float[Tensor, "metric prompt set"],
+    ) -> None:
+        """Run the sets that edit something at one place, in batches, and put down the metrics."""
+        edit = _placed(chunk.edit, at)
+        run = run.narrowed(first_column(edit.changed))
+        of_activation = isinstance(edit, ActivationEdit)
+        needs = hook_name(edit.component, 0) if of_activation else scores_hook_name(0)
+
+        def batch_values(recorded: RecordedRun, some: list[int]) -> Tensor:
+            sets = [self.sets[index] for index in some]
+            return _batch_values(
+                self.model, recorded, edit, sets, chunk.metrics, freeze=self.freeze
+            )
+
+        batches = _batches(self.model, run, self.groups, self.budget, self.workers.count)
+        done = self.workers.run(run, batch_values, batches, needs=needs)
+        for some, block in zip(batches, done, strict=True):
+            into[:, :, some] = block
+            self.bar.update(len(chunk.batch) * len(some))
 
 
 def _placed(edit: HeadEdit, at: Bool[Tensor, "prompt pos"]) -> HeadEdit:
@@ -298,13 +259,6 @@ def sweep_sets(
     Returns:
         Float[metric prompt set], float32 on the CPU.
     """
-    if not bool(edit.changed.any(dim=1).all()):
-        bad = int((~edit.changed.any(dim=1)).nonzero()[0])
-        raise UserError(
-            "there is nothing to edit: no position is marked in any prompt"
-            if not bool(edit.changed.any())
-            else f"prompt {bad} has no position to edit"
-        )
     return sweep_places(
         model, batch, edit, edit.changed[None], sets, metrics,
         freeze=freeze, budget=budget, progress=progress, description=description,

@@ -21,8 +21,9 @@ from interp.patching import (
     resume,
     tail_logits,
 )
+from interp.patching.columns import call_columns
 from interp.patching.components import PLACES, hook_name
-from interp.patching.forward import RecordedRun, run_columns
+from interp.patching.forward import RecordedRun
 from interp.patching.plain import PlainModel, plain_model
 from interp.patching.shared_prefix import LentPrefix, lend, shared_prefix_attention
 
@@ -155,7 +156,7 @@ def test_the_beginning_is_the_hooked_models(family: HookedModel) -> None:
         real = BATCH.mask[:, None, :6].expand(-1, ours[0].shape[1], -1)
         for which in (0, 1):
             torch.testing.assert_close(ours[which][real], theirs[which][real], **CLOSE)
-    assert run_columns(family, BATCH, rows).shape[0] == 3
+    assert call_columns(family.original_model, BATCH, rows).shape[0] == 3
 
 
 EVERY_METHOD: list[dict[str, Any]] = [

@@ -1,0 +1,59 @@
+"""Running some of a model's blocks only: the others pass their input through.
+
+They are not left out, so that the model's own code still makes masks and positions. Serves the
+hooked model's blocks and the plain ones alike.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+
+@contextmanager
+def forward_as(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """The module runs another function while the context is open.
+
+    Set past the module's own ``__setattr__``: a bridge component would hand it on to what it wraps.
+    """
+    before = module.__dict__.get("forward")
+    module.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        if before is None:
+            del module.__dict__["forward"]
+        else:
+            module.__dict__["forward"] = before
+
+
+@contextmanager
+def entering(
+    blocks: Sequence[nn.Module], layer: int, residual: Tensor, stop: int | None
+) -> Iterator[None]:
+    """Blocks below ``layer`` and from ``stop`` on pass through; ``layer`` gets ``residual``.
+
+    With a layer past the last one, the final norm gets it.
+    """
+
+    def pass_through(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return hidden_states
+
+    def hand_over(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return residual
+
+    def enter(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if "hidden_states" in kwargs:
+            return args, {**kwargs, "hidden_states": residual}
+        return (residual, *args[1:]), kwargs
+
+    with ExitStack() as stack:
+        for block in [*blocks[:layer], *(blocks[stop:] if stop is not None else [])]:
+            stack.enter_context(forward_as(block, pass_through))
+        if layer >= len(blocks):
+            stack.enter_context(forward_as(blocks[0], hand_over))
+        else:
+            handle = blocks[layer].register_forward_pre_hook(enter, with_kwargs=True)
+            stack.callback(handle.remove)
+        yield
