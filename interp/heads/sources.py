@@ -87,7 +87,7 @@ def tail_outputs(
     found = []
     for part in batch.parts():
         run = record_run(model, part, start=first)
-        found.append(run.z)
+        found.append(run.z[:, :, first - run.start :])
     return torch.cat(found, dim=1)
 
 

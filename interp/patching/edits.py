@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from interp.errors import UserError
 from interp.patching.components import (
@@ -72,8 +72,10 @@ class ActivationEdit:
         at = self.at[rows, start : start + value.shape[1], None, None].to(value.device)
         new = self.scale * value
         if self.source is not None:
-            begin = start - self.first
-            source = self.source[layer, rows, begin : begin + value.shape[1]]
+            before = max(self.first - start, 0)  # columns that the source does not reach
+            begin = max(start - self.first, 0)
+            source = self.source[layer, rows, begin : begin + value.shape[1] - before]
+            source = nn.functional.pad(source, (0, 0, 0, 0, before, 0))
             new = new + source.to(device=value.device, dtype=value.dtype)
         return torch.where(at, new, value)
 

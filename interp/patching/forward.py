@@ -27,7 +27,7 @@ from interp.patching.batch import TokenBatch
 from interp.patching.columns import call_columns
 from interp.patching.components import as_units, check_component, hook_name
 from interp.patching.entering import entering
-from interp.patching.plain import PlainModel, plain_model
+from interp.patching.plain import PlainModel, has_hooks, plain_model
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +61,7 @@ class RecordedRun:
         values: by component, Float[layer prompt tail unit width] from ``start`` on.
         logits: Float[prompt d_vocab] of the last column.
         plain: the model without hook points, or None where only the hooked model will do.
+        whole: every run sees all columns, because somebody's own hooks may count them.
     """
 
     batch: TokenBatch
@@ -70,6 +71,7 @@ class RecordedRun:
     values: Mapping[str, Tensor]
     logits: Float[Tensor, "prompt d_vocab"]
     plain: PlainModel | None = None
+    whole: bool = False
 
     @property
     def z(self) -> Float[Tensor, "layer prompt tail head d_head"]:
@@ -92,9 +94,9 @@ class RecordedRun:
         return Cache(layers=[_PrefixLayer(k[rows], v[rows]) for k, v in self.beginning])
 
     def narrowed(self, start: int) -> "RecordedRun":
-        """The same run with a longer shared beginning; views only."""
+        """The same run with a longer shared beginning, or this one if it is ``whole``; views."""
         drop = start - self.start
-        if not drop:
+        if not drop or self.whole:
             return self
         if drop < 0:
             raise UserError(f"the run was recorded from column {self.start} on, not from {start}")
@@ -146,7 +148,8 @@ def record_run(
     """Run a batch once and keep what ``resume`` needs, and the values of some components.
 
     Args:
-        start: the first column that will be run again.
+        start: the first column that will be run again. While hooks of somebody else stand on the
+            model it is 0 whatever is asked: such hooks may count positions. Read ``run.start``.
         keep: components whose values are kept, from ``start`` on.
         plain: whether the model's plain modules may be used; see the module's text.
 
@@ -159,6 +162,8 @@ def record_run(
         check_component(component, model)
     n_layers = model.cfg.n_layers
     rows = torch.arange(len(batch), device=batch.tokens.device)
+    whole = has_hooks(model)
+    start = 0 if whole else start
     modules = plain_model(model) if plain else None
     cache = _beginning(model, modules, batch, start)
     resid: list[Tensor] = [torch.empty(0)] * n_layers
@@ -185,6 +190,7 @@ def record_run(
         resid_pre=torch.stack(resid).squeeze(3),
         values={name: torch.stack(into) for name, into in values.items()},
         logits=logits,
+        whole=whole,
     )
     if modules is None:
         return run

@@ -77,7 +77,7 @@ def patching_edit(
     columns = torch.where(at, alignment.columns, source.width - 1)[:, first:]
     begin = int(columns.min())
     run = record_run(model, source, start=begin, keep=(component,))
-    values = run.values[component]
+    values = run.values[component][:, :, begin - run.start :]
     if values.shape[2] != tail or not bool((columns == columns[:1]).all()) or begin != first:
         index = (columns - begin)[None, :, :, None, None]
         values = values.gather(2, index.expand(len(values), -1, -1, *values.shape[3:]))

@@ -273,7 +273,8 @@ def _places_of_hook_points(model: Any) -> dict[int, tuple[Any, bool]]:
     return places
 
 
-def _has_hooks(model: Any) -> bool:
+def has_hooks(model: Any) -> bool:
+    """Whether anything stands on the model's hook points."""
     return any(
         point.fwd_hooks or point._forward_hooks or point._forward_pre_hooks
         for point in model.hook_dict.values()
@@ -282,7 +283,7 @@ def _has_hooks(model: Any) -> bool:
 
 def plain_model(model: Any) -> PlainModel | None:
     """The plain model around the hooked one's parameters, or None where they could differ."""
-    if _has_hooks(model) or getattr(model, "compatibility_mode", False):
+    if has_hooks(model) or getattr(model, "compatibility_mode", False):
         return None
     try:
         return PlainModel(model)

@@ -131,7 +131,9 @@ def _agreement(
     # The correlation with a constant is not defined; scipy would warn.
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         return float("nan"), float("nan")
-    return float(pearsonr(x, y)[0]), float(spearmanr(x, y)[0])
+    pearson: Any = pearsonr(x, y)
+    spearman: Any = spearmanr(x, y)
+    return float(pearson.statistic), float(spearman.statistic)
 
 
 def _taken(units: Sequence[Unit], row: Bool[np.ndarray, " unit"]) -> list[Unit]:

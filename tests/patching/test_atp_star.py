@@ -12,7 +12,7 @@ from interp.models import HookedModel
 from interp.patching import LogitDifference, TokenBatch, patch
 from interp.patching.alignment import align
 from interp.patching.atp_star import atp_star_columns
-from interp.patching.components import hook_name
+from interp.patching.components import as_units, hook_name
 from interp.patching.origin import patching_edit
 
 CLOSE: dict[str, Any] = {"rtol": 0.0, "atol": 1e-4}
@@ -260,9 +260,12 @@ def test_without_its_repairs_it_is_attribution(tiny_llama: HookedModel, componen
     torch.testing.assert_close(found.reshape(plain.shape), plain, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(("component", "other_layers"), [("z", 2), ("resid_pre", 3)])
 @torch.no_grad()
-def test_grad_drop_equals_runs_with_a_layer_detached(tiny_llama: HookedModel) -> None:
-    """Said literally for z: whole runs, in which one layer's outputs carry no gradient."""
+def test_grad_drop_equals_runs_with_a_layer_detached(
+    tiny_llama: HookedModel, component: str, other_layers: int
+) -> None:
+    """Said literally: whole runs, in which one layer's outputs carry no gradient."""
     expected = torch.zeros(3, 4)
     for dropped in range(3):
         leaves: dict[int, torch.Tensor] = {}
@@ -272,7 +275,7 @@ def test_grad_drop_equals_runs_with_a_layer_detached(tiny_llama: HookedModel) ->
                 leaves[layer] = torch.zeros_like(value, requires_grad=True)
                 return value + leaves[layer]
 
-            return hook_name("z", layer), hook_function
+            return hook_name(component, layer), hook_function
 
         def detach(value: torch.Tensor, hook: Any) -> torch.Tensor:
             return value.detach()
@@ -282,16 +285,17 @@ def test_grad_drop_equals_runs_with_a_layer_detached(tiny_llama: HookedModel) ->
         with torch.enable_grad(), tiny_llama.hooks(fwd_hooks=hooks):
             logits = tiny_llama(torch.tensor(CORRUPTED[:1]))[:, -1]
             METRIC.take(torch.tensor([0]))(logits).sum().backward()
-        z = [
+        cached = [
             tiny_llama.run_with_cache(torch.tensor(tokens[:1]))[1] for tokens in (CLEAN, CORRUPTED)
         ]
         for layer in range(3):
-            change = z[0][hook_name("z", layer)] - z[1][hook_name("z", layer)]
+            change = cached[0][hook_name(component, layer)] - cached[1][hook_name(component, layer)]
             gradient = leaves[layer].grad
             if gradient is not None:
-                expected[layer] += (change * gradient).sum(dim=(0, 1, 3)).abs() / 2
-    found = on_families(tiny_llama, "z")[0, ..., 0]
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+                product = as_units(change * gradient, component)
+                expected[layer] += product.sum(dim=(0, 1, 3)).abs() / other_layers
+    found = on_families(tiny_llama, component)[0, ..., 0]
+    torch.testing.assert_close(found, expected[:, : found.shape[1]], rtol=0, atol=1e-5)
     assert bool((found >= 0).all())
 
 

@@ -1,5 +1,6 @@
 """Partial forward passes give what whole ones give, padded or not, and leave nothing behind."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,22 +16,6 @@ PROMPTS = [
     [40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50],
 ]
 CLOSE: dict[str, Any] = {"rtol": 0.0, "atol": 5e-5}
-
-
-def traces(model: Any) -> dict[str, Any]:
-    """Everything that a hook or an override could be left in."""
-    modules = dict(model.named_modules()) | dict(model.original_model.named_modules(prefix="hf"))
-    return {
-        "hooks": {
-            name: (len(point.fwd_hooks), len(point.bwd_hooks))
-            for name, point in model.hook_dict.items()
-        },
-        "modules": {
-            name: (len(module._forward_hooks), len(module._forward_pre_hooks))
-            for name, module in modules.items()
-        },
-        "overrides": [name for name, module in modules.items() if "forward" in module.__dict__],
-    }
 
 
 @pytest.mark.parametrize("start", [0, 3, 9])
@@ -99,14 +84,16 @@ def test_lower_layers_are_not_run_again(tiny_llama: HookedModel) -> None:
     assert seen == [1, 2]
 
 
-def test_nothing_is_left_behind(family: HookedModel) -> None:
+def test_nothing_is_left_behind(family: HookedModel, traces: Callable[[Any], Any]) -> None:
     before = traces(family)
     run = record_run(family, TokenBatch.from_lists(PROMPTS), start=2)
     resume(family, run, layer=1, rows=torch.arange(3))
     assert traces(family) == before
 
 
-def test_nothing_is_left_behind_when_a_hook_raises(family: HookedModel) -> None:
+def test_nothing_is_left_behind_when_a_hook_raises(
+    family: HookedModel, traces: Callable[[Any], Any]
+) -> None:
     before = traces(family)
     run = record_run(family, TokenBatch.from_lists(PROMPTS), start=2)
 
@@ -122,7 +109,9 @@ def test_nothing_is_left_behind_when_a_hook_raises(family: HookedModel) -> None:
     )
 
 
-def test_a_hook_point_that_is_not_there_leaves_no_hook(tiny_llama: HookedModel) -> None:
+def test_a_hook_point_that_is_not_there_leaves_no_hook(
+    tiny_llama: HookedModel, traces: Callable[[Any], Any]
+) -> None:
     before = traces(tiny_llama)
 
     def idle(value: torch.Tensor, hook: Any) -> None:

@@ -280,6 +280,43 @@ def test_a_sweep_sees_a_constraint(
         torch.testing.assert_close(patched, expected, **CLOSE)
 
 
+@pytest.mark.parametrize("method", ["exact", "attribution"])
+def test_hooks_of_ones_own_may_count_positions(
+    tiny_llama: HookedModel, full_logits: Any, method: str
+) -> None:
+    """A sweep leaves the shared beginning out, but not while somebody's hooks look at columns."""
+
+    def blank_second(value: torch.Tensor, hook: Any) -> torch.Tensor:
+        value = value.clone()
+        value[:, 1] = 0
+        return value
+
+    own = [(hook_name("resid_pre", 1), blank_second)]
+    with tiny_llama.hooks(fwd_hooks=own):
+        result = patch(tiny_llama, CLEAN, CORRUPTED, METRIC, method=method, progress=False)
+    bare = METRIC.take(torch.tensor([0]))(full_logits(tiny_llama, CORRUPTED.tokens[0], own)[None])
+    torch.testing.assert_close(result.corrupted[:1], bare, **CLOSE)
+    if method == "attribution":
+        return
+    for layer, head in [(0, 2), (1, 1), (2, 3)]:
+        seen: list[torch.Tensor] = []
+        keep = (hook_name("z", layer), lambda z, hook, seen=seen: seen.append(z.clone()))
+        full_logits(tiny_llama, CLEAN.tokens[0], [*own, keep])
+
+        def put(
+            z: torch.Tensor, hook: Any, seen: list[torch.Tensor] = seen, head: int = head
+        ) -> torch.Tensor:
+            z = z.clone()
+            z[:, :, head] = seen[0][:, :, head]
+            return z
+
+        hooks = [*own, (hook_name("z", layer), put)]
+        logits = full_logits(tiny_llama, CORRUPTED.tokens[0], hooks)
+        expected = METRIC.take(torch.tensor([0]))(logits[None])
+        patched = result.values[:1, layer, head] + result.corrupted[:1]
+        torch.testing.assert_close(patched, expected, **CLOSE)
+
+
 def test_what_could_differ_is_left_to_the_hooked_model(
     tiny_llama: HookedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
