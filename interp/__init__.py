@@ -15,24 +15,27 @@ from interp.answering import generate
 from interp.errors import UserError
 from interp.evaluation import Evaluation, evaluate
 from interp.heads import HeadEffects, HeadSet, locate_heads
-from interp.interventions import Constraint, constrain
+from interp.interventions import Constraint, ExpertConstraint, Intervention, constrain
 from interp.models import load_model
 from interp.premises import filter_known, list_relations, load_premises
 
 if TYPE_CHECKING:
-    from interp import moelora
+    from interp import experts, moelora
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Constraint",
     "Evaluation",
+    "ExpertConstraint",
     "HeadEffects",
     "HeadSet",
+    "Intervention",
     "UserError",
     "constrain",
     "evaluate",
     "evaluation",
+    "experts",
     "filter_known",
     "generate",
     "heads",
@@ -50,7 +53,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """``interp.moelora`` is imported when it is first asked for, as it brings PEFT along."""
-    if name == "moelora":
-        return importlib.import_module("interp.moelora")
+    """``interp.moelora`` and ``interp.experts`` come when asked for, as they bring PEFT along."""
+    if name in ("moelora", "experts"):
+        return importlib.import_module(f"interp.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

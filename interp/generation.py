@@ -1,50 +1,65 @@
 """Greedy answers in batches of left-padded prompts, with the key/value cache.
 
-Hooks that stand on the model act here too: on the prefill, and on every decoding step that they
-choose to act on.
+`greedy_answers` asks a transformers or PEFT model, `generate_tokens` a hooked one: hooks that stand
+on the model act there too, on the prefill and on every decoding step that they choose to act on.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+from torch import nn
 from tqdm.auto import tqdm
 
 from interp.patching.batch import TokenBatch
-from interp.patching.forward import device_of
 
 BATCH_PROMPTS = 64
 MAX_NEW_TOKENS = 32
 
+Within = Callable[[list[int], TokenBatch], AbstractContextManager[Any]]
+"""Makes a context for each batch, from the prompts' indices and the batch."""
+
+
+def generate_tokens(model: Any, prompts: Sequence[Sequence[int]], **options: Any) -> list[str]:
+    """The greedy continuation of each prompt by a hooked model; options of `greedy_answers`."""
+    return greedy_answers(model.original_model, model.tokenizer, prompts, **options)
+
 
 @torch.no_grad()
-def generate_tokens(
-    model: Any,
+def greedy_answers(
+    hf_model: Any,
+    tokenizer: Any,
     prompts: Sequence[Sequence[int]],
     *,
+    end: int | None = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
     batch_prompts: int = BATCH_PROMPTS,
-    within: Callable[[list[int], TokenBatch], AbstractContextManager[Any]] | None = None,
+    within: Within | None = None,
     progress: bool = True,
     description: str = "answers",
 ) -> list[str]:
     """The greedy continuation of each prompt, as text without special tokens.
 
+    The model is left in the mode, training or evaluation, that it was in.
+
     Args:
+        hf_model: a transformers model, or a PEFT model around one.
         prompts: token ids, one list per prompt.
-        within: makes a context for each batch, from the prompts' indices and the batch; a
-            constraint goes here.
+        end: the token that ends an answer; by default what the model's generation config says.
+        within: makes a context for each batch; a constraint goes here.
     """
-    hf_model, tokenizer = model.original_model, model.tokenizer
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     answers = [""] * len(prompts)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    with tqdm(total=len(prompts), desc=description, disable=not progress) as bar:
+    pad = _pad_token(tokenizer, end)
+    ending: dict[str, Any] = {} if end is None else {"eos_token_id": end}
+    device = next(iter(hf_model.parameters())).device
+    bar = tqdm(total=len(prompts), desc=description, disable=not progress)
+    with evaluating(hf_model), bar:
         for begin in range(0, len(order), batch_prompts):
             chunk = order[begin : begin + batch_prompts]
             batch = TokenBatch.from_lists(
-                [prompts[index] for index in chunk], pad=pad, device=device_of(model)
+                [prompts[index] for index in chunk], pad=pad, device=device
             )
             with within(chunk, batch) if within else nullcontext():
                 ids = hf_model.generate(
@@ -54,11 +69,29 @@ def generate_tokens(
                     do_sample=False,
                     num_beams=1,
                     pad_token_id=pad,
+                    **ending,
                 )
-            new = ids[:, batch.width :]
-            for index, text in zip(
-                chunk, tokenizer.batch_decode(new, skip_special_tokens=True), strict=True
-            ):
+            texts = tokenizer.batch_decode(ids[:, batch.width :], skip_special_tokens=True)
+            for index, text in zip(chunk, texts, strict=True):
                 answers[index] = text.strip()
             bar.update(len(chunk))
     return answers
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode; on exit in the mode that it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def _pad_token(tokenizer: Any, end: int | None) -> int:
+    """What fills up a batch, also behind a finished answer: there it must not be read as text."""
+    for token in (tokenizer.pad_token_id, end, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    return 0

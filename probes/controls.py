@@ -1,26 +1,37 @@
-"""A control for a probe: what it scores when its labels mean nothing.
+"""Controls for a probe: what it scores when its labels, or the model, mean nothing.
 
-A probe of hundreds of weights fits any labels; only what it predicts of other subjects counts. The
-control keeps everything as it is, but swaps the two labels of a random half of the subjects, all of
-a subject's prompts together, in the part that is fitted and in the part that is scored (after the
-control tasks of Hewitt & Liang, arXiv 1909.03368). Each subject's label is then a coin's, so
-that nothing can be learned about another subject, and the AUC must lie near 0.5. If it does not,
-subjects leak: one that is in both parts has the same coin in both.
+A probe of hundreds of weights fits any labels; only what it predicts of other subjects counts.
+
+* **Shuffled labels** keep everything as it is, but swap the two labels of a random half of the
+  subjects, all of a subject's prompts together, in the part that is fitted and in the part that is
+  scored. Each subject's label is then a coin's, so that nothing can be learned about another
+  subject, and the AUC must lie near 0.5. If it does not, subjects leak: one that is in both parts
+  has the same coin in both.
+* The **control task** of Hewitt & Liang (arXiv 1909.03368) gives each *object* a coin's label, the
+  same wherever it occurs, and scores the probe on other subjects with the same objects: what it
+  can learn by heart. Their *selectivity* is the task's score less this one, in the same folds.
+* A model of the same shape with **random weights** (Zhang & Bowman, arXiv 1809.10040): what can be
+  read off the words themselves through features that nothing was learned in.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from interp.errors import UserError
+from interp.models import HookedModel, from_hf, model_info
+from interp.patching.forward import device_of
 from probes.labelled import LabelledActivations
 from probes.linear import DEFAULT_C, fit_direction
-from probes.scoring import area_under_curve
+from probes.scoring import area_under_curve, cross_validated_scores
 
 DEFAULT_SHUFFLES = 10
+DEFAULT_COINS = 5
 
 
 def shuffled_label_auc(
@@ -50,6 +61,54 @@ def shuffled_label_auc(
         scores = scored.activations.cpu().double() @ weight + bias
         values[shuffle] = area_under_curve(scores, _with_swapped(scored, swapped))
     return values
+
+
+def control_task_auc(
+    part: LabelledActivations,
+    objects: Sequence[str],
+    *,
+    n_coins: int = DEFAULT_COINS,
+    C: float = DEFAULT_C,
+    seed: int = 0,
+) -> Float[np.ndarray, " coin"]:
+    """AUC of probes for labels that are a coin's for each object, cross-validated by subject.
+
+    Args:
+        objects: what each prompt names, the same object in several subjects' prompts.
+        n_coins: how many times the coins are thrown.
+
+    Raises:
+        UserError: too few subjects for the folds, or fewer than two objects.
+    """
+    if n_coins < 1:
+        raise UserError(f"the coins must be thrown at least once, got {n_coins}")
+    if len(objects) != len(part.subjects):
+        raise UserError(f"{len(part.subjects)} prompts but {len(objects)} objects")
+    names = list(dict.fromkeys(objects))
+    if len(names) < 2:
+        raise UserError("a control task needs at least two objects")
+    rng = np.random.default_rng(seed)
+    found = np.empty(n_coins)
+    for throw in range(n_coins):
+        heads = rng.permutation(len(names)) < len(names) // 2
+        coin = dict(zip(names, heads, strict=True))
+        labels = torch.tensor([int(coin[name]) for name in objects])
+        scores = cross_validated_scores(part.activations, labels, part.subjects, C=C)
+        found[throw] = area_under_curve(scores, labels)
+    return found
+
+
+def random_weights(model: Any, *, seed: int = 0) -> HookedModel:
+    """A model of the same configuration, tokenizer, device and dtype, with weights as drawn anew.
+
+    Raises UserError for a model that was not made by this package.
+    """
+    spec, device = model_info(model).spec, device_of(model)
+    dtype = next(iter(model.original_model.parameters())).dtype
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        drawn = AutoModelForCausalLM.from_config(model.original_model.config, dtype=dtype)
+    return from_hf(drawn.to(device), model.tokenizer, spec=f"{spec}, random weights")
 
 
 def _swapped_subjects(

@@ -20,17 +20,17 @@ from interp.models import fingerprint
 from interp.patching.forward import device_of
 from interp.premises import Premises, Question, Split
 from interp.premises.encode import encode_premises
-from probes.activations import (
-    ActivationHook,
-    Position,
-    check_place,
-    chosen_layers,
-    collect_activations,
-)
+from probes.activations import Position, check_place, collect_activations
 from probes.controls import DEFAULT_SHUFFLES, shuffled_label_auc
 from probes.labelled import LabelledActivations
-from probes.linear import DEFAULT_C, LinearProbe, fit_probe
-from probes.scoring import area_under_curve, auc_with_interval, cross_validated_scores
+from probes.linear import DEFAULT_C, LinearProbe, ProbeMethod, fit_probe
+from probes.reading import ActivationHook, chosen_layers
+from probes.scoring import (
+    accuracy_with_interval,
+    area_under_curve,
+    auc_with_interval,
+    cross_validated_scores,
+)
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -42,6 +42,7 @@ class LayerScore:
 
     Attributes:
         auc, ci_low, ci_high: on the held-out part, with the interval over its subjects.
+        accuracy, accuracy_low, accuracy_high: likewise, of the sign of the probe's log-odds.
         shuffled_auc: the control's mean, see `probes.controls`.
         search_auc: cross-validated within the search part; what a layer is chosen by.
     """
@@ -50,6 +51,9 @@ class LayerScore:
     auc: float
     ci_low: float
     ci_high: float
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
     shuffled_auc: float
     search_auc: float
 
@@ -97,7 +101,7 @@ class ProbeMap:
     def to_dataframe(self) -> pd.DataFrame:
         """One row a layer."""
         frame = pd.DataFrame([vars(score) for score in self.scores])
-        frame.insert(4, "n_subjects", self.n_subjects)
+        frame.insert(7, "n_subjects", self.n_subjects)
         return frame
 
     def plot(self) -> "go.Figure":
@@ -119,6 +123,7 @@ def probe_layers(
     layers: Sequence[int] | None = None,
     hook: ActivationHook = "resid_post",
     position: Position = "object",
+    method: ProbeMethod = "logistic",
     C: float = DEFAULT_C,
     n_shuffles: int = DEFAULT_SHUFFLES,
     seed: int = 0,
@@ -129,13 +134,16 @@ def probe_layers(
     Args:
         search, held_out: the parts of a split of known facts, which share no subject or template.
         layers: blocks counted from zero; all of them if None.
-        C: inverse strength of the probe's L2 penalty.
+        method, C: how probes are fitted, see `probes.linear`.
 
     Raises:
-        UserError: parts that share a subject or a template, an unknown hook, position or layer, or
+        UserError: parts that share a subject or a template, an unknown hook, position or layer
+            (heads, hook ``z``, are `probes.probe_heads`'), or
             too few subjects or objects in the search part to cross-validate in five folds.
     """
     check_place(hook, position)
+    if hook == "z":
+        raise UserError("hook 'z' has one vector a head: use probes.probe_heads")
     Split(search, held_out)  # refuses parts that share a subject or a template
     chosen = chosen_layers(model, layers)
     fitted_part, scored_part = (
@@ -147,20 +155,50 @@ def probe_layers(
     for index, layer in enumerate(tqdm(chosen, desc="probes", disable=not progress)):
         fitted, scored = fitted_part.at(index), scored_part.at(index)
         probe = fit_probe(
-            fitted.activations, fitted.labels,
-            layer=layer, fingerprint=of_model, hook=hook, position=position, C=C,
+            fitted.activations, fitted.labels, layer=layer, fingerprint=of_model, hook=hook,
+            position=position, method=method, C=C,
         )  # fmt: skip
-        auc, low, high = auc_with_interval(
-            probe.scores(scored.activations), scored.labels, scored.subjects, seed=seed
-        )
-        within = cross_validated_scores(
-            fitted.activations, fitted.labels, fitted_part.objects, apart=fitted.subjects, C=C
-        )
-        search_auc = area_under_curve(within, fitted.labels)
         shuffled = shuffled_label_auc(fitted, scored, n_shuffles=n_shuffles, C=C, seed=seed)
-        scores.append(LayerScore(layer, auc, low, high, float(shuffled.mean()), search_auc))
+        values = score_place(
+            probe, fitted, scored, fitted_part.objects, method=method, C=C, seed=seed
+        )
+        scores.append(LayerScore(layer=layer, shuffled_auc=float(shuffled.mean()), **values))
         probes.append(probe)
     return ProbeMap(tuple(scores), tuple(probes), len(set(held_out.subjects)), seed)
+
+
+def score_place(
+    probe: LinearProbe,
+    fitted: LabelledActivations,
+    scored: LabelledActivations,
+    fitted_objects: Sequence[str],
+    *,
+    method: ProbeMethod = "logistic",
+    C: float = DEFAULT_C,
+    seed: int = 0,
+) -> dict[str, float]:
+    """A fitted probe's held-out scores with intervals, and the cross-validated search AUC.
+
+    Args:
+        fitted_objects: what each fitted prompt names; folds share neither objects nor subjects.
+    """
+    values = probe.scores(scored.activations)
+    auc, low, high = auc_with_interval(values, scored.labels, scored.subjects, seed=seed)
+    accuracy, worst, best = accuracy_with_interval(
+        values, scored.labels, scored.subjects, seed=seed
+    )
+    within = cross_validated_scores(
+        fitted.activations, fitted.labels, fitted_objects, apart=fitted.subjects, method=method, C=C
+    )
+    return {
+        "auc": auc,
+        "ci_low": low,
+        "ci_high": high,
+        "accuracy": accuracy,
+        "accuracy_low": worst,
+        "accuracy_high": best,
+        "search_auc": area_under_curve(within, fitted.labels),
+    }
 
 
 @dataclass(frozen=True, eq=False)

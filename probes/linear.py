@@ -1,15 +1,17 @@
 """A linear probe: one direction in a model's activations, and a threshold on it.
 
-Logistic regression on standardised activations (Alain & Bengio, arXiv 1610.01644; for truth in
-language models, Marks & Tegmark, arXiv 2310.06824). The standardisation is folded back into weight
-and bias, so that a probe is applied to raw activations. Scores are log-odds.
+Two ways to find it on standardised activations: logistic regression (Alain & Bengio, arXiv
+1610.01644), and the difference of the two classes' means (for truth in language models, Marks &
+Tegmark, arXiv 2310.06824), whose projection a logistic regression of one variable turns into
+log-odds. The standardisation is folded back into weight and bias, so that a probe is applied to
+raw activations. Scores are log-odds.
 
 Sign: a **positive** score means label 1, which is the false premise everywhere in this package.
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -17,13 +19,16 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from interp.errors import UserError
 from interp.models import fingerprint as fingerprint_of
-from probes.activations import ActivationHook, Position, check_place
+from probes.activations import Position, check_place
+from probes.reading import ActivationHook
+
+ProbeMethod = Literal["logistic", "mean_difference"]
+"""Logistic regression on all features, or the direction from one class's mean to the other's."""
 
 DEFAULT_C = 0.1
 MAX_ITERATIONS = 2000
@@ -39,6 +44,7 @@ class LinearProbe:
         layer: the block it reads, counted from zero.
         hook, position: where in the block, and at which token; see `probes.activations`.
         fingerprint: of the model it was fitted on, as `interp.models.fingerprint` gives it.
+        head: the head it reads, for hook ``z`` only.
     """
 
     weight: Float[Tensor, " d_model"] = field(repr=False)
@@ -47,9 +53,12 @@ class LinearProbe:
     hook: ActivationHook
     position: Position
     fingerprint: str
+    head: int | None = None
 
     def __post_init__(self) -> None:
         check_place(self.hook, self.position)
+        if (self.head is None) == (self.hook == "z"):
+            raise UserError("a probe of hook 'z' reads one head, and only such a probe does")
         if self.layer < 0:
             raise UserError(f"layers are counted from zero, got {self.layer}")
         if not bool(torch.isfinite(self.weight).all()) or not abs(self.bias) < float("inf"):
@@ -84,6 +93,7 @@ class LinearProbe:
             "hook": self.hook,
             "position": self.position,
             "fingerprint": self.fingerprint,
+            "head": "" if self.head is None else str(self.head),
         }
         tensors = {
             "weight": self.weight.cpu().contiguous(),
@@ -113,6 +123,7 @@ class LinearProbe:
                     hook=metadata["hook"],  # type: ignore[arg-type]
                     position=metadata["position"],  # type: ignore[arg-type]
                     fingerprint=metadata["fingerprint"],
+                    head=int(metadata["head"]) if metadata.get("head") else None,
                 )
         except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
@@ -130,37 +141,56 @@ def fit_probe(
     fingerprint: str,
     hook: ActivationHook = "resid_post",
     position: Position = "object",
+    head: int | None = None,
+    method: ProbeMethod = "logistic",
     C: float = DEFAULT_C,
 ) -> LinearProbe:
     """Fit a probe that tells label 1 from label 0; the keywords say where activations come from.
 
     Args:
         labels: 1 for a false premise, 0 for its twin.
+        method: how the direction is found; see the module's text.
         C: inverse strength of the L2 penalty, on standardised activations.
 
     Raises:
         UserError: activations that are not finite, labels other than 0 and 1, or of one class only.
     """
     check_place(hook, position)
-    weight, bias = fit_direction(activations, labels, C=C)
-    return LinearProbe(weight.float(), bias, layer, hook, position, fingerprint)
+    weight, bias = fit_direction(activations, labels, method=method, C=C)
+    return LinearProbe(weight.float(), bias, layer, hook, position, fingerprint, head)
 
 
 def fit_direction(
     activations: Float[Tensor, "prompt d_model"],
     labels: Int[Tensor, " prompt"],
     *,
+    method: ProbeMethod = "logistic",
     C: float = DEFAULT_C,
+    counts: Float[Tensor, " prompt"] | None = None,
 ) -> tuple[Float[Tensor, " d_model"], float]:
-    """Weight (float64) and bias of the regression, in the space of the raw activations."""
+    """Weight (float64) and bias of the probe, in the space of the raw activations.
+
+    ``counts`` says how much each prompt counts in the logistic loss; 1 by default.
+    """
     check_labelled(activations, labels)
+    if method not in get_args(ProbeMethod):
+        raise UserError(f"unknown method {method!r}; known: {', '.join(get_args(ProbeMethod))}")
     if C <= 0:
         raise UserError(f"C must be above zero, got {C}")
-    scale, regression = StandardScaler(), LogisticRegression(C=C, max_iter=MAX_ITERATIONS)
-    pipeline = make_pipeline(scale, regression)
-    pipeline.fit(activations.detach().cpu().double().numpy(), labels.cpu().numpy())
+    raw, classes = activations.detach().cpu().double().numpy(), labels.cpu().numpy()
+    scale = StandardScaler()
+    standard = scale.fit_transform(raw)
+    features, direction = standard, None
+    if method == "mean_difference":
+        difference = standard[classes == 1].mean(axis=0) - standard[classes == 0].mean(axis=0)
+        # Of length one; where the means are equal there is no direction, and the weight is zero.
+        direction = difference / (np.linalg.norm(difference) or 1.0)
+        features = standard @ direction[:, None]
+    regression = LogisticRegression(C=C, max_iter=MAX_ITERATIONS)
+    regression.fit(features, classes, None if counts is None else counts.cpu().double().numpy())
     # w·(x − mean)/scale + b  =  (w/scale)·x + (b − (w/scale)·mean)
-    weight = torch.from_numpy(regression.coef_[0] / scale.scale_)
+    found = regression.coef_[0] if direction is None else regression.coef_[0, 0] * direction
+    weight = torch.from_numpy(found / scale.scale_)
     bias = float(np.ravel(regression.intercept_)[0]) - float(weight @ torch.from_numpy(scale.mean_))
     return weight, bias
 

@@ -18,8 +18,8 @@ from sklearn.model_selection import GroupKFold
 from torch import Tensor
 
 from interp.errors import UserError
-from interp.heads.significance import BOOTSTRAP_RESAMPLES, CONFIDENCE
-from probes.linear import DEFAULT_C, check_labelled, fit_direction
+from interp.heads.significance import BOOTSTRAP_RESAMPLES, CONFIDENCE, mean_interval
+from probes.linear import DEFAULT_C, ProbeMethod, check_labelled, fit_direction
 
 DEFAULT_SPLITS = 5
 
@@ -31,6 +31,7 @@ def cross_validated_scores(
     *,
     n_splits: int = DEFAULT_SPLITS,
     apart: Sequence[str] | None = None,
+    method: ProbeMethod = "logistic",
     C: float = DEFAULT_C,
 ) -> Float[Tensor, " prompt"]:
     """Each prompt's score from a probe that was fitted without its group.
@@ -68,7 +69,7 @@ def cross_validated_scores(
                 f"a fold of {len(left_out)} prompts leaves one class only to fit a probe on: "
                 "give more subjects and more objects"
             )
-        weight, bias = fit_direction(activations[fitted], labels[fitted], C=C)
+        weight, bias = fit_direction(activations[fitted], labels[fitted], method=method, C=C)
         values = activations[left_out].cpu().double() @ weight + bias
         scores[left_out] = values.float()
     return scores
@@ -98,6 +99,25 @@ def auc_with_interval(
     tail = (1 - CONFIDENCE) / 2
     low, high = np.nanquantile(_resampled_auc(counts, wins, pairs), [tail, 1 - tail])
     return float(wins.sum() / pairs.sum()), float(low), float(high)
+
+
+def accuracy_with_interval(
+    scores: Float[Tensor, " prompt"],
+    labels: Int[Tensor, " prompt"],
+    subjects: Sequence[str],
+    *,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """Share of prompts on the right side of zero, with its 95 % interval over subjects.
+
+    A score of exactly zero counts as label 0. Raises UserError as `auc_with_interval`.
+    """
+    check_labelled(scores[:, None], labels)
+    _check_length(len(labels), subjects)
+    if len(set(subjects)) < 2:
+        raise UserError("an interval over one subject says nothing: give at least two")
+    right = ((scores > 0).cpu() == (labels.cpu() == 1)).double().numpy()
+    return mean_interval(right, subjects, seed=seed)
 
 
 def area_under_curve(scores: Float[Tensor, " prompt"], labels: Int[Tensor, " prompt"]) -> float:

@@ -9,18 +9,18 @@ from typing import Any
 
 from rich.console import Console
 
+from interp.cli.config import settings_from, to_config
+from interp.cli.effects_table import effects_table
+from interp.cli.loading import load
 from interp.cli.options import (
     DemoOptions,
     EvaluateOptions,
     LocateOptions,
-    ModelOptions,
     PremisesOptions,
     ReportOptions,
-    to_config,
 )
 from interp.errors import UserError
 from interp.evaluation.evaluate import Evaluation
-from interp.models import load_model
 from interp.premises.knowledge import check_knowledge
 from interp.premises.questions import load_premises
 from interp.premises.registry import list_relations, load_relation
@@ -31,24 +31,14 @@ from interp.runs.demo import DemoSettings, demo_run
 from interp.runs.evaluate import EvaluateSettings, evaluate_run
 from interp.runs.locate import LocateSettings, load_run, locate_run, premise_rows
 from interp.runs.manifest import check_same_model, read_manifest
+from interp.runs.report import report_run
 from interp.runs.store import read_json, write_jsonl, write_yaml
-
-
-def _load(options: ModelOptions | PremisesOptions, console: Console) -> Any:
-    with console.status(f"loading {options.model}"):
-        return load_model(options.model, device=options.device, dtype=options.dtype)
 
 
 def demo(options: DemoOptions, console: Console) -> None:
     """The whole way; see ``interp.runs.demo``."""
-    model = _load(options, console)
-    settings = DemoSettings(
-        premises=options.premises,
-        limit=options.limit,
-        path_prompts=options.path_prompts,
-        seed=options.seed,
-    )
-    evaluations = demo_run(model, settings, options.out)
+    settings = settings_from(DemoSettings, options)
+    evaluations = demo_run(load(options, console), settings, options.out)
     write_yaml(options.out / "config.yaml", to_config(options))
     print_evaluation(evaluations, options.out, console)
     console.print(f"\nreport: {write_report(options.out)}", highlight=False, soft_wrap=True)
@@ -56,42 +46,24 @@ def demo(options: DemoOptions, console: Console) -> None:
 
 def locate(options: LocateOptions, console: Console) -> None:
     """Effects of all heads; see ``interp.runs.locate``."""
-    settings = LocateSettings(
-        premises=options.premises,
-        method=options.method,
-        site=options.site,
-        check=options.check,
-        limit=options.limit,
-        seed=options.seed,
-    )
+    settings = settings_from(LocateSettings, options)
     load_premises(options.premises)  # a misspelt relation should not wait for the model
-    effects = locate_run(_load(options, console), settings, options.out)
+    effects = locate_run(load(options, console), settings, options.out)
     write_yaml(options.out / "config.yaml", to_config(options))
     for site, one in effects.items():
-        top = one.to_dataframe().head(10)[
-            ["layer", "head", "effect", "ci_low", "ci_high", "q_value"]
-        ]
-        text = top.map(lambda cell: f"{cell:.3g}" if isinstance(cell, float) else str(cell))
-        console.print(rich_table(text, title=f"site {site}: largest effects on the search part"))
+        shown = ["layer", "head", "effect", "ci_low", "ci_high", "q_value"]
+        top = one.to_dataframe().filter(items=shown)
+        title = f"site {site}: largest effects on the search part"
+        console.print(effects_table(top, title=title))
     console.print(f"\nrun: {options.out}   next: interp evaluate {options.out}", highlight=False)
 
 
 def evaluate(options: EvaluateOptions, console: Console) -> None:
     """Held-out scores of a run's heads; see ``interp.runs.evaluate``."""
-    settings = EvaluateSettings(
-        heads=options.heads,
-        site=options.site,
-        mode=options.mode,
-        factor=options.factor,
-        gate=options.gate,
-        random_sets=options.random_sets,
-        every_mode=options.every_mode,
-        answers=options.answers,
-        seed=options.seed,
-    )
+    settings = settings_from(EvaluateSettings, options)
     recorded = read_manifest(options.run)
     spec = options.model or str(recorded.get("model", {}).get("spec"))
-    model = _load(replace(options, model=spec), console)
+    model = load(replace(options, model=spec), console)
     check_same_model(options.run, model)
     _, split, effects = load_run(options.run)
     evaluations = evaluate_run(model, split, effects, settings, options.run)
@@ -101,7 +73,7 @@ def evaluate(options: EvaluateOptions, console: Console) -> None:
 
 def report(options: ReportOptions, console: Console) -> None:
     """The HTML file of a run."""
-    console.print(f"report: {write_report(options.run)}", highlight=False, soft_wrap=True)
+    console.print(f"report: {report_run(options.run)}", highlight=False, soft_wrap=True)
 
 
 def premises(options: PremisesOptions, console: Console) -> None:
@@ -159,6 +131,6 @@ def _build(options: PremisesOptions, console: Console) -> None:
 
 def _check(options: PremisesOptions, console: Console) -> None:
     chosen = load_premises(options.premises, seed=options.seed, limit=options.limit)
-    knowledge = check_knowledge(_load(options, console), chosen, check=options.check)
+    knowledge = check_knowledge(load(options, console), chosen, check=options.check)
     console.print(rich_table(knowledge.to_dataframe().astype(str)))
     console.print(knowledge.summary, markup=False, highlight=False)

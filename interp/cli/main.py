@@ -52,6 +52,7 @@ def _commands() -> dict[str, Callable[[Any, Console], None]]:
     # Imported late: `interp --help` should not wait for torch.
     from interp.cli import commands
     from interp.cli.patch import patch
+    from interp.cli.probe import probe
 
     return {
         "demo": commands.demo,
@@ -59,6 +60,7 @@ def _commands() -> dict[str, Callable[[Any, Console], None]]:
         "evaluate": commands.evaluate,
         "report": commands.report,
         "premises": commands.premises,
+        "probe": probe,
         "patch": patch,
     }
 

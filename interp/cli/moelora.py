@@ -1,22 +1,25 @@
-"""``interp moelora train|compare``: train an adapter, or compare three of equal size."""
+"""``interp moelora train|compare|analyze``: adapters trained, compared, and their experts seen."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import tyro
-import yaml
 from rich.console import Console
 
+from interp.cli.config import settings_from, to_config
+from interp.cli.options import parse_as
 from interp.errors import UserError
 from interp.moelora.adapters import METHOD_NAMES, Method
 from interp.moelora.compare import CompareSettings, compare_moelora
-from interp.moelora.comparison_page import accuracy_table, cost_table, summary
 from interp.moelora.training import TrainingSettings
+from interp.report.comparison_page import accuracy_table, cost_table, summary
+from interp.report.experts_page import sentences, summary_table
 from interp.report.tables import rich_table
+from interp.runs.analyze import AnalyzeSettings, analyze_adapter
 from interp.runs.moelora import train_moelora
-from interp.runs.store import read_json
+from interp.runs.store import read_json, write_yaml
 
 
 @dataclass(frozen=True)
@@ -45,17 +48,34 @@ class CompareOptions(TrainingSettings):
     seed: tyro.conf.Suppress[int] = 0
 
 
-OPTIONS: dict[Literal["train", "compare"], type] = {
+@dataclass(frozen=True)
+class AnalyzeOptions(AnalyzeSettings):
+    """What the experts of an adapter are used for and what they do, against chance."""
+
+    adapter: tyro.conf.Positional[Path] = Path("runs/moelora")
+    """The directory of an adapter, or of the run of `interp moelora train` that made it."""
+    out: Path = Path("runs/analyze")
+    """The run directory; the same command again takes up what is there."""
+    device: str | None = None
+    """cpu, or another torch device; by default cpu."""
+
+
+OPTIONS: dict[str, type] = {
     "train": TrainOptions,
     "compare": CompareOptions,
+    "analyze": AnalyzeOptions,
 }
 
 
 def moelora(words: list[str], console: Console) -> None:
     """Run ``interp moelora`` with the words behind it. Raises `UserError` for a user's mistake."""
-    actions: dict[str, Callable[[Any, Console], None]] = {"train": train, "compare": compare}
+    actions: dict[str, Callable[[Any, Console], None]] = {
+        "train": train,
+        "compare": compare,
+        "analyze": analyze,
+    }
     if not words or words[0] in ("-h", "--help"):
-        console.print("interp moelora: train adapters and compare them\n")
+        console.print("interp moelora: train adapters, compare them, see what experts do\n")
         for name, options in OPTIONS.items():
             console.print(f"  interp moelora {name:8}  {options.__doc__}", highlight=False)
         console.print("\ninterp moelora COMMAND --help shows a command's options.")
@@ -67,56 +87,13 @@ def moelora(words: list[str], console: Console) -> None:
 
 def parse(command: str, arguments: list[str]) -> Any:
     """Options of one command: defaults, then ``--config FILE.yaml``, then the command line."""
-    kind = OPTIONS[command]  # type: ignore[index]
-    words: list[str] = []
-    rest = iter(arguments)
-    configured: list[str] = []
-    for word in rest:
-        if word.partition("=")[0] != "--config":
-            words.append(word)
-            continue
-        value = word.partition("=")[2] or next(rest, None)
-        if value is None:
-            raise UserError("--config needs a YAML file")
-        configured = config_words(kind, Path(value))
-    summary = f"{kind.__doc__}\n\nEvery option can also be a key of a YAML file: --config FILE."
-    return tyro.cli(
-        tyro.conf.configure(tyro.conf.OmitArgPrefixes)(kind),
-        args=[*configured, *words],
-        prog=f"interp moelora {command}",
-        description=summary,
-    )
-
-
-def config_words(kind: type, path: Path) -> list[str]:
-    """A YAML file's options as words of the command line, where later ones win."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        first = str(error).splitlines()[0]
-        raise UserError(f"--config {path}: cannot be read as YAML ({first})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"--config {path}: must hold options as keys, such as `seed: 1`")
-    known = [one.name for one in fields(kind)]
-    words: list[str] = []
-    for key, value in content.items():
-        if key not in known:
-            raise UserError(f"--config {path}: unknown option {key!r}; known: {', '.join(known)}")
-        name = str(key).replace("_", "-")
-        if isinstance(value, bool):
-            words.append(f"--{name}" if value else f"--no-{name}")
-        elif isinstance(value, list):
-            words += [f"--{name}", *map(str, value)]
-        elif isinstance(value, dict):
-            raise UserError(f"--config {path}: {key} must be a value or a list, not keys")
-        else:
-            words.append(f"--{name}={value}")
-    return words
+    return parse_as(OPTIONS[command], f"moelora {command}", arguments)
 
 
 def train(options: TrainOptions, console: Console) -> None:
     """One adapter; see ``interp.runs.moelora``."""
-    run = train_moelora(_settings(options), options.out, device=options.device)
+    settings = settings_from(TrainingSettings, options)
+    run = train_moelora(settings, options.out, device=options.device)
     metrics = read_json(run / "metrics.json")
     name = METHOD_NAMES[metrics["method"]]
     console.print(
@@ -140,7 +117,9 @@ def train(options: TrainOptions, console: Console) -> None:
 def compare(options: CompareOptions, console: Console) -> None:
     """Three adapters of equal size; see ``interp.moelora.compare``."""
     settings = CompareSettings(
-        training=_settings(options), methods=options.methods, seeds=options.seeds
+        training=settings_from(TrainingSettings, options),
+        methods=options.methods,
+        seeds=options.seeds,
     )
     content = compare_moelora(settings, options.out, device=options.device)
     console.print(rich_table(accuracy_table(content), title="accuracy on held-out questions"))
@@ -150,7 +129,17 @@ def compare(options: CompareOptions, console: Console) -> None:
     console.print(f"\nreport: {options.out / 'report.html'}", highlight=False, soft_wrap=True)
 
 
-def _settings(options: TrainingSettings) -> TrainingSettings:
-    return TrainingSettings(
-        **{one.name: getattr(options, one.name) for one in fields(TrainingSettings)}
+def analyze(options: AnalyzeOptions, console: Console) -> None:
+    """The experts of an adapter; see ``interp.runs.analyze``."""
+    content = analyze_adapter(
+        options.adapter,
+        settings_from(AnalyzeSettings, options),
+        options.out,
+        device=options.device,
     )
+    write_yaml(options.out / "config.yaml", to_config(options))
+    title = "means over projections; of a null: its mean, and how many projections are significant"
+    console.print(rich_table(summary_table(content), title=title))
+    for sentence in sentences(content):
+        console.print(f"• {sentence}", markup=False, highlight=False)
+    console.print(f"\nreport: {options.out / 'report.html'}", highlight=False, soft_wrap=True)

@@ -4,14 +4,13 @@ One dataclass is the command's help text, its config file's keys, and what is wr
 ``config.yaml`` into the run, from which the run can be repeated.
 """
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import tyro
-import yaml
 
-from interp.errors import UserError
+from interp.cli.config import from_config, take_config
 
 Options = TypeVar("Options")
 
@@ -87,6 +86,28 @@ class EvaluateOptions(ModelOptions):
     """Also draw the gain-against-cost curve of the other modes, on the search part."""
     answers: Literal["best", "all", "none"] = "best"
     """For which settings greedy answers are asked: the slow part."""
+
+
+@dataclass(frozen=True)
+class ProbeOptions(ModelOptions):
+    """Find where a model reads a false premise, beside controls, and train a detector of it."""
+
+    out: Path = Path("runs/probe")
+    """The run directory; the same command again takes up what is there."""
+    premises: str = "capitals"
+    """A relation that ships (see `interp premises ls`), or a CSV or YAML file."""
+    hook: Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"] = "resid_post"
+    """Where in a block probes read."""
+    method: Literal["logistic", "mean_difference"] = "logistic"
+    """How a probe is fitted."""
+    heads: bool = False
+    """Probe every head's output too."""
+    detector: bool = True
+    """Train a detector on the search part and score it on the held-out part."""
+    check: Literal["strict", "answer"] = "strict"
+    """The knowledge check: the cloze's top tokens, or a greedy answer that names the object."""
+    limit: int | None = None
+    """Only the first so many facts."""
 
 
 @dataclass(frozen=True)
@@ -166,79 +187,24 @@ COMMANDS: dict[str, type] = {
     "evaluate": EvaluateOptions,
     "report": ReportOptions,
     "premises": PremisesOptions,
+    "probe": ProbeOptions,
     "patch": PatchOptions,
 }
 
 
 def parse(command: str, arguments: list[str]) -> Any:
     """Options of one command: defaults, then ``--config FILE.yaml``, then the command line."""
-    kind = COMMANDS[command]
-    arguments, config = _take_config(arguments)
-    default = kind()
-    if config is not None:
-        default = from_config(kind, config)
-    configured = tyro.conf.configure(tyro.conf.OmitArgPrefixes)(kind)
+    return parse_as(COMMANDS[command], command, arguments)
+
+
+def parse_as(kind: type[Options], command: str, arguments: list[str]) -> Options:
+    """As `parse`, for a command whose options are ``kind``."""
+    words, config = take_config(arguments)
     summary = f"{kind.__doc__}\n\nEvery option can also be a key of a YAML file: --config FILE."
     return tyro.cli(
-        configured, args=arguments, default=default, prog=f"interp {command}", description=summary
+        tyro.conf.configure(tyro.conf.OmitArgPrefixes)(kind),
+        args=words,
+        default=kind() if config is None else from_config(kind, config),
+        prog=f"interp {command}",
+        description=summary,
     )
-
-
-def from_config(kind: type[Options], path: Path) -> Options:
-    """Options from a YAML file; its keys are the options' names."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        first = str(error).splitlines()[0]
-        raise UserError(f"--config {path}: cannot be read as YAML ({first})") from error
-    known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
-    if not isinstance(content, dict):
-        raise UserError(f"--config {path}: must hold options as keys, such as `seed: 1`")
-    unknown = sorted(str(key) for key in content if key not in known)
-    if unknown:
-        raise UserError(
-            f"--config {path}: unknown option {unknown[0]!r}; known: {', '.join(known)}"
-        )
-    default = kind()
-    paths = {name for name in known if isinstance(getattr(default, name), Path) or name == "out"}
-    values = {
-        key: Path(value) if key in paths and value is not None else value
-        for key, value in content.items()
-    }
-    for key, value in values.items():
-        _check_kind(path, key, value, getattr(default, key))
-    return replace(default, **values)  # type: ignore[type-var]
-
-
-def _check_kind(path: Path, key: str, value: Any, default: Any) -> None:
-    if default is None or value is None:
-        return
-    fits = isinstance(value, type(default)) or (isinstance(default, float) and type(value) is int)
-    if not fits or (isinstance(value, bool) and not isinstance(default, bool)):
-        raise UserError(
-            f"--config {path}: {key} is {value!r}, but must be of kind {type(default).__name__}"
-        )
-
-
-def _take_config(arguments: list[str]) -> tuple[list[str], Path | None]:
-    rest, config = [], None
-    words = iter(arguments)
-    for word in words:
-        if word == "--config":
-            value = next(words, None)
-            if value is None:
-                raise UserError("--config needs a YAML file")
-            config = Path(value)
-        elif word.startswith("--config="):
-            config = Path(word.split("=", 1)[1])
-        else:
-            rest.append(word)
-    return rest, config
-
-
-def to_config(options: Any) -> dict[str, Any]:
-    """The options as a config file holds them."""
-    return {
-        key: str(value) if isinstance(value, Path) else value
-        for key, value in asdict(options).items()
-    }

@@ -16,11 +16,13 @@ from interp.generation import MAX_NEW_TOKENS, generate_tokens
 from interp.heads.significance import mean_interval
 from interp.interventions.constrain import constrain
 from interp.interventions.constraint import Constraint
+from interp.interventions.gate import Detection, spans_of
+from interp.interventions.intervention import Intervention
 from interp.premises.encode import EncodedPrompt, encode_question
 from interp.premises.mentions import names, names_any
 from interp.premises.questions import Premises, Question, QuestionKind
 
-_QUESTION_KINDS: dict[AnswerKind, QuestionKind] = {"false_premise": "false", "true_premise": "twin"}
+QUESTION_KINDS: dict[AnswerKind, QuestionKind] = {"false_premise": "false", "true_premise": "twin"}
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ def ask(
 ) -> AskedQuestions:
     """The unconstrained model's greedy answers to every question."""
     questions = premises.questions()
-    filled = [premises.fill(question, _QUESTION_KINDS[kind]) for question in questions]
+    filled = [premises.fill(question, QUESTION_KINDS[kind]) for question in questions]
     prompts = tuple(encode_question(model.tokenizer, one) for one in filled)
     baseline = generate_tokens(
         model, [prompt.tokens for prompt in prompts], max_new_tokens=max_new_tokens,
@@ -66,27 +68,37 @@ def ask(
 def answer_pairs(
     model: Any,
     asked: AskedQuestions,
-    constraint: Constraint,
+    constraint: Constraint | Intervention,
     *,
+    detections: Sequence[Detection] | None = None,
     mean: Float[Tensor, "layer head d_head"] | None = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
     progress: bool = True,
 ) -> tuple[AnswerPair, ...]:
-    """The same questions answered under the constraint, beside the baseline's answers."""
-    constrained = generate_tokens(
+    """The same questions answered under the constraint, beside the baseline's answers.
+
+    It acts at the objects; with ``detections``, on the spans found, and a question in which nothing
+    was found keeps the baseline's answer and is not asked again.
+    """
+    at = [prompt.object for prompt in asked.prompts] if detections is None else spans_of(detections)
+    rows = [row for row, span in enumerate(at) if span is not None]
+    constrained = list(asked.baseline)
+    said = generate_tokens(
         model,
-        [prompt.tokens for prompt in asked.prompts],
+        [asked.prompts[row].tokens for row in rows],
         max_new_tokens=max_new_tokens,
         within=lambda chunk, batch: constrain(
             model,
             constraint,
-            at=[asked.prompts[index].object for index in chunk],
+            at=[at[rows[index]] for index in chunk],
             mean=mean,
             neutral=asked.mask,
         ),
         progress=progress,
         description=f"constrained, {asked.kind}",
     )
+    for row, answer in zip(rows, said, strict=True):
+        constrained[row] = answer
     return tuple(
         _pair(asked, index, asked.baseline[index], answer)
         for index, answer in enumerate(constrained)

@@ -1,13 +1,16 @@
 """One evaluation: held-out false premises, their true twins, a random null, and side effects.
 
-The figures are those of ``evaluation.json``; see ``docs`` and the design of the run directory.
+With gate ``oracle`` the intervention acts at the object of every question, the false one and, in
+the twins, the true one. With gate ``probe`` a detector reads the bare questions first: the
+intervention acts on the span that was found, and where the detector did not fire the unconstrained
+values and answers count, the very same ones. The figures are those of ``evaluation.json``.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,19 +18,28 @@ import torch
 
 from interp.errors import UserError
 from interp.evaluation.answer_pair import AnswerKind, AnswerPair
-from interp.evaluation.answers import AskedQuestions, answer_pairs, ask, mention_rates
-from interp.evaluation.preference import Preference, preference
+from interp.evaluation.answers import (
+    QUESTION_KINDS,
+    AskedQuestions,
+    answer_pairs,
+    ask,
+    mention_rates,
+)
+from interp.evaluation.detection import PremiseDetections, cloze_spans, detect_premises
+from interp.evaluation.preference import Preference, preference_under
 from interp.evaluation.side_effects import SideEffects, side_effects
-from interp.heads.headset import Head, HeadSet, Site, as_head_set
+from interp.heads.headset import Head, HeadSet, Site
 from interp.heads.locate import as_encoded
-from interp.heads.selection import random_head_sets
 from interp.heads.sources import mean_output
 from interp.interventions.constraint import Constraint, Mode
+from interp.interventions.experts import ExpertConstraint
+from interp.interventions.gate import Detector, Gate, check_gate
+from interp.interventions.intervention import Intervention
+from interp.interventions.matched import random_interventions
 from interp.models import model_info
-from interp.patching.sweep import check_units
-from interp.premises.questions import Premises
+from interp.patching.batch import Span
+from interp.premises.questions import Premises, QuestionKind
 
-Gate = Literal["oracle"]
 RANDOM_SETS = 20
 MINIMUM_RANDOM_SETS = 20
 ANSWER_KINDS: tuple[AnswerKind, ...] = ("false_premise", "true_premise")
@@ -35,16 +47,17 @@ ANSWER_KINDS: tuple[AnswerKind, ...] = ("false_premise", "true_premise")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The outcome for one constraint; ``to_dict`` is ``evaluation.json``.
+    """The outcome for one intervention; ``to_dict`` is ``evaluation.json``.
 
     Attributes:
-        constraint: what was evaluated; ``n_all_heads`` and ``model`` say in what.
-        false, twin: preference per prompt; sets are [none, the constraint, random, random, …].
+        intervention: what was evaluated; ``n_all_heads`` and ``model`` say in what.
+        false, twin: preference per prompt; sets are [none, the intervention, random, random, …].
         answers: greedy answers by kind, or empty if they were not asked for.
         side_effects: cost on neutral text.
+        detection: what the detector said, with gate ``probe``.
     """
 
-    constraint: Constraint
+    intervention: Intervention
     model: str
     n_all_heads: int
     split: str
@@ -53,6 +66,13 @@ class Evaluation:
     answers: tuple[AnswerPair, ...]
     side_effects: SideEffects
     seed: int = 0
+    detection: PremiseDetections | None = None
+
+    @property
+    def constraint(self) -> Constraint:
+        """The first constraint of heads; one of no heads where only experts are constrained."""
+        heads = self.intervention.heads
+        return heads[0] if heads else Constraint(HeadSet(()))
 
     @cached_property
     def random_accuracy(self) -> np.ndarray:
@@ -100,16 +120,12 @@ class Evaluation:
             }
             random_null["percentile_of_selected"] = float((null < chosen).mean() * 100)
         templates = dict.fromkeys(self.false.templates)
+        detection = {} if self.detection is None else {"detection": self.detection.to_dict()}
         return {
             "model": self.model,
-            "n_heads": len(self.constraint.heads),
-            "head_fraction": len(self.constraint.heads) / self.n_all_heads,
-            "heads": [list(head) for head in self.constraint.heads],
-            "chosen_by": self.constraint.heads.chosen_by,
-            "site": self.constraint.site,
-            "mode": self.constraint.mode,
-            "factor": self.constraint.factor,
-            "gate": "oracle",
+            **_setting(self.intervention, self.n_all_heads),
+            "gate": self.intervention.gate,
+            **detection,
             "splits": {
                 self.split: self._comparison(None)
                 | {"templates": {name: self._comparison(name) for name in templates}}
@@ -120,11 +136,10 @@ class Evaluation:
 
     def null_dataframe(self) -> pd.DataFrame:
         """One row a random head set, as in ``null.csv``."""
+        setting = _setting(self.intervention, self.n_all_heads)
         return pd.DataFrame(
             {
-                "site": self.constraint.site,
-                "mode": self.constraint.mode,
-                "n_heads": len(self.constraint.heads),
+                **{name: setting[name] for name in ("site", "mode", "n_heads")},
                 "set": range(len(self.random_accuracy)),
                 "preference_accuracy": self.random_accuracy,
             }
@@ -142,6 +157,31 @@ class Evaluation:
         return comparison_table(json.loads(json.dumps(self.to_dict()))).to_html(index=False)
 
 
+def _setting(intervention: Intervention, n_all_heads: int) -> dict[str, Any]:
+    """What was done, as evaluation.json says it; of several parts, the settings in a row."""
+    parts = intervention.parts or (Constraint(HeadSet(())),)
+    heads = list(dict.fromkeys(head for part in intervention.heads for head in part.heads))
+    chosen = [
+        part.heads.chosen_by if isinstance(part, Constraint) else part.chosen_by for part in parts
+    ]
+    setting = {
+        "n_heads": len(heads),
+        "head_fraction": len(heads) / n_all_heads,
+        "heads": [list(head) for head in heads],
+        "chosen_by": " + ".join(dict.fromkeys(chosen)),
+        "site": " + ".join(part.site for part in parts),
+        "mode": " + ".join(part.mode for part in parts),
+        "factor": parts[0].factor,
+    }
+    if intervention.experts:
+        setting["experts"] = [
+            {"mode": part.mode, "factor": part.factor, "place": part.place,
+             "experts": [list(pair) for pair in part.pairs]}
+            for part in intervention.experts
+        ]  # fmt: skip
+    return setting
+
+
 def ask_all(
     model: Any, premises: Premises, *, progress: bool = True
 ) -> dict[AnswerKind, AskedQuestions]:
@@ -153,60 +193,64 @@ def evaluate(
     model: Any,
     premises: Premises,
     *,
-    heads: HeadSet | Iterable[Head] | Constraint,
+    heads: HeadSet | Iterable[Head] | Constraint | ExpertConstraint | Intervention,
     site: Site | None = None,
     mode: Mode = "zero",
     factor: float = 0.0,
-    gate: str = "oracle",
+    gate: str | None = None,
+    detector: Detector | None = None,
     reference: Premises | None = None,
     random_sets: int = RANDOM_SETS,
     answers: bool | Mapping[AnswerKind, AskedQuestions] = True,
     seed: int = 0,
     progress: bool = True,
 ) -> Evaluation:
-    """Score a constraint on premises, best on the held-out part of a split.
+    """Score an intervention on premises, best on the held-out part of a split.
 
     Args:
-        heads: a HeadSet, (layer, head) tuples with ``site``, or a whole Constraint.
+        heads: a HeadSet, (layer, head) tuples with ``site``, a whole Constraint, an
+            ExpertConstraint, or an Intervention of several.
+        gate: ``oracle`` acts at the object, ``probe`` where ``detector`` finds a false premise; by
+            default the intervention's own, which is ``oracle`` for anything else.
+        detector: for gate ``probe``; by default the model's own, ``probes.detector_for(model)``.
         reference: premises whose mean output mode ``mean`` uses; give the search part.
-        random_sets: how many random head sets make the null, matched per layer.
+        random_sets: how many random sets make the null, matched per layer (experts: per
+            projection).
         answers: also ask for greedy answers, the slow part; or baseline answers of ``ask_all``.
 
     Raises:
-        UserError: an unknown gate, or fewer random sets than ``MINIMUM_RANDOM_SETS`` (0: no null).
+        UserError: an unknown gate, a head or an expert that the model does not have, or fewer
+            random sets than ``MINIMUM_RANDOM_SETS`` (0: no null).
     """
-    if gate != "oracle":
-        raise UserError(f"unknown gate {gate!r}; known: oracle")
-    if 0 < random_sets < MINIMUM_RANDOM_SETS:
-        raise UserError(
-            f"a null of {random_sets} random sets says little: {MINIMUM_RANDOM_SETS} or 0"
-        )
-    constraint = (
-        heads
-        if isinstance(heads, Constraint)
-        else Constraint(as_head_set(heads, site), mode, factor)
-    )
-    check_units(model, constraint.heads.heads)
+    what = _checked(heads, site, mode, factor, gate, random_sets).check(model)
     encoded = as_encoded(model, premises)
     mean = None
-    if constraint.mode == "mean":
+    if any(part.mode == "mean" for part in what.heads):
         mean = mean_output(model, as_encoded(model, reference or premises))
-    none = HeadSet((), constraint.site)
-    random = random_head_sets(
-        constraint.heads, model.cfg.n_layers, model.cfg.n_heads, random_sets, seed=seed
-    )
-    sets: Sequence[HeadSet] = (none, constraint.heads, *random)
-    false = preference(model, encoded, "false", constraint, sets, mean=mean, progress=progress)
-    twin = preference(model, encoded, "twin", constraint, sets[:2], mean=mean, progress=progress)
+    random = random_interventions(model, what, random_sets, seed=seed)
+    detections = None
+    if what.gate == "probe":
+        detections = detect_premises(model, premises, detector=detector, progress=progress)
+
+    def prefers(kind: QuestionKind, *some: Intervention) -> Preference:
+        spans: list[Span | None] | None = None
+        if detections is not None:
+            spans = cloze_spans(model, premises, encoded, kind, detections.of(kind))
+        return preference_under(
+            model, encoded, kind, some, spans=spans, mean=mean, progress=progress
+        )
+
+    false, twin = prefers("false", what, *random), prefers("twin", what)
     pairs: list[AnswerPair] = []
     if isinstance(answers, bool):
         answers = ask_all(model, premises, progress=progress) if answers else {}
-    for asked in answers.values():
-        pairs += answer_pairs(model, asked, constraint, mean=mean, progress=progress)
+    for kind, asked in answers.items():
+        found = None if detections is None else detections.of(QUESTION_KINDS[kind])
+        pairs += answer_pairs(model, asked, what, detections=found, mean=mean, progress=progress)
     with torch.no_grad():
-        effects = side_effects(model, constraint, mean=mean)
+        effects = side_effects(model, what, mean=mean)
     return Evaluation(
-        constraint=constraint,
+        intervention=what,
         model=model_info(model).spec,
         n_all_heads=model.cfg.n_layers * model.cfg.n_heads,
         split=premises.part,
@@ -215,4 +259,25 @@ def evaluate(
         answers=tuple(pairs),
         side_effects=effects,
         seed=seed,
+        detection=detections,
     )
+
+
+def _checked(
+    heads: HeadSet | Iterable[Head] | Constraint | ExpertConstraint | Intervention,
+    site: Site | None,
+    mode: Mode,
+    factor: float,
+    gate: str | None,
+    random_sets: int,
+) -> Intervention:
+    """The intervention that is asked for. Raises UserError for what cannot be evaluated."""
+    known: Gate | None = None
+    if gate is not None:
+        check_gate(gate)
+        known = gate  # type: ignore[assignment]
+    if 0 < random_sets < MINIMUM_RANDOM_SETS:
+        raise UserError(
+            f"a null of {random_sets} random sets says little: {MINIMUM_RANDOM_SETS} or 0"
+        )
+    return Intervention.of(heads, site, mode, factor, gate=known)

@@ -1,19 +1,30 @@
 """What an answer prefers: the true or the false object, at the first token that tells them apart.
 
 Read after the cloze on false-premise prompts and on their true-premise twins (where the *false*
-object is the one that the twin does not mention), for any number of head sets at once.
+object is the one that the twin does not mention), for any number of interventions at once.
+
+Head sets under one setting go through the sweep engine (``preference``). Anything with experts in
+it, and mode ``resample`` at spans that a detector found, takes one whole run of all prompts for
+each intervention: the engine knows neither, and the numbers come first.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
 
 from interp.heads.headset import HeadSet
 from interp.heads.significance import mean_interval
+from interp.interventions.constrain import constrain
 from interp.interventions.constraint import Constraint
+from interp.interventions.intervention import Intervention
+from interp.patching.batch import Span
+from interp.patching.forward import tail_logits
 from interp.patching.metrics import LogitDifference, Probability
 from interp.patching.sweep import sweep_sets
 from interp.premises.encode import EncodedPremises
@@ -71,14 +82,120 @@ def preference(
 
     An empty head set is the unconstrained model. ``constraint.heads`` itself is not used.
     """
-    metrics = (
+    edit = constraint.edit(model, encoded, kind, mean=mean)
+    values = sweep_sets(
+        model, encoded.batch(kind), edit, [heads.heads for heads in sets], _metrics(encoded),
+        budget=budget, progress=progress, description=f"{kind} premises",
+    ).numpy()  # fmt: skip
+    return Preference(values[0], values[1], values[2], encoded.subjects, encoded.templates)
+
+
+def preference_under(
+    model: Any,
+    encoded: EncodedPremises,
+    kind: QuestionKind,
+    interventions: Sequence[Intervention],
+    *,
+    spans: Sequence[Span | None] | None = None,
+    mean: Float[Tensor, "layer head d_head"] | None = None,
+    budget: int | None = None,
+    progress: bool = True,
+) -> Preference:
+    """Run the prompts without any intervention, and then under each.
+
+    Args:
+        spans: where to act in each prompt, by default at its object. A prompt with None is not
+            run again: under every intervention it has the very values of the first run.
+        mean: what mode ``mean`` puts in; by default the mean over these prompts.
+
+    Returns:
+        sets are [none, the first intervention, the second, …].
+    """
+    options: dict[str, Any] = {"mean": mean, "budget": budget, "progress": progress}
+    if spans is None:
+        return _run(model, encoded, kind, [Intervention(), *interventions], **options)
+    bare = _run(model, encoded, kind, [Intervention()], **options)
+    difference, p_true, p_false = (
+        np.repeat(one, 1 + len(interventions), axis=1)
+        for one in (bare.logit_difference, bare.p_true, bare.p_false)
+    )
+    rows = [row for row, span in enumerate(spans) if span is not None]
+    if rows:
+        placed = _at_spans(encoded, kind, spans, rows)
+        held = _run(model, placed, kind, interventions, sweep_resample=False, **options)
+        difference[rows, 1:] = held.logit_difference
+        p_true[rows, 1:], p_false[rows, 1:] = held.p_true, held.p_false
+    return Preference(difference, p_true, p_false, encoded.subjects, encoded.templates)
+
+
+def _metrics(encoded: EncodedPremises) -> tuple[LogitDifference, Probability, Probability]:
+    return (
         LogitDifference(encoded.true_tokens, encoded.false_tokens),
         Probability(encoded.true_tokens),
         Probability(encoded.false_tokens),
     )
-    edit = constraint.edit(model, encoded, kind, mean=mean)
-    values = sweep_sets(
-        model, encoded.batch(kind), edit, [heads.heads for heads in sets], metrics,
-        budget=budget, progress=progress, description=f"{kind} premises",
-    ).numpy()  # fmt: skip
+
+
+def _at_spans(
+    encoded: EncodedPremises, kind: QuestionKind, spans: Sequence[Span | None], rows: Sequence[int]
+) -> EncodedPremises:
+    """Some of the premises, with what was found in the place of the object."""
+    items = []
+    for row in rows:
+        item = encoded.items[row]
+        items.append(replace(item, **{kind: replace(item.prompt(kind), object=spans[row])}))
+    return replace(encoded, items=tuple(items))
+
+
+def _run(
+    model: Any,
+    encoded: EncodedPremises,
+    kind: QuestionKind,
+    interventions: Sequence[Intervention],
+    *,
+    mean: Float[Tensor, "layer head d_head"] | None,
+    budget: int | None,
+    progress: bool,
+    sweep_resample: bool = True,
+) -> Preference:
+    """By one sweep where the engine can, otherwise by whole runs; see the module's text."""
+    parts = [part for one in interventions for part in one.heads]
+    settings = {(part.site, part.mode, part.factor) for part in parts}
+    swept = len(settings) <= 1 and not any(one.experts for one in interventions)
+    if swept and (sweep_resample or all(part.mode != "resample" for part in parts)):
+        setting = parts[0] if parts else Constraint(HeadSet(()))
+        sets = [
+            one.heads[0].heads if one.heads else HeadSet((), setting.site) for one in interventions
+        ]
+        return preference(
+            model, encoded, kind, setting, sets, mean=mean, budget=budget, progress=progress
+        )
+    return _whole_runs(model, encoded, kind, interventions, mean=mean, progress=progress)
+
+
+@torch.no_grad()
+def _whole_runs(
+    model: Any,
+    encoded: EncodedPremises,
+    kind: QuestionKind,
+    interventions: Sequence[Intervention],
+    *,
+    mean: Float[Tensor, "layer head d_head"] | None,
+    progress: bool,
+) -> Preference:
+    batch = encoded.batch(kind)
+    spans = [item.prompt(kind).object for item in encoded.items]
+    metrics = _metrics(encoded)
+    values = np.empty((len(metrics), len(encoded), len(interventions)), dtype=np.float32)
+    shown = tqdm(interventions, desc=f"{kind} premises, whole runs", disable=not progress)
+    for index, intervention in enumerate(shown):
+        found, begin = [], 0
+        for part in batch.parts():
+            here = spans[begin : begin + len(part)]
+            begin += len(part)
+            with constrain(model, intervention, at=here, mean=mean, neutral=encoded.mask):
+                found.append(tail_logits(model, part)[:, -1])
+        logits = torch.cat(found)
+        for row, metric in enumerate(metrics):
+            values[row, :, index] = metric(logits).float().cpu().numpy()
     return Preference(values[0], values[1], values[2], encoded.subjects, encoded.templates)

@@ -1,9 +1,9 @@
 """What the constraint does to text that has no false premise in it.
 
-With known places the constraint never acts on other text, and its cost there is zero. What is
-measured is the harm of acting where there is nothing to correct: in every sentence of a small
-neutral text the constraint is applied to one content word (the longest of the sentence's first
-half), and the later positions are compared with the unconstrained run.
+With known places, or a detector that does not fire, the constraint never acts on other text, and
+its cost there is zero. What is measured is the harm of acting where there is nothing to correct: in
+every sentence of a small neutral text the constraint is applied to one content word (the longest of
+the sentence's first half), and the later positions are compared with the unconstrained run.
 
 * ``neutral_kl``: mean KL(unconstrained ‖ constrained) per later token, in nats;
 * ``neutral_perplexity_ratio``: perplexity of the later tokens, constrained over unconstrained.
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from interp.interventions.constrain import constrain
 from interp.interventions.constraint import Constraint
+from interp.interventions.intervention import Intervention
 from interp.patching.batch import TokenBatch
 from interp.patching.forward import device_of, tail_logits
 from interp.premises.encode import token_span
@@ -55,7 +56,7 @@ def content_span(sentence: str) -> tuple[int, int]:
 @torch.no_grad()
 def side_effects(
     model: Any,
-    constraint: Constraint,
+    constraint: Constraint | Intervention,
     *,
     sentences: tuple[str, ...] | None = None,
     mean: Float[Tensor, "layer head d_head"] | None = None,

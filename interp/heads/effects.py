@@ -10,19 +10,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from scipy.stats import spearmanr
 from torch import Tensor
 
 from interp.errors import UserError
 from interp.heads.headset import Head, HeadSet, Site, check_site
 from interp.heads.significance import HeadStatistics, head_statistics
+from interp.patching.result import PatchingResult
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -157,18 +158,33 @@ class HeadEffects:
 
 
 def agreement(a: HeadEffects, b: HeadEffects, *, top_k: int = 10) -> dict[str, float]:
-    """Spearman correlation of two methods' mean effects over all heads, and top-k overlap."""
-    x, y = a.mean.flatten().numpy(), b.mean.flatten().numpy()
-    if len(x) != len(y):
+    """How alike two methods' mean effects are; see `PatchingResult.agreement`.
+
+    ``top_k_overlap`` is of the heads with the largest signed effects: a head that makes answers
+    worse when it is edited is no false-premise head, however large its effect.
+    """
+    if a.values.shape[1:] != b.values.shape[1:]:
         raise UserError("the effects are of models of different sizes")
-    top = [set(np.argsort(-values, kind="stable")[:top_k]) for values in (x, y)]
-    correlation: Any = spearmanr(x, y)
-    return {
-        "spearman": float(correlation.statistic),
-        "n": len(x),
-        "top_k": top_k,
-        "top_k_overlap": len(top[0] & top[1]) / top_k,
-    }
+    one, other = _as_patching(a), _as_patching(b)
+    found = one.agreement(other, top_k=top_k)
+    k = int(found["top_k"])
+    shared = set(one.top_k(k, by="signed")) & set(other.top_k(k, by="signed"))
+    return {**found, "top_k_overlap": len(shared) / k}
+
+
+def _as_patching(effects: HeadEffects) -> PatchingResult:
+    """The effects as the patching engine's result; the unedited run's metric is not known here."""
+    return PatchingResult(
+        values=effects.values,
+        axes=("prompt", "layer", "head"),
+        corrupted=torch.full((len(effects.values),), torch.nan),
+        component="z",
+        method=effects.method,
+        metric="logit_difference",
+        groups=effects.subjects,
+        templates=effects.templates,
+        seed=effects.seed,
+    )
 
 
 def save_effects(path: str | Path, effects: Sequence[HeadEffects]) -> Path:

@@ -1,15 +1,29 @@
-"""Constraining heads while the model runs: FAITH and its variants."""
+"""Acting on a model while it runs: FAITH's constraint of heads, experts of an adapter, the gate."""
 
 from interp.interventions.constrain import constrain
 from interp.interventions.constraint import SITE_MODES, Constraint, Mode
+from interp.interventions.experts import ExpertConstraint, ExpertMode, edit_gates
+from interp.interventions.gate import Detection, Detector, Gate, detect
+from interp.interventions.intervention import Intervention
 from interp.interventions.places import Places, places_at, places_of_premises
+from interp.interventions.projections import Projection, projections_of
 
 __all__ = [
     "SITE_MODES",
     "Constraint",
+    "Detection",
+    "Detector",
+    "ExpertConstraint",
+    "ExpertMode",
+    "Gate",
+    "Intervention",
     "Mode",
     "Places",
+    "Projection",
     "constrain",
+    "detect",
+    "edit_gates",
     "places_at",
     "places_of_premises",
+    "projections_of",
 ]

@@ -1,8 +1,8 @@
 """Where a constraint acts: which tokens of the running prompts are the false object.
 
 ``at`` of ``constrain`` may be one token span [start, end) per prompt (counted in the unpadded
-prompt), a mask [prompt pos], premises (the spans of whose prompts are looked up, whatever their
-order or padding), or any callable (tokens, mask) → mask, such as a detector.
+prompt; None for a prompt without a place), a mask [prompt pos], premises (the spans of whose
+prompts are looked up, whatever their order or padding), or any callable (tokens, mask) → mask.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,13 +18,13 @@ Places = Callable[[Int[Tensor, "prompt pos"], Bool[Tensor, "prompt pos"]], Tenso
 """(token ids, mask of real tokens) → mask of the tokens to act on, all [prompt pos]."""
 
 
-def places_at(at: "Sequence[tuple[int, int]] | Tensor | Places") -> Places:
+def places_at(at: "Sequence[tuple[int, int] | None] | Tensor | Places") -> Places:
     """Spans, a mask or a callable, as a callable."""
     if isinstance(at, Tensor):
         return _from_mask(at)
     if callable(at):
         return at
-    return _from_spans(tuple((int(start), int(end)) for start, end in at))
+    return _from_spans(tuple(None if one is None else (int(one[0]), int(one[1])) for one in at))
 
 
 def places_of_premises(encoded: EncodedPremises) -> Places:
@@ -52,12 +52,15 @@ def places_of_premises(encoded: EncodedPremises) -> Places:
     return find
 
 
-def _from_spans(spans: tuple[tuple[int, int], ...]) -> Places:
+def _from_spans(spans: tuple[tuple[int, int] | None, ...]) -> Places:
     def find(tokens: Tensor, mask: Tensor) -> Tensor:
         if len(spans) != len(tokens):
             raise UserError(f"{len(spans)} spans for {len(tokens)} prompts: give one per prompt")
         at = torch.zeros_like(mask)
-        for row, (start, end) in enumerate(spans):
+        for row, span in enumerate(spans):
+            if span is None:
+                continue
+            start, end = span
             first, length = int(mask[row].long().argmax()), int(mask[row].sum())
             if not 0 <= start < end <= length:
                 raise UserError(

@@ -19,10 +19,11 @@ import pandas as pd
 from interp.errors import UserError
 from interp.moelora.adapters import Method, check_method
 from interp.moelora.comparison import FinishedRun, compare
-from interp.moelora.comparison_page import render_comparison
 from interp.moelora.pretrained import load_pretrained
 from interp.moelora.training import TrainingSettings
-from interp.runs.moelora import check_identity, load_data, metrics_of, plain_settings, train_moelora
+from interp.report.comparison_page import render_comparison
+from interp.runs.identity import claim_run
+from interp.runs.moelora import load_data, metrics_of, plain_settings, train_moelora
 from interp.runs.store import (
     read_json,
     write_atomically,
@@ -34,6 +35,7 @@ from interp.runs.store import (
 
 logger = logging.getLogger(__name__)
 
+IDENTITY = "settings.json"
 UNEQUAL = 0.01
 """Trainable parameters that differ by more than this share are warned of."""
 
@@ -67,13 +69,10 @@ def compare_moelora(
             "a comparison runs in one process: launch `interp moelora train` for each method and "
             "seed instead"
         )
-    training = plain_settings(settings.training)
-    del training["method"], training["seed"]
-    identity = {"settings": {**training, "methods": list(settings.methods)}}
-    check_identity(run, identity)
-    run.mkdir(parents=True, exist_ok=True)
-    write_json(run / "training.json", identity)
-    write_yaml(run / "config.yaml", {**identity["settings"], "seeds": list(settings.seeds)})
+    identity = {**plain_settings(settings.training), "methods": list(settings.methods)}
+    del identity["method"], identity["seed"]
+    claim_run(run, IDENTITY, identity)
+    write_yaml(run / "config.yaml", {**identity, "seeds": list(settings.seeds)})
     base = _base_metrics(settings, run, device, progress)
     finished = []
     for seed in settings.seeds:
@@ -83,7 +82,7 @@ def compare_moelora(
             logger.info("%s, seed %d", method, seed)
             train_moelora(one, folder, device=device, progress=progress)
             finished.append(read_finished(folder, method, seed))
-    content = {**compare(finished), "base": base, "settings": identity["settings"]}
+    content = {**compare(finished), "base": base, "settings": identity}
     content["parameters_differ_by"] = parameter_spread(finished)
     if content["parameters_differ_by"] > UNEQUAL:
         logger.warning(

@@ -42,8 +42,9 @@ class MoELoRAConfig(PeftConfig):
         modules_to_save: other modules to train whole and to save.
         renormalize: the gates of the chosen experts sum to one; else they are the raw softmax.
         router_noise: standard deviation of what is added to the router's logits in training.
-        load_balance_weight: weight of the load-balance loss.
-        contrastive_weight: weight of the contrastive loss.
+        load_balance_weight: weight of the load-balance loss, which is a mean over projections. The
+            usual 0.01 belongs to a sum over layers; a mean of that weight lets experts die.
+        contrastive_weight: weight of the contrastive loss, also a mean over projections.
         contrastive_temperature: its temperature.
         contrastive_tokens: how many tokens of a batch it samples.
         contrastive_start: root mean square that an expert's output must have to be contrasted;
@@ -66,8 +67,8 @@ class MoELoRAConfig(PeftConfig):
     modules_to_save: list[str] | None = None
     renormalize: bool = True
     router_noise: float = 0.0
-    load_balance_weight: float = 0.01
-    contrastive_weight: float = 0.01
+    load_balance_weight: float = 1.0
+    contrastive_weight: float = 0.1
     contrastive_temperature: float = 0.1
     contrastive_tokens: int = 64
     contrastive_start: float = 1e-3

@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from tqdm.auto import tqdm
 
 from interp.errors import UserError
+from interp.generation import BATCH_PROMPTS, evaluating, greedy_answers
 from interp.heads.significance import mean_interval
 from interp.moelora.encoding import (
     IGNORED,
@@ -28,12 +28,10 @@ from interp.moelora.encoding import (
     end_token,
 )
 from interp.moelora.examples import Example, numbers_in
-from interp.patching.batch import TokenBatch
 
 MEAN = "mean"
 """Stands in the place of a task for the mean over tasks."""
 MAX_NEW_TOKENS = 48
-BATCH_PROMPTS = 64
 _MARKED = re.compile(r"(?:####|\banswer is\b)[:\s]*", re.IGNORECASE)
 _CLAUSES = re.compile(r"[;,.!?:\n]|\bbut\b|\brather\b|\binstead\b", re.IGNORECASE)
 _NEGATION = re.compile(r"\b(?:not|never|no|neither|nor|cannot)\b|n['’]t\b", re.IGNORECASE)
@@ -133,7 +131,7 @@ def score(
     """The greedy answers of a transformers or PEFT model, scored, in the order of the examples."""
     prompts = [encode_prompt(tokenizer, example.prompt) for example in examples]
     said = greedy_answers(
-        model, tokenizer, prompts,
+        model, tokenizer, prompts, end=end_token(tokenizer),
         max_new_tokens=max_new_tokens, batch_prompts=batch_prompts, progress=progress,
     )  # fmt: skip
     return tuple(
@@ -150,50 +148,6 @@ def score(
 
 
 @torch.no_grad()
-def greedy_answers(
-    model: Any,
-    tokenizer: Any,
-    prompts: Sequence[Sequence[int]],
-    *,
-    max_new_tokens: int = MAX_NEW_TOKENS,
-    batch_prompts: int = BATCH_PROMPTS,
-    progress: bool = True,
-) -> list[str]:
-    """The greedy continuations of left-padded prompts up to the end token, as plain text.
-
-    The model is left in the mode, training or evaluation, that it was in.
-    """
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    answers = [""] * len(prompts)
-    end = end_token(tokenizer)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
-    device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
-    try:
-        with tqdm(total=len(prompts), desc="answers", disable=not progress) as bar:
-            for begin in range(0, len(order), batch_prompts):
-                chunk = order[begin : begin + batch_prompts]
-                batch = TokenBatch.from_lists([prompts[i] for i in chunk], pad=pad, device=device)
-                ids = model.generate(
-                    input_ids=batch.tokens,
-                    attention_mask=batch.mask.long(),
-                    max_new_tokens=max_new_tokens,
-                    do_sample=False,
-                    num_beams=1,
-                    eos_token_id=end,
-                    pad_token_id=pad,
-                )
-                texts = tokenizer.batch_decode(ids[:, batch.width :], skip_special_tokens=True)
-                for index, text in zip(chunk, texts, strict=True):
-                    answers[index] = text.strip()
-                bar.update(len(chunk))
-    finally:
-        model.train(was_training)
-    return answers
-
-
-@torch.no_grad()
 def answer_losses(
     model: Any, examples: Sequence[EncodedExample], *, pad: int = 0, batch: int = 32
 ) -> list[float]:
@@ -204,9 +158,7 @@ def answer_losses(
     device = next(model.parameters()).device
     order = sorted(range(len(examples)), key=lambda index: len(examples[index].tokens))
     losses = [0.0] * len(examples)
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for begin in range(0, len(order), batch):
             chunk = order[begin : begin + batch]
             inputs = {
@@ -219,8 +171,6 @@ def answer_losses(
                 counted = targets[row] != IGNORED
                 loss = F.cross_entropy(logits[row, counted].float(), targets[row, counted])
                 losses[index] = float(loss)
-    finally:
-        model.train(was_training)
     return losses
 
 

@@ -22,6 +22,8 @@ from interp.moelora.trainer import AdapterTrainer, last_checkpoint, step_of
 
 Schedule = Literal["constant", "linear", "cosine"]
 Dtype = Literal["float32", "bfloat16"]
+_ADAPTER = MoELoRAConfig()
+"""Whose defaults are the settings' too."""
 
 
 @dataclass(frozen=True)
@@ -48,25 +50,25 @@ class TrainingSettings:
     """At most so many test examples of each task."""
     targets: tuple[str, ...] = ("q_proj", "v_proj")
     """The projections that are adapted, by the endings of their names."""
-    experts: int = 8
+    experts: int = _ADAPTER.experts_in(None, "every projection")
     """Experts per projection."""
-    rank: int = 4
+    rank: int = _ADAPTER.r
     """Rank of each expert."""
-    top_k: int = 2
+    top_k: int = _ADAPTER.top_k
     """Experts that each token is routed to."""
-    scaling: float = 2.0
+    scaling: float = _ADAPTER.scaling
     """What the adapter adds is multiplied by this: alpha / rank."""
-    dropout: float = 0.0
+    dropout: float = _ADAPTER.lora_dropout
     """Dropout on the adapter's input."""
-    router_noise: float = 0.0
+    router_noise: float = _ADAPTER.router_noise
     """Standard deviation of the noise on router logits in training."""
-    load_balance: float = 1.0
+    load_balance: float = _ADAPTER.load_balance_weight
     """Weight of the load-balance loss, which is a mean over the adapted projections."""
-    contrastive: float = 0.1
+    contrastive: float = _ADAPTER.contrastive_weight
     """Weight of moelora's contrastive loss, also a mean."""
-    temperature: float = 0.1
+    temperature: float = _ADAPTER.contrastive_temperature
     """Temperature of the contrastive loss."""
-    router_z: float = 0.0
+    router_z: float = _ADAPTER.router_z_weight
     """Weight of the router z-loss."""
     steps: int = 200
     """Optimizer steps."""

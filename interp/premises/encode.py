@@ -18,6 +18,7 @@ from torch import Tensor
 
 from interp.errors import UserError
 from interp.models import RenderedChat, render_chat
+from interp.models.spans import shared_length, token_span, tokenize_with_offsets
 from interp.patching.batch import Span, TokenBatch
 from interp.premises.questions import Premises, Question, QuestionKind
 from interp.premises.relation import FilledQuestion
@@ -99,36 +100,8 @@ class EncodedPremises:
 
 def tokenize(tokenizer: Any, rendered: RenderedChat, text: str | None = None) -> Any:
     """Ids and character offsets of a rendered chat's text, or of ``text`` in the same manner."""
-    if not getattr(tokenizer, "is_fast", False):
-        raise UserError(
-            "this model's tokenizer gives no character offsets, so no span can be found: "
-            "use a model that has a fast tokenizer (tokenizer.json)"
-        )
-    return tokenizer(
-        rendered.text if text is None else text,
-        add_special_tokens=rendered.add_special_tokens,
-        return_offsets_mapping=True,
-    )
-
-
-def token_span(
-    offsets: Sequence[tuple[int, int]], text: str, start: int, end: int, what: str = "span"
-) -> Span:
-    """The tokens [first, last + 1) that hold characters [start, end) of the text.
-
-    Whitespace at a token's edge does not count, so that a token for " of " is not in the span of
-    the name that follows it.
-    """
-    inside = []
-    for index, (left, right) in enumerate(offsets):
-        piece = text[left:right]
-        left += len(piece) - len(piece.lstrip())
-        right -= len(piece) - len(piece.rstrip())
-        if left < end and right > start and left < right:
-            inside.append(index)
-    if not inside:
-        raise UserError(f"the {what} {text[start:end]!r} is not found in the prompt's tokens")
-    return inside[0], inside[-1] + 1
+    whole = rendered.text if text is None else text
+    return tokenize_with_offsets(tokenizer, whole, add_special_tokens=rendered.add_special_tokens)
 
 
 def encode_question(
@@ -162,14 +135,6 @@ def answer_tokens(
         list(tokenize(tokenizer, rendered, f"{rendered.text} {answer}.")["input_ids"])
         for answer in answers
     ]
-
-
-def shared_length(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens two sequences share at the beginning."""
-    for index, (left, right) in enumerate(zip(a, b, strict=False)):
-        if left != right:
-            return index
-    return min(len(a), len(b))
 
 
 def _encode_kind(

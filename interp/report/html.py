@@ -1,26 +1,11 @@
-"""The report of a run: one HTML file that needs nothing else, neither network nor neighbours.
+"""The report of a search for false-premise heads: what its page shows, from the run's files."""
 
-Text from the run is only ever text: Jinja escapes it in the page, plotly's labels are escaped where
-the figures are made, and figures stand in the page as JSON in which no ``<`` is left. A content
-security policy lets the two scripts run that the report itself brings, by their hashes, and
-forbids every connection.
-"""
-
-import base64
-import hashlib
-import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import plotly.graph_objects as go
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
 from interp.errors import UserError
 from interp.report.answers import MarkedPair
@@ -34,6 +19,7 @@ from interp.report.figures import (
     random_null,
 )
 from interp.report.measures import format_number, format_small
+from interp.report.page import PlacedFigure, manifest_rows, render_page
 from interp.report.reading import Run, read_run
 from interp.report.summary import agreement_sentence, key_figures, summary_sentences
 from interp.report.tables import comparison_table, setting_name, settings_of, template_table
@@ -45,25 +31,6 @@ FDR = 0.05
 MAX_HEADS = 600
 MAX_ANSWERS = 120
 MAX_CHARACTERS = 1500
-
-
-@dataclass(frozen=True)
-class PlacedFigure:
-    """A figure in the page: its JSON, its size in pixels and a caption that says how to read it."""
-
-    name: str
-    caption: str
-    json: Markup
-    height: int
-    width: int | None
-
-    @classmethod
-    def place(cls, name: str, figure: go.Figure, caption: str) -> "PlacedFigure":
-        """Let the page decide the width: the figure's own becomes the most it may take."""
-        layout = figure.to_plotly_json()["layout"]
-        width = layout.get("width")
-        figure = go.Figure(figure).update_layout(width=None, autosize=True)
-        return cls(name, caption, script_json(figure_json(figure)), int(layout["height"]), width)
 
 
 def write_report(run: Path) -> Path:
@@ -80,19 +47,10 @@ def write_report(run: Path) -> Path:
 
 def render_report(run: Run) -> str:
     """The page as text."""
-    environment = Environment(
-        loader=PackageLoader("interp.report", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    scripts = [inline_script(get_plotlyjs()), inline_script(_own("report.js.j2"))]
-    return environment.get_template("report.html.j2").render(
+    return render_page(
+        "report.html.j2",
+        scripts=("report.js.j2",),
         title=_title(run),
-        policy=content_security_policy(scripts),
-        style=Markup(_own("report.css.j2")),
-        scripts=scripts,
         evaluation=run.evaluation,
         setting=setting_name(run.evaluation) if run.evaluation else "",
         key_figures=key_figures(run.evaluation) if run.evaluation else (),
@@ -102,57 +60,10 @@ def render_report(run: Run) -> str:
         heads=_head_rows(run.heads),
         n_heads=len(run.heads),
         generations=_answers(run.generations),
-        manifest=_manifest_rows(run.manifest),
+        manifest=manifest_rows(run.manifest),
         fdr=FDR,
         max_characters=MAX_CHARACTERS,
     )
-
-
-def figure_json(figure: go.Figure) -> str:
-    """A figure as JSON, its numbers to nine digits: all that a float32 holds, in half the space."""
-
-    def short(part: Any) -> Any:
-        if isinstance(part, dict):
-            return {key: short(value) for key, value in part.items()}
-        if isinstance(part, list):
-            return [short(value) for value in part]
-        return float(f"{part:.9g}") if isinstance(part, float) else part
-
-    return json.dumps(short(json.loads(str(figure.to_json()))), separators=(",", ":"))
-
-
-def script_json(text: str) -> Markup:
-    """JSON that can stand in a script element: the characters of markup as ``\\u`` escapes."""
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return Markup(text)
-
-
-def inline_script(source: str) -> Markup:
-    """A script's text as the browser will see and hash it. Raises ValueError if it would break out.
-
-    The HTML parser turns every line end into a line feed before the hash is taken.
-    """
-    text = source.replace("\r\n", "\n").replace("\r", "\n")
-    if "</script" in text.lower():
-        raise ValueError("the script holds the end tag of a script element")
-    return Markup(text)
-
-
-def content_security_policy(scripts: list[Markup]) -> str:
-    """Allow these scripts and nothing else to run; allow no source outside the page."""
-    hashes = " ".join(
-        f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-        for text in scripts
-    )
-    return (
-        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; "
-        "img-src data: blob:; base-uri 'none'; form-action 'none'"
-    )
-
-
-def _own(name: str) -> str:
-    return (resources.files("interp.report") / "templates" / name).read_text(encoding="utf-8")
 
 
 def _title(run: Run) -> str:
@@ -264,14 +175,3 @@ def _answers(generations: tuple[MarkedPair, ...] | None) -> dict[str, dict[str, 
                 outcomes[pair.outcome] += 1
             kinds[kind] = {"shown": pairs[:MAX_ANSWERS], "n": len(pairs), "outcomes": outcomes}
     return kinds
-
-
-def _manifest_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The manifest as rows of text; what is nested is written as indented JSON."""
-    return [
-        (
-            str(key),
-            value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=1),
-        )
-        for key, value in manifest.items()
-    ]

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -24,6 +24,7 @@ from interp.heads.headset import Site
 from interp.heads.selection import count_of_fraction
 from interp.interventions.constraint import SITE_MODES, Constraint, Mode, check_mode
 from interp.premises.split import Split
+from interp.runs.choice import check_choice
 from interp.runs.locate import DEFAULT_FRACTION
 from interp.runs.store import write_json, write_jsonl, write_table
 
@@ -65,15 +66,9 @@ class EvaluateSettings:
             raise UserError(f"heads is a fraction below 1 or a count from 1, not {self.heads:g}")
         if self.heads > 1 and self.heads != int(self.heads):
             raise UserError(f"a count of heads is a whole number, not {self.heads:g}")
-        if self.site not in get_args(SiteToScore):
-            known = ", ".join(get_args(SiteToScore))
-            raise UserError(f"unknown site {self.site!r}; known: {known}")
-        if self.answers not in get_args(AnswersFor):
-            known = ", ".join(get_args(AnswersFor))
-            raise UserError(f"unknown choice of answers {self.answers!r}; known: {known}")
-        if self.mode not in get_args(ModeToScore):
-            known = ", ".join(get_args(ModeToScore))
-            raise UserError(f"unknown mode {self.mode!r}; known: {known}")
+        check_choice("site", self.site, SiteToScore)
+        check_choice("choice of answers", self.answers, AnswersFor)
+        check_choice("mode", self.mode, ModeToScore)
         if self.site != "best" and self.mode != "best":
             check_mode(self.site, self.mode)
 

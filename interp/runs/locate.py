@@ -9,7 +9,7 @@ import json
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -22,6 +22,8 @@ from interp.models import fingerprint
 from interp.premises.knowledge import MINIMUM_KNOWN, Knowledge, KnowledgeCheck, check_knowledge
 from interp.premises.questions import Premises, load_premises
 from interp.premises.split import Split
+from interp.runs.choice import check_choice
+from interp.runs.identity import begin_run, check_run
 from interp.runs.manifest import read_manifest, write_manifest
 from interp.runs.store import read_json, write_json, write_jsonl, write_table
 
@@ -29,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 SiteChoice = Literal["output", "attention", "both"]
 DEFAULT_FRACTION = 0.01
+IDENTITY = "search.json"
 
 
 @dataclass(frozen=True)
@@ -44,13 +47,9 @@ class LocateSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, value, known in (
-            ("method", self.method, get_args(Method)),
-            ("site", self.site, get_args(SiteChoice)),
-            ("check", self.check, get_args(KnowledgeCheck)),
-        ):
-            if value not in known:
-                raise UserError(f"unknown {name} {value!r}; known: {', '.join(known)}")
+        check_choice("method", self.method, Method)
+        check_choice("site", self.site, SiteChoice)
+        check_choice("check", self.check, KnowledgeCheck)
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -64,7 +63,7 @@ def locate_run(
     """Find what every head does, and leave it in ``run``. Returns the effects by site."""
     premises = load_premises(settings.premises, seed=settings.seed, limit=settings.limit)
     identity = {**asdict(settings), "fingerprint": fingerprint(model)}
-    _check_run(run, identity)
+    check_run(run, IDENTITY, identity)
     if not (run / "known.json").is_file():
         knowledge = check_knowledge(model, premises, check=settings.check, progress=progress)
         logger.info(knowledge.summary)
@@ -83,31 +82,11 @@ def locate_run(
     return effects
 
 
-def _check_run(run: Path, identity: dict[str, Any]) -> None:
-    """Raise unless the directory is new, empty, or holds the same search."""
-    path = run / "search.json"
-    if path.is_file():
-        other = read_json(path)
-        differs = sorted(key for key in identity if other.get(key) != identity[key])
-        if differs:
-            key = differs[0]
-            raise UserError(
-                f"{run} holds another run ({key} was {other.get(key)!r}, now {identity[key]!r}): "
-                "choose another --out"
-            )
-    elif run.exists() and (not run.is_dir() or any(run.iterdir())):
-        raise UserError(f"{run} is not empty and not a run: choose another --out")
-
-
 def _write_knowledge(
     run: Path, knowledge: Knowledge, kept: Premises, identity: dict[str, Any]
 ) -> None:
     """Make the run directory: what the model knows is the first thing in it."""
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{run} cannot be made ({error.strerror}): choose another") from error
-    write_json(run / "search.json", identity)
+    begin_run(run, IDENTITY, identity)
     write_table(run / "knowledge.csv", knowledge.to_dataframe())
     write_json(run / "known.json", {"subjects": kept.subjects, "summary": knowledge.summary})
 

@@ -3,6 +3,8 @@
 import importlib.metadata
 import platform
 import sys
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,10 @@ from interp.errors import UserError
 from interp.models import model_info
 from interp.runs.store import file_hash, read_json, write_json
 
-PACKAGES = ("faithlens", "torch", "transformer-lens", "transformers", "numpy", "scipy", "pandas")
+PACKAGES = (
+    *("faithlens", "torch", "transformer-lens", "transformers", "peft", "accelerate"),
+    *("numpy", "scipy", "pandas"),
+)
 
 
 def versions() -> dict[str, str]:
@@ -26,28 +31,42 @@ def versions() -> dict[str, str]:
     return found
 
 
-def write_manifest(run: Path, model: Any, **more: Any) -> Path:
-    """Write manifest.json; ``more`` is added as it is."""
-    info = model_info(model)
+def write_manifest(
+    run: Path, model: Any, *, prompts: str | None = "premises.jsonl", **more: Any
+) -> Path:
+    """Write manifest.json.
+
+    Args:
+        model: a hooked model, or a description, such as `describe_hf_model` makes.
+        prompts: the file of the run whose hash stands for its prompts; None if there is none.
+        more: added as it is: the run's settings, say.
+    """
     content = {
-        "model": {
-            "spec": info.spec,
-            "fingerprint": info.fingerprint,
-            "n_layers": info.n_layers,
-            "n_heads": info.n_heads,
-            "n_kv_heads": info.n_kv_heads,
-            "d_head": info.d_head,
-        },
-        "dtype": info.dtype,
-        "device": info.device,
-        "attn_implementation": info.attn_implementation,
+        **(model if isinstance(model, Mapping) else describe_model(model)),
         "threads": torch.get_num_threads(),
         "versions": versions(),
         "command": " ".join(["interp", *sys.argv[1:]]),
-        "prompts_sha256": file_hash(run / "premises.jsonl"),
-        **more,
     }
-    return write_json(run / "manifest.json", content)
+    if prompts is not None:
+        content["prompts_sha256"] = file_hash(run / prompts)
+    return write_json(run / "manifest.json", {**content, **more})
+
+
+def describe_model(model: Any) -> dict[str, Any]:
+    """What a manifest says of a hooked model: which one it is, and how it runs."""
+    info = asdict(model_info(model))
+    how = {key: info.pop(key) for key in ("dtype", "device", "attn_implementation")}
+    return {"model": info, **how}
+
+
+def describe_hf_model(hf_model: Any, *, spec: str, fingerprint: str) -> dict[str, Any]:
+    """The same of a transformers model, which does not know what it was asked for by."""
+    return {
+        "model": {"spec": spec, "fingerprint": fingerprint},
+        "dtype": str(hf_model.dtype).removeprefix("torch."),
+        "device": str(hf_model.device),
+        "attn_implementation": str(hf_model.config._attn_implementation),
+    }
 
 
 def read_manifest(run: Path) -> dict[str, Any]:

@@ -7,7 +7,6 @@ interrupted run up at its newest checkpoint, with the same outcome to the last b
 returns a finished one as it is. Other settings, data or another model are refused.
 """
 
-import importlib.metadata
 import logging
 import os
 import shutil
@@ -25,19 +24,14 @@ from interp.errors import UserError
 from interp.moelora.adapters import adapt, trainable_parameters
 from interp.moelora.encoding import end_token
 from interp.moelora.pretrained import Pretrained, load_pretrained
-from interp.moelora.scoring import (
-    ScoredAnswer,
-    accuracies,
-    answer_losses,
-    score,
-)
+from interp.moelora.scoring import ScoredAnswer, accuracies, answer_losses, score
 from interp.moelora.similarity import expert_similarity
 from interp.moelora.taskdata import TaskData, load_task_data
 from interp.moelora.trainer import AdapterTrainer
 from interp.moelora.training import TrainingSettings, make_trainer, run_training
-from interp.runs.manifest import versions
+from interp.runs.identity import begin_run, check_run
+from interp.runs.manifest import describe_hf_model, write_manifest
 from interp.runs.store import (
-    read_json,
     write_atomically,
     write_json,
     write_jsonl,
@@ -65,16 +59,16 @@ def train_moelora(
     `UserError` for every user's mistake, before anything is written where that can be known.
     """
     if (run / "metrics.json").is_file():
-        check_identity(run, {"settings": plain_settings(settings)})
+        check_run(run, IDENTITY, plain_settings(settings))
         return run
     base = load_pretrained(settings.model, dtype=settings.dtype)
     data = load_data(base, settings)
     identity = {
-        "settings": plain_settings(settings),
+        **plain_settings(settings),
         "fingerprint": base.fingerprint,
         "data_sha256": data.sha256,
     }
-    check_identity(run, identity)
+    check_run(run, IDENTITY, identity)
     set_seed(settings.seed)
     adapted = adapt(base.model, settings.method, settings.adapter())
     trainer = make_trainer(
@@ -82,7 +76,8 @@ def train_moelora(
         pad=pad_token(base), device=device, progress=progress,
     )  # fmt: skip
     if PartialState().is_main_process:
-        _begin(run, identity)
+        begin_run(run, IDENTITY, identity)
+        write_yaml(run / "config.yaml", plain_settings(settings))
     PartialState().wait_for_everyone()
     run_training(trainer, run / CHECKPOINTS)
     if trainer.is_world_process_zero():
@@ -115,24 +110,6 @@ def pad_token(base: Pretrained) -> int:
     return end_token(base.tokenizer) if pad is None else int(pad)
 
 
-def check_identity(run: Path, identity: dict[str, Any]) -> None:
-    """Raise `UserError` unless the directory is new, empty, or holds the same training run."""
-    path = run / IDENTITY
-    if not path.is_file():
-        if run.is_dir() and any(run.iterdir()):
-            raise UserError(f"{run} holds something else: choose a new directory with --out")
-        return
-    recorded = read_json(path)
-    before = {**recorded.get("settings", {}), **_without_settings(recorded)}
-    now = {**identity.get("settings", {}), **_without_settings(identity)}
-    if differs := sorted(key for key in now if before.get(key) != now[key]):
-        key = differs[0]
-        raise UserError(
-            f"{run} holds another run ({key} was {before.get(key)!r}, now {now[key]!r}): choose "
-            "another directory with --out, or delete that one"
-        )
-
-
 def metrics_of(
     base: Pretrained, model: Any, data: TaskData, *, seed: int = 0, progress: bool = True
 ) -> tuple[tuple[ScoredAnswer, ...], dict[str, Any]]:
@@ -161,7 +138,7 @@ def _write_run(
     progress: bool,
 ) -> None:
     adapted: Any = trainer.accelerator.unwrap_model(trainer.model)
-    _save_adapter(adapted, run / "adapter")
+    _save_adapter(adapted, run / "adapter", base.spec)
     history = trainer.state.log_history
     lines = [line for line in history if "loss" in line]
     write_table(run / "losses.csv", losses_table(lines))
@@ -188,7 +165,11 @@ def _write_run(
         "expert_cosine": _mean_cosine(adapted, data, base),
         "last_step": lines[-1],
     }
-    write_manifest(run, settings, base, trainer)
+    described = describe_hf_model(base.model, spec=base.spec, fingerprint=base.fingerprint)
+    write_manifest(
+        run, described, prompts=None, data_sha256=data.sha256,
+        settings=plain_settings(settings), seed=settings.seed,
+    )  # fmt: skip
     shutil.rmtree(run / CHECKPOINTS, ignore_errors=True)
     write_json(run / "metrics.json", content)
 
@@ -198,24 +179,6 @@ def _mean_cosine(adapted: Any, data: TaskData, base: Pretrained) -> float | None
     some = data.encoded_test[:SIMILARITY_EXAMPLES]
     found = expert_similarity(adapted, some, pad=pad_token(base))
     return sum(found.values()) / len(found) if found else None
-
-
-def write_manifest(
-    run: Path, settings: TrainingSettings, base: Pretrained, trainer: AdapterTrainer
-) -> None:
-    """Which model, versions, device and data the run was made with."""
-    own = {name: importlib.metadata.version(name) for name in ("peft", "accelerate")}
-    content = {
-        "model": {"spec": base.spec, "fingerprint": base.fingerprint},
-        "dtype": str(base.model.dtype).removeprefix("torch."),
-        "device": str(trainer.args.device),
-        "attn_implementation": str(base.model.config._attn_implementation),
-        "versions": {**versions(), **own},
-        "data_sha256": read_json(run / IDENTITY)["data_sha256"],
-        "settings": plain_settings(settings),
-        "seed": settings.seed,
-    }
-    write_json(run / "manifest.json", content)
 
 
 def losses_table(lines: Sequence[dict[str, Any]]) -> pd.DataFrame:
@@ -228,17 +191,19 @@ def losses_table(lines: Sequence[dict[str, Any]]) -> pd.DataFrame:
     return table.loc[:, [*known, *sorted(set(table) - set(known))]]
 
 
-def _begin(run: Path, identity: dict[str, Any]) -> None:
-    run.mkdir(parents=True, exist_ok=True)
-    write_json(run / IDENTITY, identity)
-    write_yaml(run / "config.yaml", identity["settings"])
+def _save_adapter(adapted: Any, target: Path, spec: str) -> None:
+    """Save beside the target, then move: a reader sees a whole adapter or none.
 
-
-def _save_adapter(adapted: Any, target: Path) -> None:
-    """Save beside the target, then move: a reader sees a whole adapter or none."""
+    Its base model is named as the user did, not by the place of its files on this machine.
+    """
+    base = adapted.get_base_model()
+    base.name_or_path = base.config.name_or_path = spec  # both are in PEFT's model card
+    for config in adapted.peft_config.values():
+        config.base_model_name_or_path = spec
     beside = target.with_name(f".{target.name}.{os.getpid()}.part")
     shutil.rmtree(beside, ignore_errors=True)
-    adapted.save_pretrained(beside)
+    # Embeddings are never adapted; to find that out PEFT would look the name up on the hub.
+    adapted.save_pretrained(beside, save_embedding_layers=False)
     shutil.rmtree(target, ignore_errors=True)
     os.replace(beside, target)
 
@@ -249,10 +214,6 @@ def plain_settings(settings: TrainingSettings) -> dict[str, Any]:
         key: list(value) if isinstance(value, tuple) else value
         for key, value in asdict(settings).items()
     }
-
-
-def _without_settings(identity: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in identity.items() if key != "settings"}
 
 
 def _without_task(accuracy: dict[str, Any]) -> dict[str, Any]:

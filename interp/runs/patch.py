@@ -7,32 +7,26 @@ settings in the same directory are refused.
 """
 
 import logging
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-import torch
 from tqdm.auto import tqdm
 
 from interp.errors import UserError
-from interp.models import fingerprint, model_info
+from interp.models import fingerprint
 from interp.patching import PatchingResult
 from interp.patching.components import check_component
 from interp.patching.forward import device_of
 from interp.patching.origin import check_origin
 from interp.patching.patch import check_method
 from interp.patching.significance import MINIMUM_GROUPS, mean_interval
-from interp.runs.manifest import versions
-from interp.runs.store import (
-    file_hash,
-    read_json,
-    write_atomically,
-    write_json,
-    write_jsonl,
-    write_table,
-)
+from interp.report.patch_page import render_patch
+from interp.runs.choice import check_choice
+from interp.runs.identity import claim_run
+from interp.runs.manifest import read_manifest, write_manifest
+from interp.runs.store import read_json, write_atomically, write_json, write_jsonl, write_table
 from interp.tasks import EncodedPairs, Pairs, answered_right, encode_pairs, ioi_pairs, read_pairs
 from interp.tasks.ioi import Corruption, check_corruption
 from interp.tasks.patching import Metric, Where, patch_pairs, positions_of
@@ -40,6 +34,7 @@ from interp.tasks.patching import Metric, Where, patch_pairs, positions_of
 logger = logging.getLogger(__name__)
 
 Keep = Literal["all", "right"]
+IDENTITY = "patch.json"
 IOI_PAIRS = 32
 SLICE = 16
 """Prompts whose effects are made, and saved, together."""
@@ -76,7 +71,7 @@ class PatchSettings:
 
     def __post_init__(self) -> None:
         for name, known in (("positions", Where), ("metric", Metric), ("keep", Keep)):
-            check_choice(name, getattr(self, name), get_args(known))
+            check_choice(name, getattr(self, name), known)
         check_component(self.component)
         check_method(self.method)
         check_origin(self.source, self.component)
@@ -100,12 +95,6 @@ class PatchSettings:
             and self.method != "screen"
             and (self.positions != "each")
         )
-
-
-def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
-    """Raise for an unknown value of a setting, and list the known."""
-    if value not in known:
-        raise UserError(f"unknown {name} {value!r}; known: {', '.join(known)}")
 
 
 def load_pairs(settings: PatchSettings, tokenizer: Any = None) -> Pairs:
@@ -152,38 +141,31 @@ def patch_run(
         (run / "parts").rmdir()
     write_table(run / "units.csv", result.to_dataframe())
     write_json(run / "summary.json", summary_of(result, settings, int(right.sum()), len(right)))
-    figure = result.plot(title=f"{settings.component}, {settings.method}, {len(result)} prompts")
-    write_atomically(run / "heatmap.html", figure.to_html(include_plotlyjs=True, full_html=True))
-    _write_manifest(run, model, settings)
+    write_manifest(run, model, prompts="pairs.jsonl", settings=asdict(settings), seed=settings.seed)
+    write_patch_report(run)
     return result
 
 
+def write_patch_report(run: Path) -> Path:
+    """Write ``report.html`` from what a finished run holds, and return its path.
+
+    Raises:
+        UserError: a file of the run is missing or damaged.
+    """
+    result = PatchingResult.load(run / "effects.safetensors")
+    page = render_patch(result, read_json(run / "summary.json"), read_manifest(run))
+    write_atomically(run / "report.html", page)
+    return run / "report.html"
+
+
 def _claim(run: Path, identity: Mapping[str, Any], pairs: Pairs) -> None:
-    """Make the directory this run's own, unless it holds something else."""
-    rows = [pair.row() for pair in pairs]
-    path = run / "patch.json"
-    if path.is_file():
-        other = read_json(path)
-        differs = sorted(key for key in identity if other.get(key) != identity[key])
-        if differs:
-            key = differs[0]
-            raise UserError(
-                f"{run} holds another run ({key} was {other.get(key)!r}, now {identity[key]!r}): "
-                "choose another --out"
-            )
-        if not (run / "pairs.jsonl").is_file():
-            write_jsonl(run / "pairs.jsonl", rows)
-        if list(read_pairs(run / "pairs.jsonl")) != list(pairs):
-            raise UserError(f"{run} was made with other pairs: choose another --out")
-        return
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
-        raise UserError(f"{run} is not empty and not a run: choose another --out")
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{run} cannot be made ({error.strerror}): choose another") from error
-    write_json(path, identity)
-    write_jsonl(run / "pairs.jsonl", rows)
+    """Make the directory this run's own, pairs included, unless it holds something else."""
+    claim_run(run, IDENTITY, identity)
+    path = run / "pairs.jsonl"
+    if not path.is_file():
+        write_jsonl(path, [pair.row() for pair in pairs])
+    elif list(read_pairs(path)) != list(pairs):
+        raise UserError(f"{run} was made with other pairs: choose another --out")
 
 
 def _effects(
@@ -254,19 +236,3 @@ def summary_of(
         "fdr": FDR,
         "top": top.to_dict("records"),
     }
-
-
-def _write_manifest(run: Path, model: Any, settings: PatchSettings) -> None:
-    info = asdict(model_info(model))
-    whole = {key: info.pop(key) for key in ("dtype", "device", "attn_implementation")}
-    content = {
-        "model": info,
-        **whole,
-        "threads": torch.get_num_threads(),
-        "versions": versions(),
-        "command": " ".join(["interp", *sys.argv[1:]]),
-        "prompts_sha256": file_hash(run / "pairs.jsonl"),
-        "settings": asdict(settings),
-        "seed": settings.seed,
-    }
-    write_json(run / "manifest.json", content)

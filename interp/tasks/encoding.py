@@ -19,6 +19,12 @@ from torch import Tensor
 
 from interp.errors import UserError
 from interp.models import render_chat
+from interp.models.spans import (
+    check_offsets,
+    shared_length,
+    token_span,
+    tokenize_with_offsets,
+)
 from interp.patching.batch import Span, TokenBatch
 from interp.patching.forward import tail_logits
 from interp.patching.metrics import LogitDifference
@@ -93,11 +99,7 @@ def encode_pairs(
     Raises:
         UserError: answers that cannot be told apart, or a span that no token holds.
     """
-    if not getattr(tokenizer, "is_fast", False):
-        raise UserError(
-            "this model's tokenizer gives no character offsets, so no span can be found: "
-            "use a model that has a fast tokenizer (tokenizer.json)"
-        )
+    check_offsets(tokenizer)
     rows = []
     for number, pair in enumerate(pairs):
         try:
@@ -152,14 +154,10 @@ def _encode_text(
             whole, special = f"{text}{gap}{answer}", True
         # The full stop makes answers differ even when one begins with the other.
         wholes.append(f"{whole}.")
-        encodings.append(
-            tokenizer(wholes[-1], add_special_tokens=special, return_offsets_mapping=True)
-        )
+        encodings.append(tokenize_with_offsets(tokenizer, wholes[-1], add_special_tokens=special))
     right, wrong = (list(encoding["input_ids"]) for encoding in encodings)
-    shared = next(
-        (i for i, (a, b) in enumerate(zip(right, wrong, strict=False)) if a != b), len(right)
-    )
-    if shared >= min(len(right), len(wrong)):
+    shared = shared_length(right, wrong)
+    if shared == min(len(right), len(wrong)):
         raise UserError(
             f"{pair.answer!r} and {pair.wrong_answer!r} have the same tokens: they cannot be told "
             "apart"
@@ -168,25 +166,10 @@ def _encode_text(
         raise UserError("nothing of the text stands before the answers' first tokens")
     offsets = encodings[0]["offset_mapping"][:shared]
     placed = {
-        name: _token_span(offsets, wholes[0], begin + start, begin + end, name)
+        name: token_span(offsets, wholes[0], begin + start, begin + end, f"span {name!r}")
         for name, (start, end) in spans.items()
     }
     return (right[:shared], placed), right[shared], wrong[shared]
-
-
-def _token_span(
-    offsets: Sequence[tuple[int, int]], text: str, start: int, end: int, name: str
-) -> Span:
-    """The tokens [first, last + 1) that hold any visible character of [start, end)."""
-    wanted = {at for at in range(start, end) if not text[at].isspace()}
-    inside = [
-        index
-        for index, (left, right) in enumerate(offsets)
-        if not wanted.isdisjoint(range(left, right))
-    ]
-    if not inside:
-        raise UserError(f"no token of the prompt holds the span {name!r}, {text[start:end]!r}")
-    return inside[0], inside[-1] + 1
 
 
 @torch.no_grad()

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from interp.cli import main
-from interp.cli.options import COMMANDS, DemoOptions, LocateOptions, parse, to_config
+from interp.cli.config import to_config
+from interp.cli.options import COMMANDS, DemoOptions, LocateOptions, parse
 from interp.runs.store import write_table
 
 

@@ -163,7 +163,7 @@ def test_the_seed_decides_the_null(tiny_llama: HookedModel) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"gate": "guess"}, "unknown gate 'guess'; known: oracle"),
+        ({"gate": "guess"}, "unknown gate 'guess'; known: oracle, probe"),
         ({"random_sets": 5}, "a null of 5 random sets says little: 20 or 0"),
         ({"heads": [(9, 9)]}, r"head \(9, 9\) does not exist"),
         ({"heads": HeadSet(((0, 0),), "attention"), "site": "output"}, "chosen for site"),

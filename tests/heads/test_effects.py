@@ -137,8 +137,19 @@ def test_agreement_by_hand(effects: HeadEffects) -> None:
     assert found["spearman"] == pytest.approx(0.8)
     assert found["top_k_overlap"] == 0.5
     assert found["n"] == 4
+    assert found["pearson"] == pytest.approx(0.8)  # the same values, in another order
+    assert found["top_k"] == 2
     with pytest.raises(UserError, match="different sizes"):
         agreement(of([1.0, 2.0]), of([1.0, 2.0, 3.0]))
+
+
+def test_agreement_is_about_the_heads_whose_edit_helps(effects: HeadEffects) -> None:
+    """Head 3 has by far the largest effect, but a negative one: it is in nobody's top two."""
+    values = torch.tensor([[3.0, 1.0, 2.0, -9.0]]).expand(14, 1, 4)
+    a = replace(effects, values=values, probability=values)
+    b = replace(a, values=values * torch.tensor([1.0, 1.0, 1.0, -0.01]))
+    assert agreement(a, b, top_k=2)["top_k_overlap"] == 1.0
+    assert agreement(a, replace(a, values=-values), top_k=1)["top_k_overlap"] == 0.0
 
 
 def test_parts_that_do_not_fit_are_told(effects: HeadEffects) -> None:

@@ -1,13 +1,17 @@
-"""Models of three kinds, and known premises, to constrain."""
+"""Models of three kinds, one with experts, and known premises, to constrain."""
 
+from collections.abc import Callable
 from typing import Any
 
+import peft
 import pytest
 import torch
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 import interp.models
 from interp.models import HookedModel
+from interp.models.quiet import quiet_libraries
+from interp.moelora import MoELoRAConfig, hooked
 from interp.premises import Premises, load_premises
 
 
@@ -49,3 +53,33 @@ def model(
     sliding: HookedModel,
 ) -> HookedModel:
     return {"llama": tiny_llama, "gpt2": tiny_gpt2, "sliding": sliding}[request.param]
+
+
+def make_adapted(hf_factory: Callable[..., Any], tokenizer: Any, **config: Any) -> Any:
+    """A tiny PEFT model whose four experts a projection add something."""
+    base = hf_factory("llama", tokenizer)
+    settings: dict[str, Any] = {
+        "r": 2, "num_experts": 4, "top_k": 2, "lora_alpha": 4, "task_type": "CAUSAL_LM",
+        "target_modules": ["q_proj", "v_proj", "down_proj"],
+    }  # fmt: skip
+    torch.manual_seed(0)
+    with quiet_libraries():  # PEFT asks transformers for a name that it will drop
+        adapted = peft.get_peft_model(base, MoELoRAConfig(**(settings | config)))
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "moelora_B" in name:
+                parameter.normal_(std=0.3)
+    return adapted.eval()
+
+
+@pytest.fixture
+def adapted(hf_factory: Callable[..., Any], chat_tokenizer: Any) -> Any:
+    """A PEFT model of one's own, whose weights may be changed."""
+    return make_adapted(hf_factory, chat_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def experts_model(hf_factory: Callable[..., Any], chat_tokenizer: Any) -> HookedModel:
+    """The same model, hooked: experts on q, v and the MLP's way out of three layers."""
+    return hooked(make_adapted(hf_factory, chat_tokenizer), chat_tokenizer)

@@ -1,15 +1,20 @@
-"""Tiny adapted models, and MoELoRA written out one expert at a time."""
+"""Tiny adapted models, and a training run on a tiny model that takes a second."""
 
+import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from interp.moelora import MoELoRAConfig
+from interp.moelora.training import TrainingSettings
+from interp.runs.moelora import train_moelora
 
 # transformers renames gradient checkpointing; PEFT, and versions before, know the old names only.
 OLD_NAMES = "ignore:`(is_)?gradient_checkpointing(_enable)?` is deprecated:FutureWarning"
@@ -65,3 +70,68 @@ def batch(plain_tokenizer: Any) -> dict[str, torch.Tensor]:
     mask = torch.ones_like(ids)
     mask[0, :3] = 0
     return {"input_ids": ids, "attention_mask": mask}
+
+
+@pytest.fixture(scope="session")
+def model_folder(
+    hf_factory: Callable[..., Any], chat_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A tiny model on disk, as transformers saves it."""
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    hf_factory("llama", chat_tokenizer, num_hidden_layers=2).save_pretrained(path)
+    chat_tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def sums(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of 90 short sums, of which about a fifth is held out."""
+    path = tmp_path_factory.mktemp("data") / "sums.jsonl"
+    rows = [{"prompt": f"{i} + {i % 7}?", "answer": str(i + i % 7)} for i in range(90)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_training(model_folder: Path, sums: Path) -> TrainingSettings:
+    """Six steps, fewer than an epoch has; every kind of randomness is on."""
+    return TrainingSettings(
+        model=str(model_folder),
+        data=(str(sums),),
+        limit=60,
+        test_limit=4,
+        experts=4,
+        rank=2,
+        dropout=0.1,
+        router_noise=0.1,
+        steps=6,
+        batch=4,
+        accumulate=2,
+        log_every=2,
+        save_every=2,
+    )
+
+
+@pytest.fixture(scope="session")
+def train() -> Callable[[TrainingSettings, Path], Path]:
+    return partial(train_moelora, device="cpu", progress=False)
+
+
+@pytest.fixture(scope="session")
+def finished(
+    tiny_training: TrainingSettings, train: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The run of `tiny_training`; no test changes it."""
+    return train(tiny_training, tmp_path_factory.mktemp("runs") / "finished")
+
+
+@pytest.fixture(scope="session")
+def same_weights() -> Callable[[Path, Path], bool]:
+    """Whether two runs' adapters are the same to the last bit."""
+
+    def same(run: Path, other: Path) -> bool:
+        files = [one / "adapter" / "adapter_model.safetensors" for one in (run, other)]
+        a, b = map(load_file, files)
+        return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+    return same

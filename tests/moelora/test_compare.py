@@ -16,15 +16,15 @@ from interp.errors import UserError
 from interp.moelora.adapters import METHOD_NAMES
 from interp.moelora.compare import CompareSettings, compare_moelora, losses_of, parameter_spread
 from interp.moelora.comparison import FinishedRun, compare, seed_interval
-from interp.moelora.comparison_figures import accuracy_figure, curve_figure
-from interp.moelora.comparison_page import (
+from interp.moelora.training import TrainingSettings
+from interp.report.comparison_figures import accuracy_figure, curve_figure
+from interp.report.comparison_page import (
     accuracy_table,
     cost_table,
     difference_table,
     render_comparison,
     summary,
 )
-from interp.moelora.training import TrainingSettings
 from interp.runs.store import read_json
 
 STEP = {"loss": 2.0, "step": 4}

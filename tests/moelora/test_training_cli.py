@@ -101,7 +101,7 @@ def test_overview_names_both(capsys: pytest.CaptureFixture[str]) -> None:
         ("setps: 3\n", "unknown option 'setps'; known: model, method"),
         ("- 3\n", "must hold options as keys"),
         ("{", "cannot be read as YAML"),
-        ("data: {a: 1}\n", "data must be a value or a list"),
+        ("data: {a: 1}\n", "data is .* must be a value or a list"),
     ],
 )
 def test_bad_config(content: str, said: str, tmp_path: Path) -> None:

@@ -194,7 +194,7 @@ def test_the_log_has_every_part_of_the_loss(base: Any, tmp_path: Path) -> None:
     lines = [line for line in trainer.state.log_history if "loss" in line]
     assert [line["step"] for line in lines] == [2, 4]
     for line in lines:
-        parts = line["language_loss"] + 0.01 * (line["load_balance"] + line["contrastive"])
+        parts = line["language_loss"] + 1.0 * line["load_balance"] + 0.1 * line["contrastive"]
         assert line["loss"] == pytest.approx(parts, abs=1e-4)
         assert line["load_balance"] >= 0.99
         assert 0 <= line["load_smallest"] <= 1 <= line["load_largest"] <= 4 / 2

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from interp.generation import greedy_answers
 from interp.moelora.encoding import encode_example, encode_prompt
 from interp.moelora.examples import Example
 from interp.moelora.scoring import (
@@ -17,7 +18,6 @@ from interp.moelora.scoring import (
     asserts,
     extract_number,
     extract_option,
-    greedy_answers,
     is_right,
     mean_by_task,
     score,

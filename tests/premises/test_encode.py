@@ -1,13 +1,10 @@
 """Spans and answer tokens on tricky text."""
 
-import itertools
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -16,8 +13,6 @@ from interp.premises import Fact, FilledQuestion, Premises, Relation, Template
 from interp.premises.encode import (
     encode_premises,
     encode_question,
-    shared_length,
-    token_span,
 )
 
 TEMPLATES = {
@@ -192,44 +187,6 @@ def test_batches_and_columns_of_the_objects(word_tokenizer: Any, planted_premise
         encoded.items[2].question,
     ]
     assert torch.equal(some.false_tokens, encoded.false_tokens[[5, 2]])
-
-
-@given(st.text(alphabet="ab漢é🌋 \t\n", min_size=1, max_size=12), st.data())
-def test_a_token_span_is_the_smallest_that_holds_the_characters(
-    text: str, data: st.DataObject
-) -> None:
-    """For any cut of any text into tokens."""
-    cuts = data.draw(st.sets(st.integers(1, max(1, len(text) - 1)), max_size=10))
-    edges = [0, *sorted(cut for cut in cuts if cut < len(text)), len(text)]
-    offsets = list(itertools.pairwise(edges))
-    start = data.draw(st.integers(0, len(text) - 1))
-    end = data.draw(st.integers(start + 1, len(text)))
-    wanted = {i for i in range(start, end) if not text[i].isspace()}
-    if not wanted:
-        return
-    first, last = token_span(offsets, text, start, end)
-    held = set(range(offsets[first][0], offsets[last - 1][1]))
-    assert wanted <= held
-    for edge in (first, last - 1):
-        assert wanted & set(range(*offsets[edge]))
-
-
-def test_a_space_at_a_tokens_edge_is_not_in_the_next_names_span() -> None:
-    text = "of Peru now"
-    assert token_span([(0, 3), (3, 7), (7, 11)], text, 3, 7) == (1, 2)
-    assert token_span([(0, 2), (2, 7), (7, 11)], text, 3, 7) == (1, 2)
-    assert token_span([(0, 2), (2, 5), (5, 8), (8, 11)], text, 3, 7) == (1, 3)
-    # Characters that end with a space do not take the next word's token along.
-    assert token_span([(0, 2), (2, 7), (7, 11)], text, 3, 8) == (1, 2)
-    with pytest.raises(UserError, match="the object 'Peru' is not found in the prompt's tokens"):
-        token_span([(0, 2), (7, 11)], text, 3, 7, "object")
-
-
-@given(st.lists(st.integers(0, 2)), st.lists(st.integers(0, 2)))
-def test_the_shared_length(a: list[int], b: list[int]) -> None:
-    shared = shared_length(a, b)
-    assert a[:shared] == b[:shared]
-    assert shared == min(len(a), len(b)) or a[shared] != b[shared]
 
 
 def test_a_tokenizer_without_offsets_is_told() -> None:

@@ -11,8 +11,8 @@ from interp.errors import UserError
 from interp.models import HookedModel
 from interp.premises import load_premises
 from interp.premises.encode import EncodedPremises, encode_premises
-from probes import collect_activations
-from probes.activations import tokens_up_to
+from probes import collect_activations, collect_tokens
+from probes.activations import prompts_to_read
 
 TOLERANCE = 5e-5
 
@@ -61,9 +61,10 @@ def test_the_first_layer_reads_the_object_s_last_token(tiny_llama):
     embedding = tiny_llama.original_model.get_input_embeddings().weight
     last = [item.false.tokens[item.false.object[1] - 1] for item in encoded.items]
     torch.testing.assert_close(values, embedding[last], atol=0, rtol=0)
-    for item in encoded.items:
-        text = tiny_llama.tokenizer.decode(tokens_up_to(item, "false", "object"))
-        assert text.endswith(item.question.false_object)
+    for item, prompt in zip(
+        encoded.items, prompts_to_read(encoded.items, "false", "object"), strict=True
+    ):
+        assert tiny_llama.tokenizer.decode(prompt.needed).endswith(item.question.false_object)
 
 
 def test_the_parts_of_a_block_add_up(tiny_gpt2):
@@ -96,7 +97,7 @@ def test_false_and_twin_differ(tiny_llama):
     ("options", "fault"),
     [
         ({"hook": "resid"}, "unknown hook 'resid'; known: resid_pre, resid_mid, resid_post"),
-        ({"position": "subject"}, "unknown position 'subject'; known: object, last"),
+        ({"position": "end"}, "unknown position 'end'; known: object, last, subject, object_mean"),
         ({"kind": "masked"}, "unknown kind of prompt 'masked'; known: false, twin"),
         ({"layers": [3]}, "layer 3 does not exist: the model has 0 to 2"),
         ({"layers": [-1]}, "layer -1 does not exist"),
@@ -109,6 +110,32 @@ def test_bad_input(tiny_llama, options, fault):
     with pytest.raises(UserError, match=fault):
         unchecked(collect_activations)(
             tiny_llama, encoded_for(tiny_llama), kind, progress=False, **options
+        )
+
+
+def test_means_are_of_each_token_of_the_span(tiny_llama):
+    encoded = encoded_for(tiny_llama)
+    tokens = collect_tokens(tiny_llama, encoded, "false", span="object", progress=False)
+    assert len(set(torch.bincount(tokens.prompt).tolist())) > 1  # objects of several lengths
+    means = collect(tiny_llama, encoded, position="object_mean")
+    for row in range(len(encoded)):
+        torch.testing.assert_close(means[row], tokens.values[tokens.prompt == row].mean(dim=0))
+    last = tokens.values[tokens.token == -1]
+    torch.testing.assert_close(last, collect(tiny_llama, encoded), atol=TOLERANCE, rtol=0)
+    with pytest.raises(UserError, match="unknown span 'last'; known: object, subject"):
+        unchecked(collect_tokens)(tiny_llama, encoded, "false", span="last")
+
+
+def test_heads_are_read_before_the_output_projection(tiny_llama):
+    """What a layer's heads write, put through the projection, is what attention adds."""
+    encoded = encoded_for(tiny_llama)
+    z = collect(tiny_llama, encoded, hook="z")
+    assert z.shape == (len(encoded), 3, 4, 8)
+    added = collect(tiny_llama, encoded, hook="attn_out")
+    for layer, block in enumerate(tiny_llama.original_model.model.layers):
+        weight = block.self_attn.o_proj.weight
+        torch.testing.assert_close(
+            z[:, layer].flatten(1) @ weight.T, added[:, layer], atol=TOLERANCE, rtol=0
         )
 
 
@@ -133,8 +160,8 @@ def test_hooks_come_off_when_the_model_fails(hf_factory, chat_tokenizer):
     encoded = encoded_for(model)
 
     def fail(*_: Any) -> None:
-        assert any(point.fwd_hooks for point in model.hook_dict.values())
-        raise RuntimeError("on the way")
+        if any(point.fwd_hooks for point in model.hook_dict.values()):
+            raise RuntimeError("on the way")
 
     handle = hf_model.lm_head.register_forward_pre_hook(fail)
     with pytest.raises(RuntimeError, match="on the way"):

@@ -5,7 +5,15 @@ import pytest
 import torch
 
 from interp.errors import UserError
-from probes import LabelledActivations, area_under_curve, fit_probe, shuffled_label_auc
+from interp.models import fingerprint
+from probes import (
+    LabelledActivations,
+    area_under_curve,
+    control_task_auc,
+    fit_probe,
+    random_weights,
+    shuffled_label_auc,
+)
 from probes.controls import _swapped_subjects, _with_swapped
 
 
@@ -86,3 +94,36 @@ def test_bad_input():
         LabelledActivations(torch.zeros(2, 3), torch.tensor([0, 1]), ("x",))
     with pytest.raises(UserError, match="only label 1 occurs"):
         LabelledActivations(torch.zeros(2, 3), torch.tensor([1, 1]), ("x", "y"))
+
+
+def test_a_probe_of_the_object_learns_the_control_task_by_heart():
+    """Forty subjects, ten objects: a coin's label of an object holds for its other subjects."""
+    subject = torch.arange(40).repeat_interleave(2)
+    objects = subject % 10
+    names = tuple(f"s{index}" for index in subject.tolist())
+    labels = torch.arange(80) % 2
+    telling = torch.nn.functional.one_hot(objects, 10).float()
+    part = LabelledActivations(telling, labels, names)
+    by_heart = control_task_auc(part, [f"o{index}" for index in objects.tolist()])
+    assert by_heart.tolist() == pytest.approx([1] * 5)
+    noise = torch.randn(80, 10, generator=torch.Generator().manual_seed(0))
+    nothing = control_task_auc(
+        LabelledActivations(noise, labels, names), [f"o{index}" for index in objects.tolist()]
+    )
+    assert nothing.mean() == pytest.approx(0.5, abs=0.15)
+    with pytest.raises(UserError, match="80 prompts but 2 objects"):
+        control_task_auc(part, ["a", "b"])
+    with pytest.raises(UserError, match="at least two objects"):
+        control_task_auc(part, ["a"] * 80)
+    with pytest.raises(UserError, match="at least once"):
+        control_task_auc(part, ["a"] * 80, n_coins=0)
+
+
+def test_random_weights_have_the_shape_and_nothing_else(tiny_llama):
+    before = torch.random.get_rng_state()
+    one, again, other = (random_weights(tiny_llama, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert fingerprint(one) == fingerprint(again) != fingerprint(other)
+    assert fingerprint(one) != fingerprint(tiny_llama)
+    assert one.cfg.n_layers == tiny_llama.cfg.n_layers
+    assert one.tokenizer.get_vocab() == tiny_llama.tokenizer.get_vocab()

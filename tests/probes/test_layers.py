@@ -15,7 +15,8 @@ from interp.premises import Split, load_premises
 from probes import LayerScore, LinearProbe, ProbeMap, probe_layers
 
 COLUMNS = [
-    "layer", "auc", "ci_low", "ci_high", "n_subjects", "shuffled_auc", "search_auc",
+    "layer", "auc", "ci_low", "ci_high", "accuracy", "accuracy_low", "accuracy_high",
+    "n_subjects", "shuffled_auc", "search_auc",
 ]  # fmt: skip
 SHUFFLES = 3
 SIGNS = 1.0 - 2.0 * (torch.arange(32) % 3 == 0)
@@ -102,7 +103,7 @@ def test_the_best_layer_is_not_chosen_on_held_out_subjects():
         return LinearProbe(torch.ones(2), 0.0, layer, "resid_post", "object", "f")
 
     scores = tuple(
-        LayerScore(layer, auc, auc, auc, 0.5, search_auc)
+        LayerScore(layer, auc, auc, auc, 0.5, 0.4, 0.6, 0.5, search_auc)
         for layer, auc, search_auc in ((4, 0.99, 0.7), (3, 0.8, 0.9), (1, 0.7, 0.9))
     )
     found = ProbeMap(scores, tuple(probe(score.layer) for score in scores), n_subjects=9)

@@ -180,8 +180,49 @@ def test_bad_settings():
     with pytest.raises(UserError, match="weight and bias must be finite"):
         replace(probe, bias=math.nan)
     for place, fault in (
-        ({"hook": "z"}, "unknown hook 'z'; known: resid_pre"),
+        ({"hook": "q"}, "unknown hook 'q'; known: resid_pre"),
+        ({"head": 1}, "a probe of hook 'z' reads one head"),
         ({"position": "first"}, "unknown position 'first'; known: object, last"),
     ):
         with pytest.raises(UserError, match=fault):
             unchecked_fit(noise(4, 2), alternating(4), **place)
+
+
+def test_the_difference_of_means_by_hand():
+    """Means (3, 0) and (1, 0): standardised, the second feature has none to differ by.
+
+    The direction is the first axis, and the projections are ±1 as in the case of two points.
+    """
+    activations = torch.tensor([[3.0, 1.0], [3.0, -1.0], [1.0, 1.0], [1.0, -1.0]])
+    labels = torch.tensor([1, 1, 0, 0])
+    # Of four points at ±1 the loss is w²/2 + 4C·log(1 + e^−w), least at w = 1 for this C.
+    probe = fit(activations, labels, method="mean_difference", C=(1 + math.e) / 4)
+    assert probe.weight.tolist() == pytest.approx([1, 0], abs=1e-3)
+    assert probe.bias == pytest.approx(-2, abs=1e-2)
+
+
+def test_equal_means_have_no_direction():
+    activations = torch.tensor([[1.0], [-1.0], [1.0], [-1.0]])
+    probe = fit(activations, torch.tensor([1, 1, 0, 0]), method="mean_difference")
+    assert probe.weight.tolist() == [0]
+    with pytest.raises(UserError, match="unknown method 'svm'; known: logistic, mean_difference"):
+        inspect.unwrap(fit_direction)(activations, torch.tensor([1, 1, 0, 0]), method="svm")
+
+
+def test_a_row_that_counts_twice_is_two_rows():
+    activations, labels = noise(20, 3), alternating(20)
+    counts = 1.0 + (torch.arange(20) < 5)
+    weighted = fit_direction(activations, labels, counts=counts)
+    # The standardisation sees each row once: give both the same one.
+    standard = (activations - activations.mean(dim=0)) / activations.std(dim=0, correction=0)
+    twice = torch.arange(20).repeat_interleave(counts.long())
+    regression = LogisticRegression(C=0.1, max_iter=2000, tol=1e-10)
+    regression.fit(standard.double()[twice].numpy(), labels[twice].numpy())
+    scores = activations.double() @ weighted[0] + weighted[1]
+    expected = regression.decision_function(standard.double().numpy())
+    np.testing.assert_allclose(scores.numpy(), expected, atol=1e-2)
+
+
+def test_a_probe_of_a_head(tmp_path):
+    probe = fit(noise(8, 2), alternating(8), hook="z", head=3)
+    assert LinearProbe.load(probe.save(tmp_path / "probe")).head == 3

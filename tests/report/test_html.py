@@ -11,7 +11,8 @@ import pytest
 
 from interp.errors import UserError
 from interp.report import write_report
-from interp.report.html import inline_script, script_json, write_atomically
+from interp.report.page import inline_script, script_json
+from interp.runs.store import write_atomically
 
 LOADING = {"src", "href", "srcset", "data", "action", "poster", "background", "formaction"}
 
@@ -100,13 +101,13 @@ def test_the_policy_lets_only_the_own_scripts_run(page: Page) -> None:
     run = [text for attributes, text in page.scripts if "type" not in attributes]
     hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in run]
     assert re.findall(r"'sha256-([^']+)'", policy) == hashes
-    assert len(run) == 2
+    assert len(run) == 3
     assert "'unsafe-inline'" not in policy.split("script-src")[1].split(";")[0]
 
 
 def test_hostile_text_is_shown_as_text(page: Page) -> None:
-    # Besides the two scripts of the report there are only blocks of JSON.
-    assert sum("type" not in attributes for attributes, _ in page.scripts) == 2
+    # Besides the three scripts (plotly, figures, tables) there are only blocks of JSON.
+    assert sum("type" not in attributes for attributes, _ in page.scripts) == 3
     assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
     assert "<script>alert('x')</script>" in page.shown
     assert "</script><img src=x onerror=alert(1)>" in page.shown

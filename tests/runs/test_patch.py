@@ -17,34 +17,9 @@ from interp.tasks import read_pairs
 from interp.tasks.patching import metric_of, patch_pairs, positions_of
 
 FILES = {
-    "effects.safetensors", "heatmap.html", "manifest.json", "pairs.jsonl", "patch.json",
+    "effects.safetensors", "manifest.json", "pairs.jsonl", "patch.json", "report.html",
     "summary.json", "units.csv",
 }  # fmt: skip
-
-
-@pytest.fixture
-def pairs_file(tmp_path: Path) -> Path:
-    """Twelve questions about a country that the model will repeat, and about another one."""
-    rows = []
-    for number in range(12):
-        lands = [f"land{(number + i) % 16}" for i in (1, 2)]
-        texts = [f"Why is city{number} the capital of {land}?" for land in lands]
-        ends, start = [len(text) - 1 for text in texts], texts[0].index("land")
-        row = {
-            "clean": texts[0],
-            "corrupted": texts[1],
-            "answer": f" {lands[0]}",
-            "wrong_answer": f" {lands[1]}",
-            "spans": {
-                "object": {"clean": [start, ends[0]], "corrupted": [start, ends[1]]},
-                "end": {"clean": [ends[0], ends[0] + 1], "corrupted": [ends[1], ends[1] + 1]},
-            },
-            "group": f"city{number}",
-        }
-        rows.append(json.dumps(row))
-    path = tmp_path / "pairs.jsonl"
-    path.write_text("\n".join(rows))
-    return path
 
 
 def settings_of(path: Path, **changes: Any) -> PatchSettings:
@@ -72,7 +47,9 @@ def test_the_planted_heads_come_out_on_top(
     clean, low, high = summary["mean_metric"]["clean"]
     assert low <= clean <= high
     assert clean == pytest.approx(float(result.clean.mean()), abs=1e-6)  # type: ignore[union-attr]
-    assert "plotly" in (run / "heatmap.html").read_text()
+    page = (run / "report.html").read_text()
+    assert "Plotly.newPlot" in page
+    assert "clean texts are answered rightly" in page
 
 
 def test_the_honest_model_has_no_such_head(

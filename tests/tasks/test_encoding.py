@@ -107,7 +107,7 @@ def test_taking_some_prompts_keeps_everything_of_them(plain_tokenizer: Any) -> N
     )
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(
     text=st.text(st.characters(exclude_categories=("Cs",)), min_size=1).filter(str.strip),
     data=st.data(),

@@ -1,23 +1,16 @@
-"""The page of a comparison: one HTML file that needs nothing else, like a run's report.
-
-It shares the report's style, figures' markup and content security policy (`interp.report.html`).
-"""
+"""The page of a comparison of adapters, and its tables and sentences."""
 
 from collections.abc import Mapping
-from importlib import resources
 from typing import Any
 
 import pandas as pd
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
 from interp.moelora.adapters import METHOD_NAMES
 from interp.moelora.comparison import REFERENCE
-from interp.moelora.comparison_figures import accuracy_figure, curve_figure
 from interp.moelora.scoring import MEAN
-from interp.report.html import PlacedFigure, content_security_policy, inline_script
+from interp.report.comparison_figures import accuracy_figure, curve_figure
 from interp.report.measures import MISSING
+from interp.report.page import PlacedFigure, render_page
 
 CURVES = (
     ("language_loss", "loss per answer token (nats)", None, "What is trained: the answers' loss."),
@@ -39,27 +32,10 @@ CURVES = (
 
 def render_comparison(content: Mapping[str, Any], losses: pd.DataFrame) -> str:
     """The page as text, from comparison.json's content and the table of logged steps."""
-    environment = Environment(
-        loader=ChoiceLoader(
-            [
-                PackageLoader("interp.moelora", "templates"),
-                PackageLoader("interp.report", "templates"),
-            ]
-        ),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    scripts = [
-        inline_script(get_plotlyjs()),
-        inline_script(_text("interp.moelora", "comparison.js.j2")),
-    ]
-    return environment.get_template("comparison.html.j2").render(
-        model=content["settings"]["model"],
-        policy=content_security_policy(scripts),
-        style=Markup(_text("interp.report", "report.css.j2")),
-        scripts=scripts,
+    return render_page(
+        "comparison.html.j2",
+        title=content["settings"]["model"],
+        setting="LoRA, experts, and experts with a contrastive loss at equal trainable parameters",
         sentences=summary(content),
         table=accuracy_table(content),
         differences=difference_table(content),
@@ -208,7 +184,3 @@ def _points(value: float) -> str:
 
 def _by_seed(values: list[float] | None, form: str) -> str:
     return MISSING if values is None else ", ".join(form.format(value) for value in values)
-
-
-def _text(package: str, name: str) -> str:
-    return (resources.files(package) / "templates" / name).read_text(encoding="utf-8")

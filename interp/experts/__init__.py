@@ -1,0 +1,29 @@
+"""What the experts of a MoELoRA adapter are used for, and what they do.
+
+::
+
+    records, similarity = collect_routing(adapted, {"sums": [...], "facts": [...]}, tokenizer)
+    found = measure_specialization(records)      # measures with intervals, nulls and q-values
+    found.summary(); found.plot("task_information"); records.plot("load", target="q_proj")
+
+Causal effects are in `interp.experts.effects`, experts and heads in `interp.experts.heads`.
+"""
+
+from interp.experts.collect import CollectSettings, collect_routing
+from interp.experts.corpus import LabelledCorpus, LabelledText, corpus_of
+from interp.experts.records import Projection, RoutingRecords
+from interp.experts.similarity import OutputSimilarity
+from interp.experts.specialization import Specialization, measure_specialization
+
+__all__ = [
+    "CollectSettings",
+    "LabelledCorpus",
+    "LabelledText",
+    "OutputSimilarity",
+    "Projection",
+    "RoutingRecords",
+    "Specialization",
+    "collect_routing",
+    "corpus_of",
+    "measure_specialization",
+]

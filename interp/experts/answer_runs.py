@@ -1,0 +1,202 @@
+"""Right answers in batches: their loss and accuracy in runs that begin at any layer.
+
+What is measured of an example is its mean loss over the answer's tokens and the token that ends it
+(nats per answer token), and whether every one of them is the most likely one. A batch is run once
+without interventions, and every layer's input is kept: an intervention in layer 12 then runs from
+layer 12 on, over the examples that it can change at all.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from interp.interventions.projections import Projection
+from interp.moelora.encoding import IGNORED, EncodedExample
+from interp.patching.batch import TokenBatch
+from interp.patching.columns import call_columns
+from interp.patching.components import hook_name
+from interp.patching.entering import entering
+from interp.patching.forward import Hook, check_finite, hooked
+
+BATCH_TOKENS = 2048
+"""Tokens of one batch: every layer's input is kept for it."""
+
+
+@dataclass(frozen=True)
+class AnswerBatch:
+    """Some examples, left-padded, without the last token of each.
+
+    Attributes:
+        examples: which they are.
+        batch: their tokens.
+        targets: Int[example keep], what follows each of the last columns; ``IGNORED`` where that is
+            not the answer's.
+    """
+
+    examples: tuple[int, ...]
+    batch: TokenBatch
+    targets: Int[Tensor, "example keep"]
+
+
+def answer_batches(
+    examples: Sequence[EncodedExample], device: torch.device, *, batch_tokens: int = BATCH_TOKENS
+) -> list[AnswerBatch]:
+    """All examples in batches of similar lengths, shortest first."""
+    order = sorted(range(len(examples)), key=lambda index: len(examples[index].tokens))
+    chunks: list[list[int]] = [[]]
+    for index in order:
+        width = len(examples[index].tokens) - 1
+        if chunks[-1] and (len(chunks[-1]) + 1) * width > batch_tokens:
+            chunks.append([])
+        chunks[-1].append(index)
+    return [_batch([examples[index] for index in chunk], chunk, device) for chunk in chunks]
+
+
+def _batch(
+    examples: Sequence[EncodedExample], chunk: Sequence[int], device: torch.device
+) -> AnswerBatch:
+    batch = TokenBatch.from_lists([one.tokens[:-1] for one in examples], device=device)
+    answers = [one.tokens[one.n_prompt :] for one in examples]
+    keep = max(len(answer) for answer in answers)
+    rows = [[*[IGNORED] * (keep - len(answer)), *answer] for answer in answers]
+    return AnswerBatch(tuple(chunk), batch, torch.tensor(rows, device=device))
+
+
+def answer_measures(
+    logits: Float[Tensor, "example keep d_vocab"], targets: Int[Tensor, "example keep"]
+) -> tuple[Float[Tensor, " example"], Float[Tensor, " example"]]:
+    """Loss (nats per answer token), and 1 where all answer tokens are the most likely ones."""
+    counted = targets != IGNORED
+    losses = F.cross_entropy(
+        logits.float().transpose(1, 2), targets, ignore_index=IGNORED, reduction="none"
+    )
+    right = (logits.argmax(dim=-1) == targets) | ~counted
+    return losses.sum(dim=1) / counted.sum(dim=1), right.all(dim=1).float()
+
+
+@dataclass(frozen=True)
+class BareRun:
+    """A batch run without interventions.
+
+    Attributes:
+        loss, right: see ``answer_measures``.
+        resid_pre: by layer, its input [example pos d_model].
+        used: by projection, Bool[example expert]: whether an expert has a gate above zero at any of
+            the example's tokens.
+    """
+
+    answers: AnswerBatch
+    loss: Float[Tensor, " example"]
+    right: Float[Tensor, " example"]
+    resid_pre: dict[int, Tensor]
+    used: dict[str, Bool[Tensor, "example expert"]]
+
+
+@torch.no_grad()
+def run_bare(
+    model: Any, answers: AnswerBatch, projections: Sequence[Projection], layers: Sequence[int]
+) -> BareRun:
+    """Run a batch as it is; keep the inputs of some layers, and which experts are used."""
+    resid: dict[int, Tensor] = {}
+    used: dict[str, Tensor] = {}
+    mask = answers.batch.mask[:, :, None]
+
+    def keep(layer: int) -> Callable[[Tensor, Any], None]:
+        def read(value: Tensor, hook: Any) -> None:
+            resid[layer] = value
+
+        return read
+
+    def see(name: str) -> Callable[[Tensor, Any], None]:
+        def read(gates: Tensor, hook: Any) -> None:
+            used[name] = ((gates != 0) & mask).any(dim=1)
+
+        return read
+
+    hooks: list[Hook] = [(hook_name("resid_pre", layer), keep(layer)) for layer in layers]
+    hooks += [(one.gate, see(one.name)) for one in projections]
+    logits = _logits(model, answers, _all_rows(answers), hooks)
+    check_finite(logits, list(resid.values()))
+    loss, right = answer_measures(logits, answers.targets)
+    return BareRun(answers, loss, right, resid, used)
+
+
+@torch.no_grad()
+def run_held(
+    model: Any,
+    bare: BareRun,
+    rows: Int[Tensor, " row"],
+    hooks: Sequence[Hook],
+    layer: int | None,
+) -> tuple[Float[Tensor, " row"], Float[Tensor, " row"]]:
+    """Loss and accuracy of some of the batch's examples under hooks, from ``layer`` on.
+
+    Args:
+        layer: the lowest layer that the hooks change; None runs the whole model.
+    """
+    with ExitStack() as stack:
+        if layer is not None:
+            entered = bare.resid_pre[layer][rows]
+            stack.enter_context(entering(list(model.blocks), layer, entered, None))
+        logits = _logits(model, bare.answers, rows, hooks)
+    return answer_measures(logits, bare.answers.targets[rows])
+
+
+def _all_rows(answers: AnswerBatch) -> Int[Tensor, " row"]:
+    return torch.arange(len(answers.batch), device=answers.batch.tokens.device)
+
+
+def _logits(
+    model: Any, answers: AnswerBatch, rows: Int[Tensor, " row"], hooks: Sequence[Hook]
+) -> Float[Tensor, "row keep d_vocab"]:
+    keep = answers.targets.shape[1]
+    with hooked(model, hooks):
+        return call_columns(model.original_model, answers.batch, rows, keep=keep)
+
+
+GateEdit = Callable[[Float[Tensor, "*token expert"], int], Float[Tensor, "*token expert"]]
+"""(gates, expert) → the gates under an intervention on that expert."""
+
+
+def attribute_gates(
+    model: Any, answers: AnswerBatch, projections: Sequence[Projection], edit: GateEdit
+) -> dict[str, Float[Tensor, "example expert"]]:
+    """First-order change of every example's loss under an intervention on each expert alone.
+
+    (edited gates − gates) · ∂loss/∂gates, summed over tokens and gates, from one backward pass. The
+    gradient goes through everything above, later routers included.
+    """
+    gates: dict[str, Tensor] = {}
+    steps: dict[str, Tensor] = {}
+
+    def watch(name: str) -> Callable[[Tensor, Any], Tensor]:
+        def read(value: Tensor, hook: Any) -> Tensor:
+            # A step of zero from the gates as they are: the parameters are frozen, and at the
+            # lowest projection nothing else would need a gradient.
+            gates[name] = value.detach()
+            steps[name] = torch.zeros_like(value, requires_grad=True)
+            return value + steps[name]
+
+        return read
+
+    with torch.enable_grad():
+        hooks: list[Hook] = [(one.gate, watch(one.name)) for one in projections]
+        logits = _logits(model, answers, _all_rows(answers), hooks)
+        loss, _ = answer_measures(logits, answers.targets)
+        found = torch.autograd.grad(loss.sum(), [steps[one.name] for one in projections])
+    changes = {}
+    for one, gradient in zip(projections, found, strict=True):
+        now = gates[one.name]
+        real = answers.batch.mask[:, :, None]
+        columns = [
+            ((edit(now, expert) - now) * gradient * real).sum(dim=(1, 2))
+            for expert in range(one.n_experts)
+        ]
+        changes[one.name] = torch.stack(columns, dim=1)
+    return changes

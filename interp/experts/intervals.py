@@ -1,0 +1,34 @@
+"""Intervals from leaving out folds of the texts, and q-values over many tests."""
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from scipy.stats import false_discovery_control
+from scipy.stats import t as student
+
+CONFIDENCE = 0.95
+
+
+def jackknife(
+    value: float | Float[np.ndarray, "..."], without: Float[np.ndarray, "fold ..."]
+) -> tuple[Any, Any]:
+    """The 95 % delete-a-group jackknife interval of a value, from its values without each fold.
+
+    ``value ± t₀.₉₇₅(F − 1) · √( (F − 1)/F · Σ_f (θ₋f − θ̄)² )`` for F folds. NaN where a fold's
+    absence leaves nothing to measure.
+    """
+    folds = len(without)
+    spread = ((without - without.mean(axis=0)) ** 2).sum(axis=0)
+    quantile = student.ppf((1 + CONFIDENCE) / 2, folds - 1)
+    error = quantile * np.sqrt((folds - 1) / folds * spread)
+    return value - error, value + error
+
+
+def q_values(p_values: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
+    """Benjamini–Hochberg q-values; NaN, and not counted, where there is no p-value."""
+    found = np.full(p_values.shape, np.nan)
+    tested = ~np.isnan(p_values)
+    if tested.any():
+        found[tested] = false_discovery_control(p_values[tested])
+    return found

@@ -1,0 +1,212 @@
+"""Everything that is done to a model at once: heads, experts, or both.
+
+An intervention is a value. It is a set of constraints of heads (``Constraint``) and of experts
+(``ExpertConstraint``) whose order does not matter, and a gate that says who finds the false object.
+Interventions are combined with ``|`` (or ``+``, the same); what cannot hold at once is an error::
+
+    one = Intervention.of(heads) | ExpertConstraint([(3, "attn.q", 2)], "off")
+    one.save("mine.yaml")
+    with interp.constrain(model, Intervention.load("mine.yaml"), at=spans): ...
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pandas as pd
+
+from interp.errors import UserError
+from interp.heads.headset import Head, HeadSet, Site, as_head_set
+from interp.interventions.constraint import Constraint, Mode
+from interp.interventions.experts import ExpertConstraint
+from interp.interventions.gate import Gate, check_gate
+from interp.patching.sweep import check_units
+
+Part = Constraint | ExpertConstraint
+AnyPart = TypeVar("AnyPart", Constraint, ExpertConstraint)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Intervention:
+    """Constraints that hold together; see the module's text.
+
+    Equal to another one that does the same, in whatever order its parts were given.
+
+    Attributes:
+        heads: at most one part a site and setting; they act at the false object.
+        experts: parts on experts.
+        gate: who finds the false object: ``oracle`` (the caller) or ``probe`` (a detector).
+
+    Raises UserError for parts that conflict.
+    """
+
+    heads: tuple[Constraint, ...] = ()
+    experts: tuple[ExpertConstraint, ...] = ()
+    gate: Gate = "oracle"
+
+    def __post_init__(self) -> None:
+        check_gate(self.gate)
+        heads, experts = _merged(self.heads), _merged(self.experts)
+        object.__setattr__(self, "heads", heads)
+        object.__setattr__(self, "experts", experts)
+        for one, other in combinations(heads, 2):
+            shared = set(one.heads) & set(other.heads) if one.site == other.site else set()
+            if shared:
+                raise UserError(
+                    f"head {min(shared)} would be constrained twice: {one.name!r} and "
+                    f"{other.name!r}"
+                )
+        for a, b in combinations(experts, 2):
+            if reason := a.conflict(b):
+                raise UserError(reason)
+
+    @classmethod
+    def of(
+        cls,
+        what: "Intervention | Part | HeadSet | Iterable[Head]",
+        site: Site | None = None,
+        mode: Mode = "zero",
+        factor: float = 0.0,
+        *,
+        gate: Gate | None = None,
+    ) -> "Intervention":
+        """An intervention from whatever ``constrain`` takes; the settings are for bare heads."""
+        if isinstance(what, Intervention):
+            return what if gate is None else cls(what.heads, what.experts, gate)
+        gate = gate or "oracle"
+        if isinstance(what, ExpertConstraint):
+            return cls((), (what,), gate)
+        if not isinstance(what, Constraint):
+            what = Constraint(as_head_set(what, site), mode, factor)
+        return cls((what,), (), gate)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Heads first, then experts."""
+        return (*self.heads, *self.experts)
+
+    @property
+    def needs_places(self) -> bool:
+        """Whether anything acts at the false object, and not at all tokens alike."""
+        return bool(self.heads) or any(part.place == "spans" for part in self.experts)
+
+    @property
+    def name(self) -> str:
+        """Such as ``attention, zero, 3 heads + experts, off, 1 expert``."""
+        return " + ".join(part.name for part in self.parts) or "nothing"
+
+    def __len__(self) -> int:
+        """How many heads and experts are constrained."""
+        return sum(len(part.heads) if isinstance(part, Constraint) else len(part)
+                   for part in self.parts)  # fmt: skip
+
+    def __or__(self, other: Any) -> "Intervention":
+        if not isinstance(other, Intervention | Constraint | ExpertConstraint):
+            return NotImplemented
+        if not isinstance(other, Intervention):
+            other = Intervention.of(other, gate=self.gate)
+        if self.gate != other.gate:
+            raise UserError(f"gate {self.gate!r} and gate {other.gate!r} cannot be combined")
+        return Intervention(self.heads + other.heads, self.experts + other.experts, self.gate)
+
+    __add__ = __or__
+
+    def __ror__(self, other: Any) -> "Intervention":
+        if not isinstance(other, Constraint | ExpertConstraint):
+            return NotImplemented
+        return Intervention.of(other, gate=self.gate) | self
+
+    __radd__ = __ror__
+
+    def _key(self) -> tuple[Any, ...]:
+        heads = {(one.site, one.mode, one.factor, frozenset(one.heads)) for one in self.heads}
+        return frozenset(heads), frozenset(self.experts), self.gate
+
+    def __eq__(self, other: object) -> bool:
+        return self._key() == other._key() if isinstance(other, Intervention) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def __repr__(self) -> str:
+        return f"<Intervention: {self.name}; gate {self.gate}>"
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row a head or expert: ``kind``, ``where``, ``number``, ``action``, ``place``.
+
+        ``where`` is a head's layer or an expert's projection, ``number`` counts within it.
+        """
+        rows: list[dict[str, Any]] = []
+        for part in self.parts:
+            mode = f"scale {part.factor:g}" if part.mode == "scale" else part.mode
+            if isinstance(part, Constraint):
+                kind, units, place = "head", part.heads.heads, f"spans ({part.site})"
+            else:
+                kind, units, place = "expert", part.pairs, part.place
+            rows += [
+                {"kind": kind, "where": str(where), "number": number, "action": mode,
+                 "place": place}
+                for where, number in units
+            ]  # fmt: skip
+        return pd.DataFrame(rows, columns=["kind", "where", "number", "action", "place"])
+
+    def _repr_html_(self) -> str:
+        return self.to_dataframe().to_html(index=False)
+
+    def check(self, model: Any) -> "Intervention":
+        """The same with the model's own names of projections.
+
+        Raises:
+            UserError: a head, projection or expert that the model does not have.
+        """
+        for part in self.heads:
+            check_units(model, part.heads.heads)
+        experts = tuple(part.on(model) for part in self.experts)
+        return Intervention(self.heads, experts, self.gate)
+
+    def save(self, path: str | Path) -> Path:
+        """Write a small YAML file, or JSON if the name ends so."""
+        from interp.interventions.intervention_file import write_intervention
+
+        return write_intervention(self, Path(path))
+
+    @classmethod
+    def load(cls, path: str | Path, *, model: Any = None) -> "Intervention":
+        """Read what ``save`` wrote, or what somebody wrote by hand; nothing in it is run.
+
+        Args:
+            model: if given, everything named must be in it.
+
+        Raises:
+            UserError: no such file, not this format, or something that the model does not have.
+        """
+        from interp.interventions.intervention_file import read_intervention
+
+        found = read_intervention(Path(path))
+        return found if model is None else found.check(model)
+
+
+def _merged(parts: tuple[AnyPart, ...]) -> tuple[AnyPart, ...]:
+    """One part for each setting, with the units of all that have it."""
+    by_setting: dict[tuple[Any, ...], AnyPart] = {}
+    for part in parts:
+        place = part.place if isinstance(part, ExpertConstraint) else None
+        key = (part.site, part.mode, part.factor, place)
+        before = by_setting.get(key)
+        by_setting[key] = part if before is None else _union(before, part)
+    return tuple(by_setting.values())
+
+
+def _union(one: AnyPart, other: AnyPart) -> AnyPart:
+    """One part with the units of both, which are of one setting."""
+    if isinstance(one, ExpertConstraint):
+        assert isinstance(other, ExpertConstraint)
+        chosen = " and ".join(dict.fromkeys((one.chosen_by, other.chosen_by)))
+        pairs = tuple(dict.fromkeys((*one.pairs, *other.pairs)))
+        return ExpertConstraint(pairs, one.mode, one.factor, one.place, chosen)
+    assert isinstance(other, Constraint)
+    chosen = " and ".join(dict.fromkeys((one.heads.chosen_by, other.heads.chosen_by)))
+    heads = tuple(dict.fromkeys((*one.heads, *other.heads)))
+    return one.with_heads(HeadSet(heads, one.site, chosen))

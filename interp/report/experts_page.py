@@ -1,0 +1,227 @@
+"""The page of an analysis of experts: one HTML file that needs nothing else, as a run's report."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from interp.report.experts import (
+    MAX_TASKS,
+    NULL_NAMES,
+    entropy_figure,
+    load_figure,
+    measure_figure,
+    similarity_figure,
+)
+from interp.report.measures import MISSING
+from interp.report.page import PlacedFigure, render_page
+from interp.report.tables import where
+
+if TYPE_CHECKING:
+    from interp.experts.agreement import RoutingAgreement
+    from interp.experts.records import RoutingRecords
+    from interp.experts.similarity import OutputSimilarity
+    from interp.experts.specialization import Specialization
+
+SHOWN = (
+    ("task_information", "Mutual information of expert and task, by depth."),
+    ("token_information", "Mutual information of expert and token id, corrected for bias."),
+    ("class_information", "Expert and class of token: number, operator, function word, name."),
+    ("repeat_rate", "How often a token's first expert is that of the token before."),
+)
+MAX_ROWS = 60
+
+
+@dataclass(frozen=True)
+class EffectsPart:
+    """What the page says of causal effects: sentences, figures, and a table or none."""
+
+    sentences: tuple[str, ...] = ()
+    figures: tuple[PlacedFigure, ...] = ()
+    table: pd.DataFrame | None = None
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """All that the page shows.
+
+    Attributes:
+        content: of measures.json.
+        settings: what the run was asked for, as rows of name and text.
+    """
+
+    title: str
+    records: "RoutingRecords"
+    specialization: "Specialization"
+    similarity: "OutputSimilarity"
+    content: Mapping[str, Any]
+    effects: EffectsPart
+    settings: Sequence[tuple[str, str]]
+
+
+def render_analysis(analysis: Analysis) -> str:
+    """The page as text."""
+    fdr = float(analysis.content["fdr"])
+    return render_page(
+        "experts.html.j2",
+        title=analysis.title,
+        setting=f"{analysis.content['tokens']:,} tokens of {len(analysis.records.tasks)} tasks, "
+        f"{len(analysis.records.projections)} adapted projections",
+        sentences=sentences(analysis.content),
+        tasks=tasks_table(analysis.content),
+        loads=_loads(analysis.records),
+        summary=summary_table(analysis.content),
+        nulls=NULL_NAMES,
+        percent=f"{100 * fdr:g}",
+        measures=_measures(analysis),
+        experts=expert_rows(analysis.specialization.experts, fdr=fdr),
+        effects=analysis.effects,
+        similarity=[
+            PlacedFigure.place(
+                "similarity", similarity_figure(analysis.similarity), "Means over pairs of experts."
+            )
+        ],
+        sampled=f"{analysis.similarity.n:,}",
+        settings=list(analysis.settings),
+    )
+
+
+def sentences(content: Mapping[str, Any]) -> tuple[str, ...]:
+    """What was found, whichever way it went."""
+    measures, n = content["measures"], content["projections"]
+    task = measures["task_information"]
+    first = next(iter(task.values()))
+    said = [
+        f"An expert tells {first['value']:.4f} nats about the task on average over {n} projections "
+        f"(of at most {content['task_entropy']:.3f}, the entropy of the tasks)."
+    ]
+    for null, one in task.items():
+        if one["projections"]:
+            said.append(
+                f"Against {NULL_NAMES.get(null, null)} (mean {one['null_mean']:.4f}) that is "
+                f"significant in {one['significant']} of {one['projections']} projections."
+            )
+    experts = content["experts"]
+    said.append(
+        f"{experts['significant']} of {experts['tested']} pairs of expert and task differ "
+        f"significantly from all tokens; {content['dead_experts']} of {experts['experts']} experts "
+        "are dead (less than a hundredth of an even share)."
+    )
+    if content.get("effects"):
+        effects = content["effects"]
+        said.append(
+            f"Switched off one by one, {effects['significant']} of {effects['tested']} pairs of "
+            "expert and task change the task's loss significantly."
+        )
+    return tuple(said)
+
+
+def summary_table(content: Mapping[str, Any]) -> pd.DataFrame:
+    """One row a measure, with each null's mean and how many projections are significant."""
+    rows = []
+    for name, nulls in content["measures"].items():
+        first = next(iter(nulls.values()))
+        row = {"measure": name.replace("_", " "), "mean": f"{first['value']:.4g}"}
+        for null in NULL_NAMES:
+            one = nulls.get(null)
+            tested = one is not None and one["null_mean"] is not None
+            row[NULL_NAMES[null]] = (
+                f"{one['null_mean']:.4g}; {one['significant']} of {one['projections']}"
+                if one is not None and tested
+                else MISSING
+            )
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def tasks_table(content: Mapping[str, Any]) -> pd.DataFrame:
+    """One row a task: tokens, and texts that count as independent."""
+    return pd.DataFrame(
+        [
+            {"task": task, "tokens": f"{one['tokens']:,}", "independent texts": f"{one['units']:,}"}
+            for task, one in content["tasks"].items()
+        ]
+    )
+
+
+def expert_rows(experts: pd.DataFrame, *, fdr: float) -> pd.DataFrame:
+    """Where an expert's share of a task differs most, and significantly, from all tokens'.
+
+    One text a cell; no rows where nothing is significant.
+    """
+    found = where(experts, experts["q_value"] <= fdr)
+    order = found["difference"].abs().sort_values(ascending=False, kind="stable").index
+    return pd.DataFrame(
+        [
+            {
+                "expert": f"layer {row.layer} {row.target}, expert {row.expert}",
+                "task": row.task,
+                "share": f"{row.specialization:.3f} [{row.ci_low:.3f}, {row.ci_high:.3f}]",
+                "against all": f"{row.difference:+.3f}",
+                "q": f"{row.q_value:.2g}",
+            }
+            for row in found.loc[order].head(MAX_ROWS).itertuples()
+        ],
+        columns=["expert", "task", "share", "against all", "q"],
+    )
+
+
+def agreement_sentences(agreement: "RoutingAgreement") -> tuple[str, ...]:
+    """How routing and effects agree, in words."""
+    said = []
+    if agreement.n:
+        said.append(
+            f"Of {agreement.n} experts with a significant effect on some task, "
+            f"{100 * agreement.share:.0f} % are of use to the task that they are routed to most "
+            f"(by chance {100 * agreement.chance:.0f} %, p = {agreement.p_value:.2g})."
+        )
+    else:
+        said.append("No expert has a significant effect on any task.")
+    if agreement.spearman == agreement.spearman:
+        said.append(
+            f"Spearman's correlation of load and effect over experts and tasks: "
+            f"{agreement.spearman:.2f} (p = {agreement.spearman_p:.2g})."
+        )
+    return tuple(said)
+
+
+def agreement_rows(agreement: "RoutingAgreement") -> pd.DataFrame:
+    """One row an expert: the task it is routed to most, and the task it is of most use to."""
+    return pd.DataFrame(
+        [
+            {
+                "expert": f"layer {row.layer} {row.target}, expert {row.expert}",
+                "routed to": f"{row.routed_task} ({row.load:.3f}, else {row.load_elsewhere:.3f})",
+                "of use to": f"{row.affected_task} ({row.effect:+.4f}, else "
+                f"{row.effect_elsewhere:+.4f})",
+                "q": MISSING if row.q_value != row.q_value else f"{row.q_value:.2g}",
+                "same": "yes" if row.agree else "no",
+            }
+            for row in agreement.table.head(MAX_ROWS).itertuples()
+        ],
+        columns=["expert", "routed to", "of use to", "q", "same"],
+    )
+
+
+def _loads(records: "RoutingRecords") -> list[PlacedFigure]:
+    targets = dict.fromkeys(one.target for one in records.projections)
+    rest = len(records.tasks) - MAX_TASKS
+    more = f" The first {MAX_TASKS} tasks." if rest > 0 else ""
+    return [
+        PlacedFigure.place(
+            f"load-{number}",
+            load_figure(records, target=target),
+            f"Load of each expert of {target}.{more}",
+        )
+        for number, target in enumerate(targets)
+    ]
+
+
+def _measures(analysis: Analysis) -> list[PlacedFigure]:
+    placed = [
+        PlacedFigure.place(name, measure_figure(analysis.specialization, name), caption)
+        for name, caption in SHOWN
+    ]
+    caption = "Router entropy and load entropy, by depth; 1 is even."
+    return [*placed, PlacedFigure.place("entropy", entropy_figure(analysis.records), caption)]

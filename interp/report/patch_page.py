@@ -1,0 +1,72 @@
+"""The page of ``interp patch``, and what its summary says in words."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from interp.patching import PatchingResult
+from interp.report.measures import MISSING, format_number, format_small
+from interp.report.page import PlacedFigure, manifest_rows, render_page
+
+MAX_ROWS = 100
+_SMALL = ("p_value", "q_value")
+
+
+def render_patch(
+    result: PatchingResult, summary: Mapping[str, Any], manifest: Mapping[str, Any]
+) -> str:
+    """The page as text, from the run's effects, its summary.json and its manifest."""
+    setting = f"{result.component}, {result.method}, positions {summary['positions']}"
+    model = manifest.get("model", {})
+    return render_page(
+        "patch.html.j2",
+        title=str(model.get("spec", "run") if isinstance(model, Mapping) else model),
+        setting=f"{setting}, values from {result.source}",
+        sentences=patch_sentences(summary),
+        map=PlacedFigure.place("effects", result.plot(), f"Mean effects, {setting}."),
+        units=_units_table(result.to_dataframe().head(MAX_ROWS)),
+        n_units=summary["n_units"],
+        manifest=manifest_rows(manifest),
+    )
+
+
+def patch_sentences(summary: Mapping[str, Any]) -> list[str]:
+    """What summary.json says, in words."""
+    means = summary["mean_metric"]
+    shown = {
+        name: f"{value:.3g} [{low:.3g}, {high:.3g}]" for name, (value, low, high) in means.items()
+    }
+    found = [
+        f"{summary['n_right']} of {summary['n_pairs']} clean texts are answered rightly; effects "
+        f"are over {summary['n_prompts']} prompts in {summary['n_groups']} groups",
+        f"mean {summary['metric']}: clean {shown['clean']}, corrupted {shown['corrupted']}",
+    ]
+    screening = summary.get("screening")
+    if screening:
+        found.append(
+            f"ranked by {screening['ranked_by']}, Pearson {screening['pearson']} and Spearman "
+            f"{screening['spearman']} with the exact effects; no other unit's effect is above "
+            f"{screening['largest_missed']} (confidence {screening['confidence']})"
+        )
+    if summary["n_significant"] is None:
+        return [*found, "too few groups of prompts for intervals and tests"]
+    return [
+        *found,
+        f"{summary['n_significant']} of {summary['n_units']} effects are significant at a "
+        f"false-discovery rate of {100 * summary['fdr']:g} %",
+    ]
+
+
+def _units_table(units: pd.DataFrame) -> pd.DataFrame:
+    """Numbers as people read them; what is missing as a dash."""
+
+    def text(name: str, value: Any) -> str:
+        if isinstance(value, float):
+            if value != value:
+                return MISSING
+            return format_small(value) if name in _SMALL else format_number(value, 3)
+        return str(value)
+
+    columns = {name: [text(name, value) for value in units[name]] for name in units.columns}
+    return pd.DataFrame(columns)

@@ -1,0 +1,317 @@
+"""``interp moelora analyze`` as a function: from an adapter to a run directory about its experts.
+
+The directory holds ``routing.safetensors`` (counts), ``routing.csv`` (each expert's share of each
+task), ``specialization.csv`` (measures, intervals, nulls), ``similarity.csv`` (experts' outputs),
+``effects.safetensors`` and ``effects.csv`` (what switching an expert off does), ``agreement.csv``
+(routing beside effects), ``measures.json``, ``manifest.json``, ``analyze.json`` (what decides the
+outcome), ``report.html``, and ``tokens.parquet`` if it was asked for. The same call again takes up
+what is there.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import pandas as pd
+from scipy.stats import entropy
+
+from interp.errors import UserError
+from interp.experts.agreement import RoutingAgreement, routing_agreement
+from interp.experts.collect import ROUTERS, CollectSettings, collect_routing
+from interp.experts.corpus import LabelledCorpus, check_enough, corpus_of
+from interp.experts.effects import ExpertEffects, expert_effects
+from interp.experts.records import RoutingRecords
+from interp.experts.similarity import OutputSimilarity
+from interp.experts.specialization import (
+    DRAWS,
+    FDR,
+    TOKEN_DRAWS,
+    Specialization,
+    measure_specialization,
+)
+from interp.moelora.examples import Example
+from interp.moelora.formats import ColumnMapping
+from interp.moelora.hooked import hooked
+from interp.moelora.load import CONFIG_FILE, WEIGHTS_FILE, load_adapter
+from interp.moelora.pretrained import Pretrained, load_pretrained
+from interp.moelora.sources import load_split
+from interp.moelora.taskdata import draw
+from interp.report.experts_page import (
+    Analysis,
+    EffectsPart,
+    agreement_rows,
+    agreement_sentences,
+    render_analysis,
+)
+from interp.report.page import PlacedFigure
+from interp.runs.identity import begin_run, check_run
+from interp.runs.manifest import describe_hf_model, write_manifest
+from interp.runs.store import file_hash, write_atomically, write_json, write_table
+
+logger = logging.getLogger(__name__)
+
+Part = Literal["train", "test", "both"]
+IDENTITY = "analyze.json"
+LEAST_UNITS = 8
+
+
+@dataclass(frozen=True)
+class AnalyzeSettings:
+    """What decides the outcome of an analysis; part of the run's identity.
+
+    The texts below the fields are the command line's help too. Raises `UserError` for a value out
+    of range.
+    """
+
+    model: str | None = None
+    """The base model; by default the one that the adapter names."""
+    data: tuple[str, ...] = ("arithmetic", "facts", "false_premise")
+    """Sets that ship (arithmetic, facts, false_premise), files, directories, or hub data sets."""
+    columns: str = ""
+    """Which columns hold what, where that is not seen: prompt=Question,answer=Answer."""
+    part: Part = "test"
+    """test: questions set apart from training; train; or both."""
+    limit: int | None = None
+    """At most so many questions of each task."""
+    least_tokens: int = 500
+    """Tokens that every task must have."""
+    draws: int = DRAWS
+    """Draws of the null over whole texts."""
+    token_draws: int = TOKEN_DRAWS
+    """Draws of the null within token ids; 0 leaves it out."""
+    routers: int = ROUTERS
+    """Untrained routers that are compared with."""
+    effects: int = 16
+    """On how many questions of each task experts are switched off; 0 leaves that out."""
+    effects_budget: int = 60
+    """How many experts are switched off one by one: those with the largest estimated effect."""
+    tokens: bool = False
+    """Also write every token's experts and gates to tokens.parquet."""
+    fdr: float = FDR
+    """The false-discovery rate up to which something counts as significant."""
+    dtype: str = "float32"
+    """float32 or bfloat16."""
+    seed: int = 0
+    """Of all draws."""
+
+    def __post_init__(self) -> None:
+        if self.part not in get_args(Part):
+            raise UserError(f"unknown part {self.part!r}; known: {', '.join(get_args(Part))}")
+        if not self.data:
+            raise UserError("data is empty: name at least one source")
+        for name, least in (
+            *(("limit", 1), ("least_tokens", 1), ("draws", 19), ("token_draws", 0)),
+            *(("routers", 0), ("effects", 0), ("effects_budget", 1)),
+        ):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UserError(f"{name} is {value}: it must be at least {least}")
+        if not 0 < self.fdr < 1:
+            raise UserError(f"fdr is {self.fdr}: it must be between 0 and 1")
+
+
+def analyze_adapter(
+    adapter: Path, settings: AnalyzeSettings, run: Path, *, device: str | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:  # fmt: skip
+    """Analyze the adapter in a directory (or in a training run) and leave it all in ``run``.
+
+    Returns what measures.json holds. Raises UserError for an adapter that is none, of another kind
+    or for another base model, for data of one task only, and for a task with too few tokens.
+    """
+    folder = adapter / "adapter" if (adapter / "adapter").is_dir() else adapter
+    model_name = settings.model or recorded_base(folder)
+    examples = read_tasks(settings)
+    base = load_pretrained(model_name, dtype=settings.dtype, device=device)
+    adapted = load_adapter(base.model, folder).eval()
+    corpus = corpus_of(examples, base.tokenizer)
+    check_enough(corpus, tokens=settings.least_tokens, units=LEAST_UNITS)
+    identity = {
+        **json.loads(json.dumps(asdict(settings))),
+        "model": model_name,
+        "fingerprint": base.fingerprint,
+        "adapter_sha256": file_hash(folder / WEIGHTS_FILE),
+    }
+    check_run(run, IDENTITY, identity)
+    begin_run(run, IDENTITY, identity)
+    records, similarity = _routing(run, adapted, corpus, base, settings, progress)
+    found = measure_specialization(
+        records, draws=settings.draws, token_draws=settings.token_draws, seed=settings.seed
+    )
+    found.save(run)
+    effects = _effects(run, adapted, examples, base, settings, progress)
+    agreement = None
+    if effects is not None:
+        agreement = routing_agreement(effects, found.experts, fdr=settings.fdr)
+        write_table(run / "agreement.csv", agreement.to_dataframe())
+    content = {
+        **measures_of(corpus, records, found, similarity, settings),
+        "effects": None if agreement is None else _of_effects(effects, agreement, settings),
+    }
+    described = describe_hf_model(base.model, spec=base.spec, fingerprint=base.fingerprint)
+    write_manifest(
+        run, described, prompts=None, adapter_sha256=identity["adapter_sha256"],
+        settings=asdict(settings), seed=settings.seed,
+    )  # fmt: skip
+    analysis = Analysis(
+        title=str(model_name),
+        records=records,
+        specialization=found,
+        similarity=similarity,
+        content=content,
+        effects=_effects_part(effects, agreement),
+        settings=[(key, str(value)) for key, value in asdict(settings).items()],
+    )
+    write_atomically(run / "report.html", render_analysis(analysis))
+    write_json(run / "measures.json", content)
+    return content
+
+
+def recorded_base(folder: Path) -> str:
+    """The base model that a saved adapter names. Raises UserError if it names none."""
+    try:
+        settings = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        name = settings.get("base_model_name_or_path")
+    except OSError as error:
+        raise UserError(
+            f"{folder} is no saved adapter: it has no readable {CONFIG_FILE}"
+        ) from error
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{folder / CONFIG_FILE} is damaged: save the adapter again") from error
+    if not isinstance(name, str) or not name:
+        raise UserError(f"the adapter in {folder} does not name its base model: give --model")
+    return name
+
+
+def read_tasks(settings: AnalyzeSettings) -> list[Example]:
+    """The examples of all sources, at most ``limit`` of each task."""
+    columns = ColumnMapping.parse(settings.columns) if settings.columns else None
+    found: list[Example] = []
+    for source in settings.data:
+        split = load_split(source, columns=columns)
+        parts = {"train": split.train, "test": split.test, "both": (*split.train, *split.test)}
+        found += parts[settings.part]
+    tasks = dict.fromkeys(one.task for one in found)
+    return [
+        one
+        for task in tasks
+        for one in draw([example for example in found if example.task == task], settings.limit)
+    ]
+
+
+def measures_of(
+    corpus: LabelledCorpus,
+    records: RoutingRecords,
+    found: Specialization,
+    similarity: OutputSimilarity,
+    settings: AnalyzeSettings,
+) -> dict[str, Any]:
+    """What measures.json says of routing: means over projections, counts of what is significant."""
+    summary = found.summary(fdr=settings.fdr).astype(object)
+    summary = summary.where(summary.notna(), None)
+    measures: dict[str, Any] = {}
+    for row in summary.to_dict("records"):
+        measures.setdefault(row.pop("measure"), {})[row.pop("null")] = row
+    tokens = corpus.tokens
+    alike = similarity.table[["cosine", "cka", "cka_chance"]].mean().astype(object)
+    return {
+        "tokens": records.n_tokens,
+        "tasks": {
+            task: {"tokens": tokens[task], "units": corpus.units[task]} for task in corpus.tasks
+        },
+        "task_entropy": float(entropy(list(tokens.values()))),
+        "projections": len(records.projections),
+        "fdr": settings.fdr,
+        "measures": measures,
+        "experts": {
+            "experts": sum(one.experts for one in records.projections),
+            "tested": len(found.experts),
+            "significant": int((found.experts["q_value"] <= settings.fdr).sum()),
+        },
+        "dead_experts": int(records.by_projection()["dead"].sum()),
+        "similarity": {
+            "n": similarity.n, **alike.where(alike.notna(), None).to_dict(),
+        },
+    }  # fmt: skip
+
+
+def _of_effects(effects: Any, agreement: RoutingAgreement, settings: AnalyzeSettings) -> Any:
+    """What measures.json says of effects, and of how they agree with routing."""
+    table = effects.to_dataframe()
+    numbers = {
+        name: getattr(agreement, name)
+        for name in ("n", "share", "chance", "p_value", "spearman", "spearman_p")
+    }
+    return {
+        "examples": len(effects.loss),
+        "tested": len(table),
+        "significant": int((table["q_value"] <= settings.fdr).sum()),
+        "agreement": {
+            name: None if math.isnan(number) else number for name, number in numbers.items()
+        },
+    }
+
+
+def _routing(
+    run: Path,
+    adapted: Any,
+    corpus: LabelledCorpus,
+    base: Pretrained,
+    settings: AnalyzeSettings,
+    progress: bool,
+) -> tuple[RoutingRecords, OutputSimilarity]:
+    """The pass over the corpus; taken from its files if it was made before."""
+    counts, alike = run / "routing.safetensors", run / "similarity.csv"
+    if counts.is_file() and alike.is_file():
+        logger.info("routing: taken from %s", counts)
+        records = RoutingRecords.load(counts)
+        return records, OutputSimilarity(int(records.metadata["sampled"]), pd.read_csv(alike))
+    records, similarity = collect_routing(
+        adapted,
+        corpus,
+        base.tokenizer,
+        settings=CollectSettings(routers=settings.routers, seed=settings.seed),
+        token_file=run / "tokens.parquet" if settings.tokens else None,
+        progress=progress,
+    )
+    write_table(alike, similarity.table)
+    records.save(counts)
+    return records, similarity
+
+
+def _effects(
+    run: Path,
+    adapted: Any,
+    examples: Sequence[Example],
+    base: Pretrained,
+    settings: AnalyzeSettings,
+    progress: bool,
+) -> ExpertEffects | None:
+    """What switching off each of the most important experts does to each task."""
+    if not settings.effects:
+        return None
+    tasks = {
+        task: draw([one for one in examples if one.task == task], settings.effects)
+        for task in dict.fromkeys(one.task for one in examples)
+    }
+    effects = expert_effects(
+        hooked(adapted, base.tokenizer, spec=base.spec),
+        tasks,
+        budget=settings.effects_budget,
+        seed=settings.seed,
+        progress=progress,
+    )
+    effects.loss.save(run / "effects.safetensors")
+    write_table(run / "effects.csv", effects.to_dataframe())
+    return effects
+
+
+def _effects_part(effects: ExpertEffects | None, agreement: RoutingAgreement | None) -> EffectsPart:
+    if effects is None or agreement is None:
+        return EffectsPart()
+    placed = PlacedFigure.place("effects", effects.plot(), "The experts with the largest effects.")
+    return EffectsPart(agreement_sentences(agreement), (placed,), agreement_rows(agreement))

@@ -1,0 +1,60 @@
+"""Which run a directory holds: one run a directory.
+
+What decides a run's outcome (settings, the model's fingerprint, the data's hash) is written into
+it first, as its identity. The same command again takes up what is there; another is refused.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from interp.errors import UserError
+from interp.runs.store import read_json, write_json
+
+
+def check_run(run: Path, file: str, identity: Mapping[str, Any]) -> None:
+    """Raise unless ``run`` is new, empty, or holds the run of this identity.
+
+    Args:
+        file: the name of the file that holds the identity.
+        identity: as JSON gives it back; keys that are left out are not compared.
+
+    Raises:
+        UserError: the directory holds another run, or something else.
+    """
+    path = run / file
+    if not path.is_file():
+        if run.exists() and (not run.is_dir() or any(run.iterdir())):
+            raise UserError(
+                f"{run} holds something else (it is not empty and not a run of this kind): choose "
+                "another --out"
+            )
+        return
+    before = read_json(path)
+    if differs := sorted(key for key in identity if before.get(key) != identity[key]):
+        key = differs[0]
+        raise UserError(
+            f"{run} holds another run ({key} was {before.get(key)!r}, now {identity[key]!r}): "
+            "choose another --out, or delete that one"
+        )
+
+
+def begin_run(run: Path, file: str, identity: Mapping[str, Any]) -> None:
+    """Make the directory of a checked run and write its identity, unless it is there already.
+
+    Raises:
+        UserError: the directory cannot be made.
+    """
+    if (run / file).is_file():
+        return
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{run} cannot be made ({error.strerror}): choose another --out") from error
+    write_json(run / file, identity)
+
+
+def claim_run(run: Path, file: str, identity: Mapping[str, Any]) -> None:
+    """`check_run`, then `begin_run`: for a run that needs nothing else before it begins."""
+    check_run(run, file, identity)
+    begin_run(run, file, identity)

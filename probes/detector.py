@@ -1,0 +1,200 @@
+"""``PremiseDetector``: whether a raw question has a false premise, and which words it is.
+
+The question is put into the chat format and run once, up to the probes' layer. Two linear probes
+read every token of the question there (`probes.locating` says what each is for). The question's
+score is the highest falsity log-odds of any token; a calibration makes it a probability, and the
+detector fires from a threshold on, which was chosen on folds that the probes were not fitted on.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from interp.errors import UserError
+from interp.interventions.gate import Detection
+from interp.models import fingerprint as fingerprint_of
+from interp.runs.store import read_json, write_json
+from probes.calibration import Calibration
+from probes.examples import AskedQuestion, ask
+from probes.locating import false_words
+from probes.reading import DEFAULT_BATCH_TOKENS, read_activations
+
+WEIGHTS, SETTINGS = "detector.safetensors", "detector.json"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """What both probes say of the tokens of a question, in log-odds."""
+
+    falsity: Float[np.ndarray, " token"]
+    mention: Float[np.ndarray, " token"]
+
+    @property
+    def question(self) -> float:
+        """The question's score: the falsest token's."""
+        return float(self.falsity.max())
+
+
+@dataclass(frozen=True, eq=False)
+class PremiseDetector:
+    """Two probes on the residual stream after one block, and when they count.
+
+    Attributes:
+        weight: Float[2 d_model], the falsity probe's and the mention probe's.
+        bias: their log-odds at the origin of the raw activations.
+        layer: the block after which they read (`resid_post`), counted from zero.
+        calibration: from a question's score to a probability.
+        threshold: the probability from which the detector fires.
+        fingerprint: of the model that it belongs to.
+        training: what it was trained on, and how well it did on the folds left out.
+    """
+
+    weight: Float[Tensor, "2 d_model"] = field(repr=False)
+    bias: tuple[float, float]
+    layer: int
+    calibration: Calibration
+    threshold: float
+    fingerprint: str
+    training: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.layer < 0:
+            raise UserError(f"layers are counted from zero, got {self.layer}")
+        if not 0 <= self.threshold <= 1:
+            raise UserError(f"a threshold is a probability, 0 to 1, not {self.threshold}")
+        numbers = torch.tensor(self.bias, dtype=torch.float64)
+        if not bool(torch.isfinite(self.weight).all() and torch.isfinite(numbers).all()):
+            raise UserError("a detector's weights must be finite")
+
+    def check_model(self, model: Any) -> None:
+        """UserError if this detector was trained on another model."""
+        if (found := fingerprint_of(model)) != self.fingerprint:
+            raise UserError(
+                f"the detector belongs to model {self.fingerprint[:12]}, this is {found[:12]}: "
+                "train one on this model (probes.train_detector), or load the model it belongs to"
+            )
+
+    def detect(
+        self,
+        model: Any,
+        questions: Sequence[str],
+        *,
+        system: str | None = None,
+        progress: bool = True,
+    ) -> tuple[Detection, ...]:
+        """One detection a question, in order; questions run in batches, up to the probes' layer.
+
+        Raises:
+            UserError: a detector of another model, or an empty question.
+        """
+        self.check_model(model)
+        asked = [ask(model.tokenizer, question, system=system) for question in questions]
+        scores = self.token_scores(model, asked, progress=progress)
+        return tuple(self.decide(one, of_one) for one, of_one in zip(asked, scores, strict=True))
+
+    def token_scores(
+        self,
+        model: Any,
+        asked: Sequence[AskedQuestion],
+        *,
+        batch_tokens: int = DEFAULT_BATCH_TOKENS,
+        progress: bool = True,
+    ) -> list[TokenScores]:
+        """Both probes' log-odds at every token of each question."""
+        if not asked:
+            return []
+        weight, bias = self.weight.double(), torch.tensor(self.bias, dtype=torch.float64)
+        found: list[TokenScores | None] = [None] * len(asked)
+        prompts = [one.to_read for one in asked]
+        for chunk in read_activations(
+            model, prompts, layers=[self.layer], batch_tokens=batch_tokens, progress=progress
+        ):
+            scores = chunk.values["resid_post"][:, 0].double() @ weight.T + bias
+            sizes = [len(prompts[index].positions) for index in chunk.prompts]
+            for index, part in zip(chunk.prompts, scores.split(sizes), strict=True):
+                found[index] = TokenScores(part[:, 0].numpy(), part[:, 1].numpy())
+        return [one for one in found if one is not None]
+
+    def decide(self, asked: AskedQuestion, scores: TokenScores) -> Detection:
+        """What the scores of a question's tokens amount to."""
+        probability = float(self.calibration(np.array([scores.question]))[0])
+        if probability < self.threshold:
+            return Detection(False, probability)
+        chars = false_words(asked, scores.falsity, scores.mention)
+        if chars is None:  # marks only: there is nothing that could be false
+            return Detection(False, probability)
+        return Detection(True, probability, chars, asked.tokens_at(chars))
+
+    def save(self, folder: str | Path) -> Path:
+        """Write `detector.safetensors` and `detector.json` into a directory; returns it.
+
+        Raises UserError if they cannot be written.
+        """
+        folder = Path(folder)
+        content = {
+            "format": _FORMAT,
+            "fingerprint": self.fingerprint,
+            "layer": self.layer,
+            "threshold": self.threshold,
+            "calibration": self.calibration.to_dict(),
+            "training": self.training,
+        }
+        tensors = {
+            "weight": self.weight.detach().cpu().contiguous(),
+            "bias": torch.tensor(self.bias, dtype=torch.float64),
+        }
+        partial = folder / f".{WEIGHTS}.part"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, str(partial))
+            partial.replace(folder / WEIGHTS)
+        except OSError as error:
+            raise UserError(f"{folder} cannot be written ({error.strerror or error})") from error
+        write_json(folder / SETTINGS, content)
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path, *, model: Any | None = None) -> "PremiseDetector":
+        """Read what ``save`` wrote; with ``model``, only if it was trained on that model.
+
+        Raises UserError for a directory without a detector, damaged files, or another model's.
+        """
+        folder = Path(folder)
+        for name in (WEIGHTS, SETTINGS):
+            if not (folder / name).is_file():
+                raise UserError(f"there is no detector in {folder}: it has no {name}")
+        content = read_json(folder / SETTINGS)
+        try:
+            tensors = load_file(str(folder / WEIGHTS))
+            if content["format"] != _FORMAT:
+                raise ValueError(f"format {content['format']!r}")
+            falsity, mention = (float(one) for one in tensors["bias"])
+            detector = cls(
+                weight=tensors["weight"],
+                bias=(falsity, mention),
+                layer=int(content["layer"]),
+                calibration=Calibration.from_dict(content["calibration"]),
+                threshold=float(content["threshold"]),
+                fingerprint=str(content["fingerprint"]),
+                training=dict(content["training"]),
+            )
+            if detector.weight.ndim != 2 or len(detector.weight) != 2:
+                raise ValueError(f"weights of shape {tuple(detector.weight.shape)}")
+        except (SafetensorError, KeyError, TypeError, ValueError, json.JSONDecodeError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"the detector in {folder} is damaged ({reason}): train it again"
+            ) from error
+        if model is not None:
+            detector.check_model(model)
+        return detector

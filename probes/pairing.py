@@ -1,0 +1,52 @@
+"""Questions in which the object alone gives nothing away.
+
+A probe could learn which objects are usually false. Here every object is false as often as it is
+true: the false objects are the true ones dealt out anew, each to a subject of which it is not true
+(a random assignment, found with scipy's solver). So each object of a one-to-one relation is true of
+one subject and false of one other. Relations whose false object is a neighbouring year keep that
+rule: their years cannot be balanced, and almost none occurs twice.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from interp.premises import Premises, Question
+from interp.premises.questions import _collides as collides
+
+_FORBIDDEN = 1e6
+
+
+def balanced_questions(premises: Premises, *, seed: int = 0) -> tuple[Question, ...]:
+    """The premises' questions with false objects that are the true ones dealt out anew.
+
+    A subject for which the deal finds no object that is false of it is left out; so few facts, or
+    an object that most of them share, cost balance. Raises UserError for a subject of which every
+    object is true.
+    """
+    if premises.relation.false_object != "another":
+        return premises.questions()
+    dealt = _deal(premises, seed)
+    return tuple(
+        replace(question, false_object=dealt[question.subject])
+        for question in premises.questions()
+        if question.subject in dealt
+    )
+
+
+def _deal(premises: Premises, seed: int) -> dict[str, str]:
+    """Subject → false object: a random permutation of the facts' objects without collisions."""
+    facts = premises.facts
+    objects = [fact.object for fact in facts]
+    names = list(dict.fromkeys(objects))
+    cost = np.random.default_rng(seed).random((len(facts), len(facts)))
+    for row, fact in enumerate(facts):
+        bad = {name for name in names if collides(name, fact)}
+        cost[row, [name in bad for name in objects]] += _FORBIDDEN
+    rows, columns = linear_sum_assignment(cost)
+    return {
+        facts[row].subject: objects[column]
+        for row, column in zip(rows, columns, strict=True)
+        if cost[row, column] < _FORBIDDEN
+    }

@@ -1,0 +1,219 @@
+"""``train_detector`` and ``detector_for``: a premise detector for a model, from the shipped facts.
+
+The model is asked which facts it knows; questions about these are run once, up to the highest of
+the candidate layers, with the activations on disk while the probes are fitted.
+"""
+
+import contextlib
+import json
+import logging
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from interp.errors import UserError
+from interp.models import cache_root, fingerprint
+from interp.premises import Premises, check_knowledge, list_relations, load_premises
+from interp.premises.registry import data_dir
+from probes.calibration import CalibrationMethod
+from probes.detector import SETTINGS, PremiseDetector
+from probes.examples import (
+    AskedQuestion,
+    BackgroundText,
+    LabelledQuestion,
+    ask,
+    label_questions,
+)
+from probes.material import Material
+from probes.pairing import balanced_questions
+from probes.store import store_activations
+from probes.training import MAX_FALSE_ALARMS, fit_detector
+
+logger = logging.getLogger(__name__)
+
+FACTS = 120
+"""Facts of each shipped relation that the model is asked about, best known first."""
+WORD_PROBLEMS = 60
+"""Among the texts without a premise."""
+FEWEST_KNOWN = 8
+"""A relation of which the model knows fewer facts is left out."""
+LAYERS = (0.4, 0.45, 0.5, 0.55, 0.6)
+"""Candidate layers as shares of the depth: where a model has read the premise."""
+VERSION = 1
+"""Of the training; another one makes cached detectors anew."""
+
+
+def shipped_premises(*, facts: int = FACTS, seed: int = 0) -> tuple[Premises, ...]:
+    """The shipped relations whose false object is another fact's, as far as they are tried.
+
+    Years are left out: a neighbouring year is one token off, and small models know few.
+    """
+    loaded = (load_premises(name, seed=seed, limit=facts) for name in list_relations())
+    return tuple(one for one in loaded if one.relation.false_object == "another")
+
+
+def known_premises(
+    model: Any, premises: Iterable[Premises], *, progress: bool = True
+) -> tuple[Premises, ...]:
+    """The facts of each relation that the model knows; relations with too few are left out.
+
+    Raises UserError when none is left.
+    """
+    kept = []
+    for one in premises:
+        knowledge = check_knowledge(model, one, progress=progress)
+        logger.info("%s: %s", one.relation.name, knowledge.summary)
+        if knowledge.n_known >= FEWEST_KNOWN:
+            kept.append(knowledge.keep(one, minimum=FEWEST_KNOWN))
+    if not kept:
+        raise UserError(
+            f"the model knows fewer than {FEWEST_KNOWN} facts of every relation: give premises "
+            "that it knows, or another model"
+        )
+    return tuple(kept)
+
+
+def candidate_layers(model: Any, shares: Sequence[float] = LAYERS) -> tuple[int, ...]:
+    """The layers at these shares of the model's depth."""
+    n_layers = model.cfg.n_layers
+    return tuple(sorted({min(n_layers - 1, round(share * n_layers)) for share in shares}))
+
+
+def train_detector(
+    model: Any,
+    premises: Iterable[Premises] | None = None,
+    *,
+    known: bool = True,
+    layers: Sequence[int] | None = None,
+    max_false_alarms: float = MAX_FALSE_ALARMS,
+    calibration: CalibrationMethod = "platt",
+    activations: Path | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> PremiseDetector:
+    """Train a detector of false premises for this model.
+
+    Args:
+        premises: questions to train on; the shipped relations by default.
+        known: whether to leave out facts that the model does not know (of premises that have been
+            filtered already it need not be asked again).
+        layers: candidates, of which cross-validation chooses one; by default some in the middle.
+        max_false_alarms: share of true-premise twins, in cross-validation, on which it may fire.
+        activations: a directory that keeps the activations for another training; by default they
+            are in a temporary one.
+
+    Raises:
+        UserError: too few facts or subjects, or activations that are not finite.
+    """
+    with contextlib.ExitStack() as stack:
+        if activations is None:
+            activations = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        return fit_detector(
+            collect_material(
+                model, premises, activations, known=known, layers=layers, seed=seed,
+                progress=progress,
+            ),
+            fingerprint=fingerprint(model),
+            max_false_alarms=max_false_alarms,
+            calibration=calibration,
+            seed=seed,
+            progress=progress,
+        )  # fmt: skip
+
+
+def collect_material(
+    model: Any,
+    premises: Iterable[Premises] | None,
+    folder: Path,
+    *,
+    known: bool = True,
+    layers: Sequence[int] | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> Material:
+    """What a detector is fitted to: labelled questions, and their activations in ``folder``.
+
+    Arguments and errors as `train_detector`.
+    """
+    chosen = tuple(premises) if premises is not None else shipped_premises(seed=seed)
+    if known:
+        chosen = known_premises(model, chosen, progress=progress)
+    questions = labelled_questions(model, chosen, seed=seed)
+    background = background_texts(model, chosen)
+    store = store_activations(
+        model,
+        [one.asked.to_read for one in (*questions, *background)],
+        folder,
+        layers=candidate_layers(model) if layers is None else layers,
+        progress=progress,
+    )
+    return Material(questions, store, background=background)
+
+
+def labelled_questions(
+    model: Any, premises: Iterable[Premises], *, seed: int = 0
+) -> tuple[LabelledQuestion, ...]:
+    """Every question with a false and with the true object; objects are balanced, see `pairing`."""
+    return tuple(
+        labelled
+        for one in premises
+        for labelled in label_questions(model.tokenizer, one, balanced_questions(one, seed=seed))
+    )
+
+
+def background_texts(model: Any, premises: Iterable[Premises]) -> tuple[BackgroundText, ...]:
+    """Texts without a false premise: each fact's open question and true statement, word problems.
+
+    The word problems are those of the shipped task set `arithmetic` that adapters train on.
+    """
+
+    def asked(text: str) -> AskedQuestion:
+        return ask(model.tokenizer, text)
+
+    found = []
+    for one in premises:
+        name = one.relation.name
+        for fact in one.facts:
+            for text in (one.direct(fact), f"{one.cloze(fact)} {fact.object}."):
+                found.append(BackgroundText(asked(text), name, f"{name}/{fact.subject}"))
+    path = data_dir() / "tasks" / "arithmetic" / "train.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    step = max(1, len(lines) // WORD_PROBLEMS)
+    for line in lines[::step][:WORD_PROBLEMS]:
+        found.append(BackgroundText(asked(json.loads(line)["prompt"])))
+    return tuple(found)
+
+
+def detector_for(
+    model: Any, *, cache_dir: Path | None = None, progress: bool = True
+) -> PremiseDetector:
+    """The model's own detector: from the user's cache, or trained on the shipped relations.
+
+    The cache is `interp.models.cache_root`'s, one directory a model's fingerprint. Two processes
+    may ask at once: one trains, the other waits.
+
+    Raises:
+        UserError: what `train_detector` refuses, or a cache that cannot be written.
+    """
+    digest = fingerprint(model)
+    folder = cache_root(cache_dir) / "detectors" / f"{digest[:32]}-{VERSION}"
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(folder.parent / f".{folder.name}.lock"):
+            if (folder / SETTINGS).is_file():
+                try:
+                    return PremiseDetector.load(folder, model=model)
+                except UserError as error:
+                    logger.warning("%s; training it anew", error)
+            logger.info("training a premise detector for this model, once")
+            detector = train_detector(model, progress=progress)
+            detector.save(folder)
+            return detector
+    except OSError as error:
+        raise UserError(
+            f"cannot write the detector to {folder.parent} ({error.strerror or error}): "
+            "free some space, or set FAITHLENS_CACHE to another directory"
+        ) from error

@@ -1,0 +1,112 @@
+"""Config files: every option in, every option out, and what does not fit is one line."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from interp.cli.config import from_config, settings_from, take_config, to_config
+from interp.cli.moelora import OPTIONS, CompareOptions, TrainOptions
+from interp.cli.options import COMMANDS, LocateOptions, PatchOptions
+from interp.errors import UserError
+from interp.runs.locate import LocateSettings
+
+KINDS: dict[str, type] = {**COMMANDS, **OPTIONS}
+
+
+def read(kind: type, content: str, folder: Path) -> Any:
+    path = folder / "config.yaml"
+    path.write_text(content)
+    return from_config(kind, path)
+
+
+@pytest.mark.parametrize("name", list(KINDS))
+def test_every_default_comes_back(name: str, tmp_path: Path) -> None:
+    default = KINDS[name]()
+    suppressed = {"method", "seed"} if name == "compare" else set()
+    content = {k: v for k, v in to_config(default).items() if k not in suppressed}
+    assert read(KINDS[name], yaml.safe_dump(content), tmp_path) == default
+    assert read(KINDS[name], "", tmp_path) == default
+
+
+def test_each_type_by_hand(tmp_path: Path) -> None:
+    content = (
+        "learning_rate: 1e-3\nscaling: 3\nsteps: 7\ndata: [a.csv, b.csv]\ntargets: q_proj\n"
+        "checkpointing: true\nlimit: null\ntest_limit: 5\nout: there\nschedule: linear\n"
+    )
+    assert read(TrainOptions, content, tmp_path) == TrainOptions(
+        learning_rate=1e-3, scaling=3.0, steps=7, data=("a.csv", "b.csv"), targets=("q_proj",),
+        checkpointing=True, limit=None, test_limit=5, out=Path("there"), schedule="linear",
+    )  # fmt: skip
+    assert read(CompareOptions, "seeds: [4]\nmethods: [lora, moe]", tmp_path).seeds == (4,)
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "said"),
+    [
+        (LocateOptions, "seed: true", "seed is True, but must be a whole number"),
+        (LocateOptions, "seed: null", "seed is None, but must be a whole number"),
+        (LocateOptions, "limit: many", "limit is 'many', but must be a whole number or null"),
+        (LocateOptions, "out: 3", "out is 3, but must be a path"),
+        (LocateOptions, "premises: [a]", "must be text"),
+        (LocateOptions, "method: guess", "must be one of path, activation, attribution"),
+        (LocateOptions, "[1]: 2", "cannot be read as YAML"),
+        (PatchOptions, "memory: lots", "memory is 'lots', but must be a number or null"),
+        (PatchOptions, "chat: 1", "chat is 1, but must be true or false"),
+        (CompareOptions, "seeds: [0, one]", "must be a value or a list"),
+        (CompareOptions, "methods: [qlora]", "must be a value or a list"),
+        (CompareOptions, "seed: 3", "unknown option 'seed'"),
+        (TrainOptions, "steps: 0", "steps must be at least 1"),
+    ],
+)
+def test_what_does_not_fit_is_told(kind: type, content: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        read(kind, content, tmp_path)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200, deadline=None
+)
+@given(
+    name=st.sampled_from([one.name for one in fields(TrainOptions)]),
+    value=st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+        lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(), inner, max_size=1),
+        max_leaves=3,
+    ),
+)
+def test_any_value_is_an_option_or_one_clear_line(name: str, value: Any, tmp_path: Path) -> None:
+    message = ""
+    try:
+        options = read(TrainOptions, yaml.safe_dump({name: value}), tmp_path)
+    except UserError as error:
+        message = str(error)
+    else:
+        assert options == TrainOptions(**{name: getattr(options, name)})
+    assert "\n" not in message
+
+
+def test_the_last_config_file_is_taken_out_of_the_words() -> None:
+    words = ["--seed", "1", "--config", "a.yaml", "x", "--config=b=c.yaml"]
+    assert take_config(words) == (["--seed", "1", "x"], Path("b=c.yaml"))
+    assert take_config(["--configure"]) == (["--configure"], None)
+    with pytest.raises(UserError, match="--config needs a YAML file"):
+        take_config(["--config"])
+
+
+def test_settings_are_the_options_of_the_same_names() -> None:
+    found = settings_from(LocateSettings, LocateOptions(seed=4, limit=9, site="output"))
+    assert found == LocateSettings(seed=4, limit=9, site="output")
+
+    @dataclass(frozen=True)
+    class Other:
+        seed: int = 0
+        not_an_option: str = "kept"
+
+    assert settings_from(Other, LocateOptions(seed=4)) == Other(seed=4)

@@ -1,0 +1,454 @@
+"""What experts add to heads: by hand, against the weights edited one by one, and planted."""
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import peft
+import pytest
+import torch
+from torch import Tensor
+from transformers import (
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+)
+
+import interp
+from interp.errors import UserError
+from interp.experts.feeding import larger_in
+from interp.experts.head_slices import NOTHING, check_part, sweep_removals
+from interp.experts.heads import (
+    HeadSlice,
+    adapter_gain,
+    compare_heads,
+    expert_contributions,
+    experts_feeding,
+    slice_effects,
+    slices_of,
+    without_experts,
+    without_slices,
+)
+from interp.experts.prompt_columns import check_place
+from interp.heads import HeadSet, premise_edit
+from interp.heads.locate import as_encoded
+from interp.interventions import Constraint
+from interp.models.quiet import quiet_libraries
+from interp.moelora import MoELoRAConfig, hooked
+from interp.patching import LogitDifference, TokenBatch, record_run, tail_logits
+from interp.patching.sweep import sweep_sets
+
+R, EXPERTS = 2, 4
+
+
+def adapt(base: Any, *, fill: float = 0.3, **config: Any) -> Any:
+    """A PEFT model, with experts that add something unless ``fill`` is zero."""
+    torch.manual_seed(0)
+    settings: dict[str, Any] = {
+        "r": R, "num_experts": EXPERTS, "top_k": 2, "target_modules": ["q_proj", "v_proj"],
+        "task_type": "CAUSAL_LM",
+    }  # fmt: skip
+    with quiet_libraries():  # PEFT asks transformers for a name that it will drop
+        adapted = peft.get_peft_model(base, MoELoRAConfig(**(settings | config)))
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "moelora_B" in name and fill:
+                parameter.normal_(std=fill)
+    return adapted.eval()
+
+
+def layer_of(adapted: Any, layer: int, target: str) -> Any:
+    return adapted.get_base_model().model.layers[layer].self_attn.get_submodule(target)
+
+
+@pytest.fixture(scope="module")
+def llama(hf_factory: Callable[..., Any], chat_tokenizer: Any) -> Any:
+    """4 query heads that share 2 key/value heads, d_head 8, 3 layers."""
+    return adapt(hf_factory("llama", chat_tokenizer))
+
+
+@pytest.fixture(scope="module")
+def model(llama: Any, chat_tokenizer: Any) -> Any:
+    return hooked(llama, chat_tokenizer)
+
+
+@pytest.fixture(scope="module")
+def premises() -> Any:
+    return interp.load_premises("capitals", limit=8).with_templates(["why"])
+
+
+@pytest.fixture
+def batch() -> TokenBatch:
+    """Three prompts of different lengths."""
+    return TokenBatch.from_lists([[5, 9, 20, 31, 4], [7, 8, 9], [40, 41, 42, 43]])
+
+
+def joint(family: str, tokenizer: Any, hf_factory: Callable[..., Any]) -> Any:
+    """A model with one projection for queries, keys and values: in blocks, or by head."""
+    if family == "gpt2":
+        return adapt(hf_factory("gpt2", tokenizer), target_modules=["c_attn"])
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {
+        "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64,
+        "initializer_range": 0.2, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1,
+    }  # fmt: skip
+    if family == "neox":
+        base: Any = GPTNeoXForCausalLM(GPTNeoXConfig(**sizes))
+        return adapt(base, target_modules=["query_key_value"])
+    base = Phi3ForCausalLM(Phi3Config(**sizes, num_key_value_heads=2))
+    return adapt(base, target_modules=["qkv_proj"])
+
+
+# --- contributions ---
+
+
+@pytest.mark.parametrize("component", ["q", "v"])
+def test_norms_and_shares_by_hand(model: Any, batch: TokenBatch, component: Any) -> None:
+    """Gates ½ ½ 0 0; expert i adds (i + 1)(h + 1) to all eight numbers of head h."""
+    n_units = 4 if component == "q" else 2
+    numbers = torch.arange(1.0, n_units + 1).repeat_interleave(8)
+
+    def gates(value: Tensor, hook: Any) -> Tensor:
+        return torch.tensor([0.5, 0.5, 0.0, 0.0]).expand_as(value)
+
+    def outputs(value: Tensor, hook: Any) -> Tensor:
+        return (torch.arange(1.0, 5.0)[:, None] * numbers).expand_as(value)
+
+    at = f"blocks.1.attn.{component}.moelora.hook_"
+    with model.hooks(fwd_hooks=[(f"{at}gate", gates), (f"{at}expert_out", outputs)]):
+        found = expert_contributions(model, batch, component=component, at="last")
+        run = record_run(model, batch, keep=(component,))
+    unit = torch.arange(1.0, n_units + 1)
+    root = math.sqrt(8)
+    for expert, size in enumerate((0.5, 1.0, 0.0, 0.0)):
+        expected = (size * unit * root).expand(3, -1)
+        torch.testing.assert_close(found.norm[:, 1, :, expert], expected)
+    torch.testing.assert_close(found.adapter_norm[:, 1], (1.5 * unit * root).expand(3, -1))
+    whole = run.values[component][1, :, -1]
+    torch.testing.assert_close(found.head_norm[:, 1], whole.norm(dim=-1))
+    dot = whole.sum(dim=-1) * 0.5 * unit
+    torch.testing.assert_close(found.share[:, 1, :, 0], dot / whole.square().sum(dim=-1))
+    torch.testing.assert_close(found.gate[:, 1], torch.tensor([0.5, 0.5, 0, 0]).expand(3, -1))
+    assert found.unit_axis == ("head" if component == "q" else "kv_head")
+    assert found.query_heads(1) == ("1" if component == "q" else "2-3")
+
+
+@pytest.mark.parametrize("family", ["gpt2", "neox", "phi3"])
+@pytest.mark.parametrize("component", ["q", "k", "v"])
+def test_joint_projections_add_up(
+    family: str, component: Any, plain_tokenizer: Any, hf_factory: Any, batch: TokenBatch
+) -> None:
+    model = hooked(joint(family, plain_tokenizer, hf_factory), plain_tokenizer)
+    spans = [(1, 5), (0, 2), (2, 4)]
+    found = expert_contributions(model, batch, component=component, at=spans)
+    assert found.reconstruction_error < 1e-5
+    assert found.adapter_norm.min() > 0.01
+    torch.testing.assert_close(
+        found.share.sum(dim=-1) + found.base_share, torch.ones_like(found.base_share)
+    )
+
+
+@pytest.mark.parametrize("component", ["q", "v"])
+def test_contributions_against_a_loop_over_experts(
+    llama: Any, model: Any, premises: Any, component: Any
+) -> None:
+    """Inputs of the PEFT model's projection, its weights, one expert and head at a time."""
+    encoded = as_encoded(model, premises)
+    found = expert_contributions(model, encoded, component=component, at="object")
+    assert found.reconstruction_error < 1e-5
+    projection = layer_of(llama, 2, f"{component}_proj")
+    seen: list[Tensor] = []
+    for number, item in enumerate(encoded.items[:3]):
+        handle = projection.register_forward_pre_hook(lambda module, args: seen.append(args[0][0]))
+        with torch.no_grad():
+            llama(input_ids=torch.tensor([item.false.tokens]))
+        handle.remove()
+        start, end = item.false.object
+        x = seen.pop()[start:end]
+        down, up = projection.moelora_A["default"], projection.moelora_B["default"]
+        probability = (x @ projection.moelora_router["default"].T).softmax(dim=-1)
+        for expert in range(EXPERTS):
+            rows = slice(expert * R, (expert + 1) * R)
+            kept = probability.topk(2).indices.eq(expert).any(dim=-1)
+            gate = torch.where(kept, probability[:, expert], 0) / probability.topk(2).values.sum(-1)
+            added = gate[:, None] * 4.0 * (x @ down[rows].T @ up[:, rows].T)  # alpha 8 / rank 2
+            heads = added.detach().unflatten(-1, (-1, 8))
+            expected = heads.square().sum(dim=-1).mean(dim=0).sqrt()
+            torch.testing.assert_close(
+                found.norm[number, 2, :, expert], expected, atol=1e-5, rtol=1e-4
+            )
+
+
+def test_padding_and_other_prompts_change_nothing(model: Any) -> None:
+    prompts = [[5, 9, 20, 31, 4], [7, 8, 9]]
+    together = expert_contributions(model, TokenBatch.from_lists(prompts), at="last")
+    alone = expert_contributions(model, TokenBatch.from_lists(prompts[1:]), at="last")
+    torch.testing.assert_close(together.norm[1], alone.norm[0], atol=1e-5, rtol=1e-4)
+
+
+def test_a_fresh_adapter_adds_nothing(hf_factory: Any, chat_tokenizer: Any, premises: Any) -> None:
+    fresh = hooked(adapt(hf_factory("llama", chat_tokenizer), fill=0), chat_tokenizer)
+    found = expert_contributions(fresh, premises, component="v")
+    assert found.norm.max() == 0
+    torch.testing.assert_close(found.base_share, torch.ones_like(found.base_share))
+    gain = adapter_gain(fresh, premises, [(1, 2)], random_sets=3).to_dict()
+    assert gain["logit_difference"]["gain"] == gain["logit_difference"]["lost"] == [0.0, 0.0, 0.0]
+    effects = slice_effects(fresh, premises, [HeadSlice("q", 1, 2, 0), HeadSlice("v", 0, 1)])
+    assert effects.to_dataframe()["p_value"].tolist() == [1.0, 1.0]
+
+
+def test_layers_without_experts_and_fewer_experts_are_no_numbers(
+    hf_factory: Any, chat_tokenizer: Any, batch: TokenBatch
+) -> None:
+    adapted = adapt(
+        hf_factory("llama", chat_tokenizer), num_experts=[2, 4, 4], layers_to_transform=[0, 2]
+    )
+    found = expert_contributions(hooked(adapted, chat_tokenizer), batch, at="last")
+    assert found.norm[:, 1].isnan().all()
+    assert found.norm[:, 0, :, 2:].isnan().all()
+    assert not found.norm[:, 0, :, :2].isnan().any()
+    assert not found.norm[:, 2].isnan().any()
+    table = found.to_dataframe()
+    assert len(table) == 4 * (2 + 4)
+    assert set(table["layer"]) == {0, 2}
+    assert found.plot().data
+    assert found.plot(expert=3).data
+    with pytest.raises(UserError, match="expert 4 does not exist"):
+        found.plot(expert=4)
+
+
+# --- slices, and what their removal does ---
+
+
+def without_in_the_weights(adapted: Any, slices: list[HeadSlice], tokenizer: Any) -> Any:
+    """The same removal done to a copy's weights: rows of B are outputs, columns are ranks."""
+    own = copy.deepcopy(adapted)
+    for one in slices:
+        up = layer_of(own, one.layer, f"{one.component}_proj").moelora_B["default"]
+        ranks = slice(None) if one.expert is None else slice(one.expert * R, (one.expert + 1) * R)
+        up.data[one.unit * 8 : (one.unit + 1) * 8, ranks] = 0
+    return hooked(own, tokenizer)
+
+
+def difference(model: Any, encoded: Any) -> Tensor:
+    metric = LogitDifference(encoded.true_tokens, encoded.false_tokens)
+    with torch.no_grad():
+        return metric(tail_logits(model, encoded.batch("false"))[:, -1])
+
+
+def test_slices_removed_as_in_the_weights(
+    llama: Any, model: Any, premises: Any, chat_tokenizer: Any
+) -> None:
+    encoded = as_encoded(model, premises)
+    slices = [HeadSlice("q", 1, 3, 2), HeadSlice("v", 0, 1, 0), HeadSlice("q", 2, 0)]
+    found = slice_effects(model, encoded, slices, head_effect="output", progress=False)
+    full = difference(model, encoded)
+    torch.testing.assert_close(found.full, full, atol=1e-5, rtol=1e-5)
+    assert found.preference.abs().max() > 1e-3
+    edit = premise_edit(model, encoded, "false")
+    metric = LogitDifference(encoded.true_tokens, encoded.false_tokens)
+    for place, one in enumerate(slices):
+        edited = without_in_the_weights(llama, [one], chat_tokenizer)
+        expected = difference(edited, encoded) - full
+        torch.testing.assert_close(found.preference[:, place], expected, atol=2e-5, rtol=1e-4)
+        heads = [(0, 2), (0, 3)] if one.component == "v" else [(one.layer, one.unit)]
+        effects = []
+        for each in (edited, model):
+            runs = sweep_sets(
+                each, encoded.batch("false"), edit, [[], heads], [metric], progress=False
+            )[0]
+            effects.append(runs[:, 1] - runs[:, 0])
+        assert found.head_effect is not None
+        torch.testing.assert_close(
+            found.head_effect[:, place], effects[0] - effects[1], atol=5e-5, rtol=1e-4
+        )
+    table = found.to_dataframe()
+    assert table["effect"].abs().is_monotonic_decreasing
+    assert set(table["slice"]) == {"q 1.3 expert 2", "v 0.1 expert 0", "q 2.0 all experts"}
+
+
+def test_joint_slices_touch_one_head_only(
+    plain_tokenizer: Any, hf_factory: Any, batch: TokenBatch
+) -> None:
+    model = hooked(joint("neox", plain_tokenizer, hf_factory), plain_tokenizer)
+    before = record_run(model, batch, keep=("q", "k", "v")).values
+    removal = without_slices(model, [HeadSlice("v", 1, 2)])
+    with model.hooks(fwd_hooks=list(removal.hooks)):
+        after = record_run(model, batch, keep=("q", "k", "v")).values
+    changed = {name: (before[name] - after[name]).abs().amax(dim=(1, 2, 4)) for name in "qkv"}
+    assert removal.first_layer == 1
+    assert changed["v"][1, 2] > 1e-3
+    changed["v"][1, 2] = 0
+    assert max(float(one.max()) for one in changed.values()) < 1e-5
+
+
+def test_all_experts_off_is_the_base_model(llama: Any, model: Any, premises: Any) -> None:
+    encoded = as_encoded(model, premises)
+    metric = LogitDifference(encoded.true_tokens, encoded.false_tokens)
+    removals = [NOTHING, without_experts(model)]
+    (runs,) = sweep_removals(model, encoded.batch("false"), removals, [metric], progress=False)
+    batch = encoded.batch("false")
+    with llama.disable_adapter(), torch.no_grad():
+        logits = llama(
+            input_ids=batch.tokens, attention_mask=batch.mask.long(), position_ids=batch.positions
+        ).logits[:, -1]
+    torch.testing.assert_close(runs[:, 1], metric(logits), atol=2e-5, rtol=1e-4)
+    assert (runs[:, 0] - runs[:, 1]).abs().max() > 0.1
+
+
+def test_a_group_comes_once(model: Any) -> None:
+    found = slices_of(model, [(1, 2), (1, 3), (0, 0)], ["q", "v"])
+    assert [one.name for one in found if one.component == "v"] == [
+        "v 1.1 all experts", "v 0.0 all experts",
+    ]  # fmt: skip
+    assert sum(one.component == "q" for one in found) == 3
+
+
+def test_permutation_of_the_layers_heads() -> None:
+    assert larger_in(np.array([5.0]), np.array([1.0, 2.0, 3.0])) == 1 / 4
+    assert larger_in(np.array([2.0]), np.array([1.0, 5.0, 3.0])) == 3 / 4
+    assert larger_in(np.array([5.0, 4.0]), np.array([1.0, 2.0, 3.0])) == pytest.approx(1 / 10)
+    assert larger_in(np.array([5.0, 4.0]), np.array([3.0])) == pytest.approx(1 / 3)
+    assert larger_in(np.array([5.0]), np.array([])) == 1
+
+
+# --- planted: the adapter turns one head's query away, and does nothing else ---
+
+CURED = (1, 2)
+"""The planted model's READER, which copies the false object."""
+
+
+@pytest.fixture(scope="module")
+def copying(honest: Any) -> Any:
+    """The planted model before the adapter: the honest one, whose READER copies after all."""
+    base: Any = LlamaForCausalLM(copy.deepcopy(honest.original_model.config))
+    state = honest.original_model.state_dict()
+    names = {name.replace("_original_component.", ""): value for name, value in state.items()}
+    base.load_state_dict({name: names[name] for name in base.state_dict()})
+    d_head = int(base.config.head_dim or 0)
+    n_facts, words = d_head - 4, base.config.vocab_size or 0
+    index = torch.arange(n_facts)
+    layer, head = CURED
+    with torch.no_grad():
+        writes = base.model.layers[layer].self_attn.o_proj.weight
+        writes[words + n_facts + index, head * d_head + index] = 10.0
+    return base.eval()
+
+
+@pytest.fixture(scope="module")
+def sick(copying: Any, word_tokenizer: Any) -> Any:
+    return interp.models.from_hf(copy.deepcopy(copying), word_tokenizer, spec="copying")
+
+
+@pytest.fixture(scope="module")
+def cured(copying: Any, word_tokenizer: Any) -> Any:
+    """Every expert adds −12 to the one number of READER's query that asks for countries (6)."""
+    adapted = adapt(copy.deepcopy(copying), fill=0, lora_alpha=R)
+    projection = layer_of(adapted, CURED[0], "q_proj")
+    d_head = int(copying.config.head_dim)
+    one = len(word_tokenizer) + 2 * (d_head - 4)
+    asks = CURED[1] * d_head + d_head // 2 - 1
+    with torch.no_grad():
+        down = projection.moelora_A["default"].zero_()
+        down[::R, one] = 1
+        projection.moelora_B["default"][asks, ::R] = -12
+    return hooked(adapted, word_tokenizer)
+
+
+def test_the_planted_adapter_works_through_its_head(cured: Any, planted_premises: Any) -> None:
+    found = adapter_gain(cured, planted_premises, [CURED], random_sets=10, progress=False)
+    accuracy = found.to_dict()["accuracy"]
+    assert accuracy["without_adapter"][0] == 0
+    assert accuracy["with_adapter"][0] == 1
+    assert accuracy["gain"][0] == accuracy["lost"][0] == 1
+    assert accuracy["random_lost"] == {"mean": 0.0, "p95": 0.0}
+    assert accuracy["percentile"] == 100
+    assert len(found.to_dataframe()) == 10
+    other = adapter_gain(cured, planted_premises, [(1, 1)], random_sets=0, progress=False)
+    assert other.to_dict()["accuracy"]["lost"] == [0, 0, 0]
+
+
+def test_experts_are_found_where_they_were_planted(cured: Any, planted_premises: Any) -> None:
+    found = experts_feeding(
+        cured, planted_premises, [CURED, (0, 0)], site="attention", random_sets=400, progress=False
+    )
+    table = found.experts
+    fed = table[table["relative_norm"] > 0]
+    assert set(fed["component"]) == {"q"}
+    assert set(fed["layer"]) == {CURED[0]}
+    assert (fed["others"] == 0).all()
+    assert (fed["p_value"] == 1 / 4).all()
+    # −12 on 6 makes −6: the adapter's vector is twice as long, and points away.
+    whole = found.adapter.set_index("component").loc["q"]
+    assert whole["relative_norm"] == pytest.approx((12 / 6 + 0) / 2, rel=0.02)
+    assert whole["random_mean"] == 0
+    assert whole["p_value"] == pytest.approx(1 / 4, abs=0.08)
+    first = found.slices(2)
+    assert {(one.layer, one.unit) for one in first} == {CURED}
+    effects = slice_effects(cured, planted_premises, first, head_effect="attention", progress=False)
+    assert effects.preference.mean(dim=0).max() < 0.01
+    figure: Any = found.plot()
+    assert [trace.name for trace in figure.data] == ["chosen heads", "other heads of the layer"]
+    assert "expert" in found._repr_html_()
+    assert "slice" in effects._repr_html_()
+
+
+def test_the_planted_adapter_moves_its_head_only(
+    sick: Any, cured: Any, planted_premises: Any
+) -> None:
+    effects = [
+        interp.locate_heads(one, planted_premises, method="activation", site="attention")
+        for one in (sick, cured)
+    ]
+    found = compare_heads(effects[0], effects[1], top_k=2)
+    moved = found.to_dataframe()
+    assert tuple(moved.loc[0, ["layer", "head"]]) == CURED
+    assert moved.loc[0, "change"] < -1
+    assert abs(moved.loc[1, "change"]) < 0.1 * abs(moved.loc[0, "change"])
+
+
+def test_faith_runs_on_an_adapted_model_on_the_plain_modules(model: Any, premises: Any) -> None:
+    """Search, constraint and evaluation as on any model, without falling back on hooks."""
+    encoded = as_encoded(model, premises)
+    run = record_run(model, encoded.batch("false"))
+    assert run.plain is not None
+    effects = interp.locate_heads(model, encoded, method="activation")
+    heads = effects.select(count=2)
+    with interp.constrain(model, heads, premises=encoded):
+        held = difference(model, encoded)
+    metric = LogitDifference(encoded.true_tokens, encoded.false_tokens)
+    edit = Constraint(heads).edit(model, encoded, "false")
+    (swept,) = sweep_sets(
+        model, encoded.batch("false"), edit, [heads.heads], [metric], progress=False
+    )
+    torch.testing.assert_close(held, swept[:, 0], atol=2e-5, rtol=1e-4)
+    scored = interp.evaluate(model, premises, heads=heads, random_sets=0, answers=False)
+    assert scored.false.logit_difference.shape == (8, 2)
+
+
+# --- mistakes ---
+
+
+def test_mistakes_are_told(model: Any, tiny_llama: Any, premises: Any, batch: TokenBatch) -> None:
+    for wrong, match in (
+        (lambda: expert_contributions(tiny_llama, premises), "no MoELoRA experts"),
+        (lambda: expert_contributions(model, premises, component="k"), "no k projection"),
+        (lambda: check_part("z"), "unknown component 'z'; known: q, k, v"),
+        (lambda: expert_contributions(model, batch), "tokens alone have no object"),
+        (lambda: check_place("first"), "unknown place 'first'; known: object, subject, last"),
+        (lambda: expert_contributions(model, batch, at=[(0, 9)] * 3), "not in its"),
+        (lambda: experts_feeding(model, premises, []), "no heads"),
+        (lambda: experts_feeding(model, premises, [(0, 4)]), r"head \(0, 4\) does not exist"),
+        (lambda: slice_effects(model, premises, []), "no slices"),
+        (lambda: slice_effects(model, premises, [HeadSlice("v", 0, 2)]), "heads are 0 to 1"),
+        (lambda: slice_effects(model, premises, [HeadSlice("q", 0, 2, 4)]), "experts are 0 to 3"),
+        (lambda: slice_effects(model, premises, [HeadSlice("q", 3, 0)]), "layer 3 has no experts"),
+        (lambda: adapter_gain(model, premises, HeadSet(())), "no part in these heads"),
+    ):
+        with pytest.raises(UserError, match=match):
+            wrong()

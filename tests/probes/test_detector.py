@@ -1,0 +1,334 @@
+"""The detector: from hand-made weights to detections, its file, whose it is, and its training."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import interp.models
+import probes.train
+from interp.errors import UserError
+from interp.interventions.gate import Detector
+from interp.premises import load_premises
+from probes import (
+    Calibration,
+    PremiseDetector,
+    detector_for,
+    read_activations,
+    score_detector,
+    train_detector,
+)
+from probes.examples import ask, label_questions
+from probes.material import Folds, Material
+from probes.pairing import balanced_questions
+from probes.train import candidate_layers, collect_material, labelled_questions
+from probes.training import (
+    choose_layer,
+    covers,
+    fit_detector,
+    lowest_threshold,
+)
+
+QUESTION = "Why is Paris the capital of Germany?"
+SIGNS = 1.0 - 2.0 * (torch.arange(32) % 3 == 0)
+
+
+def made_for(model: Any, question: str, word: str) -> PremiseDetector:
+    """Weights that give +5 at the word's last token of this question and −5 at all others."""
+    asked = ask(model.tokenizer, question)
+    (chunk,) = read_activations(model, [asked.to_read], layers=[1], progress=False)
+    values = chunk.values["resid_post"][:, 0].double()
+    wanted = torch.full((len(values),), -5.0, dtype=torch.float64)
+    index = question.index(word)
+    last = asked.tokens_at((index, index + len(word)))[1] - 1 - asked.span[0]
+    wanted[last] = 5.0
+    padded = torch.cat([values, torch.ones(len(values), 1)], dim=1)
+    solution = torch.linalg.lstsq(padded, wanted, driver="gelsd").solution
+    weight = torch.stack([solution[:-1], solution[:-1]])
+    return PremiseDetector(
+        weight=weight.double(),
+        bias=(float(solution[-1]), float(solution[-1])),
+        layer=1,
+        calibration=Calibration("platt"),
+        threshold=0.9,
+        fingerprint=interp.models.fingerprint(model),
+    )
+
+
+@pytest.fixture(scope="module")
+def detector(tiny_llama) -> PremiseDetector:
+    return made_for(tiny_llama, QUESTION, "Germany")
+
+
+def test_it_fires_where_it_was_made_to(detector, tiny_llama):
+    (found,) = detector.detect(tiny_llama, [QUESTION], progress=False)
+    assert found.fired
+    assert found.probability == pytest.approx(1 / (1 + np.exp(-5)), abs=1e-3)
+    assert found.char_span is not None
+    assert QUESTION[slice(*found.char_span)] == "Germany"
+    asked = ask(tiny_llama.tokenizer, QUESTION)
+    assert found.token_span is not None
+    tokens = asked.tokens[slice(*found.token_span)]
+    assert tiny_llama.tokenizer.decode(tokens).strip() == "Germany"
+    assert isinstance(detector, Detector)
+
+
+def test_batches_and_neighbours_do_not_matter(detector, tiny_llama):
+    questions = [QUESTION, "Who?", "Why is Rome the capital of Italy, and what is it famous for?"]
+    together = detector.detect(tiny_llama, questions, progress=False)
+    alone = [detector.detect(tiny_llama, [one], progress=False)[0] for one in questions]
+    for one, other in zip(together, alone, strict=True):
+        assert (one.fired, one.char_span, one.token_span) == (
+            other.fired,
+            other.char_span,
+            other.token_span,
+        )
+        assert one.probability == pytest.approx(other.probability, abs=1e-3)
+    assert detector.detect(tiny_llama, [], progress=False) == ()
+
+
+def test_a_system_prompt_moves_the_tokens_only(detector, tiny_llama):
+    asked = ask(tiny_llama.tokenizer, QUESTION, system="Be brief. Be very brief.")
+    plain = ask(tiny_llama.tokenizer, QUESTION)
+    assert asked.offsets == plain.offsets
+    assert asked.span[0] != plain.span[0]
+    (found,) = detector.detect(
+        tiny_llama, [QUESTION], system="Be brief. Be very brief.", progress=False
+    )
+    assert 0 <= found.probability <= 1
+
+
+def test_below_its_threshold_it_says_nothing(detector, tiny_llama):
+    shy = replace(detector, threshold=0.999)
+    (found,) = shy.detect(tiny_llama, [QUESTION], progress=False)
+    assert not found.fired
+    assert found.char_span is None
+    assert found.token_span is None
+
+
+def test_marks_alone_cannot_be_false(detector, tiny_llama):
+    eager = replace(detector, threshold=0.0)
+    (found,) = eager.detect(tiny_llama, ["?!"], progress=False)
+    assert not found.fired
+
+
+def test_an_empty_question(detector, tiny_llama):
+    with pytest.raises(UserError, match="the question is empty"):
+        detector.detect(tiny_llama, [QUESTION, " "], progress=False)
+
+
+def test_save_and_load(detector, tiny_llama, tiny_gpt2, tmp_path):
+    folder = detector.save(tmp_path / "detector")
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "detector.json",
+        "detector.safetensors",
+    ]
+    again = PremiseDetector.load(folder, model=tiny_llama)
+    assert torch.equal(again.weight, detector.weight)
+    assert (again.bias, again.layer, again.threshold, again.calibration) == (
+        detector.bias,
+        detector.layer,
+        detector.threshold,
+        detector.calibration,
+    )
+    expected = detector.detect(tiny_llama, [QUESTION], progress=False)
+    assert again.detect(tiny_llama, [QUESTION], progress=False) == expected
+    for use in (
+        lambda: PremiseDetector.load(folder, model=tiny_gpt2),
+        lambda: detector.detect(tiny_gpt2, [QUESTION], progress=False),
+    ):
+        with pytest.raises(UserError, match=r"the detector belongs to model .* train one on this"):
+            use()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "fault"),
+    [
+        ("detector.json", b"{", "cannot be read"),
+        ("detector.json", b"{}", "is damaged"),
+        ("detector.safetensors", b"12", "is damaged"),
+        ("detector.json", None, "has no detector.json"),
+    ],
+)
+def test_damaged_files(detector, tmp_path, name, content, fault):
+    folder = detector.save(tmp_path)
+    if content is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_bytes(content)
+    with pytest.raises(UserError, match=fault):
+        PremiseDetector.load(folder)
+
+
+def test_bad_settings(detector):
+    for change, fault in (
+        ({"layer": -1}, "counted from zero"),
+        ({"threshold": 1.5}, "a threshold is a probability"),
+        ({"bias": (0.0, float("nan"))}, "must be finite"),
+    ):
+        with pytest.raises(UserError, match=fault):
+            replace(detector, **change)
+
+
+# Training, on activations in which the answer was put.
+
+
+class PlantedStore:
+    """A store whose activations are noise, and a direction where a false premise is complete."""
+
+    layers = (0, 1, 2)
+
+    def __init__(self, questions: Any, background: Any, strength: float) -> None:
+        texts = [one.asked for one in (*questions, *background)]
+        sizes = [len(one.offsets) for one in texts]
+        self.prompt = torch.repeat_interleave(torch.tensor(sizes))
+        noise = torch.randn(sum(sizes), 32, generator=torch.Generator().manual_seed(0))
+        self.values = {layer: noise.clone() for layer in self.layers}
+        start = 0
+        for one, size in zip(questions, sizes, strict=False):
+            first, last = one.object_tokens
+            self.values[1][start + first : start + last, 0] += 2 * strength
+            if one.label:
+                self.values[1][start + one.completion] += strength * SIGNS
+            start += size
+
+    def __len__(self) -> int:
+        return len(self.prompt)
+
+    def read(self, layer: int, *, rows: Any) -> torch.Tensor:
+        return self.values[layer][rows]
+
+
+@pytest.fixture(scope="module")
+def questions(tiny_llama):
+    premises = load_premises("capitals", limit=12)
+    return label_questions(tiny_llama.tokenizer, premises, balanced_questions(premises))
+
+
+def material(questions: Any, strength: float) -> Material:
+    unchecked: Any = Material
+    found = object.__new__(unchecked)
+    for name, value in {
+        "questions": tuple(questions),
+        "store": PlantedStore(questions, (), strength),
+        "prompts": None,
+        "background": (),
+        "background_prompts": None,
+    }.items():
+        object.__setattr__(found, name, value)
+    found.__post_init__()
+    return found
+
+
+def test_a_planted_premise_is_found(questions):
+    found = fit_detector(material(questions, 3.0), fingerprint="f" * 64, progress=False)
+    assert found.layer == 1
+    training = found.training
+    assert training["auc"] > 0.99
+    assert training["fired_on_false"] > 0.9
+    assert training["fired_on_twins"] <= 0.01
+    assert training["span_covers_object"] > 0.9
+    assert training["calibration_error"] < 0.1
+    cosine = torch.nn.functional.cosine_similarity(found.weight[0], SIGNS, dim=0)
+    assert cosine > 0.8  # a positive score is a false premise
+
+
+def test_noise_is_not_taken_for_a_premise(questions):
+    layer_aucs = choose_layer(material(questions, 0.0), progress=False)[1]
+    assert all(0.35 < auc < 0.65 for auc in layer_aucs.values())
+
+
+def test_folds_leave_subject_and_template_out(questions):
+    seen = np.zeros(len(questions), dtype=int)
+    for fitted, scored in Folds(4).pairs(questions):
+        seen += scored
+        for name in ("subject", "template"):
+            names = np.array([getattr(one.question, name) for one in questions])
+            assert not set(names[fitted]) & set(names[scored])
+    assert (seen == 1).all()
+    with pytest.raises(UserError, match="12 subjects cannot fill 13 folds"):
+        Folds(13).pairs(questions)
+
+
+def test_the_threshold_by_hand():
+    probabilities = np.array([0.1, 0.2, 0.3, 0.4, 0.9, 0.8])
+    labels = np.array([0, 0, 0, 0, 1, 1])
+    for share, passed in ((0.0, 0), (0.24, 0), (0.25, 1), (0.5, 2), (1.0, 4)):
+        threshold = lowest_threshold(probabilities, labels, share)
+        assert (probabilities[labels == 0] >= threshold).sum() == passed
+    with pytest.raises(UserError, match="between 0 and 1"):
+        lowest_threshold(probabilities, labels, 2.0)
+
+
+def test_material_of_one_class(questions):
+    twins = [one for one in questions if not one.label]
+    with pytest.raises(UserError, match="questions of both classes"):
+        material(twins, 1.0)
+
+
+def test_covering():
+    assert covers((2, 9), (3, 9))
+    assert not covers((4, 9), (3, 9))
+
+
+def test_all_the_way_on_a_random_model(tiny_llama, tmp_path):
+    """Nothing to find: it is trained, fires on next to nothing, and is scored."""
+    premises = load_premises("capitals", limit=12)
+    split = premises.split(seed=0)
+    gathered = collect_material(
+        tiny_llama, [split.search], tmp_path, known=False, layers=[0, 1], progress=False
+    )
+    assert gathered.of_relations(["capitals"]).sizes == gathered.sizes
+    assert len(gathered.background) > len(split.search.facts)
+    found = train_detector(
+        tiny_llama, [split.search], known=False, layers=[0, 1], activations=tmp_path,
+        calibration="isotonic", progress=False,
+    )  # fmt: skip
+    score = score_detector(tiny_llama, split.held_out, found, progress=False).to_dict()
+    assert score["n"] == len(split.held_out)
+    assert score["auc"][1] < 0.8
+    json.dumps(score)
+
+
+def test_the_model_s_own_is_trained_once(tiny_llama, detector, tmp_path, monkeypatch):
+    calls = []
+
+    def train(model: Any, **options: Any) -> PremiseDetector:
+        calls.append(model)
+        return detector
+
+    monkeypatch.setattr(probes.train, "train_detector", train)
+    first = detector_for(tiny_llama, cache_dir=tmp_path, progress=False)
+    again = detector_for(tiny_llama, cache_dir=tmp_path, progress=False)
+    assert len(calls) == 1
+    assert torch.equal(first.weight, again.weight)
+    (settings,) = tmp_path.glob("detectors/*/detector.json")
+    settings.write_text("{}")
+    detector_for(tiny_llama, cache_dir=tmp_path, progress=False)
+    assert len(calls) == 2
+
+
+def test_too_few_known_facts(tiny_llama):
+    with pytest.raises(UserError, match="knows fewer than 8 facts of every relation"):
+        train_detector(tiny_llama, [load_premises("capitals", limit=5)], progress=False)
+
+
+def test_candidates_lie_in_the_middle(smollm, tiny_gpt2):
+    assert candidate_layers(smollm) == (12, 14, 15, 16, 18)
+    assert candidate_layers(tiny_gpt2) == (1,)
+
+
+def test_every_question_has_both_premises(tiny_llama):
+    premises = load_premises("languages", limit=10)
+    labelled = labelled_questions(tiny_llama, [premises])
+    assert sum(one.label for one in labelled) * 2 == len(labelled)
+    for one in labelled:
+        name = one.question.false_object if one.label else one.question.true_object
+        assert one.asked.text[slice(*one.object)] == name
+        first, last = one.object_tokens
+        begin, end = one.asked.offsets[first][0], one.asked.offsets[last - 1][1]
+        assert one.asked.text[begin:end].strip() == name
+        assert one.completion >= last - 1

@@ -1,0 +1,31 @@
+"""Pairs for runs of ``interp patch``."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def pairs_file(tmp_path: Path) -> Path:
+    """Twelve questions about a country that the model will repeat, and about another one."""
+    rows = []
+    for number in range(12):
+        lands = [f"land{(number + i) % 16}" for i in (1, 2)]
+        texts = [f"Why is city{number} the capital of {land}?" for land in lands]
+        ends, start = [len(text) - 1 for text in texts], texts[0].index("land")
+        row = {
+            "clean": texts[0],
+            "corrupted": texts[1],
+            "answer": f" {lands[0]}",
+            "wrong_answer": f" {lands[1]}",
+            "spans": {
+                "object": {"clean": [start, ends[0]], "corrupted": [start, ends[1]]},
+                "end": {"clean": [ends[0], ends[0] + 1], "corrupted": [ends[1], ends[1] + 1]},
+            },
+            "group": f"city{number}",
+        }
+        rows.append(json.dumps(row))
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(rows))
+    return path

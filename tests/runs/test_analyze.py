@@ -1,0 +1,155 @@
+"""``interp moelora analyze`` on a tiny model: the run directory, taking it up again, refusals."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import peft
+import pytest
+import torch
+from rich.console import Console
+
+from interp.cli.moelora import AnalyzeOptions, moelora, parse
+from interp.errors import UserError
+from interp.experts import RoutingRecords, Specialization
+from interp.moelora import MoELoRAConfig
+from interp.patching.result import PatchingResult
+from interp.runs.analyze import AnalyzeSettings, analyze_adapter
+from interp.runs.store import read_json
+
+OLD_NAMES = "ignore:`(is_)?gradient_checkpointing(_enable)?` is deprecated:FutureWarning"
+pytestmark = pytest.mark.filterwarnings(OLD_NAMES)
+
+
+@pytest.fixture(scope="module")
+def place(
+    hf_factory: Callable[..., Any], chat_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A base model, an adapter, a LoRA, and the questions of two tasks."""
+    folder = tmp_path_factory.mktemp("analyze")
+    for name, size in (("model", 32), ("larger", 64)):
+        made = hf_factory("llama", chat_tokenizer, num_hidden_layers=2, hidden_size=size)
+        made.save_pretrained(folder / name)
+        chat_tokenizer.save_pretrained(folder / name)
+    settings = {"r": 2, "task_type": "CAUSAL_LM", "target_modules": ["q_proj", "v_proj"]}
+    for name, config in (
+        ("adapter", MoELoRAConfig(num_experts=4, top_k=2, **settings)),
+        ("lora", peft.LoraConfig(**settings)),
+    ):
+        base = hf_factory("llama", chat_tokenizer, num_hidden_layers=2)
+        torch.manual_seed(0)
+        adapted = peft.get_peft_model(base, config)
+        for key, weight in adapted.named_parameters():
+            if "moelora_B" in key:
+                weight.data.normal_(std=0.3)
+        adapted.peft_config["default"].base_model_name_or_path = str(folder / "model")
+        adapted.save_pretrained(str(folder / "run" / name), save_embedding_layers=False)
+    sums = [{"prompt": f"What is {i} + {i + 1}?", "answer": str(2 * i + 1)} for i in range(60)]
+    cities = [{"prompt": f"Is Rome number {i} in Italy?", "answer": "yes"} for i in range(60)]
+    for name, rows in (("sums", sums), ("cities", cities)):
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+def quick(place: Path, **changed: Any) -> AnalyzeSettings:
+    usual = {
+        "data": (str(place / "sums.jsonl"), str(place / "cities.jsonl")),
+        "part": "both", "limit": 12, "least_tokens": 50, "draws": 39, "token_draws": 9,
+        "routers": 19, "effects": 6, "effects_budget": 3,
+    }  # fmt: skip
+    return AnalyzeSettings(**{**usual, **changed})
+
+
+def test_run_directory(place: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    content = analyze_adapter(place / "run", quick(place, tokens=True), run, progress=False)
+    assert {one.name for one in run.iterdir()} == {
+        *("routing.safetensors", "routing.csv", "specialization.csv", "similarity.csv"),
+        *("effects.safetensors", "effects.csv", "agreement.csv", "tokens.parquet"),
+        *("measures.json", "manifest.json", "analyze.json", "report.html"),
+    }
+    assert content == read_json(run / "measures.json")
+    assert list(content["tasks"]) == ["sums", "cities"]
+    assert content["projections"] == 4
+    assert content["effects"]["tested"] == 3 * 2
+    records = RoutingRecords.load(run / "routing.safetensors")
+    assert (
+        records.n_tokens
+        == content["tokens"]
+        == sum(one["tokens"] for one in content["tasks"].values())
+    )
+    table = Specialization.load(run).to_dataframe()
+    task = table[(table["measure"] == "task_information") & (table["null"] == "texts")]
+    assert content["measures"]["task_information"]["texts"]["value"] == pytest.approx(
+        task["value"].mean()
+    )
+    assert len(PatchingResult.load(run / "effects.safetensors")) == 12
+    assert len(pd.read_parquet(run / "tokens.parquet")) == 4 * records.n_tokens
+    manifest = read_json(run / "manifest.json")
+    assert len(manifest["adapter_sha256"]) == 64
+    assert manifest["settings"]["effects"] == 6
+    page = (run / "report.html").read_text()
+    for heading in ("Summary", "Load", "Measures", "Experts and tasks", "Effects", "Outputs"):
+        assert f"<h2>{heading}</h2>" in page
+    assert "http://" not in page.split("<script>")[0]
+    assert "default-src &#39;none&#39;" in page or "default-src 'none'" in page
+
+
+def test_a_run_is_taken_up_and_kept_apart(place: Path, tmp_path: Path) -> None:
+    run, settings = tmp_path / "run", quick(place, effects=0)
+    first = analyze_adapter(place / "run", settings, run, progress=False)
+    assert first["effects"] is None
+    written = (run / "routing.safetensors").stat().st_mtime_ns
+    (run / "report.html").unlink()
+    assert analyze_adapter(place / "run" / "adapter", settings, run, progress=False) == first
+    assert (run / "routing.safetensors").stat().st_mtime_ns == written
+    assert (run / "report.html").is_file()
+    with pytest.raises(UserError, match="another run \\(draws was 39, now 49\\)"):
+        analyze_adapter(place / "run", quick(place, effects=0, draws=49), run, progress=False)
+
+
+def test_refusals(place: Path, tmp_path: Path) -> None:
+    def refused(match: str, adapter: Path = place / "run", **changed: Any) -> None:
+        with pytest.raises(UserError, match=match):
+            analyze_adapter(adapter, quick(place, **changed), tmp_path / "no", progress=False)
+        assert not (tmp_path / "no").exists()
+
+    refused("all texts are of one task \\('sums'\\)", data=(str(place / "sums.jsonl"),))
+    refused("task 'sums' has .* at least 100000 tokens in 8 texts", least_tokens=100_000)
+    refused("at least 50 tokens in 8 texts are needed", limit=3)
+    refused("holds a LORA adapter, not MoELoRA", adapter=place / "run" / "lora")
+    refused("another base model", model=str(place / "larger"))
+    refused("no saved adapter", adapter=place)
+    refused("no data at", data=("nowhere",))
+    with pytest.raises(UserError, match="draws is 3"):
+        quick(place, draws=3)
+
+
+def test_an_adapter_without_a_base_needs_one(place: Path, tmp_path: Path) -> None:
+    path = tmp_path / "adapter_config.json"
+    content = json.loads((place / "run" / "adapter" / "adapter_config.json").read_text())
+    path.write_text(json.dumps({**content, "base_model_name_or_path": None}))
+    with pytest.raises(UserError, match="does not name its base model: give --model"):
+        analyze_adapter(tmp_path, quick(place), tmp_path / "out", progress=False)
+    path.write_text("{")
+    with pytest.raises(UserError, match="damaged"):
+        analyze_adapter(tmp_path, quick(place), tmp_path / "out", progress=False)
+
+
+def test_command_line(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "analyze", str(place / "run"), "--data", str(place / "sums.jsonl"),
+        str(place / "cities.jsonl"), "--part", "both", "--limit", "12", "--least-tokens", "50",
+        "--draws", "39", "--token-draws", "0", "--routers", "3", "--effects", "0",
+    ]  # fmt: skip
+    moelora([*words, "--out", str(tmp_path / "run")], Console(width=200))
+    out = capsys.readouterr().out
+    assert "task information" in out
+    assert "untrained routers" in out
+    assert "nats about the task" in out
+    assert "report: " in out
+    again = parse("analyze", ["--config", str(tmp_path / "run" / "config.yaml")])
+    assert (again.draws, again.routers, again.adapter) == (39, 3, place / "run")
+    assert parse("analyze", []) == AnalyzeOptions()

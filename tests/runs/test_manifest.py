@@ -1,0 +1,62 @@
+"""What a manifest says of a run, whichever kind of model it was made with."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from interp.errors import UserError
+from interp.models import HookedModel, fingerprint
+from interp.runs.manifest import (
+    PACKAGES,
+    describe_hf_model,
+    describe_model,
+    read_manifest,
+    versions,
+    write_manifest,
+)
+
+
+def test_of_a_hooked_model(tiny_llama: HookedModel, tmp_path: Path) -> None:
+    (tmp_path / "pairs.jsonl").write_bytes(b"{}\n")
+    write_manifest(tmp_path, tiny_llama, prompts="pairs.jsonl", seed=3, settings={"limit": None})
+    content = read_manifest(tmp_path)
+    assert content["model"].pop("spec")
+    assert content["model"] == {
+        "fingerprint": fingerprint(tiny_llama),
+        "n_layers": 3, "n_heads": 4, "n_kv_heads": 2, "d_head": 8,
+    }  # fmt: skip
+    assert (content["dtype"], content["device"]) == ("float32", "cpu")
+    assert content["prompts_sha256"] == hashlib.sha256(b"{}\n").hexdigest()
+    assert (content["seed"], content["settings"]) == (3, {"limit": None})
+    assert content["command"].startswith("interp")
+    assert content["threads"] >= 1
+
+
+def test_of_a_transformers_model_without_prompts(tiny_llama: HookedModel, tmp_path: Path) -> None:
+    hf_model: Any = tiny_llama.original_model
+    described = describe_hf_model(hf_model, spec="tiny", fingerprint="ab")
+    assert described == {
+        "model": {"spec": "tiny", "fingerprint": "ab"},
+        "dtype": "float32", "device": "cpu", "attn_implementation": "eager",
+    }  # fmt: skip
+    write_manifest(tmp_path, described, prompts=None)
+    content = read_manifest(tmp_path)
+    assert {key: content[key] for key in described} == described
+    assert "prompts_sha256" not in content
+
+
+def test_a_description_says_which_model_and_how_it_runs(tiny_gpt2: HookedModel) -> None:
+    assert set(describe_model(tiny_gpt2)) == {"model", "dtype", "device", "attn_implementation"}
+
+
+def test_versions_of_everything_that_is_named() -> None:
+    found = versions()
+    assert list(found) == ["python", *PACKAGES]
+    assert "not installed" not in found.values()
+
+
+def test_a_directory_without_a_manifest_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not a run: it has no manifest"):
+        read_manifest(tmp_path)
