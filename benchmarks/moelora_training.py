@@ -18,8 +18,8 @@ import torch
 import tyro
 
 from interp.moelora.compare import CompareSettings, compare_moelora
-from interp.report.comparison_page import summary
 from interp.moelora.training import TrainingSettings
+from interp.report.comparison_page import summary
 from interp.runs.manifest import versions
 from interp.runs.store import write_json
 

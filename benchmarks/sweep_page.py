@@ -68,8 +68,8 @@ A loop over heads runs every layer over every token for each head. The same numb
 The rest is matrix products at the machine's own rate, in batches of all heads of a layer. Prompts
 whose tails differ in length are cut into batches of like lengths. The plain modules run instead of
 the hooked ones, with torch's fused attention, RMS norms in one operation, and a gated MLP that
-writes over its own projection. Batches run side by side, one thread each, because two threads inside
-every operation wait for each other after each of them.
+writes over its own projection. Batches run side by side, one thread each, because two threads
+inside every operation wait for each other after each of them.
 
 Tried without gain: batches larger than the default budget (fresh memory costs more than larger
 products save); MLPs cut into slabs of tokens; the rows' queries over a shared prefix folded into

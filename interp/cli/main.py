@@ -11,7 +11,9 @@ from rich.table import Table
 from interp.cli.options import COMMANDS, parse
 from interp.errors import UserError
 
-FAMILIES = {"moelora": "Train MoELoRA adapters, and compare them with LoRA of the same size."}
+FAMILIES = {
+    "moelora": "Train MoELoRA adapters, compare them with LoRA, analyze what their experts do."
+}
 """Commands that have commands of their own."""
 
 
