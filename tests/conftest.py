@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -19,6 +20,10 @@ from transformers import (
 import interp.models
 from interp.models import HookedModel
 from interp.premises import Fact, Premises, Relation, Template
+
+# A busy machine is no fault of the code under test.
+hypothesis.settings.register_profile("no_deadline", deadline=None)
+hypothesis.settings.load_profile("no_deadline")
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"

@@ -227,4 +227,5 @@ def _correlation(
     if 0 in (np.ptp(first, axis=-1).min(), np.ptp(second, axis=-1).min()):
         return np.full(first.shape[:-1], np.nan)
     # Of ranks, since scipy's spearmanr does not go along an axis of many samples.
-    return pearsonr(rankdata(first, axis=-1), rankdata(second, axis=-1), axis=-1).statistic
+    found: Any = pearsonr(rankdata(first, axis=-1), rankdata(second, axis=-1), axis=-1)
+    return found.statistic
