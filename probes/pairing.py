@@ -13,7 +13,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from interp.premises import Premises, Question
-from interp.premises.questions import _collides as collides
+from interp.premises.questions import collides as collides
 
 _FORBIDDEN = 1e6
 

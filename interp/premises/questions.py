@@ -124,7 +124,7 @@ class Premises:
         rule = self.relation.false_object
         if rule == "another":
             for name in _shuffled(self.seed, fact.subject, self._object_counts):
-                if not _collides(name, fact):
+                if not collides(name, fact):
                     return name
             raise UserError(
                 f"no false object for {fact.subject!r}: all {len(self.facts)} facts of "
@@ -204,7 +204,7 @@ def _shuffled(seed: int, subject: str, weights: Mapping[str, int]) -> list[str]:
     return sorted(rings, key=lambda name: (rings[name], name))
 
 
-def _collides(name: str, fact: Fact) -> bool:
+def collides(name: str, fact: Fact) -> bool:
     """Whether `name` is no clean false object: an answer naming it could be read as the truth.
 
     That is so when it holds a true name, or a true name holds it, as whole words (Sudan and South

@@ -8,14 +8,15 @@ from interp.errors import UserError
 from interp.report.comparison_page import render_comparison
 from interp.report.html import write_report
 from interp.runs.patch import write_patch_report
+from interp.runs.probe import write_probe_report
 from interp.runs.store import read_json, write_atomically
 
 
 def report_run(run: Path) -> Path:
     """Write ``report.html`` into a run directory and return its path.
 
-    Which kind of run it is, its files say: of ``interp patch``, of ``interp moelora compare``, or
-    of the search for false-premise heads.
+    Which kind of run it is, its files say: of ``interp patch``, ``interp probe``, ``interp moelora
+    compare``, or of the search for false-premise heads.
 
     Raises:
         UserError: a directory that holds no such run, or files that are missing or damaged.
@@ -24,6 +25,8 @@ def report_run(run: Path) -> Path:
         return write_patch_report(run)
     if (run / "comparison.json").is_file():
         return _write_comparison(run)
+    if (run / "probe.json").is_file():
+        return write_probe_report(run)
     for file, command in (("analyze.json", "analyze"), ("training.json", "train")):
         if (run / file).is_file():
             raise UserError(
