@@ -15,7 +15,6 @@ table between the marks of docs/probes.md.
 """
 
 import json
-import re
 import tempfile
 import time
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import tyro
+from marked import write_between
 
 import interp
 from interp.premises import Premises
@@ -35,7 +35,6 @@ from probes.training import fit_detector
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "detector.json"
 PAGE = HERE.parent / "docs" / "probes.md"
-MARKS = ("<!-- detector -->", "<!-- end of detector -->")
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def main(options: Options) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         results = measure(options, options.activations or Path(temporary))
     write_json(options.out, results)
-    write_page(results, options.page)
+    write_between(options.page, "detector", page(results))
 
 
 def measure(options: Options, folder: Path) -> dict[str, Any]:
@@ -218,14 +217,6 @@ held-out subjects and templates:
 {rows}
 {controls["sentence"]} Control task: AUC {controls["control_task_auc"]:.3f}; selectivity
 {controls["selectivity"]:+.3f}."""
-
-
-def write_page(results: dict[str, Any], path: Path) -> None:
-    """Put the measured part between the page's marks."""
-    text = path.read_text(encoding="utf-8")
-    pattern = f"{re.escape(MARKS[0])}.*?{re.escape(MARKS[1])}"
-    section = f"{MARKS[0]}\n{page(results)}\n{MARKS[1]}"
-    path.write_text(re.sub(pattern, lambda _: section, text, flags=re.DOTALL), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from typing import Any, get_args
 
 import torch
 import tyro
+from marked import write_between
 
 import interp
 from interp.heads import Head, HeadSet
@@ -47,7 +48,7 @@ from interp.patching.origin import mean_values, patching_edit
 from interp.patching.significance import mean_interval
 from interp.patching.stability import stability
 from interp.runs.manifest import versions
-from interp.runs.store import write_atomically, write_json
+from interp.runs.store import write_json
 from interp.tasks import EncodedPairs, answered_right, encode_pairs, ioi_pairs, patch_pairs
 from interp.tasks.ioi import NAMES, TEMPLATES, Corruption
 
@@ -60,7 +61,6 @@ LEAST = 0.5
 NEARBY = 2
 """Layers above and below from which random heads are drawn."""
 SHOWN = 10
-MARKS = ("<!-- ioi: made by benchmarks/ioi.py -->", "<!-- ioi: end -->")
 
 
 @dataclass(frozen=True)
@@ -365,9 +365,7 @@ def main(options: Options) -> None:
     text = tables(results)
     print(text)
     if options.page:
-        before, _, rest = PAGE.read_text(encoding="utf-8").partition(MARKS[0])
-        after = rest.partition(MARKS[1])[2]
-        write_atomically(PAGE, f"{before}{MARKS[0]}\n{text}{MARKS[1]}{after}")
+        write_between(PAGE, "ioi", text)
     print(f"wrote {options.out}; {results['seconds']:.0f} s, {results['peak_gib']:.1f} GiB")
 
 

@@ -8,7 +8,6 @@ The figure needs the extra `export` (kaleido) and a Chromium.
 """
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import faith_table
 import pandas as pd
 import tyro
+from marked import write_between
 
 from interp.report.figures import gain_cost_curve, head_heatmap
 
@@ -116,16 +116,12 @@ def main(options: Options) -> None:
     """Write the page, the table in the README, and the figures."""
     results = json.loads(options.results.read_text(encoding="utf-8"))
     (ROOT / "docs" / "results.md").write_text(page(results), encoding="utf-8")
-    readme = ROOT / "README.md"
     section = (
-        "<!-- results -->\n## What comes out\n\nOn subjects and templates that the search never "
-        "saw; share of false-premise prompts on\nwhich the model prefers the true object, mean of "
+        "## What comes out\n\nOn subjects and templates that the search never saw; share of "
+        "false-premise prompts on\nwhich the model prefers the true object, mean of "
         f"{len(results['seeds'])} seeds (`docs/results.md`):\n\n{faith_table.markdown(results)}"
-        "<!-- end of results -->"
     )
-    pattern = r"<!-- results -->(.*<!-- end of results -->)?"
-    text = re.sub(pattern, lambda _: section, readme.read_text(encoding="utf-8"), flags=re.DOTALL)
-    readme.write_text(text, encoding="utf-8")
+    write_between(ROOT / "README.md", "results", section)
     images = ROOT / "docs" / "images"
     images.mkdir(exist_ok=True)
     if options.run is not None:
