@@ -78,8 +78,9 @@ class EvaluateOptions(ModelOptions):
     part says, of zero and, at the output site, scale -1."""
     factor: float = 0.0
     """The factor of mode scale."""
-    gate: Literal["oracle"] = "oracle"
-    """Where the constraint acts: oracle is told which words are false."""
+    gate: Literal["oracle", "probe"] = "oracle"
+    """Where the constraint acts: oracle is told which words are false; probe finds them, with a
+    detector trained on the search part."""
     random_sets: int = 20
     """Random head sets in the null, at least 20, matched per layer."""
     every_mode: bool = False

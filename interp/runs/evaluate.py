@@ -3,6 +3,7 @@
 Writes settings.csv (search split), evaluation.json, null.csv and generations.jsonl (held out).
 """
 
+import importlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from interp.heads.effects import HeadEffects
 from interp.heads.headset import Site
 from interp.heads.selection import count_of_fraction
 from interp.interventions.constraint import SITE_MODES, Constraint, Mode, check_mode
+from interp.interventions.gate import Detector, Gate, check_gate
 from interp.premises.split import Split
 from interp.runs.choice import check_choice
 from interp.runs.locate import DEFAULT_FRACTION
@@ -54,7 +56,7 @@ class EvaluateSettings:
     site: SiteToScore = "best"
     mode: ModeToScore = "best"
     factor: float = 0.0
-    gate: str = "oracle"
+    gate: Gate = "oracle"
     random_sets: int = RANDOM_SETS
     counts: tuple[int, ...] = CURVE_COUNTS
     every_mode: bool = False
@@ -69,6 +71,7 @@ class EvaluateSettings:
         check_choice("site", self.site, SiteToScore)
         check_choice("choice of answers", self.answers, AnswersFor)
         check_choice("mode", self.mode, ModeToScore)
+        check_gate(self.gate)
         if self.site != "best" and self.mode != "best":
             check_mode(self.site, self.mode)
 
@@ -97,6 +100,7 @@ def evaluate_run(
     table = _settings_table(model, split, chosen, modes, settings, n_heads, progress)
     best = _best_rows(table, modes, n_heads)
     asked = ask_all(model, split.held_out, progress=progress) if settings.answers != "none" else {}
+    detector = _detector(model, split, settings, run, progress)
     evaluations = []
     for row in best:
         site = table.at[row, "site"]
@@ -106,7 +110,7 @@ def evaluate_run(
         with_answers = row == best[0] or settings.answers == "all"
         evaluations.append(
             evaluate(
-                model, split.held_out, heads=constraint, gate=settings.gate,
+                model, split.held_out, heads=constraint, gate=settings.gate, detector=detector,
                 reference=split.search, random_sets=settings.random_sets,
                 answers=asked if with_answers else {}, seed=settings.seed, progress=progress,
             )
@@ -114,6 +118,26 @@ def evaluate_run(
     table["chosen"] = table.index == best[0]
     _write(run, evaluations, table)
     return evaluations
+
+
+def _detector(
+    model: Any, split: Split, settings: EvaluateSettings, run: Path, progress: bool
+) -> Detector | None:
+    """For gate ``probe`` a detector of the run's own, which saw the search part and no more.
+
+    The model's general detector would not do: it may have been trained on what is scored here.
+    """
+    if settings.gate != "probe":
+        return None
+    probes = importlib.import_module("probes")  # late, as it is built on this package
+    folder = run / "detector"
+    if folder.is_dir():
+        return probes.PremiseDetector.load(folder, model=model)
+    detector = probes.train_detector(
+        model, [split.search], known=False, seed=settings.seed, progress=progress
+    )
+    detector.save(folder)
+    return detector
 
 
 def modes_at(site: Site, settings: EvaluateSettings) -> list[SettingMode]:

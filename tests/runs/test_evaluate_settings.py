@@ -1,12 +1,17 @@
 """Choosing a setting on the search part, by hand."""
 
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import pandas as pd
 import pytest
 
+import probes
 from interp.errors import UserError
 from interp.evaluation.settings import SettingMode
 from interp.heads import Site
-from interp.runs.evaluate import EvaluateSettings, _best_rows, modes_at
+from interp.runs.evaluate import EvaluateSettings, _best_rows, _detector, modes_at
 
 TABLE = pd.DataFrame(
     {
@@ -54,3 +59,34 @@ def test_settings_that_make_no_sense_are_refused(wrong: dict[str, object], said:
 @pytest.mark.parametrize(("heads", "count"), [(0.01, 3), (0.0001, 1), (1.0, 1), (8.0, 8)])
 def test_heads_are_a_fraction_or_a_count(heads: float, count: int) -> None:
     assert EvaluateSettings(heads=heads).count(270) == count
+
+
+def test_the_gate_of_a_run_is_trained_on_its_search_part_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    class Stub:
+        def detect(self, model: Any, questions: Any, **options: Any) -> tuple[()]:
+            return ()
+
+        def save(self, folder: Path) -> None:
+            folder.mkdir()
+
+        @classmethod
+        def load(cls, folder: Path, *, model: Any) -> "Stub":
+            assert model == "model"
+            return cls()
+
+    def train(model: Any, premises: Any, **options: Any) -> Stub:
+        seen.append((model, premises, options["seed"]))
+        return Stub()
+
+    monkeypatch.setattr(probes, "train_detector", train)
+    monkeypatch.setattr(probes, "PremiseDetector", Stub)
+    split: Any = SimpleNamespace(search="search", held_out="held out")
+    settings = EvaluateSettings(gate="probe", seed=3)
+    for _ in range(2):
+        assert isinstance(_detector("model", split, settings, tmp_path, False), Stub)
+    assert seen == [("model", ["search"], 3)]
+    assert _detector("model", split, EvaluateSettings(), tmp_path, False) is None
