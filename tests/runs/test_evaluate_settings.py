@@ -1,7 +1,6 @@
 """Choosing a setting on the search part, by hand."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -11,6 +10,7 @@ import probes
 from interp.errors import UserError
 from interp.evaluation.settings import SettingMode
 from interp.heads import Site
+from interp.premises import load_premises
 from interp.runs.evaluate import EvaluateSettings, _best_rows, _detector, modes_at
 
 TABLE = pd.DataFrame(
@@ -84,9 +84,9 @@ def test_the_gate_of_a_run_is_trained_on_its_search_part_once(
 
     monkeypatch.setattr(probes, "train_detector", train)
     monkeypatch.setattr(probes, "PremiseDetector", Stub)
-    split: Any = SimpleNamespace(search="search", held_out="held out")
+    split = load_premises("capitals", limit=12).split(seed=0)
     settings = EvaluateSettings(gate="probe", seed=3)
     for _ in range(2):
         assert isinstance(_detector("model", split, settings, tmp_path, False), Stub)
-    assert seen == [("model", ["search"], 3)]
+    assert seen == [("model", [split.search], 3)]
     assert _detector("model", split, EvaluateSettings(), tmp_path, False) is None
