@@ -23,7 +23,7 @@ from probes.causal import remove_direction
 from probes.scoring import area_under_curve, cross_validated_scores
 
 LAYERS = (6, 9, 12, 15, 18, 21)
-UNCERTAIN_FACTS = 8
+UNCERTAIN_FACTS = 6
 SAMPLES = 10
 
 
@@ -73,7 +73,7 @@ def causal(model: Any, split: Split, constraint: Constraint, seed: int) -> dict[
 def uncertain(model: Any, premises: Premises, seed: int) -> dict[str, Any]:
     """How well each score foretells that an answer does not name the true object."""
     some = premises.first(min(UNCERTAIN_FACTS, len(premises.facts)))
-    answers = uncertainty(model, some, n_samples=SAMPLES, max_new_tokens=24, seed=seed)
+    answers = uncertainty(model, some, n_samples=SAMPLES, max_new_tokens=20, seed=seed)
     wrong = [
         not names_any(answer, question.true_names)
         for answer, question in zip(answers.answers, some.questions(), strict=True)

@@ -63,16 +63,16 @@ class Options:
     seeds: tuple[int, ...] = (0, 1, 2)
     counts: tuple[int, ...] = (3, 8)
     """Head counts among which the search part chooses."""
-    steering_facts: int = 10
+    steering_facts: int = 8
     """Search facts on which the settings of steering are tried."""
     layers: tuple[int, ...] = (6, 12, 18, 24)
-    strengths: tuple[float, ...] = (-4.0, -2.0, -1.0, 1.0, 2.0, 4.0)
+    strengths: tuple[float, ...] = (-4.0, -2.0, 2.0, 4.0)
     """Of steering the residual stream, in differences of means."""
     head_counts: tuple[int, ...] = (8, 24)
     deviations: tuple[float, ...] = (5.0, 10.0, 20.0)
     """Of steering heads, in standard deviations."""
-    random_sets: int = 10
-    max_new_tokens: int = 24
+    random_sets: int = 8
+    max_new_tokens: int = 20
     held_out_facts: int | None = None
     """Only so many held-out facts, for a quick look."""
     checks: bool = True
