@@ -148,10 +148,14 @@ def test_the_beginning_is_the_hooked_models(family: HookedModel) -> None:
     plain = record_run(family, BATCH, start=6)
     rows = torch.arange(3)
     torch.testing.assert_close(plain.logits, tail_logits(family, BATCH)[:, -1], **CLOSE)
-    with family.hooks(fwd_hooks=[(hook_name("resid_pre", 0), lambda value, hook: None)]):
-        hooked = record_run(family, BATCH, start=6)
+    hooked = record_run(family, BATCH, start=6, plain=False)
     assert plain.plain is not None
     assert hooked.plain is None
+    assert plain.start == hooked.start == 6
+    with family.hooks(fwd_hooks=[(hook_name("resid_pre", 0), lambda value, hook: None)]):
+        watched = record_run(family, BATCH, start=6)
+    assert watched.start == 0  # somebody's own hook may count positions
+    torch.testing.assert_close(watched.logits, plain.logits, **CLOSE)
     for ours, theirs in zip(plain.beginning, hooked.beginning, strict=True):
         real = BATCH.mask[:, None, :6].expand(-1, ours[0].shape[1], -1)
         for which in (0, 1):
