@@ -12,7 +12,6 @@ search part of a seed gives is kept in --cache, if that is named, and read from 
 
 import json
 import logging
-import re
 import resource
 import time
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from typing import Any
 import gate_checks
 import pandas as pd
 import tyro
+from marked import write_between
 
 import interp
 import probes
@@ -47,7 +47,7 @@ RESULTS = Path(__file__).parent / "results" / "gate_table.json"
 PAGE = ROOT / "docs" / "gate.md"
 SITES: tuple[Site, ...] = ("output", "attention")
 NONE, SYSTEM, RANDOM = "none", "system prompt", "random heads"
-OBJECT, ALL, ITI = "steering, object", "steering, all tokens", "steering, heads (ITI)"
+OBJECT, ALL, ITI = "steering, known span", "steering, all tokens", "steering, heads (ITI)"
 ORACLE, GATED = "FAITH, known span", "FAITH, gated by the probe"
 BASELINES = (SYSTEM, OBJECT, ALL, ITI, RANDOM)
 
@@ -176,7 +176,12 @@ def measure_seed(
             )
         )  # fmt: skip
         timed(name, begin)
-        print(f"seed {seed} {name}: {scores[-1].false.accuracy.mean():.3f}", flush=True)
+        false, twin = scores[-1].false, scores[-1].twin
+        print(
+            f"seed {seed} {name}: preference {false.accuracy.mean():.3f}, twins "
+            f"{twin.accuracy.mean():.3f}, P(true), twins {twin.p_true.mean():.3f}",
+            flush=True,
+        )
     found = {
         "seed": seed,
         "n_subjects": len(held_out.facts),
@@ -299,16 +304,6 @@ def steering_text(one: dict[str, Any]) -> str:
     return f"{where}, strength {one['strength']:g}"
 
 
-def write_page(results: dict[str, Any], page: Path) -> None:
-    """Put the measured section between its marks; the text around it is the page's own."""
-    text = page.read_text(encoding="utf-8")
-    pattern = r"<!-- measured -->.*<!-- end of measured -->"
-    block = f"<!-- measured -->\n{section(results)}<!-- end of measured -->"
-    if not re.search(pattern, text, flags=re.DOTALL):
-        raise SystemExit(f"{page} has no <!-- measured --> … <!-- end of measured -->")
-    page.write_text(re.sub(pattern, lambda _: block, text, flags=re.DOTALL), encoding="utf-8")
-
-
 def tables(by_seed: Sequence[Sequence[TreatmentScore]]) -> list[dict[str, Any]]:
     """The rows over all seeds so far."""
     pooled = [pool([of_seed[index] for of_seed in by_seed]) for index in range(len(by_seed[0]))]
@@ -327,6 +322,13 @@ def main(options: Options) -> None:
         "options": shown, "known": len(known.facts), "versions": versions(), "seeds": [],
     }  # fmt: skip
     by_seed: list[list[TreatmentScore]] = []
+
+    def save() -> None:
+        results["seconds"] = time.perf_counter() - begin
+        results["peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        options.out.parent.mkdir(exist_ok=True)
+        write_json(options.out, json.loads(json.dumps(results, default=str)))
+
     for seed in options.seeds:
         premises = interp.load_premises(options.premises, limit=options.limit, seed=seed)
         split = premises.with_facts(known.facts).split(seed=seed)
@@ -335,15 +337,13 @@ def main(options: Options) -> None:
         results["seeds"].append(found | {"table": tables([scores])})
         results["table"] = tables(by_seed)
         results["verdicts"] = verdicts(pd.DataFrame(results["table"]))
+        save()
         if options.checks and seed == options.seeds[0]:
             checked = time.perf_counter()
             results["checks"] = gate_checks.run(model, split, constraint, seed=seed)
             results["checks"]["seconds"] = time.perf_counter() - checked
-        results["seconds"] = time.perf_counter() - begin
-        results["peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        options.out.parent.mkdir(exist_ok=True)
-        write_json(options.out, json.loads(json.dumps(results, default=str)))
-    write_page(results, options.page)
+            save()
+    write_between(options.page, "measured", section(results))
     print(section(results), flush=True)
 
 
