@@ -74,7 +74,7 @@ inside every operation wait for each other after each of them.
 Tried without gain: batches larger than the default budget (fresh memory costs more than larger
 products save); MLPs cut into slabs of tokens; the rows' queries over a shared prefix folded into
 one product; gate and up, or query, key and value, as one product. A strided view in front of the
-unembedding sends torch to a batched product that is about twenty times slower, so that it is made
+unembedding sends torch to a batched product that is many times slower, so that it is made
 contiguous first.
 """
 

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from interp.patching.batch import TokenBatch
@@ -20,13 +20,15 @@ MAX_NEW_TOKENS = 32
 Within = Callable[[list[int], TokenBatch], AbstractContextManager[Any]]
 """Makes a context for each batch, from the prompts' indices and the batch."""
 
+Answer = Callable[[list[int], TokenBatch, dict[str, Any]], Tensor]
+"""Generates for one batch; see `answers_in_batches`."""
+
 
 def generate_tokens(model: Any, prompts: Sequence[Sequence[int]], **options: Any) -> list[str]:
     """The greedy continuation of each prompt by a hooked model; options of `greedy_answers`."""
     return greedy_answers(model.original_model, model.tokenizer, prompts, **options)
 
 
-@torch.no_grad()
 def greedy_answers(
     hf_model: Any,
     tokenizer: Any,
@@ -49,10 +51,43 @@ def greedy_answers(
         end: the token that ends an answer; by default what the model's generation config says.
         within: makes a context for each batch; a constraint goes here.
     """
+
+    def answer(chunk: list[int], batch: TokenBatch, settings: dict[str, Any]) -> Tensor:
+        with within(chunk, batch) if within else nullcontext():
+            return hf_model.generate(**settings, do_sample=False)
+
+    return answers_in_batches(
+        hf_model, tokenizer, prompts, answer, end=end, max_new_tokens=max_new_tokens,
+        batch_prompts=batch_prompts, progress=progress, description=description,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def answers_in_batches(
+    hf_model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    answer: Answer,
+    *,
+    end: int | None = None,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    batch_prompts: int = BATCH_PROMPTS,
+    progress: bool = True,
+    description: str = "answers",
+) -> list[str]:
+    """What ``answer`` makes of batches of prompts of similar length, as text, in their order.
+
+    Args:
+        answer: from the prompts' indices, the batch, and settings for ``generate``, to token ids
+            [prompt pos] that begin with the batch.
+    """
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     answers = [""] * len(prompts)
     pad = _pad_token(tokenizer, end)
-    ending: dict[str, Any] = {} if end is None else {"eos_token_id": end}
+    settings: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens, "num_beams": 1, "pad_token_id": pad,
+        **({} if end is None else {"eos_token_id": end}),
+    }  # fmt: skip
     device = next(iter(hf_model.parameters())).device
     bar = tqdm(total=len(prompts), desc=description, disable=not progress)
     with evaluating(hf_model), bar:
@@ -61,16 +96,8 @@ def greedy_answers(
             batch = TokenBatch.from_lists(
                 [prompts[index] for index in chunk], pad=pad, device=device
             )
-            with within(chunk, batch) if within else nullcontext():
-                ids = hf_model.generate(
-                    input_ids=batch.tokens,
-                    attention_mask=batch.mask.long(),
-                    max_new_tokens=max_new_tokens,
-                    do_sample=False,
-                    num_beams=1,
-                    pad_token_id=pad,
-                    **ending,
-                )
+            inputs = {"input_ids": batch.tokens, "attention_mask": batch.mask.long()}
+            ids = answer(chunk, batch, {**inputs, **settings})
             texts = tokenizer.batch_decode(ids[:, batch.width :], skip_special_tokens=True)
             for index, text in zip(chunk, texts, strict=True):
                 answers[index] = text.strip()

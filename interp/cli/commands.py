@@ -29,7 +29,8 @@ from interp.report.summary import agreement_sentence, summary_sentences
 from interp.report.tables import comparison_table, rich_table
 from interp.runs.demo import DemoSettings, demo_run
 from interp.runs.evaluate import EvaluateSettings, evaluate_run
-from interp.runs.locate import LocateSettings, load_run, locate_run, premise_rows
+from interp.runs.known import premise_rows
+from interp.runs.locate import LocateSettings, load_run, locate_run
 from interp.runs.manifest import check_same_model, read_manifest
 from interp.runs.report import report_run
 from interp.runs.store import read_json, write_jsonl, write_yaml

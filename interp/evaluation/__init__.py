@@ -1,21 +1,30 @@
 """Scoring a constraint: preference, greedy answers, a random null, cost on honest text."""
 
 from interp.evaluation.answer_pair import AnswerPair
+from interp.evaluation.detection import PremiseDetections, detect_premises
 from interp.evaluation.evaluate import Evaluation, ask_all, evaluate
+from interp.evaluation.flow import InformationFlow, information_flow
 from interp.evaluation.preference import Preference, preference
 from interp.evaluation.settings import choose_setting, compare_settings
 from interp.evaluation.side_effects import SideEffects, neutral_sentences, side_effects
+from interp.evaluation.uncertainty import Uncertainty, uncertainty
 
 __all__ = [
     "AnswerPair",
     "Evaluation",
+    "InformationFlow",
     "Preference",
+    "PremiseDetections",
     "SideEffects",
+    "Uncertainty",
     "ask_all",
     "choose_setting",
     "compare_settings",
+    "detect_premises",
     "evaluate",
+    "information_flow",
     "neutral_sentences",
     "preference",
     "side_effects",
+    "uncertainty",
 ]

@@ -62,9 +62,20 @@ class PremiseDetections:
 
 
 def detect_premises(
-    model: Any, premises: Premises, *, detector: Detector | None = None, progress: bool = True
+    model: Any,
+    premises: Premises,
+    *,
+    detector: Detector | PremiseDetections | None = None,
+    progress: bool = True,
 ) -> PremiseDetections:
-    """Ask the detector (by default the model's own) about every question and its twin."""
+    """Ask the detector (by default the model's own) about every question and its twin.
+
+    What was found before is handed back as it is. Raises UserError if it is not of these premises.
+    """
+    if isinstance(detector, PremiseDetections):
+        if detector.subjects != tuple(question.subject for question in premises.questions()):
+            raise UserError("these detections are of other premises: detect again")
+        return detector
     questions = premises.questions()
     false = [premises.fill(question, "false") for question in questions]
     twin = [premises.fill(question, "twin") for question in questions]

@@ -198,7 +198,7 @@ def evaluate(
     mode: Mode = "zero",
     factor: float = 0.0,
     gate: str | None = None,
-    detector: Detector | None = None,
+    detector: Detector | PremiseDetections | None = None,
     reference: Premises | None = None,
     random_sets: int = RANDOM_SETS,
     answers: bool | Mapping[AnswerKind, AskedQuestions] = True,
@@ -212,10 +212,9 @@ def evaluate(
             ExpertConstraint, or an Intervention of several.
         gate: ``oracle`` acts at the object, ``probe`` where ``detector`` finds a false premise; by
             default the intervention's own, which is ``oracle`` for anything else.
-        detector: for gate ``probe``; by default the model's own, ``probes.detector_for(model)``.
+        detector: for gate ``probe``, or what it found; by default ``probes.detector_for(model)``.
         reference: premises whose mean output mode ``mean`` uses; give the search part.
-        random_sets: how many random sets make the null, matched per layer (experts: per
-            projection).
+        random_sets: sets in the null, matched per layer (experts: per projection).
         answers: also ask for greedy answers, the slow part; or baseline answers of ``ask_all``.
 
     Raises:

@@ -27,11 +27,10 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import pdist
 from scipy.stats import entropy
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from interp.errors import UserError
-from interp.generation import BATCH_PROMPTS, MAX_NEW_TOKENS
+from interp.generation import BATCH_PROMPTS, MAX_NEW_TOKENS, answers_in_batches
 from interp.patching.batch import TokenBatch
 from interp.patching.forward import device_of
 from interp.premises.encode import encode_question
@@ -257,34 +256,26 @@ def scored_answers(
     if temperature is not None and temperature <= 0:
         raise UserError(f"the temperature is above zero, not {temperature}; None is greedy")
     hf_model, tokenizer = model.original_model, model.tokenizer
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     ends = hf_model.generation_config.eos_token_id
     ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
     sampling: dict[str, Any] = {"do_sample": False}
     if temperature is not None:
         sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    texts, surprisal = [""] * len(prompts), np.zeros(len(prompts))
+    surprisal = np.zeros(len(prompts))
+
+    def answer(chunk: list[int], batch: TokenBatch, settings: dict[str, Any]) -> Tensor:
+        chosen = _ChosenSurprisal(batch.width, ends)
+        processors = LogitsProcessorList([chosen])
+        ids = hf_model.generate(**settings, **sampling, logits_processor=processors)
+        chosen.account(ids)
+        surprisal[chunk] = (chosen.total / chosen.count).double().cpu().numpy()
+        return ids
+
     device = device_of(model)
-    devices = [device] if device.type == "cuda" else []
-    with (
-        torch.random.fork_rng(devices=devices),
-        tqdm(total=len(prompts), desc=description, disable=not progress) as bar,
-    ):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        for begin in range(0, len(order), batch_prompts):
-            chunk = order[begin : begin + batch_prompts]
-            batch = TokenBatch.from_lists([prompts[i] for i in chunk], pad=pad, device=device)
-            chosen = _ChosenSurprisal(batch.width, ends)
-            ids = hf_model.generate(
-                input_ids=batch.tokens, attention_mask=batch.mask.long(), num_beams=1,
-                max_new_tokens=max_new_tokens, pad_token_id=pad,
-                logits_processor=LogitsProcessorList([chosen]), **sampling,
-            )  # fmt: skip
-            chosen.account(ids)
-            surprisal[chunk] = (chosen.total / chosen.count).double().cpu().numpy()
-            decoded = tokenizer.batch_decode(ids[:, batch.width :], skip_special_tokens=True)
-            for index, text in zip(chunk, decoded, strict=True):
-                texts[index] = text.strip()
-            bar.update(len(chunk))
+        texts = answers_in_batches(
+            hf_model, tokenizer, prompts, answer, max_new_tokens=max_new_tokens,
+            batch_prompts=batch_prompts, progress=progress, description=description,
+        )  # fmt: skip
     return tuple(texts), surprisal

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import plotly.graph_objects as go
 
-from interp.report.look import DIVERGING, LOOK, label
+from interp.report.look import LOOK, centred, label
 
 if TYPE_CHECKING:
     from interp.experts.effects import ExpertEffects
@@ -27,12 +27,7 @@ def effects_figure(effects: "ExpertEffects", *, top: int = 30) -> go.Figure:
         x=[label(task) for task in effects.tasks],
         y=[label(row) for row in rows],
         z=[[None if np.isnan(cell) else float(cell) for cell in row] for row in values],
-        colorscale=[list(stop) for stop in DIVERGING],
-        zmin=-limit,
-        zmid=0.0,
-        zmax=limit,
-        xgap=1,
-        ygap=1,
+        **centred(limit),
         hoverongaps=False,
         colorbar={"title": {"text": "change of loss,<br>nats per token"}},
         hovertemplate="<b>%{y}</b><br>%{x}: %{z:.4g} nats per answer token<extra></extra>",

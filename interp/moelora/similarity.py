@@ -14,6 +14,7 @@ from einops import einsum, rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from interp.generation import evaluating
 from interp.moelora.encoding import AnswerCollator, EncodedExample
 from interp.moelora.layer import MoELoRALinear
 
@@ -51,24 +52,19 @@ def expert_similarity(
             if adapter in layer.experts:
                 sums[layer.name] += float(_sum_over_tokens(layer, adapter, real))
 
-    was_training = model.training
-    model.eval()
     device = next(model.parameters()).device
-    try:
-        with ExitStack() as stack:
-            for layer in layers:
-                handle = layer.register_forward_pre_hook(add)
-                stack.callback(handle.remove)
-            for begin in range(0, len(examples) if layers else 0, batch):
-                inputs = AnswerCollator(pad)(examples[begin : begin + batch])
-                mask[:] = [inputs["attention_mask"].bool().to(device)]
-                model(
-                    input_ids=inputs["input_ids"].to(device),
-                    attention_mask=inputs["attention_mask"].to(device),
-                )
-                n_tokens += int(mask[0].sum())
-    finally:
-        model.train(was_training)
+    with evaluating(model), ExitStack() as stack:
+        for layer in layers:
+            handle = layer.register_forward_pre_hook(add)
+            stack.callback(handle.remove)
+        for begin in range(0, len(examples) if layers else 0, batch):
+            inputs = AnswerCollator(pad)(examples[begin : begin + batch])
+            mask[:] = [inputs["attention_mask"].bool().to(device)]
+            model(
+                input_ids=inputs["input_ids"].to(device),
+                attention_mask=inputs["attention_mask"].to(device),
+            )
+            n_tokens += int(mask[0].sum())
     return {name: total / max(n_tokens, 1) for name, total in sums.items()}
 
 

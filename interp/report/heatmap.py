@@ -8,7 +8,7 @@ that patching or constraining the head moves the answer towards the true object.
 import pandas as pd
 import plotly.graph_objects as go
 
-from interp.report.look import DIVERGING, INK, LOOK, label
+from interp.report.look import INK, LOOK, centred, label
 from interp.report.tables import rows_of_site
 
 FADED = "rgba(238,239,241,0.66)"
@@ -40,12 +40,7 @@ def head_heatmap(
         texttemplate="%{text}",
         textfont={"size": 11},
         customdata=grid.hover,
-        colorscale=[list(stop) for stop in DIVERGING],
-        zmin=-limit,
-        zmid=0.0,
-        zmax=limit,
-        xgap=1,
-        ygap=1,
+        **centred(limit),
         hoverongaps=False,
         colorbar={
             "orientation": "h",

@@ -34,6 +34,19 @@ DIVERGING: tuple[tuple[float, str], ...] = (
     (1.0, "#7d3a04"),
 )
 
+
+def centred(limit: float, *, middle: float = 0.0) -> dict[str, Any]:
+    """Settings of a heat map: diverging colours, white at ``middle``, ``limit`` to either side."""
+    return {
+        "colorscale": [list(stop) for stop in DIVERGING],
+        "zmin": middle - limit,
+        "zmid": middle,
+        "zmax": middle + limit,
+        "xgap": 1,
+        "ygap": 1,
+    }
+
+
 # Eight hues of similar weight that remain distinct to colour-blind readers.
 CATEGORIES: tuple[str, ...] = (
     "#1f5f99",

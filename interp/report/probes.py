@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from interp.report.look import CONSTRAINED, DIVERGING, LOOK, MUTED, label
+from interp.report.look import CONSTRAINED, LOOK, MUTED, centred, label
 from interp.report.measures import MISSING
 from interp.report.page import PlacedFigure, render_page
 
@@ -44,12 +44,7 @@ def grid_figure(table: pd.DataFrame, *, axis: str, hook: str) -> go.Figure:
             z=wide.to_numpy(dtype=float).tolist(),
             text=hover,
             hovertemplate="%{text}<extra></extra>",
-            colorscale=[list(stop) for stop in DIVERGING],
-            zmin=0.0,
-            zmid=0.5,
-            zmax=1.0,
-            xgap=1,
-            ygap=1,
+            **centred(0.5, middle=0.5),
             colorbar={"title": {"text": "AUC", "side": "right"}, "thickness": 10},
         )
     )

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from interp.errors import UserError
+from interp.evaluation.detection import PremiseDetections, detect_premises
 from interp.evaluation.evaluate import RANDOM_SETS, Evaluation, ask_all, evaluate
 from interp.evaluation.settings import (
     SettingMode,
@@ -100,7 +101,9 @@ def evaluate_run(
     table = _settings_table(model, split, chosen, modes, settings, n_heads, progress)
     best = _best_rows(table, modes, n_heads)
     asked = ask_all(model, split.held_out, progress=progress) if settings.answers != "none" else {}
-    detector = _detector(model, split, settings, run, progress)
+    detector: Detector | PremiseDetections | None = _detector(model, split, settings, run, progress)
+    if detector is not None:  # once, for all sites
+        detector = detect_premises(model, split.held_out, detector=detector, progress=progress)
     evaluations = []
     for row in best:
         site = table.at[row, "site"]

@@ -19,13 +19,13 @@ from interp.heads.headset import Site
 from interp.heads.locate import locate_heads
 from interp.heads.selection import count_of_fraction
 from interp.models import fingerprint
-from interp.premises.knowledge import MINIMUM_KNOWN, Knowledge, KnowledgeCheck, check_knowledge
-from interp.premises.questions import Premises, load_premises
+from interp.premises.knowledge import MINIMUM_KNOWN, KnowledgeCheck
+from interp.premises.questions import load_premises
 from interp.premises.split import Split
 from interp.runs.choice import check_choice
-from interp.runs.identity import begin_run, check_run
+from interp.runs.known import known_part, premise_rows, split_known
 from interp.runs.manifest import read_manifest, write_manifest
-from interp.runs.store import read_json, write_json, write_jsonl, write_table
+from interp.runs.store import write_table
 
 logger = logging.getLogger(__name__)
 
@@ -61,16 +61,10 @@ def locate_run(
     model: Any, settings: LocateSettings, run: Path, *, progress: bool = True
 ) -> dict[Site, HeadEffects]:
     """Find what every head does, and leave it in ``run``. Returns the effects by site."""
-    premises = load_premises(settings.premises, seed=settings.seed, limit=settings.limit)
-    identity = {**asdict(settings), "fingerprint": fingerprint(model)}
-    check_run(run, IDENTITY, identity)
-    if not (run / "known.json").is_file():
-        knowledge = check_knowledge(model, premises, check=settings.check, progress=progress)
-        logger.info(knowledge.summary)
-        kept = knowledge.keep(premises, minimum=settings.minimum)
-        _write_knowledge(run, knowledge, kept, identity)
-    split = known_part(premises, run).split(seed=settings.seed)
-    write_jsonl(run / "premises.jsonl", premise_rows(split))
+    split = split_known(
+        model, run, IDENTITY, {**asdict(settings), "fingerprint": fingerprint(model)},
+        minimum=settings.minimum, progress=progress,
+    )  # fmt: skip
     effects = _effects(model, split, settings, run, progress)
     selected = {
         site: one.select(count=count_of_fraction(DEFAULT_FRACTION, one.values[0].numel()))
@@ -80,39 +74,6 @@ def locate_run(
     write_table(run / "heads.csv", pd.concat(tables, ignore_index=True))
     write_manifest(run, model, settings=asdict(settings), seed=settings.seed)
     return effects
-
-
-def _write_knowledge(
-    run: Path, knowledge: Knowledge, kept: Premises, identity: dict[str, Any]
-) -> None:
-    """Make the run directory: what the model knows is the first thing in it."""
-    begin_run(run, IDENTITY, identity)
-    write_table(run / "knowledge.csv", knowledge.to_dataframe())
-    write_json(run / "known.json", {"subjects": kept.subjects, "summary": knowledge.summary})
-
-
-def known_part(premises: Premises, run: Path) -> Premises:
-    """The premises about the facts that the run found to be known."""
-    subjects = set(read_json(run / "known.json")["subjects"])
-    return premises.with_facts(fact for fact in premises.facts if fact.subject in subjects)
-
-
-def premise_rows(split: Split) -> list[dict[str, Any]]:
-    """The lines of premises.jsonl: every question of both parts with its spans."""
-    rows = []
-    for premises in (split.search, split.held_out):
-        for question in premises.questions():
-            row: dict[str, Any] = {"split": premises.part, **asdict(question)}
-            for kind in ("false", "twin", "masked"):
-                filled = premises.fill(question, kind)
-                row[kind] = {
-                    "question": filled.text,
-                    "subject_span": filled.subject,
-                    "object_span": filled.object,
-                }
-            row["cloze"] = premises.cloze(question)
-            rows.append(row)
-    return rows
 
 
 def _effects(

@@ -18,7 +18,7 @@ import plotly.graph_objects as go
 
 from interp.errors import UserError
 from interp.models import fingerprint
-from interp.premises import Split, check_knowledge, load_premises
+from interp.premises import Split
 from interp.premises.knowledge import MINIMUM_KNOWN, KnowledgeCheck
 from interp.report.probes import (
     controls_figure,
@@ -29,14 +29,12 @@ from interp.report.probes import (
 )
 from interp.report.tables import where
 from interp.runs.choice import check_choice
-from interp.runs.identity import begin_run, check_run
-from interp.runs.locate import known_part, premise_rows
+from interp.runs.known import split_known
 from interp.runs.manifest import read_manifest, write_manifest
 from interp.runs.store import (
     read_json,
     write_atomically,
     write_json,
-    write_jsonl,
     write_table,
 )
 from probes import (
@@ -92,18 +90,10 @@ def probe_run(
     Raises:
         UserError: another run in the directory, or too few known facts to cross-validate.
     """
-    premises = load_premises(settings.premises, seed=settings.seed, limit=settings.limit)
-    identity = {**asdict(settings), "fingerprint": fingerprint(model)}
-    check_run(run, IDENTITY, identity)
-    if not (run / "known.json").is_file():
-        knowledge = check_knowledge(model, premises, check=settings.check, progress=progress)
-        logger.info(knowledge.summary)
-        kept = knowledge.keep(premises, minimum=MINIMUM_KNOWN)
-        begin_run(run, IDENTITY, identity)
-        write_table(run / "knowledge.csv", knowledge.to_dataframe())
-        write_json(run / "known.json", {"subjects": kept.subjects, "summary": knowledge.summary})
-    split = known_part(premises, run).split(seed=settings.seed)
-    write_jsonl(run / "premises.jsonl", premise_rows(split))
+    split = split_known(
+        model, run, IDENTITY, {**asdict(settings), "fingerprint": fingerprint(model)},
+        minimum=MINIMUM_KNOWN, progress=progress,
+    )  # fmt: skip
     write_manifest(run, model, settings=asdict(settings), seed=settings.seed)
     _maps(model, split, settings, run, progress)
     report = _controls(model, split, settings, run, progress)

@@ -11,7 +11,7 @@ import torch
 import interp
 from interp.errors import UserError
 from interp.evaluation import ask_all, evaluate
-from interp.evaluation.detection import cloze_spans
+from interp.evaluation.detection import cloze_spans, detect_premises
 from interp.generation import generate_tokens
 from interp.heads import HeadSet
 from interp.interventions import Constraint, Detection, ExpertConstraint, Intervention
@@ -156,6 +156,21 @@ def test_false_alarms_and_misses_by_hand(planted: HookedModel, premises: Premise
     assert result.gain == pytest.approx(1 / n)
     detection = result.to_dict()["detection"]
     assert detection["fired_on_twins"][0] == pytest.approx(1 / n)
+
+
+def test_what_was_detected_once_serves_several_evaluations(
+    planted: HookedModel, premises: Premises
+) -> None:
+    found = detect_premises(planted, premises, detector=Stub(planted, is_false), progress=False)
+    settings: dict[str, Any] = {
+        "heads": [(1, 2)], "site": "attention", "gate": "probe", "random_sets": 0,
+        "answers": False, "progress": False,
+    }  # fmt: skip
+    asked = evaluate(planted, premises, detector=Stub(planted, is_false), **settings)
+    again = evaluate(planted, premises, detector=found, **settings)
+    assert again.to_dict() == asked.to_dict()
+    with pytest.raises(UserError, match="of other premises"):
+        evaluate(planted, premises.first(2), detector=found, **settings)
 
 
 def test_a_span_that_the_scored_prompt_does_not_have_is_told(

@@ -6,14 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import peft
 import pytest
 import torch
 from torch import Tensor
 from transformers import (
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
-    LlamaForCausalLM,
     Phi3Config,
     Phi3ForCausalLM,
 )
@@ -25,7 +23,6 @@ from interp.experts.head_slices import NOTHING, check_part, sweep_removals
 from interp.experts.heads import (
     HeadSlice,
     adapter_gain,
-    compare_heads,
     expert_contributions,
     experts_feeding,
     slice_effects,
@@ -37,32 +34,10 @@ from interp.experts.prompt_columns import check_place
 from interp.heads import HeadSet, premise_edit
 from interp.heads.locate import as_encoded
 from interp.interventions import Constraint
-from interp.models.quiet import quiet_libraries
-from interp.moelora import MoELoRAConfig, hooked
+from interp.moelora import hooked
 from interp.patching import LogitDifference, TokenBatch, record_run, tail_logits
 from interp.patching.sweep import sweep_sets
-
-R, EXPERTS = 2, 4
-
-
-def adapt(base: Any, *, fill: float = 0.3, **config: Any) -> Any:
-    """A PEFT model, with experts that add something unless ``fill`` is zero."""
-    torch.manual_seed(0)
-    settings: dict[str, Any] = {
-        "r": R, "num_experts": EXPERTS, "top_k": 2, "target_modules": ["q_proj", "v_proj"],
-        "task_type": "CAUSAL_LM",
-    }  # fmt: skip
-    with quiet_libraries():  # PEFT asks transformers for a name that it will drop
-        adapted = peft.get_peft_model(base, MoELoRAConfig(**(settings | config)))
-    with torch.no_grad():
-        for name, parameter in adapted.named_parameters():
-            if "moelora_B" in name and fill:
-                parameter.normal_(std=fill)
-    return adapted.eval()
-
-
-def layer_of(adapted: Any, layer: int, target: str) -> Any:
-    return adapted.get_base_model().model.layers[layer].self_attn.get_submodule(target)
+from tests.experts.adapting import EXPERTS, R, adapt, layer_of
 
 
 @pytest.fixture(scope="module")
@@ -315,101 +290,6 @@ def test_permutation_of_the_layers_heads() -> None:
     assert larger_in(np.array([5.0, 4.0]), np.array([1.0, 2.0, 3.0])) == pytest.approx(1 / 10)
     assert larger_in(np.array([5.0, 4.0]), np.array([3.0])) == pytest.approx(1 / 3)
     assert larger_in(np.array([5.0]), np.array([])) == 1
-
-
-# --- planted: the adapter turns one head's query away, and does nothing else ---
-
-CURED = (1, 2)
-"""The planted model's READER, which copies the false object."""
-
-
-@pytest.fixture(scope="module")
-def copying(honest: Any) -> Any:
-    """The planted model before the adapter: the honest one, whose READER copies after all."""
-    base: Any = LlamaForCausalLM(copy.deepcopy(honest.original_model.config))
-    state = honest.original_model.state_dict()
-    names = {name.replace("_original_component.", ""): value for name, value in state.items()}
-    base.load_state_dict({name: names[name] for name in base.state_dict()})
-    d_head = int(base.config.head_dim or 0)
-    n_facts, words = d_head - 4, base.config.vocab_size or 0
-    index = torch.arange(n_facts)
-    layer, head = CURED
-    with torch.no_grad():
-        writes = base.model.layers[layer].self_attn.o_proj.weight
-        writes[words + n_facts + index, head * d_head + index] = 10.0
-    return base.eval()
-
-
-@pytest.fixture(scope="module")
-def sick(copying: Any, word_tokenizer: Any) -> Any:
-    return interp.models.from_hf(copy.deepcopy(copying), word_tokenizer, spec="copying")
-
-
-@pytest.fixture(scope="module")
-def cured(copying: Any, word_tokenizer: Any) -> Any:
-    """Every expert adds −12 to the one number of READER's query that asks for countries (6)."""
-    adapted = adapt(copy.deepcopy(copying), fill=0, lora_alpha=R)
-    projection = layer_of(adapted, CURED[0], "q_proj")
-    d_head = int(copying.config.head_dim)
-    one = len(word_tokenizer) + 2 * (d_head - 4)
-    asks = CURED[1] * d_head + d_head // 2 - 1
-    with torch.no_grad():
-        down = projection.moelora_A["default"].zero_()
-        down[::R, one] = 1
-        projection.moelora_B["default"][asks, ::R] = -12
-    return hooked(adapted, word_tokenizer)
-
-
-def test_the_planted_adapter_works_through_its_head(cured: Any, planted_premises: Any) -> None:
-    found = adapter_gain(cured, planted_premises, [CURED], random_sets=10, progress=False)
-    accuracy = found.to_dict()["accuracy"]
-    assert accuracy["without_adapter"][0] == 0
-    assert accuracy["with_adapter"][0] == 1
-    assert accuracy["gain"][0] == accuracy["lost"][0] == 1
-    assert accuracy["random_lost"] == {"mean": 0.0, "p95": 0.0}
-    assert accuracy["percentile"] == 100
-    assert len(found.to_dataframe()) == 10
-    other = adapter_gain(cured, planted_premises, [(1, 1)], random_sets=0, progress=False)
-    assert other.to_dict()["accuracy"]["lost"] == [0, 0, 0]
-
-
-def test_experts_are_found_where_they_were_planted(cured: Any, planted_premises: Any) -> None:
-    found = experts_feeding(
-        cured, planted_premises, [CURED, (0, 0)], site="attention", random_sets=400, progress=False
-    )
-    table = found.experts
-    fed = table[table["relative_norm"] > 0]
-    assert set(fed["component"]) == {"q"}
-    assert set(fed["layer"]) == {CURED[0]}
-    assert (fed["others"] == 0).all()
-    assert (fed["p_value"] == 1 / 4).all()
-    # −12 on 6 makes −6: the adapter's vector is twice as long, and points away.
-    whole = found.adapter.set_index("component").loc["q"]
-    assert whole["relative_norm"] == pytest.approx((12 / 6 + 0) / 2, rel=0.02)
-    assert whole["random_mean"] == 0
-    assert whole["p_value"] == pytest.approx(1 / 4, abs=0.08)
-    first = found.slices(2)
-    assert {(one.layer, one.unit) for one in first} == {CURED}
-    effects = slice_effects(cured, planted_premises, first, head_effect="attention", progress=False)
-    assert effects.preference.mean(dim=0).max() < 0.01
-    figure: Any = found.plot()
-    assert [trace.name for trace in figure.data] == ["chosen heads", "other heads of the layer"]
-    assert "expert" in found._repr_html_()
-    assert "slice" in effects._repr_html_()
-
-
-def test_the_planted_adapter_moves_its_head_only(
-    sick: Any, cured: Any, planted_premises: Any
-) -> None:
-    effects = [
-        interp.locate_heads(one, planted_premises, method="activation", site="attention")
-        for one in (sick, cured)
-    ]
-    found = compare_heads(effects[0], effects[1], top_k=2)
-    moved = found.to_dataframe()
-    assert tuple(moved.loc[0, ["layer", "head"]]) == CURED
-    assert moved.loc[0, "change"] < -1
-    assert abs(moved.loc[1, "change"]) < 0.1 * abs(moved.loc[0, "change"])
 
 
 def test_faith_runs_on_an_adapted_model_on_the_plain_modules(model: Any, premises: Any) -> None:

@@ -10,7 +10,6 @@ import torch
 import interp.models
 import interp.patching.forward
 import interp.patching.shared_prefix
-from interp.interventions import constrain
 from interp.models import HookedModel
 from interp.patching import (
     LogitDifference,
@@ -235,90 +234,6 @@ def test_the_plain_modules_share_the_parameters(tiny_llama: HookedModel) -> None
     hf_model: Any = tiny_llama.original_model
     assert plain.hf_model.config._attn_implementation == "shared_prefix"
     assert hf_model.config._attn_implementation == "eager"
-
-
-def test_hooks_on_the_hooked_model_still_act(
-    family: HookedModel, full_logits: Any, full_values: Any, unit_hook: Any
-) -> None:
-    """The plain modules know nothing of somebody's hooks, so that the sweep does without them."""
-
-    def halve(value: torch.Tensor, hook: Any) -> torch.Tensor:
-        return value * 0.5
-
-    standing = (hook_name("mlp_out", 0), halve)
-    with family.hooks(fwd_hooks=[standing]):
-        assert plain_model(family) is None
-        within = patch(family, CLEAN, CORRUPTED, METRIC, units=[(1, 2)], progress=False)
-    assert plain_model(family) is not None
-    without = patch(family, CLEAN, CORRUPTED, METRIC, units=[(1, 2)], progress=False)
-    moves = {position: position for position in range(6)}
-    for prompt in range(2):
-        tokens, name = CLEAN.tokens[prompt], hook_name("z", 1)
-        with family.hooks(fwd_hooks=[standing]):
-            z = full_values(family, tokens, [name])[name]
-            logits = full_logits(family, CORRUPTED.tokens[prompt], [unit_hook("z", 1, 2, moves, z)])
-        expected = METRIC.take(torch.tensor([prompt]))(logits[None])[0]
-        patched = within.values[prompt, 1, 2] + within.corrupted[prompt]
-        torch.testing.assert_close(patched, expected, **CLOSE)
-    assert float((within.values - without.values).abs().nan_to_num().max()) > 1e-3
-
-
-def test_a_sweep_sees_a_constraint(
-    tiny_llama: HookedModel, full_logits: Any, unit_hook: Any
-) -> None:
-    """Inside ``interp.constrain`` every run is constrained: here head (0, 1) is off at token 2."""
-
-    def third(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        return (torch.arange(tokens.shape[1]) == 2)[None] & mask
-
-    with constrain(tiny_llama, [(0, 1)], site="output", at=third):
-        result = patch(tiny_llama, CLEAN, CORRUPTED, METRIC, source="zero", progress=False)
-    free = patch(tiny_llama, CLEAN, CORRUPTED, METRIC, source="zero", progress=False)
-    assert float((result.values - free.values).abs().max()) > 1e-2
-    off = unit_hook("z", 0, 1, {2: 2}, None)
-    for layer, head in [(0, 1), (0, 2), (2, 3)]:
-        zero = unit_hook("z", layer, head, {position: position for position in range(6)}, None)
-        logits = full_logits(tiny_llama, CORRUPTED.tokens[0], [off, zero])
-        expected = METRIC.take(torch.tensor([0]))(logits[None])[0]
-        patched = result.values[0, layer, head] + result.corrupted[0]
-        torch.testing.assert_close(patched, expected, **CLOSE)
-
-
-@pytest.mark.parametrize("method", ["exact", "attribution"])
-def test_hooks_of_ones_own_may_count_positions(
-    tiny_llama: HookedModel, full_logits: Any, method: str
-) -> None:
-    """A sweep leaves the shared beginning out, but not while somebody's hooks look at columns."""
-
-    def blank_second(value: torch.Tensor, hook: Any) -> torch.Tensor:
-        value = value.clone()
-        value[:, 1] = 0
-        return value
-
-    own = [(hook_name("resid_pre", 1), blank_second)]
-    with tiny_llama.hooks(fwd_hooks=own):
-        result = patch(tiny_llama, CLEAN, CORRUPTED, METRIC, method=method, progress=False)
-    bare = METRIC.take(torch.tensor([0]))(full_logits(tiny_llama, CORRUPTED.tokens[0], own)[None])
-    torch.testing.assert_close(result.corrupted[:1], bare, **CLOSE)
-    if method == "attribution":
-        return
-    for layer, head in [(0, 2), (1, 1), (2, 3)]:
-        seen: list[torch.Tensor] = []
-        keep = (hook_name("z", layer), lambda z, hook, seen=seen: seen.append(z.clone()))
-        full_logits(tiny_llama, CLEAN.tokens[0], [*own, keep])
-
-        def put(
-            z: torch.Tensor, hook: Any, seen: list[torch.Tensor] = seen, head: int = head
-        ) -> torch.Tensor:
-            z = z.clone()
-            z[:, :, head] = seen[0][:, :, head]
-            return z
-
-        hooks = [*own, (hook_name("z", layer), put)]
-        logits = full_logits(tiny_llama, CORRUPTED.tokens[0], hooks)
-        expected = METRIC.take(torch.tensor([0]))(logits[None])
-        patched = result.values[:1, layer, head] + result.corrupted[:1]
-        torch.testing.assert_close(patched, expected, **CLOSE)
 
 
 def test_what_could_differ_is_left_to_the_hooked_model(

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import yaml
 
+import interp.runs.known
 import interp.runs.probe
 from interp.cli import main
 from interp.cli.options import ProbeOptions
@@ -77,7 +78,8 @@ def test_the_same_call_takes_up_what_is_there(run, relation, planted, monkeypatc
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("made again")
 
-    for name in ("check_knowledge", "probe_grid", "probe_heads"):
+    monkeypatch.setattr(interp.runs.known, "check_knowledge", fail)
+    for name in ("probe_grid", "probe_heads"):
         monkeypatch.setattr(interp.runs.probe, name, fail)
     probe_run(planted, ProbeSettings(str(relation), heads=True), run, progress=False)
     assert (run / "auc.csv").read_bytes() == before

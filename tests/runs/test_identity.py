@@ -1,5 +1,6 @@
 """One run a directory: the same one goes on, anything else is refused and left as it is."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -73,4 +74,5 @@ def test_what_was_made_after_the_check_does_not_matter(tmp_path: Path) -> None:
     check_run(run, "training.json", IDENTITY)
     (run / "checkpoints").mkdir(parents=True)
     begin_run(run, "training.json", IDENTITY)
+    assert json.loads((run / "training.json").read_text()) == IDENTITY
     check_run(run, "training.json", IDENTITY)
