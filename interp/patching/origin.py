@@ -78,7 +78,8 @@ def patching_edit(
     begin = int(columns.min())
     run = record_run(model, source, start=begin, keep=(component,))
     values = run.values[component][:, :, begin - run.start :]
-    if values.shape[2] != tail or not bool((columns == columns[:1]).all()) or begin != first:
+    in_order = torch.arange(first, first + tail, device=columns.device)
+    if values.shape[2] != tail or bool(((columns != in_order) & at[:, first:]).any()):
         index = (columns - begin)[None, :, :, None, None]
         values = values.gather(2, index.expand(len(values), -1, -1, *values.shape[3:]))
     return ActivationEdit(at, values, first=first, component=component)  # type: ignore[arg-type]

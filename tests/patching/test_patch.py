@@ -336,6 +336,25 @@ def test_blocks_have_no_heads_to_patch(tiny_llama: HookedModel) -> None:
         patch_heads(tiny_llama, tokens, tokens, METRIC, component="mlp_out")
 
 
+def test_a_longer_span_repeats_the_other_ones_first_token_in_a_single_prompt(
+    tiny_llama: HookedModel,
+) -> None:
+    """Both places take the clean run's place 0, where one token attends to itself.
+
+    In layer 0 the output is then the value of token 2, as it is in the corrupted run of twos.
+    """
+    spans = {"here": ([(0, 1)], [(0, 2)])}
+    same = patch(
+        tiny_llama, batch([[2, 3]]), batch([[2, 2]]), METRIC, positions=spans, progress=False
+    )
+    assert float(same.values[0, 0].abs().max()) < 1e-5
+    spans = {"here": ([(0, 2)], [(0, 2)])}
+    other = patch(
+        tiny_llama, batch([[2, 3]]), batch([[2, 2]]), METRIC, positions=spans, progress=False
+    )
+    assert float(other.values[0, 0].abs().max()) > 1e-3
+
+
 tokens = st.lists(st.integers(2, 300), min_size=1, max_size=6)
 
 
