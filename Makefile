@@ -13,7 +13,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check bench bench-sweep lock clean
+.PHONY: help setup demo test check notebooks docs bench bench-sweep lock clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,13 @@ check: $(STAMP) ## lint, formatting, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+docs: $(STAMP) ## build the documentation into site/
+	$(BIN)/python scripts/cli_reference.py --check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+notebooks: $(STAMP) ## execute the notebooks, keep their outputs (ARGS=--check: execute only)
+	$(BIN)/python scripts/run_notebooks.py $(ARGS)
 
 bench: $(STAMP) ## measure what the method gains and costs
 	$(BIN)/python benchmarks/faith_table.py $(ARGS)
@@ -65,5 +72,5 @@ lock: ## resolve requirements.lock anew
 	rm -rf .venv-lock
 
 clean: ## remove .venv and everything else that was made, except runs
-	rm -rf $(VENV) .venv-lock build dist .pytest_cache .ruff_cache .hypothesis requirements.lock.new
+	rm -rf $(VENV) .venv-lock build dist site .pytest_cache .ruff_cache .hypothesis requirements.lock.new
 	find interp probes tests -name __pycache__ -type d -prune -exec rm -rf {} +

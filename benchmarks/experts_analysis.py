@@ -5,7 +5,7 @@ task sets through the embedded model with an adapter on its 60 query and value p
 experts, top-2; untrained, with up-projections drawn at random, unless ``--adapter`` names one), and
 measures everything with all nulls. Each size runs in a process of its own, so that its peak memory
 is its own; "peak" is what it took above the loaded model. Written to
-``benchmarks/results/experts_analysis.json``.
+``benchmarks/results/experts_analysis.json``, and as a table into docs/experts.md.
 """
 
 import argparse
@@ -21,12 +21,14 @@ from typing import Any
 
 import peft
 import torch
+from marked import write_between
 
 from interp.experts import LabelledCorpus, collect_routing, corpus_of, measure_specialization
 from interp.moelora import MoELoRAConfig, load_adapter
 from interp.moelora.pretrained import load_pretrained
 from interp.moelora.sources import list_tasks, load_examples
 
+PAGE = Path(__file__).parent.parent / "docs" / "experts.md"
 SIZES = (10_000, 50_000, 100_000)
 LIMITS = {"seconds_50000": 180.0, "peak_100000_over_10000": 1.2}
 """What the figures are held to: three minutes on two cores, and memory that stays."""
@@ -87,6 +89,7 @@ def one_size(tokens: int, adapter: Path | None) -> dict[str, Any]:
         "tokens": records.n_tokens,
         "texts": len(corpus.texts),
         "tasks": len(corpus.tasks),
+        "projections": len(records.projections),
         "prefix": corpus.prefix,
         "seconds_routing": round(routed - begin, 1),
         "seconds_measures": round(end - routed, 1),
@@ -107,14 +110,48 @@ def one_size(tokens: int, adapter: Path | None) -> dict[str, Any]:
     }
 
 
+def section(result: dict[str, Any]) -> str:
+    """What the script writes into docs/experts.md, between its marks."""
+    lines = [
+        f"smollm2-135m with {result['adapter']}, {result['threads']} threads; routing, and all "
+        "measures with all nulls (`benchmarks/experts_analysis.py`):\n\n",
+        "| tokens | texts | tasks | seconds, routing | seconds, measures | together | peak, MiB |\n"
+        "|---|---|---|---|---|---|---|\n",
+    ]
+    for run in result["runs"].values():
+        lines.append(
+            f"| {run['tokens']:,} | {run['texts']} | {run['tasks']} | {run['seconds_routing']:.0f} "
+            f"| {run['seconds_measures']:.0f} | {run['seconds']:.0f} | {run['peak_mib']:.0f} |\n"
+        )
+    if "peak_100000_over_10000" in result:
+        lines.append(
+            "\nPeak memory above the loaded model, 100,000 tokens over 10,000: "
+            f"{result['peak_100000_over_10000']:.2f}.\n"
+        )
+    last = list(result["runs"].values())[-1]
+    lines.append(
+        f"\nInformation between expert and task at {last['tokens']:,} tokens, mean of the "
+        "projections (nats), beside each null:\n\n"
+        "| null | information | of the null | significant projections |\n|---|---|---|---|\n"
+    )
+    for null, one in last["task_information"].items():
+        lines.append(
+            f"| `{null}` | {one['mean']:.4f} | {one['null_mean']:.4f} | {one['significant']} of "
+            f"{last['projections']} |\n"
+        )
+    return "".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--adapter", type=Path)
+    parser.add_argument("--named", default="an untrained adapter", help="the adapter, in words")
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
         "--out", type=Path, default=Path("benchmarks/results/experts_analysis.json")
     )
+    parser.add_argument("--page", type=Path, default=PAGE)
     parser.add_argument("--one", type=int, help="one size, as JSON to the standard output")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -133,7 +170,7 @@ def main() -> None:
         "threads": arguments.threads,
         "torch": torch.__version__,
         "machine": platform.machine(),
-        "adapter": "untrained" if arguments.adapter is None else "given",
+        "adapter": arguments.named,
         "runs": runs,
         "limits": LIMITS,
     }
@@ -142,6 +179,7 @@ def main() -> None:
         result["peak_100000_over_10000"] = round(ratio, 3)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_between(arguments.page, "measured", section(result))
 
 
 if __name__ == "__main__":

@@ -119,7 +119,8 @@ def main(options: Options) -> None:
     section = (
         "## What comes out\n\nOn subjects and templates that the search never saw; share of "
         "false-premise prompts on\nwhich the model prefers the true object, mean of "
-        f"{len(results['seeds'])} seeds (`docs/results.md`):\n\n{faith_table.markdown(results)}"
+        f"{len(results['seeds'])} seeds ([docs/results.md](docs/results.md)):\n\n"
+        f"{faith_table.markdown(results)}"
     )
     write_between(ROOT / "README.md", "results", section)
     images = ROOT / "docs" / "images"

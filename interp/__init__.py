@@ -13,29 +13,40 @@ from typing import TYPE_CHECKING, Any
 from interp import evaluation, heads, interventions, models, patching, premises, tasks
 from interp.answering import generate
 from interp.errors import UserError
-from interp.evaluation import Evaluation, evaluate
+from interp.evaluation import (
+    AttentionPattern,
+    Evaluation,
+    TokenSaliency,
+    attention_pattern,
+    evaluate,
+    token_saliency,
+)
 from interp.heads import HeadEffects, HeadSet, locate_heads
 from interp.interventions import Constraint, ExpertConstraint, Intervention, constrain
 from interp.models import load_model
 from interp.premises import filter_known, list_relations, load_premises
 
 if TYPE_CHECKING:
-    from interp import experts, moelora
+    from interp import experts, explore, moelora
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AttentionPattern",
     "Constraint",
     "Evaluation",
     "ExpertConstraint",
     "HeadEffects",
     "HeadSet",
     "Intervention",
+    "TokenSaliency",
     "UserError",
+    "attention_pattern",
     "constrain",
     "evaluate",
     "evaluation",
     "experts",
+    "explore",
     "filter_known",
     "generate",
     "heads",
@@ -49,11 +60,12 @@ __all__ = [
     "patching",
     "premises",
     "tasks",
+    "token_saliency",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """``interp.moelora`` and ``interp.experts`` come when asked for, as they bring PEFT along."""
-    if name in ("moelora", "experts"):
+    """Packages that bring much along, PEFT or Panel, come when they are asked for."""
+    if name in ("moelora", "experts", "explore"):
         return importlib.import_module(f"interp.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

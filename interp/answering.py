@@ -65,7 +65,7 @@ def generate(
         else:
             span, acts = None, True
             if what.needs_places:
-                span = _named_span(question, false_object, rendered, encoding)
+                span = named_span(question, false_object, rendered, encoding)
         if acts:
             at = [span] if what.needs_places else None
             context = constrain(model, what, at=at)
@@ -76,7 +76,7 @@ def generate(
     return answers[0]
 
 
-def _named_span(
+def named_span(
     question: str, false_object: str | None, rendered: RenderedChat, encoding: Any
 ) -> Span:
     """The tokens of the words that may be false."""

@@ -25,6 +25,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.heads.locate import as_encoded
 from interp.heads.significance import mean_interval
@@ -44,7 +45,7 @@ MINIMUM_RANDOM_DIRECTIONS = 20
 
 
 @dataclass(frozen=True, eq=False)
-class DirectionRemoval:
+class DirectionRemoval(Displayed):
     """What removing a probe's direction does to the answers, beside random directions.
 
     Attributes:
@@ -114,6 +115,15 @@ class DirectionRemoval:
         from interp.report.gate import removal_null
 
         return removal_null(self.effect, self.random.mean(axis=1), p_value=self.p_value)
+
+    def _shown(self) -> Shown:
+        mean, low, high = self.effect
+        words = (
+            f"Without the probe's direction (layer {self.layer}, {self.hook}, {self.removal}) the "
+            f"logit difference changes by {mean:+.3g} [{low:.3g}, {high:.3g}] logits; p = "
+            f"{self.p_value:.3g} against {len(self.random)} random directions."
+        )
+        return Shown(words, (self.to_dataframe(),), self.plot)
 
 
 @torch.no_grad()

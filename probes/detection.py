@@ -1,21 +1,25 @@
 """How well a detector does on questions that it was not trained on."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
 
+from interp.display import Displayed, Shown
 from interp.evaluation.detection import PremiseDetections, detect_premises
 from interp.interventions.gate import Detector
 from interp.premises import Premises
 from probes.calibration import expected_calibration_error, reliability
 from probes.scoring import auc_with_interval
 
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
 
 @dataclass(frozen=True, eq=False)
-class DetectionScore:
+class DetectionScore(Displayed):
     """A detector's scores on false premises and their twins; rates and AUC are (value, low, high).
 
     Attributes:
@@ -42,6 +46,20 @@ class DetectionScore:
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
         return {**vars(self), "curve": self.curve.to_dict("records")}
+
+    def plot(self) -> "go.Figure":
+        """Observed share of false premises against the predicted probability."""
+        from interp.report.probes import reliability_figure
+
+        return reliability_figure(self.curve)
+
+    def _shown(self) -> Shown:
+        from interp.report.probes import detection_table
+
+        words = (
+            f"A detector on {self.n} questions about {self.n_subjects} subjects, and their twins."
+        )
+        return Shown(words, (detection_table(self.to_dict()),), self.plot)
 
 
 def score_detections(found: PremiseDetections, *, seed: int = 0) -> DetectionScore:

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.interventions.gate import Detection
 from interp.models import fingerprint as fingerprint_of
@@ -46,7 +48,7 @@ class TokenScores:
 
 
 @dataclass(frozen=True, eq=False)
-class PremiseDetector:
+class PremiseDetector(Displayed):
     """Two probes on the residual stream after one block, and when they count.
 
     Attributes:
@@ -198,3 +200,11 @@ class PremiseDetector:
         if model is not None:
             detector.check_model(model)
         return detector
+
+    def _shown(self) -> Shown:
+        words = (
+            f"Finds false premises after layer {self.layer} of model {self.fingerprint[:12]}; "
+            f"fires from probability {self.threshold:.2f} on."
+        )
+        rows = [(name, str(value)) for name, value in self.training.items()]
+        return Shown(words, (pd.DataFrame(rows, columns=["training", "value"]),) if rows else ())

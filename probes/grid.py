@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.models import fingerprint
 from interp.premises import Premises, Split
@@ -38,7 +39,7 @@ KINDS: tuple[PremiseKind, ...] = ("false", "twin")
 
 
 @dataclass(frozen=True, eq=False)
-class ProbeGrid:
+class ProbeGrid(Displayed):
     """One probe's scores in each cell of a map.
 
     Attributes:
@@ -78,8 +79,13 @@ class ProbeGrid:
 
         return grid_figure(self.to_dataframe(), axis=self.axis, hook=self.hook)
 
-    def _repr_html_(self) -> str:
-        return self.to_dataframe().to_html(index=False, float_format="%.3f")
+    def _shown(self) -> Shown:
+        best = self.best
+        words = (
+            f"Probes of {self.hook}, layer × {self.axis}; best in the search part: layer "
+            f"{best['layer']}, {self.axis} {best['place']}, AUC {best['auc']:.3f} held out."
+        )
+        return Shown(words, (self.to_dataframe(),), self.plot)
 
 
 def probe_grid(

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.models import fingerprint
 from interp.patching.forward import device_of
@@ -59,7 +60,7 @@ class LayerScore:
 
 
 @dataclass(frozen=True, eq=False)
-class ProbeMap:
+class ProbeMap(Displayed):
     """One probe and one score per layer.
 
     Attributes:
@@ -111,8 +112,13 @@ class ProbeMap:
         probe = self.probes[0]
         return auc_by_layer(self.to_dataframe(), hook=probe.hook, position=probe.position)
 
-    def _repr_html_(self) -> str:
-        return self.to_dataframe().to_html(index=False, float_format="%.3f")
+    def _shown(self) -> Shown:
+        best = self.best
+        words = (
+            f"Probes of {best.hook} at {best.position}, {self.n_subjects} held-out subjects; "
+            f"layer {best.layer} is best in the search part."
+        )
+        return Shown(words, (self.to_dataframe(),), self.plot)
 
 
 def probe_layers(

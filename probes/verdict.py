@@ -14,11 +14,12 @@ task, while the control task rewards nothing else.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.patching.forward import device_of
 from interp.premises import Premises
@@ -35,6 +36,9 @@ from probes.layers import probe_layers
 from probes.reading import ActivationHook
 from probes.scoring import area_under_curve, cross_validated_scores
 
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
 
 @dataclass(frozen=True)
 class Score:
@@ -47,7 +51,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class ControlReport:
+class ControlReport(Displayed):
     """A probe and its controls, on the same held-out questions.
 
     Attributes:
@@ -92,8 +96,15 @@ class ControlReport:
         """One row for the probe and each control."""
         return pd.DataFrame([vars(one) for one in (self.task, *self.controls)])
 
-    def _repr_html_(self) -> str:
-        return self.to_dataframe().to_html(index=False, float_format="%.3f")
+    def plot(self) -> "go.Figure":
+        """AUC of the probe and its controls with their intervals."""
+        from interp.report.probes import controls_figure
+
+        return controls_figure(self.to_dataframe())
+
+    def _shown(self) -> Shown:
+        words = f"{self.sentence} Selectivity {self.selectivity:.3f}."
+        return Shown(words, (self.to_dataframe(),), self.plot)
 
 
 def compare_with_controls(

@@ -2,11 +2,13 @@
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
 import torch
+import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     GPT2Config,
@@ -20,6 +22,7 @@ from transformers import (
 import interp.models
 from interp.models import HookedModel
 from interp.premises import Fact, Premises, Relation, Template
+from interp.runs.locate import LocateSettings, locate_run
 
 # A busy machine is no fault of the code under test.
 hypothesis.settings.register_profile("no_deadline", deadline=None)
@@ -293,3 +296,26 @@ def honest(word_tokenizer: PreTrainedTokenizerFast) -> HookedModel:
 def planted_heads() -> dict[str, tuple[int, int]]:
     """The one head that matters at each site."""
     return dict(PLANTED_HEADS)
+
+
+@pytest.fixture(scope="session")
+def planted_run(planted: HookedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of ``interp locate`` on the planted model, with its facts; to be read only."""
+    folder = tmp_path_factory.mktemp("planted")
+    relation = planted_relation()
+    facts = "".join(f"{fact.subject},{fact.object}\n" for fact in relation.facts)
+    (folder / "planted.csv").write_text(f"subject,object\n{facts}", encoding="utf-8")
+    description = {
+        "name": relation.name,
+        "description": "Made up.",
+        "subject_kind": relation.subject_kind,
+        "object_kind": relation.object_kind,
+        "templates": {one.name: one.text for one in relation.templates},
+        "search_templates": list(relation.search_templates),
+        "cloze": relation.cloze,
+        "direct": relation.direct,
+    }
+    (folder / "planted.yaml").write_text(yaml.safe_dump(description), encoding="utf-8")
+    settings = LocateSettings(premises=str(folder / "planted.csv"), method="activation")
+    locate_run(planted, settings, folder / "run", progress=False)
+    return folder / "run"

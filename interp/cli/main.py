@@ -53,6 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _commands() -> dict[str, Callable[[Any, Console], None]]:
     # Imported late: `interp --help` should not wait for torch.
     from interp.cli import commands
+    from interp.cli.explore import explore
     from interp.cli.patch import patch
     from interp.cli.probe import probe
 
@@ -61,6 +62,7 @@ def _commands() -> dict[str, Callable[[Any, Console], None]]:
         "locate": commands.locate,
         "evaluate": commands.evaluate,
         "report": commands.report,
+        "explore": explore,
         "premises": commands.premises,
         "probe": probe,
         "patch": patch,

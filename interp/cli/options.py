@@ -158,6 +158,20 @@ class ReportOptions:
 
 
 @dataclass(frozen=True)
+class ExploreOptions(ModelOptions):
+    """Open a local page to ask a run's model questions with and without its heads."""
+
+    run: tyro.conf.Positional[Path] = Path("runs/demo")
+    """The run directory of `interp locate` or `interp demo`."""
+    model: str | None = None  # type: ignore[assignment]
+    """By default the run's model; it must be the same, wherever it is read from."""
+    port: int = 0
+    """The port on this machine; 0 takes a free one."""
+    open: bool = True
+    """Open the page in a browser."""
+
+
+@dataclass(frozen=True)
 class PremisesOptions:
     """List, show, build or check premises."""
 
@@ -187,6 +201,7 @@ COMMANDS: dict[str, type] = {
     "locate": LocateOptions,
     "evaluate": EvaluateOptions,
     "report": ReportOptions,
+    "explore": ExploreOptions,
     "premises": PremisesOptions,
     "probe": ProbeOptions,
     "patch": PatchOptions,

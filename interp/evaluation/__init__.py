@@ -1,23 +1,28 @@
 """Scoring a constraint: preference, greedy answers, a random null, cost on honest text."""
 
 from interp.evaluation.answer_pair import AnswerPair
+from interp.evaluation.attention import AttentionPattern, attention_pattern
 from interp.evaluation.detection import PremiseDetections, detect_premises
 from interp.evaluation.evaluate import Evaluation, ask_all, evaluate
 from interp.evaluation.flow import InformationFlow, information_flow
 from interp.evaluation.preference import Preference, preference
+from interp.evaluation.saliency import TokenSaliency, token_saliency
 from interp.evaluation.settings import choose_setting, compare_settings
 from interp.evaluation.side_effects import SideEffects, neutral_sentences, side_effects
 from interp.evaluation.uncertainty import Uncertainty, uncertainty
 
 __all__ = [
     "AnswerPair",
+    "AttentionPattern",
     "Evaluation",
     "InformationFlow",
     "Preference",
     "PremiseDetections",
     "SideEffects",
+    "TokenSaliency",
     "Uncertainty",
     "ask_all",
+    "attention_pattern",
     "choose_setting",
     "compare_settings",
     "detect_premises",
@@ -26,5 +31,6 @@ __all__ = [
     "neutral_sentences",
     "preference",
     "side_effects",
+    "token_saliency",
     "uncertainty",
 ]

@@ -7,8 +7,9 @@ and the same tokens up to there, which is checked.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.heads.significance import mean_interval
 from interp.interventions.gate import Detection, Detector, detect, spans_of
@@ -16,9 +17,12 @@ from interp.patching.batch import Span
 from interp.premises.encode import EncodedPremises, encode_question
 from interp.premises.questions import Premises, QuestionKind
 
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
 
 @dataclass(frozen=True)
-class PremiseDetections:
+class PremiseDetections(Displayed):
     """Detections on the false-premise questions and on their twins.
 
     Attributes:
@@ -59,6 +63,22 @@ class PremiseDetections:
             "fired_on_twins": rate([one.fired for one in self.twin], self.subjects),
             "span_covers_object": rate(*zip(*covered, strict=True)) if covered else None,
         }
+
+    def plot(self) -> "go.Figure":
+        """Probabilities of a false premise: of false premises beside those of their twins."""
+        from interp.report.gate import detections_figure
+
+        return detections_figure(
+            [one.probability for one in self.false], [one.probability for one in self.twin]
+        )
+
+    def _shown(self) -> Shown:
+        found = self.to_dict()
+        fired, on_twins = found["fired_on_false"][0], found["fired_on_twins"][0]
+        words = f"Fired on {fired:.0%} of {found['n']} false premises, on {on_twins:.0%} of twins."
+        if found["span_covers_object"] is not None:
+            words += f" Its words hold the false object in {found['span_covers_object'][0]:.0%}."
+        return Shown(words, (), self.plot)
 
 
 def detect_premises(

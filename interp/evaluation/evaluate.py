@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.evaluation.answer_pair import AnswerKind, AnswerPair
 from interp.evaluation.answers import (
@@ -46,7 +47,7 @@ ANSWER_KINDS: tuple[AnswerKind, ...] = ("false_premise", "true_premise")
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Displayed):
     """The outcome for one intervention; ``to_dict`` is ``evaluation.json``.
 
     Attributes:
@@ -151,10 +152,17 @@ class Evaluation:
 
         return preference_by_template(self.to_dict())
 
-    def _repr_html_(self) -> str:
+    def _shown(self) -> Shown:
         from interp.report.tables import comparison_table
 
-        return comparison_table(json.loads(json.dumps(self.to_dict()))).to_html(index=False)
+        words = (
+            f"{self.intervention.name}, gate {self.intervention.gate}, on "
+            f"{len(self.false.subjects)} prompts ({self.split}): gain {self.gain:+.2f} in "
+            "preference accuracy on false premises, "
+            f"cost {self.cost:+.2f} in P(true object) on their twins."
+        )
+        content = json.loads(json.dumps(self.to_dict()))
+        return Shown(words, (comparison_table(content),), self.plot)
 
 
 def _setting(intervention: Intervention, n_all_heads: int) -> dict[str, Any]:

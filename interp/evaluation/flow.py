@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.heads.locate import as_encoded
 from interp.heads.significance import mean_interval
@@ -43,7 +44,7 @@ PARTS: tuple[FlowPart, ...] = get_args(FlowPart)
 
 
 @dataclass(frozen=True, eq=False)
-class InformationFlow:
+class InformationFlow(Displayed):
     """Mean saliency of each part's tokens for the last token, per prompt and layer.
 
     Attributes:
@@ -82,8 +83,13 @@ class InformationFlow:
 
         return flow_by_layer(self.to_dataframe())
 
-    def _repr_html_(self) -> str:
-        return self.to_dataframe().to_html(index=False, float_format="%.4g")
+    def _shown(self) -> Shown:
+        words = (
+            f"Saliency of the prompt's parts for the last token, {len(self.values)} prompts, "
+            f"{self.values.shape[1]} layers; the layers in which it is largest:"
+        )
+        table = self.to_dataframe().sort_values("saliency", ascending=False)
+        return Shown(words, (table,), self.plot)
 
 
 def information_flow(

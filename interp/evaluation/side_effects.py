@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.display import Displayed, Shown
 from interp.interventions.constrain import constrain
 from interp.interventions.constraint import Constraint
 from interp.interventions.intervention import Intervention
@@ -27,7 +28,7 @@ from interp.premises.registry import data_dir
 
 
 @dataclass(frozen=True)
-class SideEffects:
+class SideEffects(Displayed):
     """Cost on neutral text; see the module's text. ``n`` sentences."""
 
     neutral_kl: float
@@ -37,6 +38,13 @@ class SideEffects:
     def to_dict(self) -> dict[str, float]:
         """The fields, as evaluation.json holds them."""
         return dict(vars(self))
+
+    def _shown(self) -> Shown:
+        words = (
+            f"On {self.n} neutral sentences: KL {self.neutral_kl:.3g} nats a token, perplexity "
+            f"times {self.neutral_perplexity_ratio:.4g}."
+        )
+        return Shown(words)
 
 
 def neutral_sentences() -> tuple[str, ...]:

@@ -29,6 +29,7 @@ from scipy.stats import entropy
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.generation import BATCH_PROMPTS, MAX_NEW_TOKENS, answers_in_batches
 from interp.patching.batch import TokenBatch
@@ -50,7 +51,7 @@ _WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True, eq=False)
-class Uncertainty:
+class Uncertainty(Displayed):
     """The three scores of every question, and the answers that they come from.
 
     Attributes:
@@ -104,6 +105,14 @@ class Uncertainty:
         return uncertainty_by_outcome(
             self.to_dataframe().assign(hallucinated=list(hallucinated)), self.auc(hallucinated)
         )
+
+    def _shown(self) -> Shown:
+        words = (
+            f"Uncertainty of the answers to {len(self.answers)} questions, {len(self.samples[0])} "
+            "samples each. With labels, .auc(hallucinated) and .plot(hallucinated) say how well it "
+            "foretells hallucination."
+        )
+        return Shown(words, (self.to_dataframe(),))
 
 
 def uncertainty(

@@ -9,20 +9,25 @@ that a busy expert counts for none of them.
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from scipy.stats import binomtest, spearmanr
 
+from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.experts.effects import ExpertEffects
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 _KEY = ["layer", "target", "expert"]
 _COLUMNS = (*_KEY, "task", "load")
 
 
 @dataclass(frozen=True, eq=False)
-class RoutingAgreement:
+class RoutingAgreement(Displayed):
     """See the module's text.
 
     Attributes:
@@ -48,8 +53,20 @@ class RoutingAgreement:
         """The table."""
         return self.table
 
-    def _repr_html_(self) -> str:
-        return self.table.head(10).to_html(index=False, float_format="%.3g")
+    def plot(self) -> "go.Figure":
+        """Effect on the task that an expert affects most, against load from that routed most."""
+        from interp.report.agreement import agreement_figure
+
+        return agreement_figure(self.table)
+
+    def _shown(self) -> Shown:
+        words = (
+            f"{self.n} experts affect some task significantly; {self.share:.0%} of them affect "
+            "most the task that is routed to them most, "
+            f"by chance {self.chance:.0%} (p = {self.p_value:.3g}). "
+            f"Spearman of load and effect {self.spearman:.2f} (p = {self.spearman_p:.3g})."
+        )
+        return Shown(words, (self.table,), self.plot)
 
 
 def routing_agreement(

@@ -23,6 +23,7 @@ from jaxtyping import Float
 from scipy.stats import false_discovery_control
 from torch import Tensor
 
+from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.experts.answer_runs import answer_batches
 from interp.experts.effect_runs import EffectRuns, most_promising
@@ -45,7 +46,7 @@ _LOSS = "loss (nats per answer token)"
 
 
 @dataclass(frozen=True, eq=False)
-class ExpertEffects:
+class ExpertEffects(Displayed):
     """Effects of each expert on each example of each task; see the module's text.
 
     Attributes:
@@ -137,8 +138,13 @@ class ExpertEffects:
 
         return effects_figure(self, top=top) if task is None else self.of(task).plot(title=task)
 
-    def _repr_html_(self) -> str:
-        return self.to_dataframe().head(10).to_html(index=False, float_format="%.3g")
+    def _shown(self) -> Shown:
+        words = (
+            f"Effects of experts on {len(self.tasks)} tasks ({self.loss.method}, "
+            f"{self.loss.source}): change of loss in nats per answer token. Positive: the expert "
+            "was of use."
+        )
+        return Shown(words, (self.to_dataframe(),), self.plot)
 
 
 def expert_effects(

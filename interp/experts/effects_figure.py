@@ -37,5 +37,6 @@ def effects_figure(effects: "ExpertEffects", *, top: int = 30) -> go.Figure:
         template=LOOK,
         title={"text": title},
         height=max(260, 22 * len(rows) + 150),
-        yaxis={"autorange": "reversed"},
+        xaxis={"title": "task", "showgrid": False},
+        yaxis={"title": "projection, expert", "autorange": "reversed", "showgrid": False},
     )

@@ -25,6 +25,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import false_discovery_control, permutation_test
 
+from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.experts.head_contributions import ExpertContributions, contributions_at
 from interp.experts.head_slices import HeadSlice, Part, slices_of
@@ -49,7 +50,7 @@ PLACES: dict[Site, dict[Part, Where]] = {
 
 
 @dataclass(frozen=True, eq=False)
-class ExpertFeeding:
+class ExpertFeeding(Displayed):
     """See the module's text.
 
     Attributes:
@@ -85,9 +86,11 @@ class ExpertFeeding:
 
         return feeding_figure(self, count)
 
-    def _repr_html_(self) -> str:
-        both = (self.adapter, self.experts.head(10))
-        return "".join(one.to_html(index=False, float_format="%.3g") for one in both)
+    def _shown(self) -> Shown:
+        words = (
+            f"What experts add to {len(self.heads)} heads, beside random heads of the same layers."
+        )
+        return Shown(words, (self.adapter, self.experts), self.plot)
 
 
 def experts_feeding(

@@ -26,6 +26,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.experts.head_slices import AdaptedPart, Part, adapted_parts, group_size
 from interp.experts.prompt_columns import PromptColumns, Where, prompt_columns
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class ExpertContributions:
+class ExpertContributions(Displayed):
     """Per prompt, over the chosen tokens; see the module's text. NaN: no such expert.
 
     Attributes:
@@ -144,8 +145,12 @@ class ExpertContributions:
 
         return contribution_figure(self, expert)
 
-    def _repr_html_(self) -> str:
-        return self.to_dataframe().head(10).to_html(index=False, float_format="%.3g")
+    def _shown(self) -> Shown:
+        words = (
+            f"What each expert adds to the heads' {self.component} at {self.at}, "
+            f"{len(self.groups)} prompts."
+        )
+        return Shown(words, (self.to_dataframe(),), self.plot)
 
 
 def expert_contributions(

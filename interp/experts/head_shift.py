@@ -20,6 +20,7 @@ import pandas as pd
 from jaxtyping import Float
 from scipy.stats import bootstrap, hypergeom, pearsonr, rankdata
 
+from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.heads.effects import HeadEffects
 from interp.heads.headset import HeadSet
@@ -34,7 +35,7 @@ HALVES = 100
 
 
 @dataclass(frozen=True, eq=False)
-class HeadComparison:
+class HeadComparison(Displayed):
     """Effects of the same heads before and after; see the module's text.
 
     Attributes:
@@ -203,8 +204,16 @@ class HeadComparison:
 
         return shift_figure(self, heads)
 
-    def _repr_html_(self) -> str:
-        return self.to_dataframe().head(10).to_html(index=False, float_format="%.3g")
+    def _shown(self) -> Shown:
+        found = self.to_dict()
+        (value, low, high), (same, same_low, same_high) = found["spearman"], found["jaccard"]
+        words = (
+            f"Effects of {self.n_heads} heads before and after: Spearman {value:.2f} [{low:.2f}, "
+            f"{high:.2f}]; overlap of the top {self.top_k} {same:.2f} [{same_low:.2f}, "
+            f"{same_high:.2f}], by chance {found['chance_jaccard']:.2f}; "
+            f"{found['changed_at_fdr_0.05']} heads changed with q ≤ 0.05."
+        )
+        return Shown(words, (self.to_dataframe(),), self.plot)
 
 
 def compare_heads(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.experts.measures import dead_experts, domain_specialization, load_cv, load_share
 from interp.experts.tables import Sizes, Tables
@@ -33,7 +34,7 @@ class Projection:
 
 
 @dataclass(frozen=True, eq=False)
-class RoutingRecords:
+class RoutingRecords(Displayed):
     """Routing of a corpus, in counts and moments.
 
     Attributes:
@@ -152,12 +153,15 @@ class RoutingRecords:
             raise UserError(f"unknown figure {what!r}; known: {', '.join(figures)}")
         return figures[what](self, **options)
 
-    def _repr_html_(self) -> str:
-        head = (
-            f"<p>{self.n_tokens:,} tokens, {len(self.tasks)} tasks, "
-            f"{len(self.projections)} projections</p>"
+    def _shown(self) -> Shown:
+        words = (
+            f"{self.n_tokens:,} tokens, {len(self.tasks)} tasks, {len(self.projections)} "
+            "projections. Loads are times the number of experts: 1 is an even share."
         )
-        return head + self.by_projection().to_html(index=False, float_format="%.3g")
+        return Shown(words, (self.by_projection(),), self._key_figure)
+
+    def _key_figure(self) -> "go.Figure":
+        return self.plot(target=self.projections[0].target)
 
     def save(self, path: str | Path) -> Path:
         """Write a safetensors file; a reader sees the old file or the new one."""

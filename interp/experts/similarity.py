@@ -24,6 +24,7 @@ from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.experts.observe import active_in, experts_of
 from interp.experts.records import Projection
@@ -38,7 +39,7 @@ COLUMNS = ("layer", "target", "expert", "other", "cosine", "cka", "cka_chance")
 
 
 @dataclass(frozen=True, eq=False)
-class OutputSimilarity:
+class OutputSimilarity(Displayed):
     """How alike every two experts of every projection are, on ``n`` tokens.
 
     Attributes:
@@ -70,8 +71,9 @@ class OutputSimilarity:
 
         return similarity_figure(self, **options)
 
-    def _repr_html_(self) -> str:
-        return self.by_projection().to_html(index=False, float_format="%.3g")
+    def _shown(self) -> Shown:
+        words = f"How alike two experts' outputs are, on {self.n:,} tokens; means over pairs."
+        return Shown(words, (self.by_projection(),), self.plot)
 
 
 class OutputMoments:

@@ -14,7 +14,7 @@ With the columns of one head in one expert's output set to zero at every positio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.experts.head_slices import (
     NOTHING,
@@ -38,9 +39,12 @@ from interp.patching.significance import MINIMUM_GROUPS, EffectStatistics, effec
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import Premises, QuestionKind
 
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
 
 @dataclass(frozen=True, eq=False)
-class SliceEffects:
+class SliceEffects(Displayed):
     """Effect of taking out each slice alone, per prompt, in logits; see the module's text.
 
     Attributes:
@@ -90,8 +94,22 @@ class SliceEffects:
         order = frame["effect"].abs().sort_values(ascending=False, kind="stable").index
         return frame.loc[order].reset_index(drop=True)
 
-    def _repr_html_(self) -> str:
-        return self.to_dataframe().head(10).to_html(index=False, float_format="%.3g")
+    def plot(self, count: int = 20) -> "go.Figure":
+        """The ``count`` largest effects with their intervals."""
+        from interp.report.dots import dot_figure
+
+        rows = self.to_dataframe().head(count)
+        return dot_figure(
+            rows["slice"], rows["effect"], low=rows["ci_low"], high=rows["ci_high"], line=0.0,
+            title="effect on the logit difference (logits)",
+        )  # fmt: skip
+
+    def _shown(self) -> Shown:
+        words = (
+            f"Effect on the logit difference of taking out each of {len(self.slices)} expert parts "
+            f"alone, {len(self.full)} prompts, in logits."
+        )
+        return Shown(words, (self.to_dataframe(),), self.plot)
 
 
 def slice_effects(

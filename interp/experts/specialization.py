@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import pandas as pd
 
+from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.experts.by_expert import expert_table
 from interp.experts.intervals import jackknife, q_values
@@ -30,7 +31,7 @@ TOKEN_DRAWS = 199
 
 
 @dataclass(frozen=True, eq=False)
-class Specialization:
+class Specialization(Displayed):
     """Every measure of every projection, and every expert's share of every task.
 
     Attributes:
@@ -74,8 +75,9 @@ class Specialization:
 
         return measure_figure(self, measure, **options)
 
-    def _repr_html_(self) -> str:
-        return self.summary().to_html(index=False, float_format="%.3g")
+    def _shown(self) -> Shown:
+        words = "Measures of specialization, means over projections, beside their nulls."
+        return Shown(words, (self.summary(),), self.plot)
 
     def save(self, folder: str | Path) -> Path:
         """Write ``specialization.csv`` and ``routing.csv`` into a directory."""

@@ -10,11 +10,12 @@ chosen head's group lose theirs too.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.evaluation.preference import Preference
 from interp.experts.head_slices import (
@@ -38,12 +39,15 @@ from interp.patching.sweep import check_units
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import Premises, QuestionKind
 
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
 RANDOM_SETS = 20
 _NO_ADAPTER, _FULL, _WITHOUT, _RANDOM = 0, 1, 2, 3
 
 
 @dataclass(frozen=True, eq=False)
-class AdapterGain:
+class AdapterGain(Displayed):
     """The adapter's gain, whole, without its part in the heads, and without random parts.
 
     Attributes:
@@ -102,8 +106,32 @@ class AdapterGain:
             ]
         )
 
-    def _repr_html_(self) -> str:
-        return self.to_dataframe().to_html(index=False, float_format="%.3g")
+    def plot(self) -> "go.Figure":
+        """Preference accuracy without the adapter, with it, and without its part in the heads."""
+        from interp.report.dots import dot_figure
+
+        content = self.to_dict()["accuracy"]
+        names = {
+            "without_adapter": "no adapter",
+            "with_adapter": "adapter",
+            "without_heads": "adapter, not in these heads",
+            "gain": "gain of the adapter",
+            "lost": "lost without these heads",
+        }
+        values = {text: content[key] for key, text in names.items()}
+        if "random_lost" in content:
+            mean, p95 = content["random_lost"]["mean"], content["random_lost"]["p95"]
+            values["lost without random heads (to 95 %)"] = [mean, mean, p95]
+        mean, low, high = zip(*values.values(), strict=True)
+        title = "preference accuracy, or its change"
+        return dot_figure(list(values), mean, low=low, high=high, line=0.0, title=title)
+
+    def _shown(self) -> Shown:
+        words = (
+            f"The adapter's gain, and what is lost without its part in {len(self.heads)} heads "
+            f"({', '.join(self.components)}); {len(self.runs.subjects)} prompts."
+        )
+        return Shown(words, (self.to_dataframe(),), self.plot)
 
 
 def adapter_gain(

@@ -1,5 +1,6 @@
 """Effects of heads, their significance, and the sets chosen from them."""
 
+from interp.heads.by_layer import effects_by_layer
 from interp.heads.effects import HeadEffects, Method, agreement, load_effects, save_effects
 from interp.heads.headset import Head, HeadSet, Site, as_head_set
 from interp.heads.locate import locate_heads
@@ -18,6 +19,7 @@ __all__ = [
     "agreement",
     "as_head_set",
     "count_of_fraction",
+    "effects_by_layer",
     "head_statistics",
     "load_effects",
     "locate_heads",

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.heads.headset import Head, HeadSet, Site, check_site
 from interp.heads.significance import HeadStatistics, head_statistics
@@ -34,7 +35,7 @@ VOTE_THRESHOLD = 0.1
 
 
 @dataclass(frozen=True)
-class HeadEffects:
+class HeadEffects(Displayed):
     """Effect of editing each head alone, per prompt.
 
     Attributes:
@@ -124,14 +125,31 @@ class HeadEffects:
         )
         return frame.sort_values("rank", ignore_index=True)
 
-    def plot(self, selected: HeadSet | None = None) -> "go.Figure":
-        """Heat map of the mean effects, layer × head."""
-        from interp.report.figures import head_heatmap
+    def plot(self, selected: HeadSet | None = None, *, by: str = "head") -> "go.Figure":
+        """Heat map of the mean effects, layer × head; or by layer, their sums with intervals.
 
-        return head_heatmap(self.to_dataframe(selected), site=self.site)
+        ``selected`` heads are framed in the heat map. Raises UserError for another ``by``.
+        """
+        if by == "head":
+            from interp.report.figures import head_heatmap
 
-    def _repr_html_(self) -> str:
-        return self.to_dataframe().head(10).to_html(index=False, float_format="%.3g")
+            return head_heatmap(self.to_dataframe(selected), site=self.site)
+        if by == "layer":
+            from interp.heads.by_layer import effects_by_layer
+            from interp.report.layers import layer_effects
+
+            return layer_effects(effects_by_layer(self))
+        raise UserError(f"unknown kind of figure {by!r}; known: head, layer")
+
+    def _shown(self) -> Shown:
+        significant = int((self.statistics.q_value <= 0.05).sum())
+        words = (
+            f"Effects of {self.values[0].numel()} heads (site {self.site}, {self.method}, source "
+            f"{self.source}) on {len(self.values)} prompts about {len(set(self.subjects))} "
+            f"subjects, in logits; {significant} heads with q ≤ 0.05. Positive: the answer gets "
+            "better without the head's part."
+        )
+        return Shown(words, (self.to_dataframe().drop(columns=["site", "selected"]),), self.plot)
 
     def take(self, prompts: Sequence[int]) -> "HeadEffects":
         """The effects on some of the prompts."""

@@ -4,9 +4,15 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
+import pandas as pd
+
+from interp.display import Displayed, Shown
 from interp.errors import UserError
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 Head = tuple[int, int]
 """(layer, head), both counted from zero."""
@@ -22,7 +28,7 @@ def check_site(site: str) -> None:
 
 
 @dataclass(frozen=True)
-class HeadSet:
+class HeadSet(Displayed):
     """Heads, their site, and how they were chosen.
 
     Iterates as (layer, head) tuples; equal to another set of the same heads and site.
@@ -68,6 +74,19 @@ class HeadSet:
             raise UserError(
                 f"{path} is not a head set ({error}): write one with .save()"
             ) from error
+
+    def plot(self) -> "go.Figure":
+        """The heads as squares, layer × head."""
+        from interp.report.heatmap import chosen_heads
+
+        return chosen_heads(self)
+
+    def _shown(self) -> Shown:
+        table = pd.DataFrame(list(self.heads), columns=["layer", "head"])
+        count = f"{len(self)} head{'' if len(self) == 1 else 's'}"
+        return Shown(
+            f"{count}, site {self.site}, chosen by: {self.chosen_by}.", (table,), self.plot
+        )
 
 
 def as_head_set(heads: "HeadSet | Iterable[Head]", site: Site | None = None) -> HeadSet:

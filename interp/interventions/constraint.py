@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.heads.headset import HeadSet, Site
 from interp.heads.sources import Source, premise_edit
@@ -50,7 +51,7 @@ def check_mode(site: Site, mode: str) -> None:
 
 
 @dataclass(frozen=True)
-class Constraint:
+class Constraint(Displayed):
     """Heads, and what is done to them at the false object.
 
     Attributes:
@@ -98,3 +99,9 @@ class Constraint:
             model, encoded, kind, site=self.site, source=_SOURCES[self.mode],
             factor=self.factor, mean=mean,
         )  # fmt: skip
+
+    def _shown(self) -> Shown:
+        # Imported here because that module imports this one.
+        from interp.interventions.intervention import Intervention
+
+        return Intervention.of(self)._shown()

@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.interventions.projections import find_projection, projections_of
 
@@ -42,7 +43,7 @@ _EXPERTS_EACH: dict[ExpertMode, tuple[int, str]] = {"force": (1, "one expert"), 
 
 
 @dataclass(frozen=True)
-class ExpertConstraint:
+class ExpertConstraint(Displayed):
     """Experts, and what is done to their gates; see the module's text.
 
     Attributes:
@@ -138,6 +139,12 @@ class ExpertConstraint:
                 continue
             return f"{what} would be constrained twice: {self.name!r} and {other.name!r}"
         return None
+
+    def _shown(self) -> Shown:
+        # Imported here because that module imports this one.
+        from interp.interventions.intervention import Intervention
+
+        return Intervention.of(self)._shown()
 
 
 def check_expert_mode(mode: str) -> None:

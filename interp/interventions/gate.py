@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
+from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.patching.batch import Span
 
@@ -18,7 +19,7 @@ Gate = Literal["oracle", "probe"]
 
 
 @dataclass(frozen=True)
-class Detection:
+class Detection(Displayed):
     """What a detector says about one question.
 
     Attributes:
@@ -45,6 +46,14 @@ class Detection:
             span = getattr(self, name)
             if span is not None and not 0 <= span[0] < span[1]:
                 raise UserError(f"{name} [{span[0]}, {span[1]}) is no span")
+
+    def _shown(self) -> Shown:
+        verdict = "A false premise" if self.fired else "No false premise found"
+        words = f"{verdict}; probability {self.probability:.2f}."
+        if self.char_span is not None and self.token_span is not None:
+            (start, end), (first, last) = self.char_span, self.token_span
+            words += f" Characters {start} to {end} of the question, tokens {first} to {last}."
+        return Shown(words)
 
 
 @runtime_checkable

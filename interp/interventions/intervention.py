@@ -13,10 +13,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pandas as pd
 
+from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.heads.headset import Head, HeadSet, Site, as_head_set
 from interp.interventions.constraint import Constraint, Mode
@@ -24,12 +25,15 @@ from interp.interventions.experts import ExpertConstraint
 from interp.interventions.gate import Gate, check_gate
 from interp.patching.sweep import check_units
 
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
 Part = Constraint | ExpertConstraint
 AnyPart = TypeVar("AnyPart", Constraint, ExpertConstraint)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Intervention:
+class Intervention(Displayed):
     """Constraints that hold together; see the module's text.
 
     Equal to another one that does the same, in whatever order its parts were given.
@@ -152,8 +156,15 @@ class Intervention:
             ]  # fmt: skip
         return pd.DataFrame(rows, columns=["kind", "where", "number", "action", "place"])
 
-    def _repr_html_(self) -> str:
-        return self.to_dataframe().to_html(index=False)
+    def plot(self) -> "go.Figure":
+        """The constrained heads as squares, layer × head. Raises UserError where there are none."""
+        from interp.report.heatmap import chosen_heads
+
+        return chosen_heads(dict.fromkeys(head for part in self.heads for head in part.heads))
+
+    def _shown(self) -> Shown:
+        figure = self.plot if self.heads else None
+        return Shown(f"{self.name}; gate {self.gate}.", (self.to_dataframe(),), figure)
 
     def check(self, model: Any) -> "Intervention":
         """The same with the model's own names of projections.

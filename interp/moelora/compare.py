@@ -23,6 +23,7 @@ from interp.moelora.pretrained import load_pretrained
 from interp.moelora.training import TrainingSettings
 from interp.report.comparison_page import render_comparison
 from interp.runs.identity import claim_run
+from interp.runs.manifest import read_manifest
 from interp.runs.moelora import load_data, metrics_of, plain_settings, train_moelora
 from interp.runs.store import (
     read_json,
@@ -83,6 +84,8 @@ def compare_moelora(
             train_moelora(one, folder, device=device, progress=progress)
             finished.append(read_finished(folder, method, seed))
     content = {**compare(finished), "base": base, "settings": identity}
+    first = f"{settings.methods[0]}-seed{settings.seeds[0]}"
+    content["manifest"] = read_manifest(run / "runs" / first)
     content["parameters_differ_by"] = parameter_spread(finished)
     if content["parameters_differ_by"] > UNEQUAL:
         logger.warning(

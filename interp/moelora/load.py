@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from interp.errors import UserError
+from interp.models.quiet import quiet_libraries
 from interp.moelora.layer import MoELoRALinear
 from interp.moelora.peft_type import MOELORA
 
@@ -44,9 +45,10 @@ def load_adapter(
             model = hf_model
             model.load_adapter(str(folder), adapter_name, is_trainable=is_trainable)
         else:
-            model = PeftModel.from_pretrained(
-                hf_model, str(folder), adapter_name=adapter_name, is_trainable=is_trainable
-            )
+            with quiet_libraries():
+                model = PeftModel.from_pretrained(
+                    hf_model, str(folder), adapter_name=adapter_name, is_trainable=is_trainable
+                )
     except (RuntimeError, ValueError, TypeError, KeyError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"cannot load the adapter in {folder}: {first}") from error

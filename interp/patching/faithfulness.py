@@ -28,6 +28,7 @@ from scipy.integrate import trapezoid
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.patching.alignment import align
 from interp.patching.batch import TokenBatch
@@ -45,7 +46,7 @@ PROPORTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 
 @dataclass(frozen=True, eq=False)
-class Faithfulness:
+class Faithfulness(Displayed):
     """A faithfulness curve; see the module's text.
 
     Attributes:
@@ -153,6 +154,15 @@ class Faithfulness:
         drawn = area(self.proportions, self._curve(self.circuit, self._draws()))
         low, high = np.percentile(drawn, _tails())
         return float(area(self.proportions, self.curve[None])[0]), float(low), float(high)
+
+    def _shown(self) -> Shown:
+        (cpr, cpr_low, cpr_high), (cmd, cmd_low, cmd_high) = self.cpr, self.cmd
+        words = (
+            f"Faithfulness of circuits on {len(self.clean)} prompts: CPR {cpr:.3f} [{cpr_low:.3f}, "
+            f"{cpr_high:.3f}], CMD {cmd:.3f} [{cmd_low:.3f}, {cmd_high:.3f}]; {len(self.random)} "
+            "random orders."
+        )
+        return Shown(words, (self.to_dataframe(),), self.plot)
 
 
 def _tails() -> list[float]:

@@ -26,6 +26,7 @@ from jaxtyping import Float
 from scipy.stats import pearsonr, spearmanr
 from torch import Tensor
 
+from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.patching.result_file import read_tensors, write_tensors
 from interp.patching.significance import (
@@ -50,7 +51,7 @@ _KEPT = (*_TEXTS, "axes", "labels", "groups", "templates", "seed", "resolution",
 
 
 @dataclass(frozen=True, eq=False)
-class PatchingResult:
+class PatchingResult(Displayed):
     """Effects of patching each unit alone, per prompt (see the module's text).
 
     Attributes:
@@ -335,8 +336,16 @@ class PatchingResult:
 
         return result_figure(self, **options)
 
-    def _repr_html_(self) -> str:
-        return self.to_dataframe().head(10).to_html(index=False, float_format="%.3g")
+    def _shown(self) -> Shown:
+        units = " × ".join(
+            f"{n} {axis}s" for n, axis in zip(self.shape, self.axes[1:], strict=True)
+        )
+        words = (
+            f"Effects of patching {self.component} ({self.method}, source {self.source}) on "
+            f"{self.metric}: {units}, {len(self)} prompts. Positive: the metric rises from the "
+            "corrupted run."
+        )
+        return Shown(words, (self.to_dataframe(),), self.plot)
 
     def save(self, path: str | Path) -> Path:
         """Write the result to a safetensors file: a reader sees the old file or the new one."""

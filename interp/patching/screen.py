@@ -10,7 +10,7 @@ small so that they nearly do (halves of random models missed the largest one tim
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from scipy.stats import pearsonr, spearmanr
 from scipy.stats import t as student
 from torch import Tensor
 
+from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.patching.alignment import Positions, align
 from interp.patching.batch import TokenBatch
@@ -28,9 +29,12 @@ from interp.patching.patch import patch
 from interp.patching.result import PatchingResult
 from interp.patching.sweep import Unit, sweep_sets
 
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
 
 @dataclass(frozen=True)
-class Screening:
+class Screening(Displayed):
     """What a screening found.
 
     Attributes:
@@ -54,6 +58,22 @@ class Screening:
     def largest_missed(self) -> float:
         """No unverified unit's effect is larger, at the confidence and as far as effects add."""
         return float(np.nanmax(self.bound)) if np.isfinite(self.bound).any() else 0.0
+
+    def plot(self) -> "go.Figure":
+        """The exact effect of every verified unit against its estimate."""
+        from interp.report.patching import screening_figure
+
+        return screening_figure(self)
+
+    def _shown(self) -> Shown:
+        verified = self.verified.to_dataframe().dropna(subset=["effect"])
+        words = (
+            f"{len(verified)} units verified exactly; Pearson {self.pearson:.2f}, Spearman "
+            f"{self.spearman:.2f} with the estimate. No unverified unit's effect is larger than "
+            f"{self.largest_missed:.3g}, at confidence {self.confidence:g} and as far as effects "
+            "add."
+        )
+        return Shown(words, (verified,), self.plot)
 
 
 def screen(

@@ -14,15 +14,20 @@ Two sets of k units overlap by their Jaccard index, |A ∩ B| / |A ∪ B|.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 from scipy.stats import hypergeom
 
+from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.patching.result import By, Coordinates, PatchingResult, check_order
 from interp.patching.significance import CONFIDENCE, group_means
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 DEFAULT_RESAMPLES = 500
 Interval = tuple[float, float, float]
@@ -30,7 +35,7 @@ Interval = tuple[float, float, float]
 
 
 @dataclass(frozen=True, eq=False)
-class Stability:
+class Stability(Displayed):
     """How stable the top ``k`` of ``n_units`` is; see the module's text.
 
     Attributes:
@@ -60,6 +65,29 @@ class Stability:
             if self.frequency[unit] > 0
         ]
         return pd.DataFrame(rows, columns=[*self.axes, "frequency"])
+
+    def plot(self, count: int = 20) -> "go.Figure":
+        """How often each of the ``count`` most frequent units is in the top k."""
+        from interp.report.dots import dot_figure
+
+        rows = self.to_dataframe().head(count)
+        names = [
+            ", ".join(f"{axis} {place}" for axis, place in zip(self.axes, row, strict=True))
+            for row in rows[list(self.axes)].itertuples(index=False)
+        ]
+        title = f"share of resamples in which it is among the top {self.k}"
+        return dot_figure(names, rows["frequency"], title=title, span=(0.0, 1.0))
+
+    def _shown(self) -> Shown:
+        value, low, high = self.overlap
+        words = (
+            f"Top {self.k} of {self.n_units} units across resamples: mean overlap {value:.2f} "
+            f"[{low:.2f}, {high:.2f}], by chance {self.chance:.2f}."
+        )
+        if self.between_templates is not None:
+            value, low, high = self.between_templates
+            words += f" Between templates {value:.2f} [{low:.2f}, {high:.2f}]."
+        return Shown(words, (self.to_dataframe(),), self.plot)
 
 
 def jaccard(a: set[int], b: set[int]) -> float:

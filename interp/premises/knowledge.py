@@ -11,12 +11,13 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
+from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.generation import generate_tokens
 from interp.models import render_chat
@@ -25,6 +26,9 @@ from interp.patching.forward import device_of, tail_logits
 from interp.premises.encode import answer_tokens, shared_length, tokenize
 from interp.premises.mentions import names_any
 from interp.premises.questions import Premises
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +48,7 @@ class FactKnowledge:
 
 
 @dataclass(frozen=True)
-class Knowledge:
+class Knowledge(Displayed):
     """The outcome of a knowledge check over all facts of some premises."""
 
     check: KnowledgeCheck
@@ -77,6 +81,18 @@ class Knowledge:
                 "looser check 'answer'"
             )
         return premises.with_facts(fact for fact in premises.facts if fact.subject in known)
+
+    def plot(self, count: int = 10) -> "go.Figure":
+        """How many facts are known, and the ``count`` most frequent answers to the others."""
+        from interp.report.dots import dot_figure
+
+        said = Counter(fact.answer for fact in self.facts if not fact.known).most_common(count)
+        names = ["known", *(f"not known, said {text!r}" for text, _ in said)]
+        counts = [float(number) for number in (self.n_known, *(number for _, number in said))]
+        return dot_figure(names, counts, title="facts")
+
+    def _shown(self) -> Shown:
+        return Shown(f"{self.summary}.", (self.to_dataframe(),), self.plot)
 
 
 @torch.no_grad()

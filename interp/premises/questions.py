@@ -17,6 +17,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
+import pandas as pd
+
+from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.premises.mentions import names
 from interp.premises.registry import load_relation
@@ -30,6 +33,8 @@ QuestionKind = Literal["false", "twin", "masked"]
 
 Part = Literal["all", "search", "held_out"]
 """Which part of a split these premises are."""
+
+_SHOWN_QUESTIONS = 6
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Premises:
+class Premises(Displayed):
     """Facts and templates of one relation: every fact through every template.
 
     `seed` decides the false objects. Raises `UserError` when there is no fact or no template, a
@@ -178,6 +183,26 @@ class Premises:
         from interp.premises.split import split_premises
 
         return split_premises(self, seed=seed, fraction=fraction, templates=templates)
+
+    def _shown(self) -> Shown:
+        words = (
+            f"{len(self.facts)} facts of {self.relation.name!r} × {len(self.templates)} templates "
+            f"= {len(self)} questions; part: {self.part}."
+        )
+        # One question a fact: the templates take turns.
+        asked = self.questions()
+        chosen = [
+            asked[row * len(self.templates) + row % len(self.templates)]
+            for row in range(min(len(self.facts), _SHOWN_QUESTIONS))
+        ]
+        table = pd.DataFrame(
+            {
+                "false premise": [self.fill(one, "false").text for one in chosen],
+                "true object": [one.true_object for one in chosen],
+                "template": [one.template for one in chosen],
+            }
+        )
+        return Shown(words, (table,))
 
 
 def load_premises(name_or_path: str | Path, *, seed: int = 0, limit: int | None = None) -> Premises:

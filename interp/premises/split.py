@@ -7,12 +7,15 @@ templates, with false objects drawn among the other subjects' objects only.
 import hashlib
 from dataclasses import dataclass, replace
 
+import pandas as pd
+
+from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.premises.questions import Premises
 
 
 @dataclass(frozen=True)
-class Split:
+class Split(Displayed):
     """Two sets of premises; `UserError` when they share a subject or a template."""
 
     search: Premises
@@ -25,6 +28,14 @@ class Split:
         ):
             if shared := sorted(set(ours) & set(theirs)):
                 raise UserError(f"search and held-out premises share the {what} {shared[0]!r}")
+
+    def _shown(self) -> Shown:
+        rows = [
+            (name, len(part.facts), ", ".join(part.templates), len(part))
+            for name, part in (("search", self.search), ("held out", self.held_out))
+        ]
+        table = pd.DataFrame(rows, columns=["part", "facts", "templates", "questions"])
+        return Shown("Two parts that share no subject and no template.", (table,))
 
 
 def split_premises(

@@ -10,7 +10,7 @@ from interp.moelora.comparison import REFERENCE
 from interp.moelora.scoring import MEAN
 from interp.report.comparison_figures import accuracy_figure, curve_figure
 from interp.report.measures import MISSING
-from interp.report.page import PlacedFigure, render_page
+from interp.report.page import PlacedFigure, manifest_rows, render_page
 
 CURVES = (
     ("language_loss", "loss per answer token (nats)", None, "What is trained: the answers' loss."),
@@ -47,6 +47,7 @@ def render_comparison(content: Mapping[str, Any], losses: pd.DataFrame) -> str:
         ),
         curves=_curves(losses),
         settings=_settings_rows(content["settings"]),
+        manifest=manifest_rows(content.get("manifest", {})),
     )
 
 

@@ -9,16 +9,23 @@ import plotly.graph_objects as go
 from interp.errors import UserError
 from interp.heads.headset import HeadSet
 from interp.patching.significance import group_means
-from interp.report.look import BASELINE, CONSTRAINED_BAR, FAINT_INK, INK, LOOK, MUTED, label
+from interp.report.look import (
+    BASELINE,
+    CONSTRAINED_BAR,
+    FAINT_INK,
+    INK,
+    LOOK,
+    MUTED,
+    SEQUENTIAL,
+    STRIPES,
+    label,
+)
 from interp.report.tables import where
 
 if TYPE_CHECKING:
     from interp.experts.feeding import ExpertFeeding
     from interp.experts.head_contributions import ExpertContributions
     from interp.experts.head_shift import HeadComparison
-
-PART: tuple[tuple[float, str], ...] = ((0.0, "#fbfaf8"), (0.5, "#d98128"), (1.0, "#7d3a04"))
-"""From nothing to much; parts have no sign."""
 
 
 def contribution_figure(
@@ -49,7 +56,7 @@ def contribution_figure(
         y=list(range(layers)),
         z=[[None if np.isnan(cell) else float(cell) for cell in row] for row in shown],
         text=hover,
-        colorscale=[list(stop) for stop in PART],
+        colorscale=[list(stop) for stop in SEQUENTIAL],
         zmin=0.0,
         xgap=1,
         ygap=1,
@@ -93,15 +100,15 @@ def feeding_figure(feeding: "ExpertFeeding", count: int = 20) -> go.Figure:
         f"{one.component} {one.layer} expert {one.expert}" for one in rows.itertuples(index=False)
     ]
     figure = go.Figure()
-    for column, name, colour in (
-        ("relative_norm", "chosen heads", CONSTRAINED_BAR),
-        ("others", "other heads of the layer", BASELINE),
+    for column, name, colour, pattern in (
+        ("relative_norm", "chosen heads", CONSTRAINED_BAR, "/"),
+        ("others", "other heads of the layer", BASELINE, ""),
     ):
         figure.add_bar(
             x=names,
             y=rows[column].tolist(),
             name=name,
-            marker={"color": colour},
+            marker={"color": colour, "pattern": {"shape": pattern, **STRIPES}},
             customdata=rows[["gate", "p_value", "q_value"]].to_numpy(dtype=float).tolist(),
             hovertemplate=(
                 "%{x}<br>part %{y:.4f}, gate %{customdata[0]:.2f}<br>"
@@ -112,7 +119,7 @@ def feeding_figure(feeding: "ExpertFeeding", count: int = 20) -> go.Figure:
         template=LOOK, height=420, barmode="group", legend={"y": 1.02, "yanchor": "bottom"}
     )
     figure.update_xaxes(title_text="component, layer, expert", showgrid=False)
-    return figure.update_yaxes(title_text="part of the head's norm")
+    return figure.update_yaxes(title_text="part of the head's norm (share)")
 
 
 def shift_figure(comparison: "HeadComparison", heads: HeadSet | None = None) -> go.Figure:

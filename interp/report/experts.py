@@ -205,6 +205,7 @@ def similarity_figure(similarity: "OutputSimilarity", *, title: str | None = Non
                 y=[None if np.isnan(one) else float(one) for one in part[column]],
                 mode="lines" if chance else "lines+markers",
                 name=label(f"{target}, {names[column]}"),
+                marker={"symbol": SYMBOLS[colour % len(SYMBOLS)], "size": 6},
                 line={
                     "color": MUTED if chance else CATEGORIES[colour % len(CATEGORIES)],
                     "width": 1.2 if chance else 2,

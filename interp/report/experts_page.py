@@ -1,6 +1,6 @@
 """The page of an analysis of experts: one HTML file that needs nothing else, as a run's report."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from interp.report.experts import (
     similarity_figure,
 )
 from interp.report.measures import MISSING
-from interp.report.page import PlacedFigure, render_page
+from interp.report.page import PlacedFigure, manifest_rows, render_page
 from interp.report.tables import where
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Analysis:
 
     Attributes:
         content: of measures.json.
-        settings: what the run was asked for, as rows of name and text.
+        manifest: of manifest.json, with what the run was asked for.
     """
 
     title: str
@@ -57,7 +57,7 @@ class Analysis:
     similarity: "OutputSimilarity"
     content: Mapping[str, Any]
     effects: EffectsPart
-    settings: Sequence[tuple[str, str]]
+    manifest: Mapping[str, Any]
 
 
 def render_analysis(analysis: Analysis) -> str:
@@ -83,7 +83,7 @@ def render_analysis(analysis: Analysis) -> str:
             )
         ],
         sampled=f"{analysis.similarity.n:,}",
-        settings=list(analysis.settings),
+        manifest=manifest_rows(analysis.manifest),
     )
 
 

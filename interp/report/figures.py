@@ -49,7 +49,8 @@ def layer_profile(
 ) -> go.Figure:
     """Sum of the effects of each layer's significant heads, positive and negative apart.
 
-    `heads` as in `heads.csv`. Diamonds are the selected heads, one by one.
+    `heads` as in `heads.csv`. Diamonds are the selected heads, one by one, with their intervals;
+    a sum's interval takes the effects by prompt (`HeadEffects.plot(by="layer")`).
     """
     rows = rows_of_site(heads, site)
     layers = list(range(int(rows["layer"].max()) + 1))
@@ -73,14 +74,16 @@ def layer_profile(
         y=chosen["effect"].tolist(),
         mode="markers",
         name="selected head",
-        customdata=chosen["head"].tolist(),
+        error_y={**_whiskers(chosen, "effect", "ci_low", "ci_high"), "color": FAINT_INK},
+        customdata=chosen[["head", "ci_low", "ci_high"]].to_numpy(dtype=float).tolist(),
         marker={
             "symbol": "diamond",
             "size": 10,
             "color": INK,
             "line": {"color": "#ffffff", "width": 1.5},
         },
-        hovertemplate="layer %{x}, head %{customdata}: %{y:.4g}<extra>selected</extra>",
+        hovertemplate="layer %{x}, head %{customdata[0]:d}: %{y:.4g} "
+        "[%{customdata[1]:.4g}, %{customdata[2]:.4g}]<extra>selected</extra>",
     )
     figure.update_layout(
         template=LOOK, height=380, barmode="relative", bargap=0.25, legend={"y": 1.02, **_ABOVE}
@@ -101,7 +104,8 @@ def gain_cost_curve(settings: pd.DataFrame) -> go.Figure:
 
     `settings` as in `settings.csv`: gain is the rise of preference accuracy on false premises,
     cost the fall of P(true object) on the true-premise twins, both on the search split. Colour
-    tells the mode, marker and dash the site; the intervals are drawn for the chosen setting only.
+    and marker tell the mode, dash and filling the site; the intervals are drawn for the chosen
+    setting only.
     """
     sites, modes = list(settings["site"].unique()), list(settings["mode"].unique())
     figure = go.Figure()
@@ -118,7 +122,7 @@ def gain_cost_curve(settings: pd.DataFrame) -> go.Figure:
             mode="lines+markers",
             name=f"{label(site)}, {label(mode)}",
             line={"color": colour, "width": 2, "dash": dashed},
-            marker={"symbol": SYMBOLS[sites.index(site) % len(SYMBOLS)], "size": 8},
+            marker={"symbol": _symbol(modes.index(mode), filled=sites[0] == site), "size": 8},
             customdata=line[hover].to_numpy(dtype=float).tolist(),
             hovertemplate=(
                 f"<b>{label(site)}, {label(mode)}</b><br>"
@@ -130,10 +134,12 @@ def gain_cost_curve(settings: pd.DataFrame) -> go.Figure:
     _mark_chosen(figure, where(settings, settings["chosen"]))
     figure.update_layout(template=LOOK, height=480, legend={"y": 1.02, **_ABOVE})
     figure.update_xaxes(
-        title_text="cost: fall of P(true object) on twins", zeroline=True, zerolinecolor=MUTED
+        title_text="cost: fall of P(true object) on twins (share)",
+        zeroline=True,
+        zerolinecolor=MUTED,
     )
     figure.update_yaxes(
-        title_text="gain: rise of preference accuracy", zeroline=True, zerolinecolor=MUTED
+        title_text="gain: rise of preference accuracy (share)", zeroline=True, zerolinecolor=MUTED
     )
     return figure
 
@@ -291,6 +297,11 @@ def null_values(null: pd.DataFrame, evaluation: Mapping[str, Any]) -> list[float
         & (null["n_heads"] == count_at(evaluation, "n_heads")),
     )
     return [float(value) for value in rows["preference_accuracy"].dropna()]
+
+
+def _symbol(number: int, *, filled: bool) -> str:
+    name = SYMBOLS[number % len(SYMBOLS)]
+    return name if filled else f"{name}-open"
 
 
 def _whiskers(rows: pd.DataFrame, value: str, low: str, high: str) -> dict[str, Any]:

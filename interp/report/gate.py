@@ -11,7 +11,17 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from interp.report.look import BASELINE, CATEGORIES, CONSTRAINED, INK, LOOK, MUTED, SYMBOLS, label
+from interp.report.look import (
+    BASELINE,
+    CATEGORIES,
+    CONSTRAINED,
+    INK,
+    LOOK,
+    MUTED,
+    STRIPES,
+    SYMBOLS,
+    label,
+)
 from interp.report.tables import where
 
 _PARTS = {"subject": "subject", "object": "false object", "rest": "other tokens"}
@@ -123,12 +133,13 @@ def uncertainty_by_outcome(scores: pd.DataFrame, auc: pd.DataFrame) -> go.Figure
             (False, MUTED, "not hallucinated"),
             (True, CATEGORIES[1], "hallucinated"),
         ):
+            symbol = "diamond" if wrong else "circle"
             figure.add_box(
                 y=scores.loc[scores["hallucinated"] == wrong, name].tolist(),
                 name=shown,
                 legendgroup=shown,
                 showlegend=column == 1,
-                marker={"color": colour, "size": 4},
+                marker={"color": colour, "size": 5, "symbol": symbol},
                 boxpoints="all",
                 jitter=0.4,
                 row=1,
@@ -138,6 +149,32 @@ def uncertainty_by_outcome(scores: pd.DataFrame, auc: pd.DataFrame) -> go.Figure
         figure.update_xaxes(showticklabels=False, row=1, col=column)
     figure.update_layout(template=LOOK, height=400, legend={"y": -0.05, "yanchor": "top"})
     return figure
+
+
+def detections_figure(false: Sequence[float], twin: Sequence[float]) -> go.Figure:
+    """Probabilities of a false premise, of false premises and of twins, as two histograms."""
+    figure = go.Figure()
+    for values, name, colour, pattern in (
+        (twin, "true-premise twins", BASELINE, ""),
+        (false, "false premises", CATEGORIES[1], "/"),
+    ):
+        figure.add_histogram(
+            x=list(values),
+            xbins={"start": 0.0, "end": 1.0001, "size": 0.05},
+            name=name,
+            opacity=0.75,
+            marker={
+                "color": colour,
+                "line": {"color": MUTED, "width": 1},
+                "pattern": {"shape": pattern, **STRIPES},
+            },
+            hovertemplate=f"%{{x}}: %{{y}} {name}<extra></extra>",
+        )
+    figure.update_layout(
+        template=LOOK, height=340, barmode="overlay", legend={"y": 1.02, "yanchor": "bottom"}
+    )
+    figure.update_xaxes(title_text="probability of a false premise", range=[-0.02, 1.02])
+    return figure.update_yaxes(title_text="questions", rangemode="tozero")
 
 
 def removal_null(
@@ -173,6 +210,6 @@ def removal_null(
     figure.update_layout(
         template=LOOK, height=340, bargap=0.05, legend={"y": 1.02, "yanchor": "bottom"}
     )
-    figure.update_xaxes(title_text="change of the logit difference (true − false object)")
+    figure.update_xaxes(title_text="change of the logit difference, true − false object (logits)")
     figure.update_yaxes(title_text="directions", rangemode="tozero")
     return figure

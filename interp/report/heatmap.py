@@ -5,10 +5,13 @@ Three things can be read without colour: what is selected (a framed cell), what 
 that patching or constraining the head moves the answer towards the true object.
 """
 
+from collections.abc import Iterable
+
 import pandas as pd
 import plotly.graph_objects as go
 
-from interp.report.look import INK, LOOK, centred, label
+from interp.errors import UserError
+from interp.report.look import CONSTRAINED, INK, LOOK, centred, label
 from interp.report.tables import rows_of_site
 
 FADED = "rgba(238,239,241,0.66)"
@@ -64,6 +67,33 @@ def head_heatmap(
     _frame(figure, grid)
     _lay_out(figure, grid, fdr=fdr, title=title)
     return figure
+
+
+def chosen_heads(heads: Iterable[tuple[int, int]]) -> go.Figure:
+    """A square for each head, y = layer (0 on top), x = head. Raises UserError for no heads."""
+    pairs = list(heads)
+    if not pairs:
+        raise UserError("there are no heads to show")
+    layers, numbers = [layer for layer, _ in pairs], [head for _, head in pairs]
+    figure = go.Figure(
+        go.Scatter(
+            x=numbers,
+            y=layers,
+            mode="markers",
+            marker={"symbol": "square", "size": 14, "color": CONSTRAINED},
+            hovertemplate="<b>layer %{y}, head %{x}</b><extra></extra>",
+        )
+    )
+    figure.update_layout(
+        template=LOOK,
+        width=max(380, 42 * (max(numbers) + 1) + 90),
+        height=max(240, 20 * (max(layers) + 1) + 110),
+        margin={"t": 24},
+    )
+    figure.update_xaxes(title_text="head", range=[-0.5, max(numbers) + 0.5], dtick=1)
+    return figure.update_yaxes(
+        title_text="layer", range=[max(layers) + 0.5, -0.5], dtick=1 if max(layers) < 12 else 5
+    )
 
 
 class _Grid:

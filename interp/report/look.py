@@ -34,6 +34,9 @@ DIVERGING: tuple[tuple[float, str], ...] = (
     (1.0, "#7d3a04"),
 )
 
+SEQUENTIAL: tuple[tuple[float, str], ...] = ((0.0, "#fbfaf8"), (0.5, "#d98128"), (1.0, "#7d3a04"))
+"""From nothing to much, for what has no sign; darker is more."""
+
 
 def centred(limit: float, *, middle: float = 0.0) -> dict[str, Any]:
     """Settings of a heat map: diverging colours, white at ``middle``, ``limit`` to either side."""
@@ -115,6 +118,14 @@ LOOK = go.layout.Template(
         "margin": {"l": 56, "r": 16, "t": 56, "b": 56},
     }
 )
+
+
+def token_label(text: str, *, longest: int = 14) -> str:
+    """A token's text for a tick or a hover: escaped, line ends and emptiness made visible."""
+    shown = text.replace("\r", "").replace("\n", "↵").strip(" ")
+    if len(shown) > longest:
+        shown = shown[: longest - 1] + "…"
+    return label(shown or ("␣" if text else "·"))
 
 
 def label(text: Any) -> str:

@@ -43,9 +43,22 @@ def render_page(template: str, *, scripts: Sequence[str] = (), **content: Any) -
 
     Args:
         template: its name in the package's templates.
-        scripts: names of further scripts there; figures need none.
+        scripts: names of further scripts there; figures and tables that sort need none.
         content: what the template shows.
     """
+    own = [template_text(name) for name in ("figures.js.j2", "tables.js.j2", *scripts)]
+    all_scripts = [inline_script(get_plotlyjs()), *map(inline_script, own)]
+    return render_part(
+        template,
+        policy=content_security_policy(all_scripts),
+        style=Markup(template_text("report.css.j2")),
+        scripts=all_scripts,
+        **content,
+    )
+
+
+def render_part(template: str, **content: Any) -> str:
+    """A template as text, with everything in ``content`` escaped that is not marked as markup."""
     environment = Environment(
         loader=PackageLoader("interp.report", "templates"),
         autoescape=True,
@@ -53,14 +66,12 @@ def render_page(template: str, *, scripts: Sequence[str] = (), **content: Any) -
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    own = [inline_script(_text(name)) for name in ("figures.js.j2", *scripts)]
-    all_scripts = [inline_script(get_plotlyjs()), *own]
-    return environment.get_template(template).render(
-        policy=content_security_policy(all_scripts),
-        style=Markup(_text("report.css.j2")),
-        scripts=all_scripts,
-        **content,
-    )
+    return environment.get_template(template).render(**content)
+
+
+def template_text(name: str) -> str:
+    """A file of the package's templates as it is."""
+    return (resources.files("interp.report") / "templates" / name).read_text(encoding="utf-8")
 
 
 def manifest_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -115,7 +126,3 @@ def content_security_policy(scripts: list[Markup]) -> str:
         f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; "
         "img-src data: blob:; base-uri 'none'; form-action 'none'"
     )
-
-
-def _text(name: str) -> str:
-    return (resources.files("interp.report") / "templates" / name).read_text(encoding="utf-8")

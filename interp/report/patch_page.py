@@ -39,22 +39,22 @@ def patch_sentences(summary: Mapping[str, Any]) -> list[str]:
     }
     found = [
         f"{summary['n_right']} of {summary['n_pairs']} clean texts are answered rightly; effects "
-        f"are over {summary['n_prompts']} prompts in {summary['n_groups']} groups",
-        f"mean {summary['metric']}: clean {shown['clean']}, corrupted {shown['corrupted']}",
+        f"are over {summary['n_prompts']} prompts in {summary['n_groups']} groups.",
+        f"Mean {summary['metric']}: clean {shown['clean']}, corrupted {shown['corrupted']}.",
     ]
     screening = summary.get("screening")
     if screening:
         found.append(
-            f"ranked by {screening['ranked_by']}, Pearson {screening['pearson']} and Spearman "
+            f"Ranked by {screening['ranked_by']}, Pearson {screening['pearson']} and Spearman "
             f"{screening['spearman']} with the exact effects; no other unit's effect is above "
-            f"{screening['largest_missed']} (confidence {screening['confidence']})"
+            f"{screening['largest_missed']} (confidence {screening['confidence']})."
         )
     if summary["n_significant"] is None:
-        return [*found, "too few groups of prompts for intervals and tests"]
+        return [*found, "Too few groups of prompts for intervals and tests."]
     return [
         *found,
         f"{summary['n_significant']} of {summary['n_units']} effects are significant at a "
-        f"false-discovery rate of {100 * summary['fdr']:g} %",
+        f"false-discovery rate of {100 * summary['fdr']:g} %.",
     ]
 
 

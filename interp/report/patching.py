@@ -19,12 +19,14 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from interp.errors import UserError
+from interp.report.figures import method_agreement
 from interp.report.heatmap import head_heatmap
 from interp.report.look import CONSTRAINED, DIVERGING, LOOK, MUTED, label
 
 if TYPE_CHECKING:
     from interp.patching.faithfulness import Faithfulness
     from interp.patching.result import PatchingResult
+    from interp.patching.screen import Screening
 
 MAX_PANELS = 8
 _TITLES = {"kv_head": "key/value head", "head": "head", "layer": "layer"}
@@ -210,4 +212,19 @@ def faithfulness_figure(curve: "Faithfulness", *, title: str | None = None) -> g
         legend={"y": 1.02, "yanchor": "bottom"},
     )
     figure.update_xaxes(title_text="share of nodes kept", type="log")
-    return figure.update_yaxes(title_text="faithfulness", zeroline=True, zerolinecolor=MUTED)
+    return figure.update_yaxes(
+        title_text="faithfulness (share of clean − corrupted)", zeroline=True, zerolinecolor=MUTED
+    )
+
+
+def screening_figure(screening: "Screening") -> go.Figure:
+    """The exact effect of every verified unit against its estimate."""
+    frames = []
+    for result in (screening.estimate, screening.verified):
+        frame = result.to_dataframe().dropna(subset=["effect"])
+        units = [axis for axis in result.axes[1:] if axis != "layer"]
+        frames.append(frame.assign(head=frame[units[0]] if units else 0))
+    return method_agreement(
+        *frames, x_name=screening.estimate.method, y_name=screening.verified.method,
+        unit=screening.estimate.metric,
+    )  # fmt: skip

@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
+from interp.report.dots import dot_figure
 from interp.report.look import CONSTRAINED, LOOK, MUTED, centred, label
 from interp.report.measures import MISSING
 from interp.report.page import PlacedFigure, render_page
@@ -50,7 +51,7 @@ def grid_figure(table: pd.DataFrame, *, axis: str, hook: str) -> go.Figure:
     )
     size = min(22, max(13, 560 // len(wide.index)))
     figure.update_layout(template=LOOK, height=len(wide.index) * size + 150)
-    title = "head" if axis == "head" else ""
+    title = "head" if axis == "head" else "position of the probe's token"
     figure.update_xaxes(title_text=title, type="category", showgrid=False)
     return figure.update_yaxes(
         title_text=f"layer ({label(hook)})", autorange="reversed", showgrid=False
@@ -59,29 +60,10 @@ def grid_figure(table: pd.DataFrame, *, axis: str, hook: str) -> go.Figure:
 
 def controls_figure(controls: pd.DataFrame) -> go.Figure:
     """The probe and its controls, AUC with 95 % intervals; `ControlReport.to_dataframe`."""
-    figure = go.Figure(
-        go.Scatter(
-            x=controls["auc"].tolist(),
-            y=[label(name) for name in controls["name"]],
-            error_x={
-                "type": "data",
-                "symmetric": False,
-                "array": (controls["ci_high"] - controls["auc"]).tolist(),
-                "arrayminus": (controls["auc"] - controls["ci_low"]).tolist(),
-                "color": MUTED,
-            },
-            mode="markers",
-            marker={
-                "size": 10,
-                "color": [CONSTRAINED] + [MUTED] * (len(controls) - 1),
-            },
-            hovertemplate="%{y}: %{x:.3f}<extra></extra>",
-        )
-    )
-    figure.add_vline(x=0.5, line={"color": MUTED, "width": 1})
-    figure.update_layout(template=LOOK, height=120 + 36 * len(controls))
-    figure.update_xaxes(title_text="AUC, held-out subjects and templates", range=[0, 1.04])
-    return figure.update_yaxes(autorange="reversed", showgrid=False)
+    return dot_figure(
+        controls["name"], controls["auc"], low=controls["ci_low"], high=controls["ci_high"],
+        title="AUC, held-out subjects and templates", line=0.5, span=(0.0, 1.04), emphasis=0,
+    )  # fmt: skip
 
 
 def reliability_figure(curve: pd.DataFrame) -> go.Figure:

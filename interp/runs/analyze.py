@@ -49,7 +49,7 @@ from interp.report.experts_page import (
 )
 from interp.report.page import PlacedFigure
 from interp.runs.identity import begin_run, check_run
-from interp.runs.manifest import describe_hf_model, write_manifest
+from interp.runs.manifest import describe_hf_model, read_manifest, write_manifest
 from interp.runs.store import file_hash, write_atomically, write_json, write_table
 
 logger = logging.getLogger(__name__)
@@ -164,7 +164,7 @@ def analyze_adapter(
         similarity=similarity,
         content=content,
         effects=_effects_part(effects, agreement),
-        settings=[(key, str(value)) for key, value in asdict(settings).items()],
+        manifest=read_manifest(run),
     )
     write_atomically(run / "report.html", render_analysis(analysis))
     write_json(run / "measures.json", content)

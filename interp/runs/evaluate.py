@@ -3,7 +3,6 @@
 Writes settings.csv (search split), evaluation.json, null.csv and generations.jsonl (held out).
 """
 
-import importlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from interp.interventions.constraint import SITE_MODES, Constraint, Mode, check_
 from interp.interventions.gate import Detector, Gate, check_gate
 from interp.premises.split import Split
 from interp.runs.choice import check_choice
+from interp.runs.detector import run_detector
 from interp.runs.locate import DEFAULT_FRACTION
 from interp.runs.store import write_json, write_jsonl, write_table
 
@@ -126,21 +126,10 @@ def evaluate_run(
 def _detector(
     model: Any, split: Split, settings: EvaluateSettings, run: Path, progress: bool
 ) -> Detector | None:
-    """For gate ``probe`` a detector of the run's own, which saw the search part and no more.
-
-    The model's general detector would not do: it may have been trained on what is scored here.
-    """
+    """For gate ``probe`` the run's own detector, else none."""
     if settings.gate != "probe":
         return None
-    probes = importlib.import_module("probes")  # late, as it is built on this package
-    folder = run / "detector"
-    if folder.is_dir():
-        return probes.PremiseDetector.load(folder, model=model)
-    detector = probes.train_detector(
-        model, [split.search], known=False, seed=settings.seed, progress=progress
-    )
-    detector.save(folder)
-    return detector
+    return run_detector(model, split, run, seed=settings.seed, progress=progress)
 
 
 def modes_at(site: Site, settings: EvaluateSettings) -> list[SettingMode]:

@@ -76,7 +76,7 @@ def test_few_prompts_are_told(
     pairs_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(["patch", "--pairs", str(pairs_file), "--limit", "3", "--out", str(tmp_path / "run")])
-    assert "too few groups of prompts for intervals and tests" in capsys.readouterr().out
+    assert "Too few groups of prompts for intervals and tests" in capsys.readouterr().out
 
 
 def test_mistakes_are_one_line(

@@ -101,13 +101,13 @@ def test_the_policy_lets_only_the_own_scripts_run(page: Page) -> None:
     run = [text for attributes, text in page.scripts if "type" not in attributes]
     hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in run]
     assert re.findall(r"'sha256-([^']+)'", policy) == hashes
-    assert len(run) == 3
+    assert len(run) == 4
     assert "'unsafe-inline'" not in policy.split("script-src")[1].split(";")[0]
 
 
 def test_hostile_text_is_shown_as_text(page: Page) -> None:
-    # Besides the three scripts (plotly, figures, tables) there are only blocks of JSON.
-    assert sum("type" not in attributes for attributes, _ in page.scripts) == 3
+    # Besides the four scripts (plotly, figures, tables, filters) there are only blocks of JSON.
+    assert sum("type" not in attributes for attributes, _ in page.scripts) == 4
     assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
     assert "<script>alert('x')</script>" in page.shown
     assert "</script><img src=x onerror=alert(1)>" in page.shown

@@ -1,0 +1,107 @@
+"""What asking one question gave: where the false premise is, and the answer with and without."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from interp.interventions.constraint import Constraint
+from interp.patching.batch import Span
+from interp.premises.mentions import names
+from interp.report.answers import Piece, mark_names
+
+FoundBy = Literal["you", "the detector", "nobody"]
+
+
+@dataclass(frozen=True)
+class FoundPremise:
+    """Which words of a question are taken to be false.
+
+    Attributes:
+        chars: characters [start, end) of the question; None where nothing is found.
+        tokens: the same words as tokens of the unpadded chat prompt.
+        found_by: who said so.
+        probability: of a false premise, 0 to 1, as the detector has it; None if it was not asked.
+    """
+
+    chars: Span | None = None
+    tokens: Span | None = None
+    found_by: FoundBy = "nobody"
+    probability: float | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A greedy answer, and how many seconds it took."""
+
+    text: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The two answers to a question, side by side.
+
+    Attributes:
+        true_object: the right object where the facts at hand name the question's subject, else "".
+        constrained: the very same as ``baseline`` where nothing was constrained.
+    """
+
+    question: str
+    found: FoundPremise
+    constraint: Constraint
+    baseline: Answer
+    constrained: Answer
+    true_object: str = ""
+
+    @property
+    def false_object(self) -> str:
+        """The words that are taken to be false, or ""."""
+        return "" if self.found.chars is None else self.question[slice(*self.found.chars)]
+
+    @property
+    def acted(self) -> bool:
+        """Whether anything was constrained."""
+        return self.found.chars is not None and len(self.constraint.heads) > 0
+
+    @property
+    def note(self) -> str:
+        """What was done, or why nothing was, in one or two sentences."""
+        probability = self.found.probability
+        sure = "" if probability is None else f" (probability {probability:.2f})"
+        if self.found.chars is None:
+            return (
+                f"The detector finds no false premise{sure}: nothing is constrained, and the "
+                "answer stays as it is. To constrain all the same, name the words."
+            )
+        who = "named by you" if self.found.found_by == "you" else f"found by the detector{sure}"
+        where = f"“{self.false_object}”, {who}"
+        if not self.acted:
+            return f"{where}. No head is chosen: the answer stays as it is."
+        return f"{where}. Constrained there: {self.constraint.name}."
+
+    def question_pieces(self) -> tuple[Piece, ...]:
+        """The question, with the words that are taken to be false as a piece of their own."""
+        if self.found.chars is None:
+            return (Piece(self.question),)
+        start, end = self.found.chars
+        pieces = (
+            Piece(self.question[:start]),
+            Piece(self.question[start:end], "object"),
+            Piece(self.question[end:]),
+        )
+        return tuple(piece for piece in pieces if piece.text)
+
+    def answer_pieces(self, answer: Answer) -> tuple[Piece, ...]:
+        """An answer, with each naming of the true and of the false object as its own piece."""
+        return mark_names(answer.text, true_object=self.true_object, false_object=self.false_object)
+
+    def verdict(self, answer: Answer) -> str:
+        """Which object an answer names; "" where the true one is not known."""
+        if not self.true_object:
+            return ""
+        true = names(answer.text, self.true_object)
+        false = bool(self.false_object) and names(answer.text, self.false_object)
+        if true and false:
+            return "names both"
+        if true or false:
+            return f"names the {'true' if true else 'false'} object"
+        return "names neither"

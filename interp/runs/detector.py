@@ -1,0 +1,35 @@
+"""The detector of a run: it saw the run's search part and nothing that is scored or shown later."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from interp.interventions.gate import Detector
+from interp.premises.split import Split
+
+FOLDER = "detector"
+"""Where in a run directory the detector lies."""
+
+
+def has_detector(run: Path) -> bool:
+    """Whether a run holds a detector already."""
+    return (run / FOLDER).is_dir()
+
+
+def run_detector(
+    model: Any, split: Split, run: Path, *, seed: int = 0, progress: bool = True
+) -> Detector:
+    """The run's own detector: read from the run or, the first time, trained and left there.
+
+    The model's general detector would not do: it may have been trained on what is held out here.
+    Raises UserError for a damaged detector, or one of another model.
+    """
+    probes = importlib.import_module("probes")  # late, as it is built on this package
+    folder = run / FOLDER
+    if has_detector(run):
+        return probes.PremiseDetector.load(folder, model=model)
+    detector = probes.train_detector(
+        model, [split.search], known=False, seed=seed, progress=progress
+    )
+    detector.save(folder)
+    return detector
