@@ -67,13 +67,16 @@ A loop over heads runs every layer over every token for each head. The same numb
 
 The rest is matrix products at the machine's own rate, in batches of all heads of a layer. Prompts
 whose tails differ in length are cut into batches of like lengths. The plain modules run instead of
-the hooked ones, with torch's fused attention, RMS norms in one operation, and a gated MLP that
-writes over its own projection. Batches run side by side, one thread each, because two threads
+the hooked ones, with RMS norms in one operation, a gated MLP that writes over its own projection,
+and attention by torch's fused kernel, or by three plain operations where there are so few columns
+that these are faster. Batches run side by side, one thread each, because two threads
 inside every operation wait for each other after each of them.
 
 Tried without gain: batches larger than the default budget (fresh memory costs more than larger
 products save); MLPs cut into slabs of tokens; the rows' queries over a shared prefix folded into
-one product; gate and up, or query, key and value, as one product. A strided view in front of the
+one product; gate and up, or query, key and value, as one product; oneDNN's products with the
+activation fused into them; a rotary embedding without copies (two per cent, for a function of the
+model's own exchanged). A strided view in front of the
 unembedding sends torch to a batched product that is many times slower, so that it is made
 contiguous first.
 """
