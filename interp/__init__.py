@@ -27,7 +27,7 @@ from interp.models import load_model
 from interp.premises import filter_known, list_relations, load_premises
 
 if TYPE_CHECKING:
-    from interp import experts, explore, moelora
+    from interp import experts, explore, moelora, report
 
 __version__ = "0.1.0"
 
@@ -59,13 +59,14 @@ __all__ = [
     "moelora",
     "patching",
     "premises",
+    "report",
     "tasks",
     "token_saliency",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """Packages that bring much along, PEFT or Panel, come when they are asked for."""
-    if name in ("moelora", "experts", "explore"):
+    """Packages that bring much along, PEFT, Panel or plotly, come when they are asked for."""
+    if name in ("moelora", "experts", "explore", "report"):
         return importlib.import_module(f"interp.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

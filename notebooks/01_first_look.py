@@ -34,7 +34,7 @@ heads
 # %%
 question = "What is Tokyo, the capital of Ethiopia, famous for?"
 strongest = effects.select(count=1)
-interp.evaluation.attention_pattern(model, question, strongest, false_object="Ethiopia")
+interp.attention_pattern(model, question, strongest, false_object="Ethiopia")
 
 # %% [markdown]
 # A row is a token that reads, a column one that is read; the false object is marked. Look at the

@@ -28,6 +28,7 @@ from nbformat import NotebookNode
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
 TIMEOUT = 600
 PLOTLY, PNG = "application/vnd.plotly.v1+json", "image/png"
+SIZE = {"width": 760, "height": 450}
 WIDGET = "application/vnd.jupyter.widget-view+json"
 METADATA = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
@@ -147,7 +148,7 @@ def add_pictures(notebook: NotebookNode) -> None:
         for output in outputs:
             content = output.data[PLOTLY]
             figure = go.Figure(data=content["data"], layout=content["layout"])
-            size = {"width": figure.layout.width or 760, "height": figure.layout.height or 450}
+            size = {name: content["layout"].get(name, usual) for name, usual in SIZE.items()}
             picture = kaleido.calc_fig_sync(figure, opts={"format": "png", **size})
             output.data[PNG] = base64.b64encode(picture).decode()
     finally:
