@@ -133,5 +133,6 @@ def _plain(shown: Shown) -> str:
     return "\n".join(part for part in parts if part)
 
 
-def _number(value: float) -> str:
+def _number(value: Any) -> str:
+    """A float of Python, numpy or pandas."""
     return f"{value:.3g}"

@@ -51,7 +51,7 @@ def one_line(text: str) -> bool:
 def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
     error = fails(capsys, "loacte")
     assert one_line(error)
-    assert "demo, locate, evaluate, report, premises" in error
+    assert "demo, locate, evaluate, report, explore, premises" in error
 
 
 @pytest.mark.parametrize(
