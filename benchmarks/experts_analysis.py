@@ -171,7 +171,7 @@ def main() -> None:
         "torch": torch.__version__,
         "machine": platform.machine(),
         "adapter": arguments.named,
-        "runs": runs,
+        "runs": {size: runs[size] for size in sorted(runs, key=int)},
         "limits": LIMITS,
     }
     if {"10000", "100000"} <= set(runs):
