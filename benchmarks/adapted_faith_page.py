@@ -279,7 +279,7 @@ Half of the subjects and two templates are searched, {", ".join(map(str, held_ou
 other two templates are scored. Share of prompts that prefer the true object, over
 {len(held_out)} seeds, with 95 % intervals from resampling subjects (a subject that several seeds
 hold out is one). Random sets: {options["random_sets"]} a row and seed, as many heads in each layer.
-{versions}. {seconds:.0f} s a seed on two cores, training apart.
+{versions}. {seconds:.0f} s a seed, training apart.
 
 {table(results)}
 {answers}## Did fine-tuning move the heads?

@@ -60,6 +60,9 @@ class RoutingAgreement(Displayed):
         return agreement_figure(self.table)
 
     def _shown(self) -> Shown:
+        if not self.n:
+            words = "No expert affects a task significantly: there is nothing to compare."
+            return Shown(words, (self.table,), self.plot)
         words = (
             f"{self.n} experts affect some task significantly; {self.share:.0%} of them affect "
             "most the task that is routed to them most, "

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -65,6 +66,10 @@ def test_agreement_by_hand() -> None:
     # The hook points' names will do as well.
     other = load.replace({"target": {"q_proj": "attn.q", "v_proj": "attn.v"}})
     pd.testing.assert_frame_equal(routing_agreement(effects, other).table, found.table)
+    assert "67% of them" in found._repr_html_()
+    nothing = replace(found, n=0, share=math.nan, p_value=math.nan)._repr_html_()
+    assert "No expert affects a task" in nothing
+    assert "nan" not in nothing
 
 
 def test_agreement_needs_two_tasks_and_the_columns() -> None:
