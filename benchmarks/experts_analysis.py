@@ -87,6 +87,7 @@ def one_size(tokens: int, adapter: Path | None) -> dict[str, Any]:
     texts = found.summary().set_index(["measure", "null"])
     return {
         "tokens": records.n_tokens,
+        "threads": torch.get_num_threads(),
         "texts": len(corpus.texts),
         "tasks": len(corpus.tasks),
         "projections": len(records.projections),
@@ -113,14 +114,15 @@ def one_size(tokens: int, adapter: Path | None) -> dict[str, Any]:
 def section(result: dict[str, Any]) -> str:
     """What the script writes into docs/experts.md, between its marks."""
     lines = [
-        f"smollm2-135m with {result['adapter']}, {result['threads']} threads; routing, and all "
-        "measures with all nulls (`benchmarks/experts_analysis.py`):\n\n",
-        "| tokens | texts | tasks | seconds, routing | seconds, measures | together | peak, MiB |\n"
-        "|---|---|---|---|---|---|---|\n",
+        f"smollm2-135m with {result['adapter']}; routing, and all measures with all nulls "
+        "(`benchmarks/experts_analysis.py`):\n\n",
+        "| tokens | texts | tasks | threads | seconds, routing | seconds, measures | together "
+        "| peak, MiB |\n|---|---|---|---|---|---|---|---|\n",
     ]
     for run in result["runs"].values():
         lines.append(
-            f"| {run['tokens']:,} | {run['texts']} | {run['tasks']} | {run['seconds_routing']:.0f} "
+            f"| {run['tokens']:,} | {run['texts']} | {run['tasks']} | {run['threads']} "
+            f"| {run['seconds_routing']:.0f} "
             f"| {run['seconds_measures']:.0f} | {run['seconds']:.0f} | {run['peak_mib']:.0f} |\n"
         )
     if "peak_100000_over_10000" in result:
