@@ -36,7 +36,11 @@ moved the false-premise heads, and FAITH on an adapted model.
 
 ```python
 from interp.experts.heads import (
-    adapter_gain, compare_heads, expert_contributions, experts_feeding, slice_effects,
+    adapter_gain,
+    compare_heads,
+    expert_contributions,
+    experts_feeding,
+    slice_effects,
 )
 
 model = interp.moelora.hooked(adapted, tokenizer)

@@ -10,7 +10,7 @@ import pandas as pd
 import interp
 
 model = interp.load_model("smollm2-135m")
-split = interp.filter_known(model, interp.load_premises("capitals", limit=60)).split(seed=0)
+split = interp.filter_known(model, interp.load_premises("capitals", limit=40)).split(seed=0)
 effects = {
     "attention": interp.locate_heads(model, split.search, site="attention"),
     "output": interp.locate_heads(model, split.search, site="output"),
@@ -82,7 +82,7 @@ constraint
 # **A limit.** The constraint is told which words are false. On an honest question it would be told
 # the true ones, and cuts them off too: that is the cost above. Notebook 06 lets a probe decide.
 #
-# **What was cut for speed.** The first 60 capitals, three head counts, answers to few questions.
+# **What was cut for speed.** The first 40 capitals, three head counts, answers to few questions.
 # In full: `interp evaluate runs/capitals --heads 0.01` after `interp locate`.
 #
 # **Where to go next**
