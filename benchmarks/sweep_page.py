@@ -8,6 +8,34 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "head_sweep.json"
 
 
+WHERE_THE_TIME_GOES = """## Where the time goes
+
+A loop over heads runs every layer over every token for each head. The same numbers come from less:
+
+| what is left out | why nothing changes |
+|---|---|
+| tokens before the first difference | causal: their keys and values are computed once, and shared |
+| layers below the patched one | they see the same input as in the unpatched run |
+| attention of the patched layer | a head's output changes, not what it reads |
+| projections and MLP of the last layer but at the last token | nothing else is read |
+| the unembedding but of the last token, and of the two answers | the metric asks for no more |
+
+The rest is matrix products at the machine's own rate, in batches of all heads of a layer. Prompts
+whose tails differ in length are cut into batches of like lengths. The plain modules run instead of
+the hooked ones, with RMS norms in one operation, a gated MLP that writes over its own projection,
+and attention by torch's fused kernel, or by three plain operations where there are so few columns
+that these are faster. Batches run side by side, one thread each, because two threads inside every
+operation wait for each other after each of them.
+
+Tried without gain: batches larger than the default budget (fresh memory costs more than larger
+products save); MLPs cut into slabs of tokens; the rows' queries over a shared prefix folded into
+one product; gate and up, or query, key and value, as one product; oneDNN's products with the
+activation fused into them; a rotary embedding without copies (two per cent, for a function of the
+model's own exchanged). A strided view in front of the unembedding sends torch to a batched product
+that is many times slower, so that it is made contiguous first.
+"""
+
+
 def page(result: dict[str, Any]) -> str:
     """The page's text."""
     seconds = sum(result["seconds"]) / len(result["seconds"])
@@ -53,33 +81,7 @@ pairs of {result["tokens"]} tokens, first difference at tokens {min(result["firs
 * Pearson correlation of attribution with the exact mean effects:
   {result["attribution"]["pearson_with_exact"]:.3f}.
 
-## Where the time goes
-
-A loop over heads runs every layer over every token for each head. The same numbers come from less:
-
-| what is left out | why nothing changes |
-|---|---|
-| tokens before the first difference | causal: their keys and values are computed once, and shared |
-| layers below the patched one | they see the same input as in the unpatched run |
-| attention of the patched layer | a head's output changes, not what it reads |
-| projections and MLP of the last layer but at the last token | nothing else is read |
-| the unembedding but of the last token, and of the two answers | the metric asks for no more |
-
-The rest is matrix products at the machine's own rate, in batches of all heads of a layer. Prompts
-whose tails differ in length are cut into batches of like lengths. The plain modules run instead of
-the hooked ones, with RMS norms in one operation, a gated MLP that writes over its own projection,
-and attention by torch's fused kernel, or by three plain operations where there are so few columns
-that these are faster. Batches run side by side, one thread each, because two threads
-inside every operation wait for each other after each of them.
-
-Tried without gain: batches larger than the default budget (fresh memory costs more than larger
-products save); MLPs cut into slabs of tokens; the rows' queries over a shared prefix folded into
-one product; gate and up, or query, key and value, as one product; oneDNN's products with the
-activation fused into them; a rotary embedding without copies (two per cent, for a function of the
-model's own exchanged). A strided view in front of the
-unembedding sends torch to a batched product that is many times slower, so that it is made
-contiguous first.
-"""
+{WHERE_THE_TIME_GOES}"""
 
 
 if __name__ == "__main__":

@@ -24,10 +24,10 @@ HEAD = """\
 Made by `scripts/cli_reference.py` from the commands' own help.
 
 Every command takes `--config FILE.yaml`, whose keys are its options; an option on the command line
-wins. What a command ran with is written as `config.yaml` into its run directory, so that
-`interp COMMAND --config RUN/config.yaml --out OTHER` repeats it. A mistake is one line on the
-standard error and exit code 2; an interruption, exit code 130; the same command again takes an
-interrupted run up.
+wins. A command that makes a run directory writes what it ran with there, as `config.yaml`, so that
+`interp COMMAND --config RUN/config.yaml --out OTHER` repeats it; `evaluate` goes on in a run and
+says in `evaluation.json` what it did. A mistake is one line on the standard error and exit code 2;
+an interruption, exit code 130; the same command again takes an interrupted run up.
 """
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 from interp.interventions.constraint import Constraint
 from interp.patching.batch import Span
 from interp.premises.mentions import names
-from interp.report.answers import Piece, mark_names
+from interp.report.answers import Piece, mark_names, mark_object
 
 FoundBy = Literal["you", "the detector", "nobody"]
 
@@ -82,13 +82,7 @@ class Answers:
         """The question, with the words that are taken to be false as a piece of their own."""
         if self.found.chars is None:
             return (Piece(self.question),)
-        start, end = self.found.chars
-        pieces = (
-            Piece(self.question[:start]),
-            Piece(self.question[start:end], "object"),
-            Piece(self.question[end:]),
-        )
-        return tuple(piece for piece in pieces if piece.text)
+        return mark_object(self.question, self.found.chars)
 
     def answer_pieces(self, answer: Answer) -> tuple[Piece, ...]:
         """An answer, with each naming of the true and of the false object as its own piece."""

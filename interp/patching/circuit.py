@@ -26,7 +26,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.errors import UserError
-from interp.patching.result import By, PatchingResult, check_order
+from interp.patching.result import PatchingResult
+from interp.patching.result_axes import By, check_order
 
 Node = str
 """``a3.h1`` is head 1 of layer 3, ``m3`` the MLP of layer 3."""

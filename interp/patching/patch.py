@@ -105,13 +105,7 @@ def patch(
         ).verified  # fmt: skip
     origin = clean
     if source == "resample":
-        order = derangement(len(clean), seed)
-        origin = clean.take(order)
-        if isinstance(positions, Mapping):
-            positions = {
-                name: ([there[index] for index in order], here)
-                for name, (there, here) in positions.items()
-            }
+        origin, positions = _resampled(clean, positions, seed)
     alignment = align(origin, corrupted, positions, everywhere=source in ("zero", "mean"))
     if component == "pattern" and positions not in ("all", "each") and source != "zero":
         raise UserError("a pattern's keys are positions: patch it at equal lengths, not at spans")
@@ -126,6 +120,19 @@ def patch(
         run, values, bare, clean_metric, alignment, source=source, groups=groups,
         templates=templates, seed=seed,
     )  # fmt: skip
+
+
+def _resampled(
+    clean: TokenBatch, positions: Positions | str, seed: int
+) -> tuple[TokenBatch, Positions | str]:
+    """The clean prompts in another order, and their spans in the same."""
+    order = derangement(len(clean), seed)
+    if isinstance(positions, Mapping):
+        positions = {
+            name: ([there[index] for index in order], here)
+            for name, (there, here) in positions.items()
+        }
+    return clean.take(order), positions
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -28,6 +28,7 @@ from torch import Tensor
 
 from interp.display import Displayed, Shown
 from interp.errors import UserError
+from interp.patching.result_axes import By, check_axes, check_order
 from interp.patching.result_file import read_tensors, write_tensors
 from interp.patching.significance import (
     MINIMUM_GROUPS,
@@ -40,8 +41,6 @@ from interp.patching.significance import (
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-Axis = Literal["prompt", "layer", "head", "kv_head", "position", "span", "projection", "expert"]
-By = Literal["absolute", "signed"]
 Coordinates = tuple[int | str, ...]
 """Where a unit is, without the prompt: (layer, head), say, or (layer, "subject")."""
 
@@ -93,7 +92,7 @@ class PatchingResult(Displayed):
             object.__setattr__(self, "groups", tuple(str(index) for index in range(n_prompts)))
         if not self.templates:
             object.__setattr__(self, "templates", ("",) * n_prompts)
-        _check_axes(self)
+        check_axes(self.axes, self.values.shape, self.labels)
         for name in ("groups", "templates", "corrupted", "clean"):
             there = getattr(self, name)
             if there is not None and len(there) != n_prompts:
@@ -376,29 +375,3 @@ class PatchingResult(Displayed):
             raise UserError(f"there is no patching result at {path}") from error
         except (KeyError, ValueError, TypeError, AttributeError, UserError) as error:
             raise UserError(f"{path} is not a patching result, or is damaged ({error})") from error
-
-
-def check_order(by: str) -> None:
-    """Raise for an unknown way to order effects, and list the known."""
-    if by not in get_args(By):
-        raise UserError(f"unknown order {by!r}; known: {', '.join(get_args(By))}")
-
-
-def _check_axes(result: PatchingResult) -> None:
-    """Raise unless the axes' names are known, once each, and fit the values and labels."""
-    axes = result.axes
-    unknown = [axis for axis in axes if axis not in get_args(Axis)]
-    if unknown:
-        raise UserError(f"unknown axis {unknown[0]!r}; known: {', '.join(get_args(Axis))}")
-    if axes[:1] != ("prompt",) or len(set(axes)) < len(axes) or len(axes) < 2:
-        raise UserError(f"the axes are the prompt and then others, each once, not {axes}")
-    if len(axes) != result.values.ndim:
-        raise UserError(f"{len(axes)} axes {axes} for values of shape {tuple(result.values.shape)}")
-    if len(result.values) == 0:
-        raise UserError("a result needs at least one prompt")
-    for axis, names in result.labels.items():
-        if axis not in axes[1:]:
-            raise UserError(f"labels for {axis!r}, which is not an axis: {', '.join(axes[1:])}")
-        size = result.values.shape[axes.index(axis)]
-        if len(names) != size or len(set(names)) < size:
-            raise UserError(f"axis {axis!r} needs {size} different labels, not {list(names)}")

@@ -23,7 +23,8 @@ from scipy.stats import hypergeom
 
 from interp.display import Displayed, Shown
 from interp.errors import UserError
-from interp.patching.result import By, Coordinates, PatchingResult, check_order
+from interp.patching.result import Coordinates, PatchingResult
+from interp.patching.result_axes import By, check_order
 from interp.patching.significance import CONFIDENCE, group_means
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from interp.evaluation.answer_pair import AnswerPair
+from interp.patching.batch import Span
 
 Role = Literal["", "object", "true", "false"]
 
@@ -26,17 +27,18 @@ class MarkedPair(AnswerPair):
 
     def question_pieces(self) -> tuple[Piece, ...]:
         """The question, with the object it presupposes as a piece of its own."""
-        start, end = self.object_span
-        pieces = (
-            Piece(self.question[:start]),
-            Piece(self.question[start:end], "object"),
-            Piece(self.question[end:]),
-        )
-        return tuple(piece for piece in pieces if piece.text)
+        return mark_object(self.question, self.object_span)
 
     def answer_pieces(self, answer: str) -> tuple[Piece, ...]:
         """An answer, with each naming of the true and of the false object as its own piece."""
         return mark_names(answer, true_object=self.true_object, false_object=self.false_object)
+
+
+def mark_object(question: str, span: Span) -> tuple[Piece, ...]:
+    """A question, with the characters [start, end) of the object as a piece of its own."""
+    start, end = span
+    pieces = Piece(question[:start]), Piece(question[start:end], "object"), Piece(question[end:])
+    return tuple(piece for piece in pieces if piece.text)
 
 
 def mark_names(answer: str, *, true_object: str, false_object: str) -> tuple[Piece, ...]:

@@ -13,7 +13,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from interp.errors import UserError
-from interp.report.look import INK, LOOK, SEQUENTIAL, label, token_label
+from interp.report.look import LOOK, SEQUENTIAL, label
+from interp.report.token_axis import check_start, mark_spans, names, ticks, with_earlier
 
 if TYPE_CHECKING:
     from interp.evaluation.attention import AttentionPattern
@@ -29,13 +30,12 @@ def attention_figure(patterns: "AttentionPattern", *, start: int = 0) -> go.Figu
     Raises UserError for a start that is no token, or for more heads than ``MAX_HEADS``.
     """
     n, n_heads = len(patterns.tokens), len(patterns.heads)
-    if not 0 <= start < n:
-        raise UserError(f"the prompt has tokens 0 to {n - 1}: it cannot be shown from {start} on")
+    check_start(start, n)
     if n_heads > MAX_HEADS:
         raise UserError(f"{n_heads} heads are too many for one figure: show at most {MAX_HEADS}")
-    shown = range(start, n)
-    ticks = {place: _tick(patterns, place) for place in shown}
-    keys = [*([f"({start} before)"] if start else []), *ticks.values()]
+    queries = ticks(patterns.tokens, patterns.spans, start)
+    keys = with_earlier(queries, start, "({} before)")
+    shown = range(len(queries))
     side = _CELL * len(shown)
     drawn = n_heads * side + (n_heads - 1) * _BETWEEN
     figure = make_subplots(
@@ -50,7 +50,7 @@ def attention_figure(patterns: "AttentionPattern", *, start: int = 0) -> go.Figu
             row=row,
             col=1,
             x=list(range(first, len(shown))),
-            y=list(range(len(shown))),
+            y=list(shown),
             z=[[None if np.isnan(cell) else float(cell) for cell in line] for line in grid],
             customdata=_names(patterns, start),
             zmin=0.0,
@@ -69,7 +69,7 @@ def attention_figure(patterns: "AttentionPattern", *, start: int = 0) -> go.Figu
             range=[first - 0.5, len(shown) - 0.5], title_text="key: attended to",
         )  # fmt: skip
         figure.update_yaxes(
-            row=row, tickvals=list(range(len(shown))), ticktext=list(ticks.values()),
+            row=row, tickvals=list(shown), ticktext=queries,
             range=[len(shown) - 0.5, -0.5], title_text="query: attends",
         )  # fmt: skip
     figure.update_xaxes(showgrid=False, showline=False, tickfont={"size": 11})
@@ -105,31 +105,18 @@ def _grid(pattern: np.ndarray, start: int) -> np.ndarray:
     return np.concatenate([pattern[start:, :start].sum(axis=1, keepdims=True), square], axis=1)
 
 
-def _tick(patterns: "AttentionPattern", place: int) -> str:
-    text = token_label(patterns.tokens[place])
-    marked = any(begin <= place < end for begin, end in patterns.spans.values())
-    return f"<b>{text}</b>" if marked else text
-
-
 def _names(patterns: "AttentionPattern", start: int) -> list[list[list[str]]]:
     """Query and key of each cell in words, for hovering."""
-    shown = [
-        f"{token_label(text)} ({place})" for place, text in list(enumerate(patterns.tokens))[start:]
-    ]
-    keys = [*([f"the {start} tokens before"] if start else []), *shown]
-    return [[[query, key] for key in keys] for query in shown]
+    queries = names(patterns.tokens, start)
+    keys = with_earlier(queries, start, "the {} tokens before")
+    return [[[query, key] for key in keys] for query in queries]
 
 
 def _mark_spans(figure: go.Figure, patterns: "AttentionPattern", row: int, start: int) -> None:
     """Dashed lines around the columns of each span, its name above them."""
-    for name, (begin, end) in patterns.spans.items():
-        if begin < start:
-            continue
-        for edge in (begin - start - 0.5, end - start - 0.5):
-            line = {"color": INK, "dash": "dash", "width": 1.2}
-            figure.add_vline(x=edge, row=row, col=1, line=line)  # type: ignore[arg-type]
+    for name, middle in mark_spans(figure, patterns.spans, start, row=row, col=1):
         figure.add_annotation(
-            row=row, col=1, x=(begin + end - 1) / 2 - start, y=-0.5, yanchor="bottom",
+            row=row, col=1, x=middle, y=-0.5, yanchor="bottom",
             text=label(name), showarrow=False, font={"size": 11},
         )  # fmt: skip
 

@@ -11,7 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from interp.moelora.adapters import METHOD_NAMES
-from interp.report.look import CATEGORIES, LOOK, MUTED, SYMBOLS, label
+from interp.report.look import CATEGORIES, LOOK, MUTED, SYMBOLS, label, whiskers
 
 _ABOVE = {"y": 1.02, "yanchor": "bottom"}
 _DASHES = ("dot", "dash", "solid", "dashdot")
@@ -33,14 +33,7 @@ def accuracy_figure(content: Mapping[str, Any]) -> go.Figure:
             mode="markers",
             name=label(METHOD_NAMES[method]),
             marker={"color": _colour(number), "symbol": SYMBOLS[number], "size": 11},
-            error_y={
-                "type": "data",
-                "symmetric": False,
-                "array": [end[1] - mean for mean, end in zip(means, ends, strict=True)],
-                "arrayminus": [mean - end[0] for mean, end in zip(means, ends, strict=True)],
-                "thickness": 1.5,
-                "width": 4,
-            },
+            error_y=whiskers(means, *zip(*ends, strict=True), thickness=1.5, width=4),
             customdata=tasks,
             hovertemplate="%{customdata}: %{y:.3f}<extra>"
             + label(METHOD_NAMES[method])

@@ -3,10 +3,9 @@
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import plotly.graph_objects as go
 
-from interp.report.look import CONSTRAINED, LOOK, MUTED, label
+from interp.report.look import CONSTRAINED, LOOK, MUTED, label, whiskers
 
 
 def dot_figure(
@@ -29,25 +28,17 @@ def dot_figure(
         span: ends of the axis; by default it shows all, and 0.
         emphasis: the row that is compared with the others, which are then grey.
     """
-    names, numbers = list(names), _array(values)
-    whiskers: dict[str, Any] | None = None
+    names, numbers = list(names), [float(value) for value in values]
+    reach: dict[str, Any] | None = None
     if low is not None and high is not None:
-        above, below = _array(high) - numbers, numbers - _array(low)
-        whiskers = {
-            "type": "data",
-            "symmetric": False,
-            "array": np.nan_to_num(above).tolist(),
-            "arrayminus": np.nan_to_num(below).tolist(),
-            "color": MUTED,
-            "thickness": 1.5,
-        }
+        reach = whiskers(numbers, low, high, color=MUTED, thickness=1.5)
     rows = list(range(len(numbers)))
     colours = [CONSTRAINED if emphasis in (None, row) else MUTED for row in rows]
     figure = go.Figure(
         go.Scatter(
-            x=numbers.tolist(),
+            x=numbers,
             y=rows,
-            error_x=whiskers,
+            error_x=reach,
             mode="markers",
             marker={
                 "size": 10,
@@ -68,7 +59,3 @@ def dot_figure(
         range=[len(rows) - 0.5, -0.5],
         showgrid=False,
     )
-
-
-def _array(values: Iterable[float]) -> np.ndarray:
-    return np.array(list(values), dtype=float)

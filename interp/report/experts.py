@@ -13,7 +13,7 @@ from plotly.subplots import make_subplots
 from interp.errors import UserError
 from interp.experts.measure_list import MEASURES, counts_of
 from interp.experts.measures import load_share, normalised_entropy
-from interp.report.look import CATEGORIES, DIVERGING, LOOK, MUTED, SYMBOLS, label
+from interp.report.look import CATEGORIES, DIVERGING, LOOK, MUTED, SYMBOLS, label, whiskers
 from interp.report.tables import where
 
 if TYPE_CHECKING:
@@ -151,14 +151,9 @@ def measure_figure(
         figure.add_scatter(
             x=part["layer"].tolist(),
             y=part["value"].tolist(),
-            error_y={
-                "type": "data",
-                "symmetric": False,
-                "array": (part["ci_high"] - part["value"]).tolist(),
-                "arrayminus": (part["value"] - part["ci_low"]).tolist(),
-                "thickness": 1.2,
-                "width": 3,
-            },
+            error_y=whiskers(
+                part["value"], part["ci_low"], part["ci_high"], thickness=1.2, width=3
+            ),
             mode="lines+markers",
             name=label(target),
             line={**line, "width": 2},

@@ -28,6 +28,7 @@ from interp.report.look import (
     STRIPES,
     SYMBOLS,
     label,
+    whiskers,
 )
 from interp.report.measures import HELD_OUT, count_at, measure_at
 from interp.report.tables import rows_of_site, template_table, where
@@ -74,7 +75,7 @@ def layer_profile(
         y=chosen["effect"].tolist(),
         mode="markers",
         name="selected head",
-        error_y={**_whiskers(chosen, "effect", "ci_low", "ci_high"), "color": FAINT_INK},
+        error_y=_reach(chosen, "effect", "ci_low", "ci_high", color=FAINT_INK),
         customdata=chosen[["head", "ci_low", "ci_high"]].to_numpy(dtype=float).tolist(),
         marker={
             "symbol": "diamond",
@@ -215,7 +216,7 @@ def preference_by_template(evaluation: Mapping[str, Any]) -> go.Figure:
                 col=1,
                 x=[label(name) for name in bars["template"]],
                 y=bars["value"].tolist(),
-                error_y=_whiskers(bars, "value", "low", "high"),
+                error_y=_reach(bars, "value", "low", "high"),
                 name=run,
                 legendgroup=run,
                 showlegend=row == 1,
@@ -304,16 +305,10 @@ def _symbol(number: int, *, filled: bool) -> str:
     return name if filled else f"{name}-open"
 
 
-def _whiskers(rows: pd.DataFrame, value: str, low: str, high: str) -> dict[str, Any]:
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": (rows[high] - rows[value]).tolist(),
-        "arrayminus": (rows[value] - rows[low]).tolist(),
-        "color": INK,
-        "thickness": 1.3,
-        "width": 4,
-    }
+def _reach(
+    rows: pd.DataFrame, value: str, low: str, high: str, *, color: str = INK
+) -> dict[str, Any]:
+    return whiskers(rows[value], rows[low], rows[high], color=color, thickness=1.3, width=4)
 
 
 def _mark_chosen(figure: go.Figure, chosen: pd.DataFrame) -> None:
@@ -326,8 +321,8 @@ def _mark_chosen(figure: go.Figure, chosen: pd.DataFrame) -> None:
         mode="markers",
         name="chosen",
         marker={"symbol": "circle-open", "size": 17, "color": INK, "line": {"width": 2}},
-        error_x={**_whiskers(chosen, "cost", "cost_low", "cost_high"), "color": FAINT_INK},
-        error_y={**_whiskers(chosen, "gain", "gain_low", "gain_high"), "color": FAINT_INK},
+        error_x=_reach(chosen, "cost", "cost_low", "cost_high", color=FAINT_INK),
+        error_y=_reach(chosen, "gain", "gain_low", "gain_high", color=FAINT_INK),
         hoverinfo="skip",
     )
     for count, cost, gain in chosen[["n_heads", "cost", "gain"]].itertuples(index=False):

@@ -21,6 +21,7 @@ from interp.report.look import (
     STRIPES,
     SYMBOLS,
     label,
+    whiskers,
 )
 from interp.report.tables import where
 
@@ -72,14 +73,8 @@ def gain_against_cost(table: pd.DataFrame) -> go.Figure:
 
 
 def _reach(row: Mapping[Any, Any], name: str) -> dict[str, object]:
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": [row[f"{name}_high"] - row[name]],
-        "arrayminus": [row[name] - row[f"{name}_low"]],
-        "thickness": 1,
-        "width": 3,
-    }
+    ends = [row[name]], [row[f"{name}_low"]], [row[f"{name}_high"]]
+    return whiskers(*ends, thickness=1, width=3)
 
 
 def flow_by_layer(flow: pd.DataFrame) -> go.Figure:
@@ -97,14 +92,9 @@ def flow_by_layer(flow: pd.DataFrame) -> go.Figure:
             name=name,
             line={"color": CATEGORIES[index], "width": 2},
             marker={"symbol": SYMBOLS[index], "size": 6},
-            error_y={
-                "type": "data",
-                "symmetric": False,
-                "array": (rows["ci_high"] - rows["saliency"]).tolist(),
-                "arrayminus": (rows["saliency"] - rows["ci_low"]).tolist(),
-                "thickness": 1,
-                "width": 0,
-            },
+            error_y=whiskers(
+                rows["saliency"], rows["ci_low"], rows["ci_high"], thickness=1, width=0
+            ),
             hovertemplate=f"layer %{{x}}<br>{name}: %{{y:.4g}}<extra></extra>",
         )
     figure.update_layout(
@@ -198,13 +188,7 @@ def removal_null(
         mode="markers",
         name=f"the probe's direction (p = {p_value:.3f})",
         marker={"symbol": "diamond", "size": 12, "color": CONSTRAINED},
-        error_x={
-            "type": "data",
-            "symmetric": False,
-            "array": [high - mean],
-            "arrayminus": [mean - low],
-            "color": INK,
-        },
+        error_x=whiskers([mean], [low], [high], color=INK),
         hovertemplate="%{x:.3f} logits<extra></extra>",
     )
     figure.update_layout(

@@ -3,7 +3,7 @@
 import pandas as pd
 import plotly.graph_objects as go
 
-from interp.report.look import INK, LOOK, MUTED, NEGATIVE, POSITIVE, STRIPES, label
+from interp.report.look import INK, LOOK, MUTED, NEGATIVE, POSITIVE, STRIPES, label, whiskers
 
 
 def layer_effects(layers: pd.DataFrame, *, unit: str = "logits") -> go.Figure:
@@ -13,15 +13,9 @@ def layer_effects(layers: pd.DataFrame, *, unit: str = "logits") -> go.Figure:
         go.Bar(
             x=layers["layer"].tolist(),
             y=effects,
-            error_y={
-                "type": "data",
-                "symmetric": False,
-                "array": (layers["ci_high"] - layers["effect"]).tolist(),
-                "arrayminus": (layers["effect"] - layers["ci_low"]).tolist(),
-                "color": INK,
-                "thickness": 1.2,
-                "width": 3,
-            },
+            error_y=whiskers(
+                effects, layers["ci_low"], layers["ci_high"], color=INK, thickness=1.2, width=3
+            ),
             marker={
                 "color": [POSITIVE if one >= 0 else NEGATIVE for one in effects],
                 "opacity": 0.85,

@@ -5,8 +5,10 @@ so importing the package leaves a notebook's own figures as they were.
 """
 
 import html
+from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 
 INK = "#22262b"
@@ -118,6 +120,20 @@ LOOK = go.layout.Template(
         "margin": {"l": 56, "r": 16, "t": 56, "b": 56},
     }
 )
+
+
+def whiskers(
+    values: Iterable[Any], low: Iterable[Any], high: Iterable[Any], **line: Any
+) -> dict[str, Any]:
+    """Error bars (``error_x``, ``error_y``) from the ends of intervals; NaN for none."""
+    middle, bottom, top = (np.array(list(one), dtype=float) for one in (values, low, high))
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": np.nan_to_num(top - middle).tolist(),
+        "arrayminus": np.nan_to_num(middle - bottom).tolist(),
+        **line,
+    }
 
 
 def token_label(text: str, *, longest: int = 14) -> str:

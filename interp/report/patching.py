@@ -21,7 +21,7 @@ from plotly.subplots import make_subplots
 from interp.errors import UserError
 from interp.report.figures import method_agreement
 from interp.report.heatmap import head_heatmap
-from interp.report.look import CONSTRAINED, DIVERGING, LOOK, MUTED, label
+from interp.report.look import CONSTRAINED, DIVERGING, LOOK, MUTED, label, whiskers
 
 if TYPE_CHECKING:
     from interp.patching.faithfulness import Faithfulness
@@ -143,21 +143,16 @@ def _line(frame: pd.DataFrame, axis: str, result: "PatchingResult") -> go.Figure
     """Mean effect along one axis, with whiskers where there are intervals."""
     place = {name: index for index, name in enumerate(_along(result, axis))}
     rows = frame.sort_values(axis, key=lambda column: column.map(place.__getitem__))
-    whiskers: dict[str, Any] | None = None
+    reach: dict[str, Any] | None = None
     if not rows["ci_low"].isna().all():
-        whiskers = {
-            "type": "data",
-            "symmetric": False,
-            "array": (rows["ci_high"] - rows["effect"]).tolist(),
-            "arrayminus": (rows["effect"] - rows["ci_low"]).tolist(),
-            "color": MUTED,
-            "thickness": 1.3,
-        }
+        reach = whiskers(
+            rows["effect"], rows["ci_low"], rows["ci_high"], color=MUTED, thickness=1.3
+        )
     figure = go.Figure(
         go.Scatter(
             x=[label(name) for name in rows[axis]],
             y=rows["effect"].tolist(),
-            error_y=whiskers,
+            error_y=reach,
             mode="lines+markers",
             line={"color": CONSTRAINED, "width": 2},
             hovertemplate=f"{axis} %{{x}}<br>effect %{{y:.4g}}<extra></extra>",
@@ -189,14 +184,9 @@ def faithfulness_figure(curve: "Faithfulness", *, title: str | None = None) -> g
     figure.add_scatter(
         x=x,
         y=table["faithfulness"].tolist(),
-        error_y={
-            "type": "data",
-            "symmetric": False,
-            "array": (table["ci_high"] - table["faithfulness"]).tolist(),
-            "arrayminus": (table["faithfulness"] - table["ci_low"]).tolist(),
-            "color": MUTED,
-            "thickness": 1.3,
-        },
+        error_y=whiskers(
+            table["faithfulness"], table["ci_low"], table["ci_high"], color=MUTED, thickness=1.3
+        ),
         mode="lines+markers",
         line={"color": CONSTRAINED, "width": 2},
         name="this ranking",

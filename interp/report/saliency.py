@@ -11,7 +11,6 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
-from interp.errors import UserError
 from interp.report.look import (
     DIVERGING,
     INK,
@@ -21,8 +20,8 @@ from interp.report.look import (
     POSITIVE,
     STRIPES,
     label,
-    token_label,
 )
+from interp.report.token_axis import check_start, mark_spans, names, ticks, with_earlier
 
 if TYPE_CHECKING:
     from interp.evaluation.saliency import TokenSaliency
@@ -36,25 +35,14 @@ def saliency_figure(saliency: "TokenSaliency", *, start: int = 0) -> go.Figure:
 
     Raises UserError for a start that is no token.
     """
-    n = len(saliency.tokens)
-    if not 0 <= start < n:
-        raise UserError(f"the prompt has tokens 0 to {n - 1}: it cannot be shown from {start} on")
+    tokens = saliency.tokens
+    check_start(start, len(tokens))
     values = saliency.values.double().numpy()
-    shown = list(range(start, n))
-    marked = {place for begin, end in saliency.spans.values() for place in range(begin, end)}
-    names = [token_label(saliency.tokens[place]) for place in shown]
-    ticks = [
-        f"<b>{name}</b>" if place in marked else name
-        for place, name in zip(shown, names, strict=True)
-    ]
-    heights, hover = (
-        values[start:].tolist(),
-        [f"{name} ({place})" for place, name in zip(shown, names, strict=True)],
-    )
-    places = list(range(len(shown)))
-    if start:
-        ticks, hover = [f"({start} before)", *ticks], [f"the {start} tokens before", *hover]
-        heights, places = [float(values[:start].sum()), *heights], [-1, *places]
+    labels = with_earlier(ticks(tokens, saliency.spans, start), start, "({} before)")
+    hover = with_earlier(names(tokens, start), start, "the {} tokens before")
+    earlier = [float(values[:start].sum())] if start else []
+    heights = [*earlier, *values[start:].tolist()]
+    places = list(range(-len(earlier), len(tokens) - start))
     figure = go.Figure(
         go.Bar(
             x=places,
@@ -69,9 +57,11 @@ def saliency_figure(saliency: "TokenSaliency", *, start: int = 0) -> go.Figure:
             "<extra></extra>",
         )
     )
-    for name, (begin, end) in saliency.spans.items():
-        if begin >= start:
-            _mark(figure, name, begin - start, end - start)
+    for name, middle in mark_spans(figure, saliency.spans, start):
+        figure.add_annotation(
+            x=middle, y=1, yref="paper", yanchor="bottom", text=label(name),
+            showarrow=False, font={"size": 12},
+        )  # fmt: skip
     figure.update_layout(
         template=LOOK,
         height=380,
@@ -81,22 +71,13 @@ def saliency_figure(saliency: "TokenSaliency", *, start: int = 0) -> go.Figure:
         title={"text": label(f"{saliency.metric} = {saliency.value:.3g} {saliency.unit}")},
     )
     figure.update_xaxes(
-        tickvals=places, ticktext=ticks, tickangle=-90, showgrid=False, title_text="token"
+        tickvals=places, ticktext=labels, tickangle=-90, showgrid=False, title_text="token"
     )
     return figure.update_yaxes(
         title_text=f"saliency, {label(saliency.method)} ({label(saliency.unit)})",
         zeroline=True,
         zerolinecolor=MUTED,
     )
-
-
-def _mark(figure: go.Figure, name: str, begin: int, end: int) -> None:
-    for edge in (begin - 0.5, end - 0.5):
-        figure.add_vline(x=edge, line={"color": INK, "dash": "dash", "width": 1.2})
-    figure.add_annotation(
-        x=(begin + end - 1) / 2, y=1, yref="paper", yanchor="bottom", text=label(name),
-        showarrow=False, font={"size": 12},
-    )  # fmt: skip
 
 
 def saliency_text(saliency: "TokenSaliency", *, start: int | None = None) -> str:

@@ -12,8 +12,6 @@ import interp.patching.forward
 import interp.patching.shared_prefix
 from interp.models import HookedModel
 from interp.patching import (
-    LogitDifference,
-    TokenBatch,
     patch,
     patch_paths,
     record_run,
@@ -25,18 +23,7 @@ from interp.patching.components import PLACES, hook_name
 from interp.patching.forward import RecordedRun
 from interp.patching.plain import PlainModel, plain_model
 from interp.patching.shared_prefix import LentPrefix, lend, shared_prefix_attention
-
-PROMPTS = [
-    [5, 9, 7, 8, 30, 31, 32, 12],
-    [20, 21, 22],
-    [40, 41, 42, 43, 44, 45, 46, 47, 48],
-]
-BATCH = TokenBatch.from_lists(PROMPTS, pad=3)
-ROWS = torch.tensor([2, 0, 0, 1])
-CLEAN = TokenBatch.from_lists([[5, 9, 7, 8, 30, 31], [40, 41, 42, 43, 44, 45]])
-CORRUPTED = TokenBatch.from_lists([[5, 9, 7, 81, 30, 31], [40, 41, 52, 43, 44, 45]])
-METRIC = LogitDifference(torch.tensor([3, 14]), torch.tensor([65, 35]))
-CLOSE: dict[str, Any] = {"rtol": 0.0, "atol": 3e-5}  # two attention kernels
+from tests.patching.prompts import BATCH, CLEAN, CLOSE, CORRUPTED, METRIC, ROWS
 
 
 def runs(model: Any, start: int, **settings: Any) -> tuple[RecordedRun, RecordedRun]:
