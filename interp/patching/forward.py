@@ -202,19 +202,45 @@ def record_run(
 
 def _beginning(model: Any, plain: PlainModel | None, batch: TokenBatch, start: int) -> Cache:
     """The columns before ``start`` in a cache that the rest of the run goes on filling."""
-    cache = DynamicCache()
     if not start:
-        return cache
+        return DynamicCache()
     if plain is not None:
         try:
-            plain.fill(batch, cache, start)
-            return cache
+            return _fill(plain.fill, batch, start)
         except (NotImplementedError, TypeError, RuntimeError, ValueError) as error:
             logger.info("the beginning runs on the hooked model: %s", error)
-            cache = DynamicCache()
-    rows = torch.arange(len(batch), device=batch.tokens.device)
-    call_columns(model.original_model, batch, rows, end=start, cache=cache)
+
+    def fill(batch: TokenBatch, rows: Tensor, cache: Cache, start: int, end: int) -> None:
+        call_columns(model.original_model, batch, rows, start=start, end=end, cache=cache)
+
+    return _fill(fill, batch, start)
+
+
+def _fill(fill: Callable[..., None], batch: TokenBatch, end: int) -> Cache:
+    """A cache of the first columns; what all prompts begin with (a chat's preamble) runs once."""
+    cache, device = DynamicCache(), batch.tokens.device
+    common = common_columns(batch, end)
+    if common:
+        fill(batch, torch.zeros(1, dtype=torch.long, device=device), cache, 0, common)
+        for layer in cache.layers:
+            for name in ("keys", "values"):
+                of_one = getattr(layer, name)
+                setattr(layer, name, of_one.expand(len(batch), *of_one.shape[1:]))
+    if common < end:
+        fill(batch, torch.arange(len(batch), device=device), cache, common, end)
     return cache
+
+
+def common_columns(batch: TokenBatch, end: int) -> int:
+    """How many of the columns before ``end`` hold the same real tokens in every prompt, from 0 on.
+
+    None for a single prompt, which shares its columns with nobody.
+    """
+    if len(batch) == 1:
+        return 0
+    tokens, mask = batch.tokens[:, :end], batch.mask[:, :end]
+    same = (tokens == tokens[:1]).all(dim=0) & mask.all(dim=0)
+    return int(same.long().cumprod(dim=0).sum())
 
 
 def _agrees(plain: PlainModel, run: RecordedRun) -> bool:

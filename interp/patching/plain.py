@@ -62,11 +62,19 @@ class PlainModel:
         self.attention = [self._of(block.attn) for block in model.blocks]
         self.out_projection = [self._of(block.attn.o) for block in model.blocks]
         self.last_mlp = self._plain.get(id(_innermost(getattr(model.blocks[-1], "mlp", None))))
+        self.last_query = self._projection_of_width(
+            getattr(model.blocks[-1].attn, "q", None), model.cfg.n_heads * model.cfg.d_head
+        )
         for module in self._plain.values():
             lighten(module)
 
     def _of(self, component: Any) -> nn.Module:
         return self._plain[id(_innermost(component))]
+
+    def _projection_of_width(self, component: Any, width: int) -> nn.Module | None:
+        """A linear projection, if it gives just so many numbers: a joint one gives more."""
+        module = self._plain.get(id(_innermost(component)))
+        return module if isinstance(module, nn.Linear) and module.out_features == width else None
 
     def _unwrapped(self, module: nn.Module) -> nn.Module:
         """A copy of the module objects below ``module``; parameters are shared."""
@@ -162,11 +170,12 @@ class PlainModel:
             cache = lent_cache(keys_values)
             return call_columns(self.hf_model, batch, rows, start=start, cache=cache)[:, -1]
 
-    def fill(self, batch: TokenBatch, cache: Cache, columns: int) -> None:
-        """Run the first ``columns`` columns of a batch into an empty cache."""
-        rows = torch.arange(len(batch), device=batch.tokens.device)
+    def fill(
+        self, batch: TokenBatch, rows: Int[Tensor, " row"], cache: Cache, start: int, end: int
+    ) -> None:
+        """Run columns [start, end) of some prompts into a cache that holds those before."""
         with lend(LentPrefix((), rows)):
-            call_columns(self.hf_model, batch, rows, end=columns, cache=cache)
+            call_columns(self.hf_model, batch, rows, start=start, end=end, cache=cache)
 
     @contextmanager
     def _hooked(self, name: str, function: HookFunction) -> Iterator[None]:
@@ -214,7 +223,7 @@ class PlainModel:
     def _last_position_only(self) -> Iterator[None]:
         """In the last layer, projections and MLP run at the last column: nothing else is read."""
         with ExitStack() as stack:
-            for module in (self.out_projection[-1], self.last_mlp):
+            for module in (self.last_query, self.out_projection[-1], self.last_mlp):
                 if module is not None:
                     stack.enter_context(forward_as(module, _on_last_column(module)))
             yield

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -59,7 +60,20 @@ class LentPrefix:
         """Keys (0) or values (1) of all columns: the lent ones, then the rows' own."""
         if not self.keys_values:
             return own
-        return torch.cat([self.keys_values[layer][which][self.rows], own], dim=-2)
+        lent = self.keys_values[layer][which]
+        if self.repeats:  # as views: nothing of the beginning is copied twice
+            own = own.unflatten(0, (self.repeats, len(lent)))
+            return torch.cat([lent.expand(self.repeats, *lent.shape), own], dim=-2).flatten(0, 1)
+        return torch.cat([lent[self.rows], own], dim=-2)
+
+    @cached_property
+    def repeats(self) -> int:
+        """How many times all prompts stand in the rows, in their order; 0 if they do not."""
+        n_prompts, n_rows = len(self.keys_values[0][0]), len(self.rows)
+        if n_rows % n_prompts:
+            return 0
+        in_order = torch.arange(n_rows, device=self.rows.device) % n_prompts
+        return n_rows // n_prompts if torch.equal(self.rows, in_order) else 0
 
 
 _LENT: ContextVar[LentPrefix] = ContextVar("lent_prefix")

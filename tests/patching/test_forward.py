@@ -9,6 +9,7 @@ import torch
 from interp.errors import UserError
 from interp.models import HookedModel
 from interp.patching import TokenBatch, hooked, record_run, resume, tail_logits
+from interp.patching.forward import common_columns
 
 PROMPTS = [
     [5, 9, 7, 8, 30, 31, 32, 12],
@@ -159,3 +160,28 @@ def test_a_model_that_gives_nan_names_the_layer(hf_factory: Any, plain_tokenizer
 def test_a_start_outside_the_prompts_is_refused(tiny_llama: HookedModel, start: int) -> None:
     with pytest.raises(UserError, match=f"starts at column {start}, the prompts have 11"):
         record_run(tiny_llama, TokenBatch.from_lists(PROMPTS), start=start)
+
+
+def test_what_all_prompts_begin_with() -> None:
+    def count(*prompts: list[int], end: int = 4) -> int:
+        return common_columns(TokenBatch.from_lists(prompts), end)
+
+    assert count([1, 2, 3, 4], [1, 2, 5, 4]) == 2
+    assert count([1, 2, 3, 4], [1, 2, 3, 4], end=3) == 3
+    assert count([1, 2, 3, 4], [9, 2, 3, 4]) == 0
+    assert count([1, 2, 3, 4], [2, 3, 4]) == 0  # padding is nobody's beginning
+    assert count([1, 2, 3, 4]) == 0
+
+
+@torch.no_grad()
+def test_a_beginning_that_all_share_runs_once(family: HookedModel) -> None:
+    prompts = [[3, 5, 9, 7, 8, 30, 31], [3, 5, 9, 7, 8, 40, 12], [3, 5, 9, 1, 8, 40, 12]]
+    batch = TokenBatch.from_lists(prompts)
+    for start in (3, 5):  # all of the beginning is common, and three of its five columns
+        together = record_run(family, batch, start=start)
+        for row, prompt in enumerate(prompts):
+            alone = record_run(family, TokenBatch.from_lists([prompt]), start=start)
+            torch.testing.assert_close(together.logits[row], alone.logits[0], **CLOSE)
+            for both, one in zip(together.keys_values, alone.keys_values, strict=True):
+                torch.testing.assert_close(both[0][row], one[0][0], **CLOSE)
+                torch.testing.assert_close(both[1][row], one[1][0], **CLOSE)
