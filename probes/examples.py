@@ -65,6 +65,7 @@ class LabelledQuestion:
         label: 1 for a false premise.
         question: the fact and the template that it was made from.
         subject, object: characters in the question.
+        counts: whether layer, calibration and threshold are chosen by it; it is fitted on anyway.
     """
 
     asked: AskedQuestion
@@ -72,6 +73,7 @@ class LabelledQuestion:
     question: Question
     subject: Span
     object: Span
+    counts: bool = True
 
     @property
     def object_tokens(self) -> Span:
@@ -121,7 +123,7 @@ def ask(tokenizer: Any, text: str, *, system: str | None = None) -> AskedQuestio
 
 
 def label_questions(
-    tokenizer: Any, premises: Premises, questions: Iterable[Question]
+    tokenizer: Any, premises: Premises, questions: Iterable[Question], *, counts: bool = True
 ) -> list[LabelledQuestion]:
     """Each question with its false object, and then its true-premise twin."""
     kinds: tuple[tuple[PremiseKind, int], ...] = (("false", 1), ("twin", 0))
@@ -130,5 +132,6 @@ def label_questions(
         for kind, label in kinds:
             filled = premises.fill(question, kind)
             asked = ask(tokenizer, filled.text)
-            found.append(LabelledQuestion(asked, label, question, filled.subject, filled.object))
+            spans = filled.subject, filled.object
+            found.append(LabelledQuestion(asked, label, question, *spans, counts=counts))
     return found

@@ -1,7 +1,8 @@
 """What a detector is fitted to: labelled questions with their activations, and their folds.
 
 Folds are by subject and, at the same time, by template, so that a question is scored by probes that
-saw neither.
+saw neither. Questions that do not count (other words for the same premises) are fitted on in every
+fold that has their subject, and scored in none.
 """
 
 from collections.abc import Sequence
@@ -38,7 +39,7 @@ class Folds:
     def pairs(
         self, questions: Sequence[LabelledQuestion]
     ) -> list[tuple[Bool[np.ndarray, " question"], Bool[np.ndarray, " question"]]]:
-        """(fitted, scored) masks of questions; every question is scored once.
+        """(fitted, scored) masks of questions; every question that counts is scored once.
 
         A fold leaves out a part of the subjects, and of each relation every other template; where
         no relation has two templates, of subjects only. Raises UserError for fewer subjects than
@@ -51,31 +52,43 @@ class Folds:
                 f"{len(set(subjects))} subjects cannot fill {self.n_subject_folds} folds: "
                 "give more facts, or fewer folds"
             )
-        half = _template_halves(asked)
+        counted = np.array([one.counts for one in questions])
+        half = _template_halves(asked, counted)
         labels = np.array([one.label for one in questions])
         found = []
         splits = GroupKFold(self.n_subject_folds).split(subjects, groups=subjects)
         for _, left_out in splits:
             mask = np.zeros(len(questions), dtype=bool)
             mask[left_out] = True
-            for which in np.unique(half):
-                fitted = ~mask & (half != which) if len(np.unique(half)) > 1 else ~mask
+            halves = np.unique(half[counted])
+            for which in halves:
+                fitted = ~mask & (half != which) if len(halves) > 1 else ~mask
                 if len(set(labels[fitted])) < 2:
                     raise UserError(
                         "a fold leaves questions of one class only to fit on: give more facts"
                     )
-                found.append((fitted, mask & (half == which)))
+                found.append((fitted, mask & counted & (half == which)))
         return found
 
 
-def _template_halves(asked: Sequence[Any]) -> Int[np.ndarray, " question"]:
-    """0 or 1: every other template of each relation, in order of appearance."""
+def _template_halves(
+    asked: Sequence[Any], counted: Bool[np.ndarray, " question"]
+) -> Int[np.ndarray, " question"]:
+    """0 or 1: every other template of each relation, in order of appearance.
+
+    2 where no question counts that has the template: it is in neither half.
+    """
     seen: dict[str, list[str]] = {}
-    for question in asked:
+    for question, counts in zip(asked, counted, strict=True):
         of_relation = seen.setdefault(question.relation, [])
-        if question.template not in of_relation:
+        if counts and question.template not in of_relation:
             of_relation.append(question.template)
-    return np.array([seen[one.relation].index(one.template) % 2 for one in asked])
+    places = {
+        (relation, template): index % 2
+        for relation, templates in seen.items()
+        for index, template in enumerate(templates)
+    }
+    return np.array([places.get((one.relation, one.template), 2) for one in asked])
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,6 +185,11 @@ class Material:
         return np.array([one.label for one in self.questions])
 
     @cached_property
+    def counted(self) -> Bool[np.ndarray, " question"]:
+        """The questions by which layer, calibration and threshold are chosen."""
+        return np.array([one.counts for one in self.questions])
+
+    @cached_property
     def question_of(self) -> Int[Tensor, " token"]:
         """The question that each token is of."""
         return torch.repeat_interleave(torch.tensor(self.sizes))
@@ -204,5 +222,5 @@ class Material:
         return torch.from_numpy(questions)[self.question_of]
 
     def question_scores(self, tokens: Float[Tensor, " token"]) -> Float[np.ndarray, " question"]:
-        """Each question's highest token."""
+        """The highest token of each question; NaN where it was not scored."""
         return np.array([float(part.max()) for part in tokens.split(self.sizes)])

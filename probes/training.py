@@ -44,8 +44,11 @@ OTHER_TOKENS = 0.1
 """How much a token counts at which no premise is completed."""
 KEPT_TOKENS = 0.4
 """The share of such tokens that are fitted on, to save time; each counts for as many more."""
-MAX_FALSE_ALARMS = 0.01
-"""On twins: a gate that fires there costs right answers."""
+FALSE_ALARMS, MOST_FALSE_ALARMS = 0.01, 0.05
+"""On twins: a gate that fires there costs right answers. The higher share is for few twins, whose
+hundredth part is less than one: a threshold above the highest of fifty says more of that one."""
+ALARMS = 3
+"""So many twins may reach the threshold where that is no more than the higher share."""
 LAYER_FOLDS = 3
 
 
@@ -108,7 +111,7 @@ def cross_fit(
         return fit_falsity(material, activations, background, fitted, folds.seed)
 
     def across(which: str) -> CrossFit:
-        scores = torch.empty(len(activations), dtype=torch.float64)
+        scores = torch.full((len(activations),), torch.nan, dtype=torch.float64)
         probes = []
         for fitted, scored in pairs:
             weight, bias = fit(which, fitted)
@@ -128,15 +131,21 @@ def choose_layer(
     aucs = {}
     for layer in tqdm(material.store.layers, desc="layers", disable=not progress):
         falsity, _ = cross_fit(material, layer, Folds(LAYER_FOLDS, seed))
-        scores = torch.from_numpy(material.question_scores(falsity.scores)).float()
-        aucs[layer] = area_under_curve(scores, torch.from_numpy(material.labels))
+        scores = material.question_scores(falsity.scores)[material.counted]
+        labels = material.labels[material.counted]
+        aucs[layer] = area_under_curve(torch.from_numpy(scores).float(), torch.from_numpy(labels))
     return min(aucs, key=lambda layer: (-aucs[layer], layer)), aucs
+
+
+def default_false_alarms(n_twins: int) -> float:
+    """The share of so many twins on which a detector may fire, where nobody says."""
+    return min(MOST_FALSE_ALARMS, max(FALSE_ALARMS, ALARMS / n_twins))
 
 
 def lowest_threshold(
     probabilities: Float[np.ndarray, " question"],
     labels: Int[np.ndarray, " question"],
-    max_false_alarms: float = MAX_FALSE_ALARMS,
+    max_false_alarms: float = FALSE_ALARMS,
 ) -> float:
     """The lowest threshold at which no more than this share of twins reaches it.
 
@@ -156,12 +165,14 @@ def fit_detector(
     material: Material,
     *,
     fingerprint: str,
-    max_false_alarms: float = MAX_FALSE_ALARMS,
+    max_false_alarms: float | None = None,
     calibration: CalibrationMethod = "platt",
     seed: int = 0,
     progress: bool = True,
 ) -> PremiseDetector:
     """Choose layer, calibration and threshold by cross-validation; fit the probes on everything.
+
+    ``max_false_alarms`` is by default `default_false_alarms`.
 
     Raises:
         UserError: fewer subjects than folds, one class only, or scores that tell nothing.
@@ -169,18 +180,25 @@ def fit_detector(
     layer, aucs = choose_layer(material, seed=seed, progress=progress)
     falsity, mention = cross_fit(material, layer, Folds(FOLDS, seed), mention=True)
     assert mention is not None
-    scores, labels = material.question_scores(falsity.scores), material.labels
+    counted = material.counted
+    scores, labels = material.question_scores(falsity.scores)[counted], material.labels[counted]
     curve = fit_calibration(scores, labels, method=calibration)
     probabilities = curve(scores)
-    threshold = lowest_threshold(probabilities, labels, max_false_alarms)
+    allowed = max_false_alarms
+    if allowed is None:
+        allowed = default_false_alarms(int((labels == 0).sum()))
+    threshold = lowest_threshold(probabilities, labels, allowed)
     fired = probabilities >= threshold
-    covered = _covered(material, falsity.scores, mention.scores, fired & (labels == 1))
-    relations = [one.question.relation for one in material.questions]
+    found = np.zeros(len(counted), dtype=bool)
+    found[counted] = fired & (labels == 1)
+    covered = _covered(material, falsity.scores, mention.scores, found)
+    relations = [one.question.relation for one in material.questions if one.counts]
     training = {
         "relations": {name: relations.count(name) // 2 for name in dict.fromkeys(relations)},
         "n_subjects": len(set(groups_of([one.question for one in material.questions]))),
         "layer_auc": {str(one): auc for one, auc in aucs.items()},
         "auc": area_under_curve(torch.from_numpy(scores).float(), torch.from_numpy(labels)),
+        "false_alarms_allowed": allowed,
         "calibration_error": expected_calibration_error(probabilities, labels),
         "fired_on_false": float(fired[labels == 1].mean()),
         "fired_on_twins": float(fired[labels == 0].mean()),

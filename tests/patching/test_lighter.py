@@ -101,9 +101,11 @@ def test_turning_halves_as_transformers_does(file: Any, width: int) -> None:
 
 def attention(kind: Any) -> Any:
     settings: dict[str, Any] = {
-        "hidden_size": WIDTH, "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 40, "vocab_size": 9,
+        "hidden_size": WIDTH, "num_attention_heads": 2, "intermediate_size": 40, "vocab_size": 9,
     }  # fmt: skip
-    config = (LlamaConfig if kind is LlamaAttention else GPTNeoXConfig)(**settings)
+    config: Any = GPTNeoXConfig(**settings)
+    if kind is LlamaAttention:
+        config = LlamaConfig(num_key_value_heads=2, **settings)
     config._attn_implementation = "eager"
     return kind(config, layer_idx=0).eval()
 

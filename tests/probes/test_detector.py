@@ -28,6 +28,7 @@ from probes.train import candidate_layers, collect_material, labelled_questions
 from probes.training import (
     choose_layer,
     covers,
+    default_false_alarms,
     fit_detector,
     lowest_threshold,
 )
@@ -224,7 +225,9 @@ def material(questions: Any, strength: float) -> Material:
 
 
 def test_a_planted_premise_is_found(questions):
-    found = fit_detector(material(questions, 3.0), fingerprint="f" * 64, progress=False)
+    found = fit_detector(
+        material(questions, 3.0), fingerprint="f" * 64, max_false_alarms=0.01, progress=False
+    )
     assert found.layer == 1
     training = found.training
     assert training["auc"] > 0.99
@@ -261,6 +264,12 @@ def test_the_threshold_by_hand():
         assert (probabilities[labels == 0] >= threshold).sum() == passed
     with pytest.raises(UserError, match="between 0 and 1"):
         lowest_threshold(probabilities, labels, 2.0)
+
+
+def test_how_many_false_alarms_are_allowed_by_hand():
+    assert default_false_alarms(20) == 0.05
+    assert default_false_alarms(100) == 0.03
+    assert default_false_alarms(1000) == 0.01
 
 
 def test_material_of_one_class(questions):
@@ -324,7 +333,8 @@ def test_candidates_lie_in_the_middle(smollm, tiny_gpt2):
 def test_every_question_has_both_premises(tiny_llama):
     premises = load_premises("languages", limit=10)
     labelled = labelled_questions(tiny_llama, [premises])
-    assert sum(one.label for one in labelled) * 2 == len(labelled)
+    counted = [one for one in labelled if one.counts]
+    assert sum(one.label for one in counted) * 2 == len(counted)
     for one in labelled:
         name = one.question.false_object if one.label else one.question.true_object
         assert one.asked.text[slice(*one.object)] == name
