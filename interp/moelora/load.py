@@ -4,21 +4,22 @@
 that a damaged one, or one for another model, is named as such and leaves the model as it was.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from interp.errors import UserError
 from interp.models.quiet import quiet_libraries
 from interp.moelora.layer import MoELoRALinear
 from interp.moelora.peft_type import MOELORA
+from interp.untrusted import check_shape, plain_name, read_json_object, tensor_names
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+PICKLED_FILE = "adapter_model.bin"
+_AGAIN = "save the adapter again"
 
 
 def load_adapter(
@@ -36,6 +37,7 @@ def load_adapter(
     """
     folder = Path(folder)
     names = _checked(folder)
+    plain_name(adapter_name, "the adapter")  # it becomes a directory when it is saved
     if isinstance(hf_model, PeftModel) and adapter_name in hf_model.peft_config:
         raise UserError(
             f"the model has an adapter {adapter_name!r} already: choose another adapter_name"
@@ -56,28 +58,35 @@ def load_adapter(
     return model
 
 
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """What an adapter's configuration says. Raises UserError where there is none, or none whole."""
+    if not (folder / CONFIG_FILE).is_file():
+        raise UserError(f"{folder} is no saved adapter: it has no readable {CONFIG_FILE}")
+    try:
+        return read_json_object(folder / CONFIG_FILE, advice=_AGAIN)
+    except UserError as error:
+        raise UserError(f"{folder / CONFIG_FILE} is damaged ({error})") from error
+
+
 def _checked(folder: Path) -> set[str]:
     """The names of the tensors of the adapter in `folder`, if it is one."""
-    try:
-        settings = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        kind = settings["peft_type"]
-    except OSError as error:
-        raise UserError(
-            f"{folder} is no saved adapter: it has no readable {CONFIG_FILE}"
-        ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{folder / CONFIG_FILE} is damaged: save the adapter again ({type(error).__name__})"
-        ) from error
+    kind = check_shape(
+        read_adapter_config(folder), {"peft_type": str}, str(folder / CONFIG_FILE), advice=_AGAIN
+    )["peft_type"]
     if kind != MOELORA:
         raise UserError(f"{folder} holds a {kind} adapter, not MoELoRA: load it with PEFT")
     weights = folder / WEIGHTS_FILE
     if not weights.is_file():
-        raise UserError(f"{folder} has no {WEIGHTS_FILE}: save the adapter again")
+        pickled = (
+            f": {PICKLED_FILE} is a pickle file, which can run code and is not read; load it with "
+            "PEFT if you trust it, and save it as safetensors"
+            if (folder / PICKLED_FILE).is_file()
+            else ": save the adapter again"
+        )
+        raise UserError(f"{folder} has no {WEIGHTS_FILE}{pickled}")
     try:
-        with safe_open(weights, framework="pt") as opened:
-            return set(opened.keys())
-    except (SafetensorError, OSError) as error:
+        return tensor_names(weights)
+    except UserError as error:
         raise UserError(
             f"{weights} is damaged or cut short ({error}): copy or save the adapter again"
         ) from error

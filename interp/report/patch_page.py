@@ -8,15 +8,32 @@ import pandas as pd
 from interp.patching import PatchingResult
 from interp.report.measures import MISSING, format_number, format_small
 from interp.report.page import PlacedFigure, manifest_rows, render_page
+from interp.untrusted import Maybe, check_shape
 
 MAX_ROWS = 100
 _SMALL = ("p_value", "q_value")
+
+
+_SHAPE = {
+    **dict.fromkeys(("n_pairs", "n_right", "n_prompts", "n_groups", "n_units"), int),
+    **dict.fromkeys(("positions", "metric"), str),
+    "mean_metric": {"clean": [float, float, float], "corrupted": [float, float, float]},
+    "n_significant": Maybe(int),
+    "fdr": float,
+    "screening": Maybe(
+        dict.fromkeys(
+            ("ranked_by", "pearson", "spearman", "largest_missed", "confidence"), (str, float)
+        )
+    ),
+}
+"""What of summary.json is shown; see `interp.untrusted.check_shape`."""
 
 
 def render_patch(
     result: PatchingResult, summary: Mapping[str, Any], manifest: Mapping[str, Any]
 ) -> str:
     """The page as text, from the run's effects, its summary.json and its manifest."""
+    check_shape(summary, _SHAPE, "summary.json")
     setting = f"{result.component}, {result.method}, positions {summary['positions']}"
     model = manifest.get("model", {})
     return render_page(
@@ -49,7 +66,7 @@ def patch_sentences(summary: Mapping[str, Any]) -> list[str]:
             f"{screening['spearman']} with the exact effects; no other unit's effect is above "
             f"{screening['largest_missed']} (confidence {screening['confidence']})."
         )
-    if summary["n_significant"] is None:
+    if summary.get("n_significant") is None:
         return [*found, "Too few groups of prompts for intervals and tests."]
     return [
         *found,

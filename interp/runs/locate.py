@@ -26,6 +26,7 @@ from interp.runs.choice import check_choice
 from interp.runs.known import known_part, premise_rows, split_known
 from interp.runs.manifest import read_manifest, write_manifest
 from interp.runs.store import write_table
+from interp.untrusted import check_links, from_mapping, read_json_lines
 
 logger = logging.getLogger(__name__)
 
@@ -101,21 +102,26 @@ def load_run(run: Path) -> tuple[LocateSettings, Split, dict[Site, HeadEffects]]
     Raises:
         UserError: no run, or facts or templates that have changed since.
     """
+    check_links(run)
     recorded = read_manifest(run)
     try:
-        settings = LocateSettings(**recorded["settings"])
-    except (KeyError, TypeError) as error:
+        settings = from_mapping(LocateSettings, recorded.get("settings"), "settings")
+    except UserError as error:
         raise UserError(
             f"{run / 'manifest.json'} is damaged ({error}): make the run again"
         ) from error
     premises = load_premises(settings.premises, seed=settings.seed, limit=settings.limit)
     split = known_part(premises, run).split(seed=settings.seed)
     now = [json.loads(json.dumps(row)) for row in premise_rows(split)]
-    then = [json.loads(line) for line in (run / "premises.jsonl").read_text("utf-8").splitlines()]
+    then = [row for _, row in read_json_lines(run / "premises.jsonl")]
     if now != then:
         raise UserError(
             f"the facts or templates of {settings.premises!r} have changed since {run} was made: "
             "run `interp locate` again into another directory"
         )
     effects = load_effects(run / "effects.safetensors")
+    if missing := [site for site in settings.sites if site not in effects]:
+        raise UserError(
+            f"{run / 'effects.safetensors'} has no site {missing[0]}: run `interp locate` again"
+        )
     return settings, split, {site: effects[site] for site in settings.sites}
