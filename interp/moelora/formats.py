@@ -7,6 +7,7 @@ with placeholders, `Numbers`, `Equation`, `Answer`). Anything else is read throu
 columns that the user gives.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -174,6 +175,8 @@ def _plain_number(text: str) -> str:
     """A number as people write it: ``56`` for ``56.0``; other text as it is."""
     number = parse_number(text)
     if number is None or not re.fullmatch(r"[-−]?[\d,]+(\.\d+)?", text.strip()):
+        return text.strip()
+    if math.isinf(number):  # more digits than a float holds
         return text.strip()
     return str(int(number)) if number == int(number) else f"{number:.10g}"
 

@@ -4,6 +4,7 @@
 that a damaged one, or one for another model, is named as such and leaves the model as it was.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,35 @@ from torch import nn
 
 from interp.errors import UserError
 from interp.models.quiet import quiet_libraries
+from interp.moelora.config import MoELoRAConfig
 from interp.moelora.layer import MoELoRALinear
 from interp.moelora.peft_type import MOELORA
-from interp.untrusted import check_shape, plain_name, read_json_object, tensor_names
+from interp.untrusted import (
+    Maybe,
+    check_shape,
+    one_line,
+    plain_name,
+    read_json_object,
+    tensor_shapes,
+)
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 PICKLED_FILE = "adapter_model.bin"
 _AGAIN = "save the adapter again"
+MOST_QUANTIFIERS = 4
+_NAMES = Maybe((str, [str]))
+_SHAPE = {
+    "peft_type": str,
+    "r": Maybe(int),
+    "num_experts": Maybe((int, [int])),
+    **dict.fromkeys(("base_model_name_or_path", "revision", "task_type"), Maybe(str)),
+    **dict.fromkeys(("target_modules", "exclude_modules", "layers_pattern"), _NAMES),
+    "modules_to_save": Maybe([str]),
+    "layers_to_transform": Maybe((int, [int])),
+    "base": Maybe({"weights": Maybe([float])}),
+}
+"""What of the settings is used before `MoELoRAConfig` checks them."""
 
 
 def load_adapter(
@@ -70,9 +92,9 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
 
 def _checked(folder: Path) -> set[str]:
     """The names of the tensors of the adapter in `folder`, if it is one."""
-    kind = check_shape(
-        read_adapter_config(folder), {"peft_type": str}, str(folder / CONFIG_FILE), advice=_AGAIN
-    )["peft_type"]
+    where = str(folder / CONFIG_FILE)
+    settings = check_shape(read_adapter_config(folder), _SHAPE, where, advice=_AGAIN)
+    kind = settings["peft_type"]
     if kind != MOELORA:
         raise UserError(f"{folder} holds a {kind} adapter, not MoELoRA: load it with PEFT")
     weights = folder / WEIGHTS_FILE
@@ -84,12 +106,45 @@ def _checked(folder: Path) -> set[str]:
             else ": save the adapter again"
         )
         raise UserError(f"{folder} has no {WEIGHTS_FILE}{pickled}")
+    for name in ("target_modules", "exclude_modules"):
+        check_pattern(settings.get(name), f"{where}: {name}")
     try:
-        return tensor_names(weights)
+        shapes = tensor_shapes(weights)
+        _check_size(settings, shapes)
+        return set(shapes)
     except UserError as error:
         raise UserError(
             f"{weights} is damaged or cut short ({error}): copy or save the adapter again"
         ) from error
+
+
+def check_pattern(pattern: object, what: str) -> None:
+    """Raise UserError for a regex from a file that could be tried for ever on a module's name."""
+    if not isinstance(pattern, str):
+        return
+    quantifiers = re.findall(r"(?<!\\)[*+{]|(?<![\\(])\?", pattern)
+    if len(quantifiers) > MOST_QUANTIFIERS or re.search(r"\)[*+?{]", pattern):
+        raise UserError(
+            f"{what} is a regex that may take for ever: at most {MOST_QUANTIFIERS} quantifiers, "
+            "none of them behind a group; name the modules in a list"
+        )
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise UserError(f"{what} is no regex ({one_line(error)})") from error
+
+
+def _check_size(settings: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:
+    """Raise UserError if the settings ask for larger experts than the weights are.
+
+    They are made before the weights are read, so their size must be believed of the file first.
+    """
+    counts = settings.get("num_experts") or MoELoRAConfig.num_experts
+    counts = [counts] if isinstance(counts, int) else counts
+    wanted = (settings.get("r") or MoELoRAConfig.r) * max(counts, default=0)
+    there = [shape[0] for name, shape in shapes.items() if name.endswith("moelora_A") and shape]
+    if there and wanted > max(there):
+        raise UserError(f"its settings ask for rank {wanted} in all, the weights have {max(there)}")
 
 
 def _check_names(model: nn.Module, folder: Path, adapter_name: str, found: set[str]) -> None:

@@ -8,14 +8,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+import pyarrow.parquet as pq
 
 from interp.errors import UserError
 from interp.moelora.examples import Example
 from interp.moelora.formats import ColumnMapping, Row, detect
 from interp.untrusted import one_line, parse_json, read_text
+from interp.untrusted.text import LARGEST_TEXT
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+PARQUET_BATCH = 256
 
 
 def read_examples(
@@ -109,11 +111,21 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, Row]]:
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, Row]]:
+    rows: list[dict[str, Any]] = []
+    size = 0
     try:
-        table = pd.read_parquet(path)
+        # In small batches: a few bytes of the format can stand for very many rows.
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=PARQUET_BATCH):
+                size += batch.nbytes
+                if size > LARGEST_TEXT:
+                    break
+                rows += batch.to_pandas().to_dict(orient="records")
     except Exception as error:  # the reader raises anything on a damaged file
         raise UserError(f"not a readable Parquet file ({one_line(error)})") from error
-    for number, row in enumerate(table.to_dict(orient="records"), start=1):
+    if size > LARGEST_TEXT:
+        raise UserError(f"holds more than {LARGEST_TEXT} bytes, which no such file does")
+    for number, row in enumerate(rows, start=1):
         yield number, {str(key): _from_numpy(value) for key, value in row.items()}
 
 

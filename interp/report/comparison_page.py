@@ -133,8 +133,8 @@ def summary(content: Mapping[str, Any]) -> tuple[str, ...]:
             f"points of accuracy ({_intervals(one, None, ', ')}). {_verdict(one)}"
         )
     for method, row in methods.items():
-        if row["experts"]:
-            dead = int(max(row["experts"]["dead_experts"]))
+        if row.get("experts"):
+            dead = int(max(row["experts"]["dead_experts"], default=0))
             sentences.append(
                 f"{METHOD_NAMES[method]}: "
                 + (f"{dead} dead experts in the worst run" if dead else "no dead expert in any run")
@@ -182,7 +182,7 @@ def cost_table(content: Mapping[str, Any]) -> pd.DataFrame:
     """Size, speed, loss, and the use of the experts of each method."""
     rows = []
     for method, row in content["methods"].items():
-        experts = row["experts"] or {}
+        experts = row.get("experts") or {}
         losses = [one["mean"] for one in row["held_out_loss"].values()]
         cosine = experts.get("cosine")
         rows.append(
@@ -221,7 +221,7 @@ def _main_task(of_tasks: Mapping[str, Any]) -> str:
 
 def _verdict(one: Mapping[str, Any]) -> str:
     """What a difference with its intervals allows to say."""
-    ends = [one["questions"], *([one["seeds"]] if one["seeds"] else [])]
+    ends = [one["questions"], *([one["seeds"]] if one.get("seeds") else [])]
     if all(low > 0 for low, _ in ends):
         return "Ahead by both measures." if len(ends) > 1 else "Ahead on these questions."
     if all(high < 0 for _, high in ends):
@@ -237,7 +237,7 @@ def _intervals(one: Mapping[str, Any], form: str | None, between: str = "\n") ->
         return f"[{low}, {high}]"
 
     parts = [f"questions {ends(one['questions'])}"]
-    if one["seeds"]:
+    if one.get("seeds"):
         parts.append(f"seeds {ends(one['seeds'])}")
     return between.join(parts)
 

@@ -15,7 +15,7 @@ from interp.errors import UserError
 from interp.heads.headset import Site
 from interp.report.answers import MarkedPair
 from interp.report.measures import HELD_OUT, value_at
-from interp.untrusted import read_json_lines, read_json_object, read_table
+from interp.untrusted import Maybe, check_shape, read_json_lines, read_json_object, read_table
 
 HEADS_NUMBERS = ("effect", "ci_low", "ci_high", "p_value", "q_value")
 HEADS_COUNTS = ("layer", "head", "rank")
@@ -23,6 +23,11 @@ SETTINGS_NUMBERS = (
     *("head_fraction", "gain", "gain_low", "gain_high"),
     *("cost", "cost_low", "cost_high"),
 )
+_SETTING = {
+    **dict.fromkeys(("model", "site", "mode", "gate"), Maybe(str)),
+    "splits": Maybe({"held_out": Maybe({"templates": Maybe(dict)})}),
+}
+_EVALUATION = {**_SETTING, "alternatives": Maybe([_SETTING])}
 LARGEST_MODEL = 10**6
 """Heads in the largest heat map that is drawn."""
 
@@ -103,7 +108,8 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def read_evaluation(path: Path) -> dict[str, Any]:
     """Read `evaluation.json`, which must hold false premises without and with the constraint."""
-    evaluation = read_object(path)
+    again = "run `interp evaluate` on this run again"
+    evaluation = check_shape(read_object(path), _EVALUATION, str(path), advice=again)
     for key in ("baseline", "constrained"):
         place = (*HELD_OUT, "false_premise", key)
         if value_at(evaluation, *place) is None:

@@ -132,6 +132,8 @@ def read_grid(path: Path, axis: str) -> pd.DataFrame:
     )
     if table.empty or table.duplicated(["layer", axis]).any():
         raise UserError(f"{path}: needs one row for each layer and {axis}; make the run again")
+    if len(table) != table["layer"].nunique() * table[axis].nunique():
+        raise UserError(f"{path}: a layer lacks a {axis}; make the run again")
     if (table["layer"].max() > LARGEST_PLACE) or (heads and table["head"].max() > LARGEST_PLACE):
         raise UserError(f"{path}: no model has so many layers or heads; make the run again")
     return table

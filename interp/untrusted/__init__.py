@@ -10,7 +10,7 @@ from interp.untrusted.gguf_header import check_gguf
 from interp.untrusted.places import check_links, plain_name
 from interp.untrusted.shape import Maybe, check_shape
 from interp.untrusted.tables import read_table
-from interp.untrusted.tensors import check_tensors, read_tensor_file, tensor_names
+from interp.untrusted.tensors import check_tensors, read_tensor_file, tensor_shapes
 from interp.untrusted.text import (
     PlainLoader,
     one_line,
@@ -40,5 +40,5 @@ __all__ = [
     "read_table",
     "read_tensor_file",
     "read_text",
-    "tensor_names",
+    "tensor_shapes",
 ]

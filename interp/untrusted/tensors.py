@@ -29,11 +29,11 @@ def read_tensor_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise UserError(one_line(error)) from error
 
 
-def tensor_names(path: Path) -> set[str]:
-    """The names of the tensors in a file. Raises UserError as `read_tensor_file` does."""
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor, from the header. Raises UserError as `read_tensor_file` does."""
     try:
         with safe_open(str(path), framework="pt") as file:
-            return set(file.keys())
+            return {name: tuple(file.get_slice(name).get_shape()) for name in list(file.keys())}
     except _FOREIGN as error:
         raise UserError(one_line(error)) from error
 
