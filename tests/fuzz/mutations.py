@@ -35,9 +35,10 @@ PIECES: tuple[bytes, ...] = (
     *(b"2024-99-99", b"190:20:30", b"%YAML 9\n---\n", b"\n---\n", b"\t", b"{subject}", b"}", b";"),
     *(b"=HYPERLINK()", b"<img src=x onerror=alert(1)>", b"a" * 3000, b"\n" * 50, b"../" * 20),
 )
-CELLS: tuple[str, ...] = tuple(
-    one for one in VALUES if isinstance(one, str) and one != "\ud800"
-) + (*("NA", "1e400", "-1", "0.5", "1_000", "١", "True", "9" * 400, '"', "a,b", "inf", "-inf"),)
+CELLS: tuple[str, ...] = (
+    *(one for one in VALUES if isinstance(one, str) and one != "\ud800"),
+    *("NA", "1e400", "-1", "0.5", "1_000", "١", "True", "9" * 400, '"', "a,b", "inf", "-inf"),
+)
 
 _PARSERS = (yaml.YAMLError, csv.Error, struct.error)
 Mutation = Callable[[bytes, random.Random], bytes]
