@@ -81,7 +81,11 @@ class Calibration:
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "Calibration":
-        """From what `to_dict` gave. Raises KeyError or TypeError for anything else."""
+        """From what `to_dict` gave, of the shape that `CALIBRATION_SHAPE` says.
+
+        Raises UserError for an unknown method, and what the class itself refuses.
+        """
+        check_calibration(content["method"])
         return cls(
             content["method"],
             float(content["slope"]),

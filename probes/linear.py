@@ -123,6 +123,7 @@ class LinearProbe:
                 raise UserError("it has no bias")
             if missing := [name for name in wanted if name not in said]:
                 raise UserError(f"it has no {missing[0]}")
+            check_place(said["hook"], said["position"])  # type: ignore[arg-type]
             head = said.get("head")
             probe = cls(
                 weight=tensors["weight"],

@@ -54,7 +54,7 @@ _FILE_SHAPE = {
     "labels": {str: [str]},
     "seed": int,
     "resolution": float,
-    "metadata": dict,
+    "metadata": {str: str},
 }
 
 
@@ -102,6 +102,8 @@ class PatchingResult(Displayed):
         if not self.templates:
             object.__setattr__(self, "templates", ("",) * n_prompts)
         check_axes(self.axes, self.values.shape, self.labels)
+        if self.seed < 0:
+            raise UserError(f"a seed is zero or more, not {self.seed}")
         for name in ("groups", "templates", "corrupted", "clean"):
             there = getattr(self, name)
             if there is not None and len(there) != n_prompts:

@@ -248,5 +248,5 @@ def _points(value: float) -> str:
     return "0.0" if float(text) == 0 else text
 
 
-def _by_seed(values: list[float] | None, form: str) -> str:
+def _by_seed(values: list[Any] | None, form: str) -> str:
     return MISSING if values is None else ", ".join(form.format(value) for value in values)
