@@ -19,6 +19,7 @@ from interp.report.figures import (
 )
 from interp.report.measures import format_number, format_small
 from interp.report.page import PlacedFigure, manifest_rows, render_page
+from interp.report.precision import dtype_sentence
 from interp.report.reading import Run, read_run
 from interp.report.summary import agreement_sentence, key_figures, summary_sentences
 from interp.report.tables import comparison_table, setting_name, settings_of, template_table
@@ -77,6 +78,11 @@ def _title(run: Run) -> str:
 
 
 def _sentences(run: Run) -> tuple[str, ...]:
+    dtype = dtype_sentence(run.manifest)
+    return (*_findings(run), *([dtype] if dtype else []))
+
+
+def _findings(run: Run) -> tuple[str, ...]:
     if run.evaluation:
         return summary_sentences(run.evaluation, run.agreement)
     n_selected = int(run.heads["selected"].sum())

@@ -8,6 +8,7 @@ import pandas as pd
 from interp.patching import PatchingResult
 from interp.report.measures import MISSING, format_number, format_small
 from interp.report.page import PlacedFigure, manifest_rows, render_page
+from interp.report.precision import dtype_sentence
 from interp.untrusted import Maybe, check_shape
 
 MAX_ROWS = 100
@@ -34,13 +35,14 @@ def render_patch(
 ) -> str:
     """The page as text, from the run's effects, its summary.json and its manifest."""
     check_shape(summary, _SHAPE, "summary.json")
+    dtype = dtype_sentence(manifest)
     setting = f"{result.component}, {result.method}, positions {summary['positions']}"
     model = manifest.get("model", {})
     return render_page(
         "patch.html.j2",
         title=str(model.get("spec", "run") if isinstance(model, Mapping) else model),
         setting=f"{setting}, values from {result.source}",
-        sentences=patch_sentences(summary),
+        sentences=[*patch_sentences(summary), *([dtype] if dtype else [])],
         map=PlacedFigure.place("effects", result.plot(), f"Mean effects, {setting}."),
         units=_units_table(result.to_dataframe().head(MAX_ROWS)),
         n_units=summary["n_units"],

@@ -12,17 +12,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
+from torch import Tensor
 
 from interp.errors import UserError
 from interp.heads.effects import HeadEffects, Method, load_effects, save_effects
 from interp.heads.headset import Site
-from interp.heads.locate import locate_heads
+from interp.heads.locate import as_encoded, batch_metrics, locate_heads
 from interp.heads.selection import count_of_fraction
 from interp.models import fingerprint
+from interp.patching.metrics import LogitDifference
 from interp.premises.knowledge import MINIMUM_KNOWN, KnowledgeCheck
 from interp.premises.questions import load_premises
 from interp.premises.split import Split
 from interp.runs.choice import check_choice
+from interp.runs.dtype_check import N_PROMPTS, TOP_HEADS, Measure, dtype_check
 from interp.runs.known import known_part, premise_rows, split_known
 from interp.runs.manifest import read_manifest, write_manifest
 from interp.runs.store import write_table
@@ -73,8 +76,35 @@ def locate_run(
     }
     tables = [one.to_dataframe(selected[site]) for site, one in effects.items()]
     write_table(run / "heads.csv", pd.concat(tables, ignore_index=True))
-    write_manifest(run, model, settings=asdict(settings), seed=settings.seed)
+    found = dtype_check(model, _on_a_few(split, settings, effects))
+    write_manifest(
+        run, model, settings=asdict(settings), seed=settings.seed,
+        **({} if found is None else {"dtype_check": found}),
+    )  # fmt: skip
     return effects
+
+
+def _on_a_few(split: Split, settings: LocateSettings, effects: dict[Site, HeadEffects]) -> Measure:
+    """The metric and the effects of the first heads on a few prompts, for another dtype."""
+    site = settings.sites[0]
+    n_heads = effects[site].values.shape[2]
+    order = effects[site].mean.abs().flatten().argsort(descending=True)[:TOP_HEADS]
+    layers, heads = order // n_heads, order % n_heads
+    chosen = tuple(zip(layers.tolist(), heads.tolist(), strict=True))
+
+    def measure(model: Any) -> tuple[Tensor, Tensor]:
+        every = as_encoded(model, split.search)
+        few = every.take(range(min(N_PROMPTS, len(every))))
+        metric = LogitDifference(few.true_tokens, few.false_tokens)
+        found = locate_heads(
+            model, few, method=settings.method, site=site, seed=settings.seed, progress=False,
+            heads=None if settings.method == "attribution" else chosen,
+        )  # fmt: skip
+        return batch_metrics(model, few.batch("false"), (metric,))[0], found.values[
+            :, layers, heads
+        ]
+
+    return measure
 
 
 def _effects(

@@ -68,8 +68,15 @@ def write_table(target: Path, table: pd.DataFrame) -> Path:
 
 
 def _no_formula(cell: Any) -> Any:
-    """A cell or a column's name with a quote before what a spreadsheet would compute."""
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA_STARTS) else cell
+    """A cell or a column's name with a quote before what a spreadsheet would compute.
+
+    A carriage return becomes a line feed: pandas writes it without quotes, and the rest of the cell
+    would begin a row of its own.
+    """
+    if not isinstance(cell, str):
+        return cell
+    marked = f"'{cell}" if cell.startswith(_FORMULA_STARTS) else cell
+    return marked.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def write_yaml(target: Path, content: Mapping[str, Any]) -> Path:
