@@ -33,5 +33,5 @@ def check_weights(model: nn.Module, spec: str) -> None:
     bad = int((~torch.isfinite(weight)).sum())
     raise UserError(
         f"the weights of {spec} are damaged: {bad} of {weight.numel()} values of {name} are NaN or "
-        "infinite; get the model again, or load it in another dtype (check_finite=False lets it be)"
+        "infinite; get the model again, or load it in another dtype"
     )

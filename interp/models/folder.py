@@ -18,13 +18,13 @@ from interp.untrusted import one_line
 
 
 def read_folder(
-    folder: Path, *, spec: str, dtype: torch.dtype, finite: bool = True, **more: Any
+    folder: Path, *, spec: str, dtype: torch.dtype, finite: bool = False, **more: Any
 ) -> tuple[Any, Any]:
     """The causal language model in a directory and its tokenizer, on the CPU.
 
     Args:
         spec: what the user called the model, for messages.
-        finite: look at every weight for NaN and infinity.
+        finite: look at every weight for NaN and infinity: a second pass over all of them.
         more: handed on to ``from_pretrained``.
 
     Raises:

@@ -78,14 +78,15 @@ def load_model(
     attn_implementation: str = "eager",
     cache_dir: Path | None = None,
     allow_pickle: bool = False,
-    check_finite: bool = True,
+    check_finite: bool = False,
 ) -> HookedModel:
     """Load the model that `spec` names (see `interp.models.resolve`) as a hooked model.
 
     `device` is a torch device name, by default a GPU if there is one and else the CPU. `dtype` is
     float32, bfloat16 or float16. `allow_pickle` lets a directory be read that has its weights as
     pickle files only: say so for a model whose maker you trust. `check_finite` looks at every
-    weight once for NaN and infinity. Raises UserError for an unknown spec, device, dtype or
+    weight for NaN and infinity before anything runs; without it a model that gives either is told,
+    with the weight, when it does. Raises UserError for an unknown spec, device, dtype or
     attention, for a directory that holds no language model that can be hooked, and for weights
     that are not finite.
     """

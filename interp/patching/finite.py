@@ -42,12 +42,16 @@ def first_bad_hook(model: Any, run: Callable[[], object]) -> str | None:
     """The first hook point of a hooked model with a value that is not finite in ``run()``."""
     found: list[str] = []
 
-    def see(value: object, hook: Any) -> None:
-        if not found and _is_bad(value):
-            found.append(hook.name)
+    def watch(name: str) -> Callable[[Any, Any], None]:
+        # Not the hook's own name: on the bridge that is another one for the same place.
+        def see(value: object, hook: Any) -> None:
+            if not found and _is_bad(value):
+                found.append(name)
+
+        return see
 
     watched = [name for name in model.hook_dict if _WATCHED.search(name)]
-    with model.hooks(fwd_hooks=[(name, see) for name in watched]):
+    with model.hooks(fwd_hooks=[(name, watch(name)) for name in watched]):
         run()
     return found[0] if found else None
 
@@ -84,8 +88,9 @@ def check_finite_loss(loss: Tensor, model: nn.Module, again: Callable[[], object
 
 
 def _is_bad(value: object) -> bool:
-    floating = isinstance(value, Tensor) and value.is_floating_point()
-    return floating and not bool(torch.isfinite(value).all())
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return False
+    return not bool(torch.isfinite(value).all())
 
 
 def _where(model: Any, again: Callable[[], object]) -> str:
@@ -99,5 +104,5 @@ def _where(model: Any, again: Callable[[], object]) -> str:
 def _why(model: nn.Module) -> str:
     weight = first_bad_weight(model)
     if weight is not None:
-        return f", because its weight {weight} is not"
+        return f", because its weight {weight.replace('_original_component.', '')} is not"
     return "; check its dtype (float16 overflows where bfloat16 does not) and its weights"

@@ -25,25 +25,28 @@ Measure = Callable[[Any], tuple[Tensor, Tensor]]
 """From a hooked model to the unedited metric and the effects, on the same prompts each time."""
 
 
-def dtype_check(model: Any, measure: Measure) -> dict[str, Any] | None:
-    """What a manifest says of the difference from float32; None for a run in float32.
+def dtype_check(model: Any, measure: Measure) -> dict[str, Any]:
+    """What a manifest says of the difference from float32, as ``dtype_check``; else nothing.
+
+    A run in float32 has nothing to say.
 
     Effects that are NaN in both were not measured and are left out.
     """
     info = model_info(model)
     if info.dtype == "float32":
-        return None
+        return {}
     logger.info("comparing with float32 on %d prompts", N_PROMPTS)
     metric, effects = measure(model)
     with _in_float32(model) as (reference, against):
         other_metric, other_effects = measure(reference)
-    return {
+    found = {
         "n_prompts": len(metric),
         "dtype": info.dtype,
         "against": against,
         "largest_metric_difference": _largest(metric, other_metric),
         "largest_effect_difference": _largest(effects, other_effects),
     }
+    return {"dtype_check": found}
 
 
 def _largest(own: Tensor, other: Tensor) -> float:

@@ -76,10 +76,10 @@ def locate_run(
     }
     tables = [one.to_dataframe(selected[site]) for site, one in effects.items()]
     write_table(run / "heads.csv", pd.concat(tables, ignore_index=True))
-    found = dtype_check(model, _on_a_few(split, settings, effects))
+    few = _on_a_few(split, settings, effects)
     write_manifest(
         run, model, settings=asdict(settings), seed=settings.seed,
-        **({} if found is None else {"dtype_check": found}),
+        **dtype_check(model, few),
     )  # fmt: skip
     return effects
 

@@ -143,10 +143,10 @@ def patch_run(
         (run / "parts").rmdir()
     write_table(run / "units.csv", result.to_dataframe())
     write_json(run / "summary.json", summary_of(result, settings, int(right.sum()), len(right)))
-    found = dtype_check(model, _on_a_few(encoded, settings))
+    few = _on_a_few(encoded, settings)
     write_manifest(
         run, model, prompts="pairs.jsonl", settings=asdict(settings), seed=settings.seed,
-        **({} if found is None else {"dtype_check": found}),
+        **dtype_check(model, few),
     )  # fmt: skip
     write_patch_report(run)
     return result

@@ -31,7 +31,7 @@ def test_float32_needs_no_check(tiny_llama: HookedModel) -> None:
     def never(model: object) -> Any:
         raise AssertionError("measured")
 
-    assert dtype_check(tiny_llama, never) is None
+    assert dtype_check(tiny_llama, never) == {}
 
 
 def test_the_difference_is_the_largest_of_those_measured(
@@ -50,7 +50,7 @@ def test_the_difference_is_the_largest_of_those_measured(
 
     found = dtype_check(model, measure)
     assert seen == [torch.bfloat16, torch.float32]
-    assert found == {
+    assert found["dtype_check"] == {
         "n_prompts": 2,
         "dtype": "bfloat16",
         "against": "the same weights in float32",
