@@ -1,8 +1,21 @@
 """The one error type that a user's mistake raises."""
 
+_LONGEST = 4000
+
 
 class UserError(Exception):
     """Something the user can mend: the message is one line that says what is wrong and what to do.
 
-    The command line prints it without a traceback and exits with code 2.
+    The command line prints it without a traceback and exits with code 2. A message may repeat a
+    word of a file that somebody else made; line ends, terminal codes and whatever else does not
+    print are shown as escapes.
     """
+
+    def __str__(self) -> str:
+        """The message, as one line that prints."""
+        text = super().__str__()
+        if len(text) > _LONGEST:
+            text = f"{text[:_LONGEST]}…"
+        if text.isprintable():
+            return text
+        return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)

@@ -7,6 +7,7 @@ calibration error is the mean distance of the two, weighted by the bins' sizes (
 1706.04599).
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -20,6 +21,11 @@ from interp.errors import UserError
 
 CalibrationMethod = Literal["platt", "isotonic"]
 DEFAULT_BINS = 10
+CALIBRATION_SHAPE = {
+    **{"method": str, "slope": float, "intercept": float},
+    **{"scores": [float], "probabilities": [float]},
+}
+"""What `Calibration.from_dict` takes; see `interp.untrusted.check_shape`."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,9 @@ class Calibration:
             raise UserError("an isotonic calibration needs at least one point")
         if len(self.scores) != len(self.probabilities):
             raise UserError("an isotonic calibration needs one probability for each score")
+        numbers = (self.slope, self.intercept, *self.scores, *self.probabilities)
+        if not all(math.isfinite(one) for one in numbers):
+            raise UserError("a calibration holds a number that is not finite")
         rising = all(np.diff(self.scores) >= 0) and all(np.diff(self.probabilities) >= 0)
         if not rising or (self.method == "platt" and self.slope < 0):
             raise UserError(
@@ -72,7 +81,11 @@ class Calibration:
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "Calibration":
-        """From what `to_dict` gave. Raises KeyError or TypeError for anything else."""
+        """From what `to_dict` gave, of the shape that `CALIBRATION_SHAPE` says.
+
+        Raises UserError for an unknown method, and what the class itself refuses.
+        """
+        check_calibration(content["method"])
         return cls(
             content["method"],
             float(content["slope"]),

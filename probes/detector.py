@@ -6,7 +6,6 @@ score is the highest falsity log-odds of any token; a calibration makes it a pro
 detector fires from a threshold on, which was chosen on folds that the probes were not fitted on.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,22 +15,26 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.interventions.gate import Detection
 from interp.models import fingerprint as fingerprint_of
-from interp.runs.store import read_json, write_json
-from probes.calibration import Calibration
+from interp.runs.store import write_json
+from interp.untrusted import check_shape, check_tensors, read_json_object, read_tensor_file
+from probes.calibration import CALIBRATION_SHAPE, Calibration
 from probes.examples import AskedQuestion, ask
 from probes.locating import false_words
 from probes.reading import DEFAULT_BATCH_TOKENS, read_activations
 
 WEIGHTS, SETTINGS = "detector.safetensors", "detector.json"
 _FORMAT = 1
+_SHAPE = {
+    **{"format": int, "fingerprint": str, "layer": int, "threshold": float, "training": dict},
+    "calibration": CALIBRATION_SHAPE,
+}
 
 
 @dataclass(frozen=True)
@@ -158,6 +161,7 @@ class PremiseDetector(Displayed):
         partial = folder / f".{WEIGHTS}.part"
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            partial.unlink(missing_ok=True)  # a link to elsewhere would be written through
             save_file(tensors, str(partial))
             partial.replace(folder / WEIGHTS)
         except OSError as error:
@@ -175,27 +179,32 @@ class PremiseDetector(Displayed):
         for name in (WEIGHTS, SETTINGS):
             if not (folder / name).is_file():
                 raise UserError(f"there is no detector in {folder}: it has no {name}")
-        content = read_json(folder / SETTINGS)
         try:
-            tensors = load_file(str(folder / WEIGHTS))
+            content = check_shape(
+                read_json_object(folder / SETTINGS, advice="it is cut short or altered"),
+                _SHAPE,
+                SETTINGS,
+                advice="it is cut short or altered",
+            )
             if content["format"] != _FORMAT:
-                raise ValueError(f"format {content['format']!r}")
-            falsity, mention = (float(one) for one in tensors["bias"])
+                raise UserError(f"format {content['format']}")
+            tensors, _ = read_tensor_file(folder / WEIGHTS)
+            check_tensors(tensors, weight=2, bias=1)
+            if len(tensors["weight"]) != 2 or len(tensors["bias"]) != 2:
+                raise UserError(f"weights of shape {tuple(tensors['weight'].shape)}")
+            falsity, mention = tensors["bias"].tolist()
             detector = cls(
                 weight=tensors["weight"],
                 bias=(falsity, mention),
-                layer=int(content["layer"]),
+                layer=content["layer"],
                 calibration=Calibration.from_dict(content["calibration"]),
                 threshold=float(content["threshold"]),
-                fingerprint=str(content["fingerprint"]),
-                training=dict(content["training"]),
+                fingerprint=content["fingerprint"],
+                training=content["training"],
             )
-            if detector.weight.ndim != 2 or len(detector.weight) != 2:
-                raise ValueError(f"weights of shape {tuple(detector.weight.shape)}")
-        except (SafetensorError, KeyError, TypeError, ValueError, json.JSONDecodeError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+        except UserError as error:
             raise UserError(
-                f"the detector in {folder} is damaged ({reason}): train it again"
+                f"the detector in {folder} is damaged ({error}): train it again"
             ) from error
         if model is not None:
             detector.check_model(model)

@@ -16,7 +16,6 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from interp.errors import UserError
 from interp.models import fingerprint as fingerprint_of
+from interp.untrusted import check_tensors, one_line, read_tensor_file
 from probes.activations import Position, check_place
 from probes.reading import ActivationHook
 
@@ -100,6 +100,7 @@ class LinearProbe:
             "bias": torch.tensor(self.bias, dtype=torch.float64),
         }
         temporary = path.with_name(path.name + ".partial")
+        temporary.unlink(missing_ok=True)  # a link to elsewhere would be written through
         save_file(tensors, str(temporary), metadata=metadata)
         temporary.replace(path)
         return path
@@ -114,20 +115,29 @@ class LinearProbe:
         if not path.is_file():
             raise UserError(f"there is no probe at {path}: fit one and write it with .save()")
         try:
-            with safe_open(str(path), framework="pt") as file:
-                metadata = file.metadata() or {}
-                probe = cls(
-                    weight=file.get_tensor("weight"),
-                    bias=float(file.get_tensor("bias")),
-                    layer=int(metadata["layer"]),
-                    hook=metadata["hook"],  # type: ignore[arg-type]
-                    position=metadata["position"],  # type: ignore[arg-type]
-                    fingerprint=metadata["fingerprint"],
-                    head=int(metadata["head"]) if metadata.get("head") else None,
-                )
-        except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"{path} is not a probe ({reason}): write one with .save()") from error
+            tensors, said = read_tensor_file(path)
+            check_tensors(tensors, weight=1)
+            bias = tensors.get("bias")
+            wanted = ("layer", "hook", "position", "fingerprint")
+            if bias is None or bias.numel() != 1 or bias.is_complex():
+                raise UserError("it has no bias")
+            if missing := [name for name in wanted if name not in said]:
+                raise UserError(f"it has no {missing[0]}")
+            check_place(said["hook"], said["position"])  # type: ignore[arg-type]
+            head = said.get("head")
+            probe = cls(
+                weight=tensors["weight"],
+                bias=float(bias),
+                layer=int(said["layer"]),
+                hook=said["hook"],  # type: ignore[arg-type]
+                position=said["position"],  # type: ignore[arg-type]
+                fingerprint=said["fingerprint"],
+                head=int(head) if head else None,
+            )
+        except (UserError, ValueError) as error:
+            raise UserError(
+                f"{path} is not a probe ({one_line(error)}): write one with .save()"
+            ) from error
         if model is not None:
             probe.check_model(model)
         return probe

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from transformers.cache_utils import DynamicCache
 
 from interp.errors import UserError
+from interp.models.finite import first_bad_weight
 from interp.patching.batch import TokenBatch
 from interp.patching.columns import call_columns
 from interp.patching.components import hook_name
@@ -131,7 +132,7 @@ def read_activations(
             part = [prompts[index] for index in indices]
             with _without_blocks_above(model, max(chosen)):
                 values = _read_chunk(model, part, hooks, chosen, start, beginning)
-            _check_finite(values, chosen)
+            _check_finite(model, values, chosen)
             yield ReadChunk(tuple(indices), values)
             bar.update(len(indices))
 
@@ -235,11 +236,11 @@ def _chunks(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
     return chunks
 
 
-def _check_finite(values: dict[str, Tensor], layers: Sequence[int]) -> None:
+def _check_finite(model: Any, values: dict[str, Tensor], layers: Sequence[int]) -> None:
     for hook, value in values.items():
         finite = torch.isfinite(value.flatten(2)).all(dim=2).all(dim=0)
         if not bool(finite.all()):
             layer = layers[int((~finite).nonzero()[0])]
-            raise UserError(
-                f"{hook} of layer {layer} is not finite: check the model's weights and its dtype"
-            )
+            weight = first_bad_weight(model)
+            cause = f"its weight {weight} is not" if weight else "check its weights and its dtype"
+            raise UserError(f"{hook} of layer {layer} is not finite: {cause}")

@@ -25,6 +25,7 @@ from interp.errors import UserError
 from interp.models import fingerprint
 from interp.models.converted import file_sha256
 from interp.runs.store import read_json, write_json
+from interp.untrusted import check_shape, plain_name
 from probes.reading import (
     DEFAULT_BATCH_TOKENS,
     ActivationHook,
@@ -170,6 +171,7 @@ class _Writer:
         name = f"{len(self.written):05d}.safetensors"
         partial = self.folder / f".{name}.part"
         try:
+            partial.unlink(missing_ok=True)  # a link to elsewhere would be written through
             save_file({**tensors, "rows": rows}, str(partial))
             partial.replace(self.folder / name)
         except OSError as error:
@@ -192,10 +194,13 @@ def _open(
         shards = index.pop("shards")
         if index != identity:
             return None
-        if any(file_sha256(folder / one["file"]) != one["sha256"] for one in shards):
+        check_shape(shards, [{"file": str, "sha256": str}], INDEX)
+        names = [plain_name(one["file"], "a shard") for one in shards]
+        hashes = [file_sha256(folder / name) for name in names]
+        if hashes != [one["sha256"] for one in shards]:
             logger.warning("the activations in %s are damaged and are made anew", folder)
             return None
-    except (UserError, OSError, KeyError, TypeError):
+    except (UserError, OSError, KeyError):
         return None
     return _store(folder, identity, shards, prompts)
 

@@ -9,14 +9,14 @@ from interp.cli.loading import load
 from interp.cli.options import ExploreOptions
 from interp.explore import check_installed, open_run
 from interp.explore.opening import check_explorable
-from interp.runs.manifest import read_manifest
+from interp.runs.manifest import recorded_model
 
 
 def explore(options: ExploreOptions, console: Console) -> None:
     """Open the page of a run; see ``interp.explore``."""
     check_installed()
     check_explorable(options.run)  # a misspelt run should not wait for the model
-    spec = options.model or str(read_manifest(options.run).get("model", {}).get("spec"))
+    spec = options.model or recorded_model(options.run)["spec"]
     model = load(replace(options, model=spec), console)
     explorer = open_run(options.run, model=model)
     from interp.explore.serve import address_of, make_server

@@ -11,4 +11,9 @@ from interp.models import load_model
 def load(options: ModelOptions | PremisesOptions, console: Console) -> Any:
     """The hooked model of the options, with a word on the screen while it loads."""
     with console.status(f"loading {options.model}"):
-        return load_model(options.model, device=options.device, dtype=options.dtype)
+        return load_model(
+            options.model,
+            device=options.device,
+            dtype=options.dtype,
+            allow_pickle=options.allow_pickle,
+        )

@@ -25,6 +25,8 @@ class ModelOptions:
     """A torch device such as cpu or cuda:0; by default a GPU if there is one."""
     dtype: str = "float32"
     """float32, bfloat16 or float16."""
+    allow_pickle: bool = False
+    """Read a model whose weights are pickle files only, which can run code: if you trust it."""
     seed: int = 0
     """Draws false objects, splits, random head sets and resamples."""
 
@@ -190,6 +192,8 @@ class PremisesOptions:
     """check: a torch device."""
     dtype: str = "float32"
     """check: float32, bfloat16 or float16."""
+    allow_pickle: bool = False
+    """check: read a model whose weights are pickle files only, if you trust it."""
     check: Literal["strict", "answer"] = "strict"
     """check: which check."""
     seed: int = 0

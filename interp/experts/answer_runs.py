@@ -22,7 +22,8 @@ from interp.patching.batch import TokenBatch
 from interp.patching.columns import call_columns
 from interp.patching.components import hook_name
 from interp.patching.entering import entering
-from interp.patching.forward import Hook, check_finite, hooked
+from interp.patching.finite import check_finite
+from interp.patching.forward import Hook, hooked
 
 BATCH_TOKENS = 2048
 """Tokens of one batch: every layer's input is kept for it."""
@@ -122,7 +123,7 @@ def run_bare(
     hooks: list[Hook] = [(hook_name("resid_pre", layer), keep(layer)) for layer in layers]
     hooks += [(one.gate, see(one.name)) for one in projections]
     logits = _logits(model, answers, _all_rows(answers), hooks)
-    check_finite(logits, list(resid.values()))
+    check_finite(logits, model, lambda: _logits(model, answers, _all_rows(answers), ()))
     loss, right = answer_measures(logits, answers.targets)
     return BareRun(answers, loss, right, resid, used)
 

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +16,10 @@ from interp.errors import UserError
 from interp.experts.measures import dead_experts, domain_specialization, load_cv, load_share
 from interp.experts.tables import Sizes, Tables
 from interp.patching.result_file import read_tensors, write_tensors
+from interp.untrusted import check_shape, from_mapping
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
-
-_KEPT = ("projections", "sizes", "tasks", "ids", "id_texts", "unit_task", "unit_fold", "metadata")
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,15 @@ class Projection:
     layer: int
     target: str
     experts: int
+
+
+_KEPT = ("projections", "sizes", "tasks", "ids", "id_texts", "unit_task", "unit_fold", "metadata")
+_FILE_SHAPE = {
+    "projections": [{one.name: one.type for one in fields(Projection)}],
+    "sizes": {one.name: int for one in fields(Sizes)},
+    **{"tasks": [str], "id_texts": [str], "ids": [int], "unit_task": [int], "unit_fold": [int]},
+    "metadata": {str: str},
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +83,13 @@ class RoutingRecords(Displayed):
         ):
             if len(getattr(self, what)) != size:
                 raise UserError(f"{len(getattr(self, what))} {what}, but the tables have {size}")
+        for what, size in (("unit_task", self.sizes.tasks), ("unit_fold", self.sizes.folds)):
+            if not all(0 <= one < size for one in getattr(self, what)):
+                raise UserError(f"{what} names one that is not there: there are {size}")
+        if not all(0 < one.experts <= self.sizes.experts for one in self.projections):
+            raise UserError(
+                f"a projection has more than the {self.sizes.experts} experts there are"
+            )
 
     @property
     def n_tokens(self) -> int:
@@ -175,16 +190,18 @@ class RoutingRecords(Displayed):
         """Read what `save` wrote. Raises UserError for no file, or a damaged one."""
         try:
             tensors, kept = read_tensors(Path(path), _KEPT)
-            sizes = Sizes(**kept.pop("sizes"))
-            projections = tuple(Projection(**one) for one in kept.pop("projections"))
-            metadata = dict(kept.pop("metadata"))
-            empty = Tables.empty(sizes).as_dict()  # a table without entries is not in the file
-            tables = Tables(**{name: tensors.get(name, one) for name, one in empty.items()})
+            check_shape(kept, _FILE_SHAPE, "what it says of itself")
+            sizes = from_mapping(Sizes, kept.pop("sizes"), "its sizes")
+            projections = tuple(
+                from_mapping(Projection, one, "its projections") for one in kept.pop("projections")
+            )
+            metadata = kept.pop("metadata")
+            tables = Tables.of(sizes, tensors)
             rest = {name: tuple(value) for name, value in kept.items()}
             return cls(
                 projections=projections, sizes=sizes, tables=tables, metadata=metadata, **rest
             )
         except FileNotFoundError as error:
             raise UserError(f"there are no routing records at {path}") from error
-        except (KeyError, ValueError, TypeError, AttributeError, UserError) as error:
+        except UserError as error:
             raise UserError(f"{path} holds no routing records, or is damaged ({error})") from error

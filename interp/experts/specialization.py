@@ -21,6 +21,7 @@ from interp.experts.measure_list import MEASURES, TASK_MEASURES, counts_of, rand
 from interp.experts.nulls import p_value, permuted_texts, permuted_within_token
 from interp.experts.records import RoutingRecords
 from interp.runs.store import write_table
+from interp.untrusted import read_table
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -89,12 +90,23 @@ class Specialization(Displayed):
     @classmethod
     def load(cls, folder: str | Path) -> "Specialization":
         """Read what `save` wrote. Raises UserError if it is not there."""
-        tables = []
-        for name in ("specialization.csv", "routing.csv"):
-            try:
-                tables.append(pd.read_csv(Path(folder) / name, keep_default_na=True))
-            except (OSError, ValueError) as error:
-                raise UserError(f"{Path(folder) / name} cannot be read ({error})") from error
+        places = ("layer", "target", "p_value", "q_value")
+        texts, numbers = {"target", "measure", "null", "task"}, {"p_value", "q_value"}
+        wanted = {
+            "specialization.csv": (*places, "measure", "null", "value", "null_mean"),
+            "routing.csv": (*places, "expert", "task", "specialization"),
+        }
+        numbers |= {"value", "null_mean", "specialization"}
+        tables = [
+            read_table(
+                Path(folder) / name,
+                texts=[one for one in columns if one in texts],
+                numbers=[one for one in columns if one in numbers],
+                counts=[one for one in columns if one in ("layer", "expert")],
+                others=True,
+            )
+            for name, columns in wanted.items()
+        ]
         return cls(*tables)
 
 

@@ -9,6 +9,7 @@ all others share the last row.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 
@@ -17,12 +18,15 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from interp.errors import UserError
 from interp.experts.token_class import CLASSES
 
 POSITIONS: tuple[str, ...] = ("0", "1", "2-3", "4-7", "8-15", "16-31", "32-63", "64-127", "128+")
 """Buckets of a token's place in its text, behind what all texts begin with."""
 MOST_SETS = 256
 """Up to so many different sets of chosen experts are counted as sets."""
+LARGEST_SIZE = 2**20
+"""Above every size of a table that is read."""
 
 
 @dataclass(frozen=True)
@@ -104,41 +108,33 @@ class Tables:
     @classmethod
     def empty(cls, sizes: Sizes) -> "Tables":
         """Tables of zeros."""
-        p, e, t, f = sizes.projections, sizes.experts, sizes.tasks, sizes.folds
-        c, w, v, r = len(CLASSES), len(POSITIONS), sizes.ids + 1, sizes.routers
-
-        def whole(*shape: int, small: bool = False) -> Tensor:
-            return torch.zeros(shape, dtype=torch.int32 if small else torch.int64)
-
-        def real(*shape: int) -> Tensor:
-            return torch.zeros(shape, dtype=torch.float64)
-
         return cls(
-            unit_tokens=whole(sizes.units),
-            cell_tokens=whole(t, f),
-            cell_follows=whole(t, f),
-            class_tokens=whole(c, f),
-            position_tokens=whole(w, f),
-            id_tokens=whole(v, t),
-            unit_load=whole(p, sizes.units, e, small=True),
-            class_load=whole(p, c, f, e),
-            position_load=whole(p, w, f, e),
-            id_choice=whole(p, v, t, sizes.codes, small=True),
-            id_load=whole(p, v, f, e, small=True),
-            pairs=whole(p, f, e, e),
-            repeats=whole(p, t, f),
-            probability=real(p, t, f, e),
-            gate=real(p, t, f, e),
-            entropy=real(p, t, f),
-            random_load=whole(p, r, t, e),
-            random_class=whole(p, r, c, e),
-            random_position=whole(p, r, w, e),
-            random_id=whole(p, min(r, sizes.id_routers), v, e, small=True),
-            random_pairs=whole(p, r, e, e),
-            random_repeats=whole(p, r),
-            random_probability=real(p, r, e),
-            random_entropy=real(p, r),
+            **{
+                name: torch.zeros(shape, dtype=dtype)
+                for name, (shape, dtype) in shapes_of(sizes).items()
+            }
         )
+
+    @classmethod
+    def of(cls, sizes: Sizes, tensors: Mapping[str, Tensor]) -> "Tables":
+        """Tables of these sizes from tensors by name; one without entries need not be there.
+
+        Nothing is made that is larger than the tensors are. Raises UserError for a table that is
+        missing or that has another shape or dtype.
+        """
+        if not all(0 <= getattr(sizes, one.name) < LARGEST_SIZE for one in fields(sizes)):
+            raise UserError(f"its sizes are not between 0 and {LARGEST_SIZE}")
+        found = {}
+        for name, (shape, dtype) in shapes_of(sizes).items():
+            one = tensors[name] if name in tensors else torch.zeros(0, dtype=dtype)
+            if name not in tensors and 0 in shape:
+                one = torch.zeros(shape, dtype=dtype)
+            if one.shape != shape or one.dtype != dtype:
+                raise UserError(
+                    f"{name} is {one.dtype} of shape {tuple(one.shape)}, not {dtype} of {shape}"
+                )
+            found[name] = one
+        return cls(**found)
 
     def __add__(self, other: "Tables") -> "Tables":
         """The tables of both corpora together."""
@@ -149,6 +145,45 @@ class Tables:
     def as_dict(self) -> dict[str, Tensor]:
         """By name."""
         return {one.name: getattr(self, one.name) for one in fields(self)}
+
+
+def shapes_of(sizes: Sizes) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Shape and dtype of every table."""
+    p, e, t, f = sizes.projections, sizes.experts, sizes.tasks, sizes.folds
+    c, w, v, r = len(CLASSES), len(POSITIONS), sizes.ids + 1, sizes.routers
+
+    def whole(*shape: int, small: bool = False) -> tuple[tuple[int, ...], torch.dtype]:
+        return shape, torch.int32 if small else torch.int64
+
+    def real(*shape: int) -> tuple[tuple[int, ...], torch.dtype]:
+        return shape, torch.float64
+
+    return {
+        "unit_tokens": whole(sizes.units),
+        "cell_tokens": whole(t, f),
+        "cell_follows": whole(t, f),
+        "class_tokens": whole(c, f),
+        "position_tokens": whole(w, f),
+        "id_tokens": whole(v, t),
+        "unit_load": whole(p, sizes.units, e, small=True),
+        "class_load": whole(p, c, f, e),
+        "position_load": whole(p, w, f, e),
+        "id_choice": whole(p, v, t, sizes.codes, small=True),
+        "id_load": whole(p, v, f, e, small=True),
+        "pairs": whole(p, f, e, e),
+        "repeats": whole(p, t, f),
+        "probability": real(p, t, f, e),
+        "gate": real(p, t, f, e),
+        "entropy": real(p, t, f),
+        "random_load": whole(p, r, t, e),
+        "random_class": whole(p, r, c, e),
+        "random_position": whole(p, r, w, e),
+        "random_id": whole(p, min(r, sizes.id_routers), v, e, small=True),
+        "random_pairs": whole(p, r, e, e),
+        "random_repeats": whole(p, r),
+        "random_probability": real(p, r, e),
+        "random_entropy": real(p, r),
+    }
 
 
 def position_bucket(position: Int[Tensor, " token"]) -> Int[Tensor, " token"]:

@@ -34,7 +34,7 @@ from interp.premises.split import Split
 from interp.report.figures import head_heatmap
 from interp.report.tables import rows_of_site
 
-_HEAD = re.compile(r"\(?\s*(\d+)\s*[.,:]\s*(\d+)\s*\)?\s*(?:[,;]\s*|\s+|$)")
+_HEAD = re.compile(r"\(?\s*(\d{1,9})\s*[.,:]\s*(\d{1,9})\s*\)?\s*(?:[,;]\s*|\s+|$)")
 
 
 class Explorer:

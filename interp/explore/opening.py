@@ -16,8 +16,9 @@ from interp.premises.split import Split
 from interp.report.reading import read_heads
 from interp.runs.detector import has_detector, run_detector
 from interp.runs.locate import load_run
-from interp.runs.manifest import check_same_model, read_manifest
+from interp.runs.manifest import check_same_model, read_manifest, recorded_model
 from interp.runs.store import read_json
+from interp.untrusted import Maybe, check_shape
 
 
 def check_explorable(run: Path) -> None:
@@ -56,8 +57,7 @@ def open_run(
     settings, split, _ = load_run(run)
     heads = read_heads(run / "heads.csv")
     if model is None:
-        spec = read_manifest(run).get("model", {}).get("spec", "")
-        model = load_model(spec, device=device, dtype=dtype)
+        model = load_model(recorded_model(run)["spec"], device=device, dtype=dtype)
     check_same_model(run, model)
 
     def make() -> Detector:
@@ -97,10 +97,14 @@ def _evaluated(run: Path, explorer: Explorer) -> Constraint | None:
     """The constraint that the run's evaluation put first, if it was evaluated."""
     if not (run / "evaluation.json").is_file():
         return None
-    said = read_json(run / "evaluation.json")
+    said = check_shape(
+        read_json(run / "evaluation.json"),
+        {"heads": Maybe([[int, int]]), "factor": Maybe(float)},
+        str(run / "evaluation.json"),
+    )
     site, mode = said.get("site"), said.get("mode")
     if site not in explorer.sites or mode not in explorer.modes(site):
         return None  # several parts at once: nothing that the page could begin with
-    pairs = ((int(layer), int(head)) for layer, head in said.get("heads", ()))
+    pairs = ((layer, head) for layer, head in said.get("heads") or ())
     heads = explorer.choose(site, pairs, chosen_by="evaluated in the run")
-    return Constraint(heads, mode, float(said.get("factor", 0.0)))
+    return Constraint(heads, mode, float(said.get("factor") or 0.0))

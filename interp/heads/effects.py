@@ -6,17 +6,16 @@ is a false-premise head. ``probability`` is the paper's measure beside it, E = P
 (arXiv 2402.19103, section 3.3).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -25,6 +24,7 @@ from interp.errors import UserError
 from interp.heads.headset import Head, HeadSet, Site, check_site
 from interp.heads.significance import HeadStatistics, head_statistics
 from interp.patching.result import PatchingResult
+from interp.untrusted import check_tensors, read_tensor_file
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -219,6 +219,7 @@ def save_effects(path: str | Path, effects: Sequence[HeadEffects]) -> Path:
         metadata["subjects"] = "\n".join(one.subjects)
         metadata["templates"] = "\n".join(one.templates)
     temporary = path.with_name(path.name + ".partial")
+    temporary.unlink(missing_ok=True)  # a link to elsewhere would be written through
     save_file(tensors, str(temporary), metadata=metadata)
     temporary.replace(path)
     return path
@@ -230,27 +231,38 @@ def load_effects(path: str | Path) -> dict[str, HeadEffects]:
     if not path.is_file():
         raise UserError(f"there are no effects at {path}: run `interp locate` first")
     try:
-        with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in list(file.keys())}
-        subjects = tuple(metadata["subjects"].split("\n"))
-        templates = tuple(metadata["templates"].split("\n"))
+        tensors, metadata = read_tensor_file(path)
         found = {
-            site: HeadEffects(
-                values=tensors[f"{site}.values"],
-                probability=tensors[f"{site}.probability"],
-                subjects=subjects,
-                templates=templates,
-                site=site,
-                method=metadata[f"{site}.method"],  # type: ignore[arg-type]
-                source=metadata[f"{site}.source"],
-                seed=int(metadata[f"{site}.seed"]),
-            )
-            for site in ("output", "attention")
+            site: _of_site(site, tensors, metadata)
+            for site in get_args(Site)
             if f"{site}.values" in tensors
         }
-        if not found:
-            raise KeyError("no site in it")
-        return found
-    except (SafetensorError, KeyError, ValueError) as error:
+    except UserError as error:
         raise UserError(f"{path} is damaged ({error}): run `interp locate` again") from error
+    if not found:
+        raise UserError(f"{path} is damaged (no site in it): run `interp locate` again")
+    return found
+
+
+def _of_site(site: Site, tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> HeadEffects:
+    """One site's effects. Raises UserError that does not name the file."""
+    values, probability = f"{site}.values", f"{site}.probability"
+    check_tensors(tensors, **{values: 3, probability: 3})
+    wanted = ("subjects", "templates", *(f"{site}.{name}" for name in ("method", "source", "seed")))
+    if missing := [name for name in wanted if name not in texts]:
+        raise UserError(f"it has no {missing[0]}")
+    method, seed = texts[f"{site}.method"], texts[f"{site}.seed"]
+    if method not in get_args(Method):
+        raise UserError(f"unknown method {method[:40]!r}")
+    if not (seed.isascii() and seed.isdigit() and len(seed) < 10):
+        raise UserError(f"the seed is {seed[:40]!r}")
+    return HeadEffects(
+        values=tensors[values],
+        probability=tensors[probability],
+        subjects=tuple(texts["subjects"].split("\n")),
+        templates=tuple(texts["templates"].split("\n")),
+        site=site,
+        method=cast(Method, method),
+        source=texts[f"{site}.source"],
+        seed=int(seed),
+    )

@@ -10,6 +10,7 @@ import pandas as pd
 
 from interp.display import Displayed, Shown
 from interp.errors import UserError
+from interp.untrusted import Maybe, check_shape, parse_json, read_text
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -66,14 +67,17 @@ class HeadSet(Displayed):
         """Read a set that ``save`` wrote. Raises UserError for anything else."""
         path = Path(path)
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            heads = tuple((int(layer), int(head)) for layer, head in content["heads"])
+            content = check_shape(
+                parse_json(read_text(path)),
+                {"site": str, "heads": [[int, int]], "chosen_by": Maybe(str)},
+                "the file",
+                advice="write one with .save()",
+            )
+            heads = tuple((layer, head) for layer, head in content["heads"])
             check_site(content["site"])
-            return cls(heads, content["site"], str(content.get("chosen_by", "")))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{path} is not a head set ({error}): write one with .save()"
-            ) from error
+            return cls(heads, content["site"], content.get("chosen_by") or "")
+        except UserError as error:
+            raise UserError(f"{path} is not a head set: {error}") from error
 
     def plot(self) -> "go.Figure":
         """The heads as squares, layer × head."""

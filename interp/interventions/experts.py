@@ -174,7 +174,7 @@ def check_counts(by_projection: dict[str, list[int]], mode: ExpertMode) -> None:
 
 def expert_order(pair: Expert) -> tuple[tuple[int | str, ...], int]:
     """Sorts layer 10 behind layer 9."""
-    pieces = re.split(r"(\d+)", pair[0])
+    pieces = re.split(r"(\d{1,18})", pair[0])
     return tuple(int(one) if i % 2 else one for i, one in enumerate(pieces)), pair[1]
 
 

@@ -35,6 +35,7 @@ from interp.interventions.experts import (
 from interp.interventions.gate import Gate, check_gate
 from interp.interventions.intervention import Intervention
 from interp.runs.store import write_atomically
+from interp.untrusted import PlainLoader, parse_json, parse_yaml, read_text
 
 VERSION = 1
 LARGEST_FILE = 200_000
@@ -45,7 +46,7 @@ _HEADS = ("site", "mode", "factor", "heads", "chosen_by")
 _EXPERTS = ("mode", "factor", "place", "experts", "chosen_by")
 
 
-class _CoreLoader(yaml.SafeLoader):
+class _CoreLoader(PlainLoader):
     """YAML 1.2's plain types, so that the mode ``off`` is a word and 1:30 is not a number."""
 
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
@@ -105,18 +106,13 @@ def read_intervention(path: Path) -> Intervention:
 
 
 def _parsed(path: Path) -> Any:
+    text = read_text(path, largest=LARGEST_FILE)
     try:
-        raw = path.read_bytes()
-        if len(raw) > LARGEST_FILE:
-            raise UserError(f"{path} has {len(raw)} bytes: no intervention is that large")
-        text = raw.decode("utf-8")
-        return json.loads(text) if path.suffix == ".json" else yaml.load(text, _CoreLoader)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" (line {mark.line + 1})" if mark is not None else ""
-        raise UserError(f"{path} is not an intervention{where}: write one with .save()") from error
+        return parse_json(text) if path.suffix == ".json" else parse_yaml(text, loader=_CoreLoader)
+    except UserError as error:
+        raise UserError(
+            f"{path} is not an intervention ({error}): write one with .save()"
+        ) from error
 
 
 def _heads(value: Any, where: str) -> Constraint:

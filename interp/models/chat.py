@@ -10,9 +10,8 @@ Spans are found by characters on this text, so `render_chat` says where in it th
 from dataclasses import dataclass
 from typing import Any
 
-import jinja2
-
 from interp.errors import UserError
+from interp.untrusted import one_line
 
 # Stand-ins for the question and the answer, to see where a template puts them. Plain letters, so
 # that no template trims, escapes or capitalises them.
@@ -50,6 +49,13 @@ def render_chat(
     """
     if not question.strip():
         raise UserError("the question is empty: give it at least one word")
+    for what, text in (("question", question), ("answer", answer), ("system prompt", system or "")):
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"the {what} holds half of a surrogate pair: no Unicode text"
+            ) from error
     if not getattr(tokenizer, "chat_template", None):
         return _plain(question, answer, system)
     prompt = _apply(tokenizer, question, system)
@@ -76,10 +82,9 @@ def _apply(tokenizer: Any, question: str, system: str | None, answer: str | None
         return tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=answer is None
         )
-    except jinja2.TemplateError as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except Exception as error:  # a template is a program, which can raise anything
         raise UserError(
-            f"the model's chat template refuses the question: {reason}"
+            f"the model's chat template refuses the question: {one_line(error)}"
             + ("; leave the system prompt out" if system is not None else "")
         ) from error
 

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from interp.errors import UserError
 from interp.models.fingerprint import fingerprint_of_folder
 from interp.models.quiet import quiet_libraries
+from interp.untrusted import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -60,15 +61,38 @@ def convert_gguf(gguf: Path, into: Path, *, name: str) -> None:
     logger.info("converting %s to safetensors, once", name)
     with quiet_libraries():
         try:
-            location = {"gguf_file": gguf.name, "local_files_only": True}
+            location = {
+                "gguf_file": gguf.name,
+                "local_files_only": True,
+                "trust_remote_code": False,
+            }
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **location)
             model = AutoModelForCausalLM.from_pretrained(
                 gguf.parent, **location, **_dequantized(), dtype="float32"
             )
         except Exception as error:  # the readers of the format raise anything on a damaged file
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise UserError(f"cannot read the GGUF file {name}: {first}") from error
+            raise UserError(f"cannot read the GGUF file {name}: {one_line(error)}") from error
         _forget_quantization(model)
+        model.save_pretrained(into)
+        tokenizer.save_pretrained(into)
+
+
+def convert_pickled(folder: Path, into: Path, *, name: str) -> None:
+    """Convert a directory's pickled weights to safetensors, with its tokenizer, in `into`.
+
+    torch opens them with ``weights_only``. Raises UserError if they hold anything but weights.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    safe = {"local_files_only": True, "trust_remote_code": False}
+    with quiet_libraries():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, **safe)
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, **safe, use_safetensors=False, weights_only=True, dtype="auto"
+            )
+        except Exception as error:  # the readers raise anything on a damaged file
+            raise UserError(f"cannot read the weights of {name}: {one_line(error)}") from error
         model.save_pretrained(into)
         tokenizer.save_pretrained(into)
 

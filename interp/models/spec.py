@@ -2,9 +2,11 @@
 
 A spec is ``"smollm2-135m"`` (the embedded model), a local directory, a ``.gguf`` file, or a hub id
 ``organisation/name``, with ``@revision`` behind it if need be. Weights are read from safetensors
-only: a pickle file can run code when it is opened.
+only: a pickle file can run code when it is opened. A caller may allow that for a model whose maker
+is trusted; even then torch opens it with the unpickler that makes nothing but tensors.
 """
 
+import hashlib
 import logging
 import os
 import re
@@ -14,8 +16,9 @@ import huggingface_hub
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
 from interp.errors import UserError
-from interp.models.converted import convert_gguf, file_sha256, keep_converted
+from interp.models.converted import convert_gguf, convert_pickled, file_sha256, keep_converted
 from interp.models.embedded import GGUF_SHA256, fetch_gguf
+from interp.untrusted import check_gguf
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +29,7 @@ _KINDS = (
     "a local model directory, or a .gguf file"
 )
 _HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
+PICKLES = "pytorch_model*.bin"
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 # Copies in other formats: in subdirectories, or weights under a vendor's own names.
 _HUB_IGNORED = ["*/*", "consolidated*.safetensors"]
@@ -41,11 +45,12 @@ def cache_root(cache_dir: Path | None = None) -> Path:
     return Path(base).expanduser() / "faithlens"
 
 
-def resolve(spec: str | Path, *, cache_dir: Path | None = None) -> Path:
+def resolve(spec: str | Path, *, cache_dir: Path | None = None, allow_pickle: bool = False) -> Path:
     """The directory with configuration, safetensors and tokenizer of the model that `spec` names.
 
-    The embedded model and GGUF files are converted once into `cache_dir` (see `cache_root`). Raises
-    UserError if there is no such model or if it cannot be had; nothing half-written is left behind.
+    The embedded model and GGUF files are converted once into `cache_dir` (see `cache_root`). So are
+    pickled weights, with `allow_pickle` only. Raises UserError if there is no such model or if it
+    cannot be had; nothing half-written is left behind.
     """
     root = cache_root(cache_dir)
     name = str(spec).strip()
@@ -54,7 +59,7 @@ def resolve(spec: str | Path, *, cache_dir: Path | None = None) -> Path:
     path = Path(os.path.expanduser(name))
     # os.path and not Path here: it has an answer for any text, too long or odd as it may be.
     if name and os.path.isdir(path):
-        return _checked(path.resolve(), name)
+        return _checked(path.resolve(), name, root, allow_pickle)
     if path.suffix.lower() == ".gguf":
         return _gguf(path, root)
     if name and os.path.exists(path):
@@ -63,7 +68,7 @@ def resolve(spec: str | Path, *, cache_dir: Path | None = None) -> Path:
     if match is None or name.startswith("."):
         problem = "no such directory" if "/" in name or "\\" in name else "unknown model"
         raise UserError(f"{problem} {name!r}: give {_KINDS}")
-    return _from_hub(match["repo"], match["revision"])
+    return _from_hub(match["repo"], match["revision"], root, allow_pickle)
 
 
 def _embedded(root: Path) -> Path:
@@ -80,6 +85,7 @@ def _gguf(path: Path, root: Path) -> Path:
     if not os.path.isfile(path):
         raise UserError(f"no such file {str(path)!r}: give the path of an existing .gguf file")
     path = path.resolve()
+    check_gguf(path)
     sha256 = file_sha256(path)
     return keep_converted(
         root / "models" / f"{path.stem}-{sha256[:12]}",
@@ -88,12 +94,12 @@ def _gguf(path: Path, root: Path) -> Path:
     )
 
 
-def _from_hub(repo: str, revision: str | None) -> Path:
+def _from_hub(repo: str, revision: str | None, root: Path, allow_pickle: bool) -> Path:
     try:
         folder = huggingface_hub.snapshot_download(
             repo,
             revision=revision,
-            allow_patterns=_HUB_FILES,
+            allow_patterns=[*_HUB_FILES, *([PICKLES] if allow_pickle else [])],
             ignore_patterns=_HUB_IGNORED,
         )
     except GatedRepoError as error:
@@ -107,21 +113,35 @@ def _from_hub(repo: str, revision: str | None) -> Path:
             f"cannot get {repo!r} from the hub ({type(error).__name__}): check the name, the "
             "revision and the connection, or give a local directory"
         ) from error
-    return _checked(Path(folder), repo)
+    return _checked(Path(folder), repo, root, allow_pickle)
 
 
-def _checked(folder: Path, name: str) -> Path:
+def _checked(folder: Path, name: str, root: Path, allow_pickle: bool) -> Path:
     """`folder`, if it has the three things that a model consists of."""
     if not (folder / "config.json").is_file():
         hint = ""
         if ggufs := sorted(folder.glob("*.gguf")):
             hint = f"; to use the GGUF file in it, give its path ({ggufs[0].name})"
         raise UserError(f"{name!r} is not a model directory: it has no config.json{hint}")
-    if not any(folder.glob("*.safetensors")):
+    pickled = not any(folder.glob("*.safetensors"))
+    if pickled and not (any(folder.glob(PICKLES)) and allow_pickle):
         raise UserError(
             f"{name!r} has no weights in safetensors; others are not read, as pickle files can run "
-            "code: convert them with save_pretrained(..., safe_serialization=True)"
+            "code: convert them with save_pretrained, or, if you trust who made them, say "
+            "--allow-pickle (allow_pickle=True)"
         )
     if not any(folder.glob("tokenizer*")) and not any(folder.glob("vocab.*")):
         raise UserError(f"{name!r} has no tokenizer: save it there with tokenizer.save_pretrained")
-    return folder
+    return _unpickled(folder, name, root) if pickled else folder
+
+
+def _unpickled(folder: Path, name: str, root: Path) -> Path:
+    """Pickled weights as safetensors in the cache, converted once for each state of the files."""
+    hashes = [file_sha256(file) for file in (*sorted(folder.glob(PICKLES)), folder / "config.json")]
+    sha256 = hashlib.sha256("".join(hashes).encode()).hexdigest()
+    logger.warning("%s: reading pickled weights, as allowed; converted to safetensors once", name)
+    return keep_converted(
+        root / "models" / f"{folder.name}-{sha256[:12]}",
+        lambda into: convert_pickled(folder, into, name=name),
+        source_sha256=sha256,
+    )

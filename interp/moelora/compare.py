@@ -6,7 +6,6 @@ of the comparison, so that an interrupted comparison goes on where it stopped. T
 ``comparison.json``, ``losses.csv`` and ``report.html`` are written.
 """
 
-import json
 import logging
 import os
 from collections.abc import Sequence
@@ -33,6 +32,7 @@ from interp.runs.store import (
     write_table,
     write_yaml,
 )
+from interp.untrusted import read_json_lines, read_table
 
 logger = logging.getLogger(__name__)
 
@@ -100,13 +100,8 @@ def compare_moelora(
 
 def read_finished(folder: Path, method: str, seed: int) -> FinishedRun:
     """A finished training run. Raises `UserError` if a file is missing or damaged."""
-    try:
-        losses = pd.read_csv(folder / "losses.csv")
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{folder / 'losses.csv'}: cannot be read ({error}): delete {folder}, and the run is "
-            "made again"
-        ) from error
+    again = f"delete {folder}, and the run is made again"
+    losses = read_table(folder / "losses.csv", counts=("step",), others=True, advice=again)
     return FinishedRun(
         method=method,
         seed=seed,
@@ -130,11 +125,9 @@ def parameter_spread(runs: Sequence[FinishedRun]) -> float:
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path}: cannot be read ({error}): delete its directory, and the run is made again"
-        ) from error
+        return [row for _, row in read_json_lines(path)]
+    except UserError as error:
+        raise UserError(f"{error}: delete its directory, and the run is made again") from error
 
 
 def _base_metrics(

@@ -7,6 +7,7 @@ with placeholders, `Numbers`, `Equation`, `Answer`). Anything else is read throu
 columns that the user gives.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ Row = Mapping[str, Any]
 
 _LISTS = ("options", "also_true")
 _FIELDS = ("task", "prompt", "answer", "response", "subject", "kind", "false_object", *_LISTS)
-_PLACEHOLDER = re.compile(r"\bnumber(\d+)\b")
+LONGEST_EQUATION = 200
+_PLACEHOLDER = re.compile(r"\bnumber(\d{1,6})\b")
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,8 @@ def _plain_number(text: str) -> str:
     number = parse_number(text)
     if number is None or not re.fullmatch(r"[-−]?[\d,]+(\.\d+)?", text.strip()):
         return text.strip()
+    if math.isinf(number):  # more digits than a float holds
+        return text.strip()
     return str(int(number)) if number == int(number) else f"{number:.10g}"
 
 
@@ -187,6 +191,8 @@ def _number_at(numbers: list[str], index: int) -> str:
 def _infix(words: list[str]) -> str:
     """An equation in prefix notation as people write it."""
     rest = list(words)
+    if len(rest) > LONGEST_EQUATION:
+        raise UserError(f"Equation has {len(rest)} words; at most {LONGEST_EQUATION} are read")
 
     def term(outer: bool) -> str:
         if not rest:

@@ -4,21 +4,44 @@
 that a damaged one, or one for another model, is named as such and leaves the model as it was.
 """
 
-import json
+import re
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from interp.errors import UserError
 from interp.models.quiet import quiet_libraries
+from interp.moelora.config import MoELoRAConfig
 from interp.moelora.layer import MoELoRALinear
 from interp.moelora.peft_type import MOELORA
+from interp.untrusted import (
+    Maybe,
+    check_shape,
+    one_line,
+    plain_name,
+    read_json_object,
+    tensor_shapes,
+)
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+PICKLED_FILE = "adapter_model.bin"
+_AGAIN = "save the adapter again"
+MOST_QUANTIFIERS = 4
+_NAMES = Maybe((str, [str]))
+_SHAPE = {
+    "peft_type": str,
+    "r": Maybe(int),
+    "num_experts": Maybe((int, [int])),
+    **dict.fromkeys(("base_model_name_or_path", "revision", "task_type"), Maybe(str)),
+    **dict.fromkeys(("target_modules", "exclude_modules", "layers_pattern"), _NAMES),
+    "modules_to_save": Maybe([str]),
+    "layers_to_transform": Maybe((int, [int])),
+    "base": Maybe({"weights": Maybe([float])}),
+}
+"""What of the settings is used before `MoELoRAConfig` checks them."""
 
 
 def load_adapter(
@@ -36,6 +59,7 @@ def load_adapter(
     """
     folder = Path(folder)
     names = _checked(folder)
+    plain_name(adapter_name, "the adapter")  # it becomes a directory when it is saved
     if isinstance(hf_model, PeftModel) and adapter_name in hf_model.peft_config:
         raise UserError(
             f"the model has an adapter {adapter_name!r} already: choose another adapter_name"
@@ -56,31 +80,71 @@ def load_adapter(
     return model
 
 
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """What an adapter's configuration says. Raises UserError where there is none, or none whole."""
+    if not (folder / CONFIG_FILE).is_file():
+        raise UserError(f"{folder} is no saved adapter: it has no readable {CONFIG_FILE}")
+    try:
+        return read_json_object(folder / CONFIG_FILE, advice=_AGAIN)
+    except UserError as error:
+        raise UserError(f"{folder / CONFIG_FILE} is damaged ({error})") from error
+
+
 def _checked(folder: Path) -> set[str]:
     """The names of the tensors of the adapter in `folder`, if it is one."""
-    try:
-        settings = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        kind = settings["peft_type"]
-    except OSError as error:
-        raise UserError(
-            f"{folder} is no saved adapter: it has no readable {CONFIG_FILE}"
-        ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{folder / CONFIG_FILE} is damaged: save the adapter again ({type(error).__name__})"
-        ) from error
+    where = str(folder / CONFIG_FILE)
+    settings = check_shape(read_adapter_config(folder), _SHAPE, where, advice=_AGAIN)
+    kind = settings["peft_type"]
     if kind != MOELORA:
         raise UserError(f"{folder} holds a {kind} adapter, not MoELoRA: load it with PEFT")
     weights = folder / WEIGHTS_FILE
     if not weights.is_file():
-        raise UserError(f"{folder} has no {WEIGHTS_FILE}: save the adapter again")
+        pickled = (
+            f": {PICKLED_FILE} is a pickle file, which can run code and is not read; load it with "
+            "PEFT if you trust it, and save it as safetensors"
+            if (folder / PICKLED_FILE).is_file()
+            else ": save the adapter again"
+        )
+        raise UserError(f"{folder} has no {WEIGHTS_FILE}{pickled}")
+    for name in ("target_modules", "exclude_modules"):
+        check_pattern(settings.get(name), f"{where}: {name}")
     try:
-        with safe_open(weights, framework="pt") as opened:
-            return set(opened.keys())
-    except (SafetensorError, OSError) as error:
+        shapes = tensor_shapes(weights)
+        _check_size(settings, shapes)
+        return set(shapes)
+    except UserError as error:
         raise UserError(
             f"{weights} is damaged or cut short ({error}): copy or save the adapter again"
         ) from error
+
+
+def check_pattern(pattern: object, what: str) -> None:
+    """Raise UserError for a regex from a file that could be tried for ever on a module's name."""
+    if not isinstance(pattern, str):
+        return
+    quantifiers = re.findall(r"(?<!\\)[*+{]|(?<![\\(])\?", pattern)
+    if len(quantifiers) > MOST_QUANTIFIERS or re.search(r"\)[*+?{]", pattern):
+        raise UserError(
+            f"{what} is a regex that may take for ever: at most {MOST_QUANTIFIERS} quantifiers, "
+            "none of them behind a group; name the modules in a list"
+        )
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise UserError(f"{what} is no regex ({one_line(error)})") from error
+
+
+def _check_size(settings: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:
+    """Raise UserError if the settings ask for larger experts than the weights are.
+
+    They are made before the weights are read, so their size must be believed of the file first.
+    """
+    counts = settings.get("num_experts") or MoELoRAConfig.num_experts
+    counts = [counts] if isinstance(counts, int) else counts
+    wanted = (settings.get("r") or MoELoRAConfig.r) * max(counts, default=0)
+    there = [shape[0] for name, shape in shapes.items() if name.endswith("moelora_A") and shape]
+    if there and wanted > max(there):
+        raise UserError(f"its settings ask for rank {wanted} in all, the weights have {max(there)}")
 
 
 def _check_names(model: nn.Module, folder: Path, adapter_name: str, found: set[str]) -> None:

@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from interp.errors import UserError
 from interp.models import cache_root, fingerprint_of_folder, resolve
-from interp.models.quiet import quiet_libraries
+from interp.models.folder import read_folder
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -40,19 +39,7 @@ def load_pretrained(
     if dtype not in DTYPES:
         raise UserError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
     folder = resolve(spec)
-    with quiet_libraries():
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                folder,
-                dtype=DTYPES[dtype],
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-            )
-        except Exception as error:  # the readers raise anything on a damaged directory
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise UserError(f"cannot load {spec!s}: {reason}") from error
+    model, tokenizer = read_folder(folder, spec=str(spec), dtype=DTYPES[dtype])
     if device is not None:
         model = model.to(device)
     return Pretrained(

@@ -2,20 +2,22 @@
 
 import csv
 import io
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+import pyarrow.parquet as pq
 
 from interp.errors import UserError
 from interp.moelora.examples import Example
 from interp.moelora.formats import ColumnMapping, Row, detect
+from interp.untrusted import one_line, parse_json, read_text
+from interp.untrusted.text import LARGEST_TEXT
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+PARQUET_BATCH = 256
 
 
 def read_examples(
@@ -50,14 +52,9 @@ def _blaming(where: Path | str) -> Iterator[None]:
 
 def _read_text(path: Path) -> str:
     try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot be read ({error.strerror or error})") from error
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise UserError(f"line {line}: not UTF-8 text; save the file as UTF-8") from error
+        return read_text(path)
+    except UserError as error:  # the file is named by whoever reads it
+        raise UserError(str(error).removeprefix(f"{path}: ")) from error
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, Row]]:
@@ -71,19 +68,14 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Row]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"line {number}: not valid JSON ({error})") from error
+            row = parse_json(line)
+        except UserError as error:
+            raise UserError(f"line {number}: {error}") from error
         yield number, _object(row, f"line {number}")
 
 
 def _json_list(text: str) -> Iterator[tuple[int, Row]]:
-    try:
-        rows: Sequence[Any] = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"line {error.lineno}: not valid JSON ({error.msg})") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"not valid JSON ({error})") from error
+    rows: Sequence[Any] = parse_json(text)
     for number, row in enumerate(rows, start=1):
         yield number, _object(row, f"entry {number}")
 
@@ -119,11 +111,21 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, Row]]:
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, Row]]:
+    rows: list[dict[str, Any]] = []
+    size = 0
     try:
-        table = pd.read_parquet(path)
+        # In small batches: a few bytes of the format can stand for very many rows.
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=PARQUET_BATCH):
+                size += batch.nbytes
+                if size > LARGEST_TEXT:
+                    break
+                rows += batch.to_pandas().to_dict(orient="records")
     except Exception as error:  # the reader raises anything on a damaged file
-        raise UserError(f"not a readable Parquet file ({str(error).splitlines()[0]})") from error
-    for number, row in enumerate(table.to_dict(orient="records"), start=1):
+        raise UserError(f"not a readable Parquet file ({one_line(error)})") from error
+    if size > LARGEST_TEXT:
+        raise UserError(f"holds more than {LARGEST_TEXT} bytes, which no such file does")
+    for number, row in enumerate(rows, start=1):
         yield number, {str(key): _from_numpy(value) for key, value in row.items()}
 
 

@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from interp.moelora.encoding import (
     end_token,
 )
 from interp.moelora.examples import Example, numbers_in
+from interp.patching.finite import check_finite_loss
 
 MEAN = "mean"
 """Stands in the place of a task for the mean over tasks."""
@@ -167,6 +169,7 @@ def answer_losses(
             }
             targets = inputs.pop("labels")[:, 1:]
             logits = model(**inputs).logits[:, :-1]
+            check_finite_loss(logits, model, partial(model, **inputs))
             for row, index in enumerate(chunk):
                 counted = targets[row] != IGNORED
                 loss = F.cross_entropy(logits[row, counted].float(), targets[row, counted])

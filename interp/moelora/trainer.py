@@ -34,6 +34,7 @@ from interp.errors import UserError
 from interp.moelora.auxiliary import auxiliary_losses, expert_load
 from interp.moelora.encoding import IGNORED
 from interp.moelora.layer import MoELoRALinear
+from interp.untrusted import check_shape, plain_name, read_json_object
 
 logger = logging.getLogger(__name__)
 
@@ -239,13 +240,13 @@ def check_checkpoint(path: Path) -> None:
     """Raise UserError unless a checkpoint's files are as they were when it was written."""
     again = "delete this directory, and training goes on from the checkpoint before it"
     try:
-        sizes = json.loads((path / WHOLE).read_text(encoding="utf-8"))
+        sizes = check_shape(read_json_object(path / WHOLE, advice=again), {str: int}, WHOLE)
         for name, size in sizes.items():
-            file = path / name
+            file = path / plain_name(name, "a file of the checkpoint")
             there = file.stat().st_size if file.is_file() else 0
             if there != size:
                 raise UserError(f"{file} is cut short: {there} of {size} bytes; {again}")
-    except (OSError, ValueError, AttributeError) as error:
+    except OSError as error:
         raise UserError(f"{path / WHOLE} cannot be read ({error}); {again}") from error
 
 

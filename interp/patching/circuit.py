@@ -28,11 +28,22 @@ from torch import Tensor
 from interp.errors import UserError
 from interp.patching.result import PatchingResult
 from interp.patching.result_axes import By, check_order
+from interp.untrusted import Maybe, check_shape, parse_json, read_text
 
 Node = str
 """``a3.h1`` is head 1 of layer 3, ``m3`` the MLP of layer 3."""
-_NAME = re.compile(r"a(\d+)\.h(\d+)|m(\d+)")
+_NAME = re.compile(r"a(\d{1,9})\.h(\d{1,9})|m(\d{1,9})", re.ASCII)
 _ALWAYS = ("input", "logits")
+LARGEST_MODEL = 10**6
+"""Heads in the largest circuit that is read."""
+_SHAPE = {
+    "cfg": {
+        **{"n_layers": int, "n_heads": int, "d_model": int},
+        "parallel_attn_mlp": Maybe(bool),
+    },
+    "nodes": {str: (bool, {"in_graph": bool, "score": Maybe(float)})},
+    "edges": dict,
+}
 
 
 def head_node(layer: int, head: int) -> Node:
@@ -171,18 +182,17 @@ class Circuit:
         """
         path = Path(path)
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            return _read(content)
-        except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-            raise UserError(f"{path} is not a circuit ({error!r})") from error
+            return _read(parse_json(read_text(path)))
         except UserError as error:
             raise UserError(f"{path} is not a circuit: {error}") from error
 
 
-def _read(content: dict[str, Any]) -> Circuit:
+def _read(content: Any) -> Circuit:
+    check_shape(content, _SHAPE, "the file", advice="write one with .save()")
     cfg, nodes = content["cfg"], content["nodes"]
-    _ = content["edges"]
-    n_layers, n_heads = int(cfg["n_layers"]), int(cfg["n_heads"])
+    n_layers, n_heads = cfg["n_layers"], cfg["n_heads"]
+    if n_layers < 1 or n_heads < 1 or n_layers * n_heads > LARGEST_MODEL:
+        raise UserError(f"no model has {n_layers} layers of {n_heads} heads")
     heads = torch.full((n_layers, n_heads), torch.nan, dtype=torch.float64)
     mlps = torch.full((n_layers,), torch.nan, dtype=torch.float64)
     kept = set()
@@ -192,8 +202,9 @@ def _read(content: dict[str, Any]) -> Circuit:
         layer, head = parse_node(name)
         if layer >= n_layers or (head is not None and head >= n_heads):
             raise UserError(f"{name!r} is not in a model of {n_layers} layers of {n_heads} heads")
-        inside = node if isinstance(node, bool) else bool(node["in_graph"])
-        score = float("nan") if isinstance(node, bool) else float(node.get("score", "nan"))
+        inside = node if isinstance(node, bool) else node["in_graph"]
+        given = None if isinstance(node, bool) else node.get("score")
+        score = float("nan") if given is None else float(given)
         if head is None:
             mlps[layer] = score
         else:
@@ -201,7 +212,7 @@ def _read(content: dict[str, Any]) -> Circuit:
         if inside:
             kept.add(name)
     parallel = bool(cfg.get("parallel_attn_mlp", False))
-    return Circuit(heads, mlps, int(cfg["d_model"]), parallel, frozenset(kept))
+    return Circuit(heads, mlps, cfg["d_model"], parallel, frozenset(kept))
 
 
 def circuit_of(model: Any, heads: PatchingResult, mlps: PatchingResult | None = None) -> Circuit:

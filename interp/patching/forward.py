@@ -27,6 +27,7 @@ from interp.patching.batch import TokenBatch
 from interp.patching.columns import call_columns
 from interp.patching.components import as_units, check_component, hook_name
 from interp.patching.entering import entering
+from interp.patching.finite import check_finite
 from interp.patching.plain import PlainModel, has_hooks, plain_model
 
 logger = logging.getLogger(__name__)
@@ -132,9 +133,17 @@ def hooked(model: Any, hooks: Sequence[Hook]) -> Iterator[None]:
 def tail_logits(
     model: Any, batch: TokenBatch, *, keep: int = 1
 ) -> Float[Tensor, "prompt keep d_vocab"]:
-    """The logits of the last ``keep`` columns of a whole batch."""
+    """The logits of the last ``keep`` columns of a whole batch.
+
+    Raises:
+        UserError: logits that are not finite; the message names the layer and the hook.
+    """
     rows = torch.arange(len(batch), device=batch.tokens.device)
-    return call_columns(model.original_model, batch, rows, keep=keep)
+
+    def run() -> Tensor:
+        return call_columns(model.original_model, batch, rows, keep=keep)
+
+    return check_finite(run(), model, run)
 
 
 def record_run(
@@ -182,7 +191,7 @@ def record_run(
             hooks.append((hook_name(name, layer), keep_in(into, layer, name)))
     with hooked(model, hooks):
         logits = call_columns(model.original_model, batch, rows, start=start, cache=cache)[:, -1]
-    check_finite(logits, resid)
+    check_finite(logits, model, lambda: call_columns(model.original_model, batch, rows))
     run = RecordedRun(
         batch=batch,
         start=start,
@@ -260,17 +269,6 @@ def _agrees(plain: PlainModel, run: RecordedRun) -> bool:
     close = 1e-4 if logits.dtype == torch.float32 else 5e-2
     scale = float(run.logits.abs().max()) + 1.0
     return bool(((logits - run.logits).abs().max() <= close * scale).item())
-
-
-def check_finite(logits: Tensor, resid: Sequence[Tensor]) -> Tensor:
-    """The logits, if they are finite; otherwise the first layer whose input is not is named."""
-    if bool(torch.isfinite(logits).all()):
-        return logits
-    bad = [layer for layer, value in enumerate(resid) if not bool(torch.isfinite(value).all())]
-    where = f"the input of layer {bad[0]} is" if bad else "the logits are"
-    raise UserError(
-        f"the model gives NaN or infinity: {where} not finite; check its weights and dtype"
-    )
 
 
 def into_the_stream(hooks: Sequence[Hook]) -> list[Hook]:

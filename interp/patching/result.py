@@ -37,6 +37,7 @@ from interp.patching.significance import (
     effect_statistics,
     group_means,
 )
+from interp.untrusted import check_shape, check_tensors
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -47,6 +48,14 @@ Coordinates = tuple[int | str, ...]
 STATISTICS = ("ci_low", "ci_high", "p_value", "q_value")
 _TEXTS = ("component", "method", "metric", "source")
 _KEPT = (*_TEXTS, "axes", "labels", "groups", "templates", "seed", "resolution", "metadata")
+_FILE_SHAPE = {
+    **dict.fromkeys(_TEXTS, str),
+    **{key: [str] for key in ("axes", "groups", "templates")},
+    "labels": {str: [str]},
+    "seed": int,
+    "resolution": float,
+    "metadata": {str: str},
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +102,8 @@ class PatchingResult(Displayed):
         if not self.templates:
             object.__setattr__(self, "templates", ("",) * n_prompts)
         check_axes(self.axes, self.values.shape, self.labels)
+        if self.seed < 0:
+            raise UserError(f"a seed is zero or more, not {self.seed}")
         for name in ("groups", "templates", "corrupted", "clean"):
             there = getattr(self, name)
             if there is not None and len(there) != n_prompts:
@@ -358,20 +369,22 @@ class PatchingResult(Displayed):
         """Read what ``save`` wrote. Raises UserError for no file, or a damaged one."""
         try:
             tensors, kept = read_tensors(Path(path), _KEPT)
+            check_shape(kept, _FILE_SHAPE, "what it says of itself")
+            per_prompt = {name: tensors[name] for name in ("corrupted", "clean") if name in tensors}
+            check_tensors(tensors, values=None, **dict.fromkeys(("corrupted", *per_prompt), 1))
             return cls(
                 values=tensors["values"],
-                corrupted=tensors["corrupted"],
-                clean=tensors.get("clean"),
                 axes=tuple(kept["axes"]),
                 labels={axis: tuple(names) for axis, names in kept["labels"].items()},
                 groups=tuple(kept["groups"]),
                 templates=tuple(kept["templates"]),
-                seed=int(kept["seed"]),
+                seed=kept["seed"],
                 resolution=float(kept["resolution"]),
-                metadata=dict(kept["metadata"]),
-                **{name: str(kept[name]) for name in _TEXTS},
+                metadata=kept["metadata"],
+                **per_prompt,
+                **{name: kept[name] for name in _TEXTS},
             )
         except FileNotFoundError as error:
             raise UserError(f"there is no patching result at {path}") from error
-        except (KeyError, ValueError, TypeError, AttributeError, UserError) as error:
+        except UserError as error:
             raise UserError(f"{path} is not a patching result, or is damaged ({error})") from error

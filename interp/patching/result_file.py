@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from interp.errors import UserError
+from interp.untrusted import parse_json, read_tensor_file
 
 
 def write_tensors(
@@ -26,6 +27,7 @@ def write_tensors(
     }
     temporary = path.with_name(path.name + ".partial")
     try:
+        temporary.unlink(missing_ok=True)  # a link to elsewhere would be written through
         texts = {key: json.dumps(value) for key, value in kept.items()}
         save_file(there, str(temporary), metadata=texts)
         temporary.replace(path)
@@ -39,14 +41,13 @@ def read_tensors(path: Path, names: Sequence[str]) -> tuple[dict[str, Tensor], d
     """The tensors, and what was kept under these names.
 
     Raises:
-        FileNotFoundError, KeyError, ValueError: no file, a name that is not there, a damaged file.
+        FileNotFoundError: no file.
+        UserError: a name that is not there, or a damaged file; the message does not name the file.
     """
     if not path.is_file():
         raise FileNotFoundError(path)
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            texts = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in list(file.keys())}
-    except SafetensorError as error:
-        raise ValueError(str(error)) from error
-    return tensors, {name: json.loads(texts[name]) for name in names}
+    tensors, texts = read_tensor_file(path)
+    missing = [name for name in names if name not in texts]
+    if missing:
+        raise UserError(f"it has no {missing[0]}")
+    return tensors, {name: parse_json(texts[name]) for name in names}

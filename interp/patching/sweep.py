@@ -30,7 +30,7 @@ from interp.patching.chunks import Chunk, chunk_prompts, first_column, take_chun
 from interp.patching.components import axis_of, check_component, count_units, hook_name
 from interp.patching.edits import ActivationEdit, HeadEdit, scores_hook_name
 from interp.patching.forward import Hook, HookFunction, RecordedRun, record_run, resume
-from interp.patching.metrics import Metric, apply_metric, narrow_metrics
+from interp.patching.metrics import Metric, PerPromptMetric, apply_metric, narrow_metrics
 from interp.patching.workers import Workers, working
 
 Unit = tuple[int, int]
@@ -224,8 +224,25 @@ class _Sweep:
         batches = _batches(self.model, run, self.groups, self.budget, self.workers.count)
         done = self.workers.run(run, batch_values, batches, needs=needs)
         for some, block in zip(batches, done, strict=True):
+            self._check_finite(chunk, block, some)
             into[:, :, some] = block
             self.bar.update(len(chunk.batch) * len(some))
+
+    def _check_finite(self, chunk: Chunk, block: Tensor, some: Sequence[int]) -> None:
+        """Raise if an edited run is not finite: later, NaN would stand for "not measured".
+
+        The unedited run was finite, so it is the edit that overflows. What a caller's own metric
+        makes of a run is the caller's.
+        """
+        own = [isinstance(metric, PerPromptMetric) for metric in chunk.metrics]
+        bad = ~torch.isfinite(block[own])
+        if bool(bad.any()):
+            _, prompt, index = bad.nonzero()[0].tolist()
+            raise UserError(
+                f"with {list(self.sets[some[index]])} edited the model gives NaN or infinity in "
+                f"prompt {int(chunk.rows[prompt])}; check its dtype (float16 overflows where "
+                "bfloat16 does not)"
+            )
 
 
 def _placed(edit: HeadEdit, at: Bool[Tensor, "prompt pos"]) -> HeadEdit:

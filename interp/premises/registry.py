@@ -16,10 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from interp.errors import UserError
 from interp.premises.relation import Fact, Relation, Template, check_rule, is_year, not_a_year
+from interp.untrusted import parse_yaml, read_text
+from interp.untrusted.text import LARGEST_TEXT, LARGEST_YAML
 
 YAML_KEYS = (
     "name",
@@ -98,28 +98,10 @@ def _blaming(file: Path) -> Iterator[None]:
         raise UserError(f"{file}: {error}") from error
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """The safe loader, but a key given twice is a fault instead of a silent overwrite."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for index, key in enumerate(keys):
-            if key in keys[:index]:
-                raise UserError(f"line {node.value[index][0].start_mark.line + 1}: {key!r} twice")
-        return super().construct_mapping(node, deep)
-
-
 def _read_yaml(file: Path) -> dict[Any, Any]:
+    text = _read_text(file)
     with _blaming(file):
-        try:
-            settings = yaml.load(_read_text(file), Loader=_UniqueKeyLoader)
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            line = f"line {mark.line + 1}: " if mark else ""
-            reason = getattr(error, "problem", None) or str(error).splitlines()[0]
-            raise UserError(f"{line}not valid YAML: {reason}") from error
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"not valid YAML: {error}") from error
+        settings = parse_yaml(text)
         if not isinstance(settings, dict):
             raise UserError("not a mapping; write keys such as 'name:' and 'templates:'")
     return settings
@@ -156,8 +138,9 @@ def _parse_settings(settings: dict[Any, Any]) -> dict[str, Any]:
 
 def _read_facts(file: Path, *, years: bool) -> tuple[Fact, ...]:
     """The facts of a CSV; `years` demands that every object is one."""
+    text = _read_text(file)
     with _blaming(file):
-        rows = _rows(_read_text(file))
+        rows = _rows(text)
         header = _check_header(*next(rows, (1, [])))
         facts: list[Fact] = []
         line_of: dict[str, int] = {}
@@ -224,14 +207,6 @@ def _fact(line: int, header: list[str], cells: list[str]) -> Fact:
 
 
 def _read_text(file: Path) -> str:
-    try:
-        raw = file.read_bytes()
-    except FileNotFoundError as error:
-        raise UserError("no such file; a relation needs a CSV and a YAML of one stem") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot be read: {error}") from error
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise UserError(f"line {line}: not UTF-8 text; save the file as UTF-8") from error
+    if not os.path.isfile(file):
+        raise UserError(f"{file}: no such file; a relation needs a CSV and a YAML of one stem")
+    return read_text(file, largest=LARGEST_YAML if file.suffix != ".csv" else LARGEST_TEXT)

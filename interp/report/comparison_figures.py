@@ -34,7 +34,7 @@ def accuracy_figure(content: Mapping[str, Any]) -> go.Figure:
             name=label(METHOD_NAMES[method]),
             marker={"color": _colour(number), "symbol": SYMBOLS[number], "size": 11},
             error_y=whiskers(means, *zip(*ends, strict=True), thickness=1.5, width=4),
-            customdata=tasks,
+            customdata=[label(task) for task in tasks],
             hovertemplate="%{customdata}: %{y:.3f}<extra>"
             + label(METHOD_NAMES[method])
             + "</extra>",

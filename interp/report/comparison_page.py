@@ -1,16 +1,20 @@
 """The page of a comparison of adapters, and its tables and sentences."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
+from interp.errors import UserError
 from interp.moelora.adapters import METHOD_NAMES
 from interp.moelora.comparison import REFERENCE
 from interp.moelora.scoring import MEAN
 from interp.report.comparison_figures import accuracy_figure, curve_figure
 from interp.report.measures import MISSING
 from interp.report.page import PlacedFigure, manifest_rows, render_page
+from interp.untrusted import Maybe, check_shape, read_table
 
 CURVES = (
     ("language_loss", "loss per answer token (nats)", None, "What is trained: the answers' loss."),
@@ -28,6 +32,67 @@ CURVES = (
     ),
     ("load_smallest", "least used expert (1: even)", 1.0, "The least used expert of any layer."),
 )
+
+_INTERVAL = [float, float]
+_WITH_INTERVAL = {"mean": float}
+_SHAPE = {
+    "settings": {"model": str},
+    "manifest": Maybe(dict),
+    "parameters_differ_by": Maybe(float),
+    "base": Maybe({"accuracy": Maybe({str: {"value": float, "ci_low": float, "ci_high": float}})}),
+    "differences": Maybe(
+        {str: {str: {"mean": float, "questions": _INTERVAL, "seeds": Maybe(_INTERVAL)}}}
+    ),
+    "methods": {
+        str: {
+            **{"trainable_parameters": int, "seeds": [int], "steps": int},
+            "seconds_per_step": float,
+            "accuracy": {
+                str: {
+                    **{"mean": float, "by_seed": [float]},
+                    **{"questions": _INTERVAL, "seeds": Maybe(_INTERVAL)},
+                }
+            },
+            "held_out_loss": {str: _WITH_INTERVAL},
+            "experts": Maybe(
+                {
+                    "dead_experts": [float],
+                    "load_smallest": Maybe([float]),
+                    "load_largest": Maybe([float]),
+                    "cosine": Maybe(_WITH_INTERVAL),
+                }
+            ),
+        }
+    },
+}
+"""What of comparison.json is shown; see `interp.untrusted.check_shape`."""
+
+
+def check_comparison(content: Any, where: str) -> dict[str, Any]:
+    """The content, if it is of a comparison. Raises UserError that names what is amiss."""
+    check_shape(content, _SHAPE, where)
+    methods = content["methods"]
+    named = (*methods, *(content.get("differences") or {}))
+    if not methods or (unknown := [name for name in named if name not in METHOD_NAMES]):
+        found = unknown[0] if methods else "none"
+        raise UserError(f"{where}: unknown method {found[:40]!r}; make the run again")
+    tasks = list(next(iter(methods.values()))["accuracy"])
+    kinds = [of_method["accuracy"] for of_method in methods.values()]
+    kinds += (content.get("differences") or {}).values()
+    if not tasks or any(list(one) != tasks for one in kinds):
+        raise UserError(f"{where}: the methods are not of the same tasks; make the run again")
+    return content
+
+
+def read_losses(path: Path) -> pd.DataFrame:
+    """The table of logged steps. Raises UserError where it cannot be read."""
+    table = read_table(path, texts=("method",), counts=("seed", "step"), others=True)
+    if unknown := [name for name in table["method"].unique() if name not in METHOD_NAMES]:
+        raise UserError(f"{path}: unknown method {unknown[0][:40]!r}; make the run again")
+    for column, *_ in CURVES:
+        if column in table and not is_numeric_dtype(table[column]):
+            raise UserError(f"{path}: {column} must hold numbers; make the run again")
+    return table
 
 
 def render_comparison(content: Mapping[str, Any], losses: pd.DataFrame) -> str:
@@ -68,8 +133,8 @@ def summary(content: Mapping[str, Any]) -> tuple[str, ...]:
             f"points of accuracy ({_intervals(one, None, ', ')}). {_verdict(one)}"
         )
     for method, row in methods.items():
-        if row["experts"]:
-            dead = int(max(row["experts"]["dead_experts"]))
+        if row.get("experts"):
+            dead = int(max(row["experts"]["dead_experts"], default=0))
             sentences.append(
                 f"{METHOD_NAMES[method]}: "
                 + (f"{dead} dead experts in the worst run" if dead else "no dead expert in any run")
@@ -117,7 +182,7 @@ def cost_table(content: Mapping[str, Any]) -> pd.DataFrame:
     """Size, speed, loss, and the use of the experts of each method."""
     rows = []
     for method, row in content["methods"].items():
-        experts = row["experts"] or {}
+        experts = row.get("experts") or {}
         losses = [one["mean"] for one in row["held_out_loss"].values()]
         cosine = experts.get("cosine")
         rows.append(
@@ -156,7 +221,7 @@ def _main_task(of_tasks: Mapping[str, Any]) -> str:
 
 def _verdict(one: Mapping[str, Any]) -> str:
     """What a difference with its intervals allows to say."""
-    ends = [one["questions"], *([one["seeds"]] if one["seeds"] else [])]
+    ends = [one["questions"], *([one["seeds"]] if one.get("seeds") else [])]
     if all(low > 0 for low, _ in ends):
         return "Ahead by both measures." if len(ends) > 1 else "Ahead on these questions."
     if all(high < 0 for _, high in ends):
@@ -172,7 +237,7 @@ def _intervals(one: Mapping[str, Any], form: str | None, between: str = "\n") ->
         return f"[{low}, {high}]"
 
     parts = [f"questions {ends(one['questions'])}"]
-    if one["seeds"]:
+    if one.get("seeds"):
         parts.append(f"seeds {ends(one['seeds'])}")
     return between.join(parts)
 
@@ -183,5 +248,5 @@ def _points(value: float) -> str:
     return "0.0" if float(text) == 0 else text
 
 
-def _by_seed(values: list[float] | None, form: str) -> str:
+def _by_seed(values: list[Any] | None, form: str) -> str:
     return MISSING if values is None else ", ".join(form.format(value) for value in values)

@@ -7,7 +7,6 @@ from typing import Any
 
 import pandas as pd
 
-from interp.errors import UserError
 from interp.report.answers import MarkedPair
 from interp.report.figures import (
     gain_cost_curve,
@@ -20,10 +19,12 @@ from interp.report.figures import (
 )
 from interp.report.measures import format_number, format_small
 from interp.report.page import PlacedFigure, manifest_rows, render_page
+from interp.report.precision import dtype_sentence
 from interp.report.reading import Run, read_run
 from interp.report.summary import agreement_sentence, key_figures, summary_sentences
 from interp.report.tables import comparison_table, setting_name, settings_of, template_table
 from interp.runs.store import write_atomically
+from interp.untrusted import check_shape
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +78,11 @@ def _title(run: Run) -> str:
 
 
 def _sentences(run: Run) -> tuple[str, ...]:
+    dtype = dtype_sentence(run.manifest)
+    return (*_findings(run), *([dtype] if dtype else []))
+
+
+def _findings(run: Run) -> tuple[str, ...]:
     if run.evaluation:
         return summary_sentences(run.evaluation, run.agreement)
     n_selected = int(run.heads["selected"].sum())
@@ -123,13 +129,11 @@ def _agreement_figure(agreement: Mapping[str, Any] | None) -> list[PlacedFigure]
     """The scatter of two methods, if the file has `points`: rows of layer, head, x, y."""
     if not agreement or not agreement.get("points"):
         return []
-    try:
-        points = pd.DataFrame(agreement["points"], columns=["layer", "head", "x", "y"])
-        points = points.astype({"layer": int, "head": int, "x": float, "y": float})
-    except (ValueError, TypeError) as error:
-        raise UserError(
-            "agreement.json: points must be rows of layer, head, x, y; run `interp locate` again"
-        ) from error
+    rows = check_shape(
+        agreement["points"], [[int, int, float, float]],
+        "agreement.json: points are rows of layer, head, x, y", advice="run `interp locate` again",
+    )  # fmt: skip
+    points = pd.DataFrame(rows, columns=["layer", "head", "x", "y"])
     names = {axis: str(agreement.get(axis, axis)) for axis in ("x", "y")}
     figure = method_agreement(
         points.rename(columns={"x": "effect"}),

@@ -8,22 +8,41 @@ import pandas as pd
 from interp.patching import PatchingResult
 from interp.report.measures import MISSING, format_number, format_small
 from interp.report.page import PlacedFigure, manifest_rows, render_page
+from interp.report.precision import dtype_sentence
+from interp.untrusted import Maybe, check_shape
 
 MAX_ROWS = 100
 _SMALL = ("p_value", "q_value")
+
+
+_SHAPE = {
+    **dict.fromkeys(("n_pairs", "n_right", "n_prompts", "n_groups", "n_units"), int),
+    **dict.fromkeys(("positions", "metric"), str),
+    "mean_metric": {"clean": [float, float, float], "corrupted": [float, float, float]},
+    "n_significant": Maybe(int),
+    "fdr": float,
+    "screening": Maybe(
+        dict.fromkeys(
+            ("ranked_by", "pearson", "spearman", "largest_missed", "confidence"), (str, float)
+        )
+    ),
+}
+"""What of summary.json is shown; see `interp.untrusted.check_shape`."""
 
 
 def render_patch(
     result: PatchingResult, summary: Mapping[str, Any], manifest: Mapping[str, Any]
 ) -> str:
     """The page as text, from the run's effects, its summary.json and its manifest."""
+    check_shape(summary, _SHAPE, "summary.json")
+    dtype = dtype_sentence(manifest)
     setting = f"{result.component}, {result.method}, positions {summary['positions']}"
     model = manifest.get("model", {})
     return render_page(
         "patch.html.j2",
         title=str(model.get("spec", "run") if isinstance(model, Mapping) else model),
         setting=f"{setting}, values from {result.source}",
-        sentences=patch_sentences(summary),
+        sentences=[*patch_sentences(summary), *([dtype] if dtype else [])],
         map=PlacedFigure.place("effects", result.plot(), f"Mean effects, {setting}."),
         units=_units_table(result.to_dataframe().head(MAX_ROWS)),
         n_units=summary["n_units"],
@@ -49,7 +68,7 @@ def patch_sentences(summary: Mapping[str, Any]) -> list[str]:
             f"{screening['spearman']} with the exact effects; no other unit's effect is above "
             f"{screening['largest_missed']} (confidence {screening['confidence']})."
         )
-    if summary["n_significant"] is None:
+    if summary.get("n_significant") is None:
         return [*found, "Too few groups of prompts for intervals and tests."]
     return [
         *found,

@@ -10,6 +10,7 @@ from interp.report.dots import dot_figure
 from interp.report.look import CONSTRAINED, LOOK, MUTED, centred, label
 from interp.report.measures import MISSING
 from interp.report.page import PlacedFigure, render_page
+from interp.untrusted import Maybe
 
 _NAMES = {
     "object": "object, last token",
@@ -18,6 +19,14 @@ _NAMES = {
     "subject_mean": "subject, mean",
     "last": "prompt's last token",
 }
+
+_MEASURE = Maybe([float, float, float])
+DETECTION_SHAPE = {
+    **dict.fromkeys(("auc", "fired_on_false", "fired_on_twins", "span_covers_object"), _MEASURE),
+    "calibration_error": float,
+    "n": int,
+}
+"""What of detection.json is shown; see `interp.untrusted.check_shape`."""
 
 
 def grid_figure(table: pd.DataFrame, *, axis: str, hook: str) -> go.Figure:
@@ -98,7 +107,7 @@ def detection_table(detection: Mapping[str, Any]) -> pd.DataFrame:
         "span_covers_object": "words found hold the false object",
     }
     rows = [
-        (text, MISSING if detection[key] is None else _interval(detection[key]))
+        (text, MISSING if detection.get(key) is None else _interval(detection[key]))
         for key, text in names.items()
     ]
     error = detection["calibration_error"]

@@ -36,7 +36,7 @@ from interp.experts.specialization import (
 from interp.moelora.examples import Example
 from interp.moelora.formats import ColumnMapping
 from interp.moelora.hooked import hooked
-from interp.moelora.load import CONFIG_FILE, WEIGHTS_FILE, load_adapter
+from interp.moelora.load import WEIGHTS_FILE, load_adapter, read_adapter_config
 from interp.moelora.pretrained import Pretrained, load_pretrained
 from interp.moelora.sources import load_split
 from interp.moelora.taskdata import draw
@@ -51,6 +51,7 @@ from interp.report.page import PlacedFigure
 from interp.runs.identity import begin_run, check_run
 from interp.runs.manifest import describe_hf_model, read_manifest, write_manifest
 from interp.runs.store import file_hash, write_atomically, write_json, write_table
+from interp.untrusted import read_table
 
 logger = logging.getLogger(__name__)
 
@@ -173,15 +174,7 @@ def analyze_adapter(
 
 def recorded_base(folder: Path) -> str:
     """The base model that a saved adapter names. Raises UserError if it names none."""
-    try:
-        settings = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        name = settings.get("base_model_name_or_path")
-    except OSError as error:
-        raise UserError(
-            f"{folder} is no saved adapter: it has no readable {CONFIG_FILE}"
-        ) from error
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{folder / CONFIG_FILE} is damaged: save the adapter again") from error
+    name = read_adapter_config(folder).get("base_model_name_or_path")
     if not isinstance(name, str) or not name:
         raise UserError(f"the adapter in {folder} does not name its base model: give --model")
     return name
@@ -269,7 +262,7 @@ def _routing(
     if counts.is_file() and alike.is_file():
         logger.info("routing: taken from %s", counts)
         records = RoutingRecords.load(counts)
-        return records, OutputSimilarity(int(records.metadata["sampled"]), pd.read_csv(alike))
+        return records, OutputSimilarity(_sampled(records), _similarities(alike))
     records, similarity = collect_routing(
         adapted,
         corpus,
@@ -281,6 +274,21 @@ def _routing(
     write_table(alike, similarity.table)
     records.save(counts)
     return records, similarity
+
+
+def _sampled(records: RoutingRecords) -> int:
+    """How many tokens the similarities are of."""
+    sampled = records.metadata.get("sampled", "")
+    if not (sampled.isascii() and sampled.isdigit() and len(sampled) < 16):
+        raise UserError("the routing records do not say how many tokens were drawn: make it again")
+    return int(sampled)
+
+
+def _similarities(path: Path) -> pd.DataFrame:
+    return read_table(
+        path, texts=("target",), counts=("layer", "expert", "other"),
+        numbers=("cosine", "cka", "cka_chance"),
+    )  # fmt: skip
 
 
 def _effects(

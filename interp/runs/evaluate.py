@@ -26,6 +26,7 @@ from interp.heads.selection import count_of_fraction
 from interp.interventions.constraint import SITE_MODES, Constraint, Mode, check_mode
 from interp.interventions.gate import Detector, Gate, check_gate
 from interp.premises.split import Split
+from interp.report.reading import read_heads
 from interp.runs.choice import check_choice
 from interp.runs.detector import run_detector
 from interp.runs.locate import DEFAULT_FRACTION
@@ -190,7 +191,7 @@ def _write(run: Path, evaluations: list[Evaluation], table: pd.DataFrame) -> Non
 def _mark_selected(run: Path, evaluations: list[Evaluation]) -> None:
     """heads.csv says which heads were evaluated."""
     path = run / "heads.csv"
-    heads = pd.read_csv(path)
+    heads = read_heads(path)
     chosen = {(one.constraint.site, *head) for one in evaluations for head in one.constraint.heads}
     columns = zip(heads["site"], heads["layer"], heads["head"], strict=True)
     heads["selected"] = [place in chosen for place in columns]

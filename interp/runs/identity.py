@@ -10,6 +10,7 @@ from typing import Any
 
 from interp.errors import UserError
 from interp.runs.store import read_json, write_json
+from interp.untrusted import check_links
 
 
 def check_run(run: Path, file: str, identity: Mapping[str, Any]) -> None:
@@ -30,6 +31,7 @@ def check_run(run: Path, file: str, identity: Mapping[str, Any]) -> None:
                 "another --out"
             )
         return
+    check_links(run)
     before = read_json(path)
     if differs := sorted(key for key in identity if before.get(key) != identity[key]):
         key = differs[0]

@@ -11,6 +11,7 @@ from interp.premises.questions import Premises, load_premises
 from interp.premises.split import Split
 from interp.runs.identity import begin_run, check_run
 from interp.runs.store import read_json, write_json, write_jsonl, write_table
+from interp.untrusted import check_shape
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,8 @@ def split_known(
 
 def known_part(premises: Premises, run: Path) -> Premises:
     """The premises about the facts that the run found to be known."""
-    subjects = set(read_json(run / "known.json")["subjects"])
+    path = run / "known.json"
+    subjects = set(check_shape(read_json(path), {"subjects": [str]}, str(path))["subjects"])
     return premises.with_facts(fact for fact in premises.facts if fact.subject in subjects)
 
 

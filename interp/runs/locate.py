@@ -12,20 +12,24 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
+from torch import Tensor
 
 from interp.errors import UserError
 from interp.heads.effects import HeadEffects, Method, load_effects, save_effects
 from interp.heads.headset import Site
-from interp.heads.locate import locate_heads
+from interp.heads.locate import as_encoded, batch_metrics, locate_heads
 from interp.heads.selection import count_of_fraction
 from interp.models import fingerprint
+from interp.patching.metrics import LogitDifference
 from interp.premises.knowledge import MINIMUM_KNOWN, KnowledgeCheck
 from interp.premises.questions import load_premises
 from interp.premises.split import Split
 from interp.runs.choice import check_choice
+from interp.runs.dtype_check import N_PROMPTS, TOP_HEADS, Measure, dtype_check
 from interp.runs.known import known_part, premise_rows, split_known
 from interp.runs.manifest import read_manifest, write_manifest
 from interp.runs.store import write_table
+from interp.untrusted import check_links, from_mapping, read_json_lines
 
 logger = logging.getLogger(__name__)
 
@@ -72,8 +76,35 @@ def locate_run(
     }
     tables = [one.to_dataframe(selected[site]) for site, one in effects.items()]
     write_table(run / "heads.csv", pd.concat(tables, ignore_index=True))
-    write_manifest(run, model, settings=asdict(settings), seed=settings.seed)
+    few = _on_a_few(split, settings, effects)
+    write_manifest(
+        run, model, settings=asdict(settings), seed=settings.seed,
+        **dtype_check(model, few),
+    )  # fmt: skip
     return effects
+
+
+def _on_a_few(split: Split, settings: LocateSettings, effects: dict[Site, HeadEffects]) -> Measure:
+    """The metric and the effects of the first heads on a few prompts, for another dtype."""
+    site = settings.sites[0]
+    n_heads = effects[site].values.shape[2]
+    order = effects[site].mean.abs().flatten().argsort(descending=True)[:TOP_HEADS]
+    layers, heads = order // n_heads, order % n_heads
+    chosen = tuple(zip(layers.tolist(), heads.tolist(), strict=True))
+
+    def measure(model: Any) -> tuple[Tensor, Tensor]:
+        every = as_encoded(model, split.search)
+        few = every.take(range(min(N_PROMPTS, len(every))))
+        metric = LogitDifference(few.true_tokens, few.false_tokens)
+        found = locate_heads(
+            model, few, method=settings.method, site=site, seed=settings.seed, progress=False,
+            heads=None if settings.method == "attribution" else chosen,
+        )  # fmt: skip
+        return batch_metrics(model, few.batch("false"), (metric,))[0], found.values[
+            :, layers, heads
+        ]
+
+    return measure
 
 
 def _effects(
@@ -101,21 +132,26 @@ def load_run(run: Path) -> tuple[LocateSettings, Split, dict[Site, HeadEffects]]
     Raises:
         UserError: no run, or facts or templates that have changed since.
     """
+    check_links(run)
     recorded = read_manifest(run)
     try:
-        settings = LocateSettings(**recorded["settings"])
-    except (KeyError, TypeError) as error:
+        settings = from_mapping(LocateSettings, recorded.get("settings"), "settings")
+    except UserError as error:
         raise UserError(
             f"{run / 'manifest.json'} is damaged ({error}): make the run again"
         ) from error
     premises = load_premises(settings.premises, seed=settings.seed, limit=settings.limit)
     split = known_part(premises, run).split(seed=settings.seed)
     now = [json.loads(json.dumps(row)) for row in premise_rows(split)]
-    then = [json.loads(line) for line in (run / "premises.jsonl").read_text("utf-8").splitlines()]
+    then = [row for _, row in read_json_lines(run / "premises.jsonl")]
     if now != then:
         raise UserError(
             f"the facts or templates of {settings.premises!r} have changed since {run} was made: "
             "run `interp locate` again into another directory"
         )
     effects = load_effects(run / "effects.safetensors")
+    if missing := [site for site in settings.sites if site not in effects]:
+        raise UserError(
+            f"{run / 'effects.safetensors'} has no site {missing[0]}: run `interp locate` again"
+        )
     return settings, split, {site: effects[site] for site in settings.sites}

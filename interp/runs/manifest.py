@@ -13,6 +13,7 @@ import torch
 from interp.errors import UserError
 from interp.models import model_info
 from interp.runs.store import file_hash, read_json, write_json
+from interp.untrusted import check_shape
 
 PACKAGES = (
     *("faithlens", "torch", "transformer-lens", "transformers", "peft", "accelerate"),
@@ -79,9 +80,15 @@ def read_manifest(run: Path) -> dict[str, Any]:
     return read_json(path)
 
 
+def recorded_model(run: Path) -> dict[str, Any]:
+    """What a run's manifest says of its model. Raises UserError where it does not say it."""
+    shape = {"model": {"spec": str, "fingerprint": str}}
+    return check_shape(read_manifest(run), shape, str(run / "manifest.json"))["model"]
+
+
 def check_same_model(run: Path, model: Any) -> None:
     """Raise if a run directory was made with another model than this one."""
-    recorded = read_manifest(run).get("model", {})
+    recorded = recorded_model(run)
     info = model_info(model)
     if recorded.get("fingerprint") != info.fingerprint:
         raise UserError(

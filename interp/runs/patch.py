@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from interp.errors import UserError
@@ -24,6 +25,7 @@ from interp.patching.patch import check_method
 from interp.patching.significance import MINIMUM_GROUPS, mean_interval
 from interp.report.patch_page import render_patch
 from interp.runs.choice import check_choice
+from interp.runs.dtype_check import N_PROMPTS, Measure, dtype_check
 from interp.runs.identity import claim_run
 from interp.runs.manifest import read_manifest, write_manifest
 from interp.runs.store import read_json, write_atomically, write_json, write_jsonl, write_table
@@ -141,7 +143,11 @@ def patch_run(
         (run / "parts").rmdir()
     write_table(run / "units.csv", result.to_dataframe())
     write_json(run / "summary.json", summary_of(result, settings, int(right.sum()), len(right)))
-    write_manifest(run, model, prompts="pairs.jsonl", settings=asdict(settings), seed=settings.seed)
+    few = _on_a_few(encoded, settings)
+    write_manifest(
+        run, model, prompts="pairs.jsonl", settings=asdict(settings), seed=settings.seed,
+        **dtype_check(model, few),
+    )  # fmt: skip
     write_patch_report(run)
     return result
 
@@ -181,17 +187,7 @@ def _effects(
         list(range(begin, min(begin + size, len(encoded))))
         for begin in range(0, len(encoded), size)
     ]
-    options: dict[str, Any] = {
-        "component": settings.component,
-        "method": settings.method,
-        "positions": settings.positions,
-        "metric": settings.metric,
-        "source": settings.source,
-        "steps": settings.steps,
-        "top_k": settings.top_k,
-        "seed": settings.seed,
-        "budget": None if settings.memory is None else int(settings.memory * 2**20),
-    }
+    options = _options(settings)
     if len(slices) == 1:
         return patch_pairs(model, encoded, progress=progress, **options)
     (run / "parts").mkdir(exist_ok=True)
@@ -204,6 +200,32 @@ def _effects(
         parts.append(patch_pairs(model, encoded.take(prompts), progress=False, **options))
         parts[-1].save(path)
     return PatchingResult.concatenate(parts)
+
+
+def _options(settings: PatchSettings) -> dict[str, Any]:
+    """The settings as `patch_pairs` takes them."""
+    return {
+        "component": settings.component,
+        "method": settings.method,
+        "positions": settings.positions,
+        "metric": settings.metric,
+        "source": settings.source,
+        "steps": settings.steps,
+        "top_k": settings.top_k,
+        "seed": settings.seed,
+        "budget": None if settings.memory is None else int(settings.memory * 2**20),
+    }
+
+
+def _on_a_few(encoded: EncodedPairs, settings: PatchSettings) -> Measure:
+    """The metric and all effects on a few prompts, for another dtype."""
+    few = encoded.take(range(min(N_PROMPTS, len(encoded))))
+
+    def measure(model: Any) -> tuple[Tensor, Tensor]:
+        result = patch_pairs(model, few, progress=False, **_options(settings))
+        return result.corrupted, result.values
+
+    return measure
 
 
 def summary_of(

@@ -21,6 +21,7 @@ from interp.models import fingerprint
 from interp.premises import Split
 from interp.premises.knowledge import MINIMUM_KNOWN, KnowledgeCheck
 from interp.report.probes import (
+    DETECTION_SHAPE,
     controls_figure,
     detection_table,
     grid_figure,
@@ -31,12 +32,8 @@ from interp.report.tables import where
 from interp.runs.choice import check_choice
 from interp.runs.known import split_known
 from interp.runs.manifest import read_manifest, write_manifest
-from interp.runs.store import (
-    read_json,
-    write_atomically,
-    write_json,
-    write_table,
-)
+from interp.runs.store import read_json, write_atomically, write_json, write_table
+from interp.untrusted import check_shape, read_table
 from probes import (
     ControlReport,
     DetectionScore,
@@ -53,6 +50,9 @@ from probes.reading import ActivationHook
 logger = logging.getLogger(__name__)
 
 IDENTITY = "probe.json"
+LARGEST_PLACE = 10**4
+_MANIFEST = {"model": {"spec": str}, "settings": {"premises": str, "hook": str}}
+_CONTROLS = {"sentence": str, "control_task_auc": float, "selectivity": float}
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,24 @@ def _maps(model: Any, split: Split, settings: ProbeSettings, run: Path, progress
         write_table(run / "auc_heads.csv", grid.to_dataframe())
 
 
+def read_grid(path: Path, axis: str) -> pd.DataFrame:
+    """A table of held-out scores by layer and position, or head. Raises UserError otherwise."""
+    heads = axis == "head"
+    table = read_table(
+        path,
+        texts=() if heads else (axis,),
+        counts=("layer", axis) if heads else ("layer",),
+        numbers=("auc", "ci_low", "ci_high", "accuracy", "search_auc"),
+    )
+    if table.empty or table.duplicated(["layer", axis]).any():
+        raise UserError(f"{path}: needs one row for each layer and {axis}; make the run again")
+    if len(table) != table["layer"].nunique() * table[axis].nunique():
+        raise UserError(f"{path}: a layer lacks a {axis}; make the run again")
+    if (table["layer"].max() > LARGEST_PLACE) or (heads and table["head"].max() > LARGEST_PLACE):
+        raise UserError(f"{path}: no model has so many layers or heads; make the run again")
+    return table
+
+
 def best_layer(table: pd.DataFrame) -> int:
     """The layer that is best at the object's last token, by the search part's cross-validation."""
     rows = where(table, table["position"] == "object")
@@ -131,7 +149,7 @@ def best_layer(table: pd.DataFrame) -> int:
 def _controls(
     model: Any, split: Split, settings: ProbeSettings, run: Path, progress: bool
 ) -> ControlReport:
-    layer = best_layer(pd.read_csv(run / "auc.csv"))
+    layer = best_layer(read_grid(run / "auc.csv", "position"))
     report = compare_with_controls(
         model, split.search, split.held_out, layer=layer, hook=settings.hook,
         seed=settings.seed, progress=progress,
@@ -171,10 +189,13 @@ def write_probe_report(run: Path) -> Path:
     """Write report.html of a finished run. Raises UserError where there is none."""
     if not (run / IDENTITY).is_file() or not (run / "controls.json").is_file():
         raise UserError(f"{run} is no finished run of `interp probe`: make one first")
-    manifest, controls = read_manifest(run), read_json(run / "controls.json")
-    known = read_json(run / "known.json")["summary"]
+    manifest = check_shape(read_manifest(run), _MANIFEST, str(run / "manifest.json"))
+    controls = check_shape(read_json(run / "controls.json"), _CONTROLS, str(run / "controls.json"))
+    known = check_shape(read_json(run / "known.json"), {"summary": str}, str(run / "known.json"))[
+        "summary"
+    ]
     sentences = [known, controls["sentence"], _selectivity(controls)]
-    auc = pd.read_csv(run / "auc.csv")
+    auc = read_grid(run / "auc.csv", "position")
     settings = manifest["settings"]
     figures: dict[str, tuple[go.Figure, str]] = {
         "Where the premise can be read": (
@@ -182,23 +203,34 @@ def write_probe_report(run: Path) -> Path:
             "AUC of a probe on held-out subjects and templates; white is chance.",
         ),
         "Controls": (
-            controls_figure(pd.read_csv(run / "controls.csv")),
+            controls_figure(
+                read_table(
+                    run / "controls.csv", texts=("name",), numbers=("auc", "ci_low", "ci_high")
+                )
+            ),
             "The probe of the best layer beside what it has to beat.",
         ),
     }
     if (run / "auc_heads.csv").is_file():
         figures["Which heads carry it"] = (
-            grid_figure(pd.read_csv(run / "auc_heads.csv"), axis="head", hook="z"),
+            grid_figure(read_grid(run / "auc_heads.csv", "head"), axis="head", hook="z"),
             "AUC of a probe on each head's output at the object's last token.",
         )
     detection = None
     found = read_json(run / "detection.json") if (run / "detection.json").is_file() else {}
     if "no_detector" in found:
+        check_shape(found, {"no_detector": str}, str(run / "detection.json"))
         sentences.append(f"No detector could be trained: {found['no_detector']}")
     elif found:
-        detection = detection_table(found)
+        detection = detection_table(
+            check_shape(found, DETECTION_SHAPE, str(run / "detection.json"))
+        )
         figures["Can the probabilities be believed"] = (
-            reliability_figure(pd.read_csv(run / "reliability.csv")),
+            reliability_figure(
+                read_table(
+                    run / "reliability.csv", numbers=("predicted", "observed"), counts=("n",)
+                )
+            ),
             "On the diagonal a probability is what it says.",
         )
     page = render_probe_report(

@@ -2,14 +2,13 @@
 
 from pathlib import Path
 
-import pandas as pd
-
 from interp.errors import UserError
-from interp.report.comparison_page import render_comparison
+from interp.report.comparison_page import check_comparison, read_losses, render_comparison
 from interp.report.html import write_report
 from interp.runs.patch import write_patch_report
 from interp.runs.probe import write_probe_report
 from interp.runs.store import read_json, write_atomically
+from interp.untrusted import check_links
 
 
 def report_run(run: Path) -> Path:
@@ -21,6 +20,7 @@ def report_run(run: Path) -> Path:
     Raises:
         UserError: a directory that holds no such run, or files that are missing or damaged.
     """
+    check_links(run)
     if (run / "patch.json").is_file():
         return write_patch_report(run)
     if (run / "comparison.json").is_file():
@@ -37,11 +37,6 @@ def report_run(run: Path) -> Path:
 
 
 def _write_comparison(run: Path) -> Path:
-    try:
-        losses = pd.read_csv(run / "losses.csv")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{run / 'losses.csv'} cannot be read ({error})") from error
-    write_atomically(
-        run / "report.html", render_comparison(read_json(run / "comparison.json"), losses)
-    )
-    return run / "report.html"
+    losses = read_losses(run / "losses.csv")
+    content = check_comparison(read_json(run / "comparison.json"), str(run / "comparison.json"))
+    return write_atomically(run / "report.html", render_comparison(content, losses))

@@ -17,15 +17,18 @@ import pandas as pd
 import yaml
 
 from interp.errors import UserError
+from interp.untrusted import read_json_object
 
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+# The wide forms count too: some spreadsheets read them as the narrow ones.
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
 
 def write_atomically(target: Path, text: str) -> Path:
     """Write text; a reader sees the old file or the new one. Raises UserError if it cannot."""
     beside = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        with beside.open("w", encoding="utf-8", errors="replace", newline="\n") as file:
+        beside.unlink(missing_ok=True)  # "x" refuses what stands there, a link to elsewhere too
+        with beside.open("x", encoding="utf-8", errors="replace", newline="\n") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -44,13 +47,7 @@ def write_json(target: Path, content: Mapping[str, Any]) -> Path:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file. Raises UserError for anything else."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}): make the run again") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: must hold a JSON object: make the run again")
-    return content
+    return read_json_object(path)
 
 
 def write_jsonl(target: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
@@ -63,13 +60,23 @@ def write_table(target: Path, table: pd.DataFrame) -> Path:
     """Write a CSV file in which no text cell can act as a spreadsheet's formula."""
     text = table.copy()
     for column in text.select_dtypes(exclude=["number", "bool"]):
-        text[column] = [
-            f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA_STARTS) else cell
-            for cell in text[column]
-        ]
+        text[column] = [_no_formula(cell) for cell in text[column]]
+    text.columns = [_no_formula(name) for name in text.columns]
     buffer = io.StringIO()
     text.to_csv(buffer, index=False, quoting=csv.QUOTE_MINIMAL, lineterminator="\n")
     return write_atomically(target, buffer.getvalue())
+
+
+def _no_formula(cell: Any) -> Any:
+    """A cell or a column's name with a quote before what a spreadsheet would compute.
+
+    A carriage return becomes a line feed: pandas writes it without quotes, and the rest of the cell
+    would begin a row of its own.
+    """
+    if not isinstance(cell, str):
+        return cell
+    marked = f"'{cell}" if cell.startswith(_FORMULA_STARTS) else cell
+    return marked.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def write_yaml(target: Path, content: Mapping[str, Any]) -> Path:

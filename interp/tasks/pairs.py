@@ -12,13 +12,13 @@ last three keys may be left out. ``spans`` names pieces of the texts by characte
 prompts are not independent and are resampled together; ``template`` is the sentence's form.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from interp.errors import UserError
+from interp.untrusted import read_json_lines
 
 Span = tuple[int, int]
 """Characters [start, end) of a text."""
@@ -133,29 +133,18 @@ def read_pairs(path: str | Path, *, limit: int | None = None) -> Pairs:
         UserError: no such file, or a line that is not a pair; the message names the line.
     """
     path = Path(path)
-    try:
-        lines = path.read_bytes().decode("utf-8-sig").split("\n")
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"{path}: cannot be read ({reason}): give a JSONL file of pairs") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not UTF-8 text ({error.reason})") from error
     pairs: list[Pair] = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip() or (limit is not None and len(pairs) >= limit):
-            continue
+    for number, content in read_json_lines(path):
+        if limit is not None and len(pairs) >= limit:
+            break
         try:
-            pairs.append(_pair_of(line))
+            pairs.append(_pair_of(content))
         except UserError as error:
             raise UserError(f"{path}, line {number}: {error}") from error
     return Pairs(tuple(pairs), str(path))
 
 
-def _pair_of(line: str) -> Pair:
-    try:
-        content = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"is not JSON ({error})") from error
+def _pair_of(content: Any) -> Pair:
     if not isinstance(content, dict):
         raise UserError('must be a JSON object such as {"clean": …, "corrupted": …}')
     known = [one.name for one in fields(Pair)]
@@ -167,7 +156,7 @@ def _pair_of(line: str) -> Pair:
         raise UserError(f"{missing[0]!r} is missing")
     for key in known:
         if key != "spans" and not isinstance(content.get(key, ""), str):
-            raise UserError(f"{key} is {content[key]!r}, but must be text")
+            raise UserError(f"{key} is {_short(content[key])}, but must be text")
     spans = content.get("spans") or {}
     if not isinstance(spans, dict):
         raise UserError('spans must be an object such as {"name": [start, end]}')
@@ -186,9 +175,14 @@ def _span_of(name: str, value: Any) -> Span:
     if isinstance(value, list) and len(value) == 2 and all(type(one) is int for one in value):
         return value[0], value[1]
     raise UserError(
-        f"span {name!r} is {value!r}, but must be [start, end] in characters, or "
+        f"span {name!r} is {_short(value)}, but must be [start, end] in characters, or "
         '{"clean": [start, end], "corrupted": [start, end]}'
     )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"
 
 
 def _list(names: Mapping[str, Any]) -> str:

@@ -329,7 +329,7 @@ def test_damaged_run_is_told(compared: Path, training: TrainingSettings, tmp_pat
     text = file.read_text()
     file.write_text(text[:-5])
     try:
-        with pytest.raises(UserError, match=r"predictions\.jsonl: cannot be read"):
+        with pytest.raises(UserError, match=r"predictions\.jsonl.*not valid JSON"):
             compare_moelora(CompareSettings(training, seeds=(0, 1)), compared, progress=False)
     finally:
         file.write_text(text)

@@ -129,7 +129,7 @@ def test_checkpoint_cut_short_later_is_told(
 ) -> None:
     file = interrupted / "checkpoints" / "checkpoint-4" / name
     file.write_bytes(file.read_bytes()[:-20])
-    said = "cannot be read" if name == WHOLE else "is cut short"
+    said = "not valid JSON" if name == WHOLE else "is cut short"
     with pytest.raises(UserError, match=said) as caught:
         train(tiny_training, interrupted)
     assert name in str(caught.value)

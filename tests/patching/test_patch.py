@@ -280,7 +280,10 @@ def test_a_model_that_gives_nan_names_the_layer(hf_factory: Any, plain_tokenizer
         hf_model.model.layers[1].mlp.down_proj.weight[0, 0] = torch.nan
     model = interp.models.from_hf(hf_model, plain_tokenizer)
     for method in ("exact", "attribution"):
-        with pytest.raises(UserError, match="NaN or infinity: the input of layer 2") as caught:
+        with pytest.raises(
+            UserError,
+            match=r"NaN or infinity: hook blocks\.1\.\S+ of layer 1 is not finite, because",
+        ) as caught:
             run(model, method=method)
         assert "\n" not in str(caught.value)
 

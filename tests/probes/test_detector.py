@@ -148,7 +148,7 @@ def test_save_and_load(detector, tiny_llama, tiny_gpt2, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "fault"),
     [
-        ("detector.json", b"{", "cannot be read"),
+        ("detector.json", b"{", "not valid JSON"),
         ("detector.json", b"{}", "is damaged"),
         ("detector.safetensors", b"12", "is damaged"),
         ("detector.json", None, "has no detector.json"),

@@ -57,7 +57,7 @@ def test_any_other_line_is_a_users_mistake(line: bytes, tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     path.write_bytes(json.dumps(GOOD).encode() + b"\n" + line.replace(b"\n", b" ") + b"\n")
     if line.strip():
-        with pytest.raises(UserError, match=r"line 2: |is not UTF-8"):
+        with pytest.raises(UserError, match="line 2: "):
             read_pairs(path)
 
 
@@ -121,7 +121,7 @@ def test_files_without_pairs_are_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there are no pairs"):
         read_pairs(tmp_path / "empty.jsonl")
     (tmp_path / "latin.jsonl").write_bytes(b"\xe9")
-    with pytest.raises(UserError, match="is not UTF-8"):
+    with pytest.raises(UserError, match="not UTF-8"):
         read_pairs(tmp_path / "latin.jsonl")
 
 

@@ -1,0 +1,50 @@
+"""A model directory, read by transformers: no code of its own runs, and its weights are numbers.
+
+Whatever the directory's configuration says, only transformers' own classes are used
+(``trust_remote_code=False``, said to every reader: left out, some of them ask at the terminal),
+only safetensors are opened, and nothing is fetched.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from interp.errors import UserError
+from interp.models.finite import check_weights
+from interp.models.quiet import quiet_libraries
+from interp.untrusted import one_line
+
+
+def read_folder(
+    folder: Path, *, spec: str, dtype: torch.dtype, finite: bool = False, **more: Any
+) -> tuple[Any, Any]:
+    """The causal language model in a directory and its tokenizer, on the CPU.
+
+    Args:
+        spec: what the user called the model, for messages.
+        finite: look at every weight for NaN and infinity: a second pass over all of them.
+        more: handed on to ``from_pretrained``.
+
+    Raises:
+        UserError: transformers cannot read the directory, or a weight is not finite.
+    """
+    with quiet_libraries():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                **more,
+            )
+        except Exception as error:  # the readers raise anything on a damaged directory
+            raise UserError(f"cannot load {spec}: {one_line(error)}") from error
+    if finite:
+        check_weights(model, spec)
+    return model, tokenizer

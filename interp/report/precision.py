@@ -1,0 +1,25 @@
+"""What a report says of a run's dtype: how far its numbers were from those of float32."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from interp.untrusted import Maybe, check_shape
+
+_SHAPE = Maybe(
+    {
+        **{"n_prompts": int, "against": str, "dtype": str},
+        **{"largest_metric_difference": float, "largest_effect_difference": float},
+    }
+)
+
+
+def dtype_sentence(manifest: Mapping[str, Any]) -> str | None:
+    """The manifest's ``dtype_check`` in words; None where it has none, as in float32."""
+    found = check_shape(manifest.get("dtype_check"), _SHAPE, "manifest.json: dtype_check")
+    if found is None:
+        return None
+    metric, effect = found["largest_metric_difference"], found["largest_effect_difference"]
+    return (
+        f"Computed in {found['dtype']}: on {found['n_prompts']} prompts the unedited metric is at "
+        f"most {metric:.2g} from {found['against']}, an effect at most {effect:.2g}."
+    )

@@ -1,0 +1,391 @@
+"""The valid files that are mutated: small, and with something in every part of them."""
+
+import copy
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import peft
+import torch
+from gguf import GGUFWriter
+from safetensors.torch import load_file
+
+import probes
+from interp.experts.counter import RoutingCounter, TokenLabels
+from interp.experts.records import Projection, RoutingRecords
+from interp.experts.tables import Sizes
+from interp.heads import HeadEffects, HeadSet
+from interp.heads.effects import save_effects
+from interp.interventions import Constraint, ExpertConstraint, Intervention
+from interp.moelora import MoELoRAConfig
+from interp.patching import PatchingResult
+from interp.patching.circuit import Circuit
+from interp.runs.patch import PatchSettings, summary_of
+from interp.runs.store import write_json, write_jsonl, write_table, write_yaml
+from probes.calibration import Calibration
+from probes.linear import LinearProbe
+from tests.conftest import make_hf_model, make_planted_model, make_tokenizer, make_word_tokenizer
+from tests.conftest import planted_relation as relation_of_planted
+from tests.report.conftest import make_evaluation, write_run
+
+RIVERS = """\
+name: rivers
+description: Cities and their rivers.
+subject_kind: city
+object_kind: river
+templates:
+  why: "Why does the {object} flow through {subject}?"
+  bridges: "How many bridges cross the {object} in {subject}, {country}?"
+search_templates: [why]
+cloze: "The river of {subject} is the"
+direct: "Which river flows through {subject}?"
+mask: XXXX
+"""
+FACTS = """\
+subject,object,also_true,country
+Vienna,Danube,Donau,Austria
+Cairo,Nile,,Egypt
+London,Thames,"Tamesis; Isis",England
+Paris,Seine,,France
+"""
+
+
+@cache
+def tokenizers() -> tuple[Any, Any]:
+    """One with a chat template, one without."""
+    return make_tokenizer(chat=True), make_tokenizer(chat=False)
+
+
+@cache
+def planted_model() -> Any:
+    return make_planted_model(make_word_tokenizer(relation_of_planted()))
+
+
+@cache
+def _one_layer() -> Any:
+    return make_hf_model("llama", tokenizers()[1], num_hidden_layers=1, num_key_value_heads=4)
+
+
+def tiny_hf_model() -> Any:
+    """A new copy of one small model: an adapter changes what it is put on."""
+    return copy.deepcopy(_one_layer())
+
+
+def relation(folder: Path) -> None:
+    (folder / "rivers.yaml").write_text(RIVERS, encoding="utf-8")
+    (folder / "rivers.csv").write_text(FACTS, encoding="utf-8")
+
+
+def asked(folder: Path) -> None:
+    content = {
+        "question": "Why is Paris the capital of Germany?",
+        "false_object": "Germany",
+        "answer": "Paris is the capital of",
+    }
+    write_json(folder / "asked.json", content)
+
+
+def chat_template(folder: Path) -> None:
+    (folder / "chat.jinja").write_text(tokenizers()[0].chat_template, encoding="utf-8")
+
+
+EVALUATED_KINDS = {
+    **dict.fromkeys(("manifest.json", "evaluation.json", "agreement.json"), "json"),
+    **dict.fromkeys(("heads.csv", "settings.csv", "null.csv"), "csv"),
+    "generations.jsonl": "jsonl",
+}
+
+
+def evaluated_run(folder: Path) -> None:
+    """A finished run of ``interp locate`` and ``interp evaluate``."""
+    folder.rmdir()
+    write_run(folder, {**make_evaluation(), "alternatives": [make_evaluation("output", 0.5)]})
+
+
+LOCATED_KINDS = {
+    **dict.fromkeys(("manifest.json", "known.json", "search.json", "evaluation.json"), "json"),
+    "premises.jsonl": "jsonl",
+    "heads.csv": "csv",
+    "effects.safetensors": "tensors",
+}
+
+
+def located_run(folder: Path) -> None:
+    """A run of ``interp locate`` on the planted model's facts, without running the model."""
+    from interp.premises import load_premises
+    from interp.runs.known import known_part, premise_rows
+    from interp.runs.locate import LocateSettings
+
+    made_up = relation_of_planted()
+    beside = folder.with_name(f"{folder.name}-facts")
+    beside.mkdir(exist_ok=True)
+    facts = "".join(f"{one.subject},{one.object}\n" for one in made_up.facts)
+    (beside / "planted.csv").write_text(f"subject,object\n{facts}", encoding="utf-8")
+    description = {
+        "name": made_up.name,
+        "templates": {one.name: one.text for one in made_up.templates},
+        "search_templates": list(made_up.search_templates),
+        "cloze": made_up.cloze,
+        "direct": made_up.direct,
+    }
+    write_yaml(beside / "planted.yaml", description)
+    settings = LocateSettings(premises=str(beside / "planted.csv"), site="output")
+    premises = load_premises(settings.premises)
+    write_json(folder / "known.json", {"subjects": list(premises.subjects), "summary": "All."})
+    split = known_part(premises, folder).split(seed=0)
+    write_jsonl(folder / "premises.jsonl", premise_rows(split))
+    write_json(folder / "search.json", {"seed": 0, "premises": settings.premises})
+    effects_of_planted = _made_up_effects(tuple(q.subject for q in split.search.questions()))
+    save_effects(folder / "effects.safetensors", [effects_of_planted])
+    write_table(folder / "heads.csv", effects_of_planted.to_dataframe())
+    content = {**make_evaluation("output"), "heads": [[0, 1]], "factor": 0.0}
+    write_json(folder / "evaluation.json", content)
+    manifest = {
+        "model": {"spec": "planted", "fingerprint": "0" * 64},
+        "settings": {key: value for key, value in vars(settings).items() if key != "limit"},
+    }
+    write_json(folder / "manifest.json", manifest)
+
+
+def _made_up_effects(subjects: tuple[str, ...]) -> HeadEffects:
+    torch.manual_seed(0)
+    return HeadEffects(
+        values=torch.randn(len(subjects), 3, 4),
+        probability=torch.rand(len(subjects), 3, 4),
+        subjects=subjects,
+        templates=("why",) * len(subjects),
+        site="output",
+        method="attribution",
+        source="masked",
+    )
+
+
+def effects(folder: Path) -> None:
+    made_up = _made_up_effects(tuple(f"city{number}" for number in range(6)))
+    save_effects(folder / "effects.safetensors", [made_up])
+
+
+def _result() -> PatchingResult:
+    torch.manual_seed(0)
+    return PatchingResult(
+        values=torch.randn(7, 2, 3),
+        axes=("prompt", "layer", "span"),
+        corrupted=torch.randn(7),
+        clean=torch.randn(7),
+        component="resid_pre",
+        method="exact",
+        metric="logit_difference",
+        labels={"span": ("subject", "object", "end")},
+        groups=tuple("abcdefg"),
+        metadata={"model": "0" * 64, "pairs": "ioi"},
+    )
+
+
+def patching_result(folder: Path) -> None:
+    _result().save(folder / "effects.safetensors")
+
+
+PATCH_KINDS = {
+    "effects.safetensors": "tensors",
+    **dict.fromkeys(("summary.json", "manifest.json"), "json"),
+}
+
+
+def patch_run(folder: Path) -> None:
+    """A finished run of ``interp patch``."""
+    result = _result()
+    result.save(folder / "effects.safetensors")
+    write_json(folder / "patch.json", {"pairs": "ioi"})
+    write_json(folder / "summary.json", summary_of(result, PatchSettings(), 7, 7))
+    write_json(folder / "manifest.json", {"model": {"spec": "tiny"}, "seed": 0, "versions": {}})
+
+
+PROBE_KINDS = {
+    **dict.fromkeys(("manifest.json", "controls.json", "known.json", "detection.json"), "json"),
+    **dict.fromkeys(("auc.csv", "auc_heads.csv", "controls.csv", "reliability.csv"), "csv"),
+}
+
+
+def probe_run(folder: Path) -> None:
+    """A finished run of ``interp probe``."""
+    rows = [
+        {"layer": layer, "auc": 0.8, "ci_low": 0.7, "ci_high": 0.9, "accuracy": 0.75,
+         "search_auc": 0.85}
+        for layer in (0, 1)
+    ]  # fmt: skip
+    both = pd.concat([pd.DataFrame(rows), pd.DataFrame(rows)], ignore_index=True)
+    write_table(folder / "auc.csv", both.assign(position=["object", "object", "last", "last"]))
+    write_table(folder / "auc_heads.csv", both.assign(head=[0, 0, 1, 1]))
+    controls = {"name": ["probe", "words"], "auc": [0.8, 0.5], "ci_low": 0.4, "ci_high": 0.9}
+    write_table(folder / "controls.csv", pd.DataFrame(controls))
+    curve = {"bin": [0, 9], "predicted": [0.1, 0.9], "observed": [0.2, 0.8], "n": [5, 7]}
+    write_table(folder / "reliability.csv", pd.DataFrame(curve))
+    write_json(folder / "probe.json", {"premises": "capitals"})
+    write_json(folder / "known.json", {"summary": "The model knows 4 of 9.", "subjects": ["a"]})
+    said = {"sentence": "It beats them.", "control_task_auc": 0.6, "selectivity": 0.2}
+    write_json(folder / "controls.json", said)
+    measure = [0.8, 0.7, 0.9]
+    names = ("auc", "fired_on_false", "fired_on_twins", "span_covers_object")
+    detection = {**dict.fromkeys(names, measure), "calibration_error": 0.1, "n": 12, "layer": 1}
+    write_json(folder / "detection.json", detection)
+    manifest = {
+        "model": {"spec": "tiny"},
+        "settings": {"premises": "capitals", "hook": "resid_post"},
+        "seed": 0,
+    }
+    write_json(folder / "manifest.json", manifest)
+
+
+def comparison_run(folder: Path) -> None:
+    """A finished run of ``interp moelora compare``."""
+    of_task = {
+        "n": 9, "mean": 0.5, "questions": [0.4, 0.6], "seeds": [0.3, 0.7], "by_seed": [0.4, 0.6],
+    }  # fmt: skip
+    experts = {
+        "dead_experts": [0, 1], "load_smallest": [0.2, 0.3], "load_largest": [1.5, 1.6],
+        "cosine": {"mean": 0.1, "ci_low": 0.0, "ci_high": 0.2},
+    }  # fmt: skip
+    method = {
+        "trainable_parameters": 1000, "seeds": [0, 1], "steps": 10, "seconds_per_step": 0.5,
+        "accuracy": {"sums": of_task, "dates": of_task},
+        "held_out_loss": {"sums": {"mean": 1.5}, "dates": {"mean": 2.5}},
+    }  # fmt: skip
+    one = {"value": 0.3, "ci_low": 0.1, "ci_high": 0.5}
+    content = {
+        "methods": {"lora": {**method, "experts": None}, "moelora": {**method, "experts": experts}},
+        "differences": {"moelora": {"sums": of_task, "dates": of_task}},
+        "base": {"accuracy": {"sums": one}},
+        "settings": {"model": "tiny", "data": ["a", "b"], "steps": 10},
+        "manifest": {"seed": 0},
+        "parameters_differ_by": 0.004,
+    }
+    write_json(folder / "comparison.json", content)
+    losses = [
+        {"method": name, "seed": seed, "step": step, "language_loss": 2.0 - step / 10,
+         "load_balance": 1.0 if name != "lora" else None}
+        for name in ("lora", "moelora")
+        for seed in (0, 1)
+        for step in (1, 2)
+    ]  # fmt: skip
+    write_table(folder / "losses.csv", pd.DataFrame(losses))
+
+
+def head_set(folder: Path) -> None:
+    HeadSet(((0, 1), (3, 2)), "attention", "by hand").save(folder / "heads.json")
+
+
+def circuit(folder: Path) -> None:
+    scores = torch.tensor([[0.5, -1.0], [2.0, torch.nan]], dtype=torch.float64)
+    mlps = torch.tensor([0.1, torch.nan], dtype=torch.float64)
+    Circuit(scores, mlps, 8).top(2).save(folder / "circuit.json", edges=True)
+
+
+def intervention(folder: Path) -> None:
+    one = Intervention(gate="probe")
+    one |= Constraint(HeadSet(((0, 1), (2, 3)), "output"), "scale", -1.0)
+    one |= ExpertConstraint([(1, "attn.q", 2), (0, "attn.v", 1)], "scale", 0.5, "spans")
+    for name in ("it.yaml", "it.json"):
+        one.save(folder / name)
+
+
+def pairs(folder: Path) -> None:
+    row = {
+        "clean": "Paris is the capital of", "corrupted": "Rome is the capital of",
+        "answer": " France", "wrong_answer": " Italy",
+        "spans": {"city": {"clean": [0, 5], "corrupted": [0, 4]}}, "group": "Paris",
+        "template": "is",
+    }  # fmt: skip
+    write_jsonl(folder / "pairs.jsonl", [row, {**row, "group": "Rome"}])
+
+
+def adapter(folder: Path) -> None:
+    config = MoELoRAConfig(r=2, num_experts=3, top_k=2, target_modules=["q_proj", "v_proj"])
+    peft.get_peft_model(tiny_hf_model(), config).save_pretrained(str(folder))
+    assert load_file(str(folder / "adapter_model.safetensors"))
+
+
+def records(folder: Path) -> None:
+    sizes = Sizes(projections=1, experts=3, top_k=2, tasks=2, folds=2, units=6, ids=2, routers=0,
+                  id_routers=0)  # fmt: skip
+    unit = torch.arange(6).repeat(5)
+    zeros = torch.zeros(30, dtype=torch.long)
+    labels = TokenLabels(
+        task=unit % 2, fold=unit // 3, unit=unit, row=unit % 3, token_class=zeros, position=zeros,
+        follows=zeros.bool(),
+    )  # fmt: skip
+    counter = RoutingCounter(sizes)
+    counter.add_tokens(labels)
+    counter.add(0, torch.from_numpy(np.random.default_rng(0).normal(size=(30, 3))).float(), labels)
+    made = RoutingRecords(
+        (Projection("q", 0, "q", 3),), sizes, ("a", "b"), (7, 8), ("x", "y"), (0, 1, 0, 1, 0, 1),
+        (0, 0, 0, 1, 1, 1), counter.tables, {"sampled": "8"},
+    )  # fmt: skip
+    made.save(folder / "routing.safetensors")
+
+
+def probe(folder: Path) -> None:
+    made = LinearProbe(torch.arange(4.0), 0.5, 1, "resid_post", "object", "0" * 64)
+    made.save(folder / "probe.safetensors")
+
+
+def detector(folder: Path) -> None:
+    curve = Calibration("isotonic", scores=(-1.0, 2.0), probabilities=(0.1, 0.9))
+    made = probes.PremiseDetector(
+        torch.ones(2, 4), (0.1, 0.2), 1, curve, 0.5, "0" * 64, {"relations": ["capitals"], "n": 9}
+    )
+    made.save(folder)
+
+
+def config(folder: Path) -> None:
+    locate = {"seed": 1, "premises": "capitals", "method": "path", "limit": None, "out": "runs/x"}
+    write_yaml(folder / "locate.yaml", locate)
+    patch = {"pairs": "ioi", "component": "z", "memory": 100.5, "chat": True, "top_k": 5}
+    write_yaml(folder / "patch.yaml", patch)
+
+
+def task_data(folder: Path) -> None:
+    rows = [
+        {
+            "prompt": "1 + 1?",
+            "answer": "2",
+            "options": ["2", "3"],
+            "task": "sums",
+            "kind": "number",
+        },
+        {
+            "prompt": "2 + 1?",
+            "answer": "3",
+            "also_true": ["three"],
+            "subject": "s",
+            "kind": "number",
+        },
+    ]
+    write_jsonl(folder / "data.jsonl", rows)
+    problem = {
+        "Question": "Ann has number0 and number1 apples. How many?", "Numbers": "3 4.0",
+        "Equation": "+ number0 number1", "Answer": 7.0,
+    }  # fmt: skip
+    (folder / "data.json").write_text(json.dumps([problem, problem]))
+    instruct = {"instruction": "Add.", "input": "1, 2", "output": "It is 3.", "answer": "3"}
+    pd.DataFrame([instruct, instruct]).to_csv(folder / "data.csv", index=False)
+    pd.DataFrame([{"question": "1?", "answer": "#### 1"}] * 2).to_parquet(folder / "data.parquet")
+
+
+def gguf(folder: Path) -> None:
+    """A small file of the format with every kind of value in it."""
+    writer = GGUFWriter(folder / "model.gguf", "llama")
+    writer.add_uint32("llama.block_count", 1)
+    writer.add_float32("llama.eps", 1e-5)
+    writer.add_bool("tokenizer.add_bos", True)
+    writer.add_string("general.name", "tiny")
+    writer.add_array("tokenizer.ggml.tokens", ["a", "b", "<s>"])
+    writer.add_array("tokenizer.ggml.scores", [0.5, 1.5, 2.5])
+    writer.add_tensor("token_embd.weight", np.ones((3, 32), dtype=np.float32))
+    writer.add_tensor("output_norm.weight", np.ones(32, dtype=np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()

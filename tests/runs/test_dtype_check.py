@@ -1,0 +1,100 @@
+"""A run in less than float32 says how far it is from it, and the model is left as it was."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import interp.models
+from interp.models import HookedModel, load
+from interp.report import write_report
+from interp.report.patch_page import render_patch
+from interp.runs.dtype_check import dtype_check, widened
+from interp.runs.locate import LocateSettings, locate_run
+from interp.runs.patch import PatchSettings, patch_run
+
+
+def manifest(run: Path) -> dict[str, Any]:
+    return json.loads((run / "manifest.json").read_text(encoding="utf-8"))
+
+
+def in_bfloat16(hf_factory: Any, tokenizer: Any) -> HookedModel:
+    return interp.models.from_hf(
+        hf_factory("llama", tokenizer, seed=3).to(torch.bfloat16), tokenizer
+    )
+
+
+def test_float32_needs_no_check(tiny_llama: HookedModel) -> None:
+    def never(model: object) -> Any:
+        raise AssertionError("measured")
+
+    assert dtype_check(tiny_llama, never) == {}
+
+
+def test_the_difference_is_the_largest_of_those_measured(
+    hf_factory: Any, plain_tokenizer: Any
+) -> None:
+    model = in_bfloat16(hf_factory, plain_tokenizer)
+    seen = []
+
+    def measure(one: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.append(next(one.parameters()).dtype)
+        rough = seen[-1] is torch.bfloat16
+        metric = torch.tensor([1.0, 2.0]) if rough else torch.tensor([1.25, 1.5])
+        nan = torch.nan
+        effects = torch.tensor([[0.5, nan]]) if rough else torch.tensor([[0.375, nan]])
+        return metric, effects
+
+    found = dtype_check(model, measure)
+    assert seen == [torch.bfloat16, torch.float32]
+    assert found["dtype_check"] == {
+        "n_prompts": 2,
+        "dtype": "bfloat16",
+        "against": "the same weights in float32",
+        "largest_metric_difference": 0.5,
+        "largest_effect_difference": 0.125,
+    }
+
+
+def test_widening_changes_no_bit(hf_factory: Any, plain_tokenizer: Any) -> None:
+    model = in_bfloat16(hf_factory, plain_tokenizer)
+    before = {name: one.clone() for name, one in model.state_dict().items()}
+    with widened(model):
+        assert all(one.dtype != torch.bfloat16 for one in model.state_dict().values())
+    after = model.state_dict()
+    assert all(torch.equal(one, after[name]) for name, one in before.items())
+    assert all(one.dtype == after[name].dtype for name, one in before.items())
+
+
+def test_a_run_of_patch_says_it(hf_factory: Any, word_tokenizer: Any, pairs_file: Path) -> None:
+    run = pairs_file.parent / "run"
+    model = in_bfloat16(hf_factory, word_tokenizer)
+    result = patch_run(model, PatchSettings(pairs=str(pairs_file)), run, progress=False)
+    found = manifest(run)["dtype_check"]
+    assert found["n_prompts"] == 4
+    # Eight bits of mantissa: not nothing, and not more than a tenth of the largest number.
+    scale = float(result.corrupted.abs().max()) + float(result.values.abs().max())
+    assert 0 < found["largest_metric_difference"] < 0.1 * scale
+    assert 0 < found["largest_effect_difference"] < 0.1 * scale
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    assert "Computed in bfloat16: on 4 prompts" in render_patch(result, summary, manifest(run))
+
+
+def test_a_run_of_locate_says_it(
+    planted_run: Path, planted: HookedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "dtype_check" not in manifest(planted_run)
+    facts = planted_run.parent / "planted.csv"
+    settings = LocateSettings(premises=str(facts), method="attribution", site="output")
+    # Recorded as bfloat16 though its weights are float32, so there is no difference to find.
+    recorded = replace(interp.models.model_info(planted), dtype="bfloat16")
+    monkeypatch.setitem(load._INFO, planted, recorded)
+    locate_run(planted, settings, tmp_path / "run", progress=False)
+    found = manifest(tmp_path / "run")["dtype_check"]
+    assert found["largest_metric_difference"] == found["largest_effect_difference"] == 0.0
+    assert found["n_prompts"] == 4
+    page = write_report(tmp_path / "run").read_text(encoding="utf-8")
+    assert "Computed in bfloat16: on 4 prompts the unedited metric is at most 0 from" in page
