@@ -15,17 +15,18 @@ from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from interp.models import fingerprint  # noqa: E402
-from interp.models.majors import MAJOR, VERSION  # noqa: E402
-from tests.models.head_effects import (  # noqa: E402
+from interp.models import fingerprint
+from interp.models.majors import MAJOR, VERSION
+from tests.models.head_effects import (
     REFERENCE,
     cases,
     read_reference,
-    top_heads,
+    same_top_ten,
 )
 
 
 def write() -> None:
+    """Compute and store the reference."""
     if MAJOR < 4:
         sys.exit(f"error: the reference is made on TransformerLens 4, this is {VERSION}")
     effects, fingerprints = {}, {}
@@ -39,9 +40,12 @@ def write() -> None:
 
 
 def check() -> None:
+    """Print how far this installation is from the reference."""
     reference, fingerprints = read_reference()
     print(f"transformer-lens {VERSION}, torch {torch.__version__}\n")
-    print("| model | method | site | largest effect | largest difference | same top ten | seconds |")
+    print(
+        "| model | method | site | largest effect | largest difference | same top ten | seconds |"
+    )
     print("|---|---|---|---|---|---|---|")
     for case in cases():
         model = case.make()
@@ -51,7 +55,7 @@ def check() -> None:
         for name, values in case.effects(model):
             seconds = time.perf_counter() - begin
             expected = reference[name]
-            same = "yes" if top_heads(values) == top_heads(expected) else "no"
+            same = "yes" if same_top_ten(values, expected) else "no"
             largest = float((values - expected).abs().max())
             cells = [*name.split("/"), f"{float(expected.abs().max()):.3g}", f"{largest:.1e}", same]
             print("| " + " | ".join([*cells, f"{seconds:.1f}"]) + " |", flush=True)

@@ -52,7 +52,7 @@ BRIDGE_FIXTURES = frozenset({"experts_model", "with_experts"})
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the tests that are marked as the other TransformerLens major's; pytest counts them."""
+    """Leave out the tests that are about the other TransformerLens major; pytest counts them."""
     if MAJOR >= 4:
         out = [item for item in items if item.get_closest_marker("hooked_transformer_only")]
     else:

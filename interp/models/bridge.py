@@ -34,7 +34,7 @@ def boot_bridge(
 
 @contextmanager
 def before_each_pass(model: Any, begin: Callable[..., None]) -> Iterator[None]:
-    """As `interp.models.majors.before_each_pass`: a hook on the transformers model, which all use."""
+    """As `interp.models.majors.before_each_pass`: a hook on the transformers model."""
 
     def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         past = kwargs.get("past_key_values")

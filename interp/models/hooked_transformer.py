@@ -13,11 +13,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import transformer_lens
 from torch import Tensor, nn
-from transformer_lens import (
-    HookedTransformer,  # pyright: ignore[reportAttributeAccessIssue]  # not in version 4
-    HookedTransformerConfig,  # pyright: ignore[reportAttributeAccessIssue]
-)
 from transformer_lens.pretrained import (  # pyright: ignore[reportMissingImports]
     weight_conversions,
 )
@@ -25,6 +22,10 @@ from transformer_lens.pretrained import (  # pyright: ignore[reportMissingImport
 from interp.errors import UserError, first_line
 from interp.models.hooked_config import config_entries
 from interp.models.transformers_face import TransformersFace
+
+# Any, because type checkers see TransformerLens 4, which has neither.
+HookedTransformer: Any = transformer_lens.HookedTransformer
+HookedTransformerConfig: Any = transformer_lens.HookedTransformerConfig  # pyright: ignore[reportAttributeAccessIssue]
 
 _CONVERTERS = {
     "GPT2LMHeadModel": "convert_gpt2_weights",
@@ -144,14 +145,16 @@ def _check_logits(model: FacedTransformer, hf_model: Any, architecture: str) -> 
 
 @contextmanager
 def before_each_pass(model: Any, begin: Callable[..., None]) -> Iterator[None]:
-    """As `interp.models.majors.before_each_pass`: a hook on the hooked model, called by its face."""
+    """As `interp.models.majors.before_each_pass`: a hook on the hooked model."""
 
     def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = kwargs.get("input", args[0] if args else None)
         if kwargs.get("start_at_layer") is not None:
             given = None
         elif given is not None and not isinstance(given, Tensor):
-            options = {name: kwargs[name] for name in ("prepend_bos", "padding_side") if name in kwargs}
+            options = {
+                name: kwargs[name] for name in ("prepend_bos", "padding_side") if name in kwargs
+            }
             given = model.to_tokens(given, **options)
         tokens = None if given is None else torch.atleast_2d(given)
         mask, past = kwargs.get("attention_mask"), kwargs.get("past_kv_cache")

@@ -49,7 +49,8 @@ class TransformersFace(PreTrainedModel, GenerationMixin):
         """
         if kwargs.get("use_cache", True):
             kwargs.setdefault("past_key_values", DynamicCache())
-        return super().generate(*args, **kwargs)
+        parent: Any = super()
+        return parent.generate(*args, **kwargs)
 
     def forward(
         self,
@@ -85,7 +86,10 @@ class TransformersFace(PreTrainedModel, GenerationMixin):
         if past_key_values is not None:
             cache = _Entries(past_key_values, attention_mask, self.hooked, input_ids)
         residual = self.hooked(
-            input_ids, attention_mask=new, past_kv_cache=cache, stop_at_layer=len(self.hooked.blocks)
+            input_ids,
+            attention_mask=new,
+            past_kv_cache=cache,
+            stop_at_layer=len(self.hooked.blocks),
         )
         residual = residual[:, -logits_to_keep:] if logits_to_keep else residual
         logits = self.hooked.unembed(self.hooked.ln_final(residual))
@@ -96,7 +100,7 @@ class TransformersFace(PreTrainedModel, GenerationMixin):
 
 
 class _Entries:
-    """A cache of transformers, to TransformerLens: one entry a layer, and the mask of all columns."""
+    """A cache of transformers, as TransformerLens wants it: an entry a layer, and a mask."""
 
     def __init__(self, cache: Cache, mask: Tensor, hooked: Any, tokens: Tensor) -> None:
         self._mask = mask
@@ -115,13 +119,13 @@ class _Entries:
 
 
 class _Entry:
-    """One layer of a cache. transformers has [batch head pos d_head], TransformerLens heads last."""
+    """One layer of a cache: transformers has [batch head pos d_head], TransformerLens pos first."""
 
     def __init__(self, cache: Cache, layer: int, nothing: Tensor) -> None:
         self._cache, self._layer = cache, layer
-        layers = cache.layers
+        layers: Any = cache.layers
         known = layer < len(layers) and layers[layer].get_seq_length() > 0
-        self.past_keys = _turned(layers[layer].keys) if known else nothing  # type: ignore[arg-type]
+        self.past_keys = _turned(layers[layer].keys) if known else nothing
 
     def append(self, new_keys: Tensor, new_values: Tensor) -> tuple[Tensor, Tensor]:
         keys, values = self._cache.update(_turned(new_keys), _turned(new_values), self._layer)

@@ -16,7 +16,7 @@ from interp.models.majors import (
     wraps_transformers,
     writes_resid_mid,
 )
-from tests.models.head_effects import CLOSE, EMBEDDED, TINY, cases, read_reference, top_heads
+from tests.models.head_effects import EMBEDDED, TINY, cases, read_reference, same_top_ten
 
 CASES = {case.name: case for case in cases()}
 TOKENS = torch.tensor([[5, 9, 7, 8, 30, 31]])
@@ -24,15 +24,16 @@ TOKENS = torch.tensor([[5, 9, 7, 8, 30, 31]])
 
 @pytest.mark.parametrize("name", [*TINY, EMBEDDED])
 def test_head_effects_are_those_of_the_reference(name: str, request: Any) -> None:
-    """< 1e-3 from what TransformerLens 4 gave, and the same ten heads in front, in their order."""
+    """What TransformerLens 4 gave, to less than 1e-3, and the same ten heads in front."""
     reference, fingerprints = read_reference()
+    close = CASES[name].close
     model = request.getfixturevalue("smollm") if name == EMBEDDED else CASES[name].make()
     assert fingerprint(model) == fingerprints[name]
     compared = 0
     for key, values in CASES[name].effects(model):
-        torch.testing.assert_close(values, reference[key], atol=CLOSE, rtol=0)
-        assert top_heads(values) == top_heads(reference[key]), key
-        assert float(reference[key].abs().max()) > 10 * CLOSE  # there is something to compare
+        torch.testing.assert_close(values, reference[key], atol=close, rtol=0)
+        assert same_top_ten(values, reference[key]), key
+        assert float(reference[key].abs().max()) > 50 * close  # there is something to compare
         compared += 1
     assert compared == len(CASES[name].settings)
 
@@ -43,7 +44,8 @@ def test_other_weights_have_other_effects(hf_factory: Any, chat_tokenizer: Any) 
     model = from_hf(hf_factory("llama", chat_tokenizer, seed=1), chat_tokenizer)
     assert fingerprint(model) != fingerprints["llama"]
     for key, values in CASES["llama"].effects(model):
-        assert float((values - reference[key]).abs().max()) > 10 * CLOSE
+        assert float((values - reference[key]).abs().max()) > 1e-2
+        assert not same_top_ten(values, reference[key])
 
 
 def test_a_new_value_at_resid_mid_goes_where_the_package_thinks(tiny_llama: HookedModel) -> None:
@@ -98,13 +100,15 @@ def test_what_needs_the_bridge_says_so() -> None:
     if MAJOR >= 4:
         require_bridge("this")
         return
-    with pytest.raises(UserError, match="this needs TransformerLens 4 .* install 'transformer"):
+    with pytest.raises(UserError, match=r"this needs TransformerLens 4 .* install 'transformer"):
         require_bridge("this")
 
 
 @pytest.mark.hooked_transformer_only
 def test_an_architecture_that_is_not_known_is_named(plain_tokenizer: Any) -> None:
-    config = GPTJConfig(n_embd=32, n_layer=1, n_head=4, rotary_dim=8, vocab_size=len(plain_tokenizer))
+    config = GPTJConfig(
+        n_embd=32, n_layer=1, n_head=4, rotary_dim=8, vocab_size=len(plain_tokenizer)
+    )
     with pytest.raises(UserError, match="cannot hook GPTJForCausalLM, only GPT2LMHeadModel, "):
         from_hf(GPTJForCausalLM(config).eval(), plain_tokenizer)
 

@@ -163,7 +163,7 @@ def test_hooks_come_off_when_the_model_fails(hf_factory, chat_tokenizer):
         if any(point.fwd_hooks for point in model.hook_dict.values()):
             raise RuntimeError("on the way")
 
-    unembedding = model.original_model.get_output_embeddings()
+    unembedding: Any = model.original_model.get_output_embeddings()  # type: ignore[operator]
     handle = unembedding.register_forward_pre_hook(fail)
     with pytest.raises(RuntimeError, match="on the way"):
         collect(model, encoded)
