@@ -65,12 +65,11 @@ def boot_hooked_transformer(
 ) -> FacedTransformer:
     """The hooked model with the weights of a transformers model in evaluation mode."""
     architecture = type(hf_model).__name__
-    entries = config_entries(hf_model.config, architecture)
     own = copy.deepcopy(tokenizer)
     try:
         cfg = HookedTransformerConfig.from_dict(
             {
-                **entries,
+                **config_entries(hf_model.config, architecture),
                 "model_name": spec,
                 "device": str(device),
                 "dtype": dtype,

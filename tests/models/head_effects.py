@@ -17,7 +17,7 @@ from torch import Tensor
 
 import interp
 from interp.models import from_hf, load_model
-from interp.premises import load_premises
+from interp.premises import Premises, load_premises
 from tests.architectures import other_architectures
 from tests.conftest import make_hf_model, make_tokenizer
 
@@ -28,9 +28,8 @@ TIE = 1e-5
 """Two heads whose mean effects differ by less have no order."""
 TOP = 10
 
-EXACT = (("path", "output", 2), ("activation", "output", 2), ("activation", "attention", 2))
-GRADIENT = (("attribution", "output", 2), ("attribution", "attention", 2))
-EXACT_EMBEDDED = ("activation", "output", 1)
+EXACT = (("path", "output"), ("activation", "output"), ("activation", "attention"))
+GRADIENT = (("attribution", "output"), ("attribution", "attention"))
 TINY = ("llama", "gpt2", "qwen2", "gemma3", "neox")
 EMBEDDED = "smollm2-135m"
 
@@ -41,23 +40,31 @@ class Case:
 
     Attributes:
         make: the hooked model, made anew.
-        settings: method, site, and the number of facts, each with two prompts.
+        settings: pairs of method and site.
     """
 
     name: str
     make: Callable[[], Any]
-    settings: tuple[tuple[Any, Any, int], ...]
+    settings: tuple[tuple[Any, Any], ...]
 
     @property
     def close(self) -> float:
         """How far effects may be from the reference."""
         return CLOSE if self.name == EMBEDDED else CLOSE_TINY
 
+    def premises(self, method: str) -> Premises:
+        """Four prompts of different lengths; two for exact sweeps of the embedded model."""
+        few = self.name == EMBEDDED and method != "attribution"
+        return load_premises("capitals", limit=2).with_templates(
+            ["famous"] if few else ["why", "famous"]
+        )
+
     def effects(self, model: Any) -> Iterator[tuple[str, Float[Tensor, "prompt layer head"]]]:
         """By the tensor's name, the effects on ``model``."""
-        for method, site, facts in self.settings:
-            premises = load_premises("capitals", limit=facts).with_templates(["why", "famous"])
-            found = interp.locate_heads(model, premises, method=method, site=site, progress=False)
+        for method, site in self.settings:
+            found = interp.locate_heads(
+                model, self.premises(method), method=method, site=site, progress=False
+            )
             yield f"{self.name}/{method}/{site}", found.values
 
 
@@ -73,7 +80,7 @@ def _tiny(name: str) -> Any:
 def cases() -> tuple[Case, ...]:
     """The tiny models by all methods, the embedded one by gradients and one exact sweep."""
     tiny = tuple(Case(name, lambda name=name: _tiny(name), (*EXACT, *GRADIENT)) for name in TINY)
-    settings = (*GRADIENT, EXACT_EMBEDDED)
+    settings = (*GRADIENT, ("activation", "output"))
     return (*tiny, Case(EMBEDDED, lambda: load_model(EMBEDDED, device="cpu"), settings))
 
 
