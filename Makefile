@@ -5,18 +5,25 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Extras whose packages the lock file pins.
 LOCKED_EXTRAS := dev export notebook explore docs
+# TransformerLens 3, whose hooked model is a HookedTransformer, in an environment of its own.
+HT_VENV := .venv-hooked-transformer
+HT_LOCK := requirements-hooked-transformer.lock
+HT_STAMP := $(HT_VENV)/.installed
+# What is tested there: everything that runs a hooked model. The rest is the same on either.
+HT_TESTS := $(addprefix tests/,models patching heads interventions evaluation probes premises tasks \
+  runs cli test_generation.py test_end_to_end.py)
 
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check notebooks docs bench bench-sweep lock clean
+.PHONY: help setup demo test test-hooked-transformer check notebooks docs bench bench-sweep lock \
+  lock-hooked-transformer clean
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-23s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## make .venv with everything in it
 
@@ -25,6 +32,9 @@ demo: $(STAMP) ## find and constrain the false-premise heads of the embedded mod
 
 test: $(STAMP) ## run the tests (ARGS="-k name" to choose)
 	$(BIN)/python -m pytest $(ARGS)
+
+test-hooked-transformer: $(HT_STAMP) ## run those that need a hooked model on TransformerLens 3.9
+	$(HT_VENV)/bin/python -m pytest $(HT_TESTS) $(ARGS)
 
 check: $(STAMP) ## lint, formatting, types
 	$(BIN)/ruff check .
@@ -45,32 +55,48 @@ bench-sweep: $(STAMP) ## time the head sweep against TransformerLens' loop (ten 
 	$(BIN)/python benchmarks/head_sweep.py $(ARGS)
 	$(BIN)/python benchmarks/sweep_page.py
 
-$(STAMP): requirements.lock pyproject.toml
+# $(call install,environment,lock)
+define install
 	@command -v $(PYTHON) >/dev/null || \
 	  { echo "error: there is no $(PYTHON): install Python 3.10 or newer, or run make PYTHON=..." >&2; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "error: $(PYTHON) is older than Python 3.10: run make PYTHON=python3.11, say" >&2; exit 2; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
 	  { echo "error: $(PYTHON) cannot make virtual environments: install its venv module (python3-venv)" >&2; exit 2; }
-	@echo "setting up $(VENV): several minutes the first time"
-	@$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
-	$(PIP) install -qq -r requirements.lock
-	$(PIP) install -qq --no-deps --editable .
+	@echo "setting up $(1): several minutes the first time"
+	@$(1)/bin/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear $(1)
+	$(1)/bin/python -m pip --disable-pip-version-check install -qq -r $(2)
+	$(1)/bin/python -m pip --disable-pip-version-check install -qq --no-deps --editable .
 	@touch $@
+endef
 
-lock: ## resolve requirements.lock anew
+$(STAMP): requirements.lock pyproject.toml
+	$(call install,$(VENV),requirements.lock)
+
+$(HT_STAMP): $(HT_LOCK) pyproject.toml
+	$(call install,$(HT_VENV),$(HT_LOCK))
+
+# $(call resolve,lock,extras,command that prints constraints)
+define resolve
 	$(PYTHON) -m venv --clear .venv-lock
 	.venv-lock/bin/python -m pip --disable-pip-version-check install --quiet uv
-	{ echo "# Exact versions for Python 3.10 to 3.13. Made by: make lock"; \
+	{ echo "# Exact versions for Python 3.10 to 3.13. Made by: make $@"; \
 	  echo "# The CUDA libraries are left to torch, which asks for its own."; \
-	  echo "torch==2.13.0" | .venv-lock/bin/uv pip compile pyproject.toml \
-	    $(addprefix --extra ,$(LOCKED_EXTRAS)) --constraint - --universal --python-version 3.10 \
+	  { $(3); } | .venv-lock/bin/uv pip compile pyproject.toml \
+	    $(addprefix --extra ,$(2)) --constraint - --universal --python-version 3.10 \
 	    --quiet --no-header --no-annotate $(LOCK_FLAGS) \
-	  | grep -Ev '^(nvidia|cuda|triton)'; } > requirements.lock.new
-	grep -q '^torch==' requirements.lock.new
-	mv requirements.lock.new requirements.lock
+	  | grep -Ev '^(nvidia|cuda|triton)'; } > $(1).new
+	grep -q '^torch==' $(1).new
+	mv $(1).new $(1)
 	rm -rf .venv-lock
+endef
+
+lock: ## resolve requirements.lock anew
+	$(call resolve,requirements.lock,$(LOCKED_EXTRAS),echo torch==2.13.0)
+
+lock-hooked-transformer: ## resolve requirements-hooked-transformer.lock anew, all else as in requirements.lock
+	$(call resolve,$(HT_LOCK),dev,echo "transformer-lens==3.9.*"; grep -v ^transformer-lens= requirements.lock)
 
 clean: ## remove .venv and everything else that was made, except runs
-	rm -rf $(VENV) .venv-lock build dist site .pytest_cache .ruff_cache .hypothesis requirements.lock.new
+	rm -rf $(VENV) $(HT_VENV) .venv-lock build dist site .pytest_cache .ruff_cache .hypothesis requirements*.lock.new
 	find interp probes tests -name __pycache__ -type d -prune -exec rm -rf {} +

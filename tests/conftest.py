@@ -21,6 +21,7 @@ from transformers import (
 
 import interp.models
 from interp.models import HookedModel
+from interp.models.majors import MAJOR
 from interp.premises import Fact, Premises, Relation, Template
 from interp.runs.locate import LocateSettings, locate_run
 
@@ -44,6 +45,25 @@ CORPUS = [
     "Which country is Tokyo the capital of? Tokyo is the capital of Japan.",
     "You answer questions. system user assistant",
 ]
+
+
+BRIDGE_FIXTURES = frozenset({"experts_model", "with_experts"})
+"""Fixtures that need the bridge, so that every test that asks for one of them does."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the tests that are about the other TransformerLens major; pytest counts them."""
+    if MAJOR >= 4:
+        out = [item for item in items if item.get_closest_marker("hooked_transformer_only")]
+    else:
+        out = [
+            item
+            for item in items
+            if item.get_closest_marker("bridge_only")
+            or BRIDGE_FIXTURES & set(getattr(item, "fixturenames", ()))
+        ]
+    items[:] = [item for item in items if item not in set(out)]
+    config.hook.pytest_deselected(items=out)
 
 
 @pytest.fixture(autouse=True)
@@ -126,6 +146,18 @@ def plain_tokenizer() -> PreTrainedTokenizerFast:
 def hf_factory() -> Callable[..., Any]:
     """``hf_factory(family, tokenizer, *, seed=0, **config)``: a tiny transformers model."""
     return make_hf_model
+
+
+@pytest.fixture(scope="session")
+def transformers_twin(
+    chat_tokenizer: PreTrainedTokenizerFast, plain_tokenizer: PreTrainedTokenizerFast
+) -> Callable[[str], Any]:
+    """By the name of a fixture: a transformers model with the weights of that hooked one."""
+    twins = {
+        "tiny_llama": make_hf_model("llama", chat_tokenizer, attn_implementation="eager"),
+        "tiny_gpt2": make_hf_model("gpt2", plain_tokenizer, attn_implementation="eager"),
+    }
+    return twins.__getitem__
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,7 @@ from interp.interventions.hooks import hooks_of
 from interp.interventions.intervention import Intervention
 from interp.interventions.places import Places, places_at, places_of_premises
 from interp.interventions.running import Running
+from interp.models.majors import before_each_pass
 from interp.patching.batch import Span
 from interp.patching.forward import hooked
 from interp.premises.encode import DEFAULT_MASK, EncodedPremises
@@ -90,8 +91,5 @@ def constrain(
         if running is None:
             yield model
             return
-        handle = model.original_model.register_forward_pre_hook(running.begin, with_kwargs=True)
-        try:
+        with before_each_pass(model, running.begin):
             yield model
-        finally:
-            handle.remove()

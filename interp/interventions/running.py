@@ -53,15 +53,15 @@ class Running:
         """Whether the places are columns of the pass that is running."""
         return self.prefilling and not self.suspended
 
-    def begin(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Before every forward pass of the model: a prefill, or a decoding step after one?"""
+    def begin(self, tokens: Tensor | None, mask: Tensor | None, seen: int) -> None:
+        """Before every forward pass of the model: a prefill, or a decoding step after one?
+
+        Arguments as `interp.models.majors.before_each_pass` gives them.
+        """
         if self.suspended:
             return
-        tokens = kwargs.get("input_ids", args[0] if args else None)
         if tokens is None:
             raise UserError("constrain needs token ids: embeddings hide where the false object is")
-        past = kwargs.get("past_key_values")
-        seen = past.get_seq_length() if past is not None else 0
         if self._resample_layers and _enters_midway(self.model):
             raise UserError(RESAMPLE_IN_SWEEP)
         self.prefilling = seen == 0
@@ -77,7 +77,6 @@ class Running:
                     "not known: run the whole prompt, then one token at a time"
                 )
             return
-        mask = kwargs.get("attention_mask")
         real = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask.bool()
         self.at = self._places(tokens, real)
         if self._resample_layers:

@@ -1,13 +1,11 @@
 """Loading: a model spec, or a transformers model in memory, becomes a hooked model.
 
-On TransformerLens 4 the hooked model is a `TransformerBridge` around the transformers model, with
-its weights as they are: nothing folded, nothing centred. It comes in evaluation mode with frozen
-parameters. Its ``tokenizer`` behaves as transformers reads it; TransformerLens would otherwise
-replace it by one that begins every text with a BOS token.
+The hooked model is what the installed TransformerLens has (`interp.models.majors`), its weights as
+they are: nothing folded, nothing centred. It comes in evaluation mode with frozen parameters. Its
+``tokenizer`` behaves as transformers reads it; TransformerLens would otherwise replace it by one
+that begins every text with a BOS token.
 """
 
-import copy
-import importlib.metadata
 import logging
 import weakref
 from dataclasses import dataclass
@@ -16,17 +14,16 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformer_lens.model_bridge import TransformerBridge
 
 from interp.errors import UserError
 from interp.models.fingerprint import fingerprint_of_folder, fingerprint_of_model
 from interp.models.folder import read_folder
+from interp.models.majors import HookedModel, boot
 from interp.models.quiet import quiet_libraries
 from interp.models.spec import EMBEDDED, cache_root, resolve
 
 logger = logging.getLogger(__name__)
 
-HookedModel = TransformerBridge
 _DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -114,13 +111,14 @@ def from_hf(
     Device and dtype are those of `hf_model`; its attention becomes eager. `fingerprint` is computed
     from its weights unless given. Raises UserError if TransformerLens cannot hook the architecture.
     """
-    _require_transformer_lens_4()
     parameter = next(hf_model.parameters())
     if not hf_model.config.architectures:  # a model made in memory does not name its own class
         hf_model.config.architectures = [type(hf_model).__name__]
     digest = fingerprint or fingerprint_of_model(hf_model)
     with quiet_libraries():
-        model = _boot(hf_model.eval(), tokenizer, spec, parameter.device, parameter.dtype)
+        model = boot(
+            hf_model.eval(), tokenizer, spec=spec, device=parameter.device, dtype=parameter.dtype
+        )
     model.eval().requires_grad_(False)
     _INFO[model] = ModelInfo(
         spec=spec,
@@ -152,36 +150,6 @@ def fingerprint(model: nn.Module) -> str:
     return model_info(model).fingerprint
 
 
-def _boot(
-    hf_model: Any, tokenizer: Any, spec: str, device: torch.device, dtype: torch.dtype
-) -> HookedModel:
-    """The seam to TransformerLens: hook points around the model, the tokenizer left as it is."""
-    own = copy.deepcopy(tokenizer)
-    # TransformerLens makes the tokenizer anew to begin every text with BOS, unless it says it does.
-    true_kwargs = own.init_kwargs
-    own.init_kwargs = {**true_kwargs, "name_or_path": own.name_or_path, "add_bos_token": True}
-    try:
-        model = TransformerBridge.boot_transformers(
-            spec, hf_model=hf_model, tokenizer=own, device=device, dtype=dtype
-        )
-    except (ValueError, NotImplementedError, AttributeError, KeyError) as error:
-        architecture = type(hf_model).__name__
-        raise UserError(
-            f"TransformerLens cannot hook {architecture}: {_first_line(error)}"
-        ) from error
-    own.init_kwargs = true_kwargs
-    return model
-
-
-def _require_transformer_lens_4() -> None:
-    version = importlib.metadata.version("transformer-lens")
-    if int(version.split(".")[0]) < 4:
-        raise UserError(
-            f"transformer-lens {version} is too old: install version 4 "
-            "(pip install 'transformer-lens>=4,<5')"
-        )
-
-
 def _device(name: str | None) -> torch.device:
     """The device named, if it is there."""
     if name is None:
@@ -203,8 +171,3 @@ def _choice(what: str, name: str, known: Any) -> Any:
     if name not in known:
         raise UserError(f"unknown {what} {name!r}: choose one of {', '.join(known)}")
     return known[name] if isinstance(known, dict) else name
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

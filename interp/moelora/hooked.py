@@ -24,6 +24,7 @@ from transformer_lens.model_bridge.generalized_components import JointQKVAttenti
 
 from interp.errors import UserError
 from interp.models import HookedModel, from_hf
+from interp.models.majors import require_bridge
 from interp.moelora.layer import ExpertHooks, MoELoRALinear
 from interp.patching.forward import device_of
 
@@ -32,8 +33,10 @@ def hooked(adapted: nn.Module, tokenizer: Any, *, spec: str = "in-memory MoELoRA
     """Wrap a model with MoELoRA adapters in TransformerLens; its logits are the PEFT model's.
 
     `spec` is what runs record the model by. Raises UserError if it has no MoELoRA adapter, if
-    several are active at once, or if TransformerLens cannot hook the architecture or a target.
+    several are active at once, if TransformerLens cannot hook the architecture or a target, or on
+    TransformerLens 3, which has modules of its own instead of the adapted ones.
     """
+    require_bridge("hooking a MoELoRA model")
     _check_adapted(adapted)
     base = adapted.get_base_model() if isinstance(adapted, PeftModel) else adapted
     model = from_hf(_sharing_copy(base), tokenizer, spec=spec)

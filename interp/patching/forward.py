@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from interp.errors import UserError
+from interp.models.majors import writes_resid_mid
 from interp.patching.batch import TokenBatch
 from interp.patching.columns import call_columns
 from interp.patching.components import as_units, check_component, hook_name
@@ -271,12 +272,14 @@ def _agrees(plain: PlainModel, run: RecordedRun) -> bool:
     return bool(((logits - run.logits).abs().max() <= close * scale).item())
 
 
-def into_the_stream(hooks: Sequence[Hook]) -> list[Hook]:
+def into_the_stream(model: Any, hooks: Sequence[Hook]) -> list[Hook]:
     """Hooks under which an edit of ``resid_mid`` reaches the layer's output past the MLP as well.
 
     On the bridge that hook point is the input of the MLP's norm: what a hook returns there is read
     by the MLP alone, and the residual stream goes on as it was.
     """
+    if writes_resid_mid(model):
+        return list(hooks)
     added: list[Hook] = []
     kept: list[Hook] = []
     for name, function in hooks:
@@ -334,7 +337,7 @@ def resume(
     Returns:
         the last column's logits [row d_vocab], or [row token].
     """
-    hooks = into_the_stream(hooks)
+    hooks = into_the_stream(model, hooks)
     entered = run.resid_pre[layer][rows] if residual is None else residual
     if run.plain is not None and run.plain.supports(hooks):
         logits = run.plain.resume(

@@ -4,7 +4,8 @@ A sweep runs the same layers thousands of times and reads one number at the end.
 a second set of module objects around the *same* parameters, in which every TransformerLens
 component is replaced by the transformers module that it wraps, so that the model's own code runs
 with a fused attention kernel and a prefix that rows share (``shared_prefix``). Nothing of the
-hooked model is changed, and no memory is taken.
+hooked model is changed, and no memory is taken. TransformerLens 3 wraps no transformers modules:
+there everything runs on the hooked model.
 
 It offers what sweeps need: enter at a layer, take a layer's head outputs as given, edit at the
 hook points that have a place in the plain modules, skip what the last position does not need.
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 from transformers.cache_utils import Cache
 
+from interp.models.majors import wraps_transformers
 from interp.patching.batch import TokenBatch
 from interp.patching.columns import call_columns
 from interp.patching.entering import entering, forward_as
@@ -292,6 +294,8 @@ def has_hooks(model: Any) -> bool:
 
 def plain_model(model: Any) -> PlainModel | None:
     """The plain model around the hooked one's parameters, or None where they could differ."""
+    if not wraps_transformers(model):
+        return None
     if has_hooks(model) or getattr(model, "compatibility_mode", False):
         return None
     try:

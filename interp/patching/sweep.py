@@ -265,7 +265,7 @@ def sweep_sets(
     """Edit each set of units together and read the metrics; an empty set is the unedited run.
 
     Args:
-        model: a TransformerLens bridge.
+        model: a hooked model.
         batch: the prompts.
         edit: what an edited unit does, and at which columns.
         sets: each a sequence of (layer, unit); units of ``edit.component``, by default heads.

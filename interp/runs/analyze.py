@@ -33,6 +33,7 @@ from interp.experts.specialization import (
     Specialization,
     measure_specialization,
 )
+from interp.models.majors import require_bridge
 from interp.moelora.examples import Example
 from interp.moelora.formats import ColumnMapping
 from interp.moelora.hooked import hooked
@@ -122,7 +123,8 @@ def analyze_adapter(
     """Analyze the adapter in a directory (or in a training run) and leave it all in ``run``.
 
     Returns what measures.json holds. Raises UserError for an adapter that is none, of another kind
-    or for another base model, for data of one task only, and for a task with too few tokens.
+    or for another base model, for data of one task only, for a task with too few tokens, and on
+    TransformerLens 3 unless ``settings.effects`` is 0.
     """
     folder = adapter / "adapter" if (adapter / "adapter").is_dir() else adapter
     model_name = settings.model or recorded_base(folder)
@@ -137,6 +139,8 @@ def analyze_adapter(
         "fingerprint": base.fingerprint,
         "adapter_sha256": file_hash(folder / WEIGHTS_FILE),
     }
+    if settings.effects:
+        require_bridge("measuring the effects of experts (--effects 0 leaves them out)")
     check_run(run, IDENTITY, identity)
     begin_run(run, IDENTITY, identity)
     records, similarity = _routing(run, adapted, corpus, base, settings, progress)

@@ -23,6 +23,7 @@ from interp.models import (
     model_info,
     resolve,
 )
+from interp.models.majors import wraps_transformers
 
 QUESTION = "Why is Paris the capital of Germany?"
 
@@ -201,7 +202,11 @@ def test_padded_equals_unpadded(name: str, side: str, request: pytest.FixtureReq
             torch.tensor([long, row]), attention_mask=torch.tensor([[1] * len(long), mask])
         )[1]
     kept = batch[-len(short) :] if side == "left" else batch[: len(short)]
-    torch.testing.assert_close(kept, alone, atol=5e-5, rtol=0)
+    torch.testing.assert_close(kept[-1], alone[-1], atol=5e-5, rtol=0)
+    # On TransformerLens 3 nine of the embedded model's other 393,000 logits differ by up to 5.8e-5,
+    # by rounding: in float64 none differs.
+    rounding = 5e-5 if wraps_transformers(model) or name != "smollm" else 1e-4
+    torch.testing.assert_close(kept, alone, atol=rounding, rtol=0)
 
 
 def test_padding_without_a_mask_is_another_input(tiny_llama: HookedModel) -> None:

@@ -5,19 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import (
-    Gemma3ForCausalLM,
-    Gemma3TextConfig,
-    GPTNeoXConfig,
-    GPTNeoXForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-)
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import interp.models
 from interp.models import HookedModel
+from tests.architectures import other_architectures
 
 FAMILIES = ("llama", "gpt2", "qwen2", "gemma3", "neox")
 
@@ -30,37 +22,9 @@ def families(
     plain_tokenizer: Any, tiny_llama: HookedModel, tiny_gpt2: HookedModel
 ) -> dict[str, HookedModel]:
     """Grouped-query attention, learned positions, biases, sliding windows, parallel blocks."""
-    tokens = {
-        "vocab_size": len(plain_tokenizer),
-        "bos_token_id": plain_tokenizer.bos_token_id,
-        "eos_token_id": plain_tokenizer.eos_token_id,
-        "pad_token_id": plain_tokenizer.pad_token_id,
-    }
-    sizes: dict[str, Any] = tokens | {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "max_position_embeddings": 128,
-        "initializer_range": 0.2,
-    }
-    torch.manual_seed(0)
-    gemma = Gemma3TextConfig(
-        **sizes,
-        num_key_value_heads=2,
-        head_dim=8,
-        sliding_window=4,
-        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
-        architectures=["Gemma3ForCausalLM"],
-    )
-    hf_models: dict[str, Any] = {
-        "qwen2": Qwen2ForCausalLM(Qwen2Config(**sizes, num_key_value_heads=2)),
-        "gemma3": Gemma3ForCausalLM(gemma),
-        "neox": GPTNeoXForCausalLM(GPTNeoXConfig(**sizes)),
-    }
     made = {
-        name: interp.models.from_hf(hf_model.eval(), plain_tokenizer, spec=name)
-        for name, hf_model in hf_models.items()
+        name: interp.models.from_hf(hf_model, plain_tokenizer, spec=name)
+        for name, hf_model in other_architectures(plain_tokenizer).items()
     }
     return {"llama": tiny_llama, "gpt2": tiny_gpt2, **made}
 

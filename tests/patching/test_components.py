@@ -45,27 +45,35 @@ def ours(model: Any, component: str, pairs: Pairs, positions: Any = "all") -> An
 
 
 def theirs(model: Any, component: str, pairs: Pairs, *, by_position: bool) -> torch.Tensor:
-    """TransformerLens' loop: the metric itself, Float[prompt layer unit (position)]."""
+    """TransformerLens' loop, prompt by prompt: Float[prompt layer unit (position)], the metric."""
+    values = torch.stack(
+        [of_prompt(model, component, pairs, prompt, by_position) for prompt in range(len(pairs[0]))]
+    )
+    # [prompt layer position head] of theirs; a pattern's head comes first already.
+    return values.transpose(2, 3) if values.ndim == 4 and component != "pattern" else values
+
+
+def of_prompt(
+    model: Any, component: str, pairs: Pairs, prompt: int, by_position: bool
+) -> torch.Tensor:
+    clean, corrupted = (tokens[prompt : prompt + 1] for tokens in pairs)
+    metric = METRIC.take(torch.tensor([prompt]))
     with torch.no_grad():
-        _, cache = model.run_with_cache(pairs[0])
+        _, cache = model.run_with_cache(clean)
         assert isinstance(cache, ActivationCache)
-        settings: dict[str, Any] = {"reduce": "none"}
+        settings: dict[str, Any] = {}
         if component in HEADS:
             how = "by_pos" if by_position else "all_pos"
             name = f"get_act_patch_attn_head_{HEADS[component]}_{how}"
             sweep = getattr(transformer_lens.patching, name)
         else:
             sweep = transformer_lens.patching.generic_activation_patch
-            settings |= {
+            settings = {
                 "patch_setter": transformer_lens.patching.layer_pos_patch_setter,
                 "activation_name": component,
                 "index_axis_names": ("layer", "pos"),
             }
-        values = sweep(
-            model, pairs[1], cache, lambda logits: METRIC(logits[:, -1]), **settings
-        ).values.movedim(-1, 0)
-    # [prompt layer position head] of theirs; a pattern's head comes first already.
-    return values.transpose(2, 3) if values.ndim == 4 and component != "pattern" else values
+        return sweep(model, corrupted, cache, lambda logits: metric(logits[:, -1])[0], **settings)
 
 
 @pytest.mark.parametrize("component", list(PLACES))

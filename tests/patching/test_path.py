@@ -64,6 +64,7 @@ def test_paths_as_computed_by_hand(
     )
 
 
+@pytest.mark.bridge_only  # TransformerLens 3 has no such function to compare with
 @pytest.mark.parametrize(
     ("name", "into"), [("llama", "q"), ("qwen2", "q"), ("gpt2", "q"), ("gpt2", "k"), ("gpt2", "v")]
 )

@@ -11,6 +11,7 @@ import interp.models
 import interp.patching.forward
 import interp.patching.shared_prefix
 from interp.models import HookedModel
+from interp.models.majors import wraps_transformers
 from interp.patching import (
     patch,
     patch_paths,
@@ -40,6 +41,7 @@ def agree(model: Any, both: tuple[RecordedRun, RecordedRun], **settings: Any) ->
     return plain
 
 
+@pytest.mark.bridge_only
 @pytest.mark.parametrize("start", [0, 5])
 def test_resumed_runs_equal_the_hooked_models(family: HookedModel, start: int) -> None:
     both = runs(family, start)
@@ -54,6 +56,7 @@ def test_resumed_runs_equal_the_hooked_models(family: HookedModel, start: int) -
         torch.testing.assert_close(narrow, other.gather(1, tokens), **CLOSE)
 
 
+@pytest.mark.bridge_only
 def test_given_head_outputs_stand_for_the_layers_attention(family: HookedModel) -> None:
     both = runs(family, 5)
     generator = torch.Generator().manual_seed(0)
@@ -62,6 +65,7 @@ def test_given_head_outputs_stand_for_the_layers_attention(family: HookedModel) 
         agree(family, both, layer=layer, z=torch.randn(shape, generator=generator))
 
 
+@pytest.mark.bridge_only
 @pytest.mark.parametrize("component", [*PLACES, "attn_scores"])
 def test_hooks_act_as_on_the_hooked_model(family: HookedModel, component: str) -> None:
     """One after another on the same point, in a lower and in the last layer, with a prefix."""
@@ -90,6 +94,7 @@ def test_hooks_act_as_on_the_hooked_model(family: HookedModel, component: str) -
     assert seen[0] == seen[1]
 
 
+@pytest.mark.bridge_only
 def test_hooks_read_the_same_when_the_rest_is_cut_off(family: HookedModel) -> None:
     both = runs(family, 5)
     found: list[torch.Tensor] = []
@@ -104,6 +109,7 @@ def test_hooks_read_the_same_when_the_rest_is_cut_off(family: HookedModel) -> No
     torch.testing.assert_close(found[0][real], found[1][real], **CLOSE)
 
 
+@pytest.mark.bridge_only
 def test_the_last_layer_is_trimmed_only_where_nobody_looks(tiny_llama: HookedModel) -> None:
     """An unwatched last layer computes its last column; a watched one shows all of them."""
     (run, hooked), last = runs(tiny_llama, 0), tiny_llama.cfg.n_layers - 1
@@ -129,6 +135,7 @@ def test_the_last_layer_is_trimmed_only_where_nobody_looks(tiny_llama: HookedMod
     assert columns == [1, BATCH.width]
 
 
+@pytest.mark.bridge_only
 def test_the_beginning_is_the_hooked_models(family: HookedModel) -> None:
     """Keys and values of the shared beginning, and the logits after it, from either path."""
     plain = record_run(family, BATCH, start=6)
@@ -173,6 +180,7 @@ def without_plain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interp.patching.forward, "plain_model", lambda model: None)
 
 
+@pytest.mark.bridge_only
 @pytest.mark.parametrize(("name", "settings"), FALLBACKS)
 def test_every_method_gives_the_same_without_plain_modules(
     families: dict[str, HookedModel],
@@ -192,6 +200,7 @@ def test_every_method_gives_the_same_without_plain_modules(
     assert float(ours.abs().nan_to_num().max()) > 1e-3
 
 
+@pytest.mark.bridge_only
 @pytest.mark.parametrize(
     ("name", "mlps"), [("llama", "recomputed"), ("gemma3", "frozen"), ("neox", "frozen")]
 )
@@ -213,6 +222,7 @@ def test_paths_give_the_same_without_plain_modules(
     torch.testing.assert_close(values(), ours, equal_nan=True, **CLOSE)
 
 
+@pytest.mark.bridge_only
 def test_the_plain_modules_share_the_parameters(tiny_llama: HookedModel) -> None:
     plain = plain_model(tiny_llama)
     assert isinstance(plain, PlainModel)
@@ -223,6 +233,7 @@ def test_the_plain_modules_share_the_parameters(tiny_llama: HookedModel) -> None
     assert hf_model.config._attn_implementation == "eager"
 
 
+@pytest.mark.bridge_only
 def test_what_could_differ_is_left_to_the_hooked_model(
     tiny_llama: HookedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,6 +251,7 @@ def test_what_could_differ_is_left_to_the_hooked_model(
     assert plain_model(tiny_llama) is not None
 
 
+@pytest.mark.bridge_only
 def test_an_attention_with_unknown_extras_falls_back(
     families: dict[str, HookedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -316,8 +328,8 @@ def test_nothing_is_left_behind_when_a_hook_raises(
 ) -> None:
     before = traces(family)
     run = record_run(family, BATCH, start=5)
-    assert run.plain is not None
-    modules = list(run.plain.hf_model.modules())
+    assert (run.plain is not None) == wraps_transformers(family)
+    modules = [] if run.plain is None else list(run.plain.hf_model.modules())
 
     def left() -> list[Any]:
         return [
@@ -372,7 +384,7 @@ def test_other_number_types(
     settings: dict[str, Any] = {"progress": False}
     single = interp.models.from_hf(hf_factory("llama", plain_tokenizer), plain_tokenizer)
     model = interp.models.from_hf(hf_factory("llama", plain_tokenizer).to(dtype), plain_tokenizer)
-    assert record_run(model, CLEAN, start=2).plain is not None
+    assert (record_run(model, CLEAN, start=2).plain is not None) == wraps_transformers(model)
     for component in ("z", "k", "resid_mid"):
         expected = patch(single, CLEAN, CORRUPTED, METRIC, component=component, **settings)
         ours = patch(model, CLEAN, CORRUPTED, METRIC, component=component, **settings)

@@ -7,6 +7,7 @@ import torch
 
 from interp.interventions import constrain
 from interp.models import HookedModel
+from interp.models.majors import wraps_transformers
 from interp.patching import patch
 from interp.patching.components import hook_name
 from interp.patching.plain import plain_model
@@ -25,7 +26,7 @@ def test_hooks_on_the_hooked_model_still_act(
     with family.hooks(fwd_hooks=[standing]):
         assert plain_model(family) is None
         within = patch(family, CLEAN, CORRUPTED, METRIC, units=[(1, 2)], progress=False)
-    assert plain_model(family) is not None
+    assert (plain_model(family) is not None) == wraps_transformers(family)
     without = patch(family, CLEAN, CORRUPTED, METRIC, units=[(1, 2)], progress=False)
     moves = {position: position for position in range(6)}
     for prompt in range(2):

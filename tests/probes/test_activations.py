@@ -35,7 +35,7 @@ def unchecked(function: Any) -> Any:
 @pytest.mark.parametrize("family", ["tiny_llama", "tiny_gpt2"])
 @pytest.mark.parametrize("position", ["object", "last"])
 @pytest.mark.parametrize("kind", ["false", "twin"])
-def test_agrees_with_each_whole_prompt_alone(family, position, kind, request):
+def test_agrees_with_each_whole_prompt_alone(family, position, kind, request, transformers_twin):
     """Against transformers' own hidden states: no batch, no padding, no hook, nothing cut off."""
     model = request.getfixturevalue(family)
     encoded = encoded_for(model)
@@ -48,17 +48,17 @@ def test_agrees_with_each_whole_prompt_alone(family, position, kind, request):
         prompt = item.prompt(kind)
         at = prompt.object[1] - 1 if position == "object" else len(prompt.tokens) - 1
         with torch.no_grad():
-            output = model.original_model(
+            output = transformers_twin(family)(
                 input_ids=torch.tensor([prompt.tokens]), output_hidden_states=True
             )
         expected = torch.stack([state[0, at] for state in output.hidden_states[1:-1]])
         torch.testing.assert_close(values[row], expected, atol=TOLERANCE, rtol=0)
 
 
-def test_the_first_layer_reads_the_object_s_last_token(tiny_llama):
+def test_the_first_layer_reads_the_object_s_last_token(tiny_llama, transformers_twin):
     encoded = encoded_for(tiny_llama)
     values = collect(tiny_llama, encoded, hook="resid_pre", layers=[0])[:, 0]
-    embedding = tiny_llama.original_model.get_input_embeddings().weight
+    embedding = transformers_twin("tiny_llama").get_input_embeddings().weight
     last = [item.false.tokens[item.false.object[1] - 1] for item in encoded.items]
     torch.testing.assert_close(values, embedding[last], atol=0, rtol=0)
     for item, prompt in zip(
@@ -126,13 +126,13 @@ def test_means_are_of_each_token_of_the_span(tiny_llama):
         unchecked(collect_tokens)(tiny_llama, encoded, "false", span="last")
 
 
-def test_heads_are_read_before_the_output_projection(tiny_llama):
+def test_heads_are_read_before_the_output_projection(tiny_llama, transformers_twin):
     """What a layer's heads write, put through the projection, is what attention adds."""
     encoded = encoded_for(tiny_llama)
     z = collect(tiny_llama, encoded, hook="z")
     assert z.shape == (len(encoded), 3, 4, 8)
     added = collect(tiny_llama, encoded, hook="attn_out")
-    for layer, block in enumerate(tiny_llama.original_model.model.layers):
+    for layer, block in enumerate(transformers_twin("tiny_llama").model.layers):
         weight = block.self_attn.o_proj.weight
         torch.testing.assert_close(
             z[:, layer].flatten(1) @ weight.T, added[:, layer], atol=TOLERANCE, rtol=0
@@ -163,7 +163,8 @@ def test_hooks_come_off_when_the_model_fails(hf_factory, chat_tokenizer):
         if any(point.fwd_hooks for point in model.hook_dict.values()):
             raise RuntimeError("on the way")
 
-    handle = hf_model.lm_head.register_forward_pre_hook(fail)
+    unembedding: Any = model.original_model.get_output_embeddings()  # type: ignore[operator]
+    handle = unembedding.register_forward_pre_hook(fail)
     with pytest.raises(RuntimeError, match="on the way"):
         collect(model, encoded)
     handle.remove()

@@ -14,6 +14,7 @@ from interp.evaluation import preference
 from interp.heads import HeadSet
 from interp.interventions import Constraint
 from interp.models import HookedModel
+from interp.models.majors import writes_resid_mid
 from interp.patching import TokenBatch, hooked, tail_logits
 from interp.premises import Premises, load_premises
 from interp.premises.encode import encode_premises
@@ -79,7 +80,7 @@ def test_the_change_is_that_of_whole_runs(tiny_llama: HookedModel, hook: Any, re
             return value
 
         hooks = [(f"blocks.1.hook_{hook}", take)]
-        if hook == "resid_mid":
+        if hook == "resid_mid" and not writes_resid_mid(tiny_llama):
             hooks.append(("blocks.1.hook_resid_post", mend))
         batch = TokenBatch.from_lists([item.false.tokens])
         with torch.no_grad():

@@ -44,8 +44,7 @@ def test_blocks_above_do_not_run_and_are_there_again(tiny_llama):
     batch = TokenBatch.from_lists([[5, 6, 7]])
     before = tail_logits(tiny_llama, batch)
     ran = []
-    block = tiny_llama.original_model.model.layers[2].mlp
-    handle = block.register_forward_hook(lambda *_: ran.append(True))
+    handle = tiny_llama.blocks[2].mlp.register_forward_hook(lambda *_: ran.append(True))
     low = read_all(tiny_llama, PROMPTS, layers=[0, 1])
     assert not ran
     torch.testing.assert_close(low, read_all(tiny_llama, PROMPTS)[:, :2], atol=0, rtol=0)

@@ -62,6 +62,7 @@ def quick(place: Path, **changed: Any) -> AnalyzeSettings:
     return AnalyzeSettings(**{**usual, **changed})
 
 
+@pytest.mark.bridge_only  # the effects of experts
 def test_run_directory(place: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     content = analyze_adapter(place / "run", quick(place, tokens=True), run, progress=False)

@@ -1,0 +1,50 @@
+"""TransformerLens 4: hook points around a transformers model, whose weights stay as they are."""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformer_lens.model_bridge import TransformerBridge
+
+from interp.errors import UserError
+from interp.untrusted import one_line
+
+
+def boot_bridge(
+    hf_model: Any, tokenizer: Any, *, spec: str, device: torch.device, dtype: torch.dtype
+) -> TransformerBridge:
+    """The bridge around a transformers model; its tokenizer behaves as transformers reads it."""
+    own = copy.deepcopy(tokenizer)
+    # TransformerLens makes the tokenizer anew to begin every text with BOS, unless it says it does.
+    true_kwargs = own.init_kwargs
+    own.init_kwargs = {**true_kwargs, "name_or_path": own.name_or_path, "add_bos_token": True}
+    try:
+        model = TransformerBridge.boot_transformers(
+            spec, hf_model=hf_model, tokenizer=own, device=device, dtype=dtype
+        )
+    except (ValueError, NotImplementedError, AttributeError, KeyError) as error:
+        architecture = type(hf_model).__name__
+        raise UserError(f"TransformerLens cannot hook {architecture}: {one_line(error)}") from error
+    own.init_kwargs = true_kwargs
+    return model
+
+
+@contextmanager
+def before_each_pass(model: Any, begin: Callable[..., None]) -> Iterator[None]:
+    """As `interp.models.majors.before_each_pass`: a hook on the transformers model."""
+
+    def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        past = kwargs.get("past_key_values")
+        begin(
+            kwargs.get("input_ids", args[0] if args else None),
+            kwargs.get("attention_mask"),
+            0 if past is None else past.get_seq_length(),
+        )
+
+    handle = model.original_model.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,167 @@
+"""TransformerLens 3: a `HookedTransformer` with a transformers model's weights, as they are.
+
+Its list of names lacks many models, so that the configuration is made from transformers' own
+(`interp.models.hooked_config`) and the weights go through TransformerLens' converters; nothing is
+folded or centred. The new parameters are views of the old where they can be: the weights are in
+memory once. Before the model is handed out it runs a few tokens, and its logits must be the
+transformers model's: a model that TransformerLens 3 computes differently is refused, not used.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import transformer_lens
+from torch import Tensor, nn
+from transformer_lens.pretrained import (  # pyright: ignore[reportMissingImports]
+    weight_conversions,
+)
+
+from interp.errors import UserError
+from interp.models.hooked_config import config_entries
+from interp.models.transformers_face import TransformersFace
+from interp.untrusted import one_line
+
+# Any, because type checkers see TransformerLens 4, which has neither.
+HookedTransformer: Any = transformer_lens.HookedTransformer
+HookedTransformerConfig: Any = transformer_lens.HookedTransformerConfig  # pyright: ignore[reportAttributeAccessIssue]
+
+_CONVERTERS = {
+    "GPT2LMHeadModel": "convert_gpt2_weights",
+    "GPTNeoXForCausalLM": "convert_neox_weights",
+    "LlamaForCausalLM": "convert_llama_weights",
+    "MistralForCausalLM": "convert_mistral_weights",
+    "Qwen2ForCausalLM": "convert_qwen2_weights",
+    "Qwen3ForCausalLM": "convert_qwen3_weights",
+    "Gemma3ForCausalLM": "convert_gemma_weights",
+}
+TRIAL_TOKENS = 24
+CLOSE = 1e-4
+"""Between the two models' logits, relative to the largest; in lower precision 500 times that."""
+
+
+class FacedTransformer(HookedTransformer):
+    """A `HookedTransformer` with ``original_model``, which is called as a transformers model."""
+
+    @property
+    def original_model(self) -> TransformersFace:
+        """The face towards transformers; see `interp.models.transformers_face`."""
+        return self.__dict__["face"]
+
+    def input_to_embed(self, input: Any, *args: Any, **kwargs: Any) -> Any:
+        """As TransformerLens, but token ids are text unless a mask says otherwise.
+
+        Where its tokenizer pads on the left, TransformerLens takes leading padding tokens, which
+        may be the end-of-text token of a prompt, out of ids that were given without a mask.
+        """
+        if isinstance(input, Tensor) and kwargs.get("attention_mask") is None:
+            kwargs["attention_mask"] = torch.ones_like(torch.atleast_2d(input))
+        return super().input_to_embed(input, *args, **kwargs)
+
+
+def boot_hooked_transformer(
+    hf_model: Any, tokenizer: Any, *, spec: str, device: torch.device, dtype: torch.dtype
+) -> FacedTransformer:
+    """The hooked model with the weights of a transformers model in evaluation mode."""
+    architecture = type(hf_model).__name__
+    own = copy.deepcopy(tokenizer)
+    try:
+        cfg = HookedTransformerConfig.from_dict(
+            {
+                **config_entries(hf_model.config, architecture),
+                "model_name": spec,
+                "device": str(device),
+                "dtype": dtype,
+                "init_weights": False,
+                "default_prepend_bos": own.bos_token is not None,
+                "tokenizer_prepends_bos": len(own.encode("")) > 0,
+            }
+        )
+        model = FacedTransformer(cfg)
+        convert = getattr(weight_conversions, _CONVERTERS[architecture])
+        _take_weights(model, convert(hf_model, cfg), device, dtype)
+        _mask_with_a_number(model, dtype)
+    except (ValueError, AssertionError, NotImplementedError, AttributeError, KeyError,
+            RuntimeError) as error:  # fmt: skip
+        raise UserError(
+            f"TransformerLens 3 cannot hook {architecture}: {one_line(error)}"
+        ) from error
+    # Handed to the constructor, it would be made anew to begin every text with BOS.
+    model.tokenizer = own
+    config = copy.deepcopy(hf_model.config)
+    config._attn_implementation = "eager"
+    face = TransformersFace(model, config, copy.deepcopy(hf_model.generation_config))
+    model.__dict__["face"] = face.eval()  # past nn.Module: each would be the other's submodule
+    _check_logits(model, hf_model, architecture)
+    return model
+
+
+def _take_weights(
+    model: nn.Module, state: dict[str, Tensor], device: torch.device, dtype: torch.dtype
+) -> None:
+    """Assign converted weights; what is not among them may only be a bias, which is zero."""
+    state = {name: value.detach().to(device, dtype) for name, value in state.items()}
+    missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
+    names = dict(model.named_parameters())
+    left = [name for name in missing if name in names and not _is_bias(name)]
+    if left or unexpected:
+        raise ValueError(f"the weight {[*left, *unexpected][0]} has no counterpart")
+
+
+def _mask_with_a_number(model: FacedTransformer, dtype: torch.dtype) -> None:
+    """Masked scores become the lowest number, as in transformers, instead of minus infinity.
+
+    A row of padding has nothing but masked scores: their softmax is then no longer undefined.
+    """
+    for block in model.blocks:
+        block.attn.IGNORE = torch.tensor(torch.finfo(dtype).min, dtype=dtype).to(model.cfg.device)
+
+
+def _is_bias(name: str) -> bool:
+    return name.rpartition(".")[2] in ("b", "b_U", "b_in", "b_out") or ".b_" in name
+
+
+@torch.no_grad()
+def _check_logits(model: FacedTransformer, hf_model: Any, architecture: str) -> None:
+    """Raise UserError unless both models give the same logits on a few tokens."""
+    cfg = model.cfg
+    generator = torch.Generator().manual_seed(0)
+    width = min(TRIAL_TOKENS, cfg.n_ctx)
+    tokens = torch.randint(cfg.d_vocab, (1, width), generator=generator).to(cfg.device)
+    expected = hf_model(input_ids=tokens).logits.float()
+    if not bool(torch.isfinite(expected).all()):
+        return  # nothing to compare with: whoever runs the model is told where it fails
+    found = model.original_model(input_ids=tokens).logits.float()
+    difference = float((found - expected).abs().max())
+    close = CLOSE if cfg.dtype == torch.float32 else 500 * CLOSE
+    if not difference <= close * (float(expected.abs().max()) + 1.0):
+        raise UserError(
+            f"TransformerLens 3 does not compute this {architecture} as transformers does: logits "
+            f"differ by {difference:.2g}; install version 4 (pip install 'transformer-lens>=4,<5')"
+        )
+
+
+@contextmanager
+def before_each_pass(model: Any, begin: Callable[..., None]) -> Iterator[None]:
+    """As `interp.models.majors.before_each_pass`: a hook on the hooked model."""
+
+    def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = kwargs.get("input", args[0] if args else None)
+        if kwargs.get("start_at_layer") is not None:
+            given = None
+        elif given is not None and not isinstance(given, Tensor):
+            options = {
+                name: kwargs[name] for name in ("prepend_bos", "padding_side") if name in kwargs
+            }
+            given = model.to_tokens(given, **options)
+        tokens = None if given is None else torch.atleast_2d(given)
+        mask, past = kwargs.get("attention_mask"), kwargs.get("past_kv_cache")
+        begin(tokens, mask, 0 if past is None else past[0].past_keys.shape[1])
+
+    handle = model.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
