@@ -17,11 +17,12 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from interp.display import Displayed, Shown
 from interp.errors import UserError
+from interp.files import write_whole
 from interp.interventions.gate import Detection
 from interp.models import fingerprint as fingerprint_of
 from interp.runs.store import read_json, write_json
@@ -155,13 +156,11 @@ class PremiseDetector(Displayed):
             "weight": self.weight.detach().cpu().contiguous(),
             "bias": torch.tensor(self.bias, dtype=torch.float64),
         }
-        partial = folder / f".{WEIGHTS}.part"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, str(partial))
-            partial.replace(folder / WEIGHTS)
         except OSError as error:
             raise UserError(f"{folder} cannot be written ({error.strerror or error})") from error
+        write_whole(folder / WEIGHTS, save(tensors))
         write_json(folder / SETTINGS, content)
         return folder
 

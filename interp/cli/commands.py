@@ -31,6 +31,7 @@ from interp.runs.demo import DemoSettings, demo_run
 from interp.runs.evaluate import EvaluateSettings, evaluate_run
 from interp.runs.known import premise_rows
 from interp.runs.locate import LocateSettings, load_run, locate_run
+from interp.runs.lock import check_free
 from interp.runs.manifest import check_same_model, read_manifest
 from interp.runs.report import report_run
 from interp.runs.store import read_json, write_jsonl, write_yaml
@@ -39,6 +40,7 @@ from interp.runs.store import read_json, write_jsonl, write_yaml
 def demo(options: DemoOptions, console: Console) -> None:
     """The whole way; see ``interp.runs.demo``."""
     settings = settings_from(DemoSettings, options)
+    check_free(options.out)
     evaluations = demo_run(load(options, console), settings, options.out)
     write_yaml(options.out / "config.yaml", to_config(options))
     print_evaluation(evaluations, options.out, console)
@@ -48,6 +50,7 @@ def demo(options: DemoOptions, console: Console) -> None:
 def locate(options: LocateOptions, console: Console) -> None:
     """Effects of all heads; see ``interp.runs.locate``."""
     settings = settings_from(LocateSettings, options)
+    check_free(options.out)
     load_premises(options.premises)  # a misspelt relation should not wait for the model
     effects = locate_run(load(options, console), settings, options.out)
     write_yaml(options.out / "config.yaml", to_config(options))
@@ -63,6 +66,7 @@ def evaluate(options: EvaluateOptions, console: Console) -> None:
     """Held-out scores of a run's heads; see ``interp.runs.evaluate``."""
     settings = settings_from(EvaluateSettings, options)
     recorded = read_manifest(options.run)
+    check_free(options.run)
     spec = options.model or str(recorded.get("model", {}).get("spec"))
     model = load(replace(options, model=spec), console)
     check_same_model(options.run, model)

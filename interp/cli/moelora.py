@@ -18,6 +18,7 @@ from interp.report.comparison_page import accuracy_table, cost_table, summary
 from interp.report.experts_page import sentences, summary_table
 from interp.report.tables import rich_table
 from interp.runs.analyze import AnalyzeSettings, analyze_adapter
+from interp.runs.lock import check_free
 from interp.runs.moelora import train_moelora
 from interp.runs.store import read_json, write_yaml
 
@@ -93,6 +94,7 @@ def parse(command: str, arguments: list[str]) -> Any:
 def train(options: TrainOptions, console: Console) -> None:
     """One adapter; see ``interp.runs.moelora``."""
     settings = settings_from(TrainingSettings, options)
+    check_free(options.out)
     run = train_moelora(settings, options.out, device=options.device)
     metrics = read_json(run / "metrics.json")
     name = METHOD_NAMES[metrics["method"]]
@@ -121,6 +123,7 @@ def compare(options: CompareOptions, console: Console) -> None:
         methods=options.methods,
         seeds=options.seeds,
     )
+    check_free(options.out)
     content = compare_moelora(settings, options.out, device=options.device)
     console.print(rich_table(accuracy_table(content), title="accuracy on held-out questions"))
     console.print(rich_table(cost_table(content), title="size and experts"))
@@ -131,6 +134,7 @@ def compare(options: CompareOptions, console: Console) -> None:
 
 def analyze(options: AnalyzeOptions, console: Console) -> None:
     """The experts of an adapter; see ``interp.runs.analyze``."""
+    check_free(options.out)
     content = analyze_adapter(
         options.adapter,
         settings_from(AnalyzeSettings, options),

@@ -6,7 +6,7 @@ is a false-premise head. ``probability`` is the paper's measure beside it, E = P
 (arXiv 2402.19103, section 3.3).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +16,6 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from interp.display import Displayed, Shown
@@ -25,6 +23,7 @@ from interp.errors import UserError
 from interp.heads.headset import Head, HeadSet, Site, check_site
 from interp.heads.significance import HeadStatistics, head_statistics
 from interp.patching.result import PatchingResult
+from interp.tensor_file import read_tensor_file, write_tensor_file
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -205,23 +204,21 @@ def _as_patching(effects: HeadEffects) -> PatchingResult:
     )
 
 
-def save_effects(path: str | Path, effects: Sequence[HeadEffects]) -> Path:
-    """Write effects of one or both sites to one safetensors file."""
-    path = Path(path)
+def save_effects(
+    path: str | Path, effects: Sequence[HeadEffects], *, kept: Mapping[str, str] | None = None
+) -> Path:
+    """Write effects of one or both sites to one safetensors file, with what else is ``kept``."""
     tensors: dict[str, Tensor] = {}
-    metadata: dict[str, str] = {}
+    metadata = dict(kept or {})
     for one in effects:
-        tensors[f"{one.site}.values"] = one.values.contiguous().clone()
-        tensors[f"{one.site}.probability"] = one.probability.contiguous().clone()
+        tensors[f"{one.site}.values"] = one.values
+        tensors[f"{one.site}.probability"] = one.probability
         metadata[f"{one.site}.method"] = one.method
         metadata[f"{one.site}.source"] = one.source
         metadata[f"{one.site}.seed"] = str(one.seed)
         metadata["subjects"] = "\n".join(one.subjects)
         metadata["templates"] = "\n".join(one.templates)
-    temporary = path.with_name(path.name + ".partial")
-    save_file(tensors, str(temporary), metadata=metadata)
-    temporary.replace(path)
-    return path
+    return write_tensor_file(Path(path), tensors, metadata)
 
 
 def load_effects(path: str | Path) -> dict[str, HeadEffects]:
@@ -230,9 +227,7 @@ def load_effects(path: str | Path) -> dict[str, HeadEffects]:
     if not path.is_file():
         raise UserError(f"there are no effects at {path}: run `interp locate` first")
     try:
-        with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in list(file.keys())}
+        tensors, metadata = read_tensor_file(path)
         subjects = tuple(metadata["subjects"].split("\n"))
         templates = tuple(metadata["templates"].split("\n"))
         found = {
@@ -252,5 +247,5 @@ def load_effects(path: str | Path) -> dict[str, HeadEffects]:
         if not found:
             raise KeyError("no site in it")
         return found
-    except (SafetensorError, KeyError, ValueError) as error:
+    except (KeyError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}): run `interp locate` again") from error

@@ -1,6 +1,6 @@
 """A safetensors file that holds tensors and, as JSON in its metadata, what describes them.
 
-It is written beside its target and moved into place, so that no reader ever sees half a file.
+It is written whole or not at all, with a checksum (``interp.tensor_file``).
 """
 
 import json
@@ -8,31 +8,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from interp.errors import UserError
+from interp.tensor_file import read_tensor_file, write_tensor_file
 
 
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor | None], kept: Mapping[str, Any]
 ) -> Path:
     """Write the tensors that are there, and ``kept`` as JSON. Raises UserError if it cannot."""
-    there = {
-        key: one.detach().cpu().contiguous().clone()
-        for key, one in tensors.items()
-        if one is not None
-    }
-    temporary = path.with_name(path.name + ".partial")
-    try:
-        texts = {key: json.dumps(value) for key, value in kept.items()}
-        save_file(there, str(temporary), metadata=texts)
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({error})") from error
-    return path
+    there = {key: one for key, one in tensors.items() if one is not None}
+    return write_tensor_file(path, there, {key: json.dumps(value) for key, value in kept.items()})
 
 
 def read_tensors(path: Path, names: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -41,12 +27,5 @@ def read_tensors(path: Path, names: Sequence[str]) -> tuple[dict[str, Tensor], d
     Raises:
         FileNotFoundError, KeyError, ValueError: no file, a name that is not there, a damaged file.
     """
-    if not path.is_file():
-        raise FileNotFoundError(path)
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            texts = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in list(file.keys())}
-    except SafetensorError as error:
-        raise ValueError(str(error)) from error
+    tensors, texts = read_tensor_file(path)
     return tensors, {name: json.loads(texts[name]) for name in names}

@@ -49,6 +49,7 @@ from interp.report.experts_page import (
 )
 from interp.report.page import PlacedFigure
 from interp.runs.identity import begin_run, check_run
+from interp.runs.lock import one_process
 from interp.runs.manifest import describe_hf_model, read_manifest, write_manifest
 from interp.runs.store import file_hash, write_atomically, write_json, write_table
 
@@ -114,6 +115,7 @@ class AnalyzeSettings:
             raise UserError(f"fdr is {self.fdr}: it must be between 0 and 1")
 
 
+@one_process
 def analyze_adapter(
     adapter: Path, settings: AnalyzeSettings, run: Path, *, device: str | None = None,
     progress: bool = True,
