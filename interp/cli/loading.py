@@ -1,14 +1,22 @@
 """Loading the model that a command's options name."""
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 from rich.console import Console
 
-from interp.cli.options import ModelOptions, PremisesOptions
+from interp.cli.options import EngineOptions, ModelOptions, PremisesOptions
 from interp.models import load_model
+from interp.runs.engines import opened_engine
+from interp.runs.shards import Engine
 
 
 def load(options: ModelOptions | PremisesOptions, console: Console) -> Any:
     """The hooked model of the options, with a word on the screen while it loads."""
     with console.status(f"loading {options.model}"):
         return load_model(options.model, device=options.device, dtype=options.dtype)
+
+
+def engine_of(options: EngineOptions, model: Any) -> AbstractContextManager[Engine]:
+    """The engine that the options name, for a model that ``load`` made."""
+    return opened_engine(options.engine, model, address=options.address, workers=options.workers)

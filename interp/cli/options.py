@@ -30,6 +30,19 @@ class ModelOptions:
 
 
 @dataclass(frozen=True)
+class EngineOptions:
+    """Where the work is done."""
+
+    engine: Literal["local", "ray"] = "local"
+    """local: in this process; ray: by workers that each hold the model (pip install
+    'faithlens[ray]'); the results are the same bytes."""
+    address: str | None = None
+    """ray: the cluster's address; by default one is started on this machine, and ended."""
+    workers: int | None = None
+    """ray: how many workers; by default as many as the cluster has room for."""
+
+
+@dataclass(frozen=True)
 class DemoOptions(ModelOptions):
     """The whole way on the embedded model: prompts, heads, constraint, held-out scores, report."""
 
@@ -44,7 +57,7 @@ class DemoOptions(ModelOptions):
 
 
 @dataclass(frozen=True)
-class LocateOptions(ModelOptions):
+class LocateOptions(EngineOptions, ModelOptions):
     """Find what every head does to the answers of false-premise questions."""
 
     out: Path = Path("runs/locate")
@@ -62,7 +75,7 @@ class LocateOptions(ModelOptions):
 
 
 @dataclass(frozen=True)
-class EvaluateOptions(ModelOptions):
+class EvaluateOptions(EngineOptions, ModelOptions):
     """Constrain the heads of a run and score that on its held-out subjects and templates."""
 
     run: tyro.conf.Positional[Path] = Path("runs/locate")

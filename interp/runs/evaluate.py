@@ -3,6 +3,8 @@
 Writes settings.csv (search split), evaluation.json, null.csv and generations.jsonl (held out).
 """
 
+import csv
+import io
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,7 +36,7 @@ from interp.runs.locate import DEFAULT_FRACTION, IDENTITY
 from interp.runs.lock import one_process
 from interp.runs.shards import Engine, InProcess, remove_shards
 from interp.runs.stages import StoredStages
-from interp.runs.store import write_json, write_jsonl, write_table
+from interp.runs.store import write_atomically, write_json, write_jsonl, write_table
 from interp.runs.threads import threads_of, using_threads
 
 logger = logging.getLogger(__name__)
@@ -223,10 +225,14 @@ def _write(run: Path, evaluations: list[Evaluation], table: pd.DataFrame) -> Non
 
 
 def _mark_selected(run: Path, evaluations: list[Evaluation]) -> None:
-    """heads.csv says which heads were evaluated."""
+    """heads.csv says which heads were evaluated; all other cells keep their very text."""
     path = run / "heads.csv"
-    heads = pd.read_csv(path, float_precision="round_trip")  # digits stay as they are
     chosen = {(one.constraint.site, *head) for one in evaluations for head in one.constraint.heads}
-    columns = zip(heads["site"], heads["layer"], heads["head"], strict=True)
-    heads["selected"] = [place in chosen for place in columns]
-    write_table(path, heads)
+    reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, reader.fieldnames or (), lineterminator="\n")
+    writer.writeheader()
+    for row in reader:
+        place = (row["site"], int(row["layer"]), int(row["head"]))
+        writer.writerow({**row, "selected": place in chosen})
+    write_atomically(path, text.getvalue())

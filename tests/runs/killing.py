@@ -167,6 +167,12 @@ class Trials:
             "same": self.hashes_of(run) == self.hashes and self.listing(run) == self.files,
         }
 
+    def every(self) -> list[dict[str, Any]]:
+        """One trial at each boundary."""
+        return [
+            self.trial(-boundary, boundary=boundary) for boundary in range(1, self.boundaries + 1)
+        ]
+
     def several(self, points: int) -> list[dict[str, Any]]:
         """Half of the points at boundaries, half at moments."""
         population = range(1, self.boundaries + 1)
@@ -180,6 +186,7 @@ class Trials:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--points", type=int, default=12)
+    parser.add_argument("--every", action="store_true", help="and once at every boundary")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
@@ -190,6 +197,7 @@ def main() -> None:
             "shards": trials.calls,
             "seconds": trials.seconds,
             "trials": trials.several(options.points),
+            "every": trials.every() if options.every else [],
         }
     options.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
