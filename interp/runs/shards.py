@@ -102,6 +102,15 @@ class ShardStore:
             logger.warning("%s is not used (%s): this shard is made again", path, error)
             return None
 
+    def finished(self, number: int) -> Shard:
+        """A shard that was just made or read. Raises UserError if it cannot be relied on now."""
+        shard = self.read(number)
+        if shard is None:
+            raise UserError(
+                f"{self.path(number)} was changed while it was used: give the command again"
+            )
+        return shard
+
     def write(self, number: int, shard: Shard) -> None:
         """Keep a shard. Raises UserError if it cannot be written."""
         try:
@@ -110,6 +119,33 @@ class ShardStore:
             raise UserError(f"{self.folder} cannot be made ({error.strerror})") from error
         texts = {"sweep": self.digest, "shard": str(number), "kept": json.dumps(shard.kept)}
         write_tensor_file(self.path(number), shard.tensors, texts)
+
+
+def finish_shards(
+    store: ShardStore,
+    engine: Engine,
+    work: Callable[[Any, Any], Shard],
+    job: Callable[[int], Any],
+    *,
+    description: str = "shards",
+    progress: bool = True,
+) -> None:
+    """Let ``engine`` make those shards of a sweep that are not there yet, and keep each.
+
+    Args:
+        work: a function of a module, of the model and a job.
+        job: what ``work`` needs for a shard, by its number; asked for when it is that shard's turn.
+    """
+    if store.folder.is_dir():
+        remove_leftovers(store.folder)
+    missing = [number for number in range(store.n_shards) if store.read(number) is None]
+    if there := store.n_shards - len(missing):
+        logger.info("%s: %d of %d shards are there", description, there, store.n_shards)
+    bar = tqdm(total=store.n_shards, initial=there, desc=description, disable=not progress)
+    with bar:
+        for number, shard in engine.run(work, ((number, job(number)) for number in missing)):
+            store.write(number, shard)
+            bar.update()
 
 
 def make_shards(
@@ -121,25 +157,9 @@ def make_shards(
     description: str = "shards",
     progress: bool = True,
 ) -> list[Shard]:
-    """All shards of a sweep in order: those that are there, and the others as ``engine`` does them.
-
-    Args:
-        work: a function of a module, of the model and a job.
-        job: what ``work`` needs for a shard, by its number; asked for when it is that shard's turn.
-    """
-    if store.folder.is_dir():
-        remove_leftovers(store.folder)
-    found = {number: store.read(number) for number in range(store.n_shards)}
-    missing = [number for number, shard in found.items() if shard is None]
-    if there := store.n_shards - len(missing):
-        logger.info("%s: %d of %d shards are there", description, there, store.n_shards)
-    bar = tqdm(total=store.n_shards, initial=there, desc=description, disable=not progress)
-    with bar:
-        for number, shard in engine.run(work, ((number, job(number)) for number in missing)):
-            store.write(number, shard)
-            found[number] = shard
-            bar.update()
-    return [shard for shard in found.values() if shard is not None]
+    """All shards of a sweep in order, made by ``finish_shards`` and read from their files."""
+    finish_shards(store, engine, work, job, description=description, progress=progress)
+    return [store.finished(number) for number in range(store.n_shards)]
 
 
 def cut(prompts: Sequence[int], size: int = SHARD) -> list[list[int]]:
