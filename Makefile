@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Extras whose packages the lock file pins.
-LOCKED_EXTRAS := dev export notebook explore docs
+LOCKED_EXTRAS := dev export notebook explore docs ray
 
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 

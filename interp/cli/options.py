@@ -72,6 +72,8 @@ class LocateOptions(EngineOptions, ModelOptions):
     """The knowledge check: the cloze's top tokens, or a greedy answer that names the object."""
     limit: int | None = None
     """Only the first so many facts."""
+    shard: int = 16
+    """Prompts that are worked on, and kept, together; part of what the run is."""
 
 
 @dataclass(frozen=True)
