@@ -20,7 +20,7 @@ from interp.runs.shards import InProcess, ShardStore, cut, make_shards, put_toge
 from tests.conftest import make_word_tokenizer, planted_relation
 
 
-def model_of(tokenizer: Any) -> Any:
+def hf_model_of(tokenizer: Any) -> Any:
     """Random weights: 8 layers of 512, 8 heads."""
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -28,7 +28,7 @@ def model_of(tokenizer: Any) -> Any:
         num_attention_heads=8, num_key_value_heads=8, max_position_embeddings=128,
         bos_token_id=None, eos_token_id=0, pad_token_id=0,
     )  # fmt: skip
-    return interp.models.from_hf(LlamaForCausalLM(config).eval(), tokenizer)
+    return LlamaForCausalLM(config).eval()
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
     options = parser.parse_args()
     relation = planted_relation()
     tokenizer = make_word_tokenizer(relation)
-    model = model_of(tokenizer)
+    model = interp.models.from_hf(hf_model_of(tokenizer), tokenizer)
     premises = Premises(relation, relation.facts, relation.template_names)
     some = as_encoded(model, premises)
     encoded = some.take([index % len(some) for index in range(options.prompts)])
