@@ -156,6 +156,22 @@ def test_a_cluster_that_is_not_there_is_told(model: HookedModel) -> None:
         pass
 
 
+@pytest.mark.usefixtures("one_thread")
+def test_a_running_cluster_is_used_and_left_running(model: HookedModel) -> None:
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False}
+    )
+    try:
+        for _ in range(2):  # it is still there after the first
+            with opened_engine("ray", model, address=cluster.address) as engine:
+                assert isinstance(engine, RayEngine)
+                assert len(set(engine.processes())) == 2
+    finally:
+        cluster.shutdown()
+
+
 def test_workers_fill_a_cluster() -> None:
     assert room({"CPU": 8.0}, 2, 0) == 4
     assert room({"CPU": 8.0, "GPU": 2.0}, 2, 1) == 2
