@@ -40,11 +40,13 @@ def both(effects: HeadEffects) -> Tensor:
 def test_threads_and_batches_change_a_search_by_rounding_alone(
     method: Any, site: Any, planted: HookedModel, planted_premises: Premises
 ) -> None:
+    encoded = as_encoded(planted, planted_premises).take(range(0, 64, 8))
+
     def run(threads: int, budget: int | None = None) -> Tensor:
         with using_threads(threads):
             return both(
                 locate_heads(
-                    planted, planted_premises, method=method, site=site, budget=budget,
+                    planted, encoded, method=method, site=site, budget=budget,
                     progress=False,
                 )
             )  # fmt: skip
@@ -52,7 +54,7 @@ def test_threads_and_batches_change_a_search_by_rounding_alone(
     first = run(1)
     assert torch.equal(first, run(1))
     assert torch.equal(run(2), run(2))
-    for other in (run(2), run(1, 2**18), run(2, 2**18)):
+    for other in (run(2), run(1, 2**18)):
         assert largest_difference(first, other) < TOLERANCE
     assert float(first[0].abs().max()) > 0.5  # and there is something to change
 
