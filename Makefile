@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Extras whose packages the lock file pins.
-LOCKED_EXTRAS := dev export notebook explore docs
+LOCKED_EXTRAS := dev export notebook explore docs ray
 # TransformerLens 3, whose hooked model is a HookedTransformer, in an environment of its own.
 HT_VENV := .venv-hooked-transformer
 HT_LOCK := requirements-hooked-transformer.lock

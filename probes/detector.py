@@ -15,11 +15,12 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from interp.display import Displayed, Shown
 from interp.errors import UserError
+from interp.files import write_whole
 from interp.interventions.gate import Detection
 from interp.models import fingerprint as fingerprint_of
 from interp.runs.store import write_json
@@ -158,14 +159,11 @@ class PremiseDetector(Displayed):
             "weight": self.weight.detach().cpu().contiguous(),
             "bias": torch.tensor(self.bias, dtype=torch.float64),
         }
-        partial = folder / f".{WEIGHTS}.part"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            partial.unlink(missing_ok=True)  # a link to elsewhere would be written through
-            save_file(tensors, str(partial))
-            partial.replace(folder / WEIGHTS)
         except OSError as error:
             raise UserError(f"{folder} cannot be written ({error.strerror or error})") from error
+        write_whole(folder / WEIGHTS, save(tensors))
         write_json(folder / SETTINGS, content)
         return folder
 

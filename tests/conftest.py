@@ -236,10 +236,18 @@ def identity_norms(hf_model: Any) -> None:
             parameter.fill_(2.0**20)
 
 
-@torch.no_grad()
 def make_planted_model(
     tokenizer: PreTrainedTokenizerFast, *, copying: float = 10.0, noise: float = 0.02
 ) -> HookedModel:
+    """The model of `make_planted_hf_model`, hooked."""
+    hf_model = make_planted_hf_model(tokenizer, copying=copying, noise=noise)
+    return interp.models.from_hf(hf_model, tokenizer, spec="planted")
+
+
+@torch.no_grad()
+def make_planted_hf_model(
+    tokenizer: PreTrainedTokenizerFast, *, copying: float = 10.0, noise: float = 0.02
+) -> Any:
     """Goes along with false premises, through two heads that are known.
 
     WRITER notes at a country's token which one it is; READER copies that note to every later
@@ -298,7 +306,7 @@ def make_planted_model(
     plant(WRITER, is_country, is_country, countries, note, 1.0)
     plant(READER, one, is_country, range(note, note + n), out, copying)
     plant(KNOWER, one, is_city, cities, out, 6.0)
-    return interp.models.from_hf(hf_model, tokenizer, spec="planted")
+    return hf_model
 
 
 @pytest.fixture(scope="session")

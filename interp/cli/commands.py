@@ -11,7 +11,7 @@ from rich.console import Console
 
 from interp.cli.config import settings_from, to_config
 from interp.cli.effects_table import effects_table
-from interp.cli.loading import load
+from interp.cli.loading import engine_of, load
 from interp.cli.options import (
     DemoOptions,
     EvaluateOptions,
@@ -28,9 +28,11 @@ from interp.report.html import write_report
 from interp.report.summary import agreement_sentence, summary_sentences
 from interp.report.tables import comparison_table, rich_table
 from interp.runs.demo import DemoSettings, demo_run
+from interp.runs.engines import check_engine
 from interp.runs.evaluate import EvaluateSettings, evaluate_run
 from interp.runs.known import premise_rows
 from interp.runs.locate import LocateSettings, load_run, locate_run
+from interp.runs.lock import check_free
 from interp.runs.manifest import check_same_model, read_manifest
 from interp.runs.report import report_run
 from interp.runs.store import read_json, write_jsonl, write_yaml
@@ -39,6 +41,7 @@ from interp.runs.store import read_json, write_jsonl, write_yaml
 def demo(options: DemoOptions, console: Console) -> None:
     """The whole way; see ``interp.runs.demo``."""
     settings = settings_from(DemoSettings, options)
+    check_free(options.out)
     evaluations = demo_run(load(options, console), settings, options.out)
     write_yaml(options.out / "config.yaml", to_config(options))
     print_evaluation(evaluations, options.out, console)
@@ -48,8 +51,12 @@ def demo(options: DemoOptions, console: Console) -> None:
 def locate(options: LocateOptions, console: Console) -> None:
     """Effects of all heads; see ``interp.runs.locate``."""
     settings = settings_from(LocateSettings, options)
+    check_engine(options.engine)
+    check_free(options.out)
     load_premises(options.premises)  # a misspelt relation should not wait for the model
-    effects = locate_run(load(options, console), settings, options.out)
+    model = load(options, console)
+    with engine_of(options, model) as engine:
+        effects = locate_run(model, settings, options.out, engine=engine)
     write_yaml(options.out / "config.yaml", to_config(options))
     for site, one in effects.items():
         shown = ["layer", "head", "effect", "ci_low", "ci_high", "q_value"]
@@ -62,12 +69,15 @@ def locate(options: LocateOptions, console: Console) -> None:
 def evaluate(options: EvaluateOptions, console: Console) -> None:
     """Held-out scores of a run's heads; see ``interp.runs.evaluate``."""
     settings = settings_from(EvaluateSettings, options)
+    check_engine(options.engine)
     recorded = read_manifest(options.run)
+    check_free(options.run)
     spec = options.model or str(recorded.get("model", {}).get("spec"))
     model = load(replace(options, model=spec), console)
     check_same_model(options.run, model)
     _, split, effects = load_run(options.run)
-    evaluations = evaluate_run(model, split, effects, settings, options.run)
+    with engine_of(options, model) as engine:
+        evaluations = evaluate_run(model, split, effects, settings, options.run, engine=engine)
     print_evaluation(evaluations, options.run, console)
     console.print(f"\nnext: interp report {options.run}", highlight=False, soft_wrap=True)
 

@@ -1,11 +1,14 @@
 """Loading the model that a command's options name."""
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 from rich.console import Console
 
-from interp.cli.options import ModelOptions, PremisesOptions
+from interp.cli.options import EngineOptions, ModelOptions, PremisesOptions
 from interp.models import load_model
+from interp.runs.engines import opened_engine
+from interp.runs.shards import Engine
 
 
 def load(options: ModelOptions | PremisesOptions, console: Console) -> Any:
@@ -17,3 +20,8 @@ def load(options: ModelOptions | PremisesOptions, console: Console) -> Any:
             dtype=options.dtype,
             allow_pickle=options.allow_pickle,
         )
+
+
+def engine_of(options: EngineOptions, model: Any) -> AbstractContextManager[Engine]:
+    """The engine that the options name, for a model that ``load`` made."""
+    return opened_engine(options.engine, model, address=options.address, workers=options.workers)

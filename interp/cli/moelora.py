@@ -9,7 +9,7 @@ import tyro
 from rich.console import Console
 
 from interp.cli.config import settings_from, to_config
-from interp.cli.options import parse_as
+from interp.cli.options import EngineOptions, parse_as
 from interp.errors import UserError
 from interp.moelora.adapters import METHOD_NAMES, Method
 from interp.moelora.compare import CompareSettings, compare_moelora
@@ -18,6 +18,8 @@ from interp.report.comparison_page import accuracy_table, cost_table, summary
 from interp.report.experts_page import sentences, summary_table
 from interp.report.tables import rich_table
 from interp.runs.analyze import AnalyzeSettings, analyze_adapter
+from interp.runs.engines import check_engine
+from interp.runs.lock import check_free
 from interp.runs.moelora import train_moelora
 from interp.runs.store import read_json, write_yaml
 
@@ -49,7 +51,7 @@ class CompareOptions(TrainingSettings):
 
 
 @dataclass(frozen=True)
-class AnalyzeOptions(AnalyzeSettings):
+class AnalyzeOptions(EngineOptions, AnalyzeSettings):
     """What the experts of an adapter are used for and what they do, against chance."""
 
     adapter: tyro.conf.Positional[Path] = Path("runs/moelora")
@@ -93,6 +95,7 @@ def parse(command: str, arguments: list[str]) -> Any:
 def train(options: TrainOptions, console: Console) -> None:
     """One adapter; see ``interp.runs.moelora``."""
     settings = settings_from(TrainingSettings, options)
+    check_free(options.out)
     run = train_moelora(settings, options.out, device=options.device)
     metrics = read_json(run / "metrics.json")
     name = METHOD_NAMES[metrics["method"]]
@@ -121,6 +124,7 @@ def compare(options: CompareOptions, console: Console) -> None:
         methods=options.methods,
         seeds=options.seeds,
     )
+    check_free(options.out)
     content = compare_moelora(settings, options.out, device=options.device)
     console.print(rich_table(accuracy_table(content), title="accuracy on held-out questions"))
     console.print(rich_table(cost_table(content), title="size and experts"))
@@ -131,11 +135,16 @@ def compare(options: CompareOptions, console: Console) -> None:
 
 def analyze(options: AnalyzeOptions, console: Console) -> None:
     """The experts of an adapter; see ``interp.runs.analyze``."""
+    check_engine(options.engine)
+    check_free(options.out)
     content = analyze_adapter(
         options.adapter,
         settings_from(AnalyzeSettings, options),
         options.out,
         device=options.device,
+        engine=options.engine,
+        address=options.address,
+        workers=options.workers,
     )
     write_yaml(options.out / "config.yaml", to_config(options))
     title = "means over projections; of a null: its mean, and how many projections are significant"

@@ -32,6 +32,19 @@ class ModelOptions:
 
 
 @dataclass(frozen=True)
+class EngineOptions:
+    """Where the work is done."""
+
+    engine: Literal["local", "ray"] = "local"
+    """local: in this process; ray: by workers that each hold the model (pip install
+    'faithlens[ray]'); the results are the same bytes."""
+    address: str | None = None
+    """ray: the cluster's address; by default one is started on this machine, and ended."""
+    workers: int | None = None
+    """ray: how many workers; by default as many as the cluster has room for."""
+
+
+@dataclass(frozen=True)
 class DemoOptions(ModelOptions):
     """The whole way on the embedded model: prompts, heads, constraint, held-out scores, report."""
 
@@ -46,7 +59,7 @@ class DemoOptions(ModelOptions):
 
 
 @dataclass(frozen=True)
-class LocateOptions(ModelOptions):
+class LocateOptions(EngineOptions, ModelOptions):
     """Find what every head does to the answers of false-premise questions."""
 
     out: Path = Path("runs/locate")
@@ -61,10 +74,12 @@ class LocateOptions(ModelOptions):
     """The knowledge check: the cloze's top tokens, or a greedy answer that names the object."""
     limit: int | None = None
     """Only the first so many facts."""
+    shard: int = 16
+    """Prompts that are worked on, and kept, together; part of what the run is."""
 
 
 @dataclass(frozen=True)
-class EvaluateOptions(ModelOptions):
+class EvaluateOptions(EngineOptions, ModelOptions):
     """Constrain the heads of a run and score that on its held-out subjects and templates."""
 
     run: tyro.conf.Positional[Path] = Path("runs/locate")

@@ -7,6 +7,7 @@ from interp.cli.effects_table import effects_table
 from interp.cli.loading import load
 from interp.cli.options import PatchOptions
 from interp.report.patch_page import patch_sentences
+from interp.runs.lock import check_free
 from interp.runs.patch import PatchSettings, load_pairs, patch_run
 from interp.runs.store import read_json, write_yaml
 
@@ -14,6 +15,7 @@ from interp.runs.store import read_json, write_yaml
 def patch(options: PatchOptions, console: Console) -> None:
     """Effects of every unit; see ``interp.runs.patch``."""
     settings = settings_from(PatchSettings, options)
+    check_free(options.out)
     load_pairs(settings)  # a broken file should not wait for the model
     result = patch_run(load(options, console), settings, options.out)
     write_yaml(options.out / "config.yaml", to_config(options))

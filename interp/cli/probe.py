@@ -8,6 +8,7 @@ from interp.cli.options import ProbeOptions
 from interp.premises import load_premises
 from interp.report.probes import detection_table
 from interp.report.tables import rich_table
+from interp.runs.lock import check_free
 from interp.runs.probe import ProbeSettings, probe_run
 from interp.runs.store import write_yaml
 
@@ -15,6 +16,7 @@ from interp.runs.store import write_yaml
 def probe(options: ProbeOptions, console: Console) -> None:
     """Maps, controls and a detector; see ``interp.runs.probe``."""
     settings = settings_from(ProbeSettings, options)
+    check_free(options.out)
     load_premises(options.premises)  # a misspelt relation should not wait for the model
     report, score = probe_run(load(options, console), settings, options.out)
     write_yaml(options.out / "config.yaml", to_config(options))

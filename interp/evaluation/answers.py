@@ -5,13 +5,14 @@ holds one of its names as whole words.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor
 
 from interp.evaluation.answer_pair import AnswerKind, AnswerPair
+from interp.evaluation.stages import AT_ONCE, Stages
 from interp.generation import MAX_NEW_TOKENS, generate_tokens
 from interp.heads.significance import mean_interval
 from interp.interventions.constrain import constrain
@@ -45,14 +46,19 @@ def ask(
     *,
     max_new_tokens: int = MAX_NEW_TOKENS,
     progress: bool = True,
+    stages: Stages = AT_ONCE,
 ) -> AskedQuestions:
     """The unconstrained model's greedy answers to every question."""
     questions = premises.questions()
     filled = [premises.fill(question, QUESTION_KINDS[kind]) for question in questions]
     prompts = tuple(encode_question(model.tokenizer, one) for one in filled)
-    baseline = generate_tokens(
-        model, [prompt.tokens for prompt in prompts], max_new_tokens=max_new_tokens,
-        progress=progress, description=f"answers, {kind}",
+    tokens = [list(prompt.tokens) for prompt in prompts]
+    baseline = stages.texts(
+        {"prompts": tokens, "max_new_tokens": max_new_tokens},
+        lambda: generate_tokens(
+            model, tokens, max_new_tokens=max_new_tokens, progress=progress,
+            description=f"answers, {kind}",
+        ),
     )  # fmt: skip
     return AskedQuestions(
         kind=kind,
@@ -74,6 +80,7 @@ def answer_pairs(
     mean: Float[Tensor, "layer head d_head"] | None = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
     progress: bool = True,
+    stages: Stages = AT_ONCE,
 ) -> tuple[AnswerPair, ...]:
     """The same questions answered under the constraint, beside the baseline's answers.
 
@@ -82,20 +89,32 @@ def answer_pairs(
     """
     at = [prompt.object for prompt in asked.prompts] if detections is None else spans_of(detections)
     rows = [row for row, span in enumerate(at) if span is not None]
+    tokens = [list(asked.prompts[row].tokens) for row in rows]
     constrained = list(asked.baseline)
-    said = generate_tokens(
-        model,
-        [asked.prompts[row].tokens for row in rows],
-        max_new_tokens=max_new_tokens,
-        within=lambda chunk, batch: constrain(
+    about = {
+        "prompts": tokens,
+        "at": [at[row] for row in rows],
+        "under": asdict(constraint),
+        "mean": None if mean is None else mean.tolist(),
+        "neutral": asked.mask,
+        "max_new_tokens": max_new_tokens,
+    }
+    said = stages.texts(
+        about,
+        lambda: generate_tokens(
             model,
-            constraint,
-            at=[at[rows[index]] for index in chunk],
-            mean=mean,
-            neutral=asked.mask,
+            tokens,
+            max_new_tokens=max_new_tokens,
+            within=lambda chunk, batch: constrain(
+                model,
+                constraint,
+                at=[at[rows[index]] for index in chunk],
+                mean=mean,
+                neutral=asked.mask,
+            ),
+            progress=progress,
+            description=f"constrained, {asked.kind}",
         ),
-        progress=progress,
-        description=f"constrained, {asked.kind}",
     )
     for row, answer in zip(rows, said, strict=True):
         constrained[row] = answer

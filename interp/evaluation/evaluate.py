@@ -29,6 +29,7 @@ from interp.evaluation.answers import (
 from interp.evaluation.detection import PremiseDetections, cloze_spans, detect_premises
 from interp.evaluation.preference import Preference, preference_under
 from interp.evaluation.side_effects import SideEffects, side_effects
+from interp.evaluation.stages import AT_ONCE, Stages
 from interp.heads.headset import Head, HeadSet, Site
 from interp.heads.locate import as_encoded
 from interp.heads.sources import mean_output
@@ -191,10 +192,12 @@ def _setting(intervention: Intervention, n_all_heads: int) -> dict[str, Any]:
 
 
 def ask_all(
-    model: Any, premises: Premises, *, progress: bool = True
+    model: Any, premises: Premises, *, progress: bool = True, stages: Stages = AT_ONCE
 ) -> dict[AnswerKind, AskedQuestions]:
     """Unconstrained answers to the false-premise questions and to their twins."""
-    return {kind: ask(model, premises, kind, progress=progress) for kind in ANSWER_KINDS}
+    return {
+        kind: ask(model, premises, kind, progress=progress, stages=stages) for kind in ANSWER_KINDS
+    }
 
 
 def evaluate(
@@ -212,6 +215,7 @@ def evaluate(
     answers: bool | Mapping[AnswerKind, AskedQuestions] = True,
     seed: int = 0,
     progress: bool = True,
+    stages: Stages = AT_ONCE,
 ) -> Evaluation:
     """Score an intervention on premises, best on the held-out part of a split.
 
@@ -224,6 +228,7 @@ def evaluate(
         reference: premises whose mean output mode ``mean`` uses; give the search part.
         random_sets: sets in the null, matched per layer (experts: per projection).
         answers: also ask for greedy answers, the slow part; or baseline answers of ``ask_all``.
+        stages: where sweeps and answers are done, and kept; by default here, at once.
 
     Raises:
         UserError: an unknown gate, a head or an expert that the model does not have, or fewer
@@ -244,16 +249,18 @@ def evaluate(
         if detections is not None:
             spans = cloze_spans(model, premises, encoded, kind, detections.of(kind))
         return preference_under(
-            model, encoded, kind, some, spans=spans, mean=mean, progress=progress
+            model, encoded, kind, some, spans=spans, mean=mean, progress=progress, stages=stages
         )
 
     false, twin = prefers("false", what, *random), prefers("twin", what)
     pairs: list[AnswerPair] = []
     if isinstance(answers, bool):
-        answers = ask_all(model, premises, progress=progress) if answers else {}
+        answers = ask_all(model, premises, progress=progress, stages=stages) if answers else {}
     for kind, asked in answers.items():
         found = None if detections is None else detections.of(QUESTION_KINDS[kind])
-        pairs += answer_pairs(model, asked, what, detections=found, mean=mean, progress=progress)
+        pairs += answer_pairs(
+            model, asked, what, detections=found, mean=mean, progress=progress, stages=stages
+        )
     with torch.no_grad():
         effects = side_effects(model, what, mean=mean)
     return Evaluation(

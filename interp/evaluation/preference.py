@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from interp.evaluation.stages import AT_ONCE, PreferenceJob, Stages, preference_metrics
 from interp.heads.headset import HeadSet
 from interp.heads.significance import mean_interval
 from interp.interventions.constrain import constrain
@@ -25,8 +26,6 @@ from interp.interventions.constraint import Constraint
 from interp.interventions.intervention import Intervention
 from interp.patching.batch import Span
 from interp.patching.forward import tail_logits
-from interp.patching.metrics import LogitDifference, Probability
-from interp.patching.sweep import sweep_sets
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import QuestionKind
 
@@ -77,16 +76,14 @@ def preference(
     mean: Any = None,
     budget: int | None = None,
     progress: bool = True,
+    stages: Stages = AT_ONCE,
 ) -> Preference:
     """Run the prompts under each head set, in the constraint's site and mode.
 
     An empty head set is the unconstrained model. ``constraint.heads`` itself is not used.
     """
-    edit = constraint.edit(model, encoded, kind, mean=mean)
-    values = sweep_sets(
-        model, encoded.batch(kind), edit, [heads.heads for heads in sets], _metrics(encoded),
-        budget=budget, progress=progress, description=f"{kind} premises",
-    ).numpy()  # fmt: skip
+    job = PreferenceJob(encoded, kind, constraint, tuple(sets), mean, budget)
+    values = stages.values(model, job, progress=progress).numpy()
     return Preference(values[0], values[1], values[2], encoded.subjects, encoded.templates)
 
 
@@ -100,6 +97,7 @@ def preference_under(
     mean: Float[Tensor, "layer head d_head"] | None = None,
     budget: int | None = None,
     progress: bool = True,
+    stages: Stages = AT_ONCE,
 ) -> Preference:
     """Run the prompts without any intervention, and then under each.
 
@@ -107,11 +105,14 @@ def preference_under(
         spans: where to act in each prompt, by default at its object. A prompt with None is not
             run again: under every intervention it has the very values of the first run.
         mean: what mode ``mean`` puts in; by default the mean over these prompts.
+        stages: where sweeps are done, and kept.
 
     Returns:
         sets are [none, the first intervention, the second, …].
     """
-    options: dict[str, Any] = {"mean": mean, "budget": budget, "progress": progress}
+    options: dict[str, Any] = {
+        "mean": mean, "budget": budget, "progress": progress, "stages": stages,
+    }  # fmt: skip
     if spans is None:
         return _run(model, encoded, kind, [Intervention(), *interventions], **options)
     bare = _run(model, encoded, kind, [Intervention()], **options)
@@ -126,14 +127,6 @@ def preference_under(
         difference[rows, 1:] = held.logit_difference
         p_true[rows, 1:], p_false[rows, 1:] = held.p_true, held.p_false
     return Preference(difference, p_true, p_false, encoded.subjects, encoded.templates)
-
-
-def _metrics(encoded: EncodedPremises) -> tuple[LogitDifference, Probability, Probability]:
-    return (
-        LogitDifference(encoded.true_tokens, encoded.false_tokens),
-        Probability(encoded.true_tokens),
-        Probability(encoded.false_tokens),
-    )
 
 
 def _at_spans(
@@ -156,6 +149,7 @@ def _run(
     mean: Float[Tensor, "layer head d_head"] | None,
     budget: int | None,
     progress: bool,
+    stages: Stages,
     sweep_resample: bool = True,
 ) -> Preference:
     """By one sweep where the engine can, otherwise by whole runs; see the module's text."""
@@ -168,8 +162,9 @@ def _run(
             one.heads[0].heads if one.heads else HeadSet((), setting.site) for one in interventions
         ]
         return preference(
-            model, encoded, kind, setting, sets, mean=mean, budget=budget, progress=progress
-        )
+            model, encoded, kind, setting, sets, mean=mean, budget=budget, progress=progress,
+            stages=stages,
+        )  # fmt: skip
     return _whole_runs(model, encoded, kind, interventions, mean=mean, progress=progress)
 
 
@@ -185,7 +180,7 @@ def _whole_runs(
 ) -> Preference:
     batch = encoded.batch(kind)
     spans = [item.prompt(kind).object for item in encoded.items]
-    metrics = _metrics(encoded)
+    metrics = preference_metrics(encoded)
     values = np.empty((len(metrics), len(encoded), len(interventions)), dtype=np.float32)
     shown = tqdm(interventions, desc=f"{kind} premises, whole runs", disable=not progress)
     for index, intervention in enumerate(shown):

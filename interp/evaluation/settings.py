@@ -11,6 +11,7 @@ import pandas as pd
 
 from interp.errors import UserError
 from interp.evaluation.preference import preference
+from interp.evaluation.stages import AT_ONCE, Stages
 from interp.heads.effects import HeadEffects
 from interp.heads.headset import HeadSet, Site
 from interp.heads.locate import as_encoded
@@ -36,6 +37,7 @@ def compare_settings(
     modes: Mapping[Site, Sequence[SettingMode]],
     seed: int = 0,
     progress: bool = True,
+    stages: Stages = AT_ONCE,
 ) -> pd.DataFrame:
     """Gain and cost of every site × mode × head count, in the columns of ``settings.csv``."""
     encoded = as_encoded(model, premises)
@@ -47,7 +49,16 @@ def compare_settings(
             constraint = Constraint(sets[-1], mode, factor)
             mean = mean_output(model, encoded) if mode == "mean" else None
             false, twin = (
-                preference(model, encoded, kind, constraint, sets, mean=mean, progress=progress)
+                preference(
+                    model,
+                    encoded,
+                    kind,
+                    constraint,
+                    sets,
+                    mean=mean,
+                    progress=progress,
+                    stages=stages,
+                )
                 for kind in ("false", "twin")
             )
             prefers = (false.logit_difference > 0).astype(float)

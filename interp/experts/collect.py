@@ -8,6 +8,7 @@ nothing of a token is kept, unless a file for it is asked for.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -31,7 +32,7 @@ from interp.experts.observe import (
 )
 from interp.experts.records import RoutingRecords
 from interp.experts.similarity import OutputMoments, OutputSimilarity
-from interp.experts.tables import Sizes
+from interp.experts.tables import Sizes, Tables
 from interp.experts.token_class import token_class, token_texts
 from interp.experts.token_file import TokenFile
 from interp.experts.untrained import UntrainedRouters
@@ -61,6 +62,7 @@ class CollectSettings:
         ids: at most so many token ids have a row of their own.
         batch_tokens: tokens of a batch, with padding.
         sampled: about so many tokens are drawn to compare the experts' outputs on.
+        parts: the corpus is counted in so many parts, whose sums are then added up in order.
         seed: of the untrained routers and of the tokens drawn.
     """
 
@@ -71,10 +73,13 @@ class CollectSettings:
     ids: int = IDS
     batch_tokens: int = BATCH_TOKENS
     sampled: int = SAMPLED
+    parts: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("folds", 2), ("units", 2), ("batch_tokens", 1), ("ids", 1)):
+        for name, least in (
+            *(("folds", 2), ("units", 2), ("batch_tokens", 1), ("ids", 1), ("parts", 1)),
+        ):
             if getattr(self, name) < least:
                 raise UserError(f"{name} is {getattr(self, name)}: it must be at least {least}")
         for name in ("routers", "id_routers", "sampled"):
@@ -126,24 +131,77 @@ def collect_routing(
     if tokenizer is None:
         raise UserError("give the model's tokenizer: the model does not carry one")
     labelled = corpus if isinstance(corpus, LabelledCorpus) else corpus_of(corpus, tokenizer)
-    pass_ = _Pass(model, labelled, tokenizer, settings)
+    total = RoutingSum(model, labelled, tokenizer, settings)
     with ExitStack() as stack:
+        file = None
         if token_file is not None:
-            pass_.file = stack.enter_context(
-                TokenFile(token_file, pass_.projections, labelled.tasks, pass_.sizes.top_k)
-            )
+            file = stack.enter_context(total.token_file(token_file))
+        for number in range(settings.parts):
+            total.add(
+                collect_part(
+                    model, labelled, tokenizer, settings, number, file=file, progress=progress
+                )
+            )  # fmt: skip
+    return total.result()
+
+
+@torch.no_grad()
+def collect_part(
+    model: Any,
+    corpus: LabelledCorpus,
+    tokenizer: Any,
+    settings: CollectSettings,
+    number: int,
+    *,
+    file: TokenFile | None = None,
+    progress: bool = True,
+) -> dict[str, Tensor]:
+    """The sums over one of ``settings.parts`` parts of a corpus, by name; see `collect_routing`."""
+    pass_ = _Pass(model, corpus, tokenizer, settings)
+    pass_.file = file
+    with ExitStack() as stack:
         stack.enter_context(evaluating(base_of(model)))
-        stack.enter_context(torch.no_grad())
+        total = sum(pass_.tokens_of(chosen) for chosen in pass_.chosen(number))
         bar = stack.enter_context(
-            tqdm(total=sum(labelled.tokens.values()), unit="tok", desc="routing",
-                 disable=not progress)
-        )  # fmt: skip
+            tqdm(total=total, unit="tok", desc="routing", disable=not progress)
+        )
         stack.enter_context(observing(pass_.layers, pass_.see))
-        pass_.runner = Runner(model, labelled.texts[0].tokens[: labelled.prefix])
-        for batch in pass_.batches():
+        pass_.runner = Runner(model, corpus.texts[0].tokens[: corpus.prefix])
+        for batch in pass_.batches(number):
             pass_.run(batch)
             bar.update(len(batch.labels))
-    return pass_.records(), pass_.moments.similarity()
+    return pass_.sums()
+
+
+class RoutingSum:
+    """Adds up the parts of a corpus, in the order in which they are given."""
+
+    def __init__(
+        self, model: Any, corpus: LabelledCorpus, tokenizer: Any, settings: CollectSettings
+    ) -> None:
+        self._pass = _Pass(model, corpus, tokenizer, settings)
+        self._begun = False
+
+    def token_file(self, path: Path) -> TokenFile:
+        """A file for every token's experts and gates."""
+        pass_ = self._pass
+        return TokenFile(path, pass_.projections, pass_.corpus.tasks, pass_.sizes.top_k)
+
+    def add(self, part: Mapping[str, Tensor]) -> None:
+        """Add one part, as `collect_part` returned it."""
+        own = self._pass
+        empty = Tables.empty(own.sizes).as_dict()
+        tables = Tables(**{name: part.get(f"tables.{name}", one) for name, one in empty.items()})
+        own.counter.tables = own.counter.tables + tables if self._begun else tables
+        prefix = "moments."
+        own.moments.add_state(
+            {name[len(prefix) :]: one for name, one in part.items() if name.startswith(prefix)}
+        )
+        self._begun = True
+
+    def result(self) -> tuple[RoutingRecords, OutputSimilarity]:
+        """Of all parts that were added."""
+        return self._pass.records(), self._pass.moments.similarity()
 
 
 class _Pass:
@@ -180,18 +238,42 @@ class _Pass:
         self.batch: _Batch | None = None
         self.runner: Any = None
 
-    def batches(self) -> Iterator[_Batch]:
-        """Texts of like length together, the longest first, so that memory is at its most there."""
+    @cached_property
+    def _chosen(self) -> list[list[int]]:
+        """Which texts each batch holds: those of like length, the longest first.
+
+        Memory is then at its most at the beginning.
+        """
         texts = self.corpus.texts
         order = sorted(range(len(texts)), key=lambda index: -len(texts[index].tokens))
-        generator = torch.Generator().manual_seed(self.settings.seed)
-        share = self.settings.sampled / max(1, sum(self.corpus.tokens.values()))
-        begin = 0
+        found, begin = [], 0
         while begin < len(order):
             width = len(texts[order[begin]].tokens)
             size = max(1, self.settings.batch_tokens // width)
-            yield self._batch(order[begin : begin + size], generator, share)
+            found.append(order[begin : begin + size])
             begin += size
+        return found
+
+    def chosen(self, part: int) -> list[list[int]]:
+        """The batches of one part: parts are of as many batches, in order."""
+        parts, total = self.settings.parts, len(self._chosen)
+        return self._chosen[total * part // parts : total * (part + 1) // parts]
+
+    def tokens_of(self, chosen: Sequence[int]) -> int:
+        """How many tokens of a batch are counted."""
+        return sum(len(self.corpus.texts[index].tokens) - self.corpus.prefix for index in chosen)
+
+    def batches(self, part: int) -> Iterator[_Batch]:
+        """The batches of one part; which tokens are sampled does not depend on the parts."""
+        generator = torch.Generator().manual_seed(self.settings.seed)
+        share = self.settings.sampled / max(1, sum(self.corpus.tokens.values()))
+        mine = self.chosen(part)
+        for chosen in self._chosen:
+            if mine and chosen is mine[0]:
+                break
+            torch.rand(self.tokens_of(chosen), generator=generator)
+        for chosen in mine:
+            yield self._batch(chosen, generator, share)
 
     def _batch(self, chosen: list[int], generator: torch.Generator, share: float) -> _Batch:
         texts = [self.corpus.texts[index] for index in chosen]
@@ -262,10 +344,18 @@ class _Pass:
         drawn = self.untrained.logits(number, x, experts)
         self.counter.add_random(number, drawn.cpu(), batch.labels)
 
-    def records(self) -> RoutingRecords:
-        """What was counted."""
+    def sums(self) -> dict[str, Tensor]:
+        """What was counted, by name; tables without entries are left out."""
         for number, source in self.shared.items():
             self.counter.share_random(number, source)
+        tables = {name: one for name, one in self.counter.tables.as_dict().items() if one.numel()}
+        return {
+            **{f"tables.{name}": one for name, one in tables.items()},
+            **{f"moments.{name}": one for name, one in self.moments.state().items()},
+        }
+
+    def records(self) -> RoutingRecords:
+        """What was counted."""
         return RoutingRecords(
             projections=self.projections,
             sizes=self.sizes,

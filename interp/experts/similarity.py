@@ -13,7 +13,7 @@ values (r numbers an expert) and BᵀB are enough, and they are summed as tokens
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -103,6 +103,20 @@ class OutputMoments:
         self.sums[number] += exact.sum(dim=0)
         self.products[number] += exact.T @ exact
         self.counts[number] += len(x)
+
+    def state(self) -> dict[str, Tensor]:
+        """The sums as tensors by name."""
+        found = {"counts": torch.tensor(self.counts)}
+        for name in ("sums", "products", "cosines"):
+            found |= {f"{name}.{i}": one for i, one in enumerate(getattr(self, name))}
+        return found
+
+    def add_state(self, state: Mapping[str, Tensor]) -> None:
+        """Add the sums over other tokens, of the same projections."""
+        self.counts = [a + int(b) for a, b in zip(self.counts, state["counts"], strict=True)]
+        for name in ("sums", "products", "cosines"):
+            for i, one in enumerate(getattr(self, name)):
+                one += state[f"{name}.{i}"]
 
     def similarity(self) -> OutputSimilarity:
         """What the sums so far amount to."""

@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import save_file
 from torch import Tensor
 
 from interp.display import Displayed, Shown
@@ -24,7 +23,8 @@ from interp.errors import UserError
 from interp.heads.headset import Head, HeadSet, Site, check_site
 from interp.heads.significance import HeadStatistics, head_statistics
 from interp.patching.result import PatchingResult
-from interp.untrusted import check_tensors, read_tensor_file
+from interp.tensor_file import read_tensor_file, write_tensor_file
+from interp.untrusted import check_tensors
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -205,24 +205,21 @@ def _as_patching(effects: HeadEffects) -> PatchingResult:
     )
 
 
-def save_effects(path: str | Path, effects: Sequence[HeadEffects]) -> Path:
-    """Write effects of one or both sites to one safetensors file."""
-    path = Path(path)
+def save_effects(
+    path: str | Path, effects: Sequence[HeadEffects], *, kept: Mapping[str, str] | None = None
+) -> Path:
+    """Write effects of one or both sites to one safetensors file, with what else is ``kept``."""
     tensors: dict[str, Tensor] = {}
-    metadata: dict[str, str] = {}
+    metadata = dict(kept or {})
     for one in effects:
-        tensors[f"{one.site}.values"] = one.values.contiguous().clone()
-        tensors[f"{one.site}.probability"] = one.probability.contiguous().clone()
+        tensors[f"{one.site}.values"] = one.values
+        tensors[f"{one.site}.probability"] = one.probability
         metadata[f"{one.site}.method"] = one.method
         metadata[f"{one.site}.source"] = one.source
         metadata[f"{one.site}.seed"] = str(one.seed)
         metadata["subjects"] = "\n".join(one.subjects)
         metadata["templates"] = "\n".join(one.templates)
-    temporary = path.with_name(path.name + ".partial")
-    temporary.unlink(missing_ok=True)  # a link to elsewhere would be written through
-    save_file(tensors, str(temporary), metadata=metadata)
-    temporary.replace(path)
-    return path
+    return write_tensor_file(Path(path), tensors, metadata)
 
 
 def load_effects(path: str | Path) -> dict[str, HeadEffects]:

@@ -74,7 +74,7 @@ def locate_heads(
     if method == "attribution":
         if heads is not None:
             raise UserError("attribution gives all heads in one pass: leave `heads` out")
-        effects = attribute_heads(model, batch, edit, metrics, progress=progress)
+        effects = attribute_heads(model, batch, edit, metrics, budget=budget, progress=progress)
     else:
         unedited = batch_metrics(model, batch, metrics)
         edited = sweep_heads(

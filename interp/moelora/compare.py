@@ -22,6 +22,7 @@ from interp.moelora.pretrained import load_pretrained
 from interp.moelora.training import TrainingSettings
 from interp.report.comparison_page import render_comparison
 from interp.runs.identity import claim_run
+from interp.runs.lock import one_process
 from interp.runs.manifest import read_manifest
 from interp.runs.moelora import load_data, metrics_of, plain_settings, train_moelora
 from interp.runs.store import (
@@ -58,6 +59,7 @@ class CompareSettings:
                 raise UserError(f"{name} must name each once, and at least one; not {values}")
 
 
+@one_process
 def compare_moelora(
     settings: CompareSettings, run: Path, *, device: str | None = None, progress: bool = True
 ) -> dict[str, Any]:

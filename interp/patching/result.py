@@ -359,31 +359,39 @@ class PatchingResult(Displayed):
 
     def save(self, path: str | Path) -> Path:
         """Write the result to a safetensors file: a reader sees the old file or the new one."""
+        return write_tensors(Path(path), *self.parts())
+
+    def parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The result as tensors, and as what JSON can hold; ``from_parts`` puts them together."""
         tensors = {"values": self.values, "corrupted": self.corrupted, "clean": self.clean}
         kept = {name: getattr(self, name) for name in _KEPT}
         kept["labels"], kept["metadata"] = dict(self.labels), dict(self.metadata)
-        return write_tensors(Path(path), tensors, kept)
+        return {name: one for name, one in tensors.items() if one is not None}, kept
+
+    @classmethod
+    def from_parts(cls, tensors: Mapping[str, Tensor], kept: Mapping[str, Any]) -> "PatchingResult":
+        """What ``parts`` gave. Raises UserError for anything else."""
+        check_shape(kept, _FILE_SHAPE, "what it says of itself")
+        per_prompt = {name: tensors[name] for name in ("corrupted", "clean") if name in tensors}
+        check_tensors(tensors, values=None, **dict.fromkeys(("corrupted", *per_prompt), 1))
+        return cls(
+            values=tensors["values"],
+            axes=tuple(kept["axes"]),
+            labels={axis: tuple(names) for axis, names in kept["labels"].items()},
+            groups=tuple(kept["groups"]),
+            templates=tuple(kept["templates"]),
+            seed=kept["seed"],
+            resolution=float(kept["resolution"]),
+            metadata=dict(kept["metadata"]),
+            **per_prompt,
+            **{name: kept[name] for name in _TEXTS},
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> "PatchingResult":
         """Read what ``save`` wrote. Raises UserError for no file, or a damaged one."""
         try:
-            tensors, kept = read_tensors(Path(path), _KEPT)
-            check_shape(kept, _FILE_SHAPE, "what it says of itself")
-            per_prompt = {name: tensors[name] for name in ("corrupted", "clean") if name in tensors}
-            check_tensors(tensors, values=None, **dict.fromkeys(("corrupted", *per_prompt), 1))
-            return cls(
-                values=tensors["values"],
-                axes=tuple(kept["axes"]),
-                labels={axis: tuple(names) for axis, names in kept["labels"].items()},
-                groups=tuple(kept["groups"]),
-                templates=tuple(kept["templates"]),
-                seed=kept["seed"],
-                resolution=float(kept["resolution"]),
-                metadata=kept["metadata"],
-                **per_prompt,
-                **{name: kept[name] for name in _TEXTS},
-            )
+            return cls.from_parts(*read_tensors(Path(path), _KEPT))
         except FileNotFoundError as error:
             raise UserError(f"there is no patching result at {path}") from error
         except UserError as error:

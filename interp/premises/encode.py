@@ -93,6 +93,12 @@ class EncodedPremises:
         """Bool[prompt pos]: the object's columns in ``batch(kind)``."""
         return self.batch(kind).columns([item.prompt(kind).object for item in self.items])
 
+    def by_length(self, kind: QuestionKind) -> list[int]:
+        """The prompts in the order of what follows the object's beginning: what runs again."""
+        prompts = [item.prompt(kind) for item in self.items]
+        tails = [len(prompt.tokens) - prompt.object[0] for prompt in prompts]
+        return sorted(range(len(tails)), key=lambda index: tails[index])
+
     def take(self, prompts: Iterable[int]) -> "EncodedPremises":
         """Some of the questions, by index."""
         return replace(self, items=tuple(self.items[index] for index in prompts))

@@ -12,7 +12,9 @@ import json
 import logging
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -21,7 +23,7 @@ from scipy.stats import entropy
 
 from interp.errors import UserError
 from interp.experts.agreement import RoutingAgreement, routing_agreement
-from interp.experts.collect import ROUTERS, CollectSettings, collect_routing
+from interp.experts.collect import ROUTERS, CollectSettings, RoutingSum, collect_routing
 from interp.experts.corpus import LabelledCorpus, check_enough, corpus_of
 from interp.experts.effects import ExpertEffects, expert_effects
 from interp.experts.records import RoutingRecords
@@ -49,15 +51,37 @@ from interp.report.experts_page import (
     render_analysis,
 )
 from interp.report.page import PlacedFigure
+from interp.runs.adapted import (
+    AdaptedModel,
+    RoutingJob,
+    both_fingerprints,
+    fingerprint_of,
+    load_adapted,
+    routing_shard,
+)
+from interp.runs.engines import EngineName, ray_engine
 from interp.runs.identity import begin_run, check_run
+from interp.runs.lock import one_process
 from interp.runs.manifest import describe_hf_model, read_manifest, write_manifest
-from interp.runs.store import file_hash, write_atomically, write_json, write_table
+from interp.runs.shards import (
+    Engine,
+    InProcess,
+    ShardStore,
+    digest_of,
+    finish_shards,
+    remove_shards,
+)
+from interp.runs.store import file_hash, read_json, write_atomically, write_json, write_table
+from interp.runs.threads import threads_of, using_threads, with_threads
 from interp.untrusted import read_table
 
 logger = logging.getLogger(__name__)
 
 Part = Literal["train", "test", "both"]
 IDENTITY = "analyze.json"
+SHARDS = Path("shards") / "routing"
+PARTS = 4
+"""The corpus is counted in so many parts, each of which is kept when it is finished."""
 LEAST_UNITS = 8
 
 
@@ -116,12 +140,15 @@ class AnalyzeSettings:
             raise UserError(f"fdr is {self.fdr}: it must be between 0 and 1")
 
 
+@one_process
 def analyze_adapter(
     adapter: Path, settings: AnalyzeSettings, run: Path, *, device: str | None = None,
-    progress: bool = True,
+    progress: bool = True, engine: EngineName = "local", address: str | None = None,
+    workers: int | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Analyze the adapter in a directory (or in a training run) and leave it all in ``run``.
 
+    ``engine``, ``address`` and ``workers`` say where routing is counted; see `interp.runs.engines`.
     Returns what measures.json holds. Raises UserError for an adapter that is none, of another kind
     or for another base model, for data of one task only, for a task with too few tokens, and on
     TransformerLens 3 unless ``settings.effects`` is 0.
@@ -142,8 +169,13 @@ def analyze_adapter(
     if settings.effects:
         require_bridge("measuring the effects of experts (--effects 0 leaves them out)")
     check_run(run, IDENTITY, identity)
-    begin_run(run, IDENTITY, identity)
-    records, similarity = _routing(run, adapted, corpus, base, settings, progress)
+    begin_run(run, IDENTITY, with_threads(identity))
+    loaded = AdaptedModel(adapted, base.tokenizer, both_fingerprints(base.fingerprint, folder))
+    with (
+        using_threads(threads_of(run, IDENTITY)),
+        _engine(engine, loaded, settings, model_name, folder, device, address, workers) as engine_,
+    ):
+        records, similarity = _routing(run, loaded, corpus, settings, engine_, progress)
     found = measure_specialization(
         records, draws=settings.draws, token_draws=settings.token_draws, seed=settings.seed
     )
@@ -253,30 +285,63 @@ def _of_effects(effects: Any, agreement: RoutingAgreement, settings: AnalyzeSett
     }
 
 
+def _engine(
+    name: EngineName,
+    loaded: AdaptedModel,
+    settings: AnalyzeSettings,
+    model: str,
+    folder: Path,
+    device: str | None,
+    address: str | None,
+    workers: int | None,
+) -> AbstractContextManager[Engine]:
+    """The engine that counts routing, whose workers load the same model and adapter."""
+    if name == "local":
+        return nullcontext(InProcess(loaded))
+    if settings.tokens:
+        raise UserError("tokens.parquet is written as tokens come: leave --tokens or --engine out")
+    load = partial(load_adapted, model, folder.resolve(), settings.dtype, device)
+    return ray_engine(load, fingerprint_of, loaded.fingerprint, device or "cpu", address, workers)
+
+
 def _routing(
     run: Path,
-    adapted: Any,
+    loaded: AdaptedModel,
     corpus: LabelledCorpus,
-    base: Pretrained,
     settings: AnalyzeSettings,
+    engine: Engine,
     progress: bool,
 ) -> tuple[RoutingRecords, OutputSimilarity]:
     """The pass over the corpus; taken from its files if it was made before."""
     counts, alike = run / "routing.safetensors", run / "similarity.csv"
     if counts.is_file() and alike.is_file():
-        logger.info("routing: taken from %s", counts)
-        records = RoutingRecords.load(counts)
-        return records, OutputSimilarity(_sampled(records), _similarities(alike))
-    records, similarity = collect_routing(
-        adapted,
-        corpus,
-        base.tokenizer,
-        settings=CollectSettings(routers=settings.routers, seed=settings.seed),
-        token_file=run / "tokens.parquet" if settings.tokens else None,
-        progress=progress,
-    )
+        try:
+            records = RoutingRecords.load(counts)
+        except UserError as error:
+            logger.warning("%s: routing is counted again", error)
+        else:
+            logger.info("routing: taken from %s", counts)
+            return records, OutputSimilarity(_sampled(records), _similarities(alike))
+    collecting = CollectSettings(routers=settings.routers, parts=PARTS, seed=settings.seed)
+    if settings.tokens:
+        records, similarity = collect_routing(
+            loaded.model, corpus, loaded.tokenizer, settings=collecting,
+            token_file=run / "tokens.parquet", progress=progress,
+        )  # fmt: skip
+    else:
+        identity = {"run": read_json(run / IDENTITY), "corpus": digest_of(asdict(corpus))}
+        store = ShardStore(run / SHARDS, identity, PARTS)
+        finish_shards(
+            store, engine, routing_shard, lambda number: RoutingJob(corpus, collecting, number),
+            description="routing", progress=progress,
+        )  # fmt: skip
+        total = RoutingSum(loaded.model, corpus, loaded.tokenizer, collecting)
+        for number in range(PARTS):
+            total.add(store.finished(number).tensors)
+        records, similarity = total.result()
     write_table(alike, similarity.table)
     records.save(counts)
+    remove_shards(run / SHARDS)
     return records, similarity
 
 

@@ -15,6 +15,7 @@ from interp.heads.locate import as_encoded, locate_heads
 from interp.premises.split import Split
 from interp.runs.evaluate import EvaluateSettings, evaluate_run
 from interp.runs.locate import LocateSettings, load_run, locate_run
+from interp.runs.lock import one_process
 from interp.runs.store import read_json, write_json
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ class DemoSettings:
     seed: int = 0
 
 
+@one_process
 def demo_run(
     model: Any, settings: DemoSettings, run: Path, *, progress: bool = True
 ) -> list[Evaluation]:

@@ -9,11 +9,13 @@ from interp.premises.split import Split
 
 FOLDER = "detector"
 """Where in a run directory the detector lies."""
+LAST_WRITTEN = "detector.json"
+"""The file of a saved detector without which it is not whole."""
 
 
 def has_detector(run: Path) -> bool:
     """Whether a run holds a detector already."""
-    return (run / FOLDER).is_dir()
+    return (run / FOLDER / LAST_WRITTEN).is_file()
 
 
 def run_detector(

@@ -3,6 +3,8 @@
 Writes settings.csv (search split), evaluation.json, null.csv and generations.jsonl (held out).
 """
 
+import csv
+import io
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,19 +22,27 @@ from interp.evaluation.settings import (
     compare_settings,
     setting_mode_name,
 )
+from interp.evaluation.stages import Stages
 from interp.heads.effects import HeadEffects
 from interp.heads.headset import Site
 from interp.heads.selection import count_of_fraction
 from interp.interventions.constraint import SITE_MODES, Constraint, Mode, check_mode
 from interp.interventions.gate import Detector, Gate, check_gate
+from interp.models import fingerprint
 from interp.premises.split import Split
 from interp.report.reading import read_heads
 from interp.runs.choice import check_choice
 from interp.runs.detector import run_detector
-from interp.runs.locate import DEFAULT_FRACTION
-from interp.runs.store import write_json, write_jsonl, write_table
+from interp.runs.locate import DEFAULT_FRACTION, IDENTITY
+from interp.runs.lock import one_process
+from interp.runs.shards import Engine, InProcess, remove_shards
+from interp.runs.stages import StoredStages
+from interp.runs.store import write_atomically, write_json, write_jsonl, write_table
+from interp.runs.threads import threads_of, using_threads
 
 logger = logging.getLogger(__name__)
+
+SHARDS = Path("shards") / "evaluate"
 
 SiteToScore = Literal["output", "attention", "best"]
 AnswersFor = Literal["best", "all", "none"]
@@ -82,6 +92,7 @@ class EvaluateSettings:
         return int(self.heads) if self.heads >= 1 else count_of_fraction(self.heads, n_all)
 
 
+@one_process
 def evaluate_run(
     model: Any,
     split: Split,
@@ -89,19 +100,44 @@ def evaluate_run(
     settings: EvaluateSettings,
     run: Path,
     *,
+    engine: Engine | None = None,
     progress: bool = True,
 ) -> list[Evaluation]:
-    """Score the run's heads on its held-out part; the best setting comes first."""
+    """Score the run's heads on its held-out part; the best setting comes first.
+
+    Args:
+        engine: where the sweeps' shards are made; by default in this process.
+    """
     sites: tuple[Site, ...] = tuple(effects) if settings.site == "best" else (settings.site,)
     missing = [site for site in sites if site not in effects]
     if missing:
         raise UserError(f"{run} was searched at site {', '.join(effects)}, not {missing[0]!r}")
     chosen: dict[Site, HeadEffects] = {site: effects[site] for site in sites}
-    n_heads = settings.count(next(iter(chosen.values())).values[0].numel())
-    modes: dict[Site, list[SettingMode]] = {site: modes_at(site, settings) for site in chosen}
-    table = _settings_table(model, split, chosen, modes, settings, n_heads, progress)
+    stages = StoredStages(run / SHARDS, engine or InProcess(model), fingerprint(model))
+    with using_threads(threads_of(run, IDENTITY)):
+        evaluations, table = _evaluated(model, split, chosen, settings, run, stages, progress)
+    _write(run, evaluations, table)
+    remove_shards(run / SHARDS)
+    return evaluations
+
+
+def _evaluated(
+    model: Any,
+    split: Split,
+    effects: Mapping[Site, HeadEffects],
+    settings: EvaluateSettings,
+    run: Path,
+    stages: Stages,
+    progress: bool,
+) -> tuple[list[Evaluation], pd.DataFrame]:
+    """The evaluation of each site's best setting, and the table that they were chosen from."""
+    n_heads = settings.count(next(iter(effects.values())).values[0].numel())
+    modes: dict[Site, list[SettingMode]] = {site: modes_at(site, settings) for site in effects}
+    table = _settings_table(model, split, effects, modes, settings, n_heads, stages, progress)
     best = _best_rows(table, modes, n_heads)
-    asked = ask_all(model, split.held_out, progress=progress) if settings.answers != "none" else {}
+    asked = {}
+    if settings.answers != "none":
+        asked = ask_all(model, split.held_out, progress=progress, stages=stages)
     detector: Detector | PremiseDetections | None = _detector(model, split, settings, run, progress)
     if detector is not None:  # once, for all sites
         detector = detect_premises(model, split.held_out, detector=detector, progress=progress)
@@ -109,7 +145,7 @@ def evaluate_run(
     for row in best:
         site = table.at[row, "site"]
         names = {setting_mode_name(*mode): mode for mode in modes[site]}
-        heads = chosen[site].select(count=n_heads)
+        heads = effects[site].select(count=n_heads)
         constraint = Constraint(heads, *names[table.at[row, "mode"]])
         with_answers = row == best[0] or settings.answers == "all"
         evaluations.append(
@@ -117,11 +153,11 @@ def evaluate_run(
                 model, split.held_out, heads=constraint, gate=settings.gate, detector=detector,
                 reference=split.search, random_sets=settings.random_sets,
                 answers=asked if with_answers else {}, seed=settings.seed, progress=progress,
+                stages=stages,
             )
         )  # fmt: skip
     table["chosen"] = table.index == best[0]
-    _write(run, evaluations, table)
-    return evaluations
+    return evaluations, table
 
 
 def _detector(
@@ -148,6 +184,7 @@ def _settings_table(
     wanted: Mapping[Site, list[SettingMode]],
     settings: EvaluateSettings,
     n_heads: int,
+    stages: Stages,
     progress: bool,
 ) -> pd.DataFrame:
     modes: dict[Site, list[SettingMode]] = {site: list(some) for site, some in wanted.items()}
@@ -160,7 +197,7 @@ def _settings_table(
     counts = sorted({*settings.counts, n_heads})
     return compare_settings(
         model, split.search, effects, counts=counts, modes=modes, seed=settings.seed,
-        progress=progress,
+        progress=progress, stages=stages,
     )  # fmt: skip
 
 
@@ -189,10 +226,15 @@ def _write(run: Path, evaluations: list[Evaluation], table: pd.DataFrame) -> Non
 
 
 def _mark_selected(run: Path, evaluations: list[Evaluation]) -> None:
-    """heads.csv says which heads were evaluated."""
+    """heads.csv says which heads were evaluated; all other cells keep their very text."""
     path = run / "heads.csv"
-    heads = read_heads(path)
+    read_heads(path)  # refuses a table that is none
     chosen = {(one.constraint.site, *head) for one in evaluations for head in one.constraint.heads}
-    columns = zip(heads["site"], heads["layer"], heads["head"], strict=True)
-    heads["selected"] = [place in chosen for place in columns]
-    write_table(path, heads)
+    reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, reader.fieldnames or (), lineterminator="\n")
+    writer.writeheader()
+    for row in reader:
+        place = (row["site"], int(row["layer"]), int(row["head"]))
+        writer.writerow({**row, "selected": place in chosen})
+    write_atomically(path, text.getvalue())

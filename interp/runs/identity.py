@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from interp.errors import UserError
+from interp.files import LEFTOVER
+from interp.runs.lock import HOLDER, LOCK
 from interp.runs.store import read_json, write_json
 from interp.untrusted import check_links
 
@@ -25,7 +27,7 @@ def check_run(run: Path, file: str, identity: Mapping[str, Any]) -> None:
     """
     path = run / file
     if not path.is_file():
-        if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        if run.exists() and (not run.is_dir() or any(map(_is_something, run.iterdir()))):
             raise UserError(
                 f"{run} holds something else (it is not empty and not a run of this kind): choose "
                 "another --out"
@@ -39,6 +41,13 @@ def check_run(run: Path, file: str, identity: Mapping[str, Any]) -> None:
             f"{run} holds another run ({key} was {before.get(key)!r}, now {identity[key]!r}): "
             "choose another --out, or delete that one"
         )
+
+
+def _is_something(path: Path) -> bool:
+    """Whether a file is more than what a process leaves that was killed before it began."""
+    if path.is_dir():
+        return any(path.iterdir())
+    return path.name not in (LOCK, HOLDER) and LEFTOVER.fullmatch(path.name) is None
 
 
 def begin_run(run: Path, file: str, identity: Mapping[str, Any]) -> None:

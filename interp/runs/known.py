@@ -6,11 +6,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from interp.errors import UserError
 from interp.premises.knowledge import check_knowledge
 from interp.premises.questions import Premises, load_premises
 from interp.premises.split import Split
 from interp.runs.identity import begin_run, check_run
+from interp.runs.shards import digest_of
 from interp.runs.store import read_json, write_json, write_jsonl, write_table
+from interp.runs.threads import with_threads
 from interp.untrusted import check_shape
 
 logger = logging.getLogger(__name__)
@@ -44,19 +47,35 @@ def split_known(
         knowledge = check_knowledge(model, premises, check=identity["check"], progress=progress)
         logger.info(knowledge.summary)
         kept = knowledge.keep(premises, minimum=minimum)
-        begin_run(run, file, identity)
+        begin_run(run, file, with_threads(identity))
         write_table(run / "knowledge.csv", knowledge.to_dataframe())
-        write_json(run / "known.json", {"subjects": kept.subjects, "summary": knowledge.summary})
+        content = {"subjects": list(kept.subjects), "summary": knowledge.summary}
+        write_json(run / "known.json", {**content, "sha256": digest_of(content)})
     split = known_part(premises, run).split(seed=identity["seed"])
     write_jsonl(run / "premises.jsonl", premise_rows(split))
     return split
 
 
 def known_part(premises: Premises, run: Path) -> Premises:
-    """The premises about the facts that the run found to be known."""
+    """The premises about the facts that the run found to be known.
+
+    Raises:
+        UserError: ``known.json`` is damaged, or was altered.
+    """
     path = run / "known.json"
-    subjects = set(check_shape(read_json(path), {"subjects": [str]}, str(path))["subjects"])
+    content = read_json(path)
+    if content.pop("sha256", None) != digest_of(content):
+        raise UserError(
+            f"{path} was altered since it was written: delete it, and give the "
+            "command that made the run again"
+        )
+    subjects = set(check_shape(content, {"subjects": [str]}, str(path))["subjects"])
     return premises.with_facts(fact for fact in premises.facts if fact.subject in subjects)
+
+
+def prompts_digest(split: Split) -> str:
+    """SHA-256 of every question of both parts with its spans: what a run's prompts are."""
+    return digest_of(premise_rows(split))
 
 
 def premise_rows(split: Split) -> list[dict[str, Any]]:

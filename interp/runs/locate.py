@@ -1,7 +1,8 @@
 """``interp locate`` as a function: from a relation to a run directory with every head's effect.
 
 A run is cut into stages, each of which leaves whole files: which facts are known, the effects of
-each site, the tables. The same call again takes up what is there; another model, relation or
+each shard of prompts at each site, all effects, the tables. The same call again takes up what is
+there, and leaves the same bytes as if it had never been interrupted; another model, relation or
 seed in the same directory is refused.
 """
 
@@ -21,14 +22,30 @@ from interp.heads.locate import as_encoded, batch_metrics, locate_heads
 from interp.heads.selection import count_of_fraction
 from interp.models import fingerprint
 from interp.patching.metrics import LogitDifference
+from interp.premises.encode import EncodedPremises
 from interp.premises.knowledge import MINIMUM_KNOWN, KnowledgeCheck
 from interp.premises.questions import load_premises
 from interp.premises.split import Split
 from interp.runs.choice import check_choice
 from interp.runs.dtype_check import N_PROMPTS, TOP_HEADS, Measure, dtype_check
-from interp.runs.known import known_part, premise_rows, split_known
+from interp.runs.known import known_part, premise_rows, prompts_digest, split_known
+from interp.runs.lock import one_process
 from interp.runs.manifest import read_manifest, write_manifest
+from interp.runs.shards import (
+    SHARD,
+    Engine,
+    InProcess,
+    Shard,
+    ShardStore,
+    cut,
+    digest_of,
+    make_shards,
+    put_together,
+    remove_shards,
+)
 from interp.runs.store import write_table
+from interp.runs.threads import threads_of, using_threads
+from interp.tensor_file import read_tensor_file
 from interp.untrusted import check_links, from_mapping, read_json_lines
 
 logger = logging.getLogger(__name__)
@@ -36,6 +53,8 @@ logger = logging.getLogger(__name__)
 SiteChoice = Literal["output", "attention", "both"]
 DEFAULT_FRACTION = 0.01
 IDENTITY = "search.json"
+EFFECTS = "effects.safetensors"
+SHARDS = Path("shards") / "locate"
 
 
 @dataclass(frozen=True)
@@ -49,8 +68,11 @@ class LocateSettings:
     limit: int | None = None
     minimum: int = MINIMUM_KNOWN
     seed: int = 0
+    shard: int = SHARD
 
     def __post_init__(self) -> None:
+        if self.shard < 1:
+            raise UserError(f"shard is {self.shard}: it must be at least 1")
         check_choice("method", self.method, Method)
         check_choice("site", self.site, SiteChoice)
         check_choice("check", self.check, KnowledgeCheck)
@@ -61,15 +83,29 @@ class LocateSettings:
         return ("output", "attention") if self.site == "both" else (self.site,)
 
 
+@one_process
 def locate_run(
-    model: Any, settings: LocateSettings, run: Path, *, progress: bool = True
+    model: Any,
+    settings: LocateSettings,
+    run: Path,
+    *,
+    engine: Engine | None = None,
+    progress: bool = True,
 ) -> dict[Site, HeadEffects]:
-    """Find what every head does, and leave it in ``run``. Returns the effects by site."""
+    """Find what every head does, and leave it in ``run``. Returns the effects by site.
+
+    Args:
+        engine: where the shards of the sweeps are made; by default in this process.
+
+    Raises:
+        UserError: another run in the directory, or another process; too few known facts.
+    """
     split = split_known(
         model, run, IDENTITY, {**asdict(settings), "fingerprint": fingerprint(model)},
         minimum=settings.minimum, progress=progress,
     )  # fmt: skip
-    effects = _effects(model, split, settings, run, progress)
+    with using_threads(threads_of(run, IDENTITY)):
+        effects = _effects(model, split, settings, run, engine or InProcess(model), progress)
     selected = {
         site: one.select(count=count_of_fraction(DEFAULT_FRACTION, one.values[0].numel()))
         for site, one in effects.items()
@@ -81,6 +117,7 @@ def locate_run(
         run, model, settings=asdict(settings), seed=settings.seed,
         **dtype_check(model, few),
     )  # fmt: skip
+    remove_shards(run / SHARDS)
     return effects
 
 
@@ -108,22 +145,71 @@ def _on_a_few(split: Split, settings: LocateSettings, effects: dict[Site, HeadEf
 
 
 def _effects(
-    model: Any, split: Split, settings: LocateSettings, run: Path, progress: bool
+    model: Any, split: Split, settings: LocateSettings, run: Path, engine: Engine, progress: bool
 ) -> dict[Site, HeadEffects]:
-    path = run / "effects.safetensors"
-    found: dict[Site, HeadEffects] = {}
-    if path.is_file():
-        found = {site: one for site, one in load_effects(path).items() if site in settings.sites}  # type: ignore[misc]
+    """The effects at all sites: from their file, or put together from shards."""
+    path, digest = run / EFFECTS, _digest(settings, fingerprint(model), split)
+    try:
+        found = _effects_of(path, digest)
+    except UserError as error:
+        if path.exists():
+            logger.warning("%s: the effects are made again", error)
+    else:
+        logger.info("effects: taken from %s", path)
+        return {site: found[site] for site in settings.sites}
+    encoded = as_encoded(model, split.search)
+    parts = cut(encoded.by_length("false"), settings.shard)  # of like lengths: less to run
+    effects = {}
     for site in settings.sites:
-        if site in found:
-            logger.info("site %s: taken from %s", site, path)
-            continue
-        found[site] = locate_heads(
-            model, split.search, method=settings.method, site=site, seed=settings.seed,
-            progress=progress,
+        store = ShardStore(run / SHARDS, {"run": digest, "site": site}, len(parts))
+        shards = make_shards(
+            store, engine, locate_shard,
+            lambda number, site=site: LocateJob(
+                encoded.take(parts[number]), settings.method, site, settings.seed
+            ),
+            description=f"site {site}", progress=progress,
         )  # fmt: skip
-        save_effects(path, list(found.values()))
-    return {site: found[site] for site in settings.sites}
+        effects[site] = HeadEffects(
+            **put_together(shards, parts), subjects=encoded.subjects, templates=encoded.templates,
+            site=site, method=settings.method, source=shards[0].kept["source"], seed=settings.seed,
+        )  # fmt: skip
+    save_effects(path, list(effects.values()), kept={"run": digest})
+    return effects
+
+
+@dataclass(frozen=True)
+class LocateJob:
+    """What one shard of a search needs, beside the model."""
+
+    encoded: EncodedPremises
+    method: Method
+    site: Site
+    seed: int
+
+
+def locate_shard(model: Any, job: LocateJob) -> Shard:
+    """The effects of all heads on some prompts."""
+    found = locate_heads(
+        model, job.encoded, method=job.method, site=job.site, seed=job.seed, progress=False
+    )
+    return Shard(
+        {"values": found.values, "probability": found.probability}, {"source": found.source}
+    )
+
+
+def _digest(settings: LocateSettings, model: str, split: Split) -> str:
+    """What decides every value of a run's effects."""
+    return digest_of(
+        {"settings": asdict(settings), "fingerprint": model, "prompts": prompts_digest(split)}
+    )
+
+
+def _effects_of(path: Path, digest: str) -> dict[str, HeadEffects]:
+    """The effects in a file. Raises UserError for a damaged file, and for another run's."""
+    found = load_effects(path)
+    if read_tensor_file(path)[1].get("run") != digest:
+        raise UserError(f"{path} holds the effects of another run")
+    return found
 
 
 def load_run(run: Path) -> tuple[LocateSettings, Split, dict[Site, HeadEffects]]:
@@ -149,9 +235,8 @@ def load_run(run: Path) -> tuple[LocateSettings, Split, dict[Site, HeadEffects]]
             f"the facts or templates of {settings.premises!r} have changed since {run} was made: "
             "run `interp locate` again into another directory"
         )
-    effects = load_effects(run / "effects.safetensors")
+    model = str(recorded.get("model", {}).get("fingerprint"))
+    effects = _effects_of(run / EFFECTS, _digest(settings, model, split))
     if missing := [site for site in settings.sites if site not in effects]:
-        raise UserError(
-            f"{run / 'effects.safetensors'} has no site {missing[0]}: run `interp locate` again"
-        )
+        raise UserError(f"{run / EFFECTS} has no site {missing[0]}: run `interp locate` again")
     return settings, split, {site: effects[site] for site in settings.sites}

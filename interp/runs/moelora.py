@@ -30,6 +30,7 @@ from interp.moelora.taskdata import TaskData, load_task_data
 from interp.moelora.trainer import AdapterTrainer
 from interp.moelora.training import TrainingSettings, make_trainer, run_training
 from interp.runs.identity import begin_run, check_run
+from interp.runs.lock import one_process
 from interp.runs.manifest import describe_hf_model, write_manifest
 from interp.runs.store import (
     write_atomically,
@@ -50,6 +51,7 @@ COLUMNS = (
 )
 
 
+@one_process
 def train_moelora(
     settings: TrainingSettings, run: Path, *, device: str | None = None, progress: bool = True
 ) -> Path:

@@ -1,7 +1,7 @@
 """``interp patch`` as a function: from pairs of texts to a run directory with every unit's effect.
 
 The run holds the pairs that were used, the effects per prompt, a table of units, a summary and a
-figure. Effects are made a slice of prompts at a time, each of which is a whole file, so that the
+figure. Effects are made a shard of prompts at a time, each of which is a whole file, so that the
 same call again takes up what an interrupted one finished; another model, other pairs or other
 settings in the same directory are refused.
 """
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from interp.errors import UserError
 from interp.models import fingerprint
@@ -26,9 +25,21 @@ from interp.patching.significance import MINIMUM_GROUPS, mean_interval
 from interp.report.patch_page import render_patch
 from interp.runs.choice import check_choice
 from interp.runs.dtype_check import N_PROMPTS, Measure, dtype_check
-from interp.runs.identity import claim_run
+from interp.runs.identity import begin_run, check_run
+from interp.runs.lock import one_process
 from interp.runs.manifest import read_manifest, write_manifest
+from interp.runs.shards import (
+    SHARD,
+    InProcess,
+    Shard,
+    ShardStore,
+    cut,
+    digest_of,
+    make_shards,
+    remove_shards,
+)
 from interp.runs.store import read_json, write_atomically, write_json, write_jsonl, write_table
+from interp.runs.threads import threads_of, using_threads, with_threads
 from interp.tasks import EncodedPairs, Pairs, answered_right, encode_pairs, ioi_pairs, read_pairs
 from interp.tasks.ioi import Corruption, check_corruption
 from interp.tasks.patching import Metric, Where, patch_pairs, positions_of
@@ -38,8 +49,7 @@ logger = logging.getLogger(__name__)
 Keep = Literal["all", "right"]
 IDENTITY = "patch.json"
 IOI_PAIRS = 32
-SLICE = 16
-"""Prompts whose effects are made, and saved, together."""
+SHARDS = Path("shards") / "patch"
 SHOWN = 10
 FDR = 0.05
 
@@ -54,6 +64,7 @@ class PatchSettings:
         keep: ``right`` leaves out the pairs whose clean text the model does not answer rightly.
         corruption: of ``ioi``.
         memory: MiB that one forward pass may take; by default the engine's choice.
+        shard: prompts whose effects are made, and saved, together.
     """
 
     pairs: str = "ioi"
@@ -70,6 +81,7 @@ class PatchSettings:
     top_k: int = 20
     memory: float | None = None
     seed: int = 0
+    shard: int = SHARD
 
     def __post_init__(self) -> None:
         for name, known in (("positions", Where), ("metric", Metric), ("keep", Keep)):
@@ -78,7 +90,7 @@ class PatchSettings:
         check_method(self.method)
         check_origin(self.source, self.component)
         check_corruption(self.corruption)
-        for name in ("limit", "steps", "top_k"):
+        for name in ("limit", "steps", "top_k", "shard"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} is {value}: it must be at least 1")
@@ -111,6 +123,7 @@ def load_pairs(settings: PatchSettings, tokenizer: Any = None) -> Pairs:
     )
 
 
+@one_process
 def patch_run(
     model: Any, settings: PatchSettings, run: Path, *, progress: bool = True
 ) -> PatchingResult:
@@ -132,15 +145,7 @@ def patch_run(
         pairs, encoded = pairs.take(kept), encoded.take(kept)
     identity = {**asdict(settings), "fingerprint": fingerprint(model)}
     _claim(run, identity, pairs)
-    result = _effects(model, encoded, settings, run, progress)
-    result = replace(
-        result, metadata={**result.metadata, "model": identity["fingerprint"], "pairs": pairs.name}
-    )
-    result.save(run / "effects.safetensors")
-    for part in (run / "parts").glob("*.safetensors"):
-        part.unlink()
-    if (run / "parts").is_dir():
-        (run / "parts").rmdir()
+    result = _effects(model, encoded, settings, run, _facts(identity, pairs), progress)
     write_table(run / "units.csv", result.to_dataframe())
     write_json(run / "summary.json", summary_of(result, settings, int(right.sum()), len(right)))
     few = _on_a_few(encoded, settings)
@@ -149,6 +154,7 @@ def patch_run(
         **dtype_check(model, few),
     )  # fmt: skip
     write_patch_report(run)
+    remove_shards(run / SHARDS)
     return result
 
 
@@ -166,7 +172,8 @@ def write_patch_report(run: Path) -> Path:
 
 def _claim(run: Path, identity: Mapping[str, Any], pairs: Pairs) -> None:
     """Make the directory this run's own, pairs included, unless it holds something else."""
-    claim_run(run, IDENTITY, identity)
+    check_run(run, IDENTITY, identity)
+    begin_run(run, IDENTITY, with_threads(identity))
     path = run / "pairs.jsonl"
     if not path.is_file():
         write_jsonl(path, [pair.row() for pair in pairs])
@@ -174,32 +181,63 @@ def _claim(run: Path, identity: Mapping[str, Any], pairs: Pairs) -> None:
         raise UserError(f"{run} was made with other pairs: choose another --out")
 
 
+def _facts(identity: Mapping[str, Any], pairs: Pairs) -> dict[str, str]:
+    """What a file of effects says of the run that it belongs to."""
+    rows = [pair.row() for pair in pairs]
+    return {
+        "model": identity["fingerprint"],
+        "pairs": pairs.name,
+        "run": digest_of({"identity": identity, "pairs": rows}),
+    }
+
+
 def _effects(
-    model: Any, encoded: EncodedPairs, settings: PatchSettings, run: Path, progress: bool
+    model: Any,
+    encoded: EncodedPairs,
+    settings: PatchSettings,
+    run: Path,
+    facts: Mapping[str, str],
+    progress: bool,
 ) -> PatchingResult:
-    """The effects on all prompts, slice by slice; finished slices are taken from their files."""
+    """The effects on all prompts: from their file, or put together from shards."""
     whole = run / "effects.safetensors"
     if whole.is_file():
-        logger.info("effects: taken from %s", whole)
-        return PatchingResult.load(whole)
-    size = SLICE if settings.sliced else len(encoded)
-    slices = [
-        list(range(begin, min(begin + size, len(encoded))))
-        for begin in range(0, len(encoded), size)
-    ]
-    options = _options(settings)
-    if len(slices) == 1:
-        return patch_pairs(model, encoded, progress=progress, **options)
-    (run / "parts").mkdir(exist_ok=True)
-    parts = []
-    for number, prompts in enumerate(tqdm(slices, desc="prompts", disable=not progress)):
-        path = run / "parts" / f"{number:04d}.safetensors"
-        if path.is_file():
-            parts.append(PatchingResult.load(path))
-            continue
-        parts.append(patch_pairs(model, encoded.take(prompts), progress=False, **options))
-        parts[-1].save(path)
-    return PatchingResult.concatenate(parts)
+        try:
+            found = PatchingResult.load(whole)
+            if found.metadata.get("run") != facts["run"]:
+                raise UserError(f"{whole} holds the effects of another run")
+            logger.info("effects: taken from %s", whole)
+            return found
+        except UserError as error:
+            logger.warning("%s: the effects are made again", error)
+    size = settings.shard if settings.sliced else len(encoded)
+    parts = cut(range(len(encoded)), size)
+    store = ShardStore(run / SHARDS, {"run": facts["run"]}, len(parts))
+    with using_threads(threads_of(run, IDENTITY)):
+        shards = make_shards(
+            store, InProcess(model), patch_shard,
+            lambda number: PatchJob(encoded.take(parts[number]), settings),
+            description="prompts", progress=progress,
+        )  # fmt: skip
+    results = [PatchingResult.from_parts(shard.tensors, shard.kept) for shard in shards]
+    result = PatchingResult.concatenate(results)
+    result = replace(result, metadata={**result.metadata, **facts})
+    result.save(whole)
+    return result
+
+
+@dataclass(frozen=True)
+class PatchJob:
+    """What one shard needs, beside the model."""
+
+    encoded: EncodedPairs
+    settings: PatchSettings
+
+
+def patch_shard(model: Any, job: PatchJob) -> Shard:
+    """The effects of all units on some prompts."""
+    result = patch_pairs(model, job.encoded, progress=False, **_options(job.settings))
+    return Shard(*result.parts())
 
 
 def _options(settings: PatchSettings) -> dict[str, Any]:

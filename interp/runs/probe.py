@@ -31,6 +31,7 @@ from interp.report.probes import (
 from interp.report.tables import where
 from interp.runs.choice import check_choice
 from interp.runs.known import split_known
+from interp.runs.lock import one_process
 from interp.runs.manifest import read_manifest, write_manifest
 from interp.runs.store import read_json, write_atomically, write_json, write_table
 from interp.untrusted import check_shape, read_table
@@ -82,6 +83,7 @@ class ProbeSettings:
         check_choice("check", self.check, KnowledgeCheck)
 
 
+@one_process
 def probe_run(
     model: Any, settings: ProbeSettings, run: Path, *, progress: bool = True
 ) -> tuple[ControlReport, DetectionScore | None]:

@@ -1,14 +1,9 @@
-"""Files of a run directory: written whole or not at all.
-
-Everything goes to a temporary file beside its target, is flushed to the disk, and is moved into
-place, so that no reader ever sees half a file, and an interrupted run leaves only whole ones.
-"""
+"""Files of a run directory: written whole or not at all (`interp.files`)."""
 
 import csv
 import hashlib
 import io
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +11,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from interp.errors import UserError
+from interp.files import write_whole
 from interp.untrusted import read_json_object
 
 # The wide forms count too: some spreadsheets read them as the narrow ones.
@@ -25,19 +20,7 @@ _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "�
 
 def write_atomically(target: Path, text: str) -> Path:
     """Write text; a reader sees the old file or the new one. Raises UserError if it cannot."""
-    beside = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        beside.unlink(missing_ok=True)  # "x" refuses what stands there, a link to elsewhere too
-        with beside.open("x", encoding="utf-8", errors="replace", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, target)
-    except OSError as error:
-        raise UserError(f"{target}: cannot be written ({error.strerror or error})") from error
-    finally:
-        beside.unlink(missing_ok=True)
-    return target
+    return write_whole(target, text.encode("utf-8", errors="replace"))
 
 
 def write_json(target: Path, content: Mapping[str, Any]) -> Path:

@@ -10,7 +10,12 @@ from interp.untrusted.gguf_header import check_gguf
 from interp.untrusted.places import check_links, plain_name
 from interp.untrusted.shape import Maybe, check_shape
 from interp.untrusted.tables import read_table
-from interp.untrusted.tensors import check_tensors, read_tensor_file, tensor_shapes
+from interp.untrusted.tensors import (
+    check_tensors,
+    parse_tensors,
+    read_tensor_file,
+    tensor_shapes,
+)
 from interp.untrusted.text import (
     PlainLoader,
     one_line,
@@ -33,6 +38,7 @@ __all__ = [
     "from_mapping",
     "one_line",
     "parse_json",
+    "parse_tensors",
     "parse_yaml",
     "plain_name",
     "read_json_lines",

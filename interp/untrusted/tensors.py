@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load
 from torch import Tensor
 
 from interp.errors import UserError
@@ -25,6 +26,14 @@ def read_tensor_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(str(path), framework="pt") as file:
             metadata = dict(file.metadata() or {})
             return {name: file.get_tensor(name) for name in list(file.keys())}, metadata
+    except _FOREIGN as error:
+        raise UserError(one_line(error)) from error
+
+
+def parse_tensors(content: bytes) -> dict[str, Tensor]:
+    """The tensors of a file's content. Raises UserError as `read_tensor_file` does."""
+    try:
+        return load(content)
     except _FOREIGN as error:
         raise UserError(one_line(error)) from error
 

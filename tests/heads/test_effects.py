@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from interp.errors import UserError
 from interp.heads import HeadEffects, HeadSet, agreement, load_effects, save_effects
+from interp.tensor_file import write_tensor_file
 
 COLUMNS = [
     *("site", "layer", "head", "effect", "ci_low", "ci_high", "p_value", "q_value"),
@@ -92,6 +93,9 @@ def test_a_file_of_something_else_is_told(tmp_path: Path) -> None:
     }
     tensors = {"output.values": torch.zeros(2, 1, 1), "output.probability": torch.zeros(2, 1, 1)}
     save_file(tensors, str(path), metadata=metadata)
+    with pytest.raises(UserError, match="it has no checksum"):
+        load_effects(path)
+    write_tensor_file(path, tensors, metadata)
     with pytest.raises(UserError, match="differ in length"):
         load_effects(path)
 

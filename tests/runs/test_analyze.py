@@ -11,6 +11,7 @@ import pytest
 import torch
 from rich.console import Console
 
+import interp.runs.analyze as analyze_module
 from interp.cli.moelora import AnalyzeOptions, moelora, parse
 from interp.errors import UserError
 from interp.experts import RoutingRecords, Specialization
@@ -20,7 +21,9 @@ from interp.runs.analyze import AnalyzeSettings, analyze_adapter
 from interp.runs.store import read_json
 
 OLD_NAMES = "ignore:`(is_)?gradient_checkpointing(_enable)?` is deprecated:FutureWarning"
-pytestmark = pytest.mark.filterwarnings(OLD_NAMES)
+pytestmark = pytest.mark.filterwarnings(
+    OLD_NAMES, "ignore::ResourceWarning", "ignore::FutureWarning:ray"
+)
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +112,59 @@ def test_a_run_is_taken_up_and_kept_apart(place: Path, tmp_path: Path) -> None:
     assert (run / "report.html").is_file()
     with pytest.raises(UserError, match="another run \\(draws was 39, now 49\\)"):
         analyze_adapter(place / "run", quick(place, effects=0, draws=49), run, progress=False)
+
+
+def test_parts_are_taken_up_and_give_the_same_bytes(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = quick(place, effects=0)
+    hashes = {}
+    for name, tokens in (("whole", False), ("tokens", True)):
+        analyze_adapter(place / "run", quick(place, effects=0, tokens=tokens), tmp_path / name,
+                        progress=False)  # fmt: skip
+        hashes[name] = routed(tmp_path / name)
+    assert hashes["tokens"] == hashes["whole"]  # written in one go, with a file beside it
+    real, made = analyze_module.routing_shard, []
+
+    def stops(model: Any, job: Any) -> Any:
+        made.append(job.number)
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        return real(model, job)
+
+    monkeypatch.setattr(analyze_module, "routing_shard", stops)
+    with pytest.raises(KeyboardInterrupt):
+        analyze_adapter(place / "run", settings, tmp_path / "run", progress=False)
+    analyze_adapter(place / "run", settings, tmp_path / "run", progress=False)
+    assert made == [0, 1, 2, 2, 3]
+    assert routed(tmp_path / "run") == hashes["whole"]
+    assert not (tmp_path / "run" / "shards").exists()
+    counts = tmp_path / "run" / "routing.safetensors"
+    counts.write_bytes(counts.read_bytes()[:-1])
+    analyze_adapter(place / "run", settings, tmp_path / "run", progress=False)
+    assert routed(tmp_path / "run") == hashes["whole"]
+
+
+def routed(run: Path) -> list[bytes]:
+    return [(run / name).read_bytes() for name in ("routing.safetensors", "similarity.csv")]
+
+
+def test_ray_workers_count_the_same(place: Path, tmp_path: Path) -> None:
+    settings = quick(place, effects=0)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        analyze_adapter(place / "run", settings, tmp_path / "here", progress=False)
+        analyze_adapter(
+            place / "run", settings, tmp_path / "ray", engine="ray", workers=2, progress=False
+        )
+    finally:
+        torch.set_num_threads(before)
+    assert routed(tmp_path / "ray") == routed(tmp_path / "here")
+    with pytest.raises(UserError, match="leave --tokens or --engine out"):
+        analyze_adapter(
+            place / "run", quick(place, tokens=True), tmp_path / "no", engine="ray", progress=False
+        )
 
 
 def test_refusals(place: Path, tmp_path: Path) -> None:

@@ -72,6 +72,7 @@ def test_the_gate_of_a_run_is_trained_on_its_search_part_once(
 
         def save(self, folder: Path) -> None:
             folder.mkdir()
+            (folder / "detector.json").write_text("{}")
 
         @classmethod
         def load(cls, folder: Path, *, model: Any) -> "Stub":

@@ -105,11 +105,12 @@ def test_every_kind_of_run_leaves_the_same_files(
 
 
 def test_slices_are_the_same_as_the_whole(
-    planted: HookedModel, pairs_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    planted: HookedModel, pairs_file: Path, tmp_path: Path
 ) -> None:
     whole = patch_run(planted, settings_of(pairs_file), tmp_path / "whole", progress=False)
-    monkeypatch.setattr(patch_module, "SLICE", 5)
-    sliced = patch_run(planted, settings_of(pairs_file), tmp_path / "sliced", progress=False)
+    sliced = patch_run(
+        planted, settings_of(pairs_file, shard=5), tmp_path / "sliced", progress=False
+    )
     torch.testing.assert_close(sliced.values, whole.values, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(sliced.clean, whole.clean, atol=1e-5, rtol=1e-5)
     assert sliced.groups == whole.groups
@@ -118,7 +119,7 @@ def test_slices_are_the_same_as_the_whole(
 def test_an_interrupted_run_takes_up_what_is_there(
     planted: HookedModel, pairs_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(patch_module, "SLICE", 5)
+    settings = settings_of(pairs_file, shard=5)
     real, calls = patch_module.patch_pairs, []
 
     def stops(model: Any, encoded: Any, **options: Any) -> PatchingResult:
@@ -130,12 +131,12 @@ def test_an_interrupted_run_takes_up_what_is_there(
     run = tmp_path / "run"
     monkeypatch.setattr(patch_module, "patch_pairs", stops)
     with pytest.raises(KeyboardInterrupt):
-        patch_run(planted, settings_of(pairs_file), run, progress=False)
-    assert len(list((run / "parts").iterdir())) == 1
-    result = patch_run(planted, settings_of(pairs_file), run, progress=False)
+        patch_run(planted, settings, run, progress=False)
+    assert len(list((run / "shards" / "patch").iterdir())) == 1
+    result = patch_run(planted, settings, run, progress=False)
     assert calls == [5, 5, 5, 2]  # the first five were not made again
     assert len(result) == 12
-    again = patch_run(planted, settings_of(pairs_file), run, progress=False)
+    again = patch_run(planted, settings, run, progress=False)
     assert calls == [5, 5, 5, 2]
     assert torch.equal(again.values, result.values)
     assert {path.name for path in run.iterdir()} == FILES

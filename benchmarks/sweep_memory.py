@@ -1,0 +1,72 @@
+"""Peak memory of a search over so many prompts, shard by shard: prints one line of JSON."""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from measuring import timed
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import interp.models
+from interp.heads.locate import as_encoded
+from interp.patching.budget import CPU_BUDGET
+from interp.patching.chunks import GRADIENT_BUDGETS
+from interp.premises import Premises
+from interp.runs.locate import LocateJob, locate_shard
+from interp.runs.shards import InProcess, ShardStore, cut, make_shards, put_together
+from tests.conftest import make_word_tokenizer, planted_relation
+
+
+def hf_model_of(tokenizer: Any) -> Any:
+    """Random weights: 8 layers of 512, 8 heads."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=512, intermediate_size=1408, num_hidden_layers=8,
+        num_attention_heads=8, num_key_value_heads=8, max_position_embeddings=128,
+        bos_token_id=None, eos_token_id=0, pad_token_id=0,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--prompts", type=int, default=16)
+    options = parser.parse_args()
+    relation = planted_relation()
+    tokenizer = make_word_tokenizer(relation)
+    model = interp.models.from_hf(hf_model_of(tokenizer), tokenizer)
+    premises = Premises(relation, relation.facts, relation.template_names)
+    some = as_encoded(model, premises)
+    encoded = some.take([index % len(some) for index in range(options.prompts)])
+    parts = cut(range(len(encoded)))
+
+    def sweep(folder: Path) -> dict[str, torch.Tensor]:
+        store = ShardStore(folder, {"prompts": len(encoded)}, len(parts))
+        shards = make_shards(
+            store, InProcess(model), locate_shard,
+            lambda number: LocateJob(encoded.take(parts[number]), "attribution", "output", 0),
+            progress=False,
+        )  # fmt: skip
+        return put_together(shards, parts)
+
+    locate_shard(model, LocateJob(encoded.take(parts[0]), "attribution", "output", 0))  # warm
+    with tempfile.TemporaryDirectory() as folder:
+        measured = timed(lambda: sweep(Path(folder)))
+    result = {
+        "model": "random weights, 8 layers of 512, 8 heads",
+        "method": "attribution",
+        "prompts": len(encoded),
+        "tokens": encoded.batch("false").width,
+        "seconds": measured.seconds,
+        "mib": measured.mib,
+        "budget_mib": GRADIENT_BUDGETS * CPU_BUDGET / 2**20,
+        "result_mib": sum(one.nbytes for one in measured.value.values()) / 2**20,
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""Files written whole or not at all, whatever happens: a kill, a full disk, a power cut.
+
+The content goes to a temporary file beside its target, is flushed to the disk, and is moved into
+place; then the directory is flushed too, so that the new name itself is not lost. A reader sees
+the old file or the new one, and nothing else.
+"""
+
+import os
+import re
+from contextlib import suppress
+from pathlib import Path
+
+from interp.errors import UserError
+
+LEFTOVER = re.compile(r"\..+\.\d+\.part")
+"""The names of temporary files; a killed process leaves them behind."""
+
+
+def write_whole(target: Path, content: bytes) -> Path:
+    """Write a file. Raises UserError if that cannot be done; the old file is then still there."""
+    beside = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        beside.unlink(missing_ok=True)  # a link to elsewhere would be written through
+        _write_flushed(beside, content)
+        os.replace(beside, target)
+        flush_folder(target.parent)
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written ({error.strerror or error})") from error
+    finally:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+    return target
+
+
+def _write_flushed(path: Path, content: bytes) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    try:
+        left = memoryview(content)
+        while left:
+            left = left[os.write(handle, left) :]
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def flush_folder(folder: Path) -> None:
+    """Flush a directory's names to the disk, where the system can do that."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files that killed processes left in a directory."""
+    for path in folder.iterdir():
+        if LEFTOVER.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)

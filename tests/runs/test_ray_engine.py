@@ -1,0 +1,183 @@
+"""Two Ray workers give the bytes of one process, also when one of them is killed half-way."""
+
+import hashlib
+import os
+import shutil
+import signal
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from interp.cli import main
+from interp.errors import UserError
+from interp.models import HookedModel, load_model
+from interp.runs.engines import check_engine, opened_engine
+from interp.runs.evaluate import EvaluateSettings, evaluate_run
+from interp.runs.locate import LocateSettings, load_run, locate_run
+from interp.runs.ray_engine import RayEngine, room
+from interp.runs.shards import Shard
+from tests.conftest import make_planted_hf_model
+from tests.runs.killing import write_premises
+
+# What Ray itself leaves open or is going to change.
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning")
+
+SETTINGS = EvaluateSettings(heads=1.0, random_sets=20, counts=(1,), answers="none")
+
+
+@pytest.fixture(scope="module")
+def folder(word_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The planted model and its facts as files."""
+    folder = tmp_path_factory.mktemp("ray")
+    make_planted_hf_model(word_tokenizer).save_pretrained(folder / "model")
+    word_tokenizer.save_pretrained(folder / "model")
+    write_premises(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> HookedModel:
+    return load_model(folder / "model", device="cpu")
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Two workers of one thread each, whatever the machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class Killing:
+    """The Ray engine, which kills one of its workers when two shards are there."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner, self.made, self.killed = inner, 0, 0
+
+    def run(self, work: Any, jobs: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Shard]]:
+        for number, shard in self.inner.run(work, jobs):
+            self.made += 1
+            if self.made == 2:
+                self.killed = self.inner.processes()[0]
+                os.kill(self.killed, signal.SIGKILL)
+            yield number, shard
+
+
+def made(model: Any, folder: Path, run: Path, engine: Any) -> dict[str, str]:
+    """A search and its evaluation; the hashes of their files."""
+    settings = LocateSettings(premises=str(folder / "planted.csv"), method="activation", shard=2)
+    locate_run(model, settings, run, engine=engine, progress=False)
+    _, split, effects = load_run(run)
+    evaluate_run(model, split, effects, SETTINGS, run, engine=engine, progress=False)
+    names = ["effects.safetensors", "heads.csv", "settings.csv", "null.csv", "evaluation.json"]
+    return {name: hashlib.sha256((run / name).read_bytes()).hexdigest() for name in names}
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_two_workers_and_one_killed_give_the_bytes_of_one_process(
+    model: HookedModel, folder: Path, tmp_path: Path
+) -> None:
+    here = made(model, folder, tmp_path / "here", None)
+    with opened_engine("ray", model, workers=2) as engine:
+        assert isinstance(engine, RayEngine)
+        assert made(model, folder, tmp_path / "ray", engine) == here
+        before = engine.processes()
+        assert len(set(before)) == 2
+        assert os.getpid() not in before
+        killing = Killing(engine)
+        assert made(model, folder, tmp_path / "killed", killing) == here
+        assert killing.killed in before
+        after = engine.processes()
+        assert killing.killed not in after
+        assert len(set(after)) == 2
+    with pytest.raises(ProcessLookupError):  # and they end with the context
+        os.kill(after[0], 0)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_worker_with_another_model_is_refused(
+    model: HookedModel, folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(folder / "model", tmp_path / "model")
+    changing = load_model(tmp_path / "model", device="cpu")
+    hf_model = make_planted_hf_model(model.tokenizer, copying=0.0)
+    hf_model.save_pretrained(tmp_path / "model")
+    settings = LocateSettings(premises=str(folder / "planted.csv"))
+    with (
+        opened_engine("ray", changing, workers=1) as engine,
+        pytest.raises(UserError, match="a worker found another model") as caught,
+    ):
+        locate_run(changing, settings, tmp_path / "run", engine=engine, progress=False)
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "run").rglob("*.safetensors"))
+
+
+def test_a_command_takes_the_engine(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["locate", "--premises", str(folder / "planted.csv"), "--model", str(folder / "model")]
+    for name, more in (("here", []), ("ray", ["--engine", "ray", "--workers", "1"])):
+        main([*words, "--out", str(tmp_path / name), *more])
+    capsys.readouterr()
+    for name in ("effects.safetensors", "heads.csv"):
+        assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "ray" / name).read_bytes()
+
+
+def test_without_ray_the_extra_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def missing(name: str) -> Any:
+        raise ImportError(name)
+
+    monkeypatch.setattr("interp.runs.ray_engine.importlib.import_module", missing)
+    with pytest.raises(SystemExit) as stop:
+        main(["locate", "--engine", "ray", "--out", str(tmp_path / "run")])
+    assert stop.value.code == 2
+    assert (
+        capsys.readouterr().err == "error: --engine ray needs Ray: pip install 'faithlens[ray]'\n"
+    )
+    check_engine("local")
+    with pytest.raises(UserError, match="unknown engine 'dask'; known: local, ray"):
+        check_engine("dask")
+
+
+def test_a_cluster_that_is_not_there_is_told(model: HookedModel) -> None:
+    with (
+        opened_engine("ray", model, address="127.0.0.1:1") as engine,
+        pytest.raises(UserError, match=r"no Ray cluster at 127\.0\.0\.1:1") as caught,
+    ):
+        list(engine.run(print, [(0, None)]))  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="workers is 0"), opened_engine("ray", model, workers=0):
+        pass
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_running_cluster_is_used_and_left_running(model: HookedModel) -> None:
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False}
+    )
+    try:
+        for _ in range(2):  # it is still there after the first
+            with opened_engine("ray", model, address=cluster.address) as engine:
+                assert isinstance(engine, RayEngine)
+                assert len(set(engine.processes())) == 2
+    finally:
+        cluster.shutdown()
+
+
+def test_workers_fill_a_cluster() -> None:
+    assert room({"CPU": 8.0}, 2, 0) == 4
+    assert room({"CPU": 8.0, "GPU": 2.0}, 2, 1) == 2
+    assert room({"CPU": 1.0}, 2, 0) == 1
+
+
+def test_nothing_is_reported_to_anyone(model: HookedModel) -> None:
+    with opened_engine("ray", model, workers=1):
+        assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"

@@ -1,0 +1,136 @@
+"""Shards: whole, checked, of one sweep only; and what is put together from them."""
+
+import logging
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from interp.errors import UserError
+from interp.patching.batch import TokenBatch
+from interp.runs.shards import (
+    InProcess,
+    Shard,
+    ShardStore,
+    cut,
+    digest_of,
+    digest_of_tokens,
+    make_shards,
+    put_together,
+    remove_shards,
+)
+
+IDENTITY = {"model": "ab", "seed": 1}
+
+
+def square(model: int, job: list[int]) -> Shard:
+    """The work of these tests: squares, times the model."""
+    return Shard({"values": model * torch.tensor(job, dtype=torch.float32) ** 2}, {"n": len(job)})
+
+
+class Counted:
+    """The engine in this process, in reverse, which notes what it was asked for."""
+
+    def __init__(self, model: int) -> None:
+        self.inner, self.asked = InProcess(model), []  # type: ignore[var-annotated]
+
+    def run(self, work: Any, jobs: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Shard]]:
+        some = list(jobs)
+        self.asked += [number for number, _ in some]
+        return self.inner.run(work, reversed(some))
+
+
+def make(store: ShardStore, parts: list[list[int]]) -> tuple[list[Shard], list[int]]:
+    engine = Counted(3)
+    shards = make_shards(store, engine, square, lambda number: parts[number], progress=False)
+    return shards, engine.asked
+
+
+def test_prompts_are_cut_in_order() -> None:
+    assert cut([4, 1, 3, 0, 2], 2) == [[4, 1], [3, 0], [2]]
+    assert cut([], 2) == []
+
+
+def test_shards_are_put_where_their_prompts_stand(tmp_path: Path) -> None:
+    parts = cut([4, 1, 3, 0, 2], 2)
+    store = ShardStore(tmp_path / "a" / "b", IDENTITY, len(parts))
+    shards, asked = make(store, parts)
+    assert asked == [0, 1, 2]
+    whole = put_together(shards, parts)
+    assert whole["values"].tolist() == [0, 3, 12, 27, 48]
+    assert [shard.kept["n"] for shard in shards] == [2, 2, 1]
+    again, asked = make(store, parts)
+    assert asked == []
+    assert torch.equal(put_together(again, parts)["values"], whole["values"])
+    remove_shards(store.folder)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("harm", ["cut", "altered", "empty", "foreign", "other number", "text"])
+def test_a_shard_that_cannot_be_relied_on_is_made_again(
+    harm: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    parts = cut(range(6), 2)
+    store = ShardStore(tmp_path / "shards", IDENTITY, 3)
+    make(store, parts)
+    path, content = store.path(1), store.path(1).read_bytes()
+    good = content
+    if harm == "foreign":
+        other = ShardStore(tmp_path / "other", IDENTITY | {"seed": 2}, 3)
+        make(other, parts)
+        content = other.path(1).read_bytes()
+    elif harm == "other number":
+        content = store.path(2).read_bytes()
+    else:
+        middle = len(content) - 3
+        content = {
+            "cut": content[:middle],
+            "altered": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
+            "empty": b"",
+            "text": b"site,layer,head\n" * 40,
+        }[harm]
+    path.write_bytes(content)
+    with caplog.at_level(logging.WARNING):
+        shards, asked = make(store, parts)
+    assert asked == [1]
+    assert "is not used" in caplog.text
+    assert str(path) in caplog.text
+    assert put_together(shards, parts)["values"].tolist() == [0, 3, 12, 27, 48, 75]
+    assert path.read_bytes() == good
+
+
+def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
+    store = ShardStore(tmp_path, IDENTITY, 1)
+    (tmp_path / f".{store.path(0).name}.77.part").write_bytes(b"half")
+    make(store, [[1]])
+    assert [path.name for path in tmp_path.iterdir()] == [store.path(0).name]
+
+
+def test_nothing_finished_is_lost_where_one_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = cut(range(6), 2)
+    store = ShardStore(tmp_path, IDENTITY, 3)
+    real = ShardStore.write
+
+    def full(self: ShardStore, number: int, shard: Shard) -> None:
+        if number == 0:
+            raise UserError("No space left on device")
+        real(self, number, shard)
+
+    monkeypatch.setattr(ShardStore, "write", full)
+    with pytest.raises(UserError, match="No space left"):
+        make(store, parts)
+    monkeypatch.undo()
+    assert make(store, parts)[1] == [0]
+
+
+def test_digests_depend_on_content_alone() -> None:
+    assert digest_of({"a": 1, "b": [2, None]}) == digest_of({"b": (2, None), "a": 1})
+    assert digest_of({"a": 1}) != digest_of({"a": "1"})
+    one = TokenBatch.from_lists([[1, 2, 3], [4]])
+    assert digest_of_tokens(one) == digest_of_tokens(TokenBatch.from_lists([[1, 2, 3], [4]], pad=9))
+    assert digest_of_tokens(one) != digest_of_tokens(TokenBatch.from_lists([[1, 2, 3], [0, 4]]))
+    assert ShardStore(Path(), IDENTITY, 2).digest != ShardStore(Path(), IDENTITY, 3).digest
