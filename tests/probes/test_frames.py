@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from interp.premises import list_relations, load_premises
+from interp.premises.questions import QuestionKind
 from probes.frames import FRAMES, framed
 from probes.material import Folds
 from probes.pairing import balanced_questions
@@ -34,7 +35,11 @@ def test_a_statement_begins_with_a_capital() -> None:
 def test_spans_hold_subject_and_object(name: str) -> None:
     premises = framed(load_premises(name, limit=8))
     for question in premises.questions():
-        for kind, wanted in (("false", question.false_object), ("twin", question.true_object)):
+        pairs: tuple[tuple[QuestionKind, str], ...] = (
+            ("false", question.false_object),
+            ("twin", question.true_object),
+        )
+        for kind, wanted in pairs:
             filled = premises.fill(question, kind)
             assert filled.text[slice(*filled.subject)] == question.subject
             assert filled.text[slice(*filled.object)] == wanted
