@@ -95,7 +95,7 @@ lock: ## resolve requirements.lock anew
 	$(call resolve,requirements.lock,$(LOCKED_EXTRAS),echo torch==2.13.0)
 
 lock-hooked-transformer: ## resolve requirements-hooked-transformer.lock anew, all else as in requirements.lock
-	$(call resolve,$(HT_LOCK),dev,echo "transformer-lens==3.9.*"; grep -v ^transformer-lens= requirements.lock)
+	$(call resolve,$(HT_LOCK),dev ray,echo "transformer-lens==3.9.*"; grep -v ^transformer-lens= requirements.lock)
 
 clean: ## remove .venv and everything else that was made, except runs
 	rm -rf $(VENV) $(HT_VENV) .venv-lock build dist site .pytest_cache .ruff_cache .hypothesis requirements*.lock.new
