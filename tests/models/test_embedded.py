@@ -29,6 +29,7 @@ def small_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wheel = next(tmp_path.glob("*.whl"))
     monkeypatch.setattr(embedded, "WHEEL_SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest())
     monkeypatch.setattr(embedded, "GGUF_SHA256", hashlib.sha256(CONTENT).hexdigest())
+    monkeypatch.setattr(embedded, "GGUF_BYTES", len(CONTENT))
     wheel.unlink()
 
 
