@@ -148,7 +148,7 @@ def _effects(
     model: Any, split: Split, settings: LocateSettings, run: Path, engine: Engine, progress: bool
 ) -> dict[Site, HeadEffects]:
     """The effects at all sites: from their file, or put together from shards."""
-    path, digest = run / EFFECTS, _digest(settings, fingerprint(model), split)
+    path, digest = run / EFFECTS, effects_digest(settings, fingerprint(model), split)
     try:
         found = _effects_of(path, digest)
     except UserError as error:
@@ -197,7 +197,7 @@ def locate_shard(model: Any, job: LocateJob) -> Shard:
     )
 
 
-def _digest(settings: LocateSettings, model: str, split: Split) -> str:
+def effects_digest(settings: LocateSettings, model: str, split: Split) -> str:
     """What decides every value of a run's effects."""
     return digest_of(
         {"settings": asdict(settings), "fingerprint": model, "prompts": prompts_digest(split)}
@@ -236,7 +236,7 @@ def load_run(run: Path) -> tuple[LocateSettings, Split, dict[Site, HeadEffects]]
             "run `interp locate` again into another directory"
         )
     model = str(recorded.get("model", {}).get("fingerprint"))
-    effects = _effects_of(run / EFFECTS, _digest(settings, model, split))
+    effects = _effects_of(run / EFFECTS, effects_digest(settings, model, split))
     if missing := [site for site in settings.sites if site not in effects]:
         raise UserError(f"{run / EFFECTS} has no site {missing[0]}: run `interp locate` again")
     return settings, split, {site: effects[site] for site in settings.sites}

@@ -87,7 +87,7 @@ def test_mistakes_are_one_line(
     assert "none.jsonl: cannot be read" in missing
     broken = tmp_path / "broken.jsonl"
     broken.write_text(pairs_file.read_text() + "\n{")
-    assert "line 8: is not JSON" in fails(capsys, "--pairs", str(broken), "--out", out)
+    assert "line 8: not valid JSON" in fails(capsys, "--pairs", str(broken), "--out", out)
     spans = fails(capsys, "--pairs", str(pairs_file), "--positions", "spans", "--out", out)
     assert "have no spans" in spans
     memory = fails(capsys, "--pairs", str(pairs_file), "--memory", "0", "--out", out)

@@ -117,7 +117,8 @@ def located_run(folder: Path) -> None:
     """A run of ``interp locate`` on the planted model's facts, without running the model."""
     from interp.premises import load_premises
     from interp.runs.known import known_part, premise_rows
-    from interp.runs.locate import LocateSettings
+    from interp.runs.locate import LocateSettings, effects_digest
+    from interp.runs.shards import digest_of
 
     made_up = relation_of_planted()
     beside = folder.with_name(f"{folder.name}-facts")
@@ -134,12 +135,14 @@ def located_run(folder: Path) -> None:
     write_yaml(beside / "planted.yaml", description)
     settings = LocateSettings(premises=str(beside / "planted.csv"), site="output")
     premises = load_premises(settings.premises)
-    write_json(folder / "known.json", {"subjects": list(premises.subjects), "summary": "All."})
+    known = {"subjects": list(premises.subjects), "summary": "All."}
+    write_json(folder / "known.json", {**known, "sha256": digest_of(known)})
     split = known_part(premises, folder).split(seed=0)
     write_jsonl(folder / "premises.jsonl", premise_rows(split))
     write_json(folder / "search.json", {"seed": 0, "premises": settings.premises})
     effects_of_planted = _made_up_effects(tuple(q.subject for q in split.search.questions()))
-    save_effects(folder / "effects.safetensors", [effects_of_planted])
+    digest = effects_digest(settings, "0" * 64, split)
+    save_effects(folder / "effects.safetensors", [effects_of_planted], kept={"run": digest})
     write_table(folder / "heads.csv", effects_of_planted.to_dataframe())
     content = {**make_evaluation("output"), "heads": [[0, 1]], "factor": 0.0}
     write_json(folder / "evaluation.json", content)

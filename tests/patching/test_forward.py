@@ -152,7 +152,9 @@ def test_a_model_that_gives_nan_names_the_layer(hf_factory: Any, plain_tokenizer
     with torch.no_grad():
         hf_model.model.layers[1].mlp.down_proj.weight[0, 0] = torch.nan
     model = interp.models.from_hf(hf_model, plain_tokenizer)
-    with pytest.raises(UserError, match="layer 2"):
+    with pytest.raises(
+        UserError, match=r"layer 1 is not finite, because .*mlp\.down_proj"
+    ):
         record_run(model, TokenBatch.from_lists(PROMPTS))
 
 
