@@ -111,8 +111,8 @@ def lent_cache(keys_values: tuple[tuple[Tensor, Tensor], ...]) -> Cache | None:
 def shared_prefix_attention(
     module: Any,
     query: Float[Tensor, "row head q d_head"],
-    key: Float[Tensor, "row kv_head q d_head"],
-    value: Float[Tensor, "row kv_head q d_head"],
+    key: Float[Tensor, "row kv_head own d_head"],
+    value: Float[Tensor, "row kv_head own d_head"],
     attention_mask: Tensor | None,
     *,
     scaling: float | None = None,

@@ -152,9 +152,7 @@ def test_a_model_that_gives_nan_names_the_layer(hf_factory: Any, plain_tokenizer
     with torch.no_grad():
         hf_model.model.layers[1].mlp.down_proj.weight[0, 0] = torch.nan
     model = interp.models.from_hf(hf_model, plain_tokenizer)
-    with pytest.raises(
-        UserError, match=r"layer 1 is not finite, because .*mlp\.down_proj"
-    ):
+    with pytest.raises(UserError, match="layer 1 is not finite, because its weight"):
         record_run(model, TokenBatch.from_lists(PROMPTS))
 
 
@@ -176,7 +174,10 @@ def test_what_all_prompts_begin_with() -> None:
 
 
 @torch.no_grad()
-def test_a_beginning_that_all_share_runs_once(family: HookedModel) -> None:
+def test_a_beginning_that_all_share_runs_once(
+    family: HookedModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     prompts = [[3, 5, 9, 7, 8, 30, 31], [3, 5, 9, 7, 8, 40, 12], [3, 5, 9, 1, 8, 40, 12]]
     batch = TokenBatch.from_lists(prompts)
     for start in (3, 5):  # all of the beginning is common, and three of its five columns
@@ -187,3 +188,4 @@ def test_a_beginning_that_all_share_runs_once(family: HookedModel) -> None:
             for both, one in zip(together.keys_values, alone.keys_values, strict=True):
                 torch.testing.assert_close(both[0][row], one[0][0], **CLOSE)
                 torch.testing.assert_close(both[1][row], one[1][0], **CLOSE)
+    assert "runs on the hooked model" not in caplog.text

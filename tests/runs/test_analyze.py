@@ -149,6 +149,7 @@ def routed(run: Path) -> list[bytes]:
     return [(run / name).read_bytes() for name in ("routing.safetensors", "similarity.csv")]
 
 
+@pytest.mark.bridge_only  # the refusal of a token file comes after that of effects
 def test_ray_workers_count_the_same(place: Path, tmp_path: Path) -> None:
     settings = quick(place, effects=0)
     before = torch.get_num_threads()
