@@ -33,9 +33,9 @@ Tried without gain: batches larger than the default budget (fresh memory costs m
 products save); MLPs cut into slabs of tokens; the rows' queries over a shared prefix folded into
 one product; gate and up, or query, key and value, as one product; oneDNN's products with the
 activation fused into them. Where a processor has matrix units for bfloat16 the difference of a row
-from the unedited run can be multiplied as two bfloat16 halves, three products for one in float32, with
-errors of float32's own size: the products alone run twice as fast, and splitting, subtracting and
-adding take as long again.
+from the unedited run can be multiplied as two bfloat16 halves, three products for one in float32,
+with errors of float32's own size: the products alone run twice as fast, and splitting, subtracting
+and adding take as long again.
 The projections of the patched layer as products of the head's 64 numbers would leave out two per
 cent more. A strided view in front of the unembedding sends torch to a batched product
 that is many times slower, so that it is made contiguous first.
