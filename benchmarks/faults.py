@@ -32,8 +32,9 @@ from interp.runs.engines import opened_engine
 from interp.runs.locate import EFFECTS, SHARDS, LocateSettings, load_run, locate_run
 from interp.runs.lock import holding
 from interp.runs.manifest import versions
-from interp.runs.shards import InProcess, Shard
+from interp.runs.shards import InProcess
 from interp.runs.store import write_json
+from interp.stages import Shard
 from tests.conftest import (
     make_planted_hf_model,
     make_word_tokenizer,

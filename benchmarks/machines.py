@@ -30,8 +30,9 @@ from interp.premises import Premises
 from interp.runs.locate import LocateJob, locate_shard
 from interp.runs.manifest import versions
 from interp.runs.ray_engine import RayEngine
-from interp.runs.shards import InProcess, Shard, ShardStore, cut, finish_shards
+from interp.runs.shards import InProcess, ShardStore, cut, finish_shards
 from interp.runs.store import write_json
+from interp.stages import Shard
 from tests.conftest import make_word_tokenizer, planted_relation
 
 ROOT = Path(__file__).parent.parent

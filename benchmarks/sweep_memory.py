@@ -3,6 +3,7 @@
 import argparse
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +44,14 @@ def main() -> None:
     encoded = some.take([index % len(some) for index in range(options.prompts)])
     parts = cut(range(len(encoded)))
 
-    def sweep(folder: Path) -> dict[str, torch.Tensor]:
+    def sweep(folder: Path) -> Mapping[str, torch.Tensor]:
         store = ShardStore(folder, {"prompts": len(encoded)}, len(parts))
         shards = make_shards(
             store, InProcess(model), locate_shard,
             lambda number: LocateJob(encoded.take(parts[number]), "attribution", "output", 0),
             progress=False,
         )  # fmt: skip
-        return put_together(shards, parts)
+        return put_together(shards, parts).tensors
 
     locate_shard(model, LocateJob(encoded.take(parts[0]), "attribution", "output", 0))  # warm
     with tempfile.TemporaryDirectory() as folder:

@@ -9,7 +9,7 @@ import tyro
 from rich.console import Console
 
 from interp.cli.config import settings_from, to_config
-from interp.cli.options import EngineOptions, parse_as
+from interp.cli.options import EngineOptions, WeightsOptions, parse_as
 from interp.errors import UserError
 from interp.moelora.adapters import METHOD_NAMES, Method
 from interp.moelora.compare import CompareSettings, compare_moelora
@@ -25,7 +25,7 @@ from interp.runs.store import read_json, write_yaml
 
 
 @dataclass(frozen=True)
-class TrainOptions(TrainingSettings):
+class TrainOptions(WeightsOptions, TrainingSettings):
     """Train a MoELoRA or LoRA adapter on questions and score it on held-out ones."""
 
     out: Path = Path("runs/moelora")
@@ -35,7 +35,7 @@ class TrainOptions(TrainingSettings):
 
 
 @dataclass(frozen=True)
-class CompareOptions(TrainingSettings):
+class CompareOptions(WeightsOptions, TrainingSettings):
     """LoRA, experts, and experts with the contrastive loss, at equal trainable parameters."""
 
     out: Path = Path("runs/moelora-compare")
@@ -51,7 +51,7 @@ class CompareOptions(TrainingSettings):
 
 
 @dataclass(frozen=True)
-class AnalyzeOptions(EngineOptions, AnalyzeSettings):
+class AnalyzeOptions(EngineOptions, WeightsOptions, AnalyzeSettings):
     """What the experts of an adapter are used for and what they do, against chance."""
 
     adapter: tyro.conf.Positional[Path] = Path("runs/moelora")
@@ -96,7 +96,9 @@ def train(options: TrainOptions, console: Console) -> None:
     """One adapter; see ``interp.runs.moelora``."""
     settings = settings_from(TrainingSettings, options)
     check_free(options.out)
-    run = train_moelora(settings, options.out, device=options.device)
+    run = train_moelora(
+        settings, options.out, device=options.device, allow_pickle=options.allow_pickle
+    )
     metrics = read_json(run / "metrics.json")
     name = METHOD_NAMES[metrics["method"]]
     console.print(
@@ -125,7 +127,9 @@ def compare(options: CompareOptions, console: Console) -> None:
         seeds=options.seeds,
     )
     check_free(options.out)
-    content = compare_moelora(settings, options.out, device=options.device)
+    content = compare_moelora(
+        settings, options.out, device=options.device, allow_pickle=options.allow_pickle
+    )
     console.print(rich_table(accuracy_table(content), title="accuracy on held-out questions"))
     console.print(rich_table(cost_table(content), title="size and experts"))
     for sentence in summary(content):
@@ -145,6 +149,7 @@ def analyze(options: AnalyzeOptions, console: Console) -> None:
         engine=options.engine,
         address=options.address,
         workers=options.workers,
+        allow_pickle=options.allow_pickle,
     )
     write_yaml(options.out / "config.yaml", to_config(options))
     title = "means over projections; of a null: its mean, and how many projections are significant"

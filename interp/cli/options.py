@@ -16,7 +16,15 @@ Options = TypeVar("Options")
 
 
 @dataclass(frozen=True)
-class ModelOptions:
+class WeightsOptions:
+    """How weights are read."""
+
+    allow_pickle: bool = False
+    """Read a model whose weights are pickle files only, which can run code: if you trust it."""
+
+
+@dataclass(frozen=True)
+class ModelOptions(WeightsOptions):
     """Which model, and how it runs."""
 
     model: str = "smollm2-135m"
@@ -25,8 +33,6 @@ class ModelOptions:
     """A torch device such as cpu or cuda:0; by default a GPU if there is one."""
     dtype: str = "float32"
     """float32, bfloat16 or float16."""
-    allow_pickle: bool = False
-    """Read a model whose weights are pickle files only, which can run code: if you trust it."""
     seed: int = 0
     """Draws false objects, splits, random head sets and resamples."""
 
@@ -129,7 +135,7 @@ class ProbeOptions(ModelOptions):
 
 
 @dataclass(frozen=True)
-class PatchOptions(ModelOptions):
+class PatchOptions(EngineOptions, ModelOptions):
     """Patch every unit of a component on pairs of clean and corrupted texts."""
 
     out: Path = Path("runs/patch")

@@ -4,9 +4,10 @@ from rich.console import Console
 
 from interp.cli.config import settings_from, to_config
 from interp.cli.effects_table import effects_table
-from interp.cli.loading import load
+from interp.cli.loading import engine_of, load
 from interp.cli.options import PatchOptions
 from interp.report.patch_page import patch_sentences
+from interp.runs.engines import check_engine
 from interp.runs.lock import check_free
 from interp.runs.patch import PatchSettings, load_pairs, patch_run
 from interp.runs.store import read_json, write_yaml
@@ -15,9 +16,12 @@ from interp.runs.store import read_json, write_yaml
 def patch(options: PatchOptions, console: Console) -> None:
     """Effects of every unit; see ``interp.runs.patch``."""
     settings = settings_from(PatchSettings, options)
+    check_engine(options.engine)
     check_free(options.out)
     load_pairs(settings)  # a broken file should not wait for the model
-    result = patch_run(load(options, console), settings, options.out)
+    model = load(options, console)
+    with engine_of(options, model) as engine:
+        result = patch_run(model, settings, options.out, engine=engine)
     write_yaml(options.out / "config.yaml", to_config(options))
     summary = read_json(options.out / "summary.json")
     top = result.to_dataframe().drop(columns=["p_value", "rank"])

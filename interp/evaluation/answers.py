@@ -5,23 +5,23 @@ holds one of its names as whole words.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor
 
 from interp.evaluation.answer_pair import AnswerKind, AnswerPair
-from interp.evaluation.stages import AT_ONCE, Stages
-from interp.generation import MAX_NEW_TOKENS, generate_tokens
+from interp.evaluation.jobs import AnswersJob, greedy_texts
+from interp.generation import MAX_NEW_TOKENS
 from interp.heads.significance import mean_interval
-from interp.interventions.constrain import constrain
 from interp.interventions.constraint import Constraint
 from interp.interventions.gate import Detection, spans_of
 from interp.interventions.intervention import Intervention
 from interp.premises.encode import EncodedPrompt, encode_question
 from interp.premises.mentions import names, names_any
 from interp.premises.questions import Premises, Question, QuestionKind
+from interp.stages import AT_ONCE, Stages
 
 QUESTION_KINDS: dict[AnswerKind, QuestionKind] = {"false_premise": "false", "true_premise": "twin"}
 
@@ -52,21 +52,17 @@ def ask(
     questions = premises.questions()
     filled = [premises.fill(question, QUESTION_KINDS[kind]) for question in questions]
     prompts = tuple(encode_question(model.tokenizer, one) for one in filled)
-    tokens = [list(prompt.tokens) for prompt in prompts]
-    baseline = stages.texts(
-        {"prompts": tokens, "max_new_tokens": max_new_tokens},
-        lambda: generate_tokens(
-            model, tokens, max_new_tokens=max_new_tokens, progress=progress,
-            description=f"answers, {kind}",
-        ),
-    )  # fmt: skip
+    job = AnswersJob(
+        tuple(tuple(prompt.tokens) for prompt in prompts), max_new_tokens=max_new_tokens
+    )
+    said = stages.made(greedy_texts, model, job, description=f"answers, {kind}", progress=progress)
     return AskedQuestions(
         kind=kind,
         questions=questions,
         texts=tuple(one.text for one in filled),
         spans=tuple(one.object for one in filled),
         prompts=prompts,
-        baseline=tuple(baseline),
+        baseline=tuple(said.texts),
         mask=premises.relation.mask,
     )
 
@@ -89,34 +85,19 @@ def answer_pairs(
     """
     at = [prompt.object for prompt in asked.prompts] if detections is None else spans_of(detections)
     rows = [row for row, span in enumerate(at) if span is not None]
-    tokens = [list(asked.prompts[row].tokens) for row in rows]
-    constrained = list(asked.baseline)
-    about = {
-        "prompts": tokens,
-        "at": [at[row] for row in rows],
-        "under": asdict(constraint),
-        "mean": None if mean is None else mean.tolist(),
-        "neutral": asked.mask,
-        "max_new_tokens": max_new_tokens,
-    }
-    said = stages.texts(
-        about,
-        lambda: generate_tokens(
-            model,
-            tokens,
-            max_new_tokens=max_new_tokens,
-            within=lambda chunk, batch: constrain(
-                model,
-                constraint,
-                at=[at[rows[index]] for index in chunk],
-                mean=mean,
-                neutral=asked.mask,
-            ),
-            progress=progress,
-            description=f"constrained, {asked.kind}",
-        ),
+    job = AnswersJob(
+        tuple(tuple(asked.prompts[row].tokens) for row in rows),
+        Intervention.of(constraint),
+        tuple(span for span in at if span is not None),
+        mean,
+        asked.mask,
+        max_new_tokens,
     )
-    for row, answer in zip(rows, said, strict=True):
+    said = stages.made(
+        greedy_texts, model, job, description=f"constrained, {asked.kind}", progress=progress
+    )
+    constrained = list(asked.baseline)
+    for row, answer in zip(rows, said.texts, strict=True):
         constrained[row] = answer
     return tuple(
         _pair(asked, index, asked.baseline[index], answer)

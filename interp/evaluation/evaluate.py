@@ -29,7 +29,6 @@ from interp.evaluation.answers import (
 from interp.evaluation.detection import PremiseDetections, cloze_spans, detect_premises
 from interp.evaluation.preference import Preference, preference_under
 from interp.evaluation.side_effects import SideEffects, side_effects
-from interp.evaluation.stages import AT_ONCE, Stages
 from interp.heads.headset import Head, HeadSet, Site
 from interp.heads.locate import as_encoded
 from interp.heads.sources import mean_output
@@ -41,6 +40,7 @@ from interp.interventions.matched import random_interventions
 from interp.models import model_info
 from interp.patching.batch import Span
 from interp.premises.questions import Premises, QuestionKind
+from interp.stages import AT_ONCE, Stages
 
 RANDOM_SETS = 20
 MINIMUM_RANDOM_SETS = 20

@@ -13,21 +13,23 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from interp.evaluation.stages import AT_ONCE, PreferenceJob, Stages, preference_metrics
+from interp.evaluation.jobs import (
+    PreferenceJob,
+    WholeRunsJob,
+    preference_values,
+    whole_run_values,
+)
 from interp.heads.headset import HeadSet
 from interp.heads.significance import mean_interval
-from interp.interventions.constrain import constrain
 from interp.interventions.constraint import Constraint
 from interp.interventions.intervention import Intervention
 from interp.patching.batch import Span
-from interp.patching.forward import tail_logits
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import QuestionKind
+from interp.stages import AT_ONCE, Stages, Work
 
 Interval = list[float]
 """[value, low, high]: a mean and its 95 % interval from resampling subjects."""
@@ -83,8 +85,18 @@ def preference(
     An empty head set is the unconstrained model. ``constraint.heads`` itself is not used.
     """
     job = PreferenceJob(encoded, kind, constraint, tuple(sets), mean, budget)
-    values = stages.values(model, job, progress=progress).numpy()
-    return Preference(values[0], values[1], values[2], encoded.subjects, encoded.templates)
+    return _preference(preference_values, model, job, stages, progress)
+
+
+def _preference(
+    work: Work, model: Any, job: PreferenceJob | WholeRunsJob, stages: Stages, progress: bool
+) -> Preference:
+    done = stages.made(
+        work, model, job, description=f"{job.kind} premises", progress=progress
+    )  # fmt: skip
+    difference, p_true, p_false = done.tensors["values"].transpose(0, 1).numpy()
+    encoded = job.encoded
+    return Preference(difference, p_true, p_false, encoded.subjects, encoded.templates)
 
 
 def preference_under(
@@ -165,32 +177,5 @@ def _run(
             model, encoded, kind, setting, sets, mean=mean, budget=budget, progress=progress,
             stages=stages,
         )  # fmt: skip
-    return _whole_runs(model, encoded, kind, interventions, mean=mean, progress=progress)
-
-
-@torch.no_grad()
-def _whole_runs(
-    model: Any,
-    encoded: EncodedPremises,
-    kind: QuestionKind,
-    interventions: Sequence[Intervention],
-    *,
-    mean: Float[Tensor, "layer head d_head"] | None,
-    progress: bool,
-) -> Preference:
-    batch = encoded.batch(kind)
-    spans = [item.prompt(kind).object for item in encoded.items]
-    metrics = preference_metrics(encoded)
-    values = np.empty((len(metrics), len(encoded), len(interventions)), dtype=np.float32)
-    shown = tqdm(interventions, desc=f"{kind} premises, whole runs", disable=not progress)
-    for index, intervention in enumerate(shown):
-        found, begin = [], 0
-        for part in batch.parts():
-            here = spans[begin : begin + len(part)]
-            begin += len(part)
-            with constrain(model, intervention, at=here, mean=mean, neutral=encoded.mask):
-                found.append(tail_logits(model, part)[:, -1])
-        logits = torch.cat(found)
-        for row, metric in enumerate(metrics):
-            values[row, :, index] = metric(logits).float().cpu().numpy()
-    return Preference(values[0], values[1], values[2], encoded.subjects, encoded.templates)
+    job = WholeRunsJob(encoded, kind, tuple(interventions), mean)
+    return _preference(whole_run_values, model, job, stages, progress)

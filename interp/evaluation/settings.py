@@ -11,7 +11,6 @@ import pandas as pd
 
 from interp.errors import UserError
 from interp.evaluation.preference import preference
-from interp.evaluation.stages import AT_ONCE, Stages
 from interp.heads.effects import HeadEffects
 from interp.heads.headset import HeadSet, Site
 from interp.heads.locate import as_encoded
@@ -20,6 +19,7 @@ from interp.heads.sources import mean_output
 from interp.interventions.constraint import Constraint, Mode
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import Premises
+from interp.stages import AT_ONCE, Stages
 
 SettingMode = tuple[Mode, float]
 """A mode and its factor."""

@@ -167,8 +167,8 @@ GateEdit = Callable[[Float[Tensor, "*token expert"], int], Float[Tensor, "*token
 
 def attribute_gates(
     model: Any, answers: AnswerBatch, projections: Sequence[Projection], edit: GateEdit
-) -> dict[str, Float[Tensor, "example expert"]]:
-    """First-order change of every example's loss under an intervention on each expert alone.
+) -> tuple[Float[Tensor, " example"], dict[str, Float[Tensor, "example expert"]]]:
+    """Every example's loss, and its first-order change under an intervention on each expert alone.
 
     (edited gates − gates) · ∂loss/∂gates, summed over tokens and gates, from one backward pass. The
     gradient goes through everything above, later routers included.
@@ -200,4 +200,4 @@ def attribute_gates(
             for expert in range(one.n_experts)
         ]
         changes[one.name] = torch.stack(columns, dim=1)
-    return changes
+    return loss.detach(), changes

@@ -14,7 +14,7 @@ ranks, and only so many experts are run.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -25,14 +25,19 @@ from torch import Tensor
 
 from interp.display import Displayed, Shown
 from interp.errors import UserError
-from interp.experts.answer_runs import answer_batches
-from interp.experts.effect_runs import EffectRuns, most_promising
+from interp.experts.effect_runs import (
+    ExpertJob,
+    estimate_experts,
+    greedy_accuracy,
+    measure_experts,
+    most_promising,
+)
 from interp.interventions.projections import Projection, find_projection, projections_of
 from interp.moelora.encoding import EncodedExample, encode_example
 from interp.moelora.examples import Example
-from interp.patching.forward import device_of
 from interp.patching.result import PatchingResult
 from interp.patching.significance import MINIMUM_GROUPS, EffectStatistics
+from interp.stages import AT_ONCE, Stages
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -161,6 +166,7 @@ def expert_effects(
     greedy: bool = False,
     seed: int = 0,
     progress: bool = True,
+    stages: Stages = AT_ONCE,
 ) -> ExpertEffects:
     """The effect of an intervention on each expert alone, on every example of every task.
 
@@ -176,6 +182,7 @@ def expert_effects(
         greedy: accuracy is that of the greedy answer, scored as in training (slow; needs
             ``Example``), not whether every token of the right answer is the most likely one.
         seed: of the intervals and tests.
+        stages: where estimates and runs are done, and kept; by default here, at once.
 
     Raises:
         UserError: a model without experts, a task without examples, a name that is unknown, or
@@ -184,8 +191,8 @@ def expert_effects(
     _check(tasks, mode, method, budget, greedy)
     chosen = _chosen(projections_of(model), layers, targets)
     examples = [(task, one) for task, some in tasks.items() for one in some]
-    batches = answer_batches([_encoded(model, one) for _, one in examples], device_of(model))
-    runs = EffectRuns(model, chosen, mode, factor, together, batches, progress)
+    encoded = tuple(_encoded(model, one) for _, one in examples)
+    job = ExpertJob(encoded, chosen, mode, factor, together)
     names = tuple(task for task, _ in examples)
     common: dict[str, Any] = {
         "axes": ("prompt", "projection", "expert"),
@@ -201,20 +208,27 @@ def expert_effects(
         return PatchingResult(values=values, corrupted=base, metric=metric, method=how, **common)
 
     places = None if together else chosen
-    if method == "attribution":
-        found = result(runs.attribution(), runs.bare()[0], _LOSS, "attribution")
-        return ExpertEffects(found, projections=places)
-    estimate = None if budget is None else runs.attribution()
-    units = None if estimate is None else most_promising(estimate, names, budget or 0)
-    base, changes = runs.exact(units)
+    estimate = None
+    if method == "attribution" or budget is not None:
+        done = stages.made(
+            estimate_experts, model, job, description="gradients", progress=progress
+        ).tensors
+        estimate = result(done["changes"], done["loss"], _LOSS, "attribution")
+        if budget is None:
+            return ExpertEffects(estimate, projections=places)
+        job = replace(job, units=most_promising(estimate.values, names, budget))
+    done = stages.made(
+        measure_experts, model, job, description=f"experts, {mode}", progress=progress
+    ).tensors
+    base, changes = done["bare"].unbind(1), done["changes"].unbind(1)
     right, how = (base[1], changes[1]), "accuracy (teacher-forced)"
     if greedy:
         asked = [one for _, one in examples if isinstance(one, Example)]
-        right, how = runs.greedy(asked, units), "accuracy (greedy)"
+        right, how = greedy_accuracy(model, job, asked, progress=progress), "accuracy (greedy)"
     return ExpertEffects(
         loss=result(changes[0], base[0], _LOSS),
         accuracy=result(right[1], right[0], how),
-        estimate=None if estimate is None else result(estimate, base[0], _LOSS, "attribution"),
+        estimate=estimate,
         projections=places,
     )
 

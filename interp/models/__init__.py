@@ -13,6 +13,7 @@ from interp.models.load import (
     fingerprint,
     from_hf,
     load_model,
+    loader_of,
     model_info,
 )
 from interp.models.spec import EMBEDDED, cache_root, resolve
@@ -28,6 +29,7 @@ __all__ = [
     "fingerprint_of_model",
     "from_hf",
     "load_model",
+    "loader_of",
     "model_info",
     "render_chat",
     "resolve",

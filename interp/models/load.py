@@ -9,6 +9,7 @@ that begins every text with a BOS token.
 import logging
 import weakref
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ class ModelInfo:
         dtype: of the parameters, such as ``"float32"``.
         device: where the model is, such as ``"cpu"``.
         attn_implementation: which attention code runs; ``"eager"`` in a hooked model.
+        allow_pickle: whether pickled weights were allowed; it may be read again as it was.
         n_layers: number of blocks.
         n_heads: query heads per layer; one slice of ``hook_z`` each.
         n_kv_heads: key/value heads per layer; `n_heads` of them unless queries share them.
@@ -58,6 +60,7 @@ class ModelInfo:
     n_heads: int
     n_kv_heads: int
     d_head: int
+    allow_pickle: bool = False
 
     def __post_init__(self) -> None:
         if self.n_kv_heads < 1 or self.n_heads % self.n_kv_heads:
@@ -100,16 +103,23 @@ def load_model(
         tokenizer,
         spec=str(spec),
         fingerprint=fingerprint_of_folder(folder, cache=cache_root(cache_dir) / "fingerprints"),
+        allow_pickle=allow_pickle,
     )
 
 
 def from_hf(
-    hf_model: Any, tokenizer: Any, *, spec: str = "in-memory", fingerprint: str | None = None
+    hf_model: Any,
+    tokenizer: Any,
+    *,
+    spec: str = "in-memory",
+    fingerprint: str | None = None,
+    allow_pickle: bool = False,
 ) -> HookedModel:
     """Wrap a transformers causal language model in memory; the wrapper takes `hf_model` over.
 
     Device and dtype are those of `hf_model`; its attention becomes eager. `fingerprint` is computed
-    from its weights unless given. Raises UserError if TransformerLens cannot hook the architecture.
+    from its weights unless given. `allow_pickle` is recorded: whether pickled weights may be read
+    again from `spec`. Raises UserError if TransformerLens cannot hook the architecture.
     """
     parameter = next(hf_model.parameters())
     if not hf_model.config.architectures:  # a model made in memory does not name its own class
@@ -130,6 +140,7 @@ def from_hf(
         n_heads=model.cfg.n_heads,
         n_kv_heads=getattr(model.cfg, "n_key_value_heads", None) or model.cfg.n_heads,
         d_head=model.cfg.d_head,
+        allow_pickle=allow_pickle,
     )
     return model
 
@@ -143,6 +154,21 @@ def model_info(model: nn.Module) -> ModelInfo:
             "this model was not made by interp.load_model or interp.models.from_hf: "
             "wrap it with interp.models.from_hf(hf_model, tokenizer)"
         ) from None
+
+
+def loader_of(
+    model: nn.Module, *, device: str | None = None, dtype: str | None = None
+) -> "partial[HookedModel]":
+    """What reads a model of `load_model` anew, from the same place; it can be pickled.
+
+    `device` and `dtype` are the model's own unless given. Calling it raises what `load_model` does,
+    for a model that was made in memory too.
+    """
+    info = model_info(model)
+    return partial(
+        load_model, info.spec, device=device or info.device, dtype=dtype or info.dtype,
+        allow_pickle=info.allow_pickle,
+    )  # fmt: skip
 
 
 def fingerprint(model: nn.Module) -> str:

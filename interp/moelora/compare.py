@@ -61,7 +61,12 @@ class CompareSettings:
 
 @one_process
 def compare_moelora(
-    settings: CompareSettings, run: Path, *, device: str | None = None, progress: bool = True
+    settings: CompareSettings,
+    run: Path,
+    *,
+    device: str | None = None,
+    allow_pickle: bool = False,
+    progress: bool = True,
 ) -> dict[str, Any]:
     """Train what is not trained yet, compare, write the page; returns what comparison.json holds.
 
@@ -76,14 +81,14 @@ def compare_moelora(
     del identity["method"], identity["seed"]
     claim_run(run, IDENTITY, identity)
     write_yaml(run / "config.yaml", {**identity, "seeds": list(settings.seeds)})
-    base = _base_metrics(settings, run, device, progress)
+    base = _base_metrics(settings, run, device, allow_pickle, progress)
     finished = []
     for seed in settings.seeds:
         for method in settings.methods:
             one = replace(settings.training, method=method, seed=seed)
             folder = run / "runs" / f"{method}-seed{seed}"
             logger.info("%s, seed %d", method, seed)
-            train_moelora(one, folder, device=device, progress=progress)
+            train_moelora(one, folder, device=device, allow_pickle=allow_pickle, progress=progress)
             finished.append(read_finished(folder, method, seed))
     content = {**compare(finished), "base": base, "settings": identity}
     first = f"{settings.methods[0]}-seed{settings.seeds[0]}"
@@ -133,13 +138,15 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _base_metrics(
-    settings: CompareSettings, run: Path, device: str | None, progress: bool
+    settings: CompareSettings, run: Path, device: str | None, allow_pickle: bool, progress: bool
 ) -> dict[str, Any]:
     """The model without any adapter on the same questions, asked once."""
     path = run / "base.json"
     if not path.is_file():
         chosen = settings.training
-        base = load_pretrained(chosen.model, dtype=chosen.dtype, device=device)
+        base = load_pretrained(
+            chosen.model, dtype=chosen.dtype, device=device, allow_pickle=allow_pickle
+        )
         data = load_data(base, chosen)
         answers, metrics = metrics_of(base, base.model, data, progress=progress)
         write_jsonl(run / "base_predictions.jsonl", (one.to_row() for one in answers))

@@ -29,16 +29,21 @@ class Pretrained:
 
 
 def load_pretrained(
-    spec: str | Path, *, dtype: str = "float32", device: str | None = None
+    spec: str | Path,
+    *,
+    dtype: str = "float32",
+    device: str | None = None,
+    allow_pickle: bool = False,
 ) -> Pretrained:
     """The model that `spec` names (see `interp.models.resolve`), as transformers loads it.
 
-    Without a `device` it stays on the CPU; the Trainer moves it. Raises UserError for an unknown
-    spec or dtype, and for a directory that holds no causal language model.
+    Without a `device` it stays on the CPU; the Trainer moves it. `allow_pickle` lets weights be
+    read that are pickle files only: say so for a model whose maker you trust. Raises UserError for
+    an unknown spec or dtype, and for a directory that holds no causal language model.
     """
     if dtype not in DTYPES:
         raise UserError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
-    folder = resolve(spec)
+    folder = resolve(spec, allow_pickle=allow_pickle)
     model, tokenizer = read_folder(folder, spec=str(spec), dtype=DTYPES[dtype])
     if device is not None:
         model = model.to(device)

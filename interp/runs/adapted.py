@@ -1,24 +1,82 @@
-"""Counting routing in parts: an adapted model as a worker loads it, and the work on one part."""
+"""Work on an adapted model in parts: the model as a worker loads it, and what is made with it."""
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from interp.experts.collect import CollectSettings, collect_part
 from interp.experts.corpus import LabelledCorpus
+from interp.moelora.hooked import hooked
 from interp.moelora.load import WEIGHTS_FILE, load_adapter
 from interp.moelora.pretrained import load_pretrained
-from interp.runs.shards import Shard, digest_of
+from interp.runs.shards import Engine, digest_of
 from interp.runs.store import file_hash
+from interp.stages import Shard
 
 
 @dataclass(frozen=True)
 class AdaptedModel:
-    """A PEFT model with its tokenizer, and the digest of base and adapter."""
+    """A PEFT model, its tokenizer, and where both came from.
+
+    Attributes:
+        spec, base_fingerprint: of the base model.
+        adapter_sha256: of the adapter's weights.
+    """
 
     model: Any
     tokenizer: Any
-    fingerprint: str
+    spec: str
+    base_fingerprint: str
+    adapter_sha256: str
+
+    @property
+    def fingerprint(self) -> str:
+        """One digest of the base model and of the adapter's weights."""
+        return digest_of([self.base_fingerprint, self.adapter_sha256])
+
+    @cached_property
+    def hooked(self) -> Any:
+        """The same weights in TransformerLens. Raises UserError where that cannot be had."""
+        return hooked(self.model, self.tokenizer, spec=self.spec)
+
+
+def load_adapted(
+    spec: str,
+    adapter: Path,
+    *,
+    dtype: str = "float32",
+    device: str | None = None,
+    allow_pickle: bool = False,
+) -> AdaptedModel:
+    """The base model that ``spec`` names with the adapter saved in a directory."""
+    base = load_pretrained(spec, dtype=dtype, device=device, allow_pickle=allow_pickle)
+    model = load_adapter(base.model, adapter).eval()
+    sha256 = file_hash(adapter / WEIGHTS_FILE)
+    return AdaptedModel(model, base.tokenizer, base.spec, base.fingerprint, sha256)
+
+
+def fingerprint_of(loaded: AdaptedModel) -> str:
+    """Which model and adapter it is."""
+    return loaded.fingerprint
+
+
+@dataclass(frozen=True)
+class OnHooked:
+    """An engine for work on the hooked model, made of one whose models are adapted ones."""
+
+    engine: Engine
+
+    def run(
+        self, work: Callable[[Any, Any], Shard], jobs: Iterable[tuple[int, Any]]
+    ) -> Iterator[tuple[int, Shard]]:
+        """See ``Engine``."""
+        return self.engine.run(partial(_on_hooked, work), jobs)
+
+
+def _on_hooked(work: Callable[[Any, Any], Shard], loaded: AdaptedModel, job: Any) -> Shard:
+    return work(loaded.hooked, job)
 
 
 @dataclass(frozen=True)
@@ -28,23 +86,6 @@ class RoutingJob:
     corpus: LabelledCorpus
     settings: CollectSettings
     number: int
-
-
-def load_adapted(spec: str, adapter: Path, dtype: str, device: str | None) -> AdaptedModel:
-    """The base model that ``spec`` names with the adapter saved in a directory."""
-    base = load_pretrained(spec, dtype=dtype, device=device)
-    model = load_adapter(base.model, adapter).eval()
-    return AdaptedModel(model, base.tokenizer, both_fingerprints(base.fingerprint, adapter))
-
-
-def both_fingerprints(base: str, adapter: Path) -> str:
-    """One digest of the base model and of the adapter's weights."""
-    return digest_of([base, file_hash(adapter / WEIGHTS_FILE)])
-
-
-def fingerprint_of(loaded: AdaptedModel) -> str:
-    """The digest that the model was made with."""
-    return loaded.fingerprint
 
 
 def routing_shard(loaded: AdaptedModel, job: RoutingJob) -> Shard:

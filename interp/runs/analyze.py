@@ -2,30 +2,28 @@
 
 The directory holds ``routing.safetensors`` (counts), ``routing.csv`` (each expert's share of each
 task), ``specialization.csv`` (measures, intervals, nulls), ``similarity.csv`` (experts' outputs),
-``effects.safetensors`` and ``effects.csv`` (what switching an expert off does), ``agreement.csv``
-(routing beside effects), ``measures.json``, ``manifest.json``, ``analyze.json`` (what decides the
-outcome), ``report.html``, and ``tokens.parquet`` if it was asked for. The same call again takes up
-what is there.
+``effects.safetensors``, ``effects_accuracy.safetensors`` and ``effects.csv`` (what switching an
+expert off does), ``agreement.csv`` (routing beside effects), ``measures.json``, ``manifest.json``,
+``analyze.json`` (what decides the outcome), ``report.html``, and ``tokens.parquet`` if it was asked
+for. The same call again takes up what is there.
 """
 
 import json
 import logging
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import pandas as pd
 from scipy.stats import entropy
 
 from interp.errors import UserError
 from interp.experts.agreement import RoutingAgreement, routing_agreement
-from interp.experts.collect import ROUTERS, CollectSettings, RoutingSum, collect_routing
+from interp.experts.collect import ROUTERS
 from interp.experts.corpus import LabelledCorpus, check_enough, corpus_of
-from interp.experts.effects import ExpertEffects, expert_effects
+from interp.experts.effects import ExpertEffects
 from interp.experts.records import RoutingRecords
 from interp.experts.similarity import OutputSimilarity
 from interp.experts.specialization import (
@@ -38,9 +36,7 @@ from interp.experts.specialization import (
 from interp.models.majors import require_bridge
 from interp.moelora.examples import Example
 from interp.moelora.formats import ColumnMapping
-from interp.moelora.hooked import hooked
-from interp.moelora.load import WEIGHTS_FILE, load_adapter, read_adapter_config
-from interp.moelora.pretrained import Pretrained, load_pretrained
+from interp.moelora.load import read_adapter_config
 from interp.moelora.sources import load_split
 from interp.moelora.taskdata import draw
 from interp.report.experts_page import (
@@ -51,37 +47,19 @@ from interp.report.experts_page import (
     render_analysis,
 )
 from interp.report.page import PlacedFigure
-from interp.runs.adapted import (
-    AdaptedModel,
-    RoutingJob,
-    both_fingerprints,
-    fingerprint_of,
-    load_adapted,
-    routing_shard,
-)
-from interp.runs.engines import EngineName, ray_engine
+from interp.runs.adapted import fingerprint_of, load_adapted
+from interp.runs.engines import EngineName, engine_for
+from interp.runs.expert_passes import count_routing, switch_experts_off
 from interp.runs.identity import begin_run, check_run
 from interp.runs.lock import one_process
 from interp.runs.manifest import describe_hf_model, read_manifest, write_manifest
-from interp.runs.shards import (
-    Engine,
-    InProcess,
-    ShardStore,
-    digest_of,
-    finish_shards,
-    remove_shards,
-)
-from interp.runs.store import file_hash, read_json, write_atomically, write_json, write_table
+from interp.runs.store import read_json, write_atomically, write_json, write_table
 from interp.runs.threads import threads_of, using_threads, with_threads
-from interp.untrusted import read_table
 
 logger = logging.getLogger(__name__)
 
 Part = Literal["train", "test", "both"]
 IDENTITY = "analyze.json"
-SHARDS = Path("shards") / "routing"
-PARTS = 4
-"""The corpus is counted in so many parts, each of which is kept when it is finished."""
 LEAST_UNITS = 8
 
 
@@ -144,11 +122,12 @@ class AnalyzeSettings:
 def analyze_adapter(
     adapter: Path, settings: AnalyzeSettings, run: Path, *, device: str | None = None,
     progress: bool = True, engine: EngineName = "local", address: str | None = None,
-    workers: int | None = None,
+    workers: int | None = None, allow_pickle: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Analyze the adapter in a directory (or in a training run) and leave it all in ``run``.
 
-    ``engine``, ``address`` and ``workers`` say where routing is counted; see `interp.runs.engines`.
+    ``engine``, ``address`` and ``workers`` say where routing is counted and experts are switched
+    off; see `interp.runs.engines`. ``allow_pickle`` lets the base model's weights be pickle files.
     Returns what measures.json holds. Raises UserError for an adapter that is none, of another kind
     or for another base model, for data of one task only, for a task with too few tokens, and on
     TransformerLens 3 unless ``settings.effects`` is 0.
@@ -156,31 +135,47 @@ def analyze_adapter(
     folder = adapter / "adapter" if (adapter / "adapter").is_dir() else adapter
     model_name = settings.model or recorded_base(folder)
     examples = read_tasks(settings)
-    base = load_pretrained(model_name, dtype=settings.dtype, device=device)
-    adapted = load_adapter(base.model, folder).eval()
-    corpus = corpus_of(examples, base.tokenizer)
+    load = partial(
+        load_adapted, model_name, folder.resolve(), dtype=settings.dtype, device=device,
+        allow_pickle=allow_pickle,
+    )  # fmt: skip
+    loaded = load()
+    corpus = corpus_of(examples, loaded.tokenizer)
     check_enough(corpus, tokens=settings.least_tokens, units=LEAST_UNITS)
     identity = {
         **json.loads(json.dumps(asdict(settings))),
         "model": model_name,
-        "fingerprint": base.fingerprint,
-        "adapter_sha256": file_hash(folder / WEIGHTS_FILE),
+        "fingerprint": loaded.base_fingerprint,
+        "adapter_sha256": loaded.adapter_sha256,
     }
+    if settings.tokens and engine != "local":
+        raise UserError("tokens.parquet is written as tokens come: leave --tokens or --engine out")
     if settings.effects:
         require_bridge("measuring the effects of experts (--effects 0 leaves them out)")
     check_run(run, IDENTITY, identity)
     begin_run(run, IDENTITY, with_threads(identity))
-    loaded = AdaptedModel(adapted, base.tokenizer, both_fingerprints(base.fingerprint, folder))
+    recorded = read_json(run / IDENTITY)
+    effects = None
     with (
         using_threads(threads_of(run, IDENTITY)),
-        _engine(engine, loaded, settings, model_name, folder, device, address, workers) as engine_,
-    ):
-        records, similarity = _routing(run, loaded, corpus, settings, engine_, progress)
+        engine_for(
+            engine, loaded, load, fingerprint_of, device=device or "cpu", address=address,
+            workers=workers,
+        ) as made_by,
+    ):  # fmt: skip
+        records, similarity = count_routing(
+            run, loaded, corpus, recorded, made_by, routers=settings.routers,
+            tokens=settings.tokens, seed=settings.seed, progress=progress,
+        )  # fmt: skip
+        if settings.effects:
+            effects = switch_experts_off(
+                run, loaded, _drawn(examples, settings.effects), recorded, made_by,
+                budget=settings.effects_budget, seed=settings.seed, progress=progress,
+            )  # fmt: skip
     found = measure_specialization(
         records, draws=settings.draws, token_draws=settings.token_draws, seed=settings.seed
     )
     found.save(run)
-    effects = _effects(run, adapted, examples, base, settings, progress)
     agreement = None
     if effects is not None:
         agreement = routing_agreement(effects, found.experts, fdr=settings.fdr)
@@ -189,9 +184,11 @@ def analyze_adapter(
         **measures_of(corpus, records, found, similarity, settings),
         "effects": None if agreement is None else _of_effects(effects, agreement, settings),
     }
-    described = describe_hf_model(base.model, spec=base.spec, fingerprint=base.fingerprint)
+    described = describe_hf_model(
+        loaded.model.get_base_model(), spec=loaded.spec, fingerprint=loaded.base_fingerprint
+    )
     write_manifest(
-        run, described, prompts=None, adapter_sha256=identity["adapter_sha256"],
+        run, described, prompts=None, adapter_sha256=loaded.adapter_sha256,
         settings=asdict(settings), seed=settings.seed,
     )  # fmt: skip
     analysis = Analysis(
@@ -224,12 +221,7 @@ def read_tasks(settings: AnalyzeSettings) -> list[Example]:
         split = load_split(source, columns=columns)
         parts = {"train": split.train, "test": split.test, "both": (*split.train, *split.test)}
         found += parts[settings.part]
-    tasks = dict.fromkeys(one.task for one in found)
-    return [
-        one
-        for task in tasks
-        for one in draw([example for example in found if example.task == task], settings.limit)
-    ]
+    return [one for some in _drawn(found, settings.limit).values() for one in some]
 
 
 def measures_of(
@@ -285,106 +277,10 @@ def _of_effects(effects: Any, agreement: RoutingAgreement, settings: AnalyzeSett
     }
 
 
-def _engine(
-    name: EngineName,
-    loaded: AdaptedModel,
-    settings: AnalyzeSettings,
-    model: str,
-    folder: Path,
-    device: str | None,
-    address: str | None,
-    workers: int | None,
-) -> AbstractContextManager[Engine]:
-    """The engine that counts routing, whose workers load the same model and adapter."""
-    if name == "local":
-        return nullcontext(InProcess(loaded))
-    if settings.tokens:
-        raise UserError("tokens.parquet is written as tokens come: leave --tokens or --engine out")
-    load = partial(load_adapted, model, folder.resolve(), settings.dtype, device)
-    return ray_engine(load, fingerprint_of, loaded.fingerprint, device or "cpu", address, workers)
-
-
-def _routing(
-    run: Path,
-    loaded: AdaptedModel,
-    corpus: LabelledCorpus,
-    settings: AnalyzeSettings,
-    engine: Engine,
-    progress: bool,
-) -> tuple[RoutingRecords, OutputSimilarity]:
-    """The pass over the corpus; taken from its files if it was made before."""
-    counts, alike = run / "routing.safetensors", run / "similarity.csv"
-    if counts.is_file() and alike.is_file():
-        try:
-            records = RoutingRecords.load(counts)
-        except UserError as error:
-            logger.warning("%s: routing is counted again", error)
-        else:
-            logger.info("routing: taken from %s", counts)
-            return records, OutputSimilarity(_sampled(records), _similarities(alike))
-    collecting = CollectSettings(routers=settings.routers, parts=PARTS, seed=settings.seed)
-    if settings.tokens:
-        records, similarity = collect_routing(
-            loaded.model, corpus, loaded.tokenizer, settings=collecting,
-            token_file=run / "tokens.parquet", progress=progress,
-        )  # fmt: skip
-    else:
-        identity = {"run": read_json(run / IDENTITY), "corpus": digest_of(asdict(corpus))}
-        store = ShardStore(run / SHARDS, identity, PARTS)
-        finish_shards(
-            store, engine, routing_shard, lambda number: RoutingJob(corpus, collecting, number),
-            description="routing", progress=progress,
-        )  # fmt: skip
-        total = RoutingSum(loaded.model, corpus, loaded.tokenizer, collecting)
-        for number in range(PARTS):
-            total.add(store.finished(number).tensors)
-        records, similarity = total.result()
-    write_table(alike, similarity.table)
-    records.save(counts)
-    remove_shards(run / SHARDS)
-    return records, similarity
-
-
-def _sampled(records: RoutingRecords) -> int:
-    """How many tokens the similarities are of."""
-    sampled = records.metadata.get("sampled", "")
-    if not (sampled.isascii() and sampled.isdigit() and len(sampled) < 16):
-        raise UserError("the routing records do not say how many tokens were drawn: make it again")
-    return int(sampled)
-
-
-def _similarities(path: Path) -> pd.DataFrame:
-    return read_table(
-        path, texts=("target",), counts=("layer", "expert", "other"),
-        numbers=("cosine", "cka", "cka_chance"),
-    )  # fmt: skip
-
-
-def _effects(
-    run: Path,
-    adapted: Any,
-    examples: Sequence[Example],
-    base: Pretrained,
-    settings: AnalyzeSettings,
-    progress: bool,
-) -> ExpertEffects | None:
-    """What switching off each of the most important experts does to each task."""
-    if not settings.effects:
-        return None
-    tasks = {
-        task: draw([one for one in examples if one.task == task], settings.effects)
-        for task in dict.fromkeys(one.task for one in examples)
-    }
-    effects = expert_effects(
-        hooked(adapted, base.tokenizer, spec=base.spec),
-        tasks,
-        budget=settings.effects_budget,
-        seed=settings.seed,
-        progress=progress,
-    )
-    effects.loss.save(run / "effects.safetensors")
-    write_table(run / "effects.csv", effects.to_dataframe())
-    return effects
+def _drawn(examples: Sequence[Example], n: int | None) -> dict[str, list[Example]]:
+    """By task, its questions, at most ``n`` of them."""
+    tasks = dict.fromkeys(one.task for one in examples)
+    return {task: draw([one for one in examples if one.task == task], n) for task in tasks}
 
 
 def _effects_part(effects: ExpertEffects | None, agreement: RoutingAgreement | None) -> EffectsPart:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from interp.errors import UserError
-from interp.models import load_model, model_info
+from interp.models import loader_of, model_info
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def _largest(own: Tensor, other: Tensor) -> float:
 def _in_float32(model: Any) -> Iterator[tuple[Any, str]]:
     info = model_info(model)
     try:
-        reference = load_model(info.spec, device=info.device, dtype="float32")
+        reference = loader_of(model, dtype="float32")()
         if model_info(reference).fingerprint == info.fingerprint:
             yield reference, "float32"
             return

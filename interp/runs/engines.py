@@ -2,10 +2,9 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, Literal
 
-from interp.models import fingerprint, load_model, model_info
+from interp.models import fingerprint, loader_of, model_info
 from interp.runs.choice import check_choice
 from interp.runs.ray_engine import RayEngine, import_ray
 from interp.runs.shards import Engine, InProcess
@@ -25,25 +24,36 @@ def opened_engine(
     name: str, model: Any, *, address: str | None = None, workers: int | None = None
 ) -> Iterator[Engine]:
     """The engine for a hooked model that `load_model` made; its workers end with the context."""
-    if name == "local":
-        yield InProcess(model)
-        return
-    info = model_info(model)
-    load = partial(load_model, info.spec, device=info.device.split(":")[0], dtype=info.dtype)
-    with ray_engine(load, fingerprint, info.fingerprint, info.device, address, workers) as engine:
+    device = model_info(model).device
+    load = loader_of(model, device=device.split(":")[0])  # a worker sees one GPU, its own
+    with engine_for(
+        name, model, load, fingerprint, device=device, address=address, workers=workers
+    ) as engine:
         yield engine
 
 
-def ray_engine(
+@contextmanager
+def engine_for(
+    name: str,
+    model: Any,
     load: Callable[[], Any],
     identify: Callable[[Any], str],
-    expected: str,
-    device: str,
-    address: str | None,
-    workers: int | None,
-) -> RayEngine:
-    """A Ray engine whose workers have a GPU each if the model is on one."""
-    return RayEngine(
-        load, identify=identify, expected=expected, address=address, workers=workers,
+    *,
+    device: str = "cpu",
+    address: str | None = None,
+    workers: int | None = None,
+) -> Iterator[Engine]:
+    """An engine for a model of any kind; its workers have a GPU each if ``device`` is one.
+
+    Args:
+        load: makes the same model in another process.
+        identify: tells it from others; a function of a module.
+    """
+    if name == "local":
+        yield InProcess(model)
+        return
+    with RayEngine(
+        load, identify=identify, expected=identify(model), address=address, workers=workers,
         gpus=int(device.startswith("cuda")),
-    )  # fmt: skip
+    ) as engine:  # fmt: skip
+        yield engine

@@ -22,7 +22,6 @@ from interp.evaluation.settings import (
     compare_settings,
     setting_mode_name,
 )
-from interp.evaluation.stages import Stages
 from interp.heads.effects import HeadEffects
 from interp.heads.headset import Site
 from interp.heads.selection import count_of_fraction
@@ -39,6 +38,7 @@ from interp.runs.shards import Engine, InProcess, remove_shards
 from interp.runs.stages import StoredStages
 from interp.runs.store import write_atomically, write_json, write_jsonl, write_table
 from interp.runs.threads import threads_of, using_threads
+from interp.stages import Stages
 
 logger = logging.getLogger(__name__)
 

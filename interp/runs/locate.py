@@ -32,10 +32,8 @@ from interp.runs.known import known_part, premise_rows, prompts_digest, split_kn
 from interp.runs.lock import one_process
 from interp.runs.manifest import read_manifest, write_manifest
 from interp.runs.shards import (
-    SHARD,
     Engine,
     InProcess,
-    Shard,
     ShardStore,
     cut,
     digest_of,
@@ -45,6 +43,7 @@ from interp.runs.shards import (
 )
 from interp.runs.store import write_table
 from interp.runs.threads import threads_of, using_threads
+from interp.stages import SHARD, Shard
 from interp.tensor_file import read_tensor_file
 from interp.untrusted import check_links, from_mapping, read_json_lines
 
@@ -170,8 +169,9 @@ def _effects(
             description=f"site {site}", progress=progress,
         )  # fmt: skip
         effects[site] = HeadEffects(
-            **put_together(shards, parts), subjects=encoded.subjects, templates=encoded.templates,
-            site=site, method=settings.method, source=shards[0].kept["source"], seed=settings.seed,
+            **put_together(shards, parts).tensors,
+            subjects=encoded.subjects, templates=encoded.templates, site=site,
+            method=settings.method, source=shards[0].kept["source"], seed=settings.seed,
         )  # fmt: skip
     save_effects(path, list(effects.values()), kept={"run": digest})
     return effects
@@ -193,7 +193,8 @@ def locate_shard(model: Any, job: LocateJob) -> Shard:
         model, job.encoded, method=job.method, site=job.site, seed=job.seed, progress=False
     )
     return Shard(
-        {"values": found.values, "probability": found.probability}, {"source": found.source}
+        {"values": found.values, "probability": found.probability},
+        kept={"source": found.source},
     )
 
 

@@ -53,7 +53,12 @@ COLUMNS = (
 
 @one_process
 def train_moelora(
-    settings: TrainingSettings, run: Path, *, device: str | None = None, progress: bool = True
+    settings: TrainingSettings,
+    run: Path,
+    *,
+    device: str | None = None,
+    allow_pickle: bool = False,
+    progress: bool = True,
 ) -> Path:
     """Train the adapter of `settings` and score it on held-out questions; returns `run`.
 
@@ -63,7 +68,7 @@ def train_moelora(
     if (run / "metrics.json").is_file():
         check_run(run, IDENTITY, plain_settings(settings))
         return run
-    base = load_pretrained(settings.model, dtype=settings.dtype)
+    base = load_pretrained(settings.model, dtype=settings.dtype, allow_pickle=allow_pickle)
     data = load_data(base, settings)
     identity = {
         **plain_settings(settings),

@@ -29,9 +29,8 @@ from interp.runs.identity import begin_run, check_run
 from interp.runs.lock import one_process
 from interp.runs.manifest import read_manifest, write_manifest
 from interp.runs.shards import (
-    SHARD,
+    Engine,
     InProcess,
-    Shard,
     ShardStore,
     cut,
     digest_of,
@@ -40,6 +39,7 @@ from interp.runs.shards import (
 )
 from interp.runs.store import read_json, write_atomically, write_json, write_jsonl, write_table
 from interp.runs.threads import threads_of, using_threads, with_threads
+from interp.stages import SHARD, Shard
 from interp.tasks import EncodedPairs, Pairs, answered_right, encode_pairs, ioi_pairs, read_pairs
 from interp.tasks.ioi import Corruption, check_corruption
 from interp.tasks.patching import Metric, Where, patch_pairs, positions_of
@@ -125,9 +125,17 @@ def load_pairs(settings: PatchSettings, tokenizer: Any = None) -> Pairs:
 
 @one_process
 def patch_run(
-    model: Any, settings: PatchSettings, run: Path, *, progress: bool = True
+    model: Any,
+    settings: PatchSettings,
+    run: Path,
+    *,
+    engine: Engine | None = None,
+    progress: bool = True,
 ) -> PatchingResult:
     """Patch every unit of a component on pairs, and leave it all in ``run``.
+
+    Args:
+        engine: where the shards of effects are made; by default in this process.
 
     Raises:
         UserError: pairs that do not fit, another run in the directory, a model that answers none
@@ -145,7 +153,8 @@ def patch_run(
         pairs, encoded = pairs.take(kept), encoded.take(kept)
     identity = {**asdict(settings), "fingerprint": fingerprint(model)}
     _claim(run, identity, pairs)
-    result = _effects(model, encoded, settings, run, _facts(identity, pairs), progress)
+    facts = _facts(identity, pairs)
+    result = _effects(encoded, settings, run, facts, engine or InProcess(model), progress)
     write_table(run / "units.csv", result.to_dataframe())
     write_json(run / "summary.json", summary_of(result, settings, int(right.sum()), len(right)))
     few = _on_a_few(encoded, settings)
@@ -192,11 +201,11 @@ def _facts(identity: Mapping[str, Any], pairs: Pairs) -> dict[str, str]:
 
 
 def _effects(
-    model: Any,
     encoded: EncodedPairs,
     settings: PatchSettings,
     run: Path,
     facts: Mapping[str, str],
+    engine: Engine,
     progress: bool,
 ) -> PatchingResult:
     """The effects on all prompts: from their file, or put together from shards."""
@@ -215,7 +224,7 @@ def _effects(
     store = ShardStore(run / SHARDS, {"run": facts["run"]}, len(parts))
     with using_threads(threads_of(run, IDENTITY)):
         shards = make_shards(
-            store, InProcess(model), patch_shard,
+            store, engine, patch_shard,
             lambda number: PatchJob(encoded.take(parts[number]), settings),
             description="prompts", progress=progress,
         )  # fmt: skip
@@ -237,7 +246,8 @@ class PatchJob:
 def patch_shard(model: Any, job: PatchJob) -> Shard:
     """The effects of all units on some prompts."""
     result = patch_pairs(model, job.encoded, progress=False, **_options(job.settings))
-    return Shard(*result.parts())
+    tensors, kept = result.parts()
+    return Shard(tensors, kept=kept)
 
 
 def _options(settings: PatchSettings) -> dict[str, Any]:

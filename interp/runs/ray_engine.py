@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from interp.errors import UserError
-from interp.runs.shards import Shard
+from interp.stages import Shard
 
 IN_FLIGHT = 2
 """Shards that a worker has at a time: one to work on, one that waits."""

@@ -13,7 +13,7 @@ import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -23,21 +23,10 @@ from tqdm.auto import tqdm
 
 from interp.errors import UserError
 from interp.files import remove_leftovers
-from interp.patching.batch import TokenBatch
+from interp.stages import SHARD, Shard
 from interp.tensor_file import read_tensor_file, write_tensor_file
 
 logger = logging.getLogger(__name__)
-
-SHARD = 16
-"""Prompts of a shard."""
-
-
-@dataclass(frozen=True)
-class Shard:
-    """What was made of some prompts: tensors, and whatever else as JSON can hold it."""
-
-    tensors: Mapping[str, Tensor] = field(default_factory=dict)
-    kept: Mapping[str, Any] = field(default_factory=dict)
 
 
 @runtime_checkable
@@ -96,10 +85,11 @@ class ShardStore:
             if (texts.get("sweep"), texts.get("shard")) != (self.digest, str(number)):
                 raise UserError("it belongs to another sweep")
             # The checksum says that it is ours, half surrogate pairs of an answer included.
-            return Shard(tensors, json.loads(texts.get("kept", "")))
+            said, kept = json.loads(texts["texts"]), json.loads(texts["kept"])
+            return Shard(tensors, said, kept)
         except FileNotFoundError:
             return None
-        except (UserError, ValueError, RecursionError) as error:
+        except (UserError, ValueError, KeyError, RecursionError) as error:
             logger.warning("%s is not used (%s): this shard is made again", path, error)
             return None
 
@@ -118,7 +108,12 @@ class ShardStore:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{self.folder} cannot be made ({error.strerror})") from error
-        texts = {"sweep": self.digest, "shard": str(number), "kept": json.dumps(shard.kept)}
+        texts = {
+            "sweep": self.digest,
+            "shard": str(number),
+            "texts": json.dumps(list(shard.texts)),
+            "kept": json.dumps(dict(shard.kept)),
+        }
         write_tensor_file(self.path(number), shard.tensors, texts)
 
 
@@ -168,15 +163,17 @@ def cut(prompts: Sequence[int], size: int = SHARD) -> list[list[int]]:
     return [list(prompts[begin : begin + size]) for begin in range(0, len(prompts), size)]
 
 
-def put_together(shards: Sequence[Shard], parts: Sequence[Sequence[int]]) -> dict[str, Tensor]:
-    """The shards' tensors as one each, whose first axis is the prompts of ``parts``."""
+def put_together(shards: Sequence[Shard], parts: Sequence[Sequence[int]]) -> Shard:
+    """The shards' tensors and texts for the prompts of ``parts``, in their order."""
     whole: dict[str, Tensor] = {}
+    texts: dict[int, str] = {}
     total = sum(map(len, parts))
     for shard, prompts in zip(shards, parts, strict=True):
         for name, tensor in shard.tensors.items():
             into = whole.setdefault(name, torch.empty(total, *tensor.shape[1:], dtype=tensor.dtype))
             into[torch.tensor(prompts)] = tensor
-    return whole
+        texts |= dict(zip(prompts, shard.texts, strict=bool(shard.texts)))
+    return Shard(whole, [texts[number] for number in sorted(texts)])
 
 
 def remove_shards(folder: Path) -> None:
@@ -190,10 +187,3 @@ def digest_of(content: Any) -> str:
     """SHA-256 of what JSON can hold, whatever the order of its keys."""
     text = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def digest_of_tokens(batch: TokenBatch) -> str:
-    """SHA-256 of a batch's prompts."""
-    return digest_of(
-        [row[real].tolist() for row, real in zip(batch.tokens, batch.mask, strict=True)]
-    )

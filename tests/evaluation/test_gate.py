@@ -121,7 +121,7 @@ def test_a_detector_that_never_fires_runs_nothing_again(
     asked = ask_all(planted, premises, progress=False)
     generated: list[int] = []
     monkeypatch.setattr(
-        "interp.evaluation.answers.generate_tokens",
+        "interp.evaluation.jobs.generate_tokens",
         lambda model, prompts, **options: generated.append(len(prompts)) or [],
     )
     result = evaluate(

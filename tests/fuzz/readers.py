@@ -61,7 +61,8 @@ def _relation(folder: Path) -> None:
     for question in premises.questions():
         for kind in ("false", "twin", "masked"):
             premises.fill(question, kind)
-        premises.cloze(question), premises.direct(question)
+        premises.cloze(question)
+        premises.direct(question)
     premises.split(seed=0)
     premises._shown()
 

@@ -8,6 +8,11 @@ import pytest
 
 @pytest.fixture
 def pairs_file(tmp_path: Path) -> Path:
+    """See ``write_pairs``."""
+    return write_pairs(tmp_path / "pairs.jsonl")
+
+
+def write_pairs(path: Path) -> Path:
     """Twelve questions about a country that the model will repeat, and about another one."""
     rows = []
     for number in range(12):
@@ -26,6 +31,5 @@ def pairs_file(tmp_path: Path) -> Path:
             "group": f"city{number}",
         }
         rows.append(json.dumps(row))
-    path = tmp_path / "pairs.jsonl"
     path.write_text("\n".join(rows))
     return path

@@ -11,7 +11,7 @@ import pytest
 import torch
 from rich.console import Console
 
-import interp.runs.analyze as analyze_module
+import interp.runs.expert_passes as passes_module
 from interp.cli.moelora import AnalyzeOptions, moelora, parse
 from interp.errors import UserError
 from interp.experts import RoutingRecords, Specialization
@@ -71,7 +71,8 @@ def test_run_directory(place: Path, tmp_path: Path) -> None:
     content = analyze_adapter(place / "run", quick(place, tokens=True), run, progress=False)
     assert {one.name for one in run.iterdir()} == {
         *("routing.safetensors", "routing.csv", "specialization.csv", "similarity.csv"),
-        *("effects.safetensors", "effects.csv", "agreement.csv", "tokens.parquet"),
+        *("effects.safetensors", "effects_accuracy.safetensors", "effects.csv"),
+        *("agreement.csv", "tokens.parquet"),
         *("measures.json", "manifest.json", "analyze.json", "report.html"),
     }
     assert content == read_json(run / "measures.json")
@@ -89,7 +90,10 @@ def test_run_directory(place: Path, tmp_path: Path) -> None:
     assert content["measures"]["task_information"]["texts"]["value"] == pytest.approx(
         task["value"].mean()
     )
-    assert len(PatchingResult.load(run / "effects.safetensors")) == 12
+    loss = PatchingResult.load(run / "effects.safetensors")
+    accuracy = PatchingResult.load(run / "effects_accuracy.safetensors")
+    assert len(loss) == len(accuracy) == 12
+    assert accuracy.metric == "accuracy (teacher-forced)"
     assert len(pd.read_parquet(run / "tokens.parquet")) == 4 * records.n_tokens
     manifest = read_json(run / "manifest.json")
     assert len(manifest["adapter_sha256"]) == 64
@@ -124,7 +128,7 @@ def test_parts_are_taken_up_and_give_the_same_bytes(
                         progress=False)  # fmt: skip
         hashes[name] = routed(tmp_path / name)
     assert hashes["tokens"] == hashes["whole"]  # written in one go, with a file beside it
-    real, made = analyze_module.routing_shard, []
+    real, made = passes_module.routing_shard, []
 
     def stops(model: Any, job: Any) -> Any:
         made.append(job.number)
@@ -132,7 +136,7 @@ def test_parts_are_taken_up_and_give_the_same_bytes(
             raise KeyboardInterrupt
         return real(model, job)
 
-    monkeypatch.setattr(analyze_module, "routing_shard", stops)
+    monkeypatch.setattr(passes_module, "routing_shard", stops)
     with pytest.raises(KeyboardInterrupt):
         analyze_adapter(place / "run", settings, tmp_path / "run", progress=False)
     analyze_adapter(place / "run", settings, tmp_path / "run", progress=False)
@@ -145,13 +149,69 @@ def test_parts_are_taken_up_and_give_the_same_bytes(
     assert routed(tmp_path / "run") == hashes["whole"]
 
 
+@pytest.mark.bridge_only
+def test_effects_are_taken_up_and_give_the_same_bytes(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = quick(place, effects=12)  # of two tasks: 24 questions, two shards
+    analyze_adapter(place / "run", settings, tmp_path / "whole", progress=False)
+    whole = switched(tmp_path / "whole")
+    asked = interrupted_at(monkeypatch, {"estimate_experts": 2, "measure_experts": 2})
+    run = tmp_path / "run"
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            analyze_adapter(place / "run", settings, run, progress=False)
+    analyze_adapter(place / "run", settings, run, progress=False)
+    # The first of each was there, and is not made again.
+    assert asked == {"estimate_experts": 3, "measure_experts": 3}
+    assert switched(run) == whole
+    assert not (run / "shards").exists()
+    analyze_adapter(place / "run", settings, run, progress=False)
+    assert asked == {"estimate_experts": 3, "measure_experts": 3}
+    assert switched(run) == whole
+    for name in ("effects.safetensors", "effects_accuracy.safetensors"):
+        content = (run / name).read_bytes()
+        (run / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        with caplog.at_level("WARNING"):
+            analyze_adapter(place / "run", settings, run, progress=False)
+        assert "the effects are measured again" in caplog.text
+        caplog.clear()
+        assert switched(run) == whole
+
+
+def interrupted_at(monkeypatch: pytest.MonkeyPatch, at: dict[str, int]) -> dict[str, int]:
+    """Interrupt these works at that call of theirs; the counts of their calls."""
+    import interp.experts.effects as effects_module
+
+    asked = dict.fromkeys(at, 0)
+
+    def stop(name: str, real: Any) -> None:
+        def work(model: Any, job: Any, *, progress: bool = False) -> Any:
+            asked[name] += 1
+            if asked[name] == at[name]:
+                raise KeyboardInterrupt
+            return real(model, job, progress=progress)
+
+        work.__name__ = name
+        monkeypatch.setattr(effects_module, name, work)
+
+    for name in at:
+        stop(name, getattr(effects_module, name))
+    return asked
+
+
+def switched(run: Path) -> list[bytes]:
+    names = ("effects.safetensors", "effects_accuracy.safetensors", "effects.csv", "agreement.csv")
+    return [(run / name).read_bytes() for name in names]
+
+
 def routed(run: Path) -> list[bytes]:
     return [(run / name).read_bytes() for name in ("routing.safetensors", "similarity.csv")]
 
 
-@pytest.mark.bridge_only  # the refusal of a token file comes after that of effects
-def test_ray_workers_count_the_same(place: Path, tmp_path: Path) -> None:
-    settings = quick(place, effects=0)
+@pytest.mark.bridge_only  # the effects of experts
+def test_ray_workers_make_the_same(place: Path, tmp_path: Path) -> None:
+    settings = quick(place, effects=12)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -162,6 +222,7 @@ def test_ray_workers_count_the_same(place: Path, tmp_path: Path) -> None:
     finally:
         torch.set_num_threads(before)
     assert routed(tmp_path / "ray") == routed(tmp_path / "here")
+    assert switched(tmp_path / "ray") == switched(tmp_path / "here")
     with pytest.raises(UserError, match="leave --tokens or --engine out"):
         analyze_adapter(
             place / "run", quick(place, tokens=True), tmp_path / "no", engine="ray", progress=False

@@ -18,8 +18,8 @@ from interp.errors import UserError
 from interp.heads.locate import locate_heads
 from interp.models import HookedModel
 from interp.runs.locate import LocateSettings, load_run, locate_run
-from interp.runs.shards import Shard
 from interp.runs.store import read_json, write_json
+from interp.stages import Shard
 from tests.runs.killing import write_premises
 
 FILES = {

@@ -1,6 +1,7 @@
 """Two Ray workers give the bytes of one process, also when one of them is killed half-way."""
 
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from interp.cli import main
 from interp.errors import UserError
@@ -19,15 +21,17 @@ from interp.models import HookedModel, load_model
 from interp.runs.engines import check_engine, opened_engine
 from interp.runs.evaluate import EvaluateSettings, evaluate_run
 from interp.runs.locate import LocateSettings, load_run, locate_run
+from interp.runs.patch import PatchSettings, patch_run
 from interp.runs.ray_engine import RayEngine, room
-from interp.runs.shards import Shard
+from interp.stages import Shard
 from tests.conftest import make_planted_hf_model
+from tests.runs.conftest import write_pairs
 from tests.runs.killing import write_premises
 
 # What Ray itself leaves open or is going to change.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning")
 
-SETTINGS = EvaluateSettings(heads=1.0, random_sets=20, counts=(1,), answers="none")
+SETTINGS = EvaluateSettings(heads=1.0, random_sets=20, counts=(1,), answers="best")
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +41,7 @@ def folder(word_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Pat
     make_planted_hf_model(word_tokenizer).save_pretrained(folder / "model")
     word_tokenizer.save_pretrained(folder / "model")
     write_premises(folder)
+    write_pairs(folder / "pairs.jsonl")
     return folder
 
 
@@ -70,12 +75,17 @@ class Killing:
 
 
 def made(model: Any, folder: Path, run: Path, engine: Any) -> dict[str, str]:
-    """A search and its evaluation; the hashes of their files."""
+    """A search, its evaluation with answers, and patching; the hashes of their files."""
     settings = LocateSettings(premises=str(folder / "planted.csv"), method="activation", shard=2)
     locate_run(model, settings, run, engine=engine, progress=False)
     _, split, effects = load_run(run)
     evaluate_run(model, split, effects, SETTINGS, run, engine=engine, progress=False)
-    names = ["effects.safetensors", "heads.csv", "settings.csv", "null.csv", "evaluation.json"]
+    pairs = PatchSettings(pairs=str(folder / "pairs.jsonl"), shard=3)
+    patch_run(model, pairs, run / "patch", engine=engine, progress=False)
+    names = [
+        *("effects.safetensors", "heads.csv", "settings.csv", "null.csv", "evaluation.json"),
+        *("generations.jsonl", "patch/effects.safetensors", "patch/units.csv"),
+    ]
     return {name: hashlib.sha256((run / name).read_bytes()).hexdigest() for name in names}
 
 
@@ -127,15 +137,40 @@ def test_a_worker_with_another_model_is_refused(
     assert not list((tmp_path / "run").rglob("*.safetensors"))
 
 
+@pytest.mark.usefixtures("one_thread")
+def test_workers_read_pickled_weights_where_that_was_said(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAITHLENS_CACHE", str(tmp_path / "cache"))
+    shutil.copytree(folder / "model", tmp_path / "model")
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    torch.save(weights, tmp_path / "model" / "pytorch_model.bin")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    trusted = load_model(tmp_path / "model", device="cpu", allow_pickle=True)
+    pairs = PatchSettings(pairs=str(folder / "pairs.jsonl"), limit=3)
+    with opened_engine("ray", trusted, workers=1) as engine:
+        patch_run(trusted, pairs, tmp_path / "ray", engine=engine, progress=False)
+    patch_run(trusted, pairs, tmp_path / "here", progress=False)
+    files = [tmp_path / name / "effects.safetensors" for name in ("ray", "here")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    manifest = json.loads((tmp_path / "ray" / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["model"]["allow_pickle"] is True
+
+
 def test_a_command_takes_the_engine(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["locate", "--premises", str(folder / "planted.csv"), "--model", str(folder / "model")]
-    for name, more in (("here", []), ("ray", ["--engine", "ray", "--workers", "1"])):
-        main([*words, "--out", str(tmp_path / name), *more])
+    commands = {
+        "locate": ["--premises", str(folder / "planted.csv")],
+        "patch": ["--pairs", str(folder / "pairs.jsonl")],
+    }
+    for command, words in commands.items():
+        for engine, more in (("local", []), ("ray", ["--engine", "ray", "--workers", "1"])):
+            out = str(tmp_path / engine / command)
+            main([command, *words, "--model", str(folder / "model"), "--out", out, *more])
     capsys.readouterr()
-    for name in ("effects.safetensors", "heads.csv"):
-        assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "ray" / name).read_bytes()
+    for name in ("locate/effects.safetensors", "locate/heads.csv", "patch/effects.safetensors"):
+        assert (tmp_path / "local" / name).read_bytes() == (tmp_path / "ray" / name).read_bytes()
 
 
 def test_without_ray_the_extra_is_named(

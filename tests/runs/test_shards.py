@@ -9,25 +9,24 @@ import pytest
 import torch
 
 from interp.errors import UserError
-from interp.patching.batch import TokenBatch
 from interp.runs.shards import (
     InProcess,
-    Shard,
     ShardStore,
     cut,
     digest_of,
-    digest_of_tokens,
     make_shards,
     put_together,
     remove_shards,
 )
+from interp.stages import Shard
 
 IDENTITY = {"model": "ab", "seed": 1}
 
 
 def square(model: int, job: list[int]) -> Shard:
     """The work of these tests: squares, times the model."""
-    return Shard({"values": model * torch.tensor(job, dtype=torch.float32) ** 2}, {"n": len(job)})
+    values = model * torch.tensor(job, dtype=torch.float32) ** 2
+    return Shard({"values": values}, [f"{one}" for one in job], {"n": len(job)})
 
 
 class Counted:
@@ -59,11 +58,12 @@ def test_shards_are_put_where_their_prompts_stand(tmp_path: Path) -> None:
     shards, asked = make(store, parts)
     assert asked == [0, 1, 2]
     whole = put_together(shards, parts)
-    assert whole["values"].tolist() == [0, 3, 12, 27, 48]
+    assert whole.tensors["values"].tolist() == [0, 3, 12, 27, 48]
+    assert whole.texts == ["0", "1", "2", "3", "4"]
     assert [shard.kept["n"] for shard in shards] == [2, 2, 1]
     again, asked = make(store, parts)
     assert asked == []
-    assert torch.equal(put_together(again, parts)["values"], whole["values"])
+    assert torch.equal(put_together(again, parts).tensors["values"], whole.tensors["values"])
     remove_shards(store.folder)
     assert list(tmp_path.iterdir()) == []
 
@@ -97,7 +97,7 @@ def test_a_shard_that_cannot_be_relied_on_is_made_again(
     assert asked == [1]
     assert "is not used" in caplog.text
     assert str(path) in caplog.text
-    assert put_together(shards, parts)["values"].tolist() == [0, 3, 12, 27, 48, 75]
+    assert put_together(shards, parts).tensors["values"].tolist() == [0, 3, 12, 27, 48, 75]
     assert path.read_bytes() == good
 
 
@@ -127,10 +127,22 @@ def test_nothing_finished_is_lost_where_one_cannot_be_written(
     assert make(store, parts)[1] == [0]
 
 
+def test_texts_are_kept_to_the_last_half_of_a_pair(tmp_path: Path) -> None:
+    store = ShardStore(tmp_path, IDENTITY, 1)
+    said = ["ä", "=b()\n", "\ud800", ""]
+    store.write(0, Shard(texts=said))
+    assert store.finished(0).texts == said
+    assert put_together([store.finished(0)], [[3, 1, 0, 2]]).texts == ["\ud800", "=b()\n", "", "ä"]
+
+
+def test_a_shard_has_a_text_for_every_prompt_or_none() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        put_together([Shard(texts=["one"])], [[0, 1]])
+    assert put_together([Shard()], [[0, 1]]) == Shard({}, [])
+    assert put_together([], []) == Shard({}, [])
+
+
 def test_digests_depend_on_content_alone() -> None:
     assert digest_of({"a": 1, "b": [2, None]}) == digest_of({"b": (2, None), "a": 1})
     assert digest_of({"a": 1}) != digest_of({"a": "1"})
-    one = TokenBatch.from_lists([[1, 2, 3], [4]])
-    assert digest_of_tokens(one) == digest_of_tokens(TokenBatch.from_lists([[1, 2, 3], [4]], pad=9))
-    assert digest_of_tokens(one) != digest_of_tokens(TokenBatch.from_lists([[1, 2, 3], [0, 4]]))
     assert ShardStore(Path(), IDENTITY, 2).digest != ShardStore(Path(), IDENTITY, 3).digest

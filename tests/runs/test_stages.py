@@ -11,16 +11,18 @@ import pytest
 import torch
 
 import interp.runs.evaluate as evaluate_module
-from interp.evaluation.stages import PreferenceJob, preference_values
+from interp.evaluation.jobs import AnswersJob, PreferenceJob, greedy_texts, preference_values
 from interp.heads.headset import HeadSet
 from interp.heads.locate import as_encoded
 from interp.interventions.constraint import Constraint
+from interp.interventions.intervention import Intervention
 from interp.models import HookedModel, fingerprint
 from interp.premises import Premises
 from interp.runs.evaluate import EvaluateSettings, evaluate_run
 from interp.runs.locate import load_run
-from interp.runs.shards import InProcess, Shard
+from interp.runs.shards import InProcess
 from interp.runs.stages import StoredStages
+from interp.stages import Shard
 
 SETTINGS = EvaluateSettings(heads=1.0, random_sets=20, counts=(1, 2))
 
@@ -79,7 +81,7 @@ def test_an_interrupted_evaluation_gives_the_same_bytes(
         assert made + engine.made == total
     engine = Stopping(planted)
     with monkeypatch.context() as patch:
-        patch.setattr("interp.evaluation.answers.generate_tokens", asked.append)
+        patch.setattr("interp.evaluation.jobs.generate_tokens", asked.append)
         assert evaluated(planted, tmp_path / "stopped", engine) == whole
     assert engine.made == 0
     assert asked == []
@@ -92,11 +94,16 @@ def test_kept_values_are_those_of_one_sweep(
     sets = (HeadSet(()), HeadSet(((0, 1),)), HeadSet(((1, 2), (0, 1))))
     job = PreferenceJob(encoded, "false", Constraint(HeadSet(()), "resample"), sets)
     stages = StoredStages(tmp_path / "s", InProcess(planted), fingerprint(planted))
-    kept = stages.values(planted, job, progress=False)
-    torch.testing.assert_close(kept, preference_values(planted, job, progress=False))
+
+    def values(job: PreferenceJob) -> torch.Tensor:
+        done = stages.made(preference_values, planted, job, description="", progress=False)
+        return done.tensors["values"]
+
+    kept = values(job)
+    torch.testing.assert_close(kept, preference_values(planted, job).tensors["values"])
     files = {path.name for path in (tmp_path / "s").iterdir()}
     assert len(files) == 4  # 64 prompts, 16 a shard
-    assert torch.equal(stages.values(planted, job, progress=False), kept)
+    assert torch.equal(values(job), kept)
     assert {path.name for path in (tmp_path / "s").iterdir()} == files
     others = (
         replace(job, kind="twin"),
@@ -107,23 +114,44 @@ def test_kept_values_are_those_of_one_sweep(
     )
     for other in others:
         before = len(list((tmp_path / "s").iterdir()))
-        stages.values(planted, other, progress=False)
+        values(other)
         assert len(list((tmp_path / "s").iterdir())) > before
     with pytest.raises(ValueError, match="mean is over all prompts"):
-        stages.values(planted, replace(job, constraint=Constraint(HeadSet(()), "mean")))
+        values(replace(job, constraint=Constraint(HeadSet(()), "mean")))
 
 
-def test_texts_are_made_once(planted: HookedModel, tmp_path: Path) -> None:
-    stages = StoredStages(tmp_path, InProcess(planted), "ab")
-    made: list[int] = []
+def test_answers_are_given_once(
+    planted: HookedModel, planted_premises: Premises, tmp_path: Path
+) -> None:
+    encoded = as_encoded(planted, planted_premises)
+    prompts = tuple(tuple(item.false.tokens) for item in encoded.items)
+    job = AnswersJob(prompts, max_new_tokens=2, shard=24)
+    engine = Stopping(planted)
+    stages = StoredStages(tmp_path, engine, fingerprint(planted))
 
-    def make() -> list[str]:
-        made.append(1)
-        return ["ä", "=b()\n", "\ud800"]
+    def said(job: AnswersJob, stages: StoredStages = stages) -> list[str]:
+        done = stages.made(greedy_texts, planted, job, description="", progress=False)
+        return list(done.texts)
 
-    for _ in range(2):
-        assert stages.texts({"prompts": [[1]]}, make) == ["ä", "=b()\n", "\ud800"]
-    assert len(made) == 1
-    stages.texts({"prompts": [[2]]}, make)
-    replace(stages, fingerprint="cd").texts({"prompts": [[1]]}, make)
-    assert len(made) == 3
+    at_once = greedy_texts(planted, job).texts
+    assert len(set(at_once)) > 4
+    assert said(job) == at_once
+    assert said(job) == at_once
+    assert engine.made == 3  # of 64 prompts
+    spans = tuple(item.false.object for item in encoded.items)
+    held = replace(job, under=Intervention.of([(0, 1)], site="output"), at=spans)
+    constrained = said(held)
+    assert constrained == greedy_texts(planted, held).texts
+    assert constrained != at_once
+    made = engine.made
+    for other in (
+        replace(job, max_new_tokens=3),
+        replace(job, shard=16),
+        replace(held, at=tuple((begin - 1, end) for begin, end in spans)),
+        held.take(range(10)),
+    ):
+        said(other)
+        assert engine.made > made
+        made = engine.made
+    said(job, replace(stages, fingerprint="cd"))
+    assert engine.made == made + 3

@@ -1,0 +1,212 @@
+"""The slow parts of an evaluation as jobs: sweeps over head sets, whole runs, greedy answers."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from interp.generation import BATCH_PROMPTS, MAX_NEW_TOKENS, generate_tokens
+from interp.heads.headset import HeadSet
+from interp.interventions.constrain import constrain
+from interp.interventions.constraint import Constraint
+from interp.interventions.intervention import Intervention
+from interp.patching.batch import Span, TokenBatch
+from interp.patching.forward import tail_logits
+from interp.patching.metrics import LogitDifference, Probability
+from interp.patching.sweep import sweep_sets
+from interp.premises.encode import EncodedPremises
+from interp.premises.questions import QuestionKind
+from interp.stages import SHARD, Shard
+
+
+@dataclass(frozen=True)
+class PreferenceJob:
+    """Prompts to be run under each of some head sets, in one site and mode.
+
+    Attributes:
+        encoded, kind: the prompts.
+        constraint: site, mode and factor; its own heads are not used.
+        sets: an empty one is the unconstrained model.
+        mean: what mode ``mean`` puts in; by default the mean over all of the prompts.
+        budget: bytes that one forward pass may take.
+    """
+
+    encoded: EncodedPremises
+    kind: QuestionKind
+    constraint: Constraint
+    sets: tuple[HeadSet, ...]
+    mean: Float[Tensor, "layer head d_head"] | None = None
+    budget: int | None = None
+    shard: int = SHARD
+
+    def order(self) -> Sequence[int]:
+        """Prompts of like lengths beside each other."""
+        return self.encoded.by_length(self.kind)
+
+    def take(self, prompts: Sequence[int]) -> "PreferenceJob":
+        """The same for some of the prompts."""
+        if self.constraint.mode == "mean" and self.mean is None:
+            raise ValueError("the mean is over all prompts: take it before they are cut apart")
+        return replace(self, encoded=self.encoded.take(prompts))
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the values."""
+        return {
+            **_identity_of_prompts(self.encoded, self.kind),
+            "setting": [self.constraint.site, self.constraint.mode, self.constraint.factor],
+            "sets": [heads.heads for heads in self.sets],
+            "mean": _listed(self.mean),
+            "budget": self.budget,
+        }
+
+
+@torch.no_grad()
+def preference_values(model: Any, job: PreferenceJob, *, progress: bool = False) -> Shard:
+    """``values`` [prompt metric set]: the metrics of every prompt under every head set."""
+    edit = job.constraint.edit(model, job.encoded, job.kind, mean=job.mean)
+    values = sweep_sets(
+        model, job.encoded.batch(job.kind), edit, [heads.heads for heads in job.sets],
+        preference_metrics(job.encoded), budget=job.budget, progress=progress,
+        description=f"{job.kind} premises",
+    )  # fmt: skip
+    return Shard({"values": values.transpose(0, 1)})
+
+
+@dataclass(frozen=True)
+class WholeRunsJob:
+    """Prompts to be run whole under each of some interventions, which act at their objects."""
+
+    encoded: EncodedPremises
+    kind: QuestionKind
+    interventions: tuple[Intervention, ...]
+    mean: Float[Tensor, "layer head d_head"] | None = None
+    shard: int = SHARD
+
+    def order(self) -> Sequence[int]:
+        """Prompts of like lengths beside each other."""
+        return self.encoded.by_length(self.kind)
+
+    def take(self, prompts: Sequence[int]) -> "WholeRunsJob":
+        """The same for some of the prompts."""
+        return replace(self, encoded=self.encoded.take(prompts))
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the values."""
+        return {
+            **_identity_of_prompts(self.encoded, self.kind),
+            "under": [asdict(one) for one in self.interventions],
+            "mean": _listed(self.mean),
+            "neutral": self.encoded.mask,
+        }
+
+
+@torch.no_grad()
+def whole_run_values(model: Any, job: WholeRunsJob, *, progress: bool = False) -> Shard:
+    """``values`` [prompt metric intervention]: as ``preference_values``."""
+    batch = job.encoded.batch(job.kind)
+    spans = [item.prompt(job.kind).object for item in job.encoded.items]
+    metrics = preference_metrics(job.encoded)
+    values = torch.empty(len(job.encoded), len(metrics), len(job.interventions))
+    shown = tqdm(job.interventions, desc=f"{job.kind} premises, whole runs", disable=not progress)
+    for index, intervention in enumerate(shown):
+        found, begin = [], 0
+        for part in batch.parts():
+            here = spans[begin : begin + len(part)]
+            begin += len(part)
+            with constrain(model, intervention, at=here, mean=job.mean, neutral=job.encoded.mask):
+                found.append(tail_logits(model, part)[:, -1])
+        logits = torch.cat(found)
+        for number, metric in enumerate(metrics):
+            values[:, number, index] = metric(logits).float().cpu()
+    return Shard({"values": values})
+
+
+@dataclass(frozen=True)
+class AnswersJob:
+    """Prompts to be answered greedily, under an intervention or under none.
+
+    Attributes:
+        prompts: their tokens.
+        under: the intervention, which acts ``at`` a span of each prompt.
+        mean: what mode ``mean`` puts in.
+        neutral: the word that mode ``resample`` puts in the object's place.
+    """
+
+    prompts: tuple[tuple[int, ...], ...]
+    under: Intervention | None = None
+    at: tuple[Span, ...] = ()
+    mean: Float[Tensor, "layer head d_head"] | None = None
+    neutral: str | None = None
+    max_new_tokens: int = MAX_NEW_TOKENS
+    # As many as are answered together anyway: an answer can hang on the last bit.
+    shard: int = BATCH_PROMPTS
+
+    def order(self) -> Sequence[int]:
+        """Prompts of like lengths beside each other."""
+        return sorted(range(len(self.prompts)), key=lambda index: len(self.prompts[index]))
+
+    def take(self, prompts: Sequence[int]) -> "AnswersJob":
+        """The same for some of the prompts."""
+        at = () if self.under is None else tuple(self.at[index] for index in prompts)
+        return replace(self, prompts=tuple(self.prompts[index] for index in prompts), at=at)
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the answers."""
+        return {
+            "prompts": self.prompts,
+            "under": None if self.under is None else asdict(self.under),
+            "at": self.at,
+            "mean": _listed(self.mean),
+            "neutral": self.neutral,
+            "max_new_tokens": self.max_new_tokens,
+        }
+
+
+def greedy_texts(model: Any, job: AnswersJob, *, progress: bool = False) -> Shard:
+    """``texts``: the greedy answer to each prompt."""
+    under = job.under
+    return Shard(
+        texts=generate_tokens(
+            model,
+            job.prompts,
+            max_new_tokens=job.max_new_tokens,
+            within=None
+            if under is None
+            else lambda chunk, batch: constrain(
+                model, under, at=[job.at[i] for i in chunk], mean=job.mean, neutral=job.neutral
+            ),
+            progress=progress,
+            description="answers" if under is None else "constrained answers",
+        )
+    )
+
+
+def preference_metrics(
+    encoded: EncodedPremises,
+) -> tuple[LogitDifference, Probability, Probability]:
+    """Logit difference (true − false), P(true), P(false)."""
+    return (
+        LogitDifference(encoded.true_tokens, encoded.false_tokens),
+        Probability(encoded.true_tokens),
+        Probability(encoded.false_tokens),
+    )
+
+
+def _identity_of_prompts(encoded: EncodedPremises, kind: QuestionKind) -> dict[str, Any]:
+    return {
+        "prompts": [_rows(encoded.batch(one)) for one in (kind, "masked")],
+        "answers": [encoded.true_tokens.tolist(), encoded.false_tokens.tolist()],
+        "objects": [item.prompt(kind).object for item in encoded.items],
+    }
+
+
+def _rows(batch: TokenBatch) -> list[list[int]]:
+    return [row[real].tolist() for row, real in zip(batch.tokens, batch.mask, strict=True)]
+
+
+def _listed(tensor: Tensor | None) -> list[Any] | None:
+    return None if tensor is None else tensor.tolist()
