@@ -97,7 +97,7 @@ def sentences(content: Mapping[str, Any]) -> tuple[str, ...]:
         f"(of at most {content['task_entropy']:.3f}, the entropy of the tasks)."
     ]
     for null, one in task.items():
-        if one["projections"]:
+        if one["projections"] and one["null_mean"] is not None:  # a null may be left out
             said.append(
                 f"Against {NULL_NAMES.get(null, null)} (mean {one['null_mean']:.4f}) that is "
                 f"significant in {one['significant']} of {one['projections']} projections."

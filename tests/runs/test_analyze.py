@@ -19,6 +19,7 @@ from interp.moelora import MoELoRAConfig
 from interp.patching.result import PatchingResult
 from interp.runs.analyze import AnalyzeSettings, analyze_adapter
 from interp.runs.store import read_json
+from tests.report.pages import Page
 
 OLD_NAMES = "ignore:`(is_)?gradient_checkpointing(_enable)?` is deprecated:FutureWarning"
 pytestmark = pytest.mark.filterwarnings(
@@ -179,6 +180,22 @@ def test_effects_are_taken_up_and_give_the_same_bytes(
         assert switched(run) == whole
 
 
+def test_a_name_that_is_markup_is_text_in_the_page(place: Path, tmp_path: Path) -> None:
+    name = "<img src=x onerror=alert(1)>"
+    (tmp_path / f"{name}.jsonl").write_text((place / "sums.jsonl").read_text())
+    data = (str(tmp_path / f"{name}.jsonl"), str(place / "cities.jsonl"))
+    run = tmp_path / "run"
+    analyze_adapter(place / "run", quick(place, data=data, effects=0), run, progress=False)
+    page = Page((run / "report.html").read_text(encoding="utf-8"))
+    assert not any(tag == "img" for tag, _ in page.tags)
+    assert name in page.shown
+    figures = json.dumps(page.figures())
+    assert "&lt;img" in figures
+    assert "<img" not in figures
+    for table in run.glob("*.csv"):
+        assert list(pd.read_csv(table))
+
+
 def interrupted_at(monkeypatch: pytest.MonkeyPatch, at: dict[str, int]) -> dict[str, int]:
     """Interrupt these works at that call of theirs; the counts of their calls."""
     import interp.experts.effects as effects_module
@@ -255,6 +272,20 @@ def test_an_adapter_without_a_base_needs_one(place: Path, tmp_path: Path) -> Non
     path.write_text("{")
     with pytest.raises(UserError, match="damaged"):
         analyze_adapter(tmp_path, quick(place), tmp_path / "out", progress=False)
+
+
+def test_nulls_that_are_left_out_are_not_told_of(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "analyze", str(place / "run"), "--data", str(place / "sums.jsonl"),
+        str(place / "cities.jsonl"), "--part", "both", "--limit", "12", "--least-tokens", "50",
+        "--draws", "39", "--token-draws", "0", "--routers", "0", "--effects", "0",
+    ]  # fmt: skip
+    moelora([*words, "--out", str(tmp_path / "run")], Console(width=200))
+    said = capsys.readouterr().out
+    assert "• Against " in said
+    assert "• Against untrained routers" not in said
 
 
 def test_command_line(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,9 +9,11 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from rich.console import Console
 from transformers import PreTrainedTokenizerFast
 
 import interp
+from interp.cli.moelora import moelora
 from interp.errors import UserError
 from interp.models import load_model, resolve
 from interp.moelora.load import load_adapter
@@ -71,6 +73,32 @@ def test_pickle_is_read_only_where_it_is_said(folder: Path, tmp_path: Path) -> N
     (converted,) = (tmp_path / "cache" / "models").glob("model-*")
     assert any(converted.glob("*.safetensors"))
     assert not any(converted.glob("*.bin"))
+
+
+def test_training_and_what_follows_it_read_pickle_where_it_is_said(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAITHLENS_CACHE", str(tmp_path / "cache"))
+    pickled(folder)
+    rows = [{"prompt": f"{i} + 1?", "answer": str(i + 1)} for i in range(40)]
+    for name in ("sums", "more"):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = [str(tmp_path / f"{name}.jsonl") for name in ("sums", "more")]
+    train = [
+        "train", "--model", str(folder), "--data", *data, "--steps", "2", "--batch", "4",
+        "--test-limit", "4", "--device", "cpu", "--out", str(tmp_path / "run"),
+    ]  # fmt: skip
+    analyze = [
+        "analyze", str(tmp_path / "run"), "--data", *data, "--part", "both", "--least-tokens", "9",
+        "--draws", "19", "--token-draws", "0", "--routers", "0", "--effects", "0",
+        "--out", str(tmp_path / "analyze"),
+    ]  # fmt: skip
+    for words in (train, analyze):
+        with pytest.raises(UserError, match="say --allow-pickle"):
+            moelora(words, Console(quiet=True))
+        moelora([*words, "--allow-pickle"], Console(quiet=True))
+    assert (tmp_path / "analyze" / "measures.json").is_file()
+    assert "allow_pickle: true" in (tmp_path / "analyze" / "config.yaml").read_text()
 
 
 def test_even_where_it_is_said_a_pickle_runs_nothing(folder: Path, tmp_path: Path) -> None:
