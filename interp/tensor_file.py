@@ -52,7 +52,7 @@ def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> 
     header, data = _split(save(here))
     texts = {name: text for name, text in metadata.items() if name != CHECKSUM}
     header["__metadata__"] = texts
-    header["__metadata__"] = {**texts, CHECKSUM: _digest(header, data)}
+    header["__metadata__"] = {**texts, CHECKSUM: checksum(header, data)}
     text = _canonical(header)
     text += b" " * (-len(text) % _ALIGNED)
     return len(text).to_bytes(8, "little") + text + data
@@ -67,7 +67,7 @@ def parse_tensor_bytes(content: bytes) -> tuple[dict[str, Tensor], dict[str, str
     if recorded is None:
         raise UserError("it has no checksum")
     header["__metadata__"] = texts
-    if recorded != _digest(header, data):
+    if recorded != checksum(header, data):
         raise UserError("its checksum is not that of its content")
     return tensors, texts
 
@@ -77,7 +77,8 @@ def _split(content: bytes) -> tuple[dict[str, Any], bytes]:
     return json.loads(content[8:end]), content[end:]
 
 
-def _digest(header: Mapping[str, Any], data: bytes) -> str:
+def checksum(header: Mapping[str, Any], data: bytes) -> str:
+    """SHA-256 of a header whose metadata has no checksum yet, and of what stands behind it."""
     return hashlib.sha256(_canonical(header) + data).hexdigest()
 
 

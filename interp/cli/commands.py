@@ -33,7 +33,7 @@ from interp.runs.evaluate import EvaluateSettings, evaluate_run
 from interp.runs.known import premise_rows
 from interp.runs.locate import LocateSettings, load_run, locate_run
 from interp.runs.lock import check_free
-from interp.runs.manifest import check_same_model, read_manifest
+from interp.runs.manifest import check_same_model, recorded_model
 from interp.runs.report import report_run
 from interp.runs.store import read_json, write_jsonl, write_yaml
 
@@ -70,9 +70,9 @@ def evaluate(options: EvaluateOptions, console: Console) -> None:
     """Held-out scores of a run's heads; see ``interp.runs.evaluate``."""
     settings = settings_from(EvaluateSettings, options)
     check_engine(options.engine)
-    recorded = read_manifest(options.run)
+    recorded = recorded_model(options.run)
     check_free(options.run)
-    spec = options.model or str(recorded.get("model", {}).get("spec"))
+    spec = options.model or recorded["spec"]
     model = load(replace(options, model=spec), console)
     check_same_model(options.run, model)
     _, split, effects = load_run(options.run)

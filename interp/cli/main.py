@@ -1,6 +1,7 @@
 """Dispatch: parse, run, and turn a user's mistake into one line and exit code 2."""
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ from rich.table import Table
 
 from interp.cli.options import COMMANDS, parse
 from interp.errors import UserError
+from interp.untrusted.text import one_line
 
 FAMILIES = {
     "moelora": "Train MoELoRA adapters, compare them with LoRA, analyze what their experts do."
@@ -43,6 +45,12 @@ def main(arguments: list[str] | None = None) -> None:
             _commands()[words[0]](parse(words[0], words[1:]), console)
     except UserError as error:
         _fail(errors, str(error))
+    except BrokenPipeError:  # whoever read what was printed has gone, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:  # a path that is too long, or may not be looked at
+        named = f"{one_line(error.filename)}: " if error.filename else ""
+        _fail(errors, f"{named}{error.strerror or one_line(error)}")
     except KeyboardInterrupt:
         errors.print("interrupted: the same command again takes up what is finished")
         sys.exit(130)

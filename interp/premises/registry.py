@@ -83,7 +83,7 @@ def _locate(name_or_csv: str | Path) -> tuple[Path, Path]:
         path = data_dir() / "relations" / f"{text}.csv"
     if path.suffix.lower() == ".csv":
         beside = [path.with_suffix(suffix) for suffix in _YAML_SUFFIXES]
-        return path, next((file for file in beside if file.is_file()), beside[0])
+        return path, next((file for file in beside if os.path.isfile(file)), beside[0])
     if path.suffix.lower() in _YAML_SUFFIXES:
         return path.with_suffix(".csv"), path
     raise UserError(f"{text}: not a relation; give a known name, or a .csv or .yaml file")

@@ -30,7 +30,7 @@ from interp.runs.choice import check_choice
 from interp.runs.dtype_check import N_PROMPTS, TOP_HEADS, Measure, dtype_check
 from interp.runs.known import known_part, premise_rows, prompts_digest, split_known
 from interp.runs.lock import one_process
-from interp.runs.manifest import read_manifest, write_manifest
+from interp.runs.manifest import read_manifest, recorded_model, write_manifest
 from interp.runs.shards import (
     Engine,
     InProcess,
@@ -236,7 +236,7 @@ def load_run(run: Path) -> tuple[LocateSettings, Split, dict[Site, HeadEffects]]
             f"the facts or templates of {settings.premises!r} have changed since {run} was made: "
             "run `interp locate` again into another directory"
         )
-    model = str(recorded.get("model", {}).get("fingerprint"))
+    model = recorded_model(run)["fingerprint"]
     effects = _effects_of(run / EFFECTS, effects_digest(settings, model, split))
     if missing := [site for site in settings.sites if site not in effects]:
         raise UserError(f"{run / EFFECTS} has no site {missing[0]}: run `interp locate` again")

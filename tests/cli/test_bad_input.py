@@ -48,6 +48,29 @@ def one_line(text: str) -> bool:
     return len(lines) == 1 and lines[0].startswith("error: ")
 
 
+LONG = "a" * 5000
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["report", LONG],
+        ["evaluate", LONG],
+        ["locate", "--out", LONG],
+        ["locate", "--premises", f"{LONG}.csv"],
+        ["probe", "--out", LONG],
+        ["patch", "--pairs", f"{LONG}.jsonl"],
+        ["moelora", "analyze", LONG],
+        ["moelora", "train", "--data", LONG],
+        ["locate", "--config", f"{LONG}.yaml"],
+    ],
+)
+def test_a_name_that_no_file_can_have(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    error = fails(capsys, *words)
+    assert one_line(error)
+    assert len(error) < 2 * len(LONG)
+
+
 def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
     error = fails(capsys, "loacte")
     assert one_line(error)

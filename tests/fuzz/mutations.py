@@ -1,6 +1,8 @@
 """Valid files made invalid: by byte, by piece of text, and by what stands in their structure.
 
-Every draw comes from the generator that is handed in, so a seed gives the same inputs again.
+Every draw comes from the generator that is handed in, so a seed gives the same inputs again. Files
+that hold a checksum of themselves mostly get the right one, as a forger would see to: otherwise
+nothing behind it would ever be reached.
 """
 
 import csv
@@ -13,6 +15,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import yaml
+
+from interp.runs.shards import digest_of
+from interp.tensor_file import CHECKSUM, checksum
 
 DEEP: Any = []
 for _ in range(80):
@@ -55,6 +60,24 @@ def mutate(raw: bytes, kind: str, draw: random.Random) -> bytes:
             raw = draw.choice(_BY_BYTES)(raw, draw)
         else:
             raw = draw.randbytes(draw.randrange(200))
+    return signed(raw, kind) if draw.random() < 0.9 else raw
+
+
+def signed(raw: bytes, kind: str) -> bytes:
+    """The file with its checksum made right; as it is if it has none, or cannot be parsed."""
+    try:
+        if kind == "tensors":
+            header, data = _header_and_data(raw)
+            texts = header["__metadata__"]
+            del texts[CHECKSUM]
+            texts[CHECKSUM] = checksum(header, data)
+            return _tensor_bytes(header, data)
+        if kind == "json":
+            content = json.loads(raw)
+            del content["sha256"]
+            return json.dumps({**content, "sha256": digest_of(content)}).encode()
+    except (ValueError, TypeError, LookupError, RecursionError, OverflowError, struct.error):
+        pass
     return raw
 
 
@@ -192,8 +215,8 @@ def _csv(raw: bytes, draw: random.Random) -> bytes:
 
 def _tensors(raw: bytes, draw: random.Random) -> bytes:
     """A safetensors file: its header, the JSON inside its metadata, its numbers, or its length."""
-    (size,) = struct.unpack("<Q", raw[:8])
-    header, data = json.loads(raw[8 : 8 + size]), bytearray(raw[8 + size :])
+    header, rest = _header_and_data(raw)
+    size, data = len(raw) - 8 - len(rest), bytearray(rest)
     kept = header.get("__metadata__")
     action = draw.random()
     if action < 0.5 and kept:
@@ -208,8 +231,17 @@ def _tensors(raw: bytes, draw: random.Random) -> bytes:
     else:
         size = draw.choice((0, 1, 2**20, 2**60, 2**64 - 1, size + 1))
         return struct.pack("<Q", size) + raw[8:]
+    return _tensor_bytes(header, bytes(data))
+
+
+def _header_and_data(raw: bytes) -> tuple[dict[str, Any], bytes]:
+    (size,) = struct.unpack("<Q", raw[:8])
+    return json.loads(raw[8 : 8 + size]), raw[8 + size :]
+
+
+def _tensor_bytes(header: Any, data: bytes) -> bytes:
     text = json.dumps(header).encode()
-    return struct.pack("<Q", len(text)) + text + bytes(data)
+    return struct.pack("<Q", len(text)) + text + data
 
 
 def _gguf(raw: bytes, draw: random.Random) -> bytes:
