@@ -4,8 +4,9 @@ python benchmarks/fuzz_coverage.py ["head set" …] [--seconds 60]
 
 atheris watches which lines of the package an input reaches, and keeps and changes the inputs that
 reach new ones: half the time by bytes, as libFuzzer does, half the time by structure, as
-benchmarks/fuzz.py does. The valid files are where it begins. What it did goes to
-benchmarks/results/fuzz_coverage.json; a foreign exception stops a reader's run, and is shown.
+benchmarks/fuzz.py does, and checksums inside a file are made right. The valid files are where it
+begins. What it did goes to benchmarks/results/fuzz_coverage.json; a foreign exception stops a
+reader's run, and is shown.
 """
 
 import argparse
@@ -35,7 +36,7 @@ def child(name: str, corpus: Path, seconds: int) -> None:
     with atheris.instrument_imports(include=["interp", "probes"]):
         import interp.report.page
         from interp.errors import UserError
-        from tests.fuzz.mutations import mutate
+        from tests.fuzz.mutations import mutate, signed
         from tests.fuzz.readers import READERS, fresh
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
@@ -59,7 +60,7 @@ def child(name: str, corpus: Path, seconds: int) -> None:
 
     def test_one_input(raw: bytes) -> None:
         file = file_of(raw)
-        (folder / file).write_bytes(raw[1:])
+        (folder / file).write_bytes(signed(raw[1:], reader.kinds[file]))
         try:
             reader.read(folder)
         except UserError:

@@ -10,24 +10,34 @@ Each stage takes a value and returns a value; stop anywhere and look. FAITH is a
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from interp import evaluation, heads, interventions, models, patching, premises, tasks
-from interp.answering import generate
-from interp.errors import UserError
-from interp.evaluation import (
-    AttentionPattern,
-    Evaluation,
-    TokenSaliency,
-    attention_pattern,
-    evaluate,
-    token_saliency,
-)
-from interp.heads import HeadEffects, HeadSet, locate_heads
-from interp.interventions import Constraint, ExpertConstraint, Intervention, constrain
-from interp.models import load_model
-from interp.premises import filter_known, list_relations, load_premises
-
 if TYPE_CHECKING:
-    from interp import experts, explore, moelora, report
+    from interp import (
+        evaluation,
+        experts,
+        explore,
+        heads,
+        interventions,
+        models,
+        moelora,
+        patching,
+        premises,
+        report,
+        tasks,
+    )
+    from interp.answering import generate
+    from interp.errors import UserError
+    from interp.evaluation import (
+        AttentionPattern,
+        Evaluation,
+        TokenSaliency,
+        attention_pattern,
+        evaluate,
+        token_saliency,
+    )
+    from interp.heads import HeadEffects, HeadSet, locate_heads
+    from interp.interventions import Constraint, ExpertConstraint, Intervention, constrain
+    from interp.models import load_model
+    from interp.premises import filter_known, list_relations, load_premises
 
 __version__ = "0.1.0"
 
@@ -65,8 +75,32 @@ __all__ = [
 ]
 
 
+_HOMES = {
+    "interp.answering": ("generate",),
+    "interp.errors": ("UserError",),
+    "interp.evaluation": (
+        *("AttentionPattern", "Evaluation", "TokenSaliency"),
+        *("attention_pattern", "evaluate", "token_saliency"),
+    ),
+    "interp.heads": ("HeadEffects", "HeadSet", "locate_heads"),
+    "interp.interventions": ("Constraint", "ExpertConstraint", "Intervention", "constrain"),
+    "interp.models": ("load_model",),
+    "interp.premises": ("filter_known", "list_relations", "load_premises"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
 def __getattr__(name: str) -> Any:
-    """Packages that bring much along, PEFT, Panel or plotly, come when they are asked for."""
-    if name in ("moelora", "experts", "explore", "report"):
-        return importlib.import_module(f"interp.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """Everything comes when it is asked for: `interp --help` does not wait for torch."""
+    if name in _HOME_OF:
+        found = getattr(importlib.import_module(_HOME_OF[name]), name)
+    elif name in __all__:
+        found = importlib.import_module(f"interp.{name}")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
