@@ -18,7 +18,7 @@ LEFTOVER = re.compile(r"\..+\.\d+\.part")
 
 def write_whole(target: Path, content: bytes) -> Path:
     """Write a file. Raises UserError if that cannot be done; the old file is then still there."""
-    beside = target.with_name(f".{target.name}.{os.getpid()}.part")
+    beside = beside_of(target)
     try:
         beside.unlink(missing_ok=True)  # a link to elsewhere would be written through
         _write_flushed(beside, content)
@@ -29,6 +29,27 @@ def write_whole(target: Path, content: bytes) -> Path:
     finally:
         with suppress(OSError):
             beside.unlink(missing_ok=True)
+    return target
+
+
+def beside_of(target: Path) -> Path:
+    """Where a file or a directory is made before it is moved into place."""
+    return target.with_name(f".{target.name}.{os.getpid()}.part")
+
+
+def move_into_place(beside: Path, target: Path) -> Path:
+    """Flush what another library wrote, a file or a directory of files, and give it its name.
+
+    Raises:
+        OSError: it cannot be done. A directory replaces none that has anything in it.
+    """
+    for path in sorted(beside.iterdir()) if beside.is_dir() else [beside]:
+        if path.is_file():
+            _flush(path, os.O_RDONLY)
+    if beside.is_dir():
+        flush_folder(beside)
+    os.replace(beside, target)
+    flush_folder(target.parent)
     return target
 
 
@@ -47,7 +68,11 @@ def flush_folder(folder: Path) -> None:
     """Flush a directory's names to the disk, where the system can do that."""
     if not hasattr(os, "O_DIRECTORY"):
         return
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    _flush(folder, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def _flush(path: Path, flags: int) -> None:
+    handle = os.open(path, flags)
     try:
         os.fsync(handle)
     finally:

@@ -15,16 +15,15 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
-from safetensors.torch import save
 from torch import Tensor
 
 from interp.display import Displayed, Shown
 from interp.errors import UserError
-from interp.files import write_whole
 from interp.interventions.gate import Detection
 from interp.models import fingerprint as fingerprint_of
 from interp.runs.store import write_json
-from interp.untrusted import check_shape, check_tensors, read_json_object, read_tensor_file
+from interp.tensor_file import read_tensor_file, write_tensor_file
+from interp.untrusted import check_shape, check_tensors, read_json_object
 from probes.calibration import CALIBRATION_SHAPE, Calibration
 from probes.examples import AskedQuestion, ask
 from probes.locating import false_words
@@ -163,7 +162,7 @@ class PremiseDetector(Displayed):
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{folder} cannot be written ({error.strerror or error})") from error
-        write_whole(folder / WEIGHTS, save(tensors))
+        write_tensor_file(folder / WEIGHTS, tensors, {})
         write_json(folder / SETTINGS, content)
         return folder
 

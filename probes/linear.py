@@ -16,14 +16,14 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import save_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from interp.errors import UserError
 from interp.models import fingerprint as fingerprint_of
-from interp.untrusted import check_tensors, one_line, read_tensor_file
+from interp.tensor_file import read_tensor_file, write_tensor_file
+from interp.untrusted import check_tensors, one_line
 from probes.activations import Position, check_place
 from probes.reading import ActivationHook
 
@@ -86,7 +86,7 @@ class LinearProbe:
             )
 
     def save(self, path: str | Path) -> Path:
-        """Write the probe to one safetensors file."""
+        """Write the probe to one safetensors file. Raises UserError if it cannot be written."""
         path = Path(path)
         metadata = {
             "layer": str(self.layer),
@@ -99,11 +99,7 @@ class LinearProbe:
             "weight": self.weight.cpu().contiguous(),
             "bias": torch.tensor(self.bias, dtype=torch.float64),
         }
-        temporary = path.with_name(path.name + ".partial")
-        temporary.unlink(missing_ok=True)  # a link to elsewhere would be written through
-        save_file(tensors, str(temporary), metadata=metadata)
-        temporary.replace(path)
-        return path
+        return write_tensor_file(path, tensors, metadata)
 
     @classmethod
     def load(cls, path: str | Path, *, model: Any | None = None) -> "LinearProbe":

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from interp.errors import UserError
+from interp.files import beside_of, move_into_place
 from interp.models import fingerprint
 from interp.models.converted import file_sha256
 from interp.runs.store import read_json, write_json
@@ -169,13 +170,13 @@ class _Writer:
             for index, layer in enumerate(self.layers)
         }
         name = f"{len(self.written):05d}.safetensors"
-        partial = self.folder / f".{name}.part"
+        beside = beside_of(self.folder / name)
         try:
-            partial.unlink(missing_ok=True)  # a link to elsewhere would be written through
-            save_file({**tensors, "rows": rows}, str(partial))
-            partial.replace(self.folder / name)
+            beside.unlink(missing_ok=True)  # a link to elsewhere would be written through
+            save_file({**tensors, "rows": rows}, str(beside))
+            move_into_place(beside, self.folder / name)
         except OSError as error:
-            partial.unlink(missing_ok=True)
+            beside.unlink(missing_ok=True)
             raise UserError(
                 f"{self.folder} cannot be written ({error.strerror or error}): free some space"
             ) from error

@@ -16,6 +16,7 @@ from torch import Tensor
 from interp.errors import UserError
 from interp.experts.counter import TokenLabels
 from interp.experts.records import Projection
+from interp.files import beside_of, move_into_place
 
 
 class TokenFile:
@@ -25,7 +26,7 @@ class TokenFile:
         self, path: Path, projections: Sequence[Projection], tasks: Sequence[str], top_k: int
     ) -> None:
         self.path = path
-        self.beside = path.with_name(f".{path.name}.part")
+        self.beside = beside_of(path)
         self.projections, self.tasks, self.top_k = tuple(projections), tuple(tasks), top_k
         self.schema = pa.schema(
             [
@@ -44,6 +45,7 @@ class TokenFile:
 
     def __enter__(self) -> "TokenFile":
         try:
+            self.beside.unlink(missing_ok=True)  # a link to elsewhere would be written through
             self._writer = pq.ParquetWriter(self.beside, self.schema)
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written ({error.strerror})") from error
@@ -52,7 +54,7 @@ class TokenFile:
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         self._writer.close()
         if kind is None:
-            self.beside.replace(self.path)
+            move_into_place(self.beside, self.path)
         else:
             self.beside.unlink(missing_ok=True)
 

@@ -18,6 +18,7 @@ import filelock
 from safetensors import SafetensorError
 
 from interp.errors import UserError
+from interp.files import move_into_place
 from interp.models.fingerprint import fingerprint_of_folder
 from interp.models.quiet import quiet_libraries
 from interp.untrusted import one_line
@@ -142,7 +143,7 @@ def _build_anew(folder: Path, build: Callable[[Path], None], source_sha256: str)
         if folder.exists():
             logger.warning("the cached model in %s is damaged and was made anew", folder)
             shutil.rmtree(folder)
-        partial.rename(folder)
+        move_into_place(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -45,7 +45,13 @@ from interp.runs.store import write_table
 from interp.runs.threads import threads_of, using_threads
 from interp.stages import SHARD, Shard
 from interp.tensor_file import read_tensor_file
-from interp.untrusted import check_links, from_mapping, read_json_lines
+from interp.untrusted import (
+    check_links,
+    check_shape,
+    check_tensors,
+    from_mapping,
+    read_json_lines,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -168,10 +174,13 @@ def _effects(
             ),
             description=f"site {site}", progress=progress,
         )  # fmt: skip
+        source = check_shape(shards[0].kept, {"source": str}, "a shard")["source"]
+        whole = put_together(shards, parts).tensors
+        check_tensors(whole, values=3, probability=3)
         effects[site] = HeadEffects(
-            **put_together(shards, parts).tensors,
+            **whole,
             subjects=encoded.subjects, templates=encoded.templates, site=site,
-            method=settings.method, source=shards[0].kept["source"], seed=settings.seed,
+            method=settings.method, source=source, seed=settings.seed,
         )  # fmt: skip
     save_effects(path, list(effects.values()), kept={"run": digest})
     return effects

@@ -8,7 +8,6 @@ returns a finished one as it is. Other settings, data or another model are refus
 """
 
 import logging
-import os
 import shutil
 import statistics
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from accelerate import PartialState
 from transformers import set_seed
 
 from interp.errors import UserError
+from interp.files import beside_of, move_into_place
 from interp.moelora.adapters import adapt, trainable_parameters
 from interp.moelora.encoding import end_token
 from interp.moelora.pretrained import Pretrained, load_pretrained
@@ -33,7 +33,6 @@ from interp.runs.identity import begin_run, check_run
 from interp.runs.lock import one_process
 from interp.runs.manifest import describe_hf_model, write_manifest
 from interp.runs.store import (
-    write_atomically,
     write_json,
     write_jsonl,
     write_table,
@@ -149,10 +148,9 @@ def _write_run(
     history = trainer.state.log_history
     lines = [line for line in history if "loss" in line]
     write_table(run / "losses.csv", losses_table(lines))
-    beside = run / f".trainer_state.{os.getpid()}.part"
+    beside = beside_of(run / "trainer_state.json")
     trainer.state.save_to_json(str(beside))
-    write_atomically(run / "trainer_state.json", beside.read_text(encoding="utf-8"))
-    beside.unlink()
+    move_into_place(beside, run / "trainer_state.json")
     answers, metrics = metrics_of(base, adapted, data, progress=progress)
     write_jsonl(run / "predictions.jsonl", (one.to_row() for one in answers))
     steps = trainer.state.global_step
@@ -207,12 +205,12 @@ def _save_adapter(adapted: Any, target: Path, spec: str) -> None:
     base.name_or_path = base.config.name_or_path = spec  # both are in PEFT's model card
     for config in adapted.peft_config.values():
         config.base_model_name_or_path = spec
-    beside = target.with_name(f".{target.name}.{os.getpid()}.part")
+    beside = beside_of(target)
     shutil.rmtree(beside, ignore_errors=True)
     # Embeddings are never adapted; to find that out PEFT would look the name up on the hub.
     adapted.save_pretrained(beside, save_embedding_layers=False)
     shutil.rmtree(target, ignore_errors=True)
-    os.replace(beside, target)
+    move_into_place(beside, target)
 
 
 def plain_settings(settings: TrainingSettings) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from interp.errors import UserError
 from interp.files import remove_leftovers
 from interp.stages import SHARD, Shard
 from interp.tensor_file import read_tensor_file, write_tensor_file
+from interp.untrusted import check_shape, parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -84,12 +85,15 @@ class ShardStore:
             tensors, texts = read_tensor_file(path)
             if (texts.get("sweep"), texts.get("shard")) != (self.digest, str(number)):
                 raise UserError("it belongs to another sweep")
-            # The checksum says that it is ours, half surrogate pairs of an answer included.
-            said, kept = json.loads(texts["texts"]), json.loads(texts["kept"])
-            return Shard(tensors, said, kept)
+            # A model may have said half of a surrogate pair.
+            said = {
+                name: parse_json(texts.get(name, ""), surrogates=True) for name in ("texts", "kept")
+            }
+            check_shape(said, {"texts": [str], "kept": {}}, "what it says of itself")
+            return Shard(tensors, said["texts"], said["kept"])
         except FileNotFoundError:
             return None
-        except (UserError, ValueError, KeyError, RecursionError) as error:
+        except UserError as error:
             logger.warning("%s is not used (%s): this shard is made again", path, error)
             return None
 
@@ -164,16 +168,33 @@ def cut(prompts: Sequence[int], size: int = SHARD) -> list[list[int]]:
 
 
 def put_together(shards: Sequence[Shard], parts: Sequence[Sequence[int]]) -> Shard:
-    """The shards' tensors and texts for the prompts of ``parts``, in their order."""
+    """The shards' tensors and texts for the prompts of ``parts``, in their order.
+
+    Raises:
+        UserError: shards of other prompts, which somebody must have put there.
+    """
     whole: dict[str, Tensor] = {}
     texts: dict[int, str] = {}
     total = sum(map(len, parts))
     for shard, prompts in zip(shards, parts, strict=True):
+        _check_fits(shard, shards[0], len(prompts))
         for name, tensor in shard.tensors.items():
             into = whole.setdefault(name, torch.empty(total, *tensor.shape[1:], dtype=tensor.dtype))
             into[torch.tensor(prompts)] = tensor
         texts |= dict(zip(prompts, shard.texts, strict=bool(shard.texts)))
     return Shard(whole, [texts[number] for number in sorted(texts)])
+
+
+def _check_fits(shard: Shard, first: Shard, n_prompts: int) -> None:
+    found = {name: (one.shape[1:], one.dtype) for name, one in shard.tensors.items()}
+    wanted = {name: (one.shape[1:], one.dtype) for name, one in first.tensors.items()}
+    lengths = {len(one) if one.ndim else 0 for one in shard.tensors.values()}
+    n_texts = len(shard.texts)
+    if found != wanted or lengths - {n_prompts} or n_texts not in (0, n_prompts):
+        raise UserError(
+            "the shards of a sweep do not fit together: remove the directory 'shards' of the run, "
+            "and give the command again"
+        )
 
 
 def remove_shards(folder: Path) -> None:

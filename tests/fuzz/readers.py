@@ -29,6 +29,7 @@ from interp.runs.identity import check_run
 from interp.runs.locate import load_run
 from interp.runs.manifest import read_manifest
 from interp.runs.report import report_run
+from interp.runs.shards import put_together
 from interp.tasks import read_pairs
 from interp.untrusted import check_gguf, parse_json, read_text
 from probes.linear import LinearProbe
@@ -126,6 +127,13 @@ def _patching_result(folder: Path) -> None:
     result.plot()
 
 
+def _shard(folder: Path) -> None:
+    store = seeds.shard_store(folder)
+    if (shard := store.read(0)) is None:
+        raise UserError("it is made again")
+    put_together([shard, store.finished(1)], [[0, 2], [1, 3]])
+
+
 def _head_set(folder: Path) -> None:
     HeadSet.load(folder / "heads.json").plot()
 
@@ -177,6 +185,9 @@ READERS: dict[str, Reader] = {
     "run of probe, report": Reader(seeds.probe_run, seeds.PROBE_KINDS, _report),
     "run of compare, report": Reader(
         seeds.comparison_run, {"comparison.json": "json", "losses.csv": "csv"}, _report
+    ),
+    "shard of a sweep": Reader(
+        seeds.shards, {seeds.shard_store(Path()).path(0).name: "tensors"}, _shard
     ),
     "head effects": Reader(seeds.effects, {"effects.safetensors": "tensors"}, _effects),
     "patching result": Reader(

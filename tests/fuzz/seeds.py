@@ -24,7 +24,9 @@ from interp.moelora import MoELoRAConfig
 from interp.patching import PatchingResult
 from interp.patching.circuit import Circuit
 from interp.runs.patch import PatchSettings, summary_of
+from interp.runs.shards import ShardStore
 from interp.runs.store import write_json, write_jsonl, write_table, write_yaml
+from interp.stages import Shard
 from probes.calibration import Calibration
 from probes.linear import LinearProbe
 from tests.conftest import make_hf_model, make_planted_model, make_tokenizer, make_word_tokenizer
@@ -164,6 +166,20 @@ def _made_up_effects(subjects: tuple[str, ...]) -> HeadEffects:
         method="attribution",
         source="masked",
     )
+
+
+def shard_store(folder: Path) -> ShardStore:
+    """Where ``shards`` puts them."""
+    return ShardStore(folder, {"model": "0" * 64, "site": "output"}, 2)
+
+
+def shards(folder: Path) -> None:
+    """The two shards of a sweep."""
+    made = Shard(
+        {"values": torch.rand(2, 3, 4)}, ["Paris.", "Ünderstood\ud800"], {"source": "masked"}
+    )
+    for number in range(2):
+        shard_store(folder).write(number, made)
 
 
 def effects(folder: Path) -> None:

@@ -18,6 +18,7 @@ from sklearn.preprocessing import StandardScaler
 
 import interp.models
 from interp.errors import UserError
+from interp.tensor_file import write_tensor_file
 from probes import LinearProbe, area_under_curve, fit_probe
 from probes.linear import check_labelled, fit_direction
 
@@ -130,7 +131,7 @@ def test_saved_and_loaded(tmp_path, tiny_llama, tiny_gpt2):
 def write_metadata(path: Path, **changes: str) -> None:
     metadata = {"layer": "1", "hook": "mlp_out", "position": "last", "fingerprint": "f"}
     tensors = {"weight": torch.ones(3), "bias": torch.tensor(0.0)}
-    save_file(tensors, str(path), metadata=metadata | changes)
+    write_tensor_file(path, tensors, metadata | changes)
 
 
 def test_what_is_no_probe_is_refused(tmp_path):
@@ -141,6 +142,9 @@ def test_what_is_no_probe_is_refused(tmp_path):
     with pytest.raises(UserError, match="is not a probe"):
         LinearProbe.load(path)
     save_file({"weight": torch.ones(3)}, str(path))
+    with pytest.raises(UserError, match=r"is not a probe .*checksum"):
+        LinearProbe.load(path)
+    write_tensor_file(path, {"weight": torch.ones(3)}, {})
     with pytest.raises(UserError, match="is not a probe"):
         LinearProbe.load(path)
     write_metadata(path, layer="first")

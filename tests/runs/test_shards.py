@@ -136,10 +136,27 @@ def test_texts_are_kept_to_the_last_half_of_a_pair(tmp_path: Path) -> None:
 
 
 def test_a_shard_has_a_text_for_every_prompt_or_none() -> None:
-    with pytest.raises(ValueError, match="shorter"):
+    with pytest.raises(UserError, match="do not fit together"):
         put_together([Shard(texts=["one"])], [[0, 1]])
     assert put_together([Shard()], [[0, 1]]) == Shard({}, [])
     assert put_together([], []) == Shard({}, [])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Shard({"values": torch.ones(3)}),
+        Shard({"values": torch.ones(2, 1)}),
+        Shard({"values": torch.ones(2).double()}),
+        Shard({"values": torch.tensor(1.0)}),
+        Shard({"value": torch.ones(2)}),
+        Shard({"values": torch.ones(2), "more": torch.ones(2)}),
+    ],
+)
+def test_shards_that_do_not_fit_together_are_refused(other: Shard) -> None:
+    """They carry the right checksums, which a forger can compute."""
+    with pytest.raises(UserError, match="do not fit together: remove the directory 'shards'"):
+        put_together([Shard({"values": torch.ones(2)}), other], [[0, 1], [2, 3]])
 
 
 def test_digests_depend_on_content_alone() -> None:
