@@ -13,7 +13,7 @@ HT_LOCK := requirements-hooked-transformer.lock
 HT_STAMP := $(HT_VENV)/.installed
 # What is tested there: everything that runs a hooked model. The rest is the same on either, Ray too.
 HT_TESTS := $(addprefix tests/,models patching heads interventions evaluation probes premises tasks \
-  runs cli test_generation.py test_end_to_end.py)
+  moelora experts runs cli test_generation.py test_end_to_end.py)
 
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 

@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -296,13 +297,13 @@ def ray_workers(bench: Bench, times: int = 5) -> list[Row]:
     ]  # fmt: skip
 
 
-def memory() -> list[dict[str, float]]:
-    """16 and 1,600 prompts, each in a process of its own (benchmarks/sweep_memory.py)."""
+def memory() -> list[dict[str, Any]]:
+    """16 and 1,600 prompts by either method, each in a process of its own (sweep_memory.py)."""
     script = ROOT / "benchmarks" / "sweep_memory.py"
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     found = []
-    for prompts in (16, 1600):
-        words = [sys.executable, str(script), "--prompts", str(prompts)]
+    for method, prompts in itertools.product(("attribution", "activation"), (16, 1600)):
+        words = [sys.executable, str(script), "--prompts", str(prompts), "--method", method]
         done = subprocess.run(words, env=env, capture_output=True, text=True, check=True)
         found.append(json.loads(done.stdout))
     return found
@@ -314,16 +315,22 @@ def table(result: dict[str, Any]) -> str:
     lines += [
         "| {fault} | {times} | {survived} | {lost} |".format(**one) for one in result["faults"]
     ]
-    few, many = result["memory"]
+    of_sweeps = ["| sweep | 16 prompts | 1,600 prompts | budget of a pass |", "|---|---|---|---|"]
+    for few, many in zip(result["memory"][::2], result["memory"][1::2], strict=True):
+        of_sweeps.append(
+            f"| {many['method']} | {few['mib']:.0f} MiB | {many['mib']:.0f} MiB "
+            f"| {many['budget_mib']:.0f} MiB |"
+        )
+    any_of = result["memory"][-1]
     text = (
-        f"Memory above the loaded model ({many['model']}; {many['method']}, {many['tokens']} "
-        f"tokens a prompt): {few['mib']:.0f} MiB at its peak for {few['prompts']} prompts, "
-        f"{many['mib']:.0f} MiB for {many['prompts']:,}; the budget of a pass is "
-        f"{many['budget_mib']:.0f} MiB. Results lie on the disk, but for "
-        f"{many['result_mib']:.1f} MiB of values that make up the outcome."
+        f"Memory above the loaded model, at its peak ({any_of['model']}; {any_of['tokens']} tokens a "
+        f"prompt). Shards lie on the disk, but for the {any_of['result_mib']:.1f} MiB of values "
+        "that 1,600 prompts' outcome is put together from:"
     )
     versions_of = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    return "\n".join([*lines, "", text, "", f"{result['seconds']:.0f} s; {versions_of}."])
+    return "\n".join(
+        [*lines, "", text, "", *of_sweeps, "", f"{result['seconds']:.0f} s; {versions_of}."]
+    )
 
 
 def measure(group: str, points: int) -> list[Any]:

@@ -35,6 +35,7 @@ def hf_model_of(tokenizer: Any) -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prompts", type=int, default=16)
+    parser.add_argument("--method", choices=("attribution", "activation"), default="attribution")
     options = parser.parse_args()
     relation = planted_relation()
     tokenizer = make_word_tokenizer(relation)
@@ -43,27 +44,27 @@ def main() -> None:
     some = as_encoded(model, premises)
     encoded = some.take([index % len(some) for index in range(options.prompts)])
     parts = cut(range(len(encoded)))
+    budget = CPU_BUDGET * (GRADIENT_BUDGETS if options.method == "attribution" else 1)
 
     def sweep(folder: Path) -> Mapping[str, torch.Tensor]:
         store = ShardStore(folder, {"prompts": len(encoded)}, len(parts))
         shards = make_shards(
             store, InProcess(model), locate_shard,
-            lambda number: LocateJob(encoded.take(parts[number]), "attribution", "output", 0),
+            lambda number: LocateJob(encoded.take(parts[number]), options.method, "output", 0),
             progress=False,
         )  # fmt: skip
         return put_together(shards, parts).tensors
 
-    locate_shard(model, LocateJob(encoded.take(parts[0]), "attribution", "output", 0))  # warm
     with tempfile.TemporaryDirectory() as folder:
         measured = timed(lambda: sweep(Path(folder)))
     result = {
         "model": "random weights, 8 layers of 512, 8 heads",
-        "method": "attribution",
+        "method": options.method,
         "prompts": len(encoded),
         "tokens": encoded.batch("false").width,
         "seconds": measured.seconds,
         "mib": measured.mib,
-        "budget_mib": GRADIENT_BUDGETS * CPU_BUDGET / 2**20,
+        "budget_mib": budget / 2**20,
         "result_mib": sum(one.nbytes for one in measured.value.values()) / 2**20,
     }
     print(json.dumps(result))

@@ -8,13 +8,21 @@ from transformers import (
     Gemma3TextConfig,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 
 def other_architectures(tokenizer: Any) -> dict[str, Any]:
-    """Tiny random models beside llama and gpt2: biases, sliding windows, parallel blocks."""
+    """Tiny random models beside llama and gpt2.
+
+    Biases (qwen2), norms of queries and keys (qwen3, gemma3), sliding windows in some layers
+    (gemma3) or in all (mistral), parallel blocks (neox).
+    """
     tokens = {
         "vocab_size": len(tokenizer),
         "bos_token_id": tokenizer.bos_token_id,
@@ -38,8 +46,11 @@ def other_architectures(tokenizer: Any) -> dict[str, Any]:
         layer_types=["sliding_attention", "full_attention", "sliding_attention"],
         architectures=["Gemma3ForCausalLM"],
     )
+    grouped = {**sizes, "num_key_value_heads": 2}
     return {
-        "qwen2": Qwen2ForCausalLM(Qwen2Config(**sizes, num_key_value_heads=2)).eval(),
+        "qwen2": Qwen2ForCausalLM(Qwen2Config(**grouped)).eval(),
         "gemma3": Gemma3ForCausalLM(gemma).eval(),
         "neox": GPTNeoXForCausalLM(GPTNeoXConfig(**sizes)).eval(),
+        "mistral": MistralForCausalLM(MistralConfig(**grouped, sliding_window=32)).eval(),
+        "qwen3": Qwen3ForCausalLM(Qwen3Config(**grouped, head_dim=8)).eval(),
     }

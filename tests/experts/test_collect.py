@@ -56,6 +56,7 @@ def routed(hooked: Any, text: list[int]) -> tuple[Any, Any]:
     )
 
 
+@pytest.mark.bridge_only  # the count is of the hooked model
 def test_agrees_with_a_literal_count(
     adapted: Any, texts: Any, records: RoutingRecords, plain_tokenizer: Any
 ) -> None:
@@ -196,6 +197,7 @@ def test_untrained_routers_see_what_the_trained_one_sees(
     assert torch.equal(records.tables.random_load[number].transpose(0, 1), total)
 
 
+@pytest.mark.bridge_only
 def test_bfloat16_and_the_hooked_model(
     adapted_of: Callable[..., Any], texts: Any, plain_tokenizer: Any
 ) -> None:

@@ -27,6 +27,8 @@ from interp.moelora.examples import Example
 from interp.moelora.scoring import answer_losses, is_right
 from interp.patching import LogitDifference, TokenBatch
 
+pytestmark = pytest.mark.bridge_only  # a hooked model with experts
+
 A_TOKENS, B_TOKENS = range(20, 40), range(60, 80)
 CLOSE: dict[str, Any] = {"rtol": 0.0, "atol": 2e-5}
 

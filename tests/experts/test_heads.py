@@ -39,6 +39,8 @@ from interp.patching import LogitDifference, TokenBatch, record_run, tail_logits
 from interp.patching.sweep import sweep_sets
 from tests.experts.adapting import EXPERTS, R, adapt, layer_of
 
+pytestmark = pytest.mark.bridge_only  # a hooked model with experts
+
 
 @pytest.fixture(scope="module")
 def llama(hf_factory: Callable[..., Any], chat_tokenizer: Any) -> Any:

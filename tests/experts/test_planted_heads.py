@@ -19,6 +19,8 @@ from interp.experts.heads import (
 from interp.moelora import hooked
 from tests.experts.adapting import R, adapt, layer_of
 
+pytestmark = pytest.mark.bridge_only  # a hooked model with experts
+
 CURED = (1, 2)
 """The planted model's READER, which copies the false object."""
 

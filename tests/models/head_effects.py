@@ -30,7 +30,7 @@ TOP = 10
 
 EXACT = (("path", "output"), ("activation", "output"), ("activation", "attention"))
 GRADIENT = (("attribution", "output"), ("attribution", "attention"))
-TINY = ("llama", "gpt2", "qwen2", "gemma3", "neox")
+TINY = ("llama", "gpt2", "qwen2", "gemma3", "neox", "mistral", "qwen3")
 EMBEDDED = "smollm2-135m"
 
 

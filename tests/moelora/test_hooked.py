@@ -16,6 +16,8 @@ from interp.moelora import MoELoRAConfig, hooked
 from interp.patching import LogitDifference, patch_heads, tail_logits
 from interp.premises.encode import encode_premises
 
+pytestmark = pytest.mark.bridge_only
+
 ALL_TARGETS = [f"{one}_proj" for one in ("q", "k", "v", "o", "gate", "up", "down")]
 
 

@@ -11,7 +11,7 @@ import interp.models
 from interp.models import HookedModel
 from tests.architectures import other_architectures
 
-FAMILIES = ("llama", "gpt2", "qwen2", "gemma3", "neox")
+FAMILIES = ("llama", "gpt2", "qwen2", "gemma3", "neox", "mistral", "qwen3")
 
 Hook = tuple[str, Callable[[torch.Tensor, Any], torch.Tensor | None]]
 FullLogits = Callable[..., torch.Tensor]
