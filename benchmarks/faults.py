@@ -323,8 +323,8 @@ def table(result: dict[str, Any]) -> str:
         )
     any_of = result["memory"][-1]
     text = (
-        f"Memory above the loaded model, at its peak ({any_of['model']}; {any_of['tokens']} tokens a "
-        f"prompt). Shards lie on the disk, but for the {any_of['result_mib']:.1f} MiB of values "
+        f"Memory above the loaded model, at its peak ({any_of['model']}; {any_of['tokens']} tokens "
+        f"a prompt). Shards lie on the disk, but for the {any_of['result_mib']:.1f} MiB of values "
         "that 1,600 prompts' outcome is put together from:"
     )
     versions_of = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
