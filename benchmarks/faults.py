@@ -41,7 +41,7 @@ from tests.conftest import (
     make_word_tokenizer,
     planted_relation,
 )
-from tests.runs.killing import COMPARED, write_premises
+from tests.runs.killing import LOCATED, write_premises
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "faults.json"
@@ -89,7 +89,7 @@ class Bench:
         return engine.made
 
     def hashes_of(self, run: Path) -> dict[str, str]:
-        return {name: hashlib.sha256((run / name).read_bytes()).hexdigest() for name in COMPARED}
+        return {name: hashlib.sha256((run / name).read_bytes()).hexdigest() for name in LOCATED}
 
     def same(self, run: Path) -> bool:
         return self.hashes_of(run) == self.hashes and not (run / "shards").exists()
@@ -107,17 +107,30 @@ def row(fault: str, times: int, survived: int, lost: str = "nothing", **more: An
 
 
 def kills(points: int) -> list[Row]:
+    """Of a search: as many as asked for, and at every call; of other commands, a fifth of it."""
+    rows = kills_of("locate", points, every=True)
+    for command in ("evaluate", "patch"):
+        rows += kills_of(command, max(1, points // 5))
+    return rows
+
+
+def kills_of(command: str, points: int, *, every: bool = False) -> list[Row]:
     """In a process of its own, which may fork."""
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
-        words = [sys.executable, "-m", "tests.runs.killing", "--points", str(points), "--every"]
+        words = [sys.executable, "-m", "tests.runs.killing", "--command", command]
+        words += ["--points", str(points), *(["--every"] if every else [])]
         env = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": str(ROOT)}
         subprocess.run([*words, "--out", file.name], cwd=ROOT, env=env, check=True)
         found = json.loads(Path(file.name).read_text())
     rows = []
     for name, trials in (
-        (f"`kill -9` at a random moment or call ({found['shards']} shards)", found["trials"]),
-        ("`kill -9` before, after or within each call that changes a file", found["every"]),
-    ):
+        (f"{command}: `kill -9` at a random moment or call ({found['shards']} shards)",
+         found["trials"]),
+        (f"{command}: `kill -9` before, after or within each call that changes a file",
+         found["every"]),
+    ):  # fmt: skip
+        if not trials:
+            continue
         again = sum(one["made_again"] for one in trials)
         good = sum(one["same"] and not one["made_again"] for one in trials)
         rows.append(

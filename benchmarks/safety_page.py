@@ -1,6 +1,7 @@
 """Write what the fuzzers and the weight check measured into docs/safety.md.
 
 python benchmarks/fuzz.py
+python benchmarks/fuzz_coverage.py
 python benchmarks/weight_check.py
 python benchmarks/safety_page.py
 """
@@ -32,6 +33,20 @@ def fuzz_table(content: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"Seed {content['seed']}; one core of a shared machine."])
 
 
+def coverage_table(content: dict[str, Any]) -> str:
+    """One row a reader, and their sum."""
+    lines = [
+        "| reader | inputs | places, first | places | inputs kept | foreign exceptions |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    keys = ("runs", "places_first", "places", "inputs_kept", "crashes")
+    for name, one in content.items():
+        lines.append(f"| {name} | " + " | ".join(f"{one[key]:,}" for key in keys) + " |")
+    runs, crashes = (sum(one[key] for one in content.values()) for key in ("runs", "crashes"))
+    lines.append(f"| **all** | {runs:,} | | | | **{crashes}** |")
+    return "\n".join(lines)
+
+
 def weight_sentence(content: dict[str, Any]) -> str:
     """What looking at every weight costs."""
     return (
@@ -44,6 +59,8 @@ def weight_sentence(content: dict[str, Any]) -> str:
 def main() -> None:
     fuzz = json.loads((RESULTS / "fuzz.json").read_text(encoding="utf-8"))
     write_between(PAGE, "fuzz", fuzz_table(fuzz))
+    coverage = json.loads((RESULTS / "fuzz_coverage.json").read_text(encoding="utf-8"))
+    write_between(PAGE, "coverage", coverage_table(coverage))
     weights = json.loads((RESULTS / "weight_check.json").read_text(encoding="utf-8"))
     write_between(PAGE, "weights", weight_sentence(weights))
 

@@ -34,7 +34,7 @@ from interp.runs.choice import check_choice
 from interp.runs.detector import run_detector
 from interp.runs.locate import DEFAULT_FRACTION, IDENTITY
 from interp.runs.lock import one_process
-from interp.runs.shards import Engine, InProcess, remove_shards
+from interp.runs.shards import Engine, InProcess
 from interp.runs.stages import StoredStages
 from interp.runs.store import write_atomically, write_json, write_jsonl, write_table
 from interp.runs.threads import threads_of, using_threads
@@ -105,6 +105,9 @@ def evaluate_run(
 ) -> list[Evaluation]:
     """Score the run's heads on its held-out part; the best setting comes first.
 
+    The shards stay, some hundred small files: the same call again, or one that asks for more, takes
+    from them what it can.
+
     Args:
         engine: where the sweeps' shards are made; by default in this process.
     """
@@ -117,7 +120,6 @@ def evaluate_run(
     with using_threads(threads_of(run, IDENTITY)):
         evaluations, table = _evaluated(model, split, chosen, settings, run, stages, progress)
     _write(run, evaluations, table)
-    remove_shards(run / SHARDS)
     return evaluations
 
 

@@ -1,9 +1,10 @@
-"""Kill a tiny search for heads at many moments, take it up again, compare with an undisturbed one.
+"""Kill a tiny run at many moments, take it up again, compare with an undisturbed one.
 
-``python -m tests.runs.killing --points 12 --out FILE.json``, a process of its own: it forks, which
-a process with threads must not. Half of the points are random moments, the other half stand right
-before, right after or in the middle of a random call to the system that changes a file (``open``,
-``write``, ``fsync``, ``replace``, ``unlink``, ``mkdir``, ``rmdir``).
+``python -m tests.runs.killing --command locate --points 12 --out FILE.json`` (or ``evaluate``, or
+``patch``), a process of its own: it forks, which a process with threads must not. Half of the
+points are random moments, the other half stand right before, right after or in the middle of a
+random call to the system that changes a file (``open``, ``write``, ``fsync``, ``replace``,
+``unlink``, ``mkdir``, ``rmdir``).
 """
 
 import argparse
@@ -12,6 +13,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import tempfile
 import time
@@ -22,12 +24,22 @@ from typing import Any
 
 import torch
 
-import interp.runs.locate as locate
-from interp.runs.locate import LocateSettings, locate_run
+from interp.runs.evaluate import EvaluateSettings, evaluate_run
+from interp.runs.locate import LocateSettings, load_run, locate_run
+from interp.runs.patch import PatchSettings, patch_run
 from tests.conftest import make_planted_model, make_word_tokenizer, planted_relation
+from tests.runs.conftest import write_pairs
+from tests.runs.test_stages import Stopping
 
 CALLS = ("open", "write", "fsync", "replace", "unlink", "mkdir", "rmdir")
-COMPARED = ("effects.safetensors", "heads.csv", "known.json", "premises.jsonl", "knowledge.csv")
+LOCATED = ("effects.safetensors", "heads.csv", "known.json", "premises.jsonl", "knowledge.csv")
+COMPARED = {
+    "locate": LOCATED,
+    "evaluate": (
+        *LOCATED, "evaluation.json", "settings.csv", "null.csv", "generations.jsonl",
+    ),
+    "patch": ("effects.safetensors", "units.csv", "summary.json", "pairs.jsonl"),
+}  # fmt: skip
 
 
 def write_premises(folder: Path) -> Path:
@@ -110,37 +122,54 @@ def in_child(work: Callable[[], Any], *, after: float | None = None) -> tuple[An
 
 
 class Trials:
-    """One undisturbed run, and others that are killed."""
+    """One undisturbed run of a command, and others that are killed."""
 
-    def __init__(self, folder: Path, seed: int = 0) -> None:
+    def __init__(self, folder: Path, seed: int = 0, command: str = "locate") -> None:
         torch.set_num_threads(1)
-        self.folder, self.random = folder, random.Random(seed)
+        self.folder, self.random, self.command = folder, random.Random(seed), command
         self.model = make_planted_model(make_word_tokenizer(planted_relation()))
         premises = str(write_premises(folder))
         self.settings = LocateSettings(premises=premises, method="activation", shard=4)
+        self.pairs = str(write_pairs(folder / "pairs.jsonl"))
+        if command == "evaluate":
+            in_child(lambda: [len(self.locate(folder / "located", None))])
         begin = time.perf_counter()
-        (self.calls, self.boundaries), _ = in_child(self.run_in(folder / "undisturbed"))
+        (self.calls, self.boundaries), _ = in_child(self.run_in(self.made("undisturbed")))
         self.seconds = time.perf_counter() - begin
         self.files = self.listing(folder / "undisturbed")
         self.hashes = self.hashes_of(folder / "undisturbed")
+
+    def made(self, name: str) -> Path:
+        """Where a run of the command begins: nowhere, or where a search has been finished."""
+        if self.command == "evaluate":
+            shutil.copytree(self.folder / "located", self.folder / name)
+        return self.folder / name
 
     def run_in(self, run: Path, boundary: int = 0) -> Callable[[], tuple[int, int]]:
         """A run, as a function that returns how many shards it made and boundaries it passed."""
 
         def work() -> tuple[int, int]:
-            real, made = locate.locate_shard, 0
-
-            def counted(model: Any, job: Any) -> Any:
-                nonlocal made
-                made += 1
-                return real(model, job)
-
-            locate.locate_shard = counted  # type: ignore[assignment]
+            engine = Stopping(self.model)
             passed = kill_at(boundary)
-            locate_run(self.model, self.settings, run, progress=False)
-            return made, passed()
+            getattr(self, self.command)(run, engine)
+            return engine.made, passed()
 
         return work
+
+    def locate(self, run: Path, engine: Any) -> Any:
+        """``interp locate``."""
+        return locate_run(self.model, self.settings, run, engine=engine, progress=False)
+
+    def evaluate(self, run: Path, engine: Any) -> None:
+        """``interp evaluate``, with answers."""
+        _, split, effects = load_run(run)
+        settings = EvaluateSettings(heads=1.0, counts=(1,))
+        evaluate_run(self.model, split, effects, settings, run, engine=engine, progress=False)
+
+    def patch(self, run: Path, engine: Any) -> None:
+        """``interp patch``."""
+        settings = PatchSettings(pairs=self.pairs, shard=2)
+        patch_run(self.model, settings, run, engine=engine, progress=False)
 
     def listing(self, run: Path) -> list[str]:
         """All files of a run, hidden ones too."""
@@ -148,15 +177,19 @@ class Trials:
 
     def hashes_of(self, run: Path) -> dict[str, str]:
         """SHA-256 of the files that must be the same."""
-        return {name: hashlib.sha256((run / name).read_bytes()).hexdigest() for name in COMPARED}
+        return {
+            name: hashlib.sha256((run / name).read_bytes()).hexdigest()
+            for name in COMPARED[self.command]
+        }
 
     def trial(self, number: int, *, boundary: int = 0) -> dict[str, Any]:
         """Kill one run, once, take it up again, and say what came of it."""
-        run = self.folder / f"run{number}"
+        run = self.made(f"run{number}")
         after = None if boundary else self.random.uniform(0, self.seconds)
         _, killed = in_child(self.run_in(run, boundary), after=after)
-        whole = len(list(run.glob("shards/locate/[!.]*.safetensors")))
-        finished = (run / "effects.safetensors").is_file()
+        whole = len(list(run.glob("shards/*/[!.]*.safetensors")))
+        # An evaluation keeps its shards when it is finished.
+        finished = self.command != "evaluate" and (run / "effects.safetensors").is_file()
         (made, _), _ = in_child(self.run_in(run))
         return {
             "boundary": boundary,
@@ -185,13 +218,14 @@ class Trials:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
+    parser.add_argument("--command", choices=tuple(COMPARED), default="locate")
     parser.add_argument("--points", type=int, default=12)
     parser.add_argument("--every", action="store_true", help="and once at every boundary")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        trials = Trials(Path(folder), options.seed)
+        trials = Trials(Path(folder), options.seed, options.command)
         content = {
             "boundaries": trials.boundaries,
             "shards": trials.calls,

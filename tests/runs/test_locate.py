@@ -161,9 +161,11 @@ def test_a_run_goes_on_with_the_threads_that_it_began_with(
     assert read_json(run / "search.json")["threads"] == 2
 
 
-def test_killed_at_twelve_moments_it_gives_the_same_bytes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", ["locate", "evaluate", "patch"])
+def test_killed_at_twelve_moments_it_gives_the_same_bytes(command: str, tmp_path: Path) -> None:
     out = tmp_path / "kills.json"
-    words = [sys.executable, "-m", "tests.runs.killing", "--points", "12", "--out", str(out)]
+    words = [sys.executable, "-m", "tests.runs.killing", "--command", command]
+    words += ["--points", "12", "--out", str(out)]
     root = Path(__file__).parents[2]
     subprocess.run(
         words, check=True, cwd=root,
