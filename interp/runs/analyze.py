@@ -47,7 +47,7 @@ from interp.report.experts_page import (
     render_analysis,
 )
 from interp.report.page import PlacedFigure
-from interp.runs.adapted import fingerprint_of, load_adapted
+from interp.runs.adapted import AdaptedModel, fingerprint_of, load_adapted
 from interp.runs.engines import EngineName, engine_for
 from interp.runs.expert_passes import count_routing, switch_experts_off
 from interp.runs.identity import begin_run, check_run
@@ -172,6 +172,19 @@ def analyze_adapter(
                 run, loaded, _drawn(examples, settings.effects), recorded, made_by,
                 budget=settings.effects_budget, seed=settings.seed, progress=progress,
             )  # fmt: skip
+    return _concluded(run, loaded, corpus, settings, records, similarity, effects)
+
+
+def _concluded(
+    run: Path,
+    loaded: AdaptedModel,
+    corpus: LabelledCorpus,
+    settings: AnalyzeSettings,
+    records: RoutingRecords,
+    similarity: OutputSimilarity,
+    effects: ExpertEffects | None,
+) -> dict[str, Any]:
+    """Measures, tables and page from what the slow passes left; returns measures.json."""
     found = measure_specialization(
         records, draws=settings.draws, token_draws=settings.token_draws, seed=settings.seed
     )
@@ -192,7 +205,7 @@ def analyze_adapter(
         settings=asdict(settings), seed=settings.seed,
     )  # fmt: skip
     analysis = Analysis(
-        title=str(model_name),
+        title=loaded.spec,
         records=records,
         specialization=found,
         similarity=similarity,

@@ -274,27 +274,27 @@ def test_an_adapter_without_a_base_needs_one(place: Path, tmp_path: Path) -> Non
         analyze_adapter(tmp_path, quick(place), tmp_path / "out", progress=False)
 
 
+def words_of(place: Path, run: Path, *, routers: int) -> list[str]:
+    """A quick analysis on the command line."""
+    return [
+        "analyze", str(place / "run"), "--data", str(place / "sums.jsonl"),
+        str(place / "cities.jsonl"), "--part", "both", "--limit", "12", "--least-tokens", "50",
+        "--draws", "39", "--token-draws", "0", "--routers", str(routers), "--effects", "0",
+        "--out", str(run),
+    ]  # fmt: skip
+
+
 def test_nulls_that_are_left_out_are_not_told_of(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [
-        "analyze", str(place / "run"), "--data", str(place / "sums.jsonl"),
-        str(place / "cities.jsonl"), "--part", "both", "--limit", "12", "--least-tokens", "50",
-        "--draws", "39", "--token-draws", "0", "--routers", "0", "--effects", "0",
-    ]  # fmt: skip
-    moelora([*words, "--out", str(tmp_path / "run")], Console(width=200))
+    moelora(words_of(place, tmp_path / "run", routers=0), Console(width=200))
     said = capsys.readouterr().out
     assert "• Against " in said
     assert "• Against untrained routers" not in said
 
 
 def test_command_line(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [
-        "analyze", str(place / "run"), "--data", str(place / "sums.jsonl"),
-        str(place / "cities.jsonl"), "--part", "both", "--limit", "12", "--least-tokens", "50",
-        "--draws", "39", "--token-draws", "0", "--routers", "3", "--effects", "0",
-    ]  # fmt: skip
-    moelora([*words, "--out", str(tmp_path / "run")], Console(width=200))
+    moelora(words_of(place, tmp_path / "run", routers=3), Console(width=200))
     out = capsys.readouterr().out
     assert "task information" in out
     assert "untrained routers" in out
