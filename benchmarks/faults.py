@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,35 +35,19 @@ from interp.runs.lock import holding
 from interp.runs.manifest import versions
 from interp.runs.shards import InProcess
 from interp.runs.store import write_json
-from interp.stages import Shard
 from tests.conftest import (
     make_planted_hf_model,
     make_word_tokenizer,
     planted_relation,
 )
 from tests.runs.killing import LOCATED, write_premises
+from tests.runs.stopping import Stopping
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "faults.json"
 PAGE = ROOT / "docs" / "survival.md"
 GROUPS = ("kills", "disk", "damage", "ray", "memory")
 Row = dict[str, Any]
-
-
-class Stopping:
-    """An engine that counts shards, and is stopped, or does something, when so many are there."""
-
-    def __init__(self, inner: Any, at: int = 0, act: Any = None) -> None:
-        self.inner, self.at, self.act, self.made = inner, at, act, 0
-
-    def run(self, work: Any, jobs: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Shard]]:
-        for number, shard in self.inner.run(work, jobs):
-            if self.at and self.made == self.at:
-                if self.act is None:
-                    raise KeyboardInterrupt
-                self.act(self.inner)
-            self.made += 1
-            yield number, shard
 
 
 class Bench:
@@ -78,13 +62,13 @@ class Bench:
         self.model = load_model(folder / "model", device="cpu")
         premises = str(write_premises(folder))
         self.settings = LocateSettings(premises=premises, method="activation", shard=2)
-        engine = Stopping(InProcess(self.model))
+        engine = Stopping(self.model)
         self.locate(folder / "undisturbed", engine)
         self.shards, self.hashes = engine.made, self.hashes_of(folder / "undisturbed")
 
     def locate(self, run: Path, engine: Any = None, settings: Any = None) -> int:
         """Run or take up; returns how many shards were made."""
-        engine = engine or Stopping(InProcess(self.model))
+        engine = engine or Stopping(self.model)
         locate_run(self.model, settings or self.settings, run, engine=engine, progress=False)
         return engine.made
 
@@ -98,7 +82,7 @@ class Bench:
         """A run that was interrupted with so many finished shards."""
         run = self.folder / name
         with contextlib.suppress(KeyboardInterrupt):
-            self.locate(run, Stopping(InProcess(self.model), shards), settings)
+            self.locate(run, Stopping(self.model, shards), settings)
         return run
 
 

@@ -8,6 +8,7 @@ Each stage takes a value and returns a value; stop anywhere and look. FAITH is a
 """
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -91,10 +92,10 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    """Everything comes when it is asked for: `interp --help` does not wait for torch."""
+    """Names and modules come when they are asked for: `interp --help` does not wait for models."""
     if name in _HOME_OF:
         found = getattr(importlib.import_module(_HOME_OF[name]), name)
-    elif name in __all__:
+    elif not name.startswith("_") and importlib.util.find_spec(f"interp.{name}") is not None:
         found = importlib.import_module(f"interp.{name}")
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,6 +7,7 @@ the old file or the new one, and nothing else.
 
 import os
 import re
+import shutil
 from contextlib import suppress
 from pathlib import Path
 
@@ -43,11 +44,11 @@ def move_into_place(beside: Path, target: Path) -> Path:
     Raises:
         OSError: it cannot be done. A directory replaces none that has anything in it.
     """
-    for path in sorted(beside.iterdir()) if beside.is_dir() else [beside]:
-        if path.is_file():
+    for path in (*sorted(beside.rglob("*"), reverse=True), beside):  # what is inside comes first
+        if path.is_dir():
+            flush_folder(path)
+        else:
             _flush(path, os.O_RDONLY)
-    if beside.is_dir():
-        flush_folder(beside)
     os.replace(beside, target)
     flush_folder(target.parent)
     return target
@@ -80,7 +81,11 @@ def _flush(path: Path, flags: int) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files that killed processes left in a directory."""
+    """Remove the temporary files and directories that killed processes left in a directory."""
     for path in folder.iterdir():
-        if LEFTOVER.fullmatch(path.name) and path.is_file():
+        if not LEFTOVER.fullmatch(path.name):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
             path.unlink(missing_ok=True)

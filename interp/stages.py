@@ -22,12 +22,20 @@ class Shard:
     Attributes:
         tensors: their first axis is the prompts.
         texts: one for each prompt, or none.
-        kept: of all of them together, as JSON can hold it.
+        kept: of all of them together, as JSON can hold it; left out when shards are put together.
     """
 
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
-    texts: Sequence[str] = ()
-    kept: Mapping[str, Any] = field(default_factory=dict)
+    texts: Sequence[str] = field(default=(), kw_only=True)
+    kept: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
+
+
+@dataclass(frozen=True)
+class Gives:
+    """What a work makes: tensors, by the number of their axes, and perhaps texts."""
+
+    tensors: Mapping[str, int] = field(default_factory=dict)
+    texts: bool = False
 
 
 @runtime_checkable
@@ -36,7 +44,7 @@ class Job(Protocol):
 
     @property
     def shard(self) -> int:
-        """How many prompts are done together."""
+        """How many prompts are done, and kept, together."""
         ...
 
     def order(self) -> Sequence[int]:
@@ -67,12 +75,20 @@ class Stages:
     """Does everything here and at once."""
 
     def made(
-        self, work: Work, model: Any, job: Job, *, description: str, progress: bool = True
+        self,
+        work: Work,
+        model: Any,
+        job: Job,
+        *,
+        description: str,
+        gives: Gives,
+        progress: bool = True,
     ) -> Shard:
         """What ``work`` makes of all prompts of a job.
 
         Args:
             description: of the bar that shows progress, where shards are made.
+            gives: what the work makes, against which shards from a file are checked.
         """
         return work(model, job, progress=progress)
 

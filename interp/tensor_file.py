@@ -65,7 +65,7 @@ def parse_tensor_bytes(content: bytes) -> tuple[dict[str, Tensor], dict[str, str
     texts = dict(header.get("__metadata__") or {})
     recorded = texts.pop(CHECKSUM, None)
     if recorded is None:
-        raise UserError("it has no checksum")
+        raise UserError("it has no checksum, as files of earlier versions have none")
     header["__metadata__"] = texts
     if recorded != checksum(header, data):
         raise UserError("its checksum is not that of its content")

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from interp.errors import UserError
-from interp.files import beside_of, move_into_place
+from interp.files import beside_of, move_into_place, remove_leftovers
 from interp.models import fingerprint
 from interp.models.converted import file_sha256
 from interp.runs.store import read_json, write_json
@@ -129,6 +129,7 @@ def store_activations(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / INDEX).unlink(missing_ok=True)
+        remove_leftovers(folder)
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror or error})") from error
     writer = _Writer(folder, chosen, shard_tokens)

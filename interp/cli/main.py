@@ -1,7 +1,7 @@
 """Dispatch: parse, run, and turn a user's mistake into one line and exit code 2."""
 
+import errno
 import logging
-import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +13,11 @@ from interp.cli.options import COMMANDS, parse
 from interp.errors import UserError
 from interp.untrusted.text import one_line
 
+USERS = frozenset(
+    {errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ELOOP, errno.ENOSPC,
+     errno.EROFS, errno.EDQUOT}
+)  # fmt: skip
+"""What a path that the user gave may meet, however far inside; any other OSError is a bug."""
 FAMILIES = {
     "moelora": "Train MoELoRA adapters, compare them with LoRA, analyze what their experts do."
 }
@@ -45,10 +50,9 @@ def main(arguments: list[str] | None = None) -> None:
             _commands()[words[0]](parse(words[0], words[1:]), console)
     except UserError as error:
         _fail(errors, str(error))
-    except BrokenPipeError:  # whoever read what was printed has gone, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except OSError as error:  # a path that is too long, or may not be looked at
+    except OSError as error:
+        if error.errno not in USERS:
+            raise
         named = f"{one_line(error.filename)}: " if error.filename else ""
         _fail(errors, f"{named}{error.strerror or one_line(error)}")
     except KeyboardInterrupt:
@@ -59,7 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _commands() -> dict[str, Callable[[Any, Console], None]]:
-    # Imported late: `interp --help` should not wait for torch.
+    # Imported late: `interp --help` should not wait for transformers and TransformerLens.
     from interp.cli import commands
     from interp.cli.explore import explore
     from interp.cli.patch import patch

@@ -21,8 +21,9 @@ from interp.interventions.intervention import Intervention
 from interp.premises.encode import EncodedPrompt, encode_question
 from interp.premises.mentions import names, names_any
 from interp.premises.questions import Premises, Question, QuestionKind
-from interp.stages import AT_ONCE, Stages
+from interp.stages import AT_ONCE, Gives, Stages
 
+ANSWERS = Gives(texts=True)
 QUESTION_KINDS: dict[AnswerKind, QuestionKind] = {"false_premise": "false", "true_premise": "twin"}
 
 
@@ -55,7 +56,9 @@ def ask(
     job = AnswersJob(
         tuple(tuple(prompt.tokens) for prompt in prompts), max_new_tokens=max_new_tokens
     )
-    said = stages.made(greedy_texts, model, job, description=f"answers, {kind}", progress=progress)
+    said = stages.made(
+        greedy_texts, model, job, description=f"answers, {kind}", gives=ANSWERS, progress=progress
+    )
     return AskedQuestions(
         kind=kind,
         questions=questions,
@@ -94,7 +97,12 @@ def answer_pairs(
         max_new_tokens,
     )
     said = stages.made(
-        greedy_texts, model, job, description=f"constrained, {asked.kind}", progress=progress
+        greedy_texts,
+        model,
+        job,
+        description=f"constrained, {asked.kind}",
+        gives=ANSWERS,
+        progress=progress,
     )
     constrained = list(asked.baseline)
     for row, answer in zip(rows, said.texts, strict=True):

@@ -14,7 +14,7 @@ from interp.heads.headset import HeadSet
 from interp.interventions.constrain import constrain
 from interp.interventions.constraint import Constraint
 from interp.interventions.intervention import Intervention
-from interp.patching.batch import Span, TokenBatch
+from interp.patching.batch import Span
 from interp.patching.forward import tail_logits
 from interp.patching.metrics import LogitDifference, Probability
 from interp.patching.sweep import sweep_sets
@@ -31,8 +31,10 @@ class PreferenceJob:
         encoded, kind: the prompts.
         constraint: site, mode and factor; its own heads are not used.
         sets: an empty one is the unconstrained model.
-        mean: what mode ``mean`` puts in; by default the mean over all of the prompts.
+        mean: what mode ``mean`` puts in; by default the mean over all of the prompts, which must
+            not be cut apart then.
         budget: bytes that one forward pass may take.
+        shard: prompts that are done together.
     """
 
     encoded: EncodedPremises
@@ -78,7 +80,14 @@ def preference_values(model: Any, job: PreferenceJob, *, progress: bool = False)
 
 @dataclass(frozen=True)
 class WholeRunsJob:
-    """Prompts to be run whole under each of some interventions, which act at their objects."""
+    """Prompts to be run whole under each of some interventions, which act at their objects.
+
+    Attributes:
+        encoded, kind: the prompts.
+        interventions: an empty one is the unconstrained model.
+        mean: what mode ``mean`` puts in; UserError in a run that needs it and has none.
+        shard: prompts that are done together.
+    """
 
     encoded: EncodedPremises
     kind: QuestionKind
@@ -198,14 +207,12 @@ def preference_metrics(
 
 def _identity_of_prompts(encoded: EncodedPremises, kind: QuestionKind) -> dict[str, Any]:
     return {
-        "prompts": [_rows(encoded.batch(one)) for one in (kind, "masked")],
+        "prompts": [
+            [item.prompt(one).tokens for item in encoded.items] for one in (kind, "masked")
+        ],
         "answers": [encoded.true_tokens.tolist(), encoded.false_tokens.tolist()],
         "objects": [item.prompt(kind).object for item in encoded.items],
     }
-
-
-def _rows(batch: TokenBatch) -> list[list[int]]:
-    return [row[real].tolist() for row, real in zip(batch.tokens, batch.mask, strict=True)]
 
 
 def _listed(tensor: Tensor | None) -> list[Any] | None:

@@ -29,7 +29,7 @@ from interp.interventions.intervention import Intervention
 from interp.patching.batch import Span
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import QuestionKind
-from interp.stages import AT_ONCE, Stages, Work
+from interp.stages import AT_ONCE, Gives, Stages, Work
 
 Interval = list[float]
 """[value, low, high]: a mean and its 95 % interval from resampling subjects."""
@@ -92,7 +92,8 @@ def _preference(
     work: Work, model: Any, job: PreferenceJob | WholeRunsJob, stages: Stages, progress: bool
 ) -> Preference:
     done = stages.made(
-        work, model, job, description=f"{job.kind} premises", progress=progress
+        work, model, job, description=f"{job.kind} premises", gives=Gives({"values": 3}),
+        progress=progress,
     )  # fmt: skip
     difference, p_true, p_false = done.tensors["values"].transpose(0, 1).numpy()
     encoded = job.encoded
@@ -116,7 +117,8 @@ def preference_under(
     Args:
         spans: where to act in each prompt, by default at its object. A prompt with None is not
             run again: under every intervention it has the very values of the first run.
-        mean: what mode ``mean`` puts in; by default the mean over these prompts.
+        mean: what mode ``mean`` puts in; a sweep at once takes the mean over these prompts without
+            it, whole runs and stages that cut the prompts apart need it.
         stages: where sweeps are done, and kept.
 
     Returns:

@@ -189,6 +189,9 @@ def attribute_gates(
     with torch.enable_grad():
         hooks: list[Hook] = [(one.gate, watch(one.name)) for one in projections]
         logits = _logits(model, answers, _all_rows(answers), hooks)
+        check_finite(
+            logits.detach(), model, lambda: _logits(model, answers, _all_rows(answers), ())
+        )
         loss, _ = answer_measures(logits, answers.targets)
         found = torch.autograd.grad(loss.sum(), [steps[one.name] for one in projections])
     changes = {}

@@ -37,7 +37,7 @@ from interp.moelora.encoding import EncodedExample, encode_example
 from interp.moelora.examples import Example
 from interp.patching.result import PatchingResult
 from interp.patching.significance import MINIMUM_GROUPS, EffectStatistics
-from interp.stages import AT_ONCE, Stages
+from interp.stages import AT_ONCE, Gives, Stages
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -211,14 +211,24 @@ def expert_effects(
     estimate = None
     if method == "attribution" or budget is not None:
         done = stages.made(
-            estimate_experts, model, job, description="gradients", progress=progress
+            estimate_experts,
+            model,
+            job,
+            description="gradients",
+            progress=progress,
+            gives=Gives({"loss": 1, "changes": 3}),
         ).tensors
         estimate = result(done["changes"], done["loss"], _LOSS, "attribution")
         if budget is None:
             return ExpertEffects(estimate, projections=places)
         job = replace(job, units=most_promising(estimate.values, names, budget))
     done = stages.made(
-        measure_experts, model, job, description=f"experts, {mode}", progress=progress
+        measure_experts,
+        model,
+        job,
+        description=f"experts, {mode}",
+        progress=progress,
+        gives=Gives({"bare": 2, "changes": 4}),
     ).tensors
     base, changes = done["bare"].unbind(1), done["changes"].unbind(1)
     right, how = (base[1], changes[1]), "accuracy (teacher-forced)"

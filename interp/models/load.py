@@ -159,10 +159,10 @@ def model_info(model: nn.Module) -> ModelInfo:
 def loader_of(
     model: nn.Module, *, device: str | None = None, dtype: str | None = None
 ) -> "partial[HookedModel]":
-    """What reads a model of `load_model` anew, from the same place; it can be pickled.
+    """What reads a model of `load_model` anew, by its spec; it can be pickled.
 
-    `device` and `dtype` are the model's own unless given. Calling it raises what `load_model` does,
-    for a model that was made in memory too.
+    `device` and `dtype` are the model's own unless given; conversions are kept in the usual cache.
+    Calling it raises what `load_model` does, for a model that was made in memory too.
     """
     info = model_info(model)
     return partial(

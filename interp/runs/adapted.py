@@ -9,7 +9,7 @@ from typing import Any
 from interp.experts.collect import CollectSettings, collect_part
 from interp.experts.corpus import LabelledCorpus
 from interp.moelora.hooked import hooked
-from interp.moelora.load import WEIGHTS_FILE, load_adapter
+from interp.moelora.load import WEIGHTS_FILE, load_adapter, read_adapter_config
 from interp.moelora.pretrained import load_pretrained
 from interp.runs.shards import Engine, digest_of
 from interp.runs.store import file_hash
@@ -23,6 +23,7 @@ class AdaptedModel:
     Attributes:
         spec, base_fingerprint: of the base model.
         adapter_sha256: of the adapter's weights.
+        adapter_config: digest of the adapter's settings, but for the place of its base model.
     """
 
     model: Any
@@ -30,11 +31,12 @@ class AdaptedModel:
     spec: str
     base_fingerprint: str
     adapter_sha256: str
+    adapter_config: str
 
     @property
     def fingerprint(self) -> str:
-        """One digest of the base model and of the adapter's weights."""
-        return digest_of([self.base_fingerprint, self.adapter_sha256])
+        """One digest of the base model and of the adapter, weights and settings."""
+        return digest_of([self.base_fingerprint, self.adapter_sha256, self.adapter_config])
 
     @cached_property
     def hooked(self) -> Any:
@@ -54,7 +56,8 @@ def load_adapted(
     base = load_pretrained(spec, dtype=dtype, device=device, allow_pickle=allow_pickle)
     model = load_adapter(base.model, adapter).eval()
     sha256 = file_hash(adapter / WEIGHTS_FILE)
-    return AdaptedModel(model, base.tokenizer, base.spec, base.fingerprint, sha256)
+    config = digest_of({**read_adapter_config(adapter), "base_model_name_or_path": None})
+    return AdaptedModel(model, base.tokenizer, base.spec, base.fingerprint, sha256, config)
 
 
 def fingerprint_of(loaded: AdaptedModel) -> str:

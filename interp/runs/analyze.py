@@ -147,6 +147,7 @@ def analyze_adapter(
         "model": model_name,
         "fingerprint": loaded.base_fingerprint,
         "adapter_sha256": loaded.adapter_sha256,
+        "adapter_config": loaded.adapter_config,
     }
     if settings.tokens and engine != "local":
         raise UserError("tokens.parquet is written as tokens come: leave --tokens or --engine out")

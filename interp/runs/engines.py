@@ -4,8 +4,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
-from interp.models import fingerprint, loader_of, model_info
+import torch
+
+from interp.errors import UserError
+from interp.models import loader_of, model_info
 from interp.runs.choice import check_choice
+from interp.runs.conditions import conditions_digest
 from interp.runs.ray_engine import RayEngine, import_ray
 from interp.runs.shards import Engine, InProcess
 
@@ -24,10 +28,13 @@ def opened_engine(
     name: str, model: Any, *, address: str | None = None, workers: int | None = None
 ) -> Iterator[Engine]:
     """The engine for a hooked model that `load_model` made; its workers end with the context."""
+    if name == "local":
+        yield InProcess(model)
+        return
     device = model_info(model).device
-    load = loader_of(model, device=device.split(":")[0])  # a worker sees one GPU, its own
+    load = loader_of(model, device=torch.device(device).type)
     with engine_for(
-        name, model, load, fingerprint, device=device, address=address, workers=workers
+        name, model, load, conditions_digest, device=device, address=address, workers=workers
     ) as engine:
         yield engine
 
@@ -48,10 +55,16 @@ def engine_for(
     Args:
         load: makes the same model in another process.
         identify: tells it from others; a function of a module.
+
+    Raises:
+        UserError: an engine that is unknown or not installed; a GPU other than the first, with Ray.
     """
+    check_engine(name)
     if name == "local":
         yield InProcess(model)
         return
+    if torch.device(device).index:
+        raise UserError(f"every Ray worker has a GPU of its own: give --device cuda, not {device}")
     with RayEngine(
         load, identify=identify, expected=identify(model), address=address, workers=workers,
         gpus=int(device.startswith("cuda")),

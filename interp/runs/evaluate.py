@@ -27,10 +27,10 @@ from interp.heads.headset import Site
 from interp.heads.selection import count_of_fraction
 from interp.interventions.constraint import SITE_MODES, Constraint, Mode, check_mode
 from interp.interventions.gate import Detector, Gate, check_gate
-from interp.models import fingerprint
 from interp.premises.split import Split
 from interp.report.reading import read_heads
 from interp.runs.choice import check_choice
+from interp.runs.conditions import conditions
 from interp.runs.detector import run_detector
 from interp.runs.locate import DEFAULT_FRACTION, IDENTITY
 from interp.runs.lock import one_process
@@ -105,7 +105,7 @@ def evaluate_run(
 ) -> list[Evaluation]:
     """Score the run's heads on its held-out part; the best setting comes first.
 
-    The shards stay, some hundred small files: the same call again, or one that asks for more, takes
+    Its shards stay, some hundred small files: the same call again, or one that asks for more, takes
     from them what it can.
 
     Args:
@@ -116,10 +116,11 @@ def evaluate_run(
     if missing:
         raise UserError(f"{run} was searched at site {', '.join(effects)}, not {missing[0]!r}")
     chosen: dict[Site, HeadEffects] = {site: effects[site] for site in sites}
-    stages = StoredStages(run / SHARDS, engine or InProcess(model), fingerprint(model))
+    stages = StoredStages(run / SHARDS, engine or InProcess(model), conditions(model))
     with using_threads(threads_of(run, IDENTITY)):
         evaluations, table = _evaluated(model, split, chosen, settings, run, stages, progress)
     _write(run, evaluations, table)
+    stages.remove_others()
     return evaluations
 
 

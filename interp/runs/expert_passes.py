@@ -18,9 +18,11 @@ from interp.experts.effects import ExpertEffects, expert_effects
 from interp.experts.records import RoutingRecords
 from interp.experts.similarity import OutputSimilarity
 from interp.interventions.projections import projections_of
+from interp.moelora.encoding import encode_example
 from interp.moelora.examples import Example
 from interp.patching.result import PatchingResult
 from interp.runs.adapted import AdaptedModel, OnHooked, RoutingJob, routing_shard
+from interp.runs.conditions import conditions
 from interp.runs.shards import Engine, ShardStore, digest_of, finish_shards, remove_shards
 from interp.runs.stages import StoredStages
 from interp.runs.store import write_table
@@ -118,11 +120,14 @@ def switch_experts_off(
         identity: what the run is.
         budget: how many experts are switched off one by one.
     """
-    questions = {task: [asdict(one) for one in some] for task, some in tasks.items()}
+    questions = {
+        task: [asdict(encode_example(loaded.tokenizer, one)) for one in some]
+        for task, some in tasks.items()
+    }
     whole = digest_of({"run": identity, "tasks": questions})
     effects = _kept_effects(run, loaded, whole)
     if effects is None:
-        stages = StoredStages(run / EFFECTS_SHARDS, OnHooked(engine), loaded.fingerprint)
+        stages = StoredStages(run / EFFECTS_SHARDS, OnHooked(engine), conditions(loaded.hooked))
         effects = expert_effects(
             loaded.hooked, tasks, budget=budget, seed=seed, progress=progress, stages=stages
         )

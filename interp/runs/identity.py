@@ -10,6 +10,7 @@ from typing import Any
 
 from interp.errors import UserError
 from interp.files import LEFTOVER
+from interp.models import model_info
 from interp.runs.lock import HOLDER, LOCK
 from interp.runs.store import read_json, write_json
 from interp.untrusted import check_links
@@ -41,6 +42,12 @@ def check_run(run: Path, file: str, identity: Mapping[str, Any]) -> None:
             f"{run} holds another run ({key} was {before.get(key)!r}, now {identity[key]!r}): "
             "choose another --out, or delete that one"
         )
+
+
+def model_identity(model: Any) -> dict[str, str]:
+    """What a run's identity holds of its hooked model."""
+    info = model_info(model)
+    return {"fingerprint": info.fingerprint, "dtype": info.dtype}
 
 
 def _is_something(path: Path) -> bool:

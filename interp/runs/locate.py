@@ -27,7 +27,9 @@ from interp.premises.knowledge import MINIMUM_KNOWN, KnowledgeCheck
 from interp.premises.questions import load_premises
 from interp.premises.split import Split
 from interp.runs.choice import check_choice
+from interp.runs.conditions import conditions
 from interp.runs.dtype_check import N_PROMPTS, TOP_HEADS, Measure, dtype_check
+from interp.runs.identity import model_identity
 from interp.runs.known import known_part, premise_rows, prompts_digest, split_known
 from interp.runs.lock import one_process
 from interp.runs.manifest import read_manifest, recorded_model, write_manifest
@@ -106,7 +108,7 @@ def locate_run(
         UserError: another run in the directory, or another process; too few known facts.
     """
     split = split_known(
-        model, run, IDENTITY, {**asdict(settings), "fingerprint": fingerprint(model)},
+        model, run, IDENTITY, {**asdict(settings), **model_identity(model)},
         minimum=settings.minimum, progress=progress,
     )  # fmt: skip
     with using_threads(threads_of(run, IDENTITY)):
@@ -166,7 +168,8 @@ def _effects(
     parts = cut(encoded.by_length("false"), settings.shard)  # of like lengths: less to run
     effects = {}
     for site in settings.sites:
-        store = ShardStore(run / SHARDS, {"run": digest, "site": site}, len(parts))
+        identity = {"run": digest, "site": site, "model": conditions(model)}
+        store = ShardStore(run / SHARDS, identity, len(parts))
         shards = make_shards(
             store, engine, locate_shard,
             lambda number, site=site: LocateJob(

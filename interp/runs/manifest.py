@@ -1,7 +1,5 @@
 """What a run was: model, versions, seeds and prompts, so that it can be checked and repeated."""
 
-import importlib.metadata
-import platform
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -13,23 +11,8 @@ import torch
 from interp.errors import UserError
 from interp.models import model_info
 from interp.runs.store import file_hash, read_json, write_json
+from interp.runs.versions import versions
 from interp.untrusted import check_shape
-
-PACKAGES = (
-    *("faithlens", "torch", "transformer-lens", "transformers", "peft", "accelerate"),
-    *("numpy", "scipy", "pandas"),
-)
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that the figures depend on."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
 
 
 def write_manifest(

@@ -15,7 +15,6 @@ from typing import Any, Literal
 from torch import Tensor
 
 from interp.errors import UserError
-from interp.models import fingerprint
 from interp.patching import PatchingResult
 from interp.patching.components import check_component
 from interp.patching.forward import device_of
@@ -24,8 +23,9 @@ from interp.patching.patch import check_method
 from interp.patching.significance import MINIMUM_GROUPS, mean_interval
 from interp.report.patch_page import render_patch
 from interp.runs.choice import check_choice
+from interp.runs.conditions import conditions
 from interp.runs.dtype_check import N_PROMPTS, Measure, dtype_check
-from interp.runs.identity import begin_run, check_run
+from interp.runs.identity import begin_run, check_run, model_identity
 from interp.runs.lock import one_process
 from interp.runs.manifest import read_manifest, write_manifest
 from interp.runs.shards import (
@@ -151,10 +151,14 @@ def patch_run(
         if not kept:
             raise UserError(f"the model answers none of the {len(pairs)} pairs rightly")
         pairs, encoded = pairs.take(kept), encoded.take(kept)
-    identity = {**asdict(settings), "fingerprint": fingerprint(model)}
+    identity = {**asdict(settings), **model_identity(model)}
     _claim(run, identity, pairs)
     facts = _facts(identity, pairs)
-    result = _effects(encoded, settings, run, facts, engine or InProcess(model), progress)
+    store = ShardStore(
+        run / SHARDS, {"run": facts["run"], "model": conditions(model)},
+        len(_parts(encoded, settings)),
+    )  # fmt: skip
+    result = _effects(encoded, settings, run, facts, store, engine or InProcess(model), progress)
     write_table(run / "units.csv", result.to_dataframe())
     write_json(run / "summary.json", summary_of(result, settings, int(right.sum()), len(right)))
     few = _on_a_few(encoded, settings)
@@ -205,6 +209,7 @@ def _effects(
     settings: PatchSettings,
     run: Path,
     facts: Mapping[str, str],
+    store: ShardStore,
     engine: Engine,
     progress: bool,
 ) -> PatchingResult:
@@ -219,9 +224,7 @@ def _effects(
             return found
         except UserError as error:
             logger.warning("%s: the effects are made again", error)
-    size = settings.shard if settings.sliced else len(encoded)
-    parts = cut(range(len(encoded)), size)
-    store = ShardStore(run / SHARDS, {"run": facts["run"]}, len(parts))
+    parts = _parts(encoded, settings)
     with using_threads(threads_of(run, IDENTITY)):
         shards = make_shards(
             store, engine, patch_shard,
@@ -233,6 +236,11 @@ def _effects(
     result = replace(result, metadata={**result.metadata, **facts})
     result.save(whole)
     return result
+
+
+def _parts(encoded: EncodedPairs, settings: PatchSettings) -> list[list[int]]:
+    """The prompts of each shard."""
+    return cut(range(len(encoded)), settings.shard if settings.sliced else len(encoded))
 
 
 @dataclass(frozen=True)

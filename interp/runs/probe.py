@@ -17,7 +17,6 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from interp.errors import UserError
-from interp.models import fingerprint
 from interp.premises import Split
 from interp.premises.knowledge import MINIMUM_KNOWN, KnowledgeCheck
 from interp.report.probes import (
@@ -30,6 +29,7 @@ from interp.report.probes import (
 )
 from interp.report.tables import where
 from interp.runs.choice import check_choice
+from interp.runs.identity import model_identity
 from interp.runs.known import split_known
 from interp.runs.lock import one_process
 from interp.runs.manifest import read_manifest, write_manifest
@@ -93,7 +93,7 @@ def probe_run(
         UserError: another run in the directory, or too few known facts to cross-validate.
     """
     split = split_known(
-        model, run, IDENTITY, {**asdict(settings), "fingerprint": fingerprint(model)},
+        model, run, IDENTITY, {**asdict(settings), **model_identity(model)},
         minimum=MINIMUM_KNOWN, progress=progress,
     )  # fmt: skip
     write_manifest(run, model, settings=asdict(settings), seed=settings.seed)

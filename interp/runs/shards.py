@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -23,6 +24,7 @@ from tqdm.auto import tqdm
 
 from interp.errors import UserError
 from interp.files import remove_leftovers
+from interp.runs.versions import versions
 from interp.stages import SHARD, Shard
 from interp.tensor_file import read_tensor_file, write_tensor_file
 from interp.untrusted import check_shape, parse_json
@@ -69,10 +71,11 @@ class ShardStore:
     identity: Mapping[str, Any]
     n_shards: int
 
-    @property
+    @cached_property
     def digest(self) -> str:
-        """SHA-256 of the identity and the number of shards."""
-        return digest_of({"identity": self.identity, "shards": self.n_shards})
+        """SHA-256 of the identity, the number of shards, and the versions that make them."""
+        whole = {"identity": self.identity, "shards": self.n_shards, "versions": versions()}
+        return digest_of(whole)
 
     def path(self, number: int) -> Path:
         """The file of one shard."""
@@ -90,7 +93,7 @@ class ShardStore:
                 name: parse_json(texts.get(name, ""), surrogates=True) for name in ("texts", "kept")
             }
             check_shape(said, {"texts": [str], "kept": {}}, "what it says of itself")
-            return Shard(tensors, said["texts"], said["kept"])
+            return Shard(tensors, texts=said["texts"], kept=said["kept"])
         except FileNotFoundError:
             return None
         except UserError as error:
@@ -170,6 +173,8 @@ def cut(prompts: Sequence[int], size: int = SHARD) -> list[list[int]]:
 def put_together(shards: Sequence[Shard], parts: Sequence[Sequence[int]]) -> Shard:
     """The shards' tensors and texts for the prompts of ``parts``, in their order.
 
+    What a shard ``kept`` is its own, and is left out.
+
     Raises:
         UserError: shards of other prompts, which somebody must have put there.
     """
@@ -182,15 +187,15 @@ def put_together(shards: Sequence[Shard], parts: Sequence[Sequence[int]]) -> Sha
             into = whole.setdefault(name, torch.empty(total, *tensor.shape[1:], dtype=tensor.dtype))
             into[torch.tensor(prompts)] = tensor
         texts |= dict(zip(prompts, shard.texts, strict=bool(shard.texts)))
-    return Shard(whole, [texts[number] for number in sorted(texts)])
+    return Shard(whole, texts=[texts[number] for number in sorted(texts)])
 
 
 def _check_fits(shard: Shard, first: Shard, n_prompts: int) -> None:
     found = {name: (one.shape[1:], one.dtype) for name, one in shard.tensors.items()}
     wanted = {name: (one.shape[1:], one.dtype) for name, one in first.tensors.items()}
     lengths = {len(one) if one.ndim else 0 for one in shard.tensors.values()}
-    n_texts = len(shard.texts)
-    if found != wanted or lengths - {n_prompts} or n_texts not in (0, n_prompts):
+    n_texts = n_prompts if first.texts else 0
+    if found != wanted or lengths - {n_prompts} or len(shard.texts) != n_texts:
         raise UserError(
             "the shards of a sweep do not fit together: remove the directory 'shards' of the run, "
             "and give the command again"

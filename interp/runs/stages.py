@@ -4,12 +4,15 @@ What a shard belongs to is decided by its content's causes (model, prompts, what
 so that the same command again, and another one that needs the same work, takes it from there.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from interp.errors import UserError
 from interp.runs.shards import Engine, ShardStore, cut, make_shards, put_together
-from interp.stages import Job, Shard, Stages, Work
+from interp.stages import Gives, Job, Shard, Stages, Work
+from interp.untrusted import check_tensors
 
 
 @dataclass(frozen=True)
@@ -20,27 +23,52 @@ class StoredStages(Stages):
         folder: the directory of their files.
         engine: where shards are made, with a model of its own; the one that ``made`` is given is
             not used.
-        fingerprint: the model's.
+        conditions: what the model is; see ``interp.runs.conditions``.
+        asked: the files that were asked for so far.
     """
 
     folder: Path
     engine: Engine
-    fingerprint: str
+    conditions: Mapping[str, str]
+    asked: set[Path] = field(default_factory=set)
 
     def made(
-        self, work: Work, model: Any, job: Job, *, description: str, progress: bool = True
+        self,
+        work: Work,
+        model: Any,
+        job: Job,
+        *,
+        description: str,
+        gives: Gives,
+        progress: bool = True,
     ) -> Shard:
-        """What ``work`` makes of all prompts of a job, put together from shards."""
+        """What ``work`` makes of all prompts of a job, put together from shards.
+
+        Raises:
+            UserError: shards that the work cannot have made.
+        """
         parts = cut(job.order(), job.shard)
         identity = {
-            "model": self.fingerprint,
+            "model": dict(self.conditions),
             "work": work.__name__,
             "shard": job.shard,
             "job": job.identity(),
         }
         store = ShardStore(self.folder, identity, len(parts))
+        self.asked.update(map(store.path, range(len(parts))))
         shards = make_shards(
             store, self.engine, work, lambda number: job.take(parts[number]),
             description=description, progress=progress,
         )  # fmt: skip
-        return put_together(shards, parts)
+        whole = put_together(shards, parts)
+        if parts:
+            check_tensors(whole.tensors, **gives.tensors)
+            if gives.texts != bool(whole.texts):
+                raise UserError(f"the shards in {self.folder} hold no answers: remove them")
+        return whole
+
+    def remove_others(self) -> None:
+        """Remove the shards that nobody asked for: of other versions, dtypes or settings."""
+        for path in self.folder.glob("*.safetensors"):
+            if path not in self.asked:
+                path.unlink(missing_ok=True)

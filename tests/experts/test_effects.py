@@ -95,6 +95,18 @@ def model(hf_factory: Callable[..., Any], plain_tokenizer: Any) -> HookedModel:
     return hooked(adapt(hf_factory("llama", plain_tokenizer)), plain_tokenizer)
 
 
+@pytest.mark.parametrize("method", ["exact", "attribution"])
+def test_a_weight_that_is_not_finite_is_told(
+    method: Any, hf_factory: Callable[..., Any], plain_tokenizer: Any, tasks: Any
+) -> None:
+    broken = hf_factory("llama", plain_tokenizer)
+    with torch.no_grad():
+        broken.model.layers[1].mlp.up_proj.weight[0, 0] = torch.nan
+    model = hooked(adapt(broken), plain_tokenizer)
+    with pytest.raises(UserError, match="the model gives NaN or infinity"):
+        expert_effects(model, tasks, method=method, progress=False)
+
+
 @pytest.fixture(scope="module")
 def effects(planted: HookedModel, tasks: Any) -> ExpertEffects:
     return expert_effects(planted, tasks, progress=False)

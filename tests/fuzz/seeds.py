@@ -176,7 +176,9 @@ def shard_store(folder: Path) -> ShardStore:
 def shards(folder: Path) -> None:
     """The two shards of a sweep."""
     made = Shard(
-        {"values": torch.rand(2, 3, 4)}, ["Paris.", "Ünderstood\ud800"], {"source": "masked"}
+        {"values": torch.rand(2, 3, 4)},
+        texts=["Paris.", "Ünderstood\ud800"],
+        kept={"source": "masked"},
     )
     for number in range(2):
         shard_store(folder).write(number, made)

@@ -29,7 +29,7 @@ from interp.runs.locate import LocateSettings, load_run, locate_run
 from interp.runs.patch import PatchSettings, patch_run
 from tests.conftest import make_planted_model, make_word_tokenizer, planted_relation
 from tests.runs.conftest import write_pairs
-from tests.runs.test_stages import Stopping
+from tests.runs.stopping import Stopping
 
 CALLS = ("open", "write", "fsync", "replace", "unlink", "mkdir", "rmdir")
 LOCATED = ("effects.safetensors", "heads.csv", "known.json", "premises.jsonl", "knowledge.csv")

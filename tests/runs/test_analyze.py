@@ -170,6 +170,12 @@ def test_effects_are_taken_up_and_give_the_same_bytes(
     analyze_adapter(place / "run", settings, run, progress=False)
     assert asked == {"estimate_experts": 3, "measure_experts": 3}
     assert switched(run) == whole
+    config = place / "run" / "adapter" / "adapter_config.json"
+    before = config.read_text()
+    config.write_text(json.dumps({**json.loads(before), "lora_alpha": 64}))
+    with pytest.raises(UserError, match=r"another run \(adapter_config was "):
+        analyze_adapter(place / "run", settings, run, progress=False)
+    config.write_text(before)
     for name in ("effects.safetensors", "effects_accuracy.safetensors"):
         content = (run / name).read_bytes()
         (run / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))

@@ -9,13 +9,13 @@ import pytest
 from interp.errors import UserError
 from interp.models import HookedModel, fingerprint
 from interp.runs.manifest import (
-    PACKAGES,
     describe_hf_model,
     describe_model,
     read_manifest,
     versions,
     write_manifest,
 )
+from interp.runs.versions import PACKAGES
 
 
 def test_of_a_hooked_model(tiny_llama: HookedModel, tmp_path: Path) -> None:

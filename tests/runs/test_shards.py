@@ -26,7 +26,7 @@ IDENTITY = {"model": "ab", "seed": 1}
 def square(model: int, job: list[int]) -> Shard:
     """The work of these tests: squares, times the model."""
     values = model * torch.tensor(job, dtype=torch.float32) ** 2
-    return Shard({"values": values}, [f"{one}" for one in job], {"n": len(job)})
+    return Shard({"values": values}, texts=[f"{one}" for one in job], kept={"n": len(job)})
 
 
 class Counted:
@@ -138,8 +138,8 @@ def test_texts_are_kept_to_the_last_half_of_a_pair(tmp_path: Path) -> None:
 def test_a_shard_has_a_text_for_every_prompt_or_none() -> None:
     with pytest.raises(UserError, match="do not fit together"):
         put_together([Shard(texts=["one"])], [[0, 1]])
-    assert put_together([Shard()], [[0, 1]]) == Shard({}, [])
-    assert put_together([], []) == Shard({}, [])
+    assert put_together([Shard()], [[0, 1]]) == Shard({}, texts=[])
+    assert put_together([], []) == Shard({}, texts=[])
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import hashlib
 import shutil
-from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,29 +15,18 @@ from interp.heads.headset import HeadSet
 from interp.heads.locate import as_encoded
 from interp.interventions.constraint import Constraint
 from interp.interventions.intervention import Intervention
-from interp.models import HookedModel, fingerprint
+from interp.models import HookedModel
 from interp.premises import Premises
+from interp.runs.conditions import conditions
 from interp.runs.evaluate import EvaluateSettings, evaluate_run
 from interp.runs.locate import load_run
 from interp.runs.shards import InProcess
 from interp.runs.stages import StoredStages
-from interp.stages import Shard
+from interp.stages import Gives
+from tests.runs.stopping import Stopping
 
+VALUES, TEXTS = Gives({"values": 3}), Gives(texts=True)
 SETTINGS = EvaluateSettings(heads=1.0, random_sets=20, counts=(1, 2))
-
-
-class Stopping:
-    """The engine in this process, which counts shards and is interrupted at one of them."""
-
-    def __init__(self, model: Any, at: int = 0) -> None:
-        self.inner, self.at, self.made = InProcess(model), at, 0
-
-    def run(self, work: Any, jobs: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Shard]]:
-        for number, shard in self.inner.run(work, jobs):
-            self.made += 1
-            if self.made == self.at:
-                raise KeyboardInterrupt
-            yield number, shard
 
 
 def evaluated(model: Any, run: Path, engine: Any) -> dict[str, str]:
@@ -65,7 +53,7 @@ def test_an_interrupted_evaluation_gives_the_same_bytes(
         engine = Stopping(planted, at)
         with pytest.raises(KeyboardInterrupt):
             evaluated(planted, tmp_path / "stopped", engine)
-        made += engine.made - 1
+        made += engine.made
     # And once when all sweeps and answers are there, at the very end.
     asked: list[int] = []
 
@@ -92,10 +80,12 @@ def test_kept_values_are_those_of_one_sweep(
     encoded = as_encoded(planted, planted_premises)
     sets = (HeadSet(()), HeadSet(((0, 1),)), HeadSet(((1, 2), (0, 1))))
     job = PreferenceJob(encoded, "false", Constraint(HeadSet(()), "resample"), sets)
-    stages = StoredStages(tmp_path / "s", InProcess(planted), fingerprint(planted))
+    stages = StoredStages(tmp_path / "s", InProcess(planted), conditions(planted))
 
     def values(job: PreferenceJob) -> torch.Tensor:
-        done = stages.made(preference_values, planted, job, description="", progress=False)
+        done = stages.made(
+            preference_values, planted, job, description="", gives=VALUES, progress=False
+        )
         return done.tensors["values"]
 
     kept = values(job)
@@ -126,10 +116,10 @@ def test_answers_are_given_once(
     prompts = tuple(tuple(item.false.tokens) for item in encoded.items)
     job = AnswersJob(prompts, max_new_tokens=2, shard=24)
     engine = Stopping(planted)
-    stages = StoredStages(tmp_path, engine, fingerprint(planted))
+    stages = StoredStages(tmp_path, engine, conditions(planted))
 
     def said(job: AnswersJob, stages: StoredStages = stages) -> list[str]:
-        done = stages.made(greedy_texts, planted, job, description="", progress=False)
+        done = stages.made(greedy_texts, planted, job, description="", gives=TEXTS, progress=False)
         return list(done.texts)
 
     at_once = greedy_texts(planted, job).texts
@@ -152,5 +142,5 @@ def test_answers_are_given_once(
         said(other)
         assert engine.made > made
         made = engine.made
-    said(job, replace(stages, fingerprint="cd"))
+    said(job, replace(stages, conditions={"fingerprint": "cd"}))
     assert engine.made == made + 3
