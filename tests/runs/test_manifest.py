@@ -26,6 +26,7 @@ def test_of_a_hooked_model(tiny_llama: HookedModel, tmp_path: Path) -> None:
     assert content["model"] == {
         "fingerprint": fingerprint(tiny_llama),
         "n_layers": 3, "n_heads": 4, "n_kv_heads": 2, "d_head": 8,
+        "allow_pickle": False,
     }  # fmt: skip
     assert (content["dtype"], content["device"]) == ("float32", "cpu")
     assert content["prompts_sha256"] == hashlib.sha256(b"{}\n").hexdigest()
