@@ -154,7 +154,7 @@ def test_parts_are_taken_up_and_give_the_same_bytes(
 def test_effects_are_taken_up_and_give_the_same_bytes(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    settings = quick(place, effects=12)  # of two tasks: 24 questions, two shards
+    settings = quick(place, limit=20, effects=20)  # of two tasks: 40 questions, two shards
     analyze_adapter(place / "run", settings, tmp_path / "whole", progress=False)
     whole = switched(tmp_path / "whole")
     asked = interrupted_at(monkeypatch, {"estimate_experts": 2, "measure_experts": 2})
@@ -234,7 +234,7 @@ def routed(run: Path) -> list[bytes]:
 
 @pytest.mark.bridge_only  # the effects of experts
 def test_ray_workers_make_the_same(place: Path, tmp_path: Path) -> None:
-    settings = quick(place, effects=12)
+    settings = quick(place, limit=20, effects=20)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
