@@ -86,16 +86,19 @@ def covered(name: str, seconds: int) -> dict[str, Any]:
             env={**os.environ, "PYTHONPATH": str(ROOT)},
         )  # fmt: skip
         kept = len(list(corpus.iterdir()))
+        crashed = any(Path(temporary).glob("*-*"))  # crash-…, timeout-… or oom-…, the input
     runs = re.search(r"^Done (\d+) runs", done.stderr, re.MULTILINE)
     places = [int(number) for number in re.findall(r" cov: (\d+) ", done.stderr)]
     if done.returncode:
         print("\n".join((done.stdout + done.stderr).splitlines()[-SHOWN:]))
+        if not crashed:
+            raise SystemExit(f"the fuzzer of {name!r} did not run")
     return {
         "runs": int(runs[1]) if runs else 0,
         "places_first": places[0] if places else 0,
         "places": max(places, default=0),
         "inputs_kept": kept,
-        "crashes": int(done.returncode != 0),
+        "crashes": int(crashed),
         "seconds": round(time.perf_counter() - begin, 1),
     }
 
@@ -112,6 +115,8 @@ def main() -> None:
     from interp.runs.store import write_json
     from tests.fuzz.readers import READERS
 
+    if unknown := set(options.readers) - set(READERS):
+        raise SystemExit(f"unknown reader {min(unknown)!r}; known: {', '.join(READERS)}")
     for name in options.readers or READERS:
         found = covered(name, options.seconds)
         print(f"{name}: {json.dumps(found)}", flush=True)
