@@ -29,7 +29,7 @@ from interp.moelora.encoding import EncodedExample, end_token
 from interp.moelora.examples import Example
 from interp.moelora.scoring import is_right
 from interp.patching.forward import device_of
-from interp.stages import SHARD, Shard
+from interp.stages import SHARD, Gives, Shard
 
 Unit = tuple[int, int]
 """(place, expert): the place is a projection's number, or 0 for all of them together."""
@@ -91,6 +91,10 @@ class ExpertJob:
                 constraint = ExpertConstraint(pairs, self.mode, self.factor)
                 found.append(((place, expert), constraint))
         return found
+
+
+ESTIMATED = Gives({"loss": 1, "changes": 3})
+MEASURED = Gives({"bare": 2, "changes": 4})
 
 
 def estimate_experts(model: Any, job: ExpertJob, *, progress: bool = False) -> Shard:

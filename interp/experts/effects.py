@@ -26,6 +26,8 @@ from torch import Tensor
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.experts.effect_runs import (
+    ESTIMATED,
+    MEASURED,
     ExpertJob,
     estimate_experts,
     greedy_accuracy,
@@ -37,7 +39,7 @@ from interp.moelora.encoding import EncodedExample, encode_example
 from interp.moelora.examples import Example
 from interp.patching.result import PatchingResult
 from interp.patching.significance import MINIMUM_GROUPS, EffectStatistics
-from interp.stages import AT_ONCE, Gives, Stages
+from interp.stages import AT_ONCE, Stages
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -193,16 +195,7 @@ def expert_effects(
     examples = [(task, one) for task, some in tasks.items() for one in some]
     encoded = tuple(_encoded(model, one) for _, one in examples)
     job = ExpertJob(encoded, chosen, mode, factor, together)
-    names = tuple(task for task, _ in examples)
-    common: dict[str, Any] = {
-        "axes": ("prompt", "projection", "expert"),
-        "component": "expert gate",
-        "source": f"scale {factor:g}" if mode == "scale" else mode,
-        "labels": {"projection": (EVERYWHERE,) if together else tuple(o.name for o in chosen)},
-        "groups": tuple(_subject(i, *one) for i, one in enumerate(examples)),
-        "templates": names,
-        "seed": seed,
-    }
+    common = _common(examples, chosen, job, seed)
 
     def result(values: Tensor, base: Tensor, metric: str, how: str = "exact") -> PatchingResult:
         return PatchingResult(values=values, corrupted=base, metric=metric, method=how, **common)
@@ -211,25 +204,17 @@ def expert_effects(
     estimate = None
     if method == "attribution" or budget is not None:
         done = stages.made(
-            estimate_experts,
-            model,
-            job,
-            description="gradients",
+            estimate_experts, model, job, description="gradients", gives=ESTIMATED,
             progress=progress,
-            gives=Gives({"loss": 1, "changes": 3}),
-        ).tensors
+        ).tensors  # fmt: skip
         estimate = result(done["changes"], done["loss"], _LOSS, "attribution")
         if budget is None:
             return ExpertEffects(estimate, projections=places)
-        job = replace(job, units=most_promising(estimate.values, names, budget))
+        job = replace(job, units=most_promising(estimate.values, estimate.templates, budget))
     done = stages.made(
-        measure_experts,
-        model,
-        job,
-        description=f"experts, {mode}",
+        measure_experts, model, job, description=f"experts, {mode}", gives=MEASURED,
         progress=progress,
-        gives=Gives({"bare": 2, "changes": 4}),
-    ).tensors
+    ).tensors  # fmt: skip
     base, changes = done["bare"].unbind(1), done["changes"].unbind(1)
     right, how = (base[1], changes[1]), "accuracy (teacher-forced)"
     if greedy:
@@ -241,6 +226,25 @@ def expert_effects(
         estimate=estimate,
         projections=places,
     )
+
+
+def _common(
+    examples: Sequence[tuple[str, Example | EncodedExample]],
+    chosen: Sequence[Projection],
+    job: ExpertJob,
+    seed: int,
+) -> dict[str, Any]:
+    """What all results of a call say."""
+    places = (EVERYWHERE,) if job.together else tuple(one.name for one in chosen)
+    return {
+        "axes": ("prompt", "projection", "expert"),
+        "component": "expert gate",
+        "source": f"scale {job.factor:g}" if job.mode == "scale" else job.mode,
+        "labels": {"projection": places},
+        "groups": tuple(_subject(index, *one) for index, one in enumerate(examples)),
+        "templates": tuple(task for task, _ in examples),
+        "seed": seed,
+    }
 
 
 def _chosen(
