@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import interp.models
+from interp.errors import UserError
 from interp.models import HookedModel, load
 from interp.report import write_report
 from interp.report.patch_page import render_patch
@@ -97,6 +98,18 @@ def test_a_run_of_the_embedded_model_in_bfloat16_says_it(tmp_path: Path) -> None
     assert bool(effects.values.isfinite().all())
     page = write_report(tmp_path / "run").read_text(encoding="utf-8")
     assert "Computed in bfloat16: on 4 prompts the unedited metric is at most 0." in page
+
+
+def test_a_run_of_another_dtype_is_another_run(
+    hf_factory: Any, word_tokenizer: Any, pairs_file: Path
+) -> None:
+    run, settings = pairs_file.parent / "run", PatchSettings(pairs=str(pairs_file), limit=2)
+    exact = interp.models.from_hf(hf_factory("llama", word_tokenizer, seed=3), word_tokenizer)
+    patch_run(exact, settings, run, progress=False)
+    before = (run / "effects.safetensors").read_bytes()
+    with pytest.raises(UserError, match=r"another run \(dtype was 'float32', now 'bfloat16'\)"):
+        patch_run(in_bfloat16(hf_factory, word_tokenizer), settings, run, progress=False)
+    assert (run / "effects.safetensors").read_bytes() == before
 
 
 def test_a_run_of_locate_says_it(
