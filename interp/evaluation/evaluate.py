@@ -52,7 +52,7 @@ class Evaluation(Displayed):
     """The outcome for one intervention; ``to_dict`` is ``evaluation.json``.
 
     Attributes:
-        intervention: what was evaluated; ``n_all_heads`` and ``model`` say in what.
+        intervention: what was evaluated; ``n_all_heads``, ``model`` and ``dtype`` say in what.
         false, twin: preference per prompt; sets are [none, the intervention, random, random, …].
         answers: greedy answers by kind, or empty if they were not asked for.
         side_effects: cost on neutral text.
@@ -69,6 +69,7 @@ class Evaluation(Displayed):
     side_effects: SideEffects
     seed: int = 0
     detection: PremiseDetections | None = None
+    dtype: str = "float32"
 
     @property
     def constraint(self) -> Constraint:
@@ -125,6 +126,7 @@ class Evaluation(Displayed):
         detection = {} if self.detection is None else {"detection": self.detection.to_dict()}
         return {
             "model": self.model,
+            "dtype": self.dtype,
             **_setting(self.intervention, self.n_all_heads),
             "gate": self.intervention.gate,
             **detection,
@@ -266,6 +268,7 @@ def evaluate(
     return Evaluation(
         intervention=what,
         model=model_info(model).spec,
+        dtype=model_info(model).dtype,
         n_all_heads=model.cfg.n_layers * model.cfg.n_heads,
         split=premises.part,
         false=false,

@@ -1,6 +1,7 @@
 """What an evaluation has finished is taken up, and the outcome has the same bytes."""
 
 import hashlib
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from interp.heads.headset import HeadSet
 from interp.heads.locate import as_encoded
 from interp.interventions.constraint import Constraint
 from interp.interventions.intervention import Intervention
-from interp.models import HookedModel
+from interp.models import HookedModel, fingerprint, from_hf
 from interp.premises import Premises
 from interp.runs.conditions import conditions
 from interp.runs.evaluate import EvaluateSettings, evaluate_run
@@ -23,6 +24,7 @@ from interp.runs.locate import load_run
 from interp.runs.shards import InProcess
 from interp.runs.stages import StoredStages
 from interp.stages import Gives
+from tests.conftest import make_planted_hf_model
 from tests.runs.stopping import Stopping
 
 VALUES, TEXTS = Gives({"values": 3}), Gives(texts=True)
@@ -72,6 +74,24 @@ def test_an_interrupted_evaluation_gives_the_same_bytes(
         assert evaluated(planted, tmp_path / "stopped", engine) == whole
     assert engine.made == 0
     assert asked == []
+
+
+def test_a_model_in_another_dtype_takes_nothing_from_them(
+    planted: HookedModel, word_tokenizer: Any, planted_run: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(planted_run, tmp_path / "run")
+    whole = evaluated(planted, run, Stopping(planted))
+    rough = from_hf(
+        make_planted_hf_model(word_tokenizer).to(torch.bfloat16), word_tokenizer,
+        fingerprint=fingerprint(planted),
+    )  # fmt: skip
+    engine = Stopping(rough)
+    assert evaluated(rough, run, engine) != whole
+    assert engine.made >= 10
+    assert json.loads((run / "evaluation.json").read_text())["dtype"] == "bfloat16"
+    engine = Stopping(planted)
+    assert evaluated(planted, run, engine) == whole
+    assert engine.made >= 10  # the other dtype's shards have taken their place
 
 
 def test_kept_values_are_those_of_one_sweep(
