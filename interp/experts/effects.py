@@ -195,7 +195,7 @@ def expert_effects(
     examples = [(task, one) for task, some in tasks.items() for one in some]
     encoded = tuple(_encoded(model, one) for _, one in examples)
     job = ExpertJob(encoded, chosen, mode, factor, together)
-    common = _common(examples, chosen, job, seed)
+    common = _common(examples, job, seed)
 
     def result(values: Tensor, base: Tensor, metric: str, how: str = "exact") -> PatchingResult:
         return PatchingResult(values=values, corrupted=base, metric=metric, method=how, **common)
@@ -230,12 +230,11 @@ def expert_effects(
 
 def _common(
     examples: Sequence[tuple[str, Example | EncodedExample]],
-    chosen: Sequence[Projection],
     job: ExpertJob,
     seed: int,
 ) -> dict[str, Any]:
     """What all results of a call say."""
-    places = (EVERYWHERE,) if job.together else tuple(one.name for one in chosen)
+    places = (EVERYWHERE,) if job.together else tuple(one.name for one in job.projections)
     return {
         "axes": ("prompt", "projection", "expert"),
         "component": "expert gate",

@@ -154,11 +154,7 @@ def patch_run(
     identity = {**asdict(settings), **model_identity(model)}
     _claim(run, identity, pairs)
     facts = _facts(identity, pairs)
-    store = ShardStore(
-        run / SHARDS, {"run": facts["run"], "model": conditions(model)},
-        len(_parts(encoded, settings)),
-    )  # fmt: skip
-    result = _effects(encoded, settings, run, facts, store, engine or InProcess(model), progress)
+    result = _effects(model, encoded, settings, run, facts, engine or InProcess(model), progress)
     write_table(run / "units.csv", result.to_dataframe())
     write_json(run / "summary.json", summary_of(result, settings, int(right.sum()), len(right)))
     few = _on_a_few(encoded, settings)
@@ -205,11 +201,11 @@ def _facts(identity: Mapping[str, Any], pairs: Pairs) -> dict[str, str]:
 
 
 def _effects(
+    model: Any,
     encoded: EncodedPairs,
     settings: PatchSettings,
     run: Path,
     facts: Mapping[str, str],
-    store: ShardStore,
     engine: Engine,
     progress: bool,
 ) -> PatchingResult:
@@ -224,7 +220,9 @@ def _effects(
             return found
         except UserError as error:
             logger.warning("%s: the effects are made again", error)
-    parts = _parts(encoded, settings)
+    parts = cut(range(len(encoded)), settings.shard if settings.sliced else len(encoded))
+    identity = {"run": facts["run"], "model": conditions(model)}
+    store = ShardStore(run / SHARDS, identity, len(parts))
     with using_threads(threads_of(run, IDENTITY)):
         shards = make_shards(
             store, engine, patch_shard,
@@ -236,11 +234,6 @@ def _effects(
     result = replace(result, metadata={**result.metadata, **facts})
     result.save(whole)
     return result
-
-
-def _parts(encoded: EncodedPairs, settings: PatchSettings) -> list[list[int]]:
-    """The prompts of each shard."""
-    return cut(range(len(encoded)), settings.shard if settings.sliced else len(encoded))
 
 
 @dataclass(frozen=True)

@@ -61,10 +61,15 @@ class StoredStages(Stages):
             description=description, progress=progress,
         )  # fmt: skip
         whole = put_together(shards, parts)
-        if parts:
-            check_tensors(whole.tensors, **gives.tensors)
-            if gives.texts != bool(whole.texts):
-                raise UserError(f"the shards in {self.folder} hold no answers: remove them")
+        try:
+            check_tensors(whole.tensors, **(gives.tensors if parts else {}))
+            if parts and gives.texts != bool(whole.texts):
+                raise UserError("texts in place of numbers, or none")
+        except UserError as error:
+            raise UserError(
+                f"the shards in {self.folder} are not of this sweep ({error}): remove them, and "
+                "give the command again"
+            ) from error
         return whole
 
     def remove_others(self) -> None:

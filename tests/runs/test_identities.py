@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import interp.runs.shards as shards_module
+from interp.errors import UserError
 from interp.evaluation.jobs import (
     AnswersJob,
     PreferenceJob,
@@ -161,6 +162,18 @@ def test_a_models_dtype_tokenizer_and_generation_config_are(word_tokenizer: Any)
     assert conditions_digest(usual) in digests
     usual.tokenizer.add_special_tokens({"additional_special_tokens": ["<new>"]})
     assert conditions_digest(usual) not in digests
+
+
+@pytest.mark.parametrize("gives", [Gives({"other": 1}), Gives({"values": 2}), Gives(texts=True)])
+def test_shards_that_the_work_cannot_have_made_are_refused(
+    gives: Gives, planted: HookedModel, encoded: Any, tmp_path: Path
+) -> None:
+    """As if somebody had put others in their place, with the right checksums."""
+    job = PreferenceJob(encoded, "false", Constraint(NONE), (NONE,), shard=4)
+    stages = StoredStages(tmp_path, InProcess(planted), conditions(planted))
+    with pytest.raises(UserError, match=r"are not of this sweep \(.*\): remove them") as caught:
+        stages.made(preference_values, planted, job, description="", gives=gives, progress=False)
+    assert "\n" not in str(caught.value)
 
 
 def test_whole_runs_are_kept_like_sweeps(

@@ -23,10 +23,10 @@ from interp.runs.evaluate import EvaluateSettings, evaluate_run
 from interp.runs.locate import LocateSettings, load_run, locate_run
 from interp.runs.patch import PatchSettings, patch_run
 from interp.runs.ray_engine import RayEngine, room
-from interp.stages import Shard
 from tests.conftest import make_planted_hf_model
 from tests.runs.conftest import write_pairs
 from tests.runs.killing import write_premises
+from tests.runs.stopping import Stopping
 
 # What Ray itself leaves open or is going to change.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning")
@@ -57,21 +57,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-class Killing:
-    """The Ray engine, which kills one of its workers when two shards are there."""
-
-    def __init__(self, inner: Any) -> None:
-        self.inner, self.made, self.killed = inner, 0, 0
-
-    def run(self, work: Any, jobs: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Shard]]:
-        for number, shard in self.inner.run(work, jobs):
-            self.made += 1
-            if self.made == 2:
-                self.killed = self.inner.processes()[0]
-                os.kill(self.killed, signal.SIGKILL)
-            yield number, shard
 
 
 def made(model: Any, folder: Path, run: Path, engine: Any) -> dict[str, str]:
@@ -110,11 +95,17 @@ def test_two_workers_and_one_killed_give_the_bytes_of_one_process(
         before = engine.processes()
         assert len(set(before)) == 2
         assert os.getpid() not in before
-        killing = Killing(engine)
+        killed: list[int] = []
+
+        def kill_one(inner: Any) -> None:
+            killed.append(inner.processes()[0])
+            os.kill(killed[0], signal.SIGKILL)
+
+        killing = Stopping(engine, 2, kill_one)
         assert made(model, folder, tmp_path / "killed", killing) == here
-        assert killing.killed in before
+        assert killed[0] in before
         after = engine.processes()
-        assert killing.killed not in after
+        assert killed[0] not in after
         assert len(set(after)) == 2
     assert ended(after)  # with the context
 
