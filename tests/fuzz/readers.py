@@ -33,7 +33,7 @@ from interp.runs.shards import put_together
 from interp.tasks import read_pairs
 from interp.untrusted import check_gguf, parse_json, read_text
 from probes.linear import LinearProbe
-from tests.fuzz import seeds
+from tests.fuzz import run_seeds, seeds
 
 
 @dataclass(frozen=True)
@@ -179,12 +179,12 @@ READERS: dict[str, Reader] = {
     ),
     "span finder": Reader(seeds.asked, {"asked.json": "json"}, _spans),
     "chat template": Reader(seeds.chat_template, {"chat.jinja": "text"}, _chat_template),
-    "run of locate, report": Reader(seeds.evaluated_run, seeds.EVALUATED_KINDS, _report),
-    "run of locate, resumed": Reader(seeds.located_run, seeds.LOCATED_KINDS, _resumed),
-    "run of patch, report": Reader(seeds.patch_run, seeds.PATCH_KINDS, _report),
-    "run of probe, report": Reader(seeds.probe_run, seeds.PROBE_KINDS, _report),
+    "run of locate, report": Reader(run_seeds.evaluated_run, run_seeds.EVALUATED_KINDS, _report),
+    "run of locate, resumed": Reader(run_seeds.located_run, run_seeds.LOCATED_KINDS, _resumed),
+    "run of patch, report": Reader(run_seeds.patch_run, run_seeds.PATCH_KINDS, _report),
+    "run of probe, report": Reader(run_seeds.probe_run, run_seeds.PROBE_KINDS, _report),
     "run of compare, report": Reader(
-        seeds.comparison_run, {"comparison.json": "json", "losses.csv": "csv"}, _report
+        run_seeds.comparison_run, {"comparison.json": "json", "losses.csv": "csv"}, _report
     ),
     "shard of a sweep": Reader(
         seeds.shards, {seeds.shard_store(Path()).path(0).name: "tensors"}, _shard

@@ -20,7 +20,7 @@ from interp.moelora.load import load_adapter
 from interp.moelora.pretrained import load_pretrained
 from interp.runs.report import report_run
 from interp.runs.store import write_atomically, write_table
-from tests.fuzz import seeds
+from tests.fuzz import run_seeds, seeds
 
 # transformers renames gradient checkpointing; PEFT knows the old names only.
 pytestmark = pytest.mark.filterwarnings(
@@ -185,7 +185,7 @@ def test_a_link_out_of_a_run_is_refused(tmp_path: Path) -> None:
     run, outside = tmp_path / "run", tmp_path / "outside"
     run.mkdir()
     outside.mkdir()
-    seeds.patch_run(run)
+    run_seeds.patch_run(run)
     report_run(run)
     (run / "parts").symlink_to(outside)
     with pytest.raises(UserError, match=r"a link that leads out of it \(parts\)"):

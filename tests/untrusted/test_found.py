@@ -12,7 +12,7 @@ from interp.models import render_chat
 from interp.moelora.reading import read_examples
 from interp.patching import PatchingResult
 from interp.runs.report import report_run
-from tests.fuzz import seeds
+from tests.fuzz import run_seeds, seeds
 from tests.fuzz.mutations import mutate
 
 DIGITS = "9" * 5000
@@ -75,7 +75,7 @@ def test_half_a_surrogate_pair_in_a_question() -> None:
 def test_an_evaluation_whose_site_is_a_list(change: dict[str, object], tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
-    seeds.evaluated_run(run)
+    run_seeds.evaluated_run(run)
     path = run / "evaluation.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(UserError, match=r"evaluation\.json: .*site must be text"):
