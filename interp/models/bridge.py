@@ -9,6 +9,7 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 from interp.errors import UserError
+from interp.models.native_attention import connect_attention_hooks
 from interp.untrusted import one_line
 
 
@@ -28,6 +29,7 @@ def boot_bridge(
         architecture = type(hf_model).__name__
         raise UserError(f"TransformerLens cannot hook {architecture}: {one_line(error)}") from error
     own.init_kwargs = true_kwargs
+    connect_attention_hooks(model)
     return model
 
 

@@ -17,10 +17,18 @@ import torch
 from torch import nn
 
 from interp.errors import UserError
+from interp.models.check_cache import check_path, read_check, write_check
 from interp.models.fingerprint import fingerprint_of_folder, fingerprint_of_model
 from interp.models.folder import read_folder
 from interp.models.majors import HookedModel, boot
 from interp.models.quiet import quiet_libraries
+from interp.models.self_check import (
+    ModelCheck,
+    check_model,
+    check_of,
+    keep_check,
+    trial_logits,
+)
 from interp.models.spec import EMBEDDED, cache_root, resolve
 
 logger = logging.getLogger(__name__)
@@ -98,13 +106,17 @@ def load_model(
         folder, spec=str(spec), dtype=chosen_dtype, finite=check_finite,
         attn_implementation=attn_implementation,
     )  # fmt: skip
-    return from_hf(
-        hf_model.to(chosen_device),
-        tokenizer,
-        spec=str(spec),
-        fingerprint=fingerprint_of_folder(folder, cache=cache_root(cache_dir) / "fingerprints"),
-        allow_pickle=allow_pickle,
-    )
+    root = cache_root(cache_dir)
+    digest = fingerprint_of_folder(folder, cache=root / "fingerprints")
+    kept_at = check_path(root, fingerprint=digest, dtype=dtype, device=chosen_device.type)
+    check = read_check(kept_at)
+    model = from_hf(
+        hf_model.to(chosen_device), tokenizer, spec=str(spec), fingerprint=digest,
+        allow_pickle=allow_pickle, check=check,
+    )  # fmt: skip
+    if check is None:
+        write_check(kept_at, check_of(model))
+    return model
 
 
 def from_hf(
@@ -114,13 +126,33 @@ def from_hf(
     spec: str = "in-memory",
     fingerprint: str | None = None,
     allow_pickle: bool = False,
+    check: ModelCheck | None = None,
 ) -> HookedModel:
     """Wrap a transformers causal language model in memory; the wrapper takes `hf_model` over.
 
     Device and dtype are those of `hf_model`; its attention becomes eager. `fingerprint` is computed
     from its weights unless given. `allow_pickle` is recorded: whether pickled weights may be read
-    again from `spec`. Raises UserError if TransformerLens cannot hook the architecture.
+    again from `spec`. The model checks itself against transformers (`interp.models.self_check`),
+    unless an earlier `check` of the same weights is given; what fails is refused when it is asked
+    for. Raises UserError if TransformerLens cannot hook the architecture.
     """
+    hf_model.eval()
+    hf_model.set_attn_implementation("eager")
+    expected = trial_logits(hf_model) if check is None else None
+    model = wrap(hf_model, tokenizer, spec=spec, fingerprint=fingerprint, allow_pickle=allow_pickle)
+    keep_check(model, check_model(model, expected) if check is None else check)
+    return model
+
+
+def wrap(
+    hf_model: Any,
+    tokenizer: Any,
+    *,
+    spec: str,
+    fingerprint: str | None = None,
+    allow_pickle: bool = False,
+) -> HookedModel:
+    """As `from_hf`, without the self-check: for callers that go on changing the hooked model."""
     parameter = next(hf_model.parameters())
     if not hf_model.config.architectures:  # a model made in memory does not name its own class
         hf_model.config.architectures = [type(hf_model).__name__]

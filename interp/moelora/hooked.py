@@ -23,8 +23,10 @@ from torch import Tensor, nn
 from transformer_lens.model_bridge.generalized_components import JointQKVAttentionBridge
 
 from interp.errors import UserError
-from interp.models import HookedModel, from_hf
+from interp.models import HookedModel
+from interp.models.load import wrap
 from interp.models.majors import require_bridge
+from interp.models.self_check import check_model, keep_check, trial_logits
 from interp.moelora.layer import ExpertHooks, MoELoRALinear
 from interp.patching.forward import device_of
 
@@ -39,7 +41,9 @@ def hooked(adapted: nn.Module, tokenizer: Any, *, spec: str = "in-memory MoELoRA
     require_bridge("hooking a MoELoRA model")
     _check_adapted(adapted)
     base = adapted.get_base_model() if isinstance(adapted, PeftModel) else adapted
-    model = from_hf(_sharing_copy(base), tokenizer, spec=spec)
+    base.eval()
+    expected = trial_logits(base)
+    model = wrap(_sharing_copy(base), tokenizer, spec=spec)
     hooks: dict[str, ExpertHooks] = {}
     for name, component in _components(model):
         layer = component._modules.get("_original_component")
@@ -56,6 +60,7 @@ def hooked(adapted: nn.Module, tokenizer: Any, *, spec: str = "in-memory MoELoRA
     driver = model._driver
     driver.supported_hook_points |= frozenset(model.hook_dict) - driver.non_fireable_hook_points
     _check_all_run(model, hooks)
+    keep_check(model, check_model(model, expected))
     return model
 
 

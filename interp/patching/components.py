@@ -43,13 +43,21 @@ PLACES: dict[str, Place] = {
 
 
 def check_component(component: str, model: Any | None = None) -> Component:
-    """Raise for an unknown component, or one that the model does not have; list the known."""
+    """Raise for an unknown component, or one that a layer of the model does not have."""
     if component not in PLACES:
         raise UserError(f"unknown component {component!r}; known: {', '.join(get_args(Component))}")
-    if model is not None and hook_name(component, 0) not in model.hook_dict:
-        known = [name for name in PLACES if hook_name(name, 0) in model.hook_dict]
-        raise UserError(f"this model has no {component!r}; it has: {', '.join(known)}")
-    return component  # type: ignore[return-value]
+    if model is None or not (missing := _layers_without(model, component)):
+        return component  # type: ignore[return-value]
+    known = [name for name in PLACES if not _layers_without(model, name)]
+    layers = "" if len(missing) == model.cfg.n_layers else f" in layer {missing[0]}"
+    raise UserError(f"this model has no {component!r}{layers}; it has: {', '.join(known)}")
+
+
+def _layers_without(model: Any, component: str) -> list[int]:
+    """The layers in which the component has no hook point."""
+    points = model.hook_dict
+    n_layers = model.cfg.n_layers
+    return [layer for layer in range(n_layers) if hook_name(component, layer) not in points]
 
 
 def hook_name(component: str, layer: int) -> str:
@@ -73,10 +81,21 @@ def count_units(model: Any, component: str) -> int:
 
 
 def as_units(value: Tensor, component: str) -> Float[Tensor, "row pos unit width"]:
-    """What a hook point shows, by position and unit; a view."""
+    """What a hook point shows, by position and unit; a view.
+
+    Raises:
+        UserError: it does not show its component by prompt and position (some mixtures of experts
+            show the tokens of all prompts in one axis).
+    """
+    axis = axis_of(component)
+    if value.ndim != (4 if axis else 3):
+        raise UserError(
+            f"this model shows {component!r} as {list(value.shape)} and not by prompt and "
+            "position: it cannot be patched"
+        )
     if component == "pattern":
         return value.transpose(1, 2)
-    return value if axis_of(component) else value.unsqueeze(2)
+    return value if axis else value.unsqueeze(2)
 
 
 def from_units(value: Float[Tensor, "row pos unit width"], component: str) -> Tensor:

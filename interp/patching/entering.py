@@ -30,27 +30,40 @@ def forward_as(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]
 
 @contextmanager
 def entering(
-    blocks: Sequence[nn.Module], layer: int, residual: Tensor, stop: int | None
+    blocks: Sequence[nn.Module],
+    layer: int,
+    residual: Tensor,
+    stop: int | None,
+    tuple_outputs: Sequence[int] = (),
 ) -> Iterator[None]:
     """Blocks below ``layer`` and from ``stop`` on pass through; ``layer`` gets ``residual``.
 
     With a layer past the last one, the final norm gets it.
+
+    Args:
+        tuple_outputs: for each block how many values it returns as a tuple, 0 for a bare tensor
+            (see ``interp.models.self_check.ModelCheck``); by default all return tensors.
     """
 
-    def pass_through(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return hidden_states
+    def passing(n_values: int) -> Callable[..., Any]:
+        def pass_through(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+            return (hidden_states, *[None] * (n_values - 1)) if n_values else hidden_states
 
-    def hand_over(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return residual
+        return pass_through
+
+    def hand_over(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return passing(lengths[0])(residual)
 
     def enter(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if "hidden_states" in kwargs:
             return args, {**kwargs, "hidden_states": residual}
         return (residual, *args[1:]), kwargs
 
+    lengths = list(tuple_outputs) or [0] * len(blocks)
     with ExitStack() as stack:
-        for block in [*blocks[:layer], *(blocks[stop:] if stop is not None else [])]:
-            stack.enter_context(forward_as(block, pass_through))
+        for index, block in enumerate(blocks):
+            if index < layer or (stop is not None and index >= stop):
+                stack.enter_context(forward_as(block, passing(lengths[index])))
         if layer >= len(blocks):
             stack.enter_context(forward_as(blocks[0], hand_over))
         else:

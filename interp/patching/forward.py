@@ -13,7 +13,7 @@ rather than being left out, so that the model's own code still makes masks and p
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from interp.errors import UserError
 from interp.models.majors import writes_resid_mid
+from interp.models.self_check import check_of, require
 from interp.patching.batch import TokenBatch
 from interp.patching.columns import call_columns
 from interp.patching.components import as_units, check_component, hook_name
@@ -63,7 +64,8 @@ class RecordedRun:
         values: by component, Float[layer prompt tail unit width] from ``start`` on.
         logits: Float[prompt d_vocab] of the last column.
         plain: the model without hook points, or None where only the hooked model will do.
-        whole: every run sees all columns, because somebody's own hooks may count them.
+        whole: every run sees all columns: somebody's own hooks may count them, or the model cannot
+            go on from a cache.
     """
 
     batch: TokenBatch
@@ -123,12 +125,22 @@ def hooked(model: Any, hooks: Sequence[Hook]) -> Iterator[None]:
         UserError: a hook point that the model does not have.
     """
     points = model.hook_dict
-    with ExitStack() as stack:
-        for name, _ in hooks:
-            if name not in points:
-                raise UserError(f"the model has no hook point {name!r}")
-        stack.enter_context(model.hooks(fwd_hooks=list(hooks)))
+    for name, _ in hooks:
+        if name not in points:
+            raise UserError(f"the model has no hook point {name!r}")
+    require_hooks(model, hooks)
+    with model.hooks(fwd_hooks=list(hooks)):
         yield
+
+
+def require_hooks(model: Any, hooks: Sequence[Hook]) -> None:
+    """Raise UserError for hook points that this model shows but does not read as it should."""
+    require(model, "logits")
+    for name, _ in hooks:
+        if name.endswith((".hook_attn_scores", ".hook_pattern")):
+            require(model, "attention")
+        elif name.endswith(".attn.hook_z"):
+            require(model, "output")
 
 
 def tail_logits(
@@ -139,6 +151,7 @@ def tail_logits(
     Raises:
         UserError: logits that are not finite; the message names the layer and the hook.
     """
+    _require_batch(model, batch)
     rows = torch.arange(len(batch), device=batch.tokens.device)
 
     def run() -> Tensor:
@@ -172,10 +185,12 @@ def record_run(
         check_component(component, model)
     n_layers = model.cfg.n_layers
     rows = torch.arange(len(batch), device=batch.tokens.device)
-    whole = has_hooks(model)
+    _require_batch(model, batch)
+    continues = check_of(model).has("continuation")
+    whole = has_hooks(model) or not continues
     start = 0 if whole else start
     modules = plain_model(model) if plain else None
-    cache = _beginning(model, modules, batch, start)
+    cache = _beginning(model, modules, batch, start) if continues else None
     resid: list[Tensor] = [torch.empty(0)] * n_layers
     values: dict[str, list[Tensor]] = {name: [torch.empty(0)] * n_layers for name in keep}
 
@@ -196,9 +211,9 @@ def record_run(
     run = RecordedRun(
         batch=batch,
         start=start,
-        keys_values=tuple((layer.keys, layer.values) for layer in cache.layers),  # type: ignore[attr-defined]
-        resid_pre=torch.stack(resid).squeeze(3),
-        values={name: torch.stack(into) for name, into in values.items()},
+        keys_values=() if cache is None else tuple(_keys_values(cache)),
+        resid_pre=_stacked(resid, "resid_pre").squeeze(3),
+        values={name: _stacked(into, name) for name, into in values.items()},
         logits=logits,
         whole=whole,
     )
@@ -208,6 +223,29 @@ def record_run(
         return replace(run, plain=modules)
     # Then the beginning, which they ran, is not to be trusted either.
     return record_run(model, batch, start=start, keep=keep, plain=False)
+
+
+def _require_batch(model: Any, batch: TokenBatch) -> None:
+    """Raise UserError if the model cannot run the batch as transformers does."""
+    require(model, "logits")
+    if not bool(batch.mask.all()):
+        require(model, "padding")
+
+
+def _keys_values(cache: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    return ((layer.keys, layer.values) for layer in cache.layers)
+
+
+def _stacked(values: Sequence[Tensor], component: str) -> Tensor:
+    """The layers' values in one tensor. Raises UserError where they differ in shape."""
+    shapes = [list(value.shape) for value in values]
+    other = next((layer for layer, shape in enumerate(shapes) if shape != shapes[0]), None)
+    if other is not None:
+        raise UserError(
+            f"layers differ in {component!r}: it is {shapes[0]} in layer 0 and {shapes[other]} in "
+            f"layer {other}, so that the layers cannot be patched together"
+        )
+    return torch.stack(list(values))
 
 
 def _beginning(model: Any, plain: PlainModel | None, batch: TokenBatch, start: int) -> Cache:
@@ -337,6 +375,7 @@ def resume(
     Returns:
         the last column's logits [row d_vocab], or [row token].
     """
+    require_hooks(model, hooks)
     hooks = into_the_stream(model, hooks)
     entered = run.resid_pre[layer][rows] if residual is None else residual
     if run.plain is not None and run.plain.supports(hooks):
@@ -347,7 +386,8 @@ def resume(
         return logits if tokens is None or run.plain.can_narrow else logits.gather(1, tokens)
     if z is not None:
         hooks = [(hook_name("z", layer), lambda value, hook: z), *hooks]
-    with entering(list(model.blocks), layer, entered, stop), hooked(model, hooks):
+    returned = check_of(model).tuple_outputs
+    with entering(list(model.blocks), layer, entered, stop, returned), hooked(model, hooks):
         logits = call_columns(
             model.original_model, run.batch, rows, start=run.start, cache=run.prefix(rows)
         )

@@ -14,7 +14,7 @@ two could differ: somebody's hooks on the hooked model, weights processed by Tra
 attention that the implementation here does not know.
 """
 
-import copy
+import inspect
 import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -24,10 +24,12 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import PretrainedConfig
 from transformers.cache_utils import Cache
 
+from interp.errors import UserError
 from interp.models.majors import wraps_transformers
+from interp.models.self_check import check_of
+from interp.models.unhooked import UnhookedModel, is_component
 from interp.patching.batch import TokenBatch
 from interp.patching.columns import call_columns
 from interp.patching.entering import entering, forward_as
@@ -43,69 +45,40 @@ _ATTENTION_HOOK = re.compile(r"blocks\.(\d+)\.attn\.hook_(attn_scores|pattern)")
 _HEADS_HOOK = re.compile(r"hook_(z|q|k|v)$")
 
 
-def _is_bridge(module: Any) -> bool:
-    """A TransformerLens component that wraps a transformers module."""
-    return hasattr(type(module), "original_component")
-
-
 class PlainModel:
     """See the module's text. Make it with ``plain_model``."""
 
     def __init__(self, model: Any) -> None:
-        self._plain: dict[int, nn.Module] = {}
-        self._configs: dict[int, PretrainedConfig] = {}
+        self._unhooked = UnhookedModel(model, attn_implementation=NAME)
+        self._tuple_outputs = check_of(model).unhooked_tuple_outputs
         self._points = model.hook_dict
         self._places = _places_of_hook_points(model)
         self.n_layers: int = model.cfg.n_layers
         self.n_heads: int = model.cfg.n_heads
         self.n_kv_heads: int = getattr(model.cfg, "n_key_value_heads", None) or model.cfg.n_heads
-        self.hf_model: Any = self._unwrapped(model.original_model)
+        self.hf_model: Any = self._unhooked.root
         self.blocks = [self._of(block) for block in model.blocks]
         self.attention = [self._of(block.attn) for block in model.blocks]
+        if not all(calls_attention_interface(one) for one in self.attention):
+            raise NotImplementedError(f"attention by {type(self.attention[0]).__name__}")
         self.out_projection = [self._of(block.attn.o) for block in model.blocks]
-        self.last_mlp = self._plain.get(id(_innermost(getattr(model.blocks[-1], "mlp", None))))
+        self.last_mlp = self._unhooked.of(getattr(model.blocks[-1], "mlp", None))
         self.last_query = self._projection_of_width(
             getattr(model.blocks[-1].attn, "q", None), model.cfg.n_heads * model.cfg.d_head
         )
-        for module in self._plain.values():
+        for module in self._unhooked.modules():
             lighten(module)
 
     def _of(self, component: Any) -> nn.Module:
-        return self._plain[id(_innermost(component))]
+        found = self._unhooked.of(component)
+        if found is None:
+            raise NotImplementedError(f"{type(component).__name__} wraps no module")
+        return found
 
     def _projection_of_width(self, component: Any, width: int) -> nn.Module | None:
         """A linear projection, if it gives just so many numbers: a joint one gives more."""
-        module = self._plain.get(id(_innermost(component)))
+        module = self._unhooked.of(component)
         return module if isinstance(module, nn.Linear) and module.out_features == width else None
-
-    def _unwrapped(self, module: nn.Module) -> nn.Module:
-        """A copy of the module objects below ``module``; parameters are shared."""
-        inner = _innermost(module)
-        known = self._plain.get(id(inner))
-        if known is not None:
-            return known
-        if "forward" in inner.__dict__:
-            raise NotImplementedError(f"{type(inner).__name__} with a forward of its own")
-        plain = copy.copy(inner)
-        plain.__dict__ = dict(inner.__dict__)
-        for name, value in inner.__dict__.items():
-            if isinstance(value, PretrainedConfig):
-                plain.__dict__[name] = self._config(value)
-            elif name.endswith("_hooks") and isinstance(value, dict):
-                plain.__dict__[name] = copy.copy(value)
-        self._plain[id(inner)] = plain
-        plain._modules = {
-            name: None if child is None else self._unwrapped(child)
-            for name, child in inner._modules.items()
-        }
-        return plain
-
-    def _config(self, config: PretrainedConfig) -> PretrainedConfig:
-        if id(config) not in self._configs:
-            own = copy.copy(config)
-            own._attn_implementation = NAME
-            self._configs[id(config)] = own
-        return self._configs[id(config)]
 
     @property
     def can_narrow(self) -> bool:
@@ -126,7 +99,7 @@ class PlainModel:
         if found is None:
             return None
         component, is_input = found
-        module = self._plain.get(id(_innermost(component)))
+        module = self._unhooked.of(component)
         return None if module is None else (module, is_input)
 
     def resume(
@@ -147,7 +120,7 @@ class PlainModel:
         steps: dict[str, dict[int, list[Step]]] = {"attn_scores": {}, "pattern": {}}
         with ExitStack() as stack:
             # First what the layer is given, then the hooks, which may edit it.
-            stack.enter_context(entering(self.blocks, layer, residual, stop))
+            stack.enter_context(entering(self.blocks, layer, residual, stop, self._tuple_outputs))
             if z is not None:
                 stack.enter_context(self._given_outputs(layer, z))
             for name, function in hooks:
@@ -170,7 +143,13 @@ class PlainModel:
                 unembedding = self.hf_model.get_output_embeddings()
                 stack.enter_context(forward_as(unembedding, _only_tokens(unembedding, tokens)))
             cache = lent_cache(keys_values)
-            return call_columns(self.hf_model, batch, rows, start=start, cache=cache)[:, -1]
+            logits = call_columns(self.hf_model, batch, rows, start=start, cache=cache)[:, -1]
+        if left_out := ({*lent.scores, *lent.patterns} - lent.served):
+            raise UserError(
+                f"the attention of layer {min(left_out)} did not run its hooks: nothing can be "
+                "read or written at its pattern"
+            )
+        return logits
 
     def fill(
         self, batch: TokenBatch, rows: Int[Tensor, " row"], cache: Cache, start: int, end: int
@@ -265,23 +244,26 @@ def _step(function: HookFunction, point: Any) -> Step:
     return step
 
 
-def _innermost(module: Any) -> Any:
-    while _is_bridge(module):
-        module = module.original_component
-    return module
-
-
 def _places_of_hook_points(model: Any) -> dict[int, tuple[Any, bool]]:
     """By the identity of a hook point: the component, and whether it stands at its input."""
     places: dict[int, tuple[Any, bool]] = {}
     for component in model.modules():
-        if not _is_bridge(component):
+        if not is_component(component):
             continue
         for name, is_input in (("hook_in", True), ("hook_out", False)):
             point = component.__dict__.get("_modules", {}).get(name)
             if point is not None:
                 places[id(point)] = (component, is_input)
     return places
+
+
+def calls_attention_interface(attention: nn.Module) -> bool:
+    """Whether a transformers attention module runs the implementation that its config names.
+
+    Older ones compute attention themselves, whatever is named.
+    """
+    forward = inspect.unwrap(type(attention).forward)
+    return "ALL_ATTENTION_FUNCTIONS" in forward.__code__.co_names
 
 
 def has_hooks(model: Any) -> bool:

@@ -48,6 +48,7 @@ class LentPrefix:
         rows: which prompt each row is.
         scores, patterns: per layer the functions that edit scores and pattern [row head q k].
         last_only: the layer of which only the last query's output is needed, or None.
+        served: the layers whose attention ran, and with it their functions.
     """
 
     keys_values: tuple[tuple[Tensor, Tensor], ...]
@@ -55,6 +56,7 @@ class LentPrefix:
     scores: Mapping[int, list[Step]] = field(default_factory=dict)
     patterns: Mapping[int, list[Step]] = field(default_factory=dict)
     last_only: int | None = None
+    served: set[int] = field(default_factory=set)
 
     def whole(self, layer: int, own: Tensor, which: int) -> Tensor:
         """Keys (0) or values (1) of all columns: the lent ones, then the rows' own."""
@@ -125,6 +127,7 @@ def shared_prefix_attention(
     if unknown:
         raise NotImplementedError(f"attention with {sorted(unknown)[0]}")
     lent, layer = _LENT.get(), int(module.layer_idx)
+    lent.served.add(layer)
     scale = float(scaling) if scaling is not None else query.shape[-1] ** -0.5
     keys, values = lent.whole(layer, key, 0), lent.whole(layer, value, 1)
     columns = query.shape[2]

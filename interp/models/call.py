@@ -1,0 +1,64 @@
+"""One forward pass of a transformers model over padded prompts, for the last logits only."""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+
+def call_model(
+    hf_model: Any,
+    tokens: Int[Tensor, "prompt pos"],
+    mask: Bool[Tensor, "prompt seen"],
+    *,
+    cache: Cache | None = None,
+    keep: int = 1,
+) -> Float[Tensor, "prompt keep d_vocab"]:
+    """Run the last ``pos`` of ``seen`` columns; what stands before them is in the cache.
+
+    Positions count the real tokens, so that padding on the left moves nothing. Models that take no
+    positions, or compute all logits whatever is asked, are called as they can be.
+
+    Args:
+        mask: of all columns, those in the cache too; True for real tokens.
+        keep: how many of the last columns' logits are returned.
+    """
+    accepted = inspect.signature(hf_model.forward).parameters
+    arguments: dict[str, Any] = {"input_ids": tokens, "attention_mask": mask.long()}
+    if "use_cache" in accepted:
+        arguments["use_cache"] = cache is not None
+    if "position_ids" in accepted:
+        positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+        arguments["position_ids"] = positions[:, mask.shape[1] - tokens.shape[1] :]
+    if cache is not None:
+        arguments["past_key_values"] = cache
+    if "logits_to_keep" in accepted:
+        arguments["logits_to_keep"] = keep
+    with contiguous_unembedding(hf_model):
+        return hf_model(**arguments).logits[:, -keep:]
+
+
+@contextmanager
+def contiguous_unembedding(hf_model: Any) -> Iterator[None]:
+    """The unembedding gets its input as one block of memory.
+
+    The last columns of a batch are a strided view, for which torch takes a batched product that is
+    many times slower on a CPU.
+    """
+    unembedding = hf_model.get_output_embeddings()
+
+    def contiguous(module: Any, args: tuple[Any, ...]) -> Any:
+        return tuple(one.contiguous() if isinstance(one, Tensor) else one for one in args)
+
+    if unembedding is None:
+        yield
+        return
+    handle = unembedding.register_forward_pre_hook(contiguous)
+    try:
+        yield
+    finally:
+        handle.remove()

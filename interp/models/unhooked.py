@@ -1,0 +1,81 @@
+"""The transformers model inside a bridge, without hook points: other modules, the same parameters.
+
+TransformerLens' components stand in the places of the transformers modules that they wrap.
+`UnhookedModel` copies the module objects (not the parameters) and puts the wrapped modules back, so
+that transformers' own code runs. Nothing of the hooked model changes, and no memory is taken.
+"""
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+from transformers import PretrainedConfig
+
+
+class UnhookedModel:
+    """Transformers' own modules around a hooked model's parameters.
+
+    Attributes:
+        root: the copy of the transformers model.
+
+    Raises:
+        NotImplementedError: a module whose forward was replaced, which a copy cannot know of.
+    """
+
+    def __init__(self, model: Any, *, attn_implementation: str | None = None) -> None:
+        """Copy ``model.original_model``; its configurations name another attention if asked to."""
+        self._copies: dict[int, nn.Module] = {}
+        self._configs: dict[int, PretrainedConfig] = {}
+        self._attention = attn_implementation
+        self.root: Any = self._copied(model.original_model)
+
+    def of(self, component: Any) -> nn.Module | None:
+        """The copy of what a component of the hooked model wraps; None if it wraps nothing."""
+        return self._copies.get(id(wrapped(component)))
+
+    def modules(self) -> Iterator[nn.Module]:
+        """All copies."""
+        return iter(self._copies.values())
+
+    def _copied(self, module: nn.Module) -> nn.Module:
+        inner = wrapped(module)
+        known = self._copies.get(id(inner))
+        if known is not None:
+            return known
+        if "forward" in inner.__dict__:
+            raise NotImplementedError(f"{type(inner).__name__} with a forward of its own")
+        twin = copy.copy(inner)
+        twin.__dict__ = dict(inner.__dict__)
+        for name, value in inner.__dict__.items():
+            if isinstance(value, PretrainedConfig):
+                twin.__dict__[name] = self._config(value)
+            elif name.endswith("_hooks") and isinstance(value, dict):
+                twin.__dict__[name] = copy.copy(value)
+        self._copies[id(inner)] = twin
+        twin._modules = {
+            name: None if child is None else self._copied(child)
+            for name, child in inner._modules.items()
+        }
+        return twin
+
+    def _config(self, config: PretrainedConfig) -> PretrainedConfig:
+        if self._attention is None:
+            return config
+        if id(config) not in self._configs:
+            own = copy.copy(config)
+            own._attn_implementation = self._attention
+            self._configs[id(config)] = own
+        return self._configs[id(config)]
+
+
+def is_component(module: Any) -> bool:
+    """Whether a module is a TransformerLens component that can wrap a transformers module."""
+    return hasattr(type(module), "original_component")
+
+
+def wrapped(module: Any) -> Any:
+    """The transformers module at the bottom of a component, or the module itself."""
+    while is_component(module):
+        module = module.original_component
+    return module
