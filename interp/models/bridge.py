@@ -25,7 +25,9 @@ def boot_bridge(
         model = TransformerBridge.boot_transformers(
             spec, hf_model=hf_model, tokenizer=own, device=device, dtype=dtype
         )
-    except (ValueError, NotImplementedError, AttributeError, KeyError) as error:
+        if not hasattr(model, "blocks"):
+            raise ValueError("it has no blocks of layers")
+    except Exception as error:  # an adapter that does not fit a model's sizes raises anything
         architecture = type(hf_model).__name__
         raise UserError(f"TransformerLens cannot hook {architecture}: {one_line(error)}") from error
     own.init_kwargs = true_kwargs

@@ -20,7 +20,7 @@ class UnhookedModel:
         root: the copy of the transformers model.
 
     Raises:
-        NotImplementedError: a module whose forward was replaced, which a copy cannot know of.
+        NotImplementedError: weights are fetched by hooks of accelerate, which a copy does not have.
     """
 
     def __init__(self, model: Any, *, attn_implementation: str | None = None) -> None:
@@ -43,10 +43,11 @@ class UnhookedModel:
         known = self._copies.get(id(inner))
         if known is not None:
             return known
-        if "forward" in inner.__dict__:
-            raise NotImplementedError(f"{type(inner).__name__} with a forward of its own")
+        if hasattr(inner, "_hf_hook"):
+            raise NotImplementedError(f"{type(inner).__name__} whose weights are offloaded")
         twin = copy.copy(inner)
-        twin.__dict__ = dict(inner.__dict__)
+        # A forward of the object's own is one that TransformerLens put there; the class has ours.
+        twin.__dict__ = {name: one for name, one in inner.__dict__.items() if name != "forward"}
         for name, value in inner.__dict__.items():
             if isinstance(value, PretrainedConfig):
                 twin.__dict__[name] = self._config(value)

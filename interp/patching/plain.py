@@ -280,6 +280,8 @@ def plain_model(model: Any) -> PlainModel | None:
         return None
     if has_hooks(model) or getattr(model, "compatibility_mode", False):
         return None
+    if len(check_of(model).unhooked_tuple_outputs) != model.cfg.n_layers:
+        return None  # its self-check could not run transformers' own modules
     try:
         return PlainModel(model)
     except (NotImplementedError, AttributeError, KeyError, TypeError) as error:
