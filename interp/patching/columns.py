@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from interp.models.limits import check_batch
 from interp.patching.batch import TokenBatch
 
 
@@ -22,7 +23,12 @@ def call_columns(
     cache: Cache | None = None,
     keep: int = 1,
 ) -> Float[Tensor, "row keep d_vocab"]:
-    """Run columns [start, end) of some prompts; returns the last ``keep`` columns' logits."""
+    """Run columns [start, end) of some prompts; returns the last ``keep`` columns' logits.
+
+    Raises:
+        UserError: prompts beyond the model's positions, or tokens beyond its vocabulary.
+    """
+    check_batch(hf_model, batch)
     accepted = inspect.signature(hf_model.forward).parameters
     arguments: dict[str, Any] = {
         "input_ids": batch.tokens[rows, start:end],
