@@ -2,21 +2,29 @@
 
 Where the tokenizer has a chat template, the question is one user turn and the text ends where the
 assistant would begin; where there is none, it is ``Question: …`` and ``Answer:`` on two lines. The
-text an answer begins with (a cloze, or an answer to be scored) follows in either case.
+text an answer begins with (a cloze, or an answer to be scored) follows in either case, behind all
+that the template itself writes before an answer (`interp.models.answer_place`).
 
-Spans are found by characters on this text, so `render_chat` says where in it the question stands.
+Whatever is given to a template has to come out of it, word for word: a question or a system prompt
+that does not is refused. Spans are found by characters on this text, so `render_chat` says where in
+it the question stands.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
 from interp.errors import UserError
-from interp.untrusted import one_line
+from interp.models.answer_place import Front, ends_in, place_answer, without_end
+from interp.models.template_date import dated, template_date
+from interp.models.templates import TemplateRefusal, apply_template, template_of
 
-# Stand-ins for the question and the answer, to see where a template puts them. Plain letters, so
-# that no template trims, escapes or capitalises them.
+__all__ = ["RenderedChat", "dated", "render_chat", "template_date", "text_after_answer"]
+
+# Stand-ins for the question, the answer and the system prompt, to see where a template puts them.
+# Plain letters, so that no template trims, escapes or capitalises them.
 _QUESTION_MARK = "qzquestionqz"
 _ANSWER_MARK = "qzanswerqz"
+_SYSTEM_MARK = "qzsystemqz"
 
 
 @dataclass(frozen=True)
@@ -39,82 +47,147 @@ class RenderedChat:
 
 
 def render_chat(
-    tokenizer: Any, question: str, answer: str = "", *, system: str | None = None
+    tokenizer: Any,
+    question: str,
+    answer: str = "",
+    *,
+    system: str | None = None,
+    gap: str | None = None,
 ) -> RenderedChat:
     """Put `question` into the tokenizer's chat template, or the plain frame if it has none.
 
-    `answer` is what the assistant has said so far, `system` a system prompt (by default what the
-    template does without one). Raises UserError if the question is empty, if the template refuses
-    the messages, or if the question is not in what it writes.
+    Args:
+        answer: what the assistant has said so far.
+        system: a system prompt; by default what the template does without one.
+        gap: what stands before the answer in the assistant's turn, behind what the template
+            writes; by default nothing, and a space behind the plain frame's ``Answer:``.
+
+    Raises:
+        UserError: an empty question; no text; a template that refuses the messages, that does not
+            write question or system prompt as they are, or that never ends.
     """
+    for what, text in (("question", question), ("answer", answer), ("system prompt", system or "")):
+        _check_text(what, text)
     if not question.strip():
         raise UserError("the question is empty: give it at least one word")
-    for what, text in (("question", question), ("answer", answer), ("system prompt", system or "")):
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise UserError(
-                f"the {what} holds half of a surrogate pair: no Unicode text"
-            ) from error
-    if not getattr(tokenizer, "chat_template", None):
-        return _plain(question, answer, system)
-    prompt = _apply(tokenizer, question, system)
-    question_start = _question_start(tokenizer, prompt, question, system)
-    if answer:
-        prompt += _answer_separator(tokenizer, prompt, question, system)
-    return RenderedChat(prompt + answer, question_start, len(prompt), add_special_tokens=False)
+    if not template_of(tokenizer):
+        return _plain(question, answer, system, gap)
+    prompt = _front(tokenizer, question, system)
+    if prompt is None:
+        raise UserError(
+            "the model's chat template does not repeat the question word for word: "
+            f"{question.strip()[:60]!r} is not in what it writes, so nothing can be located in it"
+        )
+    if system and system.strip():
+        _check_system(tokenizer, prompt.text, system)
+    end = getattr(tokenizer, "eos_token", None)
+    if answer or ends_in(prompt, end):
+        own = _own_front(tokenizer, question, system)
+        prompt = without_end(prompt, own, end)
+        if answer:
+            prompt = place_answer(prompt, own, lambda: _unthinking(tokenizer, question, system))
+            prompt = prompt.followed_by(gap or "")
+    return RenderedChat(
+        prompt.text + answer, prompt.start, len(prompt.text), add_special_tokens=False
+    )
 
 
-def _plain(question: str, answer: str, system: str | None) -> RenderedChat:
+def text_after_answer(tokenizer: Any) -> str:
+    """What a chat template writes behind an answer; empty if it has no place for one."""
+    try:
+        whole = _apply(tokenizer, "question", None, answer=_ANSWER_MARK)
+    except UserError:
+        return ""
+    return whole.rpartition(_ANSWER_MARK)[2] if _ANSWER_MARK in whole else ""
+
+
+def _plain(question: str, answer: str, system: str | None, gap: str | None) -> RenderedChat:
     before = f"{system}\n\nQuestion: " if system else "Question: "
     prompt = f"{before}{question}\nAnswer:"
     if answer:
-        prompt += " "
+        prompt += " " if gap is None else gap
     return RenderedChat(prompt + answer, len(before), len(prompt), add_special_tokens=True)
 
 
-def _apply(tokenizer: Any, question: str, system: str | None, answer: str | None = None) -> str:
+def _apply(
+    tokenizer: Any, question: str, system: str | None, answer: str | None = None, **variables: Any
+) -> str:
     messages = [{"role": "system", "content": system}] if system is not None else []
     messages.append({"role": "user", "content": question})
     if answer is not None:
         messages.append({"role": "assistant", "content": answer})
     try:
-        return tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=answer is None
+        return apply_template(tokenizer, messages, prompt=answer is None, **variables)
+    except TemplateRefusal as error:
+        advice = "; leave the system prompt out" if system is not None else ""
+        raise UserError(f"the model's chat template refuses the question: {error}{advice}") from (
+            error
         )
-    except Exception as error:  # a template is a program, which can raise anything
-        raise UserError(
-            f"the model's chat template refuses the question: {one_line(error)}"
-            + ("; leave the system prompt out" if system is not None else "")
-        ) from error
 
 
-def _question_start(tokenizer: Any, prompt: str, question: str, system: str | None) -> int:
+def _front(
+    tokenizer: Any, question: str, system: str | None, answer: str | None = None
+) -> Front | None:
+    """What a template writes before an answer; None where question or answer are not in it."""
+    texts = []
+    for asked in (question, _QUESTION_MARK):
+        text = _apply(tokenizer, asked, system, answer)
+        if answer is not None:
+            text, found, _ = text.partition(answer)
+            if not found:
+                return None
+        texts.append(text)
+    start = _question_start(*texts, question)
+    return None if start is None else Front(texts[0], start, question)
+
+
+def _own_front(tokenizer: Any, question: str, system: str | None) -> Front | None:
+    """What the template itself writes before an assistant's answer, if it writes answers."""
+    try:
+        front = _front(tokenizer, question, system, _ANSWER_MARK)
+    except UserError:
+        return None
+    if front is not None and system and system.strip() not in front.text:
+        return None
+    return front
+
+
+def _unthinking(tokenizer: Any, question: str, system: str | None) -> str:
+    """The prompt for an answer without a thought; empty if the template knows no difference."""
+    if "enable_thinking" not in template_of(tokenizer):
+        return ""
+    return _apply(tokenizer, question, system, enable_thinking=False)
+
+
+def _question_start(prompt: str, marked: str, question: str) -> int | None:
     """Where the question begins in `prompt`, which may hold the same words elsewhere too."""
     stripped = question.strip()
     dropped = question.index(stripped)
-    before, found, _ = _apply(tokenizer, _QUESTION_MARK, system).partition(_QUESTION_MARK)
-    if found:
-        for kept, offset in ((question, 0), (stripped, dropped)):
-            if prompt.startswith(kept, len(before)) and prompt.startswith(before):
-                return len(before) - offset
+    before, found, _ = marked.partition(_QUESTION_MARK)
+    if not found:
+        return None
+    for kept, offset in ((question, 0), (stripped, dropped)):
+        if prompt.startswith(kept, len(before)) and prompt.startswith(before):
+            return len(before) - offset
     # A template that writes another preamble for other words: the last mention is the user's turn.
     position = prompt.rfind(stripped)
-    if position < 0:
+    return None if position < 0 else position - dropped
+
+
+def _check_system(tokenizer: Any, prompt: str, system: str) -> None:
+    """Raise UserError unless the template writes the system prompt, as it is."""
+    dropped = _SYSTEM_MARK not in _apply(tokenizer, _QUESTION_MARK, _SYSTEM_MARK)
+    if dropped or system.strip() not in prompt:
+        how = "leaves the system prompt out" if dropped else "changes the system prompt's words"
         raise UserError(
-            "the model's chat template does not repeat the question word for word: "
-            f"{stripped[:60]!r} is not in what it writes, so nothing can be located in it"
+            f"the model's chat template {how}: leave system out, or put its words into the question"
         )
-    return position - dropped
 
 
-def _answer_separator(tokenizer: Any, prompt: str, question: str, system: str | None) -> str:
-    """The whitespace that the template puts between the prompt and an answer (usually none)."""
+def _check_text(what: str, text: Any) -> None:
+    if not isinstance(text, str):
+        raise UserError(f"the {what} must be text, not {type(text).__name__}")
     try:
-        whole = _apply(tokenizer, question, system, answer=_ANSWER_MARK)
-    except UserError:
-        return ""
-    if not whole.startswith(prompt) or _ANSWER_MARK not in whole:
-        return ""
-    between = whole[len(prompt) : whole.index(_ANSWER_MARK, len(prompt))]
-    return between if not between.strip() else ""
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(f"the {what} holds half of a surrogate pair: no Unicode text") from error

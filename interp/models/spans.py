@@ -1,19 +1,61 @@
-"""Where pieces of a text are in its tokens, by the tokenizer's character offsets.
+"""A prompt's tokens, and where pieces of its text are in them.
 
-A piece is found on the whole text, never by tokenizing it alone: its tokens depend on what stands
-around it.
+A prompt is what stands before an answer, so it never ends in a token that the tokenizer puts behind
+every text, such as the end token of ``<s> $A </s>``. What the tokenizer puts in front stays, and so
+does whatever the text itself says.
+
+A piece is found on the whole text, by the tokenizer's character offsets, never by tokenizing it
+alone: its tokens depend on what stands around it.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 from interp.errors import UserError
 
 
-def tokenize_with_offsets(tokenizer: Any, text: str, *, add_special_tokens: bool = True) -> Any:
-    """The encoding of a text, with ``input_ids`` and ``offset_mapping``; see `check_offsets`."""
+class PromptTokens(TypedDict):
+    """A prompt's token ids, and of each the characters [start, end) of the text."""
+
+    input_ids: list[int]
+    offset_mapping: list[tuple[int, int]]
+
+
+def prompt_ids(tokenizer: Any, text: str, *, add_special_tokens: bool = True) -> list[int]:
+    """The token ids of a prompt, by any tokenizer; see the module's text."""
+    if getattr(tokenizer, "is_fast", False):
+        encoding = tokenize_with_offsets(tokenizer, text, add_special_tokens=add_special_tokens)
+        return encoding["input_ids"]
+    ids = list(tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"])
+    if not add_special_tokens:
+        return ids
+    bare = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    for front in range(len(ids) - len(bare) + 1):
+        if bare and ids[front : front + len(bare)] == bare:
+            return ids[: front + len(bare)]
+    return ids  # the text's own tokens depend on what is put around them
+
+
+def tokenize_with_offsets(
+    tokenizer: Any, text: str, *, add_special_tokens: bool = True
+) -> PromptTokens:
+    """The token ids of a prompt with their offsets.
+
+    Raises:
+        UserError: the tokenizer is a slow one, which has no offsets.
+    """
     check_offsets(tokenizer)
-    return tokenizer(text, add_special_tokens=add_special_tokens, return_offsets_mapping=True)
+    encoding = tokenizer(
+        text, add_special_tokens=add_special_tokens,
+        return_offsets_mapping=True, return_special_tokens_mask=True,
+    )  # fmt: skip
+    ids, offsets = encoding["input_ids"], encoding["offset_mapping"]
+    # The mask marks what was put around the text, not a special token that the text holds.
+    added = encoding["special_tokens_mask"]
+    end = len(ids)
+    while not all(added) and added[end - 1]:
+        end -= 1
+    return {"input_ids": list(ids[:end]), "offset_mapping": list(offsets[:end])}
 
 
 def check_offsets(tokenizer: Any) -> None:

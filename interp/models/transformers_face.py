@@ -34,6 +34,11 @@ class TransformersFace(PreTrainedModel, GenerationMixin):
         self.hooked: Any = hooked
         self.generation_config = generation_config
 
+    @property
+    def max_positions(self) -> int:
+        """How many positions TransformerLens has tables for, rotary ones too."""
+        return self.hooked.cfg.n_ctx
+
     def get_input_embeddings(self) -> nn.Module:
         """The hooked model's embedding, whose weight is ``W_E``."""
         return self.hooked.embed

@@ -6,6 +6,7 @@ every prompt stands in the last column, so that one slice reads all the answers.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Int
@@ -82,6 +83,17 @@ class TokenBatch:
     def width(self) -> int:
         """The number of columns."""
         return self.tokens.shape[1]
+
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest prompt."""
+        return int(self.mask.sum(dim=1).max())
+
+    @cached_property
+    def token_range(self) -> tuple[int, int]:
+        """The lowest and the highest token id, padding included."""
+        lowest, highest = torch.aminmax(self.tokens)
+        return int(lowest), int(highest)
 
     @property
     def offsets(self) -> Int[Tensor, " prompt"]:

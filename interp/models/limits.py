@@ -1,0 +1,169 @@
+"""What a model can take: how many positions its table has, and how many tokens its vocabulary.
+
+A prompt beyond either ends in an index error from inside, on a GPU in a dead context, so that
+every run asks here first. Only a *table* ends: learned positions, sinusoids that were computed in
+advance, ALiBi of a fixed length. Rotary embeddings are computed for any position; a prompt beyond
+what the model was trained on runs, and the log says so once.
+"""
+
+import logging
+import re
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from inspect import signature
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from interp.errors import UserError
+
+if TYPE_CHECKING:
+    from interp.patching.batch import TokenBatch
+
+logger = logging.getLogger(__name__)
+
+_POSITIONS = re.compile(r"(^|_)pos(_|ition|$)|^wpe$")
+_RELATIVE = re.compile(r"(^|_)rel(ative)?(_|$)")
+
+
+@dataclass(frozen=True)
+class Positions:
+    """How far a model counts.
+
+    Attributes:
+        table: the length of the longest prompt, or None where no table ends.
+        trained: the longest prompt that it was made for, as its configuration says, or None.
+        padded: padding counts too, because the model takes no position ids.
+    """
+
+    table: int | None
+    trained: int | None
+    padded: bool
+
+
+_KNOWN: "weakref.WeakKeyDictionary[nn.Module, Positions]" = weakref.WeakKeyDictionary()
+_TOLD: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
+
+
+def check_batch(hf_model: Any, batch: "TokenBatch") -> None:
+    """Raise UserError if a model cannot take a batch; see `check_prompts`."""
+    _check_tokens(hf_model, *batch.token_range)
+    _check_length(hf_model, batch.longest, batch.width)
+
+
+def check_prompts(hf_model: Any, prompts: Sequence[Sequence[int]]) -> None:
+    """Raise UserError if a model cannot take some prompts, given as token ids.
+
+    Args:
+        hf_model: a transformers model, or a PEFT model around one.
+
+    Raises:
+        UserError: a prompt beyond the table of positions, or a token beyond the vocabulary.
+    """
+    filled = [prompt for prompt in prompts if len(prompt)]
+    if filled:
+        _check_tokens(hf_model, min(map(min, filled)), max(map(max, filled)))
+        longest = max(map(len, filled))
+        _check_length(hf_model, longest, longest)
+
+
+def room_for_answer(hf_model: Any, length: int, wanted: int) -> int:
+    """How many tokens can follow a prompt of ``length`` tokens, of ``wanted``.
+
+    The last token of an answer is never read, so that it needs no position.
+    """
+    table = positions_of_model(hf_model).table
+    return wanted if table is None else max(0, min(wanted, table - length + 1))
+
+
+def positions_of_model(hf_model: Any) -> Positions:
+    """How far a model counts; looked up once a model."""
+    known = _KNOWN.get(hf_model)
+    if known is None:
+        known = _KNOWN[hf_model] = _find_positions(hf_model)
+    return known
+
+
+def vocabulary_size(hf_model: Any) -> int | None:
+    """How many tokens a model has embeddings for; None where that cannot be seen."""
+    find = getattr(hf_model, "get_input_embeddings", None)
+    embedding = None if find is None else find()
+    weight = getattr(embedding, "weight", None)
+    if weight is None:
+        weight = getattr(embedding, "W_E", None)
+    if isinstance(weight, Tensor) and weight.ndim == 2 and weight.is_floating_point():
+        return len(weight)
+    return getattr(embedding, "num_embeddings", None)
+
+
+def _check_tokens(hf_model: Any, lowest: int, highest: int) -> None:
+    size = vocabulary_size(hf_model)
+    bad = lowest if lowest < 0 else highest
+    if lowest < 0 or (size is not None and highest >= size):
+        words = "" if size is None else f" of {size} tokens"
+        raise UserError(
+            f"token {bad} is not in the model's vocabulary{words}: use the tokenizer that belongs "
+            "to the model, or resize the model's embedding to it"
+        )
+
+
+def _check_length(hf_model: Any, longest: int, width: int) -> None:
+    positions = positions_of_model(hf_model)
+    length = width if positions.padded else longest
+    if positions.table is not None and length > positions.table:
+        raise UserError(
+            f"a prompt of {length} tokens is longer than the {positions.table} positions that the "
+            "model has: shorten it, or take a model with a longer context"
+        )
+    if positions.table is None and positions.trained and length > positions.trained:
+        if hf_model not in _TOLD:
+            _TOLD.add(hf_model)
+            logger.warning(
+                "a prompt of %d tokens is longer than the %d positions that the model was made "
+                "for: what it computes beyond them may be worth little",
+                length, positions.trained,
+            )  # fmt: skip
+
+
+def _find_positions(hf_model: Any) -> Positions:
+    if hasattr(hf_model, "get_base_model"):  # a PEFT model
+        hf_model = hf_model.get_base_model()
+    tables = list(_tables(hf_model))
+    config = getattr(hf_model, "config", None)
+    if hasattr(config, "get_text_config"):
+        config = config.get_text_config()
+    # MPT: a bias for so many columns, made anew in every pass.
+    if getattr(getattr(config, "attn_config", None), "alibi", False):
+        tables.append(config.max_seq_len)  # type: ignore[union-attr]
+    accepted = signature(hf_model.forward).parameters
+    return Positions(
+        table=min(tables) if tables else None,
+        trained=getattr(config, "max_position_embeddings", None),
+        padded="position_ids" not in accepted and not hasattr(hf_model, "max_positions"),
+    )
+
+
+def _tables(hf_model: Any) -> Iterator[int]:
+    """The lengths of the tables of positions that stand in a model."""
+    own = getattr(hf_model, "max_positions", None)  # TransformersFace says it itself
+    if own is not None:
+        yield own
+        return
+    for path, module in hf_model.named_modules():
+        weight = getattr(module, "weight", None)
+        if any(map(_is_of_positions, path.split("."))) and _is_table(weight):
+            # OPT and BioGPT begin to count behind rows that stand for padding.
+            yield len(weight) - int(getattr(module, "offset", 0))
+        # Sinusoids of GPT-J, CodeGen (buffers) and CTRL (a plain tensor).
+        for name, value in (*module._buffers.items(), *vars(module).items()):
+            if _is_of_positions(name) and _is_table(value):
+                yield len(value)
+
+
+def _is_of_positions(name: str) -> bool:
+    return bool(_POSITIONS.search(name)) and not _RELATIVE.search(name)
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim == 2 and value.is_floating_point()

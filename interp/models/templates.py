@@ -1,0 +1,47 @@
+"""Rendering a chat template as transformers does, within limits, on one date a process."""
+
+from typing import Any
+
+from interp.errors import UserError
+from interp.models.template_date import date_held
+from interp.models.template_limits import check_length, check_template
+from interp.untrusted import one_line
+
+
+class TemplateRefusal(Exception):
+    """What a template raised, in one line."""
+
+
+def template_of(tokenizer: Any) -> str:
+    """The chat template that messages are rendered with; empty if there is none."""
+    template = getattr(tokenizer, "chat_template", None)
+    if isinstance(template, dict):
+        template = template.get("default")
+    return template or ""
+
+
+def apply_template(
+    tokenizer: Any, messages: list[dict[str, str]], *, prompt: bool, **variables: Any
+) -> str:
+    """The messages as text.
+
+    Args:
+        prompt: add what stands before the answer that is to come.
+        variables: further ones that the template reads.
+
+    Raises:
+        UserError: a template that never ends, or writes without measure.
+        TemplateRefusal: anything else that it raises.
+    """
+    template = template_of(tokenizer)
+    check_template(template)
+    try:
+        with date_held(template):
+            text = tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=prompt, **variables
+            )
+    except UserError:
+        raise
+    except Exception as error:  # a template is a program, which can raise anything
+        raise TemplateRefusal(one_line(error)) from error
+    return check_length(text, sum(len(message["content"]) for message in messages))
