@@ -6,6 +6,7 @@ score is the highest falsity log-odds of any token; a calibration makes it a pro
 detector fires from a threshold on, which was chosen on folds that the probes were not fitted on.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,19 +22,23 @@ from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.interventions.gate import Detection
 from interp.models import fingerprint as fingerprint_of
+from interp.models.tokenizer_fingerprint import prompting_fingerprint
 from interp.runs.store import write_json
 from interp.tensor_file import read_tensor_file, write_tensor_file
-from interp.untrusted import check_shape, check_tensors, read_json_object
+from interp.untrusted import Maybe, check_shape, check_tensors, read_json_object
 from probes.calibration import CALIBRATION_SHAPE, Calibration
 from probes.examples import AskedQuestion, ask
 from probes.locating import false_words
 from probes.reading import DEFAULT_BATCH_TOKENS, read_activations
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS, SETTINGS = "detector.safetensors", "detector.json"
 _FORMAT = 1
 _SHAPE = {
     **{"format": int, "fingerprint": str, "layer": int, "threshold": float, "training": dict},
     "calibration": CALIBRATION_SHAPE,
+    "prompting": Maybe(str),
 }
 
 
@@ -62,6 +67,8 @@ class PremiseDetector(Displayed):
         threshold: the probability from which the detector fires.
         fingerprint: of the model that it belongs to.
         training: what it was trained on, and how well it did on the folds left out.
+        prompting: fingerprint of the tokenizer and chat template that it was trained with; None in
+            the files of older versions, which did not note it.
     """
 
     weight: Float[Tensor, "2 d_model"] = field(repr=False)
@@ -71,6 +78,7 @@ class PremiseDetector(Displayed):
     threshold: float
     fingerprint: str
     training: dict[str, Any] = field(default_factory=dict, repr=False)
+    prompting: str | None = None
 
     def __post_init__(self) -> None:
         if self.layer < 0:
@@ -82,11 +90,16 @@ class PremiseDetector(Displayed):
             raise UserError("a detector's weights must be finite")
 
     def check_model(self, model: Any) -> None:
-        """UserError if this detector was trained on another model."""
+        """UserError if this detector was trained on another model, tokenizer or chat template."""
         if (found := fingerprint_of(model)) != self.fingerprint:
             raise UserError(
                 f"the detector belongs to model {self.fingerprint[:12]}, this is {found[:12]}: "
                 "train one on this model (probes.train_detector), or load the model it belongs to"
+            )
+        if self.prompting not in (None, prompting_fingerprint(model.tokenizer)):
+            raise UserError(
+                "the detector was trained with another tokenizer or chat template than this "
+                "model's: train one with these (probes.train_detector), or load the model as it was"
             )
 
     def detect(
@@ -100,7 +113,7 @@ class PremiseDetector(Displayed):
         """One detection a question, in order; questions run in batches, up to the probes' layer.
 
         Raises:
-            UserError: a detector of another model, or an empty question.
+            UserError: a detector of another model or other prompts, or an empty question.
         """
         self.check_model(model)
         asked = [ask(model.tokenizer, question, system=system) for question in questions]
@@ -153,6 +166,7 @@ class PremiseDetector(Displayed):
             "threshold": self.threshold,
             "calibration": self.calibration.to_dict(),
             "training": self.training,
+            "prompting": self.prompting,
         }
         tensors = {
             "weight": self.weight.detach().cpu().contiguous(),
@@ -198,6 +212,7 @@ class PremiseDetector(Displayed):
                 threshold=float(content["threshold"]),
                 fingerprint=content["fingerprint"],
                 training=content["training"],
+                prompting=content.get("prompting"),
             )
         except UserError as error:
             raise UserError(
@@ -205,6 +220,11 @@ class PremiseDetector(Displayed):
             ) from error
         if model is not None:
             detector.check_model(model)
+            if detector.prompting is None:
+                logger.warning(
+                    "the detector in %s is of an older version, which did not note tokenizer and "
+                    "chat template: taken to be this model's", folder,
+                )  # fmt: skip
         return detector
 
     def _shown(self) -> Shown:

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.models import fingerprint
+from interp.models.tokenizer_fingerprint import prompting_fingerprint
 from interp.patching.forward import device_of
 from interp.premises import Premises, Question, Split
 from interp.premises.encode import encode_premises
@@ -156,12 +157,13 @@ def probe_layers(
         _collect_part(model, premises, hook, chosen, position, progress)
         for premises in (search, held_out)
     )
-    of_model = fingerprint(model)
+    of_model, prompting = fingerprint(model), prompting_fingerprint(model.tokenizer)
     scores, probes = [], []
     for index, layer in enumerate(tqdm(chosen, desc="probes", disable=not progress)):
         fitted, scored = fitted_part.at(index), scored_part.at(index)
         probe = fit_probe(
-            fitted.activations, fitted.labels, layer=layer, fingerprint=of_model, hook=hook,
+            fitted.activations, fitted.labels, layer=layer, fingerprint=of_model,
+            prompting=prompting, hook=hook,
             position=position, method=method, C=C,
         )  # fmt: skip
         shuffled = shuffled_label_auc(fitted, scored, n_shuffles=n_shuffles, C=C, seed=seed)

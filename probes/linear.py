@@ -22,6 +22,7 @@ from torch import Tensor
 
 from interp.errors import UserError
 from interp.models import fingerprint as fingerprint_of
+from interp.models.tokenizer_fingerprint import prompting_fingerprint
 from interp.tensor_file import read_tensor_file, write_tensor_file
 from interp.untrusted import check_tensors, one_line
 from probes.activations import Position, check_place
@@ -45,6 +46,8 @@ class LinearProbe:
         hook, position: where in the block, and at which token; see `probes.activations`.
         fingerprint: of the model it was fitted on, as `interp.models.fingerprint` gives it.
         head: the head it reads, for hook ``z`` only.
+        prompting: fingerprint of the tokenizer and chat template that its prompts were made with;
+            None where that is not known, as in the files of older versions.
     """
 
     weight: Float[Tensor, " d_model"] = field(repr=False)
@@ -54,6 +57,7 @@ class LinearProbe:
     position: Position
     fingerprint: str
     head: int | None = None
+    prompting: str | None = None
 
     def __post_init__(self) -> None:
         check_place(self.hook, self.position)
@@ -78,11 +82,16 @@ class LinearProbe:
         return activations.to(weight.dtype) @ weight + self.bias
 
     def check_model(self, model: Any) -> None:
-        """UserError if this probe was fitted on another model."""
+        """UserError if this probe was fitted on another model, tokenizer or chat template."""
         if (found := fingerprint_of(model)) != self.fingerprint:
             raise UserError(
                 f"the probe was fitted on model {self.fingerprint[:12]}, this is {found[:12]}: "
                 "fit a probe on this model, or load the model it belongs to"
+            )
+        if self.prompting not in (None, prompting_fingerprint(model.tokenizer)):
+            raise UserError(
+                "the probe was fitted on prompts of another tokenizer or chat template than this "
+                "model's: fit a probe with these, or load the model as it was"
             )
 
     def save(self, path: str | Path) -> Path:
@@ -94,6 +103,7 @@ class LinearProbe:
             "position": self.position,
             "fingerprint": self.fingerprint,
             "head": "" if self.head is None else str(self.head),
+            "prompting": self.prompting or "",
         }
         tensors = {
             "weight": self.weight.cpu().contiguous(),
@@ -129,6 +139,7 @@ class LinearProbe:
                 position=said["position"],  # type: ignore[arg-type]
                 fingerprint=said["fingerprint"],
                 head=int(head) if head else None,
+                prompting=said.get("prompting") or None,
             )
         except (UserError, ValueError) as error:
             raise UserError(
@@ -145,6 +156,7 @@ def fit_probe(
     *,
     layer: int,
     fingerprint: str,
+    prompting: str | None = None,
     hook: ActivationHook = "resid_post",
     position: Position = "object",
     head: int | None = None,
@@ -163,7 +175,7 @@ def fit_probe(
     """
     check_place(hook, position)
     weight, bias = fit_direction(activations, labels, method=method, C=C)
-    return LinearProbe(weight.float(), bias, layer, hook, position, fingerprint, head)
+    return LinearProbe(weight.float(), bias, layer, hook, position, fingerprint, head, prompting)
 
 
 def fit_direction(

@@ -16,8 +16,11 @@ import filelock
 
 from interp.errors import UserError
 from interp.models import cache_root, fingerprint
+from interp.models.template_clock import template_now, template_time
+from interp.models.tokenizer_fingerprint import prompting_fingerprint
 from interp.premises import Premises, check_knowledge, list_relations, load_premises
 from interp.premises.registry import data_dir
+from interp.runs.shards import digest_of
 from probes.calibration import CalibrationMethod
 from probes.detector import SETTINGS, PremiseDetector
 from probes.examples import (
@@ -117,6 +120,7 @@ def train_detector(
         UserError: too few facts or subjects, or activations that are not finite.
     """
     with contextlib.ExitStack() as stack:
+        stack.enter_context(template_time(template_now()))  # one date in all its prompts
         if activations is None:
             activations = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         return fit_detector(
@@ -125,6 +129,7 @@ def train_detector(
                 progress=progress,
             ),
             fingerprint=fingerprint(model),
+            prompting=prompting_fingerprint(model.tokenizer),
             max_false_alarms=max_false_alarms,
             calibration=calibration,
             seed=seed,
@@ -213,13 +218,13 @@ def detector_for(
 ) -> PremiseDetector:
     """The model's own detector: from the user's cache, or trained on the shipped relations.
 
-    The cache is `interp.models.cache_root`'s, one directory a model's fingerprint. Two processes
-    may ask at once: one trains, the other waits.
+    The cache is `interp.models.cache_root`'s, one directory for a model with its tokenizer and chat
+    template, whatever date that writes. Two processes may ask at once: one trains, the other waits.
 
     Raises:
         UserError: what `train_detector` refuses, or a cache that cannot be written.
     """
-    digest = fingerprint(model)
+    digest = digest_of([fingerprint(model), prompting_fingerprint(model.tokenizer)])
     folder = cache_root(cache_dir) / "detectors" / f"{digest[:32]}-{VERSION}"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

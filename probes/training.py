@@ -165,6 +165,7 @@ def fit_detector(
     material: Material,
     *,
     fingerprint: str,
+    prompting: str | None = None,
     max_false_alarms: float | None = None,
     calibration: CalibrationMethod = "platt",
     seed: int = 0,
@@ -208,7 +209,9 @@ def fit_detector(
     logger.info("detector: layer %d, cross-validated AUC %.3f", layer, training["auc"])
     weights = torch.stack([falsity.weight, mention.weight]).float()
     biases = (falsity.bias, mention.bias)
-    return PremiseDetector(weights, biases, layer, curve, threshold, fingerprint, training)
+    return PremiseDetector(
+        weights, biases, layer, curve, threshold, fingerprint, training, prompting
+    )
 
 
 def _covered(

@@ -15,8 +15,8 @@ from interp.models import load_model
 from interp.premises.split import Split
 from interp.report.reading import read_heads
 from interp.runs.detector import has_detector, run_detector
-from interp.runs.locate import load_run
-from interp.runs.manifest import check_same_model, read_manifest, recorded_model
+from interp.runs.locate import check_same_prompts, load_run
+from interp.runs.manifest import read_manifest, recorded_model
 from interp.runs.store import read_json
 from interp.untrusted import Maybe, check_shape
 
@@ -58,7 +58,7 @@ def open_run(
     heads = read_heads(run / "heads.csv")
     if model is None:
         model = load_model(recorded_model(run)["spec"], device=device, dtype=dtype)
-    check_same_model(run, model)
+    check_same_prompts(run, model)
 
     def make() -> Detector:
         return run_detector(model, split, run, seed=settings.seed, progress=False)

@@ -30,11 +30,9 @@ def read_folder(
     Raises:
         UserError: transformers cannot read the directory, or a weight is not finite.
     """
+    tokenizer = read_tokenizer(folder, spec=spec)
     with quiet_libraries():
         try:
-            tokenizer = AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
-            )
             model: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=dtype,
@@ -48,3 +46,14 @@ def read_folder(
     if finite:
         check_weights(model, spec)
     return model, tokenizer
+
+
+def read_tokenizer(folder: Path, *, spec: str) -> Any:
+    """The tokenizer in a directory. Raises UserError, with ``spec``, if it cannot be read."""
+    with quiet_libraries():
+        try:
+            return AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+        except Exception as error:  # the readers raise anything on a damaged directory
+            raise UserError(f"cannot load {spec}: {one_line(error)}") from error

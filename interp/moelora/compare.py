@@ -21,10 +21,17 @@ from interp.moelora.comparison import FinishedRun, compare
 from interp.moelora.pretrained import load_pretrained
 from interp.moelora.training import TrainingSettings
 from interp.report.comparison_page import render_comparison
-from interp.runs.identity import claim_run
+from interp.runs.clock import one_moment, with_clock
+from interp.runs.identity import begin_run, check_run
 from interp.runs.lock import one_process
 from interp.runs.manifest import read_manifest
-from interp.runs.moelora import load_data, metrics_of, plain_settings, train_moelora
+from interp.runs.moelora import (
+    base_identity,
+    load_data,
+    metrics_of,
+    plain_settings,
+    train_moelora,
+)
 from interp.runs.store import (
     read_json,
     write_atomically,
@@ -60,6 +67,7 @@ class CompareSettings:
 
 
 @one_process
+@one_moment(IDENTITY)
 def compare_moelora(
     settings: CompareSettings,
     run: Path,
@@ -79,7 +87,9 @@ def compare_moelora(
         )
     identity = {**plain_settings(settings.training), "methods": list(settings.methods)}
     del identity["method"], identity["seed"]
-    claim_run(run, IDENTITY, identity)
+    found, tokenizer = base_identity(settings.training, allow_pickle=allow_pickle)
+    check_run(run, IDENTITY, {**identity, **found})
+    begin_run(run, IDENTITY, with_clock({**identity, **found}, tokenizer))
     write_yaml(run / "config.yaml", {**identity, "seeds": list(settings.seeds)})
     base = _base_metrics(settings, run, device, allow_pickle, progress)
     finished = []

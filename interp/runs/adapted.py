@@ -8,6 +8,7 @@ from typing import Any
 
 from interp.experts.collect import CollectSettings, collect_part
 from interp.experts.corpus import LabelledCorpus
+from interp.models.tokenizer_fingerprint import prompting_fingerprint
 from interp.moelora.hooked import hooked
 from interp.moelora.load import WEIGHTS_FILE, load_adapter, read_adapter_config
 from interp.moelora.pretrained import load_pretrained
@@ -35,8 +36,11 @@ class AdaptedModel:
 
     @property
     def fingerprint(self) -> str:
-        """One digest of the base model and of the adapter, weights and settings."""
-        return digest_of([self.base_fingerprint, self.adapter_sha256, self.adapter_config])
+        """One digest of the base model, its tokenizer, and the adapter, weights and settings."""
+        of_tokenizer = prompting_fingerprint(self.tokenizer)
+        return digest_of(
+            [self.base_fingerprint, of_tokenizer, self.adapter_sha256, self.adapter_config]
+        )
 
     @cached_property
     def hooked(self) -> Any:
@@ -61,7 +65,7 @@ def load_adapted(
 
 
 def fingerprint_of(loaded: AdaptedModel) -> str:
-    """Which model and adapter it is."""
+    """Which model, tokenizer and adapter it is."""
     return loaded.fingerprint
 
 

@@ -48,11 +48,14 @@ from interp.report.experts_page import (
 )
 from interp.report.page import PlacedFigure
 from interp.runs.adapted import AdaptedModel, fingerprint_of, load_adapted
+from interp.runs.clock import one_moment, with_clock
 from interp.runs.engines import EngineName, engine_for
 from interp.runs.expert_passes import count_routing, switch_experts_off
 from interp.runs.identity import begin_run, check_run
 from interp.runs.lock import one_process
 from interp.runs.manifest import describe_hf_model, read_manifest, write_manifest
+from interp.runs.prompting import PROMPTS, asking_identity, noted_prompts
+from interp.runs.shards import digest_of
 from interp.runs.store import read_json, write_atomically, write_json, write_table
 from interp.runs.threads import threads_of, using_threads, with_threads
 
@@ -119,6 +122,7 @@ class AnalyzeSettings:
 
 
 @one_process
+@one_moment(IDENTITY)
 def analyze_adapter(
     adapter: Path, settings: AnalyzeSettings, run: Path, *, device: str | None = None,
     progress: bool = True, engine: EngineName = "local", address: str | None = None,
@@ -148,13 +152,15 @@ def analyze_adapter(
         "fingerprint": loaded.base_fingerprint,
         "adapter_sha256": loaded.adapter_sha256,
         "adapter_config": loaded.adapter_config,
+        **asking_identity(loaded.model.get_base_model(), loaded.tokenizer),
+        PROMPTS: digest_of(asdict(corpus)),
     }
     if settings.tokens and engine != "local":
         raise UserError("tokens.parquet is written as tokens come: leave --tokens or --engine out")
     if settings.effects:
         require_bridge("measuring the effects of experts (--effects 0 leaves them out)")
     check_run(run, IDENTITY, identity)
-    begin_run(run, IDENTITY, with_threads(identity))
+    begin_run(run, IDENTITY, with_clock(with_threads(identity), loaded.tokenizer))
     recorded = read_json(run / IDENTITY)
     effects = None
     with (
@@ -199,11 +205,13 @@ def _concluded(
         "effects": None if agreement is None else _of_effects(effects, agreement, settings),
     }
     described = describe_hf_model(
-        loaded.model.get_base_model(), spec=loaded.spec, fingerprint=loaded.base_fingerprint
-    )
+        loaded.model.get_base_model(), loaded.tokenizer,
+        spec=loaded.spec, fingerprint=loaded.base_fingerprint,
+    )  # fmt: skip
     write_manifest(
         run, described, prompts=None, adapter_sha256=loaded.adapter_sha256,
         settings=asdict(settings), seed=settings.seed,
+        **noted_prompts(read_json(run / IDENTITY)),
     )  # fmt: skip
     analysis = Analysis(
         title=loaded.spec,

@@ -1,7 +1,8 @@
 """All that decides what a hooked model computes, beside what is asked of it.
 
 What a run keeps belongs to these too: values of another dtype or device have other last bits, and
-answers hang on the tokenizer and on the generation config, which no fingerprint covers.
+answers hang on the tokenizer and on the generation config, which the model's fingerprint does not
+cover. The chat template is not among them: what is kept names the tokens of its prompts itself.
 """
 
 from typing import Any
@@ -9,18 +10,19 @@ from typing import Any
 import torch
 
 from interp.models import model_info
+from interp.models.tokenizer_fingerprint import tokenizer_fingerprint
 from interp.runs.shards import digest_of
 
 
 def conditions(model: Any) -> dict[str, str]:
-    """Fingerprint, dtype, kind of device, and digests of tokenizer and generation config."""
+    """Fingerprints of model and tokenizer, dtype, kind of device, digest of generation config."""
     info = model_info(model)
     generation = getattr(model.original_model, "generation_config", None)
     return {
         "fingerprint": info.fingerprint,
         "dtype": info.dtype,
         "device": torch.device(info.device).type,
-        "tokenizer": digest_of(_described(model.tokenizer)),
+        "tokenizer": tokenizer_fingerprint(model.tokenizer),
         "generation": digest_of(None if generation is None else str(generation.to_dict())),
     }
 
@@ -28,11 +30,3 @@ def conditions(model: Any) -> dict[str, str]:
 def conditions_digest(model: Any) -> str:
     """The conditions as one text."""
     return digest_of(conditions(model))
-
-
-def _described(tokenizer: Any) -> Any:
-    """What a tokenizer does with text, there and back."""
-    fast = getattr(tokenizer, "backend_tokenizer", None)
-    whole = sorted(tokenizer.get_vocab().items()) if fast is None else fast.to_str()
-    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
-    return [whole, special]

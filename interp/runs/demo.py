@@ -13,8 +13,9 @@ from interp.evaluation.evaluate import Evaluation
 from interp.heads.effects import agreement
 from interp.heads.locate import as_encoded, locate_heads
 from interp.premises.split import Split
+from interp.runs.clock import one_moment
 from interp.runs.evaluate import EvaluateSettings, evaluate_run
-from interp.runs.locate import LocateSettings, load_run, locate_run
+from interp.runs.locate import IDENTITY, LocateSettings, load_run, locate_run
 from interp.runs.lock import one_process
 from interp.runs.store import read_json, write_json
 
@@ -35,6 +36,7 @@ class DemoSettings:
 
 
 @one_process
+@one_moment(IDENTITY)
 def demo_run(
     model: Any, settings: DemoSettings, run: Path, *, progress: bool = True
 ) -> list[Evaluation]:

@@ -6,9 +6,12 @@ from typing import Any
 
 from interp.interventions.gate import Detector
 from interp.premises.split import Split
+from interp.runs.clock import run_clock
 
 FOLDER = "detector"
 """Where in a run directory the detector lies."""
+SEARCH = "search.json"
+"""The file of a run that says at which moment its prompts are rendered."""
 LAST_WRITTEN = "detector.json"
 """The file of a saved detector without which it is not whole."""
 
@@ -24,14 +27,15 @@ def run_detector(
     """The run's own detector: read from the run or, the first time, trained and left there.
 
     The model's general detector would not do: it may have been trained on what is held out here.
-    Raises UserError for a damaged detector, or one of another model.
+    Raises UserError for a damaged detector, or one of another model, tokenizer or chat template.
     """
     probes = importlib.import_module("probes")  # late, as it is built on this package
     folder = run / FOLDER
     if has_detector(run):
         return probes.PremiseDetector.load(folder, model=model)
-    detector = probes.train_detector(
-        model, [split.search], known=False, seed=seed, progress=progress
-    )
+    with run_clock(run, SEARCH):
+        detector = probes.train_detector(
+            model, [split.search], known=False, seed=seed, progress=progress
+        )
     detector.save(folder)
     return detector

@@ -30,9 +30,10 @@ from interp.interventions.gate import Detector, Gate, check_gate
 from interp.premises.split import Split
 from interp.report.reading import read_heads
 from interp.runs.choice import check_choice
+from interp.runs.clock import one_moment
 from interp.runs.conditions import conditions
 from interp.runs.detector import run_detector
-from interp.runs.locate import DEFAULT_FRACTION, IDENTITY
+from interp.runs.locate import DEFAULT_FRACTION, IDENTITY, check_same_prompts
 from interp.runs.lock import one_process
 from interp.runs.shards import Engine, InProcess
 from interp.runs.stages import StoredStages
@@ -93,6 +94,7 @@ class EvaluateSettings:
 
 
 @one_process
+@one_moment(IDENTITY)
 def evaluate_run(
     model: Any,
     split: Split,
@@ -110,7 +112,12 @@ def evaluate_run(
 
     Args:
         engine: where the sweeps' shards are made; by default in this process.
+
+    Raises:
+        UserError: a site that was not searched; a model that is not the run's, or is asked in other
+            words or tokens than the run was (`interp.runs.locate.check_same_prompts`).
     """
+    check_same_prompts(run, model)
     sites: tuple[Site, ...] = tuple(effects) if settings.site == "best" else (settings.site,)
     missing = [site for site in sites if site not in effects]
     if missing:

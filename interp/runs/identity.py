@@ -1,9 +1,12 @@
 """Which run a directory holds: one run a directory.
 
-What decides a run's outcome (settings, the model's fingerprint, the data's hash) is written into
-it first, as its identity. The same command again takes up what is there; another is refused.
+What decides a run's outcome (settings, fingerprints of model, tokenizer and chat template, the
+data's hash, the prompts' tokens) is written into it first, as its identity. The same command again
+takes up what is there; another is refused. So is a run of an older version, which did not note
+tokenizer and prompts: what it left can be read, but nobody can tell whether more would fit to it.
 """
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,8 +15,11 @@ from interp.errors import UserError
 from interp.files import LEFTOVER
 from interp.models import model_info
 from interp.runs.lock import HOLDER, LOCK
+from interp.runs.prompting import WORDS, first_difference, not_noted, tokenizer_identity
 from interp.runs.store import read_json, write_json
 from interp.untrusted import check_links
+
+logger = logging.getLogger(__name__)
 
 
 def check_run(run: Path, file: str, identity: Mapping[str, Any]) -> None:
@@ -36,18 +42,38 @@ def check_run(run: Path, file: str, identity: Mapping[str, Any]) -> None:
         return
     check_links(run)
     before = read_json(path)
-    if differs := sorted(key for key in identity if before.get(key) != identity[key]):
-        key = differs[0]
+    if unknown := not_noted(before, identity):
         raise UserError(
-            f"{run} holds another run ({key} was {before.get(key)!r}, now {identity[key]!r}): "
-            "choose another --out, or delete that one"
+            f"{run} was begun by an older version, which did not note {unknown}: what it holds can "
+            "be read, but not taken up; choose another --out"
+        )
+    if difference := first_difference(before, identity):
+        raise UserError(
+            f"{run} holds another run ({difference}): choose another --out, or delete that one"
         )
 
 
-def model_identity(model: Any) -> dict[str, str]:
-    """What a run's identity holds of its hooked model."""
+def model_identity(model: Any) -> dict[str, Any]:
+    """What a run's identity holds of its hooked model and of its tokenizer."""
     info = model_info(model)
-    return {"fingerprint": info.fingerprint, "dtype": info.dtype}
+    return {
+        "fingerprint": info.fingerprint,
+        "dtype": info.dtype,
+        **tokenizer_identity(model.tokenizer),
+    }
+
+
+def check_finished(run: Path, file: str, identity: Mapping[str, Any]) -> None:
+    """`check_run` for a run that is given back as it is: an older version's too, with a warning."""
+    before = read_json(run / file) if (run / file).is_file() else identity
+    if unknown := not_noted(before, identity):
+        logger.warning(
+            "%s was made by an older version, which did not note %s: taken to be the same now",
+            run, unknown,
+        )  # fmt: skip
+    check_run(
+        run, file, {key: identity[key] for key in identity if key in before or key not in WORDS}
+    )
 
 
 def _is_something(path: Path) -> bool:

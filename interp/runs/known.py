@@ -10,7 +10,9 @@ from interp.errors import UserError
 from interp.premises.knowledge import check_knowledge
 from interp.premises.questions import Premises, load_premises
 from interp.premises.split import Split
+from interp.runs.clock import with_clock
 from interp.runs.identity import begin_run, check_run
+from interp.runs.prompting import ENDS, end_tokens, prompts_identity
 from interp.runs.shards import digest_of
 from interp.runs.store import read_json, write_json, write_jsonl, write_table
 from interp.runs.threads import with_threads
@@ -35,19 +37,25 @@ def split_known(
 
     Args:
         file: the name of the file that holds the identity.
-        identity: with the settings ``premises``, ``seed``, ``limit`` and ``check``.
+        identity: with the settings ``premises``, ``seed``, ``limit`` and ``check``; the prompts and
+            the tokens that end an answer are added to it.
         minimum: how many facts must be known.
 
     Raises:
         UserError: another run in the directory, or too few known facts.
     """
     premises = load_premises(identity["premises"], seed=identity["seed"], limit=identity["limit"])
+    identity = {
+        **identity,
+        ENDS: end_tokens(model.original_model),
+        **prompts_identity(model.tokenizer, premises),
+    }
     check_run(run, file, identity)
     if not (run / "known.json").is_file():
         knowledge = check_knowledge(model, premises, check=identity["check"], progress=progress)
         logger.info(knowledge.summary)
         kept = knowledge.keep(premises, minimum=minimum)
-        begin_run(run, file, with_threads(identity))
+        begin_run(run, file, with_clock(with_threads(identity), model.tokenizer))
         write_table(run / "knowledge.csv", knowledge.to_dataframe())
         content = {"subjects": list(kept.subjects), "summary": knowledge.summary}
         write_json(run / "known.json", {**content, "sha256": digest_of(content)})

@@ -27,12 +27,20 @@ from interp.premises.knowledge import MINIMUM_KNOWN, KnowledgeCheck
 from interp.premises.questions import load_premises
 from interp.premises.split import Split
 from interp.runs.choice import check_choice
+from interp.runs.clock import one_moment, run_clock
 from interp.runs.conditions import conditions
 from interp.runs.dtype_check import N_PROMPTS, TOP_HEADS, Measure, dtype_check
 from interp.runs.identity import model_identity
 from interp.runs.known import known_part, premise_rows, prompts_digest, split_known
 from interp.runs.lock import one_process
-from interp.runs.manifest import read_manifest, recorded_model, write_manifest
+from interp.runs.manifest import (
+    check_same_asking,
+    check_same_model,
+    read_manifest,
+    recorded_model,
+    write_manifest,
+)
+from interp.runs.prompting import PROMPTS, noted_prompts, prompts_identity
 from interp.runs.shards import (
     Engine,
     InProcess,
@@ -43,7 +51,7 @@ from interp.runs.shards import (
     put_together,
     remove_shards,
 )
-from interp.runs.store import write_table
+from interp.runs.store import read_json, write_table
 from interp.runs.threads import threads_of, using_threads
 from interp.stages import SHARD, Shard
 from interp.tensor_file import read_tensor_file
@@ -91,6 +99,7 @@ class LocateSettings:
 
 
 @one_process
+@one_moment(IDENTITY)
 def locate_run(
     model: Any,
     settings: LocateSettings,
@@ -122,7 +131,7 @@ def locate_run(
     few = _on_a_few(split, settings, effects)
     write_manifest(
         run, model, settings=asdict(settings), seed=settings.seed,
-        **dtype_check(model, few),
+        **noted_prompts(read_json(run / IDENTITY)), **dtype_check(model, few),
     )  # fmt: skip
     remove_shards(run / SHARDS)
     return effects
@@ -155,7 +164,8 @@ def _effects(
     model: Any, split: Split, settings: LocateSettings, run: Path, engine: Engine, progress: bool
 ) -> dict[Site, HeadEffects]:
     """The effects at all sites: from their file, or put together from shards."""
-    path, digest = run / EFFECTS, effects_digest(settings, fingerprint(model), split)
+    prompts = read_json(run / IDENTITY)[PROMPTS]
+    path, digest = run / EFFECTS, effects_digest(settings, fingerprint(model), split, prompts)
     try:
         found = _effects_of(path, digest)
     except UserError as error:
@@ -210,11 +220,32 @@ def locate_shard(model: Any, job: LocateJob) -> Shard:
     )
 
 
-def effects_digest(settings: LocateSettings, model: str, split: Split) -> str:
-    """What decides every value of a run's effects."""
-    return digest_of(
-        {"settings": asdict(settings), "fingerprint": model, "prompts": prompts_digest(split)}
-    )
+def effects_digest(
+    settings: LocateSettings, model: str, split: Split, prompts: str | None = None
+) -> str:
+    """What decides every value of a run's effects.
+
+    Args:
+        prompts: digest of the prompts as tokens; None in runs of older versions.
+    """
+    whole = {"settings": asdict(settings), "fingerprint": model, "prompts": prompts_digest(split)}
+    return digest_of(whole if prompts is None else {**whole, PROMPTS: prompts})
+
+
+def check_same_prompts(run: Path, model: Any) -> None:
+    """Raise unless this model is the run's and is asked today what it was asked when it was made.
+
+    Raises:
+        UserError: another model, tokenizer or chat template; other facts or question templates;
+            prompts that are rendered in another way.
+    """
+    check_same_model(run, model)
+    if PROMPTS not in read_manifest(run):  # an older version's, of which a warning was given
+        return
+    settings = _settings_of(run)
+    premises = load_premises(settings.premises, seed=settings.seed, limit=settings.limit)
+    with run_clock(run, IDENTITY):
+        check_same_asking(run, prompts_identity(model.tokenizer, premises))
 
 
 def _effects_of(path: Path, digest: str) -> dict[str, HeadEffects]:
@@ -232,13 +263,7 @@ def load_run(run: Path) -> tuple[LocateSettings, Split, dict[Site, HeadEffects]]
         UserError: no run, or facts or templates that have changed since.
     """
     check_links(run)
-    recorded = read_manifest(run)
-    try:
-        settings = from_mapping(LocateSettings, recorded.get("settings"), "settings")
-    except UserError as error:
-        raise UserError(
-            f"{run / 'manifest.json'} is damaged ({error}): make the run again"
-        ) from error
+    settings = _settings_of(run)
     premises = load_premises(settings.premises, seed=settings.seed, limit=settings.limit)
     split = known_part(premises, run).split(seed=settings.seed)
     now = [json.loads(json.dumps(row)) for row in premise_rows(split)]
@@ -248,8 +273,18 @@ def load_run(run: Path) -> tuple[LocateSettings, Split, dict[Site, HeadEffects]]
             f"the facts or templates of {settings.premises!r} have changed since {run} was made: "
             "run `interp locate` again into another directory"
         )
-    model = recorded_model(run)["fingerprint"]
-    effects = _effects_of(run / EFFECTS, effects_digest(settings, model, split))
+    model, prompts = recorded_model(run)["fingerprint"], read_manifest(run).get(PROMPTS)
+    effects = _effects_of(run / EFFECTS, effects_digest(settings, model, split, prompts))
     if missing := [site for site in settings.sites if site not in effects]:
         raise UserError(f"{run / EFFECTS} has no site {missing[0]}: run `interp locate` again")
     return settings, split, {site: effects[site] for site in settings.sites}
+
+
+def _settings_of(run: Path) -> LocateSettings:
+    """The settings in a run's manifest. Raises UserError where they cannot be relied on."""
+    try:
+        return from_mapping(LocateSettings, read_manifest(run).get("settings"), "settings")
+    except UserError as error:
+        raise UserError(
+            f"{run / 'manifest.json'} is damaged ({error}): make the run again"
+        ) from error

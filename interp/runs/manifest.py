@@ -1,5 +1,6 @@
 """What a run was: model, versions, seeds and prompts, so that it can be checked and repeated."""
 
+import logging
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -10,9 +11,12 @@ import torch
 
 from interp.errors import UserError
 from interp.models import model_info
+from interp.runs.prompting import asking_identity, first_difference, not_noted
 from interp.runs.store import file_hash, read_json, write_json
 from interp.runs.versions import versions
 from interp.untrusted import check_shape
+
+logger = logging.getLogger(__name__)
 
 
 def write_manifest(
@@ -37,19 +41,22 @@ def write_manifest(
 
 
 def describe_model(model: Any) -> dict[str, Any]:
-    """What a manifest says of a hooked model: which one it is, and how it runs."""
+    """What a manifest says of a hooked model: which one it is, how it runs, how it is asked."""
     info = asdict(model_info(model))
     how = {key: info.pop(key) for key in ("dtype", "device", "attn_implementation")}
-    return {"model": info, **how}
+    return {"model": info, **how, **asking_identity(model.original_model, model.tokenizer)}
 
 
-def describe_hf_model(hf_model: Any, *, spec: str, fingerprint: str) -> dict[str, Any]:
+def describe_hf_model(
+    hf_model: Any, tokenizer: Any, *, spec: str, fingerprint: str
+) -> dict[str, Any]:
     """The same of a transformers model, which does not know what it was asked for by."""
     return {
         "model": {"spec": spec, "fingerprint": fingerprint},
         "dtype": str(hf_model.dtype).removeprefix("torch."),
         "device": str(hf_model.device),
         "attn_implementation": str(hf_model.config._attn_implementation),
+        **asking_identity(hf_model, tokenizer),
     }
 
 
@@ -70,7 +77,10 @@ def recorded_model(run: Path) -> dict[str, Any]:
 
 
 def check_same_model(run: Path, model: Any) -> None:
-    """Raise if a run directory was made with another model than this one."""
+    """Raise if a run directory was made with another model, tokenizer or chat template than these.
+
+    A run of an older version did not note the last two: that is said, and they are not compared.
+    """
     recorded = recorded_model(run)
     info = model_info(model)
     if recorded.get("fingerprint") != info.fingerprint:
@@ -78,4 +88,26 @@ def check_same_model(run: Path, model: Any) -> None:
             f"{run} was made with the model {recorded.get('spec')!r} "
             f"({str(recorded.get('fingerprint'))[:12]}…), not with {info.spec!r} "
             f"({info.fingerprint[:12]}…): choose another run directory or model"
+        )
+    check_same_asking(run, asking_identity(model.original_model, model.tokenizer))
+
+
+def check_same_asking(run: Path, now: Mapping[str, Any]) -> None:
+    """Raise if a run's manifest says something else of how its model was asked.
+
+    Args:
+        now: keys of a manifest; one that the manifest lacks, as an older version did not write it,
+            is warned of.
+    """
+    manifest = read_manifest(run)
+    if unknown := not_noted(manifest, now):
+        logger.warning(
+            "%s was made by an older version, which did not note %s: taken to be the same now",
+            run, unknown,
+        )  # fmt: skip
+    known = {key: value for key, value in now.items() if key in manifest}
+    if difference := first_difference(manifest, known):
+        raise UserError(
+            f"{run} was made with other prompts or ends of answers ({difference}): load the model "
+            "as it was then, or make the run again in another directory"
         )

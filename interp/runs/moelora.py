@@ -4,7 +4,7 @@ The directory holds ``adapter/`` (as PEFT saves it), ``config.yaml``, ``manifest
 ``losses.csv`` (every logged step), ``trainer_state.json``, ``predictions.jsonl`` (held-out
 questions with the answers given) and, written last, ``metrics.json``. The same call again takes an
 interrupted run up at its newest checkpoint, with the same outcome to the last bit on a CPU, and
-returns a finished one as it is. Other settings, data or another model are refused.
+returns a finished one as it is. Other settings, data, prompts or another model are refused.
 """
 
 import logging
@@ -21,6 +21,8 @@ from transformers import set_seed
 
 from interp.errors import UserError
 from interp.files import beside_of, move_into_place
+from interp.models import cache_root, fingerprint_of_folder, resolve
+from interp.models.folder import read_tokenizer
 from interp.moelora.adapters import adapt, trainable_parameters
 from interp.moelora.encoding import end_token
 from interp.moelora.pretrained import Pretrained, load_pretrained
@@ -29,10 +31,14 @@ from interp.moelora.similarity import expert_similarity
 from interp.moelora.taskdata import TaskData, load_task_data
 from interp.moelora.trainer import AdapterTrainer
 from interp.moelora.training import TrainingSettings, make_trainer, run_training
-from interp.runs.identity import begin_run, check_run
+from interp.runs.clock import one_moment, with_clock
+from interp.runs.identity import begin_run, check_finished, check_run
 from interp.runs.lock import one_process
 from interp.runs.manifest import describe_hf_model, write_manifest
+from interp.runs.prompting import PROMPTS, noted_prompts, tokenizer_identity
+from interp.runs.shards import digest_of
 from interp.runs.store import (
+    read_json,
     write_json,
     write_jsonl,
     write_table,
@@ -51,6 +57,7 @@ COLUMNS = (
 
 
 @one_process
+@one_moment(IDENTITY)
 def train_moelora(
     settings: TrainingSettings,
     run: Path,
@@ -65,7 +72,8 @@ def train_moelora(
     `UserError` for every user's mistake, before anything is written where that can be known.
     """
     if (run / "metrics.json").is_file():
-        check_run(run, IDENTITY, plain_settings(settings))
+        found, _ = base_identity(settings, allow_pickle=allow_pickle)
+        check_finished(run, IDENTITY, {**plain_settings(settings), **found})
         return run
     base = load_pretrained(settings.model, dtype=settings.dtype, allow_pickle=allow_pickle)
     data = load_data(base, settings)
@@ -73,6 +81,8 @@ def train_moelora(
         **plain_settings(settings),
         "fingerprint": base.fingerprint,
         "data_sha256": data.sha256,
+        **tokenizer_identity(base.tokenizer),
+        PROMPTS: digest_of([asdict(one) for one in (*data.train, *data.encoded_test)]),
     }
     check_run(run, IDENTITY, identity)
     set_seed(settings.seed)
@@ -82,13 +92,23 @@ def train_moelora(
         pad=pad_token(base), device=device, progress=progress,
     )  # fmt: skip
     if PartialState().is_main_process:
-        begin_run(run, IDENTITY, identity)
+        begin_run(run, IDENTITY, with_clock(identity, base.tokenizer))
         write_yaml(run / "config.yaml", plain_settings(settings))
     PartialState().wait_for_everyone()
     run_training(trainer, run / CHECKPOINTS)
     if trainer.is_world_process_zero():
         _write_run(run, settings, base, data, trainer, progress)
     return run
+
+
+def base_identity(
+    settings: TrainingSettings, *, allow_pickle: bool = False
+) -> tuple[dict[str, Any], Any]:
+    """What a run's identity holds of its base model, without reading weights, and its tokenizer."""
+    folder = resolve(settings.model, allow_pickle=allow_pickle)
+    tokenizer = read_tokenizer(folder, spec=settings.model)
+    digest = fingerprint_of_folder(folder, cache=cache_root() / "fingerprints")
+    return {"fingerprint": digest, **tokenizer_identity(tokenizer)}, tokenizer
 
 
 def load_data(base: Pretrained, settings: TrainingSettings) -> TaskData:
@@ -170,10 +190,13 @@ def _write_run(
         "expert_cosine": _mean_cosine(adapted, data, base),
         "last_step": lines[-1],
     }
-    described = describe_hf_model(base.model, spec=base.spec, fingerprint=base.fingerprint)
+    described = describe_hf_model(
+        base.model, base.tokenizer, spec=base.spec, fingerprint=base.fingerprint
+    )
     write_manifest(
         run, described, prompts=None, data_sha256=data.sha256,
         settings=plain_settings(settings), seed=settings.seed,
+        **noted_prompts(read_json(run / IDENTITY)),
     )  # fmt: skip
     shutil.rmtree(run / CHECKPOINTS, ignore_errors=True)
     write_json(run / "metrics.json", content)

@@ -23,11 +23,13 @@ from interp.patching.patch import check_method
 from interp.patching.significance import MINIMUM_GROUPS, mean_interval
 from interp.report.patch_page import render_patch
 from interp.runs.choice import check_choice
+from interp.runs.clock import one_moment, with_clock
 from interp.runs.conditions import conditions
 from interp.runs.dtype_check import N_PROMPTS, Measure, dtype_check
 from interp.runs.identity import begin_run, check_run, model_identity
 from interp.runs.lock import one_process
 from interp.runs.manifest import read_manifest, write_manifest
+from interp.runs.prompting import PROMPTS, noted_prompts
 from interp.runs.shards import (
     Engine,
     InProcess,
@@ -124,6 +126,7 @@ def load_pairs(settings: PatchSettings, tokenizer: Any = None) -> Pairs:
 
 
 @one_process
+@one_moment(IDENTITY)
 def patch_run(
     model: Any,
     settings: PatchSettings,
@@ -145,14 +148,16 @@ def patch_run(
     encoded = encode_pairs(model.tokenizer, pairs, chat=settings.chat, device=device_of(model))
     check_component(settings.component, model)
     positions_of(encoded, settings.positions)
+    identity = {**asdict(settings), **model_identity(model)}
+    check_run(run, IDENTITY, identity)
+    identity[PROMPTS] = digest_of(encoded.content())
     right = answered_right(model, encoded)
     if settings.keep == "right":
         kept = right.nonzero()[:, 0].tolist()
         if not kept:
             raise UserError(f"the model answers none of the {len(pairs)} pairs rightly")
         pairs, encoded = pairs.take(kept), encoded.take(kept)
-    identity = {**asdict(settings), **model_identity(model)}
-    _claim(run, identity, pairs)
+    _claim(run, identity, pairs, model.tokenizer)
     facts = _facts(identity, pairs)
     result = _effects(model, encoded, settings, run, facts, engine or InProcess(model), progress)
     write_table(run / "units.csv", result.to_dataframe())
@@ -160,7 +165,7 @@ def patch_run(
     few = _on_a_few(encoded, settings)
     write_manifest(
         run, model, prompts="pairs.jsonl", settings=asdict(settings), seed=settings.seed,
-        **dtype_check(model, few),
+        **noted_prompts(read_json(run / IDENTITY)), **dtype_check(model, few),
     )  # fmt: skip
     write_patch_report(run)
     remove_shards(run / SHARDS)
@@ -179,15 +184,15 @@ def write_patch_report(run: Path) -> Path:
     return run / "report.html"
 
 
-def _claim(run: Path, identity: Mapping[str, Any], pairs: Pairs) -> None:
+def _claim(run: Path, identity: Mapping[str, Any], pairs: Pairs, tokenizer: Any) -> None:
     """Make the directory this run's own, pairs included, unless it holds something else."""
-    check_run(run, IDENTITY, identity)
-    begin_run(run, IDENTITY, with_threads(identity))
     path = run / "pairs.jsonl"
+    if path.is_file() and list(read_pairs(path)) != list(pairs):
+        raise UserError(f"{run} was made with other pairs: choose another --out")
+    check_run(run, IDENTITY, identity)
+    begin_run(run, IDENTITY, with_clock(with_threads(identity), tokenizer))
     if not path.is_file():
         write_jsonl(path, [pair.row() for pair in pairs])
-    elif list(read_pairs(path)) != list(pairs):
-        raise UserError(f"{run} was made with other pairs: choose another --out")
 
 
 def _facts(identity: Mapping[str, Any], pairs: Pairs) -> dict[str, str]:

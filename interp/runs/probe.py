@@ -29,10 +29,12 @@ from interp.report.probes import (
 )
 from interp.report.tables import where
 from interp.runs.choice import check_choice
+from interp.runs.clock import one_moment
 from interp.runs.identity import model_identity
 from interp.runs.known import split_known
 from interp.runs.lock import one_process
 from interp.runs.manifest import read_manifest, write_manifest
+from interp.runs.prompting import noted_prompts
 from interp.runs.store import read_json, write_atomically, write_json, write_table
 from interp.untrusted import check_shape, read_table
 from probes import (
@@ -84,6 +86,7 @@ class ProbeSettings:
 
 
 @one_process
+@one_moment(IDENTITY)
 def probe_run(
     model: Any, settings: ProbeSettings, run: Path, *, progress: bool = True
 ) -> tuple[ControlReport, DetectionScore | None]:
@@ -96,7 +99,10 @@ def probe_run(
         model, run, IDENTITY, {**asdict(settings), **model_identity(model)},
         minimum=MINIMUM_KNOWN, progress=progress,
     )  # fmt: skip
-    write_manifest(run, model, settings=asdict(settings), seed=settings.seed)
+    write_manifest(
+        run, model, settings=asdict(settings), seed=settings.seed,
+        **noted_prompts(read_json(run / IDENTITY)),
+    )  # fmt: skip
     _maps(model, split, settings, run, progress)
     report = _controls(model, split, settings, run, progress)
     score = _detector(model, split, settings, run, progress) if settings.detector else None

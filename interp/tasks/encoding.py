@@ -64,6 +64,18 @@ class EncodedPairs:
         """Whether every clean prompt has as many tokens as its corrupted twin."""
         return torch.equal(self.clean.mask, self.corrupted.mask)
 
+    def content(self) -> dict[str, Any]:
+        """All of it as JSON can hold it, without the padding."""
+        return {
+            "clean": _unpadded(self.clean),
+            "corrupted": _unpadded(self.corrupted),
+            "answer": self.answer.tolist(),
+            "wrong": self.wrong.tolist(),
+            "spans": {name: [list(one) for one in both] for name, both in self.spans.items()},
+            "groups": list(self.groups),
+            "templates": list(self.templates),
+        }
+
     def take(self, prompts: Sequence[int]) -> "EncodedPairs":
         """Some of the prompts, by index."""
         index = list(prompts)
@@ -118,6 +130,10 @@ def encode_pairs(
         groups=pairs.groups,
         templates=pairs.templates,
     )
+
+
+def _unpadded(batch: TokenBatch) -> list[list[int]]:
+    return [row[real].tolist() for row, real in zip(batch.tokens, batch.mask, strict=True)]
 
 
 _Prompt = tuple[list[int], dict[str, Span]]

@@ -1,0 +1,70 @@
+"""The moment at which a run's chat templates are rendered: one for all of it.
+
+A run whose model has a template that reads the clock writes the moment at which it began beside its
+identity. It is not compared: the run goes on with that moment whenever it is taken up, so that all
+its prompts say one date. Where no template reads the clock nothing is written.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from interp.errors import UserError
+from interp.models.template_clock import reads_clock, template_now, template_time
+from interp.runs.store import read_json
+
+MOMENT = "template_time"
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+
+def with_clock(identity: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
+    """The identity as it is written, with the moment where the tokenizer's template reads it."""
+    if not reads_clock(tokenizer):
+        return dict(identity)
+    return {**identity, MOMENT: template_now().isoformat()}
+
+
+def run_clock(run: Path, file: str) -> AbstractContextManager[None]:
+    """Render chat templates at the moment that a run began with, or else at the present one.
+
+    Args:
+        file: the name of the file that holds the run's identity.
+
+    Raises:
+        UserError: the file holds something else in place of a moment.
+    """
+    path = run / file
+    written = read_json(path).get(MOMENT) if path.is_file() else None
+    if written is None:
+        return template_time(template_now())
+    try:
+        return template_time(datetime.fromisoformat(written))
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} is damaged ({MOMENT} is {written!r}, which is no date): make the run again in "
+            "another directory"
+        ) from error
+
+
+def one_moment(
+    file: str,
+) -> Callable[[Callable[_Arguments, _Result]], Callable[_Arguments, _Result]]:
+    """Let a function, whose argument ``run`` is a run's directory, render at the run's moment."""
+
+    def decorate(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def wrapped(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+            with run_clock(signature.bind(*args, **kwargs).arguments["run"], file):
+                return function(*args, **kwargs)
+
+        return wrapped
+
+    return decorate

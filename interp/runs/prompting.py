@@ -1,0 +1,106 @@
+"""What a run's prompts hang on beside the data: the tokenizer, the chat template, the tokens.
+
+All of it belongs to a run's identity and stands in its manifest: the fingerprints of tokenizer and
+template, the tokens that end an answer, and a digest of the prompts as they are rendered and
+tokenized, which also sees what a template reads of the world.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from interp.errors import UserError
+from interp.models import render_chat
+from interp.models.tokenizer_fingerprint import template_fingerprint, tokenizer_fingerprint
+from interp.premises.encode import tokenize
+from interp.premises.questions import Premises, QuestionKind
+from interp.runs.clock import MOMENT
+from interp.runs.shards import digest_of
+
+OTHERS: tuple[QuestionKind, ...] = ("twin", "masked")
+TOKENIZER, TEMPLATE = "tokenizer_sha256", "chat_template_sha256"
+PROMPTS, ENDS = "prompt_tokens_sha256", "end_tokens"
+WORDS = {
+    TOKENIZER: "the tokenizer",
+    TEMPLATE: "the chat template",
+    ENDS: "the tokens that end an answer",
+    PROMPTS: "the prompts' tokens",
+}
+"""What messages call these keys, which older versions did not write."""
+_FINGERPRINT = re.compile("[0-9a-f]{64}")
+_LONGEST = 60
+
+
+def first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """Of what differs from before the first, in words; causes stand before what follows from them.
+
+    Keys that are not in ``now`` are not compared.
+    """
+    differs = (key for key in now if before.get(key) != now[key])
+    key = min(differs, key=lambda key: (key == PROMPTS, key), default=None)
+    if key is None:
+        return None
+    return f"{WORDS.get(key, key)} was {_short(before.get(key))}, now {_short(now[key])}"
+
+
+def not_noted(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """The first, in words, of what an older version did not write into an identity."""
+    return next((WORDS[key] for key in WORDS if key in now and key not in before), None)
+
+
+def _short(value: Any) -> str:
+    """A value in a message; of a fingerprint the beginning tells enough."""
+    if isinstance(value, str) and _FINGERPRINT.fullmatch(value):
+        return f"{value[:12]}…"
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+
+
+def tokenizer_identity(tokenizer: Any) -> dict[str, Any]:
+    """Fingerprints of a tokenizer and of its chat template, as an identity holds them."""
+    return {
+        TOKENIZER: tokenizer_fingerprint(tokenizer),
+        TEMPLATE: template_fingerprint(tokenizer),
+    }
+
+
+def end_tokens(hf_model: Any) -> list[int]:
+    """The tokens at which a transformers model ends an answer, in order; none if it names none."""
+    found = getattr(getattr(hf_model, "generation_config", None), "eos_token_id", None)
+    return sorted({found} if isinstance(found, int) else set(found or ()))
+
+
+def asking_identity(hf_model: Any, tokenizer: Any) -> dict[str, Any]:
+    """All but the prompts themselves: tokenizer, chat template, and the ends of answers."""
+    return {**tokenizer_identity(tokenizer), ENDS: end_tokens(hf_model)}
+
+
+def noted_prompts(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """What a manifest takes over from a run's identity: the prompts' digest, and their moment."""
+    return {key: recorded[key] for key in (PROMPTS, MOMENT) if key in recorded}
+
+
+def prompts_identity(tokenizer: Any, premises: Premises) -> dict[str, str]:
+    """The digest of every prompt that premises may become, as an identity holds it.
+
+    Of the question with the false object, and of the direct question, it is the text and the tokens
+    as the model gets them; of the twin and the masked question, which differ in a name, the words.
+    """
+    return {PROMPTS: digest_of(list(_prompts(tokenizer, premises)))}
+
+
+def _prompts(tokenizer: Any, premises: Premises) -> Iterator[Any]:
+    for fact in premises.facts:
+        yield _rendered(tokenizer, premises.direct(fact), premises.cloze(fact))
+    for question in premises.questions():
+        yield [asdict(question), *(premises.fill(question, kind).text for kind in OTHERS)]
+        yield _rendered(tokenizer, premises.fill(question, "false").text, premises.cloze(question))
+
+
+def _rendered(tokenizer: Any, text: str, answer: str) -> Any:
+    try:
+        rendered = render_chat(tokenizer, text, answer)
+    except UserError as error:  # of a fact that may be left out; if not, encoding it says so
+        return str(error)
+    return [rendered.text, list(tokenize(tokenizer, rendered)["input_ids"])]
