@@ -20,28 +20,39 @@ from safetensors import SafetensorError
 from interp.errors import UserError
 from interp.files import move_into_place
 from interp.models.fingerprint import fingerprint_of_folder
+from interp.models.gguf_places import check_gguf_places
 from interp.models.quiet import quiet_libraries
+from interp.models.whole import load_whole
 from interp.untrusted import one_line
 
 logger = logging.getLogger(__name__)
 
 RECORD = "faithlens.json"
-_FORMAT = 1
+_FORMAT = 2
+"""Of the record. The weights behind one of format 1 may lack some, which were then random."""
 
 
-def keep_converted(folder: Path, build: Callable[[Path], None], *, source_sha256: str) -> Path:
+def keep_converted(
+    folder: Path,
+    build: Callable[[Path], None],
+    *,
+    source_sha256: str,
+    known_whole: bool = False,
+) -> Path:
     """`folder`, if it is whole and made from the source of that hash; else built anew first.
 
     `build` fills the empty directory it is given with configuration, safetensors and tokenizer.
-    Two processes may ask at once: one builds, the other waits. Raises UserError if the cache
-    cannot be written, and whatever `build` raises.
+    Two processes may ask at once: one builds, the other waits. With `known_whole` the source is
+    known to lack no weight, so that a directory of an older format serves too. Raises UserError if
+    the cache cannot be written, and whatever `build` raises.
     """
-    if _is_whole(folder, source_sha256):
+    formats = range(1 if known_whole else _FORMAT, _FORMAT + 1)
+    if _is_whole(folder, source_sha256, formats):
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(folder.parent / f".{folder.name}.lock"):
-            if not _is_whole(folder, source_sha256):
+            if not _is_whole(folder, source_sha256, formats):
                 _build_anew(folder, build, source_sha256)
     except OSError as error:
         raise UserError(
@@ -55,22 +66,23 @@ def convert_gguf(gguf: Path, into: Path, *, name: str) -> None:
     """Convert the GGUF file to float32 safetensors, with its tokenizer, in the directory `into`.
 
     Any architecture that transformers reads from GGUF. `name` is what the user called the model.
-    Raises UserError if the file is damaged or of another architecture.
+    Raises UserError if the file is damaged, of another architecture, or not whole: a tensor is
+    missing, or has no place in the model.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     logger.info("converting %s to safetensors, once", name)
     with quiet_libraries():
         try:
-            location = {
-                "gguf_file": gguf.name,
-                "local_files_only": True,
-                "trust_remote_code": False,
-            }
-            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **location)
-            model = AutoModelForCausalLM.from_pretrained(
-                gguf.parent, **location, **_dequantized(), dtype="float32"
+            tokenizer = AutoTokenizer.from_pretrained(
+                gguf.parent, gguf_file=gguf.name, local_files_only=True, trust_remote_code=False
             )
+            model = load_whole(
+                gguf.parent, spec=name, gguf_file=gguf.name, **_dequantized(), dtype="float32"
+            )
+            check_gguf_places(gguf, model, name)
+        except UserError:
+            raise
         except Exception as error:  # the readers of the format raise anything on a damaged file
             raise UserError(f"cannot read the GGUF file {name}: {one_line(error)}") from error
         _forget_quantization(model)
@@ -81,17 +93,21 @@ def convert_gguf(gguf: Path, into: Path, *, name: str) -> None:
 def convert_pickled(folder: Path, into: Path, *, name: str) -> None:
     """Convert a directory's pickled weights to safetensors, with its tokenizer, in `into`.
 
-    torch opens them with ``weights_only``. Raises UserError if they hold anything but weights.
+    torch opens them with ``weights_only``. Raises UserError if they hold anything but weights, or
+    not those of the model that the configuration describes.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    safe = {"local_files_only": True, "trust_remote_code": False}
     with quiet_libraries():
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, **safe)
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, **safe, use_safetensors=False, weights_only=True, dtype="auto"
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
             )
+            model = load_whole(
+                folder, spec=name, use_safetensors=False, weights_only=True, dtype="auto"
+            )
+        except UserError:
+            raise
         except Exception as error:  # the readers raise anything on a damaged file
             raise UserError(f"cannot read the weights of {name}: {one_line(error)}") from error
         model.save_pretrained(into)
@@ -148,10 +164,10 @@ def _build_anew(folder: Path, build: Callable[[Path], None], source_sha256: str)
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _is_whole(folder: Path, source_sha256: str) -> bool:
+def _is_whole(folder: Path, source_sha256: str, formats: range) -> bool:
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        if record["format"] != _FORMAT or record["source_sha256"] != source_sha256:
+        if record["format"] not in formats or record["source_sha256"] != source_sha256:
             return False
         if any((folder / name).stat().st_size != size for name, size in record["files"].items()):
             return False

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from interp.errors import UserError
 from interp.models.finite import check_weights
 from interp.models.quiet import quiet_libraries
+from interp.models.whole import check_shards, load_whole
 from interp.untrusted import one_line
 
 
@@ -28,19 +29,22 @@ def read_folder(
         more: handed on to ``from_pretrained``.
 
     Raises:
-        UserError: transformers cannot read the directory, or a weight is not finite.
+        UserError: transformers cannot read the directory, its weights are not those of the model
+            that its configuration describes (`interp.models.whole`), or a weight is not finite.
     """
+    check_shards(folder, spec)
     tokenizer = read_tokenizer(folder, spec=spec)
     with quiet_libraries():
         try:
-            model: Any = AutoModelForCausalLM.from_pretrained(
+            model = load_whole(
                 folder,
+                spec=spec,
                 dtype=dtype,
-                local_files_only=True,
-                trust_remote_code=False,
                 use_safetensors=True,
                 **more,
             )
+        except UserError:
+            raise
         except Exception as error:  # the readers raise anything on a damaged directory
             raise UserError(f"cannot load {spec}: {one_line(error)}") from error
     if finite:

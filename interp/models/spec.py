@@ -30,6 +30,7 @@ _KINDS = (
 )
 _HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
 PICKLES = "pytorch_model*.bin"
+_ADAPTER = "adapter_config.json"
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 # Copies in other formats: in subdirectories, or weights under a vendor's own names.
 _HUB_IGNORED = ["*/*", "consolidated*.safetensors"]
@@ -78,7 +79,7 @@ def _embedded(root: Path) -> Path:
         with fetch_gguf(root) as gguf:
             convert_gguf(gguf, into, name=EMBEDDED)
 
-    return keep_converted(folder, build, source_sha256=GGUF_SHA256)
+    return keep_converted(folder, build, source_sha256=GGUF_SHA256, known_whole=True)
 
 
 def _gguf(path: Path, root: Path) -> Path:
@@ -117,12 +118,19 @@ def _from_hub(repo: str, revision: str | None, root: Path, allow_pickle: bool) -
 
 
 def _checked(folder: Path, name: str, root: Path, allow_pickle: bool) -> Path:
-    """`folder`, if it has the three things that a model consists of."""
+    """`folder`, if it has the three things that a model consists of, and is no adapter."""
     if not (folder / "config.json").is_file():
         hint = ""
         if ggufs := sorted(folder.glob("*.gguf")):
             hint = f"; to use the GGUF file in it, give its path ({ggufs[0].name})"
         raise UserError(f"{name!r} is not a model directory: it has no config.json{hint}")
+    if (folder / _ADAPTER).is_file():
+        # transformers would read the weights of another directory, the one that the file names.
+        raise UserError(
+            f"{name!r} is an adapter (it has {_ADAPTER}), not a model: merge it into its base "
+            "model with PEFT's merge_and_unload, save that with save_pretrained, and give it "
+            "instead; a MoELoRA adapter is given beside its base model"
+        )
     pickled = not any(folder.glob("*.safetensors"))
     if pickled and not (any(folder.glob(PICKLES)) and allow_pickle):
         raise UserError(

@@ -8,13 +8,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
-from torch import nn
+from peft import PeftModel, get_peft_model_state_dict
 
 from interp.errors import UserError
 from interp.models.quiet import quiet_libraries
 from interp.moelora.config import MoELoRAConfig
-from interp.moelora.layer import MoELoRALinear
 from interp.moelora.peft_type import MOELORA
 from interp.untrusted import (
     Maybe,
@@ -58,25 +56,34 @@ def load_adapter(
     adapter, or one for another base model.
     """
     folder = Path(folder)
-    names = _checked(folder)
+    shapes = _checked(folder)
     plain_name(adapter_name, "the adapter")  # it becomes a directory when it is saved
     if isinstance(hf_model, PeftModel) and adapter_name in hf_model.peft_config:
         raise UserError(
             f"the model has an adapter {adapter_name!r} already: choose another adapter_name"
         )
+    further = isinstance(hf_model, PeftModel)
+    # So that they are told with both shapes, below, and the adapter can be taken off again.
+    options: dict[str, Any] = {"is_trainable": is_trainable, "ignore_mismatched_sizes": True}
     try:
-        if isinstance(hf_model, PeftModel):
-            model = hf_model
-            model.load_adapter(str(folder), adapter_name, is_trainable=is_trainable)
-        else:
-            with quiet_libraries():
+        with quiet_libraries():
+            if further:
+                model = hf_model
+                model.load_adapter(str(folder), adapter_name, **options)
+            else:
                 model = PeftModel.from_pretrained(
-                    hf_model, str(folder), adapter_name=adapter_name, is_trainable=is_trainable
+                    hf_model, str(folder), adapter_name=adapter_name, **options
                 )
     except (RuntimeError, ValueError, TypeError, KeyError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"cannot load the adapter in {folder}: {first}") from error
-    _check_names(model, folder, adapter_name, names)
+        raise UserError(f"cannot load the adapter in {folder}: {one_line(error)}") from error
+    try:
+        _check_whole(model, folder, adapter_name, shapes)
+    except UserError:
+        if further:
+            model.delete_adapter(adapter_name)
+        else:
+            model.unload()
+        raise
     return model
 
 
@@ -90,8 +97,8 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder / CONFIG_FILE} is damaged ({error})") from error
 
 
-def _checked(folder: Path) -> set[str]:
-    """The names of the tensors of the adapter in `folder`, if it is one."""
+def _checked(folder: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors of the adapter in `folder`, if it is one."""
     where = str(folder / CONFIG_FILE)
     settings = check_shape(read_adapter_config(folder), _SHAPE, where, advice=_AGAIN)
     kind = settings["peft_type"]
@@ -111,7 +118,7 @@ def _checked(folder: Path) -> set[str]:
     try:
         shapes = tensor_shapes(weights)
         _check_size(settings, shapes)
-        return set(shapes)
+        return shapes
     except UserError as error:
         raise UserError(
             f"{weights} is damaged or cut short ({error}): copy or save the adapter again"
@@ -147,15 +154,29 @@ def _check_size(settings: dict[str, Any], shapes: dict[str, tuple[int, ...]]) ->
         raise UserError(f"its settings ask for rank {wanted} in all, the weights have {max(there)}")
 
 
-def _check_names(model: nn.Module, folder: Path, adapter_name: str, found: set[str]) -> None:
-    wanted = {
-        f"base_model.model.{module.name}.{weights}"
-        for module in model.modules()
-        if isinstance(module, MoELoRALinear) and adapter_name in module.experts
-        for weights in module.adapter_layer_names
-    }
-    if missing := sorted(wanted - found):
+def _check_whole(
+    model: PeftModel, folder: Path, adapter_name: str, found: dict[str, tuple[int, ...]]
+) -> None:
+    """Raise UserError unless the file holds the adapter's tensors, in their shapes, and no more."""
+    own = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
+    wanted = {name: tuple(one.shape) for name, one in own.items()}
+    if missing := sorted(set(wanted) - set(found)):
         raise UserError(
             f"the adapter in {folder} lacks {len(missing)} of {len(wanted)} tensors, such as "
             f"{missing[0]}: it was made for another model, or saved incompletely"
+        )
+    # What is no adapter's own, such as an embedding that was trained too, PEFT puts in its place.
+    if unplaced := sorted(set(found) - set(wanted) - set(model.state_dict())):
+        raise UserError(
+            f"the adapter in {folder} holds {len(unplaced)} tensors that have no place in the "
+            f"model, such as {unplaced[0]}: its settings name fewer modules, or it was made for "
+            "another model"
+        )
+    differing = [name for name in sorted(wanted) if found[name] != wanted[name]]
+    if differing:
+        name = differing[0]
+        raise UserError(
+            f"the adapter in {folder} has {name} in the shape {list(found[name])}, but its "
+            f"settings and the model ask for {list(wanted[name])}: it was made for another model, "
+            "or its rank was changed"
         )

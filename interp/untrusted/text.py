@@ -56,9 +56,17 @@ def read_text(path: Path, *, largest: int = LARGEST_TEXT) -> str:
 
 
 def one_line(error: BaseException | str, *, longest: int = _LONGEST_MESSAGE) -> str:
-    """The first line of an error's message, cut where it is long; its type if it has none."""
-    lines = str(error).strip().splitlines()
+    """What an error's message says first, cut where it is long; its type if it says nothing.
+
+    That is its first line, with the one behind it where the first ends in a colon. A KeyError's
+    message is a bare key.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     first = lines[0] if lines else type(error).__name__
+    if first.endswith(":") and len(lines) > 1:
+        first = f"{first} {lines[1]}"
+    if isinstance(error, KeyError) and lines:
+        first = f"it knows no {first}"
     return first if len(first) <= longest else f"{first[:longest]}…"
 
 

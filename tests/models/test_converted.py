@@ -61,12 +61,21 @@ def rotary_order(weight: np.ndarray, heads: int) -> np.ndarray:
     return rows.swapaxes(1, 2).reshape(weight.shape)
 
 
-def write_gguf(path: Path, model: Any, tokenizer: Any) -> None:
+def write_gguf(
+    path: Path,
+    model: Any,
+    tokenizer: Any,
+    *,
+    blocks: int | None = None,
+    leave_out: str = "",
+    more: dict[str, Any] | None = None,
+) -> None:
+    """The model as GGUF; or a file whose header says other blocks, or that holds other tensors."""
     config = model.config
     writer = gguf.GGUFWriter(path, config.model_type)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
+    writer.add_block_count(config.num_hidden_layers if blocks is None else blocks)
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
@@ -91,7 +100,10 @@ def write_gguf(path: Path, model: Any, tokenizer: Any) -> None:
             array = rotary_order(array, config.num_attention_heads)
         if config.model_type == "llama" and "k_proj" in name:
             array = rotary_order(array, config.num_key_value_heads)
-        writer.add_tensor(gguf_name(name), np.ascontiguousarray(array))
+        if gguf_name(name) != leave_out:
+            writer.add_tensor(gguf_name(name), np.ascontiguousarray(array))
+    for name, value in (more or {}).items():
+        writer.add_tensor(name, np.asarray(value, dtype=np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -180,6 +192,72 @@ def test_a_file_is_converted_once_and_by_content(
     record = json.loads((first / RECORD).read_text())
     assert record["source_sha256"] == file_sha256(llama_gguf)
     assert set(record["files"]) == {file.name for file in first.iterdir()} - {RECORD}
+
+
+NOT_WHOLE: dict[str, tuple[dict[str, Any], str]] = {
+    "a tensor is missing": (
+        {"leave_out": "blk.1.ffn_up.weight"},
+        r"lack the weight model\.layers\.1\.mlp\.up_proj\.weight",
+    ),
+    "more blocks": ({"blocks": 4}, r"lack the weight model\.layers\.3\.input_layernorm\.weight"),
+    "fewer blocks": ({"blocks": 2}, r"blk\.2\.attn_q\.weight: .*fewer layers \(2\)"),
+    "a bias": ({"more": {"blk.0.attn_q.bias": [1.0] * 32}}, r"such as blk\.0\.attn_q\.bias"),
+    "scaled rotary": ({"more": {"rope_freqs.weight": [1.0, 1.0, 8.0, 8.0]}}, "scales the rotary"),
+    "another shape": (
+        {"leave_out": "output_norm.weight", "more": {"output_norm.weight": [1.0] * 40}},
+        r"model\.norm\.weight .* \[40\] in the files, but \[32\] in the model",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", NOT_WHOLE)
+def test_a_file_that_is_not_whole_is_refused_and_leaves_no_cache(
+    kind: str,
+    tmp_path: Path,
+    chat_tokenizer: PreTrainedTokenizerFast,
+    hf_factory: Callable[..., Any],
+) -> None:
+    changes, said = NOT_WHOLE[kind]
+    write_gguf(
+        tmp_path / "tiny.gguf", hf_factory("llama", chat_tokenizer), chat_tokenizer, **changes
+    )
+    with pytest.raises(UserError, match=said):
+        resolve(tmp_path / "tiny.gguf", cache_dir=tmp_path / "cache")
+    assert [path for path in (tmp_path / "cache" / "models").iterdir() if path.is_dir()] == []
+
+
+def test_factors_of_one_scale_nothing(
+    tmp_path: Path, chat_tokenizer: PreTrainedTokenizerFast, hf_factory: Callable[..., Any]
+) -> None:
+    model = hf_factory("llama", chat_tokenizer)
+    more = {"rope_freqs.weight": [1.0] * 4}
+    write_gguf(tmp_path / "tiny.gguf", model, chat_tokenizer, more=more)
+    assert resolve(tmp_path / "tiny.gguf", cache_dir=tmp_path / "cache").is_dir()
+
+
+def test_a_copy_whose_weights_were_never_checked_is_made_anew(
+    tmp_path: Path, llama_gguf: Path
+) -> None:
+    folder = resolve(llama_gguf, cache_dir=tmp_path)
+    record = json.loads((folder / RECORD).read_text())
+
+    def asked(known_whole: bool) -> list[Path]:
+        built: list[Path] = []
+
+        def build(into: Path) -> None:
+            built.append(into)
+            convert_gguf(llama_gguf, into, name="tiny")
+
+        keep_converted(
+            folder, build, source_sha256=record["source_sha256"], known_whole=known_whole
+        )
+        return built
+
+    assert not asked(known_whole=False)
+    (folder / RECORD).write_text(json.dumps(record | {"format": 1}))
+    assert not asked(known_whole=True)
+    assert len(asked(known_whole=False)) == 1
+    assert json.loads((folder / RECORD).read_text())["format"] == 2
 
 
 def _truncate_weights(folder: Path) -> None:

@@ -107,6 +107,31 @@ def _fewer_tensors(folder: Path) -> None:
     save_file(tensors, weights)
 
 
+def _further_tensor(folder: Path) -> None:
+    weights = folder / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    name = next(name for name in tensors if ".layers.0." in name)
+    save_file({**tensors, name.replace(".layers.0.", ".layers.7."): tensors[name] + 1}, weights)
+
+
+def _another_tuner(folder: Path) -> None:
+    weights = folder / "adapter_model.safetensors"
+    lora = {name.replace("moelora", "lora"): one for name, one in load_file(weights).items()}
+    save_file(lora, weights)
+
+
+def _lower_rank(folder: Path) -> None:
+    file = folder / "adapter_config.json"
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps({**settings, "r": 1}), encoding="utf-8")
+
+
+def _narrower(folder: Path) -> None:
+    weights = folder / "adapter_model.safetensors"
+    cut = {name: one[..., :-1].contiguous() for name, one in load_file(weights).items()}
+    save_file(cut, weights)
+
+
 def _other_rank(folder: Path) -> None:
     file = folder / "adapter_config.json"
     settings = json.loads(file.read_text(encoding="utf-8"))
@@ -119,7 +144,6 @@ def _bad_value(folder: Path) -> None:
     file.write_text(json.dumps({**settings, "top_k": 9}), encoding="utf-8")
 
 
-@pytest.mark.filterwarnings("ignore:Found missing adapter keys")
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
@@ -132,12 +156,31 @@ def _bad_value(folder: Path) -> None:
         (_fewer_tensors, "lacks 1 of 18 tensors"),
         (_other_rank, "ask for rank 12 in all, the weights have 8"),
         (_bad_value, "top_k=9 is more"),
+        (_further_tensor, r"holds 1 tensors that have no place .*layers\.7\."),
+        (_another_tuner, "lacks 18 of 18 tensors"),
+        (_lower_rank, r"moelora_A in the shape \[8, 32\], but .* ask for \[4, 32\]"),
+        (_narrower, r"moelora_A in the shape \[8, 31\], but .* ask for \[8, 32\]"),
     ],
 )
 def test_a_damaged_adapter_is_told_in_one_line(
     damage: Any, says: str, saved: Path, hf_factory: Any, plain_tokenizer: Any
 ) -> None:
     damage(saved)
+    model = hf_factory("llama", plain_tokenizer)
+    before = {name: type(module) for name, module in model.named_modules()}
     with pytest.raises(UserError, match=says) as caught:
-        load_adapter(hf_factory("llama", plain_tokenizer), saved)
+        load_adapter(model, saved)
     assert "\n" not in str(caught.value)
+    assert {name: type(module) for name, module in model.named_modules()} == before
+
+
+def test_a_damaged_further_adapter_is_taken_off_again(
+    saved: Path, adapt: Any, batch: Any, tmp_path: Path
+) -> None:
+    model = adapt()
+    expected = logits_of(model, batch)
+    _fewer_tensors(saved)
+    with pytest.raises(UserError, match="lacks 1 of 18 tensors"):
+        load_adapter(model, saved, adapter_name="second")
+    assert list(model.peft_config) == ["default"]
+    assert torch.equal(logits_of(model, batch), expected)
