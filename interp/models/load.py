@@ -22,6 +22,7 @@ from interp.models.folder import read_folder
 from interp.models.majors import HookedModel, boot
 from interp.models.quiet import quiet_libraries
 from interp.models.spec import EMBEDDED, cache_root, resolve
+from interp.models.unwrapped import causal_model_of, check_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -117,10 +118,29 @@ def from_hf(
 ) -> HookedModel:
     """Wrap a transformers causal language model in memory; the wrapper takes `hf_model` over.
 
-    Device and dtype are those of `hf_model`; its attention becomes eager. `fingerprint` is computed
-    from its weights unless given. `allow_pickle` is recorded: whether pickled weights may be read
-    again from `spec`. Raises UserError if TransformerLens cannot hook the architecture.
+    Device and dtype are those of `hf_model`; its attention becomes eager. What `DataParallel` or
+    ``torch.compile`` wraps is taken over itself; of a model with an adapter of PEFT, a copy with
+    the adapter merged (`interp.models.unwrapped`). `fingerprint` is computed from its weights
+    unless given. `allow_pickle` is recorded: whether pickled weights may be read again from `spec`.
+    Raises UserError for anything but a causal language model and its tokenizer, for an adapter that
+    cannot be merged, and if TransformerLens cannot hook the architecture.
     """
+    check_tokenizer(tokenizer)
+    return hook_as_it_is(
+        causal_model_of(hf_model), tokenizer, spec=spec, fingerprint=fingerprint,
+        allow_pickle=allow_pickle,
+    )  # fmt: skip
+
+
+def hook_as_it_is(
+    hf_model: Any,
+    tokenizer: Any,
+    *,
+    spec: str = "in-memory",
+    fingerprint: str | None = None,
+    allow_pickle: bool = False,
+) -> HookedModel:
+    """As `from_hf`, of a model that is not looked into: what is in its modules stays there."""
     parameter = next(hf_model.parameters())
     if not hf_model.config.architectures:  # a model made in memory does not name its own class
         hf_model.config.architectures = [type(hf_model).__name__]

@@ -23,8 +23,10 @@ from torch import Tensor, nn
 from transformer_lens.model_bridge.generalized_components import JointQKVAttentionBridge
 
 from interp.errors import UserError
-from interp.models import HookedModel, from_hf
+from interp.models import HookedModel
+from interp.models.load import hook_as_it_is
 from interp.models.majors import require_bridge
+from interp.models.unwrapped import check_tokenizer
 from interp.moelora.layer import ExpertHooks, MoELoRALinear
 from interp.patching.forward import device_of
 
@@ -39,7 +41,8 @@ def hooked(adapted: nn.Module, tokenizer: Any, *, spec: str = "in-memory MoELoRA
     require_bridge("hooking a MoELoRA model")
     _check_adapted(adapted)
     base = adapted.get_base_model() if isinstance(adapted, PeftModel) else adapted
-    model = from_hf(_sharing_copy(base), tokenizer, spec=spec)
+    check_tokenizer(tokenizer)
+    model = hook_as_it_is(_sharing_copy(base), tokenizer, spec=spec)
     hooks: dict[str, ExpertHooks] = {}
     for name, component in _components(model):
         layer = component._modules.get("_original_component")

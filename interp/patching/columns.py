@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from interp.models.modes import evaluating
 from interp.patching.batch import TokenBatch
 
 
@@ -22,7 +23,10 @@ def call_columns(
     cache: Cache | None = None,
     keep: int = 1,
 ) -> Float[Tensor, "row keep d_vocab"]:
-    """Run columns [start, end) of some prompts; returns the last ``keep`` columns' logits."""
+    """Run columns [start, end) of some prompts; returns the last ``keep`` columns' logits.
+
+    The model runs in evaluation mode, and is left in the mode that it was in.
+    """
     accepted = inspect.signature(hf_model.forward).parameters
     arguments: dict[str, Any] = {
         "input_ids": batch.tokens[rows, start:end],
@@ -35,7 +39,7 @@ def call_columns(
         arguments["past_key_values"] = cache
     if "logits_to_keep" in accepted:
         arguments["logits_to_keep"] = keep
-    with contiguous_unembedding(hf_model):
+    with evaluating(hf_model), contiguous_unembedding(hf_model):
         return hf_model(**arguments).logits[:, -keep:]
 
 

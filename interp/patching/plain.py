@@ -87,7 +87,7 @@ class PlainModel:
         if "forward" in inner.__dict__:
             raise NotImplementedError(f"{type(inner).__name__} with a forward of its own")
         plain = copy.copy(inner)
-        plain.__dict__ = dict(inner.__dict__)
+        plain.__dict__ = {**inner.__dict__, "training": False}
         for name, value in inner.__dict__.items():
             if isinstance(value, PretrainedConfig):
                 plain.__dict__[name] = self._config(value)
