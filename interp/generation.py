@@ -4,14 +4,15 @@
 on the model act there too, on the prefill and on every decoding step that they choose to act on.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
+from interp.models.modes import evaluating
 from interp.patching.batch import TokenBatch
 
 BATCH_PROMPTS = 64
@@ -103,17 +104,6 @@ def answers_in_batches(
                 answers[index] = text.strip()
             bar.update(len(chunk))
     return answers
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode; on exit in the mode that it was in."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 def _pad_token(tokenizer: Any, end: int | None) -> int:

@@ -1,5 +1,6 @@
 """Greedy answers: one function for hooked, transformers and PEFT models."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from interp.generation import evaluating, generate_tokens, greedy_answers
+from interp.generation import generate_tokens, greedy_answers
 from interp.models import HookedModel
 
 PROMPTS = [[5, 9, 7, 8, 30, 31], [20, 21, 22], [40, 41, 42, 43]]
@@ -68,25 +69,9 @@ def test_each_batch_has_its_context(tiny_llama: HookedModel) -> None:
     def within(chunk: list[int], batch: Any) -> Any:
         assert batch.mask.sum(dim=1).tolist() == [len(PROMPTS[index]) for index in chunk]
         seen.append(chunk)
-        return evaluating(nn.Identity())
+        return nullcontext()
 
     generate_tokens(
         tiny_llama, PROMPTS, within=within, batch_prompts=2, max_new_tokens=1, progress=False
     )
     assert seen == [[1, 2], [0]]  # the short ones first: little padding
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_the_mode_comes_back_whatever_happens(training: bool) -> None:
-    model = nn.Linear(1, 1).train(training)
-    modes = []
-
-    def stop() -> None:
-        with evaluating(model):
-            modes.append(model.training)
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        stop()
-    assert modes == [False]
-    assert model.training is training

@@ -24,7 +24,7 @@ from interp.experts.records import RoutingRecords
 from interp.experts.similarity import OutputSimilarity
 from interp.experts.tables import Tables
 from interp.experts.token_file import TokenFile
-from interp.generation import evaluating
+from interp.models.modes import evaluating
 
 __all__ = ["ROUTERS", "CollectSettings", "RoutingSum", "collect_part", "collect_routing"]
 

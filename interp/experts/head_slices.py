@@ -25,7 +25,7 @@ from interp.patching.batch import TokenBatch
 from interp.patching.components import count_units
 from interp.patching.edits import HeadEdit, take_edit
 from interp.patching.forward import Hook, HookFunction, record_run, resume
-from interp.patching.metrics import Metric, apply_metric, take_metrics
+from interp.patching.metrics import Metric, apply_metric, check_metrics, take_metrics
 
 Part = Literal["q", "k", "v"]
 """Queries, keys or values, before the rotary embedding."""
@@ -219,6 +219,7 @@ def sweep_removals(
         metrics: those of `interp.patching.metrics`, which can be narrowed to some prompts.
         edit, heads: heads that are edited besides, in every run.
     """
+    check_metrics(metrics, len(batch))
     by_layer: dict[int, list[int]] = {}
     for layer, head in heads:
         by_layer.setdefault(layer, []).append(head)

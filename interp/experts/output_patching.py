@@ -21,7 +21,14 @@ from interp.errors import UserError
 from interp.interventions.projections import GATE, Projection, find_projection, projections_of
 from interp.patching.batch import TokenBatch, first_difference
 from interp.patching.forward import Hook, RecordedRun, record_run, resume
-from interp.patching.metrics import Metric, apply_metric, metric_name, take_metrics
+from interp.patching.metrics import (
+    Metric,
+    apply_metric,
+    can_take,
+    check_metrics,
+    metric_name,
+    take_metrics,
+)
 from interp.patching.result import PatchingResult
 
 Patched = Literal["output", "contribution"]
@@ -63,6 +70,7 @@ def patch_experts(
     if what not in get_args(Patched):
         raise UserError(f"unknown way {what!r} to patch; known: {', '.join(get_args(Patched))}")
     first_difference(clean, corrupted)
+    check_metrics([metric], len(clean))
     known = projections_of(model)
     chosen = known if projections is None else tuple(
         find_projection(known, name) for name in projections
@@ -72,7 +80,8 @@ def patch_experts(
     n_experts = max(one.n_experts for one in chosen)
     values = torch.full((len(clean), len(chosen), n_experts), torch.nan)
     bare, there = torch.empty(len(clean)), torch.empty(len(clean))
-    size = max(1, CHUNK_TOKENS // clean.width)
+    # A metric that cannot be narrowed sees all prompts at once.
+    size = max(1, CHUNK_TOKENS // clean.width) if can_take([metric]) else len(clean)
     chunks = [list(range(len(clean)))[begin : begin + size] for begin in range(0, len(clean), size)]
     total = len(chunks) * sum(one.n_experts for one in chosen)
     with tqdm(total=total, desc=f"expert {what}", disable=not progress) as bar:

@@ -32,7 +32,26 @@ def boot_bridge(
         raise UserError(f"TransformerLens cannot hook {architecture}: {one_line(error)}") from error
     own.init_kwargs = true_kwargs
     connect_attention_hooks(model)
+    if dtype == torch.float64:
+        for block in model.blocks:
+            if hasattr(block, "attn"):
+                block.attn.register_forward_pre_hook(_mask_within_float32, with_kwargs=True)
     return model
+
+
+def _mask_within_float32(
+    module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A mask that is still a number in float32, in which attention takes its softmax.
+
+    The lowest number of float64 becomes minus infinity there, and the softmax of a row of padding,
+    in which all is masked, NaN.
+    """
+    mask = kwargs.get("attention_mask")
+    if isinstance(mask, torch.Tensor) and mask.is_floating_point():
+        lowest = torch.finfo(torch.float32).min
+        kwargs = {**kwargs, "attention_mask": mask.clamp(min=lowest)}
+    return args, kwargs
 
 
 @contextmanager

@@ -9,6 +9,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from interp.models.modes import evaluating
+
 
 def call_model(
     hf_model: Any,
@@ -19,6 +21,8 @@ def call_model(
     keep: int = 1,
 ) -> Float[Tensor, "prompt keep d_vocab"]:
     """Run the last ``pos`` of ``seen`` columns; what stands before them is in the cache.
+
+    The model runs in evaluation mode, and is left in the mode that it was in.
 
     Positions count the real tokens, so that padding on the left moves nothing. Models that take no
     positions, or compute all logits whatever is asked, are called as they can be.
@@ -38,7 +42,7 @@ def call_model(
         arguments["past_key_values"] = cache
     if "logits_to_keep" in accepted:
         arguments["logits_to_keep"] = keep
-    with contiguous_unembedding(hf_model):
+    with evaluating(hf_model), contiguous_unembedding(hf_model):
         return hf_model(**arguments).logits[:, -keep:]
 
 

@@ -30,6 +30,7 @@ from interp.models.self_check import (
     trial_logits,
 )
 from interp.models.spec import EMBEDDED, cache_root, resolve
+from interp.models.unwrapped import causal_model_of, check_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -130,12 +131,17 @@ def from_hf(
 ) -> HookedModel:
     """Wrap a transformers causal language model in memory; the wrapper takes `hf_model` over.
 
-    Device and dtype are those of `hf_model`; its attention becomes eager. `fingerprint` is computed
-    from its weights unless given. `allow_pickle` is recorded: whether pickled weights may be read
-    again from `spec`. The model checks itself against transformers (`interp.models.self_check`),
-    unless an earlier `check` of the same weights is given; what fails is refused when it is asked
-    for. Raises UserError if TransformerLens cannot hook the architecture.
+    Device and dtype are those of `hf_model`; its attention becomes eager. What `DataParallel` or
+    ``torch.compile`` wraps is taken over itself; of a model with an adapter of PEFT, a copy with
+    the adapter merged (`interp.models.unwrapped`). `fingerprint` is computed from its weights
+    unless given. `allow_pickle` is recorded: whether pickled weights may be read again from `spec`.
+    The model checks itself against transformers (`interp.models.self_check`), unless an earlier
+    `check` of the same weights is given; what fails is refused when it is asked for. Raises
+    UserError for anything but a causal language model and its tokenizer, for an adapter that cannot
+    be merged, and if TransformerLens cannot hook the architecture.
     """
+    check_tokenizer(tokenizer)
+    hf_model = causal_model_of(hf_model)
     hf_model.eval()
     hf_model.set_attn_implementation("eager")
     expected = trial_logits(hf_model) if check is None else None

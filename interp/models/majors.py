@@ -52,6 +52,19 @@ def boot(
     return boot_one(hf_model, tokenizer, spec=spec, device=device, dtype=dtype)
 
 
+def check_hooked(model: Any) -> None:
+    """Raise UserError for anything but a hooked model, and say how to get one."""
+    if not isinstance(model, HookedModel):
+        raise UserError(
+            f"{_shown(model)} is not a hooked model: load one with interp.load_model, or wrap a "
+            "transformers model with interp.models.from_hf(hf_model, tokenizer)"
+        )
+
+
+def _shown(model: Any) -> str:
+    return repr(model)[:60] if isinstance(model, str) else type(model).__name__
+
+
 def before_each_pass(model: Any, begin: Begin) -> AbstractContextManager[None]:
     """While open, ``begin(tokens, mask, seen)`` is called before every forward pass of the model.
 

@@ -2,7 +2,8 @@
 
 TransformerLens' components stand in the places of the transformers modules that they wrap.
 `UnhookedModel` copies the module objects (not the parameters) and puts the wrapped modules back, so
-that transformers' own code runs. Nothing of the hooked model changes, and no memory is taken.
+that transformers' own code runs. They are in evaluation mode. Nothing of the hooked model changes,
+and no memory is taken.
 """
 
 import copy
@@ -48,6 +49,7 @@ class UnhookedModel:
         twin = copy.copy(inner)
         # A forward of the object's own is one that TransformerLens put there; the class has ours.
         twin.__dict__ = {name: one for name, one in inner.__dict__.items() if name != "forward"}
+        twin.__dict__["training"] = False
         for name, value in inner.__dict__.items():
             if isinstance(value, PretrainedConfig):
                 twin.__dict__[name] = self._config(value)

@@ -27,6 +27,7 @@ from interp.models import HookedModel
 from interp.models.load import wrap
 from interp.models.majors import require_bridge
 from interp.models.self_check import check_model, keep_check, trial_logits
+from interp.models.unwrapped import check_tokenizer
 from interp.moelora.layer import ExpertHooks, MoELoRALinear
 from interp.patching.forward import device_of
 
@@ -41,6 +42,7 @@ def hooked(adapted: nn.Module, tokenizer: Any, *, spec: str = "in-memory MoELoRA
     require_bridge("hooking a MoELoRA model")
     _check_adapted(adapted)
     base = adapted.get_base_model() if isinstance(adapted, PeftModel) else adapted
+    check_tokenizer(tokenizer)
     base.eval()
     expected = trial_logits(base)
     model = wrap(_sharing_copy(base), tokenizer, spec=spec)

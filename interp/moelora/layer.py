@@ -37,7 +37,8 @@ from interp.moelora.routing import (
 
 NO_MERGE = (
     "a MoELoRA adapter cannot be merged into the weights: which experts act depends on the token; "
-    "keep the adapter beside the model (save_pretrained saves it alone)"
+    "keep the adapter beside the model (save_pretrained saves it alone), and hook both with "
+    "interp.moelora.hooked"
 )
 
 

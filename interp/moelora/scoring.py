@@ -19,8 +19,9 @@ import torch
 import torch.nn.functional as F
 
 from interp.errors import UserError
-from interp.generation import BATCH_PROMPTS, evaluating, greedy_answers
+from interp.generation import BATCH_PROMPTS, greedy_answers
 from interp.heads.significance import mean_interval
+from interp.models.modes import evaluating
 from interp.moelora.encoding import (
     IGNORED,
     AnswerCollator,

@@ -14,7 +14,7 @@ from einops import einsum, rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from interp.generation import evaluating
+from interp.models.modes import evaluating
 from interp.moelora.encoding import AnswerCollator, EncodedExample
 from interp.moelora.layer import MoELoRALinear
 

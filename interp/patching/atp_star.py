@@ -26,7 +26,7 @@ from interp.patching.chunks import first_column, gradient_chunks, take_chunk
 from interp.patching.components import as_units, count_units, hook_name
 from interp.patching.edits import ActivationEdit, scores_hook_name
 from interp.patching.forward import Hook, HookFunction, RecordedRun, record_run, resume
-from interp.patching.metrics import Metric, apply_metric
+from interp.patching.metrics import Metric, differentiable_sum
 
 Gradients = Sequence[Tensor]
 
@@ -86,7 +86,7 @@ def _chunk(
     if grad_drop:
         hooks += _drop_hooks(n_layers, dropped)
     with torch.enable_grad():
-        value = apply_metric(metric, gradient_pass(model, run, hooks)).sum()
+        value = differentiable_sum(metric, gradient_pass(model, run, hooks))
     with torch.no_grad():
         if fixed:
             effects = _through_pattern(model, run, edit, places, seen, scores)

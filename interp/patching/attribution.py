@@ -22,7 +22,8 @@ from interp.patching.chunks import first_column, gradient_chunks, take_chunk
 from interp.patching.components import as_units, check_component, count_units, hook_name
 from interp.patching.edits import ActivationEdit, HeadEdit
 from interp.patching.forward import Hook, HookFunction, RecordedRun, record_run, resume
-from interp.patching.metrics import Metric, apply_metric
+from interp.patching.metrics import Metric, differentiable_sum
+from interp.patching.prompts import batch_for
 
 
 def keep_in_graph(seen: list[Tensor], component: str) -> list[Hook]:
@@ -70,7 +71,7 @@ def _attribute_chunk(
         logits = gradient_pass(model, run, keep_in_graph(seen, edit.component))
         gradients = [
             torch.autograd.grad(
-                apply_metric(metric, logits).sum(), seen, retain_graph=True, materialize_grads=True
+                differentiable_sum(metric, logits), seen, retain_graph=True, materialize_grads=True
             )
             for metric in metrics
         ]
@@ -96,6 +97,7 @@ def attribute_columns(
 
     Arguments as in ``sweep_heads``; the values are *differences* from the unedited run.
     """
+    batch = batch_for(model, batch, "batch")
     check_component(edit.component, model)
     n_layers, n_units = model.cfg.n_layers, count_units(model, edit.component)
     values = torch.zeros(len(metrics), len(batch), n_layers, n_units, batch.width)

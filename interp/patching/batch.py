@@ -4,9 +4,11 @@ Everything downstream counts positions in *columns* of this batch: the last real
 every prompt stands in the last column, so that one slice reads all the answers.
 """
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -33,6 +35,18 @@ class TokenBatch:
     mask: Bool[Tensor, "prompt pos"]
 
     def __post_init__(self) -> None:
+        if not isinstance(self.tokens, Tensor) or not isinstance(self.mask, Tensor):
+            raise UserError(
+                "tokens and mask are tensors [prompt pos]: build a TokenBatch with from_lists or "
+                "from_padded"
+            )
+        if self.tokens.ndim != 2 or not _holds_whole_numbers(self.tokens):
+            raise UserError(
+                f"token ids are whole numbers [prompt pos], not "
+                f"{str(self.tokens.dtype).removeprefix('torch.')} {list(self.tokens.shape)}"
+            )
+        if self.mask.dtype != torch.bool:
+            raise UserError("the mask of a TokenBatch is True or False: from_padded takes others")
         if self.tokens.shape != self.mask.shape:
             raise UserError(
                 f"tokens {tuple(self.tokens.shape)} and mask {tuple(self.mask.shape)} differ"
@@ -51,13 +65,14 @@ class TokenBatch:
         cls, prompts: Sequence[Sequence[int]], *, pad: int = 0, device: torch.device | str = "cpu"
     ) -> "TokenBatch":
         """Pad lists of token ids on the left to the longest of them."""
+        prompts = [_token_ids(prompt) for prompt in _listed(prompts)]
         if not prompts or any(len(p) == 0 for p in prompts):
             raise UserError("there is an empty prompt: every prompt needs at least one token")
         width = max(len(p) for p in prompts)
         tokens = torch.full((len(prompts), width), pad, dtype=torch.long)
         mask = torch.zeros((len(prompts), width), dtype=torch.bool)
         for row, prompt in enumerate(prompts):
-            tokens[row, width - len(prompt) :] = torch.tensor(list(prompt), dtype=torch.long)
+            tokens[row, width - len(prompt) :] = torch.tensor(prompt, dtype=torch.long)
             mask[row, width - len(prompt) :] = True
         return cls(tokens.to(device), mask.to(device))
 
@@ -66,8 +81,10 @@ class TokenBatch:
         cls, tokens: Int[Tensor, "prompt pos"], mask: Tensor | None = None
     ) -> "TokenBatch":
         """Take ids padded on either side, with a mask of real tokens (none: no padding)."""
+        tokens = token_tensor("tokens", tokens)
         if mask is None:
             return cls(tokens, torch.ones_like(tokens, dtype=torch.bool))
+        mask = torch.as_tensor(mask, device=tokens.device)
         if mask.shape != tokens.shape:
             raise UserError(
                 f"the mask has shape {tuple(mask.shape)}, the tokens {tuple(tokens.shape)}"
@@ -75,6 +92,34 @@ class TokenBatch:
         keep = mask.bool()
         lists = [row[real].tolist() for row, real in zip(tokens, keep, strict=True)]
         return cls.from_lists(lists, device=tokens.device)
+
+    @classmethod
+    def of(
+        cls, prompts: Any, *, what: str = "prompts", device: torch.device | str | None = None
+    ) -> "TokenBatch":
+        """What somebody gave as prompts: a batch, token ids [prompt pos], or lists of them.
+
+        Args:
+            what: names the argument in a message.
+            device: where the batch is put; by default it stays where it is.
+
+        Raises:
+            UserError: texts, or anything else that holds no token ids.
+        """
+        if isinstance(prompts, cls):
+            batch = prompts
+        else:
+            _refuse_text(prompts, what)
+            try:
+                if hasattr(prompts, "shape"):
+                    batch = cls.from_padded(prompts)
+                else:
+                    batch = cls.from_lists(prompts)
+            except UserError as error:
+                raise UserError(f"{what}: {error}") from error
+        if device is None or batch.tokens.device == torch.device(device):
+            return batch
+        return cls(batch.tokens.to(device), batch.mask.to(device))
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -136,11 +181,70 @@ class TokenBatch:
         return TokenBatch(self.tokens[index, first:], mask[:, first:])
 
 
+def _holds_whole_numbers(tokens: Tensor) -> bool:
+    kinds = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+    return tokens.dtype in kinds
+
+
+def _refuse_text(prompts: Any, what: str) -> None:
+    """Raise UserError for a text, or several of them: they are not tokenized behind one's back."""
+    some = prompts if isinstance(prompts, list | tuple) else [prompts]
+    if any(isinstance(one, str | bytes) for one in some):
+        raise UserError(
+            f"{what}: this is text, and prompts are token ids: give a TokenBatch, such as "
+            "TokenBatch.from_lists(tokenizer(texts).input_ids)"
+        )
+
+
+def _listed(prompts: Any) -> list[Any]:
+    """The prompts as a list. Raises UserError for what has no prompts in it."""
+    _refuse_text(prompts, "prompts")
+    if prompts is None or isinstance(prompts, Mapping) or not isinstance(prompts, Iterable):
+        raise UserError(
+            f"prompts are a TokenBatch, token ids [prompt pos] or lists of token ids, not "
+            f"{type(prompts).__name__}"
+        )
+    return list(prompts)
+
+
+def _token_ids(prompt: Any) -> list[int]:
+    """One prompt's token ids. Raises UserError for anything else."""
+    try:
+        whole = prompt.tolist() if hasattr(prompt, "tolist") else prompt
+        return [operator.index(one) for one in whole]
+    except TypeError as error:
+        raise UserError(
+            f"a prompt is a list of token ids, whole numbers; this is none: {prompt!r:.60}"
+        ) from error
+
+
+def token_tensor(what: str, tokens: Any) -> Int[Tensor, "prompt pos"]:
+    """Token ids as a tensor. Raises UserError, with the argument's name, for anything else."""
+    _refuse_text(tokens, what)
+    try:
+        found = torch.as_tensor(tokens)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"{what}: token ids [prompt pos] are whole numbers, not {tokens!r:.60}"
+        ) from error
+    if found.ndim != 2 or not _holds_whole_numbers(found):
+        raise UserError(
+            f"{what}: token ids are whole numbers [prompt pos], not "
+            f"{str(found.dtype).removeprefix('torch.')} {list(found.shape)}"
+        )
+    return found.long()
+
+
+Prompts = TokenBatch | Int[Tensor, "prompt pos"] | Sequence[Sequence[int]]
+"""What ``TokenBatch.of`` takes."""
+
+
 def first_difference(a: TokenBatch, b: TokenBatch) -> Int[Tensor, " prompt"]:
     """The first column in which two batches of equal lengths differ (the width where none does).
 
     Everything before it is the same in both runs of a causal model.
     """
+    a, b = TokenBatch.of(a, what="a"), TokenBatch.of(b, what="b")
     if a.tokens.shape != b.tokens.shape or not torch.equal(a.mask, b.mask):
         raise UserError("clean and corrupted prompts differ in length: give spans to align them by")
     differs = (a.tokens != b.tokens) & a.mask

@@ -12,7 +12,7 @@ from interp.errors import UserError
 from interp.patching.batch import TokenBatch
 from interp.patching.budget import default_budget, rows_within
 from interp.patching.edits import HeadEdit, take_edit
-from interp.patching.metrics import Metric, can_take, take_metrics
+from interp.patching.metrics import Metric, can_take, check_metrics, take_metrics
 
 WORTHWHILE_ROWS = 48
 """A batch of so many rows runs about as efficiently as a larger one."""
@@ -74,8 +74,10 @@ def chunk_prompts(
     the chunk's common start late. A metric that cannot be narrowed sees all prompts at once.
 
     Raises:
-        UserError: a prompt without a position to edit, or a budget too small for one prompt.
+        UserError: a prompt without a position to edit, metrics of another number of prompts, or a
+            budget too small for one prompt.
     """
+    check_metrics(metrics, len(changed))
     first_column(changed)
     if not bool(changed.any(dim=1).all()):
         bad = int((~changed.any(dim=1)).nonzero()[0])

@@ -31,13 +31,14 @@ from tqdm.auto import tqdm
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.patching.alignment import align
-from interp.patching.batch import TokenBatch
+from interp.patching.batch import Prompts, TokenBatch
 from interp.patching.chunks import chunk_prompts, first_column
 from interp.patching.circuit import Node, head_node, parse_node
 from interp.patching.edits import ActivationEdit
 from interp.patching.forward import Hook, record_run, resume
 from interp.patching.metrics import Metric, apply_metric, take_metrics
 from interp.patching.origin import patching_edit
+from interp.patching.prompts import names_of_prompts, pairs_for, units_of, whole_number
 from interp.patching.significance import BOOTSTRAP_RESAMPLES, CONFIDENCE, group_order
 from interp.patching.sweep import check_units
 
@@ -185,8 +186,8 @@ def area_from_one(
 
 def faithfulness_curve(
     model: Any,
-    clean: TokenBatch,
-    corrupted: TokenBatch,
+    clean: Prompts,
+    corrupted: Prompts,
     metric: Metric,
     ranking: Iterable[Node | tuple[int, int]],
     *,
@@ -211,7 +212,15 @@ def faithfulness_curve(
         UserError: a node that is not there or comes twice, proportions that do not rise from
             above 0 to 1, unequal lengths, or no gap between the clean and corrupted metric.
     """
-    nodes = [one if isinstance(one, str) else head_node(*one) for one in ranking]
+    clean, corrupted = pairs_for(model, clean, corrupted)
+    nodes = [
+        one if isinstance(one, str) else head_node(*units_of("nodes", [one])[0]) for one in ranking
+    ]
+    n_random, seed = (
+        whole_number("n_random", n_random, least=0),
+        whole_number("seed", seed, least=0),
+    )
+    groups = names_of_prompts("groups", groups, len(clean))
     units = _units_of(model, nodes)
     rising = [0.0, *proportions]
     if list(rising) != sorted(set(rising)) or rising[-1] > 1 or len(rising) < 3:

@@ -31,6 +31,8 @@ from interp.patching.components import as_units, check_component, hook_name
 from interp.patching.entering import entering
 from interp.patching.finite import check_finite
 from interp.patching.plain import PlainModel, has_hooks, plain_model
+from interp.patching.prompts import batch_for, whole_number
+from interp.patching.prompts import device_of as device_of
 
 logger = logging.getLogger(__name__)
 
@@ -112,11 +114,6 @@ class RecordedRun:
         )
 
 
-def device_of(model: Any) -> torch.device:
-    """Where the model is: inputs go there."""
-    return next(iter(model.original_model.parameters())).device
-
-
 @contextmanager
 def hooked(model: Any, hooks: Sequence[Hook]) -> Iterator[None]:
     """Hooks on the model's hook points; they come off whatever happens.
@@ -151,6 +148,7 @@ def tail_logits(
     Raises:
         UserError: logits that are not finite; the message names the layer and the hook.
     """
+    batch, keep = batch_for(model, batch), whole_number("keep", keep, least=1)
     _require_batch(model, batch)
     rows = torch.arange(len(batch), device=batch.tokens.device)
 
@@ -179,7 +177,8 @@ def record_run(
     Raises:
         UserError: a start beyond the prompts, an unknown component, logits that are not finite.
     """
-    if not 0 <= start < batch.width:
+    batch, start = batch_for(model, batch), whole_number("start", start, least=0)
+    if not start < batch.width:
         raise UserError(f"the run starts at column {start}, the prompts have {batch.width}")
     for component in keep:
         check_component(component, model)

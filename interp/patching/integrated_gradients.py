@@ -20,7 +20,7 @@ from interp.patching.chunks import first_column, gradient_chunks, take_chunk
 from interp.patching.components import as_units, count_units, from_units, hook_name
 from interp.patching.edits import ActivationEdit
 from interp.patching.forward import HookFunction, RecordedRun, record_run, resume
-from interp.patching.metrics import Metric, apply_metric
+from interp.patching.metrics import Metric, differentiable_sum
 
 
 def integrate_columns(
@@ -71,7 +71,7 @@ def _integrate_layer(
             logits = resume(
                 model, run, layer=layer, rows=rows, hooks=[(hook_name(edit.component, layer), walk)]
             )
-            (gradient,) = torch.autograd.grad(apply_metric(metric, logits).sum(), leaf)
+            (gradient,) = torch.autograd.grad(differentiable_sum(metric, logits), leaf)
         product = (change[0] * gradient).sum(dim=-1).transpose(1, 2).float()
         total = product if total is None else total + product
     assert total is not None

@@ -6,7 +6,7 @@ narrowed to some of the prompts (``take``), which lets a sweep work in chunks.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -23,7 +23,8 @@ class PerPromptMetric:
 
     def take(self: _Own, prompts: Tensor) -> _Own:
         """The metric for some of the prompts, by index."""
-        some = {one.name: getattr(self, one.name)[prompts] for one in fields(self)}  # type: ignore[arg-type]
+        mine = {one.name: getattr(self, one.name) for one in fields(self)}  # type: ignore[arg-type]
+        some = {name: entries[prompts.to(entries.device)] for name, entries in mine.items()}
         return replace(self, **some)  # type: ignore[type-var]
 
     def __call__(self, logits: Tensor) -> Tensor:
@@ -32,7 +33,39 @@ class PerPromptMetric:
 
 
 def _at(values: Float[Tensor, "prompt d_vocab"], token: Int[Tensor, " prompt"]) -> Tensor:
+    """The values of one token per prompt. Raises UserError for a token that is not there."""
+    beyond = token[token >= values.shape[1]]
+    if len(beyond):
+        raise UserError(
+            f"the metric asks for token {int(beyond[0])}, but the vocabulary has "
+            f"{values.shape[1]} tokens"
+        )
+    if len(token) != len(values):
+        raise UserError(
+            f"the metric is for {len(token)} prompts, but there are {len(values)} prompts"
+        )
     return values.gather(1, token.to(values.device)[:, None])[:, 0]
+
+
+def token_per_prompt(name: str, given: Any) -> Int[Tensor, " prompt"]:
+    """Token ids, one per prompt, from a tensor, an array or a list. Raises UserError for others."""
+    try:
+        token = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{name} is one token id per prompt, not {given!r:.60}") from error
+    if token.ndim != 1 or token.is_floating_point() or token.is_complex() or not len(token):
+        raise UserError(
+            f"{name} is one token id per prompt, [prompt] whole numbers, not "
+            f"{str(token.dtype).removeprefix('torch.')} {list(token.shape)}"
+        )
+    if token.dtype == torch.bool or bool((token < 0).any()):
+        raise UserError(f"{name} holds {token.min().item()}: token ids are whole numbers from 0 on")
+    return token.long()
+
+
+def _set(metric: Any, **values: Tensor) -> None:
+    for name, value in values.items():
+        object.__setattr__(metric, name, value)
 
 
 @dataclass(frozen=True)
@@ -41,6 +74,13 @@ class LogitDifference(PerPromptMetric):
 
     answer: Int[Tensor, " prompt"]
     wrong: Int[Tensor, " prompt"]
+
+    def __post_init__(self) -> None:
+        answer = token_per_prompt("answer", self.answer)
+        wrong = token_per_prompt("wrong", self.wrong)
+        if len(answer) != len(wrong):
+            raise UserError(f"{len(answer)} answers but {len(wrong)} wrong ones: give pairs")
+        _set(self, answer=answer, wrong=wrong)
 
     def __call__(self, logits: Float[Tensor, "prompt d_vocab"]) -> Float[Tensor, " prompt"]:
         """The difference, per prompt."""
@@ -58,6 +98,9 @@ class Probability(PerPromptMetric):
 
     token: Int[Tensor, " prompt"]
 
+    def __post_init__(self) -> None:
+        _set(self, token=token_per_prompt("token", self.token))
+
     def __call__(self, logits: Float[Tensor, "prompt d_vocab"]) -> Float[Tensor, " prompt"]:
         """The probability, per prompt."""
         return (_at(logits, self.token).float() - logits.float().logsumexp(dim=-1)).exp()
@@ -68,6 +111,9 @@ class LogProbability(PerPromptMetric):
     """Natural logarithm of the probability of one token per prompt at the last position."""
 
     token: Int[Tensor, " prompt"]
+
+    def __post_init__(self) -> None:
+        _set(self, token=token_per_prompt("token", self.token))
 
     def __call__(self, logits: Float[Tensor, "prompt d_vocab"]) -> Float[Tensor, " prompt"]:
         """The log-probability in nats, per prompt."""
@@ -80,21 +126,125 @@ class KLDivergence(PerPromptMetric):
 
     reference: Float[Tensor, "prompt d_vocab"]
 
+    def __post_init__(self) -> None:
+        reference = self.reference
+        if not isinstance(reference, Tensor) or reference.ndim != 2:
+            raise UserError("reference is the logits of another run, [prompt d_vocab]")
+        if not reference.is_floating_point() or not bool(torch.isfinite(reference).all()):
+            raise UserError("reference holds what is no finite number: give a run's logits")
+
     def __call__(self, logits: Float[Tensor, "prompt d_vocab"]) -> Float[Tensor, " prompt"]:
         """The divergence in nats, per prompt."""
-        p, q = self.reference.float().log_softmax(-1), logits.float().log_softmax(-1)
+        if self.reference.shape != logits.shape:
+            raise UserError(
+                f"the metric's reference has logits {list(self.reference.shape)}, this run "
+                f"{list(logits.shape)}"
+            )
+        p, q = (
+            self.reference.to(logits.device).float().log_softmax(-1),
+            logits.float().log_softmax(-1),
+        )
         return (p.exp() * (p - q)).sum(dim=-1)
 
 
-def apply_metric(metric: Metric, logits: Float[Tensor, "prompt d_vocab"]) -> Tensor:
-    """The metric's value per prompt; a wrong shape is the user's to mend."""
-    value = metric(logits)
-    if not isinstance(value, torch.Tensor) or value.shape != logits.shape[:1]:
-        shape = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+def apply_metric(
+    metric: Metric, logits: Float[Tensor, "prompt d_vocab"], *, when: str = ""
+) -> Float[Tensor, " prompt"]:
+    """The metric's value per prompt.
+
+    Args:
+        when: of which run the logits are, to begin a message with, such as "with … edited ".
+
+    Raises:
+        UserError: the metric cannot be applied to the logits, changes them, or gives anything else
+            than one finite number per prompt. It is the user's to mend, so the message names it.
+            Logits that are not finite are the model's: the message says that.
+    """
+    name, size, version = metric_name(metric), list(logits.shape), _version(logits)
+    try:
+        value = metric(logits)
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
         raise UserError(
-            f"a metric returns one value per prompt, [{len(logits)}]; this one: {shape}"
+            f"the metric {name} raised {type(error).__name__}: it is given the last position's "
+            f"logits [prompt d_vocab], here {size}, and returns one value per prompt"
+        ) from error
+    if not isinstance(value, Tensor) or value.shape != logits.shape[:1]:
+        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise UserError(
+            f"a metric returns one value per prompt, [{len(logits)}]; this one: {shape} ({name})"
         )
-    return value
+    if _version(logits) != version:
+        raise UserError(f"the metric {name} changes the logits in place: let it change a copy")
+    if value.is_complex():
+        raise UserError(f"the metric {name} gives complex numbers: return real ones")
+    bad = (~torch.isfinite(value.detach())).nonzero()[:, 0]
+    if len(bad):
+        raise UserError(f"{when}{_not_finite(name, logits.detach(), bad)}")
+    return value if value.is_floating_point() else value.float()
+
+
+def _version(logits: Tensor) -> int:
+    """How often a tensor was written to; tensors of inference mode are not counted."""
+    return 0 if logits.is_inference() else logits._version
+
+
+def _not_finite(
+    name: str, logits: Float[Tensor, "prompt d_vocab"], bad: Int[Tensor, " bad"]
+) -> str:
+    """Why these prompts have no value: the model's fault, or the metric's."""
+    prompts = f"{len(bad)} of {len(logits)} prompts"
+    if not bool(torch.isfinite(logits[bad.to(logits.device)]).all()):
+        return (
+            f"the model gives NaN or infinity in {prompts}; check its dtype (float16 overflows "
+            "where bfloat16 does not)"
+        )
+    return (
+        f"the metric {name} is NaN or infinite for {prompts}, though their logits are finite: use "
+        "a metric that has a value for every prompt and every patch, or leave such prompts out"
+    )
+
+
+def differentiable_sum(
+    metric: Metric, logits: Float[Tensor, "prompt d_vocab"]
+) -> Float[Tensor, ""]:
+    """The metric summed over prompts, for its gradient.
+
+    Raises:
+        UserError: as `apply_metric`, and for a metric without a finite gradient in the logits.
+    """
+    total, name = apply_metric(metric, logits).sum(), metric_name(metric)
+    found = (None,)
+    if total.requires_grad:
+        found = torch.autograd.grad(total, logits, retain_graph=True, allow_unused=True)
+    if found[0] is None:
+        raise UserError(
+            f"the metric {name} has no gradient: a method that uses gradients needs one that is "
+            "differentiable in the logits (no argmax, rounding, detach or no_grad); use method "
+            "'exact'"
+        )
+    if not bool(torch.isfinite(found[0]).all()):
+        raise UserError(f"the gradient of the metric {name} is not finite: use method 'exact'")
+    return total
+
+
+def check_metrics(metrics: Sequence[Metric], n_prompts: int) -> None:
+    """Raise unless metrics are callables, and those with one entry per prompt have as many."""
+    for metric in metrics:
+        if not callable(metric):
+            raise UserError(
+                f"a metric is a callable, last position's logits [prompt d_vocab] to one value per "
+                f"prompt; {metric!r:.60} is none"
+            )
+        if not isinstance(metric, PerPromptMetric):
+            continue
+        for one in fields(metric):  # type: ignore[arg-type]
+            if (found := len(getattr(metric, one.name))) != n_prompts:
+                raise UserError(
+                    f"the metric {metric_name(metric)} is for {found} prompts (its {one.name}), "
+                    f"but there are {n_prompts} prompts"
+                )
 
 
 def narrow_metrics(

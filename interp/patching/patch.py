@@ -22,19 +22,33 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from interp.errors import UserError
+from interp.models.majors import check_hooked
 from interp.patching.alignment import Alignment, Positions, align
 from interp.patching.atp_star import atp_star_columns
 from interp.patching.attribution import attribute_columns
-from interp.patching.batch import TokenBatch
+from interp.patching.batch import Prompts, TokenBatch, token_tensor
 from interp.patching.chunks import chunk_prompts
 from interp.patching.components import axis_of, check_component, count_units
 from interp.patching.edits import ActivationEdit
 from interp.patching.forward import tail_logits
 from interp.patching.integrated_gradients import integrate_columns
-from interp.patching.metrics import Metric, apply_metric, metric_name, take_metrics
+from interp.patching.metrics import (
+    Metric,
+    apply_metric,
+    check_metrics,
+    metric_name,
+    take_metrics,
+)
 from interp.patching.origin import check_origin, derangement, mean_values, patching_edit
+from interp.patching.prompts import (
+    batch_for,
+    names_of_prompts,
+    pairs_for,
+    units_of,
+    whole_number,
+)
 from interp.patching.result import PatchingResult
-from interp.patching.sweep import Unit, sweep_heads, sweep_places
+from interp.patching.sweep import Unit, check_units, sweep_heads, sweep_places
 
 Method = Literal["exact", "attribution", "atp*", "ig", "screen"]
 DEFAULT_STEPS = 8
@@ -48,15 +62,15 @@ def check_method(method: str) -> None:
 
 def patch(
     model: Any,
-    clean: TokenBatch,
-    corrupted: TokenBatch,
+    clean: Prompts,
+    corrupted: Prompts,
     metric: Metric,
     *,
     component: str = "z",
     method: str = "exact",
     positions: Positions | str = "all",
     source: str = "run",
-    reference: TokenBatch | None = None,
+    reference: Prompts | None = None,
     units: Sequence[Unit] | None = None,
     steps: int = DEFAULT_STEPS,
     top_k: int = 20,
@@ -69,7 +83,8 @@ def patch(
     """Effect of replacing each unit of a component alone; see the module's text.
 
     Args:
-        clean, corrupted: pairs of prompts; of equal lengths, or aligned by spans.
+        clean, corrupted: pairs of prompts; of equal lengths, or aligned by spans. A TokenBatch,
+            token ids [prompt pos], or lists of token ids.
         metric: last position's logits Float[prompt d_vocab] → Float[prompt].
         component: z, q, k, v, pattern, attn_out, mlp_out, resid_pre, resid_mid or resid_post.
             With grouped queries a unit of k or v is a key-value head, which serves a whole group.
@@ -89,12 +104,19 @@ def patch(
         asked).
 
     Raises:
-        UserError: unknown names, unequal lengths without spans, a metric of the wrong shape,
-            values that are not finite, a budget too small for one prompt.
+        UserError: unknown names, texts instead of tokens, unequal lengths without spans, a metric
+            that is not one finite value per prompt, or has no gradient where one is needed, values
+            that are not finite, a budget too small for one prompt.
     """
     check_method(method)
+    clean, corrupted = pairs_for(model, clean, corrupted)
     check_component(component, model)
     check_origin(source, component)
+    groups = names_of_prompts("groups", groups, len(corrupted))
+    templates = names_of_prompts("templates", templates, len(corrupted))
+    steps, seed = whole_number("steps", steps, least=1), whole_number("seed", seed, least=0)
+    if reference is not None:
+        reference = batch_for(model, reference, "reference")
     if method == "screen":
         from interp.patching.screen import screen
 
@@ -109,8 +131,11 @@ def patch(
     alignment = align(origin, corrupted, positions, everywhere=source in ("zero", "mean"))
     if component == "pattern" and positions not in ("all", "each") and source != "zero":
         raise UserError("a pattern's keys are positions: patch it at equal lengths, not at spans")
-    if units is not None and method != "exact":
-        raise UserError(f"method {method!r} gives all units at once: leave `units` out")
+    if units is not None:
+        if method != "exact":
+            raise UserError(f"method {method!r} gives all units at once: leave `units` out")
+        units = units_of("units", units)
+        check_units(model, units, component)
     mean = mean_values(model, reference or clean, component) if source == "mean" else None
     run = _Patching(
         model, metric, component, method, steps, units, mean, source == "zero", budget, progress
@@ -301,14 +326,17 @@ def patch_heads(
     Returns:
         Float[prompt layer head]; a prompt pair without any difference gets the unpatched metric.
     """
+    check_hooked(model)
     check_component(component, model)
     if axis_of(component) is None:
         raise UserError(f"{component!r} has no heads: use interp.patching.patch for it")
+    clean, corrupted = token_tensor("clean", clean), token_tensor("corrupted", corrupted)
     if clean.shape != corrupted.shape:
         raise UserError(
             f"clean {tuple(clean.shape)} and corrupted {tuple(corrupted.shape)} differ in shape"
         )
-    source = TokenBatch.from_padded(clean, mask)
-    batch = TokenBatch.from_padded(corrupted, mask)
+    source = batch_for(model, TokenBatch.from_padded(clean, mask), "clean")
+    batch = batch_for(model, TokenBatch.from_padded(corrupted, mask), "corrupted")
+    check_metrics([metric], len(batch))
     edit = patching_edit(model, source, align(source, batch, "all"), component)
     return sweep_heads(model, batch, edit, [metric], budget=budget, progress=progress)[0]

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from interp.errors import UserError
 from interp.patching.alignment import align
-from interp.patching.batch import TokenBatch
+from interp.patching.batch import Prompts
 from interp.patching.budget import rows_within
 from interp.patching.chunks import chunk_prompts, first_column
 from interp.patching.components import as_units, check_component, from_units, hook_name
@@ -31,6 +31,7 @@ from interp.patching.edits import ActivationEdit
 from interp.patching.forward import Hook, HookFunction, RecordedRun, record_run, resume
 from interp.patching.metrics import Metric, apply_metric, metric_name, take_metrics
 from interp.patching.origin import patching_edit
+from interp.patching.prompts import names_of_prompts, pairs_for, units_of, whole_number
 from interp.patching.result import PatchingResult
 from interp.patching.sweep import Unit, check_units, freeze_hooks
 
@@ -40,8 +41,8 @@ KNOWN_MLPS = ("frozen", "recomputed")
 
 def patch_paths(
     model: Any,
-    clean: TokenBatch,
-    corrupted: TokenBatch,
+    clean: Prompts,
+    corrupted: Prompts,
     metric: Metric,
     *,
     receivers: Sequence[Unit] | None = None,
@@ -68,7 +69,13 @@ def patch_paths(
     Returns:
         effects with the axes prompt, layer, head (of the sender).
     """
+    clean, corrupted = pairs_for(model, clean, corrupted)
+    receivers = None if receivers is None else units_of("receivers", receivers)
+    senders = None if senders is None else units_of("senders", senders)
     _check_paths(model, receivers, into, senders, mlps)
+    groups = names_of_prompts("groups", groups, len(corrupted))
+    templates = names_of_prompts("templates", templates, len(corrupted))
+    seed = whole_number("seed", seed, least=0)
     n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
     top = n_layers if receivers is None else max(layer for layer, _ in receivers)
     chosen = senders or [(layer, head) for layer in range(n_layers) for head in range(n_heads)]

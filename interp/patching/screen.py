@@ -22,10 +22,11 @@ from torch import Tensor
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.patching.alignment import Positions, align
-from interp.patching.batch import TokenBatch
+from interp.patching.batch import Prompts, TokenBatch
 from interp.patching.metrics import Metric
 from interp.patching.origin import mean_values, patching_edit
 from interp.patching.patch import patch
+from interp.patching.prompts import batch_for, pairs_for, whole_number
 from interp.patching.result import PatchingResult
 from interp.patching.sweep import Unit, sweep_sets
 
@@ -78,14 +79,14 @@ class Screening(Displayed):
 
 def screen(
     model: Any,
-    clean: TokenBatch,
-    corrupted: TokenBatch,
+    clean: Prompts,
+    corrupted: Prompts,
     metric: Metric,
     *,
     component: str = "z",
     positions: Positions | str = "all",
     source: str = "run",
-    reference: TokenBatch | None = None,
+    reference: Prompts | None = None,
     ranked_by: str = "attribution",
     top_k: int = 20,
     subsets: int = 64,
@@ -102,12 +103,19 @@ def screen(
         UserError: places of more than one kind (only positions="all" can be screened), source
             ``resample``, or a top_k below two.
     """
-    if positions != "all":
+    if not isinstance(positions, str) or positions != "all":
         raise UserError("screening is of whole units: use positions 'all'")
     if source == "resample":
         raise UserError("screening draws no resamples: use source run, zero or mean")
-    if top_k < 2:
-        raise UserError(f"screening verifies at least two units, not {top_k}")
+    clean, corrupted = pairs_for(model, clean, corrupted)
+    top_k, subsets = (
+        whole_number("top_k", top_k, least=2),
+        whole_number("subsets", subsets, least=1),
+    )
+    if not 0 < confidence < 1:
+        raise UserError(f"confidence is between 0 and 1, not {confidence}")
+    if reference is not None:
+        reference = batch_for(model, reference, "reference")
     options: dict[str, Any] = {
         "component": component, "source": source, "reference": reference, "groups": groups,
         "templates": templates, "seed": seed, "budget": budget, "progress": progress,

@@ -30,7 +30,8 @@ from interp.patching.chunks import Chunk, chunk_prompts, first_column, take_chun
 from interp.patching.components import axis_of, check_component, count_units, hook_name
 from interp.patching.edits import ActivationEdit, HeadEdit, scores_hook_name
 from interp.patching.forward import Hook, HookFunction, RecordedRun, record_run, resume
-from interp.patching.metrics import Metric, PerPromptMetric, apply_metric, narrow_metrics
+from interp.patching.metrics import Metric, apply_metric, narrow_metrics
+from interp.patching.prompts import batch_for, units_of
 from interp.patching.workers import Workers, working
 
 Unit = tuple[int, int]
@@ -95,8 +96,9 @@ def _batch_values(
     values = torch.empty(len(metrics), n_prompts, len(sets))
     for place in range(len(sets)):
         of_set = logits[place * n_prompts : (place + 1) * n_prompts]
+        when = f"with {list(sets[place])} edited "
         for index, metric in enumerate(metrics):
-            values[index, :, place] = apply_metric(metric, of_set).float().cpu()
+            values[index, :, place] = apply_metric(metric, of_set, when=when).float().cpu()
     return values
 
 
@@ -145,9 +147,9 @@ def sweep_places(
     A place is a set of columns per prompt, in the part of ``edit.changed``'s role; a prompt in
     which a place is empty gets NaN there. The later a place begins, the less is run again.
     """
-    component = edit.component
+    batch, component = batch_for(model, batch, "batch"), edit.component
     check_component(component, model)
-    tuples = [tuple((int(layer), int(unit)) for layer, unit in units) for units in sets]
+    tuples = [tuple(units_of("units", units)) for units in sets]
     check_units(model, [unit for units in tuples for unit in units], component)
     if freeze and any(len(units) > 1 for units in tuples):
         raise UserError("path patching edits one head at a time: give sets of one head")
@@ -224,25 +226,8 @@ class _Sweep:
         batches = _batches(self.model, run, self.groups, self.budget, self.workers.count)
         done = self.workers.run(run, batch_values, batches, needs=needs)
         for some, block in zip(batches, done, strict=True):
-            self._check_finite(chunk, block, some)
             into[:, :, some] = block
             self.bar.update(len(chunk.batch) * len(some))
-
-    def _check_finite(self, chunk: Chunk, block: Tensor, some: Sequence[int]) -> None:
-        """Raise if an edited run is not finite: later, NaN would stand for "not measured".
-
-        The unedited run was finite, so it is the edit that overflows. What a caller's own metric
-        makes of a run is the caller's.
-        """
-        own = [isinstance(metric, PerPromptMetric) for metric in chunk.metrics]
-        bad = ~torch.isfinite(block[own])
-        if bool(bad.any()):
-            _, prompt, index = bad.nonzero()[0].tolist()
-            raise UserError(
-                f"with {list(self.sets[some[index]])} edited the model gives NaN or infinity in "
-                f"prompt {int(chunk.rows[prompt])}; check its dtype (float16 overflows where "
-                "bfloat16 does not)"
-            )
 
 
 def _placed(edit: HeadEdit, at: Bool[Tensor, "prompt pos"]) -> HeadEdit:
@@ -298,7 +283,9 @@ def sweep_heads(
     Args:
         heads: only these (layer, head); the others are NaN.
     """
+    batch = batch_for(model, batch, "batch")
     n_layers, n_units = model.cfg.n_layers, count_units(model, edit.component)
+    heads = None if heads is None else units_of("heads", heads)
     if heads is None:
         heads = [(layer, unit) for layer in range(n_layers) for unit in range(n_units)]
     values = torch.full((len(metrics), len(batch), n_layers, n_units), torch.nan)

@@ -1,0 +1,80 @@
+"""What somebody gives to a patching method, as the methods want it, or refused by its name."""
+
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+
+from interp.errors import UserError
+from interp.models.majors import check_hooked
+from interp.patching.batch import TokenBatch
+
+
+def device_of(model: Any) -> torch.device:
+    """Where the model is: inputs go there."""
+    return next(iter(model.original_model.parameters())).device
+
+
+def batch_for(model: Any, prompts: Any, what: str = "prompts") -> TokenBatch:
+    """Prompts as a batch on the model's device; see ``TokenBatch.of``.
+
+    Raises:
+        UserError: a model without hook points, or what is no prompts.
+    """
+    check_hooked(model)
+    return TokenBatch.of(prompts, what=what, device=device_of(model))
+
+
+def pairs_for(model: Any, clean: Any, corrupted: Any) -> tuple[TokenBatch, TokenBatch]:
+    """The clean and the corrupted prompts of a method, as many of one as of the other."""
+    pair = batch_for(model, clean, "clean"), batch_for(model, corrupted, "corrupted")
+    if len(pair[0]) != len(pair[1]):
+        raise UserError(
+            f"{len(pair[0])} clean prompts but {len(pair[1])} corrupted ones: give pairs"
+        )
+    return pair
+
+
+def names_of_prompts(what: str, given: Sequence[Any], n_prompts: int) -> tuple[str, ...]:
+    """A name of each prompt, such as its group; none at all where nothing was given.
+
+    Raises:
+        UserError: another number of them, or one text for all.
+    """
+    if given is None:
+        return ()
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise UserError(f"{what} are a list with one entry for each prompt, not {given!r:.60}")
+    names = tuple(str(one) for one in given)
+    if names and len(names) != n_prompts:
+        raise UserError(f"{n_prompts} prompts but {len(names)} {what}")
+    return names
+
+
+def whole_number(what: str, given: Any, *, least: int) -> int:
+    """A count that somebody gave. Raises UserError unless it is whole and not below ``least``."""
+    try:
+        number = operator.index(given)
+    except TypeError as error:
+        raise UserError(f"{what} is a whole number, not {given!r:.60}") from error
+    if number < least:
+        raise UserError(f"{what} is at least {least}, not {number}")
+    return number
+
+
+def units_of(what: str, given: Any) -> list[tuple[int, int]]:
+    """(layer, unit) pairs, from tuples, lists, arrays or tensors.
+
+    Raises:
+        UserError: anything that is no list of pairs of whole numbers.
+    """
+    if hasattr(given, "tolist"):
+        given = given.tolist()
+    try:
+        pairs = [(operator.index(layer), operator.index(unit)) for layer, unit in given]
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"{what} are pairs (layer, number), such as [(0, 1), (2, 3)], not {given!r:.60}"
+        ) from error
+    return pairs
