@@ -1,7 +1,8 @@
 """Metrics: from the last position's logits to one number per prompt.
 
 A metric is any callable Float[prompt d_vocab] → Float[prompt]. The ones here can also be
-narrowed to some of the prompts (``take``), which lets a sweep work in chunks.
+narrowed to some of the prompts (``take``), which lets a sweep work in chunks. Whatever the
+model's number type, a metric gets logits in float32 at least.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.errors import UserError
+from interp.models.precision import widened
 
 Metric = Callable[[Tensor], Tensor]
 _Own = TypeVar("_Own", bound="PerPromptMetric")
@@ -32,7 +34,7 @@ class PerPromptMetric:
 
 
 def _at(values: Float[Tensor, "prompt d_vocab"], token: Int[Tensor, " prompt"]) -> Tensor:
-    return values.gather(1, token.to(values.device)[:, None])[:, 0]
+    return widened(values.gather(1, token.to(values.device)[:, None]))[:, 0]
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Probability(PerPromptMetric):
 
     def __call__(self, logits: Float[Tensor, "prompt d_vocab"]) -> Float[Tensor, " prompt"]:
         """The probability, per prompt."""
-        return (_at(logits, self.token).float() - logits.float().logsumexp(dim=-1)).exp()
+        return (_at(logits, self.token) - widened(logits).logsumexp(dim=-1)).exp()
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class LogProbability(PerPromptMetric):
 
     def __call__(self, logits: Float[Tensor, "prompt d_vocab"]) -> Float[Tensor, " prompt"]:
         """The log-probability in nats, per prompt."""
-        return _at(logits, self.token).float() - logits.float().logsumexp(dim=-1)
+        return _at(logits, self.token) - widened(logits).logsumexp(dim=-1)
 
 
 @dataclass(frozen=True)
@@ -82,13 +84,13 @@ class KLDivergence(PerPromptMetric):
 
     def __call__(self, logits: Float[Tensor, "prompt d_vocab"]) -> Float[Tensor, " prompt"]:
         """The divergence in nats, per prompt."""
-        p, q = self.reference.float().log_softmax(-1), logits.float().log_softmax(-1)
+        p, q = widened(self.reference).log_softmax(-1), widened(logits).log_softmax(-1)
         return (p.exp() * (p - q)).sum(dim=-1)
 
 
 def apply_metric(metric: Metric, logits: Float[Tensor, "prompt d_vocab"]) -> Tensor:
     """The metric's value per prompt; a wrong shape is the user's to mend."""
-    value = metric(logits)
+    value = metric(widened(logits))
     if not isinstance(value, torch.Tensor) or value.shape != logits.shape[:1]:
         shape = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
         raise UserError(

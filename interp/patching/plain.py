@@ -12,6 +12,9 @@ hook points that have a place in the plain modules, skip what the last position 
 Anything else (``supports`` says) is left to the hooked model. ``plain_model`` refuses where the
 two could differ: somebody's hooks on the hooked model, weights processed by TransformerLens, an
 attention that the implementation here does not know.
+
+Weights in bfloat16 or float16 stay as they are, and are widened for the moment of their use: the
+plain modules of such a model compute in float32 (``widen``).
 """
 
 import copy
@@ -28,11 +31,13 @@ from transformers import PretrainedConfig
 from transformers.cache_utils import Cache
 
 from interp.models.majors import wraps_transformers
+from interp.models.precision import dtype_of, wide_dtype, widened
 from interp.patching.batch import TokenBatch
 from interp.patching.columns import call_columns
 from interp.patching.entering import entering, forward_as
 from interp.patching.lighter import lighten
 from interp.patching.shared_prefix import NAME, LentPrefix, Step, lend, lent_cache
+from interp.patching.widen import tensor_cores, widen
 
 logger = logging.getLogger(__name__)
 
@@ -49,9 +54,17 @@ def _is_bridge(module: Any) -> bool:
 
 
 class PlainModel:
-    """See the module's text. Make it with ``plain_model``."""
+    """See the module's text. Make it with ``plain_model``.
 
-    def __init__(self, model: Any) -> None:
+    Attributes:
+        dtype: what it computes in.
+        wide: that is wider than its weights.
+    """
+
+    def __init__(self, model: Any, *, wide: bool = True) -> None:
+        own = dtype_of(model)
+        self.dtype = wide_dtype(own) if wide else own
+        self.wide = self.dtype != own
         self._plain: dict[int, nn.Module] = {}
         self._configs: dict[int, PretrainedConfig] = {}
         self._points = model.hook_dict
@@ -67,8 +80,11 @@ class PlainModel:
         self.last_query = self._projection_of_width(
             getattr(model.blocks[-1].attn, "q", None), model.cfg.n_heads * model.cfg.d_head
         )
+        if self.wide:
+            for module in self._plain.values():
+                widen(module)
         for module in self._plain.values():
-            lighten(module)
+            lighten(module, self.dtype)
 
     def _of(self, component: Any) -> nn.Module:
         return self._plain[id(_innermost(component))]
@@ -144,26 +160,15 @@ class PlainModel:
         tokens: Int[Tensor, "row token"] | None = None,
     ) -> Float[Tensor, "row d_vocab"]:
         """As ``forward.resume``."""
-        steps: dict[str, dict[int, list[Step]]] = {"attn_scores": {}, "pattern": {}}
         with ExitStack() as stack:
             # First what the layer is given, then the hooks, which may edit it.
-            stack.enter_context(entering(self.blocks, layer, residual, stop))
+            stack.enter_context(entering(self.blocks, layer, residual.to(self.dtype), stop))
             if z is not None:
-                stack.enter_context(self._given_outputs(layer, z))
-            for name, function in hooks:
-                at = _ATTENTION_HOOK.fullmatch(name)
-                if at:
-                    step = _step(function, self._points[name])
-                    steps[at[2]].setdefault(int(at[1]), []).append(step)
-                else:
-                    stack.enter_context(self._hooked(name, function))
+                stack.enter_context(self._given_outputs(layer, z.to(self.dtype)))
             # Whoever looks into the last layer may look at any of its columns.
             watched = any(name.startswith(f"blocks.{self.n_layers - 1}.") for name, _ in hooks)
-            lent = LentPrefix(
-                keys_values, rows, steps["attn_scores"], steps["pattern"],
-                last_only=None if watched else self.n_layers - 1,
-            )  # fmt: skip
-            stack.enter_context(lend(lent))
+            last_only = None if watched else self.n_layers - 1
+            stack.enter_context(self._running(keys_values, rows, hooks, last_only=last_only))
             if not watched:
                 stack.enter_context(self._last_position_only())
             if tokens is not None:
@@ -172,12 +177,49 @@ class PlainModel:
             cache = lent_cache(keys_values)
             return call_columns(self.hf_model, batch, rows, start=start, cache=cache)[:, -1]
 
-    def fill(
-        self, batch: TokenBatch, rows: Int[Tensor, " row"], cache: Cache, start: int, end: int
-    ) -> None:
-        """Run columns [start, end) of some prompts into a cache that holds those before."""
-        with lend(LentPrefix((), rows)):
-            call_columns(self.hf_model, batch, rows, start=start, end=end, cache=cache)
+    def run(
+        self,
+        batch: TokenBatch,
+        rows: Int[Tensor, " row"],
+        *,
+        start: int = 0,
+        end: int | None = None,
+        cache: Cache | None = None,
+        hooks: Sequence[Hook] = (),
+    ) -> Float[Tensor, "row d_vocab"]:
+        """Columns [start, end) of some prompts, into a cache that holds those before; the last
+        column's logits."""
+        with self._running((), rows, hooks):
+            return call_columns(
+                self.hf_model, batch, rows, start=start, end=end, cache=cache
+            )[:, -1]  # fmt: skip
+
+    @contextmanager
+    def _running(
+        self,
+        keys_values: tuple[tuple[Tensor, Tensor], ...],
+        rows: Int[Tensor, " row"],
+        hooks: Sequence[Hook],
+        *,
+        last_only: int | None = None,
+    ) -> Iterator[None]:
+        """While open, the modules run with these hooks, on rows that share a beginning."""
+        steps: dict[str, dict[int, list[Step]]] = {"attn_scores": {}, "pattern": {}}
+        with ExitStack() as stack:
+            if self.wide:  # a model in float32 itself is not to be rounded
+                stack.enter_context(tensor_cores(rows.device))
+            for name, function in hooks:
+                at = _ATTENTION_HOOK.fullmatch(name)
+                if at:
+                    step = _step(function, self._points[name])
+                    steps[at[2]].setdefault(int(at[1]), []).append(step)
+                else:
+                    stack.enter_context(self._hooked(name, function))
+            lent = LentPrefix(
+                keys_values, rows, steps["attn_scores"], steps["pattern"], last_only=last_only
+            )
+            stack.enter_context(lend(lent))
+            yield
 
     @contextmanager
     def _hooked(self, name: str, function: HookFunction) -> Iterator[None]:
@@ -247,12 +289,12 @@ def _on_last_column(module: nn.Module) -> Callable[..., Any]:
 
 
 def _only_tokens(unembedding: Any, tokens: Int[Tensor, "row token"]) -> Callable[[Tensor], Tensor]:
-    """The unembedding for a few tokens in each row, in the order given."""
-    weight, bias = unembedding.weight[tokens], getattr(unembedding, "bias", None)
+    """The unembedding for a few tokens in each row, in the order given; in float32 at least."""
+    weight, bias = widened(unembedding.weight[tokens]), getattr(unembedding, "bias", None)
 
     def forward(hidden_states: Tensor) -> Tensor:
-        logits = torch.einsum("rpd,rtd->rpt", hidden_states, weight)
-        return logits if bias is None else logits + bias[tokens][:, None]
+        logits = torch.einsum("rpd,rtd->rpt", widened(hidden_states), weight)
+        return logits if bias is None else logits + widened(bias[tokens])[:, None]
 
     return forward
 
@@ -292,14 +334,18 @@ def has_hooks(model: Any) -> bool:
     )
 
 
-def plain_model(model: Any) -> PlainModel | None:
-    """The plain model around the hooked one's parameters, or None where they could differ."""
+def plain_model(model: Any, *, wide: bool = True) -> PlainModel | None:
+    """The plain model around the hooked one's parameters, or None where they could differ.
+
+    Args:
+        wide: compute in float32 where the weights have fewer bits.
+    """
     if not wraps_transformers(model):
         return None
     if has_hooks(model) or getattr(model, "compatibility_mode", False):
         return None
     try:
-        return PlainModel(model)
+        return PlainModel(model, wide=wide)
     except (NotImplementedError, AttributeError, KeyError, TypeError) as error:
         logger.info("sweeps run on the hooked model: %s", error)
         return None
