@@ -29,9 +29,11 @@ from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.heads.locate import as_encoded
 from interp.heads.significance import mean_interval
+from interp.models.precision import widened
 from interp.patching.components import hook_name
+from interp.patching.edits import edited_points
 from interp.patching.forward import RecordedRun, record_run, resume
-from interp.patching.metrics import LogitDifference
+from interp.patching.metrics import LogitDifference, apply_metric
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import Premises
 from probes.activations import PremiseKind
@@ -170,11 +172,13 @@ def remove_direction(
         rows = torch.arange(done, done + len(part), device=batch.tokens.device)
         of_part = at[rows]
         start = int(of_part.any(dim=0).nonzero()[0])
-        run = record_run(model, part, start=start, keep=(probe.hook,))
+        run = record_run(
+            model, part, start=start, keep=(probe.hook,), edits=edited_points(probe.hook)
+        )
         edited = _runs_without(
             model, run, of_part[:, start:], probe, removal, directions, metric.take(rows)
         )
-        changes.append(edited - metric.take(rows)(run.logits).float().cpu())
+        changes.append(edited - apply_metric(metric.take(rows), run.logits).cpu())
         done += len(part)
     change = torch.cat(changes, dim=1).double().numpy()
     return DirectionRemoval(
@@ -208,7 +212,7 @@ def _runs_without(
     metric: LogitDifference,
 ) -> Float[Tensor, "run prompt"]:
     """The metric after a step along ŵ, and then along each random direction."""
-    recorded = run.values[probe.hook][probe.layer][:, :, 0]
+    recorded = widened(run.values[probe.hook][probe.layer][:, :, 0])
     step = (step_along(recorded, probe, removal) * at)[..., None]
     own = torch.nn.functional.normalize(probe.weight.float(), dim=0)[None]
     rows: Int[Tensor, " row"] = torch.arange(len(run.batch), device=at.device)
@@ -217,9 +221,9 @@ def _runs_without(
         edited = recorded - step * direction
 
         def write(value: Tensor, hook: object, edited: Tensor = edited) -> Tensor:
-            return torch.where(at[..., None], edited, value)
+            return torch.where(at[..., None], edited.to(value.dtype), value)
 
         hooks = [(hook_name(probe.hook, probe.layer), write)]
         logits = resume(model, run, layer=probe.layer, rows=rows, hooks=hooks)
-        found.append(metric(logits).float().cpu())
+        found.append(apply_metric(metric, logits).cpu())
     return torch.stack(found)

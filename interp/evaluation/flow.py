@@ -27,6 +27,7 @@ from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.heads.locate import as_encoded
 from interp.heads.significance import mean_interval
+from interp.models.precision import result_dtype, widened
 from interp.patching.attribution import gradient_pass, keep_in_graph
 from interp.patching.batch import RUN_TOKENS, TokenBatch
 from interp.patching.forward import record_run
@@ -153,10 +154,10 @@ def _saliency_of_part(
         loss = -LogProbability(answer)(logits).sum()
         gradients = torch.autograd.grad(loss, seen, materialize_grads=True)
     layers = [
-        (pattern.detach() * gradient)[:, :, -1].sum(dim=1).abs()
+        (widened(pattern.detach()) * widened(gradient))[:, :, -1].sum(dim=1).abs()
         for pattern, gradient in zip(seen, gradients, strict=True)
     ]
-    return torch.stack(layers, dim=1).float().cpu()
+    return torch.stack(layers, dim=1).to("cpu", result_dtype(model))
 
 
 def part_means(

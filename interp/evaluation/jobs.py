@@ -14,9 +14,10 @@ from interp.heads.headset import HeadSet
 from interp.interventions.constrain import constrain
 from interp.interventions.constraint import Constraint
 from interp.interventions.intervention import Intervention
+from interp.models.precision import result_dtype
 from interp.patching.batch import Span
 from interp.patching.forward import tail_logits
-from interp.patching.metrics import LogitDifference, Probability
+from interp.patching.metrics import LogitDifference, Probability, apply_metric
 from interp.patching.sweep import sweep_sets
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import QuestionKind
@@ -119,7 +120,8 @@ def whole_run_values(model: Any, job: WholeRunsJob, *, progress: bool = False) -
     batch = job.encoded.batch(job.kind)
     spans = [item.prompt(job.kind).object for item in job.encoded.items]
     metrics = preference_metrics(job.encoded)
-    values = torch.empty(len(job.encoded), len(metrics), len(job.interventions))
+    shape = (len(job.encoded), len(metrics), len(job.interventions))
+    values = torch.empty(shape, dtype=result_dtype(model))
     shown = tqdm(job.interventions, desc=f"{job.kind} premises, whole runs", disable=not progress)
     for index, intervention in enumerate(shown):
         found, begin = [], 0
@@ -130,7 +132,7 @@ def whole_run_values(model: Any, job: WholeRunsJob, *, progress: bool = False) -
                 found.append(tail_logits(model, part)[:, -1])
         logits = torch.cat(found)
         for number, metric in enumerate(metrics):
-            values[:, number, index] = metric(logits).float().cpu()
+            values[:, number, index] = apply_metric(metric, logits).to(values)
     return Shard({"values": values})
 
 

@@ -129,7 +129,9 @@ def preference_under(
     }  # fmt: skip
     if spans is None:
         return _run(model, encoded, kind, [Intervention(), *interventions], **options)
-    bare = _run(model, encoded, kind, [Intervention()], **options)
+    # The first run has to come from the same modules as those that are compared with it.
+    whole = not _can_sweep(interventions, resample=False)
+    bare = _run(model, encoded, kind, [Intervention()], whole=whole, **options)
     difference, p_true, p_false = (
         np.repeat(one, 1 + len(interventions), axis=1)
         for one in (bare.logit_difference, bare.p_true, bare.p_false)
@@ -137,7 +139,7 @@ def preference_under(
     rows = [row for row, span in enumerate(spans) if span is not None]
     if rows:
         placed = _at_spans(encoded, kind, spans, rows)
-        held = _run(model, placed, kind, interventions, sweep_resample=False, **options)
+        held = _run(model, placed, kind, interventions, whole=whole, **options)
         difference[rows, 1:] = held.logit_difference
         p_true[rows, 1:], p_false[rows, 1:] = held.p_true, held.p_false
     return Preference(difference, p_true, p_false, encoded.subjects, encoded.templates)
@@ -154,6 +156,15 @@ def _at_spans(
     return replace(encoded, items=tuple(items))
 
 
+def _can_sweep(interventions: Sequence[Intervention], *, resample: bool = True) -> bool:
+    """Whether one sweep does them all; ``resample`` says whether it may be by that mode."""
+    parts = [part for one in interventions for part in one.heads]
+    settings = {(part.site, part.mode, part.factor) for part in parts}
+    if len(settings) > 1 or any(one.experts for one in interventions):
+        return False
+    return resample or all(part.mode != "resample" for part in parts)
+
+
 def _run(
     model: Any,
     encoded: EncodedPremises,
@@ -164,13 +175,11 @@ def _run(
     budget: int | None,
     progress: bool,
     stages: Stages,
-    sweep_resample: bool = True,
+    whole: bool = False,
 ) -> Preference:
     """By one sweep where the engine can, otherwise by whole runs; see the module's text."""
     parts = [part for one in interventions for part in one.heads]
-    settings = {(part.site, part.mode, part.factor) for part in parts}
-    swept = len(settings) <= 1 and not any(one.experts for one in interventions)
-    if swept and (sweep_resample or all(part.mode != "resample" for part in parts)):
+    if not whole and _can_sweep(interventions):
         setting = parts[0] if parts else Constraint(HeadSet(()))
         sets = [
             one.heads[0].heads if one.heads else HeadSet((), setting.site) for one in interventions

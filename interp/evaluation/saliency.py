@@ -25,9 +25,10 @@ from torch import Tensor
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.evaluation.read_prompt import ReadPrompt, read_prompt, token_texts
+from interp.models.precision import widened
 from interp.models.spans import shared_length
 from interp.patching.batch import Span, TokenBatch
-from interp.patching.forward import RecordedRun, device_of, record_run, resume, tail_logits
+from interp.patching.forward import RecordedRun, device_of, record_run, resume, unedited_logits
 from interp.patching.metrics import LogitDifference, LogProbability
 from interp.premises.encode import tokenize
 from interp.premises.relation import FilledQuestion
@@ -153,7 +154,7 @@ def token_saliency(
     single = len(wanted) == 1
     return TokenSaliency(
         tokens=tokens,
-        values=values.float().cpu(),
+        values=values.cpu(),
         metric=f"log P({texts[0]})" if single else f"logit({texts[0]}) − logit({texts[1]})",
         unit="nats" if single else "logits",
         value=value,
@@ -203,7 +204,7 @@ def _gradient_times_input(
         rows = torch.zeros(1, dtype=torch.long, device=embedded.device)
         logits = resume(model, run, layer=0, rows=rows, residual=embedded)
         (gradient,) = torch.autograd.grad(_metric(wanted, logits)(logits).sum(), embedded)
-    return (gradient * embedded.detach()).sum(dim=-1)[0]
+    return (widened(gradient) * widened(embedded.detach())).sum(dim=-1)[0]
 
 
 @torch.no_grad()
@@ -216,7 +217,7 @@ def _occluded(model: Any, batch: TokenBatch, wanted: tuple[int, ...]) -> Float[T
     tokens = batch.tokens.repeat(n, 1).fill_diagonal_(filler)
     found = []
     for part in TokenBatch(tokens, torch.ones_like(tokens, dtype=torch.bool)).parts():
-        logits = tail_logits(model, part)[:, -1]
+        logits = unedited_logits(model, part)
         found.append(_metric(wanted, logits)(logits))
     return torch.cat(found)
 

@@ -21,6 +21,7 @@ from interp.display import Displayed, Shown
 from interp.interventions.constrain import constrain
 from interp.interventions.constraint import Constraint
 from interp.interventions.intervention import Intervention
+from interp.models.precision import widened
 from interp.patching.batch import TokenBatch
 from interp.patching.forward import device_of, tail_logits
 from interp.premises.encode import token_span
@@ -77,9 +78,9 @@ def side_effects(
         prompts.append(list(encoding["input_ids"]))
         spans.append(token_span(encoding["offset_mapping"], sentence, *content_span(sentence)))
     batch = TokenBatch.from_lists(prompts, device=device_of(model))
-    free = tail_logits(model, batch, keep=batch.width).float().log_softmax(-1)
+    free = widened(tail_logits(model, batch, keep=batch.width)).log_softmax(-1)
     with constrain(model, constraint, at=spans, mean=mean):
-        held = tail_logits(model, batch, keep=batch.width).float().log_softmax(-1)
+        held = widened(tail_logits(model, batch, keep=batch.width)).log_softmax(-1)
     ends = torch.tensor([end for _, end in spans], device=batch.tokens.device) + batch.offsets
     columns = torch.arange(batch.width, device=batch.tokens.device)
     later = columns[None, :-1] >= ends[:, None]

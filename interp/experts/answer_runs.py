@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.interventions.projections import Projection
+from interp.models.precision import widened
 from interp.moelora.encoding import IGNORED, EncodedExample
 from interp.patching.batch import TokenBatch
 from interp.patching.columns import call_columns
@@ -75,7 +76,7 @@ def answer_measures(
     """Loss (nats per answer token), and 1 where all answer tokens are the most likely ones."""
     counted = targets != IGNORED
     losses = F.cross_entropy(
-        logits.float().transpose(1, 2), targets, ignore_index=IGNORED, reduction="none"
+        widened(logits).transpose(1, 2), targets, ignore_index=IGNORED, reduction="none"
     )
     right = (logits.argmax(dim=-1) == targets) | ~counted
     return losses.sum(dim=1) / counted.sum(dim=1), right.all(dim=1).float()
@@ -196,7 +197,7 @@ def attribute_gates(
         found = torch.autograd.grad(loss.sum(), [steps[one.name] for one in projections])
     changes = {}
     for one, gradient in zip(projections, found, strict=True):
-        now = gates[one.name]
+        now, gradient = widened(gates[one.name]), widened(gradient)
         real = answers.batch.mask[:, :, None]
         columns = [
             ((edit(now, expert) - now) * gradient * real).sum(dim=(1, 2))

@@ -25,6 +25,7 @@ from interp.interventions.constrain import constrain
 from interp.interventions.experts import ExpertConstraint, ExpertMode, edit_gates
 from interp.interventions.hooks import hooks_of
 from interp.interventions.projections import Projection
+from interp.models.precision import result_dtype
 from interp.moelora.encoding import EncodedExample, end_token
 from interp.moelora.examples import Example
 from interp.moelora.scoring import is_right
@@ -103,7 +104,9 @@ def estimate_experts(model: Any, job: ExpertJob, *, progress: bool = False) -> S
     Returns:
         ``loss`` [example] without interventions, ``changes`` [example place expert].
     """
-    loss, changes = torch.empty(job.shape[0]), torch.full(job.shape, torch.nan)
+    dtype = result_dtype(model)
+    loss = torch.empty(job.shape[0], dtype=dtype)
+    changes = torch.full(job.shape, torch.nan, dtype=dtype)
 
     def edit(gates: Tensor, expert: int) -> Tensor:
         return edit_gates(gates, [expert], job.mode, job.factor)
@@ -112,12 +115,12 @@ def estimate_experts(model: Any, job: ExpertJob, *, progress: bool = False) -> S
     for answers in tqdm(batches, desc="gradients", disable=not progress):
         here, found = attribute_gates(model, answers, job.projections, edit)
         rows = torch.tensor(answers.examples)
-        loss[rows] = here.float().cpu()
+        loss[rows] = here.to(loss)
         for number, one in enumerate(job.projections):
             place, experts = 0 if job.together else number, torch.arange(one.n_experts)
             # What is together adds up, to first order.
             before = changes[rows[:, None], place, experts].nan_to_num()
-            changes[rows[:, None], place, experts] = before + found[one.name].float().cpu()
+            changes[rows[:, None], place, experts] = before + found[one.name].to(changes)
     return Shard({"loss": loss, "changes": changes})
 
 
@@ -128,7 +131,9 @@ def measure_experts(model: Any, job: ExpertJob, *, progress: bool = False) -> Sh
         ``bare`` [example measure], ``changes`` [example measure place expert].
     """
     n_examples, *units = job.shape
-    base, changes = torch.empty(n_examples, 2), torch.full((n_examples, 2, *units), torch.nan)
+    dtype = result_dtype(model)
+    base = torch.empty(n_examples, 2, dtype=dtype)
+    changes = torch.full((n_examples, 2, *units), torch.nan, dtype=dtype)
     wanted = job.constraints()
     layers = sorted({one.layer for one in job.projections if one.layer is not None})
     batches = answer_batches(job.examples, device_of(model))
@@ -153,7 +158,7 @@ def _changes(
     if job.mode != "force":
         reached = torch.stack([bare.used[name][:, expert] for name, expert in pairs]).any(dim=0)
     rows = reached.nonzero()[:, 0]
-    changes = torch.zeros(len(bare.loss), 2)
+    changes = torch.zeros(len(bare.loss), 2, dtype=result_dtype(model))
     if len(rows):
         layer_of = {one.name: one.layer for one in job.projections}
         layers = [layer_of[name] for name, _ in pairs]
@@ -206,4 +211,4 @@ def most_promising(
 
 
 def _both(loss: Tensor, right: Tensor) -> Float[Tensor, "example measure"]:
-    return torch.stack([loss.float().cpu(), right.float().cpu()], dim=1)
+    return torch.stack([loss, right.to(loss)], dim=1).cpu()

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from interp.errors import UserError
 from interp.heads.headset import Head
 from interp.interventions.projections import projections_of
+from interp.models.precision import result_dtype
 from interp.moelora.layer import MoELoRALinear
 from interp.patching.batch import TokenBatch
 from interp.patching.components import count_units
@@ -223,7 +224,8 @@ def sweep_removals(
     by_layer: dict[int, list[int]] = {}
     for layer, head in heads:
         by_layer.setdefault(layer, []).append(head)
-    values = torch.empty(len(metrics), len(batch), len(removals))
+    shape = (len(metrics), len(batch), len(removals))
+    values = torch.empty(shape, dtype=result_dtype(model))
     done = 0
     parts = batch.parts(CHUNK_TOKENS)
     total = len(batch) * len(removals)
@@ -244,8 +246,8 @@ def sweep_removals(
                     hooks = [*removal.hooks, *extra]
                     logits = resume(model, run, layer=lowest, rows=rows, hooks=hooks)
                 for number, metric in enumerate(own):
-                    found = apply_metric(metric, logits).float().cpu()
-                    values[number, prompts.cpu(), index] = found
+                    found = apply_metric(metric, logits)
+                    values[number, prompts.cpu(), index] = found.to(values)
                 bar.update(len(part))
     return values
 

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from interp.errors import UserError
 from interp.interventions.projections import GATE, Projection, find_projection, projections_of
+from interp.models.precision import result_dtype
 from interp.patching.batch import TokenBatch, first_difference
 from interp.patching.forward import Hook, RecordedRun, record_run, resume
 from interp.patching.metrics import (
@@ -78,8 +79,10 @@ def patch_experts(
     if any(one.layer is None for one in chosen):
         raise UserError("only experts in the model's layers can be patched")
     n_experts = max(one.n_experts for one in chosen)
-    values = torch.full((len(clean), len(chosen), n_experts), torch.nan)
-    bare, there = torch.empty(len(clean)), torch.empty(len(clean))
+    dtype = result_dtype(model)
+    values = torch.full((len(clean), len(chosen), n_experts), torch.nan, dtype=dtype)
+    bare, there = torch.empty(2, len(clean), dtype=dtype)
+    points = [one.name + point for one in chosen for point in (OUTPUT, GATE)]
     # A metric that cannot be narrowed sees all prompts at once.
     size = max(1, CHUNK_TOKENS // clean.width) if can_take([metric]) else len(clean)
     chunks = [list(range(len(clean)))[begin : begin + size] for begin in range(0, len(clean), size)]
@@ -88,15 +91,18 @@ def patch_experts(
         for chunk in chunks:
             prompts = torch.tensor(chunk, device=clean.tokens.device)
             (own,) = take_metrics([metric], prompts)
-            runs = [record_run(model, one.take(chunk), keep=()) for one in (clean, corrupted)]
+            runs = [
+                record_run(model, one.take(chunk), keep=(), edits=points)
+                for one in (clean, corrupted)
+            ]
             for into, run in zip((there, bare), runs, strict=True):
-                into[chunk] = apply_metric(own, run.logits).float().cpu()
+                into[chunk] = apply_metric(own, run.logits).to(values)
             for place, one in enumerate(chosen):
                 source = _values_in(model, runs[0], one, what)
                 for expert in range(one.n_experts):
                     hooks = [(name, _write(new, expert)) for name, new in source.items()]
                     found = apply_metric(own, _resumed(model, runs[1], one, hooks))
-                    values[chunk, place, expert] = found.float().cpu() - bare[chunk]
+                    values[chunk, place, expert] = found.to(values) - bare[chunk]
                     bar.update()
     return PatchingResult(
         values=values, axes=("prompt", "projection", "expert"), corrupted=bare, clean=there,

@@ -25,11 +25,12 @@ from interp.errors import UserError
 from interp.heads.effects import HeadEffects, Method
 from interp.heads.headset import Head, Site, check_site
 from interp.heads.sources import Source, premise_edit
+from interp.models.precision import result_dtype
 from interp.patching.attribution import attribute_heads
 from interp.patching.batch import TokenBatch
-from interp.patching.forward import device_of, tail_logits
-from interp.patching.metrics import LogitDifference, Probability
-from interp.patching.sweep import sweep_heads
+from interp.patching.forward import device_of, unedited_logits
+from interp.patching.metrics import LogitDifference, Probability, apply_metric
+from interp.patching.sweep import sweep_effects
 from interp.premises.encode import EncodedPremises, encode_premises
 from interp.premises.questions import Premises, QuestionKind
 
@@ -69,19 +70,17 @@ def locate_heads(
     edit = premise_edit(model, encoded, kind, site=site, source=origin, last_only=last_only)
     top = encoded.true_tokens
     if method == "path":
-        top = last_logits(model, encoded.batch("masked")).argmax(dim=-1)
+        top = unedited_logits(model, encoded.batch("masked")).argmax(dim=-1)
     metrics = (LogitDifference(encoded.true_tokens, encoded.false_tokens), Probability(top))
     if method == "attribution":
         if heads is not None:
             raise UserError("attribution gives all heads in one pass: leave `heads` out")
         effects = attribute_heads(model, batch, edit, metrics, budget=budget, progress=progress)
     else:
-        unedited = batch_metrics(model, batch, metrics)
-        edited = sweep_heads(
+        effects = sweep_effects(
             model, batch, edit, metrics, freeze=method == "path", heads=heads,
             budget=budget, progress=progress,
         )  # fmt: skip
-        effects = edited - unedited[:, :, None, None]
     return HeadEffects(
         values=effects[0],
         probability=effects[1],
@@ -105,15 +104,9 @@ def as_encoded(model: Any, premises: Premises | EncodedPremises) -> EncodedPremi
 def batch_metrics(
     model: Any, batch: TokenBatch, metrics: tuple[Any, ...]
 ) -> Float[Tensor, "metric prompt"]:
-    """The metrics in an unedited run, in chunks of prompts."""
-    logits = last_logits(model, batch)
-    return torch.stack([metric(logits).float().cpu() for metric in metrics])
-
-
-def last_logits(model: Any, batch: TokenBatch) -> Float[Tensor, "prompt d_vocab"]:
-    """The last column's logits in an unedited run, in chunks of prompts."""
-    parts = batch.parts()
-    return torch.cat([tail_logits(model, part)[:, -1] for part in parts])
+    """The metrics in an unedited run, in chunks of prompts, from the modules that sweeps run."""
+    logits, dtype = unedited_logits(model, batch), result_dtype(model)
+    return torch.stack([apply_metric(metric, logits).to("cpu", dtype) for metric in metrics])
 
 
 def check_method(method: str) -> None:

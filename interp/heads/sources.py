@@ -13,6 +13,7 @@ from torch import Tensor
 
 from interp.errors import UserError
 from interp.heads.headset import Site, check_site
+from interp.models.precision import widened
 from interp.patching.alignment import aligned_columns
 from interp.patching.batch import TokenBatch
 from interp.patching.edits import ActivationEdit, AttentionEdit, HeadEdit
@@ -74,7 +75,7 @@ def mean_output(
     """Every head's output averaged over the object tokens of the prompts."""
     at = encoded.objects(kind)
     first = int(at.any(dim=0).nonzero()[0])
-    z = tail_outputs(model, encoded.batch(kind), first)
+    z = widened(tail_outputs(model, encoded.batch(kind), first))
     weights = at[None, :, first:, None, None].to(z.dtype)
     return (z * weights).sum(dim=(1, 2)) / weights.sum(dim=(1, 2))
 

@@ -21,6 +21,7 @@ from transformer_lens.pretrained import (  # pyright: ignore[reportMissingImport
 
 from interp.errors import UserError
 from interp.models.hooked_config import config_entries
+from interp.models.precision import agrees, widened
 from interp.models.transformers_face import TransformersFace
 from interp.untrusted import one_line
 
@@ -38,8 +39,6 @@ _CONVERTERS = {
     "Gemma3ForCausalLM": "convert_gemma_weights",
 }
 TRIAL_TOKENS = 24
-CLOSE = 1e-4
-"""Between the two models' logits, relative to the largest; in lower precision 500 times that."""
 
 
 class FacedTransformer(HookedTransformer):
@@ -130,13 +129,12 @@ def _check_logits(model: FacedTransformer, hf_model: Any, architecture: str) -> 
     generator = torch.Generator().manual_seed(0)
     width = min(TRIAL_TOKENS, cfg.n_ctx)
     tokens = torch.randint(cfg.d_vocab, (1, width), generator=generator).to(cfg.device)
-    expected = hf_model(input_ids=tokens).logits.float()
+    expected = hf_model(input_ids=tokens).logits
     if not bool(torch.isfinite(expected).all()):
         return  # nothing to compare with: whoever runs the model is told where it fails
-    found = model.original_model(input_ids=tokens).logits.float()
-    difference = float((found - expected).abs().max())
-    close = CLOSE if cfg.dtype == torch.float32 else 500 * CLOSE
-    if not difference <= close * (float(expected.abs().max()) + 1.0):
+    found = model.original_model(input_ids=tokens).logits
+    if not agrees(found, expected, cfg.dtype):
+        difference = float((widened(found) - widened(expected)).abs().max())
         raise UserError(
             f"TransformerLens 3 does not compute this {architecture} as transformers does: logits "
             f"differ by {difference:.2g}; install version 4 (pip install 'transformer-lens>=4,<5')"

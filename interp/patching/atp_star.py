@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from interp.errors import UserError
+from interp.models.precision import result_dtype, widened
 from interp.patching.attribution import edited_change, gradient_pass, keep_in_graph
 from interp.patching.batch import TokenBatch
 from interp.patching.chunks import first_column, gradient_chunks, take_chunk
@@ -49,7 +50,8 @@ def atp_star_columns(
         grad_drop, qk_fix: each repair can be left out; without GradDrop values have a sign.
     """
     n_layers, n_units = model.cfg.n_layers, count_units(model, edit.component)
-    values = torch.full((len(batch), n_layers, n_units, len(places)), torch.nan)
+    shape = (len(batch), n_layers, n_units, len(places))
+    values = torch.full(shape, torch.nan, dtype=result_dtype(model))
     # The graph of all layers is kept while every layer is dropped in turn.
     for prompts in gradient_chunks(model, edit.changed, [metric], budget):
         chunk = take_chunk(batch, edit, [metric], prompts)
@@ -57,7 +59,11 @@ def atp_star_columns(
         assert isinstance(own, ActivationEdit)
         own_places = places[:, chunk.prompts, chunk.drop :]
         with torch.no_grad():
-            run = record_run(model, chunk.batch, start=first_column(own.changed), keep=())
+            points = [scores_hook_name(0)]
+            points += [hook_name(name, 0) for name in (own.component, "attn_out", "mlp_out")]
+            run = record_run(
+                model, chunk.batch, start=first_column(own.changed), keep=(), edits=points
+            )
         found = _chunk(model, run, own, own_places, chunk.metrics[0], grad_drop, qk_fix, progress)
         there = own_places.any(dim=2).T.cpu()[:, None, None, :]
         values[chunk.rows] = torch.where(there, found, torch.nan)
@@ -106,7 +112,7 @@ def _chunk(
     if grad_drop:
         of_no_layer = edit.component.startswith("resid")
         total = total / max(1, n_layers if of_no_layer else n_layers - 1)
-    return total.float().cpu()
+    return total.to("cpu", result_dtype(model))
 
 
 def _keep_scores(into: list[Tensor]) -> list[Hook]:
@@ -151,7 +157,7 @@ def _to_first_order(
 
     def effects(gradients: Gradients) -> Tensor:
         columns = [
-            (change * as_units(gradient, edit.component)).sum(dim=-1)
+            (change * widened(as_units(gradient, edit.component))).sum(dim=-1)
             for change, gradient in zip(changes, gradients, strict=True)
         ]
         return torch.einsum("lptu,spt->plus", torch.stack(columns), masks)
@@ -177,7 +183,7 @@ def _through_pattern(
     def effects(gradients: Gradients) -> Tensor:
         layers = []
         for change, gradient in zip(changes, gradients, strict=True):
-            of_heads = torch.einsum("sphqk,phqk->phs", change, gradient)
+            of_heads = torch.einsum("sphqk,phqk->phs", change, widened(gradient))
             # The query heads of a group share their key: its effect is the sum of theirs.
             layers.append(of_heads.unflatten(1, (n_units, -1)).sum(dim=2))
         return torch.stack(layers, dim=1)
@@ -214,15 +220,15 @@ def _pattern_changes(
             where = at[:, None, run.start :, None]
         else:
             where = at[:, None, None, -scores.shape[3] :]
-        new = torch.where(where, edited[layer], scores).float().softmax(dim=-1)
-        found.append(new.to(pattern.dtype) - pattern)
+        new = widened(torch.where(where, edited[layer], scores)).softmax(dim=-1)
+        found.append(new - widened(pattern))
     return torch.stack(found)
 
 
 def _check_pattern(run: RecordedRun, scores: Tensor, pattern: Tensor) -> None:
     """Raise where the pattern is more than its scores' softmax (attention sinks, say)."""
     real = run.batch.mask[:, None, run.start :, None]
-    difference = (scores.float().softmax(dim=-1) - pattern.float()).abs()
+    difference = (widened(scores).softmax(dim=-1) - widened(pattern)).abs()
     if float(difference.masked_fill(~real, 0.0).max()) > 1e-2:
         raise UserError(
             "this model's attention pattern is not the softmax of its scores: use method "

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from interp.models.precision import result_dtype, widened
 from interp.patching.batch import TokenBatch
 from interp.patching.chunks import first_column, gradient_chunks, take_chunk
 from interp.patching.components import as_units, check_component, count_units, hook_name
@@ -53,7 +54,8 @@ def gradient_pass(
 def edited_change(
     edit: HeadEdit, value: Tensor, layer: int, rows: Tensor, start: int
 ) -> Float[Tensor, "row tail unit width"]:
-    """Edited less unedited value of every unit, by column."""
+    """Edited less unedited value of every unit, by column; in float32 at least."""
+    value = widened(value)
     shown = as_units(value, edit.component)
     if isinstance(edit, ActivationEdit):
         return edit.edited(shown, layer, rows, start) - shown
@@ -75,12 +77,15 @@ def _attribute_chunk(
             )
             for metric in metrics
         ]
-    effects = torch.zeros(len(metrics), len(rows), n_layers, n_units, run.batch.width - run.start)
+    effects = torch.zeros(
+        len(metrics), len(rows), n_layers, n_units, run.batch.width - run.start,
+        dtype=result_dtype(model),
+    )  # fmt: skip
     for layer, value in enumerate(seen):
         change = edited_change(edit, value.detach(), layer, rows, run.start)
         for index, of_metric in enumerate(gradients):
-            product = change * as_units(of_metric[layer], edit.component)
-            effects[index, :, layer] = product.sum(dim=-1).transpose(1, 2).float().cpu()
+            product = change * widened(as_units(of_metric[layer], edit.component))
+            effects[index, :, layer] = product.sum(dim=-1).transpose(1, 2).to(effects)
     return effects
 
 
@@ -100,12 +105,17 @@ def attribute_columns(
     batch = batch_for(model, batch, "batch")
     check_component(edit.component, model)
     n_layers, n_units = model.cfg.n_layers, count_units(model, edit.component)
-    values = torch.zeros(len(metrics), len(batch), n_layers, n_units, batch.width)
+    values = torch.zeros(
+        len(metrics), len(batch), n_layers, n_units, batch.width, dtype=result_dtype(model)
+    )
     chunks = gradient_chunks(model, edit.changed, metrics, budget)
     for prompts in tqdm(chunks, desc="gradients", disable=not progress):
         chunk = take_chunk(batch, edit, metrics, prompts)
         with torch.no_grad():
-            run = record_run(model, chunk.batch, start=first_column(chunk.edit.changed), keep=())
+            run = record_run(
+                model, chunk.batch, start=first_column(chunk.edit.changed), keep=(),
+                edits=(hook_name(edit.component, 0),),
+            )  # fmt: skip
         found = _attribute_chunk(model, run, chunk.edit, chunk.metrics)
         values[:, chunk.rows, ..., chunk.drop + run.start :] = found
     return values

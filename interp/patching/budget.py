@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from interp.errors import UserError
+from interp.models.precision import result_dtype
 
 CPU_BUDGET = 192 * 2**20
 """Bytes, for all batches that run side by side. More rows gain nothing on a CPU: batches of 24 MiB
@@ -50,4 +51,5 @@ def rows_within(
 
 
 def _itemsize(model: Any) -> int:
-    return next(iter(model.original_model.parameters())).element_size()
+    # Whatever the weights' type, a sweep's activations are float32 at least.
+    return result_dtype(model).itemsize

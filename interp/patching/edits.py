@@ -35,6 +35,13 @@ def scores_hook_name(layer: int) -> str:
     return f"blocks.{layer}.attn.hook_attn_scores"
 
 
+def edited_points(component: str) -> tuple[str, ...]:
+    """The hook points that an edit of a component writes at, in the first layer."""
+    # An edit in the middle of a layer has to reach its end as well (forward.into_the_stream).
+    also = ("resid_post",) if component == "resid_mid" else ()
+    return tuple(hook_name(name, 0) for name in (component, *also))
+
+
 @dataclass(frozen=True)
 class ActivationEdit:
     """value ← source + scale · value at the columns ``at``; a source of None counts as zero.
@@ -60,6 +67,11 @@ class ActivationEdit:
     def changed(self) -> Bool[Tensor, "prompt pos"]:
         """The edited columns: the first at which anything differs from the unedited run."""
         return self.at
+
+    @property
+    def hook_points(self) -> tuple[str, ...]:
+        """Where the edit is written, in the first layer."""
+        return edited_points(self.component)
 
     def edited(
         self,
@@ -132,6 +144,11 @@ class AttentionEdit:
         last = width - 1 - self.keys.flip(1).long().argmax(dim=1)
         columns = torch.arange(width, device=self.keys.device)
         return (columns[None, :] > last[:, None]) & self.keys.any(dim=1, keepdim=True)
+
+    @property
+    def hook_points(self) -> tuple[str, ...]:
+        """Where the edit is written, in the first layer."""
+        return (scores_hook_name(0),)
 
     def pairs(self, rows: Int[Tensor, " row"], start: int, queries: int) -> Bool[Tensor, "row q k"]:
         """Which (query, key) pairs are acted on, for queries from column ``start`` on."""

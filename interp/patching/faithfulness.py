@@ -30,12 +30,14 @@ from tqdm.auto import tqdm
 
 from interp.display import Displayed, Shown
 from interp.errors import UserError
+from interp.models.precision import result_dtype
 from interp.patching.alignment import align
 from interp.patching.batch import Prompts, TokenBatch
 from interp.patching.chunks import chunk_prompts, first_column
 from interp.patching.circuit import Node, head_node, parse_node
+from interp.patching.components import hook_name
 from interp.patching.edits import ActivationEdit
-from interp.patching.forward import Hook, record_run, resume
+from interp.patching.forward import Hook, record_run, resume, unedited_logits
 from interp.patching.metrics import Metric, apply_metric, take_metrics
 from interp.patching.origin import patching_edit
 from interp.patching.prompts import names_of_prompts, pairs_for, units_of, whole_number
@@ -280,8 +282,9 @@ def _run_without(
 
     Also the metric of the corrupted and of the clean run.
     """
-    values = torch.empty(len(clean), len(sets))
-    bare, whole = torch.empty(len(clean)), torch.empty(len(clean))
+    dtype = result_dtype(model)
+    values = torch.empty(len(clean), len(sets), dtype=dtype)
+    bare, whole = torch.empty(2, len(clean), dtype=dtype)
     at = align(corrupted, clean, "all").at
     components = sorted({component for one in sets for component, _, _ in one})
     chunks = chunk_prompts(model, at, 1, [metric], budget)
@@ -292,18 +295,20 @@ def _run_without(
             (own_metric,) = take_metrics([metric], prompts)
             alignment = align(other, part, "all")
             edits = {name: patching_edit(model, other, alignment, name) for name in components}
-            run = record_run(model, part, start=first_column(alignment.at), keep=())
-            last = record_run(model, other, start=other.width - 1, keep=())
+            run = record_run(
+                model, part, start=first_column(alignment.at), keep=(),
+                edits=[hook_name(name, 0) for name in components],
+            )  # fmt: skip
             rows, index = prompts.cpu(), torch.arange(len(chunk), device=prompts.device)
-            whole[rows] = apply_metric(own_metric, run.logits).float().cpu()
-            bare[rows] = apply_metric(own_metric, last.logits).float().cpu()
+            whole[rows] = apply_metric(own_metric, run.logits).to("cpu", dtype)
+            bare[rows] = apply_metric(own_metric, unedited_logits(model, other)).to("cpu", dtype)
             for number, dropped in enumerate(sets):
                 logits = run.logits
                 if dropped:
                     hooks = _hooks(model, edits, dropped, index, run.start)
                     lowest = min(layer for _, layer, _ in dropped)
                     logits = resume(model, run, layer=lowest, rows=index, hooks=hooks)
-                values[rows, number] = apply_metric(own_metric, logits).float().cpu()
+                values[rows, number] = apply_metric(own_metric, logits).to("cpu", dtype)
                 bar.update(len(chunk))
     return values, bare, whole
 

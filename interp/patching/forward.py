@@ -6,15 +6,17 @@ all keys and values, and every layer's input for the columns from ``start`` on; 
 runs only the layers from ``layer`` on, over those columns, for any selection of its prompts as
 rows. The numbers are those of the full run.
 
-Where it can, ``resume`` runs the model's plain modules (``interp.patching.plain``), which share
-the beginning among rows; otherwise the hooked model, whose lower blocks pass their input through
-rather than being left out, so that the model's own code still makes masks and positions.
+Where they can, both run the model's plain modules (``interp.patching.plain``), which share the
+beginning among rows; otherwise the hooked model, whose lower blocks pass their input through
+rather than being left out, so that the model's own code still makes masks and positions. An effect
+is a difference of two runs: a recorded run and those resumed from it always go the same way, so
+that what rounds alike in both cancels. ``unedited_logits`` goes that way too.
 """
 
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,20 +26,17 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from interp.errors import UserError
 from interp.models.majors import writes_resid_mid
+from interp.models.precision import dtype_of
 from interp.models.self_check import check_of, require
 from interp.patching.batch import TokenBatch
 from interp.patching.columns import call_columns
 from interp.patching.components import as_units, check_component, hook_name
 from interp.patching.entering import entering
 from interp.patching.finite import check_finite
-from interp.patching.plain import PlainModel, has_hooks, plain_model
+from interp.patching.plain import Hook, HookFunction, PlainModel, has_hooks
 from interp.patching.prompts import batch_for, whole_number
 from interp.patching.prompts import device_of as device_of
-
-logger = logging.getLogger(__name__)
-
-HookFunction = Callable[[Tensor, Any], Tensor | None]
-Hook = tuple[str, HookFunction]
+from interp.patching.trial import trusted_plain_model
 
 
 class _PrefixLayer(DynamicLayer):
@@ -93,11 +92,13 @@ class RecordedRun:
             return ()
         return tuple((k[:, :, : self.start], v[:, :, : self.start]) for k, v in self.keys_values)
 
-    def prefix(self, rows: Int[Tensor, " row"]) -> Cache | None:
+    def prefix(self, rows: Int[Tensor, " row"], dtype: torch.dtype) -> Cache | None:
         """The shared beginning as a cache for these rows; None where there is none."""
         if not self.start:
             return None
-        return Cache(layers=[_PrefixLayer(k[rows], v[rows]) for k, v in self.beginning])
+        return Cache(
+            layers=[_PrefixLayer(k[rows].to(dtype), v[rows].to(dtype)) for k, v in self.beginning]
+        )
 
     def narrowed(self, start: int) -> "RecordedRun":
         """The same run with a longer shared beginning, or this one if it is ``whole``; views."""
@@ -158,6 +159,25 @@ def tail_logits(
     return check_finite(run(), model, run)
 
 
+def unedited_logits(model: Any, batch: TokenBatch) -> Float[Tensor, "prompt d_vocab"]:
+    """The last column's logits, in chunks of prompts, from the modules that sweeps run.
+
+    What an edited run is compared with; ``tail_logits`` is always the hooked model's.
+
+    Raises:
+        UserError: logits that are not finite; the message names the layer and the hook.
+    """
+    plain = trusted_plain_model(model, batch.width)
+    found = []
+    for part in batch.parts():
+        if plain is None:
+            found.append(tail_logits(model, part)[:, -1])
+            continue
+        rows = torch.arange(len(part), device=part.tokens.device)
+        found.append(_checked(plain.run(part, rows), model, part, rows))
+    return torch.cat(found)
+
+
 def record_run(
     model: Any,
     batch: TokenBatch,
@@ -165,6 +185,7 @@ def record_run(
     start: int = 0,
     keep: Sequence[str] = ("z",),
     plain: bool = True,
+    edits: Sequence[str] = (),
 ) -> RecordedRun:
     """Run a batch once and keep what ``resume`` needs, and the values of some components.
 
@@ -173,6 +194,7 @@ def record_run(
             model it is 0 whatever is asked: such hooks may count positions. Read ``run.start``.
         keep: components whose values are kept, from ``start`` on.
         plain: whether the model's plain modules may be used; see the module's text.
+        edits: hook points, of any layer, that runs resumed from this one will edit or read.
 
     Raises:
         UserError: a start beyond the prompts, an unknown component, logits that are not finite.
@@ -188,8 +210,6 @@ def record_run(
     continues = check_of(model).has("continuation")
     whole = has_hooks(model) or not continues
     start = 0 if whole else start
-    modules = plain_model(model) if plain else None
-    cache = _beginning(model, modules, batch, start) if continues else None
     resid: list[Tensor] = [torch.empty(0)] * n_layers
     values: dict[str, list[Tensor]] = {name: [torch.empty(0)] * n_layers for name in keep}
 
@@ -204,24 +224,28 @@ def record_run(
         hooks.append((hook_name("resid_pre", layer), keep_in(resid, layer, "resid_pre")))
         for name, into in values.items():
             hooks.append((hook_name(name, layer), keep_in(into, layer, name)))
-    with hooked(model, hooks):
-        logits = call_columns(model.original_model, batch, rows, start=start, cache=cache)[:, -1]
-    check_finite(logits, model, lambda: call_columns(model.original_model, batch, rows))
-    run = RecordedRun(
+    require_hooks(model, hooks)
+    modules = trusted_plain_model(model, batch.width) if plain else None
+    if modules is not None and not (modules.supports(hooks) and all(map(modules.has, edits))):
+        modules = None
+    run = partial(call_columns, model.original_model) if modules is None else modules.run
+    cache = _fill(run, batch, start) if continues else None
+    if modules is not None:
+        logits = modules.run(batch, rows, start=start, cache=cache, hooks=hooks)
+    else:
+        with hooked(model, hooks):
+            logits = call_columns(model.original_model, batch, rows, start=start, cache=cache)
+        logits = logits[:, -1]
+    return RecordedRun(
         batch=batch,
         start=start,
         keys_values=() if cache is None else tuple(_keys_values(cache)),
         resid_pre=_stacked(resid, "resid_pre").squeeze(3),
         values={name: _stacked(into, name) for name, into in values.items()},
-        logits=logits,
+        logits=_checked(logits, model, batch, rows),
+        plain=modules,
         whole=whole,
     )
-    if modules is None:
-        return run
-    if _agrees(modules, run):
-        return replace(run, plain=modules)
-    # Then the beginning, which they ran, is not to be trusted either.
-    return record_run(model, batch, start=start, keep=keep, plain=False)
 
 
 def _require_batch(model: Any, batch: TokenBatch) -> None:
@@ -247,34 +271,26 @@ def _stacked(values: Sequence[Tensor], component: str) -> Tensor:
     return torch.stack(list(values))
 
 
-def _beginning(model: Any, plain: PlainModel | None, batch: TokenBatch, start: int) -> Cache:
-    """The columns before ``start`` in a cache that the rest of the run goes on filling."""
-    if not start:
-        return DynamicCache()
-    if plain is not None:
-        try:
-            return _fill(plain.fill, batch, start)
-        except (NotImplementedError, TypeError, RuntimeError, ValueError) as error:
-            logger.info("the beginning runs on the hooked model: %s", error)
-
-    def fill(batch: TokenBatch, rows: Tensor, cache: Cache, start: int, end: int) -> None:
-        call_columns(model.original_model, batch, rows, start=start, end=end, cache=cache)
-
-    return _fill(fill, batch, start)
+def _checked(logits: Tensor, model: Any, batch: TokenBatch, rows: Tensor) -> Tensor:
+    return check_finite(logits, model, lambda: call_columns(model.original_model, batch, rows))
 
 
-def _fill(fill: Callable[..., None], batch: TokenBatch, end: int) -> Cache:
-    """A cache of the first columns; what all prompts begin with (a chat's preamble) runs once."""
+def _fill(run: Callable[..., object], batch: TokenBatch, end: int) -> Cache:
+    """A cache of the first columns, none for an end of 0; the rest of the run goes on filling it.
+
+    What all prompts begin with (a chat's preamble) runs once.
+    """
     cache, device = DynamicCache(), batch.tokens.device
     common = common_columns(batch, end)
     if common:
-        fill(batch, torch.zeros(1, dtype=torch.long, device=device), cache, 0, common)
+        one = torch.zeros(1, dtype=torch.long, device=device)
+        run(batch, one, end=common, cache=cache)
         for layer in cache.layers:
             for name in ("keys", "values"):
                 of_one = getattr(layer, name)
                 setattr(layer, name, of_one.expand(len(batch), *of_one.shape[1:]))
     if common < end:
-        fill(batch, torch.arange(len(batch), device=device), cache, common, end)
+        run(batch, torch.arange(len(batch), device=device), start=common, end=end, cache=cache)
     return cache
 
 
@@ -288,25 +304,6 @@ def common_columns(batch: TokenBatch, end: int) -> int:
     tokens, mask = batch.tokens[:, :end], batch.mask[:, :end]
     same = (tokens == tokens[:1]).all(dim=0) & mask.all(dim=0)
     return int(same.long().cumprod(dim=0).sum())
-
-
-def _agrees(plain: PlainModel, run: RecordedRun) -> bool:
-    """Whether the plain modules give the hooked model's logits, tried on the last two layers."""
-    layer = max(0, len(run.resid_pre) - 2)
-    rows = torch.arange(len(run.batch), device=run.batch.tokens.device)
-    z = run.values["z"][layer] if "z" in run.values else None
-    try:
-        logits = plain.resume(
-            run.batch, run.beginning, rows, start=run.start, layer=layer,
-            residual=run.resid_pre[layer], z=z,
-        )  # fmt: skip
-    except (NotImplementedError, TypeError, RuntimeError, ValueError) as error:
-        logger.info("sweeps run on the hooked model: %s", error)
-        return False
-    # Two attention kernels differ by rounding; anything else differs by far more.
-    close = 1e-4 if logits.dtype == torch.float32 else 5e-2
-    scale = float(run.logits.abs().max()) + 1.0
-    return bool(((logits - run.logits).abs().max() <= close * scale).item())
 
 
 def into_the_stream(model: Any, hooks: Sequence[Hook]) -> list[Hook]:
@@ -384,10 +381,12 @@ def resume(
         )  # fmt: skip
         return logits if tokens is None or run.plain.can_narrow else logits.gather(1, tokens)
     if z is not None:
-        hooks = [(hook_name("z", layer), lambda value, hook: z), *hooks]
-    returned = check_of(model).tuple_outputs
-    with entering(list(model.blocks), layer, entered, stop, returned), hooked(model, hooks):
-        logits = call_columns(
-            model.original_model, run.batch, rows, start=run.start, cache=run.prefix(rows)
-        )
+        hooks = [(hook_name("z", layer), lambda value, hook: z.to(value.dtype)), *hooks]
+    own, returned = dtype_of(model), check_of(model).tuple_outputs
+    cache = run.prefix(rows, own)
+    with (
+        entering(list(model.blocks), layer, entered.to(own), stop, returned),
+        hooked(model, hooks),
+    ):
+        logits = call_columns(model.original_model, run.batch, rows, start=run.start, cache=cache)
     return logits[:, -1] if tokens is None else logits[:, -1].gather(1, tokens)

@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from interp.errors import UserError
+from interp.models.precision import result_dtype, widened
 from interp.patching.batch import TokenBatch
 from interp.patching.chunks import first_column, gradient_chunks, take_chunk
 from interp.patching.components import as_units, count_units, from_units, hook_name
@@ -41,7 +42,8 @@ def integrate_columns(
     if steps < 1:
         raise UserError(f"integrated gradients need at least one step, not {steps}")
     n_layers, n_units = model.cfg.n_layers, count_units(model, edit.component)
-    values = torch.zeros(len(batch), n_layers, n_units, batch.width)
+    dtype = result_dtype(model)
+    values = torch.zeros(len(batch), n_layers, n_units, batch.width, dtype=dtype)
     chunks = gradient_chunks(model, edit.changed, [metric], budget)
     with tqdm(total=len(chunks) * n_layers, desc="integral", disable=not progress) as bar:
         for prompts in chunks:
@@ -49,7 +51,7 @@ def integrate_columns(
             assert isinstance(chunk.edit, ActivationEdit)
             with torch.no_grad():
                 start = first_column(chunk.edit.changed)
-                run = record_run(model, chunk.batch, start=start, keep=())
+                run = record_run(model, chunk.batch, start=start, keep=(), edits=edit.hook_points)
             for layer in range(n_layers):
                 found = _integrate_layer(model, run, chunk.edit, layer, chunk.metrics[0], steps)
                 values[chunk.rows, layer, :, chunk.drop + run.start :] = found
@@ -72,7 +74,7 @@ def _integrate_layer(
                 model, run, layer=layer, rows=rows, hooks=[(hook_name(edit.component, layer), walk)]
             )
             (gradient,) = torch.autograd.grad(differentiable_sum(metric, logits), leaf)
-        product = (change[0] * gradient).sum(dim=-1).transpose(1, 2).float()
+        product = (change[0] * widened(gradient)).sum(dim=-1).transpose(1, 2)
         total = product if total is None else total + product
     assert total is not None
     return (total / steps).cpu()
@@ -90,9 +92,9 @@ def _walker(
     """A hook that puts the layer a share of the way to its edited values, as a leaf."""
 
     def hook_function(value: Tensor, hook: object) -> Tensor:
-        shown = as_units(value, edit.component).detach()
+        shown = widened(as_units(value, edit.component).detach())
         change.append(edit.edited(shown, layer, rows, start) - shown)
-        leaf.append((shown + share * change[0]).requires_grad_())
+        leaf.append((shown + share * change[0]).to(value.dtype).requires_grad_())
         return from_units(leaf[0], edit.component)
 
     return hook_function

@@ -25,19 +25,23 @@ TRIAL_WIDTH = 8
 Forward = Callable[[Tensor], Tensor]
 
 
-def lighten(module: nn.Module) -> None:
-    """Replace the forward of one module if it is of a known kind; its parameters stay its own."""
+def lighten(module: nn.Module, dtype: torch.dtype | None = None) -> None:
+    """Replace the forward of one module if it is of a known kind; its parameters stay its own.
+
+    Args:
+        dtype: what the module computes in; by default the type of its weights. In lower precision
+            than float32 only what rounds in the same places is replaced.
+    """
     if set(module._modules) == GATED_MLP:
         activation: Any = module._modules["act_fn"]
         if type(activation) is nn.SiLU or type(activation).__name__ == "SiLUActivation":
             _replace(module, _gated_mlp(module), width=getattr(module.gate_proj, "in_features", 0))
     elif type(module).__name__.endswith("RMSNorm"):
         weight, epsilon = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
-        # In lower precision the order of rounding matters.
         if isinstance(weight, Tensor) and weight.dtype == torch.float32 and epsilon is not None:
             _replace(module, _rms_norm(weight, epsilon), width=weight.numel())
     elif ROTARY in getattr(type(module).forward, "__globals__", {}):
-        _turn_in_place(module)
+        _turn_in_place(module, dtype)
 
 
 def _replace(module: nn.Module, forward: Forward, width: int) -> None:
@@ -75,7 +79,7 @@ def _rms_norm(weight: Tensor, epsilon: float) -> Forward:
     return forward
 
 
-def _turn_in_place(module: nn.Module) -> None:
+def _turn_in_place(module: nn.Module, dtype: torch.dtype | None) -> None:
     """Let one attention module call ``turn_halves`` in place of its file's rotary embedding.
 
     The module gets its own forward with another function under that name; the file, and with it
@@ -83,7 +87,7 @@ def _turn_in_place(module: nn.Module) -> None:
     """
     forward = type(module).forward
     parameter = next(module.parameters(), None)
-    if parameter is None or parameter.dtype != torch.float32 or forward.__closure__:
+    if parameter is None or (dtype or parameter.dtype) != torch.float32 or forward.__closure__:
         return  # in lower precision the order of rounding matters
     own = forward.__globals__[ROTARY]
     if ROTARY not in forward.__code__.co_names or not _turns_halves(own):

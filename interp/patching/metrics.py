@@ -1,7 +1,8 @@
 """Metrics: from the last position's logits to one number per prompt.
 
 A metric is any callable Float[prompt d_vocab] → Float[prompt]. The ones here can also be
-narrowed to some of the prompts (``take``), which lets a sweep work in chunks.
+narrowed to some of the prompts (``take``), which lets a sweep work in chunks. Whatever the
+model's number type, a metric gets logits in float32 at least.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.errors import UserError
+from interp.models.precision import widened
 
 Metric = Callable[[Tensor], Tensor]
 _Own = TypeVar("_Own", bound="PerPromptMetric")
@@ -44,7 +46,7 @@ def _at(values: Float[Tensor, "prompt d_vocab"], token: Int[Tensor, " prompt"]) 
         raise UserError(
             f"the metric is for {len(token)} prompts, but there are {len(values)} prompts"
         )
-    return values.gather(1, token.to(values.device)[:, None])[:, 0]
+    return widened(values.gather(1, token.to(values.device)[:, None]))[:, 0]
 
 
 def token_per_prompt(name: str, given: Any) -> Int[Tensor, " prompt"]:
@@ -103,7 +105,7 @@ class Probability(PerPromptMetric):
 
     def __call__(self, logits: Float[Tensor, "prompt d_vocab"]) -> Float[Tensor, " prompt"]:
         """The probability, per prompt."""
-        return (_at(logits, self.token).float() - logits.float().logsumexp(dim=-1)).exp()
+        return (_at(logits, self.token) - widened(logits).logsumexp(dim=-1)).exp()
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ class LogProbability(PerPromptMetric):
 
     def __call__(self, logits: Float[Tensor, "prompt d_vocab"]) -> Float[Tensor, " prompt"]:
         """The log-probability in nats, per prompt."""
-        return _at(logits, self.token).float() - logits.float().logsumexp(dim=-1)
+        return _at(logits, self.token) - widened(logits).logsumexp(dim=-1)
 
 
 @dataclass(frozen=True)
@@ -141,8 +143,8 @@ class KLDivergence(PerPromptMetric):
                 f"{list(logits.shape)}"
             )
         p, q = (
-            self.reference.to(logits.device).float().log_softmax(-1),
-            logits.float().log_softmax(-1),
+            widened(self.reference.to(logits.device)).log_softmax(-1),
+            widened(logits).log_softmax(-1),
         )
         return (p.exp() * (p - q)).sum(dim=-1)
 
@@ -150,7 +152,7 @@ class KLDivergence(PerPromptMetric):
 def apply_metric(
     metric: Metric, logits: Float[Tensor, "prompt d_vocab"], *, when: str = ""
 ) -> Float[Tensor, " prompt"]:
-    """The metric's value per prompt.
+    """The metric's value per prompt, from logits in float32 at least.
 
     Args:
         when: of which run the logits are, to begin a message with, such as "with … edited ".
@@ -160,6 +162,7 @@ def apply_metric(
             than one finite number per prompt. It is the user's to mend, so the message names it.
             Logits that are not finite are the model's: the message says that.
     """
+    logits = widened(logits)
     name, size, version = metric_name(metric), list(logits.shape), _version(logits)
     try:
         value = metric(logits)

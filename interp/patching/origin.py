@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.errors import UserError
+from interp.models.precision import widened
 from interp.patching.alignment import Alignment
 from interp.patching.batch import TokenBatch
 from interp.patching.chunks import first_column
@@ -36,7 +37,7 @@ def mean_values(model: Any, batch: TokenBatch, component: str) -> Float[Tensor, 
     """Each unit's value averaged over all real tokens of a batch."""
     total, count = None, 0
     for part in batch.parts():
-        values = record_run(model, part, keep=(component,)).values[component]
+        values = widened(record_run(model, part, keep=(component,)).values[component])
         weights = part.mask[None, :, :, None, None].to(values.dtype)
         summed = (values * weights).sum(dim=(1, 2))
         total = summed if total is None else total + summed

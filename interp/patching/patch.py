@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 
 from interp.errors import UserError
 from interp.models.majors import check_hooked
+from interp.models.precision import result_dtype
 from interp.patching.alignment import Alignment, Positions, align
 from interp.patching.atp_star import atp_star_columns
 from interp.patching.attribution import attribute_columns
@@ -30,7 +31,7 @@ from interp.patching.batch import Prompts, TokenBatch, token_tensor
 from interp.patching.chunks import chunk_prompts
 from interp.patching.components import axis_of, check_component, count_units
 from interp.patching.edits import ActivationEdit
-from interp.patching.forward import tail_logits
+from interp.patching.forward import unedited_logits
 from interp.patching.integrated_gradients import integrate_columns
 from interp.patching.metrics import (
     Metric,
@@ -181,8 +182,9 @@ class _Patching:
         """Effects [prompt layer unit place], metric of the corrupted and of the clean run."""
         model, n_places = self.model, len(alignment.places)
         n_layers, n_units = model.cfg.n_layers, count_units(model, self.component)
-        values = torch.full((len(corrupted), n_layers, n_units, n_places), torch.nan)
-        bare, clean_metric = torch.empty(len(corrupted)), torch.empty(len(corrupted))
+        dtype = result_dtype(model)
+        values = torch.full((len(corrupted), n_layers, n_units, n_places), torch.nan, dtype=dtype)
+        bare, clean_metric = torch.empty(2, len(corrupted), dtype=dtype)
         # Chunks of prompts hold the other run's values in memory only while they are needed.
         chunks = chunk_prompts(model, alignment.at, n_units, [self.metric], self.budget)
         shown = self.progress and len(chunks) > 1
@@ -196,9 +198,9 @@ class _Patching:
                     model, source, own, self.component, mean=self.mean, zero=self.zero
                 )
                 rows = prompts.cpu()
-                bare[rows] = _metric_of(model, part, metric)
-                clean_metric[rows] = _metric_of(model, clean.take(chunk), metric)
-            values[rows] = self._values(part, edit, own, metric, bare[rows], not shown)
+                bare[rows] = _metric_of(model, part, metric).to("cpu", dtype)
+                clean_metric[rows] = _metric_of(model, clean.take(chunk), metric).to("cpu", dtype)
+            values[rows] = self._values(part, edit, own, metric, not shown)
         if alignment.axis == "position":
             # Before the first difference a patch is no patch; NaN is left to padding.
             start = corrupted.width - n_places
@@ -212,7 +214,6 @@ class _Patching:
         edit: ActivationEdit,
         alignment: Alignment,
         metric: Metric,
-        bare: Float[Tensor, " prompt"],
         last: bool,
     ) -> Float[Tensor, "prompt layer unit place"]:
         options = {"budget": self.budget, "progress": self.progress and last}
@@ -222,13 +223,15 @@ class _Patching:
             units = self.units
             if units is None:
                 units = [(layer, unit) for layer in range(n_layers) for unit in range(n_units)]
-            values = torch.full((len(batch), n_layers, n_units, len(places)), torch.nan)
+            shape = (len(batch), n_layers, n_units, len(places))
+            values = torch.full(shape, torch.nan, dtype=result_dtype(model))
+            # The empty set is the unedited run that the edited ones begin with.
             swept = sweep_places(
-                model, batch, edit, places, [[unit] for unit in units], [metric],
+                model, batch, edit, places, [[], *([unit] for unit in units)], [metric],
                 description=self.component, **options,
             )[0]  # fmt: skip
-            for index, (layer, unit) in enumerate(units):
-                values[:, layer, unit] = swept[:, index] - bare[:, None]
+            for index, (layer, unit) in enumerate(units, start=1):
+                values[:, layer, unit] = swept[:, index] - swept[:, 0]
             return values
         if self.method == "attribution":
             columns = attribute_columns(model, batch, edit, [metric], **options)[0]
@@ -267,7 +270,7 @@ def _part_of(
 
 @torch.no_grad()
 def _metric_of(model: Any, batch: TokenBatch, metric: Metric) -> Float[Tensor, " prompt"]:
-    return apply_metric(metric, tail_logits(model, batch)[:, -1]).float().cpu()
+    return apply_metric(metric, unedited_logits(model, batch))
 
 
 def _result(

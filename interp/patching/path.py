@@ -22,13 +22,21 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from interp.errors import UserError
+from interp.models.precision import result_dtype, widened
 from interp.patching.alignment import align
 from interp.patching.batch import Prompts
 from interp.patching.budget import rows_within
 from interp.patching.chunks import chunk_prompts, first_column
 from interp.patching.components import as_units, check_component, from_units, hook_name
 from interp.patching.edits import ActivationEdit
-from interp.patching.forward import Hook, HookFunction, RecordedRun, record_run, resume
+from interp.patching.forward import (
+    Hook,
+    HookFunction,
+    RecordedRun,
+    record_run,
+    resume,
+    unedited_logits,
+)
 from interp.patching.metrics import Metric, apply_metric, metric_name, take_metrics
 from interp.patching.origin import patching_edit
 from interp.patching.prompts import names_of_prompts, pairs_for, units_of, whole_number
@@ -80,8 +88,9 @@ def patch_paths(
     top = n_layers if receivers is None else max(layer for layer, _ in receivers)
     chosen = senders or [(layer, head) for layer in range(n_layers) for head in range(n_heads)]
     chosen = [unit for unit in chosen if unit[0] < top]
-    values = torch.full((len(corrupted), n_layers, n_heads), torch.nan)
-    bare, clean_metric = torch.empty(len(corrupted)), torch.empty(len(corrupted))
+    dtype = result_dtype(model)
+    values = torch.full((len(corrupted), n_layers, n_heads), torch.nan, dtype=dtype)
+    bare, clean_metric = torch.empty(2, len(corrupted), dtype=dtype)
     chunks = chunk_prompts(model, align(clean, corrupted, "all").at, n_heads, [metric], budget)
     with (
         torch.no_grad(),
@@ -93,11 +102,14 @@ def patch_paths(
             (own_metric,) = take_metrics([metric], index)
             edit = patching_edit(model, source, align(source, part, "all"), "z")
             start = first_column(edit.changed)
-            run = record_run(model, part, start=start, keep=("z", "attn_out", "resid_post"))
+            run = record_run(
+                model, part, start=start, keep=("z", "attn_out", "resid_post"),
+                edits=[hook_name(into, 0)],
+            )  # fmt: skip
             rows = index.cpu()
-            bare[rows] = apply_metric(own_metric, run.logits).float().cpu()
-            last = record_run(model, source, start=source.width - 1, keep=()).logits
-            clean_metric[rows] = apply_metric(own_metric, last).float().cpu()
+            bare[rows] = apply_metric(own_metric, run.logits).to("cpu", dtype)
+            last = unedited_logits(model, source)
+            clean_metric[rows] = apply_metric(own_metric, last).to("cpu", dtype)
             paths = _Paths(model, run, edit, receivers, into, mlps == "recomputed", budget)
             for layer in sorted({layer for layer, _ in chosen}):
                 heads = [head for at, head in chosen if at == layer]
@@ -151,7 +163,7 @@ class _Paths:
             self.model, tail=width - run.start, width=width, budget=self.budget, device=device
         )
         size = max(1, fitting // n_prompts)
-        bare = apply_metric(metric, run.logits).float().cpu()
+        bare = apply_metric(metric, run.logits)
         found = []
         for begin in range(0, len(heads), size):
             some = heads[begin : begin + size]
@@ -161,8 +173,8 @@ class _Paths:
             acting[torch.arange(len(rows), device=device), sender] = True
             z = self.edit.merged(run.z[layer, rows], layer, rows, acting, run.start)
             for of_head in self._logits(layer, rows, z).split(n_prompts):
-                found.append(apply_metric(metric, of_head).float().cpu() - bare)
-        return torch.stack(found, dim=1)
+                found.append(apply_metric(metric, of_head) - bare)
+        return torch.stack(found, dim=1).to("cpu", result_dtype(self.model))
 
     @property
     def everywhere(self) -> Bool[Tensor, "prompt pos"]:
@@ -175,7 +187,8 @@ class _Paths:
             if self.recompute:
                 hooks = freeze_hooks(run, self.everywhere, range(layer + 1, n_layers), rows)
                 return resume(model, run, layer=layer, rows=rows, z=z, hooks=hooks)
-            residual = run.values["resid_post"][-1, rows].squeeze(2) + self._write(layer, rows, z)
+            end = run.values["resid_post"][-1, rows].squeeze(2)
+            residual = widened(end) + self._write(layer, rows, z)
             return resume(model, run, layer=n_layers, rows=rows, residual=residual)
         layers = sorted({at for at, _ in self.receivers if at > layer})
         arriving = self._arriving(layer, layers, rows, z)
@@ -190,7 +203,8 @@ class _Paths:
         read: dict[int, Tensor] = {}
         hooks = [_reader("attn_out", layer, read)]
         resume(self.model, self.run, layer=layer, rows=rows, z=z, hooks=hooks, stop=layer + 1)
-        return read[layer] - self.run.values["attn_out"][layer, rows].squeeze(2)
+        own = self.run.values["attn_out"][layer, rows].squeeze(2)
+        return widened(read[layer]) - widened(own)
 
     def _arriving(
         self, layer: int, layers: Sequence[int], rows: Tensor, z: Tensor
@@ -205,7 +219,7 @@ class _Paths:
             return read
         write = self._write(layer, rows, z)
         for at in layers:
-            residual = run.resid_pre[at, rows] + write
+            residual = widened(run.resid_pre[at, rows]) + write
             hooks = [_reader(self.into, at, read)]
             resume(model, run, layer=at, rows=rows, residual=residual, hooks=hooks, stop=at + 1)
         return read

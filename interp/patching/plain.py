@@ -12,6 +12,9 @@ hook points that have a place in the plain modules, skip what the last position 
 Anything else (``supports`` says) is left to the hooked model. ``plain_model`` refuses where the
 two could differ: somebody's hooks on the hooked model, weights processed by TransformerLens, an
 attention that the implementation here does not know.
+
+Weights in bfloat16 or float16 stay as they are, and are widened for the moment of their use: the
+plain modules of such a model compute in float32 (``widen``).
 """
 
 import inspect
@@ -28,6 +31,7 @@ from transformers.cache_utils import Cache
 
 from interp.errors import UserError
 from interp.models.majors import wraps_transformers
+from interp.models.precision import dtype_of, wide_dtype, widened
 from interp.models.self_check import check_of
 from interp.models.unhooked import UnhookedModel, is_component
 from interp.patching.batch import TokenBatch
@@ -35,6 +39,7 @@ from interp.patching.columns import call_columns
 from interp.patching.entering import entering, forward_as
 from interp.patching.lighter import lighten
 from interp.patching.shared_prefix import NAME, LentPrefix, Step, lend, lent_cache
+from interp.patching.widen import tensor_cores, widen
 
 logger = logging.getLogger(__name__)
 
@@ -46,9 +51,17 @@ _HEADS_HOOK = re.compile(r"hook_(z|q|k|v)$")
 
 
 class PlainModel:
-    """See the module's text. Make it with ``plain_model``."""
+    """See the module's text. Make it with ``plain_model``.
 
-    def __init__(self, model: Any) -> None:
+    Attributes:
+        dtype: what it computes in.
+        wide: that is wider than its weights.
+    """
+
+    def __init__(self, model: Any, *, wide: bool = True) -> None:
+        own = dtype_of(model)
+        self.dtype = wide_dtype(own) if wide else own
+        self.wide = self.dtype != own
         self._unhooked = UnhookedModel(model, attn_implementation=NAME)
         self._tuple_outputs = check_of(model).unhooked_tuple_outputs
         self._points = model.hook_dict
@@ -66,8 +79,11 @@ class PlainModel:
         self.last_query = self._projection_of_width(
             getattr(model.blocks[-1].attn, "q", None), model.cfg.n_heads * model.cfg.d_head
         )
+        if self.wide:
+            for module in self._unhooked.modules():
+                widen(module)
         for module in self._unhooked.modules():
-            lighten(module)
+            lighten(module, self.dtype)
 
     def _of(self, component: Any) -> nn.Module:
         found = self._unhooked.of(component)
@@ -117,12 +133,55 @@ class PlainModel:
         tokens: Int[Tensor, "row token"] | None = None,
     ) -> Float[Tensor, "row d_vocab"]:
         """As ``forward.resume``."""
-        steps: dict[str, dict[int, list[Step]]] = {"attn_scores": {}, "pattern": {}}
         with ExitStack() as stack:
             # First what the layer is given, then the hooks, which may edit it.
+            residual = residual.to(self.dtype)
             stack.enter_context(entering(self.blocks, layer, residual, stop, self._tuple_outputs))
             if z is not None:
-                stack.enter_context(self._given_outputs(layer, z))
+                stack.enter_context(self._given_outputs(layer, z.to(self.dtype)))
+            # Whoever looks into the last layer may look at any of its columns.
+            watched = any(name.startswith(f"blocks.{self.n_layers - 1}.") for name, _ in hooks)
+            last_only = None if watched else self.n_layers - 1
+            stack.enter_context(self._running(keys_values, rows, hooks, last_only=last_only))
+            if not watched:
+                stack.enter_context(self._last_position_only())
+            if tokens is not None:
+                unembedding = self.hf_model.get_output_embeddings()
+                stack.enter_context(forward_as(unembedding, _only_tokens(unembedding, tokens)))
+            cache = lent_cache(keys_values)
+            return call_columns(self.hf_model, batch, rows, start=start, cache=cache)[:, -1]
+
+    def run(
+        self,
+        batch: TokenBatch,
+        rows: Int[Tensor, " row"],
+        *,
+        start: int = 0,
+        end: int | None = None,
+        cache: Cache | None = None,
+        hooks: Sequence[Hook] = (),
+    ) -> Float[Tensor, "row d_vocab"]:
+        """Columns [start, end) of some prompts, into a cache that holds those before; the last
+        column's logits."""
+        with self._running((), rows, hooks):
+            return call_columns(
+                self.hf_model, batch, rows, start=start, end=end, cache=cache
+            )[:, -1]  # fmt: skip
+
+    @contextmanager
+    def _running(
+        self,
+        keys_values: tuple[tuple[Tensor, Tensor], ...],
+        rows: Int[Tensor, " row"],
+        hooks: Sequence[Hook],
+        *,
+        last_only: int | None = None,
+    ) -> Iterator[None]:
+        """While open, the modules run with these hooks, on rows that share a beginning."""
+        steps: dict[str, dict[int, list[Step]]] = {"attn_scores": {}, "pattern": {}}
+        with ExitStack() as stack:
+            if self.wide:  # a model in float32 itself is not to be rounded
+                stack.enter_context(tensor_cores(rows.device))
             for name, function in hooks:
                 at = _ATTENTION_HOOK.fullmatch(name)
                 if at:
@@ -130,33 +189,16 @@ class PlainModel:
                     steps[at[2]].setdefault(int(at[1]), []).append(step)
                 else:
                     stack.enter_context(self._hooked(name, function))
-            # Whoever looks into the last layer may look at any of its columns.
-            watched = any(name.startswith(f"blocks.{self.n_layers - 1}.") for name, _ in hooks)
             lent = LentPrefix(
-                keys_values, rows, steps["attn_scores"], steps["pattern"],
-                last_only=None if watched else self.n_layers - 1,
-            )  # fmt: skip
-            stack.enter_context(lend(lent))
-            if not watched:
-                stack.enter_context(self._last_position_only())
-            if tokens is not None:
-                unembedding = self.hf_model.get_output_embeddings()
-                stack.enter_context(forward_as(unembedding, _only_tokens(unembedding, tokens)))
-            cache = lent_cache(keys_values)
-            logits = call_columns(self.hf_model, batch, rows, start=start, cache=cache)[:, -1]
-        if left_out := ({*lent.scores, *lent.patterns} - lent.served):
-            raise UserError(
-                f"the attention of layer {min(left_out)} did not run its hooks: nothing can be "
-                "read or written at its pattern"
+                keys_values, rows, steps["attn_scores"], steps["pattern"], last_only=last_only
             )
-        return logits
-
-    def fill(
-        self, batch: TokenBatch, rows: Int[Tensor, " row"], cache: Cache, start: int, end: int
-    ) -> None:
-        """Run columns [start, end) of some prompts into a cache that holds those before."""
-        with lend(LentPrefix((), rows)):
-            call_columns(self.hf_model, batch, rows, start=start, end=end, cache=cache)
+            with lend(lent):
+                yield
+            if left_out := ({*lent.scores, *lent.patterns} - lent.served):
+                raise UserError(
+                    f"the attention of layer {min(left_out)} did not run its hooks: nothing can be "
+                    "read or written at its pattern"
+                )
 
     @contextmanager
     def _hooked(self, name: str, function: HookFunction) -> Iterator[None]:
@@ -226,12 +268,12 @@ def _on_last_column(module: nn.Module) -> Callable[..., Any]:
 
 
 def _only_tokens(unembedding: Any, tokens: Int[Tensor, "row token"]) -> Callable[[Tensor], Tensor]:
-    """The unembedding for a few tokens in each row, in the order given."""
-    weight, bias = unembedding.weight[tokens], getattr(unembedding, "bias", None)
+    """The unembedding for a few tokens in each row, in the order given; in float32 at least."""
+    weight, bias = widened(unembedding.weight[tokens]), getattr(unembedding, "bias", None)
 
     def forward(hidden_states: Tensor) -> Tensor:
-        logits = torch.einsum("rpd,rtd->rpt", hidden_states, weight)
-        return logits if bias is None else logits + bias[tokens][:, None]
+        logits = torch.einsum("rpd,rtd->rpt", widened(hidden_states), weight)
+        return logits if bias is None else logits + widened(bias[tokens])[:, None]
 
     return forward
 
@@ -274,8 +316,12 @@ def has_hooks(model: Any) -> bool:
     )
 
 
-def plain_model(model: Any) -> PlainModel | None:
-    """The plain model around the hooked one's parameters, or None where they could differ."""
+def plain_model(model: Any, *, wide: bool = True) -> PlainModel | None:
+    """The plain model around the hooked one's parameters, or None where they could differ.
+
+    Args:
+        wide: compute in float32 where the weights have fewer bits.
+    """
     if not wraps_transformers(model):
         return None
     if has_hooks(model) or getattr(model, "compatibility_mode", False):
@@ -283,7 +329,7 @@ def plain_model(model: Any) -> PlainModel | None:
     if len(check_of(model).unhooked_tuple_outputs) != model.cfg.n_layers:
         return None  # its self-check could not run transformers' own modules
     try:
-        return PlainModel(model)
+        return PlainModel(model, wide=wide)
     except (NotImplementedError, AttributeError, KeyError, TypeError) as error:
         logger.info("sweeps run on the hooked model: %s", error)
         return None

@@ -24,6 +24,8 @@ from transformers.cache_utils import Cache, DynamicLayer
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from interp.models.precision import widened
+
 NAME = "shared_prefix"
 """Under this name transformers knows the implementation."""
 
@@ -136,14 +138,15 @@ def shared_prefix_attention(
         attention_mask = None if attention_mask is None else attention_mask[:, :, -1:]
     score_steps, pattern_steps = lent.scores.get(layer, []), lent.patterns.get(layer, [])
     if score_steps or pattern_steps or softcap is not None or _few(query, keys):
-        scores = grouped_scores(query, keys).mul_(scale)
+        # From here to the softmax in float32 at least, whatever the model's type.
+        scores = widened(grouped_scores(query, keys)).mul_(scale)
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
         if attention_mask is not None:
             scores = scores.add_(attention_mask)
         for step in score_steps:
             scores = step(scores)
-        pattern = scores.float().softmax(dim=-1).to(query.dtype)
+        pattern = widened(scores).softmax(dim=-1).to(query.dtype)
         for step in pattern_steps:
             pattern = step(pattern)
         out = weighted_values(pattern, values)

@@ -11,7 +11,8 @@ modules with a fused attention kernel (``plain``).
 keeps its output of the unedited run, while MLPs there, and everything at later columns, are
 recomputed.
 
-Values are the metrics themselves in the edited run, never differences.
+Values are the metrics themselves in the edited run, not differences; what is subtracted from them
+has to come from the same runs, which an empty set of units and ``sweep_effects`` see to.
 """
 
 from collections.abc import Sequence
@@ -24,11 +25,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from interp.errors import UserError
+from interp.models.precision import result_dtype
 from interp.patching.batch import TokenBatch
 from interp.patching.budget import rows_within
 from interp.patching.chunks import Chunk, chunk_prompts, first_column, take_chunk
 from interp.patching.components import axis_of, check_component, count_units, hook_name
-from interp.patching.edits import ActivationEdit, HeadEdit, scores_hook_name
+from interp.patching.edits import ActivationEdit, HeadEdit
 from interp.patching.forward import Hook, HookFunction, RecordedRun, record_run, resume
 from interp.patching.metrics import Metric, apply_metric, narrow_metrics
 from interp.patching.prompts import batch_for, units_of
@@ -93,12 +95,12 @@ def _batch_values(
     tokens, metrics = narrow_metrics(metrics)
     needed = None if tokens is None else tokens.to(device)[rows]
     logits = resume(model, run, layer=lowest, rows=rows, hooks=hooks, z=z, tokens=needed)
-    values = torch.empty(len(metrics), n_prompts, len(sets))
+    values = torch.empty(len(metrics), n_prompts, len(sets), dtype=result_dtype(model))
     for place in range(len(sets)):
         of_set = logits[place * n_prompts : (place + 1) * n_prompts]
         when = f"with {list(sets[place])} edited "
         for index, metric in enumerate(metrics):
-            values[index, :, place] = apply_metric(metric, of_set, when=when).float().cpu()
+            values[index, :, place] = apply_metric(metric, of_set, when=when).to(values)
     return values
 
 
@@ -159,7 +161,9 @@ def sweep_places(
     largest = max((len(group) for group in groups), default=1)
     rows_per_prompt = min(largest, count_units(model, component))
     chunks = chunk_prompts(model, places.any(dim=0), rows_per_prompt, metrics, budget)
-    values = torch.empty(len(metrics), len(batch), len(tuples), len(places))
+    values = torch.empty(
+        len(metrics), len(batch), len(tuples), len(places), dtype=result_dtype(model)
+    )
     with (
         tqdm(
             total=len(batch) * len(tuples) * len(places), desc=description, disable=not progress
@@ -190,8 +194,12 @@ class _Sweep:
     ) -> Float[Tensor, "metric prompt set place"]:
         """All sets at all places, in the chunk's prompts."""
         keep = ("z",) if self.freeze or chunk.edit.component == "z" else ()
-        run = record_run(self.model, chunk.batch, start=first_column(places.any(dim=0)), keep=keep)
-        unedited = [apply_metric(metric, run.logits).float().cpu() for metric in chunk.metrics]
+        run = record_run(
+            self.model, chunk.batch, start=first_column(places.any(dim=0)), keep=keep,
+            edits=chunk.edit.hook_points,
+        )  # fmt: skip
+        dtype = result_dtype(self.model)
+        unedited = [apply_metric(metric, run.logits).to("cpu", dtype) for metric in chunk.metrics]
         values = torch.stack(unedited)[:, :, None, None].repeat(1, 1, len(self.sets), len(places))
         n_editing = sum(len(group) for group in self.groups)
         for index, at in enumerate(places):
@@ -214,8 +222,6 @@ class _Sweep:
         """Run the sets that edit something at one place, in batches, and put down the metrics."""
         edit = _placed(chunk.edit, at)
         run = run.narrowed(first_column(edit.changed))
-        of_activation = isinstance(edit, ActivationEdit)
-        needs = hook_name(edit.component, 0) if of_activation else scores_hook_name(0)
 
         def batch_values(recorded: RecordedRun, some: list[int]) -> Tensor:
             sets = [self.sets[index] for index in some]
@@ -224,7 +230,7 @@ class _Sweep:
             )
 
         batches = _batches(self.model, run, self.groups, self.budget, self.workers.count)
-        done = self.workers.run(run, batch_values, batches, needs=needs)
+        done = self.workers.run(run, batch_values, batches)
         for some, block in zip(batches, done, strict=True):
             into[:, :, some] = block
             self.bar.update(len(chunk.batch) * len(some))
@@ -259,7 +265,7 @@ def sweep_sets(
         budget: bytes that one forward pass may take; by default as ``interp.patching.budget``.
 
     Returns:
-        Float[metric prompt set], float32 on the CPU.
+        Float[metric prompt set], on the CPU; float64 for a model in float64, else float32.
     """
     return sweep_places(
         model, batch, edit, edit.changed[None], sets, metrics,
@@ -283,19 +289,51 @@ def sweep_heads(
     Args:
         heads: only these (layer, head); the others are NaN.
     """
+    return _swept_heads(
+        model, batch, edit, metrics, freeze=freeze, heads=heads, budget=budget, progress=progress
+    )[0]
+
+
+def sweep_effects(
+    model: Any,
+    batch: TokenBatch,
+    edit: HeadEdit,
+    metrics: Sequence[Metric],
+    *,
+    freeze: bool = False,
+    heads: Sequence[Unit] | None = None,
+    budget: int | None = None,
+    progress: bool = True,
+) -> Float[Tensor, "metric prompt layer unit"]:
+    """As ``sweep_heads``, less the metrics of the unedited run that the edited ones began with."""
+    edited, unedited = _swept_heads(
+        model, batch, edit, metrics, freeze=freeze, heads=heads, budget=budget, progress=progress
+    )
+    return edited - unedited[:, :, None, None]
+
+
+def _swept_heads(
+    model: Any,
+    batch: TokenBatch,
+    edit: HeadEdit,
+    metrics: Sequence[Metric],
+    *,
+    heads: Sequence[Unit] | None,
+    **options: Any,
+) -> tuple[Float[Tensor, "metric prompt layer unit"], Float[Tensor, "metric prompt"]]:
     batch = batch_for(model, batch, "batch")
     n_layers, n_units = model.cfg.n_layers, count_units(model, edit.component)
     heads = None if heads is None else units_of("heads", heads)
     if heads is None:
         heads = [(layer, unit) for layer in range(n_layers) for unit in range(n_units)]
-    values = torch.full((len(metrics), len(batch), n_layers, n_units), torch.nan)
     swept = sweep_sets(
-        model, batch, edit, [[head] for head in heads], metrics,
-        freeze=freeze, budget=budget, progress=progress, description="heads",
+        model, batch, edit, [[], *([head] for head in heads)], metrics,
+        description="heads", **options,
     )  # fmt: skip
-    for index, (layer, head) in enumerate(heads):
+    values = swept.new_full((*swept.shape[:2], n_layers, n_units), torch.nan)
+    for index, (layer, head) in enumerate(heads, start=1):
         values[:, :, layer, head] = swept[:, :, index]
-    return values
+    return values, swept[:, :, 0]
 
 
 def check_units(model: Any, units: Sequence[Unit], component: str = "z") -> None:

@@ -38,23 +38,20 @@ class Workers:
         run: RecordedRun,
         function: Callable[[RecordedRun, Job], Result],
         jobs: Sequence[Job],
-        *,
-        needs: str,
     ) -> Iterator[Result]:
         """``function(run, job)`` for every job, results in order.
 
-        Args:
-            needs: the hook point that the jobs edit, of any layer: the plain modules must have it.
+        The run was recorded with what the jobs edit, so that its plain modules have it.
         """
         plain = run.plain
-        if self._executor is None or plain is None or not plain.has(needs):
+        if self._executor is None or plain is None:
             for job in jobs:
                 yield function(run, job)
             return
 
         def work(job: Job) -> Result:
             if not hasattr(self._own, "plain"):
-                self._own.plain = plain_model(self._model)
+                self._own.plain = plain_model(self._model, wide=plain.wide)
             with torch.no_grad():
                 return function(replace(run, plain=self._own.plain), job)
 

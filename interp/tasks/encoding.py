@@ -26,7 +26,7 @@ from interp.models.spans import (
     tokenize_with_offsets,
 )
 from interp.patching.batch import Span, TokenBatch
-from interp.patching.forward import tail_logits
+from interp.patching.forward import unedited_logits
 from interp.patching.metrics import LogitDifference
 from interp.tasks.pairs import Pair, Pairs
 
@@ -191,5 +191,4 @@ def _encode_text(
 @torch.no_grad()
 def answered_right(model: Any, encoded: EncodedPairs) -> Bool[Tensor, " prompt"]:
     """Whether the model prefers the answer to the wrong one after each clean text."""
-    logits = torch.cat([tail_logits(model, part)[:, -1] for part in encoded.clean.parts()])
-    return (encoded.metric(logits) > 0).cpu()
+    return (encoded.metric(unedited_logits(model, encoded.clean)) > 0).cpu()

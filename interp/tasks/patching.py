@@ -14,10 +14,9 @@ from interp.patching import (
     PatchingResult,
     Probability,
     patch,
-    tail_logits,
 )
 from interp.patching.alignment import Positions
-from interp.patching.forward import device_of
+from interp.patching.forward import device_of, unedited_logits
 from interp.patching.significance import RESOLUTION
 from interp.tasks.encoding import EncodedPairs, encode_pairs
 from interp.tasks.pairs import Pairs
@@ -96,4 +95,5 @@ def metric_of(model: Any, pairs: EncodedPairs, metric: str) -> Any:
 
 @torch.no_grad()
 def _clean_logits(model: Any, pairs: EncodedPairs) -> Tensor:
-    return torch.cat([tail_logits(model, part)[:, -1] for part in pairs.clean.parts()])
+    # As the edited runs that it is compared with.
+    return unedited_logits(model, pairs.clean)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 import interp.models
 import interp.patching.forward
 import interp.patching.shared_prefix
+import interp.patching.trial
 from interp.models import HookedModel
 from interp.models.majors import wraps_transformers
 from interp.patching import (
@@ -177,7 +179,7 @@ FALLBACKS = [
 
 
 def without_plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(interp.patching.forward, "plain_model", lambda model: None)
+    monkeypatch.setattr(interp.patching.forward, "trusted_plain_model", lambda *_: None)
 
 
 @pytest.mark.bridge_only
@@ -259,6 +261,7 @@ def test_an_attention_with_unknown_extras_falls_back(
     model = families["gemma3"]
     before = patch(model, CLEAN, CORRUPTED, METRIC, progress=False).values
     monkeypatch.setattr(interp.patching.shared_prefix, "_IGNORED", frozenset())
+    monkeypatch.setattr(interp.patching.trial, "_VERDICTS", WeakKeyDictionary())
     run = record_run(model, BATCH, start=5)
     assert run.plain is None
     torch.testing.assert_close(run.logits, tail_logits(model, BATCH)[:, -1], **CLOSE)

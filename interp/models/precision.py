@@ -1,0 +1,72 @@
+"""How exact each number type is: one table, and the type that sums and differences are made in.
+
+bfloat16 keeps eight bits: numbers between 16 and 32 are 0.125 apart, so that an effect of a tenth
+of a logit drowns in the rounding of the two logits it is a difference of. What is made *from* a
+model's numbers (metrics, differences, means, products with gradients) is therefore never narrower
+than float32, and never narrower than the numbers themselves.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What rounding does to a number type.
+
+    Attributes:
+        agreement: two ways of computing the same logits differ by no more than this, relative to
+            the largest logit plus one; anything else differs by far more.
+        resolution: an effect (a difference of two metrics, in logits or nats) smaller than this is
+            rounding, and counts as none.
+    """
+
+    agreement: float
+    resolution: float
+
+
+PRECISIONS: dict[torch.dtype, Precision] = {
+    # transformers takes some norms and softmaxes in float32 whatever the model's type.
+    torch.float64: Precision(agreement=1e-6, resolution=1e-6),
+    # The order of a batch alone moves the logits of a 135M model by up to 7e-5.
+    torch.float32: Precision(agreement=1e-4, resolution=2e-4),
+    torch.float16: Precision(agreement=1e-2, resolution=1e-2),
+    torch.bfloat16: Precision(agreement=5e-2, resolution=5e-2),
+}
+"""By number type; see ``precision_of``."""
+
+
+def precision_of(dtype: torch.dtype) -> Precision:
+    """A number type's entry in the table; of an unknown (an 8-bit one, say) the coarsest."""
+    return PRECISIONS.get(dtype, PRECISIONS[torch.bfloat16])
+
+
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type that sums and differences of such numbers are made in: float32, or float64."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def widened(values: Tensor) -> Tensor:
+    """The values as float32, or as they are where they are float32 or wider."""
+    return values.to(wide_dtype(values.dtype))
+
+
+def dtype_of(model: Any) -> torch.dtype:
+    """The number type of a hooked model: that of its first floating-point weight."""
+    weights = model.original_model.parameters()
+    return next((one.dtype for one in weights if one.is_floating_point()), torch.float32)
+
+
+def result_dtype(model: Any) -> torch.dtype:
+    """The type of a model's metrics and effects: float64 for a model in float64, else float32."""
+    return wide_dtype(dtype_of(model))
+
+
+def agrees(found: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
+    """Whether two logits of the same run differ by no more than a model's type explains."""
+    scale = float(expected.abs().max()) + 1.0
+    difference = float((widened(found) - widened(expected)).abs().max())
+    return difference <= precision_of(dtype).agreement * scale  # never true of NaN

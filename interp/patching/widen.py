@@ -1,0 +1,146 @@
+"""Modules that compute in float32 although their weights are kept in fewer bits.
+
+A weight in bfloat16 or float16 is a float32 number that happens to have few bits. Most of the
+rounding of a forward pass in bfloat16 is that of its *activations*, after every operation. With
+activations in float32 and each weight widened for the moment of its use, memory for weights stays
+what it is, and the numbers are those of the float32 model of the same weights. On a CPU without
+instructions for bfloat16 it is also several times faster: widening a matrix costs a pass over it,
+the product in bfloat16 has to be emulated.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+NARROW = (torch.bfloat16, torch.float16)
+SLICE = 2**24
+"""Weights of a large projection that are widened at a time, and of the largest table that is
+widened whole: 64 MiB."""
+
+Forward = Callable[..., Any]
+
+
+def is_narrow(module: nn.Module) -> bool:
+    """Whether a module has weights of its own, of fewer bits than float32."""
+    return any(one is not None and one.dtype in NARROW for one in module._parameters.values())
+
+
+def widen(module: nn.Module) -> None:
+    """Let one module object compute in float32; its matrices stay the very ones it has.
+
+    Vectors (norms, biases) are widened once, as copies of this object's own.
+    """
+    if not is_narrow(module):
+        return
+    own = dict(module._parameters)
+    for name, weight in own.items():
+        if weight is not None and weight.ndim < 2 and weight.dtype in NARROW:
+            own[name] = nn.Parameter(weight.detach().float(), requires_grad=False)
+    module.__dict__["_parameters"] = own
+    if not is_narrow(module):
+        return
+    if type(module) is nn.Linear:
+        module.__dict__["forward"] = _linear(module)
+    elif type(module) is Conv1D:
+        module.__dict__["forward"] = _transposed_linear(module)
+    elif isinstance(module, nn.Embedding) and module.weight.numel() > SLICE:
+        module.__dict__["forward"] = _embedding(module)
+    else:
+        module.__dict__["forward"] = _with_wide_weights(module)
+
+
+def _linear(module: nn.Linear) -> Forward:
+    def forward(input: Tensor) -> Tensor:
+        return wide_linear(input, module.weight, module.bias)
+
+    return forward
+
+
+def _transposed_linear(module: Conv1D) -> Forward:
+    def forward(x: Tensor) -> Tensor:
+        return wide_linear(x, module.weight.T, module.bias)
+
+    return forward
+
+
+def _embedding(module: nn.Embedding) -> Forward:
+    """Rows are looked up first: a whole vocabulary is not widened for the sake of a few tokens."""
+    own = module.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Tensor:
+        return own(*args, **kwargs).float()
+
+    return forward
+
+
+def wide_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``torch.nn.functional.linear`` in float32; the weight may be narrow.
+
+    A pass with gradients keeps the narrow weight, and widens it again on the way back. Gradients
+    are those of ``x``: weights are frozen.
+    """
+    x = x.float()
+    if torch.is_grad_enabled() and x.requires_grad:
+        return cast(Tensor, _WideProduct.apply(x, weight, bias))
+    return _product(x, weight, bias)
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    step = max(1, SLICE // weight.shape[1])
+    if len(weight) <= step:
+        return nn.functional.linear(x, weight.float(), bias)
+    parts = [nn.functional.linear(x, some.float()) for some in weight.split(step)]
+    out = torch.cat(parts, dim=-1)
+    return out if bias is None else out + bias
+
+
+class _WideProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.weight = weight
+        return _product(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+        return grad_outputs[0] @ ctx.weight.float(), None, None
+
+
+def _with_wide_weights(module: nn.Module) -> Forward:
+    """The module's own forward, in which every weight is widened while it runs."""
+    own = module.forward
+    narrow = module._parameters
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        wide = {
+            name: one.float() if one is not None and one.dtype in NARROW else one
+            for name, one in narrow.items()
+        }
+        module.__dict__["_parameters"] = wide
+        try:
+            return own(*args, **kwargs)
+        finally:
+            module.__dict__["_parameters"] = narrow
+
+    return forward
+
+
+@contextmanager
+def tensor_cores(device: torch.device) -> Iterator[None]:
+    """On a GPU, products of float32 may keep ten bits of each factor while the context is open.
+
+    Weights widened from bfloat16 lose nothing by it, activations keep eight times finer steps than
+    bfloat16's, and a product takes a fraction of the time of one in full float32.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
