@@ -29,7 +29,9 @@ def boot_bridge(
             raise ValueError("it has no blocks of layers")
     except Exception as error:  # an adapter that does not fit a model's sizes raises anything
         architecture = type(hf_model).__name__
-        raise UserError(f"TransformerLens cannot hook {architecture}: {one_line(error)}") from error
+        meant_for_people = isinstance(error, ValueError | NotImplementedError)
+        why = one_line(error) if meant_for_people else "its adapter does not fit this configuration"
+        raise UserError(f"TransformerLens cannot hook {architecture}: {why}") from error
     own.init_kwargs = true_kwargs
     connect_attention_hooks(model)
     if dtype == torch.float64:

@@ -143,11 +143,19 @@ def from_hf(
     check_tokenizer(tokenizer)
     hf_model = causal_model_of(hf_model)
     hf_model.eval()
-    hf_model.set_attn_implementation("eager")
+    _use_eager_attention(hf_model)
     expected = trial_logits(hf_model) if check is None else None
     model = wrap(hf_model, tokenizer, spec=spec, fingerprint=fingerprint, allow_pickle=allow_pickle)
     keep_check(model, check_model(model, expected) if check is None else check)
     return model
+
+
+def _use_eager_attention(hf_model: Any) -> None:
+    """Let all attention compute its pattern, which hooks can then see."""
+    hf_model.set_attn_implementation("eager")
+    for module in hf_model.modules():
+        if getattr(module, "_use_sdpa", False):  # Falcon decides when it is made
+            module._use_sdpa = False
 
 
 def wrap(
