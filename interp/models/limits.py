@@ -116,14 +116,14 @@ def _check_length(hf_model: Any, longest: int, width: int) -> None:
             f"a prompt of {length} tokens is longer than the {positions.table} positions that the "
             "model has: shorten it, or take a model with a longer context"
         )
-    if positions.table is None and positions.trained and length > positions.trained:
-        if hf_model not in _TOLD:
-            _TOLD.add(hf_model)
-            logger.warning(
-                "a prompt of %d tokens is longer than the %d positions that the model was made "
-                "for: what it computes beyond them may be worth little",
-                length, positions.trained,
-            )  # fmt: skip
+    extrapolated = positions.table is None and length > (positions.trained or length)
+    if extrapolated and hf_model not in _TOLD:
+        _TOLD.add(hf_model)
+        logger.warning(
+            "a prompt of %d tokens is longer than the %d positions that the model was made for: "
+            "what it computes beyond them may be worth little",
+            length, positions.trained,
+        )  # fmt: skip
 
 
 def _find_positions(hf_model: Any) -> Positions:
