@@ -5,7 +5,7 @@ reads the questions first; where it finds no false premise, the answer is the un
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, overload
+from typing import Any
 
 from interp.errors import UserError
 from interp.generation import MAX_NEW_TOKENS, check_max_new_tokens, generate_tokens
@@ -20,14 +20,6 @@ from interp.patching.batch import Span
 from interp.premises.encode import token_span, tokenize
 
 Heads = HeadSet | Iterable[Head] | Constraint | ExpertConstraint | Intervention
-
-
-@overload
-def generate(model: Any, question: str, **options: Any) -> str: ...
-
-
-@overload
-def generate(model: Any, question: Iterable[str], **options: Any) -> list[str]: ...
 
 
 def generate(
@@ -80,10 +72,8 @@ def generate(
         acts = [True] * len(questions)
         if what.needs_places:
             objects = _one_each(false_object, len(questions))
-            at = [
-                named_span(*one)
-                for one in zip(questions, objects, rendered, encodings, strict=True)
-            ]
+            asked = zip(questions, objects, rendered, encodings, strict=True)
+            at = [named_span(*one) for one in asked]
     answers = [""] * len(questions)
     for constrained in (False, True):
         rows = [row for row, acting in enumerate(acts) if acting is constrained]

@@ -6,7 +6,8 @@ is the prompt, so answers that begin with the same tokens put those at the promp
 
 Between text and answer stands the pair's ``gap``; where it says none, mostly a space
 (`interp.models.joining`). In a chat (``chat=True``) the text is the user's turn and the answer
-begins the assistant's, behind a gap only if the pair says one. Spans are found by the tokenizer's character offsets on the whole text.
+begins the assistant's, behind a gap only if the pair says one. Spans are found by the tokenizer's
+character offsets on the whole text.
 """
 
 from collections.abc import Sequence
