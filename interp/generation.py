@@ -2,18 +2,28 @@
 
 `greedy_answers` asks a transformers or PEFT model, `generate_tokens` a hooked one: hooks that stand
 on the model act there too, on the prefill and on every decoding step that they choose to act on.
+
+Greedy is the likeliest token each time, until an end token. A checkpoint's ``generation_config``
+can say otherwise (penalties, suppressed tokens, stopping rules, beams, caches, what is returned),
+and transformers merges it into every call. While this package asks, only its end tokens count.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
+from transformers import GenerationConfig
 
+from interp.errors import UserError
+from interp.models.limits import check_prompts, room_for_answer, vocabulary_size
 from interp.models.modes import evaluating
 from interp.patching.batch import TokenBatch
+
+logger = logging.getLogger(__name__)
 
 BATCH_PROMPTS = 64
 MAX_NEW_TOKENS = 32
@@ -49,8 +59,12 @@ def greedy_answers(
     Args:
         hf_model: a transformers model, or a PEFT model around one.
         prompts: token ids, one list per prompt.
-        end: the token that ends an answer; by default what the model's generation config says.
+        end: a token that ends an answer, beside those of the checkpoint (`end_tokens`).
         within: makes a context for each batch; a constraint goes here.
+
+    Raises:
+        UserError: prompts beyond the model's positions or vocabulary, or a ``max_new_tokens`` that
+            is no number of tokens.
     """
 
     def answer(chunk: list[int], batch: TokenBatch, settings: dict[str, Any]) -> Tensor:
@@ -78,27 +92,31 @@ def answers_in_batches(
 ) -> list[str]:
     """What ``answer`` makes of batches of prompts of similar length, as text, in their order.
 
+    An answer that would grow beyond the model's table of positions ends there; the log says so.
+
     Args:
         answer: from the prompts' indices, the batch, and settings for ``generate``, to token ids
             [prompt pos] that begin with the batch.
     """
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    check_max_new_tokens(max_new_tokens)
+    check_prompts(hf_model, prompts)
     answers = [""] * len(prompts)
-    pad = _pad_token(tokenizer, end)
+    if not max_new_tokens:
+        return answers
+    pad = _pad_token(hf_model, tokenizer, end)
+    ends = end_tokens(hf_model, tokenizer, end)
     settings: dict[str, Any] = {
-        "max_new_tokens": max_new_tokens, "num_beams": 1, "pad_token_id": pad,
-        **({} if end is None else {"eos_token_id": end}),
+        "num_beams": 1, "pad_token_id": pad, **({} if end is None else {"eos_token_id": ends}),
     }  # fmt: skip
     device = next(iter(hf_model.parameters())).device
     bar = tqdm(total=len(prompts), desc=description, disable=not progress)
-    with evaluating(hf_model), bar:
-        for begin in range(0, len(order), batch_prompts):
-            chunk = order[begin : begin + batch_prompts]
+    with evaluating(hf_model), only_end_tokens(hf_model, ends), bar:
+        for chunk, room in _chunks(hf_model, prompts, max_new_tokens, batch_prompts):
             batch = TokenBatch.from_lists(
                 [prompts[index] for index in chunk], pad=pad, device=device
             )
             inputs = {"input_ids": batch.tokens, "attention_mask": batch.mask.long()}
-            ids = answer(chunk, batch, {**inputs, **settings})
+            ids = answer(chunk, batch, {**inputs, **settings, "max_new_tokens": room})
             texts = tokenizer.batch_decode(ids[:, batch.width :], skip_special_tokens=True)
             for index, text in zip(chunk, texts, strict=True):
                 answers[index] = text.strip()
@@ -106,9 +124,74 @@ def answers_in_batches(
     return answers
 
 
-def _pad_token(tokenizer: Any, end: int | None) -> int:
+def check_max_new_tokens(count: Any) -> None:
+    """Raise UserError unless it is a number of tokens."""
+    if type(count) is not int or count < 0:
+        raise UserError(f"max_new_tokens is a whole number from 0 on, not {count!r}")
+
+
+def end_tokens(hf_model: Any, tokenizer: Any, end: int | None = None) -> int | list[int] | None:
+    """The tokens that end an answer: those of the checkpoint, and ``end`` if it is given.
+
+    The checkpoint's are what its generation config says, else its config, else the tokenizer.
+    """
+    said = (
+        getattr(getattr(hf_model, "generation_config", None), "eos_token_id", None),
+        getattr(getattr(hf_model, "config", None), "eos_token_id", None),
+        tokenizer.eos_token_id,
+    )
+    own = next((one for one in said if one is not None), [])
+    every = list(own) if isinstance(own, list | tuple) else [own]
+    if end is not None and end not in every:
+        every.insert(0, end)
+    return every[0] if len(every) == 1 else every or None
+
+
+@contextmanager
+def only_end_tokens(hf_model: nn.Module, ends: int | list[int] | None) -> Iterator[None]:
+    """A model whose generation config says which tokens end an answer, and nothing else.
+
+    What its own config says comes back on exit. An argument of ``generate`` cannot do this:
+    transformers fills in from the model's config whatever a call leaves open. A PEFT model and the
+    model inside it each have one.
+    """
+    holders = [one for one in hf_model.modules() if "generation_config" in vars(one)]
+    own = [(one, one.generation_config) for one in holders]
+    for one in holders:
+        one.generation_config = GenerationConfig(eos_token_id=ends)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for one, config in own:
+            one.generation_config = config
+
+
+def _chunks(
+    hf_model: Any, prompts: Sequence[Sequence[int]], wanted: int, most: int
+) -> Iterator[tuple[list[int], int]]:
+    """Prompts of similar length together, with the tokens that their answers may have.
+
+    Prompts whose answers have less room than wanted are alone with those of their own length, so
+    that an answer does not hang on what is asked beside it.
+    """
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    rooms = {index: room_for_answer(hf_model, len(prompts[index]), wanted) for index in order}
+    if short := sum(room < wanted for room in rooms.values()):
+        logger.warning(
+            "%d of %d answers may end early: the model has no positions for more", short, len(order)
+        )
+    begin = 0
+    while begin < len(order):
+        room = rooms[order[begin]]
+        chunk = [index for index in order[begin : begin + most] if rooms[index] == room]
+        yield chunk, room
+        begin += len(chunk)
+
+
+def _pad_token(hf_model: Any, tokenizer: Any, end: int | None) -> int:
     """What fills up a batch, also behind a finished answer: there it must not be read as text."""
+    size = vocabulary_size(hf_model)
     for token in (tokenizer.pad_token_id, end, tokenizer.eos_token_id):
-        if token is not None:
+        if token is not None and (size is None or token < size):
             return int(token)
     return 0

@@ -22,6 +22,7 @@ from interp.interventions.constrain import constrain
 from interp.interventions.constraint import Constraint
 from interp.interventions.intervention import Intervention
 from interp.models.precision import widened
+from interp.models.spans import tokenize_with_offsets
 from interp.patching.batch import TokenBatch
 from interp.patching.forward import device_of, tail_logits
 from interp.premises.encode import token_span
@@ -74,7 +75,7 @@ def side_effects(
     sentences = neutral_sentences() if sentences is None else sentences
     prompts, spans = [], []
     for sentence in sentences:
-        encoding = model.tokenizer(sentence, return_offsets_mapping=True)
+        encoding = tokenize_with_offsets(model.tokenizer, sentence)
         prompts.append(list(encoding["input_ids"]))
         spans.append(token_span(encoding["offset_mapping"], sentence, *content_span(sentence)))
     batch = TokenBatch.from_lists(prompts, device=device_of(model))

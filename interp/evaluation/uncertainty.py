@@ -31,7 +31,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from interp.display import Displayed, Shown
 from interp.errors import UserError
-from interp.generation import BATCH_PROMPTS, MAX_NEW_TOKENS, answers_in_batches
+from interp.generation import BATCH_PROMPTS, MAX_NEW_TOKENS, answers_in_batches, end_tokens
 from interp.patching.batch import TokenBatch
 from interp.patching.forward import device_of
 from interp.premises.encode import encode_question
@@ -265,8 +265,8 @@ def scored_answers(
     if temperature is not None and temperature <= 0:
         raise UserError(f"the temperature is above zero, not {temperature}; None is greedy")
     hf_model, tokenizer = model.original_model, model.tokenizer
-    ends = hf_model.generation_config.eos_token_id
-    ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+    ends = end_tokens(hf_model, tokenizer)
+    ends = [] if ends is None else [ends] if isinstance(ends, int) else ends
     sampling: dict[str, Any] = {"do_sample": False}
     if temperature is not None:
         sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}

@@ -24,6 +24,7 @@ from interp.experts.records import RoutingRecords
 from interp.experts.similarity import OutputSimilarity
 from interp.experts.tables import Tables
 from interp.experts.token_file import TokenFile
+from interp.models.limits import check_prompts
 from interp.models.modes import evaluating
 
 __all__ = ["ROUTERS", "CollectSettings", "RoutingSum", "collect_part", "collect_routing"]
@@ -94,6 +95,7 @@ def collect_part(
             tqdm(total=total, unit="tok", desc="routing", disable=not progress)
         )
         stack.enter_context(observing(pass_.layers, pass_.see))
+        check_prompts(base_of(model), [one.tokens for one in corpus.texts])
         pass_.runner = Runner(model, corpus.texts[0].tokens[: corpus.prefix])
         for batch in pass_.batches(number):
             pass_.run(batch)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from interp.errors import UserError
+from interp.models.spans import prompt_ids
 from interp.moelora.encoding import encode_example, end_token
 from interp.moelora.examples import Example
 
@@ -149,5 +150,5 @@ def check_enough(corpus: LabelledCorpus, *, tokens: int, units: int, least_tasks
 
 def _ids(tokenizer: Any, text: str | Sequence[int]) -> tuple[int, ...]:
     if isinstance(text, str):
-        return tuple(tokenizer(text)["input_ids"])
+        return tuple(prompt_ids(tokenizer, text))
     return tuple(int(one) for one in text)

@@ -1,8 +1,8 @@
 """Where in a chat an answer begins.
 
 The prompt for an answer is not always what a template writes before one. Models that think are
-asked with an open thought (``<think>``), or with nothing, and their templates write a closed thought
-or a channel's name before the answers of the conversation so far. An answer then stands
+asked with an open thought (``<think>``), or with nothing, and their templates write a closed
+thought or a channel's name before the answers of the conversation so far. An answer then stands
 
 1. behind what the template writes before an answer, where that goes on from the prompt;
 2. else, where the prompt opens a thought, behind that thought, closed;

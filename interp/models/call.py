@@ -42,6 +42,8 @@ def call_model(
         arguments["past_key_values"] = cache
     if "logits_to_keep" in accepted:
         arguments["logits_to_keep"] = keep
+    if not getattr(hf_model.config, "return_dict", True):  # a checkpoint that asks for tuples
+        arguments["return_dict"] = True
     with evaluating(hf_model), contiguous_unembedding(hf_model):
         return hf_model(**arguments).logits[:, -keep:]
 

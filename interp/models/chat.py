@@ -137,8 +137,9 @@ def _front(
             if not found:
                 return None
         texts.append(text)
-    start = _question_start(*texts, question)
-    return None if start is None else Front(texts[0], start, question)
+    text, marked = texts
+    start = _question_start(text, marked, question)
+    return None if start is None else Front(text, start, question)
 
 
 def _own_front(tokenizer: Any, question: str, system: str | None) -> Front | None:

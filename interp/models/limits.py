@@ -116,26 +116,26 @@ def _check_length(hf_model: Any, longest: int, width: int) -> None:
             f"a prompt of {length} tokens is longer than the {positions.table} positions that the "
             "model has: shorten it, or take a model with a longer context"
         )
-    if positions.table is None and positions.trained and length > positions.trained:
-        if hf_model not in _TOLD:
-            _TOLD.add(hf_model)
-            logger.warning(
-                "a prompt of %d tokens is longer than the %d positions that the model was made "
-                "for: what it computes beyond them may be worth little",
-                length, positions.trained,
-            )  # fmt: skip
+    extrapolated = positions.table is None and length > (positions.trained or length)
+    if extrapolated and hf_model not in _TOLD:
+        _TOLD.add(hf_model)
+        logger.warning(
+            "a prompt of %d tokens is longer than the %d positions that the model was made for: "
+            "what it computes beyond them may be worth little",
+            length, positions.trained,
+        )  # fmt: skip
 
 
 def _find_positions(hf_model: Any) -> Positions:
     if hasattr(hf_model, "get_base_model"):  # a PEFT model
         hf_model = hf_model.get_base_model()
     tables = list(_tables(hf_model))
-    config = getattr(hf_model, "config", None)
+    config: Any = getattr(hf_model, "config", None)
     if hasattr(config, "get_text_config"):
         config = config.get_text_config()
     # MPT: a bias for so many columns, made anew in every pass.
     if getattr(getattr(config, "attn_config", None), "alibi", False):
-        tables.append(config.max_seq_len)  # type: ignore[union-attr]
+        tables.append(config.max_seq_len)
     accepted = signature(hf_model.forward).parameters
     return Positions(
         table=min(tables) if tables else None,
@@ -151,7 +151,7 @@ def _tables(hf_model: Any) -> Iterator[int]:
         yield own
         return
     for path, module in hf_model.named_modules():
-        weight = getattr(module, "weight", None)
+        weight: Any = getattr(module, "weight", None)
         if any(map(_is_of_positions, path.split("."))) and _is_table(weight):
             # OPT and BioGPT begin to count behind rows that stand for padding.
             yield len(weight) - int(getattr(module, "offset", 0))

@@ -7,7 +7,7 @@ learned too. Labels are -100 (`IGNORED`) on the prompt, so that only the answer 
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -16,6 +16,8 @@ from torch import Tensor
 
 from interp.errors import UserError
 from interp.models import RenderedChat, render_chat
+from interp.models.chat import text_after_answer
+from interp.models.spans import prompt_ids
 from interp.moelora.examples import Example
 
 logger = logging.getLogger(__name__)
@@ -24,7 +26,6 @@ TooLong = Literal["error", "drop"]
 """What happens to an example that does not fit into the context."""
 
 IGNORED = -100
-_MARK = "qzanswerqz"
 
 
 @dataclass(frozen=True)
@@ -48,18 +49,22 @@ def encode_prompt(tokenizer: Any, prompt: str) -> tuple[int, ...]:
 def encode_example(tokenizer: Any, example: Example, *, end: int | None = None) -> EncodedExample:
     """The tokens of a question and its response, ended by `end` (see `end_token`).
 
-    Tokens that the tokenizer would put across the border of prompt and answer are kept apart, as
-    they are when the model answers.
+    The response stands where the template puts an answer. What the template writes between the
+    prompt that the model is asked with and the response, such as a closed thought, is learned too;
+    a response that does not go on from that prompt has what stands before it as its prompt. Tokens
+    that the tokenizer would put across the border of prompt and answer are kept apart, as they are
+    when the model answers.
     """
-    prompt = encode_prompt(tokenizer, example.prompt)
+    bare = render_chat(tokenizer, example.prompt)
     rendered = render_chat(tokenizer, example.prompt, example.response)
-    whole = _ids(tokenizer, rendered)
+    if not rendered.text.startswith(bare.text):
+        bare = replace(rendered, text=rendered.text[: rendered.answer_start])
+    prompt, whole = _ids(tokenizer, bare), _ids(tokenizer, rendered)
     answer = whole[len(prompt) :]
     if whole[: len(prompt)] != prompt:
-        bare = render_chat(tokenizer, example.prompt)
         rest = rendered.text[len(bare.text) :]
         answer = tuple(tokenizer(rest, add_special_tokens=False)["input_ids"])
-    # Some tokenizers end every text themselves.
+    # A response may say its end itself.
     ended = end_token(tokenizer) if end is None else end
     while answer and answer[-1] == ended:
         answer = answer[:-1]
@@ -115,12 +120,8 @@ def end_token(tokenizer: Any) -> int:
     """The token that ends an answer: what the chat template writes behind one, or else EOS."""
     special = set(tokenizer.all_special_ids)
     if getattr(tokenizer, "chat_template", None):
-        messages = [
-            {"role": "user", "content": "question"},
-            {"role": "assistant", "content": _MARK},
-        ]
-        _, found, after = tokenizer.apply_chat_template(messages, tokenize=False).rpartition(_MARK)
-        ids = tokenizer(after, add_special_tokens=False)["input_ids"] if found and after else []
+        after = text_after_answer(tokenizer)
+        ids = tokenizer(after, add_special_tokens=False)["input_ids"] if after else []
         if ids and ids[0] in special:
             return int(ids[0])
     if tokenizer.eos_token_id is None:
@@ -155,6 +156,5 @@ class AnswerCollator:
 
 
 def _ids(tokenizer: Any, rendered: RenderedChat) -> tuple[int, ...]:
-    return tuple(
-        tokenizer(rendered.text, add_special_tokens=rendered.add_special_tokens)["input_ids"]
-    )
+    special = rendered.add_special_tokens
+    return tuple(prompt_ids(tokenizer, rendered.text, add_special_tokens=special))

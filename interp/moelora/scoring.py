@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from interp.errors import UserError
 from interp.generation import BATCH_PROMPTS, greedy_answers
 from interp.heads.significance import mean_interval
+from interp.models.limits import check_prompts
 from interp.models.modes import evaluating
 from interp.moelora.encoding import (
     IGNORED,
@@ -158,6 +159,7 @@ def answer_losses(
 
     It moves before the accuracy does, and has less noise.
     """
+    check_prompts(model, [one.tokens for one in examples])
     device = next(model.parameters()).device
     order = sorted(range(len(examples)), key=lambda index: len(examples[index].tokens))
     losses = [0.0] * len(examples)

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
 from interp.errors import UserError
+from interp.models.limits import check_prompts
 from interp.models.quiet import quiet_libraries
 from interp.moelora.adapters import Method, check_method
 from interp.moelora.config import MoELoRAConfig
@@ -188,7 +189,12 @@ def make_trainer(
     device: str | None = None,
     progress: bool = False,
 ) -> AdapterTrainer:
-    """A Trainer for an adapted model. Raises `UserError` if the data does not fill one batch."""
+    """A Trainer for an adapted model.
+
+    Raises `UserError` if the data does not fill one batch, or has examples or tokens that are
+    beyond the model's positions or vocabulary.
+    """
+    check_prompts(model, [(pad,), *(one.tokens for one in examples)])
     arguments = settings.arguments(folder, device=device)
     needed = settings.batch * arguments.world_size
     if len(examples) < needed:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from interp.errors import UserError
 from interp.models import RenderedChat, render_chat
+from interp.models.joining import gap_between
 from interp.models.spans import shared_length, token_span, tokenize_with_offsets
 from interp.patching.batch import Span, TokenBatch
 from interp.premises.questions import Premises, Question, QuestionKind
@@ -138,9 +139,14 @@ def answer_tokens(
     The full stop makes answers differ even when one begins with the other.
     """
     return [
-        list(tokenize(tokenizer, rendered, f"{rendered.text} {answer}.")["input_ids"])
+        list(tokenize(tokenizer, rendered, _with_answer(rendered, answer))["input_ids"])
         for answer in answers
     ]
+
+
+def _with_answer(rendered: RenderedChat, answer: str) -> str:
+    """The text, an answer that goes on from it, and a full stop."""
+    return f"{rendered.text}{gap_between(rendered.text, answer)}{answer}."
 
 
 def _encode_kind(
@@ -158,7 +164,7 @@ def _encode_kind(
             f"the answers about {question.subject!r} cannot be told apart"
         )
     # What stands before the answers' difference: the prompt, and the tokens that both share.
-    text = f"{rendered.text} {question.true_object}."
+    text = _with_answer(rendered, question.true_object)
     encoding = tokenize(tokenizer, rendered, text)
     whole = RenderedChat(
         text, rendered.question_start, rendered.answer_start, rendered.add_special_tokens

@@ -23,6 +23,7 @@ from interp.errors import UserError
 from interp.files import beside_of, move_into_place
 from interp.models import cache_root, fingerprint_of_folder, resolve
 from interp.models.folder import read_tokenizer
+from interp.models.limits import vocabulary_size
 from interp.moelora.adapters import adapt, trainable_parameters
 from interp.moelora.encoding import end_token
 from interp.moelora.pretrained import Pretrained, load_pretrained
@@ -132,8 +133,10 @@ def load_data(base: Pretrained, settings: TrainingSettings) -> TaskData:
 
 def pad_token(base: Pretrained) -> int:
     """The token that fills up batches."""
-    pad = base.tokenizer.pad_token_id
-    return end_token(base.tokenizer) if pad is None else int(pad)
+    pad, size = base.tokenizer.pad_token_id, vocabulary_size(base.model)
+    if pad is None or (size is not None and pad >= size):
+        return end_token(base.tokenizer)
+    return int(pad)
 
 
 def metrics_of(

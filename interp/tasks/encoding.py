@@ -4,9 +4,10 @@ The answers are scored by the first token in which they differ as continuations 
 text is tokenized together with each answer, never apart from it; what the two continuations share
 is the prompt, so answers that begin with the same tokens put those at the prompt's end.
 
-An answer that does not begin with white space gets a space before it, unless the text ends in
-white space. In a chat (``chat=True``) the text is the user's turn and the answer begins the
-assistant's. Spans are found by the tokenizer's character offsets on the whole text.
+Between text and answer stands the pair's ``gap``; where it says none, mostly a space
+(`interp.models.joining`). In a chat (``chat=True``) the text is the user's turn and the answer
+begins the assistant's, behind a gap only if the pair says one. Spans are found by the tokenizer's
+character offsets on the whole text.
 """
 
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from interp.errors import UserError
 from interp.models import render_chat
+from interp.models.joining import gap_between
 from interp.models.spans import (
     check_offsets,
     shared_length,
@@ -109,8 +111,11 @@ def encode_pairs(
         system: with ``chat``, a system prompt.
 
     Raises:
-        UserError: answers that cannot be told apart, or a span that no token holds.
+        UserError: answers that cannot be told apart, a span that no token holds, or a system prompt
+            without ``chat``.
     """
+    if system is not None and not chat:
+        raise UserError("a system prompt needs the chat template: set chat=True, or leave it out")
     check_offsets(tokenizer)
     rows = []
     for number, pair in enumerate(pairs):
@@ -162,11 +167,12 @@ def _encode_text(
     encodings, wholes, begin = [], [], 0
     for answer in (pair.answer, pair.wrong_answer):
         if chat:
-            rendered = render_chat(tokenizer, text, answer.lstrip(), system=system)
+            said = answer.lstrip() if pair.gap is None else answer
+            rendered = render_chat(tokenizer, text, said, system=system, gap=pair.gap)
             whole, begin = rendered.text, rendered.question_start
             special = rendered.add_special_tokens
         else:
-            gap = "" if answer[0].isspace() or text[-1].isspace() else " "
+            gap = gap_between(text, answer) if pair.gap is None else pair.gap
             whole, special = f"{text}{gap}{answer}", True
         # The full stop makes answers differ even when one begins with the other.
         wholes.append(f"{whole}.")

@@ -4,10 +4,13 @@ A file of pairs holds one JSON object a line::
 
     {"clean": "Paris is the capital of", "corrupted": "Rome is the capital of",
      "answer": " France", "wrong_answer": " Italy",
-     "spans": {"city": {"clean": [0, 5], "corrupted": [0, 4]}}, "group": "Paris", "template": "is"}
+     "spans": {"city": {"clean": [0, 5], "corrupted": [0, 4]}}, "group": "Paris", "template": "is",
+     "gap": ""}
 
 ``answer`` is what follows the clean text, ``wrong_answer`` what follows the corrupted one. The
-last three keys may be left out. ``spans`` names pieces of the texts by character offsets
+last four keys may be left out. ``gap`` is what stands between text and answer: ``""`` for nothing,
+as in "12+30=" and "42"; where it is left out, `interp.models.joining.gap_between` says, mostly a
+space. ``spans`` names pieces of the texts by character offsets
 [start, end); a plain ``[start, end]`` stands for the same offsets in both. ``group`` says which
 prompts are not independent and are resampled together; ``template`` is the sentence's form.
 """
@@ -23,6 +26,8 @@ from interp.untrusted import read_json_lines
 Span = tuple[int, int]
 """Characters [start, end) of a text."""
 
+_TEXTS = ("clean", "corrupted", "answer", "wrong_answer")
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -30,6 +35,8 @@ class Pair:
 
     Attributes:
         spans: by name, the characters of the clean and of the corrupted text.
+        gap: what stands between a text and an answer; None for what is usual between the two. In
+            a chat it stands before the answer in the assistant's turn.
     """
 
     clean: str
@@ -39,15 +46,19 @@ class Pair:
     spans: Mapping[str, tuple[Span, Span]] = field(default_factory=dict)
     group: str = ""
     template: str = ""
+    gap: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("clean", "corrupted", "answer", "wrong_answer"):
+        for name in (*_TEXTS, "group", "template", "gap"):
             text = getattr(self, name)
-            if not text.strip():
+            if text is None and name == "gap":
+                continue
+            if not isinstance(text, str):
+                raise UserError(f"{name} is {_short(text)}, but must be text")
+            if name in _TEXTS and not text.strip():
                 raise UserError(f"{name} is empty: give it at least one word")
-        for name in ("clean", "corrupted", "answer", "wrong_answer", "group", "template"):
             try:
-                getattr(self, name).encode("utf-8")
+                text.encode("utf-8")
             except UnicodeEncodeError as error:
                 raise UserError(
                     f"{name} holds half of a surrogate pair: no Unicode text"
@@ -77,6 +88,7 @@ class Pair:
             },
             "group": self.group,
             "template": self.template,
+            **({} if self.gap is None else {"gap": self.gap}),
         }
 
 
@@ -151,12 +163,9 @@ def _pair_of(content: Any) -> Pair:
     unknown = [key for key in content if key not in known]
     if unknown:
         raise UserError(f"unknown key {unknown[0]!r}; known: {', '.join(known)}")
-    missing = [key for key in known[:4] if key not in content]
+    missing = [key for key in _TEXTS if key not in content]
     if missing:
         raise UserError(f"{missing[0]!r} is missing")
-    for key in known:
-        if key != "spans" and not isinstance(content.get(key, ""), str):
-            raise UserError(f"{key} is {_short(content[key])}, but must be text")
     spans = content.get("spans") or {}
     if not isinstance(spans, dict):
         raise UserError('spans must be an object such as {"name": [start, end]}')
