@@ -69,12 +69,15 @@ def _attention_hooks(
             queries, keys = scores.shape[2:]
             # While decoding there are more columns than the prompt had: none is the object.
             # A layer with a sliding window has kept the keys of the last columns only.
-            at = torch.nn.functional.pad(running.at, (0, running.columns - running.at.shape[1]))
+            # A cache of a fixed length has room for columns that are yet to come.
+            columns = max(running.columns, keys)
+            at = torch.nn.functional.pad(running.at, (0, columns - running.at.shape[1]))
             at = at[:, -keys:].to(scores.device)
             rows = torch.arange(len(at), device=at.device)
             everywhere = heads.to(at.device).expand(len(at), -1)
             edit = AttentionEdit(at, part.factor)
-            _, function = edit.hook(layer, rows, everywhere, keys - queries)
+            first = min(running.columns, keys) - queries
+            _, function = edit.hook(layer, rows, everywhere, first)
             return cast(Tensor, function(scores, hook))
 
         return scores_hook_name(layer), cut

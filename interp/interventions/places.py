@@ -54,17 +54,20 @@ def places_of_premises(encoded: EncodedPremises) -> Places:
 
 def _from_spans(spans: tuple[tuple[int, int] | None, ...]) -> Places:
     def find(tokens: Tensor, mask: Tensor) -> Tensor:
-        if len(spans) != len(tokens):
+        copies = _copies(tokens, len(spans))
+        if not copies:
             raise UserError(f"{len(spans)} spans for {len(tokens)} prompts: give one per prompt")
-        at = torch.zeros_like(mask)
-        for row, span in enumerate(spans):
+        at = torch.zeros_like(mask, dtype=torch.bool)
+        for row in range(len(tokens)):
+            span = spans[row // copies]
             if span is None:
                 continue
             start, end = span
             first, length = int(mask[row].long().argmax()), int(mask[row].sum())
             if not 0 <= start < end <= length:
                 raise UserError(
-                    f"span [{start}, {end}) of prompt {row} is not in its {length} tokens"
+                    f"span [{start}, {end}) of prompt {row // copies} is not in its {length} tokens "
+                    "(a prompt has to run whole: leave prefill_chunk_size out)"
                 )
             at[row, first + start : first + end] = True
         return at
@@ -74,10 +77,22 @@ def _from_spans(spans: tuple[tuple[int, int] | None, ...]) -> Places:
 
 def _from_mask(at: Tensor) -> Places:
     def find(tokens: Tensor, mask: Tensor) -> Tensor:
-        if at.shape != tokens.shape:
+        copies = _copies(tokens, len(at)) if at.ndim == 2 else 0
+        if not copies or at.shape[1] != tokens.shape[1]:
             raise UserError(
                 f"the mask of places is {tuple(at.shape)}, the prompts {tuple(tokens.shape)}"
             )
-        return at.to(device=tokens.device, dtype=torch.bool)
+        return at.repeat_interleave(copies, dim=0).to(device=tokens.device, dtype=torch.bool)
 
     return find
+
+
+def _copies(tokens: Int[Tensor, "row pos"], n_prompts: int) -> int:
+    """How many rows each prompt has, one after the other; 0 if the rows are not such copies.
+
+    ``generate`` runs a prompt once for every beam, and for every sequence that it returns.
+    """
+    copies, rest = divmod(len(tokens), n_prompts) if n_prompts else (0, 1)
+    if rest or not torch.equal(tokens, tokens[::copies].repeat_interleave(copies, dim=0)):
+        return 0
+    return copies

@@ -74,7 +74,8 @@ class Running:
             if tokens.shape[1] > 1:
                 raise UserError(
                     f"{tokens.shape[1]} columns follow a prefill at once, and places in them are "
-                    "not known: run the whole prompt, then one token at a time"
+                    "not known: run the whole prompt at once (no prefill_chunk_size), then one "
+                    "token at a time"
                 )
             return
         real = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask.bool()

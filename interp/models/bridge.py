@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Int
 from transformer_lens.model_bridge import TransformerBridge
 
 from interp.errors import UserError
@@ -62,14 +63,34 @@ def before_each_pass(model: Any, begin: Callable[..., None]) -> Iterator[None]:
 
     def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         past = kwargs.get("past_key_values")
-        begin(
-            kwargs.get("input_ids", args[0] if args else None),
-            kwargs.get("attention_mask"),
-            0 if past is None else past.get_seq_length(),
-        )
+        tokens = kwargs.get("input_ids", args[0] if args else None)
+        seen = 0 if past is None else int(past.get_seq_length())
+        mask = kwargs.get("attention_mask")
+        if tokens is not None:
+            mask = _real_columns(mask, seen + tokens.shape[1])
+        begin(tokens, mask, seen)
 
     handle = model.original_model.register_forward_pre_hook(hook, with_kwargs=True)
     try:
         yield
     finally:
         handle.remove()
+
+
+def _real_columns(
+    mask: Any, columns: int
+) -> Bool[torch.Tensor, "prompt columns"] | Int[torch.Tensor, "prompt columns"] | None:
+    """Which columns hold real tokens, from any mask that transformers is called with.
+
+    ``generate`` gives a mask of queries and keys where the cache has a fixed length, and one for
+    every kind of layer where there are several.
+
+    """
+    if isinstance(mask, dict):
+        mask = mask.get("full_attention", next(iter(mask.values()), None))
+    if mask is None:
+        return None
+    if mask.ndim == 4:  # [prompt 1 query key], True or 0 where a query sees a key
+        seen = mask if mask.dtype == torch.bool else mask == 0
+        return seen[:, 0, :, :columns].any(dim=1)
+    return mask[:, :columns]
