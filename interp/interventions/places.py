@@ -65,8 +65,9 @@ def _from_spans(spans: tuple[tuple[int, int] | None, ...]) -> Places:
             start, end = span
             first, length = int(mask[row].long().argmax()), int(mask[row].sum())
             if not 0 <= start < end <= length:
+                prompt = row // copies
                 raise UserError(
-                    f"span [{start}, {end}) of prompt {row // copies} is not in its {length} tokens "
+                    f"span [{start}, {end}) of prompt {prompt} is not in its {length} tokens "
                     "(a prompt has to run whole: leave prefill_chunk_size out)"
                 )
             at[row, first + start : first + end] = True

@@ -308,11 +308,20 @@ def calls_attention_interface(attention: nn.Module) -> bool:
     return "ALL_ATTENTION_FUNCTIONS" in forward.__code__.co_names
 
 
+_LIBRARIES = ("interp.", "transformer_lens.", "accelerate.", "torch.", "peft.", "transformers.")
+"""Whose hooks on modules belong to the model; all others are somebody's own."""
+
+
 def has_hooks(model: Any) -> bool:
-    """Whether anything stands on the model's hook points."""
+    """Whether somebody's hooks stand on the model: on its hook points, or on any of its modules."""
+    points = model.hook_dict.values()
+    if any(point.fwd_hooks or point._forward_hooks or point._forward_pre_hooks for point in points):
+        return True
     return any(
-        point.fwd_hooks or point._forward_hooks or point._forward_pre_hooks
-        for point in model.hook_dict.values()
+        not str(getattr(hook, "__module__", "")).startswith(_LIBRARIES)
+        for module in model.modules()
+        for hooks in (module._forward_hooks, module._forward_pre_hooks)
+        for hook in hooks.values()
     )
 
 
