@@ -5,11 +5,14 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast
+from transformers import GenerationConfig, PreTrainedTokenizerFast
 
-from interp.generation import generate_tokens, greedy_answers
+from interp.errors import UserError
+from interp.evaluation.uncertainty import scored_answers
+from interp.generation import end_tokens, generate_tokens, greedy_answers
 from interp.models import HookedModel
 
 PROMPTS = [[5, 9, 7, 8, 30, 31], [20, 21, 22], [40, 41, 42, 43]]
@@ -75,3 +78,109 @@ def test_each_batch_has_its_context(tiny_llama: HookedModel) -> None:
         tiny_llama, PROMPTS, within=within, batch_prompts=2, max_new_tokens=1, progress=False
     )
     assert seen == [[1, 2], [0]]  # the short ones first: little padding
+
+
+def by_hand(hf_model: Any, prompt: list[int], count: int, ends: set[int]) -> list[int]:
+    """The likeliest token each time, from whole runs without a cache."""
+    said: list[int] = []
+    while len(said) < count and not (said and said[-1] in ends):
+        with torch.no_grad():
+            logits = hf_model(input_ids=torch.tensor([prompt + said])).logits[0, -1]
+        said.append(int(logits.argmax()))
+    return said
+
+
+SAID_OTHERWISE: list[dict[str, Any]] = [
+    {"repetition_penalty": 5.0},
+    {"no_repeat_ngram_size": 1},
+    {"suppress_tokens": list(range(0, 384, 2))},
+    {"begin_suppress_tokens": list(range(0, 384, 2))},
+    {"bad_words_ids": [[token] for token in range(1, 300, 2)]},
+    {"sequence_bias": [[[9], 50.0]]},
+    {"forced_eos_token_id": 1},
+    {"min_new_tokens": 8},
+    {"max_length": 3, "max_new_tokens": 1},
+    {"max_time": 1e-9},
+    {"stop_strings": ["a", "e", "o"]},
+    {"do_sample": True, "temperature": 50.0, "top_k": 3},
+    {"num_beams": 3, "length_penalty": -5.0},
+    {"num_return_sequences": 3, "do_sample": True},
+    {"penalty_alpha": 0.6, "top_k": 4},
+    {"guidance_scale": 3.0},
+    {"exponential_decay_length_penalty": [0, 50.0]},
+    {"watermarking_config": {"bias": 50.0}},
+    {"return_dict_in_generate": True, "output_scores": True, "output_attentions": True},
+    {"cache_implementation": "static"},
+    {"prompt_lookup_num_tokens": 3},
+    {"of_their_own": 1},
+]
+
+
+@pytest.mark.parametrize("more", SAID_OTHERWISE, ids=lambda more: next(iter(more)))
+def test_greedy_is_the_likeliest_token_whatever_a_checkpoint_says(
+    more: dict[str, Any], tiny_llama: HookedModel, transformers_twin: Any
+) -> None:
+    hf_model: Any = tiny_llama.original_model
+    prompt, tokenizer = PROMPTS[0], tiny_llama.tokenizer
+    own = hf_model.generation_config
+    ends = {tokenizer.eos_token_id}
+    right = by_hand(transformers_twin("tiny_llama"), prompt, 6, ends)
+    text = tokenizer.decode(right, skip_special_tokens=True).strip()
+    hf_model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, **more)
+    try:
+        said = generate_tokens(tiny_llama, [prompt], max_new_tokens=6, progress=False)
+        (scored,), _ = scored_answers(tiny_llama, [prompt], max_new_tokens=6, progress=False)
+        kept = hf_model.generation_config.to_dict()
+    finally:
+        hf_model.generation_config = own
+    assert said == [text] == [scored]
+    assert all(name in kept for name in more)  # the checkpoint's own came back
+
+
+def test_the_checkpoints_end_tokens_stay(tiny_llama: HookedModel, transformers_twin: Any) -> None:
+    hf_model: Any = tiny_llama.original_model
+    prompt, tokenizer = PROMPTS[0], tiny_llama.tokenizer
+    own = hf_model.generation_config
+    said = by_hand(transformers_twin("tiny_llama"), prompt, 8, set())
+    end = said[3]
+    ended = said[: said.index(end) + 1]
+    hf_model.generation_config = GenerationConfig(eos_token_id=[350, end])
+    try:
+        for extra in (None, 351):  # another end token comes in addition
+            (text,) = greedy_answers(
+                hf_model, tokenizer, [prompt], end=extra, max_new_tokens=8, progress=False
+            )
+            assert text == tokenizer.decode(ended, skip_special_tokens=True).strip()
+    finally:
+        hf_model.generation_config = own
+
+
+def test_end_tokens_by_hand(words: PreTrainedTokenizerFast) -> None:
+    model = Parrot()
+    assert end_tokens(model, words) == 3  # the tokenizer's
+    model.config = torch.nn.Module()
+    model.config.eos_token_id = 2  # type: ignore[assignment]
+    assert end_tokens(model, words) == 2
+    model.generation_config = GenerationConfig(eos_token_id=[0, 1])
+    assert end_tokens(model, words) == [0, 1]
+    assert end_tokens(model, words, 3) == [3, 0, 1]
+    assert end_tokens(model, words, 1) == [0, 1]
+
+
+def test_a_peft_model_is_greedy_too(hf_factory: Any, chat_tokenizer: Any) -> None:
+    base = hf_factory("llama", chat_tokenizer)
+    adapted: Any = get_peft_model(
+        base, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    )
+    right = greedy_answers(adapted, chat_tokenizer, PROMPTS, max_new_tokens=5, progress=False)
+    for holder in (base, adapted):
+        holder.generation_config = GenerationConfig(eos_token_id=1, no_repeat_ngram_size=1)
+    said = greedy_answers(adapted, chat_tokenizer, PROMPTS, max_new_tokens=5, progress=False)
+    assert said == right
+    assert base.generation_config.no_repeat_ngram_size == 1
+
+
+@pytest.mark.parametrize("count", [-1, 1.5, True, None])
+def test_a_count_that_is_none(count: Any, words: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(UserError, match="max_new_tokens is a whole number"):
+        greedy_answers(Parrot(), words, [[0]], max_new_tokens=count, progress=False)

@@ -1,13 +1,22 @@
 """Pieces of a text in its tokens, for any way that a tokenizer may cut it."""
 
 import itertools
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, processors
+from transformers import PreTrainedTokenizerFast
 
 from interp.errors import UserError
-from interp.models.spans import check_offsets, shared_length, token_span, tokenize_with_offsets
+from interp.models.spans import (
+    check_offsets,
+    prompt_ids,
+    shared_length,
+    token_span,
+    tokenize_with_offsets,
+)
 
 
 @given(st.text(alphabet="ab漢é🌋 \t\n", min_size=1, max_size=12), st.data())
@@ -63,3 +72,54 @@ def test_a_slow_tokenizer_is_told() -> None:
         check_offsets(slow)
     with pytest.raises(UserError, match="no character offsets"):
         tokenize_with_offsets(slow, "text")
+
+
+def framed(plain_tokenizer: Any, frame: str) -> Any:
+    """The tokenizer, which puts its first two tokens around every text."""
+    backend = Tokenizer.from_str(plain_tokenizer.backend_tokenizer.to_str())
+    backend.post_processor = processors.TemplateProcessing(
+        single=frame, special_tokens=[("<|start|>", 0), ("<|end|>", 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<|start|>", eos_token="<|end|>"
+    )
+
+
+@pytest.mark.parametrize(
+    ("frame", "front"),
+    [
+        ("$A", []),
+        ("<|start|> $A", [0]),
+        ("$A <|end|>", []),
+        ("<|start|> $A <|end|>", [0]),
+        ("<|start|> $A <|end|> <|end|>", [0]),
+        ("<|end|> $A", [1]),
+        ("<|end|> $A <|end|>", [1]),
+    ],
+)
+@pytest.mark.parametrize("text", ["Why?", "Why?<|end|>", "<|end|>", "Why? "])
+def test_a_prompt_has_what_stands_in_front_and_no_end(
+    frame: str, front: list[int], text: str, plain_tokenizer: Any
+) -> None:
+    bare = plain_tokenizer(text)["input_ids"]  # with the end token that the text itself holds
+    tokenizer = framed(plain_tokenizer, frame)
+    encoding = tokenize_with_offsets(tokenizer, text)
+    assert encoding["input_ids"] == prompt_ids(tokenizer, text) == front + bare
+    assert encoding["offset_mapping"][-1][1] == len(text)
+    assert len(encoding["offset_mapping"]) == len(front + bare)
+    assert prompt_ids(tokenizer, text, add_special_tokens=False) == bare
+
+
+class Slow:
+    """A tokenizer without offsets: characters, between 0 and 1."""
+
+    is_fast = False
+
+    def __call__(self, text: str, *, add_special_tokens: bool) -> dict[str, list[int]]:
+        ids = [ord(one) for one in text]
+        return {"input_ids": [0, *ids, 1] if add_special_tokens else ids}
+
+
+def test_a_slow_tokenizers_end_is_left_out_too() -> None:
+    assert prompt_ids(Slow(), "abc") == [0, 97, 98, 99]
+    assert prompt_ids(Slow(), "abc", add_special_tokens=False) == [97, 98, 99]

@@ -150,3 +150,41 @@ def test_right_answers_are_those_the_model_prefers(tiny_gpt2: HookedModel) -> No
     logits = tiny_gpt2(encoded.clean.tokens)[:, -1]
     assert right[0].item() == bool(logits[0, encoded.answer[0]] > logits[0, encoded.wrong[0]])
     assert right.tolist() in ([True, False], [False, True])
+
+
+@pytest.mark.parametrize(
+    ("text", "gap", "whole"),
+    [
+        ("from 1732 to 17", "", "from 1732 to 1733."),
+        ("The opposite of able is un", "", "The opposite of able is un33."),
+        ("It says:", "\n", "It says:\n33."),
+        ("It says:", None, "It says: 33."),
+        ("It says: (", None, "It says: (33."),
+    ],
+)
+def test_the_gap_stands_between_text_and_answer(
+    text: str, gap: str | None, whole: str, plain_tokenizer: Any
+) -> None:
+    pair = Pair(text, f"In fact {text}", "33", "02", gap=gap)
+    encoded = encode_pairs(plain_tokenizer, Pairs((pair,)))
+    ids = plain_tokenizer(whole)["input_ids"]
+    n = int(encoded.clean.mask[0].sum())
+    assert [*encoded.clean.tokens[0][-n:].tolist(), encoded.answer.item()] == ids[: n + 1]
+
+
+@pytest.mark.parametrize("gap", [None, "", "\n", " "])
+def test_in_a_chat_the_gap_begins_the_assistants_turn(
+    gap: str | None, chat_tokenizer: Any, plain_tokenizer: Any
+) -> None:
+    pair = Pair("Say a number", "Say a word", "33", "02", gap=gap)
+    encoded = encode_pairs(chat_tokenizer, Pairs((pair,)), chat=True)
+    prompt = text_of(chat_tokenizer, encoded.clean, 0) + chat_tokenizer.decode(encoded.answer)
+    assert prompt.endswith(f"assistant\n{gap or ''}3")
+    encoded = encode_pairs(plain_tokenizer, Pairs((pair,)), chat=True)
+    prompt = text_of(plain_tokenizer, encoded.clean, 0) + plain_tokenizer.decode(encoded.answer)
+    assert prompt.endswith(f"Answer:{' ' if gap is None else gap}3")
+
+
+def test_a_system_prompt_needs_a_chat(plain_tokenizer: Any) -> None:
+    with pytest.raises(UserError, match="a system prompt needs the chat template"):
+        encode_pairs(plain_tokenizer, Pairs((PARIS,)), system="Be brief.")

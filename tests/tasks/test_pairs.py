@@ -37,6 +37,7 @@ def pairs(draw: st.DrawFn, names: tuple[str, ...]) -> Pair:
         {name: (span(texts[0]), span(texts[1])) for name in names},
         draw(st.one_of(st.just(""), words)),
         draw(st.one_of(st.just(""), words)),
+        draw(st.one_of(st.none(), st.just(""), words)),
     )
 
 
@@ -144,3 +145,23 @@ def test_the_example_in_the_docs_is_a_pair(tmp_path: Path) -> None:
     pair = read_pairs(tmp_path / "pairs.jsonl")[0]
     assert pair.clean[slice(*pair.spans["city"][0])] == "Paris"
     assert pair.corrupted[slice(*pair.spans["city"][1])] == "Rome"
+
+
+def test_a_gap_is_kept_and_written_only_where_it_is_said(tmp_path: Path) -> None:
+    said = Pair(**GOOD, gap="")
+    assert said.row()["gap"] == ""
+    assert "gap" not in Pair(**GOOD).row()  # as files were written before there were gaps
+    file = tmp_path / "pairs.jsonl"
+    file.write_text(
+        "\n".join(json.dumps({**GOOD, **more}) for more in ({"gap": ""}, {"gap": None}))
+    )
+    assert [pair.gap for pair in read_pairs(file)] == ["", None]
+    file.write_text(json.dumps({**GOOD, "gap": 3}))
+    with pytest.raises(UserError, match="line 1: gap is 3, but must be text"):
+        read_pairs(file)
+
+
+@pytest.mark.parametrize("name", ["clean", "answer", "group", "gap"])
+def test_what_is_no_text_is_told(name: str) -> None:
+    with pytest.raises(UserError, match=f"{name} is 7, but must be text"):
+        Pair(**{**GOOD, name: 7})
