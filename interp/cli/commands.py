@@ -56,7 +56,9 @@ def locate(options: LocateOptions, console: Console) -> None:
     load_premises(options.premises)  # a misspelt relation should not wait for the model
     model = load(options, console)
     with engine_of(options, model) as engine:
-        effects = locate_run(model, settings, options.out, engine=engine)
+        effects = locate_run(
+            model, settings, options.out, engine=engine, check_dtype=options.dtype_check
+        )
     write_yaml(options.out / "config.yaml", to_config(options))
     for site, one in effects.items():
         shown = ["layer", "head", "effect", "ci_low", "ci_high", "q_value"]

@@ -82,6 +82,8 @@ class LocateOptions(EngineOptions, ModelOptions):
     """Only the first so many facts."""
     shard: int = 16
     """Prompts that are worked on, and kept, together; part of what the run is."""
+    dtype_check: bool = True
+    """In less than float32: compare a few prompts with float32 at the end, by a second model."""
 
 
 @dataclass(frozen=True)
@@ -170,6 +172,8 @@ class PatchOptions(EngineOptions, ModelOptions):
     """How many units screen verifies."""
     memory: float | None = None
     """MiB that one forward pass may take; by default what suits the machine."""
+    dtype_check: bool = True
+    """In less than float32: compare a few prompts with float32 at the end, by a second model."""
 
 
 @dataclass(frozen=True)

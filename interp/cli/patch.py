@@ -21,7 +21,9 @@ def patch(options: PatchOptions, console: Console) -> None:
     load_pairs(settings)  # a broken file should not wait for the model
     model = load(options, console)
     with engine_of(options, model) as engine:
-        result = patch_run(model, settings, options.out, engine=engine)
+        result = patch_run(
+            model, settings, options.out, engine=engine, check_dtype=options.dtype_check
+        )
     write_yaml(options.out / "config.yaml", to_config(options))
     summary = read_json(options.out / "summary.json")
     top = result.to_dataframe().drop(columns=["p_value", "rank"])

@@ -22,7 +22,7 @@ from interp.moelora.pretrained import load_pretrained
 from interp.moelora.training import TrainingSettings
 from interp.report.comparison_page import render_comparison
 from interp.runs.clock import one_moment, with_clock
-from interp.runs.identity import begin_run, check_run
+from interp.runs.identity import claim_run
 from interp.runs.lock import one_process
 from interp.runs.manifest import read_manifest
 from interp.runs.moelora import (
@@ -88,8 +88,7 @@ def compare_moelora(
     identity = {**plain_settings(settings.training), "methods": list(settings.methods)}
     del identity["method"], identity["seed"]
     found, tokenizer = base_identity(settings.training, allow_pickle=allow_pickle)
-    check_run(run, IDENTITY, {**identity, **found})
-    begin_run(run, IDENTITY, with_clock({**identity, **found}, tokenizer))
+    claim_run(run, IDENTITY, {**identity, **found}, beside=with_clock({}, tokenizer))
     write_yaml(run / "config.yaml", {**identity, "seeds": list(settings.seeds)})
     base = _base_metrics(settings, run, device, allow_pickle, progress)
     finished = []

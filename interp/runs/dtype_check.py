@@ -4,11 +4,14 @@ The same effects are computed twice on the same prompts, in the run's dtype and 
 largest differences go into the manifest. The float32 model is read anew from where the run's model
 came from, so that the rounding of the weights counts too; where that cannot be had (a model made in
 memory) the run's own weights are widened for as long as it takes, which changes no bit of them.
+
+It comes last, when all of the run's own results are written: it takes the memory of a second model.
 """
 
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,19 +19,38 @@ from torch import Tensor, nn
 
 from interp.errors import UserError
 from interp.models import loader_of, model_info
+from interp.runs.manifest import read_manifest
+from interp.runs.store import write_json
+from interp.untrusted import one_line
 
 logger = logging.getLogger(__name__)
 
+_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
+"""What allocators say, of GPUs, of Linux and of Windows, and cuBLAS."""
 N_PROMPTS = 4
 TOP_HEADS = 10
 Measure = Callable[[Any], tuple[Tensor, Tensor]]
 """From a hooked model to the unedited metric and the effects, on the same prompts each time."""
 
 
+def note_dtype_check(run: Path, model: Any, measure: Measure, *, made: bool = True) -> None:
+    """Compare a finished run with float32, and write what comes of it into its manifest.
+
+    The run's own results are there already, and stand, whatever becomes of the comparison.
+
+    Args:
+        made: False leaves the comparison out, and says so in the manifest.
+    """
+    found = dtype_check(model, measure) if made else _left_out(model, "as was asked for")
+    if found:
+        write_json(run / "manifest.json", {**read_manifest(run), **found})
+
+
 def dtype_check(model: Any, measure: Measure) -> dict[str, Any]:
     """What a manifest says of the difference from float32, as ``dtype_check``; else nothing.
 
-    A run in float32 has nothing to say.
+    A run in float32 has nothing to say. Where the comparison cannot be made, because memory runs
+    out, say, that is what is said, in a warning too.
 
     Effects that are NaN in both were not measured and are left out.
     """
@@ -36,9 +58,16 @@ def dtype_check(model: Any, measure: Measure) -> dict[str, Any]:
     if info.dtype == "float32":
         return {}
     logger.info("comparing with float32 on %d prompts", N_PROMPTS)
-    metric, effects = measure(model)
-    with _in_float32(model) as (reference, against):
-        other_metric, other_effects = measure(reference)
+    try:
+        metric, effects = measure(model)
+        with _in_float32(model) as (reference, against):
+            other_metric, other_effects = measure(reference)
+    except (UserError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not _is_of_memory(error):
+            raise
+        reason = one_line(error) or "memory ran out"
+        logger.warning("the comparison with float32 is left out (%s); the results stand", reason)
+        return _left_out(model, reason)
     found = {
         "n_prompts": len(metric),
         "dtype": info.dtype,
@@ -49,6 +78,17 @@ def dtype_check(model: Any, measure: Measure) -> dict[str, Any]:
     return {"dtype_check": found}
 
 
+def _left_out(model: Any, reason: str) -> dict[str, Any]:
+    dtype = model_info(model).dtype
+    return {} if dtype == "float32" else {"dtype_check": {"dtype": dtype, "left_out": reason}}
+
+
+def _is_of_memory(error: RuntimeError) -> bool:
+    """Whether a device's allocator, or this machine's, had no more; torch has a class for some."""
+    said = str(error)
+    return isinstance(error, torch.cuda.OutOfMemoryError) or any(one in said for one in _NO_MEMORY)
+
+
 def _largest(own: Tensor, other: Tensor) -> float:
     difference = (own.double() - other.double()).abs()
     known = difference[~torch.isnan(difference)]
@@ -57,16 +97,22 @@ def _largest(own: Tensor, other: Tensor) -> float:
 
 @contextmanager
 def _in_float32(model: Any) -> Iterator[tuple[Any, str]]:
-    info = model_info(model)
-    try:
-        reference = loader_of(model, dtype="float32")()
-        if model_info(reference).fingerprint == info.fingerprint:
-            yield reference, "float32"
-            return
-    except UserError:
-        pass
+    reference = _read_in_float32(model)
+    if reference is not None:
+        yield reference, "float32"
+        return
     with widened(model):
         yield model, "the same weights in float32"
+
+
+def _read_in_float32(model: Any) -> Any | None:
+    """The model read anew, unless what is there now is none, or another."""
+    try:
+        reference = loader_of(model, dtype="float32")()
+    except UserError:
+        return None
+    same = model_info(reference).fingerprint == model_info(model).fingerprint
+    return reference if same else None
 
 
 @contextmanager

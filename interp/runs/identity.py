@@ -6,7 +6,6 @@ takes up what is there; another is refused. So is a run of an older version, whi
 tokenizer and prompts: what it left can be read, but nobody can tell whether more would fit to it.
 """
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,15 @@ from interp.errors import UserError
 from interp.files import LEFTOVER
 from interp.models import model_info
 from interp.runs.lock import HOLDER, LOCK
-from interp.runs.prompting import WORDS, first_difference, not_noted, tokenizer_identity
+from interp.runs.prompting import (
+    comparable,
+    first_difference,
+    not_noted,
+    tokenizer_identity,
+    warn_of_older,
+)
 from interp.runs.store import read_json, write_json
 from interp.untrusted import check_links
-
-logger = logging.getLogger(__name__)
 
 
 def check_run(run: Path, file: str, identity: Mapping[str, Any]) -> None:
@@ -42,14 +45,14 @@ def check_run(run: Path, file: str, identity: Mapping[str, Any]) -> None:
         return
     check_links(run)
     before = read_json(path)
+    if difference := first_difference(before, comparable(before, identity)):
+        raise UserError(
+            f"{run} holds another run ({difference}): choose another --out, or delete that one"
+        )
     if unknown := not_noted(before, identity):
         raise UserError(
             f"{run} was begun by an older version, which did not note {unknown}: what it holds can "
             "be read, but not taken up; choose another --out"
-        )
-    if difference := first_difference(before, identity):
-        raise UserError(
-            f"{run} holds another run ({difference}): choose another --out, or delete that one"
         )
 
 
@@ -66,14 +69,8 @@ def model_identity(model: Any) -> dict[str, Any]:
 def check_finished(run: Path, file: str, identity: Mapping[str, Any]) -> None:
     """`check_run` for a run that is given back as it is: an older version's too, with a warning."""
     before = read_json(run / file) if (run / file).is_file() else identity
-    if unknown := not_noted(before, identity):
-        logger.warning(
-            "%s was made by an older version, which did not note %s: taken to be the same now",
-            run, unknown,
-        )  # fmt: skip
-    check_run(
-        run, file, {key: identity[key] for key in identity if key in before or key not in WORDS}
-    )
+    warn_of_older(run, before, identity)
+    check_run(run, file, comparable(before, identity))
 
 
 def _is_something(path: Path) -> bool:
@@ -98,7 +95,13 @@ def begin_run(run: Path, file: str, identity: Mapping[str, Any]) -> None:
     write_json(run / file, identity)
 
 
-def claim_run(run: Path, file: str, identity: Mapping[str, Any]) -> None:
-    """`check_run`, then `begin_run`: for a run that needs nothing else before it begins."""
+def claim_run(
+    run: Path, file: str, identity: Mapping[str, Any], *, beside: Mapping[str, Any] | None = None
+) -> None:
+    """`check_run`, then `begin_run`: for a run that needs nothing else before it begins.
+
+    Args:
+        beside: written with the identity, but not compared.
+    """
     check_run(run, file, identity)
-    begin_run(run, file, identity)
+    begin_run(run, file, {**identity, **(beside or {})})

@@ -29,7 +29,7 @@ from interp.premises.split import Split
 from interp.runs.choice import check_choice
 from interp.runs.clock import one_moment, run_clock
 from interp.runs.conditions import conditions
-from interp.runs.dtype_check import N_PROMPTS, TOP_HEADS, Measure, dtype_check
+from interp.runs.dtype_check import N_PROMPTS, TOP_HEADS, Measure, note_dtype_check
 from interp.runs.identity import model_identity
 from interp.runs.known import known_part, premise_rows, prompts_digest, split_known
 from interp.runs.lock import one_process
@@ -106,12 +106,14 @@ def locate_run(
     run: Path,
     *,
     engine: Engine | None = None,
+    check_dtype: bool = True,
     progress: bool = True,
 ) -> dict[Site, HeadEffects]:
     """Find what every head does, and leave it in ``run``. Returns the effects by site.
 
     Args:
         engine: where the shards of the sweeps are made; by default in this process.
+        check_dtype: compare a run of another dtype with float32 at its end.
 
     Raises:
         UserError: another run in the directory, or another process; too few known facts.
@@ -128,12 +130,12 @@ def locate_run(
     }
     tables = [one.to_dataframe(selected[site]) for site, one in effects.items()]
     write_table(run / "heads.csv", pd.concat(tables, ignore_index=True))
-    few = _on_a_few(split, settings, effects)
     write_manifest(
         run, model, settings=asdict(settings), seed=settings.seed,
-        **noted_prompts(read_json(run / IDENTITY)), **dtype_check(model, few),
+        **noted_prompts(read_json(run / IDENTITY)),
     )  # fmt: skip
     remove_shards(run / SHARDS)
+    note_dtype_check(run, model, _on_a_few(split, settings, effects), made=check_dtype)
     return effects
 
 

@@ -1,6 +1,5 @@
 """What a run was: model, versions, seeds and prompts, so that it can be checked and repeated."""
 
-import logging
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -11,12 +10,10 @@ import torch
 
 from interp.errors import UserError
 from interp.models import model_info
-from interp.runs.prompting import asking_identity, first_difference, not_noted
+from interp.runs.prompting import asking_identity, comparable, first_difference, warn_of_older
 from interp.runs.store import file_hash, read_json, write_json
 from interp.runs.versions import versions
 from interp.untrusted import check_shape
-
-logger = logging.getLogger(__name__)
 
 
 def write_manifest(
@@ -100,13 +97,8 @@ def check_same_asking(run: Path, now: Mapping[str, Any]) -> None:
             is warned of.
     """
     manifest = read_manifest(run)
-    if unknown := not_noted(manifest, now):
-        logger.warning(
-            "%s was made by an older version, which did not note %s: taken to be the same now",
-            run, unknown,
-        )  # fmt: skip
-    known = {key: value for key, value in now.items() if key in manifest}
-    if difference := first_difference(manifest, known):
+    warn_of_older(run, manifest, now)
+    if difference := first_difference(manifest, comparable(manifest, now)):
         raise UserError(
             f"{run} was made with other prompts or ends of answers ({difference}): load the model "
             "as it was then, or make the run again in another directory"

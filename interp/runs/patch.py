@@ -25,7 +25,7 @@ from interp.report.patch_page import render_patch
 from interp.runs.choice import check_choice
 from interp.runs.clock import one_moment, with_clock
 from interp.runs.conditions import conditions
-from interp.runs.dtype_check import N_PROMPTS, Measure, dtype_check
+from interp.runs.dtype_check import N_PROMPTS, Measure, note_dtype_check
 from interp.runs.identity import begin_run, check_run, model_identity
 from interp.runs.lock import one_process
 from interp.runs.manifest import read_manifest, write_manifest
@@ -133,12 +133,14 @@ def patch_run(
     run: Path,
     *,
     engine: Engine | None = None,
+    check_dtype: bool = True,
     progress: bool = True,
 ) -> PatchingResult:
     """Patch every unit of a component on pairs, and leave it all in ``run``.
 
     Args:
         engine: where the shards of effects are made; by default in this process.
+        check_dtype: compare a run of another dtype with float32 at its end.
 
     Raises:
         UserError: pairs that do not fit, another run in the directory, a model that answers none
@@ -162,13 +164,14 @@ def patch_run(
     result = _effects(model, encoded, settings, run, facts, engine or InProcess(model), progress)
     write_table(run / "units.csv", result.to_dataframe())
     write_json(run / "summary.json", summary_of(result, settings, int(right.sum()), len(right)))
-    few = _on_a_few(encoded, settings)
     write_manifest(
         run, model, prompts="pairs.jsonl", settings=asdict(settings), seed=settings.seed,
-        **noted_prompts(read_json(run / IDENTITY)), **dtype_check(model, few),
+        **noted_prompts(read_json(run / IDENTITY)),
     )  # fmt: skip
     write_patch_report(run)
     remove_shards(run / SHARDS)
+    note_dtype_check(run, model, _on_a_few(encoded, settings), made=check_dtype)
+    write_patch_report(run)  # it shows the comparison
     return result
 
 

@@ -5,9 +5,11 @@ template, the tokens that end an answer, and a digest of the prompts as they are
 tokenized, which also sees what a template reads of the world.
 """
 
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from interp.errors import UserError
@@ -17,6 +19,8 @@ from interp.premises.encode import tokenize
 from interp.premises.questions import Premises, QuestionKind
 from interp.runs.clock import MOMENT
 from interp.runs.shards import digest_of
+
+logger = logging.getLogger(__name__)
 
 OTHERS: tuple[QuestionKind, ...] = ("twin", "masked")
 TOKENIZER, TEMPLATE = "tokenizer_sha256", "chat_template_sha256"
@@ -42,6 +46,20 @@ def first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str |
     if key is None:
         return None
     return f"{WORDS.get(key, key)} was {_short(before.get(key))}, now {_short(now[key])}"
+
+
+def comparable(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """Of now what can be compared with what an older version wrote."""
+    return {key: now[key] for key in now if key in before or key not in WORDS}
+
+
+def warn_of_older(run: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Say that a run is read though an older version did not note all that now decides prompts."""
+    if unknown := not_noted(before, now):
+        logger.warning(
+            "%s was made by an older version, which did not note %s: taken to be the same now",
+            run, unknown,
+        )  # fmt: skip
 
 
 def not_noted(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:

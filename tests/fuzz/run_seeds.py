@@ -58,9 +58,13 @@ def located_run(folder: Path) -> None:
     write_json(folder / "known.json", {**known, "sha256": digest_of(known)})
     split = known_part(premises, folder).split(seed=0)
     write_jsonl(folder / "premises.jsonl", premise_rows(split))
-    write_json(folder / "search.json", {"seed": 0, "premises": settings.premises})
     effects_of_planted = made_up_effects(tuple(q.subject for q in split.search.questions()))
-    digest = effects_digest(settings, "0" * 64, split)
+    asked = {
+        "tokenizer_sha256": "1" * 64, "chat_template_sha256": None, "end_tokens": [0],
+        "prompt_tokens_sha256": "2" * 64, "template_time": "2026-01-01T12:00:00",
+    }  # fmt: skip
+    write_json(folder / "search.json", {"seed": 0, "premises": settings.premises, **asked})
+    digest = effects_digest(settings, "0" * 64, split, asked["prompt_tokens_sha256"])
     save_effects(folder / "effects.safetensors", [effects_of_planted], kept={"run": digest})
     write_table(folder / "heads.csv", effects_of_planted.to_dataframe())
     content = {**make_evaluation("output"), "heads": [[0, 1]], "factor": 0.0}
@@ -68,6 +72,7 @@ def located_run(folder: Path) -> None:
     manifest = {
         "model": {"spec": "planted", "fingerprint": "0" * 64},
         "settings": {key: value for key, value in vars(settings).items() if key != "limit"},
+        **asked,
     }
     write_json(folder / "manifest.json", manifest)
 

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 import interp.models
+import interp.runs.locate as locate_module
+import interp.runs.patch as patch_module
 from interp.errors import UserError
 from interp.models import HookedModel, load
 from interp.report import write_report
@@ -16,6 +18,7 @@ from interp.report.patch_page import render_patch
 from interp.runs.dtype_check import dtype_check, widened
 from interp.runs.locate import LocateSettings, locate_run
 from interp.runs.patch import PatchSettings, patch_run
+from interp.runs.report import report_run
 
 
 def manifest(run: Path) -> dict[str, Any]:
@@ -58,6 +61,79 @@ def test_the_difference_is_the_largest_of_those_measured(
         "largest_metric_difference": 0.5,
         "largest_effect_difference": 0.125,
     }
+
+
+OUT = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the manual"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"),
+    MemoryError(),
+    UserError("out of memory with one prompt"),
+]
+
+
+@pytest.mark.parametrize("error", OUT, ids=["gpu", "cpu", "python", "one prompt"])
+@pytest.mark.parametrize("kind", ["locate", "patch"])
+def test_a_run_stands_when_memory_runs_out(
+    kind: str, error: Exception, hf_factory: Any, planted: HookedModel, planted_run: Path,
+    pairs_file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    run = pairs_file.parent / "run"
+    recorded = replace(interp.models.model_info(planted), dtype="bfloat16")
+    monkeypatch.setitem(load._INFO, planted, recorded)
+    module = locate_module if kind == "locate" else patch_module
+    there: list[set[str]] = []
+
+    def fails(*_: Any) -> Any:
+        there.append({path.name for path in run.iterdir()})
+        raise error
+
+    monkeypatch.setattr(module, "_on_a_few", lambda *_: fails)
+    if kind == "locate":
+        facts = str(planted_run.parent / "planted.csv")
+        locate_run(planted, LocateSettings(facts, site="output"), run, progress=False)
+    else:
+        patch_run(planted, PatchSettings(pairs=str(pairs_file)), run, progress=False)
+    assert {"manifest.json", "effects.safetensors"} <= there[0]
+    assert "shards" not in there[0]
+    found = manifest(run)["dtype_check"]
+    assert found.keys() == {"dtype", "left_out"}
+    assert "memory" in found["left_out"]
+    assert "\n" not in found["left_out"]
+    assert f"left out ({found['left_out']}); the results stand" in caplog.text
+    page = report_run(run).read_text(encoding="utf-8")
+    assert "Computed in bfloat16; the comparison with float32 was left out: " in page
+
+
+def test_any_other_error_is_raised(hf_factory: Any, plain_tokenizer: Any) -> None:
+    def fails(model: Any) -> Any:
+        raise RuntimeError("size mismatch")
+
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        dtype_check(in_bfloat16(hf_factory, plain_tokenizer), fails)
+
+
+def test_a_mistake_in_float32_only_is_told_too(hf_factory: Any, plain_tokenizer: Any) -> None:
+    model = in_bfloat16(hf_factory, plain_tokenizer)
+
+    def measure(one: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        if next(one.parameters()).dtype is torch.float32:
+            raise UserError("too large")
+        return torch.ones(2), torch.ones(2, 1)
+
+    assert dtype_check(model, measure) == {
+        "dtype_check": {"dtype": "bfloat16", "left_out": "too large"}
+    }
+    assert next(model.parameters()).dtype is torch.bfloat16
+
+
+def test_it_can_be_left_out(hf_factory: Any, word_tokenizer: Any, pairs_file: Path) -> None:
+    run, settings = pairs_file.parent / "run", PatchSettings(pairs=str(pairs_file), limit=2)
+    model = in_bfloat16(hf_factory, word_tokenizer)
+    patch_run(model, settings, run, check_dtype=False, progress=False)
+    said = {"dtype": "bfloat16", "left_out": "as was asked for"}
+    assert manifest(run)["dtype_check"] == said
+    patch_run(model, settings, run, progress=False)
+    assert "largest_effect_difference" in manifest(run)["dtype_check"]
 
 
 def test_widening_changes_no_bit(hf_factory: Any, plain_tokenizer: Any) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from interp.errors import UserError
 from interp.models import HookedModel, fingerprint
+from interp.models.tokenizer_fingerprint import template_fingerprint, tokenizer_fingerprint
 from interp.runs.manifest import (
     describe_hf_model,
     describe_model,
@@ -37,10 +38,14 @@ def test_of_a_hooked_model(tiny_llama: HookedModel, tmp_path: Path) -> None:
 
 def test_of_a_transformers_model_without_prompts(tiny_llama: HookedModel, tmp_path: Path) -> None:
     hf_model: Any = tiny_llama.original_model
-    described = describe_hf_model(hf_model, spec="tiny", fingerprint="ab")
+    tokenizer = tiny_llama.tokenizer
+    described = describe_hf_model(hf_model, tokenizer, spec="tiny", fingerprint="ab")
     assert described == {
         "model": {"spec": "tiny", "fingerprint": "ab"},
         "dtype": "float32", "device": "cpu", "attn_implementation": "eager",
+        "tokenizer_sha256": tokenizer_fingerprint(tokenizer),
+        "chat_template_sha256": template_fingerprint(tokenizer),
+        "end_tokens": [tokenizer.eos_token_id],
     }  # fmt: skip
     write_manifest(tmp_path, described, prompts=None)
     content = read_manifest(tmp_path)
@@ -49,7 +54,9 @@ def test_of_a_transformers_model_without_prompts(tiny_llama: HookedModel, tmp_pa
 
 
 def test_a_description_says_which_model_and_how_it_runs(tiny_gpt2: HookedModel) -> None:
-    assert set(describe_model(tiny_gpt2)) == {"model", "dtype", "device", "attn_implementation"}
+    how = {"dtype", "device", "attn_implementation"}
+    asked = {"tokenizer_sha256", "chat_template_sha256", "end_tokens"}
+    assert set(describe_model(tiny_gpt2)) == {"model", *how, *asked}
 
 
 def test_versions_of_everything_that_is_named() -> None:
