@@ -157,7 +157,8 @@ def _pair_of(content: Any) -> Pair:
     for key in known:
         if key != "spans" and not isinstance(content.get(key, ""), str):
             raise UserError(f"{key} is {_short(content[key])}, but must be text")
-    spans = content.get("spans") or {}
+    spans = content.get("spans")
+    spans = {} if spans is None else spans
     if not isinstance(spans, dict):
         raise UserError('spans must be an object such as {"name": [start, end]}')
     found = {name: _spans_of(name, value) for name, value in spans.items()}
