@@ -4,12 +4,12 @@
 `answer` is the part that is scored: a number, an option, or a name.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from interp.errors import UserError
+from interp.moelora.numbers import parse_number
 
 AnswerKind = Literal["number", "option", "name"]
 """How an answer is found in a text: the last number, the first option, or a name that is said."""
@@ -25,8 +25,6 @@ OPTION_FAMILIES: tuple[tuple[str, ...], ...] = (
 )
 """Options that are recognised by the answer alone, when a data set does not list its own."""
 
-_NUMBER = re.compile(r"[-−]?[$€£]?\d[\d,]*(?:\.\d+)?%?")
-
 
 @dataclass(frozen=True)
 class Example:
@@ -35,7 +33,7 @@ class Example:
     Attributes:
         task: the name under which accuracy is reported.
         prompt: the question, as a user would put it.
-        answer: what is scored.
+        answer: what is scored; an option in the case in which the options have it.
         response: what the model learns to say; the answer alone where nothing is given.
         subject: what the question is about. Questions of one subject are never split between
             training and test, and are resampled together; the prompt where nothing is given.
@@ -63,14 +61,17 @@ class Example:
                 raise UserError(f"{name} is empty")
         kind = self.kind or kind_of(self.answer, self.options)
         options = self.options
-        if kind == "option" and not options:
-            options = family_of(self.answer)
-        if kind == "option" and self.answer not in options:
+        answer = self.answer
+        if kind == "option":
+            options = options or family_of(self.answer)
+            answer = _among(self.answer, options)
+        if kind == "option" and answer not in options:
             raise UserError(f"answer {self.answer!r} is none of the options {', '.join(options)}")
         if kind == "number" and parse_number(self.answer) is None:
             raise UserError(f"answer {self.answer!r} is not a number")
         filled = {
             "kind": kind,
+            "answer": answer,
             "options": options,
             "response": self.response or self.answer,
             "subject": self.subject or self.prompt,
@@ -99,27 +100,13 @@ def kind_of(answer: str, options: Sequence[str] = ()) -> AnswerKind:
 
 
 def family_of(answer: str) -> tuple[str, ...]:
-    """The options that the answer is one of, if it is one of the usual ones."""
-    return next((family for family in OPTION_FAMILIES if answer in family), ())
+    """The options that the answer is one of, in whatever case, if it is one of the usual ones."""
+    return next((family for family in OPTION_FAMILIES if _among(answer, family) in family), ())
 
 
-def parse_number(text: str) -> float | None:
-    """The number that a text consists of: ``1,200``, ``$5``, ``504.0``, ``12%``; else None."""
-    text = text.strip().rstrip(".")
-    if not _NUMBER.fullmatch(text):
-        return None
-    return float(re.sub(r"[$€£,%]", "", text.replace("−", "-")))
-
-
-def numbers_in(text: str) -> list[float]:
-    """Every number in a text, in order. A minus behind a number or a bracket is no sign."""
-    found = []
-    for match in _NUMBER.finditer(text):
-        piece = match.group()
-        before = text[: match.start()].rstrip()
-        if piece[0] in "-−" and before and (before[-1].isdigit() or before[-1] in ")%"):
-            piece = piece[1:]
-        number = parse_number(piece.rstrip(","))
-        if number is not None:
-            found.append(number)
-    return found
+def _among(answer: str, options: Sequence[str]) -> str:
+    """The answer as the one option that differs from it in case only, if there is one."""
+    if answer in options:
+        return answer
+    found = [option for option in options if option.casefold() == answer.strip().casefold()]
+    return found[0] if len(found) == 1 else answer

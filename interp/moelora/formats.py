@@ -11,10 +11,12 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from interp.errors import UserError
-from interp.moelora.examples import Example, check_kind, parse_number
+from interp.moelora.examples import Example, check_kind
+from interp.moelora.numbers import as_text, plain_number
 
 Row = Mapping[str, Any]
 
@@ -52,7 +54,10 @@ class ColumnMapping:
 
     def __call__(self, row: Row, task: str) -> Example:
         """The example of a row."""
-        found = {field: _cell(row, column) for field, column in self.columns}
+        found = {
+            field: _list_cell(row, column) if field in _LISTS else _cell(row, column)
+            for field, column in self.columns
+        }
         return ours({"task": task, **found}, task)
 
 
@@ -61,12 +66,12 @@ def ours(row: Row, task: str) -> Example:
     parts: dict[str, Any] = {"task": task}
     for field in _FIELDS:
         value = row.get(field)
-        if value in (None, "", []):
+        if _is_missing(value):
             continue
         if field in _LISTS:
             parts[field] = _texts(field, value)
         else:
-            text = _text(field, value)
+            text = text_of(field, value)
             parts[field] = check_kind(text) if field == "kind" else text
     for field in ("prompt", "answer"):
         parts.setdefault(field, "")
@@ -75,13 +80,13 @@ def ours(row: Row, task: str) -> Example:
 
 def instruction(row: Row, task: str) -> Example:
     """LLM-Adapters and Alpaca: an instruction, perhaps an input to it, and the whole output."""
-    parts = (_cell(row, "instruction"), str(row.get("input") or ""))
+    parts = (_cell(row, "instruction"), _maybe(row, "input"))
     output = _cell(row, "output")
-    answer = str(row.get("answer") or "").strip() or output
+    answer = _maybe(row, "answer").strip() or output
     return Example(
         task=task,
         prompt="\n".join(part.strip() for part in parts if part.strip()),
-        answer=_plain_number(answer),
+        answer=plain_number(answer),
         response=output.strip(),
     )
 
@@ -109,13 +114,13 @@ def equation(row: Row, task: str) -> Example:
     the subject, so that one problem with other numbers never stands on the other side of a split.
     """
     text = _cell(row, "Question")
-    numbers = [_plain_number(word) for word in _cell(row, "Numbers").split()]
+    numbers = [plain_number(word) for word in _cell(row, "Numbers").split()]
 
     def put_in(words: str) -> str:
         return _PLACEHOLDER.sub(lambda match: _number_at(numbers, int(match[1])), words)
 
     prompt = re.sub(r" +([.,?!;:])", r"\1", put_in(text)).strip()
-    answer = _plain_number(_cell(row, "Answer"))
+    answer = plain_number(_cell(row, "Answer"))
     infix = _infix(put_in(_cell(row, "Equation")).split())
     return Example(
         task=task,
@@ -149,17 +154,48 @@ def detect(columns: Iterable[str]) -> Callable[[Row, str], Example]:
 
 
 def _cell(row: Row, column: str) -> str:
-    value = row.get(column)
-    if value is None:
+    _check_there(row, column)
+    return _maybe(row, column)
+
+
+def _list_cell(row: Row, column: str) -> tuple[str, ...]:
+    _check_there(row, column)
+    return () if _is_missing(row[column]) else _texts(column, row[column])
+
+
+def _check_there(row: Row, column: str) -> None:
+    if column not in row:
         raise UserError(f"no column {column!r}; found {', '.join(map(str, row)) or 'none'}")
-    return _text(column, value)
 
 
-def _text(column: str, value: Any) -> str:
+def _maybe(row: Row, column: str) -> str:
+    """The text in a column, or none where nothing stands there."""
+    value = row.get(column)
+    return "" if _is_missing(value) else text_of(column, value)
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether a cell is empty. Zero and false are something; NaN is how tables write nothing."""
+    if value is None or isinstance(value, str | tuple):
+        return not value
+    return isinstance(value, float | Decimal) and math.isnan(value)
+
+
+def text_of(column: str, value: Any) -> str:
+    """A text, number or truth value as text. Raises `UserError` that names the column for others.
+
+    A number has no exponent, a whole one no point; a truth value is ``true`` or ``false``.
+    """
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, str | int | float):
-        return str(value)
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int):
+        return f"{Decimal(value):f}"  # str() has a limit of digits
+    if isinstance(value, float | Decimal):
+        if not math.isfinite(value):
+            raise UserError(f"{column} must be text or a number, got {value}")
+        return as_text(value)
     raise UserError(f"{column} must be text or a number, got {type(value).__name__}")
 
 
@@ -169,17 +205,9 @@ def _texts(column: str, value: Any) -> tuple[str, ...]:
         return tuple(part.strip() for part in value.split(";") if part.strip())
     if not isinstance(value, list | tuple):
         raise UserError(f"{column} must be a list, got {type(value).__name__}")
-    return tuple(_text(column, part) for part in value)
-
-
-def _plain_number(text: str) -> str:
-    """A number as people write it: ``56`` for ``56.0``; other text as it is."""
-    number = parse_number(text)
-    if number is None or not re.fullmatch(r"[-−]?[\d,]+(\.\d+)?", text.strip()):
-        return text.strip()
-    if math.isinf(number):  # more digits than a float holds
-        return text.strip()
-    return str(int(number)) if number == int(number) else f"{number:.10g}"
+    if any(_is_missing(part) for part in value):
+        raise UserError(f"{column} holds an empty entry: leave it out")
+    return tuple(text_of(column, part) for part in value)
 
 
 def _number_at(numbers: list[str], index: int) -> str:
@@ -199,7 +227,7 @@ def _infix(words: list[str]) -> str:
             raise UserError(f"Equation {' '.join(words)!r} ends too early")
         word = rest.pop(0)
         if word not in ("+", "-", "*", "/"):
-            return _plain_number(word)
+            return plain_number(word)
         left, right = term(False), term(False)
         return f"{left} {word} {right}" if outer else f"({left} {word} {right})"
 

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -101,6 +100,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, Row]]:
             continue
         if header is None:
             header = [cell.strip() for cell in cells]
+            _check_header(header, f"line {line}: ")
             continue
         if len(cells) != len(header):
             raise UserError(
@@ -110,29 +110,32 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, Row]]:
         yield line, dict(zip(header, cells, strict=True))
 
 
+def _check_header(names: Sequence[str], where: str = "") -> None:
+    """Raise UserError if two columns have one name: the one would hide the other."""
+    if repeated := [name for name in names if name and list(names).count(name) > 1]:
+        raise UserError(f"{where}two columns are named {repeated[0]!r}")
+
+
 def _parquet_rows(path: Path) -> Iterator[tuple[int, Row]]:
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     size = 0
     try:
         # In small batches: a few bytes of the format can stand for very many rows.
         with pq.ParquetFile(path) as file:
+            _check_header(file.schema_arrow.names)
             for batch in file.iter_batches(batch_size=PARQUET_BATCH):
                 size += batch.nbytes
                 if size > LARGEST_TEXT:
                     break
-                rows += batch.to_pandas().to_dict(orient="records")
+                # Not by way of pandas, which makes whole numbers beside a missing one floats.
+                rows += batch.to_pylist()
+    except UserError:
+        raise
     except Exception as error:  # the reader raises anything on a damaged file
         raise UserError(f"not a readable Parquet file ({one_line(error)})") from error
     if size > LARGEST_TEXT:
         raise UserError(f"holds more than {LARGEST_TEXT} bytes, which no such file does")
-    for number, row in enumerate(rows, start=1):
-        yield number, {str(key): _from_numpy(value) for key, value in row.items()}
-
-
-def _from_numpy(value: Any) -> Any:
-    """A cell as JSON would have held it; pandas writes a missing one as NaN."""
-    plain = value.tolist() if hasattr(value, "tolist") else value
-    return None if isinstance(plain, float) and math.isnan(plain) else plain
+    yield from enumerate(rows, start=1)
 
 
 _READERS: dict[str, Callable[[Path], Iterator[tuple[int, Row]]]] = {

@@ -1,17 +1,19 @@
 """Held-out questions, answered greedily and scored.
 
 An answer is right if what it says is what was asked for: the last number for a calculation (behind
-"the answer is" or ``####`` where that stands), the first option for a choice, an asserted name for
-a fact. A name is *asserted* in a clause without a negation before it, so that "Paris is not the
-capital of Germany; it is the capital of France" asserts France and denies Germany. Where a question
-presupposes a false object, an answer that asserts it is wrong, whatever else it says.
+"the answer is" or ``####`` where that stands), the option that is settled on for a choice, an
+asserted name for a fact. How numbers are compared says `interp.moelora.numbers`, how an option is
+found `interp.moelora.options`. A name is *asserted* in a clause without a negation before it, so
+that "Paris is not the capital of Germany; it is the capital of France" asserts France and denies
+Germany. Where a question presupposes a false object, an answer that asserts it is wrong, whatever
+else it says.
 """
 
-import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from decimal import Decimal
 from functools import partial
 from typing import Any
 
@@ -30,13 +32,18 @@ from interp.moelora.encoding import (
     encode_prompt,
     end_token,
 )
-from interp.moelora.examples import Example, numbers_in
+from interp.moelora.examples import Example
+from interp.moelora.numbers import numbers_in, parse_number, same_number
+from interp.moelora.options import extract_option
 from interp.patching.finite import check_finite_loss
 
 MEAN = "mean"
 """Stands in the place of a task for the mean over tasks."""
 MAX_NEW_TOKENS = 48
-_MARKED = re.compile(r"(?:####|\banswer is\b)[:\s]*", re.IGNORECASE)
+_MARKED = re.compile(
+    r"####|\\boxed\s*\{|\banswer\b[*_\s]*(?:(?:is|must be|should be|would be|will be)\b|[:=])",
+    re.IGNORECASE,
+)
 _CLAUSES = re.compile(r"[;,.!?:\n]|\bbut\b|\brather\b|\binstead\b", re.IGNORECASE)
 _NEGATION = re.compile(r"\b(?:not|never|no|neither|nor|cannot)\b|n['’]t\b", re.IGNORECASE)
 
@@ -75,9 +82,8 @@ class Accuracy:
 def is_right(example: Example, said: str) -> bool:
     """Whether an answer is right; see the module's text."""
     if example.kind == "number":
-        value = extract_number(said)
-        expected = numbers_in(example.answer)[-1]
-        return value is not None and math.isclose(value, expected, rel_tol=1e-4, abs_tol=1e-6)
+        value, right = extract_number(said), parse_number(example.answer)
+        return value is not None and right is not None and same_number(right, value)
     if example.kind == "option":
         return extract_option(said, example.options) == example.answer
     if example.false_object and asserts(said, example.false_object):
@@ -85,7 +91,7 @@ def is_right(example: Example, said: str) -> bool:
     return any(asserts(said, name) for name in example.right_names)
 
 
-def extract_number(text: str) -> float | None:
+def extract_number(text: str) -> Decimal | None:
     """The number that a text arrives at: the first one behind a mark, else the last one."""
     *_, behind = _MARKED.split(text)
     marked = numbers_in(behind) if _MARKED.search(text) else []
@@ -93,25 +99,6 @@ def extract_number(text: str) -> float | None:
         return marked[0]
     every = numbers_in(text)
     return every[-1] if every else None
-
-
-def extract_option(text: str, options: Sequence[str]) -> str | None:
-    """The option that a text says first.
-
-    A single letter counts only where it is an answer: at the beginning, in brackets, or behind
-    "answer is"; elsewhere "a" is a word.
-    """
-    if all(len(option) == 1 for option in options):
-        letters = "".join(map(re.escape, options))
-        found = re.match(rf"\W*([{letters}])(?!\w)", text) or re.search(
-            rf"(?:\banswer is\W*|\boption\W*|\()([{letters}])(?!\w)", text
-        )
-        return found[1] if found else None
-    listed = "|".join(sorted(map(re.escape, options), key=len, reverse=True))
-    found = re.search(rf"(?<!\w)(?:{listed})(?!\w)", text, re.IGNORECASE)
-    if found is None:
-        return None
-    return next(option for option in options if option.casefold() == found[0].casefold())
 
 
 def asserts(text: str, name: str) -> bool:

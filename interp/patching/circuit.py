@@ -8,15 +8,17 @@ The format is that of ``Graph.to_json`` and ``Graph.from_json`` in github.com/ha
                "logits": {"in_graph": true}},
      "edges": {"input->a0.h0<q>": {"score": …, "in_graph": …}, "a0.h0->m0": …, "m0->logits": …}}
 
-A node without a score is one that was not scored: their readers keep it in every circuit. When
-nodes are evaluated, they take all edges that leave a kept node, so edges may be left out; written,
-an edge has its sender's score. Sign: a positive score says that the node brings the metric up, as
-for a patching effect.
+A node without a score is one that was not scored. Of a circuit that is made here it is a part, as
+their readers keep it in every circuit; of one that is read it is a part if the file says so, since
+a circuit that was found by its edges has no scores of nodes at all. When nodes are evaluated, their
+readers take all edges that leave a kept node, so edges may be left out; written, an edge has its
+sender's score. The edges of a file are kept as they are, and written again. Sign: a positive score
+says that the node brings the metric up, as for a patching effect.
 """
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +43,9 @@ _SHAPE = {
         **{"n_layers": int, "n_heads": int, "d_model": int},
         "parallel_attn_mlp": Maybe(bool),
     },
-    "nodes": {str: (bool, {"in_graph": bool, "score": Maybe(float)})},
+    "nodes": {
+        str: (bool, {"in_graph": bool, "score": Maybe(float), "neurons": Maybe([(bool, float)])})
+    },
     "edges": dict,
 }
 
@@ -74,7 +78,10 @@ class Circuit:
         mlps: Float[layer] scores; NaN where not scored.
         d_model: the residual stream's size.
         parallel: attention and MLP of a layer read the same input (as in GPT-NeoX).
-        kept: names of the scored nodes in the circuit; nodes without a score always are.
+        kept: names of the nodes in the circuit; those without a score are in it too, but for
+            `left_out`.
+        left_out: names of nodes without a score, or ``input`` or ``logits``, that are not in it.
+        edges: the edges by name as a file had them; None if there are none.
     """
 
     heads: Float[Tensor, "layer head"]
@@ -82,11 +89,19 @@ class Circuit:
     d_model: int
     parallel: bool = False
     kept: frozenset[Node] = field(default=frozenset())
+    left_out: frozenset[Node] = field(default=frozenset())
+    edges: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.kept) - set(self.nodes()))
-        if unknown:
-            raise UserError(f"the circuit keeps {unknown[0]!r}, which the model does not have")
+        nodes = set(self.nodes())
+        for what, names, known in (
+            ("keeps", self.kept, nodes),
+            ("leaves out", self.left_out, nodes | set(_ALWAYS)),
+        ):
+            if unknown := sorted(set(names) - known):
+                raise UserError(f"the circuit {what} {unknown[0]!r}, which the model does not have")
+        if both := sorted(self.kept & self.left_out):
+            raise UserError(f"the circuit keeps {both[0]!r} and leaves it out")
 
     def nodes(self) -> tuple[Node, ...]:
         """Every head and MLP, in the order in which they run."""
@@ -114,45 +129,53 @@ class Circuit:
         )
 
     def top(self, n: int, *, by: By = "signed") -> "Circuit":
-        """The circuit of the ``n`` scored nodes with the largest scores."""
+        """The circuit of the ``n`` scored nodes with the largest scores.
+
+        Nodes without a score stay as they are: in it, or left out. A file's edges are of another
+        circuit and are left behind.
+        """
         ranked = self.ranked(by=by)
         if not 0 <= n <= len(ranked):
             raise UserError(f"cannot keep {n} of {len(ranked)} scored nodes")
-        return replace(self, kept=frozenset(ranked[:n]))
+        return replace(self, kept=frozenset(ranked[:n]), edges=None)
 
     def holds(self, name: Node) -> bool:
         """Whether a node is in the circuit."""
-        return name in self.kept or name in _ALWAYS or self.score(name) != self.score(name)
+        if name in self.kept or name in self.left_out:
+            return name in self.kept
+        return name in _ALWAYS or self.score(name) != self.score(name)
 
     def to_json(self, *, edges: bool = False) -> dict[str, Any]:
         """The circuit as EAP-IG's reader takes it.
 
         Args:
             edges: write every edge too (there are very many): in the circuit where both its ends
-                are.
+                are. The edges of a file that was read are written as they were, asked for or not.
         """
         n_layers, n_heads = self.heads.shape
-        nodes: dict[str, dict[str, Any]] = {"input": {"in_graph": True}}
+        nodes: dict[str, dict[str, Any]] = {"input": {"in_graph": self.holds("input")}}
         for name in self.nodes():
             score = self.score(name)
             nodes[name] = {"in_graph": self.holds(name)} | (
                 {} if score != score else {"score": score}
             )
-        nodes["logits"] = {"in_graph": True}
+        nodes["logits"] = {"in_graph": self.holds("logits")}
         cfg = {
             "n_layers": n_layers,
             "n_heads": n_heads,
             "parallel_attn_mlp": self.parallel,
             "d_model": self.d_model,
         }
+        if self.edges is not None:
+            return {"cfg": cfg, "nodes": nodes, "edges": dict(self.edges)}
         written = {}
-        for sender, receiver, into in self._edges() if edges else ():
+        for sender, receiver, into in self._every_edge() if edges else ():
             score = nodes[sender].get("score", 0.0)
             kept = nodes[sender]["in_graph"] and nodes[receiver]["in_graph"]
             written[f"{sender}->{receiver}{into}"] = {"score": score, "in_graph": kept}
         return {"cfg": cfg, "nodes": nodes, "edges": written}
 
-    def _edges(self) -> Iterator[tuple[Node, Node, str]]:
+    def _every_edge(self) -> Iterator[tuple[Node, Node, str]]:
         """Every (sender, receiver, input of the receiver) of the model."""
         n_layers, n_heads = self.heads.shape
         before: list[Node] = ["input"]
@@ -175,10 +198,13 @@ class Circuit:
 
     @classmethod
     def load(cls, path: str | Path) -> "Circuit":
-        """Read a circuit that ``save`` or EAP-IG wrote; edges are not kept.
+        """Read a circuit that ``save``, EAP-IG or MIB wrote.
+
+        It holds the nodes that the file says are in the graph; one that the file does not name is
+        not.
 
         Raises:
-            UserError: no such file, or not a circuit.
+            UserError: no such file, not a circuit, or one of single neurons.
         """
         path = Path(path)
         try:
@@ -195,24 +221,34 @@ def _read(content: Any) -> Circuit:
         raise UserError(f"no model has {n_layers} layers of {n_heads} heads")
     heads = torch.full((n_layers, n_heads), torch.nan, dtype=torch.float64)
     mlps = torch.full((n_layers,), torch.nan, dtype=torch.float64)
-    kept = set()
+    inside = dict.fromkeys(_ALWAYS, True)
     for name, node in nodes.items():
+        entry = {"in_graph": node} if isinstance(node, bool) else node
+        if not all(entry.get("neurons") or ()):
+            raise UserError(f"{name!r} is in it with some of its neurons only, which is not read")
+        inside[name] = entry["in_graph"]
         if name in _ALWAYS:
             continue
         layer, head = parse_node(name)
         if layer >= n_layers or (head is not None and head >= n_heads):
             raise UserError(f"{name!r} is not in a model of {n_layers} layers of {n_heads} heads")
-        inside = node if isinstance(node, bool) else node["in_graph"]
-        given = None if isinstance(node, bool) else node.get("score")
+        given = entry.get("score")
         score = float("nan") if given is None else float(given)
         if head is None:
             mlps[layer] = score
         else:
             heads[layer, head] = score
-        if inside:
-            kept.add(name)
-    parallel = bool(cfg.get("parallel_attn_mlp", False))
-    return Circuit(heads, mlps, cfg["d_model"], parallel, frozenset(kept))
+    made = Circuit(
+        heads, mlps, cfg["d_model"], bool(cfg.get("parallel_attn_mlp", False)),
+        edges=content["edges"] or None,
+    )  # fmt: skip
+    kept = frozenset(name for name in made.nodes() if inside.get(name, False))
+    # What made no part of the graph and has no score would else count as one that stays.
+    out = frozenset(
+        name for name in (*made.nodes(), *_ALWAYS)
+        if not inside.get(name, False) and (name in _ALWAYS or made.score(name) != made.score(name))
+    )  # fmt: skip
+    return replace(made, kept=kept, left_out=out)
 
 
 def circuit_of(model: Any, heads: PatchingResult, mlps: PatchingResult | None = None) -> Circuit:

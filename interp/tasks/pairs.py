@@ -166,7 +166,8 @@ def _pair_of(content: Any) -> Pair:
     missing = [key for key in _TEXTS if key not in content]
     if missing:
         raise UserError(f"{missing[0]!r} is missing")
-    spans = content.get("spans") or {}
+    spans = content.get("spans")
+    spans = {} if spans is None else spans
     if not isinstance(spans, dict):
         raise UserError('spans must be an object such as {"name": [start, end]}')
     found = {name: _spans_of(name, value) for name, value in spans.items()}

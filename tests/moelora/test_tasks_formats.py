@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from interp.errors import UserError
-from interp.moelora.examples import Example, kind_of, numbers_in, parse_number
+from interp.moelora.examples import Example, kind_of
 from interp.moelora.formats import ColumnMapping, detect
+from interp.moelora.numbers import numbers_in, parse_number
 
 
 def read(row: dict[str, Any]) -> Example:
@@ -152,6 +153,74 @@ def test_unknown_columns_are_listed_with_the_known_formats() -> None:
 def test_bad_rows(row: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         read(row)
+
+
+NAN = float("nan")
+FORMATS: dict[str, dict[str, Any]] = {
+    "ours": {"prompt": "?", "answer": "x"},
+    "instruction": {"instruction": "?", "output": "Some words.", "answer": "x"},
+    "question": {"question": "?", "answer": "x"},
+}
+
+
+@pytest.mark.parametrize("row", FORMATS.values(), ids=list(FORMATS))
+@pytest.mark.parametrize(
+    ("answer", "read_as", "kind"),
+    [
+        (0, "0", "number"), (0.0, "0", "number"), (-0.0, "0", "number"), (22.0, "22", "number"),
+        (2.5, "2.5", "number"), (1e22, f"{10**22}", "number"),
+        (2**62 + 1, str(2**62 + 1), "number"),
+        (True, "true", "option"), (False, "false", "option"), ("False", "false", "option"),
+        ("Yes", "yes", "option"), ("b", "B", "option"), ("Rome", "Rome", "name"),
+    ],
+)  # fmt: skip
+def test_an_answer_of_any_type_is_read_as_what_it_says(
+    row: dict[str, Any], answer: Any, read_as: str, kind: str
+) -> None:
+    one = read(row | {"answer": answer})
+    assert (one.answer, one.kind) == (read_as, kind)
+
+
+@pytest.mark.parametrize("row", FORMATS.values(), ids=list(FORMATS))
+@pytest.mark.parametrize("value", [["x"], [], {"x": 1}, {}, [22.0], b"x", float("inf")])
+def test_what_is_no_text_is_refused_by_its_column(row: dict[str, Any], value: Any) -> None:
+    for column in row:
+        with pytest.raises(UserError, match=f"{column} must be text or a number, got"):
+            read(row | {column: value})
+
+
+@pytest.mark.parametrize("nothing", [None, "", NAN])
+def test_nothing_is_no_answer(nothing: Any) -> None:
+    one = read(FORMATS["instruction"] | {"answer": nothing, "input": nothing})
+    assert (one.answer, one.prompt) == ("Some words.", "?")
+    for name in ("ours", "question"):
+        with pytest.raises(UserError, match="answer is empty"):
+            read(FORMATS[name] | {"answer": nothing})
+
+
+def test_zero_and_false_are_something_in_every_column() -> None:
+    one = read(FORMATS["instruction"] | {"input": 0, "output": False, "answer": 7})
+    assert (one.prompt, one.response, one.answer) == ("?\n0", "false", "7")
+    one = read({"prompt": 0, "answer": 1, "response": 0, "task": False, "options": [0, 1]})
+    assert (one.prompt, one.response, one.task, one.options) == ("0", "0", "false", ("0", "1"))
+    with pytest.raises(UserError, match="options holds an empty entry"):
+        read({"prompt": "?", "answer": "A", "options": ["A", None]})
+    with pytest.raises(UserError, match="options must be a list, got bool"):
+        read({"prompt": "?", "answer": "A", "options": False})
+
+
+def test_an_option_is_written_as_the_options_have_it() -> None:
+    one = read({"prompt": "?", "answer": True, "options": ["True", "False"]})
+    assert (one.answer, one.response) == ("True", "true")
+    assert read({"prompt": "?", "answer": "FALSE", "kind": "name"}).answer == "FALSE"
+
+
+def test_a_mapping_reads_lists_too() -> None:
+    mapping = ColumnMapping.parse("prompt=Q,answer=A,options=Choices,response=Why")
+    one = mapping({"Q": "?", "A": 2, "Choices": [1, 2], "Why": None}, "quiz")
+    assert (one.answer, one.options, one.response) == ("2", ("1", "2"), "2")
+    with pytest.raises(UserError, match="Choices must be a list, got dict"):
+        mapping({"Q": "?", "A": 2, "Choices": {"text": ["x"]}, "Why": None}, "quiz")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -138,6 +140,42 @@ def test_parquet_is_read_and_damage_told(tmp_path: Path) -> None:
     assert second.options == ("A", "B")
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match="not a readable Parquet file"):
+        read_examples(path)
+
+
+def test_parquet_cells_are_read_as_what_they_are(tmp_path: Path) -> None:
+    """Whole numbers beside a missing one stay whole, and exact beyond what a float holds."""
+    path = tmp_path / "data.parquet"
+    large = 2**53 + 1
+    table = pa.table(
+        {
+            "instruction": ["a?", "b?", "c?"],
+            "output": ["x", "y", "z"],
+            "answer": pa.array([large, None, 0], pa.int64()),
+            "input": pa.array([0.5, float("nan"), None]),
+        }
+    )
+    pq.write_table(table, path)
+    read = read_examples(path)
+    assert [one.answer for one in read] == [str(large), "y", "0"]
+    assert [one.prompt for one in read] == ["a?\n0.5", "b?", "c?"]
+    bools = pa.table({"prompt": ["a?", "b?"], "answer": [True, False]})
+    pq.write_table(bools, path)
+    assert [one.answer for one in read_examples(path)] == ["true", "false"]
+    structs = pa.table({"prompt": ["a?"], "answer": [{"text": ["x"]}]})
+    pq.write_table(structs, path)
+    with pytest.raises(UserError, match="line 1: answer must be text or a number, got dict"):
+        read_examples(path)
+
+
+def test_two_columns_of_one_name_are_told(tmp_path: Path) -> None:
+    path = write(tmp_path / "data.csv", "prompt,answer,answer", "a?,x,y")
+    with pytest.raises(UserError, match="line 1: two columns are named 'answer'"):
+        read_examples(path)
+    path = tmp_path / "data.parquet"
+    column = pa.array(["x"])
+    pq.write_table(pa.Table.from_arrays([column] * 3, ["prompt", "answer", "answer"]), path)
+    with pytest.raises(UserError, match="two columns are named 'answer'"):
         read_examples(path)
 
 

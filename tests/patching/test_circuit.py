@@ -95,6 +95,82 @@ def test_circuits_that_others_wrote(tmp_path: Path) -> None:
     assert Circuit.load(path).kept == {"a0.h0"}
 
 
+NAMES = ("a0.h0", "a0.h1", "m0", "a1.h0", "a1.h1", "m1")
+FOUND = {"a0.h1", "m1"}
+FOUND_EDGES = {
+    "input->a0.h1<k>": {"score": -0.5, "in_graph": True},
+    "a0.h1->m1": {"score": 0.25, "in_graph": True, "weight": 2},
+    "a0.h0->m1": {"score": None, "in_graph": False},
+    "m1->logits": {"in_graph": True},
+}
+
+
+def foreign(path: Path, nodes: dict[str, Any], edges: dict[str, Any]) -> Path:
+    cfg = {"n_layers": 2, "n_heads": 2, "parallel_attn_mlp": False, "d_model": 8}
+    path.write_text(json.dumps({"cfg": cfg, "nodes": nodes, "edges": edges}))
+    return path
+
+
+def entries(kind: str) -> dict[str, Any]:
+    def entry(name: str) -> Any:
+        inside = name in FOUND
+        if kind == "bare":
+            return inside
+        score = {"none": {}, "null": {"score": None}, "NaN": {"score": NAN}, "all": {"score": 1}}
+        given = score.get(kind, {"score": 0.5} if name in ("a0.h0", "m1") else {})
+        return {"in_graph": inside, **given}
+
+    return {name: entry(name) for name in NAMES}
+
+
+@pytest.mark.parametrize("kind", ["bare", "none", "null", "NaN", "all", "some"])
+@pytest.mark.parametrize("edges", [FOUND_EDGES, {}])
+def test_a_circuit_holds_what_its_file_says(
+    kind: str, edges: dict[str, Any], tmp_path: Path
+) -> None:
+    circuit = Circuit.load(foreign(tmp_path / "circuit.json", entries(kind), edges))
+    for _ in range(2):  # as read, and as written again
+        assert {name for name in NAMES if circuit.holds(name)} == FOUND
+        content = json.loads(circuit.save(tmp_path / "again.json").read_text())
+        assert content["edges"] == edges
+        inside = {name for name, node in content["nodes"].items() if node["in_graph"]}
+        assert inside == FOUND | {"input", "logits"}
+        circuit = Circuit.load(tmp_path / "again.json")
+    if edges:
+        assert json.loads(json.dumps(circuit.to_json(edges=True)))["edges"] == edges
+
+
+def test_a_node_that_the_file_does_not_name_is_not_in_the_circuit(tmp_path: Path) -> None:
+    nodes = {"input": {"in_graph": False}, "a0.h1": {"in_graph": True}}
+    circuit = Circuit.load(foreign(tmp_path / "circuit.json", nodes, {}))
+    assert [name for name in ("input", *NAMES, "logits") if circuit.holds(name)] == [
+        "a0.h1", "logits",
+    ]  # fmt: skip
+    assert circuit.to_json()["nodes"]["input"] == {"in_graph": False}
+
+
+def test_the_top_of_a_circuit_that_was_read(tmp_path: Path) -> None:
+    """Ranking moves the scored nodes only; the file's edges are of the circuit before."""
+    nodes = {name: {"in_graph": name in FOUND} for name in NAMES}
+    nodes["a0.h0"]["score"], nodes["a0.h1"]["score"] = 2.0, 1.0  # type: ignore[assignment]
+    circuit = Circuit.load(foreign(tmp_path / "circuit.json", nodes, FOUND_EDGES)).top(1)
+    assert [name for name in NAMES if circuit.holds(name)] == ["a0.h0", "m1"]
+    assert circuit.to_json()["edges"] == {}
+
+
+def test_a_circuit_of_neurons_is_told(tmp_path: Path) -> None:
+    nodes = {"a0.h0": {"in_graph": True, "neurons": [True, False]}}
+    with pytest.raises(UserError, match=r"'a0\.h0' is in it with some of its neurons only"):
+        Circuit.load(foreign(tmp_path / "circuit.json", nodes, {}))
+
+
+def test_kept_and_left_out_at_once() -> None:
+    with pytest.raises(UserError, match="keeps 'm1' and leaves it out"):
+        small(kept=frozenset({"m1"}), left_out=frozenset({"m1"}))
+    with pytest.raises(UserError, match="leaves out 'm9'"):
+        small(left_out=frozenset({"m9"}))
+
+
 @pytest.mark.parametrize(
     "text",
     [

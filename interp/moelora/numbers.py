@@ -1,0 +1,98 @@
+"""Numbers as people write them, read exactly and compared as what they say.
+
+``57,500``, ``$57500``, ``57500.00`` and ``5.75e4`` are one number. They are decimals of any size,
+never floats. Two whole numbers are the same or they are not; what is not whole may be worked out
+further in one than in the other: 33.3333 and 33.33333.
+"""
+
+import re
+from decimal import Decimal
+from fractions import Fraction
+
+_GROUP = r"(?:[,_'’\u00a0\u2009\u202f]|\{,\}|\\,)"
+"""What parts thousands."""
+_WHOLE = rf"(?:\d{{1,3}}(?:{_GROUP}\d{{3}})+(?!\d)|\d{{1,2}}(?:,\d{{2}})+,\d{{3}}(?!\d)|\d+)"
+_MONEY = r"[$€£¥₹]"
+NUMBER = re.compile(
+    rf"(?:[-−+]?(?:{_MONEY}\s?)?|{_MONEY}\s?[-−])"
+    rf"(?:{_WHOLE}(?:\.\d+)?|(?<![\w.])\.\d+)"
+    r"(?:[eE][-+]?\d{1,3}(?!\w))?%?"
+)
+_APART = re.compile(rf"{_GROUP}|{_MONEY}|[%\s+]")
+_EXPONENT = re.compile(r"[eE]\+")
+CLOSE = Fraction(1, 10_000)
+"""How far two numbers that are not whole may be apart, of the right one."""
+
+
+def parse_number(text: str) -> Decimal | None:
+    """The number that a text consists of: ``1,200``, ``$5``, ``504.0``, ``12%``; else None."""
+    text = text.strip().rstrip(".")
+    if not NUMBER.fullmatch(text):
+        return None
+    return Decimal(_APART.sub("", _EXPONENT.sub("e", text)).replace("−", "-"))
+
+
+def numbers_in(text: str) -> list[Decimal]:
+    """Every number in a text, in order. A minus behind a number, bracket or word is no sign."""
+    found = []
+    for match in NUMBER.finditer(text):
+        piece, before = match.group(), text[: match.start()]
+        if piece[0] in "-−+" and before:
+            term = before.rstrip()
+            if before[-1].isalnum() or (term and (term[-1].isdigit() or term[-1] in ")%")):
+                piece = piece[1:]
+        number = parse_number(piece)
+        if number is not None:
+            found.append(number)
+    return found
+
+
+def same_number(right: Decimal, said: Decimal) -> bool:
+    """Whether `said` is the number `right`, worked out further or less far where neither is whole.
+
+    Then the longer one, rounded or cut to the places of the shorter, has to be that one, and the
+    two may be apart by `CLOSE` of the right one.
+    """
+    if right == said:
+        return True
+    if _is_whole(right) or _is_whole(said):
+        return False
+    exact, other = Fraction(right), Fraction(said)
+    apart = abs(exact - other)
+    if apart > CLOSE * abs(exact):
+        return False
+    places = min(_places(right), _places(said))
+    shorter, longer = sorted((right, said), key=_places)
+    unit = Fraction(1, 10**places)
+    rounded = apart * 2 <= unit
+    cut = abs(Fraction(longer)) >= abs(Fraction(shorter)) and apart < unit
+    return _places(shorter) != _places(longer) and (rounded or cut)
+
+
+def plain_number(text: str, *, places: int = 10) -> str:
+    """A number as people write it: ``56`` for ``56.0`` and ``1,200`` without its comma.
+
+    More than so many decimal places are rounded. Other text, money and shares stay as they are.
+    """
+    text = text.strip()
+    number = None if re.search(rf"{_MONEY}|%", text) else parse_number(text)
+    return text if number is None else as_text(number, places=places)
+
+
+def as_text(number: Decimal | float, *, places: int | None = None) -> str:
+    """A finite number without an exponent, and without a point where it is whole."""
+    exact = number if isinstance(number, Decimal) else Decimal(repr(number))
+    text = f"{exact:f}"
+    if places is not None and _places(exact) > places:
+        text = f"{exact:.{places}f}"
+    text = text.rstrip("0").rstrip(".") if "." in text else text
+    return "0" if text in ("-0", "") else text
+
+
+def _is_whole(number: Decimal) -> bool:
+    return number == number.to_integral_value()
+
+
+def _places(number: Decimal) -> int:
+    exponent = number.as_tuple().exponent
+    return max(0, -exponent) if isinstance(exponent, int) else 0
