@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from interp.models.modes import evaluating
 from interp.patching.batch import TokenBatch
+from interp.progress import progress_bar
 
 BATCH_PROMPTS = 64
 MAX_NEW_TOKENS = 32
@@ -90,7 +90,7 @@ def answers_in_batches(
         **({} if end is None else {"eos_token_id": end}),
     }  # fmt: skip
     device = next(iter(hf_model.parameters())).device
-    bar = tqdm(total=len(prompts), desc=description, disable=not progress)
+    bar = progress_bar(total=len(prompts), description=description, shown=progress)
     with evaluating(hf_model), bar:
         for begin in range(0, len(order), batch_prompts):
             chunk = order[begin : begin + batch_prompts]

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from interp.patching.batch import TokenBatch
 from interp.patching.chunks import first_column, gradient_chunks, take_chunk
@@ -24,6 +23,7 @@ from interp.patching.edits import ActivationEdit, HeadEdit
 from interp.patching.forward import Hook, HookFunction, RecordedRun, record_run, resume
 from interp.patching.metrics import Metric, differentiable_sum
 from interp.patching.prompts import batch_for
+from interp.progress import progress_bar
 
 
 def keep_in_graph(seen: list[Tensor], component: str) -> list[Hook]:
@@ -102,7 +102,7 @@ def attribute_columns(
     n_layers, n_units = model.cfg.n_layers, count_units(model, edit.component)
     values = torch.zeros(len(metrics), len(batch), n_layers, n_units, batch.width)
     chunks = gradient_chunks(model, edit.changed, metrics, budget)
-    for prompts in tqdm(chunks, desc="gradients", disable=not progress):
+    for prompts in progress_bar(chunks, description="gradients", shown=progress):
         chunk = take_chunk(batch, edit, metrics, prompts)
         with torch.no_grad():
             run = record_run(model, chunk.batch, start=first_column(chunk.edit.changed), keep=())
