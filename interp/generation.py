@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from transformers import GenerationConfig
 
 from interp.errors import UserError
 from interp.models.limits import check_prompts, room_for_answer, vocabulary_size
 from interp.models.modes import evaluating
 from interp.patching.batch import TokenBatch
+from interp.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ def answers_in_batches(
         "num_beams": 1, "pad_token_id": pad, **({} if end is None else {"eos_token_id": ends}),
     }  # fmt: skip
     device = next(iter(hf_model.parameters())).device
-    bar = tqdm(total=len(prompts), desc=description, disable=not progress)
+    bar = progress_bar(total=len(prompts), description=description, shown=progress)
     with evaluating(hf_model), only_end_tokens(hf_model, ends), bar:
         for chunk, room in _chunks(hf_model, prompts, max_new_tokens, batch_prompts):
             batch = TokenBatch.from_lists(

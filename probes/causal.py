@@ -23,7 +23,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from scipy.stats import spearmanr
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from interp.display import Displayed, Shown
 from interp.errors import UserError
@@ -36,6 +35,7 @@ from interp.patching.forward import RecordedRun, record_run, resume
 from interp.patching.metrics import LogitDifference, apply_metric
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import Premises
+from interp.progress import progress_bar
 from probes.activations import PremiseKind
 from probes.linear import LinearProbe
 
@@ -168,7 +168,7 @@ def remove_direction(
     batch, at = encoded.batch(kind), encoded.objects(kind)
     metric = LogitDifference(encoded.true_tokens, encoded.false_tokens)
     changes, done = [], 0
-    for part in tqdm(batch.parts(), desc="directions", disable=not progress):
+    for part in progress_bar(batch.parts(), description="directions", shown=progress):
         rows = torch.arange(done, done + len(part), device=batch.tokens.device)
         of_part = at[rows]
         start = int(of_part.any(dim=0).nonzero()[0])

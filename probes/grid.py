@@ -17,13 +17,13 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.models import fingerprint
 from interp.premises import Premises, Split
 from interp.premises.encode import EncodedPremise, encode_premises
+from interp.progress import progress_bar
 from probes.activations import Position, PremiseKind, check_place, positions_read
 from probes.labelled import LabelledActivations
 from probes.layers import score_place
@@ -123,7 +123,7 @@ def probe_grid(
         cells: list[tuple[int, Position]] = [
             (layer, position) for layer in found.store.layers for position in positions
         ]
-        for layer, position in tqdm(cells, desc="probes", disable=not progress):
+        for layer, position in progress_bar(cells, description="probes", shown=progress):
             parts = [found.part(part, position, found.read(layer, part, position, hook))
                      for part in ("search", "held_out")]  # fmt: skip
             place = {"layer": layer, "place": position}
@@ -149,7 +149,7 @@ def probe_heads(
     check_place("z", position)
     rows = []
     with _collected(model, search, held_out, [position], "z", layers, folder, progress) as found:
-        for layer in tqdm(found.store.layers, desc="probes", disable=not progress):
+        for layer in progress_bar(found.store.layers, description="probes", shown=progress):
             read = {part: found.read(layer, part, position, "z") for part in ("search", "held_out")}
             for head in range(read["search"].shape[1]):
                 parts = [found.part(part, position, read[part][:, head]) for part in read]

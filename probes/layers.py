@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from interp.display import Displayed, Shown
 from interp.errors import UserError
@@ -22,6 +21,7 @@ from interp.models.tokenizer_fingerprint import prompting_fingerprint
 from interp.patching.forward import device_of
 from interp.premises import Premises, Question, Split
 from interp.premises.encode import encode_premises
+from interp.progress import progress_bar
 from probes.activations import Position, check_place, collect_activations
 from probes.controls import DEFAULT_SHUFFLES, shuffled_label_auc
 from probes.labelled import LabelledActivations
@@ -159,7 +159,7 @@ def probe_layers(
     )
     of_model, prompting = fingerprint(model), prompting_fingerprint(model.tokenizer)
     scores, probes = [], []
-    for index, layer in enumerate(tqdm(chosen, desc="probes", disable=not progress)):
+    for index, layer in enumerate(progress_bar(chosen, description="probes", shown=progress)):
         fitted, scored = fitted_part.at(index), scored_part.at(index)
         probe = fit_probe(
             fitted.activations, fitted.labels, layer=layer, fingerprint=of_model,

@@ -15,7 +15,6 @@ from typing import Any, Literal, get_args
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers.cache_utils import DynamicCache
 
 from interp.errors import UserError
@@ -25,6 +24,7 @@ from interp.patching.columns import call_columns
 from interp.patching.components import hook_name
 from interp.patching.entering import forward_as
 from interp.patching.forward import device_of, hooked
+from interp.progress import progress_bar
 
 ActivationHook = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z"]
 """Where in a block: its input, between attention and MLP, its output, what either part adds, or
@@ -127,7 +127,7 @@ def read_activations(
     # Never held open over a yield: between chunks the model is whole.
     with _without_blocks_above(model, max(chosen)):
         beginning = _run_beginning(model, prompts[0], start)
-    with tqdm(total=len(prompts), desc="activations", disable=not progress) as bar:
+    with progress_bar(total=len(prompts), description="activations", shown=progress) as bar:
         for indices in _chunks([len(one.needed) - start for one in prompts], batch_tokens):
             part = [prompts[index] for index in indices]
             with _without_blocks_above(model, max(chosen)):

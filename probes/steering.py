@@ -24,7 +24,6 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from interp.errors import UserError
 from interp.evaluation.baselines import score
@@ -35,6 +34,7 @@ from interp.heads.locate import as_encoded
 from interp.patching.sweep import UnitSet
 from interp.premises.encode import EncodedPremise, EncodedPremises
 from interp.premises.questions import Premises
+from interp.progress import progress_bar
 from probes.activations import collect_activations
 from probes.reading import DEFAULT_BATCH_TOKENS, TokensToRead, read_activations
 from probes.scoring import DEFAULT_SPLITS, cross_validated_scores
@@ -123,7 +123,7 @@ def head_directions(
     n_layers, n_heads = outputs.shape[1:3]
     accuracy = np.empty((n_layers, n_heads))
     heads = [(layer, head) for layer in range(n_layers) for head in range(n_heads)]
-    for layer, head in tqdm(heads, desc="probes of heads", disable=not progress):
+    for layer, head in progress_bar(heads, description="probes of heads", shown=progress):
         scores = cross_validated_scores(
             outputs[:, layer, head], labels, objects, n_splits=n_splits, apart=encoded.subjects * 2
         )

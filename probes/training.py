@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from interp.errors import UserError
+from interp.progress import progress_bar
 from probes.calibration import (
     CalibrationMethod,
     expected_calibration_error,
@@ -129,7 +129,7 @@ def choose_layer(
 ) -> tuple[int, dict[int, float]]:
     """The layer with the highest cross-validated AUC of questions, and every layer's AUC."""
     aucs = {}
-    for layer in tqdm(material.store.layers, desc="layers", disable=not progress):
+    for layer in progress_bar(material.store.layers, description="layers", shown=progress):
         falsity, _ = cross_fit(material, layer, Folds(LAYER_FOLDS, seed))
         scores = material.question_scores(falsity.scores)[material.counted]
         labels = material.labels[material.counted]

@@ -2,6 +2,9 @@
 
 import errno
 import logging
+import os
+import select
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +21,7 @@ USERS = frozenset(
      errno.EROFS, errno.EDQUOT}
 )  # fmt: skip
 """What a path that the user gave may meet, however far inside; any other OSError is a bug."""
+BROKEN_PIPE = 128 + getattr(signal, "SIGPIPE", 13)
 FAMILIES = {
     "moelora": "Train MoELoRA adapters, compare them with LoRA, analyze what their experts do."
 }
@@ -25,9 +29,44 @@ FAMILIES = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point of ``interp``; exits with 0, 2 for a user's mistake, or 130 when interrupted."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    console, errors = Console(), Console(stderr=True)
+    """Entry point of ``interp``; exits with 0, 2 for a user's mistake, or 130 when interrupted.
+
+    Where nobody reads its output to the end (``interp … | head``) it stops without a word, with the
+    code that a shell gives to what SIGPIPE ends.
+    """
+    try:
+        try:
+            _dispatch(list(sys.argv[1:] if arguments is None else arguments))
+        finally:
+            sys.stdout.flush()  # what is left to write is written here, not as Python ends
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(BROKEN_PIPE)
+
+
+class _Output(Console):
+    """A console that leaves a broken pipe to ``main``."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
+def _nobody_reads() -> bool:
+    """Whether it is standard output, and no other pipe, that is broken."""
+    if not hasattr(select, "poll"):
+        return True
+    try:
+        watching = select.poll()
+        watching.register(sys.stdout.fileno(), 0)
+        return any(event & select.POLLERR for _, event in watching.poll(0))
+    except (OSError, ValueError):
+        return False
+
+
+def _dispatch(words: list[str]) -> None:
+    console, errors = _Output(), Console(stderr=True)
     if not words or words[0] in ("-h", "--help"):
         _overview(console)
         sys.exit(0 if words else 2)

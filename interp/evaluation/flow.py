@@ -21,7 +21,6 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from interp.display import Displayed, Shown
 from interp.errors import UserError
@@ -34,6 +33,7 @@ from interp.patching.forward import record_run
 from interp.patching.metrics import LogProbability
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import Premises, QuestionKind
+from interp.progress import progress_bar
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -136,7 +136,9 @@ def last_row_saliency(
     if len(answer) != len(batch):
         raise UserError(f"{len(batch)} prompts but {len(answer)} answers: give one for each")
     found, done = [], 0
-    for part in tqdm(batch.parts(batch_tokens), desc="information flow", disable=not progress):
+    for part in progress_bar(
+        batch.parts(batch_tokens), description="information flow", shown=progress
+    ):
         found.append(_saliency_of_part(model, part, answer[done : done + len(part)]))
         done += len(part)
     return torch.cat(found)

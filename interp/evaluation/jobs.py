@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from interp.generation import BATCH_PROMPTS, MAX_NEW_TOKENS, generate_tokens
 from interp.heads.headset import HeadSet
@@ -21,6 +20,7 @@ from interp.patching.metrics import LogitDifference, Probability, apply_metric
 from interp.patching.sweep import sweep_sets
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import QuestionKind
+from interp.progress import progress_bar
 from interp.stages import SHARD, Shard
 
 
@@ -122,7 +122,9 @@ def whole_run_values(model: Any, job: WholeRunsJob, *, progress: bool = False) -
     metrics = preference_metrics(job.encoded)
     shape = (len(job.encoded), len(metrics), len(job.interventions))
     values = torch.empty(shape, dtype=result_dtype(model))
-    shown = tqdm(job.interventions, desc=f"{job.kind} premises, whole runs", disable=not progress)
+    shown = progress_bar(
+        job.interventions, description=f"{job.kind} premises, whole runs", shown=progress
+    )
     for index, intervention in enumerate(shown):
         found, begin = [], 0
         for part in batch.parts():

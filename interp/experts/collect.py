@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from interp.errors import UserError
 from interp.experts.corpus import LabelledCorpus, corpus_of
@@ -26,6 +25,7 @@ from interp.experts.tables import Tables
 from interp.experts.token_file import TokenFile
 from interp.models.limits import check_prompts
 from interp.models.modes import evaluating
+from interp.progress import progress_bar
 
 __all__ = ["ROUTERS", "CollectSettings", "RoutingSum", "collect_part", "collect_routing"]
 
@@ -92,7 +92,7 @@ def collect_part(
         stack.enter_context(evaluating(base_of(model)))
         total = sum(pass_.tokens_of(chosen) for chosen in pass_.chosen(number))
         bar = stack.enter_context(
-            tqdm(total=total, unit="tok", desc="routing", disable=not progress)
+            progress_bar(total=total, unit="tok", description="routing", shown=progress)
         )
         stack.enter_context(observing(pass_.layers, pass_.see))
         check_prompts(base_of(model), [one.tokens for one in corpus.texts])

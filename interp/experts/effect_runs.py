@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from interp.experts.answer_runs import (
     BareRun,
@@ -30,6 +29,7 @@ from interp.moelora.encoding import EncodedExample, end_token
 from interp.moelora.examples import Example
 from interp.moelora.scoring import is_right
 from interp.patching.forward import device_of
+from interp.progress import progress_bar
 from interp.stages import SHARD, Gives, Shard
 
 Unit = tuple[int, int]
@@ -112,7 +112,7 @@ def estimate_experts(model: Any, job: ExpertJob, *, progress: bool = False) -> S
         return edit_gates(gates, [expert], job.mode, job.factor)
 
     batches = answer_batches(job.examples, device_of(model))
-    for answers in tqdm(batches, desc="gradients", disable=not progress):
+    for answers in progress_bar(batches, description="gradients", shown=progress):
         here, found = attribute_gates(model, answers, job.projections, edit)
         rows = torch.tensor(answers.examples)
         loss[rows] = here.to(loss)
@@ -138,7 +138,7 @@ def measure_experts(model: Any, job: ExpertJob, *, progress: bool = False) -> Sh
     layers = sorted({one.layer for one in job.projections if one.layer is not None})
     batches = answer_batches(job.examples, device_of(model))
     total = len(wanted) * len(batches)
-    with tqdm(total=total, desc=f"experts, {job.mode}", disable=not progress) as bar:
+    with progress_bar(total=total, description=f"experts, {job.mode}", shown=progress) as bar:
         for answers in batches:
             run = run_bare(model, answers, job.projections, layers)
             rows = torch.tensor(answers.examples)
@@ -189,7 +189,9 @@ def greedy_accuracy(
 
     base, changes = ask(), torch.full(job.shape, torch.nan)
     wanted = job.constraints()
-    for (place, expert), constraint in tqdm(wanted, desc="greedy answers", disable=not progress):
+    for (place, expert), constraint in progress_bar(
+        wanted, description="greedy answers", shown=progress
+    ):
         with constrain(model, constraint):
             changes[:, place, expert] = ask() - base
     return base, changes

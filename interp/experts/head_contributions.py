@@ -24,7 +24,6 @@ import torch
 from einops import rearrange, reduce
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from interp.display import Displayed, Shown
 from interp.errors import UserError
@@ -36,6 +35,7 @@ from interp.patching.forward import Hook, HookFunction, hooked, tail_logits
 from interp.patching.significance import group_means
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import Premises, QuestionKind
+from interp.progress import progress_bar
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -187,7 +187,7 @@ def contributions_at(
     """As ``expert_contributions``, of several components in one pass."""
     sums: dict[Part, _Sums] = {one: _Sums(model, one, len(places.batch)) for one in components}
     parts, done = places.batch.parts(), 0
-    for part in tqdm(parts, desc="contributions", disable=not progress):
+    for part in progress_bar(parts, description="contributions", shown=progress):
         prompts = torch.arange(done, done + len(part))
         done += len(part)
         at = places.at[prompts.to(places.at.device)]

@@ -15,7 +15,6 @@ from typing import Any, Literal, get_args
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from interp.errors import UserError
 from interp.heads.headset import Head
@@ -27,6 +26,7 @@ from interp.patching.components import count_units
 from interp.patching.edits import HeadEdit, take_edit
 from interp.patching.forward import Hook, HookFunction, record_run, resume
 from interp.patching.metrics import Metric, apply_metric, check_metrics, take_metrics
+from interp.progress import progress_bar
 
 Part = Literal["q", "k", "v"]
 """Queries, keys or values, before the rotary embedding."""
@@ -229,7 +229,7 @@ def sweep_removals(
     done = 0
     parts = batch.parts(CHUNK_TOKENS)
     total = len(batch) * len(removals)
-    with tqdm(total=total, desc=description, disable=not progress) as bar:
+    with progress_bar(total=total, description=description, shown=progress) as bar:
         for part in parts:
             prompts = torch.arange(done, done + len(part), device=batch.tokens.device)
             done += len(part)

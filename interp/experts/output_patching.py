@@ -15,7 +15,6 @@ from typing import Any, Literal, get_args
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from interp.errors import UserError
 from interp.interventions.projections import GATE, Projection, find_projection, projections_of
@@ -31,6 +30,7 @@ from interp.patching.metrics import (
     take_metrics,
 )
 from interp.patching.result import PatchingResult
+from interp.progress import progress_bar
 
 Patched = Literal["output", "contribution"]
 OUTPUT = ".moelora.hook_expert_out"
@@ -87,7 +87,7 @@ def patch_experts(
     size = max(1, CHUNK_TOKENS // clean.width) if can_take([metric]) else len(clean)
     chunks = [list(range(len(clean)))[begin : begin + size] for begin in range(0, len(clean), size)]
     total = len(chunks) * sum(one.n_experts for one in chosen)
-    with tqdm(total=total, desc=f"expert {what}", disable=not progress) as bar:
+    with progress_bar(total=total, description=f"expert {what}", shown=progress) as bar:
         for chunk in chunks:
             prompts = torch.tensor(chunk, device=clean.tokens.device)
             (own,) = take_metrics([metric], prompts)

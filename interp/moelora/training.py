@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from tqdm.auto import tqdm
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
 from interp.errors import UserError
@@ -20,6 +19,7 @@ from interp.moelora.config import MoELoRAConfig
 from interp.moelora.encoding import AnswerCollator, EncodedExample, TooLong, check_too_long
 from interp.moelora.sources import HELD_OUT_SHARE
 from interp.moelora.trainer import AdapterTrainer, last_checkpoint, step_of
+from interp.progress import progress_bar
 
 Schedule = Literal["constant", "linear", "cosine"]
 Dtype = Literal["float32", "bfloat16"]
@@ -226,7 +226,9 @@ class StepBar(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Open the bar where training begins."""
         if state.is_world_process_zero:
-            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training")
+            self.bar = progress_bar(
+                total=state.max_steps, initial=state.global_step, description="training"
+            )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Move on by one."""

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from interp.errors import UserError
 from interp.models.precision import result_dtype, widened
@@ -28,6 +27,7 @@ from interp.patching.components import as_units, count_units, hook_name
 from interp.patching.edits import ActivationEdit, scores_hook_name
 from interp.patching.forward import Hook, HookFunction, RecordedRun, record_run, resume
 from interp.patching.metrics import Metric, differentiable_sum
+from interp.progress import progress_bar
 
 Gradients = Sequence[Tensor]
 
@@ -100,7 +100,7 @@ def _chunk(
             effects = _to_first_order(model, run, edit, places, seen)
     turns: list[int | None] = list(range(n_layers)) if grad_drop else [None]
     total: Tensor | None = None
-    for layer in tqdm(turns, desc="gradients", disable=not progress):
+    for layer in progress_bar(turns, description="gradients", shown=progress):
         dropped.clear()
         if layer is not None:
             dropped.add(layer)

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from interp.models.precision import result_dtype, widened
 from interp.patching.batch import TokenBatch
@@ -25,6 +24,7 @@ from interp.patching.edits import ActivationEdit, HeadEdit
 from interp.patching.forward import Hook, HookFunction, RecordedRun, record_run, resume
 from interp.patching.metrics import Metric, differentiable_sum
 from interp.patching.prompts import batch_for
+from interp.progress import progress_bar
 
 
 def keep_in_graph(seen: list[Tensor], component: str) -> list[Hook]:
@@ -109,7 +109,7 @@ def attribute_columns(
         len(metrics), len(batch), n_layers, n_units, batch.width, dtype=result_dtype(model)
     )
     chunks = gradient_chunks(model, edit.changed, metrics, budget)
-    for prompts in tqdm(chunks, desc="gradients", disable=not progress):
+    for prompts in progress_bar(chunks, description="gradients", shown=progress):
         chunk = take_chunk(batch, edit, metrics, prompts)
         with torch.no_grad():
             run = record_run(

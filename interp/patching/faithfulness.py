@@ -26,7 +26,6 @@ import torch
 from jaxtyping import Float
 from scipy.integrate import trapezoid
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from interp.display import Displayed, Shown
 from interp.errors import UserError
@@ -43,6 +42,7 @@ from interp.patching.origin import patching_edit
 from interp.patching.prompts import names_of_prompts, pairs_for, units_of, whole_number
 from interp.patching.significance import BOOTSTRAP_RESAMPLES, CONFIDENCE, group_order
 from interp.patching.sweep import check_units
+from interp.progress import progress_bar
 
 PROPORTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """MIB's proportions of nodes in the circuit."""
@@ -288,7 +288,7 @@ def _run_without(
     at = align(corrupted, clean, "all").at
     components = sorted({component for one in sets for component, _, _ in one})
     chunks = chunk_prompts(model, at, 1, [metric], budget)
-    with tqdm(total=len(clean) * len(sets), desc="circuits", disable=not progress) as bar:
+    with progress_bar(total=len(clean) * len(sets), description="circuits", shown=progress) as bar:
         for chunk in chunks:
             prompts = torch.as_tensor(chunk, device=clean.tokens.device)
             part, other = clean.take(chunk), corrupted.take(chunk)

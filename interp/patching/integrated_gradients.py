@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from interp.errors import UserError
 from interp.models.precision import result_dtype, widened
@@ -22,6 +21,7 @@ from interp.patching.components import as_units, count_units, from_units, hook_n
 from interp.patching.edits import ActivationEdit
 from interp.patching.forward import HookFunction, RecordedRun, record_run, resume
 from interp.patching.metrics import Metric, differentiable_sum
+from interp.progress import progress_bar
 
 
 def integrate_columns(
@@ -45,7 +45,7 @@ def integrate_columns(
     dtype = result_dtype(model)
     values = torch.zeros(len(batch), n_layers, n_units, batch.width, dtype=dtype)
     chunks = gradient_chunks(model, edit.changed, [metric], budget)
-    with tqdm(total=len(chunks) * n_layers, desc="integral", disable=not progress) as bar:
+    with progress_bar(total=len(chunks) * n_layers, description="integral", shown=progress) as bar:
         for prompts in chunks:
             chunk = take_chunk(batch, edit, [metric], prompts)
             assert isinstance(chunk.edit, ActivationEdit)

@@ -19,7 +19,6 @@ from typing import Any, Literal, get_args
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from interp.errors import UserError
 from interp.models.majors import check_hooked
@@ -50,6 +49,7 @@ from interp.patching.prompts import (
 )
 from interp.patching.result import PatchingResult
 from interp.patching.sweep import Unit, check_units, sweep_heads, sweep_places
+from interp.progress import progress_bar
 
 Method = Literal["exact", "attribution", "atp*", "ig", "screen"]
 DEFAULT_STEPS = 8
@@ -188,7 +188,7 @@ class _Patching:
         # Chunks of prompts hold the other run's values in memory only while they are needed.
         chunks = chunk_prompts(model, alignment.at, n_units, [self.metric], self.budget)
         shown = self.progress and len(chunks) > 1
-        for chunk in tqdm(chunks, desc=self.method, disable=not shown):
+        for chunk in progress_bar(chunks, description=self.method, shown=shown):
             prompts = torch.as_tensor(chunk, device=corrupted.tokens.device)
             part, source = corrupted.take(chunk), origin.take(chunk)
             own = _part_of(alignment, prompts, corrupted, part, origin, source)

@@ -19,7 +19,6 @@ from typing import Any, Literal, get_args
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from interp.errors import UserError
 from interp.models.precision import result_dtype, widened
@@ -42,6 +41,7 @@ from interp.patching.origin import patching_edit
 from interp.patching.prompts import names_of_prompts, pairs_for, units_of, whole_number
 from interp.patching.result import PatchingResult
 from interp.patching.sweep import Unit, check_units, freeze_hooks
+from interp.progress import progress_bar
 
 Into = Literal["q", "k", "v"]
 KNOWN_MLPS = ("frozen", "recomputed")
@@ -94,7 +94,9 @@ def patch_paths(
     chunks = chunk_prompts(model, align(clean, corrupted, "all").at, n_heads, [metric], budget)
     with (
         torch.no_grad(),
-        tqdm(total=len(corrupted) * len(chosen), desc="paths", disable=not progress) as bar,
+        progress_bar(
+            total=len(corrupted) * len(chosen), description="paths", shown=progress
+        ) as bar,
     ):
         for chunk in chunks:
             index = torch.as_tensor(chunk, device=corrupted.tokens.device)

@@ -17,7 +17,6 @@ import torch
 from jaxtyping import Bool, Float
 from scipy.stats import pearsonr, spearmanr
 from scipy.stats import t as student
-from torch import Tensor
 
 from interp.display import Displayed, Shown
 from interp.errors import UserError
@@ -28,6 +27,7 @@ from interp.patching.origin import mean_values, patching_edit
 from interp.patching.patch import patch
 from interp.patching.prompts import batch_for, pairs_for, whole_number
 from interp.patching.result import PatchingResult
+from interp.patching.significance import group_means
 from interp.patching.sweep import Unit, sweep_sets
 
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ class Screening(Displayed):
 
     Attributes:
         estimate: of all units, by the method that ranks.
-        verified: exact effects of the first ``top_k``; NaN elsewhere.
+        verified: exact effects of the first ``top_k``; NaN elsewhere. Effects are ranked, here and
+            in every result, by their mean over groups of prompts.
         pearson, spearman: of estimate and exact mean effects over the verified units; NaN where
             either is the same for all of them.
         bound: Float[layer unit], upper limit of each unverified unit's absolute effect among a
@@ -121,19 +122,20 @@ def screen(
         "templates": templates, "seed": seed, "budget": budget, "progress": progress,
     }  # fmt: skip
     estimate = patch(model, clean, corrupted, metric, method=ranked_by, **options)
-    means = estimate.mean.reshape(model.cfg.n_layers, -1)
-    order = means.abs().flatten().argsort(descending=True, stable=True).tolist()
+    means = estimate.group_mean.reshape(model.cfg.n_layers, -1)
+    order = estimate.order().tolist()
     units = [(index // means.shape[1], index % means.shape[1]) for index in order]
     chosen, rest = units[:top_k], units[top_k:]
     verified = patch(model, clean, corrupted, metric, units=chosen, **options)
-    pearson, spearman = _agreement(means, verified.mean.reshape(means.shape), chosen, ranked_by)
+    exact = verified.group_mean.reshape(means.shape)
+    pearson, spearman = _agreement(means, exact, chosen, ranked_by)
     bound = np.full(tuple(means.shape), np.nan)
     if rest:
         inside = random_eighths(len(rest), subsets, seed)
         values = _metric_of_subsets(
             model, clean, corrupted, metric, [_taken(rest, row) for row in inside],
-            component=component, source=source, reference=reference, budget=budget,
-            progress=progress,
+            component=component, source=source, reference=reference,
+            groups=verified.groups, budget=budget, progress=progress,
         )  # fmt: skip
         for unit, limit in zip(rest, marginal_bounds(values, inside, confidence), strict=True):
             bound[unit] = limit
@@ -149,7 +151,10 @@ def screen(
 
 
 def _agreement(
-    estimate: Tensor, exact: Tensor, units: Sequence[Unit], ranked_by: str
+    estimate: Float[np.ndarray, "layer unit"],
+    exact: Float[np.ndarray, "layer unit"],
+    units: Sequence[Unit],
+    ranked_by: str,
 ) -> tuple[float, float]:
     """Pearson and Spearman over the units; NaN where either is the same for all of them."""
     x = np.array([float(estimate[unit]) for unit in units])
@@ -178,10 +183,11 @@ def _metric_of_subsets(
     component: str,
     source: str,
     reference: TokenBatch | None,
+    groups: Sequence[str],
     budget: int | None,
     progress: bool,
 ) -> Float[np.ndarray, " subset"]:
-    """The mean metric over prompts with each subset of units patched together."""
+    """The mean metric over groups of prompts with each subset of units patched together."""
     mean = mean_values(model, reference or clean, component) if source == "mean" else None
     alignment = align(clean, corrupted, "all", everywhere=source in ("zero", "mean"))
     with torch.no_grad():
@@ -190,7 +196,7 @@ def _metric_of_subsets(
         model, corrupted, edit, subsets, [metric], budget=budget, progress=progress,
         description="random subsets",
     )[0]  # fmt: skip
-    return swept.mean(dim=0).numpy()
+    return group_means(swept, groups).mean(axis=0)
 
 
 def random_eighths(count: int, draws: int, seed: int) -> Bool[np.ndarray, "draw unit"]:

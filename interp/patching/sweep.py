@@ -22,7 +22,6 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from interp.errors import UserError
 from interp.models.precision import result_dtype
@@ -35,6 +34,7 @@ from interp.patching.forward import Hook, HookFunction, RecordedRun, record_run,
 from interp.patching.metrics import Metric, apply_metric, narrow_metrics
 from interp.patching.prompts import batch_for, units_of
 from interp.patching.workers import Workers, working
+from interp.progress import progress_bar
 
 Unit = tuple[int, int]
 UnitSet = tuple[Unit, ...]
@@ -165,8 +165,8 @@ def sweep_places(
         len(metrics), len(batch), len(tuples), len(places), dtype=result_dtype(model)
     )
     with (
-        tqdm(
-            total=len(batch) * len(tuples) * len(places), desc=description, disable=not progress
+        progress_bar(
+            total=len(batch) * len(tuples) * len(places), description=description, shown=progress
         ) as bar,
         working(model, batch.tokens.device) as workers,
     ):

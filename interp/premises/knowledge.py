@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
 from interp.display import Displayed, Shown
 from interp.errors import UserError
@@ -26,6 +25,7 @@ from interp.patching.forward import device_of, tail_logits
 from interp.premises.encode import answer_tokens, shared_length, tokenize
 from interp.premises.mentions import names_any
 from interp.premises.questions import Premises
+from interp.progress import progress_bar
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -148,7 +148,7 @@ def _strict(model: Any, premises: Premises, progress: bool) -> list[FactKnowledg
         sizes.append(max(1, len(full) - 1 - shared_length(plain, full)))
     results: list[FactKnowledge | None] = [None] * len(prompts)
     chunks = token_chunks([len(prompt) for prompt in prompts])
-    for chunk in tqdm(chunks, desc="knowledge", disable=not progress):
+    for chunk in progress_bar(chunks, description="knowledge", shown=progress):
         batch = TokenBatch.from_lists([prompts[i] for i in chunk], device=device_of(model))
         keep = max(sizes[i] for i in chunk) + 1
         top = tail_logits(model, batch, keep=keep).argmax(dim=-1).cpu()

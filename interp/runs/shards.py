@@ -20,10 +20,10 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from interp.errors import UserError
 from interp.files import remove_leftovers
+from interp.progress import progress_bar
 from interp.runs.versions import versions
 from interp.stages import SHARD, Shard
 from interp.tensor_file import read_tensor_file, write_tensor_file
@@ -144,7 +144,7 @@ def finish_shards(
     missing = [number for number in range(store.n_shards) if store.read(number) is None]
     if there := store.n_shards - len(missing):
         logger.info("%s: %d of %d shards are there", description, there, store.n_shards)
-    bar = tqdm(total=store.n_shards, initial=there, desc=description, disable=not progress)
+    bar = progress_bar(total=store.n_shards, initial=there, description=description, shown=progress)
     with bar:
         for number, shard in engine.run(work, ((number, job(number)) for number in missing)):
             store.write(number, shard)
