@@ -18,11 +18,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from interp.patching.batch import TokenBatch
-from interp.patching.chunks import first_column, gradient_chunks, take_chunk
+from interp.patching.budget import Budget, decide_budget
+from interp.patching.chunks import chunk_prompts, first_column, graph_demand, take_chunk
 from interp.patching.components import as_units, check_component, count_units, hook_name
 from interp.patching.edits import ActivationEdit, HeadEdit
 from interp.patching.forward import Hook, HookFunction, RecordedRun, record_run, resume
-from interp.patching.metrics import Metric, apply_metric
+from interp.patching.metrics import Metric, apply_metric, can_take
+from interp.patching.out_of_memory import halving
 
 
 def keep_in_graph(seen: list[Tensor], component: str) -> list[Hook]:
@@ -89,7 +91,7 @@ def attribute_columns(
     edit: HeadEdit,
     metrics: Sequence[Metric],
     *,
-    budget: int | None = None,
+    budget: int | Budget | None = None,
     progress: bool = True,
 ) -> Float[Tensor, "metric prompt layer unit pos"]:
     """First-order effect of editing each unit alone, by column; zero where nothing is edited.
@@ -99,13 +101,20 @@ def attribute_columns(
     check_component(edit.component, model)
     n_layers, n_units = model.cfg.n_layers, count_units(model, edit.component)
     values = torch.zeros(len(metrics), len(batch), n_layers, n_units, batch.width)
-    chunks = gradient_chunks(model, edit.changed, metrics, budget)
-    for prompts in tqdm(chunks, desc="gradients", disable=not progress):
+    demand = graph_demand(model, edit.component)
+    decided = decide_budget(budget, batch.tokens.device)
+    chunks = chunk_prompts(edit.changed, demand, metrics, decided)
+
+    def run_chunk(prompts: list[int]) -> None:
         chunk = take_chunk(batch, edit, metrics, prompts)
         with torch.no_grad():
             run = record_run(model, chunk.batch, start=first_column(chunk.edit.changed), keep=())
         found = _attribute_chunk(model, run, chunk.edit, chunk.metrics)
         values[:, chunk.rows, ..., chunk.drop + run.start :] = found
+
+    with tqdm(total=len(batch), desc="gradients", disable=not progress) as bar:
+        for prompts, _ in halving(chunks, run_chunk, divisible=can_take(metrics)):
+            bar.update(len(prompts))
     return values
 
 
@@ -115,7 +124,7 @@ def attribute_heads(
     edit: HeadEdit,
     metrics: Sequence[Metric],
     *,
-    budget: int | None = None,
+    budget: int | Budget | None = None,
     progress: bool = True,
 ) -> Float[Tensor, "metric prompt layer unit"]:
     """First-order effect of editing each head (or unit of the edit's component) alone."""

@@ -32,12 +32,14 @@ from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.patching.alignment import align
 from interp.patching.batch import TokenBatch
-from interp.patching.chunks import chunk_prompts, first_column
+from interp.patching.budget import Budget, decide_budget
+from interp.patching.chunks import chunk_prompts, first_column, row_demand
 from interp.patching.circuit import Node, head_node, parse_node
 from interp.patching.edits import ActivationEdit
 from interp.patching.forward import Hook, record_run, resume
-from interp.patching.metrics import Metric, apply_metric, take_metrics
+from interp.patching.metrics import Metric, apply_metric, can_take, take_metrics
 from interp.patching.origin import patching_edit
+from interp.patching.out_of_memory import halving
 from interp.patching.significance import BOOTSTRAP_RESAMPLES, CONFIDENCE, group_order
 from interp.patching.sweep import check_units
 
@@ -194,7 +196,7 @@ def faithfulness_curve(
     n_random: int = 5,
     groups: Sequence[str] = (),
     seed: int = 0,
-    budget: int | None = None,
+    budget: int | Budget | None = None,
     progress: bool = True,
 ) -> Faithfulness:
     """Run the circuits of a ranking's first nodes on the clean prompts.
@@ -264,7 +266,7 @@ def _run_without(
     corrupted: TokenBatch,
     metric: Metric,
     sets: Sequence[frozenset[_Part]],
-    budget: int | None,
+    budget: int | Budget | None,
     progress: bool,
 ) -> tuple[Float[Tensor, "prompt set"], Float[Tensor, " prompt"], Float[Tensor, " prompt"]]:
     """The metric on the clean prompts with each set's units as in the corrupted run.
@@ -275,9 +277,13 @@ def _run_without(
     bare, whole = torch.empty(len(clean)), torch.empty(len(clean))
     at = align(corrupted, clean, "all").at
     components = sorted({component for one in sets for component, _, _ in one})
-    chunks = chunk_prompts(model, at, 1, [metric], budget)
+    decided = decide_budget(budget, clean.tokens.device)
+    # The source of each edit is recorded as well, one after the other.
+    demand = row_demand(model, 1, "z", edits=[*components, "z"])
+    chunks = chunk_prompts(at, demand, [metric], decided)
     with tqdm(total=len(clean) * len(sets), desc="circuits", disable=not progress) as bar:
-        for chunk in chunks:
+
+        def run_chunk(chunk: list[int]) -> None:
             prompts = torch.as_tensor(chunk, device=clean.tokens.device)
             part, other = clean.take(chunk), corrupted.take(chunk)
             (own_metric,) = take_metrics([metric], prompts)
@@ -296,6 +302,9 @@ def _run_without(
                     logits = resume(model, run, layer=lowest, rows=index, hooks=hooks)
                 values[rows, number] = apply_metric(own_metric, logits).float().cpu()
                 bar.update(len(chunk))
+
+        for _ in halving(chunks, run_chunk, divisible=can_take([metric]), bar=bar):
+            pass
     return values, bare, whole
 
 

@@ -29,6 +29,7 @@ from interp.patching.columns import call_columns
 from interp.patching.components import as_units, check_component, hook_name
 from interp.patching.entering import entering
 from interp.patching.finite import check_finite
+from interp.patching.out_of_memory import is_out_of_memory
 from interp.patching.plain import PlainModel, has_hooks, plain_model
 
 logger = logging.getLogger(__name__)
@@ -218,6 +219,8 @@ def _beginning(model: Any, plain: PlainModel | None, batch: TokenBatch, start: i
         try:
             return _fill(plain.fill, batch, start)
         except (NotImplementedError, TypeError, RuntimeError, ValueError) as error:
+            if is_out_of_memory(error):
+                raise
             logger.info("the beginning runs on the hooked model: %s", error)
 
     def fill(batch: TokenBatch, rows: Tensor, cache: Cache, start: int, end: int) -> None:
@@ -264,6 +267,8 @@ def _agrees(plain: PlainModel, run: RecordedRun) -> bool:
             residual=run.resid_pre[layer], z=z,
         )  # fmt: skip
     except (NotImplementedError, TypeError, RuntimeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
         logger.info("sweeps run on the hooked model: %s", error)
         return False
     # Two attention kernels differ by rounding; anything else differs by far more.
