@@ -9,6 +9,7 @@ the sentence's first half), and the later positions are compared with the uncons
 * ``neutral_perplexity_ratio``: perplexity of the later tokens, constrained over unconstrained.
 """
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -25,8 +26,12 @@ from interp.models.precision import widened
 from interp.models.spans import tokenize_with_offsets
 from interp.patching.batch import TokenBatch
 from interp.patching.forward import device_of, tail_logits
+from interp.patching.out_of_memory import over_parts
 from interp.premises.encode import token_span
 from interp.premises.registry import data_dir
+
+PART_LOGITS = 2**25
+"""Logits of a run that are held at once, of all later tokens over the whole vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -79,13 +84,34 @@ def side_effects(
         prompts.append(list(encoding["input_ids"]))
         spans.append(token_span(encoding["offset_mapping"], sentence, *content_span(sentence)))
     batch = TokenBatch.from_lists(prompts, device=device_of(model))
-    free = widened(tail_logits(model, batch, keep=batch.width)).log_softmax(-1)
-    with constrain(model, constraint, at=spans, mean=mean):
-        held = widened(tail_logits(model, batch, keep=batch.width)).log_softmax(-1)
-    ends = torch.tensor([end for _, end in spans], device=batch.tokens.device) + batch.offsets
-    columns = torch.arange(batch.width, device=batch.tokens.device)
-    later = columns[None, :-1] >= ends[:, None]
-    kl = (free.exp() * (free - held)).sum(dim=-1)[:, :-1][later].mean()
-    following = batch.tokens[:, 1:, None]
-    loss = [-run[:, :-1].gather(2, following)[..., 0][later].mean() for run in (free, held)]
-    return SideEffects(float(kl), float((loss[1] - loss[0]).exp()), len(sentences))
+
+    def of_part(part: TokenBatch, rows: range) -> Float[Tensor, " sum"]:
+        own = spans[rows.start : rows.stop]
+        begins = [offset + end for offset, (_, end) in zip(part.offsets.tolist(), own, strict=True)]
+        first = min(begins)
+        total = torch.zeros(4, dtype=torch.float64)
+        if first >= part.width:
+            return total
+        free = tail_logits(model, part, keep=part.width - first)
+        with constrain(model, constraint, at=own, mean=mean):
+            held = tail_logits(model, part, keep=part.width - first)
+        for row, begin in enumerate(begins):
+            later, following = slice(begin - first, -1), part.tokens[row, begin + 1 :]
+            total += _sums(free[row, later], held[row, later], following)
+        return total
+
+    tokens = max(1, PART_LOGITS // model.cfg.d_vocab)
+    sums = torch.stack(list(over_parts(batch, of_part, batch_tokens=tokens))).sum(dim=0)
+    kl, of_free, of_held = (sums[:3] / sums[3]).tolist()
+    return SideEffects(kl, math.exp(of_held - of_free), len(sentences))
+
+
+def _sums(
+    free: Float[Tensor, "pos d_vocab"], held: Float[Tensor, "pos d_vocab"], following: Tensor
+) -> Float[Tensor, " sum"]:
+    """Over the positions: KL, both runs' surprisal at the following tokens, and their number."""
+    p, q = widened(free).log_softmax(-1), widened(held).log_softmax(-1)
+    kl = (p.exp() * (p - q)).sum(dim=-1)
+    surprisals = [-one.gather(1, following[:, None]) for one in (p, q)]
+    found = [one.sum(dtype=torch.float64) for one in (kl, *surprisals)]
+    return torch.tensor([*(float(one) for one in found), len(following)], dtype=torch.float64)

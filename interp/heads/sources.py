@@ -17,7 +17,7 @@ from interp.models.precision import widened
 from interp.patching.alignment import aligned_columns
 from interp.patching.batch import TokenBatch
 from interp.patching.edits import ActivationEdit, AttentionEdit, HeadEdit
-from interp.patching.forward import record_run
+from interp.patching.origin import tail_values
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import QuestionKind
 
@@ -85,11 +85,7 @@ def tail_outputs(
     model: Any, batch: TokenBatch, first: int
 ) -> Float[Tensor, "layer prompt tail head d_head"]:
     """Every head's output from column ``first`` on, in chunks of prompts."""
-    found = []
-    for part in batch.parts():
-        run = record_run(model, part, start=first)
-        found.append(run.z[:, :, first - run.start :])
-    return torch.cat(found, dim=1)
+    return tail_values(model, batch, "z", first)
 
 
 def last_true(at: Bool[Tensor, "prompt pos"]) -> Bool[Tensor, "prompt pos"]:

@@ -22,11 +22,14 @@ from interp.errors import UserError
 from interp.models.precision import result_dtype, widened
 from interp.patching.attribution import edited_change, gradient_pass, keep_in_graph
 from interp.patching.batch import TokenBatch
-from interp.patching.chunks import first_column, gradient_chunks, take_chunk
+from interp.patching.budget import Budget, decide_budget
+from interp.patching.chunks import chunk_prompts, first_column, graph_demand, take_chunk
 from interp.patching.components import as_units, count_units, hook_name
 from interp.patching.edits import ActivationEdit, scores_hook_name
 from interp.patching.forward import Hook, HookFunction, RecordedRun, record_run, resume
-from interp.patching.metrics import Metric, differentiable_sum
+from interp.patching.metrics import Metric, can_take, differentiable_sum
+from interp.patching.out_of_memory import halving
+from interp.patching.sizes import sizes_of
 from interp.progress import progress_bar
 
 Gradients = Sequence[Tensor]
@@ -41,7 +44,7 @@ def atp_star_columns(
     *,
     grad_drop: bool = True,
     qk_fix: bool = True,
-    budget: int | None = None,
+    budget: int | Budget | None = None,
     progress: bool = True,
 ) -> Float[Tensor, "prompt layer unit place"]:
     """AtP* of every unit at every place; NaN where a place is empty.
@@ -52,8 +55,14 @@ def atp_star_columns(
     n_layers, n_units = model.cfg.n_layers, count_units(model, edit.component)
     shape = (len(batch), n_layers, n_units, len(places))
     values = torch.full(shape, torch.nan, dtype=result_dtype(model))
+    decided = decide_budget(budget, batch.tokens.device)
+    held = _held_places(model, edit, len(places), qk_fix, decided)
+    watched = "pattern" if held else edit.component
+    demand = graph_demand(model, watched, places=held)
+    chunks = chunk_prompts(edit.changed, demand, [metric], decided)
+
     # The graph of all layers is kept while every layer is dropped in turn.
-    for prompts in gradient_chunks(model, edit.changed, [metric], budget):
+    def run_chunk(prompts: list[int]) -> None:
         chunk = take_chunk(batch, edit, [metric], prompts)
         own = chunk.edit
         assert isinstance(own, ActivationEdit)
@@ -64,10 +73,37 @@ def atp_star_columns(
             run = record_run(
                 model, chunk.batch, start=first_column(own.changed), keep=(), edits=points
             )
-        found = _chunk(model, run, own, own_places, chunk.metrics[0], grad_drop, qk_fix, progress)
         there = own_places.any(dim=2).T.cpu()[:, None, None, :]
-        values[chunk.rows] = torch.where(there, found, torch.nan)
+
+        def run_places(some: list[int]) -> None:
+            found = _chunk(
+                model, run, own, own_places[some], chunk.metrics[0], grad_drop, qk_fix, progress
+            )
+            at = torch.where(there[..., some], found, torch.nan)
+            values[chunk.rows[:, None], :, :, torch.tensor(some)] = at.permute(0, 3, 1, 2)
+
+        size = held or len(places)
+        every = range(len(places))
+        groups = [every[begin : begin + size] for begin in range(0, len(places), size)]
+        for _ in halving(groups, run_places, what="one prompt at one place"):
+            pass
+
+    for _ in halving(chunks, run_chunk, divisible=can_take([metric])):
+        pass
     return values
+
+
+def _held_places(
+    model: Any, edit: ActivationEdit, n_places: int, qk_fix: bool, budget: Budget
+) -> int:
+    """How many places' patterns are held together; none where no pattern is computed anew."""
+    if not (qk_fix and edit.component in ("q", "k")):
+        return 0
+    width = edit.changed.shape[1]
+    tail = width - first_column(edit.changed)
+    bare = graph_demand(model, "pattern").least(tail, width)
+    fitting = (budget.whole - bare) // max(1, sizes_of(model).pattern_changes(tail, width))
+    return min(n_places, max(1, fitting))
 
 
 def _chunk(

@@ -18,13 +18,14 @@ from torch import Tensor
 
 from interp.models.precision import result_dtype, widened
 from interp.patching.batch import TokenBatch
-from interp.patching.chunks import first_column, gradient_chunks, take_chunk
+from interp.patching.budget import Budget, decide_budget
+from interp.patching.chunks import chunk_prompts, first_column, graph_demand, take_chunk
 from interp.patching.components import as_units, check_component, count_units, hook_name
 from interp.patching.edits import ActivationEdit, HeadEdit
 from interp.patching.forward import Hook, HookFunction, RecordedRun, record_run, resume
-from interp.patching.metrics import Metric, differentiable_sum
+from interp.patching.metrics import Metric, can_take, differentiable_sum
+from interp.patching.out_of_memory import halving
 from interp.patching.prompts import batch_for
-from interp.progress import progress_bar
 
 
 def keep_in_graph(seen: list[Tensor], component: str) -> list[Hook]:
@@ -95,7 +96,7 @@ def attribute_columns(
     edit: HeadEdit,
     metrics: Sequence[Metric],
     *,
-    budget: int | None = None,
+    budget: int | Budget | None = None,
     progress: bool = True,
 ) -> Float[Tensor, "metric prompt layer unit pos"]:
     """First-order effect of editing each unit alone, by column; zero where nothing is edited.
@@ -108,8 +109,11 @@ def attribute_columns(
     values = torch.zeros(
         len(metrics), len(batch), n_layers, n_units, batch.width, dtype=result_dtype(model)
     )
-    chunks = gradient_chunks(model, edit.changed, metrics, budget)
-    for prompts in progress_bar(chunks, description="gradients", shown=progress):
+    demand = graph_demand(model, edit.component)
+    decided = decide_budget(budget, batch.tokens.device)
+    chunks = chunk_prompts(edit.changed, demand, metrics, decided)
+
+    def run_chunk(prompts: list[int]) -> None:
         chunk = take_chunk(batch, edit, metrics, prompts)
         with torch.no_grad():
             run = record_run(
@@ -118,6 +122,10 @@ def attribute_columns(
             )  # fmt: skip
         found = _attribute_chunk(model, run, chunk.edit, chunk.metrics)
         values[:, chunk.rows, ..., chunk.drop + run.start :] = found
+
+    with progress_bar(total=len(batch), description="gradients", shown=progress) as bar:
+        for prompts, _ in halving(chunks, run_chunk, divisible=can_take(metrics)):
+            bar.update(len(prompts))
     return values
 
 
@@ -127,7 +135,7 @@ def attribute_heads(
     edit: HeadEdit,
     metrics: Sequence[Metric],
     *,
-    budget: int | None = None,
+    budget: int | Budget | None = None,
     progress: bool = True,
 ) -> Float[Tensor, "metric prompt layer unit"]:
     """First-order effect of editing each head (or unit of the edit's component) alone."""

@@ -1,55 +1,104 @@
-"""How many rows one forward pass may hold: a memory budget, not a constant.
+"""How much memory a call may take: decided once, by the caller or from the device.
 
-The estimate counts, in numbers per row: for every run column the widest layer's activations (MLP
-inner values three times, the residual stream's size ten times), the keys and values that attention
-sees, and the attention pattern of one layer.
+Where nobody says, the budget is a choice and no limit: on a CPU one of speed, on a GPU a share of
+what is free. One prompt always runs then, however long it is. A budget that somebody gave is a
+limit, and a prompt that does not fit is refused before anything runs.
 """
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from interp.errors import UserError
-from interp.models.precision import result_dtype
 
 CPU_BUDGET = 192 * 2**20
 """Bytes, for all batches that run side by side. More rows gain nothing on a CPU: batches of 24 MiB
 and of 100 MiB take the same time, 400 MiB a sixth more (two cores, 135M parameters)."""
+CPU_WHOLE = 4 * CPU_BUDGET
+"""Gradients of few prompts at a time are slow, and their graph holds every layer."""
 GPU_SHARE = 0.25
-"""Of the free memory of a GPU."""
+"""Of the free memory of a GPU, for the batches; what is kept beside them may take as much again."""
 
 
-def default_budget(device: torch.device) -> int:
-    """Bytes that one forward pass of a sweep may take on this device."""
-    if device.type == "cuda":
-        return int(GPU_SHARE * torch.cuda.mem_get_info(device)[0])
-    return CPU_BUDGET
+@dataclass(frozen=True)
+class Budget:
+    """Bytes that a call may take.
+
+    Attributes:
+        batches: for the forward passes that run side by side.
+        whole: for those and all that is kept beside them: recorded runs, edits, a graph.
+        given: whether somebody asked for it, so that it is a limit.
+    """
+
+    batches: int
+    whole: int
+    given: bool = False
+
+    def refuse(self, bytes_of_one: int, width: int) -> None:
+        """Raise UserError if one prompt does not fit into a budget that was given."""
+        if self.given and bytes_of_one > self.whole:
+            raise UserError(
+                f"a budget of {self.whole / 2**20:.3g} MiB is too small for one prompt of {width} "
+                f"tokens, which takes about {bytes_of_one / 2**20:.3g} MiB"
+            )
+
+    def rows(self, each: int, *, kept: int = 0) -> int:
+        """How many rows of so many bytes fit beside what is kept; at least one."""
+        return max(1, min(self.batches, self.whole - kept) // each)
 
 
-def bytes_per_row(model: Any, tail: int, width: int) -> int:
-    """Estimate of what one row of ``tail`` run columns out of ``width`` takes in a forward pass."""
-    cfg = model.cfg
-    n_kv_heads = getattr(cfg, "n_key_value_heads", None) or cfg.n_heads
-    inner = getattr(cfg, "d_mlp", None) or 4 * cfg.d_model
-    numbers = tail * (3 * inner + 10 * cfg.d_model)
-    numbers += 2 * width * n_kv_heads * cfg.d_head + cfg.n_heads * tail * width
-    return numbers * _itemsize(model)
+_DECIDED: ContextVar[Budget | None] = ContextVar("decided_budget", default=None)
 
 
-def rows_within(
-    model: Any, *, tail: int, width: int, budget: int | None, device: torch.device
-) -> int:
-    """The most rows that fit. Raises UserError if not even one does."""
-    limit = default_budget(device) if budget is None else budget
-    each = bytes_per_row(model, tail, width)
-    if each > limit:
-        raise UserError(
-            f"a budget of {limit / 2**20:.3g} MiB is too small for one prompt of {width} tokens, "
-            f"which takes about {each / 2**20:.3g} MiB"
-        )
-    return limit // each
+def decide_budget(budget: "int | Budget | None", device: torch.device) -> Budget:
+    """The budget of one call: the given bytes, or what a run has decided, or the device's.
+
+    Raises:
+        UserError: no bytes at all.
+    """
+    if isinstance(budget, Budget):
+        return budget
+    if budget is not None:
+        if budget <= 0:
+            raise UserError(f"a budget is a number of bytes above zero, not {budget}")
+        return Budget(int(budget), int(budget), given=True)
+    return _DECIDED.get() or default_budget(device)
 
 
-def _itemsize(model: Any) -> int:
-    # Whatever the weights' type, a sweep's activations are float32 at least.
-    return result_dtype(model).itemsize
+def default_budget(device: torch.device) -> Budget:
+    """What a call may take on this device where nobody says."""
+    if device.type != "cuda":
+        return Budget(CPU_BUDGET, CPU_WHOLE)
+    # What torch holds and does not use is free to it, whatever the driver says.
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    batches = int(GPU_SHARE * (torch.cuda.mem_get_info(device)[0] + unused))
+    return Budget(batches, 2 * batches)
+
+
+@contextmanager
+def using_budget(budget: Budget) -> Iterator[None]:
+    """While open, calls in this thread that give no budget have this one."""
+    token = _DECIDED.set(budget)
+    try:
+        yield
+    finally:
+        _DECIDED.reset(token)
+
+
+def current_budget() -> Budget | None:
+    """What ``using_budget`` has set."""
+    return _DECIDED.get()
+
+
+def read_budget(found: Any) -> Budget | None:
+    """A budget from the fields of one, as JSON gives them back; None if they are not that."""
+    if not isinstance(found, Mapping):
+        return None
+    batches, whole = found.get("batches"), found.get("whole")
+    if isinstance(batches, int) and isinstance(whole, int) and 0 < batches <= whole:
+        return Budget(batches, whole, bool(found.get("given")))
+    return None

@@ -1,6 +1,7 @@
 """Prompts in chunks that fit the memory budget, and what of batch, edit and metrics is theirs."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,15 +11,15 @@ from torch import Tensor
 
 from interp.errors import UserError
 from interp.patching.batch import TokenBatch
-from interp.patching.budget import default_budget, rows_within
+from interp.patching.budget import Budget
 from interp.patching.edits import HeadEdit, take_edit
 from interp.patching.metrics import Metric, can_take, check_metrics, take_metrics
+from interp.patching.sizes import sizes_of
+
+logger = logging.getLogger(__name__)
 
 WORTHWHILE_ROWS = 48
 """A batch of so many rows runs about as efficiently as a larger one."""
-
-GRADIENT_BUDGETS = 4
-"""Gradients of few prompts at a time are slow: by default they may take so many sweep budgets."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,78 @@ def first_column(changed: Bool[Tensor, "prompt pos"]) -> int:
     return int(columns[0])
 
 
+@dataclass(frozen=True)
+class Demand:
+    """What a method takes of memory, by the columns that run again and those of the batch.
+
+    Attributes:
+        kept: ``kept(tail, width)``, bytes beside the batches for one prompt.
+        row: ``row(tail, width)``, bytes of one row of a batch; None where there are no batches.
+        rows_per_prompt: how many rows of one prompt are worth running together.
+    """
+
+    kept: Callable[[int, int], int]
+    row: Callable[[int, int], int] | None
+    rows_per_prompt: int
+
+    def fits(self, n_prompts: int, tail: int, width: int, budget: Budget) -> bool:
+        """Whether all rows of so many prompts run together."""
+        batches = 0
+        if self.row is not None:
+            batches = n_prompts * self.rows_per_prompt * self.row(tail, width)
+        return batches <= budget.batches and n_prompts * self.least(tail, width) <= budget.whole
+
+    def rows_within(self, budget: Budget, n_prompts: int, tail: int, width: int) -> int:
+        """How many rows run together beside what is kept of so many prompts; at least one."""
+        if self.row is None:
+            return 1
+        kept = n_prompts * self.kept(tail, width)
+        return budget.rows(self.row(tail, width), kept=kept)
+
+    def of(self, n_prompts: int, n_rows: int, tail: int, width: int) -> int:
+        """Bytes of so many prompts with so many rows at a time."""
+        rows = 0 if self.row is None else n_rows * self.row(tail, width)
+        return n_prompts * self.kept(tail, width) + rows
+
+    def least(self, tail: int, width: int) -> int:
+        """Bytes of one prompt, one row at a time."""
+        return self.of(1, 1, tail, width)
+
+
+def row_demand(
+    model: Any, rows_per_prompt: int, *components: str, edits: Sequence[str], logits: bool = True
+) -> Demand:
+    """Of a sweep that records runs with some components, and edits some."""
+    sizes = sizes_of(model)
+    eager = "pattern" in edits
+
+    def kept(tail: int, width: int) -> int:
+        recorded = sizes.kept(tail, width, *components)
+        return recorded + sum(sizes.edit(one, tail, width) for one in edits)
+
+    def row(tail: int, width: int) -> int:
+        return sizes.row(tail, width, eager=eager, logits=logits)
+
+    return Demand(kept, row, rows_per_prompt)
+
+
+def graph_demand(model: Any, component: str, *, places: int = 0) -> Demand:
+    """Of gradients at a component in all layers, and of patterns at so many places beside them."""
+    sizes = sizes_of(model)
+
+    def kept(tail: int, width: int) -> int:
+        graph = sizes.graph(tail, width, watched=component)
+        changes = places * sizes.pattern_changes(tail, width)
+        return graph + sizes.edit(component, tail, width) + changes
+
+    return Demand(kept, None, model.cfg.n_layers)
+
+
 def chunk_prompts(
-    model: Any,
     changed: Bool[Tensor, "prompt pos"],
-    rows_per_prompt: int,
+    demand: Demand,
     metrics: Sequence[Metric],
-    budget: int | None,
+    budget: Budget,
 ) -> list[list[int]]:
     """Prompts in chunks of similar tail length, of which all rows fit the budget if possible.
 
@@ -75,7 +142,7 @@ def chunk_prompts(
 
     Raises:
         UserError: a prompt without a position to edit, metrics of another number of prompts, or a
-            budget too small for one prompt.
+            budget, given by somebody, that is too small for one prompt.
     """
     check_metrics(metrics, len(changed))
     first_column(changed)
@@ -85,29 +152,26 @@ def chunk_prompts(
     width = changed.shape[1]
     tails = (width - changed.long().argmax(dim=1)).tolist()
     if not can_take(metrics):
+        _say_whole(demand.least(max(tails), width) * len(tails), len(tails), budget)
         return [list(range(len(tails)))]
+    budget.refuse(demand.least(max(tails), width), width)
     chunks: list[list[int]] = [[]]
     for prompt in sorted(range(len(tails)), key=lambda prompt: tails[prompt]):
-        rows = rows_within(
-            model, tail=tails[prompt], width=width, budget=budget, device=changed.device
-        )
         chunk = chunks[-1]
-        full = (len(chunk) + 1) * rows_per_prompt > rows
+        full = not demand.fits(len(chunk) + 1, tails[prompt], width, budget)
         # A longer tail makes the whole chunk longer: that is worth it for small batches only.
         longer = chunk and tails[prompt] > tails[chunk[-1]]
-        if chunk and (full or (longer and len(chunk) * rows_per_prompt >= WORTHWHILE_ROWS)):
+        if chunk and (full or (longer and len(chunk) * demand.rows_per_prompt >= WORTHWHILE_ROWS)):
             chunks.append([])
         chunks[-1].append(prompt)
     return chunks
 
 
-def gradient_chunks(
-    model: Any,
-    changed: Bool[Tensor, "prompt pos"],
-    metrics: Sequence[Metric],
-    budget: int | None,
-) -> list[list[int]]:
-    """As ``chunk_prompts``, for passes whose graph holds every layer at once."""
-    if budget is None:
-        budget = GRADIENT_BUDGETS * default_budget(changed.device)
-    return chunk_prompts(model, changed, model.cfg.n_layers, metrics, budget)
+def _say_whole(taken: int, n_prompts: int, budget: Budget) -> None:
+    """Say so where a metric that sees all prompts at once takes more than the budget."""
+    if taken > budget.whole:
+        logger.warning(
+            "the metric sees all %d prompts at once, which takes about %.3g MiB, over the budget "
+            "of %.3g MiB; the metrics of interp.patching.metrics can be cut",
+            n_prompts, taken / 2**20, budget.whole / 2**20,
+        )  # fmt: skip

@@ -32,13 +32,15 @@ from interp.errors import UserError
 from interp.models.precision import result_dtype
 from interp.patching.alignment import align
 from interp.patching.batch import Prompts, TokenBatch
-from interp.patching.chunks import chunk_prompts, first_column
+from interp.patching.budget import Budget, decide_budget
+from interp.patching.chunks import chunk_prompts, first_column, row_demand
 from interp.patching.circuit import Node, head_node, parse_node
 from interp.patching.components import hook_name
 from interp.patching.edits import ActivationEdit
 from interp.patching.forward import Hook, record_run, resume, unedited_logits
-from interp.patching.metrics import Metric, apply_metric, take_metrics
+from interp.patching.metrics import Metric, apply_metric, can_take, take_metrics
 from interp.patching.origin import patching_edit
+from interp.patching.out_of_memory import halving
 from interp.patching.prompts import names_of_prompts, pairs_for, units_of, whole_number
 from interp.patching.significance import BOOTSTRAP_RESAMPLES, CONFIDENCE, group_order
 from interp.patching.sweep import check_units
@@ -197,7 +199,7 @@ def faithfulness_curve(
     n_random: int = 5,
     groups: Sequence[str] = (),
     seed: int = 0,
-    budget: int | None = None,
+    budget: int | Budget | None = None,
     progress: bool = True,
 ) -> Faithfulness:
     """Run the circuits of a ranking's first nodes on the clean prompts.
@@ -275,7 +277,7 @@ def _run_without(
     corrupted: TokenBatch,
     metric: Metric,
     sets: Sequence[frozenset[_Part]],
-    budget: int | None,
+    budget: int | Budget | None,
     progress: bool,
 ) -> tuple[Float[Tensor, "prompt set"], Float[Tensor, " prompt"], Float[Tensor, " prompt"]]:
     """The metric on the clean prompts with each set's units as in the corrupted run.
@@ -287,9 +289,13 @@ def _run_without(
     bare, whole = torch.empty(2, len(clean), dtype=dtype)
     at = align(corrupted, clean, "all").at
     components = sorted({component for one in sets for component, _, _ in one})
-    chunks = chunk_prompts(model, at, 1, [metric], budget)
+    decided = decide_budget(budget, clean.tokens.device)
+    # The source of each edit is recorded as well, one after the other.
+    demand = row_demand(model, 1, "z", edits=[*components, "z"])
+    chunks = chunk_prompts(at, demand, [metric], decided)
     with progress_bar(total=len(clean) * len(sets), description="circuits", shown=progress) as bar:
-        for chunk in chunks:
+
+        def run_chunk(chunk: list[int]) -> None:
             prompts = torch.as_tensor(chunk, device=clean.tokens.device)
             part, other = clean.take(chunk), corrupted.take(chunk)
             (own_metric,) = take_metrics([metric], prompts)
@@ -310,6 +316,9 @@ def _run_without(
                     logits = resume(model, run, layer=lowest, rows=index, hooks=hooks)
                 values[rows, number] = apply_metric(own_metric, logits).to("cpu", dtype)
                 bar.update(len(chunk))
+
+        for _ in halving(chunks, run_chunk, divisible=can_take([metric]), bar=bar):
+            pass
     return values, bare, whole
 
 

@@ -16,11 +16,13 @@ from torch import Tensor
 from interp.errors import UserError
 from interp.models.precision import result_dtype, widened
 from interp.patching.batch import TokenBatch
-from interp.patching.chunks import first_column, gradient_chunks, take_chunk
+from interp.patching.budget import Budget, decide_budget
+from interp.patching.chunks import chunk_prompts, first_column, graph_demand, take_chunk
 from interp.patching.components import as_units, count_units, from_units, hook_name
 from interp.patching.edits import ActivationEdit
 from interp.patching.forward import HookFunction, RecordedRun, record_run, resume
-from interp.patching.metrics import Metric, differentiable_sum
+from interp.patching.metrics import Metric, can_take, differentiable_sum
+from interp.patching.out_of_memory import halving
 from interp.progress import progress_bar
 
 
@@ -31,7 +33,7 @@ def integrate_columns(
     metric: Metric,
     *,
     steps: int = 8,
-    budget: int | None = None,
+    budget: int | Budget | None = None,
     progress: bool = True,
 ) -> Float[Tensor, "prompt layer unit pos"]:
     """Integrated gradients of every unit, by column; zero where nothing is edited.
@@ -44,9 +46,12 @@ def integrate_columns(
     n_layers, n_units = model.cfg.n_layers, count_units(model, edit.component)
     dtype = result_dtype(model)
     values = torch.zeros(len(batch), n_layers, n_units, batch.width, dtype=dtype)
-    chunks = gradient_chunks(model, edit.changed, [metric], budget)
-    with progress_bar(total=len(chunks) * n_layers, description="integral", shown=progress) as bar:
-        for prompts in chunks:
+    demand = graph_demand(model, edit.component)
+    decided = decide_budget(budget, batch.tokens.device)
+    chunks = chunk_prompts(edit.changed, demand, [metric], decided)
+    with progress_bar(total=len(batch) * n_layers, description="integral", shown=progress) as bar:
+
+        def run_chunk(prompts: list[int]) -> None:
             chunk = take_chunk(batch, edit, [metric], prompts)
             assert isinstance(chunk.edit, ActivationEdit)
             with torch.no_grad():
@@ -55,7 +60,10 @@ def integrate_columns(
             for layer in range(n_layers):
                 found = _integrate_layer(model, run, chunk.edit, layer, chunk.metrics[0], steps)
                 values[chunk.rows, layer, :, chunk.drop + run.start :] = found
-                bar.update()
+                bar.update(len(prompts))
+
+        for _ in halving(chunks, run_chunk, divisible=can_take([metric]), bar=bar):
+            pass
     return values
 
 

@@ -21,6 +21,7 @@ from interp.patching.batch import TokenBatch
 from interp.patching.chunks import first_column
 from interp.patching.edits import ActivationEdit
 from interp.patching.forward import record_run
+from interp.patching.out_of_memory import over_parts
 
 Origin = Literal["run", "zero", "mean", "resample"]
 
@@ -35,15 +36,26 @@ def check_origin(origin: str, component: str) -> None:
 
 def mean_values(model: Any, batch: TokenBatch, component: str) -> Float[Tensor, "layer unit width"]:
     """Each unit's value averaged over all real tokens of a batch."""
-    total, count = None, 0
-    for part in batch.parts():
+
+    def summed(part: TokenBatch, rows: range) -> Tensor:
         values = widened(record_run(model, part, keep=(component,)).values[component])
         weights = part.mask[None, :, :, None, None].to(values.dtype)
-        summed = (values * weights).sum(dim=(1, 2))
-        total = summed if total is None else total + summed
-        count += int(part.mask.sum())
-    assert total is not None
-    return total / count
+        return (values * weights).sum(dim=(1, 2))
+
+    first, *others = over_parts(batch, summed)
+    return sum(others, start=first) / int(batch.mask.sum())
+
+
+def tail_values(
+    model: Any, batch: TokenBatch, component: str, first: int
+) -> Float[Tensor, "layer prompt tail unit width"]:
+    """A component's values from column ``first`` on, in chunks of prompts."""
+
+    def recorded(part: TokenBatch, rows: range) -> Tensor:
+        run = record_run(model, part, start=first, keep=(component,))
+        return run.values[component][:, :, first - run.start :]
+
+    return torch.cat(list(over_parts(batch, recorded)), dim=1)
 
 
 def derangement(count: int, seed: int) -> list[int]:
@@ -77,8 +89,7 @@ def patching_edit(
         return ActivationEdit(at, values, first=first, component=component)  # type: ignore[arg-type]
     columns = torch.where(at, alignment.columns, source.width - 1)[:, first:]
     begin = int(columns.min())
-    run = record_run(model, source, start=begin, keep=(component,))
-    values = run.values[component][:, :, begin - run.start :]
+    values = tail_values(model, source, component, begin)
     in_order = torch.arange(first, first + tail, device=columns.device)
     if values.shape[2] != tail or bool(((columns != in_order) & at[:, first:]).any()):
         index = (columns - begin)[None, :, :, None, None]

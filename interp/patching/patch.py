@@ -27,7 +27,8 @@ from interp.patching.alignment import Alignment, Positions, align
 from interp.patching.atp_star import atp_star_columns
 from interp.patching.attribution import attribute_columns
 from interp.patching.batch import Prompts, TokenBatch, token_tensor
-from interp.patching.chunks import chunk_prompts
+from interp.patching.budget import Budget, decide_budget
+from interp.patching.chunks import Demand, chunk_prompts, graph_demand, row_demand
 from interp.patching.components import axis_of, check_component, count_units
 from interp.patching.edits import ActivationEdit
 from interp.patching.forward import unedited_logits
@@ -35,11 +36,13 @@ from interp.patching.integrated_gradients import integrate_columns
 from interp.patching.metrics import (
     Metric,
     apply_metric,
+    can_take,
     check_metrics,
     metric_name,
     take_metrics,
 )
 from interp.patching.origin import check_origin, derangement, mean_values, patching_edit
+from interp.patching.out_of_memory import halving
 from interp.patching.prompts import (
     batch_for,
     names_of_prompts,
@@ -78,7 +81,7 @@ def patch(
     groups: Sequence[str] = (),
     templates: Sequence[str] = (),
     seed: int = 0,
-    budget: int | None = None,
+    budget: int | Budget | None = None,
     progress: bool = True,
 ) -> PatchingResult:
     """Effect of replacing each unit of a component alone; see the module's text.
@@ -98,7 +101,7 @@ def patch(
         top_k: how many units ``screen`` verifies.
         groups, templates: of each prompt, for intervals and stability.
         seed: of ``resample`` and of the statistics.
-        budget: bytes that one forward pass may take; by default as ``interp.patching.budget``.
+        budget: bytes that the call may take; by default as ``interp.patching.budget``.
 
     Returns:
         effects with the axes prompt, layer, head (or kv_head, or none), position or span (if
@@ -139,8 +142,9 @@ def patch(
         check_units(model, units, component)
     mean = mean_values(model, reference or clean, component) if source == "mean" else None
     run = _Patching(
-        model, metric, component, method, steps, units, mean, source == "zero", budget, progress
-    )
+        model, metric, component, method, steps, units, mean, source == "zero",
+        decide_budget(budget, corrupted.tokens.device), progress,
+    )  # fmt: skip
     values, bare, clean_metric = run.over(clean, origin, corrupted, alignment)
     return _result(
         run, values, bare, clean_metric, alignment, source=source, groups=groups,
@@ -173,7 +177,7 @@ class _Patching:
     units: Sequence[Unit] | None
     mean: Tensor | None
     zero: bool
-    budget: int | None
+    budget: Budget
     progress: bool
 
     def over(
@@ -186,9 +190,10 @@ class _Patching:
         values = torch.full((len(corrupted), n_layers, n_units, n_places), torch.nan, dtype=dtype)
         bare, clean_metric = torch.empty(2, len(corrupted), dtype=dtype)
         # Chunks of prompts hold the other run's values in memory only while they are needed.
-        chunks = chunk_prompts(model, alignment.at, n_units, [self.metric], self.budget)
+        chunks = chunk_prompts(alignment.at, self._demand(n_units), [self.metric], self.budget)
         shown = self.progress and len(chunks) > 1
-        for chunk in progress_bar(chunks, description=self.method, shown=shown):
+
+        def run_chunk(chunk: list[int]) -> None:
             prompts = torch.as_tensor(chunk, device=corrupted.tokens.device)
             part, source = corrupted.take(chunk), origin.take(chunk)
             own = _part_of(alignment, prompts, corrupted, part, origin, source)
@@ -201,12 +206,23 @@ class _Patching:
                 bare[rows] = _metric_of(model, part, metric).to("cpu", dtype)
                 clean_metric[rows] = _metric_of(model, clean.take(chunk), metric).to("cpu", dtype)
             values[rows] = self._values(part, edit, own, metric, not shown)
+
+        with progress_bar(total=len(corrupted), description=self.method, shown=shown) as bar:
+            for chunk, _ in halving(chunks, run_chunk, divisible=can_take([self.metric])):
+                bar.update(len(chunk))
         if alignment.axis == "position":
             # Before the first difference a patch is no patch; NaN is left to padding.
             start = corrupted.width - n_places
             same = (corrupted.mask[:, start:] & ~alignment.places.any(dim=2).T).cpu()
             values = values.masked_fill(same[:, None, None, :], 0.0)
         return values, bare, clean_metric
+
+    def _demand(self, n_units: int) -> Demand:
+        """One chunk's."""
+        if self.method != "exact":
+            return graph_demand(self.model, self.component)
+        kept = ("z",) if self.component == "z" else ()
+        return row_demand(self.model, n_units, *kept, edits=[self.component])
 
     def _values(
         self,
@@ -312,7 +328,7 @@ def patch_heads(
     *,
     component: str = "z",
     mask: Tensor | None = None,
-    budget: int | None = None,
+    budget: int | Budget | None = None,
     progress: bool = True,
 ) -> Float[Tensor, "prompt layer head"]:
     """Run ``corrupted`` with one head's value from ``clean`` at every position, for every head.

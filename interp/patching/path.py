@@ -24,8 +24,8 @@ from interp.errors import UserError
 from interp.models.precision import result_dtype, widened
 from interp.patching.alignment import align
 from interp.patching.batch import Prompts
-from interp.patching.budget import rows_within
-from interp.patching.chunks import chunk_prompts, first_column
+from interp.patching.budget import Budget, decide_budget
+from interp.patching.chunks import Demand, chunk_prompts, first_column, row_demand
 from interp.patching.components import as_units, check_component, from_units, hook_name
 from interp.patching.edits import ActivationEdit
 from interp.patching.forward import (
@@ -36,8 +36,9 @@ from interp.patching.forward import (
     resume,
     unedited_logits,
 )
-from interp.patching.metrics import Metric, apply_metric, metric_name, take_metrics
+from interp.patching.metrics import Metric, apply_metric, can_take, metric_name, take_metrics
 from interp.patching.origin import patching_edit
+from interp.patching.out_of_memory import halving
 from interp.patching.prompts import names_of_prompts, pairs_for, units_of, whole_number
 from interp.patching.result import PatchingResult
 from interp.patching.sweep import Unit, check_units, freeze_hooks
@@ -45,6 +46,7 @@ from interp.progress import progress_bar
 
 Into = Literal["q", "k", "v"]
 KNOWN_MLPS = ("frozen", "recomputed")
+RECORDED = ("z", "attn_out", "resid_post")
 
 
 def patch_paths(
@@ -60,7 +62,7 @@ def patch_paths(
     groups: Sequence[str] = (),
     templates: Sequence[str] = (),
     seed: int = 0,
-    budget: int | None = None,
+    budget: int | Budget | None = None,
     progress: bool = True,
 ) -> PatchingResult:
     """Effect of every sender head through the paths to the receivers; see the module's text.
@@ -91,32 +93,36 @@ def patch_paths(
     dtype = result_dtype(model)
     values = torch.full((len(corrupted), n_layers, n_heads), torch.nan, dtype=dtype)
     bare, clean_metric = torch.empty(2, len(corrupted), dtype=dtype)
-    chunks = chunk_prompts(model, align(clean, corrupted, "all").at, n_heads, [metric], budget)
+    decided = decide_budget(budget, corrupted.tokens.device)
+    # One edit and the clean run that it comes from; the rows run on hooks.
+    demand = row_demand(model, n_heads, *RECORDED, edits=["z", "z"])
+    chunks = chunk_prompts(align(clean, corrupted, "all").at, demand, [metric], decided)
     with (
         torch.no_grad(),
         progress_bar(
             total=len(corrupted) * len(chosen), description="paths", shown=progress
         ) as bar,
     ):
-        for chunk in chunks:
+
+        def run_chunk(chunk: list[int]) -> None:
             index = torch.as_tensor(chunk, device=corrupted.tokens.device)
             part, source = corrupted.take(chunk), clean.take(chunk)
             (own_metric,) = take_metrics([metric], index)
             edit = patching_edit(model, source, align(source, part, "all"), "z")
             start = first_column(edit.changed)
-            run = record_run(
-                model, part, start=start, keep=("z", "attn_out", "resid_post"),
-                edits=[hook_name(into, 0)],
-            )  # fmt: skip
+            run = record_run(model, part, start=start, keep=RECORDED, edits=[hook_name(into, 0)])
             rows = index.cpu()
             bare[rows] = apply_metric(own_metric, run.logits).to("cpu", dtype)
             last = unedited_logits(model, source)
             clean_metric[rows] = apply_metric(own_metric, last).to("cpu", dtype)
-            paths = _Paths(model, run, edit, receivers, into, mlps == "recomputed", budget)
+            paths = _Paths(model, run, edit, receivers, into, mlps == "recomputed", demand, decided)
             for layer in sorted({layer for layer, _ in chosen}):
                 heads = [head for at, head in chosen if at == layer]
                 values[rows[:, None], layer, heads] = paths.effects(layer, heads, own_metric)
                 bar.update(len(chunk) * len(heads))
+
+        for _ in halving(chunks, run_chunk, divisible=can_take([metric]), bar=bar):
+            pass
     return PatchingResult(
         values=values, axes=("prompt", "layer", "head"), corrupted=bare, clean=clean_metric,
         component="z", method=f"path, MLPs {mlps}", metric=metric_name(metric), source="run",
@@ -153,7 +159,8 @@ class _Paths:
     receivers: Sequence[Unit] | None
     into: str
     recompute: bool
-    budget: int | None
+    demand: Demand
+    budget: Budget
 
     def effects(
         self, layer: int, heads: Sequence[int], metric: Metric
@@ -161,21 +168,23 @@ class _Paths:
         """For sender heads of one layer."""
         run, n_prompts = self.run, len(self.run.batch)
         width, device = run.batch.width, run.batch.tokens.device
-        fitting = rows_within(
-            self.model, tail=width - run.start, width=width, budget=self.budget, device=device
-        )
+        fitting = self.demand.rows_within(self.budget, n_prompts, width - run.start, width)
         size = max(1, fitting // n_prompts)
         bare = apply_metric(metric, run.logits)
-        found = []
-        for begin in range(0, len(heads), size):
-            some = heads[begin : begin + size]
+
+        def run_heads(some: list[int]) -> list[Tensor]:
             rows = torch.arange(n_prompts, device=device).repeat(len(some))
             acting = torch.zeros(len(rows), self.model.cfg.n_heads, dtype=torch.bool, device=device)
             sender = torch.as_tensor(some, device=device).repeat_interleave(n_prompts)
             acting[torch.arange(len(rows), device=device), sender] = True
             z = self.edit.merged(run.z[layer, rows], layer, rows, acting, run.start)
-            for of_head in self._logits(layer, rows, z).split(n_prompts):
-                found.append(apply_metric(metric, of_head) - bare)
+            return [
+                apply_metric(metric, of_head) - bare
+                for of_head in self._logits(layer, rows, z).split(n_prompts)
+            ]
+
+        batches = [heads[begin : begin + size] for begin in range(0, len(heads), size)]
+        found = [one for _, part in halving(batches, run_heads, what="one head") for one in part]
         return torch.stack(found, dim=1).to("cpu", result_dtype(self.model))
 
     @property

@@ -22,6 +22,7 @@ from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.patching.alignment import Positions, align
 from interp.patching.batch import Prompts, TokenBatch
+from interp.patching.budget import Budget
 from interp.patching.metrics import Metric
 from interp.patching.origin import mean_values, patching_edit
 from interp.patching.patch import patch
@@ -95,7 +96,7 @@ def screen(
     groups: Sequence[str] = (),
     templates: Sequence[str] = (),
     seed: int = 0,
-    budget: int | None = None,
+    budget: int | Budget | None = None,
     progress: bool = True,
 ) -> Screening:
     """Rank all units, verify the first ``top_k``, bound the rest; arguments as in ``patch``.
@@ -184,7 +185,7 @@ def _metric_of_subsets(
     source: str,
     reference: TokenBatch | None,
     groups: Sequence[str],
-    budget: int | None,
+    budget: int | Budget | None,
     progress: bool,
 ) -> Float[np.ndarray, " subset"]:
     """The mean metric over groups of prompts with each subset of units patched together."""

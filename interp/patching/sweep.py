@@ -26,12 +26,20 @@ from torch import Tensor
 from interp.errors import UserError
 from interp.models.precision import result_dtype
 from interp.patching.batch import TokenBatch
-from interp.patching.budget import rows_within
-from interp.patching.chunks import Chunk, chunk_prompts, first_column, take_chunk
+from interp.patching.budget import Budget, decide_budget
+from interp.patching.chunks import (
+    Chunk,
+    Demand,
+    chunk_prompts,
+    first_column,
+    row_demand,
+    take_chunk,
+)
 from interp.patching.components import axis_of, check_component, count_units, hook_name
 from interp.patching.edits import ActivationEdit, HeadEdit
 from interp.patching.forward import Hook, HookFunction, RecordedRun, record_run, resume
-from interp.patching.metrics import Metric, apply_metric, narrow_metrics
+from interp.patching.metrics import Metric, apply_metric, can_take, narrow_metrics
+from interp.patching.out_of_memory import halving
 from interp.patching.prompts import batch_for, units_of
 from interp.patching.workers import Workers, working
 from interp.progress import progress_bar
@@ -105,14 +113,12 @@ def _batch_values(
 
 
 def _batches(
-    model: Any, run: RecordedRun, groups: Sequence[Sequence[int]], budget: int | None, workers: int
+    run: RecordedRun, groups: Sequence[Sequence[int]], demand: Demand, budget: Budget, workers: int
 ) -> list[list[int]]:
     """Each group of sets in batches of about the same size; the workers share the budget."""
-    width = run.batch.width
-    fitting = rows_within(
-        model, tail=width - run.start, width=width, budget=budget, device=run.batch.tokens.device
-    )
-    largest = max(1, fitting // workers // len(run.batch))
+    n_prompts, width = len(run.batch), run.batch.width
+    fitting = demand.rows_within(budget, n_prompts, width - run.start, width)
+    largest = max(1, fitting // workers // n_prompts)
     batches = []
     for group in groups:
         count = -(-len(group) // largest)
@@ -140,7 +146,7 @@ def sweep_places(
     metrics: Sequence[Metric],
     *,
     freeze: bool = False,
-    budget: int | None = None,
+    budget: int | Budget | None = None,
     progress: bool = True,
     description: str = "units",
 ) -> Float[Tensor, "metric prompt set place"]:
@@ -160,7 +166,12 @@ def sweep_places(
     groups = list(_by_first_layer(tuples).values())
     largest = max((len(group) for group in groups), default=1)
     rows_per_prompt = min(largest, count_units(model, component))
-    chunks = chunk_prompts(model, places.any(dim=0), rows_per_prompt, metrics, budget)
+    decided = decide_budget(budget, batch.tokens.device)
+    demand = row_demand(
+        model, rows_per_prompt, *_kept(freeze, component), edits=[component],
+        logits=narrow_metrics(metrics)[0] is None,
+    )  # fmt: skip
+    chunks = chunk_prompts(places.any(dim=0), demand, metrics, decided)
     values = torch.empty(
         len(metrics), len(batch), len(tuples), len(places), dtype=result_dtype(model)
     )
@@ -170,11 +181,20 @@ def sweep_places(
         ) as bar,
         working(model, batch.tokens.device) as workers,
     ):
-        sweep = _Sweep(model, tuples, groups, freeze, budget, workers, bar)
-        for prompts in chunks:
+        sweep = _Sweep(model, tuples, groups, freeze, demand, decided, workers, bar)
+
+        def run_chunk(prompts: list[int]) -> None:
             chunk = take_chunk(batch, edit, metrics, prompts)
             values[:, chunk.rows] = sweep.over(chunk, places[:, chunk.prompts, chunk.drop :])
+
+        for _ in halving(chunks, run_chunk, divisible=can_take(metrics), bar=bar):
+            pass
     return values
+
+
+def _kept(freeze: bool, component: str) -> tuple[str, ...]:
+    """What the run is recorded with, besides every layer's input."""
+    return ("z",) if freeze or component == "z" else ()
 
 
 @dataclass(frozen=True)
@@ -185,7 +205,8 @@ class _Sweep:
     sets: Sequence[UnitSet]
     groups: Sequence[Sequence[int]]
     freeze: bool
-    budget: int | None
+    demand: Demand
+    budget: Budget
     workers: Workers
     bar: Any
 
@@ -193,7 +214,7 @@ class _Sweep:
         self, chunk: Chunk, places: Bool[Tensor, "place prompt pos"]
     ) -> Float[Tensor, "metric prompt set place"]:
         """All sets at all places, in the chunk's prompts."""
-        keep = ("z",) if self.freeze or chunk.edit.component == "z" else ()
+        keep = _kept(self.freeze, chunk.edit.component)
         run = record_run(
             self.model, chunk.batch, start=first_column(places.any(dim=0)), keep=keep,
             edits=chunk.edit.hook_points,
@@ -229,9 +250,8 @@ class _Sweep:
                 self.model, recorded, edit, sets, chunk.metrics, freeze=self.freeze
             )
 
-        batches = _batches(self.model, run, self.groups, self.budget, self.workers.count)
-        done = self.workers.run(run, batch_values, batches)
-        for some, block in zip(batches, done, strict=True):
+        batches = _batches(run, self.groups, self.demand, self.budget, self.workers.count)
+        for some, block in self.workers.run(run, batch_values, batches):
             into[:, :, some] = block
             self.bar.update(len(chunk.batch) * len(some))
 
@@ -249,7 +269,7 @@ def sweep_sets(
     metrics: Sequence[Metric],
     *,
     freeze: bool = False,
-    budget: int | None = None,
+    budget: int | Budget | None = None,
     progress: bool = True,
     description: str = "head sets",
 ) -> Float[Tensor, "metric prompt set"]:
@@ -262,7 +282,7 @@ def sweep_sets(
         sets: each a sequence of (layer, unit); units of ``edit.component``, by default heads.
         metrics: each Float[prompt d_vocab] → Float[prompt]; see ``interp.patching.metrics``.
         freeze: path patching (see the module's text); for sets of one head.
-        budget: bytes that one forward pass may take; by default as ``interp.patching.budget``.
+        budget: bytes that the call may take; by default as ``interp.patching.budget``.
 
     Returns:
         Float[metric prompt set], on the CPU; float64 for a model in float64, else float32.
@@ -281,7 +301,7 @@ def sweep_heads(
     *,
     freeze: bool = False,
     heads: Sequence[Unit] | None = None,
-    budget: int | None = None,
+    budget: int | Budget | None = None,
     progress: bool = True,
 ) -> Float[Tensor, "metric prompt layer unit"]:
     """Edit each head (or unit of the edit's component) alone; arguments as in ``sweep_sets``.

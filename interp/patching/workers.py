@@ -8,7 +8,7 @@ batches run one after the other.
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -16,9 +16,10 @@ from typing import Any, TypeVar
 import torch
 
 from interp.patching.forward import RecordedRun
+from interp.patching.out_of_memory import halving, is_out_of_memory
 from interp.patching.plain import plain_model
 
-Job = TypeVar("Job")
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 MOST_WORKERS = 16
@@ -36,32 +37,53 @@ class Workers:
     def run(
         self,
         run: RecordedRun,
-        function: Callable[[RecordedRun, Job], Result],
-        jobs: Sequence[Job],
-    ) -> Iterator[Result]:
-        """``function(run, job)`` for every job, results in order.
+        function: Callable[[RecordedRun, list[Item]], Result],
+        jobs: Sequence[Sequence[Item]],
+    ) -> Iterator[tuple[list[Item], Result]]:
+        """``function(run, job)`` for every job; a job is a sequence, and may be cut in two.
+
+        What runs out of memory beside the others runs again alone, and then by halves.
 
         The run was recorded with what the jobs edit, so that its plain modules have it.
         """
         plain = run.plain
         if self._executor is None or plain is None:
-            for job in jobs:
-                yield function(run, job)
+            yield from halving(jobs, lambda job: function(run, job), what="one row")
             return
 
-        def work(job: Job) -> Result:
+        def work(job: Sequence[Item]) -> Result:
             if not hasattr(self._own, "plain"):
                 self._own.plain = plain_model(self._model, wide=plain.wide)
             with torch.no_grad():
-                return function(replace(run, plain=self._own.plain), job)
+                return function(replace(run, plain=self._own.plain), list(job))
 
-        futures = [self._executor.submit(work, job) for job in jobs]
+        executor = self._executor
+        futures = [executor.submit(work, job) for job in jobs]
+        failed: list[Sequence[Item]] = []
         try:
-            for future in futures:
-                yield future.result()
+            for number, job in enumerate(jobs):
+                done = _result_of(futures[number])
+                if done is None:
+                    failed.append(job)
+                else:
+                    yield list(job), done[0]
         finally:
             for future in futures:
                 future.cancel()
+            # A failed one holds its exception, and with it the tensors of its frames.
+            futures.clear()
+        # In a worker's thread as well: more threads would give other last bits.
+        yield from halving(failed, lambda job: executor.submit(work, job).result(), what="one row")
+
+
+def _result_of(future: "Future[Result]") -> tuple[Result] | None:
+    """What a job returned; None where memory ran out."""
+    try:
+        return (future.result(),)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    return None
 
 
 @contextmanager

@@ -83,7 +83,7 @@ def test_the_numbers_are_those_of_whole_runs(tiny_llama: HookedModel) -> None:
     none = HeadSet(())
     for kind in ("false", "twin"):
         found = preference(
-            tiny_llama, encoded, kind, constraint, [none], budget=720_000, progress=False
+            tiny_llama, encoded, kind, constraint, [none], budget=1_000_000, progress=False
         )
         with torch.no_grad():
             logits = tail_logits(tiny_llama, encoded.batch(kind))[:, -1]

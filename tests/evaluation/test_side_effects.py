@@ -61,6 +61,19 @@ def test_the_cost_equals_the_literal_computation(
     assert cost.neutral_perplexity_ratio == pytest.approx(expected, rel=1e-3)
 
 
+def test_the_cost_does_not_depend_on_the_parts(
+    tiny_llama: HookedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    constraint = Constraint(many(tiny_llama, "output"))
+    whole = side_effects(tiny_llama, constraint, sentences=SENTENCES)
+    monkeypatch.setattr("interp.evaluation.side_effects.PART_LOGITS", 1)
+    by_one = side_effects(tiny_llama, constraint, sentences=SENTENCES)
+    assert by_one.neutral_kl == pytest.approx(whole.neutral_kl, rel=1e-5)
+    assert by_one.neutral_perplexity_ratio == pytest.approx(
+        whole.neutral_perplexity_ratio, rel=1e-5
+    )
+
+
 def test_the_word_is_the_longest_of_the_first_half() -> None:
     sentence = "The mountain rises above an extraordinarily green valley."
     assert sentence[slice(*content_span(sentence))] == "mountain"

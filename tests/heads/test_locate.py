@@ -152,7 +152,7 @@ def test_small_batches_give_the_same_effects(
     premises = load_premises("capitals", limit=4).with_templates(["why", "population"])
     options: dict[str, Any] = {"method": method, "source": source}
     whole = locate(tiny_llama, premises, **options)
-    small = locate(tiny_llama, premises, budget=480_000, **options)
+    small = locate(tiny_llama, premises, budget=800_000, **options)
     torch.testing.assert_close(small.values, whole.values, rtol=0, atol=5e-5)
     assert whole.source == source
 

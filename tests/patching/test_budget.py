@@ -5,16 +5,16 @@ from typing import Any
 import pytest
 import torch
 
-import interp.models
 from interp.errors import UserError
 from interp.models import HookedModel
 from interp.patching import LogitDifference, TokenBatch, patch, patch_paths
 from interp.patching.budget import (
     CPU_BUDGET,
-    GPU_SHARE,
-    bytes_per_row,
+    CPU_WHOLE,
+    Budget,
+    decide_budget,
     default_budget,
-    rows_within,
+    using_budget,
 )
 
 # Mixed lengths, and first differences far apart.
@@ -29,44 +29,64 @@ CPU = torch.device("cpu")
 UNITS = [(0, 0), (0, 1), (2, 0), (2, 1)]
 
 
-def test_bytes_of_a_row_by_hand(tiny_llama: HookedModel) -> None:
-    # 5 of 7 columns, d_model 32, MLP of 64, 2 KV heads of 8, 4 heads, four bytes a number:
-    # 5 · (3 · 64 + 10 · 32) + 2 · 7 · 2 · 8 + 4 · 5 · 7 = 2560 + 224 + 140 = 2924.
-    assert bytes_per_row(tiny_llama, 5, 7) == 4 * 2924
-    assert bytes_per_row(tiny_llama, 7, 7) > bytes_per_row(tiny_llama, 5, 7)
-
-
-def test_half_the_bytes_hold_twice_the_rows(
-    hf_factory: Any, plain_tokenizer: Any, tiny_llama: HookedModel
-) -> None:
-    half = interp.models.from_hf(
-        hf_factory("llama", plain_tokenizer).to(torch.bfloat16), plain_tokenizer
-    )
-    assert 2 * bytes_per_row(half, 5, 7) == bytes_per_row(tiny_llama, 5, 7)
-
-
-@pytest.mark.parametrize(("budget", "rows"), [(11_696, 1), (23_391, 1), (23_392, 2), (10**6, 85)])
-def test_rows_within_a_budget(tiny_llama: HookedModel, budget: int, rows: int) -> None:
-    assert rows_within(tiny_llama, tail=5, width=7, budget=budget, device=CPU) == rows
-
-
-def test_the_default_follows_the_device(
-    tiny_llama: HookedModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert default_budget(CPU) == CPU_BUDGET
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 4000))
-    assert default_budget(torch.device("cuda")) == 1000 * GPU_SHARE
-    rows = rows_within(tiny_llama, tail=5, width=7, budget=None, device=CPU)
-    assert rows == CPU_BUDGET // 11_696
-
-
-def test_a_budget_too_small_for_one_prompt(tiny_llama: HookedModel) -> None:
+def test_a_budget_that_is_given_is_a_limit() -> None:
+    budget = decide_budget(1000, CPU)
+    assert budget == Budget(1000, 1000, given=True)
+    assert budget.rows(100, kept=350) == 6
+    assert budget.rows(5000) == 1
+    budget.refuse(1000, 7)
     with pytest.raises(UserError) as caught:
-        rows_within(tiny_llama, tail=5, width=7, budget=11_695, device=CPU)
+        decide_budget(11_695, CPU).refuse(11_696, 7)
     assert str(caught.value) == (
         "a budget of 0.0112 MiB is too small for one prompt of 7 tokens, which takes about "
         "0.0112 MiB"
     )
+
+
+def test_no_bytes_are_no_budget() -> None:
+    with pytest.raises(UserError, match="a number of bytes above zero, not 0"):
+        decide_budget(0, CPU)
+
+
+def test_the_default_follows_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert decide_budget(None, CPU) == Budget(CPU_BUDGET, CPU_WHOLE)
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 4000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 700)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 300)
+    # 1400 bytes are free, of which torch holds 400: a quarter for batches, as much for the rest.
+    assert default_budget(gpu) == Budget(350, 700)
+
+
+def test_a_run_decides_for_all_its_calls() -> None:
+    decided = Budget(5, 10)
+    with using_budget(decided):
+        assert decide_budget(None, CPU) == decided
+        assert decide_budget(7, CPU) == Budget(7, 7, given=True)
+    assert decide_budget(None, CPU) == Budget(CPU_BUDGET, CPU_WHOLE)
+
+
+@pytest.mark.parametrize("method", ["exact", "attribution", "ig", "atp*", "screen"])
+def test_a_default_budget_refuses_no_prompt(
+    tiny_llama: HookedModel, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However little it is, one prompt runs, a row at a time."""
+    options: dict[str, Any] = {"method": method, "component": "k", "progress": False}
+    whole = patch(tiny_llama, CLEAN, CORRUPTED, METRIC, **options)
+    monkeypatch.setattr("interp.patching.budget.CPU_BUDGET", 1)
+    monkeypatch.setattr("interp.patching.budget.CPU_WHOLE", 1)
+    found = patch(tiny_llama, CLEAN, CORRUPTED, METRIC, **options)
+    torch.testing.assert_close(found.values, whole.values, rtol=0, atol=1e-5, equal_nan=True)
+
+
+def test_a_metric_that_takes_more_than_the_budget_is_told(
+    tiny_llama: HookedModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    def own(logits: torch.Tensor) -> torch.Tensor:
+        return logits[:, 3]
+
+    patch(tiny_llama, CLEAN, CORRUPTED, own, budget=100_000, progress=False)
+    assert "sees all 4 prompts at once, which takes about" in caplog.text
 
 
 @pytest.mark.parametrize("method", ["exact", "attribution", "ig", "atp*"])
@@ -100,7 +120,7 @@ def test_the_numbers_do_not_depend_on_the_budget(
     """Two rows of the longest prompt at a time, more of the shorter ones, or all at once."""
     few, all_at_once = (
         patch(tiny_llama, CLEAN, CORRUPTED, METRIC, budget=budget, progress=False, **settings)
-        for budget in (40_000, 10**9)
+        for budget in (130_000, 10**9)
     )
     torch.testing.assert_close(few.values, all_at_once.values, rtol=0, atol=1e-5, equal_nan=True)
     torch.testing.assert_close(few.corrupted, all_at_once.corrupted, rtol=0, atol=1e-5)
@@ -114,6 +134,6 @@ def test_paths_do_not_depend_on_the_budget(tiny_llama: HookedModel, mlps: str) -
             tiny_llama, CLEAN, CORRUPTED, METRIC, receivers=[(2, 1), (1, 0)], mlps=mlps,
             senders=[(0, 1), (0, 2), (1, 3)], budget=budget, progress=False,
         ).values
-        for budget in (40_000, 10**9)
+        for budget in (130_000, 10**9)
     )  # fmt: skip
     torch.testing.assert_close(one, all_at_once, rtol=0, atol=1e-5, equal_nan=True)

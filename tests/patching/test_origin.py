@@ -1,5 +1,6 @@
 """Patched values come from where they should: prompt by prompt, token by token."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from interp.patching import TokenBatch
 from interp.patching.alignment import align
 from interp.patching.components import hook_name
 from interp.patching.origin import check_origin, derangement, mean_values, patching_edit
+from interp.patching.out_of_memory import over_parts
 
 CLEAN = [[5, 9, 7, 8, 30, 31], [20, 21, 22]]
 CORRUPTED = [[15, 9, 7, 30], [20, 26, 27, 28, 22]]
@@ -39,9 +41,9 @@ def test_a_mean_over_parts_is_the_mean_over_all(
 ) -> None:
     batch = TokenBatch.from_lists([*CLEAN, [1, 2, 3, 4]])
     whole = mean_values(tiny_llama, batch, "z")
-    parts = batch.parts(6)
-    monkeypatch.setattr(TokenBatch, "parts", lambda self: parts)
-    assert len(parts) == 3
+    in_parts = partial(over_parts, batch_tokens=6)
+    assert len(list(in_parts(batch, lambda part, rows: rows))) == 3
+    monkeypatch.setattr("interp.patching.origin.over_parts", in_parts)
     torch.testing.assert_close(mean_values(tiny_llama, batch, "z"), whole, **CLOSE)
 
 

@@ -196,7 +196,7 @@ def test_the_order_of_prompts_is_irrelevant(tiny_llama: HookedModel, method: str
     options: dict[str, Any] = {"method": method, "positions": places, "progress": False}
     shuffled = patch(
         tiny_llama, batch(CLEAN).take(order.tolist()), batch(CORRUPTED).take(order.tolist()),
-        METRIC.take(order), budget=60_000, steps=1, **options,
+        METRIC.take(order), budget=130_000, steps=1, **options,
     )  # fmt: skip
     expected = patch(tiny_llama, batch(CLEAN), batch(CORRUPTED), METRIC, steps=1, **options)
     torch.testing.assert_close(
@@ -261,7 +261,7 @@ def test_a_metric_of_ones_own_sees_all_prompts_in_order(tiny_llama: HookedModel)
     def own(logits: torch.Tensor) -> torch.Tensor:
         return METRIC(logits)
 
-    result = patch(tiny_llama, batch(CLEAN), batch(CORRUPTED), own, budget=40_000, progress=False)
+    result = patch(tiny_llama, batch(CLEAN), batch(CORRUPTED), own, budget=64_000, progress=False)
     torch.testing.assert_close(result.values, run(tiny_llama).values, **CLOSE)
     assert result.metric == "own"
 

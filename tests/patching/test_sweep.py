@@ -122,7 +122,7 @@ def test_attention_sweep_equals_whole_runs(
         return [cut_hook(layer, head, SPANS[prompt], factor)]
 
     edit = AttentionEdit(BATCH.columns(SPANS), factor)
-    values = sweep_heads(family, BATCH, edit, METRICS, budget=240_000, progress=False)
+    values = sweep_heads(family, BATCH, edit, METRICS, budget=300_000, progress=False)
     torch.testing.assert_close(values, literal(family, full_logits, hooks), **CLOSE)
 
 
@@ -164,7 +164,7 @@ def test_path_patching_at_one_token_equals_the_literal_procedure(
 
     edit = ActivationEdit(BATCH.columns(ends), source=source, first=1)
     expected = literal(family, full_logits, hooks)
-    for budget in (None, 120_000):
+    for budget in (None, 180_000):
         values = sweep_heads(
             family, BATCH, edit, METRICS, freeze=True, budget=budget, progress=False
         )
@@ -214,7 +214,7 @@ def test_sets_equal_whole_runs_with_all_their_hooks(
                 for head in heads
             ]
             expected[:, prompt, index] = score(full_logits(family, tokens, hooks), prompt)
-    values = sweep_sets(family, BATCH, edit, sets, METRICS, budget=168_000, progress=False)
+    values = sweep_sets(family, BATCH, edit, sets, METRICS, budget=230_000, progress=False)
     torch.testing.assert_close(values, expected, **CLOSE)
 
 
@@ -296,7 +296,7 @@ def test_a_source_in_chunks_equals_prompts_one_by_one(tiny_llama: HookedModel) -
     source = random_source(tiny_llama, first, seed=2)
     edit = ActivationEdit(BATCH.columns(SPANS), source=source, first=first)
     whole = sweep_heads(tiny_llama, BATCH, edit, METRICS, budget=10**9, progress=False)
-    one_by_one = sweep_heads(tiny_llama, BATCH, edit, METRICS, budget=40_000, progress=False)
+    one_by_one = sweep_heads(tiny_llama, BATCH, edit, METRICS, budget=64_000, progress=False)
     torch.testing.assert_close(one_by_one, whole, **CLOSE)
 
 
@@ -321,7 +321,7 @@ def test_batch_order_and_chunks_are_irrelevant(
         return values[:, index.argsort()]
 
     expected = sweep([0, 1, 2], None)
-    for order, budget in [([2, 1, 0], None), ([2, 0, 1], 150_000)]:
+    for order, budget in [([2, 1, 0], None), ([2, 0, 1], 200_000)]:
         torch.testing.assert_close(sweep(order, budget), expected, **CLOSE)
 
 
@@ -334,7 +334,7 @@ def test_a_metric_of_ones_own_gets_all_prompts_in_order(tiny_llama: HookedModel)
         return logits[rows, ANSWERS] - logits[rows, WRONG]
 
     expected = sweep_heads(tiny_llama, BATCH, edit, METRICS[:1], progress=False)
-    values = sweep_heads(tiny_llama, BATCH, edit, [own], budget=40_000, progress=False)
+    values = sweep_heads(tiny_llama, BATCH, edit, [own], budget=64_000, progress=False)
     torch.testing.assert_close(values, expected, **CLOSE)
 
 
