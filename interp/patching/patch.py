@@ -36,6 +36,7 @@ from interp.patching.metrics import Metric, apply_metric, metric_name, take_metr
 from interp.patching.origin import check_origin, derangement, mean_values, patching_edit
 from interp.patching.result import PatchingResult
 from interp.patching.sweep import Unit, sweep_heads, sweep_places
+from interp.patching.trial import sweep_resolution
 
 Method = Literal["exact", "attribution", "atp*", "ig", "screen"]
 DEFAULT_STEPS = 8
@@ -275,6 +276,7 @@ def _result(
         values=values, axes=tuple(axes), corrupted=corrupted, clean=clean,
         component=run.component, method=run.method, metric=metric_name(run.metric), source=source,
         labels=labels, groups=tuple(groups), templates=tuple(templates), seed=seed,
+        resolution=sweep_resolution(run.model),
     )  # fmt: skip
 
 

@@ -41,6 +41,7 @@ from interp.patching.metrics import Metric, apply_metric, metric_name, take_metr
 from interp.patching.origin import patching_edit
 from interp.patching.result import PatchingResult
 from interp.patching.sweep import Unit, check_units, freeze_hooks
+from interp.patching.trial import sweep_resolution
 
 Into = Literal["q", "k", "v"]
 KNOWN_MLPS = ("frozen", "recomputed")
@@ -112,6 +113,7 @@ def patch_paths(
         values=values, axes=("prompt", "layer", "head"), corrupted=bare, clean=clean_metric,
         component="z", method=f"path, MLPs {mlps}", metric=metric_name(metric), source="run",
         groups=tuple(groups), templates=tuple(templates), seed=seed,
+        resolution=sweep_resolution(model),
         metadata={"receivers": "logits" if receivers is None else f"{into} of {list(receivers)}"},
     )  # fmt: skip
 
