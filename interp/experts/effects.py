@@ -35,6 +35,7 @@ from interp.experts.effect_runs import (
     most_promising,
 )
 from interp.interventions.projections import Projection, find_projection, projections_of
+from interp.models.precision import dtype_of, precision_of
 from interp.moelora.encoding import EncodedExample, encode_example
 from interp.moelora.examples import Example
 from interp.patching.result import PatchingResult
@@ -195,7 +196,9 @@ def expert_effects(
     examples = [(task, one) for task, some in tasks.items() for one in some]
     encoded = tuple(_encoded(model, one) for _, one in examples)
     job = ExpertJob(encoded, chosen, mode, factor, together)
-    common = _common(examples, job, seed)
+    # The effects are those of the hooked model, in its own number type.
+    resolution = precision_of(dtype_of(model)).resolution
+    common = {**_common(examples, job, seed), "resolution": resolution}
 
     def result(values: Tensor, base: Tensor, metric: str, how: str = "exact") -> PatchingResult:
         return PatchingResult(values=values, corrupted=base, metric=metric, method=how, **common)

@@ -147,7 +147,10 @@ class HeadComparison(Displayed):
     def change(self) -> HeadStatistics:
         """Of after − before, paired by prompt."""
         difference = self.after.values - self.before.values
-        return head_statistics(difference, self.before.subjects, seed=self.seed)
+        return head_statistics(
+            difference, self.before.subjects, seed=self.seed,
+            resolution=max(self.before.resolution, self.after.resolution),
+        )  # fmt: skip
 
     def effect_of(self, heads: HeadSet) -> dict[str, float]:
         """Mean effect of some heads ``before`` and ``after``."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from interp.errors import UserError
 from interp.interventions.projections import GATE, Projection, find_projection, projections_of
-from interp.models.precision import result_dtype
+from interp.models.precision import dtype_of, precision_of, result_dtype
 from interp.patching.batch import TokenBatch, first_difference
 from interp.patching.forward import Hook, RecordedRun, record_run, resume
 from interp.patching.metrics import (
@@ -109,6 +109,7 @@ def patch_experts(
         component=f"expert {what}", method="exact", metric=metric_name(metric), source="run",
         labels={"projection": tuple(one.name for one in chosen)}, groups=tuple(groups),
         templates=tuple(templates), seed=seed,
+        resolution=precision_of(dtype_of(model)).resolution,
     )  # fmt: skip
 
 

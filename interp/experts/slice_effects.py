@@ -34,8 +34,14 @@ from interp.experts.head_slices import (
 from interp.heads.headset import Head, Site
 from interp.heads.locate import as_encoded
 from interp.heads.sources import premise_edit
+from interp.models.precision import dtype_of, precision_of
 from interp.patching.metrics import LogitDifference
-from interp.patching.significance import MINIMUM_GROUPS, EffectStatistics, effect_statistics
+from interp.patching.significance import (
+    MINIMUM_GROUPS,
+    RESOLUTION,
+    EffectStatistics,
+    effect_statistics,
+)
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import Premises, QuestionKind
 
@@ -61,6 +67,8 @@ class SliceEffects(Displayed):
     groups: tuple[str, ...]
     head_effect: Float[Tensor, "prompt slice"] | None = None
     seed: int = 0
+    resolution: float = RESOLUTION
+    """Effects below this are rounding; they are of the hooked model, in its own number type."""
 
     def __post_init__(self) -> None:
         shape = (len(self.groups), len(self.slices))
@@ -71,7 +79,9 @@ class SliceEffects(Displayed):
     @cached_property
     def statistics(self) -> EffectStatistics:
         """Of ``preference``. Raises UserError for fewer groups than ``MINIMUM_GROUPS``."""
-        return effect_statistics(self.preference, self.groups, seed=self.seed)
+        return effect_statistics(
+            self.preference, self.groups, seed=self.seed, resolution=self.resolution
+        )
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row a slice, largest absolute effect first.
@@ -153,7 +163,10 @@ def slice_effects(
             )  # fmt: skip
             effects = edited - runs[:, [0, *(1 + place for place in places)]]
             change[:, places] = effects[:, 1:] - effects[:, :1]
-    return SliceEffects(tuple(slices), preference, runs[:, 0], encoded.subjects, change, seed)
+    return SliceEffects(
+        tuple(slices), preference, runs[:, 0], encoded.subjects, change, seed,
+        precision_of(dtype_of(model)).resolution,
+    )  # fmt: skip
 
 
 def _by_heads(model: Any, slices: Sequence[HeadSlice]) -> dict[tuple[Head, ...], list[int]]:

@@ -6,6 +6,7 @@ is a false-premise head. ``probability`` is the paper's measure beside it, E = P
 (arXiv 2402.19103, section 3.3).
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,7 +22,7 @@ from torch import Tensor
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.heads.headset import Head, HeadSet, Site, check_site
-from interp.heads.significance import HeadStatistics, head_statistics
+from interp.heads.significance import RESOLUTION, HeadStatistics, head_statistics
 from interp.patching.result import PatchingResult
 from interp.tensor_file import read_tensor_file, write_tensor_file
 from interp.untrusted import check_tensors
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 Method = Literal["path", "activation", "attribution"]
+_SMALL_NUMBER = re.compile(r"\d{1,3}(\.\d{1,20})?(e-\d{1,3})?", re.ASCII)
 VOTE_THRESHOLD = 0.1
 """The paper's least E for a prompt to vote for a head."""
 
@@ -44,6 +46,7 @@ class HeadEffects(Displayed):
         subjects, templates: of each prompt.
         site, method, source: what was edited, how it was computed, and from where values came.
         seed: of the intervals and tests.
+        resolution: effects below this (logits) are rounding and count as none in tests.
     """
 
     values: Float[Tensor, "prompt layer head"]
@@ -54,6 +57,7 @@ class HeadEffects(Displayed):
     method: Method
     source: str
     seed: int = 0
+    resolution: float = RESOLUTION
 
     def __post_init__(self) -> None:
         check_site(self.site)
@@ -70,7 +74,9 @@ class HeadEffects(Displayed):
     @cached_property
     def statistics(self) -> HeadStatistics:
         """Mean over subjects, interval, p- and q-value of every head."""
-        return head_statistics(self.values, self.subjects, seed=self.seed)
+        return head_statistics(
+            self.values, self.subjects, seed=self.seed, resolution=self.resolution
+        )
 
     @property
     def rank(self) -> Int[np.ndarray, "layer head"]:
@@ -202,6 +208,7 @@ def _as_patching(effects: HeadEffects) -> PatchingResult:
         groups=effects.subjects,
         templates=effects.templates,
         seed=effects.seed,
+        resolution=effects.resolution,
     )
 
 
@@ -217,6 +224,7 @@ def save_effects(
         metadata[f"{one.site}.method"] = one.method
         metadata[f"{one.site}.source"] = one.source
         metadata[f"{one.site}.seed"] = str(one.seed)
+        metadata[f"{one.site}.resolution"] = repr(one.resolution)
         metadata["subjects"] = "\n".join(one.subjects)
         metadata["templates"] = "\n".join(one.templates)
     return write_tensor_file(Path(path), tensors, metadata)
@@ -253,6 +261,9 @@ def _of_site(site: Site, tensors: Mapping[str, Tensor], texts: Mapping[str, str]
         raise UserError(f"unknown method {method[:40]!r}")
     if not (seed.isascii() and seed.isdigit() and len(seed) < 10):
         raise UserError(f"the seed is {seed[:40]!r}")
+    resolution = texts.get(f"{site}.resolution", repr(RESOLUTION))
+    if not _SMALL_NUMBER.fullmatch(resolution):
+        raise UserError(f"the resolution is {resolution[:40]!r}")
     return HeadEffects(
         values=tensors[values],
         probability=tensors[probability],
@@ -262,4 +273,5 @@ def _of_site(site: Site, tensors: Mapping[str, Tensor], texts: Mapping[str, str]
         method=cast(Method, method),
         source=texts[f"{site}.source"],
         seed=int(seed),
+        resolution=float(resolution),
     )

@@ -31,6 +31,7 @@ from interp.patching.batch import TokenBatch
 from interp.patching.forward import device_of, unedited_logits
 from interp.patching.metrics import LogitDifference, Probability, apply_metric
 from interp.patching.sweep import sweep_effects
+from interp.patching.trial import sweep_resolution
 from interp.premises.encode import EncodedPremises, encode_premises
 from interp.premises.questions import Premises, QuestionKind
 
@@ -90,6 +91,7 @@ def locate_heads(
         method=method,
         source="cut" if site == "attention" else origin,
         seed=seed,
+        resolution=sweep_resolution(model),
     )
 
 

@@ -56,14 +56,18 @@ def subject_means(
 
 
 def head_statistics(
-    values: Float[Tensor, "prompt layer head"], subjects: Sequence[str], *, seed: int = 0
+    values: Float[Tensor, "prompt layer head"],
+    subjects: Sequence[str],
+    *,
+    seed: int = 0,
+    resolution: float = RESOLUTION,
 ) -> HeadStatistics:
-    """Interval, p- and q-value of every head's mean effect.
+    """Interval, p- and q-value of every head's mean effect; arguments as `effect_statistics` has.
 
     Raises:
         UserError: fewer than ``MINIMUM_SUBJECTS`` subjects, or an effect that is not finite.
     """
     if not bool(torch.isfinite(values).all()):
         raise UserError("some effects are not finite: statistics need every head and prompt")
-    found = effect_statistics(values, subjects, seed=seed, what="subjects")
+    found = effect_statistics(values, subjects, seed=seed, resolution=resolution, what="subjects")
     return HeadStatistics(found.mean, found.ci_low, found.ci_high, found.p_value, found.q_value)

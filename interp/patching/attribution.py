@@ -26,6 +26,7 @@ from interp.patching.forward import Hook, HookFunction, RecordedRun, record_run,
 from interp.patching.metrics import Metric, can_take, differentiable_sum
 from interp.patching.out_of_memory import halving
 from interp.patching.prompts import batch_for
+from interp.progress import progress_bar
 
 
 def keep_in_graph(seen: list[Tensor], component: str) -> list[Hook]:

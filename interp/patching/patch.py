@@ -52,6 +52,7 @@ from interp.patching.prompts import (
 )
 from interp.patching.result import PatchingResult
 from interp.patching.sweep import Unit, check_units, sweep_heads, sweep_places
+from interp.patching.trial import sweep_resolution
 from interp.progress import progress_bar
 
 Method = Literal["exact", "attribution", "atp*", "ig", "screen"]
@@ -316,6 +317,7 @@ def _result(
         values=values, axes=tuple(axes), corrupted=corrupted, clean=clean,
         component=run.component, method=run.method, metric=metric_name(run.metric), source=source,
         labels=labels, groups=tuple(groups), templates=tuple(templates), seed=seed,
+        resolution=sweep_resolution(run.model),
     )  # fmt: skip
 
 

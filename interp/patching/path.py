@@ -42,6 +42,7 @@ from interp.patching.out_of_memory import halving
 from interp.patching.prompts import names_of_prompts, pairs_for, units_of, whole_number
 from interp.patching.result import PatchingResult
 from interp.patching.sweep import Unit, check_units, freeze_hooks
+from interp.patching.trial import sweep_resolution
 from interp.progress import progress_bar
 
 Into = Literal["q", "k", "v"]
@@ -127,6 +128,7 @@ def patch_paths(
         values=values, axes=("prompt", "layer", "head"), corrupted=bare, clean=clean_metric,
         component="z", method=f"path, MLPs {mlps}", metric=metric_name(metric), source="run",
         groups=tuple(groups), templates=tuple(templates), seed=seed,
+        resolution=sweep_resolution(model),
         metadata={"receivers": "logits" if receivers is None else f"{into} of {list(receivers)}"},
     )  # fmt: skip
 

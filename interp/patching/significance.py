@@ -24,13 +24,14 @@ from scipy.stats import bootstrap, false_discovery_control, permutation_test
 from torch import Tensor
 
 from interp.errors import UserError
+from interp.models.precision import PRECISIONS
 
 MINIMUM_GROUPS = 6
 BOOTSTRAP_RESAMPLES = 2000
 SIGN_FLIPS = 20_000
-RESOLUTION = 2e-4
-"""Effects smaller than this (logits) are rounding, and count as none: the order of a batch alone
-moves the float32 logits of a 135M model by up to 7e-5, and an effect is a difference of two."""
+RESOLUTION = PRECISIONS[torch.float32].resolution
+"""Effects smaller than this (logits) are rounding, and count as none, where they were computed in
+float32, as those of models in bfloat16 usually are too."""
 CONFIDENCE = 0.95
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from interp.models.precision import agrees, dtype_of, widened
+from interp.models.precision import agrees, dtype_of, precision_of, widened
 from interp.patching.batch import TokenBatch
 from interp.patching.columns import call_columns
 from interp.patching.components import as_units, hook_name
@@ -55,6 +55,12 @@ def trusted_plain_model(model: Any, width: int) -> PlainModel | None:
     if verdicts[tried] is None:
         return None
     return plain if verdicts[tried] else plain_model(model, wide=False)
+
+
+def sweep_resolution(model: Any) -> float:
+    """Effects of sweeps smaller than this are rounding; see `interp.models.precision`."""
+    plain = trusted_plain_model(model, WIDTH)
+    return precision_of(dtype_of(model) if plain is None else plain.dtype).resolution
 
 
 def _trial_width(model: Any, width: int) -> int:

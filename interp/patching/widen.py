@@ -90,6 +90,8 @@ def wide_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    # TransformerLens gives an unembedding a bias that is no parameter of it.
+    bias = None if bias is None else bias.float()
     step = max(1, SLICE // weight.shape[1])
     if len(weight) <= step:
         return nn.functional.linear(x, weight.float(), bias)

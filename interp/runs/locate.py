@@ -22,6 +22,7 @@ from interp.heads.locate import as_encoded, batch_metrics, locate_heads
 from interp.heads.selection import count_of_fraction
 from interp.models import fingerprint
 from interp.patching.metrics import LogitDifference
+from interp.patching.trial import sweep_resolution
 from interp.premises.encode import EncodedPremises
 from interp.premises.knowledge import MINIMUM_KNOWN, KnowledgeCheck
 from interp.premises.questions import load_premises
@@ -196,6 +197,7 @@ def _effects(
             **whole,
             subjects=encoded.subjects, templates=encoded.templates, site=site,
             method=settings.method, source=source, seed=settings.seed,
+            resolution=sweep_resolution(model),
         )  # fmt: skip
     save_effects(path, list(effects.values()), kept={"run": digest})
     return effects

@@ -17,7 +17,6 @@ from interp.patching import (
 )
 from interp.patching.alignment import Positions
 from interp.patching.forward import device_of, unedited_logits
-from interp.patching.significance import RESOLUTION
 from interp.tasks.encoding import EncodedPairs, encode_pairs
 from interp.tasks.pairs import Pairs
 
@@ -60,7 +59,7 @@ def patch_pairs(
     )  # fmt: skip
     if metric == "probability":
         # p(1 − p) ≤ 1/4: a rounding of the logits moves a probability by a quarter of it at most.
-        return replace(result, resolution=RESOLUTION / 4)
+        return replace(result, resolution=result.resolution / 4)
     return result
 
 
