@@ -15,6 +15,7 @@ from interp.patching.forward import record_run
 from tests.zoo.adapters import adapter_checks
 from tests.zoo.generation import beam_checks, generation_checks
 from tests.zoo.outcome import CLOSE, Outcome, judge
+from tests.zoo.reference import keep
 from tests.zoo.species import Species
 from tests.zoo.specimen import CLEAN, CORRUPTED, SHORT, SPAN, Specimen, batch, metric
 
@@ -31,7 +32,7 @@ EXACT = {
 
 
 def component_checks(one: Specimen, components: tuple[str, ...]) -> Iterator[Check]:
-    """Exact patching; of the residual stream in some positions, since in all it is the clean run."""
+    """Exact patching; of the residual stream in a span, since everywhere it is the clean run."""
     for what in components:
         span = SPAN if what.startswith("resid") else None
         yield (
@@ -69,7 +70,8 @@ def path_checks(one: Specimen) -> Iterator[Check]:
 
     yield (
         "to a query", right,
-        lambda: patch_paths(one.model, *pair, receivers=[receiver], progress=False).values[0], CLOSE,
+        lambda: patch_paths(one.model, *pair, receivers=[receiver], progress=False).values[0],
+        CLOSE,
     )  # fmt: skip
 
 
@@ -156,7 +158,8 @@ def site_checks(one: Specimen, site: str) -> Iterator[Check]:
             return one.model(torch.tensor([CLEAN]))[0, -1].float()
 
     yield "constrain", constrained, under_constraint, CLOSE
-    few = tuple(one.heads([1])) + ((one.layers or (0,))[-1:] + (3,),)
+    last = (one.layers or (0,))[-1]
+    few = (*one.heads([1]), (last, 3))
 
     @torch.no_grad()
     def effects() -> Tensor:
@@ -204,7 +207,7 @@ def first_order_cuts(one: Specimen) -> Tensor:
     at = [("pattern", layer) for layer in one.layers]
     for row, (ids, span, difference) in enumerate(premises_of(one)):
         seen: dict[Any, Tensor] = {}
-        look = {place: lambda value, place=place: seen.update({place: value}) for place in at}
+        look = {place: keep(seen, place) for place in at}
         with torch.enable_grad():
             value = difference(reference.logits(ids, look))
         slopes = torch.autograd.grad(value, [seen[place] for place in at], materialize_grads=True)
