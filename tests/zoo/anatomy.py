@@ -7,6 +7,7 @@ A layer that has no such thing raises LookupError.
 """
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from torch import nn
@@ -122,10 +123,8 @@ class Anatomy:
                 continue
             if layer not in self.with_heads or other is not self.attention(layer):
                 found.append(other)
-        try:
+        with suppress(LookupError):
             found += [one for one in self.mlps(layer) if one not in found]
-        except LookupError:
-            pass
         return found
 
     def middle(self, layer: int) -> Any:

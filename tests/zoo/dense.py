@@ -85,7 +85,7 @@ DENSE = (
     Species("BLOOM", "BloomForCausalLM", "attention with ALiBi, joint projection", {
         **SIZES, "n_layer": 2, "n_head": 4,
     }),
-    Species("Falcon", "FalconForCausalLM", "attention beside MLP, one key, joint projection", SIZES),
+    Species("Falcon", "FalconForCausalLM", "attention beside MLP, one key", SIZES),
     Species("Falcon, new decoder", "FalconForCausalLM",
             "attention beside MLP, joint projection", {
         **SIZES, "num_kv_heads": 2, "new_decoder_architecture": True,
@@ -149,9 +149,5 @@ DENSE = (
     }),
     Species("Youtu", "YoutuForCausalLM", "latent attention", {
         **_LATENT, "embedding_initializer_range": 0.2,
-    }),
-    Species("HRM text", "HrmTextForCausalLM", "attention, run in cycles", {
-        **SIZES, **_HEAD, "H_cycles": 1, "L_cycles": 1, "L_bp_cycles": [1],
-        "num_layers_per_stack": 1, "num_hidden_layers": 2, "prefix_lm": False,
     }),
 )  # fmt: skip

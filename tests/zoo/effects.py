@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tests.zoo.reference import Place, Reference
+from tests.zoo.reference import Place, Reference, keep
+from tests.zoo.watching import Edit
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ class Pair:
         effects, at = self._table(what), self.places(what)
         new, old = self.reference.read(self.clean, at), self.reference.read(self.corrupted, at)
         seen: dict[Place, Tensor] = {}
-        look = {place: lambda value, place=place: seen.update({place: value}) for place in at}
+        look = {place: keep(seen, place) for place in at}
         with torch.enable_grad():
             metric = self.metric(self.reference.logits(self.corrupted, look))
         slopes = torch.autograd.grad(metric, [seen[place] for place in at], materialize_grads=True)
@@ -167,12 +168,13 @@ class Pair:
         looks = [(watched, layer) for _, layer in at]
         dropped: set[int] = set()
         seen: dict[Place, Tensor] = {}
-        edits = {place: lambda value, place=place: seen.update({place: value}) for place in looks}
+        edits: dict[Place, Edit] = {place: keep(seen, place) for place in looks}
         for layer in range(reference.n_layers):
             for index in range(len(reference.anatomy.writers(layer))):
 
-                def guard(value: Tensor, layer: int = layer) -> None:
+                def guard(value: Tensor, layer: int = layer) -> Tensor:
                     value.register_hook(lambda g: torch.zeros_like(g) if layer in dropped else g)
+                    return value.clone()
 
                 edits[f"write.{index}", layer] = guard
         with torch.enable_grad():

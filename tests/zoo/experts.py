@@ -76,6 +76,11 @@ EXPERTS = (
         **GROUPED, **_HEAD, **_OWN, **_MIXED, **_ONE_DENSE,
         "shared_expert_intermediate_size": 32, "num_attention_heads_per_layer": [4, 4],
     }),
+    Species("Phi MoE", "PhimoeForCausalLM", "attention, experts", {
+        **GROUPED, **_LOCAL, "router_jitter_noise": 0.0, "input_jitter_noise": 0.0,
+        "attention_bias": True, "lm_head_bias": True,
+        "architectures": ["PhiMoEForCausalLM"],  # as checkpoints say, and TransformerLens knows it
+    }),
     Species("JetMoE", "JetMoeForCausalLM", "attention of experts, experts", {
         **SIZES, **_LOCAL, "num_key_value_heads": 2, "kv_channels": 8,
     }),

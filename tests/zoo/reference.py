@@ -46,7 +46,7 @@ class Reference:
     def read(self, ids: Sequence[int], places: Sequence[Place]) -> dict[Place, Tensor]:
         """The values at places in an unedited run."""
         found: dict[Place, Tensor] = {}
-        edits = {place: _keep(found, place) for place in places}
+        edits = {place: keep(found, place) for place in places}
         with torch.no_grad():
             self.logits(ids, edits)
         if missing := [place for place in places if place not in found]:
@@ -182,11 +182,14 @@ class Reference:
         return module.register_forward_hook(_after(mine))
 
 
-def _keep(into: dict[Place, Tensor], place: Place) -> Edit:
-    def keep(value: Tensor) -> None:
-        into[place] = value
+def keep(into: dict[Place, Tensor], place: Place) -> Edit:
+    """An edit that only looks. Some models go on to change in place what they are given."""
 
-    return keep
+    def look(value: Tensor) -> Tensor:
+        into[place] = value
+        return value.clone()
+
+    return look
 
 
 def _tell(now: list[int | None], layer: int) -> Callable[..., None]:
@@ -212,10 +215,10 @@ def _before(edit: Edit) -> Callable[..., Any]:
     def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
         if args:
             new = edit(args[0])
-            return None if new is None else ((new, *args[1:]), kwargs)
+            return None if new is None else ((new.clone(), *args[1:]), kwargs)
         name = "hidden_states" if "hidden_states" in kwargs else next(iter(kwargs))
         new = edit(kwargs[name])
-        return None if new is None else (args, {**kwargs, name: new})
+        return None if new is None else (args, {**kwargs, name: new.clone()})
 
     return hook
 
@@ -238,6 +241,7 @@ def _after(edit: Edit) -> Callable[..., Any]:
         new = edit(output[0] if several else output)
         if new is None:
             return None
+        new = new.clone()
         return type(output)((new, *output[1:])) if several else new
 
     return hook
