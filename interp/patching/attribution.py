@@ -16,10 +16,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.arguments import listed
 from interp.patching.batch import TokenBatch
 from interp.patching.chunks import first_column, gradient_chunks, take_chunk
 from interp.patching.components import as_units, check_component, count_units, hook_name
-from interp.patching.edits import ActivationEdit, HeadEdit
+from interp.patching.edits import ActivationEdit, HeadEdit, check_edit
 from interp.patching.forward import Hook, HookFunction, RecordedRun, record_run, resume
 from interp.patching.metrics import Metric, differentiable_sum
 from interp.patching.prompts import batch_for
@@ -97,7 +98,8 @@ def attribute_columns(
 
     Arguments as in ``sweep_heads``; the values are *differences* from the unedited run.
     """
-    batch = batch_for(model, batch, "batch")
+    check_edit(edit)
+    batch, metrics = batch_for(model, batch, "batch"), listed("metrics", metrics)
     check_component(edit.component, model)
     n_layers, n_units = model.cfg.n_layers, count_units(model, edit.component)
     values = torch.zeros(len(metrics), len(batch), n_layers, n_units, batch.width)

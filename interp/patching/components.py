@@ -44,7 +44,7 @@ PLACES: dict[str, Place] = {
 
 def check_component(component: str, model: Any | None = None) -> Component:
     """Raise for an unknown component, or one that the model does not have; list the known."""
-    if component not in PLACES:
+    if not isinstance(component, str) or component not in PLACES:
         raise UserError(f"unknown component {component!r}; known: {', '.join(get_args(Component))}")
     if model is not None and hook_name(component, 0) not in model.hook_dict:
         known = [name for name in PLACES if hook_name(name, 0) in model.hook_dict]

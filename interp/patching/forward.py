@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
+from interp.arguments import listed, whole_number
 from interp.errors import UserError
 from interp.models.majors import writes_resid_mid
 from interp.patching.batch import TokenBatch
@@ -30,7 +31,7 @@ from interp.patching.components import as_units, check_component, hook_name
 from interp.patching.entering import entering
 from interp.patching.finite import check_finite
 from interp.patching.plain import PlainModel, has_hooks, plain_model
-from interp.patching.prompts import batch_for, whole_number
+from interp.patching.prompts import batch_for
 from interp.patching.prompts import device_of as device_of
 
 logger = logging.getLogger(__name__)
@@ -167,7 +168,7 @@ def record_run(
     batch, start = batch_for(model, batch), whole_number("start", start, least=0)
     if not start < batch.width:
         raise UserError(f"the run starts at column {start}, the prompts have {batch.width}")
-    for component in keep:
+    for component in listed("keep", keep, "components"):
         check_component(component, model)
     n_layers = model.cfg.n_layers
     rows = torch.arange(len(batch), device=batch.tokens.device)
