@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import pandas as pd
 
+from interp.arguments import as_path, pairs_of_numbers
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.untrusted import Maybe, check_shape, parse_json, read_text
@@ -24,7 +25,7 @@ Site = Literal["output", "attention"]
 
 def check_site(site: str) -> None:
     """Raise UserError for an unknown site, listing the known ones."""
-    if site not in get_args(Site):
+    if not isinstance(site, str) or site not in get_args(Site):
         raise UserError(f"unknown site {site!r}; known: {', '.join(get_args(Site))}")
 
 
@@ -41,6 +42,7 @@ class HeadSet(Displayed):
 
     def __post_init__(self) -> None:
         check_site(self.site)
+        object.__setattr__(self, "heads", tuple(pairs_of_numbers("heads", self.heads)))
         if len(set(self.heads)) < len(self.heads):
             raise UserError("a head is named twice in the set")
         if any(layer < 0 or head < 0 for layer, head in self.heads):
@@ -57,7 +59,7 @@ class HeadSet(Displayed):
 
     def save(self, path: str | Path) -> Path:
         """Write the set as a small JSON file."""
-        path = Path(path)
+        path = as_path("path", path)
         content = {"site": self.site, "heads": self.heads, "chosen_by": self.chosen_by}
         path.write_text(json.dumps(content) + "\n", encoding="utf-8")
         return path
@@ -65,7 +67,7 @@ class HeadSet(Displayed):
     @classmethod
     def load(cls, path: str | Path) -> "HeadSet":
         """Read a set that ``save`` wrote. Raises UserError for anything else."""
-        path = Path(path)
+        path = as_path("path", path)
         try:
             content = check_shape(
                 parse_json(read_text(path)),
@@ -99,5 +101,4 @@ def as_head_set(heads: "HeadSet | Iterable[Head]", site: Site | None = None) -> 
         if site is not None and site != heads.site:
             raise UserError(f"these heads were chosen for site {heads.site!r}, not {site!r}")
         return heads
-    pairs = tuple((int(layer), int(head)) for layer, head in heads)
-    return HeadSet(pairs, site or "output")
+    return HeadSet(tuple(pairs_of_numbers("heads", heads)), site or "output")

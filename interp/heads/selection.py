@@ -10,6 +10,7 @@ from collections import Counter
 import numpy as np
 import torch
 
+from interp.arguments import real_number, whole_number
 from interp.errors import UserError
 from interp.heads.effects import HeadEffects
 from interp.heads.headset import Head, HeadSet
@@ -28,12 +29,16 @@ def select_heads(
     given = [name for name, value in ways.items() if value is not None]
     if len(given) != 1:
         raise UserError(f"choose by exactly one of fraction, count and fdr, not {given or 'none'}")
+    if vote is not None:
+        vote = real_number("vote", vote)
     if fdr is not None:
         if vote is not None:
             raise UserError("a vote ranks heads: give it a fraction or a count, not an fdr")
         return _by_fdr(effects, fdr)
     n_all = effects.values[0].numel()
-    size = count if count is not None else count_of_fraction(fraction or 0.0, n_all)
+    size = (
+        count_of_fraction(fraction or 0.0, n_all) if count is None else whole_number("count", count)
+    )
     if not 0 <= size <= n_all:
         raise UserError(f"cannot choose {size} of {n_all} heads")
     ranked = effects.ranked() if vote is None else _by_vote(effects, vote)
@@ -43,13 +48,13 @@ def select_heads(
 
 def count_of_fraction(fraction: float, n_heads: int) -> int:
     """How many heads a fraction of them is: rounded, at least one."""
-    if not 0 < fraction <= 1:
+    if not 0 < real_number("fraction", fraction) <= 1:
         raise UserError(f"a fraction of the heads is above 0 and at most 1, not {fraction}")
     return max(1, round(fraction * n_heads))
 
 
 def _by_fdr(effects: HeadEffects, fdr: float) -> HeadSet:
-    if not 0 < fdr < 1:
+    if not 0 < real_number("fdr", fdr) < 1:
         raise UserError(f"a false-discovery rate lies between 0 and 1, not {fdr}")
     statistics = effects.statistics
     passed = (statistics.q_value <= fdr) & (statistics.mean > 0)

@@ -16,12 +16,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.arguments import listed
 from interp.models.precision import result_dtype, widened
 from interp.patching.batch import TokenBatch
 from interp.patching.budget import Budget, decide_budget
 from interp.patching.chunks import chunk_prompts, first_column, graph_demand, take_chunk
 from interp.patching.components import as_units, check_component, count_units, hook_name
-from interp.patching.edits import ActivationEdit, HeadEdit
+from interp.patching.edits import ActivationEdit, HeadEdit, check_edit
 from interp.patching.forward import Hook, HookFunction, RecordedRun, record_run, resume
 from interp.patching.metrics import Metric, can_take, differentiable_sum
 from interp.patching.out_of_memory import halving
@@ -104,7 +105,8 @@ def attribute_columns(
 
     Arguments as in ``sweep_heads``; the values are *differences* from the unedited run.
     """
-    batch = batch_for(model, batch, "batch")
+    check_edit(edit)
+    batch, metrics = batch_for(model, batch, "batch"), listed("metrics", metrics)
     check_component(edit.component, model)
     n_layers, n_units = model.cfg.n_layers, count_units(model, edit.component)
     values = torch.zeros(

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from interp.arguments import listed, shown, whole_number
 from interp.errors import UserError
 
 Span = tuple[int, int]
@@ -65,7 +66,7 @@ class TokenBatch:
         cls, prompts: Sequence[Sequence[int]], *, pad: int = 0, device: torch.device | str = "cpu"
     ) -> "TokenBatch":
         """Pad lists of token ids on the left to the longest of them."""
-        prompts = [_token_ids(prompt) for prompt in _listed(prompts)]
+        prompts, pad = [_token_ids(one) for one in _listed(prompts)], whole_number("pad", pad)
         if not prompts or any(len(p) == 0 for p in prompts):
             raise UserError("there is an empty prompt: every prompt needs at least one token")
         width = max(len(p) for p in prompts)
@@ -84,7 +85,10 @@ class TokenBatch:
         tokens = token_tensor("tokens", tokens)
         if mask is None:
             return cls(tokens, torch.ones_like(tokens, dtype=torch.bool))
-        mask = torch.as_tensor(mask, device=tokens.device)
+        try:
+            mask = torch.as_tensor(mask, device=tokens.device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"mask is a tensor [prompt pos], not {shown(mask)}") from error
         if mask.shape != tokens.shape:
             raise UserError(
                 f"the mask has shape {tuple(mask.shape)}, the tokens {tuple(tokens.shape)}"
@@ -199,12 +203,12 @@ def _refuse_text(prompts: Any, what: str) -> None:
 def _listed(prompts: Any) -> list[Any]:
     """The prompts as a list. Raises UserError for what has no prompts in it."""
     _refuse_text(prompts, "prompts")
-    if prompts is None or isinstance(prompts, Mapping) or not isinstance(prompts, Iterable):
+    if isinstance(prompts, Mapping) or not isinstance(prompts, Iterable):
         raise UserError(
             f"prompts are a TokenBatch, token ids [prompt pos] or lists of token ids, not "
             f"{type(prompts).__name__}"
         )
-    return list(prompts)
+    return listed("prompts", prompts, "lists of token ids")
 
 
 def _token_ids(prompt: Any) -> list[int]:

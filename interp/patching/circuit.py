@@ -27,7 +27,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.arguments import as_path, of_kind, whole_number
 from interp.errors import UserError
+from interp.models.majors import check_hooked
 from interp.patching.result import PatchingResult
 from interp.patching.result_axes import By, check_order
 from interp.untrusted import Maybe, check_shape, parse_json, read_text
@@ -134,7 +136,7 @@ class Circuit:
         Nodes without a score stay as they are: in it, or left out. A file's edges are of another
         circuit and are left behind.
         """
-        ranked = self.ranked(by=by)
+        ranked, n = self.ranked(by=by), whole_number("n", n)
         if not 0 <= n <= len(ranked):
             raise UserError(f"cannot keep {n} of {len(ranked)} scored nodes")
         return replace(self, kept=frozenset(ranked[:n]), edges=None)
@@ -189,7 +191,7 @@ class Circuit:
 
     def save(self, path: str | Path, *, edges: bool = False) -> Path:
         """Write the JSON file."""
-        path = Path(path)
+        path = as_path("path", path)
         try:
             path.write_text(json.dumps(self.to_json(edges=edges)) + "\n", encoding="utf-8")
         except OSError as error:
@@ -206,7 +208,7 @@ class Circuit:
         Raises:
             UserError: no such file, not a circuit, or one of single neurons.
         """
-        path = Path(path)
+        path = as_path("path", path)
         try:
             return _read(parse_json(read_text(path)))
         except UserError as error:
@@ -261,6 +263,7 @@ def circuit_of(model: Any, heads: PatchingResult, mlps: PatchingResult | None = 
     Raises:
         UserError: effects of other components or axes, or of another model's size.
     """
+    check_hooked(model)
     cfg = model.cfg
     _check(heads, "z", ("prompt", "layer", "head"), (cfg.n_layers, cfg.n_heads))
     scores = torch.full((cfg.n_layers,), torch.nan, dtype=torch.float64)
@@ -274,6 +277,7 @@ def circuit_of(model: Any, heads: PatchingResult, mlps: PatchingResult | None = 
 def _check(
     result: PatchingResult, component: str, axes: Sequence[str], shape: tuple[int, ...]
 ) -> None:
+    of_kind("effects", result, PatchingResult, "interp.patching.patch gives them")
     if result.component != component or result.axes != tuple(axes):
         raise UserError(
             f"a circuit takes effects of {component} over {', '.join(axes)}, not of "

@@ -44,7 +44,7 @@ PLACES: dict[str, Place] = {
 
 def check_component(component: str, model: Any | None = None) -> Component:
     """Raise for an unknown component, or one that a layer of the model does not have."""
-    if component not in PLACES:
+    if not isinstance(component, str) or component not in PLACES:
         raise UserError(f"unknown component {component!r}; known: {', '.join(get_args(Component))}")
     if model is None or not (missing := _layers_without(model, component)):
         return component  # type: ignore[return-value]

@@ -14,11 +14,13 @@ running batch, which heads it acts on; ``rows`` says which prompt each row is.
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from interp.arguments import real_number, shown
 from interp.errors import UserError
 from interp.patching.components import (
     Component,
@@ -61,6 +63,7 @@ class ActivationEdit:
     component: Component = "z"
 
     def __post_init__(self) -> None:
+        _check_mask("at", self.at)
         check_component(self.component)
 
     @property
@@ -134,7 +137,8 @@ class AttentionEdit:
         return "pattern"
 
     def __post_init__(self) -> None:
-        if self.factor < 0:
+        _check_mask("keys", self.keys)
+        if real_number("factor", self.factor) < 0:
             raise UserError(f"an attention factor is zero or more, not {self.factor}")
 
     @property
@@ -180,6 +184,17 @@ class AttentionEdit:
 
 
 HeadEdit = ActivationEdit | AttentionEdit
+
+
+def check_edit(edit: Any) -> None:
+    """Raise UserError for anything but an edit of activations or of attention."""
+    if not isinstance(edit, HeadEdit):
+        raise UserError(f"edit is an ActivationEdit or an AttentionEdit, not {shown(edit)}")
+
+
+def _check_mask(what: str, mask: Any) -> None:
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.ndim != 2:
+        raise UserError(f"{what} are columns, a mask [prompt pos] of True and False")
 
 
 def scale_scores(scores: Tensor, where: Tensor, factor: float) -> Tensor:

@@ -27,6 +27,7 @@ from jaxtyping import Float
 from scipy.integrate import trapezoid
 from torch import Tensor
 
+from interp.arguments import listed, pairs_of_numbers, real_number, whole_number
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.models.precision import result_dtype
@@ -41,7 +42,7 @@ from interp.patching.forward import Hook, record_run, resume, unedited_logits
 from interp.patching.metrics import Metric, apply_metric, can_take, take_metrics
 from interp.patching.origin import patching_edit
 from interp.patching.out_of_memory import halving
-from interp.patching.prompts import names_of_prompts, pairs_for, units_of, whole_number
+from interp.patching.prompts import names_of_prompts, pairs_for
 from interp.patching.significance import BOOTSTRAP_RESAMPLES, CONFIDENCE, group_order
 from interp.patching.sweep import check_units
 from interp.progress import progress_bar
@@ -218,7 +219,8 @@ def faithfulness_curve(
     """
     clean, corrupted = pairs_for(model, clean, corrupted)
     nodes = [
-        one if isinstance(one, str) else head_node(*units_of("nodes", [one])[0]) for one in ranking
+        one if isinstance(one, str) else head_node(*pairs_of_numbers("nodes", [one])[0])
+        for one in listed("ranking", ranking, "nodes")
     ]
     n_random, seed = (
         whole_number("n_random", n_random, least=0),
@@ -226,6 +228,7 @@ def faithfulness_curve(
     )
     groups = names_of_prompts("groups", groups, len(clean))
     units = _units_of(model, nodes)
+    proportions = [real_number("proportion", one) for one in listed("proportions", proportions)]
     rising = [0.0, *proportions]
     if list(rising) != sorted(set(rising)) or rising[-1] > 1 or len(rising) < 3:
         raise UserError("proportions rise from above 0 to at most 1, and are at least two")

@@ -24,6 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
+from interp.arguments import listed, whole_number
 from interp.errors import UserError
 from interp.models.majors import writes_resid_mid
 from interp.models.precision import dtype_of
@@ -34,7 +35,7 @@ from interp.patching.components import as_units, check_component, hook_name
 from interp.patching.entering import entering
 from interp.patching.finite import check_finite
 from interp.patching.plain import Hook, HookFunction, PlainModel, has_hooks
-from interp.patching.prompts import batch_for, whole_number
+from interp.patching.prompts import batch_for
 from interp.patching.prompts import device_of as device_of
 from interp.patching.trial import trusted_plain_model
 
@@ -202,7 +203,7 @@ def record_run(
     batch, start = batch_for(model, batch), whole_number("start", start, least=0)
     if not start < batch.width:
         raise UserError(f"the run starts at column {start}, the prompts have {batch.width}")
-    for component in keep:
+    for component in listed("keep", keep, "components"):
         check_component(component, model)
     n_layers = model.cfg.n_layers
     rows = torch.arange(len(batch), device=batch.tokens.device)

@@ -234,6 +234,8 @@ def differentiable_sum(
 
 def check_metrics(metrics: Sequence[Metric], n_prompts: int) -> None:
     """Raise unless metrics are callables, and those with one entry per prompt have as many."""
+    if not metrics:
+        raise UserError("there are no metrics: give at least one")
     for metric in metrics:
         if not callable(metric):
             raise UserError(

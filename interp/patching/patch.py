@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from interp.arguments import pairs_of_numbers, whole_number
 from interp.errors import UserError
 from interp.models.majors import check_hooked
 from interp.models.precision import result_dtype
@@ -43,13 +44,7 @@ from interp.patching.metrics import (
 )
 from interp.patching.origin import check_origin, derangement, mean_values, patching_edit
 from interp.patching.out_of_memory import halving
-from interp.patching.prompts import (
-    batch_for,
-    names_of_prompts,
-    pairs_for,
-    units_of,
-    whole_number,
-)
+from interp.patching.prompts import batch_for, names_of_prompts, pairs_for
 from interp.patching.result import PatchingResult
 from interp.patching.sweep import Unit, check_units, sweep_heads, sweep_places
 from interp.patching.trial import sweep_resolution
@@ -119,7 +114,7 @@ def patch(
     check_origin(source, component)
     groups = names_of_prompts("groups", groups, len(corrupted))
     templates = names_of_prompts("templates", templates, len(corrupted))
-    steps, seed = whole_number("steps", steps, least=1), whole_number("seed", seed, least=0)
+    steps, seed = whole_number("steps", steps), whole_number("seed", seed)
     if reference is not None:
         reference = batch_for(model, reference, "reference")
     if method == "screen":
@@ -139,7 +134,7 @@ def patch(
     if units is not None:
         if method != "exact":
             raise UserError(f"method {method!r} gives all units at once: leave `units` out")
-        units = units_of("units", units)
+        units = pairs_of_numbers("units", units)
         check_units(model, units, component)
     mean = mean_values(model, reference or clean, component) if source == "mean" else None
     run = _Patching(

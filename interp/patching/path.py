@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from interp.arguments import pairs_of_numbers, whole_number
 from interp.errors import UserError
 from interp.models.precision import result_dtype, widened
 from interp.patching.alignment import align
@@ -39,7 +40,7 @@ from interp.patching.forward import (
 from interp.patching.metrics import Metric, apply_metric, can_take, metric_name, take_metrics
 from interp.patching.origin import patching_edit
 from interp.patching.out_of_memory import halving
-from interp.patching.prompts import names_of_prompts, pairs_for, units_of, whole_number
+from interp.patching.prompts import names_of_prompts, pairs_for
 from interp.patching.result import PatchingResult
 from interp.patching.sweep import Unit, check_units, freeze_hooks
 from interp.patching.trial import sweep_resolution
@@ -81,12 +82,12 @@ def patch_paths(
         effects with the axes prompt, layer, head (of the sender).
     """
     clean, corrupted = pairs_for(model, clean, corrupted)
-    receivers = None if receivers is None else units_of("receivers", receivers)
-    senders = None if senders is None else units_of("senders", senders)
+    receivers = None if receivers is None else pairs_of_numbers("receivers", receivers)
+    senders = None if senders is None else pairs_of_numbers("senders", senders)
     _check_paths(model, receivers, into, senders, mlps)
     groups = names_of_prompts("groups", groups, len(corrupted))
     templates = names_of_prompts("templates", templates, len(corrupted))
-    seed = whole_number("seed", seed, least=0)
+    seed = whole_number("seed", seed)
     n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
     top = n_layers if receivers is None else max(layer for layer, _ in receivers)
     chosen = senders or [(layer, head) for layer in range(n_layers) for head in range(n_heads)]

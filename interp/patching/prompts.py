@@ -1,11 +1,10 @@
 """What somebody gives to a patching method, as the methods want it, or refused by its name."""
 
-import operator
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 
+from interp.arguments import listed
 from interp.errors import UserError
 from interp.models.majors import check_hooked
 from interp.patching.batch import TokenBatch
@@ -36,7 +35,7 @@ def pairs_for(model: Any, clean: Any, corrupted: Any) -> tuple[TokenBatch, Token
     return pair
 
 
-def names_of_prompts(what: str, given: Sequence[Any], n_prompts: int) -> tuple[str, ...]:
+def names_of_prompts(what: str, given: Any, n_prompts: int) -> tuple[str, ...]:
     """A name of each prompt, such as its group; none at all where nothing was given.
 
     Raises:
@@ -44,37 +43,7 @@ def names_of_prompts(what: str, given: Sequence[Any], n_prompts: int) -> tuple[s
     """
     if given is None:
         return ()
-    if isinstance(given, str) or not isinstance(given, Iterable):
-        raise UserError(f"{what} are a list with one entry for each prompt, not {given!r:.60}")
-    names = tuple(str(one) for one in given)
+    names = tuple(str(one) for one in listed(what, given, "one name for each prompt"))
     if names and len(names) != n_prompts:
         raise UserError(f"{n_prompts} prompts but {len(names)} {what}")
     return names
-
-
-def whole_number(what: str, given: Any, *, least: int) -> int:
-    """A count that somebody gave. Raises UserError unless it is whole and not below ``least``."""
-    try:
-        number = operator.index(given)
-    except TypeError as error:
-        raise UserError(f"{what} is a whole number, not {given!r:.60}") from error
-    if number < least:
-        raise UserError(f"{what} is at least {least}, not {number}")
-    return number
-
-
-def units_of(what: str, given: Any) -> list[tuple[int, int]]:
-    """(layer, unit) pairs, from tuples, lists, arrays or tensors.
-
-    Raises:
-        UserError: anything that is no list of pairs of whole numbers.
-    """
-    if hasattr(given, "tolist"):
-        given = given.tolist()
-    try:
-        pairs = [(operator.index(layer), operator.index(unit)) for layer, unit in given]
-    except (TypeError, ValueError) as error:
-        raise UserError(
-            f"{what} are pairs (layer, number), such as [(0, 1), (2, 3)], not {given!r:.60}"
-        ) from error
-    return pairs

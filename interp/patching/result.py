@@ -26,6 +26,7 @@ from jaxtyping import Float
 from scipy.stats import pearsonr, spearmanr
 from torch import Tensor
 
+from interp.arguments import as_path, listed, of_kind, whole_number
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.patching.result_axes import By, check_axes, check_order
@@ -189,7 +190,7 @@ class PatchingResult(Displayed):
         Args:
             by: ``absolute``, or ``signed`` for the largest positive ones.
         """
-        if k < 0:
+        if whole_number("k", k) < 0:
             raise UserError(f"cannot take the top {k} units")
         where = self.coordinates()
         return [where[unit] for unit in self.order(by=by)[:k]]
@@ -222,6 +223,8 @@ class PatchingResult(Displayed):
         Raises:
             UserError: the results are not of the same units, or share fewer than three.
         """
+        of_kind("other", other, PatchingResult)
+        top_k = whole_number("top_k", top_k, least=1)
         self._check_units(other)
         x, y = self.group_mean.ravel(), other.group_mean.ravel()
         both = ~(np.isnan(x) | np.isnan(y))
@@ -244,7 +247,7 @@ class PatchingResult(Displayed):
 
     def take(self, prompts: Sequence[int]) -> "PatchingResult":
         """The effects on some of the prompts, by index; an index may come twice."""
-        index = list(prompts)
+        index = [whole_number("a prompt", one) for one in listed("prompts", prompts, "numbers")]
         bad = [one for one in index if not -len(self) <= one < len(self)]
         if bad or not index:
             raise UserError(f"prompt {bad[0] if bad else 'none'}: there are {len(self)} prompts")
@@ -264,6 +267,7 @@ class PatchingResult(Displayed):
         Raises:
             UserError: no results, or results that differ in more than their prompts.
         """
+        results = [of_kind("a result", one, cls) for one in listed("results", results)]
         if not results:
             raise UserError("there are no results to put together")
         first = results[0]
@@ -359,7 +363,7 @@ class PatchingResult(Displayed):
 
     def save(self, path: str | Path) -> Path:
         """Write the result to a safetensors file: a reader sees the old file or the new one."""
-        return write_tensors(Path(path), *self.parts())
+        return write_tensors(as_path("path", path), *self.parts())
 
     def parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The result as tensors, and as what JSON can hold; ``from_parts`` puts them together."""
@@ -390,8 +394,9 @@ class PatchingResult(Displayed):
     @classmethod
     def load(cls, path: str | Path) -> "PatchingResult":
         """Read what ``save`` wrote. Raises UserError for no file, or a damaged one."""
+        path = as_path("path", path)
         try:
-            return cls.from_parts(*read_tensors(Path(path), _KEPT))
+            return cls.from_parts(*read_tensors(path, _KEPT))
         except FileNotFoundError as error:
             raise UserError(f"there is no patching result at {path}") from error
         except UserError as error:

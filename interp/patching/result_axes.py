@@ -11,7 +11,7 @@ By = Literal["absolute", "signed"]
 
 def check_order(by: str) -> None:
     """Raise for an unknown way to order effects, and list the known."""
-    if by not in get_args(By):
+    if not isinstance(by, str) or by not in get_args(By):
         raise UserError(f"unknown order {by!r}; known: {', '.join(get_args(By))}")
 
 

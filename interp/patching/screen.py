@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float
 from scipy.stats import pearsonr, spearmanr
 from scipy.stats import t as student
 
+from interp.arguments import real_number, whole_number
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.patching.alignment import Positions, align
@@ -26,7 +27,7 @@ from interp.patching.budget import Budget
 from interp.patching.metrics import Metric
 from interp.patching.origin import mean_values, patching_edit
 from interp.patching.patch import patch
-from interp.patching.prompts import batch_for, pairs_for, whole_number
+from interp.patching.prompts import batch_for, pairs_for
 from interp.patching.result import PatchingResult
 from interp.patching.significance import group_means
 from interp.patching.sweep import Unit, sweep_sets
@@ -111,9 +112,12 @@ def screen(
         raise UserError("screening draws no resamples: use source run, zero or mean")
     clean, corrupted = pairs_for(model, clean, corrupted)
     top_k, subsets = (
-        whole_number("top_k", top_k, least=2),
+        whole_number("top_k", top_k),
         whole_number("subsets", subsets, least=1),
     )
+    if top_k < 2:
+        raise UserError(f"screening verifies at least two units, not {top_k}")
+    confidence, seed = real_number("confidence", confidence), whole_number("seed", seed)
     if not 0 < confidence < 1:
         raise UserError(f"confidence is between 0 and 1, not {confidence}")
     if reference is not None:

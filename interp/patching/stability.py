@@ -21,6 +21,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 from scipy.stats import hypergeom
 
+from interp.arguments import of_kind, whole_number
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.patching.result import Coordinates, PatchingResult
@@ -120,11 +121,14 @@ def stability(
         UserError: fewer than two groups of prompts, or a k that is not between 1 and the number
             of measured units.
     """
+    of_kind("result", result, PatchingResult, "interp.patching.patch gives one")
     check_order(by)
+    k, n_resamples = whole_number("k", k), whole_number("n_resamples", n_resamples, least=1)
+    seed = result.seed if seed is None else whole_number("seed", seed, least=0)
     n_units = len(result.order())
     if not 1 <= k <= n_units:
         raise UserError(f"cannot take the top {k} of {n_units} measured units")
-    generator = np.random.default_rng(result.seed if seed is None else seed)
+    generator = np.random.default_rng(seed)
     means = group_means(result.values, result.groups).reshape(len(set(result.groups)), -1)
     if len(means) < 2:
         raise UserError("stability needs at least two groups of prompts to draw from")

@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from interp.arguments import listed, pairs_of_numbers
 from interp.errors import UserError
 from interp.models.precision import result_dtype
 from interp.patching.batch import TokenBatch
@@ -36,11 +37,11 @@ from interp.patching.chunks import (
     take_chunk,
 )
 from interp.patching.components import axis_of, check_component, count_units, hook_name
-from interp.patching.edits import ActivationEdit, HeadEdit
+from interp.patching.edits import ActivationEdit, HeadEdit, check_edit
 from interp.patching.forward import Hook, HookFunction, RecordedRun, record_run, resume
 from interp.patching.metrics import Metric, apply_metric, can_take, narrow_metrics
 from interp.patching.out_of_memory import halving
-from interp.patching.prompts import batch_for, units_of
+from interp.patching.prompts import batch_for
 from interp.patching.workers import Workers, working
 from interp.progress import progress_bar
 
@@ -155,9 +156,11 @@ def sweep_places(
     A place is a set of columns per prompt, in the part of ``edit.changed``'s role; a prompt in
     which a place is empty gets NaN there. The later a place begins, the less is run again.
     """
+    check_edit(edit)
     batch, component = batch_for(model, batch, "batch"), edit.component
     check_component(component, model)
-    tuples = [tuple(units_of("units", units)) for units in sets]
+    tuples = [tuple(pairs_of_numbers("units", units)) for units in listed("sets", sets)]
+    metrics = listed("metrics", metrics)
     check_units(model, [unit for units in tuples for unit in units], component)
     if freeze and any(len(units) > 1 for units in tuples):
         raise UserError("path patching edits one head at a time: give sets of one head")
@@ -287,6 +290,7 @@ def sweep_sets(
     Returns:
         Float[metric prompt set], on the CPU; float64 for a model in float64, else float32.
     """
+    check_edit(edit)
     return sweep_places(
         model, batch, edit, edit.changed[None], sets, metrics,
         freeze=freeze, budget=budget, progress=progress, description=description,
@@ -341,9 +345,10 @@ def _swept_heads(
     heads: Sequence[Unit] | None,
     **options: Any,
 ) -> tuple[Float[Tensor, "metric prompt layer unit"], Float[Tensor, "metric prompt"]]:
-    batch = batch_for(model, batch, "batch")
+    check_edit(edit)
+    batch, metrics = batch_for(model, batch, "batch"), listed("metrics", metrics)
     n_layers, n_units = model.cfg.n_layers, count_units(model, edit.component)
-    heads = None if heads is None else units_of("heads", heads)
+    heads = None if heads is None else pairs_of_numbers("heads", heads)
     if heads is None:
         heads = [(layer, unit) for layer in range(n_layers) for unit in range(n_units)]
     swept = sweep_sets(
