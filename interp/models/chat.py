@@ -15,10 +15,8 @@ from typing import Any
 
 from interp.errors import UserError
 from interp.models.answer_place import Front, ends_in, place_answer, without_end
-from interp.models.template_date import dated, template_date
+from interp.models.template_clock import template_now, template_time
 from interp.models.templates import TemplateRefusal, apply_template, template_of
-
-__all__ = ["RenderedChat", "dated", "render_chat", "template_date", "text_after_answer"]
 
 # Stand-ins for the question, the answer and the system prompt, to see where a template puts them.
 # Plain letters, so that no template trims, escapes or capitalises them.
@@ -72,6 +70,13 @@ def render_chat(
         raise UserError("the question is empty: give it at least one word")
     if not template_of(tokenizer):
         return _plain(question, answer, system, gap)
+    with template_time(template_now()):  # the template is rendered more than once
+        return _in_template(tokenizer, question, answer, system, gap)
+
+
+def _in_template(
+    tokenizer: Any, question: str, answer: str, system: str | None, gap: str | None
+) -> RenderedChat:
     prompt = _front(tokenizer, question, system)
     if prompt is None:
         raise UserError(

@@ -1,9 +1,8 @@
-"""Rendering a chat template as transformers does, within limits, on one date a process."""
+"""Rendering a chat template as transformers does, within limits."""
 
 from typing import Any
 
 from interp.errors import UserError
-from interp.models.template_date import date_held
 from interp.models.template_limits import check_length, check_template
 from interp.untrusted import one_line
 
@@ -36,10 +35,9 @@ def apply_template(
     template = template_of(tokenizer)
     check_template(template)
     try:
-        with date_held(template):
-            text = tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=prompt, **variables
-            )
+        text = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=prompt, **variables
+        )
     except UserError:
         raise
     except Exception as error:  # a template is a program, which can raise anything

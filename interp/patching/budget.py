@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from interp.arguments import whole_number
 from interp.errors import UserError
 
 CPU_BUDGET = 192 * 2**20
@@ -63,9 +64,8 @@ def decide_budget(budget: "int | Budget | None", device: torch.device) -> Budget
     if isinstance(budget, Budget):
         return budget
     if budget is not None:
-        if budget <= 0:
-            raise UserError(f"a budget is a number of bytes above zero, not {budget}")
-        return Budget(int(budget), int(budget), given=True)
+        given = whole_number("budget, in bytes,", budget, least=1)
+        return Budget(given, given, given=True)
     return _DECIDED.get() or default_budget(device)
 
 

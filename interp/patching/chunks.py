@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from interp.arguments import whole_number
 from interp.errors import UserError
 from interp.patching.batch import TokenBatch
 from interp.patching.budget import Budget
@@ -146,8 +145,6 @@ def chunk_prompts(
             budget, given by somebody, that is too small for one prompt.
     """
     check_metrics(metrics, len(changed))
-    if budget is not None:
-        budget = whole_number("budget, in bytes,", budget, least=1)
     first_column(changed)
     if not bool(changed.any(dim=1).all()):
         bad = int((~changed.any(dim=1)).nonzero()[0])
