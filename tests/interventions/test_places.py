@@ -7,7 +7,7 @@ import torch
 
 from interp.errors import UserError
 from interp.heads import HeadSet
-from interp.interventions import Constraint, constrain
+from interp.interventions import Constraint, constrain, places_at
 from interp.models import HookedModel
 from interp.patching import TokenBatch, tail_logits
 from interp.premises import Premises, load_premises
@@ -107,3 +107,19 @@ def test_places_that_do_not_fit_the_prompts_are_told(
         constrain(tiny_llama, [(0, 0)], at=at),
     ):
         tail_logits(tiny_llama, batch)
+
+
+def test_every_copy_of_a_prompt_has_its_span() -> None:
+    """``generate`` runs a prompt once a beam, copies one after the other."""
+    tokens = torch.tensor([[5, 6, 7], [5, 6, 7], [5, 8, 9], [5, 8, 9]])
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    for at in ([(1, 2), (2, 3)], torch.tensor([[0, 1, 0], [0, 0, 1]])):
+        found = places_at(at)(tokens, mask)
+        assert found.tolist() == [[False, True, False]] * 2 + [[False, False, True]] * 2
+
+
+def test_rows_that_are_no_copies_are_refused() -> None:
+    tokens = torch.tensor([[5, 6, 7], [5, 6, 8]])
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    with pytest.raises(UserError, match="1 spans for 2 prompts"):
+        places_at([(1, 2)])(tokens, mask)
