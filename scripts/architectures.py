@@ -22,14 +22,14 @@ from datetime import date
 from multiprocessing import get_context
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tests.zoo.checks import run_checks
 from tests.zoo.outcome import Outcome
 from tests.zoo.page import failures, render
 from tests.zoo.registry import ZOO
 
+ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "architectures.md"
 Row = dict[str, list[Outcome]]
 

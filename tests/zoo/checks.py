@@ -153,13 +153,18 @@ def site_checks(one: Specimen, site: str) -> Iterator[Check]:
         return logits
 
     @torch.no_grad()
-    def under_constraint() -> Tensor:
-        with interp.constrain(one.model, some, at=[SPAN], site=site):  # type: ignore[arg-type]
+    def under_constraint(heads: list[tuple[int, int]]) -> Tensor:
+        with interp.constrain(one.model, heads, at=[SPAN], site=site):  # type: ignore[arg-type]
             return one.model(torch.tensor([CLEAN]))[0, -1].float()
 
-    yield "constrain", constrained, under_constraint, CLOSE
-    last = (one.layers or (0,))[-1]
-    few = (*one.heads([1]), (last, 3))
+    yield "constrain", constrained, lambda: under_constraint(some), CLOSE
+    if one.layer_without_heads is not None:
+        none_there = [(one.layer_without_heads, 0)]
+        yield (
+            "no heads in a layer", lambda: "refused",
+            lambda: refused(lambda: under_constraint(none_there)), CLOSE,
+        )  # fmt: skip
+    few = tuple(dict.fromkeys([*one.heads([1]), one.heads([3])[-1]]))
 
     @torch.no_grad()
     def effects() -> Tensor:
@@ -187,6 +192,14 @@ def site_checks(one: Specimen, site: str) -> Iterator[Check]:
             "locate, first order", lambda: first_order_cuts(one),
             lambda: located(method="attribution"), CLOSE,
         )  # fmt: skip
+
+
+def refused(ask: Callable[[], Any]) -> Any:
+    """What is right to turn down: "refused", or what came instead."""
+    try:
+        return ask()
+    except interp.UserError:
+        return "refused"
 
 
 def premises_of(one: Specimen) -> Iterator[tuple[list[int], tuple[int, int], Any]]:

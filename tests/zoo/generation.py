@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import interp
 from tests.zoo.outcome import CLOSE
@@ -23,13 +24,21 @@ def _edits(one: Specimen, site: str) -> dict[Any, Any]:
     return (one.cuts if site == "attention" else one.silences)(heads, SPAN)
 
 
+def _everywhere(tokens: Tensor, mask: Tensor) -> Tensor:
+    """The span, in however many rows generate makes of one prompt."""
+    at = torch.zeros_like(mask)
+    at[:, SPAN[0] : SPAN[1]] = True
+    return at
+
+
 def _generate(one: Specimen, site: str, prompts: Sequence[Sequence[int]], **more: Any) -> list[Any]:
     """The engine's tokens, new ones only, without padding at their end."""
+    at = _everywhere if "num_beams" in more else [SPAN] * len(prompts)
     width = max(map(len, prompts))
     ids = torch.tensor([[1] * (width - len(prompt)) + list(prompt) for prompt in prompts])
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    heads = one.heads(range(one.reference.n_heads or 4))
-    with interp.constrain(one.model, heads, at=[SPAN] * len(prompts), site=site):  # type: ignore[arg-type]
+    heads = one.heads(range(one.reference.n_heads))
+    with interp.constrain(one.model, heads, at=at, site=site):  # type: ignore[arg-type]
         said = one.model.original_model.generate(
             input_ids=ids, attention_mask=mask, max_new_tokens=NEW, do_sample=False,
             pad_token_id=1, **more,

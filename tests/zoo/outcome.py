@@ -65,6 +65,8 @@ def _difference(got: Any, wanted: Any, close: float) -> str:
             return ""
         return f"numbers, though {wanted.args[0]}"
     if not isinstance(wanted, Tensor):
+        if isinstance(got, Tensor):
+            return f"numbers, right: {wanted}"
         return "" if got == wanted else f"{got}, right: {wanted}"
     if not isinstance(got, Tensor):
         return f"{type(got).__name__}, right: numbers"

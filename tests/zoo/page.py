@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (a line of a Markdown table is one line)
 """The table of all architectures as a page of the documentation."""
 
 from collections.abc import Mapping, Sequence
@@ -25,11 +26,12 @@ _HEAD = """\
 
 Made by `scripts/architectures.py`, {made}.
 
-Every row is a tiny random model of an architecture that both transformers and TransformerLens' bridge
-know, and every cell compares calls of the toolkit with the same thing done by transformers alone:
-plain forward hooks and eager attention, whole prompts without a cache, gradients by autograd, and
-attention cut by transformers' own mask where the architecture takes one. Weights are large (standard
-deviation 0.2), biases and norms are not what they begin as, windows are shorter than the prompts.
+Every row is a tiny random model of an architecture that both transformers and TransformerLens'
+bridge know. Every cell compares calls of the toolkit with the same thing done by transformers alone:
+plain forward hooks and eager attention, whole prompts without a cache, gradients by autograd,
+attention cut before the softmax (and that by transformers' own mask, where the architecture takes
+one). Weights are large (standard deviation 0.2), biases and norms are not what they begin as,
+windows are shorter than the prompts.
 
 * **yes**: the same, to 10⁻⁴ of the largest value or of 1 in float32 (padding: 5·10⁻⁵), NaN in layers
   without such a thing.

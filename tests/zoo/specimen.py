@@ -89,8 +89,14 @@ class Specimen:
             raise LookupError("no layer has attention over positions")
 
     def heads(self, some: Sequence[int]) -> list[tuple[int, int]]:
-        """These heads of every layer that has any."""
-        return [(layer, head) for layer in self.layers or (0,) for head in some]
+        """These heads of every layer that has any; the first, which is none, if no layer has."""
+        return [(layer, head) for layer in self.layers for head in some] or [(0, 0)]
+
+    @property
+    def layer_without_heads(self) -> int | None:
+        """The first, in a model that has both kinds."""
+        others = [at for at in range(self.reference.n_layers) if at not in self.layers]
+        return others[0] if others and self.layers else None
 
     def cuts(self, heads: Sequence[tuple[int, int]], span: tuple[int, int]) -> dict[Place, Edit]:
         """Edits under which later positions do not see a span through these heads."""
