@@ -65,7 +65,7 @@ def dtype_check(model: Any, measure: Measure) -> dict[str, Any]:
     except (UserError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not _is_of_memory(error):
             raise
-        reason = one_line(error) or "memory ran out"
+        reason = one_line(error) if str(error) else "memory ran out"
         logger.warning("the comparison with float32 is left out (%s); the results stand", reason)
         return _left_out(model, reason)
     found = {

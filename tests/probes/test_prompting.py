@@ -22,8 +22,8 @@ from probes import (
     PremiseDetector,
     detector_for,
     fit_probe,
+    probe_layers,
     train_detector,
-    train_probes,
 )
 from tests.conftest import CHAT_TEMPLATE, make_hf_model, make_tokenizer
 
@@ -111,10 +111,14 @@ def test_the_cache_keeps_them_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert len(list(tmp_path.glob("detectors/*/detector.json"))) == len(models)
 
 
-def test_what_is_fitted_notes_it(planted: Any, planted_premises: Premises) -> None:
+def test_what_is_fitted_notes_it(
+    planted: Any, planted_premises: Premises, monkeypatch: pytest.MonkeyPatch
+) -> None:
     split = planted_premises.split(seed=0)
     wanted = prompting_fingerprint(planted.tokenizer)
-    found = train_probes(planted, split.search, split.held_out, layers=[1], progress=False)
+    found = probe_layers(planted, split.search, split.held_out, layers=[1], progress=False)
     assert [probe.prompting for probe in found.probes] == [wanted]
-    detector = train_detector(planted, [split.search], known=False, layers=[1], progress=False)
-    assert detector.prompting == wanted
+    monkeypatch.setattr(probes.train, "collect_material", lambda *_, **__: None)
+    monkeypatch.setattr(probes.train, "fit_detector", lambda _, **options: options)
+    options: Any = train_detector(planted, [split.search], progress=False)
+    assert options["prompting"] == wanted
