@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from interp.errors import UserError
 from interp.models.finite import check_weights
@@ -33,11 +33,16 @@ def read_folder(
             that its configuration describes (`interp.models.whole`), or a weight is not finite.
     """
     check_shards(folder, spec)
+    what = "config.json"
     with quiet_libraries():
         try:
+            # The tokenizer's reader reads it too, and would be blamed for what is wrong in it.
+            AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            what = "tokenizer"
             tokenizer = AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
             )
+            what = "configuration or its weights"
             model = load_whole(
                 folder,
                 spec=spec,
@@ -48,7 +53,7 @@ def read_folder(
         except UserError:
             raise
         except Exception as error:  # the readers raise anything on a damaged directory
-            raise UserError(f"cannot load {spec}: {one_line(error)}") from error
+            raise UserError(f"cannot load {spec}: its {what}: {one_line(error)}") from error
     if finite:
         check_weights(model, spec)
     return model, tokenizer
