@@ -7,12 +7,13 @@ Texts about one subject are not independent. They share a *unit*, and it is unit
 and left out together; without a subject each text is its own.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from interp.errors import UserError
 from interp.models.spans import prompt_ids
@@ -82,23 +83,21 @@ class LabelledCorpus:
         return tuple(sorted(int(one) for one in order if counts[one] > 1))
 
 
-def corpus_of(
-    data: Mapping[str, Sequence[str | Sequence[int]]] | Sequence[Any], tokenizer: Any
-) -> LabelledCorpus:
+def corpus_of(data: Mapping[str, Any] | Sequence[Any], tokenizer: Any) -> LabelledCorpus:
     """Texts with their tasks, as tokens.
 
     Args:
-        data: by task, texts or token ids; or examples (`interp.moelora.sources`), of which the
-            prompt in the model's chat format and the response are taken.
+        data: by task, a list of texts or of token ids; or examples (`interp.moelora.sources`), of
+            which the prompt in the model's chat format and the response are taken.
 
     Raises:
-        UserError: no texts, or texts without tasks.
+        UserError: no texts, texts without tasks, or what is neither text nor token ids.
     """
     if isinstance(data, Mapping):
         texts = [
             LabelledText(_ids(tokenizer, text), str(task), f"{task}/{number}")
             for task, several in data.items()
-            for number, text in enumerate(several)
+            for number, text in enumerate(_several(task, several))
         ]
     elif all(isinstance(one, Example) for one in data):
         end = end_token(tokenizer) if data else None
@@ -148,7 +147,19 @@ def check_enough(corpus: LabelledCorpus, *, tokens: int, units: int, least_tasks
             )
 
 
-def _ids(tokenizer: Any, text: str | Sequence[int]) -> tuple[int, ...]:
+def _several(task: Any, texts: Any) -> Sequence[Any]:
+    """The texts of a task; one text alone would else be read letter by letter."""
+    if isinstance(texts, str | bytes | Mapping) or not isinstance(texts, Iterable):
+        raise UserError(f"task {task!r} must have a list of texts, got {type(texts).__name__}")
+    return list(texts)
+
+
+def _ids(tokenizer: Any, text: Any) -> tuple[int, ...]:
     if isinstance(text, str):
         return tuple(prompt_ids(tokenizer, text))
-    return tuple(int(one) for one in text)
+    given = text.tolist() if isinstance(text, np.ndarray | Tensor) else text
+    if not isinstance(given, list | tuple) or not all(
+        isinstance(one, int | np.integer) and not isinstance(one, bool) for one in given
+    ):
+        raise UserError(f"a text must be text or token ids, got {type(text).__name__}")
+    return tuple(int(one) for one in given)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from interp.errors import UserError
 from interp.models.finite import check_weights
@@ -33,9 +33,14 @@ def read_folder(
             that its configuration describes (`interp.models.whole`), or a weight is not finite.
     """
     check_shards(folder, spec)
-    tokenizer = read_tokenizer(folder, spec=spec)
+    what = "config.json"
     with quiet_libraries():
         try:
+            # The tokenizer's reader reads it too, and would be blamed for what is wrong in it.
+            AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            what = "tokenizer"
+            tokenizer = _tokenizer_in(folder)
+            what = "configuration or its weights"
             model = load_whole(
                 folder,
                 spec=spec,
@@ -46,7 +51,7 @@ def read_folder(
         except UserError:
             raise
         except Exception as error:  # the readers raise anything on a damaged directory
-            raise UserError(f"cannot load {spec}: {one_line(error)}") from error
+            raise UserError(f"cannot load {spec}: its {what}: {one_line(error)}") from error
     if finite:
         check_weights(model, spec)
     return model, tokenizer
@@ -56,8 +61,10 @@ def read_tokenizer(folder: Path, *, spec: str) -> Any:
     """The tokenizer in a directory. Raises UserError, with ``spec``, if it cannot be read."""
     with quiet_libraries():
         try:
-            return AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
-            )
+            return _tokenizer_in(folder)
         except Exception as error:  # the readers raise anything on a damaged directory
-            raise UserError(f"cannot load {spec}: {one_line(error)}") from error
+            raise UserError(f"cannot load {spec}: its tokenizer: {one_line(error)}") from error
+
+
+def _tokenizer_in(folder: Path) -> Any:
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

@@ -168,7 +168,9 @@ def wrap(
 ) -> HookedModel:
     """As `from_hf`, without the self-check: for callers that go on changing the hooked model."""
     parameter = next(hf_model.parameters())
-    if not hf_model.config.architectures:  # a model made in memory does not name its own class
+    named = hf_model.config.architectures
+    if not isinstance(named, list) or not named or not all(isinstance(one, str) for one in named):
+        # A model made in memory does not name its own class, and a file may say anything.
         hf_model.config.architectures = [type(hf_model).__name__]
     digest = fingerprint or fingerprint_of_model(hf_model)
     with quiet_libraries():
@@ -176,6 +178,12 @@ def wrap(
             hf_model.eval(), tokenizer, spec=spec, device=parameter.device, dtype=parameter.dtype
         )
     model.eval().requires_grad_(False)
+    n_kv_heads = getattr(model.cfg, "n_key_value_heads", None) or model.cfg.n_heads
+    if model.cfg.n_heads % n_kv_heads:
+        raise UserError(
+            f"the configuration of {spec} is wrong: {model.cfg.n_heads} query heads cannot share "
+            f"{n_kv_heads} key-value heads, of which there must be a divisor"
+        )
     _INFO[model] = ModelInfo(
         spec=spec,
         fingerprint=digest,
@@ -184,7 +192,7 @@ def wrap(
         attn_implementation="eager",
         n_layers=model.cfg.n_layers,
         n_heads=model.cfg.n_heads,
-        n_kv_heads=getattr(model.cfg, "n_key_value_heads", None) or model.cfg.n_heads,
+        n_kv_heads=n_kv_heads,
         d_head=model.cfg.d_head,
         allow_pickle=allow_pickle,
     )

@@ -47,7 +47,7 @@ def load_whole(place: Path, *, spec: str, **options: Any) -> Any:
         UserError: a weight is missing, has no place, or has another shape than the model's.
         Exception: whatever transformers raises on files that it cannot read.
     """
-    model, info = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         place,
         **options,
         local_files_only=True,
@@ -55,6 +55,7 @@ def load_whole(place: Path, *, spec: str, **options: Any) -> Any:
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # so that they are listed; they are refused below
     )
+    model, info = loaded
     _check_shapes(info["mismatched_keys"], spec)
     missing, unplaced = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     if missing:
@@ -172,7 +173,10 @@ def _why_missing(missing: list[str], unplaced: list[str], model: Any) -> str:
         )
     if unplaced:
         return f"the files hold {unplaced[0]} instead, which the model does not know; {_AGAIN}"
-    return f"the files are incomplete, or config.json says more layers than they hold; {_AGAIN}"
+    return (
+        "the files are incomplete, or config.json says more layers or biases than they hold; "
+        f"{_AGAIN}"
+    )
 
 
 def _why_unplaced(inside: list[str]) -> str:

@@ -223,9 +223,9 @@ def _read(content: Any) -> Circuit:
         raise UserError(f"no model has {n_layers} layers of {n_heads} heads")
     heads = torch.full((n_layers, n_heads), torch.nan, dtype=torch.float64)
     mlps = torch.full((n_layers,), torch.nan, dtype=torch.float64)
-    inside = dict.fromkeys(_ALWAYS, True)
+    inside: dict[Node, bool] = dict.fromkeys(_ALWAYS, True)
     for name, node in nodes.items():
-        entry = {"in_graph": node} if isinstance(node, bool) else node
+        entry: dict[str, Any] = {"in_graph": node} if isinstance(node, bool) else node
         if not all(entry.get("neurons") or ()):
             raise UserError(f"{name!r} is in it with some of its neurons only, which is not read")
         inside[name] = entry["in_graph"]

@@ -59,7 +59,8 @@ def one_line(error: BaseException | str, *, longest: int = _LONGEST_MESSAGE) -> 
     """What an error's message says first, cut where it is long; its type if it says nothing.
 
     That is its first line, with the one behind it where the first ends in a colon. A KeyError's
-    message is a bare key.
+    message is a bare key, and one of a wrong type speaks of the reader's inside: what is wrong with
+    the file stands in neither.
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     first = lines[0] if lines else type(error).__name__
@@ -67,6 +68,8 @@ def one_line(error: BaseException | str, *, longest: int = _LONGEST_MESSAGE) -> 
         first = f"{first} {lines[1]}"
     if isinstance(error, KeyError) and lines:
         first = f"it knows no {first}"
+    elif isinstance(error, AttributeError | TypeError | IndexError | ZeroDivisionError):
+        first = f"an entry is missing, or of a wrong kind ({type(error).__name__})"
     return first if len(first) <= longest else f"{first[:longest]}…"
 
 

@@ -83,3 +83,9 @@ def test_classes(text: str, name: str) -> None:
 def test_token_texts(plain_tokenizer: Any) -> None:
     ids = plain_tokenizer("Paris is 7")["input_ids"]
     assert "".join(token_texts(plain_tokenizer, ids)) == "Paris is 7"
+
+
+@pytest.mark.parametrize("texts", ["one text", 5, None, [None], [True], [[1, True]], [["a"]], {}])
+def test_what_is_no_list_of_texts_is_told(texts: Any, plain_tokenizer: Any) -> None:
+    with pytest.raises(UserError, match=r"a list of texts|be text or token ids|no texts"):
+        corpus_of({"a": texts}, plain_tokenizer)

@@ -138,6 +138,36 @@ def test_a_broken_configuration_is_one_line(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("config.json", '{"model_type": "llama", "vocab_size": "x"}', "its config.json: .*vocab_"),
+        ("config.json", '{"model_type": "llama", "dtype": "float99"}', "its config.json: an entry"),
+        ("tokenizer.json", "[]", "its tokenizer: an entry is missing, or of a wrong kind"),
+        ("tokenizer_config.json", "[]", "its tokenizer: an entry is missing, or of a wrong kind"),
+        ("tokenizer_config.json", '{"tokenizer_class": 5}', "its tokenizer: an entry"),
+        ("generation_config.json", "[]", "its configuration or its weights: an entry"),
+    ],
+)
+def test_a_file_of_the_wrong_kind_is_told_by_its_part(
+    file: str, content: str, said: str, model_folder: Path, tmp_path: Path
+) -> None:
+    for one in model_folder.iterdir():
+        (tmp_path / one.name).write_bytes(one.read_bytes())
+    (tmp_path / file).write_text(content)
+    with pytest.raises(UserError, match=said) as caught:
+        load_model(tmp_path, device="cpu", cache_dir=tmp_path / "cache")
+    assert "\n" not in str(caught.value)
+
+
+def test_key_value_heads_that_no_query_heads_share(
+    chat_tokenizer: PreTrainedTokenizerFast, hf_factory: Callable[..., Any]
+) -> None:
+    odd = hf_factory("llama", chat_tokenizer, num_key_value_heads=3)
+    with pytest.raises(UserError, match=r"4 query heads cannot share 3 key-v|cannot hook"):
+        from_hf(odd, chat_tokenizer)
+
+
 def test_a_model_that_cannot_be_hooked_is_refused(
     chat_tokenizer: PreTrainedTokenizerFast,
 ) -> None:
