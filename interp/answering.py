@@ -71,7 +71,7 @@ def generate(
     elif len(what):
         acts = [True] * len(questions)
         if what.needs_places:
-            objects = _one_each(false_object, len(questions))
+            objects = one_each(false_object, len(questions))
             asked = zip(questions, objects, rendered, encodings, strict=True)
             at = [named_span(*one) for one in asked]
     answers = [""] * len(questions)
@@ -124,11 +124,11 @@ def named_span(
     return token_span(encoding["offset_mapping"], rendered.text, start, end)
 
 
-def _one_each(false_object: Any, count: int) -> list[Any]:
+def one_each(false_object: Any, count: int) -> list[Any]:
     """The false object of each question."""
     if false_object is None or isinstance(false_object, str):
         return [false_object] * count
-    if not isinstance(false_object, Sequence):
+    if not isinstance(false_object, Sequence) or isinstance(false_object, bytes):
         raise UserError(
             f"false_object is a text, or a list of texts, not {type(false_object).__name__}"
         )

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 import interp
+from interp.answering import one_each, questions_of
 from interp.errors import UserError
 from interp.interventions.gate import Detection
 from interp.models import HookedModel
@@ -59,21 +60,21 @@ def test_the_gate_acts_where_it_fires_only(tiny_llama: HookedModel) -> None:
 
 
 @pytest.mark.parametrize("question", [None, 3, b"Why?", {"Why?": 1}, ["Why?", 3], [["Why?"]]])
-def test_what_is_no_question_is_refused(question: Any, tiny_llama: HookedModel) -> None:
+def test_what_is_no_question_is_refused(question: Any) -> None:
     with pytest.raises(UserError, match="question"):
-        interp.generate(tiny_llama, question)
+        questions_of(question)
 
 
-@pytest.mark.parametrize("false_object", [["Germany"], 3, ["Germany", "Spain", 3]])
-def test_false_objects_that_do_not_fit(false_object: Any, tiny_llama: HookedModel) -> None:
-    with pytest.raises(UserError, match="false.object"):
-        interp.generate(tiny_llama, QUESTIONS, false_object=false_object, **HEADS)
+@pytest.mark.parametrize("false_object", [["Germany"], 3, b"Germany"])
+def test_false_objects_that_do_not_fit(false_object: Any) -> None:
+    with pytest.raises(UserError, match=r"false.object"):
+        one_each(false_object, 3)
+    assert one_each("Germany", 2) == ["Germany", "Germany"]
 
 
-@pytest.mark.parametrize("count", [-1, 2.5, True, "8", None])
-def test_a_count_of_tokens_that_is_none(count: Any, tiny_llama: HookedModel) -> None:
+def test_a_count_of_tokens_below_none(tiny_llama: HookedModel) -> None:
     with pytest.raises(UserError, match="max_new_tokens"):
-        interp.generate(tiny_llama, QUESTIONS[0], max_new_tokens=count)
+        interp.generate(tiny_llama, QUESTIONS[0], max_new_tokens=-1)
 
 
 def test_no_tokens_are_an_empty_answer(tiny_llama: HookedModel) -> None:

@@ -12,7 +12,12 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from interp.errors import UserError
 from interp.evaluation.uncertainty import scored_answers
-from interp.generation import end_tokens, generate_tokens, greedy_answers
+from interp.generation import (
+    check_max_new_tokens,
+    end_tokens,
+    generate_tokens,
+    greedy_answers,
+)
 from interp.models import HookedModel
 
 PROMPTS = [[5, 9, 7, 8, 30, 31], [20, 21, 22], [40, 41, 42, 43]]
@@ -167,6 +172,7 @@ def test_end_tokens_by_hand(words: PreTrainedTokenizerFast) -> None:
     assert end_tokens(model, words, 1) == [0, 1]
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # of PEFT
 def test_a_peft_model_is_greedy_too(hf_factory: Any, chat_tokenizer: Any) -> None:
     base = hf_factory("llama", chat_tokenizer)
     adapted: Any = get_peft_model(
@@ -181,6 +187,6 @@ def test_a_peft_model_is_greedy_too(hf_factory: Any, chat_tokenizer: Any) -> Non
 
 
 @pytest.mark.parametrize("count", [-1, 1.5, True, None])
-def test_a_count_that_is_none(count: Any, words: PreTrainedTokenizerFast) -> None:
+def test_a_count_that_is_none(count: Any) -> None:
     with pytest.raises(UserError, match="max_new_tokens is a whole number"):
-        greedy_answers(Parrot(), words, [[0]], max_new_tokens=count, progress=False)
+        check_max_new_tokens(count)

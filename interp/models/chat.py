@@ -65,7 +65,7 @@ def render_chat(
             write question or system prompt as they are, or that never ends.
     """
     for what, text in (("question", question), ("answer", answer), ("system prompt", system or "")):
-        _check_text(what, text)
+        check_text(what, text)
     if not question.strip():
         raise UserError("the question is empty: give it at least one word")
     if not template_of(tokenizer):
@@ -190,7 +190,8 @@ def _check_system(tokenizer: Any, prompt: str, system: str) -> None:
         )
 
 
-def _check_text(what: str, text: Any) -> None:
+def check_text(what: str, text: Any) -> None:
+    """Raise UserError unless it is Unicode text."""
     if not isinstance(text, str):
         raise UserError(f"the {what} must be text, not {type(text).__name__}")
     try:

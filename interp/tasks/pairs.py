@@ -49,20 +49,7 @@ class Pair:
     gap: str | None = None
 
     def __post_init__(self) -> None:
-        for name in (*_TEXTS, "group", "template", "gap"):
-            text = getattr(self, name)
-            if text is None and name == "gap":
-                continue
-            if not isinstance(text, str):
-                raise UserError(f"{name} is {_short(text)}, but must be text")
-            if name in _TEXTS and not text.strip():
-                raise UserError(f"{name} is empty: give it at least one word")
-            try:
-                text.encode("utf-8")
-            except UnicodeEncodeError as error:
-                raise UserError(
-                    f"{name} holds half of a surrogate pair: no Unicode text"
-                ) from error
+        _check_texts(vars(self))
         if self.answer == self.wrong_answer:
             raise UserError(f"answer and wrong_answer are both {self.answer!r}")
         for name, spans in self.spans.items():
@@ -166,12 +153,29 @@ def _pair_of(content: Any) -> Pair:
     missing = [key for key in _TEXTS if key not in content]
     if missing:
         raise UserError(f"{missing[0]!r} is missing")
+    _check_texts(content)
     spans = content.get("spans")
     spans = {} if spans is None else spans
     if not isinstance(spans, dict):
         raise UserError('spans must be an object such as {"name": [start, end]}')
     found = {name: _spans_of(name, value) for name, value in spans.items()}
     return Pair(**{**content, "spans": found})
+
+
+def _check_texts(content: Mapping[str, Any]) -> None:
+    """Raise UserError unless a pair's texts are texts, and say something where they have to."""
+    for name in (*_TEXTS, "group", "template", "gap"):
+        text = content.get(name, "")
+        if name == "gap" and text is None:
+            continue
+        if not isinstance(text, str):
+            raise UserError(f"{name} is {_short(text)}, but must be text")
+        if name in _TEXTS and not text.strip():
+            raise UserError(f"{name} is empty: give it at least one word")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise UserError(f"{name} holds half of a surrogate pair: no Unicode text") from error
 
 
 def _spans_of(name: str, value: Any) -> tuple[Span, Span]:

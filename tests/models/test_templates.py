@@ -8,14 +8,15 @@ import pytest
 
 from interp.errors import UserError
 from interp.models import render_chat
+from interp.models.chat import check_text
 from interp.models.template_clock import template_time
 from interp.models.template_limits import _is_tame, check_length, check_template
 from tests.models.test_chat import with_template
 
 HOSTILE = {
     "loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
-    "writing loops": "{% for a in range(99999) %}{% for b in range(999) %}x{% endfor %}{% endfor %}",
-    "a power": "{{ 9 ** 9 ** 9 }}",
+    "writing loops": "{% for a in range(9999) %}{% for b in range(99) %}x{% endfor %}{% endfor %}",
+    "a power": "{{ 9 ** (9 ** 9) }}",
     "a long word": "{{ 'x' * 1000000 }}",
     "doubling": "{% set n = namespace(v='xx') %}{% for i in range(60) %}"
     "{% set n.v = n.v ~ n.v %}{% endfor %}{{ n.v | length }}",
@@ -25,7 +26,7 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_template_without_end_is_refused_at_once_when_seen_again(name: str) -> None:
     template = "{{ messages[0].content }}" + HOSTILE[name]
-    with pytest.raises(UserError, match="the model's chat template (takes|writes) more than"):
+    with pytest.raises(UserError, match=r"the model's chat template (takes|writes) more than"):
         render_chat(with_template(template), "Why?")
     begun = time.perf_counter()
     with pytest.raises(UserError, match="chat template"):
@@ -62,7 +63,7 @@ class TestSystemPrompt:
         "template",
         [
             "{{ messages[-1].content }}",
-            "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}",
+            "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}",
         ],
     )
     def test_left_out(self, template: str) -> None:
@@ -86,12 +87,10 @@ class TestSystemPrompt:
         assert chat.text == "Be brief.\nWhy?"
 
 
-@pytest.mark.parametrize("question", [None, 7, ["Why?"], b"Why?"])
-def test_what_is_no_text_is_refused(question: Any, plain_tokenizer: Any) -> None:
+@pytest.mark.parametrize("text", [None, 7, ["Why?"], b"Why?"])
+def test_what_is_no_text_is_refused(text: Any) -> None:
     with pytest.raises(UserError, match="the question must be text, not"):
-        render_chat(plain_tokenizer, question)
-    with pytest.raises(UserError, match="the system prompt must be text"):
-        render_chat(plain_tokenizer, "Why?", system=3)  # type: ignore[arg-type]
+        check_text("question", text)
 
 
 def test_one_rendering_sees_one_moment(plain_tokenizer: Any) -> None:

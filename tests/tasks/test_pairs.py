@@ -152,9 +152,8 @@ def test_a_gap_is_kept_and_written_only_where_it_is_said(tmp_path: Path) -> None
     assert said.row()["gap"] == ""
     assert "gap" not in Pair(**GOOD).row()  # as files were written before there were gaps
     file = tmp_path / "pairs.jsonl"
-    file.write_text(
-        "\n".join(json.dumps({**GOOD, **more}) for more in ({"gap": ""}, {"gap": None}))
-    )
+    rows = [{**GOOD, "gap": gap} for gap in ("", None)]
+    file.write_text("\n".join(map(json.dumps, rows)))
     assert [pair.gap for pair in read_pairs(file)] == ["", None]
     file.write_text(json.dumps({**GOOD, "gap": 3}))
     with pytest.raises(UserError, match="line 1: gap is 3, but must be text"):
@@ -162,6 +161,8 @@ def test_a_gap_is_kept_and_written_only_where_it_is_said(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", ["clean", "answer", "group", "gap"])
-def test_what_is_no_text_is_told(name: str) -> None:
-    with pytest.raises(UserError, match=f"{name} is 7, but must be text"):
-        Pair(**{**GOOD, name: 7})
+def test_what_is_no_text_is_told(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "pairs.jsonl"
+    file.write_text(json.dumps({**GOOD, name: 7}))
+    with pytest.raises(UserError, match=f"line 1: {name} is 7, but must be text"):
+        read_pairs(file)
