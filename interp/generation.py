@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from interp.patching.batch import TokenBatch
+from interp.patching.out_of_memory import halving
 
 BATCH_PROMPTS = 64
 MAX_NEW_TOKENS = 32
@@ -89,16 +90,17 @@ def answers_in_batches(
         **({} if end is None else {"eos_token_id": end}),
     }  # fmt: skip
     device = next(iter(hf_model.parameters())).device
+
+    def of_chunk(chunk: list[int]) -> list[str]:
+        batch = TokenBatch.from_lists([prompts[index] for index in chunk], pad=pad, device=device)
+        inputs = {"input_ids": batch.tokens, "attention_mask": batch.mask.long()}
+        ids = answer(chunk, batch, {**inputs, **settings})
+        return tokenizer.batch_decode(ids[:, batch.width :], skip_special_tokens=True)
+
+    chunks = [order[begin : begin + batch_prompts] for begin in range(0, len(order), batch_prompts)]
     bar = tqdm(total=len(prompts), desc=description, disable=not progress)
     with evaluating(hf_model), bar:
-        for begin in range(0, len(order), batch_prompts):
-            chunk = order[begin : begin + batch_prompts]
-            batch = TokenBatch.from_lists(
-                [prompts[index] for index in chunk], pad=pad, device=device
-            )
-            inputs = {"input_ids": batch.tokens, "attention_mask": batch.mask.long()}
-            ids = answer(chunk, batch, {**inputs, **settings})
-            texts = tokenizer.batch_decode(ids[:, batch.width :], skip_special_tokens=True)
+        for chunk, texts in halving(chunks, of_chunk):
             for index, text in zip(chunk, texts, strict=True):
                 answers[index] = text.strip()
             bar.update(len(chunk))

@@ -25,6 +25,7 @@ from interp.experts.similarity import OutputSimilarity
 from interp.experts.tables import Tables
 from interp.experts.token_file import TokenFile
 from interp.generation import evaluating
+from interp.patching.out_of_memory import halving
 
 __all__ = ["ROUTERS", "CollectSettings", "RoutingSum", "collect_part", "collect_routing"]
 
@@ -96,7 +97,10 @@ def collect_part(
         stack.enter_context(observing(pass_.layers, pass_.see))
         pass_.runner = Runner(model, corpus.texts[0].tokens[: corpus.prefix])
         for batch in pass_.batches(number):
-            pass_.run(batch)
+            # Its counts cannot be taken back, so that the batch cannot be cut here.
+            what = f"{len(batch.tokens)} texts at a time (batch_tokens is {settings.batch_tokens})"
+            for _ in halving([[batch]], lambda one: pass_.run(one[0]), what=what):
+                pass
             bar.update(len(batch.labels))
     return pass_.sums()
 

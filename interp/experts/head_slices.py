@@ -26,6 +26,7 @@ from interp.patching.components import count_units
 from interp.patching.edits import HeadEdit, take_edit
 from interp.patching.forward import Hook, HookFunction, record_run, resume
 from interp.patching.metrics import Metric, apply_metric, take_metrics
+from interp.patching.out_of_memory import over_parts
 
 Part = Literal["q", "k", "v"]
 """Queries, keys or values, before the rotary embedding."""
@@ -223,13 +224,11 @@ def sweep_removals(
     for layer, head in heads:
         by_layer.setdefault(layer, []).append(head)
     values = torch.empty(len(metrics), len(batch), len(removals))
-    done = 0
-    parts = batch.parts(CHUNK_TOKENS)
     total = len(batch) * len(removals)
     with tqdm(total=total, desc=description, disable=not progress) as bar:
-        for part in parts:
-            prompts = torch.arange(done, done + len(part), device=batch.tokens.device)
-            done += len(part)
+
+        def run_part(part: TokenBatch, of_part: range) -> None:
+            prompts = torch.arange(of_part.start, of_part.stop, device=batch.tokens.device)
             rows = torch.arange(len(part), device=batch.tokens.device)
             extra = _edit_hooks(model, edit, by_layer, prompts)
             # Experts have no place in the plain modules.
@@ -245,7 +244,9 @@ def sweep_removals(
                 for number, metric in enumerate(own):
                     found = apply_metric(metric, logits).float().cpu()
                     values[number, prompts.cpu(), index] = found
-                bar.update(len(part))
+
+        for _ in over_parts(batch, run_part, batch_tokens=CHUNK_TOKENS):
+            bar.update(len(removals))
     return values
 
 

@@ -21,7 +21,8 @@ from interp.errors import UserError
 from interp.interventions.projections import GATE, Projection, find_projection, projections_of
 from interp.patching.batch import TokenBatch, first_difference
 from interp.patching.forward import Hook, RecordedRun, record_run, resume
-from interp.patching.metrics import Metric, apply_metric, metric_name, take_metrics
+from interp.patching.metrics import Metric, apply_metric, can_take, metric_name, take_metrics
+from interp.patching.out_of_memory import halving
 from interp.patching.result import PatchingResult
 
 Patched = Literal["output", "contribution"]
@@ -74,9 +75,10 @@ def patch_experts(
     bare, there = torch.empty(len(clean)), torch.empty(len(clean))
     size = max(1, CHUNK_TOKENS // clean.width)
     chunks = [list(range(len(clean)))[begin : begin + size] for begin in range(0, len(clean), size)]
-    total = len(chunks) * sum(one.n_experts for one in chosen)
+    total = len(clean) * sum(one.n_experts for one in chosen)
     with tqdm(total=total, desc=f"expert {what}", disable=not progress) as bar:
-        for chunk in chunks:
+
+        def run_chunk(chunk: list[int]) -> None:
             prompts = torch.tensor(chunk, device=clean.tokens.device)
             (own,) = take_metrics([metric], prompts)
             runs = [record_run(model, one.take(chunk), keep=()) for one in (clean, corrupted)]
@@ -88,7 +90,10 @@ def patch_experts(
                     hooks = [(name, _write(new, expert)) for name, new in source.items()]
                     found = apply_metric(own, _resumed(model, runs[1], one, hooks))
                     values[chunk, place, expert] = found.float().cpu() - bare[chunk]
-                    bar.update()
+                    bar.update(len(chunk))
+
+        for _ in halving(chunks, run_chunk, divisible=can_take([metric]), bar=bar):
+            pass
     return PatchingResult(
         values=values, axes=("prompt", "projection", "expert"), corrupted=bare, clean=there,
         component=f"expert {what}", method="exact", metric=metric_name(metric), source="run",

@@ -29,7 +29,7 @@ from interp.patching.columns import call_columns
 from interp.patching.components import as_units, check_component, hook_name
 from interp.patching.entering import entering
 from interp.patching.finite import check_finite
-from interp.patching.out_of_memory import is_out_of_memory
+from interp.patching.out_of_memory import is_out_of_memory, over_parts
 from interp.patching.plain import PlainModel, has_hooks, plain_model
 
 logger = logging.getLogger(__name__)
@@ -140,12 +140,18 @@ def tail_logits(
     Raises:
         UserError: logits that are not finite; the message names the layer and the hook.
     """
-    rows = torch.arange(len(batch), device=batch.tokens.device)
 
-    def run() -> Tensor:
-        return call_columns(model.original_model, batch, rows, keep=keep)
+    def of_part(part: TokenBatch, some: range) -> Tensor:
+        rows = torch.arange(len(part), device=part.tokens.device)
 
-    return check_finite(run(), model, run)
+        def run() -> Tensor:
+            return call_columns(model.original_model, part, rows, keep=keep)
+
+        return check_finite(run(), model, run)
+
+    if has_hooks(model):  # they may count rows: then who set them cuts the batch
+        return of_part(batch, range(len(batch)))
+    return torch.cat(list(over_parts(batch, of_part, batch_tokens=batch.tokens.numel())))
 
 
 def record_run(

@@ -21,6 +21,7 @@ from interp.heads.headset import Site
 from interp.heads.locate import as_encoded, batch_metrics, locate_heads
 from interp.heads.selection import count_of_fraction
 from interp.models import fingerprint
+from interp.patching.budget import using_budget
 from interp.patching.metrics import LogitDifference
 from interp.premises.encode import EncodedPremises
 from interp.premises.knowledge import MINIMUM_KNOWN, KnowledgeCheck
@@ -33,6 +34,7 @@ from interp.runs.identity import model_identity
 from interp.runs.known import known_part, premise_rows, prompts_digest, split_known
 from interp.runs.lock import one_process
 from interp.runs.manifest import read_manifest, recorded_model, write_manifest
+from interp.runs.pass_memory import budget_entry, budget_of
 from interp.runs.shards import (
     Engine,
     InProcess,
@@ -111,7 +113,8 @@ def locate_run(
         model, run, IDENTITY, {**asdict(settings), **model_identity(model)},
         minimum=settings.minimum, progress=progress,
     )  # fmt: skip
-    with using_threads(threads_of(run, IDENTITY)):
+    budget = budget_of(run, IDENTITY, model)
+    with using_threads(threads_of(run, IDENTITY)), using_budget(budget):
         effects = _effects(model, split, settings, run, engine or InProcess(model), progress)
     selected = {
         site: one.select(count=count_of_fraction(DEFAULT_FRACTION, one.values[0].numel()))
@@ -122,7 +125,7 @@ def locate_run(
     few = _on_a_few(split, settings, effects)
     write_manifest(
         run, model, settings=asdict(settings), seed=settings.seed,
-        **dtype_check(model, few),
+        **dtype_check(model, few), **budget_entry(run, IDENTITY, model),
     )  # fmt: skip
     remove_shards(run / SHARDS)
     return effects
