@@ -21,6 +21,7 @@ from interp.errors import UserError
 from interp.models.limits import check_prompts, room_for_answer, vocabulary_size
 from interp.models.modes import evaluating
 from interp.patching.batch import TokenBatch
+from interp.patching.out_of_memory import halving
 from interp.progress import progress_bar
 
 logger = logging.getLogger(__name__)
@@ -112,15 +113,19 @@ def answers_in_batches(
     bar = progress_bar(total=len(prompts), description=description, shown=progress)
     with evaluating(hf_model), only_end_tokens(hf_model, ends), bar:
         for chunk, room in _chunks(hf_model, prompts, max_new_tokens, batch_prompts):
-            batch = TokenBatch.from_lists(
-                [prompts[index] for index in chunk], pad=pad, device=device
-            )
-            inputs = {"input_ids": batch.tokens, "attention_mask": batch.mask.long()}
-            ids = answer(chunk, batch, {**inputs, **settings, "max_new_tokens": room})
-            texts = tokenizer.batch_decode(ids[:, batch.width :], skip_special_tokens=True)
-            for index, text in zip(chunk, texts, strict=True):
-                answers[index] = text.strip()
-            bar.update(len(chunk))
+
+            def of_chunk(some: list[int], room: int = room) -> list[str]:
+                batch = TokenBatch.from_lists(
+                    [prompts[index] for index in some], pad=pad, device=device
+                )
+                inputs = {"input_ids": batch.tokens, "attention_mask": batch.mask.long()}
+                ids = answer(some, batch, {**inputs, **settings, "max_new_tokens": room})
+                return tokenizer.batch_decode(ids[:, batch.width :], skip_special_tokens=True)
+
+            for some, texts in halving([chunk], of_chunk):
+                for index, text in zip(some, texts, strict=True):
+                    answers[index] = text.strip()
+                bar.update(len(some))
     return answers
 
 

@@ -29,10 +29,12 @@ from interp.errors import UserError
 from interp.heads.locate import as_encoded
 from interp.heads.significance import mean_interval
 from interp.models.precision import widened
+from interp.patching.batch import TokenBatch
 from interp.patching.components import hook_name
 from interp.patching.edits import edited_points
 from interp.patching.forward import RecordedRun, record_run, resume
 from interp.patching.metrics import LogitDifference, apply_metric
+from interp.patching.out_of_memory import over_parts
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import Premises
 from interp.progress import progress_bar
@@ -167,9 +169,9 @@ def remove_direction(
     directions = _random_directions(n_random, len(probe.weight), seed)
     batch, at = encoded.batch(kind), encoded.objects(kind)
     metric = LogitDifference(encoded.true_tokens, encoded.false_tokens)
-    changes, done = [], 0
-    for part in progress_bar(batch.parts(), description="directions", shown=progress):
-        rows = torch.arange(done, done + len(part), device=batch.tokens.device)
+
+    def change_of(part: TokenBatch, some: range) -> Tensor:
+        rows = torch.arange(some.start, some.stop, device=batch.tokens.device)
         of_part = at[rows]
         start = int(of_part.any(dim=0).nonzero()[0])
         run = record_run(
@@ -178,8 +180,10 @@ def remove_direction(
         edited = _runs_without(
             model, run, of_part[:, start:], probe, removal, directions, metric.take(rows)
         )
-        changes.append(edited - apply_metric(metric.take(rows), run.logits).cpu())
-        done += len(part)
+        return edited - apply_metric(metric.take(rows), run.logits).cpu()
+
+    with progress_bar(total=len(batch), description="directions", shown=progress) as bar:
+        changes = list(over_parts(batch, change_of, bar=bar))
     change = torch.cat(changes, dim=1).double().numpy()
     return DirectionRemoval(
         change[0], change[1:], encoded.subjects, encoded.templates,

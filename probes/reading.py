@@ -24,6 +24,7 @@ from interp.patching.columns import call_columns
 from interp.patching.components import hook_name
 from interp.patching.entering import forward_as
 from interp.patching.forward import device_of, hooked
+from interp.patching.out_of_memory import halving
 from interp.progress import progress_bar
 
 ActivationHook = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z"]
@@ -128,10 +129,14 @@ def read_activations(
     with _without_blocks_above(model, max(chosen)):
         beginning = _run_beginning(model, prompts[0], start)
     with progress_bar(total=len(prompts), description="activations", shown=progress) as bar:
-        for indices in _chunks([len(one.needed) - start for one in prompts], batch_tokens):
+
+        def read(indices: list[int]) -> dict[str, Tensor]:
             part = [prompts[index] for index in indices]
             with _without_blocks_above(model, max(chosen)):
-                values = _read_chunk(model, part, hooks, chosen, start, beginning)
+                return _read_chunk(model, part, hooks, chosen, start, beginning)
+
+        chunks = _chunks([len(one.needed) - start for one in prompts], batch_tokens)
+        for indices, values in halving(chunks, read):
             _check_finite(model, values, chosen)
             yield ReadChunk(tuple(indices), values)
             bar.update(len(indices))

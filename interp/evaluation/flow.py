@@ -31,6 +31,7 @@ from interp.patching.attribution import gradient_pass, keep_in_graph
 from interp.patching.batch import RUN_TOKENS, TokenBatch
 from interp.patching.forward import record_run
 from interp.patching.metrics import LogProbability
+from interp.patching.out_of_memory import over_parts
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import Premises, QuestionKind
 from interp.progress import progress_bar
@@ -135,13 +136,12 @@ def last_row_saliency(
     """
     if len(answer) != len(batch):
         raise UserError(f"{len(batch)} prompts but {len(answer)} answers: give one for each")
-    found, done = [], 0
-    for part in progress_bar(
-        batch.parts(batch_tokens), description="information flow", shown=progress
-    ):
-        found.append(_saliency_of_part(model, part, answer[done : done + len(part)]))
-        done += len(part)
-    return torch.cat(found)
+
+    def of_part(part: TokenBatch, rows: range) -> Tensor:
+        return _saliency_of_part(model, part, answer[rows.start : rows.stop])
+
+    with progress_bar(total=len(batch), description="information flow", shown=progress) as bar:
+        return torch.cat(list(over_parts(batch, of_part, batch_tokens=batch_tokens, bar=bar)))
 
 
 def _saliency_of_part(

@@ -14,9 +14,10 @@ from interp.interventions.constrain import constrain
 from interp.interventions.constraint import Constraint
 from interp.interventions.intervention import Intervention
 from interp.models.precision import result_dtype
-from interp.patching.batch import Span
+from interp.patching.batch import Span, TokenBatch
 from interp.patching.forward import tail_logits
 from interp.patching.metrics import LogitDifference, Probability, apply_metric
+from interp.patching.out_of_memory import over_parts
 from interp.patching.sweep import sweep_sets
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import QuestionKind
@@ -126,13 +127,13 @@ def whole_run_values(model: Any, job: WholeRunsJob, *, progress: bool = False) -
         job.interventions, description=f"{job.kind} premises, whole runs", shown=progress
     )
     for index, intervention in enumerate(shown):
-        found, begin = [], 0
-        for part in batch.parts():
-            here = spans[begin : begin + len(part)]
-            begin += len(part)
-            with constrain(model, intervention, at=here, mean=job.mean, neutral=job.encoded.mask):
-                found.append(tail_logits(model, part)[:, -1])
-        logits = torch.cat(found)
+
+        def run(part: TokenBatch, rows: range, under: Intervention = intervention) -> Tensor:
+            here = spans[rows.start : rows.stop]
+            with constrain(model, under, at=here, mean=job.mean, neutral=job.encoded.mask):
+                return tail_logits(model, part)[:, -1]
+
+        logits = torch.cat(list(over_parts(batch, run)))
         for number, metric in enumerate(metrics):
             values[:, number, index] = apply_metric(metric, logits).to(values)
     return Shard({"values": values})

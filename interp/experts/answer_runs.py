@@ -46,10 +46,10 @@ class AnswerBatch:
     targets: Int[Tensor, "example keep"]
 
 
-def answer_batches(
-    examples: Sequence[EncodedExample], device: torch.device, *, batch_tokens: int = BATCH_TOKENS
-) -> list[AnswerBatch]:
-    """All examples in batches of similar lengths, shortest first."""
+def answer_chunks(
+    examples: Sequence[EncodedExample], *, batch_tokens: int = BATCH_TOKENS
+) -> list[list[int]]:
+    """All examples, by index, in batches of similar lengths, shortest first."""
     order = sorted(range(len(examples)), key=lambda index: len(examples[index].tokens))
     chunks: list[list[int]] = [[]]
     for index in order:
@@ -57,14 +57,16 @@ def answer_batches(
         if chunks[-1] and (len(chunks[-1]) + 1) * width > batch_tokens:
             chunks.append([])
         chunks[-1].append(index)
-    return [_batch([examples[index] for index in chunk], chunk, device) for chunk in chunks]
+    return chunks
 
 
-def _batch(
+def answer_batch(
     examples: Sequence[EncodedExample], chunk: Sequence[int], device: torch.device
 ) -> AnswerBatch:
-    batch = TokenBatch.from_lists([one.tokens[:-1] for one in examples], device=device)
-    answers = [one.tokens[one.n_prompt :] for one in examples]
+    """Some of the examples as one batch."""
+    some = [examples[index] for index in chunk]
+    batch = TokenBatch.from_lists([one.tokens[:-1] for one in some], device=device)
+    answers = [one.tokens[one.n_prompt :] for one in some]
     keep = max(len(answer) for answer in answers)
     rows = [[*[IGNORED] * (keep - len(answer)), *answer] for answer in answers]
     return AnswerBatch(tuple(chunk), batch, torch.tensor(rows, device=device))

@@ -25,6 +25,7 @@ from interp.experts.tables import Tables
 from interp.experts.token_file import TokenFile
 from interp.models.limits import check_prompts
 from interp.models.modes import evaluating
+from interp.patching.out_of_memory import halving
 from interp.progress import progress_bar
 
 __all__ = ["ROUTERS", "CollectSettings", "RoutingSum", "collect_part", "collect_routing"]
@@ -98,7 +99,10 @@ def collect_part(
         check_prompts(base_of(model), [one.tokens for one in corpus.texts])
         pass_.runner = Runner(model, corpus.texts[0].tokens[: corpus.prefix])
         for batch in pass_.batches(number):
-            pass_.run(batch)
+            # Its counts cannot be taken back, so that the batch cannot be cut here.
+            what = f"{len(batch.tokens)} texts at a time (batch_tokens is {settings.batch_tokens})"
+            for _ in halving([[batch]], lambda one: pass_.run(one[0]), what=what):
+                pass
             bar.update(len(batch.labels))
     return pass_.sums()
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from interp.experts.answer_runs import (
     BareRun,
-    answer_batches,
+    answer_batch,
+    answer_chunks,
     attribute_gates,
     run_bare,
     run_held,
@@ -29,6 +30,7 @@ from interp.moelora.encoding import EncodedExample, end_token
 from interp.moelora.examples import Example
 from interp.moelora.scoring import is_right
 from interp.patching.forward import device_of
+from interp.patching.out_of_memory import halving
 from interp.progress import progress_bar
 from interp.stages import SHARD, Gives, Shard
 
@@ -111,8 +113,10 @@ def estimate_experts(model: Any, job: ExpertJob, *, progress: bool = False) -> S
     def edit(gates: Tensor, expert: int) -> Tensor:
         return edit_gates(gates, [expert], job.mode, job.factor)
 
-    batches = answer_batches(job.examples, device_of(model))
-    for answers in progress_bar(batches, description="gradients", shown=progress):
+    device = device_of(model)
+
+    def run_chunk(chunk: list[int]) -> None:
+        answers = answer_batch(job.examples, chunk, device)
         here, found = attribute_gates(model, answers, job.projections, edit)
         rows = torch.tensor(answers.examples)
         loss[rows] = here.to(loss)
@@ -121,6 +125,10 @@ def estimate_experts(model: Any, job: ExpertJob, *, progress: bool = False) -> S
             # What is together adds up, to first order.
             before = changes[rows[:, None], place, experts].nan_to_num()
             changes[rows[:, None], place, experts] = before + found[one.name].to(changes)
+
+    with progress_bar(total=len(job.examples), description="gradients", shown=progress) as bar:
+        for chunk, _ in halving(answer_chunks(job.examples), run_chunk, what="one example"):
+            bar.update(len(chunk))
     return Shard({"loss": loss, "changes": changes})
 
 
@@ -136,16 +144,21 @@ def measure_experts(model: Any, job: ExpertJob, *, progress: bool = False) -> Sh
     changes = torch.full((n_examples, 2, *units), torch.nan, dtype=dtype)
     wanted = job.constraints()
     layers = sorted({one.layer for one in job.projections if one.layer is not None})
-    batches = answer_batches(job.examples, device_of(model))
-    total = len(wanted) * len(batches)
+    device = device_of(model)
+    total = len(wanted) * len(job.examples)
     with progress_bar(total=total, description=f"experts, {job.mode}", shown=progress) as bar:
-        for answers in batches:
+
+        def run_chunk(chunk: list[int]) -> None:
+            answers = answer_batch(job.examples, chunk, device)
             run = run_bare(model, answers, job.projections, layers)
             rows = torch.tensor(answers.examples)
             base[rows] = _both(run.loss, run.right)
             for (place, expert), constraint in wanted:
                 changes[rows, :, place, expert] = _changes(model, job, run, constraint)
-                bar.update()
+                bar.update(len(chunk))
+
+        for _ in halving(answer_chunks(job.examples), run_chunk, what="one example", bar=bar):
+            pass
     return Shard({"bare": base, "changes": changes})
 
 

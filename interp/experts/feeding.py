@@ -33,6 +33,7 @@ from interp.experts.prompt_columns import Where, prompt_columns
 from interp.heads.headset import Head, HeadSet, Site, as_head_set
 from interp.heads.locate import as_encoded
 from interp.heads.selection import random_head_sets
+from interp.patching.resampling import resamples_at_once
 from interp.patching.sweep import check_units
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import Premises, QuestionKind
@@ -195,6 +196,7 @@ def larger_in(chosen: np.ndarray, others: np.ndarray) -> float:
         vectorized=True,
         alternative="greater",
         n_resamples=PERMUTATIONS,
+        batch=resamples_at_once(3 * (len(chosen) + len(others)), PERMUTATIONS),
         rng=np.random.default_rng(0),
     )
     return float(result.pvalue)

@@ -32,6 +32,7 @@ from interp.experts.prompt_columns import PromptColumns, Where, prompt_columns
 from interp.patching.batch import Span, TokenBatch
 from interp.patching.components import as_units, axis_of, count_units, hook_name
 from interp.patching.forward import Hook, HookFunction, hooked, tail_logits
+from interp.patching.out_of_memory import over_parts
 from interp.patching.significance import group_means
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import Premises, QuestionKind
@@ -186,10 +187,9 @@ def contributions_at(
 ) -> dict[Part, ExpertContributions]:
     """As ``expert_contributions``, of several components in one pass."""
     sums: dict[Part, _Sums] = {one: _Sums(model, one, len(places.batch)) for one in components}
-    parts, done = places.batch.parts(), 0
-    for part in progress_bar(parts, description="contributions", shown=progress):
-        prompts = torch.arange(done, done + len(part))
-        done += len(part)
+
+    def run_part(part: TokenBatch, rows: range) -> None:
+        prompts = torch.arange(rows.start, rows.stop)
         at = places.at[prompts.to(places.at.device)]
         with hooked(model, [hook for one in sums.values() for hook in one.hooks(prompts, at)]):
             handles = [handle for one in sums.values() for handle in one.watch_bases()]
@@ -198,6 +198,10 @@ def contributions_at(
             finally:
                 for handle in handles:
                     handle.remove()
+
+    with progress_bar(total=len(places.batch), description="contributions", shown=progress) as bar:
+        for _ in over_parts(places.batch, run_part, bar=bar):
+            pass
     return {one: found.result(places) for one, found in sums.items()}
 
 

@@ -25,6 +25,7 @@ from interp.errors import UserError
 from interp.heads.effects import HeadEffects
 from interp.heads.headset import HeadSet
 from interp.heads.significance import HeadStatistics, head_statistics, subject_means
+from interp.patching.resampling import resamples_at_once
 from interp.patching.significance import BOOTSTRAP_RESAMPLES, CONFIDENCE
 
 if TYPE_CHECKING:
@@ -102,7 +103,8 @@ class HeadComparison(Displayed):
             return statistic(before[index].mean(axis=-2), after[index].mean(axis=-2))
 
         result = bootstrap(
-            (np.arange(len(before)),), of_sample, vectorized=True, method="percentile", batch=50,
+            (np.arange(len(before)),), of_sample, vectorized=True, method="percentile",
+            batch=resamples_at_once(2 * before.size, 50),
             n_resamples=BOOTSTRAP_RESAMPLES, confidence_level=CONFIDENCE,
             rng=np.random.default_rng(self.seed),
         )  # fmt: skip

@@ -26,7 +26,7 @@ from interp.patching.components import count_units
 from interp.patching.edits import HeadEdit, take_edit
 from interp.patching.forward import Hook, HookFunction, record_run, resume
 from interp.patching.metrics import Metric, apply_metric, check_metrics, take_metrics
-from interp.progress import progress_bar
+from interp.patching.out_of_memory import over_parts
 
 Part = Literal["q", "k", "v"]
 """Queries, keys or values, before the rotary embedding."""
@@ -226,13 +226,11 @@ def sweep_removals(
         by_layer.setdefault(layer, []).append(head)
     shape = (len(metrics), len(batch), len(removals))
     values = torch.empty(shape, dtype=result_dtype(model))
-    done = 0
-    parts = batch.parts(CHUNK_TOKENS)
     total = len(batch) * len(removals)
     with progress_bar(total=total, description=description, shown=progress) as bar:
-        for part in parts:
-            prompts = torch.arange(done, done + len(part), device=batch.tokens.device)
-            done += len(part)
+
+        def run_part(part: TokenBatch, of_part: range) -> None:
+            prompts = torch.arange(of_part.start, of_part.stop, device=batch.tokens.device)
             rows = torch.arange(len(part), device=batch.tokens.device)
             extra = _edit_hooks(model, edit, by_layer, prompts)
             # Experts have no place in the plain modules.
@@ -248,7 +246,9 @@ def sweep_removals(
                 for number, metric in enumerate(own):
                     found = apply_metric(metric, logits)
                     values[number, prompts.cpu(), index] = found.to(values)
-                bar.update(len(part))
+
+        for _ in over_parts(batch, run_part, batch_tokens=CHUNK_TOKENS):
+            bar.update(len(removals))
     return values
 
 

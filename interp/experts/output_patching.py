@@ -29,6 +29,7 @@ from interp.patching.metrics import (
     metric_name,
     take_metrics,
 )
+from interp.patching.out_of_memory import halving
 from interp.patching.result import PatchingResult
 from interp.progress import progress_bar
 
@@ -86,9 +87,10 @@ def patch_experts(
     # A metric that cannot be narrowed sees all prompts at once.
     size = max(1, CHUNK_TOKENS // clean.width) if can_take([metric]) else len(clean)
     chunks = [list(range(len(clean)))[begin : begin + size] for begin in range(0, len(clean), size)]
-    total = len(chunks) * sum(one.n_experts for one in chosen)
+    total = len(clean) * sum(one.n_experts for one in chosen)
     with progress_bar(total=total, description=f"expert {what}", shown=progress) as bar:
-        for chunk in chunks:
+
+        def run_chunk(chunk: list[int]) -> None:
             prompts = torch.tensor(chunk, device=clean.tokens.device)
             (own,) = take_metrics([metric], prompts)
             runs = [
@@ -103,7 +105,10 @@ def patch_experts(
                     hooks = [(name, _write(new, expert)) for name, new in source.items()]
                     found = apply_metric(own, _resumed(model, runs[1], one, hooks))
                     values[chunk, place, expert] = found.to(values) - bare[chunk]
-                    bar.update()
+                    bar.update(len(chunk))
+
+        for _ in halving(chunks, run_chunk, divisible=can_take([metric]), bar=bar):
+            pass
     return PatchingResult(
         values=values, axes=("prompt", "projection", "expert"), corrupted=bare, clean=there,
         component=f"expert {what}", method="exact", metric=metric_name(metric), source="run",

@@ -36,6 +36,7 @@ from interp.moelora.examples import Example
 from interp.moelora.numbers import numbers_in, parse_number, same_number
 from interp.moelora.options import extract_option
 from interp.patching.finite import check_finite_loss
+from interp.patching.out_of_memory import halving
 
 MEAN = "mean"
 """Stands in the place of a task for the mean over tasks."""
@@ -150,20 +151,24 @@ def answer_losses(
     device = next(model.parameters()).device
     order = sorted(range(len(examples)), key=lambda index: len(examples[index].tokens))
     losses = [0.0] * len(examples)
+
+    def run_chunk(chunk: list[int]) -> None:
+        inputs = {
+            name: value.to(device)
+            for name, value in AnswerCollator(pad)([examples[i] for i in chunk]).items()
+        }
+        targets = inputs.pop("labels")[:, 1:]
+        logits = model(**inputs).logits[:, :-1]
+        check_finite_loss(logits, model, partial(model, **inputs))
+        for row, index in enumerate(chunk):
+            counted = targets[row] != IGNORED
+            loss = F.cross_entropy(logits[row, counted].float(), targets[row, counted])
+            losses[index] = float(loss)
+
+    chunks = [order[begin : begin + batch] for begin in range(0, len(order), batch)]
     with evaluating(model):
-        for begin in range(0, len(order), batch):
-            chunk = order[begin : begin + batch]
-            inputs = {
-                name: value.to(device)
-                for name, value in AnswerCollator(pad)([examples[i] for i in chunk]).items()
-            }
-            targets = inputs.pop("labels")[:, 1:]
-            logits = model(**inputs).logits[:, :-1]
-            check_finite_loss(logits, model, partial(model, **inputs))
-            for row, index in enumerate(chunk):
-                counted = targets[row] != IGNORED
-                loss = F.cross_entropy(logits[row, counted].float(), targets[row, counted])
-                losses[index] = float(loss)
+        for _ in halving(chunks, run_chunk, what="one example"):
+            pass
     return losses
 
 

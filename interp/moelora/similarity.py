@@ -5,6 +5,7 @@ projection's output; 0 for unrelated experts, 1 for experts that do the same. Th
 is there to lower it.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor
 from interp.models.modes import evaluating
 from interp.moelora.encoding import AnswerCollator, EncodedExample
 from interp.moelora.layer import MoELoRALinear
+from interp.patching.out_of_memory import halving
 
 
 def pairwise_cosine(
@@ -42,6 +44,7 @@ def expert_similarity(
     """By projection, the mean cosine between different experts over all tokens; empty for LoRA."""
     layers = [one for one in model.modules() if isinstance(one, MoELoRALinear)]
     sums = dict.fromkeys((layer.name for layer in layers), 0.0)
+    found: defaultdict[str, float] = defaultdict(float)
     n_tokens = 0
     mask: list[Bool[Tensor, "example pos"]] = []
 
@@ -50,21 +53,30 @@ def expert_similarity(
         real = args[0][mask[0]].float()
         for adapter in layer.active_adapters:
             if adapter in layer.experts:
-                sums[layer.name] += float(_sum_over_tokens(layer, adapter, real))
+                found[layer.name] += float(_sum_over_tokens(layer, adapter, real))
 
     device = next(model.parameters()).device
     with evaluating(model), ExitStack() as stack:
         for layer in layers:
             handle = layer.register_forward_pre_hook(add)
             stack.callback(handle.remove)
-        for begin in range(0, len(examples) if layers else 0, batch):
-            inputs = AnswerCollator(pad)(examples[begin : begin + batch])
+
+        def run_chunk(chunk: list[int]) -> dict[str, float]:
+            found.clear()
+            inputs = AnswerCollator(pad)([examples[index] for index in chunk])
             mask[:] = [inputs["attention_mask"].bool().to(device)]
             model(
                 input_ids=inputs["input_ids"].to(device),
                 attention_mask=inputs["attention_mask"].to(device),
             )
+            return dict(found)
+
+        every = range(len(examples) if layers else 0)
+        chunks = [every[begin : begin + batch] for begin in range(0, len(every), batch)]
+        for _, of_chunk in halving(chunks, run_chunk, what="one example"):
             n_tokens += int(mask[0].sum())
+            for name, total in of_chunk.items():
+                sums[name] += total
     return {name: total / max(n_tokens, 1) for name, total in sums.items()}
 
 

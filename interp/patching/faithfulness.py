@@ -16,7 +16,7 @@ ranking, such as MLPs where heads were ranked, is in every circuit, as in MIB; s
 Intervals resample groups of prompts. Random orders of the same nodes are the null.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,7 @@ from interp.patching.metrics import Metric, apply_metric, can_take, take_metrics
 from interp.patching.origin import patching_edit
 from interp.patching.out_of_memory import halving
 from interp.patching.prompts import names_of_prompts, pairs_for
+from interp.patching.resampling import in_turns, resamples_at_once
 from interp.patching.significance import BOOTSTRAP_RESAMPLES, CONFIDENCE, group_order
 from interp.patching.sweep import check_units
 from interp.progress import progress_bar
@@ -117,7 +118,7 @@ class Faithfulness(Displayed):
     def to_dataframe(self) -> pd.DataFrame:
         """One row a proportion: ``proportion``, ``n_nodes``, ``faithfulness``, its interval, and
         the random orders' ``random_mean``, ``random_low`` and ``random_high`` (least, largest)."""
-        drawn = self._curve(self.circuit, self._draws())
+        drawn = self._drawn_curves()
         low, high = np.percentile(drawn, _tails(), axis=0)
         none = np.full(len(self.proportions), np.nan)
         random = self.random_curves
@@ -148,16 +149,22 @@ class Faithfulness(Displayed):
         gap = weights @ self.clean.double().numpy() - corrupted
         return (weights @ circuit.double().numpy() - corrupted[:, None]) / gap[:, None]
 
-    def _draws(self) -> Float[np.ndarray, "draw prompt"]:
-        """How often each prompt is in each resample of groups."""
+    def _draws(self) -> Iterator[Float[np.ndarray, "draw prompt"]]:
+        """How often each prompt is in each resample of groups, some resamples at a time."""
         index = group_order(self.groups, len(self.clean))
         n_groups = int(index.max()) + 1
         generator = np.random.default_rng(self.seed)
-        counts = generator.multinomial(n_groups, [1 / n_groups] * n_groups, BOOTSTRAP_RESAMPLES)
-        return counts[:, index].astype(float)
+        size = resamples_at_once(3 * len(index), BOOTSTRAP_RESAMPLES)
+        for now in in_turns(BOOTSTRAP_RESAMPLES, size):
+            counts = generator.multinomial(n_groups, [1 / n_groups] * n_groups, now)
+            yield counts[:, index].astype(float)
+
+    def _drawn_curves(self) -> Float[np.ndarray, "draw proportion"]:
+        """f in each resample."""
+        return np.concatenate([self._curve(self.circuit, draws) for draws in self._draws()])
 
     def _with_interval(self, area: Any) -> tuple[float, float, float]:
-        drawn = area(self.proportions, self._curve(self.circuit, self._draws()))
+        drawn = area(self.proportions, self._drawn_curves())
         low, high = np.percentile(drawn, _tails())
         return float(area(self.proportions, self.curve[None])[0]), float(low), float(high)
 

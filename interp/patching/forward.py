@@ -34,6 +34,7 @@ from interp.patching.columns import call_columns
 from interp.patching.components import as_units, check_component, hook_name
 from interp.patching.entering import entering
 from interp.patching.finite import check_finite
+from interp.patching.out_of_memory import over_parts
 from interp.patching.plain import Hook, HookFunction, PlainModel, has_hooks
 from interp.patching.prompts import batch_for
 from interp.patching.prompts import device_of as device_of
@@ -152,12 +153,18 @@ def tail_logits(
     """
     batch, keep = batch_for(model, batch), whole_number("keep", keep, least=1)
     _require_batch(model, batch)
-    rows = torch.arange(len(batch), device=batch.tokens.device)
 
-    def run() -> Tensor:
-        return call_columns(model.original_model, batch, rows, keep=keep)
+    def of_part(part: TokenBatch, some: range) -> Tensor:
+        rows = torch.arange(len(part), device=part.tokens.device)
 
-    return check_finite(run(), model, run)
+        def run() -> Tensor:
+            return call_columns(model.original_model, part, rows, keep=keep)
+
+        return check_finite(run(), model, run)
+
+    if has_hooks(model):  # they may count rows: then who set them cuts the batch
+        return of_part(batch, range(len(batch)))
+    return torch.cat(list(over_parts(batch, of_part, batch_tokens=batch.tokens.numel())))
 
 
 def unedited_logits(model: Any, batch: TokenBatch) -> Float[Tensor, "prompt d_vocab"]:

@@ -25,10 +25,13 @@ from torch import Tensor
 
 from interp.errors import UserError
 from interp.models.precision import PRECISIONS
+from interp.patching.resampling import resamples_at_once, units_at_once
 
 MINIMUM_GROUPS = 6
 BOOTSTRAP_RESAMPLES = 2000
 SIGN_FLIPS = 20_000
+BOOTSTRAP_BATCH, SIGN_FLIP_BATCH = 100, 200
+"""Resamples held at once; of how many units at a time, see ``resampling``."""
 RESOLUTION = PRECISIONS[torch.float32].resolution
 """Effects smaller than this (logits) are rounding, and count as none, where they were computed in
 float32, as those of models in bfloat16 usually are too."""
@@ -101,13 +104,16 @@ def effect_statistics(
     patterns, which = np.unique(~np.isnan(flat), axis=1, return_inverse=True)
     for number, pattern in enumerate(patterns.T):
         # Units measured in the same groups are resampled together, as if there were no others.
-        columns = np.flatnonzero(which.reshape(-1) == number)
-        there = flat[np.ix_(pattern, columns)]
-        if len(there):
-            mean[columns] = there.mean(axis=0)
-        if len(there) >= MINIMUM_GROUPS:
-            low[columns], high[columns] = _interval(there, seed)
-            p_value[columns] = _sign_flip(there, seed)
+        every = np.flatnonzero(which.reshape(-1) == number)
+        size = units_at_once(int(pattern.sum()), SIGN_FLIP_BATCH, copies=2)
+        for begin in range(0, len(every), size):
+            columns = every[begin : begin + size]
+            there = flat[np.ix_(pattern, columns)]
+            if len(there):
+                mean[columns] = there.mean(axis=0)
+            if len(there) >= MINIMUM_GROUPS:
+                low[columns], high[columns] = _interval(there, seed)
+                p_value[columns] = _sign_flip(there, seed)
     tested = ~np.isnan(p_value)
     q_value = np.full_like(p_value, np.nan)
     if tested.any():
@@ -124,7 +130,7 @@ def _interval(units: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
         method="percentile",
         n_resamples=BOOTSTRAP_RESAMPLES,
         confidence_level=CONFIDENCE,
-        batch=100,
+        batch=BOOTSTRAP_BATCH,
         rng=np.random.default_rng(seed),
     )
     interval = result.confidence_interval
@@ -139,7 +145,7 @@ def _sign_flip(units: np.ndarray, seed: int) -> np.ndarray:
         permutation_type="samples",
         vectorized=True,
         n_resamples=SIGN_FLIPS,
-        batch=200,
+        batch=SIGN_FLIP_BATCH,
         axis=0,
         rng=np.random.default_rng(seed),
     )
@@ -170,6 +176,7 @@ def mean_interval(
         vectorized=True,
         method="percentile",
         n_resamples=BOOTSTRAP_RESAMPLES,
+        batch=resamples_at_once(4 * len(sums), BOOTSTRAP_RESAMPLES),
         confidence_level=CONFIDENCE,
         rng=np.random.default_rng(seed),
     )

@@ -24,6 +24,7 @@ from scipy.stats import hypergeom
 from interp.arguments import of_kind, whole_number
 from interp.display import Displayed, Shown
 from interp.errors import UserError
+from interp.patching.resampling import in_turns, resamples_at_once
 from interp.patching.result import Coordinates, PatchingResult
 from interp.patching.result_axes import By, check_order
 from interp.patching.significance import CONFIDENCE, group_means
@@ -133,7 +134,7 @@ def stability(
     if len(means) < 2:
         raise UserError("stability needs at least two groups of prompts to draw from")
     whole = set(_top(_mean(means), k, by)[0].tolist())
-    drawn = _top(_resampled(means, n_resamples, generator), k, by)
+    drawn = _drawn_tops(means, n_resamples, generator, k, by)
     frequency = np.bincount(drawn.ravel(), minlength=means.shape[1]) / n_resamples
     between, table = _templates(result, k, by, n_resamples, generator)
     return Stability(
@@ -161,7 +162,7 @@ def _templates(
         part = result.take([i for i, one in enumerate(result.templates) if one == name])
         means = group_means(part.values, part.groups).reshape(len(set(part.groups)), -1)
         tops.append(set(_top(_mean(means), k, by)[0].tolist()))
-        drawn.append(_top(_resampled(means, n_resamples, generator), k, by).tolist())
+        drawn.append(_drawn_tops(means, n_resamples, generator, k, by).tolist())
     table = pd.DataFrame(
         [[jaccard(a, b) for b in tops] for a in tops], index=pd.Index(names), columns=names
     )
@@ -177,6 +178,19 @@ def _templates(
 
 def _mean(means: Float[np.ndarray, "group unit"]) -> Float[np.ndarray, "one unit"]:
     return _weighted(means, np.ones((1, len(means))))
+
+
+def _drawn_tops(
+    means: Float[np.ndarray, "group unit"],
+    n_resamples: int,
+    generator: np.random.Generator,
+    k: int,
+    by: By,
+) -> Int[np.ndarray, "resample k"]:
+    """The top k of every resample, some resamples at a time."""
+    size = resamples_at_once(4 * max(means.shape), n_resamples)
+    turns = in_turns(n_resamples, size)
+    return np.concatenate([_top(_resampled(means, now, generator), k, by) for now in turns])
 
 
 def _resampled(

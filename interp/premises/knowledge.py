@@ -22,6 +22,7 @@ from interp.generation import generate_tokens
 from interp.models import render_chat
 from interp.patching.batch import TokenBatch
 from interp.patching.forward import device_of, tail_logits
+from interp.patching.out_of_memory import halving
 from interp.premises.encode import answer_tokens, shared_length, tokenize
 from interp.premises.mentions import names_any
 from interp.premises.questions import Premises
@@ -148,7 +149,8 @@ def _strict(model: Any, premises: Premises, progress: bool) -> list[FactKnowledg
         sizes.append(max(1, len(full) - 1 - shared_length(plain, full)))
     results: list[FactKnowledge | None] = [None] * len(prompts)
     chunks = token_chunks([len(prompt) for prompt in prompts])
-    for chunk in progress_bar(chunks, description="knowledge", shown=progress):
+
+    def run_chunk(chunk: list[int]) -> None:
         batch = TokenBatch.from_lists([prompts[i] for i in chunk], device=device_of(model))
         keep = max(sizes[i] for i in chunk) + 1
         top = tail_logits(model, batch, keep=keep).argmax(dim=-1).cpu()
@@ -159,6 +161,10 @@ def _strict(model: Any, premises: Premises, progress: bool) -> list[FactKnowledg
             known = said == prompts[index][-size:]
             answer = fact.object if known else tokenizer.decode(said[:1]).strip()
             results[index] = FactKnowledge(fact.subject, fact.object, known, answer)
+
+    with progress_bar(total=len(prompts), description="knowledge", shown=progress) as bar:
+        for chunk, _ in halving(chunks, run_chunk):
+            bar.update(len(chunk))
     return [result for result in results if result is not None]
 
 

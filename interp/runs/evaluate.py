@@ -27,6 +27,7 @@ from interp.heads.headset import Site
 from interp.heads.selection import count_of_fraction
 from interp.interventions.constraint import SITE_MODES, Constraint, Mode, check_mode
 from interp.interventions.gate import Detector, Gate, check_gate
+from interp.patching.budget import using_budget
 from interp.premises.split import Split
 from interp.report.reading import read_heads
 from interp.runs.choice import check_choice
@@ -35,6 +36,7 @@ from interp.runs.conditions import conditions
 from interp.runs.detector import run_detector
 from interp.runs.locate import DEFAULT_FRACTION, IDENTITY, check_same_prompts
 from interp.runs.lock import one_process
+from interp.runs.pass_memory import budget_of
 from interp.runs.shards import Engine, InProcess
 from interp.runs.stages import StoredStages
 from interp.runs.store import write_atomically, write_json, write_jsonl, write_table
@@ -124,7 +126,8 @@ def evaluate_run(
         raise UserError(f"{run} was searched at site {', '.join(effects)}, not {missing[0]!r}")
     chosen: dict[Site, HeadEffects] = {site: effects[site] for site in sites}
     stages = StoredStages(run / SHARDS, engine or InProcess(model), conditions(model))
-    with using_threads(threads_of(run, IDENTITY)):
+    budget = budget_of(run, IDENTITY, model)
+    with using_threads(threads_of(run, IDENTITY)), using_budget(budget):
         evaluations, table = _evaluated(model, split, chosen, settings, run, stages, progress)
     _write(run, evaluations, table)
     stages.remove_others()

@@ -12,6 +12,7 @@ from interp.premises.questions import Premises, load_premises
 from interp.premises.split import Split
 from interp.runs.clock import with_clock
 from interp.runs.identity import begin_run, check_run
+from interp.runs.pass_memory import with_budget
 from interp.runs.prompting import ENDS, end_tokens, prompts_identity
 from interp.runs.shards import digest_of
 from interp.runs.store import read_json, write_json, write_jsonl, write_table
@@ -55,7 +56,8 @@ def split_known(
         knowledge = check_knowledge(model, premises, check=identity["check"], progress=progress)
         logger.info(knowledge.summary)
         kept = knowledge.keep(premises, minimum=minimum)
-        begin_run(run, file, with_clock(with_threads(identity), model.tokenizer))
+        written = with_budget(with_threads(identity), model)
+        begin_run(run, file, with_clock(written, model.tokenizer))
         write_table(run / "knowledge.csv", knowledge.to_dataframe())
         content = {"subjects": list(kept.subjects), "summary": knowledge.summary}
         write_json(run / "known.json", {**content, "sha256": digest_of(content)})

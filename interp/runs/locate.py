@@ -21,6 +21,7 @@ from interp.heads.headset import Site
 from interp.heads.locate import as_encoded, batch_metrics, locate_heads
 from interp.heads.selection import count_of_fraction
 from interp.models import fingerprint
+from interp.patching.budget import using_budget
 from interp.patching.metrics import LogitDifference
 from interp.patching.trial import sweep_resolution
 from interp.premises.encode import EncodedPremises
@@ -41,6 +42,7 @@ from interp.runs.manifest import (
     recorded_model,
     write_manifest,
 )
+from interp.runs.pass_memory import budget_entry, budget_of
 from interp.runs.prompting import PROMPTS, noted_prompts, prompts_identity
 from interp.runs.shards import (
     Engine,
@@ -123,7 +125,8 @@ def locate_run(
         model, run, IDENTITY, {**asdict(settings), **model_identity(model)},
         minimum=settings.minimum, progress=progress,
     )  # fmt: skip
-    with using_threads(threads_of(run, IDENTITY)):
+    budget = budget_of(run, IDENTITY, model)
+    with using_threads(threads_of(run, IDENTITY)), using_budget(budget):
         effects = _effects(model, split, settings, run, engine or InProcess(model), progress)
     selected = {
         site: one.select(count=count_of_fraction(DEFAULT_FRACTION, one.values[0].numel()))
@@ -133,7 +136,7 @@ def locate_run(
     write_table(run / "heads.csv", pd.concat(tables, ignore_index=True))
     write_manifest(
         run, model, settings=asdict(settings), seed=settings.seed,
-        **noted_prompts(read_json(run / IDENTITY)),
+        **noted_prompts(read_json(run / IDENTITY)), **budget_entry(run, IDENTITY, model),
     )  # fmt: skip
     remove_shards(run / SHARDS)
     note_dtype_check(run, model, _on_a_few(split, settings, effects), made=check_dtype)

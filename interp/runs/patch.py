@@ -16,6 +16,7 @@ from torch import Tensor
 
 from interp.errors import UserError
 from interp.patching import PatchingResult
+from interp.patching.budget import using_budget
 from interp.patching.components import check_component
 from interp.patching.forward import device_of
 from interp.patching.origin import check_origin
@@ -29,6 +30,7 @@ from interp.runs.dtype_check import N_PROMPTS, Measure, note_dtype_check
 from interp.runs.identity import begin_run, check_run, model_identity
 from interp.runs.lock import one_process
 from interp.runs.manifest import read_manifest, write_manifest
+from interp.runs.pass_memory import budget_entry, budget_of, with_budget
 from interp.runs.prompting import PROMPTS, noted_prompts
 from interp.runs.shards import (
     Engine,
@@ -65,7 +67,7 @@ class PatchSettings:
         limit: how many pairs; by default all of a file, and ``IOI_PAIRS`` of ``ioi``.
         keep: ``right`` leaves out the pairs whose clean text the model does not answer rightly.
         corruption: of ``ioi``.
-        memory: MiB that one forward pass may take; by default the engine's choice.
+        memory: MiB that the effects of some prompts may take; by default the engine's choice.
         shard: prompts whose effects are made, and saved, together.
     """
 
@@ -159,14 +161,14 @@ def patch_run(
         if not kept:
             raise UserError(f"the model answers none of the {len(pairs)} pairs rightly")
         pairs, encoded = pairs.take(kept), encoded.take(kept)
-    _claim(run, identity, pairs, model.tokenizer)
+    _claim(run, identity, pairs, model)
     facts = _facts(identity, pairs)
     result = _effects(model, encoded, settings, run, facts, engine or InProcess(model), progress)
     write_table(run / "units.csv", result.to_dataframe())
     write_json(run / "summary.json", summary_of(result, settings, int(right.sum()), len(right)))
     write_manifest(
         run, model, prompts="pairs.jsonl", settings=asdict(settings), seed=settings.seed,
-        **noted_prompts(read_json(run / IDENTITY)),
+        **noted_prompts(read_json(run / IDENTITY)), **budget_entry(run, IDENTITY, model),
     )  # fmt: skip
     write_patch_report(run)
     remove_shards(run / SHARDS)
@@ -187,13 +189,14 @@ def write_patch_report(run: Path) -> Path:
     return run / "report.html"
 
 
-def _claim(run: Path, identity: Mapping[str, Any], pairs: Pairs, tokenizer: Any) -> None:
+def _claim(run: Path, identity: Mapping[str, Any], pairs: Pairs, model: Any) -> None:
     """Make the directory this run's own, pairs included, unless it holds something else."""
     path = run / "pairs.jsonl"
     if path.is_file() and list(read_pairs(path)) != list(pairs):
         raise UserError(f"{run} was made with other pairs: choose another --out")
     check_run(run, IDENTITY, identity)
-    begin_run(run, IDENTITY, with_clock(with_threads(identity), tokenizer))
+    written = with_budget(with_threads(identity), model)
+    begin_run(run, IDENTITY, with_clock(written, model.tokenizer))
     if not path.is_file():
         write_jsonl(path, [pair.row() for pair in pairs])
 
@@ -231,7 +234,8 @@ def _effects(
     parts = cut(range(len(encoded)), settings.shard if settings.sliced else len(encoded))
     identity = {"run": facts["run"], "model": conditions(model)}
     store = ShardStore(run / SHARDS, identity, len(parts))
-    with using_threads(threads_of(run, IDENTITY)):
+    budget = budget_of(run, IDENTITY, model)
+    with using_threads(threads_of(run, IDENTITY)), using_budget(budget):
         shards = make_shards(
             store, engine, patch_shard,
             lambda number: PatchJob(encoded.take(parts[number]), settings),

@@ -4,7 +4,7 @@ Each worker (an actor) loads the model once, from its spec, and must find the sa
 has at most ``IN_FLIGHT`` shards at a time, and shards come back one by one to be written by the
 process that asked; no worker writes into the run. A worker that dies is started again, and what it
 had is given out anew; a shard does not depend on who makes it, so that the bytes are the same. For
-that, every worker's torch uses as many threads as the run began with.
+that, every worker has as many threads, and the memory budget, that the run began with.
 
 Without an address a cluster is started on this machine, and ended afterwards. Ray's dashboard and
 its usage reports stay off.
@@ -14,11 +14,13 @@ import importlib
 import os
 import socket
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 
 from interp.errors import UserError
+from interp.patching.budget import Budget, current_budget, using_budget
 from interp.stages import Shard
 
 IN_FLIGHT = 2
@@ -45,9 +47,15 @@ class Worker:
     """What runs in a worker's process; made into an actor by ``RayEngine``."""
 
     def __init__(
-        self, load: Callable[[], Any], identify: Callable[[Any], str], expected: str, threads: int
+        self,
+        load: Callable[[], Any],
+        identify: Callable[[Any], str],
+        expected: str,
+        threads: int,
+        budget: Budget | None = None,
     ) -> None:
         torch.set_num_threads(threads)
+        self._budget = budget
         self._load, self._identify, self._expected = load, identify, expected
         self._model: Any = None
 
@@ -65,7 +73,8 @@ class Worker:
                     f"{self._expected[:12]}…): give every machine the same files"
                 )
             self._model = model
-        return work(self._model, job)
+        with using_budget(self._budget) if self._budget else nullcontext():
+            return work(self._model, job)
 
 
 class RayEngine:
@@ -165,7 +174,8 @@ class RayEngine:
         resources = {"num_cpus": threads, "num_gpus": self._gpus}
         count = self._workers or room(self._ray.cluster_resources(), threads, self._gpus)
         remote = self._ray.remote(**resources, max_restarts=RESTARTS, max_task_retries=RESTARTS)
-        self._actors = [remote(Worker).remote(*self._arguments, threads) for _ in range(count)]
+        arguments = (*self._arguments, threads, current_budget())
+        self._actors = [remote(Worker).remote(*arguments) for _ in range(count)]
         return self._actors
 
     def _connect(self) -> None:

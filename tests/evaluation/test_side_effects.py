@@ -1,5 +1,6 @@
 """The cost on neutral text: none without heads, as computed literally with them."""
 
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -66,7 +67,7 @@ def test_the_cost_does_not_depend_on_the_parts(
 ) -> None:
     constraint = Constraint(many(tiny_llama, "output"))
     whole = side_effects(tiny_llama, constraint, sentences=SENTENCES)
-    monkeypatch.setattr("interp.evaluation.side_effects.PART_LOGITS", 1)
+    monkeypatch.setattr(import_module("interp.evaluation.side_effects"), "PART_LOGITS", 1)
     by_one = side_effects(tiny_llama, constraint, sentences=SENTENCES)
     assert by_one.neutral_kl == pytest.approx(whole.neutral_kl, rel=1e-5)
     assert by_one.neutral_perplexity_ratio == pytest.approx(
