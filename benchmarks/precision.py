@@ -139,24 +139,19 @@ def compare(model: Any, pairs: Pairs, settings: Settings) -> dict[str, Any]:
                 some = heads if dtype == "bfloat16" or name == "ours" else heads[::8]
                 runs[name, dtype] = timed(lambda way=way, some=some: way(model, pairs, some))
             runs["attribution", dtype] = timed(lambda: our_attribution(model, pairs))
-    reference = runs["ours", "float32"].value
-    exact = {name: runs[name, "bfloat16"] for name in ways}
-    attribution = runs["attribution", "bfloat16"]
-    return {
+    references = dict.fromkeys(ways, runs["ours", "float32"].value)
+    references["attribution"] = runs["attribution", "float32"].value
+    found: dict[str, Any] = {
         "heads": len(heads),
         "prompts": len(pairs.clean),
         "tokens": pairs.clean.width,
-        "effect_sd": float(reference.std()),
-        **{name: asdict(errors_of(run.value, reference, run.seconds)) for name, run in exact.items()},
-        "attribution": asdict(
-            errors_of(
-                attribution.value, runs["attribution", "float32"].value, attribution.seconds
-            )
-        ),
-        "float32_difference": float(
-            (runs["transformer_lens", "float32"].value - reference[:, ::8]).abs().max()
-        ),
-    }  # fmt: skip
+        "effect_sd": float(references["ours"].std()),
+    }
+    for name, reference in references.items():
+        run = runs[name, "bfloat16"]
+        found[name] = asdict(errors_of(run.value, reference, run.seconds))
+    difference = runs["transformer_lens", "float32"].value - references["ours"][:, ::8]
+    return {**found, "float32_difference": float(difference.abs().max())}
 
 
 def main(settings: Settings) -> None:

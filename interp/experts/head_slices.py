@@ -27,6 +27,7 @@ from interp.patching.edits import HeadEdit, take_edit
 from interp.patching.forward import Hook, HookFunction, record_run, resume
 from interp.patching.metrics import Metric, apply_metric, check_metrics, take_metrics
 from interp.patching.out_of_memory import over_parts
+from interp.progress import progress_bar
 
 Part = Literal["q", "k", "v"]
 """Queries, keys or values, before the rotary embedding."""

@@ -325,20 +325,25 @@ def has_hooks(model: Any) -> bool:
     )
 
 
+def may_be_plain(model: Any) -> bool:
+    """Whether nothing that can be seen from outside keeps a model from having plain modules."""
+    if not wraps_transformers(model) or has_hooks(model):
+        return False
+    return not getattr(model, "compatibility_mode", False)
+
+
 def plain_model(model: Any, *, wide: bool = True) -> PlainModel | None:
     """The plain model around the hooked one's parameters, or None where they could differ.
 
     Args:
         wide: compute in float32 where the weights have fewer bits.
     """
-    if not wraps_transformers(model):
-        return None
-    if has_hooks(model) or getattr(model, "compatibility_mode", False):
+    if not may_be_plain(model):
         return None
     if len(check_of(model).unhooked_tuple_outputs) != model.cfg.n_layers:
         return None  # its self-check could not run transformers' own modules
     try:
         return PlainModel(model, wide=wide)
-    except (NotImplementedError, AttributeError, KeyError, TypeError) as error:
+    except (NotImplementedError, AttributeError, KeyError, TypeError, RuntimeError) as error:
         logger.info("sweeps run on the hooked model: %s", error)
         return None

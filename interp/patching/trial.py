@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from interp.models.precision import agrees, dtype_of, precision_of, widened
+from interp.models.precision import agrees, dtype_of, precision_of, wide_dtype, widened
 from interp.patching.batch import TokenBatch
 from interp.patching.columns import call_columns
 from interp.patching.components import as_units, hook_name
-from interp.patching.plain import Hook, PlainModel, plain_model
+from interp.patching.plain import Hook, PlainModel, may_be_plain, plain_model
 
 logger = logging.getLogger(__name__)
 
@@ -31,11 +31,11 @@ CANNOT = (
 )  # fmt: skip
 """What modules raise that cannot run as plain ones."""
 
-_Tried = tuple[torch.dtype, int]
+_Trial = tuple[torch.dtype, int]
 """The number type of the weights, and the width of the trial."""
-_VERDICTS: WeakKeyDictionary[Any, dict[_Tried, bool | None]] = WeakKeyDictionary()
-"""By model: whether the wide plain modules are right (True), those in the model's own number type
-(False), or neither (None)."""
+_VERDICTS: WeakKeyDictionary[Any, dict[_Trial, bool | None]] = WeakKeyDictionary()
+"""By model: whether its plain modules are right if they are widened (True), in the model's own
+number type (False), or not at all (None)."""
 
 
 def trusted_plain_model(model: Any, width: int) -> PlainModel | None:
@@ -45,22 +45,25 @@ def trusted_plain_model(model: Any, width: int) -> PlainModel | None:
         width: of the prompts that are to run. A model whose attention sees no further than a
             window is tried again the first time that prompts are wider than it.
     """
-    plain = plain_model(model)
-    if plain is None:
-        return None
-    verdicts = _VERDICTS.setdefault(model, {})
-    tried = dtype_of(model), _trial_width(model, width)
-    if tried not in verdicts:
-        verdicts[tried] = _verdict(model, plain, tried[1])
-    if verdicts[tried] is None:
-        return None
-    return plain if verdicts[tried] else plain_model(model, wide=False)
+    wide = _tried(model, width)
+    return None if wide is None else plain_model(model, wide=wide)
 
 
 def sweep_resolution(model: Any) -> float:
     """Effects of sweeps smaller than this are rounding; see `interp.models.precision`."""
-    plain = trusted_plain_model(model, WIDTH)
-    return precision_of(dtype_of(model) if plain is None else plain.dtype).resolution
+    dtype = dtype_of(model)
+    return precision_of(wide_dtype(dtype) if _tried(model, WIDTH) else dtype).resolution
+
+
+def _tried(model: Any, width: int) -> bool | None:
+    """As ``_VERDICTS`` has it; tried now if it was not before."""
+    if not may_be_plain(model):
+        return None
+    verdicts = _VERDICTS.setdefault(model, {})
+    trial = dtype_of(model), _trial_width(model, width)
+    if trial not in verdicts:
+        verdicts[trial] = _verdict(model, trial[1])
+    return verdicts[trial]
 
 
 def _trial_width(model: Any, width: int) -> int:
@@ -72,22 +75,20 @@ def _trial_width(model: Any, width: int) -> int:
     return max([WIDTH, *(one + 4 for one in inside)])
 
 
-def _verdict(model: Any, plain: PlainModel, width: int) -> bool | None:
+@torch.no_grad()
+def _verdict(model: Any, width: int) -> bool | None:
     """As ``_VERDICTS`` has it."""
-    batch = _prompts(model, width)
-    with torch.no_grad():
-        rows = torch.arange(len(batch), device=batch.tokens.device)
-        expected = call_columns(model.original_model, batch, rows)[:, -1]
-        if not bool(torch.isfinite(expected).all()):
-            return None  # whoever runs the model is told where it stops being finite
-        if _gives(plain, batch, rows, expected, dtype_of(model)):
-            return True
-        if not plain.wide:
-            return None
-        logger.info("sweeps compute in the model's own number type")
-        narrow = plain_model(model, wide=False)
-        assert narrow is not None
-        return False if _gives(narrow, batch, rows, expected, dtype_of(model)) else None
+    batch, dtype = _prompts(model, width), dtype_of(model)
+    rows = torch.arange(len(batch), device=batch.tokens.device)
+    expected = call_columns(model.original_model, batch, rows)[:, -1]
+    if not bool(torch.isfinite(expected).all()):
+        return None  # whoever runs the model is told where it stops being finite
+    # In float32 there is one way only.
+    for wide in dict.fromkeys((wide_dtype(dtype) != dtype, False)):
+        plain = plain_model(model, wide=wide)
+        if plain is not None and _gives(plain, batch, rows, expected, dtype):
+            return wide
+    return None
 
 
 def _prompts(model: Any, width: int) -> TokenBatch:
@@ -106,10 +107,13 @@ def _gives(
         for found in _runs(plain, batch, rows):
             if not agrees(found, expected, dtype):
                 difference = float((widened(found) - widened(expected)).abs().max())
-                logger.info("sweeps run on the hooked model: plain logits differ by %g", difference)
+                logger.info(
+                    "no sweeps on plain modules in %s: their logits differ by %g from the hooked "
+                    "model's", plain.dtype, difference,
+                )  # fmt: skip
                 return False
     except CANNOT as error:
-        logger.info("sweeps run on the hooked model: %s", error)
+        logger.info("no sweeps on plain modules in %s: %s", plain.dtype, error)
         return False
     return True
 

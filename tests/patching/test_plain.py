@@ -383,18 +383,23 @@ def test_nothing_is_left_behind_by_any_method(
 def test_other_number_types(
     hf_factory: Any, plain_tokenizer: Any, monkeypatch: pytest.MonkeyPatch, dtype: Any, close: float
 ) -> None:
-    """float64 agrees with float32 to its rounding; bfloat16 roughly, on either path."""
+    """float64 agrees with float32 to its rounding; bfloat16 roughly, on either path.
+
+    In float64 the hooked model does it all: its softmax is in float32, which the plain modules' is
+    not, and that is more than float64 explains.
+    """
     settings: dict[str, Any] = {"progress": False}
     single = interp.models.from_hf(hf_factory("llama", plain_tokenizer), plain_tokenizer)
     model = interp.models.from_hf(hf_factory("llama", plain_tokenizer).to(dtype), plain_tokenizer)
-    assert (record_run(model, CLEAN, start=2).plain is not None) == wraps_transformers(model)
+    plain = wraps_transformers(model) and dtype != torch.float64
+    assert (record_run(model, CLEAN, start=2).plain is not None) == plain
     for component in ("z", "k", "resid_mid"):
         expected = patch(single, CLEAN, CORRUPTED, METRIC, component=component, **settings)
         ours = patch(model, CLEAN, CORRUPTED, METRIC, component=component, **settings)
         with monkeypatch.context() as patched:
             without_plain(patched)
             theirs = patch(model, CLEAN, CORRUPTED, METRIC, component=component, **settings)
-        assert ours.values.dtype == torch.float32
+        assert ours.values.dtype == torch.promote_types(dtype, torch.float32)
         for values in (ours.values, theirs.values):
-            torch.testing.assert_close(values, expected.values, rtol=0, atol=close)
+            torch.testing.assert_close(values.float(), expected.values, rtol=0, atol=close)
         assert float(expected.values.abs().max()) > 10 * close
