@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.errors import UserError
+from interp.models.majors import check_hooked
 
 Component = Literal[
     "z", "q", "k", "v", "pattern", "attn_out", "mlp_out", "resid_pre", "resid_mid", "resid_post"
@@ -46,6 +47,8 @@ def check_component(component: str, model: Any | None = None) -> Component:
     """Raise for an unknown component, or one that the model does not have; list the known."""
     if not isinstance(component, str) or component not in PLACES:
         raise UserError(f"unknown component {component!r}; known: {', '.join(get_args(Component))}")
+    if model is not None:
+        check_hooked(model)
     if model is not None and hook_name(component, 0) not in model.hook_dict:
         known = [name for name in PLACES if hook_name(name, 0) in model.hook_dict]
         raise UserError(f"this model has no {component!r}; it has: {', '.join(known)}")

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from interp.arguments import listed, pairs_of_numbers
 from interp.errors import UserError
+from interp.models.majors import check_hooked
 from interp.patching.batch import TokenBatch
 from interp.patching.budget import rows_within
 from interp.patching.chunks import Chunk, chunk_prompts, first_column, take_chunk
@@ -305,6 +306,7 @@ def sweep_heads(
 
 def check_units(model: Any, units: Sequence[Unit], component: str = "z") -> None:
     """Raise for the first (layer, unit) that the model does not have."""
+    check_hooked(model)
     n_layers, n_units = model.cfg.n_layers, count_units(model, component)
     what = "head" if component in ("z", "q", "pattern") else "unit"
     for layer, unit in units:
