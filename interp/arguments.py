@@ -83,6 +83,21 @@ def of_kind(what: str, given: Any, kind: type[Kind], advice: str = "") -> Kind:
     return given
 
 
+def one_of(what: str, given: Any, known: Iterable[str]) -> str:
+    """A name. Raises UserError for an unknown one, and lists the known."""
+    names = list(known)
+    if not isinstance(given, str) or given not in names:
+        raise UserError(f"unknown {what} {given!r}; known: {', '.join(names)}")
+    return given
+
+
+def as_text(what: str, given: Any) -> str:
+    """A text. Raises UserError for anything else."""
+    if not isinstance(given, str):
+        raise UserError(f"{what} is a text, not {shown(given)}")
+    return given
+
+
 def as_path(what: str, given: Any) -> Path:
     """A path. Raises UserError for what is no text and no path."""
     if not isinstance(given, str | os.PathLike) or isinstance(given, bytes):

@@ -14,10 +14,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.arguments import pairs_of_numbers
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.evaluation.read_prompt import read_prompt
 from interp.heads.headset import Head, HeadSet
+from interp.models.majors import check_hooked
 from interp.patching.batch import Span, TokenBatch
 from interp.patching.components import check_component, hook_name
 from interp.patching.forward import Hook, HookFunction, device_of, hooked, tail_logits
@@ -111,8 +113,9 @@ def attention_pattern(
         UserError: no heads, heads that the model does not have, a model without patterns, or what
             ``read_prompt`` refuses.
     """
+    check_hooked(model)
     check_component("pattern", model)
-    chosen = tuple((int(layer), int(head)) for layer, head in heads)
+    chosen = tuple(pairs_of_numbers("heads", heads))
     if not chosen:
         raise UserError("name at least one head, as (layer, head)")
     check_units(model, chosen)

@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from interp.arguments import as_text
 from interp.errors import UserError
 from interp.models import RenderedChat, render_chat
+from interp.models.majors import check_hooked
 from interp.models.spans import token_span
 from interp.patching.batch import Span
 from interp.premises.encode import tokenize
@@ -57,7 +59,12 @@ def read_prompt(
         UserError: an empty question, or one that does not hold ``false_object``; ``false_object``
             beside a filled question, which has its own; ``system`` without ``chat``.
     """
-    text = prompt if isinstance(prompt, str) else prompt.text
+    check_hooked(model)
+    text = prompt.text if isinstance(prompt, FilledQuestion) else as_text("prompt", prompt)
+    for what, given in (("false_object", false_object), ("system", system)):
+        if given is not None:
+            as_text(what, given)
+    as_text("opening", opening)
     if chat:
         rendered = render_chat(model.tokenizer, text, opening, system=system)
     else:

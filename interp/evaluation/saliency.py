@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.arguments import as_text
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.evaluation.read_prompt import ReadPrompt, read_prompt, token_texts
@@ -106,7 +107,7 @@ class TokenSaliency(Displayed):
 
 def check_saliency_method(method: str) -> None:
     """Raise UserError for an unknown method, and list the known."""
-    if method not in get_args(SaliencyMethod):
+    if not isinstance(method, str) or method not in get_args(SaliencyMethod):
         known = ", ".join(get_args(SaliencyMethod))
         raise UserError(f"unknown method of saliency {method!r}; known: {known}")
 
@@ -136,6 +137,9 @@ def token_saliency(
             tokens, a tokenizer without padding for ``occlusion``, or what ``read_prompt`` refuses.
     """
     check_saliency_method(method)
+    for what, given in (("toward", toward), ("against", against)):
+        if given is not None:
+            as_text(what, given)
     read = read_prompt(
         model, prompt, false_object=false_object, opening=opening, chat=chat, system=system
     )

@@ -21,10 +21,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.arguments import whole_number
 from interp.errors import UserError
 from interp.heads.effects import HeadEffects, Method
 from interp.heads.headset import Head, Site, check_site
 from interp.heads.sources import Source, premise_edit
+from interp.models.majors import check_hooked
 from interp.models.precision import result_dtype
 from interp.patching.attribution import attribute_heads
 from interp.patching.batch import TokenBatch
@@ -64,6 +66,7 @@ def locate_heads(
     """
     check_site(site)
     check_method(method)
+    seed = whole_number("seed", seed, least=0)
     encoded = as_encoded(model, premises)
     batch = encoded.batch(kind)
     origin: Source = source or ("masked" if method == "path" and site == "output" else "zero")
@@ -97,6 +100,7 @@ def locate_heads(
 
 def as_encoded(model: Any, premises: Premises | EncodedPremises) -> EncodedPremises:
     """Premises as this model reads them."""
+    check_hooked(model)
     if isinstance(premises, EncodedPremises):
         return premises
     return encode_premises(model.tokenizer, premises, device=device_of(model))
@@ -113,5 +117,5 @@ def batch_metrics(
 
 def check_method(method: str) -> None:
     """Raise for an unknown method, and list the known."""
-    if method not in get_args(Method):
+    if not isinstance(method, str) or method not in get_args(Method):
         raise UserError(f"unknown method {method!r}; known: {', '.join(get_args(Method))}")

@@ -48,7 +48,8 @@ def select_heads(
 
 def count_of_fraction(fraction: float, n_heads: int) -> int:
     """How many heads a fraction of them is: rounded, at least one."""
-    if not 0 < real_number("fraction", fraction) <= 1:
+    fraction = real_number("fraction", fraction)
+    if not 0 < fraction <= 1:
         raise UserError(f"a fraction of the heads is above 0 and at most 1, not {fraction}")
     return max(1, round(fraction * n_heads))
 

@@ -19,9 +19,10 @@ from typing import Any, Literal, get_args
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.arguments import real_number
 from interp.display import Displayed, Shown
 from interp.errors import UserError
-from interp.heads.headset import HeadSet, Site
+from interp.heads.headset import HeadSet, Site, as_head_set
 from interp.heads.sources import Source, premise_edit
 from interp.patching.edits import HeadEdit
 from interp.premises.encode import EncodedPremises
@@ -42,7 +43,7 @@ _SOURCES: dict[Mode, Source] = {
 
 def check_mode(site: Site, mode: str) -> None:
     """Raise UserError for an unknown mode, or one that does not fit the site."""
-    if mode not in get_args(Mode):
+    if not isinstance(mode, str) or mode not in get_args(Mode):
         raise UserError(f"unknown mode {mode!r}; known: {', '.join(get_args(Mode))}")
     if mode not in SITE_MODES[site]:
         raise UserError(
@@ -65,7 +66,9 @@ class Constraint(Displayed):
     factor: float = 0.0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "heads", as_head_set(self.heads))
         check_mode(self.heads.site, self.mode)
+        real_number("factor", self.factor)
         if self.mode != "scale" and self.factor != 0:
             raise UserError(f"a factor is for mode 'scale', not {self.mode!r}")
         if self.heads.site == "attention" and self.factor < 0:

@@ -237,7 +237,7 @@ def _device(name: str | None) -> torch.device:
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).cpu()  # the only sure way to learn that a device is there
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
         if torch.backends.mps.is_available():
             there.append("mps")
@@ -248,6 +248,6 @@ def _device(name: str | None) -> torch.device:
 
 
 def _choice(what: str, name: str, known: Any) -> Any:
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise UserError(f"unknown {what} {name!r}: choose one of {', '.join(known)}")
     return known[name] if isinstance(known, dict) else name

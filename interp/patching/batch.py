@@ -75,7 +75,10 @@ class TokenBatch:
         for row, prompt in enumerate(prompts):
             tokens[row, width - len(prompt) :] = torch.tensor(prompt, dtype=torch.long)
             mask[row, width - len(prompt) :] = True
-        return cls(tokens.to(device), mask.to(device))
+        try:
+            return cls(tokens.to(device), mask.to(device))
+        except (RuntimeError, TypeError, AssertionError) as error:
+            raise UserError(f"device {shown(device)} is not there") from error
 
     @classmethod
     def from_padded(

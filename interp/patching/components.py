@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.errors import UserError
+from interp.models.majors import check_hooked
 
 Component = Literal[
     "z", "q", "k", "v", "pattern", "attn_out", "mlp_out", "resid_pre", "resid_mid", "resid_post"
@@ -46,6 +47,8 @@ def check_component(component: str, model: Any | None = None) -> Component:
     """Raise for an unknown component, or one that a layer of the model does not have."""
     if not isinstance(component, str) or component not in PLACES:
         raise UserError(f"unknown component {component!r}; known: {', '.join(get_args(Component))}")
+    if model is not None:
+        check_hooked(model)
     if model is None or not (missing := _layers_without(model, component)):
         return component  # type: ignore[return-value]
     known = [name for name in PLACES if not _layers_without(model, name)]

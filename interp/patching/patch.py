@@ -56,7 +56,7 @@ DEFAULT_STEPS = 8
 
 def check_method(method: str) -> None:
     """Raise for an unknown method, and list the known."""
-    if method not in get_args(Method):
+    if not isinstance(method, str) or method not in get_args(Method):
         raise UserError(f"unknown method {method!r}; known: {', '.join(get_args(Method))}")
 
 

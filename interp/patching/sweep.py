@@ -25,6 +25,7 @@ from torch import Tensor
 
 from interp.arguments import listed, pairs_of_numbers
 from interp.errors import UserError
+from interp.models.majors import check_hooked
 from interp.models.precision import result_dtype
 from interp.patching.batch import TokenBatch
 from interp.patching.budget import Budget, decide_budget
@@ -363,6 +364,7 @@ def _swept_heads(
 
 def check_units(model: Any, units: Sequence[Unit], component: str = "z") -> None:
     """Raise for the first (layer, unit) that the model does not have."""
+    check_hooked(model)
     n_layers, n_units = model.cfg.n_layers, count_units(model, component)
     what = "head" if component in ("z", "q", "pattern") else "unit"
     for layer, unit in units:

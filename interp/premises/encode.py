@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from interp.arguments import of_kind, one_of
 from interp.errors import UserError
 from interp.models import RenderedChat, render_chat
 from interp.models.joining import gap_between
@@ -50,7 +51,8 @@ class EncodedPremise:
 
     def prompt(self, kind: QuestionKind) -> EncodedPrompt:
         """One of the three prompts."""
-        return {"false": self.false, "twin": self.twin, "masked": self.masked}[kind]
+        prompts = {"false": self.false, "twin": self.twin, "masked": self.masked}
+        return prompts[one_of("kind of question", kind, prompts)]
 
 
 @dataclass(frozen=True)
@@ -181,6 +183,7 @@ def encode_premises(
     Raises:
         UserError: a name that the tokens do not hold, or answers that cannot be told apart.
     """
+    of_kind("premises", premises, Premises, "interp.load_premises gives them")
     items = []
     for question in premises.questions():
         false, true_token, false_token = _encode_kind(tokenizer, premises, question, "false")

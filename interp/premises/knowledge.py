@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import pandas as pd
 import torch
 
+from interp.arguments import of_kind, one_of, whole_number
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.generation import generate_tokens
 from interp.models import render_chat
+from interp.models.majors import check_hooked
 from interp.patching.batch import TokenBatch
 from interp.patching.forward import device_of, tail_logits
 from interp.patching.out_of_memory import halving
@@ -101,9 +103,9 @@ def check_knowledge(
     model: Any, premises: Premises, *, check: KnowledgeCheck = "strict", progress: bool = True
 ) -> Knowledge:
     """Ask the model for every fact directly."""
-    if check not in get_args(KnowledgeCheck):
-        known = ", ".join(get_args(KnowledgeCheck))
-        raise UserError(f"unknown knowledge check {check!r}; known: {known}")
+    check_hooked(model)
+    of_kind("premises", premises, Premises, "interp.load_premises gives them")
+    one_of("knowledge check", check, get_args(KnowledgeCheck))
     run = _strict if check == "strict" else _by_answer
     return Knowledge(check, tuple(run(model, premises, progress)))
 
@@ -121,6 +123,7 @@ def filter_known(
     Raises:
         UserError: fewer than ``minimum`` facts are known.
     """
+    minimum = whole_number("minimum", minimum)
     knowledge = check_knowledge(model, premises, check=check, progress=progress)
     logger.info(knowledge.summary)
     return knowledge.keep(premises, minimum=minimum)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import pandas as pd
 
+from interp.arguments import whole_number
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.premises.mentions import names
@@ -164,7 +165,7 @@ class Premises(Displayed):
 
     def first(self, n: int) -> "Premises":
         """The first `n` facts; tables list the best-known subjects first where that is known."""
-        if n < 1:
+        if whole_number("the number of facts", n) < 1:
             raise UserError(f"cannot take the first {n} facts; ask for at least 1")
         return self.with_facts(self.facts[:n])
 

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from interp.arguments import as_path
 from interp.errors import UserError
 from interp.premises.relation import Fact, Relation, Template, check_rule, is_year, not_a_year
 from interp.untrusted import parse_yaml, read_text
@@ -72,6 +73,7 @@ def data_dir() -> Path:
 
 def _locate(name_or_csv: str | Path) -> tuple[Path, Path]:
     """The CSV and the YAML file of a relation given by name or by path."""
+    as_path("a relation, unless it is a known name,", name_or_csv)
     text = str(name_or_csv)
     path = Path(os.path.expanduser(name_or_csv))
     if isinstance(name_or_csv, str) and not path.suffix and path.name == text:
