@@ -166,7 +166,7 @@ def test_end_tokens_by_hand(words: PreTrainedTokenizerFast) -> None:
     model.config = torch.nn.Module()
     model.config.eos_token_id = 2  # type: ignore[assignment]
     assert end_tokens(model, words) == 2
-    model.generation_config = GenerationConfig(eos_token_id=[0, 1])
+    model.generation_config = GenerationConfig(eos_token_id=[0, 1])  # type: ignore[assignment]
     assert end_tokens(model, words) == [0, 1]
     assert end_tokens(model, words, 3) == [3, 0, 1]
     assert end_tokens(model, words, 1) == [0, 1]
