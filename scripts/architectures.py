@@ -79,8 +79,10 @@ def said_of(row: Row) -> str:
 def out_of_step(page: str) -> list[str]:
     """How the page on disk differs from this one, but for its date."""
     old = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
-    lines = [[line for line in text.splitlines() if "Made by" not in line] for text in (old, page)]
-    return list(difflib.unified_diff(*lines, "on disk", "now", lineterm="", n=0))
+    was, now = (
+        [line for line in text.splitlines() if "Made by" not in line] for text in (old, page)
+    )
+    return list(difflib.unified_diff(was, now, "on disk", "now", lineterm="", n=0))
 
 
 def main(words: Sequence[str] | None = None) -> int:

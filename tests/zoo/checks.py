@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import interp
+from interp.heads.headset import Site
 from interp.patching import patch, patch_heads, patch_paths
 from interp.patching.forward import record_run
 from tests.zoo.adapters import adapter_checks
@@ -113,11 +114,12 @@ def padding_checks(one: Specimen) -> Iterator[Check]:
         return torch.stack([pair.exact(what, span) for pair in pairs])
 
     def left() -> Tensor:
-        more = {} if span is None else {"positions": {"some": ([span] * 2, [span] * 2)}}
+        positions = "all" if span is None else {"some": ([span] * 2, [span] * 2)}
         clean, corrupted = (batch(*prompts) for prompts in both)
         values = patch(
-            one.model, clean, corrupted, metric(2), component=what, progress=False, **more
-        ).values
+            one.model, clean, corrupted, metric(2), component=what, positions=positions,
+            progress=False,
+        ).values  # fmt: skip
         return values.reshape(2, len(values[0]), -1)
 
     yield "left", alone, left, PADDED
@@ -137,7 +139,7 @@ def padding_checks(one: Specimen) -> Iterator[Check]:
     yield "right", alone, right, PADDED
 
 
-def site_checks(one: Specimen, site: str) -> Iterator[Check]:
+def site_checks(one: Specimen, site: Site) -> Iterator[Check]:
     """``constrain`` in one pass, and ``locate_heads``, at a site."""
     cutting = site == "attention"
     some = one.heads([0, 2])
@@ -154,7 +156,7 @@ def site_checks(one: Specimen, site: str) -> Iterator[Check]:
 
     @torch.no_grad()
     def under_constraint(heads: list[tuple[int, int]]) -> Tensor:
-        with interp.constrain(one.model, heads, at=[SPAN], site=site):  # type: ignore[arg-type]
+        with interp.constrain(one.model, heads, at=[SPAN], site=site):
             return one.model(torch.tensor([CLEAN]))[0, -1].float()
 
     yield "constrain", constrained, lambda: under_constraint(some), CLOSE

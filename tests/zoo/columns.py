@@ -40,7 +40,9 @@ class Columns:
                 continue
         width = {what: _width(module) for what, (module, _) in where.items()}
         found: dict[str, list[Tensor]] = {}
-        if "k" not in where and "q" in where:  # latent attention: queries only
+        if "q" not in where:
+            raise LookupError(f"layer {layer} has no projection of queries")
+        if "k" not in where:  # latent attention, or keys from a layer below: queries only
             return cls({"q": list(torch.arange(width["q"]).chunk(heads))})
         keys = getattr(parts.config, "num_key_value_heads", None) or heads
         apart = all(not joint for _, joint in where.values())
@@ -67,24 +69,18 @@ def _discover(reference: Any, layer: int, where: dict[str, Any]) -> dict[str, li
         for head in range(reference.n_heads):
             row = seen["pattern"][0, head, -1]
             looks = (row * torch.rand(row.shape, generator=generator)).sum()
-            for what in {"q", "k"} & {*where}:
-                (slope,) = torch.autograd.grad(looks, seen[what], retain_graph=True)
-                key = _moved(torch.autograd.grad(looks, seen["k"], retain_graph=True)[0][0, :-1])
-                if what == "k":
-                    per_head["k"].append(key.nonzero()[:, 0])
-                else:
-                    own = _moved(slope[0, -1:])
-                    shared = seen["q"].shape == seen["k"].shape and where["q"][1]
-                    per_head["q"].append((own & ~key if shared else own).nonzero()[:, 0])
-            if "v" in where:
-                z = seen["z"].flatten(2)
-                size = z.shape[-1] // reference.n_heads
-                part = z[0, -1, head * size : (head + 1) * size]
-                writes = (part * torch.rand(part.shape, generator=generator)).sum()
-                moved = _moved(torch.autograd.grad(writes, seen["v"], retain_graph=True)[0][0, :-1])
-                if where["v"][1]:
-                    moved &= ~key
-                per_head["v"].append(moved.nonzero()[:, 0])
+            key = _moved(looks, seen["k"], slice(None, -1))
+            per_head["k"].append(key.nonzero()[:, 0])
+            query = _moved(looks, seen["q"], slice(-1, None))
+            if where["q"][1]:
+                query &= ~key  # at its own position the key counts too
+            per_head["q"].append(query.nonzero()[:, 0])
+            z = seen["z"].flatten(2)[0, -1].unflatten(0, (reference.n_heads, -1))[head]
+            writes = (z * torch.rand(z.shape, generator=generator)).sum()
+            value = _moved(writes, seen["v"], slice(None, -1))
+            if where["v"][1]:
+                value &= ~key
+            per_head["v"].append(value.nonzero()[:, 0])
     return {
         what: (columns if what == "q" else _distinct(columns))
         for what, columns in per_head.items()
@@ -92,8 +88,10 @@ def _discover(reference: Any, layer: int, where: dict[str, Any]) -> dict[str, li
     }
 
 
-def _moved(slope: Tensor) -> Tensor:
-    return (slope != 0).any(dim=0)
+def _moved(number: Tensor, projected: Tensor, positions: slice) -> Tensor:
+    """The columns that a number depends on, at some of the positions."""
+    (slope,) = torch.autograd.grad(number, projected, retain_graph=True)
+    return (slope[0, positions] != 0).any(dim=0)
 
 
 def _distinct(columns: list[Tensor]) -> list[Tensor]:

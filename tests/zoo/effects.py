@@ -94,11 +94,11 @@ class Pair:
                 continue
             for head in range(reference.n_heads):
                 sent = reference.swap("z", layer, kept[what, layer], head, new[what, layer])
-                edits = {("z", layer): lambda value, sent=sent: sent}
+                edits: dict[Place, Edit] = {("z", layer): always(sent)}
                 for place in every:
                     own = place == ("write.0", layer)
                     if layer <= place[1] < top and not own:
-                        edits[place] = lambda value, old=kept[place]: old
+                        edits[place] = always(kept[place])
                 if receiver is not None:
                     arrived: dict[str, Tensor] = {}
                     look = {("q", top): lambda value, arrived=arrived: arrived.update(q=value)}
@@ -210,13 +210,18 @@ class Pair:
                     continue
                 got: dict[str, Tensor] = {}
                 edits = {
-                    place: lambda value, swapped=swapped: swapped,
+                    place: always(swapped),
                     ("pattern", layer): lambda value, got=got: got.update(p=value),
                 }
                 with torch.no_grad():
                     reference.logits(self.corrupted, edits)
                 changes[layer].append(got["p"] - old["pattern", layer])
         return changes
+
+
+def always(new: Tensor) -> Edit:
+    """An edit that puts this in, whatever was there."""
+    return lambda value: new
 
 
 def _within(value: Tensor, new: Tensor, span: tuple[int, int] | None) -> Tensor:

@@ -1,12 +1,13 @@
 """Answers under a constraint: with the cache as generate uses it, in batches, with beams."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 import interp
+from interp.heads.headset import Site
 from tests.zoo.outcome import CLOSE
 from tests.zoo.specimen import PROMPTS, SPAN, Specimen
 
@@ -15,7 +16,7 @@ NEW = 5
 BATCH = PROMPTS[2], PROMPTS[0]
 
 
-def _edits(one: Specimen, site: str) -> dict[Any, Any]:
+def _edits(one: Specimen, site: Site) -> dict[Any, Any]:
     if site == "attention":
         one.need_patterns()
     else:
@@ -31,14 +32,16 @@ def _everywhere(tokens: Tensor, mask: Tensor) -> Tensor:
     return at
 
 
-def _generate(one: Specimen, site: str, prompts: Sequence[Sequence[int]], **more: Any) -> list[Any]:
+def _generate(
+    one: Specimen, site: Site, prompts: Sequence[Sequence[int]], **more: Any
+) -> list[Any]:
     """The engine's tokens, new ones only, without padding at their end."""
     at = _everywhere if "num_beams" in more else [SPAN] * len(prompts)
     width = max(map(len, prompts))
     ids = torch.tensor([[1] * (width - len(prompt)) + list(prompt) for prompt in prompts])
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     heads = one.heads(range(one.reference.n_heads))
-    with interp.constrain(one.model, heads, at=at, site=site):  # type: ignore[arg-type]
+    with interp.constrain(one.model, heads, at=at, site=site):
         said = one.model.original_model.generate(
             input_ids=ids, attention_mask=mask, max_new_tokens=NEW, do_sample=False,
             pad_token_id=1, **more,
@@ -53,10 +56,10 @@ def _ended(tokens: list[int]) -> list[int]:
 
 def generation_checks(one: Specimen) -> Iterator[Any]:
     """One prompt at each site, and two of different lengths."""
-    for site in ("output", "attention"):
+    for site in get_args(Site):
         chosen: dict[str, Sequence[int]] = {}
 
-        def right(site: str = site, chosen: dict[str, Any] = chosen) -> list[Any]:
+        def right(site: Site = site, chosen: dict[str, Any] = chosen) -> list[Any]:
             edits = _edits(one, site)
             for prompt in PROMPTS:
                 chosen["prompt"] = prompt
@@ -82,9 +85,9 @@ def generation_checks(one: Specimen) -> Iterator[Any]:
 
 def beam_checks(one: Specimen) -> Iterator[Any]:
     """Two beams, at each site: as transformers gives them with the same edits and no cache."""
-    for site in ("output", "attention"):
+    for site in get_args(Site):
 
-        def right(site: str = site) -> list[Any]:
+        def right(site: Site = site) -> list[Any]:
             with torch.no_grad(), one.reference.editing(_edits(one, site)):
                 said = one.reference.model.generate(
                     input_ids=torch.tensor([PROMPTS[0]]), max_new_tokens=NEW, do_sample=False,

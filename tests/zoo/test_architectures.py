@@ -21,10 +21,10 @@ SOME = {
     # windows, norms on either side
     "Gemma 3": ["z", "resid", "site attention", "generate"],
     # ALiBi, a joint projection, the residual stream inside the modules
-    "BLOOM": ["q k v", "attn_out mlp_out", "resid", "paths", "MoELoRA"],
+    "BLOOM": ["attn_out mlp_out", "resid", "paths", "MoELoRA"],
     "Falcon, new decoder": ["z", "q k v", "padding"],
     # queries and keys normed over all heads
-    "OLMo 2": ["q k v", "paths", "AtP", "AtP*"],
+    "OLMo 2": ["q k v", "AtP*"],
     # latent attention, experts
     "DeepSeek V3": ["z", "q k v", "attn_out mlp_out", "IG"],
     # sinks
