@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,9 @@ def test_what_is_fitted_notes_it(
     found = probe_layers(planted, split.search, split.held_out, layers=[1], progress=False)
     assert [probe.prompting for probe in found.probes] == [wanted]
     monkeypatch.setattr(probes.train, "collect_material", lambda *_, **__: None)
-    monkeypatch.setattr(probes.train, "fit_detector", lambda _, **options: options)
-    options: Any = train_detector(planted, [split.search], progress=False)
-    assert options["prompting"] == wanted
+    noted = replace(detector_of(planted), prompting=None)
+    monkeypatch.setattr(
+        probes.train, "fit_detector",
+        lambda _, *, prompting, **__: replace(noted, prompting=prompting),
+    )  # fmt: skip
+    assert train_detector(planted, [split.search], progress=False).prompting == wanted
