@@ -14,6 +14,7 @@ from typing import Any
 
 import filelock
 
+from interp.checked import checked
 from interp.errors import UserError
 from interp.models import cache_root, fingerprint
 from interp.premises import Premises, check_knowledge, list_relations, load_premises
@@ -89,6 +90,7 @@ def candidate_layers(model: Any, shares: Sequence[float] = LAYERS) -> tuple[int,
     return tuple(sorted({min(n_layers - 1, round(share * n_layers)) for share in shares}))
 
 
+@checked
 def train_detector(
     model: Any,
     premises: Iterable[Premises] | None = None,
@@ -208,6 +210,7 @@ def background_texts(model: Any, premises: Iterable[Premises]) -> tuple[Backgrou
     return tuple(found)
 
 
+@checked
 def detector_for(
     model: Any, *, cache_dir: Path | None = None, progress: bool = True
 ) -> PremiseDetector:

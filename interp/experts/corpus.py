@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from interp.checked import checked
 from interp.errors import UserError
 from interp.moelora.encoding import encode_example, end_token
 from interp.moelora.examples import Example
@@ -81,6 +82,7 @@ class LabelledCorpus:
         return tuple(sorted(int(one) for one in order if counts[one] > 1))
 
 
+@checked
 def corpus_of(
     data: Mapping[str, Sequence[str | Sequence[int]]] | Sequence[Any], tokenizer: Any
 ) -> LabelledCorpus:

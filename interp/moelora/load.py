@@ -11,6 +11,7 @@ from typing import Any
 from peft import PeftModel
 from torch import nn
 
+from interp.checked import checked
 from interp.errors import UserError
 from interp.models.quiet import quiet_libraries
 from interp.moelora.config import MoELoRAConfig
@@ -44,6 +45,7 @@ _SHAPE = {
 """What of the settings is used before `MoELoRAConfig` checks them."""
 
 
+@checked
 def load_adapter(
     hf_model: Any,
     folder: str | Path,

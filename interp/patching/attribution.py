@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.arguments import listed
+from interp.checked import checked
 from interp.patching.batch import TokenBatch
 from interp.patching.chunks import first_column, gradient_chunks, take_chunk
 from interp.patching.components import as_units, check_component, count_units, hook_name
@@ -113,6 +114,7 @@ def attribute_columns(
     return values
 
 
+@checked
 def attribute_heads(
     model: Any,
     batch: TokenBatch,

@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from interp.arguments import listed, whole_number
+from interp.checked import checked
 from interp.errors import UserError
 from interp.models.majors import writes_resid_mid
 from interp.patching.batch import TokenBatch
@@ -113,6 +114,7 @@ class RecordedRun:
         )
 
 
+@checked
 @contextmanager
 def hooked(model: Any, hooks: Sequence[Hook]) -> Iterator[None]:
     """Hooks on the model's hook points; they come off whatever happens.
@@ -129,6 +131,7 @@ def hooked(model: Any, hooks: Sequence[Hook]) -> Iterator[None]:
         yield
 
 
+@checked
 def tail_logits(
     model: Any, batch: TokenBatch, *, keep: int = 1
 ) -> Float[Tensor, "prompt keep d_vocab"]:
@@ -146,6 +149,7 @@ def tail_logits(
     return check_finite(run(), model, run)
 
 
+@checked
 def record_run(
     model: Any,
     batch: TokenBatch,
@@ -311,6 +315,7 @@ def _adding_the_change(change: list[Tensor]) -> HookFunction:
     return hook_function
 
 
+@checked
 def resume(
     model: Any,
     run: RecordedRun,

@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from interp.arguments import pairs_of_numbers, whole_number
+from interp.checked import checked
 from interp.errors import UserError
 from interp.patching.alignment import align
 from interp.patching.batch import Prompts
@@ -40,6 +41,7 @@ Into = Literal["q", "k", "v"]
 KNOWN_MLPS = ("frozen", "recomputed")
 
 
+@checked
 def patch_paths(
     model: Any,
     clean: Prompts,
