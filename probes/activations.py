@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from interp.checked import checked
 from interp.errors import UserError
 from interp.premises.encode import EncodedPremise, EncodedPremises, EncodedPrompt
 from probes.reading import (
@@ -66,6 +67,7 @@ def check_place(hook: str, position: str) -> None:
         raise UserError(f"unknown position {position!r}; known: {', '.join(get_args(Position))}")
 
 
+@checked
 def collect_activations(
     model: Any,
     encoded: EncodedPremises,
@@ -96,6 +98,7 @@ def collect_activations(
     return found.means() if position.endswith("_mean") else found.values
 
 
+@checked
 def collect_tokens(
     model: Any,
     encoded: EncodedPremises,

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
+from interp.checked import checked
 from interp.errors import UserError
 
 CalibrationMethod = Literal["platt", "isotonic"]
@@ -102,6 +103,7 @@ def check_calibration(method: str) -> None:
         raise UserError(f"unknown calibration {method!r}; known: {known}")
 
 
+@checked
 def fit_calibration(
     scores: Float[np.ndarray, " question"],
     labels: Int[np.ndarray, " question"],
@@ -128,6 +130,7 @@ def fit_calibration(
     return Calibration("platt", float(curve.coef_[0, 0]), float(curve.intercept_[0]))
 
 
+@checked
 def reliability(
     probabilities: Float[np.ndarray, " question"],
     labels: Int[np.ndarray, " question"],
@@ -150,6 +153,7 @@ def reliability(
     return pd.DataFrame(rows, columns=["bin", "predicted", "observed", "n"])
 
 
+@checked
 def expected_calibration_error(
     probabilities: Float[np.ndarray, " question"],
     labels: Int[np.ndarray, " question"],

@@ -23,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from interp.checked import checked
 from interp.errors import UserError
 from interp.models import HookedModel, from_hf, model_info
 from interp.patching.forward import device_of
@@ -34,6 +35,7 @@ DEFAULT_SHUFFLES = 10
 DEFAULT_COINS = 5
 
 
+@checked
 def shuffled_label_auc(
     fitted: LabelledActivations,
     scored: LabelledActivations,
@@ -63,6 +65,7 @@ def shuffled_label_auc(
     return values
 
 
+@checked
 def control_task_auc(
     part: LabelledActivations,
     objects: Sequence[str],
@@ -98,6 +101,7 @@ def control_task_auc(
     return found
 
 
+@checked
 def random_weights(model: Any, *, seed: int = 0) -> HookedModel:
     """A model of the same configuration, tokenizer, device and dtype, with weights as drawn anew.
 

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.evaluation.detection import PremiseDetections, detect_premises
 from interp.interventions.gate import Detector
@@ -62,6 +63,7 @@ class DetectionScore(Displayed):
         return Shown(words, (detection_table(self.to_dict()),), self.plot)
 
 
+@checked
 def score_detections(found: PremiseDetections, *, seed: int = 0) -> DetectionScore:
     """Score what a detector said of premises; see `interp.evaluation.detection`.
 
@@ -94,6 +96,7 @@ def score_detections(found: PremiseDetections, *, seed: int = 0) -> DetectionSco
     )
 
 
+@checked
 def score_detector(
     model: Any, premises: Premises, detector: Detector, *, seed: int = 0, progress: bool = True
 ) -> DetectionScore:

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.models import fingerprint
@@ -88,6 +89,7 @@ class ProbeGrid(Displayed):
         return Shown(words, (self.to_dataframe(),), self.plot)
 
 
+@checked
 def probe_grid(
     model: Any,
     search: Premises,
@@ -132,6 +134,7 @@ def probe_grid(
     return ProbeGrid(_table(rows, held_out), "position", hook, None, method)
 
 
+@checked
 def probe_heads(
     model: Any,
     search: Premises,

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal, get_args
 
+from interp.checked import checked
 from interp.errors import UserError
 from interp.premises import Question
 
@@ -10,6 +11,7 @@ Grouping = Literal["subject", "template", "relation"]
 """Held-out folds of other subjects, of other templates, or of other relations."""
 
 
+@checked
 def groups_of(questions: Sequence[Question], by: Grouping = "subject") -> tuple[str, ...]:
     """Each question's group; subjects and templates of different relations are different.
 

@@ -14,6 +14,7 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.models import fingerprint
@@ -122,6 +123,7 @@ class ProbeMap(Displayed):
         return Shown(words, (self.to_dataframe(),), self.plot)
 
 
+@checked
 def probe_layers(
     model: Any,
     search: Premises,

@@ -20,6 +20,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from interp.checked import checked
 from interp.errors import UserError
 from interp.models import fingerprint as fingerprint_of
 from interp.models.tokenizer_fingerprint import prompting_fingerprint
@@ -150,6 +151,7 @@ class LinearProbe:
         return probe
 
 
+@checked
 def fit_probe(
     activations: Float[Tensor, "prompt d_model"],
     labels: Int[Tensor, " prompt"],

@@ -12,12 +12,14 @@ from dataclasses import replace
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from interp.checked import checked
 from interp.premises import Premises, Question
 from interp.premises.questions import collides as collides
 
 _FORBIDDEN = 1e6
 
 
+@checked
 def balanced_questions(premises: Premises, *, seed: int = 0) -> tuple[Question, ...]:
     """The premises' questions with false objects that are the true ones dealt out anew.
 

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
+from interp.checked import checked
 from interp.errors import UserError
 from interp.models.finite import first_bad_weight
 from interp.patching.batch import TokenBatch
@@ -97,6 +98,7 @@ def chosen_layers(model: Any, layers: Sequence[int] | None) -> tuple[int, ...]:
     return chosen
 
 
+@checked
 @torch.no_grad()
 def read_activations(
     model: Any,

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from sklearn.model_selection import GroupKFold
 from torch import Tensor
 
+from interp.checked import checked
 from interp.errors import UserError
 from interp.heads.significance import BOOTSTRAP_RESAMPLES, CONFIDENCE, mean_interval
 from interp.patching.resampling import in_turns, resamples_at_once
@@ -25,6 +26,7 @@ from probes.linear import DEFAULT_C, ProbeMethod, check_labelled, fit_direction
 DEFAULT_SPLITS = 5
 
 
+@checked
 def cross_validated_scores(
     activations: Float[Tensor, "prompt d_model"],
     labels: Int[Tensor, " prompt"],
@@ -76,6 +78,7 @@ def cross_validated_scores(
     return scores
 
 
+@checked
 def auc_with_interval(
     scores: Float[Tensor, " prompt"],
     labels: Int[Tensor, " prompt"],
@@ -125,6 +128,7 @@ def accuracy_with_interval(
     return mean_interval(right, subjects, seed=seed)
 
 
+@checked
 def area_under_curve(scores: Float[Tensor, " prompt"], labels: Int[Tensor, " prompt"]) -> float:
     """AUC alone; refuses what `auc_with_interval` refuses, but needs no subjects."""
     wins, pairs = _subject_pairs(scores, labels, [""] * len(labels))

@@ -21,6 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from interp.checked import checked
 from interp.errors import UserError
 from interp.files import beside_of, move_into_place, remove_leftovers
 from interp.models import fingerprint
@@ -94,6 +95,7 @@ class ActivationStore:
         return out[place[wanted]]
 
 
+@checked
 def store_activations(
     model: Any,
     prompts: Sequence[TokensToRead],

@@ -14,6 +14,7 @@ from typing import Any
 
 import filelock
 
+from interp.checked import checked
 from interp.errors import UserError
 from interp.models import cache_root, fingerprint
 from interp.models.template_clock import template_now, template_time
@@ -92,6 +93,7 @@ def candidate_layers(model: Any, shares: Sequence[float] = LAYERS) -> tuple[int,
     return tuple(sorted({min(n_layers - 1, round(share * n_layers)) for share in shares}))
 
 
+@checked
 def train_detector(
     model: Any,
     premises: Iterable[Premises] | None = None,
@@ -213,6 +215,7 @@ def background_texts(model: Any, premises: Iterable[Premises]) -> tuple[Backgrou
     return tuple(found)
 
 
+@checked
 def detector_for(
     model: Any, *, cache_dir: Path | None = None, progress: bool = True
 ) -> PremiseDetector:

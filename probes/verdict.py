@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.patching.forward import device_of
@@ -107,6 +108,7 @@ class ControlReport(Displayed):
         return Shown(words, (self.to_dataframe(),), self.plot)
 
 
+@checked
 def compare_with_controls(
     model: Any,
     search: Premises,

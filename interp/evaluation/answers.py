@@ -50,6 +50,7 @@ def ask(
     stages: Stages = AT_ONCE,
 ) -> AskedQuestions:
     """The unconstrained model's greedy answers to every question."""
+    check_hooked(model)
     questions = premises.questions()
     filled = [premises.fill(question, QUESTION_KINDS[kind]) for question in questions]
     prompts = tuple(encode_question(model.tokenizer, one) for one in filled)

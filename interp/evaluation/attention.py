@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.arguments import pairs_of_numbers
+from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.evaluation.read_prompt import read_prompt
@@ -91,6 +92,7 @@ class AttentionPattern(Displayed):
         return Shown(words, (self.to_dataframe(),), self.plot)
 
 
+@checked
 @torch.no_grad()
 def attention_pattern(
     model: Any,

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.heads.significance import mean_interval
@@ -81,6 +82,7 @@ class PremiseDetections(Displayed):
         return Shown(words, (), self.plot)
 
 
+@checked
 def detect_premises(
     model: Any,
     premises: Premises,

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.evaluation.answer_pair import AnswerKind, AnswerPair
@@ -193,6 +194,7 @@ def _setting(intervention: Intervention, n_all_heads: int) -> dict[str, Any]:
     return setting
 
 
+@checked
 def ask_all(
     model: Any, premises: Premises, *, progress: bool = True, stages: Stages = AT_ONCE
 ) -> dict[AnswerKind, AskedQuestions]:
@@ -202,6 +204,7 @@ def ask_all(
     }
 
 
+@checked
 def evaluate(
     model: Any,
     premises: Premises,

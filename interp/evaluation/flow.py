@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.heads.locate import as_encoded
@@ -94,6 +95,7 @@ class InformationFlow(Displayed):
         return Shown(words, (table,), self.plot)
 
 
+@checked
 def information_flow(
     model: Any,
     premises: Premises | EncodedPremises,

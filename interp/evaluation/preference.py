@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.checked import checked
 from interp.evaluation.jobs import (
     PreferenceJob,
     WholeRunsJob,
@@ -68,6 +69,7 @@ class Preference:
         }
 
 
+@checked
 def preference(
     model: Any,
     encoded: EncodedPremises,

@@ -23,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.arguments import as_text
+from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.evaluation.read_prompt import ReadPrompt, read_prompt, token_texts
@@ -112,6 +113,7 @@ def check_saliency_method(method: str) -> None:
         raise UserError(f"unknown method of saliency {method!r}; known: {known}")
 
 
+@checked
 def token_saliency(
     model: Any,
     prompt: str | FilledQuestion,

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from interp.checked import checked
 from interp.errors import UserError
 from interp.evaluation.preference import preference
 from interp.heads.effects import HeadEffects
@@ -28,6 +29,7 @@ GAIN_TOLERANCE = 0.005
 """Settings whose gain is this close to the best count as equally good."""
 
 
+@checked
 def compare_settings(
     model: Any,
     premises: Premises | EncodedPremises,
@@ -87,6 +89,7 @@ def setting_mode_name(mode: Mode, factor: float) -> str:
     return f"{mode} {factor:g}" if mode == "scale" else mode
 
 
+@checked
 def choose_setting(settings: pd.DataFrame, *, n_heads: int) -> int:
     """The row of the best setting with ``n_heads`` heads: most gain, then least cost."""
     gain, cost = settings["gain"], settings["cost"]

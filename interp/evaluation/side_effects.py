@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.interventions.constrain import constrain
 from interp.interventions.constraint import Constraint
@@ -54,6 +55,7 @@ class SideEffects(Displayed):
         return Shown(words)
 
 
+@checked
 def neutral_sentences() -> tuple[str, ...]:
     """The neutral text that ships with the package, a sentence a line."""
     text = (data_dir() / "neutral.txt").read_text(encoding="utf-8")
@@ -68,6 +70,7 @@ def content_span(sentence: str) -> tuple[int, int]:
     return longest.span()
 
 
+@checked
 @torch.no_grad()
 def side_effects(
     model: Any,

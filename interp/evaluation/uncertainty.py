@@ -29,6 +29,7 @@ from scipy.stats import entropy
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.generation import BATCH_PROMPTS, MAX_NEW_TOKENS, answers_in_batches, end_tokens
@@ -115,6 +116,7 @@ class Uncertainty(Displayed):
         return Shown(words, (self.to_dataframe(),))
 
 
+@checked
 def uncertainty(
     model: Any,
     premises: Premises,
@@ -135,6 +137,7 @@ def uncertainty(
     Raises:
         UserError: fewer than two samples, or a temperature that is not above zero.
     """
+    check_hooked(model)
     if n_samples < 2:
         raise UserError(f"an entropy needs at least 2 sampled answers, not {n_samples}")
     questions = premises.questions()

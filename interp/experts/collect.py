@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interp.checked import checked
 from interp.errors import UserError
 from interp.experts.corpus import LabelledCorpus, corpus_of
 from interp.experts.counting_pass import ROUTERS, CollectSettings, CountingPass
@@ -31,6 +32,7 @@ from interp.progress import progress_bar
 __all__ = ["ROUTERS", "CollectSettings", "RoutingSum", "collect_part", "collect_routing"]
 
 
+@checked
 def collect_routing(
     model: Any,
     corpus: LabelledCorpus | Mapping[str, Sequence[str | Sequence[int]]] | Sequence[Any],

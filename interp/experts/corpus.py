@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from interp.checked import checked
 from interp.errors import UserError
 from interp.models.spans import prompt_ids
 from interp.moelora.encoding import encode_example, end_token
@@ -83,6 +84,7 @@ class LabelledCorpus:
         return tuple(sorted(int(one) for one in order if counts[one] > 1))
 
 
+@checked
 def corpus_of(data: Mapping[str, Any] | Sequence[Any], tokenizer: Any) -> LabelledCorpus:
     """Texts with their tasks, as tokens.
 

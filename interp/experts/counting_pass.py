@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from interp.arguments import whole_number
 from interp.errors import UserError
 from interp.experts.corpus import LabelledCorpus
 from interp.experts.counter import RoutingCounter, TokenLabels
@@ -74,10 +75,10 @@ class CollectSettings:
         for name, least in (
             *(("folds", 2), ("units", 2), ("batch_tokens", 1), ("ids", 1), ("parts", 1)),
         ):
-            if getattr(self, name) < least:
+            if whole_number(name, getattr(self, name)) < least:
                 raise UserError(f"{name} is {getattr(self, name)}: it must be at least {least}")
         for name in ("routers", "id_routers", "sampled"):
-            if getattr(self, name) < 0:
+            if whole_number(name, getattr(self, name)) < 0:
                 raise UserError(f"{name} is {getattr(self, name)}: it cannot be negative")
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import pandas as pd
 
+from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.experts.by_expert import expert_table
@@ -110,6 +111,7 @@ class Specialization(Displayed):
         return cls(*tables)
 
 
+@checked
 def measure_specialization(
     records: RoutingRecords,
     *,

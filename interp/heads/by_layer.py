@@ -10,17 +10,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from interp.arguments import shown
+from interp.checked import checked
+from interp.errors import UserError
 from interp.heads.significance import mean_interval
 
 if TYPE_CHECKING:
     from interp.heads.effects import HeadEffects
 
 
+@checked
 def effects_by_layer(effects: "HeadEffects", *, fdr: float = 0.05) -> pd.DataFrame:
     """One row a layer: ``layer``, ``effect``, ``ci_low``, ``ci_high`` (logits), ``significant``.
 
     ``significant`` counts the heads with q ≤ ``fdr``. Heads that were not edited count as nothing.
     """
+    if not hasattr(effects, "statistics"):
+        raise UserError(f"effects are HeadEffects, not {shown(effects)}: locate_heads gives them")
     sums = np.nansum(effects.values.double().numpy(), axis=2)
     significant = (effects.statistics.q_value <= fdr).sum(axis=1)
     rows = [

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.heads.headset import Head, HeadSet, Site, check_site
@@ -181,6 +182,7 @@ class HeadEffects(Displayed):
         return by_site[site]
 
 
+@checked
 def agreement(a: HeadEffects, b: HeadEffects, *, top_k: int = 10) -> dict[str, float]:
     """How alike two methods' mean effects are; see `PatchingResult.agreement`.
 
@@ -212,6 +214,7 @@ def _as_patching(effects: HeadEffects) -> PatchingResult:
     )
 
 
+@checked
 def save_effects(
     path: str | Path, effects: Sequence[HeadEffects], *, kept: Mapping[str, str] | None = None
 ) -> Path:
@@ -230,6 +233,7 @@ def save_effects(
     return write_tensor_file(Path(path), tensors, metadata)
 
 
+@checked
 def load_effects(path: str | Path) -> dict[str, HeadEffects]:
     """Read what ``save_effects`` wrote, by site. Raises UserError for anything else."""
     path = Path(path)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import pandas as pd
 
 from interp.arguments import as_path, pairs_of_numbers
+from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.untrusted import Maybe, check_shape, parse_json, read_text
@@ -95,6 +96,7 @@ class HeadSet(Displayed):
         )
 
 
+@checked
 def as_head_set(heads: "HeadSet | Iterable[Head]", site: Site | None = None) -> HeadSet:
     """A HeadSet as it is, or a plain list of tuples with its site (``output`` if not given)."""
     if isinstance(heads, HeadSet):

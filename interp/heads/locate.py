@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.arguments import whole_number
+from interp.checked import checked
 from interp.errors import UserError
 from interp.heads.effects import HeadEffects, Method
 from interp.heads.headset import Head, Site, check_site
@@ -38,6 +39,7 @@ from interp.premises.encode import EncodedPremises, encode_premises
 from interp.premises.questions import Premises, QuestionKind
 
 
+@checked
 @torch.no_grad()
 def locate_heads(
     model: Any,

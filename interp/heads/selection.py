@@ -11,11 +11,13 @@ import numpy as np
 import torch
 
 from interp.arguments import real_number, whole_number
+from interp.checked import checked
 from interp.errors import UserError
 from interp.heads.effects import HeadEffects
 from interp.heads.headset import Head, HeadSet
 
 
+@checked
 def select_heads(
     effects: HeadEffects,
     *,
@@ -46,6 +48,7 @@ def select_heads(
     return HeadSet(ranked[:size], effects.site, f"{how}, {effects.method}")
 
 
+@checked
 def count_of_fraction(fraction: float, n_heads: int) -> int:
     """How many heads a fraction of them is: rounded, at least one."""
     fraction = real_number("fraction", fraction)
@@ -71,6 +74,7 @@ def _by_vote(effects: HeadEffects, threshold: float) -> tuple[Head, ...]:
     return tuple((int(index) // n_heads, int(index) % n_heads) for index in order)
 
 
+@checked
 def random_head_sets(
     heads: HeadSet, n_layers: int, n_heads: int, n_sets: int, *, seed: int = 0
 ) -> tuple[HeadSet, ...]:

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.checked import checked
 from interp.errors import UserError
 from interp.patching.significance import (
     BOOTSTRAP_RESAMPLES,
@@ -55,6 +56,7 @@ def subject_means(
     return group_means(values, subjects, what="subjects")
 
 
+@checked
 def head_statistics(
     values: Float[Tensor, "prompt layer head"],
     subjects: Sequence[str],

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from interp.checked import checked
 from interp.errors import UserError
 from interp.heads.headset import Site, check_site
 from interp.models.precision import widened
@@ -24,6 +25,7 @@ from interp.premises.questions import QuestionKind
 Source = Literal["zero", "masked", "twin", "mean"]
 
 
+@checked
 def premise_edit(
     model: Any,
     encoded: EncodedPremises,

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from interp.checked import checked
 from interp.errors import UserError
 from interp.moelora.layer import MoELoRALinear
 from interp.moelora.losses import (
@@ -73,6 +74,7 @@ class ExpertLoad:
         return max(float(share.max()) * len(share) for share in self.shares.values())
 
 
+@checked
 def auxiliary_losses(model: nn.Module) -> AuxiliaryLosses:
     """The losses of the last forward pass that `model` made in training mode.
 
@@ -94,6 +96,7 @@ def auxiliary_losses(model: nn.Module) -> AuxiliaryLosses:
     return AuxiliaryLosses(load_balance, contrastive, router_z, total)
 
 
+@checked
 def expert_load(model: nn.Module) -> ExpertLoad:
     """The load of every expert in the last forward pass that `model` made in training mode.
 

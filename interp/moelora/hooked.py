@@ -22,6 +22,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformer_lens.model_bridge.generalized_components import JointQKVAttentionBridge
 
+from interp.checked import checked
 from interp.errors import UserError
 from interp.models import HookedModel
 from interp.models.load import wrap
@@ -32,6 +33,7 @@ from interp.moelora.layer import ExpertHooks, MoELoRALinear
 from interp.patching.forward import device_of
 
 
+@checked
 def hooked(adapted: nn.Module, tokenizer: Any, *, spec: str = "in-memory MoELoRA") -> HookedModel:
     """Wrap a model with MoELoRA adapters in TransformerLens; its logits are the PEFT model's.
 

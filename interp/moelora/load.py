@@ -10,6 +10,7 @@ from typing import Any
 
 from peft import PeftModel, get_peft_model_state_dict
 
+from interp.checked import checked
 from interp.errors import UserError
 from interp.models.quiet import quiet_libraries
 from interp.moelora.config import MoELoRAConfig
@@ -42,6 +43,7 @@ _SHAPE = {
 """What of the settings is used before `MoELoRAConfig` checks them."""
 
 
+@checked
 def load_adapter(
     hf_model: Any,
     folder: str | Path,

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.arguments import listed
+from interp.checked import checked
 from interp.models.precision import result_dtype, widened
 from interp.patching.batch import TokenBatch
 from interp.patching.budget import Budget, decide_budget
@@ -132,6 +133,7 @@ def attribute_columns(
     return values
 
 
+@checked
 def attribute_heads(
     model: Any,
     batch: TokenBatch,

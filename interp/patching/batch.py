@@ -15,6 +15,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from interp.arguments import listed, shown, whole_number
+from interp.checked import checked
 from interp.errors import UserError
 
 Span = tuple[int, int]
@@ -246,6 +247,7 @@ Prompts = TokenBatch | Int[Tensor, "prompt pos"] | Sequence[Sequence[int]]
 """What ``TokenBatch.of`` takes."""
 
 
+@checked
 def first_difference(a: TokenBatch, b: TokenBatch) -> Int[Tensor, " prompt"]:
     """The first column in which two batches of equal lengths differ (the width where none does).
 

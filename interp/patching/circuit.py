@@ -28,6 +28,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.arguments import as_path, of_kind, whole_number
+from interp.checked import checked
 from interp.errors import UserError
 from interp.models.majors import check_hooked
 from interp.patching.result import PatchingResult
@@ -253,6 +254,7 @@ def _read(content: Any) -> Circuit:
     return replace(made, kept=kept, left_out=out)
 
 
+@checked
 def circuit_of(model: Any, heads: PatchingResult, mlps: PatchingResult | None = None) -> Circuit:
     """A circuit scored by mean effects, of which nothing is kept yet (see ``Circuit.top``).
 

@@ -28,6 +28,7 @@ from scipy.integrate import trapezoid
 from torch import Tensor
 
 from interp.arguments import listed, pairs_of_numbers, real_number, whole_number
+from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.models.precision import result_dtype
@@ -196,6 +197,7 @@ def area_from_one(
     return trapezoid(np.abs(1 - curves), np.asarray(proportions), axis=1)
 
 
+@checked
 def faithfulness_curve(
     model: Any,
     clean: Prompts,

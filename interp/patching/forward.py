@@ -25,6 +25,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from interp.arguments import listed, whole_number
+from interp.checked import checked
 from interp.errors import UserError
 from interp.models.majors import writes_resid_mid
 from interp.models.precision import dtype_of
@@ -117,6 +118,7 @@ class RecordedRun:
         )
 
 
+@checked
 @contextmanager
 def hooked(model: Any, hooks: Sequence[Hook]) -> Iterator[None]:
     """Hooks on the model's hook points; they come off whatever happens.
@@ -143,6 +145,7 @@ def require_hooks(model: Any, hooks: Sequence[Hook]) -> None:
             require(model, "output")
 
 
+@checked
 def tail_logits(
     model: Any, batch: TokenBatch, *, keep: int = 1
 ) -> Float[Tensor, "prompt keep d_vocab"]:
@@ -186,6 +189,7 @@ def unedited_logits(model: Any, batch: TokenBatch) -> Float[Tensor, "prompt d_vo
     return torch.cat(found)
 
 
+@checked
 def record_run(
     model: Any,
     batch: TokenBatch,
@@ -353,6 +357,7 @@ def _adding_the_change(change: list[Tensor]) -> HookFunction:
     return hook_function
 
 
+@checked
 def resume(
     model: Any,
     run: RecordedRun,

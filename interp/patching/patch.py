@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.arguments import pairs_of_numbers, whole_number
+from interp.checked import checked
 from interp.errors import UserError
 from interp.models.majors import check_hooked
 from interp.models.precision import result_dtype
@@ -60,6 +61,7 @@ def check_method(method: str) -> None:
         raise UserError(f"unknown method {method!r}; known: {', '.join(get_args(Method))}")
 
 
+@checked
 def patch(
     model: Any,
     clean: Prompts,
@@ -316,6 +318,7 @@ def _result(
     )  # fmt: skip
 
 
+@checked
 @torch.no_grad()
 def patch_heads(
     model: Any,

@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from interp.arguments import pairs_of_numbers, whole_number
+from interp.checked import checked
 from interp.errors import UserError
 from interp.models.precision import result_dtype, widened
 from interp.patching.alignment import align
@@ -51,6 +52,7 @@ KNOWN_MLPS = ("frozen", "recomputed")
 RECORDED = ("z", "attn_out", "resid_post")
 
 
+@checked
 def patch_paths(
     model: Any,
     clean: Prompts,

@@ -19,6 +19,7 @@ from scipy.stats import pearsonr, spearmanr
 from scipy.stats import t as student
 
 from interp.arguments import real_number, whole_number
+from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.patching.alignment import Positions, align
@@ -80,6 +81,7 @@ class Screening(Displayed):
         return Shown(words, (verified,), self.plot)
 
 
+@checked
 def screen(
     model: Any,
     clean: Prompts,

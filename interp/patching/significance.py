@@ -23,6 +23,7 @@ from jaxtyping import Float
 from scipy.stats import bootstrap, false_discovery_control, permutation_test
 from torch import Tensor
 
+from interp.checked import checked
 from interp.errors import UserError
 from interp.models.precision import PRECISIONS
 from interp.patching.resampling import resamples_at_once, units_at_once
@@ -153,6 +154,7 @@ def _sign_flip(units: np.ndarray, seed: int) -> np.ndarray:
     return np.where(constant, 1.0, np.clip(result.pvalue, 0.0, 1.0))
 
 
+@checked
 def mean_interval(
     values: Sequence[float] | np.ndarray, groups: Sequence[str], *, seed: int = 0
 ) -> tuple[float, float, float]:

@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from scipy.stats import hypergeom
 
 from interp.arguments import of_kind, whole_number
+from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.patching.resampling import in_turns, resamples_at_once
@@ -104,6 +105,7 @@ def chance_overlap(k: int, n_units: int) -> float:
     return float((hypergeom.pmf(shared, n_units, k, k) * shared / (2 * k - shared)).sum())
 
 
+@checked
 def stability(
     result: PatchingResult,
     k: int = 10,

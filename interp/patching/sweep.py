@@ -24,6 +24,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from interp.arguments import listed, pairs_of_numbers
+from interp.checked import checked
 from interp.errors import UserError
 from interp.models.majors import check_hooked
 from interp.models.precision import result_dtype
@@ -138,6 +139,7 @@ def _by_first_layer(sets: Sequence[UnitSet]) -> dict[int, list[int]]:
     return groups
 
 
+@checked
 @torch.no_grad()
 def sweep_places(
     model: Any,
@@ -265,6 +267,7 @@ def _placed(edit: HeadEdit, at: Bool[Tensor, "prompt pos"]) -> HeadEdit:
     return replace(edit, at=at) if isinstance(edit, ActivationEdit) else edit
 
 
+@checked
 def sweep_sets(
     model: Any,
     batch: TokenBatch,
@@ -298,6 +301,7 @@ def sweep_sets(
     )[..., 0]  # fmt: skip
 
 
+@checked
 def sweep_heads(
     model: Any,
     batch: TokenBatch,

@@ -17,6 +17,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from interp.arguments import of_kind, one_of
+from interp.checked import checked
 from interp.errors import UserError
 from interp.models import RenderedChat, render_chat
 from interp.models.joining import gap_between
@@ -113,6 +114,7 @@ def tokenize(tokenizer: Any, rendered: RenderedChat, text: str | None = None) ->
     return tokenize_with_offsets(tokenizer, whole, add_special_tokens=rendered.add_special_tokens)
 
 
+@checked
 def encode_question(
     tokenizer: Any, filled: FilledQuestion, *, answer: str = "", system: str | None = None
 ) -> EncodedPrompt:
@@ -175,6 +177,7 @@ def _encode_kind(
     return prompt, true_ids[shared], false_ids[shared]
 
 
+@checked
 def encode_premises(
     tokenizer: Any, premises: Premises, *, device: torch.device | str = "cpu"
 ) -> EncodedPremises:

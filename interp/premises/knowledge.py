@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 
 from interp.arguments import of_kind, one_of, whole_number
+from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.generation import generate_tokens
@@ -98,6 +99,7 @@ class Knowledge(Displayed):
         return Shown(f"{self.summary}.", (self.to_dataframe(),), self.plot)
 
 
+@checked
 @torch.no_grad()
 def check_knowledge(
     model: Any, premises: Premises, *, check: KnowledgeCheck = "strict", progress: bool = True
@@ -110,6 +112,7 @@ def check_knowledge(
     return Knowledge(check, tuple(run(model, premises, progress)))
 
 
+@checked
 def filter_known(
     model: Any,
     premises: Premises,

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import pandas as pd
 
 from interp.arguments import whole_number
+from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.premises.mentions import names
@@ -206,6 +207,7 @@ class Premises(Displayed):
         return Shown(words, (table,))
 
 
+@checked
 def load_premises(name_or_path: str | Path, *, seed: int = 0, limit: int | None = None) -> Premises:
     """All questions of a shipped relation, or of a user's CSV or YAML file.
 

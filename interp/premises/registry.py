@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from interp.arguments import as_path
+from interp.checked import checked
 from interp.errors import UserError
 from interp.premises.relation import Fact, Relation, Template, check_rule, is_year, not_a_year
 from interp.untrusted import parse_yaml, read_text
@@ -41,11 +42,13 @@ _REQUIRED_KEYS = ("name", "templates", "cloze", "direct")
 _YAML_SUFFIXES = (".yaml", ".yml")
 
 
+@checked
 def list_relations() -> tuple[str, ...]:
     """The names of the relations that ship with the package, sorted."""
     return tuple(sorted(path.stem for path in (data_dir() / "relations").glob("*.csv")))
 
 
+@checked
 def load_relation(name_or_csv: str | Path, *, templates: Path | None = None) -> Relation:
     """A shipped relation by name, or one's own by the path of its CSV or YAML file.
 

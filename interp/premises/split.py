@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
+from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.premises.questions import Premises
@@ -38,6 +39,7 @@ class Split(Displayed):
         return Shown("Two parts that share no subject and no template.", (table,))
 
 
+@checked
 def split_premises(
     premises: Premises,
     *,

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from interp.checked import checked
 from interp.errors import UserError
 from interp.models import render_chat
 from interp.models.joining import gap_between
@@ -96,6 +97,7 @@ class EncodedPairs:
         )
 
 
+@checked
 def encode_pairs(
     tokenizer: Any,
     pairs: Pairs,
@@ -194,6 +196,7 @@ def _encode_text(
     return (right[:shared], placed), right[shared], wrong[shared]
 
 
+@checked
 @torch.no_grad()
 def answered_right(model: Any, encoded: EncodedPairs) -> Bool[Tensor, " prompt"]:
     """Whether the model prefers the answer to the wrong one after each clean text."""

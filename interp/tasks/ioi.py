@@ -18,6 +18,7 @@ import random
 from itertools import combinations
 from typing import Any, Literal, get_args
 
+from interp.checked import checked
 from interp.errors import UserError
 from interp.tasks.pairs import Pair, Pairs, Span
 
@@ -55,6 +56,7 @@ OBJECTS: tuple[str, ...] = (
 )  # fmt: skip
 
 
+@checked
 def ioi_pairs(
     n: int = 64, *, tokenizer: Any = None, seed: int = 0, corruption: Corruption = "swap"
 ) -> Pairs:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from interp.checked import checked
 from interp.errors import UserError
 from interp.untrusted import read_json_lines
 
@@ -125,6 +126,7 @@ class Pairs:
         return Pairs(tuple(self.items[number] for number in numbers), self.name)
 
 
+@checked
 def read_pairs(path: str | Path, *, limit: int | None = None) -> Pairs:
     """Read a file of pairs (see the module's text); empty lines are passed over.
 

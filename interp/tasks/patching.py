@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from interp.checked import checked
 from interp.errors import UserError
 from interp.patching import (
     KLDivergence,
@@ -24,6 +25,7 @@ Metric = Literal["logit_difference", "probability", "log_probability", "kl"]
 Where = Literal["all", "each", "spans"]
 
 
+@checked
 def patch_pairs(
     model: Any,
     pairs: Pairs | EncodedPairs,
