@@ -38,7 +38,9 @@ def whole_number(what: str, given: Any, *, least: int | None = None) -> int:
 def real_number(what: str, given: Any) -> float:
     """A number. Raises UserError unless it is one, and finite."""
     try:
-        number = math.nan if isinstance(given, str | bytes) else float(given)
+        if isinstance(given, str | bytes):  # digits are not meant
+            raise TypeError(given)
+        number = float(given)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{what} is a number, not {shown(given)}") from error
     if not math.isfinite(number):

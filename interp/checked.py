@@ -112,8 +112,8 @@ def _container(name: str, value: Any, origin: Any, inside: Sequence[Any]) -> Any
     if isinstance(value, origin) and not isinstance(value, str | bytes | list | tuple):
         # A class of its own that is such a thing, or a generator, which can be read once only.
         return value if isinstance(value, Sized) else listed(name, value)
-    entries = listed(name, value)
     pair = origin is tuple and Ellipsis not in inside
+    entries = listed(name, value, f"{len(inside)} values" if pair else "entries")
     if pair and len(entries) != len(inside):
         raise UserError(f"{name} has {len(inside)} entries, not {len(entries)}")
     of_each = inside if pair else [inside[0] if inside else Any] * len(entries)

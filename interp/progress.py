@@ -33,7 +33,7 @@ class LineBar(plain_bar):
         if self.disable:
             return
         self.disable = True
-        self._decr_instances(self)
+        type(self)._decr_instances(self)  # type: ignore[attr-defined]
         self._say()
 
     def _say(self) -> None:

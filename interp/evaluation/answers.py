@@ -18,6 +18,7 @@ from interp.heads.significance import mean_interval
 from interp.interventions.constraint import Constraint
 from interp.interventions.gate import Detection, spans_of
 from interp.interventions.intervention import Intervention
+from interp.models.majors import check_hooked
 from interp.premises.encode import EncodedPrompt, encode_question
 from interp.premises.mentions import names, names_any
 from interp.premises.questions import Premises, Question, QuestionKind

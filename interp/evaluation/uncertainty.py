@@ -33,6 +33,7 @@ from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.generation import BATCH_PROMPTS, MAX_NEW_TOKENS, answers_in_batches, end_tokens
+from interp.models.majors import check_hooked
 from interp.patching.batch import TokenBatch
 from interp.patching.forward import device_of
 from interp.premises.encode import encode_question

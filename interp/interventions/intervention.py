@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pandas as pd
 
+from interp.arguments import listed, of_kind
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.heads.headset import Head, HeadSet, Site, as_head_set
@@ -52,7 +53,10 @@ class Intervention(Displayed):
 
     def __post_init__(self) -> None:
         check_gate(self.gate)
-        heads, experts = _merged(self.heads), _merged(self.experts)
+        for what, kind in (("heads", Constraint), ("experts", ExpertConstraint)):
+            for part in listed(what, getattr(self, what), f"{kind.__name__}s"):
+                of_kind(f"a part of {what}", part, kind)
+        heads, experts = _merged(tuple(self.heads)), _merged(tuple(self.experts))
         object.__setattr__(self, "heads", heads)
         object.__setattr__(self, "experts", experts)
         for one, other in combinations(heads, 2):

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from interp.arguments import listed, pairs_of_numbers
 from interp.errors import UserError
 from interp.premises.encode import EncodedPremises
 
@@ -24,7 +25,10 @@ def places_at(at: "Sequence[tuple[int, int] | None] | Tensor | Places") -> Place
         return _from_mask(at)
     if callable(at):
         return at
-    return _from_spans(tuple(None if one is None else (int(one[0]), int(one[1])) for one in at))
+    spans = listed("at", at, "token spans (start, end), one for each prompt")
+    return _from_spans(
+        tuple(None if one is None else pairs_of_numbers("at", [one])[0] for one in spans)
+    )
 
 
 def places_of_premises(encoded: EncodedPremises) -> Places:

@@ -203,7 +203,7 @@ def model_info(model: nn.Module) -> ModelInfo:
     """What is recorded about a model from `load_model` or `from_hf`; UserError for any other."""
     try:
         return _INFO[model]
-    except KeyError:
+    except (KeyError, TypeError):
         raise UserError(
             "this model was not made by interp.load_model or interp.models.from_hf: "
             "wrap it with interp.models.from_hf(hf_model, tokenizer)"

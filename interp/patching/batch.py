@@ -8,20 +8,27 @@ import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from interp.arguments import listed, shown, whole_number
-from interp.checked import checked
 from interp.errors import UserError
 
 Span = tuple[int, int]
 
 RUN_TOKENS = 4096
 """Tokens of one plain forward pass over whole prompts."""
+
+
+if TYPE_CHECKING:
+    TokenIds = Int[Tensor, "prompt pos"]
+    Prompts: TypeAlias = "TokenBatch | TokenIds | Sequence[Sequence[int]]"
+    """What ``TokenBatch.of`` takes."""
+else:
+    TokenIds = Prompts = Any  # what is wrong with anything else is said below
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,7 @@ class TokenBatch:
 
     @classmethod
     def from_lists(
-        cls, prompts: Sequence[Sequence[int]], *, pad: int = 0, device: torch.device | str = "cpu"
+        cls, prompts: Prompts, *, pad: int = 0, device: torch.device | str = "cpu"
     ) -> "TokenBatch":
         """Pad lists of token ids on the left to the longest of them."""
         prompts, pad = [_token_ids(one) for one in _listed(prompts)], whole_number("pad", pad)
@@ -82,9 +89,7 @@ class TokenBatch:
             raise UserError(f"device {shown(device)} is not there") from error
 
     @classmethod
-    def from_padded(
-        cls, tokens: Int[Tensor, "prompt pos"], mask: Tensor | None = None
-    ) -> "TokenBatch":
+    def from_padded(cls, tokens: TokenIds, mask: Any = None) -> "TokenBatch":
         """Take ids padded on either side, with a mask of real tokens (none: no padding)."""
         tokens = token_tensor("tokens", tokens)
         if mask is None:
@@ -243,11 +248,6 @@ def token_tensor(what: str, tokens: Any) -> Int[Tensor, "prompt pos"]:
     return found.long()
 
 
-Prompts = TokenBatch | Int[Tensor, "prompt pos"] | Sequence[Sequence[int]]
-"""What ``TokenBatch.of`` takes."""
-
-
-@checked
 def first_difference(a: TokenBatch, b: TokenBatch) -> Int[Tensor, " prompt"]:
     """The first column in which two batches of equal lengths differ (the width where none does).
 

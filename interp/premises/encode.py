@@ -193,4 +193,8 @@ def encode_premises(
         twin, *_ = _encode_kind(tokenizer, premises, question, "twin")
         masked, *_ = _encode_kind(tokenizer, premises, question, "masked")
         items.append(EncodedPremise(question, false, twin, masked, true_token, false_token))
-    return EncodedPremises(tuple(items), torch.device(device), premises.relation.mask)
+    try:
+        place = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise UserError(f"device {device!r} is not there") from error
+    return EncodedPremises(tuple(items), place, premises.relation.mask)
