@@ -41,17 +41,19 @@ class Workers:
         jobs: Sequence[Sequence[Item]],
         *,
         needs: str,
+        learn: Callable[[int], None] | None = None,
     ) -> Iterator[tuple[list[Item], Result]]:
         """``function(run, job)`` for every job; a job is a sequence, and may be cut in two.
 
         What runs out of memory beside the others runs again alone, and then by halves.
 
         Args:
+            learn: see ``halving``.
             needs: the hook point that the jobs edit, of any layer: the plain modules must have it.
         """
         plain = run.plain
         if self._executor is None or plain is None or not plain.has(needs):
-            yield from halving(jobs, lambda job: function(run, job), what="one row")
+            yield from halving(jobs, lambda job: function(run, job), what="one row", learn=learn)
             return
 
         def work(job: Sequence[Item]) -> Result:
@@ -76,7 +78,9 @@ class Workers:
             # A failed one holds its exception, and with it the tensors of its frames.
             futures.clear()
         # In a worker's thread as well: more threads would give other last bits.
-        yield from halving(failed, lambda job: executor.submit(work, job).result(), what="one row")
+        yield from halving(
+            failed, lambda job: executor.submit(work, job).result(), what="one row", learn=learn
+        )
 
 
 def _result_of(future: "Future[Result]") -> tuple[Result] | None:
