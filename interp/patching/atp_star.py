@@ -23,7 +23,7 @@ from interp.models.precision import result_dtype, widened
 from interp.patching.attribution import edited_change, gradient_pass, keep_in_graph
 from interp.patching.batch import TokenBatch
 from interp.patching.budget import Budget, decide_budget
-from interp.patching.chunks import chunk_prompts, first_column, graph_demand, take_chunk
+from interp.patching.chunks import chunk_prompts, first_column, graph_demand, learning, take_chunk
 from interp.patching.components import as_units, count_units, hook_name
 from interp.patching.edits import ActivationEdit, scores_hook_name
 from interp.patching.forward import Hook, HookFunction, RecordedRun, record_run, resume
@@ -88,7 +88,8 @@ def atp_star_columns(
         for _ in halving(groups, run_places, what="one prompt at one place"):
             pass
 
-    for _ in halving(chunks, run_chunk, divisible=can_take([metric])):
+    learn = learning(demand, decided, edit.changed)
+    for _ in halving(chunks, run_chunk, divisible=can_take([metric]), learn=learn):
         pass
     return values
 

@@ -21,7 +21,7 @@ from interp.checked import checked
 from interp.models.precision import result_dtype, widened
 from interp.patching.batch import TokenBatch
 from interp.patching.budget import Budget, decide_budget
-from interp.patching.chunks import chunk_prompts, first_column, graph_demand, take_chunk
+from interp.patching.chunks import chunk_prompts, first_column, graph_demand, learning, take_chunk
 from interp.patching.components import as_units, check_component, count_units, hook_name
 from interp.patching.edits import ActivationEdit, HeadEdit, check_edit
 from interp.patching.forward import Hook, HookFunction, RecordedRun, record_run, resume
@@ -127,8 +127,9 @@ def attribute_columns(
         found = _attribute_chunk(model, run, chunk.edit, chunk.metrics)
         values[:, chunk.rows, ..., chunk.drop + run.start :] = found
 
+    learn, whole = learning(demand, decided, edit.changed), not can_take(metrics)
     with progress_bar(total=len(batch), description="gradients", shown=progress) as bar:
-        for prompts, _ in halving(chunks, run_chunk, divisible=can_take(metrics)):
+        for prompts, _ in halving(chunks, run_chunk, divisible=not whole, learn=learn):
             bar.update(len(prompts))
     return values
 

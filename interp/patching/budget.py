@@ -8,7 +8,7 @@ limit, and a prompt that does not fit is refused before anything runs.
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,6 +25,14 @@ GPU_SHARE = 0.25
 """Of the free memory of a GPU, for the batches; what is kept beside them may take as much again."""
 
 
+@dataclass
+class Room:
+    """What has turned out not to fit, less than which is tried from then on; in bytes."""
+
+    batches: int | None = None
+    whole: int | None = None
+
+
 @dataclass(frozen=True)
 class Budget:
     """Bytes that a call may take.
@@ -33,11 +41,22 @@ class Budget:
         batches: for the forward passes that run side by side.
         whole: for those and all that is kept beside them: recorded runs, edits, a graph.
         given: whether somebody asked for it, so that it is a limit.
+        room: what the calls with this budget have learned of the memory that there really is.
     """
 
     batches: int
     whole: int
     given: bool = False
+    room: Room = field(default_factory=Room, compare=False, repr=False)
+
+    @property
+    def now(self) -> tuple[int, int]:
+        """``batches`` and ``whole``, or what of them there is room for."""
+        batches, whole = self.room.batches, self.room.whole
+        return (
+            self.batches if batches is None else min(self.batches, batches),
+            self.whole if whole is None else min(self.whole, whole),
+        )
 
     def refuse(self, bytes_of_one: int, width: int) -> None:
         """Raise UserError if one prompt does not fit into a budget that was given."""
@@ -49,7 +68,8 @@ class Budget:
 
     def rows(self, each: int, *, kept: int = 0) -> int:
         """How many rows of so many bytes fit beside what is kept; at least one."""
-        return max(1, min(self.batches, self.whole - kept) // each)
+        batches, whole = self.now
+        return max(1, min(batches, whole - kept) // each)
 
 
 _DECIDED: ContextVar[Budget | None] = ContextVar("decided_budget", default=None)

@@ -81,7 +81,15 @@ class Demand:
         batches = 0
         if self.row is not None:
             batches = n_prompts * self.rows_per_prompt * self.row(tail, width)
-        return batches <= budget.batches and n_prompts * self.least(tail, width) <= budget.whole
+        limit, whole = budget.now
+        return batches <= limit and n_prompts * self.least(tail, width) <= whole
+
+    def learn(self, budget: Budget, n: int, tail: int, width: int) -> None:
+        """So many rows, or prompts where there are no rows, ran out of memory: half is tried."""
+        if self.row is None:
+            budget.room.whole = n * self.least(tail, width) // 2
+        else:
+            budget.room.batches = n * self.row(tail, width) // 2
 
     def rows_within(self, budget: Budget, n_prompts: int, tail: int, width: int) -> int:
         """How many rows run together beside what is kept of so many prompts; at least one."""
@@ -127,6 +135,14 @@ def graph_demand(model: Any, component: str, *, places: int = 0) -> Demand:
         return graph + sizes.edit(component, tail, width) + changes
 
     return Demand(kept, None, model.cfg.n_layers)
+
+
+def learning(
+    demand: Demand, budget: Budget, changed: Bool[Tensor, "prompt pos"]
+) -> Callable[[int], None]:
+    """What ``halving`` tells of prompts that did not fit."""
+    width = changed.shape[1]
+    return lambda n: demand.learn(budget, n, width - first_column(changed), width)
 
 
 def chunk_prompts(

@@ -17,7 +17,7 @@ from interp.errors import UserError
 from interp.models.precision import result_dtype, widened
 from interp.patching.batch import TokenBatch
 from interp.patching.budget import Budget, decide_budget
-from interp.patching.chunks import chunk_prompts, first_column, graph_demand, take_chunk
+from interp.patching.chunks import chunk_prompts, first_column, graph_demand, learning, take_chunk
 from interp.patching.components import as_units, count_units, from_units, hook_name
 from interp.patching.edits import ActivationEdit
 from interp.patching.forward import HookFunction, RecordedRun, record_run, resume
@@ -62,7 +62,8 @@ def integrate_columns(
                 values[chunk.rows, layer, :, chunk.drop + run.start :] = found
                 bar.update(len(prompts))
 
-        for _ in halving(chunks, run_chunk, divisible=can_take([metric]), bar=bar):
+        learn, whole = learning(demand, decided, edit.changed), not can_take([metric])
+        for _ in halving(chunks, run_chunk, divisible=not whole, bar=bar, learn=learn):
             pass
     return values
 

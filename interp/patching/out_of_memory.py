@@ -60,6 +60,7 @@ def halving(
     what: str = "one prompt",
     divisible: bool = True,
     bar: Any = None,
+    learn: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[list[Item], Result]]:
     """``run`` of every batch, in order; what does not fit into memory is cut in two.
 
@@ -70,6 +71,7 @@ def halving(
         what: the smallest batch, for a message.
         divisible: False where a batch must stay whole.
         bar: a progress bar that ``run`` moves; it goes back where ``run`` fails.
+        learn: is told of how many items did not fit.
 
     Yields:
         the items that ran together, and their result.
@@ -89,6 +91,8 @@ def halving(
             if reason is None:
                 yield now, done  # type: ignore[misc]
                 continue
+            if learn is not None:
+                learn(len(now))
             if len(now) < 2 or not divisible:
                 raise OutOfMemory.of(what, reason)
             most = -(-len(now) // 2)

@@ -189,7 +189,12 @@ class _Paths:
             ]
 
         batches = [heads[begin : begin + size] for begin in range(0, len(heads), size)]
-        found = [one for _, part in halving(batches, run_heads, what="one head") for one in part]
+
+        def learn(n_heads: int) -> None:
+            self.demand.learn(self.budget, n_heads * n_prompts, width - run.start, width)
+
+        parts = [part for _, part in halving(batches, run_heads, what="one head", learn=learn)]
+        found = [one for part in parts for one in part]
         return torch.stack(found, dim=1).to("cpu", result_dtype(self.model))
 
     @property

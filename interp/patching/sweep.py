@@ -256,8 +256,13 @@ class _Sweep:
                 self.model, recorded, edit, sets, chunk.metrics, freeze=self.freeze
             )
 
+        n_prompts, width = len(run.batch), run.batch.width
+
+        def learn(n_sets: int) -> None:
+            self.demand.learn(self.budget, n_sets * n_prompts, width - run.start, width)
+
         batches = _batches(run, self.groups, self.demand, self.budget, self.workers.count)
-        for some, block in self.workers.run(run, batch_values, batches):
+        for some, block in self.workers.run(run, batch_values, batches, learn=learn):
             into[:, :, some] = block
             self.bar.update(len(chunk.batch) * len(some))
 

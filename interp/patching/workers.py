@@ -39,16 +39,21 @@ class Workers:
         run: RecordedRun,
         function: Callable[[RecordedRun, list[Item]], Result],
         jobs: Sequence[Sequence[Item]],
+        *,
+        learn: Callable[[int], None] | None = None,
     ) -> Iterator[tuple[list[Item], Result]]:
         """``function(run, job)`` for every job; a job is a sequence, and may be cut in two.
 
         What runs out of memory beside the others runs again alone, and then by halves.
 
         The run was recorded with what the jobs edit, so that its plain modules have it.
+
+        Args:
+            learn: see ``halving``.
         """
         plain = run.plain
         if self._executor is None or plain is None:
-            yield from halving(jobs, lambda job: function(run, job), what="one row")
+            yield from halving(jobs, lambda job: function(run, job), what="one row", learn=learn)
             return
 
         def work(job: Sequence[Item]) -> Result:
@@ -73,7 +78,9 @@ class Workers:
             # A failed one holds its exception, and with it the tensors of its frames.
             futures.clear()
         # In a worker's thread as well: more threads would give other last bits.
-        yield from halving(failed, lambda job: executor.submit(work, job).result(), what="one row")
+        yield from halving(
+            failed, lambda job: executor.submit(work, job).result(), what="one row", learn=learn
+        )
 
 
 def _result_of(future: "Future[Result]") -> tuple[Result] | None:

@@ -58,6 +58,15 @@ def test_the_default_follows_the_device(monkeypatch: pytest.MonkeyPatch) -> None
     assert default_budget(gpu) == Budget(350, 700)
 
 
+def test_what_did_not_fit_is_not_tried_again() -> None:
+    budget = Budget(1000, 4000)
+    budget.room.batches, budget.room.whole = 300, 5000
+    assert budget.now == (300, 4000)
+    assert budget.rows(100) == 3
+    assert Budget(1000, 4000).rows(100) == 10  # another call's is its own
+    assert budget == Budget(1000, 4000)
+
+
 def test_a_run_decides_for_all_its_calls() -> None:
     decided = Budget(5, 10)
     with using_budget(decided):

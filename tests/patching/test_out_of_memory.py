@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from interp.errors import UserError
 from interp.models import HookedModel
 from interp.patching import LogitDifference, TokenBatch, faithfulness_curve, patch, patch_paths
-from interp.patching.forward import tail_logits
+from interp.patching.forward import record_run, tail_logits
 from interp.patching.out_of_memory import OutOfMemory, halving, is_out_of_memory, over_parts
 
 CLEAN = TokenBatch.from_lists(
@@ -24,6 +24,14 @@ CORRUPTED = TokenBatch.from_lists(
 )
 METRIC = LogitDifference(torch.tensor([3, 14, 15, 16]), torch.tensor([65, 35, 89, 90]))
 GPU_MESSAGE = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 1 GiB"
+
+
+@pytest.fixture(autouse=True)
+def _quick_collection() -> Iterator[None]:
+    """What is there before a test is left alone when memory is freed: it is most of it all."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def full(message: str = GPU_MESSAGE) -> torch.cuda.OutOfMemoryError:
@@ -165,17 +173,38 @@ def test_other_errors_pass() -> None:
 
 
 def test_parts_of_a_batch(tiny_llama: HookedModel) -> None:
-    whole = tail_logits(tiny_llama, CLEAN)
+    whole = tail_logits(tiny_llama, CLEAN)[:, -1]
     rows: list[range] = []
 
     def run(part: TokenBatch, some: range) -> torch.Tensor:
         rows.append(some)
-        return tail_logits(tiny_llama, part)
+        return record_run(tiny_llama, part).logits
 
     with room_for(tiny_llama, 1):
         found = torch.cat(list(over_parts(CLEAN, run, batch_tokens=16)))
     assert rows == [range(2), range(1), range(1, 2), range(2, 3), range(3, 4)]
     torch.testing.assert_close(found, whole, rtol=0, atol=1e-5)
+
+
+def test_logits_by_halves(tiny_llama: HookedModel) -> None:
+    whole = tail_logits(tiny_llama, CLEAN, keep=2)
+    with room_for(tiny_llama, 1) as seen:
+        found = tail_logits(tiny_llama, CLEAN, keep=2)
+    assert seen == [4, 2, 1, 1, 1, 1]
+    torch.testing.assert_close(found, whole, rtol=0, atol=1e-5)
+
+
+def test_hooks_of_somebody_see_the_whole_batch(tiny_llama: HookedModel) -> None:
+    """They may count rows."""
+    seen: list[int] = []
+
+    def look(value: torch.Tensor, hook: Any) -> None:
+        seen.append(len(value))
+
+    hooks = [("blocks.0.hook_resid_pre", look)]
+    with room_for(tiny_llama, 3), tiny_llama.hooks(fwd_hooks=hooks), pytest.raises(RuntimeError):
+        tail_logits(tiny_llama, CLEAN)
+    assert seen == [4]
 
 
 SETTINGS: list[dict[str, Any]] = [

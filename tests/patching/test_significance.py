@@ -6,6 +6,7 @@ import torch
 
 from interp.errors import UserError
 from interp.heads import head_statistics
+from interp.patching.resampling import in_turns, resamples_at_once, units_at_once
 from interp.patching.significance import effect_statistics, group_means, mean_interval
 
 
@@ -82,3 +83,22 @@ def test_too_few_groups_or_broken_effects_are_told() -> None:
         effect_statistics(torch.full((8, 2), torch.inf), names(8))
     with pytest.raises(UserError, match="3 prompts but 2 groups"):
         mean_interval([1.0, 2.0, 3.0], ["a", "b"])
+
+
+def test_few_units_and_resamples_at_a_time_give_the_same_statistics(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    values = torch.randn(9, 11, generator=torch.Generator().manual_seed(0)) + 0.3
+    whole, mean = effect_statistics(values, names(9)), mean_interval(values[:, 0].numpy(), names(9))
+    monkeypatch.setattr("interp.patching.resampling.RESAMPLE_BYTES", 3 * 9 * 200 * 16)
+    assert units_at_once(9, 200, copies=2) == 3
+    parts = effect_statistics(values, names(9))
+    for name in ("mean", "ci_low", "ci_high", "p_value", "q_value"):
+        np.testing.assert_allclose(getattr(parts, name), getattr(whole, name), rtol=1e-12)
+    assert mean_interval(values[:, 0].numpy(), names(9)) == pytest.approx(mean, rel=1e-12)
+
+
+def test_at_least_one_at_a_time() -> None:
+    assert units_at_once(10**9, 10**3) == resamples_at_once(10**12, 50) == 1
+    assert resamples_at_once(1, 50) == 50
+    assert list(in_turns(7, 3)) == [3, 3, 1]
