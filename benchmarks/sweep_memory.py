@@ -13,8 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import interp.models
 from interp.heads.locate import as_encoded
-from interp.patching.budget import CPU_BUDGET
-from interp.patching.chunks import GRADIENT_BUDGETS
+from interp.patching.budget import CPU_BUDGET, CPU_WHOLE
 from interp.premises import Premises
 from interp.runs.locate import LocateJob, locate_shard
 from interp.runs.shards import InProcess, ShardStore, cut, make_shards, put_together
@@ -44,7 +43,7 @@ def main() -> None:
     some = as_encoded(model, premises)
     encoded = some.take([index % len(some) for index in range(options.prompts)])
     parts = cut(range(len(encoded)))
-    budget = CPU_BUDGET * (GRADIENT_BUDGETS if options.method == "attribution" else 1)
+    budget = CPU_WHOLE if options.method == "attribution" else CPU_BUDGET
 
     def sweep(folder: Path) -> Mapping[str, torch.Tensor]:
         store = ShardStore(folder, {"prompts": len(encoded)}, len(parts))

@@ -9,11 +9,12 @@ the transformers model itself:
   the input of the output projection of transformers' own module;
 * ``attention``: one head cut off one key moves the logits as it does through the mask that
   transformers' own attention adds to its scores, or where that module takes its softmax;
+* ``residual``: what attention and MLP show as theirs is what a layer adds to its input;
 * ``continuation``: a prompt in two pieces, with a cache, gives the logits of the whole prompt;
 * ``padding``: padding on the left changes nothing.
 
-``output`` and ``attention`` are looked at in the middle layer and in one layer of every other kind.
-A part that fails is refused by `require`, with the reason; the rest of the model can be used.
+``output``, ``attention`` and ``residual`` are looked at in the middle layer and in one layer of
+every other kind. A part that fails is refused by `require`, with the reason; the rest can be used.
 Without ``continuation`` prompts run whole, and without ``padding`` together with prompts of the
 same length only: that costs time and nothing else.
 """
@@ -39,12 +40,13 @@ from interp.untrusted import one_line
 
 logger = logging.getLogger(__name__)
 
-Part = Literal["logits", "output", "attention", "continuation", "padding"]
+Part = Literal["logits", "output", "attention", "residual", "continuation", "padding"]
 
 PROMPT_TOKENS = 8
 KEY = 1
 """The column that is cut off, and that is written to."""
 PADDING = 3
+_IN_ORDER = ("resid_pre", "attn_out", "mlp_out", "resid_post")
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
 HALF_PRECISION_TOLERANCE = 5e-2
 """Of logits, relative to the largest; two attention kernels differ by that much in bfloat16."""
@@ -123,6 +125,8 @@ class _Trial:
         self._try("continuation", self._check_continuation)
         self._try("padding", self._check_padding)
         for layer in self._layers_of_each_kind():
+            if "residual" not in self.problems:
+                self._try("residual", self._check_residual, layer)
             if "output" not in self.problems:
                 self._try("output", self._check_output, layer, unhooked)
             if "attention" not in self.problems:
@@ -209,6 +213,25 @@ class _Trial:
             return
         right = self._cut_in_transformers(unhooked, attention)
         self._compare(written, right, f"with one head cut off in layer {layer} the logits")
+
+    def _check_residual(self, layer: int) -> None:
+        names = [f"blocks.{layer}.hook_{one}" for one in _IN_ORDER]
+        if any(name not in self.model.hook_dict for name in names):
+            return  # a layer of another make, whose parts are not patched
+        seen: dict[str, Tensor] = {}
+
+        def keep(value: Tensor, hook: Any, name: str) -> None:
+            seen[name] = value.detach().float().clone()
+
+        hooks = [(name, lambda value, hook, name=name: keep(value, hook, name)) for name in names]
+        self._logits(*hooks)
+        before, attention, mlp, after = (seen[name] for name in names)
+        if mlp.shape != before.shape or attention.shape != before.shape:
+            return  # shown in a shape that cannot be patched, which says so itself
+        difference = float((before + attention + mlp - after).abs().max())
+        relative = 10 * _TOLERANCE.get(self.expected.dtype, HALF_PRECISION_TOLERANCE)
+        if not difference <= relative * (float(after.abs().max()) + 1.0):
+            raise _Differs(f"layer {layer} adds something else: they differ by {difference:.2g}")
 
     def _cut_in_transformers(self, unhooked: Any, attention: nn.Module) -> Tensor:
         """The logits with the same edges cut in transformers' own module."""
@@ -385,6 +408,7 @@ _REFUSALS: Mapping[str, str] = {
     "logits": "TransformerLens does not compute {name} as transformers does",
     "output": "the outputs of the heads of {name} cannot be read or written at hook_z",
     "attention": "the attention pattern of {name} cannot be read, cut or patched",
+    "residual": "what attention and MLP of {name} add to the residual stream cannot be told apart",
     "continuation": "{name} cannot go on from a cache",
     "padding": "{name} does not leave padding out: give prompts of one length",
 }

@@ -19,7 +19,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from interp.errors import UserError
-from interp.models.precision import result_dtype, widened
+from interp.models.precision import precision_of, result_dtype, widened
+from interp.models.self_check import require
 from interp.patching.attribution import edited_change, gradient_pass, keep_in_graph
 from interp.patching.batch import TokenBatch
 from interp.patching.budget import Budget, decide_budget
@@ -52,6 +53,8 @@ def atp_star_columns(
     Args:
         grad_drop, qk_fix: each repair can be left out; without GradDrop values have a sign.
     """
+    if grad_drop:
+        require(model, "residual")
     n_layers, n_units = model.cfg.n_layers, count_units(model, edit.component)
     shape = (len(batch), n_layers, n_units, len(places))
     values = torch.full(shape, torch.nan, dtype=result_dtype(model))
@@ -243,23 +246,49 @@ def _pattern_changes(
     its rows or columns of the new scores. From scores, not from p · exp(δ): the weights of a
     saturated head are lost in rounding.
     """
-    rows = torch.arange(len(run.batch), device=run.batch.tokens.device)
-    everyone = torch.ones(
-        len(rows), count_units(model, edit.component), dtype=torch.bool, device=rows.device
-    )
-    edited: list[Tensor] = [torch.empty(0)] * (layer + 1)
-    hooks = [edit.hook(layer, rows, everyone, run.start), _keep_scores(edited)[layer]]
-    resume(model, run, layer=layer, rows=rows, hooks=hooks, stop=layer + 1)
+    edited = _edited_scores(model, run, edit, layer)
     _check_pattern(run, scores, pattern)
+    if layer == 0:
+        _check_units_apart(model, run, edit, edited)
     found = []
     for at in places:
         if edit.component == "q":
             where = at[:, None, run.start :, None]
         else:
             where = at[:, None, None, -scores.shape[3] :]
-        new = widened(torch.where(where, edited[layer], scores)).softmax(dim=-1)
+        new = widened(torch.where(where, edited, scores)).softmax(dim=-1)
         found.append(new - widened(pattern))
     return torch.stack(found)
+
+
+def _edited_scores(
+    model: Any, run: RecordedRun, edit: ActivationEdit, layer: int, units: int | None = None
+) -> Float[Tensor, "prompt head q k"]:
+    """The scores of a layer in which the first ``units`` are edited in all columns, or all are."""
+    rows = torch.arange(len(run.batch), device=run.batch.tokens.device)
+    n_units = count_units(model, edit.component)
+    acting = torch.zeros(len(rows), n_units, dtype=torch.bool, device=rows.device)
+    acting[:, :units] = True
+    edited: list[Tensor] = [torch.empty(0)] * (layer + 1)
+    hooks = [edit.hook(layer, rows, acting, run.start), _keep_scores(edited)[layer]]
+    resume(model, run, layer=layer, rows=rows, hooks=hooks, stop=layer + 1)
+    return edited[layer]
+
+
+def _check_units_apart(
+    model: Any, run: RecordedRun, edit: ActivationEdit, together: Float[Tensor, "prompt head q k"]
+) -> None:
+    """Raise where a unit's scores hang on the others (OLMo 2 norms all its heads' keys at once)."""
+    alone = _edited_scores(model, run, edit, 0, units=1)
+    n_heads = alone.shape[1] // count_units(model, edit.component)
+    seen = together[:, :n_heads] > torch.finfo(together.dtype).min / 2
+    difference = (widened(alone[:, :n_heads]) - widened(together[:, :n_heads])).abs()
+    scale = float(together[:, :n_heads][seen].abs().max()) + 1.0
+    if float(difference[seen].max()) > precision_of(alone.dtype).agreement * scale:
+        raise UserError(
+            f"this model norms {edit.component!r} of all its heads together, so that AtP* cannot "
+            "tell one from another: use method 'exact' or 'attribution' for it"
+        )
 
 
 def _check_pattern(run: RecordedRun, scores: Tensor, pattern: Tensor) -> None:

@@ -38,7 +38,8 @@ def keep_in_graph(seen: list[Tensor], component: str) -> list[Hook]:
         def hook_function(value: Tensor, hook: object) -> Tensor:
             # A hook point may show a reshaped view; handing it back puts that view in the graph.
             seen[layer] = value
-            return value
+            # What comes next may write over its input (OLMo clips queries and keys in place).
+            return value.clone() if component in ("q", "k", "v") else value
 
         return hook_function
 

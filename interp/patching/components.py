@@ -14,6 +14,7 @@ from torch import Tensor
 
 from interp.errors import UserError
 from interp.models.majors import check_hooked
+from interp.models.self_check import require
 
 Component = Literal[
     "z", "q", "k", "v", "pattern", "attn_out", "mlp_out", "resid_pre", "resid_mid", "resid_post"
@@ -49,6 +50,8 @@ def check_component(component: str, model: Any | None = None) -> Component:
         raise UserError(f"unknown component {component!r}; known: {', '.join(get_args(Component))}")
     if model is not None:
         check_hooked(model)
+        if component in ("attn_out", "mlp_out", "resid_mid"):
+            require(model, "residual")
     if model is None or not (missing := _layers_without(model, component)):
         return component  # type: ignore[return-value]
     known = [name for name in PLACES if not _layers_without(model, name)]

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from interp.arguments import real_number, shown
 from interp.errors import UserError
+from interp.models.precision import widened
 from interp.patching.components import (
     Component,
     as_units,
@@ -165,10 +166,15 @@ class AttentionEdit:
         rows: Int[Tensor, " row"],
         start: int,
     ) -> Float[Tensor, "row head q k"]:
-        """The pattern after the edit, with every head edited: scaled at the pairs, renormalised."""
+        """The pattern after the edit, with every head edited: scaled at the pairs, renormalised.
+
+        A row's weights need not sum to one: an attention sink (gpt-oss) takes the rest, and its
+        share of what is cut.
+        """
         pairs = self.pairs(rows, start, pattern.shape[2])[:, None].to(pattern.device)
         scaled = torch.where(pairs, self.factor * pattern, pattern)
-        return scaled / scaled.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(pattern.dtype).tiny)
+        removed = (widened(pattern) - widened(scaled)).sum(dim=-1, keepdim=True)
+        return scaled / (1 - removed).clamp(min=torch.finfo(pattern.dtype).tiny)
 
     def hook(
         self, layer: int, rows: Int[Tensor, " row"], heads: Bool[Tensor, "row head"], start: int

@@ -179,14 +179,14 @@ def unedited_logits(model: Any, batch: TokenBatch) -> Float[Tensor, "prompt d_vo
         UserError: logits that are not finite; the message names the layer and the hook.
     """
     plain = trusted_plain_model(model, batch.width)
-    found = []
-    for part in batch.parts():
+
+    def of_part(part: TokenBatch, some: range) -> Tensor:
         if plain is None:
-            found.append(tail_logits(model, part)[:, -1])
-            continue
+            return tail_logits(model, part)[:, -1]
         rows = torch.arange(len(part), device=part.tokens.device)
-        found.append(_checked(plain.run(part, rows), model, part, rows))
-    return torch.cat(found)
+        return _checked(plain.run(part, rows), model, part, rows)
+
+    return torch.cat(list(over_parts(batch, of_part)))
 
 
 @checked

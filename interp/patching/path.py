@@ -24,6 +24,7 @@ from interp.arguments import pairs_of_numbers, whole_number
 from interp.checked import checked
 from interp.errors import UserError
 from interp.models.precision import result_dtype, widened
+from interp.models.self_check import require
 from interp.patching.alignment import align
 from interp.patching.batch import Prompts
 from interp.patching.budget import Budget, decide_budget
@@ -148,6 +149,7 @@ def _check_paths(
     if into not in get_args(Into):
         raise UserError(f"unknown input {into!r} of a head; known: {', '.join(get_args(Into))}")
     check_component(into, model)
+    require(model, "residual")
     check_units(model, receivers or [], into)
     check_units(model, senders or [])
     if receivers is not None and not receivers:

@@ -20,6 +20,7 @@ from interp.models.precision import agrees, dtype_of, precision_of, wide_dtype, 
 from interp.patching.batch import TokenBatch
 from interp.patching.columns import call_columns
 from interp.patching.components import as_units, hook_name
+from interp.patching.out_of_memory import is_out_of_memory
 from interp.patching.plain import Hook, PlainModel, may_be_plain, plain_model
 
 logger = logging.getLogger(__name__)
@@ -113,6 +114,8 @@ def _gives(
                 )  # fmt: skip
                 return False
     except CANNOT as error:
+        if is_out_of_memory(error):
+            raise
         logger.info("no sweeps on plain modules in %s: %s", plain.dtype, error)
         return False
     return True
