@@ -92,7 +92,9 @@ class MoELoRAConfig(PeftConfig):
         self.made_for = self.base
 
     def _check_sizes(self) -> None:
-        counts = self.num_experts if isinstance(self.num_experts, list) else [self.num_experts]
+        counts: list[Any] = [self.num_experts]
+        if isinstance(self.num_experts, list):
+            counts = list(self.num_experts)
         _require(_whole(self.r) and self.r >= 1, f"r is a whole number of at least 1, not {self.r}")
         _require(
             bool(counts) and all(_whole(count) and count >= 1 for count in counts),

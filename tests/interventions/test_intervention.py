@@ -166,14 +166,15 @@ def test_nothing_is_left_after_an_exception(experts_model: HookedModel) -> None:
 @pytest.mark.parametrize("same_start", [True, False])
 def test_a_sweep_under_spans_is_told(experts_model: HookedModel, same_start: bool) -> None:
     """Its batches have a row for every prompt and head: spans for the prompts do not fit."""
-    clean, corrupted = torch.tensor([PROMPTS[0]]), torch.tensor([PROMPTS[0][::-1]])
+    clean = torch.tensor([PROMPTS[0], PROMPTS[0][::-1]])
+    corrupted = clean.flip(0)
     if same_start:
-        corrupted[0, :5] = clean[0, :5]
-    metric = LogitDifference(torch.tensor([3]), torch.tensor([4]))
+        corrupted[:, :5] = clean[:, :5]
+    metric = LogitDifference(torch.tensor([3, 3]), torch.tensor([4, 4]))
     for what in (HEADS, CUT, AT_SPANS):
         with (
-            pytest.raises(UserError, match=r"1 spans for \d+ prompts"),
-            constrain(experts_model, what, at=[(0, 2)]),
+            pytest.raises(UserError, match=r"2 spans for \d+ prompts"),
+            constrain(experts_model, what, at=[(0, 2), (0, 2)]),
         ):
             patch_heads(experts_model, clean, corrupted, metric, progress=False)
         assert not left_over(experts_model)

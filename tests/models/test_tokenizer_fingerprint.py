@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import transformers
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
+from tokenizers import Tokenizer, decoders, models, normalizers, processors
 
 from interp.errors import UserError
 from interp.models import HookedModel
@@ -75,7 +75,7 @@ def test_made_again_it_is_the_same() -> None:
 def test_a_tokenizer_that_is_changed_in_place() -> None:
     made = make_tokenizer()
     seen = [tokenizer_fingerprint(made)]
-    made.add_tokens([AddedToken("Paris", single_word=True)])
+    made.add_tokens([transformers.AddedToken("Paris", single_word=True)])
     seen.append(tokenizer_fingerprint(made))
     made.eos_token = "<|start|>"
     seen.append(tokenizer_fingerprint(made))

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import peft
 import pytest
@@ -89,7 +89,11 @@ def test_an_adapter_that_does_not_merge_is_refused(hf_factory: Any, plain_tokeni
 
 @pytest.mark.parametrize(
     "wrapped",
-    [nn.DataParallel, torch.compile, lambda model: nn.DataParallel(torch.compile(model))],
+    [
+        nn.DataParallel,
+        torch.compile,
+        lambda model: nn.DataParallel(cast(nn.Module, torch.compile(model))),
+    ],
     ids=["DataParallel", "compiled", "both"],
 )
 def test_what_wraps_a_model_is_looked_into(

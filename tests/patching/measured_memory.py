@@ -79,7 +79,8 @@ def main() -> None:
         model = interp.models.from_hf(make().eval(), make_tokenizer(chat=False))
         for of_model, *case in CASES:
             if of_model == name:
-                found.append({"case": [name, *case], **measured(model, *case)})
+                asked: Any = case
+                found.append({"case": [name, *case], **measured(model, *asked)})
     sys.stdout.write(json.dumps(found))
 
 

@@ -111,3 +111,11 @@ def test_narrowing_keeps_the_source_in_its_columns() -> None:
 def test_a_negative_attention_factor_is_refused() -> None:
     with pytest.raises(UserError, match="zero or more, not -1"):
         AttentionEdit(KEYS, -1.0)
+
+
+def test_a_sink_takes_its_share_of_what_is_cut() -> None:
+    """Weights 0.4, 0.2 and a sink's 0.4: without the first, one third and two thirds are left."""
+    edit = AttentionEdit(torch.tensor([[True, False]]))
+    pattern = torch.tensor([[[[0.4, 0.2], [0.4, 0.2]]]])
+    found = edit.edited(pattern, torch.tensor([0]), 0)
+    torch.testing.assert_close(found[0, 0, 1], torch.tensor([0.0, 1 / 3]))

@@ -198,7 +198,7 @@ def test_float64_models_take_prompts_of_different_lengths(
         return logits[:, 40] - logits[:, 44]
 
     alone = [patch(double, [a], [b], metric, **QUIET).values for a, b in zip(*rows, strict=True)]
-    both = [TokenBatch.from_lists(one) for one in rows]
-    together = patch(double, *both, metric, **QUIET).values
+    clean, corrupted = (TokenBatch.from_lists(one) for one in rows)
+    together = patch(double, clean, corrupted, metric, **QUIET).values
     torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-5)
     assert float(together.abs().max()) > 1e-2
