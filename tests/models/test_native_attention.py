@@ -15,11 +15,6 @@ TOKENIZER = make_tokenizer()
 IDS = torch.tensor([[5, 20, 21, 22, 16, 30]])
 SPECIAL = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
 NAMES: dict[str, Any] = {"vocab_size": len(TOKENIZER), **SPECIAL}
-    "vocab_size": len(TOKENIZER),
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-    "pad_token_id": 1,
-}
 
 
 def gptj() -> Any:
