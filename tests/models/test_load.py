@@ -23,7 +23,6 @@ from interp.models import (
     model_info,
     resolve,
 )
-from interp.models.majors import wraps_transformers
 
 QUESTION = "Why is Paris the capital of Germany?"
 
@@ -177,7 +176,7 @@ def test_a_model_that_cannot_be_hooked_is_refused(
             self.linear = nn.Linear(2, 2)
             self.config = BertConfig(architectures=["UnheardForCausalLM"])
 
-    with pytest.raises(UserError, match="takes a causal language model .*, not Unheard"):
+    with pytest.raises(UserError, match=r"takes a causal language model .*, not Unheard"):
         from_hf(Unheard(), chat_tokenizer)
 
 
@@ -233,9 +232,9 @@ def test_padded_equals_unpadded(name: str, side: str, request: pytest.FixtureReq
         )[1]
     kept = batch[-len(short) :] if side == "left" else batch[: len(short)]
     torch.testing.assert_close(kept[-1], alone[-1], atol=5e-5, rtol=0)
-    # On TransformerLens 3 nine of the embedded model's other 393,000 logits differ by up to 5.8e-5,
+    # On some machines a dozen of the embedded model's other 393,000 logits differ by up to 5.8e-5,
     # by rounding: in float64 none differs.
-    rounding = 5e-5 if wraps_transformers(model) or name != "smollm" else 1e-4
+    rounding = 1e-4 if name == "smollm" else 5e-5
     torch.testing.assert_close(kept, alone, atol=rounding, rtol=0)
 
 
