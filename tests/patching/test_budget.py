@@ -44,7 +44,7 @@ def test_a_budget_that_is_given_is_a_limit() -> None:
 
 
 def test_no_bytes_are_no_budget() -> None:
-    with pytest.raises(UserError, match="a number of bytes above zero, not 0"):
+    with pytest.raises(UserError, match="budget, in bytes, is at least 1, not 0"):
         decide_budget(0, CPU)
 
 
