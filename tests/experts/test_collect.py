@@ -248,7 +248,7 @@ def test_nothing_is_left_behind_when_it_fails(
     adapted = adapted_of().train()
     path = tmp_path / "tokens.parquet"
     broken = {**texts, "broken": [[5, 6, 7, 8, 9, 100_000]]}
-    with pytest.raises(IndexError):
+    with pytest.raises(UserError, match="token 100000 is not in the model's vocabulary"):
         collect_routing(adapted, broken, plain_tokenizer, token_file=path, progress=False)
     assert list(tmp_path.iterdir()) == []
     assert adapted.training
