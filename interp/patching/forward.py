@@ -36,7 +36,7 @@ from interp.patching.components import as_units, check_component, hook_name
 from interp.patching.entering import entering
 from interp.patching.finite import check_finite
 from interp.patching.out_of_memory import over_parts
-from interp.patching.plain import Hook, HookFunction, PlainModel, has_hooks
+from interp.patching.plain import Hook, HookFunction, PlainModel, has_hooks, hook_points_used
 from interp.patching.prompts import batch_for
 from interp.patching.prompts import device_of as device_of
 from interp.patching.trial import trusted_plain_model
@@ -165,7 +165,7 @@ def tail_logits(
 
         return check_finite(run(), model, run)
 
-    if has_hooks(model):  # they may count rows: then who set them cuts the batch
+    if hook_points_used(model):  # hooks may count rows: then who set them cuts the batch
         return of_part(batch, range(len(batch)))
     return torch.cat(list(over_parts(batch, of_part, batch_tokens=batch.tokens.numel())))
 

@@ -314,10 +314,7 @@ _LIBRARIES = ("interp.", "transformer_lens.", "accelerate.", "torch.", "peft.", 
 
 def has_hooks(model: Any) -> bool:
     """Whether somebody's hooks stand on the model: on its hook points, or on any of its modules."""
-    points = model.hook_dict.values()
-    if any(point.fwd_hooks or point._forward_hooks or point._forward_pre_hooks for point in points):
-        return True
-    return any(
+    return hook_points_used(model) or any(
         not str(getattr(hook, "__module__", "")).startswith(_LIBRARIES)
         for module in model.modules()
         for hooks in (module._forward_hooks, module._forward_pre_hooks)
@@ -325,11 +322,12 @@ def has_hooks(model: Any) -> bool:
     )
 
 
-def may_be_plain(model: Any) -> bool:
-    """Whether nothing that can be seen from outside keeps a model from having plain modules."""
-    if not wraps_transformers(model) or has_hooks(model):
-        return False
-    return not getattr(model, "compatibility_mode", False)
+def hook_points_used(model: Any) -> bool:
+    """Whether anything stands on the model's hook points."""
+    return any(
+        point.fwd_hooks or point._forward_hooks or point._forward_pre_hooks
+        for point in model.hook_dict.values()
+    )
 
 
 def plain_model(model: Any, *, wide: bool = True) -> PlainModel | None:

@@ -96,3 +96,22 @@ def test_hooks_of_ones_own_may_count_positions(
         expected = METRIC.take(torch.tensor([0]))(logits[None])
         patched = result.values[:1, layer, head] + result.corrupted[:1]
         torch.testing.assert_close(patched, expected, **CLOSE)
+
+
+def test_hooks_on_modules_act_too(tiny_llama: HookedModel) -> None:
+    """Not on a hook point: the plain modules would run past it."""
+    seen: list[int] = []
+    embedding: Any = tiny_llama.original_model.get_input_embeddings()
+
+    def count(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
+        seen.append(len(output))
+        return output * 0.5
+
+    free = patch(tiny_llama, CLEAN, CORRUPTED, METRIC, units=[(1, 2)], progress=False)
+    handle = embedding.register_forward_hook(count)
+    try:
+        halved = patch(tiny_llama, CLEAN, CORRUPTED, METRIC, units=[(1, 2)], progress=False)
+    finally:
+        handle.remove()
+    assert seen
+    assert float((halved.corrupted - free.corrupted).abs().max()) > 1e-2
