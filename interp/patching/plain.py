@@ -330,6 +330,13 @@ def hook_points_used(model: Any) -> bool:
     )
 
 
+def may_be_plain(model: Any) -> bool:
+    """Whether nothing that can be seen from outside keeps a model from having plain modules."""
+    if not wraps_transformers(model) or has_hooks(model):
+        return False
+    return not getattr(model, "compatibility_mode", False)
+
+
 def plain_model(model: Any, *, wide: bool = True) -> PlainModel | None:
     """The plain model around the hooked one's parameters, or None where they could differ.
 
