@@ -153,7 +153,7 @@ def _saliency_of_part(
         run = record_run(model, part, start=part.width - 1, keep=())
     seen: list[Tensor] = [torch.empty(0)] * model.cfg.n_layers
     with torch.enable_grad():
-        logits = gradient_pass(model, run, keep_in_graph(seen, "pattern"))
+        logits = gradient_pass(model, run, keep_in_graph(seen, "pattern", []))
         # Rows do not mix, so the gradient of the sum holds every prompt's own.
         loss = -LogProbability(answer)(logits).sum()
         gradients = torch.autograd.grad(loss, seen, materialize_grads=True)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from interp.errors import UserError
 from interp.interventions.places import Places
+from interp.models.self_check import require
 from interp.patching.batch import TokenBatch
 from interp.patching.entering import entering
 from interp.patching.forward import record_run
@@ -78,6 +79,8 @@ class Running:
                     "token at a time"
                 )
             return
+        if len(tokens) > 1 and torch.equal(tokens[0], tokens[1]):
+            require(self.model, "continuation")  # beams change places in a cache of another kind
         real = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask.bool()
         self.at = self._places(tokens, real)
         if self._resample_layers:

@@ -10,7 +10,7 @@ from interp.errors import UserError
 from interp.files import write_whole
 from interp.models.self_check import ModelCheck
 
-CHECK_VERSION = 2
+CHECK_VERSION = 3
 """Raised when the self-check looks at something else."""
 _LIBRARIES = ("faithlens", "torch", "transformers", "transformer-lens")
 

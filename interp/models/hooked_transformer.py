@@ -129,7 +129,13 @@ def _check_logits(model: FacedTransformer, hf_model: Any, architecture: str) -> 
     generator = torch.Generator().manual_seed(0)
     width = min(TRIAL_TOKENS, cfg.n_ctx)
     tokens = torch.randint(cfg.d_vocab, (1, width), generator=generator).to(cfg.device)
-    expected = hf_model(input_ids=tokens).logits
+    try:
+        expected = hf_model(input_ids=tokens).logits
+    except Exception as error:  # sizes that contradict each other, say
+        raise UserError(
+            f"TransformerLens 3 cannot hook {architecture}, which transformers itself cannot run: "
+            f"{one_line(error)}"
+        ) from error
     if not bool(torch.isfinite(expected).all()):
         return  # nothing to compare with: whoever runs the model is told where it fails
     found = model.original_model(input_ids=tokens).logits

@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 Part = Literal["logits", "output", "attention", "residual", "continuation", "padding"]
 
-PROMPT_TOKENS = 8
+PROMPT_TOKENS = 16
 KEY = 1
 """The column that is cut off, and that is written to."""
 PADDING = 3
@@ -409,7 +409,7 @@ _REFUSALS: Mapping[str, str] = {
     "output": "the outputs of the heads of {name} cannot be read or written at hook_z",
     "attention": "the attention pattern of {name} cannot be read, cut or patched",
     "residual": "what attention and MLP of {name} add to the residual stream cannot be told apart",
-    "continuation": "{name} cannot go on from a cache",
+    "continuation": "{name} cannot go on from a cache of keys and values, which beams need",
     "padding": "{name} does not leave padding out: give prompts of one length",
 }
 

@@ -31,6 +31,7 @@ from interp.models.self_check import check_model, keep_check, trial_logits
 from interp.models.unwrapped import check_tokenizer
 from interp.moelora.layer import ExpertHooks, MoELoRALinear
 from interp.patching.forward import device_of
+from interp.untrusted import one_line
 
 
 @checked
@@ -88,8 +89,16 @@ def _check_all_run(model: Any, hooks: dict[str, ExpertHooks]) -> None:
             )
             stack.callback(handle.remove)
         tokens = torch.zeros(1, 2, dtype=torch.long, device=device_of(model))
-        with torch.no_grad():
-            model.original_model(input_ids=tokens)
+        try:
+            with torch.no_grad():
+                model.original_model(input_ids=tokens)
+        except (
+            Exception
+        ) as error:  # an adapter of TransformerLens that does not fit raises anything
+            raise UserError(
+                f"TransformerLens cannot run {type(model.original_model).__name__} with its hooks: "
+                f"{one_line(error)}"
+            ) from error
     wanted = {layer.name for layer in _layers(model.original_model) if _active_in(layer)}
     if missing := sorted(wanted - ran):
         raise UserError(

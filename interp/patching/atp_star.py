@@ -21,7 +21,13 @@ from torch import Tensor
 from interp.errors import UserError
 from interp.models.precision import precision_of, result_dtype, widened
 from interp.models.self_check import require
-from interp.patching.attribution import edited_change, gradient_pass, keep_in_graph
+from interp.patching.attribution import (
+    Handed,
+    check_unchanged,
+    edited_change,
+    gradient_pass,
+    keep_in_graph,
+)
 from interp.patching.batch import TokenBatch
 from interp.patching.budget import Budget, decide_budget
 from interp.patching.chunks import chunk_prompts, first_column, graph_demand, learning, take_chunk
@@ -126,13 +132,15 @@ def _chunk(
     seen: list[Tensor] = [torch.empty(0)] * n_layers
     scores: list[Tensor] = [torch.empty(0)] * n_layers
     dropped: set[int] = set()
-    hooks = [*keep_in_graph(seen, watched)]
+    handed: Handed = []
+    hooks = [*keep_in_graph(seen, watched, handed)]
     if fixed:
         hooks += _keep_scores(scores)
     if grad_drop:
         hooks += _drop_hooks(n_layers, dropped)
     with torch.enable_grad():
         value = differentiable_sum(metric, gradient_pass(model, run, hooks))
+        check_unchanged(handed, edit.component)
     with torch.no_grad():
         if fixed:
             effects = _through_pattern(model, run, edit, places, seen, scores)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from interp.arguments import listed
 from interp.checked import checked
+from interp.errors import UserError
 from interp.models.precision import result_dtype, widened
 from interp.patching.batch import TokenBatch
 from interp.patching.budget import Budget, decide_budget
@@ -30,20 +31,41 @@ from interp.patching.out_of_memory import halving
 from interp.patching.prompts import batch_for
 from interp.progress import progress_bar
 
+Handed = list[tuple[Tensor, int]]
+"""Tensors that a model goes on with, and how often each had been written to before."""
 
-def keep_in_graph(seen: list[Tensor], component: str) -> list[Hook]:
-    """Hooks that put every layer's value into ``seen``, as a tensor of the graph."""
+
+def keep_in_graph(seen: list[Tensor], component: str, handed: Handed) -> list[Hook]:
+    """Hooks that put every layer's value into ``seen``, as a tensor of the graph.
+
+    What the model goes on with stands in ``handed``, for ``check_unchanged``.
+    """
 
     def keep(layer: int) -> HookFunction:
         def hook_function(value: Tensor, hook: object) -> Tensor:
             # A hook point may show a reshaped view; handing it back puts that view in the graph.
             seen[layer] = value
-            # What comes next may write over its input (OLMo clips queries and keys in place).
-            return value.clone() if component in ("q", "k", "v") else value
+            if component not in ("q", "k", "v"):
+                return value
+            own = value.clone()
+            handed.append((own, own._version))
+            return own
 
         return hook_function
 
     return [(hook_name(component, layer), keep(layer)) for layer in range(len(seen))]
+
+
+def check_unchanged(handed: Handed, component: str) -> None:
+    """Raise where a model wrote over what it was handed: its gradient is that of something else.
+
+    OLMo clips queries, keys and values in place, for example.
+    """
+    if any(value._version != version for value, version in handed):
+        raise UserError(
+            f"this model changes {component!r} in place, so that its gradient is not to be had: "
+            "use method 'exact' for it"
+        )
 
 
 def gradient_pass(
@@ -73,9 +95,11 @@ def _attribute_chunk(
     """One forward pass over the tails of a chunk of prompts, and a backward pass a metric."""
     n_layers, n_units = model.cfg.n_layers, count_units(model, edit.component)
     seen: list[Tensor] = [torch.empty(0)] * n_layers
+    handed: Handed = []
     rows = torch.arange(len(run.batch), device=run.batch.tokens.device)
     with torch.enable_grad():
-        logits = gradient_pass(model, run, keep_in_graph(seen, edit.component))
+        logits = gradient_pass(model, run, keep_in_graph(seen, edit.component, handed))
+        check_unchanged(handed, edit.component)
         gradients = [
             torch.autograd.grad(
                 differentiable_sum(metric, logits), seen, retain_graph=True, materialize_grads=True

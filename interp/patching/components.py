@@ -60,10 +60,13 @@ def check_component(component: str, model: Any | None = None) -> Component:
 
 
 def _layers_without(model: Any, component: str) -> list[int]:
-    """The layers in which the component has no hook point."""
-    points = model.hook_dict
-    n_layers = model.cfg.n_layers
-    return [layer for layer in range(n_layers) if hook_name(component, layer) not in points]
+    """The layers in which the component has no hook point, or which have no attention."""
+    needed = (component, "z") if component == "attn_out" else (component,)
+    return [
+        layer
+        for layer in range(model.cfg.n_layers)
+        if any(hook_name(one, layer) not in model.hook_dict for one in needed)
+    ]
 
 
 def hook_name(component: str, layer: int) -> str:

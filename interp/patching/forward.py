@@ -32,7 +32,7 @@ from interp.models.precision import dtype_of
 from interp.models.self_check import check_of, require
 from interp.patching.batch import TokenBatch
 from interp.patching.columns import call_columns
-from interp.patching.components import as_units, check_component, hook_name
+from interp.patching.components import as_units, check_component, count_units, hook_name
 from interp.patching.entering import entering
 from interp.patching.finite import check_finite
 from interp.patching.out_of_memory import over_parts
@@ -227,7 +227,7 @@ def record_run(
 
     def keep_in(into: list[Tensor], layer: int, component: str) -> HookFunction:
         def hook_function(value: Tensor, hook: object) -> None:
-            into[layer] = as_units(value, component).detach()
+            into[layer] = _units_of(value, component, model, batch.width - start)
 
         return hook_function
 
@@ -258,6 +258,17 @@ def record_run(
         plain=modules,
         whole=whole,
     )
+
+
+def _units_of(value: Tensor, component: str, model: Any, columns: int) -> Tensor:
+    """A hook point's value by column and unit. Raises UserError for any other shape."""
+    found = as_units(value, component).detach()
+    if found.shape[1:3] != (columns, count_units(model, component)):
+        raise UserError(
+            f"this model shows {component!r} as {list(value.shape)} and not by prompt, position "
+            "and unit: it cannot be patched"
+        )
+    return found
 
 
 def _require_batch(model: Any, batch: TokenBatch) -> None:

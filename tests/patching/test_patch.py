@@ -348,12 +348,22 @@ def test_a_longer_span_repeats_the_other_ones_first_token_in_a_single_prompt(
     """
     spans = {"here": ([(0, 1)], [(0, 2)])}
     same = patch(
-        tiny_llama, batch([[2, 3]]), batch([[2, 2]]), METRIC, positions=spans, progress=False
+        tiny_llama,
+        batch([[2, 3]]),
+        batch([[2, 2]]),
+        METRIC.take(torch.tensor([0])),
+        positions=spans,
+        progress=False,
     )
     assert float(same.values[0, 0].abs().max()) < 1e-5
     spans = {"here": ([(0, 2)], [(0, 2)])}
     other = patch(
-        tiny_llama, batch([[2, 3]]), batch([[2, 2]]), METRIC, positions=spans, progress=False
+        tiny_llama,
+        batch([[2, 3]]),
+        batch([[2, 2]]),
+        METRIC.take(torch.tensor([0])),
+        positions=spans,
+        progress=False,
     )
     assert float(other.values[0, 0].abs().max()) > 1e-3
 

@@ -12,6 +12,7 @@ import interp.models
 import interp.patching.forward
 import interp.patching.shared_prefix
 import interp.patching.trial
+from interp.errors import UserError
 from interp.models import HookedModel
 from interp.models.majors import wraps_transformers
 from interp.patching import (
@@ -371,7 +372,7 @@ def test_nothing_is_left_behind_by_any_method(
             raise RuntimeError("on purpose")
         return logits[:, 0]
 
-    with pytest.raises(RuntimeError, match="on purpose"):
+    with pytest.raises(UserError, match="the metric broken raised RuntimeError"):
         patch(family, CLEAN, CORRUPTED, broken, progress=False)
     assert traces(family) == before
     assert all(parameter.grad is None for parameter in family.original_model.parameters())

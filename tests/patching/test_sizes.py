@@ -37,14 +37,14 @@ def test_what_is_kept_by_hand(tiny_llama: HookedModel) -> None:
     assert sizes_of(tiny_llama).edit("pattern", 5, 7) == 4 * 3 * 4 * 5 * 7
 
 
-def test_half_the_bytes_take_half_the_memory(
+def test_narrow_weights_have_float32_activations(
     hf_factory: Any, plain_tokenizer: Any, tiny_llama: HookedModel
 ) -> None:
     half = interp.models.from_hf(
         hf_factory("llama", plain_tokenizer).to(torch.bfloat16), plain_tokenizer
     )
     taken = [sizes_of(model).edit("z", 5, 7) for model in (half, tiny_llama)]
-    assert 2 * taken[0] == taken[1]
+    assert taken[0] == taken[1]
 
 
 @pytest.mark.bridge_only
@@ -63,13 +63,14 @@ def test_every_expert_that_a_token_goes_to_counts(plain_tokenizer: Any) -> None:
 def test_everything_makes_more_of_it(tiny_llama: HookedModel, hf_factory: Any) -> None:
     few = graph_demand(tiny_llama, "k").least(8, 8)
     assert graph_demand(tiny_llama, "pattern").least(8, 8) > few
-    assert graph_demand(tiny_llama, "pattern", places=8).least(8, 8) > 2 * few
+    assert graph_demand(tiny_llama, "pattern", places=8).least(8, 8) > few
     one = row_demand(tiny_llama, 4, edits=["z"])
     assert row_demand(tiny_llama, 4, "z", edits=["z"]).kept(8, 8) > one.kept(8, 8)
     assert row_demand(tiny_llama, 4, edits=["pattern"]).least(64, 64) > one.least(64, 64)
     assert one.of(2, 6, 8, 8) == 2 * one.kept(8, 8) + 6 * sizes_of(tiny_llama).row(8, 8)
 
 
+@pytest.mark.bridge_only
 def test_estimates_are_above_the_truth_and_below_twice_that() -> None:
     """In a process of its own, whose largest resident size is read from the kernel."""
     root = SCRIPT.parents[2]
