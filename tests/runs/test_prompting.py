@@ -20,7 +20,6 @@ from interp.heads.effects import load_effects, save_effects
 from interp.models import from_hf
 from interp.premises import load_premises
 from interp.runs.clock import run_clock
-from interp.runs.demo import DemoSettings, demo_run
 from interp.runs.evaluate import EvaluateSettings, evaluate_run
 from interp.runs.locate import LocateSettings, effects_digest, load_run, locate_run
 from interp.runs.manifest import read_manifest
@@ -169,21 +168,19 @@ def test_the_tokens_tell_prompts_apart_that_the_template_does_not(search: Locate
     assert at(2) != at(12)
 
 
-@pytest.mark.parametrize("command", ["locate", "patch", "probe", "demo"])
+@pytest.mark.parametrize("command", ["locate", "patch", "probe"])
 def test_a_run_has_one_date(
     command: str, search: LocateSettings, pairs_file: Path, tmp_path: Path,
     today: Callable[[int], None], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """Begun on one day and ended on another it is as if the first day had lasted."""
     model = made(DATED)
-    demo = DemoSettings(search.premises, path_prompts=2, heads=1.0)
     commands: dict[str, Callable[[Path], Any]] = {
         "locate": lambda run: locate_run(model, search, run, progress=False),
         "patch": lambda run: patch_run(
             model, PatchSettings(pairs=str(pairs_file), chat=True, shard=4), run, progress=False
         ),
         "probe": lambda run: probe_run(model, ProbeSettings(search.premises), run, progress=False),
-        "demo": lambda run: demo_run(model, demo, run, progress=False),
     }
     call = commands[command]
     today(1)
