@@ -11,6 +11,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from interp.errors import UserError
 from interp.models.native_attention import connect_attention_hooks
+from interp.models.unhooked import note_forwards
 from interp.untrusted import one_line
 
 
@@ -34,6 +35,7 @@ def boot_bridge(
         why = one_line(error) if meant_for_people else "its adapter does not fit this configuration"
         raise UserError(f"TransformerLens cannot hook {architecture}: {why}") from error
     own.init_kwargs = true_kwargs
+    note_forwards(model)
     connect_attention_hooks(model)
     if dtype == torch.float64:
         for block in model.blocks:

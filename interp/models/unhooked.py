@@ -13,6 +13,15 @@ from typing import Any
 from torch import nn
 from transformers import PretrainedConfig
 
+_AT_BOOT = "_forward_at_boot"
+
+
+def note_forwards(model: Any) -> None:
+    """Remember which forwards a bridge has replaced, to tell them from those replaced later."""
+    for module in model.modules():
+        if "forward" in module.__dict__ and not is_component(module):
+            module.__dict__[_AT_BOOT] = module.__dict__["forward"]
+
 
 class UnhookedModel:
     """Transformers' own modules around a hooked model's parameters.
@@ -21,7 +30,7 @@ class UnhookedModel:
         root: the copy of the transformers model.
 
     Raises:
-        NotImplementedError: weights are fetched by hooks of accelerate, which a copy does not have.
+        NotImplementedError: a module's forward was replaced after loading, or weights are fetched by hooks of accelerate, which a copy does not have.
     """
 
     def __init__(self, model: Any, *, attn_implementation: str | None = None) -> None:
@@ -46,8 +55,11 @@ class UnhookedModel:
             return known
         if hasattr(inner, "_hf_hook"):
             raise NotImplementedError(f"{type(inner).__name__} whose weights are offloaded")
+        own = inner.__dict__.get("forward")
+        if own is not None and own is not inner.__dict__.get(_AT_BOOT):
+            raise NotImplementedError(f"{type(inner).__name__} with a forward of its own")
         twin = copy.copy(inner)
-        # A forward of the object's own is one that TransformerLens put there; the class has ours.
+        # What TransformerLens put there (Falcon) is left out: the class has transformers' own.
         twin.__dict__ = {name: one for name, one in inner.__dict__.items() if name != "forward"}
         twin.__dict__["training"] = False
         for name, value in inner.__dict__.items():
