@@ -30,7 +30,8 @@ class UnhookedModel:
         root: the copy of the transformers model.
 
     Raises:
-        NotImplementedError: a module's forward was replaced after loading, or weights are fetched by hooks of accelerate, which a copy does not have.
+        NotImplementedError: a forward was replaced after loading, or weights are fetched by hooks
+            of accelerate, which a copy does not have.
     """
 
     def __init__(self, model: Any, *, attn_implementation: str | None = None) -> None:

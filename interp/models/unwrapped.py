@@ -33,8 +33,8 @@ def check_tokenizer(tokenizer: Any) -> None:
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         found = "none" if tokenizer is None else type(tokenizer).__name__
         raise UserError(
-            f"from_hf needs the model's tokenizer, and was given {found}: give "
-            "transformers.AutoTokenizer.from_pretrained(...)"
+            f"from_hf needs the model's tokenizer, and was given {found}: load "
+            "it with transformers.AutoTokenizer"
         )
 
 
