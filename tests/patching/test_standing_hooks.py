@@ -101,7 +101,8 @@ def test_hooks_of_ones_own_may_count_positions(
 def test_hooks_on_modules_act_too(tiny_llama: HookedModel) -> None:
     """Not on a hook point: the plain modules would run past it."""
     seen: list[int] = []
-    embedding: Any = tiny_llama.original_model.get_input_embeddings()
+    hf_model: Any = tiny_llama.original_model
+    embedding = hf_model.get_input_embeddings()
 
     def count(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
         seen.append(len(output))

@@ -51,9 +51,6 @@ EXPERTS = (
     Species("GLM 4 MoE Lite", "Glm4MoeLiteForCausalLM", "latent attention, experts", {
         **_LATENT, **_ONE_DENSE,
     }),
-    Species("GLM MoE DSA", "GlmMoeDsaForCausalLM", "sparse latent attention, experts", {
-        **_LATENT, **_ONE_DENSE, "index_topk": 4, "index_head_dim": 8, "index_n_heads": 2,
-    }),
     Species("Ernie 4.5 MoE", "Ernie4_5_MoeForCausalLM", "attention, experts", {
         **GROUPED, "moe_intermediate_size": 32, "moe_k": 2, "moe_num_experts": 4,
         "moe_num_shared_experts": 1, "moe_layer_start_index": 1, "moe_layer_end_index": 1,

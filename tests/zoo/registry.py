@@ -13,6 +13,9 @@ _NO_DECODER = "reads or labels text, sound or images, and does not write on"
 _TWO_PARTS = "an encoder with a decoder"
 _SEVERAL = "reads images or sound too; the class of its text model, if there is one, has a row"
 LEFT_OUT: dict[str, tuple[str, ...]] = {
+    "an indexer chooses keys by the mask: a cut of scores and one of the mask are two things": (
+        "GlmMoeDsaForCausalLM",
+    ),
     _NO_DECODER: (
         "ASTForAudioClassification", "BertForMaskedLM", "BloomModel",
         "DeiTForImageClassification",
