@@ -118,8 +118,9 @@ def test_accumulated_step_is_the_step_of_one_large_batch(base: Any, tmp_path: Pa
     trainer = trainer_for(model, tmp_path)
     data = examples(8)
     whole = run_step(trainer, [data])
-    assert_close(run_step(trainer, [data[:4], data[4:]]), whole)
-    assert_close(run_step(trainer, [data[:1], data[1:3], data[3:]]), whole)
+    # Sums of float32 in another order: up to 1.3e-6 on some machines.
+    assert_close(run_step(trainer, [data[:4], data[4:]]), whole, 5e-6)
+    assert_close(run_step(trainer, [data[:1], data[1:3], data[3:]]), whole, 5e-6)
 
 
 def test_auxiliary_losses_are_added_with_their_weights(base: Any, tmp_path: Path) -> None:
