@@ -225,17 +225,18 @@ def record_run(
     resid: list[Tensor] = [torch.empty(0)] * n_layers
     values: dict[str, list[Tensor]] = {name: [torch.empty(0)] * n_layers for name in keep}
 
-    def keep_in(into: list[Tensor], layer: int, component: str) -> HookFunction:
+    def keep_in(into: list[Tensor], layer: int) -> HookFunction:
         def hook_function(value: Tensor, hook: object) -> None:
-            into[layer] = _units_of(value, component, model, batch.width - start)
+            # Looked at after the run: an open constraint may run prompts of its own before this one.
+            into[layer] = value.detach()
 
         return hook_function
 
     hooks: list[Hook] = []
     for layer in range(n_layers):
-        hooks.append((hook_name("resid_pre", layer), keep_in(resid, layer, "resid_pre")))
+        hooks.append((hook_name("resid_pre", layer), keep_in(resid, layer)))
         for name, into in values.items():
-            hooks.append((hook_name(name, layer), keep_in(into, layer, name)))
+            hooks.append((hook_name(name, layer), keep_in(into, layer)))
     require_hooks(model, hooks)
     modules = trusted_plain_model(model, batch.width) if plain else None
     if modules is not None and not (modules.supports(hooks) and all(map(modules.has, edits))):
@@ -248,12 +249,17 @@ def record_run(
         with hooked(model, hooks):
             logits = call_columns(model.original_model, batch, rows, start=start, cache=cache)
         logits = logits[:, -1]
+
+    def stacked(component: str, layers: list[Tensor]) -> Tensor:
+        columns = batch.width - start
+        return _stacked([_units_of(v, component, model, columns) for v in layers], component)
+
     return RecordedRun(
         batch=batch,
         start=start,
         keys_values=() if cache is None else tuple(_keys_values(cache)),
-        resid_pre=_stacked(resid, "resid_pre").squeeze(3),
-        values={name: _stacked(into, name) for name, into in values.items()},
+        resid_pre=stacked("resid_pre", resid).squeeze(3),
+        values={name: stacked(name, into) for name, into in values.items()},
         logits=_checked(logits, model, batch, rows),
         plain=modules,
         whole=whole,
