@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.arguments import listed, whole_number
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.interventions.projections import find_projection, projections_of
@@ -191,8 +192,16 @@ def edit_gates(
     mode: ExpertMode,
     factor: float = 0.0,
 ) -> Float[Tensor, "*token expert"]:
-    """The gates under a constraint of these experts; the ones given stay as they are."""
-    chosen = list(experts)
+    """The gates under a constraint of these experts; the ones given stay as they are.
+
+    Raises UserError for an unknown mode, an expert that is not there, or too many for the mode.
+    """
+    check_expert_mode(mode)
+    chosen = [whole_number("an expert", one, least=0) for one in listed("experts", experts)]
+    missing = [one for one in chosen if one >= gates.shape[-1]]
+    if missing:
+        raise UserError(f"there is no expert {missing[0]}: the gates have {gates.shape[-1]}")
+    check_counts({"the call": chosen}, mode)
     if mode == "force":
         new = torch.zeros_like(gates)
         new[..., chosen] = 1.0

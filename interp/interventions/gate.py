@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
+from interp.arguments import shown
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.patching.batch import Span
@@ -93,6 +94,8 @@ def detect(
     if detector is None:
         # Imported late: probes are built on this package.
         detector = importlib.import_module("probes").detector_for(model)
+    if not isinstance(detector, Detector):
+        raise UserError(f"detector is a premise detector (probes.Detector), not {shown(detector)}")
     found = tuple(detector.detect(model, questions, system=system, progress=progress))  # type: ignore[union-attr]
     if len(found) != len(questions):
         raise UserError(f"the detector gave {len(found)} detections for {len(questions)} questions")

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from interp.arguments import listed, pairs_of_numbers
+from interp.checked import checked
 from interp.errors import UserError
 from interp.premises.encode import EncodedPremises
 
@@ -31,8 +32,12 @@ def places_at(at: "Sequence[tuple[int, int] | None] | Tensor | Places") -> Place
     )
 
 
+@checked
 def places_of_premises(encoded: EncodedPremises) -> Places:
-    """The object's span in every prompt that begins as one of these premises' prompts does."""
+    """The object's span in every prompt that begins as one of these premises' prompts does.
+
+    Raises UserError for anything but premises that ``encode_premises`` has turned into tokens.
+    """
     ends: dict[tuple[int, ...], int] = {}
     for item in encoded.items:
         for prompt in (item.false, item.twin):

@@ -58,7 +58,7 @@ class Projection:
 def projections_of(model: Any) -> tuple[Projection, ...]:
     """All adapted projections, in the order of the model. Raises UserError if there are none."""
     found = []
-    for point in model.hook_dict:
+    for point in getattr(model, "hook_dict", ()):
         if not point.endswith(GATE):
             continue
         name = point.removesuffix(GATE)

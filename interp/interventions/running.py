@@ -13,7 +13,7 @@ from torch import Tensor
 
 from interp.errors import UserError
 from interp.interventions.places import Places
-from interp.models.self_check import require
+from interp.models.model_check import require
 from interp.patching.batch import TokenBatch
 from interp.patching.entering import entering
 from interp.patching.forward import record_run

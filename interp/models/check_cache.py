@@ -8,7 +8,7 @@ from pathlib import Path
 
 from interp.errors import UserError
 from interp.files import write_whole
-from interp.models.self_check import ModelCheck
+from interp.models.model_check import ModelCheck
 
 CHECK_VERSION = 3
 """Raised when the self-check looks at something else."""

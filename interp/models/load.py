@@ -21,14 +21,9 @@ from interp.models.check_cache import check_path, read_check, write_check
 from interp.models.fingerprint import fingerprint_of_folder, fingerprint_of_model
 from interp.models.folder import read_folder
 from interp.models.majors import HookedModel, boot
+from interp.models.model_check import ModelCheck, check_of, keep_check
 from interp.models.quiet import quiet_libraries
-from interp.models.self_check import (
-    ModelCheck,
-    check_model,
-    check_of,
-    keep_check,
-    trial_logits,
-)
+from interp.models.self_check import check_model, trial_logits
 from interp.models.spec import EMBEDDED, cache_root, resolve
 from interp.models.unwrapped import causal_model_of, check_tokenizer
 

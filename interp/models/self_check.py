@@ -14,17 +14,16 @@ the transformers model itself:
 * ``padding``: padding on the left changes nothing.
 
 ``output``, ``attention`` and ``residual`` are looked at in the middle layer and in one layer of
-every other kind. A part that fails is refused by `require`, with the reason; the rest can be used.
+every other kind. A part that fails is refused, with the reason, by whoever needs it
+(`interp.models.model_check.require`); the rest can be used.
 Without ``continuation`` prompts run whole, and without ``padding`` together with prompts of the
 same length only: that costs time and nothing else.
 """
 
 import logging
-import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -32,15 +31,13 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers.cache_utils import DynamicCache
 
-from interp.errors import UserError
 from interp.models.call import call_model
 from interp.models.majors import wraps_transformers
+from interp.models.model_check import ModelCheck, Part
 from interp.models.unhooked import UnhookedModel
 from interp.untrusted import one_line
 
 logger = logging.getLogger(__name__)
-
-Part = Literal["logits", "output", "attention", "residual", "continuation", "padding"]
 
 PROMPT_TOKENS = 16
 KEY = 1
@@ -50,25 +47,6 @@ _IN_ORDER = ("resid_pre", "attn_out", "mlp_out", "resid_post")
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
 HALF_PRECISION_TOLERANCE = 5e-2
 """Of logits, relative to the largest; two attention kernels differ by that much in bfloat16."""
-
-
-@dataclass(frozen=True)
-class ModelCheck:
-    """What a self-check found.
-
-    Attributes:
-        problems: why a part is refused, by part; a part that is not named is right.
-        tuple_outputs: for each block how many values it returns as a tuple; 0 for a bare tensor.
-        unhooked_tuple_outputs: the same for the blocks of the transformers model itself.
-    """
-
-    problems: Mapping[str, str] = field(default_factory=dict)
-    tuple_outputs: tuple[int, ...] = ()
-    unhooked_tuple_outputs: tuple[int, ...] = ()
-
-    def has(self, part: Part) -> bool:
-        """Whether a part is right."""
-        return part not in self.problems
 
 
 def trial_tokens(hf_model: Any) -> Int[Tensor, "prompt pos"]:
@@ -400,35 +378,3 @@ def _cutting_softmax(attention: nn.Module, n_heads: int) -> Iterator[list[bool]]
         finally:
             while running:
                 running.pop().__exit__(None, None, None)
-
-
-_CHECKS: "weakref.WeakKeyDictionary[nn.Module, ModelCheck]" = weakref.WeakKeyDictionary()
-_UNCHECKED = ModelCheck()
-_REFUSALS: Mapping[str, str] = {
-    "logits": "TransformerLens does not compute {name} as transformers does",
-    "output": "the outputs of the heads of {name} cannot be read or written at hook_z",
-    "attention": "the attention pattern of {name} cannot be read, cut or patched",
-    "residual": "what attention and MLP of {name} add to the residual stream cannot be told apart",
-    "continuation": "{name} cannot go on from a cache of keys and values, which beams need",
-    "padding": "{name} does not leave padding out: give prompts of one length",
-}
-
-
-def keep_check(model: nn.Module, check: ModelCheck) -> None:
-    """Remember what the self-check of a hooked model found."""
-    _CHECKS[model] = check
-
-
-def check_of(model: nn.Module) -> ModelCheck:
-    """What the self-check of a hooked model found; nothing against a model without one."""
-    return _CHECKS.get(model, _UNCHECKED)
-
-
-def require(model: Any, part: Part) -> None:
-    """Raise UserError, with the reason, if a part of a hooked model failed its self-check."""
-    problem = check_of(model).problems.get(part)
-    if problem is not None:
-        name = type(getattr(model, "original_model", model)).__name__
-        raise UserError(
-            f"{_REFUSALS[part].format(name=name)} (found when the model was loaded: {problem})"
-        )

@@ -33,8 +33,8 @@ def check_tokenizer(tokenizer: Any) -> None:
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         found = "none" if tokenizer is None else type(tokenizer).__name__
         raise UserError(
-            f"from_hf needs the model's tokenizer, and was given {found}: load "
-            "it with transformers.AutoTokenizer"
+            f"a tokenizer of transformers is needed here, and {found} was given: load the model's "
+            "with transformers.AutoTokenizer"
         )
 
 

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from peft import PeftConfig
+from peft import PeftConfig, TaskType
 from peft.utils import PeftType
 
 from interp.errors import UserError
@@ -78,6 +78,11 @@ class MoELoRAConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         """Validate; sets and tuples of names become sorted lists, as they will be in JSON."""
+        known = [one.value for one in TaskType]
+        _require(
+            self.task_type is None or self.task_type in known,
+            f"task_type is one of {', '.join(known)}, not {self.task_type!r}",
+        )
         super().__post_init__()
         self.peft_type = PeftType(MOELORA)
         if isinstance(self.target_modules, set | tuple):

@@ -27,7 +27,8 @@ from interp.errors import UserError
 from interp.models import HookedModel
 from interp.models.load import wrap
 from interp.models.majors import require_bridge
-from interp.models.self_check import check_model, keep_check, trial_logits
+from interp.models.model_check import keep_check
+from interp.models.self_check import check_model, trial_logits
 from interp.models.unwrapped import check_tokenizer
 from interp.moelora.layer import ExpertHooks, MoELoRALinear
 from interp.patching.forward import device_of

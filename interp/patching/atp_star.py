@@ -19,8 +19,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from interp.errors import UserError
+from interp.models.model_check import require
 from interp.models.precision import precision_of, result_dtype, widened
-from interp.models.self_check import require
 from interp.patching.attribution import (
     Handed,
     check_unchanged,

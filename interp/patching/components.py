@@ -14,7 +14,7 @@ from torch import Tensor
 
 from interp.errors import UserError
 from interp.models.majors import check_hooked
-from interp.models.self_check import require
+from interp.models.model_check import require
 
 Component = Literal[
     "z", "q", "k", "v", "pattern", "attn_out", "mlp_out", "resid_pre", "resid_mid", "resid_post"

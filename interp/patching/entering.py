@@ -42,7 +42,7 @@ def entering(
 
     Args:
         tuple_outputs: for each block how many values it returns as a tuple, 0 for a bare tensor
-            (see ``interp.models.self_check.ModelCheck``); by default all return tensors.
+            (see ``interp.models.model_check.ModelCheck``); by default all return tensors.
     """
 
     def passing(n_values: int) -> Callable[..., Any]:

@@ -7,6 +7,7 @@ for the cause. Attention scores are not watched: a mask is infinite by right.
 
 import re
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -69,12 +70,10 @@ def first_bad_module(model: nn.Module, run: Callable[[], object]) -> str | None:
         return see
 
     leaves = [(name, one) for name, one in model.named_modules() if not any(one.children())]
-    handles = [one.register_forward_hook(watch(name)) for name, one in leaves]
-    try:
+    with ExitStack() as stack:
+        for name, one in leaves:
+            stack.callback(one.register_forward_hook(watch(name)).remove)
         run()
-    finally:
-        for handle in handles:
-            handle.remove()
     return found[0] if found else None
 
 

@@ -28,8 +28,8 @@ from interp.arguments import listed, whole_number
 from interp.checked import checked
 from interp.errors import UserError
 from interp.models.majors import writes_resid_mid
+from interp.models.model_check import check_of, require
 from interp.models.precision import dtype_of
-from interp.models.self_check import check_of, require
 from interp.patching.batch import TokenBatch
 from interp.patching.columns import call_columns
 from interp.patching.components import as_units, check_component, count_units, hook_name
@@ -227,7 +227,7 @@ def record_run(
 
     def keep_in(into: list[Tensor], layer: int) -> HookFunction:
         def hook_function(value: Tensor, hook: object) -> None:
-            # Looked at after the run: an open constraint may run prompts of its own before this one.
+            # Looked at after the run: an open constraint may run prompts of its own within it.
             into[layer] = value.detach()
 
         return hook_function

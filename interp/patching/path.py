@@ -23,8 +23,8 @@ from torch import Tensor
 from interp.arguments import pairs_of_numbers, whole_number
 from interp.checked import checked
 from interp.errors import UserError
+from interp.models.model_check import require
 from interp.models.precision import result_dtype, widened
-from interp.models.self_check import require
 from interp.patching.alignment import align
 from interp.patching.batch import Prompts
 from interp.patching.budget import Budget, decide_budget

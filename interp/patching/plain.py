@@ -31,8 +31,8 @@ from transformers.cache_utils import Cache
 
 from interp.errors import UserError
 from interp.models.majors import wraps_transformers
+from interp.models.model_check import check_of
 from interp.models.precision import dtype_of, wide_dtype, widened
-from interp.models.self_check import check_of
 from interp.models.unhooked import UnhookedModel, is_component
 from interp.patching.batch import TokenBatch
 from interp.patching.columns import call_columns

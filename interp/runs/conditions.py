@@ -1,29 +1,29 @@
 """All that decides what a hooked model computes, beside what is asked of it.
 
 What a run keeps belongs to these too: values of another dtype or device have other last bits, and
-answers hang on the tokenizer and on the generation config, which the model's fingerprint does not
-cover. The chat template is not among them: what is kept names the tokens of its prompts itself.
+answers hang on the tokenizer and on the tokens that end them, which the model's fingerprint does
+not cover. The chat template is not among them: what is kept names the tokens of its prompts itself.
 """
 
 from typing import Any
 
 import torch
 
+from interp.generation import end_tokens
 from interp.models import model_info
 from interp.models.tokenizer_fingerprint import tokenizer_fingerprint
 from interp.runs.shards import digest_of
 
 
 def conditions(model: Any) -> dict[str, str]:
-    """Fingerprints of model and tokenizer, dtype, kind of device, digest of generation config."""
+    """Fingerprints of model and tokenizer, dtype, kind of device, end tokens of answers."""
     info = model_info(model)
-    generation = getattr(model.original_model, "generation_config", None)
     return {
         "fingerprint": info.fingerprint,
         "dtype": info.dtype,
         "device": torch.device(info.device).type,
         "tokenizer": tokenizer_fingerprint(model.tokenizer),
-        "generation": digest_of(None if generation is None else str(generation.to_dict())),
+        "generation": digest_of(str(end_tokens(model.original_model, model.tokenizer))),
     }
 
 

@@ -19,14 +19,13 @@ from torch import Tensor, nn
 
 from interp.errors import UserError
 from interp.models import loader_of, model_info
+from interp.patching.out_of_memory import is_out_of_memory
 from interp.runs.manifest import read_manifest
 from interp.runs.store import write_json
 from interp.untrusted import one_line
 
 logger = logging.getLogger(__name__)
 
-_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
-"""What allocators say, of GPUs, of Linux and of Windows, and cuBLAS."""
 N_PROMPTS = 4
 TOP_HEADS = 10
 Measure = Callable[[Any], tuple[Tensor, Tensor]]
@@ -63,7 +62,7 @@ def dtype_check(model: Any, measure: Measure) -> dict[str, Any]:
         with _in_float32(model) as (reference, against):
             other_metric, other_effects = measure(reference)
     except (UserError, MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not _is_of_memory(error):
+        if isinstance(error, RuntimeError) and not is_out_of_memory(error):
             raise
         reason = one_line(error) if str(error) else "memory ran out"
         logger.warning("the comparison with float32 is left out (%s); the results stand", reason)
@@ -81,12 +80,6 @@ def dtype_check(model: Any, measure: Measure) -> dict[str, Any]:
 def _left_out(model: Any, reason: str) -> dict[str, Any]:
     dtype = model_info(model).dtype
     return {} if dtype == "float32" else {"dtype_check": {"dtype": dtype, "left_out": reason}}
-
-
-def _is_of_memory(error: RuntimeError) -> bool:
-    """Whether a device's allocator, or this machine's, had no more; torch has a class for some."""
-    said = str(error)
-    return isinstance(error, torch.cuda.OutOfMemoryError) or any(one in said for one in _NO_MEMORY)
 
 
 def _largest(own: Tensor, other: Tensor) -> float:

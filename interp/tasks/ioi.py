@@ -20,6 +20,7 @@ from typing import Any, Literal, get_args
 
 from interp.checked import checked
 from interp.errors import UserError
+from interp.models.unwrapped import check_tokenizer
 from interp.tasks.pairs import Pair, Pairs, Span
 
 Corruption = Literal["swap", "random"]
@@ -98,6 +99,7 @@ def single_token_names(tokenizer: Any) -> list[str]:
     """The names that the tokenizer knows as one token after a space; all of them without one."""
     if tokenizer is None:
         return list(NAMES)
+    check_tokenizer(tokenizer)
     kept = [
         name
         for name in NAMES

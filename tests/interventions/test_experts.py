@@ -43,6 +43,24 @@ def test_gates_by_hand(mode: Any, experts: list[int], factor: float, expected: A
     assert torch.equal(GATES, before)
 
 
+@pytest.mark.parametrize(
+    ("experts", "mode", "said"),
+    [
+        ([4], "off", "there is no expert 4: the gates have 4"),
+        ([-1], "off", "an expert"),
+        ([1, 2], "force", "takes one expert of each projection"),
+    ],
+)
+def test_wrong_experts_are_told(experts: Any, mode: Any, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        edit_gates(GATES, experts, mode)
+
+
+def test_only_a_hooked_model_has_projections() -> None:
+    with pytest.raises(UserError, match=r"hook the adapted model with interp\.moelora\.hooked"):
+        projections_of("smollm2-135m")
+
+
 def test_unnormalised_gates_that_lose_an_expert_sum_to_one() -> None:
     gates = torch.tensor([[0.2, 0.3, 0.1], [0.0, 0.3, 0.1]])
     new = edit_gates(gates, [0], "off_renormalised")

@@ -8,6 +8,7 @@ import torch
 from interp.errors import UserError
 from interp.heads import HeadSet
 from interp.interventions import Constraint, constrain, places_at
+from interp.interventions.places import places_of_premises
 from interp.models import HookedModel
 from interp.patching import TokenBatch, tail_logits
 from interp.premises import Premises, load_premises
@@ -123,3 +124,8 @@ def test_rows_that_are_no_copies_are_refused() -> None:
     mask = torch.ones_like(tokens, dtype=torch.bool)
     with pytest.raises(UserError, match="1 spans for 2 prompts"):
         places_at([(1, 2)])(tokens, mask)
+
+
+def test_premises_must_be_encoded() -> None:
+    with pytest.raises(UserError, match="encoded is a EncodedPremises, not 'capitals'"):
+        places_of_premises("capitals")  # type: ignore[arg-type]

@@ -12,14 +12,8 @@ from interp.errors import UserError
 from interp.interventions import constrain
 from interp.models import HookedModel, from_hf
 from interp.models.check_cache import check_path, read_check, write_check
-from interp.models.self_check import (
-    ModelCheck,
-    check_model,
-    check_of,
-    keep_check,
-    require,
-    trial_logits,
-)
+from interp.models.model_check import ModelCheck, check_of, keep_check, require
+from interp.models.self_check import check_model, trial_logits
 from interp.patching import LogitDifference, TokenBatch, patch, tail_logits
 from tests.conftest import make_hf_model, make_tokenizer
 from tests.models.test_native_attention import gptj

@@ -76,3 +76,8 @@ def test_the_method_is_a_member_of_pefts_enumeration_once() -> None:
     assert (member.name, member.value) == ("MOELORA", "MOELORA")
     with pytest.raises(ValueError, match="NOT_ONE"):
         PeftType("NOT_ONE")
+
+
+def test_another_task_type_is_told() -> None:
+    with pytest.raises(UserError, match="task_type is one of .*CAUSAL_LM.*, not 'chat'"):
+        MoELoRAConfig(task_type="chat")  # type: ignore[arg-type]

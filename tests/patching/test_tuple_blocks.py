@@ -7,7 +7,7 @@ import torch
 from transformers import FalconConfig, FalconForCausalLM
 
 from interp.models import from_hf
-from interp.models.self_check import check_of
+from interp.models.model_check import check_of
 from interp.patching import LogitDifference, TokenBatch, patch_paths
 from tests.models.test_native_attention import NAMES, TOKENIZER, gptj
 

@@ -90,3 +90,5 @@ def test_wrong_arguments_are_told() -> None:
         check_corruption("shuffle")
     with pytest.raises(UserError, match="at least one"):
         ioi_pairs(0)
+    with pytest.raises(UserError, match="a tokenizer of transformers is needed here, and str"):
+        ioi_pairs(4, tokenizer="gpt2")

@@ -1,0 +1,67 @@
+"""What is known to be right of a hooked model, and the refusal of what is not.
+
+The self-check (`interp.models.self_check`) finds it when a model is loaded; whoever needs a part
+asks for it with `require`.
+"""
+
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import nn
+
+from interp.errors import UserError
+
+Part = Literal["logits", "output", "attention", "residual", "continuation", "padding"]
+
+
+@dataclass(frozen=True)
+class ModelCheck:
+    """What a self-check found.
+
+    Attributes:
+        problems: why a part is refused, by part; a part that is not named is right.
+        tuple_outputs: for each block how many values it returns as a tuple; 0 for a bare tensor.
+        unhooked_tuple_outputs: the same for the blocks of the transformers model itself.
+    """
+
+    problems: Mapping[str, str] = field(default_factory=dict)
+    tuple_outputs: tuple[int, ...] = ()
+    unhooked_tuple_outputs: tuple[int, ...] = ()
+
+    def has(self, part: Part) -> bool:
+        """Whether a part is right."""
+        return part not in self.problems
+
+
+_CHECKS: "weakref.WeakKeyDictionary[nn.Module, ModelCheck]" = weakref.WeakKeyDictionary()
+_UNCHECKED = ModelCheck()
+_REFUSALS: Mapping[str, str] = {
+    "logits": "TransformerLens does not compute {name} as transformers does",
+    "output": "the outputs of the heads of {name} cannot be read or written at hook_z",
+    "attention": "the attention pattern of {name} cannot be read, cut or patched",
+    "residual": "what attention and MLP of {name} add to the residual stream cannot be told apart",
+    "continuation": "{name} cannot go on from a cache of keys and values, which beams need",
+    "padding": "{name} does not leave padding out: give prompts of one length",
+}
+
+
+def keep_check(model: nn.Module, check: ModelCheck) -> None:
+    """Remember what the self-check of a hooked model found."""
+    _CHECKS[model] = check
+
+
+def check_of(model: nn.Module) -> ModelCheck:
+    """What the self-check of a hooked model found; nothing against a model without one."""
+    return _CHECKS.get(model, _UNCHECKED)
+
+
+def require(model: Any, part: Part) -> None:
+    """Raise UserError, with the reason, if a part of a hooked model failed its self-check."""
+    problem = check_of(model).problems.get(part)
+    if problem is not None:
+        name = type(getattr(model, "original_model", model)).__name__
+        raise UserError(
+            f"{_REFUSALS[part].format(name=name)} (found when the model was loaded: {problem})"
+        )
