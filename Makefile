@@ -15,6 +15,10 @@ HT_STAMP := $(HT_VENV)/.installed
 HT_TESTS := $(addprefix tests/,models patching heads interventions evaluation probes premises tasks \
   moelora experts runs cli test_generation.py test_end_to_end.py)
 
+# Processes that run tests side by side, one thread each: make test JOBS=1 for one.
+JOBS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
+PYTEST = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest --numprocesses $(JOBS) --dist loadfile
+
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
@@ -31,10 +35,10 @@ demo: $(STAMP) ## find and constrain the false-premise heads of the embedded mod
 	$(BIN)/interp demo $(ARGS)
 
 test: $(STAMP) ## run the tests (ARGS="-k name" to choose)
-	$(BIN)/python -m pytest $(ARGS)
+	$(call PYTEST,$(VENV)) $(ARGS)
 
 test-hooked-transformer: $(HT_STAMP) ## run those that need a hooked model on TransformerLens 3.9
-	$(HT_VENV)/bin/python -m pytest $(HT_TESTS) --ignore tests/runs/test_ray_engine.py $(ARGS)
+	$(call PYTEST,$(HT_VENV)) $(HT_TESTS) --ignore tests/runs/test_ray_engine.py $(ARGS)
 
 check: $(STAMP) ## lint, formatting, types
 	$(BIN)/ruff check .
@@ -46,7 +50,7 @@ docs: $(STAMP) ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 notebooks: $(STAMP) ## execute the notebooks, keep their outputs (ARGS=--check: execute only)
-	$(BIN)/python scripts/run_notebooks.py $(ARGS)
+	$(BIN)/python scripts/run_notebooks.py --jobs $(JOBS) $(ARGS)
 
 bench: $(STAMP) ## measure what the method gains and costs
 	$(BIN)/python benchmarks/faith_table.py $(ARGS)

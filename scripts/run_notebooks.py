@@ -5,7 +5,7 @@ a kernel of its own and is written with its outputs, less what only matters whil
 bars, widgets, times) and with a picture beside every plotly figure, since code hosts draw no
 scripts. The pictures are made here and not in the kernel, so that a notebook needs no browser.
 ``--sync`` takes over the script's text, keeps the outputs of unchanged cells, and runs nothing.
-``--check`` runs everything with nbmake and writes nothing.
+``--check`` runs everything with nbmake and writes nothing, ``--jobs`` notebooks side by side.
 """
 
 import argparse
@@ -43,10 +43,11 @@ def main() -> int:
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--check", action="store_true", help="execute with nbmake, write nothing")
     action.add_argument("--sync", action="store_true", help="take over text, keep the outputs")
+    parser.add_argument("--jobs", type=int, default=1, help="notebooks checked side by side")
     arguments = parser.parse_args()
     scripts = chosen(arguments.names)
     if arguments.check:
-        return check(scripts)
+        return check(scripts, arguments.jobs)
     for script in scripts:
         notebook = in_step(script)
         if not arguments.sync:
@@ -66,11 +67,15 @@ def chosen(names: list[str]) -> list[Path]:
     return [script for script in known if not names or script.stem in names]
 
 
-def check(scripts: list[Path]) -> int:
+def check(scripts: list[Path], jobs: int) -> int:
     """Execute the saved notebooks with nbmake; the exit code is pytest's."""
     files = [str(script.with_suffix(".ipynb")) for script in scripts]
     command = [sys.executable, "-m", "pytest", "--nbmake", f"--nbmake-timeout={TIMEOUT}"]
-    return subprocess.run([*command, "--durations=0", *files], env=kernel_environment()).returncode
+    environment = kernel_environment()
+    if jobs > 1:
+        command += ["--numprocesses", str(min(jobs, len(files))), "--dist", "worksteal"]
+        environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
+    return subprocess.run([*command, "--durations=0", *files], env=environment).returncode
 
 
 def kernel_environment() -> dict[str, str]:

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.interventions.projections import Projection
+from interp.models.call import first_shared_keys
 from interp.models.precision import widened
 from interp.moelora.encoding import IGNORED, EncodedExample
 from interp.patching.batch import TokenBatch
@@ -145,7 +146,7 @@ def run_held(
         layer: the lowest layer that the hooks change; None runs the whole model.
     """
     with ExitStack() as stack:
-        if layer is not None:
+        if layer is not None and first_shared_keys(model.original_model.config) is None:
             entered = bare.resid_pre[layer][rows]
             stack.enter_context(entering(list(model.blocks), layer, entered, None))
         logits = _logits(model, bare.answers, rows, hooks)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers.cache_utils import Cache
@@ -42,10 +43,28 @@ def call_model(
         arguments["past_key_values"] = cache
     if "logits_to_keep" in accepted:
         arguments["logits_to_keep"] = keep
+        if first_shared_keys(hf_model.config) is not None:
+            # For a number Gemma 4 runs its upper layers on the last columns only, whose hook
+            # points then hold nothing of the others.
+            arguments["logits_to_keep"] = torch.arange(-keep, 0, device=tokens.device)
     if not getattr(hf_model.config, "return_dict", True):  # a checkpoint that asks for tuples
         arguments["return_dict"] = True
     with evaluating(hf_model), contiguous_unembedding(hf_model):
         return hf_model(**arguments).logits[:, -keep:]
+
+
+def first_shared_keys(config: Any) -> int | None:
+    """The lowest layer whose keys and values layers above it read; None where there is none.
+
+    Gemma 3n and 4: each of the upper layers reads those of the last lower layer of its own kind.
+    """
+    text = config.get_text_config()
+    n_sharing = getattr(text, "num_kv_shared_layers", None) or 0
+    if not n_sharing:
+        return None
+    kinds = list(text.layer_types)
+    lower, upper = kinds[:-n_sharing], kinds[-n_sharing:]
+    return min(len(lower) - 1 - lower[::-1].index(kind) for kind in set(upper))
 
 
 @contextmanager

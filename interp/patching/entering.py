@@ -35,6 +35,7 @@ def entering(
     residual: Tensor,
     stop: int | None,
     tuple_outputs: Sequence[int] = (),
+    below: tuple[int, Tensor] | None = None,
 ) -> Iterator[None]:
     """Blocks below ``layer`` and from ``stop`` on pass through; ``layer`` gets ``residual``.
 
@@ -43,6 +44,8 @@ def entering(
     Args:
         tuple_outputs: for each block how many values it returns as a tuple, 0 for a bare tensor
             (see ``interp.models.model_check.ModelCheck``); by default all return tensors.
+        below: a lower layer and its input. Blocks from there on run too, for the keys and values
+            that they leave to the layers above; ``layer`` gets ``residual`` all the same.
     """
 
     def passing(n_values: int) -> Callable[..., Any]:
@@ -54,19 +57,25 @@ def entering(
     def hand_over(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         return passing(lengths[0])(residual)
 
-    def enter(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if "hidden_states" in kwargs:
-            return args, {**kwargs, "hidden_states": residual}
-        return (residual, *args[1:]), kwargs
+    def giving(value: Tensor) -> Callable[..., Any]:
+        def enter(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if "hidden_states" in kwargs:
+                return args, {**kwargs, "hidden_states": value}
+            return (value, *args[1:]), kwargs
 
+        return enter
+
+    first = layer if below is None or layer >= len(blocks) else min(layer, below[0])
     lengths = list(tuple_outputs) or [0] * len(blocks)
     with ExitStack() as stack:
         for index, block in enumerate(blocks):
-            if index < layer or (stop is not None and index >= stop):
+            if index < first or (stop is not None and index >= stop):
                 stack.enter_context(forward_as(block, passing(lengths[index])))
         if layer >= len(blocks):
             stack.enter_context(forward_as(blocks[0], hand_over))
         else:
-            handle = blocks[layer].register_forward_pre_hook(enter, with_kwargs=True)
-            stack.callback(handle.remove)
+            entries = {first: below[1]} if below is not None and first < layer else {}
+            for index, value in {**entries, layer: residual}.items():
+                handle = blocks[index].register_forward_pre_hook(giving(value), with_kwargs=True)
+                stack.callback(handle.remove)
         yield

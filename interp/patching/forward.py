@@ -27,6 +27,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from interp.arguments import listed, whole_number
 from interp.checked import checked
 from interp.errors import UserError
+from interp.models.call import first_shared_keys
 from interp.models.majors import writes_resid_mid
 from interp.models.model_check import check_of, require
 from interp.models.precision import dtype_of
@@ -414,8 +415,10 @@ def resume(
         hooks = [(hook_name("z", layer), lambda value, hook: z.to(value.dtype)), *hooks]
     own, returned = dtype_of(model), check_of(model).tuple_outputs
     cache = run.prefix(rows, own)
+    shared = first_shared_keys(model.original_model.config)
+    below = None if shared is None else (shared, run.resid_pre[shared][rows].to(own))
     with (
-        entering(list(model.blocks), layer, entered.to(own), stop, returned),
+        entering(list(model.blocks), layer, entered.to(own), stop, returned, below),
         hooked(model, hooks),
     ):
         logits = call_columns(model.original_model, run.batch, rows, start=run.start, cache=cache)

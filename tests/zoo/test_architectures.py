@@ -20,6 +20,8 @@ SOME = {
     "OpenAI GPT": ["z", "resid", "paths", "AtP", "padding", "site output"],
     # windows, norms on either side
     "Gemma 3": ["z", "resid", "site attention", "generate"],
+    # upper layers that read the keys of a lower one
+    "Gemma 4, inputs by layer": ["z", "resid", "padding"],
     # ALiBi, a joint projection, the residual stream inside the modules
     "BLOOM": ["attn_out mlp_out", "resid", "paths", "MoELoRA"],
     "Falcon": ["z", "q k v", "paths", "padding"],
