@@ -10,6 +10,7 @@ from jaxtyping import Bool, Int
 from transformer_lens.model_bridge import TransformerBridge
 
 from interp.errors import UserError
+from interp.models.latent_attention import connect_latent_attention
 from interp.models.native_attention import connect_attention_hooks
 from interp.models.unhooked import note_forwards
 from interp.untrusted import one_line
@@ -37,6 +38,7 @@ def boot_bridge(
     own.init_kwargs = true_kwargs
     note_forwards(model)
     connect_attention_hooks(model)
+    connect_latent_attention(model)
     if dtype == torch.float64:
         for block in model.blocks:
             if hasattr(block, "attn"):

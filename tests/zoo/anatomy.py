@@ -79,6 +79,10 @@ class Anatomy:
             raise LookupError(f"layer {layer} has no attention heads")
         return child(self.layers[layer], _ATTENTION)
 
+    def is_latent(self, layer: int) -> bool:
+        """Whether keys and values are made for every head from one latent vector (MLA)."""
+        return layer in self.with_heads and hasattr(self.attention(layer), "kv_b_proj")
+
     def into_out(self, layer: int) -> Any:
         """The module that is given z."""
         self.attention(layer)

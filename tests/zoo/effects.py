@@ -115,7 +115,7 @@ class Pair:
 
     def _summed(self, what: str, layer: int, product: Tensor) -> Tensor:
         """A product over a place's whole value, by unit."""
-        if what == "pattern":
+        if what == "pattern" or self.reference.by_head(what, layer):
             return product.sum(dim=(0, 2, 3))
         if what == "z":
             return product.flatten(2).unflatten(-1, (self.reference.n_heads, -1)).sum((0, 1, 3))

@@ -4,6 +4,7 @@ Nothing here knows TransformerLens or the engine. Every effect is one whole forw
 values replaced; first-order effects are autograd's own.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -73,6 +74,8 @@ class Reference:
 
     def units(self, what: str, layer: int) -> int:
         """How many units of it a layer has. Raises LookupError where there are none."""
+        if self.by_head(what, layer):
+            return self.n_heads
         if what in KEYS or what == "q":
             return len(self.columns(layer).of(what))
         if what in HEADS:
@@ -84,6 +87,10 @@ class Reference:
             return self.n_heads
         self._modules(what, layer)
         return 1
+
+    def by_head(self, what: str, layer: int) -> bool:
+        """Whether these are keys or values [prompt head key width], made for every head."""
+        return what in KEYS and self.anatomy.is_latent(layer)
 
     def _seen_patterns(self) -> set[int]:
         """The layers whose softmax over the positions can be watched."""
@@ -106,7 +113,7 @@ class Reference:
 
     def swap(self, what: str, layer: int, value: Tensor, unit: int, new: Tensor) -> Tensor:
         """``value`` with one unit's part of ``new``."""
-        if what == "pattern":
+        if what == "pattern" or self.by_head(what, layer):
             mine = torch.arange(value.shape[1]) == unit
             return torch.where(mine[None, :, None, None], new, value)
         if what == "z":
@@ -169,12 +176,14 @@ class Reference:
             yield
 
     def _hook(self, what: str, layer: int, edit: Edit, now: list[int | None]) -> Any:
+        mine: Edit = lambda value: edit(value) if now[0] == layer else None  # noqa: E731
         name, _, index = what.partition(".")
+        if self.by_head(name, layer):
+            return _AtAttention(self.anatomy.attention(layer), KEYS.index(name), mine)
         if name == "write":
             module = self.anatomy.writers(layer)[int(index)]
         else:
             module = self._modules(name, layer)[int(index or 0)]
-        mine: Edit = lambda value: edit(value) if now[0] == layer else None  # noqa: E731
         if name in ("z", "resid_pre"):
             return module.register_forward_pre_hook(_before(mine), with_kwargs=True)
         if name == "resid_mid":
@@ -190,6 +199,28 @@ def keep(into: dict[Place, Tensor], place: Place) -> Edit:
         return value.clone()
 
     return look
+
+
+class _AtAttention:
+    """An edit of the keys (0) or values (1) [prompt head key width] that attention is given.
+
+    Latent attention has no module that returns them.
+    """
+
+    def __init__(self, attention: nn.Module, which: int, edit: Edit) -> None:
+        self._home = sys.modules[type(attention).__module__]
+        self._before = self._home.eager_attention_forward
+
+        def edited(module: nn.Module, query: Tensor, *args: Any, **kwargs: Any) -> Any:
+            new = edit(args[which]) if module is attention else None
+            if new is not None:
+                args = (*args[:which], new, *args[which + 1 :])
+            return self._before(module, query, *args, **kwargs)
+
+        self._home.eager_attention_forward = edited
+
+    def remove(self) -> None:
+        self._home.eager_attention_forward = self._before
 
 
 def _tell(now: list[int | None], layer: int) -> Callable[..., None]:
