@@ -11,6 +11,7 @@ and transformers merges it into every call. While this package asks, only its en
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from transformers import GenerationConfig
 from interp.errors import UserError
 from interp.models.limits import check_prompts, room_for_answer, vocabulary_size
 from interp.models.modes import evaluating
-from interp.patching.batch import TokenBatch
+from interp.patching.batch import TokenBatch, in_batches
 from interp.patching.out_of_memory import halving
 from interp.progress import progress_bar
 
@@ -185,12 +186,9 @@ def _chunks(
         logger.warning(
             "%d of %d answers may end early: the model has no positions for more", short, len(order)
         )
-    begin = 0
-    while begin < len(order):
-        room = rooms[order[begin]]
-        chunk = [index for index in order[begin : begin + most] if rooms[index] == room]
-        yield chunk, room
-        begin += len(chunk)
+    for room, same in groupby(order, key=rooms.__getitem__):
+        for chunk in in_batches(list(same), most):
+            yield chunk, room
 
 
 def _pad_token(hf_model: Any, tokenizer: Any, end: int | None) -> int:

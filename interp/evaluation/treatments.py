@@ -7,7 +7,7 @@ premise is false (``Gated``, which ``interp.evaluation.baselines`` puts together
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from interp.evaluation.preference import Preference, preference
 from interp.evaluation.steering import Steering, SteeringPlace, steer
-from interp.generation import generate_tokens
+from interp.generation import Within, generate_tokens
 from interp.heads.headset import HeadSet
 from interp.heads.locate import as_encoded, batch_metrics
 from interp.heads.selection import random_head_sets
@@ -44,9 +44,6 @@ CHECK_THE_PREMISE = (
     "If it is false, say so and state the true fact."
 )
 NULL_SETS = 10
-
-Within = Callable[[list[int], TokenBatch], AbstractContextManager[Any]]
-"""Makes the context of a batch, from the prompts' indices and the batch."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ layer 12 on, over the examples that it can change at all.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,15 +16,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.interventions.projections import Projection
-from interp.models.call import first_shared_keys
 from interp.models.precision import widened
 from interp.moelora.encoding import IGNORED, EncodedExample
-from interp.patching.batch import TokenBatch
+from interp.patching.batch import TokenBatch, by_length
 from interp.patching.columns import call_columns
-from interp.patching.components import hook_name
-from interp.patching.entering import entering
 from interp.patching.finite import check_finite
-from interp.patching.forward import Hook, hooked
+from interp.patching.forward import Hook, RecordedRun, hooked, record_run
 
 BATCH_TOKENS = 2048
 """Tokens of one batch: every layer's input is kept for it."""
@@ -47,18 +43,9 @@ class AnswerBatch:
     targets: Int[Tensor, "example keep"]
 
 
-def answer_chunks(
-    examples: Sequence[EncodedExample], *, batch_tokens: int = BATCH_TOKENS
-) -> list[list[int]]:
+def answer_chunks(examples: Sequence[EncodedExample]) -> list[list[int]]:
     """All examples, by index, in batches of similar lengths, shortest first."""
-    order = sorted(range(len(examples)), key=lambda index: len(examples[index].tokens))
-    chunks: list[list[int]] = [[]]
-    for index in order:
-        width = len(examples[index].tokens) - 1
-        if chunks[-1] and (len(chunks[-1]) + 1) * width > batch_tokens:
-            chunks.append([])
-        chunks[-1].append(index)
-    return chunks
+    return by_length([len(one.tokens) - 1 for one in examples], BATCH_TOKENS)
 
 
 def answer_batch(
@@ -90,33 +77,24 @@ class BareRun:
     """A batch run without interventions.
 
     Attributes:
+        run: the recorded run.
         loss, right: see ``answer_measures``.
-        resid_pre: by layer, its input [example pos d_model].
         used: by projection, Bool[example expert]: whether an expert has a gate above zero at any of
             the example's tokens.
     """
 
     answers: AnswerBatch
+    run: RecordedRun
     loss: Float[Tensor, " example"]
     right: Float[Tensor, " example"]
-    resid_pre: dict[int, Tensor]
     used: dict[str, Bool[Tensor, "example expert"]]
 
 
 @torch.no_grad()
-def run_bare(
-    model: Any, answers: AnswerBatch, projections: Sequence[Projection], layers: Sequence[int]
-) -> BareRun:
-    """Run a batch as it is; keep the inputs of some layers, and which experts are used."""
-    resid: dict[int, Tensor] = {}
+def run_bare(model: Any, answers: AnswerBatch, projections: Sequence[Projection]) -> BareRun:
+    """Run a batch as it is; keep every layer's input, and which experts are used."""
     used: dict[str, Tensor] = {}
     mask = answers.batch.mask[:, :, None]
-
-    def keep(layer: int) -> Callable[[Tensor, Any], None]:
-        def read(value: Tensor, hook: Any) -> None:
-            resid[layer] = value
-
-        return read
 
     def see(name: str) -> Callable[[Tensor, Any], None]:
         def read(gates: Tensor, hook: Any) -> None:
@@ -124,33 +102,12 @@ def run_bare(
 
         return read
 
-    hooks: list[Hook] = [(hook_name("resid_pre", layer), keep(layer)) for layer in layers]
-    hooks += [(one.gate, see(one.name)) for one in projections]
-    logits = _logits(model, answers, _all_rows(answers), hooks)
-    check_finite(logits, model, lambda: _logits(model, answers, _all_rows(answers), ()))
-    loss, right = answer_measures(logits, answers.targets)
-    return BareRun(answers, loss, right, resid, used)
-
-
-@torch.no_grad()
-def run_held(
-    model: Any,
-    bare: BareRun,
-    rows: Int[Tensor, " row"],
-    hooks: Sequence[Hook],
-    layer: int | None,
-) -> tuple[Float[Tensor, " row"], Float[Tensor, " row"]]:
-    """Loss and accuracy of some of the batch's examples under hooks, from ``layer`` on.
-
-    Args:
-        layer: the lowest layer that the hooks change; None runs the whole model.
-    """
-    with ExitStack() as stack:
-        if layer is not None and first_shared_keys(model.original_model.config) is None:
-            entered = bare.resid_pre[layer][rows]
-            stack.enter_context(entering(list(model.blocks), layer, entered, None))
-        logits = _logits(model, bare.answers, rows, hooks)
-    return answer_measures(logits, bare.answers.targets[rows])
+    # Experts have no place in the plain modules, and answers are more than the last column.
+    with hooked(model, [(one.gate, see(one.name)) for one in projections]):
+        run = record_run(
+            model, answers.batch, keep=(), plain=False, logits_to_keep=answers.targets.shape[1]
+        )
+    return BareRun(answers, run, *answer_measures(run.logits, answers.targets), used)
 
 
 def _all_rows(answers: AnswerBatch) -> Int[Tensor, " row"]:

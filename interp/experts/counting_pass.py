@@ -33,6 +33,7 @@ from interp.experts.token_class import token_class, token_texts
 from interp.experts.token_file import TokenFile
 from interp.experts.untrained import UntrainedRouters
 from interp.moelora.layer import MoELoRALinear
+from interp.patching.batch import by_length
 
 FOLDS = 10
 UNITS = 256
@@ -136,15 +137,8 @@ class CountingPass:
 
         Memory is then at its most at the beginning.
         """
-        texts = self.corpus.texts
-        order = sorted(range(len(texts)), key=lambda index: -len(texts[index].tokens))
-        found, begin = [], 0
-        while begin < len(order):
-            width = len(texts[order[begin]].tokens)
-            size = max(1, self.settings.batch_tokens // width)
-            found.append(order[begin : begin + size])
-            begin += size
-        return found
+        lengths = [len(one.tokens) for one in self.corpus.texts]
+        return by_length(lengths, self.settings.batch_tokens, longest_first=True)
 
     def chosen(self, part: int) -> list[list[int]]:
         """The batches of one part: parts are of as many batches, in order."""

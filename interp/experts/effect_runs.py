@@ -4,7 +4,7 @@
 a stage has done with it, over all examples at once or over some of them at a time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,9 +16,9 @@ from interp.experts.answer_runs import (
     BareRun,
     answer_batch,
     answer_chunks,
+    answer_measures,
     attribute_gates,
     run_bare,
-    run_held,
 )
 from interp.generation import generate_tokens
 from interp.interventions.constrain import constrain
@@ -31,6 +31,7 @@ from interp.moelora.examples import Example
 from interp.moelora.scoring import is_right
 from interp.patching.forward import device_of
 from interp.patching.out_of_memory import halving
+from interp.patching.variants import Variant, measure_runs, run_variants
 from interp.progress import progress_bar
 from interp.stages import SHARD, Gives, Shard
 
@@ -139,48 +140,43 @@ def measure_experts(model: Any, job: ExpertJob, *, progress: bool = False) -> Sh
         ``bare`` [example measure], ``changes`` [example measure place expert].
     """
     n_examples, *units = job.shape
-    dtype = result_dtype(model)
-    base = torch.empty(n_examples, 2, dtype=dtype)
-    changes = torch.full((n_examples, 2, *units), torch.nan, dtype=dtype)
-    wanted = job.constraints()
-    layers = sorted({one.layer for one in job.projections if one.layer is not None})
-    device = device_of(model)
-    total = len(wanted) * len(job.examples)
-    with progress_bar(total=total, description=f"experts, {job.mode}", shown=progress) as bar:
+    wanted, device = job.constraints(), device_of(model)
 
-        def run_chunk(chunk: list[int]) -> None:
-            answers = answer_batch(job.examples, chunk, device)
-            run = run_bare(model, answers, job.projections, layers)
-            rows = torch.tensor(answers.examples)
-            base[rows] = _both(run.loss, run.right)
-            for (place, expert), constraint in wanted:
-                changes[rows, :, place, expert] = _changes(model, job, run, constraint)
-                bar.update(len(chunk))
+    def runs(chunk: list[int]) -> Iterator[Tensor]:
+        bare = run_bare(model, answer_batch(job.examples, chunk, device), job.projections)
+        yield torch.stack([bare.loss, bare.right])
+        for _, constraint in wanted:
+            yield _changes(model, job, bare, constraint)
 
-        for _ in halving(answer_chunks(job.examples), run_chunk, what="one example", bar=bar):
-            pass
-    return Shard({"bare": base, "changes": changes})
+    found = measure_runs(
+        runs, answer_chunks(job.examples), shape=(2, n_examples, 1 + len(wanted)),
+        dtype=result_dtype(model), what="one example", progress=progress,
+        description=f"experts, {job.mode}",
+    ).transpose(0, 1)  # fmt: skip
+    changes = found.new_full((n_examples, 2, *units), torch.nan)
+    for number, ((place, expert), _) in enumerate(wanted, start=1):
+        changes[:, :, place, expert] = found[:, :, number]
+    return Shard({"bare": found[:, :, 0].contiguous(), "changes": changes})
 
 
 def _changes(
     model: Any, job: ExpertJob, bare: BareRun, constraint: ExpertConstraint
-) -> Float[Tensor, "example measure"]:
+) -> Float[Tensor, "measure example"]:
     """Zero for examples that use none of the experts, under a mode that then does nothing."""
     pairs = constraint.pairs
     reached = torch.ones_like(bare.loss, dtype=torch.bool)
     if job.mode != "force":
         reached = torch.stack([bare.used[name][:, expert] for name, expert in pairs]).any(dim=0)
     rows = reached.nonzero()[:, 0]
-    changes = torch.zeros(len(bare.loss), 2, dtype=result_dtype(model))
+    changes = torch.zeros_like(torch.stack([bare.loss, bare.right]))
     if len(rows):
         layer_of = {one.name: one.layer for one in job.projections}
-        layers = [layer_of[name] for name, _ in pairs]
         # Outside the layers (an adapted unembedding) the whole model runs.
-        known = [layer for layer in layers if layer is not None]
-        lowest = min(known) if len(known) == len(layers) else None
-        hooks = hooks_of(constraint, model, None)
-        loss, right = run_held(model, bare, rows, hooks, lowest)
-        changes[rows.cpu()] = _both(loss - bare.loss[rows], right - bare.right[rows])
+        first_layer = min(layer_of[name] or 0 for name, _ in pairs)
+        variant = Variant(first_layer, tuple(hooks_of(constraint, model, None)), rows)
+        (logits,) = run_variants(model, bare.run, [variant])
+        loss, right = answer_measures(logits, bare.answers.targets[rows])
+        changes[:, rows] = torch.stack([loss - bare.loss[rows], right - bare.right[rows]])
     return changes
 
 
@@ -223,7 +219,3 @@ def most_promising(
     order = order[largest.flatten()[order] >= 0][:budget].tolist()
     width = largest.shape[1]
     return frozenset((one // width, one % width) for one in order)
-
-
-def _both(loss: Tensor, right: Tensor) -> Float[Tensor, "example measure"]:
-    return torch.stack([loss, right.to(loss)], dim=1).cpu()

@@ -8,7 +8,7 @@ key/value head, which serves a whole group of query heads: with grouped queries 
 taken from the value of one query head alone.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -21,13 +21,12 @@ from interp.heads.headset import Head
 from interp.interventions.projections import projections_of
 from interp.models.precision import result_dtype
 from interp.moelora.layer import MoELoRALinear
-from interp.patching.batch import TokenBatch
+from interp.patching.batch import TokenBatch, in_batches
 from interp.patching.components import count_units
 from interp.patching.edits import HeadEdit, take_edit
-from interp.patching.forward import Hook, HookFunction, record_run, resume
-from interp.patching.metrics import Metric, apply_metric, check_metrics, take_metrics
-from interp.patching.out_of_memory import over_parts
-from interp.progress import progress_bar
+from interp.patching.forward import Hook, HookFunction, record_run
+from interp.patching.metrics import Metric, check_metrics
+from interp.patching.variants import Variant, measure_runs, metrics_for, run_variants
 
 Part = Literal["q", "k", "v"]
 """Queries, keys or values, before the rotary embedding."""
@@ -77,15 +76,7 @@ class AdaptedPart:
     n_experts: int
 
 
-@dataclass(frozen=True)
-class Removal:
-    """Hooks that take something of the adapter away, and the first layer that they change."""
-
-    first_layer: int
-    hooks: tuple[Hook, ...] = ()
-
-
-NOTHING = Removal(0)
+NOTHING = Variant(0)
 """The adapted model as it is."""
 
 
@@ -145,7 +136,7 @@ def adapted_parts(model: Any, component: Part) -> dict[int, AdaptedPart]:
     return found
 
 
-def without_slices(model: Any, slices: Iterable[HeadSlice]) -> Removal:
+def without_slices(model: Any, slices: Iterable[HeadSlice]) -> Variant:
     """The model with these slices of ``hook_expert_out`` zero, at every position.
 
     Raises:
@@ -162,16 +153,16 @@ def without_slices(model: Any, slices: Iterable[HeadSlice]) -> Removal:
         for expert in rows:
             mask[expert, part.columns[one.unit].cpu()] = True
     hooks = tuple((name, _zeroed(mask)) for name, mask in masks.items())
-    return Removal(min((one.layer for one in slices), default=0), hooks)
+    return Variant(min((one.layer for one in slices), default=0), hooks)
 
 
-def without_experts(model: Any) -> Removal:
+def without_experts(model: Any) -> Variant:
     """The base model: the gates of all experts of all projections are zero."""
 
     def closed(gates: Tensor, hook: Any) -> Tensor:
         return torch.zeros_like(gates)
 
-    return Removal(0, tuple((one.gate, closed) for one in projections_of(model)))
+    return Variant(0, tuple((one.gate, closed) for one in projections_of(model)))
 
 
 def components_of(slices: Iterable[HeadSlice]) -> dict[Part, None]:
@@ -203,11 +194,10 @@ def _zeroed(mask: Bool[Tensor, "expert d_out"]) -> HookFunction:
     return zero
 
 
-@torch.no_grad()
 def sweep_removals(
     model: Any,
     batch: TokenBatch,
-    removals: Sequence[Removal],
+    removals: Sequence[Variant],
     metrics: Sequence[Metric],
     *,
     edit: HeadEdit | None = None,
@@ -225,43 +215,31 @@ def sweep_removals(
     by_layer: dict[int, list[int]] = {}
     for layer, head in heads:
         by_layer.setdefault(layer, []).append(head)
-    shape = (len(metrics), len(batch), len(removals))
-    values = torch.empty(shape, dtype=result_dtype(model))
-    total = len(batch) * len(removals)
-    with progress_bar(total=total, description=description, shown=progress) as bar:
 
-        def run_part(part: TokenBatch, of_part: range) -> None:
-            prompts = torch.arange(of_part.start, of_part.stop, device=batch.tokens.device)
-            rows = torch.arange(len(part), device=batch.tokens.device)
-            extra = _edit_hooks(model, edit, by_layer, prompts)
-            # Experts have no place in the plain modules.
-            run = record_run(model, part, keep=(), plain=False)
-            own = take_metrics(metrics, prompts)
-            for index, removal in enumerate(removals):
-                logits = run.logits
-                if removal.hooks or extra:
-                    lowest = min(by_layer, default=removal.first_layer)
-                    lowest = min(lowest, removal.first_layer) if removal.hooks else lowest
-                    hooks = [*removal.hooks, *extra]
-                    logits = resume(model, run, layer=lowest, rows=rows, hooks=hooks)
-                for number, metric in enumerate(own):
-                    found = apply_metric(metric, logits)
-                    values[number, prompts.cpu(), index] = found.to(values)
+    def runs(some: list[int]) -> Iterator[Tensor]:
+        prompts = torch.tensor(some, device=batch.tokens.device)
+        # Experts have no place in the plain modules.
+        run = record_run(model, batch.part(some[0], some[-1] + 1), keep=(), plain=False)
+        besides = _edited(model, edit, by_layer, prompts)
+        variants = run_variants(model, run, [removal + besides for removal in removals])
+        return map(metrics_for(metrics, prompts), variants)
 
-        for _ in over_parts(batch, run_part, batch_tokens=CHUNK_TOKENS):
-            bar.update(len(removals))
-    return values
+    return measure_runs(
+        runs, in_batches(range(len(batch)), CHUNK_TOKENS // batch.width),
+        shape=(len(metrics), len(batch), len(removals)), dtype=result_dtype(model),
+        what=f"one prompt of {batch.width} tokens", progress=progress, description=description,
+    )  # fmt: skip
 
 
-def _edit_hooks(
+def _edited(
     model: Any,
     edit: HeadEdit | None,
     by_layer: dict[int, list[int]],
     prompts: Int[Tensor, " prompt"],
-) -> list[Hook]:
+) -> Variant:
     """The edit of these heads in a run of some of the prompts, from the first column on."""
     if edit is None:
-        return []
+        return NOTHING
     own = take_edit(edit, prompts)
     rows = torch.arange(len(prompts), device=prompts.device)
     hooks: list[Hook] = []
@@ -269,4 +247,4 @@ def _edit_hooks(
         acting = torch.zeros(len(prompts), model.cfg.n_heads, dtype=torch.bool)
         acting[:, chosen] = True
         hooks.append(own.hook(layer, rows, acting.to(prompts.device), 0))
-    return hooks
+    return Variant(min(by_layer, default=0), tuple(hooks))

@@ -9,29 +9,20 @@ Effect = metric(patched) − metric(corrupted run): positive means that the expe
 answer.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from interp.errors import UserError
 from interp.interventions.projections import GATE, Projection, find_projection, projections_of
 from interp.models.precision import dtype_of, precision_of, result_dtype
-from interp.patching.batch import TokenBatch, first_difference
-from interp.patching.forward import Hook, RecordedRun, record_run, resume
-from interp.patching.metrics import (
-    Metric,
-    apply_metric,
-    can_take,
-    check_metrics,
-    metric_name,
-    take_metrics,
-)
-from interp.patching.out_of_memory import halving
+from interp.patching.batch import TokenBatch, first_difference, in_batches
+from interp.patching.forward import HookFunction, RecordedRun, record_run, resume
+from interp.patching.metrics import Metric, can_take, check_metrics, metric_name
 from interp.patching.result import PatchingResult
-from interp.progress import progress_bar
+from interp.patching.variants import Variant, measure_runs, metrics_for, run_variants
 
 Patched = Literal["output", "contribution"]
 OUTPUT = ".moelora.hook_expert_out"
@@ -39,7 +30,6 @@ CHUNK_TOKENS = 2048
 """Tokens of one batch: all experts' outputs of a projection are kept for it."""
 
 
-@torch.no_grad()
 def patch_experts(
     model: Any,
     clean: TokenBatch,
@@ -79,36 +69,33 @@ def patch_experts(
     )  # fmt: skip
     if any(one.layer is None for one in chosen):
         raise UserError("only experts in the model's layers can be patched")
-    n_experts = max(one.n_experts for one in chosen)
-    dtype = result_dtype(model)
-    values = torch.full((len(clean), len(chosen), n_experts), torch.nan, dtype=dtype)
-    bare, there = torch.empty(2, len(clean), dtype=dtype)
     points = [one.name + point for one in chosen for point in (OUTPUT, GATE)]
+
+    def runs(chunk: list[int]) -> Iterator[Tensor]:
+        measure = metrics_for([metric], torch.tensor(chunk, device=clean.tokens.device))
+        clean_run, run = (
+            record_run(model, one.take(chunk), keep=(), edits=points) for one in (clean, corrupted)
+        )
+        yield measure(clean_run.logits)
+        yield measure(run.logits)
+        for one in chosen:
+            source = _values_in(model, clean_run, one, what)
+            variants = [_patched(one, source, expert) for expert in range(one.n_experts)]
+            yield from map(measure, run_variants(model, run, variants))
+
+    divisible = can_take([metric])
     # A metric that cannot be narrowed sees all prompts at once.
-    size = max(1, CHUNK_TOKENS // clean.width) if can_take([metric]) else len(clean)
-    chunks = [list(range(len(clean)))[begin : begin + size] for begin in range(0, len(clean), size)]
-    total = len(clean) * sum(one.n_experts for one in chosen)
-    with progress_bar(total=total, description=f"expert {what}", shown=progress) as bar:
-
-        def run_chunk(chunk: list[int]) -> None:
-            prompts = torch.tensor(chunk, device=clean.tokens.device)
-            (own,) = take_metrics([metric], prompts)
-            runs = [
-                record_run(model, one.take(chunk), keep=(), edits=points)
-                for one in (clean, corrupted)
-            ]
-            for into, run in zip((there, bare), runs, strict=True):
-                into[chunk] = apply_metric(own, run.logits).to(values)
-            for place, one in enumerate(chosen):
-                source = _values_in(model, runs[0], one, what)
-                for expert in range(one.n_experts):
-                    hooks = [(name, _write(new, expert)) for name, new in source.items()]
-                    found = apply_metric(own, _resumed(model, runs[1], one, hooks))
-                    values[chunk, place, expert] = found.to(values) - bare[chunk]
-                    bar.update(len(chunk))
-
-        for _ in halving(chunks, run_chunk, divisible=can_take([metric]), bar=bar):
-            pass
+    size = CHUNK_TOKENS // clean.width if divisible else len(clean)
+    counts = [one.n_experts for one in chosen]
+    ((there, bare, *patched),) = measure_runs(
+        runs, in_batches(range(len(clean)), size), shape=(1, len(clean), 2 + sum(counts)),
+        dtype=result_dtype(model), divisible=divisible, progress=progress,
+        description=f"expert {what}",
+    ).transpose(1, 2)  # fmt: skip
+    effects = torch.stack([one - bare for one in patched], dim=1)
+    values = effects.new_full((len(clean), len(chosen), max(counts)), torch.nan)
+    for place, of_projection in enumerate(effects.split(counts, dim=1)):
+        values[:, place, : counts[place]] = of_projection
     return PatchingResult(
         values=values, axes=("prompt", "projection", "expert"), corrupted=bare, clean=there,
         component=f"expert {what}", method="exact", metric=metric_name(metric), source="run",
@@ -118,21 +105,6 @@ def patch_experts(
     )  # fmt: skip
 
 
-def _resumed(
-    model: Any,
-    run: RecordedRun,
-    projection: Projection,
-    hooks: Sequence[Hook],
-    *,
-    only: bool = False,
-) -> Float[Tensor, "prompt d_vocab"]:
-    """The run again from the projection's layer on; that layer only, if nothing else is wanted."""
-    assert projection.layer is not None
-    rows = torch.arange(len(run.batch), device=run.batch.tokens.device)
-    stop = projection.layer + 1 if only else None
-    return resume(model, run, layer=projection.layer, rows=rows, hooks=hooks, stop=stop)
-
-
 def _values_in(
     model: Any, run: RecordedRun, projection: Projection, what: Patched
 ) -> dict[str, Tensor]:
@@ -140,21 +112,34 @@ def _values_in(
     points = [OUTPUT] if what == "output" else [OUTPUT, GATE]
     found: dict[str, Tensor] = {}
 
-    def keep(name: str) -> Callable[[Tensor, Any], None]:
+    def keep(name: str) -> HookFunction:
         def read(value: Tensor, hook: Any) -> None:
             found[name] = value
 
         return read
 
-    names = [projection.name + point for point in points]
-    _resumed(model, run, projection, [(name, keep(name)) for name in names], only=True)
+    hooks = [(name, keep(name)) for name in (projection.name + point for point in points)]
+    layer, rows = _layer_of(projection), torch.arange(len(run.batch), device=run.logits.device)
+    resume(model, run, layer=layer, rows=rows, hooks=hooks, stop=layer + 1)
     return found
 
 
-def _write(source: Tensor, expert: int) -> Callable[[Tensor, Any], Tensor]:
-    def write(value: Tensor, hook: Any) -> Tensor:
-        value = value.clone()
-        value[:, :, expert] = source[:, :, expert]
-        return value
+def _patched(projection: Projection, source: Mapping[str, Tensor], expert: int) -> Variant:
+    """One expert of a projection as it is in ``source``, by hook point."""
 
-    return write
+    def write(new: Tensor) -> HookFunction:
+        def hook_function(value: Tensor, hook: Any) -> Tensor:
+            value = value.clone()
+            value[:, :, expert] = new[:, :, expert]
+            return value
+
+        return hook_function
+
+    hooks = tuple((name, write(new)) for name, new in source.items())
+    return Variant(_layer_of(projection), hooks)
+
+
+def _layer_of(projection: Projection) -> int:
+    """The layer of a projection that has one."""
+    assert projection.layer is not None
+    return projection.layer

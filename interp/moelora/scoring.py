@@ -35,6 +35,7 @@ from interp.moelora.encoding import (
 from interp.moelora.examples import Example
 from interp.moelora.numbers import numbers_in, parse_number, same_number
 from interp.moelora.options import extract_option
+from interp.patching.batch import in_batches
 from interp.patching.finite import check_finite_loss
 from interp.patching.out_of_memory import halving
 
@@ -165,9 +166,8 @@ def answer_losses(
             loss = F.cross_entropy(logits[row, counted].float(), targets[row, counted])
             losses[index] = float(loss)
 
-    chunks = [order[begin : begin + batch] for begin in range(0, len(order), batch)]
     with evaluating(model):
-        for _ in halving(chunks, run_chunk, what="one example"):
+        for _ in halving(in_batches(order, batch), run_chunk, what="one example"):
             pass
     return losses
 

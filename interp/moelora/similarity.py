@@ -18,6 +18,7 @@ from torch import Tensor
 from interp.models.modes import evaluating
 from interp.moelora.encoding import AnswerCollator, EncodedExample
 from interp.moelora.layer import MoELoRALinear
+from interp.patching.batch import in_batches
 from interp.patching.out_of_memory import halving
 
 
@@ -71,8 +72,7 @@ def expert_similarity(
             )
             return dict(found)
 
-        every = range(len(examples) if layers else 0)
-        chunks = [every[begin : begin + batch] for begin in range(0, len(every), batch)]
+        chunks = in_batches(range(len(examples) if layers else 0), batch)
         for _, of_chunk in halving(chunks, run_chunk, what="one example"):
             n_tokens += int(mask[0].sum())
             for name, total in of_chunk.items():

@@ -28,7 +28,7 @@ from interp.patching.attribution import (
     gradient_pass,
     keep_in_graph,
 )
-from interp.patching.batch import TokenBatch
+from interp.patching.batch import TokenBatch, in_batches
 from interp.patching.budget import Budget, decide_budget
 from interp.patching.chunks import chunk_prompts, first_column, graph_demand, learning, take_chunk
 from interp.patching.components import as_units, count_units, hook_name
@@ -91,9 +91,7 @@ def atp_star_columns(
             at = torch.where(there[..., some], found, torch.nan)
             values[chunk.rows[:, None], :, :, torch.tensor(some)] = at.permute(0, 3, 1, 2)
 
-        size = held or len(places)
-        every = range(len(places))
-        groups = [every[begin : begin + size] for begin in range(0, len(places), size)]
+        groups = in_batches(range(len(places)), held or len(places))
         for _ in halving(groups, run_places, what="one prompt at one place"):
             pass
 

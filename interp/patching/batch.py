@@ -8,7 +8,7 @@ import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import torch
 from jaxtyping import Bool, Int
@@ -17,6 +17,7 @@ from torch import Tensor
 from interp.arguments import listed, shown, whole_number
 from interp.errors import UserError
 
+Item = TypeVar("Item")
 Span = tuple[int, int]
 
 RUN_TOKENS = 4096
@@ -180,11 +181,12 @@ class TokenBatch:
 
     def parts(self, batch_tokens: int = RUN_TOKENS) -> list["TokenBatch"]:
         """The prompts in order, some at a time, all at this batch's width."""
-        size = max(1, batch_tokens // self.width)
-        return [
-            TokenBatch(self.tokens[begin : begin + size], self.mask[begin : begin + size])
-            for begin in range(0, len(self), size)
-        ]
+        rows = in_batches(range(len(self)), batch_tokens // self.width)
+        return [self.part(some[0], some[-1] + 1) for some in rows]
+
+    def part(self, begin: int, end: int) -> "TokenBatch":
+        """The prompts from ``begin`` to before ``end``, at this batch's width."""
+        return TokenBatch(self.tokens[begin:end], self.mask[begin:end])
 
     def take(self, prompts: Sequence[int]) -> "TokenBatch":
         """Some of the prompts, cut to the width that they need."""
@@ -192,6 +194,32 @@ class TokenBatch:
         mask = self.mask[index]
         first = int((self.width - mask.sum(dim=1)).min())
         return TokenBatch(self.tokens[index, first:], mask[:, first:])
+
+
+def in_batches(items: Sequence[Item], size: int) -> list[list[Item]]:
+    """Items in order, ``size`` at a time, at least one."""
+    size = max(1, size)
+    return [list(items[begin : begin + size]) for begin in range(0, len(items), size)]
+
+
+def by_length(
+    lengths: Sequence[int], batch_tokens: int, *, longest_first: bool = False
+) -> list[list[int]]:
+    """Indices of prompts of similar length, in batches of ``batch_tokens`` with their padding.
+
+    A prompt that is longer than that is alone.
+    """
+    batches: list[list[int]] = []
+    order = sorted(
+        range(len(lengths)), key=lambda index: -lengths[index] if longest_first else lengths[index]
+    )
+    for index in order:
+        width = lengths[batches[-1][0] if longest_first and batches else index]
+        if batches and (len(batches[-1]) + 1) * width <= batch_tokens:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches
 
 
 def _holds_whole_numbers(tokens: Tensor) -> bool:

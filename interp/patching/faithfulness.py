@@ -39,15 +39,14 @@ from interp.patching.chunks import chunk_prompts, first_column, row_demand
 from interp.patching.circuit import Node, head_node, parse_node
 from interp.patching.components import hook_name
 from interp.patching.edits import ActivationEdit
-from interp.patching.forward import Hook, record_run, resume, unedited_logits
-from interp.patching.metrics import Metric, apply_metric, can_take, take_metrics
+from interp.patching.forward import RecordedRun, record_run, unedited_logits
+from interp.patching.metrics import Metric, can_take
 from interp.patching.origin import patching_edit
-from interp.patching.out_of_memory import halving
 from interp.patching.prompts import names_of_prompts, pairs_for
 from interp.patching.resampling import in_turns, resamples_at_once
 from interp.patching.significance import BOOTSTRAP_RESAMPLES, CONFIDENCE, group_order
 from interp.patching.sweep import check_units
-from interp.progress import progress_bar
+from interp.patching.variants import Variant, measure_runs, metrics_for, run_variants
 
 PROPORTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """MIB's proportions of nodes in the circuit."""
@@ -249,15 +248,15 @@ def faithfulness_curve(
     ]
     dropped = [frozenset(order[count:]) for order in orders for count in counts]
     different = list(dict.fromkeys(dropped))
-    values, bare, whole = _run_without(model, clean, corrupted, metric, different, budget, progress)
-    place = [different.index(one) for one in dropped]
+    values = _run_without(model, clean, corrupted, metric, different, budget, progress)
+    place = [2 + different.index(one) for one in dropped]
     curves = values[:, place].reshape(len(clean), len(orders), len(counts)).transpose(0, 1)
     return Faithfulness(
         proportions=tuple(proportions),
         counts=counts,
         circuit=curves[0],
-        clean=whole,
-        corrupted=bare,
+        clean=values[:, 0],
+        corrupted=values[:, 1],
         random=curves[1:],
         groups=tuple(groups) or tuple(str(index) for index in range(len(clean))),
         seed=seed,
@@ -282,7 +281,6 @@ def _units_of(model: Any, nodes: Sequence[Node]) -> list[_Part]:
     return units
 
 
-@torch.no_grad()
 def _run_without(
     model: Any,
     clean: TokenBatch,
@@ -291,57 +289,42 @@ def _run_without(
     sets: Sequence[frozenset[_Part]],
     budget: int | Budget | None,
     progress: bool,
-) -> tuple[Float[Tensor, "prompt set"], Float[Tensor, " prompt"], Float[Tensor, " prompt"]]:
-    """The metric on the clean prompts with each set's units as in the corrupted run.
+) -> Float[Tensor, "prompt run"]:
+    """The metric of the clean run, of the corrupted run, and of the clean one without each set.
 
-    Also the metric of the corrupted and of the clean run.
+    A set's units are then as in the corrupted run.
     """
-    dtype = result_dtype(model)
-    values = torch.empty(len(clean), len(sets), dtype=dtype)
-    bare, whole = torch.empty(2, len(clean), dtype=dtype)
     at = align(corrupted, clean, "all").at
     components = sorted({component for one in sets for component, _, _ in one})
-    decided = decide_budget(budget, clean.tokens.device)
     # The source of each edit is recorded as well, one after the other.
     demand = row_demand(model, 1, "z", edits=[*components, "z"])
-    chunks = chunk_prompts(at, demand, [metric], decided)
-    with progress_bar(total=len(clean) * len(sets), description="circuits", shown=progress) as bar:
+    chunks = chunk_prompts(at, demand, [metric], decide_budget(budget, clean.tokens.device))
 
-        def run_chunk(chunk: list[int]) -> None:
-            prompts = torch.as_tensor(chunk, device=clean.tokens.device)
-            part, other = clean.take(chunk), corrupted.take(chunk)
-            (own_metric,) = take_metrics([metric], prompts)
-            alignment = align(other, part, "all")
-            edits = {name: patching_edit(model, other, alignment, name) for name in components}
-            run = record_run(
-                model, part, start=first_column(alignment.at), keep=(),
-                edits=[hook_name(name, 0) for name in components],
-            )  # fmt: skip
-            rows, index = prompts.cpu(), torch.arange(len(chunk), device=prompts.device)
-            whole[rows] = apply_metric(own_metric, run.logits).to("cpu", dtype)
-            bare[rows] = apply_metric(own_metric, unedited_logits(model, other)).to("cpu", dtype)
-            for number, dropped in enumerate(sets):
-                logits = run.logits
-                if dropped:
-                    hooks = _hooks(model, edits, dropped, index, run.start)
-                    lowest = min(layer for _, layer, _ in dropped)
-                    logits = resume(model, run, layer=lowest, rows=index, hooks=hooks)
-                values[rows, number] = apply_metric(own_metric, logits).to("cpu", dtype)
-                bar.update(len(chunk))
+    def runs(chunk: list[int]) -> Iterator[Tensor]:
+        measure = metrics_for([metric], torch.tensor(chunk, device=clean.tokens.device))
+        part, other = clean.take(chunk), corrupted.take(chunk)
+        alignment = align(other, part, "all")
+        edits = {name: patching_edit(model, other, alignment, name) for name in components}
+        run = record_run(
+            model, part, start=first_column(alignment.at), keep=(),
+            edits=[hook_name(name, 0) for name in components],
+        )  # fmt: skip
+        yield measure(run.logits)
+        yield measure(unedited_logits(model, other))
+        variants = [_without(model, edits, dropped, run) for dropped in sets]
+        yield from map(measure, run_variants(model, run, variants))
 
-        for _ in halving(chunks, run_chunk, divisible=can_take([metric]), bar=bar):
-            pass
-    return values, bare, whole
+    return measure_runs(
+        runs, chunks, shape=(1, len(clean), 2 + len(sets)), dtype=result_dtype(model),
+        divisible=can_take([metric]), progress=progress, description="circuits",
+    )[0]  # fmt: skip
 
 
-def _hooks(
-    model: Any,
-    edits: dict[str, ActivationEdit],
-    dropped: frozenset[_Part],
-    rows: Tensor,
-    start: int,
-) -> list[Hook]:
-    """Hooks that put the corrupted values at all units of a set."""
+def _without(
+    model: Any, edits: dict[str, ActivationEdit], dropped: frozenset[_Part], run: RecordedRun
+) -> Variant:
+    """The run with the corrupted values at all units of a set."""
+    rows = torch.arange(len(run.batch), device=run.batch.tokens.device)
     by_layer: dict[tuple[str, int], list[int]] = {}
     for component, layer, unit in dropped:
         by_layer.setdefault((component, layer), []).append(unit)
@@ -350,5 +333,5 @@ def _hooks(
         n_units = model.cfg.n_heads if component == "z" else 1
         acting = torch.zeros(len(rows), n_units, dtype=torch.bool, device=rows.device)
         acting[:, units] = True
-        hooks.append(edits[component].hook(layer, rows, acting, start))
-    return hooks
+        hooks.append(edits[component].hook(layer, rows, acting, run.start))
+    return Variant(min((layer for _, layer in by_layer), default=0), tuple(hooks))

@@ -13,16 +13,15 @@ is a difference of two runs: a recorded run and those resumed from it always go 
 that what rounds alike in both cancels. ``unedited_logits`` goes that way too.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache
 
 from interp.arguments import listed, whole_number
 from interp.checked import checked
@@ -37,86 +36,11 @@ from interp.patching.components import as_units, check_component, count_units, h
 from interp.patching.entering import entering
 from interp.patching.finite import check_finite
 from interp.patching.out_of_memory import over_parts
-from interp.patching.plain import Hook, HookFunction, PlainModel, has_hooks, hook_points_used
+from interp.patching.plain import Hook, HookFunction, has_hooks, hook_points_used
 from interp.patching.prompts import batch_for
 from interp.patching.prompts import device_of as device_of
+from interp.patching.recorded_run import RecordedRun as RecordedRun
 from interp.patching.trial import trusted_plain_model
-
-
-class _PrefixLayer(DynamicLayer):
-    """Keys and values of the beginning, a copy for every row; keeps nothing new."""
-
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        super().__init__()
-        self.lazy_initialization(keys, values)
-        self.keys, self.values = keys, values
-        self.beginning = (keys, values)
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        keys, values = self.beginning
-        return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
-
-
-@dataclass(frozen=True)
-class RecordedRun:
-    """One run of a batch, kept so that parts of it can be run again.
-
-    Attributes:
-        batch: the prompts.
-        start: the first column that is run again; those before it are the shared beginning.
-        keys_values: per layer the keys and values [prompt kv_head pos d_head] of all columns.
-        resid_pre: Float[layer prompt tail d_model], every layer's input from ``start`` on.
-        values: by component, Float[layer prompt tail unit width] from ``start`` on.
-        logits: Float[prompt d_vocab] of the last column.
-        plain: the model without hook points, or None where only the hooked model will do.
-        whole: every run sees all columns: somebody's own hooks may count them, or the model cannot
-            go on from a cache.
-    """
-
-    batch: TokenBatch
-    start: int
-    keys_values: tuple[tuple[Tensor, Tensor], ...]
-    resid_pre: Float[Tensor, "layer prompt tail d_model"]
-    values: Mapping[str, Tensor]
-    logits: Float[Tensor, "prompt d_vocab"]
-    plain: PlainModel | None = None
-    whole: bool = False
-
-    @property
-    def z(self) -> Float[Tensor, "layer prompt tail head d_head"]:
-        """The heads' outputs. Raises UserError if they were not kept."""
-        if "z" not in self.values:
-            raise UserError("this run did not keep the heads' outputs: record it with keep=('z',)")
-        return self.values["z"]
-
-    @property
-    def beginning(self) -> tuple[tuple[Tensor, Tensor], ...]:
-        """Keys and values of the columns before ``start``, views; none where it is 0."""
-        if not self.start:
-            return ()
-        return tuple((k[:, :, : self.start], v[:, :, : self.start]) for k, v in self.keys_values)
-
-    def prefix(self, rows: Int[Tensor, " row"], dtype: torch.dtype) -> Cache | None:
-        """The shared beginning as a cache for these rows; None where there is none."""
-        if not self.start:
-            return None
-        return Cache(
-            layers=[_PrefixLayer(k[rows].to(dtype), v[rows].to(dtype)) for k, v in self.beginning]
-        )
-
-    def narrowed(self, start: int) -> "RecordedRun":
-        """The same run with a longer shared beginning, or this one if it is ``whole``; views."""
-        drop = start - self.start
-        if not drop or self.whole:
-            return self
-        if drop < 0:
-            raise UserError(f"the run was recorded from column {self.start} on, not from {start}")
-        return replace(
-            self,
-            start=start,
-            resid_pre=self.resid_pre[:, :, drop:],
-            values={name: value[:, :, drop:] for name, value in self.values.items()},
-        )
 
 
 @checked
@@ -199,6 +123,7 @@ def record_run(
     keep: Sequence[str] = ("z",),
     plain: bool = True,
     edits: Sequence[str] = (),
+    logits_to_keep: int | None = None,
 ) -> RecordedRun:
     """Run a batch once and keep what ``resume`` needs, and the values of some components.
 
@@ -208,6 +133,8 @@ def record_run(
         keep: components whose values are kept, from ``start`` on.
         plain: whether the model's plain modules may be used; see the module's text.
         edits: hook points, of any layer, that runs resumed from this one will edit or read.
+        logits_to_keep: give the logits of so many last columns, [prompt keep d_vocab], here and in
+            runs resumed from this one; the plain modules are then not used.
 
     Raises:
         UserError: a start beyond the prompts, an unknown component, logits that are not finite.
@@ -220,8 +147,7 @@ def record_run(
     n_layers = model.cfg.n_layers
     rows = torch.arange(len(batch), device=batch.tokens.device)
     _require_batch(model, batch)
-    continues = check_of(model).has("continuation")
-    whole = has_hooks(model) or not continues
+    whole = has_hooks(model) or not check_of(model).has("continuation")
     start = 0 if whole else start
     resid: list[Tensor] = [torch.empty(0)] * n_layers
     values: dict[str, list[Tensor]] = {name: [torch.empty(0)] * n_layers for name in keep}
@@ -239,17 +165,21 @@ def record_run(
         for name, into in values.items():
             hooks.append((hook_name(name, layer), keep_in(into, layer)))
     require_hooks(model, hooks)
+    plain = plain and logits_to_keep is None
     modules = trusted_plain_model(model, batch.width) if plain else None
     if modules is not None and not (modules.supports(hooks) and all(map(modules.has, edits))):
         modules = None
     run = partial(call_columns, model.original_model) if modules is None else modules.run
-    cache = _fill(run, batch, start) if continues else None
+    cache = None if whole else _fill(run, batch, start)
     if modules is not None:
         logits = modules.run(batch, rows, start=start, cache=cache, hooks=hooks)
     else:
         with hooked(model, hooks):
-            logits = call_columns(model.original_model, batch, rows, start=start, cache=cache)
-        logits = logits[:, -1]
+            logits = call_columns(
+                model.original_model, batch, rows, start=start, cache=cache,
+                keep=logits_to_keep or 1,
+            )  # fmt: skip
+        logits = logits[:, -1] if logits_to_keep is None else logits
 
     def stacked(component: str, layers: list[Tensor]) -> Tensor:
         columns = batch.width - start
@@ -387,7 +317,7 @@ def resume(
     z: Float[Tensor, "row tail head d_head"] | None = None,
     stop: int | None = None,
     tokens: Int[Tensor, "row token"] | None = None,
-) -> Float[Tensor, "row d_vocab"]:
+) -> Float[Tensor, "row *keep d_vocab"]:
     """Run again from ``layer`` on, over the columns from ``run.start`` on.
 
     Args:
@@ -400,7 +330,8 @@ def resume(
         tokens: the logits of these tokens only, in each row; by default of all.
 
     Returns:
-        the last column's logits [row d_vocab], or [row token].
+        the last column's logits [row d_vocab], or [row token]; [row keep d_vocab] for a run that
+        was recorded with ``logits_to_keep``.
     """
     require_hooks(model, hooks)
     hooks = into_the_stream(model, hooks)
@@ -413,7 +344,7 @@ def resume(
         return logits if tokens is None or run.plain.can_narrow else logits.gather(1, tokens)
     if z is not None:
         hooks = [(hook_name("z", layer), lambda value, hook: z.to(value.dtype)), *hooks]
-    own, returned = dtype_of(model), check_of(model).tuple_outputs
+    own, returned, last_only = dtype_of(model), check_of(model).tuple_outputs, run.logits.ndim == 2
     cache = run.prefix(rows, own)
     shared = first_shared_keys(model.original_model.config)
     below = None if shared is None else (shared, run.resid_pre[shared][rows].to(own))
@@ -421,5 +352,10 @@ def resume(
         entering(list(model.blocks), layer, entered.to(own), stop, returned, below),
         hooked(model, hooks),
     ):
-        logits = call_columns(model.original_model, run.batch, rows, start=run.start, cache=cache)
+        logits = call_columns(
+            model.original_model, run.batch, rows, start=run.start, cache=cache,
+            keep=1 if last_only else run.logits.shape[1],
+        )  # fmt: skip
+    if not last_only:
+        return logits
     return logits[:, -1] if tokens is None else logits[:, -1].gather(1, tokens)

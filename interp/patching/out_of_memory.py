@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 
 from interp.errors import UserError
-from interp.patching.batch import RUN_TOKENS, TokenBatch
+from interp.patching.batch import RUN_TOKENS, TokenBatch, in_batches
 
 logger = logging.getLogger(__name__)
 
@@ -117,14 +117,11 @@ def over_parts(
     Raises:
         OutOfMemory: one prompt alone does not fit.
     """
-    size = max(1, batch_tokens // batch.width)
-    every = range(len(batch))
-    whole = [every[begin : begin + size] for begin in range(0, len(batch), size)]
+    whole = in_batches(range(len(batch)), batch_tokens // batch.width)
 
     def of_rows(rows: list[int]) -> Result:
         some = range(rows[0], rows[-1] + 1)
-        part = slice(some.start, some.stop)
-        return run(TokenBatch(batch.tokens[part], batch.mask[part]), some)
+        return run(batch.part(some.start, some.stop), some)
 
     what = f"one prompt of {batch.width} tokens"
     for rows, done in halving(whole, of_rows, what=what):

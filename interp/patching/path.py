@@ -26,7 +26,7 @@ from interp.errors import UserError
 from interp.models.model_check import require
 from interp.models.precision import result_dtype, widened
 from interp.patching.alignment import align
-from interp.patching.batch import Prompts
+from interp.patching.batch import Prompts, in_batches
 from interp.patching.budget import Budget, decide_budget
 from interp.patching.chunks import Demand, chunk_prompts, first_column, row_demand
 from interp.patching.components import as_units, check_component, from_units, hook_name
@@ -176,7 +176,6 @@ class _Paths:
         run, n_prompts = self.run, len(self.run.batch)
         width, device = run.batch.width, run.batch.tokens.device
         fitting = self.demand.rows_within(self.budget, n_prompts, width - run.start, width)
-        size = max(1, fitting // n_prompts)
         bare = apply_metric(metric, run.logits)
 
         def run_heads(some: list[int]) -> list[Tensor]:
@@ -190,7 +189,7 @@ class _Paths:
                 for of_head in self._logits(layer, rows, z).split(n_prompts)
             ]
 
-        batches = [heads[begin : begin + size] for begin in range(0, len(heads), size)]
+        batches = in_batches(heads, fitting // n_prompts)
 
         def learn(n_heads: int) -> None:
             self.demand.learn(self.budget, n_heads * n_prompts, width - run.start, width)

@@ -28,7 +28,7 @@ from interp.checked import checked
 from interp.errors import UserError
 from interp.models.majors import check_hooked
 from interp.models.precision import result_dtype
-from interp.patching.batch import TokenBatch
+from interp.patching.batch import TokenBatch, in_batches
 from interp.patching.budget import Budget, decide_budget
 from interp.patching.chunks import (
     Chunk,
@@ -126,7 +126,7 @@ def _batches(
     for group in groups:
         count = -(-len(group) // largest)
         size = -(-len(group) // count)
-        batches += [list(group[begin : begin + size]) for begin in range(0, len(group), size)]
+        batches += in_batches(group, size)
     return batches
 
 

@@ -9,7 +9,6 @@ Two checks (FAITH, arXiv 2402.19103, section 3.1, uses the second):
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -23,7 +22,7 @@ from interp.errors import UserError
 from interp.generation import generate_tokens
 from interp.models import render_chat
 from interp.models.majors import check_hooked
-from interp.patching.batch import TokenBatch
+from interp.patching.batch import TokenBatch, by_length
 from interp.patching.forward import device_of, tail_logits
 from interp.patching.out_of_memory import halving
 from interp.premises.encode import answer_tokens, shared_length, tokenize
@@ -132,17 +131,6 @@ def filter_known(
     return knowledge.keep(premises, minimum=minimum)
 
 
-def token_chunks(lengths: Sequence[int], batch_tokens: int = BATCH_TOKENS) -> list[list[int]]:
-    """Indices sorted by length, in chunks whose padded size stays below ``batch_tokens``."""
-    chunks: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        if chunks and (len(chunks[-1]) + 1) * lengths[index] <= batch_tokens:
-            chunks[-1].append(index)
-        else:
-            chunks.append([index])
-    return chunks
-
-
 def _strict(model: Any, premises: Premises, progress: bool) -> list[FactKnowledge]:
     tokenizer = model.tokenizer
     prompts, sizes = [], []
@@ -154,7 +142,7 @@ def _strict(model: Any, premises: Premises, progress: bool) -> list[FactKnowledg
         prompts.append(full[:-1])
         sizes.append(max(1, len(full) - 1 - shared_length(plain, full)))
     results: list[FactKnowledge | None] = [None] * len(prompts)
-    chunks = token_chunks([len(prompt) for prompt in prompts])
+    chunks = by_length([len(prompt) for prompt in prompts], BATCH_TOKENS)
 
     def run_chunk(chunk: list[int]) -> None:
         batch = TokenBatch.from_lists([prompts[i] for i in chunk], device=device_of(model))

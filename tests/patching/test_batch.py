@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from interp.errors import UserError
 from interp.patching import TokenBatch, first_difference
+from interp.patching.batch import by_length, in_batches
 
 prompts = st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=9), min_size=1, max_size=5)
 
@@ -97,3 +98,35 @@ def test_what_is_no_batch_is_told(make: object, message: str) -> None:
     assert callable(make)
     with pytest.raises(UserError, match=message):
         make()
+
+
+def test_lengths_are_cut_into_batches_that_fit() -> None:
+    lengths = [5, 1, 9, 3, 3]
+    assert by_length(lengths, 9) == [[1, 3, 4], [0], [2]]
+    assert by_length([50], 9) == [[0]]
+    assert by_length([], 9) == []
+
+
+def test_the_longest_prompts_come_first_where_asked() -> None:
+    """The first prompt of a batch is its widest: nine tokens hold three of three, not of five."""
+    lengths = [5, 1, 9, 3, 3, 2]
+    assert by_length(lengths, 9, longest_first=True) == [[2], [0], [3, 4, 5], [1]]
+    assert by_length(lengths, 10, longest_first=True) == [[2], [0, 3], [4, 5, 1]]
+    assert by_length([50, 60], 9, longest_first=True) == [[1], [0]]
+
+
+@given(st.lists(st.integers(1, 20), max_size=12), st.integers(1, 40), st.booleans())
+def test_every_prompt_is_in_one_batch_within_the_limit(
+    lengths: list[int], batch_tokens: int, longest_first: bool
+) -> None:
+    batches = by_length(lengths, batch_tokens, longest_first=longest_first)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    for batch in batches:
+        size = len(batch) * max(lengths[index] for index in batch)
+        assert size <= batch_tokens or len(batch) == 1
+
+
+def test_items_in_batches_keep_their_order() -> None:
+    assert in_batches(range(5), 2) == [[0, 1], [2, 3], [4]]
+    assert in_batches("abc", 0) == [["a"], ["b"], ["c"]]
+    assert in_batches([], 3) == []

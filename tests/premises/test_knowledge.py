@@ -9,7 +9,7 @@ import torch
 from interp.errors import UserError
 from interp.models import HookedModel, render_chat
 from interp.premises import Fact, Premises, load_premises
-from interp.premises.knowledge import check_knowledge, filter_known, token_chunks
+from interp.premises.knowledge import check_knowledge, filter_known
 
 
 @pytest.fixture
@@ -101,11 +101,3 @@ def test_every_token_of_the_object_is_checked(tiny_llama: HookedModel) -> None:
         said = top[len(ids) - 1 : -1]
         assert found.known == (said == answer)
         assert found.answer == tokenizer.decode(said[:1]).strip()
-
-
-def test_lengths_are_cut_into_chunks_that_fit() -> None:
-    lengths = [5, 1, 9, 3, 3]
-    chunks = token_chunks(lengths, batch_tokens=9)
-    assert chunks == [[1, 3, 4], [0], [2]]
-    assert token_chunks([50], batch_tokens=9) == [[0]]
-    assert token_chunks([], batch_tokens=9) == []
