@@ -28,8 +28,8 @@ from torch import Tensor
 from interp.errors import UserError
 from interp.evaluation.baselines import score
 from interp.evaluation.settings import GAIN_TOLERANCE
-from interp.evaluation.steering import Steering, SteeringPlace
-from interp.evaluation.treatments import Untreated, steered_preference
+from interp.evaluation.steering import Steering, SteeringPlace, steered_preference
+from interp.evaluation.treatments import Untreated
 from interp.heads.locate import as_encoded
 from interp.patching.sweep import UnitSet
 from interp.premises.encode import EncodedPremise, EncodedPremises
