@@ -27,6 +27,7 @@ from interp.heads.headset import HeadSet
 from interp.heads.significance import HeadStatistics, head_statistics, subject_means
 from interp.patching.resampling import resamples_at_once
 from interp.patching.significance import BOOTSTRAP_RESAMPLES, CONFIDENCE
+from interp.patching.stability import chance_overlap
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -114,9 +115,7 @@ class HeadComparison(Displayed):
     @property
     def chance_jaccard(self) -> float:
         """The index that two random sets of ``top_k`` heads have on average."""
-        shared = np.arange(self.top_k + 1)
-        weights = hypergeom.pmf(shared, self.n_heads, self.top_k, self.top_k)
-        return float((weights * shared / (2 * self.top_k - shared)).sum())
+        return chance_overlap(self.top_k, self.n_heads)
 
     @property
     def jaccard_p_value(self) -> float:
