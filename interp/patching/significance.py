@@ -115,12 +115,17 @@ def effect_statistics(
             if len(there) >= MINIMUM_GROUPS:
                 low[columns], high[columns] = _interval(there, seed)
                 p_value[columns] = _sign_flip(there, seed)
-    tested = ~np.isnan(p_value)
-    q_value = np.full_like(p_value, np.nan)
-    if tested.any():
-        q_value[tested] = false_discovery_control(p_value[tested])
-    arrays = (one.reshape(shape) for one in (mean, low, high, p_value, q_value))
+    arrays = (one.reshape(shape) for one in (mean, low, high, p_value, q_values(p_value)))
     return EffectStatistics(*arrays)
+
+
+def q_values(p_values: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
+    """Benjamini–Hochberg q-values; NaN, and not counted, where there is no p-value."""
+    found = np.full(p_values.shape, np.nan)
+    tested = ~np.isnan(p_values)
+    if tested.any():
+        found[tested] = false_discovery_control(p_values[tested])
+    return found
 
 
 def _interval(units: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
