@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
-from scipy.stats import bootstrap, hypergeom, pearsonr, rankdata
+from scipy.stats import hypergeom, pearsonr, rankdata
 
 from interp.display import Displayed, Shown
 from interp.errors import UserError
@@ -26,7 +26,7 @@ from interp.heads.effects import HeadEffects
 from interp.heads.headset import HeadSet
 from interp.heads.significance import HeadStatistics, head_statistics, subject_means
 from interp.patching.resampling import resamples_at_once
-from interp.patching.significance import BOOTSTRAP_RESAMPLES, CONFIDENCE
+from interp.patching.significance import bootstrap_interval
 from interp.patching.stability import chance_overlap
 
 if TYPE_CHECKING:
@@ -103,14 +103,11 @@ class HeadComparison(Displayed):
             index = np.moveaxis(which.astype(int), axis, -1)
             return statistic(before[index].mean(axis=-2), after[index].mean(axis=-2))
 
-        result = bootstrap(
-            (np.arange(len(before)),), of_sample, vectorized=True, method="percentile",
+        low, high = bootstrap_interval(
+            (np.arange(len(before)),), of_sample, vectorized=True, seed=self.seed,
             batch=resamples_at_once(2 * before.size, 50),
-            n_resamples=BOOTSTRAP_RESAMPLES, confidence_level=CONFIDENCE,
-            rng=np.random.default_rng(self.seed),
         )  # fmt: skip
-        interval = result.confidence_interval
-        return value, float(interval.low), float(interval.high)
+        return value, float(low), float(high)
 
     @property
     def chance_jaccard(self) -> float:

@@ -44,7 +44,7 @@ from interp.patching.metrics import Metric, apply_metric, can_take, take_metrics
 from interp.patching.origin import patching_edit
 from interp.patching.out_of_memory import halving
 from interp.patching.prompts import names_of_prompts, pairs_for
-from interp.patching.resampling import in_turns, resamples_at_once
+from interp.patching.resampling import group_draws, resamples_at_once
 from interp.patching.significance import BOOTSTRAP_RESAMPLES, CONFIDENCE, group_order
 from interp.patching.sweep import check_units
 from interp.progress import progress_bar
@@ -156,8 +156,7 @@ class Faithfulness(Displayed):
         n_groups = int(index.max()) + 1
         generator = np.random.default_rng(self.seed)
         size = resamples_at_once(3 * len(index), BOOTSTRAP_RESAMPLES)
-        for now in in_turns(BOOTSTRAP_RESAMPLES, size):
-            counts = generator.multinomial(n_groups, [1 / n_groups] * n_groups, now)
+        for counts in group_draws(n_groups, BOOTSTRAP_RESAMPLES, size, generator):
             yield counts[:, index].astype(float)
 
     def _drawn_curves(self) -> Float[np.ndarray, "draw proportion"]:
