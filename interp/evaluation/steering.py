@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from interp.arguments import one_of
 from interp.errors import UserError
 from interp.evaluation.jobs import preference_metrics
 from interp.evaluation.preference import Preference
@@ -59,9 +60,7 @@ class Steering:
         if self.component not in get_args(SteeredComponent):
             known = ", ".join(get_args(SteeredComponent))
             raise UserError(f"{self.component!r} cannot be steered; known: {known}")
-        if self.place not in get_args(SteeringPlace):
-            known = ", ".join(get_args(SteeringPlace))
-            raise UserError(f"unknown place {self.place!r}; known: {known}")
+        one_of("place", self.place, get_args(SteeringPlace))
         if not bool(self.vectors.isfinite().all()) or not abs(self.strength) < float("inf"):
             raise UserError("steering vectors and their strength must be finite")
         n_layers, n_units = self.vectors.shape[:2]
