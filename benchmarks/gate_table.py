@@ -28,7 +28,7 @@ import interp
 import probes
 from interp.evaluation import compare_settings
 from interp.evaluation.baselines import TreatmentScore, score
-from interp.evaluation.settings import GAIN_TOLERANCE
+from interp.evaluation.settings import best_setting
 from interp.evaluation.steering import Steering
 from interp.evaluation.treatment_table import pool, treatment_table
 from interp.evaluation.treatments import Gated, RandomHeads, SystemPrompt, Treatment, Untreated
@@ -104,8 +104,7 @@ def choose_constraint(
     """Site and head count of the most gain on the search part; of equals the least cost."""
     zero: dict[Site, Any] = {site: [("zero", 0.0)] for site in SITES}
     table = compare_settings(model, search, effects, counts=options.counts, modes=zero)
-    best = table[table["gain"] >= table["gain"].max() - GAIN_TOLERANCE]
-    row = best.loc[best["cost"].idxmin()]
+    row = table.loc[best_setting(table)]
     heads = effects[row["site"]].select(count=int(row["n_heads"]))
     return Constraint(heads)
 

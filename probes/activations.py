@@ -22,7 +22,6 @@ from probes.reading import (
     ActivationHook,
     TokensToRead,
     check_hook,
-    chosen_layers,
     read_activations,
 )
 
@@ -149,13 +148,24 @@ def _collect(
         raise UserError(
             f"unknown kind of prompt {kind!r}; known: {', '.join(get_args(PremiseKind))}"
         )
-    chosen = chosen_layers(model, layers)
     prompts = prompts_to_read(encoded.items, kind, position)
+    return read_tokens(model, prompts, hook, layers, batch_tokens, progress)
+
+
+def read_tokens(
+    model: Any,
+    prompts: Sequence[TokensToRead],
+    hook: ActivationHook,
+    layers: Sequence[int] | None,
+    batch_tokens: int,
+    progress: bool,
+) -> TokenActivations:
+    """The activations of every prompt at its positions, float32 on the CPU."""
     counts = [len(one.positions) for one in prompts]
     starts = [sum(counts[:index]) for index in range(len(counts))]
     values = torch.empty(0)
     chunks = read_activations(
-        model, prompts, hooks=[hook], layers=chosen, batch_tokens=batch_tokens, progress=progress
+        model, prompts, hooks=[hook], layers=layers, batch_tokens=batch_tokens, progress=progress
     )
     for chunk in chunks:
         read = chunk.values[hook].float()

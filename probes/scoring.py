@@ -20,7 +20,7 @@ from torch import Tensor
 from interp.checked import checked
 from interp.errors import UserError
 from interp.heads.significance import BOOTSTRAP_RESAMPLES, CONFIDENCE, mean_interval
-from interp.patching.resampling import in_turns, resamples_at_once
+from interp.patching.resampling import group_draws, resamples_at_once
 from probes.linear import DEFAULT_C, ProbeMethod, check_labelled, fit_direction
 
 DEFAULT_SPLITS = 5
@@ -95,14 +95,9 @@ def auc_with_interval(
     n_subjects = len(wins)
     if n_subjects < 2:
         raise UserError("an interval over one subject says nothing: give at least two")
-    rng = np.random.default_rng(seed)
     size = resamples_at_once(4 * n_subjects, BOOTSTRAP_RESAMPLES)
-    drawn = [
-        _resampled_auc(
-            rng.multinomial(n_subjects, np.full(n_subjects, 1 / n_subjects), size=now), wins, pairs
-        )
-        for now in in_turns(BOOTSTRAP_RESAMPLES, size)
-    ]
+    draws = group_draws(n_subjects, BOOTSTRAP_RESAMPLES, size, np.random.default_rng(seed))
+    drawn = [_resampled_auc(counts, wins, pairs) for counts in draws]
     # A resample may hold one class only where subjects do; it has no AUC and is left out.
     tail = (1 - CONFIDENCE) / 2
     low, high = np.nanquantile(np.concatenate(drawn), [tail, 1 - tail])

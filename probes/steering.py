@@ -26,17 +26,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.errors import UserError
-from interp.evaluation.baselines import score
-from interp.evaluation.settings import GAIN_TOLERANCE
-from interp.evaluation.steering import Steering, SteeringPlace
-from interp.evaluation.treatments import Untreated, steered_preference
+from interp.evaluation.preference import Preference
+from interp.evaluation.settings import best_setting, most_gain
+from interp.evaluation.steering import Steering, SteeringPlace, steered_preference
 from interp.heads.locate import as_encoded
 from interp.patching.sweep import UnitSet
 from interp.premises.encode import EncodedPremise, EncodedPremises
-from interp.premises.questions import Premises
+from interp.premises.questions import Premises, QuestionKind
 from interp.progress import progress_bar
-from probes.activations import collect_activations
-from probes.reading import DEFAULT_BATCH_TOKENS, TokensToRead, read_activations
+from probes.activations import collect_activations, read_tokens
+from probes.reading import DEFAULT_BATCH_TOKENS, TokensToRead
 from probes.scoring import DEFAULT_SPLITS, cross_validated_scores
 
 
@@ -115,7 +114,7 @@ def head_directions(
     """
     encoded = as_encoded(model, premises)
     prompts = [*_answered(encoded.items, "true_token"), *_answered(encoded.items, "false_token")]
-    outputs = _outputs(model, prompts, batch_tokens, progress)
+    outputs = read_tokens(model, prompts, "z", None, batch_tokens, progress).values
     n = len(encoded)
     labels = torch.cat([torch.ones(n, dtype=torch.long), torch.zeros(n, dtype=torch.long)])
     questions = [item.question for item in encoded.items]
@@ -151,20 +150,6 @@ def _answered(items: Sequence[EncodedPremise], which: str) -> Iterator[TokensToR
         yield TokensToRead(tokens, (len(tokens) - 1,))
 
 
-def _outputs(
-    model: Any, prompts: Sequence[TokensToRead], batch_tokens: int, progress: bool
-) -> Float[Tensor, "prompt layer head d_head"]:
-    """Every head's output at each prompt's last token, float32 on the CPU."""
-    cfg = model.cfg
-    values = torch.empty(len(prompts), cfg.n_layers, cfg.n_heads, cfg.d_head)
-    chunks = read_activations(
-        model, prompts, hooks=["z"], batch_tokens=batch_tokens, progress=progress
-    )
-    for chunk in chunks:
-        values[list(chunk.prompts)] = chunk.values["z"].float()
-    return values
-
-
 def choose_steering(
     model: Any,
     premises: Premises,
@@ -186,28 +171,26 @@ def choose_steering(
     """
     if not sets or not strengths:
         raise UserError("nothing to choose from: give sets of units and strengths")
-    plain = score(model, premises, Untreated(), name="untreated", progress=progress)
+
+    def under(strength: Any, kind: QuestionKind, tried: Sequence[UnitSet]) -> Preference:
+        """Without steering, and then with each of the sets."""
+        weighed = steering.with_strength(float(strength))
+        return steered_preference(
+            model, premises, weighed, kind, sets=[(), *tried], progress=progress
+        )
+
     rows = []
     for strength in strengths:
-        found = steered_preference(
-            model, premises, steering.with_strength(strength), "false", sets=sets,
-            progress=progress,
-        )  # fmt: skip
-        for index, units in enumerate(sets):
-            rise = found.logit_difference[:, index] - plain.false.logit_difference[:, 0]
-            gain = float(found.accuracy[index] - plain.false.accuracy[0])
-            rows.append((units, strength, gain, float(rise.mean())))
+        found = under(strength, "false", sets)
+        gains = found.accuracy[1:] - found.accuracy[0]
+        rises = (found.logit_difference[:, 1:] - found.logit_difference[:, :1]).mean(axis=0)
+        rows += [(units, strength, *of) for units, *of in zip(sets, gains, rises, strict=True)]
     table = pd.DataFrame(rows, columns=["units", "strength", "gain", "logit_difference"])
     table["cost"] = np.nan
-    best = table["gain"] >= table["gain"].max() - GAIN_TOLERANCE
-    for strength, equals in table[best].groupby("strength"):
-        twin = steered_preference(
-            model, premises, steering.with_strength(float(strength)), "twin",  # type: ignore[arg-type]
-            sets=list(equals["units"]), progress=progress,
-        )  # fmt: skip
-        cost = plain.twin.p_true[:, :1].mean() - twin.p_true.mean(axis=0)
-        table.loc[equals.index, "cost"] = cost
-    row = table.loc[int(np.argmin(table["cost"].fillna(np.inf).to_numpy()))]
+    for strength, equals in most_gain(table).groupby("strength"):
+        p_true = under(strength, "twin", list(equals["units"])).p_true.mean(axis=0)
+        table.loc[equals.index, "cost"] = p_true[0] - p_true[1:]
+    row = table.loc[best_setting(table)]
     chosen_by = f"most gain of {len(table)} settings on {len(premises)} questions"
     chosen = replace(
         steering, units=row["units"], strength=float(row["strength"]), chosen_by=chosen_by

@@ -19,7 +19,8 @@ from interp.interventions.constraint import Constraint
 from interp.interventions.gate import Detection, spans_of
 from interp.interventions.intervention import Intervention
 from interp.models.majors import check_hooked
-from interp.premises.encode import EncodedPrompt, encode_question
+from interp.patching.batch import Span
+from interp.premises.encode import EncodedPrompt, encode_questions
 from interp.premises.mentions import names, names_any
 from interp.premises.questions import Premises, Question, QuestionKind
 from interp.stages import AT_ONCE, Gives, Stages
@@ -54,20 +55,18 @@ def ask(
     check_hooked(model)
     questions = premises.questions()
     filled = [premises.fill(question, QUESTION_KINDS[kind]) for question in questions]
-    prompts = tuple(encode_question(model.tokenizer, one) for one in filled)
-    job = AnswersJob(
-        tuple(tuple(prompt.tokens) for prompt in prompts), max_new_tokens=max_new_tokens
-    )
-    said = stages.made(
-        greedy_texts, model, job, description=f"answers, {kind}", gives=ANSWERS, progress=progress
-    )
+    prompts = encode_questions(model.tokenizer, premises, QUESTION_KINDS[kind])
+    baseline = answers_under(
+        model, prompts, description=f"answers, {kind}", max_new_tokens=max_new_tokens,
+        progress=progress, stages=stages,
+    )  # fmt: skip
     return AskedQuestions(
         kind=kind,
         questions=questions,
         texts=tuple(one.text for one in filled),
         spans=tuple(one.object for one in filled),
         prompts=prompts,
-        baseline=tuple(said.texts),
+        baseline=baseline,
         mask=premises.relation.mask,
     )
 
@@ -88,31 +87,54 @@ def answer_pairs(
     It acts at the objects; with ``detections``, on the spans found, and a question in which nothing
     was found keeps the baseline's answer and is not asked again.
     """
-    at = [prompt.object for prompt in asked.prompts] if detections is None else spans_of(detections)
-    rows = [row for row, span in enumerate(at) if span is not None]
-    job = AnswersJob(
-        tuple(tuple(asked.prompts[row].tokens) for row in rows),
-        Intervention.of(constraint),
-        tuple(span for span in at if span is not None),
-        mean,
-        asked.mask,
-        max_new_tokens,
-    )
-    said = stages.made(
-        greedy_texts,
-        model,
-        job,
-        description=f"constrained, {asked.kind}",
-        gives=ANSWERS,
-        progress=progress,
-    )
-    constrained = list(asked.baseline)
-    for row, answer in zip(rows, said.texts, strict=True):
-        constrained[row] = answer
+    constrained = answers_under(
+        model, asked.prompts, Intervention.of(constraint),
+        spans=None if detections is None else spans_of(detections), baseline=asked.baseline,
+        mean=mean, neutral=asked.mask, description=f"constrained, {asked.kind}",
+        max_new_tokens=max_new_tokens, progress=progress, stages=stages,
+    )  # fmt: skip
     return tuple(
         _pair(asked, index, asked.baseline[index], answer)
         for index, answer in enumerate(constrained)
     )
+
+
+def answers_under(
+    model: Any,
+    prompts: Sequence[EncodedPrompt],
+    intervention: Intervention | None = None,
+    *,
+    spans: Sequence[Span | None] | None = None,
+    baseline: Sequence[str] = (),
+    mean: Float[Tensor, "layer head d_head"] | None = None,
+    neutral: str | None = None,
+    description: str = "answers",
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    progress: bool = True,
+    stages: Stages = AT_ONCE,
+) -> tuple[str, ...]:
+    """The greedy answer to every prompt, under an intervention or under none.
+
+    Args:
+        spans: where the intervention acts in each prompt, by default at its object. A prompt with
+            None is not asked: its answer is that of ``baseline``.
+        mean, neutral: what modes ``mean`` and ``resample`` put in.
+    """
+    at = [prompt.object for prompt in prompts] if spans is None else spans
+    found = {row: span for row, span in enumerate(at) if span is not None}
+    job = AnswersJob(
+        tuple(tuple(prompts[row].tokens) for row in found),
+        intervention,
+        () if intervention is None else tuple(found.values()),
+        mean,
+        neutral,
+        max_new_tokens,
+    )
+    said = stages.made(
+        greedy_texts, model, job, description=description, gives=ANSWERS, progress=progress
+    )
+    asked = dict(zip(found, said.texts, strict=True))
+    return tuple(asked[row] if row in asked else baseline[row] for row in range(len(prompts)))
 
 
 def _pair(asked: AskedQuestions, index: int, baseline: str, constrained: str) -> AnswerPair:

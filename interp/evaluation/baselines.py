@@ -1,10 +1,8 @@
 """What else could be done about false premises: every treatment scored in the same way.
 
-A treatment is a value: nothing (``Untreated``), a system prompt (``SystemPrompt``), steering
-(``interp.evaluation.steering``), a constraint at the known object (``Constraint``), random heads
-under the same constraint (``RandomHeads``), or the constraint where a detector says that the
-premise is false (``Gated``). ``score`` gives for each the preference per prompt on false premises
-and their true-premise twins, greedy answers to the bare questions, and seconds per question.
+``score`` gives for each treatment (``interp.evaluation.treatments``) the preference per prompt on
+false premises and their true-premise twins, greedy answers to the bare questions, and seconds per
+question.
 
 Where a gate does not fire, the model runs as it is: those prompts' figures are the untreated ones,
 to the last bit.
@@ -12,28 +10,26 @@ to the last bit.
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from interp.errors import UserError
-from interp.evaluation.preference import Preference, preference
+from interp.evaluation.answers import answers_under
+from interp.evaluation.detection import PremiseDetections, cloze_spans, detect_premises
+from interp.evaluation.preference import Preference, preference_under
+from interp.evaluation.steering import Steering, steered_answers, steered_preference
 from interp.evaluation.treatments import (
     Gated,
+    SystemPrompt,
     Treatment,
     Untreated,
-    bare_prompts,
-    constraining,
-    timed_answers,
-    treated_answers,
-    treated_preference,
+    interventions_of,
 )
 from interp.generation import MAX_NEW_TOKENS
 from interp.heads.locate import as_encoded
-from interp.interventions.constraint import Constraint
-from interp.interventions.gate import Detection, detect
-from interp.premises.encode import EncodedPremises
+from interp.heads.sources import mean_output
+from interp.interventions.gate import Detection, spans_of
+from interp.premises.encode import EncodedPremises, encode_questions
 from interp.premises.questions import Premises, QuestionKind
 
 KINDS: tuple[QuestionKind, ...] = ("false", "twin")
@@ -87,27 +83,64 @@ def score(
     if not isinstance(treatment, Treatment):
         known = "Untreated, SystemPrompt, Steering, Constraint, RandomHeads, Gated"
         raise UserError(f"unknown treatment {type(treatment).__name__}; known: {known}")
-    encoded = as_encoded(model, premises)
+    system = treatment.text if isinstance(treatment, SystemPrompt) else None
+    encoded = as_encoded(model, premises, system=system)
+    interventions = interventions_of(model, treatment)
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "progress": progress}
+    found: PremiseDetections | None = None
+    base: TreatmentScore | None = None
+    detecting = 0.0
     if isinstance(treatment, Gated):
-        if untreated is None:
-            untreated = score(
-                model, premises, Untreated(), name="untreated", answers=answers,
-                max_new_tokens=max_new_tokens, progress=progress,
-            )  # fmt: skip
-        _check_untreated(untreated, encoded, answers)
-        return _score_gated(
-            model, premises, encoded, treatment, untreated, name, answers, max_new_tokens, progress
+        base = untreated or score(
+            model, premises, Untreated(), name="untreated", answers=answers, **options
         )
-    false, twin = (
-        treated_preference(model, premises, encoded, kind, treatment, progress) for kind in KINDS
-    )
+        _check_untreated(base, encoded, answers)
+        begin = time.perf_counter()
+        found = detect_premises(model, premises, detector=treatment.detector, progress=progress)
+        detecting = (time.perf_counter() - begin) / (len(KINDS) * len(encoded))
+
+    def prefers(kind: QuestionKind) -> Preference:
+        if isinstance(treatment, Steering):
+            return steered_preference(model, premises, treatment, kind, progress=progress)
+        spans = unconstrained = None
+        if base is not None and found is not None:
+            spans = cloze_spans(model, premises, encoded, kind, found.of(kind))
+            unconstrained = base.of(kind)
+        return preference_under(
+            model, encoded, kind, interventions,
+            spans=spans, unconstrained=unconstrained, progress=progress,
+        ).without_first()  # fmt: skip
+
+    def answered(kind: QuestionKind) -> tuple[tuple[str, ...], float]:
+        """The answers, and seconds per question."""
+        prompts = encode_questions(model.tokenizer, premises, kind, system=system)
+        begin = time.perf_counter()
+        if isinstance(treatment, Steering):
+            texts = steered_answers(model, prompts, treatment, **options)
+            return texts, (time.perf_counter() - begin) / len(prompts)
+        under = interventions[0]
+        needs_mean = any(part.mode == "mean" for part in under.heads)
+        spans = None if found is None else spans_of(found.of(kind))
+        texts = answers_under(
+            model, prompts, under or None, spans=spans,
+            baseline=() if base is None else base.answers[kind],
+            mean=mean_output(model, encoded) if needs_mean else None,
+            neutral=encoded.mask, **options,
+        )  # fmt: skip
+        each = detecting + (time.perf_counter() - begin) / len(prompts)
+        if base is not None and spans is not None:
+            each += spans.count(None) / len(spans) * base.seconds[kind]
+        return texts, each
+
+    false, twin = (prefers(kind) for kind in KINDS)
     texts: dict[QuestionKind, tuple[str, ...]] = {}
     seconds: dict[QuestionKind, float] = {}
     for kind in answers:
-        texts[kind], seconds[kind] = treated_answers(
-            model, premises, kind, treatment, max_new_tokens, progress
-        )
-    return TreatmentScore(name, false, twin, texts, seconds)
+        texts[kind], seconds[kind] = answered(kind)
+    detections: dict[QuestionKind, tuple[Detection, ...]] = {}
+    if found is not None:
+        detections = {kind: found.of(kind) for kind in KINDS}
+    return TreatmentScore(name, false, twin, texts, seconds, detections)
 
 
 def _check_untreated(
@@ -119,71 +152,3 @@ def _check_untreated(
     missing = [kind for kind in answers if kind not in untreated.answers]
     if missing:
         raise UserError(f"`untreated` has no answers to {missing[0]!r} questions: ask for them")
-
-
-def _score_gated(
-    model: Any,
-    premises: Premises,
-    encoded: EncodedPremises,
-    gated: Gated,
-    untreated: TreatmentScore,
-    name: str,
-    answers: Sequence[QuestionKind],
-    max_new_tokens: int,
-    progress: bool,
-) -> TreatmentScore:
-    found: dict[QuestionKind, Preference] = {}
-    texts: dict[QuestionKind, tuple[str, ...]] = {}
-    seconds: dict[QuestionKind, float] = {}
-    detections: dict[QuestionKind, tuple[Detection, ...]] = {}
-    for kind in KINDS:
-        questions = [premises.fill(one, kind).text for one in premises.questions()]
-        begin = time.perf_counter()
-        said = detect(model, questions, detector=gated.detector, progress=progress)
-        detecting = (time.perf_counter() - begin) / len(questions)
-        detections[kind] = said
-        found[kind] = _gated_preference(
-            model, encoded, kind, gated.constraint, said, untreated.of(kind), progress
-        )
-        if kind not in answers:
-            continue
-        fired = [index for index, one in enumerate(said) if one.fired]
-        prompts = [bare_prompts(model, premises, kind)[index] for index in fired]
-        spans = [span for one in said if one.fired and (span := one.token_span)]
-        within = constraining(model, premises, gated.constraint, spans)
-        new, each = timed_answers(model, prompts, within, max_new_tokens, progress)
-        kept = list(untreated.answers[kind])
-        for index, text in zip(fired, new, strict=True):
-            kept[index] = text
-        texts[kind] = tuple(kept)
-        share = len(fired) / len(said)
-        seconds[kind] = detecting + share * each + (1 - share) * untreated.seconds[kind]
-    return TreatmentScore(name, found["false"], found["twin"], texts, seconds, detections)
-
-
-def _gated_preference(
-    model: Any,
-    encoded: EncodedPremises,
-    kind: QuestionKind,
-    constraint: Constraint,
-    detections: Sequence[Detection],
-    untreated: Preference,
-    progress: bool,
-) -> Preference:
-    """The untreated values, and those of the constraint where the detector fired."""
-    fired = [index for index, one in enumerate(detections) if one.fired]
-    if not fired:
-        return untreated
-    items = []
-    for index in fired:
-        item, span = encoded.items[index], detections[index].token_span
-        assert span is not None
-        prompt = replace(item.prompt(kind), object=span)
-        items.append(replace(item, false=prompt) if kind == "false" else replace(item, twin=prompt))
-    some = replace(encoded, items=tuple(items))
-    held = preference(model, some, kind, constraint, [constraint.heads], progress=progress)
-    merged: dict[str, np.ndarray] = {}
-    for measure in ("logit_difference", "p_true", "p_false"):
-        merged[measure] = getattr(untreated, measure).copy()
-        merged[measure][fired] = getattr(held, measure)
-    return replace(untreated, **merged)

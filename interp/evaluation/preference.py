@@ -46,6 +46,21 @@ class Preference:
     subjects: tuple[str, ...]
     templates: tuple[str, ...]
 
+    @classmethod
+    def from_values(
+        cls, values: Float[Tensor, "metric prompt set"], encoded: EncodedPremises
+    ) -> "Preference":
+        """From the values of ``preference_metrics`` on these prompts."""
+        difference, p_true, p_false = values.numpy()
+        return cls(difference, p_true, p_false, encoded.subjects, encoded.templates)
+
+    def without_first(self) -> "Preference":
+        """Without the first set, which ``preference_under`` runs without any intervention."""
+        difference, p_true, p_false = self.logit_difference, self.p_true, self.p_false
+        return replace(
+            self, logit_difference=difference[:, 1:], p_true=p_true[:, 1:], p_false=p_false[:, 1:]
+        )
+
     @property
     def accuracy(self) -> Float[np.ndarray, " set"]:
         """Share of prompts that prefer the true object, per head set."""
@@ -97,9 +112,7 @@ def _preference(
         work, model, job, description=f"{job.kind} premises", gives=Gives({"values": 3}),
         progress=progress,
     )  # fmt: skip
-    difference, p_true, p_false = done.tensors["values"].transpose(0, 1).numpy()
-    encoded = job.encoded
-    return Preference(difference, p_true, p_false, encoded.subjects, encoded.templates)
+    return Preference.from_values(done.tensors["values"].transpose(0, 1), job.encoded)
 
 
 def preference_under(
@@ -109,6 +122,7 @@ def preference_under(
     interventions: Sequence[Intervention],
     *,
     spans: Sequence[Span | None] | None = None,
+    unconstrained: Preference | None = None,
     mean: Float[Tensor, "layer head d_head"] | None = None,
     budget: int | None = None,
     progress: bool = True,
@@ -119,6 +133,7 @@ def preference_under(
     Args:
         spans: where to act in each prompt, by default at its object. A prompt with None is not
             run again: under every intervention it has the very values of the first run.
+        unconstrained: with ``spans``, the values of the first run if it has been done.
         mean: what mode ``mean`` puts in; a sweep at once takes the mean over these prompts without
             it, whole runs and stages that cut the prompts apart need it.
         stages: where sweeps are done, and kept.
@@ -133,7 +148,7 @@ def preference_under(
         return _run(model, encoded, kind, [Intervention(), *interventions], **options)
     # The first run has to come from the same modules as those that are compared with it.
     whole = not _can_sweep(interventions, resample=False)
-    bare = _run(model, encoded, kind, [Intervention()], whole=whole, **options)
+    bare = unconstrained or _run(model, encoded, kind, [Intervention()], whole=whole, **options)
     difference, p_true, p_false = (
         np.repeat(one, 1 + len(interventions), axis=1)
         for one in (bare.logit_difference, bare.p_true, bare.p_false)

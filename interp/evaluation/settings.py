@@ -92,9 +92,18 @@ def setting_mode_name(mode: Mode, factor: float) -> str:
 @checked
 def choose_setting(settings: pd.DataFrame, *, n_heads: int) -> int:
     """The row of the best setting with ``n_heads`` heads: most gain, then least cost."""
-    gain, cost = settings["gain"], settings["cost"]
-    fits = [index for index in settings.index if settings.at[index, "n_heads"] == n_heads]
-    if not fits:
+    fits = settings.loc[settings["n_heads"] == n_heads]
+    if fits.empty:
         raise UserError(f"no setting with {n_heads} heads was compared")
-    best = max(gain[index] for index in fits)
-    return min((i for i in fits if gain[i] >= best - GAIN_TOLERANCE), key=lambda i: cost[i])
+    return best_setting(fits)
+
+
+def most_gain(settings: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a table of settings whose ``gain`` is as good as the best."""
+    return settings.loc[settings["gain"] >= settings["gain"].max() - GAIN_TOLERANCE]
+
+
+def best_setting(settings: pd.DataFrame) -> int:
+    """The row of most ``gain``, and of equals of the least ``cost``: its label in the table."""
+    cost: Any = most_gain(settings)["cost"]
+    return int(cost.idxmin())

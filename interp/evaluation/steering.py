@@ -12,19 +12,27 @@ tokens; or the ``answer``, from the prompt's last token on, which is where the n
 answer is decided. The last two go on while decoding.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from interp.arguments import one_of
 from interp.errors import UserError
-from interp.patching.components import as_units, from_units, hook_name
+from interp.evaluation.jobs import preference_metrics
+from interp.evaluation.preference import Preference
+from interp.generation import generate_tokens
+from interp.heads.locate import as_encoded
+from interp.patching.batch import Span, TokenBatch
 from interp.patching.edits import ActivationEdit
-from interp.patching.forward import Hook, HookFunction, hooked
-from interp.patching.sweep import Unit, check_units
+from interp.patching.forward import Hook, hooked
+from interp.patching.sweep import Unit, check_units, sweep_sets
+from interp.premises.encode import EncodedPrompt, encode_questions
+from interp.premises.questions import Premises, QuestionKind
 
 SteeredComponent = Literal["resid_post", "z"]
 SteeringPlace = Literal["object", "all", "answer"]
@@ -52,9 +60,7 @@ class Steering:
         if self.component not in get_args(SteeredComponent):
             known = ", ".join(get_args(SteeredComponent))
             raise UserError(f"{self.component!r} cannot be steered; known: {known}")
-        if self.place not in get_args(SteeringPlace):
-            known = ", ".join(get_args(SteeringPlace))
-            raise UserError(f"unknown place {self.place!r}; known: {known}")
+        one_of("place", self.place, get_args(SteeringPlace))
         if not bool(self.vectors.isfinite().all()) or not abs(self.strength) < float("inf"):
             raise UserError("steering vectors and their strength must be finite")
         n_layers, n_units = self.vectors.shape[:2]
@@ -88,32 +94,93 @@ def steer(model: Any, steering: Steering, at: Bool[Tensor, "prompt pos"]) -> Ite
         UserError: a unit that the model does not have, or a run of other prompts than ``at``'s.
     """
     check_units(model, steering.units, steering.component)
-    with hooked(model, _hooks(steering, at)):
+    layers = sorted({layer for layer, _ in steering.units})
+    with hooked(model, [_hook(steering, at, layer) for layer in layers]):
         yield model
 
 
-def _hooks(steering: Steering, at: Tensor) -> list[Hook]:
-    def adding(layer: int) -> HookFunction:
-        chosen = [unit for of_layer, unit in steering.units if of_layer == layer]
-        vector = steering.vectors.new_zeros(steering.vectors.shape[1:])
-        vector[chosen] = steering.strength * steering.vectors[layer, chosen]
+def _hook(steering: Steering, at: Bool[Tensor, "prompt pos"], layer: int) -> Hook:
+    """The hook of one layer: the steering's edit of a prefill, and of every decoding step."""
+    rows = torch.arange(len(at), device=at.device)
+    units = at.new_zeros(len(at), steering.vectors.shape[1])
+    units[:, [unit for of_layer, unit in steering.units if of_layer == layer]] = True
+    name, prefill = steering.edit(at).hook(layer, rows, units, 0)
+    # A decoding step has one column, which comes after the object.
+    _, decode = steering.edit(at.new_full((len(at), 1), steering.place != "object")).hook(
+        layer, rows, units, 0
+    )
 
-        def add(value: Tensor, hook: object) -> Tensor:
-            rows, columns = value.shape[:2]
-            if rows != len(at) or columns not in (1, at.shape[1]):
-                raise UserError(
-                    f"steering was made for {len(at)} prompts of {at.shape[1]} tokens, but "
-                    f"{rows} of {columns} run"
-                )
-            shown = as_units(value, steering.component)
-            new = shown + vector.to(device=value.device, dtype=value.dtype)
-            if columns == at.shape[1]:
-                new = new.where(at.to(value.device)[:, :, None, None], shown)
-            elif steering.place == "object":  # a decoding step: the object lies behind it
-                return value
-            return from_units(new, steering.component)
+    def add(value: Tensor, hook: Any) -> Any:
+        n_rows, columns = value.shape[:2]
+        if n_rows != len(at) or columns not in (1, at.shape[1]):
+            raise UserError(
+                f"steering was made for {len(at)} prompts of {at.shape[1]} tokens, but "
+                f"{n_rows} of {columns} run"
+            )
+        return (prefill if columns == at.shape[1] else decode)(value, hook)
 
-        return add
+    return name, add
 
-    layers = sorted({layer for layer, _ in steering.units})
-    return [(hook_name(steering.component, layer), adding(layer)) for layer in layers]
+
+def steered_columns(
+    place: SteeringPlace,
+    batch: TokenBatch,
+    spans: Sequence[Span],
+    lengths: Sequence[int],
+) -> Bool[Tensor, "prompt pos"]:
+    """The columns that are steered; ``lengths`` are those of the bare questions' prompts."""
+    if place == "object":
+        return batch.columns(spans)
+    if place == "all":
+        return batch.mask
+    ends = [int(real.sum()) for real in batch.mask]
+    return batch.columns([(length - 1, end) for length, end in zip(lengths, ends, strict=True)])
+
+
+def steered_preference(
+    model: Any,
+    premises: Premises,
+    steering: Steering,
+    kind: QuestionKind,
+    *,
+    sets: Sequence[Sequence[Unit]] | None = None,
+    progress: bool = True,
+) -> Preference:
+    """Preference under steering, for its own units or for several sets of units at once."""
+    encoded = as_encoded(model, premises)
+    batch = encoded.batch(kind)
+    spans = [item.prompt(kind).object for item in encoded.items]
+    lengths = [len(one.tokens) for one in encode_questions(model.tokenizer, premises, kind)]
+    values = sweep_sets(
+        model,
+        batch,
+        steering.edit(steered_columns(steering.place, batch, spans, lengths)),
+        [steering.units] if sets is None else sets,
+        preference_metrics(encoded),
+        progress=progress,
+        description=f"steering, {kind}",
+    )
+    return Preference.from_values(values, encoded)
+
+
+def steered_answers(
+    model: Any,
+    prompts: Sequence[EncodedPrompt],
+    steering: Steering,
+    *,
+    max_new_tokens: int,
+    progress: bool = True,
+) -> tuple[str, ...]:
+    """The greedy answer to every bare question under steering."""
+
+    def within(chunk: list[int], batch: TokenBatch) -> AbstractContextManager[Any]:
+        some = [prompts[index] for index in chunk]
+        spans, lengths = [one.object for one in some], [len(one.tokens) for one in some]
+        return steer(model, steering, steered_columns(steering.place, batch, spans, lengths))
+
+    tokens = [prompt.tokens for prompt in prompts]
+    return tuple(
+        generate_tokens(
+            model, tokens, max_new_tokens=max_new_tokens, within=within, progress=progress
+        )
+    )

@@ -21,7 +21,7 @@ from interp.errors import UserError
 from interp.evaluation.baselines import KINDS, TreatmentScore
 from interp.evaluation.preference import Preference
 from interp.heads.significance import BOOTSTRAP_RESAMPLES, CONFIDENCE, mean_interval
-from interp.patching.resampling import in_turns, resamples_at_once
+from interp.patching.resampling import group_draws, resamples_at_once
 from interp.patching.significance import group_order
 from interp.premises.questions import QuestionKind
 
@@ -145,14 +145,10 @@ def ratio_interval(
         return ratio, ratio, ratio
 
     # Not scipy's bootstrap, which warns of resamples in which the ratio does not exist.
-    n = len(parts)
-    rng, size = np.random.default_rng(seed), resamples_at_once(n, BOOTSTRAP_RESAMPLES)
+    size = resamples_at_once(len(parts), BOOTSTRAP_RESAMPLES)
+    draws = group_draws(len(parts), BOOTSTRAP_RESAMPLES, size, np.random.default_rng(seed))
     both = np.stack([parts, wholes], axis=1)
-    sums = [
-        rng.multinomial(n, np.full(n, 1 / n), now) @ both
-        for now in in_turns(BOOTSTRAP_RESAMPLES, size)
-    ]
-    above, below = np.concatenate(sums).T
+    above, below = np.concatenate([counts @ both for counts in draws]).T
     ratios = np.divide(above, below, out=np.full_like(above, np.nan), where=below != 0)
     tail = (1 - CONFIDENCE) / 2
     low, high = np.nanquantile(ratios, [tail, 1 - tail])

@@ -4,11 +4,12 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Int
 
-from interp.experts.intervals import jackknife, q_values
+from interp.experts.intervals import jackknife
 from interp.experts.measure_list import counts_of
 from interp.experts.measures import domain_specialization
 from interp.experts.nulls import p_value
 from interp.experts.records import RoutingRecords
+from interp.patching.significance import q_values
 
 
 def expert_table(

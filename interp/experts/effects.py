@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
-from scipy.stats import false_discovery_control
 from torch import Tensor
 
 from interp.display import Displayed, Shown
@@ -39,7 +38,7 @@ from interp.models.precision import dtype_of, precision_of
 from interp.moelora.encoding import EncodedExample, encode_example
 from interp.moelora.examples import Example
 from interp.patching.result import PatchingResult
-from interp.patching.significance import MINIMUM_GROUPS, EffectStatistics
+from interp.patching.significance import MINIMUM_GROUPS, EffectStatistics, q_values
 from interp.stages import AT_ONCE, Stages
 
 if TYPE_CHECKING:
@@ -100,11 +99,8 @@ class ExpertEffects(Displayed):
         """
         frames = [self._of_task(task) for task in self.tasks]
         table = pd.concat(frames, ignore_index=True)
-        tested = table["p_value"].notna().to_numpy()
-        q_values = np.full(len(table), np.nan)
-        if tested.any():
-            q_values[tested] = false_discovery_control(table["p_value"].to_numpy()[tested])
-        table.insert(table.columns.get_loc("p_value") + 1, "q_value", q_values)  # type: ignore[arg-type]
+        q_value = q_values(table["p_value"].to_numpy())
+        table.insert(table.columns.get_loc("p_value") + 1, "q_value", q_value)  # type: ignore[arg-type]
         order = np.argsort(-table["effect"].to_numpy(), kind="stable")
         return table.iloc[order].reset_index(drop=True)
 

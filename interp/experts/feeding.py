@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import false_discovery_control, permutation_test
+from scipy.stats import permutation_test
 
 from interp.display import Displayed, Shown
 from interp.errors import UserError
@@ -34,6 +34,7 @@ from interp.heads.headset import Head, HeadSet, Site, as_head_set
 from interp.heads.locate import as_encoded
 from interp.heads.selection import random_head_sets
 from interp.patching.resampling import resamples_at_once
+from interp.patching.significance import q_values
 from interp.patching.sweep import check_units
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import Premises, QuestionKind
@@ -135,7 +136,7 @@ def experts_feeding(
     if not rows:
         raise UserError("no layer of these heads has experts on " + ", ".join(components))
     table = pd.DataFrame(rows)
-    table["q_value"] = false_discovery_control(table["p_value"])
+    table["q_value"] = q_values(table["p_value"].to_numpy())
     table = table.sort_values("relative_norm", ascending=False, ignore_index=True)
     table["rank"] = np.arange(1, len(table) + 1)
     return ExpertFeeding(chosen, table, pd.DataFrame(whole))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
-from scipy.stats import bootstrap, hypergeom, pearsonr, rankdata
+from scipy.stats import hypergeom, pearsonr, rankdata
 
 from interp.display import Displayed, Shown
 from interp.errors import UserError
@@ -26,7 +26,8 @@ from interp.heads.effects import HeadEffects
 from interp.heads.headset import HeadSet
 from interp.heads.significance import HeadStatistics, head_statistics, subject_means
 from interp.patching.resampling import resamples_at_once
-from interp.patching.significance import BOOTSTRAP_RESAMPLES, CONFIDENCE
+from interp.patching.significance import bootstrap_interval
+from interp.patching.stability import chance_overlap
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -102,21 +103,16 @@ class HeadComparison(Displayed):
             index = np.moveaxis(which.astype(int), axis, -1)
             return statistic(before[index].mean(axis=-2), after[index].mean(axis=-2))
 
-        result = bootstrap(
-            (np.arange(len(before)),), of_sample, vectorized=True, method="percentile",
+        low, high = bootstrap_interval(
+            (np.arange(len(before)),), of_sample, vectorized=True, seed=self.seed,
             batch=resamples_at_once(2 * before.size, 50),
-            n_resamples=BOOTSTRAP_RESAMPLES, confidence_level=CONFIDENCE,
-            rng=np.random.default_rng(self.seed),
         )  # fmt: skip
-        interval = result.confidence_interval
-        return value, float(interval.low), float(interval.high)
+        return value, float(low), float(high)
 
     @property
     def chance_jaccard(self) -> float:
         """The index that two random sets of ``top_k`` heads have on average."""
-        shared = np.arange(self.top_k + 1)
-        weights = hypergeom.pmf(shared, self.n_heads, self.top_k, self.top_k)
-        return float((weights * shared / (2 * self.top_k - shared)).sum())
+        return chance_overlap(self.top_k, self.n_heads)
 
     @property
     def jaccard_p_value(self) -> float:

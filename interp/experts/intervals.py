@@ -1,10 +1,9 @@
-"""Intervals from leaving out folds of the texts, and q-values over many tests."""
+"""Intervals from leaving out folds of the texts."""
 
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import false_discovery_control
 from scipy.stats import t as student
 
 CONFIDENCE = 0.95
@@ -23,12 +22,3 @@ def jackknife(
     quantile = student.ppf((1 + CONFIDENCE) / 2, folds - 1)
     error = quantile * np.sqrt((folds - 1) / folds * spread)
     return value - error, value + error
-
-
-def q_values(p_values: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
-    """Benjamini–Hochberg q-values; NaN, and not counted, where there is no p-value."""
-    found = np.full(p_values.shape, np.nan)
-    tested = ~np.isnan(p_values)
-    if tested.any():
-        found[tested] = false_discovery_control(p_values[tested])
-    return found

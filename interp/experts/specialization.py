@@ -17,10 +17,11 @@ from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.experts.by_expert import expert_table
-from interp.experts.intervals import jackknife, q_values
+from interp.experts.intervals import jackknife
 from interp.experts.measure_list import MEASURES, TASK_MEASURES, counts_of, random_counts
 from interp.experts.nulls import p_value, permuted_texts, permuted_within_token
 from interp.experts.records import RoutingRecords
+from interp.patching.significance import q_values
 from interp.runs.store import write_table
 from interp.untrusted import read_table
 

@@ -17,6 +17,7 @@ import pandas as pd
 
 from interp.display import Displayed, Shown
 from interp.errors import UserError
+from interp.evaluation.jobs import preference_metrics
 from interp.evaluation.preference import Preference
 from interp.experts.head_slices import (
     NOTHING,
@@ -34,7 +35,6 @@ from interp.heads.locate import as_encoded
 from interp.heads.selection import random_head_sets
 from interp.heads.significance import mean_interval
 from interp.patching.components import count_units
-from interp.patching.metrics import LogitDifference, Probability
 from interp.patching.sweep import check_units
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import Premises, QuestionKind
@@ -162,17 +162,15 @@ def adapter_gain(
     random = _random_slices(model, own, random_sets, seed)
     removals = [without_experts(model), NOTHING]
     removals += [without_slices(model, one) for one in (own, *random)]
-    metrics = (
-        LogitDifference(encoded.true_tokens, encoded.false_tokens),
-        Probability(encoded.true_tokens),
-        Probability(encoded.false_tokens),
-    )
     values = sweep_removals(
-        model, encoded.batch(kind), removals, metrics,
-        progress=progress, description="adapter through heads",
-    ).numpy()  # fmt: skip
-    difference, p_true, p_false = values
-    runs = Preference(difference, p_true, p_false, encoded.subjects, encoded.templates)
+        model,
+        encoded.batch(kind),
+        removals,
+        preference_metrics(encoded),
+        progress=progress,
+        description="adapter through heads",
+    )
+    runs = Preference.from_values(values, encoded)
     return AdapterGain(chosen, tuple(components), runs, seed)
 
 

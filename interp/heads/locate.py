@@ -100,12 +100,14 @@ def locate_heads(
     )
 
 
-def as_encoded(model: Any, premises: Premises | EncodedPremises) -> EncodedPremises:
-    """Premises as this model reads them."""
+def as_encoded(
+    model: Any, premises: Premises | EncodedPremises, *, system: str | None = None
+) -> EncodedPremises:
+    """Premises as this model reads them, under a system prompt if one is given."""
     check_hooked(model)
     if isinstance(premises, EncodedPremises):
         return premises
-    return encode_premises(model.tokenizer, premises, device=device_of(model))
+    return encode_premises(model.tokenizer, premises, device=device_of(model), system=system)
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
-from interp.arguments import shown
+from interp.arguments import one_of, shown
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.patching.batch import Span
@@ -75,8 +75,7 @@ class Detector(Protocol):
 
 def check_gate(gate: str) -> None:
     """Raise UserError for an unknown gate, and list the known."""
-    if gate not in get_args(Gate):
-        raise UserError(f"unknown gate {gate!r}; known: {', '.join(get_args(Gate))}")
+    one_of("gate", gate, get_args(Gate))
 
 
 def detect(

@@ -55,6 +55,16 @@ def router_z_loss(
     return _mean_over_tokens(logits.logsumexp(dim=-1, keepdim=True).square(), real)[..., 0]
 
 
+def pairwise_cosines(
+    products: Float[Tensor, "*projection one other"],
+) -> Float[Tensor, "*projection one other"]:
+    """The cosines between vectors from their dot products; 0 where a vector is zero."""
+    squared = products.diagonal(dim1=-2, dim2=-1)
+    length = squared.clamp_min(torch.finfo(products.dtype).tiny).sqrt()
+    there = (squared[..., :, None] > 0) & (squared[..., None, :] > 0)
+    return torch.where(there, products / (length[..., :, None] * length[..., None, :]), 0.0)
+
+
 def contrastive_loss(
     products: Float[Tensor, "*projection pair pair"],
     expert: Int[Tensor, "*projection pair"],
@@ -72,9 +82,7 @@ def contrastive_loss(
     squared = products.diagonal(dim1=-2, dim2=-1)
     least = torch.as_tensor(least, device=products.device)
     present = (squared > 0) & (squared >= least[..., None] ** 2)
-    length = squared.clamp_min(torch.finfo(products.dtype).tiny).sqrt()
-    length = torch.where(present, length, 1.0)
-    similarity = products / (length[..., :, None] * length[..., None, :]) / temperature
+    similarity = pairwise_cosines(products) / temperature
     others = ~torch.eye(products.shape[-1], dtype=torch.bool, device=products.device)
     key = present[..., None, :] & others
     positive = key & (expert[..., :, None] == expert[..., None, :])

@@ -18,6 +18,7 @@ from torch import Tensor
 from interp.models.modes import evaluating
 from interp.moelora.encoding import AnswerCollator, EncodedExample
 from interp.moelora.layer import MoELoRALinear
+from interp.moelora.losses import pairwise_cosines
 from interp.patching.batch import in_batches
 from interp.patching.out_of_memory import halving
 
@@ -33,9 +34,7 @@ def pairwise_cosine(
     products = einsum(
         hidden, gram, hidden, "token one r, one r other s, token other s -> token one other"
     )
-    length = products.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
-    scale = length[:, :, None] * length[:, None, :]
-    return torch.where(scale > 0, products / scale.clamp_min(torch.finfo(scale.dtype).tiny), 0.0)
+    return pairwise_cosines(products)
 
 
 @torch.no_grad()

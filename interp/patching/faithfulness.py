@@ -43,7 +43,7 @@ from interp.patching.forward import RecordedRun, record_run, unedited_logits
 from interp.patching.metrics import Metric, can_take
 from interp.patching.origin import patching_edit
 from interp.patching.prompts import names_of_prompts, pairs_for
-from interp.patching.resampling import in_turns, resamples_at_once
+from interp.patching.resampling import group_draws, resamples_at_once
 from interp.patching.significance import BOOTSTRAP_RESAMPLES, CONFIDENCE, group_order
 from interp.patching.sweep import check_units
 from interp.patching.variants import Variant, measure_runs, metrics_for, run_variants
@@ -155,8 +155,7 @@ class Faithfulness(Displayed):
         n_groups = int(index.max()) + 1
         generator = np.random.default_rng(self.seed)
         size = resamples_at_once(3 * len(index), BOOTSTRAP_RESAMPLES)
-        for now in in_turns(BOOTSTRAP_RESAMPLES, size):
-            counts = generator.multinomial(n_groups, [1 / n_groups] * n_groups, now)
+        for counts in group_draws(n_groups, BOOTSTRAP_RESAMPLES, size, generator):
             yield counts[:, index].astype(float)
 
     def _drawn_curves(self) -> Float[np.ndarray, "draw proportion"]:

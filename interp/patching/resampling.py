@@ -7,6 +7,9 @@ neither the blocks of units nor those of resamples change a number.
 
 from collections.abc import Iterator
 
+import numpy as np
+from jaxtyping import Int
+
 RESAMPLE_BYTES = 256 * 2**20
 """For the resamples that are held at once."""
 _NUMBER = 8
@@ -26,3 +29,11 @@ def in_turns(total: int, size: int) -> Iterator[int]:
     """How many to do in each turn."""
     for begin in range(0, total, size):
         yield min(size, total - begin)
+
+
+def group_draws(
+    n_groups: int, n_resamples: int, size: int, generator: np.random.Generator
+) -> Iterator[Int[np.ndarray, "resample group"]]:
+    """How often each group is in each resample of as many groups, ``size`` resamples at a time."""
+    for now in in_turns(n_resamples, size):
+        yield generator.multinomial(n_groups, np.full(n_groups, 1 / n_groups), now)

@@ -16,6 +16,7 @@ means, and a unit with too few groups left has a mean, but no interval and no p-
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -113,29 +114,42 @@ def effect_statistics(
             if len(there):
                 mean[columns] = there.mean(axis=0)
             if len(there) >= MINIMUM_GROUPS:
-                low[columns], high[columns] = _interval(there, seed)
+                low[columns], high[columns] = bootstrap_interval(
+                    (there,), np.mean, seed=seed, batch=BOOTSTRAP_BATCH
+                )
                 p_value[columns] = _sign_flip(there, seed)
-    tested = ~np.isnan(p_value)
-    q_value = np.full_like(p_value, np.nan)
-    if tested.any():
-        q_value[tested] = false_discovery_control(p_value[tested])
-    arrays = (one.reshape(shape) for one in (mean, low, high, p_value, q_value))
+    arrays = (one.reshape(shape) for one in (mean, low, high, p_value, q_values(p_value)))
     return EffectStatistics(*arrays)
 
 
-def _interval(units: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def q_values(p_values: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
+    """Benjamini–Hochberg q-values; NaN, and not counted, where there is no p-value."""
+    found = np.full(p_values.shape, np.nan)
+    tested = ~np.isnan(p_values)
+    if tested.any():
+        found[tested] = false_discovery_control(p_values[tested])
+    return found
+
+
+def bootstrap_interval(
+    data: tuple[np.ndarray, ...], statistic: Any, *, seed: int, batch: int, **options: Any
+) -> tuple[Any, Any]:
+    """The percentile interval of a statistic over the first axis, by ``scipy.stats.bootstrap``.
+
+    Args:
+        batch: resamples that are held at once.
+    """
     result = bootstrap(
-        (units,),
-        np.mean,
-        axis=0,
+        data,
+        statistic,
         method="percentile",
         n_resamples=BOOTSTRAP_RESAMPLES,
+        batch=batch,
         confidence_level=CONFIDENCE,
-        batch=BOOTSTRAP_BATCH,
         rng=np.random.default_rng(seed),
+        **options,
     )
-    interval = result.confidence_interval
-    return np.asarray(interval.low), np.asarray(interval.high)
+    return result.confidence_interval.low, result.confidence_interval.high
 
 
 def _sign_flip(units: np.ndarray, seed: int) -> np.ndarray:
@@ -171,16 +185,12 @@ def mean_interval(
     mean = float(data.mean())
     if len(sums) < 2:
         return mean, mean, mean
-    result = bootstrap(
+    low, high = bootstrap_interval(
         (sums, counts),
         lambda s, c, axis: s.sum(axis=axis) / c.sum(axis=axis),
         paired=True,
         vectorized=True,
-        method="percentile",
-        n_resamples=BOOTSTRAP_RESAMPLES,
+        seed=seed,
         batch=resamples_at_once(4 * len(sums), BOOTSTRAP_RESAMPLES),
-        confidence_level=CONFIDENCE,
-        rng=np.random.default_rng(seed),
     )
-    interval = result.confidence_interval
-    return mean, float(interval.low), float(interval.high)
+    return mean, float(low), float(high)

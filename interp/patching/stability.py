@@ -25,7 +25,7 @@ from interp.arguments import of_kind, whole_number
 from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
-from interp.patching.resampling import in_turns, resamples_at_once
+from interp.patching.resampling import group_draws, resamples_at_once
 from interp.patching.result import Coordinates, PatchingResult
 from interp.patching.result_axes import By, check_order
 from interp.patching.significance import CONFIDENCE, group_means
@@ -191,16 +191,8 @@ def _drawn_tops(
 ) -> Int[np.ndarray, "resample k"]:
     """The top k of every resample, some resamples at a time."""
     size = resamples_at_once(4 * max(means.shape), n_resamples)
-    turns = in_turns(n_resamples, size)
-    return np.concatenate([_top(_resampled(means, now, generator), k, by) for now in turns])
-
-
-def _resampled(
-    means: Float[np.ndarray, "group unit"], n_resamples: int, generator: np.random.Generator
-) -> Float[np.ndarray, "resample unit"]:
-    """Mean effects over as many groups as there are, drawn with replacement."""
-    n_groups = len(means)
-    return _weighted(means, generator.multinomial(n_groups, [1 / n_groups] * n_groups, n_resamples))
+    draws = group_draws(len(means), n_resamples, size, generator)
+    return np.concatenate([_top(_weighted(means, counts), k, by) for counts in draws])
 
 
 def _weighted(

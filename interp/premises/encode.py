@@ -124,6 +124,14 @@ def encode_question(
     return _with_spans(encoding, rendered, filled, len(encoding["input_ids"]))
 
 
+def encode_questions(
+    tokenizer: Any, premises: Premises, kind: QuestionKind, *, system: str | None = None
+) -> tuple[EncodedPrompt, ...]:
+    """Every question as a user would ask it, without the cloze."""
+    filled = [premises.fill(question, kind) for question in premises.questions()]
+    return tuple(encode_question(tokenizer, one, system=system) for one in filled)
+
+
 def _with_spans(
     encoding: Any, rendered: RenderedChat, filled: FilledQuestion, length: int
 ) -> EncodedPrompt:
@@ -154,10 +162,10 @@ def _with_answer(rendered: RenderedChat, answer: str) -> str:
 
 
 def _encode_kind(
-    tokenizer: Any, premises: Premises, question: Question, kind: QuestionKind
+    tokenizer: Any, premises: Premises, question: Question, kind: QuestionKind, system: str | None
 ) -> tuple[EncodedPrompt, int, int]:
     filled = premises.fill(question, kind)
-    rendered = render_chat(tokenizer, filled.text, premises.cloze(question))
+    rendered = render_chat(tokenizer, filled.text, premises.cloze(question), system=system)
     true_ids, false_ids = answer_tokens(
         tokenizer, rendered, [question.true_object, question.false_object]
     )
@@ -179,9 +187,17 @@ def _encode_kind(
 
 @checked
 def encode_premises(
-    tokenizer: Any, premises: Premises, *, device: torch.device | str = "cpu"
+    tokenizer: Any,
+    premises: Premises,
+    *,
+    device: torch.device | str = "cpu",
+    system: str | None = None,
 ) -> EncodedPremises:
     """Every question of ``premises`` as a false-premise prompt, its twin and its masked version.
+
+    Args:
+        device: where batches and answer tokens are put.
+        system: a system prompt, in place of the chat template's own.
 
     Raises:
         UserError: a name that the tokens do not hold, or answers that cannot be told apart.
@@ -189,9 +205,11 @@ def encode_premises(
     of_kind("premises", premises, Premises, "interp.load_premises gives them")
     items = []
     for question in premises.questions():
-        false, true_token, false_token = _encode_kind(tokenizer, premises, question, "false")
-        twin, *_ = _encode_kind(tokenizer, premises, question, "twin")
-        masked, *_ = _encode_kind(tokenizer, premises, question, "masked")
+        false, true_token, false_token = _encode_kind(
+            tokenizer, premises, question, "false", system
+        )
+        twin, *_ = _encode_kind(tokenizer, premises, question, "twin", system)
+        masked, *_ = _encode_kind(tokenizer, premises, question, "masked", system)
         items.append(EncodedPremise(question, false, twin, masked, true_token, false_token))
     try:
         place = torch.device(device)

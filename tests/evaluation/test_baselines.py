@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from interp.errors import UserError
-from interp.evaluation import Preference, preference
+from interp.evaluation import Preference
 from interp.evaluation.baselines import TreatmentScore, score
 from interp.evaluation.treatment_table import pool, ratio_interval, treatment_table
 from interp.evaluation.treatments import Gated, RandomHeads, SystemPrompt, Untreated
@@ -72,18 +72,17 @@ def same(a: Preference, b: Preference) -> bool:
 
 
 def test_untreated_is_the_model_as_it_is(
-    planted: HookedModel, some: Premises, untreated: TreatmentScore, constraint: Constraint
+    planted: HookedModel, some: Premises, untreated: TreatmentScore
 ) -> None:
     encoded = encode_premises(planted.tokenizer, some)
+    rows = torch.arange(len(encoded))
     for kind in ("false", "twin"):
-        expected = preference(
-            planted, encoded, kind, constraint, [HeadSet((), "attention")], progress=False
-        )
-        found = untreated.of(kind)
-        np.testing.assert_allclose(
-            found.logit_difference, expected.logit_difference, atol=5e-5, rtol=0
-        )
-        np.testing.assert_allclose(found.p_true, expected.p_true, atol=5e-5, rtol=0)
+        with torch.no_grad():
+            logits = tail_logits(planted, encoded.batch(kind))[:, -1]
+        true, false = logits[rows, encoded.true_tokens], logits[rows, encoded.false_tokens]
+        found, p_true = untreated.of(kind), logits.softmax(dim=-1)[rows, encoded.true_tokens]
+        for values, expected in ((found.logit_difference, true - false), (found.p_true, p_true)):
+            np.testing.assert_allclose(values[:, 0], expected, atol=5e-5, rtol=0)
     assert untreated.false.accuracy.tolist() == [0.0]
     assert untreated.twin.accuracy.tolist() == [1.0]
     assert set(untreated.answers) == set(untreated.seconds) == {"false", "twin"}

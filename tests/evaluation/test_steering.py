@@ -7,18 +7,18 @@ import pytest
 import torch
 
 from interp.errors import UserError
-from interp.evaluation.steering import Steering, steer
-from interp.evaluation.treatments import (
-    bare_prompts,
+from interp.evaluation.baselines import score
+from interp.evaluation.steering import (
+    Steering,
+    steer,
     steered_columns,
     steered_preference,
-    treated_answers,
 )
 from interp.generation import generate_tokens
 from interp.models import HookedModel
 from interp.patching import TokenBatch, hooked, tail_logits
 from interp.premises import Premises, load_premises
-from interp.premises.encode import encode_premises
+from interp.premises.encode import EncodedPrompt, encode_premises, encode_questions
 
 PLACES = ("object", "all", "answer")
 COMPONENTS = ("resid_post", "z")
@@ -37,6 +37,10 @@ def steering_of(model: HookedModel, component: Any, place: Any) -> Steering:
     vectors = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     units = ((0, 0),) if component == "resid_post" else ((0, 1), (1, 0), (1, 3))
     return Steering(vectors, units, component, place, strength=0.7)
+
+
+def bare_prompts(model: HookedModel, premises: Premises) -> tuple[EncodedPrompt, ...]:
+    return encode_questions(model.tokenizer, premises, "false")
 
 
 def test_columns_by_hand() -> None:
@@ -61,7 +65,7 @@ def test_a_sweep_is_whole_runs_with_the_vectors_added(
     steering = steering_of(tiny_llama, component, place)
     encoded = encode_premises(tiny_llama.tokenizer, premises)
     found = steered_preference(tiny_llama, premises, steering, "false", progress=False)
-    lengths = [len(one.tokens) for one in bare_prompts(tiny_llama, premises, "false")]
+    lengths = [len(one.tokens) for one in bare_prompts(tiny_llama, premises)]
     for index, item in enumerate(encoded.items):
         start, end = {
             "object": item.false.object,
@@ -99,9 +103,14 @@ def test_decoding_is_steered_as_whole_runs_are(
 ) -> None:
     """Token by token without a cache, each time the whole text under ``steer``."""
     steering = steering_of(tiny_llama, component, place).with_strength(2.0)
-    texts, seconds = treated_answers(tiny_llama, premises, "false", steering, 4, False)
-    assert seconds > 0
-    for prompt, text in list(zip(bare_prompts(tiny_llama, premises, "false"), texts, strict=True)):
+    prompts = bare_prompts(tiny_llama, premises)
+    scored = score(
+        tiny_llama, premises, steering, name="s", answers=("false",), max_new_tokens=4,
+        progress=False,
+    )  # fmt: skip
+    texts = scored.answers["false"]
+    assert scored.seconds["false"] > 0
+    for prompt, text in zip(prompts, texts, strict=True):
         ids = list(prompt.tokens)
         for _ in range(4):
             batch = TokenBatch.from_lists([ids])
@@ -111,10 +120,8 @@ def test_decoding_is_steered_as_whole_runs_are(
         new = tiny_llama.tokenizer.decode(ids[len(prompt.tokens) :], skip_special_tokens=True)
         assert text == new.strip()
     plain = generate_tokens(
-        tiny_llama,
-        [one.tokens for one in bare_prompts(tiny_llama, premises, "false")],
-        max_new_tokens=4, progress=False,
-    )  # fmt: skip
+        tiny_llama, [one.tokens for one in prompts], max_new_tokens=4, progress=False
+    )
     assert tuple(plain) != texts
 
 

@@ -10,7 +10,8 @@ from hypothesis.extra.numpy import arrays
 from sklearn.metrics import mutual_info_score
 
 from interp.experts import measures
-from interp.experts.intervals import jackknife, q_values
+from interp.experts.intervals import jackknife
+from interp.patching.significance import q_values
 
 COUNTS = np.array([[6.0, 2.0, 0.0, 0.0], [0.0, 0.0, 4.0, 4.0]])
 
