@@ -37,7 +37,6 @@ from interp.models.unhooked import UnhookedModel, is_component
 from interp.patching.batch import TokenBatch
 from interp.patching.columns import call_columns
 from interp.patching.entering import entering, forward_as
-from interp.patching.lighter import lighten
 from interp.patching.shared_prefix import NAME, LentPrefix, Step, lend, lent_cache
 from interp.patching.widen import tensor_cores, widen
 
@@ -82,8 +81,6 @@ class PlainModel:
         if self.wide:
             for module in self._unhooked.modules():
                 widen(module)
-        for module in self._unhooked.modules():
-            lighten(module, self.dtype)
 
     def _of(self, component: Any) -> nn.Module:
         found = self._unhooked.of(component)
