@@ -51,9 +51,8 @@ def help_of(words: Iterable[str]) -> str:
 
 def commands() -> list[tuple[str, ...]]:
     """Every command by its words, families before their members; first the program itself."""
-    from interp.cli.main import FAMILIES
     from interp.cli.moelora import OPTIONS
-    from interp.cli.options import COMMANDS
+    from interp.cli.summaries import COMMANDS, FAMILIES
 
     members = {"moelora": OPTIONS}
     found: list[tuple[str, ...]] = [(), *((name,) for name in COMMANDS)]

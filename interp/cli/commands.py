@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from interp.cli.config import settings_from, to_config
+from interp.cli.config import settings_of, to_config
 from interp.cli.effects_table import effects_table
 from interp.cli.loading import engine_of, load
 from interp.cli.options import (
@@ -40,7 +40,7 @@ from interp.runs.store import read_json, write_jsonl, write_yaml
 
 def demo(options: DemoOptions, console: Console) -> None:
     """The whole way; see ``interp.runs.demo``."""
-    settings = settings_from(DemoSettings, options)
+    settings = settings_of(DemoSettings, options)
     check_free(options.out)
     evaluations = demo_run(load(options, console), settings, options.out)
     write_yaml(options.out / "config.yaml", to_config(options))
@@ -50,7 +50,7 @@ def demo(options: DemoOptions, console: Console) -> None:
 
 def locate(options: LocateOptions, console: Console) -> None:
     """Effects of all heads; see ``interp.runs.locate``."""
-    settings = settings_from(LocateSettings, options)
+    settings = settings_of(LocateSettings, options)
     check_engine(options.engine)
     check_free(options.out)
     load_premises(options.premises)  # a misspelt relation should not wait for the model
@@ -70,7 +70,7 @@ def locate(options: LocateOptions, console: Console) -> None:
 
 def evaluate(options: EvaluateOptions, console: Console) -> None:
     """Held-out scores of a run's heads; see ``interp.runs.evaluate``."""
-    settings = settings_from(EvaluateSettings, options)
+    settings = settings_of(EvaluateSettings, options)
     check_engine(options.engine)
     recorded = recorded_model(options.run)
     check_free(options.run)

@@ -59,8 +59,7 @@ def to_config(options: Any) -> dict[str, Any]:
     }
 
 
-def settings_from(kind: type[Kind], options: Any) -> Kind:
-    """A settings dataclass from the options of the same names; the rest has its defaults."""
+def settings_of(kind: type[Kind], options: Kind) -> Kind:
+    """The settings alone that a command's options are, among others."""
     assert is_dataclass(kind)
-    names = [one.name for one in fields(kind) if hasattr(options, one.name)]
-    return kind(**{name: getattr(options, name) for name in names})
+    return kind(**{one.name: getattr(options, one.name) for one in fields(kind)})

@@ -5,13 +5,13 @@ from typing import Any
 
 from rich.console import Console
 
-from interp.cli.options import EngineOptions, ModelOptions, PremisesOptions
+from interp.cli.options import EngineOptions, ModelOptions
 from interp.models import load_model
 from interp.runs.engines import opened_engine
 from interp.runs.shards import Engine
 
 
-def load(options: ModelOptions | PremisesOptions, console: Console) -> Any:
+def load(options: ModelOptions, console: Console) -> Any:
     """The hooked model of the options, with a word on the screen while it loads."""
     with console.status(f"loading {options.model}"):
         return load_model(

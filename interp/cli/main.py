@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from interp.cli.options import COMMANDS, parse
+from interp.cli.summaries import COMMANDS, FAMILIES
 from interp.errors import UserError
 from interp.untrusted.text import one_line
 
@@ -22,10 +22,6 @@ USERS = frozenset(
 )  # fmt: skip
 """What a path that the user gave may meet, however far inside; any other OSError is a bug."""
 BROKEN_PIPE = 128 + getattr(signal, "SIGPIPE", 13)
-FAMILIES = {
-    "moelora": "Train MoELoRA adapters, compare them with LoRA, analyze what their experts do."
-}
-"""Commands that have commands of their own."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -86,7 +82,7 @@ def _dispatch(words: list[str]) -> None:
         if words[0] in FAMILIES:
             _families()[words[0]](words[1:], console)
         else:
-            _commands()[words[0]](parse(words[0], words[1:]), console)
+            _run_command(words[0], words[1:], console)
     except UserError as error:
         _fail(errors, str(error))
     except OSError as error:
@@ -101,14 +97,15 @@ def _dispatch(words: list[str]) -> None:
         logger.setLevel(before)  # a caller in the same process keeps its own level
 
 
-def _commands() -> dict[str, Callable[[Any, Console], None]]:
+def _run_command(name: str, words: list[str], console: Console) -> None:
     # Imported late: `interp --help` should not wait for transformers and TransformerLens.
     from interp.cli import commands
     from interp.cli.explore import explore
+    from interp.cli.options import parse
     from interp.cli.patch import patch
     from interp.cli.probe import probe
 
-    return {
+    actions: dict[str, Callable[[Any, Console], None]] = {
         "demo": commands.demo,
         "locate": commands.locate,
         "evaluate": commands.evaluate,
@@ -118,6 +115,7 @@ def _commands() -> dict[str, Callable[[Any, Console], None]]:
         "probe": probe,
         "patch": patch,
     }
+    actions[name](parse(name, words), console)
 
 
 def _families() -> dict[str, Callable[[list[str], Console], None]]:
@@ -135,9 +133,7 @@ def _fail(errors: Console, message: str) -> None:
 def _overview(console: Console) -> None:
     console.print("interp: find and constrain the heads behind false-premise hallucination\n")
     table = Table(show_header=False, box=None, padding=(0, 2))
-    for name, options in COMMANDS.items():
-        table.add_row(f"interp {name}", (options.__doc__ or "").strip())
-    for name, text in FAMILIES.items():
+    for name, text in (*COMMANDS.items(), *FAMILIES.items()):
         table.add_row(f"interp {name}", text)
     console.print(table)
     console.print("\ninterp COMMAND --help shows a command's options.")

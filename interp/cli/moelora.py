@@ -1,18 +1,18 @@
 """``interp moelora train|compare|analyze``: adapters trained, compared, and their experts seen."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import tyro
 from rich.console import Console
 
-from interp.cli.config import settings_from, to_config
+from interp.cli.config import settings_of, to_config
 from interp.cli.options import EngineOptions, WeightsOptions, parse_as
 from interp.errors import UserError
 from interp.moelora.adapters import METHOD_NAMES, Method
-from interp.moelora.compare import CompareSettings, compare_moelora
+from interp.moelora.compare import ComparedMethods, CompareSettings, compare_moelora
 from interp.moelora.training import TrainingSettings
 from interp.report.comparison_page import accuracy_table, cost_table, summary
 from interp.report.experts_page import sentences, summary_table
@@ -35,19 +35,19 @@ class TrainOptions(WeightsOptions, TrainingSettings):
 
 
 @dataclass(frozen=True)
-class CompareOptions(WeightsOptions, TrainingSettings):
+class CompareOptions(WeightsOptions, ComparedMethods, TrainingSettings):
     """LoRA, experts, and experts with the contrastive loss, at equal trainable parameters."""
 
     out: Path = Path("runs/moelora-compare")
     """The directory; the same command again takes up what is there."""
     device: str | None = None
     """cpu, or by default a GPU if there is one."""
-    methods: tuple[Method, ...] = ("lora", "moe", "moelora")
-    """What is compared."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Each method is trained once with each."""
     method: tyro.conf.Suppress[Method] = "moelora"
     seed: tyro.conf.Suppress[int] = 0
+
+    def __post_init__(self) -> None:
+        TrainingSettings.__post_init__(self)
+        ComparedMethods.__post_init__(self)
 
 
 @dataclass(frozen=True)
@@ -89,12 +89,13 @@ def moelora(words: list[str], console: Console) -> None:
 
 def parse(command: str, arguments: list[str]) -> Any:
     """Options of one command: defaults, then ``--config FILE.yaml``, then the command line."""
-    return parse_as(OPTIONS[command], f"moelora {command}", arguments)
+    kind = OPTIONS[command]
+    return parse_as(kind, f"moelora {command}", arguments, summary=kind.__doc__)
 
 
 def train(options: TrainOptions, console: Console) -> None:
     """One adapter; see ``interp.runs.moelora``."""
-    settings = settings_from(TrainingSettings, options)
+    settings = settings_of(TrainingSettings, options)
     check_free(options.out)
     run = train_moelora(
         settings, options.out, device=options.device, allow_pickle=options.allow_pickle
@@ -122,9 +123,7 @@ def train(options: TrainOptions, console: Console) -> None:
 def compare(options: CompareOptions, console: Console) -> None:
     """Three adapters of equal size; see ``interp.moelora.compare``."""
     settings = CompareSettings(
-        training=settings_from(TrainingSettings, options),
-        methods=options.methods,
-        seeds=options.seeds,
+        settings_of(TrainingSettings, options), **asdict(settings_of(ComparedMethods, options))
     )
     check_free(options.out)
     content = compare_moelora(
@@ -143,7 +142,7 @@ def analyze(options: AnalyzeOptions, console: Console) -> None:
     check_free(options.out)
     content = analyze_adapter(
         options.adapter,
-        settings_from(AnalyzeSettings, options),
+        settings_of(AnalyzeSettings, options),
         options.out,
         device=options.device,
         engine=options.engine,

@@ -2,7 +2,7 @@
 
 from rich.console import Console
 
-from interp.cli.config import settings_from, to_config
+from interp.cli.config import settings_of, to_config
 from interp.cli.effects_table import effects_table
 from interp.cli.loading import engine_of, load
 from interp.cli.options import PatchOptions
@@ -15,7 +15,7 @@ from interp.runs.store import read_json, write_yaml
 
 def patch(options: PatchOptions, console: Console) -> None:
     """Effects of every unit; see ``interp.runs.patch``."""
-    settings = settings_from(PatchSettings, options)
+    settings = settings_of(PatchSettings, options)
     check_engine(options.engine)
     check_free(options.out)
     load_pairs(settings)  # a broken file should not wait for the model

@@ -2,7 +2,7 @@
 
 from rich.console import Console
 
-from interp.cli.config import settings_from, to_config
+from interp.cli.config import settings_of, to_config
 from interp.cli.loading import load
 from interp.cli.options import ProbeOptions
 from interp.premises import load_premises
@@ -15,7 +15,7 @@ from interp.runs.store import write_yaml
 
 def probe(options: ProbeOptions, console: Console) -> None:
     """Maps, controls and a detector; see ``interp.runs.probe``."""
-    settings = settings_from(ProbeSettings, options)
+    settings = settings_of(ProbeSettings, options)
     check_free(options.out)
     load_premises(options.premises)  # a misspelt relation should not wait for the model
     report, score = probe_run(load(options, console), settings, options.out)

@@ -49,13 +49,14 @@ UNEQUAL = 0.01
 """Trainable parameters that differ by more than this share are warned of."""
 
 
-@dataclass(frozen=True)
-class CompareSettings:
-    """What is compared. Of `training`, method and seed are set by the comparison."""
+@dataclass(frozen=True, kw_only=True)
+class ComparedMethods:
+    """Which adapters are compared."""
 
-    training: TrainingSettings = field(default_factory=TrainingSettings)
     methods: tuple[Method, ...] = get_args(Method)
+    """What is compared."""
     seeds: tuple[int, ...] = (0, 1, 2)
+    """Each method is trained once with each."""
 
     def __post_init__(self) -> None:
         for method in self.methods:
@@ -64,6 +65,13 @@ class CompareSettings:
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
                 raise UserError(f"{name} must name each once, and at least one; not {values}")
+
+
+@dataclass(frozen=True)
+class CompareSettings(ComparedMethods):
+    """What is compared, and how it is trained: `training`, but for its method and its seed."""
+
+    training: TrainingSettings = field(default_factory=TrainingSettings)
 
 
 @one_process

@@ -15,7 +15,13 @@ from interp.heads.locate import as_encoded, locate_heads
 from interp.premises.split import Split
 from interp.runs.clock import one_moment
 from interp.runs.evaluate import EvaluateSettings, evaluate_run
-from interp.runs.locate import IDENTITY, LocateSettings, load_run, locate_run
+from interp.runs.locate import (
+    DEFAULT_FRACTION,
+    IDENTITY,
+    LocateSettings,
+    load_run,
+    locate_run,
+)
 from interp.runs.lock import one_process
 from interp.runs.store import read_json, write_json
 
@@ -29,10 +35,28 @@ class DemoSettings:
     """Size of the demo: how many facts are tried, and how many prompts path patching checks."""
 
     premises: str = "capitals"
+    """A relation that ships (see `interp premises ls`), or a CSV or YAML file."""
     limit: int = 90
-    heads: float = 0.01
+    """How many facts are tried, best known first."""
+    heads: float = DEFAULT_FRACTION
+    """A fraction of all heads (below 1), or a count."""
     path_prompts: int = 4
+    """On how many search prompts exact path patching checks the ranking; 0 for none."""
     seed: int = 0
+    """Draws false objects, splits, random head sets and resamples."""
+
+    def __post_init__(self) -> None:
+        _ = self.evaluation  # which refuses a number of heads that is none
+
+    @property
+    def search(self) -> LocateSettings:
+        """How heads are searched for."""
+        return LocateSettings(premises=self.premises, limit=self.limit, seed=self.seed)
+
+    @property
+    def evaluation(self) -> EvaluateSettings:
+        """How they are scored."""
+        return EvaluateSettings(heads=self.heads, seed=self.seed, counts=(3, 8))
 
 
 @one_process
@@ -41,19 +65,11 @@ def demo_run(
     model: Any, settings: DemoSettings, run: Path, *, progress: bool = True
 ) -> list[Evaluation]:
     """Run the demo into ``run``; what an earlier call finished is taken from there."""
-    search = LocateSettings(premises=settings.premises, limit=settings.limit, seed=settings.seed)
-    effects = locate_run(model, search, run, progress=progress)
+    effects = locate_run(model, settings.search, run, progress=progress)
     _, split, _ = load_run(run)
     if settings.path_prompts:
         check_by_path(model, split, settings.path_prompts, run, progress)
-    return evaluate_run(
-        model,
-        split,
-        effects,
-        EvaluateSettings(heads=settings.heads, seed=settings.seed, counts=(3, 8)),
-        run,
-        progress=progress,
-    )
+    return evaluate_run(model, split, effects, settings.evaluation, run, progress=progress)
 
 
 def check_by_path(

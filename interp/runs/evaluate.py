@@ -60,23 +60,34 @@ CURVE_COUNTS = (1, 3, 8, 14)
 
 @dataclass(frozen=True)
 class EvaluateSettings:
-    """What is evaluated. ``heads`` below 1 is a fraction of all heads, otherwise a count.
+    """What is evaluated.
 
-    ``site="best"`` scores every site of the run and puts the one that did best on the search
-    part first; ``mode="best"`` takes at each site the mode that did best there. Best is the most
-    gain, and the least cost among settings that gain about as much.
+    Of several sites and modes the best is the one with the most gain on the search part, and the
+    least cost among settings that gain about as much.
     """
 
     heads: float = DEFAULT_FRACTION
+    """A fraction of all heads (below 1), or a count."""
     site: SiteToScore = "best"
+    """best: score each site of the run; the one that did best on the search part comes first."""
     mode: ModeToScore = "best"
+    """What a constrained head does; the attention site knows zero and scale. best: as the search
+    part says, of zero and, at the output site, scale -1."""
     factor: float = 0.0
+    """The factor of mode scale."""
     gate: Gate = "oracle"
+    """Where the constraint acts: oracle is told which words are false; probe finds them, with a
+    detector trained on the search part."""
     random_sets: int = RANDOM_SETS
+    """Random head sets in the null, at least 20, matched per layer."""
     counts: tuple[int, ...] = CURVE_COUNTS
+    """Numbers of heads on the gain-against-cost curve, beside that of --heads."""
     every_mode: bool = False
+    """Also draw the gain-against-cost curve of the other modes, on the search part."""
     answers: AnswersFor = "best"
+    """For which settings greedy answers are asked: the slow part."""
     seed: int = 0
+    """Draws random head sets and resamples."""
 
     def __post_init__(self) -> None:
         if self.heads <= 0:

@@ -80,17 +80,26 @@ class LocateSettings:
     """What decides the outcome of a search for heads; part of the run's identity."""
 
     premises: str = "capitals"
+    """A relation that ships (see `interp premises ls`), or a CSV or YAML file."""
     method: Method = "attribution"
+    """path: the paper's, exact; activation: exact, nothing frozen; attribution: by gradient."""
     site: SiteChoice = "both"
+    """What a head writes at the false object, what it reads from there, or both."""
     check: KnowledgeCheck = "strict"
+    """The knowledge check: the cloze's top tokens, or a greedy answer that names the object."""
     limit: int | None = None
+    """Only the first so many facts."""
     minimum: int = MINIMUM_KNOWN
+    """How many facts the model must know."""
     seed: int = 0
+    """Draws false objects and splits."""
     shard: int = SHARD
+    """Prompts that are worked on, and kept, together; part of what the run is."""
 
     def __post_init__(self) -> None:
-        if self.shard < 1:
-            raise UserError(f"shard is {self.shard}: it must be at least 1")
+        for name in ("minimum", "shard"):
+            if (value := getattr(self, name)) < 1:
+                raise UserError(f"{name} is {value}: it must be at least 1")
         check_choice("method", self.method, Method)
         check_choice("site", self.site, SiteChoice)
         check_choice("check", self.check, KnowledgeCheck)

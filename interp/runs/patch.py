@@ -17,10 +17,10 @@ from torch import Tensor
 from interp.errors import UserError
 from interp.patching import PatchingResult
 from interp.patching.budget import using_budget
-from interp.patching.components import check_component
+from interp.patching.components import Component, check_component
 from interp.patching.forward import device_of
-from interp.patching.origin import check_origin
-from interp.patching.patch import check_method
+from interp.patching.origin import Origin, check_origin
+from interp.patching.patch import Method, check_method
 from interp.patching.significance import MINIMUM_GROUPS, mean_interval
 from interp.report.patch_page import render_patch
 from interp.runs.choice import check_choice
@@ -60,32 +60,40 @@ FDR = 0.05
 
 @dataclass(frozen=True)
 class PatchSettings:
-    """What decides the outcome of ``interp patch``; part of the run's identity.
-
-    Attributes:
-        pairs: ``ioi``, or a JSONL file (see ``interp.tasks.pairs``).
-        limit: how many pairs; by default all of a file, and ``IOI_PAIRS`` of ``ioi``.
-        keep: ``right`` leaves out the pairs whose clean text the model does not answer rightly.
-        corruption: of ``ioi``.
-        memory: MiB that the effects of some prompts may take; by default the engine's choice.
-        shard: prompts whose effects are made, and saved, together.
-    """
+    """What decides the outcome of ``interp patch``; part of the run's identity."""
 
     pairs: str = "ioi"
-    component: str = "z"
-    method: str = "exact"
+    """ioi (indirect-object identification, made here), or a JSONL file: clean, corrupted, answer,
+    wrong_answer, perhaps spans, group and template."""
+    component: Component = "z"
+    """What is patched; z is a head's output, k and v are patched by key/value group."""
+    method: Method = "exact"
+    """exact: one run a unit; attribution, ig, atp*: by gradient; screen: the gradient ranks all
+    units, exact patching verifies the first."""
     positions: Where = "all"
+    """All positions at once, each alone, or each of the pairs' named spans."""
     metric: Metric = "logit_difference"
-    source: str = "run"
+    """Of the answer against the wrong one, of the answer, or from the clean run's distribution."""
+    source: Origin = "run"
+    """Where patched values come from: the clean run, nothing, a mean, another prompt's run."""
     keep: Keep = "all"
+    """right: only the pairs whose clean text the model answers rightly."""
     chat: bool = False
+    """Put each text into the model's chat template, as the user's words."""
     corruption: Corruption = "swap"
+    """ioi: the second mention of the subject becomes the other name, or all names become others."""
     limit: int | None = None
+    """How many pairs; by default all of a file, and 32 of ioi."""
     steps: int = 8
+    """Steps of ig."""
     top_k: int = 20
+    """How many units screen verifies."""
     memory: float | None = None
+    """MiB that one forward pass may take; by default what suits the machine."""
     seed: int = 0
+    """Draws the pairs of ioi, resamples, and the bootstrap's samples."""
     shard: int = SHARD
+    """Prompts whose effects are made, and kept, together; part of what the run is."""
 
     def __post_init__(self) -> None:
         for name, known in (("positions", Where), ("metric", Metric), ("keep", Keep)):

@@ -11,7 +11,7 @@ import logging
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -48,10 +48,11 @@ from probes import (
 )
 from probes.activations import check_place
 from probes.linear import ProbeMethod
-from probes.reading import ActivationHook
 
 logger = logging.getLogger(__name__)
 
+BlockHook = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"]
+"""An ``ActivationHook`` but for ``z``, which ``ProbeSettings.heads`` is for."""
 IDENTITY = "probe.json"
 LARGEST_PLACE = 10**4
 _MANIFEST = {"model": {"spec": str}, "settings": {"premises": str, "hook": str}}
@@ -60,22 +61,24 @@ _CONTROLS = {"sentence": str, "control_task_auc": float, "selectivity": float}
 
 @dataclass(frozen=True)
 class ProbeSettings:
-    """What decides the outcome of ``interp probe``; part of the run's identity.
-
-    Attributes:
-        hook: where in a block probes read, ``z`` left out, which is what ``heads`` is for.
-        heads: whether every head is probed too.
-        detector: whether a detector is trained on the search part.
-    """
+    """What decides the outcome of ``interp probe``; part of the run's identity."""
 
     premises: str = "capitals"
-    hook: ActivationHook = "resid_post"
+    """A relation that ships (see `interp premises ls`), or a CSV or YAML file."""
+    hook: BlockHook = "resid_post"
+    """Where in a block probes read."""
     method: ProbeMethod = "logistic"
+    """How a probe is fitted."""
     heads: bool = False
+    """Probe every head's output too."""
     detector: bool = True
+    """Train a detector on the search part and score it on the held-out part."""
     check: KnowledgeCheck = "strict"
+    """The knowledge check: the cloze's top tokens, or a greedy answer that names the object."""
     limit: int | None = None
+    """Only the first so many facts."""
     seed: int = 0
+    """Draws false objects, splits and resamples."""
 
     def __post_init__(self) -> None:
         check_place(self.hook, "object")

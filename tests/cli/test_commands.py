@@ -1,13 +1,15 @@
 """The command line as it is used: help, options, config files, listing premises."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
 
-from interp.cli import main
+from interp.cli import main, summaries
 from interp.cli.config import to_config
 from interp.cli.options import COMMANDS, DemoOptions, LocateOptions, parse
 from interp.runs.store import write_table
@@ -41,6 +43,19 @@ def test_written_config_repeats_the_run(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(to_config(options)))
     assert parse("locate", ["--config", str(config)]) == options
+
+
+def test_the_overview_lists_what_can_be_run() -> None:
+    assert list(summaries.COMMANDS) == list(COMMANDS)
+
+
+def test_the_overview_waits_for_no_model_code() -> None:
+    code = (
+        "import sys, contextlib\nfrom interp.cli import main\n"
+        "with contextlib.suppress(SystemExit): main(['--help'])\n"
+        "assert not {'transformers', 'transformer_lens'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 def test_defaults_are_the_dataclass() -> None:

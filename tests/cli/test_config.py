@@ -1,5 +1,6 @@
 """Config files: every option in, every option out, and what does not fit is one line."""
 
+import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,33 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from interp.cli.config import from_config, settings_from, take_config, to_config
+from interp.cli.config import from_config, settings_of, take_config, to_config
 from interp.cli.moelora import OPTIONS, CompareOptions, TrainOptions
-from interp.cli.options import COMMANDS, LocateOptions, PatchOptions
+from interp.cli.moelora import parse as parse_moelora
+from interp.cli.options import COMMANDS, LocateOptions, PatchOptions, parse
 from interp.errors import UserError
+from interp.moelora.compare import ComparedMethods
+from interp.moelora.training import TrainingSettings
+from interp.runs.analyze import AnalyzeSettings
+from interp.runs.demo import DemoSettings
+from interp.runs.evaluate import EvaluateSettings
 from interp.runs.locate import LocateSettings
+from interp.runs.patch import PatchSettings
+from interp.runs.probe import ProbeSettings
 
 KINDS: dict[str, type] = {**COMMANDS, **OPTIONS}
+SETTINGS: dict[type, str] = {
+    DemoSettings: "demo",
+    LocateSettings: "locate",
+    EvaluateSettings: "evaluate",
+    ProbeSettings: "probe",
+    PatchSettings: "patch",
+    TrainingSettings: "train",
+    ComparedMethods: "compare",
+    AnalyzeSettings: "analyze",
+}
+"""Which command is made from which settings."""
+FIELDS = [(kind, one.name) for kind in SETTINGS for one in fields(kind)]
 
 
 def read(kind: type, content: str, folder: Path) -> Any:
@@ -100,13 +121,73 @@ def test_the_last_config_file_is_taken_out_of_the_words() -> None:
         take_config(["--config"])
 
 
-def test_settings_are_the_options_of_the_same_names() -> None:
-    found = settings_from(LocateSettings, LocateOptions(seed=4, limit=9, site="output"))
+def parsed(command: str, words: list[str]) -> Any:
+    return (parse if command in COMMANDS else parse_moelora)(command, words)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), FIELDS, ids=[f"{kind.__name__}-{name}" for kind, name in FIELDS]
+)
+def test_every_setting_is_an_option_and_a_key_with_its_default(
+    kind: type, name: str, tmp_path: Path
+) -> None:
+    command, default = SETTINGS[kind], getattr(kind(), name)
+    assert getattr(KINDS[command](), name) == default
+    flag = "--" + name.replace("_", "-")
+    words = [flag, *map(str, default if isinstance(default, tuple) else [default])]
+    if isinstance(default, bool):
+        words = [flag if default else f"--no-{flag[2:]}"]
+    assert getattr(parsed(command, words), name) == default
+    content = yaml.safe_dump({name: default})
+    assert getattr(read(KINDS[command], content, tmp_path), name) == default
+
+
+@pytest.mark.parametrize("kind", list(SETTINGS))
+def test_the_help_explains_every_setting(kind: type, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parsed(SETTINGS[kind], ["--help"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    for field in fields(kind):
+        flag = "--" + field.name.replace("_", "-")
+        (start,) = re.finditer(rf"^\W*{flag}\b(?!-)", shown, re.MULTILINE)
+        entry = re.split(r"\n\W*--", shown[start.end() :])[0]
+        not_words = r", --no\S*|\{.*?\}|[\[\]│]|\b[A-Z]+\b|\(default: .*"
+        words = re.sub(not_words, " ", entry, flags=re.DOTALL)
+        assert len(words.split()) >= 2, (field.name, entry)
+
+
+def test_settings_are_those_of_the_options() -> None:
+    found = settings_of(LocateSettings, LocateOptions(seed=4, limit=9, site="output"))
+    assert type(found) is LocateSettings
     assert found == LocateSettings(seed=4, limit=9, site="output")
 
+
+@pytest.mark.parametrize("kind", list(SETTINGS))
+def test_no_setting_is_lost_between_the_options_and_the_run(kind: type) -> None:
+    options = KINDS[SETTINGS[kind]]()
+    assert settings_of(kind, options) == kind()
+
+
+def test_a_setting_that_is_no_option_is_an_error() -> None:
     @dataclass(frozen=True)
     class Other:
         seed: int = 0
         not_an_option: str = "kept"
 
-    assert settings_from(Other, LocateOptions(seed=4)) == Other(seed=4)
+    options: Any = LocateOptions(seed=4)
+    with pytest.raises(AttributeError, match="not_an_option"):
+        settings_of(Other, options)
+
+
+def test_a_wrong_setting_is_refused_as_options_are_made() -> None:
+    with pytest.raises(UserError, match="shard is 0: it must be at least 1"):
+        parse("locate", ["--shard", "0"])
+    with pytest.raises(UserError, match="minimum is 0: it must be at least 1"):
+        parse("locate", ["--minimum", "0"])
+    with pytest.raises(UserError, match="fraction below 1 or a count"):
+        parse("demo", ["--heads", "0"])
+    with pytest.raises(UserError, match="methods must name each once"):
+        parse_moelora("compare", ["--methods", "lora", "lora"])
+    with pytest.raises(UserError, match="steps must be at least 1"):
+        parse_moelora("compare", ["--steps", "0"])

@@ -158,14 +158,14 @@ def _adapter(folder: Path) -> None:
 
 
 def _config(folder: Path) -> None:
-    from interp.cli.config import from_config, settings_from
+    from interp.cli.config import from_config, settings_of
     from interp.cli.options import LocateOptions, PatchOptions
     from interp.runs.locate import LocateSettings
     from interp.runs.patch import PatchSettings
 
     locate = from_config(LocateOptions, folder / "locate.yaml")
-    settings_from(LocateSettings, locate)
-    settings_from(PatchSettings, from_config(PatchOptions, folder / "patch.yaml"))
+    settings_of(LocateSettings, locate)
+    settings_of(PatchSettings, from_config(PatchOptions, folder / "patch.yaml"))
 
 
 def _examples(name: str) -> Callable[[Path], object]:

@@ -15,6 +15,7 @@ from interp.errors import UserError
 from interp.models import HookedModel
 from interp.premises import Premises
 from interp.runs.probe import ProbeSettings, best_layer, probe_run, write_probe_report
+from tests.unchecked import unchecked
 
 FILES = {
     "probe.json", "manifest.json", "known.json", "knowledge.csv", "premises.jsonl", "auc.csv",
@@ -94,7 +95,7 @@ def test_another_run_is_refused(run, relation, planted, honest):
 
 def test_bad_settings(tmp_path):
     with pytest.raises(UserError, match="heads are probed with --heads"):
-        ProbeSettings(hook="z")
+        unchecked(ProbeSettings, hook="z")
     with pytest.raises(UserError, match="no finished run of `interp probe`"):
         write_probe_report(tmp_path)
 

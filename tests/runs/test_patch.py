@@ -15,6 +15,7 @@ from interp.patching import PatchingResult
 from interp.runs.patch import PatchSettings, load_pairs, patch_run
 from interp.tasks import read_pairs
 from interp.tasks.patching import metric_of, patch_pairs, positions_of
+from tests.unchecked import unchecked
 
 FILES = {
     "effects.safetensors", "manifest.json", "pairs.jsonl", "patch.json", "report.html",
@@ -244,7 +245,7 @@ def test_what_does_not_fit_leaves_nothing_behind(
 )
 def test_settings_that_make_no_sense_are_refused(wrong: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
-        PatchSettings(**wrong)
+        unchecked(PatchSettings, **wrong)
 
 
 def test_unknown_names_are_told(planted: HookedModel, pairs_file: Path) -> None:

@@ -1,0 +1,22 @@
+"""What each command does, in a line: for the overview, and above the command's own options.
+
+Kept apart from the options, so that ``interp --help`` imports no model code.
+"""
+
+COMMANDS = {
+    "demo": "The whole way on the embedded model: prompts, heads, constraint, held-out scores, "
+    "report.",
+    "locate": "Find what every head does to the answers of false-premise questions.",
+    "evaluate": "Constrain the heads of a run and score that on its held-out subjects and "
+    "templates.",
+    "report": "Write report.html from what is in a run directory.",
+    "explore": "Open a local page to ask a run's model questions with and without its heads.",
+    "premises": "List, show, build or check premises.",
+    "probe": "Find where a model reads a false premise, beside controls, and train a detector of "
+    "it.",
+    "patch": "Patch every unit of a component on pairs of clean and corrupted texts.",
+}
+FAMILIES = {
+    "moelora": "Train MoELoRA adapters, compare them with LoRA, analyze what their experts do."
+}
+"""Commands that have commands of their own."""
