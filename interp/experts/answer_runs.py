@@ -98,7 +98,8 @@ def run_bare(model: Any, answers: AnswerBatch, projections: Sequence[Projection]
 
     def see(name: str) -> Callable[[Tensor, Any], None]:
         def read(gates: Tensor, hook: Any) -> None:
-            used[name] = ((gates != 0) & mask).any(dim=1)
+            # The unembedding sees the columns of the answer only.
+            used[name] = ((gates != 0) & mask[:, -gates.shape[1] :]).any(dim=1)
 
         return read
 
@@ -158,7 +159,7 @@ def attribute_gates(
     changes = {}
     for one, gradient in zip(projections, found, strict=True):
         now, gradient = widened(gates[one.name]), widened(gradient)
-        real = answers.batch.mask[:, :, None]
+        real = answers.batch.mask[:, -now.shape[1] :, None]
         columns = [
             ((edit(now, expert) - now) * gradient * real).sum(dim=(1, 2))
             for expert in range(one.n_experts)

@@ -171,6 +171,25 @@ def test_every_effect_equals_whole_runs_one_by_one(
             torch.testing.assert_close(found.loss.values[:, place, expert], held - base, **CLOSE)
 
 
+def test_experts_at_the_unembedding_see_the_answer_only(
+    hf_factory: Callable[..., Any], plain_tokenizer: Any, tasks: Any
+) -> None:
+    adapted = adapt(hf_factory("llama", plain_tokenizer), target_modules=["lm_head"], top_k=4)
+    model = hooked(adapted, plain_tokenizer)
+    few = {task: some[:3] for task, some in tasks.items()}
+    options: dict[str, Any] = {"mode": "scale", "factor": 0.99, "progress": False}
+    exact = expert_effects(model, few, **options)
+    (one,) = exact.projections or ()
+    flat = [one for some in few.values() for one in some]
+    base = torch.tensor([whole_run(model, example) for example in flat])
+    torch.testing.assert_close(exact.loss.corrupted, base, **CLOSE)
+    with constrain(model, ExpertConstraint([(one.name, 3)], "scale", 0.99)):
+        held = torch.tensor([whole_run(model, example) for example in flat])
+    torch.testing.assert_close(exact.loss.values[:, 0, 3], held - base, **CLOSE)
+    estimate = expert_effects(model, few, method="attribution", **options).loss.values
+    torch.testing.assert_close(estimate, exact.loss.values, rtol=0.1, atol=5e-5)
+
+
 def test_the_loss_is_that_of_training(planted_adapted: Any, tasks: Any, effects: Any) -> None:
     flat = [one for some in tasks.values() for one in some]
     expected = torch.tensor(answer_losses(planted_adapted, flat))
