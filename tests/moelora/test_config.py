@@ -79,5 +79,5 @@ def test_the_method_is_a_member_of_pefts_enumeration_once() -> None:
 
 
 def test_another_task_type_is_told() -> None:
-    with pytest.raises(UserError, match="task_type is one of .*CAUSAL_LM.*, not 'chat'"):
+    with pytest.raises(UserError, match=r"task_type is one of .*CAUSAL_LM.*, not 'chat'"):
         MoELoRAConfig(task_type="chat")  # type: ignore[arg-type]
