@@ -144,7 +144,7 @@ def test_versions_are_part_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert ShardStore(tmp_path, {"a": 1}, 2).digest != now
 
 
-def test_a_models_dtype_tokenizer_and_generation_config_are(word_tokenizer: Any) -> None:
+def test_a_models_dtype_tokenizer_and_end_tokens_are(word_tokenizer: Any) -> None:
     def made(**changes: Any) -> Any:
         model = make_planted_hf_model(word_tokenizer).to(changes.pop("dtype", torch.float32))
         for name, value in changes.items():
@@ -155,9 +155,11 @@ def test_a_models_dtype_tokenizer_and_generation_config_are(word_tokenizer: Any)
     assert conditions(usual) == conditions(made())
     digests = {
         conditions_digest(one)
-        for one in (usual, made(dtype=torch.bfloat16), made(repetition_penalty=1.5))
+        for one in (usual, made(dtype=torch.bfloat16), made(eos_token_id=[0, 1]))
     }
     assert len(digests) == 3
+    # Greedy answers take nothing else from the generation config.
+    assert conditions(made(repetition_penalty=1.5)) == conditions(usual)
     usual.tokenizer.chat_template = "{{ messages[0].content }}"  # prompts' tokens are in each job
     assert conditions_digest(usual) in digests
     usual.tokenizer.add_special_tokens({"additional_special_tokens": ["<new>"]})
