@@ -179,7 +179,8 @@ def test_experts_at_the_unembedding_see_the_answer_only(
     few = {task: some[:3] for task, some in tasks.items()}
     options: dict[str, Any] = {"mode": "scale", "factor": 0.99, "progress": False}
     exact = expert_effects(model, few, **options)
-    (one,) = exact.projections or ()
+    assert exact.projections is not None
+    (one,) = exact.projections
     flat = [one for some in few.values() for one in some]
     base = torch.tensor([whole_run(model, example) for example in flat])
     torch.testing.assert_close(exact.loss.corrupted, base, **CLOSE)

@@ -208,7 +208,7 @@ class _AtAttention:
     """
 
     def __init__(self, attention: nn.Module, which: int, edit: Edit) -> None:
-        self._home = sys.modules[type(attention).__module__]
+        self._home: Any = sys.modules[type(attention).__module__]
         self._before = self._home.eager_attention_forward
 
         def edited(module: nn.Module, query: Tensor, *args: Any, **kwargs: Any) -> Any:
