@@ -10,7 +10,7 @@ and transformers merges it into every call. While this package asks, only its en
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from itertools import groupby
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
+from interp.arguments import shown
 from interp.errors import UserError
 from interp.models.limits import check_prompts, room_for_answer, vocabulary_size
 from interp.models.modes import evaluating
@@ -140,17 +141,32 @@ def end_tokens(hf_model: Any, tokenizer: Any, end: int | None = None) -> int | l
     """The tokens that end an answer: those of the checkpoint, and ``end`` if it is given.
 
     The checkpoint's are what its generation config says, else its config, else the tokenizer.
+    Raises UserError for anything but numbers of tokens.
     """
-    said = (
+    said: tuple[Any, ...] = (
         getattr(getattr(hf_model, "generation_config", None), "eos_token_id", None),
         getattr(getattr(hf_model, "config", None), "eos_token_id", None),
         tokenizer.eos_token_id,
     )
     own = next((one for one in said if one is not None), [])
-    every = list(own) if isinstance(own, list | tuple) else [own]
+    every = as_end_tokens(own)
     if end is not None and end not in every:
         every.insert(0, end)
     return every[0] if len(every) == 1 else every or None
+
+
+def as_end_tokens(said: Any) -> list[int]:
+    """What a generation config says as ``eos_token_id``, as a list.
+
+    Raises UserError for anything but numbers of tokens.
+    """
+    every = list(said) if isinstance(said, list | tuple | set) else [said]
+    if any(type(one) is not int or one < 0 for one in every):
+        raise UserError(
+            f"eos_token_id of the model is a token's number, or a list of such, not {shown(said)}: "
+            "mend generation_config.json, or set model.generation_config.eos_token_id"
+        )
+    return every
 
 
 @contextmanager
@@ -163,13 +179,18 @@ def only_end_tokens(hf_model: nn.Module, ends: int | list[int] | None) -> Iterat
     """
     holders = [one for one in hf_model.modules() if "generation_config" in vars(one)]
     own = [(one, one.generation_config) for one in holders]
-    for one in holders:
-        one.generation_config = GenerationConfig(eos_token_id=ends)  # type: ignore[assignment]
-    try:
-        yield
-    finally:
+    # Entries for generation that somebody put on the model's own config, which `generate` refuses.
+    configs = [one.config for one in holders if hasattr(one.config, "_get_generation_parameters")]
+    entries = [(config, config._get_generation_parameters()) for config in configs]
+    with ExitStack() as stack:
         for one, config in own:
-            one.generation_config = config
+            stack.callback(setattr, one, "generation_config", config)
+            one.generation_config = GenerationConfig(eos_token_id=ends)  # type: ignore[assignment]
+        for config, said in entries:
+            for name in said.keys() & vars(config).keys():
+                stack.callback(setattr, config, name, said[name])
+                delattr(config, name)
+        yield
 
 
 def _chunks(

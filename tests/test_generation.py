@@ -1,6 +1,7 @@
 """Greedy answers: one function for hooked, transformers and PEFT models."""
 
 from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from interp.generation import (
     greedy_answers,
 )
 from interp.models import HookedModel
+from interp.runs.prompting import end_tokens as identity_end_tokens
 
 PROMPTS = [[5, 9, 7, 8, 30, 31], [20, 21, 22], [40, 41, 42, 43]]
 
@@ -170,6 +172,32 @@ def test_end_tokens_by_hand(words: PreTrainedTokenizerFast) -> None:
     assert end_tokens(model, words) == [0, 1]
     assert end_tokens(model, words, 3) == [3, 0, 1]
     assert end_tokens(model, words, 1) == [0, 1]
+
+
+@pytest.mark.parametrize("said", ["</s>", ["</s>"], [1, None], {"a": 1}, -1, True, 1.0])
+def test_end_tokens_are_numbers(said: Any, words: PreTrainedTokenizerFast) -> None:
+    model = Parrot()
+    model.generation_config = SimpleNamespace(eos_token_id=said)  # type: ignore[assignment]
+    with pytest.raises(UserError, match="eos_token_id of the model is a token's number"):
+        end_tokens(model, words)
+    with pytest.raises(UserError, match="eos_token_id of the model is a token's number"):
+        identity_end_tokens(model)
+
+
+def test_entries_for_generation_on_the_models_config_are_left_out(
+    tiny_llama: HookedModel, transformers_twin: Any
+) -> None:
+    hf_model: Any = tiny_llama.original_model
+    tokenizer = tiny_llama.tokenizer
+    right = by_hand(transformers_twin("tiny_llama"), PROMPTS[0], 6, {tokenizer.eos_token_id})
+    text = tokenizer.decode(right, skip_special_tokens=True).strip()
+    hf_model.config.repetition_penalty = 1.5
+    try:
+        said = generate_tokens(tiny_llama, [PROMPTS[0]], max_new_tokens=6, progress=False)
+        assert hf_model.config.repetition_penalty == 1.5
+    finally:
+        del hf_model.config.repetition_penalty
+    assert said == [text]
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # of PEFT

@@ -13,6 +13,7 @@ In the first and second case an answer goes on from the prompt that the model is
 it can be trained on.
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -40,16 +41,30 @@ class Front:
         text: all of it.
         start: where the question begins in it.
         question: the question.
+        turn: where the answer's own part begins, if that is known; a thought is opened there only.
     """
 
     text: str
     start: int
     question: str
+    turn: int | None = None
 
     @property
     def behind_question(self) -> str:
         """What the template writes between question and answer."""
         return self.text[self.start + len(self.question.rstrip()) :]
+
+    @property
+    def opened(self) -> str:
+        """Where a thought may have been opened: what the template writes for the answer."""
+        return self.behind_question if self.turn is None else self.text[self.turn :]
+
+    def behind_turn(self, without: str) -> "Front":
+        """The same, told how the text goes on if no answer is asked for."""
+        pairs = zip(self.text, without, strict=False)
+        shared = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+        known = len(self.behind_question) > len(self.text) - shared > 0
+        return replace(self, turn=shared) if known else self
 
     def followed_by(self, text: str) -> "Front":
         """The same with more behind it."""
@@ -67,7 +82,7 @@ def place_answer(prompt: Front, own: Front | None, unthinking: Callable[[], str]
     """
     if own is not None and own.text.startswith(prompt.text):
         return _with_thought_closed(own)
-    if own is None or open_thought(prompt.behind_question):
+    if own is None or open_thought(prompt.opened):
         closed = _closed_by_template(prompt, unthinking)
         return closed or _with_thought_closed(prompt)
     return _with_thought_closed(own)
@@ -98,7 +113,7 @@ def without_end(prompt: Front, own: Front | None, end: str | None) -> Front:
 
 
 def _with_thought_closed(front: Front) -> Front:
-    mark = open_thought(front.behind_question)
+    mark = open_thought(front.opened)
     return front if mark is None else front.followed_by(f"\n{_THOUGHTS[mark]}\n\n")
 
 
@@ -110,4 +125,4 @@ def _closed_by_template(prompt: Front, unthinking: Callable[[], str]) -> Front |
         return None
     front = replace(prompt, text=text)
     goes_on = text.startswith(prompt.text) and len(text) > len(prompt.text)
-    return front if goes_on and not open_thought(front.behind_question) else None
+    return front if goes_on and not open_thought(front.opened) else None

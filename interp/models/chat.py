@@ -90,6 +90,9 @@ def _in_template(
         own = _own_front(tokenizer, question, system)
         prompt = without_end(prompt, own, end)
         if answer:
+            without = _without_answer(tokenizer, question, system)
+            prompt = prompt.behind_turn(without)
+            own = None if own is None else own.behind_turn(without)
             prompt = place_answer(prompt, own, lambda: _unthinking(tokenizer, question, system))
             prompt = prompt.followed_by(gap or "")
     return RenderedChat(
@@ -156,6 +159,16 @@ def _own_front(tokenizer: Any, question: str, system: str | None) -> Front | Non
     if front is not None and system and system.strip() not in front.text:
         return None
     return front
+
+
+def _without_answer(tokenizer: Any, question: str, system: str | None) -> str:
+    """The turns so far, with nothing for an answer; empty if the template cannot write that."""
+    messages = [] if system is None else [{"role": "system", "content": system}]
+    messages.append({"role": "user", "content": question})
+    try:
+        return apply_template(tokenizer, messages, prompt=False)
+    except TemplateRefusal:
+        return ""
 
 
 def _unthinking(tokenizer: Any, question: str, system: str | None) -> str:

@@ -18,6 +18,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _VOLATILE_KEYS = frozenset(
     {
         "_attn_implementation",
@@ -34,14 +35,14 @@ _VOLATILE_KEYS = frozenset(
 
 
 def fingerprint_of_folder(folder: Path, *, cache: Path | None = None) -> str:
-    """The fingerprint of the model in `folder` (``config.json`` and ``*.safetensors``), as hex.
+    """The fingerprint of the model in `folder` (``config.json`` and its weights), as hex.
 
     With `cache`, a directory, the answer is remembered there for as long as no weight file changes
     its size or its time of change; nothing is ever written into `folder`. Raises OSError or
     `safetensors.SafetensorError` if a file cannot be read.
     """
     folder = Path(folder).resolve()
-    files = sorted(folder.glob("*.safetensors"))
+    files = weight_files(folder)
     config_bytes = (folder / "config.json").read_bytes()
     remembered = None if cache is None else cache / f"{_state_of(files, config_bytes)}.txt"
     if remembered is not None and remembered.is_file():
@@ -53,6 +54,21 @@ def fingerprint_of_folder(folder: Path, *, cache: Path | None = None) -> str:
         with contextlib.suppress(OSError):  # not remembering it only costs time
             _write_atomically(remembered, digest)
     return digest
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a directory that transformers reads, in order of name.
+
+    ``model.safetensors`` alone where it is there, else what the index names, else all of them.
+    """
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        content = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        named = {folder / str(name) for name in content["weight_map"].values()}
+        if named:
+            return sorted(named)
+    return sorted(folder.glob("*.safetensors"))
 
 
 def fingerprint_of_model(model: nn.Module, config: dict[str, Any] | None = None) -> str:

@@ -144,9 +144,16 @@ def _checked(folder: Path, name: str, root: Path, allow_pickle: bool) -> Path:
 
 
 def _unpickled(folder: Path, name: str, root: Path) -> Path:
-    """Pickled weights as safetensors in the cache, converted once for each state of the files."""
-    hashes = [file_sha256(file) for file in (*sorted(folder.glob(PICKLES)), folder / "config.json")]
-    sha256 = hashlib.sha256("".join(hashes).encode()).hexdigest()
+    """Pickled weights as safetensors in the cache, converted once for each state of the files.
+
+    Tokenizer, chat template and generation config are copied with them, so they count too.
+    """
+    patterns = (PICKLES, *_HUB_FILES, "*/*.jinja")
+    read = {file for pattern in patterns for file in folder.glob(pattern)}
+    hashes = [
+        f"{file.relative_to(folder)} {file_sha256(file)}" for file in sorted(read) if file.is_file()
+    ]
+    sha256 = hashlib.sha256("\n".join(hashes).encode()).hexdigest()
     logger.warning("%s: reading pickled weights, as allowed; converted to safetensors once", name)
     return keep_converted(
         root / "models" / f"{folder.name}-{sha256[:12]}",

@@ -12,9 +12,17 @@ class TemplateRefusal(Exception):
 
 
 def template_of(tokenizer: Any) -> str:
-    """The chat template that messages are rendered with; empty if there is none."""
+    """The chat template that messages are rendered with; empty if there is none.
+
+    Raises UserError where there are several, none of them the default.
+    """
     template = getattr(tokenizer, "chat_template", None)
     if isinstance(template, dict):
+        if template and "default" not in template:
+            raise UserError(
+                f"the tokenizer has chat templates of other uses only ({', '.join(template)}): set "
+                "tokenizer.chat_template to the one that is meant"
+            )
         template = template.get("default")
     return template or ""
 

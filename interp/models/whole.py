@@ -19,6 +19,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from interp.errors import UserError
+from interp.models.fingerprint import INDEX, SINGLE
 from interp.untrusted import check_shape, read_json_object, tensor_shapes
 
 logger = logging.getLogger(__name__)
@@ -29,7 +30,6 @@ _TABLES = re.compile(
 )
 """Buffers of older versions of transformers, which are made from the configuration today."""
 _ADAPTER = re.compile(r"\.base_layer\.|(?:^|[._])lora_|\.modules_to_save\.|\.original_module\.")
-_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _AGAIN = "get the model again, or save it again with save_pretrained"
 
 
@@ -57,7 +57,10 @@ def load_whole(place: Path, *, spec: str, **options: Any) -> Any:
     )
     model, info = loaded
     _check_shapes(info["mismatched_keys"], spec)
-    missing, unplaced = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    # A weight that is tied to another one is missing because that one is.
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    missing = sorted(info["missing_keys"], key=lambda name: (name in tied, name))
+    unplaced = sorted(info["unexpected_keys"])
     if missing:
         raise UserError(
             f"the files of {spec} lack the weight {_first(missing)}: "
@@ -97,15 +100,19 @@ def check_shards(folder: Path, spec: str) -> None:
 
     What the index says of each name is not asked for: the names that the shards hold count.
     """
-    index = folder / _INDEX
-    if (folder / _SINGLE).is_file() or not index.is_file():
+    index = folder / INDEX
+    if (folder / SINGLE).is_file() or not index.is_file():
         return
     content = read_json_object(index, advice=_AGAIN)
     check_shape(content, {"weight_map": {str: str}}, str(index), advice=_AGAIN)
+    if not content["weight_map"]:
+        raise UserError(f"{INDEX} of {spec} names no weights; {_AGAIN}")
     where: dict[str, str] = {}
     for shard in sorted(set(content["weight_map"].values())):
+        if not (folder / shard).resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"{INDEX} of {spec} names the file {shard} of another folder; {_AGAIN}")
         if not (folder / shard).is_file():
-            raise UserError(f"{spec} lacks the file {shard}, which {_INDEX} names; {_AGAIN}")
+            raise UserError(f"{spec} lacks the file {shard}, which {INDEX} names; {_AGAIN}")
         try:
             names = tensor_shapes(folder / shard)
         except UserError as error:

@@ -11,13 +11,29 @@ from fractions import Fraction
 
 _GROUP = r"(?:[,_'’\u00a0\u2009\u202f]|\{,\}|\\,)"
 """What parts thousands."""
-_WHOLE = rf"(?:\d{{1,3}}(?:{_GROUP}\d{{3}})+(?!\d)|\d{{1,2}}(?:,\d{{2}})+,\d{{3}}(?!\d)|\d+)"
+_WHOLE = (
+    rf"(?:\d{{1,3}}(?:{_GROUP}\d{{3}})+(?!\d)|\d{{1,3}}(?: \d{{3}})+(?!\d|[/.-]\d)"
+    r"|\d{1,2}(?:,\d{2})+,\d{3}(?!\d)|\d+)"
+)
 _MONEY = r"[$€£¥₹]"
 NUMBER = re.compile(
     rf"(?:[-−+]?(?:{_MONEY}\s?)?|{_MONEY}\s?[-−])"
     rf"(?:{_WHOLE}(?:\.\d+)?|(?<![\w.])\.\d+)"
     r"(?:[eE][-+]?\d{1,3}(?!\w))?%?"
 )
+_TAIL = re.compile(
+    r"\s+(?P<part>\d{1,9})\s?/\s?(?P<of>\d{1,9})(?![\d/])"  # 2 1/2
+    r"|\s?/\s?(?P<by>\d{1,9})(?![\d/])"
+    r"|\s?(?:×|\*|·|x|\\times|\\cdot)\s?10\s?\^\s?\{?(?P<ten>[-−+]?\d{1,3})\}?"
+    r"|\s?\^\s?\{?(?P<power>\d{1,3})\}?"
+    r"|\s?(?P<scale>thousand|million|billion|trillion|dozen)\b|(?P<k>k)\b",
+    re.IGNORECASE,
+)
+"""What may stand behind a number and belongs to it."""
+_SCALES = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_FRACTION = re.compile(r"\\[dt]?frac\s?\{(\d{1,9})\}\s?\{(\d{1,9})\}")
+_OTHER = re.compile(r"(?<![\w.])(?:\d{1,4}-\d{1,2}-\d{1,4}|\d{1,2}:\d{2}(?::\d{2})?)(?!\w)")
+"""Dates and times, whose parts are no numbers."""
 _APART = re.compile(rf"{_GROUP}|{_MONEY}|[%\s+]")
 _EXPONENT = re.compile(r"[eE]\+")
 CLOSE = Fraction(1, 10_000)
@@ -33,18 +49,59 @@ def parse_number(text: str) -> Decimal | None:
 
 
 def numbers_in(text: str) -> list[Decimal]:
-    """Every number in a text, in order. A minus behind a number, bracket or word is no sign."""
-    found = []
-    for match in NUMBER.finditer(text):
+    """Every number in a text, in order. A minus behind a number, bracket or word is no sign.
+
+    Fractions, mixed numbers, powers, and words for thousands and more belong to their number; dates
+    and times are left out.
+    """
+    text = _OTHER.sub(" . ", _FRACTION.sub(r" \1/\2", text))
+    found, at = [], 0
+    while match := NUMBER.search(text, at):
         piece, before = match.group(), text[: match.start()]
+        at = match.end()
         if piece[0] in "-−+" and before:
             term = before.rstrip()
             if before[-1].isalnum() or (term and (term[-1].isdigit() or term[-1] in ")%")):
                 piece = piece[1:]
         number = parse_number(piece)
-        if number is not None:
-            found.append(number)
+        if number is None:
+            continue
+        if tail := _TAIL.match(text, at):
+            at = tail.end()
+            number = _with_tail(number, tail)
+        found.append(number)
     return found
+
+
+def _with_tail(number: Decimal, tail: re.Match[str]) -> Decimal:
+    """The number with what stands behind it, exactly where that is a whole number."""
+    said = {name: value for name, value in tail.groupdict().items() if value is not None}
+    exact = Fraction(number)
+    if "part" in said and int(said["of"]):
+        part = Fraction(int(said["part"]), int(said["of"]))
+        exact += -part if number < 0 else part
+    elif "by" in said and int(said["by"]):
+        exact /= int(said["by"])
+    elif "ten" in said:
+        exact *= Fraction(10) ** int(said["ten"].replace("−", "-"))
+    elif "power" in said and abs(exact) < 10**6:
+        exact **= int(said["power"])
+    elif "scale" in said or "k" in said:
+        word = said.get("scale", "thousand").lower()
+        exact *= 12 if word == "dozen" else 10 ** _SCALES[word]
+    if exact.denominator == 1:
+        return Decimal(exact.numerator)
+    return Decimal(exact.numerator) / Decimal(exact.denominator)
+
+
+def as_a_word(text: str) -> str:
+    """A pattern for a text that stands by itself: no part of a word, or of a number."""
+    before, behind = r"(?<!\w)", r"(?!\w)"
+    if re.match(r"\.?\d", text):
+        before += r"(?<!\d[.,])(?<![-−.])"
+    if text[-1:].isdigit():
+        behind += r"(?![.,]?\d)"
+    return before + re.escape(text) + behind
 
 
 def same_number(right: Decimal, said: Decimal) -> bool:

@@ -16,6 +16,8 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 
+from interp.moelora.numbers import as_a_word
+
 _MARKUP = re.compile(
     r"\\(?:boxed|fbox|text|textbf|mathrm|mathbf|mathsf)\s*(?=\{)|[*_`$]|\\[()\[\]]"
 )
@@ -65,7 +67,7 @@ class _Shapes:
     def __init__(self, options: tuple[str, ...]) -> None:
         self.option = {one.casefold(): one for one in options}
         self.letters = all(len(one) == 1 for one in options)
-        one = "|".join(sorted(map(re.escape, options), key=len, reverse=True))
+        one = "|".join(map(as_a_word, sorted(options, key=len, reverse=True)))
         item = rf"[\"'“‘(\[<]*\s*(?<!\w)(?:{one})(?!\w)(?![-'’]\w)\s*[\"'”’)\]>]*"
         several = rf"(?P<named>{item}(?:\s*(?:,|/|&|\bor\b|\band\b|,\s*or\b|,\s*and\b)\s*"
         several += rf"(?:{_NAMED}\s+)*{item})*)"

@@ -2,11 +2,12 @@
 
 import csv
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from interp.errors import UserError
@@ -123,12 +124,17 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Row]]:
         # In small batches: a few bytes of the format can stand for very many rows.
         with pq.ParquetFile(path) as file:
             _check_header(file.schema_arrow.names)
+            narrow = {
+                field.name: field.type.to_pandas_dtype()
+                for field in file.schema_arrow
+                if pa.types.is_float16(field.type) or pa.types.is_float32(field.type)
+            }
             for batch in file.iter_batches(batch_size=PARQUET_BATCH):
                 size += batch.nbytes
                 if size > LARGEST_TEXT:
                     break
                 # Not by way of pandas, which makes whole numbers beside a missing one floats.
-                rows += batch.to_pylist()
+                rows += [_as_written(row, narrow) for row in batch.to_pylist()]
     except UserError:
         raise
     except Exception as error:  # the reader raises anything on a damaged file
@@ -136,6 +142,13 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Row]]:
     if size > LARGEST_TEXT:
         raise UserError(f"holds more than {LARGEST_TEXT} bytes, which no such file does")
     yield from enumerate(rows, start=1)
+
+
+def _as_written(row: Row, narrow: Mapping[str, Any]) -> Row:
+    """A row whose narrow floats have the digits of their own type: 0.1, not 0.10000000149."""
+    there = {name: dtype for name, dtype in narrow.items() if row[name] is not None}
+    found = {name: float(str(dtype(row[name]))) for name, dtype in there.items()}
+    return {**row, **found}
 
 
 _READERS: dict[str, Callable[[Path], Iterator[tuple[int, Row]]]] = {

@@ -33,7 +33,7 @@ from interp.moelora.encoding import (
     end_token,
 )
 from interp.moelora.examples import Example
-from interp.moelora.numbers import numbers_in, parse_number, same_number
+from interp.moelora.numbers import NUMBER, as_a_word, numbers_in, parse_number, same_number
 from interp.moelora.options import extract_option
 from interp.patching.batch import in_batches
 from interp.patching.finite import check_finite_loss
@@ -46,6 +46,12 @@ _MARKED = re.compile(
     r"####|\\boxed\s*\{|\banswer\b[*_\s]*(?:(?:is|must be|should be|would be|will be)\b|[:=])",
     re.IGNORECASE,
 )
+_OPEN = re.compile(
+    rf"\W*(?:between\s+)?{NUMBER.pattern}\s*,?\s*or\s+{NUMBER.pattern}"
+    rf"|\W*between\s+{NUMBER.pattern}\s+and\s+{NUMBER.pattern}",
+    re.IGNORECASE,
+)
+"""Two numbers of which neither is the answer."""
 _CLAUSES = re.compile(r"[;,.!?:\n]|\bbut\b|\brather\b|\binstead\b", re.IGNORECASE)
 _NEGATION = re.compile(r"\b(?:not|never|no|neither|nor|cannot)\b|n['’]t\b", re.IGNORECASE)
 
@@ -94,18 +100,26 @@ def is_right(example: Example, said: str) -> bool:
 
 
 def extract_number(text: str) -> Decimal | None:
-    """The number that a text arrives at: the first one behind a mark, else the last one."""
+    """The number that a text arrives at: the first one behind a mark, else the last one.
+
+    Of a calculation behind the mark it is what stands behind its last ``=``. None where the mark
+    leaves two numbers open ("40 or 44", "between 40 and 44").
+    """
     *_, behind = _MARKED.split(text)
     marked = numbers_in(behind) if _MARKED.search(text) else []
     if marked:
-        return marked[0]
+        line = next(one for one in behind.split("\n") if numbers_in(one))
+        if _OPEN.match(line):
+            return None
+        result = numbers_in(line.rpartition("=")[2])
+        return result[0] if result else marked[0]
     every = numbers_in(text)
     return every[-1] if every else None
 
 
 def asserts(text: str, name: str) -> bool:
     """Whether some clause of a text names `name` with no negation before it, in whatever case."""
-    for match in re.finditer(rf"(?<!\w){re.escape(name)}(?!\w)", text, re.IGNORECASE):
+    for match in re.finditer(as_a_word(name), text, re.IGNORECASE):
         before = text[: match.start()]
         if not _NEGATION.search(_CLAUSES.split(before)[-1]):
             return True

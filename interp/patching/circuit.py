@@ -37,7 +37,8 @@ from interp.untrusted import Maybe, check_shape, parse_json, read_text
 
 Node = str
 """``a3.h1`` is head 1 of layer 3, ``m3`` the MLP of layer 3."""
-_NAME = re.compile(r"a(\d{1,9})\.h(\d{1,9})|m(\d{1,9})", re.ASCII)
+_NAME = re.compile(r"a(0|[1-9]\d{0,8})\.h(0|[1-9]\d{0,8})|m(0|[1-9]\d{0,8})", re.ASCII)
+_EDGE = re.compile(r"([^<>\-]+)->([^<>\-]+)(?:<[qkv]>)?")
 _ALWAYS = ("input", "logits")
 LARGEST_MODEL = 10**6
 """Heads in the largest circuit that is read."""
@@ -241,6 +242,8 @@ def _read(content: Any) -> Circuit:
             mlps[layer] = score
         else:
             heads[layer, head] = score
+    for name, edge in content["edges"].items():
+        _check_edge(name, edge, inside)
     made = Circuit(
         heads, mlps, cfg["d_model"], bool(cfg.get("parallel_attn_mlp", False)),
         edges=content["edges"] or None,
@@ -252,6 +255,20 @@ def _read(content: Any) -> Circuit:
         if not inside.get(name, False) and (name in _ALWAYS or made.score(name) != made.score(name))
     )  # fmt: skip
     return replace(made, kept=kept, left_out=out)
+
+
+def _check_edge(name: str, edge: Any, inside: Mapping[Node, bool]) -> None:
+    """Raise UserError for an edge between nodes that are not there, or of another kind."""
+    ends = _EDGE.fullmatch(name)
+    if ends is None:
+        raise UserError(f"{name!r} is no edge: they are named as a3.h1->m3 or m3->a4.h0<q>")
+    for end in ends.groups():
+        if end not in inside:
+            raise UserError(f"the edge {name!r} has the end {end!r}, which is none of its nodes")
+    entry = {"in_graph": edge} if isinstance(edge, bool) else edge
+    kept = entry.get("in_graph", False) if isinstance(entry, dict) else None
+    if not isinstance(kept, bool):
+        raise UserError(f"the edge {name!r} does not say whether it is in the graph (in_graph)")
 
 
 @checked

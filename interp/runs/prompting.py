@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from interp.errors import UserError
+from interp.generation import as_end_tokens
 from interp.models import render_chat
 from interp.models.tokenizer_fingerprint import template_fingerprint, tokenizer_fingerprint
 from interp.premises.encode import tokenize
@@ -86,7 +87,7 @@ def tokenizer_identity(tokenizer: Any) -> dict[str, Any]:
 def end_tokens(hf_model: Any) -> list[int]:
     """The tokens at which a transformers model ends an answer, in order; none if it names none."""
     found = getattr(getattr(hf_model, "generation_config", None), "eos_token_id", None)
-    return sorted({found} if isinstance(found, int) else set(found or ()))
+    return [] if found is None else sorted(set(as_end_tokens(found)))
 
 
 def asking_identity(hf_model: Any, tokenizer: Any) -> dict[str, Any]:

@@ -44,6 +44,20 @@ def test_by_hand(shape: str) -> None:
     assert said.text[said.question_start :].startswith("Why?")
 
 
+def test_a_thought_is_opened_by_the_template_and_not_in_a_turn() -> None:
+    template = (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}"
+        "{% if m.role == 'user' %} Begin with <think> please.{% endif %}[/]{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    said = render_chat(with_template(template), "Why?", "Because")
+    assert said.text == "[user]Why? Begin with <think> please.[/][assistant]Because"
+    thinking = template.replace("[assistant]{%", "[assistant]<think>{%")
+    said = render_chat(with_template(thinking), "Why?", "Because")
+    front = "[user]Why? Begin with <think> please.[/][assistant]<think>\n</think>\n\n"
+    assert said.text == f"{front}Because"
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_training_goes_on_from_what_is_asked(shape: str, plain_tokenizer: Any) -> None:
     asked, own, front = SHAPES[shape]

@@ -132,3 +132,25 @@ def test_a_module_without_configuration_has_one_too() -> None:
     linear = nn.Linear(2, 2)
     assert fingerprint_of_model(linear) == fingerprint_of_model(linear, {})
     assert fingerprint_of_model(linear) != fingerprint_of_model(linear, {"a": 1})
+
+
+def test_only_the_files_that_are_read_count(tmp_path: Path) -> None:
+    folder = write(tmp_path / "model", CONFIG)
+    save_file(WEIGHTS, folder / "model.safetensors")
+    before = fingerprint_of_folder(folder)
+    save_file({"a": torch.zeros(2, 3)}, folder / "model_old.safetensors")
+    assert fingerprint_of_folder(folder) == before
+    save_file({**WEIGHTS, "b": torch.zeros(2)}, folder / "model.safetensors")
+    assert fingerprint_of_folder(folder) != before
+
+
+def test_files_that_the_index_names_count_wherever_they_are(tmp_path: Path) -> None:
+    folder = write(tmp_path / "model", CONFIG)
+    (folder / "sub").mkdir()
+    index = {"weight_map": dict.fromkeys(WEIGHTS, "sub/one.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    save_file(WEIGHTS, folder / "sub" / "one.safetensors")
+    save_file({"a": torch.zeros(2, 3)}, folder / "stray.safetensors")
+    before = fingerprint_of_folder(folder)
+    save_file({**WEIGHTS, "b": torch.zeros(2)}, folder / "sub" / "one.safetensors")
+    assert fingerprint_of_folder(folder) != before

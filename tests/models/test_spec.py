@@ -1,16 +1,20 @@
 """What a user may write for a model, and what is said about anything else."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerFast
 
 from interp.errors import UserError
-from interp.models import cache_root, resolve
+from interp.models import cache_root, load_model, resolve
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +65,29 @@ def test_pickled_weights_are_not_read(model_folder: Path, tmp_path: Path) -> Non
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04.")
     with pytest.raises(UserError, match="no weights in safetensors"):
         resolve(tmp_path)
+
+
+def test_converted_pickles_follow_template_and_end_tokens(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    """The copy in the cache holds tokenizer, template and generation config as well."""
+    folder = tmp_path / "pickled"
+    shutil.copytree(model_folder, folder)
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+    def loaded() -> Any:
+        return load_model(str(folder), allow_pickle=True, cache_dir=tmp_path / "cache")
+
+    loaded()
+    (folder / "chat_template.jinja").write_text(
+        "B{% for m in messages %}{{ m.content }}{% endfor %}"
+    )
+    said = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+    (folder / "generation_config.json").write_text(json.dumps({**said, "eos_token_id": [1, 40]}))
+    model = loaded()
+    assert model.tokenizer.chat_template.startswith("B")
+    assert model.original_model.generation_config.eos_token_id == [1, 40]
 
 
 def test_a_directory_with_only_a_gguf_points_to_it(tmp_path: Path) -> None:

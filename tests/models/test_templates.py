@@ -102,3 +102,10 @@ def test_one_rendering_sees_one_moment(plain_tokenizer: Any) -> None:
     with template_time(datetime(2001, 2, 3)):
         assert render_chat(tokenizer, "Why?").text.startswith("2001-02-03 ")
     assert render_chat(tokenizer, "Why?").text > chat.text
+
+
+def test_templates_without_a_default_are_refused() -> None:
+    tokenizer = with_template("")
+    tokenizer.chat_template = {"tool_use": "a", "rag": "b"}
+    with pytest.raises(UserError, match=r"templates of other uses only \(tool_use, rag\)"):
+        render_chat(tokenizer, "Why?")

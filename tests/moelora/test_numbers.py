@@ -1,5 +1,6 @@
 """Numbers are read exactly, however they are written, and compared as what they say."""
 
+import re
 from decimal import Decimal
 
 import pytest
@@ -7,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from interp.moelora.examples import Example
-from interp.moelora.numbers import as_text, numbers_in, parse_number, plain_number, same_number
+from interp.moelora.numbers import (
+    as_a_word,
+    as_text,
+    numbers_in,
+    parse_number,
+    plain_number,
+    same_number,
+)
 from interp.moelora.scoring import extract_number, is_right
 
 HUGE = 2**80 + 1
@@ -109,3 +117,32 @@ def test_the_number_that_a_text_arrives_at(said: str, number: int) -> None:
 )  # fmt: skip
 def test_plain_numbers(text: str, plain: str) -> None:
     assert plain_number(text) == plain
+
+
+@pytest.mark.parametrize(
+    ("said", "number"),
+    [
+        ("6 * 3 = 18", "18"), ("(41 + 44) - 3 = 82", "82"), ("3+9=12", "12"), ("1/2", "0.5"),
+        ("3/4 of it", "0.75"), ("2 1/2", "2.5"), (r"\frac{42}{5}", "8.4"), ("60 000", "60000"),
+        ("1 000 000", "1000000"), ("10^6", "1000000"), ("7×10^4", "70000"), ("7k", "7000"),
+        (r"$3\times 10^{5}$", "300000"), ("5 million", "5000000"), ("12 dozen", "144"),
+        ("-1 1/2", "-1.5"), ("1/0", "1"), ("12 apples", "12"), ("18 (in 2019 500 of them)", "18"),
+        ("1000 or 2000", None), ("between 40 and 44", None), ("on 2024-05-01", None),
+        ("at 10:30", None),
+    ],
+)  # fmt: skip
+def test_a_number_is_read_whole(said: str, number: str | None) -> None:
+    found = extract_number(f"The answer is {said}.")
+    assert found == (None if number is None else Decimal(number))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "found"),
+    [
+        ("5", "It is 5.", True), ("5", "It is 0.5.", False), ("5", "It is 5,000.", False),
+        ("5", "It is -5.", False), ("5 km", "It is 1.5 km.", False), ("5 km", "It is 5 km.", True),
+        ("0.5", "It is 0.5.", True), ("Rome", "In Rome.", True), ("Rome", "In Romet.", False),
+    ],
+)  # fmt: skip
+def test_a_word_is_no_part_of_a_number(name: str, text: str, found: bool) -> None:
+    assert (re.search(as_a_word(name), text) is not None) is found

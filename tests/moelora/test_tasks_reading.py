@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from interp.errors import UserError
 from interp.moelora.formats import ColumnMapping
-from interp.moelora.reading import read_examples
+from interp.moelora.reading import _parquet_rows, read_examples
 from interp.moelora.sources import load_examples, load_split
 
 GOOD = {"prompt": "Which river?", "answer": "Nile"}
@@ -298,3 +298,12 @@ def test_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.list_repo_files", fail)
     with pytest.raises(UserError, match="cannot get the data set 'a/b'"):
         load_split("a/b")
+
+
+def test_narrow_floats_keep_their_own_digits(tmp_path: Path) -> None:
+    path = tmp_path / "data.parquet"
+    columns = {"prompt": ["a", "b"], "answer": pa.array([0.1, None], pa.float32())}
+    pq.write_table(pa.table(columns), path)
+    (_, first), (_, second) = _parquet_rows(path)
+    assert first["answer"] == 0.1
+    assert second["answer"] is None

@@ -179,6 +179,11 @@ def test_kept_and_left_out_at_once() -> None:
         '{"cfg": {"n_layers": 1, "n_heads": 1, "d_model": 1}, "nodes": {"a0.h7": true}, '
         '"edges": {}}',
         '{"cfg": {"n_layers": 1, "n_heads": 1, "d_model": 1}, "nodes": {"m0": {}}, "edges": {}}',
+        '{"cfg": {"n_layers": 1, "n_heads": 1, "d_model": 1}, "nodes": {"m00": true}, "edges": {}}',
+        '{"cfg": {"n_layers": 1, "n_heads": 1, "d_model": 1}, "nodes": {"m0": true}, '
+        '"edges": {"a9.h9->logits": {"in_graph": true}}}',
+        '{"cfg": {"n_layers": 1, "n_heads": 1, "d_model": 1}, "nodes": {"m0": true}, '
+        '"edges": {"m0->logits": 5}}',
     ],
 )  # fmt: skip
 def test_other_files_are_told(text: str, tmp_path: Path) -> None:
