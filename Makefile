@@ -35,7 +35,8 @@ demo: $(STAMP) ## find and constrain the false-premise heads of the embedded mod
 	$(BIN)/interp demo $(ARGS)
 
 test: $(STAMP) ## run the tests (ARGS="-k name" to choose)
-	$(call PYTEST,$(VENV)) $(ARGS)
+	$(call PYTEST,$(VENV)) $(if $(ARGS),$(ARGS),--ignore tests/browser)
+	$(if $(ARGS),,$(BIN)/python -m pytest tests/browser)  # by itself: a page has its time to load
 
 test-hooked-transformer: $(HT_STAMP) ## run those that need a hooked model on TransformerLens 3.9
 	$(call PYTEST,$(HT_VENV)) $(HT_TESTS) --ignore tests/runs/test_ray_engine.py $(ARGS)
