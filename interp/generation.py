@@ -177,7 +177,7 @@ def only_end_tokens(hf_model: nn.Module, ends: int | list[int] | None) -> Iterat
     transformers fills in from the model's config whatever a call leaves open. A PEFT model and the
     model inside it each have one.
     """
-    holders = [one for one in hf_model.modules() if "generation_config" in vars(one)]
+    holders: list[Any] = [one for one in hf_model.modules() if "generation_config" in vars(one)]
     own = [(one, one.generation_config) for one in holders]
     # Entries for generation that somebody put on the model's own config, which `generate` refuses.
     configs = [one.config for one in holders if hasattr(one.config, "_get_generation_parameters")]
@@ -185,7 +185,7 @@ def only_end_tokens(hf_model: nn.Module, ends: int | list[int] | None) -> Iterat
     with ExitStack() as stack:
         for one, config in own:
             stack.callback(setattr, one, "generation_config", config)
-            one.generation_config = GenerationConfig(eos_token_id=ends)  # type: ignore[assignment]
+            one.generation_config = GenerationConfig(eos_token_id=ends)
         for config, said in entries:
             for name in said.keys() & vars(config).keys():
                 stack.callback(setattr, config, name, said[name])

@@ -68,6 +68,7 @@ def visit(browser: Browser) -> Iterator[Callable[..., Visit]]:
             viewport={"width": width, "height": 900}, offline=local, reduced_motion="reduce"
         )
         context.route(OUTSIDE, lambda route: route.abort())
+        context.set_default_navigation_timeout(120_000)  # milliseconds; a busy machine is slow
         visits.append(Visit(context.new_page()))
         visits[-1].watch()
         visits[-1].page.goto(address.as_uri() if isinstance(address, Path) else address)
