@@ -62,8 +62,10 @@ def listed(what: str, given: Any, entries: str = "entries") -> list[Any]:
     return list(given)
 
 
-def pairs_of_numbers(what: str, given: Any) -> list[tuple[int, int]]:
-    """(layer, number) pairs, such as heads. Raises UserError for anything else."""
+def pairs_of_numbers(
+    what: str, given: Any, *, of: str = "(layer, number)"
+) -> list[tuple[int, int]]:
+    """Pairs of whole numbers, such as heads or spans. Raises UserError for anything else."""
     try:
         pairs = [
             (operator.index(layer), operator.index(number))
@@ -71,7 +73,7 @@ def pairs_of_numbers(what: str, given: Any) -> list[tuple[int, int]]:
         ]
     except (TypeError, ValueError) as error:
         raise UserError(
-            f"{what} are pairs (layer, number), such as [(0, 1), (2, 3)], not {shown(given)}"
+            f"{what} are pairs {of}, such as [(0, 1), (2, 3)], not {shown(given)}"
         ) from error
     return pairs
 

@@ -15,6 +15,7 @@ from interp.arguments import listed, pairs_of_numbers
 from interp.checked import checked
 from interp.errors import UserError
 from interp.premises.encode import EncodedPremises
+from interp.untrusted import one_line
 
 Places = Callable[[Int[Tensor, "prompt pos"], Bool[Tensor, "prompt pos"]], Tensor]
 """(token ids, mask of real tokens) → mask of the tokens to act on, all [prompt pos]."""
@@ -25,10 +26,13 @@ def places_at(at: "Sequence[tuple[int, int] | None] | Tensor | Places") -> Place
     if isinstance(at, Tensor):
         return _from_mask(at)
     if callable(at):
-        return at
+        return _from_function(at)
     spans = listed("at", at, "token spans (start, end), one for each prompt")
     return _from_spans(
-        tuple(None if one is None else pairs_of_numbers("at", [one])[0] for one in spans)
+        tuple(
+            None if one is None else pairs_of_numbers("at", [one], of="(start, end)")[0]
+            for one in spans
+        )
     )
 
 
@@ -93,6 +97,28 @@ def _from_mask(at: Tensor) -> Places:
                 f"the mask of places is {tuple(at.shape)}, the prompts {tuple(tokens.shape)}"
             )
         return at.repeat_interleave(copies, dim=0).to(device=tokens.device, dtype=torch.bool)
+
+    return find
+
+
+def _from_function(at: Places) -> Places:
+    def find(tokens: Tensor, mask: Tensor) -> Tensor:
+        try:
+            found = at(tokens, mask)
+        except UserError:
+            raise
+        except Exception as error:  # somebody's own function raises anything
+            problem = f"{type(error).__name__}: {one_line(error)}"
+            raise UserError(f"the function at= cannot be used ({problem})") from error
+        if not isinstance(found, Tensor) or found.shape != tokens.shape:
+            what = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise UserError(
+                f"the function at= gives {what}, and not a mask [prompt pos] of "
+                f"{tuple(tokens.shape)}"
+            )
+        if found.dtype != torch.bool and not bool(((found == 0) | (found == 1)).all()):
+            raise UserError("the function at= gives other values than True and False, or 1 and 0")
+        return found.to(device=tokens.device, dtype=torch.bool)
 
     return find
 

@@ -6,12 +6,13 @@ spans, by the spans' last tokens: a longer span repeats the other's first token.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from interp.arguments import listed, pairs_of_numbers
 from interp.errors import UserError
 from interp.patching.batch import Span, TokenBatch, first_difference
 
@@ -90,7 +91,8 @@ def _align_spans(
     columns = torch.zeros_like(corrupted.tokens)
     taken = torch.zeros_like(corrupted.mask)
     places = []
-    for name, (of_clean, of_corrupted) in spans.items():
+    for name, halves in spans.items():
+        of_clean, of_corrupted = span_lists(name, halves)
         here, there = corrupted.columns(of_corrupted), clean.columns(of_clean)
         if bool((here & taken).any()):
             raise UserError(f"span {name!r} overlaps another span: give spans that do not overlap")
@@ -98,6 +100,19 @@ def _align_spans(
         columns = torch.where(here, aligned_columns(here, there), columns)
         places.append(here)
     return Alignment(torch.stack(places), columns, "span", tuple(spans))
+
+
+def span_lists(name: str, given: Any) -> tuple[list[Span], list[Span]]:
+    """The spans of the clean and of the corrupted prompts, as they are given for a name.
+
+    Raises UserError for anything but two lists of (start, end).
+    """
+    place = f"positions[{name!r}]"
+    halves = listed(place, given, "two: the spans of the clean and of the corrupted prompts")
+    if len(halves) != 2:
+        raise UserError(f"{place} is two lists, the spans of the clean and the corrupted prompts")
+    first, second = (pairs_of_numbers(place, half, of="(start, end)") for half in halves)
+    return first, second
 
 
 def aligned_columns(

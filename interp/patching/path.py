@@ -93,7 +93,8 @@ def patch_paths(
     seed = whole_number("seed", seed)
     n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
     top = n_layers if receivers is None else max(layer for layer, _ in receivers)
-    chosen = senders or [(layer, head) for layer in range(n_layers) for head in range(n_heads)]
+    every = [(layer, head) for layer in range(n_layers) for head in range(n_heads)]
+    chosen = every if senders is None else senders
     chosen = [unit for unit in chosen if unit[0] < top]
     dtype = result_dtype(model)
     values = torch.full((len(corrupted), n_layers, n_heads), torch.nan, dtype=dtype)
@@ -154,6 +155,8 @@ def _check_paths(
     check_units(model, senders or [])
     if receivers is not None and not receivers:
         raise UserError("there are no receivers: name heads, or leave `receivers` out for logits")
+    if senders is not None and not senders:
+        raise UserError("there are no senders: name heads, or leave `senders` out for all")
 
 
 @dataclass(frozen=True)

@@ -129,3 +129,35 @@ def test_rows_that_are_no_copies_are_refused() -> None:
 def test_premises_must_be_encoded() -> None:
     with pytest.raises(UserError, match="encoded is a EncodedPremises, not 'capitals'"):
         places_of_premises("capitals")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("site", ["output", "attention"])
+@pytest.mark.parametrize(
+    ("at", "said"),
+    [
+        (lambda tokens, mask: None, "gives NoneType, and not a mask"),
+        (lambda tokens, mask: mask[:, :3], r"gives \(1, 3\), and not a mask \[prompt pos\]"),
+        (lambda tokens, mask: mask[:1, :1], r"gives \(1, 1\)"),
+        (lambda tokens, mask: tokens, "other values than True and False"),
+        (lambda tokens, mask: 1 / 0, "cannot be used .ZeroDivisionError"),
+        (lambda tokens: tokens, "cannot be used .TypeError"),
+    ],
+)
+def test_functions_that_give_no_mask_are_told(
+    model: HookedModel, site: Any, at: Any, said: str
+) -> None:
+    with (
+        torch.no_grad(),
+        pytest.raises(UserError, match=said),
+        constrain(model, constraint(site), at=at),
+    ):
+        model(torch.tensor([[5, 9, 7, 8, 30]]))
+
+
+@torch.no_grad()
+def test_a_function_may_give_ones_and_zeros(model: HookedModel) -> None:
+    tokens = torch.tensor([[5, 9, 7, 8, 30]])
+    with constrain(model, constraint("output"), at=lambda tokens, mask: mask & (tokens == 7)):
+        expected = model(tokens)
+    with constrain(model, constraint("output"), at=lambda tokens, mask: (tokens == 7).float()):
+        torch.testing.assert_close(model(tokens), expected)

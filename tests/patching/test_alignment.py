@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from interp.errors import UserError
 from interp.patching import TokenBatch
-from interp.patching.alignment import align, aligned_columns
+from interp.patching.alignment import align, aligned_columns, span_lists
 
 LONG = [[1, 2, 3, 4, 5], [6, 7, 8]]
 SAME = [[1, 2, 9, 4, 9], [6, 7, 8]]
@@ -110,3 +110,13 @@ def test_what_cannot_be_aligned_is_told(
     with pytest.raises(UserError, match=message) as caught:
         align(batch(clean), batch(SAME), positions)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "spans",
+    [([(1.0, 2.0)], [(1, 2)]), ([None], [None]), ([(1, 2, 3)], [(1, 2, 3)]), (["ab"], ["cd"]),
+     (None, None), [(1, 2)], 3],
+)  # fmt: skip
+def test_spans_that_are_none_are_told(spans: Any) -> None:
+    with pytest.raises(UserError, match=r"positions\['s'\]"):
+        span_lists("s", spans)
