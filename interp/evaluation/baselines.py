@@ -85,62 +85,92 @@ def score(
         raise UserError(f"unknown treatment {type(treatment).__name__}; known: {known}")
     system = treatment.text if isinstance(treatment, SystemPrompt) else None
     encoded = as_encoded(model, premises, system=system)
-    interventions = interventions_of(model, treatment)
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "progress": progress}
-    found: PremiseDetections | None = None
-    base: TreatmentScore | None = None
-    detecting = 0.0
+    gate: _Gate | None = None
     if isinstance(treatment, Gated):
-        base = untreated or score(
+        untreated = untreated or score(
             model, premises, Untreated(), name="untreated", answers=answers, **options
         )
-        _check_untreated(base, encoded, answers)
+        _check_untreated(untreated, encoded, answers)
         begin = time.perf_counter()
         found = detect_premises(model, premises, detector=treatment.detector, progress=progress)
-        detecting = (time.perf_counter() - begin) / (len(KINDS) * len(encoded))
-
-    def prefers(kind: QuestionKind) -> Preference:
-        if isinstance(treatment, Steering):
-            return steered_preference(model, premises, treatment, kind, progress=progress)
-        spans = unconstrained = None
-        if base is not None and found is not None:
-            spans = cloze_spans(model, premises, encoded, kind, found.of(kind))
-            unconstrained = base.of(kind)
-        return preference_under(
-            model, encoded, kind, interventions,
-            spans=spans, unconstrained=unconstrained, progress=progress,
-        ).without_first()  # fmt: skip
-
-    def answered(kind: QuestionKind) -> tuple[tuple[str, ...], float]:
-        """The answers, and seconds per question."""
-        prompts = encode_questions(model.tokenizer, premises, kind, system=system)
-        begin = time.perf_counter()
-        if isinstance(treatment, Steering):
-            texts = steered_answers(model, prompts, treatment, **options)
-            return texts, (time.perf_counter() - begin) / len(prompts)
-        under = interventions[0]
-        needs_mean = any(part.mode == "mean" for part in under.heads)
-        spans = None if found is None else spans_of(found.of(kind))
-        texts = answers_under(
-            model, prompts, under or None, spans=spans,
-            baseline=() if base is None else base.answers[kind],
-            mean=mean_output(model, encoded) if needs_mean else None,
-            neutral=encoded.mask, **options,
-        )  # fmt: skip
-        each = detecting + (time.perf_counter() - begin) / len(prompts)
-        if base is not None and spans is not None:
-            each += spans.count(None) / len(spans) * base.seconds[kind]
-        return texts, each
-
-    false, twin = (prefers(kind) for kind in KINDS)
+        seconds_each = (time.perf_counter() - begin) / (len(KINDS) * len(encoded))
+        gate = _Gate(found, untreated, seconds_each)
+    scoring = _Scoring(model, premises, treatment, encoded, system, gate, options)
+    false, twin = (scoring.preference(kind) for kind in KINDS)
     texts: dict[QuestionKind, tuple[str, ...]] = {}
     seconds: dict[QuestionKind, float] = {}
     for kind in answers:
-        texts[kind], seconds[kind] = answered(kind)
+        texts[kind], seconds[kind] = scoring.answers(kind)
     detections: dict[QuestionKind, tuple[Detection, ...]] = {}
-    if found is not None:
-        detections = {kind: found.of(kind) for kind in KINDS}
+    if gate is not None:
+        detections = {kind: gate.found.of(kind) for kind in KINDS}
     return TreatmentScore(name, false, twin, texts, seconds, detections)
+
+
+@dataclass(frozen=True)
+class _Gate:
+    """What a gated treatment goes by.
+
+    Attributes:
+        found: what the detector says of each question.
+        untreated: the score that stands where it does not fire.
+        seconds: of detecting, per question.
+    """
+
+    found: PremiseDetections
+    untreated: TreatmentScore
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Scoring:
+    """One treatment as it is scored."""
+
+    model: Any
+    premises: Premises
+    treatment: Treatment
+    encoded: EncodedPremises
+    system: str | None
+    gate: _Gate | None
+    options: Mapping[str, Any]
+
+    def preference(self, kind: QuestionKind) -> Preference:
+        """The preferences under the treatment."""
+        model, premises, gate = self.model, self.premises, self.gate
+        progress = self.options["progress"]
+        if isinstance(self.treatment, Steering):
+            return steered_preference(model, premises, self.treatment, kind, progress=progress)
+        spans = unconstrained = None
+        if gate is not None:
+            spans = cloze_spans(model, premises, self.encoded, kind, gate.found.of(kind))
+            unconstrained = gate.untreated.of(kind)
+        return preference_under(
+            model, self.encoded, kind, interventions_of(model, self.treatment),
+            spans=spans, unconstrained=unconstrained, progress=progress,
+        ).without_first()  # fmt: skip
+
+    def answers(self, kind: QuestionKind) -> tuple[tuple[str, ...], float]:
+        """The answers, and seconds per question."""
+        model, gate = self.model, self.gate
+        prompts = encode_questions(model.tokenizer, self.premises, kind, system=self.system)
+        begin = time.perf_counter()
+        if isinstance(self.treatment, Steering):
+            texts = steered_answers(model, prompts, self.treatment, **self.options)
+            return texts, (time.perf_counter() - begin) / len(prompts)
+        under = interventions_of(model, self.treatment)[0]
+        needs_mean = any(part.mode == "mean" for part in under.heads)
+        spans = None if gate is None else spans_of(gate.found.of(kind))
+        texts = answers_under(
+            model, prompts, under or None, spans=spans,
+            baseline=() if gate is None else gate.untreated.answers[kind],
+            mean=mean_output(model, self.encoded) if needs_mean else None,
+            neutral=self.encoded.mask, **self.options,
+        )  # fmt: skip
+        each = (time.perf_counter() - begin) / len(prompts)
+        if gate is not None and spans is not None:
+            each += gate.seconds + spans.count(None) / len(spans) * gate.untreated.seconds[kind]
+        return texts, each
 
 
 def _check_untreated(

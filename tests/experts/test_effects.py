@@ -18,7 +18,7 @@ from interp.experts.answer_runs import answer_measures
 from interp.experts.effects import EVERYWHERE, ExpertEffects, expert_effects
 from interp.experts.output_patching import patch_experts
 from interp.generation import generate_tokens, greedy_answers
-from interp.interventions import ExpertConstraint, constrain
+from interp.interventions import ExpertConstraint, constrain, projections_of
 from interp.models import HookedModel
 from interp.models.quiet import quiet_libraries
 from interp.moelora import MoELoRAConfig, hooked
@@ -179,8 +179,7 @@ def test_experts_at_the_unembedding_see_the_answer_only(
     few = {task: some[:3] for task, some in tasks.items()}
     options: dict[str, Any] = {"mode": "scale", "factor": 0.99, "progress": False}
     exact = expert_effects(model, few, **options)
-    assert exact.projections is not None
-    (one,) = exact.projections
+    (one,) = projections_of(model)
     flat = [one for some in few.values() for one in some]
     base = torch.tensor([whole_run(model, example) for example in flat])
     torch.testing.assert_close(exact.loss.corrupted, base, **CLOSE)
