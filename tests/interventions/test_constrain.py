@@ -161,7 +161,7 @@ def test_nothing_is_left_behind_when_a_forward_pass_raises(tiny_llama: HookedMod
     free = tail_logits(tiny_llama, batch)
     with (
         unchanged(tiny_llama),
-        pytest.raises(RuntimeError, match="on purpose"),
+        pytest.raises(UserError, match="RuntimeError: on purpose"),
         constrain(tiny_llama, constraint("output"), at=fail),
     ):
         tail_logits(tiny_llama, batch)

@@ -158,7 +158,8 @@ def test_nothing_is_left_after_an_exception(experts_model: HookedModel) -> None:
     def fail(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("on purpose")
 
-    with pytest.raises(RuntimeError, match="on purpose"), constrain(experts_model, whole, at=fail):
+    told = pytest.raises(UserError, match="RuntimeError: on purpose")
+    with told, constrain(experts_model, whole, at=fail):
         tail_logits(experts_model, TokenBatch.from_lists(PROMPTS))
     assert not left_over(experts_model)
 
