@@ -22,21 +22,46 @@ _MARKUP = re.compile(
     r"\\(?:boxed|fbox|text|textbf|mathrm|mathbf|mathsf)\s*(?=\{)|[*_`$]|\\[()\[\]]"
 )
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{((?:[^{}]|\{[^{}]*\}){1,80})\}")
+_TAGGED = re.compile(
+    r"<((?:final[ _-]?)?(?:answer|option|choice|result|response|output))>\s*([^<>]{1,80}?)\s*</\1>",
+    re.I,
+)
+_ASKED = re.compile(r"(?s)\A\s*Q(?:uestion)?:.*\bA:")
+_TAG = re.compile(r"</?[a-z][\w-]+>", re.I)
+_BOLD = re.compile(r"(\*\*|__)\s*[(\[]?\s*(\w)\s*[)\].:]*\s*\1")
 _IS = (
     r"(?:is|was|are|be|must be|should be|would be|will be|has to be|seems to be|'s|:|=|->|→"
-    r"|[-–—](?=\s))[\s:]*"
+    r"|[-–—](?=\s))(?:[\s:]|[-•–]\s)*"
 )
-_NAMED = r"(?:the|an?|my|correct|right|best|final|option|choice|letter|answer|number|either|both)"
+_NAMED = (
+    r"(?:the|an?(?=\s)|my|correct|right|best|final|option|choice|letter|answer|number|either|both|"
+    r"only|just|simply|(?:most |very |more )?(?:likely|probably)|indeed|actually|definitely|"
+    r"clearly|certainly|obviously|therefore|thus|still)"
+)
 _CHOSEN = (
     r"(?:choose|chose|pick|picked|select|selected|go(?:ing)? (?:with|for)|went with|settle on|"
     r"settled on|opt for|vote for|prefer|conclude)"
 )
 _SURE = (
     r"(?:it is|it's|that is|that's|must be|should be|has to be|can only be|so|thus|hence|"
-    r"therefore|definitely|clearly|certainly|obviously|surely|probably|i think|i believe|i guess|"
-    r"i say|i'd say|i would say|my guess is|but rather|but|instead|sure|yes|okay|ok)"
+    r"therefore|definitely|clearly|certainly|obviously|surely|probably|likely|maybe|perhaps|"
+    r"i think|i believe|i guess|i say|i'd say|i'd guess|would say|would guess|"
+    r"my (?:guess|pick|vote|selection)(?: is|:)|"
+    r"but rather|but|instead|sure|yes|okay|ok)"
 )
-_GOOD = r"(?:correct|right|true|best|the (?:correct|right|best|true|only)\b[\w ]{0,20}|the answer)"
+_LIKELY = (
+    r"(?:most |more |very |quite )?(?:likely|probable|plausible|probably|appropriate|accurate|"
+    r"suitable|fitting|logical|reasonable|convincing)"
+)
+_GOOD = (
+    rf"(?:correct|right|true|best|(?:the )?{_LIKELY}\b[\w ]{{0,20}}|"
+    r"the (?:correct|right|best|true|only)\b[\w ]{0,20}|the answer)"
+)
+_DETERMINER = (
+    r"(?!\s+(?!(?:because|since|as|for|it|its|he|she|they|we|you|i|this|that|these|those|the|there|"
+    r"not|and|or|but|is|was|if|when)\b)(?-i:[a-z]))"
+)
+"""Behind "no": not a word that it would deny, as in "no doubt"."""
 _BAD = (
     r"(?:is|are|was|were|would be|looks|seems)\s+(?:all |both |also |clearly |obviously )?"
     r"(?:wrong|incorrect|false|not\b|no\b|out\b|excluded|impossible|a distractor)"
@@ -52,7 +77,9 @@ def extract_option(text: str, options: Sequence[str]) -> str | None:
     if not options:
         return None
     shapes = _shapes(tuple(options))
-    marked = _BOXED.sub(r"\nthe answer is \1 .\n", text)
+    marked = _BOXED.sub(r"\nthe answer is \1 .\n", _ASKED.sub("Answer:", text))
+    marked = _TAGGED.sub(r"\nthe answer is \2 .\n", marked)
+    marked = _BOLD.sub(r"(\2)", _TAG.sub("\n", marked))
     plain = _MARKUP.sub("", marked).replace("{", " ").replace("}", " ").strip()
     for find in (shapes.stated, shapes.leading, shapes.passing):
         found = find(plain)
@@ -67,33 +94,46 @@ class _Shapes:
     def __init__(self, options: tuple[str, ...]) -> None:
         self.option = {one.casefold(): one for one in options}
         self.letters = all(len(one) == 1 for one in options)
-        one = "|".join(map(as_a_word, sorted(options, key=len, reverse=True)))
+        one = "|".join(
+            as_a_word(one) + (_DETERMINER if one.casefold() == "no" else "")
+            for one in sorted(options, key=len, reverse=True)
+        )
         item = rf"[\"'“‘(\[<]*\s*(?<!\w)(?:{one})(?!\w)(?![-'’]\w)\s*[\"'”’)\]>]*"
-        several = rf"(?P<named>{item}(?:\s*(?:,|/|&|\bor\b|\band\b|,\s*or\b|,\s*and\b)\s*"
-        several += rf"(?:{_NAMED}\s+)*{item})*)"
+        joined = (
+            r"\s*(?:[,/&;|]|,?\s*\b(?:or|and|then)\b(?:\s+(?:maybe|perhaps|possibly|then))?"
+            r"|,\s*(?:maybe|perhaps|possibly)\b|(?<=[)\]>])(?=[(\[<]))\s*"
+        )
+        several = rf"(?P<named>{item}(?:{joined}(?:{_NAMED}\s+)*{item})*)"
         end = r"(?P<rest>.*)"
         some = rf"(?:(?:{_NAMED})\b[\s:\"'“]*)*"
         flags = re.IGNORECASE
         self._one = re.compile(rf"(?<!\w)(?:{one})(?!\w)", flags)
         self._behind = re.compile(
             rf"(?:\banswer\b(?:\s+(?:to|for|of)\b[^.:\n]{{0,60}}?)?\s*{_IS}"
-            rf"|\b(?:options?|choices?|letter|solution|conclusion|response|result)\s*{_IS}"
+            rf"|\b(?:options?|choices?|letter|solution|conclusion|response|result|ans\.?|pick|guess|"
+            rf"vote|selection)\s*{_IS}"
             rf"|\b(?:final|correct|right|best)\s+(?:answer|option|choice)\b\s*{_IS}?"
-            rf"|\banswer\b|####|\b{_CHOSEN}\b)"
+            rf"|\banswer\b|####|\b{_CHOSEN}\b\s*:?)"
             rf"\s*{some}{several}(?=(?P<rest>[^\n]*))",
             flags,
         )
         self._sure = re.compile(rf"\b{_SURE}\b[\s,:]*{some}{several}(?=(?P<rest>[^\n]*))", flags)
         self._judged = re.compile(
-            rf"{several}\s*(?:is|are|must be|seems|looks)\s+{_GOOD}(?=(?P<rest>[^\n]*))", flags
+            rf"{several}\s*(?:(?:is|are|must be|seems|looks)\s+{_GOOD}"
+            rf"|\?\s*(?:yes|right|correct|true)\b|(?:is|does)[\s.!]*$)(?=(?P<rest>[^\n]*))",
+            flags | re.MULTILINE,
         )
         self._alone = re.compile(
-            rf"(?:^|(?<=[.!?;\n]))\s*{some}{several}[\s.!]*(?=$|\n)(?P<rest>)", flags
+            rf"(?:^|(?<=[.!?;\n]))\s*{some}(?P<named>{item}(?:(?:{joined}|[\s.!]+)"
+            rf"(?:{_NAMED}\s+)*{item})*)[\s.!]*(?=$|\n)(?P<rest>)",
+            flags,
         )
         self._first = re.compile(rf"\W*{some}{several}{end}", flags | re.DOTALL)
         self._listed = re.compile(rf"^\s*[(\[]?({one})[).:\]]\s+\S", flags | re.MULTILINE)
         self._between = re.compile(
-            rf"(?:[(\[]\s*|\b(?:option|choice|answer)\s+[(\[]?){several}(?=(?P<rest>[^\n]*))", flags
+            rf"(?:[(\[]\s*|(?P<called>\b(?:option|choice)\s+)[(\[]?|\banswer\s+[(\[]?){several}"
+            rf"(?=(?P<rest>[^\n]*))",
+            flags,
         )
 
     def settled(self, found: frozenset[str]) -> str | None:
@@ -127,7 +167,7 @@ class _Shapes:
         pattern = self._between if self.letters else self._one
         for match in pattern.finditer(text):
             if self.letters:
-                if self._counts(match, text, bare=False):
+                if self._counts(match, text, bare=False, called=bool(match["called"])):
                     found |= self._named(match)
             elif not _denied(text[: match.start()]):
                 return frozenset({self.option[match[0].casefold()]})
@@ -137,7 +177,13 @@ class _Shapes:
         return frozenset(self.option[one.casefold()] for one in self._one.findall(match["named"]))
 
     def _counts(
-        self, match: re.Match[str], text: str, *, bare: bool, leading: bool = False
+        self,
+        match: re.Match[str],
+        text: str,
+        *,
+        bare: bool,
+        leading: bool = False,
+        called: bool = False,
     ) -> bool:
         """Whether a match is meant as an answer: not denied, and the letter no word."""
         named, rest = match["named"], match["rest"] or ""
@@ -159,6 +205,8 @@ class _Shapes:
         if bare:
             return False
         letter = named.strip(" \"'“‘(<[")[:1]
+        if called and letter.isupper() and letter != "I":
+            return True
         if letter in _WORDS or letter.islower():
             return False
         return not leading or bool(re.match(r"\s*[A-Z\d]", rest))
