@@ -24,6 +24,7 @@ import tyro
 import yaml
 
 import interp
+from interp.commands.train import train_moelora
 from interp.errors import UserError
 from interp.evaluation import Evaluation, ask_all
 from interp.experts.heads import (
@@ -33,19 +34,18 @@ from interp.experts.heads import (
     experts_feeding,
     slice_effects,
 )
+from interp.files.documents import read_json, write_atomically, write_json
+from interp.forward.hook_points import count_units
 from interp.heads import HeadEffects, HeadSet, Site, locate_heads, random_head_sets
 from interp.heads.locate import as_encoded
 from interp.moelora import hooked, load_adapter
-from interp.moelora.pretrained import load_pretrained
-from interp.moelora.sources import load_examples
-from interp.moelora.training import TrainingSettings
-from interp.patching.components import count_units
+from interp.moelora.data.sources import load_examples
+from interp.moelora.training.pretrained import load_pretrained
+from interp.moelora.training.training import TrainingSettings
 from interp.premises import Premises, Split
 from interp.premises.mentions import names_any
 from interp.premises.registry import data_dir
 from interp.runs.manifest import versions
-from interp.runs.moelora import train_moelora
-from interp.runs.store import read_json, write_atomically, write_json
 
 RESULTS = Path(__file__).parent / "results" / "adapted_faith.json"
 SETS = ("arithmetic", "facts", "false_premise")

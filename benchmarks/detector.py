@@ -25,12 +25,12 @@ import tyro
 from marked import write_between
 
 import interp
+from interp.files.documents import write_json
 from interp.premises import Premises
 from interp.runs.manifest import versions
-from interp.runs.store import write_json
 from probes import compare_with_controls, score_detector, train_detector
-from probes.train import FACTS, collect_material, known_premises, shipped_premises
-from probes.training import fit_detector
+from probes.detector.fit import fit_detector
+from probes.detector.train import FACTS, collect_material, known_premises, shipped_premises
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "detector.json"

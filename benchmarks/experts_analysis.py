@@ -25,8 +25,8 @@ from marked import write_between
 
 from interp.experts import LabelledCorpus, collect_routing, corpus_of, measure_specialization
 from interp.moelora import MoELoRAConfig, load_adapter
-from interp.moelora.pretrained import load_pretrained
-from interp.moelora.sources import list_tasks, load_examples
+from interp.moelora.data.sources import list_tasks, load_examples
+from interp.moelora.training.pretrained import load_pretrained
 
 PAGE = Path(__file__).parent.parent / "docs" / "experts.md"
 SIZES = (10_000, 50_000, 100_000)

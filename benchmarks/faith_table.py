@@ -21,12 +21,12 @@ import tyro
 import interp
 from interp.evaluation import ask_all, compare_settings
 from interp.evaluation.settings import setting_mode_name
+from interp.files.documents import write_json
 from interp.heads import HeadEffects, Site, agreement, locate_heads
 from interp.interventions import Constraint, Mode
 from interp.premises import Split
 from interp.premises.encode import encode_premises
 from interp.runs.manifest import versions
-from interp.runs.store import write_json
 
 RESULTS = Path(__file__).parent / "results" / "faith_table.json"
 SITES: tuple[Site, ...] = ("output", "attention")

@@ -27,14 +27,14 @@ from typing import Any
 import torch
 from marked import write_between
 
+from interp.commands.locate import EFFECTS, SHARDS, LocateSettings, load_run, locate_run
 from interp.errors import UserError
+from interp.files.documents import write_json
 from interp.models import load_model
 from interp.runs.engines import opened_engine
-from interp.runs.locate import EFFECTS, SHARDS, LocateSettings, load_run, locate_run
 from interp.runs.lock import holding
 from interp.runs.manifest import versions
 from interp.runs.shards import InProcess
-from interp.runs.store import write_json
 from tests.conftest import (
     make_planted_hf_model,
     make_word_tokenizer,

@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 
 import interp.report.page  # noqa: E402
 from interp.errors import UserError  # noqa: E402
-from interp.runs.store import write_json  # noqa: E402
+from interp.files.documents import write_json  # noqa: E402
 from tests.fuzz.mutations import mutate  # noqa: E402
 from tests.fuzz.readers import READERS, Reader, fresh  # noqa: E402
 

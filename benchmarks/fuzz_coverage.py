@@ -112,7 +112,7 @@ def main() -> None:
     if options.corpus is not None:
         child(*options.readers, options.corpus, options.seconds)
         return
-    from interp.runs.store import write_json
+    from interp.files.documents import write_json
     from tests.fuzz.readers import READERS
 
     if unknown := set(options.readers) - set(READERS):

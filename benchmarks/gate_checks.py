@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from interp.evaluation import preference
-from interp.evaluation.flow import PARTS, information_flow
-from interp.evaluation.uncertainty import uncertainty
 from interp.heads import HeadSet
 from interp.heads.locate import as_encoded
+from interp.inspection.flow import PARTS, information_flow
+from interp.inspection.uncertainty import uncertainty
 from interp.interventions import Constraint
 from interp.models import fingerprint
 from interp.premises import Premises, Split

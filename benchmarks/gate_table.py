@@ -27,11 +27,23 @@ from marked import write_between
 import interp
 import probes
 from interp.evaluation import compare_settings
-from interp.evaluation.baselines import TreatmentScore, score
+from interp.evaluation.baselines.methods import (
+    Gated,
+    RandomHeads,
+    SystemPrompt,
+    Treatment,
+    Untreated,
+)
+from interp.evaluation.baselines.score import TreatmentScore, score
+from interp.evaluation.baselines.steering import Steering
+from interp.evaluation.baselines.steering_directions import (
+    choose_steering,
+    head_directions,
+    residual_steering,
+)
+from interp.evaluation.baselines.table import pool, treatment_table
 from interp.evaluation.settings import best_setting
-from interp.evaluation.steering import Steering
-from interp.evaluation.treatment_table import pool, treatment_table
-from interp.evaluation.treatments import Gated, RandomHeads, SystemPrompt, Treatment, Untreated
+from interp.files.documents import write_json
 from interp.heads import HeadEffects, Site, locate_heads
 from interp.heads.effects import load_effects, save_effects
 from interp.interventions import Constraint
@@ -39,8 +51,6 @@ from interp.interventions.gate import Detector
 from interp.premises import Premises, Split
 from interp.premises.encode import encode_premises
 from interp.runs.manifest import versions
-from interp.runs.store import write_json
-from probes.steering import choose_steering, head_directions, residual_steering
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results" / "gate_table.json"

@@ -23,11 +23,11 @@ from measuring import Timed, matrix_rate, timed
 from peers import nnsight_loop, nnsight_model, transformer_lens_loop
 
 import interp
+from interp.forward.batch import first_difference
+from interp.forward.partial import record_run
 from interp.heads.locate import as_encoded
 from interp.patching import LogitDifference, TokenBatch, attribute_heads, patch_heads, sweep_sets
 from interp.patching.alignment import align
-from interp.patching.batch import first_difference
-from interp.patching.forward import record_run
 from interp.patching.origin import patching_edit
 from interp.patching.path import patch_paths
 from interp.runs.manifest import versions

@@ -33,6 +33,7 @@ import tyro
 from marked import write_between
 
 import interp
+from interp.files.documents import write_json
 from interp.heads import Head, HeadSet
 from interp.patching import (
     ActivationEdit,
@@ -45,10 +46,9 @@ from interp.patching.alignment import align
 from interp.patching.circuit import circuit_of
 from interp.patching.faithfulness import faithfulness_curve
 from interp.patching.origin import mean_values, patching_edit
-from interp.patching.significance import mean_interval
 from interp.patching.stability import stability
 from interp.runs.manifest import versions
-from interp.runs.store import write_json
+from interp.statistics import mean_interval
 from interp.tasks import EncodedPairs, answered_right, encode_pairs, ioi_pairs, patch_pairs
 from interp.tasks.ioi import NAMES, TEMPLATES, Corruption
 

@@ -24,15 +24,15 @@ import torch
 from marked import write_between
 from sweep_memory import hf_model_of
 
+from interp.commands.locate import LocateJob, locate_shard
+from interp.files.documents import write_json
 from interp.heads.locate import as_encoded
+from interp.jobs import Shard
 from interp.models import fingerprint, load_model, model_info
 from interp.premises import Premises
-from interp.runs.locate import LocateJob, locate_shard
 from interp.runs.manifest import versions
 from interp.runs.ray_engine import RayEngine
 from interp.runs.shards import InProcess, ShardStore, cut, finish_shards
-from interp.runs.store import write_json
-from interp.stages import Shard
 from tests.conftest import make_word_tokenizer, planted_relation
 
 ROOT = Path(__file__).parent.parent

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from interp.runs.store import write_atomically
+from interp.files.documents import write_atomically
 
 
 def write_between(page: Path, name: str, text: str) -> None:

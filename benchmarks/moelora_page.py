@@ -11,7 +11,7 @@ from typing import Any
 
 from marked import write_between
 
-from interp.moelora.adapters import METHOD_NAMES
+from interp.moelora.training.adapters import METHOD_NAMES
 from interp.report.comparison_page import summary
 
 ROOT = Path(__file__).parent.parent

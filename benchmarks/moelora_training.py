@@ -17,11 +17,11 @@ from pathlib import Path
 import torch
 import tyro
 
-from interp.moelora.compare import CompareSettings, compare_moelora
-from interp.moelora.training import TrainingSettings
+from interp.commands.compare import CompareSettings, compare_moelora
+from interp.files.documents import write_json
+from interp.moelora.training.training import TrainingSettings
 from interp.report.comparison_page import summary
 from interp.runs.manifest import versions
-from interp.runs.store import write_json
 
 RESULTS = Path(__file__).parent / "results" / "moelora_training.json"
 SETS = ("mawps-asdiv-a", "ARC-Easy", "openbookqa", "boolq")

@@ -28,11 +28,11 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import interp
+from interp.commands.dtype_check import widened as in_float32
 from interp.patching import LogitDifference, TokenBatch, attribute_heads
 from interp.patching.alignment import align
 from interp.patching.origin import patching_edit
 from interp.patching.sweep import Unit, sweep_effects
-from interp.runs.dtype_check import widened as in_float32
 
 Which = Literal["embedded", "random"]
 

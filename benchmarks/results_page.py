@@ -17,7 +17,7 @@ import pandas as pd
 import tyro
 from marked import write_between
 
-from interp.report.figures import gain_cost_curve, head_heatmap
+from interp.figures.evaluation import gain_cost_curve, head_heatmap
 
 ROOT = Path(__file__).parent.parent
 

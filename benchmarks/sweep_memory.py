@@ -12,10 +12,10 @@ from measuring import timed
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import interp.models
+from interp.commands.locate import LocateJob, locate_shard
+from interp.forward.memory import CPU_BUDGET, CPU_WHOLE
 from interp.heads.locate import as_encoded
-from interp.patching.budget import CPU_BUDGET, CPU_WHOLE
 from interp.premises import Premises
-from interp.runs.locate import LocateJob, locate_shard
 from interp.runs.shards import InProcess, ShardStore, cut, make_shards, put_together
 from tests.conftest import make_word_tokenizer, planted_relation
 

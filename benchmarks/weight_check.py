@@ -8,9 +8,9 @@ import statistics
 import time
 from pathlib import Path
 
+from interp.files.documents import write_json
 from interp.models import load_model, resolve
 from interp.models.finite import first_bad_weight
-from interp.runs.store import write_json
 
 OUT = Path(__file__).parent / "results" / "weight_check.json"
 TIMES = 5

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
         report,
         tasks,
     )
-    from interp.answering import generate
     from interp.errors import UserError
     from interp.evaluation import (
         AttentionPattern,
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     )
     from interp.heads import HeadEffects, HeadSet, locate_heads
     from interp.interventions import Constraint, ExpertConstraint, Intervention, constrain
+    from interp.interventions.generate import generate
     from interp.models import load_model
     from interp.premises import filter_known, list_relations, load_premises
 
@@ -77,7 +77,7 @@ __all__ = [
 
 
 _HOMES = {
-    "interp.answering": ("generate",),
+    "interp.interventions.generate": ("generate",),
     "interp.errors": ("UserError",),
     "interp.evaluation": (
         *("AttentionPattern", "Evaluation", "TokenSaliency"),

@@ -13,13 +13,13 @@ from pathlib import Path
 import pandas as pd
 
 import interp
+from interp.commands.train import train_moelora
 from interp.experts import collect_routing, measure_specialization
-from interp.experts.effects import expert_effects
-from interp.moelora.pretrained import load_pretrained
-from interp.moelora.sources import load_split
-from interp.moelora.training import TrainingSettings
+from interp.experts.effects.effects import expert_effects
+from interp.moelora.data.sources import load_split
+from interp.moelora.training.pretrained import load_pretrained
+from interp.moelora.training.training import TrainingSettings
 from interp.report.comparison_figures import curve_figure
-from interp.runs.moelora import train_moelora
 
 settings = TrainingSettings(
     data=("arithmetic", "facts"),
@@ -88,7 +88,7 @@ effects = expert_effects(model, some, budget=8)
 effects
 
 # %% [markdown]
-# `interp.experts.agreement.routing_agreement(effects, found.experts)` sets the two beside each
+# `interp.experts.effects.agreement.routing_agreement(effects, found.experts)` sets the two beside each
 # other: does the task that uses an expert most suffer most without it?
 #
 # **A limit.** After so few steps on a small model there is little to find: experts are still alike,

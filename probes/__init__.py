@@ -4,6 +4,7 @@ One direction of work: prompts → activations → probes → their score on hel
 templates, beside controls; and, from the same parts, a detector of false premises in raw questions.
 """
 
+from probes.activation_reader import ActivationHook, TokensToRead, read_activations
 from probes.activations import (
     Position,
     PremiseKind,
@@ -11,26 +12,25 @@ from probes.activations import (
     collect_activations,
     collect_tokens,
 )
-from probes.calibration import (
+from probes.control_report import ControlReport, compare_with_controls
+from probes.controls import control_task_auc, random_weights, shuffled_label_auc
+from probes.detector.balance import balanced_questions
+from probes.detector.calibration import (
     Calibration,
     expected_calibration_error,
     fit_calibration,
     reliability,
 )
-from probes.controls import control_task_auc, random_weights, shuffled_label_auc
-from probes.detection import DetectionScore, score_detections, score_detector
-from probes.detector import PremiseDetector
+from probes.detector.detector import PremiseDetector
+from probes.detector.score import DetectionScore, score_detections, score_detector
+from probes.detector.train import detector_for, train_detector
 from probes.grid import ProbeGrid, probe_grid, probe_heads
 from probes.grouping import groups_of
-from probes.labelled import LabelledActivations
+from probes.labelled_activations import LabelledActivations
 from probes.layers import LayerScore, ProbeMap, probe_layers
 from probes.linear import LinearProbe, ProbeMethod, fit_probe
-from probes.pairing import balanced_questions
-from probes.reading import ActivationHook, TokensToRead, read_activations
 from probes.scoring import area_under_curve, auc_with_interval, cross_validated_scores
 from probes.store import ActivationStore, store_activations
-from probes.train import detector_for, train_detector
-from probes.verdict import ControlReport, compare_with_controls
 
 __all__ = [
     "ActivationHook",

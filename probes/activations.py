@@ -17,7 +17,7 @@ from torch import Tensor
 from interp.checked import checked
 from interp.errors import UserError
 from interp.premises.encode import EncodedPremise, EncodedPremises, EncodedPrompt
-from probes.reading import (
+from probes.activation_reader import (
     DEFAULT_BATCH_TOKENS,
     ActivationHook,
     TokensToRead,

@@ -26,15 +26,15 @@ from torch import Tensor
 
 from interp.display import Displayed, Shown
 from interp.errors import UserError
+from interp.forward.batch import TokenBatch
+from interp.forward.hook_points import hook_name
+from interp.forward.out_of_memory import over_parts
+from interp.forward.partial import RecordedRun, record_run, resume
 from interp.heads.locate import as_encoded
 from interp.heads.significance import mean_interval
 from interp.models.precision import widened
-from interp.patching.batch import TokenBatch
-from interp.patching.components import hook_name
 from interp.patching.edits import edited_points
-from interp.patching.forward import RecordedRun, record_run, resume
 from interp.patching.metrics import LogitDifference, apply_metric
-from interp.patching.out_of_memory import over_parts
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import Premises
 from interp.progress import progress_bar

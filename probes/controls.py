@@ -25,9 +25,9 @@ from transformers import AutoModelForCausalLM
 
 from interp.checked import checked
 from interp.errors import UserError
+from interp.forward.partial import device_of
 from interp.models import HookedModel, from_hf, model_info
-from interp.patching.forward import device_of
-from probes.labelled import LabelledActivations
+from probes.labelled_activations import LabelledActivations
 from probes.linear import DEFAULT_C, fit_direction
 from probes.scoring import area_under_curve, cross_validated_scores
 

@@ -25,11 +25,11 @@ from interp.models import fingerprint
 from interp.premises import Premises, Split
 from interp.premises.encode import EncodedPremise, encode_premises
 from interp.progress import progress_bar
+from probes.activation_reader import ActivationHook, TokensToRead, chosen_layers
 from probes.activations import Position, PremiseKind, check_place, positions_read
-from probes.labelled import LabelledActivations
+from probes.labelled_activations import LabelledActivations
 from probes.layers import score_place
 from probes.linear import DEFAULT_C, LinearProbe, ProbeMethod, fit_probe
-from probes.reading import ActivationHook, TokensToRead, chosen_layers
 from probes.store import ActivationStore, store_activations
 
 if TYPE_CHECKING:

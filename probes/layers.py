@@ -17,17 +17,17 @@ from torch import Tensor
 from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
+from interp.forward.partial import device_of
 from interp.models import fingerprint
 from interp.models.tokenizer_fingerprint import prompting_fingerprint
-from interp.patching.forward import device_of
 from interp.premises import Premises, Question, Split
 from interp.premises.encode import encode_premises
 from interp.progress import progress_bar
+from probes.activation_reader import ActivationHook, chosen_layers
 from probes.activations import Position, check_place, collect_activations
 from probes.controls import DEFAULT_SHUFFLES, shuffled_label_auc
-from probes.labelled import LabelledActivations
+from probes.labelled_activations import LabelledActivations
 from probes.linear import DEFAULT_C, LinearProbe, ProbeMethod, fit_probe
-from probes.reading import ActivationHook, chosen_layers
 from probes.scoring import (
     accuracy_with_interval,
     area_under_curve,
@@ -109,7 +109,7 @@ class ProbeMap(Displayed):
 
     def plot(self) -> "go.Figure":
         """AUC against layer, with its interval as a band."""
-        from probes.figure import auc_by_layer
+        from interp.figures.probe_layers import auc_by_layer
 
         probe = self.probes[0]
         return auc_by_layer(self.to_dataframe(), hook=probe.hook, position=probe.position)

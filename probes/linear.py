@@ -22,12 +22,12 @@ from torch import Tensor
 
 from interp.checked import checked
 from interp.errors import UserError
+from interp.files import check_tensors, one_line
+from interp.files.tensor_file import read_tensor_file, write_tensor_file
 from interp.models import fingerprint as fingerprint_of
 from interp.models.tokenizer_fingerprint import prompting_fingerprint
-from interp.tensor_file import read_tensor_file, write_tensor_file
-from interp.untrusted import check_tensors, one_line
+from probes.activation_reader import ActivationHook
 from probes.activations import Position, check_place
-from probes.reading import ActivationHook
 
 ProbeMethod = Literal["logistic", "mean_difference"]
 """Logistic regression on all features, or the direction from one class's mean to the other's."""

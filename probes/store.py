@@ -23,12 +23,12 @@ from torch import Tensor
 
 from interp.checked import checked
 from interp.errors import UserError
-from interp.files import beside_of, move_into_place, remove_leftovers
+from interp.files import check_shape, plain_name
+from interp.files.documents import read_json, write_json
+from interp.files.whole import beside_of, move_into_place, remove_leftovers
 from interp.models import fingerprint
 from interp.models.converted import file_sha256
-from interp.runs.store import read_json, write_json
-from interp.untrusted import check_shape, plain_name
-from probes.reading import (
+from probes.activation_reader import (
     DEFAULT_BATCH_TOKENS,
     ActivationHook,
     TokensToRead,

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from interp.models import fingerprint
-from interp.models.majors import MAJOR, VERSION
+from interp.models.versions import MAJOR, VERSION
 from tests.models.head_effects import (
     REFERENCE,
     cases,

@@ -20,10 +20,10 @@ from transformers import (
 )
 
 import interp.models
+from interp.commands.locate import LocateSettings, locate_run
 from interp.models import HookedModel
-from interp.models.majors import MAJOR
+from interp.models.versions import MAJOR
 from interp.premises import Fact, Premises, Relation, Template
-from interp.runs.locate import LocateSettings, locate_run
 
 # A busy machine is no fault of the code under test.
 hypothesis.settings.register_profile("no_deadline", deadline=None)

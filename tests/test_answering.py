@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 import interp
-from interp.answering import one_each, questions_of
 from interp.errors import UserError
 from interp.interventions.gate import Detection
+from interp.interventions.generate import one_each, questions_of
 from interp.models import HookedModel
 
 QUESTIONS = [

@@ -12,10 +12,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import interp.files
+import interp.files.whole
 from interp.errors import UserError
-from interp.files import LEFTOVER, beside_of, move_into_place, remove_leftovers, write_whole
-from interp.tensor_file import parse_tensor_bytes, read_tensor_file, tensor_bytes, write_tensor_file
+from interp.files.tensor_file import (
+    parse_tensor_bytes,
+    read_tensor_file,
+    tensor_bytes,
+    write_tensor_file,
+)
+from interp.files.whole import LEFTOVER, beside_of, move_into_place, remove_leftovers, write_whole
 
 TENSORS = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.tensor([True, False])}
 TEXTS = {"z": "1", "y": 'é "quoted"\n', "x": ""}
@@ -35,7 +40,7 @@ def test_a_write_that_fails_anywhere_leaves_the_old_file(
 ) -> None:
     target = write_whole(tmp_path / "file", b"old")
     with monkeypatch.context() as patch:
-        patch.setattr(interp.files.os, call, failing(error))
+        patch.setattr(interp.files.whole.os, call, failing(error))
         with pytest.raises(UserError, match=os.strerror(error)) as caught:
             write_whole(target, b"new")
     assert "\n" not in str(caught.value)
@@ -47,7 +52,7 @@ def test_a_file_larger_than_there_is_room_for_is_told(tmp_path: Path) -> None:
     """A real limit of the system; in a process of its own, as it cannot be taken back."""
     code = (
         "import resource, signal, sys; from pathlib import Path\n"
-        "from interp.errors import UserError; from interp.files import write_whole\n"
+        "from interp.errors import UserError; from interp.files.whole import write_whole\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
         "write_whole(Path(sys.argv[1]) / 'small', bytes(4096))\n"
@@ -85,7 +90,7 @@ def test_the_bytes_do_not_depend_on_any_order() -> None:
     )
     assert turned == tensor_bytes(TENSORS, TEXTS)
     code = (
-        "import hashlib, torch; from interp.tensor_file import tensor_bytes\n"
+        "import hashlib, torch; from interp.files.tensor_file import tensor_bytes\n"
         "content = tensor_bytes({'a': torch.ones(2)}, {c: c for c in 'zyxwvut'})\n"
         "print(hashlib.sha256(content).hexdigest())"
     )

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from interp.errors import UserError
-from interp.evaluation.uncertainty import scored_answers
-from interp.generation import (
+from interp.forward.generate import (
     check_max_new_tokens,
     end_tokens,
     generate_tokens,
     greedy_answers,
 )
+from interp.inspection.uncertainty import scored_answers
 from interp.models import HookedModel
 from interp.runs.prompting import end_tokens as identity_end_tokens
 

@@ -19,7 +19,7 @@ def test_modules_are_there_whether_or_not_they_are_listed() -> None:
     from interp.errors import UserError
 
     assert interp.errors.UserError is interp.UserError is UserError
-    assert interp.generation.MAX_NEW_TOKENS > 0
+    assert interp.forward.generate.MAX_NEW_TOKENS > 0
     with pytest.raises(AttributeError, match="has no attribute 'evalute'"):
         interp.evalute  # type: ignore[attr-defined]  # noqa: B018
 

@@ -19,27 +19,27 @@ from interp.cli.options import (
     PremisesOptions,
     ReportOptions,
 )
+from interp.commands.demo import DemoSettings, demo_run
+from interp.commands.evaluate import EvaluateSettings, evaluate_run
+from interp.commands.known import premise_rows
+from interp.commands.locate import LocateSettings, load_run, locate_run
+from interp.commands.report import report_run
 from interp.errors import UserError
 from interp.evaluation.evaluate import Evaluation
+from interp.figures.tables import comparison_table, rich_table
+from interp.files.documents import read_json, write_jsonl, write_yaml
 from interp.premises.knowledge import check_knowledge
 from interp.premises.questions import load_premises
 from interp.premises.registry import list_relations, load_relation
-from interp.report.html import write_report
+from interp.report.heads_page import write_report
 from interp.report.summary import agreement_sentence, summary_sentences
-from interp.report.tables import comparison_table, rich_table
-from interp.runs.demo import DemoSettings, demo_run
 from interp.runs.engines import check_engine
-from interp.runs.evaluate import EvaluateSettings, evaluate_run
-from interp.runs.known import premise_rows
-from interp.runs.locate import LocateSettings, load_run, locate_run
 from interp.runs.lock import check_free
 from interp.runs.manifest import check_same_model, recorded_model
-from interp.runs.report import report_run
-from interp.runs.store import read_json, write_jsonl, write_yaml
 
 
 def demo(options: DemoOptions, console: Console) -> None:
-    """The whole way; see ``interp.runs.demo``."""
+    """The whole way; see ``interp.commands.demo``."""
     settings = settings_of(DemoSettings, options)
     check_free(options.out)
     evaluations = demo_run(load(options, console), settings, options.out)
@@ -49,7 +49,7 @@ def demo(options: DemoOptions, console: Console) -> None:
 
 
 def locate(options: LocateOptions, console: Console) -> None:
-    """Effects of all heads; see ``interp.runs.locate``."""
+    """Effects of all heads; see ``interp.commands.locate``."""
     settings = settings_of(LocateSettings, options)
     check_engine(options.engine)
     check_free(options.out)
@@ -69,7 +69,7 @@ def locate(options: LocateOptions, console: Console) -> None:
 
 
 def evaluate(options: EvaluateOptions, console: Console) -> None:
-    """Held-out scores of a run's heads; see ``interp.runs.evaluate``."""
+    """Held-out scores of a run's heads; see ``interp.commands.evaluate``."""
     settings = settings_of(EvaluateSettings, options)
     check_engine(options.engine)
     recorded = recorded_model(options.run)

@@ -3,7 +3,7 @@
 import pandas as pd
 from rich.table import Table
 
-from interp.report.tables import rich_table
+from interp.figures.tables import rich_table
 
 SHOWN = 10
 

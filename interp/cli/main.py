@@ -14,7 +14,7 @@ from rich.table import Table
 
 from interp.cli.summaries import COMMANDS, FAMILIES
 from interp.errors import UserError
-from interp.untrusted.text import one_line
+from interp.files.text import one_line
 
 USERS = frozenset(
     {errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ELOOP, errno.ENOSPC,

@@ -10,18 +10,18 @@ from rich.console import Console
 
 from interp.cli.config import settings_of, to_config
 from interp.cli.options import EngineOptions, WeightsOptions, parse_as
+from interp.commands.analyze import AnalyzeSettings, analyze_adapter
+from interp.commands.compare import ComparedMethods, CompareSettings, compare_moelora
+from interp.commands.train import train_moelora
 from interp.errors import UserError
-from interp.moelora.adapters import METHOD_NAMES, Method
-from interp.moelora.compare import ComparedMethods, CompareSettings, compare_moelora
-from interp.moelora.training import TrainingSettings
+from interp.figures.tables import rich_table
+from interp.files.documents import read_json, write_yaml
+from interp.moelora.training.adapters import METHOD_NAMES, Method
+from interp.moelora.training.training import TrainingSettings
 from interp.report.comparison_page import accuracy_table, cost_table, summary
 from interp.report.experts_page import sentences, summary_table
-from interp.report.tables import rich_table
-from interp.runs.analyze import AnalyzeSettings, analyze_adapter
 from interp.runs.engines import check_engine
 from interp.runs.lock import check_free
-from interp.runs.moelora import train_moelora
-from interp.runs.store import read_json, write_yaml
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def parse(command: str, arguments: list[str]) -> Any:
 
 
 def train(options: TrainOptions, console: Console) -> None:
-    """One adapter; see ``interp.runs.moelora``."""
+    """One adapter; see ``interp.commands.train``."""
     settings = settings_of(TrainingSettings, options)
     check_free(options.out)
     run = train_moelora(
@@ -121,7 +121,7 @@ def train(options: TrainOptions, console: Console) -> None:
 
 
 def compare(options: CompareOptions, console: Console) -> None:
-    """Three adapters of equal size; see ``interp.moelora.compare``."""
+    """Three adapters of equal size; see ``interp.commands.compare``."""
     settings = CompareSettings(
         settings_of(TrainingSettings, options), **asdict(settings_of(ComparedMethods, options))
     )
@@ -137,7 +137,7 @@ def compare(options: CompareOptions, console: Console) -> None:
 
 
 def analyze(options: AnalyzeOptions, console: Console) -> None:
-    """The experts of an adapter; see ``interp.runs.analyze``."""
+    """The experts of an adapter; see ``interp.commands.analyze``."""
     check_engine(options.engine)
     check_free(options.out)
     content = analyze_adapter(

@@ -13,13 +13,13 @@ import tyro
 
 from interp.cli import summaries
 from interp.cli.config import from_config, take_config
+from interp.commands.demo import DemoSettings
+from interp.commands.evaluate import EvaluateSettings
+from interp.commands.locate import LocateSettings
+from interp.commands.patch import PatchSettings
+from interp.commands.probe import ProbeSettings
 from interp.premises.knowledge import KnowledgeCheck
-from interp.runs.demo import DemoSettings
 from interp.runs.engines import EngineName
-from interp.runs.evaluate import EvaluateSettings
-from interp.runs.locate import LocateSettings
-from interp.runs.patch import PatchSettings
-from interp.runs.probe import ProbeSettings
 
 Options = TypeVar("Options")
 

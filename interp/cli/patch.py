@@ -6,15 +6,15 @@ from interp.cli.config import settings_of, to_config
 from interp.cli.effects_table import effects_table
 from interp.cli.loading import engine_of, load
 from interp.cli.options import PatchOptions
+from interp.commands.patch import PatchSettings, load_pairs, patch_run
+from interp.files.documents import read_json, write_yaml
 from interp.report.patch_page import patch_sentences
 from interp.runs.engines import check_engine
 from interp.runs.lock import check_free
-from interp.runs.patch import PatchSettings, load_pairs, patch_run
-from interp.runs.store import read_json, write_yaml
 
 
 def patch(options: PatchOptions, console: Console) -> None:
-    """Effects of every unit; see ``interp.runs.patch``."""
+    """Effects of every unit; see ``interp.commands.patch``."""
     settings = settings_of(PatchSettings, options)
     check_engine(options.engine)
     check_free(options.out)

@@ -5,16 +5,16 @@ from rich.console import Console
 from interp.cli.config import settings_of, to_config
 from interp.cli.loading import load
 from interp.cli.options import ProbeOptions
+from interp.commands.probe import ProbeSettings, probe_run
+from interp.figures.tables import rich_table
+from interp.files.documents import write_yaml
 from interp.premises import load_premises
 from interp.report.probes import detection_table
-from interp.report.tables import rich_table
 from interp.runs.lock import check_free
-from interp.runs.probe import ProbeSettings, probe_run
-from interp.runs.store import write_yaml
 
 
 def probe(options: ProbeOptions, console: Console) -> None:
-    """Maps, controls and a detector; see ``interp.runs.probe``."""
+    """Maps, controls and a detector; see ``interp.commands.probe``."""
     settings = settings_of(ProbeSettings, options)
     check_free(options.out)
     load_premises(options.premises)  # a misspelt relation should not wait for the model

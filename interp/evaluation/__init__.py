@@ -1,15 +1,15 @@
 """Scoring a constraint: preference, greedy answers, a random null, cost on honest text."""
 
 from interp.evaluation.answer_pair import AnswerPair
-from interp.evaluation.attention import AttentionPattern, attention_pattern
 from interp.evaluation.detection import PremiseDetections, detect_premises
 from interp.evaluation.evaluate import Evaluation, ask_all, evaluate
-from interp.evaluation.flow import InformationFlow, information_flow
 from interp.evaluation.preference import Preference, preference
-from interp.evaluation.saliency import TokenSaliency, token_saliency
 from interp.evaluation.settings import choose_setting, compare_settings
 from interp.evaluation.side_effects import SideEffects, neutral_sentences, side_effects
-from interp.evaluation.uncertainty import Uncertainty, uncertainty
+from interp.inspection.attention import AttentionPattern, attention_pattern
+from interp.inspection.flow import InformationFlow, information_flow
+from interp.inspection.saliency import TokenSaliency, token_saliency
+from interp.inspection.uncertainty import Uncertainty, uncertainty
 
 __all__ = [
     "AnswerPair",

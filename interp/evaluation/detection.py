@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
+from interp.forward.batch import Span
 from interp.heads.significance import mean_interval
 from interp.interventions.gate import Detection, Detector, detect, spans_of
-from interp.patching.batch import Span
 from interp.premises.encode import EncodedPremises, encode_question
 from interp.premises.questions import Premises, QuestionKind
 

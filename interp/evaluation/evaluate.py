@@ -30,18 +30,18 @@ from interp.evaluation.answers import (
 from interp.evaluation.detection import PremiseDetections, cloze_spans, detect_premises
 from interp.evaluation.preference import Preference, preference_under
 from interp.evaluation.side_effects import SideEffects, side_effects
+from interp.forward.batch import Span
 from interp.heads.headset import Head, HeadSet, Site
 from interp.heads.locate import as_encoded
 from interp.heads.sources import mean_output
-from interp.interventions.constraint import Constraint, Mode
-from interp.interventions.experts import ExpertConstraint
+from interp.interventions.expert_constraint import ExpertConstraint
 from interp.interventions.gate import Detector, Gate, check_gate
+from interp.interventions.head_constraint import Constraint, Mode
 from interp.interventions.intervention import Intervention
-from interp.interventions.matched import random_interventions
+from interp.interventions.random_controls import random_interventions
+from interp.jobs import AT_ONCE, Stages
 from interp.models import model_info
-from interp.patching.batch import Span
 from interp.premises.questions import Premises, QuestionKind
-from interp.stages import AT_ONCE, Stages
 
 RANDOM_SETS = 20
 MINIMUM_RANDOM_SETS = 20
@@ -152,12 +152,12 @@ class Evaluation(Displayed):
 
     def plot(self) -> Any:
         """Preference per template, without and with the constraint."""
-        from interp.report.figures import preference_by_template
+        from interp.figures.evaluation import preference_by_template
 
         return preference_by_template(self.to_dict())
 
     def _shown(self) -> Shown:
-        from interp.report.tables import comparison_table
+        from interp.figures.tables import comparison_table
 
         words = (
             f"{self.intervention.name}, gate {self.intervention.gate}, on "

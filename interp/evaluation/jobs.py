@@ -8,21 +8,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.generation import BATCH_PROMPTS, MAX_NEW_TOKENS, generate_tokens
+from interp.forward.batch import Span, TokenBatch
+from interp.forward.generate import BATCH_PROMPTS, MAX_NEW_TOKENS, generate_tokens
+from interp.forward.out_of_memory import over_parts
+from interp.forward.partial import tail_logits
 from interp.heads.headset import HeadSet
-from interp.interventions.constrain import constrain
-from interp.interventions.constraint import Constraint
+from interp.interventions.context import constrain
+from interp.interventions.head_constraint import Constraint
 from interp.interventions.intervention import Intervention
+from interp.jobs import SHARD, Shard
 from interp.models.precision import result_dtype
-from interp.patching.batch import Span, TokenBatch
-from interp.patching.forward import tail_logits
 from interp.patching.metrics import LogitDifference, Probability, apply_metric
-from interp.patching.out_of_memory import over_parts
 from interp.patching.sweep import sweep_sets
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import QuestionKind
 from interp.progress import progress_bar
-from interp.stages import SHARD, Shard
 
 
 @dataclass(frozen=True)

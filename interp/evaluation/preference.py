@@ -23,14 +23,14 @@ from interp.evaluation.jobs import (
     preference_values,
     whole_run_values,
 )
+from interp.forward.batch import Span
 from interp.heads.headset import HeadSet
 from interp.heads.significance import mean_interval
-from interp.interventions.constraint import Constraint
+from interp.interventions.head_constraint import Constraint
 from interp.interventions.intervention import Intervention
-from interp.patching.batch import Span
+from interp.jobs import AT_ONCE, Gives, Stages, Work
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import QuestionKind
-from interp.stages import AT_ONCE, Gives, Stages, Work
 
 Interval = list[float]
 """[value, low, high]: a mean and its 95 % interval from resampling subjects."""

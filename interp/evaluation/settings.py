@@ -17,10 +17,10 @@ from interp.heads.headset import HeadSet, Site
 from interp.heads.locate import as_encoded
 from interp.heads.significance import mean_interval
 from interp.heads.sources import mean_output
-from interp.interventions.constraint import Constraint, Mode
+from interp.interventions.head_constraint import Constraint, Mode
+from interp.jobs import AT_ONCE, Stages
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import Premises
-from interp.stages import AT_ONCE, Stages
 
 SettingMode = tuple[Mode, float]
 """A mode and its factor."""

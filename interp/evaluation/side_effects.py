@@ -20,14 +20,14 @@ from torch import Tensor
 
 from interp.checked import checked
 from interp.display import Displayed, Shown
-from interp.interventions.constrain import constrain
-from interp.interventions.constraint import Constraint
+from interp.forward.batch import TokenBatch
+from interp.forward.out_of_memory import over_parts
+from interp.forward.partial import device_of, tail_logits
+from interp.interventions.context import constrain
+from interp.interventions.head_constraint import Constraint
 from interp.interventions.intervention import Intervention
 from interp.models.precision import widened
 from interp.models.spans import tokenize_with_offsets
-from interp.patching.batch import TokenBatch
-from interp.patching.forward import device_of, tail_logits
-from interp.patching.out_of_memory import over_parts
 from interp.premises.encode import token_span
 from interp.premises.registry import data_dir
 

@@ -6,14 +6,14 @@
     found = measure_specialization(records)      # measures with intervals, nulls and q-values
     found.summary(); found.plot("task_information"); records.plot("load", target="q_proj")
 
-Causal effects are in `interp.experts.effects`, experts and heads in `interp.experts.heads`.
+Causal effects are in `interp.experts.effects.effects`, experts and heads in `interp.experts.heads`.
 """
 
-from interp.experts.collect import CollectSettings, collect_routing
-from interp.experts.corpus import LabelledCorpus, LabelledText, corpus_of
-from interp.experts.records import Projection, RoutingRecords
-from interp.experts.similarity import OutputSimilarity
-from interp.experts.specialization import Specialization, measure_specialization
+from interp.experts.routing.collect import CollectSettings, collect_routing
+from interp.experts.routing.corpus import LabelledCorpus, LabelledText, corpus_of
+from interp.experts.routing.records import Projection, RoutingRecords
+from interp.experts.routing.similarity import OutputSimilarity
+from interp.experts.routing.specialization import Specialization, measure_specialization
 
 __all__ = [
     "CollectSettings",

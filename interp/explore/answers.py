@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from interp.interventions.constraint import Constraint
-from interp.patching.batch import Span
+from interp.forward.batch import Span
+from interp.interventions.head_constraint import Constraint
 from interp.premises.mentions import names
 from interp.report.answers import Piece, mark_names, mark_object
 

@@ -17,22 +17,22 @@ import plotly.graph_objects as go
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.answering import named_span
 from interp.errors import UserError
 from interp.explore.answers import Answer, Answers, FoundPremise
-from interp.generation import MAX_NEW_TOKENS, generate_tokens
+from interp.figures.evaluation import head_heatmap
+from interp.figures.tables import rows_of_site
+from interp.forward.generate import MAX_NEW_TOKENS, generate_tokens
 from interp.heads.headset import Head, HeadSet, Site, check_site
 from interp.heads.locate import as_encoded
 from interp.heads.sources import mean_output
-from interp.interventions.constrain import constrain
-from interp.interventions.constraint import SITE_MODES, Constraint, Mode
+from interp.interventions.context import constrain
 from interp.interventions.gate import Detector, detect
+from interp.interventions.generate import named_span
+from interp.interventions.head_constraint import SITE_MODES, Constraint, Mode
 from interp.models import model_info, render_chat
 from interp.premises.encode import tokenize
 from interp.premises.mentions import names
 from interp.premises.split import Split
-from interp.report.figures import head_heatmap
-from interp.report.tables import rows_of_site
 
 _HEAD = re.compile(r"\(?\s*(\d{1,9})\s*[.,:]\s*(\d{1,9})\s*\)?\s*(?:[,;]\s*|\s+|$)")
 

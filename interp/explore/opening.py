@@ -6,19 +6,19 @@ from typing import Any
 
 import pandas as pd
 
+from interp.commands.detector import has_detector, run_detector
+from interp.commands.locate import check_same_prompts, load_run
 from interp.errors import UserError
 from interp.explore.explorer import Explorer
+from interp.files import Maybe, check_shape
+from interp.files.documents import read_json
 from interp.heads.effects import HeadEffects
-from interp.interventions.constraint import Constraint
 from interp.interventions.gate import Detector
+from interp.interventions.head_constraint import Constraint
 from interp.models import load_model
 from interp.premises.split import Split
-from interp.report.reading import read_heads
-from interp.runs.detector import has_detector, run_detector
-from interp.runs.locate import check_same_prompts, load_run
+from interp.report.read_run import read_heads
 from interp.runs.manifest import read_manifest, recorded_model
-from interp.runs.store import read_json
-from interp.untrusted import Maybe, check_shape
 
 
 def check_explorable(run: Path) -> None:

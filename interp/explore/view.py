@@ -14,7 +14,7 @@ import param
 from interp.errors import UserError
 from interp.explore.explorer import Explorer, heads_text, read_heads_text
 from interp.heads.headset import HeadSet, Site
-from interp.interventions.constraint import Constraint, Mode
+from interp.interventions.head_constraint import Constraint, Mode
 from interp.report.page import render_part, template_text
 
 FEWEST_STEPS = 12

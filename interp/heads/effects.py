@@ -22,11 +22,11 @@ from torch import Tensor
 from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
+from interp.files import check_tensors
+from interp.files.tensor_file import read_tensor_file, write_tensor_file
 from interp.heads.headset import Head, HeadSet, Site, check_site
 from interp.heads.significance import RESOLUTION, HeadStatistics, head_statistics
 from interp.patching.result import PatchingResult
-from interp.tensor_file import read_tensor_file, write_tensor_file
-from interp.untrusted import check_tensors
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -138,12 +138,12 @@ class HeadEffects(Displayed):
         ``selected`` heads are framed in the heat map. Raises UserError for another ``by``.
         """
         if by == "head":
-            from interp.report.figures import head_heatmap
+            from interp.figures.evaluation import head_heatmap
 
             return head_heatmap(self.to_dataframe(selected), site=self.site)
         if by == "layer":
+            from interp.figures.layers import layer_effects
             from interp.heads.by_layer import effects_by_layer
-            from interp.report.layers import layer_effects
 
             return layer_effects(effects_by_layer(self))
         raise UserError(f"unknown kind of figure {by!r}; known: head, layer")

@@ -12,7 +12,7 @@ from interp.arguments import as_path, pairs_of_numbers
 from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
-from interp.untrusted import Maybe, check_shape, parse_json, read_text
+from interp.files import Maybe, check_shape, parse_json, read_text
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -84,7 +84,7 @@ class HeadSet(Displayed):
 
     def plot(self) -> "go.Figure":
         """The heads as squares, layer × head."""
-        from interp.report.heatmap import chosen_heads
+        from interp.figures.heatmap import chosen_heads
 
         return chosen_heads(self)
 

@@ -24,17 +24,17 @@ from torch import Tensor
 from interp.arguments import whole_number
 from interp.checked import checked
 from interp.errors import UserError
+from interp.forward.batch import TokenBatch
+from interp.forward.partial import device_of, unedited_logits
+from interp.forward.trial import sweep_resolution
 from interp.heads.effects import HeadEffects, Method
 from interp.heads.headset import Head, Site, check_site
 from interp.heads.sources import Source, premise_edit
-from interp.models.majors import check_hooked
 from interp.models.precision import result_dtype
+from interp.models.versions import check_hooked
 from interp.patching.attribution import attribute_heads
-from interp.patching.batch import TokenBatch
-from interp.patching.forward import device_of, unedited_logits
 from interp.patching.metrics import LogitDifference, Probability, apply_metric
 from interp.patching.sweep import sweep_effects
-from interp.patching.trial import sweep_resolution
 from interp.premises.encode import EncodedPremises, encode_premises
 from interp.premises.questions import Premises, QuestionKind
 

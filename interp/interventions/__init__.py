@@ -1,12 +1,12 @@
 """Acting on a model while it runs: FAITH's constraint of heads, experts of an adapter, the gate."""
 
-from interp.interventions.constrain import constrain
-from interp.interventions.constraint import SITE_MODES, Constraint, Mode
-from interp.interventions.experts import ExpertConstraint, ExpertMode, edit_gates
+from interp.interventions.context import constrain
+from interp.interventions.expert_constraint import ExpertConstraint, ExpertMode, edit_gates
 from interp.interventions.gate import Detection, Detector, Gate, detect
+from interp.interventions.head_constraint import SITE_MODES, Constraint, Mode
 from interp.interventions.intervention import Intervention
-from interp.interventions.places import Places, places_at, places_of_premises
-from interp.interventions.projections import Projection, projections_of
+from interp.interventions.object_positions import Places, places_at, places_of_premises
+from interp.moelora.projections import Projection, projections_of
 
 __all__ = [
     "SITE_MODES",

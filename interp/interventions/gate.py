@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol, get_args, runtime_checkable
 from interp.arguments import one_of, shown
 from interp.display import Displayed, Shown
 from interp.errors import UserError
-from interp.patching.batch import Span
+from interp.forward.batch import Span
 
 Gate = Literal["oracle", "probe"]
 """Who says where the false object is: the caller, or a detector."""

@@ -7,13 +7,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from interp.interventions.constraint import Constraint
-from interp.interventions.experts import ExpertConstraint, edit_gates
-from interp.interventions.projections import GATE
-from interp.interventions.running import Running
-from interp.patching.components import hook_name
+from interp.forward.hook_points import hook_name
+from interp.forward.partial import Hook
+from interp.interventions.expert_constraint import ExpertConstraint, edit_gates
+from interp.interventions.head_constraint import Constraint
+from interp.interventions.prompt_state import Running
+from interp.moelora.projections import GATE
 from interp.patching.edits import AttentionEdit, scores_hook_name
-from interp.patching.forward import Hook
 
 MeanOutput = Float[Tensor, "layer head d_head"]
 

@@ -21,9 +21,9 @@ from interp.arguments import listed, of_kind
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.heads.headset import Head, HeadSet, Site, as_head_set
-from interp.interventions.constraint import Constraint, Mode
-from interp.interventions.experts import ExpertConstraint
+from interp.interventions.expert_constraint import ExpertConstraint
 from interp.interventions.gate import Gate, check_gate
+from interp.interventions.head_constraint import Constraint, Mode
 from interp.patching.sweep import check_units
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ class Intervention(Displayed):
 
     def plot(self) -> "go.Figure":
         """The constrained heads as squares, layer × head. Raises UserError where there are none."""
-        from interp.report.heatmap import chosen_heads
+        from interp.figures.heatmap import chosen_heads
 
         return chosen_heads(dict.fromkeys(head for part in self.heads for head in part.heads))
 

@@ -22,9 +22,10 @@ from typing import Any, ClassVar, cast
 import yaml
 
 from interp.errors import UserError
+from interp.files import PlainLoader, parse_json, parse_yaml, read_text
+from interp.files.documents import write_atomically
 from interp.heads.headset import HeadSet, Site, check_site
-from interp.interventions.constraint import Constraint, Mode, check_mode
-from interp.interventions.experts import (
+from interp.interventions.expert_constraint import (
     ExpertConstraint,
     ExpertMode,
     ExpertName,
@@ -33,9 +34,8 @@ from interp.interventions.experts import (
     check_place,
 )
 from interp.interventions.gate import Gate, check_gate
+from interp.interventions.head_constraint import Constraint, Mode, check_mode
 from interp.interventions.intervention import Intervention
-from interp.runs.store import write_atomically
-from interp.untrusted import PlainLoader, parse_json, parse_yaml, read_text
 
 VERSION = 1
 LARGEST_FILE = 200_000

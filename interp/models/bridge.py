@@ -10,10 +10,10 @@ from jaxtyping import Bool, Int
 from transformer_lens.model_bridge import TransformerBridge
 
 from interp.errors import UserError
+from interp.files import one_line
 from interp.models.latent_attention import connect_latent_attention
 from interp.models.native_attention import connect_attention_hooks
 from interp.models.unhooked import note_forwards
-from interp.untrusted import one_line
 
 
 def boot_bridge(
@@ -63,7 +63,7 @@ def _mask_within_float32(
 
 @contextmanager
 def before_each_pass(model: Any, begin: Callable[..., None]) -> Iterator[None]:
-    """As `interp.models.majors.before_each_pass`: a hook on the transformers model."""
+    """As `interp.models.versions.before_each_pass`: a hook on the transformers model."""
 
     def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         past = kwargs.get("past_key_values")

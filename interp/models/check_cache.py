@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from interp.errors import UserError
-from interp.files import write_whole
+from interp.files.whole import write_whole
 from interp.models.model_check import ModelCheck
 
 CHECK_VERSION = 3

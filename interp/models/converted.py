@@ -18,12 +18,12 @@ import filelock
 from safetensors import SafetensorError
 
 from interp.errors import UserError
-from interp.files import move_into_place
+from interp.files import one_line
+from interp.files.whole import move_into_place
 from interp.models.fingerprint import fingerprint_of_folder
 from interp.models.gguf_places import check_gguf_places
 from interp.models.quiet import quiet_libraries
 from interp.models.whole import load_whole
-from interp.untrusted import one_line
 
 logger = logging.getLogger(__name__)
 

@@ -12,10 +12,10 @@ import torch
 from transformers import AutoConfig, AutoTokenizer
 
 from interp.errors import UserError
+from interp.files import one_line
 from interp.models.finite import check_weights
 from interp.models.quiet import quiet_libraries
 from interp.models.whole import check_shards, load_whole
-from interp.untrusted import one_line
 
 
 def read_folder(

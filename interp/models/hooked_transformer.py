@@ -20,10 +20,10 @@ from transformer_lens.pretrained import (  # pyright: ignore[reportMissingImport
 )
 
 from interp.errors import UserError
+from interp.files import one_line
 from interp.models.hooked_config import config_entries
 from interp.models.precision import agrees, widened
 from interp.models.transformers_face import TransformersFace
-from interp.untrusted import one_line
 
 # Any, because type checkers see TransformerLens 4, which has neither.
 HookedTransformer: Any = transformer_lens.HookedTransformer
@@ -150,7 +150,7 @@ def _check_logits(model: FacedTransformer, hf_model: Any, architecture: str) -> 
 
 @contextmanager
 def before_each_pass(model: Any, begin: Callable[..., None]) -> Iterator[None]:
-    """As `interp.models.majors.before_each_pass`: a hook on the hooked model."""
+    """As `interp.models.versions.before_each_pass`: a hook on the hooked model."""
 
     def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = kwargs.get("input", args[0] if args else None)

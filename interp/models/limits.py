@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from interp.errors import UserError
 
 if TYPE_CHECKING:
-    from interp.patching.batch import TokenBatch
+    from interp.forward.batch import TokenBatch
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """Loading: a model spec, or a transformers model in memory, becomes a hooked model.
 
-The hooked model is what the installed TransformerLens has (`interp.models.majors`), its weights as
+The hooked model is what the installed TransformerLens has (`interp.models.versions`), its weights as
 they are: nothing folded, nothing centred. It comes in evaluation mode with frozen parameters. Its
 ``tokenizer`` behaves as transformers reads it; TransformerLens would otherwise replace it by one
 that begins every text with a BOS token.
@@ -20,12 +20,12 @@ from interp.errors import UserError
 from interp.models.check_cache import check_path, read_check, write_check
 from interp.models.fingerprint import fingerprint_of_folder, fingerprint_of_model
 from interp.models.folder import read_folder
-from interp.models.majors import HookedModel, boot
 from interp.models.model_check import ModelCheck, check_of, keep_check
 from interp.models.quiet import quiet_libraries
 from interp.models.self_check import check_model, trial_logits
 from interp.models.spec import EMBEDDED, cache_root, resolve
 from interp.models.unwrapped import causal_model_of, check_tokenizer
+from interp.models.versions import HookedModel, boot
 
 logger = logging.getLogger(__name__)
 

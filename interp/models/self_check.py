@@ -31,11 +31,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers.cache_utils import DynamicCache
 
+from interp.files import one_line
 from interp.models.call import call_model
-from interp.models.majors import wraps_transformers
 from interp.models.model_check import ModelCheck, Part
 from interp.models.unhooked import UnhookedModel
-from interp.untrusted import one_line
+from interp.models.versions import wraps_transformers
 
 logger = logging.getLogger(__name__)
 

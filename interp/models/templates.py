@@ -3,8 +3,8 @@
 from typing import Any
 
 from interp.errors import UserError
+from interp.files import one_line
 from interp.models.template_limits import check_length, check_template
-from interp.untrusted import one_line
 
 
 class TemplateRefusal(Exception):

@@ -18,9 +18,9 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from interp.errors import UserError
-from interp.models.majors import HookedModel
+from interp.files import one_line
 from interp.models.modes import evaluating
-from interp.untrusted import one_line
+from interp.models.versions import HookedModel
 
 TRIAL_TOKENS = 8
 CLOSE = 1e-4

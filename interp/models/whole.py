@@ -19,8 +19,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from interp.errors import UserError
+from interp.files import check_shape, read_json_object, tensor_shapes
 from interp.models.fingerprint import INDEX, SINGLE
-from interp.untrusted import check_shape, read_json_object, tensor_shapes
 
 logger = logging.getLogger(__name__)
 

@@ -24,15 +24,15 @@ from transformer_lens.model_bridge.generalized_components import JointQKVAttenti
 
 from interp.checked import checked
 from interp.errors import UserError
+from interp.files import one_line
+from interp.forward.partial import device_of
 from interp.models import HookedModel
 from interp.models.load import wrap
-from interp.models.majors import require_bridge
 from interp.models.model_check import keep_check
 from interp.models.self_check import check_model, trial_logits
 from interp.models.unwrapped import check_tokenizer
+from interp.models.versions import require_bridge
 from interp.moelora.layer import ExpertHooks, MoELoRALinear
-from interp.patching.forward import device_of
-from interp.untrusted import one_line
 
 
 @checked

@@ -12,10 +12,7 @@ from peft import PeftModel, get_peft_model_state_dict
 
 from interp.checked import checked
 from interp.errors import UserError
-from interp.models.quiet import quiet_libraries
-from interp.moelora.config import MoELoRAConfig
-from interp.moelora.peft_type import MOELORA
-from interp.untrusted import (
+from interp.files import (
     Maybe,
     check_shape,
     one_line,
@@ -23,6 +20,9 @@ from interp.untrusted import (
     read_json_object,
     tensor_shapes,
 )
+from interp.models.quiet import quiet_libraries
+from interp.moelora.config import MoELoRAConfig
+from interp.moelora.peft_type import MOELORA
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"

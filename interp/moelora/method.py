@@ -17,7 +17,7 @@ from peft.utils import (
 from torch import nn
 
 from interp.errors import UserError
-from interp.moelora.base import check_base, describe_base
+from interp.moelora.base_check import check_base, describe_base
 from interp.moelora.config import MoELoRAConfig
 from interp.moelora.layer import NO_MERGE, MoELoRALinear, sizes_of
 from interp.moelora.peft_type import MOELORA

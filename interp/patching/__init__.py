@@ -3,12 +3,12 @@
 Stands by itself: nothing here knows of premises.
 """
 
+from interp.forward.batch import TokenBatch, first_difference
+from interp.forward.partial import RecordedRun, hooked, record_run, resume, tail_logits
 from interp.patching.attribution import attribute_heads
-from interp.patching.batch import TokenBatch, first_difference
 from interp.patching.circuit import Circuit, circuit_of
 from interp.patching.edits import ActivationEdit, AttentionEdit
 from interp.patching.faithfulness import faithfulness_curve
-from interp.patching.forward import RecordedRun, hooked, record_run, resume, tail_logits
 from interp.patching.metrics import KLDivergence, LogitDifference, LogProbability, Probability
 from interp.patching.patch import patch, patch_heads
 from interp.patching.path import patch_paths

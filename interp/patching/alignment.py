@@ -14,7 +14,7 @@ from torch import Tensor
 
 from interp.arguments import listed, pairs_of_numbers
 from interp.errors import UserError
-from interp.patching.batch import Span, TokenBatch, first_difference
+from interp.forward.batch import Span, TokenBatch, first_difference
 
 SpanPair = tuple[Sequence[Span], Sequence[Span]]
 """Spans [start, end) in unpadded token positions, one a prompt: of clean, and of corrupted."""

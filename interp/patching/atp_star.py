@@ -19,6 +19,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from interp.errors import UserError
+from interp.forward.batch import TokenBatch, in_batches
+from interp.forward.chunks import chunk_prompts, first_column, graph_demand, learning, take_chunk
+from interp.forward.hook_points import as_units, count_units, hook_name
+from interp.forward.memory import Budget, decide_budget
+from interp.forward.out_of_memory import halving
+from interp.forward.partial import Hook, HookFunction, RecordedRun, record_run, resume
+from interp.forward.sizes import sizes_of
 from interp.models.model_check import require
 from interp.models.precision import precision_of, result_dtype, widened
 from interp.patching.attribution import (
@@ -28,15 +35,8 @@ from interp.patching.attribution import (
     gradient_pass,
     keep_in_graph,
 )
-from interp.patching.batch import TokenBatch, in_batches
-from interp.patching.budget import Budget, decide_budget
-from interp.patching.chunks import chunk_prompts, first_column, graph_demand, learning, take_chunk
-from interp.patching.components import as_units, count_units, hook_name
 from interp.patching.edits import ActivationEdit, scores_hook_name
-from interp.patching.forward import Hook, HookFunction, RecordedRun, record_run, resume
 from interp.patching.metrics import Metric, can_take, differentiable_sum
-from interp.patching.out_of_memory import halving
-from interp.patching.sizes import sizes_of
 from interp.progress import progress_bar
 
 Gradients = Sequence[Tensor]

@@ -30,10 +30,10 @@ from torch import Tensor
 from interp.arguments import as_path, of_kind, whole_number
 from interp.checked import checked
 from interp.errors import UserError
-from interp.models.majors import check_hooked
+from interp.files import Maybe, check_shape, parse_json, read_text
+from interp.models.versions import check_hooked
 from interp.patching.result import PatchingResult
 from interp.patching.result_axes import By, check_order
-from interp.untrusted import Maybe, check_shape, parse_json, read_text
 
 Node = str
 """``a3.h1`` is head 1 of layer 3, ``m3`` the MLP of layer 3."""

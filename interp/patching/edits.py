@@ -4,7 +4,7 @@ Two sites (FAITH, arXiv 2402.19103, section 4, and our second one):
 
 * ``output``: what a head writes at chosen positions, ``hook_z`` [batch pos head d_head], is
   replaced by a source, or scaled; the same edit serves every other component
-  (``interp.patching.components``).
+  (``interp.forward.hook_points``).
 * ``attention``: what later positions read from chosen positions through a head is scaled before
   the softmax, so that the rest of the row is renormalised; factor 0 cuts it.
 
@@ -22,15 +22,15 @@ from torch import Tensor, nn
 
 from interp.arguments import real_number, shown
 from interp.errors import UserError
-from interp.models.precision import widened
-from interp.patching.components import (
+from interp.forward.hook_points import (
     Component,
     as_units,
     check_component,
     from_units,
     hook_name,
 )
-from interp.patching.forward import HookFunction
+from interp.forward.partial import HookFunction
+from interp.models.precision import widened
 
 
 def scores_hook_name(layer: int) -> str:

@@ -31,22 +31,22 @@ from interp.arguments import listed, pairs_of_numbers, real_number, whole_number
 from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
+from interp.forward.batch import Prompts, TokenBatch
+from interp.forward.chunks import chunk_prompts, first_column, row_demand
+from interp.forward.hook_points import hook_name
+from interp.forward.memory import Budget, decide_budget
+from interp.forward.partial import RecordedRun, record_run, unedited_logits
+from interp.forward.prompts import names_of_prompts, pairs_for
+from interp.forward.variants import Variant, measure_runs, metrics_for, run_variants
 from interp.models.precision import result_dtype
 from interp.patching.alignment import align
-from interp.patching.batch import Prompts, TokenBatch
-from interp.patching.budget import Budget, decide_budget
-from interp.patching.chunks import chunk_prompts, first_column, row_demand
 from interp.patching.circuit import Node, head_node, parse_node
-from interp.patching.components import hook_name
 from interp.patching.edits import ActivationEdit
-from interp.patching.forward import RecordedRun, record_run, unedited_logits
 from interp.patching.metrics import Metric, can_take
 from interp.patching.origin import patching_edit
-from interp.patching.prompts import names_of_prompts, pairs_for
 from interp.patching.resampling import group_draws, resamples_at_once
-from interp.patching.significance import BOOTSTRAP_RESAMPLES, CONFIDENCE, group_order
 from interp.patching.sweep import check_units
-from interp.patching.variants import Variant, measure_runs, metrics_for, run_variants
+from interp.statistics import BOOTSTRAP_RESAMPLES, CONFIDENCE, group_order
 
 PROPORTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """MIB's proportions of nodes in the circuit."""
@@ -136,8 +136,8 @@ class Faithfulness(Displayed):
         )
 
     def plot(self) -> Any:
-        """A figure of the curve over its null; see ``interp.report.patching``."""
-        from interp.report.patching import faithfulness_figure
+        """A figure of the curve over its null; see ``interp.figures.patching``."""
+        from interp.figures.patching import faithfulness_figure
 
         return faithfulness_figure(self)
 

@@ -23,17 +23,20 @@ from torch import Tensor
 from interp.arguments import pairs_of_numbers, whole_number
 from interp.checked import checked
 from interp.errors import UserError
-from interp.models.majors import check_hooked
+from interp.forward.batch import Prompts, TokenBatch, token_tensor
+from interp.forward.chunks import Demand, chunk_prompts, graph_demand, row_demand
+from interp.forward.hook_points import axis_of, check_component, count_units
+from interp.forward.memory import Budget, decide_budget
+from interp.forward.out_of_memory import halving
+from interp.forward.partial import unedited_logits
+from interp.forward.prompts import batch_for, names_of_prompts, pairs_for
+from interp.forward.trial import sweep_resolution
 from interp.models.precision import result_dtype
+from interp.models.versions import check_hooked
 from interp.patching.alignment import Alignment, Positions, align
 from interp.patching.atp_star import atp_star_columns
 from interp.patching.attribution import attribute_columns
-from interp.patching.batch import Prompts, TokenBatch, token_tensor
-from interp.patching.budget import Budget, decide_budget
-from interp.patching.chunks import Demand, chunk_prompts, graph_demand, row_demand
-from interp.patching.components import axis_of, check_component, count_units
 from interp.patching.edits import ActivationEdit
-from interp.patching.forward import unedited_logits
 from interp.patching.integrated_gradients import integrate_columns
 from interp.patching.metrics import (
     Metric,
@@ -44,11 +47,8 @@ from interp.patching.metrics import (
     take_metrics,
 )
 from interp.patching.origin import check_origin, derangement, mean_values, patching_edit
-from interp.patching.out_of_memory import halving
-from interp.patching.prompts import batch_for, names_of_prompts, pairs_for
 from interp.patching.result import PatchingResult
 from interp.patching.sweep import Unit, check_units, sweep_heads, sweep_places
-from interp.patching.trial import sweep_resolution
 from interp.progress import progress_bar
 
 Method = Literal["exact", "attribution", "atp*", "ig", "screen"]
@@ -99,7 +99,7 @@ def patch(
         top_k: how many units ``screen`` verifies.
         groups, templates: of each prompt, for intervals and stability.
         seed: of ``resample`` and of the statistics.
-        budget: bytes that the call may take; by default as ``interp.patching.budget``.
+        budget: bytes that the call may take; by default as ``interp.forward.memory``.
 
     Returns:
         effects with the axes prompt, layer, head (or kv_head, or none), position or span (if

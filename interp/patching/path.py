@@ -23,15 +23,12 @@ from torch import Tensor
 from interp.arguments import pairs_of_numbers, whole_number
 from interp.checked import checked
 from interp.errors import UserError
-from interp.models.model_check import require
-from interp.models.precision import result_dtype, widened
-from interp.patching.alignment import align
-from interp.patching.batch import Prompts, in_batches
-from interp.patching.budget import Budget, decide_budget
-from interp.patching.chunks import Demand, chunk_prompts, first_column, row_demand
-from interp.patching.components import as_units, check_component, from_units, hook_name
-from interp.patching.edits import ActivationEdit
-from interp.patching.forward import (
+from interp.forward.batch import Prompts, in_batches
+from interp.forward.chunks import Demand, chunk_prompts, first_column, row_demand
+from interp.forward.hook_points import as_units, check_component, from_units, hook_name
+from interp.forward.memory import Budget, decide_budget
+from interp.forward.out_of_memory import halving
+from interp.forward.partial import (
     Hook,
     HookFunction,
     RecordedRun,
@@ -39,13 +36,16 @@ from interp.patching.forward import (
     resume,
     unedited_logits,
 )
+from interp.forward.prompts import names_of_prompts, pairs_for
+from interp.forward.trial import sweep_resolution
+from interp.models.model_check import require
+from interp.models.precision import result_dtype, widened
+from interp.patching.alignment import align
+from interp.patching.edits import ActivationEdit
 from interp.patching.metrics import Metric, apply_metric, can_take, metric_name, take_metrics
 from interp.patching.origin import patching_edit
-from interp.patching.out_of_memory import halving
-from interp.patching.prompts import names_of_prompts, pairs_for
 from interp.patching.result import PatchingResult
 from interp.patching.sweep import Unit, check_units, freeze_hooks
-from interp.patching.trial import sweep_resolution
 from interp.progress import progress_bar
 
 Into = Literal["q", "k", "v"]

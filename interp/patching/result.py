@@ -29,16 +29,16 @@ from torch import Tensor
 from interp.arguments import as_path, listed, of_kind, whole_number
 from interp.display import Displayed, Shown
 from interp.errors import UserError
+from interp.files import check_shape, check_tensors
+from interp.files.described_tensors import read_tensors, write_tensors
 from interp.patching.result_axes import By, check_axes, check_order
-from interp.patching.result_file import read_tensors, write_tensors
-from interp.patching.significance import (
+from interp.statistics import (
     MINIMUM_GROUPS,
     RESOLUTION,
     EffectStatistics,
     effect_statistics,
     group_means,
 )
-from interp.untrusted import check_shape, check_tensors
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -345,8 +345,8 @@ class PatchingResult(Displayed):
                 raise UserError(f"the results differ in {what}: {mine} and {theirs}")
 
     def plot(self, **options: Any) -> "go.Figure":
-        """A figure of the mean effects; see ``interp.report.patching.result_figure``."""
-        from interp.report.patching import result_figure
+        """A figure of the mean effects; see ``interp.figures.patching.result_figure``."""
+        from interp.figures.patching import result_figure
 
         return result_figure(self, **options)
 

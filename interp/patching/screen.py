@@ -22,16 +22,16 @@ from interp.arguments import real_number, whole_number
 from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
+from interp.forward.batch import Prompts, TokenBatch
+from interp.forward.memory import Budget
+from interp.forward.prompts import batch_for, pairs_for
 from interp.patching.alignment import Positions, align
-from interp.patching.batch import Prompts, TokenBatch
-from interp.patching.budget import Budget
 from interp.patching.metrics import Metric
 from interp.patching.origin import mean_values, patching_edit
 from interp.patching.patch import patch
-from interp.patching.prompts import batch_for, pairs_for
 from interp.patching.result import PatchingResult
-from interp.patching.significance import group_means
 from interp.patching.sweep import Unit, sweep_sets
+from interp.statistics import group_means
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -66,7 +66,7 @@ class Screening(Displayed):
 
     def plot(self) -> "go.Figure":
         """The exact effect of every verified unit against its estimate."""
-        from interp.report.patching import screening_figure
+        from interp.figures.patching import screening_figure
 
         return screening_figure(self)
 

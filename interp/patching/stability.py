@@ -28,7 +28,7 @@ from interp.errors import UserError
 from interp.patching.resampling import group_draws, resamples_at_once
 from interp.patching.result import Coordinates, PatchingResult
 from interp.patching.result_axes import By, check_order
-from interp.patching.significance import CONFIDENCE, group_means
+from interp.statistics import CONFIDENCE, group_means
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -72,7 +72,7 @@ class Stability(Displayed):
 
     def plot(self, count: int = 20) -> "go.Figure":
         """How often each of the ``count`` most frequent units is in the top k."""
-        from interp.report.dots import dot_figure
+        from interp.figures.dots import dot_figure
 
         rows = self.to_dataframe().head(count)
         names = [

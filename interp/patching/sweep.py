@@ -26,11 +26,8 @@ from torch import Tensor
 from interp.arguments import listed, pairs_of_numbers
 from interp.checked import checked
 from interp.errors import UserError
-from interp.models.majors import check_hooked
-from interp.models.precision import result_dtype
-from interp.patching.batch import TokenBatch, in_batches
-from interp.patching.budget import Budget, decide_budget
-from interp.patching.chunks import (
+from interp.forward.batch import TokenBatch, in_batches
+from interp.forward.chunks import (
     Chunk,
     Demand,
     chunk_prompts,
@@ -38,13 +35,16 @@ from interp.patching.chunks import (
     row_demand,
     take_chunk,
 )
-from interp.patching.components import axis_of, check_component, count_units, hook_name
+from interp.forward.cpu_workers import Workers, working
+from interp.forward.hook_points import axis_of, check_component, count_units, hook_name
+from interp.forward.memory import Budget, decide_budget
+from interp.forward.out_of_memory import halving
+from interp.forward.partial import Hook, HookFunction, RecordedRun, record_run, resume
+from interp.forward.prompts import batch_for
+from interp.models.precision import result_dtype
+from interp.models.versions import check_hooked
 from interp.patching.edits import ActivationEdit, HeadEdit, check_edit
-from interp.patching.forward import Hook, HookFunction, RecordedRun, record_run, resume
 from interp.patching.metrics import Metric, apply_metric, can_take, narrow_metrics
-from interp.patching.out_of_memory import halving
-from interp.patching.prompts import batch_for
-from interp.patching.workers import Workers, working
 from interp.progress import progress_bar
 
 Unit = tuple[int, int]
@@ -294,7 +294,7 @@ def sweep_sets(
         sets: each a sequence of (layer, unit); units of ``edit.component``, by default heads.
         metrics: each Float[prompt d_vocab] → Float[prompt]; see ``interp.patching.metrics``.
         freeze: path patching (see the module's text); for sets of one head.
-        budget: bytes that the call may take; by default as ``interp.patching.budget``.
+        budget: bytes that the call may take; by default as ``interp.forward.memory``.
 
     Returns:
         Float[metric prompt set], on the CPU; float64 for a model in float64, else float32.

@@ -19,10 +19,10 @@ from torch import Tensor
 from interp.arguments import of_kind, one_of
 from interp.checked import checked
 from interp.errors import UserError
+from interp.forward.batch import Span, TokenBatch
 from interp.models import RenderedChat, render_chat
 from interp.models.joining import gap_between
 from interp.models.spans import shared_length, token_span, tokenize_with_offsets
-from interp.patching.batch import Span, TokenBatch
 from interp.premises.questions import Premises, Question, QuestionKind
 from interp.premises.relation import FilledQuestion
 

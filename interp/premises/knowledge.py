@@ -19,12 +19,12 @@ from interp.arguments import of_kind, one_of, whole_number
 from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
-from interp.generation import generate_tokens
+from interp.forward.batch import TokenBatch, by_length
+from interp.forward.generate import generate_tokens
+from interp.forward.out_of_memory import halving
+from interp.forward.partial import device_of, tail_logits
 from interp.models import render_chat
-from interp.models.majors import check_hooked
-from interp.patching.batch import TokenBatch, by_length
-from interp.patching.forward import device_of, tail_logits
-from interp.patching.out_of_memory import halving
+from interp.models.versions import check_hooked
 from interp.premises.encode import answer_tokens, shared_length, tokenize
 from interp.premises.mentions import names_any
 from interp.premises.questions import Premises
@@ -87,7 +87,7 @@ class Knowledge(Displayed):
 
     def plot(self, count: int = 10) -> "go.Figure":
         """How many facts are known, and the ``count`` most frequent answers to the others."""
-        from interp.report.dots import dot_figure
+        from interp.figures.dots import dot_figure
 
         said = Counter(fact.answer for fact in self.facts if not fact.known).most_common(count)
         names = ["known", *(f"not known, said {text!r}" for text, _ in said)]

@@ -1,7 +1,7 @@
 """Figures, tables and the one-file HTML report of a run."""
 
-from interp.report.dots import dot_figure
-from interp.report.figures import (
+from interp.figures.dots import dot_figure
+from interp.figures.evaluation import (
     gain_cost_curve,
     head_heatmap,
     layer_profile,
@@ -9,9 +9,9 @@ from interp.report.figures import (
     preference_by_template,
     random_null,
 )
-from interp.report.html import write_report
-from interp.report.layers import layer_effects
-from interp.report.tables import comparison_table, rich_table, template_table
+from interp.figures.layers import layer_effects
+from interp.figures.tables import comparison_table, rich_table, template_table
+from interp.report.heads_page import write_report
 
 __all__ = [
     "comparison_table",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from interp.evaluation.answer_pair import AnswerPair
-from interp.patching.batch import Span
+from interp.forward.batch import Span
 
 Role = Literal["", "object", "true", "false"]
 

@@ -8,13 +8,13 @@ import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
 from interp.errors import UserError
-from interp.moelora.adapters import METHOD_NAMES
-from interp.moelora.comparison import REFERENCE
-from interp.moelora.scoring import MEAN
+from interp.figures.measures import MISSING
+from interp.files import Maybe, check_shape, read_table
+from interp.moelora.training.adapters import METHOD_NAMES
+from interp.moelora.training.comparison import REFERENCE
+from interp.moelora.training.scoring import MEAN
 from interp.report.comparison_figures import accuracy_figure, curve_figure
-from interp.report.measures import MISSING
 from interp.report.page import PlacedFigure, manifest_rows, render_page
-from interp.untrusted import Maybe, check_shape, read_table
 
 CURVES = (
     ("language_loss", "loss per answer token (nats)", None, "What is trained: the answers' loss."),
@@ -65,7 +65,7 @@ _SHAPE = {
         }
     },
 }
-"""What of comparison.json is shown; see `interp.untrusted.check_shape`."""
+"""What of comparison.json is shown; see `interp.files.check_shape`."""
 
 
 def check_comparison(content: Any, where: str) -> dict[str, Any]:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from interp.report.experts import (
+from interp.figures.measures import MISSING
+from interp.figures.routing import (
     MAX_TASKS,
     NULL_NAMES,
     entropy_figure,
@@ -14,15 +15,14 @@ from interp.report.experts import (
     measure_figure,
     similarity_figure,
 )
-from interp.report.measures import MISSING
+from interp.figures.tables import where
 from interp.report.page import PlacedFigure, manifest_rows, render_page
-from interp.report.tables import where
 
 if TYPE_CHECKING:
-    from interp.experts.agreement import RoutingAgreement
-    from interp.experts.records import RoutingRecords
-    from interp.experts.similarity import OutputSimilarity
-    from interp.experts.specialization import Specialization
+    from interp.experts.effects.agreement import RoutingAgreement
+    from interp.experts.routing.records import RoutingRecords
+    from interp.experts.routing.similarity import OutputSimilarity
+    from interp.experts.routing.specialization import Specialization
 
 SHOWN = (
     ("task_information", "Mutual information of expert and task, by depth."),

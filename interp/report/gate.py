@@ -11,7 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from interp.report.look import (
+from interp.figures.look import (
     BASELINE,
     CATEGORIES,
     CONSTRAINED,
@@ -23,7 +23,7 @@ from interp.report.look import (
     label,
     whiskers,
 )
-from interp.report.tables import where
+from interp.figures.tables import where
 
 _PARTS = {"subject": "subject", "object": "false object", "rest": "other tokens"}
 _SCORES = {
@@ -36,7 +36,7 @@ _SCORES = {
 def gain_against_cost(table: pd.DataFrame) -> go.Figure:
     """Each treatment as a point: gain on false premises against cost on the twins, with intervals.
 
-    ``table`` as ``interp.evaluation.treatment_table`` gives it. Up is better, left is better; the
+    ``table`` as ``interp.evaluation.baselines.table`` gives it. Up is better, left is better; the
     cost is the fall of P(true object), which moves long before the preference does.
     """
     figure = go.Figure()

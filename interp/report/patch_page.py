@@ -5,11 +5,11 @@ from typing import Any
 
 import pandas as pd
 
+from interp.figures.measures import MISSING, format_number, format_small
+from interp.files import Maybe, check_shape
 from interp.patching import PatchingResult
-from interp.report.measures import MISSING, format_number, format_small
 from interp.report.page import PlacedFigure, manifest_rows, render_page
 from interp.report.precision import dtype_sentence
-from interp.untrusted import Maybe, check_shape
 
 MAX_ROWS = 100
 _SMALL = ("p_value", "q_value")
@@ -27,7 +27,7 @@ _SHAPE = {
         )
     ),
 }
-"""What of summary.json is shown; see `interp.untrusted.check_shape`."""
+"""What of summary.json is shown; see `interp.files.check_shape`."""
 
 
 def render_patch(

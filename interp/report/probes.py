@@ -6,11 +6,11 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from interp.report.dots import dot_figure
-from interp.report.look import CONSTRAINED, LOOK, MUTED, centred, label
-from interp.report.measures import MISSING
+from interp.figures.dots import dot_figure
+from interp.figures.look import CONSTRAINED, LOOK, MUTED, centred, label
+from interp.figures.measures import MISSING
+from interp.files import Maybe
 from interp.report.page import PlacedFigure, render_page
-from interp.untrusted import Maybe
 
 _NAMES = {
     "object": "object, last token",
@@ -26,7 +26,7 @@ DETECTION_SHAPE = {
     "calibration_error": float,
     "n": int,
 }
-"""What of detection.json is shown; see `interp.untrusted.check_shape`."""
+"""What of detection.json is shown; see `interp.files.check_shape`."""
 
 
 def grid_figure(table: pd.DataFrame, *, axis: str, hook: str) -> go.Figure:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from interp.report.measures import (
+from interp.figures.measures import (
     HELD_OUT,
     MISSING,
     Measure,
@@ -15,7 +15,7 @@ from interp.report.measures import (
     format_small,
     measure_at,
 )
-from interp.report.tables import setting_name
+from interp.figures.tables import setting_name
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from interp.errors import UserError
+from interp.files.documents import read_json
 from interp.models.template_clock import reads_clock, template_now, template_time
-from interp.runs.store import read_json
 
 MOMENT = "template_time"
 

@@ -7,9 +7,9 @@ from typing import Any, Literal
 import torch
 
 from interp.errors import UserError
+from interp.files.choice import check_choice
 from interp.models import loader_of, model_info
-from interp.runs.choice import check_choice
-from interp.runs.conditions import conditions_digest
+from interp.runs.model_conditions import conditions_digest
 from interp.runs.ray_engine import RayEngine, import_ray
 from interp.runs.shards import Engine, InProcess
 

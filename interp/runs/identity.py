@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from interp.errors import UserError
-from interp.files import LEFTOVER
+from interp.files import check_links
+from interp.files.documents import read_json, write_json
+from interp.files.whole import LEFTOVER
 from interp.models import model_info
 from interp.runs.lock import HOLDER, LOCK
 from interp.runs.prompting import (
@@ -21,8 +23,6 @@ from interp.runs.prompting import (
     tokenizer_identity,
     warn_of_older,
 )
-from interp.runs.store import read_json, write_json
-from interp.untrusted import check_links
 
 
 def check_run(run: Path, file: str, identity: Mapping[str, Any]) -> None:

@@ -19,7 +19,7 @@ from typing import ParamSpec, TypeVar
 from filelock import FileLock, Timeout
 
 from interp.errors import UserError
-from interp.files import remove_leftovers, write_whole
+from interp.files.whole import remove_leftovers, write_whole
 
 LOCK, HOLDER = ".lock", ".lock.json"
 

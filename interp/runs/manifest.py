@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from interp.errors import UserError
+from interp.files import check_shape
+from interp.files.documents import file_hash, read_json, write_json
 from interp.models import model_info
 from interp.runs.prompting import asking_identity, comparable, first_difference, warn_of_older
-from interp.runs.store import file_hash, read_json, write_json
 from interp.runs.versions import versions
-from interp.untrusted import check_shape
 
 
 def write_manifest(

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from interp.patching.budget import Budget, decide_budget, read_budget
-from interp.patching.forward import device_of
-from interp.runs.store import read_json
+from interp.files.documents import read_json
+from interp.forward.memory import Budget, decide_budget, read_budget
+from interp.forward.partial import device_of
 
 KEY = "pass_memory"
 

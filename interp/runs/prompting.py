@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from interp.errors import UserError
-from interp.generation import as_end_tokens
+from interp.forward.generate import as_end_tokens
 from interp.models import render_chat
 from interp.models.tokenizer_fingerprint import template_fingerprint, tokenizer_fingerprint
 from interp.premises.encode import tokenize

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 
 from interp.errors import UserError
-from interp.patching.budget import Budget, current_budget, using_budget
-from interp.stages import Shard
+from interp.forward.memory import Budget, current_budget, using_budget
+from interp.jobs import Shard
 
 IN_FLIGHT = 2
 """Shards that a worker has at a time: one to work on, one that waits."""

@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 
 from interp.errors import UserError
-from interp.files import remove_leftovers
+from interp.files import check_shape, parse_json
+from interp.files.tensor_file import read_tensor_file, write_tensor_file
+from interp.files.whole import remove_leftovers
+from interp.jobs import SHARD, Shard
 from interp.progress import progress_bar
 from interp.runs.versions import versions
-from interp.stages import SHARD, Shard
-from interp.tensor_file import read_tensor_file, write_tensor_file
-from interp.untrusted import check_shape, parse_json
 
 logger = logging.getLogger(__name__)
 

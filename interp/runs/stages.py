@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from interp.errors import UserError
+from interp.files import check_tensors
+from interp.jobs import Gives, Job, Shard, Stages, Work
 from interp.runs.shards import Engine, ShardStore, cut, make_shards, put_together
-from interp.stages import Gives, Job, Shard, Stages, Work
-from interp.untrusted import check_tensors
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class StoredStages(Stages):
         folder: the directory of their files.
         engine: where shards are made, with a model of its own; the one that ``made`` is given is
             not used.
-        conditions: what the model is; see ``interp.runs.conditions``.
+        conditions: what the model is; see ``interp.runs.model_conditions``.
         asked: the files that were asked for so far.
     """
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from interp.runs.store import read_json
+from interp.files.documents import read_json
 
 KEY = "threads"
 

@@ -20,6 +20,8 @@ from torch import Tensor
 
 from interp.checked import checked
 from interp.errors import UserError
+from interp.forward.batch import Span, TokenBatch
+from interp.forward.partial import unedited_logits
 from interp.models import render_chat
 from interp.models.joining import gap_between
 from interp.models.spans import (
@@ -28,8 +30,6 @@ from interp.models.spans import (
     token_span,
     tokenize_with_offsets,
 )
-from interp.patching.batch import Span, TokenBatch
-from interp.patching.forward import unedited_logits
 from interp.patching.metrics import LogitDifference
 from interp.tasks.pairs import Pair, Pairs
 

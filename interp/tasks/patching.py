@@ -8,6 +8,7 @@ from torch import Tensor
 
 from interp.checked import checked
 from interp.errors import UserError
+from interp.forward.partial import device_of, unedited_logits
 from interp.patching import (
     KLDivergence,
     LogitDifference,
@@ -17,7 +18,6 @@ from interp.patching import (
     patch,
 )
 from interp.patching.alignment import Positions
-from interp.patching.forward import device_of, unedited_logits
 from interp.tasks.encoding import EncodedPairs, encode_pairs
 from interp.tasks.pairs import Pairs
 

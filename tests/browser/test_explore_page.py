@@ -14,10 +14,10 @@ from tornado.ioloop import IOLoop
 
 from interp.explore import open_run
 from interp.explore.serve import address_of, make_server
+from interp.figures.tables import where
 from interp.interventions import Detection
 from interp.models import HookedModel
-from interp.report.tables import where
-from probes.examples import ask
+from probes.detector.questions import ask
 
 DESKTOP, PHONE = 1280, 390
 HOSTILE = "<script>alert(1)</script></script><img src=x onerror=alert(1)>"

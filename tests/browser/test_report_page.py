@@ -10,11 +10,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from interp.commands.evaluate import EvaluateSettings, evaluate_run
+from interp.commands.locate import load_run
+from interp.commands.patch import PatchSettings, patch_run
 from interp.models import HookedModel
 from interp.report import write_report
-from interp.runs.evaluate import EvaluateSettings, evaluate_run
-from interp.runs.locate import load_run
-from interp.runs.patch import PatchSettings, patch_run
 
 DESKTOP, PHONE = 1280, 390
 HOSTILE = "<script>alert('x')</script></script><img src=x onerror=alert(1)>"

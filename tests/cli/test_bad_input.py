@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from interp.cli import main
+from interp.files.documents import write_json
 from interp.models import HookedModel
 from interp.runs.manifest import check_same_model, write_manifest
-from interp.runs.store import write_json
 
 TEMPLATES = """
 name: rivers
@@ -199,7 +199,7 @@ def test_evaluating_more_heads_than_there_are(capsys: pytest.CaptureFixture[str]
 def test_interrupted_directory_is_cleaned(tmp_path: Path) -> None:
     """An atomic write that fails leaves neither a target nor a temporary file."""
     from interp.errors import UserError
-    from interp.runs.store import write_atomically
+    from interp.files.documents import write_atomically
 
     folder = tmp_path / "gone"
     folder.mkdir()

@@ -12,7 +12,7 @@ import yaml
 from interp.cli import main, summaries
 from interp.cli.config import to_config
 from interp.cli.options import COMMANDS, DemoOptions, LocateOptions, parse
-from interp.runs.store import write_table
+from interp.files.documents import write_table
 
 
 def test_overview_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:

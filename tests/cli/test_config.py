@@ -14,15 +14,15 @@ from interp.cli.config import from_config, settings_of, take_config, to_config
 from interp.cli.moelora import OPTIONS, CompareOptions, TrainOptions
 from interp.cli.moelora import parse as parse_moelora
 from interp.cli.options import COMMANDS, LocateOptions, PatchOptions, parse
+from interp.commands.analyze import AnalyzeSettings
+from interp.commands.compare import ComparedMethods
+from interp.commands.demo import DemoSettings
+from interp.commands.evaluate import EvaluateSettings
+from interp.commands.locate import LocateSettings
+from interp.commands.patch import PatchSettings
+from interp.commands.probe import ProbeSettings
 from interp.errors import UserError
-from interp.moelora.compare import ComparedMethods
-from interp.moelora.training import TrainingSettings
-from interp.runs.analyze import AnalyzeSettings
-from interp.runs.demo import DemoSettings
-from interp.runs.evaluate import EvaluateSettings
-from interp.runs.locate import LocateSettings
-from interp.runs.patch import PatchSettings
-from interp.runs.probe import ProbeSettings
+from interp.moelora.training.training import TrainingSettings
 
 KINDS: dict[str, type] = {**COMMANDS, **OPTIONS}
 SETTINGS: dict[type, str] = {

@@ -6,7 +6,7 @@ import torch
 import interp
 from interp.errors import UserError
 from interp.evaluation import attention_pattern
-from interp.evaluation.read_prompt import read_prompt
+from interp.inspection.read_prompt import read_prompt
 from interp.models import HookedModel
 from interp.premises import Premises
 

@@ -10,9 +10,9 @@ import torch
 
 from interp.errors import UserError
 from interp.evaluation import Preference
-from interp.evaluation.baselines import TreatmentScore, score
-from interp.evaluation.treatment_table import pool, ratio_interval, treatment_table
-from interp.evaluation.treatments import Gated, RandomHeads, SystemPrompt, Untreated
+from interp.evaluation.baselines.methods import Gated, RandomHeads, SystemPrompt, Untreated
+from interp.evaluation.baselines.score import TreatmentScore, score
+from interp.evaluation.baselines.table import pool, ratio_interval, treatment_table
 from interp.heads import HeadSet
 from interp.interventions import Constraint
 from interp.interventions.gate import Detection

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from interp.errors import UserError
-from interp.evaluation.flow import (
+from interp.inspection.flow import (
     PARTS,
     InformationFlow,
     information_flow,

@@ -12,10 +12,10 @@ import interp
 from interp.errors import UserError
 from interp.evaluation import ask_all, evaluate
 from interp.evaluation.detection import cloze_spans, detect_premises
-from interp.generation import generate_tokens
+from interp.forward.generate import generate_tokens
 from interp.heads import HeadSet
 from interp.interventions import Constraint, Detection, ExpertConstraint, Intervention
-from interp.interventions.matched import random_interventions
+from interp.interventions.random_controls import random_interventions
 from interp.models import HookedModel
 from interp.models.quiet import quiet_libraries
 from interp.moelora import MoELoRAConfig, hooked

@@ -7,7 +7,7 @@ import torch
 
 from interp.errors import UserError
 from interp.evaluation import TokenSaliency, token_saliency
-from interp.evaluation.saliency import check_saliency_method
+from interp.inspection.saliency import check_saliency_method
 from interp.models import HookedModel
 from interp.premises import Premises
 

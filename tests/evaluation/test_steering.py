@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from interp.errors import UserError
-from interp.evaluation.baselines import score
-from interp.evaluation.steering import (
+from interp.evaluation.baselines.score import score
+from interp.evaluation.baselines.steering import (
     Steering,
     steer,
     steered_columns,
     steered_preference,
 )
-from interp.generation import generate_tokens
+from interp.forward.generate import generate_tokens
 from interp.models import HookedModel
 from interp.patching import TokenBatch, hooked, tail_logits
 from interp.premises import Premises, load_premises

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from interp.errors import UserError
-from interp.evaluation.uncertainty import (
+from interp.inspection.uncertainty import (
     NameClusters,
     Uncertainty,
     cluster_entropy,
@@ -105,7 +105,7 @@ def test_the_surprisal_is_that_of_a_run_over_the_answer(
 
 def test_tokens_after_the_end_do_not_count(tiny_llama: HookedModel) -> None:
     """The end token itself counts; what a batch pads with after it does not."""
-    from interp.evaluation.uncertainty import _ChosenSurprisal
+    from interp.inspection.uncertainty import _ChosenSurprisal
 
     chosen = _ChosenSurprisal(width=1, end_tokens=[0])
     odds = torch.tensor([[0.5, 0.25, 0.25], [0.5, 0.25, 0.25]]).log()

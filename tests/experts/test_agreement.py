@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from interp.errors import UserError
-from interp.experts.agreement import routing_agreement
-from interp.experts.effects import ExpertEffects
+from interp.experts.effects.agreement import routing_agreement
+from interp.experts.effects.effects import ExpertEffects
 from interp.interventions import Projection
 from interp.patching.result import PatchingResult
 

@@ -14,9 +14,9 @@ import torch
 import interp.moelora
 from interp.errors import UserError
 from interp.experts import CollectSettings, RoutingRecords, collect_routing, corpus_of
-from interp.experts.counter import RoutingCounter, TokenLabels
-from interp.experts.tables import POSITIONS, Sizes, Tables, position_bucket
-from interp.experts.token_class import CLASSES, token_class
+from interp.experts.routing.counter import RoutingCounter, TokenLabels
+from interp.experts.routing.tables import POSITIONS, Sizes, Tables, position_bucket
+from interp.experts.routing.token_class import CLASSES, token_class
 from tests.experts.conftest import FIRST, SECOND, texts_of
 
 QUICK = CollectSettings(routers=2, id_routers=1, folds=3)
@@ -174,7 +174,7 @@ def test_streaming_is_the_batch_computation(experts: int, top_k: int) -> None:
 def test_untrained_routers_see_what_the_trained_one_sees(
     adapted: Any, texts: Any, plain_tokenizer: Any
 ) -> None:
-    from interp.experts.untrained import UntrainedRouters
+    from interp.experts.routing.untrained import UntrainedRouters
 
     seen: dict[int, torch.Tensor] = {}
     layer = adapted.get_base_model().model.layers[1].self_attn.v_proj

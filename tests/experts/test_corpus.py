@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from interp.errors import UserError
-from interp.experts.corpus import check_enough, common_prefix, corpus_of
-from interp.experts.token_class import CLASSES, token_class, token_texts
-from interp.moelora.encoding import encode_example
-from interp.moelora.examples import Example
+from interp.experts.routing.corpus import check_enough, common_prefix, corpus_of
+from interp.experts.routing.token_class import CLASSES, token_class, token_texts
+from interp.moelora.data.encoding import encode_example
+from interp.moelora.data.examples import Example
 
 
 def test_examples_are_prompt_and_response_of_their_task_and_subject(chat_tokenizer: Any) -> None:

@@ -13,18 +13,18 @@ import torch
 from torch import Tensor
 
 from interp.errors import UserError
-from interp.experts.agreement import routing_agreement
-from interp.experts.answer_runs import answer_measures
-from interp.experts.effects import EVERYWHERE, ExpertEffects, expert_effects
-from interp.experts.output_patching import patch_experts
-from interp.generation import generate_tokens, greedy_answers
+from interp.experts.effects.agreement import routing_agreement
+from interp.experts.effects.answer_runs import answer_measures
+from interp.experts.effects.effects import EVERYWHERE, ExpertEffects, expert_effects
+from interp.experts.effects.patching import patch_experts
+from interp.forward.generate import generate_tokens, greedy_answers
 from interp.interventions import ExpertConstraint, constrain, projections_of
 from interp.models import HookedModel
 from interp.models.quiet import quiet_libraries
 from interp.moelora import MoELoRAConfig, hooked
-from interp.moelora.encoding import IGNORED, EncodedExample, encode_example
-from interp.moelora.examples import Example
-from interp.moelora.scoring import answer_losses, is_right
+from interp.moelora.data.encoding import IGNORED, EncodedExample, encode_example
+from interp.moelora.data.examples import Example
+from interp.moelora.training.scoring import answer_losses, is_right
 from interp.patching import LogitDifference, TokenBatch
 
 pytestmark = pytest.mark.bridge_only  # a hooked model with experts
@@ -280,7 +280,7 @@ def test_examples_are_grouped_by_subject_and_may_be_answered(
     model: HookedModel, plain_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short = functools.partial(generate_tokens, max_new_tokens=4)
-    monkeypatch.setattr("interp.experts.effect_runs.generate_tokens", short)
+    monkeypatch.setattr("interp.experts.effects.jobs.generate_tokens", short)
     asked = [
         Example("x", f"What is {n} and 1?", str(n + 1), subject=f"s{n // 2}") for n in range(4)
     ]

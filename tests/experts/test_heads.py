@@ -18,8 +18,6 @@ from transformers import (
 
 import interp
 from interp.errors import UserError
-from interp.experts.feeding import larger_in
-from interp.experts.head_slices import NOTHING, check_part, sweep_removals
 from interp.experts.heads import (
     HeadSlice,
     adapter_gain,
@@ -30,7 +28,9 @@ from interp.experts.heads import (
     without_experts,
     without_slices,
 )
-from interp.experts.prompt_columns import check_place
+from interp.experts.heads.feeding import larger_in
+from interp.experts.heads.prompt_positions import check_place
+from interp.experts.heads.slices import NOTHING, check_part, sweep_removals
 from interp.heads import HeadSet, premise_edit
 from interp.heads.locate import as_encoded
 from interp.interventions import Constraint

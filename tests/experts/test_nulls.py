@@ -8,10 +8,10 @@ import torch
 from scipy.stats import multivariate_hypergeom
 
 from interp.experts import RoutingRecords
-from interp.experts.counter import RoutingCounter, TokenLabels
-from interp.experts.nulls import p_value, permuted_texts, permuted_within_token
-from interp.experts.records import Projection
-from interp.experts.tables import Sizes
+from interp.experts.routing.counter import RoutingCounter, TokenLabels
+from interp.experts.routing.nulls import p_value, permuted_texts, permuted_within_token
+from interp.experts.routing.records import Projection
+from interp.experts.routing.tables import Sizes
 
 SIZES = Sizes(1, 3, 2, tasks=2, folds=2, units=6, ids=2, routers=0, id_routers=0)
 

@@ -10,7 +10,7 @@ from einops import rearrange
 
 from interp.errors import UserError
 from interp.experts import CollectSettings, OutputSimilarity, collect_routing
-from interp.experts.similarity import linear_cka
+from interp.experts.routing.similarity import linear_cka
 
 
 def literal_cka(x: torch.Tensor, y: torch.Tensor) -> float:

@@ -16,7 +16,7 @@ from interp.experts import (
     collect_routing,
     measure_specialization,
 )
-from interp.experts.measure_list import MEASURES
+from interp.experts.routing.measure_list import MEASURES
 from tests.experts.conftest import FIRST, SECOND, texts_of
 
 FAST = CollectSettings(routers=39, folds=5)

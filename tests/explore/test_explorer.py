@@ -12,9 +12,9 @@ from interp.explore import Explorer, open_model, open_run
 from interp.explore.explorer import heads_text, read_heads_text
 from interp.heads import HeadSet, load_effects
 from interp.interventions import Constraint, Detection
-from interp.interventions.constraint import Mode
+from interp.interventions.head_constraint import Mode
 from interp.models import HookedModel
-from probes.examples import ask as read_question
+from probes.detector.questions import ask as read_question
 
 QUESTION = "Why is city3 the capital of land5?"
 READER = HeadSet(((1, 2),), "attention")

@@ -16,8 +16,8 @@ from typing import Any
 
 import yaml
 
+from interp.files.tensor_file import CHECKSUM, checksum
 from interp.runs.shards import digest_of
-from interp.tensor_file import CHECKSUM, checksum
 
 DEEP: Any = []
 for _ in range(80):

@@ -11,27 +11,27 @@ from pathlib import Path
 
 import interp.premises
 import probes
+from interp.commands.locate import load_run
+from interp.commands.report import report_run
 from interp.errors import UserError
-from interp.experts.records import RoutingRecords
+from interp.experts.routing.records import RoutingRecords
 from interp.explore.explorer import Explorer
 from interp.explore.opening import _evaluated
+from interp.files import check_gguf, parse_json, read_text
 from interp.heads import HeadEffects, HeadSet
 from interp.heads.effects import load_effects
 from interp.interventions import Intervention
 from interp.models import render_chat
+from interp.moelora.data.reading import read_examples
 from interp.moelora.load import load_adapter
-from interp.moelora.reading import read_examples
 from interp.patching import PatchingResult
 from interp.patching.circuit import Circuit
 from interp.premises.encode import encode_premises, tokenize
-from interp.report.reading import read_heads
+from interp.report.read_run import read_heads
 from interp.runs.identity import check_run
-from interp.runs.locate import load_run
 from interp.runs.manifest import read_manifest
-from interp.runs.report import report_run
 from interp.runs.shards import put_together
 from interp.tasks import read_pairs
-from interp.untrusted import check_gguf, parse_json, read_text
 from probes.linear import LinearProbe
 from tests.fuzz import run_seeds, seeds
 
@@ -73,7 +73,7 @@ def _spans(folder: Path) -> None:
     asked = parse_json(read_text(folder / "asked.json"), surrogates=True)
     if not isinstance(asked, dict) or not all(isinstance(one, str) for one in asked.values()):
         raise UserError("no texts")
-    from interp.answering import named_span
+    from interp.interventions.generate import named_span
 
     for tokenizer in seeds.tokenizers():
         rendered = render_chat(tokenizer, asked.get("question", ""), asked.get("answer", ""))
@@ -160,8 +160,8 @@ def _adapter(folder: Path) -> None:
 def _config(folder: Path) -> None:
     from interp.cli.config import from_config, settings_of
     from interp.cli.options import LocateOptions, PatchOptions
-    from interp.runs.locate import LocateSettings
-    from interp.runs.patch import PatchSettings
+    from interp.commands.locate import LocateSettings
+    from interp.commands.patch import PatchSettings
 
     locate = from_config(LocateOptions, folder / "locate.yaml")
     settings_of(LocateSettings, locate)

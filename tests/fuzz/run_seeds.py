@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from interp.commands.patch import PatchSettings, summary_of
+from interp.files.documents import write_json, write_jsonl, write_table, write_yaml
 from interp.heads.effects import save_effects
-from interp.runs.patch import PatchSettings, summary_of
-from interp.runs.store import write_json, write_jsonl, write_table, write_yaml
 from tests.conftest import planted_relation as relation_of_planted
 from tests.fuzz.seeds import made_up_effects, made_up_result
 from tests.report.conftest import make_evaluation, write_run
@@ -34,9 +34,9 @@ LOCATED_KINDS = {
 
 def located_run(folder: Path) -> None:
     """A run of ``interp locate`` on the planted model's facts, without running the model."""
+    from interp.commands.known import known_part, premise_rows
+    from interp.commands.locate import LocateSettings, effects_digest
     from interp.premises import load_premises
-    from interp.runs.known import known_part, premise_rows
-    from interp.runs.locate import LocateSettings, effects_digest
     from interp.runs.shards import digest_of
 
     made_up = relation_of_planted()

@@ -14,19 +14,19 @@ from gguf import GGUFWriter
 from safetensors.torch import load_file
 
 import probes
-from interp.experts.counter import RoutingCounter, TokenLabels
-from interp.experts.records import Projection, RoutingRecords
-from interp.experts.tables import Sizes
+from interp.experts.routing.counter import RoutingCounter, TokenLabels
+from interp.experts.routing.records import Projection, RoutingRecords
+from interp.experts.routing.tables import Sizes
+from interp.files.documents import write_json, write_jsonl, write_yaml
 from interp.heads import HeadEffects, HeadSet
 from interp.heads.effects import save_effects
 from interp.interventions import Constraint, ExpertConstraint, Intervention
+from interp.jobs import Shard
 from interp.moelora import MoELoRAConfig
 from interp.patching import PatchingResult
 from interp.patching.circuit import Circuit
 from interp.runs.shards import ShardStore
-from interp.runs.store import write_json, write_jsonl, write_yaml
-from interp.stages import Shard
-from probes.calibration import Calibration
+from probes.detector.calibration import Calibration
 from probes.linear import LinearProbe
 from tests.conftest import make_hf_model, make_planted_model, make_tokenizer, make_word_tokenizer
 from tests.conftest import planted_relation as relation_of_planted

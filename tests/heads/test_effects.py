@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from interp.errors import UserError
+from interp.files.tensor_file import write_tensor_file
 from interp.heads import HeadEffects, HeadSet, agreement, load_effects, save_effects
-from interp.tensor_file import write_tensor_file
 
 COLUMNS = [
     *("site", "layer", "head", "effect", "ci_low", "ci_high", "p_value", "q_value"),

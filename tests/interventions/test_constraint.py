@@ -7,7 +7,7 @@ import pytest
 from interp.errors import UserError
 from interp.heads import HeadSet
 from interp.interventions import SITE_MODES, Constraint
-from interp.interventions.constraint import check_mode
+from interp.interventions.head_constraint import check_mode
 
 HEADS = HeadSet(((0, 1), (2, 3)), "attention")
 

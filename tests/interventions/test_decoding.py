@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from interp.generation import generate_tokens
+from interp.forward.generate import generate_tokens
 from interp.heads import HeadSet
 from interp.interventions import Constraint, constrain
 from interp.models import HookedModel

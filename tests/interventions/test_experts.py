@@ -11,7 +11,7 @@ from torch import Tensor
 
 from interp.errors import UserError
 from interp.interventions import ExpertConstraint, constrain, edit_gates, projections_of
-from interp.interventions.experts import check_expert_mode, check_place
+from interp.interventions.expert_constraint import check_expert_mode, check_place
 from interp.models import HookedModel
 from interp.moelora import hooked
 from interp.moelora.layer import MoELoRALinear

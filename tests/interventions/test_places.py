@@ -8,7 +8,7 @@ import torch
 from interp.errors import UserError
 from interp.heads import HeadSet
 from interp.interventions import Constraint, constrain, places_at
-from interp.interventions.places import places_of_premises
+from interp.interventions.object_positions import places_of_premises
 from interp.models import HookedModel
 from interp.patching import TokenBatch, tail_logits
 from interp.premises import Premises, load_premises

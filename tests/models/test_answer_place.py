@@ -6,8 +6,8 @@ import pytest
 
 from interp.models import render_chat
 from interp.models.answer_place import open_thought
-from interp.moelora.encoding import encode_example, encode_prompt
-from interp.moelora.examples import Example
+from interp.moelora.data.encoding import encode_example, encode_prompt
+from interp.moelora.data.examples import Example
 from tests.models.test_chat import with_template
 
 USER = "{% for m in messages %}{% if m.role == 'user' %}[U]{{ m.content }}[/U]"

@@ -9,13 +9,13 @@ import torch
 
 import interp.models
 from interp.errors import UserError
+from interp.forward.batch import TokenBatch
+from interp.forward.finite import first_bad_hook, first_bad_module
+from interp.forward.partial import record_run, tail_logits
 from interp.models import load_model
 from interp.models.finite import first_bad_weight
-from interp.moelora.encoding import EncodedExample
-from interp.moelora.scoring import answer_losses
-from interp.patching.batch import TokenBatch
-from interp.patching.finite import first_bad_hook, first_bad_module
-from interp.patching.forward import record_run, tail_logits
+from interp.moelora.data.encoding import EncodedExample
+from interp.moelora.training.scoring import answer_losses
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])

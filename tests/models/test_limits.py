@@ -12,7 +12,8 @@ from torch import nn
 from transformers import OPTConfig, OPTForCausalLM
 
 from interp.errors import UserError
-from interp.generation import generate_tokens
+from interp.forward.generate import generate_tokens
+from interp.forward.partial import record_run
 from interp.models import from_hf
 from interp.models.limits import (
     check_prompts,
@@ -20,11 +21,10 @@ from interp.models.limits import (
     room_for_answer,
     vocabulary_size,
 )
-from interp.moelora.encoding import EncodedExample
-from interp.moelora.scoring import answer_losses
+from interp.moelora.data.encoding import EncodedExample
+from interp.moelora.training.scoring import answer_losses
 from interp.patching import LogitDifference, TokenBatch, patch, tail_logits
-from interp.patching.forward import record_run
-from probes.reading import TokensToRead, read_activations
+from probes.activation_reader import TokensToRead, read_activations
 
 
 class Counted(nn.Module):

@@ -9,7 +9,7 @@ from transformers import GPTJConfig, GPTJForCausalLM, LlamaConfig, LlamaForCausa
 from interp.errors import UserError
 from interp.interventions import constrain
 from interp.models import HookedModel, fingerprint, from_hf
-from interp.models.majors import (
+from interp.models.versions import (
     MAJOR,
     before_each_pass,
     require_bridge,

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from interp.commands.train import train_moelora
 from interp.moelora import MoELoRAConfig
-from interp.moelora.training import TrainingSettings
-from interp.runs.moelora import train_moelora
+from interp.moelora.training.training import TrainingSettings
 
 # transformers renames gradient checkpointing; PEFT, and versions before, know the old names only.
 OLD_NAMES = "ignore:`(is_)?gradient_checkpointing(_enable)?` is deprecated:FutureWarning"

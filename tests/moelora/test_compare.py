@@ -11,12 +11,13 @@ from typing import Any
 import pandas as pd
 import pytest
 
-import interp.moelora.compare
+import interp.commands.compare
+from interp.commands.compare import CompareSettings, compare_moelora, losses_of, parameter_spread
 from interp.errors import UserError
-from interp.moelora.adapters import METHOD_NAMES
-from interp.moelora.compare import CompareSettings, compare_moelora, losses_of, parameter_spread
-from interp.moelora.comparison import FinishedRun, compare, seed_interval
-from interp.moelora.training import TrainingSettings
+from interp.files.documents import read_json
+from interp.moelora.training.adapters import METHOD_NAMES
+from interp.moelora.training.comparison import FinishedRun, compare, seed_interval
+from interp.moelora.training.training import TrainingSettings
 from interp.report.comparison_figures import accuracy_figure, curve_figure
 from interp.report.comparison_page import (
     accuracy_table,
@@ -25,7 +26,6 @@ from interp.report.comparison_page import (
     render_comparison,
     summary,
 )
-from interp.runs.store import read_json
 
 STEP = {"loss": 2.0, "step": 4}
 EXPERTS = {"dead_experts": 0.0, "load_smallest": 0.5, "load_largest": 1.5}
@@ -283,14 +283,14 @@ def test_finished_runs_are_not_trained_again(
     """A missing run is made, and only that one; another seed can be added."""
     before = read_json(compared / "comparison.json")
     trained: list[Path] = []
-    make = interp.moelora.compare.train_moelora
+    make = interp.commands.compare.train_moelora
 
     def note(settings: TrainingSettings, run: Path, **more: Any) -> Path:
         if not (run / "metrics.json").is_file():
             trained.append(run)
         return make(settings, run, **more)
 
-    monkeypatch.setattr(interp.moelora.compare, "train_moelora", note)
+    monkeypatch.setattr(interp.commands.compare, "train_moelora", note)
     missing = compared / "runs" / "moe-seed1"
     for path in sorted(missing.rglob("*"), reverse=True):
         path.unlink() if path.is_file() else path.rmdir()

@@ -11,7 +11,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, Phi3Config, Phi3ForC
 
 import interp
 from interp.errors import UserError
-from interp.generation import generate_tokens
+from interp.forward.generate import generate_tokens
 from interp.moelora import MoELoRAConfig, hooked
 from interp.patching import LogitDifference, patch_heads, tail_logits
 from interp.premises.encode import encode_premises

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from interp.moelora.examples import Example
-from interp.moelora.numbers import (
+from interp.moelora.data.examples import Example
+from interp.moelora.data.numbers import (
     as_a_word,
     as_text,
     numbers_in,
@@ -16,7 +16,7 @@ from interp.moelora.numbers import (
     plain_number,
     same_number,
 )
-from interp.moelora.scoring import extract_number, is_right
+from interp.moelora.training.scoring import extract_number, is_right
 
 HUGE = 2**80 + 1
 

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from interp.moelora.examples import Example
-from interp.moelora.options import extract_option
-from interp.moelora.scoring import is_right
+from interp.moelora.data.examples import Example
+from interp.moelora.training.options import extract_option
+from interp.moelora.training.scoring import is_right
 
 LETTERS = tuple("ABCDE")
 SAID: dict[str | None, list[str]] = {

@@ -12,13 +12,13 @@ import pytest
 import transformers.utils.chat_template_utils as chat_templates
 from tokenizers import processors
 
-import interp.runs.moelora
+import interp.commands.train
+from interp.commands.analyze import AnalyzeSettings, analyze_adapter
+from interp.commands.compare import CompareSettings, compare_moelora
 from interp.errors import UserError
+from interp.files.documents import read_json, write_json
 from interp.models.folder import read_tokenizer
-from interp.moelora.compare import CompareSettings, compare_moelora
-from interp.moelora.training import TrainingSettings
-from interp.runs.analyze import AnalyzeSettings, analyze_adapter
-from interp.runs.store import read_json, write_json
+from interp.moelora.training.training import TrainingSettings
 from tests.conftest import CHAT_TEMPLATE
 
 Train = Callable[[TrainingSettings, Path], Path]
@@ -63,7 +63,7 @@ def interrupted(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(interp.runs.moelora, "metrics_of", stop)
+        patched.setattr(interp.commands.train, "metrics_of", stop)
         with pytest.raises(KeyboardInterrupt):
             train(settings, run)
 

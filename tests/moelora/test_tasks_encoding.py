@@ -7,7 +7,7 @@ import torch
 
 from interp.errors import UserError
 from interp.models import render_chat
-from interp.moelora.encoding import (
+from interp.moelora.data.encoding import (
     IGNORED,
     AnswerCollator,
     EncodedExample,
@@ -17,7 +17,7 @@ from interp.moelora.encoding import (
     encode_prompt,
     end_token,
 )
-from interp.moelora.examples import Example
+from interp.moelora.data.examples import Example
 
 RIVER = Example("rivers", "Which river flows through Cairo?", "Nile", response="It is the Nile.")
 
@@ -107,7 +107,7 @@ def test_too_long_can_be_dropped_and_is_counted(
     plain_tokenizer: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     long = Example("rivers", "Which river? " * 30, "Nile")
-    with caplog.at_level("INFO", logger="interp.moelora.encoding"):
+    with caplog.at_level("INFO", logger="interp.moelora.data.encoding"):
         kept = encode_examples(plain_tokenizer, [RIVER, long], max_length=60, too_long="drop")
     assert kept == (encode_example(plain_tokenizer, RIVER),)
     assert "1 of 2 examples are longer than 60 tokens: dropped" in caplog.text

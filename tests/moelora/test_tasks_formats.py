@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from interp.errors import UserError
-from interp.moelora.examples import Example, kind_of
-from interp.moelora.formats import ColumnMapping, detect
-from interp.moelora.numbers import numbers_in, parse_number
+from interp.moelora.data.examples import Example, kind_of
+from interp.moelora.data.formats import ColumnMapping, detect
+from interp.moelora.data.numbers import numbers_in, parse_number
 
 
 def read(row: dict[str, Any]) -> Example:

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from interp.errors import UserError
-from interp.moelora.formats import ColumnMapping
-from interp.moelora.reading import _parquet_rows, read_examples
-from interp.moelora.sources import load_examples, load_split
+from interp.moelora.data.formats import ColumnMapping
+from interp.moelora.data.reading import _parquet_rows, read_examples
+from interp.moelora.data.sources import load_examples, load_split
 
 GOOD = {"prompt": "Which river?", "answer": "Nile"}
 TEXT = st.text(st.characters(codec="utf-8"), min_size=1).filter(str.strip)

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from interp.moelora.examples import Example
-from interp.moelora.scoring import is_right
-from interp.moelora.sources import list_tasks, load_split
+from interp.moelora.data.examples import Example
+from interp.moelora.data.sources import list_tasks, load_split
+from interp.moelora.training.scoring import is_right
 from interp.premises import Fact, load_premises
 from interp.premises.mentions import names
 from interp.premises.registry import data_dir

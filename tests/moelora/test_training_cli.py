@@ -11,7 +11,7 @@ from rich.console import Console
 
 from interp.cli.moelora import OPTIONS, CompareOptions, TrainOptions, moelora, parse
 from interp.errors import UserError
-from interp.runs.store import read_json
+from interp.files.documents import read_json
 
 
 @pytest.fixture(scope="module")

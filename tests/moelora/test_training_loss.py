@@ -10,16 +10,16 @@ from torch import Tensor
 
 from interp.errors import UserError
 from interp.moelora import MoELoRAConfig, auxiliary_losses
-from interp.moelora.adapters import (
+from interp.moelora.data.encoding import IGNORED, AnswerCollator, EncodedExample
+from interp.moelora.training.adapters import (
     adapt,
     check_method,
     equal_ranks,
     trainable_parameters,
 )
-from interp.moelora.encoding import IGNORED, AnswerCollator, EncodedExample
-from interp.moelora.similarity import expert_similarity, pairwise_cosine
-from interp.moelora.trainer import answer_loss, predicting_columns
-from interp.moelora.training import TrainingSettings, make_trainer
+from interp.moelora.training.similarity import expert_similarity, pairwise_cosine
+from interp.moelora.training.trainer import answer_loss, predicting_columns
+from interp.moelora.training.training import TrainingSettings, make_trainer
 
 TARGETS = ["q_proj", "v_proj"]
 

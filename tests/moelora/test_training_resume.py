@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from transformers import TrainerCallback
 
-import interp.runs.moelora
+import interp.commands.train
 from interp.errors import UserError
-from interp.moelora.trainer import WHOLE, last_checkpoint
-from interp.moelora.training import TrainingSettings
-from interp.runs.store import read_json
+from interp.files.documents import read_json
+from interp.moelora.training.trainer import WHOLE, last_checkpoint
+from interp.moelora.training.training import TrainingSettings
 
 Train = Callable[[TrainingSettings, Path], Path]
 SameWeights = Callable[[Path, Path], bool]
@@ -30,14 +30,14 @@ class _Interrupt(TrainerCallback):
 
 def add_callback(monkeypatch: pytest.MonkeyPatch, callback: TrainerCallback) -> None:
     """Have every run's Trainer call `callback`."""
-    make = interp.runs.moelora.make_trainer
+    make = interp.commands.train.make_trainer
 
     def make_with_callback(*args: Any, **kwargs: Any) -> Any:
         trainer = make(*args, **kwargs)
         trainer.add_callback(callback)
         return trainer
 
-    monkeypatch.setattr(interp.runs.moelora, "make_trainer", make_with_callback)
+    monkeypatch.setattr(interp.commands.train, "make_trainer", make_with_callback)
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_run_interrupted_while_it_is_scored_is_not_trained_further(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(interp.runs.moelora, "metrics_of", interrupt)
+        patched.setattr(interp.commands.train, "metrics_of", interrupt)
         with pytest.raises(KeyboardInterrupt):
             train(tiny_training, tmp_path / "run")
     train(tiny_training, tmp_path / "run")

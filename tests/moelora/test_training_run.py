@@ -16,13 +16,13 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
-from interp.generation import greedy_answers
+from interp.commands.train import load_data
+from interp.files.documents import read_json
+from interp.forward.generate import greedy_answers
 from interp.moelora import load_adapter
-from interp.moelora.encoding import encode_prompt, end_token
-from interp.moelora.pretrained import load_pretrained
-from interp.moelora.training import TrainingSettings
-from interp.runs.moelora import load_data
-from interp.runs.store import read_json
+from interp.moelora.data.encoding import encode_prompt, end_token
+from interp.moelora.training.pretrained import load_pretrained
+from interp.moelora.training.training import TrainingSettings
 
 REPOSITORY = Path(__file__).parents[2]
 Train = Callable[[TrainingSettings, Path], Path]
@@ -168,8 +168,8 @@ def test_checkpointing_changes_nothing(
 LAUNCHED = """
 import sys
 from pathlib import Path
-from interp.moelora.training import TrainingSettings
-from interp.runs.moelora import train_moelora
+from interp.moelora.training.training import TrainingSettings
+from interp.commands.train import train_moelora
 model, data, run = sys.argv[1:]
 settings = TrainingSettings(
     model=model, data=(data,), limit=60, test_limit=4, experts=4, rank=2, dropout=0.1,

@@ -7,10 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from interp.generation import greedy_answers
-from interp.moelora.encoding import encode_example, encode_prompt
-from interp.moelora.examples import Example
-from interp.moelora.scoring import (
+from interp.forward.generate import greedy_answers
+from interp.moelora.data.encoding import encode_example, encode_prompt
+from interp.moelora.data.examples import Example
+from interp.moelora.training.scoring import (
     MEAN,
     ScoredAnswer,
     accuracies,

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from interp.errors import UserError
 from interp.moelora.config import MoELoRAConfig
-from interp.moelora.pretrained import load_pretrained
-from interp.moelora.training import TrainingSettings
+from interp.moelora.training.pretrained import load_pretrained
+from interp.moelora.training.training import TrainingSettings
 
 Train = Callable[[TrainingSettings, Path], Path]
 

@@ -8,11 +8,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import interp.models
 from interp.errors import UserError
+from interp.forward.hook_points import as_units, hook_name
 from interp.models import HookedModel
 from interp.patching import LogitDifference, TokenBatch, patch
 from interp.patching.alignment import align
 from interp.patching.atp_star import atp_star_columns
-from interp.patching.components import as_units, hook_name
 from interp.patching.origin import patching_edit
 
 CLOSE: dict[str, Any] = {"rtol": 0.0, "atol": 1e-4}

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from interp.errors import UserError
+from interp.forward.batch import by_length, in_batches
 from interp.patching import TokenBatch, first_difference
-from interp.patching.batch import by_length, in_batches
 
 prompts = st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=9), min_size=1, max_size=5)
 

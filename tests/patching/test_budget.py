@@ -6,9 +6,7 @@ import pytest
 import torch
 
 from interp.errors import UserError
-from interp.models import HookedModel
-from interp.patching import LogitDifference, TokenBatch, patch, patch_paths
-from interp.patching.budget import (
+from interp.forward.memory import (
     CPU_BUDGET,
     CPU_WHOLE,
     Budget,
@@ -16,6 +14,8 @@ from interp.patching.budget import (
     default_budget,
     using_budget,
 )
+from interp.models import HookedModel
+from interp.patching import LogitDifference, TokenBatch, patch, patch_paths
 
 # Mixed lengths, and first differences far apart.
 CLEAN = TokenBatch.from_lists(
@@ -82,8 +82,8 @@ def test_a_default_budget_refuses_no_prompt(
     """However little it is, one prompt runs, a row at a time."""
     options: dict[str, Any] = {"method": method, "component": "k", "progress": False}
     whole = patch(tiny_llama, CLEAN, CORRUPTED, METRIC, **options)
-    monkeypatch.setattr("interp.patching.budget.CPU_BUDGET", 1)
-    monkeypatch.setattr("interp.patching.budget.CPU_WHOLE", 1)
+    monkeypatch.setattr("interp.forward.memory.CPU_BUDGET", 1)
+    monkeypatch.setattr("interp.forward.memory.CPU_WHOLE", 1)
     found = patch(tiny_llama, CLEAN, CORRUPTED, METRIC, **options)
     torch.testing.assert_close(found.values, whole.values, rtol=0, atol=1e-5, equal_nan=True)
 

@@ -8,9 +8,7 @@ import transformer_lens.patching
 from transformer_lens import ActivationCache
 
 from interp.errors import UserError
-from interp.models import HookedModel
-from interp.patching import LogitDifference, TokenBatch, patch
-from interp.patching.components import (
+from interp.forward.hook_points import (
     PLACES,
     as_units,
     axis_of,
@@ -19,6 +17,8 @@ from interp.patching.components import (
     from_units,
     hook_name,
 )
+from interp.models import HookedModel
+from interp.patching import LogitDifference, TokenBatch, patch
 
 # (clean, corrupted); the pairs first differ at position 1 and at position 2.
 SHORT = torch.tensor([[40, 41, 42], [5, 9, 70]]), torch.tensor([[40, 51, 42], [5, 9, 71]])

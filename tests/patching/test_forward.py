@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from interp.errors import UserError
+from interp.forward.partial import common_columns
 from interp.models import HookedModel
 from interp.patching import TokenBatch, hooked, record_run, resume, tail_logits
-from interp.patching.forward import common_columns
 
 PROMPTS = [
     [5, 9, 7, 8, 30, 31, 32, 12],

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from interp.errors import UserError
+from interp.forward.hook_points import count_units, hook_name
 from interp.models import HookedModel
 from interp.patching import LogitDifference, Probability, TokenBatch, patch, sweep_sets
 from interp.patching.alignment import align
-from interp.patching.components import count_units, hook_name
 from interp.patching.integrated_gradients import integrate_columns
 from interp.patching.origin import patching_edit
 

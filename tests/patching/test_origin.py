@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from interp.errors import UserError
+from interp.forward.hook_points import hook_name
+from interp.forward.out_of_memory import over_parts
 from interp.models import HookedModel
 from interp.patching import TokenBatch
 from interp.patching.alignment import align
-from interp.patching.components import hook_name
 from interp.patching.origin import check_origin, derangement, mean_values, patching_edit
-from interp.patching.out_of_memory import over_parts
 
 CLEAN = [[5, 9, 7, 8, 30, 31], [20, 21, 22]]
 CORRUPTED = [[15, 9, 7, 30], [20, 26, 27, 28, 22]]

@@ -11,10 +11,10 @@ import torch
 from tqdm.auto import tqdm
 
 from interp.errors import UserError
+from interp.forward.out_of_memory import OutOfMemory, halving, is_out_of_memory, over_parts
+from interp.forward.partial import record_run, tail_logits
 from interp.models import HookedModel
 from interp.patching import LogitDifference, TokenBatch, faithfulness_curve, patch, patch_paths
-from interp.patching.forward import record_run, tail_logits
-from interp.patching.out_of_memory import OutOfMemory, halving, is_out_of_memory, over_parts
 
 CLEAN = TokenBatch.from_lists(
     [[5, 9, 7, 8, 30, 31, 32, 12], [20, 21, 22], [40, 41, 42, 43, 44, 45], [1, 2, 3, 4]]

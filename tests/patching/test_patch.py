@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 import interp.models
 from interp.errors import UserError
+from interp.forward.hook_points import PLACES, count_units, hook_name
 from interp.models import HookedModel
 from interp.patching import LogitDifference, Probability, TokenBatch, patch, patch_heads
-from interp.patching.components import PLACES, count_units, hook_name
 from interp.patching.origin import derangement, mean_values
 
 # Equal lengths within a pair; longer than gemma3's window, and shorter.

@@ -8,9 +8,9 @@ import transformer_lens.patching
 from transformer_lens import ActivationCache
 
 from interp.errors import UserError
+from interp.forward.hook_points import hook_name
 from interp.models import HookedModel
 from interp.patching import LogitDifference, TokenBatch, patch, patch_paths
-from interp.patching.components import hook_name
 
 CLEAN = [[5, 9, 7, 8, 30, 31], [40, 41, 42, 43]]
 CORRUPTED = [[5, 9, 7, 81, 30, 31], [40, 51, 42, 43]]

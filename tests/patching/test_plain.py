@@ -8,13 +8,18 @@ from weakref import WeakKeyDictionary
 import pytest
 import torch
 
+import interp.forward.partial
+import interp.forward.shared_prefix
+import interp.forward.trial
 import interp.models
-import interp.patching.forward
-import interp.patching.shared_prefix
-import interp.patching.trial
 from interp.errors import UserError
+from interp.forward.call import call_columns
+from interp.forward.hook_points import PLACES, hook_name
+from interp.forward.partial import RecordedRun
+from interp.forward.shared_prefix import LentPrefix, lend, shared_prefix_attention
+from interp.forward.unhooked import PlainModel, plain_model
 from interp.models import HookedModel
-from interp.models.majors import wraps_transformers
+from interp.models.versions import wraps_transformers
 from interp.patching import (
     patch,
     patch_paths,
@@ -22,11 +27,6 @@ from interp.patching import (
     resume,
     tail_logits,
 )
-from interp.patching.columns import call_columns
-from interp.patching.components import PLACES, hook_name
-from interp.patching.forward import RecordedRun
-from interp.patching.plain import PlainModel, plain_model
-from interp.patching.shared_prefix import LentPrefix, lend, shared_prefix_attention
 from tests.patching.prompts import BATCH, CLEAN, CLOSE, CORRUPTED, METRIC, ROWS
 
 
@@ -180,7 +180,7 @@ FALLBACKS = [
 
 
 def without_plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(interp.patching.forward, "trusted_plain_model", lambda *_: None)
+    monkeypatch.setattr(interp.forward.partial, "trusted_plain_model", lambda *_: None)
 
 
 @pytest.mark.bridge_only
@@ -261,8 +261,8 @@ def test_an_attention_with_unknown_extras_falls_back(
     """gemma3's sliding window is in the mask, and known to be; forget that it is known."""
     model = families["gemma3"]
     before = patch(model, CLEAN, CORRUPTED, METRIC, progress=False).values
-    monkeypatch.setattr(interp.patching.shared_prefix, "_IGNORED", frozenset())
-    monkeypatch.setattr(interp.patching.trial, "_VERDICTS", WeakKeyDictionary())
+    monkeypatch.setattr(interp.forward.shared_prefix, "_IGNORED", frozenset())
+    monkeypatch.setattr(interp.forward.trial, "_VERDICTS", WeakKeyDictionary())
     run = record_run(model, BATCH, start=5)
     assert run.plain is None
     torch.testing.assert_close(run.logits, tail_logits(model, BATCH)[:, -1], **CLOSE)

@@ -12,24 +12,17 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.pytorch_utils import Conv1D
 
 import interp.models
+from interp.commands.dtype_check import widened as in_float32
+from interp.forward import partial as forward
+from interp.forward import trial, widen
+from interp.forward.partial import unedited_logits
+from interp.forward.shared_prefix import NAME, shared_prefix_attention
 from interp.models import HookedModel
 from interp.models.precision import PRECISIONS, agrees, precision_of, wide_dtype
-from interp.patching import (
-    LogitDifference,
-    forward,
-    patch,
-    patch_heads,
-    patch_paths,
-    record_run,
-    trial,
-    widen,
-)
+from interp.patching import LogitDifference, patch, patch_heads, patch_paths, record_run
 from interp.patching.edits import ActivationEdit
-from interp.patching.forward import unedited_logits
 from interp.patching.metrics import Probability, apply_metric
-from interp.patching.shared_prefix import NAME, shared_prefix_attention
 from interp.patching.sweep import sweep_effects, sweep_sets
-from interp.runs.dtype_check import widened as in_float32
 from tests.patching.prompts import CLEAN, CORRUPTED, METRIC
 
 Make = Callable[[str, torch.dtype], HookedModel]

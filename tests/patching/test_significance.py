@@ -7,7 +7,7 @@ import torch
 from interp.errors import UserError
 from interp.heads import head_statistics
 from interp.patching.resampling import in_turns, resamples_at_once, units_at_once
-from interp.patching.significance import effect_statistics, group_means, mean_interval
+from interp.statistics import effect_statistics, group_means, mean_interval
 
 
 def names(count: int) -> list[str]:

@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 import torch
 
+from interp.forward.hook_points import hook_name
+from interp.forward.unhooked import plain_model
 from interp.interventions import constrain
 from interp.models import HookedModel
-from interp.models.majors import wraps_transformers
+from interp.models.versions import wraps_transformers
 from interp.patching import patch
-from interp.patching.components import hook_name
-from interp.patching.plain import plain_model
 from tests.patching.prompts import CLEAN, CLOSE, CORRUPTED, METRIC
 
 

@@ -14,7 +14,7 @@ from interp.evaluation import preference
 from interp.heads import HeadSet
 from interp.interventions import Constraint
 from interp.models import HookedModel
-from interp.models.majors import writes_resid_mid
+from interp.models.versions import writes_resid_mid
 from interp.patching import TokenBatch, hooked, tail_logits
 from interp.premises import Premises, load_premises
 from interp.premises.encode import encode_premises

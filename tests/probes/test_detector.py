@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import interp.models
-import probes.train
+import probes.detector.train
 from interp.errors import UserError
 from interp.interventions.gate import Detector
 from interp.premises import load_premises
@@ -21,17 +21,17 @@ from probes import (
     score_detector,
     train_detector,
 )
-from probes.examples import ask, label_questions
-from probes.material import Folds, Material
-from probes.pairing import balanced_questions
-from probes.train import candidate_layers, collect_material, labelled_questions
-from probes.training import (
+from probes.detector.balance import balanced_questions
+from probes.detector.dataset import Folds, Material
+from probes.detector.fit import (
     choose_layer,
     covers,
     default_false_alarms,
     fit_detector,
     lowest_threshold,
 )
+from probes.detector.questions import ask, label_questions
+from probes.detector.train import candidate_layers, collect_material, labelled_questions
 
 QUESTION = "Why is Paris the capital of Germany?"
 SIGNS = 1.0 - 2.0 * (torch.arange(32) % 3 == 0)
@@ -309,7 +309,7 @@ def test_the_model_s_own_is_trained_once(tiny_llama, detector, tmp_path, monkeyp
         calls.append(model)
         return detector
 
-    monkeypatch.setattr(probes.train, "train_detector", train)
+    monkeypatch.setattr(probes.detector.train, "train_detector", train)
     first = detector_for(tiny_llama, cache_dir=tmp_path, progress=False)
     again = detector_for(tiny_llama, cache_dir=tmp_path, progress=False)
     assert len(calls) == 1

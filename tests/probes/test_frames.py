@@ -7,10 +7,10 @@ import pytest
 
 from interp.premises import list_relations, load_premises
 from interp.premises.questions import QuestionKind
-from probes.frames import FRAMES, framed
-from probes.material import Folds
-from probes.pairing import balanced_questions
-from probes.train import DEALS, FEW_FACTS, labelled_questions
+from probes.detector.balance import balanced_questions
+from probes.detector.dataset import Folds
+from probes.detector.paraphrases import FRAMES, framed
+from probes.detector.train import DEALS, FEW_FACTS, labelled_questions
 
 
 def test_a_statement_by_hand() -> None:
@@ -85,7 +85,7 @@ def test_further_false_objects_are_as_balanced_and_not_counted(tiny_llama) -> No
 
 
 def test_many_facts_are_asked_about_in_their_own_words_only(tiny_llama, monkeypatch) -> None:
-    monkeypatch.setattr("probes.train.FEW_FACTS", 11)
+    monkeypatch.setattr("probes.detector.train.FEW_FACTS", 11)
     premises = load_premises("capitals", limit=12)
     assert len(premises.facts) <= FEW_FACTS
     questions = labelled_questions(tiny_llama, [premises])

@@ -20,7 +20,7 @@ from probes import (
     probe_heads,
     probe_layers,
 )
-from probes.verdict import Score
+from probes.control_report import Score
 
 
 @pytest.fixture(scope="module")

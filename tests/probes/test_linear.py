@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 
 import interp.models
 from interp.errors import UserError
-from interp.tensor_file import write_tensor_file
+from interp.files.tensor_file import write_tensor_file
 from probes import LinearProbe, area_under_curve, fit_probe
 from probes.linear import check_labelled, fit_direction
 

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from interp.errors import UserError
-from probes.examples import ask
-from probes.locating import false_words
-from probes.words import word_spans, words_of_tokens
+from probes.detector.questions import ask
+from probes.detector.span import false_words
+from probes.detector.words import word_spans, words_of_tokens
 
 
 def found(tokenizer, text: str, falsest: str, likely: dict[str, float]) -> str | None:

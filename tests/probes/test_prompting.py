@@ -10,13 +10,13 @@ import pytest
 import torch
 from tokenizers import processors
 
-import probes.train
+import probes.detector.train
 from interp.errors import UserError
+from interp.files.documents import read_json, write_json
+from interp.files.tensor_file import read_tensor_file, write_tensor_file
 from interp.models import fingerprint, from_hf
 from interp.models.tokenizer_fingerprint import prompting_fingerprint
 from interp.premises import Premises
-from interp.runs.store import read_json, write_json
-from interp.tensor_file import read_tensor_file, write_tensor_file
 from probes import (
     Calibration,
     LinearProbe,
@@ -104,7 +104,7 @@ def test_the_cache_keeps_them_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         trained.append(model)
         return detector_of(model)
 
-    monkeypatch.setattr(probes.train, "train_detector", train)
+    monkeypatch.setattr(probes.detector.train, "train_detector", train)
     models = [made(), *(made(**change) for change in CHANGES)]
     for model in (*models, *models):
         detector_for(model, cache_dir=tmp_path, progress=False).check_model(model)
@@ -119,10 +119,10 @@ def test_what_is_fitted_notes_it(
     wanted = prompting_fingerprint(planted.tokenizer)
     found = probe_layers(planted, split.search, split.held_out, layers=[1], progress=False)
     assert [probe.prompting for probe in found.probes] == [wanted]
-    monkeypatch.setattr(probes.train, "collect_material", lambda *_, **__: None)
+    monkeypatch.setattr(probes.detector.train, "collect_material", lambda *_, **__: None)
     noted = replace(detector_of(planted), prompting=None)
     monkeypatch.setattr(
-        probes.train, "fit_detector",
+        probes.detector.train, "fit_detector",
         lambda _, *, prompting, **__: replace(noted, prompting=prompting),
     )  # fmt: skip
     assert train_detector(planted, [split.search], progress=False).prompting == wanted

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from interp.errors import UserError
-from interp.patching.batch import TokenBatch
-from interp.patching.forward import tail_logits
+from interp.forward.batch import TokenBatch
+from interp.forward.partial import tail_logits
 from probes import TokensToRead, read_activations
-from probes.reading import _shared_beginning
+from probes.activation_reader import _shared_beginning
 
 TOLERANCE = 5e-5
 

@@ -7,14 +7,14 @@ import pandas as pd
 import pytest
 import yaml
 
-import interp.runs.known
-import interp.runs.probe
+import interp.commands.known
+import interp.commands.probe
 from interp.cli import main
 from interp.cli.options import ProbeOptions
+from interp.commands.probe import ProbeSettings, best_layer, probe_run, write_probe_report
 from interp.errors import UserError
 from interp.models import HookedModel
 from interp.premises import Premises
-from interp.runs.probe import ProbeSettings, best_layer, probe_run, write_probe_report
 from tests.unchecked import unchecked
 
 FILES = {
@@ -79,9 +79,9 @@ def test_the_same_call_takes_up_what_is_there(run, relation, planted, monkeypatc
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("made again")
 
-    monkeypatch.setattr(interp.runs.known, "check_knowledge", fail)
+    monkeypatch.setattr(interp.commands.known, "check_knowledge", fail)
     for name in ("probe_grid", "probe_heads"):
-        monkeypatch.setattr(interp.runs.probe, name, fail)
+        monkeypatch.setattr(interp.commands.probe, name, fail)
     probe_run(planted, ProbeSettings(str(relation), heads=True), run, progress=False)
     assert (run / "auc.csv").read_bytes() == before
 

@@ -7,12 +7,8 @@ import pytest
 import torch
 
 from interp.errors import UserError
-from interp.evaluation.steering import Steering
-from interp.models import HookedModel
-from interp.patching import TokenBatch, record_run
-from interp.premises import Premises, load_premises
-from interp.premises.encode import encode_premises
-from probes.steering import (
+from interp.evaluation.baselines.steering import Steering
+from interp.evaluation.baselines.steering_directions import (
     HeadDirections,
     choose_steering,
     deviation_vectors,
@@ -20,6 +16,10 @@ from probes.steering import (
     mean_difference,
     residual_steering,
 )
+from interp.models import HookedModel
+from interp.patching import TokenBatch, record_run
+from interp.premises import Premises, load_premises
+from interp.premises.encode import encode_premises
 
 
 def test_a_difference_of_means_by_hand() -> None:

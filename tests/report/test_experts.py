@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 
 from interp.errors import UserError
-from interp.experts.measure_list import MEASURES
-from interp.experts.similarity import COLUMNS, OutputSimilarity
-from interp.experts.specialization import Specialization
-from interp.report.experts import load_figure, measure_figure, similarity_figure
+from interp.experts.routing.measure_list import MEASURES
+from interp.experts.routing.similarity import COLUMNS, OutputSimilarity
+from interp.experts.routing.specialization import Specialization
+from interp.figures.routing import load_figure, measure_figure, similarity_figure
 from interp.report.experts_page import expert_rows, sentences, summary_table
 from tests.experts.test_nulls import records, tokens
 

@@ -16,7 +16,7 @@ from interp.report import (
     preference_by_template,
     random_null,
 )
-from interp.report.reading import read_heads, read_null, read_settings
+from interp.report.read_run import read_heads, read_null, read_settings
 
 
 @pytest.fixture
@@ -158,4 +158,4 @@ def test_plotly_is_left_as_it_was(heads: pd.DataFrame) -> None:
     before = (pio.templates.default, set(pio.templates))
     head_heatmap(heads, site="output")
     assert (pio.templates.default, set(pio.templates)) == before
-    assert "interp.report.look" in sys.modules
+    assert "interp.figures.look" in sys.modules

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from interp.commands.report import report_run
 from interp.errors import UserError
 from interp.patching import PatchingResult
-from interp.runs.report import report_run
 from tests.fuzz.readers import READERS, fresh
 from tests.report.pages import Page
 

@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 
 from interp.errors import UserError
+from interp.files.documents import write_atomically
 from interp.report import write_report
 from interp.report.page import inline_script, script_json
-from interp.runs.store import write_atomically
 from tests.report.pages import Page
 
 LOADING = {"src", "href", "srcset", "data", "action", "poster", "background", "formaction"}

@@ -1,7 +1,7 @@
 import pytest
 
 from interp.errors import UserError
-from interp.report.measures import Measure, count_at, format_number, format_small, measure_at
+from interp.figures.measures import Measure, count_at, format_number, format_small, measure_at
 
 
 def test_a_measure_is_written_with_its_interval() -> None:

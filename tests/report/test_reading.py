@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from interp.errors import UserError
-from interp.report.reading import read_generations, read_heads, read_run
+from interp.report.read_run import read_generations, read_heads, read_run
 
 
 def test_a_complete_run_is_read(run_directory: Path) -> None:

@@ -22,8 +22,8 @@ from interp.patching.screen import Screening
 from interp.patching.stability import stability
 from interp.premises import Premises
 from interp.premises.knowledge import FactKnowledge, Knowledge
-from probes.detection import score_detections
-from probes.verdict import ControlReport, Score
+from probes.control_report import ControlReport, Score
+from probes.detector.score import score_detections
 
 TAG = "<script>alert(1)</script>"
 BREAKOUT = "</script><img src=x onerror=alert(1)>"

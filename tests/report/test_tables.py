@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from interp.errors import UserError
-from interp.report.tables import (
+from interp.figures.tables import (
     COMPARISON_COLUMNS,
     comparison_table,
     rich_table,

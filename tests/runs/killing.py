@@ -24,9 +24,9 @@ from typing import Any
 
 import torch
 
-from interp.runs.evaluate import EvaluateSettings, evaluate_run
-from interp.runs.locate import LocateSettings, load_run, locate_run
-from interp.runs.patch import PatchSettings, patch_run
+from interp.commands.evaluate import EvaluateSettings, evaluate_run
+from interp.commands.locate import LocateSettings, load_run, locate_run
+from interp.commands.patch import PatchSettings, patch_run
 from tests.conftest import make_planted_model, make_word_tokenizer, planted_relation
 from tests.runs.conftest import write_pairs
 from tests.runs.stopping import Stopping

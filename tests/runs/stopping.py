@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from interp.jobs import Shard
 from interp.runs.shards import Engine, InProcess
-from interp.stages import Shard
 
 
 class Stopping:

@@ -11,14 +11,14 @@ import pytest
 import torch
 from rich.console import Console
 
-import interp.runs.expert_passes as passes_module
+import interp.commands.expert_passes as passes_module
 from interp.cli.moelora import AnalyzeOptions, moelora, parse
+from interp.commands.analyze import AnalyzeSettings, analyze_adapter
 from interp.errors import UserError
 from interp.experts import RoutingRecords, Specialization
+from interp.files.documents import read_json
 from interp.moelora import MoELoRAConfig
 from interp.patching.result import PatchingResult
-from interp.runs.analyze import AnalyzeSettings, analyze_adapter
-from interp.runs.store import read_json
 from tests.report.pages import Page
 
 OLD_NAMES = "ignore:`(is_)?gradient_checkpointing(_enable)?` is deprecated:FutureWarning"
@@ -204,7 +204,7 @@ def test_a_name_that_is_markup_is_text_in_the_page(place: Path, tmp_path: Path) 
 
 def interrupted_at(monkeypatch: pytest.MonkeyPatch, at: dict[str, int]) -> dict[str, int]:
     """Interrupt these works at that call of theirs; the counts of their calls."""
-    import interp.experts.effects as effects_module
+    import interp.experts.effects.effects as effects_module
 
     asked = dict.fromkeys(at, 0)
 

@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from interp.commands.locate import LocateSettings, locate_run
 from interp.evaluation.preference import preference
 from interp.heads.effects import HeadEffects
 from interp.heads.headset import HeadSet
 from interp.heads.locate import as_encoded, locate_heads
 from interp.heads.selection import random_head_sets
-from interp.interventions.constraint import Constraint
+from interp.interventions.head_constraint import Constraint
 from interp.models import HookedModel
 from interp.premises import Premises, load_premises
-from interp.runs.locate import LocateSettings, locate_run
 from interp.runs.threads import using_threads
 from tests.runs.killing import write_premises
 

@@ -8,18 +8,18 @@ from typing import Any
 import pytest
 import torch
 
+import interp.commands.locate as locate_module
+import interp.commands.patch as patch_module
 import interp.models
-import interp.runs.locate as locate_module
-import interp.runs.patch as patch_module
+from interp.commands.dtype_check import dtype_check, widened
+from interp.commands.locate import LocateSettings, locate_run
+from interp.commands.patch import PatchSettings, patch_run
+from interp.commands.report import report_run
 from interp.errors import UserError
 from interp.models import HookedModel, load
-from interp.models.majors import wraps_transformers
+from interp.models.versions import wraps_transformers
 from interp.report import write_report
 from interp.report.patch_page import render_patch
-from interp.runs.dtype_check import dtype_check, widened
-from interp.runs.locate import LocateSettings, locate_run
-from interp.runs.patch import PatchSettings, patch_run
-from interp.runs.report import report_run
 
 
 def manifest(run: Path) -> dict[str, Any]:

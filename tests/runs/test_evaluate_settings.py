@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 
 import probes
+from interp.commands.evaluate import EvaluateSettings, _best_rows, _detector, modes_at
 from interp.errors import UserError
 from interp.evaluation.settings import SettingMode
 from interp.heads import Site
 from interp.premises import load_premises
-from interp.runs.evaluate import EvaluateSettings, _best_rows, _detector, modes_at
 
 TABLE = pd.DataFrame(
     {

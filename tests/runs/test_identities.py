@@ -16,19 +16,19 @@ from interp.evaluation.jobs import (
     preference_values,
     whole_run_values,
 )
-from interp.experts.effect_runs import ExpertJob
+from interp.experts.effects.jobs import ExpertJob
 from interp.heads.headset import HeadSet
 from interp.heads.locate import as_encoded
-from interp.interventions.constraint import Constraint
+from interp.interventions.head_constraint import Constraint
 from interp.interventions.intervention import Intervention
-from interp.interventions.projections import Projection
+from interp.jobs import Gives
 from interp.models import HookedModel, from_hf
-from interp.moelora.encoding import EncodedExample
+from interp.moelora.data.encoding import EncodedExample
+from interp.moelora.projections import Projection
 from interp.premises import Premises
-from interp.runs.conditions import conditions, conditions_digest
+from interp.runs.model_conditions import conditions, conditions_digest
 from interp.runs.shards import InProcess, ShardStore, digest_of
 from interp.runs.stages import StoredStages
-from interp.stages import Gives
 from tests.conftest import make_planted_hf_model
 
 NONE = HeadSet(())

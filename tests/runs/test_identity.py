@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from interp.errors import UserError
+from interp.files.documents import read_json
 from interp.runs.identity import begin_run, check_run, claim_run
-from interp.runs.store import read_json
 
 IDENTITY: dict[str, Any] = {"seed": 1, "data": ["a", "b"], "limit": None}
 

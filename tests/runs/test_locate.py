@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import torch
 
-import interp.runs.locate as locate
+import interp.commands.locate as locate
+from interp.commands.locate import LocateSettings, load_run, locate_run
 from interp.errors import UserError
+from interp.files.documents import read_json, write_json
 from interp.heads.locate import locate_heads
+from interp.jobs import Shard
 from interp.models import HookedModel
-from interp.runs.locate import LocateSettings, load_run, locate_run
-from interp.runs.store import read_json, write_json
-from interp.stages import Shard
 from tests.runs.killing import write_premises
 
 FILES = {

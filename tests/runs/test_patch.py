@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 import torch
 
-import interp.runs.patch as patch_module
+import interp.commands.patch as patch_module
+from interp.commands.patch import PatchSettings, load_pairs, patch_run
 from interp.errors import UserError
 from interp.models import HookedModel
 from interp.patching import PatchingResult
-from interp.runs.patch import PatchSettings, load_pairs, patch_run
 from interp.tasks import read_pairs
 from interp.tasks.patching import metric_of, patch_pairs, positions_of
 from tests.unchecked import unchecked

@@ -14,20 +14,20 @@ import torch
 import transformers.utils.chat_template_utils as chat_templates
 from tokenizers import processors
 
+from interp.commands.evaluate import EvaluateSettings, evaluate_run
+from interp.commands.locate import LocateSettings, effects_digest, load_run, locate_run
+from interp.commands.patch import PatchSettings, patch_run
+from interp.commands.probe import ProbeSettings, probe_run
+from interp.commands.report import report_run
 from interp.errors import UserError
 from interp.explore.opening import open_run
+from interp.files.documents import read_json, write_json
 from interp.heads.effects import load_effects, save_effects
 from interp.models import from_hf
 from interp.premises import load_premises
 from interp.runs.clock import run_clock
-from interp.runs.evaluate import EvaluateSettings, evaluate_run
-from interp.runs.locate import LocateSettings, effects_digest, load_run, locate_run
 from interp.runs.manifest import read_manifest
-from interp.runs.patch import PatchSettings, patch_run
-from interp.runs.probe import ProbeSettings, probe_run
 from interp.runs.prompting import PROMPTS, end_tokens, prompts_identity
-from interp.runs.report import report_run
-from interp.runs.store import read_json, write_json
 from tests.conftest import make_planted_hf_model, make_word_tokenizer, planted_relation
 from tests.runs.killing import write_premises
 from tests.runs.stopping import Stopping

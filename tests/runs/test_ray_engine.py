@@ -16,12 +16,12 @@ import torch
 from safetensors.torch import load_file
 
 from interp.cli import main
+from interp.commands.evaluate import EvaluateSettings, evaluate_run
+from interp.commands.locate import LocateSettings, load_run, locate_run
+from interp.commands.patch import PatchSettings, patch_run
 from interp.errors import UserError
 from interp.models import HookedModel, load_model
 from interp.runs.engines import check_engine, opened_engine
-from interp.runs.evaluate import EvaluateSettings, evaluate_run
-from interp.runs.locate import LocateSettings, load_run, locate_run
-from interp.runs.patch import PatchSettings, patch_run
 from interp.runs.ray_engine import RayEngine, room
 from tests.conftest import make_planted_hf_model
 from tests.runs.conftest import write_pairs

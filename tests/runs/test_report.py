@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from interp.commands.patch import PatchSettings, patch_run
+from interp.commands.report import report_run
 from interp.errors import UserError
 from interp.models import HookedModel
-from interp.runs.patch import PatchSettings, patch_run
-from interp.runs.report import report_run
 
 
 @pytest.fixture

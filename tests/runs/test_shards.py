@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from interp.errors import UserError
+from interp.jobs import Shard
 from interp.runs.shards import (
     InProcess,
     ShardStore,
@@ -18,7 +19,6 @@ from interp.runs.shards import (
     put_together,
     remove_shards,
 )
-from interp.stages import Shard
 
 IDENTITY = {"model": "ab", "seed": 1}
 

@@ -10,20 +10,20 @@ from typing import Any
 import pytest
 import torch
 
-import interp.runs.evaluate as evaluate_module
+import interp.commands.evaluate as evaluate_module
+from interp.commands.evaluate import EvaluateSettings, evaluate_run
+from interp.commands.locate import load_run
 from interp.evaluation.jobs import AnswersJob, PreferenceJob, greedy_texts, preference_values
 from interp.heads.headset import HeadSet
 from interp.heads.locate import as_encoded
-from interp.interventions.constraint import Constraint
+from interp.interventions.head_constraint import Constraint
 from interp.interventions.intervention import Intervention
+from interp.jobs import Gives
 from interp.models import HookedModel, fingerprint, from_hf
 from interp.premises import Premises
-from interp.runs.conditions import conditions
-from interp.runs.evaluate import EvaluateSettings, evaluate_run
-from interp.runs.locate import load_run
+from interp.runs.model_conditions import conditions
 from interp.runs.shards import InProcess
 from interp.runs.stages import StoredStages
-from interp.stages import Gives
 from tests.conftest import make_planted_hf_model
 from tests.runs.stopping import Stopping
 

@@ -14,12 +14,12 @@ from transformers import PreTrainedTokenizerFast
 
 import interp
 from interp.cli.moelora import moelora
+from interp.commands.report import report_run
 from interp.errors import UserError
+from interp.files.documents import write_atomically, write_table
 from interp.models import load_model, resolve
 from interp.moelora.load import load_adapter
-from interp.moelora.pretrained import load_pretrained
-from interp.runs.report import report_run
-from interp.runs.store import write_atomically, write_table
+from interp.moelora.training.pretrained import load_pretrained
 from tests.fuzz import run_seeds, seeds
 
 # transformers renames gradient checkpointing; PEFT knows the old names only.

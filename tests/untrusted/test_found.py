@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from interp.commands.report import report_run
 from interp.errors import UserError
 from interp.interventions import Intervention
 from interp.models import render_chat
-from interp.moelora.reading import read_examples
+from interp.moelora.data.reading import read_examples
 from interp.patching import PatchingResult
-from interp.runs.report import report_run
 from tests.fuzz import run_seeds, seeds
 from tests.fuzz.mutations import mutate
 

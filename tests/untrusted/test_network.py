@@ -68,8 +68,8 @@ def test_the_whole_way_on_a_directory(
     (tmp_path / "pairs.jsonl").write_text(f"{line}\n{line}\n")
     model, premises = ["--model", str(folder), "--device", "cpu"], ["--premises", str(facts)]
     evaluate = (
-        "from pathlib import Path; import interp; from interp.runs.locate import load_run\n"
-        "from interp.runs.evaluate import EvaluateSettings, evaluate_run\n"
+        "from pathlib import Path; import interp; from interp.commands.locate import load_run\n"
+        "from interp.commands.evaluate import EvaluateSettings, evaluate_run\n"
         f"model = interp.load_model({str(folder)!r}, device='cpu')\n"
         "_, split, effects = load_run(Path('run'))\n"
         "settings = EvaluateSettings(heads=1, counts=(1,), answers='all')\n"

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from interp.errors import UserError
+from interp.files import check_gguf, read_tensor_file, tensor_shapes
 from interp.models import resolve
 from interp.models.embedded import extract_member
-from interp.untrusted import check_gguf, read_tensor_file, tensor_shapes
 from tests.fuzz import seeds
 
 

@@ -1,6 +1,6 @@
 """Where things are in a transformers model: by the names of its modules, nothing else.
 
-The words are those of `interp.patching.components`. ``z`` goes into the output projection of the
+The words are those of `interp.forward.hook_points`. ``z`` goes into the output projection of the
 attention, ``attn_out`` comes out of it; ``mlp_out`` is what the MLP (or the experts) add to the
 residual stream; ``resid_mid`` is what is there between the two, where one follows the other.
 A layer that has no such thing raises LookupError.

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 import interp
+from interp.forward.partial import record_run
 from interp.heads.headset import Site
 from interp.patching import patch, patch_heads, patch_paths
-from interp.patching.forward import record_run
 from tests.zoo.adapters import adapter_checks
 from tests.zoo.generation import beam_checks, generation_checks
 from tests.zoo.outcome import CLOSE, Outcome, judge

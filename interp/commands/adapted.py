@@ -1,0 +1,104 @@
+"""Work on an adapted model in parts: the model as a worker loads it, and what is made with it."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+from interp.experts.routing.collect import CollectSettings, collect_part
+from interp.experts.routing.corpus import LabelledCorpus
+from interp.files.documents import file_hash
+from interp.jobs import Shard
+from interp.models.tokenizer_fingerprint import prompting_fingerprint
+from interp.moelora.hooked import hooked
+from interp.moelora.load import WEIGHTS_FILE, load_adapter, read_adapter_config
+from interp.moelora.training.pretrained import load_pretrained
+from interp.runs.shards import Engine, digest_of
+
+
+@dataclass(frozen=True)
+class AdaptedModel:
+    """A PEFT model, its tokenizer, and where both came from.
+
+    Attributes:
+        spec, base_fingerprint: of the base model.
+        adapter_sha256: of the adapter's weights.
+        adapter_config: digest of the adapter's settings, but for the place of its base model.
+    """
+
+    model: Any
+    tokenizer: Any
+    spec: str
+    base_fingerprint: str
+    adapter_sha256: str
+    adapter_config: str
+
+    @property
+    def fingerprint(self) -> str:
+        """One digest of the base model, its tokenizer, and the adapter, weights and settings."""
+        of_tokenizer = prompting_fingerprint(self.tokenizer)
+        return digest_of(
+            [self.base_fingerprint, of_tokenizer, self.adapter_sha256, self.adapter_config]
+        )
+
+    @cached_property
+    def hooked(self) -> Any:
+        """The same weights in TransformerLens. Raises UserError where that cannot be had."""
+        return hooked(self.model, self.tokenizer, spec=self.spec)
+
+
+def load_adapted(
+    spec: str,
+    adapter: Path,
+    *,
+    dtype: str = "float32",
+    device: str | None = None,
+    allow_pickle: bool = False,
+) -> AdaptedModel:
+    """The base model that ``spec`` names with the adapter saved in a directory."""
+    base = load_pretrained(spec, dtype=dtype, device=device, allow_pickle=allow_pickle)
+    model = load_adapter(base.model, adapter).eval()
+    sha256 = file_hash(adapter / WEIGHTS_FILE)
+    config = digest_of({**read_adapter_config(adapter), "base_model_name_or_path": None})
+    return AdaptedModel(model, base.tokenizer, base.spec, base.fingerprint, sha256, config)
+
+
+def fingerprint_of(loaded: AdaptedModel) -> str:
+    """Which model, tokenizer and adapter it is."""
+    return loaded.fingerprint
+
+
+@dataclass(frozen=True)
+class OnHooked:
+    """An engine for work on the hooked model, made of one whose models are adapted ones."""
+
+    engine: Engine
+
+    def run(
+        self, work: Callable[[Any, Any], Shard], jobs: Iterable[tuple[int, Any]]
+    ) -> Iterator[tuple[int, Shard]]:
+        """See ``Engine``."""
+        return self.engine.run(partial(_on_hooked, work), jobs)
+
+
+def _on_hooked(work: Callable[[Any, Any], Shard], loaded: AdaptedModel, job: Any) -> Shard:
+    return work(loaded.hooked, job)
+
+
+@dataclass(frozen=True)
+class RoutingJob:
+    """One part of a corpus, by its number."""
+
+    corpus: LabelledCorpus
+    settings: CollectSettings
+    number: int
+
+
+def routing_shard(loaded: AdaptedModel, job: RoutingJob) -> Shard:
+    """The sums over one part."""
+    return Shard(
+        collect_part(
+            loaded.model, job.corpus, loaded.tokenizer, job.settings, job.number, progress=False
+        )
+    )

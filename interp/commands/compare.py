@@ -1,0 +1,171 @@
+"""``interp moelora compare``: LoRA, experts without and with the contrastive loss, on equal terms.
+
+Every method is trained with the same data, steps and seeds, at the same number of trainable
+parameters. Each (method, seed) is a training run of its own (`interp.commands.train`) under ``runs/``
+of the comparison, so that an interrupted comparison goes on where it stopped. Then
+``comparison.json``, ``losses.csv`` and ``report.html`` are written.
+"""
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import pandas as pd
+
+from interp.commands.train import (
+    base_identity,
+    load_data,
+    metrics_of,
+    plain_settings,
+    train_moelora,
+)
+from interp.errors import UserError
+from interp.files import read_json_lines, read_table
+from interp.files.documents import (
+    read_json,
+    write_atomically,
+    write_json,
+    write_jsonl,
+    write_table,
+    write_yaml,
+)
+from interp.moelora.training.adapters import Method, check_method
+from interp.moelora.training.comparison import FinishedRun, compare
+from interp.moelora.training.pretrained import load_pretrained
+from interp.moelora.training.training import TrainingSettings
+from interp.report.comparison_page import render_comparison
+from interp.runs.clock import one_moment, with_clock
+from interp.runs.identity import claim_run
+from interp.runs.lock import one_process
+from interp.runs.manifest import read_manifest
+
+logger = logging.getLogger(__name__)
+
+IDENTITY = "settings.json"
+UNEQUAL = 0.01
+"""Trainable parameters that differ by more than this share are warned of."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparedMethods:
+    """Which adapters are compared."""
+
+    methods: tuple[Method, ...] = get_args(Method)
+    """What is compared."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Each method is trained once with each."""
+
+    def __post_init__(self) -> None:
+        for method in self.methods:
+            check_method(method)
+        for name in ("methods", "seeds"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise UserError(f"{name} must name each once, and at least one; not {values}")
+
+
+@dataclass(frozen=True)
+class CompareSettings(ComparedMethods):
+    """What is compared, and how it is trained: `training`, but for its method and its seed."""
+
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+
+
+@one_process
+@one_moment(IDENTITY)
+def compare_moelora(
+    settings: CompareSettings,
+    run: Path,
+    *,
+    device: str | None = None,
+    allow_pickle: bool = False,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Train what is not trained yet, compare, write the page; returns what comparison.json holds.
+
+    Raises `UserError` for every user's mistake, and if `run` holds another comparison.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            "a comparison runs in one process: launch `interp moelora train` for each method and "
+            "seed instead"
+        )
+    identity = {**plain_settings(settings.training), "methods": list(settings.methods)}
+    del identity["method"], identity["seed"]
+    found, tokenizer = base_identity(settings.training, allow_pickle=allow_pickle)
+    claim_run(run, IDENTITY, {**identity, **found}, beside=with_clock({}, tokenizer))
+    write_yaml(run / "config.yaml", {**identity, "seeds": list(settings.seeds)})
+    base = _base_metrics(settings, run, device, allow_pickle, progress)
+    finished = []
+    for seed in settings.seeds:
+        for method in settings.methods:
+            one = replace(settings.training, method=method, seed=seed)
+            folder = run / "runs" / f"{method}-seed{seed}"
+            logger.info("%s, seed %d", method, seed)
+            train_moelora(one, folder, device=device, allow_pickle=allow_pickle, progress=progress)
+            finished.append(read_finished(folder, method, seed))
+    content = {**compare(finished), "base": base, "settings": identity}
+    first = f"{settings.methods[0]}-seed{settings.seeds[0]}"
+    content["manifest"] = read_manifest(run / "runs" / first)
+    content["parameters_differ_by"] = parameter_spread(finished)
+    if content["parameters_differ_by"] > UNEQUAL:
+        logger.warning(
+            "trainable parameters differ by %.1f %%", 100 * content["parameters_differ_by"]
+        )
+    losses = losses_of(finished)
+    write_table(run / "losses.csv", losses)
+    write_json(run / "comparison.json", content)
+    write_atomically(run / "report.html", render_comparison(content, losses))
+    return content
+
+
+def read_finished(folder: Path, method: str, seed: int) -> FinishedRun:
+    """A finished training run. Raises `UserError` if a file is missing or damaged."""
+    again = f"delete {folder}, and the run is made again"
+    losses = read_table(folder / "losses.csv", counts=("step",), others=True, advice=again)
+    return FinishedRun(
+        method=method,
+        seed=seed,
+        metrics=read_json(folder / "metrics.json"),
+        answers=_rows(folder / "predictions.jsonl"),
+        losses=losses.to_dict(orient="records"),  # type: ignore[arg-type]
+    )
+
+
+def losses_of(runs: Sequence[FinishedRun]) -> pd.DataFrame:
+    """The logged steps of all runs, one table."""
+    rows = [{"method": run.method, "seed": run.seed, **line} for run in runs for line in run.losses]
+    return pd.DataFrame(rows)
+
+
+def parameter_spread(runs: Sequence[FinishedRun]) -> float:
+    """By what share the largest number of trainable parameters is above the smallest."""
+    counts = [run.metrics["trainable_parameters"] for run in runs]
+    return max(counts) / min(counts) - 1
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    try:
+        return [row for _, row in read_json_lines(path)]
+    except UserError as error:
+        raise UserError(f"{error}: delete its directory, and the run is made again") from error
+
+
+def _base_metrics(
+    settings: CompareSettings, run: Path, device: str | None, allow_pickle: bool, progress: bool
+) -> dict[str, Any]:
+    """The model without any adapter on the same questions, asked once."""
+    path = run / "base.json"
+    if not path.is_file():
+        chosen = settings.training
+        base = load_pretrained(
+            chosen.model, dtype=chosen.dtype, device=device, allow_pickle=allow_pickle
+        )
+        data = load_data(base, chosen)
+        answers, metrics = metrics_of(base, base.model, data, progress=progress)
+        write_jsonl(run / "base_predictions.jsonl", (one.to_row() for one in answers))
+        write_json(path, metrics)
+    return read_json(path)

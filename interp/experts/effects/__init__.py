@@ -1,0 +1,1 @@
+"""What experts do: effects of ablating and patching them."""

@@ -1,0 +1,293 @@
+"""What each expert adds to each head's query, key or value.
+
+The output of an adapted projection is an exact sum, head by head, before the rotary embedding::
+
+    y = base(x) + Σ_i c_i        c_i = gate_i(x) · expert_out_i(x)
+
+Over the chosen tokens of a prompt, for each head and expert:
+
+* ``norm``: root mean square over tokens of ‖c_i‖; beside it ``head_norm``, of ‖y‖;
+* ``share``: Σ_tokens c_i · y / Σ_tokens ‖y‖², the part of the head's vector that the expert
+  makes. Shares of the experts and of the base sum to one; one below zero points against it.
+
+Norms do not sum: experts may cancel each other. ``adapter_norm`` is that of Σ_i c_i.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from einops import rearrange, reduce
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from interp.display import Displayed, Shown
+from interp.errors import UserError
+from interp.experts.heads.prompt_positions import PromptColumns, Where, prompt_columns
+from interp.experts.heads.slices import AdaptedPart, Part, adapted_parts, group_size
+from interp.forward.batch import Span, TokenBatch
+from interp.forward.hook_points import as_units, axis_of, count_units, hook_name
+from interp.forward.out_of_memory import over_parts
+from interp.forward.partial import Hook, HookFunction, hooked, tail_logits
+from interp.premises.encode import EncodedPremises
+from interp.premises.questions import Premises, QuestionKind
+from interp.progress import progress_bar
+from interp.statistics import group_means
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+
+@dataclass(frozen=True, eq=False)
+class ExpertContributions(Displayed):
+    """Per prompt, over the chosen tokens; see the module's text. NaN: no such expert.
+
+    Attributes:
+        component: ``q``, ``k`` or ``v``.
+        unit_axis: what a unit is: ``head``, or ``kv_head`` for keys and values.
+        group_size: how many query heads one unit serves.
+        at: which tokens were looked at.
+        norm, share: Float[prompt layer unit expert].
+        gate: Float[prompt layer expert], the mean gate.
+        head_norm, adapter_norm, base_share: Float[prompt layer unit].
+        groups: of each prompt, what is resampled together.
+        reconstruction_error: the largest |base + Σ c_i − y| of any number seen.
+    """
+
+    component: Part
+    unit_axis: str
+    group_size: int
+    at: str
+    norm: Float[Tensor, "prompt layer unit expert"]
+    share: Float[Tensor, "prompt layer unit expert"]
+    gate: Float[Tensor, "prompt layer expert"]
+    head_norm: Float[Tensor, "prompt layer unit"]
+    adapter_norm: Float[Tensor, "prompt layer unit"]
+    base_share: Float[Tensor, "prompt layer unit"]
+    groups: tuple[str, ...]
+    reconstruction_error: float
+
+    def __post_init__(self) -> None:
+        prompt, layer, unit, expert = self.norm.shape
+        wanted = {
+            "share": (prompt, layer, unit, expert),
+            "gate": (prompt, layer, expert),
+            "head_norm": (prompt, layer, unit),
+            "adapter_norm": (prompt, layer, unit),
+            "base_share": (prompt, layer, unit),
+        }
+        for name, shape in wanted.items():
+            if getattr(self, name).shape != shape:
+                raise UserError(f"{name} has shape {tuple(getattr(self, name).shape)}, not {shape}")
+        if len(self.groups) != prompt:
+            raise UserError(f"{prompt} prompts but {len(self.groups)} groups")
+
+    @property
+    def relative_norm(self) -> Float[Tensor, "prompt layer unit expert"]:
+        """‖c_i‖ over the head's ‖y‖."""
+        return self.norm / self.head_norm[..., None]
+
+    @property
+    def adapter_relative_norm(self) -> Float[Tensor, "prompt layer unit"]:
+        """‖Σ c_i‖ over the head's ‖y‖."""
+        return self.adapter_norm / self.head_norm
+
+    @cached_property
+    def mean_relative_norm(self) -> Float[np.ndarray, "layer unit expert"]:
+        """Mean over groups of each group's mean ``relative_norm``."""
+        return group_means(self.relative_norm, self.groups).mean(axis=0)
+
+    @cached_property
+    def adapter_mean_relative_norm(self) -> Float[np.ndarray, "layer unit"]:
+        """The same of ``adapter_relative_norm``."""
+        return group_means(self.adapter_relative_norm, self.groups).mean(axis=0)
+
+    def query_heads(self, unit: int) -> str:
+        """The query heads that a unit serves, such as ``4`` or ``3-5``."""
+        first = unit * self.group_size
+        last = first + self.group_size - 1
+        return str(first) if first == last else f"{first}-{last}"
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row an expert and head, largest part of the head's norm first.
+
+        Columns: ``component``, ``layer``, ``head`` or ``kv_head``, ``query_heads`` that it serves,
+        ``expert``, ``gate``, ``norm``, ``head_norm``, ``relative_norm``, ``share``; means over
+        groups.
+        """
+        means = {
+            name: group_means(getattr(self, name), self.groups).mean(axis=0)
+            for name in ("norm", "share", "gate", "head_norm")
+        }
+        layer, unit, expert = np.nonzero(~np.isnan(self.mean_relative_norm))
+        frame = pd.DataFrame(
+            {
+                "component": self.component,
+                "layer": layer,
+                self.unit_axis: unit,
+                "query_heads": [self.query_heads(int(one)) for one in unit],
+                "expert": expert,
+                "gate": means["gate"][layer, expert],
+                "norm": means["norm"][layer, unit, expert],
+                "head_norm": means["head_norm"][layer, unit],
+                "relative_norm": self.mean_relative_norm[layer, unit, expert],
+                "share": means["share"][layer, unit, expert],
+            }
+        )
+        return frame.sort_values("relative_norm", ascending=False, ignore_index=True)
+
+    def plot(self, expert: int | None = None) -> "go.Figure":
+        """Heat map layer × head of the part that one expert, or the whole adapter, makes up."""
+        from interp.figures.expert_heads import contribution_figure
+
+        return contribution_figure(self, expert)
+
+    def _shown(self) -> Shown:
+        words = (
+            f"What each expert adds to the heads' {self.component} at {self.at}, "
+            f"{len(self.groups)} prompts."
+        )
+        return Shown(words, (self.to_dataframe(),), self.plot)
+
+
+def expert_contributions(
+    model: Any,
+    prompts: Premises | EncodedPremises | TokenBatch,
+    *,
+    component: Part = "q",
+    at: Where | Sequence[Span] = "object",
+    kind: QuestionKind = "false",
+    progress: bool = True,
+) -> ExpertContributions:
+    """Decompose the queries, keys or values of an adapted model's heads into experts.
+
+    Args:
+        model: of `interp.moelora.hooked`.
+        prompts: premises, or any left-padded tokens.
+        component: ``q``, ``k`` or ``v``; the last two belong to groups of query heads where the
+            model groups them, and the result says so.
+        at: which tokens: the false ``object``, the ``subject``, the ``last`` one, or a token span
+            [start, end) per prompt, counted in the unpadded prompt.
+        kind: which of the premises' prompts.
+
+    Raises:
+        UserError: no experts on that projection, or tokens that the prompts do not have.
+    """
+    places = prompt_columns(model, prompts, at, kind)
+    return contributions_at(model, places, (component,), progress=progress)[component]
+
+
+@torch.no_grad()
+def contributions_at(
+    model: Any, places: PromptColumns, components: Sequence[Part], *, progress: bool = True
+) -> dict[Part, ExpertContributions]:
+    """As ``expert_contributions``, of several components in one pass."""
+    sums: dict[Part, _Sums] = {one: _Sums(model, one, len(places.batch)) for one in components}
+
+    def run_part(part: TokenBatch, rows: range) -> None:
+        prompts = torch.arange(rows.start, rows.stop)
+        at = places.at[prompts.to(places.at.device)]
+        with hooked(model, [hook for one in sums.values() for hook in one.hooks(prompts, at)]):
+            handles = [handle for one in sums.values() for handle in one.watch_bases()]
+            try:
+                tail_logits(model, part)
+            finally:
+                for handle in handles:
+                    handle.remove()
+
+    with progress_bar(total=len(places.batch), description="contributions", shown=progress) as bar:
+        for _ in over_parts(places.batch, run_part, bar=bar):
+            pass
+    return {one: found.result(places) for one, found in sums.items()}
+
+
+class _Sums:
+    """Sums over the chosen tokens of each prompt, for one component."""
+
+    def __init__(self, model: Any, component: Part, n_prompts: int) -> None:
+        self.component: Part = component
+        self.group_size = group_size(model, component)
+        self.parts = adapted_parts(model, component)
+        n_experts = max(part.n_experts for part in self.parts.values())
+        shape = (n_prompts, len(model.blocks), count_units(model, component))
+        self.own, self.dot = (torch.full((*shape, n_experts), torch.nan) for _ in range(2))
+        self.gate = torch.full((*shape[:2], n_experts), torch.nan)
+        self.whole, self.added, self.base = (torch.full(shape, torch.nan) for _ in range(3))
+        self.error = 0.0
+        self._seen: dict[tuple[int, str], Tensor] = {}
+
+    def hooks(self, prompts: Int[Tensor, " prompt"], at: Tensor) -> list[Hook]:
+        """Hooks that note the experts' values, and sum when the projection's output comes."""
+        found: list[Hook] = []
+        for layer, part in self.parts.items():
+            for point in ("gate", "expert_out"):
+                found.append((f"{part.points}.hook_{point}", self._note(layer, point)))
+            found.append((hook_name(self.component, layer), self._sum(layer, part, prompts, at)))
+        return found
+
+    def watch_bases(self) -> list[Any]:
+        """Note what the projections give without experts; handles to remove."""
+        return [
+            part.base.register_forward_hook(
+                lambda module, args, output, layer=layer: self._keep(layer, "base", output)
+            )
+            for layer, part in self.parts.items()
+        ]
+
+    def _keep(self, layer: int, name: str, value: Any) -> None:
+        self._seen[layer, name] = value
+
+    def _note(self, layer: int, point: str) -> HookFunction:
+        return lambda value, hook: self._keep(layer, point, value)
+
+    def _sum(
+        self, layer: int, part: AdaptedPart, prompts: Int[Tensor, " prompt"], at: Tensor
+    ) -> HookFunction:
+        def add(value: Tensor, hook: Any) -> None:
+            row = at.nonzero()[:, 0]
+            gate, out, base = (
+                self._seen.pop((layer, name))[at].double()
+                for name in ("gate", "expert_out", "base")
+            )
+            y = as_units(value, self.component)[at].double()
+            c = gate[:, :, None, None] * out[:, :, part.columns]
+            c = rearrange(c, "token expert unit d_head -> token unit expert d_head")
+            base = rearrange(base, "token (unit d_head) -> token unit d_head", d_head=y.shape[-1])
+            added = reduce(c, "token unit expert d_head -> token unit d_head", "sum")
+            self.error = max(self.error, float((base + added - y).abs().max()))
+
+            def mean(of_tokens: Tensor) -> Tensor:
+                sums = of_tokens.new_zeros(len(at), *of_tokens.shape[1:])
+                counts = at.sum(dim=1).double().reshape(-1, *[1] * (of_tokens.ndim - 1))
+                return (sums.index_add_(0, row, of_tokens) / counts).float().cpu()
+
+            experts = slice(0, part.n_experts)
+            self.own[prompts, layer, :, experts] = mean((c * c).sum(dim=-1))
+            self.dot[prompts, layer, :, experts] = mean((c * y[:, :, None]).sum(dim=-1))
+            self.gate[prompts, layer, experts] = mean(gate)
+            self.whole[prompts, layer] = mean((y * y).sum(dim=-1))
+            self.added[prompts, layer] = mean((added * added).sum(dim=-1))
+            self.base[prompts, layer] = mean((base * y).sum(dim=-1))
+
+        return add
+
+    def result(self, places: PromptColumns) -> ExpertContributions:
+        """What the sums mean."""
+        return ExpertContributions(
+            component=self.component,
+            unit_axis=str(axis_of(self.component)),
+            group_size=self.group_size,
+            at=places.name,
+            norm=self.own.sqrt(),
+            share=self.dot / self.whole[..., None],
+            gate=self.gate,
+            head_norm=self.whole.sqrt(),
+            adapter_norm=self.added.sqrt(),
+            base_share=self.base / self.whole,
+            groups=places.groups,
+            reconstruction_error=self.error,
+        )

@@ -1,0 +1,167 @@
+"""A corpus whose texts are labelled with tasks: what routing is collected on.
+
+Tokens that all texts begin with (a chat template's first line) are in the same state in each of
+them, so they say nothing about tasks: they are run but not counted.
+
+Texts about one subject are not independent. They share a *unit*, and it is units that are permuted
+and left out together; without a subject each text is its own.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from interp.checked import checked
+from interp.errors import UserError
+from interp.models.spans import prompt_ids
+from interp.moelora.data.encoding import encode_example, end_token
+from interp.moelora.data.examples import Example
+
+
+@dataclass(frozen=True)
+class LabelledText:
+    """One text as token ids, its task, and the unit it is resampled with."""
+
+    tokens: tuple[int, ...]
+    task: str
+    unit: str
+
+
+@dataclass(frozen=True)
+class LabelledCorpus:
+    """Texts with tasks.
+
+    Attributes:
+        texts: at least one; none empty.
+        prefix: how many tokens all texts begin with; they are not counted.
+    """
+
+    texts: tuple[LabelledText, ...]
+    prefix: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.texts:
+            raise UserError("the corpus holds no texts")
+        for number, text in enumerate(self.texts):
+            if len(text.tokens) <= self.prefix:
+                raise UserError(
+                    f"text {number} of task {text.task!r} has no tokens of its own: leave it out"
+                )
+
+    @cached_property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks' names, in order of first appearance."""
+        return tuple(dict.fromkeys(one.task for one in self.texts))
+
+    @cached_property
+    def tokens(self) -> dict[str, int]:
+        """How many tokens of each task are counted."""
+        found = dict.fromkeys(self.tasks, 0)
+        for one in self.texts:
+            found[one.task] += len(one.tokens) - self.prefix
+        return found
+
+    @cached_property
+    def units(self) -> dict[str, int]:
+        """How many units each task has."""
+        found: dict[str, set[str]] = {task: set() for task in self.tasks}
+        for one in self.texts:
+            found[one.task].add(one.unit)
+        return {task: len(names) for task, names in found.items()}
+
+    def frequent_ids(self, limit: int) -> tuple[int, ...]:
+        """The most frequent token ids that are counted at least twice, at most `limit`, sorted."""
+        counted = (one.tokens[self.prefix :] for one in self.texts)
+        size = 1 + max(max(one.tokens) for one in self.texts)
+        counts = np.zeros(size, dtype=np.int64)
+        for tokens in counted:
+            np.add.at(counts, list(tokens), 1)
+        order = np.argsort(-counts, kind="stable")[:limit]
+        return tuple(sorted(int(one) for one in order if counts[one] > 1))
+
+
+@checked
+def corpus_of(data: Mapping[str, Any] | Sequence[Any], tokenizer: Any) -> LabelledCorpus:
+    """Texts with their tasks, as tokens.
+
+    Args:
+        data: by task, a list of texts or of token ids; or examples (`interp.moelora.data.sources`), of
+            which the prompt in the model's chat format and the response are taken.
+
+    Raises:
+        UserError: no texts, texts without tasks, or what is neither text nor token ids.
+    """
+    if isinstance(data, Mapping):
+        texts = [
+            LabelledText(_ids(tokenizer, text), str(task), f"{task}/{number}")
+            for task, several in data.items()
+            for number, text in enumerate(_several(task, several))
+        ]
+    elif all(isinstance(one, Example) for one in data):
+        end = end_token(tokenizer) if data else None
+        texts = [
+            LabelledText(
+                encode_example(tokenizer, one, end=end).tokens,
+                one.task,
+                f"{one.task}/{one.subject}",
+            )
+            for one in data
+            if isinstance(one, Example)
+        ]
+    else:
+        raise UserError(
+            "the texts are not labelled with tasks: give a mapping {task: [text, …]}, or examples"
+        )
+    if not texts:
+        raise UserError("the corpus holds no texts")
+    return LabelledCorpus(tuple(texts), common_prefix([one.tokens for one in texts]))
+
+
+def common_prefix(rows: Sequence[Sequence[int]]) -> int:
+    """How many tokens all rows begin with, at least one token of the shortest being left."""
+    if len(rows) < 2:
+        return 0
+    texts = sorted(tuple(one) for one in rows)
+    first, last = texts[0], texts[-1]
+    same = 0
+    while same < min(len(first), len(last)) and first[same] == last[same]:
+        same += 1
+    return max(0, min(same, min(map(len, rows)) - 1))
+
+
+def check_enough(corpus: LabelledCorpus, *, tokens: int, units: int, least_tasks: int = 2) -> None:
+    """Raise UserError unless there are several tasks with that many tokens and units each."""
+    if len(corpus.tasks) < least_tasks:
+        raise UserError(
+            f"all texts are of one task ({corpus.tasks[0]!r}), so there is nothing to compare: "
+            "give several sources, or data with a task column"
+        )
+    for task in corpus.tasks:
+        if corpus.tokens[task] < tokens or corpus.units[task] < units:
+            raise UserError(
+                f"task {task!r} has {corpus.tokens[task]} tokens in {corpus.units[task]} "
+                f"independent texts: at least {tokens} tokens in {units} texts are needed; give "
+                "more data or leave the task out"
+            )
+
+
+def _several(task: Any, texts: Any) -> Sequence[Any]:
+    """The texts of a task; one text alone would else be read letter by letter."""
+    if isinstance(texts, str | bytes | Mapping) or not isinstance(texts, Iterable):
+        raise UserError(f"task {task!r} must have a list of texts, got {type(texts).__name__}")
+    return list(texts)
+
+
+def _ids(tokenizer: Any, text: Any) -> tuple[int, ...]:
+    if isinstance(text, str):
+        return tuple(prompt_ids(tokenizer, text))
+    given = text.tolist() if isinstance(text, np.ndarray | Tensor) else text
+    if not isinstance(given, list | tuple) or not all(
+        isinstance(one, int | np.integer) and not isinstance(one, bool) for one in given
+    ):
+        raise UserError(f"a text must be text or token ids, got {type(text).__name__}")
+    return tuple(int(one) for one in given)

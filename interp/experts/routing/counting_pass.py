@@ -1,0 +1,308 @@
+"""The state of one pass over a labelled corpus: its batches, and what is counted of them.
+
+Texts are run in batches of like length, padded on the right. Each adapted projection's input is
+routed once more (a product with 8 rows), by its own router and by untrained ones, and counted;
+nothing of a token is kept, unless a file for it is asked for.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+from zlib import crc32
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from interp.arguments import whole_number
+from interp.errors import UserError
+from interp.experts.routing.corpus import LabelledCorpus
+from interp.experts.routing.counter import RoutingCounter, TokenLabels
+from interp.experts.routing.observe import (
+    adapted_layers,
+    base_of,
+    experts_of,
+    projection_of,
+    router_logits,
+)
+from interp.experts.routing.records import RoutingRecords
+from interp.experts.routing.similarity import OutputMoments
+from interp.experts.routing.tables import Sizes
+from interp.experts.routing.token_class import token_class, token_texts
+from interp.experts.routing.token_file import TokenFile
+from interp.experts.routing.untrained import UntrainedRouters
+from interp.forward.batch import by_length
+from interp.moelora.layer import MoELoRALinear
+
+FOLDS = 10
+UNITS = 256
+ROUTERS = 99
+ID_ROUTERS = 4
+IDS = 1024
+BATCH_TOKENS = 2048
+SAMPLED = 2048
+
+
+@dataclass(frozen=True)
+class CollectSettings:
+    """How a corpus is counted; what the tables' size depends on, beside the model and the tasks.
+
+    Raises UserError for a value out of range.
+
+    Attributes:
+        folds: parts of the texts for the jackknife intervals.
+        units: at most so many units a task; further ones share them.
+        routers: untrained routers that look on.
+        id_routers: those of them that are also counted by token id.
+        ids: at most so many token ids have a row of their own.
+        batch_tokens: tokens of a batch, with padding.
+        sampled: about so many tokens are drawn to compare the experts' outputs on.
+        parts: the corpus is counted in so many parts, whose sums are then added up in order.
+        seed: of the untrained routers and of the tokens drawn.
+    """
+
+    folds: int = FOLDS
+    units: int = UNITS
+    routers: int = ROUTERS
+    id_routers: int = ID_ROUTERS
+    ids: int = IDS
+    batch_tokens: int = BATCH_TOKENS
+    sampled: int = SAMPLED
+    parts: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            *(("folds", 2), ("units", 2), ("batch_tokens", 1), ("ids", 1), ("parts", 1)),
+        ):
+            if whole_number(name, getattr(self, name)) < least:
+                raise UserError(f"{name} is {getattr(self, name)}: it must be at least {least}")
+        for name in ("routers", "id_routers", "sampled"):
+            if whole_number(name, getattr(self, name)) < 0:
+                raise UserError(f"{name} is {getattr(self, name)}: it cannot be negative")
+
+
+@dataclass
+class _Batch:
+    """The texts of one forward pass, and what is known of their counted tokens."""
+
+    tokens: Int[Tensor, "text pos"]
+    mask: Bool[Tensor, "text pos"]
+    counted: Bool[Tensor, "text pos"]
+    labels: TokenLabels
+    texts: Int[Tensor, " token"]
+    sampled: Bool[Tensor, " token"]
+    ran: set[int] = field(default_factory=set)
+    latest: tuple[int, Tensor] | None = None
+
+
+class CountingPass:
+    """The state of one pass: the counter, and the batch that is being run."""
+
+    def __init__(
+        self, model: Any, corpus: LabelledCorpus, tokenizer: Any, settings: CollectSettings
+    ) -> None:
+        self.corpus, self.settings = corpus, settings
+        self.layers = adapted_layers(model)
+        self.projections = tuple(projection_of(one) for one in self.layers)
+        _check_length(base_of(model), corpus)
+        self.ids = corpus.frequent_ids(settings.ids)
+        self.id_texts = token_texts(tokenizer, self.ids)
+        self.class_of, self.row_of = _by_id(corpus, self.ids, tokenizer)
+        self.unit_of, self.unit_task, self.unit_fold = _units(corpus, settings)
+        config = experts_of(self.layers[0]).config
+        self.sizes = Sizes(
+            projections=len(self.layers),
+            experts=max(one.experts for one in self.projections),
+            top_k=config.top_k,
+            tasks=len(corpus.tasks),
+            folds=settings.folds,
+            units=len(self.unit_task),
+            ids=len(self.ids),
+            routers=settings.routers,
+            id_routers=settings.id_routers,
+        )
+        self.counter = RoutingCounter(self.sizes, renormalize=config.renormalize)
+        self.moments = OutputMoments(self.layers, self.projections)
+        self.untrained = UntrainedRouters(settings.routers, seed=settings.seed)
+        self.shared: dict[int, int] = {}
+        self.file: TokenFile | None = None
+        self.batch: _Batch | None = None
+        self.runner: Any = None
+
+    @cached_property
+    def _chosen(self) -> list[list[int]]:
+        """Which texts each batch holds: those of like length, the longest first.
+
+        Memory is then at its most at the beginning.
+        """
+        lengths = [len(one.tokens) for one in self.corpus.texts]
+        return by_length(lengths, self.settings.batch_tokens, longest_first=True)
+
+    def chosen(self, part: int) -> list[list[int]]:
+        """The batches of one part: parts are of as many batches, in order."""
+        parts, total = self.settings.parts, len(self._chosen)
+        return self._chosen[total * part // parts : total * (part + 1) // parts]
+
+    def tokens_of(self, chosen: Sequence[int]) -> int:
+        """How many tokens of a batch are counted."""
+        return sum(len(self.corpus.texts[index].tokens) - self.corpus.prefix for index in chosen)
+
+    def batches(self, part: int) -> Iterator[_Batch]:
+        """The batches of one part; which tokens are sampled does not depend on the parts."""
+        generator = torch.Generator().manual_seed(self.settings.seed)
+        share = self.settings.sampled / max(1, sum(self.corpus.tokens.values()))
+        mine = self.chosen(part)
+        for chosen in self._chosen:
+            if mine and chosen is mine[0]:
+                break
+            torch.rand(self.tokens_of(chosen), generator=generator)
+        for chosen in mine:
+            yield self._batch(chosen, generator, share)
+
+    def _batch(self, chosen: list[int], generator: torch.Generator, share: float) -> _Batch:
+        texts = [self.corpus.texts[index] for index in chosen]
+        width = max(len(one.tokens) for one in texts)
+        tokens = torch.zeros(len(texts), width, dtype=torch.long)
+        mask = torch.zeros(len(texts), width, dtype=torch.bool)
+        for row, text in enumerate(texts):
+            tokens[row, : len(text.tokens)] = torch.tensor(text.tokens)
+            mask[row, : len(text.tokens)] = True
+        counted = mask.clone()
+        counted[:, : self.corpus.prefix] = False
+        row, column = counted.nonzero().unbind(dim=-1)
+        ids, index = tokens[row, column], torch.tensor(chosen)
+        unit = self.unit_of[index][row]
+        position = column - self.corpus.prefix
+        labels = TokenLabels(
+            task=torch.tensor(self.unit_task)[unit],
+            fold=torch.tensor(self.unit_fold)[unit],
+            unit=unit,
+            row=self.row_of[ids],
+            token_class=self.class_of[ids],
+            position=position,
+            follows=position > 0,
+        )
+        sampled = torch.rand(len(row), generator=generator) < share
+        return _Batch(tokens, mask, counted, labels, index[row], sampled)
+
+    def run(self, batch: _Batch) -> None:
+        """One forward pass; every projection must have been seen in it."""
+        self.batch = batch
+        self.counter.add_tokens(batch.labels)
+        if self.file is not None:
+            self.file.begin(batch.texts, batch.labels, batch.tokens[batch.counted])
+        self.runner(batch.tokens, batch.mask)
+        if missing := set(range(len(self.layers))) - batch.ran:
+            name = self.projections[min(missing)].name
+            raise UserError(
+                f"the hooked model computes {name!r} by other code than the projection's own: give "
+                "the PEFT model itself"
+            )
+        if self.file is not None:
+            self.file.end()
+        self.batch = None
+
+    def see(self, number: int, layer: MoELoRALinear, given: Tensor) -> None:
+        """Count what a projection's routers make of its input."""
+        batch = self.batch
+        if batch is None:
+            return
+        batch.ran.add(number)
+        # The columns that all texts share may have been run before.
+        x = given[batch.counted[:, -given.shape[1] :].to(given.device)]
+        logits = router_logits(layer, x).cpu()
+        gates, chosen = self.counter.add(number, logits, batch.labels)
+        self.moments.add(number, layer, x[batch.sampled.to(x.device)])
+        if self.file is not None:
+            self.file.add(number, gates.gather(-1, chosen), chosen)
+        if not self.settings.routers:
+            return
+        # Queries and values read the same hidden states; so do their untrained routers.
+        before = batch.latest
+        experts = self.projections[number].experts
+        alike = before is not None and self.projections[before[0]].experts == experts
+        if before is not None and before[1] is given and alike:
+            self.shared[number] = before[0]
+            return
+        batch.latest = (number, given)
+        drawn = self.untrained.logits(number, x, experts)
+        self.counter.add_random(number, drawn.cpu(), batch.labels)
+
+    def sums(self) -> dict[str, Tensor]:
+        """What was counted, by name; tables without entries are left out."""
+        for number, source in self.shared.items():
+            self.counter.share_random(number, source)
+        tables = {name: one for name, one in self.counter.tables.as_dict().items() if one.numel()}
+        return {
+            **{f"tables.{name}": one for name, one in tables.items()},
+            **{f"moments.{name}": one for name, one in self.moments.state().items()},
+        }
+
+    def records(self) -> RoutingRecords:
+        """What was counted."""
+        return RoutingRecords(
+            projections=self.projections,
+            sizes=self.sizes,
+            tasks=self.corpus.tasks,
+            ids=self.ids,
+            id_texts=self.id_texts,
+            unit_task=self.unit_task,
+            unit_fold=self.unit_fold,
+            tables=self.counter.tables,
+            metadata={
+                "n_texts": str(len(self.corpus.texts)),
+                "prefix": str(self.corpus.prefix),
+                "sampled": str(max(self.moments.counts)),
+                "seed": str(self.settings.seed),
+            },
+        )
+
+
+def _check_length(base: Any, corpus: LabelledCorpus) -> None:
+    context = getattr(base.config, "max_position_embeddings", None)
+    longest = max(len(one.tokens) for one in corpus.texts)
+    if context is not None and longest > context:
+        raise UserError(
+            f"a text has {longest} tokens, but the model reads at most {context}: leave it out"
+        )
+
+
+def _by_id(
+    corpus: LabelledCorpus, ids: Sequence[int], tokenizer: Any
+) -> tuple[Int[Tensor, " id"], Int[Tensor, " id"]]:
+    """The class and the row of every token id that occurs; the last row for those without one."""
+    occurring = sorted({token for text in corpus.texts for token in text.tokens})
+    classes = torch.zeros(occurring[-1] + 1, dtype=torch.long)
+    classes[occurring] = torch.tensor(
+        [token_class(text) for text in token_texts(tokenizer, occurring)]
+    )
+    rows = torch.full((occurring[-1] + 1,), len(ids), dtype=torch.long)
+    rows[list(ids)] = torch.arange(len(ids))
+    return classes, rows
+
+
+def _units(
+    corpus: LabelledCorpus, settings: CollectSettings
+) -> tuple[Int[Tensor, " text"], tuple[int, ...], tuple[int, ...]]:
+    """The unit of each text, and each unit's task and fold.
+
+    When a task has more units than there is room for, further ones join one by their name's hash.
+    """
+    names: dict[str, dict[str, int]] = {task: {} for task in corpus.tasks}
+    of_text: list[int] = []
+    task_of: list[int] = []
+    fold_of: list[int] = []
+    for text in corpus.texts:
+        known = names[text.task]
+        if text.unit not in known and len(known) < settings.units:
+            fold_of.append(len(known) % settings.folds)
+            task_of.append(corpus.tasks.index(text.task))
+            known[text.unit] = len(task_of) - 1
+        if text.unit in known:
+            of_text.append(known[text.unit])
+        else:
+            several = list(known.values())
+            of_text.append(several[crc32(text.unit.encode("utf-8", "replace")) % len(several)])
+    return torch.tensor(of_text), tuple(task_of), tuple(fold_of)

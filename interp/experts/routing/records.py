@@ -1,0 +1,207 @@
+"""What a pass over a labelled corpus leaves behind: how every expert was used, and on what.
+
+`interp.experts.collect_routing` makes it, `interp.experts.measure_specialization` reads it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from interp.display import Displayed, Shown
+from interp.errors import UserError
+from interp.experts.routing.measures import dead_experts, domain_specialization, load_cv, load_share
+from interp.experts.routing.tables import Sizes, Tables
+from interp.files import check_shape, from_mapping
+from interp.files.described_tensors import read_tensors, write_tensors
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+
+@dataclass(frozen=True)
+class Projection:
+    """One adapted projection: its module's name, layer, last name (``q_proj``) and experts."""
+
+    name: str
+    layer: int
+    target: str
+    experts: int
+
+
+_KEPT = ("projections", "sizes", "tasks", "ids", "id_texts", "unit_task", "unit_fold", "metadata")
+_FILE_SHAPE = {
+    "projections": [{one.name: one.type for one in fields(Projection)}],
+    "sizes": {one.name: int for one in fields(Sizes)},
+    **{"tasks": [str], "id_texts": [str], "ids": [int], "unit_task": [int], "unit_fold": [int]},
+    "metadata": {str: str},
+}
+
+
+@dataclass(frozen=True, eq=False)
+class RoutingRecords(Displayed):
+    """Routing of a corpus, in counts and moments.
+
+    Attributes:
+        projections: in the order in which the model runs them; the first axis of the tables.
+        sizes: of the tables.
+        tasks: the tasks' names.
+        ids: the token ids that have a row of their own; all others share the last row.
+        id_texts: their texts.
+        unit_task: the number of each unit's task.
+        unit_fold: the number of each unit's fold.
+        tables: the counts; see `interp.experts.routing.tables`.
+        metadata: anything else to keep, as text.
+    """
+
+    projections: tuple[Projection, ...]
+    sizes: Sizes
+    tasks: tuple[str, ...]
+    ids: tuple[int, ...]
+    id_texts: tuple[str, ...]
+    unit_task: tuple[int, ...]
+    unit_fold: tuple[int, ...]
+    tables: Tables
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        empty = Tables.empty(self.sizes).as_dict()
+        for name, table in self.tables.as_dict().items():
+            if table.shape != empty[name].shape:
+                raise UserError(
+                    f"{name} has the shape {tuple(table.shape)}, not {tuple(empty[name].shape)}"
+                )
+        for what, size in (
+            ("projections", self.sizes.projections),
+            ("tasks", self.sizes.tasks),
+            ("ids", self.sizes.ids),
+            ("unit_task", self.sizes.units),
+            ("unit_fold", self.sizes.units),
+        ):
+            if len(getattr(self, what)) != size:
+                raise UserError(f"{len(getattr(self, what))} {what}, but the tables have {size}")
+        for what, size in (("unit_task", self.sizes.tasks), ("unit_fold", self.sizes.folds)):
+            if not all(0 <= one < size for one in getattr(self, what)):
+                raise UserError(f"{what} names one that is not there: there are {size}")
+        if not all(0 < one.experts <= self.sizes.experts for one in self.projections):
+            raise UserError(
+                f"a projection has more than the {self.sizes.experts} experts there are"
+            )
+
+    @property
+    def n_tokens(self) -> int:
+        """How many tokens were counted."""
+        return int(self.tables.cell_tokens.sum())
+
+    def task_counts(self, projection: int) -> np.ndarray:
+        """How often each expert was chosen for tokens of each task, [task expert]."""
+        experts = self.projections[projection].experts
+        of_units = self.tables.unit_load[projection, :, :experts].numpy()
+        counts = np.zeros((self.sizes.tasks, experts), dtype=np.int64)
+        np.add.at(counts, list(self.unit_task), of_units)
+        return counts
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row for each projection, expert and task, and with the task "all" for all tokens.
+
+        Columns: layer, target, expert, task, tokens (of the task), load (share of its routed
+        slots), specialization (OLMoE's domain specialization: share of its tokens that go there),
+        probability (mean of the router's softmax), gate (mean, zero where not chosen).
+        """
+        rows = [self._rows(number) for number in range(len(self.projections))]
+        return pd.concat(rows, ignore_index=True)
+
+    def _rows(self, number: int) -> pd.DataFrame:
+        one, top_k = self.projections[number], self.sizes.top_k
+        counts = self.task_counts(number)
+        tokens = self.tables.cell_tokens.sum(dim=-1).numpy()
+        sums = [
+            table[number, :, :, : one.experts].sum(dim=1).numpy()
+            for table in (self.tables.probability, self.tables.gate)
+        ]
+        counts, *sums = (np.vstack([part, part.sum(axis=0)]) for part in (counts, *sums))
+        tokens = np.append(tokens, tokens.sum())
+        tasks = (*self.tasks, "all")
+        return pd.DataFrame(
+            {
+                "layer": one.layer,
+                "target": one.target,
+                "expert": np.tile(np.arange(one.experts), len(tasks)),
+                "task": np.repeat(tasks, one.experts),
+                "tokens": np.repeat(tokens, one.experts),
+                "load": load_share(counts).ravel(),
+                "specialization": domain_specialization(counts, top_k=top_k).ravel(),
+                "probability": (sums[0] / tokens[:, None]).ravel(),
+                "gate": (sums[1] / tokens[:, None]).ravel(),
+            }
+        )
+
+    def by_projection(self) -> pd.DataFrame:
+        """One row a projection: layer, target, load_cv, least and most used expert, dead experts.
+
+        Loads are times the number of experts, so that 1 is an even share.
+        """
+        rows = []
+        for number, one in enumerate(self.projections):
+            load = load_share(self.task_counts(number).sum(axis=0))
+            rows.append(
+                {
+                    "layer": one.layer,
+                    "target": one.target,
+                    "load_cv": float(load_cv(load)),
+                    "least": float(load.min() * one.experts),
+                    "most": float(load.max() * one.experts),
+                    "dead": int(dead_experts(load)),
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def plot(self, what: str = "load", **options: Any) -> "go.Figure":
+        """Each expert's load by task ("load"), or the routers' entropy by depth ("entropy")."""
+        from interp.figures.routing import entropy_figure, load_figure
+
+        figures = {"load": load_figure, "entropy": entropy_figure}
+        if what not in figures:
+            raise UserError(f"unknown figure {what!r}; known: {', '.join(figures)}")
+        return figures[what](self, **options)
+
+    def _shown(self) -> Shown:
+        words = (
+            f"{self.n_tokens:,} tokens, {len(self.tasks)} tasks, {len(self.projections)} "
+            "projections. Loads are times the number of experts: 1 is an even share."
+        )
+        return Shown(words, (self.by_projection(),), self._key_figure)
+
+    def _key_figure(self) -> "go.Figure":
+        return self.plot(target=self.projections[0].target)
+
+    def save(self, path: str | Path) -> Path:
+        """Write a safetensors file; a reader sees the old file or the new one."""
+        kept = {name: getattr(self, name) for name in _KEPT}
+        kept["projections"] = [asdict(one) for one in self.projections]
+        kept["sizes"], kept["metadata"] = asdict(self.sizes), dict(self.metadata)
+        return write_tensors(Path(path), self.tables.as_dict(), kept)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "RoutingRecords":
+        """Read what `save` wrote. Raises UserError for no file, or a damaged one."""
+        try:
+            tensors, kept = read_tensors(Path(path), _KEPT)
+            check_shape(kept, _FILE_SHAPE, "what it says of itself")
+            sizes = from_mapping(Sizes, kept.pop("sizes"), "its sizes")
+            projections = tuple(
+                from_mapping(Projection, one, "its projections") for one in kept.pop("projections")
+            )
+            metadata = kept.pop("metadata")
+            tables = Tables.of(sizes, tensors)
+            rest = {name: tuple(value) for name, value in kept.items()}
+            return cls(
+                projections=projections, sizes=sizes, tables=tables, metadata=metadata, **rest
+            )
+        except FileNotFoundError as error:
+            raise UserError(f"there are no routing records at {path}") from error
+        except UserError as error:
+            raise UserError(f"{path} holds no routing records, or is damaged ({error})") from error

@@ -1,0 +1,339 @@
+"""Figures: pure functions from a run's tables to plotly figures in the one look of `look.py`.
+
+Signs as everywhere: a positive effect means that patching or constraining the head moves the
+answer towards the true object; such heads carry the false premise. Names that come from data
+are escaped, since plotly reads its labels as a kind of HTML.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from interp.errors import UserError
+from interp.figures.heatmap import head_heatmap
+from interp.figures.look import (
+    BASELINE,
+    CATEGORIES,
+    CONSTRAINED,
+    CONSTRAINED_BAR,
+    FAINT_INK,
+    INK,
+    LOOK,
+    MUTED,
+    NEGATIVE,
+    POSITIVE,
+    STRIPES,
+    SYMBOLS,
+    label,
+    whiskers,
+)
+from interp.figures.measures import HELD_OUT, count_at, measure_at
+from interp.figures.tables import rows_of_site, template_table, where
+
+__all__ = [
+    "gain_cost_curve",
+    "head_heatmap",
+    "layer_profile",
+    "method_agreement",
+    "preference_by_template",
+    "random_null",
+]
+
+_ABOVE = {"yanchor": "bottom"}
+
+
+def layer_profile(
+    heads: pd.DataFrame, *, site: str | None = None, fdr: float = 0.05, unit: str = "logits"
+) -> go.Figure:
+    """Sum of the effects of each layer's significant heads, positive and negative apart.
+
+    `heads` as in `heads.csv`. Diamonds are the selected heads, one by one, with their intervals;
+    a sum's interval takes the effects by prompt (`HeadEffects.plot(by="layer")`).
+    """
+    rows = rows_of_site(heads, site)
+    layers = list(range(int(rows["layer"].max()) + 1))
+    significant = where(rows, rows["q_value"] <= fdr)
+    figure = go.Figure()
+    for name, colour, pattern, side in (
+        ("positive, summed", POSITIVE, "", where(significant, significant["effect"] > 0)),
+        ("negative, summed", NEGATIVE, "/", where(significant, significant["effect"] < 0)),
+    ):
+        sums = [float(side["effect"][side["layer"] == layer].sum()) for layer in layers]
+        figure.add_bar(
+            x=layers,
+            y=sums,
+            name=name,
+            marker={"color": colour, "opacity": 0.8, "pattern": {"shape": pattern, **STRIPES}},
+            hovertemplate=f"layer %{{x}}<br>{name}: %{{y:.4g}} {label(unit)}<extra></extra>",
+        )
+    chosen = where(rows, rows["selected"])
+    figure.add_scatter(
+        x=chosen["layer"].tolist(),
+        y=chosen["effect"].tolist(),
+        mode="markers",
+        name="selected head",
+        error_y=_reach(chosen, "effect", "ci_low", "ci_high", color=FAINT_INK),
+        customdata=chosen[["head", "ci_low", "ci_high"]].to_numpy(dtype=float).tolist(),
+        marker={
+            "symbol": "diamond",
+            "size": 10,
+            "color": INK,
+            "line": {"color": "#ffffff", "width": 1.5},
+        },
+        hovertemplate="layer %{x}, head %{customdata[0]:d}: %{y:.4g} "
+        "[%{customdata[1]:.4g}, %{customdata[2]:.4g}]<extra>selected</extra>",
+    )
+    figure.update_layout(
+        template=LOOK, height=380, barmode="relative", bargap=0.25, legend={"y": 1.02, **_ABOVE}
+    )
+    figure.update_xaxes(
+        title_text="layer", showgrid=False, tick0=0, dtick=1 if len(layers) <= 12 else 5
+    )
+    figure.update_yaxes(
+        title_text=f"effect, heads with q ≤ {fdr:g} ({label(unit)})",
+        zeroline=True,
+        zerolinecolor=MUTED,
+    )
+    return figure
+
+
+def gain_cost_curve(settings: pd.DataFrame) -> go.Figure:
+    """Gain against cost over head counts, a line for each site and mode; the chosen one ringed.
+
+    `settings` as in `settings.csv`: gain is the rise of preference accuracy on false premises,
+    cost the fall of P(true object) on the true-premise twins, both on the search split. Colour
+    and marker tell the mode, dash and filling the site; the intervals are drawn for the chosen
+    setting only.
+    """
+    sites, modes = list(settings["site"].unique()), list(settings["mode"].unique())
+    figure = go.Figure()
+    lines = dict.fromkeys(zip(settings["site"], settings["mode"], strict=True))
+    for site, mode in lines:
+        rows = where(settings, (settings["site"] == site) & (settings["mode"] == mode))
+        line = rows.sort_values("n_heads")
+        colour = CATEGORIES[modes.index(mode) % len(CATEGORIES)]
+        dashed = "solid" if sites.index(site) == 0 else "dot"
+        hover = ["n_heads", "head_fraction", "gain_low", "gain_high", "cost_low", "cost_high"]
+        figure.add_scatter(
+            x=line["cost"].tolist(),
+            y=line["gain"].tolist(),
+            mode="lines+markers",
+            name=f"{label(site)}, {label(mode)}",
+            line={"color": colour, "width": 2, "dash": dashed},
+            marker={"symbol": _symbol(modes.index(mode), filled=sites[0] == site), "size": 8},
+            customdata=line[hover].to_numpy(dtype=float).tolist(),
+            hovertemplate=(
+                f"<b>{label(site)}, {label(mode)}</b><br>"
+                "%{customdata[0]:d} heads (%{customdata[1]:.1%})<br>"
+                "gain %{y:.3f} [%{customdata[2]:.3f}, %{customdata[3]:.3f}]<br>"
+                "cost %{x:.3f} [%{customdata[4]:.3f}, %{customdata[5]:.3f}]<extra></extra>"
+            ),
+        )
+    _mark_chosen(figure, where(settings, settings["chosen"]))
+    figure.update_layout(template=LOOK, height=480, legend={"y": 1.02, **_ABOVE})
+    figure.update_xaxes(
+        title_text="cost: fall of P(true object) on twins (share)",
+        zeroline=True,
+        zerolinecolor=MUTED,
+    )
+    figure.update_yaxes(
+        title_text="gain: rise of preference accuracy (share)", zeroline=True, zerolinecolor=MUTED
+    )
+    return figure
+
+
+def random_null(null: pd.DataFrame, evaluation: Mapping[str, Any]) -> go.Figure:
+    """Histogram of what matched random head sets reach, with the chosen set marked.
+
+    `null` as in `null.csv`; the rows of the evaluation's own site, mode and head count are shown.
+    Raises UserError if there are none.
+    """
+    values = null_values(null, evaluation)
+    if not values:
+        raise UserError(
+            "null.csv has no random head sets for the evaluated site, mode and head count; "
+            "run `interp evaluate` on this run again"
+        )
+    figure = go.Figure(
+        go.Histogram(
+            x=values,
+            xbins={"start": -0.0125, "end": 1.0125, "size": 0.025},
+            name=f"{len(values)} random sets",
+            marker={"color": BASELINE, "line": {"color": MUTED, "width": 1}},
+            hovertemplate="preference accuracy %{x}<br>%{y} random sets<extra></extra>",
+        )
+    )
+    place = (*HELD_OUT, "false_premise")
+    marks = (
+        ("no constraint", (*place, "baseline", "preference_accuracy"), MUTED, "dash"),
+        ("95 % of random sets", ("random_null", "preference_accuracy", "p95"), INK, "dot"),
+        ("chosen heads", (*place, "constrained", "preference_accuracy"), CONSTRAINED, "solid"),
+    )
+    for name, keys, colour, dash in marks:
+        measure = measure_at(evaluation, *keys)
+        if measure is None:
+            continue
+        figure.add_vline(
+            x=measure.value,
+            line={"color": colour, "dash": dash, "width": 3 if dash == "solid" else 2},
+        )
+        figure.add_scatter(
+            x=[None],
+            y=[None],
+            mode="lines",
+            line={"color": colour, "dash": dash, "width": 3 if dash == "solid" else 2},
+            name=f"{name}: {measure.value:.2f}",
+        )
+    figure.update_layout(template=LOOK, height=340, legend={"y": 1.02, **_ABOVE})
+    figure.update_xaxes(
+        title_text="preference accuracy, held-out false premises", range=[-0.03, 1.03]
+    )
+    highest = int(pd.Series(values).floordiv(0.025).value_counts().max())
+    figure.update_yaxes(title_text="random head sets", rangemode="tozero", dtick=1 + highest // 7)
+    return figure
+
+
+def preference_by_template(evaluation: Mapping[str, Any]) -> go.Figure:
+    """Preference accuracy of each held-out template, without and with the constraint.
+
+    Above the false premises, below their true-premise twins; whiskers are the 95 % intervals.
+    """
+    table = template_table(evaluation)
+    kinds = ("false premise", "twin")
+    titles = ("False premises", "True-premise twins")
+    figure = make_subplots(
+        rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.13, subplot_titles=titles
+    )
+    styles = (("no constraint", BASELINE, ""), ("constrained", CONSTRAINED_BAR, "/"))
+    for row, kind in enumerate(kinds, start=1):
+        for run, colour, pattern in styles:
+            bars = where(table, (table["kind"] == kind) & (table["run"] == run))
+            figure.add_bar(
+                row=row,
+                col=1,
+                x=[label(name) for name in bars["template"]],
+                y=bars["value"].tolist(),
+                error_y=_reach(bars, "value", "low", "high"),
+                name=run,
+                legendgroup=run,
+                showlegend=row == 1,
+                marker={
+                    "color": colour,
+                    "pattern": {"shape": pattern, **STRIPES},
+                },
+                customdata=bars[["low", "high"]].to_numpy(dtype=float).tolist(),
+                hovertemplate=(
+                    f"%{{x}}, {run}<br>"
+                    "%{y:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]<extra></extra>"
+                ),
+            )
+    figure.update_layout(
+        template=LOOK,
+        height=540,
+        barmode="group",
+        bargap=0.35,
+        bargroupgap=0.08,
+        margin={"t": 84},
+        legend={"y": 1.09, **_ABOVE},
+    )
+    figure.update_annotations(x=0, xanchor="left", font_size=13)
+    figure.update_yaxes(range=[0, 1.04], title_text="preference accuracy", dtick=0.25)
+    return figure
+
+
+def method_agreement(
+    x: pd.DataFrame, y: pd.DataFrame, *, x_name: str, y_name: str, unit: str = "logits"
+) -> go.Figure:
+    """The effect of every head by two methods, one against the other, with their rank correlation.
+
+    `x` and `y` have the columns `layer`, `head`, `effect`, and hold one site each. Raises UserError
+    if they share fewer than three heads.
+    """
+    both = x[["layer", "head", "effect"]].merge(
+        y[["layer", "head", "effect"]], on=["layer", "head"]
+    )
+    if len(both) < 3:
+        raise UserError("the two tables share fewer than three heads; give those of one model")
+    # The rank correlation is the linear correlation of the ranks.
+    spearman = both["effect_x"].rank().corr(both["effect_y"].rank())
+    figure = go.Figure(
+        go.Scatter(
+            x=both["effect_x"].tolist(),
+            y=both["effect_y"].tolist(),
+            mode="markers",
+            customdata=both[["layer", "head"]].to_numpy().tolist(),
+            marker={
+                "color": CONSTRAINED,
+                "size": 8,
+                "opacity": 0.65,
+                "line": {"color": "#ffffff", "width": 1},
+            },
+            hovertemplate=(
+                "<b>layer %{customdata[0]}, head %{customdata[1]}</b><br>"
+                f"{label(x_name)}: %{{x:.4g}}<br>{label(y_name)}: %{{y:.4g}}<extra></extra>"
+            ),
+        )
+    )
+    figure.update_layout(
+        template=LOOK,
+        width=680,
+        height=460,
+        title={"text": f"Spearman {spearman:.2f}, {len(both)} heads"},
+    )
+    zero = {"zeroline": True, "zerolinecolor": MUTED}
+    figure.update_xaxes(title_text=f"effect by {label(x_name)} ({label(unit)})", **zero)
+    figure.update_yaxes(title_text=f"effect by {label(y_name)} ({label(unit)})", **zero)
+    return figure
+
+
+def null_values(null: pd.DataFrame, evaluation: Mapping[str, Any]) -> list[float]:
+    """Preference accuracies of the random sets that match the evaluation's setting."""
+    rows = where(
+        null,
+        (null["site"] == evaluation.get("site"))
+        & (null["mode"] == evaluation.get("mode"))
+        & (null["n_heads"] == count_at(evaluation, "n_heads")),
+    )
+    return [float(value) for value in rows["preference_accuracy"].dropna()]
+
+
+def _symbol(number: int, *, filled: bool) -> str:
+    name = SYMBOLS[number % len(SYMBOLS)]
+    return name if filled else f"{name}-open"
+
+
+def _reach(
+    rows: pd.DataFrame, value: str, low: str, high: str, *, color: str = INK
+) -> dict[str, Any]:
+    return whiskers(rows[value], rows[low], rows[high], color=color, thickness=1.3, width=4)
+
+
+def _mark_chosen(figure: go.Figure, chosen: pd.DataFrame) -> None:
+    """Ring the chosen settings, with their intervals and their head counts."""
+    if chosen.empty:
+        return
+    figure.add_scatter(
+        x=chosen["cost"].tolist(),
+        y=chosen["gain"].tolist(),
+        mode="markers",
+        name="chosen",
+        marker={"symbol": "circle-open", "size": 17, "color": INK, "line": {"width": 2}},
+        error_x=_reach(chosen, "cost", "cost_low", "cost_high", color=FAINT_INK),
+        error_y=_reach(chosen, "gain", "gain_low", "gain_high", color=FAINT_INK),
+        hoverinfo="skip",
+    )
+    for count, cost, gain in chosen[["n_heads", "cost", "gain"]].itertuples(index=False):
+        figure.add_annotation(
+            x=cost,
+            y=gain,
+            text=f"{count} heads",
+            ax=-44,
+            ay=-36,
+            standoff=9,
+            arrowcolor=MUTED,
+            arrowhead=0,
+            bgcolor="rgba(255,255,255,0.85)",
+        )

@@ -1,0 +1,162 @@
+"""Figures of experts in heads: their part in every head, who feeds chosen heads, what moved."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from interp.errors import UserError
+from interp.figures.look import (
+    BASELINE,
+    CONSTRAINED_BAR,
+    FAINT_INK,
+    INK,
+    LOOK,
+    MUTED,
+    SEQUENTIAL,
+    STRIPES,
+    label,
+)
+from interp.figures.tables import where
+from interp.heads.headset import HeadSet
+from interp.statistics import group_means
+
+if TYPE_CHECKING:
+    from interp.experts.heads.contributions import ExpertContributions
+    from interp.experts.heads.feeding import ExpertFeeding
+    from interp.heads.compare import HeadComparison
+
+
+def contribution_figure(
+    contributions: "ExpertContributions", expert: int | None = None
+) -> go.Figure:
+    """Part of each head's norm, y = layer (0 on top), x = head; hovering lists every expert's.
+
+    `expert`: that one's part; the whole adapter's by default. Raises UserError for an unknown one.
+    """
+    by_expert = contributions.mean_relative_norm
+    n_experts = by_expert.shape[2]
+    if expert is not None and not 0 <= expert < n_experts:
+        raise UserError(f"expert {expert} does not exist: the experts are 0 to {n_experts - 1}")
+    whole = contributions.adapter_mean_relative_norm
+    shown = whole if expert is None else by_expert[..., expert]
+    shares = group_means(contributions.share, contributions.groups).mean(axis=0)
+    layers, units = shown.shape
+    hover = [
+        [
+            _lines(contributions, by_expert[layer, unit], shares[layer, unit], unit)
+            for unit in range(units)
+        ]
+        for layer in range(layers)
+    ]
+    figure = go.Figure()
+    figure.add_heatmap(
+        x=list(range(units)),
+        y=list(range(layers)),
+        z=[[None if np.isnan(cell) else float(cell) for cell in row] for row in shown],
+        text=hover,
+        colorscale=[list(stop) for stop in SEQUENTIAL],
+        zmin=0.0,
+        xgap=1,
+        ygap=1,
+        hoverongaps=False,
+        hovertemplate="<b>layer %{y}</b>, %{text}<extra></extra>",
+        colorbar={"title": {"text": "part of the head's norm", "side": "right"}, "thickness": 10},
+    )
+    whose = "all experts" if expert is None else f"expert {expert}"
+    cell = min(26, max(13, 620 // layers))
+    figure.update_layout(
+        template=LOOK,
+        width=max(420, min(1100, units * 42 + 190)),
+        height=layers * cell + 140,
+        title={"text": label(f"{contributions.component}, {whose}, at {contributions.at}")},
+    )
+    axis = "head" if contributions.unit_axis == "head" else "key/value head"
+    figure.update_xaxes(title_text=axis, dtick=1 if units <= 16 else 4, showgrid=False)
+    figure.update_yaxes(title_text="layer", autorange="reversed", showgrid=False)
+    return figure
+
+
+def _lines(
+    contributions: "ExpertContributions", parts: np.ndarray, shares: np.ndarray, unit: int
+) -> str:
+    """What hovering a head shows: every expert's part and share."""
+    whose = f"{contributions.unit_axis.replace('_', ' ')} {unit}"
+    if contributions.group_size > 1:
+        whose += f", serving query heads {contributions.query_heads(unit)}"
+    rows = [
+        f"expert {number}: part {part:.3f}, share {shares[number]:+.3f}"
+        for number, part in enumerate(parts)
+        if not np.isnan(part)
+    ]
+    return "<br>".join([whose, *rows])
+
+
+def feeding_figure(feeding: "ExpertFeeding", count: int = 20) -> go.Figure:
+    """The first experts' part in the chosen heads, beside that in the other heads of the layer."""
+    rows = feeding.experts.head(count)
+    names = [
+        f"{one.component} {one.layer} expert {one.expert}" for one in rows.itertuples(index=False)
+    ]
+    figure = go.Figure()
+    for column, name, colour, pattern in (
+        ("relative_norm", "chosen heads", CONSTRAINED_BAR, "/"),
+        ("others", "other heads of the layer", BASELINE, ""),
+    ):
+        figure.add_bar(
+            x=names,
+            y=rows[column].tolist(),
+            name=name,
+            marker={"color": colour, "pattern": {"shape": pattern, **STRIPES}},
+            customdata=rows[["gate", "p_value", "q_value"]].to_numpy(dtype=float).tolist(),
+            hovertemplate=(
+                "%{x}<br>part %{y:.4f}, gate %{customdata[0]:.2f}<br>"
+                f"p %{{customdata[1]:.3g}}, q %{{customdata[2]:.3g}}<extra>{name}</extra>"
+            ),
+        )
+    figure.update_layout(
+        template=LOOK, height=420, barmode="group", legend={"y": 1.02, "yanchor": "bottom"}
+    )
+    figure.update_xaxes(title_text="component, layer, expert", showgrid=False)
+    return figure.update_yaxes(title_text="part of the head's norm (share)")
+
+
+def shift_figure(comparison: "HeadComparison", heads: HeadSet | None = None) -> go.Figure:
+    """Effect after against effect before, in logits; on the diagonal nothing has changed."""
+    frame = comparison.to_dataframe()
+    marked = [pair in (heads or ()) for pair in zip(frame["layer"], frame["head"], strict=True)]
+    figure = go.Figure()
+    low = float(frame[["before", "after"]].min().min())
+    high = float(frame[["before", "after"]].max().max())
+    figure.add_scatter(
+        x=[low, high], y=[low, high], mode="lines", name="no change", hoverinfo="skip",
+        line={"color": MUTED, "dash": "dot", "width": 1},
+    )  # fmt: skip
+    for wanted, name, colour, symbol in (
+        (False, "heads", FAINT_INK, "circle"),
+        (True, "selected heads", INK, "diamond"),
+    ):
+        rows = where(frame, pd.Series([one == wanted for one in marked]))
+        if rows.empty:
+            continue
+        figure.add_scatter(
+            x=rows["before"].tolist(),
+            y=rows["after"].tolist(),
+            mode="markers",
+            name=name,
+            marker={"color": colour, "symbol": symbol, "size": 10 if wanted else 6},
+            customdata=rows[["layer", "head", "q_value"]].to_numpy(dtype=float).tolist(),
+            hovertemplate=(
+                "layer %{customdata[0]:d}, head %{customdata[1]:d}<br>before %{x:.4g}, "
+                "after %{y:.4g}<br>q of the change %{customdata[2]:.3g}<extra></extra>"
+            ),
+        )
+    value, ci_low, ci_high = comparison.spearman
+    figure.update_layout(
+        template=LOOK,
+        height=480,
+        title={"text": f"Spearman {value:.2f} [{ci_low:.2f}, {ci_high:.2f}]"},
+    )
+    figure.update_xaxes(title_text="effect before (logits)")
+    return figure.update_yaxes(title_text="effect after (logits)")

@@ -1,0 +1,221 @@
+"""Greedy answers in batches of left-padded prompts, with the key/value cache.
+
+`greedy_answers` asks a transformers or PEFT model, `generate_tokens` a hooked one: hooks that stand
+on the model act there too, on the prefill and on every decoding step that they choose to act on.
+
+Greedy is the likeliest token each time, until an end token. A checkpoint's ``generation_config``
+can say otherwise (penalties, suppressed tokens, stopping rules, beams, caches, what is returned),
+and transformers merges it into every call. While this package asks, only its end tokens count.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig
+
+from interp.arguments import shown
+from interp.errors import UserError
+from interp.forward.batch import TokenBatch, in_batches
+from interp.forward.out_of_memory import halving
+from interp.models.limits import check_prompts, room_for_answer, vocabulary_size
+from interp.models.modes import evaluating
+from interp.progress import progress_bar
+
+logger = logging.getLogger(__name__)
+
+BATCH_PROMPTS = 64
+MAX_NEW_TOKENS = 32
+
+Within = Callable[[list[int], TokenBatch], AbstractContextManager[Any]]
+"""Makes a context for each batch, from the prompts' indices and the batch."""
+
+Answer = Callable[[list[int], TokenBatch, dict[str, Any]], Tensor]
+"""Generates for one batch; see `answers_in_batches`."""
+
+
+def generate_tokens(model: Any, prompts: Sequence[Sequence[int]], **options: Any) -> list[str]:
+    """The greedy continuation of each prompt by a hooked model; options of `greedy_answers`."""
+    return greedy_answers(model.original_model, model.tokenizer, prompts, **options)
+
+
+def greedy_answers(
+    hf_model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    end: int | None = None,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    batch_prompts: int = BATCH_PROMPTS,
+    within: Within | None = None,
+    progress: bool = True,
+    description: str = "answers",
+) -> list[str]:
+    """The greedy continuation of each prompt, as text without special tokens.
+
+    The model is left in the mode, training or evaluation, that it was in.
+
+    Args:
+        hf_model: a transformers model, or a PEFT model around one.
+        prompts: token ids, one list per prompt.
+        end: a token that ends an answer, beside those of the checkpoint (`end_tokens`).
+        within: makes a context for each batch; a constraint goes here.
+
+    Raises:
+        UserError: prompts beyond the model's positions or vocabulary, or a ``max_new_tokens`` that
+            is no number of tokens.
+    """
+
+    def answer(chunk: list[int], batch: TokenBatch, settings: dict[str, Any]) -> Tensor:
+        with within(chunk, batch) if within else nullcontext():
+            return hf_model.generate(**settings, do_sample=False)
+
+    return answers_in_batches(
+        hf_model, tokenizer, prompts, answer, end=end, max_new_tokens=max_new_tokens,
+        batch_prompts=batch_prompts, progress=progress, description=description,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def answers_in_batches(
+    hf_model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    answer: Answer,
+    *,
+    end: int | None = None,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    batch_prompts: int = BATCH_PROMPTS,
+    progress: bool = True,
+    description: str = "answers",
+) -> list[str]:
+    """What ``answer`` makes of batches of prompts of similar length, as text, in their order.
+
+    An answer that would grow beyond the model's table of positions ends there; the log says so.
+
+    Args:
+        answer: from the prompts' indices, the batch, and settings for ``generate``, to token ids
+            [prompt pos] that begin with the batch.
+    """
+    check_max_new_tokens(max_new_tokens)
+    check_prompts(hf_model, prompts)
+    answers = [""] * len(prompts)
+    if not max_new_tokens:
+        return answers
+    pad = _pad_token(hf_model, tokenizer, end)
+    ends = end_tokens(hf_model, tokenizer, end)
+    settings: dict[str, Any] = {
+        "num_beams": 1, "pad_token_id": pad, **({} if end is None else {"eos_token_id": ends}),
+    }  # fmt: skip
+    device = next(iter(hf_model.parameters())).device
+    bar = progress_bar(total=len(prompts), description=description, shown=progress)
+    with evaluating(hf_model), only_end_tokens(hf_model, ends), bar:
+        for chunk, room in _chunks(hf_model, prompts, max_new_tokens, batch_prompts):
+
+            def of_chunk(some: list[int], room: int = room) -> list[str]:
+                batch = TokenBatch.from_lists(
+                    [prompts[index] for index in some], pad=pad, device=device
+                )
+                inputs = {"input_ids": batch.tokens, "attention_mask": batch.mask.long()}
+                ids = answer(some, batch, {**inputs, **settings, "max_new_tokens": room})
+                return tokenizer.batch_decode(ids[:, batch.width :], skip_special_tokens=True)
+
+            for some, texts in halving([chunk], of_chunk):
+                for index, text in zip(some, texts, strict=True):
+                    answers[index] = text.strip()
+                bar.update(len(some))
+    return answers
+
+
+def check_max_new_tokens(count: Any) -> None:
+    """Raise UserError unless it is a number of tokens."""
+    if type(count) is not int or count < 0:
+        raise UserError(f"max_new_tokens is a whole number from 0 on, not {count!r}")
+
+
+def end_tokens(hf_model: Any, tokenizer: Any, end: int | None = None) -> int | list[int] | None:
+    """The tokens that end an answer: those of the checkpoint, and ``end`` if it is given.
+
+    The checkpoint's are what its generation config says, else its config, else the tokenizer.
+    Raises UserError for anything but numbers of tokens.
+    """
+    said: tuple[Any, ...] = (
+        getattr(getattr(hf_model, "generation_config", None), "eos_token_id", None),
+        getattr(getattr(hf_model, "config", None), "eos_token_id", None),
+        tokenizer.eos_token_id,
+    )
+    own = next((one for one in said if one is not None), [])
+    every = as_end_tokens(own)
+    if end is not None and end not in every:
+        every.insert(0, end)
+    return every[0] if len(every) == 1 else every or None
+
+
+def as_end_tokens(said: Any) -> list[int]:
+    """What a generation config says as ``eos_token_id``, as a list.
+
+    Raises UserError for anything but numbers of tokens.
+    """
+    every = list(said) if isinstance(said, list | tuple | set) else [said]
+    if any(type(one) is not int or one < 0 for one in every):
+        raise UserError(
+            f"eos_token_id of the model is a token's number, or a list of such, not {shown(said)}: "
+            "mend generation_config.json, or set model.generation_config.eos_token_id"
+        )
+    return every
+
+
+@contextmanager
+def only_end_tokens(hf_model: nn.Module, ends: int | list[int] | None) -> Iterator[None]:
+    """A model whose generation config says which tokens end an answer, and nothing else.
+
+    What its own config says comes back on exit. An argument of ``generate`` cannot do this:
+    transformers fills in from the model's config whatever a call leaves open. A PEFT model and the
+    model inside it each have one.
+    """
+    holders: list[Any] = [one for one in hf_model.modules() if "generation_config" in vars(one)]
+    own = [(one, one.generation_config) for one in holders]
+    # Entries for generation that somebody put on the model's own config, which `generate` refuses.
+    configs = [one.config for one in holders if hasattr(one.config, "_get_generation_parameters")]
+    entries = [(config, config._get_generation_parameters()) for config in configs]
+    with ExitStack() as stack:
+        for one, config in own:
+            stack.callback(setattr, one, "generation_config", config)
+            one.generation_config = GenerationConfig(eos_token_id=ends)
+        for config, said in entries:
+            for name in said.keys() & vars(config).keys():
+                stack.callback(setattr, config, name, said[name])
+                delattr(config, name)
+        yield
+
+
+def _chunks(
+    hf_model: Any, prompts: Sequence[Sequence[int]], wanted: int, most: int
+) -> Iterator[tuple[list[int], int]]:
+    """Prompts of similar length together, with the tokens that their answers may have.
+
+    Prompts whose answers have less room than wanted are alone with those of their own length, so
+    that an answer does not hang on what is asked beside it.
+    """
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    rooms = {index: room_for_answer(hf_model, len(prompts[index]), wanted) for index in order}
+    if short := sum(room < wanted for room in rooms.values()):
+        logger.warning(
+            "%d of %d answers may end early: the model has no positions for more", short, len(order)
+        )
+    for room, same in groupby(order, key=rooms.__getitem__):
+        for chunk in in_batches(list(same), most):
+            yield chunk, room
+
+
+def _pad_token(hf_model: Any, tokenizer: Any, end: int | None) -> int:
+    """What fills up a batch, also behind a finished answer: there it must not be read as text."""
+    size = vocabulary_size(hf_model)
+    for token in (tokenizer.pad_token_id, end, tokenizer.eos_token_id):
+        if token is not None and (size is None or token < size):
+            return int(token)
+    return 0

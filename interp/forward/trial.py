@@ -1,0 +1,146 @@
+"""Do the plain modules give the hooked model's numbers? Tried once for each model.
+
+The trial is two short prompts, one of them padded, run whole: by the hooked model in one piece,
+and by the plain modules as sweeps run them, with a beginning in a cache, from every kind of place
+(the first layer, and the middle one with its heads' outputs given). All layers take part. Where
+the logits differ by more than rounding, or the plain modules cannot run, everything runs on the
+hooked model, and the log says why.
+"""
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache
+
+from interp.forward.batch import TokenBatch
+from interp.forward.call import call_columns
+from interp.forward.hook_points import as_units, hook_name
+from interp.forward.out_of_memory import is_out_of_memory
+from interp.forward.unhooked import Hook, PlainModel, may_be_plain, plain_model
+from interp.models.precision import agrees, dtype_of, precision_of, wide_dtype, widened
+
+logger = logging.getLogger(__name__)
+
+WIDTH, PADDED, START = 12, 3, 5
+"""Columns of the trial, how many of the second prompt's are padding, and its shared beginning."""
+CANNOT = (
+    NotImplementedError, TypeError, RuntimeError, ValueError, AttributeError, KeyError, IndexError
+)  # fmt: skip
+"""What modules raise that cannot run as plain ones."""
+
+_Trial = tuple[torch.dtype, int]
+"""The number type of the weights, and the width of the trial."""
+_VERDICTS: WeakKeyDictionary[Any, dict[_Trial, bool | None]] = WeakKeyDictionary()
+"""By model: whether its plain modules are right if they are widened (True), in the model's own
+number type (False), or not at all (None)."""
+
+
+def trusted_plain_model(model: Any, width: int) -> PlainModel | None:
+    """The plain modules of a model, if there are any and they give its numbers.
+
+    Args:
+        width: of the prompts that are to run. A model whose attention sees no further than a
+            window is tried again the first time that prompts are wider than it.
+    """
+    wide = _tried(model, width)
+    return None if wide is None else plain_model(model, wide=wide)
+
+
+def sweep_resolution(model: Any) -> float:
+    """Effects of sweeps smaller than this are rounding; see `interp.models.precision`."""
+    dtype = dtype_of(model)
+    return precision_of(wide_dtype(dtype) if _tried(model, WIDTH) else dtype).resolution
+
+
+def _tried(model: Any, width: int) -> bool | None:
+    """As ``_VERDICTS`` has it; tried now if it was not before."""
+    if not may_be_plain(model):
+        return None
+    verdicts = _VERDICTS.setdefault(model, {})
+    trial = dtype_of(model), _trial_width(model, width)
+    if trial not in verdicts:
+        verdicts[trial] = _verdict(model, trial[1])
+    return verdicts[trial]
+
+
+def _trial_width(model: Any, width: int) -> int:
+    """So many columns that every window narrower than the prompts is tried too."""
+    config = getattr(model.original_model, "config", None)
+    config = getattr(config, "text_config", config)
+    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    inside = [one for one in windows if isinstance(one, int) and one + 4 > WIDTH and one < width]
+    return max([WIDTH, *(one + 4 for one in inside)])
+
+
+@torch.no_grad()
+def _verdict(model: Any, width: int) -> bool | None:
+    """As ``_VERDICTS`` has it."""
+    batch, dtype = _prompts(model, width), dtype_of(model)
+    rows = torch.arange(len(batch), device=batch.tokens.device)
+    expected = call_columns(model.original_model, batch, rows)[:, -1]
+    if not bool(torch.isfinite(expected).all()):
+        return None  # whoever runs the model is told where it stops being finite
+    # In float32 there is one way only.
+    for wide in dict.fromkeys((wide_dtype(dtype) != dtype, False)):
+        plain = plain_model(model, wide=wide)
+        if plain is not None and _gives(plain, batch, rows, expected, dtype):
+            return wide
+    return None
+
+
+def _prompts(model: Any, width: int) -> TokenBatch:
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(int(model.cfg.d_vocab), (2, width), generator=generator)
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    mask[1, :PADDED] = False
+    device = next(iter(model.original_model.parameters())).device
+    return TokenBatch(tokens.to(device), mask.to(device))
+
+
+def _gives(
+    plain: PlainModel, batch: TokenBatch, rows: Tensor, expected: Tensor, dtype: torch.dtype
+) -> bool:
+    try:
+        for found in _runs(plain, batch, rows):
+            if not agrees(found, expected, dtype):
+                difference = float((widened(found) - widened(expected)).abs().max())
+                logger.info(
+                    "no sweeps on plain modules in %s: their logits differ by %g from the hooked "
+                    "model's", plain.dtype, difference,
+                )  # fmt: skip
+                return False
+    except CANNOT as error:
+        if is_out_of_memory(error):
+            raise
+        logger.info("no sweeps on plain modules in %s: %s", plain.dtype, error)
+        return False
+    return True
+
+
+def _runs(plain: PlainModel, batch: TokenBatch, rows: Tensor) -> Iterator[Tensor]:
+    """The same logits in the ways that sweeps get them."""
+    middle, cache = plain.n_layers // 2, DynamicCache()
+    seen: dict[str, Tensor] = {}
+
+    def keep(value: Tensor, hook: Any, name: str) -> None:
+        seen[name] = value.detach()
+
+    names = [hook_name("resid_pre", 0), hook_name("resid_pre", middle), hook_name("z", middle)]
+    hooks: list[Hook] = [
+        (name, lambda value, hook, name=name: keep(value, hook, name)) for name in names
+    ]
+    plain.run(batch, rows, end=START, cache=cache)
+    yield plain.run(batch, rows, start=START, cache=cache, hooks=hooks)
+    beginning = tuple(
+        (layer.keys[:, :, :START], layer.values[:, :, :START])  # type: ignore[attr-defined]
+        for layer in cache.layers
+    )
+    first, at, z = (seen[name] for name in names)
+    yield plain.resume(batch, beginning, rows, start=START, layer=0, residual=first)
+    yield plain.resume(
+        batch, beginning, rows, start=START, layer=middle, residual=at, z=as_units(z, "z")
+    )

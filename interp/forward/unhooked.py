@@ -1,0 +1,351 @@
+"""The model without its hook points, for the runs that nobody looks into.
+
+A sweep runs the same layers thousands of times and reads one number at the end. ``PlainModel`` is
+a second set of module objects around the *same* parameters, in which every TransformerLens
+component is replaced by the transformers module that it wraps, so that the model's own code runs
+with a fused attention kernel and a prefix that rows share (``shared_prefix``). Nothing of the
+hooked model is changed, and no memory is taken. TransformerLens 3 wraps no transformers modules:
+there everything runs on the hooked model.
+
+It offers what sweeps need: enter at a layer, take a layer's head outputs as given, edit at the
+hook points that have a place in the plain modules, skip what the last position does not need.
+Anything else (``supports`` says) is left to the hooked model. ``plain_model`` refuses where the
+two could differ: somebody's hooks on the hooked model, weights processed by TransformerLens, an
+attention that the implementation here does not know.
+
+Weights in bfloat16 or float16 stay as they are, and are widened for the moment of their use: the
+plain modules of such a model compute in float32 (``widen``).
+"""
+
+import inspect
+import logging
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+
+from interp.errors import UserError
+from interp.forward.batch import TokenBatch
+from interp.forward.call import call_columns
+from interp.forward.layer_range import entering, forward_as
+from interp.forward.shared_prefix import NAME, LentPrefix, Step, lend, lent_cache
+from interp.forward.widen import tensor_cores, widen
+from interp.models.model_check import check_of
+from interp.models.precision import dtype_of, wide_dtype, widened
+from interp.models.unhooked import UnhookedModel, is_component
+from interp.models.versions import wraps_transformers
+
+logger = logging.getLogger(__name__)
+
+HookFunction = Callable[[Tensor, Any], Tensor | None]
+Hook = tuple[str, HookFunction]
+
+_ATTENTION_HOOK = re.compile(r"blocks\.(\d+)\.attn\.hook_(attn_scores|pattern)")
+_HEADS_HOOK = re.compile(r"hook_(z|q|k|v)$")
+
+
+class PlainModel:
+    """See the module's text. Make it with ``plain_model``.
+
+    Attributes:
+        dtype: what it computes in.
+        wide: that is wider than its weights.
+    """
+
+    def __init__(self, model: Any, *, wide: bool = True) -> None:
+        own = dtype_of(model)
+        self.dtype = wide_dtype(own) if wide else own
+        self.wide = self.dtype != own
+        self._unhooked = UnhookedModel(model, attn_implementation=NAME)
+        self._tuple_outputs = check_of(model).unhooked_tuple_outputs
+        self._points = model.hook_dict
+        self._places = _places_of_hook_points(model)
+        self.n_layers: int = model.cfg.n_layers
+        self.n_heads: int = model.cfg.n_heads
+        self.n_kv_heads: int = getattr(model.cfg, "n_key_value_heads", None) or model.cfg.n_heads
+        self.hf_model: Any = self._unhooked.root
+        self.blocks = [self._of(block) for block in model.blocks]
+        self.attention = [self._of(block.attn) for block in model.blocks]
+        if not all(calls_attention_interface(one) for one in self.attention):
+            raise NotImplementedError(f"attention by {type(self.attention[0]).__name__}")
+        self.out_projection = [self._of(block.attn.o) for block in model.blocks]
+        self.last_mlp = self._unhooked.of(getattr(model.blocks[-1], "mlp", None))
+        self.last_query = self._projection_of_width(
+            getattr(model.blocks[-1].attn, "q", None), model.cfg.n_heads * model.cfg.d_head
+        )
+        if self.wide:
+            for module in self._unhooked.modules():
+                widen(module)
+
+    def _of(self, component: Any) -> nn.Module:
+        found = self._unhooked.of(component)
+        if found is None:
+            raise NotImplementedError(f"{type(component).__name__} wraps no module")
+        return found
+
+    def _projection_of_width(self, component: Any, width: int) -> nn.Module | None:
+        """A linear projection, if it gives just so many numbers: a joint one gives more."""
+        module = self._unhooked.of(component)
+        return module if isinstance(module, nn.Linear) and module.out_features == width else None
+
+    @property
+    def can_narrow(self) -> bool:
+        """Whether a few tokens' logits can be had without the others."""
+        return type(self.hf_model.get_output_embeddings()) is nn.Linear
+
+    def supports(self, hooks: Sequence[Hook]) -> bool:
+        """Whether every hook point named has a place in the plain modules."""
+        return all(self.has(name) for name, _ in hooks)
+
+    def has(self, name: str) -> bool:
+        """Whether a hook point has a place in the plain modules."""
+        return bool(_ATTENTION_HOOK.fullmatch(name)) or self._place(name) is not None
+
+    def _place(self, name: str) -> tuple[nn.Module, bool] | None:
+        """The plain module of a hook point, and whether it is its input rather than output."""
+        found = self._places.get(id(self._points.get(name)))
+        if found is None:
+            return None
+        component, is_input = found
+        module = self._unhooked.of(component)
+        return None if module is None else (module, is_input)
+
+    def resume(
+        self,
+        batch: TokenBatch,
+        keys_values: tuple[tuple[Tensor, Tensor], ...],
+        rows: Int[Tensor, " row"],
+        *,
+        start: int,
+        layer: int,
+        residual: Float[Tensor, "row tail d_model"],
+        z: Float[Tensor, "row tail head d_head"] | None = None,
+        hooks: Sequence[Hook] = (),
+        stop: int | None = None,
+        tokens: Int[Tensor, "row token"] | None = None,
+    ) -> Float[Tensor, "row d_vocab"]:
+        """As ``forward.resume``."""
+        with ExitStack() as stack:
+            # First what the layer is given, then the hooks, which may edit it.
+            residual = residual.to(self.dtype)
+            stack.enter_context(entering(self.blocks, layer, residual, stop, self._tuple_outputs))
+            if z is not None:
+                stack.enter_context(self._given_outputs(layer, z.to(self.dtype)))
+            # Whoever looks into the last layer may look at any of its columns.
+            watched = any(name.startswith(f"blocks.{self.n_layers - 1}.") for name, _ in hooks)
+            last_only = None if watched else self.n_layers - 1
+            stack.enter_context(self._running(keys_values, rows, hooks, last_only=last_only))
+            if not watched:
+                stack.enter_context(self._last_position_only())
+            if tokens is not None:
+                unembedding = self.hf_model.get_output_embeddings()
+                stack.enter_context(forward_as(unembedding, _only_tokens(unembedding, tokens)))
+            cache = lent_cache(keys_values)
+            return call_columns(self.hf_model, batch, rows, start=start, cache=cache)[:, -1]
+
+    def run(
+        self,
+        batch: TokenBatch,
+        rows: Int[Tensor, " row"],
+        *,
+        start: int = 0,
+        end: int | None = None,
+        cache: Cache | None = None,
+        hooks: Sequence[Hook] = (),
+    ) -> Float[Tensor, "row d_vocab"]:
+        """Columns [start, end) of some prompts, into a cache that holds those before; the last
+        column's logits."""
+        with self._running((), rows, hooks):
+            return call_columns(
+                self.hf_model, batch, rows, start=start, end=end, cache=cache
+            )[:, -1]  # fmt: skip
+
+    @contextmanager
+    def _running(
+        self,
+        keys_values: tuple[tuple[Tensor, Tensor], ...],
+        rows: Int[Tensor, " row"],
+        hooks: Sequence[Hook],
+        *,
+        last_only: int | None = None,
+    ) -> Iterator[None]:
+        """While open, the modules run with these hooks, on rows that share a beginning."""
+        steps: dict[str, dict[int, list[Step]]] = {"attn_scores": {}, "pattern": {}}
+        with ExitStack() as stack:
+            if self.wide:  # a model in float32 itself is not to be rounded
+                stack.enter_context(tensor_cores(rows.device))
+            for name, function in hooks:
+                at = _ATTENTION_HOOK.fullmatch(name)
+                if at:
+                    step = _step(function, self._points[name])
+                    steps[at[2]].setdefault(int(at[1]), []).append(step)
+                else:
+                    stack.enter_context(self._hooked(name, function))
+            lent = LentPrefix(
+                keys_values, rows, steps["attn_scores"], steps["pattern"], last_only=last_only
+            )
+            with lend(lent):
+                yield
+            if left_out := ({*lent.scores, *lent.patterns} - lent.served):
+                raise UserError(
+                    f"the attention of layer {min(left_out)} did not run its hooks: nothing can be "
+                    "read or written at its pattern"
+                )
+
+    @contextmanager
+    def _hooked(self, name: str, function: HookFunction) -> Iterator[None]:
+        place = self._place(name)
+        assert place is not None
+        module, is_input = place
+        heads = _HEADS_HOOK.search(name)
+        n = 0 if heads is None else (self.n_kv_heads if heads[1] in "kv" else self.n_heads)
+        point = self._points[name]
+
+        def edit(value: Tensor) -> Tensor:
+            shown = value.unflatten(-1, (n, -1)) if n else value
+            new = function(shown, point)
+            return value if new is None else (new.flatten(-2) if n else new)
+
+        def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if args:
+                return (edit(args[0]), *args[1:]), kwargs
+            return args, {**kwargs, "hidden_states": edit(kwargs["hidden_states"])}
+
+        def after(module: Any, args: Any, output: Any) -> Any:
+            if isinstance(output, tuple):
+                return (edit(output[0]), *output[1:])
+            return edit(output)
+
+        if is_input:
+            handle = module.register_forward_pre_hook(before, with_kwargs=True)
+        else:
+            handle = module.register_forward_hook(after)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def _given_outputs(self, layer: int, z: Tensor) -> AbstractContextManager[None]:
+        """The layer's attention gives what these head outputs are projected to."""
+        projection = self.out_projection[layer]
+
+        def given(*args: Any, **kwargs: Any) -> Any:
+            return projection(z.flatten(-2)), None
+
+        return forward_as(self.attention[layer], given)
+
+    @contextmanager
+    def _last_position_only(self) -> Iterator[None]:
+        """In the last layer, projections and MLP run at the last column: nothing else is read."""
+        with ExitStack() as stack:
+            for module in (self.last_query, self.out_projection[-1], self.last_mlp):
+                if module is not None:
+                    stack.enter_context(forward_as(module, _on_last_column(module)))
+            yield
+
+
+def _on_last_column(module: nn.Module) -> Callable[..., Any]:
+    own = module.forward
+
+    def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if hidden_states.ndim != 3:
+            return own(hidden_states, *args, **kwargs)
+        last = own(hidden_states[:, -1:], *args, **kwargs)
+        if not isinstance(last, Tensor):
+            return own(hidden_states, *args, **kwargs)
+        # Zeros for columns that nothing reads any more.
+        return nn.functional.pad(last, (0, 0, hidden_states.shape[1] - 1, 0))
+
+    return forward
+
+
+def _only_tokens(unembedding: Any, tokens: Int[Tensor, "row token"]) -> Callable[[Tensor], Tensor]:
+    """The unembedding for a few tokens in each row, in the order given; in float32 at least."""
+    weight, bias = widened(unembedding.weight[tokens]), getattr(unembedding, "bias", None)
+
+    def forward(hidden_states: Tensor) -> Tensor:
+        logits = torch.einsum("rpd,rtd->rpt", widened(hidden_states), weight)
+        return logits if bias is None else logits + widened(bias[tokens])[:, None]
+
+    return forward
+
+
+def _step(function: HookFunction, point: Any) -> Step:
+    def step(value: Tensor) -> Tensor:
+        new = function(value, point)
+        return value if new is None else new
+
+    return step
+
+
+def _places_of_hook_points(model: Any) -> dict[int, tuple[Any, bool]]:
+    """By the identity of a hook point: the component, and whether it stands at its input."""
+    places: dict[int, tuple[Any, bool]] = {}
+    for component in model.modules():
+        if not is_component(component):
+            continue
+        for name, is_input in (("hook_in", True), ("hook_out", False)):
+            point = component.__dict__.get("_modules", {}).get(name)
+            if point is not None:
+                places[id(point)] = (component, is_input)
+    return places
+
+
+def calls_attention_interface(attention: nn.Module) -> bool:
+    """Whether a transformers attention module runs the implementation that its config names.
+
+    Older ones compute attention themselves, whatever is named.
+    """
+    forward = inspect.unwrap(type(attention).forward)
+    return "ALL_ATTENTION_FUNCTIONS" in forward.__code__.co_names
+
+
+_LIBRARIES = ("interp.", "transformer_lens.", "accelerate.", "torch.", "peft.", "transformers.")
+"""Whose hooks on modules belong to the model; all others are somebody's own."""
+
+
+def has_hooks(model: Any) -> bool:
+    """Whether somebody's hooks stand on the model: on its hook points, or on any of its modules."""
+    return hook_points_used(model) or any(
+        not str(getattr(hook, "__module__", "")).startswith(_LIBRARIES)
+        for module in model.modules()
+        for hooks in (module._forward_hooks, module._forward_pre_hooks)
+        for hook in hooks.values()
+    )
+
+
+def hook_points_used(model: Any) -> bool:
+    """Whether anything stands on the model's hook points."""
+    return any(
+        point.fwd_hooks or point._forward_hooks or point._forward_pre_hooks
+        for point in model.hook_dict.values()
+    )
+
+
+def may_be_plain(model: Any) -> bool:
+    """Whether nothing that can be seen from outside keeps a model from having plain modules."""
+    if not wraps_transformers(model) or has_hooks(model):
+        return False
+    return not getattr(model, "compatibility_mode", False)
+
+
+def plain_model(model: Any, *, wide: bool = True) -> PlainModel | None:
+    """The plain model around the hooked one's parameters, or None where they could differ.
+
+    Args:
+        wide: compute in float32 where the weights have fewer bits.
+    """
+    if not may_be_plain(model):
+        return None
+    if len(check_of(model).unhooked_tuple_outputs) != model.cfg.n_layers:
+        return None  # its self-check could not run transformers' own modules
+    try:
+        return PlainModel(model, wide=wide)
+    except (NotImplementedError, AttributeError, KeyError, TypeError, RuntimeError) as error:
+        logger.info("sweeps run on the hooked model: %s", error)
+        return None

@@ -1,0 +1,97 @@
+"""Edited versions of a recorded run, each run again from the first layer that it changes.
+
+``run_variants`` gives their logits one after the other. ``measure_runs`` is the loop around it: it
+takes as many prompts at a time as fit into memory and collects what is measured of every run.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from interp.forward.out_of_memory import halving
+from interp.forward.partial import Hook, RecordedRun, resume
+from interp.patching.metrics import Metric, apply_metric, take_metrics
+from interp.progress import progress_bar
+
+
+@dataclass(frozen=True)
+class Variant:
+    """An edited version of a run.
+
+    Attributes:
+        first_layer: the lowest layer that the hooks change.
+        hooks: (hook point, function) pairs; without any it is the run as it was recorded.
+        rows: which prompts of the run; by default all of them.
+    """
+
+    first_layer: int
+    hooks: tuple[Hook, ...] = ()
+    rows: Int[Tensor, " row"] | None = None
+
+    def __add__(self, other: "Variant") -> "Variant":
+        """Both edits together, in the prompts of the first."""
+        layers = [one.first_layer for one in (self, other) if one.hooks]
+        return Variant(min(layers, default=0), (*self.hooks, *other.hooks), self.rows)
+
+
+def run_variants(
+    model: Any, run: RecordedRun, variants: Iterable[Variant]
+) -> Iterator[Float[Tensor, "row *keep d_vocab"]]:
+    """The logits of each variant of a run, in order; of as many columns as the run's own."""
+    every = torch.arange(len(run.batch), device=run.batch.tokens.device)
+    for one in variants:
+        rows = every if one.rows is None else one.rows
+        if one.hooks:
+            yield resume(model, run, layer=one.first_layer, rows=rows, hooks=one.hooks)
+        else:
+            yield run.logits if one.rows is None else run.logits[rows]
+
+
+def metrics_for(
+    metrics: Sequence[Metric], prompts: Int[Tensor, " prompt"]
+) -> Callable[[Float[Tensor, "prompt d_vocab"]], Float[Tensor, "metric prompt"]]:
+    """A function that gives all metrics of some prompts from their logits."""
+    own = take_metrics(metrics, prompts)
+    return lambda logits: torch.stack([apply_metric(metric, logits) for metric in own])
+
+
+@torch.no_grad()
+def measure_runs(
+    runs: Callable[[list[int]], Iterable[Float[Tensor, "measure prompt"]]],
+    chunks: Iterable[Sequence[int]],
+    *,
+    shape: tuple[int, int, int],
+    dtype: torch.dtype,
+    description: str,
+    divisible: bool = True,
+    what: str = "one prompt",
+    progress: bool = True,
+) -> Float[Tensor, "measure prompt run"]:
+    """What is measured of all runs of all prompts, on the CPU.
+
+    Args:
+        runs: is given some prompts by index and yields the measures of each of their runs; it may
+            be called again with a part of them (see ``halving``).
+        chunks: the prompts that run together.
+        shape: the number of measures, of prompts, and of runs.
+        divisible, what: as for ``halving``.
+
+    Raises:
+        OutOfMemory: a chunk does not fit into memory and cannot be cut.
+    """
+    values = torch.empty(shape, dtype=dtype)
+    n_prompts, n_runs = shape[1:]
+    with progress_bar(total=n_prompts * n_runs, description=description, shown=progress) as bar:
+
+        def run_chunk(chunk: list[int]) -> None:
+            for place, found in zip(range(n_runs), runs(chunk), strict=True):
+                values[:, chunk, place] = found.to(values)
+                bar.update(len(chunk))
+
+        for _ in halving(chunks, run_chunk, what=what, divisible=divisible, bar=bar):
+            pass
+    return values

@@ -1,0 +1,241 @@
+"""Did fine-tuning move the false-premise heads? Head effects of two models on the same prompts.
+
+* Spearman correlation of the heads' mean effects, with an interval from resampling subjects.
+* Overlap of the ``top_k`` heads as Jaccard index |A ∩ B| / |A ∪ B|. Two random sets of k out of n
+  heads share m with hypergeometric probability, which gives the index expected by chance and the
+  p-value of sharing at least so many.
+* Neither can be judged alone: effects are noisy, and two searches in *one* model do not agree
+  fully. So the subjects are parted into random halves, and the correlation between halves is
+  given within each model and between the models. As far as **between** falls below **within**, the
+  heads have moved.
+* Per head, the change of its effect (after − before), paired by prompt, with FDR.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from scipy.stats import hypergeom, pearsonr, rankdata
+
+from interp.display import Displayed, Shown
+from interp.errors import UserError
+from interp.heads.effects import HeadEffects
+from interp.heads.headset import HeadSet
+from interp.heads.significance import HeadStatistics, head_statistics, subject_means
+from interp.patching.resampling import resamples_at_once
+from interp.patching.stability import chance_overlap
+from interp.statistics import bootstrap_interval
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+TOP_K = 10
+HALVES = 100
+
+
+@dataclass(frozen=True, eq=False)
+class HeadComparison(Displayed):
+    """Effects of the same heads before and after; see the module's text.
+
+    Attributes:
+        before, after: effects on the same prompts.
+        top_k: how many heads the overlap counts.
+        seed: of the resampling and the halves.
+    """
+
+    before: HeadEffects
+    after: HeadEffects
+    top_k: int = TOP_K
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for what in ("site", "subjects", "templates"):
+            if getattr(self.before, what) != getattr(self.after, what):
+                raise UserError(f"the effects differ in {what}: compare the same prompts and site")
+        shapes = self.before.values.shape, self.after.values.shape
+        if shapes[0] != shapes[1]:
+            raise UserError(
+                f"the effects are of models of different sizes: {shapes[0]}, {shapes[1]}"
+            )
+        if not 0 < self.top_k <= self.n_heads:
+            raise UserError(f"cannot take the top {self.top_k} of {self.n_heads} heads")
+
+    @property
+    def n_heads(self) -> int:
+        """Heads in all layers."""
+        return self.before.values[0].numel()
+
+    @cached_property
+    def _means(self) -> tuple[Float[np.ndarray, "subject unit"], Float[np.ndarray, "subject unit"]]:
+        """Both effects by subject, heads in a row."""
+        first, second = (
+            subject_means(one.values, one.subjects) for one in (self.before, self.after)
+        )
+        return first.reshape(len(first), -1), second.reshape(len(second), -1)
+
+    @cached_property
+    def spearman(self) -> tuple[float, float, float]:
+        """Correlation of the mean effects: value, low, high."""
+        return self._resampled(_correlation)
+
+    @cached_property
+    def jaccard(self) -> tuple[float, float, float]:
+        """Overlap of the top heads: value, low, high."""
+        return self._resampled(self._overlap)
+
+    def _overlap(self, first: np.ndarray, second: np.ndarray) -> Any:
+        tops = [
+            np.argsort(-one, axis=-1, kind="stable")[..., : self.top_k] for one in (first, second)
+        ]
+        shared = (tops[0][..., :, None] == tops[1][..., None, :]).sum(axis=(-2, -1))
+        return shared / (2 * self.top_k - shared)
+
+    def _resampled(self, statistic: Any) -> tuple[float, float, float]:
+        before, after = self._means
+        value = float(statistic(before.mean(axis=0), after.mean(axis=0)))
+        if len(before) < 2 or np.isnan(value):
+            return value, value, value
+
+        def of_sample(which: np.ndarray, axis: int) -> Any:
+            index = np.moveaxis(which.astype(int), axis, -1)
+            return statistic(before[index].mean(axis=-2), after[index].mean(axis=-2))
+
+        low, high = bootstrap_interval(
+            (np.arange(len(before)),), of_sample, vectorized=True, seed=self.seed,
+            batch=resamples_at_once(2 * before.size, 50),
+        )  # fmt: skip
+        return value, float(low), float(high)
+
+    @property
+    def chance_jaccard(self) -> float:
+        """The index that two random sets of ``top_k`` heads have on average."""
+        return chance_overlap(self.top_k, self.n_heads)
+
+    @property
+    def jaccard_p_value(self) -> float:
+        """How likely two random sets share at least as many heads."""
+        shared = round(2 * self.top_k * self.jaccard[0] / (1 + self.jaccard[0]))
+        return float(hypergeom.sf(shared - 1, self.n_heads, self.top_k, self.top_k))
+
+    @cached_property
+    def halves(self) -> dict[str, float]:
+        """Mean correlation between random halves of the subjects.
+
+        Keys: ``within_before``, ``within_after``, ``between``. NaN with fewer than four subjects.
+        """
+        before, after = self._means
+        rng, size = np.random.default_rng(self.seed), len(before) // 2
+        if size < 2:
+            return dict.fromkeys(("within_before", "within_after", "between"), float("nan"))
+        orders = np.stack([rng.permutation(len(before)) for _ in range(HALVES)])
+        one, other = orders[:, :size], orders[:, size : 2 * size]
+        a, b = (before[part].mean(axis=1) for part in (one, other))
+        c, d = (after[part].mean(axis=1) for part in (one, other))
+        between = (_correlation(a, d) + _correlation(c, b)) / 2
+        return {
+            "within_before": float(_correlation(a, b).mean()),
+            "within_after": float(_correlation(c, d).mean()),
+            "between": float(between.mean()),
+        }
+
+    @cached_property
+    def change(self) -> HeadStatistics:
+        """Of after − before, paired by prompt."""
+        difference = self.after.values - self.before.values
+        return head_statistics(
+            difference, self.before.subjects, seed=self.seed,
+            resolution=max(self.before.resolution, self.after.resolution),
+        )  # fmt: skip
+
+    def effect_of(self, heads: HeadSet) -> dict[str, float]:
+        """Mean effect of some heads ``before`` and ``after``."""
+        layers, numbers = zip(*heads.heads, strict=True)
+        return {
+            name: float(one.statistics.mean[list(layers), list(numbers)].mean())
+            for name, one in (("before", self.before), ("after", self.after))
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """The summary, as JSON holds it."""
+        return {
+            "n_heads": self.n_heads,
+            "n_subjects": len(self._means[0]),
+            "spearman": list(self.spearman),
+            "halves": self.halves,
+            "top_k": self.top_k,
+            "jaccard": list(self.jaccard),
+            "chance_jaccard": self.chance_jaccard,
+            "jaccard_p_value": self.jaccard_p_value,
+            "changed_at_fdr_0.05": int((self.change.q_value <= 0.05).sum()),
+        }
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row a head, largest absolute change first.
+
+        Columns: ``site``, ``layer``, ``head``, ``before``, ``after``, ``change``, ``ci_low``,
+        ``ci_high``, ``p_value``, ``q_value``, ``rank_before``, ``rank_after``.
+        """
+        shape = self.before.values.shape[1:]
+        layer, head = (one.ravel() for one in np.indices(shape))
+        frame = pd.DataFrame(
+            {
+                "site": self.before.site,
+                "layer": layer,
+                "head": head,
+                "before": self.before.statistics.mean.ravel(),
+                "after": self.after.statistics.mean.ravel(),
+                "change": self.change.mean.ravel(),
+                "ci_low": self.change.ci_low.ravel(),
+                "ci_high": self.change.ci_high.ravel(),
+                "p_value": self.change.p_value.ravel(),
+                "q_value": self.change.q_value.ravel(),
+                "rank_before": self.before.rank.ravel(),
+                "rank_after": self.after.rank.ravel(),
+            }
+        )
+        order = frame["change"].abs().sort_values(ascending=False, kind="stable").index
+        return frame.loc[order].reset_index(drop=True)
+
+    def plot(self, heads: HeadSet | None = None) -> "go.Figure":
+        """Effect after against effect before, a point a head; ``heads`` are marked."""
+        from interp.figures.expert_heads import shift_figure
+
+        return shift_figure(self, heads)
+
+    def _shown(self) -> Shown:
+        found = self.to_dict()
+        (value, low, high), (same, same_low, same_high) = found["spearman"], found["jaccard"]
+        words = (
+            f"Effects of {self.n_heads} heads before and after: Spearman {value:.2f} [{low:.2f}, "
+            f"{high:.2f}]; overlap of the top {self.top_k} {same:.2f} [{same_low:.2f}, "
+            f"{same_high:.2f}], by chance {found['chance_jaccard']:.2f}; "
+            f"{found['changed_at_fdr_0.05']} heads changed with q ≤ 0.05."
+        )
+        return Shown(words, (self.to_dataframe(),), self.plot)
+
+
+def compare_heads(
+    before: HeadEffects, after: HeadEffects, *, top_k: int = TOP_K, seed: int = 0
+) -> HeadComparison:
+    """Compare head effects of a model before and after fine-tuning.
+
+    Both are of `interp.locate_heads` with the same premises, site and method.
+
+    Raises:
+        UserError: effects of other prompts, another site, or another size of model.
+    """
+    return HeadComparison(before, after, top_k, seed)
+
+
+def _correlation(
+    first: Float[np.ndarray, "*sample unit"], second: Float[np.ndarray, "*sample unit"]
+) -> Any:
+    """Spearman's, along the last axis: NaN where all effects of one side are equal."""
+    if 0 in (np.ptp(first, axis=-1).min(), np.ptp(second, axis=-1).min()):
+        return np.full(first.shape[:-1], np.nan)
+    # Of ranks, since scipy's spearmanr does not go along an axis of many samples.
+    found: Any = pearsonr(rankdata(first, axis=-1), rankdata(second, axis=-1), axis=-1)
+    return found.statistic

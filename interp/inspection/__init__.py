@@ -1,0 +1,1 @@
+"""Looking into one prompt: attention, saliency, information flow, and uncertainty."""

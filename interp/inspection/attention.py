@@ -1,0 +1,145 @@
+"""Where heads look: attention patterns over the tokens of one prompt.
+
+Row i of a head's pattern says how the position i spreads its attention, a share for each position
+up to i; every row adds up to one. Hooks that stand on the model act, so that a pattern read inside
+``interp.constrain`` is the constrained one.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interp.arguments import pairs_of_numbers
+from interp.checked import checked
+from interp.display import Displayed, Shown
+from interp.errors import UserError
+from interp.forward.batch import Span, TokenBatch
+from interp.forward.hook_points import check_component, hook_name
+from interp.forward.partial import Hook, HookFunction, device_of, hooked, tail_logits
+from interp.heads.headset import Head, HeadSet
+from interp.inspection.read_prompt import read_prompt
+from interp.models.versions import check_hooked
+from interp.patching.sweep import check_units
+from interp.premises.relation import FilledQuestion
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionPattern(Displayed):
+    """Patterns of some heads on one prompt.
+
+    Attributes:
+        heads: (layer, head) of each pattern.
+        tokens: the prompt's tokens as text.
+        pattern: Float[head query key], shares; zero above the diagonal.
+        spans: by name, the tokens [start, end) of pieces of the question, such as ``object``.
+        start: the first token of the question.
+    """
+
+    heads: tuple[Head, ...]
+    tokens: tuple[str, ...]
+    pattern: Float[Tensor, "head query key"]
+    spans: Mapping[str, Span] = field(default_factory=dict)
+    start: int = 0
+
+    def __post_init__(self) -> None:
+        n = len(self.tokens)
+        if tuple(self.pattern.shape) != (len(self.heads), n, n) or not self.heads:
+            raise UserError(
+                f"{len(self.heads)} heads and {n} tokens, but patterns of shape "
+                f"{tuple(self.pattern.shape)}"
+            )
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row a head: ``layer``, ``head``, and what the last token's attention goes to.
+
+        A column for each span, ``question`` (all of the prompt from the question on, spans
+        included) and ``before`` (the template's preamble): shares of the last token's attention.
+        """
+        rows = []
+        for (layer, head), pattern in zip(self.heads, self.pattern, strict=True):
+            last = pattern[-1]
+            row: dict[str, Any] = {"layer": layer, "head": head}
+            row |= {name: float(last[start:end].sum()) for name, (start, end) in self.spans.items()}
+            row["question"] = float(last[self.start :].sum())
+            row["before"] = float(last[: self.start].sum())
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+    def plot(self, *, start: int | None = None) -> "go.Figure":
+        """A heat map query × key for each head, spans marked.
+
+        Args:
+            start: the first token with a row and a column of its own, by default the question's;
+                what goes to earlier ones is added up in one column.
+        """
+        from interp.figures.attention import attention_figure
+
+        return attention_figure(self, start=self.start if start is None else start)
+
+    def _shown(self) -> Shown:
+        words = (
+            f"Attention of {len(self.heads)} head{'' if len(self.heads) == 1 else 's'} over "
+            f"{len(self.tokens)} tokens. The table: shares of the last token's attention."
+        )
+        return Shown(words, (self.to_dataframe(),), self.plot)
+
+
+@checked
+@torch.no_grad()
+def attention_pattern(
+    model: Any,
+    prompt: str | FilledQuestion,
+    heads: HeadSet | Iterable[Head],
+    *,
+    false_object: str | None = None,
+    opening: str = "",
+    chat: bool = True,
+    system: str | None = None,
+) -> AttentionPattern:
+    """The patterns of some heads on one prompt, from one forward pass.
+
+    Args:
+        heads: (layer, head) tuples or a HeadSet.
+        prompt, false_object, opening, chat, system: as in ``interp.inspection.read_prompt``; the
+            words of ``false_object`` are marked.
+
+    Raises:
+        UserError: no heads, heads that the model does not have, a model without patterns, or what
+            ``read_prompt`` refuses.
+    """
+    check_hooked(model)
+    check_component("pattern", model)
+    chosen = tuple(pairs_of_numbers("heads", heads))
+    if not chosen:
+        raise UserError("name at least one head, as (layer, head)")
+    check_units(model, chosen)
+    read = read_prompt(
+        model, prompt, false_object=false_object, opening=opening, chat=chat, system=system
+    )
+    seen: dict[int, Tensor] = {}
+
+    def keep(layer: int) -> HookFunction:
+        def hook_function(value: Tensor, hook: object) -> None:
+            seen[layer] = value[0].detach().float().cpu()
+
+        return hook_function
+
+    hooks: list[Hook] = [
+        (hook_name("pattern", layer), keep(layer)) for layer in sorted({one for one, _ in chosen})
+    ]
+    with hooked(model, hooks):
+        tail_logits(model, TokenBatch.from_lists([read.ids], device=device_of(model)))
+    if missing := [layer for layer, _ in chosen if layer not in seen]:
+        raise UserError(
+            f"layer {missing[0]} showed no pattern: load the model with attention 'eager'"
+        )
+    patterns = torch.stack([seen[layer][head] for layer, head in chosen])
+    return AttentionPattern(chosen, read.tokens, patterns, read.spans, read.start)

@@ -1,0 +1,173 @@
+"""Information flow: how much the answer draws on the subject and on the false object, by layer.
+
+FAITH (arXiv 2402.19103), after Wang et al. (arXiv 2305.14160): per layer l the saliency
+
+    S_l = | Σ_h A_{l,h} ⊙ ∂L/∂A_{l,h} |
+
+with A the attention pattern and L the cross-entropy (nats) of the true object's token. It is read
+on the row of the last token, which gives the answer, and averaged over the tokens of a part of the
+prompt: the question's ``subject``, its ``object``, and the ``rest`` (every other token, the last
+one and a second mention of the subject in the cloze among them).
+
+It is never negative: it says how much a token is drawn on, not in which direction. The last row of
+a pattern reaches the answer through the last column alone, so only that column is run again with
+gradients; memory does not grow with the length of the prompts times itself.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from interp.checked import checked
+from interp.display import Displayed, Shown
+from interp.errors import UserError
+from interp.forward.batch import RUN_TOKENS, TokenBatch
+from interp.forward.out_of_memory import over_parts
+from interp.forward.partial import record_run
+from interp.heads.locate import as_encoded
+from interp.heads.significance import mean_interval
+from interp.models.precision import result_dtype, widened
+from interp.patching.attribution import gradient_pass, keep_in_graph
+from interp.patching.metrics import LogProbability
+from interp.premises.encode import EncodedPremises
+from interp.premises.questions import Premises, QuestionKind
+from interp.progress import progress_bar
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+FlowPart = Literal["subject", "object", "rest"]
+"""Which tokens the last token draws on."""
+
+PARTS: tuple[FlowPart, ...] = get_args(FlowPart)
+
+
+@dataclass(frozen=True, eq=False)
+class InformationFlow(Displayed):
+    """Mean saliency of each part's tokens for the last token, per prompt and layer.
+
+    Attributes:
+        values: Float[prompt layer part], parts in the order of ``PARTS``; zero or more.
+        subjects, templates: of each prompt.
+        kind: which prompts were run.
+        seed: of the intervals.
+    """
+
+    values: Float[Tensor, "prompt layer part"]
+    subjects: tuple[str, ...]
+    templates: tuple[str, ...]
+    kind: QuestionKind = "false"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not len(self.values) == len(self.subjects) == len(self.templates):
+            raise UserError(
+                f"{len(self.values)} prompts but {len(self.subjects)} subjects and "
+                f"{len(self.templates)} templates"
+            )
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row a layer and part: mean over prompts, 95 % interval from resampling subjects."""
+        rows = []
+        for layer in range(self.values.shape[1]):
+            for index, part in enumerate(PARTS):
+                of_part = self.values[:, layer, index].double().numpy()
+                mean, low, high = mean_interval(of_part, self.subjects, seed=self.seed)
+                rows.append((layer, part, mean, low, high, len(of_part)))
+        return pd.DataFrame(rows, columns=["layer", "part", "saliency", "ci_low", "ci_high", "n"])
+
+    def plot(self) -> "go.Figure":
+        """Saliency against layer, a line for each part."""
+        from interp.report.gate import flow_by_layer
+
+        return flow_by_layer(self.to_dataframe())
+
+    def _shown(self) -> Shown:
+        words = (
+            f"Saliency of the prompt's parts for the last token, {len(self.values)} prompts, "
+            f"{self.values.shape[1]} layers; the layers in which it is largest:"
+        )
+        table = self.to_dataframe().sort_values("saliency", ascending=False)
+        return Shown(words, (table,), self.plot)
+
+
+@checked
+def information_flow(
+    model: Any,
+    premises: Premises | EncodedPremises,
+    *,
+    kind: QuestionKind = "false",
+    batch_tokens: int = RUN_TOKENS,
+    seed: int = 0,
+    progress: bool = True,
+) -> InformationFlow:
+    """The flow from subject, object and the rest to the last token (see the module's text).
+
+    Args:
+        kind: which prompts run; L is the true object's cross-entropy in all of them.
+        batch_tokens: tokens of one forward pass, padding included.
+    """
+    encoded = as_encoded(model, premises)
+    batch = encoded.batch(kind)
+    saliency = last_row_saliency(
+        model, batch, encoded.true_tokens, batch_tokens=batch_tokens, progress=progress
+    )
+    subject = batch.columns([item.prompt(kind).subject for item in encoded.items]).cpu()
+    of_object = encoded.objects(kind).cpu()
+    rest = batch.mask.cpu() & ~subject & ~of_object
+    values = part_means(saliency, torch.stack([subject, of_object, rest]))
+    return InformationFlow(values, encoded.subjects, encoded.templates, kind, seed)
+
+
+def last_row_saliency(
+    model: Any,
+    batch: TokenBatch,
+    answer: Int[Tensor, " prompt"],
+    *,
+    batch_tokens: int = RUN_TOKENS,
+    progress: bool = True,
+) -> Float[Tensor, "prompt layer pos"]:
+    """|Σ_h A ⊙ ∂L/∂A| on the last token's row, by key column; float32 on the CPU.
+
+    Args:
+        answer: the token of each prompt whose cross-entropy is L.
+    """
+    if len(answer) != len(batch):
+        raise UserError(f"{len(batch)} prompts but {len(answer)} answers: give one for each")
+
+    def of_part(part: TokenBatch, rows: range) -> Tensor:
+        return _saliency_of_part(model, part, answer[rows.start : rows.stop])
+
+    with progress_bar(total=len(batch), description="information flow", shown=progress) as bar:
+        return torch.cat(list(over_parts(batch, of_part, batch_tokens=batch_tokens, bar=bar)))
+
+
+def _saliency_of_part(
+    model: Any, part: TokenBatch, answer: Int[Tensor, " prompt"]
+) -> Float[Tensor, "prompt layer pos"]:
+    with torch.no_grad():
+        run = record_run(model, part, start=part.width - 1, keep=())
+    seen: list[Tensor] = [torch.empty(0)] * model.cfg.n_layers
+    with torch.enable_grad():
+        logits = gradient_pass(model, run, keep_in_graph(seen, "pattern", []))
+        # Rows do not mix, so the gradient of the sum holds every prompt's own.
+        loss = -LogProbability(answer)(logits).sum()
+        gradients = torch.autograd.grad(loss, seen, materialize_grads=True)
+    layers = [
+        (widened(pattern.detach()) * widened(gradient))[:, :, -1].sum(dim=1).abs()
+        for pattern, gradient in zip(seen, gradients, strict=True)
+    ]
+    return torch.stack(layers, dim=1).to("cpu", result_dtype(model))
+
+
+def part_means(
+    saliency: Float[Tensor, "prompt layer pos"], parts: Bool[Tensor, "part prompt pos"]
+) -> Float[Tensor, "prompt layer part"]:
+    """The mean over each part's columns; NaN where a prompt has no token in a part."""
+    weights = parts.to(saliency.dtype)
+    sums = torch.einsum("nlp,knp->nlk", saliency, weights)
+    return sums / weights.sum(dim=2).T[:, None, :]

@@ -1,0 +1,232 @@
+"""How much each token of a prompt moves a metric: by gradient × input, or by leaving it out.
+
+With m the metric and x_t the embedding of token t (what the first layer reads there):
+
+* ``gradient``: S_t = x_t · ∂m/∂x_t, gradient × input: the rate at which m changes as token t's
+  embedding is scaled up, others as they are. Two passes in all. To first order only: where the
+  metric bends, it need not be what the token's absence would change, not even in sign.
+* ``occlusion``: S_t = m − m', m' with token t replaced by the padding token (after Li et al.,
+  arXiv 1612.08220, who erase it). No approximation, but one run for each token, of a prompt that
+  reads oddly there.
+
+Sign: positive where the token speaks for ``toward``. The unit is the metric's: logits for a
+difference of two answers, nats for the log-probability of one.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interp.arguments import as_text
+from interp.checked import checked
+from interp.display import Displayed, Shown
+from interp.errors import UserError
+from interp.forward.batch import Span, TokenBatch
+from interp.forward.partial import RecordedRun, device_of, record_run, resume, unedited_logits
+from interp.inspection.read_prompt import ReadPrompt, read_prompt, token_texts
+from interp.models.precision import widened
+from interp.models.spans import shared_length
+from interp.patching.metrics import LogitDifference, LogProbability
+from interp.premises.encode import tokenize
+from interp.premises.relation import FilledQuestion
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+SaliencyMethod = Literal["gradient", "occlusion"]
+
+
+@dataclass(frozen=True, eq=False)
+class TokenSaliency(Displayed):
+    """Saliency of every token of one prompt; see the module's text.
+
+    Attributes:
+        tokens: the prompt's tokens as text.
+        values: Float[token], in ``unit``.
+        metric: what is moved, in words.
+        unit: "logits" or "nats".
+        value: the metric on this prompt.
+        method: how it was computed.
+        spans: by name, the tokens [start, end) of pieces of the question, such as ``object``.
+        start: the first token of the question.
+    """
+
+    tokens: tuple[str, ...]
+    values: Float[Tensor, " token"]
+    metric: str
+    unit: str
+    value: float
+    method: SaliencyMethod = "occlusion"
+    spans: Mapping[str, Span] = field(default_factory=dict)
+    start: int = 0
+
+    def __post_init__(self) -> None:
+        check_saliency_method(self.method)
+        if len(self.tokens) != len(self.values):
+            raise UserError(f"{len(self.tokens)} tokens but {len(self.values)} values")
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row a token, in order: ``position``, ``token``, ``saliency``, ``span`` or ""."""
+        names = [""] * len(self.tokens)
+        for name, (start, end) in self.spans.items():
+            names[start:end] = [name] * (end - start)
+        return pd.DataFrame(
+            {
+                "position": range(len(self.tokens)),
+                "token": self.tokens,
+                "saliency": self.values.tolist(),
+                "span": names,
+            }
+        )
+
+    def plot(self, *, start: int | None = None) -> "go.Figure":
+        """A bar for each token, spans marked.
+
+        Args:
+            start: the first token with a bar of its own, by default the question's; earlier ones
+                are added up in one bar.
+        """
+        from interp.figures.saliency import saliency_figure
+
+        return saliency_figure(self, start=self.start if start is None else start)
+
+    def _shown(self) -> Shown:
+        from interp.figures.saliency import saliency_text
+
+        table = self.to_dataframe()
+        order = table["saliency"].abs().sort_values(ascending=False, kind="stable").index
+        words = (
+            f"Saliency ({self.method}) for {self.metric}, which is {self.value:.3g} {self.unit}."
+        )
+        return Shown(words, (table.loc[order],), self.plot, saliency_text(self))
+
+
+def check_saliency_method(method: str) -> None:
+    """Raise UserError for an unknown method, and list the known."""
+    if not isinstance(method, str) or method not in get_args(SaliencyMethod):
+        known = ", ".join(get_args(SaliencyMethod))
+        raise UserError(f"unknown method of saliency {method!r}; known: {known}")
+
+
+@checked
+def token_saliency(
+    model: Any,
+    prompt: str | FilledQuestion,
+    *,
+    toward: str | None = None,
+    against: str | None = None,
+    method: SaliencyMethod = "occlusion",
+    false_object: str | None = None,
+    opening: str = "",
+    chat: bool = True,
+    system: str | None = None,
+) -> TokenSaliency:
+    """Saliency of every token for the next token.
+
+    Args:
+        toward: a text that may come next; by default the model's own most likely token.
+        against: another one: m is the logit difference of the first tokens that tell the two
+            apart. Without it m is the log-probability of the first token of ``toward``.
+        prompt, false_object, opening, chat, system: as in ``interp.inspection.read_prompt``.
+
+    Raises:
+        UserError: an unknown method, ``against`` without ``toward``, answers that have the same
+            tokens, a tokenizer without padding for ``occlusion``, or what ``read_prompt`` refuses.
+    """
+    check_saliency_method(method)
+    for what, given in (("toward", toward), ("against", against)):
+        if given is not None:
+            as_text(what, given)
+    read = read_prompt(
+        model, prompt, false_object=false_object, opening=opening, chat=chat, system=system
+    )
+    tokens, ids, wanted = _with_answers(model, read, toward, against)
+    batch = TokenBatch.from_lists([ids], device=device_of(model))
+    with torch.no_grad():
+        run = record_run(model, batch, keep=())
+    if not wanted:
+        wanted = (int(run.logits[0].argmax()),)
+    value = float(_metric(wanted, run.logits)(run.logits))
+    if method == "gradient":
+        values = _gradient_times_input(model, run, wanted)
+    else:
+        values = value - _occluded(model, batch, wanted)
+    texts = [repr(_text(model, one)) for one in wanted]
+    single = len(wanted) == 1
+    return TokenSaliency(
+        tokens=tokens,
+        values=values.cpu(),
+        metric=f"log P({texts[0]})" if single else f"logit({texts[0]}) − logit({texts[1]})",
+        unit="nats" if single else "logits",
+        value=value,
+        method=method,
+        spans=read.spans,
+        start=read.start,
+    )
+
+
+def _with_answers(
+    model: Any, read: ReadPrompt, toward: str | None, against: str | None
+) -> tuple[tuple[str, ...], tuple[int, ...], tuple[int, ...]]:
+    """Tokens of the prompt up to where the answers differ, and the answers' tokens there."""
+    if toward is None:
+        if against is not None:
+            raise UserError("say what the answer is weighed against: give toward as well")
+        return read.tokens, read.ids, ()
+    answers = [toward] if against is None else [toward, against]
+    # The full stop makes answers differ even when one begins with the other.
+    text = read.rendered.text
+    texts = [f"{text}{'' if text[-1:].isspace() else ' '}{answer}." for answer in answers]
+    encodings = [tokenize(model.tokenizer, read.rendered, one) for one in texts]
+    whole = [tuple(one["input_ids"]) for one in encodings]
+    other = read.ids if against is None else whole[1]
+    shared = shared_length(whole[0], other)
+    if shared == min(len(ids) for ids in whole):
+        raise UserError(
+            f"{toward!r} and {against!r} have the same tokens: nothing tells them apart"
+        )
+    tokens = token_texts(model.tokenizer, texts[0], whole[0], encodings[0]["offset_mapping"])
+    return tokens[:shared], whole[0][:shared], tuple(ids[shared] for ids in whole)
+
+
+def _metric(
+    wanted: tuple[int, ...], logits: Float[Tensor, "row d_vocab"]
+) -> LogitDifference | LogProbability:
+    """The metric for as many rows as there are logits."""
+    tokens = [torch.full((len(logits),), one, device=logits.device) for one in wanted]
+    return LogProbability(tokens[0]) if len(tokens) == 1 else LogitDifference(tokens[0], tokens[1])
+
+
+def _gradient_times_input(
+    model: Any, run: RecordedRun, wanted: tuple[int, ...]
+) -> Float[Tensor, " token"]:
+    with torch.enable_grad():
+        embedded = run.resid_pre[0].detach().clone().requires_grad_()
+        rows = torch.zeros(1, dtype=torch.long, device=embedded.device)
+        logits = resume(model, run, layer=0, rows=rows, residual=embedded)
+        (gradient,) = torch.autograd.grad(_metric(wanted, logits)(logits).sum(), embedded)
+    return (widened(gradient) * widened(embedded.detach())).sum(dim=-1)[0]
+
+
+@torch.no_grad()
+def _occluded(model: Any, batch: TokenBatch, wanted: tuple[int, ...]) -> Float[Tensor, " token"]:
+    """The metric with each token replaced in turn."""
+    tokenizer, n = model.tokenizer, batch.width
+    filler = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    if filler is None:
+        raise UserError("the tokenizer has no padding token to put in: use method 'gradient'")
+    tokens = batch.tokens.repeat(n, 1).fill_diagonal_(filler)
+    found = []
+    for part in TokenBatch(tokens, torch.ones_like(tokens, dtype=torch.bool)).parts():
+        logits = unedited_logits(model, part)
+        found.append(_metric(wanted, logits)(logits))
+    return torch.cat(found)
+
+
+def _text(model: Any, token: int) -> str:
+    return model.tokenizer.decode([token])

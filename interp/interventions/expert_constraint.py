@@ -1,0 +1,218 @@
+"""What is done to the experts of a MoELoRA adapter: a value, and the arithmetic on gates.
+
+An adapted projection adds Σᵢ gateᵢ(x) · expertᵢ(x) to the frozen one. A constraint writes the gates
+after the router has chosen, so it can also use an expert that was not chosen. With g the gates of
+one token:
+
+* ``off``: gᵢ = 0, the other gates as they are;
+* ``off_renormalised``: gᵢ = 0, and where gᵢ was above 0 the gates that are left are divided by
+  their sum, so that they sum to one (all stay 0 where nothing is left);
+* ``force``: gᵢ = 1 and all others 0;
+* ``swap``: gᵢ and gⱼ change places;
+* ``scale``: gᵢ becomes ``factor`` · gᵢ.
+
+It acts on ``all`` tokens, those that are generated too, or on the ``spans`` that ``constrain`` is
+told, in the prefill only.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interp.arguments import listed, whole_number
+from interp.display import Displayed, Shown
+from interp.errors import UserError
+from interp.moelora.projections import find_projection, projections_of
+
+Expert = tuple[str, int]
+"""(projection, expert), such as ("blocks.3.attn.q", 2); experts are counted from zero."""
+
+ExpertName = Expert | tuple[int, str, int]
+"""An expert as it may be given: also (layer, target, expert), such as (3, "attn.q", 2)."""
+
+ExpertMode = Literal["off", "off_renormalised", "force", "swap", "scale"]
+Place = Literal["all", "spans"]
+
+_ALONE: tuple[ExpertMode, ...] = ("off_renormalised", "force", "swap")
+"""Modes whose result depends on the other gates, or changes them."""
+_EXPERTS_EACH: dict[ExpertMode, tuple[int, str]] = {"force": (1, "one expert"), "swap": (2, "two")}
+
+
+@dataclass(frozen=True)
+class ExpertConstraint(Displayed):
+    """Experts, and what is done to their gates; see the module's text.
+
+    Attributes:
+        experts: (projection, expert) or (layer, target, expert) each, kept as the former.
+        mode: what is done.
+        factor: for ``scale`` only.
+        place: on which tokens.
+        chosen_by: how the experts were chosen.
+    """
+
+    experts: Sequence[ExpertName]
+    mode: ExpertMode = "off"
+    factor: float = 0.0
+    place: Place = "all"
+    chosen_by: str = field(default="by hand", compare=False)
+
+    def __post_init__(self) -> None:
+        check_expert_mode(self.mode)
+        check_place(self.place)
+        if self.mode != "scale" and self.factor != 0:
+            raise UserError(f"a factor is for mode 'scale', not {self.mode!r}")
+        pairs = tuple(sorted((_pair(one) for one in self.experts), key=expert_order))
+        if len(set(pairs)) < len(pairs):
+            raise UserError("an expert is named twice in the constraint")
+        object.__setattr__(self, "experts", pairs)
+        check_counts(self.by_projection(), self.mode)
+
+    @classmethod
+    def across(
+        cls,
+        expert: int,
+        layers: Iterable[int],
+        targets: Sequence[str],
+        *,
+        mode: ExpertMode = "off",
+        factor: float = 0.0,
+        place: Place = "all",
+    ) -> "ExpertConstraint":
+        """The expert with the same number in several layers and projections."""
+        names = [(layer, target, expert) for layer in layers for target in targets]
+        return cls(names, mode, factor, place, f"expert {expert} of every layer named")
+
+    def __len__(self) -> int:
+        return len(self.experts)
+
+    @property
+    def site(self) -> Literal["experts"]:
+        """Under which hooks are built; heads have ``output`` or ``attention`` here."""
+        return "experts"
+
+    @property
+    def pairs(self) -> tuple[Expert, ...]:
+        """The experts as (projection, expert)."""
+        return cast(tuple[Expert, ...], self.experts)
+
+    @property
+    def name(self) -> str:
+        """Such as ``experts, off, 2 experts``."""
+        mode = f"scale {self.factor:g}" if self.mode == "scale" else self.mode
+        at = "" if self.place == "all" else ", at spans"
+        return f"experts, {mode}, {len(self)} expert{'' if len(self) == 1 else 's'}{at}"
+
+    def by_projection(self) -> dict[str, list[int]]:
+        """Numbers of the experts of each projection."""
+        found: dict[str, list[int]] = {}
+        for projection, expert in self.pairs:
+            found.setdefault(projection, []).append(expert)
+        return found
+
+    def on(self, model: Any) -> "ExpertConstraint":
+        """The same with the model's own names. Raises UserError for what the model has not."""
+        known = projections_of(model)
+        pairs = []
+        for name, expert in self.pairs:
+            projection = find_projection(known, name)
+            if expert >= projection.n_experts:
+                raise UserError(
+                    f"expert {expert} of {projection.name} does not exist: it has experts 0 to "
+                    f"{projection.n_experts - 1}"
+                )
+            pairs.append((projection.name, expert))
+        return ExpertConstraint(pairs, self.mode, self.factor, self.place, self.chosen_by)
+
+    def conflict(self, other: "ExpertConstraint") -> str | None:
+        """Why both cannot hold at once, or None where their order does not matter."""
+        mine, theirs = self.by_projection(), other.by_projection()
+        for projection in mine.keys() & theirs.keys():
+            if shared := set(mine[projection]) & set(theirs[projection]):
+                what = f"expert {min(shared)} of {projection}"
+            elif self.mode in _ALONE or other.mode in _ALONE:
+                what = f"the gates of {projection}"
+            else:
+                continue
+            return f"{what} would be constrained twice: {self.name!r} and {other.name!r}"
+        return None
+
+    def _shown(self) -> Shown:
+        # Imported here because that module imports this one.
+        from interp.interventions.intervention import Intervention
+
+        return Intervention.of(self)._shown()
+
+
+def check_expert_mode(mode: str) -> None:
+    """Raise UserError for an unknown mode, and list the known."""
+    if mode not in get_args(ExpertMode):
+        raise UserError(f"unknown expert mode {mode!r}; known: {', '.join(get_args(ExpertMode))}")
+
+
+def check_place(place: str) -> None:
+    """Raise UserError for an unknown place, and list the known."""
+    if place not in get_args(Place):
+        raise UserError(f"unknown place {place!r}; known: {', '.join(get_args(Place))}")
+
+
+def check_counts(by_projection: dict[str, list[int]], mode: ExpertMode) -> None:
+    """Raise unless every projection names as many experts as the mode takes."""
+    wanted = _EXPERTS_EACH.get(mode)
+    if wanted is None:
+        return
+    for projection, experts in by_projection.items():
+        if len(experts) != wanted[0]:
+            raise UserError(
+                f"mode {mode!r} takes {wanted[1]} of each projection, but {projection} has "
+                f"{len(experts)}"
+            )
+
+
+def expert_order(pair: Expert) -> tuple[tuple[int | str, ...], int]:
+    """Sorts layer 10 behind layer 9."""
+    pieces = re.split(r"(\d{1,18})", pair[0])
+    return tuple(int(one) if i % 2 else one for i, one in enumerate(pieces)), pair[1]
+
+
+def _pair(one: ExpertName) -> Expert:
+    projection, expert = one if len(one) == 2 else (f"blocks.{one[0]}.{one[1]}", one[2])
+    if expert < 0 or (len(one) == 3 and one[0] < 0):
+        raise UserError("layers and experts are counted from zero")
+    return str(projection), int(expert)
+
+
+def edit_gates(
+    gates: Float[Tensor, "*token expert"],
+    experts: Sequence[int],
+    mode: ExpertMode,
+    factor: float = 0.0,
+) -> Float[Tensor, "*token expert"]:
+    """The gates under a constraint of these experts; the ones given stay as they are.
+
+    Raises UserError for an unknown mode, an expert that is not there, or too many for the mode.
+    """
+    check_expert_mode(mode)
+    chosen = [whole_number("an expert", one, least=0) for one in listed("experts", experts)]
+    missing = [one for one in chosen if one >= gates.shape[-1]]
+    if missing:
+        raise UserError(f"there is no expert {missing[0]}: the gates have {gates.shape[-1]}")
+    check_counts({"the call": chosen}, mode)
+    if mode == "force":
+        new = torch.zeros_like(gates)
+        new[..., chosen] = 1.0
+        return new
+    new = gates.clone()
+    if mode == "swap":
+        new[..., chosen] = gates[..., chosen[::-1]]
+        return new
+    new[..., chosen] = factor * gates[..., chosen]
+    if mode == "off_renormalised":
+        lost = (gates[..., chosen] > 0).any(dim=-1, keepdim=True)
+        total = new.sum(dim=-1, keepdim=True)
+        return torch.where(lost, new / total.clamp_min(torch.finfo(new.dtype).tiny), new)
+    return new

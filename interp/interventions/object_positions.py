@@ -1,0 +1,134 @@
+"""Where a constraint acts: which tokens of the running prompts are the false object.
+
+``at`` of ``constrain`` may be one token span [start, end) per prompt (counted in the unpadded
+prompt; None for a prompt without a place), a mask [prompt pos], premises (the spans of whose
+prompts are looked up, whatever their order or padding), or any callable (tokens, mask) → mask.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from interp.arguments import listed, pairs_of_numbers
+from interp.checked import checked
+from interp.errors import UserError
+from interp.files import one_line
+from interp.premises.encode import EncodedPremises
+
+Places = Callable[[Int[Tensor, "prompt pos"], Bool[Tensor, "prompt pos"]], Tensor]
+"""(token ids, mask of real tokens) → mask of the tokens to act on, all [prompt pos]."""
+
+
+def places_at(at: "Sequence[tuple[int, int] | None] | Tensor | Places") -> Places:
+    """Spans, a mask or a callable, as a callable."""
+    if isinstance(at, Tensor):
+        return _from_mask(at)
+    if callable(at):
+        return _from_function(at)
+    spans = listed("at", at, "token spans (start, end), one for each prompt")
+    return _from_spans(
+        tuple(
+            None if one is None else pairs_of_numbers("at", [one], of="(start, end)")[0]
+            for one in spans
+        )
+    )
+
+
+@checked
+def places_of_premises(encoded: EncodedPremises) -> Places:
+    """The object's span in every prompt that begins as one of these premises' prompts does.
+
+    Raises UserError for anything but premises that ``encode_premises`` has turned into tokens.
+    """
+    ends: dict[tuple[int, ...], int] = {}
+    for item in encoded.items:
+        for prompt in (item.false, item.twin):
+            ends[prompt.tokens[: prompt.object[1]]] = prompt.object[0]
+    lengths = sorted({len(key) for key in ends}, reverse=True)
+
+    def find(tokens: Tensor, mask: Tensor) -> Tensor:
+        at = torch.zeros_like(mask)
+        for row, (ids, real) in enumerate(zip(tokens, mask, strict=True)):
+            first = int(real.long().argmax())
+            prompt = tuple(ids[real].tolist())
+            match = next((n for n in lengths if prompt[:n] in ends), None)
+            if match is None:
+                raise UserError(
+                    f"prompt {row} of the batch is not one of the premises given to constrain: "
+                    "give its spans with at="
+                )
+            at[row, first + ends[prompt[:match]] : first + match] = True
+        return at
+
+    return find
+
+
+def _from_spans(spans: tuple[tuple[int, int] | None, ...]) -> Places:
+    def find(tokens: Tensor, mask: Tensor) -> Tensor:
+        copies = _copies(tokens, len(spans))
+        if not copies:
+            raise UserError(f"{len(spans)} spans for {len(tokens)} prompts: give one per prompt")
+        at = torch.zeros_like(mask, dtype=torch.bool)
+        for row in range(len(tokens)):
+            span = spans[row // copies]
+            if span is None:
+                continue
+            start, end = span
+            first, length = int(mask[row].long().argmax()), int(mask[row].sum())
+            if not 0 <= start < end <= length:
+                prompt = row // copies
+                raise UserError(
+                    f"span [{start}, {end}) of prompt {prompt} is not in its {length} tokens "
+                    "(a prompt has to run whole: leave prefill_chunk_size out)"
+                )
+            at[row, first + start : first + end] = True
+        return at
+
+    return find
+
+
+def _from_mask(at: Tensor) -> Places:
+    def find(tokens: Tensor, mask: Tensor) -> Tensor:
+        copies = _copies(tokens, len(at)) if at.ndim == 2 else 0
+        if not copies or at.shape[1] != tokens.shape[1]:
+            raise UserError(
+                f"the mask of places is {tuple(at.shape)}, the prompts {tuple(tokens.shape)}"
+            )
+        return at.repeat_interleave(copies, dim=0).to(device=tokens.device, dtype=torch.bool)
+
+    return find
+
+
+def _from_function(at: Places) -> Places:
+    def find(tokens: Tensor, mask: Tensor) -> Tensor:
+        try:
+            found = at(tokens, mask)
+        except UserError:
+            raise
+        except Exception as error:  # somebody's own function raises anything
+            problem = f"{type(error).__name__}: {one_line(error)}"
+            raise UserError(f"the function at= cannot be used ({problem})") from error
+        if not isinstance(found, Tensor) or found.shape != tokens.shape:
+            what = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise UserError(
+                f"the function at= gives {what}, and not a mask [prompt pos] of "
+                f"{tuple(tokens.shape)}"
+            )
+        if found.dtype != torch.bool and not bool(((found == 0) | (found == 1)).all()):
+            raise UserError("the function at= gives other values than True and False, or 1 and 0")
+        return found.to(device=tokens.device, dtype=torch.bool)
+
+    return find
+
+
+def _copies(tokens: Int[Tensor, "row pos"], n_prompts: int) -> int:
+    """How many rows each prompt has, one after the other; 0 if the rows are not such copies.
+
+    ``generate`` runs a prompt once for every beam, and for every sequence that it returns.
+    """
+    copies, rest = divmod(len(tokens), n_prompts) if n_prompts else (0, 1)
+    if rest or not torch.equal(tokens, tokens[::copies].repeat_interleave(copies, dim=0)):
+        return 0
+    return copies

@@ -1,0 +1,1 @@
+"""Training examples: reading them from files and premises, and encoding them."""

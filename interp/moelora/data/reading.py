@@ -1,0 +1,159 @@
+"""Files of questions: JSON lines, CSV and Parquet, row by row with the line each stands in."""
+
+import csv
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from interp.errors import UserError
+from interp.files import one_line, parse_json, read_text
+from interp.files.text import LARGEST_TEXT
+from interp.moelora.data.examples import Example
+from interp.moelora.data.formats import ColumnMapping, Row, detect
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+PARQUET_BATCH = 256
+
+
+def read_examples(
+    path: Path, *, columns: ColumnMapping | None = None, task: str | None = None
+) -> tuple[Example, ...]:
+    """The examples of one file; `task` names them where the rows do not.
+
+    Raises `UserError` with the file's name and, where there is one, the line of the fault.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise UserError(f"{path}: not a data file; known endings: {', '.join(SUFFIXES)}")
+    examples: list[Example] = []
+    with _blaming(path):
+        reader = columns
+        for line, row in _READERS[suffix](path):
+            with _blaming(f"line {line}"):
+                reader = reader or detect(row)
+                examples.append(reader(row, task or path.stem))
+        if not examples:
+            raise UserError("the file is empty; it needs one question a line")
+    return tuple(examples)
+
+
+@contextmanager
+def _blaming(where: Path | str) -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return read_text(path)
+    except UserError as error:  # the file is named by whoever reads it
+        raise UserError(str(error).removeprefix(f"{path}: ")) from error
+
+
+def _json_lines(path: Path) -> Iterator[tuple[int, Row]]:
+    """One JSON object a line, or one list of objects as the whole file."""
+    text = _read_text(path)
+    if text.lstrip().startswith("["):
+        yield from _json_list(text)
+        return
+    # Not splitlines(): a line separator may stand inside a JSON text.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = parse_json(line)
+        except UserError as error:
+            raise UserError(f"line {number}: {error}") from error
+        yield number, _object(row, f"line {number}")
+
+
+def _json_list(text: str) -> Iterator[tuple[int, Row]]:
+    rows: Sequence[Any] = parse_json(text)
+    for number, row in enumerate(rows, start=1):
+        yield number, _object(row, f"entry {number}")
+
+
+def _object(row: Any, where: str) -> Row:
+    if not isinstance(row, dict):
+        raise UserError(f'{where}: must hold a JSON object such as {{"prompt": …}}')
+    return row
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, Row]]:
+    reader = csv.reader(io.StringIO(_read_text(path), newline=""), strict=True)
+    header: list[str] | None = None
+    while True:
+        line = reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise UserError(f"line {line}: not valid CSV ({error})") from error
+        if not any(cell.strip() for cell in cells):
+            continue
+        if header is None:
+            header = [cell.strip() for cell in cells]
+            _check_header(header, f"line {line}: ")
+            continue
+        if len(cells) != len(header):
+            raise UserError(
+                f"line {line}: {len(cells)} cells, but the header names {len(header)} columns; "
+                "put cells that hold a comma in double quotes"
+            )
+        yield line, dict(zip(header, cells, strict=True))
+
+
+def _check_header(names: Sequence[str], where: str = "") -> None:
+    """Raise UserError if two columns have one name: the one would hide the other."""
+    if repeated := [name for name in names if name and list(names).count(name) > 1]:
+        raise UserError(f"{where}two columns are named {repeated[0]!r}")
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[int, Row]]:
+    rows: list[Row] = []
+    size = 0
+    try:
+        # In small batches: a few bytes of the format can stand for very many rows.
+        with pq.ParquetFile(path) as file:
+            _check_header(file.schema_arrow.names)
+            narrow = {
+                field.name: field.type.to_pandas_dtype()
+                for field in file.schema_arrow
+                if pa.types.is_float16(field.type) or pa.types.is_float32(field.type)
+            }
+            for batch in file.iter_batches(batch_size=PARQUET_BATCH):
+                size += batch.nbytes
+                if size > LARGEST_TEXT:
+                    break
+                # Not by way of pandas, which makes whole numbers beside a missing one floats.
+                rows += [_as_written(row, narrow) for row in batch.to_pylist()]
+    except UserError:
+        raise
+    except Exception as error:  # the reader raises anything on a damaged file
+        raise UserError(f"not a readable Parquet file ({one_line(error)})") from error
+    if size > LARGEST_TEXT:
+        raise UserError(f"holds more than {LARGEST_TEXT} bytes, which no such file does")
+    yield from enumerate(rows, start=1)
+
+
+def _as_written(row: Row, narrow: Mapping[str, Any]) -> Row:
+    """A row whose narrow floats have the digits of their own type: 0.1, not 0.10000000149."""
+    there = {name: dtype for name, dtype in narrow.items() if row[name] is not None}
+    found = {name: float(str(dtype(row[name]))) for name, dtype in there.items()}
+    return {**row, **found}
+
+
+_READERS: dict[str, Callable[[Path], Iterator[tuple[int, Row]]]] = {
+    ".jsonl": _json_lines,
+    ".json": _json_lines,
+    ".csv": _csv_rows,
+    ".parquet": _parquet_rows,
+}

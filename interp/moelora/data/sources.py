@@ -1,0 +1,149 @@
+"""Task sets from where they lie: shipped with the package, on disk, or on the hub.
+
+A source is the name of a shipped set (`list_tasks`), a JSONL, CSV or Parquet file, a directory with
+one file for each split, or a hub data set ``owner/name``, with ``@revision`` and ``:subset`` behind
+it if need be. Files are read by `interp.moelora.data.reading`.
+"""
+
+import hashlib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+import huggingface_hub
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+
+from interp.errors import UserError
+from interp.moelora.data.examples import Example
+from interp.moelora.data.formats import ColumnMapping
+from interp.moelora.data.reading import SUFFIXES, read_examples
+from interp.premises.registry import data_dir
+
+Split = Literal["train", "test"]
+
+HELD_OUT_SHARE = 0.2
+_HUB_ID = re.compile(
+    r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?(?::(?P<subset>[\w.-]+))?", re.ASCII
+)
+
+
+@dataclass(frozen=True)
+class TaskSplit:
+    """Examples to train on and examples to test on; they share no subject."""
+
+    train: tuple[Example, ...]
+    test: tuple[Example, ...]
+
+
+def list_tasks() -> tuple[str, ...]:
+    """The names of the task sets that ship with the package, sorted."""
+    return tuple(sorted(path.parent.name for path in (data_dir() / "tasks").glob("*/train.jsonl")))
+
+
+def load_split(
+    source: str | Path,
+    *,
+    columns: ColumnMapping | None = None,
+    held_out: float = HELD_OUT_SHARE,
+) -> TaskSplit:
+    """Training and test examples of a source.
+
+    A source without a test file of its own has a share `held_out` of its subjects set apart, chosen
+    by a hash of the subject alone: the same ones for every seed and every run. A test example whose
+    subject is trained on is dropped. Raises `UserError` for every fault.
+    """
+    train = load_examples(source, split="train", columns=columns)
+    if _file_of(source, "test") is None:
+        apart = {one.subject for one in train if _share(one.subject) < held_out}
+        test = tuple(one for one in train if one.subject in apart)
+        train = tuple(one for one in train if one.subject not in apart)
+    else:
+        seen = {one.subject for one in train}
+        read = load_examples(source, split="test", columns=columns)
+        test = tuple(one for one in read if one.subject not in seen)
+    for name, part in (("train on", train), ("test on", test)):
+        if not part:
+            raise UserError(f"{source}: no examples are left to {name}; give more data")
+    return TaskSplit(train, test)
+
+
+def load_examples(
+    source: str | Path, *, split: Split = "train", columns: ColumnMapping | None = None
+) -> tuple[Example, ...]:
+    """The examples of one split of a source. Raises `UserError` for every fault."""
+    path = _file_of(source, split)
+    if path is None:
+        raise UserError(f"{source}: has no {split} split")
+    return read_examples(path, columns=columns, task=_task_name(source, path))
+
+
+def _file_of(source: str | Path, split: Split) -> Path | None:
+    """The file of a split; None where there is no test file. Raises for an unknown source."""
+    text = str(source).strip()
+    path = Path(os.path.expanduser(text))
+    if text in list_tasks():
+        return data_dir() / "tasks" / text / f"{split}.jsonl"
+    if text and os.path.isdir(path):
+        files = [path / f"{split}{suffix}" for suffix in SUFFIXES]
+        found = next((file for file in files if file.is_file()), None)
+        if found is None and split == "train":
+            raise UserError(f"{path}: a directory of data needs a file train.jsonl or train.csv")
+        return found
+    if os.path.isfile(path):
+        return path if split == "train" else None
+    match = _HUB_ID.fullmatch(text)
+    if match and path.suffix.lower() not in SUFFIXES:
+        return _from_hub(match["repo"], match["revision"], match["subset"], split)
+    raise UserError(
+        f"no data at {text!r}: give a set that ships ({', '.join(list_tasks())}), a file "
+        f"({', '.join(SUFFIXES)}), a directory, or a hub data set owner/name"
+    )
+
+
+def _from_hub(repo: str, revision: str | None, subset: str | None, split: Split) -> Path | None:
+    """The split's one file in a hub data set, downloaded."""
+    try:
+        names = huggingface_hub.list_repo_files(repo, revision=revision, repo_type="dataset")
+        found = sorted(name for name in names if _is_split(name, split, subset))
+        if not found and split == "test":
+            return None
+        if len(found) != 1:
+            listed = ", ".join(found[:4]) or ", ".join(sorted(names)[:8])
+            raise UserError(
+                f"the hub data set {repo!r} has {len(found)} files for split {split!r} "
+                f"({listed}); name a subset as {repo}:SUBSET, or download a file and give its path"
+            )
+        return Path(
+            huggingface_hub.hf_hub_download(repo, found[0], revision=revision, repo_type="dataset")
+        )
+    except RepositoryNotFoundError as error:
+        raise UserError(f"the hub has no data set {repo!r}: check its name") from error
+    except (HfHubHTTPError, OSError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"cannot get the data set {repo!r} from the hub ({type(error).__name__}): check the "
+            "name and the connection, or give a local file"
+        ) from error
+
+
+def _is_split(name: str, split: Split, subset: str | None) -> bool:
+    """Whether a repository's file holds the split: ``main/train-00000-of-00001.parquet``."""
+    path = PurePosixPath(name)
+    if path.suffix.lower() not in SUFFIXES or (subset and subset not in path.parts[:-1]):
+        return False
+    return re.split(r"[-_.]", path.stem)[0] == split
+
+
+def _task_name(source: str | Path, path: Path) -> str:
+    """What a source's examples are called: the set, not the split."""
+    text = str(source).strip()
+    if not os.path.exists(os.path.expanduser(text)):
+        return text.split("@")[0].split(":")[0].rpartition("/")[2]
+    return path.parent.name if path.stem in ("train", "test") else path.stem
+
+
+def _share(subject: str) -> float:
+    """A subject's place in [0, 1), the same in every process."""
+    digest = hashlib.sha256(subject.encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64

@@ -1,0 +1,1 @@
+"""Training adapters, scoring their answers, and comparing them."""

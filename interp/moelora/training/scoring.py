@@ -1,0 +1,214 @@
+"""Held-out questions, answered greedily and scored.
+
+An answer is right if what it says is what was asked for: the last number for a calculation (behind
+"the answer is" or ``####`` where that stands), the option that is settled on for a choice, an
+asserted name for a fact. How numbers are compared says `interp.moelora.data.numbers`, how an option is
+found `interp.moelora.training.options`. A name is *asserted* in a clause without a negation before it, so
+that "Paris is not the capital of Germany; it is the capital of France" asserts France and denies
+Germany. Where a question presupposes a false object, an answer that asserts it is wrong, whatever
+else it says.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from decimal import Decimal
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from interp.errors import UserError
+from interp.forward.batch import in_batches
+from interp.forward.finite import check_finite_loss
+from interp.forward.generate import BATCH_PROMPTS, greedy_answers
+from interp.forward.out_of_memory import halving
+from interp.heads.significance import mean_interval
+from interp.models.limits import check_prompts
+from interp.models.modes import evaluating
+from interp.moelora.data.encoding import (
+    IGNORED,
+    AnswerCollator,
+    EncodedExample,
+    encode_prompt,
+    end_token,
+)
+from interp.moelora.data.examples import Example
+from interp.moelora.data.numbers import NUMBER, as_a_word, numbers_in, parse_number, same_number
+from interp.moelora.training.options import extract_option
+
+MEAN = "mean"
+"""Stands in the place of a task for the mean over tasks."""
+MAX_NEW_TOKENS = 48
+_MARKED = re.compile(
+    r"####|\\boxed\s*\{|\banswer\b[*_\s]*(?:(?:is|must be|should be|would be|will be)\b|[:=])",
+    re.IGNORECASE,
+)
+_OPEN = re.compile(
+    rf"\W*(?:between\s+)?{NUMBER.pattern}\s*,?\s*or\s+{NUMBER.pattern}"
+    rf"|\W*between\s+{NUMBER.pattern}\s+and\s+{NUMBER.pattern}",
+    re.IGNORECASE,
+)
+"""Two numbers of which neither is the answer."""
+_CLAUSES = re.compile(r"[;,.!?:\n]|\bbut\b|\brather\b|\binstead\b", re.IGNORECASE)
+_NEGATION = re.compile(r"\b(?:not|never|no|neither|nor|cannot)\b|n['’]t\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class ScoredAnswer:
+    """One held-out question with what the model said."""
+
+    task: str
+    subject: str
+    prompt: str
+    answer: str
+    said: str
+    right: bool
+
+    def to_row(self) -> dict[str, Any]:
+        """A row of predictions.jsonl."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Share of right answers with its 95 % interval over questions, whole subjects resampled."""
+
+    task: str
+    n: int
+    value: float
+    ci_low: float
+    ci_high: float
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise UserError(f"task {self.task!r} has no answers to score")
+
+
+def is_right(example: Example, said: str) -> bool:
+    """Whether an answer is right; see the module's text."""
+    if example.kind == "number":
+        value, right = extract_number(said), parse_number(example.answer)
+        return value is not None and right is not None and same_number(right, value)
+    if example.kind == "option":
+        return extract_option(said, example.options) == example.answer
+    if example.false_object and asserts(said, example.false_object):
+        return False
+    return any(asserts(said, name) for name in example.right_names)
+
+
+def extract_number(text: str) -> Decimal | None:
+    """The number that a text arrives at: the first one behind a mark, else the last one.
+
+    Of a calculation behind the mark it is what stands behind its last ``=``. None where the mark
+    leaves two numbers open ("40 or 44", "between 40 and 44").
+    """
+    *_, behind = _MARKED.split(text)
+    marked = numbers_in(behind) if _MARKED.search(text) else []
+    if marked:
+        line = next(one for one in behind.split("\n") if numbers_in(one))
+        if _OPEN.match(line):
+            return None
+        result = numbers_in(line.rpartition("=")[2])
+        return result[0] if result else marked[0]
+    every = numbers_in(text)
+    return every[-1] if every else None
+
+
+def asserts(text: str, name: str) -> bool:
+    """Whether some clause of a text names `name` with no negation before it, in whatever case."""
+    for match in re.finditer(as_a_word(name), text, re.IGNORECASE):
+        before = text[: match.start()]
+        if not _NEGATION.search(_CLAUSES.split(before)[-1]):
+            return True
+    return False
+
+
+def score(
+    model: Any,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    *,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    batch_prompts: int = BATCH_PROMPTS,
+    progress: bool = True,
+) -> tuple[ScoredAnswer, ...]:
+    """The greedy answers of a transformers or PEFT model, scored, in the order of the examples."""
+    prompts = [encode_prompt(tokenizer, example.prompt) for example in examples]
+    said = greedy_answers(
+        model, tokenizer, prompts, end=end_token(tokenizer),
+        max_new_tokens=max_new_tokens, batch_prompts=batch_prompts, progress=progress,
+    )  # fmt: skip
+    return tuple(
+        ScoredAnswer(
+            task=example.task,
+            subject=example.subject,
+            prompt=example.prompt,
+            answer=example.answer,
+            said=text,
+            right=is_right(example, text),
+        )
+        for example, text in zip(examples, said, strict=True)
+    )
+
+
+@torch.no_grad()
+def answer_losses(
+    model: Any, examples: Sequence[EncodedExample], *, pad: int = 0, batch: int = 32
+) -> list[float]:
+    """Per example the mean loss (nats) of the right response's tokens, as in training.
+
+    It moves before the accuracy does, and has less noise.
+    """
+    check_prompts(model, [one.tokens for one in examples])
+    device = next(model.parameters()).device
+    order = sorted(range(len(examples)), key=lambda index: len(examples[index].tokens))
+    losses = [0.0] * len(examples)
+
+    def run_chunk(chunk: list[int]) -> None:
+        inputs = {
+            name: value.to(device)
+            for name, value in AnswerCollator(pad)([examples[i] for i in chunk]).items()
+        }
+        targets = inputs.pop("labels")[:, 1:]
+        logits = model(**inputs).logits[:, :-1]
+        check_finite_loss(logits, model, partial(model, **inputs))
+        for row, index in enumerate(chunk):
+            counted = targets[row] != IGNORED
+            loss = F.cross_entropy(logits[row, counted].float(), targets[row, counted])
+            losses[index] = float(loss)
+
+    with evaluating(model):
+        for _ in halving(in_batches(order, batch), run_chunk, what="one example"):
+            pass
+    return losses
+
+
+def accuracies(answers: Iterable[ScoredAnswer], *, seed: int = 0) -> tuple[Accuracy, ...]:
+    """Accuracy of each task in order of first appearance; of several, their mean as "mean" too.
+
+    In the mean each task weighs the same.
+    """
+    every = list(answers)
+    right = [float(one.right) for one in every]
+    return mean_by_task(right, [one.task for one in every], [one.subject for one in every], seed)
+
+
+def mean_by_task(
+    values: Sequence[float], tasks: Sequence[str], subjects: Sequence[str], seed: int = 0
+) -> tuple[Accuracy, ...]:
+    """The mean of a value of each question by task, and over tasks, with intervals."""
+    sizes = Counter(tasks)
+    found = []
+    for task in sizes:
+        rows = [row for row, name in enumerate(tasks) if name == task]
+        of_task = [values[row] for row in rows]
+        interval = mean_interval(of_task, [subjects[row] for row in rows], seed=seed)
+        found.append(Accuracy(task, len(rows), *interval))
+    if len(sizes) > 1:
+        even = len(values) / len(sizes)
+        weighted = [value * even / sizes[task] for value, task in zip(values, tasks, strict=True)]
+        found.append(Accuracy(MEAN, len(values), *mean_interval(weighted, subjects, seed=seed)))
+    return tuple(found)

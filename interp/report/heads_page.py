@@ -1,0 +1,181 @@
+"""The report of a search for false-premise heads: what its page shows, from the run's files."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from interp.figures.evaluation import (
+    gain_cost_curve,
+    head_heatmap,
+    layer_profile,
+    method_agreement,
+    null_values,
+    preference_by_template,
+    random_null,
+)
+from interp.figures.measures import format_number, format_small
+from interp.figures.tables import comparison_table, setting_name, settings_of, template_table
+from interp.files import check_shape
+from interp.files.documents import write_atomically
+from interp.report.answers import MarkedPair
+from interp.report.page import PlacedFigure, manifest_rows, render_page
+from interp.report.precision import dtype_sentence
+from interp.report.read_run import Run, read_run
+from interp.report.summary import agreement_sentence, key_figures, summary_sentences
+
+logger = logging.getLogger(__name__)
+
+FDR = 0.05
+MAX_HEADS = 600
+MAX_ANSWERS = 120
+MAX_CHARACTERS = 1500
+
+
+def write_report(run: Path) -> Path:
+    """Write `report.html` into a run directory and return its path.
+
+    A section whose file is missing is left out. Raises UserError if `run` is not a run directory or
+    holds a malformed file; a report that was there before is then still there.
+    """
+    target = run / "report.html"
+    write_atomically(target, render_report(read_run(run)))
+    logger.info("wrote %s", target)
+    return target
+
+
+def render_report(run: Run) -> str:
+    """The page as text."""
+    return render_page(
+        "report.html.j2",
+        scripts=("report.js.j2",),
+        title=_title(run),
+        evaluation=run.evaluation,
+        setting=setting_name(run.evaluation) if run.evaluation else "",
+        key_figures=key_figures(run.evaluation) if run.evaluation else (),
+        sentences=_sentences(run),
+        comparison=comparison_table(run.evaluation) if run.evaluation else None,
+        figures=_figures(run),
+        heads=_head_rows(run.heads),
+        n_heads=len(run.heads),
+        generations=_answers(run.generations),
+        manifest=manifest_rows(run.manifest),
+        fdr=FDR,
+        max_characters=MAX_CHARACTERS,
+    )
+
+
+def _title(run: Run) -> str:
+    for source in (run.evaluation, run.manifest):
+        model = source.get("model") if source else None
+        if isinstance(model, Mapping):
+            model = model.get("spec") or model.get("name")
+        if isinstance(model, str) and model:
+            return model
+    return "run"
+
+
+def _sentences(run: Run) -> tuple[str, ...]:
+    dtype = dtype_sentence(run.manifest)
+    return (*_findings(run), *([dtype] if dtype else []))
+
+
+def _findings(run: Run) -> tuple[str, ...]:
+    if run.evaluation:
+        return summary_sentences(run.evaluation, run.agreement)
+    n_selected = int(run.heads["selected"].sum())
+    n_significant = int((run.heads["q_value"] <= FDR).sum())
+    located = (
+        f"{n_significant} of {len(run.heads)} head effects are significant at a false-discovery "
+        f"rate of {100 * FDR:g} %; {n_selected} are selected. This run has not been evaluated."
+    )
+    agreement = agreement_sentence(run.agreement) if run.agreement else None
+    return (located, agreement) if agreement else (located,)
+
+
+def _figures(run: Run) -> dict[str, list[PlacedFigure]]:
+    """The page's figures by section; a section without any is an empty list."""
+    several = run.heads["site"].nunique() > 1
+    maps, profiles = [], []
+    for number, site in enumerate(run.heads["site"].unique()):
+        title = f"site: {site}"
+        caption = f"Effect of each head at site {site}."
+        figure = head_heatmap(run.heads, site=site, fdr=FDR, title=title if several else None)
+        maps.append(PlacedFigure.place(f"heatmap-{number}", figure, caption))
+        figure = layer_profile(run.heads, site=site, fdr=FDR)
+        profiles.append(PlacedFigure.place(f"layers-{number}", figure, f"By layer, site {site}."))
+    figures = {"maps": maps, "profiles": profiles, "curve": [], "null": [], "templates": []}
+    if run.settings is not None and not run.settings.empty:
+        caption = "Up is better, left is cheaper. Measured on the search split."
+        figure = gain_cost_curve(run.settings)
+        figures["curve"].append(PlacedFigure.place("curve", figure, caption))
+    if run.evaluation and run.null is not None:
+        for number, setting in enumerate(settings_of(run.evaluation)):
+            if null_values(run.null, setting):
+                figure = random_null(run.null, setting)
+                caption = f"Compared with {setting_name(setting)}."
+                figures["null"].append(PlacedFigure.place(f"null-{number}", figure, caption))
+    if run.evaluation and not template_table(run.evaluation).empty:
+        figure = preference_by_template(run.evaluation)
+        caption = "Whiskers: 95 % intervals over subjects."
+        figures["templates"].append(PlacedFigure.place("templates", figure, caption))
+    figures["agreement"] = _agreement_figure(run.agreement)
+    return figures
+
+
+def _agreement_figure(agreement: Mapping[str, Any] | None) -> list[PlacedFigure]:
+    """The scatter of two methods, if the file has `points`: rows of layer, head, x, y."""
+    if not agreement or not agreement.get("points"):
+        return []
+    rows = check_shape(
+        agreement["points"], [[int, int, float, float]],
+        "agreement.json: points are rows of layer, head, x, y", advice="run `interp locate` again",
+    )  # fmt: skip
+    points = pd.DataFrame(rows, columns=["layer", "head", "x", "y"])
+    names = {axis: str(agreement.get(axis, axis)) for axis in ("x", "y")}
+    figure = method_agreement(
+        points.rename(columns={"x": "effect"}),
+        points.rename(columns={"y": "effect"}),
+        x_name=names["x"],
+        y_name=names["y"],
+    )
+    return [PlacedFigure.place("agreement", figure, "Each dot is a head.")]
+
+
+def _head_rows(heads: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of the heads table: exact numbers for sorting, short ones for reading."""
+    wanted = heads.sort_values(["selected", "rank"], ascending=[False, True]).head(MAX_HEADS)
+    rows = []
+    for record in wanted.to_dict("records"):
+        low, high = record["ci_low"], record["ci_high"]
+        interval = "–" if low != low else f"{format_number(low, 3)} to {format_number(high, 3)}"
+        rows.append(
+            {
+                **record,
+                "effect_text": format_number(record["effect"], 3),
+                "interval": interval,
+                "p_text": "–"
+                if record["p_value"] != record["p_value"]
+                else format_small(record["p_value"]),
+                "q_text": "–"
+                if record["q_value"] != record["q_value"]
+                else format_small(record["q_value"]),
+                "significant": record["q_value"] <= FDR,
+            }
+        )
+    return rows
+
+
+def _answers(generations: tuple[MarkedPair, ...] | None) -> dict[str, dict[str, Any]]:
+    """False premises and twins apart, the first of each, and how many there are."""
+    kinds: dict[str, dict[str, Any]] = {}
+    for kind in ("false_premise", "true_premise"):
+        pairs = [pair for pair in generations or () if pair.kind == kind]
+        if pairs:
+            outcomes = dict.fromkeys(("mended", "right", "wrong", "broken"), 0)
+            for pair in pairs:
+                outcomes[pair.outcome] += 1
+            kinds[kind] = {"shown": pairs[:MAX_ANSWERS], "n": len(pairs), "outcomes": outcomes}
+    return kinds

@@ -1,0 +1,173 @@
+"""Does a probe read the premise, or something that comes with it? The probe beside its controls.
+
+A probe beats its controls where the lower end of its held-out AUC's interval lies above the upper
+end of every control's:
+
+* ``shuffled labels``: the mean over shuffles (its spread over shuffles is the interval);
+* ``object alone``: the object's embedding, before the model has read anything around it;
+* ``layer 0``: after one block;
+* ``random weights``: the same place in a model that learned nothing.
+
+The control task's selectivity is given beside it, and is no condition: in a relation in which every
+object is false of some subjects and true of others, learning objects by heart does not help on the
+task, while the control task rewards nothing else.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from interp.checked import checked
+from interp.display import Displayed, Shown
+from interp.errors import UserError
+from interp.forward.partial import device_of
+from interp.premises import Premises
+from interp.premises.encode import encode_premises
+from probes.activation_reader import ActivationHook
+from probes.activations import Position, collect_activations
+from probes.controls import (
+    DEFAULT_SHUFFLES,
+    control_task_auc,
+    random_weights,
+    shuffled_label_auc,
+)
+from probes.labelled_activations import LabelledActivations
+from probes.layers import probe_layers
+from probes.scoring import area_under_curve, cross_validated_scores
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+
+@dataclass(frozen=True)
+class Score:
+    """An AUC with its 95 % interval."""
+
+    name: str
+    auc: float
+    ci_low: float
+    ci_high: float
+
+
+@dataclass(frozen=True)
+class ControlReport(Displayed):
+    """A probe and its controls, on the same held-out questions.
+
+    Attributes:
+        layer, hook, position: where the probe reads.
+        task: its own AUC.
+        controls: theirs; see the module's text.
+        control_task_auc: what the probe learns by heart, cross-validated in the search part.
+        selectivity: its AUC in the same folds, less that.
+    """
+
+    layer: int
+    hook: ActivationHook
+    position: Position
+    task: Score
+    controls: tuple[Score, ...]
+    control_task_auc: float
+    selectivity: float
+
+    def __post_init__(self) -> None:
+        if not self.controls:
+            raise UserError("a verdict needs at least one control")
+
+    @property
+    def beats_controls(self) -> bool:
+        """Whether the probe's interval lies above every control's."""
+        return all(self.task.ci_low > control.ci_high for control in self.controls)
+
+    @property
+    def sentence(self) -> str:
+        """The verdict in words, whichever way it went."""
+        best = max(self.controls, key=lambda control: control.ci_high)
+        shown = f"{self.task.auc:.3f} [{self.task.ci_low:.3f}, {self.task.ci_high:.3f}]"
+        against = f"{best.name} {best.auc:.3f} [{best.ci_low:.3f}, {best.ci_high:.3f}]"
+        if self.beats_controls:
+            return f"The probe of layer {self.layer} reads the premise: AUC {shown}; {against}."
+        return (
+            f"The probe of layer {self.layer} does not beat its controls: AUC {shown}, but "
+            f"{against}. It is no evidence that the premise is read there."
+        )
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row for the probe and each control."""
+        return pd.DataFrame([vars(one) for one in (self.task, *self.controls)])
+
+    def plot(self) -> "go.Figure":
+        """AUC of the probe and its controls with their intervals."""
+        from interp.report.probes import controls_figure
+
+        return controls_figure(self.to_dataframe())
+
+    def _shown(self) -> Shown:
+        words = f"{self.sentence} Selectivity {self.selectivity:.3f}."
+        return Shown(words, (self.to_dataframe(),), self.plot)
+
+
+@checked
+def compare_with_controls(
+    model: Any,
+    search: Premises,
+    held_out: Premises,
+    *,
+    layer: int,
+    hook: ActivationHook = "resid_post",
+    position: Position = "object",
+    n_shuffles: int = DEFAULT_SHUFFLES,
+    seed: int = 0,
+    progress: bool = True,
+) -> ControlReport:
+    """Fit the probe of one place and its controls on ``search``, and score them on ``held_out``.
+
+    Raises:
+        UserError: what `probe_layers` refuses.
+    """
+    options: dict[str, Any] = {"position": position, "seed": seed, "progress": progress}
+
+    def score(name: str, subject: Any, of_layer: int, of_hook: ActivationHook) -> Score:
+        found = probe_layers(
+            subject, search, held_out, layers=[of_layer], hook=of_hook, n_shuffles=1, **options
+        ).scores[0]
+        return Score(name, found.auc, found.ci_low, found.ci_high)
+
+    fitted, objects = _part(model, search, layer, hook, position, progress)
+    scored, _ = _part(model, held_out, layer, hook, position, progress)
+    shuffled = shuffled_label_auc(fitted, scored, n_shuffles=n_shuffles, seed=seed)
+    low, high = np.quantile(shuffled, [0.025, 0.975])
+    controls = (
+        Score("shuffled labels", float(shuffled.mean()), float(low), float(high)),
+        score("object alone", model, 0, "resid_pre"),
+        score("layer 0", model, 0, "resid_post"),
+        score("random weights", random_weights(model, seed=seed), layer, hook),
+    )
+    within = cross_validated_scores(fitted.activations, fitted.labels, fitted.subjects)
+    by_heart = float(control_task_auc(fitted, objects, seed=seed).mean())
+    selectivity = area_under_curve(within, fitted.labels) - by_heart
+    task = score("probe", model, layer, hook)
+    return ControlReport(layer, hook, position, task, controls, by_heart, selectivity)
+
+
+def _part(
+    model: Any,
+    premises: Premises,
+    layer: int,
+    hook: ActivationHook,
+    position: Position,
+    progress: bool,
+) -> tuple[LabelledActivations, tuple[str, ...]]:
+    """One layer's activations of both kinds of prompt, and the objects that they name."""
+    encoded = encode_premises(model.tokenizer, premises, device=device_of(model))
+    false, twin = (
+        collect_activations(
+            model, encoded, kind, hook=hook, layers=[layer], position=position, progress=progress
+        )[:, 0]
+        for kind in ("false", "twin")
+    )
+    objects = tuple(item.question.false_object for item in encoded.items) + tuple(
+        item.question.true_object for item in encoded.items
+    )
+    return LabelledActivations.from_pairs(false, twin, encoded.subjects), objects

@@ -1,0 +1,1 @@
+"""The detector of false premises: its data set, training, calibration, and what it finds."""

@@ -1,0 +1,137 @@
+"""Questions as a detector reads them: chat-rendered, the question's own tokens, their words.
+
+At training time it is known where subject and object stand. The *completion* is the last token of
+whichever of the two comes last: only there has the model read all of the premise. At detection
+time nothing is known but the text.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from interp.forward.batch import Span
+from interp.models import render_chat
+from interp.premises import Premises, Question
+from interp.premises.encode import token_span, tokenize
+from probes.activation_reader import TokensToRead
+from probes.activations import PremiseKind
+from probes.detector.words import word_spans, words_of_tokens
+
+
+@dataclass(frozen=True)
+class AskedQuestion:
+    """A raw question in the chat prompt.
+
+    Attributes:
+        text: the question.
+        tokens: ids of the whole prompt, without padding.
+        span: the question's tokens [start, end) in it.
+        offsets: of each of those tokens, its characters in ``text``.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    span: Span
+    offsets: tuple[Span, ...]
+
+    @cached_property
+    def words(self) -> tuple[Span, ...]:
+        """The question's words, in characters."""
+        return word_spans(self.text)
+
+    @cached_property
+    def word_of(self) -> tuple[int | None, ...]:
+        """Of each of the question's tokens the last word it touches, if any."""
+        return words_of_tokens(self.words, self.offsets, self.text)
+
+    @property
+    def to_read(self) -> TokensToRead:
+        """The prompt up to the question's end, read at all tokens of the question."""
+        return TokensToRead(self.tokens, tuple(range(*self.span)))
+
+    def tokens_at(self, chars: Span) -> Span:
+        """The prompt's tokens that hold characters of the question."""
+        start, end = token_span(self.offsets, self.text, *chars)
+        return self.span[0] + start, self.span[0] + end
+
+
+@dataclass(frozen=True)
+class LabelledQuestion:
+    """A question whose premise is known to be false (label 1) or true (label 0).
+
+    Attributes:
+        asked: how it is put to the model.
+        label: 1 for a false premise.
+        question: the fact and the template that it was made from.
+        subject, object: characters in the question.
+        counts: whether layer, calibration and threshold are chosen by it; it is fitted on anyway.
+    """
+
+    asked: AskedQuestion
+    label: int
+    question: Question
+    subject: Span
+    object: Span
+    counts: bool = True
+
+    @property
+    def object_tokens(self) -> Span:
+        """The object's tokens, counted from the question's first."""
+        start, end = self.asked.tokens_at(self.object)
+        return start - self.asked.span[0], end - self.asked.span[0]
+
+    @property
+    def completion(self) -> int:
+        """The token at which the premise is complete, counted from the question's first."""
+        last = max(self.subject, self.object, key=lambda span: span[1])
+        return self.asked.tokens_at(last)[1] - 1 - self.asked.span[0]
+
+
+@dataclass(frozen=True)
+class BackgroundText:
+    """A text in which nothing false is presupposed.
+
+    Attributes:
+        asked: how it is put to the model.
+        relation, group: what it is about, as `groups_of` names subjects; None for neither.
+    """
+
+    asked: AskedQuestion
+    relation: str | None = None
+    group: str | None = None
+
+
+def ask(tokenizer: Any, text: str, *, system: str | None = None) -> AskedQuestion:
+    """A question in the model's chat format. Raises UserError for an empty one."""
+    rendered = render_chat(tokenizer, text, system=system)
+    encoding = tokenize(tokenizer, rendered)
+    begin = rendered.question_start
+    stripped = text.strip()
+    dropped = text.index(stripped)
+    start, end = token_span(
+        encoding["offset_mapping"],
+        rendered.text,
+        begin + dropped,
+        begin + dropped + len(stripped),
+        "question",
+    )
+    offsets = tuple(
+        (left - begin, right - begin) for left, right in encoding["offset_mapping"][start:end]
+    )
+    return AskedQuestion(text, tuple(encoding["input_ids"]), (start, end), offsets)
+
+
+def label_questions(
+    tokenizer: Any, premises: Premises, questions: Iterable[Question], *, counts: bool = True
+) -> list[LabelledQuestion]:
+    """Each question with its false object, and then its true-premise twin."""
+    kinds: tuple[tuple[PremiseKind, int], ...] = (("false", 1), ("twin", 0))
+    found = []
+    for question in questions:
+        for kind, label in kinds:
+            filled = premises.fill(question, kind)
+            asked = ask(tokenizer, filled.text)
+            spans = filled.subject, filled.object
+            found.append(LabelledQuestion(asked, label, question, *spans, counts=counts))
+    return found

@@ -1,0 +1,105 @@
+"""How well a detector does on questions that it was not trained on."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from interp.checked import checked
+from interp.display import Displayed, Shown
+from interp.evaluation.detection import PremiseDetections, detect_premises
+from interp.interventions.gate import Detector
+from interp.premises import Premises
+from probes.detector.calibration import expected_calibration_error, reliability
+from probes.scoring import auc_with_interval
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+
+@dataclass(frozen=True, eq=False)
+class DetectionScore(Displayed):
+    """A detector's scores on false premises and their twins; rates and AUC are (value, low, high).
+
+    Attributes:
+        n, n_subjects: questions (each with its twin), and subjects, which intervals resample.
+        auc: how well the probabilities tell false premises from twins.
+        fired_on_false, fired_on_twins: how often it fired.
+        span_covers_object: of the detections on false premises, how often the words found hold the
+            whole false object; None where nothing fired.
+        span_is_object: likewise, how often they are the object and no more.
+        calibration_error: expected calibration error of the probabilities.
+        curve: the reliability curve behind it, see `probes.reliability`.
+    """
+
+    n: int
+    n_subjects: int
+    auc: tuple[float, float, float]
+    fired_on_false: tuple[float, float, float]
+    fired_on_twins: tuple[float, float, float]
+    span_covers_object: tuple[float, float, float] | None
+    span_is_object: float | None
+    calibration_error: float
+    curve: pd.DataFrame
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return {**vars(self), "curve": self.curve.to_dict("records")}
+
+    def plot(self) -> "go.Figure":
+        """Observed share of false premises against the predicted probability."""
+        from interp.report.probes import reliability_figure
+
+        return reliability_figure(self.curve)
+
+    def _shown(self) -> Shown:
+        from interp.report.probes import detection_table
+
+        words = (
+            f"A detector on {self.n} questions about {self.n_subjects} subjects, and their twins."
+        )
+        return Shown(words, (detection_table(self.to_dict()),), self.plot)
+
+
+@checked
+def score_detections(found: PremiseDetections, *, seed: int = 0) -> DetectionScore:
+    """Score what a detector said of premises; see `interp.evaluation.detection`.
+
+    Raises UserError for questions about a single subject, over which there is no interval.
+    """
+    both = (*found.false, *found.twin)
+    probabilities = np.array([one.probability for one in both])
+    labels = np.array([1] * len(found.false) + [0] * len(found.twin))
+    auc = auc_with_interval(
+        torch.from_numpy(probabilities).float(), torch.from_numpy(labels), found.subjects * 2,
+        seed=seed,
+    )  # fmt: skip
+    rates = found.to_dict(seed=seed)
+    fired = [
+        one.char_span == tuple(wanted)
+        for one, wanted in zip(found.false, found.objects, strict=True)
+        if one.fired
+    ]
+    covers = rates["span_covers_object"]
+    return DetectionScore(
+        n=len(found.false),
+        n_subjects=len(set(found.subjects)),
+        auc=auc,
+        fired_on_false=tuple(rates["fired_on_false"]),
+        fired_on_twins=tuple(rates["fired_on_twins"]),
+        span_covers_object=None if covers is None else tuple(covers),
+        span_is_object=float(np.mean(fired)) if fired else None,
+        calibration_error=expected_calibration_error(probabilities, labels),
+        curve=reliability(probabilities, labels),
+    )
+
+
+@checked
+def score_detector(
+    model: Any, premises: Premises, detector: Detector, *, seed: int = 0, progress: bool = True
+) -> DetectionScore:
+    """Run a detector on every question of the premises and its twin, and score it."""
+    found = detect_premises(model, premises, detector=detector, progress=progress)
+    return score_detections(found, seed=seed)
