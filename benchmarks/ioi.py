@@ -48,7 +48,7 @@ from interp.patching.faithfulness import faithfulness_curve
 from interp.patching.origin import mean_values, patching_edit
 from interp.patching.stability import stability
 from interp.runs.manifest import versions
-from interp.statistics import mean_interval
+from interp.statistics.significance import mean_interval
 from interp.tasks import EncodedPairs, answered_right, encode_pairs, ioi_pairs, patch_pairs
 from interp.tasks.ioi import NAMES, TEMPLATES, Corruption
 

@@ -32,9 +32,9 @@ from interp.forward.out_of_memory import over_parts
 from interp.forward.partial import RecordedRun, record_run, resume
 from interp.heads.locate import as_encoded
 from interp.heads.significance import mean_interval
-from interp.models.precision import widened
 from interp.patching.edits import edited_points
 from interp.patching.metrics import LogitDifference, apply_metric
+from interp.precision import widened
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import Premises
 from interp.progress import progress_bar

@@ -20,7 +20,7 @@ from torch import Tensor
 from interp.checked import checked
 from interp.errors import UserError
 from interp.heads.significance import BOOTSTRAP_RESAMPLES, CONFIDENCE, mean_interval
-from interp.patching.resampling import group_draws, resamples_at_once
+from interp.statistics.resampling import group_draws, resamples_at_once
 from probes.linear import DEFAULT_C, ProbeMethod, check_labelled, fit_direction
 
 DEFAULT_SPLITS = 5

@@ -43,7 +43,7 @@ from interp.runs.shards import (
     remove_shards,
 )
 from interp.runs.threads import threads_of, using_threads, with_threads
-from interp.statistics import MINIMUM_GROUPS, mean_interval
+from interp.statistics.significance import MINIMUM_GROUPS, mean_interval
 from interp.tasks import EncodedPairs, Pairs, answered_right, encode_pairs, ioi_pairs, read_pairs
 from interp.tasks.ioi import Corruption, check_corruption
 from interp.tasks.patching import Metric, Where, patch_pairs, positions_of

@@ -17,9 +17,9 @@ from interp.interventions.context import constrain
 from interp.interventions.head_constraint import Constraint
 from interp.interventions.intervention import Intervention
 from interp.jobs import SHARD, Shard
-from interp.models.precision import result_dtype
 from interp.patching.metrics import LogitDifference, Probability, apply_metric
 from interp.patching.sweep import sweep_sets
+from interp.precision import result_dtype
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import QuestionKind
 from interp.progress import progress_bar

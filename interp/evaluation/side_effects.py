@@ -26,8 +26,8 @@ from interp.forward.partial import device_of, tail_logits
 from interp.interventions.context import constrain
 from interp.interventions.head_constraint import Constraint
 from interp.interventions.intervention import Intervention
-from interp.models.precision import widened
 from interp.models.spans import tokenize_with_offsets
+from interp.precision import widened
 from interp.premises.encode import token_span
 from interp.premises.registry import data_dir
 

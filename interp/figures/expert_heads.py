@@ -20,7 +20,7 @@ from interp.figures.look import (
 )
 from interp.figures.tables import where
 from interp.heads.headset import HeadSet
-from interp.statistics import group_means
+from interp.statistics.significance import group_means
 
 if TYPE_CHECKING:
     from interp.experts.heads.contributions import ExpertContributions

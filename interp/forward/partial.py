@@ -39,8 +39,8 @@ from interp.forward.trial import trusted_plain_model
 from interp.forward.unhooked import Hook, HookFunction, has_hooks, hook_points_used
 from interp.models.call import first_shared_keys
 from interp.models.model_check import check_of, require
-from interp.models.precision import dtype_of
 from interp.models.versions import writes_resid_mid
+from interp.precision import dtype_of
 
 
 @checked

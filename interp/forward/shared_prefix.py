@@ -24,7 +24,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from interp.models.precision import widened
+from interp.precision import widened
 
 NAME = "shared_prefix"
 """Under this name transformers knows the implementation."""

@@ -19,8 +19,8 @@ from typing import Any
 from torch import nn
 
 from interp.forward.hook_points import axis_of
-from interp.models.precision import result_dtype
 from interp.models.versions import wraps_transformers
+from interp.precision import result_dtype
 
 FLOAT32 = 4
 """Bytes: metrics are of float32 logits, whatever the model's dtype."""

@@ -21,7 +21,7 @@ from interp.forward.call import call_columns
 from interp.forward.hook_points import as_units, hook_name
 from interp.forward.out_of_memory import is_out_of_memory
 from interp.forward.unhooked import Hook, PlainModel, may_be_plain, plain_model
-from interp.models.precision import agrees, dtype_of, precision_of, wide_dtype, widened
+from interp.precision import agrees, dtype_of, precision_of, wide_dtype, widened
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def trusted_plain_model(model: Any, width: int) -> PlainModel | None:
 
 
 def sweep_resolution(model: Any) -> float:
-    """Effects of sweeps smaller than this are rounding; see `interp.models.precision`."""
+    """Effects of sweeps smaller than this are rounding; see `interp.precision`."""
     dtype = dtype_of(model)
     return precision_of(wide_dtype(dtype) if _tried(model, WIDTH) else dtype).resolution
 

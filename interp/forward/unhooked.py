@@ -36,9 +36,9 @@ from interp.forward.layer_range import entering, forward_as
 from interp.forward.shared_prefix import NAME, LentPrefix, Step, lend, lent_cache
 from interp.forward.widen import tensor_cores, widen
 from interp.models.model_check import check_of
-from interp.models.precision import dtype_of, wide_dtype, widened
 from interp.models.unhooked import UnhookedModel, is_component
 from interp.models.versions import wraps_transformers
+from interp.precision import dtype_of, wide_dtype, widened
 
 logger = logging.getLogger(__name__)
 

@@ -25,9 +25,9 @@ from interp.errors import UserError
 from interp.heads.effects import HeadEffects
 from interp.heads.headset import HeadSet
 from interp.heads.significance import HeadStatistics, head_statistics, subject_means
-from interp.patching.resampling import resamples_at_once
 from interp.patching.stability import chance_overlap
-from interp.statistics import bootstrap_interval
+from interp.statistics.resampling import resamples_at_once
+from interp.statistics.significance import bootstrap_interval
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

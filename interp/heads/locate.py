@@ -30,11 +30,11 @@ from interp.forward.trial import sweep_resolution
 from interp.heads.effects import HeadEffects, Method
 from interp.heads.headset import Head, Site, check_site
 from interp.heads.sources import Source, premise_edit
-from interp.models.precision import result_dtype
 from interp.models.versions import check_hooked
 from interp.patching.attribution import attribute_heads
 from interp.patching.metrics import LogitDifference, Probability, apply_metric
 from interp.patching.sweep import sweep_effects
+from interp.precision import result_dtype
 from interp.premises.encode import EncodedPremises, encode_premises
 from interp.premises.questions import Premises, QuestionKind
 

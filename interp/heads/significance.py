@@ -1,4 +1,4 @@
-"""Is a head's mean effect more than chance? The statistics of ``interp.statistics``.
+"""Is a head's mean effect more than chance? The statistics of ``interp.statistics.significance``.
 
 Questions about one subject are not independent, so the groups that are averaged and resampled are
 the subjects.
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from interp.checked import checked
 from interp.errors import UserError
-from interp.statistics import (
+from interp.statistics.significance import (
     BOOTSTRAP_RESAMPLES,
     CONFIDENCE,
     RESOLUTION,
@@ -23,7 +23,7 @@ from interp.statistics import (
     group_means,
     mean_interval,
 )
-from interp.statistics import MINIMUM_GROUPS as MINIMUM_SUBJECTS
+from interp.statistics.significance import MINIMUM_GROUPS as MINIMUM_SUBJECTS
 
 __all__ = [
     "BOOTSTRAP_RESAMPLES",

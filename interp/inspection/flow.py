@@ -30,9 +30,9 @@ from interp.forward.out_of_memory import over_parts
 from interp.forward.partial import record_run
 from interp.heads.locate import as_encoded
 from interp.heads.significance import mean_interval
-from interp.models.precision import result_dtype, widened
 from interp.patching.attribution import gradient_pass, keep_in_graph
 from interp.patching.metrics import LogProbability
+from interp.precision import result_dtype, widened
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import Premises, QuestionKind
 from interp.progress import progress_bar

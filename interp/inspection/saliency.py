@@ -29,9 +29,9 @@ from interp.errors import UserError
 from interp.forward.batch import Span, TokenBatch
 from interp.forward.partial import RecordedRun, device_of, record_run, resume, unedited_logits
 from interp.inspection.read_prompt import ReadPrompt, read_prompt, token_texts
-from interp.models.precision import widened
 from interp.models.spans import shared_length
 from interp.patching.metrics import LogitDifference, LogProbability
+from interp.precision import widened
 from interp.premises.encode import tokenize
 from interp.premises.relation import FilledQuestion
 

@@ -22,8 +22,8 @@ from transformer_lens.pretrained import (  # pyright: ignore[reportMissingImport
 from interp.errors import UserError
 from interp.files import one_line
 from interp.models.hooked_config import config_entries
-from interp.models.precision import agrees, widened
 from interp.models.transformers_face import TransformersFace
+from interp.precision import agrees, widened
 
 # Any, because type checkers see TransformerLens 4, which has neither.
 HookedTransformer: Any = transformer_lens.HookedTransformer

@@ -27,7 +27,6 @@ from interp.forward.out_of_memory import halving
 from interp.forward.partial import Hook, HookFunction, RecordedRun, record_run, resume
 from interp.forward.sizes import sizes_of
 from interp.models.model_check import require
-from interp.models.precision import precision_of, result_dtype, widened
 from interp.patching.attribution import (
     Handed,
     check_unchanged,
@@ -37,6 +36,7 @@ from interp.patching.attribution import (
 )
 from interp.patching.edits import ActivationEdit, scores_hook_name
 from interp.patching.metrics import Metric, can_take, differentiable_sum
+from interp.precision import precision_of, result_dtype, widened
 from interp.progress import progress_bar
 
 Gradients = Sequence[Tensor]

@@ -26,9 +26,9 @@ from interp.forward.memory import Budget, decide_budget
 from interp.forward.out_of_memory import halving
 from interp.forward.partial import Hook, HookFunction, RecordedRun, record_run, resume
 from interp.forward.prompts import batch_for
-from interp.models.precision import result_dtype, widened
 from interp.patching.edits import ActivationEdit, HeadEdit, check_edit
 from interp.patching.metrics import Metric, can_take, differentiable_sum
+from interp.precision import result_dtype, widened
 from interp.progress import progress_bar
 
 Handed = list[tuple[Tensor, int]]

@@ -30,7 +30,7 @@ from interp.forward.hook_points import (
     hook_name,
 )
 from interp.forward.partial import HookFunction
-from interp.models.precision import widened
+from interp.precision import widened
 
 
 def scores_hook_name(layer: int) -> str:

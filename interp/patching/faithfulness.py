@@ -38,15 +38,15 @@ from interp.forward.memory import Budget, decide_budget
 from interp.forward.partial import RecordedRun, record_run, unedited_logits
 from interp.forward.prompts import names_of_prompts, pairs_for
 from interp.forward.variants import Variant, measure_runs, metrics_for, run_variants
-from interp.models.precision import result_dtype
 from interp.patching.alignment import align
 from interp.patching.circuit import Node, head_node, parse_node
 from interp.patching.edits import ActivationEdit
 from interp.patching.metrics import Metric, can_take
 from interp.patching.origin import patching_edit
-from interp.patching.resampling import group_draws, resamples_at_once
 from interp.patching.sweep import check_units
-from interp.statistics import BOOTSTRAP_RESAMPLES, CONFIDENCE, group_order
+from interp.precision import result_dtype
+from interp.statistics.resampling import group_draws, resamples_at_once
+from interp.statistics.significance import BOOTSTRAP_RESAMPLES, CONFIDENCE, group_order
 
 PROPORTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """MIB's proportions of nodes in the circuit."""

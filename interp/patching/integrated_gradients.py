@@ -20,9 +20,9 @@ from interp.forward.hook_points import as_units, count_units, from_units, hook_n
 from interp.forward.memory import Budget, decide_budget
 from interp.forward.out_of_memory import halving
 from interp.forward.partial import HookFunction, RecordedRun, record_run, resume
-from interp.models.precision import result_dtype, widened
 from interp.patching.edits import ActivationEdit
 from interp.patching.metrics import Metric, can_take, differentiable_sum
+from interp.precision import result_dtype, widened
 from interp.progress import progress_bar
 
 

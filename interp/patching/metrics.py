@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.errors import UserError
-from interp.models.precision import widened
+from interp.precision import widened
 
 Metric = Callable[[Tensor], Tensor]
 _Own = TypeVar("_Own", bound="PerPromptMetric")

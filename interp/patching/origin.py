@@ -19,9 +19,9 @@ from interp.forward.batch import TokenBatch
 from interp.forward.chunks import first_column
 from interp.forward.out_of_memory import over_parts
 from interp.forward.partial import record_run
-from interp.models.precision import widened
 from interp.patching.alignment import Alignment
 from interp.patching.edits import ActivationEdit
+from interp.precision import widened
 
 Origin = Literal["run", "zero", "mean", "resample"]
 

@@ -31,7 +31,6 @@ from interp.forward.out_of_memory import halving
 from interp.forward.partial import unedited_logits
 from interp.forward.prompts import batch_for, names_of_prompts, pairs_for
 from interp.forward.trial import sweep_resolution
-from interp.models.precision import result_dtype
 from interp.models.versions import check_hooked
 from interp.patching.alignment import Alignment, Positions, align
 from interp.patching.atp_star import atp_star_columns
@@ -49,6 +48,7 @@ from interp.patching.metrics import (
 from interp.patching.origin import check_origin, derangement, mean_values, patching_edit
 from interp.patching.result import PatchingResult
 from interp.patching.sweep import Unit, check_units, sweep_heads, sweep_places
+from interp.precision import result_dtype
 from interp.progress import progress_bar
 
 Method = Literal["exact", "attribution", "atp*", "ig", "screen"]

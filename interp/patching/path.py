@@ -39,13 +39,13 @@ from interp.forward.partial import (
 from interp.forward.prompts import names_of_prompts, pairs_for
 from interp.forward.trial import sweep_resolution
 from interp.models.model_check import require
-from interp.models.precision import result_dtype, widened
 from interp.patching.alignment import align
 from interp.patching.edits import ActivationEdit
 from interp.patching.metrics import Metric, apply_metric, can_take, metric_name, take_metrics
 from interp.patching.origin import patching_edit
 from interp.patching.result import PatchingResult
 from interp.patching.sweep import Unit, check_units, freeze_hooks
+from interp.precision import result_dtype, widened
 from interp.progress import progress_bar
 
 Into = Literal["q", "k", "v"]

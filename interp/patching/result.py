@@ -32,7 +32,7 @@ from interp.errors import UserError
 from interp.files import check_shape, check_tensors
 from interp.files.described_tensors import read_tensors, write_tensors
 from interp.patching.result_axes import By, check_axes, check_order
-from interp.statistics import (
+from interp.statistics.significance import (
     MINIMUM_GROUPS,
     RESOLUTION,
     EffectStatistics,

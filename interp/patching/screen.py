@@ -31,7 +31,7 @@ from interp.patching.origin import mean_values, patching_edit
 from interp.patching.patch import patch
 from interp.patching.result import PatchingResult
 from interp.patching.sweep import Unit, sweep_sets
-from interp.statistics import group_means
+from interp.statistics.significance import group_means
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -25,10 +25,10 @@ from interp.arguments import of_kind, whole_number
 from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
-from interp.patching.resampling import group_draws, resamples_at_once
 from interp.patching.result import Coordinates, PatchingResult
 from interp.patching.result_axes import By, check_order
-from interp.statistics import CONFIDENCE, group_means
+from interp.statistics.resampling import group_draws, resamples_at_once
+from interp.statistics.significance import CONFIDENCE, group_means
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -41,10 +41,10 @@ from interp.forward.memory import Budget, decide_budget
 from interp.forward.out_of_memory import halving
 from interp.forward.partial import Hook, HookFunction, RecordedRun, record_run, resume
 from interp.forward.prompts import batch_for
-from interp.models.precision import result_dtype
 from interp.models.versions import check_hooked
 from interp.patching.edits import ActivationEdit, HeadEdit, check_edit
 from interp.patching.metrics import Metric, apply_metric, can_take, narrow_metrics
+from interp.precision import result_dtype
 from interp.progress import progress_bar
 
 Unit = tuple[int, int]

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.metrics import mutual_info_score
 
-from interp.experts.intervals import jackknife
 from interp.experts.routing import measures
-from interp.statistics import q_values
+from interp.statistics.jackknife import jackknife
+from interp.statistics.significance import q_values
 
 COUNTS = np.array([[6.0, 2.0, 0.0, 0.0], [0.0, 0.0, 4.0, 4.0]])
 

@@ -18,11 +18,11 @@ from interp.forward import trial, widen
 from interp.forward.partial import unedited_logits
 from interp.forward.shared_prefix import NAME, shared_prefix_attention
 from interp.models import HookedModel
-from interp.models.precision import PRECISIONS, agrees, precision_of, wide_dtype
 from interp.patching import LogitDifference, patch, patch_heads, patch_paths, record_run
 from interp.patching.edits import ActivationEdit
 from interp.patching.metrics import Probability, apply_metric
 from interp.patching.sweep import sweep_effects, sweep_sets
+from interp.precision import PRECISIONS, agrees, precision_of, wide_dtype
 from tests.patching.prompts import CLEAN, CORRUPTED, METRIC
 
 Make = Callable[[str, torch.dtype], HookedModel]

@@ -6,8 +6,8 @@ import torch
 
 from interp.errors import UserError
 from interp.heads import head_statistics
-from interp.patching.resampling import in_turns, resamples_at_once, units_at_once
-from interp.statistics import effect_statistics, group_means, mean_interval
+from interp.statistics.resampling import in_turns, resamples_at_once, units_at_once
+from interp.statistics.significance import effect_statistics, group_means, mean_interval
 
 
 def names(count: int) -> list[str]:
@@ -90,7 +90,7 @@ def test_few_units_and_resamples_at_a_time_give_the_same_statistics(
 ) -> None:
     values = torch.randn(9, 11, generator=torch.Generator().manual_seed(0)) + 0.3
     whole, mean = effect_statistics(values, names(9)), mean_interval(values[:, 0].numpy(), names(9))
-    monkeypatch.setattr("interp.patching.resampling.RESAMPLE_BYTES", 3 * 9 * 200 * 16)
+    monkeypatch.setattr("interp.statistics.resampling.RESAMPLE_BYTES", 3 * 9 * 200 * 16)
     assert units_at_once(9, 200, copies=2) == 3
     parts = effect_statistics(values, names(9))
     for name in ("mean", "ci_low", "ci_high", "p_value", "q_value"):

@@ -21,9 +21,9 @@ from interp.errors import UserError
 from interp.evaluation.baselines.score import KINDS, TreatmentScore
 from interp.evaluation.preference import Preference
 from interp.heads.significance import BOOTSTRAP_RESAMPLES, CONFIDENCE, mean_interval
-from interp.patching.resampling import group_draws, resamples_at_once
 from interp.premises.questions import QuestionKind
-from interp.statistics import group_order
+from interp.statistics.resampling import group_draws, resamples_at_once
+from interp.statistics.significance import group_order
 
 MEASURES = ("gain", "share", "cost", "cost_p_true", "unchanged")
 

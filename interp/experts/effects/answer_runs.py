@@ -19,9 +19,9 @@ from interp.forward.batch import TokenBatch, by_length
 from interp.forward.call import call_columns
 from interp.forward.finite import check_finite
 from interp.forward.partial import Hook, RecordedRun, hooked, record_run
-from interp.models.precision import widened
 from interp.moelora.data.encoding import IGNORED, EncodedExample
 from interp.moelora.projections import Projection
+from interp.precision import widened
 
 BATCH_TOKENS = 2048
 """Tokens of one batch: every layer's input is kept for it."""

@@ -34,12 +34,12 @@ from interp.experts.effects.jobs import (
     most_promising,
 )
 from interp.jobs import AT_ONCE, Stages
-from interp.models.precision import dtype_of, precision_of
 from interp.moelora.data.encoding import EncodedExample, encode_example
 from interp.moelora.data.examples import Example
 from interp.moelora.projections import Projection, find_projection, projections_of
 from interp.patching.result import PatchingResult
-from interp.statistics import MINIMUM_GROUPS, EffectStatistics, q_values
+from interp.precision import dtype_of, precision_of
+from interp.statistics.significance import MINIMUM_GROUPS, EffectStatistics, q_values
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

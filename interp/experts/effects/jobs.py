@@ -28,11 +28,11 @@ from interp.interventions.context import constrain
 from interp.interventions.expert_constraint import ExpertConstraint, ExpertMode, edit_gates
 from interp.interventions.hooks import hooks_of
 from interp.jobs import SHARD, Gives, Shard
-from interp.models.precision import result_dtype
 from interp.moelora.data.encoding import EncodedExample, end_token
 from interp.moelora.data.examples import Example
 from interp.moelora.projections import Projection
 from interp.moelora.training.scoring import is_right
+from interp.precision import result_dtype
 from interp.progress import progress_bar
 
 Unit = tuple[int, int]

@@ -36,7 +36,7 @@ from interp.forward.partial import Hook, HookFunction, hooked, tail_logits
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import Premises, QuestionKind
 from interp.progress import progress_bar
-from interp.statistics import group_means
+from interp.statistics.significance import group_means
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

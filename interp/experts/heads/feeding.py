@@ -33,11 +33,11 @@ from interp.experts.heads.slices import HeadSlice, Part, slices_of
 from interp.heads.headset import Head, HeadSet, Site, as_head_set
 from interp.heads.locate import as_encoded
 from interp.heads.selection import random_head_sets
-from interp.patching.resampling import resamples_at_once
 from interp.patching.sweep import check_units
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import Premises, QuestionKind
-from interp.statistics import q_values
+from interp.statistics.resampling import resamples_at_once
+from interp.statistics.significance import q_values
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -34,11 +34,11 @@ from interp.experts.heads.slices import (
 from interp.heads.headset import Head, Site
 from interp.heads.locate import as_encoded
 from interp.heads.sources import premise_edit
-from interp.models.precision import dtype_of, precision_of
 from interp.patching.metrics import LogitDifference
+from interp.precision import dtype_of, precision_of
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import Premises, QuestionKind
-from interp.statistics import (
+from interp.statistics.significance import (
     MINIMUM_GROUPS,
     RESOLUTION,
     EffectStatistics,

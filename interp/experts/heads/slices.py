@@ -22,11 +22,11 @@ from interp.forward.hook_points import count_units
 from interp.forward.partial import Hook, HookFunction, record_run
 from interp.forward.variants import Variant, measure_runs, metrics_for, run_variants
 from interp.heads.headset import Head
-from interp.models.precision import result_dtype
 from interp.moelora.layer import MoELoRALinear
 from interp.moelora.projections import projections_of
 from interp.patching.edits import HeadEdit, take_edit
 from interp.patching.metrics import Metric, check_metrics
+from interp.precision import result_dtype
 
 Part = Literal["q", "k", "v"]
 """Queries, keys or values, before the rotary embedding."""

@@ -4,12 +4,12 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Int
 
-from interp.experts.intervals import jackknife
 from interp.experts.routing.measure_list import counts_of
 from interp.experts.routing.measures import domain_specialization
 from interp.experts.routing.nulls import p_value
 from interp.experts.routing.records import RoutingRecords
-from interp.statistics import q_values
+from interp.statistics.jackknife import jackknife
+from interp.statistics.significance import q_values
 
 
 def expert_table(

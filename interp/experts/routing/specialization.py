@@ -1,7 +1,7 @@
 """Is the use of experts more than chance? Every measure with its interval, nulls and q-values.
 
 Per projection, each measure of `MEASURES` is computed on all texts, on all but one fold at a time
-(the interval, see `interp.experts.intervals`; folds are whole units, so that what is left out is
+(the interval, see `interp.statistics.jackknife`; folds are whole units, so that what is left out is
 independent of what stays), and on what the nulls give (`interp.experts.routing.nulls`). q-values are
 Benjamini–Hochberg over the projections, for each measure and null by itself.
 """
@@ -16,14 +16,14 @@ import pandas as pd
 from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
-from interp.experts.intervals import jackknife
 from interp.experts.routing.by_expert import expert_table
 from interp.experts.routing.measure_list import MEASURES, TASK_MEASURES, counts_of, random_counts
 from interp.experts.routing.nulls import p_value, permuted_texts, permuted_within_token
 from interp.experts.routing.records import RoutingRecords
 from interp.files import read_table
 from interp.files.documents import write_table
-from interp.statistics import q_values
+from interp.statistics.jackknife import jackknife
+from interp.statistics.significance import q_values
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

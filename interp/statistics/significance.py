@@ -26,8 +26,8 @@ from torch import Tensor
 
 from interp.checked import checked
 from interp.errors import UserError
-from interp.models.precision import PRECISIONS
-from interp.patching.resampling import resamples_at_once, units_at_once
+from interp.precision import PRECISIONS
+from interp.statistics.resampling import resamples_at_once, units_at_once
 
 MINIMUM_GROUPS = 6
 BOOTSTRAP_RESAMPLES = 2000

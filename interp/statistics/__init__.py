@@ -1,0 +1,1 @@
+"""Intervals, sign-flip tests and false-discovery rates, for effects of any shape."""
