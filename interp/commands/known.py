@@ -6,16 +6,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from interp.commands.prompts_identity import prompts_identity
 from interp.errors import UserError
 from interp.files import check_shape
 from interp.files.documents import read_json, write_json, write_jsonl, write_table
 from interp.premises.knowledge import check_knowledge
-from interp.premises.questions import Premises, load_premises
-from interp.premises.split import Split
+from interp.premises.questions import Premises, Split, load_premises
 from interp.runs.clock import with_clock
 from interp.runs.identity import begin_run, check_run
 from interp.runs.pass_memory import with_budget
-from interp.runs.prompting import ENDS, end_tokens, prompts_identity
+from interp.runs.prompting import ENDS, end_tokens
 from interp.runs.shards import digest_of
 from interp.runs.threads import with_threads
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from interp.commands.dtype_check import N_PROMPTS, TOP_HEADS, Measure, note_dtype_check
 from interp.commands.known import known_part, premise_rows, prompts_digest, split_known
+from interp.commands.prompts_identity import prompts_identity
 from interp.errors import UserError
 from interp.files import (
     check_links,
@@ -30,17 +31,15 @@ from interp.files.documents import read_json, write_table
 from interp.files.tensor_file import read_tensor_file
 from interp.forward.memory import using_budget
 from interp.forward.trial import sweep_resolution
-from interp.heads.effects import HeadEffects, Method, load_effects, save_effects
+from interp.heads.effects import HeadEffects, Method, count_of_fraction, load_effects, save_effects
 from interp.heads.headset import Site
 from interp.heads.locate import as_encoded, batch_metrics, locate_heads
-from interp.heads.selection import count_of_fraction
 from interp.jobs import SHARD, Shard
 from interp.models import fingerprint
 from interp.patching.metrics import LogitDifference
 from interp.premises.encode import EncodedPremises
 from interp.premises.knowledge import MINIMUM_KNOWN, KnowledgeCheck
-from interp.premises.questions import load_premises
-from interp.premises.split import Split
+from interp.premises.questions import Split, load_premises
 from interp.runs.clock import one_moment, run_clock
 from interp.runs.identity import model_identity
 from interp.runs.lock import one_process
@@ -53,7 +52,7 @@ from interp.runs.manifest import (
 )
 from interp.runs.model_conditions import conditions
 from interp.runs.pass_memory import budget_entry, budget_of
-from interp.runs.prompting import PROMPTS, noted_prompts, prompts_identity
+from interp.runs.prompting import PROMPTS, noted_prompts
 from interp.runs.shards import (
     Engine,
     InProcess,

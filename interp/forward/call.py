@@ -8,7 +8,7 @@ from transformers.cache_utils import Cache
 
 from interp.forward.batch import TokenBatch
 from interp.models.call import call_model
-from interp.models.limits import check_batch
+from interp.models.limits import check_length, check_tokens
 
 
 def call_columns(
@@ -28,6 +28,7 @@ def call_columns(
     Raises:
         UserError: prompts beyond the model's positions, or tokens beyond its vocabulary.
     """
-    check_batch(hf_model, batch)
+    check_tokens(hf_model, *batch.token_range)
+    check_length(hf_model, batch.longest, batch.width)
     tokens, mask = batch.tokens[rows, start:end], batch.mask[rows, :end]
     return call_model(hf_model, tokens, mask, cache=cache, keep=keep)

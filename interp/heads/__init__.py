@@ -1,10 +1,18 @@
 """Effects of heads, their significance, and the sets chosen from them."""
 
-from interp.heads.by_layer import effects_by_layer
-from interp.heads.effects import HeadEffects, Method, agreement, load_effects, save_effects
+from interp.heads.effects import (
+    HeadEffects,
+    Method,
+    agreement,
+    count_of_fraction,
+    effects_by_layer,
+    load_effects,
+    save_effects,
+    select_heads,
+)
 from interp.heads.headset import Head, HeadSet, Site, as_head_set
 from interp.heads.locate import locate_heads
-from interp.heads.selection import count_of_fraction, random_head_sets, select_heads
+from interp.heads.random_sets import random_head_sets
 from interp.heads.significance import HeadStatistics, head_statistics, mean_interval
 from interp.heads.sources import Source, premise_edit
 

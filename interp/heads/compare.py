@@ -13,24 +13,23 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 from jaxtyping import Float
 from scipy.stats import hypergeom, pearsonr, rankdata
 
 from interp.display import Displayed, Shown
 from interp.errors import UserError
+from interp.figures.expert_heads import shift_figure
 from interp.heads.effects import HeadEffects
 from interp.heads.headset import HeadSet
 from interp.heads.significance import HeadStatistics, head_statistics, subject_means
 from interp.patching.stability import chance_overlap
 from interp.statistics.resampling import resamples_at_once
 from interp.statistics.significance import bootstrap_interval
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 TOP_K = 10
 HALVES = 100
@@ -199,10 +198,8 @@ class HeadComparison(Displayed):
         order = frame["change"].abs().sort_values(ascending=False, kind="stable").index
         return frame.loc[order].reset_index(drop=True)
 
-    def plot(self, heads: HeadSet | None = None) -> "go.Figure":
+    def plot(self, heads: HeadSet | None = None) -> go.Figure:
         """Effect after against effect before, a point a head; ``heads`` are marked."""
-        from interp.figures.expert_heads import shift_figure
-
         return shift_figure(self, heads)
 
     def _shown(self) -> Shown:

@@ -11,25 +11,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast, get_args
+from typing import Literal, cast, get_args
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from interp.arguments import of_kind, real_number, whole_number
 from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
+from interp.figures.evaluation import head_heatmap
+from interp.figures.layers import layer_effects
 from interp.files import check_tensors
 from interp.files.tensor_file import read_tensor_file, write_tensor_file
 from interp.heads.headset import Head, HeadSet, Site, check_site
-from interp.heads.significance import RESOLUTION, HeadStatistics, head_statistics
+from interp.heads.significance import RESOLUTION, HeadStatistics, head_statistics, mean_interval
 from interp.patching.result import PatchingResult
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 Method = Literal["path", "activation", "attribution"]
 _SMALL_NUMBER = re.compile(r"\d{1,3}(\.\d{1,20})?(e-\d{1,3})?", re.ASCII)
@@ -101,14 +102,12 @@ class HeadEffects(Displayed):
         fdr: float | None = None,
         vote: float | None = None,
     ) -> HeadSet:
-        """Choose heads; see ``interp.heads.selection``.
+        """Choose heads by their effects.
 
         Exactly one of ``fraction`` (of all heads, at least one), ``count`` and ``fdr`` (every head
         with a positive effect and q ≤ fdr). ``vote=τ`` beside a fraction or count ranks heads as
-        the paper does: by how many prompts have E ≥ τ.
+        the paper does (section 3.4): by how many prompts have E ≥ τ.
         """
-        from interp.heads.selection import select_heads
-
         return select_heads(self, fraction=fraction, count=count, fdr=fdr, vote=vote)
 
     def to_dataframe(self, selected: HeadSet | None = None) -> pd.DataFrame:
@@ -132,19 +131,14 @@ class HeadEffects(Displayed):
         )
         return frame.sort_values("rank", ignore_index=True)
 
-    def plot(self, selected: HeadSet | None = None, *, by: str = "head") -> "go.Figure":
+    def plot(self, selected: HeadSet | None = None, *, by: str = "head") -> go.Figure:
         """Heat map of the mean effects, layer × head; or by layer, their sums with intervals.
 
         ``selected`` heads are framed in the heat map. Raises UserError for another ``by``.
         """
         if by == "head":
-            from interp.figures.evaluation import head_heatmap
-
             return head_heatmap(self.to_dataframe(selected), site=self.site)
         if by == "layer":
-            from interp.figures.layers import layer_effects
-            from interp.heads.by_layer import effects_by_layer
-
             return layer_effects(effects_by_layer(self))
         raise UserError(f"unknown kind of figure {by!r}; known: head, layer")
 
@@ -180,6 +174,82 @@ class HeadEffects(Displayed):
         if site not in by_site:
             raise UserError(f"{path} holds no effects of site {site!r}: {', '.join(by_site)}")
         return by_site[site]
+
+
+@checked
+def select_heads(
+    effects: HeadEffects,
+    *,
+    fraction: float | None = None,
+    count: int | None = None,
+    fdr: float | None = None,
+    vote: float | None = None,
+) -> HeadSet:
+    """A head set from effects, as ``HeadEffects.select`` chooses it."""
+    ways = {"fraction": fraction, "count": count, "fdr": fdr}
+    given = [name for name, value in ways.items() if value is not None]
+    if len(given) != 1:
+        raise UserError(f"choose by exactly one of fraction, count and fdr, not {given or 'none'}")
+    if vote is not None:
+        vote = real_number("vote", vote)
+    if fdr is not None:
+        if vote is not None:
+            raise UserError("a vote ranks heads: give it a fraction or a count, not an fdr")
+        return _by_fdr(effects, fdr)
+    n_all = effects.values[0].numel()
+    size = (
+        count_of_fraction(fraction or 0.0, n_all) if count is None else whole_number("count", count)
+    )
+    if not 0 <= size <= n_all:
+        raise UserError(f"cannot choose {size} of {n_all} heads")
+    ranked = effects.ranked() if vote is None else _by_vote(effects, vote)
+    how = f"{size} largest mean effects" if vote is None else f"{size} most voted at E ≥ {vote}"
+    return HeadSet(ranked[:size], effects.site, f"{how}, {effects.method}")
+
+
+@checked
+def count_of_fraction(fraction: float, n_heads: int) -> int:
+    """How many heads a fraction of them is: rounded, at least one."""
+    fraction = real_number("fraction", fraction)
+    if not 0 < fraction <= 1:
+        raise UserError(f"a fraction of the heads is above 0 and at most 1, not {fraction}")
+    return max(1, round(fraction * n_heads))
+
+
+def _by_fdr(effects: HeadEffects, fdr: float) -> HeadSet:
+    if not 0 < real_number("fdr", fdr) < 1:
+        raise UserError(f"a false-discovery rate lies between 0 and 1, not {fdr}")
+    statistics = effects.statistics
+    passed = (statistics.q_value <= fdr) & (statistics.mean > 0)
+    heads = tuple(head for head in effects.ranked() if passed[head])
+    return HeadSet(heads, effects.site, f"positive effect at FDR {fdr:g}, {effects.method}")
+
+
+def _by_vote(effects: HeadEffects, threshold: float) -> tuple[Head, ...]:
+    votes = (effects.probability >= threshold).sum(dim=0)
+    # Ties, and heads without a vote, fall back on the mean of E.
+    order = np.lexsort((-effects.probability.mean(dim=0).numpy().ravel(), -votes.numpy().ravel()))
+    n_heads = effects.values.shape[2]
+    return tuple((int(index) // n_heads, int(index) % n_heads) for index in order)
+
+
+@checked
+def effects_by_layer(effects: HeadEffects, *, fdr: float = 0.05) -> pd.DataFrame:
+    """One row a layer: ``layer``, ``effect``, ``ci_low``, ``ci_high`` (logits), ``significant``.
+
+    Each prompt's effects are summed over the layer's heads; the mean over subjects has a 95 %
+    interval from resampling subjects. Heads were edited one by one, so this is the sum of single
+    effects, not the effect of editing the layer: heads that make up for each other count twice.
+    ``significant`` counts the heads with q ≤ ``fdr``. Heads that were not edited count as nothing.
+    """
+    of_kind("effects", effects, HeadEffects, "locate_heads gives them")
+    sums = np.nansum(effects.values.double().numpy(), axis=2)
+    significant = (effects.statistics.q_value <= fdr).sum(axis=1)
+    rows = [
+        (layer, *mean_interval(sums[:, layer], effects.subjects, seed=effects.seed), int(count))
+        for layer, count in enumerate(significant)
+    ]
+    return pd.DataFrame(rows, columns=["layer", "effect", "ci_low", "ci_high", "significant"])
 
 
 @checked

@@ -4,18 +4,17 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 import pandas as pd
+import plotly.graph_objects as go
 
 from interp.arguments import as_path, pairs_of_numbers
 from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
+from interp.figures.heatmap import chosen_heads
 from interp.files import Maybe, check_shape, parse_json, read_text
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 Head = tuple[int, int]
 """(layer, head), both counted from zero."""
@@ -82,10 +81,8 @@ class HeadSet(Displayed):
         except UserError as error:
             raise UserError(f"{path} is not a head set: {error}") from error
 
-    def plot(self) -> "go.Figure":
+    def plot(self) -> go.Figure:
         """The heads as squares, layer × head."""
-        from interp.figures.heatmap import chosen_heads
-
         return chosen_heads(self)
 
     def _shown(self) -> Shown:

@@ -12,14 +12,11 @@ import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from inspect import signature
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
 from interp.errors import UserError
-
-if TYPE_CHECKING:
-    from interp.forward.batch import TokenBatch
 
 logger = logging.getLogger(__name__)
 
@@ -46,12 +43,6 @@ _KNOWN: "weakref.WeakKeyDictionary[nn.Module, Positions]" = weakref.WeakKeyDicti
 _TOLD: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
 
 
-def check_batch(hf_model: Any, batch: "TokenBatch") -> None:
-    """Raise UserError if a model cannot take a batch; see `check_prompts`."""
-    _check_tokens(hf_model, *batch.token_range)
-    _check_length(hf_model, batch.longest, batch.width)
-
-
 def check_prompts(hf_model: Any, prompts: Sequence[Sequence[int]]) -> None:
     """Raise UserError if a model cannot take some prompts, given as token ids.
 
@@ -63,9 +54,9 @@ def check_prompts(hf_model: Any, prompts: Sequence[Sequence[int]]) -> None:
     """
     filled = [prompt for prompt in prompts if len(prompt)]
     if filled:
-        _check_tokens(hf_model, min(map(min, filled)), max(map(max, filled)))
+        check_tokens(hf_model, min(map(min, filled)), max(map(max, filled)))
         longest = max(map(len, filled))
-        _check_length(hf_model, longest, longest)
+        check_length(hf_model, longest, longest)
 
 
 def room_for_answer(hf_model: Any, length: int, wanted: int) -> int:
@@ -97,7 +88,8 @@ def vocabulary_size(hf_model: Any) -> int | None:
     return getattr(embedding, "num_embeddings", None)
 
 
-def _check_tokens(hf_model: Any, lowest: int, highest: int) -> None:
+def check_tokens(hf_model: Any, lowest: int, highest: int) -> None:
+    """Raise UserError if a token from the lowest to the highest is not in the vocabulary."""
     size = vocabulary_size(hf_model)
     bad = lowest if lowest < 0 else highest
     if lowest < 0 or (size is not None and highest >= size):
@@ -108,7 +100,8 @@ def _check_tokens(hf_model: Any, lowest: int, highest: int) -> None:
         )
 
 
-def _check_length(hf_model: Any, longest: int, width: int) -> None:
+def check_length(hf_model: Any, longest: int, width: int) -> None:
+    """Raise UserError if a prompt is longer than the model has positions."""
     positions = positions_of_model(hf_model)
     length = width if positions.padded else longest
     if positions.table is not None and length > positions.table:

@@ -1,6 +1,7 @@
 """Loading: a model spec, or a transformers model in memory, becomes a hooked model.
 
-The hooked model is what the installed TransformerLens has (`interp.models.versions`), its weights as
+The hooked model is what the installed TransformerLens has (`interp.models.versions`), its weights
+as
 they are: nothing folded, nothing centred. It comes in evaluation mode with frozen parameters. Its
 ``tokenizer`` behaves as transformers reads it; TransformerLens would otherwise replace it by one
 that begins every text with a BOS token.

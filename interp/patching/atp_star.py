@@ -20,7 +20,6 @@ from torch import Tensor
 
 from interp.errors import UserError
 from interp.forward.batch import TokenBatch, in_batches
-from interp.forward.chunks import chunk_prompts, first_column, graph_demand, learning, take_chunk
 from interp.forward.hook_points import as_units, count_units, hook_name
 from interp.forward.memory import Budget, decide_budget
 from interp.forward.out_of_memory import halving
@@ -34,6 +33,7 @@ from interp.patching.attribution import (
     gradient_pass,
     keep_in_graph,
 )
+from interp.patching.chunks import chunk_prompts, first_column, graph_demand, learning, take_chunk
 from interp.patching.edits import ActivationEdit, scores_hook_name
 from interp.patching.metrics import Metric, can_take, differentiable_sum
 from interp.precision import precision_of, result_dtype, widened

@@ -31,19 +31,20 @@ from interp.arguments import listed, pairs_of_numbers, real_number, whole_number
 from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
+from interp.figures.patching import faithfulness_figure
 from interp.forward.batch import Prompts, TokenBatch
-from interp.forward.chunks import chunk_prompts, first_column, row_demand
 from interp.forward.hook_points import hook_name
 from interp.forward.memory import Budget, decide_budget
 from interp.forward.partial import RecordedRun, record_run, unedited_logits
 from interp.forward.prompts import names_of_prompts, pairs_for
-from interp.forward.variants import Variant, measure_runs, metrics_for, run_variants
 from interp.patching.alignment import align
+from interp.patching.chunks import chunk_prompts, first_column, row_demand
 from interp.patching.circuit import Node, head_node, parse_node
 from interp.patching.edits import ActivationEdit
 from interp.patching.metrics import Metric, can_take
 from interp.patching.origin import patching_edit
 from interp.patching.sweep import check_units
+from interp.patching.variants import Variant, measure_runs, metrics_for, run_variants
 from interp.precision import result_dtype
 from interp.statistics.resampling import group_draws, resamples_at_once
 from interp.statistics.significance import BOOTSTRAP_RESAMPLES, CONFIDENCE, group_order
@@ -137,8 +138,6 @@ class Faithfulness(Displayed):
 
     def plot(self) -> Any:
         """A figure of the curve over its null; see ``interp.figures.patching``."""
-        from interp.figures.patching import faithfulness_figure
-
         return faithfulness_figure(self)
 
     def _curve(

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from interp.errors import UserError
 from interp.forward.batch import TokenBatch
-from interp.forward.chunks import chunk_prompts, first_column, graph_demand, learning, take_chunk
 from interp.forward.hook_points import as_units, count_units, from_units, hook_name
 from interp.forward.memory import Budget, decide_budget
 from interp.forward.out_of_memory import halving
 from interp.forward.partial import HookFunction, RecordedRun, record_run, resume
+from interp.patching.chunks import chunk_prompts, first_column, graph_demand, learning, take_chunk
 from interp.patching.edits import ActivationEdit
 from interp.patching.metrics import Metric, can_take, differentiable_sum
 from interp.precision import result_dtype, widened

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from interp.errors import UserError
 from interp.forward.batch import TokenBatch
-from interp.forward.chunks import first_column
 from interp.forward.out_of_memory import over_parts
 from interp.forward.partial import record_run
 from interp.patching.alignment import Alignment
+from interp.patching.chunks import first_column
 from interp.patching.edits import ActivationEdit
 from interp.precision import widened
 

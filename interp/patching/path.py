@@ -24,7 +24,6 @@ from interp.arguments import pairs_of_numbers, whole_number
 from interp.checked import checked
 from interp.errors import UserError
 from interp.forward.batch import Prompts, in_batches
-from interp.forward.chunks import Demand, chunk_prompts, first_column, row_demand
 from interp.forward.hook_points import as_units, check_component, from_units, hook_name
 from interp.forward.memory import Budget, decide_budget
 from interp.forward.out_of_memory import halving
@@ -40,6 +39,7 @@ from interp.forward.prompts import names_of_prompts, pairs_for
 from interp.forward.trial import sweep_resolution
 from interp.models.model_check import require
 from interp.patching.alignment import align
+from interp.patching.chunks import Demand, chunk_prompts, first_column, row_demand
 from interp.patching.edits import ActivationEdit
 from interp.patching.metrics import Metric, apply_metric, can_take, metric_name, take_metrics
 from interp.patching.origin import patching_edit

@@ -17,10 +17,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import torch
 from jaxtyping import Float
 from scipy.stats import pearsonr, spearmanr
@@ -29,6 +30,7 @@ from torch import Tensor
 from interp.arguments import as_path, listed, of_kind, whole_number
 from interp.display import Displayed, Shown
 from interp.errors import UserError
+from interp.figures.patching import result_figure
 from interp.files import check_shape, check_tensors
 from interp.files.described_tensors import read_tensors, write_tensors
 from interp.patching.result_axes import By, check_axes, check_order
@@ -39,9 +41,6 @@ from interp.statistics.significance import (
     effect_statistics,
     group_means,
 )
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 Coordinates = tuple[int | str, ...]
 """Where a unit is, without the prompt: (layer, head), say, or (layer, "subject")."""
@@ -344,10 +343,8 @@ class PatchingResult(Displayed):
             if mine != theirs:
                 raise UserError(f"the results differ in {what}: {mine} and {theirs}")
 
-    def plot(self, **options: Any) -> "go.Figure":
+    def plot(self, **options: Any) -> go.Figure:
         """A figure of the mean effects; see ``interp.figures.patching.result_figure``."""
-        from interp.figures.patching import result_figure
-
         return result_figure(self, **options)
 
     def _shown(self) -> Shown:

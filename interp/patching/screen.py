@@ -10,9 +10,10 @@ small so that they nearly do (halves of random models missed the largest one tim
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import plotly.graph_objects as go
 import torch
 from jaxtyping import Bool, Float
 from scipy.stats import pearsonr, spearmanr
@@ -22,19 +23,18 @@ from interp.arguments import real_number, whole_number
 from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
+from interp.figures.patching import screening_figure
 from interp.forward.batch import Prompts, TokenBatch
+from interp.forward.hook_points import check_component
 from interp.forward.memory import Budget
-from interp.forward.prompts import batch_for, pairs_for
+from interp.forward.prompts import batch_for, names_of_prompts, pairs_for
 from interp.patching.alignment import Positions, align
 from interp.patching.metrics import Metric
-from interp.patching.origin import mean_values, patching_edit
-from interp.patching.patch import patch
+from interp.patching.origin import check_origin, mean_values, patching_edit
 from interp.patching.result import PatchingResult
 from interp.patching.sweep import Unit, sweep_sets
+from interp.patching.unit_effects import check_method, effects_of_units
 from interp.statistics.significance import group_means
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,8 @@ class Screening(Displayed):
         """No unverified unit's effect is larger, at the confidence and as far as effects add."""
         return float(np.nanmax(self.bound)) if np.isfinite(self.bound).any() else 0.0
 
-    def plot(self) -> "go.Figure":
+    def plot(self) -> go.Figure:
         """The exact effect of every verified unit against its estimate."""
-        from interp.figures.patching import screening_figure
-
         return screening_figure(self)
 
     def _shown(self) -> Shown:
@@ -113,6 +111,13 @@ def screen(
     if source == "resample":
         raise UserError("screening draws no resamples: use source run, zero or mean")
     clean, corrupted = pairs_for(model, clean, corrupted)
+    check_method(ranked_by)
+    if ranked_by == "screen":
+        raise UserError("screening ranks by another method than itself: attribution, atp* or ig")
+    check_component(component, model)
+    check_origin(source, component)
+    groups = names_of_prompts("groups", groups, len(corrupted))
+    templates = names_of_prompts("templates", templates, len(corrupted))
     top_k, subsets = (
         whole_number("top_k", top_k),
         whole_number("subsets", subsets, least=1),
@@ -128,12 +133,12 @@ def screen(
         "component": component, "source": source, "reference": reference, "groups": groups,
         "templates": templates, "seed": seed, "budget": budget, "progress": progress,
     }  # fmt: skip
-    estimate = patch(model, clean, corrupted, metric, method=ranked_by, **options)
+    estimate = effects_of_units(model, clean, corrupted, metric, method=ranked_by, **options)
     means = estimate.group_mean.reshape(model.cfg.n_layers, -1)
     order = estimate.order().tolist()
     units = [(index // means.shape[1], index % means.shape[1]) for index in order]
     chosen, rest = units[:top_k], units[top_k:]
-    verified = patch(model, clean, corrupted, metric, units=chosen, **options)
+    verified = effects_of_units(model, clean, corrupted, metric, units=chosen, **options)
     exact = verified.group_mean.reshape(means.shape)
     pearson, spearman = _agreement(means, exact, chosen, ranked_by)
     bound = np.full(tuple(means.shape), np.nan)

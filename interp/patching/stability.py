@@ -14,10 +14,10 @@ Two sets of k units overlap by their Jaccard index, |A ∩ B| / |A ∪ B|.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 from jaxtyping import Float, Int
 from scipy.stats import hypergeom
 
@@ -25,13 +25,11 @@ from interp.arguments import of_kind, whole_number
 from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
+from interp.figures.dots import dot_figure
 from interp.patching.result import Coordinates, PatchingResult
 from interp.patching.result_axes import By, check_order
 from interp.statistics.resampling import group_draws, resamples_at_once
 from interp.statistics.significance import CONFIDENCE, group_means
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 DEFAULT_RESAMPLES = 500
 Interval = tuple[float, float, float]
@@ -70,10 +68,8 @@ class Stability(Displayed):
         ]
         return pd.DataFrame(rows, columns=[*self.axes, "frequency"])
 
-    def plot(self, count: int = 20) -> "go.Figure":
+    def plot(self, count: int = 20) -> go.Figure:
         """How often each of the ``count`` most frequent units is in the top k."""
-        from interp.figures.dots import dot_figure
-
         rows = self.to_dataframe().head(count)
         names = [
             ", ".join(f"{axis} {place}" for axis, place in zip(self.axes, row, strict=True))

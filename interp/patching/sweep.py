@@ -27,14 +27,6 @@ from interp.arguments import listed, pairs_of_numbers
 from interp.checked import checked
 from interp.errors import UserError
 from interp.forward.batch import TokenBatch, in_batches
-from interp.forward.chunks import (
-    Chunk,
-    Demand,
-    chunk_prompts,
-    first_column,
-    row_demand,
-    take_chunk,
-)
 from interp.forward.cpu_workers import Workers, working
 from interp.forward.hook_points import axis_of, check_component, count_units, hook_name
 from interp.forward.memory import Budget, decide_budget
@@ -42,6 +34,14 @@ from interp.forward.out_of_memory import halving
 from interp.forward.partial import Hook, HookFunction, RecordedRun, record_run, resume
 from interp.forward.prompts import batch_for
 from interp.models.versions import check_hooked
+from interp.patching.chunks import (
+    Chunk,
+    Demand,
+    chunk_prompts,
+    first_column,
+    row_demand,
+    take_chunk,
+)
 from interp.patching.edits import ActivationEdit, HeadEdit, check_edit
 from interp.patching.metrics import Metric, apply_metric, can_take, narrow_metrics
 from interp.precision import result_dtype

@@ -9,10 +9,16 @@ from interp.premises.encode import (
 )
 from interp.premises.knowledge import Knowledge, check_knowledge, filter_known
 from interp.premises.mentions import names, names_any
-from interp.premises.questions import Premises, Question, QuestionKind, load_premises
+from interp.premises.questions import (
+    Premises,
+    Question,
+    QuestionKind,
+    Split,
+    load_premises,
+    split_premises,
+)
 from interp.premises.registry import list_relations, load_relation
 from interp.premises.relation import Fact, FalseObjectRule, FilledQuestion, Relation, Template
-from interp.premises.split import Split, split_premises
 
 __all__ = [
     "EncodedPremise",

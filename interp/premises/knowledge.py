@@ -10,15 +10,17 @@ Two checks (FAITH, arXiv 2402.19103, section 3.1, uses the second):
 import logging
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import pandas as pd
+import plotly.graph_objects as go
 import torch
 
 from interp.arguments import of_kind, one_of, whole_number
 from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
+from interp.figures.dots import dot_figure
 from interp.forward.batch import TokenBatch, by_length
 from interp.forward.generate import generate_tokens
 from interp.forward.out_of_memory import halving
@@ -29,9 +31,6 @@ from interp.premises.encode import answer_tokens, shared_length, tokenize
 from interp.premises.mentions import names_any
 from interp.premises.questions import Premises
 from interp.progress import progress_bar
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 logger = logging.getLogger(__name__)
 
@@ -85,10 +84,8 @@ class Knowledge(Displayed):
             )
         return premises.with_facts(fact for fact in premises.facts if fact.subject in known)
 
-    def plot(self, count: int = 10) -> "go.Figure":
+    def plot(self, count: int = 10) -> go.Figure:
         """How many facts are known, and the ``count`` most frequent answers to the others."""
-        from interp.figures.dots import dot_figure
-
         said = Counter(fact.answer for fact in self.facts if not fact.known).most_common(count)
         names = ["known", *(f"not known, said {text!r}" for text, _ in said)]
         counts = [float(number) for number in (self.n_known, *(number for _, number in said))]

@@ -7,23 +7,16 @@ tokenized, which also sees what a template reads of the world.
 
 import logging
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from interp.errors import UserError
 from interp.forward.generate import as_end_tokens
-from interp.models import render_chat
 from interp.models.tokenizer_fingerprint import template_fingerprint, tokenizer_fingerprint
-from interp.premises.encode import tokenize
-from interp.premises.questions import Premises, QuestionKind
 from interp.runs.clock import MOMENT
-from interp.runs.shards import digest_of
 
 logger = logging.getLogger(__name__)
 
-OTHERS: tuple[QuestionKind, ...] = ("twin", "masked")
 TOKENIZER, TEMPLATE = "tokenizer_sha256", "chat_template_sha256"
 PROMPTS, ENDS = "prompt_tokens_sha256", "end_tokens"
 WORDS = {
@@ -98,28 +91,3 @@ def asking_identity(hf_model: Any, tokenizer: Any) -> dict[str, Any]:
 def noted_prompts(recorded: Mapping[str, Any]) -> dict[str, Any]:
     """What a manifest takes over from a run's identity: the prompts' digest, and their moment."""
     return {key: recorded[key] for key in (PROMPTS, MOMENT) if key in recorded}
-
-
-def prompts_identity(tokenizer: Any, premises: Premises) -> dict[str, str]:
-    """The digest of every prompt that premises may become, as an identity holds it.
-
-    Of the question with the false object, and of the direct question, it is the text and the tokens
-    as the model gets them; of the twin and the masked question, which differ in a name, the words.
-    """
-    return {PROMPTS: digest_of(list(_prompts(tokenizer, premises)))}
-
-
-def _prompts(tokenizer: Any, premises: Premises) -> Iterator[Any]:
-    for fact in premises.facts:
-        yield _rendered(tokenizer, premises.direct(fact), premises.cloze(fact))
-    for question in premises.questions():
-        yield [asdict(question), *(premises.fill(question, kind).text for kind in OTHERS)]
-        yield _rendered(tokenizer, premises.fill(question, "false").text, premises.cloze(question))
-
-
-def _rendered(tokenizer: Any, text: str, answer: str) -> Any:
-    try:
-        rendered = render_chat(tokenizer, text, answer)
-    except UserError as error:  # of a fact that may be left out; if not, encoding it says so
-        return str(error)
-    return [rendered.text, list(tokenize(tokenizer, rendered)["input_ids"])]

@@ -12,7 +12,7 @@ from interp.evaluation.preference import preference
 from interp.heads.effects import HeadEffects
 from interp.heads.headset import HeadSet
 from interp.heads.locate import as_encoded, locate_heads
-from interp.heads.selection import random_head_sets
+from interp.heads.random_sets import random_head_sets
 from interp.interventions.head_constraint import Constraint
 from interp.models import HookedModel
 from interp.premises import Premises, load_premises

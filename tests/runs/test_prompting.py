@@ -18,6 +18,7 @@ from interp.commands.evaluate import EvaluateSettings, evaluate_run
 from interp.commands.locate import LocateSettings, effects_digest, load_run, locate_run
 from interp.commands.patch import PatchSettings, patch_run
 from interp.commands.probe import ProbeSettings, probe_run
+from interp.commands.prompts_identity import prompts_identity
 from interp.commands.report import report_run
 from interp.errors import UserError
 from interp.explore.opening import open_run
@@ -27,7 +28,7 @@ from interp.models import from_hf
 from interp.premises import load_premises
 from interp.runs.clock import run_clock
 from interp.runs.manifest import read_manifest
-from interp.runs.prompting import PROMPTS, end_tokens, prompts_identity
+from interp.runs.prompting import PROMPTS, end_tokens
 from tests.conftest import make_planted_hf_model, make_word_tokenizer, planted_relation
 from tests.runs.killing import write_premises
 from tests.runs.stopping import Stopping
