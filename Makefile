@@ -41,9 +41,11 @@ test: $(STAMP) ## run the tests (ARGS="-k name" to choose)
 test-hooked-transformer: $(HT_STAMP) ## run those that need a hooked model on TransformerLens 3.9
 	$(call PYTEST,$(HT_VENV)) $(HT_TESTS) --ignore tests/runs/test_ray_engine.py $(ARGS)
 
-check: $(STAMP) ## lint, formatting, types
+check: $(STAMP) ## lint, formatting, spelling, the order of the rooms, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/pyright
 
 docs: $(STAMP) ## build the documentation into site/
