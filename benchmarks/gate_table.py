@@ -47,10 +47,10 @@ from interp.files.documents import write_json
 from interp.heads import HeadEffects, Site, locate_heads
 from interp.heads.effects import load_effects, save_effects
 from interp.interventions import Constraint
-from interp.interventions.gate import Detector
 from interp.premises import Premises, Split
 from interp.premises.encode import encode_premises
 from interp.runs.manifest import versions
+from probes.detector.detections import Detector
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results" / "gate_table.json"

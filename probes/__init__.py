@@ -21,6 +21,8 @@ from probes.detector.calibration import (
     fit_calibration,
     reliability,
 )
+from probes.detector.detect import detect, detect_premises
+from probes.detector.detections import Detection, Detector, PremiseDetections
 from probes.detector.detector import PremiseDetector
 from probes.detector.score import DetectionScore, score_detections, score_detector
 from probes.detector.train import detector_for, train_detector
@@ -37,11 +39,14 @@ __all__ = [
     "ActivationStore",
     "Calibration",
     "ControlReport",
+    "Detection",
     "DetectionScore",
+    "Detector",
     "LabelledActivations",
     "LayerScore",
     "LinearProbe",
     "Position",
+    "PremiseDetections",
     "PremiseDetector",
     "PremiseKind",
     "ProbeGrid",
@@ -57,6 +62,8 @@ __all__ = [
     "compare_with_controls",
     "control_task_auc",
     "cross_validated_scores",
+    "detect",
+    "detect_premises",
     "detector_for",
     "expected_calibration_error",
     "fit_calibration",

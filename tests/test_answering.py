@@ -7,9 +7,9 @@ import pytest
 
 import interp
 from interp.errors import UserError
-from interp.interventions.gate import Detection
 from interp.interventions.generate import one_each, questions_of
 from interp.models import HookedModel
+from probes.detector.detections import Detection
 
 QUESTIONS = [
     "Why is Paris the capital of Germany?",

@@ -1,12 +1,13 @@
 """The detector of a run: it saw the run's search part and nothing that is scored or shown later."""
 
-import importlib
 from pathlib import Path
 from typing import Any
 
-from interp.interventions.gate import Detector
-from interp.premises.split import Split
+from interp.premises.questions import Split
 from interp.runs.clock import run_clock
+from probes.detector.detections import Detector
+from probes.detector.detector import PremiseDetector
+from probes.detector.train import train_detector
 
 FOLDER = "detector"
 """Where in a run directory the detector lies."""
@@ -29,13 +30,10 @@ def run_detector(
     The model's general detector would not do: it may have been trained on what is held out here.
     Raises UserError for a damaged detector, or one of another model, tokenizer or chat template.
     """
-    probes = importlib.import_module("probes")  # late, as it is built on this package
     folder = run / FOLDER
     if has_detector(run):
-        return probes.PremiseDetector.load(folder, model=model)
+        return PremiseDetector.load(folder, model=model)
     with run_clock(run, SEARCH):
-        detector = probes.train_detector(
-            model, [split.search], known=False, seed=seed, progress=progress
-        )
+        detector = train_detector(model, [split.search], known=False, seed=seed, progress=progress)
     detector.save(folder)
     return detector

@@ -16,7 +16,6 @@ import pandas as pd
 from interp.commands.detector import run_detector
 from interp.commands.locate import DEFAULT_FRACTION, IDENTITY, check_same_prompts
 from interp.errors import UserError
-from interp.evaluation.detection import PremiseDetections, detect_premises
 from interp.evaluation.evaluate import RANDOM_SETS, Evaluation, ask_all, evaluate
 from interp.evaluation.settings import (
     SettingMode,
@@ -27,13 +26,12 @@ from interp.evaluation.settings import (
 from interp.files.choice import check_choice
 from interp.files.documents import write_atomically, write_json, write_jsonl, write_table
 from interp.forward.memory import using_budget
-from interp.heads.effects import HeadEffects
+from interp.heads.effects import HeadEffects, count_of_fraction
 from interp.heads.headset import Site
-from interp.heads.selection import count_of_fraction
-from interp.interventions.gate import Detector, Gate, check_gate
+from interp.interventions.gate import Gate, check_gate
 from interp.interventions.head_constraint import SITE_MODES, Constraint, Mode, check_mode
 from interp.jobs import Stages
-from interp.premises.split import Split
+from interp.premises.questions import Split
 from interp.report.read_run import read_heads
 from interp.runs.clock import one_moment
 from interp.runs.lock import one_process
@@ -42,6 +40,8 @@ from interp.runs.pass_memory import budget_of
 from interp.runs.shards import Engine, InProcess
 from interp.runs.stages import StoredStages
 from interp.runs.threads import threads_of, using_threads
+from probes.detector.detect import detect_premises
+from probes.detector.detections import Detector, PremiseDetections
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,6 @@
 """Scoring a constraint: preference, greedy answers, a random null, cost on honest text."""
 
 from interp.evaluation.answer_pair import AnswerPair
-from interp.evaluation.detection import PremiseDetections, detect_premises
 from interp.evaluation.evaluate import Evaluation, ask_all, evaluate
 from interp.evaluation.preference import Preference, preference
 from interp.evaluation.settings import choose_setting, compare_settings
@@ -10,6 +9,8 @@ from interp.inspection.attention import AttentionPattern, attention_pattern
 from interp.inspection.flow import InformationFlow, information_flow
 from interp.inspection.saliency import TokenSaliency, token_saliency
 from interp.inspection.uncertainty import Uncertainty, uncertainty
+from probes.detector.detect import detect_premises
+from probes.detector.detections import PremiseDetections
 
 __all__ = [
     "AnswerPair",

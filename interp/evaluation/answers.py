@@ -16,7 +16,6 @@ from interp.evaluation.jobs import AnswersJob, greedy_texts
 from interp.forward.batch import Span
 from interp.forward.generate import MAX_NEW_TOKENS
 from interp.heads.significance import mean_interval
-from interp.interventions.gate import Detection, spans_of
 from interp.interventions.head_constraint import Constraint
 from interp.interventions.intervention import Intervention
 from interp.jobs import AT_ONCE, Gives, Stages
@@ -24,6 +23,7 @@ from interp.models.versions import check_hooked
 from interp.premises.encode import EncodedPrompt, encode_questions
 from interp.premises.mentions import names, names_any
 from interp.premises.questions import Premises, Question, QuestionKind
+from probes.detector.detections import Detection, spans_of
 
 ANSWERS = Gives(texts=True)
 QUESTION_KINDS: dict[AnswerKind, QuestionKind] = {"false_premise": "false", "true_premise": "twin"}

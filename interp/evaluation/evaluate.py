@@ -27,21 +27,24 @@ from interp.evaluation.answers import (
     ask,
     mention_rates,
 )
-from interp.evaluation.detection import PremiseDetections, cloze_spans, detect_premises
 from interp.evaluation.preference import Preference, preference_under
 from interp.evaluation.side_effects import SideEffects, side_effects
+from interp.figures.evaluation import preference_by_template
+from interp.figures.tables import comparison_table
 from interp.forward.batch import Span
 from interp.heads.headset import Head, HeadSet, Site
 from interp.heads.locate import as_encoded
 from interp.heads.sources import mean_output
 from interp.interventions.expert_constraint import ExpertConstraint
-from interp.interventions.gate import Detector, Gate, check_gate
+from interp.interventions.gate import Gate, check_gate, cloze_spans
 from interp.interventions.head_constraint import Constraint, Mode
 from interp.interventions.intervention import Intervention
 from interp.interventions.random_controls import random_interventions
 from interp.jobs import AT_ONCE, Stages
 from interp.models import model_info
 from interp.premises.questions import Premises, QuestionKind
+from probes.detector.detect import detect_premises
+from probes.detector.detections import Detector, PremiseDetections
 
 RANDOM_SETS = 20
 MINIMUM_RANDOM_SETS = 20
@@ -152,13 +155,9 @@ class Evaluation(Displayed):
 
     def plot(self) -> Any:
         """Preference per template, without and with the constraint."""
-        from interp.figures.evaluation import preference_by_template
-
         return preference_by_template(self.to_dict())
 
     def _shown(self) -> Shown:
-        from interp.figures.tables import comparison_table
-
         words = (
             f"{self.intervention.name}, gate {self.intervention.gate}, on "
             f"{len(self.false.subjects)} prompts ({self.split}): gain {self.gain:+.2f} in "

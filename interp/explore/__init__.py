@@ -15,8 +15,8 @@ from interp.explore.answers import Answer, Answers, FoundPremise
 from interp.explore.explorer import Explorer
 from interp.explore.opening import open_model, open_run
 from interp.heads.effects import HeadEffects
-from interp.interventions.gate import Detector
-from interp.premises.split import Split
+from interp.premises.questions import Split
+from probes.detector.detections import Detector
 
 __all__ = ["Answer", "Answers", "Explorer", "FoundPremise", "open_model", "open_run", "page"]
 

@@ -4,7 +4,6 @@ question → detection → head set → constraint → two answers. What is slow
 detector, the mean outputs, the answers without a constraint) is kept.
 """
 
-import importlib
 import re
 import time
 from collections.abc import Callable, Iterable
@@ -26,13 +25,15 @@ from interp.heads.headset import Head, HeadSet, Site, check_site
 from interp.heads.locate import as_encoded
 from interp.heads.sources import mean_output
 from interp.interventions.context import constrain
-from interp.interventions.gate import Detector, detect
 from interp.interventions.generate import named_span
 from interp.interventions.head_constraint import SITE_MODES, Constraint, Mode
 from interp.models import model_info, render_chat
 from interp.premises.encode import tokenize
 from interp.premises.mentions import names
-from interp.premises.split import Split
+from interp.premises.questions import Split
+from probes.detector.detect import detect
+from probes.detector.detections import Detector
+from probes.detector.train import detector_for
 
 _HEAD = re.compile(r"\(?\s*(\d{1,9})\s*[.,:]\s*(\d{1,9})\s*\)?\s*(?:[,;]\s*|\s+|$)")
 
@@ -202,8 +203,7 @@ class Explorer:
         return self.marked(site) or self.top(site, min(3, self.n_heads(site)))
 
     def _own_detector(self) -> Detector:
-        # Imported late: probes are built on this package.
-        return importlib.import_module("probes").detector_for(self.model)
+        return detector_for(self.model)
 
     @cached_property
     def _mean_output(self) -> Float[Tensor, "layer head d_head"]:

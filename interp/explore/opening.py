@@ -13,12 +13,12 @@ from interp.explore.explorer import Explorer
 from interp.files import Maybe, check_shape
 from interp.files.documents import read_json
 from interp.heads.effects import HeadEffects
-from interp.interventions.gate import Detector
 from interp.interventions.head_constraint import Constraint
 from interp.models import load_model
-from interp.premises.split import Split
+from interp.premises.questions import Split
 from interp.report.read_run import read_heads
 from interp.runs.manifest import read_manifest, recorded_model
+from probes.detector.detections import Detector
 
 
 def check_explorable(run: Path) -> None:

@@ -2,11 +2,13 @@
 
 from interp.interventions.context import constrain
 from interp.interventions.expert_constraint import ExpertConstraint, ExpertMode, edit_gates
-from interp.interventions.gate import Detection, Detector, Gate, detect
+from interp.interventions.gate import Gate
 from interp.interventions.head_constraint import SITE_MODES, Constraint, Mode
 from interp.interventions.intervention import Intervention
 from interp.interventions.object_positions import Places, places_at, places_of_premises
 from interp.moelora.projections import Projection, projections_of
+from probes.detector.detect import detect
+from probes.detector.detections import Detection, Detector
 
 __all__ = [
     "SITE_MODES",

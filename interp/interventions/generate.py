@@ -13,11 +13,13 @@ from interp.forward.generate import MAX_NEW_TOKENS, check_max_new_tokens, genera
 from interp.heads.headset import Head, HeadSet, Site
 from interp.interventions.context import constrain
 from interp.interventions.expert_constraint import ExpertConstraint
-from interp.interventions.gate import Detector, Gate, check_gate, detect, spans_of
+from interp.interventions.gate import Gate, check_gate
 from interp.interventions.head_constraint import Constraint, Mode
 from interp.interventions.intervention import Intervention
 from interp.models import RenderedChat, render_chat
 from interp.premises.encode import token_span, tokenize
+from probes.detector.detect import detect
+from probes.detector.detections import Detector, spans_of
 
 Heads = HeadSet | Iterable[Head] | Constraint | ExpertConstraint | Intervention
 

@@ -1,9 +1,10 @@
 """``PremiseDetector``: whether a raw question has a false premise, and which words it is.
 
 The question is put into the chat format and run once, up to the probes' layer. Two linear probes
-read every token of the question there (`probes.detector.span` says what each is for). The question's
-score is the highest falsity log-odds of any token; a calibration makes it a probability, and the
-detector fires from a threshold on, which was chosen on folds that the probes were not fitted on.
+read every token of the question there (`probes.detector.span` says what each is for). The
+question's score is the highest falsity log-odds of any token; a calibration makes it a probability,
+and the detector fires from a threshold on, which was chosen on folds that the probes were not
+fitted on.
 """
 
 import logging
@@ -23,11 +24,11 @@ from interp.errors import UserError
 from interp.files import Maybe, check_shape, check_tensors, read_json_object
 from interp.files.documents import write_json
 from interp.files.tensor_file import read_tensor_file, write_tensor_file
-from interp.interventions.gate import Detection
 from interp.models import fingerprint as fingerprint_of
 from interp.models.tokenizer_fingerprint import prompting_fingerprint
 from probes.activation_reader import DEFAULT_BATCH_TOKENS, read_activations
 from probes.detector.calibration import CALIBRATION_SHAPE, Calibration
+from probes.detector.detections import Detection
 from probes.detector.questions import AskedQuestion, ask
 from probes.detector.span import false_words
 

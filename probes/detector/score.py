@@ -1,22 +1,21 @@
 """How well a detector does on questions that it was not trained on."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import torch
 
 from interp.checked import checked
 from interp.display import Displayed, Shown
-from interp.evaluation.detection import PremiseDetections, detect_premises
-from interp.interventions.gate import Detector
+from interp.figures.probe_scores import detection_table, reliability_figure
 from interp.premises import Premises
 from probes.detector.calibration import expected_calibration_error, reliability
+from probes.detector.detect import detect_premises
+from probes.detector.detections import Detector, PremiseDetections
 from probes.scoring import auc_with_interval
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,15 +47,11 @@ class DetectionScore(Displayed):
         """As JSON holds it."""
         return {**vars(self), "curve": self.curve.to_dict("records")}
 
-    def plot(self) -> "go.Figure":
+    def plot(self) -> go.Figure:
         """Observed share of false premises against the predicted probability."""
-        from interp.report.probes import reliability_figure
-
         return reliability_figure(self.curve)
 
     def _shown(self) -> Shown:
-        from interp.report.probes import detection_table
-
         words = (
             f"A detector on {self.n} questions about {self.n_subjects} subjects, and their twins."
         )
@@ -65,7 +60,7 @@ class DetectionScore(Displayed):
 
 @checked
 def score_detections(found: PremiseDetections, *, seed: int = 0) -> DetectionScore:
-    """Score what a detector said of premises; see `interp.evaluation.detection`.
+    """Score what a detector said of premises; see `probes.detector.detections`.
 
     Raises UserError for questions about a single subject, over which there is no interval.
     """

@@ -13,13 +13,14 @@ from interp.evaluation import Preference
 from interp.evaluation.baselines.methods import Gated, RandomHeads, SystemPrompt, Untreated
 from interp.evaluation.baselines.score import TreatmentScore, score
 from interp.evaluation.baselines.table import pool, ratio_interval, treatment_table
+from interp.figures.baselines import gain_against_cost
 from interp.heads import HeadSet
 from interp.interventions import Constraint
-from interp.interventions.gate import Detection
 from interp.models import HookedModel, render_chat
 from interp.patching import TokenBatch, tail_logits
 from interp.premises import Premises
 from interp.premises.encode import encode_premises, encode_question
+from probes.detector.detections import Detection
 
 ANSWERS: dict[str, Any] = {"answers": ("false", "twin"), "max_new_tokens": 2, "progress": False}
 
@@ -203,8 +204,6 @@ def test_the_table_by_hand() -> None:
     assert rows["cost_p_true"].tolist() == pytest.approx([0.0, 0.2, 0.1])
     assert rows["unchanged"].fillna(-1).tolist() == [1.0, -1.0, 0.75]
     assert rows["seconds"].fillna(-1).tolist() == [0.5, -1.0, 0.75]
-    from interp.report.gate import gain_against_cost
-
     points = gain_against_cost(table).to_plotly_json()["data"]
     assert [(list(p["x"]), list(p["y"])) for p in points][2] == ([pytest.approx(0.1)], [0.25])
 

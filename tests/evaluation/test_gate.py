@@ -11,10 +11,10 @@ import torch
 import interp
 from interp.errors import UserError
 from interp.evaluation import ask_all, evaluate
-from interp.evaluation.detection import cloze_spans, detect_premises
 from interp.forward.generate import generate_tokens
 from interp.heads import HeadSet
 from interp.interventions import Constraint, Detection, ExpertConstraint, Intervention
+from interp.interventions.gate import cloze_spans
 from interp.interventions.random_controls import random_interventions
 from interp.models import HookedModel
 from interp.models.quiet import quiet_libraries
@@ -23,6 +23,7 @@ from interp.patching import LogitDifference, tail_logits
 from interp.premises import Premises
 from interp.premises.encode import encode_premises, encode_question, token_span, tokenize
 from interp.premises.questions import QuestionKind
+from probes.detector.detect import detect_premises
 
 OPTIONS: dict[str, Any] = {"random_sets": 0, "progress": False}
 

@@ -1,15 +1,14 @@
 """Detections as values, and the detector that is asked when none is given."""
 
-import sys
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from interp.errors import UserError
 from interp.interventions import Detection, Detector, detect
-from interp.interventions.gate import check_gate, spans_of
+from interp.interventions.gate import check_gate
+from probes.detector.detections import spans_of
 
 FIRED = Detection(True, 0.9, (3, 8), (7, 9))
 QUIET = Detection(False, 0.2)
@@ -59,7 +58,8 @@ def test_a_detector_is_asked_once_for_all_questions() -> None:
 
 def test_without_one_the_models_own_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     stub, model, seen = Stub([QUIET]), object(), []
-    probes = SimpleNamespace(detector_for=lambda model: seen.append(model) or stub)
-    monkeypatch.setitem(sys.modules, "probes", probes)
+    monkeypatch.setattr(
+        "probes.detector.detect.detector_for", lambda model: seen.append(model) or stub
+    )
     assert detect(model, ["a"]) == (QUIET,)
     assert seen == [model]

@@ -11,7 +11,6 @@ import torch
 import interp.models
 import probes.detector.train
 from interp.errors import UserError
-from interp.interventions.gate import Detector
 from interp.premises import load_premises
 from probes import (
     Calibration,
@@ -23,6 +22,7 @@ from probes import (
 )
 from probes.detector.balance import balanced_questions
 from probes.detector.dataset import Folds, Material
+from probes.detector.detections import Detector
 from probes.detector.fit import (
     choose_layer,
     covers,

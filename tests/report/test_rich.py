@@ -16,13 +16,13 @@ from interp.errors import UserError
 from interp.evaluation import PremiseDetections
 from interp.heads import HeadEffects, HeadSet
 from interp.interventions import Constraint, ExpertConstraint, Intervention
-from interp.interventions.gate import Detection
 from interp.patching.result import PatchingResult
 from interp.patching.screen import Screening
 from interp.patching.stability import stability
 from interp.premises import Premises
 from interp.premises.knowledge import FactKnowledge, Knowledge
 from probes.control_report import ControlReport, Score
+from probes.detector.detections import Detection
 from probes.detector.score import score_detections
 
 TAG = "<script>alert(1)</script>"

@@ -6,7 +6,6 @@ from typing import Any
 import pandas as pd
 import pytest
 
-import probes
 from interp.commands.evaluate import EvaluateSettings, _best_rows, _detector, modes_at
 from interp.errors import UserError
 from interp.evaluation.settings import SettingMode
@@ -83,8 +82,8 @@ def test_the_gate_of_a_run_is_trained_on_its_search_part_once(
         seen.append((model, premises, options["seed"]))
         return Stub()
 
-    monkeypatch.setattr(probes, "train_detector", train)
-    monkeypatch.setattr(probes, "PremiseDetector", Stub)
+    monkeypatch.setattr("interp.commands.detector.train_detector", train)
+    monkeypatch.setattr("interp.commands.detector.PremiseDetector", Stub)
     split = load_premises("capitals", limit=12).split(seed=0)
     settings = EvaluateSettings(gate="probe", seed=3)
     for _ in range(2):

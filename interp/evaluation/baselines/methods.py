@@ -1,19 +1,20 @@
-"""What can be done about a false premise, as values; ``interp.evaluation.baselines.score`` scores them.
+"""What can be done about a false premise, as values; ``interp.evaluation.baselines.score`` scores
+them.
 
 Nothing (``Untreated``), a system prompt (``SystemPrompt``), steering
-(``interp.evaluation.baselines.steering``), a constraint at the known object (``Constraint``), random heads
-under the same constraint (``RandomHeads``), or the constraint where a detector says that the
-premise is false (``Gated``).
+(``interp.evaluation.baselines.steering``), a constraint at the known object (``Constraint``),
+random heads under the same constraint (``RandomHeads``), or the constraint where a detector says
+that the premise is false (``Gated``).
 """
 
 from dataclasses import dataclass
 from typing import Any
 
 from interp.evaluation.baselines.steering import Steering
-from interp.interventions.gate import Detector
 from interp.interventions.head_constraint import Constraint
 from interp.interventions.intervention import Intervention
 from interp.interventions.random_controls import random_interventions
+from probes.detector.detections import Detector
 
 CHECK_THE_PREMISE = (
     "Before you answer, check whether what the question takes for granted is true. "

@@ -1,8 +1,8 @@
 """What else could be done about false premises: every treatment scored in the same way.
 
-``score`` gives for each treatment (``interp.evaluation.baselines.methods``) the preference per prompt on
-false premises and their true-premise twins, greedy answers to the bare questions, and seconds per
-question.
+``score`` gives for each treatment (``interp.evaluation.baselines.methods``) the preference per
+prompt on false premises and their true-premise twins, greedy answers to the bare questions, and
+seconds per question.
 
 Where a gate does not fire, the model runs as it is: those prompts' figures are the untreated ones,
 to the last bit.
@@ -23,14 +23,15 @@ from interp.evaluation.baselines.methods import (
     interventions_of,
 )
 from interp.evaluation.baselines.steering import Steering, steered_answers, steered_preference
-from interp.evaluation.detection import PremiseDetections, cloze_spans, detect_premises
 from interp.evaluation.preference import Preference, preference_under
 from interp.forward.generate import MAX_NEW_TOKENS
 from interp.heads.locate import as_encoded
 from interp.heads.sources import mean_output
-from interp.interventions.gate import Detection, spans_of
+from interp.interventions.gate import cloze_spans
 from interp.premises.encode import EncodedPremises, encode_questions
 from interp.premises.questions import Premises, QuestionKind
+from probes.detector.detect import detect_premises
+from probes.detector.detections import Detection, PremiseDetections, spans_of
 
 KINDS: tuple[QuestionKind, ...] = ("false", "twin")
 
