@@ -51,8 +51,8 @@ def constrain(
             Constraint, an ExpertConstraint (on a model from ``interp.moelora.hooked``), or an
             Intervention of any of them.
         at: where the false object is, or ``premises`` to look it up in; see
-            ``interp.interventions.object_positions``. Exactly one of the two, unless nothing acts there: for
-            experts at place ``all``, which act on every token of every prompt.
+            ``interp.interventions.object_positions``. Exactly one of the two, unless nothing acts
+            there: for experts at place ``all``, which act on every token of every prompt.
         mode, factor: of bare heads; see ``interp.interventions.head_constraint``.
         reference: premises whose mean output mode ``mean`` uses (``premises`` if not given), or
             the ``mean`` itself.

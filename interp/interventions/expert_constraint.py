@@ -27,6 +27,7 @@ from torch import Tensor
 from interp.arguments import listed, whole_number
 from interp.display import Displayed, Shown
 from interp.errors import UserError
+from interp.interventions.unit_table import action_name, unit_rows, unit_table
 from interp.moelora.projections import find_projection, projections_of
 
 Expert = tuple[str, int]
@@ -103,9 +104,9 @@ class ExpertConstraint(Displayed):
     @property
     def name(self) -> str:
         """Such as ``experts, off, 2 experts``."""
-        mode = f"scale {self.factor:g}" if self.mode == "scale" else self.mode
+        action = action_name(self.mode, self.factor)
         at = "" if self.place == "all" else ", at spans"
-        return f"experts, {mode}, {len(self)} expert{'' if len(self) == 1 else 's'}{at}"
+        return f"experts, {action}, {len(self)} expert{'' if len(self) == 1 else 's'}{at}"
 
     def by_projection(self) -> dict[str, list[int]]:
         """Numbers of the experts of each projection."""
@@ -141,11 +142,12 @@ class ExpertConstraint(Displayed):
             return f"{what} would be constrained twice: {self.name!r} and {other.name!r}"
         return None
 
-    def _shown(self) -> Shown:
-        # Imported here because that module imports this one.
-        from interp.interventions.intervention import Intervention
+    def rows(self) -> list[dict[str, Any]]:
+        """One row an expert, in the columns of ``Intervention.to_dataframe``."""
+        return unit_rows("expert", self.pairs, action_name(self.mode, self.factor), self.place)
 
-        return Intervention.of(self)._shown()
+    def _shown(self) -> Shown:
+        return Shown(f"{self.name}; gate oracle.", (unit_table(self.rows()),))
 
 
 def check_expert_mode(mode: str) -> None:

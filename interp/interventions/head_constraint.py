@@ -22,8 +22,10 @@ from torch import Tensor
 from interp.arguments import real_number
 from interp.display import Displayed, Shown
 from interp.errors import UserError
+from interp.figures.heatmap import chosen_heads
 from interp.heads.headset import HeadSet, Site, as_head_set
 from interp.heads.sources import Source, premise_edit
+from interp.interventions.unit_table import action_name, unit_rows, unit_table
 from interp.patching.edits import HeadEdit
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import QuestionKind
@@ -82,8 +84,7 @@ class Constraint(Displayed):
     @property
     def name(self) -> str:
         """Such as ``attention, zero, 3 heads``."""
-        mode = f"scale {self.factor:g}" if self.mode == "scale" else self.mode
-        return f"{self.site}, {mode}, {len(self.heads)} heads"
+        return f"{self.site}, {action_name(self.mode, self.factor)}, {len(self.heads)} heads"
 
     def with_heads(self, heads: HeadSet) -> "Constraint":
         """The same constraint on other heads."""
@@ -103,8 +104,11 @@ class Constraint(Displayed):
             factor=self.factor, mean=mean,
         )  # fmt: skip
 
-    def _shown(self) -> Shown:
-        # Imported here because that module imports this one.
-        from interp.interventions.intervention import Intervention
+    def rows(self) -> list[dict[str, Any]]:
+        """One row a head, in the columns of ``Intervention.to_dataframe``."""
+        action = action_name(self.mode, self.factor)
+        return unit_rows("head", self.heads.heads, action, f"spans ({self.site})")
 
-        return Intervention.of(self)._shown()
+    def _shown(self) -> Shown:
+        words = f"{self.name}; gate oracle."
+        return Shown(words, (unit_table(self.rows()),), lambda: chosen_heads(self.heads))

@@ -13,21 +13,22 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import pandas as pd
+import plotly.graph_objects as go
 
 from interp.arguments import listed, of_kind
 from interp.display import Displayed, Shown
 from interp.errors import UserError
+from interp.figures.heatmap import chosen_heads
 from interp.heads.headset import Head, HeadSet, Site, as_head_set
 from interp.interventions.expert_constraint import ExpertConstraint
 from interp.interventions.gate import Gate, check_gate
 from interp.interventions.head_constraint import Constraint, Mode
+from interp.interventions.intervention_file import read_parts, write_parts
+from interp.interventions.unit_table import unit_table
 from interp.patching.sweep import check_units
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 Part = Constraint | ExpertConstraint
 AnyPart = TypeVar("AnyPart", Constraint, ExpertConstraint)
@@ -146,24 +147,10 @@ class Intervention(Displayed):
 
         ``where`` is a head's layer or an expert's projection, ``number`` counts within it.
         """
-        rows: list[dict[str, Any]] = []
-        for part in self.parts:
-            mode = f"scale {part.factor:g}" if part.mode == "scale" else part.mode
-            if isinstance(part, Constraint):
-                kind, units, place = "head", part.heads.heads, f"spans ({part.site})"
-            else:
-                kind, units, place = "expert", part.pairs, part.place
-            rows += [
-                {"kind": kind, "where": str(where), "number": number, "action": mode,
-                 "place": place}
-                for where, number in units
-            ]  # fmt: skip
-        return pd.DataFrame(rows, columns=["kind", "where", "number", "action", "place"])
+        return unit_table(row for part in self.parts for row in part.rows())
 
-    def plot(self) -> "go.Figure":
+    def plot(self) -> go.Figure:
         """The constrained heads as squares, layer × head. Raises UserError where there are none."""
-        from interp.figures.heatmap import chosen_heads
-
         return chosen_heads(dict.fromkeys(head for part in self.heads for head in part.heads))
 
     def _shown(self) -> Shown:
@@ -183,9 +170,7 @@ class Intervention(Displayed):
 
     def save(self, path: str | Path) -> Path:
         """Write a small YAML file, or JSON if the name ends so."""
-        from interp.interventions.intervention_file import write_intervention
-
-        return write_intervention(self, Path(path))
+        return write_parts((self.heads, self.experts, self.gate), Path(path))
 
     @classmethod
     def load(cls, path: str | Path, *, model: Any = None) -> "Intervention":
@@ -197,9 +182,11 @@ class Intervention(Displayed):
         Raises:
             UserError: no such file, not this format, or something that the model does not have.
         """
-        from interp.interventions.intervention_file import read_intervention
-
-        found = read_intervention(Path(path))
+        heads, experts, gate = read_parts(Path(path))
+        try:
+            found = cls(heads, experts, gate)
+        except UserError as error:
+            raise UserError(f"{Path(path)}: {error}") from error
         return found if model is None else found.check(model)
 
 

@@ -35,7 +35,6 @@ from interp.interventions.expert_constraint import (
 )
 from interp.interventions.gate import Gate, check_gate
 from interp.interventions.head_constraint import Constraint, Mode, check_mode
-from interp.interventions.intervention import Intervention
 
 VERSION = 1
 LARGEST_FILE = 200_000
@@ -63,20 +62,25 @@ for _tag, _pattern, _starts in (
     )
 
 
-def write_intervention(intervention: Intervention, path: Path) -> Path:
-    """Write a file that ``read_intervention`` reads; JSON if its name ends so, else YAML."""
+Parts = tuple[tuple[Constraint, ...], tuple[ExpertConstraint, ...], Gate]
+"""What a file holds: constraints of heads, constraints of experts, and the gate."""
+
+
+def write_parts(parts: Parts, path: Path) -> Path:
+    """Write a file that ``read_parts`` reads; JSON if its name ends so, else YAML."""
+    heads, experts, gate = parts
     content = {
         "version": VERSION,
-        "gate": intervention.gate,
+        "gate": gate,
         "heads": [
             {"site": one.site, "mode": one.mode, "factor": one.factor,
              "heads": [list(head) for head in one.heads], "chosen_by": one.heads.chosen_by}
-            for one in intervention.heads
+            for one in heads
         ],
         "experts": [
             {"mode": one.mode, "factor": one.factor, "place": one.place,
              "experts": [list(pair) for pair in one.pairs], "chosen_by": one.chosen_by}
-            for one in intervention.experts
+            for one in experts
         ],
     }  # fmt: skip
     if path.suffix == ".json":
@@ -84,7 +88,7 @@ def write_intervention(intervention: Intervention, path: Path) -> Path:
     return write_atomically(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
 
-def read_intervention(path: Path) -> Intervention:
+def read_parts(path: Path) -> Parts:
     """Read a file; see the module's text. Raises UserError for anything else than that."""
     content = _mapping(_parsed(path), _TOP, str(path))
     if content.get("version") != VERSION:
@@ -99,10 +103,7 @@ def read_intervention(path: Path) -> Intervention:
         for i, one in enumerate(_list(content, "experts", path))
     ]
     gate = _text(content, "gate", "oracle", str(path), check_gate)
-    try:
-        return Intervention(tuple(heads), tuple(experts), cast(Gate, gate))
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+    return tuple(heads), tuple(experts), cast(Gate, gate)
 
 
 def _parsed(path: Path) -> Any:

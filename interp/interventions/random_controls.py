@@ -10,7 +10,7 @@ import torch
 
 from interp.errors import UserError
 from interp.heads.headset import HeadSet, Site
-from interp.heads.selection import random_head_sets
+from interp.heads.random_sets import random_head_sets
 from interp.interventions.expert_constraint import Expert, ExpertConstraint
 from interp.interventions.head_constraint import Constraint
 from interp.interventions.intervention import Intervention

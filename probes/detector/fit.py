@@ -1,11 +1,11 @@
 """Training a premise detector: which layer, which directions, which threshold.
 
 The material is questions about facts that the model knows, each with a false object and with the
-true one, objects being false as often as they are true (`probes.detector.balance`). The falsity probe is
-fitted on every token of the questions: label 1 for the completion of a false premise, 0 for that of
-a true one and, with less weight, for all other tokens; what follows a false completion is left out.
-Texts without such a premise (the *background*) are other tokens throughout. The mention probe is
-fitted on the questions' tokens up to the completion, label 1 for the object's.
+true one, objects being false as often as they are true (`probes.detector.balance`). The falsity
+probe is fitted on every token of the questions: label 1 for the completion of a false premise, 0
+for that of a true one and, with less weight, for all other tokens; what follows a false completion
+is left out. Texts without such a premise (the *background*) are other tokens throughout. The
+mention probe is fitted on the questions' tokens up to the completion, label 1 for the object's.
 
 Everything that is chosen is chosen by cross-validation: folds by subject and, at the same time, by
 template, so that a question's score comes from probes that saw neither. From these scores come the

@@ -173,7 +173,8 @@ def labelled_questions(
 ) -> tuple[LabelledQuestion, ...]:
     """Every question with a false and with the true object; objects are balanced, see `pairing`.
 
-    Of few facts, after the questions come the same premises in other words (`probes.detector.paraphrases`), and
+    Of few facts, after the questions come the same premises in other words
+    (`probes.detector.paraphrases`), and
     all of them with further false objects: what a probe should learn of a premise is that subject
     and object do not go together, and one wrong object a subject can be learned by heart. Many
     facts, of several relations, bring words and objects enough.
