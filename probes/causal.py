@@ -15,10 +15,11 @@ positive where the model answers better without.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import torch
 from jaxtyping import Bool, Float, Int
 from scipy.stats import spearmanr
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from interp.display import Displayed, Shown
 from interp.errors import UserError
+from interp.figures.probe_scores import removal_null
 from interp.forward.batch import TokenBatch
 from interp.forward.hook_points import hook_name
 from interp.forward.out_of_memory import over_parts
@@ -40,9 +42,6 @@ from interp.premises.questions import Premises
 from interp.progress import progress_bar
 from probes.activations import PremiseKind
 from probes.linear import LinearProbe
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 Removal = Literal["component", "score"]
 MINIMUM_RANDOM_DIRECTIONS = 20
@@ -114,10 +113,8 @@ class DirectionRemoval(Displayed):
             }
         )
 
-    def plot(self) -> "go.Figure":
+    def plot(self) -> go.Figure:
         """The mean change beside those of the random directions."""
-        from interp.report.gate import removal_null
-
         return removal_null(self.effect, self.random.mean(axis=1), p_value=self.p_value)
 
     def _shown(self) -> Shown:

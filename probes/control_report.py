@@ -14,14 +14,16 @@ task, while the control task rewards nothing else.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 
 from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
+from interp.figures.probe_scores import controls_figure
 from interp.forward.partial import device_of
 from interp.premises import Premises
 from interp.premises.encode import encode_premises
@@ -36,9 +38,6 @@ from probes.controls import (
 from probes.labelled_activations import LabelledActivations
 from probes.layers import probe_layers
 from probes.scoring import area_under_curve, cross_validated_scores
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 
 @dataclass(frozen=True)
@@ -97,10 +96,8 @@ class ControlReport(Displayed):
         """One row for the probe and each control."""
         return pd.DataFrame([vars(one) for one in (self.task, *self.controls)])
 
-    def plot(self) -> "go.Figure":
+    def plot(self) -> go.Figure:
         """AUC of the probe and its controls with their intervals."""
-        from interp.report.probes import controls_figure
-
         return controls_figure(self.to_dataframe())
 
     def _shown(self) -> Shown:

@@ -11,9 +11,10 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
+import plotly.graph_objects as go
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -21,6 +22,7 @@ from torch import Tensor
 from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
+from interp.figures.probe_scores import grid_figure
 from interp.models import fingerprint
 from interp.premises import Premises, Split
 from interp.premises.encode import EncodedPremise, encode_premises
@@ -31,9 +33,6 @@ from probes.labelled_activations import LabelledActivations
 from probes.layers import score_place
 from probes.linear import DEFAULT_C, LinearProbe, ProbeMethod, fit_probe
 from probes.store import ActivationStore, store_activations
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 POSITIONS: tuple[Position, ...] = ("subject", "object", "object_mean", "last")
 KINDS: tuple[PremiseKind, ...] = ("false", "twin")
@@ -74,10 +73,8 @@ class ProbeGrid(Displayed):
         """A copy of the table, with the axis' own name for ``place``."""
         return self.table.rename(columns={"place": self.axis})
 
-    def plot(self) -> "go.Figure":
+    def plot(self) -> go.Figure:
         """A heat map of the held-out AUC."""
-        from interp.report.probes import grid_figure
-
         return grid_figure(self.to_dataframe(), axis=self.axis, hook=self.hook)
 
     def _shown(self) -> Shown:

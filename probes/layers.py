@@ -8,15 +8,17 @@ folds share neither a subject nor an object.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
+import plotly.graph_objects as go
 from jaxtyping import Float
 from torch import Tensor
 
 from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
+from interp.figures.probe_layers import auc_by_layer
 from interp.forward.partial import device_of
 from interp.models import fingerprint
 from interp.models.tokenizer_fingerprint import prompting_fingerprint
@@ -34,9 +36,6 @@ from probes.scoring import (
     auc_with_interval,
     cross_validated_scores,
 )
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 
 @dataclass(frozen=True)
@@ -107,10 +106,8 @@ class ProbeMap(Displayed):
         frame.insert(7, "n_subjects", self.n_subjects)
         return frame
 
-    def plot(self) -> "go.Figure":
+    def plot(self) -> go.Figure:
         """AUC against layer, with its interval as a band."""
-        from interp.figures.probe_layers import auc_by_layer
-
         probe = self.probes[0]
         return auc_by_layer(self.to_dataframe(), hook=probe.hook, position=probe.position)
 

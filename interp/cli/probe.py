@@ -6,10 +6,10 @@ from interp.cli.config import settings_of, to_config
 from interp.cli.loading import load
 from interp.cli.options import ProbeOptions
 from interp.commands.probe import ProbeSettings, probe_run
+from interp.figures.probe_scores import detection_table
 from interp.figures.tables import rich_table
 from interp.files.documents import write_yaml
 from interp.premises import load_premises
-from interp.report.probes import detection_table
 from interp.runs.lock import check_free
 
 

@@ -18,20 +18,20 @@ import plotly.graph_objects as go
 
 from interp.commands.known import split_known
 from interp.errors import UserError
+from interp.figures.probe_scores import (
+    DETECTION_SHAPE,
+    controls_figure,
+    detection_table,
+    grid_figure,
+    reliability_figure,
+)
 from interp.figures.tables import where
 from interp.files import check_shape, read_table
 from interp.files.choice import check_choice
 from interp.files.documents import read_json, write_atomically, write_json, write_table
 from interp.premises import Split
 from interp.premises.knowledge import MINIMUM_KNOWN, KnowledgeCheck
-from interp.report.probes import (
-    DETECTION_SHAPE,
-    controls_figure,
-    detection_table,
-    grid_figure,
-    reliability_figure,
-    render_probe_report,
-)
+from interp.report.probes import render_probe_report
 from interp.runs.clock import one_moment
 from interp.runs.identity import model_identity
 from interp.runs.lock import one_process

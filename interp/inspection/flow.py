@@ -15,9 +15,10 @@ gradients; memory does not grow with the length of the prompts times itself.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import pandas as pd
+import plotly.graph_objects as go
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -25,6 +26,7 @@ from torch import Tensor
 from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
+from interp.figures.inspection import flow_by_layer
 from interp.forward.batch import RUN_TOKENS, TokenBatch
 from interp.forward.out_of_memory import over_parts
 from interp.forward.partial import record_run
@@ -36,9 +38,6 @@ from interp.precision import result_dtype, widened
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import Premises, QuestionKind
 from interp.progress import progress_bar
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 FlowPart = Literal["subject", "object", "rest"]
 """Which tokens the last token draws on."""
@@ -80,10 +79,8 @@ class InformationFlow(Displayed):
                 rows.append((layer, part, mean, low, high, len(of_part)))
         return pd.DataFrame(rows, columns=["layer", "part", "saliency", "ci_low", "ci_high", "n"])
 
-    def plot(self) -> "go.Figure":
+    def plot(self) -> go.Figure:
         """Saliency against layer, a line for each part."""
-        from interp.report.gate import flow_by_layer
-
         return flow_by_layer(self.to_dataframe())
 
     def _shown(self) -> Shown:

@@ -17,10 +17,11 @@ Higher is more uncertain. The end-of-text token counts as a token of the answer.
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import torch
 from jaxtyping import Float, Int
 from scipy.cluster.hierarchy import fcluster, linkage
@@ -32,6 +33,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
+from interp.figures.inspection import uncertainty_by_outcome
 from interp.forward.batch import TokenBatch
 from interp.forward.generate import BATCH_PROMPTS, MAX_NEW_TOKENS, answers_in_batches, end_tokens
 from interp.forward.partial import device_of
@@ -39,9 +41,6 @@ from interp.models.versions import check_hooked
 from interp.premises.encode import encode_question
 from interp.premises.mentions import names
 from interp.premises.questions import Premises, QuestionKind
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 Clusters = Callable[[Sequence[str], str], Sequence[int]]
 """(answers to one question, the question) → the number of each answer's cluster."""
@@ -100,10 +99,8 @@ class Uncertainty(Displayed):
             rows.append((name, *auc_with_interval(scores, labels, self.subjects, seed=self.seed)))
         return pd.DataFrame(rows, columns=["score", "auc", "ci_low", "ci_high"])
 
-    def plot(self, hallucinated: Sequence[bool]) -> "go.Figure":
+    def plot(self, hallucinated: Sequence[bool]) -> go.Figure:
         """Each score's distribution, hallucinated answers beside the others, with its AUC."""
-        from interp.report.gate import uncertainty_by_outcome
-
         return uncertainty_by_outcome(
             self.to_dataframe().assign(hallucinated=list(hallucinated)), self.auc(hallucinated)
         )

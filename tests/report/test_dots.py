@@ -8,9 +8,9 @@ from interp.errors import UserError
 from interp.figures.agreement import agreement_figure
 from interp.figures.dots import dot_figure
 from interp.figures.heatmap import chosen_heads
+from interp.figures.probe_scores import detections_figure
 from interp.heads import HeadEffects
-from interp.heads.by_layer import effects_by_layer
-from interp.report.gate import detections_figure
+from interp.heads.effects import effects_by_layer
 
 
 def test_dots_stand_at_their_values_with_their_intervals() -> None:
