@@ -6,34 +6,47 @@ up in one column, since a chat template's first token often takes most of it; th
 largest of the other cells.
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import plotly.graph_objects as go
+from jaxtyping import Float
 from plotly.subplots import make_subplots
 
 from interp.errors import UserError
 from interp.figures.look import LOOK, SEQUENTIAL, label
-from interp.figures.token_axis import check_start, mark_spans, names, ticks, with_earlier
-
-if TYPE_CHECKING:
-    from interp.inspection.attention import AttentionPattern
+from interp.figures.token_axis import Span, check_start, mark_spans, names, ticks, with_earlier
 
 MAX_HEADS = 6
 _CELL = 18
 _ABOVE, _BELOW, _BETWEEN = 60, 110, 190
 
 
-def attention_figure(patterns: "AttentionPattern", *, start: int = 0) -> go.Figure:
+def attention_figure(
+    patterns: Float[np.ndarray, "head query key"],
+    tokens: Sequence[str],
+    *,
+    heads: Sequence[tuple[int, int]],
+    spans: Mapping[str, Span],
+    start: int = 0,
+) -> go.Figure:
     """Heat maps one below the other, y = query (first on top), x = key.
 
-    Raises UserError for a start that is no token, or for more heads than ``MAX_HEADS``.
+    Args:
+        patterns: shares of each query's attention.
+        tokens: the prompt's tokens as text.
+        heads: (layer, head) of each pattern.
+        spans: by name, pieces of the prompt to mark.
+        start: the first token with a row and a column of its own.
+
+    Raises:
+        UserError: a start that is no token, or more heads than ``MAX_HEADS``.
     """
-    n, n_heads = len(patterns.tokens), len(patterns.heads)
-    check_start(start, n)
+    n_heads = len(heads)
+    check_start(start, len(tokens))
     if n_heads > MAX_HEADS:
         raise UserError(f"{n_heads} heads are too many for one figure: show at most {MAX_HEADS}")
-    queries = ticks(patterns.tokens, patterns.spans, start)
+    queries = ticks(tokens, spans, start)
     keys = with_earlier(queries, start, "({} before)")
     shown = range(len(queries))
     side = _CELL * len(shown)
@@ -42,17 +55,17 @@ def attention_figure(patterns: "AttentionPattern", *, start: int = 0) -> go.Figu
         rows=n_heads, cols=1, vertical_spacing=_BETWEEN / drawn if n_heads > 1 else 0.0
     )
     first = -1 if start else 0
-    grids = [_grid(pattern.numpy(), start) for pattern in patterns.pattern]
+    grids = [_grid(pattern, start) for pattern in patterns]
     # The one column of all that came before would hide the rest: it is not what sets the scale.
     limit = max(float(np.nanmax(grid[:, -len(shown) :])) for grid in grids) or 1.0
-    for row, ((layer, head), grid) in enumerate(zip(patterns.heads, grids, strict=True), start=1):
+    for row, ((layer, head), grid) in enumerate(zip(heads, grids, strict=True), start=1):
         figure.add_heatmap(
             row=row,
             col=1,
             x=list(range(first, len(shown))),
             y=list(shown),
             z=[[None if np.isnan(cell) else float(cell) for cell in line] for line in grid],
-            customdata=_names(patterns, start),
+            customdata=_names(tokens, start),
             zmin=0.0,
             zmax=limit,
             coloraxis="coloraxis",
@@ -62,7 +75,7 @@ def attention_figure(patterns: "AttentionPattern", *, start: int = 0) -> go.Figu
             hovertemplate="from <b>%{customdata[0]}</b> to <b>%{customdata[1]}</b>: %{z:.3f}"
             f"<extra>layer {layer}, head {head}</extra>",
         )
-        _mark_spans(figure, patterns, row, start)
+        _mark_spans(figure, spans, row, start)
         _add_title(figure, row, f"layer {layer}, head {head}")
         figure.update_xaxes(
             row=row, tickvals=list(range(first, len(shown))), ticktext=keys, tickangle=-90,
@@ -105,16 +118,16 @@ def _grid(pattern: np.ndarray, start: int) -> np.ndarray:
     return np.concatenate([pattern[start:, :start].sum(axis=1, keepdims=True), square], axis=1)
 
 
-def _names(patterns: "AttentionPattern", start: int) -> list[list[list[str]]]:
+def _names(tokens: Sequence[str], start: int) -> list[list[list[str]]]:
     """Query and key of each cell in words, for hovering."""
-    queries = names(patterns.tokens, start)
+    queries = names(tokens, start)
     keys = with_earlier(queries, start, "the {} tokens before")
     return [[[query, key] for key in keys] for query in queries]
 
 
-def _mark_spans(figure: go.Figure, patterns: "AttentionPattern", row: int, start: int) -> None:
+def _mark_spans(figure: go.Figure, spans: Mapping[str, Span], row: int, start: int) -> None:
     """Dashed lines around the columns of each span, its name above them."""
-    for name, middle in mark_spans(figure, patterns.spans, start, row=row, col=1):
+    for name, middle in mark_spans(figure, spans, start, row=row, col=1):
         figure.add_annotation(
             row=row, col=1, x=middle, y=-0.5, yanchor="bottom",
             text=label(name), showarrow=False, font={"size": 11},

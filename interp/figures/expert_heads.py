@@ -1,10 +1,11 @@
 """Figures of experts in heads: their part in every head, who feeds chosen heads, what moved."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from jaxtyping import Float
 
 from interp.errors import UserError
 from interp.figures.look import (
@@ -19,36 +20,48 @@ from interp.figures.look import (
     label,
 )
 from interp.figures.tables import where
-from interp.heads.headset import HeadSet
-from interp.statistics.significance import group_means
-
-if TYPE_CHECKING:
-    from interp.experts.heads.contributions import ExpertContributions
-    from interp.experts.heads.feeding import ExpertFeeding
-    from interp.heads.compare import HeadComparison
 
 
 def contribution_figure(
-    contributions: "ExpertContributions", expert: int | None = None
+    whole: Float[np.ndarray, "layer unit"],
+    by_expert: Float[np.ndarray, "layer unit expert"],
+    *,
+    shares: Float[np.ndarray, "layer unit expert"],
+    component: str,
+    at: str,
+    unit_axis: str = "head",
+    query_heads: Sequence[str] | None = None,
+    expert: int | None = None,
 ) -> go.Figure:
     """Part of each head's norm, y = layer (0 on top), x = head; hovering lists every expert's.
 
-    `expert`: that one's part; the whole adapter's by default. Raises UserError for an unknown one.
+    Args:
+        whole, by_expert: the part that the whole adapter makes up, and each expert; NaN where
+            there is no such expert.
+        shares: each expert's share of the head's vector.
+        component: ``q``, ``k`` or ``v``.
+        at: which tokens were looked at.
+        unit_axis: ``head`` or ``kv_head``.
+        query_heads: the query heads that each unit serves, where one unit serves several.
+        expert: draw this one's part; by default the whole adapter's.
+
+    Raises:
+        UserError: an unknown expert.
     """
-    by_expert = contributions.mean_relative_norm
     n_experts = by_expert.shape[2]
     if expert is not None and not 0 <= expert < n_experts:
         raise UserError(f"expert {expert} does not exist: the experts are 0 to {n_experts - 1}")
-    whole = contributions.adapter_mean_relative_norm
     shown = whole if expert is None else by_expert[..., expert]
-    shares = group_means(contributions.share, contributions.groups).mean(axis=0)
     layers, units = shown.shape
-    hover = [
-        [
-            _lines(contributions, by_expert[layer, unit], shares[layer, unit], unit)
-            for unit in range(units)
+    names = [f"{unit_axis.replace('_', ' ')} {unit}" for unit in range(units)]
+    if query_heads is not None:
+        names = [
+            f"{name}, serving query heads {heads}"
+            for name, heads in zip(names, query_heads, strict=True)
         ]
-        for layer in range(layers)
+    hover = [
+        [_lines(name, *both) for name, *both in zip(names, *of_layer, strict=True)]
+        for of_layer in zip(by_expert, shares, strict=True)
     ]
     figure = go.Figure()
     figure.add_heatmap(
@@ -70,32 +83,30 @@ def contribution_figure(
         template=LOOK,
         width=max(420, min(1100, units * 42 + 190)),
         height=layers * cell + 140,
-        title={"text": label(f"{contributions.component}, {whose}, at {contributions.at}")},
+        title={"text": label(f"{component}, {whose}, at {at}")},
     )
-    axis = "head" if contributions.unit_axis == "head" else "key/value head"
+    axis = "head" if unit_axis == "head" else "key/value head"
     figure.update_xaxes(title_text=axis, dtick=1 if units <= 16 else 4, showgrid=False)
     figure.update_yaxes(title_text="layer", autorange="reversed", showgrid=False)
     return figure
 
 
-def _lines(
-    contributions: "ExpertContributions", parts: np.ndarray, shares: np.ndarray, unit: int
-) -> str:
+def _lines(name: str, parts: np.ndarray, shares: np.ndarray) -> str:
     """What hovering a head shows: every expert's part and share."""
-    whose = f"{contributions.unit_axis.replace('_', ' ')} {unit}"
-    if contributions.group_size > 1:
-        whose += f", serving query heads {contributions.query_heads(unit)}"
     rows = [
         f"expert {number}: part {part:.3f}, share {shares[number]:+.3f}"
         for number, part in enumerate(parts)
         if not np.isnan(part)
     ]
-    return "<br>".join([whose, *rows])
+    return "<br>".join([name, *rows])
 
 
-def feeding_figure(feeding: "ExpertFeeding", count: int = 20) -> go.Figure:
-    """The first experts' part in the chosen heads, beside that in the other heads of the layer."""
-    rows = feeding.experts.head(count)
+def feeding_figure(experts: pd.DataFrame, count: int = 20) -> go.Figure:
+    """The first experts' part in the chosen heads, beside that in the other heads of the layer.
+
+    ``experts`` as ``ExpertFeeding.to_dataframe`` gives it.
+    """
+    rows = experts.head(count)
     names = [
         f"{one.component} {one.layer} expert {one.expert}" for one in rows.itertuples(index=False)
     ]
@@ -122,13 +133,23 @@ def feeding_figure(feeding: "ExpertFeeding", count: int = 20) -> go.Figure:
     return figure.update_yaxes(title_text="part of the head's norm (share)")
 
 
-def shift_figure(comparison: "HeadComparison", heads: HeadSet | None = None) -> go.Figure:
-    """Effect after against effect before, in logits; on the diagonal nothing has changed."""
-    frame = comparison.to_dataframe()
-    marked = [pair in (heads or ()) for pair in zip(frame["layer"], frame["head"], strict=True)]
+def shift_figure(
+    effects: pd.DataFrame,
+    *,
+    spearman: tuple[float, float, float],
+    heads: Collection[tuple[int, int]] = (),
+) -> go.Figure:
+    """Effect after against effect before, in logits; on the diagonal nothing has changed.
+
+    Args:
+        effects: as ``HeadComparison.to_dataframe`` gives it.
+        spearman: the rank correlation of the two: value, low, high.
+        heads: (layer, head) of those to mark.
+    """
+    marked = [pair in heads for pair in zip(effects["layer"], effects["head"], strict=True)]
     figure = go.Figure()
-    low = float(frame[["before", "after"]].min().min())
-    high = float(frame[["before", "after"]].max().max())
+    low = float(effects[["before", "after"]].min().min())
+    high = float(effects[["before", "after"]].max().max())
     figure.add_scatter(
         x=[low, high], y=[low, high], mode="lines", name="no change", hoverinfo="skip",
         line={"color": MUTED, "dash": "dot", "width": 1},
@@ -137,7 +158,7 @@ def shift_figure(comparison: "HeadComparison", heads: HeadSet | None = None) -> 
         (False, "heads", FAINT_INK, "circle"),
         (True, "selected heads", INK, "diamond"),
     ):
-        rows = where(frame, pd.Series([one == wanted for one in marked]))
+        rows = where(effects, pd.Series([one == wanted for one in marked]))
         if rows.empty:
             continue
         figure.add_scatter(
@@ -152,7 +173,7 @@ def shift_figure(comparison: "HeadComparison", heads: HeadSet | None = None) -> 
                 "after %{y:.4g}<br>q of the change %{customdata[2]:.3g}<extra></extra>"
             ),
         )
-    value, ci_low, ci_high = comparison.spearman
+    value, ci_low, ci_high = spearman
     figure.update_layout(
         template=LOOK,
         height=480,

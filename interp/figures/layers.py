@@ -7,7 +7,7 @@ from interp.figures.look import INK, LOOK, MUTED, NEGATIVE, POSITIVE, STRIPES, l
 
 
 def layer_effects(layers: pd.DataFrame, *, unit: str = "logits") -> go.Figure:
-    """A bar for each layer; `layers` as `interp.heads.by_layer.effects_by_layer` gives it."""
+    """A bar for each layer; `layers` as `interp.heads.effects.effects_by_layer` gives it."""
     effects = layers["effect"].tolist()
     figure = go.Figure(
         go.Bar(

@@ -11,11 +11,13 @@ Which figure fits a result depends on its axes:
 A positive effect means that the patch moves the metric up from the corrupted run.
 """
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from jaxtyping import Float
 from plotly.subplots import make_subplots
 
 from interp.errors import UserError
@@ -23,55 +25,54 @@ from interp.figures.evaluation import method_agreement
 from interp.figures.heatmap import head_heatmap
 from interp.figures.look import CONSTRAINED, DIVERGING, LOOK, MUTED, label, whiskers
 
-if TYPE_CHECKING:
-    from interp.patching.faithfulness import Faithfulness
-    from interp.patching.result import PatchingResult
-    from interp.patching.screen import Screening
-
 MAX_PANELS = 8
 _TITLES = {"kv_head": "key/value head", "head": "head", "layer": "layer"}
 _HEADS = ("head", "kv_head")
+Names = Mapping[str, Sequence[int | str]]
+"""The name of each unit along each axis."""
 
 
 def result_figure(
-    result: "PatchingResult", *, fdr: float = 0.05, title: str | None = None
+    effects: Float[np.ndarray, "..."],
+    table: pd.DataFrame,
+    *,
+    names: Names,
+    component: str,
+    metric: str,
+    title: str,
+    fdr: float = 0.05,
 ) -> go.Figure:
     """The figure that fits the result's axes (see the module's text).
 
     Args:
+        effects: mean effect of each unit; NaN where it was not measured.
+        table: as ``PatchingResult.to_dataframe`` gives it, with each unit's interval and q-value.
+        names: each axis of ``effects``, in order, with the names of the units along it.
+        component: what was patched.
+        metric: the unit of the effects.
         fdr: the q-value up to which an effect counts as significant.
 
     Raises:
         UserError: axes for which there is no figure.
     """
-    axes = result.axes[1:]
-    name = title or f"{result.component}, {result.method}"
-    frame = result.to_dataframe()
+    axes = tuple(names)
     if len(axes) == 1:
-        figure = _line(frame, axes[0], result)
+        figure = _line(table, axes[0], names[axes[0]], metric)
     elif len(axes) == 2:
-        if axes[1] in _HEADS and not frame["q_value"].isna().all():
-            return _heads(frame, axes[1], result, fdr, name)
-        figure = _panels(result, [("", result.group_mean)], axes[0], axes[1])
+        if axes[1] in _HEADS and not table["q_value"].isna().all():
+            heads = table.rename(columns={axes[1]: "head"}).assign(site=component, selected=False)
+            figure = head_heatmap(heads, fdr=fdr, title=title, unit=metric)
+            return figure.update_xaxes(title_text=_TITLES[axes[1]])
+        figure = _panels([("", effects)], names, axes[0], axes[1], metric)
     elif len(axes) == 3 and axes[1] in _HEADS and axes[2] == "span":
-        grids = [
-            (str(result.labels.get("span", range(99))[i]), result.group_mean[..., i])
-            for i in range(min(result.shape[2], MAX_PANELS))
-        ]
-        figure = _panels(result, grids, axes[0], axes[1])
+        spans = list(names["span"])[:MAX_PANELS]
+        grids = [(str(span), effects[..., i]) for i, span in enumerate(spans)]
+        figure = _panels(grids, names, axes[0], axes[1], metric)
     elif len(axes) == 3 and axes[1] in _HEADS:
-        figure = _panels(result, [("", _strongest(result.group_mean))], axes[0], axes[2])
+        figure = _panels([("", _strongest(effects))], names, axes[0], axes[2], metric)
     else:
         raise UserError(f"there is no figure for the axes {', '.join(axes)}: use to_dataframe()")
-    return figure.update_layout(title={"text": label(name)})
-
-
-def _heads(
-    frame: pd.DataFrame, axis: str, result: "PatchingResult", fdr: float, title: str
-) -> go.Figure:
-    heads = frame.rename(columns={axis: "head"}).assign(site=result.component, selected=False)
-    figure = head_heatmap(heads, fdr=fdr, title=title, unit=result.metric)
-    return figure.update_xaxes(title_text=_TITLES[axis])
+    return figure.update_layout(title={"text": label(title)})
 
 
 def _strongest(grid: np.ndarray) -> np.ndarray:
@@ -83,7 +84,7 @@ def _strongest(grid: np.ndarray) -> np.ndarray:
 
 
 def _panels(
-    result: "PatchingResult", grids: list[tuple[str, np.ndarray]], y: str, x: str
+    grids: list[tuple[str, np.ndarray]], names: Names, y: str, x: str, metric: str
 ) -> go.Figure:
     """Heat maps side by side, row = ``y`` (0 on top), on one scale centred at zero."""
     figure = make_subplots(
@@ -92,13 +93,13 @@ def _panels(
     )  # fmt: skip
     known = [grid[~np.isnan(grid)] for _, grid in grids]
     limit = float(np.abs(np.concatenate(known)).max(initial=0.0)) or 1.0
-    names = {axis: [label(one) for one in _along(result, axis)] for axis in (x, y)}
+    labels = {axis: [label(one) for one in names[axis]] for axis in (x, y)}
     for column, (_, grid) in enumerate(grids, start=1):
         figure.add_heatmap(
             row=1,
             col=column,
-            x=names[x],
-            y=names[y],
+            x=labels[x],
+            y=labels[y],
             z=[[None if np.isnan(cell) else float(cell) for cell in row] for row in grid],
             coloraxis="coloraxis",
             xgap=1,
@@ -120,7 +121,7 @@ def _panels(
             "cmax": limit,
             "colorbar": {
                 "title": {
-                    "text": f"effect ({label(result.metric)})",
+                    "text": f"effect ({label(metric)})",
                     "side": "right",
                     "font": {"size": 12},
                 },
@@ -134,15 +135,10 @@ def _panels(
     return figure.update_yaxes(title_text=_TITLES.get(y, y), col=1)
 
 
-def _along(result: "PatchingResult", axis: str) -> list[Any]:
-    size = result.values.shape[result.axes.index(axis)]
-    return list(result.labels.get(axis) or range(size))
-
-
-def _line(frame: pd.DataFrame, axis: str, result: "PatchingResult") -> go.Figure:
+def _line(table: pd.DataFrame, axis: str, names: Sequence[int | str], metric: str) -> go.Figure:
     """Mean effect along one axis, with whiskers where there are intervals."""
-    place = {name: index for index, name in enumerate(_along(result, axis))}
-    rows = frame.sort_values(axis, key=lambda column: column.map(place.__getitem__))
+    place = {name: index for index, name in enumerate(names)}
+    rows = table.sort_values(axis, key=lambda column: column.map(place.__getitem__))
     reach: dict[str, Any] | None = None
     if not rows["ci_low"].isna().all():
         reach = whiskers(
@@ -161,16 +157,29 @@ def _line(frame: pd.DataFrame, axis: str, result: "PatchingResult") -> go.Figure
     figure.update_layout(template=LOOK, height=380)
     figure.update_xaxes(title_text=_TITLES.get(axis, axis), type="category", showgrid=False)
     return figure.update_yaxes(
-        title_text=f"effect ({label(result.metric)})", zeroline=True, zerolinecolor=MUTED
+        title_text=f"effect ({label(metric)})", zeroline=True, zerolinecolor=MUTED
     )
 
 
-def faithfulness_figure(curve: "Faithfulness", *, title: str | None = None) -> go.Figure:
-    """Faithfulness over the share of nodes kept, with its interval, over random orders."""
-    table = curve.to_dataframe()
+def faithfulness_figure(
+    table: pd.DataFrame,
+    random_curves: Float[np.ndarray, "order proportion"],
+    *,
+    cpr: float,
+    cmd: float,
+    title: str | None = None,
+) -> go.Figure:
+    """Faithfulness over the share of nodes kept, with its interval, over random orders.
+
+    Args:
+        table: as ``Faithfulness.to_dataframe`` gives it.
+        random_curves: faithfulness of circuits from random orders of the nodes.
+        cpr, cmd: the areas under the curve and between it and one; they are the title.
+        title: another title.
+    """
     x = table["proportion"].tolist()
     figure = go.Figure()
-    for number, values in enumerate(curve.random_curves):
+    for number, values in enumerate(random_curves):
         figure.add_scatter(
             x=x,
             y=values.tolist(),
@@ -194,7 +203,7 @@ def faithfulness_figure(curve: "Faithfulness", *, title: str | None = None) -> g
         hovertemplate="%{customdata} nodes: %{y:.3f}<extra></extra>",
     )
     figure.add_hline(y=1, line={"color": MUTED, "width": 1})
-    words = f"CPR {curve.cpr[0]:.3f}, CMD {curve.cmd[0]:.3f}"
+    words = f"CPR {cpr:.3f}, CMD {cmd:.3f}"
     figure.update_layout(
         template=LOOK,
         height=400,
@@ -207,14 +216,22 @@ def faithfulness_figure(curve: "Faithfulness", *, title: str | None = None) -> g
     )
 
 
-def screening_figure(screening: "Screening") -> go.Figure:
-    """The exact effect of every verified unit against its estimate."""
-    frames = []
-    for result in (screening.estimate, screening.verified):
-        frame = result.to_dataframe().dropna(subset=["effect"])
-        units = [axis for axis in result.axes[1:] if axis != "layer"]
-        frames.append(frame.assign(head=frame[units[0]] if units else 0))
-    return method_agreement(
-        *frames, x_name=screening.estimate.method, y_name=screening.verified.method,
-        unit=screening.estimate.metric,
-    )  # fmt: skip
+def screening_figure(
+    estimate: pd.DataFrame,
+    verified: pd.DataFrame,
+    *,
+    unit_axis: str | None,
+    methods: tuple[str, str],
+    metric: str,
+) -> go.Figure:
+    """The exact effect of every verified unit against its estimate.
+
+    Args:
+        estimate, verified: as ``PatchingResult.to_dataframe`` gives them.
+        unit_axis: the axis beside ``layer``, such as ``head``; None where a unit is a layer.
+        methods: how the effects were estimated, and how verified.
+        metric: the unit of the effects.
+    """
+    found = [one.dropna(subset=["effect"]) for one in (estimate, verified)]
+    x, y = (one.assign(head=0 if unit_axis is None else one[unit_axis]) for one in found)
+    return method_agreement(x, y, x_name=methods[0], y_name=methods[1], unit=metric)

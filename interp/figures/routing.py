@@ -3,7 +3,8 @@
 Loads are times the number of experts, so that 1 is an even share: purple below, orange above.
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -11,15 +12,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from interp.errors import UserError
-from interp.experts.routing.measure_list import MEASURES, counts_of
-from interp.experts.routing.measures import load_share, normalised_entropy
 from interp.figures.look import CATEGORIES, DIVERGING, LOOK, MUTED, SYMBOLS, label, whiskers
 from interp.figures.tables import where
-
-if TYPE_CHECKING:
-    from interp.experts.routing.records import RoutingRecords
-    from interp.experts.routing.similarity import OutputSimilarity
-    from interp.experts.routing.specialization import Specialization
 
 MAX_TASKS = 8
 NULL_NAMES = {
@@ -32,17 +26,25 @@ _ABOVE = {"y": 1.02, "yanchor": "bottom"}
 
 
 def load_figure(
-    records: "RoutingRecords", *, target: str | None = None, title: str | None = None
+    table: pd.DataFrame,
+    tasks: Sequence[str],
+    *,
+    target: str | None = None,
+    title: str | None = None,
 ) -> go.Figure:
     """Heat maps layer × expert of the load, one for each task and one for all, on one scale.
 
-    `target` names the projections (``q_proj``); it may be left out where there is one kind only.
-    Raises UserError for an unknown target.
+    Args:
+        table: as `RoutingRecords.to_dataframe` gives it, with a task "all" for all tokens.
+        tasks: the tasks, of which the first ``MAX_TASKS`` are drawn.
+        target: names the projections (``q_proj``); it may be left out where there is one kind only.
+
+    Raises:
+        UserError: an unknown target.
     """
-    table = records.to_dataframe()
     target = _one_target(table, target)
     table = where(table, table["target"] == target)
-    tasks = ["all", *records.tasks[:MAX_TASKS]]
+    tasks = ["all", *tasks[:MAX_TASKS]]
     layers = sorted(int(layer) for layer in table["layer"].unique())
     experts = list(range(int(table["expert"].max()) + 1))
     count = table.groupby("layer")["expert"].nunique()
@@ -98,25 +100,22 @@ def load_figure(
     return figure.update_yaxes(title_text="layer", col=1)
 
 
-def entropy_figure(records: "RoutingRecords", *, title: str | None = None) -> go.Figure:
+def entropy_figure(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
     """By depth: the mean entropy of the router's softmax, and the entropy of the load it makes.
 
     Both as shares of log E: 1 is even. A confident router that uses all experts has a low entropy
-    per token and a high one of the load.
+    per token and a high one of the load. `table` as `RoutingRecords.entropies` gives it.
     """
-    rows = []
-    for number, one in enumerate(records.projections):
-        per_token = MEASURES["router_entropy"].of(counts_of(records, number))
-        of_load = normalised_entropy(load_share(records.task_counts(number).sum(axis=0)))
-        rows.append((one.layer, one.target, per_token, float(of_load)))
-    table = pd.DataFrame(rows, columns=["layer", "target", "per token", "of the load"])
     figure = go.Figure()
     for colour, target in enumerate(table["target"].unique()):
         part = where(table, table["target"] == target)
-        for what, dash in (("per token", "solid"), ("of the load", "dot")):
+        for column, what, dash in (
+            ("per_token", "per token", "solid"),
+            ("of_load", "of the load", "dot"),
+        ):
             figure.add_scatter(
                 x=part["layer"].tolist(),
-                y=part[what].tolist(),
+                y=part[column].tolist(),
                 mode="lines+markers",
                 name=label(f"{target}, {what}"),
                 line={"color": CATEGORIES[colour % len(CATEGORIES)], "width": 2, "dash": dash},
@@ -131,13 +130,21 @@ def entropy_figure(records: "RoutingRecords", *, title: str | None = None) -> go
 
 
 def measure_figure(
-    specialization: "Specialization", measure: str = "task_information", *, title: str | None = None
+    table: pd.DataFrame,
+    measure: str = "task_information",
+    *,
+    units: Mapping[str, str] = MappingProxyType({}),
+    title: str | None = None,
 ) -> go.Figure:
     """A measure by depth with its interval, and the mean of each null as a line behind it.
 
-    Raises UserError for an unknown measure.
+    Args:
+        table: as `Specialization.to_dataframe` gives it.
+        units: the unit of each measure; one that is not there is drawn without.
+
+    Raises:
+        UserError: an unknown measure.
     """
-    table = specialization.table
     known = [str(name) for name in table["measure"].unique()]
     if measure not in known:
         raise UserError(f"unknown measure {measure!r}; known: {', '.join(known)}")
@@ -176,7 +183,7 @@ def measure_figure(
                     f"q %{{customdata[1]:.3g}}<extra>{label(NULL_NAMES.get(null, null))}</extra>"
                 ),
             )
-    unit = MEASURES[measure].unit if measure in MEASURES else ""
+    unit = units.get(measure)
     name = measure.replace("_", " ")
     figure.update_layout(
         template=LOOK, height=430, legend=_ABOVE, title={"text": label(title)} if title else None
@@ -185,9 +192,11 @@ def measure_figure(
     return figure.update_yaxes(title_text=f"{name} ({unit})" if unit else name)
 
 
-def similarity_figure(similarity: "OutputSimilarity", *, title: str | None = None) -> go.Figure:
-    """By depth: means over pairs of experts of the outputs' cosine and CKA, and CKA by chance."""
-    table = similarity.by_projection()
+def similarity_figure(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
+    """By depth: means over pairs of experts of the outputs' cosine and CKA, and CKA by chance.
+
+    `table` as `OutputSimilarity.by_projection` gives it.
+    """
     figure = go.Figure()
     styles = (("cosine", "solid"), ("cka", "dash"), ("cka_chance", "dot"))
     names = {"cosine": "cosine", "cka": "CKA", "cka_chance": "CKA by chance"}

@@ -10,7 +10,9 @@ import plotly.graph_objects as go
 
 from interp.errors import UserError
 from interp.figures.look import INK, token_label
-from interp.forward.batch import Span
+
+Span = tuple[int, int]
+"""The tokens [start, end) of a piece of the prompt."""
 
 
 def check_start(start: int, n_tokens: int) -> None:

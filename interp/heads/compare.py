@@ -200,7 +200,9 @@ class HeadComparison(Displayed):
 
     def plot(self, heads: HeadSet | None = None) -> go.Figure:
         """Effect after against effect before, a point a head; ``heads`` are marked."""
-        return shift_figure(self, heads)
+        return shift_figure(
+            self.to_dataframe(), spearman=self.spearman, heads=() if heads is None else heads
+        )
 
     def _shown(self) -> Shown:
         found = self.to_dict()

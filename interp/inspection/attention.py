@@ -7,9 +7,10 @@ up to i; every row adds up to one. Hooks that stand on the model act, so that a 
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
+import plotly.graph_objects as go
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -18,6 +19,7 @@ from interp.arguments import pairs_of_numbers
 from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
+from interp.figures.attention import attention_figure
 from interp.forward.batch import Span, TokenBatch
 from interp.forward.hook_points import check_component, hook_name
 from interp.forward.partial import Hook, HookFunction, device_of, hooked, tail_logits
@@ -26,9 +28,6 @@ from interp.inspection.read_prompt import read_prompt
 from interp.models.versions import check_hooked
 from interp.patching.sweep import check_units
 from interp.premises.relation import FilledQuestion
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,16 +72,17 @@ class AttentionPattern(Displayed):
             rows.append(row)
         return pd.DataFrame(rows)
 
-    def plot(self, *, start: int | None = None) -> "go.Figure":
+    def plot(self, *, start: int | None = None) -> go.Figure:
         """A heat map query × key for each head, spans marked.
 
         Args:
             start: the first token with a row and a column of its own, by default the question's;
                 what goes to earlier ones is added up in one column.
         """
-        from interp.figures.attention import attention_figure
-
-        return attention_figure(self, start=self.start if start is None else start)
+        return attention_figure(
+            self.pattern.numpy(), self.tokens, heads=self.heads, spans=self.spans,
+            start=self.start if start is None else start,
+        )  # fmt: skip
 
     def _shown(self) -> Shown:
         words = (

@@ -15,9 +15,10 @@ difference of two answers, nats for the log-probability of one.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import pandas as pd
+import plotly.graph_objects as go
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -26,6 +27,7 @@ from interp.arguments import as_text
 from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
+from interp.figures.saliency import saliency_figure, saliency_text
 from interp.forward.batch import Span, TokenBatch
 from interp.forward.partial import RecordedRun, device_of, record_run, resume, unedited_logits
 from interp.inspection.read_prompt import ReadPrompt, read_prompt, token_texts
@@ -34,9 +36,6 @@ from interp.patching.metrics import LogitDifference, LogProbability
 from interp.precision import widened
 from interp.premises.encode import tokenize
 from interp.premises.relation import FilledQuestion
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 SaliencyMethod = Literal["gradient", "occlusion"]
 
@@ -84,26 +83,35 @@ class TokenSaliency(Displayed):
             }
         )
 
-    def plot(self, *, start: int | None = None) -> "go.Figure":
+    def plot(self, *, start: int | None = None) -> go.Figure:
         """A bar for each token, spans marked.
 
         Args:
             start: the first token with a bar of its own, by default the question's; earlier ones
                 are added up in one bar.
         """
-        from interp.figures.saliency import saliency_figure
-
-        return saliency_figure(self, start=self.start if start is None else start)
+        return saliency_figure(
+            self.values.double().numpy(),
+            self.tokens,
+            metric=self.metric,
+            value=self.value,
+            unit=self.unit,
+            method=self.method,
+            spans=self.spans,
+            start=self.start if start is None else start,
+        )
 
     def _shown(self) -> Shown:
-        from interp.figures.saliency import saliency_text
-
         table = self.to_dataframe()
         order = table["saliency"].abs().sort_values(ascending=False, kind="stable").index
         words = (
             f"Saliency ({self.method}) for {self.metric}, which is {self.value:.3g} {self.unit}."
         )
-        return Shown(words, (table.loc[order],), self.plot, saliency_text(self))
+        text = saliency_text(
+            self.values.double().numpy(), self.tokens, unit=self.unit, spans=self.spans,
+            start=self.start,
+        )  # fmt: skip
+        return Shown(words, (table.loc[order],), self.plot, text)
 
 
 def check_saliency_method(method: str) -> None:

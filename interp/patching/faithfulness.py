@@ -138,7 +138,9 @@ class Faithfulness(Displayed):
 
     def plot(self) -> Any:
         """A figure of the curve over its null; see ``interp.figures.patching``."""
-        return faithfulness_figure(self)
+        return faithfulness_figure(
+            self.to_dataframe(), self.random_curves, cpr=self.cpr[0], cmd=self.cmd[0]
+        )
 
     def _curve(
         self, circuit: Float[Tensor, "prompt proportion"], weights: np.ndarray

@@ -343,9 +343,25 @@ class PatchingResult(Displayed):
             if mine != theirs:
                 raise UserError(f"the results differ in {what}: {mine} and {theirs}")
 
-    def plot(self, **options: Any) -> go.Figure:
-        """A figure of the mean effects; see ``interp.figures.patching.result_figure``."""
-        return result_figure(self, **options)
+    def plot(self, *, fdr: float = 0.05, title: str | None = None) -> go.Figure:
+        """A figure of the mean effects that fits the axes; see ``interp.figures.patching``.
+
+        Args:
+            fdr: the q-value up to which an effect counts as significant.
+            title: by default the component and the method.
+
+        Raises:
+            UserError: axes for which there is no figure.
+        """
+        return result_figure(
+            self.group_mean,
+            self.to_dataframe(),
+            names={axis: self._names(axis) for axis in self.axes[1:]},
+            component=self.component,
+            metric=self.metric,
+            title=title or f"{self.component}, {self.method}",
+            fdr=fdr,
+        )
 
     def _shown(self) -> Shown:
         units = " × ".join(

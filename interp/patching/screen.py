@@ -66,7 +66,14 @@ class Screening(Displayed):
 
     def plot(self) -> go.Figure:
         """The exact effect of every verified unit against its estimate."""
-        return screening_figure(self)
+        others = [axis for axis in self.estimate.axes[1:] if axis != "layer"]
+        return screening_figure(
+            self.estimate.to_dataframe(),
+            self.verified.to_dataframe(),
+            unit_axis=others[0] if others else None,
+            methods=(self.estimate.method, self.verified.method),
+            metric=self.estimate.metric,
+        )
 
     def _shown(self) -> Shown:
         verified = self.verified.to_dataframe().dropna(subset=["effect"])

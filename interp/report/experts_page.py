@@ -10,10 +10,6 @@ from interp.figures.measures import MISSING
 from interp.figures.routing import (
     MAX_TASKS,
     NULL_NAMES,
-    entropy_figure,
-    load_figure,
-    measure_figure,
-    similarity_figure,
 )
 from interp.figures.tables import where
 from interp.report.page import PlacedFigure, manifest_rows, render_page
@@ -79,7 +75,7 @@ def render_analysis(analysis: Analysis) -> str:
         effects=analysis.effects,
         similarity=[
             PlacedFigure.place(
-                "similarity", similarity_figure(analysis.similarity), "Means over pairs of experts."
+                "similarity", analysis.similarity.plot(), "Means over pairs of experts."
             )
         ],
         sampled=f"{analysis.similarity.n:,}",
@@ -211,7 +207,7 @@ def _loads(records: "RoutingRecords") -> list[PlacedFigure]:
     return [
         PlacedFigure.place(
             f"load-{number}",
-            load_figure(records, target=target),
+            records.plot("load", target=target),
             f"Load of each expert of {target}.{more}",
         )
         for number, target in enumerate(targets)
@@ -220,8 +216,8 @@ def _loads(records: "RoutingRecords") -> list[PlacedFigure]:
 
 def _measures(analysis: Analysis) -> list[PlacedFigure]:
     placed = [
-        PlacedFigure.place(name, measure_figure(analysis.specialization, name), caption)
+        PlacedFigure.place(name, analysis.specialization.plot(name), caption)
         for name, caption in SHOWN
     ]
     caption = "Router entropy and load entropy, by depth; 1 is even."
-    return [*placed, PlacedFigure.place("entropy", entropy_figure(analysis.records), caption)]
+    return [*placed, PlacedFigure.place("entropy", analysis.records.plot("entropy"), caption)]

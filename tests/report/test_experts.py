@@ -44,7 +44,7 @@ def spec() -> Specialization:
 
 
 def test_load_figure_is_white_at_an_even_share(records: Any) -> None:
-    figure = load_figure(records)
+    figure = load_figure(records.to_dataframe(), records.tasks)
     maps: Any = [one for one in drawn_in(figure) if one.type == "heatmap"]
     assert len(maps) == 3
     table = records.to_dataframe()
@@ -55,7 +55,7 @@ def test_load_figure_is_white_at_an_even_share(records: Any) -> None:
     middle = next(at for at, colour in axis["colorscale"] if colour == "#fbfaf8")
     assert middle * axis["cmax"] == pytest.approx(1)
     with pytest.raises(UserError, match="name one kind of projection with target=: q"):
-        load_figure(records, target="k")
+        load_figure(records.to_dataframe(), records.tasks, target="k")
     with pytest.raises(UserError, match="unknown figure 'x'; known: load, entropy"):
         records.plot("x")
     drawn = drawn_in(records.plot("entropy"))
@@ -64,7 +64,7 @@ def test_load_figure_is_white_at_an_even_share(records: Any) -> None:
 
 
 def test_measure_figure_draws_values_intervals_and_nulls() -> None:
-    drawn = drawn_in(measure_figure(spec(), "task_information"))
+    drawn = drawn_in(measure_figure(spec().table, "task_information"))
     assert len(drawn) == 2 * 3
     first = drawn[0]
     assert list(first.y) == pytest.approx([0.0, 0.1])
@@ -72,12 +72,13 @@ def test_measure_figure_draws_values_intervals_and_nulls() -> None:
     assert first.name == "q&lt;b&gt;"
     assert list(drawn[1].y) == [0.01, 0.01]
     with pytest.raises(UserError, match="unknown measure 'size'; known: task_information"):
-        measure_figure(spec(), "size")
+        measure_figure(spec().table, "size")
 
 
 def test_similarity_figure_leaves_gaps_where_nothing_varies() -> None:
     rows = [(0, "q", 0, 1, 0.2, np.nan, np.nan), (1, "q", 0, 1, 0.4, 0.6, 0.1)]
-    figure = similarity_figure(OutputSimilarity(9, pd.DataFrame(rows, columns=list(COLUMNS))))
+    similarity = OutputSimilarity(9, pd.DataFrame(rows, columns=list(COLUMNS)))
+    figure = similarity_figure(similarity.by_projection())
     by_name = {one.name: list(one.y) for one in drawn_in(figure)}
     assert by_name["q, cosine"] == pytest.approx([0.2, 0.4])
     assert by_name["q, CKA"] == [None, 0.6]

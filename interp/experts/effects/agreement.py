@@ -9,18 +9,16 @@ that a busy expert counts for none of them.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 from scipy.stats import binomtest, spearmanr
 
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.experts.effects.effects import ExpertEffects
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
+from interp.figures.agreement import agreement_figure
 
 _KEY = ["layer", "target", "expert"]
 _COLUMNS = (*_KEY, "task", "load")
@@ -53,10 +51,8 @@ class RoutingAgreement(Displayed):
         """The table."""
         return self.table
 
-    def plot(self) -> "go.Figure":
+    def plot(self) -> go.Figure:
         """Effect on the task that an expert affects most, against load from that routed most."""
-        from interp.figures.agreement import agreement_figure
-
         return agreement_figure(self.table)
 
     def _shown(self) -> Shown:

@@ -1,8 +1,9 @@
 """What each expert does for each task: interventions on its gate, and what becomes of the answers.
 
 An expert of one projection (or the expert with the same number in many) is switched off, forced or
-scaled (``interp.interventions.expert_constraint``) at all tokens, and every example's right answer is scored
-again. Sign: effect = loss under the intervention − loss without, in nats per answer token, so a
+scaled (``interp.interventions.expert_constraint``) at all tokens, and every example's right answer
+is scored again. Sign: effect = loss under the intervention − loss without, in nats per answer
+token, so a
 **positive** effect means that the intervention hurts: the expert was of use. The change of accuracy
 has the opposite sign when it hurts.
 
@@ -15,10 +16,11 @@ ranks, and only so many experts are run.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 from jaxtyping import Float
 from torch import Tensor
 
@@ -33,6 +35,7 @@ from interp.experts.effects.jobs import (
     measure_experts,
     most_promising,
 )
+from interp.figures.expert_effects import effects_figure
 from interp.jobs import AT_ONCE, Stages
 from interp.moelora.data.encoding import EncodedExample, encode_example
 from interp.moelora.data.examples import Example
@@ -40,9 +43,6 @@ from interp.moelora.projections import Projection, find_projection, projections_
 from interp.patching.result import PatchingResult
 from interp.precision import dtype_of, precision_of
 from interp.statistics.significance import MINIMUM_GROUPS, EffectStatistics, q_values
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 EffectMethod = Literal["exact", "attribution"]
 EffectMode = Literal["off", "off_renormalised", "force", "scale"]
@@ -136,11 +136,14 @@ class ExpertEffects(Displayed):
             "target": one.module.rpartition(".")[2],
         }
 
-    def plot(self, *, task: str | None = None, top: int = 30) -> "go.Figure":
+    def plot(self, *, task: str | None = None, top: int = 30) -> go.Figure:
         """The ``top`` experts by largest effect × task; or of one task, projection × expert."""
-        from interp.figures.expert_effects import effects_figure
-
-        return effects_figure(self, top=top) if task is None else self.of(task).plot(title=task)
+        if task is not None:
+            return self.of(task).plot(title=task)
+        return effects_figure(
+            self.matrix, projections=self.loss.labels["projection"], tasks=self.tasks,
+            source=self.loss.source, top=top,
+        )  # fmt: skip
 
     def _shown(self) -> Shown:
         words = (

@@ -10,10 +10,11 @@ chosen head's group lose theirs too.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 
 from interp.display import Displayed, Shown
 from interp.errors import UserError
@@ -30,17 +31,15 @@ from interp.experts.heads.slices import (
     without_experts,
     without_slices,
 )
+from interp.figures.dots import dot_figure
 from interp.forward.hook_points import count_units
 from interp.heads.headset import Head, HeadSet, as_head_set
 from interp.heads.locate import as_encoded
-from interp.heads.selection import random_head_sets
+from interp.heads.random_sets import random_head_sets
 from interp.heads.significance import mean_interval
 from interp.patching.sweep import check_units
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import Premises, QuestionKind
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 RANDOM_SETS = 20
 _NO_ADAPTER, _FULL, _WITHOUT, _RANDOM = 0, 1, 2, 3
@@ -106,10 +105,8 @@ class AdapterGain(Displayed):
             ]
         )
 
-    def plot(self) -> "go.Figure":
+    def plot(self) -> go.Figure:
         """Preference accuracy without the adapter, with it, and without its part in the heads."""
-        from interp.figures.dots import dot_figure
-
         content = self.to_dict()["accuracy"]
         names = {
             "without_adapter": "no adapter",

@@ -16,10 +16,11 @@ Norms do not sum: experts may cancel each other. ``adapter_norm`` is that of Σ_
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import torch
 from einops import rearrange, reduce
 from jaxtyping import Float, Int
@@ -29,6 +30,7 @@ from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.experts.heads.prompt_positions import PromptColumns, Where, prompt_columns
 from interp.experts.heads.slices import AdaptedPart, Part, adapted_parts, group_size
+from interp.figures.expert_heads import contribution_figure
 from interp.forward.batch import Span, TokenBatch
 from interp.forward.hook_points import as_units, axis_of, count_units, hook_name
 from interp.forward.out_of_memory import over_parts
@@ -37,9 +39,6 @@ from interp.premises.encode import EncodedPremises
 from interp.premises.questions import Premises, QuestionKind
 from interp.progress import progress_bar
 from interp.statistics.significance import group_means
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,11 +139,19 @@ class ExpertContributions(Displayed):
         )
         return frame.sort_values("relative_norm", ascending=False, ignore_index=True)
 
-    def plot(self, expert: int | None = None) -> "go.Figure":
+    def plot(self, expert: int | None = None) -> go.Figure:
         """Heat map layer × head of the part that one expert, or the whole adapter, makes up."""
-        from interp.figures.expert_heads import contribution_figure
-
-        return contribution_figure(self, expert)
+        units = range(self.norm.shape[2])
+        return contribution_figure(
+            self.adapter_mean_relative_norm,
+            self.mean_relative_norm,
+            shares=group_means(self.share, self.groups).mean(axis=0),
+            component=self.component,
+            at=self.at,
+            unit_axis=self.unit_axis,
+            query_heads=[self.query_heads(unit) for unit in units] if self.group_size > 1 else None,
+            expert=expert,
+        )
 
     def _shown(self) -> Shown:
         words = (

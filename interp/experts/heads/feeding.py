@@ -19,10 +19,11 @@ With grouped queries a value belongs to a group, and the null is of other groups
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 from scipy.stats import permutation_test
 
 from interp.display import Displayed, Shown
@@ -30,17 +31,15 @@ from interp.errors import UserError
 from interp.experts.heads.contributions import ExpertContributions, contributions_at
 from interp.experts.heads.prompt_positions import Where, prompt_columns
 from interp.experts.heads.slices import HeadSlice, Part, slices_of
+from interp.figures.expert_heads import feeding_figure
 from interp.heads.headset import Head, HeadSet, Site, as_head_set
 from interp.heads.locate import as_encoded
-from interp.heads.selection import random_head_sets
+from interp.heads.random_sets import random_head_sets
 from interp.patching.sweep import check_units
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import Premises, QuestionKind
 from interp.statistics.resampling import resamples_at_once
 from interp.statistics.significance import q_values
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 RANDOM_SETS = 200
 PERMUTATIONS = 10_000
@@ -82,11 +81,9 @@ class ExpertFeeding(Displayed):
         """One row an expert, largest part first."""
         return self.experts
 
-    def plot(self, count: int = 20) -> "go.Figure":
+    def plot(self, count: int = 20) -> go.Figure:
         """The first experts' parts in the chosen heads, beside those in the other heads."""
-        from interp.figures.expert_heads import feeding_figure
-
-        return feeding_figure(self, count)
+        return feeding_figure(self.experts, count)
 
     def _shown(self) -> Shown:
         words = (

@@ -14,10 +14,11 @@ With the columns of one head in one expert's output set to zero at every positio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -31,6 +32,7 @@ from interp.experts.heads.slices import (
     sweep_removals,
     without_slices,
 )
+from interp.figures.dots import dot_figure
 from interp.heads.headset import Head, Site
 from interp.heads.locate import as_encoded
 from interp.heads.sources import premise_edit
@@ -44,9 +46,6 @@ from interp.statistics.significance import (
     EffectStatistics,
     effect_statistics,
 )
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,10 +103,8 @@ class SliceEffects(Displayed):
         order = frame["effect"].abs().sort_values(ascending=False, kind="stable").index
         return frame.loc[order].reset_index(drop=True)
 
-    def plot(self, count: int = 20) -> "go.Figure":
+    def plot(self, count: int = 20) -> go.Figure:
         """The ``count`` largest effects with their intervals."""
-        from interp.figures.dots import dot_figure
-
         rows = self.to_dataframe().head(count)
         return dot_figure(
             rows["slice"], rows["effect"], low=rows["ci_low"], high=rows["ci_high"], line=0.0,

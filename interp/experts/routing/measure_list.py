@@ -116,8 +116,7 @@ def _of_ids(measure: Callable[[Array], measures.Value]) -> Callable[[Counts], fl
 
 
 def _entropy_of_tokens(counts: Counts) -> float:
-    experts = len(counts.probability)
-    return counts.entropy / counts.tokens / (np.log(experts) if experts > 1 else 1.0)
+    return measures.mean_entropy(counts.entropy, counts.tokens, len(counts.probability))
 
 
 TASK_MEASURES: dict[str, Callable[[Array, int], measures.Value]] = {

@@ -36,6 +36,11 @@ def normalised_entropy(share: Num[Array, "... expert"]) -> Value:
     return entr(share).sum(axis=-1) / (np.log(experts) if experts > 1 else 1.0)
 
 
+def mean_entropy(total: float, tokens: float, experts: int) -> float:
+    """Mean entropy of the router's softmax over tokens, as a share of log E; ``total`` in nats."""
+    return total / tokens / (np.log(experts) if experts > 1 else 1.0)
+
+
 def dead_experts(load: Num[Array, "... expert"], *, below: float = 0.01) -> Value:
     """How many experts have a load under ``below / E``: less than that share of an even load."""
     return (load < below / load.shape[-1]).sum(axis=-1).astype(float)

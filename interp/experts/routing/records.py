@@ -6,20 +6,26 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 
 from interp.display import Displayed, Shown
 from interp.errors import UserError
-from interp.experts.routing.measures import dead_experts, domain_specialization, load_cv, load_share
+from interp.experts.routing.measures import (
+    dead_experts,
+    domain_specialization,
+    load_cv,
+    load_share,
+    mean_entropy,
+    normalised_entropy,
+)
 from interp.experts.routing.tables import Sizes, Tables
+from interp.figures.routing import entropy_figure, load_figure
 from interp.files import check_shape, from_mapping
 from interp.files.described_tensors import read_tensors, write_tensors
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 
 @dataclass(frozen=True)
@@ -159,14 +165,26 @@ class RoutingRecords(Displayed):
             )
         return pd.DataFrame(rows)
 
-    def plot(self, what: str = "load", **options: Any) -> "go.Figure":
-        """Each expert's load by task ("load"), or the routers' entropy by depth ("entropy")."""
-        from interp.figures.routing import entropy_figure, load_figure
+    def entropies(self) -> pd.DataFrame:
+        """One row a projection: layer, target, per_token, of_load; shares of log E, 1 is even.
 
-        figures = {"load": load_figure, "entropy": entropy_figure}
-        if what not in figures:
-            raise UserError(f"unknown figure {what!r}; known: {', '.join(figures)}")
-        return figures[what](self, **options)
+        ``per_token`` is the mean entropy of the router's softmax, ``of_load`` that of the load.
+        """
+        rows = []
+        for number, one in enumerate(self.projections):
+            total = float(self.tables.entropy[number].numpy().sum())
+            per_token = mean_entropy(total, float(self.n_tokens), one.experts)
+            load = load_share(self.task_counts(number).sum(axis=0))
+            rows.append((one.layer, one.target, per_token, float(normalised_entropy(load))))
+        return pd.DataFrame(rows, columns=["layer", "target", "per_token", "of_load"])
+
+    def plot(self, what: str = "load", **options: Any) -> go.Figure:
+        """Each expert's load by task ("load"), or the routers' entropy by depth ("entropy")."""
+        if what == "load":
+            return load_figure(self.to_dataframe(), self.tasks, **options)
+        if what == "entropy":
+            return entropy_figure(self.entropies(), **options)
+        raise UserError(f"unknown figure {what!r}; known: load, entropy")
 
     def _shown(self) -> Shown:
         words = (
@@ -175,7 +193,7 @@ class RoutingRecords(Displayed):
         )
         return Shown(words, (self.by_projection(),), self._key_figure)
 
-    def _key_figure(self) -> "go.Figure":
+    def _key_figure(self) -> go.Figure:
         return self.plot(target=self.projections[0].target)
 
     def save(self, path: str | Path) -> Path:

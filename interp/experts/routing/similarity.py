@@ -15,9 +15,10 @@ values (r numbers an expert) and BᵀB are enough, and they are summed as tokens
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
+import plotly.graph_objects as go
 import torch
 import torch.nn.functional as F
 from einops import einsum, rearrange
@@ -28,12 +29,9 @@ from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.experts.routing.observe import active_in, experts_of
 from interp.experts.routing.records import Projection
+from interp.figures.routing import similarity_figure
 from interp.moelora.layer import MoELoRALinear
 from interp.moelora.training.similarity import pairwise_cosine
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
-
 
 COLUMNS = ("layer", "target", "expert", "other", "cosine", "cka", "cka_chance")
 
@@ -65,11 +63,9 @@ class OutputSimilarity(Displayed):
         means: Any = self.table.groupby(["layer", "target"], sort=False)[numbers].mean()
         return means.reset_index()
 
-    def plot(self, **options: Any) -> "go.Figure":
+    def plot(self, **options: Any) -> go.Figure:
         """The means by depth."""
-        from interp.figures.routing import similarity_figure
-
-        return similarity_figure(self, **options)
+        return similarity_figure(self.by_projection(), **options)
 
     def _shown(self) -> Shown:
         words = f"How alike two experts' outputs are, on {self.n:,} tokens; means over pairs."

@@ -2,16 +2,17 @@
 
 Per projection, each measure of `MEASURES` is computed on all texts, on all but one fold at a time
 (the interval, see `interp.statistics.jackknife`; folds are whole units, so that what is left out is
-independent of what stays), and on what the nulls give (`interp.experts.routing.nulls`). q-values are
-Benjamini–Hochberg over the projections, for each measure and null by itself.
+independent of what stays), and on what the nulls give (`interp.experts.routing.nulls`). q-values
+are Benjamini–Hochberg over the projections, for each measure and null by itself.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 
 from interp.checked import checked
 from interp.display import Displayed, Shown
@@ -20,13 +21,11 @@ from interp.experts.routing.by_expert import expert_table
 from interp.experts.routing.measure_list import MEASURES, TASK_MEASURES, counts_of, random_counts
 from interp.experts.routing.nulls import p_value, permuted_texts, permuted_within_token
 from interp.experts.routing.records import RoutingRecords
+from interp.figures.routing import measure_figure
 from interp.files import read_table
 from interp.files.documents import write_table
 from interp.statistics.jackknife import jackknife
 from interp.statistics.significance import q_values
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
 
 FDR = 0.05
 DRAWS = 999
@@ -72,11 +71,10 @@ class Specialization(Displayed):
             )
         return pd.DataFrame(rows)
 
-    def plot(self, measure: str = "task_information", **options: Any) -> "go.Figure":
+    def plot(self, measure: str = "task_information", **options: Any) -> go.Figure:
         """A measure by depth with its interval, over its nulls."""
-        from interp.figures.routing import measure_figure
-
-        return measure_figure(self, measure, **options)
+        units = {name: one.unit for name, one in MEASURES.items()}
+        return measure_figure(self.table, measure, units=units, **options)
 
     def _shown(self) -> Shown:
         words = "Measures of specialization, means over projections, beside their nulls."
