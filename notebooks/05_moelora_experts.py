@@ -88,8 +88,8 @@ effects = expert_effects(model, some, budget=8)
 effects
 
 # %% [markdown]
-# `interp.experts.effects.agreement.routing_agreement(effects, found.experts)` sets the two beside each
-# other: does the task that uses an expert most suffer most without it?
+# `interp.experts.effects.agreement.routing_agreement(effects, found.experts)` sets the two beside
+# each other: does the task that uses an expert most suffer most without it?
 #
 # **A limit.** After so few steps on a small model there is little to find: experts are still alike,
 # and switching one off changes little. What the figures show here is how to look, not what MoELoRA

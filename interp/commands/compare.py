@@ -1,8 +1,8 @@
 """``interp moelora compare``: LoRA, experts without and with the contrastive loss, on equal terms.
 
 Every method is trained with the same data, steps and seeds, at the same number of trainable
-parameters. Each (method, seed) is a training run of its own (`interp.commands.train`) under ``runs/``
-of the comparison, so that an interrupted comparison goes on where it stopped. Then
+parameters. Each (method, seed) is a training run of its own (`interp.commands.train`) under
+``runs/`` of the comparison, so that an interrupted comparison goes on where it stopped. Then
 ``comparison.json``, ``losses.csv`` and ``report.html`` are written.
 """
 

@@ -21,7 +21,7 @@ from interp.evaluation.evaluate import Evaluation
 from interp.files.documents import read_json, write_json
 from interp.heads.effects import agreement
 from interp.heads.locate import as_encoded, locate_heads
-from interp.premises.split import Split
+from interp.premises.questions import Split
 from interp.runs.clock import one_moment
 from interp.runs.lock import one_process
 

@@ -24,7 +24,7 @@ from interp.forward.partial import device_of
 from interp.jobs import SHARD, Shard
 from interp.patching import PatchingResult
 from interp.patching.origin import Origin, check_origin
-from interp.patching.patch import Method, check_method
+from interp.patching.unit_effects import Method, check_method
 from interp.report.patch_page import render_patch
 from interp.runs.clock import one_moment, with_clock
 from interp.runs.identity import begin_run, check_run, model_identity

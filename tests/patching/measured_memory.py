@@ -22,11 +22,11 @@ from transformers import (
 )
 
 import interp.models
-from interp.forward.chunks import graph_demand, row_demand
 from interp.forward.partial import record_run
 from interp.patching import LogitDifference, Probability, TokenBatch
 from interp.patching.atp_star import atp_star_columns
 from interp.patching.attribution import attribute_columns
+from interp.patching.chunks import graph_demand, row_demand
 from interp.patching.edits import ActivationEdit
 from interp.patching.integrated_gradients import integrate_columns
 from interp.patching.sweep import sweep_heads

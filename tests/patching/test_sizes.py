@@ -12,9 +12,9 @@ import torch
 from transformers import MixtralConfig, MixtralForCausalLM
 
 import interp.models
-from interp.forward.chunks import graph_demand, row_demand
 from interp.forward.sizes import sizes_of
 from interp.models import HookedModel
+from interp.patching.chunks import graph_demand, row_demand
 
 SCRIPT = Path(__file__).with_name("measured_memory.py")
 

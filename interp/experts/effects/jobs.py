@@ -1,4 +1,5 @@
-"""The runs behind ``interp.experts.effects.effects``: every expert under one mode, over all batches.
+"""The runs behind ``interp.experts.effects.effects``: every expert under one mode, over all
+batches.
 
 ``ExpertJob`` says which examples and experts; ``estimate_experts`` and ``measure_experts`` are what
 a stage has done with it, over all examples at once or over some of them at a time.
@@ -23,7 +24,6 @@ from interp.experts.effects.answer_runs import (
 from interp.forward.generate import generate_tokens
 from interp.forward.out_of_memory import halving
 from interp.forward.partial import device_of
-from interp.forward.variants import Variant, measure_runs, run_variants
 from interp.interventions.context import constrain
 from interp.interventions.expert_constraint import ExpertConstraint, ExpertMode, edit_gates
 from interp.interventions.hooks import hooks_of
@@ -32,6 +32,7 @@ from interp.moelora.data.encoding import EncodedExample, end_token
 from interp.moelora.data.examples import Example
 from interp.moelora.projections import Projection
 from interp.moelora.training.scoring import is_right
+from interp.patching.variants import Variant, measure_runs, run_variants
 from interp.precision import result_dtype
 from interp.progress import progress_bar
 

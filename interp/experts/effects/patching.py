@@ -18,10 +18,10 @@ from torch import Tensor
 from interp.errors import UserError
 from interp.forward.batch import TokenBatch, first_difference, in_batches
 from interp.forward.partial import HookFunction, RecordedRun, record_run, resume
-from interp.forward.variants import Variant, measure_runs, metrics_for, run_variants
 from interp.moelora.projections import GATE, Projection, find_projection, projections_of
 from interp.patching.metrics import Metric, can_take, check_metrics, metric_name
 from interp.patching.result import PatchingResult
+from interp.patching.variants import Variant, measure_runs, metrics_for, run_variants
 from interp.precision import dtype_of, precision_of, result_dtype
 
 Patched = Literal["output", "contribution"]

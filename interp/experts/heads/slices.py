@@ -20,12 +20,12 @@ from interp.errors import UserError
 from interp.forward.batch import TokenBatch, in_batches
 from interp.forward.hook_points import count_units
 from interp.forward.partial import Hook, HookFunction, record_run
-from interp.forward.variants import Variant, measure_runs, metrics_for, run_variants
 from interp.heads.headset import Head
 from interp.moelora.layer import MoELoRALinear
 from interp.moelora.projections import projections_of
 from interp.patching.edits import HeadEdit, take_edit
 from interp.patching.metrics import Metric, check_metrics
+from interp.patching.variants import Variant, measure_runs, metrics_for, run_variants
 from interp.precision import result_dtype
 
 Part = Literal["q", "k", "v"]

@@ -89,7 +89,8 @@ def corpus_of(data: Mapping[str, Any] | Sequence[Any], tokenizer: Any) -> Labell
     """Texts with their tasks, as tokens.
 
     Args:
-        data: by task, a list of texts or of token ids; or examples (`interp.moelora.data.sources`), of
+        data: by task, a list of texts or of token ids; or examples (`interp.moelora.data.sources`),
+        of
             which the prompt in the model's chat format and the response are taken.
 
     Raises:

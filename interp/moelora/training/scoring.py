@@ -2,11 +2,11 @@
 
 An answer is right if what it says is what was asked for: the last number for a calculation (behind
 "the answer is" or ``####`` where that stands), the option that is settled on for a choice, an
-asserted name for a fact. How numbers are compared says `interp.moelora.data.numbers`, how an option is
-found `interp.moelora.training.options`. A name is *asserted* in a clause without a negation before it, so
-that "Paris is not the capital of Germany; it is the capital of France" asserts France and denies
-Germany. Where a question presupposes a false object, an answer that asserts it is wrong, whatever
-else it says.
+asserted name for a fact. How numbers are compared says `interp.moelora.data.numbers`, how an option
+is found `interp.moelora.training.options`. A name is *asserted* in a clause without a negation
+before it, so that "Paris is not the capital of Germany; it is the capital of France" asserts France
+and denies Germany. Where a question presupposes a false object, an answer that asserts it is wrong,
+whatever else it says.
 """
 
 import re
