@@ -28,10 +28,10 @@ from interp.commands.train import train_moelora
 from interp.errors import UserError
 from interp.evaluation import Evaluation, ask_all
 from interp.experts.heads import (
-    HeadSlice,
+    ExpertHeadContribution,
     adapter_gain,
     compare_heads,
-    experts_feeding,
+    rank_expert_contributions,
     slice_effects,
 )
 from interp.files.documents import read_json, write_atomically, write_json
@@ -205,7 +205,7 @@ def measure_experts(
     model: Any, premises: Premises, heads: HeadSet, options: Options
 ) -> dict[str, Any]:
     """Which experts feed the heads, and what taking their parts out does, against other heads."""
-    feeding = experts_feeding(model, premises, heads)
+    feeding = rank_expert_contributions(model, premises, heads)
     slices = feeding.slices(options.slices)
     others = list(dict.fromkeys(other_head(model, one, heads) for one in slices))
     encoded = as_encoded(model, premises)
@@ -219,7 +219,7 @@ def measure_experts(
     return {name: json.loads(one.to_json(orient="records")) for name, one in records.items()}
 
 
-def other_head(model: Any, one: HeadSlice, heads: HeadSet) -> HeadSlice:
+def other_head(model: Any, one: ExpertHeadContribution, heads: HeadSet) -> ExpertHeadContribution:
     """The same expert's part in a random other head of the layer."""
     n_units = count_units(model, one.component)
     size = model.cfg.n_heads // n_units
@@ -228,7 +228,7 @@ def other_head(model: Any, one: HeadSlice, heads: HeadSet) -> HeadSlice:
     )
     (drawn,) = random_head_sets(HeadSet(taken), model.cfg.n_layers, n_units, 1, seed=one.unit)
     unit = next((unit for layer, unit in drawn if layer == one.layer), (one.unit + 1) % n_units)
-    return HeadSlice(one.component, one.layer, unit, one.expert)
+    return ExpertHeadContribution(one.component, one.layer, unit, one.expert)
 
 
 def main(options: Options) -> None:

@@ -39,7 +39,7 @@ from interp.experts.heads import (
     adapter_gain,
     compare_heads,
     expert_contributions,
-    experts_feeding,
+    rank_expert_contributions,
     slice_effects,
 )
 
@@ -47,7 +47,7 @@ model = interp.moelora.hooked(adapted, tokenizer)
 heads = interp.locate_heads(base, split.search).select(count=8)
 
 expert_contributions(model, split.held_out, component="q").plot()
-feeding = experts_feeding(model, split.held_out, heads)
+feeding = rank_expert_contributions(model, split.held_out, heads)
 slice_effects(model, split.held_out, feeding.slices(6), head_effect="output")
 compare_heads(interp.locate_heads(base, split.search), interp.locate_heads(model, split.search))
 adapter_gain(model, split.held_out, heads).to_dict()
@@ -57,7 +57,7 @@ adapter_gain(model, split.held_out, heads).to_dict()
   prompt, layer, head and expert, at the chosen tokens: the norm of the expert's term over the norm
   of the head's query or value (its *part*), and its projection on it (its *share*; with the base's,
   shares sum to one). The result holds the largest error of the sum.
-- **`experts_feeding`**: experts ranked by their part in given heads. Per expert the exact
+- **`rank_expert_contributions`**: experts ranked by their part in given heads. Per expert the exact
   permutation p-value of which heads of the layer are the chosen ones (not below 1/9 for one head of
   nine); for the adapter as a whole, random heads of the same layers.
 - **`slice_effects`**, the causal version: the columns of one head in one expert's output are set to

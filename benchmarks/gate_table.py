@@ -31,8 +31,8 @@ from interp.evaluation.baselines.methods import (
     Gated,
     RandomHeads,
     SystemPrompt,
-    Treatment,
-    Untreated,
+    Method,
+    NoIntervention,
 )
 from interp.evaluation.baselines.score import TreatmentScore, score
 from interp.evaluation.baselines.steering import Steering
@@ -170,8 +170,8 @@ def measure_seed(
     begin = time.perf_counter()
     detector = train_gate(model, split.search, seed)
     timed("train detector", begin)
-    treatments: dict[str, Treatment] = {
-        NONE: Untreated(), SYSTEM: SystemPrompt(), **steerings,
+    treatments: dict[str, Method] = {
+        NONE: NoIntervention(), SYSTEM: SystemPrompt(), **steerings,
         RANDOM: RandomHeads(constraint, options.random_sets, seed),
         ORACLE: constraint, GATED: Gated(constraint, detector),
     }  # fmt: skip

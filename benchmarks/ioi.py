@@ -37,7 +37,7 @@ from interp.files.documents import write_json
 from interp.heads import Head, HeadSet
 from interp.patching import (
     ActivationEdit,
-    PatchingResult,
+    PatchEffects,
     patch_paths,
     record_run,
     sweep_sets,
@@ -126,14 +126,14 @@ def halves(model: Any, options: Options) -> tuple[Half, Half, dict[str, int]]:
     return parts[0], parts[1], counts
 
 
-def direct_effects(model: Any, half: Half, seed: int) -> dict[str, PatchingResult]:
+def direct_effects(model: Any, half: Half, seed: int) -> dict[str, PatchEffects]:
     """Every head's direct effect on the logit difference, and on the logits of IO and S."""
     names = [model.tokenizer(f" {name}", add_special_tokens=False)["input_ids"] for name in NAMES]
     tokens = torch.tensor([ids[0] for ids in names if len(ids) == 1])
     swap, other = half.swap, half.random
     options = {"groups": swap.groups, "templates": swap.templates, "seed": seed}
 
-    def effect(prompts: EncodedPairs, metric: Any) -> PatchingResult:
+    def effect(prompts: EncodedPairs, metric: Any) -> PatchEffects:
         return patch_paths(model, prompts.clean, prompts.corrupted, metric, **options)
 
     return {
@@ -154,7 +154,7 @@ def kind_of(row: dict[str, Any]) -> str:
 
 
 def describe(
-    effects: dict[str, PatchingResult], looks: dict[str, torch.Tensor]
+    effects: dict[str, PatchEffects], looks: dict[str, torch.Tensor]
 ) -> list[dict[str, Any]]:
     """One row a head, largest direct effect on the logit difference first."""
     rows = []

@@ -1,6 +1,6 @@
 """Slow work as values: a job says what is done to which prompts, and a stage has it done.
 
-``Stages`` does a job here and at once. A run directory has its own (``interp.runs.stages``), which
+``JobRunner`` does a job here and at once. A run directory has its own (``interp.runs.stages``), which
 cuts the job into shards of prompts, keeps each as it is finished, and may have them made elsewhere.
 The numbers are the same up to the last bits, which depend on the batch that a prompt runs in.
 """
@@ -31,7 +31,7 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Gives:
+class OutputSpec:
     """What a work makes: tensors, by the number of their axes, and perhaps texts."""
 
     tensors: Mapping[str, int] = field(default_factory=dict)
@@ -61,7 +61,7 @@ class Job(Protocol):
 
 
 @runtime_checkable
-class Work(Protocol):
+class JobFunction(Protocol):
     """A function of a module: what is made of a job's prompts, in their order."""
 
     __name__: str
@@ -71,17 +71,17 @@ class Work(Protocol):
         ...
 
 
-class Stages:
+class JobRunner:
     """Does everything here and at once."""
 
     def made(
         self,
-        work: Work,
+        work: JobFunction,
         model: Any,
         job: Job,
         *,
         description: str,
-        gives: Gives,
+        gives: OutputSpec,
         progress: bool = True,
     ) -> Shard:
         """What ``work`` makes of all prompts of a job.
@@ -93,4 +93,4 @@ class Stages:
         return work(model, job, progress=progress)
 
 
-AT_ONCE = Stages()
+RUN_HERE = JobRunner()

@@ -22,7 +22,7 @@ from interp.errors import UserError
 from interp.forward.batch import TokenBatch
 from interp.forward.call import call_columns
 from interp.forward.hook_points import hook_name
-from interp.forward.layer_range import forward_as
+from interp.forward.layer_range import override_forward
 from interp.forward.out_of_memory import halving
 from interp.forward.partial import device_of, hooked
 from interp.models.finite import first_bad_weight
@@ -229,7 +229,7 @@ def _without_blocks_above(model: Any, layer: int) -> Iterator[None]:
 
     with ExitStack() as stack:
         for block in list(model.blocks)[layer + 1 :]:
-            stack.enter_context(forward_as(block, pass_through))
+            stack.enter_context(override_forward(block, pass_through))
         yield
 
 

@@ -30,7 +30,7 @@ from interp.heads.effects import HeadEffects, count_of_fraction
 from interp.heads.headset import Site
 from interp.interventions.gate import Gate, check_gate
 from interp.interventions.head_constraint import SITE_MODES, Constraint, Mode, check_mode
-from interp.jobs import Stages
+from interp.jobs import JobRunner
 from interp.premises.questions import Split
 from interp.report.read_run import read_heads
 from interp.runs.clock import one_moment
@@ -38,7 +38,7 @@ from interp.runs.lock import one_process
 from interp.runs.model_conditions import conditions
 from interp.runs.pass_memory import budget_of
 from interp.runs.shards import Engine, InProcess
-from interp.runs.stages import StoredStages
+from interp.runs.stages import StoredJobRunner
 from interp.runs.threads import threads_of, using_threads
 from probes.detector.detect import detect_premises
 from probes.detector.detections import Detector, PremiseDetections
@@ -136,7 +136,7 @@ def evaluate_run(
     if missing:
         raise UserError(f"{run} was searched at site {', '.join(effects)}, not {missing[0]!r}")
     chosen: dict[Site, HeadEffects] = {site: effects[site] for site in sites}
-    stages = StoredStages(run / SHARDS, engine or InProcess(model), conditions(model))
+    stages = StoredJobRunner(run / SHARDS, engine or InProcess(model), conditions(model))
     budget = budget_of(run, IDENTITY, model)
     with using_threads(threads_of(run, IDENTITY)), using_budget(budget):
         evaluations, table = _evaluated(model, split, chosen, settings, run, stages, progress)
@@ -151,7 +151,7 @@ def _evaluated(
     effects: Mapping[Site, HeadEffects],
     settings: EvaluateSettings,
     run: Path,
-    stages: Stages,
+    stages: JobRunner,
     progress: bool,
 ) -> tuple[list[Evaluation], pd.DataFrame]:
     """The evaluation of each site's best setting, and the table that they were chosen from."""
@@ -208,7 +208,7 @@ def _settings_table(
     wanted: Mapping[Site, list[SettingMode]],
     settings: EvaluateSettings,
     n_heads: int,
-    stages: Stages,
+    stages: JobRunner,
     progress: bool,
 ) -> pd.DataFrame:
     modes: dict[Site, list[SettingMode]] = {site: list(some) for site, some in wanted.items()}

@@ -23,10 +23,10 @@ from interp.files.documents import write_table
 from interp.moelora.data.encoding import encode_example
 from interp.moelora.data.examples import Example
 from interp.moelora.projections import projections_of
-from interp.patching.result import PatchingResult
+from interp.patching.result import PatchEffects
 from interp.runs.model_conditions import conditions
 from interp.runs.shards import Engine, ShardStore, digest_of, finish_shards, remove_shards
-from interp.runs.stages import StoredStages
+from interp.runs.stages import StoredJobRunner
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +127,7 @@ def switch_experts_off(
     whole = digest_of({"run": identity, "tasks": questions})
     effects = _kept_effects(run, loaded, whole)
     if effects is None:
-        stages = StoredStages(run / EFFECTS_SHARDS, OnHooked(engine), conditions(loaded.hooked))
+        stages = StoredJobRunner(run / EFFECTS_SHARDS, OnHooked(engine), conditions(loaded.hooked))
         effects = expert_effects(
             loaded.hooked, tasks, budget=budget, seed=seed, progress=progress, stages=stages
         )
@@ -145,7 +145,7 @@ def _kept_effects(run: Path, loaded: AdaptedModel, whole: str) -> ExpertEffects 
     if not all(path.is_file() for path in paths):
         return None
     try:
-        loss, accuracy = (PatchingResult.load(path) for path in paths)
+        loss, accuracy = (PatchEffects.load(path) for path in paths)
         for one, path in zip((loss, accuracy), paths, strict=True):
             if one.metadata.get("run") != whole:
                 raise UserError(f"{path} holds the effects of another run")

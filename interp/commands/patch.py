@@ -22,7 +22,7 @@ from interp.forward.hook_points import Component, check_component
 from interp.forward.memory import using_budget
 from interp.forward.partial import device_of
 from interp.jobs import SHARD, Shard
-from interp.patching import PatchingResult
+from interp.patching import PatchEffects
 from interp.patching.origin import Origin, check_origin
 from interp.patching.unit_effects import Method, check_method
 from interp.report.patch_page import render_patch
@@ -145,7 +145,7 @@ def patch_run(
     engine: Engine | None = None,
     check_dtype: bool = True,
     progress: bool = True,
-) -> PatchingResult:
+) -> PatchEffects:
     """Patch every unit of a component on pairs, and leave it all in ``run``.
 
     Args:
@@ -191,7 +191,7 @@ def write_patch_report(run: Path) -> Path:
     Raises:
         UserError: a file of the run is missing or damaged.
     """
-    result = PatchingResult.load(run / "effects.safetensors")
+    result = PatchEffects.load(run / "effects.safetensors")
     page = render_patch(result, read_json(run / "summary.json"), read_manifest(run))
     write_atomically(run / "report.html", page)
     return run / "report.html"
@@ -227,12 +227,12 @@ def _effects(
     facts: Mapping[str, str],
     engine: Engine,
     progress: bool,
-) -> PatchingResult:
+) -> PatchEffects:
     """The effects on all prompts: from their file, or put together from shards."""
     whole = run / "effects.safetensors"
     if whole.is_file():
         try:
-            found = PatchingResult.load(whole)
+            found = PatchEffects.load(whole)
             if found.metadata.get("run") != facts["run"]:
                 raise UserError(f"{whole} holds the effects of another run")
             logger.info("effects: taken from %s", whole)
@@ -249,8 +249,8 @@ def _effects(
             lambda number: PatchJob(encoded.take(parts[number]), settings),
             description="prompts", progress=progress,
         )  # fmt: skip
-    results = [PatchingResult.from_parts(shard.tensors, shard.kept) for shard in shards]
-    result = PatchingResult.concatenate(results)
+    results = [PatchEffects.from_parts(shard.tensors, shard.kept) for shard in shards]
+    result = PatchEffects.concatenate(results)
     result = replace(result, metadata={**result.metadata, **facts})
     result.save(whole)
     return result
@@ -298,7 +298,7 @@ def _on_a_few(encoded: EncodedPairs, settings: PatchSettings) -> Measure:
 
 
 def summary_of(
-    result: PatchingResult, settings: PatchSettings, n_right: int, n_pairs: int
+    result: PatchEffects, settings: PatchSettings, n_right: int, n_pairs: int
 ) -> dict[str, Any]:
     """What the run found, in numbers: the two runs' metric with 95 % intervals, the first units."""
     table = result.to_dataframe()

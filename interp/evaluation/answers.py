@@ -18,14 +18,14 @@ from interp.forward.generate import MAX_NEW_TOKENS
 from interp.heads.significance import mean_interval
 from interp.interventions.head_constraint import Constraint
 from interp.interventions.intervention import Intervention
-from interp.jobs import AT_ONCE, Gives, Stages
+from interp.jobs import RUN_HERE, OutputSpec, JobRunner
 from interp.models.versions import check_hooked
 from interp.premises.encode import EncodedPrompt, encode_questions
 from interp.premises.mentions import names, names_any
 from interp.premises.questions import Premises, Question, QuestionKind
 from probes.detector.detections import Detection, spans_of
 
-ANSWERS = Gives(texts=True)
+ANSWERS = OutputSpec(texts=True)
 QUESTION_KINDS: dict[AnswerKind, QuestionKind] = {"false_premise": "false", "true_premise": "twin"}
 
 
@@ -49,7 +49,7 @@ def ask(
     *,
     max_new_tokens: int = MAX_NEW_TOKENS,
     progress: bool = True,
-    stages: Stages = AT_ONCE,
+    stages: JobRunner = RUN_HERE,
 ) -> AskedQuestions:
     """The unconstrained model's greedy answers to every question."""
     check_hooked(model)
@@ -80,7 +80,7 @@ def answer_pairs(
     mean: Float[Tensor, "layer head d_head"] | None = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
     progress: bool = True,
-    stages: Stages = AT_ONCE,
+    stages: JobRunner = RUN_HERE,
 ) -> tuple[AnswerPair, ...]:
     """The same questions answered under the constraint, beside the baseline's answers.
 
@@ -111,7 +111,7 @@ def answers_under(
     description: str = "answers",
     max_new_tokens: int = MAX_NEW_TOKENS,
     progress: bool = True,
-    stages: Stages = AT_ONCE,
+    stages: JobRunner = RUN_HERE,
 ) -> tuple[str, ...]:
     """The greedy answer to every prompt, under an intervention or under none.
 

@@ -40,7 +40,7 @@ from interp.interventions.gate import Gate, check_gate, cloze_spans
 from interp.interventions.head_constraint import Constraint, Mode
 from interp.interventions.intervention import Intervention
 from interp.interventions.random_controls import random_interventions
-from interp.jobs import AT_ONCE, Stages
+from interp.jobs import RUN_HERE, JobRunner
 from interp.models import model_info
 from interp.premises.questions import Premises, QuestionKind
 from probes.detector.detect import detect_premises
@@ -195,7 +195,7 @@ def _setting(intervention: Intervention, n_all_heads: int) -> dict[str, Any]:
 
 @checked
 def ask_all(
-    model: Any, premises: Premises, *, progress: bool = True, stages: Stages = AT_ONCE
+    model: Any, premises: Premises, *, progress: bool = True, stages: JobRunner = RUN_HERE
 ) -> dict[AnswerKind, AskedQuestions]:
     """Unconstrained answers to the false-premise questions and to their twins."""
     return {
@@ -219,7 +219,7 @@ def evaluate(
     answers: bool | Mapping[AnswerKind, AskedQuestions] = True,
     seed: int = 0,
     progress: bool = True,
-    stages: Stages = AT_ONCE,
+    stages: JobRunner = RUN_HERE,
 ) -> Evaluation:
     """Score an intervention on premises, best on the held-out part of a split.
 

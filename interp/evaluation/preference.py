@@ -28,7 +28,7 @@ from interp.heads.headset import HeadSet
 from interp.heads.significance import mean_interval
 from interp.interventions.head_constraint import Constraint
 from interp.interventions.intervention import Intervention
-from interp.jobs import AT_ONCE, Gives, Stages, Work
+from interp.jobs import RUN_HERE, OutputSpec, JobRunner, JobFunction
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import QuestionKind
 
@@ -95,7 +95,7 @@ def preference(
     mean: Any = None,
     budget: int | None = None,
     progress: bool = True,
-    stages: Stages = AT_ONCE,
+    stages: JobRunner = RUN_HERE,
 ) -> Preference:
     """Run the prompts under each head set, in the constraint's site and mode.
 
@@ -106,10 +106,10 @@ def preference(
 
 
 def _preference(
-    work: Work, model: Any, job: PreferenceJob | WholeRunsJob, stages: Stages, progress: bool
+    work: JobFunction, model: Any, job: PreferenceJob | WholeRunsJob, stages: JobRunner, progress: bool
 ) -> Preference:
     done = stages.made(
-        work, model, job, description=f"{job.kind} premises", gives=Gives({"values": 3}),
+        work, model, job, description=f"{job.kind} premises", gives=OutputSpec({"values": 3}),
         progress=progress,
     )  # fmt: skip
     return Preference.from_values(done.tensors["values"].transpose(0, 1), job.encoded)
@@ -126,7 +126,7 @@ def preference_under(
     mean: Float[Tensor, "layer head d_head"] | None = None,
     budget: int | None = None,
     progress: bool = True,
-    stages: Stages = AT_ONCE,
+    stages: JobRunner = RUN_HERE,
 ) -> Preference:
     """Run the prompts without any intervention, and then under each.
 
@@ -191,7 +191,7 @@ def _run(
     mean: Float[Tensor, "layer head d_head"] | None,
     budget: int | None,
     progress: bool,
-    stages: Stages,
+    stages: JobRunner,
     whole: bool = False,
 ) -> Preference:
     """By one sweep where the engine can, otherwise by whole runs; see the module's text."""

@@ -18,7 +18,7 @@ from interp.heads.locate import as_encoded
 from interp.heads.significance import mean_interval
 from interp.heads.sources import mean_output
 from interp.interventions.head_constraint import Constraint, Mode
-from interp.jobs import AT_ONCE, Stages
+from interp.jobs import RUN_HERE, JobRunner
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import Premises
 
@@ -39,7 +39,7 @@ def compare_settings(
     modes: Mapping[Site, Sequence[SettingMode]],
     seed: int = 0,
     progress: bool = True,
-    stages: Stages = AT_ONCE,
+    stages: JobRunner = RUN_HERE,
 ) -> pd.DataFrame:
     """Gain and cost of every site × mode × head count, in the columns of ``settings.csv``."""
     encoded = as_encoded(model, premises)

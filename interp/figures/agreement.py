@@ -3,7 +3,7 @@
 import pandas as pd
 import plotly.graph_objects as go
 
-from interp.figures.look import CATEGORIES, FAINT_INK, LOOK, MUTED, label
+from interp.figures.look import CATEGORIES, FAINT_INK, THEME, MUTED, label
 from interp.figures.tables import where
 
 
@@ -42,7 +42,7 @@ def agreement_figure(table: pd.DataFrame) -> go.Figure:
                 "q-value %{customdata[5]:.3g}<extra></extra>"
             ),
         )
-    figure.update_layout(template=LOOK, height=460, legend={"y": 1.02, "yanchor": "bottom"})
+    figure.update_layout(template=THEME, height=460, legend={"y": 1.02, "yanchor": "bottom"})
     zero = {"zeroline": True, "zerolinecolor": MUTED}
     figure.update_xaxes(title_text="load above the other tasks' (share)", **zero)
     return figure.update_yaxes(

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from plotly.subplots import make_subplots
 
 from interp.errors import UserError
-from interp.figures.look import LOOK, SEQUENTIAL, label
+from interp.figures.look import THEME, SEQUENTIAL, label
 from interp.figures.token_axis import Span, check_start, mark_spans, names, ticks, with_earlier
 
 MAX_HEADS = 6
@@ -88,7 +88,7 @@ def attention_figure(
     figure.update_xaxes(showgrid=False, showline=False, tickfont={"size": 11})
     figure.update_yaxes(showgrid=False, showline=False, tickfont={"size": 11})
     return figure.update_layout(
-        template=LOOK,
+        template=THEME,
         width=max(420, side + 250),
         height=drawn + _ABOVE + _BELOW,
         margin={"l": 90, "r": 10, "t": _ABOVE, "b": _BELOW},

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from interp.figures.look import CATEGORIES, LOOK, MUTED, SYMBOLS, label, whiskers
+from interp.figures.look import CATEGORIES, THEME, MUTED, SYMBOLS, label, whiskers
 
 
 def gain_against_cost(table: pd.DataFrame) -> go.Figure:
@@ -41,7 +41,7 @@ def gain_against_cost(table: pd.DataFrame) -> go.Figure:
     figure.add_hline(y=0, line={"color": MUTED, "width": 1})
     figure.add_vline(x=0, line={"color": MUTED, "width": 1})
     figure.update_layout(
-        template=LOOK, height=460, hovermode="closest", legend={"y": 1.02, "yanchor": "bottom"}
+        template=THEME, height=460, hovermode="closest", legend={"y": 1.02, "yanchor": "bottom"}
     )
     figure.update_xaxes(title_text="cost: fall of P(true object) on true-premise twins")
     figure.update_yaxes(title_text="gain: rise of preference accuracy on false premises")

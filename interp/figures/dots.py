@@ -5,7 +5,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from interp.figures.look import CONSTRAINED, LOOK, MUTED, label, whiskers
+from interp.figures.look import CONSTRAINED, THEME, MUTED, label, whiskers
 
 
 def dot_figure(
@@ -51,7 +51,7 @@ def dot_figure(
     )
     if line is not None:
         figure.add_vline(x=line, line={"color": MUTED, "width": 1})
-    figure.update_layout(template=LOOK, height=120 + 30 * len(rows), margin={"t": 24})
+    figure.update_layout(template=THEME, height=120 + 30 * len(rows), margin={"t": 24})
     figure.update_xaxes(title_text=label(title), range=span, rangemode="tozero")
     return figure.update_yaxes(
         tickvals=rows,

@@ -21,7 +21,7 @@ from interp.figures.look import (
     CONSTRAINED_BAR,
     FAINT_INK,
     INK,
-    LOOK,
+    THEME,
     MUTED,
     NEGATIVE,
     POSITIVE,
@@ -87,7 +87,7 @@ def layer_profile(
         "[%{customdata[1]:.4g}, %{customdata[2]:.4g}]<extra>selected</extra>",
     )
     figure.update_layout(
-        template=LOOK, height=380, barmode="relative", bargap=0.25, legend={"y": 1.02, **_ABOVE}
+        template=THEME, height=380, barmode="relative", bargap=0.25, legend={"y": 1.02, **_ABOVE}
     )
     figure.update_xaxes(
         title_text="layer", showgrid=False, tick0=0, dtick=1 if len(layers) <= 12 else 5
@@ -133,7 +133,7 @@ def gain_cost_curve(settings: pd.DataFrame) -> go.Figure:
             ),
         )
     _mark_chosen(figure, where(settings, settings["chosen"]))
-    figure.update_layout(template=LOOK, height=480, legend={"y": 1.02, **_ABOVE})
+    figure.update_layout(template=THEME, height=480, legend={"y": 1.02, **_ABOVE})
     figure.update_xaxes(
         title_text="cost: fall of P(true object) on twins (share)",
         zeroline=True,
@@ -187,7 +187,7 @@ def random_null(null: pd.DataFrame, evaluation: Mapping[str, Any]) -> go.Figure:
             line={"color": colour, "dash": dash, "width": 3 if dash == "solid" else 2},
             name=f"{name}: {measure.value:.2f}",
         )
-    figure.update_layout(template=LOOK, height=340, legend={"y": 1.02, **_ABOVE})
+    figure.update_layout(template=THEME, height=340, legend={"y": 1.02, **_ABOVE})
     figure.update_xaxes(
         title_text="preference accuracy, held-out false premises", range=[-0.03, 1.03]
     )
@@ -231,7 +231,7 @@ def preference_by_template(evaluation: Mapping[str, Any]) -> go.Figure:
                 ),
             )
     figure.update_layout(
-        template=LOOK,
+        template=THEME,
         height=540,
         barmode="group",
         bargap=0.35,
@@ -278,7 +278,7 @@ def method_agreement(
         )
     )
     figure.update_layout(
-        template=LOOK,
+        template=THEME,
         width=680,
         height=460,
         title={"text": f"Spearman {spearman:.2f}, {len(both)} heads"},

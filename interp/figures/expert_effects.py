@@ -6,7 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 from jaxtyping import Float
 
-from interp.figures.look import LOOK, centred, label
+from interp.figures.look import THEME, centred, label
 
 
 def effects_figure(
@@ -43,7 +43,7 @@ def effects_figure(
     )
     title = f"Experts, {label(source)}: change of loss by task (positive: it hurts)"
     return figure.update_layout(
-        template=LOOK,
+        template=THEME,
         title={"text": title},
         height=max(260, 22 * len(rows) + 150),
         xaxis={"title": "task", "showgrid": False},

@@ -13,7 +13,7 @@ from interp.figures.look import (
     CONSTRAINED_BAR,
     FAINT_INK,
     INK,
-    LOOK,
+    THEME,
     MUTED,
     SEQUENTIAL,
     STRIPES,
@@ -80,7 +80,7 @@ def contribution_figure(
     whose = "all experts" if expert is None else f"expert {expert}"
     cell = min(26, max(13, 620 // layers))
     figure.update_layout(
-        template=LOOK,
+        template=THEME,
         width=max(420, min(1100, units * 42 + 190)),
         height=layers * cell + 140,
         title={"text": label(f"{component}, {whose}, at {at}")},
@@ -127,7 +127,7 @@ def feeding_figure(experts: pd.DataFrame, count: int = 20) -> go.Figure:
             ),
         )
     figure.update_layout(
-        template=LOOK, height=420, barmode="group", legend={"y": 1.02, "yanchor": "bottom"}
+        template=THEME, height=420, barmode="group", legend={"y": 1.02, "yanchor": "bottom"}
     )
     figure.update_xaxes(title_text="component, layer, expert", showgrid=False)
     return figure.update_yaxes(title_text="part of the head's norm (share)")
@@ -175,7 +175,7 @@ def shift_figure(
         )
     value, ci_low, ci_high = spearman
     figure.update_layout(
-        template=LOOK,
+        template=THEME,
         height=480,
         title={"text": f"Spearman {value:.2f} [{ci_low:.2f}, {ci_high:.2f}]"},
     )

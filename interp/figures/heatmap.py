@@ -11,7 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from interp.errors import UserError
-from interp.figures.look import CONSTRAINED, INK, LOOK, centred, label
+from interp.figures.look import CONSTRAINED, INK, THEME, centred, label
 from interp.figures.tables import rows_of_site
 
 FADED = "rgba(238,239,241,0.66)"
@@ -85,7 +85,7 @@ def chosen_heads(heads: Iterable[tuple[int, int]]) -> go.Figure:
         )
     )
     figure.update_layout(
-        template=LOOK,
+        template=THEME,
         width=max(380, 42 * (max(numbers) + 1) + 90),
         height=max(240, 20 * (max(layers) + 1) + 110),
         margin={"t": 24},
@@ -178,7 +178,7 @@ def _lay_out(figure: go.Figure, grid: _Grid, *, fdr: float, title: str | None) -
             name=name,
         )
     figure.update_layout(
-        template=LOOK,
+        template=THEME,
         width=max(380, min(1100, heads * 42 + 90)),
         height=layers * cell + top + 88,
         margin={"l": 56, "r": 14, "t": top, "b": 88},

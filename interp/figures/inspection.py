@@ -4,7 +4,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from interp.figures.look import CATEGORIES, LOOK, MUTED, SYMBOLS, whiskers
+from interp.figures.look import CATEGORIES, THEME, MUTED, SYMBOLS, whiskers
 from interp.figures.tables import where
 
 _PARTS = {"subject": "subject", "object": "false object", "rest": "other tokens"}
@@ -36,7 +36,7 @@ def flow_by_layer(flow: pd.DataFrame) -> go.Figure:
             hovertemplate=f"layer %{{x}}<br>{name}: %{{y:.4g}}<extra></extra>",
         )
     figure.update_layout(
-        template=LOOK, height=380, hovermode="closest", legend={"y": 1.02, "yanchor": "bottom"}
+        template=THEME, height=380, hovermode="closest", legend={"y": 1.02, "yanchor": "bottom"}
     )
     figure.update_xaxes(title_text="layer", showgrid=False)
     figure.update_yaxes(title_text="mean saliency per token (nats)", rangemode="tozero")
@@ -75,5 +75,5 @@ def uncertainty_by_outcome(scores: pd.DataFrame, auc: pd.DataFrame) -> go.Figure
             )
         figure.update_yaxes(title_text=text, row=1, col=column)
         figure.update_xaxes(showticklabels=False, row=1, col=column)
-    figure.update_layout(template=LOOK, height=400, legend={"y": -0.05, "yanchor": "top"})
+    figure.update_layout(template=THEME, height=400, legend={"y": -0.05, "yanchor": "top"})
     return figure

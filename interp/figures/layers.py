@@ -3,7 +3,7 @@
 import pandas as pd
 import plotly.graph_objects as go
 
-from interp.figures.look import INK, LOOK, MUTED, NEGATIVE, POSITIVE, STRIPES, label, whiskers
+from interp.figures.look import INK, THEME, MUTED, NEGATIVE, POSITIVE, STRIPES, label, whiskers
 
 
 def layer_effects(layers: pd.DataFrame, *, unit: str = "logits") -> go.Figure:
@@ -28,7 +28,7 @@ def layer_effects(layers: pd.DataFrame, *, unit: str = "logits") -> go.Figure:
             ),
         )
     )
-    figure.update_layout(template=LOOK, height=380, bargap=0.25, margin={"t": 24})
+    figure.update_layout(template=THEME, height=380, bargap=0.25, margin={"t": 24})
     figure.update_xaxes(
         title_text="layer", showgrid=False, tick0=0, dtick=1 if len(layers) <= 12 else 5
     )

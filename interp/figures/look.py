@@ -87,7 +87,7 @@ _AXIS = {
     "tickfont": {"size": 12, "color": INK},
 }
 
-LOOK = go.layout.Template(
+THEME = go.layout.Template(
     layout={
         "font": {"family": FONT, "size": 13, "color": INK},
         "title": {

@@ -23,7 +23,7 @@ from plotly.subplots import make_subplots
 from interp.errors import UserError
 from interp.figures.evaluation import method_agreement
 from interp.figures.heatmap import head_heatmap
-from interp.figures.look import CONSTRAINED, DIVERGING, LOOK, MUTED, label, whiskers
+from interp.figures.look import CONSTRAINED, DIVERGING, THEME, MUTED, label, whiskers
 
 MAX_PANELS = 8
 _TITLES = {"kv_head": "key/value head", "head": "head", "layer": "layer"}
@@ -46,7 +46,7 @@ def result_figure(
 
     Args:
         effects: mean effect of each unit; NaN where it was not measured.
-        table: as ``PatchingResult.to_dataframe`` gives it, with each unit's interval and q-value.
+        table: as ``PatchEffects.to_dataframe`` gives it, with each unit's interval and q-value.
         names: each axis of ``effects``, in order, with the names of the units along it.
         component: what was patched.
         metric: the unit of the effects.
@@ -110,7 +110,7 @@ def _panels(
     rows, columns = grids[0][1].shape
     cell = min(26, max(13, 620 // rows))
     figure.update_layout(
-        template=LOOK,
+        template=THEME,
         width=max(420, min(1400, len(grids) * columns * 34 + 190)),
         height=rows * cell + 160,
         margin={"l": 56, "r": 14, "t": 76 if len(grids) > 1 else 52, "b": 56},
@@ -154,7 +154,7 @@ def _line(table: pd.DataFrame, axis: str, names: Sequence[int | str], metric: st
             hovertemplate=f"{axis} %{{x}}<br>effect %{{y:.4g}}<extra></extra>",
         )
     )
-    figure.update_layout(template=LOOK, height=380)
+    figure.update_layout(template=THEME, height=380)
     figure.update_xaxes(title_text=_TITLES.get(axis, axis), type="category", showgrid=False)
     return figure.update_yaxes(
         title_text=f"effect ({label(metric)})", zeroline=True, zerolinecolor=MUTED
@@ -205,7 +205,7 @@ def faithfulness_figure(
     figure.add_hline(y=1, line={"color": MUTED, "width": 1})
     words = f"CPR {cpr:.3f}, CMD {cmd:.3f}"
     figure.update_layout(
-        template=LOOK,
+        template=THEME,
         height=400,
         title={"text": label(title or words)},
         legend={"y": 1.02, "yanchor": "bottom"},
@@ -227,7 +227,7 @@ def screening_figure(
     """The exact effect of every verified unit against its estimate.
 
     Args:
-        estimate, verified: as ``PatchingResult.to_dataframe`` gives them.
+        estimate, verified: as ``PatchEffects.to_dataframe`` gives them.
         unit_axis: the axis beside ``layer``, such as ``head``; None where a unit is a layer.
         methods: how the effects were estimated, and how verified.
         metric: the unit of the effects.

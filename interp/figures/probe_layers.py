@@ -3,7 +3,7 @@
 import pandas as pd
 import plotly.graph_objects as go
 
-from interp.figures.look import CONSTRAINED, LOOK, MUTED, label
+from interp.figures.look import CONSTRAINED, THEME, MUTED, label
 
 _BAND = "rgba(31,95,153,0.18)"
 _POSITIONS = {"object": "the object's last token", "last": "the prompt's last token"}
@@ -53,7 +53,7 @@ def auc_by_layer(scores: pd.DataFrame, *, hook: str, position: str) -> go.Figure
     figure.add_hline(y=0.5, line={"color": MUTED, "width": 1})
     where = _POSITIONS.get(position, position)
     figure.update_layout(
-        template=LOOK, height=380, hovermode="closest", legend={"y": 1.02, "yanchor": "bottom"}
+        template=THEME, height=380, hovermode="closest", legend={"y": 1.02, "yanchor": "bottom"}
     )
     figure.update_xaxes(
         title_text=f"layer ({label(hook)} at {label(where)})",

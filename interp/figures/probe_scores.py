@@ -13,7 +13,7 @@ from interp.figures.look import (
     CATEGORIES,
     CONSTRAINED,
     INK,
-    LOOK,
+    THEME,
     MUTED,
     STRIPES,
     centred,
@@ -70,7 +70,7 @@ def grid_figure(table: pd.DataFrame, *, axis: str, hook: str) -> go.Figure:
         )
     )
     size = min(22, max(13, 560 // len(wide.index)))
-    figure.update_layout(template=LOOK, height=len(wide.index) * size + 150)
+    figure.update_layout(template=THEME, height=len(wide.index) * size + 150)
     title = "head" if axis == "head" else "position of the probe's token"
     figure.update_xaxes(title_text=title, type="category", showgrid=False)
     return figure.update_yaxes(
@@ -104,7 +104,7 @@ def reliability_figure(curve: pd.DataFrame) -> go.Figure:
         hovertemplate="predicted %{x:.2f}, observed %{y:.2f}, %{customdata} questions"
         "<extra></extra>",
     )
-    figure.update_layout(template=LOOK, height=380, legend={"y": 1.02, "yanchor": "bottom"})
+    figure.update_layout(template=THEME, height=380, legend={"y": 1.02, "yanchor": "bottom"})
     figure.update_xaxes(title_text="predicted probability of a false premise", range=[0, 1.02])
     return figure.update_yaxes(title_text="share that has one", range=[0, 1.02])
 
@@ -151,7 +151,7 @@ def detections_figure(false: Sequence[float], twin: Sequence[float]) -> go.Figur
             hovertemplate=f"%{{x}}: %{{y}} {name}<extra></extra>",
         )
     figure.update_layout(
-        template=LOOK, height=340, barmode="overlay", legend={"y": 1.02, "yanchor": "bottom"}
+        template=THEME, height=340, barmode="overlay", legend={"y": 1.02, "yanchor": "bottom"}
     )
     figure.update_xaxes(title_text="probability of a false premise", range=[-0.02, 1.02])
     return figure.update_yaxes(title_text="questions", rangemode="tozero")
@@ -182,7 +182,7 @@ def removal_null(
         hovertemplate="%{x:.3f} logits<extra></extra>",
     )
     figure.update_layout(
-        template=LOOK, height=340, bargap=0.05, legend={"y": 1.02, "yanchor": "bottom"}
+        template=THEME, height=340, bargap=0.05, legend={"y": 1.02, "yanchor": "bottom"}
     )
     figure.update_xaxes(title_text="change of the logit difference, true − false object (logits)")
     figure.update_yaxes(title_text="directions", rangemode="tozero")

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from interp.errors import UserError
-from interp.figures.look import CATEGORIES, DIVERGING, LOOK, MUTED, SYMBOLS, label, whiskers
+from interp.figures.look import CATEGORIES, DIVERGING, THEME, MUTED, SYMBOLS, label, whiskers
 from interp.figures.tables import where
 
 MAX_TASKS = 8
@@ -77,7 +77,7 @@ def load_figure(
         )
     cell = min(24, max(12, 560 // len(layers)))
     figure.update_layout(
-        template=LOOK,
+        template=THEME,
         width=max(420, min(1400, len(tasks) * (len(experts) * 18 + 26) + 150)),
         height=len(layers) * cell + 170,
         margin={"l": 56, "r": 14, "t": 92, "b": 56},
@@ -123,7 +123,7 @@ def entropy_figure(table: pd.DataFrame, *, title: str | None = None) -> go.Figur
                 hovertemplate=f"layer %{{x}}: %{{y:.4f}}<extra>{label(target)}, {what}</extra>",
             )
     figure.update_layout(
-        template=LOOK, height=400, legend=_ABOVE, title={"text": label(title)} if title else None
+        template=THEME, height=400, legend=_ABOVE, title={"text": label(title)} if title else None
     )
     figure.update_xaxes(title_text="layer")
     return figure.update_yaxes(title_text="entropy (share of log E)")
@@ -186,7 +186,7 @@ def measure_figure(
     unit = units.get(measure)
     name = measure.replace("_", " ")
     figure.update_layout(
-        template=LOOK, height=430, legend=_ABOVE, title={"text": label(title)} if title else None
+        template=THEME, height=430, legend=_ABOVE, title={"text": label(title)} if title else None
     )
     figure.update_xaxes(title_text="layer")
     return figure.update_yaxes(title_text=f"{name} ({unit})" if unit else name)
@@ -218,7 +218,7 @@ def similarity_figure(table: pd.DataFrame, *, title: str | None = None) -> go.Fi
                 hovertemplate=f"layer %{{x}}: %{{y:.3f}}<extra>{names[column]}</extra>",
             )
     figure.update_layout(
-        template=LOOK, height=400, legend=_ABOVE, title={"text": label(title)} if title else None
+        template=THEME, height=400, legend=_ABOVE, title={"text": label(title)} if title else None
     )
     figure.update_xaxes(title_text="layer")
     return figure.update_yaxes(title_text="similarity of two experts' outputs")

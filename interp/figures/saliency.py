@@ -15,7 +15,7 @@ from plotly.colors import sample_colorscale
 from interp.figures.look import (
     DIVERGING,
     INK,
-    LOOK,
+    THEME,
     MUTED,
     NEGATIVE,
     POSITIVE,
@@ -76,7 +76,7 @@ def saliency_figure(
             showarrow=False, font={"size": 12},
         )  # fmt: skip
     figure.update_layout(
-        template=LOOK,
+        template=THEME,
         height=380,
         width=max(420, 24 * len(places) + 110),
         margin={"b": 110, "t": 70},

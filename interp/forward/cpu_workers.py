@@ -17,7 +17,7 @@ import torch
 
 from interp.forward.out_of_memory import halving, is_out_of_memory
 from interp.forward.partial import RecordedRun
-from interp.forward.unhooked import plain_model
+from interp.forward.unhooked import unhooked_model
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -58,7 +58,7 @@ class Workers:
 
         def work(job: Sequence[Item]) -> Result:
             if not hasattr(self._own, "plain"):
-                self._own.plain = plain_model(self._model, wide=plain.wide)
+                self._own.plain = unhooked_model(self._model, wide=plain.wide)
             with torch.no_grad():
                 return function(replace(run, plain=self._own.plain), list(job))
 

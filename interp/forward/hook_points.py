@@ -23,24 +23,24 @@ Axis = Literal["head", "kv_head"]
 
 
 @dataclass(frozen=True)
-class Place:
+class HookLocation:
     """Hook point of a component in a block, and the name of its axis of units, if it has one."""
 
     hook: str
     axis: Axis | None
 
 
-PLACES: dict[str, Place] = {
-    "z": Place("attn.hook_z", "head"),
-    "q": Place("attn.hook_q", "head"),
-    "k": Place("attn.hook_k", "kv_head"),
-    "v": Place("attn.hook_v", "kv_head"),
-    "pattern": Place("attn.hook_pattern", "head"),
-    "attn_out": Place("hook_attn_out", None),
-    "mlp_out": Place("hook_mlp_out", None),
-    "resid_pre": Place("hook_resid_pre", None),
-    "resid_mid": Place("hook_resid_mid", None),
-    "resid_post": Place("hook_resid_post", None),
+PLACES: dict[str, HookLocation] = {
+    "z": HookLocation("attn.hook_z", "head"),
+    "q": HookLocation("attn.hook_q", "head"),
+    "k": HookLocation("attn.hook_k", "kv_head"),
+    "v": HookLocation("attn.hook_v", "kv_head"),
+    "pattern": HookLocation("attn.hook_pattern", "head"),
+    "attn_out": HookLocation("hook_attn_out", None),
+    "mlp_out": HookLocation("hook_mlp_out", None),
+    "resid_pre": HookLocation("hook_resid_pre", None),
+    "resid_mid": HookLocation("hook_resid_mid", None),
+    "resid_post": HookLocation("hook_resid_post", None),
 }
 
 

@@ -1,4 +1,4 @@
-"""Running some of a model's blocks only: the others pass their input through.
+"""PromptState some of a model's blocks only: the others pass their input through.
 
 They are not left out, so that the model's own code still makes masks and positions. Serves the
 hooked model's blocks and the plain ones alike.
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def forward_as(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+def override_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """The module runs another function while the context is open.
 
     Set past the module's own ``__setattr__``: a bridge component would hand it on to what it wraps.
@@ -29,7 +29,7 @@ def forward_as(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]
 
 
 @contextmanager
-def entering(
+def run_layers(
     blocks: Sequence[nn.Module],
     layer: int,
     residual: Tensor,
@@ -70,9 +70,9 @@ def entering(
     with ExitStack() as stack:
         for index, block in enumerate(blocks):
             if index < first or (stop is not None and index >= stop):
-                stack.enter_context(forward_as(block, passing(lengths[index])))
+                stack.enter_context(override_forward(block, passing(lengths[index])))
         if layer >= len(blocks):
-            stack.enter_context(forward_as(blocks[0], hand_over))
+            stack.enter_context(override_forward(blocks[0], hand_over))
         else:
             entries = {first: below[1]} if below is not None and first < layer else {}
             for index, value in {**entries, layer: residual}.items():

@@ -30,12 +30,12 @@ from interp.forward.batch import TokenBatch
 from interp.forward.call import call_columns
 from interp.forward.finite import check_finite
 from interp.forward.hook_points import as_units, check_component, count_units, hook_name
-from interp.forward.layer_range import entering
+from interp.forward.layer_range import run_layers
 from interp.forward.out_of_memory import over_parts
 from interp.forward.prompts import batch_for
 from interp.forward.prompts import device_of as device_of
 from interp.forward.recorded_run import RecordedRun as RecordedRun
-from interp.forward.trial import trusted_plain_model
+from interp.forward.trial import trusted_unhooked_model
 from interp.forward.unhooked import Hook, HookFunction, has_hooks, hook_points_used
 from interp.models.call import first_shared_keys
 from interp.models.model_check import check_of, require
@@ -103,7 +103,7 @@ def unedited_logits(model: Any, batch: TokenBatch) -> Float[Tensor, "prompt d_vo
     Raises:
         UserError: logits that are not finite; the message names the layer and the hook.
     """
-    plain = trusted_plain_model(model, batch.width)
+    plain = trusted_unhooked_model(model, batch.width)
 
     def of_part(part: TokenBatch, some: range) -> Tensor:
         if plain is None:
@@ -166,7 +166,7 @@ def record_run(
             hooks.append((hook_name(name, layer), keep_in(into, layer)))
     require_hooks(model, hooks)
     plain = plain and logits_to_keep is None
-    modules = trusted_plain_model(model, batch.width) if plain else None
+    modules = trusted_unhooked_model(model, batch.width) if plain else None
     if modules is not None and not (modules.supports(hooks) and all(map(modules.has, edits))):
         modules = None
     run = partial(call_columns, model.original_model) if modules is None else modules.run
@@ -349,7 +349,7 @@ def resume(
     shared = first_shared_keys(model.original_model.config)
     below = None if shared is None else (shared, run.resid_pre[shared][rows].to(own))
     with (
-        entering(list(model.blocks), layer, entered.to(own), stop, returned, below),
+        run_layers(list(model.blocks), layer, entered.to(own), stop, returned, below),
         hooked(model, hooks),
     ):
         logits = call_columns(

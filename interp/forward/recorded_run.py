@@ -11,7 +11,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from interp.errors import UserError
 from interp.forward.batch import TokenBatch
-from interp.forward.unhooked import PlainModel
+from interp.forward.unhooked import UnhookedModel
 
 
 class _PrefixLayer(DynamicLayer):
@@ -51,7 +51,7 @@ class RecordedRun:
     resid_pre: Float[Tensor, "layer prompt tail d_model"]
     values: Mapping[str, Tensor]
     logits: Float[Tensor, "prompt *keep d_vocab"]
-    plain: PlainModel | None = None
+    plain: UnhookedModel | None = None
     whole: bool = False
 
     @property

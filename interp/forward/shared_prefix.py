@@ -42,7 +42,7 @@ Step = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class LentPrefix:
+class SharedPrefix:
     """What the running rows share, and what is to be done to their attention.
 
     Attributes:
@@ -80,11 +80,11 @@ class LentPrefix:
         return n_rows // n_prompts if torch.equal(self.rows, in_order) else 0
 
 
-_LENT: ContextVar[LentPrefix] = ContextVar("lent_prefix")
+_LENT: ContextVar[SharedPrefix] = ContextVar("lent_prefix")
 
 
 @contextmanager
-def lend(prefix: LentPrefix) -> Iterator[None]:
+def use_prefix(prefix: SharedPrefix) -> Iterator[None]:
     """While the context is open, models with this implementation read from ``prefix``."""
     token = _LENT.set(prefix)
     try:
@@ -105,7 +105,7 @@ class _Lent(DynamicLayer):
         return key_states, value_states
 
 
-def lent_cache(keys_values: tuple[tuple[Tensor, Tensor], ...]) -> Cache | None:
+def prefix_cache(keys_values: tuple[tuple[Tensor, Tensor], ...]) -> Cache | None:
     """The beginning as the model's cache; None where there is none."""
     if not keys_values:
         return None

@@ -20,7 +20,7 @@ from interp.forward.batch import TokenBatch
 from interp.forward.call import call_columns
 from interp.forward.hook_points import as_units, hook_name
 from interp.forward.out_of_memory import is_out_of_memory
-from interp.forward.unhooked import Hook, PlainModel, may_be_plain, plain_model
+from interp.forward.unhooked import Hook, UnhookedModel, may_be_unhooked, unhooked_model
 from interp.precision import agrees, dtype_of, precision_of, wide_dtype, widened
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ _VERDICTS: WeakKeyDictionary[Any, dict[_Trial, bool | None]] = WeakKeyDictionary
 number type (False), or not at all (None)."""
 
 
-def trusted_plain_model(model: Any, width: int) -> PlainModel | None:
+def trusted_unhooked_model(model: Any, width: int) -> UnhookedModel | None:
     """The plain modules of a model, if there are any and they give its numbers.
 
     Args:
@@ -47,7 +47,7 @@ def trusted_plain_model(model: Any, width: int) -> PlainModel | None:
             window is tried again the first time that prompts are wider than it.
     """
     wide = _tried(model, width)
-    return None if wide is None else plain_model(model, wide=wide)
+    return None if wide is None else unhooked_model(model, wide=wide)
 
 
 def sweep_resolution(model: Any) -> float:
@@ -58,7 +58,7 @@ def sweep_resolution(model: Any) -> float:
 
 def _tried(model: Any, width: int) -> bool | None:
     """As ``_VERDICTS`` has it; tried now if it was not before."""
-    if not may_be_plain(model):
+    if not may_be_unhooked(model):
         return None
     verdicts = _VERDICTS.setdefault(model, {})
     trial = dtype_of(model), _trial_width(model, width)
@@ -86,7 +86,7 @@ def _verdict(model: Any, width: int) -> bool | None:
         return None  # whoever runs the model is told where it stops being finite
     # In float32 there is one way only.
     for wide in dict.fromkeys((wide_dtype(dtype) != dtype, False)):
-        plain = plain_model(model, wide=wide)
+        plain = unhooked_model(model, wide=wide)
         if plain is not None and _gives(plain, batch, rows, expected, dtype):
             return wide
     return None
@@ -102,7 +102,7 @@ def _prompts(model: Any, width: int) -> TokenBatch:
 
 
 def _gives(
-    plain: PlainModel, batch: TokenBatch, rows: Tensor, expected: Tensor, dtype: torch.dtype
+    plain: UnhookedModel, batch: TokenBatch, rows: Tensor, expected: Tensor, dtype: torch.dtype
 ) -> bool:
     try:
         for found in _runs(plain, batch, rows):
@@ -121,7 +121,7 @@ def _gives(
     return True
 
 
-def _runs(plain: PlainModel, batch: TokenBatch, rows: Tensor) -> Iterator[Tensor]:
+def _runs(plain: UnhookedModel, batch: TokenBatch, rows: Tensor) -> Iterator[Tensor]:
     """The same logits in the ways that sweeps get them."""
     middle, cache = plain.n_layers // 2, DynamicCache()
     seen: dict[str, Tensor] = {}

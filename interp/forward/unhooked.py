@@ -1,6 +1,6 @@
 """The model without its hook points, for the runs that nobody looks into.
 
-A sweep runs the same layers thousands of times and reads one number at the end. ``PlainModel`` is
+A sweep runs the same layers thousands of times and reads one number at the end. ``UnhookedModel`` is
 a second set of module objects around the *same* parameters, in which every TransformerLens
 component is replaced by the transformers module that it wraps, so that the model's own code runs
 with a fused attention kernel and a prefix that rows share (``shared_prefix``). Nothing of the
@@ -9,7 +9,7 @@ there everything runs on the hooked model.
 
 It offers what sweeps need: enter at a layer, take a layer's head outputs as given, edit at the
 hook points that have a place in the plain modules, skip what the last position does not need.
-Anything else (``supports`` says) is left to the hooked model. ``plain_model`` refuses where the
+Anything else (``supports`` says) is left to the hooked model. ``unhooked_model`` refuses where the
 two could differ: somebody's hooks on the hooked model, weights processed by TransformerLens, an
 attention that the implementation here does not know.
 
@@ -32,11 +32,11 @@ from transformers.cache_utils import Cache
 from interp.errors import UserError
 from interp.forward.batch import TokenBatch
 from interp.forward.call import call_columns
-from interp.forward.layer_range import entering, forward_as
-from interp.forward.shared_prefix import NAME, LentPrefix, Step, lend, lent_cache
+from interp.forward.layer_range import run_layers, override_forward
+from interp.forward.shared_prefix import NAME, SharedPrefix, Step, use_prefix, prefix_cache
 from interp.forward.widen import tensor_cores, widen
 from interp.models.model_check import check_of
-from interp.models.unhooked import UnhookedModel, is_component
+from interp.models.unhooked import TransformersModules, is_component
 from interp.models.versions import wraps_transformers
 from interp.precision import dtype_of, wide_dtype, widened
 
@@ -49,8 +49,8 @@ _ATTENTION_HOOK = re.compile(r"blocks\.(\d+)\.attn\.hook_(attn_scores|pattern)")
 _HEADS_HOOK = re.compile(r"hook_(z|q|k|v)$")
 
 
-class PlainModel:
-    """See the module's text. Make it with ``plain_model``.
+class UnhookedModel:
+    """See the module's text. Make it with ``unhooked_model``.
 
     Attributes:
         dtype: what it computes in.
@@ -61,7 +61,7 @@ class PlainModel:
         own = dtype_of(model)
         self.dtype = wide_dtype(own) if wide else own
         self.wide = self.dtype != own
-        self._unhooked = UnhookedModel(model, attn_implementation=NAME)
+        self._unhooked = TransformersModules(model, attn_implementation=NAME)
         self._tuple_outputs = check_of(model).unhooked_tuple_outputs
         self._points = model.hook_dict
         self._places = _places_of_hook_points(model)
@@ -133,7 +133,7 @@ class PlainModel:
         with ExitStack() as stack:
             # First what the layer is given, then the hooks, which may edit it.
             residual = residual.to(self.dtype)
-            stack.enter_context(entering(self.blocks, layer, residual, stop, self._tuple_outputs))
+            stack.enter_context(run_layers(self.blocks, layer, residual, stop, self._tuple_outputs))
             if z is not None:
                 stack.enter_context(self._given_outputs(layer, z.to(self.dtype)))
             # Whoever looks into the last layer may look at any of its columns.
@@ -144,8 +144,8 @@ class PlainModel:
                 stack.enter_context(self._last_position_only())
             if tokens is not None:
                 unembedding = self.hf_model.get_output_embeddings()
-                stack.enter_context(forward_as(unembedding, _only_tokens(unembedding, tokens)))
-            cache = lent_cache(keys_values)
+                stack.enter_context(override_forward(unembedding, _only_tokens(unembedding, tokens)))
+            cache = prefix_cache(keys_values)
             return call_columns(self.hf_model, batch, rows, start=start, cache=cache)[:, -1]
 
     def run(
@@ -186,10 +186,10 @@ class PlainModel:
                     steps[at[2]].setdefault(int(at[1]), []).append(step)
                 else:
                     stack.enter_context(self._hooked(name, function))
-            lent = LentPrefix(
+            lent = SharedPrefix(
                 keys_values, rows, steps["attn_scores"], steps["pattern"], last_only=last_only
             )
-            with lend(lent):
+            with use_prefix(lent):
                 yield
             if left_out := ({*lent.scores, *lent.patterns} - lent.served):
                 raise UserError(
@@ -237,7 +237,7 @@ class PlainModel:
         def given(*args: Any, **kwargs: Any) -> Any:
             return projection(z.flatten(-2)), None
 
-        return forward_as(self.attention[layer], given)
+        return override_forward(self.attention[layer], given)
 
     @contextmanager
     def _last_position_only(self) -> Iterator[None]:
@@ -245,7 +245,7 @@ class PlainModel:
         with ExitStack() as stack:
             for module in (self.last_query, self.out_projection[-1], self.last_mlp):
                 if module is not None:
-                    stack.enter_context(forward_as(module, _on_last_column(module)))
+                    stack.enter_context(override_forward(module, _on_last_column(module)))
             yield
 
 
@@ -327,25 +327,25 @@ def hook_points_used(model: Any) -> bool:
     )
 
 
-def may_be_plain(model: Any) -> bool:
+def may_be_unhooked(model: Any) -> bool:
     """Whether nothing that can be seen from outside keeps a model from having plain modules."""
     if not wraps_transformers(model) or has_hooks(model):
         return False
     return not getattr(model, "compatibility_mode", False)
 
 
-def plain_model(model: Any, *, wide: bool = True) -> PlainModel | None:
+def unhooked_model(model: Any, *, wide: bool = True) -> UnhookedModel | None:
     """The plain model around the hooked one's parameters, or None where they could differ.
 
     Args:
         wide: compute in float32 where the weights have fewer bits.
     """
-    if not may_be_plain(model):
+    if not may_be_unhooked(model):
         return None
     if len(check_of(model).unhooked_tuple_outputs) != model.cfg.n_layers:
         return None  # its self-check could not run transformers' own modules
     try:
-        return PlainModel(model, wide=wide)
+        return UnhookedModel(model, wide=wide)
     except (NotImplementedError, AttributeError, KeyError, TypeError, RuntimeError) as error:
         logger.info("sweeps run on the hooked model: %s", error)
         return None

@@ -30,7 +30,7 @@ from interp.files import check_tensors
 from interp.files.tensor_file import read_tensor_file, write_tensor_file
 from interp.heads.headset import Head, HeadSet, Site, check_site
 from interp.heads.significance import RESOLUTION, HeadStatistics, head_statistics, mean_interval
-from interp.patching.result import PatchingResult
+from interp.patching.result import PatchEffects
 
 Method = Literal["path", "activation", "attribution"]
 _SMALL_NUMBER = re.compile(r"\d{1,3}(\.\d{1,20})?(e-\d{1,3})?", re.ASCII)
@@ -254,7 +254,7 @@ def effects_by_layer(effects: HeadEffects, *, fdr: float = 0.05) -> pd.DataFrame
 
 @checked
 def agreement(a: HeadEffects, b: HeadEffects, *, top_k: int = 10) -> dict[str, float]:
-    """How alike two methods' mean effects are; see `PatchingResult.agreement`.
+    """How alike two methods' mean effects are; see `PatchEffects.agreement`.
 
     ``top_k_overlap`` is of the heads with the largest signed effects: a head that makes answers
     worse when it is edited is no false-premise head, however large its effect.
@@ -268,9 +268,9 @@ def agreement(a: HeadEffects, b: HeadEffects, *, top_k: int = 10) -> dict[str, f
     return {**found, "top_k_overlap": len(shared) / k}
 
 
-def _as_patching(effects: HeadEffects) -> PatchingResult:
+def _as_patching(effects: HeadEffects) -> PatchEffects:
     """The effects as the patching engine's result; the unedited run's metric is not known here."""
-    return PatchingResult(
+    return PatchEffects(
         values=effects.values,
         axes=("prompt", "layer", "head"),
         corrupted=torch.full((len(effects.values),), torch.nan),

@@ -5,7 +5,7 @@ from interp.interventions.expert_constraint import ExpertConstraint, ExpertMode,
 from interp.interventions.gate import Gate
 from interp.interventions.head_constraint import SITE_MODES, Constraint, Mode
 from interp.interventions.intervention import Intervention
-from interp.interventions.object_positions import Places, places_at, places_of_premises
+from interp.interventions.object_positions import ObjectPositions, places_at, places_of_premises
 from interp.moelora.projections import Projection, projections_of
 from probes.detector.detect import detect
 from probes.detector.detections import Detection, Detector
@@ -20,7 +20,7 @@ __all__ = [
     "Gate",
     "Intervention",
     "Mode",
-    "Places",
+    "ObjectPositions",
     "Projection",
     "constrain",
     "detect",

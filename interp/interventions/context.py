@@ -23,8 +23,8 @@ from interp.interventions.expert_constraint import ExpertConstraint
 from interp.interventions.head_constraint import Constraint, Mode
 from interp.interventions.hooks import hooks_of
 from interp.interventions.intervention import Intervention
-from interp.interventions.object_positions import Places, places_at, places_of_premises
-from interp.interventions.prompt_state import Running
+from interp.interventions.object_positions import ObjectPositions, places_at, places_of_premises
+from interp.interventions.prompt_state import PromptState
 from interp.models.versions import before_each_pass
 from interp.premises.encode import DEFAULT_MASK, EncodedPremises
 from interp.premises.questions import Premises
@@ -35,7 +35,7 @@ def constrain(
     model: Any,
     heads: HeadSet | Iterable[Head] | Constraint | ExpertConstraint | Intervention,
     *,
-    at: Sequence[Span | None] | Tensor | Places | None = None,
+    at: Sequence[Span | None] | Tensor | ObjectPositions | None = None,
     premises: Premises | EncodedPremises | None = None,
     site: Site | None = None,
     mode: Mode = "zero",
@@ -79,7 +79,7 @@ def constrain(
         layers = [
             layer for part in what.heads if part.mode == "resample" for layer, _ in part.heads
         ]
-        running = Running(model, places, resample_layers=layers, neutral=neutral)
+        running = PromptState(model, places, resample_layers=layers, neutral=neutral)
     if mean is None and any(part.mode == "mean" for part in what.heads):
         source = reference if reference is not None else encoded
         if source is None:

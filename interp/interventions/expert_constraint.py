@@ -37,7 +37,7 @@ ExpertName = Expert | tuple[int, str, int]
 """An expert as it may be given: also (layer, target, expert), such as (3, "attn.q", 2)."""
 
 ExpertMode = Literal["off", "off_renormalised", "force", "swap", "scale"]
-Place = Literal["all", "spans"]
+TokenScope = Literal["all", "spans"]
 
 _ALONE: tuple[ExpertMode, ...] = ("off_renormalised", "force", "swap")
 """Modes whose result depends on the other gates, or changes them."""
@@ -59,7 +59,7 @@ class ExpertConstraint(Displayed):
     experts: Sequence[ExpertName]
     mode: ExpertMode = "off"
     factor: float = 0.0
-    place: Place = "all"
+    place: TokenScope = "all"
     chosen_by: str = field(default="by hand", compare=False)
 
     def __post_init__(self) -> None:
@@ -82,7 +82,7 @@ class ExpertConstraint(Displayed):
         *,
         mode: ExpertMode = "off",
         factor: float = 0.0,
-        place: Place = "all",
+        place: TokenScope = "all",
     ) -> "ExpertConstraint":
         """The expert with the same number in several layers and projections."""
         names = [(layer, target, expert) for layer in layers for target in targets]
@@ -158,8 +158,8 @@ def check_expert_mode(mode: str) -> None:
 
 def check_place(place: str) -> None:
     """Raise UserError for an unknown place, and list the known."""
-    if place not in get_args(Place):
-        raise UserError(f"unknown place {place!r}; known: {', '.join(get_args(Place))}")
+    if place not in get_args(TokenScope):
+        raise UserError(f"unknown place {place!r}; known: {', '.join(get_args(TokenScope))}")
 
 
 def check_counts(by_projection: dict[str, list[int]], mode: ExpertMode) -> None:

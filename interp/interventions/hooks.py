@@ -11,7 +11,7 @@ from interp.forward.hook_points import hook_name
 from interp.forward.partial import Hook
 from interp.interventions.expert_constraint import ExpertConstraint, edit_gates
 from interp.interventions.head_constraint import Constraint
-from interp.interventions.prompt_state import Running
+from interp.interventions.prompt_state import PromptState
 from interp.moelora.projections import GATE
 from interp.patching.edits import AttentionEdit, scores_hook_name
 
@@ -21,7 +21,7 @@ MeanOutput = Float[Tensor, "layer head d_head"]
 def hooks_of(
     part: Constraint | ExpertConstraint,
     model: Any,
-    running: Running | None,
+    running: PromptState | None,
     mean: MeanOutput | None = None,
 ) -> list[Hook]:
     """The hooks that hold a constraint.
@@ -34,7 +34,7 @@ def hooks_of(
 
 
 def _output_hooks(
-    part: Constraint, model: Any, running: Running, mean: MeanOutput | None
+    part: Constraint, model: Any, running: PromptState, mean: MeanOutput | None
 ) -> list[Hook]:
     mode, factor = part.mode, part.factor
 
@@ -59,7 +59,7 @@ def _output_hooks(
 
 
 def _attention_hooks(
-    part: Constraint, model: Any, running: Running, mean: MeanOutput | None
+    part: Constraint, model: Any, running: PromptState, mean: MeanOutput | None
 ) -> list[Hook]:
     def at_layer(layer: int, heads: Bool[Tensor, " head"]) -> Hook:
         def cut(scores: Tensor, hook: object) -> Tensor:
@@ -86,7 +86,7 @@ def _attention_hooks(
 
 
 def _expert_hooks(
-    part: ExpertConstraint, model: Any, running: Running | None, mean: MeanOutput | None
+    part: ExpertConstraint, model: Any, running: PromptState | None, mean: MeanOutput | None
 ) -> list[Hook]:
     def at_projection(name: str, experts: list[int]) -> Hook:
         def write(gates: Float[Tensor, "*token expert"], hook: object) -> Tensor:

@@ -29,7 +29,7 @@ from interp.interventions.expert_constraint import (
     ExpertConstraint,
     ExpertMode,
     ExpertName,
-    Place,
+    TokenScope,
     check_expert_mode,
     check_place,
 )
@@ -152,7 +152,7 @@ def _experts(value: Any, where: str) -> ExpertConstraint:
     factor = _number(given, where)
     try:
         return ExpertConstraint(
-            names, cast(ExpertMode, mode), factor, cast(Place, place), chosen_by
+            names, cast(ExpertMode, mode), factor, cast(TokenScope, place), chosen_by
         )
     except UserError as error:
         raise UserError(f"{where}: {error}") from error

@@ -17,11 +17,11 @@ from interp.errors import UserError
 from interp.files import one_line
 from interp.premises.encode import EncodedPremises
 
-Places = Callable[[Int[Tensor, "prompt pos"], Bool[Tensor, "prompt pos"]], Tensor]
+ObjectPositions = Callable[[Int[Tensor, "prompt pos"], Bool[Tensor, "prompt pos"]], Tensor]
 """(token ids, mask of real tokens) → mask of the tokens to act on, all [prompt pos]."""
 
 
-def places_at(at: "Sequence[tuple[int, int] | None] | Tensor | Places") -> Places:
+def places_at(at: "Sequence[tuple[int, int] | None] | Tensor | ObjectPositions") -> ObjectPositions:
     """Spans, a mask or a callable, as a callable."""
     if isinstance(at, Tensor):
         return _from_mask(at)
@@ -37,7 +37,7 @@ def places_at(at: "Sequence[tuple[int, int] | None] | Tensor | Places") -> Place
 
 
 @checked
-def places_of_premises(encoded: EncodedPremises) -> Places:
+def places_of_premises(encoded: EncodedPremises) -> ObjectPositions:
     """The object's span in every prompt that begins as one of these premises' prompts does.
 
     Raises UserError for anything but premises that ``encode_premises`` has turned into tokens.
@@ -65,7 +65,7 @@ def places_of_premises(encoded: EncodedPremises) -> Places:
     return find
 
 
-def _from_spans(spans: tuple[tuple[int, int] | None, ...]) -> Places:
+def _from_spans(spans: tuple[tuple[int, int] | None, ...]) -> ObjectPositions:
     def find(tokens: Tensor, mask: Tensor) -> Tensor:
         copies = _copies(tokens, len(spans))
         if not copies:
@@ -89,7 +89,7 @@ def _from_spans(spans: tuple[tuple[int, int] | None, ...]) -> Places:
     return find
 
 
-def _from_mask(at: Tensor) -> Places:
+def _from_mask(at: Tensor) -> ObjectPositions:
     def find(tokens: Tensor, mask: Tensor) -> Tensor:
         copies = _copies(tokens, len(at)) if at.ndim == 2 else 0
         if not copies or at.shape[1] != tokens.shape[1]:
@@ -101,7 +101,7 @@ def _from_mask(at: Tensor) -> Places:
     return find
 
 
-def _from_function(at: Places) -> Places:
+def _from_function(at: ObjectPositions) -> ObjectPositions:
     def find(tokens: Tensor, mask: Tensor) -> Tensor:
         try:
             found = at(tokens, mask)

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from interp.errors import UserError
 from interp.forward.batch import TokenBatch
-from interp.forward.layer_range import entering
+from interp.forward.layer_range import run_layers
 from interp.forward.partial import record_run
-from interp.interventions.object_positions import Places
+from interp.interventions.object_positions import ObjectPositions
 from interp.models.model_check import require
 
 SPACES = ("Ġ", "▁")
@@ -27,7 +27,7 @@ RESAMPLE_IN_SWEEP = (
 )
 
 
-class Running:
+class PromptState:
     """What the hooks of an open ``constrain`` look at.
 
     Attributes:
@@ -39,7 +39,7 @@ class Running:
     """
 
     def __init__(
-        self, model: Any, places: Places, *, resample_layers: Sequence[int], neutral: str
+        self, model: Any, places: ObjectPositions, *, resample_layers: Sequence[int], neutral: str
     ) -> None:
         self.model, self._places = model, places
         self._resample_layers, self._neutral_text = sorted(set(resample_layers)), neutral
@@ -135,7 +135,7 @@ class Running:
 def _enters_midway(model: Any) -> bool:
     """Whether the run begins in some layer: ``interp.forward.layer_range`` stands on a block."""
     return any(
-        getattr(one, "__module__", None) == entering.__module__
+        getattr(one, "__module__", None) == run_layers.__module__
         for block in model.blocks
         for one in (block.__dict__.get("forward"), *block._forward_pre_hooks.values())
     )

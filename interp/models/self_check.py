@@ -34,7 +34,7 @@ from transformers.cache_utils import DynamicCache
 from interp.files import one_line
 from interp.models.call import call_model
 from interp.models.model_check import ModelCheck, Part
-from interp.models.unhooked import UnhookedModel
+from interp.models.unhooked import TransformersModules
 from interp.models.versions import wraps_transformers
 
 logger = logging.getLogger(__name__)
@@ -147,7 +147,7 @@ class _Trial:
         logits = call_model(self.model.original_model, padded, mask)
         self._compare(logits[:, -1], self.expected[:, -1], "the last logits")
 
-    def _check_output(self, layer: int, unhooked: UnhookedModel | None) -> None:
+    def _check_output(self, layer: int, unhooked: TransformersModules | None) -> None:
         name = f"blocks.{layer}.attn.hook_z"
         point = self.model.hook_dict.get(name)
         if point is None:
@@ -170,7 +170,7 @@ class _Trial:
             right = _all_logits(unhooked.root, self.tokens)  # type: ignore[union-attr]
         self._compare(written, right, f"with a value written at {name} the logits")
 
-    def _check_attention(self, layer: int, unhooked: UnhookedModel | None) -> None:
+    def _check_attention(self, layer: int, unhooked: TransformersModules | None) -> None:
         name = f"blocks.{layer}.attn.hook_attn_scores"
         if name not in self.model.hook_dict:
             return
@@ -241,17 +241,17 @@ class _Trial:
         if torch.equal(found, self.expected):
             raise _Differs(f"{what} moves nothing")
 
-    def _unhooked(self) -> UnhookedModel | None:
+    def _unhooked(self) -> TransformersModules | None:
         """Transformers' own modules, if they run as the model did before it was wrapped."""
         try:
-            unhooked = UnhookedModel(self.model)
+            unhooked = TransformersModules(self.model)
             self._compare(_all_logits(unhooked.root, self.tokens), self.expected, "logits")
         except Exception as error:  # then edits can only be seen to move something
             logger.info("the self-check has no unhooked model: %s", one_line(error))
             return None
         return unhooked
 
-    def _module(self, unhooked: UnhookedModel | None, layer: int, name: str | None) -> Any:
+    def _module(self, unhooked: TransformersModules | None, layer: int, name: str | None) -> Any:
         """Transformers' attention module of a layer, or its output projection."""
         attention = getattr(self.model.blocks[layer], "attn", None)
         component = attention if name is None else getattr(attention, name, None)

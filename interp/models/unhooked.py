@@ -1,7 +1,7 @@
 """The transformers model inside a bridge, without hook points: other modules, the same parameters.
 
 TransformerLens' components stand in the places of the transformers modules that they wrap.
-`UnhookedModel` copies the module objects (not the parameters) and puts the wrapped modules back, so
+`TransformersModules` copies the module objects (not the parameters) and puts the wrapped modules back, so
 that transformers' own code runs. They are in evaluation mode. Nothing of the hooked model changes,
 and no memory is taken.
 """
@@ -23,7 +23,7 @@ def note_forwards(model: Any) -> None:
             module.__dict__[_AT_BOOT] = module.__dict__["forward"]
 
 
-class UnhookedModel:
+class TransformersModules:
     """Transformers' own modules around a hooked model's parameters.
 
     Attributes:

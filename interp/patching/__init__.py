@@ -12,7 +12,7 @@ from interp.patching.faithfulness import faithfulness_curve
 from interp.patching.metrics import KLDivergence, LogitDifference, LogProbability, Probability
 from interp.patching.patch import patch, patch_heads
 from interp.patching.path import patch_paths
-from interp.patching.result import PatchingResult
+from interp.patching.result import PatchEffects
 from interp.patching.screen import Screening, screen
 from interp.patching.stability import stability
 from interp.patching.sweep import sweep_heads, sweep_places, sweep_sets
@@ -24,7 +24,7 @@ __all__ = [
     "KLDivergence",
     "LogProbability",
     "LogitDifference",
-    "PatchingResult",
+    "PatchEffects",
     "Probability",
     "RecordedRun",
     "Screening",

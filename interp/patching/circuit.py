@@ -32,7 +32,7 @@ from interp.checked import checked
 from interp.errors import UserError
 from interp.files import Maybe, check_shape, parse_json, read_text
 from interp.models.versions import check_hooked
-from interp.patching.result import PatchingResult
+from interp.patching.result import PatchEffects
 from interp.patching.result_axes import By, check_order
 
 Node = str
@@ -272,7 +272,7 @@ def _check_edge(name: str, edge: Any, inside: Mapping[Node, bool]) -> None:
 
 
 @checked
-def circuit_of(model: Any, heads: PatchingResult, mlps: PatchingResult | None = None) -> Circuit:
+def circuit_of(model: Any, heads: PatchEffects, mlps: PatchEffects | None = None) -> Circuit:
     """A circuit scored by mean effects, of which nothing is kept yet (see ``Circuit.top``).
 
     Args:
@@ -294,9 +294,9 @@ def circuit_of(model: Any, heads: PatchingResult, mlps: PatchingResult | None = 
 
 
 def _check(
-    result: PatchingResult, component: str, axes: Sequence[str], shape: tuple[int, ...]
+    result: PatchEffects, component: str, axes: Sequence[str], shape: tuple[int, ...]
 ) -> None:
-    of_kind("effects", result, PatchingResult, "interp.patching.patch gives them")
+    of_kind("effects", result, PatchEffects, "interp.patching.patch gives them")
     if result.component != component or result.axes != tuple(axes):
         raise UserError(
             f"a circuit takes effects of {component} over {', '.join(axes)}, not of "

@@ -33,7 +33,7 @@ from interp.patching.metrics import (
     check_metrics,
 )
 from interp.patching.origin import check_origin, patching_edit
-from interp.patching.result import PatchingResult
+from interp.patching.result import PatchEffects
 from interp.patching.screen import screen
 from interp.patching.sweep import Unit, sweep_heads
 from interp.patching.unit_effects import DEFAULT_STEPS, check_method, effects_of_units
@@ -59,7 +59,7 @@ def patch(
     seed: int = 0,
     budget: int | Budget | None = None,
     progress: bool = True,
-) -> PatchingResult:
+) -> PatchEffects:
     """Effect of replacing each unit of a component alone; see the module's text.
 
     Args:

@@ -43,7 +43,7 @@ from interp.patching.chunks import Demand, chunk_prompts, first_column, row_dema
 from interp.patching.edits import ActivationEdit
 from interp.patching.metrics import Metric, apply_metric, can_take, metric_name, take_metrics
 from interp.patching.origin import patching_edit
-from interp.patching.result import PatchingResult
+from interp.patching.result import PatchEffects
 from interp.patching.sweep import Unit, check_units, freeze_hooks
 from interp.precision import result_dtype, widened
 from interp.progress import progress_bar
@@ -69,7 +69,7 @@ def patch_paths(
     seed: int = 0,
     budget: int | Budget | None = None,
     progress: bool = True,
-) -> PatchingResult:
+) -> PatchEffects:
     """Effect of every sender head through the paths to the receivers; see the module's text.
 
     Args:
@@ -129,7 +129,7 @@ def patch_paths(
 
         for _ in halving(chunks, run_chunk, divisible=can_take([metric]), bar=bar):
             pass
-    return PatchingResult(
+    return PatchEffects(
         values=values, axes=("prompt", "layer", "head"), corrupted=bare, clean=clean_metric,
         component="z", method=f"path, MLPs {mlps}", metric=metric_name(metric), source="run",
         groups=tuple(groups), templates=tuple(templates), seed=seed,

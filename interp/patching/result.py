@@ -59,7 +59,7 @@ _FILE_SHAPE = {
 
 
 @dataclass(frozen=True, eq=False)
-class PatchingResult(Displayed):
+class PatchEffects(Displayed):
     """Effects of patching each unit alone, per prompt (see the module's text).
 
     Attributes:
@@ -212,7 +212,7 @@ class PatchingResult(Displayed):
         columns["rank"] = np.arange(1, len(order) + 1)
         return pd.DataFrame(columns)
 
-    def agreement(self, other: "PatchingResult", *, top_k: int = 10) -> dict[str, float]:
+    def agreement(self, other: "PatchEffects", *, top_k: int = 10) -> dict[str, float]:
         """How alike two results' mean effects are, over the units measured in both.
 
         Returns:
@@ -222,7 +222,7 @@ class PatchingResult(Displayed):
         Raises:
             UserError: the results are not of the same units, or share fewer than three.
         """
-        of_kind("other", other, PatchingResult)
+        of_kind("other", other, PatchEffects)
         top_k = whole_number("top_k", top_k, least=1)
         self._check_units(other)
         x, y = self.group_mean.ravel(), other.group_mean.ravel()
@@ -244,7 +244,7 @@ class PatchingResult(Displayed):
             "top_k_overlap": len(top[0] & top[1]) / k,
         }
 
-    def take(self, prompts: Sequence[int]) -> "PatchingResult":
+    def take(self, prompts: Sequence[int]) -> "PatchEffects":
         """The effects on some of the prompts, by index; an index may come twice."""
         index = [whole_number("a prompt", one) for one in listed("prompts", prompts, "numbers")]
         bad = [one for one in index if not -len(self) <= one < len(self)]
@@ -260,7 +260,7 @@ class PatchingResult(Displayed):
         )
 
     @classmethod
-    def concatenate(cls, results: Sequence["PatchingResult"]) -> "PatchingResult":
+    def concatenate(cls, results: Sequence["PatchEffects"]) -> "PatchEffects":
         """One result over the prompts of several, in order; all else is the first one's.
 
         Raises:
@@ -285,13 +285,13 @@ class PatchingResult(Displayed):
             templates=tuple(template for one in results for template in one.templates),
         )
 
-    def __add__(self, other: Any) -> "PatchingResult":
+    def __add__(self, other: Any) -> "PatchEffects":
         return self._combine(other, 1.0, "+")
 
-    def __sub__(self, other: Any) -> "PatchingResult":
+    def __sub__(self, other: Any) -> "PatchEffects":
         return self._combine(other, -1.0, "−")
 
-    def __mul__(self, factor: Any) -> "PatchingResult":
+    def __mul__(self, factor: Any) -> "PatchEffects":
         if isinstance(factor, bool) or not isinstance(factor, int | float):
             return NotImplemented
         return replace(
@@ -304,18 +304,18 @@ class PatchingResult(Displayed):
 
     __rmul__ = __mul__
 
-    def __truediv__(self, factor: Any) -> "PatchingResult":
+    def __truediv__(self, factor: Any) -> "PatchEffects":
         if isinstance(factor, bool) or not isinstance(factor, int | float):
             return NotImplemented
         if factor == 0:
             raise UserError("a result cannot be divided by zero")
         return self * (1 / factor)
 
-    def __neg__(self) -> "PatchingResult":
+    def __neg__(self) -> "PatchEffects":
         return self * -1.0
 
-    def _combine(self, other: Any, sign: float, symbol: str) -> "PatchingResult":
-        if not isinstance(other, PatchingResult):
+    def _combine(self, other: Any, sign: float, symbol: str) -> "PatchEffects":
+        if not isinstance(other, PatchEffects):
             return NotImplemented
         self._check_units(other)
         if self.groups != other.groups:
@@ -332,7 +332,7 @@ class PatchingResult(Displayed):
             **{name: a if a == b else f"{a} {symbol} {b}" for name, (a, b) in texts.items()},
         )
 
-    def _check_units(self, other: "PatchingResult") -> None:
+    def _check_units(self, other: "PatchEffects") -> None:
         """Raise unless both results are of the same units, and of as many prompts."""
         for what, mine, theirs in (
             ("axes", self.axes, other.axes),
@@ -386,7 +386,7 @@ class PatchingResult(Displayed):
         return {name: one for name, one in tensors.items() if one is not None}, kept
 
     @classmethod
-    def from_parts(cls, tensors: Mapping[str, Tensor], kept: Mapping[str, Any]) -> "PatchingResult":
+    def from_parts(cls, tensors: Mapping[str, Tensor], kept: Mapping[str, Any]) -> "PatchEffects":
         """What ``parts`` gave. Raises UserError for anything else."""
         check_shape(kept, _FILE_SHAPE, "what it says of itself")
         per_prompt = {name: tensors[name] for name in ("corrupted", "clean") if name in tensors}
@@ -405,7 +405,7 @@ class PatchingResult(Displayed):
         )
 
     @classmethod
-    def load(cls, path: str | Path) -> "PatchingResult":
+    def load(cls, path: str | Path) -> "PatchEffects":
         """Read what ``save`` wrote. Raises UserError for no file, or a damaged one."""
         path = as_path("path", path)
         try:

@@ -31,7 +31,7 @@ from interp.forward.prompts import batch_for, names_of_prompts, pairs_for
 from interp.patching.alignment import Positions, align
 from interp.patching.metrics import Metric
 from interp.patching.origin import check_origin, mean_values, patching_edit
-from interp.patching.result import PatchingResult
+from interp.patching.result import PatchEffects
 from interp.patching.sweep import Unit, sweep_sets
 from interp.patching.unit_effects import check_method, effects_of_units
 from interp.statistics.significance import group_means
@@ -52,8 +52,8 @@ class Screening(Displayed):
         confidence: of the bound.
     """
 
-    estimate: PatchingResult
-    verified: PatchingResult
+    estimate: PatchEffects
+    verified: PatchEffects
     pearson: float
     spearman: float
     bound: Float[np.ndarray, "layer unit"]

@@ -26,7 +26,7 @@ from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.figures.dots import dot_figure
-from interp.patching.result import Coordinates, PatchingResult
+from interp.patching.result import Coordinates, PatchEffects
 from interp.patching.result_axes import By, check_order
 from interp.statistics.resampling import group_draws, resamples_at_once
 from interp.statistics.significance import CONFIDENCE, group_means
@@ -103,7 +103,7 @@ def chance_overlap(k: int, n_units: int) -> float:
 
 @checked
 def stability(
-    result: PatchingResult,
+    result: PatchEffects,
     k: int = 10,
     *,
     by: By = "absolute",
@@ -120,7 +120,7 @@ def stability(
         UserError: fewer than two groups of prompts, or a k that is not between 1 and the number
             of measured units.
     """
-    of_kind("result", result, PatchingResult, "interp.patching.patch gives one")
+    of_kind("result", result, PatchEffects, "interp.patching.patch gives one")
     check_order(by)
     k, n_resamples = whole_number("k", k), whole_number("n_resamples", n_resamples, least=1)
     seed = result.seed if seed is None else whole_number("seed", seed, least=0)
@@ -149,7 +149,7 @@ def stability(
 
 
 def _templates(
-    result: PatchingResult, k: int, by: By, n_resamples: int, generator: np.random.Generator
+    result: PatchEffects, k: int, by: By, n_resamples: int, generator: np.random.Generator
 ) -> tuple[Interval | None, pd.DataFrame | None]:
     """Mean overlap over pairs of templates with its interval, and the overlap of each pair."""
     names = list(dict.fromkeys(result.templates))

@@ -30,7 +30,7 @@ from interp.patching.metrics import (
     take_metrics,
 )
 from interp.patching.origin import derangement, mean_values, patching_edit
-from interp.patching.result import PatchingResult
+from interp.patching.result import PatchEffects
 from interp.patching.sweep import Unit, check_units, sweep_places
 from interp.precision import result_dtype
 from interp.progress import progress_bar
@@ -63,7 +63,7 @@ def effects_of_units(
     seed: int = 0,
     budget: int | Budget | None = None,
     progress: bool = True,
-) -> PatchingResult:
+) -> PatchEffects:
     """Effects of all units, or of ``units``, by any method but ``screen``.
 
     The arguments are those of ``interp.patching.patch``, which has checked them.
@@ -239,7 +239,7 @@ def _result(
     groups: Sequence[str],
     templates: Sequence[str],
     seed: int,
-) -> PatchingResult:
+) -> PatchEffects:
     axes, labels = ["prompt", "layer"], {}
     axis = axis_of(run.component)
     if axis is None:
@@ -251,7 +251,7 @@ def _result(
     else:
         axes.append(alignment.axis)
         labels[alignment.axis] = alignment.labels
-    return PatchingResult(
+    return PatchEffects(
         values=values, axes=tuple(axes), corrupted=corrupted, clean=clean,
         component=run.component, method=run.method, metric=metric_name(run.metric), source=source,
         labels=labels, groups=tuple(groups), templates=tuple(templates), seed=seed,

@@ -7,7 +7,7 @@ import pandas as pd
 
 from interp.figures.measures import MISSING, format_number, format_small
 from interp.files import Maybe, check_shape
-from interp.patching import PatchingResult
+from interp.patching import PatchEffects
 from interp.report.page import PlacedFigure, manifest_rows, render_page
 from interp.report.precision import dtype_sentence
 
@@ -31,7 +31,7 @@ _SHAPE = {
 
 
 def render_patch(
-    result: PatchingResult, summary: Mapping[str, Any], manifest: Mapping[str, Any]
+    result: PatchEffects, summary: Mapping[str, Any], manifest: Mapping[str, Any]
 ) -> str:
     """The page as text, from the run's effects, its summary.json and its manifest."""
     check_shape(summary, _SHAPE, "summary.json")

@@ -11,13 +11,13 @@ from typing import Any
 
 from interp.errors import UserError
 from interp.files import check_tensors
-from interp.jobs import Gives, Job, Shard, Stages, Work
+from interp.jobs import OutputSpec, Job, Shard, JobRunner, JobFunction
 from interp.runs.shards import Engine, ShardStore, cut, make_shards, put_together
 
 
 @dataclass(frozen=True)
-class StoredStages(Stages):
-    """Stages in a directory of a run.
+class StoredJobRunner(JobRunner):
+    """JobRunner in a directory of a run.
 
     Attributes:
         folder: the directory of their files.
@@ -34,12 +34,12 @@ class StoredStages(Stages):
 
     def made(
         self,
-        work: Work,
+        work: JobFunction,
         model: Any,
         job: Job,
         *,
         description: str,
-        gives: Gives,
+        gives: OutputSpec,
         progress: bool = True,
     ) -> Shard:
         """What ``work`` makes of all prompts of a job, put together from shards.

@@ -13,7 +13,7 @@ from interp.patching import (
     KLDivergence,
     LogitDifference,
     LogProbability,
-    PatchingResult,
+    PatchEffects,
     Probability,
     patch,
 )
@@ -36,7 +36,7 @@ def patch_pairs(
     metric: Metric = "logit_difference",
     chat: bool = False,
     **options: Any,
-) -> PatchingResult:
+) -> PatchEffects:
     """Effect of patching each unit of a component from the clean into the corrupted run.
 
     Args:

@@ -92,7 +92,7 @@ def _template_halves(
 
 
 @dataclass(frozen=True, eq=False)
-class Material:
+class DetectorDataset:
     """Labelled questions and their tokens' activations; rows are tokens, question after question.
 
     Attributes:
@@ -153,7 +153,7 @@ class Material:
         flags = [one.group not in left_out for one in self.background for _ in one.asked.offsets]
         return torch.tensor(flags, dtype=torch.bool)
 
-    def of_relations(self, names: Sequence[str]) -> "Material":
+    def of_relations(self, names: Sequence[str]) -> "DetectorDataset":
         """The questions of some relations only, from the same store."""
         chosen = [
             index for index, one in enumerate(self.questions) if one.question.relation in names
@@ -166,7 +166,7 @@ class Material:
         ]
         begin = len(self.questions)
         others = self.background_prompts or range(begin, begin + len(self.background))
-        return Material(
+        return DetectorDataset(
             tuple(self.questions[index] for index in chosen),
             self.store,
             tuple(prompts[index] for index in chosen),

@@ -29,7 +29,7 @@ from probes.detector.calibration import (
     expected_calibration_error,
     fit_calibration,
 )
-from probes.detector.dataset import FOLDS, Folds, Material
+from probes.detector.dataset import FOLDS, Folds, DetectorDataset
 from probes.detector.detector import PremiseDetector, TokenScores
 from probes.detector.span import false_words
 from probes.grouping import groups_of
@@ -53,7 +53,7 @@ LAYER_FOLDS = 3
 
 
 def fit_falsity(
-    material: Material,
+    material: DetectorDataset,
     activations: Float[Tensor, "token d_model"],
     background: Float[Tensor, "background_token d_model"],
     fitted: Bool[np.ndarray, " question"],
@@ -75,7 +75,7 @@ def fit_falsity(
 
 
 def fit_mention(
-    material: Material,
+    material: DetectorDataset,
     activations: Float[Tensor, "token d_model"],
     fitted: Bool[np.ndarray, " question"],
 ) -> tuple[Float[Tensor, " d_model"], float]:
@@ -99,7 +99,7 @@ class CrossFit:
 
 
 def cross_fit(
-    material: Material, layer: int, folds: Folds, *, mention: bool = False
+    material: DetectorDataset, layer: int, folds: Folds, *, mention: bool = False
 ) -> tuple[CrossFit, CrossFit | None]:
     """The falsity probe's folds at a layer and, if asked for, the mention probe's."""
     activations, background = material.read(layer), material.read_background(layer)
@@ -125,7 +125,7 @@ def cross_fit(
 
 
 def choose_layer(
-    material: Material, *, seed: int = 0, progress: bool = True
+    material: DetectorDataset, *, seed: int = 0, progress: bool = True
 ) -> tuple[int, dict[int, float]]:
     """The layer with the highest cross-validated AUC of questions, and every layer's AUC."""
     aucs = {}
@@ -162,7 +162,7 @@ def lowest_threshold(
 
 
 def fit_detector(
-    material: Material,
+    material: DetectorDataset,
     *,
     fingerprint: str,
     prompting: str | None = None,
@@ -215,7 +215,7 @@ def fit_detector(
 
 
 def _covered(
-    material: Material,
+    material: DetectorDataset,
     falsity: Float[Tensor, " token"],
     mention: Float[Tensor, " token"],
     which: Bool[np.ndarray, " question"],

@@ -24,7 +24,7 @@ from interp.premises.registry import data_dir
 from interp.runs.shards import digest_of
 from probes.detector.balance import balanced_questions
 from probes.detector.calibration import CalibrationMethod
-from probes.detector.dataset import Material
+from probes.detector.dataset import DetectorDataset
 from probes.detector.detector import SETTINGS, PremiseDetector
 from probes.detector.fit import fit_detector
 from probes.detector.paraphrases import framed
@@ -148,7 +148,7 @@ def collect_material(
     layers: Sequence[int] | None = None,
     seed: int = 0,
     progress: bool = True,
-) -> Material:
+) -> DetectorDataset:
     """What a detector is fitted to: labelled questions, and their activations in ``folder``.
 
     Arguments and errors as `train_detector`.
@@ -165,7 +165,7 @@ def collect_material(
         layers=candidate_layers(model) if layers is None else layers,
         progress=progress,
     )
-    return Material(questions, store, background=background)
+    return DetectorDataset(questions, store, background=background)
 
 
 def labelled_questions(

@@ -9,7 +9,7 @@ import interp.cli.loading
 from interp.cli import main
 from interp.cli.options import PatchOptions, parse
 from interp.models import HookedModel
-from interp.patching import PatchingResult
+from interp.patching import PatchEffects
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_a_run_from_the_command_line(
     assert manifest["settings"]["pairs"] == str(pairs_file)
     assert len(manifest["prompts_sha256"]) == 64
     assert manifest["model"]["n_heads"] == 4
-    assert len(PatchingResult.load(run / "effects.safetensors")) == 7
+    assert len(PatchEffects.load(run / "effects.safetensors")) == 7
 
 
 def test_the_written_config_repeats_the_run(

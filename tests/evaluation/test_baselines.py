@@ -10,7 +10,7 @@ import torch
 
 from interp.errors import UserError
 from interp.evaluation import Preference
-from interp.evaluation.baselines.methods import Gated, RandomHeads, SystemPrompt, Untreated
+from interp.evaluation.baselines.methods import Gated, RandomHeads, SystemPrompt, NoIntervention
 from interp.evaluation.baselines.score import TreatmentScore, score
 from interp.evaluation.baselines.table import pool, ratio_interval, treatment_table
 from interp.figures.baselines import gain_against_cost
@@ -52,7 +52,7 @@ def some(planted_premises: Premises) -> Premises:
 
 @pytest.fixture(scope="module")
 def untreated(planted: HookedModel, some: Premises) -> TreatmentScore:
-    return score(planted, some, Untreated(), name="nothing", **ANSWERS)
+    return score(planted, some, NoIntervention(), name="nothing", **ANSWERS)
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_a_system_prompt_stands_before_the_question(tiny_llama: HookedModel) -> 
 
     premises = load_premises("capitals", limit=2).with_templates(["why"])
     found = score(tiny_llama, premises, SystemPrompt("Check."), name="system", progress=False)
-    plain = score(tiny_llama, premises, Untreated(), name="nothing", progress=False)
+    plain = score(tiny_llama, premises, NoIntervention(), name="nothing", progress=False)
     assert np.abs(found.false.logit_difference - plain.false.logit_difference).min() > 1e-3
     for index, question in enumerate(premises.questions()):
         text = premises.fill(question, "false").text

@@ -12,7 +12,7 @@ from interp.errors import UserError
 from interp.experts.effects.agreement import routing_agreement
 from interp.experts.effects.effects import ExpertEffects
 from interp.interventions import Projection
-from interp.patching.result import PatchingResult
+from interp.patching.result import PatchEffects
 
 
 def loads(share: Callable[[int, str], float]) -> pd.DataFrame:
@@ -32,7 +32,7 @@ def by_hand() -> ExpertEffects:
     noise = 0.01 * torch.randn(16, 2, 4, generator=generator)
     values[:8, :, 0], values[8:, :, 1], values[:8, :, 2] = 1.0, 0.5, 0.25
     values = torch.where(values > 0, values + noise, values)
-    result = PatchingResult(
+    result = PatchEffects(
         values=values, axes=("prompt", "projection", "expert"), corrupted=torch.zeros(16),
         component="expert gate", method="exact", metric="loss", source="off",
         templates=("a",) * 8 + ("b",) * 8,

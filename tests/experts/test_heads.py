@@ -19,10 +19,10 @@ from transformers import (
 import interp
 from interp.errors import UserError
 from interp.experts.heads import (
-    HeadSlice,
+    ExpertHeadContribution,
     adapter_gain,
     expert_contributions,
-    experts_feeding,
+    rank_expert_contributions,
     slice_effects,
     slices_of,
     without_experts,
@@ -30,7 +30,7 @@ from interp.experts.heads import (
 )
 from interp.experts.heads.feeding import larger_in
 from interp.experts.heads.prompt_positions import check_place
-from interp.experts.heads.slices import NOTHING, check_part, sweep_removals
+from interp.experts.heads.slices import NO_ABLATION, check_part, sweep_removals
 from interp.heads import HeadSet, premise_edit
 from interp.heads.locate import as_encoded
 from interp.interventions import Constraint
@@ -175,7 +175,7 @@ def test_a_fresh_adapter_adds_nothing(hf_factory: Any, chat_tokenizer: Any, prem
     torch.testing.assert_close(found.base_share, torch.ones_like(found.base_share))
     gain = adapter_gain(fresh, premises, [(1, 2)], random_sets=3).to_dict()
     assert gain["logit_difference"]["gain"] == gain["logit_difference"]["lost"] == [0.0, 0.0, 0.0]
-    effects = slice_effects(fresh, premises, [HeadSlice("q", 1, 2, 0), HeadSlice("v", 0, 1)])
+    effects = slice_effects(fresh, premises, [ExpertHeadContribution("q", 1, 2, 0), ExpertHeadContribution("v", 0, 1)])
     assert effects.to_dataframe()["p_value"].tolist() == [1.0, 1.0]
 
 
@@ -202,7 +202,7 @@ def test_layers_without_experts_and_fewer_experts_are_no_numbers(
 # --- slices, and what their removal does ---
 
 
-def without_in_the_weights(adapted: Any, slices: list[HeadSlice], tokenizer: Any) -> Any:
+def without_in_the_weights(adapted: Any, slices: list[ExpertHeadContribution], tokenizer: Any) -> Any:
     """The same removal done to a copy's weights: rows of B are outputs, columns are ranks."""
     own = copy.deepcopy(adapted)
     for one in slices:
@@ -222,7 +222,7 @@ def test_slices_removed_as_in_the_weights(
     llama: Any, model: Any, premises: Any, chat_tokenizer: Any
 ) -> None:
     encoded = as_encoded(model, premises)
-    slices = [HeadSlice("q", 1, 3, 2), HeadSlice("v", 0, 1, 0), HeadSlice("q", 2, 0)]
+    slices = [ExpertHeadContribution("q", 1, 3, 2), ExpertHeadContribution("v", 0, 1, 0), ExpertHeadContribution("q", 2, 0)]
     found = slice_effects(model, encoded, slices, head_effect="output", progress=False)
     full = difference(model, encoded)
     torch.testing.assert_close(found.full, full, atol=1e-5, rtol=1e-5)
@@ -254,7 +254,7 @@ def test_joint_slices_touch_one_head_only(
 ) -> None:
     model = hooked(joint("neox", plain_tokenizer, hf_factory), plain_tokenizer)
     before = record_run(model, batch, keep=("q", "k", "v")).values
-    removal = without_slices(model, [HeadSlice("v", 1, 2)])
+    removal = without_slices(model, [ExpertHeadContribution("v", 1, 2)])
     with model.hooks(fwd_hooks=list(removal.hooks)):
         after = record_run(model, batch, keep=("q", "k", "v")).values
     changed = {name: (before[name] - after[name]).abs().amax(dim=(1, 2, 4)) for name in "qkv"}
@@ -267,7 +267,7 @@ def test_joint_slices_touch_one_head_only(
 def test_all_experts_off_is_the_base_model(llama: Any, model: Any, premises: Any) -> None:
     encoded = as_encoded(model, premises)
     metric = LogitDifference(encoded.true_tokens, encoded.false_tokens)
-    removals = [NOTHING, without_experts(model)]
+    removals = [NO_ABLATION, without_experts(model)]
     (runs,) = sweep_removals(model, encoded.batch("false"), removals, [metric], progress=False)
     batch = encoded.batch("false")
     with llama.disable_adapter(), torch.no_grad():
@@ -324,12 +324,12 @@ def test_mistakes_are_told(model: Any, tiny_llama: Any, premises: Any, batch: To
         (lambda: expert_contributions(model, batch), "tokens alone have no object"),
         (lambda: check_place("first"), "unknown place 'first'; known: object, subject, last"),
         (lambda: expert_contributions(model, batch, at=[(0, 9)] * 3), "not in its"),
-        (lambda: experts_feeding(model, premises, []), "no heads"),
-        (lambda: experts_feeding(model, premises, [(0, 4)]), r"head \(0, 4\) does not exist"),
+        (lambda: rank_expert_contributions(model, premises, []), "no heads"),
+        (lambda: rank_expert_contributions(model, premises, [(0, 4)]), r"head \(0, 4\) does not exist"),
         (lambda: slice_effects(model, premises, []), "no slices"),
-        (lambda: slice_effects(model, premises, [HeadSlice("v", 0, 2)]), "heads are 0 to 1"),
-        (lambda: slice_effects(model, premises, [HeadSlice("q", 0, 2, 4)]), "experts are 0 to 3"),
-        (lambda: slice_effects(model, premises, [HeadSlice("q", 3, 0)]), "layer 3 has no experts"),
+        (lambda: slice_effects(model, premises, [ExpertHeadContribution("v", 0, 2)]), "heads are 0 to 1"),
+        (lambda: slice_effects(model, premises, [ExpertHeadContribution("q", 0, 2, 4)]), "experts are 0 to 3"),
+        (lambda: slice_effects(model, premises, [ExpertHeadContribution("q", 3, 0)]), "layer 3 has no experts"),
         (lambda: adapter_gain(model, premises, HeadSet(())), "no part in these heads"),
     ):
         with pytest.raises(UserError, match=match):

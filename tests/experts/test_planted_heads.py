@@ -13,7 +13,7 @@ import interp
 from interp.experts.heads import (
     adapter_gain,
     compare_heads,
-    experts_feeding,
+    rank_expert_contributions,
     slice_effects,
 )
 from interp.moelora import hooked
@@ -76,7 +76,7 @@ def test_the_planted_adapter_works_through_its_head(cured: Any, planted_premises
 
 
 def test_experts_are_found_where_they_were_planted(cured: Any, planted_premises: Any) -> None:
-    found = experts_feeding(
+    found = rank_expert_contributions(
         cured, planted_premises, [CURED, (0, 0)], site="attention", random_sets=400, progress=False
     )
     table = found.experts

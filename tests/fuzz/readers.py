@@ -24,7 +24,7 @@ from interp.interventions import Intervention
 from interp.models import render_chat
 from interp.moelora.data.reading import read_examples
 from interp.moelora.load import load_adapter
-from interp.patching import PatchingResult
+from interp.patching import PatchEffects
 from interp.patching.circuit import Circuit
 from interp.premises.encode import encode_premises, tokenize
 from interp.report.read_run import read_heads
@@ -122,7 +122,7 @@ def _effects(folder: Path) -> None:
 
 
 def _patching_result(folder: Path) -> None:
-    result = PatchingResult.load(folder / "effects.safetensors")
+    result = PatchEffects.load(folder / "effects.safetensors")
     result.to_dataframe()
     result.plot()
 

@@ -23,7 +23,7 @@ from interp.heads.effects import save_effects
 from interp.interventions import Constraint, ExpertConstraint, Intervention
 from interp.jobs import Shard
 from interp.moelora import MoELoRAConfig
-from interp.patching import PatchingResult
+from interp.patching import PatchEffects
 from interp.patching.circuit import Circuit
 from interp.runs.shards import ShardStore
 from probes.detector.calibration import Calibration
@@ -127,10 +127,10 @@ def effects(folder: Path) -> None:
     save_effects(folder / "effects.safetensors", [made_up])
 
 
-def made_up_result() -> PatchingResult:
+def made_up_result() -> PatchEffects:
     """Effects at spans of two layers."""
     torch.manual_seed(0)
-    return PatchingResult(
+    return PatchEffects(
         values=torch.randn(7, 2, 3),
         axes=("prompt", "layer", "span"),
         corrupted=torch.randn(7),

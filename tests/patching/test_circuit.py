@@ -10,7 +10,7 @@ import torch
 from interp.errors import UserError
 from interp.models import HookedModel
 from interp.patching.circuit import Circuit, circuit_of, parse_node
-from interp.patching.result import PatchingResult
+from interp.patching.result import PatchEffects
 
 NAN = float("nan")
 
@@ -202,8 +202,8 @@ def test_effects_become_scores(families: dict[str, HookedModel]) -> None:
         heads = torch.randn(2, cfg.n_layers, cfg.n_heads)
         mlps = torch.randn(2, cfg.n_layers)
 
-        def made(values: torch.Tensor, component: str, *axes: str) -> PatchingResult:
-            return PatchingResult(
+        def made(values: torch.Tensor, component: str, *axes: str) -> PatchEffects:
+            return PatchEffects(
                 values, ("prompt", *axes), torch.zeros(2), component, "exact", "logits"
             )
 

@@ -16,8 +16,8 @@ from interp.errors import UserError
 from interp.forward.call import call_columns
 from interp.forward.hook_points import PLACES, hook_name
 from interp.forward.partial import RecordedRun
-from interp.forward.shared_prefix import LentPrefix, lend, shared_prefix_attention
-from interp.forward.unhooked import PlainModel, plain_model
+from interp.forward.shared_prefix import SharedPrefix, use_prefix, shared_prefix_attention
+from interp.forward.unhooked import UnhookedModel, unhooked_model
 from interp.models import HookedModel
 from interp.models.versions import wraps_transformers
 from interp.patching import (
@@ -180,7 +180,7 @@ FALLBACKS = [
 
 
 def without_plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(interp.forward.partial, "trusted_plain_model", lambda *_: None)
+    monkeypatch.setattr(interp.forward.partial, "trusted_unhooked_model", lambda *_: None)
 
 
 @pytest.mark.bridge_only
@@ -227,8 +227,8 @@ def test_paths_give_the_same_without_plain_modules(
 
 @pytest.mark.bridge_only
 def test_the_plain_modules_share_the_parameters(tiny_llama: HookedModel) -> None:
-    plain = plain_model(tiny_llama)
-    assert isinstance(plain, PlainModel)
+    plain = unhooked_model(tiny_llama)
+    assert isinstance(plain, UnhookedModel)
     theirs = {parameter.data_ptr() for parameter in tiny_llama.original_model.parameters()}
     assert {parameter.data_ptr() for parameter in plain.hf_model.parameters()} == theirs
     hf_model: Any = tiny_llama.original_model
@@ -240,18 +240,18 @@ def test_the_plain_modules_share_the_parameters(tiny_llama: HookedModel) -> None
 def test_what_could_differ_is_left_to_the_hooked_model(
     tiny_llama: HookedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert plain_model(tiny_llama) is not None
+    assert unhooked_model(tiny_llama) is not None
     with monkeypatch.context() as patched:
         # Weights that TransformerLens has processed are not those of the wrapped modules.
         patched.setattr(tiny_llama, "compatibility_mode", True)
-        assert plain_model(tiny_llama) is None
+        assert unhooked_model(tiny_llama) is None
     inner: Any = tiny_llama.blocks[1].mlp.original_component
     inner.__dict__["forward"] = lambda hidden_states: hidden_states
     try:
-        assert plain_model(tiny_llama) is None
+        assert unhooked_model(tiny_llama) is None
     finally:
         del inner.__dict__["forward"]
-    assert plain_model(tiny_llama) is not None
+    assert unhooked_model(tiny_llama) is not None
 
 
 @pytest.mark.bridge_only
@@ -276,7 +276,7 @@ def test_attention_sinks_are_not_known() -> None:
 
     query = torch.randn(1, 2, 3, 4)
     with (
-        lend(LentPrefix((), torch.arange(1))),
+        use_prefix(SharedPrefix((), torch.arange(1))),
         pytest.raises(NotImplementedError, match="attention with s_aux"),
     ):
         shared_prefix_attention(Module(), query, query, query, None, s_aux=torch.zeros(2))
@@ -310,17 +310,17 @@ def test_attention_by_hand(grouped: bool) -> None:
 
     twice: dict[int, Any] = {0: [lambda pattern: pattern * 2]}
     for lent, cap, factor in [
-        (LentPrefix(((lent_key, lent_value),), rows), None, 1),
-        (LentPrefix(((lent_key, lent_value),), rows), 0.5, 1),
-        (LentPrefix(((lent_key, lent_value),), rows, patterns=twice), None, 2),
+        (SharedPrefix(((lent_key, lent_value),), rows), None, 1),
+        (SharedPrefix(((lent_key, lent_value),), rows), 0.5, 1),
+        (SharedPrefix(((lent_key, lent_value),), rows, patterns=twice), None, 2),
     ]:
-        with lend(lent):
+        with use_prefix(lent):
             out, _ = shared_prefix_attention(
                 Module(), query, key, value, mask, scaling=0.3, softcap=cap
             )
         torch.testing.assert_close(out, factor * expected(cap), **CLOSE)
-    last = LentPrefix(((lent_key, lent_value),), rows, last_only=0)
-    with lend(last):
+    last = SharedPrefix(((lent_key, lent_value),), rows, last_only=0)
+    with use_prefix(last):
         out, _ = shared_prefix_attention(Module(), query, key, value, mask, scaling=0.3)
     torch.testing.assert_close(out[:, -1], expected(None)[:, -1], **CLOSE)
     assert not bool(out[:, 0].any())

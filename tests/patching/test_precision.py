@@ -120,7 +120,7 @@ def test_an_edit_that_changes_nothing_has_no_effect(
     """On the hooked model too, whose logits are 0.03 apart: both runs round alike."""
     model = make("llama", torch.bfloat16)
     if not plain:
-        monkeypatch.setattr(forward, "trusted_plain_model", lambda *_: None)
+        monkeypatch.setattr(forward, "trusted_unhooked_model", lambda *_: None)
     at = torch.zeros_like(CORRUPTED.mask)
     at[:, 2:] = True
     for component in ("z", "q", "mlp_out"):

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from interp.errors import UserError
-from interp.patching.result import PatchingResult
+from interp.patching.result import PatchEffects
 from interp.patching.result_axes import check_order
 
 GROUPS = ("a", "a", "b", "c", "d", "e", "f")
 
 
-def make(**changes: Any) -> PatchingResult:
+def make(**changes: Any) -> PatchEffects:
     """Seven prompts, two layers of three heads; effects are small whole numbers."""
     generator = torch.Generator().manual_seed(0)
     settings: dict[str, Any] = {
@@ -32,10 +32,10 @@ def make(**changes: Any) -> PatchingResult:
         "templates": ("x", "y", "x", "y", "x", "y", "x"),
         "metadata": {"model": "tiny"},
     }
-    return PatchingResult(**(settings | changes))
+    return PatchEffects(**(settings | changes))
 
 
-def tiny(**changes: Any) -> PatchingResult:
+def tiny(**changes: Any) -> PatchEffects:
     """Two prompts, three layers: means 2, −3 and 0.5."""
     values = torch.tensor([[1.0, -4.0, 0.5], [3.0, -2.0, torch.nan]])
     settings: dict[str, Any] = {
@@ -47,7 +47,7 @@ def tiny(**changes: Any) -> PatchingResult:
         "method": "exact",
         "metric": "logit difference",
     }
-    return PatchingResult(**(settings | changes))
+    return PatchEffects(**(settings | changes))
 
 
 def test_means_and_recovered_fractions_by_hand() -> None:
@@ -163,7 +163,7 @@ def test_arithmetic_is_linear_in_the_metric(factor: float) -> None:
         (make(groups=tuple("abcdefg")), "different prompts"),
     ],
 )
-def test_results_of_other_units_do_not_mix(other: PatchingResult, said: str) -> None:
+def test_results_of_other_units_do_not_mix(other: PatchEffects, said: str) -> None:
     with pytest.raises(UserError, match=said):
         _ = make() - other
 
@@ -193,15 +193,15 @@ def test_take_keeps_everything_of_the_prompts() -> None:
 
 def test_parts_are_put_together_again() -> None:
     whole = make()
-    again = PatchingResult.concatenate([whole.take([0, 1, 2]), whole.take([3, 4, 5, 6])])
+    again = PatchEffects.concatenate([whole.take([0, 1, 2]), whole.take([3, 4, 5, 6])])
     assert torch.equal(again.values, whole.values)
     assert again.clean is not None
     assert torch.equal(again.clean, whole.corrupted + 2)
     assert (again.groups, again.templates) == (whole.groups, whole.templates)
     with pytest.raises(UserError, match="differ in method: exact and ig"):
-        PatchingResult.concatenate([whole, make(method="ig")])
+        PatchEffects.concatenate([whole, make(method="ig")])
     with pytest.raises(UserError, match="no results"):
-        PatchingResult.concatenate([])
+        PatchEffects.concatenate([])
 
 
 def test_each_prompt_is_its_own_group_by_default() -> None:
@@ -234,7 +234,7 @@ def test_file_gives_back_all_of_it(tmp_path: Path) -> None:
         values=values, axes=("prompt", "layer", "span"), labels={"span": ("Paris, the", "\n")},
         groups=("a\nb", *GROUPS[1:]), seed=5, resolution=1e-6,
     )  # fmt: skip
-    back = PatchingResult.load(result.save(tmp_path / "effects.safetensors"))
+    back = PatchEffects.load(result.save(tmp_path / "effects.safetensors"))
     torch.testing.assert_close(back.values, result.values, equal_nan=True, rtol=0, atol=0)
     assert back.clean is not None
     assert torch.equal(back.clean, result.clean)  # type: ignore[arg-type]
@@ -244,7 +244,7 @@ def test_file_gives_back_all_of_it(tmp_path: Path) -> None:
     assert dict(back.metadata) == {"model": "tiny"}
     assert (back.seed, back.resolution) == (5, 1e-6)
     assert [path.name for path in tmp_path.iterdir()] == ["effects.safetensors"]
-    no_clean = PatchingResult.load(make(clean=None).save(tmp_path / "other.safetensors"))
+    no_clean = PatchEffects.load(make(clean=None).save(tmp_path / "other.safetensors"))
     assert no_clean.clean is None
 
 
@@ -254,12 +254,12 @@ def test_damaged_files_are_told(tmp_path: Path) -> None:
     for cut in (0, 5, 100, len(whole) - 3):
         path.write_bytes(whole[:cut])
         with pytest.raises(UserError, match="is not a patching result, or is damaged"):
-            PatchingResult.load(path)
+            PatchEffects.load(path)
     save_file({"values": torch.zeros(2, 2)}, path)
     with pytest.raises(UserError, match="damaged"):
-        PatchingResult.load(path)
+        PatchEffects.load(path)
     with pytest.raises(UserError, match="there is no patching result"):
-        PatchingResult.load(tmp_path / "none.safetensors")
+        PatchEffects.load(tmp_path / "none.safetensors")
 
 
 def test_noise_has_no_significant_unit_and_a_plant_has() -> None:

@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from interp.errors import UserError
-from interp.patching.result import PatchingResult
+from interp.patching.result import PatchEffects
 from interp.patching.stability import chance_overlap, jaccard, stability
 
 
-def result_of(values: torch.Tensor, **more: Any) -> PatchingResult:
+def result_of(values: torch.Tensor, **more: Any) -> PatchEffects:
     axes = ("prompt", "layer", "head")[: values.ndim]
-    return PatchingResult(values, axes, torch.zeros(len(values)), "z", "exact", "logits", **more)
+    return PatchEffects(values, axes, torch.zeros(len(values)), "z", "exact", "logits", **more)
 
 
 def test_overlap_by_hand() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from interp.forward.hook_points import hook_name
-from interp.forward.unhooked import plain_model
+from interp.forward.unhooked import unhooked_model
 from interp.interventions import constrain
 from interp.models import HookedModel
 from interp.models.versions import wraps_transformers
@@ -24,9 +24,9 @@ def test_hooks_on_the_hooked_model_still_act(
 
     standing = (hook_name("mlp_out", 0), halve)
     with family.hooks(fwd_hooks=[standing]):
-        assert plain_model(family) is None
+        assert unhooked_model(family) is None
         within = patch(family, CLEAN, CORRUPTED, METRIC, units=[(1, 2)], progress=False)
-    assert (plain_model(family) is not None) == wraps_transformers(family)
+    assert (unhooked_model(family) is not None) == wraps_transformers(family)
     without = patch(family, CLEAN, CORRUPTED, METRIC, units=[(1, 2)], progress=False)
     moves = {position: position for position in range(6)}
     for prompt in range(2):

@@ -21,7 +21,7 @@ from probes import (
     train_detector,
 )
 from probes.detector.balance import balanced_questions
-from probes.detector.dataset import Folds, Material
+from probes.detector.dataset import Folds, DetectorDataset
 from probes.detector.detections import Detector
 from probes.detector.fit import (
     choose_layer,
@@ -209,8 +209,8 @@ def questions(tiny_llama):
     return label_questions(tiny_llama.tokenizer, premises, balanced_questions(premises))
 
 
-def material(questions: Any, strength: float) -> Material:
-    unchecked: Any = Material
+def material(questions: Any, strength: float) -> DetectorDataset:
+    unchecked: Any = DetectorDataset
     found = object.__new__(unchecked)
     for name, value in {
         "questions": tuple(questions),

@@ -12,7 +12,7 @@ import pytest
 
 from interp.commands.report import report_run
 from interp.errors import UserError
-from interp.patching import PatchingResult
+from interp.patching import PatchEffects
 from tests.fuzz.readers import READERS, fresh
 from tests.report.pages import Page
 
@@ -125,7 +125,7 @@ def test_no_name_in_patching_effects_becomes_markup(tmp_path: Path) -> None:
     run = tmp_path / "run"
     fresh(READERS[RUNS["patch"]], run)
     path = run / "effects.safetensors"
-    result = PatchingResult.load(path)
+    result = PatchEffects.load(path)
     usual = Page(report_run(run).read_text(encoding="utf-8"))
     hostile: dict[str, Any] = {
         "labels": {"span": (HOSTILE, "object", "end")},

@@ -6,19 +6,19 @@ import pytest
 import torch
 
 from interp.errors import UserError
-from interp.patching.result import PatchingResult
+from interp.patching.result import PatchEffects
 
 
 def result_of(
     values: torch.Tensor, *axes: str, labels: dict[str, tuple[str, ...]] | None = None
-) -> PatchingResult:
-    return PatchingResult(
+) -> PatchEffects:
+    return PatchEffects(
         values, ("prompt", *axes), torch.zeros(len(values)), "z", "exact", "logits <b>",
         labels=labels or {},
     )  # fmt: skip
 
 
-def plotted(result: PatchingResult) -> Any:
+def plotted(result: PatchEffects) -> Any:
     return result.plot()
 
 

@@ -16,7 +16,7 @@ from interp.errors import UserError
 from interp.evaluation import PremiseDetections
 from interp.heads import HeadEffects, HeadSet
 from interp.interventions import Constraint, ExpertConstraint, Intervention
-from interp.patching.result import PatchingResult
+from interp.patching.result import PatchEffects
 from interp.patching.screen import Screening
 from interp.patching.stability import stability
 from interp.premises import Premises
@@ -146,8 +146,8 @@ def head_effects(n: int = 8) -> HeadEffects:
     return HeadEffects(values, values, subjects, ("why",) * n, "output", "path", f"masked {TAG}")
 
 
-def patching() -> PatchingResult:
-    return PatchingResult(
+def patching() -> PatchEffects:
+    return PatchEffects(
         noise(8, 3, 4), ("prompt", "layer", "head"), torch.zeros(8), "z", "exact", f"m {BREAKOUT}"
     )
 
@@ -162,7 +162,7 @@ def screening() -> Screening:
     estimate = patching()
     values = estimate.values.clone()
     values[:, 2] = torch.nan
-    verified = PatchingResult(values, estimate.axes, estimate.corrupted, "z", "exact", "m")
+    verified = PatchEffects(values, estimate.axes, estimate.corrupted, "z", "exact", "m")
     return Screening(estimate, verified, 0.9, 0.8, np.full((3, 4), 0.1), 0.95)
 
 

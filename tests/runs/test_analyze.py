@@ -18,7 +18,7 @@ from interp.errors import UserError
 from interp.experts import RoutingRecords, Specialization
 from interp.files.documents import read_json
 from interp.moelora import MoELoRAConfig
-from interp.patching.result import PatchingResult
+from interp.patching.result import PatchEffects
 from tests.report.pages import Page
 
 OLD_NAMES = "ignore:`(is_)?gradient_checkpointing(_enable)?` is deprecated:FutureWarning"
@@ -91,8 +91,8 @@ def test_run_directory(place: Path, tmp_path: Path) -> None:
     assert content["measures"]["task_information"]["texts"]["value"] == pytest.approx(
         task["value"].mean()
     )
-    loss = PatchingResult.load(run / "effects.safetensors")
-    accuracy = PatchingResult.load(run / "effects_accuracy.safetensors")
+    loss = PatchEffects.load(run / "effects.safetensors")
+    accuracy = PatchEffects.load(run / "effects_accuracy.safetensors")
     assert len(loss) == len(accuracy) == 12
     assert accuracy.metric == "accuracy (teacher-forced)"
     assert len(pd.read_parquet(run / "tokens.parquet")) == 4 * records.n_tokens

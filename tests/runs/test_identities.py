@@ -21,14 +21,14 @@ from interp.heads.headset import HeadSet
 from interp.heads.locate import as_encoded
 from interp.interventions.head_constraint import Constraint
 from interp.interventions.intervention import Intervention
-from interp.jobs import Gives
+from interp.jobs import OutputSpec
 from interp.models import HookedModel, from_hf
 from interp.moelora.data.encoding import EncodedExample
 from interp.moelora.projections import Projection
 from interp.premises import Premises
 from interp.runs.model_conditions import conditions, conditions_digest
 from interp.runs.shards import InProcess, ShardStore, digest_of
-from interp.runs.stages import StoredStages
+from interp.runs.stages import StoredJobRunner
 from tests.conftest import make_planted_hf_model
 
 NONE = HeadSet(())
@@ -166,13 +166,13 @@ def test_a_models_dtype_tokenizer_and_end_tokens_are(word_tokenizer: Any) -> Non
     assert conditions_digest(usual) not in digests
 
 
-@pytest.mark.parametrize("gives", [Gives({"other": 1}), Gives({"values": 2}), Gives(texts=True)])
+@pytest.mark.parametrize("gives", [OutputSpec({"other": 1}), OutputSpec({"values": 2}), OutputSpec(texts=True)])
 def test_shards_that_the_work_cannot_have_made_are_refused(
-    gives: Gives, planted: HookedModel, encoded: Any, tmp_path: Path
+    gives: OutputSpec, planted: HookedModel, encoded: Any, tmp_path: Path
 ) -> None:
     """As if somebody had put others in their place, with the right checksums."""
     job = PreferenceJob(encoded, "false", Constraint(NONE), (NONE,), shard=4)
-    stages = StoredStages(tmp_path, InProcess(planted), conditions(planted))
+    stages = StoredJobRunner(tmp_path, InProcess(planted), conditions(planted))
     with pytest.raises(UserError, match=r"are not of this sweep \(.*\): remove them") as caught:
         stages.made(preference_values, planted, job, description="", gives=gives, progress=False)
     assert "\n" not in str(caught.value)
@@ -182,8 +182,8 @@ def test_whole_runs_are_kept_like_sweeps(
     planted: HookedModel, encoded: Any, tmp_path: Path
 ) -> None:
     what = (Intervention(), Intervention.of([(0, 1)], site="output"))
-    stages = StoredStages(tmp_path, InProcess(planted), conditions(planted))
-    gives = Gives({"values": 3})
+    stages = StoredJobRunner(tmp_path, InProcess(planted), conditions(planted))
+    gives = OutputSpec({"values": 3})
     job = WholeRunsJob(encoded, "false", what, shard=4)
     kept = stages.made(
         whole_run_values, planted, job, description="", gives=gives, progress=False
@@ -194,7 +194,7 @@ def test_whole_runs_are_kept_like_sweeps(
         kept, preference_values(planted, swept).tensors["values"], atol=1e-4, rtol=0
     )
     assert len(list(tmp_path.iterdir())) == 2
-    again = StoredStages(tmp_path, InProcess(planted), conditions(planted))
+    again = StoredJobRunner(tmp_path, InProcess(planted), conditions(planted))
     again.made(preference_values, planted, swept, description="", gives=gives, progress=False)
     assert len(list(tmp_path.iterdir())) == 3
     again.remove_others()

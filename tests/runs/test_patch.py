@@ -12,7 +12,7 @@ import interp.commands.patch as patch_module
 from interp.commands.patch import PatchSettings, load_pairs, patch_run
 from interp.errors import UserError
 from interp.models import HookedModel
-from interp.patching import PatchingResult
+from interp.patching import PatchEffects
 from interp.tasks import read_pairs
 from interp.tasks.patching import metric_of, patch_pairs, positions_of
 from tests.unchecked import unchecked
@@ -123,7 +123,7 @@ def test_an_interrupted_run_takes_up_what_is_there(
     settings = settings_of(pairs_file, shard=5)
     real, calls = patch_module.patch_pairs, []
 
-    def stops(model: Any, encoded: Any, **options: Any) -> PatchingResult:
+    def stops(model: Any, encoded: Any, **options: Any) -> PatchEffects:
         calls.append(len(encoded))
         if len(calls) == 2:
             raise KeyboardInterrupt

@@ -18,16 +18,16 @@ from interp.heads.headset import HeadSet
 from interp.heads.locate import as_encoded
 from interp.interventions.head_constraint import Constraint
 from interp.interventions.intervention import Intervention
-from interp.jobs import Gives
+from interp.jobs import OutputSpec
 from interp.models import HookedModel, fingerprint, from_hf
 from interp.premises import Premises
 from interp.runs.model_conditions import conditions
 from interp.runs.shards import InProcess
-from interp.runs.stages import StoredStages
+from interp.runs.stages import StoredJobRunner
 from tests.conftest import make_planted_hf_model
 from tests.runs.stopping import Stopping
 
-VALUES, TEXTS = Gives({"values": 3}), Gives(texts=True)
+VALUES, TEXTS = OutputSpec({"values": 3}), OutputSpec(texts=True)
 SETTINGS = EvaluateSettings(heads=1.0, random_sets=20, counts=(1, 2))
 
 
@@ -100,7 +100,7 @@ def test_kept_values_are_those_of_one_sweep(
     encoded = as_encoded(planted, planted_premises)
     sets = (HeadSet(()), HeadSet(((0, 1),)), HeadSet(((1, 2), (0, 1))))
     job = PreferenceJob(encoded, "false", Constraint(HeadSet(()), "resample"), sets)
-    stages = StoredStages(tmp_path / "s", InProcess(planted), conditions(planted))
+    stages = StoredJobRunner(tmp_path / "s", InProcess(planted), conditions(planted))
 
     def values(job: PreferenceJob) -> torch.Tensor:
         done = stages.made(
@@ -136,9 +136,9 @@ def test_answers_are_given_once(
     prompts = tuple(tuple(item.false.tokens) for item in encoded.items)
     job = AnswersJob(prompts, max_new_tokens=2, shard=24)
     engine = Stopping(planted)
-    stages = StoredStages(tmp_path, engine, conditions(planted))
+    stages = StoredJobRunner(tmp_path, engine, conditions(planted))
 
-    def said(job: AnswersJob, stages: StoredStages = stages) -> list[str]:
+    def said(job: AnswersJob, stages: StoredJobRunner = stages) -> list[str]:
         done = stages.made(greedy_texts, planted, job, description="", gives=TEXTS, progress=False)
         return list(done.texts)
 

@@ -11,7 +11,7 @@ from interp.errors import UserError
 from interp.interventions import Intervention
 from interp.models import render_chat
 from interp.moelora.data.reading import read_examples
-from interp.patching import PatchingResult
+from interp.patching import PatchEffects
 from tests.fuzz import run_seeds, seeds
 from tests.fuzz.mutations import mutate
 
@@ -27,7 +27,7 @@ def test_a_layer_of_five_thousand_digits(tmp_path: Path) -> None:
 
 def test_a_negative_seed(tmp_path: Path) -> None:
     seeds.patching_result(tmp_path)
-    result = PatchingResult.load(tmp_path / "effects.safetensors")
+    result = PatchEffects.load(tmp_path / "effects.safetensors")
     with pytest.raises(UserError, match="a seed is zero or more, not -1"):
         replace(result, seed=-1)
 

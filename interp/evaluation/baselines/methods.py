@@ -1,7 +1,7 @@
 """What can be done about a false premise, as values; ``interp.evaluation.baselines.score`` scores
 them.
 
-Nothing (``Untreated``), a system prompt (``SystemPrompt``), steering
+Nothing (``NoIntervention``), a system prompt (``SystemPrompt``), steering
 (``interp.evaluation.baselines.steering``), a constraint at the known object (``Constraint``),
 random heads under the same constraint (``RandomHeads``), or the constraint where a detector says
 that the premise is false (``Gated``).
@@ -24,7 +24,7 @@ NULL_SETS = 10
 
 
 @dataclass(frozen=True)
-class Untreated:
+class NoIntervention:
     """The model as it is."""
 
 
@@ -52,10 +52,10 @@ class Gated:
     detector: Detector | None = None
 
 
-Treatment = Untreated | SystemPrompt | Steering | Constraint | RandomHeads | Gated
+Method = NoIntervention | SystemPrompt | Steering | Constraint | RandomHeads | Gated
 
 
-def interventions_of(model: Any, treatment: Treatment) -> tuple[Intervention, ...]:
+def interventions_of(model: Any, treatment: Method) -> tuple[Intervention, ...]:
     """The interventions that a treatment compares: one for each random draw, otherwise one.
 
     A model that is as it is has the empty one; so has steering, which is no intervention.

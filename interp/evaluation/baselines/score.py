@@ -18,8 +18,8 @@ from interp.evaluation.answers import answers_under
 from interp.evaluation.baselines.methods import (
     Gated,
     SystemPrompt,
-    Treatment,
-    Untreated,
+    Method,
+    NoIntervention,
     interventions_of,
 )
 from interp.evaluation.baselines.steering import Steering, steered_answers, steered_preference
@@ -62,7 +62,7 @@ class TreatmentScore:
 def score(
     model: Any,
     premises: Premises,
-    treatment: Treatment,
+    treatment: Method,
     *,
     name: str,
     answers: Sequence[QuestionKind] = (),
@@ -75,14 +75,14 @@ def score(
     Args:
         name: what tables call it.
         answers: kinds of questions to answer greedily (and to time), the slow part.
-        untreated: the score of ``Untreated`` on the same premises with the same answers, which a
+        untreated: the score of ``NoIntervention`` on the same premises with the same answers, which a
             gate takes over where it does not fire; made anew if a gate needs it and it is None.
 
     Raises:
         UserError: an unknown treatment, or an ``untreated`` of other premises or without answers.
     """
-    if not isinstance(treatment, Treatment):
-        known = "Untreated, SystemPrompt, Steering, Constraint, RandomHeads, Gated"
+    if not isinstance(treatment, Method):
+        known = "NoIntervention, SystemPrompt, Steering, Constraint, RandomHeads, Gated"
         raise UserError(f"unknown treatment {type(treatment).__name__}; known: {known}")
     system = treatment.text if isinstance(treatment, SystemPrompt) else None
     encoded = as_encoded(model, premises, system=system)
@@ -90,7 +90,7 @@ def score(
     gate: _Gate | None = None
     if isinstance(treatment, Gated):
         untreated = untreated or score(
-            model, premises, Untreated(), name="untreated", answers=answers, **options
+            model, premises, NoIntervention(), name="untreated", answers=answers, **options
         )
         _check_untreated(untreated, encoded, answers)
         begin = time.perf_counter()
@@ -130,7 +130,7 @@ class _Scoring:
 
     model: Any
     premises: Premises
-    treatment: Treatment
+    treatment: Method
     encoded: EncodedPremises
     system: str | None
     gate: _Gate | None
@@ -179,7 +179,7 @@ def _check_untreated(
 ) -> None:
     asked = (encoded.subjects, encoded.templates)
     if (untreated.false.subjects, untreated.false.templates) != asked:
-        raise UserError("`untreated` was scored on other premises: score Untreated() on these")
+        raise UserError("`untreated` was scored on other premises: score NoIntervention() on these")
     missing = [kind for kind in answers if kind not in untreated.answers]
     if missing:
         raise UserError(f"`untreated` has no answers to {missing[0]!r} questions: ask for them")

@@ -36,11 +36,11 @@ from interp.experts.effects.jobs import (
     most_promising,
 )
 from interp.figures.expert_effects import effects_figure
-from interp.jobs import AT_ONCE, Stages
+from interp.jobs import RUN_HERE, JobRunner
 from interp.moelora.data.encoding import EncodedExample, encode_example
 from interp.moelora.data.examples import Example
 from interp.moelora.projections import Projection, find_projection, projections_of
-from interp.patching.result import PatchingResult
+from interp.patching.result import PatchEffects
 from interp.precision import dtype_of, precision_of
 from interp.statistics.significance import MINIMUM_GROUPS, EffectStatistics, q_values
 
@@ -65,9 +65,9 @@ class ExpertEffects(Displayed):
         projections: along the axis; None where experts were taken together across them.
     """
 
-    loss: PatchingResult
-    accuracy: PatchingResult | None = None
-    estimate: PatchingResult | None = None
+    loss: PatchEffects
+    accuracy: PatchEffects | None = None
+    estimate: PatchEffects | None = None
     projections: tuple[Projection, ...] | None = None
 
     @property
@@ -75,7 +75,7 @@ class ExpertEffects(Displayed):
         """The tasks' names."""
         return tuple(dict.fromkeys(self.loss.templates))
 
-    def of(self, task: str, *, what: Literal["loss", "accuracy"] = "loss") -> PatchingResult:
+    def of(self, task: str, *, what: Literal["loss", "accuracy"] = "loss") -> PatchEffects:
         """The effects on one task's examples. Raises UserError for an unknown task."""
         result = self.loss if what == "loss" else self.accuracy
         if result is None:
@@ -168,7 +168,7 @@ def expert_effects(
     greedy: bool = False,
     seed: int = 0,
     progress: bool = True,
-    stages: Stages = AT_ONCE,
+    stages: JobRunner = RUN_HERE,
 ) -> ExpertEffects:
     """The effect of an intervention on each expert alone, on every example of every task.
 
@@ -199,8 +199,8 @@ def expert_effects(
     resolution = precision_of(dtype_of(model)).resolution
     common = {**_common(examples, job, seed), "resolution": resolution}
 
-    def result(values: Tensor, base: Tensor, metric: str, how: str = "exact") -> PatchingResult:
-        return PatchingResult(values=values, corrupted=base, metric=metric, method=how, **common)
+    def result(values: Tensor, base: Tensor, metric: str, how: str = "exact") -> PatchEffects:
+        return PatchEffects(values=values, corrupted=base, metric=metric, method=how, **common)
 
     places = None if together else chosen
     estimate = None

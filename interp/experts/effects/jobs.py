@@ -27,7 +27,7 @@ from interp.forward.partial import device_of
 from interp.interventions.context import constrain
 from interp.interventions.expert_constraint import ExpertConstraint, ExpertMode, edit_gates
 from interp.interventions.hooks import hooks_of
-from interp.jobs import SHARD, Gives, Shard
+from interp.jobs import SHARD, OutputSpec, Shard
 from interp.moelora.data.encoding import EncodedExample, end_token
 from interp.moelora.data.examples import Example
 from interp.moelora.projections import Projection
@@ -98,8 +98,8 @@ class ExpertJob:
         return found
 
 
-ESTIMATED = Gives({"loss": 1, "changes": 3})
-MEASURED = Gives({"bare": 2, "changes": 4})
+ESTIMATED = OutputSpec({"loss": 1, "changes": 3})
+MEASURED = OutputSpec({"bare": 2, "changes": 4})
 
 
 def estimate_experts(model: Any, job: ExpertJob, *, progress: bool = False) -> Shard:

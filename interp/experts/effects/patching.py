@@ -20,7 +20,7 @@ from interp.forward.batch import TokenBatch, first_difference, in_batches
 from interp.forward.partial import HookFunction, RecordedRun, record_run, resume
 from interp.moelora.projections import GATE, Projection, find_projection, projections_of
 from interp.patching.metrics import Metric, can_take, check_metrics, metric_name
-from interp.patching.result import PatchingResult
+from interp.patching.result import PatchEffects
 from interp.patching.variants import Variant, measure_runs, metrics_for, run_variants
 from interp.precision import dtype_of, precision_of, result_dtype
 
@@ -42,7 +42,7 @@ def patch_experts(
     templates: Sequence[str] = (),
     seed: int = 0,
     progress: bool = True,
-) -> PatchingResult:
+) -> PatchEffects:
     """The effect of patching each expert of each projection alone.
 
     Args:
@@ -96,7 +96,7 @@ def patch_experts(
     values = effects.new_full((len(clean), len(chosen), max(counts)), torch.nan)
     for place, of_projection in enumerate(effects.split(counts, dim=1)):
         values[:, place, : counts[place]] = of_projection
-    return PatchingResult(
+    return PatchEffects(
         values=values, axes=("prompt", "projection", "expert"), corrupted=bare, clean=there,
         component=f"expert {what}", method="exact", metric=metric_name(metric), source="run",
         labels={"projection": tuple(one.name for one in chosen)}, groups=tuple(groups),

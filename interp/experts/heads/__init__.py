@@ -3,7 +3,7 @@
 ::
 
     contributions = expert_contributions(model, premises, component="q")   # what experts add
-    feeding = experts_feeding(model, premises, heads)                      # which feed the heads
+    feeding = rank_expert_contributions(model, premises, heads)                      # which feed the heads
     causal = slice_effects(model, premises, feeding.slices(8))             # take them out
     shift = compare_heads(effects_of_base, effects_of_adapted)             # did the heads move?
     gain = adapter_gain(model, premises, heads)                            # does it work there?
@@ -13,9 +13,9 @@
 
 from interp.experts.heads.adapter_gain import AdapterGain, adapter_gain
 from interp.experts.heads.contributions import ExpertContributions, expert_contributions
-from interp.experts.heads.feeding import ExpertFeeding, experts_feeding
+from interp.experts.heads.feeding import ExpertFeeding, rank_expert_contributions
 from interp.experts.heads.slice_effects import SliceEffects, slice_effects
-from interp.experts.heads.slices import HeadSlice, slices_of, without_experts, without_slices
+from interp.experts.heads.slices import ExpertHeadContribution, slices_of, without_experts, without_slices
 from interp.heads.compare import HeadComparison, compare_heads
 
 __all__ = [
@@ -23,12 +23,12 @@ __all__ = [
     "ExpertContributions",
     "ExpertFeeding",
     "HeadComparison",
-    "HeadSlice",
+    "ExpertHeadContribution",
     "SliceEffects",
     "adapter_gain",
     "compare_heads",
     "expert_contributions",
-    "experts_feeding",
+    "rank_expert_contributions",
     "slice_effects",
     "slices_of",
     "without_experts",

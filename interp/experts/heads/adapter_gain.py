@@ -21,8 +21,8 @@ from interp.errors import UserError
 from interp.evaluation.jobs import preference_metrics
 from interp.evaluation.preference import Preference
 from interp.experts.heads.slices import (
-    NOTHING,
-    HeadSlice,
+    NO_ABLATION,
+    ExpertHeadContribution,
     Part,
     adapted_parts,
     components_of,
@@ -157,7 +157,7 @@ def adapter_gain(
     if not own:
         raise UserError("the adapter has no part in these heads: no experts in their layers")
     random = _random_slices(model, own, random_sets, seed)
-    removals = [without_experts(model), NOTHING]
+    removals = [without_experts(model), NO_ABLATION]
     removals += [without_slices(model, one) for one in (own, *random)]
     values = sweep_removals(
         model,
@@ -171,22 +171,22 @@ def adapter_gain(
     return AdapterGain(chosen, tuple(components), runs, seed)
 
 
-def _adapted(model: Any, slices: Sequence[HeadSlice]) -> list[HeadSlice]:
+def _adapted(model: Any, slices: Sequence[ExpertHeadContribution]) -> list[ExpertHeadContribution]:
     """Those in layers that have experts on the component."""
     layers = {one: adapted_parts(model, one) for one in components_of(slices)}
     return [one for one in slices if one.layer in layers[one.component]]
 
 
 def _random_slices(
-    model: Any, own: Sequence[HeadSlice], n_sets: int, seed: int
-) -> list[list[HeadSlice]]:
+    model: Any, own: Sequence[ExpertHeadContribution], n_sets: int, seed: int
+) -> list[list[ExpertHeadContribution]]:
     """For each set, as many other slices of each component in each layer."""
-    sets: list[list[HeadSlice]] = [[] for _ in range(n_sets)]
+    sets: list[list[ExpertHeadContribution]] = [[] for _ in range(n_sets)]
     for component in components_of(own):
         units = HeadSet(tuple((one.layer, one.unit) for one in own if one.component == component))
         n_units = count_units(model, component)
         drawn = random_head_sets(units, model.cfg.n_layers, n_units, n_sets, seed=seed)
         for into, found in zip(sets, drawn, strict=True):
-            slices = [HeadSlice(component, layer, unit) for layer, unit in found]
+            slices = [ExpertHeadContribution(component, layer, unit) for layer, unit in found]
             into += _adapted(model, slices)
     return sets

@@ -30,7 +30,7 @@ from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.experts.heads.contributions import ExpertContributions, contributions_at
 from interp.experts.heads.prompt_positions import Where, prompt_columns
-from interp.experts.heads.slices import HeadSlice, Part, slices_of
+from interp.experts.heads.slices import ExpertHeadContribution, Part, slices_of
 from interp.figures.expert_heads import feeding_figure
 from interp.heads.headset import Head, HeadSet, Site, as_head_set
 from interp.heads.locate import as_encoded
@@ -68,11 +68,11 @@ class ExpertFeeding(Displayed):
     experts: pd.DataFrame
     adapter: pd.DataFrame
 
-    def slices(self, count: int) -> list[HeadSlice]:
+    def slices(self, count: int) -> list[ExpertHeadContribution]:
         """The first ``count`` experts' parts in the chosen heads, for ``slice_effects``."""
         rows = self.experts.head(count)[["component", "layer", "expert", "units"]]
         return [
-            HeadSlice(component, int(layer), unit, int(expert))
+            ExpertHeadContribution(component, int(layer), unit, int(expert))
             for component, layer, expert, units in rows.itertuples(index=False)
             for unit in units
         ]
@@ -92,7 +92,7 @@ class ExpertFeeding(Displayed):
         return Shown(words, (self.adapter, self.experts), self.plot)
 
 
-def experts_feeding(
+def rank_expert_contributions(
     model: Any,
     prompts: Premises | EncodedPremises,
     heads: HeadSet | Iterable[Head],
@@ -139,7 +139,7 @@ def experts_feeding(
     return ExpertFeeding(chosen, table, pd.DataFrame(whole))
 
 
-def units_by_layer(slices: Iterable[HeadSlice]) -> dict[int, list[int]]:
+def units_by_layer(slices: Iterable[ExpertHeadContribution]) -> dict[int, list[int]]:
     """The slices' units, by layer."""
     found: dict[int, list[int]] = defaultdict(list)
     for one in slices:

@@ -1,6 +1,6 @@
 """The causal part of single experts in single heads: take one out and see what the answer does.
 
-With the columns of one head in one expert's output set to zero at every position (`HeadSlice`):
+With the columns of one head in one expert's output set to zero at every position (`ExpertHeadContribution`):
 
 * ``preference``: logit(true object) − logit(false object) without the slice, less the same with
   it. **Positive**: without it the answer is better, so the slice carried the false premise;
@@ -26,8 +26,8 @@ from torch import Tensor
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.experts.heads.slices import (
-    NOTHING,
-    HeadSlice,
+    NO_ABLATION,
+    ExpertHeadContribution,
     group_size,
     sweep_removals,
     without_slices,
@@ -60,7 +60,7 @@ class SliceEffects(Displayed):
         groups: of each prompt, what is resampled together.
     """
 
-    slices: tuple[HeadSlice, ...]
+    slices: tuple[ExpertHeadContribution, ...]
     preference: Float[Tensor, "prompt slice"]
     full: Float[Tensor, " prompt"]
     groups: tuple[str, ...]
@@ -122,7 +122,7 @@ class SliceEffects(Displayed):
 def slice_effects(
     model: Any,
     premises: Premises | EncodedPremises,
-    slices: Sequence[HeadSlice],
+    slices: Sequence[ExpertHeadContribution],
     *,
     head_effect: Site | None = None,
     kind: QuestionKind = "false",
@@ -132,7 +132,7 @@ def slice_effects(
     """Take each slice out of an adapted model alone.
 
     Args:
-        slices: such as ``experts_feeding(...).slices(10)``.
+        slices: such as ``rank_expert_contributions(...).slices(10)``.
         head_effect: measure the change of the heads' own effect at this site too (twice the
             runs); of a key/value slice, of all heads of its group together.
 
@@ -144,7 +144,7 @@ def slice_effects(
     encoded = as_encoded(model, premises)
     batch = encoded.batch(kind)
     metric = LogitDifference(encoded.true_tokens, encoded.false_tokens)
-    removals = [NOTHING, *(without_slices(model, [one]) for one in slices)]
+    removals = [NO_ABLATION, *(without_slices(model, [one]) for one in slices)]
     (runs,) = sweep_removals(
         model, batch, removals, [metric], progress=progress, description="experts in heads"
     )
@@ -153,7 +153,7 @@ def slice_effects(
         edit = premise_edit(model, encoded, kind, site=head_effect)
         change = torch.empty_like(preference)
         for heads, places in _by_heads(model, slices).items():
-            some = [NOTHING, *(removals[1 + place] for place in places)]
+            some = [NO_ABLATION, *(removals[1 + place] for place in places)]
             (edited,) = sweep_removals(
                 model, batch, some, [metric], edit=edit, heads=heads, progress=progress,
                 description=f"head effect, layer {heads[0][0]}",
@@ -166,7 +166,7 @@ def slice_effects(
     )  # fmt: skip
 
 
-def _by_heads(model: Any, slices: Sequence[HeadSlice]) -> dict[tuple[Head, ...], list[int]]:
+def _by_heads(model: Any, slices: Sequence[ExpertHeadContribution]) -> dict[tuple[Head, ...], list[int]]:
     """Places of the slices by the query heads that they serve."""
     found: dict[tuple[Head, ...], list[int]] = {}
     for place, one in enumerate(slices):

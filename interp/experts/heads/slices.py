@@ -36,7 +36,7 @@ CHUNK_TOKENS = 2048
 
 
 @dataclass(frozen=True)
-class HeadSlice:
+class ExpertHeadContribution:
     """What one expert, or all of them (``expert=None``), adds to one head's query, key or value.
 
     ``unit`` is a query head for ``q``, and a key/value head for ``k`` and ``v``.
@@ -76,7 +76,7 @@ class AdaptedPart:
     n_experts: int
 
 
-NOTHING = Variant(0)
+NO_ABLATION = Variant(0)
 """The adapted model as it is."""
 
 
@@ -91,11 +91,11 @@ def group_size(model: Any, component: Part) -> int:
     return model.cfg.n_heads // count_units(model, component)
 
 
-def slices_of(model: Any, heads: Iterable[Head], components: Sequence[Part]) -> list[HeadSlice]:
+def slices_of(model: Any, heads: Iterable[Head], components: Sequence[Part]) -> list[ExpertHeadContribution]:
     """All that the experts add to these query heads; what several of them share comes once."""
     heads = list(heads)
     found = [
-        HeadSlice(component, layer, head // group_size(model, component))
+        ExpertHeadContribution(component, layer, head // group_size(model, component))
         for component in components
         for layer, head in heads
     ]
@@ -136,7 +136,7 @@ def adapted_parts(model: Any, component: Part) -> dict[int, AdaptedPart]:
     return found
 
 
-def without_slices(model: Any, slices: Iterable[HeadSlice]) -> Variant:
+def without_slices(model: Any, slices: Iterable[ExpertHeadContribution]) -> Variant:
     """The model with these slices of ``hook_expert_out`` zero, at every position.
 
     Raises:
@@ -165,12 +165,12 @@ def without_experts(model: Any) -> Variant:
     return Variant(0, tuple((one.gate, closed) for one in projections_of(model)))
 
 
-def components_of(slices: Iterable[HeadSlice]) -> dict[Part, None]:
+def components_of(slices: Iterable[ExpertHeadContribution]) -> dict[Part, None]:
     """The components that the slices are of, in order."""
     return dict.fromkeys(one.component for one in slices)
 
 
-def _checked(parts: dict[int, AdaptedPart], one: HeadSlice) -> AdaptedPart:
+def _checked(parts: dict[int, AdaptedPart], one: ExpertHeadContribution) -> AdaptedPart:
     """The part that a slice is of, if there is such a slice."""
     if one.layer not in parts:
         layers = ", ".join(map(str, parts))
@@ -239,7 +239,7 @@ def _edited(
 ) -> Variant:
     """The edit of these heads in a run of some of the prompts, from the first column on."""
     if edit is None:
-        return NOTHING
+        return NO_ABLATION
     own = take_edit(edit, prompts)
     rows = torch.arange(len(prompts), device=prompts.device)
     hooks: list[Hook] = []

@@ -14,7 +14,7 @@ from torch import Tensor
 from interp.checked import checked
 from interp.errors import UserError
 from interp.experts.routing.corpus import LabelledCorpus, corpus_of
-from interp.experts.routing.counting_pass import ROUTERS, CollectSettings, CountingPass
+from interp.experts.routing.counting_pass import ROUTERS, CollectSettings, RoutingPass
 from interp.experts.routing.observe import (
     Runner,
     base_of,
@@ -89,7 +89,7 @@ def collect_part(
     progress: bool = True,
 ) -> dict[str, Tensor]:
     """The sums over one of ``settings.parts`` parts of a corpus, by name; see `collect_routing`."""
-    pass_ = CountingPass(model, corpus, tokenizer, settings)
+    pass_ = RoutingPass(model, corpus, tokenizer, settings)
     pass_.file = file
     with ExitStack() as stack:
         stack.enter_context(evaluating(base_of(model)))
@@ -115,7 +115,7 @@ class RoutingSum:
     def __init__(
         self, model: Any, corpus: LabelledCorpus, tokenizer: Any, settings: CollectSettings
     ) -> None:
-        self._pass = CountingPass(model, corpus, tokenizer, settings)
+        self._pass = RoutingPass(model, corpus, tokenizer, settings)
         self._begun = False
 
     def token_file(self, path: Path) -> TokenFile:

@@ -97,7 +97,7 @@ class _Batch:
     latest: tuple[int, Tensor] | None = None
 
 
-class CountingPass:
+class RoutingPass:
     """The state of one pass: the counter, and the batch that is being run."""
 
     def __init__(
