@@ -29,10 +29,10 @@ import probes
 from interp.evaluation import compare_settings
 from interp.evaluation.baselines.methods import (
     Gated,
-    RandomHeads,
-    SystemPrompt,
     Method,
     NoIntervention,
+    RandomHeads,
+    SystemPrompt,
 )
 from interp.evaluation.baselines.score import TreatmentScore, score
 from interp.evaluation.baselines.steering import Steering

@@ -28,7 +28,7 @@ from interp.forward.partial import record_run
 from interp.heads.locate import as_encoded
 from interp.patching import LogitDifference, TokenBatch, attribute_heads, patch_heads, sweep_sets
 from interp.patching.alignment import align
-from interp.patching.origin import patching_edit
+from interp.patching.patch_source import patching_edit
 from interp.patching.path import patch_paths
 from interp.runs.manifest import versions
 

@@ -45,7 +45,7 @@ from interp.patching import (
 from interp.patching.alignment import align
 from interp.patching.circuit import circuit_of
 from interp.patching.faithfulness import faithfulness_curve
-from interp.patching.origin import mean_values, patching_edit
+from interp.patching.patch_source import mean_values, patching_edit
 from interp.patching.stability import stability
 from interp.runs.manifest import versions
 from interp.statistics.significance import mean_interval

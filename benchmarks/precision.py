@@ -31,7 +31,7 @@ import interp
 from interp.commands.dtype_check import widened as in_float32
 from interp.patching import LogitDifference, TokenBatch, attribute_heads
 from interp.patching.alignment import align
-from interp.patching.origin import patching_edit
+from interp.patching.patch_source import patching_edit
 from interp.patching.sweep import Unit, sweep_effects
 
 Which = Literal["embedded", "random"]

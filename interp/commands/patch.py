@@ -23,7 +23,7 @@ from interp.forward.memory import using_budget
 from interp.forward.partial import device_of
 from interp.jobs import SHARD, Shard
 from interp.patching import PatchEffects
-from interp.patching.origin import Origin, check_origin
+from interp.patching.patch_source import PatchSource, check_origin
 from interp.patching.unit_effects import Method, check_method
 from interp.report.patch_page import render_patch
 from interp.runs.clock import one_moment, with_clock
@@ -74,7 +74,7 @@ class PatchSettings:
     """All positions at once, each alone, or each of the pairs' named spans."""
     metric: Metric = "logit_difference"
     """Of the answer against the wrong one, of the answer, or from the clean run's distribution."""
-    source: Origin = "run"
+    source: PatchSource = "run"
     """Where patched values come from: the clean run, nothing, a mean, another prompt's run."""
     keep: Keep = "all"
     """right: only the pairs whose clean text the model answers rightly."""

@@ -18,7 +18,7 @@ from interp.forward.generate import MAX_NEW_TOKENS
 from interp.heads.significance import mean_interval
 from interp.interventions.head_constraint import Constraint
 from interp.interventions.intervention import Intervention
-from interp.jobs import RUN_HERE, OutputSpec, JobRunner
+from interp.jobs import RUN_HERE, JobRunner, OutputSpec
 from interp.models.versions import check_hooked
 from interp.premises.encode import EncodedPrompt, encode_questions
 from interp.premises.mentions import names, names_any

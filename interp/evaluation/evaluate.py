@@ -34,7 +34,7 @@ from interp.figures.tables import comparison_table
 from interp.forward.batch import Span
 from interp.heads.headset import Head, HeadSet, Site
 from interp.heads.locate import as_encoded
-from interp.heads.sources import mean_output
+from interp.heads.object_edits import mean_output
 from interp.interventions.expert_constraint import ExpertConstraint
 from interp.interventions.gate import Gate, check_gate, cloze_spans
 from interp.interventions.head_constraint import Constraint, Mode

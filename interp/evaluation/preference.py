@@ -28,7 +28,7 @@ from interp.heads.headset import HeadSet
 from interp.heads.significance import mean_interval
 from interp.interventions.head_constraint import Constraint
 from interp.interventions.intervention import Intervention
-from interp.jobs import RUN_HERE, OutputSpec, JobRunner, JobFunction
+from interp.jobs import RUN_HERE, JobFunction, JobRunner, OutputSpec
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import QuestionKind
 
@@ -106,7 +106,11 @@ def preference(
 
 
 def _preference(
-    work: JobFunction, model: Any, job: PreferenceJob | WholeRunsJob, stages: JobRunner, progress: bool
+    work: JobFunction,
+    model: Any,
+    job: PreferenceJob | WholeRunsJob,
+    stages: JobRunner,
+    progress: bool,
 ) -> Preference:
     done = stages.made(
         work, model, job, description=f"{job.kind} premises", gives=OutputSpec({"values": 3}),

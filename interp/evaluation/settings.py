@@ -15,8 +15,8 @@ from interp.evaluation.preference import preference
 from interp.heads.effects import HeadEffects
 from interp.heads.headset import HeadSet, Site
 from interp.heads.locate import as_encoded
+from interp.heads.object_edits import mean_output
 from interp.heads.significance import mean_interval
-from interp.heads.sources import mean_output
 from interp.interventions.head_constraint import Constraint, Mode
 from interp.jobs import RUN_HERE, JobRunner
 from interp.premises.encode import EncodedPremises

@@ -23,7 +23,7 @@ from interp.figures.tables import rows_of_site
 from interp.forward.generate import MAX_NEW_TOKENS, generate_tokens
 from interp.heads.headset import Head, HeadSet, Site, check_site
 from interp.heads.locate import as_encoded
-from interp.heads.sources import mean_output
+from interp.heads.object_edits import mean_output
 from interp.interventions.context import constrain
 from interp.interventions.generate import named_span
 from interp.interventions.head_constraint import SITE_MODES, Constraint, Mode

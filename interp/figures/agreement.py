@@ -3,8 +3,8 @@
 import pandas as pd
 import plotly.graph_objects as go
 
-from interp.figures.look import CATEGORIES, FAINT_INK, THEME, MUTED, label
 from interp.figures.tables import where
+from interp.figures.theme import CATEGORIES, FAINT_INK, MUTED, THEME, label
 
 
 def agreement_figure(table: pd.DataFrame) -> go.Figure:

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from plotly.subplots import make_subplots
 
 from interp.errors import UserError
-from interp.figures.look import THEME, SEQUENTIAL, label
+from interp.figures.theme import SEQUENTIAL, THEME, label
 from interp.figures.token_axis import Span, check_start, mark_spans, names, ticks, with_earlier
 
 MAX_HEADS = 6

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from interp.figures.look import CATEGORIES, THEME, MUTED, SYMBOLS, label, whiskers
+from interp.figures.theme import CATEGORIES, MUTED, SYMBOLS, THEME, label, whiskers
 
 
 def gain_against_cost(table: pd.DataFrame) -> go.Figure:

@@ -5,7 +5,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from interp.figures.look import CONSTRAINED, THEME, MUTED, label, whiskers
+from interp.figures.theme import CONSTRAINED, MUTED, THEME, label, whiskers
 
 
 def dot_figure(

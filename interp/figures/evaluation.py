@@ -14,24 +14,24 @@ from plotly.subplots import make_subplots
 
 from interp.errors import UserError
 from interp.figures.heatmap import head_heatmap
-from interp.figures.look import (
+from interp.figures.measures import HELD_OUT, count_at, measure_at
+from interp.figures.tables import rows_of_site, template_table, where
+from interp.figures.theme import (
     BASELINE,
     CATEGORIES,
     CONSTRAINED,
     CONSTRAINED_BAR,
     FAINT_INK,
     INK,
-    THEME,
     MUTED,
     NEGATIVE,
     POSITIVE,
     STRIPES,
     SYMBOLS,
+    THEME,
     label,
     whiskers,
 )
-from interp.figures.measures import HELD_OUT, count_at, measure_at
-from interp.figures.tables import rows_of_site, template_table, where
 
 __all__ = [
     "gain_cost_curve",

@@ -6,7 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 from jaxtyping import Float
 
-from interp.figures.look import THEME, centred, label
+from interp.figures.theme import THEME, centred, label
 
 
 def effects_figure(

@@ -8,18 +8,18 @@ import plotly.graph_objects as go
 from jaxtyping import Float
 
 from interp.errors import UserError
-from interp.figures.look import (
+from interp.figures.tables import where
+from interp.figures.theme import (
     BASELINE,
     CONSTRAINED_BAR,
     FAINT_INK,
     INK,
-    THEME,
     MUTED,
     SEQUENTIAL,
     STRIPES,
+    THEME,
     label,
 )
-from interp.figures.tables import where
 
 
 def contribution_figure(

@@ -11,8 +11,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from interp.errors import UserError
-from interp.figures.look import CONSTRAINED, INK, THEME, centred, label
 from interp.figures.tables import rows_of_site
+from interp.figures.theme import CONSTRAINED, INK, THEME, centred, label
 
 FADED = "rgba(238,239,241,0.66)"
 

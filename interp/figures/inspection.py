@@ -4,8 +4,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from interp.figures.look import CATEGORIES, THEME, MUTED, SYMBOLS, whiskers
 from interp.figures.tables import where
+from interp.figures.theme import CATEGORIES, MUTED, SYMBOLS, THEME, whiskers
 
 _PARTS = {"subject": "subject", "object": "false object", "rest": "other tokens"}
 _SCORES = {

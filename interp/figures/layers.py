@@ -3,7 +3,7 @@
 import pandas as pd
 import plotly.graph_objects as go
 
-from interp.figures.look import INK, THEME, MUTED, NEGATIVE, POSITIVE, STRIPES, label, whiskers
+from interp.figures.theme import INK, MUTED, NEGATIVE, POSITIVE, STRIPES, THEME, label, whiskers
 
 
 def layer_effects(layers: pd.DataFrame, *, unit: str = "logits") -> go.Figure:

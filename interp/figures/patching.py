@@ -23,7 +23,7 @@ from plotly.subplots import make_subplots
 from interp.errors import UserError
 from interp.figures.evaluation import method_agreement
 from interp.figures.heatmap import head_heatmap
-from interp.figures.look import CONSTRAINED, DIVERGING, THEME, MUTED, label, whiskers
+from interp.figures.theme import CONSTRAINED, DIVERGING, MUTED, THEME, label, whiskers
 
 MAX_PANELS = 8
 _TITLES = {"kv_head": "key/value head", "head": "head", "layer": "layer"}

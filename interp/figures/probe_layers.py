@@ -3,7 +3,7 @@
 import pandas as pd
 import plotly.graph_objects as go
 
-from interp.figures.look import CONSTRAINED, THEME, MUTED, label
+from interp.figures.theme import CONSTRAINED, MUTED, THEME, label
 
 _BAND = "rgba(31,95,153,0.18)"
 _POSITIONS = {"object": "the object's last token", "last": "the prompt's last token"}

@@ -8,19 +8,19 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from interp.figures.dots import dot_figure
-from interp.figures.look import (
+from interp.figures.measures import MISSING
+from interp.figures.theme import (
     BASELINE,
     CATEGORIES,
     CONSTRAINED,
     INK,
-    THEME,
     MUTED,
     STRIPES,
+    THEME,
     centred,
     label,
     whiskers,
 )
-from interp.figures.measures import MISSING
 from interp.files import Maybe
 
 _NAMES = {

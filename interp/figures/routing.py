@@ -12,8 +12,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from interp.errors import UserError
-from interp.figures.look import CATEGORIES, DIVERGING, THEME, MUTED, SYMBOLS, label, whiskers
 from interp.figures.tables import where
+from interp.figures.theme import CATEGORIES, DIVERGING, MUTED, SYMBOLS, THEME, label, whiskers
 
 MAX_TASKS = 8
 NULL_NAMES = {

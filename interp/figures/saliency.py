@@ -12,14 +12,14 @@ import plotly.graph_objects as go
 from jaxtyping import Float
 from plotly.colors import sample_colorscale
 
-from interp.figures.look import (
+from interp.figures.theme import (
     DIVERGING,
     INK,
-    THEME,
     MUTED,
     NEGATIVE,
     POSITIVE,
     STRIPES,
+    THEME,
     label,
 )
 from interp.figures.token_axis import Span, check_start, mark_spans, names, ticks, with_earlier

@@ -9,7 +9,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from interp.errors import UserError
-from interp.figures.look import INK, token_label
+from interp.figures.theme import INK, token_label
 
 Span = tuple[int, int]
 """The tokens [start, end) of a piece of the prompt."""

@@ -32,11 +32,11 @@ from transformers.cache_utils import Cache
 from interp.errors import UserError
 from interp.forward.batch import TokenBatch
 from interp.forward.call import call_columns
-from interp.forward.layer_range import run_layers, override_forward
-from interp.forward.shared_prefix import NAME, SharedPrefix, Step, use_prefix, prefix_cache
+from interp.forward.layer_range import override_forward, run_layers
+from interp.forward.shared_prefix import NAME, SharedPrefix, Step, prefix_cache, use_prefix
 from interp.forward.widen import tensor_cores, widen
 from interp.models.model_check import check_of
-from interp.models.unhooked import TransformersModules, is_component
+from interp.models.transformers_modules import TransformersModules, is_component
 from interp.models.versions import wraps_transformers
 from interp.precision import dtype_of, wide_dtype, widened
 
@@ -144,7 +144,9 @@ class UnhookedModel:
                 stack.enter_context(self._last_position_only())
             if tokens is not None:
                 unembedding = self.hf_model.get_output_embeddings()
-                stack.enter_context(override_forward(unembedding, _only_tokens(unembedding, tokens)))
+                stack.enter_context(
+                    override_forward(unembedding, _only_tokens(unembedding, tokens))
+                )
             cache = prefix_cache(keys_values)
             return call_columns(self.hf_model, batch, rows, start=start, cache=cache)[:, -1]
 

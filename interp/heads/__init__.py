@@ -12,9 +12,9 @@ from interp.heads.effects import (
 )
 from interp.heads.headset import Head, HeadSet, Site, as_head_set
 from interp.heads.locate import locate_heads
+from interp.heads.object_edits import Source, premise_edit
 from interp.heads.random_sets import random_head_sets
 from interp.heads.significance import HeadStatistics, head_statistics, mean_interval
-from interp.heads.sources import Source, premise_edit
 
 __all__ = [
     "Head",

@@ -29,7 +29,7 @@ from interp.forward.partial import device_of, unedited_logits
 from interp.forward.trial import sweep_resolution
 from interp.heads.effects import HeadEffects, Method
 from interp.heads.headset import Head, Site, check_site
-from interp.heads.sources import Source, premise_edit
+from interp.heads.object_edits import Source, premise_edit
 from interp.models.versions import check_hooked
 from interp.patching.attribution import attribute_heads
 from interp.patching.metrics import LogitDifference, Probability, apply_metric

@@ -18,7 +18,7 @@ from interp.forward.batch import Span
 from interp.forward.partial import hooked
 from interp.heads.headset import Head, HeadSet, Site
 from interp.heads.locate import as_encoded
-from interp.heads.sources import mean_output
+from interp.heads.object_edits import mean_output
 from interp.interventions.expert_constraint import ExpertConstraint
 from interp.interventions.head_constraint import Constraint, Mode
 from interp.interventions.hooks import hooks_of

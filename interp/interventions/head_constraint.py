@@ -24,7 +24,7 @@ from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.figures.heatmap import chosen_heads
 from interp.heads.headset import HeadSet, Site, as_head_set
-from interp.heads.sources import Source, premise_edit
+from interp.heads.object_edits import Source, premise_edit
 from interp.interventions.unit_table import action_name, unit_rows, unit_table
 from interp.patching.edits import HeadEdit
 from interp.premises.encode import EncodedPremises

@@ -13,7 +13,7 @@ from interp.errors import UserError
 from interp.files import one_line
 from interp.models.latent_attention import connect_latent_attention
 from interp.models.native_attention import connect_attention_hooks
-from interp.models.unhooked import note_forwards
+from interp.models.transformers_modules import note_forwards
 
 
 def boot_bridge(

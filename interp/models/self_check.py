@@ -34,7 +34,7 @@ from transformers.cache_utils import DynamicCache
 from interp.files import one_line
 from interp.models.call import call_model
 from interp.models.model_check import ModelCheck, Part
-from interp.models.unhooked import TransformersModules
+from interp.models.transformers_modules import TransformersModules
 from interp.models.versions import wraps_transformers
 
 logger = logging.getLogger(__name__)

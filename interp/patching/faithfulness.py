@@ -42,7 +42,7 @@ from interp.patching.chunks import chunk_prompts, first_column, row_demand
 from interp.patching.circuit import Node, head_node, parse_node
 from interp.patching.edits import ActivationEdit
 from interp.patching.metrics import Metric, can_take
-from interp.patching.origin import patching_edit
+from interp.patching.patch_source import patching_edit
 from interp.patching.sweep import check_units
 from interp.patching.variants import Variant, measure_runs, metrics_for, run_variants
 from interp.precision import result_dtype

@@ -32,7 +32,7 @@ from interp.patching.metrics import (
     Metric,
     check_metrics,
 )
-from interp.patching.origin import check_origin, patching_edit
+from interp.patching.patch_source import check_origin, patching_edit
 from interp.patching.result import PatchEffects
 from interp.patching.screen import screen
 from interp.patching.sweep import Unit, sweep_heads
@@ -70,7 +70,7 @@ def patch(
             With grouped queries a unit of k or v is a key-value head, which serves a whole group.
         positions: "all", "each", or {name: (spans in clean, spans in corrupted)}, [start, end) in
             token positions of the unpadded prompts.
-        source: run, zero, mean or resample; see ``interp.patching.origin``.
+        source: run, zero, mean or resample; see ``interp.patching.patch_source``.
         reference: prompts that ``mean`` is taken over; by default the clean ones.
         units: only these (layer, unit), for the exact method; the others are NaN.
         steps: of the integral, for ``ig``.

@@ -42,7 +42,7 @@ from interp.patching.alignment import align
 from interp.patching.chunks import Demand, chunk_prompts, first_column, row_demand
 from interp.patching.edits import ActivationEdit
 from interp.patching.metrics import Metric, apply_metric, can_take, metric_name, take_metrics
-from interp.patching.origin import patching_edit
+from interp.patching.patch_source import patching_edit
 from interp.patching.result import PatchEffects
 from interp.patching.sweep import Unit, check_units, freeze_hooks
 from interp.precision import result_dtype, widened

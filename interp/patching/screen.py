@@ -30,7 +30,7 @@ from interp.forward.memory import Budget
 from interp.forward.prompts import batch_for, names_of_prompts, pairs_for
 from interp.patching.alignment import Positions, align
 from interp.patching.metrics import Metric
-from interp.patching.origin import check_origin, mean_values, patching_edit
+from interp.patching.patch_source import check_origin, mean_values, patching_edit
 from interp.patching.result import PatchEffects
 from interp.patching.sweep import Unit, sweep_sets
 from interp.patching.unit_effects import check_method, effects_of_units

@@ -29,7 +29,7 @@ from interp.patching.metrics import (
     metric_name,
     take_metrics,
 )
-from interp.patching.origin import derangement, mean_values, patching_edit
+from interp.patching.patch_source import derangement, mean_values, patching_edit
 from interp.patching.result import PatchEffects
 from interp.patching.sweep import Unit, check_units, sweep_places
 from interp.precision import result_dtype

@@ -1,4 +1,4 @@
-"""Figures of a comparison, in the one look of `interp.figures.look`.
+"""Figures of a comparison, in the one look of `interp.figures.theme`.
 
 Pure functions from comparison.json's content, or the table of logged steps, to plotly figures. A
 method has the same colour and marker everywhere.
@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from interp.figures.look import CATEGORIES, THEME, MUTED, SYMBOLS, label, whiskers
+from interp.figures.theme import CATEGORIES, MUTED, SYMBOLS, THEME, label, whiskers
 from interp.moelora.training.adapters import METHOD_NAMES
 
 _ABOVE = {"y": 1.02, "yanchor": "bottom"}

@@ -11,7 +11,7 @@ from typing import Any
 
 from interp.errors import UserError
 from interp.files import check_tensors
-from interp.jobs import OutputSpec, Job, Shard, JobRunner, JobFunction
+from interp.jobs import Job, JobFunction, JobRunner, OutputSpec, Shard
 from interp.runs.shards import Engine, ShardStore, cut, make_shards, put_together
 
 

@@ -29,7 +29,7 @@ from probes.detector.calibration import (
     expected_calibration_error,
     fit_calibration,
 )
-from probes.detector.dataset import FOLDS, Folds, DetectorDataset
+from probes.detector.dataset import FOLDS, DetectorDataset, Folds
 from probes.detector.detector import PremiseDetector, TokenScores
 from probes.detector.span import false_words
 from probes.grouping import groups_of

@@ -175,7 +175,9 @@ def test_a_fresh_adapter_adds_nothing(hf_factory: Any, chat_tokenizer: Any, prem
     torch.testing.assert_close(found.base_share, torch.ones_like(found.base_share))
     gain = adapter_gain(fresh, premises, [(1, 2)], random_sets=3).to_dict()
     assert gain["logit_difference"]["gain"] == gain["logit_difference"]["lost"] == [0.0, 0.0, 0.0]
-    effects = slice_effects(fresh, premises, [ExpertHeadContribution("q", 1, 2, 0), ExpertHeadContribution("v", 0, 1)])
+    effects = slice_effects(
+        fresh, premises, [ExpertHeadContribution("q", 1, 2, 0), ExpertHeadContribution("v", 0, 1)]
+    )
     assert effects.to_dataframe()["p_value"].tolist() == [1.0, 1.0]
 
 
@@ -202,7 +204,9 @@ def test_layers_without_experts_and_fewer_experts_are_no_numbers(
 # --- slices, and what their removal does ---
 
 
-def without_in_the_weights(adapted: Any, slices: list[ExpertHeadContribution], tokenizer: Any) -> Any:
+def without_in_the_weights(
+    adapted: Any, slices: list[ExpertHeadContribution], tokenizer: Any
+) -> Any:
     """The same removal done to a copy's weights: rows of B are outputs, columns are ranks."""
     own = copy.deepcopy(adapted)
     for one in slices:
@@ -222,7 +226,11 @@ def test_slices_removed_as_in_the_weights(
     llama: Any, model: Any, premises: Any, chat_tokenizer: Any
 ) -> None:
     encoded = as_encoded(model, premises)
-    slices = [ExpertHeadContribution("q", 1, 3, 2), ExpertHeadContribution("v", 0, 1, 0), ExpertHeadContribution("q", 2, 0)]
+    slices = [
+        ExpertHeadContribution("q", 1, 3, 2),
+        ExpertHeadContribution("v", 0, 1, 0),
+        ExpertHeadContribution("q", 2, 0),
+    ]
     found = slice_effects(model, encoded, slices, head_effect="output", progress=False)
     full = difference(model, encoded)
     torch.testing.assert_close(found.full, full, atol=1e-5, rtol=1e-5)
@@ -325,11 +333,23 @@ def test_mistakes_are_told(model: Any, tiny_llama: Any, premises: Any, batch: To
         (lambda: check_place("first"), "unknown place 'first'; known: object, subject, last"),
         (lambda: expert_contributions(model, batch, at=[(0, 9)] * 3), "not in its"),
         (lambda: rank_expert_contributions(model, premises, []), "no heads"),
-        (lambda: rank_expert_contributions(model, premises, [(0, 4)]), r"head \(0, 4\) does not exist"),
+        (
+            lambda: rank_expert_contributions(model, premises, [(0, 4)]),
+            r"head \(0, 4\) does not exist",
+        ),
         (lambda: slice_effects(model, premises, []), "no slices"),
-        (lambda: slice_effects(model, premises, [ExpertHeadContribution("v", 0, 2)]), "heads are 0 to 1"),
-        (lambda: slice_effects(model, premises, [ExpertHeadContribution("q", 0, 2, 4)]), "experts are 0 to 3"),
-        (lambda: slice_effects(model, premises, [ExpertHeadContribution("q", 3, 0)]), "layer 3 has no experts"),
+        (
+            lambda: slice_effects(model, premises, [ExpertHeadContribution("v", 0, 2)]),
+            "heads are 0 to 1",
+        ),
+        (
+            lambda: slice_effects(model, premises, [ExpertHeadContribution("q", 0, 2, 4)]),
+            "experts are 0 to 3",
+        ),
+        (
+            lambda: slice_effects(model, premises, [ExpertHeadContribution("q", 3, 0)]),
+            "layer 3 has no experts",
+        ),
         (lambda: adapter_gain(model, premises, HeadSet(())), "no part in these heads"),
     ):
         with pytest.raises(UserError, match=match):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from interp.errors import UserError
 from interp.heads import premise_edit
-from interp.heads.sources import aligned_columns, last_true, mean_output
+from interp.heads.object_edits import aligned_columns, last_true, mean_output
 from interp.models import HookedModel
 from interp.patching import ActivationEdit, AttentionEdit
 from interp.premises import load_premises

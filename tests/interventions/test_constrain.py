@@ -9,7 +9,7 @@ import torch
 
 from interp.errors import UserError
 from interp.heads import HeadSet
-from interp.heads.sources import mean_output
+from interp.heads.object_edits import mean_output
 from interp.interventions import Constraint, constrain
 from interp.models import HookedModel
 from interp.patching import LogitDifference, TokenBatch, sweep_sets, tail_logits

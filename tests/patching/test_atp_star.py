@@ -13,7 +13,7 @@ from interp.models import HookedModel
 from interp.patching import LogitDifference, TokenBatch, patch
 from interp.patching.alignment import align
 from interp.patching.atp_star import atp_star_columns
-from interp.patching.origin import patching_edit
+from interp.patching.patch_source import patching_edit
 
 CLOSE: dict[str, Any] = {"rtol": 0.0, "atol": 1e-4}
 ANSWER = LogitDifference(torch.tensor([0]), torch.tensor([1]))

@@ -11,7 +11,7 @@ from interp.models import HookedModel
 from interp.patching import LogitDifference, Probability, TokenBatch, patch, sweep_sets
 from interp.patching.alignment import align
 from interp.patching.integrated_gradients import integrate_columns
-from interp.patching.origin import patching_edit
+from interp.patching.patch_source import patching_edit
 
 CLEAN = TokenBatch.from_lists([[5, 9, 7, 8, 30, 31], [40, 41, 42, 43]])
 CORRUPTED = TokenBatch.from_lists([[5, 9, 7, 81, 30, 31], [40, 51, 42, 43]])

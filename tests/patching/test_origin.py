@@ -14,7 +14,7 @@ from interp.forward.out_of_memory import over_parts
 from interp.models import HookedModel
 from interp.patching import TokenBatch
 from interp.patching.alignment import align
-from interp.patching.origin import check_origin, derangement, mean_values, patching_edit
+from interp.patching.patch_source import check_origin, derangement, mean_values, patching_edit
 
 CLEAN = [[5, 9, 7, 8, 30, 31], [20, 21, 22]]
 CORRUPTED = [[15, 9, 7, 30], [20, 26, 27, 28, 22]]
@@ -43,7 +43,7 @@ def test_a_mean_over_parts_is_the_mean_over_all(
     whole = mean_values(tiny_llama, batch, "z")
     in_parts = partial(over_parts, batch_tokens=6)
     assert len(list(in_parts(batch, lambda part, rows: rows))) == 3
-    monkeypatch.setattr("interp.patching.origin.over_parts", in_parts)
+    monkeypatch.setattr("interp.patching.patch_source.over_parts", in_parts)
     torch.testing.assert_close(mean_values(tiny_llama, batch, "z"), whole, **CLOSE)
 
 

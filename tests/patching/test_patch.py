@@ -13,7 +13,7 @@ from interp.errors import UserError
 from interp.forward.hook_points import PLACES, count_units, hook_name
 from interp.models import HookedModel
 from interp.patching import LogitDifference, Probability, TokenBatch, patch, patch_heads
-from interp.patching.origin import derangement, mean_values
+from interp.patching.patch_source import derangement, mean_values
 
 # Equal lengths within a pair; longer than gemma3's window, and shorter.
 CLEAN = [[5, 9, 7, 8, 30, 31, 32, 12], [20, 21, 22], [40, 41, 42, 43, 44]]

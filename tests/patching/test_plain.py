@@ -16,7 +16,7 @@ from interp.errors import UserError
 from interp.forward.call import call_columns
 from interp.forward.hook_points import PLACES, hook_name
 from interp.forward.partial import RecordedRun
-from interp.forward.shared_prefix import SharedPrefix, use_prefix, shared_prefix_attention
+from interp.forward.shared_prefix import SharedPrefix, shared_prefix_attention, use_prefix
 from interp.forward.unhooked import UnhookedModel, unhooked_model
 from interp.models import HookedModel
 from interp.models.versions import wraps_transformers

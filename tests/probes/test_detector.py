@@ -21,7 +21,7 @@ from probes import (
     train_detector,
 )
 from probes.detector.balance import balanced_questions
-from probes.detector.dataset import Folds, DetectorDataset
+from probes.detector.dataset import DetectorDataset, Folds
 from probes.detector.detections import Detector
 from probes.detector.fit import (
     choose_layer,

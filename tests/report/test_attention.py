@@ -7,7 +7,7 @@ import torch
 
 from interp.errors import UserError
 from interp.evaluation import AttentionPattern, TokenSaliency
-from interp.figures.look import token_label
+from interp.figures.theme import token_label
 
 TOKENS = ("<s>", "\n", " why", "</script><img src=x onerror=alert(1)>", "?")
 

@@ -158,4 +158,4 @@ def test_plotly_is_left_as_it_was(heads: pd.DataFrame) -> None:
     before = (pio.templates.default, set(pio.templates))
     head_heatmap(heads, site="output")
     assert (pio.templates.default, set(pio.templates)) == before
-    assert "interp.figures.look" in sys.modules
+    assert "interp.figures.theme" in sys.modules

@@ -166,7 +166,9 @@ def test_a_models_dtype_tokenizer_and_end_tokens_are(word_tokenizer: Any) -> Non
     assert conditions_digest(usual) not in digests
 
 
-@pytest.mark.parametrize("gives", [OutputSpec({"other": 1}), OutputSpec({"values": 2}), OutputSpec(texts=True)])
+@pytest.mark.parametrize(
+    "gives", [OutputSpec({"other": 1}), OutputSpec({"values": 2}), OutputSpec(texts=True)]
+)
 def test_shards_that_the_work_cannot_have_made_are_refused(
     gives: OutputSpec, planted: HookedModel, encoded: Any, tmp_path: Path
 ) -> None:

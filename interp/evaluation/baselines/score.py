@@ -17,16 +17,16 @@ from interp.errors import UserError
 from interp.evaluation.answers import answers_under
 from interp.evaluation.baselines.methods import (
     Gated,
-    SystemPrompt,
     Method,
     NoIntervention,
+    SystemPrompt,
     interventions_of,
 )
 from interp.evaluation.baselines.steering import Steering, steered_answers, steered_preference
 from interp.evaluation.preference import Preference, preference_under
 from interp.forward.generate import MAX_NEW_TOKENS
 from interp.heads.locate import as_encoded
-from interp.heads.sources import mean_output
+from interp.heads.object_edits import mean_output
 from interp.interventions.gate import cloze_spans
 from interp.premises.encode import EncodedPremises, encode_questions
 from interp.premises.questions import Premises, QuestionKind

@@ -15,15 +15,20 @@ from interp.experts.heads.adapter_gain import AdapterGain, adapter_gain
 from interp.experts.heads.contributions import ExpertContributions, expert_contributions
 from interp.experts.heads.feeding import ExpertFeeding, rank_expert_contributions
 from interp.experts.heads.slice_effects import SliceEffects, slice_effects
-from interp.experts.heads.slices import ExpertHeadContribution, slices_of, without_experts, without_slices
+from interp.experts.heads.slices import (
+    ExpertHeadContribution,
+    slices_of,
+    without_experts,
+    without_slices,
+)
 from interp.heads.compare import HeadComparison, compare_heads
 
 __all__ = [
     "AdapterGain",
     "ExpertContributions",
     "ExpertFeeding",
-    "HeadComparison",
     "ExpertHeadContribution",
+    "HeadComparison",
     "SliceEffects",
     "adapter_gain",
     "compare_heads",

@@ -35,7 +35,7 @@ from interp.experts.heads.slices import (
 from interp.figures.dots import dot_figure
 from interp.heads.headset import Head, Site
 from interp.heads.locate import as_encoded
-from interp.heads.sources import premise_edit
+from interp.heads.object_edits import premise_edit
 from interp.patching.metrics import LogitDifference
 from interp.precision import dtype_of, precision_of
 from interp.premises.encode import EncodedPremises
@@ -166,7 +166,9 @@ def slice_effects(
     )  # fmt: skip
 
 
-def _by_heads(model: Any, slices: Sequence[ExpertHeadContribution]) -> dict[tuple[Head, ...], list[int]]:
+def _by_heads(
+    model: Any, slices: Sequence[ExpertHeadContribution]
+) -> dict[tuple[Head, ...], list[int]]:
     """Places of the slices by the query heads that they serve."""
     found: dict[tuple[Head, ...], list[int]] = {}
     for place, one in enumerate(slices):

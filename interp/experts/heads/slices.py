@@ -91,7 +91,9 @@ def group_size(model: Any, component: Part) -> int:
     return model.cfg.n_heads // count_units(model, component)
 
 
-def slices_of(model: Any, heads: Iterable[Head], components: Sequence[Part]) -> list[ExpertHeadContribution]:
+def slices_of(
+    model: Any, heads: Iterable[Head], components: Sequence[Part]
+) -> list[ExpertHeadContribution]:
     """All that the experts add to these query heads; what several of them share comes once."""
     heads = list(heads)
     found = [

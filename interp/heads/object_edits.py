@@ -17,7 +17,7 @@ from interp.forward.batch import TokenBatch
 from interp.heads.headset import Site, check_site
 from interp.patching.alignment import aligned_columns
 from interp.patching.edits import ActivationEdit, AttentionEdit, HeadEdit
-from interp.patching.origin import tail_values
+from interp.patching.patch_source import tail_values
 from interp.precision import widened
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import QuestionKind

@@ -23,13 +23,13 @@ from interp.patching.chunks import first_column
 from interp.patching.edits import ActivationEdit
 from interp.precision import widened
 
-Origin = Literal["run", "zero", "mean", "resample"]
+PatchSource = Literal["run", "zero", "mean", "resample"]
 
 
 def check_origin(origin: str, component: str) -> None:
     """Raise for an unknown origin, or one that has no meaning for the component."""
-    if not isinstance(origin, str) or origin not in get_args(Origin):
-        raise UserError(f"unknown source {origin!r}; known: {', '.join(get_args(Origin))}")
+    if not isinstance(origin, str) or origin not in get_args(PatchSource):
+        raise UserError(f"unknown source {origin!r}; known: {', '.join(get_args(PatchSource))}")
     if component == "pattern" and origin == "mean":
         raise UserError("a mean attention pattern means nothing: use source 'run' or 'zero'")
 
