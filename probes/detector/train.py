@@ -171,13 +171,12 @@ def collect_material(
 def labelled_questions(
     model: Any, premises: Iterable[Premises], *, seed: int = 0
 ) -> tuple[LabelledQuestion, ...]:
-    """Every question with a false and with the true object; objects are balanced, see `pairing`.
+    """Every question with a false and with the true object; objects are balanced (`balance`).
 
     Of few facts, after the questions come the same premises in other words
-    (`probes.detector.paraphrases`), and
-    all of them with further false objects: what a probe should learn of a premise is that subject
-    and object do not go together, and one wrong object a subject can be learned by heart. Many
-    facts, of several relations, bring words and objects enough.
+    (`probes.detector.paraphrases`), and all of them with further false objects: what a probe should
+    learn of a premise is that subject and object do not go together, and one wrong object a subject
+    can be learned by heart. Many facts, of several relations, bring words and objects enough.
     """
     premises = tuple(premises)
     few = sum(len(one.facts) for one in premises) <= FEW_FACTS
