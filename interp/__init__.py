@@ -40,7 +40,11 @@ if TYPE_CHECKING:
     from interp.models import load_model
     from interp.premises import filter_known, list_relations, load_premises
 
+from interp.moved import keep_old_paths
+
 __version__ = "0.1.0"
+
+keep_old_paths()
 
 __all__ = [
     "AttentionPattern",

@@ -1,8 +1,9 @@
 """Slow work as values: a job says what is done to which prompts, and a stage has it done.
 
-``JobRunner`` does a job here and at once. A run directory has its own (``interp.runs.stages``), which
-cuts the job into shards of prompts, keeps each as it is finished, and may have them made elsewhere.
-The numbers are the same up to the last bits, which depend on the batch that a prompt runs in.
+``JobRunner`` does a job here and at once. A run directory has its own (``interp.runs.stages``),
+which cuts the job into shards of prompts, keeps each as it is finished, and may have them made
+elsewhere. The numbers are the same up to the last bits, which depend on the batch that a prompt
+runs in.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,1 +1,1 @@
-"""One module for each command. Commands know all other packages; only the command line knows them."""
+"""One module for each command. They know all other packages."""

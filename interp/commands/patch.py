@@ -23,7 +23,7 @@ from interp.forward.memory import using_budget
 from interp.forward.partial import device_of
 from interp.jobs import SHARD, Shard
 from interp.patching import PatchEffects
-from interp.patching.patch_source import PatchSource, check_origin
+from interp.patching.patch_source import PatchSource, check_patch_source
 from interp.patching.unit_effects import Method, check_method
 from interp.report.patch_page import render_patch
 from interp.runs.clock import one_moment, with_clock
@@ -100,7 +100,7 @@ class PatchSettings:
             check_choice(name, getattr(self, name), known)
         check_component(self.component)
         check_method(self.method)
-        check_origin(self.source, self.component)
+        check_patch_source(self.source, self.component)
         check_corruption(self.corruption)
         for name in ("limit", "steps", "top_k", "shard"):
             value = getattr(self, name)

@@ -1,7 +1,7 @@
 """The model without its hook points, for the runs that nobody looks into.
 
-A sweep runs the same layers thousands of times and reads one number at the end. ``UnhookedModel`` is
-a second set of module objects around the *same* parameters, in which every TransformerLens
+A sweep runs the same layers thousands of times and reads one number at the end. ``UnhookedModel``
+is a second set of module objects around the *same* parameters, in which every TransformerLens
 component is replaced by the transformers module that it wraps, so that the model's own code runs
 with a fused attention kernel and a prefix that rows share (``shared_prefix``). Nothing of the
 hooked model is changed, and no memory is taken. TransformerLens 3 wraps no transformers modules:

@@ -7,6 +7,7 @@ from interp.interventions.head_constraint import SITE_MODES, Constraint, Mode
 from interp.interventions.intervention import Intervention
 from interp.interventions.object_positions import ObjectPositions, places_at, places_of_premises
 from interp.moelora.projections import Projection, projections_of
+from interp.moved import old_names
 from probes.detector.detect import detect
 from probes.detector.detections import Detection, Detector
 
@@ -29,3 +30,5 @@ __all__ = [
     "places_of_premises",
     "projections_of",
 ]
+
+__getattr__ = old_names(__name__, {"Places": "ObjectPositions"})

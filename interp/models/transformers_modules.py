@@ -1,9 +1,9 @@
 """The transformers model inside a bridge, without hook points: other modules, the same parameters.
 
 TransformerLens' components stand in the places of the transformers modules that they wrap.
-`TransformersModules` copies the module objects (not the parameters) and puts the wrapped modules back, so
-that transformers' own code runs. They are in evaluation mode. Nothing of the hooked model changes,
-and no memory is taken.
+`TransformersModules` copies the module objects (not the parameters) and puts the wrapped modules
+back, so that transformers' own code runs. They are in evaluation mode. Nothing of the hooked model
+changes, and no memory is taken.
 """
 
 import copy

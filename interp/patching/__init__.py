@@ -5,6 +5,7 @@ Stands by itself: nothing here knows of premises.
 
 from interp.forward.batch import TokenBatch, first_difference
 from interp.forward.partial import RecordedRun, hooked, record_run, resume, tail_logits
+from interp.moved import old_names
 from interp.patching.attribution import attribute_heads
 from interp.patching.circuit import Circuit, circuit_of
 from interp.patching.edits import ActivationEdit, AttentionEdit
@@ -46,3 +47,5 @@ __all__ = [
     "sweep_sets",
     "tail_logits",
 ]
+
+__getattr__ = old_names(__name__, {"PatchingResult": "PatchEffects"})

@@ -32,7 +32,7 @@ from interp.patching.metrics import (
     Metric,
     check_metrics,
 )
-from interp.patching.patch_source import check_origin, patching_edit
+from interp.patching.patch_source import check_patch_source, patching_edit
 from interp.patching.result import PatchEffects
 from interp.patching.screen import screen
 from interp.patching.sweep import Unit, sweep_heads
@@ -91,7 +91,7 @@ def patch(
     check_method(method)
     clean, corrupted = pairs_for(model, clean, corrupted)
     check_component(component, model)
-    check_origin(source, component)
+    check_patch_source(source, component)
     groups = names_of_prompts("groups", groups, len(corrupted))
     templates = names_of_prompts("templates", templates, len(corrupted))
     steps, seed = whole_number("steps", steps), whole_number("seed", seed)

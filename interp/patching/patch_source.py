@@ -26,11 +26,11 @@ from interp.precision import widened
 PatchSource = Literal["run", "zero", "mean", "resample"]
 
 
-def check_origin(origin: str, component: str) -> None:
-    """Raise for an unknown origin, or one that has no meaning for the component."""
-    if not isinstance(origin, str) or origin not in get_args(PatchSource):
-        raise UserError(f"unknown source {origin!r}; known: {', '.join(get_args(PatchSource))}")
-    if component == "pattern" and origin == "mean":
+def check_patch_source(source: str, component: str) -> None:
+    """Raise for an unknown source, or one that has no meaning for the component."""
+    if not isinstance(source, str) or source not in get_args(PatchSource):
+        raise UserError(f"unknown source {source!r}; known: {', '.join(get_args(PatchSource))}")
+    if component == "pattern" and source == "mean":
         raise UserError("a mean attention pattern means nothing: use source 'run' or 'zero'")
 
 

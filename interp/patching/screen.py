@@ -30,7 +30,7 @@ from interp.forward.memory import Budget
 from interp.forward.prompts import batch_for, names_of_prompts, pairs_for
 from interp.patching.alignment import Positions, align
 from interp.patching.metrics import Metric
-from interp.patching.patch_source import check_origin, mean_values, patching_edit
+from interp.patching.patch_source import check_patch_source, mean_values, patching_edit
 from interp.patching.result import PatchEffects
 from interp.patching.sweep import Unit, sweep_sets
 from interp.patching.unit_effects import check_method, effects_of_units
@@ -122,7 +122,7 @@ def screen(
     if ranked_by == "screen":
         raise UserError("screening ranks by another method than itself: attribution, atp* or ig")
     check_component(component, model)
-    check_origin(source, component)
+    check_patch_source(source, component)
     groups = names_of_prompts("groups", groups, len(corrupted))
     templates = names_of_prompts("templates", templates, len(corrupted))
     top_k, subsets = (

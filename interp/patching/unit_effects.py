@@ -1,4 +1,4 @@
-"""Effects of every unit of a component, by the method asked for: what ``patch`` and ``screen`` run."""
+"""Effects of every unit of a component, by any method: what ``patch`` and ``screen`` run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

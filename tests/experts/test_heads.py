@@ -18,8 +18,8 @@ from transformers import (
 
 import interp
 from interp.errors import UserError
+from interp.experts.heads import ExpertHeadContribution as Contribution
 from interp.experts.heads import (
-    ExpertHeadContribution,
     adapter_gain,
     expert_contributions,
     rank_expert_contributions,
@@ -175,9 +175,7 @@ def test_a_fresh_adapter_adds_nothing(hf_factory: Any, chat_tokenizer: Any, prem
     torch.testing.assert_close(found.base_share, torch.ones_like(found.base_share))
     gain = adapter_gain(fresh, premises, [(1, 2)], random_sets=3).to_dict()
     assert gain["logit_difference"]["gain"] == gain["logit_difference"]["lost"] == [0.0, 0.0, 0.0]
-    effects = slice_effects(
-        fresh, premises, [ExpertHeadContribution("q", 1, 2, 0), ExpertHeadContribution("v", 0, 1)]
-    )
+    effects = slice_effects(fresh, premises, [Contribution("q", 1, 2, 0), Contribution("v", 0, 1)])
     assert effects.to_dataframe()["p_value"].tolist() == [1.0, 1.0]
 
 
@@ -204,9 +202,7 @@ def test_layers_without_experts_and_fewer_experts_are_no_numbers(
 # --- slices, and what their removal does ---
 
 
-def without_in_the_weights(
-    adapted: Any, slices: list[ExpertHeadContribution], tokenizer: Any
-) -> Any:
+def without_in_the_weights(adapted: Any, slices: list[Contribution], tokenizer: Any) -> Any:
     """The same removal done to a copy's weights: rows of B are outputs, columns are ranks."""
     own = copy.deepcopy(adapted)
     for one in slices:
@@ -227,9 +223,9 @@ def test_slices_removed_as_in_the_weights(
 ) -> None:
     encoded = as_encoded(model, premises)
     slices = [
-        ExpertHeadContribution("q", 1, 3, 2),
-        ExpertHeadContribution("v", 0, 1, 0),
-        ExpertHeadContribution("q", 2, 0),
+        Contribution("q", 1, 3, 2),
+        Contribution("v", 0, 1, 0),
+        Contribution("q", 2, 0),
     ]
     found = slice_effects(model, encoded, slices, head_effect="output", progress=False)
     full = difference(model, encoded)
@@ -262,7 +258,7 @@ def test_joint_slices_touch_one_head_only(
 ) -> None:
     model = hooked(joint("neox", plain_tokenizer, hf_factory), plain_tokenizer)
     before = record_run(model, batch, keep=("q", "k", "v")).values
-    removal = without_slices(model, [ExpertHeadContribution("v", 1, 2)])
+    removal = without_slices(model, [Contribution("v", 1, 2)])
     with model.hooks(fwd_hooks=list(removal.hooks)):
         after = record_run(model, batch, keep=("q", "k", "v")).values
     changed = {name: (before[name] - after[name]).abs().amax(dim=(1, 2, 4)) for name in "qkv"}
@@ -339,15 +335,15 @@ def test_mistakes_are_told(model: Any, tiny_llama: Any, premises: Any, batch: To
         ),
         (lambda: slice_effects(model, premises, []), "no slices"),
         (
-            lambda: slice_effects(model, premises, [ExpertHeadContribution("v", 0, 2)]),
+            lambda: slice_effects(model, premises, [Contribution("v", 0, 2)]),
             "heads are 0 to 1",
         ),
         (
-            lambda: slice_effects(model, premises, [ExpertHeadContribution("q", 0, 2, 4)]),
+            lambda: slice_effects(model, premises, [Contribution("q", 0, 2, 4)]),
             "experts are 0 to 3",
         ),
         (
-            lambda: slice_effects(model, premises, [ExpertHeadContribution("q", 3, 0)]),
+            lambda: slice_effects(model, premises, [Contribution("q", 3, 0)]),
             "layer 3 has no experts",
         ),
         (lambda: adapter_gain(model, premises, HeadSet(())), "no part in these heads"),

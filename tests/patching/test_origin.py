@@ -14,7 +14,7 @@ from interp.forward.out_of_memory import over_parts
 from interp.models import HookedModel
 from interp.patching import TokenBatch
 from interp.patching.alignment import align
-from interp.patching.patch_source import check_origin, derangement, mean_values, patching_edit
+from interp.patching.patch_source import check_patch_source, derangement, mean_values, patching_edit
 
 CLEAN = [[5, 9, 7, 8, 30, 31], [20, 21, 22]]
 CORRUPTED = [[15, 9, 7, 30], [20, 26, 27, 28, 22]]
@@ -96,7 +96,7 @@ def test_nothing_and_means_need_no_run(tiny_llama: HookedModel) -> None:
 )
 def test_origins_that_mean_nothing(origin: str, component: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        check_origin(origin, component)
+        check_patch_source(origin, component)
 
 
 def test_one_prompt_has_no_other_to_draw() -> None:

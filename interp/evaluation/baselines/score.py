@@ -75,7 +75,8 @@ def score(
     Args:
         name: what tables call it.
         answers: kinds of questions to answer greedily (and to time), the slow part.
-        untreated: the score of ``NoIntervention`` on the same premises with the same answers, which a
+        untreated: the score of ``NoIntervention`` on the same premises with the same answers, which
+        a
             gate takes over where it does not fire; made anew if a gate needs it and it is None.
 
     Raises:

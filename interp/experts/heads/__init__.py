@@ -3,8 +3,8 @@
 ::
 
     contributions = expert_contributions(model, premises, component="q")   # what experts add
-    feeding = rank_expert_contributions(model, premises, heads)                      # which feed the heads
-    causal = slice_effects(model, premises, feeding.slices(8))             # take them out
+    feeding = rank_expert_contributions(model, premises, heads)                      # which feed
+    the heads causal = slice_effects(model, premises, feeding.slices(8))             # take them out
     shift = compare_heads(effects_of_base, effects_of_adapted)             # did the heads move?
     gain = adapter_gain(model, premises, heads)                            # does it work there?
 
@@ -22,6 +22,7 @@ from interp.experts.heads.slices import (
     without_slices,
 )
 from interp.heads.compare import HeadComparison, compare_heads
+from interp.moved import old_names
 
 __all__ = [
     "AdapterGain",
@@ -39,3 +40,12 @@ __all__ = [
     "without_experts",
     "without_slices",
 ]
+
+__getattr__ = old_names(
+    __name__,
+    {
+        "HeadSlice": "ExpertHeadContribution",
+        "experts_feeding": "rank_expert_contributions",
+        "through_heads": "adapter_gain",
+    },
+)

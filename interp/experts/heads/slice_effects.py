@@ -1,6 +1,7 @@
 """The causal part of single experts in single heads: take one out and see what the answer does.
 
-With the columns of one head in one expert's output set to zero at every position (`ExpertHeadContribution`):
+With the columns of one head in one expert's output set to zero at every position
+(`ExpertHeadContribution`):
 
 * ``preference``: logit(true object) − logit(false object) without the slice, less the same with
   it. **Positive**: without it the answer is better, so the slice carried the false premise;

@@ -81,7 +81,7 @@ def predicting_columns(labels: Int[Tensor, "example pos"]) -> Int[Tensor, " colu
 
 
 class AdapterTrainer(Trainer):
-    """Trains an adapter on answers; see the module's text. Used by `interp.moelora.training.training`."""
+    """Trains an adapter on answers, with the auxiliary losses of its experts."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
