@@ -52,7 +52,7 @@ class DirectionRemoval(Displayed):
     """What removing a probe's direction does to the answers, beside random directions.
 
     Attributes:
-        change: Float[prompt], logits; see the module's text.
+        change: Float[prompt], logits.
         random: Float[direction prompt], the same for steps along random directions.
         layer, hook: where it was removed.
     """

@@ -57,7 +57,7 @@ class ControlReport(Displayed):
     Attributes:
         layer, hook, position: where the probe reads.
         task: its own AUC.
-        controls: theirs; see the module's text.
+        controls: the AUC of each control.
         control_task_auc: what the probe learns by heart, cross-validated in the search part.
         selectivity: its AUC in the same folds, less that.
     """

@@ -169,7 +169,7 @@ def fit_probe(
 
     Args:
         labels: 1 for a false premise, 0 for its twin.
-        method: how the direction is found; see the module's text.
+        method: ``logistic`` regression, or ``mean_difference`` of the classes.
         C: inverse strength of the L2 penalty, on standardised activations.
 
     Raises:

@@ -198,7 +198,7 @@ def _run(
     stages: JobRunner,
     whole: bool = False,
 ) -> Preference:
-    """By one sweep where the engine can, otherwise by whole runs; see the module's text."""
+    """By one sweep where the engine can, otherwise by whole runs."""
     parts = [part for one in interventions for part in one.heads]
     if not whole and _can_sweep(interventions):
         setting = parts[0] if parts else Constraint(HeadSet(()))

@@ -37,7 +37,7 @@ PART_LOGITS = 2**25
 
 @dataclass(frozen=True)
 class SideEffects(Displayed):
-    """Cost on neutral text; see the module's text. ``n`` sentences."""
+    """Cost on ``n`` neutral sentences."""
 
     neutral_kl: float
     neutral_perplexity_ratio: float

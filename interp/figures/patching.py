@@ -42,7 +42,7 @@ def result_figure(
     title: str,
     fdr: float = 0.05,
 ) -> go.Figure:
-    """The figure that fits the result's axes (see the module's text).
+    """The figure that fits the result's axes.
 
     Args:
         effects: mean effect of each unit; NaN where it was not measured.

@@ -74,7 +74,7 @@ def one_line(error: BaseException | str, *, longest: int = _LONGEST_MESSAGE) -> 
 
 
 def parse_json(text: str, *, surrogates: bool = False) -> Any:
-    """A JSON value; see the module's text. Raises UserError for anything else, without a file.
+    """A JSON value. Raises UserError for anything else, without a file.
 
     With `surrogates`, half of a surrogate pair in a text is let pass: a model may have said it.
     """
@@ -144,7 +144,7 @@ class PlainLoader(yaml.SafeLoader):
 
 
 def parse_yaml(text: str, *, loader: type[PlainLoader] = PlainLoader) -> Any:
-    """A YAML value; see the module's text. Raises UserError with the line, without a file."""
+    """A YAML value. Raises UserError with the line, without a file."""
     try:
         value = yaml.load(text, loader)
         _check_plain(value)

@@ -26,7 +26,7 @@ MOST_WORKERS = 16
 
 
 class Workers:
-    """Runs jobs that need a recorded run; see the module's text. Made by ``working``."""
+    """Runs jobs that need a recorded run. Made by ``working``."""
 
     def __init__(self, model: Any, executor: ThreadPoolExecutor | None, count: int) -> None:
         self._model, self._executor = model, executor

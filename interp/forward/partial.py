@@ -131,7 +131,7 @@ def record_run(
         start: the first column that will be run again. While hooks of somebody else stand on the
             model it is 0 whatever is asked: such hooks may count positions. Read ``run.start``.
         keep: components whose values are kept, from ``start`` on.
-        plain: whether the model's plain modules may be used; see the module's text.
+        plain: whether transformers' own modules may run in place of the hooked ones.
         edits: hook points, of any layer, that runs resumed from this one will edit or read.
         logits_to_keep: give the logits of so many last columns, [prompt keep d_vocab], here and in
             runs resumed from this one; the plain modules are then not used.

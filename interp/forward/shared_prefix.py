@@ -124,7 +124,7 @@ def shared_prefix_attention(
     softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[Float[Tensor, "row q head d_head"], None]:
-    """transformers' attention interface; see the module's text. Not for training."""
+    """transformers' attention interface. Not for training."""
     unknown = {name for name, given in kwargs.items() if given is not None} - _IGNORED
     if unknown:
         raise NotImplementedError(f"attention with {sorted(unknown)[0]}")

@@ -50,7 +50,7 @@ _HEADS_HOOK = re.compile(r"hook_(z|q|k|v)$")
 
 
 class UnhookedModel:
-    """See the module's text. Make it with ``unhooked_model``.
+    """A hooked model's parameters in transformers' own modules. Made by ``unhooked_model``.
 
     Attributes:
         dtype: what it computes in.

@@ -37,7 +37,7 @@ HALVES = 100
 
 @dataclass(frozen=True, eq=False)
 class HeadComparison(Displayed):
-    """Effects of the same heads before and after; see the module's text.
+    """Effects of the same heads before and after.
 
     Attributes:
         before, after: effects on the same prompts.

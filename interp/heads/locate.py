@@ -58,7 +58,8 @@ def locate_heads(
 
     Args:
         premises: known facts; only the search part of a split, if heads are to be scored later.
-        source: see the module's text; by default ``masked`` for ``path`` and ``zero`` otherwise.
+        source: what replaces the heads' values, as in ``premise_edit``; by default ``masked`` for
+            ``path`` and ``zero`` otherwise.
         kind: which prompts run: ``false``; or ``twin`` with source ``twin`` for the control in
             which there is no false premise, and nothing to find.
         heads: only these (exact methods); the others are NaN.

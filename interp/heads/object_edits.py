@@ -40,7 +40,8 @@ def premise_edit(
     """The edit at the object of every prompt of ``encoded.batch(kind)``.
 
     Args:
-        source: see the module's text; the ``attention`` site knows only ``zero``.
+        source: what replaces the heads' values: ``zero``; the values of the ``masked`` or ``twin``
+            run; or their ``mean``. The ``attention`` site has only ``zero``.
         factor: weight of the head's own value (``output``) or of its attention (``attention``).
         mean: the mean output to use with source ``mean``; by default over these prompts' objects.
         last_only: edit the object's last token only, as the paper's path patching does.

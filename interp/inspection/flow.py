@@ -102,7 +102,7 @@ def information_flow(
     seed: int = 0,
     progress: bool = True,
 ) -> InformationFlow:
-    """The flow from subject, object and the rest to the last token (see the module's text).
+    """The flow from subject, object and the rest to the last token.
 
     Args:
         kind: which prompts run; L is the true object's cross-entropy in all of them.

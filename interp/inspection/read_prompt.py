@@ -83,7 +83,7 @@ def read_prompt(
 
 
 def token_texts(tokenizer: Any, text: str, ids: tuple[int, ...], offsets: Any) -> tuple[str, ...]:
-    """The text of each token; see the module's text."""
+    """The text of each token."""
     special, done, pieces = set(tokenizer.all_special_ids), 0, []
     for token, (_, end) in zip(ids, offsets, strict=True):
         piece = text[done : max(done, end)]

@@ -42,7 +42,7 @@ SaliencyMethod = Literal["gradient", "occlusion"]
 
 @dataclass(frozen=True, eq=False)
 class TokenSaliency(Displayed):
-    """Saliency of every token of one prompt; see the module's text.
+    """Saliency of every token of one prompt.
 
     Attributes:
         tokens: the prompt's tokens as text.

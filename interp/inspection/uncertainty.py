@@ -41,6 +41,7 @@ from interp.models.versions import check_hooked
 from interp.premises.encode import encode_question
 from interp.premises.mentions import names
 from interp.premises.questions import Premises, QuestionKind
+from probes.scoring import auc_with_interval
 
 Clusters = Callable[[Sequence[str], str], Sequence[int]]
 """(answers to one question, the question) → the number of each answer's cluster."""
@@ -90,8 +91,6 @@ class Uncertainty(Displayed):
         Raises UserError unless both kinds of answer occur.
         """
         # The scoring of probes; imported here because that package imports this one.
-        from probes.scoring import auc_with_interval
-
         labels = torch.as_tensor([int(one) for one in hallucinated])
         rows = []
         for name in SCORES:
@@ -201,7 +200,7 @@ def word_clusters(
 
 @dataclass(frozen=True)
 class NameClusters:
-    """Answers that name the same of the given names, as whole words; see the module's text."""
+    """Answers that name the same of the given names, as whole words."""
 
     names: tuple[str, ...]
 

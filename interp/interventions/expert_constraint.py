@@ -46,7 +46,7 @@ _EXPERTS_EACH: dict[ExpertMode, tuple[int, str]] = {"force": (1, "one expert"), 
 
 @dataclass(frozen=True)
 class ExpertConstraint(Displayed):
-    """Experts, and what is done to their gates; see the module's text.
+    """Experts, and what is done to their gates.
 
     Attributes:
         experts: (projection, expert) or (layer, target, expert) each, kept as the former.

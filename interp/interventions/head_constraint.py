@@ -59,7 +59,8 @@ class Constraint(Displayed):
 
     Attributes:
         heads: the head set; its site decides where it acts.
-        mode: see the module's text.
+        mode: ``zero``, ``mean``, ``resample`` or ``scale`` (site ``output``); ``zero`` or ``scale``
+            (site ``attention``).
         factor: for ``scale`` only.
     """
 

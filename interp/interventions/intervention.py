@@ -36,7 +36,7 @@ AnyPart = TypeVar("AnyPart", Constraint, ExpertConstraint)
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Intervention(Displayed):
-    """Constraints that hold together; see the module's text.
+    """Constraints that hold together.
 
     Equal to another one that does the same, in whatever order its parts were given.
 

@@ -89,7 +89,7 @@ def write_parts(parts: Parts, path: Path) -> Path:
 
 
 def read_parts(path: Path) -> Parts:
-    """Read a file; see the module's text. Raises UserError for anything else than that."""
+    """Read a file. Raises UserError for anything else than that."""
     content = _mapping(_parsed(path), _TOP, str(path))
     if content.get("version") != VERSION:
         raise UserError(

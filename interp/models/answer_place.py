@@ -72,7 +72,7 @@ class Front:
 
 
 def place_answer(prompt: Front, own: Front | None, unthinking: Callable[[], str]) -> Front:
-    """What an answer stands behind; see the module's text.
+    """What an answer stands behind.
 
     Args:
         prompt: what the model is asked with.

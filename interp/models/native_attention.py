@@ -42,7 +42,7 @@ def _is_left_to_transformers(component: Any) -> bool:
 
 
 class _Forward:
-    """The forward of one attention component; see the module's text."""
+    """The forward of one attention component."""
 
     def __init__(self, component: AttentionBridge) -> None:
         self._component = component

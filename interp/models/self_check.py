@@ -74,7 +74,7 @@ def trial_logits(hf_model: Any) -> Float[Tensor, "prompt pos d_vocab"] | None:
 
 @torch.no_grad()
 def check_model(model: Any, expected: Float[Tensor, "prompt pos d_vocab"] | None) -> ModelCheck:
-    """Compare every part of a bridge with transformers; see the module's text.
+    """Compare every part of a bridge with transformers.
 
     Args:
         expected: what `trial_logits` gave before the model was wrapped; with None nothing can be

@@ -22,7 +22,7 @@ class PromptTokens(TypedDict):
 
 
 def prompt_ids(tokenizer: Any, text: str, *, add_special_tokens: bool = True) -> list[int]:
-    """The token ids of a prompt, by any tokenizer; see the module's text."""
+    """The token ids of a prompt, by any tokenizer."""
     if getattr(tokenizer, "is_fast", False):
         encoding = tokenize_with_offsets(tokenizer, text, add_special_tokens=add_special_tokens)
         return encoding["input_ids"]

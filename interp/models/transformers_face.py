@@ -23,7 +23,9 @@ from interp.errors import UserError
 
 
 class TransformersFace(PreTrainedModel, GenerationMixin):
-    """See the module's text. ``config`` and ``generation_config`` are those of the weights' model.
+    """A hooked model as a transformers model.
+
+    ``config`` and ``generation_config`` are those of the model that the weights are of.
 
     Attributes:
         hooked: the hooked model, whose parameters and submodules are this model's too.

@@ -55,7 +55,7 @@ PROPORTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 @dataclass(frozen=True, eq=False)
 class Faithfulness(Displayed):
-    """A faithfulness curve; see the module's text.
+    """A faithfulness curve.
 
     Attributes:
         proportions, counts: how many nodes each circuit keeps.

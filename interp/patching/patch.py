@@ -60,7 +60,7 @@ def patch(
     budget: int | Budget | None = None,
     progress: bool = True,
 ) -> PatchEffects:
-    """Effect of replacing each unit of a component alone; see the module's text.
+    """Effect of replacing each unit of a component alone.
 
     Args:
         clean, corrupted: pairs of prompts; of equal lengths, or aligned by spans. A TokenBatch,

@@ -70,7 +70,7 @@ def patch_paths(
     budget: int | Budget | None = None,
     progress: bool = True,
 ) -> PatchEffects:
-    """Effect of every sender head through the paths to the receivers; see the module's text.
+    """Effect of every sender head through the paths to the receivers.
 
     Args:
         clean, corrupted: pairs of prompts of equal lengths.

@@ -60,7 +60,7 @@ _FILE_SHAPE = {
 
 @dataclass(frozen=True, eq=False)
 class PatchEffects(Displayed):
-    """Effects of patching each unit alone, per prompt (see the module's text).
+    """Effects of patching each unit alone, per prompt.
 
     Attributes:
         values: Float[prompt …], one axis for each name in ``axes``; NaN where not measured.

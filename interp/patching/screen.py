@@ -107,7 +107,7 @@ def screen(
     budget: int | Budget | None = None,
     progress: bool = True,
 ) -> Screening:
-    """Rank all units, verify the first ``top_k``, bound the rest; arguments as in ``patch``.
+    """Rank all units, verify the first ``top_k``, bound the rest. ``patch`` explains the arguments.
 
     Raises:
         UserError: places of more than one kind (only positions="all" can be screened), source

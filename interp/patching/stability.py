@@ -38,7 +38,7 @@ Interval = tuple[float, float, float]
 
 @dataclass(frozen=True, eq=False)
 class Stability(Displayed):
-    """How stable the top ``k`` of ``n_units`` is; see the module's text.
+    """How stable the top ``k`` of ``n_units`` is.
 
     Attributes:
         overlap: mean Jaccard index of resamples' top k with that of all prompts, and its interval.

@@ -293,7 +293,7 @@ def sweep_sets(
         edit: what an edited unit does, and at which columns.
         sets: each a sequence of (layer, unit); units of ``edit.component``, by default heads.
         metrics: each Float[prompt d_vocab] → Float[prompt]; see ``interp.patching.metrics``.
-        freeze: path patching (see the module's text); for sets of one head.
+        freeze: path patching; for sets of one head.
         budget: bytes that the call may take; by default as ``interp.forward.memory``.
 
     Returns:
@@ -318,7 +318,7 @@ def sweep_heads(
     budget: int | Budget | None = None,
     progress: bool = True,
 ) -> Float[Tensor, "metric prompt layer unit"]:
-    """Edit each head (or unit of the edit's component) alone; arguments as in ``sweep_sets``.
+    """Edit each head (or unit of the edit's component) alone, as ``sweep_sets`` edits sets.
 
     Args:
         heads: only these (layer, head); the others are NaN.

@@ -78,7 +78,7 @@ class Worker:
 
 
 class RayEngine:
-    """See the module's text. A context manager: leaving it ends the workers.
+    """Makes shards on the workers of a Ray cluster. A context manager: leaving it ends the workers.
 
     Args:
         load: makes the model on a worker; pickled.

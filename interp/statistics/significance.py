@@ -83,7 +83,7 @@ def effect_statistics(
     resolution: float = RESOLUTION,
     what: str = "groups",
 ) -> EffectStatistics:
-    """Interval, p- and q-value of every unit's mean effect (see the module's text).
+    """Interval, p- and q-value of every unit's mean effect.
 
     Args:
         groups: of each prompt, what is resampled together.

@@ -106,7 +106,7 @@ def encode_pairs(
     system: str | None = None,
     device: torch.device | str = "cpu",
 ) -> EncodedPairs:
-    """Token batches of all pairs (see the module's text).
+    """Token batches of all pairs.
 
     Args:
         chat: put the texts into the tokenizer's chat template as the user's words.

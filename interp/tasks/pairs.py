@@ -32,7 +32,7 @@ _TEXTS = ("clean", "corrupted", "answer", "wrong_answer")
 
 @dataclass(frozen=True)
 class Pair:
-    """One clean text and its corrupted twin; see the module's text.
+    """One clean text and its corrupted twin.
 
     Attributes:
         spans: by name, the characters of the clean and of the corrupted text.
@@ -128,7 +128,7 @@ class Pairs:
 
 @checked
 def read_pairs(path: str | Path, *, limit: int | None = None) -> Pairs:
-    """Read a file of pairs (see the module's text); empty lines are passed over.
+    """Read a file of pairs; empty lines are passed over.
 
     Raises:
         UserError: no such file, or a line that is not a pair; the message names the line.

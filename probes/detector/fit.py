@@ -59,7 +59,7 @@ def fit_falsity(
     fitted: Bool[np.ndarray, " question"],
     seed: int,
 ) -> tuple[Float[Tensor, " d_model"], float]:
-    """Weight and bias of the falsity probe, from some of the questions; see the module's text."""
+    """Weight and bias of the falsity probe, from some of the questions."""
     generator = torch.Generator().manual_seed(seed)
     false = torch.from_numpy(material.labels == 1)[material.question_of]
     drawn = torch.rand(len(false), generator=generator) < KEPT_TOKENS
@@ -79,7 +79,7 @@ def fit_mention(
     activations: Float[Tensor, "token d_model"],
     fitted: Bool[np.ndarray, " question"],
 ) -> tuple[Float[Tensor, " d_model"], float]:
-    """Weight and bias of the mention probe, from some of the questions; see the module's text."""
+    """Weight and bias of the mention probe, from some of the questions."""
     rows = material.tokens_of(fitted) & material.before
     return fit_direction(activations[rows], material.mentions[rows].long(), C=TOKEN_C)
 

@@ -45,7 +45,9 @@ class Steering:
     Attributes:
         vectors: Float[layer unit width], what strength 1 adds to each unit of every layer.
         units: the (layer, unit) that are steered; unit 0 is a layer's residual stream.
-        component, place, strength: see the module's text.
+        component: ``resid_post`` (the residual stream) or ``z`` (heads' outputs).
+        place: the tokens: those of the ``object``, ``all``, or those of the ``answer``.
+        strength: multiplies the vectors.
         chosen_by: how units and strength were chosen.
     """
 

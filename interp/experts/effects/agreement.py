@@ -26,7 +26,7 @@ _COLUMNS = (*_KEY, "task", "load")
 
 @dataclass(frozen=True, eq=False)
 class RoutingAgreement(Displayed):
-    """See the module's text.
+    """Whether the task that an expert is routed to is the task that it affects.
 
     Attributes:
         table: a row an expert, largest effect first: ``layer``, ``target``, ``expert``,

@@ -54,7 +54,7 @@ _LOSS = "loss (nats per answer token)"
 
 @dataclass(frozen=True, eq=False)
 class ExpertEffects(Displayed):
-    """Effects of each expert on each example of each task; see the module's text.
+    """Effects of each expert on each example of each task.
 
     Attributes:
         loss: change of the loss, [prompt projection expert]; ``templates`` are the tasks, and
@@ -179,7 +179,7 @@ def expert_effects(
         layers, targets: only projections in these layers, or with these names (``attn.q``,
             ``q_proj``); by default all.
         together: one intervention for the expert with the same number in all of them.
-        method: ``exact`` or ``attribution``; see the module's text.
+        method: ``exact`` (one run an expert) or ``attribution`` (first order, one backward pass).
         budget: run at most so many experts, those with the largest estimate in any task.
         greedy: accuracy is that of the greedy answer, scored as in training (slow; needs
             ``Example``), not whether every token of the right answer is the most likely one.

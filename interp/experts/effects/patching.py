@@ -49,7 +49,7 @@ def patch_experts(
         model: from ``interp.moelora.hooked``.
         clean, corrupted: prompts of equal lengths, pair by pair.
         metric: last position's logits Float[prompt d_vocab] → Float[prompt].
-        what: see the module's text.
+        what: ``output`` patches the expert's output; ``contribution``, output and gate.
         projections: only these, by name; by default all.
         groups, templates, seed: as in ``interp.patching.patch``.
 

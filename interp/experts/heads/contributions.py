@@ -43,7 +43,7 @@ from interp.statistics.significance import group_means
 
 @dataclass(frozen=True, eq=False)
 class ExpertContributions(Displayed):
-    """Per prompt, over the chosen tokens; see the module's text. NaN: no such expert.
+    """Per prompt, over the chosen tokens. NaN: no such expert.
 
     Attributes:
         component: ``q``, ``k`` or ``v``.

@@ -52,7 +52,7 @@ PLACES: dict[Site, dict[Part, Where]] = {
 
 @dataclass(frozen=True, eq=False)
 class ExpertFeeding(Displayed):
-    """See the module's text.
+    """Which experts add more to the chosen heads than to the others, with p-values.
 
     Attributes:
         heads: the heads that were asked about.

@@ -51,7 +51,7 @@ from interp.statistics.significance import (
 
 @dataclass(frozen=True, eq=False)
 class SliceEffects(Displayed):
-    """Effect of taking out each slice alone, per prompt, in logits; see the module's text.
+    """Effect of taking out each slice alone, per prompt, in logits.
 
     Attributes:
         slices: what was taken out.

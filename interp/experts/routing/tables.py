@@ -74,7 +74,7 @@ class Sizes:
 
 @dataclass(frozen=True, eq=False)
 class Tables:
-    """Counts over tokens and, for routing, over (token, slot) pairs; see the module's text.
+    """Counts over tokens and, for routing, over (token, slot) pairs.
 
     The axes are named in `empty`. ``random_*`` are of routers as they are before training, which
     read the same hidden states; their router axis has no entries if there were none.

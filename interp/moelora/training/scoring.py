@@ -88,7 +88,7 @@ class Accuracy:
 
 
 def is_right(example: Example, said: str) -> bool:
-    """Whether an answer is right; see the module's text."""
+    """Whether an answer is right."""
     if example.kind == "number":
         value, right = extract_number(said), parse_number(example.answer)
         return value is not None and right is not None and same_number(right, value)
