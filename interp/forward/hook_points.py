@@ -30,7 +30,7 @@ class HookLocation:
     axis: Axis | None
 
 
-PLACES: dict[str, HookLocation] = {
+HOOK_LOCATIONS: dict[str, HookLocation] = {
     "z": HookLocation("attn.hook_z", "head"),
     "q": HookLocation("attn.hook_q", "head"),
     "k": HookLocation("attn.hook_k", "kv_head"),
@@ -46,7 +46,7 @@ PLACES: dict[str, HookLocation] = {
 
 def check_component(component: str, model: Any | None = None) -> Component:
     """Raise for an unknown component, or one that a layer of the model does not have."""
-    if not isinstance(component, str) or component not in PLACES:
+    if not isinstance(component, str) or component not in HOOK_LOCATIONS:
         raise UserError(f"unknown component {component!r}; known: {', '.join(get_args(Component))}")
     if model is not None:
         check_hooked(model)
@@ -54,7 +54,7 @@ def check_component(component: str, model: Any | None = None) -> Component:
             require(model, "residual")
     if model is None or not (missing := _layers_without(model, component)):
         return component  # type: ignore[return-value]
-    known = [name for name in PLACES if not _layers_without(model, name)]
+    known = [name for name in HOOK_LOCATIONS if not _layers_without(model, name)]
     layers = "" if len(missing) == model.cfg.n_layers else f" in layer {missing[0]}"
     raise UserError(f"this model has no {component!r}{layers}; it has: {', '.join(known)}")
 
@@ -71,12 +71,12 @@ def _layers_without(model: Any, component: str) -> list[int]:
 
 def hook_name(component: str, layer: int) -> str:
     """The component's hook point in a layer."""
-    return f"blocks.{layer}.{PLACES[component].hook}"
+    return f"blocks.{layer}.{HOOK_LOCATIONS[component].hook}"
 
 
 def axis_of(component: str) -> Axis | None:
     """The name of the component's axis of units; None where a layer has one unit."""
-    return PLACES[component].axis
+    return HOOK_LOCATIONS[component].axis
 
 
 def count_units(model: Any, component: str) -> int:

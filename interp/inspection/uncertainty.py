@@ -90,7 +90,6 @@ class Uncertainty(Displayed):
         Columns score, auc, ci_low, ci_high; 0.5 is chance, intervals come from resampling subjects.
         Raises UserError unless both kinds of answer occur.
         """
-        # The scoring of probes; imported here because that package imports this one.
         labels = torch.as_tensor([int(one) for one in hallucinated])
         rows = []
         for name in SCORES:
