@@ -27,6 +27,7 @@ from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.evaluation.read_prompt import ReadPrompt, read_prompt, token_texts
+from interp.models.modes import with_gradients
 from interp.models.precision import widened
 from interp.models.spans import shared_length
 from interp.patching.batch import Span, TokenBatch
@@ -205,7 +206,7 @@ def _metric(
 def _gradient_times_input(
     model: Any, run: RecordedRun, wanted: tuple[int, ...]
 ) -> Float[Tensor, " token"]:
-    with torch.enable_grad():
+    with with_gradients(model):
         embedded = run.resid_pre[0].detach().clone().requires_grad_()
         rows = torch.zeros(1, dtype=torch.long, device=embedded.device)
         logits = resume(model, run, layer=0, rows=rows, residual=embedded)

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.interventions.projections import Projection
+from interp.models.modes import with_gradients
 from interp.models.precision import widened
 from interp.moelora.encoding import IGNORED, EncodedExample
 from interp.patching.batch import TokenBatch, by_length
@@ -148,7 +149,7 @@ def attribute_gates(
 
         return read
 
-    with torch.enable_grad():
+    with with_gradients(model):
         hooks: list[Hook] = [(one.gate, watch(one.name)) for one in projections]
         logits = _logits(model, answers, _all_rows(answers), hooks)
         check_finite(

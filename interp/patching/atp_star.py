@@ -20,6 +20,7 @@ from torch import Tensor
 
 from interp.errors import UserError
 from interp.models.model_check import require
+from interp.models.modes import with_gradients
 from interp.models.precision import precision_of, result_dtype, widened
 from interp.patching.attribution import (
     Handed,
@@ -136,7 +137,7 @@ def _chunk(
         hooks += _keep_scores(scores)
     if grad_drop:
         hooks += _drop_hooks(n_layers, dropped)
-    with torch.enable_grad():
+    with with_gradients(model):
         value = differentiable_sum(metric, gradient_pass(model, run, hooks))
         check_unchanged(handed, edit.component)
     with torch.no_grad():

@@ -19,6 +19,7 @@ from torch import Tensor
 from interp.arguments import listed
 from interp.checked import checked
 from interp.errors import UserError
+from interp.models.modes import with_gradients
 from interp.models.precision import result_dtype, widened
 from interp.patching.batch import TokenBatch
 from interp.patching.budget import Budget, decide_budget
@@ -97,7 +98,7 @@ def _attribute_chunk(
     seen: list[Tensor] = [torch.empty(0)] * n_layers
     handed: Handed = []
     rows = torch.arange(len(run.batch), device=run.batch.tokens.device)
-    with torch.enable_grad():
+    with with_gradients(model):
         logits = gradient_pass(model, run, keep_in_graph(seen, edit.component, handed))
         check_unchanged(handed, edit.component)
         gradients = [

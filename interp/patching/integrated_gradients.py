@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.errors import UserError
+from interp.models.modes import with_gradients
 from interp.models.precision import result_dtype, widened
 from interp.patching.batch import TokenBatch
 from interp.patching.budget import Budget, decide_budget
@@ -78,7 +79,7 @@ def _integrate_layer(
         leaf: list[Tensor] = []
         change: list[Tensor] = []
         walk = _walker(edit, layer, rows, run.start, (step + 0.5) / steps, leaf, change)
-        with torch.enable_grad():
+        with with_gradients(model):
             logits = resume(
                 model, run, layer=layer, rows=rows, hooks=[(hook_name(edit.component, layer), walk)]
             )
