@@ -4,19 +4,21 @@
 list, None for a number, a result of another kind) is refused by its name; what is plainly meant is
 taken: numpy's and torch's numbers as numbers, generators and arrays as lists. What cannot be told
 from the annotation (``Any``, the values of a tensor, a name among the known ones) is left to the
-function.
+function. It computes in the model's own dtype, without an autocast or inference mode around it.
 """
 
 import functools
 import inspect
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import ExitStack, contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar, Union
 
 import numpy as np
+import torch
 
 from interp.arguments import listed, real_number, shown, whole_number
 from interp.errors import UserError
@@ -41,9 +43,22 @@ def checked(function: Callable[Given, Result]) -> Callable[Given, Result]:
             kind = signature.parameters[name].kind
             if name in hints and kind not in (kind.VAR_POSITIONAL, kind.VAR_KEYWORD):
                 bound.arguments[name] = fitting(name, value, hints[name])
-        return function(*bound.args, **bound.kwargs)
+        with torch_by_itself():
+            return function(*bound.args, **bound.kwargs)
 
     return call
+
+
+@contextmanager
+def torch_by_itself() -> Iterator[None]:
+    """Without the autocast and the inference mode that a caller may be in."""
+    with ExitStack() as stack:
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+        for device in ("cpu", "cuda", "mps"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 def _hints_of(function: Callable[..., Any]) -> dict[str, Any]:
@@ -97,6 +112,8 @@ def _one_of(name: str, value: Any, hints: Sequence[Any]) -> Any:
         except UserError as error:
             problems.append(str(error))
     wanted = [one for one in problems if not one.startswith(f"{name} is None")]
+    if isinstance(value, list | tuple):  # what is wrong in it says more than what else it could be
+        wanted.sort(key=lambda one: not one.startswith("an entry of"))
     raise UserError(wanted[0])
 
 

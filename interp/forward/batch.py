@@ -82,7 +82,11 @@ class TokenBatch:
         tokens = torch.full((len(prompts), width), pad, dtype=torch.long)
         mask = torch.zeros((len(prompts), width), dtype=torch.bool)
         for row, prompt in enumerate(prompts):
-            tokens[row, width - len(prompt) :] = torch.tensor(prompt, dtype=torch.long)
+            try:
+                tokens[row, width - len(prompt) :] = torch.tensor(prompt, dtype=torch.long)
+            except (ValueError, OverflowError, RuntimeError) as error:
+                largest = max(prompt, key=abs)
+                raise UserError(f"token id {largest} is beyond any vocabulary") from error
             mask[row, width - len(prompt) :] = True
         try:
             return cls(tokens.to(device), mask.to(device))

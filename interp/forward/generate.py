@@ -101,7 +101,7 @@ def answers_in_batches(
         answer: from the prompts' indices, the batch, and settings for ``generate``, to token ids
             [prompt pos] that begin with the batch.
     """
-    check_max_new_tokens(max_new_tokens)
+    max_new_tokens = check_max_new_tokens(max_new_tokens)
     check_prompts(hf_model, prompts)
     answers = [""] * len(prompts)
     if not max_new_tokens:
@@ -131,10 +131,11 @@ def answers_in_batches(
     return answers
 
 
-def check_max_new_tokens(count: Any) -> None:
-    """Raise UserError unless it is a number of tokens."""
-    if type(count) is not int or count < 0:
-        raise UserError(f"max_new_tokens is a whole number from 0 on, not {count!r}")
+def check_max_new_tokens(count: Any) -> int:
+    """The number of tokens. Raises UserError unless it is one."""
+    if isinstance(count, bool | Tensor) or not hasattr(count, "__index__") or int(count) < 0:
+        raise UserError(f"max_new_tokens is a whole number from 0 on, not {shown(count)}")
+    return int(count)
 
 
 def end_tokens(hf_model: Any, tokenizer: Any, end: int | None = None) -> int | list[int] | None:

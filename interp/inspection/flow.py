@@ -32,6 +32,7 @@ from interp.forward.out_of_memory import over_parts
 from interp.forward.partial import record_run
 from interp.heads.locate import as_encoded
 from interp.heads.significance import mean_interval
+from interp.models.modes import with_gradients
 from interp.patching.attribution import gradient_pass, keep_in_graph
 from interp.patching.metrics import LogProbability
 from interp.precision import result_dtype, widened
@@ -149,7 +150,7 @@ def _saliency_of_part(
     with torch.no_grad():
         run = record_run(model, part, start=part.width - 1, keep=())
     seen: list[Tensor] = [torch.empty(0)] * model.cfg.n_layers
-    with torch.enable_grad():
+    with with_gradients(model):
         logits = gradient_pass(model, run, keep_in_graph(seen, "pattern", []))
         # Rows do not mix, so the gradient of the sum holds every prompt's own.
         loss = -LogProbability(answer)(logits).sum()

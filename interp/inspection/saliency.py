@@ -31,6 +31,7 @@ from interp.figures.saliency import saliency_figure, saliency_text
 from interp.forward.batch import Span, TokenBatch
 from interp.forward.partial import RecordedRun, device_of, record_run, resume, unedited_logits
 from interp.inspection.read_prompt import ReadPrompt, read_prompt, token_texts
+from interp.models.modes import with_gradients
 from interp.models.spans import shared_length
 from interp.patching.metrics import LogitDifference, LogProbability
 from interp.precision import widened
@@ -213,7 +214,7 @@ def _metric(
 def _gradient_times_input(
     model: Any, run: RecordedRun, wanted: tuple[int, ...]
 ) -> Float[Tensor, " token"]:
-    with torch.enable_grad():
+    with with_gradients(model):
         embedded = run.resid_pre[0].detach().clone().requires_grad_()
         rows = torch.zeros(1, dtype=torch.long, device=embedded.device)
         logits = resume(model, run, layer=0, rows=rows, residual=embedded)

@@ -57,7 +57,7 @@ def generate(
     """
     if gate is not None:
         check_gate(gate)
-    check_max_new_tokens(max_new_tokens)
+    max_new_tokens = check_max_new_tokens(max_new_tokens)
     what = Intervention.of(heads, site, mode, factor, gate=gate)
     questions = questions_of(question)
     if not questions:

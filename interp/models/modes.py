@@ -7,8 +7,12 @@ and gives each its own mode back.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import torch
 from torch import nn
+
+from interp.errors import UserError
 
 
 @contextmanager
@@ -23,3 +27,15 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.__dict__["training"] = True
+
+
+@contextmanager
+def with_gradients(model: Any) -> Iterator[None]:
+    """Gradients on, whatever they were. Raises UserError for weights that cannot have any."""
+    if any(weight.is_inference() for weight in model.parameters()):
+        raise UserError(
+            "the model's weights were made under torch.inference_mode, through which no gradient "
+            "goes: load the model outside of it, or use a method without gradients (exact)"
+        )
+    with torch.enable_grad():
+        yield

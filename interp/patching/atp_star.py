@@ -26,6 +26,7 @@ from interp.forward.out_of_memory import halving
 from interp.forward.partial import Hook, HookFunction, RecordedRun, record_run, resume
 from interp.forward.sizes import sizes_of
 from interp.models.model_check import require
+from interp.models.modes import with_gradients
 from interp.patching.attribution import (
     Handed,
     check_unchanged,
@@ -136,7 +137,7 @@ def _chunk(
         hooks += _keep_scores(scores)
     if grad_drop:
         hooks += _drop_hooks(n_layers, dropped)
-    with torch.enable_grad():
+    with with_gradients(model):
         value = differentiable_sum(metric, gradient_pass(model, run, hooks))
         check_unchanged(handed, edit.component)
     with torch.no_grad():

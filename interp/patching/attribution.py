@@ -25,6 +25,7 @@ from interp.forward.memory import Budget, decide_budget
 from interp.forward.out_of_memory import halving
 from interp.forward.partial import Hook, HookFunction, RecordedRun, record_run, resume
 from interp.forward.prompts import batch_for
+from interp.models.modes import with_gradients
 from interp.patching.chunks import chunk_prompts, first_column, graph_demand, learning, take_chunk
 from interp.patching.edits import ActivationEdit, HeadEdit, check_edit
 from interp.patching.metrics import Metric, can_take, differentiable_sum
@@ -97,7 +98,7 @@ def _attribute_chunk(
     seen: list[Tensor] = [torch.empty(0)] * n_layers
     handed: Handed = []
     rows = torch.arange(len(run.batch), device=run.batch.tokens.device)
-    with torch.enable_grad():
+    with with_gradients(model):
         logits = gradient_pass(model, run, keep_in_graph(seen, edit.component, handed))
         check_unchanged(handed, edit.component)
         gradients = [

@@ -104,6 +104,8 @@ class Circuit:
         ):
             if unknown := sorted(set(names) - known):
                 raise UserError(f"the circuit {what} {unknown[0]!r}, which the model does not have")
+        if any(bool(torch.isinf(scores).any()) for scores in (self.heads, self.mlps)):
+            raise UserError("a score of the circuit is infinite")
         if both := sorted(self.kept & self.left_out):
             raise UserError(f"the circuit keeps {both[0]!r} and leaves it out")
 

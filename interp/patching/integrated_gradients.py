@@ -19,6 +19,7 @@ from interp.forward.hook_points import as_units, count_units, from_units, hook_n
 from interp.forward.memory import Budget, decide_budget
 from interp.forward.out_of_memory import halving
 from interp.forward.partial import HookFunction, RecordedRun, record_run, resume
+from interp.models.modes import with_gradients
 from interp.patching.chunks import chunk_prompts, first_column, graph_demand, learning, take_chunk
 from interp.patching.edits import ActivationEdit
 from interp.patching.metrics import Metric, can_take, differentiable_sum
@@ -78,7 +79,7 @@ def _integrate_layer(
         leaf: list[Tensor] = []
         change: list[Tensor] = []
         walk = _walker(edit, layer, rows, run.start, (step + 0.5) / steps, leaf, change)
-        with torch.enable_grad():
+        with with_gradients(model):
             logits = resume(
                 model, run, layer=layer, rows=rows, hooks=[(hook_name(edit.component, layer), walk)]
             )

@@ -6,6 +6,7 @@ model's number type, a metric gets logits in float32 at least.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
@@ -180,6 +181,10 @@ def apply_metric(
         )
     if _version(logits) != version:
         raise UserError(f"the metric {name} changes the logits in place: let it change a copy")
+    if value.is_meta:
+        raise UserError(f"the metric {name} gives a tensor without data, on the meta device")
+    if value.layout != torch.strided:
+        value = value.to_dense()
     if value.is_complex():
         raise UserError(f"the metric {name} gives complex numbers: return real ones")
     bad = (~torch.isfinite(value.detach())).nonzero()[:, 0]
@@ -220,7 +225,9 @@ def differentiable_sum(
     total, name = apply_metric(metric, logits).sum(), metric_name(metric)
     found = (None,)
     if total.requires_grad:
-        found = torch.autograd.grad(total, logits, retain_graph=True, allow_unused=True)
+        # NotImplementedError: an operation, on sparse tensors say, that has no backward pass.
+        with suppress(NotImplementedError):
+            found = torch.autograd.grad(total, logits, retain_graph=True, allow_unused=True)
     if found[0] is None:
         raise UserError(
             f"the metric {name} has no gradient: a method that uses gradients needs one that is "

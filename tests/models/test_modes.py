@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import interp
+from interp.errors import UserError
 from interp.models import HookedModel
 from interp.models.modes import evaluating
 from interp.patching import (
@@ -97,6 +98,30 @@ def test_evaluation_mode_whatever_mode_the_model_is_in(dropping: Any, name: str)
         finally:
             dropping.eval()
             dropping.original_model.eval()
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_models_own_dtype_whatever_mode_torch_is_in(dropping: Any, name: str) -> None:
+    """As `checked` runs what is public: no autocast, and gradients that can be taken."""
+    run = RUNS[name]
+    dropping.eval()
+    right = run(dropping)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert same(run(dropping), right)
+        assert torch.is_autocast_enabled("cpu")
+    with torch.inference_mode():
+        assert same(run(dropping), right)
+        assert torch.is_inference_mode_enabled()
+
+
+def test_weights_of_inference_mode_have_no_gradients(hf_factory: Any, plain_tokenizer: Any) -> None:
+    with torch.inference_mode():
+        hf_model = hf_factory("llama", plain_tokenizer)
+    model = interp.models.from_hf(hf_model, plain_tokenizer)
+    assert bool(patch(model, *PROMPTS, **QUIET).values.isfinite().all())
+    for method in ("attribution", "atp*", "ig"):
+        with pytest.raises(UserError, match=r"torch\.inference_mode"):
+            patch(model, *PROMPTS, method=method, **QUIET)
 
 
 @pytest.mark.bridge_only

@@ -69,6 +69,7 @@ WRONG_METRICS: list[tuple[Any, str]] = [
     (LogitDifference(torch.tensor([3]), torch.tensor([1])), "is for 1 prompts"),
     (LogitDifference(torch.tensor([3, 4, 5]), torch.tensor([1, 1, 1])), "is for 3 prompts"),
     (KLDivergence(torch.zeros(2, 7)), "reference has logits"),
+    (lambda logits: torch.zeros(2, device="meta"), "metric <lambda> gives a tensor without data"),
     ("logit", "metric is a function, not|a metric is a callable"),
 ]
 
@@ -146,6 +147,7 @@ def test_token_ids_are_prompts_too(tiny_llama: HookedModel, given: Any) -> None:
         (CLEAN.tokens[0], "clean: .*whole numbers"),
         ([[5, 9.5]], "clean: a prompt is a list of token ids"),
         ([], "clean: there is an empty prompt"),
+        ([[5, 2**70]], f"token id {2**70} is beyond any vocabulary"),
         ([[5, 9, 7]], "1 clean prompts but 2 corrupted"),
     ],
 )

@@ -19,6 +19,7 @@ from interp.forward.batch import TokenBatch, by_length
 from interp.forward.call import call_columns
 from interp.forward.finite import check_finite
 from interp.forward.partial import Hook, RecordedRun, hooked, record_run
+from interp.models.modes import with_gradients
 from interp.moelora.data.encoding import IGNORED, EncodedExample
 from interp.moelora.projections import Projection
 from interp.precision import widened
@@ -148,7 +149,7 @@ def attribute_gates(
 
         return read
 
-    with torch.enable_grad():
+    with with_gradients(model):
         hooks: list[Hook] = [(one.gate, watch(one.name)) for one in projections]
         logits = _logits(model, answers, _all_rows(answers), hooks)
         check_finite(

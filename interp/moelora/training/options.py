@@ -16,6 +16,7 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 
+from interp.checked import checked
 from interp.moelora.data.numbers import as_a_word
 
 _MARKUP = re.compile(
@@ -72,6 +73,7 @@ _WORDS = frozenset("aAiI")
 """Letters that are words."""
 
 
+@checked
 def extract_option(text: str, options: Sequence[str]) -> str | None:
     """The option that a text settles on, as `options` have it; None for none or several."""
     if not options:
