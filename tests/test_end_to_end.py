@@ -19,7 +19,7 @@ from interp.models import HookedModel, resolve
 from interp.premises import Premises
 from interp.premises.encode import encode_premises
 
-N_FACTS = 22
+N_FACTS = 34
 
 
 @pytest.fixture(scope="module")
