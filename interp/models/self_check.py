@@ -99,9 +99,10 @@ class _Trial:
         found = self._try("logits", self._check_logits)
         if "logits" in self.problems:
             return ModelCheck(self.problems)
-        unhooked = self._unhooked()
-        self._try("continuation", self._check_continuation)
-        self._try("padding", self._check_padding)
+        unhooked, plain = self._unhooked()
+        if not self._continues_padded():  # then which of the two it is that goes wrong
+            self._try("continuation", self._check_continuation)
+            self._try("padding", self._check_padding)
         for layer in self._layers_of_each_kind():
             if "residual" not in self.problems:
                 self._try("residual", self._check_residual, layer)
@@ -109,10 +110,6 @@ class _Trial:
                 self._try("output", self._check_output, layer, unhooked)
             if "attention" not in self.problems:
                 self._try("attention", self._check_attention, layer, unhooked)
-        plain: tuple[int, ...] = ()
-        if unhooked is not None:
-            blocks = [unhooked.of(block) for block in self.model.blocks]
-            plain = self._tuple_outputs(blocks, lambda: _all_logits(unhooked.root, self.tokens))
         return ModelCheck(self.problems, found or (), plain)
 
     def _try(self, part: Part, check: Callable[..., Any], *arguments: Any) -> Any:
@@ -131,21 +128,32 @@ class _Trial:
         self._compare(found[0], self.expected, "logits")
         return outputs
 
-    def _check_continuation(self) -> None:
-        half = self.tokens.shape[1] // 2
-        mask, hf_model = torch.ones_like(self.tokens, dtype=torch.bool), self.model.original_model
-        cache = DynamicCache()
-        call_model(hf_model, self.tokens[:, :half], mask[:, :half], cache=cache)
+    def _continues_padded(self) -> bool:
+        """Whether a prompt with padding, in two pieces, gives the logits of the bare whole one."""
+        try:
+            self._check_continuation(padding=PADDING)
+        except Exception:  # a model that cannot do it raises anything, from anywhere
+            return False
+        return True
+
+    def _check_continuation(self, padding: int = 0) -> None:
+        tokens, mask = self._padded(padding)
+        half = tokens.shape[1] // 2
+        cache, hf_model = DynamicCache(), self.model.original_model
+        call_model(hf_model, tokens[:, :half], mask[:, :half], cache=cache)
         if len(cache.layers) != len(self.model.blocks) or cache.get_seq_length() != half:
             raise _Differs("it keeps no keys and values of every layer")
-        rest = call_model(hf_model, self.tokens[:, half:], mask, cache=cache)
+        rest = call_model(hf_model, tokens[:, half:], mask, cache=cache)
         self._compare(rest[:, -1], self.expected[:, -1], "the last logits")
 
     def _check_padding(self) -> None:
-        padded = nn.functional.pad(self.tokens, (PADDING, 0))
-        mask = nn.functional.pad(torch.ones_like(self.tokens), (PADDING, 0)).bool()
-        logits = call_model(self.model.original_model, padded, mask)
+        logits = call_model(self.model.original_model, *self._padded(PADDING))
         self._compare(logits[:, -1], self.expected[:, -1], "the last logits")
+
+    def _padded(self, padding: int) -> tuple[Tensor, Tensor]:
+        """Tokens and mask with so much padding on the left."""
+        tokens = nn.functional.pad(self.tokens, (padding, 0))
+        return tokens, nn.functional.pad(torch.ones_like(self.tokens), (padding, 0)).bool()
 
     def _check_output(self, layer: int, unhooked: TransformersModules | None) -> None:
         name = f"blocks.{layer}.attn.hook_z"
@@ -241,15 +249,23 @@ class _Trial:
         if torch.equal(found, self.expected):
             raise _Differs(f"{what} moves nothing")
 
-    def _unhooked(self) -> TransformersModules | None:
-        """Transformers' own modules, if they run as the model did before it was wrapped."""
+    def _unhooked(self) -> tuple[TransformersModules | None, tuple[int, ...]]:
+        """Transformers' own modules, and what their blocks return (`_tuple_outputs`).
+
+        None if they do not run as the model did before it was wrapped.
+        """
+        logits: list[Tensor] = []
         try:
             unhooked = TransformersModules(self.model)
-            self._compare(_all_logits(unhooked.root, self.tokens), self.expected, "logits")
+            lengths = self._tuple_outputs(
+                [unhooked.of(block) for block in self.model.blocks],
+                lambda: logits.append(_all_logits(unhooked.root, self.tokens)),
+            )
+            self._compare(logits[0], self.expected, "logits")
         except Exception as error:  # then edits can only be seen to move something
             logger.info("the self-check has no unhooked model: %s", one_line(error))
-            return None
-        return unhooked
+            return None, ()
+        return unhooked, lengths
 
     def _module(self, unhooked: TransformersModules | None, layer: int, name: str | None) -> Any:
         """Transformers' attention module of a layer, or its output projection."""

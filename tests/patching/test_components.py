@@ -9,7 +9,7 @@ from transformer_lens import ActivationCache
 
 from interp.errors import UserError
 from interp.forward.hook_points import (
-    PLACES,
+    HOOK_LOCATIONS,
     as_units,
     axis_of,
     check_component,
@@ -76,7 +76,7 @@ def of_prompt(
         return sweep(model, corrupted, cache, lambda logits: metric(logits[:, -1])[0], **settings)
 
 
-@pytest.mark.parametrize("component", list(PLACES))
+@pytest.mark.parametrize("component", list(HOOK_LOCATIONS))
 def test_by_position_equals_transformer_lens(family: HookedModel, component: str) -> None:
     if not has(family, component):
         with pytest.raises(UserError, match="has no 'resid_mid'; it has: z, q, k, v, pattern"):
@@ -102,7 +102,7 @@ def test_all_positions_equal_transformer_lens(family: HookedModel, component: st
     torch.testing.assert_close(result.values + result.corrupted[:, None, None], expected, **CLOSE)
 
 
-@pytest.mark.parametrize("component", [name for name in PLACES if name not in HEADS])
+@pytest.mark.parametrize("component", [name for name in HOOK_LOCATIONS if name not in HEADS])
 def test_whole_layers_at_all_positions_equal_whole_runs(
     family: HookedModel, full_logits: Any, full_values: Any, unit_hook: Any, component: str
 ) -> None:
@@ -162,7 +162,7 @@ def test_an_edited_middle_goes_on_in_the_stream(tiny_llama: HookedModel) -> None
     assert float((middle - mlp).abs().min()) > 1e-3
 
 
-@pytest.mark.parametrize("component", list(PLACES))
+@pytest.mark.parametrize("component", list(HOOK_LOCATIONS))
 def test_units_are_a_view_of_what_the_hook_point_shows(component: str) -> None:
     shape = {"pattern": (2, 4, 3, 5), None: (2, 3, 8)}.get(
         component if component == "pattern" else axis_of(component), (2, 3, 4, 8)
@@ -177,9 +177,9 @@ def test_units_are_a_view_of_what_the_hook_point_shows(component: str) -> None:
 
 
 def test_units_are_counted_by_their_axis(tiny_llama: HookedModel, tiny_gpt2: HookedModel) -> None:
-    counts = {name: count_units(tiny_llama, name) for name in PLACES}
+    counts = {name: count_units(tiny_llama, name) for name in HOOK_LOCATIONS}
     heads = {"z": 4, "q": 4, "k": 2, "v": 2, "pattern": 4}
-    assert counts == {name: heads.get(name, 1) for name in PLACES}
+    assert counts == {name: heads.get(name, 1) for name in HOOK_LOCATIONS}
     assert count_units(tiny_gpt2, "k") == 4
 
 

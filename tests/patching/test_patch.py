@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import interp.models
 from interp.errors import UserError
-from interp.forward.hook_points import PLACES, count_units, hook_name
+from interp.forward.hook_points import HOOK_LOCATIONS, count_units, hook_name
 from interp.models import HookedModel
 from interp.patching import LogitDifference, Probability, TokenBatch, patch, patch_heads
 from interp.patching.patch_source import derangement, mean_values
@@ -388,7 +388,7 @@ def test_any_unit_at_any_span_of_any_prompts(
         return start, data.draw(st.integers(start + 1, len(prompt)))
 
     spans = [span(prompt) for prompt in clean], [span(prompt) for prompt in corrupted]
-    component = data.draw(st.sampled_from([name for name in PLACES if name != "pattern"]))
+    component = data.draw(st.sampled_from([name for name in HOOK_LOCATIONS if name != "pattern"]))
     layer = data.draw(st.integers(0, 2))
     unit = data.draw(st.integers(0, count_units(tiny_llama, component) - 1))
     metric = LogitDifference(torch.tensor([3] * len(clean)), torch.tensor([65] * len(clean)))

@@ -14,7 +14,7 @@ import interp.forward.trial
 import interp.models
 from interp.errors import UserError
 from interp.forward.call import call_columns
-from interp.forward.hook_points import PLACES, hook_name
+from interp.forward.hook_points import HOOK_LOCATIONS, hook_name
 from interp.forward.partial import RecordedRun
 from interp.forward.shared_prefix import SharedPrefix, shared_prefix_attention, use_prefix
 from interp.forward.unhooked import UnhookedModel, unhooked_model
@@ -69,10 +69,12 @@ def test_given_head_outputs_stand_for_the_layers_attention(family: HookedModel) 
 
 
 @pytest.mark.bridge_only
-@pytest.mark.parametrize("component", [*PLACES, "attn_scores"])
+@pytest.mark.parametrize("component", [*HOOK_LOCATIONS, "attn_scores"])
 def test_hooks_act_as_on_the_hooked_model(family: HookedModel, component: str) -> None:
     """One after another on the same point, in a lower and in the last layer, with a prefix."""
-    inside = f"attn.hook_{component}" if component == "attn_scores" else PLACES[component].hook
+    inside = (
+        f"attn.hook_{component}" if component == "attn_scores" else HOOK_LOCATIONS[component].hook
+    )
     lower, last = (f"blocks.{at}.{inside}" for at in (0, family.cfg.n_layers - 1))
     if lower not in family.hook_dict:
         assert component == "resid_mid"
