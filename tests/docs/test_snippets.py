@@ -19,6 +19,7 @@ import torch
 
 import interp
 import probes
+import probes.detector.detect
 from interp.interventions import Detection
 from interp.models import render_chat
 from interp.premises.encode import token_span, tokenize
@@ -88,7 +89,8 @@ def names(
     side_effects = importlib.import_module("interp.evaluation.side_effects")
     monkeypatch.setattr(side_effects, "neutral_sentences", lambda: neutral)
     monkeypatch.setattr(interp.models, "resolve", lambda spec: adapted_base.folder)
-    monkeypatch.setattr(probes, "detector_for", lambda model, **options: NamedCountry())
+    for place in (probes, probes.detector.detect):
+        monkeypatch.setattr(place, "detector_for", lambda model, **options: NamedCountry())
     monkeypatch.setattr(go.Figure, "show", lambda figure: None)  # would open a browser
     (tmp_path / "mine.jsonl").write_text(json.dumps(PAIRS[0].row()) + "\n", encoding="utf-8")
     begin: dict[str, Any] = {"__name__": "page", "interp": interp, "probes": probes, "peft": peft}

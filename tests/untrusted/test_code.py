@@ -234,7 +234,7 @@ def test_every_csv_is_written_by_the_one_writer() -> None:
         for path in sources
         if "to_csv(" in (code := path.read_text()) or "csv.writer" in code
     ]
-    assert writers == ["store.py"]
+    assert writers == ["documents.py"]
 
 
 def test_every_reader_of_models_says_no_remote_code() -> None:
