@@ -138,12 +138,21 @@ def test_clicks_and_the_slider_choose_heads(planted_run: Path, desktop: Any) -> 
         shows(chosen, ranked[:number])
 
 
+def hover(page: Any, x: float, y: float) -> None:
+    """Move the mouse there until the figure shows its text: a move while it is drawn is lost."""
+    for attempt in range(60):
+        page.mouse.move(x + attempt % 2, y)
+        page.wait_for_timeout(500)
+        if page.locator(".hoverlayer .hovertext").count():
+            return
+    raise AssertionError("no text is shown under the mouse")
+
+
 def test_hovering_shows_the_numbers_of_the_table(planted_run: Path, desktop: Any) -> None:
     page = desktop.page
     heads = pd.read_csv(planted_run / "heads.csv").set_index(["site", "layer", "head"])
     row = heads.loc[(page.get_by_label("Site").input_value(), 1, 2)]
-    page.mouse.move(*cell(page, 1, 2))
-    page.wait_for_selector(".hoverlayer .hovertext", state="attached")
+    hover(page, *cell(page, 1, 2))
     text = page.locator(".hoverlayer").text_content().replace("−", "-")
     assert "layer 1, head 2" in text
     shown = [float(one) for one in re.findall(r"-?\d+\.?\d*(?:e-?\d+)?", text)]
