@@ -27,6 +27,7 @@ from marked import write_between
 import interp
 import probes
 from interp.evaluation import compare_settings
+from interp.evaluation.baselines.method_score import TreatmentScore, score
 from interp.evaluation.baselines.methods import (
     Gated,
     Method,
@@ -34,7 +35,6 @@ from interp.evaluation.baselines.methods import (
     RandomHeads,
     SystemPrompt,
 )
-from interp.evaluation.baselines.score import TreatmentScore, score
 from interp.evaluation.baselines.steering import Steering
 from interp.evaluation.baselines.steering_directions import (
     choose_steering,

@@ -1,12 +1,13 @@
 """Old module paths and old names: they give what replaced them, with a deprecation warning.
 
-``moved.txt`` has a line for each module that has moved: the old path and the new one. A package
-that has renamed something says so with `old_names`. All of them go with version 0.3.
+``moved.txt`` has a line for each module that has moved, the old path and the new one, and for each
+name (``module:name``). A module that stays and has lost names finds them with `old_names`. All of
+them go with version 0.3.
 """
 
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
@@ -18,7 +19,7 @@ from typing import Any
 
 @cache
 def new_paths() -> dict[str, str]:
-    """The new path of every module that has moved, by its old one."""
+    """The new path of everything that has moved, by its old one."""
     lines = files("interp").joinpath("moved.txt").read_text(encoding="utf-8").splitlines()
     return dict(line.split() for line in lines)
 
@@ -30,12 +31,12 @@ class _Moved(Loader):
         self.new = new
 
     def exec_module(self, module: ModuleType) -> None:
-        found = vars(import_module(self.new))
-        module.__dict__.update({k: v for k, v in found.items() if not k.startswith("__")})
-        if hasattr(import_module(self.new), "__path__"):
+        found = import_module(self.new)
+        names = {name: it for name, it in vars(found).items() if not name.startswith("__")}
+        vars(module).update(names, __getattr__=old_names(module.__name__))
+        if hasattr(found, "__path__"):
             module.__path__ = []  # type: ignore[attr-defined]
-        text = f"{module.__name__} is now {self.new}; the old path goes with version 0.3"
-        warnings.warn(text, DeprecationWarning, stacklevel=2)
+        _warn(module.__name__, self.new, "path")
 
 
 class MovedFinder(MetaPathFinder):
@@ -56,14 +57,20 @@ def keep_old_paths() -> None:
         sys.meta_path.append(MovedFinder())
 
 
-def old_names(package: str, names: Mapping[str, str]) -> Callable[[str], Any]:
-    """A package's ``__getattr__`` that gives what its old names are called now."""
+def old_names(module: str) -> Callable[[str], Any]:
+    """The ``__getattr__`` of a module whose names have moved or changed, as ``moved.txt`` says."""
 
     def find(name: str) -> Any:
-        if name not in names:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        text = f"{package}.{name} is now {names[name]}; the old name goes with version 0.3"
-        warnings.warn(text, DeprecationWarning, stacklevel=2)
-        return getattr(sys.modules[package], names[name])
+        new = new_paths().get(f"{module}:{name}")
+        if new is None:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        place, _, renamed = new.partition(":")
+        _warn(f"{module}.{name}", f"{place}.{renamed}", "name")
+        return getattr(import_module(place), renamed)
 
     return find
+
+
+def _warn(old: str, new: str, what: str) -> None:
+    text = f"{old} is now {new}; the old {what} goes with version 0.3"
+    warnings.warn(text, DeprecationWarning, stacklevel=3)

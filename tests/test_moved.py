@@ -6,15 +6,31 @@ import sys
 
 import pytest
 
-import interp.experts.heads
-import interp.interventions
+import interp.files
 import interp.patching
+import probes.detector
 from interp.moved import new_paths
 
 
 @pytest.mark.parametrize("new", sorted(set(new_paths().values())))
-def test_every_new_path_is_a_module(new: str) -> None:
-    assert importlib.util.find_spec(new) is not None
+def test_everything_is_at_its_new_path(new: str) -> None:
+    module, _, name = new.partition(":")
+    assert importlib.util.find_spec(module) is not None
+    assert not name or hasattr(importlib.import_module(module), name)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("old", sorted(one for one in new_paths() if ":" in one))
+def test_an_old_name_is_found_where_it_was(old: str) -> None:
+    module, _, name = old.partition(":")
+    loaded = module in sys.modules
+    try:
+        found = getattr(importlib.import_module(module), name)
+    finally:
+        if not loaded:
+            del sys.modules[module]
+    place, _, renamed = new_paths()[old].partition(":")
+    assert found is getattr(importlib.import_module(place), renamed)
 
 
 @pytest.mark.parametrize(
@@ -46,13 +62,13 @@ def test_a_module_that_never_was_is_not_found() -> None:
 @pytest.mark.parametrize(
     ("package", "old", "new"),
     [
-        (interp.patching, "PatchingResult", "PatchEffects"),
-        (interp.experts.heads, "experts_feeding", "rank_expert_contributions"),
-        (interp.interventions, "Places", "ObjectPositions"),
+        (interp.patching, "PatchingResult", "interp.patching.result.PatchEffects"),
+        (interp.files, "write_whole", "interp.files.whole.write_whole"),
+        (probes.detector, "PremiseDetector", "probes.detector.detector.PremiseDetector"),
     ],
 )
-def test_an_old_name_gives_what_it_is_called_now(package: object, old: str, new: str) -> None:
-    with pytest.warns(DeprecationWarning, match=f"{old} is now {new}"):
-        assert getattr(package, old) is getattr(package, new)
+def test_an_old_name_says_what_it_is_now(package: object, old: str, new: str) -> None:
+    with pytest.warns(DeprecationWarning, match=rf"\.{old} is now {new}; the old name goes"):
+        getattr(package, old)
     with pytest.raises(AttributeError, match="has no attribute"):
         _ = package.nothing  # type: ignore[attr-defined]

@@ -14,7 +14,6 @@ from interp.experts.routing.corpus import LabelledCorpus, LabelledText, corpus_o
 from interp.experts.routing.records import Projection, RoutingRecords
 from interp.experts.routing.similarity import OutputSimilarity
 from interp.experts.routing.specialization import Specialization, measure_specialization
-from interp.moved import old_names
 
 __all__ = [
     "CollectSettings",
@@ -28,5 +27,3 @@ __all__ = [
     "corpus_of",
     "measure_specialization",
 ]
-
-__getattr__ = old_names(__name__, {})

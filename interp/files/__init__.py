@@ -25,6 +25,7 @@ from interp.files.text import (
     read_json_object,
     read_text,
 )
+from interp.moved import old_names
 
 __all__ = [
     "Maybe",
@@ -48,3 +49,5 @@ __all__ = [
     "read_text",
     "tensor_shapes",
 ]
+
+__getattr__ = old_names(__name__)

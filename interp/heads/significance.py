@@ -5,7 +5,6 @@ the subjects.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from interp.statistics.significance import (
     CONFIDENCE,
     RESOLUTION,
     SIGN_FLIPS,
+    EffectStatistics,
     effect_statistics,
     group_means,
     mean_interval,
@@ -38,15 +38,8 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class HeadStatistics:
-    """Per head: mean over subjects, its interval, p-value and q-value, each [layer head]."""
-
-    mean: Float[np.ndarray, "layer head"]
-    ci_low: Float[np.ndarray, "layer head"]
-    ci_high: Float[np.ndarray, "layer head"]
-    p_value: Float[np.ndarray, "layer head"]
-    q_value: Float[np.ndarray, "layer head"]
+HeadStatistics = EffectStatistics
+"""Per head: mean over subjects, its interval, p-value and q-value, each [layer head]."""
 
 
 def subject_means(
@@ -64,12 +57,11 @@ def head_statistics(
     seed: int = 0,
     resolution: float = RESOLUTION,
 ) -> HeadStatistics:
-    """Interval, p- and q-value of every head's mean effect; arguments as `effect_statistics` has.
+    """Interval, p- and q-value of every head's mean effect, by `effect_statistics`.
 
     Raises:
         UserError: fewer than ``MINIMUM_SUBJECTS`` subjects, or an effect that is not finite.
     """
     if not bool(torch.isfinite(values).all()):
         raise UserError("some effects are not finite: statistics need every head and prompt")
-    found = effect_statistics(values, subjects, seed=seed, resolution=resolution, what="subjects")
-    return HeadStatistics(found.mean, found.ci_low, found.ci_high, found.p_value, found.q_value)
+    return effect_statistics(values, subjects, seed=seed, resolution=resolution, what="subjects")

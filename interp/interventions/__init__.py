@@ -31,4 +31,4 @@ __all__ = [
     "projections_of",
 ]
 
-__getattr__ = old_names(__name__, {"Places": "ObjectPositions"})
+__getattr__ = old_names(__name__)

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 from interp.arguments import one_of
 from interp.errors import UserError
 from interp.forward.batch import Span
+from interp.moved import old_names
 from interp.premises.encode import EncodedPremises, encode_question
 from interp.premises.questions import Premises, QuestionKind
 from probes.detector.detections import Detection, spans_of
@@ -50,3 +51,6 @@ def cloze_spans(
                 f"{item.question.subject!r} is not in the prompt with the opening of an answer"
             )
     return spans
+
+
+__getattr__ = old_names(__name__)

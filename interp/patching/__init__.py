@@ -48,4 +48,4 @@ __all__ = [
     "tail_logits",
 ]
 
-__getattr__ = old_names(__name__, {"PatchingResult": "PatchEffects"})
+__getattr__ = old_names(__name__)

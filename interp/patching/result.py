@@ -33,6 +33,7 @@ from interp.errors import UserError
 from interp.figures.patching import result_figure
 from interp.files import check_shape, check_tensors
 from interp.files.described_tensors import read_tensors, write_tensors
+from interp.moved import old_names
 from interp.patching.result_axes import By, check_axes, check_order
 from interp.statistics.significance import (
     MINIMUM_GROUPS,
@@ -414,3 +415,6 @@ class PatchEffects(Displayed):
             raise UserError(f"there is no patching result at {path}") from error
         except UserError as error:
             raise UserError(f"{path} is not a patching result, or is damaged ({error})") from error
+
+
+__getattr__ = old_names(__name__)

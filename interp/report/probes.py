@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
+from interp.moved import old_names
 from interp.report.page import PlacedFigure, render_page
 
 
@@ -31,3 +32,6 @@ def render_probe_report(
         detection=detection,
         manifest=[(str(key), str(value)) for key, value in manifest.items()],
     )
+
+
+__getattr__ = old_names(__name__)

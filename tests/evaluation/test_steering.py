@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from interp.errors import UserError
-from interp.evaluation.baselines.score import score
+from interp.evaluation.baselines.method_score import score
 from interp.evaluation.baselines.steering import (
     Steering,
     steer,

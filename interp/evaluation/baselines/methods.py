@@ -1,4 +1,4 @@
-"""What can be done about a false premise, as values; ``interp.evaluation.baselines.score`` scores
+"""What can be done about a false premise, as values that ``method_score.score`` scores.
 them.
 
 Nothing (``NoIntervention``), a system prompt (``SystemPrompt``), steering

@@ -18,7 +18,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from interp.errors import UserError
-from interp.evaluation.baselines.score import KINDS, TreatmentScore
+from interp.evaluation.baselines.method_score import KINDS, TreatmentScore
 from interp.evaluation.preference import Preference
 from interp.heads.significance import BOOTSTRAP_RESAMPLES, CONFIDENCE, mean_interval
 from interp.premises.questions import QuestionKind

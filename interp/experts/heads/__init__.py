@@ -41,11 +41,4 @@ __all__ = [
     "without_slices",
 ]
 
-__getattr__ = old_names(
-    __name__,
-    {
-        "HeadSlice": "ExpertHeadContribution",
-        "experts_feeding": "rank_expert_contributions",
-        "through_heads": "adapter_gain",
-    },
-)
+__getattr__ = old_names(__name__)
