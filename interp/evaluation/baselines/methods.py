@@ -1,5 +1,4 @@
 """What can be done about a false premise, as values that ``method_score.score`` scores.
-them.
 
 Nothing (``NoIntervention``), a system prompt (``SystemPrompt``), steering
 (``interp.evaluation.baselines.steering``), a constraint at the known object (``Constraint``),
