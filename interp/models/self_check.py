@@ -33,6 +33,7 @@ from transformers.cache_utils import DynamicCache
 
 from interp.files import one_line
 from interp.models.call import call_model
+from interp.models.hooked_model import HookedModel
 from interp.models.model_check import ModelCheck, Part
 from interp.models.transformers_modules import TransformersModules
 from interp.models.versions import wraps_transformers
@@ -73,7 +74,9 @@ def trial_logits(hf_model: Any) -> Float[Tensor, "prompt pos d_vocab"] | None:
 
 
 @torch.no_grad()
-def check_model(model: Any, expected: Float[Tensor, "prompt pos d_vocab"] | None) -> ModelCheck:
+def check_model(
+    model: HookedModel, expected: Float[Tensor, "prompt pos d_vocab"] | None
+) -> ModelCheck:
     """Compare every part of a bridge with transformers.
 
     Args:
@@ -88,7 +91,7 @@ def check_model(model: Any, expected: Float[Tensor, "prompt pos d_vocab"] | None
 class _Trial:
     """One self-check as it goes on."""
 
-    def __init__(self, model: Any, expected: Tensor) -> None:
+    def __init__(self, model: HookedModel, expected: Tensor) -> None:
         self.model, self.expected = model, expected
         self.tokens = trial_tokens(model.original_model)
         relative = _TOLERANCE.get(expected.dtype, HALF_PRECISION_TOLERANCE)
