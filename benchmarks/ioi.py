@@ -242,7 +242,7 @@ def attention_to_names(model: Any, prompts: EncodedPairs) -> dict[str, torch.Ten
     pattern = run.values["pattern"][:, :, 0]  # [layer prompt head key]
     found = {}
     for role in ("io", "s1", "s2"):
-        keys = batch.columns(prompts.spans[role][0]).float()
+        keys = batch.span_mask(prompts.spans[role][0]).float()
         found[role] = torch.einsum("lphk,pk->lph", pattern, keys).mean(dim=1)
     return found
 

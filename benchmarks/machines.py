@@ -113,7 +113,7 @@ def measure(prompts: int, shard: int) -> dict[str, Any]:
         parts = cut(range(len(encoded)), shard)
 
         def job(number: int) -> LocateJob:
-            return LocateJob(encoded.take(parts[number]), "activation", "output", 0)
+            return LocateJob(encoded.take(parts[number]), "activation", "output")
 
         def sweep(kind: str, engine: Any) -> float:
             store = ShardStore(folder / kind, {"kind": "machines"}, len(parts))

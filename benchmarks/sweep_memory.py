@@ -12,11 +12,12 @@ from measuring import timed
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import interp.models
-from interp.commands.locate import LocateJob, locate_shard
+from interp.commands.locate import LOCATED, LocateJob, locate_shard
 from interp.forward.memory import CPU_BUDGET, CPU_WHOLE
 from interp.heads.locate import as_encoded
 from interp.premises import Premises
-from interp.runs.shards import InProcess, ShardStore, cut, make_shards, put_together
+from interp.runs.job_runner import StoredJobRunner
+from interp.runs.shards import InProcess
 from tests.conftest import make_word_tokenizer, planted_relation
 
 
@@ -42,17 +43,14 @@ def main() -> None:
     premises = Premises(relation, relation.facts, relation.template_names)
     some = as_encoded(model, premises)
     encoded = some.take([index % len(some) for index in range(options.prompts)])
-    parts = cut(range(len(encoded)))
     budget = CPU_WHOLE if options.method == "attribution" else CPU_BUDGET
 
     def sweep(folder: Path) -> Mapping[str, torch.Tensor]:
-        store = ShardStore(folder, {"prompts": len(encoded)}, len(parts))
-        shards = make_shards(
-            store, InProcess(model), locate_shard,
-            lambda number: LocateJob(encoded.take(parts[number]), options.method, "output", 0),
-            progress=False,
-        )  # fmt: skip
-        return put_together(shards, parts).tensors
+        runner = StoredJobRunner(folder, InProcess(model))
+        job = LocateJob(encoded, options.method, "output")
+        return runner.run(
+            locate_shard, model, job, description="", output=LOCATED, progress=False
+        ).tensors
 
     with tempfile.TemporaryDirectory() as folder:
         measured = timed(lambda: sweep(Path(folder)))

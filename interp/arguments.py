@@ -1,6 +1,6 @@
-"""What somebody gave for an argument, as a method wants it, or refused by the argument's name.
+"""Arguments as a method needs them; anything else is refused by the argument's name.
 
-Numbers and lists may come from numpy and torch as well: what is plainly meant is taken.
+Numbers and lists may be numpy's and torch's too.
 """
 
 import math
@@ -8,7 +8,7 @@ import operator
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from interp.errors import UserError
 
@@ -17,7 +17,7 @@ _SHOWN = 60
 
 
 def shown(given: Any) -> str:
-    """A value in a message, cut short; of what is long or has no words of its own, the type."""
+    """A value in a message; its type if its ``repr`` is long or says little."""
     text = repr(given)
     if len(text) > _SHOWN or text.startswith("<") or "\n" in text:
         return type(given).__name__
@@ -38,7 +38,7 @@ def whole_number(what: str, given: Any, *, least: int | None = None) -> int:
 def real_number(what: str, given: Any) -> float:
     """A number. Raises UserError unless it is one, and finite."""
     try:
-        if isinstance(given, str | bytes):  # digits are not meant
+        if isinstance(given, str | bytes):
             raise TypeError(given)
         number = float(given)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -52,12 +52,11 @@ def listed(what: str, given: Any, entries: str = "entries") -> list[Any]:
     """The entries of a list, tuple, array, tensor or generator.
 
     Raises:
-        UserError: no such thing; a text, whose letters are not meant; a mapping.
+        UserError: anything else; also a text or a mapping.
     """
     if hasattr(given, "tolist"):
         given = given.tolist()
-    wrong = isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable)
-    if wrong:
+    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
         raise UserError(f"{what} is a list of {entries}, not {shown(given)}")
     return list(given)
 
@@ -79,17 +78,20 @@ def pairs_of_numbers(
 
 
 def of_kind(what: str, given: Any, kind: type[Kind], advice: str = "") -> Kind:
-    """The argument itself. Raises UserError unless it is of a class, and says where to get one."""
+    """The argument itself. Raises UserError, with ``advice``, unless it is of a class."""
     if not isinstance(given, kind):
-        name = kind.__name__
-        tail = f": {advice}" if advice else ""
-        raise UserError(f"{what} is a {name}, not {shown(given)}{tail}")
+        advice = f": {advice}" if advice else ""
+        raise UserError(f"{what} is a {kind.__name__}, not {shown(given)}{advice}")
     return given
 
 
-def one_of(what: str, given: Any, known: Iterable[str]) -> str:
-    """A name. Raises UserError for an unknown one, and lists the known."""
-    names = list(known)
+def check_choice(what: str, given: Any, known: Any) -> Any:
+    """A known name. Raises UserError for any other, and lists the known ones.
+
+    Args:
+        known: the names, or a ``Literal`` of them.
+    """
+    names = get_args(known) or list(known)
     if not isinstance(given, str) or given not in names:
         raise UserError(f"unknown {what} {given!r}; known: {', '.join(names)}")
     return given
@@ -103,7 +105,7 @@ def as_text(what: str, given: Any) -> str:
 
 
 def as_path(what: str, given: Any) -> Path:
-    """A path. Raises UserError for what is no text and no path."""
+    """A path. Raises UserError for anything but a text or a path."""
     if not isinstance(given, str | os.PathLike) or isinstance(given, bytes):
         raise UserError(f"{what} is a path, not {shown(given)}")
     return Path(given)

@@ -1,9 +1,8 @@
-"""Slow work as values: a job says what is done to which prompts, and a stage has it done.
+"""Slow work as values: a job says what is computed for which prompts, and a runner has it done.
 
-``JobRunner`` does a job here and at once. A run directory has its own (``interp.runs.stages``),
-which cuts the job into shards of prompts, keeps each as it is finished, and may have them made
-elsewhere. The numbers are the same up to the last bits, which depend on the batch that a prompt
-runs in.
+``JobRunner`` runs a job here and at once. ``interp.runs.job_runner`` runs it in a run directory:
+it cuts the job into shards of prompts, keeps each one, and may have other processes compute them.
+The numbers are the same up to the last bits, which depend on the batch that a prompt runs in.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,17 +12,18 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 SHARD = 16
-"""Prompts of a shard, unless the work says otherwise."""
+"""Prompts in a shard by default."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """What was made of some prompts.
+    """The results for some prompts.
 
     Attributes:
         tensors: their first axis is the prompts.
         texts: one for each prompt, or none.
-        kept: of all of them together, as JSON can hold it; left out when shards are put together.
+        kept: facts about the results, as JSON can hold them. Of several shards together, only the
+            facts on which all of them agree are kept.
     """
 
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
@@ -33,7 +33,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class OutputSpec:
-    """What a work makes: tensors, by the number of their axes, and perhaps texts."""
+    """Output of a job: the name and number of axes of each tensor, and whether it has texts."""
 
     tensors: Mapping[str, int] = field(default_factory=dict)
     texts: bool = False
@@ -41,57 +41,57 @@ class OutputSpec:
 
 @runtime_checkable
 class Job(Protocol):
-    """Prompts, and all that decides what is made of them, beside the model."""
+    """Prompts, and everything but the model that decides what is computed for them."""
 
     @property
-    def shard(self) -> int:
-        """How many prompts are done, and kept, together."""
+    def prompts_per_shard(self) -> int:
+        """How many prompts are computed, and kept, together."""
         ...
 
     def order(self) -> Sequence[int]:
-        """All prompts, so that those which run well together stand beside each other."""
+        """All prompts, with those that run well together next to each other."""
         ...
 
     def take(self, prompts: Sequence[int]) -> "Job":
-        """The same for some of the prompts."""
+        """The same job for some of the prompts."""
         ...
 
     def identity(self) -> dict[str, Any]:
-        """What decides the outcome, as JSON can hold it."""
+        """What decides the results, as JSON can hold it."""
         ...
 
 
 @runtime_checkable
 class JobFunction(Protocol):
-    """A function of a module: what is made of a job's prompts, in their order."""
+    """A function at module level that computes a job's results, in the order of its prompts."""
 
     __name__: str
 
     def __call__(self, model: Any, job: Any, *, progress: bool = False) -> Shard:
-        """See the class."""
+        """The job's results."""
         ...
 
 
 class JobRunner:
-    """Does everything here and at once."""
+    """Runs jobs here and at once."""
 
-    def made(
+    def run(
         self,
-        work: JobFunction,
+        function: JobFunction,
         model: Any,
         job: Job,
         *,
         description: str,
-        gives: OutputSpec,
+        output: OutputSpec,
         progress: bool = True,
     ) -> Shard:
-        """What ``work`` makes of all prompts of a job.
+        """The results of ``function`` for all prompts of a job.
 
         Args:
-            description: of the bar that shows progress, where shards are made.
-            gives: what the work makes, against which shards from a file are checked.
+            description: label of the progress bar over shards.
+            output: what the function returns; shards that are read from files are checked with it.
         """
-        return work(model, job, progress=progress)
+        return function(model, job, progress=progress)
 
 
 RUN_HERE = JobRunner()

@@ -20,7 +20,7 @@ from transformers.cache_utils import DynamicCache
 from interp.checked import checked
 from interp.errors import UserError
 from interp.forward.batch import TokenBatch
-from interp.forward.call import call_columns
+from interp.forward.call import call_positions
 from interp.forward.hook_points import hook_name
 from interp.forward.layer_range import override_forward
 from interp.forward.out_of_memory import halving
@@ -164,7 +164,7 @@ def _run_beginning(
         return []
     batch = TokenBatch.from_lists([prompt.tokens[:start]], device=device_of(model))
     cache = DynamicCache()
-    call_columns(
+    call_positions(
         model.original_model, batch, torch.tensor([0], device=device_of(model)), cache=cache
     )
     return [(layer.keys, layer.values) for layer in cache.layers]  # type: ignore[attr-defined]
@@ -195,7 +195,7 @@ def _read_chunk(
     row = torch.tensor([index for index, one in enumerate(prompts) for _ in one.positions])
     column = torch.tensor([position - start for one in prompts for position in one.positions])
     with _reading(model, hooks, layers, row, column) as seen:
-        call_columns(model.original_model, batch, rows, start=start, cache=cache)
+        call_positions(model.original_model, batch, rows, start=start, cache=cache)
     for hook in hooks:
         if missing := [layer for layer in layers if (hook, layer) not in seen]:
             raise UserError(

@@ -22,8 +22,9 @@ from torch import Tensor
 
 from interp.checked import checked
 from interp.errors import UserError
-from interp.files import check_tensors, one_line
 from interp.files.tensor_file import read_tensor_file, write_tensor_file
+from interp.files.tensors import check_tensors
+from interp.files.text import one_line
 from interp.models import fingerprint as fingerprint_of
 from interp.models.hooked_model import HookedModel
 from interp.models.tokenizer_fingerprint import prompting_fingerprint

@@ -23,8 +23,9 @@ from torch import Tensor
 
 from interp.checked import checked
 from interp.errors import UserError
-from interp.files import check_shape, plain_name
 from interp.files.documents import read_json, write_json
+from interp.files.links import plain_name
+from interp.files.shape import check_shape
 from interp.files.whole import beside_of, move_into_place, remove_leftovers
 from interp.models import fingerprint
 from interp.models.converted import file_sha256

@@ -11,8 +11,8 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import tyro
 
 from interp.errors import UserError
-from interp.files import from_mapping, parse_yaml, read_text
-from interp.files.text import LARGEST_YAML
+from interp.files.fields import from_mapping
+from interp.files.text import LARGEST_YAML, parse_yaml, read_text
 
 Kind = TypeVar("Kind")
 _SUPPRESSED = get_args(tyro.conf.Suppress[int])[1]

@@ -1,7 +1,7 @@
 """Work on an adapted model in parts: the model as a worker loads it, and what is made with it."""
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -88,17 +88,35 @@ def _on_hooked(work: Callable[[Any, Any], Shard], loaded: AdaptedModel, job: Any
 
 @dataclass(frozen=True)
 class RoutingJob:
-    """One part of a corpus, by its number."""
+    """A corpus whose routing is counted part by part; each part, by its number, is a shard.
+
+    Attributes:
+        run: what decides the outcome of the run that the counts belong to.
+    """
 
     corpus: LabelledCorpus
     settings: CollectSettings
-    number: int
+    run: Any = None
+    number: int = 0
+    prompts_per_shard: int = 1
+
+    def order(self) -> Sequence[int]:
+        """The numbers of all parts."""
+        return range(self.settings.parts)
+
+    def take(self, prompts: Sequence[int]) -> "RoutingJob":
+        """The job of one part."""
+        return replace(self, number=prompts[0])
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the counts."""
+        return {"run": self.run, "corpus": digest_of(asdict(self.corpus))}
 
 
-def routing_shard(loaded: AdaptedModel, job: RoutingJob) -> Shard:
+def routing_shard(loaded: AdaptedModel, job: RoutingJob, *, progress: bool = False) -> Shard:
     """The sums over one part."""
     return Shard(
         collect_part(
-            loaded.model, job.corpus, loaded.tokenizer, job.settings, job.number, progress=False
+            loaded.model, job.corpus, loaded.tokenizer, job.settings, job.number, progress=progress
         )
     )

@@ -56,8 +56,8 @@ from interp.runs.identity import begin_run, check_run
 from interp.runs.lock import one_process
 from interp.runs.manifest import describe_hf_model, read_manifest, write_manifest
 from interp.runs.prompting import PROMPTS, asking_identity, noted_prompts
+from interp.runs.resources import run_resources, with_resources
 from interp.runs.shards import digest_of
-from interp.runs.threads import threads_of, using_threads, with_threads
 
 logger = logging.getLogger(__name__)
 
@@ -171,11 +171,11 @@ def analyze_adapter(
     if settings.effects:
         require_bridge("measuring the effects of experts (--effects 0 leaves them out)")
     check_run(run, IDENTITY, identity)
-    begin_run(run, IDENTITY, with_clock(with_threads(identity), loaded.tokenizer))
+    begin_run(run, IDENTITY, with_clock(with_resources(identity), loaded.tokenizer))
     recorded = read_json(run / IDENTITY)
     effects = None
     with (
-        using_threads(threads_of(run, IDENTITY)),
+        run_resources(run, IDENTITY),
         engine_for(
             engine,
             loaded,

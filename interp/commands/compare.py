@@ -23,7 +23,6 @@ from interp.commands.train import (
     train_moelora,
 )
 from interp.errors import UserError
-from interp.files import read_json_lines, read_table
 from interp.files.documents import (
     read_json,
     write_atomically,
@@ -32,6 +31,8 @@ from interp.files.documents import (
     write_table,
     write_yaml,
 )
+from interp.files.tables import read_table
+from interp.files.text import read_json_lines
 from interp.moelora.training.adapters import Method, check_method
 from interp.moelora.training.comparison import FinishedRun, compare
 from interp.moelora.training.pretrained import load_pretrained

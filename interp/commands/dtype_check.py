@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from interp.errors import UserError
-from interp.files import one_line
 from interp.files.documents import write_json
+from interp.files.text import one_line
 from interp.forward.out_of_memory import is_out_of_memory
 from interp.models import loader_of, model_info
 from interp.models.hooked_model import HookedModel

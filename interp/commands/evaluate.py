@@ -13,6 +13,7 @@ from typing import Literal
 
 import pandas as pd
 
+from interp.arguments import check_choice
 from interp.commands.detector import run_detector
 from interp.commands.locate import DEFAULT_FRACTION, IDENTITY, check_same_prompts
 from interp.errors import UserError
@@ -23,9 +24,7 @@ from interp.evaluation.settings import (
     compare_settings,
     setting_mode_name,
 )
-from interp.files.choice import check_choice
 from interp.files.documents import write_atomically, write_json, write_jsonl, write_table
-from interp.forward.memory import using_budget
 from interp.heads.effects import HeadEffects, count_of_fraction
 from interp.heads.headset import Site
 from interp.interventions.gate import Gate, check_gate
@@ -35,12 +34,11 @@ from interp.models.hooked_model import HookedModel
 from interp.premises.questions import Split
 from interp.report.read_run import read_heads
 from interp.runs.clock import one_moment
+from interp.runs.job_runner import StoredJobRunner
 from interp.runs.lock import one_process
 from interp.runs.model_conditions import conditions
-from interp.runs.pass_memory import budget_of
+from interp.runs.resources import run_resources
 from interp.runs.shards import Engine, InProcess
-from interp.runs.stages import StoredJobRunner
-from interp.runs.threads import threads_of, using_threads
 from probes.detector.detect import detect_premises
 from probes.detector.detections import Detector, PremiseDetections
 
@@ -138,8 +136,7 @@ def evaluate_run(
         raise UserError(f"{run} was searched at site {', '.join(effects)}, not {missing[0]!r}")
     chosen: dict[Site, HeadEffects] = {site: effects[site] for site in sites}
     stages = StoredJobRunner(run / SHARDS, engine or InProcess(model), conditions(model))
-    budget = budget_of(run, IDENTITY, model)
-    with using_threads(threads_of(run, IDENTITY)), using_budget(budget):
+    with run_resources(run, IDENTITY, model):
         evaluations, table = _evaluated(model, split, chosen, settings, run, stages, progress)
     _write(run, evaluations, table)
     stages.remove_others()

@@ -18,15 +18,15 @@ from interp.experts.routing.collect import CollectSettings, RoutingSum, collect_
 from interp.experts.routing.corpus import LabelledCorpus
 from interp.experts.routing.records import RoutingRecords
 from interp.experts.routing.similarity import OutputSimilarity
-from interp.files import read_table
 from interp.files.documents import write_table
+from interp.files.tables import read_table
 from interp.moelora.data.encoding import encode_example
 from interp.moelora.data.examples import Example
 from interp.moelora.projections import projections_of
 from interp.patching.result import PatchEffects
+from interp.runs.job_runner import StoredJobRunner
 from interp.runs.model_conditions import conditions
-from interp.runs.shards import Engine, ShardStore, digest_of, finish_shards, remove_shards
-from interp.runs.stages import StoredJobRunner
+from interp.runs.shards import Engine, digest_of, remove_shards
 
 logger = logging.getLogger(__name__)
 
@@ -76,19 +76,11 @@ def count_routing(
             progress=progress,
         )
     else:
-        whole = {"run": identity, "corpus": digest_of(asdict(corpus))}
-        store = ShardStore(run / ROUTING_SHARDS, whole, PARTS)
-        finish_shards(
-            store,
-            engine,
-            routing_shard,
-            lambda number: RoutingJob(corpus, collecting, number),
-            description="routing",
-            progress=progress,
-        )
+        runner = StoredJobRunner(run / ROUTING_SHARDS, engine)
+        job = RoutingJob(corpus, collecting, identity)
         total = RoutingSum(loaded.model, corpus, loaded.tokenizer, collecting)
-        for number in range(PARTS):
-            total.add(store.finished(number).tensors)
+        for part in runner.shards(routing_shard, job, description="routing", progress=progress):
+            total.add(part.tensors)
         records, similarity = total.result()
     write_table(alike, similarity.table)
     records.save(counts)

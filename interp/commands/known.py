@@ -8,17 +8,16 @@ from typing import Any
 
 from interp.commands.prompts_identity import prompts_identity
 from interp.errors import UserError
-from interp.files import check_shape
 from interp.files.documents import read_json, write_json, write_jsonl, write_table
+from interp.files.shape import check_shape
 from interp.models.hooked_model import HookedModel
 from interp.premises.knowledge import check_knowledge
 from interp.premises.questions import Premises, Split, load_premises
 from interp.runs.clock import with_clock
 from interp.runs.identity import begin_run, check_run
-from interp.runs.pass_memory import with_budget
 from interp.runs.prompting import ENDS, end_tokens
+from interp.runs.resources import with_resources
 from interp.runs.shards import digest_of
-from interp.runs.threads import with_threads
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +56,8 @@ def split_known(
         knowledge = check_knowledge(model, premises, check=identity["check"], progress=progress)
         logger.info(knowledge.summary)
         kept = knowledge.keep(premises, minimum=minimum)
-        written = with_budget(with_threads(identity), model)
-        begin_run(run, file, with_clock(written, model.tokenizer))
+        written = with_clock(with_resources(identity, model), model.tokenizer)
+        begin_run(run, file, written)
         write_table(run / "knowledge.csv", knowledge.to_dataframe())
         content = {"subjects": list(kept.subjects), "summary": knowledge.summary}
         write_json(run / "known.json", {**content, "sha256": digest_of(content)})

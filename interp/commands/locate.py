@@ -8,33 +8,30 @@ seed in the same directory is refused.
 
 import json
 import logging
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 from torch import Tensor
 
+from interp.arguments import check_choice
 from interp.commands.dtype_check import N_PROMPTS, TOP_HEADS, Measure, note_dtype_check
 from interp.commands.known import known_part, premise_rows, prompts_digest, split_known
 from interp.commands.prompts_identity import prompts_identity
 from interp.errors import UserError
-from interp.files import (
-    check_links,
-    check_shape,
-    check_tensors,
-    from_mapping,
-    read_json_lines,
-)
-from interp.files.choice import check_choice
 from interp.files.documents import read_json, write_table
+from interp.files.fields import from_mapping
+from interp.files.links import check_links
+from interp.files.shape import check_shape
 from interp.files.tensor_file import read_tensor_file
-from interp.forward.memory import using_budget
+from interp.files.text import read_json_lines
 from interp.forward.trial import sweep_resolution
 from interp.heads.effects import HeadEffects, Method, count_of_fraction, load_effects, save_effects
 from interp.heads.headset import Site
 from interp.heads.locate import as_encoded, batch_metrics, locate_heads
-from interp.jobs import SHARD, Shard
+from interp.jobs import SHARD, OutputSpec, Shard
 from interp.models import fingerprint
 from interp.models.hooked_model import HookedModel
 from interp.patching.metrics import LogitDifference
@@ -43,6 +40,7 @@ from interp.premises.knowledge import MINIMUM_KNOWN, KnowledgeCheck
 from interp.premises.questions import Split, load_premises
 from interp.runs.clock import one_moment, run_clock
 from interp.runs.identity import model_identity
+from interp.runs.job_runner import StoredJobRunner
 from interp.runs.lock import one_process
 from interp.runs.manifest import (
     check_same_asking,
@@ -52,19 +50,9 @@ from interp.runs.manifest import (
     write_manifest,
 )
 from interp.runs.model_conditions import conditions
-from interp.runs.pass_memory import budget_entry, budget_of
 from interp.runs.prompting import PROMPTS, noted_prompts
-from interp.runs.shards import (
-    Engine,
-    InProcess,
-    ShardStore,
-    cut,
-    digest_of,
-    make_shards,
-    put_together,
-    remove_shards,
-)
-from interp.runs.threads import threads_of, using_threads
+from interp.runs.resources import budget_entry, run_resources
+from interp.runs.shards import Engine, InProcess, digest_of, remove_shards
 
 logger = logging.getLogger(__name__)
 
@@ -138,8 +126,7 @@ def locate_run(
         minimum=settings.minimum,
         progress=progress,
     )
-    budget = budget_of(run, IDENTITY, model)
-    with using_threads(threads_of(run, IDENTITY)), using_budget(budget):
+    with run_resources(run, IDENTITY, model):
         effects = _effects(model, split, settings, run, engine or InProcess(model), progress)
     selected = {
         site: one.select(count=count_of_fraction(DEFAULT_FRACTION, one.values[0].numel()))
@@ -200,34 +187,29 @@ def _effects(
     prompts = read_json(run / IDENTITY)[PROMPTS]
     path, digest = run / EFFECTS, effects_digest(settings, fingerprint(model), split, prompts)
     try:
-        found = _effects_of(path, digest)
+        finished = _effects_of(path, digest)
     except UserError as error:
         if path.exists():
             logger.warning("%s: the effects are made again", error)
     else:
         logger.info("effects: taken from %s", path)
-        return {site: found[site] for site in settings.sites}
+        return {site: finished[site] for site in settings.sites}
     encoded = as_encoded(model, split.search)
-    parts = cut(encoded.by_length("false"), settings.shard)  # of like lengths: less to run
+    runner = StoredJobRunner(run / SHARDS, engine, conditions(model))
     effects = {}
     for site in settings.sites:
-        identity = {"run": digest, "site": site, "model": conditions(model)}
-        store = ShardStore(run / SHARDS, identity, len(parts))
-        shards = make_shards(
-            store,
-            engine,
+        job = LocateJob(encoded, settings.method, site, settings.seed, digest, settings.shard)
+        found = runner.run(
             locate_shard,
-            lambda number, site=site: LocateJob(
-                encoded.take(parts[number]), settings.method, site, settings.seed
-            ),
+            model,
+            job,
             description=f"site {site}",
+            output=LOCATED,
             progress=progress,
         )
-        source = check_shape(shards[0].kept, {"source": str}, "a shard")["source"]
-        whole = put_together(shards, parts).tensors
-        check_tensors(whole, values=3, probability=3)
+        source = check_shape(found.kept, {"source": str}, "a shard")["source"]
         effects[site] = HeadEffects(
-            **whole,
+            **found.tensors,
             subjects=encoded.subjects,
             templates=encoded.templates,
             site=site,
@@ -242,18 +224,39 @@ def _effects(
 
 @dataclass(frozen=True)
 class LocateJob:
-    """What one shard of a search needs, beside the model."""
+    """Prompts in which the effects of all heads are measured at one site.
+
+    Attributes:
+        run: digest of the run that the effects belong to.
+    """
 
     encoded: EncodedPremises
     method: Method
     site: Site
-    seed: int
+    seed: int = 0
+    run: str = ""
+    prompts_per_shard: int = SHARD
+
+    def order(self) -> Sequence[int]:
+        """Prompts of similar lengths next to each other."""
+        return self.encoded.by_length("false")
+
+    def take(self, prompts: Sequence[int]) -> "LocateJob":
+        """The same job for some of the prompts."""
+        return replace(self, encoded=self.encoded.take(prompts))
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the effects."""
+        return {"run": self.run, "site": self.site}
 
 
-def locate_shard(model: HookedModel, job: LocateJob) -> Shard:
-    """The effects of all heads on some prompts."""
+LOCATED = OutputSpec({"values": 3, "probability": 3})
+
+
+def locate_shard(model: HookedModel, job: LocateJob, *, progress: bool = False) -> Shard:
+    """The effects of all heads on the prompts of a job."""
     found = locate_heads(
-        model, job.encoded, method=job.method, site=job.site, seed=job.seed, progress=False
+        model, job.encoded, method=job.method, site=job.site, seed=job.seed, progress=progress
     )
     return Shard(
         {"values": found.values, "probability": found.probability},

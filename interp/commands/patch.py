@@ -7,19 +7,18 @@ settings in the same directory are refused.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
 
+from interp.arguments import check_choice
 from interp.commands.dtype_check import N_PROMPTS, Measure, note_dtype_check
 from interp.errors import UserError
-from interp.files.choice import check_choice
 from interp.files.documents import read_json, write_atomically, write_json, write_jsonl, write_table
 from interp.forward.hook_points import Component, check_component
-from interp.forward.memory import using_budget
 from interp.forward.partial import device_of
 from interp.jobs import SHARD, Shard
 from interp.models.hooked_model import HookedModel
@@ -29,21 +28,13 @@ from interp.patching.unit_effects import Method, check_method
 from interp.report.patch_page import render_patch
 from interp.runs.clock import one_moment, with_clock
 from interp.runs.identity import begin_run, check_run, model_identity
+from interp.runs.job_runner import StoredJobRunner
 from interp.runs.lock import one_process
 from interp.runs.manifest import read_manifest, write_manifest
 from interp.runs.model_conditions import conditions
-from interp.runs.pass_memory import budget_entry, budget_of, with_budget
 from interp.runs.prompting import PROMPTS, noted_prompts
-from interp.runs.shards import (
-    Engine,
-    InProcess,
-    ShardStore,
-    cut,
-    digest_of,
-    make_shards,
-    remove_shards,
-)
-from interp.runs.threads import threads_of, using_threads, with_threads
+from interp.runs.resources import budget_entry, run_resources, with_resources
+from interp.runs.shards import Engine, InProcess, digest_of, remove_shards
 from interp.statistics.significance import MINIMUM_GROUPS, mean_interval
 from interp.tasks import EncodedPairs, Pairs, answered_right, encode_pairs, ioi_pairs, read_pairs
 from interp.tasks.ioi import Corruption, check_corruption
@@ -209,8 +200,8 @@ def _claim(run: Path, identity: Mapping[str, Any], pairs: Pairs, model: HookedMo
     if path.is_file() and list(read_pairs(path)) != list(pairs):
         raise UserError(f"{run} was made with other pairs: choose another --out")
     check_run(run, IDENTITY, identity)
-    written = with_budget(with_threads(identity), model)
-    begin_run(run, IDENTITY, with_clock(written, model.tokenizer))
+    written = with_clock(with_resources(identity, model), model.tokenizer)
+    begin_run(run, IDENTITY, written)
     if not path.is_file():
         write_jsonl(path, [pair.row() for pair in pairs])
 
@@ -245,20 +236,11 @@ def _effects(
             return found
         except UserError as error:
             logger.warning("%s: the effects are made again", error)
-    parts = cut(range(len(encoded)), settings.shard if settings.sliced else len(encoded))
-    identity = {"run": facts["run"], "model": conditions(model)}
-    store = ShardStore(run / SHARDS, identity, len(parts))
-    budget = budget_of(run, IDENTITY, model)
-    with using_threads(threads_of(run, IDENTITY)), using_budget(budget):
-        shards = make_shards(
-            store,
-            engine,
-            patch_shard,
-            lambda number: PatchJob(encoded.take(parts[number]), settings),
-            description="prompts",
-            progress=progress,
-        )
-    results = [PatchEffects.from_parts(shard.tensors, shard.kept) for shard in shards]
+    runner = StoredJobRunner(run / SHARDS, engine, conditions(model))
+    job = PatchJob(encoded, settings, facts["run"])
+    with run_resources(run, IDENTITY, model):
+        shards = runner.shards(patch_shard, job, description="prompts", progress=progress)
+        results = [PatchEffects.from_parts(shard.tensors, shard.kept) for shard in shards]
     result = PatchEffects.concatenate(results)
     result = replace(result, metadata={**result.metadata, **facts})
     result.save(whole)
@@ -267,15 +249,37 @@ def _effects(
 
 @dataclass(frozen=True)
 class PatchJob:
-    """What one shard needs, beside the model."""
+    """Pairs in which the effects of all units are measured.
+
+    Attributes:
+        run: digest of the run that the effects belong to.
+    """
 
     encoded: EncodedPairs
     settings: PatchSettings
+    run: str = ""
+
+    @property
+    def prompts_per_shard(self) -> int:
+        """As the settings say, or all where the pairs cannot be taken apart."""
+        return self.settings.shard if self.settings.sliced else len(self.encoded)
+
+    def order(self) -> Sequence[int]:
+        """The pairs as they are given."""
+        return range(len(self.encoded))
+
+    def take(self, prompts: Sequence[int]) -> "PatchJob":
+        """The same job for some of the pairs."""
+        return replace(self, encoded=self.encoded.take(prompts))
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the effects."""
+        return {"run": self.run}
 
 
-def patch_shard(model: HookedModel, job: PatchJob) -> Shard:
-    """The effects of all units on some prompts."""
-    result = patch_pairs(model, job.encoded, progress=False, **_options(job.settings))
+def patch_shard(model: HookedModel, job: PatchJob, *, progress: bool = False) -> Shard:
+    """The effects of all units on the pairs of a job."""
+    result = patch_pairs(model, job.encoded, progress=progress, **_options(job.settings))
     tensors, kept = result.parts()
     return Shard(tensors, kept=kept)
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import pandas as pd
 import plotly.graph_objects as go
 
+from interp.arguments import check_choice
 from interp.commands.known import split_known
 from interp.errors import UserError
 from interp.figures.probe_scores import (
@@ -26,9 +27,9 @@ from interp.figures.probe_scores import (
     reliability_figure,
 )
 from interp.figures.tables import where
-from interp.files import check_shape, read_table
-from interp.files.choice import check_choice
 from interp.files.documents import read_json, write_atomically, write_json, write_table
+from interp.files.shape import check_shape
+from interp.files.tables import read_table
 from interp.models.hooked_model import HookedModel
 from interp.premises import Split
 from interp.premises.knowledge import MINIMUM_KNOWN, KnowledgeCheck

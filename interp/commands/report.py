@@ -5,8 +5,8 @@ from pathlib import Path
 from interp.commands.patch import write_patch_report
 from interp.commands.probe import write_probe_report
 from interp.errors import UserError
-from interp.files import check_links
 from interp.files.documents import read_json, write_atomically
+from interp.files.links import check_links
 from interp.report.comparison_page import check_comparison, read_losses, render_comparison
 from interp.report.heads_page import write_report
 

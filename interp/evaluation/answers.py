@@ -142,8 +142,8 @@ def answers_under(
         neutral,
         max_new_tokens,
     )
-    said = stages.made(
-        greedy_texts, model, job, description=description, gives=ANSWERS, progress=progress
+    said = stages.run(
+        greedy_texts, model, job, description=description, output=ANSWERS, progress=progress
     )
     asked = dict(zip(found, said.texts, strict=True))
     return tuple(asked[row] if row in asked else baseline[row] for row in range(len(prompts)))

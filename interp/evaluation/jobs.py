@@ -11,7 +11,7 @@ from torch import Tensor
 from interp.forward.batch import Span, TokenBatch
 from interp.forward.generate import BATCH_PROMPTS, MAX_NEW_TOKENS, generate_tokens
 from interp.forward.out_of_memory import over_parts
-from interp.forward.partial import tail_logits
+from interp.forward.partial import last_logits
 from interp.heads.headset import HeadSet
 from interp.interventions.context import constrain
 from interp.interventions.head_constraint import Constraint
@@ -37,7 +37,7 @@ class PreferenceJob:
         mean: what mode ``mean`` puts in; by default the mean over all of the prompts, which must
             not be cut apart then.
         budget: bytes that one forward pass may take.
-        shard: prompts that are done together.
+        prompts_per_shard: prompts that are computed, and kept, together.
     """
 
     encoded: EncodedPremises
@@ -46,7 +46,7 @@ class PreferenceJob:
     sets: tuple[HeadSet, ...]
     mean: Float[Tensor, "layer head d_head"] | None = None
     budget: int | None = None
-    shard: int = SHARD
+    prompts_per_shard: int = SHARD
 
     def order(self) -> Sequence[int]:
         """Prompts of like lengths beside each other."""
@@ -94,14 +94,14 @@ class WholeRunsJob:
         encoded, kind: the prompts.
         interventions: an empty one is the unconstrained model.
         mean: what mode ``mean`` puts in; UserError in a run that needs it and has none.
-        shard: prompts that are done together.
+        prompts_per_shard: prompts that are computed, and kept, together.
     """
 
     encoded: EncodedPremises
     kind: QuestionKind
     interventions: tuple[Intervention, ...]
     mean: Float[Tensor, "layer head d_head"] | None = None
-    shard: int = SHARD
+    prompts_per_shard: int = SHARD
 
     def order(self) -> Sequence[int]:
         """Prompts of like lengths beside each other."""
@@ -137,7 +137,7 @@ def whole_run_values(model: HookedModel, job: WholeRunsJob, *, progress: bool = 
         def run(part: TokenBatch, rows: range, under: Intervention = intervention) -> Tensor:
             here = spans[rows.start : rows.stop]
             with constrain(model, under, at=here, mean=job.mean, neutral=job.encoded.mask):
-                return tail_logits(model, part)[:, -1]
+                return last_logits(model, part)[:, -1]
 
         logits = torch.cat(list(over_parts(batch, run)))
         for number, metric in enumerate(metrics):
@@ -163,7 +163,7 @@ class AnswersJob:
     neutral: str | None = None
     max_new_tokens: int = MAX_NEW_TOKENS
     # As many as are answered together anyway: an answer can hang on the last bit.
-    shard: int = BATCH_PROMPTS
+    prompts_per_shard: int = BATCH_PROMPTS
 
     def order(self) -> Sequence[int]:
         """Prompts of like lengths beside each other."""

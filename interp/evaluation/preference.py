@@ -113,12 +113,12 @@ def _preference(
     stages: JobRunner,
     progress: bool,
 ) -> Preference:
-    done = stages.made(
+    done = stages.run(
         work,
         model,
         job,
         description=f"{job.kind} premises",
-        gives=OutputSpec({"values": 3}),
+        output=OutputSpec({"values": 3}),
         progress=progress,
     )
     return Preference.from_values(done.tensors["values"].transpose(0, 1), job.encoded)

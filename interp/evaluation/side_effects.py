@@ -21,7 +21,7 @@ from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.forward.batch import TokenBatch
 from interp.forward.out_of_memory import over_parts
-from interp.forward.partial import device_of, tail_logits
+from interp.forward.partial import device_of, last_logits
 from interp.interventions.context import constrain
 from interp.interventions.head_constraint import Constraint
 from interp.interventions.intervention import Intervention
@@ -95,9 +95,9 @@ def side_effects(
         total = torch.zeros(4, dtype=torch.float64)
         if first >= part.width:
             return total
-        free = tail_logits(model, part, keep=part.width - first)
+        free = last_logits(model, part, keep=part.width - first)
         with constrain(model, constraint, at=own, mean=mean):
-            held = tail_logits(model, part, keep=part.width - first)
+            held = last_logits(model, part, keep=part.width - first)
         for row, begin in enumerate(begins):
             later, following = slice(begin - first, -1), part.tokens[row, begin + 1 :]
             total += _sums(free[row, later], held[row, later], following)

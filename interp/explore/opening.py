@@ -9,8 +9,8 @@ from interp.commands.detector import has_detector, run_detector
 from interp.commands.locate import check_same_prompts, load_run
 from interp.errors import UserError
 from interp.explore.explorer import Explorer
-from interp.files import Maybe, check_shape
 from interp.files.documents import read_json
+from interp.files.shape import Maybe, check_shape
 from interp.heads.effects import HeadEffects
 from interp.interventions.head_constraint import Constraint
 from interp.models import load_model

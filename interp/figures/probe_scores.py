@@ -21,7 +21,7 @@ from interp.figures.theme import (
     label,
     whiskers,
 )
-from interp.files import Maybe
+from interp.files.shape import Maybe
 
 _NAMES = {
     "object": "object, last token",

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from interp.files import read_json_object
+from interp.files.text import read_json_object
 from interp.files.whole import write_whole
 
 # The wide forms count too: some spreadsheets read them as the narrow ones.

@@ -7,7 +7,7 @@ and of all tensors, so that one altered byte anywhere is found when the file is 
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from interp.errors import UserError
-from interp.files import parse_tensors
+from interp.files.tensors import parse_tensors
+from interp.files.text import parse_json
 from interp.files.whole import write_whole
 
 CHECKSUM = "sha256"
@@ -44,6 +45,32 @@ def read_tensor_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror or error}") from error
     return parse_tensor_bytes(content)
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor | None], kept: Mapping[str, Any]
+) -> Path:
+    """Write the tensors that are not None, and ``kept`` as JSON.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    there = {key: tensor for key, tensor in tensors.items() if tensor is not None}
+    return write_tensor_file(path, there, {key: json.dumps(value) for key, value in kept.items()})
+
+
+def read_tensors(path: Path, names: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors, and what was kept under these names.
+
+    Raises:
+        FileNotFoundError: no file.
+        UserError: a name that is missing, or a damaged file; the message does not name the file.
+    """
+    tensors, texts = read_tensor_file(path)
+    missing = [name for name in names if name not in texts]
+    if missing:
+        raise UserError(f"it has no {missing[0]}")
+    return tensors, {name: parse_json(texts[name]) for name in names}
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:

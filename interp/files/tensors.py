@@ -14,9 +14,10 @@ from torch import Tensor
 
 from interp.errors import UserError
 from interp.files.text import one_line
+from interp.moved import old_names
 
 
-def read_tensor_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Every tensor of a file, and its metadata.
 
     Raises:
@@ -31,7 +32,7 @@ def read_tensor_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def parse_tensors(content: bytes) -> dict[str, Tensor]:
-    """The tensors of a file's content. Raises UserError as `read_tensor_file` does."""
+    """The tensors of a file's content. Raises UserError as `read_safetensors` does."""
     try:
         return load(content)
     except _FOREIGN as error:
@@ -39,7 +40,7 @@ def parse_tensors(content: bytes) -> dict[str, Tensor]:
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor, from the header. Raises UserError as `read_tensor_file` does."""
+    """The shape of each tensor, from the header. Raises UserError as `read_safetensors` does."""
     try:
         with safe_open(str(path), framework="pt") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in list(file.keys())}
@@ -64,3 +65,5 @@ def check_tensors(tensors: Mapping[str, Tensor], **axes: int | None) -> None:
 
 # A dtype that this torch does not have is an AttributeError or a TypeError.
 _FOREIGN = (SafetensorError, OSError, ValueError, TypeError, AttributeError, RuntimeError)
+
+__getattr__ = old_names(__name__)

@@ -1,7 +1,7 @@
 """Prompts of different lengths as one left-padded batch.
 
-Everything downstream counts positions in *columns* of this batch: the last real token of
-every prompt stands in the last column, so that one slice reads all the answers.
+Positions are counted in the padded batch: the last real token of every prompt is at the last
+position, so that one slice reads all the answers.
 """
 
 import operator
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     Prompts: TypeAlias = "TokenBatch | TokenIds | Sequence[Sequence[int]]"
     """What ``TokenBatch.of`` takes."""
 else:
-    TokenIds = Prompts = Any  # what is wrong with anything else is said below
+    TokenIds = Prompts = Any  # anything else is refused below
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,7 @@ class TokenBatch:
                 "tokens and mask are tensors [prompt pos]: build a TokenBatch with from_lists or "
                 "from_padded"
             )
-        if self.tokens.ndim != 2 or not _holds_whole_numbers(self.tokens):
-            raise UserError(
-                f"token ids are whole numbers [prompt pos], not "
-                f"{str(self.tokens.dtype).removeprefix('torch.')} {list(self.tokens.shape)}"
-            )
+        _check_token_ids(self.tokens)
         if self.mask.dtype != torch.bool:
             raise UserError("the mask of a TokenBatch is True or False: from_padded takes others")
         if self.tokens.shape != self.mask.shape:
@@ -65,9 +61,8 @@ class TokenBatch:
             raise UserError(
                 "a batch needs at least one prompt, and every prompt at least one token"
             )
-        lengths = self.mask.sum(dim=1)
-        columns = torch.arange(self.mask.shape[1], device=self.mask.device)
-        if not torch.equal(self.mask, columns >= (self.mask.shape[1] - lengths)[:, None]):
+        positions = torch.arange(self.width, device=self.mask.device)
+        if not torch.equal(self.mask, positions >= self.offsets[:, None]):
             raise UserError("a TokenBatch is left-padded: build it with from_lists or from_padded")
 
     @classmethod
@@ -76,18 +71,16 @@ class TokenBatch:
     ) -> "TokenBatch":
         """Pad lists of token ids on the left to the longest of them."""
         prompts, pad = [_token_ids(one) for one in _listed(prompts)], whole_number("pad", pad)
-        if not prompts or any(len(p) == 0 for p in prompts):
+        if not prompts or not all(prompts):
             raise UserError("there is an empty prompt: every prompt needs at least one token")
-        width = max(len(p) for p in prompts)
-        tokens = torch.full((len(prompts), width), pad, dtype=torch.long)
-        mask = torch.zeros((len(prompts), width), dtype=torch.bool)
-        for row, prompt in enumerate(prompts):
-            try:
-                tokens[row, width - len(prompt) :] = torch.tensor(prompt, dtype=torch.long)
-            except (ValueError, OverflowError, RuntimeError) as error:
-                largest = max(prompt, key=abs)
-                raise UserError(f"token id {largest} is beyond any vocabulary") from error
-            mask[row, width - len(prompt) :] = True
+        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        width = int(lengths.max())
+        try:
+            tokens = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts])
+        except (ValueError, OverflowError, RuntimeError) as error:
+            largest = max((token for prompt in prompts for token in prompt), key=abs)
+            raise UserError(f"token id {largest} is beyond any vocabulary") from error
+        mask = torch.arange(width) >= (width - lengths)[:, None]
         try:
             return cls(tokens.to(device), mask.to(device))
         except (RuntimeError, TypeError, AssertionError) as error:
@@ -115,7 +108,7 @@ class TokenBatch:
     def of(
         cls, prompts: Any, *, what: str = "prompts", device: torch.device | str | None = None
     ) -> "TokenBatch":
-        """What somebody gave as prompts: a batch, token ids [prompt pos], or lists of them.
+        """A batch of anything that holds token ids: a batch, a tensor [prompt pos], or lists.
 
         Args:
             what: names the argument in a message.
@@ -129,10 +122,8 @@ class TokenBatch:
         else:
             _refuse_text(prompts, what)
             try:
-                if hasattr(prompts, "shape"):
-                    batch = cls.from_padded(prompts)
-                else:
-                    batch = cls.from_lists(prompts)
+                padded = hasattr(prompts, "shape")
+                batch = cls.from_padded(prompts) if padded else cls.from_lists(prompts)
             except UserError as error:
                 raise UserError(f"{what}: {error}") from error
         if device is None or batch.tokens.device == torch.device(device):
@@ -144,7 +135,7 @@ class TokenBatch:
 
     @property
     def width(self) -> int:
-        """The number of columns."""
+        """The number of positions, padding included."""
         return self.tokens.shape[1]
 
     @cached_property
@@ -160,7 +151,7 @@ class TokenBatch:
 
     @property
     def offsets(self) -> Int[Tensor, " prompt"]:
-        """The column of each prompt's first real token."""
+        """The position of each prompt's first real token."""
         return self.width - self.mask.sum(dim=1)
 
     @property
@@ -168,11 +159,11 @@ class TokenBatch:
         """Position ids as the unpadded prompt would have them; 0 on padding."""
         return (self.mask.long().cumsum(dim=1) - 1).clamp(min=0)
 
-    def columns(self, spans: Sequence[Span]) -> Bool[Tensor, "prompt pos"]:
-        """Mask of the columns of one token span [start, end) per prompt, unpadded positions."""
+    def span_mask(self, spans: Sequence[Span]) -> Bool[Tensor, "prompt pos"]:
+        """Mask of one token span [start, end) per prompt, counted without padding."""
         if len(spans) != len(self):
             raise UserError(f"{len(spans)} spans for {len(self)} prompts: give one per prompt")
-        at = torch.zeros_like(self.mask)
+        mask = torch.zeros_like(self.mask)
         for row, (start, end) in enumerate(spans):
             length = int(self.mask[row].sum())
             if not 0 <= start < end <= length:
@@ -180,8 +171,10 @@ class TokenBatch:
                     f"span [{start}, {end}) of prompt {row} is not in its {length} tokens"
                 )
             offset = self.width - length
-            at[row, offset + start : offset + end] = True
-        return at
+            mask[row, offset + start : offset + end] = True
+        return mask
+
+    columns = span_mask  # its name before version 0.2
 
     def parts(self, batch_tokens: int = RUN_TOKENS) -> list["TokenBatch"]:
         """The prompts in order, some at a time, all at this batch's width."""
@@ -193,7 +186,7 @@ class TokenBatch:
         return TokenBatch(self.tokens[begin:end], self.mask[begin:end])
 
     def take(self, prompts: Sequence[int]) -> "TokenBatch":
-        """Some of the prompts, cut to the width that they need."""
+        """Some of the prompts, at the width that they need."""
         index = torch.as_tensor(list(prompts), device=self.tokens.device)
         mask = self.mask[index]
         first = int((self.width - mask.sum(dim=1)).min())
@@ -214,10 +207,8 @@ def by_length(
     A prompt that is longer than that is alone.
     """
     batches: list[list[int]] = []
-    order = sorted(
-        range(len(lengths)), key=lambda index: -lengths[index] if longest_first else lengths[index]
-    )
-    for index in order:
+    sign = -1 if longest_first else 1
+    for index in sorted(range(len(lengths)), key=lambda index: sign * lengths[index]):
         width = lengths[batches[-1][0] if longest_first and batches else index]
         if batches and (len(batches[-1]) + 1) * width <= batch_tokens:
             batches[-1].append(index)
@@ -226,13 +217,18 @@ def by_length(
     return batches
 
 
-def _holds_whole_numbers(tokens: Tensor) -> bool:
+def _check_token_ids(tokens: Tensor, what: str = "") -> None:
+    """Raise UserError, which begins with ``what``, unless these are token ids [prompt pos]."""
     kinds = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-    return tokens.dtype in kinds
+    if tokens.ndim != 2 or tokens.dtype not in kinds:
+        raise UserError(
+            f"{what}token ids are whole numbers [prompt pos], not "
+            f"{str(tokens.dtype).removeprefix('torch.')} {list(tokens.shape)}"
+        )
 
 
 def _refuse_text(prompts: Any, what: str) -> None:
-    """Raise UserError for a text, or several of them: they are not tokenized behind one's back."""
+    """Raise UserError for a text, or several of them: prompts are not tokenized here."""
     some = prompts if isinstance(prompts, list | tuple) else [prompts]
     if any(isinstance(one, str | bytes) for one in some):
         raise UserError(
@@ -272,18 +268,14 @@ def token_tensor(what: str, tokens: Any) -> Int[Tensor, "prompt pos"]:
         raise UserError(
             f"{what}: token ids [prompt pos] are whole numbers, not {tokens!r:.60}"
         ) from error
-    if found.ndim != 2 or not _holds_whole_numbers(found):
-        raise UserError(
-            f"{what}: token ids are whole numbers [prompt pos], not "
-            f"{str(found.dtype).removeprefix('torch.')} {list(found.shape)}"
-        )
+    _check_token_ids(found, f"{what}: ")
     return found.long()
 
 
 def first_difference(a: TokenBatch, b: TokenBatch) -> Int[Tensor, " prompt"]:
-    """The first column in which two batches of equal lengths differ (the width where none does).
+    """The first position at which two batches of equal lengths differ (the width where none does).
 
-    Everything before it is the same in both runs of a causal model.
+    In a causal model both runs are the same before it.
     """
     a, b = TokenBatch.of(a, what="a"), TokenBatch.of(b, what="b")
     if a.tokens.shape != b.tokens.shape or not torch.equal(a.mask, b.mask):

@@ -8,9 +8,10 @@ batches run one after the other.
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -27,13 +28,15 @@ MOST_WORKERS = 16
 
 
 class Workers:
-    """Runs jobs that need a recorded run. Made by ``working``."""
+    """Runs jobs that need a recorded run. Made by ``working``.
+
+    Attributes:
+        count: how many batches are in memory at once.
+    """
 
     def __init__(self, model: HookedModel, executor: ThreadPoolExecutor | None, count: int) -> None:
-        self._model, self._executor = model, executor
-        self._own = threading.local()
-        self.count = count
-        """How many batches are in memory at once."""
+        self._model, self._executor, self.count = model, executor, count
+        self._of_thread = threading.local()
 
     def run(
         self,
@@ -45,53 +48,44 @@ class Workers:
     ) -> Iterator[tuple[list[Item], Result]]:
         """``function(run, job)`` for every job; a job is a sequence, and may be cut in two.
 
-        What runs out of memory beside the others runs again alone, and then by halves.
-
-        The run was recorded with what the jobs edit, so that its plain modules have it.
+        A job that runs out of memory next to others runs again alone, and then by halves.
 
         Args:
+            run: recorded with the hook points that the jobs edit.
             learn: see ``halving``.
         """
-        plain = run.plain
-        if self._executor is None or plain is None:
-            yield from halving(jobs, lambda job: function(run, job), what="one row", learn=learn)
+        plain, executor = run.plain, self._executor
+        if executor is None or plain is None:
+            yield from halving(jobs, partial(function, run), what="one row", learn=learn)
             return
 
         def work(job: Sequence[Item]) -> Result:
-            if not hasattr(self._own, "plain"):
-                self._own.plain = unhooked_model(self._model, wide=plain.wide)
+            if not hasattr(self._of_thread, "plain"):
+                self._of_thread.plain = unhooked_model(self._model, wide=plain.wide)
             with torch.no_grad():
-                return function(replace(run, plain=self._own.plain), list(job))
+                return function(replace(run, plain=self._of_thread.plain), list(job))
 
-        executor = self._executor
         futures = [executor.submit(work, job) for job in jobs]
         failed: list[Sequence[Item]] = []
         try:
             for number, job in enumerate(jobs):
-                done = _result_of(futures[number])
-                if done is None:
+                error = futures[number].exception()
+                if error is None:
+                    yield list(job), futures[number].result()
+                elif is_out_of_memory(error):
                     failed.append(job)
                 else:
-                    yield list(job), done[0]
+                    raise error
         finally:
             for future in futures:
                 future.cancel()
             # A failed one holds its exception, and with it the tensors of its frames.
             futures.clear()
+            error = None
         # In a worker's thread as well: more threads would give other last bits.
         yield from halving(
             failed, lambda job: executor.submit(work, job).result(), what="one row", learn=learn
         )
-
-
-def _result_of(future: "Future[Result]") -> tuple[Result] | None:
-    """What a job returned; None where memory ran out."""
-    try:
-        return (future.result(),)
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-    return None
 
 
 @contextmanager

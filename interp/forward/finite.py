@@ -1,13 +1,14 @@
-"""NaN and infinity in a model's activations: at which layer and hook they first appear.
+"""NaN and infinity in a model's activations: the layer and hook at which they first appear.
 
-Checking is a look at the logits. Only where they are not finite is the run made again, with every
-hook point watched, to name the first one whose value is not finite, and the weights are searched
-for the cause. Attention scores are not watched: a mask is infinite by right.
+Only the logits are checked. If they are not finite, the run is repeated with every hook point
+watched, to name the first one whose value is not finite, and the weights are searched for the
+cause. Attention scores are not watched: a mask makes them infinite.
 """
 
 import re
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,64 +28,62 @@ _WATCHED = re.compile(
 
 
 def check_finite(logits: Tensor, model: HookedModel, again: Callable[[], object]) -> Tensor:
-    """The logits, if they are finite. Raises UserError that names where they stop being so.
+    """The logits, if they are finite.
 
     Args:
         model: the hooked model that gave them.
-        again: makes the run again, hooks included.
+        again: repeats the run, hooks included.
+
+    Raises:
+        UserError: they are not; the message names where they stop being finite.
     """
     if bool(torch.isfinite(logits).all()):
         return logits
-    raise UserError(
-        f"the model gives NaN or infinity: {_where(model, again)} is not finite{_why(model)}"
-    )
+    name = first_bad_hook(model, again)
+    where = "the logits, and no hook before them," if name is None else f"hook {name}"
+    if name is not None and (layer := _LAYER.search(f"{name}.")):
+        where += f" of layer {layer[1]}"
+    raise _not_finite(where, model)
+
+
+def check_finite_loss(loss: Tensor, model: nn.Module, again: Callable[[], object]) -> Tensor:
+    """`check_finite` for a transformers or PEFT model and its losses or logits."""
+    if bool(torch.isfinite(loss).all()):
+        return loss
+    name = first_bad_module(model, again)
+    raise _not_finite(f"the output of {name}" if name else "its loss", model)
 
 
 def first_bad_hook(model: HookedModel, run: Callable[[], object]) -> str | None:
     """The first hook point of a hooked model with a value that is not finite in ``run()``."""
     found: list[str] = []
 
-    def watch(name: str) -> Callable[[Any, Any], None]:
-        # Not the hook's own name: on the bridge that is another one for the same place.
-        def see(value: object, hook: Any) -> None:
-            if not found and _is_bad(value):
-                found.append(name)
-
-        return see
+    # Not the hook's own name: on the bridge that is another one for the same hook point.
+    def watch(value: object, hook: Any, name: str) -> None:
+        if _is_bad(value):
+            found.append(name)
 
     watched = [name for name in model.hook_dict if _WATCHED.search(name)]
-    with model.hooks(fwd_hooks=[(name, watch(name)) for name in watched]):
+    with model.hooks(fwd_hooks=[(name, partial(watch, name=name)) for name in watched]):
         run()
     return found[0] if found else None
 
 
 def first_bad_module(model: nn.Module, run: Callable[[], object]) -> str | None:
-    """The same of a model without hook points: the first module whose output is not finite."""
+    """The first module without submodules whose output is not finite in ``run()``."""
     found: list[str] = []
 
-    def watch(name: str) -> Callable[..., None]:
-        def see(module: nn.Module, arguments: Any, output: Any) -> None:
-            value = output[0] if isinstance(output, tuple) and output else output
-            if not found and _is_bad(value):
-                found.append(name)
+    def watch(module: nn.Module, arguments: Any, output: Any, name: str) -> None:
+        if _is_bad(output[0] if isinstance(output, tuple) and output else output):
+            found.append(name)
 
-        return see
-
-    leaves = [(name, one) for name, one in model.named_modules() if not any(one.children())]
     with ExitStack() as stack:
-        for name, one in leaves:
-            stack.callback(one.register_forward_hook(watch(name)).remove)
+        for name, module in model.named_modules():
+            if not any(module.children()):
+                handle = module.register_forward_hook(partial(watch, name=name))
+                stack.callback(handle.remove)
         run()
     return found[0] if found else None
-
-
-def check_finite_loss(loss: Tensor, model: nn.Module, again: Callable[[], object]) -> Tensor:
-    """As `check_finite`, for a transformers or PEFT model and the losses or logits it gave."""
-    if bool(torch.isfinite(loss).all()):
-        return loss
-    name = first_bad_module(model, again)
-    place = f"the output of {name}" if name else "its loss"
-    raise UserError(f"the model gives NaN or infinity: {place} is not finite{_why(model)}")
 
 
 def _is_bad(value: object) -> bool:
@@ -93,16 +92,9 @@ def _is_bad(value: object) -> bool:
     return not bool(torch.isfinite(value).all())
 
 
-def _where(model: HookedModel, again: Callable[[], object]) -> str:
-    name = first_bad_hook(model, again)
-    if name is None:
-        return "the logits, and no hook before them,"
-    layer = _LAYER.search(f"{name}.")
-    return f"hook {name}" + (f" of layer {layer[1]}" if layer else "")
-
-
-def _why(model: Any) -> str:
+def _not_finite(where: str, model: Any) -> UserError:
     weight = first_bad_weight(model)
+    cause = "; check its dtype (float16 overflows where bfloat16 does not) and its weights"
     if weight is not None:
-        return f", because its weight {weight.replace('_original_component.', '')} is not"
-    return "; check its dtype (float16 overflows where bfloat16 does not) and its weights"
+        cause = f", because its weight {weight.replace('_original_component.', '')} is not"
+    return UserError(f"the model gives NaN or infinity: {where} is not finite{cause}")

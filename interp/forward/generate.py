@@ -1,11 +1,11 @@
-"""Greedy answers in batches of left-padded prompts, with the key/value cache.
+"""Greedy answers to batches of left-padded prompts, with the key/value cache.
 
-`greedy_answers` asks a transformers or PEFT model, `generate_tokens` a hooked one: hooks that stand
-on the model act there too, on the prefill and on every decoding step that they choose to act on.
+`greedy_answers` takes a transformers or PEFT model, `generate_tokens` a hooked one, whose hooks run
+in the prefill and in every decoding step.
 
 Greedy is the likeliest token each time, until an end token. A checkpoint's ``generation_config``
 can say otherwise (penalties, suppressed tokens, stopping rules, beams, caches, what is returned),
-and transformers merges it into every call. While this package asks, only its end tokens count.
+and transformers merges it into every call. Here only its end tokens count.
 """
 
 import logging
@@ -36,7 +36,8 @@ Within = Callable[[list[int], TokenBatch], AbstractContextManager[Any]]
 """Makes a context for each batch, from the prompts' indices and the batch."""
 
 Answer = Callable[[list[int], TokenBatch, dict[str, Any]], Tensor]
-"""Generates for one batch; see `answers_in_batches`."""
+"""Generates for one batch: from the prompts' indices, the batch, and the arguments of ``generate``,
+to token ids [prompt pos] that begin with the batch."""
 
 
 def generate_tokens(
@@ -46,6 +47,7 @@ def generate_tokens(
     return greedy_answers(model.original_model, model.tokenizer, prompts, **options)
 
 
+@torch.no_grad()
 def greedy_answers(
     hf_model: Any,
     tokenizer: Any,
@@ -55,61 +57,25 @@ def greedy_answers(
     max_new_tokens: int = MAX_NEW_TOKENS,
     batch_prompts: int = BATCH_PROMPTS,
     within: Within | None = None,
+    answer: Answer | None = None,
     progress: bool = True,
     description: str = "answers",
 ) -> list[str]:
     """The greedy continuation of each prompt, as text without special tokens.
 
-    The model is left in the mode, training or evaluation, that it was in.
+    The model is left in the mode, training or evaluation, that it was in. An answer that would grow
+    beyond the model's table of positions ends there; the log says so.
 
     Args:
         hf_model: a transformers model, or a PEFT model around one.
         prompts: token ids, one list per prompt.
-        end: a token that ends an answer, beside those of the checkpoint (`end_tokens`).
+        end: a token that ends an answer, besides those of the checkpoint (`end_tokens`).
         within: makes a context for each batch; a constraint goes here.
+        answer: generates for each batch; by default the model's ``generate``, greedily.
 
     Raises:
         UserError: prompts beyond the model's positions or vocabulary, or a ``max_new_tokens`` that
             is no number of tokens.
-    """
-
-    def answer(chunk: list[int], batch: TokenBatch, settings: dict[str, Any]) -> Tensor:
-        with within(chunk, batch) if within else nullcontext():
-            return hf_model.generate(**settings, do_sample=False)
-
-    return answers_in_batches(
-        hf_model,
-        tokenizer,
-        prompts,
-        answer,
-        end=end,
-        max_new_tokens=max_new_tokens,
-        batch_prompts=batch_prompts,
-        progress=progress,
-        description=description,
-    )
-
-
-@torch.no_grad()
-def answers_in_batches(
-    hf_model: Any,
-    tokenizer: Any,
-    prompts: Sequence[Sequence[int]],
-    answer: Answer,
-    *,
-    end: int | None = None,
-    max_new_tokens: int = MAX_NEW_TOKENS,
-    batch_prompts: int = BATCH_PROMPTS,
-    progress: bool = True,
-    description: str = "answers",
-) -> list[str]:
-    """What ``answer`` makes of batches of prompts of similar length, as text, in their order.
-
-    An answer that would grow beyond the model's table of positions ends there; the log says so.
-
-    Args:
-        answer: from the prompts' indices, the batch, and settings for ``generate``, to token ids
-            [prompt pos] that begin with the batch.
     """
     max_new_tokens = check_max_new_tokens(max_new_tokens)
     check_prompts(hf_model, prompts)
@@ -118,25 +84,31 @@ def answers_in_batches(
         return answers
     pad = _pad_token(hf_model, tokenizer, end)
     ends = end_tokens(hf_model, tokenizer, end)
-    settings: dict[str, Any] = {
-        "num_beams": 1,
-        "pad_token_id": pad,
-        **({} if end is None else {"eos_token_id": ends}),
-    }
+    settings: dict[str, Any] = {"num_beams": 1, "pad_token_id": pad}
+    if end is not None:
+        settings["eos_token_id"] = ends
     device = next(iter(hf_model.parameters())).device
     bar = progress_bar(total=len(prompts), description=description, shown=progress)
     with evaluating(hf_model), only_end_tokens(hf_model, ends), bar:
         for chunk, room in _chunks(hf_model, prompts, max_new_tokens, batch_prompts):
 
-            def of_chunk(some: list[int], room: int = room) -> list[str]:
-                batch = TokenBatch.from_lists(
-                    [prompts[index] for index in some], pad=pad, device=device
-                )
-                inputs = {"input_ids": batch.tokens, "attention_mask": batch.mask.long()}
-                ids = answer(some, batch, {**inputs, **settings, "max_new_tokens": room})
+            def answer_some(some: list[int], room: int = room) -> list[str]:
+                tokens = [prompts[index] for index in some]
+                batch = TokenBatch.from_lists(tokens, pad=pad, device=device)
+                arguments = {
+                    "input_ids": batch.tokens,
+                    "attention_mask": batch.mask.long(),
+                    **settings,
+                    "max_new_tokens": room,
+                }
+                with within(some, batch) if within else nullcontext():
+                    if answer is not None:
+                        ids = answer(some, batch, arguments)
+                    else:
+                        ids = hf_model.generate(**arguments, do_sample=False)
                 return tokenizer.batch_decode(ids[:, batch.width :], skip_special_tokens=True)
 
-            for some, texts in halving([chunk], of_chunk):
+            for some, texts in halving([chunk], answer_some):
                 for index, text in zip(some, texts, strict=True):
                     answers[index] = text.strip()
                 bar.update(len(some))
@@ -156,52 +128,51 @@ def end_tokens(hf_model: Any, tokenizer: Any, end: int | None = None) -> int | l
     The checkpoint's are what its generation config says, else its config, else the tokenizer.
     Raises UserError for anything but numbers of tokens.
     """
-    said: tuple[Any, ...] = (
+    configured = (
         getattr(getattr(hf_model, "generation_config", None), "eos_token_id", None),
         getattr(getattr(hf_model, "config", None), "eos_token_id", None),
         tokenizer.eos_token_id,
     )
-    own = next((one for one in said if one is not None), [])
-    every = as_end_tokens(own)
-    if end is not None and end not in every:
-        every.insert(0, end)
-    return every[0] if len(every) == 1 else every or None
+    ends = as_end_tokens(next((found for found in configured if found is not None), []))
+    if end is not None and end not in ends:
+        ends.insert(0, end)
+    return ends[0] if len(ends) == 1 else ends or None
 
 
-def as_end_tokens(said: Any) -> list[int]:
-    """What a generation config says as ``eos_token_id``, as a list.
+def as_end_tokens(configured: Any) -> list[int]:
+    """A generation config's ``eos_token_id`` as a list.
 
-    Raises UserError for anything but numbers of tokens.
+    Raises:
+        UserError: anything but numbers of tokens.
     """
-    every = list(said) if isinstance(said, list | tuple | set) else [said]
-    if any(type(one) is not int or one < 0 for one in every):
+    ends = list(configured) if isinstance(configured, list | tuple | set) else [configured]
+    if any(type(end) is not int or end < 0 for end in ends):
         raise UserError(
-            f"eos_token_id of the model is a token's number, or a list of such, not {shown(said)}: "
-            "mend generation_config.json, or set model.generation_config.eos_token_id"
+            "eos_token_id of the model is a token's number, or a list of such, not "
+            f"{shown(configured)}: mend generation_config.json, or set "
+            "model.generation_config.eos_token_id"
         )
-    return every
+    return ends
 
 
 @contextmanager
 def only_end_tokens(hf_model: nn.Module, ends: int | list[int] | None) -> Iterator[None]:
-    """A model whose generation config says which tokens end an answer, and nothing else.
+    """While open, the model's generation config has these end tokens, and nothing else.
 
-    What its own config says comes back on exit. An argument of ``generate`` cannot do this:
-    transformers fills in from the model's config whatever a call leaves open. A PEFT model and the
-    model inside it each have one.
+    An argument of ``generate`` cannot do this: transformers takes whatever a call leaves open from
+    the model's config. A PEFT model and the model inside it each have one.
     """
-    holders: list[Any] = [one for one in hf_model.modules() if "generation_config" in vars(one)]
-    own = [(one, one.generation_config) for one in holders]
+    models: list[Any] = [one for one in hf_model.modules() if "generation_config" in vars(one)]
     # Entries for generation that somebody put on the model's own config, which `generate` refuses.
-    configs = [one.config for one in holders if hasattr(one.config, "_get_generation_parameters")]
+    configs = [one.config for one in models if hasattr(one.config, "_get_generation_parameters")]
     entries = [(config, config._get_generation_parameters()) for config in configs]
     with ExitStack() as stack:
-        for one, config in own:
-            stack.callback(setattr, one, "generation_config", config)
-            one.generation_config = GenerationConfig(eos_token_id=ends)
-        for config, said in entries:
-            for name in said.keys() & vars(config).keys():
-                stack.callback(setattr, config, name, said[name])
+        for model in models:
+            stack.callback(setattr, model, "generation_config", model.generation_config)
+            model.generation_config = GenerationConfig(eos_token_id=ends)
+        for config, found in entries:
+            for name in found.keys() & vars(config).keys():
+                stack.callback(setattr, config, name, found[name])
                 delattr(config, name)
         yield
 
@@ -209,10 +180,10 @@ def only_end_tokens(hf_model: nn.Module, ends: int | list[int] | None) -> Iterat
 def _chunks(
     hf_model: Any, prompts: Sequence[Sequence[int]], wanted: int, most: int
 ) -> Iterator[tuple[list[int], int]]:
-    """Prompts of similar length together, with the tokens that their answers may have.
+    """Prompts of similar length together, with the number of tokens that their answers may have.
 
-    Prompts whose answers have less room than wanted are alone with those of their own length, so
-    that an answer does not hang on what is asked beside it.
+    Prompts whose answers have less room than wanted are only together with those of their own
+    length, so that an answer does not depend on the other prompts.
     """
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     rooms = {index: room_for_answer(hf_model, len(prompts[index]), wanted) for index in order}
@@ -226,7 +197,7 @@ def _chunks(
 
 
 def _pad_token(hf_model: Any, tokenizer: Any, end: int | None) -> int:
-    """What fills up a batch, also behind a finished answer: there it must not be read as text."""
+    """The token that pads a batch, also behind a finished answer, where it must not be text."""
     size = vocabulary_size(hf_model)
     for token in (tokenizer.pad_token_id, end, tokenizer.eos_token_id):
         if token is not None and (size is None or token < size):

@@ -1,7 +1,7 @@
-"""PromptState some of a model's blocks only: the others pass their input through.
+"""Run only some of a model's blocks: the others pass their input through.
 
-They are not left out, so that the model's own code still makes masks and positions. Serves the
-hooked model's blocks and the plain ones alike.
+They are not removed, so that the model's own code still makes masks and positions. Works for the
+hooked model's blocks and for those without hook points.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 @contextmanager
 def override_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """The module runs another function while the context is open.
+    """Replace a module's forward while the context is open.
 
-    Set past the module's own ``__setattr__``: a bridge component would hand it on to what it wraps.
+    It is set past ``__setattr__``, with which a bridge component would set it on what it wraps.
     """
     before = module.__dict__.get("forward")
     module.__dict__["forward"] = forward
@@ -33,6 +33,7 @@ def run_layers(
     blocks: Sequence[nn.Module],
     layer: int,
     residual: Tensor,
+    *,
     stop: int | None,
     tuple_outputs: Sequence[int] = (),
     below: tuple[int, Tensor] | None = None,
@@ -42,40 +43,38 @@ def run_layers(
     With a layer past the last one, the final norm gets it.
 
     Args:
-        tuple_outputs: for each block how many values it returns as a tuple, 0 for a bare tensor
+        tuple_outputs: for each block how many values it returns as a tuple, 0 for a tensor alone
             (see ``interp.models.model_check.ModelCheck``); by default all return tensors.
         below: a lower layer and its input. Blocks from there on run too, for the keys and values
-            that they leave to the layers above; ``layer`` gets ``residual`` all the same.
+            that layers above read from them; ``layer`` gets ``residual`` all the same.
     """
 
-    def passing(n_values: int) -> Callable[..., Any]:
-        def pass_through(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-            return (hidden_states, *[None] * (n_values - 1)) if n_values else hidden_states
+    def pass_through(n_values: int, given: Tensor | None = None) -> Callable[..., Any]:
+        def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+            output = hidden_states if given is None else given
+            return (output, *[None] * (n_values - 1)) if n_values else output
 
-        return pass_through
+        return forward
 
-    def hand_over(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return passing(lengths[0])(residual)
-
-    def giving(value: Tensor) -> Callable[..., Any]:
-        def enter(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def replace_input(value: Tensor) -> Callable[..., Any]:
+        def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if "hidden_states" in kwargs:
                 return args, {**kwargs, "hidden_states": value}
             return (value, *args[1:]), kwargs
 
-        return enter
+        return hook
 
-    first = layer if below is None or layer >= len(blocks) else min(layer, below[0])
+    inputs = {layer: residual} if layer < len(blocks) else {}
+    if below is not None and below[0] < layer < len(blocks):
+        inputs[below[0]] = below[1]
+    first = min(inputs, default=layer)
     lengths = list(tuple_outputs) or [0] * len(blocks)
     with ExitStack() as stack:
         for index, block in enumerate(blocks):
             if index < first or (stop is not None and index >= stop):
-                stack.enter_context(override_forward(block, passing(lengths[index])))
-        if layer >= len(blocks):
-            stack.enter_context(override_forward(blocks[0], hand_over))
-        else:
-            entries = {first: below[1]} if below is not None and first < layer else {}
-            for index, value in {**entries, layer: residual}.items():
-                handle = blocks[index].register_forward_pre_hook(giving(value), with_kwargs=True)
-                stack.callback(handle.remove)
+                given = residual if index == 0 and not inputs else None
+                stack.enter_context(override_forward(block, pass_through(lengths[index], given)))
+        for index, value in inputs.items():
+            handle = blocks[index].register_forward_pre_hook(replace_input(value), with_kwargs=True)
+            stack.callback(handle.remove)
         yield

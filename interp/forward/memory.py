@@ -1,8 +1,8 @@
 """How much memory a call may take: decided once, by the caller or from the device.
 
-Where nobody says, the budget is a choice and no limit: on a CPU one of speed, on a GPU a share of
-what is free. One prompt always runs then, however long it is. A budget that somebody gave is a
-limit, and a prompt that does not fit is refused before anything runs.
+By default the budget is a choice and no limit: on a CPU one for speed, on a GPU a share of the free
+memory. One prompt then always runs, however long it is. A given budget is a limit, and a prompt
+that does not fit is refused before anything runs.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,7 +17,7 @@ from interp.arguments import whole_number
 from interp.errors import UserError
 
 CPU_BUDGET = 192 * 2**20
-"""Bytes, for all batches that run side by side. More rows gain nothing on a CPU: batches of 24 MiB
+"""Bytes, for all batches that run in parallel. More rows gain nothing on a CPU: batches of 24 MiB
 and of 100 MiB take the same time, 400 MiB a sixth more (two cores, 135M parameters)."""
 CPU_WHOLE = 4 * CPU_BUDGET
 """Gradients of few prompts at a time are slow, and their graph holds every layer."""
@@ -27,7 +27,7 @@ GPU_SHARE = 0.25
 
 @dataclass
 class Room:
-    """What has turned out not to fit, less than which is tried from then on; in bytes."""
+    """Bytes that turned out not to fit; later batches take less."""
 
     batches: int | None = None
     whole: int | None = None
@@ -38,10 +38,10 @@ class Budget:
     """Bytes that a call may take.
 
     Attributes:
-        batches: for the forward passes that run side by side.
-        whole: for those and all that is kept beside them: recorded runs, edits, a graph.
-        given: whether somebody asked for it, so that it is a limit.
-        room: what the calls with this budget have learned of the memory that there really is.
+        batches: for the forward passes that run in parallel.
+        whole: for those and all that is kept meanwhile: recorded runs, edits, a graph.
+        given: whether the caller gave it, so that it is a limit.
+        room: what calls with this budget have learned about the memory that there really is.
     """
 
     batches: int
@@ -51,11 +51,11 @@ class Budget:
 
     @property
     def now(self) -> tuple[int, int]:
-        """``batches`` and ``whole``, or what of them there is room for."""
-        batches, whole = self.room.batches, self.room.whole
+        """``batches`` and ``whole``, less what turned out not to fit."""
+        room = self.room
         return (
-            self.batches if batches is None else min(self.batches, batches),
-            self.whole if whole is None else min(self.whole, whole),
+            self.batches if room.batches is None else min(self.batches, room.batches),
+            self.whole if room.whole is None else min(self.whole, room.whole),
         )
 
     def refuse(self, bytes_of_one: int, width: int) -> None:
@@ -67,7 +67,7 @@ class Budget:
             )
 
     def rows(self, each: int, *, kept: int = 0) -> int:
-        """How many rows of so many bytes fit beside what is kept; at least one."""
+        """How many rows of ``each`` bytes fit besides ``kept`` bytes; at least one."""
         batches, whole = self.now
         return max(1, min(batches, whole - kept) // each)
 
@@ -76,10 +76,10 @@ _DECIDED: ContextVar[Budget | None] = ContextVar("decided_budget", default=None)
 
 
 def decide_budget(budget: "int | Budget | None", device: torch.device) -> Budget:
-    """The budget of one call: the given bytes, or what a run has decided, or the device's.
+    """The budget of one call: the given bytes, or the run's (``using_budget``), or the device's.
 
     Raises:
-        UserError: no bytes at all.
+        UserError: less than one byte.
     """
     if isinstance(budget, Budget):
         return budget
@@ -90,7 +90,7 @@ def decide_budget(budget: "int | Budget | None", device: torch.device) -> Budget
 
 
 def default_budget(device: torch.device) -> Budget:
-    """What a call may take on this device where nobody says."""
+    """What a call may take on this device by default."""
     if device.type != "cuda":
         return Budget(CPU_BUDGET, CPU_WHOLE)
     # What torch holds and does not use is free to it, whatever the driver says.
@@ -101,7 +101,7 @@ def default_budget(device: torch.device) -> Budget:
 
 @contextmanager
 def using_budget(budget: Budget) -> Iterator[None]:
-    """While open, calls in this thread that give no budget have this one."""
+    """While open, calls in this thread without a budget of their own have this one."""
     token = _DECIDED.set(budget)
     try:
         yield
@@ -115,7 +115,7 @@ def current_budget() -> Budget | None:
 
 
 def read_budget(found: Any) -> Budget | None:
-    """A budget from the fields of one, as JSON gives them back; None if they are not that."""
+    """A budget from its fields in JSON; None if they are damaged."""
     if not isinstance(found, Mapping):
         return None
     batches, whole = found.get("batches"), found.get("whole")

@@ -15,16 +15,16 @@ from interp.forward.unhooked import UnhookedModel
 
 
 class _PrefixLayer(DynamicLayer):
-    """Keys and values of the beginning, a copy for every row; keeps nothing new."""
+    """Keys and values of the prefix, a copy for every row; keeps nothing new."""
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         super().__init__()
         self.lazy_initialization(keys, values)
         self.keys, self.values = keys, values
-        self.beginning = (keys, values)
+        self.prefix = (keys, values)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        keys, values = self.beginning
+        keys, values = self.prefix
         return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
 
 
@@ -34,55 +34,52 @@ class RecordedRun:
 
     Attributes:
         batch: the prompts.
-        start: the first column that is run again; those before it are the shared beginning.
-        keys_values: per layer the keys and values [prompt kv_head pos d_head] of all columns.
-        resid_pre: Float[layer prompt tail d_model], every layer's input from ``start`` on.
-        values: by component, Float[layer prompt tail unit width] from ``start`` on.
-        logits: Float[prompt d_vocab] of the last column, or Float[prompt keep d_vocab] of the last
-            columns where ``record_run`` was asked for several.
+        start: the first position that is run again; those before it are the shared prefix.
+        keys_values: per layer the keys and values [prompt kv_head pos d_head] of all positions.
+        resid_pre: Float[layer prompt pos d_model], every layer's input from ``start`` on.
+        values: by component, Float[layer prompt pos unit width] from ``start`` on.
+        logits: Float[prompt d_vocab] of the last position, or Float[prompt keep d_vocab] of the
+            last positions where ``record_run`` was asked for several.
         plain: the model without hook points, or None where only the hooked model will do.
-        whole: every run sees all columns: somebody's own hooks may count them, or the model cannot
-            go on from a cache.
+        all_positions: every run covers all positions: hooks set by others may count them, or the
+            model cannot go on from a cache.
     """
 
     batch: TokenBatch
     start: int
     keys_values: tuple[tuple[Tensor, Tensor], ...]
-    resid_pre: Float[Tensor, "layer prompt tail d_model"]
+    resid_pre: Float[Tensor, "layer prompt pos d_model"]
     values: Mapping[str, Tensor]
     logits: Float[Tensor, "prompt *keep d_vocab"]
     plain: UnhookedModel | None = None
-    whole: bool = False
+    all_positions: bool = False
 
     @property
-    def z(self) -> Float[Tensor, "layer prompt tail head d_head"]:
+    def z(self) -> Float[Tensor, "layer prompt pos head d_head"]:
         """The heads' outputs. Raises UserError if they were not kept."""
         if "z" not in self.values:
             raise UserError("this run did not keep the heads' outputs: record it with keep=('z',)")
         return self.values["z"]
 
     @property
-    def beginning(self) -> tuple[tuple[Tensor, Tensor], ...]:
-        """Keys and values of the columns before ``start``, views; none where it is 0."""
+    def prefix(self) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Keys and values of the positions before ``start``, views; none where it is 0."""
         if not self.start:
             return ()
         return tuple((k[:, :, : self.start], v[:, :, : self.start]) for k, v in self.keys_values)
 
-    def prefix(self, rows: Int[Tensor, " row"], dtype: torch.dtype) -> Cache | None:
-        """The shared beginning as a cache for these rows; None where there is none."""
-        if not self.start:
-            return None
-        return Cache(
-            layers=[_PrefixLayer(k[rows].to(dtype), v[rows].to(dtype)) for k, v in self.beginning]
-        )
+    def prefix_cache(self, rows: Int[Tensor, " row"], dtype: torch.dtype) -> Cache | None:
+        """The shared prefix as a cache for these rows; None where there is none."""
+        layers = [_PrefixLayer(k[rows].to(dtype), v[rows].to(dtype)) for k, v in self.prefix]
+        return Cache(layers=layers) if layers else None
 
-    def narrowed(self, start: int) -> "RecordedRun":
-        """The same run with a longer shared beginning, or this one if it is ``whole``; views."""
+    def from_position(self, start: int) -> "RecordedRun":
+        """The same run with a longer shared prefix (views); unchanged if ``all_positions``."""
         drop = start - self.start
-        if not drop or self.whole:
+        if not drop or self.all_positions:
             return self
         if drop < 0:
-            raise UserError(f"the run was recorded from column {self.start} on, not from {start}")
+            raise UserError(f"the run was recorded from position {self.start} on, not from {start}")
         return replace(
             self,
             start=start,

@@ -1,13 +1,14 @@
-"""Attention over a beginning that many rows share, as an attention implementation of transformers.
+"""Attention over a prefix that many rows share, as an attention implementation of transformers.
 
-A sweep runs the same prompts many times with different edits. What stands before the first edited
-column is the same in all of them, so that its keys and values are kept once per prompt and lent to
-every row. The model's own code calls the function here through transformers' attention interface;
-rotary embeddings, key and query norms, masks and sliding windows stay that code's business.
+A sweep runs the same prompts many times with different edits. The positions before the first edit
+are the same in all of these runs, so that their keys and values are kept once per prompt and shared
+by every row. The model's own code calls the function here through transformers' attention
+interface; rotary embeddings, norms of queries and keys, masks and sliding windows remain that
+code's business.
 
 Where a hook wants the scores or the pattern, attention is computed step by step; elsewhere by
-torch's fused kernel, which differs from it by rounding only, unless there are too few columns for
-that kernel to pay.
+torch's fused kernel, which differs from it by rounding only, unless so few positions run that the
+kernel is slower.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -30,20 +31,13 @@ NAME = "shared_prefix"
 """Under this name transformers knows the implementation."""
 
 _IGNORED = frozenset(
-    {
-        "position_ids",
-        "cache_position",
-        "use_cache",
-        "output_attentions",
-        "output_hidden_states",
-        "sliding_window",
-        "is_causal",
-        "return_dict",
-        "position_embeddings",
-        "logits_to_keep",
-    }
+    [
+        *("position_ids", "cache_position", "use_cache", "output_attentions"),
+        *("output_hidden_states", "sliding_window", "is_causal", "return_dict"),
+        *("position_embeddings", "logits_to_keep"),
+    ]
 )
-"""Arguments that change nothing here: the mask says what they say."""
+"""Arguments without an effect here: the mask already contains theirs."""
 
 FEW_QUERIES, FEW_KEYS = 32, 128
 """Up to so many, three plain operations beat the fused kernel on a CPU in float32: 2.9 against 5.5
@@ -54,14 +48,14 @@ Step = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class SharedPrefix:
-    """What the running rows share, and what is to be done to their attention.
+    """The prefix of the running rows, and the edits of their attention.
 
     Attributes:
-        keys_values: per layer keys and values [prompt kv_head column d_head] of the beginning.
+        keys_values: per layer keys and values [prompt kv_head pos d_head] of the prefix.
         rows: which prompt each row is.
         scores, patterns: per layer the functions that edit scores and pattern [row head q k].
         last_only: the layer of which only the last query's output is needed, or None.
-        served: the layers whose attention ran, and with it their functions.
+        layers_run: the layers whose attention ran, and with it their functions.
     """
 
     keys_values: tuple[tuple[Tensor, Tensor], ...]
@@ -69,21 +63,22 @@ class SharedPrefix:
     scores: Mapping[int, list[Step]] = field(default_factory=dict)
     patterns: Mapping[int, list[Step]] = field(default_factory=dict)
     last_only: int | None = None
-    served: set[int] = field(default_factory=set)
+    layers_run: set[int] = field(default_factory=set)
 
-    def whole(self, layer: int, own: Tensor, which: int) -> Tensor:
-        """Keys (0) or values (1) of all columns: the lent ones, then the rows' own."""
+    def prepend(self, layer: int, of_rows: Tensor, which: int) -> Tensor:
+        """Keys (0) or values (1) of all positions: the prefix's, then the rows' own."""
         if not self.keys_values:
-            return own
-        lent = self.keys_values[layer][which]
-        if self.repeats:  # as views: nothing of the beginning is copied twice
-            own = own.unflatten(0, (self.repeats, len(lent)))
-            return torch.cat([lent.expand(self.repeats, *lent.shape), own], dim=-2).flatten(0, 1)
-        return torch.cat([lent[self.rows], own], dim=-2)
+            return of_rows
+        prefix = self.keys_values[layer][which]
+        if self.repeats:  # as views: nothing of the prefix is copied twice
+            of_rows = of_rows.unflatten(0, (self.repeats, len(prefix)))
+            prefix = prefix.expand(self.repeats, *prefix.shape)
+            return torch.cat([prefix, of_rows], dim=-2).flatten(0, 1)
+        return torch.cat([prefix[self.rows], of_rows], dim=-2)
 
     @cached_property
     def repeats(self) -> int:
-        """How many times all prompts stand in the rows, in their order; 0 if they do not."""
+        """How many times the rows repeat all prompts in their order; 0 if they do not."""
         n_prompts, n_rows = len(self.keys_values[0][0]), len(self.rows)
         if n_rows % n_prompts:
             return 0
@@ -91,21 +86,21 @@ class SharedPrefix:
         return n_rows // n_prompts if torch.equal(self.rows, in_order) else 0
 
 
-_LENT: ContextVar[SharedPrefix] = ContextVar("lent_prefix")
+_PREFIX: ContextVar[SharedPrefix] = ContextVar("shared_prefix")
 
 
 @contextmanager
 def use_prefix(prefix: SharedPrefix) -> Iterator[None]:
     """While the context is open, models with this implementation read from ``prefix``."""
-    token = _LENT.set(prefix)
+    token = _PREFIX.set(prefix)
     try:
         yield
     finally:
-        _LENT.reset(token)
+        _PREFIX.reset(token)
 
 
-class _Lent(DynamicLayer):
-    """One layer of the beginning: its length makes masks and positions; it keeps nothing new."""
+class _PrefixLayer(DynamicLayer):
+    """One layer of the prefix: its length makes masks and positions; it keeps nothing new."""
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         super().__init__()
@@ -117,10 +112,9 @@ class _Lent(DynamicLayer):
 
 
 def prefix_cache(keys_values: tuple[tuple[Tensor, Tensor], ...]) -> Cache | None:
-    """The beginning as the model's cache; None where there is none."""
-    if not keys_values:
-        return None
-    return Cache(layers=[_Lent(keys, values) for keys, values in keys_values])
+    """The prefix as the model's cache; None where there is none."""
+    layers = [_PrefixLayer(keys, values) for keys, values in keys_values]
+    return Cache(layers=layers) if layers else None
 
 
 def shared_prefix_attention(
@@ -139,15 +133,15 @@ def shared_prefix_attention(
     unknown = {name for name, given in kwargs.items() if given is not None} - _IGNORED
     if unknown:
         raise NotImplementedError(f"attention with {sorted(unknown)[0]}")
-    lent, layer = _LENT.get(), int(module.layer_idx)
-    lent.served.add(layer)
+    prefix, layer = _PREFIX.get(), int(module.layer_idx)
+    prefix.layers_run.add(layer)
     scale = float(scaling) if scaling is not None else query.shape[-1] ** -0.5
-    keys, values = lent.whole(layer, key, 0), lent.whole(layer, value, 1)
-    columns = query.shape[2]
-    if layer == lent.last_only:
+    keys, values = prefix.prepend(layer, key, 0), prefix.prepend(layer, value, 1)
+    n_queries = query.shape[2]
+    if layer == prefix.last_only:
         query = query[:, :, -1:]
         attention_mask = None if attention_mask is None else attention_mask[:, :, -1:]
-    score_steps, pattern_steps = lent.scores.get(layer, []), lent.patterns.get(layer, [])
+    score_steps, pattern_steps = prefix.scores.get(layer, []), prefix.patterns.get(layer, [])
     if score_steps or pattern_steps or softcap is not None or _few(query, keys):
         # From here to the softmax in float32 at least, whatever the model's type.
         scores = widened(grouped_scores(query, keys)).mul_(scale)
@@ -171,10 +165,8 @@ def shared_prefix_attention(
             enable_gqa=query.shape[1] != keys.shape[1],
         )
     out = out.transpose(1, 2)
-    if out.shape[1] != columns:
-        whole = out.new_zeros(out.shape[0], columns, *out.shape[2:])
-        whole[:, -1:] = out
-        return whole, None
+    if out.shape[1] != n_queries:  # zeros where nothing is read
+        out = torch.nn.functional.pad(out, (0, 0, 0, 0, n_queries - 1, 0))
     return out.contiguous(), None
 
 
@@ -182,21 +174,16 @@ def grouped_scores(
     query: Float[Tensor, "row head q d_head"], keys: Float[Tensor, "row kv_head k d_head"]
 ) -> Float[Tensor, "row head q k"]:
     """Dot products of every query head with its group's keys, without repeating the keys."""
-    return _by_group(query, keys.transpose(-1, -2))
+    return weighted_values(query, keys.transpose(-1, -2))
 
 
 def weighted_values(
     pattern: Float[Tensor, "row head q k"], values: Float[Tensor, "row kv_head k d_head"]
 ) -> Float[Tensor, "row head q d_head"]:
-    """The values weighted by the pattern, group by group."""
-    return _by_group(pattern, values)
-
-
-def _by_group(of_heads: Tensor, of_groups: Tensor) -> Tensor:
-    """Product of every head's matrix with its group's: one of all the group's rows together."""
-    rows, heads, columns, _ = of_heads.shape
-    stacked = of_heads.reshape(rows * of_groups.shape[1], -1, of_heads.shape[-1])
-    return torch.bmm(stacked, of_groups.flatten(0, 1)).view(rows, heads, columns, -1)
+    """The values weighted by the pattern: one product for all rows of a group together."""
+    rows, heads, n_queries, _ = pattern.shape
+    stacked = pattern.reshape(rows * values.shape[1], -1, pattern.shape[-1])
+    return torch.bmm(stacked, values.flatten(0, 1)).view(rows, heads, n_queries, -1)
 
 
 def _few(query: Tensor, keys: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""What runs take of memory, in bytes: a row of a forward pass, what is kept of a prompt, a graph.
+"""Memory of runs, in bytes: a row of a forward pass, what is kept of a prompt, a graph.
 
 Estimates from the model's sizes, meant to be above the truth and below twice the truth (see
 ``tests/patching/test_sizes.py``, which measures). Numbers per token and layer:
@@ -7,7 +7,7 @@ Estimates from the model's sizes, meant to be above the truth and below twice th
   the residual stream's size ten times; besides, per row, the keys and values that attention sees,
   one layer's attention pattern, and the logits.
 * **kept**: every layer's input and what else is recorded, twice while it is put together, and keys
-  and values of all columns.
+  and values of all positions.
 * **graph**: what the backward pass needs of every layer at once.
 """
 
@@ -25,13 +25,8 @@ from interp.precision import result_dtype
 FLOAT32 = 4
 """Bytes: metrics are of float32 logits, whatever the model's dtype."""
 _ACTIVE_EXPERTS = (
-    "num_experts_per_tok",
-    "num_experts_per_token",
-    "experts_per_token",
-    "moe_top_k",
-    "moe_topk",
-    "moe_k",
-    "top_k_experts",
+    *("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_top_k"),
+    *("moe_topk", "moe_k", "top_k_experts"),
 )
 _ALL_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
@@ -46,7 +41,7 @@ class ModelSizes:
         routed: how many experts a token goes to; 0 without experts.
         gated: whether an MLP multiplies two halves: its graph then holds less.
         kv: all key heads together.
-        last_only: whether logits can be had of the last column only.
+        last_only: whether logits can be computed at the last position only.
         eager: whether patterns are held in every run, because no fused kernel computes them.
         itemsize: bytes of a number.
     """
@@ -63,52 +58,52 @@ class ModelSizes:
     eager: bool
     itemsize: int
 
-    def row(self, tail: int, width: int, *, eager: bool = False, logits: bool = True) -> int:
-        """One row of ``tail`` run columns out of ``width`` in a forward pass without a graph.
+    def row(self, n_run: int, width: int, *, eager: bool = False, logits: bool = True) -> int:
+        """One row in a forward pass without a graph, of which ``n_run`` of ``width`` positions run.
 
         Args:
             eager: the pattern is looked at, or the hooked model runs.
             logits: of the whole vocabulary.
         """
         eager = eager or self.eager
-        numbers = tail * ((4 if eager else 3) * self.inner + (10 + 2 * self.routed) * self.d_model)
-        numbers += 2 * width * self.kv + (4 if eager else 1) * self._pattern(tail, width)
-        return numbers * self.itemsize + (self._logits(tail, 1) if logits else 0)
+        numbers = n_run * ((4 if eager else 3) * self.inner + (10 + 2 * self.routed) * self.d_model)
+        numbers += 2 * width * self.kv + (4 if eager else 1) * self._pattern(n_run, width)
+        return numbers * self.itemsize + (self._logits(n_run, 1) if logits else 0)
 
-    def kept(self, tail: int, width: int, *components: str) -> int:
+    def kept(self, n_run: int, width: int, *components: str) -> int:
         """What is recorded of one prompt: every layer's input, some components, keys and values."""
-        each = sum(self._component(name, tail, width) for name in components)
-        numbers = 2 * width * self.kv + 2 * (tail * self.d_model + each)
+        each = sum(self._component(name, n_run, width) for name in components)
+        numbers = 2 * width * self.kv + 2 * (n_run * self.d_model + each)
         # The whole model and its plain modules are compared, and a metric is taken of the logits.
-        return self.n_layers * numbers * self.itemsize + self._logits(tail, 5)
+        return self.n_layers * numbers * self.itemsize + self._logits(n_run, 5)
 
-    def edit(self, component: str, tail: int, width: int) -> int:
+    def edit(self, component: str, n_run: int, width: int) -> int:
         """What an edit of one prompt holds: a value of the component in every layer."""
-        return self.n_layers * self._component(component, tail, width) * self.itemsize
+        return self.n_layers * self._component(component, n_run, width) * self.itemsize
 
-    def graph(self, tail: int, width: int, *, watched: str = "z") -> int:
+    def graph(self, n_run: int, width: int, *, watched: str = "z") -> int:
         """One prompt's run and the graph of all layers, and its gradients at one component."""
         of_mlp = (4 if self.gated else 7) * self.inner + 4 * self.routed * self.d_model
-        numbers = tail * (11 * self.d_model + of_mlp) + 6 * width * self.kv
+        numbers = n_run * (11 * self.d_model + of_mlp) + 6 * width * self.kv
         patterns = 4 if self.eager or watched == "pattern" else 1
-        numbers += patterns * self._pattern(tail, width)
-        numbers += 2 * self._component(watched, tail, width)
-        return self.n_layers * numbers * self.itemsize + self._logits(tail, 6)
+        numbers += patterns * self._pattern(n_run, width)
+        numbers += 2 * self._component(watched, n_run, width)
+        return self.n_layers * numbers * self.itemsize + self._logits(n_run, 6)
 
-    def pattern_changes(self, tail: int, width: int) -> int:
+    def pattern_changes(self, n_run: int, width: int) -> int:
         """One prompt's attention patterns in all layers, half as many again while they are made."""
-        return self.n_layers * 3 * self._pattern(tail, width) * self.itemsize // 2
+        return self.n_layers * 3 * self._pattern(n_run, width) * self.itemsize // 2
 
-    def _pattern(self, tail: int, width: int) -> int:
-        return self.n_heads * tail * width
+    def _pattern(self, n_run: int, width: int) -> int:
+        return self.n_heads * n_run * width
 
-    def _logits(self, tail: int, times: int) -> int:
-        return times * (1 if self.last_only else tail) * self.d_vocab * FLOAT32
+    def _logits(self, n_run: int, times: int) -> int:
+        return times * (1 if self.last_only else n_run) * self.d_vocab * FLOAT32
 
-    def _component(self, name: str, tail: int, width: int) -> int:
+    def _component(self, name: str, n_run: int, width: int) -> int:
         if name == "pattern":
-            return self._pattern(tail, width)
-        return tail * (self.kv if axis_of(name) == "kv_head" else self.d_model)
+            return self._pattern(n_run, width)
+        return n_run * (self.kv if axis_of(name) == "kv_head" else self.d_model)
 
 
 def sizes_of(model: HookedModel) -> ModelSizes:

@@ -1,14 +1,14 @@
-"""Do the plain modules give the hooked model's numbers? Tried once for each model.
+"""Do the modules without hook points give the hooked model's numbers? Tried once per model.
 
-The trial is two short prompts, one of them padded, run whole: by the hooked model in one piece,
-and by the plain modules as sweeps run them, with a beginning in a cache, from every kind of place
-(the first layer, and the middle one with its heads' outputs given). All layers take part. Where
-the logits differ by more than rounding, or the plain modules cannot run, everything runs on the
-hooked model, and the log says why.
+The trial runs two short prompts, one of them padded: on the hooked model in one piece, and on the
+plain modules as sweeps run them, with a prefix in a cache, from the first layer and from the
+middle one with its heads' outputs given. All layers take part. Where the logits differ by more than
+rounding, or the modules cannot run, everything runs on the hooked model, and the log says why.
 """
 
 import logging
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -17,9 +17,10 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from interp.forward.batch import TokenBatch
-from interp.forward.call import call_columns
+from interp.forward.call import call_positions
 from interp.forward.hook_points import as_units, hook_name
 from interp.forward.out_of_memory import is_out_of_memory
+from interp.forward.prompts import device_of
 from interp.forward.unhooked import Hook, UnhookedModel, may_be_unhooked, unhooked_model
 from interp.models.hooked_model import HookedModel
 from interp.precision import agrees, dtype_of, precision_of, wide_dtype, widened
@@ -27,23 +28,18 @@ from interp.precision import agrees, dtype_of, precision_of, wide_dtype, widened
 logger = logging.getLogger(__name__)
 
 WIDTH, PADDED, START = 12, 3, 5
-"""Columns of the trial, how many of the second prompt's are padding, and its shared beginning."""
+"""Positions of the trial, how many of the second prompt's are padding, and its shared prefix."""
 CANNOT = (
-    NotImplementedError,
-    TypeError,
-    RuntimeError,
-    ValueError,
-    AttributeError,
-    KeyError,
-    IndexError,
+    *(NotImplementedError, TypeError, RuntimeError, ValueError),
+    *(AttributeError, KeyError, IndexError),
 )
-"""What modules raise that cannot run as plain ones."""
+"""What modules raise that cannot run unhooked."""
 
 _Trial = tuple[torch.dtype, int]
 """The number type of the weights, and the width of the trial."""
 _VERDICTS: WeakKeyDictionary[Any, dict[_Trial, bool | None]] = WeakKeyDictionary()
-"""By model: whether its plain modules are right if they are widened (True), in the model's own
-number type (False), or not at all (None)."""
+"""By model: whether its plain modules are right widened (True), in the model's own number type
+(False), or not at all (None)."""
 
 
 def trusted_unhooked_model(model: HookedModel, width: int) -> UnhookedModel | None:
@@ -64,7 +60,7 @@ def sweep_resolution(model: HookedModel) -> float:
 
 
 def _tried(model: HookedModel, width: int) -> bool | None:
-    """As ``_VERDICTS`` has it; tried now if it was not before."""
+    """The entry of ``_VERDICTS``; the model is tried now if it was not before."""
     if not may_be_unhooked(model):
         return None
     verdicts = _VERDICTS.setdefault(model, {})
@@ -75,7 +71,7 @@ def _tried(model: HookedModel, width: int) -> bool | None:
 
 
 def _trial_width(model: HookedModel, width: int) -> int:
-    """So many columns that every window narrower than the prompts is tried too."""
+    """The width at which every attention window narrower than the prompts is tried too."""
     config = getattr(model.original_model, "config", None)
     config = getattr(config, "text_config", config)
     windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
@@ -85,17 +81,34 @@ def _trial_width(model: HookedModel, width: int) -> int:
 
 @torch.no_grad()
 def _verdict(model: HookedModel, width: int) -> bool | None:
-    """As ``_VERDICTS`` has it."""
     batch, dtype = _prompts(model, width), dtype_of(model)
     rows = torch.arange(len(batch), device=batch.tokens.device)
-    expected = call_columns(model.original_model, batch, rows)[:, -1]
+    expected = call_positions(model.original_model, batch, rows)[:, -1]
     if not bool(torch.isfinite(expected).all()):
         return None  # whoever runs the model is told where it stops being finite
     # In float32 there is one way only.
     for wide in dict.fromkeys((wide_dtype(dtype) != dtype, False)):
         plain = unhooked_model(model, wide=wide)
-        if plain is not None and _gives(plain, batch, rows, expected, dtype):
+        if plain is None:
+            continue
+        try:
+            differences = [
+                float((widened(found) - widened(expected)).abs().max())
+                for found in _runs(plain, batch, rows)
+                if not agrees(found, expected, dtype)
+            ]
+        except CANNOT as error:
+            if is_out_of_memory(error):
+                raise
+            logger.info("no sweeps on plain modules in %s: %s", plain.dtype, error)
+            continue
+        if not differences:
             return wide
+        logger.info(
+            "no sweeps on plain modules in %s: their logits differ by %g from the hooked model's",
+            plain.dtype,
+            differences[0],
+        )
     return None
 
 
@@ -104,52 +117,26 @@ def _prompts(model: HookedModel, width: int) -> TokenBatch:
     tokens = torch.randint(int(model.cfg.d_vocab), (2, width), generator=generator)
     mask = torch.ones_like(tokens, dtype=torch.bool)
     mask[1, :PADDED] = False
-    device = next(iter(model.original_model.parameters())).device
+    device = device_of(model)
     return TokenBatch(tokens.to(device), mask.to(device))
 
 
-def _gives(
-    plain: UnhookedModel, batch: TokenBatch, rows: Tensor, expected: Tensor, dtype: torch.dtype
-) -> bool:
-    try:
-        for found in _runs(plain, batch, rows):
-            if not agrees(found, expected, dtype):
-                difference = float((widened(found) - widened(expected)).abs().max())
-                logger.info(
-                    "no sweeps on plain modules in %s: their logits differ by %g from the hooked "
-                    "model's",
-                    plain.dtype,
-                    difference,
-                )
-                return False
-    except CANNOT as error:
-        if is_out_of_memory(error):
-            raise
-        logger.info("no sweeps on plain modules in %s: %s", plain.dtype, error)
-        return False
-    return True
-
-
 def _runs(plain: UnhookedModel, batch: TokenBatch, rows: Tensor) -> Iterator[Tensor]:
-    """The same logits in the ways that sweeps get them."""
+    """The same logits in the ways that sweeps compute them."""
     middle, cache = plain.n_layers // 2, DynamicCache()
     seen: dict[str, Tensor] = {}
 
-    def keep(value: Tensor, hook: Any, name: str) -> None:
+    def store(value: Tensor, hook: Any, name: str) -> None:
         seen[name] = value.detach()
 
     names = [hook_name("resid_pre", 0), hook_name("resid_pre", middle), hook_name("z", middle)]
-    hooks: list[Hook] = [
-        (name, lambda value, hook, name=name: keep(value, hook, name)) for name in names
-    ]
+    hooks: list[Hook] = [(name, partial(store, name=name)) for name in names]
     plain.run(batch, rows, end=START, cache=cache)
     yield plain.run(batch, rows, start=START, cache=cache, hooks=hooks)
-    beginning = tuple(
+    prefix = tuple(
         (layer.keys[:, :, :START], layer.values[:, :, :START])  # type: ignore[attr-defined]
         for layer in cache.layers
     )
-    first, at, z = (seen[name] for name in names)
-    yield plain.resume(batch, beginning, rows, start=START, layer=0, residual=first)
-    yield plain.resume(
-        batch, beginning, rows, start=START, layer=middle, residual=at, z=as_units(z, "z")
-    )
+    resume = partial(plain.resume, batch, prefix, rows, start=START)
+    yield resume(layer=0, residual=seen[names[0]])
+    yield resume(layer=middle, residual=seen[names[1]], z=as_units(seen[names[2]], "z"))

@@ -1,27 +1,27 @@
-"""The model without its hook points, for the runs that nobody looks into.
+"""The model without its hook points, for runs whose inside nobody looks at.
 
 A sweep runs the same layers thousands of times and reads one number at the end. ``UnhookedModel``
 is a second set of module objects around the *same* parameters, in which every TransformerLens
 component is replaced by the transformers module that it wraps, so that the model's own code runs
-with a fused attention kernel and a prefix that rows share (``shared_prefix``). Nothing of the
-hooked model is changed, and no memory is taken. TransformerLens 3 wraps no transformers modules:
-there everything runs on the hooked model.
+with a fused attention kernel and a prefix that rows share (``shared_prefix``). The hooked model
+does not change, and no memory is taken. TransformerLens 3 wraps no transformers modules: there
+everything runs on the hooked model.
 
-It offers what sweeps need: enter at a layer, take a layer's head outputs as given, edit at the
-hook points that have a place in the plain modules, skip what the last position does not need.
-Anything else (``supports`` says) is left to the hooked model. ``unhooked_model`` refuses where the
-two could differ: somebody's hooks on the hooked model, weights processed by TransformerLens, an
-attention that the implementation here does not know.
+It offers what sweeps need: start at a layer, take a layer's head outputs as given, edit at the
+hook points that have a place in the modules, skip what the last position does not need. Anything
+else (see ``supports``) is left to the hooked model. ``unhooked_model`` gives none where the two
+could differ: hooks on the hooked model, weights processed by TransformerLens, an attention that the
+implementation here does not know.
 
-Weights in bfloat16 or float16 stay as they are, and are widened for the moment of their use: the
-plain modules of such a model compute in float32 (``widen``).
+Weights in bfloat16 or float16 stay as they are, and are widened while they are used: the modules of
+such a model compute in float32 (``widen``).
 """
 
 import inspect
 import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -31,10 +31,10 @@ from transformers.cache_utils import Cache
 
 from interp.errors import UserError
 from interp.forward.batch import TokenBatch
-from interp.forward.call import call_columns
 from interp.forward.layer_range import override_forward, run_layers
 from interp.forward.shared_prefix import NAME, SharedPrefix, Step, prefix_cache, use_prefix
 from interp.forward.widen import tensor_cores, widen
+from interp.models.call import call_model
 from interp.models.hooked_model import HookedModel
 from interp.models.model_check import check_of
 from interp.models.transformers_modules import TransformersModules, is_component
@@ -55,48 +55,48 @@ class UnhookedModel:
 
     Attributes:
         dtype: what it computes in.
-        wide: that is wider than its weights.
+        wide: whether that is wider than its weights.
     """
 
     def __init__(self, model: HookedModel, *, wide: bool = True) -> None:
-        own = dtype_of(model)
-        self.dtype = wide_dtype(own) if wide else own
-        self.wide = self.dtype != own
+        weight_dtype = dtype_of(model)
+        self.dtype = wide_dtype(weight_dtype) if wide else weight_dtype
+        self.wide = self.dtype != weight_dtype
         self._unhooked = TransformersModules(model, attn_implementation=NAME)
         self._tuple_outputs = check_of(model).unhooked_tuple_outputs
         self._points = model.hook_dict
-        self._places = _places_of_hook_points(model)
+        self._components = _components_of_hook_points(model)
         self.n_layers: int = model.cfg.n_layers
         self.n_heads: int = model.cfg.n_heads
         self.n_kv_heads: int = getattr(model.cfg, "n_key_value_heads", None) or model.cfg.n_heads
         self.hf_model: Any = self._unhooked.root
-        self.blocks = [self._of(block) for block in model.blocks]
-        self.attention = [self._of(block.attn) for block in model.blocks]
-        if not all(calls_attention_interface(one) for one in self.attention):
+        self.blocks = [self._module_of(block) for block in model.blocks]
+        self.attention = [self._module_of(block.attn) for block in model.blocks]
+        if not all(calls_attention_interface(attention) for attention in self.attention):
             raise NotImplementedError(f"attention by {type(self.attention[0]).__name__}")
-        self.out_projection = [self._of(block.attn.o) for block in model.blocks]
-        self.last_mlp = self._unhooked.of(getattr(model.blocks[-1], "mlp", None))
-        self.last_query = self._projection_of_width(
-            getattr(model.blocks[-1].attn, "q", None), model.cfg.n_heads * model.cfg.d_head
-        )
+        self.out_projection = [self._module_of(block.attn.o) for block in model.blocks]
+        last = model.blocks[-1]
+        query = self._unhooked.of(getattr(last.attn, "q", None))
+        d_query = model.cfg.n_heads * model.cfg.d_head
+        if not isinstance(query, nn.Linear) or query.out_features != d_query:
+            query = None  # a joint projection gives keys and values too
+        mlp = self._unhooked.of(getattr(last, "mlp", None))
+        self._narrowed = [
+            module for module in (query, self.out_projection[-1], mlp) if module is not None
+        ]
         if self.wide:
             for module in self._unhooked.modules():
                 widen(module)
 
-    def _of(self, component: Any) -> nn.Module:
+    def _module_of(self, component: Any) -> nn.Module:
         found = self._unhooked.of(component)
         if found is None:
             raise NotImplementedError(f"{type(component).__name__} wraps no module")
         return found
 
-    def _projection_of_width(self, component: Any, width: int) -> nn.Module | None:
-        """A linear projection, if it gives just so many numbers: a joint one gives more."""
-        module = self._unhooked.of(component)
-        return module if isinstance(module, nn.Linear) and module.out_features == width else None
-
     @property
     def can_narrow(self) -> bool:
-        """Whether a few tokens' logits can be had without the others."""
+        """Whether the logits of a few tokens can be computed alone."""
         return type(self.hf_model.get_output_embeddings()) is nn.Linear
 
     def supports(self, hooks: Sequence[Hook]) -> bool:
@@ -108,11 +108,8 @@ class UnhookedModel:
         return bool(_ATTENTION_HOOK.fullmatch(name)) or self._place(name) is not None
 
     def _place(self, name: str) -> tuple[nn.Module, bool] | None:
-        """The plain module of a hook point, and whether it is its input rather than output."""
-        found = self._places.get(id(self._points.get(name)))
-        if found is None:
-            return None
-        component, is_input = found
+        """The module of a hook point, and whether the hook point is at its input."""
+        component, is_input = self._components.get(id(self._points.get(name)), (None, False))
         module = self._unhooked.of(component)
         return None if module is None else (module, is_input)
 
@@ -124,32 +121,44 @@ class UnhookedModel:
         *,
         start: int,
         layer: int,
-        residual: Float[Tensor, "row tail d_model"],
-        z: Float[Tensor, "row tail head d_head"] | None = None,
+        residual: Float[Tensor, "row pos d_model"],
+        z: Float[Tensor, "row pos head d_head"] | None = None,
         hooks: Sequence[Hook] = (),
         stop: int | None = None,
         tokens: Int[Tensor, "row token"] | None = None,
     ) -> Float[Tensor, "row d_vocab"]:
-        """As ``forward.resume``."""
+        """``interp.forward.partial.resume`` on these modules."""
         with ExitStack() as stack:
             # First what the layer is given, then the hooks, which may edit it.
             residual = residual.to(self.dtype)
-            stack.enter_context(run_layers(self.blocks, layer, residual, stop, self._tuple_outputs))
+            outputs = self._tuple_outputs
+            stack.enter_context(
+                run_layers(self.blocks, layer, residual, stop=stop, tuple_outputs=outputs)
+            )
             if z is not None:
-                stack.enter_context(self._given_outputs(layer, z.to(self.dtype)))
-            # Whoever looks into the last layer may look at any of its columns.
+                projection, given = self.out_projection[layer], z.to(self.dtype).flatten(-2)
+                stack.enter_context(
+                    override_forward(
+                        self.attention[layer], lambda *args, **kwargs: (projection(given), None)
+                    )
+                )
+            # A hook in the last layer may look at any of its positions.
             watched = any(name.startswith(f"blocks.{self.n_layers - 1}.") for name, _ in hooks)
             last_only = None if watched else self.n_layers - 1
             stack.enter_context(self._running(keys_values, rows, hooks, last_only=last_only))
-            if not watched:
-                stack.enter_context(self._last_position_only())
+            for module in () if watched else self._narrowed:
+                stack.enter_context(override_forward(module, _at_last_position(module)))
             if tokens is not None:
                 unembedding = self.hf_model.get_output_embeddings()
                 stack.enter_context(
                     override_forward(unembedding, _only_tokens(unembedding, tokens))
                 )
-            cache = prefix_cache(keys_values)
-            return call_columns(self.hf_model, batch, rows, start=start, cache=cache)[:, -1]
+            return call_model(
+                self.hf_model,
+                batch.tokens[rows, start:],
+                batch.mask[rows],
+                cache=prefix_cache(keys_values),
+            )[:, -1]
 
     def run(
         self,
@@ -161,12 +170,14 @@ class UnhookedModel:
         cache: Cache | None = None,
         hooks: Sequence[Hook] = (),
     ) -> Float[Tensor, "row d_vocab"]:
-        """Columns [start, end) of some prompts, into a cache that holds those before; the last
-        column's logits."""
+        """Run positions [start, end) of some prompts, and return the last position's logits.
+
+        Args:
+            cache: holds the positions before ``start``, and is filled with these.
+        """
+        tokens, mask = batch.tokens[rows, start:end], batch.mask[rows, :end]
         with self._running((), rows, hooks):
-            return call_columns(self.hf_model, batch, rows, start=start, end=end, cache=cache)[
-                :, -1
-            ]
+            return call_model(self.hf_model, tokens, mask, cache=cache)[:, -1]
 
     @contextmanager
     def _running(
@@ -177,7 +188,7 @@ class UnhookedModel:
         *,
         last_only: int | None = None,
     ) -> Iterator[None]:
-        """While open, the modules run with these hooks, on rows that share a beginning."""
+        """While open, the modules run with these hooks, on rows that share a prefix."""
         steps: dict[str, dict[int, list[Step]]] = {"attn_scores": {}, "pattern": {}}
         with ExitStack() as stack:
             if self.wide:  # a model in float32 itself is not to be rounded
@@ -189,12 +200,12 @@ class UnhookedModel:
                     steps[at[2]].setdefault(int(at[1]), []).append(step)
                 else:
                     stack.enter_context(self._hooked(name, function))
-            lent = SharedPrefix(
+            prefix = SharedPrefix(
                 keys_values, rows, steps["attn_scores"], steps["pattern"], last_only=last_only
             )
-            with use_prefix(lent):
+            with use_prefix(prefix):
                 yield
-            if left_out := ({*lent.scores, *lent.patterns} - lent.served):
+            if left_out := ({*prefix.scores, *prefix.patterns} - prefix.layers_run):
                 raise UserError(
                     f"the attention of layer {min(left_out)} did not run its hooks: nothing can be "
                     "read or written at its pattern"
@@ -214,54 +225,36 @@ class UnhookedModel:
             new = function(shown, point)
             return value if new is None else (new.flatten(-2) if n else new)
 
-        def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        def edit_input(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if args:
                 return (edit(args[0]), *args[1:]), kwargs
             return args, {**kwargs, "hidden_states": edit(kwargs["hidden_states"])}
 
-        def after(module: Any, args: Any, output: Any) -> Any:
+        def edit_output(module: Any, args: Any, output: Any) -> Any:
             if isinstance(output, tuple):
                 return (edit(output[0]), *output[1:])
             return edit(output)
 
         if is_input:
-            handle = module.register_forward_pre_hook(before, with_kwargs=True)
+            handle = module.register_forward_pre_hook(edit_input, with_kwargs=True)
         else:
-            handle = module.register_forward_hook(after)
+            handle = module.register_forward_hook(edit_output)
         try:
             yield
         finally:
             handle.remove()
 
-    def _given_outputs(self, layer: int, z: Tensor) -> AbstractContextManager[None]:
-        """The layer's attention gives what these head outputs are projected to."""
-        projection = self.out_projection[layer]
 
-        def given(*args: Any, **kwargs: Any) -> Any:
-            return projection(z.flatten(-2)), None
-
-        return override_forward(self.attention[layer], given)
-
-    @contextmanager
-    def _last_position_only(self) -> Iterator[None]:
-        """In the last layer, projections and MLP run at the last column: nothing else is read."""
-        with ExitStack() as stack:
-            for module in (self.last_query, self.out_projection[-1], self.last_mlp):
-                if module is not None:
-                    stack.enter_context(override_forward(module, _on_last_column(module)))
-            yield
-
-
-def _on_last_column(module: nn.Module) -> Callable[..., Any]:
-    own = module.forward
+def _at_last_position(module: nn.Module) -> Callable[..., Any]:
+    """The module's forward at the last position only; nothing reads the others."""
+    whole = module.forward
 
     def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         if hidden_states.ndim != 3:
-            return own(hidden_states, *args, **kwargs)
-        last = own(hidden_states[:, -1:], *args, **kwargs)
+            return whole(hidden_states, *args, **kwargs)
+        last = whole(hidden_states[:, -1:], *args, **kwargs)
         if not isinstance(last, Tensor):
-            return own(hidden_states, *args, **kwargs)
-        # Zeros for columns that nothing reads any more.
+            return whole(hidden_states, *args, **kwargs)
         return nn.functional.pad(last, (0, 0, hidden_states.shape[1] - 1, 0))
 
     return forward
@@ -286,17 +279,15 @@ def _step(function: HookFunction, point: Any) -> Step:
     return step
 
 
-def _places_of_hook_points(model: HookedModel) -> dict[int, tuple[Any, bool]]:
-    """By the identity of a hook point: the component, and whether it stands at its input."""
-    places: dict[int, tuple[Any, bool]] = {}
-    for component in model.modules():
-        if not is_component(component):
-            continue
+def _components_of_hook_points(model: HookedModel) -> dict[int, tuple[Any, bool]]:
+    """By the identity of a hook point: its component, and whether it is at the input."""
+    found: dict[int, tuple[Any, bool]] = {}
+    for component in filter(is_component, model.modules()):
         for name, is_input in (("hook_in", True), ("hook_out", False)):
             point = component.__dict__.get("_modules", {}).get(name)
             if point is not None:
-                places[id(point)] = (component, is_input)
-    return places
+                found[id(point)] = (component, is_input)
+    return found
 
 
 def calls_attention_interface(attention: nn.Module) -> bool:
@@ -309,11 +300,11 @@ def calls_attention_interface(attention: nn.Module) -> bool:
 
 
 _LIBRARIES = ("interp.", "transformer_lens.", "accelerate.", "torch.", "peft.", "transformers.")
-"""Whose hooks on modules belong to the model; all others are somebody's own."""
+"""Hooks on modules from these packages belong to the model; all others were set by others."""
 
 
 def has_hooks(model: HookedModel) -> bool:
-    """Whether somebody's hooks stand on the model: on its hook points, or on any of its modules."""
+    """Whether the model has hooks set by others: on its hook points, or on any of its modules."""
     return hook_points_used(model) or any(
         not str(getattr(hook, "__module__", "")).startswith(_LIBRARIES)
         for module in model.modules()
@@ -323,7 +314,7 @@ def has_hooks(model: HookedModel) -> bool:
 
 
 def hook_points_used(model: HookedModel) -> bool:
-    """Whether anything stands on the model's hook points."""
+    """Whether the model's hook points have hooks."""
     return any(
         point.fwd_hooks or point._forward_hooks or point._forward_pre_hooks
         for point in model.hook_dict.values()
@@ -331,14 +322,13 @@ def hook_points_used(model: HookedModel) -> bool:
 
 
 def may_be_unhooked(model: HookedModel) -> bool:
-    """Whether nothing that can be seen from outside keeps a model from having plain modules."""
-    if not wraps_transformers(model) or has_hooks(model):
-        return False
-    return not getattr(model, "compatibility_mode", False)
+    """Whether nothing that is visible without running it keeps a model from running unhooked."""
+    processed = getattr(model, "compatibility_mode", False)
+    return wraps_transformers(model) and not has_hooks(model) and not processed
 
 
 def unhooked_model(model: HookedModel, *, wide: bool = True) -> UnhookedModel | None:
-    """The plain model around the hooked one's parameters, or None where they could differ.
+    """The unhooked model around a hooked model's parameters; None where the two could differ.
 
     Args:
         wide: compute in float32 where the weights have fewer bits.

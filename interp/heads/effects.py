@@ -26,8 +26,8 @@ from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.figures.evaluation import head_heatmap
 from interp.figures.layers import layer_effects
-from interp.files import check_tensors
 from interp.files.tensor_file import read_tensor_file, write_tensor_file
+from interp.files.tensors import check_tensors
 from interp.heads.headset import Head, HeadSet, Site, check_site
 from interp.heads.significance import RESOLUTION, HeadStatistics, head_statistics, mean_interval
 from interp.patching.result import PatchEffects

@@ -14,7 +14,8 @@ from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.figures.heatmap import chosen_heads
-from interp.files import Maybe, check_shape, parse_json, read_text
+from interp.files.shape import Maybe, check_shape
+from interp.files.text import parse_json, read_text
 
 Head = tuple[int, int]
 """(layer, head), both counted from zero."""

@@ -22,7 +22,7 @@ from interp.errors import UserError
 from interp.figures.attention import attention_figure
 from interp.forward.batch import Span, TokenBatch
 from interp.forward.hook_points import check_component, hook_name
-from interp.forward.partial import Hook, HookFunction, device_of, hooked, tail_logits
+from interp.forward.partial import Hook, HookFunction, device_of, hooked, last_logits
 from interp.heads.headset import Head, HeadSet
 from interp.inspection.read_prompt import read_prompt
 from interp.models.hooked_model import HookedModel
@@ -140,7 +140,7 @@ def attention_pattern(
         (hook_name("pattern", layer), keep(layer)) for layer in sorted({one for one, _ in chosen})
     ]
     with hooked(model, hooks):
-        tail_logits(model, TokenBatch.from_lists([read.ids], device=device_of(model)))
+        last_logits(model, TokenBatch.from_lists([read.ids], device=device_of(model)))
     if missing := [layer for layer, _ in chosen if layer not in seen]:
         raise UserError(
             f"layer {missing[0]} showed no pattern: load the model with attention 'eager'"

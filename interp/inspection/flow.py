@@ -115,7 +115,7 @@ def information_flow(
     saliency = last_row_saliency(
         model, batch, encoded.true_tokens, batch_tokens=batch_tokens, progress=progress
     )
-    subject = batch.columns([item.prompt(kind).subject for item in encoded.items]).cpu()
+    subject = batch.span_mask([item.prompt(kind).subject for item in encoded.items]).cpu()
     of_object = encoded.objects(kind).cpu()
     rest = batch.mask.cpu() & ~subject & ~of_object
     values = part_means(saliency, torch.stack([subject, of_object, rest]))

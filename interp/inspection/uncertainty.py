@@ -35,7 +35,7 @@ from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.figures.inspection import uncertainty_by_outcome
 from interp.forward.batch import TokenBatch
-from interp.forward.generate import BATCH_PROMPTS, MAX_NEW_TOKENS, answers_in_batches, end_tokens
+from interp.forward.generate import BATCH_PROMPTS, MAX_NEW_TOKENS, end_tokens, greedy_answers
 from interp.forward.partial import device_of
 from interp.models.hooked_model import HookedModel
 from interp.models.versions import check_hooked
@@ -287,11 +287,11 @@ def scored_answers(
     device = device_of(model)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        texts = answers_in_batches(
+        texts = greedy_answers(
             hf_model,
             tokenizer,
             prompts,
-            answer,
+            answer=answer,
             max_new_tokens=max_new_tokens,
             batch_prompts=batch_prompts,
             progress=progress,

@@ -11,7 +11,7 @@ opening of an answer behind it, and the same tokens up to there, which ``cloze_s
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-from interp.arguments import one_of
+from interp.arguments import check_choice
 from interp.errors import UserError
 from interp.forward.batch import Span
 from interp.models.hooked_model import HookedModel
@@ -26,7 +26,7 @@ Gate = Literal["oracle", "probe"]
 
 def check_gate(gate: str) -> None:
     """Raise UserError for an unknown gate, and list the known."""
-    one_of("gate", gate, get_args(Gate))
+    check_choice("gate", gate, get_args(Gate))
 
 
 def cloze_spans(

@@ -22,8 +22,8 @@ from typing import Any, ClassVar, cast
 import yaml
 
 from interp.errors import UserError
-from interp.files import PlainLoader, parse_json, parse_yaml, read_text
 from interp.files.documents import write_atomically
+from interp.files.text import PlainLoader, parse_json, parse_yaml, read_text
 from interp.heads.headset import HeadSet, Site, check_site
 from interp.interventions.expert_constraint import (
     ExpertConstraint,

@@ -14,7 +14,7 @@ from torch import Tensor
 from interp.arguments import listed, pairs_of_numbers
 from interp.checked import checked
 from interp.errors import UserError
-from interp.files import one_line
+from interp.files.text import one_line
 from interp.premises.encode import EncodedPremises
 
 ObjectPositions = Callable[[Int[Tensor, "prompt pos"], Bool[Tensor, "prompt pos"]], Tensor]

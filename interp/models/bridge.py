@@ -10,7 +10,7 @@ from jaxtyping import Bool, Int
 from transformer_lens.model_bridge import TransformerBridge
 
 from interp.errors import UserError
-from interp.files import one_line
+from interp.files.text import one_line
 from interp.models.hooked_model import HookedModel
 from interp.models.latent_attention import connect_latent_attention
 from interp.models.native_attention import connect_attention_hooks

@@ -18,7 +18,7 @@ import filelock
 from safetensors import SafetensorError
 
 from interp.errors import UserError
-from interp.files import one_line
+from interp.files.text import one_line
 from interp.files.whole import move_into_place
 from interp.models.fingerprint import fingerprint_of_folder
 from interp.models.gguf_places import check_gguf_places

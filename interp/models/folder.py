@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer
 
 from interp.errors import UserError
-from interp.files import one_line
+from interp.files.text import one_line
 from interp.models.finite import check_weights
 from interp.models.quiet import quiet_libraries
 from interp.models.whole import check_shards, load_whole

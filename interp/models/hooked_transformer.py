@@ -20,7 +20,7 @@ from transformer_lens.pretrained import (  # pyright: ignore[reportMissingImport
 )
 
 from interp.errors import UserError
-from interp.files import one_line
+from interp.files.text import one_line
 from interp.models.hooked_config import config_entries
 from interp.models.hooked_model import HookedModel
 from interp.models.transformers_face import TransformersFace

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers.cache_utils import DynamicCache
 
-from interp.files import one_line
+from interp.files.text import one_line
 from interp.models.call import call_model
 from interp.models.hooked_model import HookedModel
 from interp.models.model_check import ModelCheck, Part

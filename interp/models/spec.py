@@ -16,7 +16,7 @@ import huggingface_hub
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
 from interp.errors import UserError
-from interp.files import check_gguf
+from interp.files.gguf_header import check_gguf
 from interp.models.converted import convert_gguf, convert_pickled, file_sha256, keep_converted
 from interp.models.embedded import GGUF_SHA256, fetch_gguf
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from interp.errors import UserError
-from interp.files import one_line
+from interp.files.text import one_line
 from interp.models.template_limits import check_length, check_template
 
 

@@ -18,7 +18,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from interp.errors import UserError
-from interp.files import one_line
+from interp.files.text import one_line
 from interp.models.modes import evaluating
 from interp.models.versions import HookedClass
 

@@ -19,7 +19,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from interp.errors import UserError
-from interp.files import check_shape, read_json_object, tensor_shapes
+from interp.files.shape import check_shape
+from interp.files.tensors import tensor_shapes
+from interp.files.text import read_json_object
 from interp.models.fingerprint import INDEX, SINGLE
 
 logger = logging.getLogger(__name__)

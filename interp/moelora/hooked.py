@@ -24,7 +24,7 @@ from transformer_lens.model_bridge.generalized_components import JointQKVAttenti
 
 from interp.checked import checked
 from interp.errors import UserError
-from interp.files import one_line
+from interp.files.text import one_line
 from interp.forward.partial import device_of
 from interp.models import HookedModel
 from interp.models.load import wrap

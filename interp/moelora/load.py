@@ -12,14 +12,10 @@ from peft import PeftModel, get_peft_model_state_dict
 
 from interp.checked import checked
 from interp.errors import UserError
-from interp.files import (
-    Maybe,
-    check_shape,
-    one_line,
-    plain_name,
-    read_json_object,
-    tensor_shapes,
-)
+from interp.files.links import plain_name
+from interp.files.shape import Maybe, check_shape
+from interp.files.tensors import tensor_shapes
+from interp.files.text import one_line, read_json_object
 from interp.models.quiet import quiet_libraries
 from interp.moelora.config import MoELoRAConfig
 from interp.moelora.peft_type import MOELORA

@@ -4,7 +4,7 @@ Stands by itself: nothing here knows of premises.
 """
 
 from interp.forward.batch import TokenBatch, first_difference
-from interp.forward.partial import RecordedRun, hooked, record_run, resume, tail_logits
+from interp.forward.partial import RecordedRun, hooked, last_logits, record_run, resume
 from interp.moved import old_names
 from interp.patching.attribution import attribute_heads
 from interp.patching.circuit import Circuit, circuit_of
@@ -35,6 +35,7 @@ __all__ = [
     "faithfulness_curve",
     "first_difference",
     "hooked",
+    "last_logits",
     "patch",
     "patch_heads",
     "patch_paths",
@@ -45,7 +46,6 @@ __all__ = [
     "sweep_heads",
     "sweep_places",
     "sweep_sets",
-    "tail_logits",
 ]
 
 __getattr__ = old_names(__name__)

@@ -93,7 +93,7 @@ def _align_spans(
     places = []
     for name, halves in spans.items():
         of_clean, of_corrupted = span_lists(name, halves)
-        here, there = corrupted.columns(of_corrupted), clean.columns(of_clean)
+        here, there = corrupted.span_mask(of_corrupted), clean.span_mask(of_clean)
         if bool((here & taken).any()):
             raise UserError(f"span {name!r} overlaps another span: give spans that do not overlap")
         taken |= here

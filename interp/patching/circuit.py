@@ -30,7 +30,8 @@ from torch import Tensor
 from interp.arguments import as_path, of_kind, whole_number
 from interp.checked import checked
 from interp.errors import UserError
-from interp.files import Maybe, check_shape, parse_json, read_text
+from interp.files.shape import Maybe, check_shape
+from interp.files.text import parse_json, read_text
 from interp.models.hooked_model import HookedModel
 from interp.models.versions import check_hooked
 from interp.patching.result import PatchEffects

@@ -31,8 +31,9 @@ from interp.arguments import as_path, listed, of_kind, whole_number
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.figures.patching import result_figure
-from interp.files import check_shape, check_tensors
-from interp.files.described_tensors import read_tensors, write_tensors
+from interp.files.shape import check_shape
+from interp.files.tensor_file import read_tensors, write_tensors
+from interp.files.tensors import check_tensors
 from interp.moved import old_names
 from interp.patching.result_axes import By, check_axes, check_order
 from interp.statistics.significance import (

@@ -255,7 +255,7 @@ class _Sweep:
     ) -> None:
         """Run the sets that edit something at one place, in batches, and put down the metrics."""
         edit = _placed(chunk.edit, at)
-        run = run.narrowed(first_column(edit.changed))
+        run = run.from_position(first_column(edit.changed))
 
         def batch_values(recorded: RecordedRun, some: list[int]) -> Tensor:
             sets = [self.sets[index] for index in some]

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from interp.arguments import of_kind, one_of
+from interp.arguments import check_choice, of_kind
 from interp.checked import checked
 from interp.errors import UserError
 from interp.forward.batch import Span, TokenBatch
@@ -53,7 +53,7 @@ class EncodedPremise:
     def prompt(self, kind: QuestionKind) -> EncodedPrompt:
         """One of the three prompts."""
         prompts = {"false": self.false, "twin": self.twin, "masked": self.masked}
-        return prompts[one_of("kind of question", kind, prompts)]
+        return prompts[check_choice("kind of question", kind, prompts)]
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class EncodedPremises:
 
     def objects(self, kind: QuestionKind) -> Tensor:
         """Bool[prompt pos]: the object's columns in ``batch(kind)``."""
-        return self.batch(kind).columns([item.prompt(kind).object for item in self.items])
+        return self.batch(kind).span_mask([item.prompt(kind).object for item in self.items])
 
     def by_length(self, kind: QuestionKind) -> list[int]:
         """The prompts in the order of what follows the object's beginning: what runs again."""

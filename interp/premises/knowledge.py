@@ -16,7 +16,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
-from interp.arguments import of_kind, one_of, whole_number
+from interp.arguments import check_choice, of_kind, whole_number
 from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
@@ -24,7 +24,7 @@ from interp.figures.dots import dot_figure
 from interp.forward.batch import TokenBatch, by_length
 from interp.forward.generate import generate_tokens
 from interp.forward.out_of_memory import halving
-from interp.forward.partial import device_of, tail_logits
+from interp.forward.partial import device_of, last_logits
 from interp.models import render_chat
 from interp.models.hooked_model import HookedModel
 from interp.models.versions import check_hooked
@@ -108,7 +108,7 @@ def check_knowledge(
     """Ask the model for every fact directly."""
     check_hooked(model)
     of_kind("premises", premises, Premises, "interp.load_premises gives them")
-    one_of("knowledge check", check, get_args(KnowledgeCheck))
+    check_choice("knowledge check", check, get_args(KnowledgeCheck))
     run = _strict if check == "strict" else _by_answer
     return Knowledge(check, tuple(run(model, premises, progress)))
 
@@ -149,7 +149,7 @@ def _strict(model: HookedModel, premises: Premises, progress: bool) -> list[Fact
     def run_chunk(chunk: list[int]) -> None:
         batch = TokenBatch.from_lists([prompts[i] for i in chunk], device=device_of(model))
         keep = max(sizes[i] for i in chunk) + 1
-        top = tail_logits(model, batch, keep=keep).argmax(dim=-1).cpu()
+        top = last_logits(model, batch, keep=keep).argmax(dim=-1).cpu()
         for row, index in enumerate(chunk):
             size = sizes[index]
             said = top[row, -size - 1 : -1].tolist()

@@ -19,8 +19,7 @@ from typing import Any
 from interp.arguments import as_path
 from interp.checked import checked
 from interp.errors import UserError
-from interp.files import parse_yaml, read_text
-from interp.files.text import LARGEST_TEXT, LARGEST_YAML
+from interp.files.text import LARGEST_TEXT, LARGEST_YAML, parse_yaml, read_text
 from interp.premises.relation import Fact, Relation, Template, check_rule, is_year, not_a_year
 
 YAML_KEYS = (

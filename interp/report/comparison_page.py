@@ -9,7 +9,8 @@ from pandas.api.types import is_numeric_dtype
 
 from interp.errors import UserError
 from interp.figures.measures import MISSING
-from interp.files import Maybe, check_shape, read_table
+from interp.files.shape import Maybe, check_shape
+from interp.files.tables import read_table
 from interp.moelora.training.adapters import METHOD_NAMES
 from interp.moelora.training.comparison import REFERENCE
 from interp.moelora.training.scoring import MEAN

@@ -18,8 +18,8 @@ from interp.figures.evaluation import (
 )
 from interp.figures.measures import format_number, format_small
 from interp.figures.tables import comparison_table, setting_name, settings_of, template_table
-from interp.files import check_shape
 from interp.files.documents import write_atomically
+from interp.files.shape import check_shape
 from interp.report.answers import MarkedPair
 from interp.report.page import PlacedFigure, manifest_rows, render_page
 from interp.report.precision import dtype_sentence

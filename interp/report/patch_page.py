@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from interp.figures.measures import MISSING, format_number, format_small
-from interp.files import Maybe, check_shape
+from interp.files.shape import Maybe, check_shape
 from interp.patching import PatchEffects
 from interp.report.page import PlacedFigure, manifest_rows, render_page
 from interp.report.precision import dtype_sentence

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from interp.files import Maybe, check_shape
+from interp.files.shape import Maybe, check_shape
 
 _SHAPE = {
     **{"n_prompts": int, "against": str, "dtype": str},

@@ -13,7 +13,9 @@ import pandas as pd
 
 from interp.errors import UserError
 from interp.figures.measures import HELD_OUT, value_at
-from interp.files import Maybe, check_shape, read_json_lines, read_json_object, read_table
+from interp.files.shape import Maybe, check_shape
+from interp.files.tables import read_table
+from interp.files.text import read_json_lines, read_json_object
 from interp.heads.headset import Site
 from interp.report.answers import MarkedPair
 

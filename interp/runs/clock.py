@@ -1,12 +1,10 @@
-"""The moment at which a run's chat templates are rendered: one for all of it.
+"""The moment at which a run's chat templates are rendered: one for the whole run.
 
-A run whose model has a template that reads the clock writes the moment at which it began beside its
-identity. It is not compared: the run goes on with that moment whenever it is taken up, so that all
-its prompts say one date. Where no template reads the clock nothing is written.
+If the model's template reads the clock, the run writes the moment at which it began next to its
+identity. It is not compared: the run goes on with that moment whenever it is continued, so that all
+its prompts have one date. If no template reads the clock nothing is written.
 """
 
-import functools
-import inspect
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from datetime import datetime
@@ -16,6 +14,7 @@ from typing import Any, ParamSpec, TypeVar
 from interp.errors import UserError
 from interp.files.documents import read_json
 from interp.models.template_clock import reads_clock, template_now, template_time
+from interp.runs.lock import around_run
 
 MOMENT = "template_time"
 
@@ -56,15 +55,4 @@ def one_moment(
     file: str,
 ) -> Callable[[Callable[_Arguments, _Result]], Callable[_Arguments, _Result]]:
     """Let a function, whose argument ``run`` is a run's directory, render at the run's moment."""
-
-    def decorate(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-        signature = inspect.signature(function)
-
-        @functools.wraps(function)
-        def wrapped(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
-            with run_clock(signature.bind(*args, **kwargs).arguments["run"], file):
-                return function(*args, **kwargs)
-
-        return wrapped
-
-    return decorate
+    return around_run(lambda run: run_clock(run, file))

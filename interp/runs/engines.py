@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 import torch
 
+from interp.arguments import check_choice
 from interp.errors import UserError
-from interp.files.choice import check_choice
 from interp.models import loader_of, model_info
 from interp.models.hooked_model import HookedModel
 from interp.runs.model_conditions import conditions_digest

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from interp.errors import UserError
-from interp.files import check_links
 from interp.files.documents import read_json, write_json
+from interp.files.links import check_links
 from interp.files.whole import LEFTOVER
 from interp.models import model_info
 from interp.models.hooked_model import HookedModel

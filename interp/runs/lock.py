@@ -1,8 +1,8 @@
-"""One process a run directory: a second one is refused, and told who holds it.
+"""One process per run directory: a second one is refused, and told who holds it.
 
 The lock is the operating system's own on the file ``.lock`` in the directory, so that it ends with
-its holder, however that ends; ``.lock.json`` says who the holder is. Both are gone when the run
-is let go. A process may take a run that it holds already (one run made of several).
+its holder, however that ends; ``.lock.json`` names the holder. Both are removed when the run is
+released. A process may take a run again that it already holds (one run made of several).
 """
 
 import functools
@@ -12,9 +12,9 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from filelock import FileLock, Timeout
 
@@ -25,38 +25,38 @@ LOCK, HOLDER = ".lock", ".lock.json"
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
-_held = threading.local()
+_of_thread = threading.local()
 
 
 @contextmanager
 def holding(run: Path) -> Iterator[None]:
-    """Hold a run directory, which is made if it is not there, and taken away if it stays empty.
+    """Hold a run directory, which is made if it is missing, and removed if it stays empty.
 
     Raises:
         UserError: another process (or thread) holds it, or it cannot be written.
     """
-    place = run.resolve()
-    mine: set[Path] = _held.__dict__.setdefault("places", set())
-    if place in mine or os.environ.get("RANK", "0") != "0":  # of several processes the first holds
+    folder = run.resolve()
+    held: set[Path] = _of_thread.__dict__.setdefault("held", set())
+    if folder in held or os.environ.get("RANK", "0") != "0":  # the first of several processes holds
         yield
         return
-    missing = [folder for folder in (place, *place.parents) if not folder.exists()]
+    missing = [above for above in (folder, *folder.parents) if not above.exists()]
     try:
-        place.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{run} cannot be made ({error.strerror}): choose another --out") from error
     try:
         with _locked(run):
-            mine.add(place)
+            held.add(folder)
             try:
                 yield
-                remove_leftovers(place)
+                remove_leftovers(folder)
             finally:
-                mine.discard(place)
+                held.discard(folder)
     finally:
-        for folder in missing:
+        for above in missing:
             with suppress(OSError):  # not empty
-                folder.rmdir()
+                above.rmdir()
 
 
 @contextmanager
@@ -75,7 +75,7 @@ def _locked(run: Path) -> Iterator[None]:
         write_whole(run / HOLDER, json.dumps(content).encode())
         yield
     finally:
-        # Taken away while it is held: who opened the old file sees that it has no name any more.
+        # Removed while it is held: who opened the old file sees that it has no name any more.
         for name in (HOLDER, LOCK):
             with suppress(OSError):
                 (run / name).unlink(missing_ok=True)
@@ -98,13 +98,24 @@ def check_free(run: Path) -> None:
             pass
 
 
+def around_run(
+    context: Callable[[Path], AbstractContextManager[Any]],
+) -> Callable[[Callable[_Arguments, _Result]], Callable[_Arguments, _Result]]:
+    """A decorator that runs a function inside ``context(run)``, of its argument ``run``."""
+
+    def decorate(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def wrapped(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+            with context(signature.bind(*args, **kwargs).arguments["run"]):
+                return function(*args, **kwargs)
+
+        return wrapped
+
+    return decorate
+
+
 def one_process(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
     """Hold the directory that is the function's argument ``run`` while the function runs."""
-    signature = inspect.signature(function)
-
-    @functools.wraps(function)
-    def wrapped(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
-        with holding(signature.bind(*args, **kwargs).arguments["run"]):
-            return function(*args, **kwargs)
-
-    return wrapped
+    return around_run(holding)(function)

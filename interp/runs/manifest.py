@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from interp.errors import UserError
-from interp.files import check_shape
 from interp.files.documents import file_hash, read_json, write_json
+from interp.files.shape import check_shape
 from interp.models import model_info
 from interp.models.hooked_model import HookedModel
 from interp.runs.prompting import asking_identity, comparable, first_difference, warn_of_older

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from interp.errors import UserError
-from interp.files import check_shape, parse_json
+from interp.files.shape import check_shape
 from interp.files.tensor_file import read_tensor_file, write_tensor_file
+from interp.files.text import parse_json
 from interp.files.whole import remove_leftovers
 from interp.jobs import SHARD, Shard
 from interp.models.hooked_model import HookedModel
@@ -128,17 +129,17 @@ class ShardStore:
 def finish_shards(
     store: ShardStore,
     engine: Engine,
-    work: Callable[[Any, Any], Shard],
+    function: Callable[[Any, Any], Shard],
     job: Callable[[int], Any],
     *,
     description: str = "shards",
     progress: bool = True,
 ) -> None:
-    """Let ``engine`` make those shards of a sweep that are not there yet, and keep each.
+    """Let ``engine`` compute the missing shards of a sweep, and keep each.
 
     Args:
-        work: a function of a module, of the model and a job.
-        job: what ``work`` needs for a shard, by its number; asked for when it is that shard's turn.
+        function: at module level; called with the model and a job.
+        job: the job of a shard, by its number; called when it is that shard's turn.
     """
     if store.folder.is_dir():
         remove_leftovers(store.folder)
@@ -147,23 +148,9 @@ def finish_shards(
         logger.info("%s: %d of %d shards are there", description, there, store.n_shards)
     bar = progress_bar(total=store.n_shards, initial=there, description=description, shown=progress)
     with bar:
-        for number, shard in engine.run(work, ((number, job(number)) for number in missing)):
+        for number, shard in engine.run(function, ((number, job(number)) for number in missing)):
             store.write(number, shard)
             bar.update()
-
-
-def make_shards(
-    store: ShardStore,
-    engine: Engine,
-    work: Callable[[Any, Any], Shard],
-    job: Callable[[int], Any],
-    *,
-    description: str = "shards",
-    progress: bool = True,
-) -> list[Shard]:
-    """All shards of a sweep in order, made by ``finish_shards`` and read from their files."""
-    finish_shards(store, engine, work, job, description=description, progress=progress)
-    return [store.finished(number) for number in range(store.n_shards)]
 
 
 def cut(prompts: Sequence[int], size: int = SHARD) -> list[list[int]]:
@@ -174,7 +161,7 @@ def cut(prompts: Sequence[int], size: int = SHARD) -> list[list[int]]:
 def put_together(shards: Sequence[Shard], parts: Sequence[Sequence[int]]) -> Shard:
     """The shards' tensors and texts for the prompts of ``parts``, in their order.
 
-    What a shard ``kept`` is its own, and is left out.
+    Of what the shards ``kept``, the entries on which all agree stay.
 
     Raises:
         UserError: shards of other prompts, which somebody must have put there.
@@ -188,7 +175,9 @@ def put_together(shards: Sequence[Shard], parts: Sequence[Sequence[int]]) -> Sha
             into = whole.setdefault(name, torch.empty(total, *tensor.shape[1:], dtype=tensor.dtype))
             into[torch.tensor(prompts)] = tensor
         texts |= dict(zip(prompts, shard.texts, strict=bool(shard.texts)))
-    return Shard(whole, texts=[texts[number] for number in sorted(texts)])
+    kept = dict(shards[0].kept) if shards else {}
+    kept = {key: it for key, it in kept.items() if all(s.kept.get(key) == it for s in shards)}
+    return Shard(whole, texts=[texts[number] for number in sorted(texts)], kept=kept)
 
 
 def _check_fits(shard: Shard, first: Shard, n_prompts: int) -> None:

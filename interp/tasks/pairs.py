@@ -22,7 +22,7 @@ from typing import Any
 
 from interp.checked import checked
 from interp.errors import UserError
-from interp.files import read_json_lines
+from interp.files.text import read_json_lines
 
 Span = tuple[int, int]
 """Characters [start, end) of a text."""

@@ -21,9 +21,11 @@ from torch import Tensor
 
 from interp.display import Displayed, Shown
 from interp.errors import UserError
-from interp.files import Maybe, check_shape, check_tensors, read_json_object
 from interp.files.documents import write_json
+from interp.files.shape import Maybe, check_shape
 from interp.files.tensor_file import read_tensor_file, write_tensor_file
+from interp.files.tensors import check_tensors
+from interp.files.text import read_json_object
 from interp.models import fingerprint as fingerprint_of
 from interp.models.hooked_model import HookedModel
 from interp.models.tokenizer_fingerprint import prompting_fingerprint

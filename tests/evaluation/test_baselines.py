@@ -17,7 +17,7 @@ from interp.figures.baselines import gain_against_cost
 from interp.heads import HeadSet
 from interp.interventions import Constraint
 from interp.models import HookedModel, render_chat
-from interp.patching import TokenBatch, tail_logits
+from interp.patching import TokenBatch, last_logits
 from interp.premises import Premises
 from interp.premises.encode import encode_premises, encode_question
 from probes.detector.detections import Detection
@@ -79,7 +79,7 @@ def test_untreated_is_the_model_as_it_is(
     rows = torch.arange(len(encoded))
     for kind in ("false", "twin"):
         with torch.no_grad():
-            logits = tail_logits(planted, encoded.batch(kind))[:, -1]
+            logits = last_logits(planted, encoded.batch(kind))[:, -1]
         true, false = logits[rows, encoded.true_tokens], logits[rows, encoded.false_tokens]
         found, p_true = untreated.of(kind), logits.softmax(dim=-1)[rows, encoded.true_tokens]
         for values, expected in ((found.logit_difference, true - false), (found.p_true, p_true)):
@@ -124,7 +124,7 @@ def test_a_system_prompt_stands_before_the_question(tiny_llama: HookedModel) -> 
         )
         shared = next(i for i, (a, b) in enumerate(zip(true, false, strict=False)) if a != b)
         with torch.no_grad():
-            logits = tail_logits(tiny_llama, TokenBatch.from_lists([true[:shared]]))[0, -1]
+            logits = last_logits(tiny_llama, TokenBatch.from_lists([true[:shared]]))[0, -1]
         expected = float(logits[true[shared]] - logits[false[shared]])
         assert found.false.logit_difference[index, 0] == pytest.approx(expected, abs=1e-4)
 

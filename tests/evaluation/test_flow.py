@@ -15,7 +15,7 @@ from interp.inspection.flow import (
     part_means,
 )
 from interp.models import HookedModel
-from interp.patching import TokenBatch, hooked, tail_logits
+from interp.patching import TokenBatch, hooked, last_logits
 from interp.premises import Premises, load_premises
 from interp.premises.encode import encode_premises
 
@@ -31,7 +31,7 @@ def loss_with(model: Any, tokens: list[int], answer: int, layer: int, change: to
         return pattern
 
     with torch.no_grad(), hooked(model, [(f"blocks.{layer}.attn.hook_pattern", add)]):
-        logits = tail_logits(model, TokenBatch.from_lists([tokens]))[0, -1]
+        logits = last_logits(model, TokenBatch.from_lists([tokens]))[0, -1]
     return -logits.double().log_softmax(-1)[answer]
 
 
@@ -46,7 +46,7 @@ def by_finite_differences(model: Any, tokens: list[int], answer: int) -> torch.T
         return f"blocks.{layer}.attn.hook_pattern", read
 
     with torch.no_grad(), hooked(model, [keep(layer) for layer in range(model.cfg.n_layers)]):
-        tail_logits(model, TokenBatch.from_lists([tokens]))
+        last_logits(model, TokenBatch.from_lists([tokens]))
     found = torch.zeros(model.cfg.n_layers, len(tokens), dtype=torch.float64)
     for layer, pattern in patterns.items():
         for key in range(len(tokens)):

@@ -19,7 +19,7 @@ from interp.interventions.random_controls import random_interventions
 from interp.models import HookedModel
 from interp.models.quiet import quiet_libraries
 from interp.moelora import MoELoRAConfig, hooked
-from interp.patching import LogitDifference, tail_logits
+from interp.patching import LogitDifference, last_logits
 from interp.premises import Premises
 from interp.premises.encode import encode_premises, encode_question, token_span, tokenize
 from interp.premises.questions import QuestionKind
@@ -277,9 +277,9 @@ def test_experts_are_evaluated_and_have_a_null(
     ]
     for kind, values in (("false", result.false), ("twin", result.twin)):
         batch = encoded.batch(kind)  # type: ignore[arg-type]
-        free = metric(tail_logits(with_experts, batch)[:, -1])
+        free = metric(last_logits(with_experts, batch)[:, -1])
         with with_experts.hooks(fwd_hooks=hooks):
-            held = metric(tail_logits(with_experts, batch)[:, -1])
+            held = metric(last_logits(with_experts, batch)[:, -1])
         np.testing.assert_allclose(values.logit_difference[:, 0], free, atol=5e-5)
         np.testing.assert_allclose(values.logit_difference[:, 1], held, atol=5e-5)
         assert float((held - free).abs().max()) > 1e-3
@@ -307,7 +307,7 @@ def test_heads_and_experts_together_under_the_gate(
     encoded = encode_premises(with_experts.tokenizer, premises)
     metric = LogitDifference(encoded.true_tokens, encoded.false_tokens)
     with interp.constrain(with_experts, what, premises=encoded):
-        held = metric(tail_logits(with_experts, encoded.batch("false"))[:, -1])
+        held = metric(last_logits(with_experts, encoded.batch("false"))[:, -1])
     np.testing.assert_allclose(result.false.logit_difference[:, 1], held, atol=5e-5)
     assert np.array_equal(result.twin.logit_difference[:, 1], result.twin.logit_difference[:, 0])
     assert (result.to_dict()["gate"], result.to_dict()["site"]) == ("probe", "output + experts")

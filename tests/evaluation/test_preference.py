@@ -10,7 +10,7 @@ from interp.evaluation import Preference, preference
 from interp.heads import HeadSet
 from interp.interventions import Constraint
 from interp.models import HookedModel
-from interp.patching import tail_logits
+from interp.patching import last_logits
 from interp.premises import Premises, load_premises
 from interp.premises.encode import encode_premises
 
@@ -86,7 +86,7 @@ def test_the_numbers_are_those_of_whole_runs(tiny_llama: HookedModel) -> None:
             tiny_llama, encoded, kind, constraint, [none], budget=1_000_000, progress=False
         )
         with torch.no_grad():
-            logits = tail_logits(tiny_llama, encoded.batch(kind))[:, -1]
+            logits = last_logits(tiny_llama, encoded.batch(kind))[:, -1]
         rows = torch.arange(len(encoded))
         true, false = (
             logits[rows, tokens] for tokens in (encoded.true_tokens, encoded.false_tokens)

@@ -16,7 +16,7 @@ from interp.evaluation.baselines.steering import (
 )
 from interp.forward.generate import generate_tokens
 from interp.models import HookedModel
-from interp.patching import TokenBatch, hooked, tail_logits
+from interp.patching import TokenBatch, hooked, last_logits
 from interp.premises import Premises, load_premises
 from interp.premises.encode import EncodedPrompt, encode_premises, encode_questions
 
@@ -87,7 +87,7 @@ def test_a_sweep_is_whole_runs_with_the_vectors_added(
         layers = sorted({layer for layer, _ in steering.units})
         hooks = [(f"blocks.{layer}.{name}", add) for layer in layers]
         with torch.no_grad(), hooked(tiny_llama, hooks):
-            logits = tail_logits(tiny_llama, TokenBatch.from_lists([item.false.tokens]))[0, -1]
+            logits = last_logits(tiny_llama, TokenBatch.from_lists([item.false.tokens]))[0, -1]
         difference = logits[item.true_token] - logits[item.false_token]
         assert found.logit_difference[index, 0] == pytest.approx(float(difference), abs=1e-4)
     plain = steered_preference(
@@ -121,7 +121,7 @@ def test_decoding_is_steered_as_whole_runs_are(
             batch = TokenBatch.from_lists([ids])
             at = steered_columns(place, batch, [prompt.object], [len(prompt.tokens)])
             with torch.no_grad(), steer(tiny_llama, steering, at):
-                ids.append(int(tail_logits(tiny_llama, batch)[0, -1].argmax()))
+                ids.append(int(last_logits(tiny_llama, batch)[0, -1].argmax()))
         new = tiny_llama.tokenizer.decode(ids[len(prompt.tokens) :], skip_special_tokens=True)
         assert text == new.strip()
     plain = generate_tokens(
@@ -134,12 +134,12 @@ def test_nothing_stays_behind(tiny_llama: HookedModel) -> None:
     batch = TokenBatch.from_lists([[5, 6, 7]])
     steering = steering_of(tiny_llama, "resid_post", "all")
     with torch.no_grad():
-        before = tail_logits(tiny_llama, batch)
+        before = last_logits(tiny_llama, batch)
         with steer(tiny_llama, steering, batch.mask):
-            assert not torch.equal(before, tail_logits(tiny_llama, batch))
+            assert not torch.equal(before, last_logits(tiny_llama, batch))
             with pytest.raises(UserError, match="made for 1 prompts of 3 tokens, but 1 of 2 run"):
-                tail_logits(tiny_llama, TokenBatch.from_lists([[5, 6]]))
-        assert torch.equal(before, tail_logits(tiny_llama, batch))
+                last_logits(tiny_llama, TokenBatch.from_lists([[5, 6]]))
+        assert torch.equal(before, last_logits(tiny_llama, batch))
 
 
 def test_bad_input(tiny_llama: HookedModel) -> None:

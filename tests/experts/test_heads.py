@@ -35,7 +35,7 @@ from interp.heads import HeadSet, premise_edit
 from interp.heads.locate import as_encoded
 from interp.interventions import Constraint
 from interp.moelora import hooked
-from interp.patching import LogitDifference, TokenBatch, record_run, tail_logits
+from interp.patching import LogitDifference, TokenBatch, last_logits, record_run
 from interp.patching.sweep import sweep_sets
 from tests.experts.adapting import EXPERTS, R, adapt, layer_of
 
@@ -222,7 +222,7 @@ def without_in_the_weights(adapted: Any, slices: list[Contribution], tokenizer: 
 def difference(model: Any, encoded: Any) -> Tensor:
     metric = LogitDifference(encoded.true_tokens, encoded.false_tokens)
     with torch.no_grad():
-        return metric(tail_logits(model, encoded.batch("false"))[:, -1])
+        return metric(last_logits(model, encoded.batch("false"))[:, -1])
 
 
 def test_slices_removed_as_in_the_weights(

@@ -17,7 +17,8 @@ from interp.errors import UserError
 from interp.experts.routing.records import RoutingRecords
 from interp.explore.explorer import Explorer
 from interp.explore.opening import _evaluated
-from interp.files import check_gguf, parse_json, read_text
+from interp.files.gguf_header import check_gguf
+from interp.files.text import parse_json, read_text
 from interp.heads import HeadEffects, HeadSet
 from interp.heads.effects import load_effects
 from interp.interventions import Intervention

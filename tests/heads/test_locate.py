@@ -11,7 +11,7 @@ from interp.heads import HeadEffects, agreement, locate_heads, premise_edit
 from interp.heads.locate import check_method
 from interp.interventions import constrain
 from interp.models import HookedModel
-from interp.patching import ActivationEdit, LogitDifference, Probability, sweep_heads, tail_logits
+from interp.patching import ActivationEdit, LogitDifference, Probability, last_logits, sweep_heads
 from interp.premises import Premises, load_premises
 from interp.premises.encode import encode_premises
 
@@ -70,7 +70,7 @@ def test_with_no_false_premise_the_search_selects_nothing(tiny_llama: HookedMode
     batch = encoded.batch("twin")
     values = sweep_heads(tiny_llama, batch, edit, [metric], freeze=True, progress=False)[0]
     with torch.no_grad():
-        unedited = metric(tail_logits(tiny_llama, batch)[:, -1])
+        unedited = metric(last_logits(tiny_llama, batch)[:, -1])
     torch.testing.assert_close(values, unedited[:, None, None].expand_as(values), rtol=0, atol=5e-5)
 
 
@@ -102,9 +102,9 @@ def test_exact_effects_are_differences_from_the_unedited_run(
     )
     batch = encoded.batch("false")
     with torch.no_grad():
-        free = [metric(tail_logits(tiny_llama, batch)[:, -1]) for metric in metrics]
+        free = [metric(last_logits(tiny_llama, batch)[:, -1]) for metric in metrics]
         with constrain(tiny_llama, [(1, 2)], premises=encoded, site=site):
-            held = [metric(tail_logits(tiny_llama, batch)[:, -1]) for metric in metrics]
+            held = [metric(last_logits(tiny_llama, batch)[:, -1]) for metric in metrics]
     torch.testing.assert_close(effects.values[:, 1, 2], held[0] - free[0], rtol=0, atol=5e-5)
     torch.testing.assert_close(effects.probability[:, 1, 2], held[1] - free[1], rtol=0, atol=5e-5)
 
@@ -134,7 +134,7 @@ def test_path_is_the_papers_procedure_at_the_last_token(tiny_llama: HookedModel)
     edit = ActivationEdit(at, source=source)
     edited = sweep_heads(tiny_llama, batch, edit, metrics, freeze=True, progress=False)
     with torch.no_grad():
-        free = torch.stack([metric(tail_logits(tiny_llama, batch)[:, -1]) for metric in metrics])
+        free = torch.stack([metric(last_logits(tiny_llama, batch)[:, -1]) for metric in metrics])
     expected = edited - free[:, :, None, None]
     assert len(masked) == len(batch)
     assert float(expected.abs().max()) > 1e-2

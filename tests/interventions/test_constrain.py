@@ -12,7 +12,7 @@ from interp.heads import HeadSet
 from interp.heads.object_edits import mean_output
 from interp.interventions import Constraint, constrain
 from interp.models import HookedModel
-from interp.patching import LogitDifference, TokenBatch, sweep_sets, tail_logits
+from interp.patching import LogitDifference, TokenBatch, last_logits, sweep_sets
 from interp.premises import Premises
 from interp.premises.encode import EncodedPremises, encode_premises
 
@@ -87,8 +87,8 @@ def test_constraining_equals_the_sweeps_edit(
             model, encoded.batch(kind), edit, [HEADS, ()], [metric], progress=False
         )[0]
         with constrain(model, one, premises=premises):
-            held = metric(tail_logits(model, encoded.batch(kind))[:, -1])
-        free = metric(tail_logits(model, encoded.batch(kind))[:, -1])
+            held = metric(last_logits(model, encoded.batch(kind))[:, -1])
+        free = metric(last_logits(model, encoded.batch(kind))[:, -1])
         torch.testing.assert_close(held, expected[:, 0], **CLOSE)
         torch.testing.assert_close(free, expected[:, 1], **CLOSE)
         assert float((held - free).abs().max()) > 1e-3
@@ -101,11 +101,11 @@ def test_an_empty_head_set_is_no_constraint_exactly(
 ) -> None:
     encoded = encoded_for(model, premises)
     batch = encoded.batch("false")
-    free = tail_logits(model, batch, keep=3)
+    free = last_logits(model, batch, keep=3)
     spoken = decode_with_cache(model, batch, 5)
     for mode in ("zero", "mean", "resample") if site == "output" else ("zero",):
         with constrain(model, constraint(site, mode, heads=()), premises=encoded):
-            assert torch.equal(tail_logits(model, batch, keep=3), free)
+            assert torch.equal(last_logits(model, batch, keep=3), free)
             assert torch.equal(decode_with_cache(model, batch, 5), spoken)
 
 
@@ -119,7 +119,7 @@ def test_batches_of_different_spans_equal_prompts_one_by_one(
     one = constraint(site, mode, factor)
     batch = TokenBatch.from_lists(prompts)
     with constrain(model, one, at=spans):
-        together = tail_logits(model, batch)[:, -1]
+        together = last_logits(model, batch)[:, -1]
     # The other side of padding, through the model itself: each prompt's last token is elsewhere.
     right = torch.zeros_like(batch.tokens)
     mask = torch.zeros_like(batch.mask)
@@ -158,14 +158,14 @@ def test_nothing_is_left_behind_when_a_forward_pass_raises(tiny_llama: HookedMod
         raise RuntimeError("on purpose")
 
     batch = TokenBatch.from_lists([[5, 9, 7]])
-    free = tail_logits(tiny_llama, batch)
+    free = last_logits(tiny_llama, batch)
     with (
         unchanged(tiny_llama),
         pytest.raises(UserError, match="RuntimeError: on purpose"),
         constrain(tiny_llama, constraint("output"), at=fail),
     ):
-        tail_logits(tiny_llama, batch)
-    assert torch.equal(tail_logits(tiny_llama, batch), free)
+        last_logits(tiny_llama, batch)
+    assert torch.equal(last_logits(tiny_llama, batch), free)
 
 
 @pytest.mark.parametrize(
@@ -211,12 +211,12 @@ def test_embeddings_hide_the_object(tiny_llama: HookedModel) -> None:
 def test_constraints_can_be_nested(tiny_llama: HookedModel) -> None:
     batch = TokenBatch.from_lists([[5, 9, 7, 8, 30, 31]])
     with constrain(tiny_llama, [(0, 1), (1, 2)], at=[(2, 4)]):
-        both = tail_logits(tiny_llama, batch)
+        both = last_logits(tiny_llama, batch)
     with constrain(tiny_llama, [(0, 1)], at=[(2, 4)]):
-        one = tail_logits(tiny_llama, batch)
+        one = last_logits(tiny_llama, batch)
         with constrain(tiny_llama, [(1, 2)], at=[(2, 4)]):
-            torch.testing.assert_close(tail_logits(tiny_llama, batch), both, **CLOSE)
-        torch.testing.assert_close(tail_logits(tiny_llama, batch), one, rtol=0, atol=0)
+            torch.testing.assert_close(last_logits(tiny_llama, batch), both, **CLOSE)
+        torch.testing.assert_close(last_logits(tiny_llama, batch), one, rtol=0, atol=0)
 
 
 @torch.no_grad()
@@ -224,9 +224,9 @@ def test_a_plain_list_takes_its_site(tiny_llama: HookedModel) -> None:
     batch = TokenBatch.from_lists([[5, 9, 7, 8, 30, 31]])
     for site in ("output", "attention"):
         with constrain(tiny_llama, list(HEADS), at=[(2, 4)], site=site) as yielded:
-            plain = tail_logits(tiny_llama, batch)
+            plain = last_logits(tiny_llama, batch)
         with constrain(tiny_llama, constraint(site), at=[(2, 4)]):
-            assert torch.equal(tail_logits(tiny_llama, batch), plain)
+            assert torch.equal(last_logits(tiny_llama, batch), plain)
         assert yielded is tiny_llama
     with (
         pytest.raises(UserError, match="chosen for site 'output', not 'attention'"),

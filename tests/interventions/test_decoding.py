@@ -9,7 +9,7 @@ from interp.forward.generate import generate_tokens
 from interp.heads import HeadSet
 from interp.interventions import Constraint, constrain
 from interp.models import HookedModel
-from interp.patching import TokenBatch, tail_logits
+from interp.patching import TokenBatch, last_logits
 from interp.premises import Premises
 from interp.premises.encode import encode_premises
 
@@ -48,7 +48,7 @@ def decode_without_cache(model: Any, batch: TokenBatch, steps: int) -> torch.Ten
     """Greedy continuation; every step runs the whole text again."""
     tokens, mask = batch.tokens, batch.mask
     for _ in range(steps):
-        logits = tail_logits(model, TokenBatch(tokens, mask))[:, -1]
+        logits = last_logits(model, TokenBatch(tokens, mask))[:, -1]
         tokens = torch.cat([tokens, logits.argmax(dim=-1, keepdim=True)], dim=1)
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
     return tokens[:, batch.width :]
@@ -69,7 +69,7 @@ def steps_and_whole(model: Any, batch: TokenBatch, steps: int) -> tuple[torch.Te
     )
     ones = torch.ones(len(batch), steps - 1, dtype=torch.bool)
     text = TokenBatch(out.sequences[:, :-1], torch.cat([batch.mask, ones], dim=1))
-    return torch.stack(out.logits, dim=1), tail_logits(model, text, keep=steps)
+    return torch.stack(out.logits, dim=1), last_logits(model, text, keep=steps)
 
 
 @pytest.mark.parametrize(("site", "mode", "factor"), SETTINGS)

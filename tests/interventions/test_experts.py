@@ -15,7 +15,7 @@ from interp.interventions.expert_constraint import check_expert_mode, check_plac
 from interp.models import HookedModel
 from interp.moelora import hooked
 from interp.moelora.layer import MoELoRALinear
-from interp.patching import LogitDifference, TokenBatch, patch_heads, tail_logits
+from interp.patching import LogitDifference, TokenBatch, last_logits, patch_heads
 
 CLOSE: dict[str, Any] = {"rtol": 0.0, "atol": 5e-5}
 PROMPTS = [[5, 9, 7, 8, 30, 31, 32, 12], [20, 21, 22, 23], [40, 41, 42, 43, 44, 45]]
@@ -135,18 +135,18 @@ def test_a_constraint_equals_other_weights(
     batch = TokenBatch.from_lists(PROMPTS)
     change(layer_of(adapted))
     other = hooked(adapted, chat_tokenizer)
-    free, expected = tail_logits(experts_model, batch), tail_logits(other, batch)
+    free, expected = last_logits(experts_model, batch), last_logits(other, batch)
     spoken = generate(other, batch)
     metric = LogitDifference(torch.tensor([3]), torch.tensor([4]))
     clean, corrupted = torch.tensor([PROMPTS[0]]), torch.tensor([PROMPTS[0][::-1]])
     swept = patch_heads(other, clean, corrupted, metric, progress=False)
     with constrain(experts_model, one):
-        torch.testing.assert_close(tail_logits(experts_model, batch), expected, **CLOSE)
+        torch.testing.assert_close(last_logits(experts_model, batch), expected, **CLOSE)
         assert torch.equal(generate(experts_model, batch), spoken)
         held = patch_heads(experts_model, clean, corrupted, metric, progress=False)
     torch.testing.assert_close(held, swept, **CLOSE)
     assert float((expected - free).abs().max()) > 1e-3
-    assert torch.equal(tail_logits(experts_model, batch), free)
+    assert torch.equal(last_logits(experts_model, batch), free)
 
 
 @torch.no_grad()
@@ -204,11 +204,11 @@ def test_at_spans_only_the_gates_there_change(experts_model: HookedModel) -> Non
     # Both runs are seen in the first layer, where the tokens alone decide.
     point = "blocks.0.attn.q.moelora.hook_gate"
     with experts_model.hooks(fwd_hooks=[(point, see)]):
-        free = tail_logits(experts_model, batch)
+        free = last_logits(experts_model, batch)
     one = ExpertConstraint([(0, "attn.q", 2)], "force", place="spans")
     with constrain(experts_model, one, at=spans):
         with experts_model.hooks(fwd_hooks=[(point, see)]):
-            held = tail_logits(experts_model, batch)
+            held = last_logits(experts_model, batch)
         generate(experts_model, batch)
     at = torch.zeros_like(batch.mask)
     at[0, 5:7], at[2, 2:5] = True, True

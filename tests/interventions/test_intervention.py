@@ -10,7 +10,7 @@ from interp.heads import HeadSet
 from interp.interventions import Constraint, ExpertConstraint, Intervention, constrain
 from interp.interventions.gate import check_gate
 from interp.models import HookedModel
-from interp.patching import LogitDifference, TokenBatch, patch_heads, tail_logits
+from interp.patching import LogitDifference, TokenBatch, last_logits, patch_heads
 
 HEADS = Constraint(HeadSet(((0, 1), (1, 2))))
 CUT = Constraint(HeadSet(((1, 3),), "attention"), "scale", 0.5)
@@ -110,18 +110,18 @@ def test_together_equals_one_inside_the_other(
     experts_model: HookedModel, heads: Constraint, experts: ExpertConstraint
 ) -> None:
     batch = TokenBatch.from_lists(PROMPTS)
-    free = tail_logits(experts_model, batch)
+    free = last_logits(experts_model, batch)
     with (
         constrain(experts_model, heads, at=SPANS),
         constrain(experts_model, experts, at=SPANS),
     ):
-        nested, spoken = tail_logits(experts_model, batch), speak(experts_model, batch)
+        nested, spoken = last_logits(experts_model, batch), speak(experts_model, batch)
     with constrain(experts_model, Intervention.of(heads) | experts, at=SPANS):
-        together, said = tail_logits(experts_model, batch), speak(experts_model, batch)
+        together, said = last_logits(experts_model, batch), speak(experts_model, batch)
     torch.testing.assert_close(together, nested, rtol=0, atol=5e-5)
     assert torch.equal(said, spoken)
     with constrain(experts_model, heads, at=SPANS):
-        heads_alone = tail_logits(experts_model, batch)
+        heads_alone = last_logits(experts_model, batch)
     for other in (free, heads_alone):
         assert float((together - other).abs().max()) > 1e-4
     assert not left_over(experts_model)
@@ -141,12 +141,12 @@ def speak(model: Any, batch: TokenBatch) -> torch.Tensor:
 @torch.no_grad()
 def test_a_prompt_without_a_place_is_left_alone(experts_model: HookedModel) -> None:
     batch = TokenBatch.from_lists(PROMPTS)
-    free = tail_logits(experts_model, batch)
+    free = last_logits(experts_model, batch)
     for heads in (HEADS, CUT, Constraint(HEADS.heads, "resample")):
         with constrain(experts_model, heads, at=[SPANS[0], None, SPANS[2]]):
-            held = tail_logits(experts_model, batch)
+            held = last_logits(experts_model, batch)
         with constrain(experts_model, heads, at=SPANS):
-            everywhere = tail_logits(experts_model, batch)
+            everywhere = last_logits(experts_model, batch)
         torch.testing.assert_close(held[1], free[1], rtol=0, atol=1e-5)
         torch.testing.assert_close(held[::2], everywhere[::2], rtol=0, atol=5e-5)
         assert float((everywhere[1] - free[1]).abs().max()) > 1e-4
@@ -163,7 +163,7 @@ def test_nothing_is_left_after_an_exception(experts_model: HookedModel) -> None:
 
     told = pytest.raises(UserError, match="RuntimeError: on purpose")
     with told, constrain(experts_model, whole, at=fail):
-        tail_logits(experts_model, TokenBatch.from_lists(PROMPTS))
+        last_logits(experts_model, TokenBatch.from_lists(PROMPTS))
     assert not left_over(experts_model)
 
 

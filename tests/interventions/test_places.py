@@ -10,7 +10,7 @@ from interp.heads import HeadSet
 from interp.interventions import Constraint, constrain, places_at
 from interp.interventions.object_positions import places_of_premises
 from interp.models import HookedModel
-from interp.patching import TokenBatch, tail_logits
+from interp.patching import TokenBatch, last_logits
 from interp.premises import Premises, load_premises
 from interp.premises.encode import encode_premises
 
@@ -29,11 +29,11 @@ def test_premises_are_found_in_any_order_and_part(model: HookedModel, premises: 
     encoded = encode_premises(model.tokenizer, premises)
     order = [7, 2, 4, 0]
     with constrain(model, constraint("output"), premises=premises):
-        all_of_them = tail_logits(model, encoded.batch("false"))[:, -1]
-        some = tail_logits(model, encoded.take(order).batch("false"))[:, -1]
+        all_of_them = last_logits(model, encoded.batch("false"))[:, -1]
+        some = last_logits(model, encoded.take(order).batch("false"))[:, -1]
         # A prompt that goes on differently after the object is still that prompt.
         longer = [(*encoded.items[index].false.tokens, 5, 6) for index in order]
-        tail_logits(model, TokenBatch.from_lists(longer))
+        last_logits(model, TokenBatch.from_lists(longer))
     torch.testing.assert_close(some, all_of_them[order], **CLOSE)
 
 
@@ -47,7 +47,7 @@ def test_a_prompt_that_is_not_among_the_premises_is_told(
         pytest.raises(UserError, match="prompt 0 of the batch is not one of the premises"),
         constrain(tiny_llama, constraint("output"), premises=premises),
     ):
-        tail_logits(tiny_llama, encoded.take([-1]).batch("false"))
+        last_logits(tiny_llama, encoded.take([-1]).batch("false"))
 
 
 @torch.no_grad()
@@ -57,22 +57,22 @@ def test_a_mask_or_a_callable_says_where(model: HookedModel) -> None:
     for site in ("output", "attention"):
         one = constraint(site)
         with constrain(model, one, at=spans):
-            expected = tail_logits(model, batch)
-        with constrain(model, one, at=batch.columns(spans)):
-            assert torch.equal(tail_logits(model, batch), expected)
+            expected = last_logits(model, batch)
+        with constrain(model, one, at=batch.span_mask(spans)):
+            assert torch.equal(last_logits(model, batch), expected)
 
         def find(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
             return (tokens == 7) | (tokens == 8) | (tokens == 21)
 
         with constrain(model, one, at=find):
-            assert torch.equal(tail_logits(model, batch), expected)
+            assert torch.equal(last_logits(model, batch), expected)
 
         def find_in_first(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
             return (tokens == 7) | (tokens == 8)
 
-        free = tail_logits(model, batch)
+        free = last_logits(model, batch)
         with constrain(model, one, at=find_in_first):
-            half = tail_logits(model, batch)
+            half = last_logits(model, batch)
         torch.testing.assert_close(half[0], expected[0], **CLOSE)
         torch.testing.assert_close(half[1], free[1], **CLOSE)
         assert float((expected[1] - free[1]).abs().max()) > 1e-4
@@ -81,12 +81,12 @@ def test_a_mask_or_a_callable_says_where(model: HookedModel) -> None:
 @torch.no_grad()
 def test_a_detector_that_finds_nothing_changes_nothing(model: HookedModel) -> None:
     batch = TokenBatch.from_lists([[5, 9, 7, 8, 30, 31], [20, 21, 22, 23]])
-    free = tail_logits(model, batch)
+    free = last_logits(model, batch)
     for site, mode in (("output", "zero"), ("output", "resample"), ("attention", "zero")):
         with constrain(
             model, constraint(site, mode), at=lambda tokens, mask: torch.zeros_like(mask)
         ):
-            torch.testing.assert_close(tail_logits(model, batch), free, rtol=0, atol=1e-6)
+            torch.testing.assert_close(last_logits(model, batch), free, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_places_that_do_not_fit_the_prompts_are_told(
         pytest.raises(UserError, match=message),
         constrain(tiny_llama, [(0, 0)], at=at),
     ):
-        tail_logits(tiny_llama, batch)
+        last_logits(tiny_llama, batch)
 
 
 def test_every_copy_of_a_prompt_has_its_span() -> None:

@@ -11,7 +11,7 @@ import interp.models
 from interp.errors import UserError
 from interp.forward.batch import TokenBatch
 from interp.forward.finite import first_bad_hook, first_bad_module
-from interp.forward.partial import record_run, tail_logits
+from interp.forward.partial import last_logits, record_run
 from interp.models import load_model
 from interp.models.finite import first_bad_weight
 from interp.moelora.data.encoding import EncodedExample
@@ -52,7 +52,7 @@ def test_loading_looks_where_it_is_asked(
         load_model(tmp_path, device="cpu", check_finite=True)
     model = load_model(tmp_path, device="cpu")
     with pytest.raises(UserError, match=r"NaN or infinity: hook blocks\.2\.\S+ of layer 2"):
-        tail_logits(model, TokenBatch.from_lists([[1, 2, 3]]))
+        last_logits(model, TokenBatch.from_lists([[1, 2, 3]]))
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])
@@ -72,7 +72,7 @@ def test_a_bad_activation_is_named_by_layer_and_hook(
         hf_model.get_submodule(f"model.layers.{layer}.{part}").weight[0, 0] = torch.nan
     model = interp.models.from_hf(hf_model, plain_tokenizer)
     batch = TokenBatch.from_lists([[1, 2, 3], [4, 5]])
-    for run in (lambda: tail_logits(model, batch), lambda: record_run(model, batch)):
+    for run in (lambda: last_logits(model, batch), lambda: record_run(model, batch)):
         with pytest.raises(UserError) as caught:
             run()
         assert f"hook blocks.{layer}.{hook} of layer {layer} is not finite" in str(caught.value)
@@ -88,12 +88,12 @@ def test_overflow_without_a_bad_weight_points_to_the_dtype(
         hf_model.model.layers[1].mlp.up_proj.weight.fill_(6e4)
     model = interp.models.from_hf(hf_model, plain_tokenizer)
     with pytest.raises(UserError, match=r"of layer 1 is not finite; check its dtype \(float16"):
-        tail_logits(model, TokenBatch.from_lists([[1, 2, 3]]))
+        last_logits(model, TokenBatch.from_lists([[1, 2, 3]]))
 
 
 def test_a_good_model_has_no_bad_place(tiny_llama: Any) -> None:
     batch = TokenBatch.from_lists([[1, 2, 3]])
-    assert first_bad_hook(tiny_llama, lambda: tail_logits(tiny_llama, batch)) is None
+    assert first_bad_hook(tiny_llama, lambda: last_logits(tiny_llama, batch)) is None
     hooks = [point.fwd_hooks for point in tiny_llama.hook_dict.values()]
     assert not any(hooks)
 

@@ -23,7 +23,7 @@ from interp.models.limits import (
 )
 from interp.moelora.data.encoding import EncodedExample
 from interp.moelora.training.scoring import answer_losses
-from interp.patching import LogitDifference, TokenBatch, patch, tail_logits
+from interp.patching import LogitDifference, TokenBatch, last_logits, patch
 from probes.activation_reader import TokensToRead, read_activations
 
 
@@ -130,7 +130,7 @@ def narrow(plain_tokenizer: Any) -> Any:
 
 
 ENTRIES: dict[str, Callable[[Any, list[int]], Any]] = {
-    "tail_logits": lambda model, ids: tail_logits(model, TokenBatch.from_lists([ids])),
+    "last_logits": lambda model, ids: last_logits(model, TokenBatch.from_lists([ids])),
     "record_run": lambda model, ids: record_run(model, TokenBatch.from_lists([ids])),
     "patch": lambda model, ids: patch(
         model,

@@ -15,11 +15,11 @@ from interp.patching import (
     LogitDifference,
     TokenBatch,
     faithfulness_curve,
+    last_logits,
     patch,
     patch_heads,
     patch_paths,
     screen,
-    tail_logits,
 )
 
 CLEAN = TokenBatch.from_lists([[5, 9, 7, 8, 30, 31], [40, 41, 42, 43, 44, 45]])
@@ -44,7 +44,7 @@ RUNS: dict[str, Callable[[Any], Any]] = {
             model, *PROMPTS, [(0, 1), (1, 2), (0, 3)], n_random=1, proportions=(0.4, 1.0), **QUIET
         ).circuit
     ),
-    "tail_logits": lambda model: tail_logits(model, CLEAN),
+    "last_logits": lambda model: last_logits(model, CLEAN),
     "generate": lambda model: interp.generate(model, "Why is Paris in Germany?", max_new_tokens=6),
     "saliency": lambda model: interp.token_saliency(model, "Why is Paris?").values,
     "gradient": lambda model: interp.token_saliency(model, "Why?", method="gradient").values,
@@ -134,7 +134,7 @@ def test_training_mode_would_give_other_values(dropping: Any) -> None:
             drawn = dropping.original_model(CLEAN.tokens).logits[:, -1:]
     finally:
         dropping.original_model.eval()
-    assert not same(drawn, tail_logits(dropping, CLEAN))
+    assert not same(drawn, last_logits(dropping, CLEAN))
 
 
 @pytest.mark.parametrize("training", [True, False])

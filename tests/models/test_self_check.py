@@ -14,7 +14,7 @@ from interp.models import HookedModel, from_hf
 from interp.models.check_cache import check_path, read_check, write_check
 from interp.models.model_check import ModelCheck, check_of, keep_check, require
 from interp.models.self_check import check_model, trial_logits
-from interp.patching import LogitDifference, TokenBatch, patch, tail_logits
+from interp.patching import LogitDifference, TokenBatch, last_logits, patch
 from tests.conftest import make_hf_model, make_tokenizer
 from tests.models.test_native_attention import gptj
 
@@ -94,15 +94,15 @@ def test_wrong_logits_refuse_everything() -> None:
     keep_check(model, ModelCheck({"logits": "they differ by 3"}))
     batch = TokenBatch.from_lists([[5, 6, 7]])
     with pytest.raises(UserError, match="does not compute LlamaForCausalLM as transformers does"):
-        tail_logits(model, batch)
+        last_logits(model, batch)
 
 
 def test_without_padding_prompts_of_one_length_run() -> None:
     model = fresh()
     keep_check(model, ModelCheck({"padding": "the last logits differ"}))
-    assert tail_logits(model, TokenBatch.from_lists([[5, 6], [7, 8]])).shape[:2] == (2, 1)
+    assert last_logits(model, TokenBatch.from_lists([[5, 6], [7, 8]])).shape[:2] == (2, 1)
     with pytest.raises(UserError, match="give prompts of one length"):
-        tail_logits(model, TokenBatch.from_lists([[5, 6], [7, 8, 9]]))
+        last_logits(model, TokenBatch.from_lists([[5, 6], [7, 8, 9]]))
 
 
 def test_a_model_that_keeps_a_state_runs_whole_prompts() -> None:

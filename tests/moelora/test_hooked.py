@@ -13,7 +13,7 @@ import interp
 from interp.errors import UserError
 from interp.forward.generate import generate_tokens
 from interp.moelora import MoELoRAConfig, hooked
-from interp.patching import LogitDifference, patch_heads, tail_logits
+from interp.patching import LogitDifference, last_logits, patch_heads
 from interp.premises.encode import encode_premises
 
 pytestmark = pytest.mark.bridge_only
@@ -265,9 +265,9 @@ def test_faith_finds_and_constrains_heads_in_it(adapt: Any, plain_tokenizer: Any
     heads = [(0, 1), (2, 3)]
     encoded = encode_premises(model.tokenizer, premises)
     batch = encoded.batch("false")
-    free = tail_logits(model, batch)
+    free = last_logits(model, batch)
     with interp.constrain(model, heads, premises=encoded, site="output"):
-        held = tail_logits(model, batch)
+        held = last_logits(model, batch)
     at = encoded.objects("false")
 
     def silence(z: Tensor, hook: Any) -> Tensor:
@@ -278,7 +278,7 @@ def test_faith_finds_and_constrains_heads_in_it(adapt: Any, plain_tokenizer: Any
 
     names = [f"blocks.{layer}.attn.hook_z" for layer, _ in heads]
     with model.hooks(fwd_hooks=[(name, silence) for name in names]):
-        expected = tail_logits(model, batch)
+        expected = last_logits(model, batch)
     torch.testing.assert_close(held, expected, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(held, free, atol=1e-3)
     prompts = [item.prompt("false").tokens for item in encoded.items[:2]]

@@ -41,14 +41,14 @@ def agrees(estimate: torch.Tensor, reference: torch.Tensor) -> None:
 
 
 def test_output_attribution_is_the_slope_of_the_exact_effect(family: HookedModel) -> None:
-    at = BATCH.columns(SPANS)
+    at = BATCH.span_mask(SPANS)
     estimate = attribute_heads(family, BATCH, ActivationEdit(at), METRICS, progress=False)
     # Zeroing moves z by −z: the slope is that of a scale that falls below one.
     agrees(estimate, slope(family, lambda size: ActivationEdit(at, scale=1.0 - size)))
 
 
 def test_output_attribution_towards_a_source_is_the_slope(tiny_llama: HookedModel) -> None:
-    at, first = BATCH.columns(SPANS), 2
+    at, first = BATCH.span_mask(SPANS), 2
     run = record_run(tiny_llama, BATCH)
     z = run.z[:, :, first:]
     generator = torch.Generator().manual_seed(0)
@@ -67,7 +67,7 @@ def test_attention_attribution_is_the_slope_along_the_edited_pattern(
     tiny_gpt2: HookedModel, full_logits: Any
 ) -> None:
     """The pattern moves by ε towards the edited one, in a literal run with a hook."""
-    edit, step = AttentionEdit(BATCH.columns(SPANS)), 2e-2
+    edit, step = AttentionEdit(BATCH.span_mask(SPANS)), 2e-2
     estimate = attribute_heads(tiny_gpt2, BATCH, edit, METRICS[:1], progress=False)
     expected = torch.empty_like(estimate)
     for prompt, tokens in enumerate(PROMPTS):
@@ -97,7 +97,7 @@ def test_attention_attribution_is_the_slope_along_the_edited_pattern(
 def test_batches_and_their_sizes_do_not_matter(family: HookedModel, site: str) -> None:
     def attribute(order: list[int], budget: int | None) -> torch.Tensor:
         batch = TokenBatch.from_lists([PROMPTS[index] for index in order])
-        at = batch.columns([SPANS[index] for index in order])
+        at = batch.span_mask([SPANS[index] for index in order])
         values = attribute_heads(
             family,
             batch,
@@ -114,14 +114,14 @@ def test_batches_and_their_sizes_do_not_matter(family: HookedModel, site: str) -
 
 
 def test_no_gradient_is_left_behind(tiny_llama: HookedModel) -> None:
-    edit = ActivationEdit(BATCH.columns(SPANS))
+    edit = ActivationEdit(BATCH.span_mask(SPANS))
     values = attribute_heads(tiny_llama, BATCH, edit, METRICS, progress=False)
     assert not values.requires_grad
     assert all(parameter.grad is None for parameter in tiny_llama.parameters())
 
 
 def test_attribution_works_where_gradients_are_switched_off(tiny_llama: HookedModel) -> None:
-    edit = ActivationEdit(BATCH.columns(SPANS))
+    edit = ActivationEdit(BATCH.span_mask(SPANS))
     expected = attribute_heads(tiny_llama, BATCH, edit, METRICS, progress=False)
     with torch.no_grad():
         values = attribute_heads(tiny_llama, BATCH, edit, METRICS, progress=False)

@@ -46,7 +46,7 @@ def test_a_span_marks_its_own_tokens(lists: list[list[int]], data: st.DataObject
         start = data.draw(st.integers(0, len(tokens) - 1))
         spans.append((start, data.draw(st.integers(start + 1, len(tokens)))))
     batch = TokenBatch.from_lists(lists)
-    at = batch.columns(spans)
+    at = batch.span_mask(spans)
     for row, (start, end) in enumerate(spans):
         assert batch.tokens[row][at[row]].tolist() == lists[row][start:end]
 
@@ -83,9 +83,9 @@ def test_the_first_difference_ignores_padding() -> None:
             lambda: TokenBatch.from_padded(torch.ones(1, 2).long(), torch.ones(1, 3)),
             "the mask has shape",
         ),
-        (lambda: TokenBatch.from_lists([[1, 2]]).columns([]), "0 spans for 1 prompts"),
-        (lambda: TokenBatch.from_lists([[1, 2], [3]]).columns([(0, 1), (0, 2)]), "prompt 1"),
-        (lambda: TokenBatch.from_lists([[1, 2]]).columns([(1, 1)]), r"\[1, 1\) of prompt 0"),
+        (lambda: TokenBatch.from_lists([[1, 2]]).span_mask([]), "0 spans for 1 prompts"),
+        (lambda: TokenBatch.from_lists([[1, 2], [3]]).span_mask([(0, 1), (0, 2)]), "prompt 1"),
+        (lambda: TokenBatch.from_lists([[1, 2]]).span_mask([(1, 1)]), r"\[1, 1\) of prompt 0"),
         (
             lambda: first_difference(
                 TokenBatch.from_lists([[1, 2]]), TokenBatch.from_lists([[1, 2, 3]])

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from interp.errors import UserError
-from interp.forward.partial import common_columns
+from interp.forward.partial import common_prefix_length
 from interp.models import HookedModel
-from interp.patching import TokenBatch, hooked, record_run, resume, tail_logits
+from interp.patching import TokenBatch, hooked, last_logits, record_run, resume
 
 PROMPTS = [
     [5, 9, 7, 8, 30, 31, 32, 12],
@@ -41,7 +41,7 @@ def test_whole_padded_batches_equal_prompts_one_by_one(
     family: HookedModel, full_logits: Any
 ) -> None:
     batch = TokenBatch.from_lists(PROMPTS, pad=3)
-    logits = tail_logits(family, batch, keep=2)
+    logits = last_logits(family, batch, keep=2)
     assert logits.shape[:2] == (3, 2)
     for prompt, tokens in enumerate(PROMPTS):
         torch.testing.assert_close(logits[prompt, -1], full_logits(family, tokens), **CLOSE)
@@ -165,7 +165,7 @@ def test_a_start_outside_the_prompts_is_refused(tiny_llama: HookedModel, start: 
 
 def test_what_all_prompts_begin_with() -> None:
     def count(*prompts: list[int], end: int = 4) -> int:
-        return common_columns(TokenBatch.from_lists(prompts), end)
+        return common_prefix_length(TokenBatch.from_lists(prompts), end)
 
     assert count([1, 2, 3, 4], [1, 2, 5, 4]) == 2
     assert count([1, 2, 3, 4], [1, 2, 3, 4], end=3) == 3

@@ -26,11 +26,11 @@ from interp.patching import (
     LogitDifference,
     TokenBatch,
     attribute_heads,
+    last_logits,
     patch_heads,
     record_run,
     sweep_heads,
     sweep_sets,
-    tail_logits,
 )
 
 PROMPT = [1, 3, 5, 7]  # token t stands for x = 12 t
@@ -78,7 +78,7 @@ CUT_1 = {
 
 
 def test_the_unedited_model_is_as_computed_by_hand(micro: HookedModel) -> None:
-    assert tail_logits(micro, batch())[0, -1].tolist() == [UNEDITED, 0, 0, 0, 0, 0, 0, 0]
+    assert last_logits(micro, batch())[0, -1].tolist() == [UNEDITED, 0, 0, 0, 0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("freeze", [False, True])

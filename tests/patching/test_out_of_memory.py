@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from interp.errors import UserError
 from interp.forward.out_of_memory import OutOfMemory, halving, is_out_of_memory, over_parts
-from interp.forward.partial import record_run, tail_logits
+from interp.forward.partial import last_logits, record_run
 from interp.models import HookedModel
 from interp.patching import LogitDifference, TokenBatch, faithfulness_curve, patch, patch_paths
 
@@ -175,7 +175,7 @@ def test_other_errors_pass() -> None:
 
 
 def test_parts_of_a_batch(tiny_llama: HookedModel) -> None:
-    whole = tail_logits(tiny_llama, CLEAN)[:, -1]
+    whole = last_logits(tiny_llama, CLEAN)[:, -1]
     rows: list[range] = []
 
     def run(part: TokenBatch, some: range) -> torch.Tensor:
@@ -189,9 +189,9 @@ def test_parts_of_a_batch(tiny_llama: HookedModel) -> None:
 
 
 def test_logits_by_halves(tiny_llama: HookedModel) -> None:
-    whole = tail_logits(tiny_llama, CLEAN, keep=2)
+    whole = last_logits(tiny_llama, CLEAN, keep=2)
     with room_for(tiny_llama, 1) as seen:
-        found = tail_logits(tiny_llama, CLEAN, keep=2)
+        found = last_logits(tiny_llama, CLEAN, keep=2)
     assert seen == [4, 2, 1, 1, 1, 1]
     torch.testing.assert_close(found, whole, rtol=0, atol=1e-5)
 
@@ -205,7 +205,7 @@ def test_hooks_of_somebody_see_the_whole_batch(tiny_llama: HookedModel) -> None:
 
     hooks = [("blocks.0.hook_resid_pre", look)]
     with room_for(tiny_llama, 3), tiny_llama.hooks(fwd_hooks=hooks), pytest.raises(RuntimeError):
-        tail_logits(tiny_llama, CLEAN)
+        last_logits(tiny_llama, CLEAN)
     assert seen == [4]
 
 

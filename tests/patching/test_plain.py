@@ -13,7 +13,7 @@ import interp.forward.shared_prefix
 import interp.forward.trial
 import interp.models
 from interp.errors import UserError
-from interp.forward.call import call_columns
+from interp.forward.call import call_positions
 from interp.forward.hook_points import HOOK_LOCATIONS, hook_name
 from interp.forward.partial import RecordedRun
 from interp.forward.shared_prefix import SharedPrefix, shared_prefix_attention, use_prefix
@@ -21,11 +21,11 @@ from interp.forward.unhooked import UnhookedModel, unhooked_model
 from interp.models import HookedModel
 from interp.models.versions import wraps_transformers
 from interp.patching import (
+    last_logits,
     patch,
     patch_paths,
     record_run,
     resume,
-    tail_logits,
 )
 from tests.patching.prompts import BATCH, CLEAN, CLOSE, CORRUPTED, METRIC, ROWS
 
@@ -120,7 +120,7 @@ def test_the_last_layer_is_trimmed_only_where_nobody_looks(tiny_llama: HookedMod
     (run, hooked), last = runs(tiny_llama, 0), tiny_llama.cfg.n_layers - 1
     assert run.plain is not None
     columns: list[int] = []
-    inner: Any = run.plain.last_mlp
+    inner: Any = run.plain._narrowed[-1]
     handle = inner.up_proj.register_forward_pre_hook(
         lambda module, args: columns.append(args[0].shape[1])
     )
@@ -145,7 +145,7 @@ def test_the_beginning_is_the_hooked_models(family: HookedModel) -> None:
     """Keys and values of the shared beginning, and the logits after it, from either path."""
     plain = record_run(family, BATCH, start=6)
     rows = torch.arange(3)
-    torch.testing.assert_close(plain.logits, tail_logits(family, BATCH)[:, -1], **CLOSE)
+    torch.testing.assert_close(plain.logits, last_logits(family, BATCH)[:, -1], **CLOSE)
     hooked = record_run(family, BATCH, start=6, plain=False)
     assert plain.plain is not None
     assert hooked.plain is None
@@ -154,11 +154,11 @@ def test_the_beginning_is_the_hooked_models(family: HookedModel) -> None:
         watched = record_run(family, BATCH, start=6)
     assert watched.start == 0  # somebody's own hook may count positions
     torch.testing.assert_close(watched.logits, plain.logits, **CLOSE)
-    for ours, theirs in zip(plain.beginning, hooked.beginning, strict=True):
+    for ours, theirs in zip(plain.prefix, hooked.prefix, strict=True):
         real = BATCH.mask[:, None, :6].expand(-1, ours[0].shape[1], -1)
         for which in (0, 1):
             torch.testing.assert_close(ours[which][real], theirs[which][real], **CLOSE)
-    assert call_columns(family.original_model, BATCH, rows).shape[0] == 3
+    assert call_positions(family.original_model, BATCH, rows).shape[0] == 3
 
 
 EVERY_METHOD: list[dict[str, Any]] = [
@@ -267,7 +267,7 @@ def test_an_attention_with_unknown_extras_falls_back(
     monkeypatch.setattr(interp.forward.trial, "_VERDICTS", WeakKeyDictionary())
     run = record_run(model, BATCH, start=5)
     assert run.plain is None
-    torch.testing.assert_close(run.logits, tail_logits(model, BATCH)[:, -1], **CLOSE)
+    torch.testing.assert_close(run.logits, last_logits(model, BATCH)[:, -1], **CLOSE)
     after = patch(model, CLEAN, CORRUPTED, METRIC, progress=False).values
     torch.testing.assert_close(after, before, **CLOSE)
 

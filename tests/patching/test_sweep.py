@@ -109,7 +109,7 @@ def test_output_sweep_equals_whole_runs(
         values = source_at(used, first, prompt, layer)
         return [write_hook(layer, head, SPANS[prompt], values, scale)]
 
-    edit = ActivationEdit(BATCH.columns(SPANS), source=source, scale=scale, first=first)
+    edit = ActivationEdit(BATCH.span_mask(SPANS), source=source, scale=scale, first=first)
     values = sweep_heads(family, BATCH, edit, METRICS, budget=budget, progress=False)
     torch.testing.assert_close(values, literal(family, full_logits, hooks), **CLOSE)
 
@@ -121,7 +121,7 @@ def test_attention_sweep_equals_whole_runs(
     def hooks(prompt: int, layer: int, head: int) -> list[Any]:
         return [cut_hook(layer, head, SPANS[prompt], factor)]
 
-    edit = AttentionEdit(BATCH.columns(SPANS), factor)
+    edit = AttentionEdit(BATCH.span_mask(SPANS), factor)
     values = sweep_heads(family, BATCH, edit, METRICS, budget=300_000, progress=False)
     torch.testing.assert_close(values, literal(family, full_logits, hooks), **CLOSE)
 
@@ -162,7 +162,7 @@ def test_path_patching_at_one_token_equals_the_literal_procedure(
         at = {ends[prompt][0]}
         return path_patch(family, PROMPTS[prompt], at, layer, head, edit_hook, own[prompt])
 
-    edit = ActivationEdit(BATCH.columns(ends), source=source, first=1)
+    edit = ActivationEdit(BATCH.span_mask(ends), source=source, first=1)
     expected = literal(family, full_logits, hooks)
     for budget in (None, 180_000):
         values = sweep_heads(
@@ -185,7 +185,7 @@ def test_path_patching_of_attention_equals_the_literal_procedure(
         edit_hook = cut_hook(layer, head, SPANS[prompt], 0.0)
         return path_patch(family, PROMPTS[prompt], at, layer, head, edit_hook, own[prompt])
 
-    edit = AttentionEdit(BATCH.columns(SPANS))
+    edit = AttentionEdit(BATCH.span_mask(SPANS))
     values = sweep_heads(family, BATCH, edit, METRICS, freeze=True, progress=False)
     torch.testing.assert_close(values, literal(family, full_logits, hooks), **CLOSE)
 
@@ -201,7 +201,7 @@ def test_sets_equal_whole_runs_with_all_their_hooks(
         [(0, 1), (0, 2)],
         [(1, 3), (0, 0)],
     ]
-    at = BATCH.columns(SPANS)
+    at = BATCH.span_mask(SPANS)
     edit = ActivationEdit(at) if site == "output" else AttentionEdit(at)
     nothing = torch.zeros(max(map(len, PROMPTS)), family.cfg.n_heads, family.cfg.d_head)
     expected = torch.empty(2, len(PROMPTS), len(sets))
@@ -294,7 +294,7 @@ def test_a_source_in_chunks_equals_prompts_one_by_one(tiny_llama: HookedModel) -
     """The source begins before a chunk of short prompts does."""
     first = 2
     source = random_source(tiny_llama, first, seed=2)
-    edit = ActivationEdit(BATCH.columns(SPANS), source=source, first=first)
+    edit = ActivationEdit(BATCH.span_mask(SPANS), source=source, first=first)
     whole = sweep_heads(tiny_llama, BATCH, edit, METRICS, budget=10**9, progress=False)
     one_by_one = sweep_heads(tiny_llama, BATCH, edit, METRICS, budget=64_000, progress=False)
     torch.testing.assert_close(one_by_one, whole, **CLOSE)
@@ -307,7 +307,7 @@ def test_batch_order_and_chunks_are_irrelevant(
 ) -> None:
     def sweep(order: list[int], budget: int | None) -> torch.Tensor:
         batch = TokenBatch.from_lists([PROMPTS[index] for index in order])
-        at = batch.columns([SPANS[index] for index in order])
+        at = batch.span_mask([SPANS[index] for index in order])
         index = torch.tensor(order)
         values = sweep_heads(
             tiny_llama,
@@ -327,7 +327,7 @@ def test_batch_order_and_chunks_are_irrelevant(
 
 def test_a_metric_of_ones_own_gets_all_prompts_in_order(tiny_llama: HookedModel) -> None:
     """It cannot be narrowed, so prompts are not cut into chunks, however small budget."""
-    edit = ActivationEdit(BATCH.columns(SPANS))
+    edit = ActivationEdit(BATCH.span_mask(SPANS))
 
     def own(logits: torch.Tensor) -> torch.Tensor:
         rows = torch.arange(len(PROMPTS))
@@ -339,7 +339,7 @@ def test_a_metric_of_ones_own_gets_all_prompts_in_order(tiny_llama: HookedModel)
 
 
 def test_only_some_heads(tiny_llama: HookedModel) -> None:
-    edit = ActivationEdit(BATCH.columns(SPANS))
+    edit = ActivationEdit(BATCH.span_mask(SPANS))
     every = sweep_heads(tiny_llama, BATCH, edit, METRICS, progress=False)
     some = sweep_heads(tiny_llama, BATCH, edit, METRICS, heads=[(2, 1), (0, 3)], progress=False)
     asked = torch.zeros(3, 4, dtype=torch.bool)
@@ -365,7 +365,7 @@ def test_first_difference_finds_the_first_column() -> None:
 def test_mistakes_are_told_in_one_line(
     tiny_llama: HookedModel, change: dict[str, Any], message: str
 ) -> None:
-    given: dict[str, Any] = {"edit": ActivationEdit(BATCH.columns(SPANS)), "metrics": METRICS}
+    given: dict[str, Any] = {"edit": ActivationEdit(BATCH.span_mask(SPANS)), "metrics": METRICS}
     given |= change
     edit, metrics = given.pop("edit"), given.pop("metrics")
     with pytest.raises(UserError, match=message) as caught:
@@ -374,7 +374,7 @@ def test_mistakes_are_told_in_one_line(
 
 
 def test_path_patching_takes_one_head_at_a_time(tiny_llama: HookedModel) -> None:
-    edit = ActivationEdit(BATCH.columns(SPANS))
+    edit = ActivationEdit(BATCH.span_mask(SPANS))
     with pytest.raises(UserError, match="one head at a time"):
         sweep_sets(
             tiny_llama, BATCH, edit, [[(0, 0), (1, 0)]], METRICS, freeze=True, progress=False

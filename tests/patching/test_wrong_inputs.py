@@ -13,11 +13,11 @@ from interp.patching import (
     LogitDifference,
     TokenBatch,
     faithfulness_curve,
+    last_logits,
     patch,
     patch_heads,
     patch_paths,
     screen,
-    tail_logits,
 )
 from tests.patching.prompts import CLEAN, CORRUPTED, METRIC
 
@@ -86,8 +86,8 @@ def test_a_metric_undefined_under_one_patch_only_is_named_with_the_unit(
     tiny_llama: HookedModel,
 ) -> None:
     """Finite in the clean and in the corrupted run: the square root fails where a patch acts."""
-    bare = tail_logits(tiny_llama, CORRUPTED)[:, -1]
-    clean = tail_logits(tiny_llama, CLEAN)[:, -1]
+    bare = last_logits(tiny_llama, CORRUPTED)[:, -1]
+    clean = last_logits(tiny_llama, CLEAN)[:, -1]
 
     def root(logits: torch.Tensor) -> torch.Tensor:
         known = [torch.allclose(logits, one, atol=1e-3) for one in (bare, clean)]

@@ -15,7 +15,7 @@ from interp.heads import HeadSet
 from interp.interventions import Constraint
 from interp.models import HookedModel
 from interp.models.versions import writes_resid_mid
-from interp.patching import TokenBatch, hooked, tail_logits
+from interp.patching import TokenBatch, hooked, last_logits
 from interp.premises import Premises, load_premises
 from interp.premises.encode import encode_premises
 from probes import LinearProbe
@@ -84,9 +84,9 @@ def test_the_change_is_that_of_whole_runs(tiny_llama: HookedModel, hook: Any, re
             hooks.append(("blocks.1.hook_resid_post", mend))
         batch = TokenBatch.from_lists([item.false.tokens])
         with torch.no_grad():
-            plain = tail_logits(tiny_llama, batch)[0, -1]
+            plain = last_logits(tiny_llama, batch)[0, -1]
             with hooked(tiny_llama, hooks):
-                without = tail_logits(tiny_llama, batch)[0, -1]
+                without = last_logits(tiny_llama, batch)[0, -1]
         tokens = [item.true_token, item.false_token]
         expected = (without - plain)[tokens]
         assert found.change[index] == pytest.approx(float(expected[0] - expected[1]), abs=1e-4)

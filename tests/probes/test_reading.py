@@ -5,7 +5,7 @@ import torch
 
 from interp.errors import UserError
 from interp.forward.batch import TokenBatch
-from interp.forward.partial import tail_logits
+from interp.forward.partial import last_logits
 from probes import TokensToRead, read_activations
 from probes.activation_reader import _shared_beginning
 
@@ -42,7 +42,7 @@ def test_a_shared_beginning_changes_nothing(family, request):
 
 def test_blocks_above_do_not_run_and_are_there_again(tiny_llama):
     batch = TokenBatch.from_lists([[5, 6, 7]])
-    before = tail_logits(tiny_llama, batch)
+    before = last_logits(tiny_llama, batch)
     ran = []
     handle = tiny_llama.blocks[2].mlp.register_forward_hook(lambda *_: ran.append(True))
     low = read_all(tiny_llama, PROMPTS, layers=[0, 1])
@@ -50,14 +50,14 @@ def test_blocks_above_do_not_run_and_are_there_again(tiny_llama):
     torch.testing.assert_close(low, read_all(tiny_llama, PROMPTS)[:, :2], atol=0, rtol=0)
     assert ran
     handle.remove()
-    assert torch.equal(tail_logits(tiny_llama, batch), before)
+    assert torch.equal(last_logits(tiny_llama, batch), before)
 
 
 def test_between_chunks_the_model_is_whole(tiny_llama):
     batch = TokenBatch.from_lists([[5, 6, 7]])
-    before = tail_logits(tiny_llama, batch)
+    before = last_logits(tiny_llama, batch)
     for _ in read_activations(tiny_llama, PROMPTS, layers=[0], batch_tokens=1, progress=False):
-        assert torch.equal(tail_logits(tiny_llama, batch), before)
+        assert torch.equal(last_logits(tiny_llama, batch), before)
 
 
 def test_nothing_is_shared_before_a_token_that_is_read():

@@ -16,7 +16,7 @@ from interp.heads.random_sets import random_head_sets
 from interp.interventions.head_constraint import Constraint
 from interp.models import HookedModel
 from interp.premises import Premises, load_premises
-from interp.runs.threads import using_threads
+from interp.runs.resources import using_threads
 from tests.runs.killing import write_premises
 
 TOLERANCE = 1e-4

@@ -26,9 +26,9 @@ from interp.models import HookedModel, from_hf
 from interp.moelora.data.encoding import EncodedExample
 from interp.moelora.projections import Projection
 from interp.premises import Premises
+from interp.runs.job_runner import StoredJobRunner
 from interp.runs.model_conditions import conditions, conditions_digest
 from interp.runs.shards import InProcess, ShardStore, digest_of
-from interp.runs.stages import StoredJobRunner
 from tests.conftest import make_planted_hf_model
 
 NONE = HeadSet(())
@@ -74,7 +74,7 @@ def test_preferences(encoded: Any) -> None:
         replace(job, encoded=with_item(encoded, "answers", false_token=first.false_token + 1)),
     ]
     all_differ(job, others)
-    assert digest_of(job.identity()) == digest_of(replace(job, shard=3).identity())
+    assert digest_of(job.identity()) == digest_of(replace(job, prompts_per_shard=3).identity())
 
 
 def test_whole_runs(encoded: Any) -> None:
@@ -173,10 +173,10 @@ def test_shards_that_the_work_cannot_have_made_are_refused(
     gives: OutputSpec, planted: HookedModel, encoded: Any, tmp_path: Path
 ) -> None:
     """As if somebody had put others in their place, with the right checksums."""
-    job = PreferenceJob(encoded, "false", Constraint(NONE), (NONE,), shard=4)
+    job = PreferenceJob(encoded, "false", Constraint(NONE), (NONE,), prompts_per_shard=4)
     stages = StoredJobRunner(tmp_path, InProcess(planted), conditions(planted))
     with pytest.raises(UserError, match=r"are not of this sweep \(.*\): remove them") as caught:
-        stages.made(preference_values, planted, job, description="", gives=gives, progress=False)
+        stages.run(preference_values, planted, job, description="", output=gives, progress=False)
     assert "\n" not in str(caught.value)
 
 
@@ -186,9 +186,9 @@ def test_whole_runs_are_kept_like_sweeps(
     what = (Intervention(), Intervention.of([(0, 1)], site="output"))
     stages = StoredJobRunner(tmp_path, InProcess(planted), conditions(planted))
     gives = OutputSpec({"values": 3})
-    job = WholeRunsJob(encoded, "false", what, shard=4)
-    kept = stages.made(
-        whole_run_values, planted, job, description="", gives=gives, progress=False
+    job = WholeRunsJob(encoded, "false", what, prompts_per_shard=4)
+    kept = stages.run(
+        whole_run_values, planted, job, description="", output=gives, progress=False
     ).tensors["values"]
     torch.testing.assert_close(kept, whole_run_values(planted, job).tensors["values"])
     swept = PreferenceJob(encoded, "false", Constraint(NONE), (NONE, HeadSet(((0, 1),))))
@@ -197,7 +197,7 @@ def test_whole_runs_are_kept_like_sweeps(
     )
     assert len(list(tmp_path.iterdir())) == 2
     again = StoredJobRunner(tmp_path, InProcess(planted), conditions(planted))
-    again.made(preference_values, planted, swept, description="", gives=gives, progress=False)
+    again.run(preference_values, planted, swept, description="", output=gives, progress=False)
     assert len(list(tmp_path.iterdir())) == 3
     again.remove_others()
-    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in again.asked}
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in again.used}

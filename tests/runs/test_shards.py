@@ -15,7 +15,7 @@ from interp.runs.shards import (
     ShardStore,
     cut,
     digest_of,
-    make_shards,
+    finish_shards,
     put_together,
     remove_shards,
 )
@@ -43,8 +43,8 @@ class Counted:
 
 def make(store: ShardStore, parts: list[list[int]]) -> tuple[list[Shard], list[int]]:
     engine = Counted(3)
-    shards = make_shards(store, engine, square, lambda number: parts[number], progress=False)
-    return shards, engine.asked
+    finish_shards(store, engine, square, lambda number: parts[number], progress=False)
+    return [store.finished(number) for number in range(store.n_shards)], engine.asked
 
 
 def test_prompts_are_cut_in_order() -> None:
@@ -58,6 +58,8 @@ def test_shards_are_put_where_their_prompts_stand(tmp_path: Path) -> None:
     shards, asked = make(store, parts)
     assert asked == [0, 1, 2]
     whole = put_together(shards, parts)
+    assert whole.kept == {}  # the last shard says another number
+    assert put_together(shards[:2], [[0, 1], [2, 3]]).kept == {"n": 2}
     assert whole.tensors["values"].tolist() == [0, 3, 12, 27, 48]
     assert whole.texts == ["0", "1", "2", "3", "4"]
     assert [shard.kept["n"] for shard in shards] == [2, 2, 1]

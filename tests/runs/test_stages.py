@@ -21,9 +21,9 @@ from interp.interventions.intervention import Intervention
 from interp.jobs import OutputSpec
 from interp.models import HookedModel, fingerprint, from_hf
 from interp.premises import Premises
+from interp.runs.job_runner import StoredJobRunner
 from interp.runs.model_conditions import conditions
 from interp.runs.shards import InProcess
-from interp.runs.stages import StoredJobRunner
 from tests.conftest import make_planted_hf_model
 from tests.runs.stopping import Stopping
 
@@ -104,8 +104,8 @@ def test_kept_values_are_those_of_one_sweep(
     stages = StoredJobRunner(tmp_path / "s", InProcess(planted), conditions(planted))
 
     def values(job: PreferenceJob) -> torch.Tensor:
-        done = stages.made(
-            preference_values, planted, job, description="", gives=VALUES, progress=False
+        done = stages.run(
+            preference_values, planted, job, description="", output=VALUES, progress=False
         )
         return done.tensors["values"]
 
@@ -135,12 +135,12 @@ def test_answers_are_given_once(
 ) -> None:
     encoded = as_encoded(planted, planted_premises)
     prompts = tuple(tuple(item.false.tokens) for item in encoded.items)
-    job = AnswersJob(prompts, max_new_tokens=2, shard=24)
+    job = AnswersJob(prompts, max_new_tokens=2, prompts_per_shard=24)
     engine = Stopping(planted)
     stages = StoredJobRunner(tmp_path, engine, conditions(planted))
 
     def said(job: AnswersJob, stages: StoredJobRunner = stages) -> list[str]:
-        done = stages.made(greedy_texts, planted, job, description="", gives=TEXTS, progress=False)
+        done = stages.run(greedy_texts, planted, job, description="", output=TEXTS, progress=False)
         return list(done.texts)
 
     at_once = greedy_texts(planted, job).texts
@@ -156,7 +156,7 @@ def test_answers_are_given_once(
     made = engine.made
     for other in (
         replace(job, max_new_tokens=3),
-        replace(job, shard=16),
+        replace(job, prompts_per_shard=16),
         replace(held, at=tuple((begin - 1, end) for begin, end in spans)),
         held.take(range(10)),
     ):

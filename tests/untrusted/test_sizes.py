@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from interp.errors import UserError
-from interp.files import check_gguf, read_tensor_file, tensor_shapes
+from interp.files.gguf_header import check_gguf
+from interp.files.tensors import read_safetensors, tensor_shapes
 from interp.models import resolve
 from interp.models.embedded import extract_member
 from tests.fuzz import seeds
@@ -132,7 +133,7 @@ def test_a_safetensors_header_is_held_against_the_file(raw: bytes, tmp_path: Pat
     path = tmp_path / "w.safetensors"
     path.write_bytes(raw)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for read in (read_tensor_file, tensor_shapes):
+    for read in (read_safetensors, tensor_shapes):
         with pytest.raises(UserError):
             read(path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 32 * 2**10

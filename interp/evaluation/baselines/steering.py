@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from interp.arguments import one_of
+from interp.arguments import check_choice
 from interp.errors import UserError
 from interp.evaluation.jobs import preference_metrics
 from interp.evaluation.preference import Preference
@@ -63,7 +63,7 @@ class Steering:
         if self.component not in get_args(SteeredComponent):
             known = ", ".join(get_args(SteeredComponent))
             raise UserError(f"{self.component!r} cannot be steered; known: {known}")
-        one_of("place", self.place, get_args(SteeringPlace))
+        check_choice("place", self.place, get_args(SteeringPlace))
         if not bool(self.vectors.isfinite().all()) or not abs(self.strength) < float("inf"):
             raise UserError("steering vectors and their strength must be finite")
         n_layers, n_units = self.vectors.shape[:2]
@@ -133,11 +133,11 @@ def steered_columns(
 ) -> Bool[Tensor, "prompt pos"]:
     """The columns that are steered; ``lengths`` are those of the bare questions' prompts."""
     if place == "object":
-        return batch.columns(spans)
+        return batch.span_mask(spans)
     if place == "all":
         return batch.mask
     ends = [int(real.sum()) for real in batch.mask]
-    return batch.columns([(length - 1, end) for length, end in zip(lengths, ends, strict=True)])
+    return batch.span_mask([(length - 1, end) for length, end in zip(lengths, ends, strict=True)])
 
 
 def steered_preference(

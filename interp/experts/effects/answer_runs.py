@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.forward.batch import TokenBatch, by_length
-from interp.forward.call import call_columns
+from interp.forward.call import call_positions
 from interp.forward.finite import check_finite
 from interp.forward.partial import Hook, RecordedRun, hooked, record_run
 from interp.models.hooked_model import HookedModel
@@ -124,7 +124,7 @@ def _logits(
 ) -> Float[Tensor, "row keep d_vocab"]:
     keep = answers.targets.shape[1]
     with hooked(model, hooks):
-        return call_columns(model.original_model, answers.batch, rows, keep=keep)
+        return call_positions(model.original_model, answers.batch, rows, keep=keep)
 
 
 GateEdit = Callable[[Float[Tensor, "*token expert"], int], Float[Tensor, "*token expert"]]

@@ -209,24 +209,24 @@ def expert_effects(
     places = None if together else chosen
     estimate = None
     if method == "attribution" or budget is not None:
-        done = stages.made(
+        done = stages.run(
             estimate_experts,
             model,
             job,
             description="gradients",
-            gives=ESTIMATED,
+            output=ESTIMATED,
             progress=progress,
         ).tensors
         estimate = result(done["changes"], done["loss"], _LOSS, "attribution")
         if budget is None:
             return ExpertEffects(estimate, projections=places)
         job = replace(job, units=most_promising(estimate.values, estimate.templates, budget))
-    done = stages.made(
+    done = stages.run(
         measure_experts,
         model,
         job,
         description=f"experts, {mode}",
-        gives=MEASURED,
+        output=MEASURED,
         progress=progress,
     ).tensors
     base, changes = done["bare"].unbind(1), done["changes"].unbind(1)

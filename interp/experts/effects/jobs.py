@@ -51,7 +51,7 @@ class ExpertJob:
         mode, factor: what is done to an expert.
         together: the expert with the same number in all projections is one unit.
         units: only these; by default all.
-        shard: examples that are done together.
+        prompts_per_shard: examples that are computed, and kept, together.
     """
 
     examples: tuple[EncodedExample, ...]
@@ -60,7 +60,7 @@ class ExpertJob:
     factor: float = 0.0
     together: bool = False
     units: frozenset[Unit] | None = None
-    shard: int = 2 * SHARD
+    prompts_per_shard: int = 2 * SHARD
 
     def order(self) -> Sequence[int]:
         """Examples of like lengths beside each other."""

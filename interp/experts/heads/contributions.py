@@ -34,7 +34,7 @@ from interp.figures.expert_heads import contribution_figure
 from interp.forward.batch import Span, TokenBatch
 from interp.forward.hook_points import as_units, axis_of, count_units, hook_name
 from interp.forward.out_of_memory import over_parts
-from interp.forward.partial import Hook, HookFunction, hooked, tail_logits
+from interp.forward.partial import Hook, HookFunction, hooked, last_logits
 from interp.models.hooked_model import HookedModel
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import Premises, QuestionKind
@@ -202,7 +202,7 @@ def contributions_at(
         with hooked(model, [hook for one in sums.values() for hook in one.hooks(prompts, at)]):
             handles = [handle for one in sums.values() for handle in one.watch_bases()]
             try:
-                tail_logits(model, part)
+                last_logits(model, part)
             finally:
                 for handle in handles:
                     handle.remove()

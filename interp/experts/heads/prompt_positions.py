@@ -66,10 +66,10 @@ def prompt_columns(
         batch, groups = encoded.batch(kind), encoded.subjects
         if at in ("object", "subject"):
             spans = [getattr(item.prompt(kind), str(at)) for item in encoded.items]
-            return PromptColumns(batch, batch.columns(spans), str(at), groups)
+            return PromptColumns(batch, batch.span_mask(spans), str(at), groups)
     if at == "last":
         columns = torch.zeros_like(batch.mask)
         columns[:, -1] = True
         return PromptColumns(batch, columns, "last", groups)
     spans = [(int(start), int(end)) for start, end in at]  # type: ignore[misc]
-    return PromptColumns(batch, batch.columns(spans), "spans", groups)
+    return PromptColumns(batch, batch.span_mask(spans), "spans", groups)

@@ -24,8 +24,9 @@ from interp.experts.routing.measures import (
 )
 from interp.experts.routing.tables import Sizes, Tables
 from interp.figures.routing import entropy_figure, load_figure
-from interp.files import check_shape, from_mapping
-from interp.files.described_tensors import read_tensors, write_tensors
+from interp.files.fields import from_mapping
+from interp.files.shape import check_shape
+from interp.files.tensor_file import read_tensors, write_tensors
 
 
 @dataclass(frozen=True)

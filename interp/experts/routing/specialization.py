@@ -22,8 +22,8 @@ from interp.experts.routing.measure_list import MEASURES, TASK_MEASURES, counts_
 from interp.experts.routing.nulls import p_value, permuted_texts, permuted_within_token
 from interp.experts.routing.records import RoutingRecords
 from interp.figures.routing import measure_figure
-from interp.files import read_table
 from interp.files.documents import write_table
+from interp.files.tables import read_table
 from interp.statistics.jackknife import jackknife
 from interp.statistics.significance import q_values
 

@@ -11,8 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from interp.errors import UserError
-from interp.files import one_line, parse_json, read_text
-from interp.files.text import LARGEST_TEXT
+from interp.files.text import LARGEST_TEXT, one_line, parse_json, read_text
 from interp.moelora.data.examples import Example
 from interp.moelora.data.formats import ColumnMapping, Row, detect
 

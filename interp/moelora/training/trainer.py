@@ -31,7 +31,9 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerState
 
 from interp.errors import UserError
-from interp.files import check_shape, plain_name, read_json_object
+from interp.files.links import plain_name
+from interp.files.shape import check_shape
+from interp.files.text import read_json_object
 from interp.moelora.auxiliary import auxiliary_losses, expert_load
 from interp.moelora.data.encoding import IGNORED
 from interp.moelora.layer import MoELoRALinear
