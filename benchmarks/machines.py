@@ -118,7 +118,7 @@ def measure(prompts: int, shard: int) -> dict[str, Any]:
         def sweep(kind: str, engine: Any) -> float:
             store = ShardStore(folder / kind, {"kind": "machines"}, len(parts))
             begin = time.perf_counter()
-            finish_shards(store, engine, locate_shard, job, progress=False)
+            finish_shards(store, engine, locate_shard, job=job, progress=False)
             return time.perf_counter() - begin
 
         alone = sweep("alone", InProcess(model))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from interp.files.documents import write_json
 from interp.models import load_model, resolve
-from interp.models.finite import first_bad_weight
+from interp.models.whole import first_bad_weight
 
 OUT = Path(__file__).parent / "results" / "weight_check.json"
 TIMES = 5

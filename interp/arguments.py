@@ -77,7 +77,7 @@ def pairs_of_numbers(
     return pairs
 
 
-def of_kind(what: str, given: Any, kind: type[Kind], advice: str = "") -> Kind:
+def of_kind(what: str, given: Any, kind: type[Kind], *, advice: str = "") -> Kind:
     """The argument itself. Raises UserError, with ``advice``, unless it is of a class."""
     if not isinstance(given, kind):
         advice = f": {advice}" if advice else ""

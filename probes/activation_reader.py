@@ -25,8 +25,8 @@ from interp.forward.hook_points import hook_name
 from interp.forward.layer_range import override_forward
 from interp.forward.out_of_memory import halving
 from interp.forward.partial import device_of, hooked
-from interp.models.finite import first_bad_weight
 from interp.models.hooked_model import HookedModel
+from interp.models.whole import first_bad_weight
 from interp.progress import progress_bar
 
 ActivationHook = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z"]

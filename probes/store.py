@@ -23,12 +23,11 @@ from torch import Tensor
 
 from interp.checked import checked
 from interp.errors import UserError
-from interp.files.documents import read_json, write_json
+from interp.files.documents import file_hash, read_json, write_json
 from interp.files.links import plain_name
 from interp.files.shape import check_shape
 from interp.files.whole import beside_of, move_into_place, remove_leftovers
 from interp.models import fingerprint
-from interp.models.converted import file_sha256
 from interp.models.hooked_model import HookedModel
 from probes.activation_reader import (
     DEFAULT_BATCH_TOKENS,
@@ -185,7 +184,7 @@ class _Writer:
             raise UserError(
                 f"{self.folder} cannot be written ({error.strerror or error}): free some space"
             ) from error
-        self.written.append({"file": name, "sha256": file_sha256(self.folder / name)})
+        self.written.append({"file": name, "sha256": file_hash(self.folder / name)})
         self.rows, self.values = [], []
 
 
@@ -202,7 +201,7 @@ def _open(
             return None
         check_shape(shards, [{"file": str, "sha256": str}], INDEX)
         names = [plain_name(one["file"], "a shard") for one in shards]
-        hashes = [file_sha256(folder / name) for name in names]
+        hashes = [file_hash(folder / name) for name in names]
         if hashes != [one["sha256"] for one in shards]:
             logger.warning("the activations in %s are damaged and are made anew", folder)
             return None

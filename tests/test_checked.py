@@ -100,7 +100,7 @@ def test_what_annotations_do_not_say_is_left_alone() -> None:
         (lambda: listed("prompts", {"a": 1}), "prompts is a list"),
         (lambda: pairs_of_numbers("heads", [0, 1]), "heads are pairs"),
         (lambda: pairs_of_numbers("heads", [(0.5, 1)]), "heads are pairs"),
-        (lambda: of_kind("edit", 3, Path, "make one"), "edit is a Path, not 3: make one"),
+        (lambda: of_kind("edit", 3, Path, advice="make one"), "edit is a Path, not 3: make one"),
         (lambda: one_of("mode", "loud", ["soft"]), "unknown mode 'loud'; known: soft"),
         (lambda: as_path("path", b"x"), "path is a path"),
     ],

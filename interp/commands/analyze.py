@@ -180,7 +180,7 @@ def analyze_adapter(
             engine,
             loaded,
             load,
-            fingerprint_of,
+            identify=fingerprint_of,
             device=device or "cpu",
             address=address,
             workers=workers,

@@ -34,9 +34,9 @@ from interp.models.hooked_model import HookedModel
 from interp.premises.questions import Split
 from interp.report.read_run import read_heads
 from interp.runs.clock import one_moment
+from interp.runs.identity import conditions
 from interp.runs.job_runner import StoredJobRunner
 from interp.runs.lock import one_process
-from interp.runs.model_conditions import conditions
 from interp.runs.resources import run_resources
 from interp.runs.shards import Engine, InProcess
 from probes.detector.detect import detect_premises

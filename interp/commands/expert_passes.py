@@ -24,8 +24,8 @@ from interp.moelora.data.encoding import encode_example
 from interp.moelora.data.examples import Example
 from interp.moelora.projections import projections_of
 from interp.patching.result import PatchEffects
+from interp.runs.identity import conditions
 from interp.runs.job_runner import StoredJobRunner
-from interp.runs.model_conditions import conditions
 from interp.runs.shards import Engine, digest_of, remove_shards
 
 logger = logging.getLogger(__name__)

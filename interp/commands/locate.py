@@ -39,7 +39,7 @@ from interp.premises.encode import EncodedPremises
 from interp.premises.knowledge import MINIMUM_KNOWN, KnowledgeCheck
 from interp.premises.questions import Split, load_premises
 from interp.runs.clock import one_moment, run_clock
-from interp.runs.identity import model_identity
+from interp.runs.identity import conditions, model_identity
 from interp.runs.job_runner import StoredJobRunner
 from interp.runs.lock import one_process
 from interp.runs.manifest import (
@@ -49,7 +49,6 @@ from interp.runs.manifest import (
     recorded_model,
     write_manifest,
 )
-from interp.runs.model_conditions import conditions
 from interp.runs.prompting import PROMPTS, noted_prompts
 from interp.runs.resources import budget_entry, run_resources
 from interp.runs.shards import Engine, InProcess, digest_of, remove_shards

@@ -27,11 +27,10 @@ from interp.patching.patch_source import PatchSource, check_patch_source
 from interp.patching.unit_effects import Method, check_method
 from interp.report.patch_page import render_patch
 from interp.runs.clock import one_moment, with_clock
-from interp.runs.identity import begin_run, check_run, model_identity
+from interp.runs.identity import begin_run, check_run, conditions, model_identity
 from interp.runs.job_runner import StoredJobRunner
 from interp.runs.lock import one_process
 from interp.runs.manifest import read_manifest, write_manifest
-from interp.runs.model_conditions import conditions
 from interp.runs.prompting import PROMPTS, noted_prompts
 from interp.runs.resources import budget_entry, run_resources, with_resources
 from interp.runs.shards import Engine, InProcess, digest_of, remove_shards

@@ -85,7 +85,7 @@ def side_effects(
     for sentence in sentences:
         encoding = tokenize_with_offsets(model.tokenizer, sentence)
         prompts.append(list(encoding["input_ids"]))
-        spans.append(token_span(encoding["offset_mapping"], sentence, *content_span(sentence)))
+        spans.append(token_span(encoding["offset_mapping"], sentence, content_span(sentence)))
     batch = TokenBatch.from_lists(prompts, device=device_of(model))
 
     def of_part(part: TokenBatch, rows: range) -> Float[Tensor, " sum"]:

@@ -68,5 +68,9 @@ def write_yaml(target: Path, content: Mapping[str, Any]) -> Path:
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file, as hex."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """SHA-256 of a file's bytes, as hex."""
+    sha = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            sha.update(chunk)
+    return sha.hexdigest()

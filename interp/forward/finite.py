@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from interp.errors import UserError
-from interp.models.finite import first_bad_weight
 from interp.models.hooked_model import HookedModel
+from interp.models.whole import first_bad_weight
 
 _LAYER = re.compile(r"\bblocks\.(\d+)\.")
 _WATCHED = re.compile(
@@ -59,7 +59,7 @@ def first_bad_hook(model: HookedModel, run: Callable[[], object]) -> str | None:
     found: list[str] = []
 
     # Not the hook's own name: on the bridge that is another one for the same hook point.
-    def watch(value: object, hook: Any, name: str) -> None:
+    def watch(value: object, hook: Any, *, name: str) -> None:
         if _is_bad(value):
             found.append(name)
 
@@ -73,7 +73,7 @@ def first_bad_module(model: nn.Module, run: Callable[[], object]) -> str | None:
     """The first module without submodules whose output is not finite in ``run()``."""
     found: list[str] = []
 
-    def watch(module: nn.Module, arguments: Any, output: Any, name: str) -> None:
+    def watch(module: nn.Module, arguments: Any, output: Any, *, name: str) -> None:
         if _is_bad(output[0] if isinstance(output, tuple) and output else output):
             found.append(name)
 

@@ -22,9 +22,9 @@ from interp.arguments import shown
 from interp.errors import UserError
 from interp.forward.batch import TokenBatch, in_batches
 from interp.forward.out_of_memory import halving
+from interp.models.call import evaluating
 from interp.models.hooked_model import HookedModel
 from interp.models.limits import check_prompts, room_for_answer, vocabulary_size
-from interp.models.modes import evaluating
 from interp.progress import progress_bar
 
 logger = logging.getLogger(__name__)
@@ -90,7 +90,8 @@ def greedy_answers(
     device = next(iter(hf_model.parameters())).device
     bar = progress_bar(total=len(prompts), description=description, shown=progress)
     with evaluating(hf_model), only_end_tokens(hf_model, ends), bar:
-        for chunk, room in _chunks(hf_model, prompts, max_new_tokens, batch_prompts):
+        chunks = _chunks(hf_model, prompts, wanted=max_new_tokens, most=batch_prompts)
+        for chunk, room in chunks:
 
             def answer_some(some: list[int], room: int = room) -> list[str]:
                 tokens = [prompts[index] for index in some]
@@ -178,7 +179,7 @@ def only_end_tokens(hf_model: nn.Module, ends: int | list[int] | None) -> Iterat
 
 
 def _chunks(
-    hf_model: Any, prompts: Sequence[Sequence[int]], wanted: int, most: int
+    hf_model: Any, prompts: Sequence[Sequence[int]], *, wanted: int, most: int
 ) -> Iterator[tuple[list[int], int]]:
     """Prompts of similar length together, with the number of tokens that their answers may have.
 

@@ -162,8 +162,8 @@ def record_run(
     modules = None
     if plain and logits_to_keep is None:
         modules = trusted_unhooked_model(model, batch.width)
-    if modules is not None and not all(map(modules.has, [*names, *edits])):
-        modules = None
+        if modules is not None and not all(map(modules.has, [*names, *edits])):
+            modules = None
     run = partial(call_positions, model.original_model) if modules is None else modules.run
     cache = None if all_positions else _fill(run, batch, start)
     if modules is not None:
@@ -348,25 +348,17 @@ def resume(
     dtype, keep = dtype_of(model), 1 if run.logits.ndim == 2 else run.logits.shape[1]
     shared = first_shared_keys(model.original_model.config)
     below = None if shared is None else (shared, run.resid_pre[shared][rows].to(dtype))
-    with (
-        run_layers(
-            list(model.blocks),
-            layer,
-            layer_input.to(dtype),
-            stop=stop,
-            tuple_outputs=check_of(model).tuple_outputs,
-            below=below,
-        ),
-        hooked(model, hooks),
-    ):
-        logits = call_positions(
-            model.original_model,
-            run.batch,
-            rows,
-            start=run.start,
-            cache=run.prefix_cache(rows, dtype),
-            keep=keep,
-        )
+    layers = run_layers(
+        list(model.blocks),
+        layer,
+        layer_input.to(dtype),
+        stop=stop,
+        tuple_outputs=check_of(model).tuple_outputs,
+        below=below,
+    )
+    forward = partial(call_positions, model.original_model, run.batch, rows, start=run.start)
+    with layers, hooked(model, hooks):
+        logits = forward(cache=run.prefix_cache(rows, dtype), keep=keep)
     if run.logits.ndim == 3:
         return logits
     return logits[:, -1] if tokens is None else logits[:, -1].gather(1, tokens)

@@ -7,25 +7,20 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache
 
 from interp.errors import UserError
 from interp.forward.batch import TokenBatch
+from interp.forward.shared_prefix import PrefixLayer
 from interp.forward.unhooked import UnhookedModel
 
 
-class _PrefixLayer(DynamicLayer):
-    """Keys and values of the prefix, a copy for every row; keeps nothing new."""
-
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        super().__init__()
-        self.lazy_initialization(keys, values)
-        self.keys, self.values = keys, values
-        self.prefix = (keys, values)
+class _CopiedPrefixLayer(PrefixLayer):
+    """Keys and values of the prefix, a copy for every row, put before the rows' own."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        keys, values = self.prefix
-        return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
+        keys, values = (self.keys, key_states), (self.values, value_states)
+        return torch.cat(keys, dim=-2), torch.cat(values, dim=-2)
 
 
 @dataclass(frozen=True)
@@ -70,7 +65,7 @@ class RecordedRun:
 
     def prefix_cache(self, rows: Int[Tensor, " row"], dtype: torch.dtype) -> Cache | None:
         """The shared prefix as a cache for these rows; None where there is none."""
-        layers = [_PrefixLayer(k[rows].to(dtype), v[rows].to(dtype)) for k, v in self.prefix]
+        layers = [_CopiedPrefixLayer(k[rows].to(dtype), v[rows].to(dtype)) for k, v in self.prefix]
         return Cache(layers=layers) if layers else None
 
     def from_position(self, start: int) -> "RecordedRun":

@@ -99,7 +99,7 @@ def use_prefix(prefix: SharedPrefix) -> Iterator[None]:
         _PREFIX.reset(token)
 
 
-class _PrefixLayer(DynamicLayer):
+class PrefixLayer(DynamicLayer):
     """One layer of the prefix: its length makes masks and positions; it keeps nothing new."""
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
@@ -113,7 +113,7 @@ class _PrefixLayer(DynamicLayer):
 
 def prefix_cache(keys_values: tuple[tuple[Tensor, Tensor], ...]) -> Cache | None:
     """The prefix as the model's cache; None where there is none."""
-    layers = [_PrefixLayer(keys, values) for keys, values in keys_values]
+    layers = [PrefixLayer(keys, values) for keys, values in keys_values]
     return Cache(layers=layers) if layers else None
 
 

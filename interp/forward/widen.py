@@ -43,38 +43,17 @@ def widen(module: nn.Module) -> None:
     module.__dict__["_parameters"] = own
     if not is_narrow(module):
         return
+    forward = module.forward
     if type(module) is nn.Linear:
-        module.__dict__["forward"] = _linear(module)
+        wide: Forward = lambda input: wide_linear(input, module.weight, module.bias)  # noqa: E731
     elif type(module) is Conv1D:
-        module.__dict__["forward"] = _transposed_linear(module)
+        wide = lambda x: wide_linear(x, module.weight.T, module.bias)  # noqa: E731
     elif isinstance(module, nn.Embedding) and module.weight.numel() > SLICE:
-        module.__dict__["forward"] = _embedding(module)
+        # Rows are looked up first: not the whole vocabulary is widened for a few tokens.
+        wide = lambda *args, **kwargs: forward(*args, **kwargs).float()  # noqa: E731
     else:
-        module.__dict__["forward"] = _with_wide_weights(module)
-
-
-def _linear(module: nn.Linear) -> Forward:
-    def forward(input: Tensor) -> Tensor:
-        return wide_linear(input, module.weight, module.bias)
-
-    return forward
-
-
-def _transposed_linear(module: Conv1D) -> Forward:
-    def forward(x: Tensor) -> Tensor:
-        return wide_linear(x, module.weight.T, module.bias)
-
-    return forward
-
-
-def _embedding(module: nn.Embedding) -> Forward:
-    """Rows are looked up first: a whole vocabulary is not widened for the sake of a few tokens."""
-    own = module.forward
-
-    def forward(*args: Any, **kwargs: Any) -> Tensor:
-        return own(*args, **kwargs).float()
-
-    return forward
+        wide = _with_wide_weights(module)
+    module.__dict__["forward"] = wide
 
 
 def wide_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

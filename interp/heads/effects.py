@@ -242,7 +242,7 @@ def effects_by_layer(effects: HeadEffects, *, fdr: float = 0.05) -> pd.DataFrame
     effects, not the effect of editing the layer: heads that make up for each other count twice.
     ``significant`` counts the heads with q ≤ ``fdr``. Heads that were not edited count as nothing.
     """
-    of_kind("effects", effects, HeadEffects, "locate_heads gives them")
+    of_kind("effects", effects, HeadEffects, advice="locate_heads gives them")
     sums = np.nansum(effects.values.double().numpy(), axis=2)
     significant = (effects.statistics.q_value <= fdr).sum(axis=1)
     rows = [

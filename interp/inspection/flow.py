@@ -32,8 +32,8 @@ from interp.forward.out_of_memory import over_parts
 from interp.forward.partial import record_run
 from interp.heads.locate import as_encoded
 from interp.heads.significance import mean_interval
+from interp.models.call import with_gradients
 from interp.models.hooked_model import HookedModel
-from interp.models.modes import with_gradients
 from interp.patching.attribution import gradient_pass, keep_in_graph
 from interp.patching.metrics import LogProbability
 from interp.precision import result_dtype, widened

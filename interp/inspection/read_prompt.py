@@ -74,11 +74,11 @@ def read_prompt(
     offsets, ids = encoding["offset_mapping"], tuple(encoding["input_ids"])
     begin = rendered.question_start
     spans = {
-        name: token_span(offsets, rendered.text, begin + start, begin + end, name)
+        name: token_span(offsets, rendered.text, (begin + start, begin + end), what=name)
         for name, (start, end) in _pieces(prompt, false_object).items()
     }
     whole = (begin, begin + len(text))
-    first, _ = token_span(offsets, rendered.text, *whole, "question")
+    first, _ = token_span(offsets, rendered.text, whole, what="question")
     tokens = token_texts(model.tokenizer, rendered.text, ids, offsets)
     return ReadPrompt(rendered, ids, tokens, spans, first)
 

@@ -31,8 +31,8 @@ from interp.figures.saliency import saliency_figure, saliency_text
 from interp.forward.batch import Span, TokenBatch
 from interp.forward.partial import RecordedRun, device_of, record_run, resume, unedited_logits
 from interp.inspection.read_prompt import ReadPrompt, read_prompt, token_texts
+from interp.models.call import with_gradients
 from interp.models.hooked_model import HookedModel
-from interp.models.modes import with_gradients
 from interp.models.spans import shared_length
 from interp.patching.metrics import LogitDifference, LogProbability
 from interp.precision import widened

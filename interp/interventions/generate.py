@@ -127,7 +127,7 @@ def named_span(
         raise UserError(f"{false_object!r} is not found in the question {question!r}")
     start += rendered.question_start
     end = start + len(false_object)
-    return token_span(encoding["offset_mapping"], rendered.text, start, end)
+    return token_span(encoding["offset_mapping"], rendered.text, (start, end))
 
 
 def one_each(false_object: Any, count: int) -> list[Any]:

@@ -17,10 +17,14 @@ from interp.models.native_attention import connect_attention_hooks
 from interp.models.transformers_modules import note_forwards
 
 
-def boot_bridge(
+def boot(
     hf_model: Any, tokenizer: Any, *, spec: str, device: torch.device, dtype: torch.dtype
 ) -> TransformerBridge:
-    """The bridge around a transformers model; its tokenizer behaves as transformers reads it."""
+    """The bridge around a transformers model in evaluation mode; its tokenizer stays as it is.
+
+    Raises:
+        UserError: TransformerLens cannot hook this architecture.
+    """
     own = copy.deepcopy(tokenizer)
     # TransformerLens makes the tokenizer anew to begin every text with BOS, unless it says it does.
     true_kwargs = own.init_kwargs
@@ -50,10 +54,10 @@ def boot_bridge(
 def _mask_within_float32(
     module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A mask that is still a number in float32, in which attention takes its softmax.
+    """Clamp an attention mask to the range of float32, in which attention takes its softmax.
 
     The lowest number of float64 becomes minus infinity there, and the softmax of a row of padding,
-    in which all is masked, NaN.
+    which is masked everywhere, NaN.
     """
     mask = kwargs.get("attention_mask")
     if isinstance(mask, torch.Tensor) and mask.is_floating_point():
@@ -64,7 +68,12 @@ def _mask_within_float32(
 
 @contextmanager
 def before_each_pass(model: HookedModel, begin: Callable[..., None]) -> Iterator[None]:
-    """As `interp.models.versions.before_each_pass`: a hook on the transformers model."""
+    """While open, ``begin(tokens, mask, seen)`` is called before every forward pass of the model.
+
+    ``tokens`` are the new token ids [prompt pos], or None where the pass is given embeddings;
+    ``mask`` is the attention mask, of a prefill that of its tokens, or None; ``seen`` counts the
+    positions in the cache.
+    """
 
     def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         past = kwargs.get("past_key_values")
@@ -72,7 +81,7 @@ def before_each_pass(model: HookedModel, begin: Callable[..., None]) -> Iterator
         seen = 0 if past is None else int(past.get_seq_length())
         mask = kwargs.get("attention_mask")
         if tokens is not None:
-            mask = _real_columns(mask, seen + tokens.shape[1])
+            mask = _real_tokens(mask, seen + tokens.shape[1])
         begin(tokens, mask, seen)
 
     handle = model.original_model.register_forward_pre_hook(hook, with_kwargs=True)
@@ -82,14 +91,13 @@ def before_each_pass(model: HookedModel, begin: Callable[..., None]) -> Iterator
         handle.remove()
 
 
-def _real_columns(
-    mask: Any, columns: int
-) -> Bool[torch.Tensor, "prompt columns"] | Int[torch.Tensor, "prompt columns"] | None:
-    """Which columns hold real tokens, from any mask that transformers is called with.
+def _real_tokens(
+    mask: Any, n_positions: int
+) -> Bool[torch.Tensor, "prompt pos"] | Int[torch.Tensor, "prompt pos"] | None:
+    """Which positions hold real tokens, from any mask that transformers is called with.
 
     ``generate`` gives a mask of queries and keys where the cache has a fixed length, and one for
     every kind of layer where there are several.
-
     """
     if isinstance(mask, dict):
         mask = mask.get("full_attention", next(iter(mask.values()), None))
@@ -97,5 +105,5 @@ def _real_columns(
         return None
     if mask.ndim == 4:  # [prompt 1 query key], True or 0 where a query sees a key
         seen = mask if mask.dtype == torch.bool else mask == 0
-        return seen[:, 0, :, :columns].any(dim=1)
-    return mask[:, :columns]
+        return seen[:, 0, :, :n_positions].any(dim=1)
+    return mask[:, :n_positions]

@@ -1,4 +1,7 @@
-"""One forward pass of a transformers model over padded prompts, for the last logits only."""
+"""One forward pass of a transformers model over padded prompts, for the last logits only.
+
+It runs in evaluation mode, whatever mode each part of the model was left in.
+"""
 
 import inspect
 from collections.abc import Iterator
@@ -10,7 +13,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from interp.models.modes import evaluating
+from interp.errors import UserError
+from interp.models.hooked_model import HookedModel
 
 
 def call_model(
@@ -21,16 +25,15 @@ def call_model(
     cache: Cache | None = None,
     keep: int = 1,
 ) -> Float[Tensor, "prompt keep d_vocab"]:
-    """Run the last ``pos`` of ``seen`` columns; what stands before them is in the cache.
+    """Run the last ``pos`` of ``seen`` positions; those before them are in the cache.
 
-    The model runs in evaluation mode, and is left in the mode that it was in.
-
-    Positions count the real tokens, so that padding on the left moves nothing. Models that take no
-    positions, or compute all logits whatever is asked, are called as they can be.
+    The model runs in evaluation mode, and is left in the mode that it was in. Position ids count
+    the real tokens, so that padding on the left changes nothing. Models that take no position ids,
+    or always compute all logits, are called accordingly.
 
     Args:
-        mask: of all columns, those in the cache too; True for real tokens.
-        keep: how many of the last columns' logits are returned.
+        mask: of all positions, including those in the cache; True for real tokens.
+        keep: how many of the last positions' logits are returned.
     """
     accepted = inspect.signature(hf_model.forward).parameters
     arguments: dict[str, Any] = {"input_ids": tokens, "attention_mask": mask.long()}
@@ -44,8 +47,8 @@ def call_model(
     if "logits_to_keep" in accepted:
         arguments["logits_to_keep"] = keep
         if first_shared_keys(hf_model.config) is not None:
-            # For a number Gemma 4 runs its upper layers on the last columns only, whose hook
-            # points then hold nothing of the others.
+            # Given a number, Gemma 4 runs its upper layers at the last positions only, and their
+            # hook points then show nothing of the others.
             arguments["logits_to_keep"] = torch.arange(-keep, 0, device=tokens.device)
     if not getattr(hf_model.config, "return_dict", True):  # a checkpoint that asks for tuples
         arguments["return_dict"] = True
@@ -69,9 +72,9 @@ def first_shared_keys(config: Any) -> int | None:
 
 @contextmanager
 def contiguous_unembedding(hf_model: Any) -> Iterator[None]:
-    """The unembedding gets its input as one block of memory.
+    """Give the unembedding its input as one block of memory.
 
-    The last columns of a batch are a strided view, for which torch takes a batched product that is
+    The last positions of a batch are a strided view, for which torch uses a batched product that is
     many times slower on a CPU.
     """
     unembedding = hf_model.get_output_embeddings()
@@ -87,3 +90,33 @@ def contiguous_unembedding(hf_model: Any) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """All modules of a model in evaluation mode; on exit each is in its own mode again.
+
+    A model may be in training mode as a whole (a Trainer leaves it so), or in some of its parts:
+    one dropout module is enough to make every value random.
+    """
+    # The flag alone, as ``train`` of a module may do more, or hand it on to modules below.
+    training = [module for module in model.modules() if module.__dict__.get("training")]
+    for module in training:
+        module.__dict__["training"] = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.__dict__["training"] = True
+
+
+@contextmanager
+def with_gradients(model: HookedModel) -> Iterator[None]:
+    """Gradients on, whatever they were. Raises UserError for weights that cannot have any."""
+    if any(weight.is_inference() for weight in model.parameters()):
+        raise UserError(
+            "the model's weights were made under torch.inference_mode, through which no gradient "
+            "goes: load the model outside of it, or use a method without gradients (exact)"
+        )
+    with torch.enable_grad():
+        yield

@@ -69,13 +69,13 @@ def render_chat(
     if not question.strip():
         raise UserError("the question is empty: give it at least one word")
     if not template_of(tokenizer):
-        return _plain(question, answer, system, gap)
+        return _plain(question, answer, system=system, gap=gap)
     with template_time(template_now()):  # the template is rendered more than once
-        return _in_template(tokenizer, question, answer, system, gap)
+        return _in_template(tokenizer, question, answer, system=system, gap=gap)
 
 
 def _in_template(
-    tokenizer: Any, question: str, answer: str, system: str | None, gap: str | None
+    tokenizer: Any, question: str, answer: str, *, system: str | None, gap: str | None
 ) -> RenderedChat:
     prompt = _front(tokenizer, question, system)
     if prompt is None:
@@ -109,7 +109,7 @@ def text_after_answer(tokenizer: Any) -> str:
     return whole.rpartition(_ANSWER_MARK)[2] if _ANSWER_MARK in whole else ""
 
 
-def _plain(question: str, answer: str, system: str | None, gap: str | None) -> RenderedChat:
+def _plain(question: str, answer: str, *, system: str | None, gap: str | None) -> RenderedChat:
     before = f"{system}\n\nQuestion: " if system else "Question: "
     prompt = f"{before}{question}\nAnswer:"
     if answer:
@@ -117,29 +117,37 @@ def _plain(question: str, answer: str, system: str | None, gap: str | None) -> R
     return RenderedChat(prompt + answer, len(before), len(prompt), add_special_tokens=True)
 
 
+def _turns(question: str, system: str | None) -> list[dict[str, str]]:
+    before = [] if system is None else [{"role": "system", "content": system}]
+    return [*before, {"role": "user", "content": question}]
+
+
 def _apply(
-    tokenizer: Any, question: str, system: str | None, answer: str | None = None, **variables: Any
+    tokenizer: Any,
+    question: str,
+    system: str | None,
+    *,
+    answer: str | None = None,
+    **variables: Any,
 ) -> str:
-    messages = [{"role": "system", "content": system}] if system is not None else []
-    messages.append({"role": "user", "content": question})
+    messages = _turns(question, system)
     if answer is not None:
         messages.append({"role": "assistant", "content": answer})
     try:
         return apply_template(tokenizer, messages, prompt=answer is None, **variables)
     except TemplateRefusal as error:
         advice = "; leave the system prompt out" if system is not None else ""
-        raise UserError(f"the model's chat template refuses the question: {error}{advice}") from (
-            error
-        )
+        message = f"the model's chat template refuses the question: {error}{advice}"
+        raise UserError(message) from error
 
 
 def _front(
-    tokenizer: Any, question: str, system: str | None, answer: str | None = None
+    tokenizer: Any, question: str, system: str | None, *, answer: str | None = None
 ) -> Front | None:
     """What a template writes before an answer; None where question or answer are not in it."""
     texts = []
     for asked in (question, _QUESTION_MARK):
-        text = _apply(tokenizer, asked, system, answer)
+        text = _apply(tokenizer, asked, system, answer=answer)
         if answer is not None:
             text, found, _ = text.partition(answer)
             if not found:
@@ -153,7 +161,7 @@ def _front(
 def _own_front(tokenizer: Any, question: str, system: str | None) -> Front | None:
     """What the template itself writes before an assistant's answer, if it writes answers."""
     try:
-        front = _front(tokenizer, question, system, _ANSWER_MARK)
+        front = _front(tokenizer, question, system, answer=_ANSWER_MARK)
     except UserError:
         return None
     if front is not None and system and system.strip() not in front.text:
@@ -163,10 +171,8 @@ def _own_front(tokenizer: Any, question: str, system: str | None) -> Front | Non
 
 def _without_answer(tokenizer: Any, question: str, system: str | None) -> str:
     """The turns so far, with nothing for an answer; empty if the template cannot write that."""
-    messages = [] if system is None else [{"role": "system", "content": system}]
-    messages.append({"role": "user", "content": question})
     try:
-        return apply_template(tokenizer, messages, prompt=False)
+        return apply_template(tokenizer, _turns(question, system), prompt=False)
     except TemplateRefusal:
         return ""
 

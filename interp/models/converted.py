@@ -5,9 +5,9 @@ renamed. ``faithlens.json`` in it records what it was made from, the size of eve
 fingerprint of the weights, so that damage is noticed and the directory made anew.
 """
 
-import hashlib
 import json
 import logging
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -15,14 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import filelock
+import gguf as gguf_library
+import numpy as np
+import transformers
 from safetensors import SafetensorError
+from transformers import AutoTokenizer
 
 from interp.errors import UserError
-from interp.files.text import one_line
 from interp.files.whole import move_into_place
 from interp.models.fingerprint import fingerprint_of_folder
-from interp.models.gguf_places import check_gguf_places
-from interp.models.quiet import quiet_libraries
+from interp.models.quiet import quiet_libraries, reading
 from interp.models.whole import load_whole
 
 logger = logging.getLogger(__name__)
@@ -30,6 +32,11 @@ logger = logging.getLogger(__name__)
 RECORD = "faithlens.json"
 _FORMAT = 2
 """Of the record. The weights behind one of format 1 may lack some, which were then random."""
+
+_FACTORS = re.compile(r"(?:^|\.)rope_(?:freqs|factors_\w+)\.weight$")
+"""What the rotary embedding's frequencies are divided by: one each where nothing is scaled."""
+_TABLES = re.compile(r"(?:^|\.)attn_rot_embd\.")
+_BLOCK = re.compile(r"^blk\.(\d{1,9})\.")
 
 
 def keep_converted(
@@ -41,10 +48,15 @@ def keep_converted(
 ) -> Path:
     """`folder`, if it is whole and made from the source of that hash; else built anew first.
 
-    `build` fills the empty directory it is given with configuration, safetensors and tokenizer.
-    Two processes may ask at once: one builds, the other waits. With `known_whole` the source is
-    known to lack no weight, so that a directory of an older format serves too. Raises UserError if
-    the cache cannot be written, and whatever `build` raises.
+    Two processes may ask at once: one builds, the other waits.
+
+    Args:
+        build: fills an empty directory with configuration, safetensors and tokenizer.
+        known_whole: the source is known to lack no weight, so that a directory of an older format
+            serves too.
+
+    Raises:
+        UserError: the cache cannot be written; also whatever `build` raises.
     """
     formats = range(1 if known_whole else _FORMAT, _FORMAT + 1)
     if _is_whole(folder, source_sha256, formats):
@@ -63,28 +75,28 @@ def keep_converted(
 
 
 def convert_gguf(gguf: Path, into: Path, *, name: str) -> None:
-    """Convert the GGUF file to float32 safetensors, with its tokenizer, in the directory `into`.
+    """Convert a GGUF file to float32 safetensors, with its tokenizer, in the directory `into`.
 
-    Any architecture that transformers reads from GGUF. `name` is what the user called the model.
-    Raises UserError if the file is damaged, of another architecture, or not whole: a tensor is
-    missing, or has no place in the model.
+    Any architecture that transformers reads from GGUF can be converted.
+
+    Args:
+        name: what the user called the model.
+
+    Raises:
+        UserError: a damaged file, another architecture, or a tensor that is missing or has no place
+            in the model.
     """
-    from transformers import AutoTokenizer
-
     logger.info("converting %s to safetensors, once", name)
+    # Newer transformers can leave GGUF blocks packed; hooks and gradients need plain weights.
+    plain: Any = getattr(transformers, "GgufConfig", None)
+    options = {} if plain is None else {"quantization_config": plain(dequantize=True)}
+    with reading(f"cannot read the GGUF file {name}"):
+        tokenizer = AutoTokenizer.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, local_files_only=True, trust_remote_code=False
+        )
+        model = load_whole(gguf.parent, spec=name, gguf_file=gguf.name, **options, dtype="float32")
+        check_gguf_places(gguf, model, name)
     with quiet_libraries():
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(
-                gguf.parent, gguf_file=gguf.name, local_files_only=True, trust_remote_code=False
-            )
-            model = load_whole(
-                gguf.parent, spec=name, gguf_file=gguf.name, **_dequantized(), dtype="float32"
-            )
-            check_gguf_places(gguf, model, name)
-        except UserError:
-            raise
-        except Exception as error:  # the readers of the format raise anything on a damaged file
-            raise UserError(f"cannot read the GGUF file {name}: {one_line(error)}") from error
         _forget_quantization(model)
         model.save_pretrained(into)
         tokenizer.save_pretrained(into)
@@ -93,47 +105,81 @@ def convert_gguf(gguf: Path, into: Path, *, name: str) -> None:
 def convert_pickled(folder: Path, into: Path, *, name: str) -> None:
     """Convert a directory's pickled weights to safetensors, with its tokenizer, in `into`.
 
-    torch opens them with ``weights_only``. Raises UserError if they hold anything but weights, or
-    not those of the model that the configuration describes.
-    """
-    from transformers import AutoTokenizer
+    torch opens them with ``weights_only``.
 
+    Raises:
+        UserError: they hold anything but weights, or those of another model than the configuration
+            describes.
+    """
+    with reading(f"cannot read the weights of {name}"):
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+        model = load_whole(
+            folder, spec=name, use_safetensors=False, weights_only=True, dtype="auto"
+        )
     with quiet_libraries():
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
-            )
-            model = load_whole(
-                folder, spec=name, use_safetensors=False, weights_only=True, dtype="auto"
-            )
-        except UserError:
-            raise
-        except Exception as error:  # the readers raise anything on a damaged file
-            raise UserError(f"cannot read the weights of {name}: {one_line(error)}") from error
         model.save_pretrained(into)
         tokenizer.save_pretrained(into)
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, as hex."""
-    sha = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            sha.update(chunk)
-    return sha.hexdigest()
+def check_gguf_places(path: Path, model: Any, spec: str) -> None:
+    """Raise UserError for a tensor of a GGUF file that has no place in the model read from it.
+
+    transformers takes the tensors that it knows out of a GGUF file and skips the others silently:
+    layers beyond the block count, biases or norms that its class does not have, and the factors of
+    a scaled rotary embedding. How many numbers the file holds, compared with the model, says
+    whether anything was skipped; the ``gguf`` package's table of names says what.
+
+    Args:
+        model: the transformers model that was read from the file, each of its weights found there.
+        spec: what the user called the model, for messages.
+    """
+    sizes: dict[str, int] = {}
+    reader = gguf_library.GGUFReader(path)
+    for tensor in reader.tensors:
+        name = str(tensor.name)
+        if _FACTORS.search(name):
+            values = gguf_library.dequantize(tensor.data, tensor.tensor_type)
+            if not np.all(values == 1):
+                raise UserError(
+                    f"{spec}: {name} scales the rotary embedding, which transformers does not read "
+                    "from GGUF: the model would compute something else; use it in safetensors"
+                )
+        elif not _TABLES.search(name):
+            sizes[name] = int(tensor.n_elements)
+    weights = {id(one): one.numel() for one in model.state_dict(keep_vars=True).values()}
+    if sum(sizes.values()) <= sum(weights.values()):
+        return
+    n_layers = int(model.config.get_text_config().num_hidden_layers)
+    known = _known_names(_architecture(reader), model, n_layers)
+    beyond = [name for name in sizes if (found := _BLOCK.match(name)) and int(found[1]) >= n_layers]
+    unplaced = beyond or [name for name in sizes if name not in known]
+    if unplaced:
+        raise UserError(
+            f"{spec}: {len(unplaced)} tensors of the file have no place in the model, such as "
+            f"{unplaced[0]}: its header says fewer layers ({n_layers}) than it holds, or it is "
+            "damaged; get the file again"
+        )
 
 
-def _dequantized() -> dict[str, Any]:
-    """Newer transformers can leave GGUF blocks packed; hooks and gradients need plain weights."""
-    try:
-        from transformers import GgufConfig
-    except ImportError:
-        return {}
-    return {"quantization_config": GgufConfig(dequantize=True)}
+def _architecture(reader: gguf_library.GGUFReader) -> str:
+    found = reader.get_field("general.architecture")
+    return "" if found is None else str(found.contents())
+
+
+def _known_names(architecture: str, model: Any, n_layers: int) -> set[str]:
+    """The names that the model's weights have in a GGUF file of its architecture."""
+    of_name = {name: one for one, name in gguf_library.MODEL_ARCH_NAMES.items()}
+    if architecture not in of_name:
+        return set()
+    names = gguf_library.get_tensor_name_map(of_name[architecture], n_layers)
+    found = (names.get_name(name, try_suffixes=(".weight", ".bias")) for name in model.state_dict())
+    return {name for name in found if name is not None}
 
 
 def _forget_quantization(model: Any) -> None:
-    """The weights are plain by now, but transformers would refuse to save what was quantized."""
+    """Let transformers save weights that are plain now, but were read from a quantized file."""
     model.hf_quantizer = None
     model.is_quantized = False
     model.quantization_method = None

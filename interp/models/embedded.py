@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from interp.errors import UserError
-from interp.models.converted import file_sha256
+from interp.files.documents import file_hash
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ def extract_member(archive: Path, member: str, target: Path, *, size: int) -> No
 
 
 def _verify(path: Path, expected: str, what: str) -> None:
-    found = file_sha256(path)
+    found = file_hash(path)
     if found != expected:
         raise UserError(
             f"the embedded model's {what} is damaged or not the right one (SHA-256 {found[:12]}…, "

@@ -8,8 +8,6 @@ order of name. Splitting the same weights into more files changes nothing; one c
 import contextlib
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,28 +16,25 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from interp.errors import UserError
+from interp.files.whole import write_whole
+
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-_VOLATILE_KEYS = frozenset(
-    {
-        "_attn_implementation",
-        "_attn_implementation_internal",
-        "_commit_hash",
-        "_name_or_path",
-        "attn_implementation",
-        "dtype",
-        "output_attentions",
-        "torch_dtype",
-        "transformers_version",
-    }
+_VOLATILE_KEYS = (
+    *("_attn_implementation", "_attn_implementation_internal", "_commit_hash", "_name_or_path"),
+    *("attn_implementation", "dtype", "output_attentions", "torch_dtype", "transformers_version"),
 )
 
 
 def fingerprint_of_folder(folder: Path, *, cache: Path | None = None) -> str:
     """The fingerprint of the model in `folder` (``config.json`` and its weights), as hex.
 
-    With `cache`, a directory, the answer is remembered there for as long as no weight file changes
-    its size or its time of change; nothing is ever written into `folder`. Raises OSError or
-    `safetensors.SafetensorError` if a file cannot be read.
+    Args:
+        cache: a directory in which the answer is remembered as long as no weight file changes its
+            size or time of change; nothing is ever written into `folder`.
+
+    Raises:
+        OSError, safetensors.SafetensorError: a file cannot be read.
     """
     folder = Path(folder).resolve()
     files = weight_files(folder)
@@ -51,8 +46,9 @@ def fingerprint_of_folder(folder: Path, *, cache: Path | None = None) -> str:
             return text
     digest = _digest(json.loads(config_bytes), _tensors_of(files))
     if remembered is not None:
-        with contextlib.suppress(OSError):  # not remembering it only costs time
-            _write_atomically(remembered, digest)
+        with contextlib.suppress(OSError, UserError):  # not remembering it only costs time
+            remembered.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(remembered, digest.encode())
     return digest
 
 
@@ -78,11 +74,10 @@ def fingerprint_of_model(model: nn.Module, config: dict[str, Any] | None = None)
     memory names tied weights twice and may have another dtype than its file, so this agrees with
     `fingerprint_of_folder` only about being the same or not among models in memory.
     """
-    own: Any = getattr(model, "config", None)
-    settings = config
-    if settings is None:
-        settings = own.to_dict() if hasattr(own, "to_dict") else {}
-    return _digest(settings, sorted(model.state_dict().items()))
+    if config is None:
+        to_dict: Any = getattr(getattr(model, "config", None), "to_dict", dict)
+        config = to_dict()
+    return _digest(config, sorted(model.state_dict().items()))
 
 
 def _digest(config: dict[str, Any], tensors: Iterable[tuple[str, Tensor]]) -> str:
@@ -115,11 +110,3 @@ def _state_of(files: list[Path], config_bytes: bytes) -> str:
         stat = file.stat()
         sha.update(f"\0{file}\0{stat.st_size}\0{stat.st_mtime_ns}".encode())
     return sha.hexdigest()
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=".partial-")
-    with os.fdopen(handle, "w", encoding="ascii") as file:
-        file.write(text)
-    os.replace(partial, path)

@@ -1,8 +1,8 @@
 """A model directory, read by transformers: no code of its own runs, and its weights are numbers.
 
 Whatever the directory's configuration says, only transformers' own classes are used
-(``trust_remote_code=False``, said to every reader: left out, some of them ask at the terminal),
-only safetensors are opened, and nothing is fetched.
+(``trust_remote_code=False``, passed to every reader: without it, some of them ask at the terminal),
+only safetensors are opened, and nothing is downloaded.
 """
 
 from pathlib import Path
@@ -11,11 +11,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoTokenizer
 
-from interp.errors import UserError
-from interp.files.text import one_line
-from interp.models.finite import check_weights
-from interp.models.quiet import quiet_libraries
-from interp.models.whole import check_shards, load_whole
+from interp.models.quiet import reading
+from interp.models.whole import check_shards, check_weights, load_whole
 
 
 def read_folder(
@@ -25,33 +22,20 @@ def read_folder(
 
     Args:
         spec: what the user called the model, for messages.
-        finite: look at every weight for NaN and infinity: a second pass over all of them.
-        more: handed on to ``from_pretrained``.
+        finite: search every weight for NaN and infinity: a second pass over all of them.
+        more: passed on to ``from_pretrained``.
 
     Raises:
         UserError: transformers cannot read the directory, its weights are not those of the model
             that its configuration describes (`interp.models.whole`), or a weight is not finite.
     """
     check_shards(folder, spec)
-    what = "config.json"
-    with quiet_libraries():
-        try:
-            # The tokenizer's reader reads it too, and would be blamed for what is wrong in it.
-            AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            what = "tokenizer"
-            tokenizer = _tokenizer_in(folder)
-            what = "configuration or its weights"
-            model = load_whole(
-                folder,
-                spec=spec,
-                dtype=dtype,
-                use_safetensors=True,
-                **more,
-            )
-        except UserError:
-            raise
-        except Exception as error:  # the readers raise anything on a damaged directory
-            raise UserError(f"cannot load {spec}: its {what}: {one_line(error)}") from error
+    with reading(f"cannot load {spec}: its config.json"):
+        # The tokenizer's reader reads it too, and would be blamed for what is wrong in it.
+        AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    tokenizer = read_tokenizer(folder, spec=spec)
+    with reading(f"cannot load {spec}: its configuration or its weights"):
+        model = load_whole(folder, spec=spec, dtype=dtype, use_safetensors=True, **more)
     if finite:
         check_weights(model, spec)
     return model, tokenizer
@@ -59,12 +43,5 @@ def read_folder(
 
 def read_tokenizer(folder: Path, *, spec: str) -> Any:
     """The tokenizer in a directory. Raises UserError, with ``spec``, if it cannot be read."""
-    with quiet_libraries():
-        try:
-            return _tokenizer_in(folder)
-        except Exception as error:  # the readers raise anything on a damaged directory
-            raise UserError(f"cannot load {spec}: its tokenizer: {one_line(error)}") from error
-
-
-def _tokenizer_in(folder: Path) -> Any:
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    with reading(f"cannot load {spec}: its tokenizer"):
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

@@ -21,12 +21,12 @@ def config_entries(hf_config: Any, architecture: str) -> dict[str, Any]:
 
     Raises UserError, with the architecture's name, for one that TransformerLens 3 does not have.
     """
-    if architecture not in READERS:
+    if architecture not in ARCHITECTURES:
         raise UserError(
-            f"TransformerLens 3 cannot hook {architecture}, only {', '.join(READERS)}: "
+            f"TransformerLens 3 cannot hook {architecture}, only {', '.join(ARCHITECTURES)}: "
             "install version 4 (pip install 'transformer-lens>=4,<5')"
         )
-    return {**READERS[architecture](hf_config), "original_architecture": architecture}
+    return {**ARCHITECTURES[architecture][0](hf_config), "original_architecture": architecture}
 
 
 def _gpt2(hf_config: Any) -> dict[str, Any]:
@@ -115,15 +115,16 @@ def _gemma3(hf_config: Any) -> dict[str, Any]:
     }
 
 
-READERS: dict[str, Callable[[Any], dict[str, Any]]] = {
-    "GPT2LMHeadModel": _gpt2,
-    "GPTNeoXForCausalLM": _neox,
-    "LlamaForCausalLM": _llama,
-    "MistralForCausalLM": _mistral,
-    "Qwen2ForCausalLM": _mistral,
-    "Qwen3ForCausalLM": _qwen3,
-    "Gemma3ForCausalLM": _gemma3,
+ARCHITECTURES: dict[str, tuple[Callable[[Any], dict[str, Any]], str]] = {
+    "GPT2LMHeadModel": (_gpt2, "convert_gpt2_weights"),
+    "GPTNeoXForCausalLM": (_neox, "convert_neox_weights"),
+    "LlamaForCausalLM": (_llama, "convert_llama_weights"),
+    "MistralForCausalLM": (_mistral, "convert_mistral_weights"),
+    "Qwen2ForCausalLM": (_mistral, "convert_qwen2_weights"),
+    "Qwen3ForCausalLM": (_qwen3, "convert_qwen3_weights"),
+    "Gemma3ForCausalLM": (_gemma3, "convert_gemma_weights"),
 }
+"""By architecture: what reads its configuration, and TransformerLens' converter of its weights."""
 
 
 def _sizes(hf_config: Any, d_head: int) -> dict[str, Any]:

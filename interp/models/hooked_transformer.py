@@ -21,7 +21,7 @@ from transformer_lens.pretrained import (  # pyright: ignore[reportMissingImport
 
 from interp.errors import UserError
 from interp.files.text import one_line
-from interp.models.hooked_config import config_entries
+from interp.models.hooked_config import ARCHITECTURES, config_entries
 from interp.models.hooked_model import HookedModel
 from interp.models.transformers_face import TransformersFace
 from interp.precision import agrees, widened
@@ -30,15 +30,6 @@ from interp.precision import agrees, widened
 HookedTransformer: Any = transformer_lens.HookedTransformer
 HookedTransformerConfig: Any = transformer_lens.HookedTransformerConfig  # pyright: ignore[reportAttributeAccessIssue]
 
-_CONVERTERS = {
-    "GPT2LMHeadModel": "convert_gpt2_weights",
-    "GPTNeoXForCausalLM": "convert_neox_weights",
-    "LlamaForCausalLM": "convert_llama_weights",
-    "MistralForCausalLM": "convert_mistral_weights",
-    "Qwen2ForCausalLM": "convert_qwen2_weights",
-    "Qwen3ForCausalLM": "convert_qwen3_weights",
-    "Gemma3ForCausalLM": "convert_gemma_weights",
-}
 TRIAL_TOKENS = 24
 
 
@@ -61,10 +52,14 @@ class FacedTransformer(HookedTransformer):
         return super().input_to_embed(input, *args, **kwargs)
 
 
-def boot_hooked_transformer(
+def boot(
     hf_model: Any, tokenizer: Any, *, spec: str, device: torch.device, dtype: torch.dtype
 ) -> FacedTransformer:
-    """The hooked model with the weights of a transformers model in evaluation mode."""
+    """The hooked model with the weights of a transformers model in evaluation mode.
+
+    Raises:
+        UserError: TransformerLens cannot hook this architecture.
+    """
     architecture = type(hf_model).__name__
     own = copy.deepcopy(tokenizer)
     try:
@@ -80,16 +75,16 @@ def boot_hooked_transformer(
             }
         )
         model = FacedTransformer(cfg)
-        convert = getattr(weight_conversions, _CONVERTERS[architecture])
-        _take_weights(model, convert(hf_model, cfg), device, dtype)
-        _mask_with_a_number(model, dtype)
+        convert = getattr(weight_conversions, ARCHITECTURES[architecture][1])
+        state = {name: it.detach().to(device, dtype) for name, it in convert(hf_model, cfg).items()}
+        _take_weights(model, state)
+        # Masked scores become the lowest number, as in transformers, instead of minus infinity,
+        # whose softmax over a row of padding, with nothing but masked scores, is undefined.
+        for block in model.blocks:
+            block.attn.IGNORE = torch.tensor(torch.finfo(dtype).min, dtype=dtype, device=device)
     except (
-        ValueError,
-        AssertionError,
-        NotImplementedError,
-        AttributeError,
-        KeyError,
-        RuntimeError,
+        *(ValueError, AssertionError, NotImplementedError),
+        *(AttributeError, KeyError, RuntimeError),
     ) as error:
         raise UserError(
             f"TransformerLens 3 cannot hook {architecture}: {one_line(error)}"
@@ -104,25 +99,13 @@ def boot_hooked_transformer(
     return model
 
 
-def _take_weights(
-    model: nn.Module, state: dict[str, Tensor], device: torch.device, dtype: torch.dtype
-) -> None:
-    """Assign converted weights; what is not among them may only be a bias, which is zero."""
-    state = {name: value.detach().to(device, dtype) for name, value in state.items()}
+def _take_weights(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Assign converted weights; only biases, which are then zero, may be missing among them."""
     missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
     names = dict(model.named_parameters())
     left = [name for name in missing if name in names and not _is_bias(name)]
     if left or unexpected:
         raise ValueError(f"the weight {[*left, *unexpected][0]} has no counterpart")
-
-
-def _mask_with_a_number(model: FacedTransformer, dtype: torch.dtype) -> None:
-    """Masked scores become the lowest number, as in transformers, instead of minus infinity.
-
-    A row of padding has nothing but masked scores: their softmax is then no longer undefined.
-    """
-    for block in model.blocks:
-        block.attn.IGNORE = torch.tensor(torch.finfo(dtype).min, dtype=dtype).to(model.cfg.device)
 
 
 def _is_bias(name: str) -> bool:
@@ -157,7 +140,7 @@ def _check_logits(model: FacedTransformer, hf_model: Any, architecture: str) -> 
 
 @contextmanager
 def before_each_pass(model: HookedModel, begin: Callable[..., None]) -> Iterator[None]:
-    """As `interp.models.versions.before_each_pass`: a hook on the hooked model."""
+    """`interp.models.bridge.before_each_pass`, for a `HookedTransformer`."""
 
     def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = kwargs.get("input", args[0] if args else None)

@@ -1,19 +1,10 @@
-"""What stands between a text and the answer that continues it, where nobody says."""
+"""The gap between a text and the answer that continues it, where none is given."""
 
 import unicodedata
 
 _WITHOUT_SPACES = (
-    "CJK ",
-    "HIRAGANA ",
-    "KATAKANA",
-    "BOPOMOFO ",
-    "THAI ",
-    "LAO ",
-    "KHMER ",
-    "MYANMAR ",
-    "TIBETAN ",
-    "TAI THAM ",
-    "JAVANESE ",
+    *("CJK ", "HIRAGANA ", "KATAKANA", "BOPOMOFO ", "THAI ", "LAO ", "KHMER ", "MYANMAR "),
+    *("TIBETAN ", "TAI THAM ", "JAVANESE "),
 )
 """How Unicode's names of letters begin in scripts that put no spaces between words."""
 _WIDE = ("FULLWIDTH ", "IDEOGRAPHIC ")
@@ -31,11 +22,9 @@ def gap_between(text: str, answer: str) -> str:
     if not text or not answer:
         return ""
     before, after = text[-1], answer[0]
-    if before.isspace() or after.isspace():
-        return ""
-    if unicodedata.category(before) in _OPENING or before in _OPENING_MARKS:
-        return ""
-    if unicodedata.name(before, "").startswith(_WIDE):
+    opening = unicodedata.category(before) in _OPENING or before in _OPENING_MARKS
+    wide = unicodedata.name(before, "").startswith(_WIDE)
+    if before.isspace() or after.isspace() or opening or wide:
         return ""
     return "" if _unspaced(before) and _unspaced(after) else " "
 

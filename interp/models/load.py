@@ -1,10 +1,9 @@
 """Loading: a model spec, or a transformers model in memory, becomes a hooked model.
 
-The hooked model is what the installed TransformerLens has (`interp.models.versions`), its weights
-as
-they are: nothing folded, nothing centred. It comes in evaluation mode with frozen parameters. Its
-``tokenizer`` behaves as transformers reads it; TransformerLens would otherwise replace it by one
-that begins every text with a BOS token.
+The hooked model is the one of the installed TransformerLens (`interp.models.versions`), with
+unchanged weights: nothing folded, nothing centred. It is in evaluation mode with frozen parameters.
+Its ``tokenizer`` behaves as transformers reads it; TransformerLens would otherwise replace it by
+one that begins every text with a BOS token.
 """
 
 import logging
@@ -16,6 +15,7 @@ from typing import Any
 
 import torch
 
+from interp.arguments import check_choice
 from interp.errors import UserError
 from interp.models.check_cache import check_path, read_check, write_check
 from interp.models.fingerprint import fingerprint_of_folder, fingerprint_of_model
@@ -30,12 +30,8 @@ from interp.models.versions import boot
 
 logger = logging.getLogger(__name__)
 
-_DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
-# Hooks see scores and patterns, so TransformerLens computes these whatever is asked for.
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Hooks see scores and patterns, so TransformerLens always computes these.
 _ATTENTIONS = ("eager",)
 
 
@@ -49,7 +45,7 @@ class ModelInfo:
         dtype: of the parameters, such as ``"float32"``.
         device: where the model is, such as ``"cpu"``.
         attn_implementation: which attention code runs; ``"eager"`` in a hooked model.
-        allow_pickle: whether pickled weights were allowed; it may be read again as it was.
+        allow_pickle: whether pickled weights may be loaded again.
         n_layers: number of blocks.
         n_heads: query heads per layer; one slice of ``hook_z`` each.
         n_kv_heads: key/value heads per layer; `n_heads` of them unless queries share them.
@@ -87,17 +83,21 @@ def load_model(
 ) -> HookedModel:
     """Load the model that `spec` names (see `interp.models.resolve`) as a hooked model.
 
-    `device` is a torch device name, by default a GPU if there is one and else the CPU. `dtype` is
-    float32, bfloat16 or float16. `allow_pickle` lets a directory be read that has its weights as
-    pickle files only: say so for a model whose maker you trust. `check_finite` looks at every
-    weight for NaN and infinity before anything runs; without it a model that gives either is told,
-    with the weight, when it does. Raises UserError for an unknown spec, device, dtype or
-    attention, for a directory that holds no language model that can be hooked, and for weights
-    that are not finite.
+    Args:
+        device: a torch device; by default a GPU if there is one, else the CPU.
+        dtype: float32, bfloat16 or float16.
+        allow_pickle: read a directory whose weights are pickle files only, which can run code: for
+            a model whose maker you trust.
+        check_finite: search every weight for NaN and infinity before anything runs; by default a
+            model that gives either is reported, with the weight, when it does.
+
+    Raises:
+        UserError: an unknown spec, device, dtype or attention, a directory without a language model
+            that can be hooked, or weights that are not finite.
     """
     chosen_device = _device(device)
-    chosen_dtype = _choice("dtype", dtype, _DTYPES)
-    _choice("attention implementation", attn_implementation, _ATTENTIONS)
+    chosen_dtype = _DTYPES[check_choice("dtype", dtype, _DTYPES)]
+    check_choice("attention implementation", attn_implementation, _ATTENTIONS)
     folder = resolve(spec, cache_dir=cache_dir, allow_pickle=allow_pickle)
     hf_model, tokenizer = read_folder(
         folder,
@@ -134,14 +134,19 @@ def from_hf(
 ) -> HookedModel:
     """Wrap a transformers causal language model in memory; the wrapper takes `hf_model` over.
 
-    Device and dtype are those of `hf_model`; its attention becomes eager. What `DataParallel` or
-    ``torch.compile`` wraps is taken over itself; of a model with an adapter of PEFT, a copy with
-    the adapter merged (`interp.models.unwrapped`). `fingerprint` is computed from its weights
-    unless given. `allow_pickle` is recorded: whether pickled weights may be read again from `spec`.
-    The model checks itself against transformers (`interp.models.self_check`), unless an earlier
-    `check` of the same weights is given; what fails is refused when it is asked for. Raises
-    UserError for anything but a causal language model and its tokenizer, for an adapter that cannot
-    be merged, and if TransformerLens cannot hook the architecture.
+    Device and dtype are those of `hf_model`; its attention becomes eager. The model inside
+    `DataParallel` or ``torch.compile`` is taken over itself; of a model with an adapter of PEFT, a
+    copy with the adapter merged (`interp.models.unwrapped`). The model checks itself against
+    transformers (`interp.models.self_check`); a part that fails is refused when it is needed.
+
+    Args:
+        fingerprint: computed from the weights unless given.
+        allow_pickle: recorded: whether pickled weights may be loaded again from `spec`.
+        check: an earlier self-check of the same weights, in place of a new one.
+
+    Raises:
+        UserError: anything but a causal language model and its tokenizer, an adapter that cannot be
+            merged, or an architecture that TransformerLens cannot hook.
     """
     check_tokenizer(tokenizer)
     hf_model = causal_model_of(hf_model)
@@ -154,7 +159,7 @@ def from_hf(
 
 
 def _use_eager_attention(hf_model: Any) -> None:
-    """Let all attention compute its pattern, which hooks can then see."""
+    """Make all attention compute its pattern, so that hooks can see it."""
     hf_model.set_attn_implementation("eager")
     for module in hf_model.modules():
         if getattr(module, "_use_sdpa", False):  # Falcon decides when it is made
@@ -169,7 +174,7 @@ def wrap(
     fingerprint: str | None = None,
     allow_pickle: bool = False,
 ) -> HookedModel:
-    """As `from_hf`, without the self-check: for callers that go on changing the hooked model."""
+    """`from_hf` without the self-check, for callers that go on changing the hooked model."""
     parameter = next(hf_model.parameters())
     named = hf_model.config.architectures
     if not isinstance(named, list) or not named or not all(isinstance(one, str) for one in named):
@@ -203,7 +208,7 @@ def wrap(
 
 
 def model_info(model: HookedModel) -> ModelInfo:
-    """What is recorded about a model from `load_model` or `from_hf`; UserError for any other."""
+    """What is recorded of a model of `load_model` or `from_hf`. Raises UserError for any other."""
     try:
         return _INFO[model]
     except (KeyError, TypeError):
@@ -216,10 +221,10 @@ def model_info(model: HookedModel) -> ModelInfo:
 def loader_of(
     model: HookedModel, *, device: str | None = None, dtype: str | None = None
 ) -> "partial[HookedModel]":
-    """What reads a model of `load_model` anew, by its spec; it can be pickled.
+    """A function that loads a model of `load_model` again, by its spec; it can be pickled.
 
     `device` and `dtype` are the model's own unless given; conversions are kept in the usual cache.
-    Calling it raises what `load_model` does, for a model that was made in memory too.
+    It raises what `load_model` does, and also for a model that was made in memory.
     """
     info = model_info(model)
     return partial(
@@ -251,9 +256,3 @@ def _device(name: str | None) -> torch.device:
             f"device {name!r} is not there: choose one of {', '.join(there)}"
         ) from error
     return device
-
-
-def _choice(what: str, name: str, known: Any) -> Any:
-    if not isinstance(name, str) or name not in known:
-        raise UserError(f"unknown {what} {name!r}: choose one of {', '.join(known)}")
-    return known[name] if isinstance(known, dict) else name

@@ -1,4 +1,4 @@
-"""Loading in silence: the libraries' progress bars, log lines and warnings off, then restored."""
+"""Loading without progress bars, log lines and warnings, and with readable errors."""
 
 import contextlib
 import warnings
@@ -6,10 +6,13 @@ from collections.abc import Iterator
 
 from transformers.utils import logging as transformers_logging
 
+from interp.errors import UserError
+from interp.files.text import one_line
+
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Nothing below an error from transformers, and no warning from anybody, inside the block."""
+    """Silence transformers below errors, and all warnings, while open."""
     bars = transformers_logging.is_progress_bar_enabled()
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
@@ -22,3 +25,19 @@ def quiet_libraries() -> Iterator[None]:
         transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def reading(what_failed: str) -> Iterator[None]:
+    """Read files quietly; any error, which readers raise on damaged files, becomes a UserError.
+
+    Args:
+        what_failed: the beginning of the message, such as ``cannot read the weights of gpt2``.
+    """
+    with quiet_libraries():
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"{what_failed}: {one_line(error)}") from error

@@ -1,11 +1,10 @@
-"""A prompt's tokens, and where pieces of its text are in them.
+"""A prompt's tokens, and the spans of pieces of its text in them.
 
-A prompt is what stands before an answer, so it never ends in a token that the tokenizer puts behind
-every text, such as the end token of ``<s> $A </s>``. What the tokenizer puts in front stays, and so
-does whatever the text itself says.
+A prompt is the text before an answer, so it never ends in a token that the tokenizer puts behind
+every text, such as the end token of ``<s> $A </s>``. Tokens that it puts in front are kept.
 
-A piece is found on the whole text, by the tokenizer's character offsets, never by tokenizing it
-alone: its tokens depend on what stands around it.
+A piece is found in the whole text, by the tokenizer's character offsets, never by tokenizing it
+alone: its tokens depend on the text around it.
 """
 
 from collections.abc import Sequence
@@ -29,10 +28,10 @@ def prompt_ids(tokenizer: Any, text: str, *, add_special_tokens: bool = True) ->
     ids = list(tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"])
     if not add_special_tokens:
         return ids
-    bare = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    for front in range(len(ids) - len(bare) + 1):
-        if bare and ids[front : front + len(bare)] == bare:
-            return ids[: front + len(bare)]
+    plain = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    for end in range(len(plain), len(ids) + 1):
+        if plain and ids[end - len(plain) : end] == plain:
+            return ids[:end]
     return ids  # the text's own tokens depend on what is put around them
 
 
@@ -70,15 +69,20 @@ def check_offsets(tokenizer: Any) -> None:
 
 
 def token_span(
-    offsets: Sequence[tuple[int, int]], text: str, start: int, end: int, what: str = "span"
+    offsets: Sequence[tuple[int, int]], text: str, span: tuple[int, int], *, what: str = "span"
 ) -> tuple[int, int]:
-    """The tokens [first, last + 1) that hold characters [start, end) of the text.
+    """The tokens [first, last + 1) that hold the characters of a span [start, end) of the text.
 
     Whitespace at a token's edge does not count, so that a token for " of " is not in the span of
-    the name that follows it. Raises UserError, which calls the piece ``what``, if no token holds
-    any of it.
+    the name that follows it.
+
+    Args:
+        what: names the span in a message.
+
+    Raises:
+        UserError: no token holds any of it.
     """
-    inside = []
+    (start, end), inside = span, []
     for index, (left, right) in enumerate(offsets):
         piece = text[left:right]
         left += len(piece) - len(piece.lstrip())
@@ -92,7 +96,5 @@ def token_span(
 
 def shared_length(a: Sequence[int], b: Sequence[int]) -> int:
     """How many tokens two sequences share at the beginning."""
-    for index, (left, right) in enumerate(zip(a, b, strict=False)):
-        if left != right:
-            return index
-    return min(len(a), len(b))
+    pairs = enumerate(zip(a, b, strict=False))
+    return next((index for index, (left, right) in pairs if left != right), min(len(a), len(b)))

@@ -16,8 +16,9 @@ import huggingface_hub
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
 from interp.errors import UserError
+from interp.files.documents import file_hash
 from interp.files.gguf_header import check_gguf
-from interp.models.converted import convert_gguf, convert_pickled, file_sha256, keep_converted
+from interp.models.converted import convert_gguf, convert_pickled, keep_converted
 from interp.models.embedded import GGUF_SHA256, fetch_gguf
 
 logger = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ def resolve(spec: str | Path, *, cache_dir: Path | None = None, allow_pickle: bo
     path = Path(os.path.expanduser(name))
     # os.path and not Path here: it has an answer for any text, too long or odd as it may be.
     if name and os.path.isdir(path):
-        return _checked(path.resolve(), name, root, allow_pickle)
+        return _checked(path.resolve(), name, root, allow_pickle=allow_pickle)
     if path.suffix.lower() == ".gguf":
         return _gguf(path, root)
     if name and os.path.exists(path):
@@ -69,7 +70,7 @@ def resolve(spec: str | Path, *, cache_dir: Path | None = None, allow_pickle: bo
     if match is None or name.startswith("."):
         problem = "no such directory" if "/" in name or "\\" in name else "unknown model"
         raise UserError(f"{problem} {name!r}: give {_KINDS}")
-    return _from_hub(match["repo"], match["revision"], root, allow_pickle)
+    return _from_hub(match["repo"], match["revision"], root, allow_pickle=allow_pickle)
 
 
 def _embedded(root: Path) -> Path:
@@ -87,7 +88,7 @@ def _gguf(path: Path, root: Path) -> Path:
         raise UserError(f"no such file {str(path)!r}: give the path of an existing .gguf file")
     path = path.resolve()
     check_gguf(path)
-    sha256 = file_sha256(path)
+    sha256 = file_hash(path)
     return keep_converted(
         root / "models" / f"{path.stem}-{sha256[:12]}",
         lambda into: convert_gguf(path, into, name=path.name),
@@ -95,7 +96,7 @@ def _gguf(path: Path, root: Path) -> Path:
     )
 
 
-def _from_hub(repo: str, revision: str | None, root: Path, allow_pickle: bool) -> Path:
+def _from_hub(repo: str, revision: str | None, root: Path, *, allow_pickle: bool) -> Path:
     try:
         folder = huggingface_hub.snapshot_download(
             repo,
@@ -114,10 +115,10 @@ def _from_hub(repo: str, revision: str | None, root: Path, allow_pickle: bool) -
             f"cannot get {repo!r} from the hub ({type(error).__name__}): check the name, the "
             "revision and the connection, or give a local directory"
         ) from error
-    return _checked(Path(folder), repo, root, allow_pickle)
+    return _checked(Path(folder), repo, root, allow_pickle=allow_pickle)
 
 
-def _checked(folder: Path, name: str, root: Path, allow_pickle: bool) -> Path:
+def _checked(folder: Path, name: str, root: Path, *, allow_pickle: bool) -> Path:
     """`folder`, if it has the three things that a model consists of, and is no adapter."""
     if not (folder / "config.json").is_file():
         hint = ""
@@ -151,7 +152,7 @@ def _unpickled(folder: Path, name: str, root: Path) -> Path:
     patterns = (PICKLES, *_HUB_FILES, "*/*.jinja")
     read = {file for pattern in patterns for file in folder.glob(pattern)}
     hashes = [
-        f"{file.relative_to(folder)} {file_sha256(file)}" for file in sorted(read) if file.is_file()
+        f"{file.relative_to(folder)} {file_hash(file)}" for file in sorted(read) if file.is_file()
     ]
     sha256 = hashlib.sha256("\n".join(hashes).encode()).hexdigest()
     logger.warning("%s: reading pickled weights, as allowed; converted to safetensors once", name)

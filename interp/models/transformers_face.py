@@ -69,12 +69,12 @@ class TransformersFace(PreTrainedModel, GenerationMixin):
         return_dict: bool | None = None,
         **unknown: Any,
     ) -> CausalLMOutputWithPast:
-        """As a transformers model's forward pass.
+        """A transformers model's forward pass.
 
         Args:
             input_ids: the new tokens [batch pos]; those before them are in the cache.
-            attention_mask: of all columns, with those in the cache: 1 for real tokens.
-            logits_to_keep: how many of the last columns' logits are computed; 0 for all.
+            attention_mask: of all positions, including those in the cache: 1 for real tokens.
+            logits_to_keep: how many of the last positions' logits are computed; 0 for all.
 
         Raises:
             UserError: embeddings instead of token ids, or another argument that is not known.
@@ -88,13 +88,12 @@ class TransformersFace(PreTrainedModel, GenerationMixin):
         seen = 0 if past_key_values is None else past_key_values.get_seq_length()
         if attention_mask is None:
             attention_mask = input_ids.new_ones(len(input_ids), seen + input_ids.shape[1])
-        new = attention_mask[:, seen:]
         cache = None
         if past_key_values is not None:
-            cache = _Entries(past_key_values, attention_mask, self.hooked, input_ids)
+            cache = _Entries(past_key_values, attention_mask, self.hooked.cfg)
         residual = self.hooked(
             input_ids,
-            attention_mask=new,
+            attention_mask=attention_mask[:, seen:],
             past_kv_cache=cache,
             stop_at_layer=len(self.hooked.blocks),
         )
@@ -109,14 +108,11 @@ class TransformersFace(PreTrainedModel, GenerationMixin):
 class _Entries:
     """A cache of transformers, as TransformerLens wants it: an entry a layer, and a mask."""
 
-    def __init__(self, cache: Cache, mask: Tensor, hooked: Any, tokens: Tensor) -> None:
+    def __init__(self, cache: Cache, mask: Tensor, cfg: Any) -> None:
         self._mask = mask
-        cfg = hooked.cfg
-        heads = cfg.n_key_value_heads or cfg.n_heads
-        nothing = torch.empty(len(tokens), 0, heads, cfg.d_head, device=tokens.device)
-        self._entries = [
-            _Entry(cache, layer, nothing.to(cfg.dtype)) for layer in range(cfg.n_layers)
-        ]
+        shape = (len(mask), 0, cfg.n_key_value_heads or cfg.n_heads, cfg.d_head)
+        nothing = torch.empty(shape, device=mask.device, dtype=cfg.dtype)
+        self._entries = [_Entry(cache, layer, nothing) for layer in range(cfg.n_layers)]
 
     def __getitem__(self, layer: int) -> "_Entry":
         return self._entries[layer]

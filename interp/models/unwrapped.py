@@ -1,8 +1,8 @@
-"""The causal language model in what somebody hands to ``from_hf``, or why there is none.
+"""The causal language model in the argument of ``from_hf``, or an error that says what it is.
 
-`DataParallel`, `DistributedDataParallel` and ``torch.compile`` wrap a model: what is inside is
-taken. An adapter of PEFT is merged into the weights of a copy, which has its logits; the adapted
-model stays as it is, and the copy shares all weights that no adapter touches.
+`DataParallel`, `DistributedDataParallel` and ``torch.compile`` wrap a model: the inner one is
+taken. An adapter of PEFT is merged into the weights of a copy, which has the same logits; the
+adapted model stays as it is, and the copy shares all weights that no adapter touches.
 """
 
 import copy
@@ -19,7 +19,7 @@ from transformers.models.auto.modeling_auto import (
 
 from interp.errors import UserError
 from interp.files.text import one_line
-from interp.models.modes import evaluating
+from interp.models.call import evaluating
 from interp.models.versions import HookedClass
 
 TRIAL_TOKENS = 8
@@ -54,7 +54,7 @@ def causal_model_of(given: Any) -> Any:
 
 
 def _inside(given: Any) -> Any:
-    """What data-parallel and compiled models wrap."""
+    """The model inside data-parallel and compiled ones."""
     if isinstance(given, str):
         raise UserError(f"from_hf takes a model, not a name: use interp.load_model({given!r})")
     if not isinstance(given, nn.Module):
@@ -73,9 +73,10 @@ def _inside(given: Any) -> Any:
 
 
 def _is_adapted(hf_model: nn.Module) -> bool:
-    """Whether there are adapters of PEFT; where nobody imported it there are none."""
+    """Whether the model has adapters of PEFT; if PEFT was never imported it has none."""
     if "peft" not in sys.modules:
         return False
+    # Imported here because importing PEFT takes seconds.
     from peft import PeftMixedModel, PeftModel
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils import AuxiliaryTrainingWrapper
@@ -125,7 +126,7 @@ def _copy_of(model: nn.Module) -> Any:
 
 
 def _merge_layers(model: Any) -> Any:
-    """Every adapted module gives way to its base with the adapter added, as PEFT does it."""
+    """Replace every adapted module by its base with the adapter added, as PEFT does."""
     done: list[str] = []
     for name, module in list(model.named_modules()):
         if any(name.startswith(f"{one}.") for one in done):

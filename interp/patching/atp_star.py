@@ -24,9 +24,9 @@ from interp.forward.memory import Budget, decide_budget
 from interp.forward.out_of_memory import halving
 from interp.forward.partial import Hook, HookFunction, RecordedRun, record_run, resume
 from interp.forward.sizes import sizes_of
+from interp.models.call import with_gradients
 from interp.models.hooked_model import HookedModel
 from interp.models.model_check import require
-from interp.models.modes import with_gradients
 from interp.patching.attribution import (
     Handed,
     check_unchanged,

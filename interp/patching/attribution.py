@@ -24,8 +24,8 @@ from interp.forward.memory import Budget, decide_budget
 from interp.forward.out_of_memory import halving
 from interp.forward.partial import Hook, HookFunction, RecordedRun, record_run, resume
 from interp.forward.prompts import batch_for
+from interp.models.call import with_gradients
 from interp.models.hooked_model import HookedModel
-from interp.models.modes import with_gradients
 from interp.patching.chunks import chunk_prompts, first_column, graph_demand, learning, take_chunk
 from interp.patching.edits import ActivationEdit, HeadEdit, check_edit
 from interp.patching.metrics import Metric, can_take, differentiable_sum

@@ -306,7 +306,7 @@ def circuit_of(
 def _check(
     result: PatchEffects, component: str, axes: Sequence[str], shape: tuple[int, ...]
 ) -> None:
-    of_kind("effects", result, PatchEffects, "interp.patching.patch gives them")
+    of_kind("effects", result, PatchEffects, advice="interp.patching.patch gives them")
     if result.component != component or result.axes != tuple(axes):
         raise UserError(
             f"a circuit takes effects of {component} over {', '.join(axes)}, not of "

@@ -17,8 +17,8 @@ from interp.forward.hook_points import as_units, count_units, from_units, hook_n
 from interp.forward.memory import Budget, decide_budget
 from interp.forward.out_of_memory import halving
 from interp.forward.partial import HookFunction, RecordedRun, record_run, resume
+from interp.models.call import with_gradients
 from interp.models.hooked_model import HookedModel
-from interp.models.modes import with_gradients
 from interp.patching.chunks import chunk_prompts, first_column, graph_demand, learning, take_chunk
 from interp.patching.edits import ActivationEdit
 from interp.patching.metrics import Metric, can_take, differentiable_sum

@@ -120,7 +120,7 @@ def stability(
         UserError: fewer than two groups of prompts, or a k that is not between 1 and the number
             of measured units.
     """
-    of_kind("result", result, PatchEffects, "interp.patching.patch gives one")
+    of_kind("result", result, PatchEffects, advice="interp.patching.patch gives one")
     check_order(by)
     k, n_resamples = whole_number("k", k), whole_number("n_resamples", n_resamples, least=1)
     seed = result.seed if seed is None else whole_number("seed", seed, least=0)

@@ -137,7 +137,7 @@ def _with_spans(
 ) -> EncodedPrompt:
     begin, offsets = rendered.question_start, encoding["offset_mapping"]
     spans = [
-        token_span(offsets, rendered.text, begin + start, begin + end, what)
+        token_span(offsets, rendered.text, (begin + start, begin + end), what=what)
         for what, (start, end) in (("subject", filled.subject), ("object", filled.object))
     ]
     return EncodedPrompt(tuple(encoding["input_ids"][:length]), *spans)
@@ -202,7 +202,7 @@ def encode_premises(
     Raises:
         UserError: a name that the tokens do not hold, or answers that cannot be told apart.
     """
-    of_kind("premises", premises, Premises, "interp.load_premises gives them")
+    of_kind("premises", premises, Premises, advice="interp.load_premises gives them")
     items = []
     for question in premises.questions():
         false, true_token, false_token = _encode_kind(

@@ -107,7 +107,7 @@ def check_knowledge(
 ) -> Knowledge:
     """Ask the model for every fact directly."""
     check_hooked(model)
-    of_kind("premises", premises, Premises, "interp.load_premises gives them")
+    of_kind("premises", premises, Premises, advice="interp.load_premises gives them")
     check_choice("knowledge check", check, get_args(KnowledgeCheck))
     run = _strict if check == "strict" else _by_answer
     return Knowledge(check, tuple(run(model, premises, progress)))

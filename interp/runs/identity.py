@@ -10,12 +10,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from interp.errors import UserError
 from interp.files.documents import read_json, write_json
 from interp.files.links import check_links
 from interp.files.whole import LEFTOVER
+from interp.forward.generate import end_tokens
 from interp.models import model_info
 from interp.models.hooked_model import HookedModel
+from interp.models.tokenizer_fingerprint import tokenizer_fingerprint
 from interp.runs.lock import HOLDER, LOCK
 from interp.runs.prompting import (
     comparable,
@@ -24,6 +28,7 @@ from interp.runs.prompting import (
     tokenizer_identity,
     warn_of_older,
 )
+from interp.runs.shards import digest_of
 
 
 def check_run(run: Path, file: str, identity: Mapping[str, Any]) -> None:
@@ -65,6 +70,28 @@ def model_identity(model: HookedModel) -> dict[str, Any]:
         "dtype": info.dtype,
         **tokenizer_identity(model.tokenizer),
     }
+
+
+def conditions(model: HookedModel) -> dict[str, str]:
+    """What decides what a hooked model computes, besides its prompts.
+
+    Results of another dtype or device have other last bits, and answers depend on the tokenizer and
+    on the tokens that end them, which the model's fingerprint does not cover. The chat template is
+    not included: what is kept names the tokens of its prompts.
+    """
+    info = model_info(model)
+    return {
+        "fingerprint": info.fingerprint,
+        "dtype": info.dtype,
+        "device": torch.device(info.device).type,
+        "tokenizer": tokenizer_fingerprint(model.tokenizer),
+        "generation": digest_of(str(end_tokens(model.original_model, model.tokenizer))),
+    }
+
+
+def conditions_digest(model: HookedModel) -> str:
+    """The conditions as one text."""
+    return digest_of(conditions(model))
 
 
 def check_finished(run: Path, file: str, identity: Mapping[str, Any]) -> None:

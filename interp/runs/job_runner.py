@@ -22,7 +22,7 @@ class StoredJobRunner(JobRunner):
     Attributes:
         folder: the directory of the shards' files.
         engine: where shards are computed, with its own model; the model given to ``run`` is unused.
-        conditions: what the model is; see ``interp.runs.model_conditions``.
+        conditions: what the model is; see ``interp.runs.identity``.
         used: the files that were needed so far.
     """
 
@@ -77,7 +77,7 @@ class StoredJobRunner(JobRunner):
             store,
             self.engine,
             function,
-            lambda number: job.take(parts[number]),
+            job=lambda number: job.take(parts[number]),
             description=description,
             progress=progress,
         )

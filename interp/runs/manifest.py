@@ -14,7 +14,7 @@ from interp.files.shape import check_shape
 from interp.models import model_info
 from interp.models.hooked_model import HookedModel
 from interp.runs.prompting import asking_identity, comparable, first_difference, warn_of_older
-from interp.runs.versions import versions
+from interp.runs.shards import versions
 
 
 def write_manifest(

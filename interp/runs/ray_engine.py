@@ -1,12 +1,12 @@
-"""Shards made by Ray workers, on this machine or on a cluster: the optional extra ``ray``.
+"""Shards computed by Ray workers, on this machine or on a cluster: the optional extra ``ray``.
 
 Each worker (an actor) loads the model once, from its spec, and must find the same fingerprint. It
-has at most ``IN_FLIGHT`` shards at a time, and shards come back one by one to be written by the
-process that asked; no worker writes into the run. A worker that dies is started again, and what it
-had is given out anew; a shard does not depend on who makes it, so that the bytes are the same. For
-that, every worker has as many threads, and the memory budget, that the run began with.
+has at most ``IN_FLIGHT`` shards at a time, and shards return one by one to the process that started
+the workers, which alone writes into the run. A worker that dies is started again, and its shards
+are assigned again; their bytes do not depend on the worker, because every worker has the threads
+and the memory budget that the run began with.
 
-Without an address a cluster is started on this machine, and ended afterwards. Ray's dashboard and
+Without an address a cluster is started on this machine, and stopped afterwards. Ray's dashboard and
 its usage reports stay off.
 """
 
@@ -51,6 +51,7 @@ class Worker:
         load: Callable[[], Any],
         identify: Callable[[Any], str],
         expected: str,
+        *,
         threads: int,
         budget: Budget | None = None,
     ) -> None:
@@ -174,8 +175,8 @@ class RayEngine:
         resources = {"num_cpus": threads, "num_gpus": self._gpus}
         count = self._workers or room(self._ray.cluster_resources(), threads, self._gpus)
         remote = self._ray.remote(**resources, max_restarts=RESTARTS, max_task_retries=RESTARTS)
-        arguments = (*self._arguments, threads, current_budget())
-        self._actors = [remote(Worker).remote(*arguments) for _ in range(count)]
+        options = {"threads": threads, "budget": current_budget()}
+        self._actors = [remote(Worker).remote(*self._arguments, **options) for _ in range(count)]
         return self._actors
 
     def _connect(self) -> None:

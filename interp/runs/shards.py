@@ -8,13 +8,15 @@ said and made again, never read as a result.
 """
 
 import hashlib
+import importlib.metadata
 import json
 import logging
+import platform
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -29,9 +31,14 @@ from interp.files.whole import remove_leftovers
 from interp.jobs import SHARD, Shard
 from interp.models.hooked_model import HookedModel
 from interp.progress import progress_bar
-from interp.runs.versions import versions
 
 logger = logging.getLogger(__name__)
+
+PACKAGES = (
+    *("faithlens", "torch", "transformer-lens", "transformers", "peft", "accelerate"),
+    *("numpy", "scipy", "pandas"),
+)
+"""Packages that results depend on."""
 
 
 @runtime_checkable
@@ -130,8 +137,8 @@ def finish_shards(
     store: ShardStore,
     engine: Engine,
     function: Callable[[Any, Any], Shard],
-    job: Callable[[int], Any],
     *,
+    job: Callable[[int], Any],
     description: str = "shards",
     progress: bool = True,
 ) -> None:
@@ -203,3 +210,16 @@ def digest_of(content: Any) -> str:
     """SHA-256 of what JSON can hold, whatever the order of its keys."""
     text = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that results depend on."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+
+
+@cache
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

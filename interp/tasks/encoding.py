@@ -191,7 +191,7 @@ def _encode_text(
         raise UserError("nothing of the text stands before the answers' first tokens")
     offsets = encodings[0]["offset_mapping"][:shared]
     placed = {
-        name: token_span(offsets, wholes[0], begin + start, begin + end, f"span {name!r}")
+        name: token_span(offsets, wholes[0], (begin + start, begin + end), what=f"span {name!r}")
         for name, (start, end) in spans.items()
     }
     return (right[:shared], placed), right[shared], wrong[shared]

@@ -52,7 +52,7 @@ class AskedQuestion:
 
     def tokens_at(self, chars: Span) -> Span:
         """The prompt's tokens that hold characters of the question."""
-        start, end = token_span(self.offsets, self.text, *chars)
+        start, end = token_span(self.offsets, self.text, chars)
         return self.span[0] + start, self.span[0] + end
 
 
@@ -109,13 +109,8 @@ def ask(tokenizer: Any, text: str, *, system: str | None = None) -> AskedQuestio
     begin = rendered.question_start
     stripped = text.strip()
     dropped = text.index(stripped)
-    start, end = token_span(
-        encoding["offset_mapping"],
-        rendered.text,
-        begin + dropped,
-        begin + dropped + len(stripped),
-        "question",
-    )
+    asked = (begin + dropped, begin + dropped + len(stripped))
+    start, end = token_span(encoding["offset_mapping"], rendered.text, asked, what="question")
     offsets = tuple(
         (left - begin, right - begin) for left, right in encoding["offset_mapping"][start:end]
     )

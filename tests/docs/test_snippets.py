@@ -55,7 +55,7 @@ class NamedCountry:
         rendered = render_chat(model.tokenizer, question, system=system)
         offsets = tokenize(model.tokenizer, rendered)["offset_mapping"]
         begin = rendered.question_start
-        span = token_span(offsets, rendered.text, begin + start, begin + end)
+        span = token_span(offsets, rendered.text, (begin + start, begin + end))
         return Detection(True, 0.9, (start, end), span)
 
 

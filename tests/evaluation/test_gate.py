@@ -55,7 +55,7 @@ class Stub:
         rendered = interp.models.render_chat(self.model.tokenizer, question, system=system)
         encoding = tokenize(self.model.tokenizer, rendered)
         begin = rendered.question_start
-        span = token_span(encoding["offset_mapping"], rendered.text, begin + start, begin + end)
+        span = token_span(encoding["offset_mapping"], rendered.text, (begin + start, begin + end))
         return Detection(True, 0.95, (start, end), span)
 
 

@@ -21,8 +21,9 @@ from transformers import (
 )
 
 from interp.errors import UserError
+from interp.files.documents import file_hash
 from interp.models import resolve
-from interp.models.converted import RECORD, convert_gguf, file_sha256, keep_converted
+from interp.models.converted import RECORD, convert_gguf, keep_converted
 
 TEXTS = [
     "Why is Paris the capital of Germany?",
@@ -190,7 +191,7 @@ def test_a_file_is_converted_once_and_by_content(
     assert resolve(str(moved), cache_dir=tmp_path / "cache") == first
     assert calls == ["tiny.gguf"]
     record = json.loads((first / RECORD).read_text())
-    assert record["source_sha256"] == file_sha256(llama_gguf)
+    assert record["source_sha256"] == file_hash(llama_gguf)
     assert set(record["files"]) == {file.name for file in first.iterdir()} - {RECORD}
 
 

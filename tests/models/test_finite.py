@@ -13,7 +13,7 @@ from interp.forward.batch import TokenBatch
 from interp.forward.finite import first_bad_hook, first_bad_module
 from interp.forward.partial import last_logits, record_run
 from interp.models import load_model
-from interp.models.finite import first_bad_weight
+from interp.models.whole import first_bad_weight
 from interp.moelora.data.encoding import EncodedExample
 from interp.moelora.training.scoring import answer_losses
 

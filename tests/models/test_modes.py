@@ -10,7 +10,7 @@ from torch import nn
 import interp
 from interp.errors import UserError
 from interp.models import HookedModel
-from interp.models.modes import evaluating
+from interp.models.call import evaluating
 from interp.patching import (
     LogitDifference,
     TokenBatch,

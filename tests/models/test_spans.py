@@ -32,7 +32,7 @@ def test_a_token_span_is_the_smallest_that_holds_the_characters(
     wanted = {i for i in range(start, end) if not text[i].isspace()}
     if not wanted:
         return
-    first, last = token_span(offsets, text, start, end)
+    first, last = token_span(offsets, text, (start, end))
     held = set(range(offsets[first][0], offsets[last - 1][1]))
     assert wanted <= held
     for edge in (first, last - 1):
@@ -41,13 +41,13 @@ def test_a_token_span_is_the_smallest_that_holds_the_characters(
 
 def test_a_space_at_a_tokens_edge_is_not_in_the_next_names_span() -> None:
     text = "of Peru now"
-    assert token_span([(0, 3), (3, 7), (7, 11)], text, 3, 7) == (1, 2)
-    assert token_span([(0, 2), (2, 7), (7, 11)], text, 3, 7) == (1, 2)
-    assert token_span([(0, 2), (2, 5), (5, 8), (8, 11)], text, 3, 7) == (1, 3)
+    assert token_span([(0, 3), (3, 7), (7, 11)], text, (3, 7)) == (1, 2)
+    assert token_span([(0, 2), (2, 7), (7, 11)], text, (3, 7)) == (1, 2)
+    assert token_span([(0, 2), (2, 5), (5, 8), (8, 11)], text, (3, 7)) == (1, 3)
     # Characters that end with a space do not take the next word's token along.
-    assert token_span([(0, 2), (2, 7), (7, 11)], text, 3, 8) == (1, 2)
+    assert token_span([(0, 2), (2, 7), (7, 11)], text, (3, 8)) == (1, 2)
     with pytest.raises(UserError, match="the object 'Peru' is not found in the prompt's tokens"):
-        token_span([(0, 2), (7, 11)], text, 3, 7, "object")
+        token_span([(0, 2), (7, 11)], text, (3, 7), what="object")
 
 
 @given(st.lists(st.integers(0, 2)), st.lists(st.integers(0, 2)))
@@ -62,7 +62,7 @@ def test_offsets_are_of_the_text_itself(plain_tokenizer: object) -> None:
     encoding = tokenize_with_offsets(plain_tokenizer, text)
     pieces = [text[left:right] for left, right in encoding["offset_mapping"]]
     assert "".join(pieces) == text
-    first, last = token_span(encoding["offset_mapping"], text, 7, 12)
+    first, last = token_span(encoding["offset_mapping"], text, (7, 12))
     assert "".join(pieces[first:last]).strip() == "Paris"
 
 

@@ -10,7 +10,7 @@ from interp.errors import UserError
 from interp.models import render_chat
 from interp.models.chat import check_text
 from interp.models.template_clock import template_time
-from interp.models.template_limits import _is_tame, check_length, check_template
+from interp.models.templates import _is_tame, check_length, check_template
 from tests.models.test_chat import with_template
 
 HOSTILE = {

@@ -26,8 +26,8 @@ from interp.models import HookedModel, from_hf
 from interp.moelora.data.encoding import EncodedExample
 from interp.moelora.projections import Projection
 from interp.premises import Premises
+from interp.runs.identity import conditions, conditions_digest
 from interp.runs.job_runner import StoredJobRunner
-from interp.runs.model_conditions import conditions, conditions_digest
 from interp.runs.shards import InProcess, ShardStore, digest_of
 from tests.conftest import make_planted_hf_model
 

@@ -16,7 +16,7 @@ from interp.runs.manifest import (
     versions,
     write_manifest,
 )
-from interp.runs.versions import PACKAGES
+from interp.runs.shards import PACKAGES
 
 
 def test_of_a_hooked_model(tiny_llama: HookedModel, tmp_path: Path) -> None:

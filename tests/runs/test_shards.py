@@ -43,7 +43,7 @@ class Counted:
 
 def make(store: ShardStore, parts: list[list[int]]) -> tuple[list[Shard], list[int]]:
     engine = Counted(3)
-    finish_shards(store, engine, square, lambda number: parts[number], progress=False)
+    finish_shards(store, engine, square, job=lambda number: parts[number], progress=False)
     return [store.finished(number) for number in range(store.n_shards)], engine.asked
 
 

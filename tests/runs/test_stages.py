@@ -21,8 +21,8 @@ from interp.interventions.intervention import Intervention
 from interp.jobs import OutputSpec
 from interp.models import HookedModel, fingerprint, from_hf
 from interp.premises import Premises
+from interp.runs.identity import conditions
 from interp.runs.job_runner import StoredJobRunner
-from interp.runs.model_conditions import conditions
 from interp.runs.shards import InProcess
 from tests.conftest import make_planted_hf_model
 from tests.runs.stopping import Stopping

@@ -19,8 +19,8 @@ from interp.forward.batch import TokenBatch, by_length
 from interp.forward.call import call_positions
 from interp.forward.finite import check_finite
 from interp.forward.partial import Hook, RecordedRun, hooked, record_run
+from interp.models.call import with_gradients
 from interp.models.hooked_model import HookedModel
-from interp.models.modes import with_gradients
 from interp.moelora.data.encoding import IGNORED, EncodedExample
 from interp.moelora.projections import Projection
 from interp.precision import widened

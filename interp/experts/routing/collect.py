@@ -25,8 +25,8 @@ from interp.experts.routing.similarity import OutputSimilarity
 from interp.experts.routing.tables import Tables
 from interp.experts.routing.token_file import TokenFile
 from interp.forward.out_of_memory import halving
+from interp.models.call import evaluating
 from interp.models.limits import check_prompts
-from interp.models.modes import evaluating
 from interp.progress import progress_bar
 
 __all__ = ["ROUTERS", "CollectSettings", "RoutingSum", "collect_part", "collect_routing"]

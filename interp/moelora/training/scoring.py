@@ -26,8 +26,8 @@ from interp.forward.finite import check_finite_loss
 from interp.forward.generate import BATCH_PROMPTS, greedy_answers
 from interp.forward.out_of_memory import halving
 from interp.heads.significance import mean_interval
+from interp.models.call import evaluating
 from interp.models.limits import check_prompts
-from interp.models.modes import evaluating
 from interp.moelora.data.encoding import (
     IGNORED,
     AnswerCollator,

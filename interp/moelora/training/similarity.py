@@ -17,7 +17,7 @@ from torch import Tensor
 
 from interp.forward.batch import in_batches
 from interp.forward.out_of_memory import halving
-from interp.models.modes import evaluating
+from interp.models.call import evaluating
 from interp.moelora.data.encoding import AnswerCollator, EncodedExample
 from interp.moelora.layer import MoELoRALinear
 from interp.moelora.losses import pairwise_cosines
