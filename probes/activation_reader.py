@@ -20,11 +20,11 @@ from transformers.cache_utils import DynamicCache
 from interp.checked import checked
 from interp.errors import UserError
 from interp.forward.batch import TokenBatch
-from interp.forward.call import call_positions
 from interp.forward.hook_points import hook_name
 from interp.forward.layer_range import override_forward
 from interp.forward.out_of_memory import halving
 from interp.forward.partial import device_of, hooked
+from interp.forward.prompts import call_positions
 from interp.models.hooked_model import HookedModel
 from interp.models.whole import first_bad_weight
 from interp.progress import progress_bar

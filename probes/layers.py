@@ -20,8 +20,8 @@ from interp.errors import UserError
 from interp.figures.probe_layers import auc_by_layer
 from interp.forward.partial import device_of
 from interp.models import fingerprint
+from interp.models.fingerprint import prompting_fingerprint
 from interp.models.hooked_model import HookedModel
-from interp.models.tokenizer_fingerprint import prompting_fingerprint
 from interp.premises import Premises, Question, Split
 from interp.premises.encode import encode_premises
 from interp.progress import progress_bar

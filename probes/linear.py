@@ -26,8 +26,8 @@ from interp.files.tensor_file import read_tensor_file, write_tensor_file
 from interp.files.tensors import check_tensors
 from interp.files.text import one_line
 from interp.models import fingerprint as fingerprint_of
+from interp.models.fingerprint import prompting_fingerprint
 from interp.models.hooked_model import HookedModel
-from interp.models.tokenizer_fingerprint import prompting_fingerprint
 from probes.activation_reader import ActivationHook
 from probes.activations import Position, check_place
 

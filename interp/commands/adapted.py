@@ -10,7 +10,7 @@ from interp.experts.routing.collect import CollectSettings, collect_part
 from interp.experts.routing.corpus import LabelledCorpus
 from interp.files.documents import file_hash
 from interp.jobs import Shard
-from interp.models.tokenizer_fingerprint import prompting_fingerprint
+from interp.models.fingerprint import prompting_fingerprint
 from interp.moelora.hooked import hooked
 from interp.moelora.load import WEIGHTS_FILE, load_adapter, read_adapter_config
 from interp.moelora.training.pretrained import load_pretrained

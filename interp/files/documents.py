@@ -28,9 +28,7 @@ def write_json(target: Path, content: Mapping[str, Any]) -> Path:
     return write_atomically(target, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises UserError for anything else."""
-    return read_json_object(path)
+read_json = read_json_object
 
 
 def write_jsonl(target: Path, rows: Iterable[Mapping[str, Any]]) -> Path:

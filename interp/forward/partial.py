@@ -13,7 +13,7 @@ difference of two runs: a recorded run and those resumed from it always use the 
 that equal rounding cancels. ``unedited_logits`` uses those modules too.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -27,12 +27,11 @@ from interp.arguments import listed, whole_number
 from interp.checked import checked
 from interp.errors import UserError
 from interp.forward.batch import TokenBatch
-from interp.forward.call import call_positions, check_limits
 from interp.forward.finite import check_finite
 from interp.forward.hook_points import as_units, check_component, count_units, hook_name
 from interp.forward.layer_range import run_layers
 from interp.forward.out_of_memory import over_parts
-from interp.forward.prompts import batch_for
+from interp.forward.prompts import batch_for, call_positions, check_limits
 from interp.forward.prompts import device_of as device_of
 from interp.forward.recorded_run import RecordedRun as RecordedRun
 from interp.forward.trial import trusted_unhooked_model
@@ -145,49 +144,53 @@ def record_run(
     _check_batch(model, batch)
     all_positions = has_hooks(model) or not check_of(model).has("continuation")
     start = 0 if all_positions else start
-    n_layers, rows = model.cfg.n_layers, _all_rows(batch)
-    seen: dict[str, Tensor] = {}
-
-    def store(name: str) -> HookFunction:
-        def hook_function(value: Tensor, hook: object) -> None:
-            # Looked at after the run: an open constraint may run prompts of its own within it.
-            seen[name] = value.detach()
-
-        return hook_function
-
-    components = dict.fromkeys(("resid_pre", *keep))
-    names = [hook_name(name, layer) for layer in range(n_layers) for name in components]
-    hooks: list[Hook] = [(name, store(name)) for name in names]
-    require_hooks(model, hooks)
-    modules = None
-    if plain and logits_to_keep is None:
-        modules = trusted_unhooked_model(model, batch.width)
-        if modules is not None and not all(map(modules.has, [*names, *edits])):
-            modules = None
+    hooks, seen = _storing_hooks(model, dict.fromkeys(("resid_pre", *keep)))
+    modules = trusted_unhooked_model(model, batch.width) if plain and not logits_to_keep else None
+    if modules is not None and not (modules.supports(hooks) and all(map(modules.has, edits))):
+        modules = None
     run = partial(call_positions, model.original_model) if modules is None else modules.run
     cache = None if all_positions else _fill(run, batch, start)
     if modules is not None:
-        logits = modules.run(batch, rows, start=start, cache=cache, hooks=hooks)
+        logits = modules.run(batch, _all_rows(batch), start=start, cache=cache, hooks=hooks)
     else:
         with hooked(model, hooks):
-            logits = run(batch, rows, start=start, cache=cache, keep=logits_to_keep or 1)
+            logits = run(
+                batch, _all_rows(batch), start=start, cache=cache, keep=logits_to_keep or 1
+            )
         logits = logits[:, -1] if logits_to_keep is None else logits
-
-    def stacked(component: str) -> Tensor:
-        names = (hook_name(component, layer) for layer in range(n_layers))
-        values = [seen.get(name, torch.empty(0)) for name in names]
-        return _stack_layers(values, component, model, n_positions=batch.width - start)
-
+    kept = {
+        name: _stack_layers(layers, name, model, n_positions=batch.width - start)
+        for name, layers in seen.items()
+    }
     return RecordedRun(
         batch=batch,
         start=start,
         keys_values=() if cache is None else tuple((one.keys, one.values) for one in cache.layers),
-        resid_pre=stacked("resid_pre").squeeze(3),
-        values={name: stacked(name) for name in keep},
+        resid_pre=kept["resid_pre"].squeeze(3),
+        values={name: kept[name] for name in keep},
         logits=_check_logits(logits, model, batch),
         plain=modules,
         all_positions=all_positions,
     )
+
+
+def _storing_hooks(
+    model: HookedModel, components: Iterable[str]
+) -> tuple[list[Hook], dict[str, list[Tensor]]]:
+    """Hooks that store the values of components, by component and layer, in what is returned."""
+    seen = {name: [torch.empty(0)] * model.cfg.n_layers for name in components}
+
+    def store(name: str, layer: int) -> HookFunction:
+        def hook_function(value: Tensor, hook: object) -> None:
+            # Looked at after the run: an open constraint may run prompts of its own within it.
+            seen[name][layer] = value.detach()
+
+        return hook_function
+
+    layers = range(model.cfg.n_layers)
+    hooks = [(hook_name(name, layer), store(name, layer)) for layer in layers for name in seen]
+    require_hooks(model, hooks)
+    return hooks, seen
 
 
 def _all_rows(batch: TokenBatch) -> Int[Tensor, " row"]:

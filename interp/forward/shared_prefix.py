@@ -108,6 +108,7 @@ class PrefixLayer(DynamicLayer):
         self.keys, self.values = keys, values
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """The rows' own keys and values."""
         return key_states, value_states
 
 

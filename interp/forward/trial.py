@@ -17,10 +17,9 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from interp.forward.batch import TokenBatch
-from interp.forward.call import call_positions
 from interp.forward.hook_points import as_units, hook_name
 from interp.forward.out_of_memory import is_out_of_memory
-from interp.forward.prompts import device_of
+from interp.forward.prompts import call_positions, device_of
 from interp.forward.unhooked import Hook, UnhookedModel, may_be_unhooked, unhooked_model
 from interp.models.hooked_model import HookedModel
 from interp.precision import agrees, dtype_of, precision_of, wide_dtype, widened

@@ -4,12 +4,12 @@ The prompt for an answer is not always what a template writes before one. Models
 asked with an open thought (``<think>``), or with nothing, and their templates write a closed
 thought or a channel's name before the answers of the conversation so far. An answer then stands
 
-1. behind what the template writes before an answer, where that goes on from the prompt;
-2. else, where the prompt opens a thought, behind that thought, closed;
+1. behind what the template writes before an answer, if that continues the prompt;
+2. else, if the prompt opens a thought, behind that thought, closed;
 3. else behind what the template writes before an answer, if it writes any;
 4. else behind the prompt.
 
-In the first and second case an answer goes on from the prompt that the model is asked with, so that
+In the first and second case the answer continues the prompt that the model is asked with, so that
 it can be trained on.
 """
 
@@ -19,13 +19,9 @@ from dataclasses import dataclass, replace
 
 from interp.errors import UserError
 
+_TAGS = ("think", "thinking", "thought", "reasoning", "seed:think", "longcat_think")
 _THOUGHTS = {
-    "<think>": "</think>",
-    "<thinking>": "</thinking>",
-    "<thought>": "</thought>",
-    "<reasoning>": "</reasoning>",
-    "<seed:think>": "</seed:think>",
-    "<longcat_think>": "</longcat_think>",
+    **{f"<{tag}>": f"</{tag}>" for tag in _TAGS},
     "[THINK]": "[/THINK]",
     "<|START_THINKING|>": "<|END_THINKING|>",
     "<|begin_of_thought|>": "<|end_of_thought|>",

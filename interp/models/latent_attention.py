@@ -52,5 +52,4 @@ class _PositionsFirst(BaseTensorConversion):
     def handle_conversion(self, input_value: Tensor, *full_context: Any) -> Tensor:
         return input_value.transpose(1, 2)
 
-    def revert(self, input_value: Tensor, *full_context: Any) -> Tensor:
-        return input_value.transpose(1, 2)
+    revert = handle_conversion

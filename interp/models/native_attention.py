@@ -10,7 +10,7 @@ long as its attention is not fused: the model runs with eager attention.
 While nothing stands on the two hook points the module runs as it is.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeGuard
 
@@ -29,7 +29,7 @@ def connect_attention_hooks(model: HookedModel) -> None:
     """Make the attention hook points of a bridge act wherever transformers computes attention."""
     for component in model.modules():
         if _is_left_to_transformers(component):
-            component.__dict__["forward"] = _Forward(component)
+            component.__dict__["forward"] = _forward_of(component)
 
 
 def _is_left_to_transformers(component: Any) -> TypeGuard[AttentionBridge]:
@@ -42,20 +42,18 @@ def _is_left_to_transformers(component: Any) -> TypeGuard[AttentionBridge]:
     return not inside and not component.requires_relative_position_bias
 
 
-class _Forward:
+def _forward_of(component: AttentionBridge) -> Callable[..., Any]:
     """The forward of one attention component."""
+    # The component would show the finished pattern at both hook points once more.
+    component.__dict__["_fire_post_hoc_hook"] = lambda hook, tensor, hook_label: tensor
 
-    def __init__(self, component: AttentionBridge) -> None:
-        self._component = component
-        # The component would show the finished pattern at both hook points once more.
-        component.__dict__["_fire_post_hoc_hook"] = lambda hook, tensor, hook_label: tensor
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        component = self._component
+    def forward(*args: Any, **kwargs: Any) -> Any:
         if not (_is_watched(component.hook_attn_scores) or _is_watched(component.hook_pattern)):
             return AttentionBridge.forward(component, *args, **kwargs)
         with _softmax_at(component):
             return AttentionBridge.forward(component, *args, **kwargs)
+
+    return forward
 
 
 def _is_watched(point: Any) -> bool:

@@ -22,14 +22,13 @@ MAJOR = int(VERSION.split(".")[0])
 if TYPE_CHECKING or MAJOR >= 4:
     from transformer_lens.model_bridge import TransformerBridge as HookedClass
 
+    from interp.models.bridge import before_each_pass as before_each_pass
+    from interp.models.bridge import boot as boot
 else:
     from transformer_lens import HookedTransformer as HookedClass
 
-
-__all__ = [
-    *("MAJOR", "VERSION", "HookedClass", "before_each_pass", "boot", "check_hooked"),
-    *("require_bridge", "wraps_transformers", "writes_resid_mid"),
-]
+    from interp.models.hooked_transformer import before_each_pass as before_each_pass
+    from interp.models.hooked_transformer import boot as boot
 
 
 def check_hooked(model: Any) -> None:

@@ -18,8 +18,8 @@ from interp.files.links import check_links
 from interp.files.whole import LEFTOVER
 from interp.forward.generate import end_tokens
 from interp.models import model_info
+from interp.models.fingerprint import tokenizer_fingerprint
 from interp.models.hooked_model import HookedModel
-from interp.models.tokenizer_fingerprint import tokenizer_fingerprint
 from interp.runs.lock import HOLDER, LOCK
 from interp.runs.prompting import (
     comparable,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from interp.forward.generate import as_end_tokens
-from interp.models.tokenizer_fingerprint import template_fingerprint, tokenizer_fingerprint
+from interp.models.fingerprint import template_fingerprint, tokenizer_fingerprint
 from interp.runs.clock import MOMENT
 
 logger = logging.getLogger(__name__)

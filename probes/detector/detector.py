@@ -27,8 +27,8 @@ from interp.files.tensor_file import read_tensor_file, write_tensor_file
 from interp.files.tensors import check_tensors
 from interp.files.text import read_json_object
 from interp.models import fingerprint as fingerprint_of
+from interp.models.fingerprint import prompting_fingerprint
 from interp.models.hooked_model import HookedModel
-from interp.models.tokenizer_fingerprint import prompting_fingerprint
 from probes.activation_reader import DEFAULT_BATCH_TOKENS, read_activations
 from probes.detector.calibration import CALIBRATION_SHAPE, Calibration
 from probes.detector.detections import Detection

@@ -16,9 +16,9 @@ import filelock
 from interp.checked import checked
 from interp.errors import UserError
 from interp.models import cache_root, fingerprint
+from interp.models.fingerprint import prompting_fingerprint
 from interp.models.hooked_model import HookedModel
 from interp.models.template_clock import template_now, template_time
-from interp.models.tokenizer_fingerprint import prompting_fingerprint
 from interp.premises import Premises, check_knowledge, list_relations, load_premises
 from interp.premises.registry import data_dir
 from interp.runs.shards import digest_of

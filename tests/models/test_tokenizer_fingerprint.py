@@ -11,12 +11,12 @@ from tokenizers import Tokenizer, decoders, models, normalizers, processors
 
 from interp.errors import UserError
 from interp.models import HookedModel
-from interp.models.folder import read_tokenizer
-from interp.models.tokenizer_fingerprint import (
+from interp.models.fingerprint import (
     prompting_fingerprint,
     template_fingerprint,
     tokenizer_fingerprint,
 )
+from interp.models.folder import read_tokenizer
 from tests.conftest import make_tokenizer
 
 

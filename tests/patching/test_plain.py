@@ -13,9 +13,9 @@ import interp.forward.shared_prefix
 import interp.forward.trial
 import interp.models
 from interp.errors import UserError
-from interp.forward.call import call_positions
 from interp.forward.hook_points import HOOK_LOCATIONS, hook_name
 from interp.forward.partial import RecordedRun
+from interp.forward.prompts import call_positions
 from interp.forward.shared_prefix import SharedPrefix, shared_prefix_attention, use_prefix
 from interp.forward.unhooked import UnhookedModel, unhooked_model
 from interp.models import HookedModel

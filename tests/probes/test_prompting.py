@@ -15,7 +15,7 @@ from interp.errors import UserError
 from interp.files.documents import read_json, write_json
 from interp.files.tensor_file import read_tensor_file, write_tensor_file
 from interp.models import fingerprint, from_hf
-from interp.models.tokenizer_fingerprint import prompting_fingerprint
+from interp.models.fingerprint import prompting_fingerprint
 from interp.premises import Premises
 from probes import (
     Calibration,

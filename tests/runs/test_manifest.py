@@ -8,7 +8,7 @@ import pytest
 
 from interp.errors import UserError
 from interp.models import HookedModel, fingerprint
-from interp.models.tokenizer_fingerprint import template_fingerprint, tokenizer_fingerprint
+from interp.models.fingerprint import template_fingerprint, tokenizer_fingerprint
 from interp.runs.manifest import (
     describe_hf_model,
     describe_model,

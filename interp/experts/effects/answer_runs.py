@@ -16,9 +16,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.forward.batch import TokenBatch, by_length
-from interp.forward.call import call_positions
 from interp.forward.finite import check_finite
 from interp.forward.partial import Hook, RecordedRun, hooked, record_run
+from interp.forward.prompts import call_positions
 from interp.models.call import with_gradients
 from interp.models.hooked_model import HookedModel
 from interp.moelora.data.encoding import IGNORED, EncodedExample
