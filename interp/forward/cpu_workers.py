@@ -1,6 +1,6 @@
-"""Batches of a sweep side by side on a CPU: one thread each, with plain modules of its own.
+"""Batches of a sweep in parallel on a CPU: one thread each, with its own copy of the plain modules.
 
-Two threads inside every operation wait for each other after each of them; two batches side by side
+Two threads inside every operation wait for each other after each operation; two batches in parallel
 do not. Each batch runs on one thread whatever the number of workers, so that the numbers do not
 depend on it. On a GPU, or where only the hooked model will do (which all threads would share),
 batches run one after the other.
@@ -56,8 +56,7 @@ class Workers:
         """
         plain, executor = run.plain, self._executor
         if executor is None or plain is None:
-            yield from halving(jobs, partial(function, run), what="one row", learn=learn)
-            return
+            return halving(jobs, partial(function, run), what="one row", learn=learn)
 
         def work(job: Sequence[Item]) -> Result:
             if not hasattr(self._of_thread, "plain"):
@@ -65,27 +64,30 @@ class Workers:
             with torch.no_grad():
                 return function(replace(run, plain=self._of_thread.plain), list(job))
 
-        futures = [executor.submit(work, job) for job in jobs]
-        failed: list[Sequence[Item]] = []
-        try:
-            for number, job in enumerate(jobs):
-                error = futures[number].exception()
-                if error is None:
-                    yield list(job), futures[number].result()
-                elif is_out_of_memory(error):
-                    failed.append(job)
-                else:
-                    raise error
-        finally:
-            for future in futures:
-                future.cancel()
-            # A failed one holds its exception, and with it the tensors of its frames.
-            futures.clear()
-            error = None
-        # In a worker's thread as well: more threads would give other last bits.
-        yield from halving(
-            failed, lambda job: executor.submit(work, job).result(), what="one row", learn=learn
-        )
+        def in_parallel() -> Iterator[tuple[list[Item], Result]]:
+            futures = [executor.submit(work, job) for job in jobs]
+            failed: list[Sequence[Item]] = []
+            try:
+                for number, job in enumerate(jobs):
+                    error = futures[number].exception()
+                    if error is None:
+                        yield list(job), futures[number].result()
+                    elif is_out_of_memory(error):
+                        failed.append(job)
+                    else:
+                        raise error
+            finally:
+                for future in futures:
+                    future.cancel()
+                # A failed one holds its exception, and with it the tensors of its frames.
+                futures.clear()
+                error = None
+            # In a worker's thread as well: more threads would give other last bits.
+            yield from halving(
+                failed, lambda job: executor.submit(work, job).result(), what="one row", learn=learn
+            )
+
+        return in_parallel()
 
 
 @contextmanager

@@ -1,13 +1,12 @@
-"""Questions in the words a model was trained to be asked in.
+"""Questions in the chat format that a model was trained on.
 
-Where the tokenizer has a chat template, the question is one user turn and the text ends where the
-assistant would begin; where there is none, it is ``Question: …`` and ``Answer:`` on two lines. The
-text an answer begins with (a cloze, or an answer to be scored) follows in either case, behind all
-that the template itself writes before an answer (`interp.models.answer_place`).
+If the tokenizer has a chat template, the question is one user turn and the text ends where the
+assistant would begin; otherwise it is ``Question: …`` and ``Answer:`` on two lines. The beginning
+of an answer (a cloze, or an answer to be scored) follows in either case, behind everything that the
+template itself writes before an answer (`interp.models.answer_place`).
 
-Whatever is given to a template has to come out of it, word for word: a question or a system prompt
-that does not is refused. Spans are found by characters on this text, so `render_chat` says where in
-it the question stands.
+A template must repeat the question and the system prompt word for word; otherwise they are refused.
+Spans are found by characters in this text, so `render_chat` says where the question is in it.
 """
 
 from dataclasses import dataclass
@@ -70,7 +69,7 @@ def render_chat(
         raise UserError("the question is empty: give it at least one word")
     if not template_of(tokenizer):
         return _plain(question, answer, system=system, gap=gap)
-    with template_time(template_now()):  # the template is rendered more than once
+    with template_time(template_now()):  # the template is rendered several times
         return _in_template(tokenizer, question, answer, system=system, gap=gap)
 
 

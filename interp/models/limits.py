@@ -1,9 +1,9 @@
-"""What a model can take: how many positions its table has, and how many tokens its vocabulary.
+"""The limits of a model: the positions in its table, and the tokens in its vocabulary.
 
-A prompt beyond either ends in an index error from inside, on a GPU in a dead context, so that
-every run asks here first. Only a *table* ends: learned positions, sinusoids that were computed in
-advance, ALiBi of a fixed length. Rotary embeddings are computed for any position; a prompt beyond
-what the model was trained on runs, and the log says so once.
+A prompt beyond either raises an index error inside the model, and on a GPU breaks the CUDA context,
+so that every run checks first. Only a *table* ends: learned positions, sinusoids that were computed
+in advance, ALiBi of a fixed length. Rotary embeddings are computed for any position; a prompt
+longer than those the model was trained on runs, and the log says so once.
 """
 
 import logging
@@ -26,11 +26,11 @@ _RELATIVE = re.compile(r"(^|_)rel(ative)?(_|$)")
 
 @dataclass(frozen=True)
 class Positions:
-    """How far a model counts.
+    """How many positions a model has.
 
     Attributes:
         table: the length of the longest prompt, or None where no table ends.
-        trained: the longest prompt that it was made for, as its configuration says, or None.
+        trained: the longest prompt that its configuration allows for, or None.
         padded: padding counts too, because the model takes no position ids.
     """
 
@@ -60,7 +60,7 @@ def check_prompts(hf_model: Any, prompts: Sequence[Sequence[int]]) -> None:
 
 
 def room_for_answer(hf_model: Any, length: int, wanted: int) -> int:
-    """How many tokens can follow a prompt of ``length`` tokens, of ``wanted``.
+    """How many of ``wanted`` tokens can follow a prompt of ``length`` tokens.
 
     The last token of an answer is never read, so that it needs no position.
     """
@@ -69,7 +69,7 @@ def room_for_answer(hf_model: Any, length: int, wanted: int) -> int:
 
 
 def positions_of_model(hf_model: Any) -> Positions:
-    """How far a model counts; looked up once a model."""
+    """How many positions a model has; looked up once per model."""
     known = _KNOWN.get(hf_model)
     if known is None:
         known = _KNOWN[hf_model] = _find_positions(hf_model)
@@ -127,7 +127,7 @@ def _find_positions(hf_model: Any) -> Positions:
     config: Any = getattr(hf_model, "config", None)
     if hasattr(config, "get_text_config"):
         config = config.get_text_config()
-    # MPT: a bias for so many columns, made anew in every pass.
+    # MPT: a bias of this many positions, computed in every pass.
     if getattr(getattr(config, "attn_config", None), "alibi", False):
         tables.append(config.max_seq_len)
     accepted = signature(hf_model.forward).parameters
@@ -139,7 +139,7 @@ def _find_positions(hf_model: Any) -> Positions:
 
 
 def _tables(hf_model: Any) -> Iterator[int]:
-    """The lengths of the tables of positions that stand in a model."""
+    """The lengths of a model's tables of positions."""
     own = getattr(hf_model, "max_positions", None)  # TransformersFace says it itself
     if own is not None:
         yield own

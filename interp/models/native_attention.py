@@ -1,13 +1,13 @@
-"""Hook points of attention that transformers itself computes: what is written there is used.
+"""Hook points in attention that transformers itself computes, whose edits take effect.
 
 Where TransformerLens leaves attention to the transformers module (GPT-J, GPT-Neo, OPT, XGLM, Gemma
 4, nanochat, Llama 4, Jamba and others), its ``hook_attn_scores`` and ``hook_pattern`` fire when the
-module has finished: they show the pattern at both, and drop what a hook writes. Here they fire
-where the module takes its softmax, on the scores that go in and on the pattern that comes out. The
-softmax is seen by a torch function mode, so that it does not matter how a module is written, as
-long as its attention is not fused: the model runs with eager attention.
+module has finished: both show the pattern, and drop what a hook returns. Here they fire where the
+module takes its softmax, on the scores that go in and on the pattern that comes out. A torch
+function mode catches the softmax, so that it does not matter how a module is written, as long as
+its attention is not fused: the model runs with eager attention.
 
-While nothing stands on the two hook points the module runs as it is.
+Without hooks on the two hook points the module runs unchanged.
 """
 
 from collections.abc import Callable, Iterator
@@ -62,10 +62,10 @@ def _is_watched(point: Any) -> bool:
 
 @contextmanager
 def _softmax_at(component: Any) -> Iterator[None]:
-    """The first softmax over scores that runs while open passes the component's hook points.
+    """Run the component's hook points around the first softmax over scores while open.
 
     Raises:
-        UserError: there was none, so that the hooks would have been left out.
+        UserError: there was none, so that the hooks did not run.
     """
     mode = _SoftmaxMode(component)
     with mode:

@@ -1,9 +1,9 @@
 """A model spec, as a user writes it, becomes a directory that transformers can read.
 
 A spec is ``"smollm2-135m"`` (the embedded model), a local directory, a ``.gguf`` file, or a hub id
-``organisation/name``, with ``@revision`` behind it if need be. Weights are read from safetensors
-only: a pickle file can run code when it is opened. A caller may allow that for a model whose maker
-is trusted; even then torch opens it with the unpickler that makes nothing but tensors.
+``organisation/name``, optionally with ``@revision``. Weights are read from safetensors only: a
+pickle file can run code when it is opened. A caller may allow pickle files of a trusted maker; even
+then torch opens them with the unpickler that makes nothing but tensors.
 """
 
 import hashlib
@@ -50,16 +50,18 @@ def cache_root(cache_dir: Path | None = None) -> Path:
 def resolve(spec: str | Path, *, cache_dir: Path | None = None, allow_pickle: bool = False) -> Path:
     """The directory with configuration, safetensors and tokenizer of the model that `spec` names.
 
-    The embedded model and GGUF files are converted once into `cache_dir` (see `cache_root`). So are
-    pickled weights, with `allow_pickle` only. Raises UserError if there is no such model or if it
-    cannot be had; nothing half-written is left behind.
+    The embedded model and GGUF files are converted once into `cache_dir` (see `cache_root`), and so
+    are pickled weights, with `allow_pickle` only. No half-written files remain.
+
+    Raises:
+        UserError: there is no such model, or it cannot be downloaded or converted.
     """
     root = cache_root(cache_dir)
     name = str(spec).strip()
     if name == EMBEDDED:
         return _embedded(root)
     path = Path(os.path.expanduser(name))
-    # os.path and not Path here: it has an answer for any text, too long or odd as it may be.
+    # os.path rather than Path, which raises on some texts, such as very long ones.
     if name and os.path.isdir(path):
         return _checked(path.resolve(), name, root, allow_pickle=allow_pickle)
     if path.suffix.lower() == ".gguf":

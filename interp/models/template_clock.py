@@ -1,9 +1,8 @@
 """The moment at which chat templates are rendered: some of them write the date into every prompt.
 
-A template asks for it by ``strftime_now``, which transformers answers from the clock. Inside
-``template_time`` it is answered from one fixed moment, however the template is rendered, so that
-all prompts of a run are of one kind however long the run takes, or when it is taken up again.
-Other threads, which are not inside, see the clock as it is.
+A template calls ``strftime_now``, which transformers computes from the clock. Inside
+``template_time`` it gives one fixed moment, so that all prompts of a run have the same date however
+long the run takes, and when it is continued later. Other threads see the clock.
 """
 
 import threading
@@ -18,11 +17,11 @@ import transformers.utils.chat_template_utils as chat_templates
 _moment: ContextVar[datetime | None] = ContextVar("template moment", default=None)
 _lock = threading.Lock()
 _open = 0
-"""How many contexts are open, in all threads: the last one puts the clock back."""
+"""How many contexts are open, in all threads: the last one restores the clock."""
 
 
 class _Clock:
-    """Stands where transformers looks for ``datetime``: the fixed moment, or else the clock's."""
+    """Replaces ``datetime`` in transformers: gives the fixed moment, or else the clock's."""
 
     def __init__(self, real: Any) -> None:
         self.real = real
@@ -37,7 +36,7 @@ class _Clock:
 
 
 def template_now() -> datetime:
-    """The moment that a chat template would be rendered at: the fixed one, or now."""
+    """The moment at which a chat template is rendered: the fixed one, or now."""
     module: Any = chat_templates
     return module.datetime.now()
 
@@ -63,5 +62,5 @@ def template_time(moment: datetime) -> Iterator[None]:
 
 
 def reads_clock(tokenizer: Any) -> bool:
-    """Whether a tokenizer's chat template asks for the time, whatever it then does with it."""
+    """Whether a tokenizer's chat template calls ``strftime_now``."""
     return "strftime_now" in str(getattr(tokenizer, "chat_template", None))

@@ -2,13 +2,13 @@
 
 The bridge of TransformerLens 4 keeps the transformers model that it wraps as ``original_model``,
 and this package calls that: with token ids, an attention mask and a key/value cache, or through
-transformers' ``generate``. On TransformerLens 3 there is no such model. `TransformersFace` stands
-in its place: it holds no weights of its own, and its forward pass is the hooked model's, hook
-points and all.
+transformers' ``generate``. On TransformerLens 3 there is no such model. `TransformersFace` takes
+its place: it has no weights of its own, and its forward pass is the hooked model's, with all hook
+points.
 
 Positions come from the attention mask, as TransformerLens counts them: the first real token is 0.
-The cache is one of transformers'; what it holds are TransformerLens' keys, before their rotary
-embedding, so that it serves this model only.
+The cache is one of transformers', but holds TransformerLens' keys, before their rotary embedding,
+so that it works with this model only.
 """
 
 from typing import Any

@@ -1,9 +1,9 @@
 """The transformers model inside a bridge, without hook points: other modules, the same parameters.
 
-TransformerLens' components stand in the places of the transformers modules that they wrap.
-`TransformersModules` copies the module objects (not the parameters) and puts the wrapped modules
-back, so that transformers' own code runs. They are in evaluation mode. Nothing of the hooked model
-changes, and no memory is taken.
+TransformerLens' components replace the transformers modules that they wrap. `TransformersModules`
+copies the module objects (not the parameters) and puts the wrapped modules back, so that
+transformers' own code runs. They are in evaluation mode. The hooked model does not change, and no
+memory is taken.
 """
 
 import copy
@@ -19,7 +19,7 @@ _AT_BOOT = "_forward_at_boot"
 
 
 def note_forwards(model: HookedModel) -> None:
-    """Remember which forwards a bridge has replaced, to tell them from those replaced later."""
+    """Note which forwards a bridge has replaced, to distinguish them from those replaced later."""
     for module in model.modules():
         if "forward" in module.__dict__ and not is_component(module):
             module.__dict__[_AT_BOOT] = module.__dict__["forward"]
@@ -62,7 +62,7 @@ class TransformersModules:
         if own is not None and own is not inner.__dict__.get(_AT_BOOT):
             raise NotImplementedError(f"{type(inner).__name__} with a forward of its own")
         twin = copy.copy(inner)
-        # What TransformerLens put there (Falcon) is left out: the class has transformers' own.
+        # Without a forward that TransformerLens set (Falcon): the class has transformers' own.
         twin.__dict__ = {name: one for name, one in inner.__dict__.items() if name != "forward"}
         twin.__dict__["training"] = False
         for name, value in inner.__dict__.items():

@@ -1,12 +1,11 @@
 """A checkpoint is whole: its files hold every weight of the model, and no weight without a place.
 
-transformers gives random numbers to a weight for which the files hold nothing, leaves out what has
-no place in the model, and says either in its log only. Here both are refused, with the name of a
+transformers initializes a weight that the files lack with random numbers, skips one that has no
+place in the model, and reports both only in its log. Here both are refused, with the name of a
 weight and the likely reason. Not counted are tables that the model makes itself (rotary
-frequencies, causal masks, position ids), tied weights, and what transformers' own classes say is
-left out (``_keys_to_ignore_on_load_missing`` and ``_keys_to_ignore_on_load_unexpected``). A further
-head of its own, such as a value head, takes no part in what the model says: it is left out with a
-warning.
+frequencies, causal masks, position ids), tied weights, and what transformers' own classes list in
+``_keys_to_ignore_on_load_missing`` and ``_keys_to_ignore_on_load_unexpected``. An additional head,
+such as a value head, does not change the logits: it is left out with a warning.
 """
 
 import logging
@@ -76,13 +75,14 @@ def load_whole(place: Path, *, spec: str, **options: Any) -> Any:
 def check_places(model: nn.Module, unplaced: Collection[str], spec: str) -> None:
     """Raise UserError for a weight without a place that belongs to the model.
 
-    `unplaced` are the names that the files hold and the model does not take. Tables pass; what is
-    a head of its own is warned of.
+    Args:
+        unplaced: the names in the files that the model does not take. Tables pass; an additional
+            head gives a warning.
     """
     buffers = {name for name, _ in model.named_buffers()}
     left = [name for name in sorted(unplaced) if name not in buffers and not _TABLES.search(name)]
     modules = {name for name, _ in model.named_modules() if name}
-    # A checkpoint of the bare model leaves this out of its names.
+    # A checkpoint of the model without its head leaves this out of its names.
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
     modules |= {name.removeprefix(prefix) for name in modules}
     inside = [name for name in left if _belongs(name, modules)]
@@ -100,9 +100,9 @@ def check_places(model: nn.Module, unplaced: Collection[str], spec: str) -> None
 
 
 def check_shards(folder: Path, spec: str) -> None:
-    """Raise UserError if a shard of the directory's safetensors is not there, or two disagree.
+    """Raise UserError if a shard of the directory's safetensors is missing, or two disagree.
 
-    What the index says of each name is not asked for: the names that the shards hold count.
+    The names in the shards count, not those in the index.
     """
     index = folder / INDEX
     if (folder / SINGLE).is_file() or not index.is_file():
@@ -179,7 +179,7 @@ def _more(count: int) -> str:
 
 
 def _belongs(name: str, modules: Collection[str]) -> bool:
-    """Whether a weight stands in a module that the model has, also behind a wrapper's prefix."""
+    """Whether a weight is in a module that the model has, also behind a wrapper's prefix."""
     if _ADAPTER.search(name):
         return True
     parts = name.split(".")
