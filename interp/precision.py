@@ -1,9 +1,9 @@
-"""How exact each number type is: one table, and the type that sums and differences are made in.
+"""The precision of each number type, and the type in which sums and differences are computed.
 
 bfloat16 keeps eight bits: numbers between 16 and 32 are 0.125 apart, so that an effect of a tenth
-of a logit drowns in the rounding of the two logits it is a difference of. What is made *from* a
-model's numbers (metrics, differences, means, products with gradients) is therefore never narrower
-than float32, and never narrower than the numbers themselves.
+of a logit disappears in the rounding of the two logits that it is a difference of. What is computed
+*from* a model's numbers (metrics, differences, means, products with gradients) is therefore never
+narrower than float32, and never narrower than the numbers themselves.
 """
 
 from dataclasses import dataclass
@@ -29,8 +29,8 @@ class Precision:
 
 
 PRECISIONS: dict[torch.dtype, Precision] = {
-    # Not wider than what is for others to check: transformers takes some norms and softmaxes in
-    # float32 whatever the model's type, so that only the same formulas agree as closely.
+    # transformers computes some norms and softmaxes in float32 whatever the model's type, so that
+    # only equal formulas agree this closely.
     torch.float64: Precision(agreement=1e-9, resolution=1e-9),
     # The order of a batch alone moves the logits of a 135M model by up to 7e-5.
     torch.float32: Precision(agreement=1e-4, resolution=2e-4),
@@ -41,17 +41,17 @@ PRECISIONS: dict[torch.dtype, Precision] = {
 
 
 def precision_of(dtype: torch.dtype) -> Precision:
-    """A number type's entry in the table; of an unknown (an 8-bit one, say) the coarsest."""
+    """The precision of a number type; the coarsest for an unknown one, such as 8-bit types."""
     return PRECISIONS.get(dtype, PRECISIONS[torch.bfloat16])
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The type that sums and differences of such numbers are made in: float32, or float64."""
+    """The type in which sums and differences of such numbers are computed: float32 or float64."""
     return torch.promote_types(dtype, torch.float32)
 
 
 def widened(values: Tensor) -> Tensor:
-    """The values as float32, or as they are where they are float32 or wider."""
+    """The values as float32, or unchanged if they are float32 or wider."""
     return values.to(wide_dtype(values.dtype))
 
 

@@ -9,23 +9,23 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from tqdm.auto import tqdm as bar_of_the_place
+from tqdm.auto import tqdm as automatic_bar
 from tqdm.std import tqdm as plain_bar
 
 SECONDS_BETWEEN_LINES = 30.0
 
 
 class LineBar(plain_bar):
-    """A bar that writes lines, for output that nobody watches."""
+    """A progress bar that writes lines, for log files."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._said = time.monotonic()
+        self._last_line = time.monotonic()
         super().__init__(*args, **{"mininterval": 0.0, "miniters": 1, "ncols": 80, **kwargs})
 
     def display(self, msg: str | None = None, pos: int | None = None) -> Any:
-        """Write where the work is, if the last line is long ago."""
-        if time.monotonic() - self._said >= SECONDS_BETWEEN_LINES:
-            self._say()
+        """Write a line, if the last one is ``SECONDS_BETWEEN_LINES`` ago."""
+        if time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._write_line()
         return True
 
     def close(self) -> None:
@@ -34,26 +34,26 @@ class LineBar(plain_bar):
             return
         self.disable = True
         type(self)._decr_instances(self)  # type: ignore[attr-defined]
-        self._say()
+        self._write_line()
 
-    def _say(self) -> None:
-        self._said = time.monotonic()
+    def _write_line(self) -> None:
+        self._last_line = time.monotonic()
         try:
             self.fp.write(f"{self}\n")
             self.fp.flush()
-        except (OSError, ValueError):  # nobody reads any more, which does not stop the work
+        except (OSError, ValueError):  # a closed log does not stop the work
             pass
 
 
 def progress_bar(
     items: Iterable[Any] | None = None, *, shown: bool = True, description: str, **options: Any
 ) -> Any:
-    """A progress bar over ``items``, or one that is moved on with ``update``; as tqdm's.
+    """A tqdm progress bar over ``items``, or one that is advanced with ``update``.
 
     Args:
-        shown: without it nothing is written.
-        options: tqdm's own, such as ``total``.
+        shown: whether anything is written.
+        options: of tqdm, such as ``total``.
     """
     watched = sys.stderr is not None and sys.stderr.isatty()
-    kind = bar_of_the_place if watched or "ipykernel" in sys.modules else LineBar
+    kind = automatic_bar if watched or "ipykernel" in sys.modules else LineBar
     return kind(items, desc=description, disable=not shown, **options)

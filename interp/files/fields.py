@@ -1,4 +1,4 @@
-"""A dataclass of settings from the keys and values of a file, each checked against its field."""
+"""Settings dataclasses from the keys and values of a file, each checked against its field."""
 
 from pathlib import Path
 from types import NoneType, UnionType
@@ -16,7 +16,7 @@ _WORDS = {
 def from_mapping(
     kind: type[Kind], content: Any, where: str, *, known: dict[str, Any] | None = None
 ) -> Kind:
-    """A dataclass from a mapping of its fields; those that are left out have their defaults.
+    """A dataclass from a mapping of its fields; missing fields have their defaults.
 
     Args:
         where: what the message begins with.

@@ -1,8 +1,8 @@
 """A look at a GGUF file's header before the library reads it.
 
-The ``gguf`` package trusts the counts in a header: an array that claims 2⁶⁰ values is walked past
-the end of the file, a Python object a value, until memory is gone. This walks the same header with
-every count held against the bytes that are left, and takes no memory beyond one name.
+The ``gguf`` package trusts the counts in a header: it reads an array that claims 2⁶⁰ values past
+the end of the file, one Python object per value, until memory runs out. This reads the same header,
+compares every count with the bytes that are left, and needs no memory beyond one name.
 
 The format is that of github.com/ggml-org/ggml, ``docs/gguf.md``: magic, version, two counts, keys
 with typed values, then each tensor's name, dimensions, type and offset, and the data, aligned.
@@ -47,11 +47,11 @@ def check_gguf(path: Path) -> None:
 
 
 class _Damaged(Exception):
-    """What the header claims that cannot be so."""
+    """An impossible claim of the header."""
 
 
 class _Header:
-    """The walk: a file, its size, and how many array values were passed."""
+    """The header as it is read: a file, its size, and how many array values were passed."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self.file, self.size, self.values = file, size, 0

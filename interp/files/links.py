@@ -1,4 +1,4 @@
-"""Names and links from strangers, and where on the disk they may lead: nowhere else.
+"""Names and links from strangers: they must stay inside their directory.
 
 A run directory that somebody sends may hold symbolic links; writing through one, or clearing a
 directory behind one, would change files outside the run.
@@ -14,7 +14,7 @@ _PLAIN = re.compile(r"[\w-][\w .-]*", re.ASCII)
 
 
 def plain_name(name: object, what: str) -> str:
-    """A name from data, if it is that of one file in one directory. Raises UserError otherwise."""
+    """A name from data, if it can name one file in a directory. Raises UserError otherwise."""
     if not isinstance(name, str) or len(name) > 200 or not _PLAIN.fullmatch(name):
         shown = repr(name)[:60]
         raise UserError(f"{what} is named {shown}: only letters, digits, '.', '_', '-' and blanks")

@@ -1,10 +1,10 @@
-"""What a parsed file must look like, written as a value of the same shape.
+"""Check the structure of a parsed file against a shape, a value of the same structure.
 
-A shape is a type (``int``, ``float``, ``str``, ``bool``, ``dict``, ``list``); a tuple of shapes,
-any of which will do; a one-element list, for a list of such values; a longer list, for exactly
-these values; a dict of the keys that must be there (a value behind `Maybe` need not be); or
-``{str: shape}`` for any keys. Keys that a shape does not name are let pass. A whole number is a
-``float`` too; a boolean is no number.
+A shape is a type (``int``, ``float``, ``str``, ``bool``, ``dict``, ``list``); a tuple of
+alternative shapes; a one-element list, for a list of such values; a longer list, for exactly these
+values; a dict of required keys (one whose value is a `Maybe` is optional); or ``{str: shape}`` for
+any keys. Keys that a shape does not name are accepted. A whole number is also a ``float``; a
+boolean is no number.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ class Maybe:
 
 
 def check_shape(value: Any, shape: Shape, where: str, *, advice: str = "make the run again") -> Any:
-    """The value, if it has the shape. Raises UserError that names the first place that has not."""
+    """The value, if it has the shape. Raises UserError that names the first part that differs."""
     problem = _problem(value, shape, "")
     if problem is not None:
         place, wanted = problem
@@ -34,7 +34,7 @@ def check_shape(value: Any, shape: Shape, where: str, *, advice: str = "make the
 
 
 def _problem(value: Any, shape: Shape, place: str) -> tuple[str, str] | None:
-    """The first place that does not fit, and what should stand there."""
+    """The first part that does not fit, and what it should be."""
     if isinstance(shape, Maybe):
         return None if value is None else _problem(value, shape.shape, place)
     if isinstance(shape, type):

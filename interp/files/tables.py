@@ -1,4 +1,4 @@
-"""CSV tables from strangers: every cell read as text first, then as what its column holds."""
+"""CSV tables from strangers: every cell is read as text first, then as its column's type."""
 
 import csv
 import io
@@ -28,8 +28,8 @@ def read_table(
     """The columns of a CSV file, each cell checked; an empty number is NaN.
 
     Args:
-        texts, numbers, counts, flags: columns that must be there: of text, of finite or missing
-            numbers, of whole numbers from zero on, of true and false.
+        texts, numbers, counts, flags: required columns of text, of finite or missing numbers, of
+            whole numbers from zero on, of true and false.
         others: keep further columns too, as numbers where every cell is one, else as text.
 
     Raises:

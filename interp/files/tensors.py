@@ -1,8 +1,8 @@
 """Tensors from strangers: safetensors files, which hold numbers and text and nothing that runs.
 
 The library checks the header before it takes memory: its length against the file's, every tensor's
-bytes against its shape, and that the tensors fill the file without a gap. What is left to do here
-is to say so in one line. A tensor is never larger than the file that it stands in.
+bytes against its shape, and that the tensors fill the file without a gap. Its errors become one
+line here. A tensor is never larger than its file.
 """
 
 from collections.abc import Mapping
@@ -49,9 +49,9 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def check_tensors(tensors: Mapping[str, Tensor], **axes: int | None) -> None:
-    """Raise UserError unless tensors of these names are there, floating, with so many axes.
+    """Raise UserError unless there are floating-point tensors of these names and numbers of axes.
 
-    None stands for any number of axes from one on. No axis may be empty.
+    None means any number of axes from one on. No axis may be empty.
     """
     for name, wanted in axes.items():
         if name not in tensors:

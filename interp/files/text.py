@@ -1,10 +1,10 @@
 """Text, JSON and YAML from strangers.
 
-JSON as these readers take it is a little less than what Python's parser takes: a key stands once,
-nesting has an end, whole numbers fit in 64 bits, no number is infinite, and every text can be
-written as UTF-8. NaN is read, as it stands for what was not measured. YAML is read with the safe
-loader, without aliases (a few of them can stand for billions of values) and with each key once.
-Whoever reads the value further needs no thought of overflow, recursion or half a surrogate pair.
+These readers accept less JSON than Python's parser: no key twice, limited nesting, whole numbers of
+64 bits, no infinite numbers, and only text that can be written as UTF-8. NaN is read, because it
+marks what was not measured. YAML is read with the safe loader, without aliases (a few of them can
+expand to billions of values) and with no key twice. The values can be used without regard to
+overflow, recursion or half a surrogate pair.
 """
 
 import json
@@ -18,7 +18,7 @@ import yaml
 from interp.errors import UserError
 
 LARGEST_TEXT = 256 * 2**20
-"""Bytes of a text file; a run's largest, of answers and premises, have a few MB."""
+"""Bytes of a text file; the largest of a run, answers and premises, have a few MB."""
 LARGEST_YAML = 2**20
 """Bytes of a YAML file: the parser is slow, and these files are written by hand."""
 DEEPEST = 64
@@ -27,7 +27,7 @@ _LONGEST_MESSAGE = 400
 
 
 class _Refused(Exception):
-    """What parses but is not taken: the message says what it is."""
+    """A value that parses but is not accepted; the message says why."""
 
 
 def read_text(path: Path, *, largest: int = LARGEST_TEXT) -> str:
@@ -56,11 +56,11 @@ def read_text(path: Path, *, largest: int = LARGEST_TEXT) -> str:
 
 
 def one_line(error: BaseException | str, *, longest: int = _LONGEST_MESSAGE) -> str:
-    """What an error's message says first, cut where it is long; its type if it says nothing.
+    """The first line of an error's message, shortened if it is long; its type if it is empty.
 
-    That is its first line, with the one behind it where the first ends in a colon. A KeyError's
-    message is a bare key, and one of a wrong type speaks of the reader's inside: what is wrong with
-    the file stands in neither.
+    The second line is added if the first ends in a colon. A KeyError's message is only a key, and
+    that of an error of type is about the reader's code: neither says what is wrong with the file,
+    so that they are replaced.
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     first = lines[0] if lines else type(error).__name__
@@ -76,7 +76,7 @@ def one_line(error: BaseException | str, *, longest: int = _LONGEST_MESSAGE) -> 
 def parse_json(text: str, *, surrogates: bool = False) -> Any:
     """A JSON value. Raises UserError for anything else, without a file.
 
-    With `surrogates`, half of a surrogate pair in a text is let pass: a model may have said it.
+    With `surrogates`, half of a surrogate pair in a text is accepted: a model may generate it.
     """
     try:
         value = json.loads(
@@ -122,10 +122,10 @@ def read_json_lines(path: Path, *, surrogates: bool = False) -> Iterator[tuple[i
 
 
 class PlainLoader(yaml.SafeLoader):
-    """The safe loader; an alias, or a key given twice, is a fault."""
+    """The safe loader, without aliases and without keys given twice."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """As in the parent class, but for aliases."""
+        """Compose a node; an alias is refused."""
         if self.check_event(yaml.AliasEvent):
             raise yaml.constructor.ConstructorError(
                 None, None, "aliases are not read", self.peek_event().start_mark
@@ -133,7 +133,7 @@ class PlainLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """As in the parent class, but for a key given twice."""
+        """Construct a mapping; a key given twice is refused."""
         seen: set[str] = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
@@ -214,5 +214,5 @@ def _check_text(text: str) -> None:
 
 def _without(error: UserError, path: Path) -> str:
     """The message with the file's name before it, once."""
-    said = str(error)
-    return said if said.startswith(str(path)) else f"{path}: {said}"
+    message = str(error)
+    return message if message.startswith(str(path)) else f"{path}: {message}"

@@ -1,6 +1,6 @@
-"""Files written whole or not at all, whatever happens: a kill, a full disk, a power cut.
+"""Files written completely or not at all: also after a kill, a full disk, a power cut.
 
-The content goes to a temporary file beside its target, is flushed to the disk, and is moved into
+The content goes to a temporary file next to its target, is flushed to the disk, and is moved into
 place; then the directory is flushed too, so that the new name itself is not lost. A reader sees
 the old file or the new one, and nothing else.
 """
@@ -14,11 +14,11 @@ from pathlib import Path
 from interp.errors import UserError
 
 LEFTOVER = re.compile(r"\..+\.\d+\.part")
-"""The names of temporary files; a killed process leaves them behind."""
+"""Names of temporary files, which a killed process leaves behind."""
 
 
 def write_whole(target: Path, content: bytes) -> Path:
-    """Write a file. Raises UserError if that cannot be done; the old file is then still there."""
+    """Write a file. Raises UserError if that fails; the old file is then unchanged."""
     beside = beside_of(target)
     try:
         beside.unlink(missing_ok=True)  # a link to elsewhere would be written through

@@ -1,4 +1,4 @@
-"""``--engine``: where the shards of a run are made."""
+"""``--engine``: where the shards of a run are computed."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext

@@ -1,9 +1,10 @@
-"""Which run a directory holds: one run a directory.
+"""The identity of a run: one run per directory.
 
 What decides a run's outcome (settings, fingerprints of model, tokenizer and chat template, the
-data's hash, the prompts' tokens) is written into it first, as its identity. The same command again
-takes up what is there; another is refused. So is a run of an older version, which did not note
-tokenizer and prompts: what it left can be read, but nobody can tell whether more would fit to it.
+data's hash, the prompts' tokens) is written into the directory first, as the run's identity. The
+same command again continues the run; another command is refused. So is the continuation of a run of
+an older version, which did not record tokenizer and prompts: its results can be read, but new ones
+might not belong to them.
 """
 
 from collections.abc import Mapping
@@ -63,7 +64,7 @@ def check_run(run: Path, file: str, identity: Mapping[str, Any]) -> None:
 
 
 def model_identity(model: HookedModel) -> dict[str, Any]:
-    """What a run's identity holds of its hooked model and of its tokenizer."""
+    """The entries of a run's identity for its hooked model and tokenizer."""
     info = model_info(model)
     return {
         "fingerprint": info.fingerprint,
@@ -90,19 +91,19 @@ def conditions(model: HookedModel) -> dict[str, str]:
 
 
 def conditions_digest(model: HookedModel) -> str:
-    """The conditions as one text."""
+    """One digest of the conditions."""
     return digest_of(conditions(model))
 
 
 def check_finished(run: Path, file: str, identity: Mapping[str, Any]) -> None:
-    """`check_run` for a run that is given back as it is: an older version's too, with a warning."""
+    """`check_run` for a finished run, which may be an older version's, with a warning."""
     before = read_json(run / file) if (run / file).is_file() else identity
     warn_of_older(run, before, identity)
     check_run(run, file, comparable(before, identity))
 
 
 def _is_something(path: Path) -> bool:
-    """Whether a file is more than what a process leaves that was killed before it began."""
+    """Whether a file is more than the leftovers of a process that was killed as it began."""
     if path.is_dir():
         return any(path.iterdir())
     return path.name not in (LOCK, HOLDER) and LEFTOVER.fullmatch(path.name) is None
@@ -126,7 +127,7 @@ def begin_run(run: Path, file: str, identity: Mapping[str, Any]) -> None:
 def claim_run(
     run: Path, file: str, identity: Mapping[str, Any], *, beside: Mapping[str, Any] | None = None
 ) -> None:
-    """`check_run`, then `begin_run`: for a run that needs nothing else before it begins.
+    """`check_run`, then `begin_run`.
 
     Args:
         beside: written with the identity, but not compared.

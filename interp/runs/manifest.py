@@ -1,4 +1,4 @@
-"""What a run was: model, versions, seeds and prompts, so that it can be checked and repeated."""
+"""The manifest of a run: model, versions, seeds and prompts, to check and to repeat it."""
 
 import sys
 from collections.abc import Mapping
@@ -27,9 +27,9 @@ def write_manifest(
     """Write manifest.json.
 
     Args:
-        model: a hooked model, or a description, such as `describe_hf_model` makes.
-        prompts: the file of the run whose hash stands for its prompts; None if there is none.
-        more: added as it is: the run's settings, say.
+        model: a hooked model, or a description, such as `describe_hf_model` returns.
+        prompts: the file of the run that holds its prompts, for their hash; None if there is none.
+        more: further entries, such as the run's settings.
     """
     content = {
         **(model if isinstance(model, Mapping) else describe_model(model)),
@@ -43,7 +43,7 @@ def write_manifest(
 
 
 def describe_model(model: HookedModel) -> dict[str, Any]:
-    """What a manifest says of a hooked model: which one it is, how it runs, how it is asked."""
+    """The entries for a hooked model: which one it is, how it runs, how it is prompted."""
     info = asdict(model_info(model))
     how = {key: info.pop(key) for key in ("dtype", "device", "attn_implementation")}
     return {"model": info, **how, **asking_identity(model.original_model, model.tokenizer)}
@@ -52,7 +52,7 @@ def describe_model(model: HookedModel) -> dict[str, Any]:
 def describe_hf_model(
     hf_model: Any, tokenizer: Any, *, spec: str, fingerprint: str
 ) -> dict[str, Any]:
-    """The same of a transformers model, which does not know what it was asked for by."""
+    """The entries for a transformers model, which does not know its own spec."""
     return {
         "model": {"spec": spec, "fingerprint": fingerprint},
         "dtype": str(hf_model.dtype).removeprefix("torch."),
@@ -73,15 +73,16 @@ def read_manifest(run: Path) -> dict[str, Any]:
 
 
 def recorded_model(run: Path) -> dict[str, Any]:
-    """What a run's manifest says of its model. Raises UserError where it does not say it."""
+    """The model in a run's manifest. Raises UserError if it is missing there."""
     shape = {"model": {"spec": str, "fingerprint": str}}
     return check_shape(read_manifest(run), shape, str(run / "manifest.json"))["model"]
 
 
 def check_same_model(run: Path, model: HookedModel) -> None:
-    """Raise if a run directory was made with another model, tokenizer or chat template than these.
+    """Raise UserError if a run was made with another model, tokenizer or chat template.
 
-    A run of an older version did not note the last two: that is said, and they are not compared.
+    A run of an older version did not record the last two: a warning says so, and they are not
+    compared.
     """
     recorded = recorded_model(run)
     info = model_info(model)
@@ -95,11 +96,10 @@ def check_same_model(run: Path, model: HookedModel) -> None:
 
 
 def check_same_asking(run: Path, now: Mapping[str, Any]) -> None:
-    """Raise if a run's manifest says something else of how its model was asked.
+    """Raise UserError if a run's manifest has other values of these entries.
 
     Args:
-        now: keys of a manifest; one that the manifest lacks, as an older version did not write it,
-            is warned of.
+        now: entries of a manifest; one that the manifest of an older version lacks gives a warning.
     """
     manifest = read_manifest(run)
     warn_of_older(run, manifest, now)

@@ -1,8 +1,8 @@
-"""What a run's prompts hang on beside the data: the tokenizer, the chat template, the tokens.
+"""What a run's prompts depend on besides the data: the tokenizer, the chat template, the tokens.
 
-All of it belongs to a run's identity and stands in its manifest: the fingerprints of tokenizer and
-template, the tokens that end an answer, and a digest of the prompts as they are rendered and
-tokenized, which also sees what a template reads of the world.
+All of it is part of a run's identity and of its manifest: the fingerprints of tokenizer and
+template, the tokens that end an answer, and a digest of the rendered and tokenized prompts, which
+also covers what a template reads from elsewhere, such as the date.
 """
 
 import logging
@@ -25,13 +25,13 @@ WORDS = {
     ENDS: "the tokens that end an answer",
     PROMPTS: "the prompts' tokens",
 }
-"""What messages call these keys, which older versions did not write."""
+"""The names of these keys in messages; older versions did not write them."""
 _FINGERPRINT = re.compile("[0-9a-f]{64}")
 _LONGEST = 60
 
 
 def first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """Of what differs from before the first, in words; causes stand before what follows from them.
+    """The first difference, in words; causes come before what follows from them.
 
     Keys that are not in ``now`` are not compared.
     """
@@ -43,12 +43,12 @@ def first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str |
 
 
 def comparable(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """Of now what can be compared with what an older version wrote."""
+    """The entries of ``now`` that an older version, which wrote ``before``, recorded too."""
     return {key: now[key] for key in now if key in before or key not in WORDS}
 
 
 def warn_of_older(run: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Say that a run is read though an older version did not note all that now decides prompts."""
+    """Warn that an older version did not record everything that now decides prompts."""
     if unknown := not_noted(before, now):
         logger.warning(
             "%s was made by an older version, which did not note %s: taken to be the same now",
@@ -58,12 +58,12 @@ def warn_of_older(run: Path, before: Mapping[str, Any], now: Mapping[str, Any]) 
 
 
 def not_noted(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """The first, in words, of what an older version did not write into an identity."""
+    """The first entry, in words, that an older version did not write into an identity."""
     return next((WORDS[key] for key in WORDS if key in now and key not in before), None)
 
 
 def _short(value: Any) -> str:
-    """A value in a message; of a fingerprint the beginning tells enough."""
+    """A value in a message, where the beginning of a fingerprint is enough."""
     if isinstance(value, str) and _FINGERPRINT.fullmatch(value):
         return f"{value[:12]}…"
     text = repr(value)
@@ -71,7 +71,7 @@ def _short(value: Any) -> str:
 
 
 def tokenizer_identity(tokenizer: Any) -> dict[str, Any]:
-    """Fingerprints of a tokenizer and of its chat template, as an identity holds them."""
+    """The entries of an identity for a tokenizer and its chat template."""
     return {
         TOKENIZER: tokenizer_fingerprint(tokenizer),
         TEMPLATE: template_fingerprint(tokenizer),
@@ -85,10 +85,10 @@ def end_tokens(hf_model: Any) -> list[int]:
 
 
 def asking_identity(hf_model: Any, tokenizer: Any) -> dict[str, Any]:
-    """All but the prompts themselves: tokenizer, chat template, and the ends of answers."""
+    """The entries for tokenizer, chat template, and end tokens of answers."""
     return {**tokenizer_identity(tokenizer), ENDS: end_tokens(hf_model)}
 
 
 def noted_prompts(recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """What a manifest takes over from a run's identity: the prompts' digest, and their moment."""
+    """The entries that a manifest copies from an identity: the prompts' digest and moment."""
     return {key: recorded[key] for key in (PROMPTS, MOMENT) if key in recorded}

@@ -27,7 +27,7 @@ IN_FLIGHT = 2
 """Shards that a worker has at a time: one to work on, one that waits."""
 REACH_SECONDS = 10
 RESTARTS = 3
-"""How often a worker is started again, and a shard given out again."""
+"""How often a worker is started again, and a shard assigned again."""
 
 
 def import_ray() -> Any:
@@ -44,7 +44,7 @@ def import_ray() -> Any:
 
 
 class Worker:
-    """What runs in a worker's process; made into an actor by ``RayEngine``."""
+    """Runs in a worker's process, as an actor of ``RayEngine``."""
 
     def __init__(
         self,
@@ -79,12 +79,12 @@ class Worker:
 
 
 class RayEngine:
-    """Makes shards on the workers of a Ray cluster. A context manager: leaving it ends the workers.
+    """Computes shards on the workers of a Ray cluster. A context manager that ends the workers.
 
     Args:
         load: makes the model on a worker; pickled.
-        identify: the fingerprint of what ``load`` makes; a function of a module.
-        expected: what that must be.
+        identify: gives the model's fingerprint; a function at module level.
+        expected: the fingerprint that every worker must find.
         address: of a running cluster, such as ``auto`` or ``ray://host:10001``.
         workers: how many; by default as many as the cluster's processors (or GPUs) allow.
         gpus: of each worker.
@@ -126,7 +126,7 @@ class RayEngine:
     def run(
         self, work: Callable[[Any, Any], Shard], jobs: Iterable[tuple[int, Any]]
     ) -> Iterator[tuple[int, Shard]]:
-        """``work(model, job)`` for every numbered job, as they are done.
+        """``work(model, job)`` for every numbered job, in the order in which they finish.
 
         Raises:
             UserError: the worker's own; a cluster that cannot be reached; workers that keep dying.
@@ -205,7 +205,7 @@ def reach(address: str | None) -> None:
 
 
 def room(resources: dict[str, float], threads: int, gpus: int) -> int:
-    """How many workers a cluster has room for; at least one, which may have to wait for it."""
+    """How many workers fit into a cluster; at least one, which may have to wait."""
     fitting = int(resources.get("CPU", 0)) // threads
     if gpus:
         fitting = min(fitting, int(resources.get("GPU", 0)) // gpus)

@@ -1,10 +1,10 @@
-"""Long work in shards: each is a whole file as soon as it is made, and none is made twice.
+"""Shards of a long sweep: each is a complete file once it is computed, and none is computed twice.
 
-The prompts of a sweep are cut into shards of a fixed size, which is part of what the sweep is:
-in which batch a prompt runs decides the last bits of its values, so that only equal shards give
-equal bytes, whether a run was interrupted or not and wherever its shards were made. A file holds
-its checksum, its number and the digest of its sweep; a damaged one, and one of another sweep, is
-said and made again, never read as a result.
+The prompts of a sweep are cut into shards of a fixed size, which is part of the sweep's identity:
+the batch in which a prompt runs decides the last bits of its values, so that only equal shards give
+equal bytes, whether a run was interrupted or not and wherever its shards were computed. A file
+holds its checksum, its number and the digest of its sweep; a damaged file, and one of another
+sweep, is never read as a result: a warning says so, and the shard is computed again.
 """
 
 import hashlib
@@ -43,36 +43,36 @@ PACKAGES = (
 
 @runtime_checkable
 class Engine(Protocol):
-    """Where shards are made."""
+    """Where shards are computed."""
 
     def run(
         self, work: Callable[[Any, Any], Shard], jobs: Iterable[tuple[int, Any]]
     ) -> Iterator[tuple[int, Shard]]:
-        """``work(model, job)`` for every numbered job, in whatever order they are done."""
+        """``work(model, job)`` for every numbered job, in the order in which they finish."""
         ...
 
 
 @dataclass(frozen=True)
 class InProcess:
-    """The engine that makes one shard after the other with a model in this process."""
+    """The engine that computes one shard after the other with a model in this process."""
 
     model: HookedModel
 
     def run(
         self, work: Callable[[Any, Any], Shard], jobs: Iterable[tuple[int, Any]]
     ) -> Iterator[tuple[int, Shard]]:
-        """See ``Engine``."""
+        """``work(model, job)`` for every numbered job, in order."""
         for number, job in jobs:
             yield number, work(self.model, job)
 
 
 @dataclass(frozen=True)
 class ShardStore:
-    """The files of one sweep in a directory that several may share.
+    """The files of one sweep, in a directory that several sweeps may share.
 
     Attributes:
         folder: the directory; made with the first shard.
-        identity: everything that decides what the shards hold, as JSON can hold it.
+        identity: everything that decides the content of the shards, as JSON can hold it.
         n_shards: how many there are.
     """
 
@@ -82,27 +82,28 @@ class ShardStore:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the identity, the number of shards, and the versions that make them."""
-        whole = {"identity": self.identity, "shards": self.n_shards, "versions": versions()}
-        return digest_of(whole)
+        """SHA-256 of the identity, the number of shards, and the packages' versions."""
+        return digest_of(
+            {"identity": self.identity, "shards": self.n_shards, "versions": versions()}
+        )
 
     def path(self, number: int) -> Path:
         """The file of one shard."""
         return self.folder / f"{self.digest[:12]}-{number:05d}.safetensors"
 
     def read(self, number: int) -> Shard | None:
-        """A finished shard, or None; one that cannot be relied on is warned of."""
+        """A finished shard; None, with a warning if it is damaged, where there is none."""
         path = self.path(number)
         try:
             tensors, texts = read_tensor_file(path)
             if (texts.get("sweep"), texts.get("shard")) != (self.digest, str(number)):
                 raise UserError("it belongs to another sweep")
-            # A model may have said half of a surrogate pair.
-            said = {
+            # A model's answer may contain half of a surrogate pair.
+            found = {
                 name: parse_json(texts.get(name, ""), surrogates=True) for name in ("texts", "kept")
             }
-            check_shape(said, {"texts": [str], "kept": {}}, "what it says of itself")
-            return Shard(tensors, texts=said["texts"], kept=said["kept"])
+            check_shape(found, {"texts": [str], "kept": {}}, "its metadata")
+            return Shard(tensors, texts=found["texts"], kept=found["kept"])
         except FileNotFoundError:
             return None
         except UserError as error:
@@ -110,7 +111,7 @@ class ShardStore:
             return None
 
     def finished(self, number: int) -> Shard:
-        """A shard that was just made or read. Raises UserError if it cannot be relied on now."""
+        """A shard that was just written or read. Raises UserError if it is damaged now."""
         shard = self.read(number)
         if shard is None:
             raise UserError(
@@ -119,7 +120,7 @@ class ShardStore:
         return shard
 
     def write(self, number: int, shard: Shard) -> None:
-        """Keep a shard. Raises UserError if it cannot be written."""
+        """Write a shard to its file. Raises UserError if that fails."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -200,14 +201,14 @@ def _check_fits(shard: Shard, first: Shard, n_prompts: int) -> None:
 
 
 def remove_shards(folder: Path) -> None:
-    """Remove the shards of sweeps that are finished, and the directory above if that is all."""
+    """Remove the shards of finished sweeps, and the directory above if it is then empty."""
     shutil.rmtree(folder, ignore_errors=True)
     with suppress(OSError):  # others are left in it, or it was never made
         folder.parent.rmdir()
 
 
 def digest_of(content: Any) -> str:
-    """SHA-256 of what JSON can hold, whatever the order of its keys."""
+    """SHA-256 of a JSON value, independent of the order of its keys."""
     text = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
