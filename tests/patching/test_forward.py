@@ -158,7 +158,7 @@ def test_a_model_that_gives_nan_names_the_layer(hf_factory: Any, plain_tokenizer
 
 @pytest.mark.parametrize("start", [-1, 11])
 def test_a_start_outside_the_prompts_is_refused(tiny_llama: HookedModel, start: int) -> None:
-    words = f"start is at least 0, not {start}|starts at column {start}, the prompts have 11"
+    words = f"start is at least 0, not {start}|starts at position {start}, the prompts have 11"
     with pytest.raises(UserError, match=words):
         record_run(tiny_llama, TokenBatch.from_lists(PROMPTS), start=start)
 
