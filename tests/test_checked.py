@@ -12,9 +12,9 @@ from torch import Tensor
 
 from interp.arguments import (
     as_path,
+    check_choice,
     listed,
     of_kind,
-    one_of,
     pairs_of_numbers,
     real_number,
     whole_number,
@@ -101,7 +101,7 @@ def test_what_annotations_do_not_say_is_left_alone() -> None:
         (lambda: pairs_of_numbers("heads", [0, 1]), "heads are pairs"),
         (lambda: pairs_of_numbers("heads", [(0.5, 1)]), "heads are pairs"),
         (lambda: of_kind("edit", 3, Path, advice="make one"), "edit is a Path, not 3: make one"),
-        (lambda: one_of("mode", "loud", ["soft"]), "unknown mode 'loud'; known: soft"),
+        (lambda: check_choice("mode", "loud", ["soft"]), "unknown mode 'loud'; known: soft"),
         (lambda: as_path("path", b"x"), "path is a path"),
     ],
 )
