@@ -37,7 +37,7 @@ DETECTION_SHAPE = {
     "calibration_error": float,
     "n": int,
 }
-"""What of detection.json is shown; see `interp.files.check_shape`."""
+"""What of detection.json is shown; see `interp.files.shape.check_shape`."""
 
 
 def grid_figure(table: pd.DataFrame, *, axis: str, hook: str) -> go.Figure:

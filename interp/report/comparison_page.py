@@ -66,7 +66,7 @@ _SHAPE = {
         }
     },
 }
-"""What of comparison.json is shown; see `interp.files.check_shape`."""
+"""What of comparison.json is shown; see `interp.files.shape.check_shape`."""
 
 
 def check_comparison(content: Any, where: str) -> dict[str, Any]:

@@ -27,7 +27,7 @@ _SHAPE = {
         )
     ),
 }
-"""What of summary.json is shown; see `interp.files.check_shape`."""
+"""What of summary.json is shown; see `interp.files.shape.check_shape`."""
 
 
 def render_patch(

@@ -26,7 +26,7 @@ CALIBRATION_SHAPE = {
     **{"method": str, "slope": float, "intercept": float},
     **{"scores": [float], "probabilities": [float]},
 }
-"""What `Calibration.from_dict` takes; see `interp.files.check_shape`."""
+"""What `Calibration.from_dict` takes; see `interp.files.shape.check_shape`."""
 
 
 @dataclass(frozen=True)
