@@ -306,7 +306,7 @@ def measures_of(
         "fdr": settings.fdr,
         "measures": measures,
         "experts": {
-            "experts": sum(one.experts for one in records.projections),
+            "experts": sum(one.n_experts for one in records.projections),
             "tested": len(found.experts),
             "significant": int((found.experts["q_value"] <= settings.fdr).sum()),
         },

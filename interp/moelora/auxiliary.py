@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from interp.checked import checked
 from interp.errors import UserError
-from interp.moelora.layer import MoELoRALinear
+from interp.moelora.layer import NO_ADAPTER, adapted_layers
 from interp.moelora.losses import (
     contrastive_loss,
     expert_share,
@@ -26,7 +26,7 @@ from interp.moelora.losses import (
     output_products,
     router_z_loss,
 )
-from interp.moelora.recorder import Key, Recorder, Routed, Step
+from interp.moelora.recorder import Key, Routed, Step
 
 
 @dataclass(frozen=True)
@@ -112,17 +112,6 @@ def expert_load(model: nn.Module) -> ExpertLoad:
     return ExpertLoad(shares)
 
 
-def recorder_of(model: nn.Module) -> Recorder:
-    """The recorder of an adapted model; UserError if it has no MoELoRA adapter."""
-    for module in model.modules():
-        if isinstance(module, MoELoRALinear):
-            return module.recorder
-    raise UserError(
-        "the model has no MoELoRA adapter: add one with peft.get_peft_model(model, "
-        "MoELoRAConfig(...))"
-    )
-
-
 def terms_of(step: Step, several: list[Routed]) -> Float[Tensor, "projection term"]:
     """Load balance, contrastive and router z of each of these projections."""
     groups: defaultdict[tuple[Any, ...], list[int]] = defaultdict(list)
@@ -192,7 +181,10 @@ def _weights(routed: Routed) -> list[float]:
 
 
 def _last_step(model: nn.Module) -> Step:
-    step = recorder_of(model).step
+    layers = adapted_layers(model)
+    if not layers:
+        raise UserError(NO_ADAPTER)
+    step = layers[0].recorder.step
     if step is None or not step.kept:
         raise UserError(
             "there was no forward pass in training mode: call model.train(), run the model, and "

@@ -27,6 +27,7 @@ from transformers.pytorch_utils import Conv1D
 
 from interp.errors import UserError
 from interp.moelora.config import MoELoRAConfig
+from interp.moelora.losses import pairwise_cosines
 from interp.moelora.recorder import Recorder, Routed
 from interp.moelora.routing import (
     choose_experts,
@@ -39,6 +40,10 @@ NO_MERGE = (
     "a MoELoRA adapter cannot be merged into the weights: which experts act depends on the token; "
     "keep the adapter beside the model (save_pretrained saves it alone), and hook both with "
     "interp.moelora.hooked"
+)
+NO_ADAPTER = (
+    "the model has no MoELoRA adapter: add one with peft.get_peft_model(model, "
+    "MoELoRAConfig(...)), or load one with interp.moelora.load_adapter"
 )
 
 
@@ -63,6 +68,60 @@ class Experts:
 
     count: int
     config: MoELoRAConfig
+
+
+@dataclass(frozen=True)
+class ExpertWeights:
+    """The weights of one adapter in one projection, for reading what its experts do.
+
+    Attributes:
+        down: A of all experts.
+        up: B of all experts.
+        router: the router's weight.
+        r: rank of each expert.
+    """
+
+    down: Float[Tensor, "expert_rank d_in"]
+    up: Float[Tensor, "d_out expert_rank"]
+    router: Float[Tensor, "expert d_in"]
+    r: int
+
+    def router_logits(self, x: Float[Tensor, "*token d_in"]) -> Float[Tensor, "*token expert"]:
+        """The router's logits, in float32 or in float64 where the adapter is."""
+        dtype = torch.promote_types(self.router.dtype, torch.float32)
+        return F.linear(x.to(self.router.dtype).to(dtype), self.router.to(dtype))
+
+    def hidden(self, x: Float[Tensor, "token d_in"]) -> Float[Tensor, "token expert r"]:
+        """A x of each expert, in float32."""
+        hidden = F.linear(x.to(self.down.dtype), self.down).float()
+        return rearrange(hidden, "token (expert r) -> token expert r", r=self.r)
+
+    @property
+    def gram(self) -> Float[Tensor, "expert r expert r"]:
+        """BᵀB, the dot products between the columns of the experts' up-projections, in float64."""
+        up = self.up.detach().double().cpu()
+        return rearrange(up.T @ up, "(i r) (j s) -> i r j s", r=self.r, s=self.r)
+
+    def cosines(
+        self, hidden: Float[Tensor, "token expert r"]
+    ) -> Float[Tensor, "token expert expert"]:
+        """The cosines between the experts' outputs of each token; 0 where an output is zero.
+
+        The outputs themselves are never computed: their dot products need only BᵀB.
+        """
+        up = rearrange(self.up.float(), "d_out (expert r) -> d_out expert r", r=self.r)
+        return pairwise_cosine(hidden, up)
+
+
+def pairwise_cosine(
+    hidden: Float[Tensor, "token expert r"], up: Float[Tensor, "d_out expert r"]
+) -> Float[Tensor, "token expert expert"]:
+    """The cosines between the outputs ``up @ hidden`` of a token's experts."""
+    gram = einsum(up, up, "d_out one r, d_out other s -> one r other s")
+    products = einsum(
+        hidden, gram, hidden, "token one r, one r other s, token other s -> token one other"
+    )
+    return pairwise_cosines(products)
 
 
 class MoELoRALinear(nn.Module, BaseTunerLayer):
@@ -116,16 +175,26 @@ class MoELoRALinear(nn.Module, BaseTunerLayer):
         result = self.base_layer(x, *args, **kwargs)
         if self.disable_adapters:
             return result
-        for adapter_name in self.active_adapters:
-            if adapter_name in self.experts:
-                result = self._adapted(result, x, adapter_name)
+        for adapter_name in self.adapters_in_use:
+            result = self._adapted(result, x, adapter_name)
         return result
+
+    @property
+    def adapters_in_use(self) -> list[str]:
+        """The active adapters that have experts in this projection."""
+        return [name for name in self.active_adapters if name in self.experts]
+
+    def weights(self, adapter_name: str) -> ExpertWeights:
+        """The weights of one adapter."""
+        weights = (self.moelora_A, self.moelora_B, self.moelora_router)
+        r = self.experts[adapter_name].config.r
+        return ExpertWeights(*(weight[adapter_name] for weight in weights), r)
 
     def added(
         self, x: Float[Tensor, "*token d_in"], hooks: ExpertHooks
     ) -> Float[Tensor, "*token d_out"]:
         """Only what the one active adapter adds, through the hook points."""
-        (adapter_name,) = (name for name in self.active_adapters if name in self.experts)
+        (adapter_name,) = self.adapters_in_use
         logits, hidden = self._project(x, adapter_name)
         return self._added_through(hooks, logits, hidden, adapter_name)
 
@@ -218,3 +287,29 @@ def sizes_of(layer: nn.Module) -> tuple[int, int]:
         f"MoELoRA adapts linear projections (torch.nn.Linear, transformers' Conv1D), not "
         f"{type(layer).__name__}: choose other target_modules"
     )
+
+
+def adapted_layers(model: nn.Module) -> list[MoELoRALinear]:
+    """The adapted projections of a model, in the order of its modules; perhaps none."""
+    return [module for module in model.modules() if isinstance(module, MoELoRALinear)]
+
+
+def layers_in_use(model: nn.Module) -> list[MoELoRALinear]:
+    """The adapted projections in which the one active adapter has experts.
+
+    Raises:
+        UserError: the model has no MoELoRA adapter, or none or several are active.
+    """
+    layers = adapted_layers(model)
+    if not layers:
+        raise UserError(NO_ADAPTER)
+    active = sorted({name for layer in layers for name in layer.adapters_in_use})
+    if len(active) > 1:
+        raise UserError(
+            f"{len(active)} adapters are active at once ({', '.join(active)}): choose one with "
+            "set_adapter"
+        )
+    found = [one for one in layers if one.adapters_in_use and not one.disable_adapters]
+    if not found:
+        raise UserError("no adapter is active: choose one with set_adapter")
+    return found

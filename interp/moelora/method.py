@@ -19,7 +19,7 @@ from torch import nn
 from interp.errors import UserError
 from interp.moelora.base_check import check_base, describe_base
 from interp.moelora.config import MoELoRAConfig
-from interp.moelora.layer import NO_MERGE, MoELoRALinear, sizes_of
+from interp.moelora.layer import NO_MERGE, MoELoRALinear, adapted_layers, sizes_of
 from interp.moelora.peft_type import MOELORA
 from interp.moelora.recorder import Recorder
 
@@ -50,7 +50,7 @@ class MoELoRAModel(BaseTuner):
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         except (ValueError, UserError) as error:
-            if not any(isinstance(module, MoELoRALinear) for module in model.modules()):
+            if not adapted_layers(model):
                 self._stop_watching()
             if isinstance(error, UserError):
                 raise

@@ -265,7 +265,7 @@ def test_projections_with_unlike_numbers_of_experts(
 ) -> None:
     adapted = adapted_of(num_experts=[2, 5, 3])
     records, _ = collect_routing(adapted, texts, plain_tokenizer, settings=QUICK, progress=False)
-    assert [one.experts for one in records.projections] == [2, 2, 5, 5, 3, 3]
+    assert [one.n_experts for one in records.projections] == [2, 2, 5, 5, 3, 3]
     for number, one in enumerate(records.projections):
         assert records.task_counts(number).shape == (3, one.experts)
         assert records.task_counts(number).sum() == 2 * records.n_tokens

@@ -11,13 +11,14 @@ from torch import Tensor
 from interp.errors import UserError
 from interp.moelora import MoELoRAConfig, auxiliary_losses
 from interp.moelora.data.encoding import IGNORED, AnswerCollator, EncodedExample
+from interp.moelora.layer import pairwise_cosine
 from interp.moelora.training.adapters import (
     adapt,
     check_method,
     equal_ranks,
     trainable_parameters,
 )
-from interp.moelora.training.similarity import expert_similarity, pairwise_cosine
+from interp.moelora.training.similarity import expert_similarity
 from interp.moelora.training.trainer import answer_loss, predicting_columns
 from interp.moelora.training.training import TrainingSettings, make_trainer
 

@@ -91,7 +91,7 @@ def routing_agreement(
         raise UserError("load and effects must share at least two tasks")
     caused = effects.to_dataframe()
     keys = [
-        (one.layer, target, one.module.rpartition(".")[2])
+        (one.layer, target, one.module_target)
         for one in effects.projections
         for target in dict.fromkeys(load["target"])
         if one.has_target(str(target))

@@ -22,7 +22,7 @@ from interp.forward.partial import Hook, RecordedRun, hooked, record_run
 from interp.models.hooked_model import HookedModel
 from interp.models.modes import with_gradients
 from interp.moelora.data.encoding import IGNORED, EncodedExample
-from interp.moelora.projections import Projection
+from interp.moelora.projections import AdaptedProjection
 from interp.precision import widened
 
 BATCH_TOKENS = 2048
@@ -94,7 +94,7 @@ class BareRun:
 
 @torch.no_grad()
 def run_bare(
-    model: HookedModel, answers: AnswerBatch, projections: Sequence[Projection]
+    model: HookedModel, answers: AnswerBatch, projections: Sequence[AdaptedProjection]
 ) -> BareRun:
     """Run a batch as it is; keep every layer's input, and which experts are used."""
     used: dict[str, Tensor] = {}
@@ -132,7 +132,10 @@ GateEdit = Callable[[Float[Tensor, "*token expert"], int], Float[Tensor, "*token
 
 
 def attribute_gates(
-    model: HookedModel, answers: AnswerBatch, projections: Sequence[Projection], edit: GateEdit
+    model: HookedModel,
+    answers: AnswerBatch,
+    projections: Sequence[AdaptedProjection],
+    edit: GateEdit,
 ) -> tuple[Float[Tensor, " example"], dict[str, Float[Tensor, "example expert"]]]:
     """Every example's loss, and its first-order change under an intervention on each expert alone.
 

@@ -40,7 +40,7 @@ from interp.jobs import RUN_HERE, JobRunner
 from interp.models.hooked_model import HookedModel
 from interp.moelora.data.encoding import EncodedExample, encode_example
 from interp.moelora.data.examples import Example
-from interp.moelora.projections import Projection, find_projection, projections_of
+from interp.moelora.projections import AdaptedProjection, find_projection, projections_of
 from interp.patching.result import PatchEffects
 from interp.precision import dtype_of, precision_of
 from interp.statistics.significance import MINIMUM_GROUPS, EffectStatistics, q_values
@@ -69,7 +69,7 @@ class ExpertEffects(Displayed):
     loss: PatchEffects
     accuracy: PatchEffects | None = None
     estimate: PatchEffects | None = None
-    projections: tuple[Projection, ...] | None = None
+    projections: tuple[AdaptedProjection, ...] | None = None
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -134,7 +134,7 @@ class ExpertEffects(Displayed):
         return {
             "projection": one.name,
             "layer": layer,
-            "target": one.module.rpartition(".")[2],
+            "target": one.module_target,
         }
 
     def plot(self, *, task: str | None = None, top: int = 30) -> go.Figure:
@@ -261,10 +261,10 @@ def _common(
 
 
 def _chosen(
-    projections: tuple[Projection, ...],
+    projections: tuple[AdaptedProjection, ...],
     layers: Iterable[int] | None,
     targets: Sequence[str] | None,
-) -> tuple[Projection, ...]:
+) -> tuple[AdaptedProjection, ...]:
     wanted = None if layers is None else set(layers)
     for target in targets or ():
         if not any(one.has_target(target) for one in projections):

@@ -31,7 +31,7 @@ from interp.jobs import SHARD, OutputSpec, Shard
 from interp.models.hooked_model import HookedModel
 from interp.moelora.data.encoding import EncodedExample, end_token
 from interp.moelora.data.examples import Example
-from interp.moelora.projections import Projection
+from interp.moelora.projections import AdaptedProjection
 from interp.moelora.training.scoring import is_right
 from interp.patching.variants import Variant, measure_runs, run_variants
 from interp.precision import result_dtype
@@ -55,7 +55,7 @@ class ExpertJob:
     """
 
     examples: tuple[EncodedExample, ...]
-    projections: tuple[Projection, ...]
+    projections: tuple[AdaptedProjection, ...]
     mode: ExpertMode = "off"
     factor: float = 0.0
     together: bool = False

@@ -19,7 +19,7 @@ from interp.errors import UserError
 from interp.forward.batch import TokenBatch, first_difference, in_batches
 from interp.forward.partial import HookFunction, RecordedRun, record_run, resume
 from interp.models.hooked_model import HookedModel
-from interp.moelora.projections import GATE, Projection, find_projection, projections_of
+from interp.moelora.projections import GATE, AdaptedProjection, find_projection, projections_of
 from interp.patching.metrics import Metric, can_take, check_metrics, metric_name
 from interp.patching.result import PatchEffects
 from interp.patching.variants import Variant, measure_runs, metrics_for, run_variants
@@ -121,7 +121,7 @@ def patch_experts(
 
 
 def _values_in(
-    model: HookedModel, run: RecordedRun, projection: Projection, what: Patched
+    model: HookedModel, run: RecordedRun, projection: AdaptedProjection, what: Patched
 ) -> dict[str, Tensor]:
     """By hook point, what the experts of a projection have there in a run."""
     points = [OUTPUT] if what == "output" else [OUTPUT, GATE]
@@ -139,7 +139,7 @@ def _values_in(
     return found
 
 
-def _patched(projection: Projection, source: Mapping[str, Tensor], expert: int) -> Variant:
+def _patched(projection: AdaptedProjection, source: Mapping[str, Tensor], expert: int) -> Variant:
     """One expert of a projection as it is in ``source``, by hook point."""
 
     def write(new: Tensor) -> HookFunction:
@@ -154,7 +154,7 @@ def _patched(projection: Projection, source: Mapping[str, Tensor], expert: int) 
     return Variant(_layer_of(projection), hooks)
 
 
-def _layer_of(projection: Projection) -> int:
+def _layer_of(projection: AdaptedProjection) -> int:
     """The layer of a projection that has one."""
     assert projection.layer is not None
     return projection.layer

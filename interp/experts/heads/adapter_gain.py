@@ -24,7 +24,6 @@ from interp.experts.heads.slices import (
     NO_ABLATION,
     ExpertHeadContribution,
     Part,
-    adapted_parts,
     components_of,
     slices_of,
     sweep_removals,
@@ -38,6 +37,7 @@ from interp.heads.locate import as_encoded
 from interp.heads.random_sets import random_head_sets
 from interp.heads.significance import mean_interval
 from interp.models.hooked_model import HookedModel
+from interp.moelora.projections import head_outputs
 from interp.patching.sweep import check_units
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import Premises, QuestionKind
@@ -176,7 +176,7 @@ def _adapted(
     model: HookedModel, slices: Sequence[ExpertHeadContribution]
 ) -> list[ExpertHeadContribution]:
     """Those in layers that have experts on the component."""
-    layers = {one: adapted_parts(model, one) for one in components_of(slices)}
+    layers = {one: head_outputs(model, one) for one in components_of(slices)}
     return [one for one in slices if one.layer in layers[one.component]]
 
 

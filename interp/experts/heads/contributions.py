@@ -29,13 +29,14 @@ from torch import Tensor
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.experts.heads.prompt_positions import PromptColumns, Where, prompt_columns
-from interp.experts.heads.slices import AdaptedPart, Part, adapted_parts, group_size
+from interp.experts.heads.slices import Part, check_part, group_size
 from interp.figures.expert_heads import contribution_figure
 from interp.forward.batch import Span, TokenBatch
 from interp.forward.hook_points import as_units, axis_of, count_units, hook_name
 from interp.forward.out_of_memory import over_parts
 from interp.forward.partial import Hook, HookFunction, hooked, tail_logits
 from interp.models.hooked_model import HookedModel
+from interp.moelora.projections import HeadOutputs, head_outputs
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import Premises, QuestionKind
 from interp.progress import progress_bar
@@ -219,8 +220,9 @@ class _Sums:
     def __init__(self, model: HookedModel, component: Part, n_prompts: int) -> None:
         self.component: Part = component
         self.group_size = group_size(model, component)
-        self.parts = adapted_parts(model, component)
-        n_experts = max(part.n_experts for part in self.parts.values())
+        check_part(component)
+        self.parts = head_outputs(model, component)
+        n_experts = max(part.projection.n_experts for part in self.parts.values())
         shape = (n_prompts, len(model.blocks), count_units(model, component))
         self.own, self.dot = (torch.full((*shape, n_experts), torch.nan) for _ in range(2))
         self.gate = torch.full((*shape[:2], n_experts), torch.nan)
@@ -233,7 +235,7 @@ class _Sums:
         found: list[Hook] = []
         for layer, part in self.parts.items():
             for point in ("gate", "expert_out"):
-                found.append((f"{part.points}.hook_{point}", self._note(layer, point)))
+                found.append((getattr(part.projection, point), self._note(layer, point)))
             found.append((hook_name(self.component, layer), self._sum(layer, part, prompts, at)))
         return found
 
@@ -253,7 +255,7 @@ class _Sums:
         return lambda value, hook: self._keep(layer, point, value)
 
     def _sum(
-        self, layer: int, part: AdaptedPart, prompts: Int[Tensor, " prompt"], at: Tensor
+        self, layer: int, part: HeadOutputs, prompts: Int[Tensor, " prompt"], at: Tensor
     ) -> HookFunction:
         def add(value: Tensor, hook: Any) -> None:
             row = at.nonzero()[:, 0]
@@ -273,7 +275,7 @@ class _Sums:
                 counts = at.sum(dim=1).double().reshape(-1, *[1] * (of_tokens.ndim - 1))
                 return (sums.index_add_(0, row, of_tokens) / counts).float().cpu()
 
-            experts = slice(0, part.n_experts)
+            experts = slice(0, part.projection.n_experts)
             self.own[prompts, layer, :, experts] = mean((c * c).sum(dim=-1))
             self.dot[prompts, layer, :, experts] = mean((c * y[:, :, None]).sum(dim=-1))
             self.gate[prompts, layer, experts] = mean(gate)

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from interp.errors import UserError
 from interp.forward.batch import TokenBatch, in_batches
@@ -22,8 +22,8 @@ from interp.forward.hook_points import count_units
 from interp.forward.partial import Hook, HookFunction, record_run
 from interp.heads.headset import Head
 from interp.models.hooked_model import HookedModel
-from interp.moelora.layer import MoELoRALinear
-from interp.moelora.projections import projections_of
+from interp.moelora.projections import HeadOutputs, head_outputs, projections_of
+from interp.moved import old_names
 from interp.patching.edits import HeadEdit, take_edit
 from interp.patching.metrics import Metric, check_metrics
 from interp.patching.variants import Variant, measure_runs, metrics_for, run_variants
@@ -58,25 +58,6 @@ class ExpertHeadContribution:
         return f"{self.component} {self.layer}.{self.unit} {whose}"
 
 
-@dataclass(frozen=True)
-class AdaptedPart:
-    """The queries, keys or values of one layer, whose projection has experts.
-
-    Attributes:
-        points: the hook points' common beginning, such as ``blocks.3.attn.q.moelora``.
-        columns: Int[unit d_head], of ``hook_expert_out``.
-        width: how many columns ``hook_expert_out`` has.
-        base: the module that gives the part's output without experts.
-        n_experts: how many experts the projection has.
-    """
-
-    points: str
-    columns: Int[Tensor, "unit d_head"]
-    width: int
-    base: nn.Module
-    n_experts: int
-
-
 NO_ABLATION = Variant(0)
 """The adapted model as it is."""
 
@@ -105,43 +86,6 @@ def slices_of(
     return list(dict.fromkeys(found))
 
 
-def adapted_parts(model: HookedModel, component: Part) -> dict[int, AdaptedPart]:
-    """By layer, the adapted projections that give this component.
-
-    Raises:
-        UserError: a model without experts, or without any on this projection.
-    """
-    check_part(component)
-    known = {one.name: one for one in projections_of(model)}
-    found = {}
-    for layer, block in enumerate(model.blocks):
-        original = getattr(block.attn, component)._modules.get("_original_component")
-        if isinstance(original, MoELoRALinear):
-            name, base = f"blocks.{layer}.attn.{component}", original.base_layer
-            width, columns = original.out_features, torch.arange(original.out_features)
-        elif isinstance(original, nn.Module) and "shared" in original._modules:
-            # A joint projection that TransformerLens split: this part has some of its columns.
-            part: Any = original
-            name, base = f"blocks.{layer}.attn.qkv", part.split
-            width, columns = part.shared.layer.out_features, part.columns
-        else:
-            continue
-        if name in known:
-            found[layer] = AdaptedPart(
-                f"{name}.moelora",
-                columns.reshape(count_units(model, component), -1),
-                width,
-                base,
-                known[name].n_experts,
-            )
-    if not found:
-        targets = ", ".join(dict.fromkeys(one.target for one in known.values()))
-        raise UserError(
-            f"no {component} projection has experts; this adapter has them on {targets}"
-        )
-    return found
-
-
 def without_slices(model: HookedModel, slices: Iterable[ExpertHeadContribution]) -> Variant:
     """The model with these slices of ``hook_expert_out`` zero, at every position.
 
@@ -149,13 +93,13 @@ def without_slices(model: HookedModel, slices: Iterable[ExpertHeadContribution])
         UserError: a head or an expert that the model does not have, or a layer without experts.
     """
     slices = list(slices)
-    parts = {component: adapted_parts(model, component) for component in components_of(slices)}
+    parts = {component: head_outputs(model, component) for component in components_of(slices)}
     masks: dict[str, Tensor] = {}
     for one in slices:
         part = _checked(parts[one.component], one)
-        empty = torch.zeros(part.n_experts, part.width, dtype=torch.bool)
-        mask = masks.setdefault(f"{part.points}.hook_expert_out", empty)
-        rows = range(part.n_experts) if one.expert is None else [one.expert]
+        empty = torch.zeros(part.projection.n_experts, part.width, dtype=torch.bool)
+        mask = masks.setdefault(part.projection.expert_out, empty)
+        rows = range(part.projection.n_experts) if one.expert is None else [one.expert]
         for expert in rows:
             mask[expert, part.columns[one.unit].cpu()] = True
     hooks = tuple((name, _zeroed(mask)) for name, mask in masks.items())
@@ -176,7 +120,7 @@ def components_of(slices: Iterable[ExpertHeadContribution]) -> dict[Part, None]:
     return dict.fromkeys(one.component for one in slices)
 
 
-def _checked(parts: dict[int, AdaptedPart], one: ExpertHeadContribution) -> AdaptedPart:
+def _checked(parts: dict[int, HeadOutputs], one: ExpertHeadContribution) -> HeadOutputs:
     """The part that a slice is of, if there is such a slice."""
     if one.layer not in parts:
         layers = ", ".join(map(str, parts))
@@ -188,8 +132,10 @@ def _checked(parts: dict[int, AdaptedPart], one: ExpertHeadContribution) -> Adap
     units = len(part.columns)
     if not 0 <= one.unit < units:
         raise UserError(f"{one.name!r} does not exist: the heads are 0 to {units - 1}")
-    if one.expert is not None and not 0 <= one.expert < part.n_experts:
-        raise UserError(f"{one.name!r} does not exist: the experts are 0 to {part.n_experts - 1}")
+    if one.expert is not None and not 0 <= one.expert < part.projection.n_experts:
+        raise UserError(
+            f"{one.name!r} does not exist: the experts are 0 to {part.projection.n_experts - 1}"
+        )
     return part
 
 
@@ -258,3 +204,6 @@ def _edited(
         acting[:, chosen] = True
         hooks.append(own.hook(layer, rows, acting.to(prompts.device), 0))
     return Variant(min(by_layer, default=0), tuple(hooks))
+
+
+__getattr__ = old_names(__name__)

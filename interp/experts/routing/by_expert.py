@@ -36,7 +36,9 @@ def expert_table(
         )
         low, high = jackknife(value, without)
         together = domain_specialization(counts.sum(axis=0), top_k=top_k)
-        null = domain_specialization(texts[:, number, :, : one.experts].astype(float), top_k=top_k)
+        null = domain_specialization(
+            texts[:, number, :, : one.n_experts].astype(float), top_k=top_k
+        )
         found = p_value(value - together, null - together, "two-sided")
         parts.append(
             pd.DataFrame(

@@ -97,7 +97,7 @@ def collect_part(
         bar = stack.enter_context(
             progress_bar(total=total, unit="tok", description="routing", shown=progress)
         )
-        stack.enter_context(observing(pass_.layers, pass_.see))
+        stack.enter_context(observing(pass_.layers, pass_.on_input))
         check_prompts(base_of(model), [one.tokens for one in corpus.texts])
         pass_.runner = Runner(model, corpus.texts[0].tokens[: corpus.prefix])
         for batch in pass_.batches(number):

@@ -6,7 +6,7 @@ nothing of a token is kept, unless a file for it is asked for.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 from zlib import crc32
@@ -19,13 +19,7 @@ from interp.arguments import whole_number
 from interp.errors import UserError
 from interp.experts.routing.corpus import LabelledCorpus
 from interp.experts.routing.counter import RoutingCounter, TokenLabels
-from interp.experts.routing.observe import (
-    adapted_layers,
-    base_of,
-    experts_of,
-    projection_of,
-    router_logits,
-)
+from interp.experts.routing.observe import base_of
 from interp.experts.routing.records import RoutingRecords
 from interp.experts.routing.similarity import OutputMoments
 from interp.experts.routing.tables import Sizes
@@ -33,7 +27,8 @@ from interp.experts.routing.token_class import token_class, token_texts
 from interp.experts.routing.token_file import TokenFile
 from interp.experts.routing.untrained import UntrainedRouters
 from interp.forward.batch import by_length
-from interp.moelora.layer import MoELoRALinear
+from interp.moelora.layer import layers_in_use
+from interp.moelora.projections import AdaptedProjection
 
 FOLDS = 10
 UNITS = 256
@@ -104,17 +99,21 @@ class RoutingPass:
         self, model: Any, corpus: LabelledCorpus, tokenizer: Any, settings: CollectSettings
     ) -> None:
         self.corpus, self.settings = corpus, settings
-        self.layers = adapted_layers(model)
-        self.projections = tuple(projection_of(one) for one in self.layers)
+        self.layers = layers_in_use(base_of(model))
+        found = [AdaptedProjection.of_layer(one) for one in self.layers]
+        # The tables count a projection outside the layers as one of layer 0.
+        self.projections = tuple(replace(one, layer=one.layer or 0) for one in found)
+        (adapter,) = self.layers[0].adapters_in_use
+        config = self.layers[0].experts[adapter].config
+        self.weights = [layer.weights(adapter) for layer in self.layers]
         _check_length(base_of(model), corpus)
         self.ids = corpus.frequent_ids(settings.ids)
         self.id_texts = token_texts(tokenizer, self.ids)
         self.class_of, self.row_of = _by_id(corpus, self.ids, tokenizer)
         self.unit_of, self.unit_task, self.unit_fold = _units(corpus, settings)
-        config = experts_of(self.layers[0]).config
         self.sizes = Sizes(
             projections=len(self.layers),
-            experts=max(one.experts for one in self.projections),
+            experts=max(one.n_experts for one in self.projections),
             top_k=config.top_k,
             tasks=len(corpus.tasks),
             folds=settings.folds,
@@ -124,7 +123,7 @@ class RoutingPass:
             id_routers=settings.id_routers,
         )
         self.counter = RoutingCounter(self.sizes, renormalize=config.renormalize)
-        self.moments = OutputMoments(self.layers, self.projections)
+        self.moments = OutputMoments(self.weights, self.projections)
         self.untrained = UntrainedRouters(settings.routers, seed=settings.seed)
         self.shared: dict[int, int] = {}
         self.file: TokenFile | None = None
@@ -204,7 +203,7 @@ class RoutingPass:
             self.file.end()
         self.batch = None
 
-    def see(self, number: int, layer: MoELoRALinear, given: Tensor) -> None:
+    def on_input(self, number: int, given: Tensor) -> None:
         """Count what a projection's routers make of its input."""
         batch = self.batch
         if batch is None:
@@ -212,17 +211,17 @@ class RoutingPass:
         batch.ran.add(number)
         # The columns that all texts share may have been run before.
         x = given[batch.counted[:, -given.shape[1] :].to(given.device)]
-        logits = router_logits(layer, x).cpu()
+        logits = self.weights[number].router_logits(x).cpu()
         gates, chosen = self.counter.add(number, logits, batch.labels)
-        self.moments.add(number, layer, x[batch.sampled.to(x.device)])
+        self.moments.add(number, x[batch.sampled.to(x.device)])
         if self.file is not None:
             self.file.add(number, gates.gather(-1, chosen), chosen)
         if not self.settings.routers:
             return
         # Queries and values read the same hidden states; so do their untrained routers.
         before = batch.latest
-        experts = self.projections[number].experts
-        alike = before is not None and self.projections[before[0]].experts == experts
+        experts = self.projections[number].n_experts
+        alike = before is not None and self.projections[before[0]].n_experts == experts
         if before is not None and before[1] is given and alike:
             self.shared[number] = before[0]
             return

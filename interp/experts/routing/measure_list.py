@@ -48,7 +48,7 @@ class Counts:
 def counts_of(records: RoutingRecords, number: int, *, without: int | None = None) -> Counts:
     """The counts of a projection's own router, perhaps without one fold of the texts."""
     tables, sizes = records.tables, records.sizes
-    experts = records.projections[number].experts
+    experts = records.projections[number].n_experts
     keep = np.arange(sizes.folds) != (-1 if without is None else without)
     units = np.array([keep[fold] for fold in records.unit_fold])
     task = np.zeros((sizes.tasks, experts))
@@ -72,7 +72,7 @@ def counts_of(records: RoutingRecords, number: int, *, without: int | None = Non
 
 def random_counts(records: RoutingRecords, number: int) -> list[Counts]:
     """The counts of each untrained router that read what this projection reads."""
-    tables, experts = records.tables, records.projections[number].experts
+    tables, experts = records.tables, records.projections[number].n_experts
     follows = float(tables.cell_follows.sum())
     return [
         Counts(

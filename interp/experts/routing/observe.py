@@ -5,26 +5,21 @@ unembedding, a fifth of a small model's work, is left out; what all texts begin 
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
-
-from interp.errors import UserError
-from interp.experts.routing.records import Projection
-from interp.moelora.layer import Experts, MoELoRALinear
-from interp.moelora.method import layer_of
 
 LEAST_SHARED = 4
 """A beginning of fewer tokens is not worth a cache."""
 
-See = Callable[[int, MoELoRALinear, Tensor], None]
+OnInput = Callable[[int, Tensor], None]
 
 
 def base_of(model: Any) -> Any:
@@ -35,65 +30,16 @@ def base_of(model: Any) -> Any:
     return model if original is None else original
 
 
-def adapted_layers(model: Any) -> tuple[MoELoRALinear, ...]:
-    """The adapted projections with their one active adapter, in the order of the modules.
-
-    Raises UserError if there are none, or if none or several adapters are active.
-    """
-    layers = [one for one in base_of(model).modules() if isinstance(one, MoELoRALinear)]
-    if not layers:
-        raise UserError(
-            "the model has no MoELoRA adapter: load one with interp.moelora.load_adapter"
-        )
-    active = [one for one in layers if active_in(one) and not one.disable_adapters]
-    if not active:
-        raise UserError("no adapter is active: choose one with set_adapter")
-    if several := next((one for one in active if len(active_in(one)) > 1), None):
-        raise UserError(
-            f"several adapters are active at once ({', '.join(active_in(several))}): choose one "
-            "with set_adapter"
-        )
-    return tuple(active)
-
-
-def active_in(layer: MoELoRALinear) -> list[str]:
-    """The names of the adapters that are active in a projection."""
-    return [name for name in layer.active_adapters if name in layer.experts]
-
-
-def experts_of(layer: MoELoRALinear) -> Experts:
-    """How the experts of its active adapter are used."""
-    return layer.experts[active_in(layer)[0]]
-
-
-def projection_of(layer: MoELoRALinear) -> Projection:
-    """What a table says of it; a projection outside the numbered layers counts as of layer 0."""
-    target = layer.name.rpartition(".")[2]
-    return Projection(layer.name, layer_of(layer.name) or 0, target, experts_of(layer).count)
-
-
-def router_logits(
-    layer: MoELoRALinear, x: Float[Tensor, "*token d_in"]
-) -> Float[Tensor, "*token expert"]:
-    """The router's logits, in float32 or in float64 where the adapter is."""
-    router = layer.moelora_router[active_in(layer)[0]]
-    kind = torch.promote_types(router.dtype, torch.float32)
-    return F.linear(x.to(router.dtype).to(kind), router.to(kind))
-
-
-def _calling(see: See, number: int) -> Callable[[Any, tuple[Any, ...]], None]:
-    def hook(layer: Any, args: tuple[Any, ...]) -> None:
-        see(number, layer, args[0])
-
-    return hook
-
-
 @contextmanager
-def observing(layers: tuple[MoELoRALinear, ...], see: See) -> Iterator[None]:
-    """Call ``see(number, layer, input)`` whenever an adapted projection runs."""
+def observing(layers: Iterable[nn.Module], on_input: OnInput) -> Iterator[None]:
+    """Call ``on_input(number, input)`` whenever a layer runs."""
+
+    def hook(layer: Any, args: tuple[Any, ...], *, number: int) -> None:
+        on_input(number, args[0])
+
     with ExitStack() as stack:
         for number, layer in enumerate(layers):
-            stack.callback(layer.register_forward_pre_hook(_calling(see, number)).remove)
+            stack.callback(layer.register_forward_pre_hook(partial(hook, number=number)).remove)
         yield
 
 

@@ -26,21 +26,16 @@ from interp.experts.routing.tables import Sizes, Tables
 from interp.figures.routing import entropy_figure, load_figure
 from interp.files import check_shape, from_mapping
 from interp.files.described_tensors import read_tensors, write_tensors
+from interp.moelora.projections import AdaptedProjection
+from interp.moved import old_names
 
-
-@dataclass(frozen=True)
-class Projection:
-    """One adapted projection: its module's name, layer, last name (``q_proj``) and experts."""
-
-    name: str
-    layer: int
-    target: str
-    experts: int
+__getattr__ = old_names(__name__)
 
 
 _KEPT = ("projections", "sizes", "tasks", "ids", "id_texts", "unit_task", "unit_fold", "metadata")
+_PROJECTION = {"name": str, "layer": int, "target": str, "experts": int}
 _FILE_SHAPE = {
-    "projections": [{one.name: one.type for one in fields(Projection)}],
+    "projections": [_PROJECTION],
     "sizes": {one.name: int for one in fields(Sizes)},
     **{"tasks": [str], "id_texts": [str], "ids": [int], "unit_task": [int], "unit_fold": [int]},
     "metadata": {str: str},
@@ -63,7 +58,7 @@ class RoutingRecords(Displayed):
         metadata: anything else to keep, as text.
     """
 
-    projections: tuple[Projection, ...]
+    projections: tuple[AdaptedProjection, ...]
     sizes: Sizes
     tasks: tuple[str, ...]
     ids: tuple[int, ...]
@@ -92,7 +87,7 @@ class RoutingRecords(Displayed):
         for what, size in (("unit_task", self.sizes.tasks), ("unit_fold", self.sizes.folds)):
             if not all(0 <= one < size for one in getattr(self, what)):
                 raise UserError(f"{what} names one that is not there: there are {size}")
-        if not all(0 < one.experts <= self.sizes.experts for one in self.projections):
+        if not all(0 < one.n_experts <= self.sizes.experts for one in self.projections):
             raise UserError(
                 f"a projection has more than the {self.sizes.experts} experts there are"
             )
@@ -104,7 +99,7 @@ class RoutingRecords(Displayed):
 
     def task_counts(self, projection: int) -> np.ndarray:
         """How often each expert was chosen for tokens of each task, [task expert]."""
-        experts = self.projections[projection].experts
+        experts = self.projections[projection].n_experts
         of_units = self.tables.unit_load[projection, :, :experts].numpy()
         counts = np.zeros((self.sizes.tasks, experts), dtype=np.int64)
         np.add.at(counts, list(self.unit_task), of_units)
@@ -125,7 +120,7 @@ class RoutingRecords(Displayed):
         counts = self.task_counts(number)
         tokens = self.tables.cell_tokens.sum(dim=-1).numpy()
         sums = [
-            table[number, :, :, : one.experts].sum(dim=1).numpy()
+            table[number, :, :, : one.n_experts].sum(dim=1).numpy()
             for table in (self.tables.probability, self.tables.gate)
         ]
         counts, *sums = (np.vstack([part, part.sum(axis=0)]) for part in (counts, *sums))
@@ -135,9 +130,9 @@ class RoutingRecords(Displayed):
             {
                 "layer": one.layer,
                 "target": one.target,
-                "expert": np.tile(np.arange(one.experts), len(tasks)),
-                "task": np.repeat(tasks, one.experts),
-                "tokens": np.repeat(tokens, one.experts),
+                "expert": np.tile(np.arange(one.n_experts), len(tasks)),
+                "task": np.repeat(tasks, one.n_experts),
+                "tokens": np.repeat(tokens, one.n_experts),
                 "load": load_share(counts).ravel(),
                 "specialization": domain_specialization(counts, top_k=top_k).ravel(),
                 "probability": (sums[0] / tokens[:, None]).ravel(),
@@ -158,8 +153,8 @@ class RoutingRecords(Displayed):
                     "layer": one.layer,
                     "target": one.target,
                     "load_cv": float(load_cv(load)),
-                    "least": float(load.min() * one.experts),
-                    "most": float(load.max() * one.experts),
+                    "least": float(load.min() * one.n_experts),
+                    "most": float(load.max() * one.n_experts),
                     "dead": int(dead_experts(load)),
                 }
             )
@@ -173,7 +168,7 @@ class RoutingRecords(Displayed):
         rows = []
         for number, one in enumerate(self.projections):
             total = float(self.tables.entropy[number].numpy().sum())
-            per_token = mean_entropy(total, float(self.n_tokens), one.experts)
+            per_token = mean_entropy(total, float(self.n_tokens), one.n_experts)
             load = load_share(self.task_counts(number).sum(axis=0))
             rows.append((one.layer, one.target, per_token, float(normalised_entropy(load))))
         return pd.DataFrame(rows, columns=["layer", "target", "per_token", "of_load"])
@@ -199,7 +194,10 @@ class RoutingRecords(Displayed):
     def save(self, path: str | Path) -> Path:
         """Write a safetensors file; a reader sees the old file or the new one."""
         kept = {name: getattr(self, name) for name in _KEPT}
-        kept["projections"] = [asdict(one) for one in self.projections]
+        kept["projections"] = [
+            dict(zip(_PROJECTION, (p.name, p.layer, p.target, p.n_experts), strict=True))
+            for p in self.projections
+        ]
         kept["sizes"], kept["metadata"] = asdict(self.sizes), dict(self.metadata)
         return write_tensors(Path(path), self.tables.as_dict(), kept)
 
@@ -211,7 +209,8 @@ class RoutingRecords(Displayed):
             check_shape(kept, _FILE_SHAPE, "what it says of itself")
             sizes = from_mapping(Sizes, kept.pop("sizes"), "its sizes")
             projections = tuple(
-                from_mapping(Projection, one, "its projections") for one in kept.pop("projections")
+                AdaptedProjection(*(one[name] for name in _PROJECTION), module=one["name"])
+                for one in kept.pop("projections")
             )
             metadata = kept.pop("metadata")
             tables = Tables.of(sizes, tensors)

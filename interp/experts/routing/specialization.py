@@ -135,8 +135,8 @@ def measure_specialization(
         without = [counts_of(records, number, without=fold) for fold in range(records.sizes.folds)]
         random = random_counts(records, number)
         nulls = {
-            "texts": texts[:, number, :, : one.experts],
-            "within_token": within[:, number, :, : one.experts],
+            "texts": texts[:, number, :, : one.n_experts],
+            "within_token": within[:, number, :, : one.n_experts],
         }
         for name, measure in MEASURES.items():
             value = measure.of(whole)

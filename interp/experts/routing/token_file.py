@@ -15,15 +15,15 @@ from torch import Tensor
 
 from interp.errors import UserError
 from interp.experts.routing.counter import TokenLabels
-from interp.experts.routing.records import Projection
 from interp.files.whole import beside_of, move_into_place
+from interp.moelora.projections import AdaptedProjection
 
 
 class TokenFile:
     """A context: the file is moved into place when it ends well, and not there if it does not."""
 
     def __init__(
-        self, path: Path, projections: Sequence[Projection], tasks: Sequence[str], top_k: int
+        self, path: Path, projections: Sequence[AdaptedProjection], tasks: Sequence[str], top_k: int
     ) -> None:
         self.path = path
         self.beside = beside_of(path)

@@ -34,7 +34,7 @@ from interp.errors import UserError
 from interp.files import check_shape, plain_name, read_json_object
 from interp.moelora.auxiliary import auxiliary_losses, expert_load
 from interp.moelora.data.encoding import IGNORED
-from interp.moelora.layer import MoELoRALinear
+from interp.moelora.layer import adapted_layers
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ class AdapterTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
         adapted: Any = self.model
-        self.has_experts = any(isinstance(one, MoELoRALinear) for one in adapted.modules())
+        self.has_experts = bool(adapted_layers(adapted))
         base = adapted.get_base_model() if hasattr(adapted, "get_base_model") else adapted
         self._keeps_logits = "logits_to_keep" in inspect.signature(base.forward).parameters
         self._window = LossWindow()
