@@ -99,6 +99,11 @@ def routing_shard(loaded: AdaptedModel, job: RoutingJob) -> Shard:
     """The sums over one part."""
     return Shard(
         collect_part(
-            loaded.model, job.corpus, loaded.tokenizer, job.settings, job.number, progress=False
+            loaded.model,
+            job.corpus,
+            loaded.tokenizer,
+            settings=job.settings,
+            number=job.number,
+            progress=False,
         )
     )

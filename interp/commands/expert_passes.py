@@ -14,7 +14,7 @@ import pandas as pd
 from interp.commands.adapted import AdaptedModel, OnHooked, RoutingJob, routing_shard
 from interp.errors import UserError
 from interp.experts.effects.effects import ExpertEffects, expert_effects
-from interp.experts.routing.collect import CollectSettings, RoutingSum, collect_routing
+from interp.experts.routing.collect import CollectSettings, RoutingPass, collect_routing
 from interp.experts.routing.corpus import LabelledCorpus
 from interp.experts.routing.records import RoutingRecords
 from interp.experts.routing.similarity import OutputSimilarity
@@ -86,7 +86,7 @@ def count_routing(
             description="routing",
             progress=progress,
         )
-        total = RoutingSum(loaded.model, corpus, loaded.tokenizer, collecting)
+        total = RoutingPass(loaded.model, corpus, loaded.tokenizer, settings=collecting)
         for number in range(PARTS):
             total.add(store.finished(number).tensors)
         records, similarity = total.result()

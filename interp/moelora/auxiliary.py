@@ -10,7 +10,7 @@ and how gradient checkpointing goes with it. All projections of one shape are co
 
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -86,8 +86,15 @@ def auxiliary_losses(model: nn.Module) -> AuxiliaryLosses:
     terms = terms_of(step, step.kept)
     if late and torch.is_grad_enabled():
         _check_late(late)
-        terms = _with_late_gradient(step, terms)
-    weights = torch.tensor([_weights(routed) for routed in step.kept], device=terms.device)
+        anchor = torch.zeros((), device=terms.device, requires_grad=True)
+        terms = cast(Tensor, _Late.apply(anchor, terms, step))
+    weights = torch.tensor(
+        [
+            (one.load_balance_weight, one.contrastive_weight, one.router_z_weight)
+            for one in (routed.config for routed in step.kept)
+        ],
+        device=terms.device,
+    )
     # A projection whose experts have not left zero has no contrast yet; the mean leaves it out.
     count = torch.full((3,), float(len(step.kept)), device=terms.device)
     count[1] = (terms[:, 1].detach() != 0).sum().clamp_min(1)
@@ -137,7 +144,7 @@ def _terms_of_equals(step: Step, several: list[Routed]) -> Float[Tensor, "projec
     router_z = router_z_loss(logits, real) if config.router_z_weight else zero
     contrast = zero
     if config.contrastive_weight:
-        sample = _sample(step, several[0], real, config.contrastive_tokens)
+        sample = _sample(step, several[0], real)
         contrast = _contrast(several, chosen[:, sample], sample)
     return torch.stack([balance, contrast, router_z], dim=-1)
 
@@ -161,23 +168,17 @@ def _contrast(
         )
 
 
-def _sample(step: Step, routed: Routed, real: Tensor | None, tokens: int) -> Int[Tensor, " sample"]:
+def _sample(step: Step, routed: Routed, real: Tensor | None) -> Int[Tensor, " sample"]:
     """Real tokens drawn once per step, the same for every projection, without replacement."""
-    shape = (*routed.logits.shape[:-1], tokens)
+    size, device = routed.logits.shape[:-1], routed.logits.device
+    tokens = routed.config.contrastive_tokens
+    shape = (*size, tokens)
     if shape not in step.samples:
-        device = routed.logits.device
-        if real is None:
-            candidates = torch.arange(routed.logits.shape[:-1].numel(), device=device)
-        else:
-            candidates = real.to(device).nonzero()[:, 0]
+        candidates = torch.arange(size.numel(), device=device)
+        candidates = candidates if real is None else candidates[real.to(device)]
         drawn = torch.randperm(len(candidates))[:tokens].to(device)
         step.samples[shape] = candidates[drawn]
-    return step.samples[shape].to(routed.logits.device)
-
-
-def _weights(routed: Routed) -> list[float]:
-    config = routed.config
-    return [config.load_balance_weight, config.contrastive_weight, config.router_z_weight]
+    return step.samples[shape].to(device)
 
 
 def _last_step(model: nn.Module) -> Step:
@@ -194,6 +195,7 @@ def _last_step(model: nn.Module) -> Step:
 
 
 def _check_late(late: list[Routed]) -> None:
+    """Raise UserError where a second pass could not be matched with the first."""
     keys = [routed.key for routed in late]
     if len(set(keys)) < len(keys) or len({routed.logits.device for routed in late}) > 1:
         raise UserError(
@@ -201,11 +203,6 @@ def _check_late(late: list[Routed]) -> None:
             "projection runs twice, or the model is on several devices): use "
             "gradient_checkpointing_kwargs={'use_reentrant': False}"
         )
-
-
-def _with_late_gradient(step: Step, terms: Tensor) -> Float[Tensor, "projection term"]:
-    anchor = torch.zeros((), device=terms.device, requires_grad=True)
-    return _Late.apply(anchor, terms, step)  # type: ignore[return-value]
 
 
 class _Late(torch.autograd.Function):

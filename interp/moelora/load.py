@@ -21,8 +21,7 @@ from interp.files import (
     tensor_shapes,
 )
 from interp.models.quiet import quiet_libraries
-from interp.moelora.config import MoELoRAConfig
-from interp.moelora.peft_type import MOELORA
+from interp.moelora.config import MOELORA, MoELoRAConfig
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"

@@ -14,7 +14,7 @@ import torch
 import interp.moelora
 from interp.errors import UserError
 from interp.experts import CollectSettings, RoutingRecords, collect_routing, corpus_of
-from interp.experts.routing.counter import RoutingCounter, TokenLabels
+from interp.experts.routing.counter import RoutingCounter, TokenLabels, UntrainedRouters
 from interp.experts.routing.tables import POSITIONS, Sizes, Tables, position_bucket
 from interp.experts.routing.token_class import CLASSES, token_class
 from tests.experts.conftest import FIRST, SECOND, texts_of
@@ -179,11 +179,11 @@ def test_streaming_is_the_batch_computation(experts: int, top_k: int) -> None:
 def test_untrained_routers_see_what_the_trained_one_sees(
     adapted: Any, texts: Any, plain_tokenizer: Any
 ) -> None:
-    from interp.experts.routing.untrained import UntrainedRouters
-
     seen: dict[int, torch.Tensor] = {}
     layer = adapted.get_base_model().model.layers[1].self_attn.v_proj
-    weight = UntrainedRouters(2, seed=0)._draw(2, 32, 4)  # layer 1's queries draw for its values
+    untrained = UntrainedRouters(2, seed=0)
+    # Layer 1's queries draw for its values.
+    weight = untrained.logits(2, torch.eye(32), experts=4).flatten(1).T
     assert weight.abs().max() <= 1 / 32**0.5
     handle = layer.register_forward_pre_hook(lambda module, args: seen.update({0: args[0]}))
     total = torch.zeros(3, 2, 4, dtype=torch.long)

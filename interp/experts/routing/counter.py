@@ -4,6 +4,7 @@ The counter keeps no token. What it adds up is exact (whole numbers) or float64,
 matter how the corpus is cut into batches.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -166,3 +167,29 @@ def _add_rows(table: Tensor, key: Tensor, rows: Tensor) -> None:
         flat.index_add_(0, key, rows.to(table.dtype))
     else:  # a projection with fewer experts than another
         flat[:, : rows.shape[-1]].index_add_(0, key, rows.to(table.dtype))
+
+
+class UntrainedRouters:
+    """Routers as they are before training, reading what the trained ones read.
+
+    Any linear router sorts tokens, as different tasks have different hidden states. What training
+    has added shows against routers from the distribution that an adapter starts from
+    (``U(−1/√d, 1/√d)``). They change nothing: the hidden states are those of the trained adapter.
+    """
+
+    def __init__(self, count: int, *, seed: int = 0) -> None:
+        self.count = count
+        self.seed = seed
+        self._weights: dict[int, Tensor] = {}
+
+    def logits(
+        self, projection: int, x: Float[Tensor, "token d_in"], *, experts: int
+    ) -> Float[Tensor, "token router expert"]:
+        """The logits of every router; the same seed gives a projection the same weights."""
+        if projection not in self._weights:
+            generator = torch.Generator().manual_seed(self.seed * 100_003 + projection)
+            drawn = torch.rand(self.count * experts, x.shape[-1], generator=generator)
+            self._weights[projection] = ((2 * drawn - 1) * (1 / math.sqrt(x.shape[-1]))).to(
+                x.device
+            )
+        return (x.float() @ self._weights[projection].T).unflatten(-1, (self.count, experts))

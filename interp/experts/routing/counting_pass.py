@@ -5,8 +5,8 @@ routed once more (a product with 8 rows), by its own router and by untrained one
 nothing of a token is kept, unless a file for it is asked for.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 from zlib import crc32
@@ -18,14 +18,13 @@ from torch import Tensor
 from interp.arguments import whole_number
 from interp.errors import UserError
 from interp.experts.routing.corpus import LabelledCorpus
-from interp.experts.routing.counter import RoutingCounter, TokenLabels
+from interp.experts.routing.counter import RoutingCounter, TokenLabels, UntrainedRouters
 from interp.experts.routing.observe import base_of
 from interp.experts.routing.records import RoutingRecords
-from interp.experts.routing.similarity import OutputMoments
-from interp.experts.routing.tables import Sizes
+from interp.experts.routing.similarity import OutputMoments, OutputSimilarity
+from interp.experts.routing.tables import Sizes, Tables
 from interp.experts.routing.token_class import token_class, token_texts
 from interp.experts.routing.token_file import TokenFile
-from interp.experts.routing.untrained import UntrainedRouters
 from interp.forward.batch import by_length
 from interp.moelora.layer import layers_in_use
 from interp.moelora.projections import AdaptedProjection
@@ -68,14 +67,13 @@ class CollectSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (
-            *(("folds", 2), ("units", 2), ("batch_tokens", 1), ("ids", 1), ("parts", 1)),
-        ):
-            if whole_number(name, getattr(self, name)) < least:
-                raise UserError(f"{name} is {getattr(self, name)}: it must be at least {least}")
-        for name in ("routers", "id_routers", "sampled"):
-            if whole_number(name, getattr(self, name)) < 0:
-                raise UserError(f"{name} is {getattr(self, name)}: it cannot be negative")
+        for one in fields(self):
+            least = _LEAST.get(one.name, 0)
+            if one.name != "seed" and whole_number(one.name, getattr(self, one.name)) < least:
+                raise UserError(f"{one.name} is {getattr(self, one.name)}: at least {least}")
+
+
+_LEAST = {"folds": 2, "units": 2, "batch_tokens": 1, "ids": 1, "parts": 1}
 
 
 @dataclass
@@ -96,7 +94,7 @@ class RoutingPass:
     """The state of one pass: the counter, and the batch that is being run."""
 
     def __init__(
-        self, model: Any, corpus: LabelledCorpus, tokenizer: Any, settings: CollectSettings
+        self, model: Any, corpus: LabelledCorpus, tokenizer: Any, *, settings: CollectSettings
     ) -> None:
         self.corpus, self.settings = corpus, settings
         self.layers = layers_in_use(base_of(model))
@@ -226,7 +224,7 @@ class RoutingPass:
             self.shared[number] = before[0]
             return
         batch.latest = (number, given)
-        drawn = self.untrained.logits(number, x, experts)
+        drawn = self.untrained.logits(number, x, experts=experts)
         self.counter.add_random(number, drawn.cpu(), batch.labels)
 
     def sums(self) -> dict[str, Tensor]:
@@ -239,9 +237,19 @@ class RoutingPass:
             **{f"moments.{name}": one for name, one in self.moments.state().items()},
         }
 
-    def records(self) -> RoutingRecords:
-        """What was counted."""
-        return RoutingRecords(
+    def add(self, part: Mapping[str, Tensor]) -> None:
+        """Add the sums over one part, as `sums` of another pass gave them."""
+        groups: dict[str, dict[str, Tensor]] = {"tables": {}, "moments": {}}
+        for name, tensor in part.items():
+            kind, _, rest = name.partition(".")
+            groups[kind][rest] = tensor
+        empty = Tables.empty(self.sizes).as_dict()
+        self.counter.tables = self.counter.tables + Tables(**{**empty, **groups["tables"]})
+        self.moments.add_state(groups["moments"])
+
+    def result(self) -> tuple[RoutingRecords, OutputSimilarity]:
+        """What was counted, and how alike the experts' outputs are."""
+        records = RoutingRecords(
             projections=self.projections,
             sizes=self.sizes,
             tasks=self.corpus.tasks,
@@ -257,6 +265,7 @@ class RoutingPass:
                 "seed": str(self.settings.seed),
             },
         )
+        return records, self.moments.similarity()
 
 
 def _check_length(base: Any, corpus: LabelledCorpus) -> None:

@@ -36,7 +36,7 @@ def normalised_entropy(share: Num[Array, "... expert"]) -> Value:
     return entr(share).sum(axis=-1) / (np.log(experts) if experts > 1 else 1.0)
 
 
-def mean_entropy(total: float, tokens: float, experts: int) -> float:
+def mean_entropy(total: float, tokens: float, *, experts: int) -> float:
     """Mean entropy of the router's softmax over tokens, as a share of log E; ``total`` in nats."""
     return total / tokens / (np.log(experts) if experts > 1 else 1.0)
 

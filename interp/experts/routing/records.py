@@ -168,7 +168,7 @@ class RoutingRecords(Displayed):
         rows = []
         for number, one in enumerate(self.projections):
             total = float(self.tables.entropy[number].numpy().sum())
-            per_token = mean_entropy(total, float(self.n_tokens), one.n_experts)
+            per_token = mean_entropy(total, self.n_tokens, experts=one.n_experts)
             load = load_share(self.task_counts(number).sum(axis=0))
             rows.append((one.layer, one.target, per_token, float(normalised_entropy(load))))
         return pd.DataFrame(rows, columns=["layer", "target", "per_token", "of_load"])

@@ -7,18 +7,25 @@ are Benjamini–Hochberg over the projections, for each measure and null by itse
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from jaxtyping import Int
 
 from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
-from interp.experts.routing.by_expert import expert_table
-from interp.experts.routing.measure_list import MEASURES, TASK_MEASURES, counts_of, random_counts
+from interp.experts.routing.measure_list import (
+    MEASURES,
+    TASK_MEASURES,
+    counts_and_folds,
+    random_counts,
+)
+from interp.experts.routing.measures import domain_specialization
 from interp.experts.routing.nulls import p_value, permuted_texts, permuted_within_token
 from interp.experts.routing.records import RoutingRecords
 from interp.figures.routing import measure_figure
@@ -90,24 +97,22 @@ class Specialization(Displayed):
     @classmethod
     def load(cls, folder: str | Path) -> "Specialization":
         """Read what `save` wrote. Raises UserError if it is not there."""
-        places = ("layer", "target", "p_value", "q_value")
-        texts, numbers = {"target", "measure", "null", "task"}, {"p_value", "q_value"}
-        wanted = {
-            "specialization.csv": (*places, "measure", "null", "value", "null_mean"),
-            "routing.csv": (*places, "expert", "task", "specialization"),
-        }
-        numbers |= {"value", "null_mean", "specialization"}
-        tables = [
-            read_table(
-                Path(folder) / name,
-                texts=[one for one in columns if one in texts],
-                numbers=[one for one in columns if one in numbers],
-                counts=[one for one in columns if one in ("layer", "expert")],
-                others=True,
-            )
-            for name, columns in wanted.items()
-        ]
-        return cls(*tables)
+        folder = Path(folder)
+        table = read_table(
+            folder / "specialization.csv",
+            texts=("target", "measure", "null"),
+            numbers=("p_value", "q_value", "value", "null_mean"),
+            counts=("layer",),
+            others=True,
+        )
+        experts = read_table(
+            folder / "routing.csv",
+            texts=("target", "task"),
+            numbers=("p_value", "q_value", "specialization"),
+            counts=("layer", "expert"),
+            others=True,
+        )
+        return cls(table, experts)
 
 
 @checked
@@ -131,8 +136,7 @@ def measure_specialization(
     within = permuted_within_token(records, draws=token_draws, seed=seed)
     rows: list[dict[str, Any]] = []
     for number, one in enumerate(records.projections):
-        whole = counts_of(records, number)
-        without = [counts_of(records, number, without=fold) for fold in range(records.sizes.folds)]
+        whole, *without = counts_and_folds(records, number)
         random = random_counts(records, number)
         nulls = {
             "texts": texts[:, number, :, : one.n_experts],
@@ -163,7 +167,7 @@ def measure_specialization(
     table["q_value"] = np.nan
     for _, part in table.groupby(["measure", "null"]):
         table.loc[part.index, "q_value"] = q_values(part["p_value"].to_numpy())
-    return Specialization(table, expert_table(records, texts))
+    return Specialization(table, _expert_table(records, texts))
 
 
 def _against(value: float, values: np.ndarray, alternative: Any) -> dict[str, Any]:
@@ -177,3 +181,34 @@ def _against(value: float, values: np.ndarray, alternative: Any) -> dict[str, An
         "draws": len(values),
         "p_value": float(p_value(np.array(value), values, alternative)),
     }
+
+
+def _expert_table(
+    records: RoutingRecords, texts: Int[np.ndarray, "draw projection task expert"]
+) -> pd.DataFrame:
+    """`RoutingRecords.to_dataframe` without the task "all", and with these columns:
+
+    ci_low, ci_high (jackknife, of the specialization), difference (specialization less that of all
+    tokens together), p_value (two-sided, the tasks' names dealt anew to whole texts: `texts`),
+    q_value (over all rows of the table).
+    """
+    share = partial(domain_specialization, top_k=records.sizes.top_k)
+    parts = []
+    whole = records.to_dataframe()
+    rows = whole.loc[whole["task"] != "all"].reset_index(drop=True)
+    for number, one in enumerate(records.projections):
+        counts, *without = (part.task for part in counts_and_folds(records, number))
+        value, together = share(counts), share(counts.sum(axis=0))
+        low, high = jackknife(value, np.stack([share(part) for part in without]))
+        null = share(texts[:, number, :, : one.n_experts].astype(float))
+        found = p_value(value - together, null - together, "two-sided")
+        columns = {
+            "ci_low": np.maximum(low, 0.0),
+            "ci_high": np.minimum(high, 1.0),
+            "difference": value - together,
+            "p_value": found,
+        }
+        parts.append(pd.DataFrame({name: column.ravel() for name, column in columns.items()}))
+    table = pd.concat([rows, pd.concat(parts, ignore_index=True)], axis=1)
+    table["q_value"] = q_values(table["p_value"].to_numpy())
+    return table
