@@ -26,7 +26,7 @@ from interp.experts.heads.slices import (
     Part,
     components_of,
     slices_of,
-    sweep_removals,
+    sweep_ablations,
     without_experts,
     without_slices,
 )
@@ -154,17 +154,17 @@ def adapter_gain(
     chosen = as_head_set(heads)
     check_units(model, chosen.heads)
     encoded = as_encoded(model, premises)
-    own = _adapted(model, slices_of(model, chosen, components))
-    if not own:
+    slices = _adapted(model, slices_of(model, chosen, components))
+    if not slices:
         raise UserError("the adapter has no part in these heads: no experts in their layers")
-    random = _random_slices(model, own, random_sets, seed)
-    removals = [without_experts(model), NO_ABLATION]
-    removals += [without_slices(model, one) for one in (own, *random)]
-    values = sweep_removals(
+    random = _random_slices(model, slices, n_sets=random_sets, seed=seed)
+    ablations = [without_experts(model), NO_ABLATION]
+    ablations += [without_slices(model, one) for one in (slices, *random)]
+    values = sweep_ablations(
         model,
         encoded.batch(kind),
-        removals,
-        preference_metrics(encoded),
+        ablations,
+        metrics=preference_metrics(encoded),
         progress=progress,
         description="adapter through heads",
     )
@@ -181,12 +181,14 @@ def _adapted(
 
 
 def _random_slices(
-    model: HookedModel, own: Sequence[ExpertHeadContribution], n_sets: int, seed: int
+    model: HookedModel, chosen: Sequence[ExpertHeadContribution], *, n_sets: int, seed: int
 ) -> list[list[ExpertHeadContribution]]:
     """For each set, as many other slices of each component in each layer."""
     sets: list[list[ExpertHeadContribution]] = [[] for _ in range(n_sets)]
-    for component in components_of(own):
-        units = HeadSet(tuple((one.layer, one.unit) for one in own if one.component == component))
+    for component in components_of(chosen):
+        units = HeadSet(
+            tuple((one.layer, one.unit) for one in chosen if one.component == component)
+        )
         n_units = count_units(model, component)
         drawn = random_head_sets(units, model.cfg.n_layers, n_units, n_sets, seed=seed)
         for into, found in zip(sets, drawn, strict=True):

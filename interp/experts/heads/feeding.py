@@ -28,8 +28,12 @@ from scipy.stats import permutation_test
 
 from interp.display import Displayed, Shown
 from interp.errors import UserError
-from interp.experts.heads.contributions import ExpertContributions, contributions_at
-from interp.experts.heads.prompt_positions import Where, prompt_columns
+from interp.experts.heads.contributions import (
+    ExpertContributions,
+    Where,
+    contributions_at,
+    prompt_positions,
+)
 from interp.experts.heads.slices import ExpertHeadContribution, Part, slices_of
 from interp.figures.expert_heads import feeding_figure
 from interp.heads.headset import Head, HeadSet, Site, as_head_set
@@ -125,12 +129,12 @@ def rank_expert_contributions(
     rows: list[dict[str, Any]] = []
     whole: list[dict[str, Any]] = []
     for place, of_place in by_place.items():
-        places = prompt_columns(model, encoded, place, kind)
-        found = contributions_at(model, places, of_place, progress=progress)
+        positions = prompt_positions(model, encoded, place, kind=kind)
+        found = contributions_at(model, positions, of_place, progress=progress)
         for component, contributions in found.items():
             units = units_by_layer(slices_of(model, chosen, [component]))
             rows += _expert_rows(contributions, units)
-            whole.append(_adapter_row(contributions, units, random_sets, seed))
+            whole.append(_adapter_row(contributions, units, n_sets=random_sets, seed=seed))
     if not rows:
         raise UserError("no layer of these heads has experts on " + ", ".join(components))
     table = pd.DataFrame(rows)
@@ -202,7 +206,7 @@ def larger_in(chosen: np.ndarray, others: np.ndarray) -> float:
 
 
 def _adapter_row(
-    contributions: ExpertContributions, units: dict[int, list[int]], n_sets: int, seed: int
+    contributions: ExpertContributions, units: dict[int, list[int]], *, n_sets: int, seed: int
 ) -> dict[str, Any]:
     """The whole adapter's part in the chosen heads, and in random sets of other heads."""
     relative = contributions.adapter_mean_relative_norm
@@ -218,7 +222,7 @@ def _adapter_row(
     drawn = random_head_sets(HeadSet(pairs), n_layers, n_units, n_sets, seed=seed)
     null = np.array([np.nanmean([relative[pair] for pair in one]) for one in drawn])
     observed = float(np.mean([relative[pair] for pair in pairs]))
-    permuted = _permuted_means(relative, pairs, n_sets, seed)
+    permuted = _permuted_means(relative, pairs, n_sets=n_sets, seed=seed)
     return {
         "component": contributions.component,
         "n_units": len(pairs),
@@ -232,7 +236,7 @@ def _adapter_row(
 
 
 def _permuted_means(
-    relative: np.ndarray, pairs: Sequence[Head], n_sets: int, seed: int
+    relative: np.ndarray, pairs: Sequence[Head], *, n_sets: int, seed: int
 ) -> np.ndarray:
     """The mean when every layer's chosen units are any of the layer, its own ones included."""
     rng = np.random.default_rng(seed)

@@ -30,7 +30,7 @@ from interp.experts.heads.slices import (
     NO_ABLATION,
     ExpertHeadContribution,
     group_size,
-    sweep_removals,
+    sweep_ablations,
     without_slices,
 )
 from interp.figures.dots import dot_figure
@@ -150,21 +150,26 @@ def slice_effects(
     encoded = as_encoded(model, premises)
     batch = encoded.batch(kind)
     metric = LogitDifference(encoded.true_tokens, encoded.false_tokens)
-    removals = [NO_ABLATION, *(without_slices(model, [one]) for one in slices)]
-    (runs,) = sweep_removals(
-        model, batch, removals, [metric], progress=progress, description="experts in heads"
+    ablations = [NO_ABLATION, *(without_slices(model, [one]) for one in slices)]
+    (runs,) = sweep_ablations(
+        model,
+        batch,
+        ablations,
+        metrics=[metric],
+        progress=progress,
+        description="experts in heads",
     )
     preference, change = runs[:, 1:] - runs[:, :1], None
     if head_effect is not None:
         edit = premise_edit(model, encoded, kind, site=head_effect)
         change = torch.empty_like(preference)
         for heads, places in _by_heads(model, slices).items():
-            some = [NO_ABLATION, *(removals[1 + place] for place in places)]
-            (edited,) = sweep_removals(
+            some = [NO_ABLATION, *(ablations[1 + place] for place in places)]
+            (edited,) = sweep_ablations(
                 model,
                 batch,
                 some,
-                [metric],
+                metrics=[metric],
                 edit=edit,
                 heads=heads,
                 progress=progress,

@@ -10,16 +10,18 @@ taken from the value of one query head alone.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from interp.arguments import one_of
 from interp.errors import UserError
 from interp.forward.batch import TokenBatch, in_batches
 from interp.forward.hook_points import count_units
-from interp.forward.partial import Hook, HookFunction, record_run
+from interp.forward.partial import Hook, record_run
 from interp.heads.headset import Head
 from interp.models.hooked_model import HookedModel
 from interp.moelora.projections import HeadOutputs, head_outputs, projections_of
@@ -49,7 +51,7 @@ class ExpertHeadContribution:
     expert: int | None = None
 
     def __post_init__(self) -> None:
-        check_part(self.component)
+        one_of("component", self.component, get_args(Part))
 
     @property
     def name(self) -> str:
@@ -60,12 +62,6 @@ class ExpertHeadContribution:
 
 NO_ABLATION = Variant(0)
 """The adapted model as it is."""
-
-
-def check_part(component: str) -> None:
-    """Raise UserError for anything but ``q``, ``k`` and ``v``."""
-    if component not in get_args(Part):
-        raise UserError(f"unknown component {component!r}; known: {', '.join(get_args(Part))}")
 
 
 def group_size(model: HookedModel, component: Part) -> int:
@@ -102,7 +98,7 @@ def without_slices(model: HookedModel, slices: Iterable[ExpertHeadContribution])
         rows = range(part.projection.n_experts) if one.expert is None else [one.expert]
         for expert in rows:
             mask[expert, part.columns[one.unit].cpu()] = True
-    hooks = tuple((name, _zeroed(mask)) for name, mask in masks.items())
+    hooks = tuple((name, partial(_zero, mask)) for name, mask in masks.items())
     return Variant(min((one.layer for one in slices), default=0), hooks)
 
 
@@ -139,29 +135,26 @@ def _checked(parts: dict[int, HeadOutputs], one: ExpertHeadContribution) -> Head
     return part
 
 
-def _zeroed(mask: Bool[Tensor, "expert d_out"]) -> HookFunction:
-    def zero(outputs: Tensor, hook: Any) -> Tensor:
-        return outputs.masked_fill(mask.to(outputs.device), 0)
-
-    return zero
+def _zero(mask: Bool[Tensor, "expert d_out"], outputs: Tensor, hook: Any) -> Tensor:
+    return outputs.masked_fill(mask.to(outputs.device), 0)
 
 
-def sweep_removals(
+def sweep_ablations(
     model: HookedModel,
     batch: TokenBatch,
-    removals: Sequence[Variant],
-    metrics: Sequence[Metric],
+    ablations: Sequence[Variant],
     *,
+    metrics: Sequence[Metric],
     edit: HeadEdit | None = None,
     heads: Iterable[Head] = (),
     progress: bool = True,
     description: str = "experts",
-) -> Float[Tensor, "metric prompt removal"]:
-    """The metrics with each removal alone; whole prompts, from the first changed layer on.
+) -> Float[Tensor, "metric prompt ablation"]:
+    """The metrics with each ablation alone; whole prompts, from the first changed layer on.
 
     Args:
         metrics: those of `interp.patching.metrics`, which can be narrowed to some prompts.
-        edit, heads: heads that are edited besides, in every run.
+        edit, heads: an edit of heads that is added to every run.
     """
     check_metrics(metrics, len(batch))
     by_layer: dict[int, list[int]] = {}
@@ -172,14 +165,14 @@ def sweep_removals(
         prompts = torch.tensor(some, device=batch.tokens.device)
         # Experts have no place in the plain modules.
         run = record_run(model, batch.part(some[0], some[-1] + 1), keep=(), plain=False)
-        besides = _edited(model, edit, by_layer, prompts)
-        variants = run_variants(model, run, [removal + besides for removal in removals])
+        head_edit = _edited_heads(model, edit, by_layer, prompts=prompts)
+        variants = run_variants(model, run, [ablation + head_edit for ablation in ablations])
         return map(metrics_for(metrics, prompts), variants)
 
     return measure_runs(
         runs,
         in_batches(range(len(batch)), CHUNK_TOKENS // batch.width),
-        shape=(len(metrics), len(batch), len(removals)),
+        shape=(len(metrics), len(batch), len(ablations)),
         dtype=result_dtype(model),
         what=f"one prompt of {batch.width} tokens",
         progress=progress,
@@ -187,22 +180,23 @@ def sweep_removals(
     )
 
 
-def _edited(
+def _edited_heads(
     model: HookedModel,
     edit: HeadEdit | None,
     by_layer: dict[int, list[int]],
+    *,
     prompts: Int[Tensor, " prompt"],
 ) -> Variant:
-    """The edit of these heads in a run of some of the prompts, from the first column on."""
+    """The edit of these heads, at all positions, in a run of some of the prompts."""
     if edit is None:
         return NO_ABLATION
-    own = take_edit(edit, prompts)
+    some = take_edit(edit, prompts)
     rows = torch.arange(len(prompts), device=prompts.device)
     hooks: list[Hook] = []
     for layer, chosen in by_layer.items():
         acting = torch.zeros(len(prompts), model.cfg.n_heads, dtype=torch.bool)
         acting[:, chosen] = True
-        hooks.append(own.hook(layer, rows, acting.to(prompts.device), 0))
+        hooks.append(some.hook(layer, rows, acting.to(prompts.device), 0))
     return Variant(min(by_layer, default=0), tuple(hooks))
 
 
