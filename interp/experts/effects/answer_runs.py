@@ -75,7 +75,7 @@ def answer_measures(
 
 
 @dataclass(frozen=True)
-class BareRun:
+class BaselineRun:
     """A batch run without interventions.
 
     Attributes:
@@ -93,9 +93,9 @@ class BareRun:
 
 
 @torch.no_grad()
-def run_bare(
+def run_baseline(
     model: HookedModel, answers: AnswerBatch, projections: Sequence[AdaptedProjection]
-) -> BareRun:
+) -> BaselineRun:
     """Run a batch as it is; keep every layer's input, and which experts are used."""
     used: dict[str, Tensor] = {}
     mask = answers.batch.mask[:, :, None]
@@ -112,19 +112,7 @@ def run_bare(
         run = record_run(
             model, answers.batch, keep=(), plain=False, logits_to_keep=answers.targets.shape[1]
         )
-    return BareRun(answers, run, *answer_measures(run.logits, answers.targets), used)
-
-
-def _all_rows(answers: AnswerBatch) -> Int[Tensor, " row"]:
-    return torch.arange(len(answers.batch), device=answers.batch.tokens.device)
-
-
-def _logits(
-    model: HookedModel, answers: AnswerBatch, rows: Int[Tensor, " row"], hooks: Sequence[Hook]
-) -> Float[Tensor, "row keep d_vocab"]:
-    keep = answers.targets.shape[1]
-    with hooked(model, hooks):
-        return call_columns(model.original_model, answers.batch, rows, keep=keep)
+    return BaselineRun(answers, run, *answer_measures(run.logits, answers.targets), used)
 
 
 GateEdit = Callable[[Float[Tensor, "*token expert"], int], Float[Tensor, "*token expert"]]
@@ -135,6 +123,7 @@ def attribute_gates(
     model: HookedModel,
     answers: AnswerBatch,
     projections: Sequence[AdaptedProjection],
+    *,
     edit: GateEdit,
 ) -> tuple[Float[Tensor, " example"], dict[str, Float[Tensor, "example expert"]]]:
     """Every example's loss, and its first-order change under an intervention on each expert alone.
@@ -155,12 +144,16 @@ def attribute_gates(
 
         return read
 
+    every = torch.arange(len(answers.batch), device=answers.batch.tokens.device)
+    keep = answers.targets.shape[1]
+
+    def logits_with(hooks: Sequence[Hook]) -> Float[Tensor, "example keep d_vocab"]:
+        with hooked(model, hooks):
+            return call_columns(model.original_model, answers.batch, every, keep=keep)
+
     with with_gradients(model):
-        hooks: list[Hook] = [(one.gate, watch(one.name)) for one in projections]
-        logits = _logits(model, answers, _all_rows(answers), hooks)
-        check_finite(
-            logits.detach(), model, lambda: _logits(model, answers, _all_rows(answers), ())
-        )
+        logits = logits_with([(one.gate, watch(one.name)) for one in projections])
+        check_finite(logits.detach(), model, lambda: logits_with(()))
         loss, _ = answer_measures(logits, answers.targets)
         found = torch.autograd.grad(loss.sum(), [steps[one.name] for one in projections])
     changes = {}

@@ -16,14 +16,15 @@ ranks, and only so many experts are run.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from functools import partial
+from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from jaxtyping import Float
-from torch import Tensor
 
+from interp.arguments import one_of
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.experts.effects.jobs import (
@@ -43,7 +44,7 @@ from interp.moelora.data.examples import Example
 from interp.moelora.projections import AdaptedProjection, find_projection, projections_of
 from interp.patching.result import PatchEffects
 from interp.precision import dtype_of, precision_of
-from interp.statistics.significance import MINIMUM_GROUPS, EffectStatistics, q_values
+from interp.statistics.significance import MINIMUM_GROUPS, q_values
 
 EffectMethod = Literal["exact", "attribution"]
 EffectMode = Literal["off", "off_renormalised", "force", "scale"]
@@ -107,35 +108,26 @@ class ExpertEffects(Displayed):
 
     def _of_task(self, task: str) -> pd.DataFrame:
         result = self.of(task)
-        mean = result.group_mean
-        statistics: EffectStatistics | None = None
-        if len(set(result.groups)) >= MINIMUM_GROUPS:
-            statistics = result.statistics
-        change = None if self.accuracy is None else self.of(task, what="accuracy").group_mean
-        rows = []
-        for (place, expert), effect in np.ndenumerate(mean):
-            if np.isnan(effect):
-                continue
-            row: dict[str, Any] = self._name(place) | {"expert": expert, "task": task}
-            row["effect"] = effect
-            for name in ("ci_low", "ci_high", "p_value"):
-                row[name] = (
-                    np.nan if statistics is None else getattr(statistics, name)[place, expert]
-                )
-            row["accuracy_change"] = np.nan if change is None else change[place, expert]
-            rows.append(row | {"n": len(result)})
-        return pd.DataFrame(rows)
+        effect = result.group_mean
+        unknown = np.full(effect.shape, np.nan)
+        enough = len(set(result.groups)) >= MINIMUM_GROUPS
+        columns = {"effect": effect}
+        for name in ("ci_low", "ci_high", "p_value"):
+            columns[name] = getattr(result.statistics, name) if enough else unknown
+        columns["accuracy_change"] = (
+            unknown if self.accuracy is None else self.of(task, what="accuracy").group_mean
+        )
+        unit = np.nonzero(~np.isnan(effect))
+        names = [self._name(int(place)) for place in unit[0]]
+        table = pd.DataFrame(names, columns=["projection", "layer", "target"])
+        numbers = {name: values[unit] for name, values in columns.items()}
+        return table.assign(expert=unit[1], task=task, **numbers, n=len(result))
 
-    def _name(self, place: int) -> dict[str, Any]:
+    def _name(self, place: int) -> tuple[str, int, str]:
         if self.projections is None:
-            return {"projection": EVERYWHERE, "layer": -1, "target": EVERYWHERE}
+            return EVERYWHERE, -1, EVERYWHERE
         one = self.projections[place]
-        layer = -1 if one.layer is None else one.layer
-        return {
-            "projection": one.name,
-            "layer": layer,
-            "target": one.module_target,
-        }
+        return one.name, -1 if one.layer is None else one.layer, one.module_target
 
     def plot(self, *, task: str | None = None, top: int = 30) -> go.Figure:
         """The ``top`` experts by largest effect × task; or of one task, projection × expert."""
@@ -194,70 +186,46 @@ def expert_effects(
         UserError: a model without experts, a task without examples, a name that is unknown, or
             arguments that do not go together.
     """
-    _check(tasks, mode, method, budget, greedy)
+    _check(tasks, mode=mode, method=method, budget=budget, greedy=greedy)
     chosen = _chosen(projections_of(model), layers, targets)
     examples = [(task, one) for task, some in tasks.items() for one in some]
-    encoded = tuple(_encoded(model, one) for _, one in examples)
-    job = ExpertJob(encoded, chosen, mode, factor, together)
-    # The effects are those of the hooked model, in its own number type.
-    resolution = precision_of(dtype_of(model)).resolution
-    common = {**_common(examples, job, seed), "resolution": resolution}
-
-    def result(values: Tensor, base: Tensor, metric: str, how: str = "exact") -> PatchEffects:
-        return PatchEffects(values=values, corrupted=base, metric=metric, method=how, **common)
-
-    places = None if together else chosen
-    estimate = None
+    job = ExpertJob(
+        tuple(_encoded(model, one) for _, one in examples), chosen, mode, factor, together
+    )
+    made = partial(stages.made, model=model, progress=progress)
+    result = partial(
+        PatchEffects,
+        axes=("prompt", "projection", "expert"),
+        component="expert gate",
+        source=f"scale {factor:g}" if mode == "scale" else mode,
+        labels={"projection": (EVERYWHERE,) if together else tuple(one.name for one in chosen)},
+        groups=tuple(_subject(index, *one) for index, one in enumerate(examples)),
+        templates=tuple(task for task, _ in examples),
+        seed=seed,
+        # The effects are those of the hooked model, in its own number type.
+        resolution=precision_of(dtype_of(model)).resolution,
+    )
+    places, estimate = None if together else chosen, None
     if method == "attribution" or budget is not None:
-        done = stages.made(
-            estimate_experts,
-            model,
-            job,
-            description="gradients",
-            gives=ESTIMATED,
-            progress=progress,
-        ).tensors
-        estimate = result(done["changes"], done["loss"], _LOSS, "attribution")
+        found = made(estimate_experts, job=job, description="gradients", gives=ESTIMATED).tensors
+        loss, changes = found["loss"], found["changes"]
+        estimate = result(values=changes, corrupted=loss, metric=_LOSS, method="attribution")
         if budget is None:
             return ExpertEffects(estimate, projections=places)
-        job = replace(job, units=most_promising(estimate.values, estimate.templates, budget))
-    done = stages.made(
-        measure_experts,
-        model,
-        job,
-        description=f"experts, {mode}",
-        gives=MEASURED,
-        progress=progress,
-    ).tensors
-    base, changes = done["bare"].unbind(1), done["changes"].unbind(1)
-    right, how = (base[1], changes[1]), "accuracy (teacher-forced)"
+        job = replace(job, units=most_promising(changes, estimate.templates, budget))
+    found = made(measure_experts, job=job, description=f"experts, {mode}", gives=MEASURED).tensors
+    (loss, right), (changes, right_changes) = (found[key].unbind(1) for key in ("bare", "changes"))
+    metric = "accuracy (teacher-forced)"
     if greedy:
-        asked = [one for _, one in examples if isinstance(one, Example)]
-        right, how = greedy_accuracy(model, job, asked, progress=progress), "accuracy (greedy)"
+        questions = [one for _, one in examples if isinstance(one, Example)]
+        right, right_changes = greedy_accuracy(model, job, questions, progress=progress)
+        metric = "accuracy (greedy)"
     return ExpertEffects(
-        loss=result(changes[0], base[0], _LOSS),
-        accuracy=result(right[1], right[0], how),
+        loss=result(values=changes, corrupted=loss, metric=_LOSS, method="exact"),
+        accuracy=result(values=right_changes, corrupted=right, metric=metric, method="exact"),
         estimate=estimate,
         projections=places,
     )
-
-
-def _common(
-    examples: Sequence[tuple[str, Example | EncodedExample]],
-    job: ExpertJob,
-    seed: int,
-) -> dict[str, Any]:
-    """What all results of a call say."""
-    places = (EVERYWHERE,) if job.together else tuple(one.name for one in job.projections)
-    return {
-        "axes": ("prompt", "projection", "expert"),
-        "component": "expert gate",
-        "source": f"scale {job.factor:g}" if job.mode == "scale" else job.mode,
-        "labels": {"projection": places},
-        "groups": tuple(_subject(index, *one) for index, one in enumerate(examples)),
-        "templates": tuple(task for task, _ in examples),
-        "seed": seed,
-    }
 
 
 def _chosen(
@@ -268,23 +236,21 @@ def _chosen(
     wanted = None if layers is None else set(layers)
     for target in targets or ():
         if not any(one.has_target(target) for one in projections):
-            find_projection(projections, target)
+            find_projection(projections, target)  # raises, and lists the known
     found = tuple(
         one
         for one in projections
         if (wanted is None or one.layer in wanted)
-        and (targets is None or any(one.has_target(target) for target in targets))
+        and (targets is None or any(map(one.has_target, targets)))
     )
     if not found:
         raise UserError("no adapted projection is in these layers and of these targets")
     return found
 
 
-def _check(tasks: Tasks, mode: str, method: str, budget: int | None, greedy: bool) -> None:
-    if mode not in get_args(EffectMode):
-        raise UserError(f"unknown mode {mode!r}; known: {', '.join(get_args(EffectMode))}")
-    if method not in get_args(EffectMethod):
-        raise UserError(f"unknown method {method!r}; known: {', '.join(get_args(EffectMethod))}")
+def _check(tasks: Tasks, *, mode: str, method: str, budget: int | None, greedy: bool) -> None:
+    one_of("mode", mode, get_args(EffectMode))
+    one_of("method", method, get_args(EffectMethod))
     if not tasks:
         raise UserError("there are no tasks: give at least one, with examples")
     for task, some in tasks.items():

@@ -1,8 +1,7 @@
-"""The runs behind ``interp.experts.effects.effects``: every expert under one mode, over all
-batches.
+"""Jobs that intervene on every expert, one by one, and measure loss and accuracy.
 
-``ExpertJob`` says which examples and experts; ``estimate_experts`` and ``measure_experts`` are what
-a stage has done with it, over all examples at once or over some of them at a time.
+``ExpertJob`` holds the examples and experts; ``estimate_experts`` and ``measure_experts`` run it,
+over all examples at once or over some of them at a time.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,12 +13,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.experts.effects.answer_runs import (
-    BareRun,
+    BaselineRun,
     answer_batch,
     answer_chunks,
     answer_measures,
     attribute_gates,
-    run_bare,
+    run_baseline,
 )
 from interp.forward.generate import generate_tokens
 from interp.forward.out_of_memory import halving
@@ -120,12 +119,12 @@ def estimate_experts(model: HookedModel, job: ExpertJob, *, progress: bool = Fal
 
     def run_chunk(chunk: list[int]) -> None:
         answers = answer_batch(job.examples, chunk, device)
-        here, found = attribute_gates(model, answers, job.projections, edit)
+        here, found = attribute_gates(model, answers, job.projections, edit=edit)
         rows = torch.tensor(answers.examples)
         loss[rows] = here.to(loss)
         for number, one in enumerate(job.projections):
             place, experts = 0 if job.together else number, torch.arange(one.n_experts)
-            # What is together adds up, to first order.
+            # First-order effects of a group are the sum of its members'.
             before = changes[rows[:, None], place, experts].nan_to_num()
             changes[rows[:, None], place, experts] = before + found[one.name].to(changes)
 
@@ -139,16 +138,17 @@ def measure_experts(model: HookedModel, job: ExpertJob, *, progress: bool = Fals
     """Loss and accuracy without interventions, and their changes; NaN beyond the job's units.
 
     Returns:
-        ``bare`` [example measure], ``changes`` [example measure place expert].
+        ``bare`` [example measure], without interventions; ``changes``
+        [example measure place expert].
     """
     n_examples, *units = job.shape
     wanted, device = job.constraints(), device_of(model)
 
     def runs(chunk: list[int]) -> Iterator[Tensor]:
-        bare = run_bare(model, answer_batch(job.examples, chunk, device), job.projections)
-        yield torch.stack([bare.loss, bare.right])
+        baseline = run_baseline(model, answer_batch(job.examples, chunk, device), job.projections)
+        yield torch.stack([baseline.loss, baseline.right])
         for _, constraint in wanted:
-            yield _changes(model, job, bare, constraint)
+            yield _changes(model, job, baseline, constraint=constraint)
 
     found = measure_runs(
         runs,
@@ -166,50 +166,49 @@ def measure_experts(model: HookedModel, job: ExpertJob, *, progress: bool = Fals
 
 
 def _changes(
-    model: HookedModel, job: ExpertJob, bare: BareRun, constraint: ExpertConstraint
+    model: HookedModel, job: ExpertJob, baseline: BaselineRun, *, constraint: ExpertConstraint
 ) -> Float[Tensor, "measure example"]:
     """Zero for examples that use none of the experts, under a mode that then does nothing."""
     pairs = constraint.pairs
-    reached = torch.ones_like(bare.loss, dtype=torch.bool)
+    reached = torch.ones_like(baseline.loss, dtype=torch.bool)
     if job.mode != "force":
-        reached = torch.stack([bare.used[name][:, expert] for name, expert in pairs]).any(dim=0)
+        reached = torch.stack([baseline.used[name][:, expert] for name, expert in pairs]).any(dim=0)
     rows = reached.nonzero()[:, 0]
-    changes = torch.zeros_like(torch.stack([bare.loss, bare.right]))
+    measured = torch.stack([baseline.loss, baseline.right])
+    changes = torch.zeros_like(measured)
     if len(rows):
         layer_of = {one.name: one.layer for one in job.projections}
         # Outside the layers (an adapted unembedding) the whole model runs.
         first_layer = min(layer_of[name] or 0 for name, _ in pairs)
         variant = Variant(first_layer, tuple(hooks_of(constraint, model, None)), rows)
-        (logits,) = run_variants(model, bare.run, [variant])
-        loss, right = answer_measures(logits, bare.answers.targets[rows])
-        changes[:, rows] = torch.stack([loss - bare.loss[rows], right - bare.right[rows]])
+        (logits,) = run_variants(model, baseline.run, [variant])
+        edited = answer_measures(logits, baseline.answers.targets[rows])
+        changes[:, rows] = torch.stack(edited) - measured[:, rows]
     return changes
 
 
 def greedy_accuracy(
-    model: HookedModel, job: ExpertJob, examples: Sequence[Example], *, progress: bool = True
+    model: HookedModel, job: ExpertJob, questions: Sequence[Example], *, progress: bool = True
 ) -> tuple[Float[Tensor, " example"], Float[Tensor, "example place expert"]]:
     """Accuracy of greedy answers without interventions, and its changes.
 
     Args:
-        examples: what the job's are, as questions that an answer is scored against.
+        questions: the job's examples, as questions that an answer is scored against.
     """
     prompts = [one.tokens[: one.n_prompt] for one in job.examples]
     end = end_token(model.tokenizer)
 
-    def ask() -> Float[Tensor, " example"]:
-        said = generate_tokens(model, prompts, end=end, progress=False)
-        right = [is_right(one, text) for one, text in zip(examples, said, strict=True)]
+    def accuracy() -> Float[Tensor, " example"]:
+        answers = generate_tokens(model, prompts, end=end, progress=False)
+        right = [is_right(one, answer) for one, answer in zip(questions, answers, strict=True)]
         return torch.tensor(right, dtype=torch.float32)
 
-    base, changes = ask(), torch.full(job.shape, torch.nan)
-    wanted = job.constraints()
-    for (place, expert), constraint in progress_bar(
-        wanted, description="greedy answers", shown=progress
-    ):
+    baseline, changes = accuracy(), torch.full(job.shape, torch.nan)
+    wanted = progress_bar(job.constraints(), description="greedy answers", shown=progress)
+    for (place, expert), constraint in wanted:
         with constrain(model, constraint):
-            changes[:, place, expert] = ask() - base
-    return base, changes
+            changes[:, place, expert] = accuracy() - baseline
+    return baseline, changes
 
 
 def most_promising(
