@@ -33,7 +33,7 @@ from interp.models.folder import read_tokenizer
 from interp.models.hooked_model import HookedModel
 from interp.models.limits import vocabulary_size
 from interp.moelora.data.encoding import end_token
-from interp.moelora.data.taskdata import TaskData, load_task_data
+from interp.moelora.data.sources import TaskData, load_task_data
 from interp.moelora.training.adapters import adapt, trainable_parameters
 from interp.moelora.training.pretrained import Pretrained, load_pretrained
 from interp.moelora.training.scoring import ScoredAnswer, accuracies, answer_losses, score

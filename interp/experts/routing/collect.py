@@ -14,8 +14,14 @@ from torch import Tensor
 from interp.checked import checked
 from interp.errors import UserError
 from interp.experts.routing.corpus import LabelledCorpus, corpus_of
-from interp.experts.routing.counting_pass import ROUTERS, CollectSettings, RoutingPass
-from interp.experts.routing.observe import Runner, base_of, observing
+from interp.experts.routing.counting_pass import (
+    ROUTERS,
+    CollectSettings,
+    RoutingPass,
+    Runner,
+    base_of,
+    observing,
+)
 from interp.experts.routing.records import RoutingRecords
 from interp.experts.routing.similarity import OutputSimilarity
 from interp.experts.routing.token_file import TokenFile
