@@ -93,7 +93,7 @@ def train_moelora(
         adapted,
         data.train,
         settings,
-        run / CHECKPOINTS,
+        folder=run / CHECKPOINTS,
         pad=pad_token(base),
         device=device,
         progress=progress,

@@ -44,7 +44,7 @@ def base(hf_factory: Callable[..., Any], plain_tokenizer: Any) -> Any:
 def trainer_for(model: Any, folder: Path, n: int = 8, **settings: Any) -> Any:
     chosen = {"steps": 1, "batch": 4, "learning_rate": 1e-2, "schedule": "constant", "warmup": 0.0}
     return make_trainer(
-        model, examples(n), TrainingSettings(**(chosen | settings)), folder, device="cpu"
+        model, examples(n), TrainingSettings(**(chosen | settings)), folder=folder, device="cpu"
     )
 
 

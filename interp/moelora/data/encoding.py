@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from interp.arguments import one_of
 from interp.errors import UserError
 from interp.models import RenderedChat, render_chat
 from interp.models.chat import text_after_answer
@@ -85,7 +86,7 @@ def encode_examples(
     Nothing is ever cut: half a question has no right answer. Raises `UserError` when an example
     does not fit and `too_long` is "error", or when none is left.
     """
-    check_too_long(too_long)
+    one_of("too_long", too_long, get_args(TooLong))
     end = end_token(tokenizer)
     encoded = [encode_example(tokenizer, one, end=end) for one in examples]
     long = [index for index, one in enumerate(encoded) if len(one.tokens) > max_length]
@@ -97,23 +98,12 @@ def encode_examples(
             "max_length up to the model's context, or drop them with too_long=drop"
         )
     if long:
-        logger.info(
-            "%d of %d examples are longer than %d tokens: dropped",
-            len(long),
-            len(encoded),
-            max_length,
-        )
+        counts = len(long), len(encoded), max_length
+        logger.info("%d of %d examples are longer than %d tokens: dropped", *counts)
     kept = tuple(one for one in encoded if len(one.tokens) <= max_length)
     if not kept:
         raise UserError(f"no example is at most {max_length} tokens long: raise max_length")
     return kept
-
-
-def check_too_long(policy: str) -> None:
-    """Raise `UserError` unless `policy` is a `TooLong`."""
-    if policy not in get_args(TooLong):
-        known = ", ".join(get_args(TooLong))
-        raise UserError(f"unknown too_long {policy!r}; known: {known}")
 
 
 def end_token(tokenizer: Any) -> int:
@@ -134,10 +124,7 @@ def end_token(tokenizer: Any) -> int:
 
 @dataclass(frozen=True)
 class AnswerCollator:
-    """Makes a training batch of encoded examples, padded on the right.
-
-    `pad` fills up; what it is does not matter, as mask and labels leave it out.
-    """
+    """Makes a training batch of encoded examples, padded on the right with any token `pad`."""
 
     pad: int = 0
 

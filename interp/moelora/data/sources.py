@@ -12,7 +12,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -107,15 +108,16 @@ def _file_of(source: str | Path, split: Split) -> Path | None:
         return path if split == "train" else None
     match = _HUB_ID.fullmatch(text)
     if match and path.suffix.lower() not in SUFFIXES:
-        return _from_hub(match["repo"], match["revision"], match["subset"], split)
+        return _from_hub(match, split)
     raise UserError(
         f"no data at {text!r}: give a set that ships ({', '.join(list_tasks())}), a file "
         f"({', '.join(SUFFIXES)}), a directory, or a hub data set owner/name"
     )
 
 
-def _from_hub(repo: str, revision: str | None, subset: str | None, split: Split) -> Path | None:
+def _from_hub(match: re.Match[str], split: Split) -> Path | None:
     """The split's one file in a hub data set, downloaded."""
+    repo, revision, subset = match["repo"], match["revision"], match["subset"]
     try:
         names = huggingface_hub.list_repo_files(repo, revision=revision, repo_type="dataset")
         found = sorted(name for name in names if _is_split(name, split, subset))
@@ -157,8 +159,7 @@ def _task_name(source: str | Path, path: Path) -> str:
 
 def _share(subject: str) -> float:
     """A subject's place in [0, 1), the same in every process."""
-    digest = hashlib.sha256(subject.encode("utf-8", "surrogatepass")).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
+    return int.from_bytes(_digest(subject)[:8], "big") / 2**64
 
 
 SPARE_TOKENS = 8
@@ -209,11 +210,11 @@ def load_task_data(
         train += draw(split.train, limit)
         test += split.test
     seen = {one.subject for one in train}
-    apart = [one for one in test if one.subject not in seen]
-    tasks = dict.fromkeys(one.task for one in apart)
-    drawn = [
-        one for task in tasks for one in draw([x for x in apart if x.task == task], test_limit)
-    ]
+    by_task: dict[str, list[Example]] = defaultdict(list)
+    for one in test:
+        if one.subject not in seen:
+            by_task[one.task].append(one)
+    drawn = [one for of_task in by_task.values() for one in draw(of_task, test_limit)]
     if not drawn:
         raise UserError("every subject that is tested is also trained on: give other test data")
     end = end_token(tokenizer)
@@ -221,13 +222,14 @@ def load_task_data(
     kept = [(one, code) for one, code in pairs if len(code.tokens) <= max_length]
     if len(kept) < len(pairs) and (too_long == "error" or not kept):
         encode_examples(tokenizer, drawn, max_length=max_length)  # says which
+    text = json.dumps([asdict(one) for one in (*train, *drawn)], ensure_ascii=True, sort_keys=True)
     longest = max(len(code.tokens) - code.n_prompt for _, code in kept)
     return TaskData(
         train=encode_examples(tokenizer, train, max_length=max_length, too_long=too_long),
         test=tuple(one for one, _ in kept),
         encoded_test=tuple(code for _, code in kept),
         max_new_tokens=longest + SPARE_TOKENS,
-        sha256=_sha256([*train, *drawn]),
+        sha256=hashlib.sha256(text.encode()).hexdigest(),
     )
 
 
@@ -237,11 +239,6 @@ def draw(examples: Sequence[Example], limit: int | None) -> list[Example]:
         return list(examples)
     order = sorted(range(len(examples)), key=lambda index: _digest(examples[index].prompt))
     return [examples[index] for index in sorted(order[:limit])]
-
-
-def _sha256(examples: Iterable[Example]) -> str:
-    text = json.dumps([asdict(one) for one in examples], ensure_ascii=True, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _digest(text: str) -> bytes:

@@ -137,7 +137,7 @@ def score(
 ) -> tuple[ScoredAnswer, ...]:
     """The greedy answers of a transformers or PEFT model, scored, in the order of the examples."""
     prompts = [encode_prompt(tokenizer, example.prompt) for example in examples]
-    said = greedy_answers(
+    texts = greedy_answers(
         model,
         tokenizer,
         prompts,
@@ -147,15 +147,8 @@ def score(
         progress=progress,
     )
     return tuple(
-        ScoredAnswer(
-            task=example.task,
-            subject=example.subject,
-            prompt=example.prompt,
-            answer=example.answer,
-            said=text,
-            right=is_right(example, text),
-        )
-        for example, text in zip(examples, said, strict=True)
+        ScoredAnswer(one.task, one.subject, one.prompt, one.answer, text, is_right(one, text))
+        for one, text in zip(examples, texts, strict=True)
     )
 
 
@@ -173,10 +166,8 @@ def answer_losses(
     losses = [0.0] * len(examples)
 
     def run_chunk(chunk: list[int]) -> None:
-        inputs = {
-            name: value.to(device)
-            for name, value in AnswerCollator(pad)([examples[i] for i in chunk]).items()
-        }
+        padded = AnswerCollator(pad)([examples[index] for index in chunk])
+        inputs = {name: value.to(device) for name, value in padded.items()}
         targets = inputs.pop("labels")[:, 1:]
         logits = model(**inputs).logits[:, :-1]
         check_finite_loss(logits, model, partial(model, **inputs))
@@ -197,12 +188,12 @@ def accuracies(answers: Iterable[ScoredAnswer], *, seed: int = 0) -> tuple[Accur
     In the mean each task weighs the same.
     """
     every = list(answers)
-    right = [float(one.right) for one in every]
-    return mean_by_task(right, [one.task for one in every], [one.subject for one in every], seed)
+    right, tasks = [float(one.right) for one in every], [one.task for one in every]
+    return mean_by_task(right, tasks, [one.subject for one in every], seed=seed)
 
 
 def mean_by_task(
-    values: Sequence[float], tasks: Sequence[str], subjects: Sequence[str], seed: int = 0
+    values: Sequence[float], tasks: Sequence[str], subjects: Sequence[str], *, seed: int = 0
 ) -> tuple[Accuracy, ...]:
     """The mean of a value of each question by task, and over tasks, with intervals."""
     sizes = Counter(tasks)
