@@ -43,7 +43,6 @@ from interp.premises.encode import EncodedPremises
 from interp.premises.questions import Premises, QuestionKind
 
 RANDOM_SETS = 20
-_NO_ADAPTER, _FULL, _WITHOUT, _RANDOM = 0, 1, 2, 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,49 +61,46 @@ class AdapterGain(Displayed):
     runs: Preference
     seed: int = 0
 
-    def _interval(self, values: np.ndarray) -> list[float]:
-        return list(mean_interval(values, self.runs.subjects, seed=self.seed))
-
-    def _of(self, measure: str) -> np.ndarray:
-        difference = self.runs.logit_difference
-        return (difference > 0).astype(float) if measure == "accuracy" else difference
-
     def to_dict(self) -> dict[str, Any]:
         """By measure (``accuracy``, ``logit_difference``): [value, low, high] over subjects.
 
         ``without_adapter``, ``with_adapter``, ``without_heads``; ``gain`` and ``lost``, paired by
         prompt; ``random_lost`` mean, 95th percentile, and the ``percentile`` of ``lost`` in it.
         """
-        return {name: self._measure(self._of(name)) for name in ("accuracy", "logit_difference")}
+        difference = self.runs.logit_difference
+        right = (difference > 0).astype(float)
+        return {"accuracy": self._measure(right), "logit_difference": self._measure(difference)}
 
     def _measure(self, values: np.ndarray) -> dict[str, Any]:
-        lost = values[:, _FULL] - values[:, _WITHOUT]
-        found: dict[str, Any] = {
-            "without_adapter": self._interval(values[:, _NO_ADAPTER]),
-            "with_adapter": self._interval(values[:, _FULL]),
-            "without_heads": self._interval(values[:, _WITHOUT]),
-            "gain": self._interval(values[:, _FULL] - values[:, _NO_ADAPTER]),
-            "lost": self._interval(lost),
+        without_adapter, full, without_heads = values[:, :3].T
+        lost = full - without_heads
+        of_prompts = {
+            "without_adapter": without_adapter,
+            "with_adapter": full,
+            "without_heads": without_heads,
+            "gain": full - without_adapter,
+            "lost": lost,
         }
-        null = (values[:, [_FULL]] - values[:, _RANDOM:]).mean(axis=0)
+        found: dict[str, Any] = {
+            name: list(mean_interval(numbers, self.runs.subjects, seed=self.seed))
+            for name, numbers in of_prompts.items()
+        }
+        null = (full[:, None] - values[:, 3:]).mean(axis=0)
         if len(null):
-            found["random_lost"] = {
-                "mean": float(null.mean()),
-                "p95": float(np.quantile(null, 0.95)),
-            }
+            p95 = float(np.quantile(null, 0.95))
+            found["random_lost"] = {"mean": float(null.mean()), "p95": p95}
             found["percentile"] = float((null < lost.mean()).mean() * 100)
         return found | {"n_sets": len(null)}
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row a measure and run: value and interval."""
-        return pd.DataFrame(
-            [
-                {"measure": measure, "what": what, "value": one[0], "low": one[1], "high": one[2]}
-                for measure, content in self.to_dict().items()
-                for what, one in content.items()
-                if isinstance(one, list)
-            ]
-        )
+        rows = [
+            (measure, what, *interval)
+            for measure, content in self.to_dict().items()
+            for what, interval in content.items()
+            if isinstance(interval, list)
+        ]
+        return pd.DataFrame(rows, columns=["measure", "what", "value", "low", "high"])
 
     def plot(self) -> go.Figure:
         """Preference accuracy without the adapter, with it, and without its part in the heads."""
@@ -158,8 +154,8 @@ def adapter_gain(
     if not slices:
         raise UserError("the adapter has no part in these heads: no experts in their layers")
     random = _random_slices(model, slices, n_sets=random_sets, seed=seed)
-    ablations = [without_experts(model), NO_ABLATION]
-    ablations += [without_slices(model, one) for one in (slices, *random)]
+    without = [without_slices(model, one) for one in (slices, *random)]
+    ablations = [without_experts(model), NO_ABLATION, *without]
     values = sweep_ablations(
         model,
         encoded.batch(kind),

@@ -91,9 +91,8 @@ class ExpertFeeding(Displayed):
         return feeding_figure(self.experts, count)
 
     def _shown(self) -> Shown:
-        words = (
-            f"What experts add to {len(self.heads)} heads, beside random heads of the same layers."
-        )
+        n_heads = len(self.heads)
+        words = f"What experts add to {n_heads} heads, beside random heads of the same layers."
         return Shown(words, (self.adapter, self.experts), self.plot)
 
 
@@ -147,9 +146,9 @@ def rank_expert_contributions(
 def units_by_layer(slices: Iterable[ExpertHeadContribution]) -> dict[int, list[int]]:
     """The slices' units, by layer."""
     found: dict[int, list[int]] = defaultdict(list)
-    for one in slices:
+    for one in sorted(slices, key=lambda one: (one.layer, one.unit)):
         found[one.layer].append(one.unit)
-    return {layer: sorted(units) for layer, units in sorted(found.items())}
+    return dict(found)
 
 
 def _expert_rows(
@@ -211,12 +210,8 @@ def _adapter_row(
     """The whole adapter's part in the chosen heads, and in random sets of other heads."""
     relative = contributions.adapter_mean_relative_norm
     n_layers, n_units = relative.shape
-    pairs = tuple(
-        (layer, unit)
-        for layer, of_layer in units.items()
-        for unit in of_layer
-        if not np.isnan(relative[layer, unit])
-    )
+    pairs = [(layer, unit) for layer, some in units.items() for unit in some]
+    pairs = tuple(pair for pair in pairs if not np.isnan(relative[pair]))
     if not pairs:
         return {"component": contributions.component, "n_sets": 0}
     drawn = random_head_sets(HeadSet(pairs), n_layers, n_units, n_sets, seed=seed)

@@ -1,17 +1,18 @@
-"""The causal part of single experts in single heads: take one out and see what the answer does.
+"""Causal effects of single experts in single heads.
 
-With the columns of one head in one expert's output set to zero at every position
+Measured with the part of one head in one expert's output set to zero at every position
 (`ExpertHeadContribution`):
 
 * ``preference``: logit(true object) − logit(false object) without the slice, less the same with
   it. **Positive**: without it the answer is better, so the slice carried the false premise;
   negative: the slice helped to correct it.
-* ``head_effect``: the same change of a head's own effect, where asked for. The head's effect is
-  that of editing it at the false object as the search for heads does (`interp.heads.locate`), so
-  this is (logit difference without slice and head − without slice) − (without head − with
-  everything). Negative: the head carries less of the false premise without what the expert gave it.
+* ``head_effect``, where asked for: the change of the head's own effect, which is that of editing it
+  at the false object (`interp.heads.locate`): (logit difference without slice and head − without
+  slice) − (without head − with everything). Negative: the head carries less of the false premise
+  without what the expert adds.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -163,20 +164,20 @@ def slice_effects(
     if head_effect is not None:
         edit = premise_edit(model, encoded, kind, site=head_effect)
         change = torch.empty_like(preference)
-        for heads, places in _by_heads(model, slices).items():
-            some = [NO_ABLATION, *(ablations[1 + place] for place in places)]
+        for heads, numbers in _by_heads(model, slices).items():
+            some = [0, *(1 + number for number in numbers)]
             (edited,) = sweep_ablations(
                 model,
                 batch,
-                some,
+                [ablations[number] for number in some],
                 metrics=[metric],
                 edit=edit,
                 heads=heads,
                 progress=progress,
                 description=f"head effect, layer {heads[0][0]}",
             )
-            effects = edited - runs[:, [0, *(1 + place for place in places)]]
-            change[:, places] = effects[:, 1:] - effects[:, :1]
+            effects = edited - runs[:, some]
+            change[:, numbers] = effects[:, 1:] - effects[:, :1]
     return SliceEffects(
         tuple(slices),
         preference,
@@ -191,10 +192,10 @@ def slice_effects(
 def _by_heads(
     model: HookedModel, slices: Sequence[ExpertHeadContribution]
 ) -> dict[tuple[Head, ...], list[int]]:
-    """Places of the slices by the query heads that they serve."""
-    found: dict[tuple[Head, ...], list[int]] = {}
-    for place, one in enumerate(slices):
+    """The numbers of the slices by the query heads that they serve."""
+    found: dict[tuple[Head, ...], list[int]] = defaultdict(list)
+    for number, one in enumerate(slices):
         size = group_size(model, one.component)
-        heads = tuple((one.layer, one.unit * size + number) for number in range(size))
-        found.setdefault(heads, []).append(place)
+        first = one.unit * size
+        found[tuple((one.layer, head) for head in range(first, first + size))].append(number)
     return found
