@@ -123,8 +123,7 @@ def terms_of(step: Step, several: list[Routed]) -> Float[Tensor, "projection ter
     """Load balance, contrastive and router z of each of these projections."""
     groups: defaultdict[tuple[Any, ...], list[int]] = defaultdict(list)
     for index, routed in enumerate(several):
-        place = routed.logits.device
-        groups[(routed.logits.shape, routed.key[1], place)].append(index)
+        groups[routed.logits.shape, routed.key[1], routed.logits.device].append(index)
     rows: list[Tensor] = [torch.empty(0)] * len(several)
     for indices in groups.values():
         terms = _terms_of_equals(step, [several[index] for index in indices])
@@ -188,8 +187,8 @@ def _last_step(model: nn.Module) -> Step:
     step = layers[0].recorder.step
     if step is None or not step.kept:
         raise UserError(
-            "there was no forward pass in training mode: call model.train(), run the model, and "
-            "ask then (in evaluation mode nothing is kept)"
+            "there was no forward pass in training mode: call model.train() and run the model "
+            "first (in evaluation mode nothing is kept)"
         )
     return step
 

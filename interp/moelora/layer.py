@@ -14,6 +14,7 @@ Routing depends on the token; hence there is no merged weight, and ``merge`` say
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -150,15 +151,13 @@ class MoELoRALinear(nn.Module, BaseTunerLayer):
         dtype = base.weight.dtype
         if not dtype.is_floating_point:  # quantized weights
             dtype = getattr(base, "compute_dtype", None) or torch.float32
-        place: dict[str, Any] = {"device": base.weight.device, "dtype": dtype}
-        rank = count * config.r
+        zeros = partial(torch.zeros, device=base.weight.device, dtype=dtype)
+        rank, d_in = count * config.r, self.in_features
         self.experts[adapter_name] = Experts(count, config)
-        self.moelora_A[adapter_name] = nn.Parameter(torch.empty(rank, self.in_features, **place))
-        self.moelora_B[adapter_name] = nn.Parameter(torch.zeros(self.out_features, rank, **place))
-        self.moelora_router[adapter_name] = nn.Parameter(
-            torch.empty(count, self.in_features, **place)
-        )
-        for weight in (self.moelora_A[adapter_name], self.moelora_router[adapter_name]):
+        self.moelora_A[adapter_name] = down = nn.Parameter(zeros(rank, d_in))
+        self.moelora_B[adapter_name] = nn.Parameter(zeros(self.out_features, rank))
+        self.moelora_router[adapter_name] = router = nn.Parameter(zeros(count, d_in))
+        for weight in (down, router):
             nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
         self.set_adapter(self.active_adapters)
 
@@ -196,7 +195,7 @@ class MoELoRALinear(nn.Module, BaseTunerLayer):
         """Only what the one active adapter adds, through the hook points."""
         (adapter_name,) = self.adapters_in_use
         logits, hidden = self._project(x, adapter_name)
-        return self._added_through(hooks, logits, hidden, adapter_name)
+        return self._added_through(hooks, logits, hidden, adapter_name=adapter_name)
 
     def _adapted(
         self,
@@ -211,7 +210,7 @@ class MoELoRALinear(nn.Module, BaseTunerLayer):
         if self.training and config.router_noise:
             logits = logits + config.router_noise * torch.randn_like(logits)
         if self.hooks is not None:
-            added = self._added_through(self.hooks, logits, hidden, adapter_name)
+            added = self._added_through(self.hooks, logits, hidden, adapter_name=adapter_name)
             return (result + added).to(result.dtype)
         chosen = choose_experts(logits, config.top_k)
         gates = gates_of_logits(logits, chosen, renormalize=config.renormalize)
@@ -223,9 +222,8 @@ class MoELoRALinear(nn.Module, BaseTunerLayer):
             adapted = (result + F.linear(weighted, up)).to(result.dtype)
         if not self.training:
             return adapted
-        routed = Routed(
-            (self.name, adapter_name), config, experts.count, logits, chosen, hidden, up
-        )
+        key = (self.name, adapter_name)
+        routed = Routed(key, config, experts.count, logits, chosen, hidden, up)
         return self.recorder.keep(routed, adapted)
 
     def _project(
@@ -249,6 +247,7 @@ class MoELoRALinear(nn.Module, BaseTunerLayer):
         hooks: ExpertHooks,
         logits: Float[Tensor, "*token expert"],
         hidden: Float[Tensor, "*token expert_rank"],
+        *,
         adapter_name: str,
     ) -> Float[Tensor, "*token d_out"]:
         """What the experts add, with the values handed through the hook points."""

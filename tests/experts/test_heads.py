@@ -330,12 +330,13 @@ def test_faith_runs_on_an_adapted_model_on_the_plain_modules(model: Any, premise
 
 
 def test_mistakes_are_told(model: Any, tiny_llama: Any, premises: Any, batch: TokenBatch) -> None:
-    wrong_part: Any = "z"
+    unknown_part = Contribution("q", 0, 0)
+    object.__setattr__(unknown_part, "component", "z")  # as where nobody checks types
     unchecked_positions: Any = inspect.unwrap(prompt_positions)
     for wrong, match in (
         (lambda: expert_contributions(tiny_llama, premises), "no MoELoRA experts"),
         (lambda: expert_contributions(model, premises, component="k"), "no k projection"),
-        (lambda: Contribution(wrong_part, 0, 0), "unknown component 'z'; known: q, k, v"),
+        (unknown_part.__post_init__, "unknown component 'z'; known: q, k, v"),
         (lambda: expert_contributions(model, batch), "tokens alone have no object"),
         (
             lambda: unchecked_positions(model, batch, "first"),

@@ -19,7 +19,7 @@ from interp.moelora.training.adapters import (
     trainable_parameters,
 )
 from interp.moelora.training.similarity import expert_similarity
-from interp.moelora.training.trainer import answer_loss, predicting_columns
+from interp.moelora.training.trainer import answer_loss, predicting_positions
 from interp.moelora.training.training import TrainingSettings, make_trainer
 
 TARGETS = ["q_proj", "v_proj"]
@@ -94,7 +94,7 @@ def test_answer_loss_by_hand() -> None:
 
 def test_columns_are_those_that_predict_an_answer() -> None:
     labels = torch.tensor([[-100, -100, 5, 6, -100], [-100, -100, -100, 7, -100]])
-    assert predicting_columns(labels).tolist() == [1, 2]
+    assert predicting_positions(labels).tolist() == [1, 2]
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

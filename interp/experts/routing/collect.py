@@ -71,8 +71,8 @@ def collect_routing(
     with ExitStack() as stack:
         file = None
         if token_file is not None:
-            file = TokenFile(token_file, total.projections, labelled.tasks, total.sizes.top_k)
-            stack.enter_context(file)
+            sizes = {"projections": total.projections, "top_k": total.sizes.top_k}
+            file = stack.enter_context(TokenFile(token_file, tasks=labelled.tasks, **sizes))
         for number in range(settings.parts):
             total.add(
                 collect_part(

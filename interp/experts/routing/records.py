@@ -5,6 +5,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from interp.arguments import one_of
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.experts.routing.measures import (
@@ -69,28 +71,18 @@ class RoutingRecords(Displayed):
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        empty = Tables.empty(self.sizes).as_dict()
-        for name, table in self.tables.as_dict().items():
-            if table.shape != empty[name].shape:
-                raise UserError(
-                    f"{name} has the shape {tuple(table.shape)}, not {tuple(empty[name].shape)}"
-                )
-        for what, size in (
-            ("projections", self.sizes.projections),
-            ("tasks", self.sizes.tasks),
-            ("ids", self.sizes.ids),
-            ("unit_task", self.sizes.units),
-            ("unit_fold", self.sizes.units),
-        ):
-            if len(getattr(self, what)) != size:
-                raise UserError(f"{len(getattr(self, what))} {what}, but the tables have {size}")
+        Tables.of(self.sizes, self.tables.as_dict())  # raises for another shape
+        lengths = dict.fromkeys(("unit_task", "unit_fold"), self.sizes.units)
+        lengths |= {name: getattr(self.sizes, name) for name in ("projections", "tasks", "ids")}
+        for name, size in lengths.items():
+            if (found := len(getattr(self, name))) != size:
+                raise UserError(f"{found} {name}, but the tables have {size}")
         for what, size in (("unit_task", self.sizes.tasks), ("unit_fold", self.sizes.folds)):
             if not all(0 <= one < size for one in getattr(self, what)):
                 raise UserError(f"{what} names one that is not there: there are {size}")
         if not all(0 < one.n_experts <= self.sizes.experts for one in self.projections):
-            raise UserError(
-                f"a projection has more than the {self.sizes.experts} experts there are"
-            )
+            most = self.sizes.experts
+            raise UserError(f"a projection has more than the {most} experts there are")
 
     @property
     def n_tokens(self) -> int:
@@ -112,8 +104,7 @@ class RoutingRecords(Displayed):
         slots), specialization (OLMoE's domain specialization: share of its tokens that go there),
         probability (mean of the router's softmax), gate (mean, zero where not chosen).
         """
-        rows = [self._rows(number) for number in range(len(self.projections))]
-        return pd.concat(rows, ignore_index=True)
+        return pd.concat(map(self._rows, range(len(self.projections))), ignore_index=True)
 
     def _rows(self, number: int) -> pd.DataFrame:
         one, top_k = self.projections[number], self.sizes.top_k
@@ -148,17 +139,10 @@ class RoutingRecords(Displayed):
         rows = []
         for number, one in enumerate(self.projections):
             load = load_share(self.task_counts(number).sum(axis=0))
-            rows.append(
-                {
-                    "layer": one.layer,
-                    "target": one.target,
-                    "load_cv": float(load_cv(load)),
-                    "least": float(load.min() * one.n_experts),
-                    "most": float(load.max() * one.n_experts),
-                    "dead": int(dead_experts(load)),
-                }
-            )
-        return pd.DataFrame(rows)
+            least, most = (float(end * one.n_experts) for end in (load.min(), load.max()))
+            cv, dead = float(load_cv(load)), int(dead_experts(load))
+            rows.append((one.layer, one.target, cv, least, most, dead))
+        return pd.DataFrame(rows, columns=["layer", "target", "load_cv", "least", "most", "dead"])
 
     def entropies(self) -> pd.DataFrame:
         """One row a projection: layer, target, per_token, of_load; shares of log E, 1 is even.
@@ -175,21 +159,17 @@ class RoutingRecords(Displayed):
 
     def plot(self, what: str = "load", **options: Any) -> go.Figure:
         """Each expert's load by task ("load"), or the routers' entropy by depth ("entropy")."""
-        if what == "load":
-            return load_figure(self.to_dataframe(), self.tasks, **options)
-        if what == "entropy":
+        if one_of("figure", what, ("load", "entropy")) == "entropy":
             return entropy_figure(self.entropies(), **options)
-        raise UserError(f"unknown figure {what!r}; known: load, entropy")
+        return load_figure(self.to_dataframe(), self.tasks, **options)
 
     def _shown(self) -> Shown:
         words = (
             f"{self.n_tokens:,} tokens, {len(self.tasks)} tasks, {len(self.projections)} "
             "projections. Loads are times the number of experts: 1 is an even share."
         )
-        return Shown(words, (self.by_projection(),), self._key_figure)
-
-    def _key_figure(self) -> go.Figure:
-        return self.plot(target=self.projections[0].target)
+        figure = partial(self.plot, target=self.projections[0].target)
+        return Shown(words, (self.by_projection(),), figure)
 
     def save(self, path: str | Path) -> Path:
         """Write a safetensors file; a reader sees the old file or the new one."""

@@ -2,7 +2,7 @@
 
 Two numbers for every two experts of a projection, both of what each would add with a gate of one:
 
-* *cosine*: of the two outputs for the same token, the mean over tokens; 0 for unrelated directions.
+* *cosine* of the two outputs for the same token, mean over tokens; 0 for unrelated directions.
 * *linear CKA* (Kornblith et al., arXiv 1905.00414): ``‖Yᵢᵀ Yⱼ‖² / (‖Yᵢᵀ Yᵢ‖ ‖Yⱼᵀ Yⱼ‖)`` of the
   centred outputs [token d_out]; 1 if one is the other turned and scaled. Its value by chance, with
   the tokens of one expert shuffled, has the mean ``tr(Σᵢ) tr(Σⱼ) / ((n − 1) ‖Σᵢ‖ ‖Σⱼ‖)`` exactly in

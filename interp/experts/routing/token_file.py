@@ -23,7 +23,12 @@ class TokenFile:
     """A context: the file is moved into place when it ends well, and not there if it does not."""
 
     def __init__(
-        self, path: Path, projections: Sequence[AdaptedProjection], tasks: Sequence[str], top_k: int
+        self,
+        path: Path,
+        *,
+        projections: Sequence[AdaptedProjection],
+        tasks: Sequence[str],
+        top_k: int,
     ) -> None:
         self.path = path
         self.beside = beside_of(path)
@@ -40,8 +45,8 @@ class TokenFile:
                 ("gates", pa.list_(pa.float32(), top_k)),
             ]
         )
-        self._tokens: dict[str, Any] = {}
-        self._routed: list[tuple[int, np.ndarray, np.ndarray]] = []
+        self._tokens: tuple[Tensor, ...] = ()
+        self._routed: list[tuple[AdaptedProjection, np.ndarray, np.ndarray]] = []
 
     def __enter__(self) -> "TokenFile":
         try:
@@ -59,51 +64,43 @@ class TokenFile:
             self.beside.unlink(missing_ok=True)
 
     def begin(self, texts: Tensor, labels: TokenLabels, tokens: Tensor) -> None:
-        """The tokens of a batch."""
-        self._tokens = {
-            "text": texts.numpy().astype(np.int32),
-            "task": labels.task.numpy().astype(np.int32),
-            "position": labels.position.numpy().astype(np.int32),
-            "token": tokens.numpy().astype(np.int32),
-        }
+        """Begin a batch with its tokens."""
+        self._tokens = (texts, labels.task, labels.position, tokens)
         self._routed = []
 
     def add(self, projection: int, gates: Tensor, chosen: Tensor) -> None:
-        """What one projection made of them; gates and experts [token slot]."""
+        """Add what one projection's router made of them; gates and experts [token slot]."""
         order = (-gates).argsort(dim=-1, stable=True)
+        experts = chosen.gather(-1, order).numpy().astype(np.int16)
         self._routed.append(
-            (
-                projection,
-                chosen.gather(-1, order).numpy().astype(np.int16),
-                gates.gather(-1, order).numpy().astype(np.float32),
-            )
+            (self.projections[projection], experts, gates.gather(-1, order).float().numpy())
         )
 
     def end(self) -> None:
         """Write the batch as a row group."""
-        n, times = len(self._tokens["text"]), len(self._routed)
+        n, times = len(self._tokens[0]), len(self._routed)
         if not n:
             return
-        tokens = {name: np.tile(column, times) for name, column in self._tokens.items()}
+        text, task, position, token = (
+            pa.array(np.tile(column.numpy().astype(np.int32), times)) for column in self._tokens
+        )
         targets = list(dict.fromkeys(one.target for one in self.projections))
-        where = [self.projections[number] for number, _, _ in self._routed]
+        layers = np.repeat([one.layer for one, _, _ in self._routed], n)
+        target = np.repeat([targets.index(one.target) for one, _, _ in self._routed], n)
+        experts, gates = (
+            pa.FixedSizeListArray.from_arrays(
+                pa.array(np.concatenate([one[part] for one in self._routed]).ravel()), self.top_k
+            )
+            for part in (1, 2)
+        )
         columns = [
-            pa.array(tokens["text"]),
-            pa.DictionaryArray.from_arrays(pa.array(tokens["task"]), pa.array(self.tasks)),
-            pa.array(tokens["position"]),
-            pa.array(tokens["token"]),
-            pa.array(np.repeat([one.layer for one in where], n).astype(np.int16)),
-            pa.DictionaryArray.from_arrays(
-                pa.array(np.repeat([targets.index(one.target) for one in where], n), pa.int32()),
-                pa.array(targets),
-            ),
-            *(
-                pa.FixedSizeListArray.from_arrays(
-                    pa.array(np.concatenate([one[part] for one in self._routed]).ravel()),
-                    self.top_k,
-                )
-                for part in (1, 2)
-            ),
+            text,
+            pa.DictionaryArray.from_arrays(task, pa.array(self.tasks)),
+            position,
+            token,
+            pa.array(layers.astype(np.int16)),
+            pa.DictionaryArray.from_arrays(pa.array(target, pa.int32()), pa.array(targets)),
+            experts,
+            gates,
         ]
         self._writer.write_table(pa.Table.from_arrays(columns, schema=self.schema))
-        self._tokens, self._routed = {}, []

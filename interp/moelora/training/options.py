@@ -78,7 +78,7 @@ def extract_option(text: str, options: Sequence[str]) -> str | None:
     """The option that a text settles on, as `options` have it; None for none or several."""
     if not options:
         return None
-    shapes = _shapes(tuple(options))
+    shapes = _shapes_of(tuple(options))
     marked = _BOXED.sub(r"\nthe answer is \1 .\n", _ASKED.sub("Answer:", text))
     marked = _TAGGED.sub(r"\nthe answer is \2 .\n", marked)
     marked = _BOLD.sub(r"(\2)", _TAG.sub("\n", marked))
@@ -86,7 +86,7 @@ def extract_option(text: str, options: Sequence[str]) -> str | None:
     for find in (shapes.stated, shapes.leading, shapes.passing):
         found = find(plain)
         if found is not None:
-            return shapes.settled(found)
+            return next(iter(found)) if len(found) == 1 else None
     return None
 
 
@@ -137,10 +137,6 @@ class _Shapes:
             rf"(?=(?P<rest>[^\n]*))",
             flags,
         )
-
-    def settled(self, found: frozenset[str]) -> str | None:
-        """The one option found."""
-        return next(iter(found)) if len(found) == 1 else None
 
     def stated(self, text: str) -> frozenset[str] | None:
         """What the last statement of the text says."""
@@ -222,6 +218,4 @@ def _denied(before: str) -> bool:
     return bool(_NOT.search(clause))
 
 
-@lru_cache(maxsize=256)
-def _shapes(options: tuple[str, ...]) -> _Shapes:
-    return _Shapes(options)
+_shapes_of = lru_cache(maxsize=256)(_Shapes)
