@@ -1,13 +1,12 @@
 """An adapted model in TransformerLens, with hook points for its routers, gates and experts.
 
-Every adapted projection gets three, under the projection's TransformerLens name, such as
-``blocks.3.attn.q.moelora.hook_gate`` or ``blocks.3.mlp.gate.moelora.hook_router`` (see
-`interp.moelora.layer.ExpertHooks`). They are read and written like any other; a gate of zero for
-all experts is the base model. Where the model has one projection for queries, keys and values, the
-name is ``blocks.3.attn.qkv.moelora…``.
+Every adapted projection gets three hook points (`interp.moelora.layer.ExpertHooks`) under its
+TransformerLens name, such as ``blocks.3.attn.q.moelora.hook_gate``. A gate of zero for all experts
+gives the base model. Where the model has one projection for queries, keys and values, the name is
+``blocks.3.attn.qkv.moelora…``.
 
 The hooked model shares the weights of the adapted one and nothing else: the PEFT model stays as it
-is, and may be trained further and saved. Its adapters are the ones that were active; choose with
+is, and may be trained further and saved. It has the adapter that is active; choose with
 ``set_adapter`` before hooking.
 """
 
@@ -149,8 +148,8 @@ class JointPart(nn.Module):
 
     def forward(self, x: Float[Tensor, "*token d_in"]) -> Float[Tensor, "*token d_part"]:
         """The part's output with its columns of what the experts add."""
-        own = self.split(x)
-        return (own + self.shared(x)[..., self.columns]).to(own.dtype)
+        output = self.split(x)
+        return (output + self.shared(x)[..., self.columns]).to(output.dtype)
 
     def __getattr__(self, name: str) -> Any:
         try:

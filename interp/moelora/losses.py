@@ -108,9 +108,9 @@ def output_products(
         r: rank of each expert.
     """
     experts = hidden.shape[-1] // r
-    own = chosen[..., None] == torch.arange(experts, device=chosen.device)
-    own = repeat(own, "... token slot expert -> ... (token slot) (expert r)", r=r)
-    pairs = own * hidden.repeat_interleave(chosen.shape[-1], dim=-2)
+    is_chosen = chosen[..., None] == torch.arange(experts, device=chosen.device)
+    is_chosen = repeat(is_chosen, "... token slot expert -> ... (token slot) (expert r)", r=r)
+    pairs = is_chosen * hidden.repeat_interleave(chosen.shape[-1], dim=-2)
     return einsum(pairs @ gram, pairs, "... one rank, ... other rank -> ... one other")
 
 

@@ -1,4 +1,4 @@
-"""What each expert does for each task: interventions on its gate, and what becomes of the answers.
+"""Effects of each expert on each task: interventions on its gate, scored by the right answers.
 
 An expert of one projection (or the expert with the same number in many) is switched off, forced or
 scaled (``interp.interventions.expert_constraint``) at all tokens, and every example's right answer
@@ -17,7 +17,7 @@ ranks, and only so many experts are run.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -50,7 +50,7 @@ EffectMethod = Literal["exact", "attribution"]
 EffectMode = Literal["off", "off_renormalised", "force", "scale"]
 Tasks = Mapping[str, Sequence[Example | EncodedExample]]
 EVERYWHERE = "everywhere"
-"""Names the one place of experts that are taken together across projections."""
+"""Stands for the projection where experts are taken together across projections."""
 _LOSS = "loss (nats per answer token)"
 
 
@@ -192,19 +192,10 @@ def expert_effects(
     job = ExpertJob(
         tuple(_encoded(model, one) for _, one in examples), chosen, mode, factor, together
     )
+    # The effects are those of the hooked model, in its own number type.
+    resolution = precision_of(dtype_of(model)).resolution
+    result = partial(_result, examples, job, seed=seed, resolution=resolution)
     made = partial(stages.made, model=model, progress=progress)
-    result = partial(
-        PatchEffects,
-        axes=("prompt", "projection", "expert"),
-        component="expert gate",
-        source=f"scale {factor:g}" if mode == "scale" else mode,
-        labels={"projection": (EVERYWHERE,) if together else tuple(one.name for one in chosen)},
-        groups=tuple(_subject(index, *one) for index, one in enumerate(examples)),
-        templates=tuple(task for task, _ in examples),
-        seed=seed,
-        # The effects are those of the hooked model, in its own number type.
-        resolution=precision_of(dtype_of(model)).resolution,
-    )
     places, estimate = None if together else chosen, None
     if method == "attribution" or budget is not None:
         found = made(estimate_experts, job=job, description="gradients", gives=ESTIMATED).tensors
@@ -225,6 +216,22 @@ def expert_effects(
         accuracy=result(values=right_changes, corrupted=right, metric=metric, method="exact"),
         estimate=estimate,
         projections=places,
+    )
+
+
+def _result(
+    examples: Sequence[tuple[str, Example | EncodedExample]], job: ExpertJob, **values: Any
+) -> PatchEffects:
+    """Effects of the job's interventions on these examples."""
+    names = (EVERYWHERE,) if job.together else tuple(one.name for one in job.projections)
+    return PatchEffects(
+        axes=("prompt", "projection", "expert"),
+        component="expert gate",
+        source=f"scale {job.factor:g}" if job.mode == "scale" else job.mode,
+        labels={"projection": names},
+        groups=tuple(_subject(index, *one) for index, one in enumerate(examples)),
+        templates=tuple(task for task, _ in examples),
+        **values,
     )
 
 

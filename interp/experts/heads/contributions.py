@@ -274,7 +274,7 @@ class _Sums:
         self.group_size = group_size(model, component)
         n_experts = max(part.projection.n_experts for part in self.parts.values())
         shape = (n_prompts, len(model.blocks), count_units(model, component))
-        self.own, self.dot = (torch.full((*shape, n_experts), torch.nan) for _ in range(2))
+        self.norm, self.dot = (torch.full((*shape, n_experts), torch.nan) for _ in range(2))
         self.gate = torch.full((*shape[:2], n_experts), torch.nan)
         self.whole, self.added, self.base = (torch.full(shape, torch.nan) for _ in range(3))
         self.error = 0.0
@@ -324,7 +324,7 @@ class _Sums:
             return (sums.index_add_(0, row, of_tokens) / counts).float().cpu()
 
         experts = slice(0, part.projection.n_experts)
-        self.own[prompts, layer, :, experts] = mean((c * c).sum(dim=-1))
+        self.norm[prompts, layer, :, experts] = mean((c * c).sum(dim=-1))
         self.dot[prompts, layer, :, experts] = mean((c * y[:, :, None]).sum(dim=-1))
         self.gate[prompts, layer, experts] = mean(gate)
         self.whole[prompts, layer] = mean((y * y).sum(dim=-1))
@@ -338,7 +338,7 @@ class _Sums:
             unit_axis=str(axis_of(self.component)),
             group_size=self.group_size,
             at=positions.name,
-            norm=self.own.sqrt(),
+            norm=self.norm.sqrt(),
             share=self.dot / self.whole[..., None],
             gate=self.gate,
             head_norm=self.whole.sqrt(),

@@ -231,10 +231,10 @@ class RoutingPass:
             mask[row, : len(text.tokens)] = True
         counted = mask.clone()
         counted[:, : self.corpus.prefix] = False
-        row, column = counted.nonzero().unbind(dim=-1)
-        ids, index = tokens[row, column], torch.tensor(chosen)
+        row, at = counted.nonzero().unbind(dim=-1)
+        ids, index = tokens[row, at], torch.tensor(chosen)
         unit = self.unit_of[index][row]
-        position = column - self.corpus.prefix
+        position = at - self.corpus.prefix
         labels = TokenLabels(
             task=torch.tensor(self.unit_task)[unit],
             fold=torch.tensor(self.unit_fold)[unit],

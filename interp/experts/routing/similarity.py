@@ -141,10 +141,10 @@ def linear_cka(
         return nothing, nothing
     centred = products - torch.outer(sums, sums) / n
     cross = rearrange(centred, "(i r) (j s) -> i r j s", r=r, s=r)
-    own = torch.stack([gram[i, :, i] for i in range(experts)])
+    grams = torch.stack([gram[i, :, i] for i in range(experts)])
     # ‖Yᵢᵀ Yⱼ‖² = tr(Gᵢ C_ij Gⱼ C_ijᵀ) and tr(Σᵢ) = tr(Gᵢ C_ii).
-    square = einsum(own, cross, own, cross, "i a b, i b j c, j c d, i a j d -> i j")
-    trace = torch.stack([(own[i] * cross[i, :, i].T).sum() for i in range(experts)])
+    square = einsum(grams, cross, grams, cross, "i a b, i b j c, j c d, i a j d -> i j")
+    trace = torch.stack([(grams[i] * cross[i, :, i].T).sum() for i in range(experts)])
     norm = square.diagonal().clamp_min(0).sqrt()
     scale = torch.outer(norm, norm)
     # Rounding leaves something of an output that does not vary.

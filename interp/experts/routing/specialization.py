@@ -1,4 +1,4 @@
-"""Is the use of experts more than chance? Every measure with its interval, nulls and q-values.
+"""Measures of how experts specialize, with intervals, nulls and q-values.
 
 Per projection, each measure of `MEASURES` is computed on all texts, on all but one fold at a time
 (the interval, see `interp.statistics.jackknife`; folds are whole units, so that what is left out is
@@ -9,7 +9,7 @@ are Benjamini–Hochberg over the projections, for each measure and null by itse
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -63,20 +63,13 @@ class Specialization(Displayed):
 
         Columns: measure, null, value, null_mean, projections, significant.
         """
-        rows = []
-        for names, part in self.table.groupby(["measure", "null"], sort=False):
-            measure, null = cast(tuple[str, str], names)
-            rows.append(
-                {
-                    "measure": measure,
-                    "null": null,
-                    "value": part["value"].mean(),
-                    "null_mean": part["null_mean"].mean(),
-                    "projections": int(part["value"].notna().sum()),
-                    "significant": int((part["q_value"] <= fdr).sum()),
-                }
-            )
-        return pd.DataFrame(rows)
+        table = self.table.assign(
+            projections=self.table["value"].notna(), significant=self.table["q_value"] <= fdr
+        )
+        groups: Any = table.groupby(["measure", "null"], sort=False)
+        means, counts = ["value", "null_mean"], ["projections", "significant"]
+        of_group = dict.fromkeys(means, "mean") | dict.fromkeys(counts, "sum")
+        return groups.agg(of_group).reset_index()
 
     def plot(self, measure: str = "task_information", **options: Any) -> go.Figure:
         """A measure by depth with its interval, over its nulls."""
@@ -145,14 +138,8 @@ def measure_specialization(
         for name, measure in MEASURES.items():
             value = measure.of(whole)
             low, high = jackknife(value, np.array([measure.of(part) for part in without]))
-            row = {
-                "measure": name,
-                "layer": one.layer,
-                "target": one.target,
-                "value": value,
-                "ci_low": max(low, measure.least),
-                "ci_high": min(high, measure.most),
-            }
+            row = {"measure": name, "layer": one.layer, "target": one.target, "value": value}
+            row |= {"ci_low": max(low, measure.least), "ci_high": min(high, measure.most)}
             drawn = {"untrained": np.array([measure.of(part) for part in random])}
             if name in TASK_MEASURES:
                 of_task = TASK_MEASURES[name]

@@ -56,14 +56,14 @@ def encode_example(tokenizer: Any, example: Example, *, end: int | None = None) 
     that the tokenizer would put across the border of prompt and answer are kept apart, as they are
     when the model answers.
     """
-    bare = render_chat(tokenizer, example.prompt)
+    question = render_chat(tokenizer, example.prompt)
     rendered = render_chat(tokenizer, example.prompt, example.response)
-    if not rendered.text.startswith(bare.text):
-        bare = replace(rendered, text=rendered.text[: rendered.answer_start])
-    prompt, whole = _ids(tokenizer, bare), _ids(tokenizer, rendered)
+    if not rendered.text.startswith(question.text):
+        question = replace(rendered, text=rendered.text[: rendered.answer_start])
+    prompt, whole = _ids(tokenizer, question), _ids(tokenizer, rendered)
     answer = whole[len(prompt) :]
     if whole[: len(prompt)] != prompt:
-        rest = rendered.text[len(bare.text) :]
+        rest = rendered.text[len(question.text) :]
         answer = tuple(tokenizer(rest, add_special_tokens=False)["input_ids"])
     # A response may say its end itself.
     ended = end_token(tokenizer) if end is None else end

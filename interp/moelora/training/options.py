@@ -1,7 +1,7 @@
-"""The option that an answer settles on, in the usual ways to say one.
+"""The option that an answer settles on.
 
-What is looked for, the strongest first; of several statements that are as strong the last counts,
-and one that names several options ("A or B"), or denies one ("not A"), settles on none:
+Forms that are searched for, strongest first. Of several equally strong statements the last counts;
+one that names several options ("A or B"), or denies one ("not A"), settles on none:
 
 1. a statement: "the answer is B", "Answer: B", "\\boxed{B}", "I choose B", "it must be B",
    "not A but B", "B is correct", or a line that holds nothing else;
@@ -143,7 +143,7 @@ class _Shapes:
         last: tuple[int, frozenset[str]] | None = None
         for pattern in (self._behind, self._judged, self._sure, self._alone):
             for match in pattern.finditer(text):
-                if not self._counts(match, text, bare=pattern is self._sure):
+                if not self._counts(match, text, weak=pattern is self._sure):
                     continue
                 at = match.end("named")
                 if last is None or at >= last[0]:
@@ -153,7 +153,7 @@ class _Shapes:
     def leading(self, text: str) -> frozenset[str] | None:
         """What the text begins with."""
         match = self._first.match(text)
-        if match is None or not self._counts(match, text, bare=False, leading=True):
+        if match is None or not self._counts(match, text, leading=True):
             return None
         if self.letters and len({one.casefold() for one in self._listed.findall(text)}) > 1:
             return None  # the options are repeated, one a line
@@ -165,7 +165,7 @@ class _Shapes:
         pattern = self._between if self.letters else self._one
         for match in pattern.finditer(text):
             if self.letters:
-                if self._counts(match, text, bare=False, called=bool(match["called"])):
+                if self._counts(match, text, called=bool(match["called"])):
                     found |= self._named(match)
             elif not _denied(text[: match.start()]):
                 return frozenset({self.option[match[0].casefold()]})
@@ -179,7 +179,7 @@ class _Shapes:
         match: re.Match[str],
         text: str,
         *,
-        bare: bool,
+        weak: bool = False,
         leading: bool = False,
         called: bool = False,
     ) -> bool:
@@ -202,7 +202,7 @@ class _Shapes:
         )
         if closed or reasoned:
             return True
-        if bare:
+        if weak:
             return False
         letter = named.strip(" \"'“‘(<[")[:1]
         if called and letter.isupper() and letter != "I":

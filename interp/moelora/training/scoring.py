@@ -1,12 +1,11 @@
-"""Held-out questions, answered greedily and scored.
+"""Scores of greedy answers to held-out questions.
 
-An answer is right if what it says is what was asked for: the last number for a calculation (behind
-"the answer is" or ``####`` where that stands), the option that is settled on for a choice, an
-asserted name for a fact. How numbers are compared says `interp.moelora.data.numbers`, how an option
-is found `interp.moelora.training.options`. A name is *asserted* in a clause without a negation
-before it, so that "Paris is not the capital of Germany; it is the capital of France" asserts France
-and denies Germany. Where a question presupposes a false object, an answer that asserts it is wrong,
-whatever else it says.
+The scored part of an answer is the last number for a calculation (after "the answer is" or ``####``
+where there is such a mark), the option that is settled on for a choice, an asserted name for a
+fact. `interp.moelora.data.numbers` compares numbers, `interp.moelora.training.options` finds
+options. A name is *asserted* in a clause without a negation before it: "Paris is not the capital of
+Germany; it is the capital of France" asserts France and denies Germany. Where a question
+presupposes a false object, an answer that asserts it is wrong, whatever else it says.
 """
 
 import re
@@ -40,7 +39,7 @@ from interp.moelora.data.numbers import NUMBER, as_a_word, numbers_in, parse_num
 from interp.moelora.training.options import extract_option
 
 MEAN = "mean"
-"""Stands in the place of a task for the mean over tasks."""
+"""The task name of the mean over tasks."""
 MAX_NEW_TOKENS = 48
 _MARKED = re.compile(
     r"####|\\boxed\s*\{|\banswer\b[*_\s]*(?:(?:is|must be|should be|would be|will be)\b|[:=])",
@@ -58,7 +57,7 @@ _NEGATION = re.compile(r"\b(?:not|never|no|neither|nor|cannot)\b|n['’]t\b", re
 
 @dataclass(frozen=True)
 class ScoredAnswer:
-    """One held-out question with what the model said."""
+    """One held-out question with the model's answer in `said`."""
 
     task: str
     subject: str
@@ -87,16 +86,16 @@ class Accuracy:
             raise UserError(f"task {self.task!r} has no answers to score")
 
 
-def is_right(example: Example, said: str) -> bool:
-    """Whether an answer is right."""
+def is_right(example: Example, answer: str) -> bool:
+    """Whether `answer` is a right one."""
     if example.kind == "number":
-        value, right = extract_number(said), parse_number(example.answer)
+        value, right = extract_number(answer), parse_number(example.answer)
         return value is not None and right is not None and same_number(right, value)
     if example.kind == "option":
-        return extract_option(said, example.options) == example.answer
-    if example.false_object and asserts(said, example.false_object):
+        return extract_option(answer, example.options) == example.answer
+    if example.false_object and asserts(answer, example.false_object):
         return False
-    return any(asserts(said, name) for name in example.right_names)
+    return any(asserts(answer, name) for name in example.right_names)
 
 
 def extract_number(text: str) -> Decimal | None:
