@@ -7,6 +7,7 @@ Texts about one subject are not independent. They share a *unit*, and it is unit
 and left out together; without a subject each text is its own.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -61,28 +62,21 @@ class LabelledCorpus:
     @cached_property
     def tokens(self) -> dict[str, int]:
         """How many tokens of each task are counted."""
-        found = dict.fromkeys(self.tasks, 0)
-        for one in self.texts:
-            found[one.task] += len(one.tokens) - self.prefix
+        found: Counter[str] = Counter()
+        for text in self.texts:
+            found[text.task] += len(text.tokens) - self.prefix
         return found
 
     @cached_property
     def units(self) -> dict[str, int]:
         """How many units each task has."""
-        found: dict[str, set[str]] = {task: set() for task in self.tasks}
-        for one in self.texts:
-            found[one.task].add(one.unit)
-        return {task: len(names) for task, names in found.items()}
+        return Counter(task for task, _ in {(text.task, text.unit): None for text in self.texts})
 
     def frequent_ids(self, limit: int) -> tuple[int, ...]:
         """The most frequent token ids that are counted at least twice, at most `limit`, sorted."""
-        counted = (one.tokens[self.prefix :] for one in self.texts)
-        size = 1 + max(max(one.tokens) for one in self.texts)
-        counts = np.zeros(size, dtype=np.int64)
-        for tokens in counted:
-            np.add.at(counts, list(tokens), 1)
+        counts = np.bincount(np.concatenate([text.tokens[self.prefix :] for text in self.texts]))
         order = np.argsort(-counts, kind="stable")[:limit]
-        return tuple(sorted(int(one) for one in order if counts[one] > 1))
+        return tuple(sorted(order[counts[order] > 1].tolist()))
 
 
 @checked

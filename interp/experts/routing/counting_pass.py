@@ -29,7 +29,7 @@ from interp.experts.routing.records import RoutingRecords
 from interp.experts.routing.similarity import OutputMoments, OutputSimilarity
 from interp.experts.routing.tables import Sizes, Tables
 from interp.experts.routing.token_class import token_class, token_texts
-from interp.experts.routing.token_file import TokenFile
+from interp.experts.routing.token_file import Routing, TokenFile
 from interp.forward.batch import by_length
 from interp.moelora.layer import layers_in_use
 from interp.moelora.projections import AdaptedProjection
@@ -151,6 +151,7 @@ class _Batch:
     sampled: Bool[Tensor, " token"]
     ran: set[int] = field(default_factory=set)
     latest: tuple[int, Tensor] | None = None
+    routed: list[Routing] = field(default_factory=list)
 
 
 class RoutingPass:
@@ -251,8 +252,6 @@ class RoutingPass:
         """One forward pass; every projection must have been seen in it."""
         self.batch = batch
         self.counter.add_tokens(batch.labels)
-        if self.file is not None:
-            self.file.begin(batch.texts, batch.labels, batch.tokens[batch.counted])
         self.runner(batch.tokens, batch.mask)
         if missing := set(range(len(self.layers))) - batch.ran:
             name = self.projections[min(missing)].name
@@ -261,7 +260,8 @@ class RoutingPass:
                 "the PEFT model itself"
             )
         if self.file is not None:
-            self.file.end()
+            tokens = batch.tokens[batch.counted]
+            self.file.write(batch.labels, texts=batch.texts, tokens=tokens, routed=batch.routed)
         self.batch = None
 
     def on_input(self, number: int, given: Tensor) -> None:
@@ -276,16 +276,16 @@ class RoutingPass:
         gates, chosen = self.counter.add(number, logits, batch.labels)
         self.moments.add(number, x[batch.sampled.to(x.device)])
         if self.file is not None:
-            self.file.add(number, gates.gather(-1, chosen), chosen)
+            batch.routed.append((self.projections[number], gates.gather(-1, chosen), chosen))
         if not self.settings.routers:
             return
         # Queries and values read the same hidden states; so do their untrained routers.
-        before = batch.latest
         experts = self.projections[number].n_experts
-        alike = before is not None and self.projections[before[0]].n_experts == experts
-        if before is not None and before[1] is given and alike:
-            self.shared[number] = before[0]
-            return
+        if batch.latest is not None and batch.latest[1] is given:
+            before = batch.latest[0]
+            if self.projections[before].n_experts == experts:
+                self.shared[number] = before
+                return
         batch.latest = (number, given)
         drawn = self.untrained.logits(number, x, experts=experts)
         self.counter.add_random(number, drawn.cpu(), batch.labels)

@@ -18,6 +18,9 @@ from interp.experts.routing.counter import TokenLabels
 from interp.files.whole import beside_of, move_into_place
 from interp.moelora.projections import AdaptedProjection
 
+Routing = tuple[AdaptedProjection, Tensor, Tensor]
+"""A projection, and its gates and experts [token slot]."""
+
 
 class TokenFile:
     """A context: the file is moved into place when it ends well, and not there if it does not."""
@@ -45,8 +48,6 @@ class TokenFile:
                 ("gates", pa.list_(pa.float32(), top_k)),
             ]
         )
-        self._tokens: tuple[Tensor, ...] = ()
-        self._routed: list[tuple[AdaptedProjection, np.ndarray, np.ndarray]] = []
 
     def __enter__(self) -> "TokenFile":
         try:
@@ -63,36 +64,36 @@ class TokenFile:
         else:
             self.beside.unlink(missing_ok=True)
 
-    def begin(self, texts: Tensor, labels: TokenLabels, tokens: Tensor) -> None:
-        """Begin a batch with its tokens."""
-        self._tokens = (texts, labels.task, labels.position, tokens)
-        self._routed = []
+    def write(
+        self, labels: TokenLabels, *, texts: Tensor, tokens: Tensor, routed: Sequence[Routing]
+    ) -> None:
+        """Write a batch as a row group.
 
-    def add(self, projection: int, gates: Tensor, chosen: Tensor) -> None:
-        """Add what one projection's router made of them; gates and experts [token slot]."""
-        order = (-gates).argsort(dim=-1, stable=True)
-        experts = chosen.gather(-1, order).numpy().astype(np.int16)
-        self._routed.append(
-            (self.projections[projection], experts, gates.gather(-1, order).float().numpy())
-        )
-
-    def end(self) -> None:
-        """Write the batch as a row group."""
-        n, times = len(self._tokens[0]), len(self._routed)
+        Args:
+            labels: what is known of the batch's tokens.
+            texts: the number of each token's text.
+            tokens: the token ids.
+            routed: by projection, gates and experts [token slot].
+        """
+        n, times = len(tokens), len(routed)
         if not n:
             return
+        orders = [(-gates).argsort(dim=-1, stable=True) for _, gates, _ in routed]
+
+        def slots(part: int, dtype: Any) -> pa.Array:
+            """Gates or experts of all projections, the largest gate first."""
+            pairs = zip(routed, orders, strict=True)
+            ordered = [one[part].gather(-1, order).numpy().astype(dtype) for one, order in pairs]
+            values = pa.array(np.concatenate(ordered).ravel())
+            return pa.FixedSizeListArray.from_arrays(values, self.top_k)
+
         text, task, position, token = (
-            pa.array(np.tile(column.numpy().astype(np.int32), times)) for column in self._tokens
+            pa.array(np.tile(values.numpy().astype(np.int32), times))
+            for values in (texts, labels.task, labels.position, tokens)
         )
         targets = list(dict.fromkeys(one.target for one in self.projections))
-        layers = np.repeat([one.layer for one, _, _ in self._routed], n)
-        target = np.repeat([targets.index(one.target) for one, _, _ in self._routed], n)
-        experts, gates = (
-            pa.FixedSizeListArray.from_arrays(
-                pa.array(np.concatenate([one[part] for one in self._routed]).ravel()), self.top_k
-            )
-            for part in (1, 2)
-        )
+        layers = np.repeat([one.layer for one, _, _ in routed], n)
+        target = np.repeat([targets.index(one.target) for one, _, _ in routed], n)
         columns = [
             text,
             pa.DictionaryArray.from_arrays(task, pa.array(self.tasks)),
@@ -100,7 +101,7 @@ class TokenFile:
             token,
             pa.array(layers.astype(np.int16)),
             pa.DictionaryArray.from_arrays(pa.array(target, pa.int32()), pa.array(targets)),
-            experts,
-            gates,
+            slots(2, np.int16),
+            slots(1, np.float32),
         ]
         self._writer.write_table(pa.Table.from_arrays(columns, schema=self.schema))
