@@ -155,10 +155,10 @@ def _contrast(
 ) -> Float[Tensor, " projection"]:
     config = several[0].config
     with torch.autocast(chosen.device.type, enabled=False):
-        hidden = torch.stack([one.hidden.flatten(0, -2)[sample].float() for one in several])
-        gram = torch.stack([one.up.float().T @ one.up.float() for one in several])
+        hidden = torch.stack([routed.hidden.flatten(0, -2)[sample].float() for routed in several])
+        gram = torch.stack([routed.up.float().T @ routed.up.float() for routed in several])
         products = output_products(hidden, chosen, config.scaling**2 * gram, r=config.r)
-        widths = torch.tensor([float(len(one.up)) for one in several], device=hidden.device)
+        widths = torch.tensor([float(len(routed.up)) for routed in several], device=hidden.device)
         return contrastive_loss(
             products,
             chosen.flatten(1),

@@ -135,7 +135,7 @@ def head_outputs(model: HookedModel, component: str) -> dict[int, HeadOutputs]:
     Raises:
         UserError: a model without experts, or without any on this projection.
     """
-    known = {one.name: one for one in projections_of(model)}
+    known = {projection.name: projection for projection in projections_of(model)}
     found = {}
     for layer, block in enumerate(model.blocks):
         original = _original(getattr(block.attn, component))
@@ -151,7 +151,7 @@ def head_outputs(model: HookedModel, component: str) -> dict[int, HeadOutputs]:
             columns = columns.reshape(count_units(model, component), -1)
             found[layer] = HeadOutputs(known[name], columns, adapted.out_features, base)
     if not found:
-        targets = ", ".join(dict.fromkeys(one.target for one in known.values()))
+        targets = ", ".join(dict.fromkeys(projection.target for projection in known.values()))
         raise UserError(
             f"no {component} projection has experts; this adapter has them on {targets}"
         )
@@ -160,20 +160,21 @@ def head_outputs(model: HookedModel, component: str) -> dict[int, HeadOutputs]:
 
 def find_projection(projections: Sequence[AdaptedProjection], name: str) -> AdaptedProjection:
     """The one that is meant by a name. Raises UserError for none, or for several."""
-    exact = [one for one in projections if name in (one.name, one.module)]
-    if exact:
-        return exact[0]
+    for projection in projections:
+        if name in (projection.name, projection.module):
+            return projection
     found = _LAYER.fullmatch(name)
     fits: list[AdaptedProjection] = []
     if found is not None:
         layer, target = int(found[1]), found[2]
-        fits = [one for one in projections if one.layer == layer and one.has_target(target)]
+        in_layer = [projection for projection in projections if projection.layer == layer]
+        fits = [projection for projection in in_layer if projection.has_target(target)]
     if len(fits) == 1:
         return fits[0]
     if fits:
         names = ", ".join(one.name for one in fits)
         raise UserError(f"projection {name!r} may be any of {names}: say which")
-    known = ", ".join(dict.fromkeys(one.target for one in projections))
+    known = ", ".join(dict.fromkeys(projection.target for projection in projections))
     layers = sorted({one.layer for one in projections if one.layer is not None})
     between = f" in layers {layers[0]} to {layers[-1]}" if layers else ""
     raise UserError(f"the model has no adapted projection {name!r}; adapted are {known}{between}")

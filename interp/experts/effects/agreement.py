@@ -90,10 +90,10 @@ def routing_agreement(
         raise UserError("load and effects must share at least two tasks")
     caused = effects.to_dataframe()
     keys = [
-        (one.layer, target, one.module_target)
-        for one in effects.projections
+        (projection.layer, target, projection.module_target)
+        for projection in effects.projections
         for target in dict.fromkeys(load["target"])
-        if one.has_target(str(target))
+        if projection.has_target(str(target))
     ]
     renamed = pd.DataFrame(keys, columns=["layer", "target", "module_target"]).drop_duplicates()
     there = load.merge(renamed, on=["layer", "target"]).assign(target=lambda t: t["module_target"])

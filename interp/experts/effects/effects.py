@@ -190,7 +190,7 @@ def expert_effects(
     chosen = _chosen(projections_of(model), layers, targets)
     examples = [(task, one) for task, some in tasks.items() for one in some]
     job = ExpertJob(
-        tuple(_encoded(model, one) for _, one in examples), chosen, mode, factor, together
+        tuple(_encoded(model, example) for _, example in examples), chosen, mode, factor, together
     )
     # The effects are those of the hooked model, in its own number type.
     resolution = precision_of(dtype_of(model)).resolution
@@ -208,7 +208,7 @@ def expert_effects(
     (loss, right), (changes, right_changes) = (found[key].unbind(1) for key in ("bare", "changes"))
     metric = "accuracy (teacher-forced)"
     if greedy:
-        questions = [one for _, one in examples if isinstance(one, Example)]
+        questions = [example for _, example in examples if isinstance(example, Example)]
         right, right_changes = greedy_accuracy(model, job, questions, progress=progress)
         metric = "accuracy (greedy)"
     return ExpertEffects(
@@ -223,13 +223,15 @@ def _result(
     examples: Sequence[tuple[str, Example | EncodedExample]], job: ExpertJob, **values: Any
 ) -> PatchEffects:
     """Effects of the job's interventions on these examples."""
-    names = (EVERYWHERE,) if job.together else tuple(one.name for one in job.projections)
+    names = (
+        (EVERYWHERE,) if job.together else tuple(projection.name for projection in job.projections)
+    )
     return PatchEffects(
         axes=("prompt", "projection", "expert"),
         component="expert gate",
         source=f"scale {job.factor:g}" if job.mode == "scale" else job.mode,
-        labels={"projection": names},
-        groups=tuple(_subject(index, *one) for index, one in enumerate(examples)),
+        labels={"projection": tuple(names)},
+        groups=tuple(_subject(index, *example) for index, example in enumerate(examples)),
         templates=tuple(task for task, _ in examples),
         **values,
     )
@@ -242,13 +244,13 @@ def _chosen(
 ) -> tuple[AdaptedProjection, ...]:
     wanted = None if layers is None else set(layers)
     for target in targets or ():
-        if not any(one.has_target(target) for one in projections):
+        if not any(projection.has_target(target) for projection in projections):
             find_projection(projections, target)  # raises, and lists the known
     found = tuple(
-        one
-        for one in projections
-        if (wanted is None or one.layer in wanted)
-        and (targets is None or any(map(one.has_target, targets)))
+        projection
+        for projection in projections
+        if (wanted is None or projection.layer in wanted)
+        and (targets is None or any(map(projection.has_target, targets)))
     )
     if not found:
         raise UserError("no adapted projection is in these layers and of these targets")

@@ -58,7 +58,7 @@ class AnswerBatch:
 
 def answer_chunks(examples: Sequence[EncodedExample]) -> list[list[int]]:
     """All examples, by index, in batches of similar lengths, shortest first."""
-    return by_length([len(one.tokens) - 1 for one in examples], BATCH_TOKENS)
+    return by_length([len(example.tokens) - 1 for example in examples], BATCH_TOKENS)
 
 
 def answer_batch(
@@ -119,7 +119,7 @@ def run_baseline(
         return read
 
     # Experts have no place in the plain modules, and answers are more than the last column.
-    with hooked(model, [(one.gate, see(one.name)) for one in projections]):
+    with hooked(model, [(projection.gate, see(projection.name)) for projection in projections]):
         run = record_run(
             model, answers.batch, keep=(), plain=False, logits_to_keep=answers.targets.shape[1]
         )
@@ -155,6 +155,7 @@ def attribute_gates(
 
         return read
 
+    points = [projection.gate for projection in projections]
     every = torch.arange(len(answers.batch), device=answers.batch.tokens.device)
     keep = answers.targets.shape[1]
 
@@ -163,19 +164,19 @@ def attribute_gates(
             return call_columns(model.original_model, answers.batch, every, keep=keep)
 
     with with_gradients(model):
-        logits = logits_with([(one.gate, watch(one.name)) for one in projections])
+        logits = logits_with([(gate, watch(gate)) for gate in points])
         check_finite(logits.detach(), model, lambda: logits_with(()))
         loss, _ = answer_measures(logits, answers.targets)
-        found = torch.autograd.grad(loss.sum(), [steps[one.name] for one in projections])
+        found = torch.autograd.grad(loss.sum(), [steps[gate] for gate in points])
     changes = {}
-    for one, gradient in zip(projections, found, strict=True):
-        now, gradient = widened(gates[one.name]), widened(gradient)
+    for projection, gradient in zip(projections, found, strict=True):
+        now, gradient = widened(gates[projection.gate]), widened(gradient)
         real = answers.batch.mask[:, -now.shape[1] :, None]
         columns = [
             ((edit(now, expert) - now) * gradient * real).sum(dim=(1, 2))
-            for expert in range(one.n_experts)
+            for expert in range(projection.n_experts)
         ]
-        changes[one.name] = torch.stack(columns, dim=1)
+        changes[projection.name] = torch.stack(columns, dim=1)
     return loss.detach(), changes
 
 
@@ -215,7 +216,7 @@ class ExpertJob:
     def identity(self) -> dict[str, Any]:
         """What decides the effects."""
         return {
-            "examples": [[one.tokens, one.n_prompt] for one in self.examples],
+            "examples": [[example.tokens, example.n_prompt] for example in self.examples],
             "projections": [[one.name, one.n_experts] for one in self.projections],
             "setting": [self.mode, self.factor, self.together],
             "units": None if self.units is None else sorted(self.units),
@@ -225,11 +226,15 @@ class ExpertJob:
     def shape(self) -> tuple[int, int, int]:
         """Examples, places, and the most experts that a place has."""
         n_places = 1 if self.together else len(self.projections)
-        return len(self.examples), n_places, max(one.n_experts for one in self.projections)
+        return (
+            len(self.examples),
+            n_places,
+            max(projection.n_experts for projection in self.projections),
+        )
 
     def constraints(self) -> list[tuple[Unit, ExpertConstraint]]:
         """Every unit that is meant, with its constraint."""
-        groups = [self.projections] if self.together else [(one,) for one in self.projections]
+        groups = [self.projections] if self.together else list(zip(self.projections, strict=True))
         found = []
         for place, group in enumerate(groups):
             for expert in range(max(one.n_experts for one in group)):
@@ -265,11 +270,11 @@ def estimate_experts(model: HookedModel, job: ExpertJob, *, progress: bool = Fal
         here, found = attribute_gates(model, answers, job.projections, edit=edit)
         rows = torch.tensor(answers.examples)
         loss[rows] = here.to(loss)
-        for number, one in enumerate(job.projections):
-            place, experts = 0 if job.together else number, torch.arange(one.n_experts)
+        for number, projection in enumerate(job.projections):
+            place, experts = 0 if job.together else number, torch.arange(projection.n_experts)
             # First-order effects of a group are the sum of its members'.
             before = changes[rows[:, None], place, experts].nan_to_num()
-            changes[rows[:, None], place, experts] = before + found[one.name].to(changes)
+            changes[rows[:, None], place, experts] = before + found[projection.name].to(changes)
 
     with progress_bar(total=len(job.examples), description="gradients", shown=progress) as bar:
         for chunk, _ in halving(answer_chunks(job.examples), run_chunk, what="one example"):
@@ -320,7 +325,7 @@ def _changes(
     measured = torch.stack([baseline.loss, baseline.right])
     changes = torch.zeros_like(measured)
     if len(rows):
-        layer_of = {one.name: one.layer for one in job.projections}
+        layer_of = {projection.name: projection.layer for projection in job.projections}
         # Outside the layers (an adapted unembedding) the whole model runs.
         first_layer = min(layer_of[name] or 0 for name, _ in pairs)
         variant = Variant(first_layer, tuple(hooks_of(constraint, model, None)), rows)
@@ -338,13 +343,13 @@ def greedy_accuracy(
     Args:
         questions: the job's examples, as questions that an answer is scored against.
     """
-    prompts = [one.tokens[: one.n_prompt] for one in job.examples]
+    prompts = [example.tokens[: example.n_prompt] for example in job.examples]
     end = end_token(model.tokenizer)
 
     def accuracy() -> Float[Tensor, " example"]:
         answers = generate_tokens(model, prompts, end=end, progress=False)
-        right = [is_right(one, answer) for one, answer in zip(questions, answers, strict=True)]
-        return torch.tensor(right, dtype=torch.float32)
+        right = map(is_right, questions, answers)
+        return torch.tensor(list(right), dtype=torch.float32)
 
     baseline, changes = accuracy(), torch.full(job.shape, torch.nan)
     wanted = progress_bar(job.constraints(), description="greedy answers", shown=progress)

@@ -124,11 +124,11 @@ def _patched_runs(
         )
         yield measure(clean.logits)
         yield measure(corrupted.logits)
-        for one in projections:
-            layer, source = one.layer or 0, dict[str, Tensor]()
-            hooks = [(getattr(one, point), partial(_read, source)) for point in of_expert]
+        for projection in projections:
+            layer, source = projection.layer or 0, dict[str, Tensor]()
+            hooks = [(getattr(projection, point), partial(_read, source)) for point in of_expert]
             resume(model, clean, layer=layer, rows=rows, hooks=hooks, stop=layer + 1)
-            for expert in range(one.n_experts):
+            for expert in range(projection.n_experts):
                 hooks = [(name, partial(_patch, new, expert)) for name, new in source.items()]
                 yield from map(
                     measure, run_variants(model, corrupted, [Variant(layer, tuple(hooks))])

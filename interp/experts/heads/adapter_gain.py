@@ -154,7 +154,7 @@ def adapter_gain(
     if not slices:
         raise UserError("the adapter has no part in these heads: no experts in their layers")
     random = _random_slices(model, slices, n_sets=random_sets, seed=seed)
-    without = [without_slices(model, one) for one in (slices, *random)]
+    without = [without_slices(model, some) for some in (slices, *random)]
     ablations = [without_experts(model), NO_ABLATION, *without]
     values = sweep_ablations(
         model,
@@ -172,8 +172,8 @@ def _adapted(
     model: HookedModel, slices: Sequence[ExpertHeadContribution]
 ) -> list[ExpertHeadContribution]:
     """Those in layers that have experts on the component."""
-    layers = {one: head_outputs(model, one) for one in components_of(slices)}
-    return [one for one in slices if one.layer in layers[one.component]]
+    layers = {name: head_outputs(model, name) for name in components_of(slices)}
+    return [part for part in slices if part.layer in layers[part.component]]
 
 
 def _random_slices(

@@ -249,7 +249,7 @@ def contributions_at(
 ) -> dict[Part, ExpertContributions]:
     """The contributions of experts to several components of the heads, in one pass."""
     batch = positions.batch
-    sums: dict[Part, _Sums] = {one: _Sums(model, one, len(batch)) for one in components}
+    sums: dict[Part, _Sums] = {name: _Sums(model, name, len(batch)) for name in components}
 
     def run_part(part: TokenBatch, rows: range) -> None:
         prompts = torch.arange(rows.start, rows.stop)

@@ -146,8 +146,8 @@ def rank_expert_contributions(
 def units_by_layer(slices: Iterable[ExpertHeadContribution]) -> dict[int, list[int]]:
     """The slices' units, by layer."""
     found: dict[int, list[int]] = defaultdict(list)
-    for one in sorted(slices, key=lambda one: (one.layer, one.unit)):
-        found[one.layer].append(one.unit)
+    for part in sorted(slices, key=lambda part: (part.layer, part.unit)):
+        found[part.layer].append(part.unit)
     return dict(found)
 
 
@@ -215,7 +215,7 @@ def _adapter_row(
     if not pairs:
         return {"component": contributions.component, "n_sets": 0}
     drawn = random_head_sets(HeadSet(pairs), n_layers, n_units, n_sets, seed=seed)
-    null = np.array([np.nanmean([relative[pair] for pair in one]) for one in drawn])
+    null = np.array([np.nanmean([relative[pair] for pair in heads]) for heads in drawn])
     observed = float(np.mean([relative[pair] for pair in pairs]))
     permuted = _permuted_means(relative, pairs, n_sets=n_sets, seed=seed)
     return {

@@ -92,9 +92,9 @@ class SliceEffects(Displayed):
         groups), ``ci_low``, ``ci_high``, ``p_value``, ``q_value`` (NaN with too few groups),
         ``head_effect`` (NaN where not measured).
         """
-        columns: dict[str, Any] = {"slice": [one.name for one in self.slices]}
+        columns: dict[str, Any] = {"slice": [part.name for part in self.slices]}
         for name in ("component", "layer", "unit", "expert"):
-            columns[name] = [getattr(one, name) for one in self.slices]
+            columns[name] = [getattr(part, name) for part in self.slices]
         enough = len(set(self.groups)) >= MINIMUM_GROUPS
         columns["effect"] = (
             self.statistics.mean if enough else self.preference.double().mean(dim=0).numpy()
@@ -151,7 +151,7 @@ def slice_effects(
     encoded = as_encoded(model, premises)
     batch = encoded.batch(kind)
     metric = LogitDifference(encoded.true_tokens, encoded.false_tokens)
-    ablations = [NO_ABLATION, *(without_slices(model, [one]) for one in slices)]
+    ablations = [NO_ABLATION, *(without_slices(model, [part]) for part in slices)]
     (runs,) = sweep_ablations(
         model,
         batch,
@@ -194,8 +194,8 @@ def _by_heads(
 ) -> dict[tuple[Head, ...], list[int]]:
     """The numbers of the slices by the query heads that they serve."""
     found: dict[tuple[Head, ...], list[int]] = defaultdict(list)
-    for number, one in enumerate(slices):
-        size = group_size(model, one.component)
-        first = one.unit * size
-        found[tuple((one.layer, head) for head in range(first, first + size))].append(number)
+    for number, part in enumerate(slices):
+        size = group_size(model, part.component)
+        first = part.unit * size
+        found[tuple((part.layer, head) for head in range(first, first + size))].append(number)
     return found

@@ -108,12 +108,12 @@ def without_experts(model: HookedModel) -> Variant:
     def closed(gates: Tensor, hook: Any) -> Tensor:
         return torch.zeros_like(gates)
 
-    return Variant(0, tuple((one.gate, closed) for one in projections_of(model)))
+    return Variant(0, tuple((projection.gate, closed) for projection in projections_of(model)))
 
 
 def components_of(slices: Iterable[ExpertHeadContribution]) -> dict[Part, None]:
     """The components that the slices are of, in order."""
-    return dict.fromkeys(one.component for one in slices)
+    return dict.fromkeys(part.component for part in slices)
 
 
 def _checked(parts: dict[int, HeadOutputs], one: ExpertHeadContribution) -> HeadOutputs:

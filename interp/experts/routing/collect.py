@@ -109,7 +109,7 @@ def collect_part(
             progress_bar(total=total, unit="tok", description="routing", shown=progress)
         )
         stack.enter_context(observing(pass_.layers, pass_.on_input))
-        check_prompts(base_of(model), [one.tokens for one in corpus.texts])
+        check_prompts(base_of(model), [text.tokens for text in corpus.texts])
         pass_.runner = Runner(model, corpus.texts[0].tokens[: corpus.prefix])
         for batch in pass_.batches(number):
             # Its counts cannot be taken back, so that the batch cannot be cut here.

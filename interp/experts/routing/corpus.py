@@ -57,7 +57,7 @@ class LabelledCorpus:
     @cached_property
     def tasks(self) -> tuple[str, ...]:
         """The tasks' names, in order of first appearance."""
-        return tuple(dict.fromkeys(one.task for one in self.texts))
+        return tuple(dict.fromkeys(text.task for text in self.texts))
 
     @cached_property
     def tokens(self) -> dict[str, int]:
@@ -96,9 +96,9 @@ def corpus_of(data: Mapping[str, Any] | Sequence[Any], tokenizer: Any) -> Labell
             for task, several in data.items()
             for number, text in enumerate(listed(f"task {task!r}", several, "texts"))
         ]
-    elif all(isinstance(one, Example) for one in data):
+    elif all(isinstance(example, Example) for example in data):
         end = end_token(tokenizer) if data else None
-        encoded = [(one, encode_example(tokenizer, one, end=end)) for one in data]
+        encoded = [(example, encode_example(tokenizer, example, end=end)) for example in data]
         texts = [
             LabelledText(code.tokens, one.task, f"{one.task}/{one.subject}")
             for one, code in encoded

@@ -130,10 +130,15 @@ class CollectSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for one in fields(self):
-            least = _LEAST.get(one.name, 0)
-            if one.name != "seed" and whole_number(one.name, getattr(self, one.name)) < least:
-                raise UserError(f"{one.name} is {getattr(self, one.name)}: at least {least}")
+        for setting in fields(self):
+            least = _LEAST.get(setting.name, 0)
+            if (
+                setting.name != "seed"
+                and whole_number(setting.name, getattr(self, setting.name)) < least
+            ):
+                raise UserError(
+                    f"{setting.name} is {getattr(self, setting.name)}: at least {least}"
+                )
 
 
 _LEAST = {"folds": 2, "units": 2, "batch_tokens": 1, "ids": 1, "parts": 1}
@@ -175,7 +180,7 @@ class RoutingPass:
         self.unit_of, self.unit_task, self.unit_fold = _units(corpus, settings)
         self.sizes = Sizes(
             projections=len(self.layers),
-            experts=max(one.n_experts for one in self.projections),
+            experts=max(projection.n_experts for projection in self.projections),
             top_k=config.top_k,
             tasks=len(corpus.tasks),
             folds=settings.folds,
@@ -198,7 +203,7 @@ class RoutingPass:
 
         Memory is then at its most at the beginning.
         """
-        lengths = [len(one.tokens) for one in self.corpus.texts]
+        lengths = [len(text.tokens) for text in self.corpus.texts]
         return by_length(lengths, self.settings.batch_tokens, longest_first=True)
 
     def chosen(self, part: int) -> list[list[int]]:
@@ -333,7 +338,7 @@ class RoutingPass:
 
 def _check_length(base: Any, corpus: LabelledCorpus) -> None:
     context = getattr(base.config, "max_position_embeddings", None)
-    longest = max(len(one.tokens) for one in corpus.texts)
+    longest = max(len(text.tokens) for text in corpus.texts)
     if context is not None and longest > context:
         raise UserError(
             f"a text has {longest} tokens, but the model reads at most {context}: leave it out"

@@ -80,8 +80,8 @@ class RoutingRecords(Displayed):
         for what, size in (("unit_task", self.sizes.tasks), ("unit_fold", self.sizes.folds)):
             if not all(0 <= one < size for one in getattr(self, what)):
                 raise UserError(f"{what} names one that is not there: there are {size}")
-        if not all(0 < one.n_experts <= self.sizes.experts for one in self.projections):
-            most = self.sizes.experts
+        most = self.sizes.experts
+        if not all(0 < projection.n_experts <= most for projection in self.projections):
             raise UserError(f"a projection has more than the {most} experts there are")
 
     @property
@@ -137,11 +137,11 @@ class RoutingRecords(Displayed):
         Loads are times the number of experts, so that 1 is an even share.
         """
         rows = []
-        for number, one in enumerate(self.projections):
+        for number, projection in enumerate(self.projections):
             load = load_share(self.task_counts(number).sum(axis=0))
-            least, most = (float(end * one.n_experts) for end in (load.min(), load.max()))
+            least, most = (float(end * projection.n_experts) for end in (load.min(), load.max()))
             cv, dead = float(load_cv(load)), int(dead_experts(load))
-            rows.append((one.layer, one.target, cv, least, most, dead))
+            rows.append((projection.layer, projection.target, cv, least, most, dead))
         return pd.DataFrame(rows, columns=["layer", "target", "load_cv", "least", "most", "dead"])
 
     def entropies(self) -> pd.DataFrame:
@@ -150,11 +150,12 @@ class RoutingRecords(Displayed):
         ``per_token`` is the mean entropy of the router's softmax, ``of_load`` that of the load.
         """
         rows = []
-        for number, one in enumerate(self.projections):
+        for number, projection in enumerate(self.projections):
             total = float(self.tables.entropy[number].numpy().sum())
-            per_token = mean_entropy(total, self.n_tokens, experts=one.n_experts)
+            per_token = mean_entropy(total, self.n_tokens, experts=projection.n_experts)
             load = load_share(self.task_counts(number).sum(axis=0))
-            rows.append((one.layer, one.target, per_token, float(normalised_entropy(load))))
+            of_load = float(normalised_entropy(load))
+            rows.append((projection.layer, projection.target, per_token, of_load))
         return pd.DataFrame(rows, columns=["layer", "target", "per_token", "of_load"])
 
     def plot(self, what: str = "load", **options: Any) -> go.Figure:
@@ -189,8 +190,8 @@ class RoutingRecords(Displayed):
             check_shape(kept, _FILE_SHAPE, "what it says of itself")
             sizes = from_mapping(Sizes, kept.pop("sizes"), "its sizes")
             projections = tuple(
-                AdaptedProjection(*(one[name] for name in _PROJECTION), module=one["name"])
-                for one in kept.pop("projections")
+                AdaptedProjection(*(entry[key] for key in _PROJECTION), module=entry["name"])
+                for entry in kept.pop("projections")
             )
             metadata = kept.pop("metadata")
             tables = Tables.of(sizes, tensors)

@@ -76,7 +76,7 @@ class OutputMoments:
         self, weights: Sequence[ExpertWeights], projections: Sequence[AdaptedProjection]
     ) -> None:
         self.weights, self.projections = tuple(weights), tuple(projections)
-        widths = [len(one.down) for one in weights]
+        widths = [len(adapter.down) for adapter in weights]
         self.sums = [torch.zeros(width, dtype=torch.float64) for width in widths]
         self.products = [torch.zeros(width, width, dtype=torch.float64) for width in widths]
         self.cosines = [torch.zeros(p.n_experts, p.n_experts).double() for p in projections]
@@ -110,15 +110,15 @@ class OutputMoments:
     def similarity(self) -> OutputSimilarity:
         """What the sums so far amount to."""
         rows = []
-        for number, one in enumerate(self.projections):
+        for number, projection in enumerate(self.projections):
             n, weights = self.counts[number], self.weights[number]
             both = linear_cka(
                 self.sums[number], self.products[number], weights.gram, n=n, r=weights.r
             )
             cosine = self.cosines[number] / (n or torch.nan)
-            for i, j in itertools.combinations(range(one.n_experts), 2):
+            for i, j in itertools.combinations(range(projection.n_experts), 2):
                 numbers = (float(part[i, j]) for part in (cosine, *both))
-                rows.append((one.layer, one.target, i, j, *numbers))
+                rows.append((projection.layer, projection.target, i, j, *numbers))
         table = pd.DataFrame(rows, columns=list(COLUMNS))
         return OutputSimilarity(max(self.counts, default=0), table)
 

@@ -128,18 +128,19 @@ def measure_specialization(
     texts = permuted_texts(records, draws=draws, seed=seed)
     within = permuted_within_token(records, draws=token_draws, seed=seed)
     rows: list[dict[str, Any]] = []
-    for number, one in enumerate(records.projections):
+    for number, projection in enumerate(records.projections):
         whole, *without = counts_and_folds(records, number)
         random = random_counts(records, number)
         nulls = {
-            "texts": texts[:, number, :, : one.n_experts],
-            "within_token": within[:, number, :, : one.n_experts],
+            "texts": texts[:, number, :, : projection.n_experts],
+            "within_token": within[:, number, :, : projection.n_experts],
         }
         for name, measure in MEASURES.items():
             value = measure.of(whole)
             low, high = jackknife(value, np.array([measure.of(part) for part in without]))
-            row = {"measure": name, "layer": one.layer, "target": one.target, "value": value}
-            row |= {"ci_low": max(low, measure.least), "ci_high": min(high, measure.most)}
+            row = {"measure": name, "layer": projection.layer, "target": projection.target}
+            row |= {"value": value, "ci_low": max(low, measure.least)}
+            row |= {"ci_high": min(high, measure.most)}
             drawn = {"untrained": np.array([measure.of(part) for part in random])}
             if name in TASK_MEASURES:
                 of_task = TASK_MEASURES[name]
@@ -183,11 +184,11 @@ def _expert_table(
     parts = []
     whole = records.to_dataframe()
     rows = whole.loc[whole["task"] != "all"].reset_index(drop=True)
-    for number, one in enumerate(records.projections):
+    for number, projection in enumerate(records.projections):
         counts, *without = (part.task for part in counts_and_folds(records, number))
         value, together = share(counts), share(counts.sum(axis=0))
         low, high = jackknife(value, np.stack([share(part) for part in without]))
-        null = share(texts[:, number, :, : one.n_experts].astype(float))
+        null = share(texts[:, number, :, : projection.n_experts].astype(float))
         found = p_value(value - together, null - together, "two-sided")
         columns = {
             "ci_low": np.maximum(low, 0.0),

@@ -119,7 +119,7 @@ class Tables:
 
         Raises UserError for a table that is missing or that has another shape or dtype.
         """
-        if not all(0 <= getattr(sizes, one.name) < LARGEST_SIZE for one in fields(sizes)):
+        if not all(0 <= getattr(sizes, size.name) < LARGEST_SIZE for size in fields(sizes)):
             raise UserError(f"its sizes are not between 0 and {LARGEST_SIZE}")
         found = {}
         for name, (shape, dtype) in shapes_of(sizes).items():
@@ -140,7 +140,7 @@ class Tables:
 
     def as_dict(self) -> dict[str, Tensor]:
         """By name."""
-        return {one.name: getattr(self, one.name) for one in fields(self)}
+        return {table.name: getattr(self, table.name) for table in fields(self)}
 
 
 def shapes_of(sizes: Sizes) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
@@ -148,7 +148,7 @@ def shapes_of(sizes: Sizes) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     lengths = {name.removesuffix("s"): getattr(sizes, name) for name in _AXES}
     lengths |= {"class": len(CLASSES), "position": len(POSITIONS), "id": sizes.ids + 1}
     lengths["id_router"] = min(sizes.routers, sizes.id_routers)
-    hints: dict[str, Any] = {one.name: one.type for one in fields(Tables)}
+    hints: dict[str, Any] = {table.name: table.type for table in fields(Tables)}
     return {
         name: (
             tuple(lengths[axis] for axis in hint.dim_str.split()),

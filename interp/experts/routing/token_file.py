@@ -91,9 +91,9 @@ class TokenFile:
             pa.array(np.tile(values.numpy().astype(np.int32), times))
             for values in (texts, labels.task, labels.position, tokens)
         )
-        targets = list(dict.fromkeys(one.target for one in self.projections))
-        layers = np.repeat([one.layer for one, _, _ in routed], n)
-        target = np.repeat([targets.index(one.target) for one, _, _ in routed], n)
+        targets = list(dict.fromkeys(projection.target for projection in self.projections))
+        layers = np.repeat([entry.layer for entry, _, _ in routed], n)
+        target = np.repeat([targets.index(entry.target) for entry, _, _ in routed], n)
         columns = [
             text,
             pa.DictionaryArray.from_arrays(task, pa.array(self.tasks)),

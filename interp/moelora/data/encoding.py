@@ -88,8 +88,8 @@ def encode_examples(
     """
     one_of("too_long", too_long, get_args(TooLong))
     end = end_token(tokenizer)
-    encoded = [encode_example(tokenizer, one, end=end) for one in examples]
-    long = [index for index, one in enumerate(encoded) if len(one.tokens) > max_length]
+    encoded = [encode_example(tokenizer, example, end=end) for example in examples]
+    long = [index for index, code in enumerate(encoded) if len(code.tokens) > max_length]
     if long and too_long == "error":
         worst = max(long, key=lambda index: len(encoded[index].tokens))
         raise UserError(
@@ -100,7 +100,7 @@ def encode_examples(
     if long:
         counts = len(long), len(encoded), max_length
         logger.info("%d of %d examples are longer than %d tokens: dropped", *counts)
-    kept = tuple(one for one in encoded if len(one.tokens) <= max_length)
+    kept = tuple(code for code in encoded if len(code.tokens) <= max_length)
     if not kept:
         raise UserError(f"no example is at most {max_length} tokens long: raise max_length")
     return kept
@@ -130,15 +130,15 @@ class AnswerCollator:
 
     def __call__(self, batch: Sequence[EncodedExample]) -> dict[str, Int[Tensor, "example pos"]]:
         """Token ids, attention mask and labels."""
-        width = max(len(one.tokens) for one in batch)
+        width = max(len(example.tokens) for example in batch)
 
         def padded(rows: list[tuple[int, ...]], fill: int) -> Int[Tensor, "example pos"]:
             return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows])
 
         return {
-            "input_ids": padded([one.tokens for one in batch], self.pad),
-            "attention_mask": padded([(1,) * len(one.tokens) for one in batch], 0),
-            "labels": padded([one.labels for one in batch], IGNORED),
+            "input_ids": padded([example.tokens for example in batch], self.pad),
+            "attention_mask": padded([(1,) * len(example.tokens) for example in batch], 0),
+            "labels": padded([example.labels for example in batch], IGNORED),
         }
 
 

@@ -69,11 +69,11 @@ def load_split(
     """
     train = load_examples(source, split="train", columns=columns)
     if _file_of(source, "test") is None:
-        apart = {one.subject for one in train if _share(one.subject) < held_out}
-        test = tuple(one for one in train if one.subject in apart)
-        train = tuple(one for one in train if one.subject not in apart)
+        apart = {example.subject for example in train if _share(example.subject) < held_out}
+        test = tuple(example for example in train if example.subject in apart)
+        train = tuple(example for example in train if example.subject not in apart)
     else:
-        seen = {one.subject for one in train}
+        seen = {example.subject for example in train}
         read = load_examples(source, split="test", columns=columns)
         test = tuple(one for one in read if one.subject not in seen)
     for name, part in (("train on", train), ("test on", test)):
@@ -209,24 +209,24 @@ def load_task_data(
         split = load_split(source, columns=mapping, held_out=held_out)
         train += draw(split.train, limit)
         test += split.test
-    seen = {one.subject for one in train}
+    seen = {example.subject for example in train}
     by_task: dict[str, list[Example]] = defaultdict(list)
-    for one in test:
-        if one.subject not in seen:
-            by_task[one.task].append(one)
+    for example in test:
+        if example.subject not in seen:
+            by_task[example.task].append(example)
     drawn = [one for of_task in by_task.values() for one in draw(of_task, test_limit)]
     if not drawn:
         raise UserError("every subject that is tested is also trained on: give other test data")
     end = end_token(tokenizer)
-    pairs = [(one, encode_example(tokenizer, one, end=end)) for one in drawn]
+    pairs = [(example, encode_example(tokenizer, example, end=end)) for example in drawn]
     kept = [(one, code) for one, code in pairs if len(code.tokens) <= max_length]
     if len(kept) < len(pairs) and (too_long == "error" or not kept):
         encode_examples(tokenizer, drawn, max_length=max_length)  # says which
-    text = json.dumps([asdict(one) for one in (*train, *drawn)], ensure_ascii=True, sort_keys=True)
+    text = json.dumps([asdict(example) for example in (*train, *drawn)], sort_keys=True)
     longest = max(len(code.tokens) - code.n_prompt for _, code in kept)
     return TaskData(
         train=encode_examples(tokenizer, train, max_length=max_length, too_long=too_long),
-        test=tuple(one for one, _ in kept),
+        test=tuple(example for example, _ in kept),
         encoded_test=tuple(code for _, code in kept),
         max_new_tokens=longest + SPARE_TOKENS,
         sha256=hashlib.sha256(text.encode()).hexdigest(),

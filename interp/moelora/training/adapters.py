@@ -97,7 +97,7 @@ def targets(config: MoELoRAConfig, name: str) -> bool:
 
 def trainable_parameters(model: nn.Module) -> int:
     """How many numbers are trained."""
-    return sum(one.numel() for one in model.parameters() if one.requires_grad)
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def _alpha(config: MoELoRAConfig, rank: int) -> Any:

@@ -94,11 +94,11 @@ class _Shapes:
     """How a text names one of the options. What is found is the set of options named there."""
 
     def __init__(self, options: tuple[str, ...]) -> None:
-        self.option = {one.casefold(): one for one in options}
-        self.letters = all(len(one) == 1 for one in options)
+        self.option = {option.casefold(): option for option in options}
+        self.letters = all(len(option) == 1 for option in options)
         one = "|".join(
-            as_a_word(one) + (_DETERMINER if one.casefold() == "no" else "")
-            for one in sorted(options, key=len, reverse=True)
+            as_a_word(option) + (_DETERMINER if option.casefold() == "no" else "")
+            for option in sorted(options, key=len, reverse=True)
         )
         item = rf"[\"'“‘(\[<]*\s*(?<!\w)(?:{one})(?!\w)(?![-'’]\w)\s*[\"'”’)\]>]*"
         joined = (

@@ -159,7 +159,7 @@ def answer_losses(
 
     It moves before the accuracy does, and has less noise.
     """
-    check_prompts(model, [one.tokens for one in examples])
+    check_prompts(model, [example.tokens for example in examples])
     device = next(model.parameters()).device
     order = sorted(range(len(examples)), key=lambda index: len(examples[index].tokens))
     losses = [0.0] * len(examples)
@@ -187,8 +187,8 @@ def accuracies(answers: Iterable[ScoredAnswer], *, seed: int = 0) -> tuple[Accur
     In the mean each task weighs the same.
     """
     every = list(answers)
-    right, tasks = [float(one.right) for one in every], [one.task for one in every]
-    return mean_by_task(right, tasks, [one.subject for one in every], seed=seed)
+    right, tasks = [float(answer.right) for answer in every], [answer.task for answer in every]
+    return mean_by_task(right, tasks, [answer.subject for answer in every], seed=seed)
 
 
 def mean_by_task(

@@ -55,7 +55,7 @@ def expert_similarity(
         for _, sums in halving(chunks, run_chunk, what="one example"):
             for name, value in sums.items():
                 total[name] += value
-    n_tokens = sum(len(one.tokens) for one in examples)
+    n_tokens = sum(len(example.tokens) for example in examples)
     return {name: value / max(n_tokens, 1) for name, value in total.items()}
 
 

@@ -192,7 +192,7 @@ def make_trainer(
     Raises `UserError` if the data does not fill one batch, or has examples or tokens that are
     beyond the model's positions or vocabulary.
     """
-    check_prompts(model, [(pad,), *(one.tokens for one in examples)])
+    check_prompts(model, [(pad,), *(example.tokens for example in examples)])
     arguments = settings.arguments(folder, device=device)
     needed = settings.batch * arguments.world_size
     if len(examples) < needed:
