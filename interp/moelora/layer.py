@@ -1,15 +1,13 @@
 """One adapted projection: the frozen one, N low-rank experts and a router.
 
-The experts' down-projections stand one below the other in ``moelora_A`` [expert·r, in], their
-up-projections side by side in ``moelora_B`` [out, expert·r], so that no loop over experts is
-needed::
+The experts' down-projections are stacked in ``moelora_A`` [expert·r, in], their up-projections in
+``moelora_B`` [out, expert·r], so that no loop over experts is needed::
 
     y = W x + ((x Aᵀ) ⊙ (scaling · gates, repeated r times)) Bᵀ
 
-In float32 the router's rows ride along in the product with A. Under mixed precision the router is
-computed in float32 by itself. B begins as zero, so a fresh adapter changes nothing.
-
-Routing depends on the token; hence there is no merged weight, and ``merge`` says so.
+In float32 one product computes the router's logits and x Aᵀ. Under mixed precision the router is
+computed in float32 by itself. B begins as zero, so a fresh adapter changes nothing. Routing depends
+on the token, so there is no merged weight.
 """
 
 import math
@@ -166,7 +164,7 @@ class MoELoRALinear(nn.Module, BaseTunerLayer):
         raise UserError(NO_MERGE)
 
     def unmerge(self) -> None:
-        """Not possible, as nothing can have been merged; raises UserError."""
+        """Not possible either; raises UserError."""
         raise UserError(NO_MERGE)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -253,10 +251,8 @@ class MoELoRALinear(nn.Module, BaseTunerLayer):
         """What the experts add, with the values handed through the hook points."""
         config, up = self.experts[adapter_name].config, self.moelora_B[adapter_name]
         if hooks.hook_router.has_hooks():
-            probabilities = hooks.hook_router(logits.softmax(dim=-1))
-            gates = gates_of_probabilities(
-                probabilities, config.top_k, renormalize=config.renormalize
-            )
+            written = hooks.hook_router(logits.softmax(dim=-1))
+            gates = gates_of_probabilities(written, config.top_k, renormalize=config.renormalize)
         else:
             chosen = choose_experts(logits, config.top_k)
             gates = gates_of_logits(logits, chosen, renormalize=config.renormalize)
@@ -308,7 +304,7 @@ def layers_in_use(model: nn.Module) -> list[MoELoRALinear]:
             f"{len(active)} adapters are active at once ({', '.join(active)}): choose one with "
             "set_adapter"
         )
-    found = [one for one in layers if one.adapters_in_use and not one.disable_adapters]
+    found = [layer for layer in layers if layer.adapters_in_use and not layer.disable_adapters]
     if not found:
         raise UserError("no adapter is active: choose one with set_adapter")
     return found

@@ -285,7 +285,7 @@ def test_refusals(
     long = {"a": [[3] * 600], "b": [[4] * 3]}
     with pytest.raises(UserError, match="600 tokens, but the model reads at most 512"):
         collect_routing(planted, long, plain_tokenizer, progress=False)
-    with pytest.raises(UserError, match="folds is 1"):
+    with pytest.raises(UserError, match="folds is at least 2, not 1"):
         CollectSettings(folds=1)
 
 

@@ -1,11 +1,10 @@
-"""Does an adapter work through given heads? Its gain with its part in them switched off.
+"""How much of an adapter's gain goes through given heads.
 
-The adapter's gain on premises is the rise of the preference for the true object (share of prompts,
-or logit difference) from the model without it to the model with it. Everything that its experts
-add to the heads' queries and values is then taken away, and the gain that is **lost** is compared
-with what is lost for random heads: as many other heads' queries, and as many other groups'
-values, in every layer. With grouped queries a value serves a whole group, so the other heads of a
-chosen head's group lose theirs too.
+The gain on premises is the rise of the preference for the true object (share of prompts, or logit
+difference) from the model without the adapter to the model with it. Everything that the experts add
+to the heads' queries and values is then set to zero, and the gain that is **lost** is compared with
+the loss for random heads: as many other heads' queries, and as many other groups' values, in every
+layer. With grouped queries a value serves a whole group, so all heads of the group lose theirs.
 """
 
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,4 @@
-"""Which experts feed given heads, such as the false-premise heads, more than other heads.
+"""Experts that add more to given heads, such as the false-premise heads, than to other heads.
 
 An expert feeds a head by its part in the head's query or value: ``relative_norm``, the norm of
 what it adds over the norm of the whole (`interp.experts.heads.contributions`). Two questions:
@@ -11,8 +11,6 @@ what it adds over the norm of the whole (`interp.experts.heads.contributions`). 
   random sets with as many other heads in each layer (`interp.heads.random_head_sets`); the p-value
   is again of who is chosen, permuted within every layer.
 
-Queries are read where the head asks: at the object for site ``output``, whose heads write there, at
-the last token for site ``attention``, whose heads read from there. Values are read at the object.
 With grouped queries a value belongs to a group, and the null is of other groups.
 """
 
@@ -52,7 +50,8 @@ PLACES: dict[Site, dict[Part, Where]] = {
     "output": {"q": "object", "k": "object", "v": "object"},
     "attention": {"q": "last", "k": "object", "v": "object"},
 }
-"""Where a component is read, by the site of the heads."""
+"""Where a component is read, by the site of the heads: heads of ``output`` write at the object,
+those of ``attention`` read from the last token."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ kept, unless a file for it is asked for.
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 from zlib import crc32
@@ -99,13 +99,13 @@ ID_ROUTERS = 4
 IDS = 1024
 BATCH_TOKENS = 2048
 SAMPLED = 2048
+_LEAST = {"folds": 2, "units": 2, "batch_tokens": 1, "ids": 1, "parts": 1}
+_LEAST |= {"routers": 0, "id_routers": 0, "sampled": 0}
 
 
 @dataclass(frozen=True)
 class CollectSettings:
-    """How a corpus is counted; what the tables' size depends on, beside the model and the tasks.
-
-    Raises UserError for a value out of range.
+    """How a corpus is counted. Raises UserError for a value out of range.
 
     Attributes:
         folds: parts of the texts for the jackknife intervals.
@@ -130,18 +130,8 @@ class CollectSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for setting in fields(self):
-            least = _LEAST.get(setting.name, 0)
-            if (
-                setting.name != "seed"
-                and whole_number(setting.name, getattr(self, setting.name)) < least
-            ):
-                raise UserError(
-                    f"{setting.name} is {getattr(self, setting.name)}: at least {least}"
-                )
-
-
-_LEAST = {"folds": 2, "units": 2, "batch_tokens": 1, "ids": 1, "parts": 1}
+        for name, least in _LEAST.items():
+            whole_number(name, getattr(self, name), least=least)
 
 
 @dataclass
@@ -160,7 +150,7 @@ class _Batch:
 
 
 class RoutingPass:
-    """The state of one pass: the counter, and the batch that is being run."""
+    """The state of one pass: the counter, and the batch that is running."""
 
     def __init__(
         self, model: Any, corpus: LabelledCorpus, tokenizer: Any, *, settings: CollectSettings

@@ -55,10 +55,6 @@ def _counts_without(records: RoutingRecords, number: int, fold: int | None) -> C
     tables, sizes = records.tables, records.sizes
     experts = records.projections[number].n_experts
     keep = np.arange(sizes.folds) != (-1 if fold is None else fold)
-    units = keep[np.array(records.unit_fold)]
-    task = np.zeros((sizes.tasks, experts))
-    load = tables.unit_load[number, :, :experts].numpy()
-    np.add.at(task, np.array(records.unit_task)[units], load[units])
 
     def by_kind(table: Tensor) -> Array:
         return table[number, :, :, :experts].numpy()[:, keep].sum(axis=1, dtype=float)
@@ -67,7 +63,7 @@ def _counts_without(records: RoutingRecords, number: int, fold: int | None) -> C
         return float(table.numpy()[:, keep].sum())
 
     return Counts(
-        task=task,
+        task=records.task_counts(number, without=fold).astype(float),
         token_class=by_kind(tables.class_load),
         position=by_kind(tables.position_load),
         token_id=by_kind(tables.id_load),

@@ -89,12 +89,17 @@ class RoutingRecords(Displayed):
         """How many tokens were counted."""
         return int(self.tables.cell_tokens.sum())
 
-    def task_counts(self, projection: int) -> np.ndarray:
-        """How often each expert was chosen for tokens of each task, [task expert]."""
+    def task_counts(self, projection: int, *, without: int | None = None) -> np.ndarray:
+        """How often each expert was chosen for tokens of each task, perhaps without a fold.
+
+        Returns:
+            whole numbers [task expert].
+        """
         experts = self.projections[projection].n_experts
-        of_units = self.tables.unit_load[projection, :, :experts].numpy()
+        kept = np.array(self.unit_fold) != (-1 if without is None else without)
+        load = self.tables.unit_load[projection, :, :experts].numpy()
         counts = np.zeros((self.sizes.tasks, experts), dtype=np.int64)
-        np.add.at(counts, list(self.unit_task), of_units)
+        np.add.at(counts, np.array(self.unit_task)[kept], load[kept])
         return counts
 
     def to_dataframe(self) -> pd.DataFrame:

@@ -5,9 +5,8 @@
 * ``lora``: plain LoRA by PEFT.
 
 Eight experts of rank 4 with a router have 32 (in + out) + 8 in parameters; LoRA of rank 36 has
-36 (in + out), the same where in = out. Where keys and values are narrower than queries the equal
-rank differs by module (38 for 576 → 192), so it is computed for each. Both kinds scale what they
-add by the same factor, alpha / rank.
+36 (in + out), the same where in = out. The equal rank differs by module (38 for 576 → 192) and is
+computed for each. Both kinds scale their output by alpha / rank.
 """
 
 from collections import Counter
