@@ -107,11 +107,9 @@ def _check_all_run(model: HookedModel, hooks: dict[str, ExpertHooks]) -> None:
 
 def _sharing_copy(model: nn.Module) -> Any:
     """A copy of the modules, with frozen parameters that share the original's memory."""
-    memo: dict[int, Any] = {}
+    memo: dict[int, Any] = {id(buffer): buffer for buffer in model.buffers()}
     for parameter in model.parameters():
         memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
-    for buffer in model.buffers():
-        memo[id(buffer)] = buffer
     return copy.deepcopy(model, memo)
 
 

@@ -73,9 +73,7 @@ class MoELoRAModel(BaseTuner):
             check_base(peft_config.made_for, model)
         peft_config.base = describe_base(model)
         self._check_counts(peft_config, model)
-        if isinstance(peft_config.target_modules, str) and (
-            peft_config.target_modules.lower() == "all-linear"
-        ):
+        if str(peft_config.target_modules).lower() == "all-linear":
             return
         inside: list[str] = []
         for key, module in model.named_modules():
@@ -86,7 +84,7 @@ class MoELoRAModel(BaseTuner):
             if not self._check_target_module_exists(peft_config, key):
                 continue
             if not isinstance(module, MoELoRALinear):
-                sizes_of_target(key, module)
+                check_target(key, module)
             peft_config.experts_in(layer_of(key), key)
 
     @staticmethod
@@ -111,7 +109,7 @@ class MoELoRAModel(BaseTuner):
     ) -> None:
         layer = target
         if not isinstance(layer, MoELoRALinear):
-            sizes_of_target(current_key, target)
+            check_target(current_key, target)
             layer = MoELoRALinear(target, current_key, self.recorder)
             layer.train(target.training)
             layer.set_adapter(self.active_adapters)
@@ -155,10 +153,10 @@ def layer_of(key: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def sizes_of_target(key: str, module: nn.Module) -> tuple[int, int]:
-    """Input and output width of a target; UserError with its name if it is not linear."""
+def check_target(key: str, module: nn.Module) -> None:
+    """Raise UserError with the target's name if it is not linear."""
     try:
-        return sizes_of(module)
+        sizes_of(module)
     except UserError as error:
         raise UserError(f"cannot adapt {key!r}: {error}") from None
 

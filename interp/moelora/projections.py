@@ -89,22 +89,15 @@ class AdaptedProjection:
 
 def projections_of(model: Any) -> tuple[AdaptedProjection, ...]:
     """All adapted projections, in the order of the model. Raises UserError if there are none."""
-    names = [
-        point.removesuffix(GATE)
-        for point in getattr(model, "hook_dict", ())
-        if point.endswith(GATE)
-    ]
+    points = getattr(model, "hook_dict", ())
+    names = [point.removesuffix(GATE) for point in points if point.endswith(GATE)]
     if not names:
         raise UserError(
             "the model has no MoELoRA experts: hook the adapted model with interp.moelora.hooked"
         )
-    found = [
-        AdaptedProjection.of_layer(_original(model.get_submodule(name)), name) for name in names
-    ]
-    infinity = float("inf")
-    return tuple(
-        sorted(found, key=lambda one: (infinity if one.layer is None else one.layer, one.target))
-    )
+    layers = [_original(model.get_submodule(name)) for name in names]
+    found = map(AdaptedProjection.of_layer, layers, names)
+    return tuple(sorted(found, key=lambda one: (one.layer is None, one.layer or 0, one.target)))
 
 
 def _original(component: nn.Module) -> Any:

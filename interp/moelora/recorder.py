@@ -160,11 +160,10 @@ def _mask_of(
     mask = kwargs.get("attention_mask")
     if mask is None and args:
         try:
-            mask = (
-                inspect.signature(model.forward).bind_partial(*args).arguments.get("attention_mask")
-            )
+            given = inspect.signature(model.forward).bind_partial(*args).arguments
         except (TypeError, ValueError):
             return None
+        mask = given.get("attention_mask")
     if not isinstance(mask, Tensor) or mask.ndim != 2:
         return None
     return mask.bool()

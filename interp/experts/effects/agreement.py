@@ -120,9 +120,9 @@ def routing_agreement(
 
 
 def _row(group: pd.DataFrame, fdr: float) -> dict[str, object]:
-    routed = group["load"].to_numpy().argmax()
-    affected = group["effect"].to_numpy().argmax()
-    of_load, of_effect = group.iloc[routed], group.iloc[affected]
+    of_load, of_effect = (
+        group.iloc[group[name].to_numpy().argmax()] for name in ("load", "effect")
+    )
     n_others = len(group) - 1
     return {
         **{name: of_load[name] for name in _KEY},

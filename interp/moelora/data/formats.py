@@ -127,22 +127,22 @@ def equation(row: Row, task: str) -> Example:
     )
 
 
-FORMATS: tuple[tuple[str, tuple[str, ...], Callable[[Row, str], Example]], ...] = (
-    ("ours", ("prompt", "answer"), ours),
-    ("instruction", ("instruction", "output"), instruction),
-    ("equation", ("Question", "Numbers", "Equation", "Answer"), equation),
-    ("question", ("question", "answer"), worked),
+FORMATS: tuple[tuple[tuple[str, ...], Callable[[Row, str], Example]], ...] = (
+    (("prompt", "answer"), ours),
+    (("instruction", "output"), instruction),
+    (("Question", "Numbers", "Equation", "Answer"), equation),
+    (("question", "answer"), worked),
 )
-"""Name, the columns it is known by, and the reader of each format, in order of precedence."""
+"""The columns that each format is known by, and its reader, in order of precedence."""
 
 
 def detect(columns: Iterable[str]) -> Callable[[Row, str], Example]:
     """The reader for a table of these columns. Raises `UserError` where no format fits."""
     present = list(columns)
-    for _, needed, reader in FORMATS:
+    for needed, reader in FORMATS:
         if set(needed) <= set(present):
             return reader
-    known = "; ".join(" + ".join(needed) for _, needed, _ in FORMATS)
+    known = "; ".join(" + ".join(needed) for needed, _ in FORMATS)
     raise UserError(
         f"no known format has the columns {', '.join(present) or '(none)'}; known: {known}; "
         "name the columns yourself, such as columns=prompt=Question,answer=Answer"

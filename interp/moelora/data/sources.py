@@ -76,9 +76,9 @@ def load_split(
         seen = {example.subject for example in train}
         read = load_examples(source, split="test", columns=columns)
         test = tuple(one for one in read if one.subject not in seen)
-    for name, part in (("train on", train), ("test on", test)):
-        if not part:
-            raise UserError(f"{source}: no examples are left to {name}; give more data")
+    if not train or not test:
+        purpose = "test on" if train else "train on"
+        raise UserError(f"{source}: no examples are left to {purpose}; give more data")
     return TaskSplit(train, test)
 
 

@@ -69,6 +69,12 @@ _BAD = (
     r"|isn['’]t|aren['’]t|can['’]?t|cannot|does not|doesn['’]t|fails\b"
 )
 _NOT = re.compile(r"\b(?:not|never|neither|nor|cannot|except|eliminate|exclude)\b|n['’]t\b", re.I)
+_CLOSED = re.compile(r"\s*(?:$|[.,:;!?()\[\]\n]|[-–—]\s)")
+_REASONED = re.compile(
+    r"\s*(?:because|since|as|for|due|given|and|but|not|"
+    r"is (?:the )?(?:correct|right|best|true|answer))\b",
+    re.I,
+)
 _WORDS = frozenset("aAiI")
 """Letters that are words."""
 
@@ -191,16 +197,8 @@ class _Shapes:
             return False
         if not self.letters:
             return True
-        closed = (
-            re.match(r"\s*(?:$|[.,:;!?()\[\]\n]|[-–—]\s)", rest) or named.strip()[-1] in ")]\"'”’>"
-        )
-        reasoned = re.match(
-            r"\s*(?:because|since|as|for|due|given|and|but|not|"
-            r"is (?:the )?(?:correct|right|best|true|answer))\b",
-            rest,
-            re.IGNORECASE,
-        )
-        if closed or reasoned:
+        closed = _CLOSED.match(rest) or named.strip()[-1] in ")]\"'”’>"
+        if closed or _REASONED.match(rest):
             return True
         if weak:
             return False
