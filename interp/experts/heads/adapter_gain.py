@@ -104,14 +104,13 @@ class AdapterGain(Displayed):
     def plot(self) -> go.Figure:
         """Preference accuracy without the adapter, with it, and without its part in the heads."""
         content = self.to_dict()["accuracy"]
-        names = {
-            "without_adapter": "no adapter",
-            "with_adapter": "adapter",
-            "without_heads": "adapter, not in these heads",
-            "gain": "gain of the adapter",
-            "lost": "lost without these heads",
+        values = {
+            "no adapter": content["without_adapter"],
+            "adapter": content["with_adapter"],
+            "adapter, not in these heads": content["without_heads"],
+            "gain of the adapter": content["gain"],
+            "lost without these heads": content["lost"],
         }
-        values = {text: content[key] for key, text in names.items()}
         if "random_lost" in content:
             mean, p95 = content["random_lost"]["mean"], content["random_lost"]["p95"]
             values["lost without random heads (to 95 %)"] = [mean, mean, p95]

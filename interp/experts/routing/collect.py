@@ -73,18 +73,9 @@ def collect_routing(
         if token_file is not None:
             sizes = {"projections": total.projections, "top_k": total.sizes.top_k}
             file = stack.enter_context(TokenFile(token_file, tasks=labelled.tasks, **sizes))
+        options: dict[str, Any] = {"settings": settings, "file": file, "progress": progress}
         for number in range(settings.parts):
-            total.add(
-                collect_part(
-                    model,
-                    labelled,
-                    tokenizer,
-                    settings=settings,
-                    number=number,
-                    file=file,
-                    progress=progress,
-                )
-            )
+            total.add(collect_part(model, labelled, tokenizer, number=number, **options))
     return total.result()
 
 

@@ -136,13 +136,11 @@ class RoutingCounter:
     ) -> None:
         sizes = self.sizes
         key = labels.row * sizes.tasks + labels.task
-        table = self.tables.id_choice[projection]
+        codes = chosen.unbind(dim=-1)
         if sizes.as_sets:
-            code = sizes.code_of_mask[(1 << chosen).sum(dim=-1)]
-            _count(table, key * sizes.codes + code)
-        else:
-            for slot in chosen.unbind(dim=-1):
-                _count(table, key * sizes.codes + slot)
+            codes = (sizes.code_of_mask[(1 << chosen).sum(dim=-1)],)
+        for code in codes:
+            _count(self.tables.id_choice[projection], key * sizes.codes + code)
 
 
 def _repeats(
