@@ -122,7 +122,7 @@ class MoELoRAConfig(PeftConfig):
             )
         if self.bias != "none":
             raise UserError(f"bias is 'none' in MoELoRA, not {self.bias!r}")
-        # A plain attribute, so that only a configuration read from a file is held to its base.
+        # Only a configuration that was read from a file is compared with its base.
         self.made_for = self.base
 
     def _check_numbers(self) -> None:

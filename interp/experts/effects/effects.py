@@ -118,16 +118,17 @@ class ExpertEffects(Displayed):
             unknown if self.accuracy is None else self.of(task, what="accuracy").group_mean
         )
         unit = np.nonzero(~np.isnan(effect))
-        names = [self._name(int(place)) for place in unit[0]]
+        names = [self._name(int(number)) for number in unit[0]]
         table = pd.DataFrame(names, columns=["projection", "layer", "target"])
         numbers = {name: values[unit] for name, values in columns.items()}
         return table.assign(expert=unit[1], task=task, **numbers, n=len(result))
 
-    def _name(self, place: int) -> tuple[str, int, str]:
+    def _name(self, number: int) -> tuple[str, int, str]:
         if self.projections is None:
             return EVERYWHERE, -1, EVERYWHERE
-        one = self.projections[place]
-        return one.name, -1 if one.layer is None else one.layer, one.module_target
+        projection = self.projections[number]
+        layer = -1 if projection.layer is None else projection.layer
+        return projection.name, layer, projection.module_target
 
     def plot(self, *, task: str | None = None, top: int = 30) -> go.Figure:
         """The ``top`` experts by largest effect × task; or of one task, projection × expert."""
@@ -196,13 +197,13 @@ def expert_effects(
     resolution = precision_of(dtype_of(model)).resolution
     result = partial(_result, examples, job, seed=seed, resolution=resolution)
     made = partial(stages.made, model=model, progress=progress)
-    places, estimate = None if together else chosen, None
+    projections, estimate = None if together else chosen, None
     if method == "attribution" or budget is not None:
         found = made(estimate_experts, job=job, description="gradients", gives=ESTIMATED).tensors
         loss, changes = found["loss"], found["changes"]
         estimate = result(values=changes, corrupted=loss, metric=_LOSS, method="attribution")
         if budget is None:
-            return ExpertEffects(estimate, projections=places)
+            return ExpertEffects(estimate, projections=projections)
         job = replace(job, units=most_promising(changes, estimate.templates, budget))
     found = made(measure_experts, job=job, description=f"experts, {mode}", gives=MEASURED).tensors
     (loss, right), (changes, right_changes) = (found[key].unbind(1) for key in ("bare", "changes"))
@@ -215,7 +216,7 @@ def expert_effects(
         loss=result(values=changes, corrupted=loss, metric=_LOSS, method="exact"),
         accuracy=result(values=right_changes, corrupted=right, metric=metric, method="exact"),
         estimate=estimate,
-        projections=places,
+        projections=projections,
     )
 
 

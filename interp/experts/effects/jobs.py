@@ -47,8 +47,8 @@ class AnswerBatch:
     Attributes:
         examples: which they are.
         batch: their tokens.
-        targets: Int[example keep], what follows each of the last columns; ``IGNORED`` where that is
-            not the answer's.
+        targets: Int[example keep], the token after each of the last positions; ``IGNORED`` where
+            that is not the answer's.
     """
 
     examples: tuple[int, ...]
@@ -113,12 +113,12 @@ def run_baseline(
 
     def see(name: str) -> Callable[[Tensor, Any], None]:
         def read(gates: Tensor, hook: Any) -> None:
-            # The unembedding sees the columns of the answer only.
+            # The unembedding sees the answer's positions only.
             used[name] = ((gates != 0) & mask[:, -gates.shape[1] :]).any(dim=1)
 
         return read
 
-    # Experts have no place in the plain modules, and answers are more than the last column.
+    # Only hooked modules have experts, and an answer is read at more than the last position.
     with hooked(model, [(projection.gate, see(projection.name)) for projection in projections]):
         run = record_run(
             model, answers.batch, keep=(), plain=False, logits_to_keep=answers.targets.shape[1]
@@ -181,7 +181,7 @@ def attribute_gates(
 
 
 Unit = tuple[int, int]
-"""(place, expert): the place is a projection's number, or 0 for all of them together."""
+"""(group, expert): the group is a projection's number, or 0 for all of them together."""
 
 
 @dataclass(frozen=True)
@@ -224,11 +224,11 @@ class ExpertJob:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Examples, places, and the most experts that a place has."""
-        n_places = 1 if self.together else len(self.projections)
+        """The numbers of examples, of groups, and of the largest group's experts."""
+        n_groups = 1 if self.together else len(self.projections)
         return (
             len(self.examples),
-            n_places,
+            n_groups,
             max(projection.n_experts for projection in self.projections),
         )
 
@@ -236,13 +236,13 @@ class ExpertJob:
         """Every unit that is meant, with its constraint."""
         groups = [self.projections] if self.together else list(zip(self.projections, strict=True))
         found = []
-        for place, group in enumerate(groups):
-            for expert in range(max(one.n_experts for one in group)):
-                if self.units is not None and (place, expert) not in self.units:
+        for index, members in enumerate(groups):
+            for expert in range(max(one.n_experts for one in members)):
+                if self.units is not None and (index, expert) not in self.units:
                     continue
-                pairs = [(one.name, expert) for one in group if expert < one.n_experts]
+                pairs = [(one.name, expert) for one in members if expert < one.n_experts]
                 constraint = ExpertConstraint(pairs, self.mode, self.factor)
-                found.append(((place, expert), constraint))
+                found.append(((index, expert), constraint))
         return found
 
 
@@ -254,7 +254,7 @@ def estimate_experts(model: HookedModel, job: ExpertJob, *, progress: bool = Fal
     """First-order changes of loss.
 
     Returns:
-        ``loss`` [example] without interventions, ``changes`` [example place expert].
+        ``loss`` [example] without interventions, ``changes`` [example group expert].
     """
     dtype = result_dtype(model)
     loss = torch.empty(job.shape[0], dtype=dtype)
@@ -271,10 +271,10 @@ def estimate_experts(model: HookedModel, job: ExpertJob, *, progress: bool = Fal
         rows = torch.tensor(answers.examples)
         loss[rows] = here.to(loss)
         for number, projection in enumerate(job.projections):
-            place, experts = 0 if job.together else number, torch.arange(projection.n_experts)
+            group, experts = 0 if job.together else number, torch.arange(projection.n_experts)
             # First-order effects of a group are the sum of its members'.
-            before = changes[rows[:, None], place, experts].nan_to_num()
-            changes[rows[:, None], place, experts] = before + found[projection.name].to(changes)
+            before = changes[rows[:, None], group, experts].nan_to_num()
+            changes[rows[:, None], group, experts] = before + found[projection.name].to(changes)
 
     with progress_bar(total=len(job.examples), description="gradients", shown=progress) as bar:
         for chunk, _ in halving(answer_chunks(job.examples), run_chunk, what="one example"):
@@ -287,7 +287,7 @@ def measure_experts(model: HookedModel, job: ExpertJob, *, progress: bool = Fals
 
     Returns:
         ``bare`` [example measure], without interventions; ``changes``
-        [example measure place expert].
+        [example measure group expert].
     """
     n_examples, *units = job.shape
     wanted, device = job.constraints(), device_of(model)
@@ -308,8 +308,8 @@ def measure_experts(model: HookedModel, job: ExpertJob, *, progress: bool = Fals
         description=f"experts, {job.mode}",
     ).transpose(0, 1)
     changes = found.new_full((n_examples, 2, *units), torch.nan)
-    for number, ((place, expert), _) in enumerate(wanted, start=1):
-        changes[:, :, place, expert] = found[:, :, number]
+    for number, ((group, expert), _) in enumerate(wanted, start=1):
+        changes[:, :, group, expert] = found[:, :, number]
     return Shard({"bare": found[:, :, 0].contiguous(), "changes": changes})
 
 
@@ -337,7 +337,7 @@ def _changes(
 
 def greedy_accuracy(
     model: HookedModel, job: ExpertJob, questions: Sequence[Example], *, progress: bool = True
-) -> tuple[Float[Tensor, " example"], Float[Tensor, "example place expert"]]:
+) -> tuple[Float[Tensor, " example"], Float[Tensor, "example group expert"]]:
     """Accuracy of greedy answers without interventions, and its changes.
 
     Args:
@@ -353,14 +353,14 @@ def greedy_accuracy(
 
     baseline, changes = accuracy(), torch.full(job.shape, torch.nan)
     wanted = progress_bar(job.constraints(), description="greedy answers", shown=progress)
-    for (place, expert), constraint in wanted:
+    for (group, expert), constraint in wanted:
         with constrain(model, constraint):
-            changes[:, place, expert] = accuracy() - baseline
+            changes[:, group, expert] = accuracy() - baseline
     return baseline, changes
 
 
 def most_promising(
-    estimate: Float[Tensor, "example place expert"], tasks: Sequence[str], budget: int
+    estimate: Float[Tensor, "example group expert"], tasks: Sequence[str], budget: int
 ) -> frozenset[Unit]:
     """The ``budget`` units with the largest absolute mean estimate in any task."""
     means = []

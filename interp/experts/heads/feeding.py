@@ -46,7 +46,7 @@ from interp.statistics.significance import q_values
 
 RANDOM_SETS = 200
 PERMUTATIONS = 10_000
-PLACES: dict[Site, dict[Part, Where]] = {
+READ_AT: dict[Site, dict[Part, Where]] = {
     "output": {"q": "object", "k": "object", "v": "object"},
     "attention": {"q": "last", "k": "object", "v": "object"},
 }
@@ -121,14 +121,14 @@ def rank_expert_contributions(
     if not chosen.heads:
         raise UserError("there are no heads to look at: select some first")
     encoded = as_encoded(model, prompts)
-    by_place: dict[Where, list[Part]] = defaultdict(list)
+    by_position: dict[Where, list[Part]] = defaultdict(list)
     for component in components:
-        by_place[PLACES[chosen.site][component]].append(component)
+        by_position[READ_AT[chosen.site][component]].append(component)
     rows: list[dict[str, Any]] = []
     whole: list[dict[str, Any]] = []
-    for place, of_place in by_place.items():
-        positions = prompt_positions(model, encoded, place, kind=kind)
-        found = contributions_at(model, positions, of_place, progress=progress)
+    for where, read_there in by_position.items():
+        positions = prompt_positions(model, encoded, where, kind=kind)
+        found = contributions_at(model, positions, read_there, progress=progress)
         for component, contributions in found.items():
             units = units_by_layer(slices_of(model, chosen, [component]))
             rows += _expert_rows(contributions, units)

@@ -1,11 +1,10 @@
-"""What one expert adds to one head's query, key or value: where it stands, and runs without it.
+"""What one expert adds to one head's query, key or value, and runs of the model without it.
 
 An adapted projection gives ``base(x) + Σ gate_i · expert_out_i`` (see `interp.moelora.hooked`). The
-columns of one head are a *slice* of that sum: an expert's part in a single head is taken out by
-setting those columns of ``hook_expert_out`` to zero, at every position, and nothing else of the
-model is touched. Queries have a slice for each query head. Keys and values have one for each
-key/value head, which serves a whole group of query heads: with grouped queries nothing can be
-taken from the value of one query head alone.
+columns of one head are a *slice* of that sum. To ablate one expert's part in one head, those
+columns of ``hook_expert_out`` are set to zero at every position; nothing else changes. Queries have
+a slice for each query head. Keys and values have one for each key/value head, which serves a whole
+group of query heads: nothing can be taken from the value of one of them alone.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -163,7 +162,7 @@ def sweep_ablations(
 
     def runs(some: list[int]) -> Iterator[Tensor]:
         prompts = torch.tensor(some, device=batch.tokens.device)
-        # Experts have no place in the plain modules.
+        # Only hooked modules have experts.
         run = record_run(model, batch.part(some[0], some[-1] + 1), keep=(), plain=False)
         head_edit = _edited_heads(model, edit, by_layer, prompts=prompts)
         variants = run_variants(model, run, [ablation + head_edit for ablation in ablations])

@@ -1,4 +1,4 @@
-"""Adds batches of routed tokens to the tables: the one place where routing is counted.
+"""Adds batches of routed tokens to the tables.
 
 The counter keeps no token. What it adds up is exact (whole numbers) or float64, so that it does not
 matter how the corpus is cut into batches.
@@ -26,7 +26,7 @@ class TokenLabels:
         unit: number of its unit.
         row: of the token id; the last row for those without their own.
         token_class: number in ``CLASSES``.
-        position: place in the text, from 0.
+        position: in the text, from 0.
         follows: whether the token before this one stands right before it here.
     """
 
@@ -153,13 +153,13 @@ def _repeats(
 
 
 def _count(table: Tensor, key: Tensor, by: Tensor | None = None) -> None:
-    """Add one, or `by`, at each flat place of a table."""
+    """Add one, or `by`, at each flat index of a table."""
     ones = torch.ones_like(key) if by is None else by
     table.view(-1).index_add_(0, key, ones.to(table.dtype))
 
 
 def _add_rows(table: Tensor, key: Tensor, rows: Tensor) -> None:
-    """Add a row of experts at each place of a table whose last axis is experts."""
+    """Add a row of experts at each index of a table whose last axis is experts."""
     flat = table.view(-1, table.shape[-1])
     if rows.shape[-1] == flat.shape[-1]:
         flat.index_add_(0, key, rows.to(table.dtype))

@@ -265,7 +265,7 @@ class RoutingPass:
         if batch is None:
             return
         batch.ran.add(number)
-        # The columns that all texts share may have been run before.
+        # The positions that all texts share may have run before.
         x = given[batch.counted[:, -given.shape[1] :].to(given.device)]
         logits = self.weights[number].router_logits(x).cpu()
         gates, chosen = self.counter.add(number, logits, batch.labels)

@@ -23,7 +23,7 @@ from interp.errors import UserError
 from interp.experts.routing.token_class import CLASSES
 
 POSITIONS: tuple[str, ...] = ("0", "1", "2-3", "4-7", "8-15", "16-31", "32-63", "64-127", "128+")
-"""Buckets of a token's place in its text, behind what all texts begin with."""
+"""Buckets of a token's position in its text, after the prefix of all texts."""
 MOST_SETS = 256
 """Up to so many different sets of chosen experts are counted as sets."""
 _AXES = ("projections", "experts", "tasks", "folds", "units", "routers", "codes")
@@ -159,6 +159,6 @@ def shapes_of(sizes: Sizes) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
 
 
 def position_bucket(position: Int[Tensor, " token"]) -> Int[Tensor, " token"]:
-    """The number in `POSITIONS` of each place, counted from 0: its bits, at most the last."""
+    """The bucket in `POSITIONS` of each position, counted from 0: its bits, at most the last."""
     bits = torch.log2(position.double().clamp_min(0.5)).floor().long() + 1
     return bits.clamp_max(len(POSITIONS) - 1)

@@ -1,4 +1,4 @@
-"""Every token's routing in a Parquet file, written as it comes: a row group for each batch.
+"""A Parquet file of every token's routing, with a row group for each batch.
 
 One row for each token and projection: text (its number in the corpus), task, position (behind what
 all texts begin with), token (its id), layer, target, experts (the chosen ones), gates (theirs).
@@ -23,7 +23,7 @@ Routing = tuple[AdaptedProjection, Tensor, Tensor]
 
 
 class TokenFile:
-    """A context: the file is moved into place when it ends well, and not there if it does not."""
+    """A context manager that writes the file whole, or not at all if an error is raised."""
 
     def __init__(
         self,

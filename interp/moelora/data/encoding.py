@@ -38,7 +38,7 @@ class EncodedExample:
 
     @property
     def labels(self) -> tuple[int, ...]:
-        """The answer's tokens at their places, `IGNORED` before."""
+        """The answer's tokens at their positions, `IGNORED` before."""
         return (IGNORED,) * self.n_prompt + self.tokens[self.n_prompt :]
 
 

@@ -12,7 +12,7 @@ from interp.errors import UserError
 from interp.moelora.data.numbers import parse_number
 
 AnswerKind = Literal["number", "option", "name"]
-"""How an answer is found in a text: the last number, the first option, or a name that is said."""
+"""How an answer is found in a text: the last number, an option, or an asserted name."""
 
 OPTION_FAMILIES: tuple[tuple[str, ...], ...] = (
     ("yes", "no"),
