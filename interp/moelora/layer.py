@@ -183,9 +183,12 @@ class MoELoRALinear(nn.Module, BaseTunerLayer):
 
     def weights(self, adapter_name: str) -> ExpertWeights:
         """The weights of one adapter."""
-        weights = (self.moelora_A, self.moelora_B, self.moelora_router)
-        r = self.experts[adapter_name].config.r
-        return ExpertWeights(*(weight[adapter_name] for weight in weights), r)
+        return ExpertWeights(
+            down=self.moelora_A[adapter_name],
+            up=self.moelora_B[adapter_name],
+            router=self.moelora_router[adapter_name],
+            r=self.experts[adapter_name].config.r,
+        )
 
     def added(
         self, x: Float[Tensor, "*token d_in"], hooks: ExpertHooks

@@ -153,7 +153,7 @@ def layer_of(key: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def check_target(key: str, module: nn.Module) -> None:
+def check_target(key: str, module: Any) -> None:
     """Raise UserError with the target's name if it is not linear."""
     try:
         sizes_of(module)

@@ -202,7 +202,7 @@ def prompt_positions(
     if at == "last":
         last = torch.zeros_like(batch.mask)
         last[:, -1] = True
-        return PromptPositions(batch, last, at, groups)
+        return PromptPositions(batch, last, "last", groups)
     if not isinstance(at, str):
         spans = [(int(start), int(end)) for start, end in at]
         return PromptPositions(batch, batch.columns(spans), "spans", groups)

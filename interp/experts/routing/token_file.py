@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from torch import Tensor
 
 from interp.errors import UserError
@@ -78,21 +79,21 @@ class TokenFile:
         n, times = len(tokens), len(routed)
         if not n:
             return
-        orders = [(-gates).argsort(dim=-1, stable=True) for _, gates, _ in routed]
+        gates = torch.cat([gates for _, gates, _ in routed])
+        experts = torch.cat([experts for _, _, experts in routed])
+        order = (-gates).argsort(dim=-1, stable=True)
 
-        def slots(part: int, dtype: Any) -> pa.Array:
-            """Gates or experts of all projections, the largest gate first."""
-            pairs = zip(routed, orders, strict=True)
-            ordered = [one[part].gather(-1, order).numpy().astype(dtype) for one, order in pairs]
-            values = pa.array(np.concatenate(ordered).ravel())
-            return pa.FixedSizeListArray.from_arrays(values, self.top_k)
+        def slots(values: Tensor, dtype: Any) -> pa.Array:
+            """A row of values for each token, that of the largest gate first."""
+            ordered = pa.array(values.gather(-1, order).numpy().astype(dtype).ravel())
+            return pa.FixedSizeListArray.from_arrays(ordered, self.top_k)
 
         text, task, position, token = (
             pa.array(np.tile(values.numpy().astype(np.int32), times))
             for values in (texts, labels.task, labels.position, tokens)
         )
         targets = list(dict.fromkeys(projection.target for projection in self.projections))
-        layers = np.repeat([entry.layer for entry, _, _ in routed], n)
+        layers = np.repeat([entry.layer or 0 for entry, _, _ in routed], n)
         target = np.repeat([targets.index(entry.target) for entry, _, _ in routed], n)
         columns = [
             text,
