@@ -102,7 +102,7 @@ class TokenFile:
             token,
             pa.array(layers.astype(np.int16)),
             pa.DictionaryArray.from_arrays(pa.array(target, pa.int32()), pa.array(targets)),
-            slots(2, np.int16),
-            slots(1, np.float32),
+            slots(experts, np.int16),
+            slots(gates, np.float32),
         ]
         self._writer.write_table(pa.Table.from_arrays(columns, schema=self.schema))
