@@ -80,7 +80,7 @@ def _components(module: Any, path: str = "") -> Iterator[tuple[str, nn.Module]]:
 
 
 def _check_all_run(model: HookedModel, hooks: dict[str, ExpertHooks]) -> None:
-    """Every adapted projection must run through its hook points; two tokens show it."""
+    """Raise UserError unless two tokens run every adapted projection through its hook points."""
     ran: set[str] = set()
     with ExitStack() as stack:
         for name, points in hooks.items():
@@ -129,7 +129,7 @@ class SharedExperts(nn.Module):
         return self.latest[1]
 
     def forget(self, *args: Any) -> None:
-        """Hold no tensor beyond one forward pass of the attention."""
+        """Drop the kept tensors after a forward pass of the attention."""
         self.latest = None
 
 

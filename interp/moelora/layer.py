@@ -47,7 +47,7 @@ NO_ADAPTER = (
 
 
 class ExpertHooks(nn.Module):
-    """Hook points of one adapted projection; what a hook returns is what the model uses.
+    """Hook points of one adapted projection; the model uses the values that hooks return.
 
     ``hook_router`` [batch pos expert] is the router's softmax, ``hook_gate`` [batch pos expert]
     what each expert is weighted with, ``hook_expert_out`` [batch pos expert d_out] what it would

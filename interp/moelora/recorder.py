@@ -1,4 +1,4 @@
-"""What the auxiliary losses need of a training forward pass, kept until the next one.
+"""Recording of a training forward pass for the auxiliary losses, kept until the next one.
 
 Nothing is global: one `Recorder` belongs to one adapted model and its layers share it. It opens a
 `Step` when the model's forward begins in training mode and closes it when that ends; in evaluation

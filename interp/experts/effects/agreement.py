@@ -1,4 +1,4 @@
-"""Does routing tell what an expert is for? Load by task (correlation) beside ablation (cause).
+"""Agreement of routing with ablation: load by task (correlation) beside effect by task (cause).
 
 An expert is *routed* to the task from which it gets the largest share of load, and it *affects* the
 task whose loss rises most when it is intervened on. The share of experts for which both name the
@@ -70,7 +70,7 @@ class RoutingAgreement(Displayed):
 def routing_agreement(
     effects: ExpertEffects, load: pd.DataFrame, *, fdr: float = 0.05
 ) -> RoutingAgreement:
-    """Put an expert's load by task beside its effects by task.
+    """Compare each expert's load by task with its effects by task.
 
     Args:
         effects: by projection, not taken together.

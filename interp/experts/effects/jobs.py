@@ -107,7 +107,7 @@ class BaselineRun:
 def run_baseline(
     model: HookedModel, answers: AnswerBatch, projections: Sequence[AdaptedProjection]
 ) -> BaselineRun:
-    """Run a batch as it is; keep every layer's input, and which experts are used."""
+    """Run a batch without interventions; keep every layer's input, and which experts are used."""
     used: dict[str, Tensor] = {}
     mask = answers.batch.mask[:, :, None]
 
@@ -206,15 +206,15 @@ class ExpertJob:
     shard: int = 2 * SHARD
 
     def order(self) -> Sequence[int]:
-        """Examples of like lengths beside each other."""
+        """The examples, sorted by length."""
         return sorted(range(len(self.examples)), key=lambda index: len(self.examples[index].tokens))
 
     def take(self, prompts: Sequence[int]) -> "ExpertJob":
-        """The same for some of the examples."""
+        """A job for some of the examples."""
         return replace(self, examples=tuple(self.examples[index] for index in prompts))
 
     def identity(self) -> dict[str, Any]:
-        """What decides the effects."""
+        """All values that decide the effects, as JSON can hold them."""
         return {
             "examples": [[example.tokens, example.n_prompt] for example in self.examples],
             "projections": [[one.name, one.n_experts] for one in self.projections],
@@ -233,7 +233,7 @@ class ExpertJob:
         )
 
     def constraints(self) -> list[tuple[Unit, ExpertConstraint]]:
-        """Every unit that is meant, with its constraint."""
+        """Every unit of the job, with its constraint."""
         groups = [self.projections] if self.together else list(zip(self.projections, strict=True))
         found = []
         for index, members in enumerate(groups):
@@ -316,7 +316,7 @@ def measure_experts(model: HookedModel, job: ExpertJob, *, progress: bool = Fals
 def _changes(
     model: HookedModel, job: ExpertJob, baseline: BaselineRun, *, constraint: ExpertConstraint
 ) -> Float[Tensor, "measure example"]:
-    """Zero for examples that use none of the experts, under a mode that then does nothing."""
+    """Changes under one constraint; zero where an example uses none of its experts."""
     pairs = constraint.pairs
     reached = torch.ones_like(baseline.loss, dtype=torch.bool)
     if job.mode != "force":

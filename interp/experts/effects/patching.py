@@ -1,4 +1,4 @@
-"""Patching what one expert adds from another prompt's run.
+"""Patching the output of one expert from another prompt's run.
 
 Pairs of prompts of equal lengths, as in ``interp.patching.patch_heads``: the corrupted prompt runs
 with one expert's values taken from the clean run, at all positions, and the metric is read at the

@@ -169,7 +169,7 @@ def adapter_gain(
 def _adapted(
     model: HookedModel, slices: Sequence[ExpertHeadContribution]
 ) -> list[ExpertHeadContribution]:
-    """Those in layers that have experts on the component."""
+    """The slices in layers that have experts on their component."""
     layers = {name: head_outputs(model, name) for name in components_of(slices)}
     return [part for part in slices if part.layer in layers[part.component]]
 

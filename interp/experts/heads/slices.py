@@ -71,7 +71,7 @@ def group_size(model: HookedModel, component: Part) -> int:
 def slices_of(
     model: HookedModel, heads: Iterable[Head], components: Sequence[Part]
 ) -> list[ExpertHeadContribution]:
-    """All that the experts add to these query heads; what several of them share comes once."""
+    """The slices of all experts in these query heads; a slice that several heads share comes once."""
     heads = list(heads)
     found = [
         ExpertHeadContribution(component, layer, head // group_size(model, component))
@@ -116,7 +116,7 @@ def components_of(slices: Iterable[ExpertHeadContribution]) -> dict[Part, None]:
 
 
 def _checked(parts: dict[int, HeadOutputs], one: ExpertHeadContribution) -> HeadOutputs:
-    """The part that a slice is of, if there is such a slice."""
+    """Where the slice's component is computed. Raises UserError if there is no such slice."""
     if one.layer not in parts:
         layers = ", ".join(map(str, parts))
         raise UserError(

@@ -51,7 +51,7 @@ class RoutingCounter:
         self.tables = Tables.empty(sizes)
 
     def add_tokens(self, labels: TokenLabels) -> None:
-        """Count the tokens of a batch themselves; once a batch."""
+        """Count the tokens of a batch; called once for each batch."""
         tables, folds = self.tables, self.sizes.folds
         bucket = position_bucket(labels.position)
         follows = labels.follows.long()
@@ -97,7 +97,7 @@ class RoutingCounter:
     def add_random(
         self, projection: int, logits: Float[Tensor, "token router expert"], labels: TokenLabels
     ) -> None:
-        """Count what untrained routers make of the same hidden states."""
+        """Count the routing of untrained routers on the same hidden states."""
         sizes, tables = self.sizes, self.tables
         routers, experts = logits.shape[1:]
         chosen = logits.topk(sizes.top_k, dim=-1, sorted=False).indices
@@ -126,7 +126,7 @@ class RoutingCounter:
         tables.random_entropy[projection] += entropy.sum(dim=0).double()
 
     def share_random(self, projection: int, source: int) -> None:
-        """Let a projection that reads the same hidden states have another's untrained routers."""
+        """Copy the counts of untrained routers from a projection that reads the same hidden states."""
         for name, table in self.tables.as_dict().items():
             if name.startswith("random_"):
                 table[projection] = table[source]

@@ -1,4 +1,4 @@
-"""The measures that are taken of every projection, each a number of its counts.
+"""The measures of a projection's routing, each a function of its counts.
 
 A measure sees `Counts`: the tables of one projection, with or without a fold of the texts, or those
 of one untrained router. What a router was not counted by (a random one by token id) is None, and
@@ -106,7 +106,7 @@ def random_counts(records: RoutingRecords, number: int) -> list[Counts]:
 
 @dataclass(frozen=True)
 class Measure:
-    """How a measure is taken, what of it is evidence, its range, and its unit for a figure."""
+    """A measure: its function, the alternative of its tests, its unit and its range."""
 
     of: Callable[[Counts], float]
     alternative: Alternative

@@ -1,4 +1,4 @@
-"""What a pass over a labelled corpus leaves behind: how every expert was used, and on what.
+"""Routing records: how every expert was used on a labelled corpus, in counts.
 
 `interp.experts.collect_routing` makes it, `interp.experts.measure_specialization` reads it.
 """

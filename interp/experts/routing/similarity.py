@@ -1,4 +1,4 @@
-"""How alike the outputs of a projection's experts are, on a sample of tokens.
+"""Similarity of the outputs of a projection's experts, on a sample of tokens.
 
 Two numbers for every two experts of a projection, both of what each would add with a gate of one:
 
@@ -108,7 +108,7 @@ class OutputMoments:
                 one += state[f"{name}.{i}"]
 
     def similarity(self) -> OutputSimilarity:
-        """What the sums so far amount to."""
+        """The similarities of the tokens added so far."""
         rows = []
         for number, projection in enumerate(self.projections):
             n, weights = self.counts[number], self.weights[number]

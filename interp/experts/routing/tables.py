@@ -1,4 +1,4 @@
-"""The sufficient statistics of routing: what the measures, their intervals and nulls need.
+"""Sufficient statistics of routing, from which measures, intervals and nulls are computed.
 
 Nothing here grows with the corpus. Counts are whole numbers and moments float64, so the tables of
 two halves of a corpus add up to those of the whole.
@@ -25,10 +25,10 @@ from interp.experts.routing.token_class import CLASSES
 POSITIONS: tuple[str, ...] = ("0", "1", "2-3", "4-7", "8-15", "16-31", "32-63", "64-127", "128+")
 """Buckets of a token's position in its text, after the prefix of all texts."""
 MOST_SETS = 256
-"""Up to so many different sets of chosen experts are counted as sets."""
+"""The largest number of different expert sets that are counted as sets."""
 _AXES = ("projections", "experts", "tasks", "folds", "units", "routers", "codes")
 LARGEST_SIZE = 2**20
-"""Above every size of a table that is read."""
+"""Upper bound on the sizes in a file."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class Tables:
         return Tables(**{name: table + theirs[name] for name, table in self.as_dict().items()})
 
     def as_dict(self) -> dict[str, Tensor]:
-        """By name."""
+        """The tables by name."""
         return {table.name: getattr(self, table.name) for table in fields(self)}
 
 

@@ -1,4 +1,4 @@
-"""What kind of word a token is, by its text alone.
+"""The word class of a token, by its text alone.
 
 Five classes, the first that fits: *numeric* (``12``, ``3.5``, ``1,000``), *operator* (``+``, ``=``,
 ``≤``), *function word* (a closed list of English articles, prepositions, pronouns, auxiliaries,

@@ -1,4 +1,4 @@
-"""One question of a task set: what is asked, what the model learns to say, and what is right.
+"""One question of a task set, the response to train on, and the right answer.
 
 `response` is the text that the model is trained to produce, with worked steps or a whole sentence;
 `answer` is the part that is scored: a number, an option, or a name.

@@ -1,4 +1,4 @@
-"""Rows of other people's data sets as examples, told apart by their columns.
+"""Examples from the rows of public data sets; their columns tell the format.
 
 Known are our own format (`prompt`, `answer` and what else `Example` has), the instruction format of
 LLM-Adapters (arXiv 2304.01933: `instruction`, `input`, `output`, `answer`), GSM8K (`question`,

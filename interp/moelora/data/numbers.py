@@ -1,4 +1,4 @@
-"""Numbers as people write them, read exactly and compared as what they say.
+"""Numbers in text, read exactly and compared by value.
 
 ``57,500``, ``$57500``, ``57500.00`` and ``5.75e4`` are one number. They are decimals of any size,
 never floats. Two whole numbers are the same or they are not; what is not whole may be worked out
@@ -74,7 +74,7 @@ def numbers_in(text: str) -> list[Decimal]:
 
 
 def _with_tail(number: Decimal, tail: re.Match[str]) -> Decimal:
-    """The number with what stands behind it, exactly where that is a whole number."""
+    """The number with the power, fraction or word after it; exact where the result is whole."""
     parts = {name: value for name, value in tail.groupdict().items() if value is not None}
     exact = Fraction(number)
     if "part" in parts and int(parts["of"]):

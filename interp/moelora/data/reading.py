@@ -1,4 +1,4 @@
-"""Files of questions: JSON lines, CSV and Parquet, row by row with the line each stands in."""
+"""Readers of question files (JSON lines, CSV, Parquet), row by row with line numbers."""
 
 import csv
 import io

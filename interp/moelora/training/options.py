@@ -145,7 +145,7 @@ class _Shapes:
         )
 
     def stated(self, text: str) -> frozenset[str] | None:
-        """What the last statement of the text says."""
+        """The options that the last statement of the text names."""
         last: tuple[int, frozenset[str]] | None = None
         for pattern in (self._behind, self._judged, self._sure, self._alone):
             for match in pattern.finditer(text):
@@ -157,7 +157,7 @@ class _Shapes:
         return None if last is None else last[1]
 
     def leading(self, text: str) -> frozenset[str] | None:
-        """What the text begins with."""
+        """The options that the text begins with."""
         match = self._first.match(text)
         if match is None or not self._counts(match, text, leading=True):
             return None

@@ -50,7 +50,7 @@ _OPEN = re.compile(
     rf"|\W*between\s+{NUMBER.pattern}\s+and\s+{NUMBER.pattern}",
     re.IGNORECASE,
 )
-"""Two numbers of which neither is the answer."""
+"""Two alternative numbers, which leave the answer open."""
 _CLAUSES = re.compile(r"[;,.!?:\n]|\bbut\b|\brather\b|\binstead\b", re.IGNORECASE)
 _NEGATION = re.compile(r"\b(?:not|never|no|neither|nor|cannot)\b|n['’]t\b", re.IGNORECASE)
 

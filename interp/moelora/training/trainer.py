@@ -198,7 +198,7 @@ class AdapterTrainer(Trainer):
         return gathered.mean(dim=0).cpu()
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As the Trainer's; the log begins at the step that training begins at."""
+        """Train; the log begins at the step that training begins at."""
         checkpoint = kwargs.get("resume_from_checkpoint")
         self._last_logged = step_of(Path(checkpoint)) if checkpoint else 0
         self._clock = time.perf_counter()
@@ -211,7 +211,7 @@ class AdapterTrainer(Trainer):
         self.model = self.model.to(self.args.device)  # type: ignore[union-attr]
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """As the Trainer's; a mark is written last, so that a checkpoint cut short shows."""
+        """Save a checkpoint; a mark is written last, which an incomplete checkpoint lacks."""
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
