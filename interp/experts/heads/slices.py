@@ -71,7 +71,7 @@ def group_size(model: HookedModel, component: Part) -> int:
 def slices_of(
     model: HookedModel, heads: Iterable[Head], components: Sequence[Part]
 ) -> list[ExpertHeadContribution]:
-    """The slices of all experts in these query heads; a slice that several heads share comes once."""
+    """The slices of all experts in these query heads; a slice that heads share comes once."""
     heads = list(heads)
     found = [
         ExpertHeadContribution(component, layer, head // group_size(model, component))

@@ -126,7 +126,7 @@ class RoutingCounter:
         tables.random_entropy[projection] += entropy.sum(dim=0).double()
 
     def share_random(self, projection: int, source: int) -> None:
-        """Copy the counts of untrained routers from a projection that reads the same hidden states."""
+        """Copy untrained routers' counts from a projection that reads the same hidden states."""
         for name, table in self.tables.as_dict().items():
             if name.startswith("random_"):
                 table[projection] = table[source]
