@@ -18,7 +18,7 @@ from interp.moelora.training.adapters import (
     equal_ranks,
     trainable_parameters,
 )
-from interp.moelora.training.similarity import expert_similarity
+from interp.moelora.training.scoring import expert_similarity
 from interp.moelora.training.trainer import answer_loss, predicting_positions
 from interp.moelora.training.training import TrainingSettings, make_trainer
 

@@ -1,4 +1,4 @@
-"""Scores of greedy answers to held-out questions.
+"""Scores of a trained adapter: greedy answers, held-out losses, and similarity of its experts.
 
 The scored part of an answer is the last number for a calculation (after "the answer is" or ``####``
 where there is such a mark), the option that is settled on for a choice, an asserted name for a
@@ -9,8 +9,9 @@ presupposes a false object, an answer that asserts it is wrong, whatever else it
 """
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from decimal import Decimal
 from functools import partial
@@ -18,6 +19,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
 
 from interp.errors import UserError
 from interp.forward.batch import in_batches
@@ -36,6 +39,7 @@ from interp.moelora.data.encoding import (
 )
 from interp.moelora.data.examples import Example
 from interp.moelora.data.numbers import NUMBER, as_a_word, numbers_in, parse_number, same_number
+from interp.moelora.layer import ExpertWeights, MoELoRALinear, adapted_layers
 from interp.moelora.training.options import extract_option
 
 MEAN = "mean"
@@ -207,3 +211,50 @@ def mean_by_task(
         weighted = [value * even / sizes[task] for value, task in zip(values, tasks, strict=True)]
         found.append(Accuracy(MEAN, len(values), *mean_interval(weighted, subjects, seed=seed)))
     return tuple(found)
+
+
+@torch.no_grad()
+def expert_similarity(
+    model: Any, examples: Sequence[EncodedExample], *, pad: int = 0, batch: int = 32
+) -> dict[str, float]:
+    """By projection, the mean cosine between different experts' outputs; empty for LoRA.
+
+    For every token and every two experts, the cosine of what the two would add to the projection's
+    output: 0 for unrelated experts, 1 for equal ones. The contrastive loss lowers it.
+    """
+    layers = adapted_layers(model)
+    if not layers:
+        return {}
+    device = next(model.parameters()).device
+
+    def run_chunk(chunk: list[int]) -> dict[str, float]:
+        inputs = AnswerCollator(pad)([examples[index] for index in chunk])
+        mask = inputs["attention_mask"].bool().to(device)
+        sums: dict[str, float] = defaultdict(float)
+
+        def add(layer: MoELoRALinear, args: tuple[Any, ...]) -> None:
+            for adapter in layer.adapters_in_use:
+                sums[layer.name] += _summed_cosine(layer.weights(adapter), args[0][mask].float())
+
+        with ExitStack() as stack:
+            for layer in layers:
+                stack.callback(layer.register_forward_pre_hook(add).remove)
+            model(input_ids=inputs["input_ids"].to(device), attention_mask=mask.long())
+        return sums
+
+    total = dict.fromkeys((layer.name for layer in layers), 0.0)
+    chunks = in_batches(range(len(examples)), batch)
+    with evaluating(model):
+        for _, sums in halving(chunks, run_chunk, what="one example"):
+            for name, value in sums.items():
+                total[name] += value
+    n_tokens = sum(len(example.tokens) for example in examples)
+    return {name: value / max(n_tokens, 1) for name, value in total.items()}
+
+
+def _summed_cosine(weights: ExpertWeights, x: Float[Tensor, "token d_in"]) -> float:
+    """The mean cosine between different experts, summed over tokens."""
+    cosine = weights.cosines(weights.hidden(x))
+    count = len(weights.router)
+    different = ~torch.eye(count, dtype=torch.bool, device=cosine.device)
+    return float((cosine * different).sum() / max(count * (count - 1), 1))
