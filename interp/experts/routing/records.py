@@ -157,7 +157,7 @@ class RoutingRecords(Displayed):
         rows = []
         for number, projection in enumerate(self.projections):
             total = float(self.tables.entropy[number].numpy().sum())
-            per_token = mean_entropy(total, self.n_tokens, experts=projection.n_experts)
+            per_token = mean_entropy(total, float(self.n_tokens), experts=projection.n_experts)
             load = load_share(self.task_counts(number).sum(axis=0))
             of_load = float(normalised_entropy(load))
             rows.append((projection.layer, projection.target, per_token, of_load))
