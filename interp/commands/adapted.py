@@ -117,6 +117,11 @@ def routing_shard(loaded: AdaptedModel, job: RoutingJob, *, progress: bool = Fal
     """The sums over one part."""
     return Shard(
         collect_part(
-            loaded.model, job.corpus, loaded.tokenizer, job.settings, job.number, progress=progress
+            loaded.model,
+            job.corpus,
+            loaded.tokenizer,
+            settings=job.settings,
+            number=job.number,
+            progress=progress,
         )
     )

@@ -39,8 +39,7 @@ from interp.files.documents import read_json, write_atomically, write_json, writ
 from interp.models.versions import require_bridge
 from interp.moelora.data.examples import Example
 from interp.moelora.data.formats import ColumnMapping
-from interp.moelora.data.sources import load_split
-from interp.moelora.data.taskdata import draw
+from interp.moelora.data.sources import draw, load_split
 from interp.moelora.load import read_adapter_config
 from interp.report.experts_page import (
     Analysis,
@@ -306,7 +305,7 @@ def measures_of(
         "fdr": settings.fdr,
         "measures": measures,
         "experts": {
-            "experts": sum(one.experts for one in records.projections),
+            "experts": sum(one.n_experts for one in records.projections),
             "tested": len(found.experts),
             "significant": int((found.experts["q_value"] <= settings.fdr).sum()),
         },

@@ -14,7 +14,7 @@ import pandas as pd
 from interp.commands.adapted import AdaptedModel, OnHooked, RoutingJob, routing_shard
 from interp.errors import UserError
 from interp.experts.effects.effects import ExpertEffects, expert_effects
-from interp.experts.routing.collect import CollectSettings, RoutingSum, collect_routing
+from interp.experts.routing.collect import CollectSettings, RoutingPass, collect_routing
 from interp.experts.routing.corpus import LabelledCorpus
 from interp.experts.routing.records import RoutingRecords
 from interp.experts.routing.similarity import OutputSimilarity
@@ -78,7 +78,7 @@ def count_routing(
     else:
         runner = StoredJobRunner(run / ROUTING_SHARDS, engine)
         job = RoutingJob(corpus, collecting, identity)
-        total = RoutingSum(loaded.model, corpus, loaded.tokenizer, collecting)
+        total = RoutingPass(loaded.model, corpus, loaded.tokenizer, settings=collecting)
         for part in runner.shards(routing_shard, job, description="routing", progress=progress):
             total.add(part.tensors)
         records, similarity = total.result()

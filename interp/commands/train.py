@@ -33,11 +33,16 @@ from interp.models.folder import read_tokenizer
 from interp.models.hooked_model import HookedModel
 from interp.models.limits import vocabulary_size
 from interp.moelora.data.encoding import end_token
-from interp.moelora.data.taskdata import TaskData, load_task_data
+from interp.moelora.data.sources import TaskData, load_task_data
 from interp.moelora.training.adapters import adapt, trainable_parameters
 from interp.moelora.training.pretrained import Pretrained, load_pretrained
-from interp.moelora.training.scoring import ScoredAnswer, accuracies, answer_losses, score
-from interp.moelora.training.similarity import expert_similarity
+from interp.moelora.training.scoring import (
+    ScoredAnswer,
+    accuracies,
+    answer_losses,
+    expert_similarity,
+    score,
+)
 from interp.moelora.training.trainer import AdapterTrainer
 from interp.moelora.training.training import TrainingSettings, make_trainer, run_training
 from interp.runs.clock import one_moment, with_clock
@@ -93,7 +98,7 @@ def train_moelora(
         adapted,
         data.train,
         settings,
-        run / CHECKPOINTS,
+        folder=run / CHECKPOINTS,
         pad=pad_token(base),
         device=device,
         progress=progress,

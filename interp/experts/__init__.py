@@ -11,19 +11,23 @@ Causal effects are in `interp.experts.effects.effects`, experts and heads in `in
 
 from interp.experts.routing.collect import CollectSettings, collect_routing
 from interp.experts.routing.corpus import LabelledCorpus, LabelledText, corpus_of
-from interp.experts.routing.records import Projection, RoutingRecords
+from interp.experts.routing.records import RoutingRecords
 from interp.experts.routing.similarity import OutputSimilarity
 from interp.experts.routing.specialization import Specialization, measure_specialization
+from interp.moelora.projections import AdaptedProjection
+from interp.moved import old_names
 
 __all__ = [
+    "AdaptedProjection",
     "CollectSettings",
     "LabelledCorpus",
     "LabelledText",
     "OutputSimilarity",
-    "Projection",
     "RoutingRecords",
     "Specialization",
     "collect_routing",
     "corpus_of",
     "measure_specialization",
 ]
+
+__getattr__ = old_names(__name__)

@@ -6,13 +6,14 @@ from interp.interventions.gate import Gate
 from interp.interventions.head_constraint import SITE_MODES, Constraint, Mode
 from interp.interventions.intervention import Intervention
 from interp.interventions.object_positions import ObjectPositions, places_at, places_of_premises
-from interp.moelora.projections import Projection, projections_of
+from interp.moelora.projections import AdaptedProjection, projections_of
 from interp.moved import old_names
 from probes.detector.detect import detect
 from probes.detector.detections import Detection, Detector
 
 __all__ = [
     "SITE_MODES",
+    "AdaptedProjection",
     "Constraint",
     "Detection",
     "Detector",
@@ -22,7 +23,6 @@ __all__ = [
     "Intervention",
     "Mode",
     "ObjectPositions",
-    "Projection",
     "constrain",
     "detect",
     "edit_gates",

@@ -10,7 +10,7 @@ and how gradient checkpointing goes with it. All projections of one shape are co
 
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from interp.checked import checked
 from interp.errors import UserError
-from interp.moelora.layer import MoELoRALinear
+from interp.moelora.layer import NO_ADAPTER, adapted_layers
 from interp.moelora.losses import (
     contrastive_loss,
     expert_share,
@@ -26,7 +26,7 @@ from interp.moelora.losses import (
     output_products,
     router_z_loss,
 )
-from interp.moelora.recorder import Key, Recorder, Routed, Step
+from interp.moelora.recorder import Key, Routed, Step
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,15 @@ def auxiliary_losses(model: nn.Module) -> AuxiliaryLosses:
     terms = terms_of(step, step.kept)
     if late and torch.is_grad_enabled():
         _check_late(late)
-        terms = _with_late_gradient(step, terms)
-    weights = torch.tensor([_weights(routed) for routed in step.kept], device=terms.device)
+        anchor = torch.zeros((), device=terms.device, requires_grad=True)
+        terms = cast(Tensor, _Late.apply(anchor, terms, step))
+    weights = torch.tensor(
+        [
+            (one.load_balance_weight, one.contrastive_weight, one.router_z_weight)
+            for one in (routed.config for routed in step.kept)
+        ],
+        device=terms.device,
+    )
     # A projection whose experts have not left zero has no contrast yet; the mean leaves it out.
     count = torch.full((3,), float(len(step.kept)), device=terms.device)
     count[1] = (terms[:, 1].detach() != 0).sum().clamp_min(1)
@@ -112,23 +119,11 @@ def expert_load(model: nn.Module) -> ExpertLoad:
     return ExpertLoad(shares)
 
 
-def recorder_of(model: nn.Module) -> Recorder:
-    """The recorder of an adapted model; UserError if it has no MoELoRA adapter."""
-    for module in model.modules():
-        if isinstance(module, MoELoRALinear):
-            return module.recorder
-    raise UserError(
-        "the model has no MoELoRA adapter: add one with peft.get_peft_model(model, "
-        "MoELoRAConfig(...))"
-    )
-
-
 def terms_of(step: Step, several: list[Routed]) -> Float[Tensor, "projection term"]:
     """Load balance, contrastive and router z of each of these projections."""
     groups: defaultdict[tuple[Any, ...], list[int]] = defaultdict(list)
     for index, routed in enumerate(several):
-        place = routed.logits.device
-        groups[(routed.logits.shape, routed.key[1], place)].append(index)
+        groups[routed.logits.shape, routed.key[1], routed.logits.device].append(index)
     rows: list[Tensor] = [torch.empty(0)] * len(several)
     for indices in groups.values():
         terms = _terms_of_equals(step, [several[index] for index in indices])
@@ -148,7 +143,7 @@ def _terms_of_equals(step: Step, several: list[Routed]) -> Float[Tensor, "projec
     router_z = router_z_loss(logits, real) if config.router_z_weight else zero
     contrast = zero
     if config.contrastive_weight:
-        sample = _sample(step, several[0], real, config.contrastive_tokens)
+        sample = _sample(step, several[0], real)
         contrast = _contrast(several, chosen[:, sample], sample)
     return torch.stack([balance, contrast, router_z], dim=-1)
 
@@ -160,10 +155,10 @@ def _contrast(
 ) -> Float[Tensor, " projection"]:
     config = several[0].config
     with torch.autocast(chosen.device.type, enabled=False):
-        hidden = torch.stack([one.hidden.flatten(0, -2)[sample].float() for one in several])
-        gram = torch.stack([one.up.float().T @ one.up.float() for one in several])
+        hidden = torch.stack([routed.hidden.flatten(0, -2)[sample].float() for routed in several])
+        gram = torch.stack([routed.up.float().T @ routed.up.float() for routed in several])
         products = output_products(hidden, chosen, config.scaling**2 * gram, r=config.r)
-        widths = torch.tensor([float(len(one.up)) for one in several], device=hidden.device)
+        widths = torch.tensor([float(len(routed.up)) for routed in several], device=hidden.device)
         return contrastive_loss(
             products,
             chosen.flatten(1),
@@ -172,36 +167,34 @@ def _contrast(
         )
 
 
-def _sample(step: Step, routed: Routed, real: Tensor | None, tokens: int) -> Int[Tensor, " sample"]:
+def _sample(step: Step, routed: Routed, real: Tensor | None) -> Int[Tensor, " sample"]:
     """Real tokens drawn once per step, the same for every projection, without replacement."""
-    shape = (*routed.logits.shape[:-1], tokens)
+    size, device = routed.logits.shape[:-1], routed.logits.device
+    tokens = routed.config.contrastive_tokens
+    shape = (*size, tokens)
     if shape not in step.samples:
-        device = routed.logits.device
-        if real is None:
-            candidates = torch.arange(routed.logits.shape[:-1].numel(), device=device)
-        else:
-            candidates = real.to(device).nonzero()[:, 0]
+        candidates = torch.arange(size.numel(), device=device)
+        candidates = candidates if real is None else candidates[real.to(device)]
         drawn = torch.randperm(len(candidates))[:tokens].to(device)
         step.samples[shape] = candidates[drawn]
-    return step.samples[shape].to(routed.logits.device)
-
-
-def _weights(routed: Routed) -> list[float]:
-    config = routed.config
-    return [config.load_balance_weight, config.contrastive_weight, config.router_z_weight]
+    return step.samples[shape].to(device)
 
 
 def _last_step(model: nn.Module) -> Step:
-    step = recorder_of(model).step
+    layers = adapted_layers(model)
+    if not layers:
+        raise UserError(NO_ADAPTER)
+    step = layers[0].recorder.step
     if step is None or not step.kept:
         raise UserError(
-            "there was no forward pass in training mode: call model.train(), run the model, and "
-            "ask then (in evaluation mode nothing is kept)"
+            "there was no forward pass in training mode: call model.train() and run the model "
+            "first (in evaluation mode nothing is kept)"
         )
     return step
 
 
 def _check_late(late: list[Routed]) -> None:
+    """Raise UserError where a second pass could not be matched with the first."""
     keys = [routed.key for routed in late]
     if len(set(keys)) < len(keys) or len({routed.logits.device for routed in late}) > 1:
         raise UserError(
@@ -209,11 +202,6 @@ def _check_late(late: list[Routed]) -> None:
             "projection runs twice, or the model is on several devices): use "
             "gradient_checkpointing_kwargs={'use_reentrant': False}"
         )
-
-
-def _with_late_gradient(step: Step, terms: Tensor) -> Float[Tensor, "projection term"]:
-    anchor = torch.zeros((), device=terms.device, requires_grad=True)
-    return _Late.apply(anchor, terms, step)  # type: ignore[return-value]
 
 
 class _Late(torch.autograd.Function):

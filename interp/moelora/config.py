@@ -15,8 +15,33 @@ from typing import Any
 from peft import PeftConfig, TaskType
 from peft.utils import PeftType
 
+from interp.arguments import one_of
 from interp.errors import UserError
-from interp.moelora.peft_type import MOELORA
+
+MOELORA = "MOELORA"
+
+
+def add_peft_type(name: str = MOELORA) -> PeftType:
+    """The member of ``PeftType`` with that name, added if it is not there yet.
+
+    PEFT reads the method of an adapter from ``adapter_config.json`` as a member of ``PeftType``,
+    and offers no way to add one. The member is made in the way `enum` makes members itself; nothing
+    of PEFT is replaced.
+    """
+    if name in PeftType.__members__:
+        return PeftType[name]
+    member = str.__new__(PeftType, name)
+    member._name_ = name
+    member._value_ = name
+    # The order matters: a class attribute can be set only while its name is not a member's.
+    setattr(PeftType, name, member)
+    PeftType._member_names_.append(name)
+    PeftType._member_map_[name] = member
+    PeftType._value2member_map_[name] = member
+    return member
+
+
+add_peft_type()
 
 
 @dataclass
@@ -78,74 +103,54 @@ class MoELoRAConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         """Validate; sets and tuples of names become sorted lists, as they will be in JSON."""
-        known = [one.value for one in TaskType]
-        _require(
-            self.task_type is None or self.task_type in known,
-            f"task_type is one of {', '.join(known)}, not {self.task_type!r}",
-        )
+        if self.task_type is not None:
+            one_of("task_type", self.task_type, [known.value for known in TaskType])
         super().__post_init__()
         self.peft_type = PeftType(MOELORA)
-        if isinstance(self.target_modules, set | tuple):
-            self.target_modules = sorted(self.target_modules)
-        if isinstance(self.exclude_modules, set | tuple):
-            self.exclude_modules = sorted(self.exclude_modules)
+        for name in ("target_modules", "exclude_modules"):
+            if isinstance(names := getattr(self, name), set | tuple):
+                setattr(self, name, sorted(names))
         if isinstance(self.num_experts, tuple):
             self.num_experts = list(self.num_experts)
-        self._check_sizes()
-        self._check_training()
-        # A plain attribute, so that only a configuration read from a file is held to its base.
+        self._check_numbers()
+        if isinstance(self.target_modules, str | list) and not self.target_modules:
+            raise UserError("target_modules is empty: name at least one projection")
+        if self.layers_to_transform is not None and isinstance(self.target_modules, str):
+            raise UserError(
+                "layers_to_transform goes with a list of target_modules; in a regex, name the "
+                "layers"
+            )
+        if self.bias != "none":
+            raise UserError(f"bias is 'none' in MoELoRA, not {self.bias!r}")
+        # Only a configuration that was read from a file is compared with its base.
         self.made_for = self.base
 
-    def _check_sizes(self) -> None:
-        counts: list[Any] = [self.num_experts]
-        if isinstance(self.num_experts, list):
-            counts = list(self.num_experts)
-        _require(_whole(self.r) and self.r >= 1, f"r is a whole number of at least 1, not {self.r}")
-        _require(
-            bool(counts) and all(_whole(count) and count >= 1 for count in counts),
-            "num_experts is a whole number of at least 1, or a list of such numbers, one per "
-            f"layer, not {self.num_experts}",
-        )
-        _require(
-            _whole(self.top_k) and self.top_k >= 1,
-            f"top_k is a whole number of at least 1, not {self.top_k}",
-        )
-        _require(
-            self.top_k <= min(counts),
-            f"top_k={self.top_k} is more than the {min(counts)} experts there are "
-            f"(num_experts={self.num_experts}): choose at most {min(counts)}",
-        )
-        _require(
-            _finite(self.lora_alpha) and self.lora_alpha > 0,
-            f"lora_alpha is a positive number, not {self.lora_alpha}",
-        )
-        if isinstance(self.target_modules, str | list):
-            _require(
-                bool(self.target_modules), "target_modules is empty: name at least one projection"
+    def _check_numbers(self) -> None:
+        counts: Any = self.num_experts
+        if not isinstance(counts, list):
+            counts = [counts]
+        if not counts or not all(_is_whole(count, 1) for count in counts):
+            raise UserError(
+                "num_experts is a whole number of at least 1, or a list of such numbers, one per "
+                f"layer, not {self.num_experts}"
             )
-        _require(self.bias == "none", f"bias is 'none' in MoELoRA, not {self.bias!r}")
-        _require(
-            self.layers_to_transform is None or not isinstance(self.target_modules, str),
-            "layers_to_transform goes with a list of target_modules; in a regex, name the layers",
-        )
-
-    def _check_training(self) -> None:
-        _require(
-            _finite(self.lora_dropout) and 0 <= self.lora_dropout < 1,
-            f"lora_dropout is at least 0 and below 1, not {self.lora_dropout}",
-        )
+        for name, least in (("r", 1), ("top_k", 1), ("contrastive_tokens", 2)):
+            if not _is_whole(value := getattr(self, name), least):
+                raise UserError(f"{name} is a whole number of at least {least}, not {value}")
+        if self.top_k > min(counts):
+            raise UserError(
+                f"top_k={self.top_k} is more than the {min(counts)} experts there are "
+                f"(num_experts={self.num_experts}): choose at most {min(counts)}"
+            )
+        for name in ("lora_alpha", "contrastive_temperature"):
+            if not _is_finite(value := getattr(self, name)) or value <= 0:
+                raise UserError(f"{name} is a positive number, not {value}")
         names = ("router_noise", "load_balance_weight", "contrastive_weight", "router_z_weight")
         for name in (*names, "contrastive_start"):
-            value = getattr(self, name)
-            _require(_finite(value) and value >= 0, f"{name} is zero or more, not {value}")
-        _require(
-            _finite(self.contrastive_temperature) and self.contrastive_temperature > 0,
-            f"contrastive_temperature is a positive number, not {self.contrastive_temperature}",
-        )
-        _require(
-            _whole(self.contrastive_tokens) and self.contrastive_tokens >= 2,
-            f"contrastive_tokens is a whole number of at least 2, not {self.contrastive_tokens}",
-        )
+            if not _is_finite(value := getattr(self, name)) or value < 0:
+                raise UserError(f"{name} is zero or more, not {value}")
+        if not _is_finite(self.lora_dropout) or not 0 <= self.lora_dropout < 1:
+            raise UserError(f"lora_dropout is at least 0 and below 1, not {self.lora_dropout}")
 
     @property
     def scaling(self) -> float:
@@ -172,14 +177,9 @@ class MoELoRAConfig(PeftConfig):
         return self.num_experts[layer]
 
 
-def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _is_whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
-def _finite(value: object) -> bool:
+def _is_finite(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _require(fine: bool, otherwise: str) -> None:
-    if not fine:
-        raise UserError(otherwise)

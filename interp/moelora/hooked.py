@@ -1,13 +1,12 @@
 """An adapted model in TransformerLens, with hook points for its routers, gates and experts.
 
-Every adapted projection gets three, under the projection's TransformerLens name, such as
-``blocks.3.attn.q.moelora.hook_gate`` or ``blocks.3.mlp.gate.moelora.hook_router`` (see
-`interp.moelora.layer.ExpertHooks`). They are read and written like any other; a gate of zero for
-all experts is the base model. Where the model has one projection for queries, keys and values, the
-name is ``blocks.3.attn.qkv.moelora…``.
+Every adapted projection gets three hook points (`interp.moelora.layer.ExpertHooks`) under its
+TransformerLens name, such as ``blocks.3.attn.q.moelora.hook_gate``. A gate of zero for all experts
+gives the base model. Where the model has one projection for queries, keys and values, the name is
+``blocks.3.attn.qkv.moelora…``.
 
 The hooked model shares the weights of the adapted one and nothing else: the PEFT model stays as it
-is, and may be trained further and saved. Its adapters are the ones that were active; choose with
+is, and may be trained further and saved. It has the adapter that is active; choose with
 ``set_adapter`` before hooking.
 """
 
@@ -32,7 +31,7 @@ from interp.models.model_check import keep_check
 from interp.models.self_check import check_model, trial_logits
 from interp.models.unwrapped import check_tokenizer
 from interp.models.versions import require_bridge
-from interp.moelora.layer import ExpertHooks, MoELoRALinear
+from interp.moelora.layer import ExpertHooks, MoELoRALinear, layers_in_use
 
 
 @checked
@@ -44,7 +43,7 @@ def hooked(adapted: nn.Module, tokenizer: Any, *, spec: str = "in-memory MoELoRA
     TransformerLens 3, which has modules of its own instead of the adapted ones.
     """
     require_bridge("hooking a MoELoRA model")
-    _check_adapted(adapted)
+    layers_in_use(adapted)  # raises unless there is exactly one active adapter
     base = adapted.get_base_model() if isinstance(adapted, PeftModel) else adapted
     check_tokenizer(tokenizer)
     base.eval()
@@ -53,7 +52,7 @@ def hooked(adapted: nn.Module, tokenizer: Any, *, spec: str = "in-memory MoELoRA
     hooks: dict[str, ExpertHooks] = {}
     for name, component in _components(model):
         layer = component._modules.get("_original_component")
-        if not isinstance(layer, MoELoRALinear) or not _active_in(layer):
+        if not isinstance(layer, MoELoRALinear) or not layer.adapters_in_use:
             continue
         hooks[layer.name] = layer.hooks = ExpertHooks()
         component.add_module("moelora", layer.hooks)
@@ -81,7 +80,7 @@ def _components(module: Any, path: str = "") -> Iterator[tuple[str, nn.Module]]:
 
 
 def _check_all_run(model: HookedModel, hooks: dict[str, ExpertHooks]) -> None:
-    """Every adapted projection must run through its hook points; two tokens show it."""
+    """Raise UserError unless two tokens run every adapted projection through its hook points."""
     ran: set[str] = set()
     with ExitStack() as stack:
         for name, points in hooks.items():
@@ -93,14 +92,12 @@ def _check_all_run(model: HookedModel, hooks: dict[str, ExpertHooks]) -> None:
         try:
             with torch.no_grad():
                 model.original_model(input_ids=tokens)
-        except (
-            Exception
-        ) as error:  # an adapter of TransformerLens that does not fit raises anything
+        except Exception as error:  # TransformerLens raises anything for a model that does not fit
             raise UserError(
                 f"TransformerLens cannot run {type(model.original_model).__name__} with its hooks: "
                 f"{one_line(error)}"
             ) from error
-    wanted = {layer.name for layer in _layers(model.original_model) if _active_in(layer)}
+    wanted = {layer.name for layer in layers_in_use(model.original_model)}
     if missing := sorted(wanted - ran):
         raise UserError(
             f"TransformerLens computes {missing[0]!r} by another way than the model, past its "
@@ -108,42 +105,15 @@ def _check_all_run(model: HookedModel, hooks: dict[str, ExpertHooks]) -> None:
         )
 
 
-def _check_adapted(adapted: nn.Module) -> None:
-    layers = _layers(adapted)
-    if not layers:
-        raise UserError(
-            "the model has no MoELoRA adapter to hook: add or load one, or use "
-            "interp.models.from_hf for the model without it"
-        )
-    active = {name for layer in layers for name in _active_in(layer)}
-    if len(active) > 1:
-        raise UserError(
-            f"{len(active)} adapters are active at once ({', '.join(sorted(active))}): choose one "
-            "with set_adapter before hooking"
-        )
-    if not active or layers[0].disable_adapters:
-        raise UserError("no adapter is active: choose one with set_adapter before hooking")
-
-
-def _active_in(layer: MoELoRALinear) -> list[str]:
-    return [name for name in layer.active_adapters if name in layer.experts]
-
-
-def _layers(model: nn.Module) -> list[MoELoRALinear]:
-    return [module for module in model.modules() if isinstance(module, MoELoRALinear)]
-
-
 def _sharing_copy(model: nn.Module) -> Any:
     """A copy of the modules, with frozen parameters that share the original's memory."""
-    memo: dict[int, Any] = {}
+    memo: dict[int, Any] = {id(buffer): buffer for buffer in model.buffers()}
     for parameter in model.parameters():
         memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
-    for buffer in model.buffers():
-        memo[id(buffer)] = buffer
     return copy.deepcopy(model, memo)
 
 
-class _Shared(nn.Module):
+class SharedExperts(nn.Module):
     """What the experts add to a joint projection, computed once for its three parts."""
 
     def __init__(self, layer: MoELoRALinear, hooks: ExpertHooks) -> None:
@@ -153,27 +123,31 @@ class _Shared(nn.Module):
         self.latest: tuple[Tensor, Tensor] | None = None
 
     def forward(self, x: Float[Tensor, "*token d_in"]) -> Float[Tensor, "*token d_out"]:
+        """What the experts add; computed again only for another input."""
         if self.latest is None or self.latest[0] is not x:
             self.latest = x, self.layer.added(x, self.hooks)
         return self.latest[1]
 
     def forget(self, *args: Any) -> None:
-        """Hold no tensor beyond one forward pass of the attention."""
+        """Drop the kept tensors after a forward pass of the attention."""
         self.latest = None
 
 
-class _Part(nn.Module):
+class JointPart(nn.Module):
     """One of the projections that TransformerLens split, plus its share of what experts add."""
 
-    def __init__(self, split: nn.Module, shared: _Shared, columns: Int[Tensor, " d_part"]) -> None:
+    def __init__(
+        self, split: nn.Module, shared: SharedExperts, columns: Int[Tensor, " d_part"]
+    ) -> None:
         super().__init__()
         self.split = split
         self.shared = shared
         self.register_buffer("columns", columns, persistent=False)
 
     def forward(self, x: Float[Tensor, "*token d_in"]) -> Float[Tensor, "*token d_part"]:
-        own = self.split(x)
-        return (own + self.shared(x)[..., self.columns]).to(own.dtype)
+        """The part's output with its columns of what the experts add."""
+        output = self.split(x)
+        return (output + self.shared(x)[..., self.columns]).to(output.dtype)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -200,8 +174,8 @@ def _add_to_parts(attention: Any, layer: MoELoRALinear, hooks: ExpertHooks) -> N
         split = attention.split_qkv_matrix(attention.original_component)
     finally:
         base.weight = weight
-    shared = _Shared(layer, hooks)
+    shared = SharedExperts(layer, hooks)
     for bridge, part in zip((attention.q, attention.k, attention.v), split, strict=True):
         columns = part.weight.detach()[:, 0].long().to(weight.device)
-        bridge.set_original_component(_Part(bridge.original_component, shared, columns))
+        bridge.set_original_component(JointPart(bridge.original_component, shared, columns))
     attention.register_forward_hook(shared.forget, always_call=True)

@@ -1,19 +1,18 @@
 """One adapted projection: the frozen one, N low-rank experts and a router.
 
-The experts' down-projections stand one below the other in ``moelora_A`` [expert·r, in], their
-up-projections side by side in ``moelora_B`` [out, expert·r], so that no loop over experts is
-needed::
+The experts' down-projections are stacked in ``moelora_A`` [expert·r, in], their up-projections in
+``moelora_B`` [out, expert·r], so that no loop over experts is needed::
 
     y = W x + ((x Aᵀ) ⊙ (scaling · gates, repeated r times)) Bᵀ
 
-In float32 the router's rows ride along in the product with A. Under mixed precision the router is
-computed in float32 by itself. B begins as zero, so a fresh adapter changes nothing.
-
-Routing depends on the token; hence there is no merged weight, and ``merge`` says so.
+In float32 one product computes the router's logits and x Aᵀ. Under mixed precision the router is
+computed in float32 by itself. B begins as zero, so a fresh adapter changes nothing. Routing depends
+on the token, so there is no merged weight.
 """
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ from transformers.pytorch_utils import Conv1D
 
 from interp.errors import UserError
 from interp.moelora.config import MoELoRAConfig
+from interp.moelora.losses import pairwise_cosines
 from interp.moelora.recorder import Recorder, Routed
 from interp.moelora.routing import (
     choose_experts,
@@ -40,10 +40,14 @@ NO_MERGE = (
     "keep the adapter beside the model (save_pretrained saves it alone), and hook both with "
     "interp.moelora.hooked"
 )
+NO_ADAPTER = (
+    "the model has no MoELoRA adapter: add one with peft.get_peft_model(model, "
+    "MoELoRAConfig(...)), or load one with interp.moelora.load_adapter"
+)
 
 
 class ExpertHooks(nn.Module):
-    """Hook points of one adapted projection; what a hook returns is what the model uses.
+    """Hook points of one adapted projection; the model uses the values that hooks return.
 
     ``hook_router`` [batch pos expert] is the router's softmax, ``hook_gate`` [batch pos expert]
     what each expert is weighted with, ``hook_expert_out`` [batch pos expert d_out] what it would
@@ -63,6 +67,60 @@ class Experts:
 
     count: int
     config: MoELoRAConfig
+
+
+@dataclass(frozen=True)
+class ExpertWeights:
+    """The weights of one adapter in one projection, for reading what its experts do.
+
+    Attributes:
+        down: A of all experts.
+        up: B of all experts.
+        router: the router's weight.
+        r: rank of each expert.
+    """
+
+    down: Float[Tensor, "expert_rank d_in"]
+    up: Float[Tensor, "d_out expert_rank"]
+    router: Float[Tensor, "expert d_in"]
+    r: int
+
+    def router_logits(self, x: Float[Tensor, "*token d_in"]) -> Float[Tensor, "*token expert"]:
+        """The router's logits, in float32 or in float64 where the adapter is."""
+        dtype = torch.promote_types(self.router.dtype, torch.float32)
+        return F.linear(x.to(self.router.dtype).to(dtype), self.router.to(dtype))
+
+    def hidden(self, x: Float[Tensor, "token d_in"]) -> Float[Tensor, "token expert r"]:
+        """A x of each expert, in float32."""
+        hidden = F.linear(x.to(self.down.dtype), self.down).float()
+        return rearrange(hidden, "token (expert r) -> token expert r", r=self.r)
+
+    @property
+    def gram(self) -> Float[Tensor, "expert r expert r"]:
+        """BᵀB, the dot products between the columns of the experts' up-projections, in float64."""
+        up = self.up.detach().double().cpu()
+        return rearrange(up.T @ up, "(i r) (j s) -> i r j s", r=self.r, s=self.r)
+
+    def cosines(
+        self, hidden: Float[Tensor, "token expert r"]
+    ) -> Float[Tensor, "token expert expert"]:
+        """The cosines between the experts' outputs of each token; 0 where an output is zero.
+
+        The outputs themselves are never computed: their dot products need only BᵀB.
+        """
+        up = rearrange(self.up.float(), "d_out (expert r) -> d_out expert r", r=self.r)
+        return pairwise_cosine(hidden, up)
+
+
+def pairwise_cosine(
+    hidden: Float[Tensor, "token expert r"], up: Float[Tensor, "d_out expert r"]
+) -> Float[Tensor, "token expert expert"]:
+    """The cosines between the outputs ``up @ hidden`` of a token's experts."""
+    gram = einsum(up, up, "d_out one r, d_out other s -> one r other s")
+    products = einsum(
+        hidden, gram, hidden, "token one r, one r other s, token other s -> token one other"
+    )
+    return pairwise_cosines(products)
 
 
 class MoELoRALinear(nn.Module, BaseTunerLayer):
@@ -91,15 +149,13 @@ class MoELoRALinear(nn.Module, BaseTunerLayer):
         dtype = base.weight.dtype
         if not dtype.is_floating_point:  # quantized weights
             dtype = getattr(base, "compute_dtype", None) or torch.float32
-        place: dict[str, Any] = {"device": base.weight.device, "dtype": dtype}
-        rank = count * config.r
+        zeros = partial(torch.zeros, device=base.weight.device, dtype=dtype)
+        rank, d_in = count * config.r, self.in_features
         self.experts[adapter_name] = Experts(count, config)
-        self.moelora_A[adapter_name] = nn.Parameter(torch.empty(rank, self.in_features, **place))
-        self.moelora_B[adapter_name] = nn.Parameter(torch.zeros(self.out_features, rank, **place))
-        self.moelora_router[adapter_name] = nn.Parameter(
-            torch.empty(count, self.in_features, **place)
-        )
-        for weight in (self.moelora_A[adapter_name], self.moelora_router[adapter_name]):
+        self.moelora_A[adapter_name] = down = nn.Parameter(zeros(rank, d_in))
+        self.moelora_B[adapter_name] = nn.Parameter(zeros(self.out_features, rank))
+        self.moelora_router[adapter_name] = router = nn.Parameter(zeros(count, d_in))
+        for weight in (down, router):
             nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
         self.set_adapter(self.active_adapters)
 
@@ -108,7 +164,7 @@ class MoELoRALinear(nn.Module, BaseTunerLayer):
         raise UserError(NO_MERGE)
 
     def unmerge(self) -> None:
-        """Not possible, as nothing can have been merged; raises UserError."""
+        """Not possible either; raises UserError."""
         raise UserError(NO_MERGE)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -116,18 +172,31 @@ class MoELoRALinear(nn.Module, BaseTunerLayer):
         result = self.base_layer(x, *args, **kwargs)
         if self.disable_adapters:
             return result
-        for adapter_name in self.active_adapters:
-            if adapter_name in self.experts:
-                result = self._adapted(result, x, adapter_name)
+        for adapter_name in self.adapters_in_use:
+            result = self._adapted(result, x, adapter_name)
         return result
+
+    @property
+    def adapters_in_use(self) -> list[str]:
+        """The active adapters that have experts in this projection."""
+        return [name for name in self.active_adapters if name in self.experts]
+
+    def weights(self, adapter_name: str) -> ExpertWeights:
+        """The weights of one adapter."""
+        return ExpertWeights(
+            down=self.moelora_A[adapter_name],
+            up=self.moelora_B[adapter_name],
+            router=self.moelora_router[adapter_name],
+            r=self.experts[adapter_name].config.r,
+        )
 
     def added(
         self, x: Float[Tensor, "*token d_in"], hooks: ExpertHooks
     ) -> Float[Tensor, "*token d_out"]:
         """Only what the one active adapter adds, through the hook points."""
-        (adapter_name,) = (name for name in self.active_adapters if name in self.experts)
+        (adapter_name,) = self.adapters_in_use
         logits, hidden = self._project(x, adapter_name)
-        return self._added_through(hooks, logits, hidden, adapter_name)
+        return self._added_through(hooks, logits, hidden, adapter_name=adapter_name)
 
     def _adapted(
         self,
@@ -142,7 +211,7 @@ class MoELoRALinear(nn.Module, BaseTunerLayer):
         if self.training and config.router_noise:
             logits = logits + config.router_noise * torch.randn_like(logits)
         if self.hooks is not None:
-            added = self._added_through(self.hooks, logits, hidden, adapter_name)
+            added = self._added_through(self.hooks, logits, hidden, adapter_name=adapter_name)
             return (result + added).to(result.dtype)
         chosen = choose_experts(logits, config.top_k)
         gates = gates_of_logits(logits, chosen, renormalize=config.renormalize)
@@ -154,9 +223,8 @@ class MoELoRALinear(nn.Module, BaseTunerLayer):
             adapted = (result + F.linear(weighted, up)).to(result.dtype)
         if not self.training:
             return adapted
-        routed = Routed(
-            (self.name, adapter_name), config, experts.count, logits, chosen, hidden, up
-        )
+        key = (self.name, adapter_name)
+        routed = Routed(key, config, experts.count, logits, chosen, hidden, up)
         return self.recorder.keep(routed, adapted)
 
     def _project(
@@ -180,15 +248,14 @@ class MoELoRALinear(nn.Module, BaseTunerLayer):
         hooks: ExpertHooks,
         logits: Float[Tensor, "*token expert"],
         hidden: Float[Tensor, "*token expert_rank"],
+        *,
         adapter_name: str,
     ) -> Float[Tensor, "*token d_out"]:
         """What the experts add, with the values handed through the hook points."""
         config, up = self.experts[adapter_name].config, self.moelora_B[adapter_name]
         if hooks.hook_router.has_hooks():
-            probabilities = hooks.hook_router(logits.softmax(dim=-1))
-            gates = gates_of_probabilities(
-                probabilities, config.top_k, renormalize=config.renormalize
-            )
+            written = hooks.hook_router(logits.softmax(dim=-1))
+            gates = gates_of_probabilities(written, config.top_k, renormalize=config.renormalize)
         else:
             chosen = choose_experts(logits, config.top_k)
             gates = gates_of_logits(logits, chosen, renormalize=config.renormalize)
@@ -218,3 +285,29 @@ def sizes_of(layer: nn.Module) -> tuple[int, int]:
         f"MoELoRA adapts linear projections (torch.nn.Linear, transformers' Conv1D), not "
         f"{type(layer).__name__}: choose other target_modules"
     )
+
+
+def adapted_layers(model: nn.Module) -> list[MoELoRALinear]:
+    """The adapted projections of a model, in the order of its modules; perhaps none."""
+    return [module for module in model.modules() if isinstance(module, MoELoRALinear)]
+
+
+def layers_in_use(model: nn.Module) -> list[MoELoRALinear]:
+    """The adapted projections in which the one active adapter has experts.
+
+    Raises:
+        UserError: the model has no MoELoRA adapter, or none or several are active.
+    """
+    layers = adapted_layers(model)
+    if not layers:
+        raise UserError(NO_ADAPTER)
+    active = sorted({name for layer in layers for name in layer.adapters_in_use})
+    if len(active) > 1:
+        raise UserError(
+            f"{len(active)} adapters are active at once ({', '.join(active)}): choose one with "
+            "set_adapter"
+        )
+    found = [layer for layer in layers if layer.adapters_in_use and not layer.disable_adapters]
+    if not found:
+        raise UserError("no adapter is active: choose one with set_adapter")
+    return found

@@ -1,7 +1,7 @@
-"""Loading a saved adapter, with every mistake told in one line.
+"""Loading a saved adapter.
 
-``peft.PeftModel.from_pretrained`` loads MoELoRA adapters too; this looks at the files first, so
-that a damaged one, or one for another model, is named as such and leaves the model as it was.
+``peft.PeftModel.from_pretrained`` loads MoELoRA adapters too. `load_adapter` checks the files
+first: a damaged adapter, or one for another model, raises an error and leaves the model as it was.
 """
 
 import re
@@ -17,8 +17,7 @@ from interp.files.shape import Maybe, check_shape
 from interp.files.tensors import tensor_shapes
 from interp.files.text import one_line, read_json_object
 from interp.models.quiet import quiet_libraries
-from interp.moelora.config import MoELoRAConfig
-from interp.moelora.peft_type import MOELORA
+from interp.moelora.config import MOELORA, MoELoRAConfig
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -56,12 +55,12 @@ def load_adapter(
     folder = Path(folder)
     shapes = _checked(folder)
     plain_name(adapter_name, "the adapter")  # it becomes a directory when it is saved
-    if isinstance(hf_model, PeftModel) and adapter_name in hf_model.peft_config:
+    further = isinstance(hf_model, PeftModel)
+    if further and adapter_name in hf_model.peft_config:
         raise UserError(
             f"the model has an adapter {adapter_name!r} already: choose another adapter_name"
         )
-    further = isinstance(hf_model, PeftModel)
-    # So that they are told with both shapes, below, and the adapter can be taken off again.
+    # Mismatched sizes are refused below, with both shapes, and the adapter is taken off again.
     options: dict[str, Any] = {"is_trainable": is_trainable, "ignore_mismatched_sizes": True}
     try:
         with quiet_libraries():
@@ -69,13 +68,12 @@ def load_adapter(
                 model = hf_model
                 model.load_adapter(str(folder), adapter_name, **options)
             else:
-                model = PeftModel.from_pretrained(
-                    hf_model, str(folder), adapter_name=adapter_name, **options
-                )
+                options["adapter_name"] = adapter_name
+                model = PeftModel.from_pretrained(hf_model, str(folder), **options)
     except (RuntimeError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"cannot load the adapter in {folder}: {one_line(error)}") from error
     try:
-        _check_whole(model, folder, adapter_name, shapes)
+        _check_whole(model, folder, adapter_name, found=shapes)
     except UserError:
         if further:
             model.delete_adapter(adapter_name)
@@ -104,13 +102,13 @@ def _checked(folder: Path) -> dict[str, tuple[int, ...]]:
         raise UserError(f"{folder} holds a {kind} adapter, not MoELoRA: load it with PEFT")
     weights = folder / WEIGHTS_FILE
     if not weights.is_file():
-        pickled = (
-            f": {PICKLED_FILE} is a pickle file, which can run code and is not read; load it with "
-            "PEFT if you trust it, and save it as safetensors"
-            if (folder / PICKLED_FILE).is_file()
-            else ": save the adapter again"
-        )
-        raise UserError(f"{folder} has no {WEIGHTS_FILE}{pickled}")
+        advice = _AGAIN
+        if (folder / PICKLED_FILE).is_file():
+            advice = (
+                f"{PICKLED_FILE} is a pickle file, which can run code and is not read; load it "
+                "with PEFT if you trust it, and save it as safetensors"
+            )
+        raise UserError(f"{folder} has no {WEIGHTS_FILE}: {advice}")
     for name in ("target_modules", "exclude_modules"):
         check_pattern(settings.get(name), f"{where}: {name}")
     try:
@@ -142,7 +140,7 @@ def check_pattern(pattern: object, what: str) -> None:
 def _check_size(settings: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:
     """Raise UserError if the settings ask for larger experts than the weights are.
 
-    They are made before the weights are read, so their size must be believed of the file first.
+    The experts are allocated before the weights are read.
     """
     counts = settings.get("num_experts") or MoELoRAConfig.num_experts
     counts = [counts] if isinstance(counts, int) else counts
@@ -153,26 +151,24 @@ def _check_size(settings: dict[str, Any], shapes: dict[str, tuple[int, ...]]) ->
 
 
 def _check_whole(
-    model: PeftModel, folder: Path, adapter_name: str, found: dict[str, tuple[int, ...]]
+    model: PeftModel, folder: Path, adapter_name: str, *, found: dict[str, tuple[int, ...]]
 ) -> None:
     """Raise UserError unless the file holds the adapter's tensors, in their shapes, and no more."""
-    own = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
-    wanted = {name: tuple(one.shape) for name, one in own.items()}
+    state = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
+    wanted = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if missing := sorted(set(wanted) - set(found)):
         raise UserError(
             f"the adapter in {folder} lacks {len(missing)} of {len(wanted)} tensors, such as "
             f"{missing[0]}: it was made for another model, or saved incompletely"
         )
-    # What is no adapter's own, such as an embedding that was trained too, PEFT puts in its place.
+    # PEFT loads tensors of the model itself, such as an embedding that was trained too.
     if unplaced := sorted(set(found) - set(wanted) - set(model.state_dict())):
         raise UserError(
             f"the adapter in {folder} holds {len(unplaced)} tensors that have no place in the "
             f"model, such as {unplaced[0]}: its settings name fewer modules, or it was made for "
             "another model"
         )
-    differing = [name for name in sorted(wanted) if found[name] != wanted[name]]
-    if differing:
-        name = differing[0]
+    if name := next((name for name in sorted(wanted) if found[name] != wanted[name]), None):
         raise UserError(
             f"the adapter in {folder} has {name} in the shape {list(found[name])}, but its "
             f"settings and the model ask for {list(wanted[name])}: it was made for another model, "

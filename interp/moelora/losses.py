@@ -15,7 +15,7 @@ whose root mean square is below ``start`` are left out of the loss.
 """
 
 import torch
-from einops import einsum, rearrange, reduce, repeat
+from einops import einsum, reduce, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -108,18 +108,10 @@ def output_products(
         r: rank of each expert.
     """
     experts = hidden.shape[-1] // r
-    own = chosen[..., None] == torch.arange(experts, device=chosen.device)
-    own = repeat(own, "... token slot expert -> ... (token slot) (expert r)", r=r)
-    pairs = own * hidden.repeat_interleave(chosen.shape[-1], dim=-2)
+    is_chosen = chosen[..., None] == torch.arange(experts, device=chosen.device)
+    is_chosen = repeat(is_chosen, "... token slot expert -> ... (token slot) (expert r)", r=r)
+    pairs = is_chosen * hidden.repeat_interleave(chosen.shape[-1], dim=-2)
     return einsum(pairs @ gram, pairs, "... one rank, ... other rank -> ... one other")
-
-
-def products_of_outputs(
-    outputs: Float[Tensor, "*projection token slot d_out"],
-) -> Float[Tensor, "*projection pair pair"]:
-    """The same from the outputs themselves."""
-    flat = rearrange(outputs, "... token slot d_out -> ... (token slot) d_out")
-    return flat @ flat.mT
 
 
 def _mean_over_tokens(

@@ -3,12 +3,19 @@
 Importing `interp.moelora` registers it; from then on ``get_peft_model``, ``save_pretrained``,
 ``PeftModel.from_pretrained``, several named adapters, ``set_adapter``, ``disable_adapter`` and
 ``modules_to_save`` work as for LoRA. Merging does not, since routing depends on the token.
+
+An adapter's configuration records the shape of its base model and a few of its weights. Another
+shape is an error when the adapter is loaded; the same shape with other weights (a fine-tuned or
+rounded copy) is legitimate and only warned of.
 """
 
+import logging
 import re
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import (
     TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
@@ -17,12 +24,16 @@ from peft.utils import (
 from torch import nn
 
 from interp.errors import UserError
-from interp.moelora.base_check import check_base, describe_base
-from interp.moelora.config import MoELoRAConfig
-from interp.moelora.layer import NO_MERGE, MoELoRALinear, sizes_of
-from interp.moelora.peft_type import MOELORA
+from interp.moelora.config import MOELORA, MoELoRAConfig
+from interp.moelora.layer import NO_MERGE, MoELoRALinear, adapted_layers, sizes_of
 from interp.moelora.recorder import Recorder
 
+logger = logging.getLogger(__name__)
+
+_SIZES = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads")
+_SAMPLED = 8
+# Rounding to bfloat16 changes a weight by less than 0.4 %; other training by much more.
+_TOLERANCE = 0.02
 _LAYER = re.compile(r"(?:^|\.)(\d+)\.")
 
 
@@ -50,7 +61,7 @@ class MoELoRAModel(BaseTuner):
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         except (ValueError, UserError) as error:
-            if not any(isinstance(module, MoELoRALinear) for module in model.modules()):
+            if not adapted_layers(model):
                 self._stop_watching()
             if isinstance(error, UserError):
                 raise
@@ -62,28 +73,23 @@ class MoELoRAModel(BaseTuner):
             check_base(peft_config.made_for, model)
         peft_config.base = describe_base(model)
         self._check_counts(peft_config, model)
-        if isinstance(peft_config.target_modules, str) and (
-            peft_config.target_modules.lower() == "all-linear"
-        ):
+        if str(peft_config.target_modules).lower() == "all-linear":
             return
         inside: list[str] = []
         for key, module in model.named_modules():
             if not key or any(key.startswith(adapted) for adapted in inside):
                 continue
-            if _is_adapted(module):
+            if isinstance(module, BaseTunerLayer):
                 inside.append(f"{key}.")
             if not self._check_target_module_exists(peft_config, key):
                 continue
             if not isinstance(module, MoELoRALinear):
-                sizes_of_target(key, module)
+                check_target(key, module)
             peft_config.experts_in(layer_of(key), key)
 
     @staticmethod
     def _check_counts(config: MoELoRAConfig, model: nn.Module) -> None:
-        settings: Any = getattr(model, "config", None)
-        if hasattr(settings, "get_text_config"):
-            settings = settings.get_text_config()
-        layers = getattr(settings, "num_hidden_layers", None)
+        layers = getattr(_text_config(model), "num_hidden_layers", None)
         counts = config.num_experts
         if isinstance(counts, list) and layers is not None and len(counts) != layers:
             raise UserError(
@@ -103,7 +109,7 @@ class MoELoRAModel(BaseTuner):
     ) -> None:
         layer = target
         if not isinstance(layer, MoELoRALinear):
-            sizes_of_target(current_key, target)
+            check_target(current_key, target)
             layer = MoELoRALinear(target, current_key, self.recorder)
             layer.train(target.training)
             layer.set_adapter(self.active_adapters)
@@ -147,22 +153,62 @@ def layer_of(key: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def sizes_of_target(key: str, module: nn.Module) -> tuple[int, int]:
-    """Input and output width of a target; UserError with its name if it is not linear."""
+def check_target(key: str, module: Any) -> None:
+    """Raise UserError with the target's name if it is not linear."""
     try:
-        return sizes_of(module)
+        sizes_of(module)
     except UserError as error:
         raise UserError(f"cannot adapt {key!r}: {error}") from None
 
 
-def _is_adapted(module: nn.Module) -> bool:
-    return isinstance(module, BaseTunerLayer)
+def _text_config(model: nn.Module) -> Any:
+    """The configuration of a model, or of its language model where it has several parts."""
+    settings: Any = getattr(model, "config", None)
+    return settings.get_text_config() if hasattr(settings, "get_text_config") else settings
+
+
+def describe_base(model: nn.Module) -> dict[str, Any]:
+    """The model's sizes and some of its weights, as JSON can hold them."""
+    settings = _text_config(model)
+    sizes = {name: getattr(settings, name, None) for name in _SIZES}
+    known = {name: value for name, value in sizes.items() if isinstance(value, str | int)}
+    return {**known, "weights": _some_weights(model)}
+
+
+def check_base(recorded: dict[str, Any], model: nn.Module) -> None:
+    """Compare `model` with what an adapter recorded; UserError if its shape is another."""
+    here = describe_base(model)
+    differing = [
+        f"{name} is {here[name]}, not {recorded[name]}"
+        for name in _SIZES
+        if name in here and name in recorded and here[name] != recorded[name]
+    ]
+    if differing:
+        raise UserError(
+            f"the adapter was made for another base model ({'; '.join(differing)} there): load it "
+            "with its own base model"
+        )
+    was, now = recorded.get("weights") or [], here["weights"]
+    if len(was) == len(now) and was:
+        before, after = torch.tensor(was), torch.tensor(now)
+        if (before - after).abs().max() > _TOLERANCE * before.abs().max():
+            logger.warning(
+                "the adapter was made for a base model of this shape but with other weights"
+            )
+
+
+def _some_weights(model: nn.Module) -> list[float]:
+    """The first values of the last weight matrix that is neither quantized nor an adapter's."""
+    for name, parameter in reversed(list(model.named_parameters())):
+        plain = parameter.ndim == 2 and parameter.is_floating_point() and not parameter.is_meta
+        if plain and "moelora_" not in name and "modules_to_save" not in name:
+            values = parameter.detach().flatten()[:_SAMPLED].float()
+            return [round(value, 6) for value in values.tolist()]
+    return []
 
 
 def register() -> None:
     """Make MoELoRA known to PEFT; a second call changes nothing."""
-    from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
-
     if PEFT_TYPE_TO_TUNER_MAPPING.get(MOELORA) is MoELoRAModel:  # type: ignore[call-overload]
         return
     register_peft_method(name=MOELORA.lower(), config_cls=MoELoRAConfig, model_cls=MoELoRAModel)

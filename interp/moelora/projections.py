@@ -11,42 +11,74 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
 from interp.errors import UserError
+from interp.forward.hook_points import count_units
+from interp.models.hooked_model import HookedModel
+from interp.moelora.hooked import JointPart
+from interp.moelora.layer import MoELoRALinear
+from interp.moelora.method import layer_of
+from interp.moved import old_names
 
 GATE = ".moelora.hook_gate"
 _LAYER = re.compile(r"blocks\.(\d+)\.(.+)")
 
+__getattr__ = old_names(__name__)
+
 
 @dataclass(frozen=True)
-class Projection:
+class AdaptedProjection:
     """One adapted projection.
 
     Attributes:
-        name: in TransformerLens, such as ``blocks.3.attn.q``.
-        module: in the model itself, such as ``model.layers.3.self_attn.q_proj``.
+        name: in a hooked model the name in TransformerLens, such as ``blocks.3.attn.q``; else the
+            module's.
+        layer: counted from zero; None outside the layers.
+        target: the name without the layer in a hooked model, such as ``attn.q``; else the last part
+            of the module's name, such as ``q_proj``.
         n_experts: how many experts it has.
+        module: in the model itself, such as ``model.layers.3.self_attn.q_proj``.
     """
 
     name: str
-    module: str
+    layer: int | None
+    target: str
     n_experts: int
+    module: str = ""
+
+    @classmethod
+    def of_layer(cls, layer: MoELoRALinear, name: str = "") -> "AdaptedProjection":
+        """The projection of an adapted layer; `name` is its TransformerLens name, if hooked."""
+        (adapter,) = layer.adapters_in_use
+        n_experts, module_target = layer.experts[adapter].count, layer.name.rpartition(".")[2]
+        if not name:
+            return cls(layer.name, layer_of(layer.name), module_target, n_experts, layer.name)
+        inside = _LAYER.fullmatch(name)
+        number, target = (None, name) if inside is None else (int(inside[1]), inside[2])
+        return cls(name, number, target, n_experts, layer.name)
 
     @property
-    def layer(self) -> int | None:
-        """The layer, counted from zero; None outside the layers."""
-        found = _LAYER.fullmatch(self.name)
-        return None if found is None else int(found[1])
+    def module_target(self) -> str:
+        """The last part of the module's name, such as ``q_proj``."""
+        return self.module.rpartition(".")[2]
 
     @property
-    def target(self) -> str:
-        """The name without the layer, such as ``attn.q``."""
-        found = _LAYER.fullmatch(self.name)
-        return self.name if found is None else found[2]
+    def experts(self) -> int:
+        """`n_experts`, under its name of version 0.1."""
+        return self.n_experts
 
     @property
     def gate(self) -> str:
         """The hook point of its gates, [batch pos expert]."""
         return self.name + GATE
+
+    @property
+    def expert_out(self) -> str:
+        """The hook point of its experts' outputs, [batch pos expert d_out]."""
+        return f"{self.name}.moelora.hook_expert_out"
 
     def has_target(self, target: str) -> bool:
         """Whether ``target`` is the end of one of its names."""
@@ -55,44 +87,87 @@ class Projection:
         )
 
 
-def projections_of(model: Any) -> tuple[Projection, ...]:
+def projections_of(model: Any) -> tuple[AdaptedProjection, ...]:
     """All adapted projections, in the order of the model. Raises UserError if there are none."""
-    found = []
-    for point in getattr(model, "hook_dict", ()):
-        if not point.endswith(GATE):
-            continue
-        name = point.removesuffix(GATE)
-        layer = model.get_submodule(name)._modules["_original_component"]
-        (adapter,) = (one for one in layer.active_adapters if one in layer.experts)
-        found.append(Projection(name, layer.name, layer.experts[adapter].count))
-    if not found:
+    points = getattr(model, "hook_dict", ())
+    names = [point.removesuffix(GATE) for point in points if point.endswith(GATE)]
+    if not names:
         raise UserError(
             "the model has no MoELoRA experts: hook the adapted model with interp.moelora.hooked"
         )
-    return tuple(sorted(found, key=_order))
+    layers = [_original(model.get_submodule(name)) for name in names]
+    found = map(AdaptedProjection.of_layer, layers, names)
+    return tuple(sorted(found, key=lambda one: (one.layer is None, one.layer or 0, one.target)))
 
 
-def _order(projection: Projection) -> tuple[float, str]:
-    layer = projection.layer
-    return (float("inf") if layer is None else float(layer), projection.target)
+def _original(component: nn.Module) -> Any:
+    """The module that a component of TransformerLens wraps; None if it wraps none."""
+    return component._modules.get("_original_component")
 
 
-def find_projection(projections: Sequence[Projection], name: str) -> Projection:
+@dataclass(frozen=True)
+class HeadOutputs:
+    """The queries, keys or values of one layer, as the output of an adapted projection.
+
+    Attributes:
+        projection: the projection; of queries, keys and values together where it is joint.
+        columns: Int[unit d_head], the part of the projection's output.
+        width: the size of the projection's output.
+        base: the module that gives the part without experts.
+    """
+
+    projection: AdaptedProjection
+    columns: Int[Tensor, "unit d_head"]
+    width: int
+    base: nn.Module
+
+
+def head_outputs(model: HookedModel, component: str) -> dict[int, HeadOutputs]:
+    """By layer, where adapted projections give this component (``q``, ``k`` or ``v``) of the heads.
+
+    Raises:
+        UserError: a model without experts, or without any on this projection.
+    """
+    known = {projection.name: projection for projection in projections_of(model)}
+    found = {}
+    for layer, block in enumerate(model.blocks):
+        original = _original(getattr(block.attn, component))
+        if isinstance(original, MoELoRALinear):
+            name, adapted, base = f"blocks.{layer}.attn.{component}", original, original.base_layer
+            columns = torch.arange(adapted.out_features)
+        elif isinstance(original, JointPart):
+            name, adapted = f"blocks.{layer}.attn.qkv", original.shared.layer
+            base, columns = original.split, original.columns
+        else:
+            continue
+        if name in known:
+            columns = columns.reshape(count_units(model, component), -1)
+            found[layer] = HeadOutputs(known[name], columns, adapted.out_features, base)
+    if not found:
+        targets = ", ".join(dict.fromkeys(projection.target for projection in known.values()))
+        raise UserError(
+            f"no {component} projection has experts; this adapter has them on {targets}"
+        )
+    return found
+
+
+def find_projection(projections: Sequence[AdaptedProjection], name: str) -> AdaptedProjection:
     """The one that is meant by a name. Raises UserError for none, or for several."""
-    exact = [one for one in projections if name in (one.name, one.module)]
-    if exact:
-        return exact[0]
+    for projection in projections:
+        if name in (projection.name, projection.module):
+            return projection
     found = _LAYER.fullmatch(name)
-    fits: list[Projection] = []
+    fits: list[AdaptedProjection] = []
     if found is not None:
         layer, target = int(found[1]), found[2]
-        fits = [one for one in projections if one.layer == layer and one.has_target(target)]
+        in_layer = [projection for projection in projections if projection.layer == layer]
+        fits = [projection for projection in in_layer if projection.has_target(target)]
     if len(fits) == 1:
         return fits[0]
     if fits:
         names = ", ".join(one.name for one in fits)
         raise UserError(f"projection {name!r} may be any of {names}: say which")
-    known = ", ".join(dict.fromkeys(one.target for one in projections))
+    known = ", ".join(dict.fromkeys(projection.target for projection in projections))
     layers = sorted({one.layer for one in projections if one.layer is not None})
     between = f" in layers {layers[0]} to {layers[-1]}" if layers else ""
     raise UserError(f"the model has no adapted projection {name!r}; adapted are {known}{between}")

@@ -1,4 +1,4 @@
-"""What the auxiliary losses need of a training forward pass, kept until the next one.
+"""Recording of a training forward pass for the auxiliary losses, kept until the next one.
 
 Nothing is global: one `Recorder` belongs to one adapted model and its layers share it. It opens a
 `Step` when the model's forward begins in training mode and closes it when that ends; in evaluation
@@ -160,11 +160,10 @@ def _mask_of(
     mask = kwargs.get("attention_mask")
     if mask is None and args:
         try:
-            mask = (
-                inspect.signature(model.forward).bind_partial(*args).arguments.get("attention_mask")
-            )
+            given = inspect.signature(model.forward).bind_partial(*args).arguments
         except (TypeError, ValueError):
             return None
+        mask = given.get("attention_mask")
     if not isinstance(mask, Tensor) or mask.ndim != 2:
         return None
     return mask.bool()

@@ -1,4 +1,4 @@
-"""Which experts a token is routed to, and with what gate.
+"""Top-k routing: the experts that a token is routed to, and their gates.
 
 The router is linear and without bias; its softmax gives the router probabilities. The ``top_k``
 experts with the highest logits are kept. Their gates are the probabilities, divided by their sum if
@@ -35,7 +35,7 @@ def gates_of_logits(
 def gates_of_probabilities(
     probabilities: Float[Tensor, "*token expert"], top_k: int, *, renormalize: bool
 ) -> Float[Tensor, "*token expert"]:
-    """The same from probabilities, which a hook may have written."""
+    """Gates from router probabilities, which a hook may have changed."""
     chosen = choose_experts(probabilities, top_k)
     kept = probabilities.gather(-1, chosen)
     if renormalize:

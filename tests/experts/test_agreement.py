@@ -11,7 +11,7 @@ import torch
 from interp.errors import UserError
 from interp.experts.effects.agreement import routing_agreement
 from interp.experts.effects.effects import ExpertEffects
-from interp.interventions import Projection
+from interp.interventions import AdaptedProjection
 from interp.patching.result import PatchEffects
 
 
@@ -51,7 +51,9 @@ def by_hand() -> ExpertEffects:
         labels={"projection": ("blocks.0.attn.q", "blocks.0.attn.v")},
     )
     projections = tuple(
-        Projection(f"blocks.0.attn.{one}", f"model.layers.0.self_attn.{one}_proj", 4)
+        AdaptedProjection(
+            f"blocks.0.attn.{one}", 0, f"attn.{one}", 4, f"model.layers.0.self_attn.{one}_proj"
+        )
         for one in "qv"
     )
     return ExpertEffects(result, projections=projections)

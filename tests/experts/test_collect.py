@@ -14,7 +14,7 @@ import torch
 import interp.moelora
 from interp.errors import UserError
 from interp.experts import CollectSettings, RoutingRecords, collect_routing, corpus_of
-from interp.experts.routing.counter import RoutingCounter, TokenLabels
+from interp.experts.routing.counter import RoutingCounter, TokenLabels, UntrainedRouters
 from interp.experts.routing.tables import POSITIONS, Sizes, Tables, position_bucket
 from interp.experts.routing.token_class import CLASSES, token_class
 from tests.experts.conftest import FIRST, SECOND, texts_of
@@ -179,11 +179,11 @@ def test_streaming_is_the_batch_computation(experts: int, top_k: int) -> None:
 def test_untrained_routers_see_what_the_trained_one_sees(
     adapted: Any, texts: Any, plain_tokenizer: Any
 ) -> None:
-    from interp.experts.routing.untrained import UntrainedRouters
-
     seen: dict[int, torch.Tensor] = {}
     layer = adapted.get_base_model().model.layers[1].self_attn.v_proj
-    weight = UntrainedRouters(2, seed=0)._draw(2, 32, 4)  # layer 1's queries draw for its values
+    untrained = UntrainedRouters(2, seed=0)
+    # Layer 1's queries draw for its values.
+    weight = untrained.logits(2, torch.eye(32), experts=4).flatten(1).T
     assert weight.abs().max() <= 1 / 32**0.5
     handle = layer.register_forward_pre_hook(lambda module, args: seen.update({0: args[0]}))
     total = torch.zeros(3, 2, 4, dtype=torch.long)
@@ -265,7 +265,7 @@ def test_projections_with_unlike_numbers_of_experts(
 ) -> None:
     adapted = adapted_of(num_experts=[2, 5, 3])
     records, _ = collect_routing(adapted, texts, plain_tokenizer, settings=QUICK, progress=False)
-    assert [one.experts for one in records.projections] == [2, 2, 5, 5, 3, 3]
+    assert [one.n_experts for one in records.projections] == [2, 2, 5, 5, 3, 3]
     for number, one in enumerate(records.projections):
         assert records.task_counts(number).shape == (3, one.experts)
         assert records.task_counts(number).sum() == 2 * records.n_tokens
@@ -285,7 +285,7 @@ def test_refusals(
     long = {"a": [[3] * 600], "b": [[4] * 3]}
     with pytest.raises(UserError, match="600 tokens, but the model reads at most 512"):
         collect_routing(planted, long, plain_tokenizer, progress=False)
-    with pytest.raises(UserError, match="folds is 1"):
+    with pytest.raises(UserError, match="folds is at least 2, not 1"):
         CollectSettings(folds=1)
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from interp.errors import UserError
 from interp.experts.effects.agreement import routing_agreement
-from interp.experts.effects.answer_runs import answer_measures
 from interp.experts.effects.effects import EVERYWHERE, ExpertEffects, expert_effects
+from interp.experts.effects.jobs import answer_measures
 from interp.experts.effects.patching import patch_experts
 from interp.forward.generate import generate_tokens, greedy_answers
 from interp.interventions import ExpertConstraint, constrain, projections_of

@@ -1,6 +1,7 @@
 """What experts add to heads: by hand, against the weights edited one by one, and planted."""
 
 import copy
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -28,9 +29,9 @@ from interp.experts.heads import (
     without_experts,
     without_slices,
 )
+from interp.experts.heads.contributions import prompt_positions
 from interp.experts.heads.feeding import larger_in
-from interp.experts.heads.prompt_positions import check_place
-from interp.experts.heads.slices import NO_ABLATION, check_part, sweep_removals
+from interp.experts.heads.slices import NO_ABLATION, sweep_ablations
 from interp.heads import HeadSet, premise_edit
 from interp.heads.locate import as_encoded
 from interp.interventions import Constraint
@@ -278,9 +279,9 @@ def test_joint_slices_touch_one_head_only(
 def test_all_experts_off_is_the_base_model(llama: Any, model: Any, premises: Any) -> None:
     encoded = as_encoded(model, premises)
     metric = LogitDifference(encoded.true_tokens, encoded.false_tokens)
-    removals = [NO_ABLATION, without_experts(model)]
-    (runs,) = sweep_removals(model, encoded.batch("false"), removals, [metric], progress=False)
+    ablations = [NO_ABLATION, without_experts(model)]
     batch = encoded.batch("false")
+    (runs,) = sweep_ablations(model, batch, ablations, metrics=[metric], progress=False)
     with llama.disable_adapter(), torch.no_grad():
         logits = llama(
             input_ids=batch.tokens, attention_mask=batch.mask.long(), position_ids=batch.positions
@@ -329,12 +330,18 @@ def test_faith_runs_on_an_adapted_model_on_the_plain_modules(model: Any, premise
 
 
 def test_mistakes_are_told(model: Any, tiny_llama: Any, premises: Any, batch: TokenBatch) -> None:
+    unknown_part = Contribution("q", 0, 0)
+    object.__setattr__(unknown_part, "component", "z")  # as where nobody checks types
+    unchecked_positions: Any = inspect.unwrap(prompt_positions)
     for wrong, match in (
         (lambda: expert_contributions(tiny_llama, premises), "no MoELoRA experts"),
         (lambda: expert_contributions(model, premises, component="k"), "no k projection"),
-        (lambda: check_part("z"), "unknown component 'z'; known: q, k, v"),
+        (unknown_part.__post_init__, "unknown component 'z'; known: q, k, v"),
         (lambda: expert_contributions(model, batch), "tokens alone have no object"),
-        (lambda: check_place("first"), "unknown place 'first'; known: object, subject, last"),
+        (
+            lambda: unchecked_positions(model, batch, "first"),
+            "unknown place 'first'; known: object, subject, last",
+        ),
         (lambda: expert_contributions(model, batch, at=[(0, 9)] * 3), "not in its"),
         (lambda: rank_expert_contributions(model, premises, []), "no heads"),
         (

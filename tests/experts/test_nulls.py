@@ -10,8 +10,8 @@ from scipy.stats import multivariate_hypergeom
 from interp.experts import RoutingRecords
 from interp.experts.routing.counter import RoutingCounter, TokenLabels
 from interp.experts.routing.nulls import p_value, permuted_texts, permuted_within_token
-from interp.experts.routing.records import Projection
 from interp.experts.routing.tables import Sizes
+from interp.moelora.projections import AdaptedProjection
 
 SIZES = Sizes(1, 3, 2, tasks=2, folds=2, units=6, ids=2, routers=0, id_routers=0)
 
@@ -46,7 +46,7 @@ def records(tokens: dict[str, Any]) -> RoutingRecords:
     counter.add_tokens(labels)
     counter.add(0, torch.from_numpy(tokens["logits"]).float(), labels)
     return RoutingRecords(
-        (Projection("q", 0, "q", 3),),
+        (AdaptedProjection("q", 0, "q", 3),),
         SIZES,
         ("a", "b"),
         (7, 8),

@@ -23,7 +23,7 @@ def moments(hidden: torch.Tensor, up: torch.Tensor) -> tuple[torch.Tensor, torch
     r = up.shape[-1]
     gram = torch.einsum("dir,djs->irjs", up, up)
     flat = hidden.flatten(1)
-    return linear_cka(flat.sum(dim=0), flat.T @ flat, gram, len(flat), r=r)
+    return linear_cka(flat.sum(dim=0), flat.T @ flat, gram, n=len(flat), r=r)
 
 
 def test_cka_by_hand() -> None:

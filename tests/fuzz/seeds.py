@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 import probes
 from interp.experts.routing.counter import RoutingCounter, TokenLabels
-from interp.experts.routing.records import Projection, RoutingRecords
+from interp.experts.routing.records import RoutingRecords
 from interp.experts.routing.tables import Sizes
 from interp.files.documents import write_json, write_jsonl, write_yaml
 from interp.heads import HeadEffects, HeadSet
@@ -23,6 +23,7 @@ from interp.heads.effects import save_effects
 from interp.interventions import Constraint, ExpertConstraint, Intervention
 from interp.jobs import Shard
 from interp.moelora import MoELoRAConfig
+from interp.moelora.projections import AdaptedProjection
 from interp.patching import PatchEffects
 from interp.patching.circuit import Circuit
 from interp.runs.shards import ShardStore
@@ -204,7 +205,7 @@ def records(folder: Path) -> None:
     counter.add_tokens(labels)
     counter.add(0, torch.from_numpy(np.random.default_rng(0).normal(size=(30, 3))).float(), labels)
     made = RoutingRecords(
-        (Projection("q", 0, "q", 3),),
+        (AdaptedProjection("q", 0, "q", 3),),
         sizes,
         ("a", "b"),
         (7, 8),

@@ -13,9 +13,9 @@ from interp.moelora.auxiliary import terms_of
 from interp.moelora.losses import (
     contrastive_loss,
     load_balance_loss,
-    products_of_outputs,
     router_z_loss,
 )
+from tests.moelora.outputs import products_of_outputs
 
 STRONG = {
     "load_balance_weight": 1.0,

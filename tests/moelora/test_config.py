@@ -8,7 +8,7 @@ from peft.utils import PeftType
 
 from interp.errors import UserError
 from interp.moelora import MoELoRAConfig
-from interp.moelora.peft_type import add_peft_type
+from interp.moelora.config import add_peft_type
 
 
 @pytest.mark.parametrize(
@@ -79,5 +79,5 @@ def test_the_method_is_a_member_of_pefts_enumeration_once() -> None:
 
 
 def test_another_task_type_is_told() -> None:
-    with pytest.raises(UserError, match=r"task_type is one of .*CAUSAL_LM.*, not 'chat'"):
+    with pytest.raises(UserError, match=r"unknown task_type 'chat'; known: .*CAUSAL_LM"):
         MoELoRAConfig(task_type="chat")  # type: ignore[arg-type]

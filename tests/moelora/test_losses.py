@@ -9,9 +9,9 @@ from interp.moelora.losses import (
     expert_share,
     load_balance_loss,
     output_products,
-    products_of_outputs,
     router_z_loss,
 )
+from tests.moelora.outputs import products_of_outputs
 
 
 def test_load_balance_by_hand() -> None:

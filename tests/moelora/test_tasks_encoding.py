@@ -11,13 +11,14 @@ from interp.moelora.data.encoding import (
     IGNORED,
     AnswerCollator,
     EncodedExample,
-    check_too_long,
     encode_example,
     encode_examples,
     encode_prompt,
     end_token,
 )
 from interp.moelora.data.examples import Example
+from interp.moelora.training.training import TrainingSettings
+from tests.unchecked import unchecked
 
 RIVER = Example("rivers", "Which river flows through Cairo?", "Nile", response="It is the Nile.")
 
@@ -127,4 +128,4 @@ def test_an_example_of_just_the_length_fits(plain_tokenizer: Any) -> None:
 
 def test_unknown_policy() -> None:
     with pytest.raises(UserError, match="unknown too_long 'cut'; known: error, drop"):
-        check_too_long("cut")
+        unchecked(TrainingSettings, too_long="cut")

@@ -11,14 +11,15 @@ from torch import Tensor
 from interp.errors import UserError
 from interp.moelora import MoELoRAConfig, auxiliary_losses
 from interp.moelora.data.encoding import IGNORED, AnswerCollator, EncodedExample
+from interp.moelora.layer import pairwise_cosine
 from interp.moelora.training.adapters import (
     adapt,
     check_method,
     equal_ranks,
     trainable_parameters,
 )
-from interp.moelora.training.similarity import expert_similarity, pairwise_cosine
-from interp.moelora.training.trainer import answer_loss, predicting_columns
+from interp.moelora.training.scoring import expert_similarity
+from interp.moelora.training.trainer import answer_loss, predicting_positions
 from interp.moelora.training.training import TrainingSettings, make_trainer
 
 TARGETS = ["q_proj", "v_proj"]
@@ -43,7 +44,7 @@ def base(hf_factory: Callable[..., Any], plain_tokenizer: Any) -> Any:
 def trainer_for(model: Any, folder: Path, n: int = 8, **settings: Any) -> Any:
     chosen = {"steps": 1, "batch": 4, "learning_rate": 1e-2, "schedule": "constant", "warmup": 0.0}
     return make_trainer(
-        model, examples(n), TrainingSettings(**(chosen | settings)), folder, device="cpu"
+        model, examples(n), TrainingSettings(**(chosen | settings)), folder=folder, device="cpu"
     )
 
 
@@ -93,7 +94,7 @@ def test_answer_loss_by_hand() -> None:
 
 def test_columns_are_those_that_predict_an_answer() -> None:
     labels = torch.tensor([[-100, -100, 5, 6, -100], [-100, -100, -100, 7, -100]])
-    assert predicting_columns(labels).tolist() == [1, 2]
+    assert predicting_positions(labels).tolist() == [1, 2]
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

@@ -24,7 +24,7 @@ from interp.interventions.intervention import Intervention
 from interp.jobs import OutputSpec
 from interp.models import HookedModel, from_hf
 from interp.moelora.data.encoding import EncodedExample
-from interp.moelora.projections import Projection
+from interp.moelora.projections import AdaptedProjection
 from interp.premises import Premises
 from interp.runs.identity import conditions, conditions_digest
 from interp.runs.job_runner import StoredJobRunner
@@ -113,7 +113,7 @@ def test_answers() -> None:
 
 
 def test_experts() -> None:
-    places = (Projection("blocks.0.attn.q", "q", 4), Projection("blocks.1.attn.q", "q", 4))
+    places = tuple(AdaptedProjection(f"blocks.{i}.attn.q", i, "attn.q", 4, "q") for i in (0, 1))
     examples = (EncodedExample((1, 2, 3, 4), 2), EncodedExample((5, 6, 7), 2))
     job = ExpertJob(examples, places)
     all_differ(

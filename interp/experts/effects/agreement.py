@@ -1,4 +1,4 @@
-"""Does routing tell what an expert is for? Load by task (correlation) beside ablation (cause).
+"""Agreement of routing with ablation: load by task (correlation) beside effect by task (cause).
 
 An expert is *routed* to the task from which it gets the largest share of load, and it *affects* the
 task whose loss rises most when it is intervened on. The share of experts for which both name the
@@ -56,22 +56,21 @@ class RoutingAgreement(Displayed):
         return agreement_figure(self.table)
 
     def _shown(self) -> Shown:
-        if not self.n:
-            words = "No expert affects a task significantly: there is nothing to compare."
-            return Shown(words, (self.table,), self.plot)
-        words = (
-            f"{self.n} experts affect some task significantly; {self.share:.0%} of them affect "
-            "most the task that is routed to them most, "
-            f"by chance {self.chance:.0%} (p = {self.p_value:.3g}). "
-            f"Spearman of load and effect {self.spearman:.2f} (p = {self.spearman_p:.3g})."
-        )
+        words = "No expert affects a task significantly: there is nothing to compare."
+        if self.n:
+            words = (
+                f"{self.n} experts affect some task significantly; {self.share:.0%} of them affect "
+                "most the task that is routed to them most, "
+                f"by chance {self.chance:.0%} (p = {self.p_value:.3g}). "
+                f"Spearman of load and effect {self.spearman:.2f} (p = {self.spearman_p:.3g})."
+            )
         return Shown(words, (self.table,), self.plot)
 
 
 def routing_agreement(
     effects: ExpertEffects, load: pd.DataFrame, *, fdr: float = 0.05
 ) -> RoutingAgreement:
-    """Put an expert's load by task beside its effects by task.
+    """Compare each expert's load by task with its effects by task.
 
     Args:
         effects: by projection, not taken together.
@@ -91,13 +90,13 @@ def routing_agreement(
         raise UserError("load and effects must share at least two tasks")
     caused = effects.to_dataframe()
     keys = [
-        (one.layer, target, one.module.rpartition(".")[2])
-        for one in effects.projections
+        (projection.layer, target, projection.module_target)
+        for projection in effects.projections
         for target in dict.fromkeys(load["target"])
-        if one.has_target(str(target))
+        if projection.has_target(str(target))
     ]
-    renamed = pd.DataFrame(keys, columns=["layer", "target", "own"]).drop_duplicates()
-    there = load.merge(renamed, on=["layer", "target"]).assign(target=lambda t: t["own"])
+    renamed = pd.DataFrame(keys, columns=["layer", "target", "module_target"]).drop_duplicates()
+    there = load.merge(renamed, on=["layer", "target"]).assign(target=lambda t: t["module_target"])
     both = caused.merge(there[list(_COLUMNS)], on=[*_KEY, "task"])
     both = pd.DataFrame(both[both["task"].isin(tasks)])
     groups = [pd.DataFrame(group) for _, group in both.groupby(_KEY)]
@@ -115,18 +114,15 @@ def routing_agreement(
         )
         chance = float(np.clip((routed * affected).sum(), 0.0, 1.0))
         agreeing = int(counted["agree"].sum())
-        test = binomtest(agreeing, len(counted), chance, alternative="greater")
-        p_value = float(test.pvalue)
-    spearman, spearman_p = _rank_correlation(both)
-    return RoutingAgreement(
-        table.reset_index(drop=True), len(counted), share, chance, p_value, spearman, spearman_p
-    )
+        p_value = float(binomtest(agreeing, len(counted), chance, alternative="greater").pvalue)
+    table, ranks = table.reset_index(drop=True), _rank_correlation(both)
+    return RoutingAgreement(table, len(counted), share, chance, p_value, *ranks)
 
 
 def _row(group: pd.DataFrame, fdr: float) -> dict[str, object]:
-    routed = group["load"].to_numpy().argmax()
-    affected = group["effect"].to_numpy().argmax()
-    of_load, of_effect = group.iloc[routed], group.iloc[affected]
+    of_load, of_effect = (
+        group.iloc[group[name].to_numpy().argmax()] for name in ("load", "effect")
+    )
     n_others = len(group) - 1
     return {
         **{name: of_load[name] for name in _KEY},
@@ -144,8 +140,8 @@ def _row(group: pd.DataFrame, fdr: float) -> dict[str, object]:
 
 def _rank_correlation(both: pd.DataFrame) -> tuple[float, float]:
     """Spearman's ρ of load and effect, each less the expert's mean over tasks."""
-    own = both.groupby(_KEY)[["load", "effect"]].transform("mean")
-    x, y = ((both[name] - own[name]).to_numpy() for name in ("load", "effect"))
+    means = both.groupby(_KEY)[["load", "effect"]].transform("mean")
+    x, y = ((both[name] - means[name]).to_numpy() for name in ("load", "effect"))
     if np.ptp(x) == 0 or np.ptp(y) == 0:  # not defined; scipy would warn
         return float("nan"), float("nan")
     found = spearmanr(x, y)

@@ -1,4 +1,4 @@
-"""What each expert does for each task: interventions on its gate, and what becomes of the answers.
+"""Effects of each expert on each task: interventions on its gate, scored by the right answers.
 
 An expert of one projection (or the expert with the same number in many) is switched off, forced or
 scaled (``interp.interventions.expert_constraint``) at all tokens, and every example's right answer
@@ -16,14 +16,15 @@ ranks, and only so many experts are run.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from jaxtyping import Float
-from torch import Tensor
 
+from interp.arguments import one_of
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.experts.effects.jobs import (
@@ -40,16 +41,16 @@ from interp.jobs import RUN_HERE, JobRunner
 from interp.models.hooked_model import HookedModel
 from interp.moelora.data.encoding import EncodedExample, encode_example
 from interp.moelora.data.examples import Example
-from interp.moelora.projections import Projection, find_projection, projections_of
+from interp.moelora.projections import AdaptedProjection, find_projection, projections_of
 from interp.patching.result import PatchEffects
 from interp.precision import dtype_of, precision_of
-from interp.statistics.significance import MINIMUM_GROUPS, EffectStatistics, q_values
+from interp.statistics.significance import MINIMUM_GROUPS, q_values
 
 EffectMethod = Literal["exact", "attribution"]
 EffectMode = Literal["off", "off_renormalised", "force", "scale"]
 Tasks = Mapping[str, Sequence[Example | EncodedExample]]
 EVERYWHERE = "everywhere"
-"""Names the one place of experts that are taken together across projections."""
+"""Stands for the projection where experts are taken together across projections."""
 _LOSS = "loss (nats per answer token)"
 
 
@@ -69,7 +70,7 @@ class ExpertEffects(Displayed):
     loss: PatchEffects
     accuracy: PatchEffects | None = None
     estimate: PatchEffects | None = None
-    projections: tuple[Projection, ...] | None = None
+    projections: tuple[AdaptedProjection, ...] | None = None
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -107,35 +108,27 @@ class ExpertEffects(Displayed):
 
     def _of_task(self, task: str) -> pd.DataFrame:
         result = self.of(task)
-        mean = result.group_mean
-        statistics: EffectStatistics | None = None
-        if len(set(result.groups)) >= MINIMUM_GROUPS:
-            statistics = result.statistics
-        change = None if self.accuracy is None else self.of(task, what="accuracy").group_mean
-        rows = []
-        for (place, expert), effect in np.ndenumerate(mean):
-            if np.isnan(effect):
-                continue
-            row: dict[str, Any] = self._name(place) | {"expert": expert, "task": task}
-            row["effect"] = effect
-            for name in ("ci_low", "ci_high", "p_value"):
-                row[name] = (
-                    np.nan if statistics is None else getattr(statistics, name)[place, expert]
-                )
-            row["accuracy_change"] = np.nan if change is None else change[place, expert]
-            rows.append(row | {"n": len(result)})
-        return pd.DataFrame(rows)
+        effect = result.group_mean
+        unknown = np.full(effect.shape, np.nan)
+        enough = len(set(result.groups)) >= MINIMUM_GROUPS
+        columns = {"effect": effect}
+        for name in ("ci_low", "ci_high", "p_value"):
+            columns[name] = getattr(result.statistics, name) if enough else unknown
+        columns["accuracy_change"] = (
+            unknown if self.accuracy is None else self.of(task, what="accuracy").group_mean
+        )
+        unit = np.nonzero(~np.isnan(effect))
+        names = [self._name(int(number)) for number in unit[0]]
+        table = pd.DataFrame(names, columns=["projection", "layer", "target"])
+        numbers = {name: values[unit] for name, values in columns.items()}
+        return table.assign(expert=unit[1], task=task, **numbers, n=len(result))
 
-    def _name(self, place: int) -> dict[str, Any]:
+    def _name(self, number: int) -> tuple[str, int, str]:
         if self.projections is None:
-            return {"projection": EVERYWHERE, "layer": -1, "target": EVERYWHERE}
-        one = self.projections[place]
-        layer = -1 if one.layer is None else one.layer
-        return {
-            "projection": one.name,
-            "layer": layer,
-            "target": one.module.rpartition(".")[2],
-        }
+            return EVERYWHERE, -1, EVERYWHERE
+        projection = self.projections[number]
+        layer = -1 if projection.layer is None else projection.layer
+        return projection.name, layer, projection.module_target
 
     def plot(self, *, task: str | None = None, top: int = 30) -> go.Figure:
         """The ``top`` experts by largest effect × task; or of one task, projection × expert."""
@@ -194,97 +187,80 @@ def expert_effects(
         UserError: a model without experts, a task without examples, a name that is unknown, or
             arguments that do not go together.
     """
-    _check(tasks, mode, method, budget, greedy)
+    _check(tasks, mode=mode, method=method, budget=budget, greedy=greedy)
     chosen = _chosen(projections_of(model), layers, targets)
     examples = [(task, one) for task, some in tasks.items() for one in some]
-    encoded = tuple(_encoded(model, one) for _, one in examples)
-    job = ExpertJob(encoded, chosen, mode, factor, together)
+    job = ExpertJob(
+        tuple(_encoded(model, example) for _, example in examples), chosen, mode, factor, together
+    )
     # The effects are those of the hooked model, in its own number type.
     resolution = precision_of(dtype_of(model)).resolution
-    common = {**_common(examples, job, seed), "resolution": resolution}
-
-    def result(values: Tensor, base: Tensor, metric: str, how: str = "exact") -> PatchEffects:
-        return PatchEffects(values=values, corrupted=base, metric=metric, method=how, **common)
-
-    places = None if together else chosen
-    estimate = None
+    result = partial(_result, examples, job, seed=seed, resolution=resolution)
+    run = partial(stages.run, model=model, progress=progress)
+    projections, estimate = None if together else chosen, None
     if method == "attribution" or budget is not None:
-        done = stages.run(
-            estimate_experts,
-            model,
-            job,
-            description="gradients",
-            output=ESTIMATED,
-            progress=progress,
-        ).tensors
-        estimate = result(done["changes"], done["loss"], _LOSS, "attribution")
+        found = run(estimate_experts, job=job, description="gradients", output=ESTIMATED).tensors
+        loss, changes = found["loss"], found["changes"]
+        estimate = result(values=changes, corrupted=loss, metric=_LOSS, method="attribution")
         if budget is None:
-            return ExpertEffects(estimate, projections=places)
-        job = replace(job, units=most_promising(estimate.values, estimate.templates, budget))
-    done = stages.run(
-        measure_experts,
-        model,
-        job,
-        description=f"experts, {mode}",
-        output=MEASURED,
-        progress=progress,
-    ).tensors
-    base, changes = done["bare"].unbind(1), done["changes"].unbind(1)
-    right, how = (base[1], changes[1]), "accuracy (teacher-forced)"
+            return ExpertEffects(estimate, projections=projections)
+        job = replace(job, units=most_promising(changes, estimate.templates, budget))
+    found = run(measure_experts, job=job, description=f"experts, {mode}", output=MEASURED).tensors
+    (loss, right), (changes, right_changes) = (found[key].unbind(1) for key in ("bare", "changes"))
+    metric = "accuracy (teacher-forced)"
     if greedy:
-        asked = [one for _, one in examples if isinstance(one, Example)]
-        right, how = greedy_accuracy(model, job, asked, progress=progress), "accuracy (greedy)"
+        questions = [example for _, example in examples if isinstance(example, Example)]
+        right, right_changes = greedy_accuracy(model, job, questions, progress=progress)
+        metric = "accuracy (greedy)"
     return ExpertEffects(
-        loss=result(changes[0], base[0], _LOSS),
-        accuracy=result(right[1], right[0], how),
+        loss=result(values=changes, corrupted=loss, metric=_LOSS, method="exact"),
+        accuracy=result(values=right_changes, corrupted=right, metric=metric, method="exact"),
         estimate=estimate,
-        projections=places,
+        projections=projections,
     )
 
 
-def _common(
-    examples: Sequence[tuple[str, Example | EncodedExample]],
-    job: ExpertJob,
-    seed: int,
-) -> dict[str, Any]:
-    """What all results of a call say."""
-    places = (EVERYWHERE,) if job.together else tuple(one.name for one in job.projections)
-    return {
-        "axes": ("prompt", "projection", "expert"),
-        "component": "expert gate",
-        "source": f"scale {job.factor:g}" if job.mode == "scale" else job.mode,
-        "labels": {"projection": places},
-        "groups": tuple(_subject(index, *one) for index, one in enumerate(examples)),
-        "templates": tuple(task for task, _ in examples),
-        "seed": seed,
-    }
+def _result(
+    examples: Sequence[tuple[str, Example | EncodedExample]], job: ExpertJob, **values: Any
+) -> PatchEffects:
+    """Effects of the job's interventions on these examples."""
+    names = (
+        (EVERYWHERE,) if job.together else tuple(projection.name for projection in job.projections)
+    )
+    return PatchEffects(
+        axes=("prompt", "projection", "expert"),
+        component="expert gate",
+        source=f"scale {job.factor:g}" if job.mode == "scale" else job.mode,
+        labels={"projection": tuple(names)},
+        groups=tuple(_subject(index, *example) for index, example in enumerate(examples)),
+        templates=tuple(task for task, _ in examples),
+        **values,
+    )
 
 
 def _chosen(
-    projections: tuple[Projection, ...],
+    projections: tuple[AdaptedProjection, ...],
     layers: Iterable[int] | None,
     targets: Sequence[str] | None,
-) -> tuple[Projection, ...]:
+) -> tuple[AdaptedProjection, ...]:
     wanted = None if layers is None else set(layers)
     for target in targets or ():
-        if not any(one.has_target(target) for one in projections):
-            find_projection(projections, target)
+        if not any(projection.has_target(target) for projection in projections):
+            find_projection(projections, target)  # raises, and lists the known
     found = tuple(
-        one
-        for one in projections
-        if (wanted is None or one.layer in wanted)
-        and (targets is None or any(one.has_target(target) for target in targets))
+        projection
+        for projection in projections
+        if (wanted is None or projection.layer in wanted)
+        and (targets is None or any(map(projection.has_target, targets)))
     )
     if not found:
         raise UserError("no adapted projection is in these layers and of these targets")
     return found
 
 
-def _check(tasks: Tasks, mode: str, method: str, budget: int | None, greedy: bool) -> None:
-    if mode not in get_args(EffectMode):
-        raise UserError(f"unknown mode {mode!r}; known: {', '.join(get_args(EffectMode))}")
-    if method not in get_args(EffectMethod):
-        raise UserError(f"unknown method {method!r}; known: {', '.join(get_args(EffectMethod))}")
+def _check(tasks: Tasks, *, mode: str, method: str, budget: int | None, greedy: bool) -> None:
+    one_of("mode", mode, get_args(EffectMode))
+    one_of("method", method, get_args(EffectMethod))
     if not tasks:
         raise UserError("there are no tasks: give at least one, with examples")
     for task, some in tasks.items():

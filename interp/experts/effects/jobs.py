@@ -1,44 +1,187 @@
-"""The runs behind ``interp.experts.effects.effects``: every expert under one mode, over all
-batches.
+"""Jobs that intervene on every expert, one by one, and measure loss and accuracy.
 
-``ExpertJob`` says which examples and experts; ``estimate_experts`` and ``measure_experts`` are what
-a stage has done with it, over all examples at once or over some of them at a time.
+``ExpertJob`` holds the examples and experts; ``estimate_experts`` and ``measure_experts`` run it,
+over all examples at once or over some of them at a time. Measured of an example are its mean loss
+over the answer's tokens and the token that ends it (nats per answer token), and whether every one
+of them is the most likely one. A batch runs once without interventions, and every layer's input is
+kept: an intervention in layer 12 then runs from layer 12 on, over the examples that it can change.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from interp.experts.effects.answer_runs import (
-    BareRun,
-    answer_batch,
-    answer_chunks,
-    answer_measures,
-    attribute_gates,
-    run_bare,
-)
+from interp.forward.batch import TokenBatch, by_length
+from interp.forward.call import call_columns
+from interp.forward.finite import check_finite
 from interp.forward.generate import generate_tokens
 from interp.forward.out_of_memory import halving
-from interp.forward.partial import device_of
+from interp.forward.partial import Hook, RecordedRun, device_of, hooked, record_run
 from interp.interventions.context import constrain
 from interp.interventions.expert_constraint import ExpertConstraint, ExpertMode, edit_gates
 from interp.interventions.hooks import hooks_of
 from interp.jobs import SHARD, OutputSpec, Shard
 from interp.models.hooked_model import HookedModel
-from interp.moelora.data.encoding import EncodedExample, end_token
+from interp.models.modes import with_gradients
+from interp.moelora.data.encoding import IGNORED, EncodedExample, end_token
 from interp.moelora.data.examples import Example
-from interp.moelora.projections import Projection
+from interp.moelora.projections import AdaptedProjection
 from interp.moelora.training.scoring import is_right
 from interp.patching.variants import Variant, measure_runs, run_variants
-from interp.precision import result_dtype
+from interp.precision import result_dtype, widened
 from interp.progress import progress_bar
 
+BATCH_TOKENS = 2048
+"""Tokens of one batch: every layer's input is kept for it."""
+
+
+@dataclass(frozen=True)
+class AnswerBatch:
+    """Some examples, left-padded, without the last token of each.
+
+    Attributes:
+        examples: which they are.
+        batch: their tokens.
+        targets: Int[example keep], the token after each of the last positions; ``IGNORED`` where
+            that is not the answer's.
+    """
+
+    examples: tuple[int, ...]
+    batch: TokenBatch
+    targets: Int[Tensor, "example keep"]
+
+
+def answer_chunks(examples: Sequence[EncodedExample]) -> list[list[int]]:
+    """All examples, by index, in batches of similar lengths, shortest first."""
+    return by_length([len(example.tokens) - 1 for example in examples], BATCH_TOKENS)
+
+
+def answer_batch(
+    examples: Sequence[EncodedExample], chunk: Sequence[int], device: torch.device
+) -> AnswerBatch:
+    """Some of the examples as one batch."""
+    some = [examples[index] for index in chunk]
+    batch = TokenBatch.from_lists([one.tokens[:-1] for one in some], device=device)
+    answers = [one.tokens[one.n_prompt :] for one in some]
+    keep = max(len(answer) for answer in answers)
+    rows = [[*[IGNORED] * (keep - len(answer)), *answer] for answer in answers]
+    return AnswerBatch(tuple(chunk), batch, torch.tensor(rows, device=device))
+
+
+def answer_measures(
+    logits: Float[Tensor, "example keep d_vocab"], targets: Int[Tensor, "example keep"]
+) -> tuple[Float[Tensor, " example"], Float[Tensor, " example"]]:
+    """Loss (nats per answer token), and 1 where all answer tokens are the most likely ones."""
+    counted = targets != IGNORED
+    losses = F.cross_entropy(
+        widened(logits).transpose(1, 2), targets, ignore_index=IGNORED, reduction="none"
+    )
+    right = (logits.argmax(dim=-1) == targets) | ~counted
+    return losses.sum(dim=1) / counted.sum(dim=1), right.all(dim=1).float()
+
+
+@dataclass(frozen=True)
+class BaselineRun:
+    """A batch run without interventions.
+
+    Attributes:
+        run: the recorded run.
+        loss, right: see ``answer_measures``.
+        used: by projection, Bool[example expert]: whether an expert has a gate above zero at any of
+            the example's tokens.
+    """
+
+    answers: AnswerBatch
+    run: RecordedRun
+    loss: Float[Tensor, " example"]
+    right: Float[Tensor, " example"]
+    used: dict[str, Bool[Tensor, "example expert"]]
+
+
+@torch.no_grad()
+def run_baseline(
+    model: HookedModel, answers: AnswerBatch, projections: Sequence[AdaptedProjection]
+) -> BaselineRun:
+    """Run a batch without interventions; keep every layer's input, and which experts are used."""
+    used: dict[str, Tensor] = {}
+    mask = answers.batch.mask[:, :, None]
+
+    def see(name: str) -> Callable[[Tensor, Any], None]:
+        def read(gates: Tensor, hook: Any) -> None:
+            # The unembedding sees the answer's positions only.
+            used[name] = ((gates != 0) & mask[:, -gates.shape[1] :]).any(dim=1)
+
+        return read
+
+    # Only hooked modules have experts, and an answer is read at more than the last position.
+    with hooked(model, [(projection.gate, see(projection.name)) for projection in projections]):
+        run = record_run(
+            model, answers.batch, keep=(), plain=False, logits_to_keep=answers.targets.shape[1]
+        )
+    return BaselineRun(answers, run, *answer_measures(run.logits, answers.targets), used)
+
+
+GateEdit = Callable[[Float[Tensor, "*token expert"], int], Float[Tensor, "*token expert"]]
+"""(gates, expert) → the gates under an intervention on that expert."""
+
+
+def attribute_gates(
+    model: HookedModel,
+    answers: AnswerBatch,
+    projections: Sequence[AdaptedProjection],
+    *,
+    edit: GateEdit,
+) -> tuple[Float[Tensor, " example"], dict[str, Float[Tensor, "example expert"]]]:
+    """Every example's loss, and its first-order change under an intervention on each expert alone.
+
+    (edited gates − gates) · ∂loss/∂gates, summed over tokens and gates, from one backward pass. The
+    gradient goes through everything above, later routers included.
+    """
+    gates: dict[str, Tensor] = {}
+    steps: dict[str, Tensor] = {}
+
+    def watch(name: str) -> Callable[[Tensor, Any], Tensor]:
+        def read(value: Tensor, hook: Any) -> Tensor:
+            # A step of zero from the gates as they are: the parameters are frozen, and at the
+            # lowest projection nothing else would need a gradient.
+            gates[name] = value.detach()
+            steps[name] = torch.zeros_like(value, requires_grad=True)
+            return value + steps[name]
+
+        return read
+
+    points = [projection.gate for projection in projections]
+    every = torch.arange(len(answers.batch), device=answers.batch.tokens.device)
+    keep = answers.targets.shape[1]
+
+    def logits_with(hooks: Sequence[Hook]) -> Float[Tensor, "example keep d_vocab"]:
+        with hooked(model, hooks):
+            return call_columns(model.original_model, answers.batch, every, keep=keep)
+
+    with with_gradients(model):
+        logits = logits_with([(gate, watch(gate)) for gate in points])
+        check_finite(logits.detach(), model, lambda: logits_with(()))
+        loss, _ = answer_measures(logits, answers.targets)
+        found = torch.autograd.grad(loss.sum(), [steps[gate] for gate in points])
+    changes = {}
+    for projection, gradient in zip(projections, found, strict=True):
+        now, gradient = widened(gates[projection.gate]), widened(gradient)
+        real = answers.batch.mask[:, -now.shape[1] :, None]
+        columns = [
+            ((edit(now, expert) - now) * gradient * real).sum(dim=(1, 2))
+            for expert in range(projection.n_experts)
+        ]
+        changes[projection.name] = torch.stack(columns, dim=1)
+    return loss.detach(), changes
+
+
 Unit = tuple[int, int]
-"""(place, expert): the place is a projection's number, or 0 for all of them together."""
+"""(group, expert): the group is a projection's number, or 0 for all of them together."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +198,7 @@ class ExpertJob:
     """
 
     examples: tuple[EncodedExample, ...]
-    projections: tuple[Projection, ...]
+    projections: tuple[AdaptedProjection, ...]
     mode: ExpertMode = "off"
     factor: float = 0.0
     together: bool = False
@@ -63,17 +206,17 @@ class ExpertJob:
     prompts_per_shard: int = 2 * SHARD
 
     def order(self) -> Sequence[int]:
-        """Examples of like lengths beside each other."""
+        """The examples, sorted by length."""
         return sorted(range(len(self.examples)), key=lambda index: len(self.examples[index].tokens))
 
     def take(self, prompts: Sequence[int]) -> "ExpertJob":
-        """The same for some of the examples."""
+        """A job for some of the examples."""
         return replace(self, examples=tuple(self.examples[index] for index in prompts))
 
     def identity(self) -> dict[str, Any]:
-        """What decides the effects."""
+        """All values that decide the effects, as JSON can hold them."""
         return {
-            "examples": [[one.tokens, one.n_prompt] for one in self.examples],
+            "examples": [[example.tokens, example.n_prompt] for example in self.examples],
             "projections": [[one.name, one.n_experts] for one in self.projections],
             "setting": [self.mode, self.factor, self.together],
             "units": None if self.units is None else sorted(self.units),
@@ -81,21 +224,25 @@ class ExpertJob:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Examples, places, and the most experts that a place has."""
-        n_places = 1 if self.together else len(self.projections)
-        return len(self.examples), n_places, max(one.n_experts for one in self.projections)
+        """The numbers of examples, of groups, and of the largest group's experts."""
+        n_groups = 1 if self.together else len(self.projections)
+        return (
+            len(self.examples),
+            n_groups,
+            max(projection.n_experts for projection in self.projections),
+        )
 
     def constraints(self) -> list[tuple[Unit, ExpertConstraint]]:
-        """Every unit that is meant, with its constraint."""
-        groups = [self.projections] if self.together else [(one,) for one in self.projections]
+        """Every unit of the job, with its constraint."""
+        groups = [self.projections] if self.together else list(zip(self.projections, strict=True))
         found = []
-        for place, group in enumerate(groups):
-            for expert in range(max(one.n_experts for one in group)):
-                if self.units is not None and (place, expert) not in self.units:
+        for index, members in enumerate(groups):
+            for expert in range(max(one.n_experts for one in members)):
+                if self.units is not None and (index, expert) not in self.units:
                     continue
-                pairs = [(one.name, expert) for one in group if expert < one.n_experts]
+                pairs = [(one.name, expert) for one in members if expert < one.n_experts]
                 constraint = ExpertConstraint(pairs, self.mode, self.factor)
-                found.append(((place, expert), constraint))
+                found.append(((index, expert), constraint))
         return found
 
 
@@ -107,7 +254,7 @@ def estimate_experts(model: HookedModel, job: ExpertJob, *, progress: bool = Fal
     """First-order changes of loss.
 
     Returns:
-        ``loss`` [example] without interventions, ``changes`` [example place expert].
+        ``loss`` [example] without interventions, ``changes`` [example group expert].
     """
     dtype = result_dtype(model)
     loss = torch.empty(job.shape[0], dtype=dtype)
@@ -120,14 +267,14 @@ def estimate_experts(model: HookedModel, job: ExpertJob, *, progress: bool = Fal
 
     def run_chunk(chunk: list[int]) -> None:
         answers = answer_batch(job.examples, chunk, device)
-        here, found = attribute_gates(model, answers, job.projections, edit)
+        here, found = attribute_gates(model, answers, job.projections, edit=edit)
         rows = torch.tensor(answers.examples)
         loss[rows] = here.to(loss)
-        for number, one in enumerate(job.projections):
-            place, experts = 0 if job.together else number, torch.arange(one.n_experts)
-            # What is together adds up, to first order.
-            before = changes[rows[:, None], place, experts].nan_to_num()
-            changes[rows[:, None], place, experts] = before + found[one.name].to(changes)
+        for number, projection in enumerate(job.projections):
+            group, experts = 0 if job.together else number, torch.arange(projection.n_experts)
+            # First-order effects of a group are the sum of its members'.
+            before = changes[rows[:, None], group, experts].nan_to_num()
+            changes[rows[:, None], group, experts] = before + found[projection.name].to(changes)
 
     with progress_bar(total=len(job.examples), description="gradients", shown=progress) as bar:
         for chunk, _ in halving(answer_chunks(job.examples), run_chunk, what="one example"):
@@ -139,16 +286,17 @@ def measure_experts(model: HookedModel, job: ExpertJob, *, progress: bool = Fals
     """Loss and accuracy without interventions, and their changes; NaN beyond the job's units.
 
     Returns:
-        ``bare`` [example measure], ``changes`` [example measure place expert].
+        ``bare`` [example measure], without interventions; ``changes``
+        [example measure group expert].
     """
     n_examples, *units = job.shape
     wanted, device = job.constraints(), device_of(model)
 
     def runs(chunk: list[int]) -> Iterator[Tensor]:
-        bare = run_bare(model, answer_batch(job.examples, chunk, device), job.projections)
-        yield torch.stack([bare.loss, bare.right])
+        baseline = run_baseline(model, answer_batch(job.examples, chunk, device), job.projections)
+        yield torch.stack([baseline.loss, baseline.right])
         for _, constraint in wanted:
-            yield _changes(model, job, bare, constraint)
+            yield _changes(model, job, baseline, constraint=constraint)
 
     found = measure_runs(
         runs,
@@ -160,60 +308,59 @@ def measure_experts(model: HookedModel, job: ExpertJob, *, progress: bool = Fals
         description=f"experts, {job.mode}",
     ).transpose(0, 1)
     changes = found.new_full((n_examples, 2, *units), torch.nan)
-    for number, ((place, expert), _) in enumerate(wanted, start=1):
-        changes[:, :, place, expert] = found[:, :, number]
+    for number, ((group, expert), _) in enumerate(wanted, start=1):
+        changes[:, :, group, expert] = found[:, :, number]
     return Shard({"bare": found[:, :, 0].contiguous(), "changes": changes})
 
 
 def _changes(
-    model: HookedModel, job: ExpertJob, bare: BareRun, constraint: ExpertConstraint
+    model: HookedModel, job: ExpertJob, baseline: BaselineRun, *, constraint: ExpertConstraint
 ) -> Float[Tensor, "measure example"]:
-    """Zero for examples that use none of the experts, under a mode that then does nothing."""
+    """Changes under one constraint; zero where an example uses none of its experts."""
     pairs = constraint.pairs
-    reached = torch.ones_like(bare.loss, dtype=torch.bool)
+    reached = torch.ones_like(baseline.loss, dtype=torch.bool)
     if job.mode != "force":
-        reached = torch.stack([bare.used[name][:, expert] for name, expert in pairs]).any(dim=0)
+        reached = torch.stack([baseline.used[name][:, expert] for name, expert in pairs]).any(dim=0)
     rows = reached.nonzero()[:, 0]
-    changes = torch.zeros_like(torch.stack([bare.loss, bare.right]))
+    measured = torch.stack([baseline.loss, baseline.right])
+    changes = torch.zeros_like(measured)
     if len(rows):
-        layer_of = {one.name: one.layer for one in job.projections}
+        layer_of = {projection.name: projection.layer for projection in job.projections}
         # Outside the layers (an adapted unembedding) the whole model runs.
         first_layer = min(layer_of[name] or 0 for name, _ in pairs)
         variant = Variant(first_layer, tuple(hooks_of(constraint, model, None)), rows)
-        (logits,) = run_variants(model, bare.run, [variant])
-        loss, right = answer_measures(logits, bare.answers.targets[rows])
-        changes[:, rows] = torch.stack([loss - bare.loss[rows], right - bare.right[rows]])
+        (logits,) = run_variants(model, baseline.run, [variant])
+        edited = answer_measures(logits, baseline.answers.targets[rows])
+        changes[:, rows] = torch.stack(edited) - measured[:, rows]
     return changes
 
 
 def greedy_accuracy(
-    model: HookedModel, job: ExpertJob, examples: Sequence[Example], *, progress: bool = True
-) -> tuple[Float[Tensor, " example"], Float[Tensor, "example place expert"]]:
+    model: HookedModel, job: ExpertJob, questions: Sequence[Example], *, progress: bool = True
+) -> tuple[Float[Tensor, " example"], Float[Tensor, "example group expert"]]:
     """Accuracy of greedy answers without interventions, and its changes.
 
     Args:
-        examples: what the job's are, as questions that an answer is scored against.
+        questions: the job's examples, as questions that an answer is scored against.
     """
-    prompts = [one.tokens[: one.n_prompt] for one in job.examples]
+    prompts = [example.tokens[: example.n_prompt] for example in job.examples]
     end = end_token(model.tokenizer)
 
-    def ask() -> Float[Tensor, " example"]:
-        said = generate_tokens(model, prompts, end=end, progress=False)
-        right = [is_right(one, text) for one, text in zip(examples, said, strict=True)]
-        return torch.tensor(right, dtype=torch.float32)
+    def accuracy() -> Float[Tensor, " example"]:
+        answers = generate_tokens(model, prompts, end=end, progress=False)
+        right = map(is_right, questions, answers)
+        return torch.tensor(list(right), dtype=torch.float32)
 
-    base, changes = ask(), torch.full(job.shape, torch.nan)
-    wanted = job.constraints()
-    for (place, expert), constraint in progress_bar(
-        wanted, description="greedy answers", shown=progress
-    ):
+    baseline, changes = accuracy(), torch.full(job.shape, torch.nan)
+    wanted = progress_bar(job.constraints(), description="greedy answers", shown=progress)
+    for (group, expert), constraint in wanted:
         with constrain(model, constraint):
-            changes[:, place, expert] = ask() - base
-    return base, changes
+            changes[:, group, expert] = accuracy() - baseline
+    return baseline, changes
 
 
 def most_promising(
-    estimate: Float[Tensor, "example place expert"], tasks: Sequence[str], budget: int
+    estimate: Float[Tensor, "example group expert"], tasks: Sequence[str], budget: int
 ) -> frozenset[Unit]:
     """The ``budget`` units with the largest absolute mean estimate in any task."""
     means = []

@@ -1,4 +1,4 @@
-"""Patching what one expert adds from another prompt's run.
+"""Patching the output of one expert from another prompt's run.
 
 Pairs of prompts of equal lengths, as in ``interp.patching.patch_heads``: the corrupted prompt runs
 with one expert's values taken from the clean run, at all positions, and the metric is read at the
@@ -9,24 +9,27 @@ Effect = metric(patched) − metric(corrupted run): positive means that the expe
 answer.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
+from einops import rearrange
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
+from interp.arguments import one_of
 from interp.errors import UserError
 from interp.forward.batch import TokenBatch, first_difference, in_batches
-from interp.forward.partial import HookFunction, RecordedRun, record_run, resume
+from interp.forward.partial import record_run, resume
 from interp.models.hooked_model import HookedModel
-from interp.moelora.projections import GATE, Projection, find_projection, projections_of
+from interp.moelora.projections import AdaptedProjection, find_projection, projections_of
 from interp.patching.metrics import Metric, can_take, check_metrics, metric_name
 from interp.patching.result import PatchEffects
 from interp.patching.variants import Variant, measure_runs, metrics_for, run_variants
 from interp.precision import dtype_of, precision_of, result_dtype
 
 Patched = Literal["output", "contribution"]
-OUTPUT = ".moelora.hook_expert_out"
 CHUNK_TOKENS = 2048
 """Tokens of one batch: all experts' outputs of a projection are kept for it."""
 
@@ -60,37 +63,20 @@ def patch_experts(
     Raises:
         UserError: an unknown name, a model without experts, prompts of different lengths.
     """
-    if what not in get_args(Patched):
-        raise UserError(f"unknown way {what!r} to patch; known: {', '.join(get_args(Patched))}")
+    one_of("way to patch", what, get_args(Patched))
     first_difference(clean, corrupted)
     check_metrics([metric], len(clean))
-    known = projections_of(model)
-    chosen = (
-        known
-        if projections is None
-        else tuple(find_projection(known, name) for name in projections)
-    )
+    chosen = projections_of(model)
+    if projections is not None:
+        chosen = tuple(find_projection(chosen, name) for name in projections)
     if any(one.layer is None for one in chosen):
         raise UserError("only experts in the model's layers can be patched")
-    points = [one.name + point for one in chosen for point in (OUTPUT, GATE)]
-
-    def runs(chunk: list[int]) -> Iterator[Tensor]:
-        measure = metrics_for([metric], torch.tensor(chunk, device=clean.tokens.device))
-        clean_run, run = (
-            record_run(model, one.take(chunk), keep=(), edits=points) for one in (clean, corrupted)
-        )
-        yield measure(clean_run.logits)
-        yield measure(run.logits)
-        for one in chosen:
-            source = _values_in(model, clean_run, one, what)
-            variants = [_patched(one, source, expert) for expert in range(one.n_experts)]
-            yield from map(measure, run_variants(model, run, variants))
-
+    runs = _patched_runs(model, (clean, corrupted), chosen, metric=metric, what=what)
     divisible = can_take([metric])
     # A metric that cannot be narrowed sees all prompts at once.
     size = CHUNK_TOKENS // clean.width if divisible else len(clean)
     counts = [one.n_experts for one in chosen]
-    ((there, bare, *patched),) = measure_runs(
+    ((in_clean, in_corrupted, *patched),) = measure_runs(
         runs,
         in_batches(range(len(clean)), size),
         shape=(1, len(clean), 2 + sum(counts)),
@@ -99,15 +85,13 @@ def patch_experts(
         progress=progress,
         description=f"expert {what}",
     ).transpose(1, 2)
-    effects = torch.stack([one - bare for one in patched], dim=1)
-    values = effects.new_full((len(clean), len(chosen), max(counts)), torch.nan)
-    for place, of_projection in enumerate(effects.split(counts, dim=1)):
-        values[:, place, : counts[place]] = of_projection
+    effects = (torch.stack(patched) - in_corrupted).split(counts)
+    padded = pad_sequence(list(effects), padding_value=torch.nan)
     return PatchEffects(
-        values=values,
+        values=rearrange(padded, "expert projection prompt -> prompt projection expert"),
         axes=("prompt", "projection", "expert"),
-        corrupted=bare,
-        clean=there,
+        corrupted=in_corrupted,
+        clean=in_clean,
         component=f"expert {what}",
         method="exact",
         metric=metric_name(metric),
@@ -120,41 +104,44 @@ def patch_experts(
     )
 
 
-def _values_in(
-    model: HookedModel, run: RecordedRun, projection: Projection, what: Patched
-) -> dict[str, Tensor]:
-    """By hook point, what the experts of a projection have there in a run."""
-    points = [OUTPUT] if what == "output" else [OUTPUT, GATE]
-    found: dict[str, Tensor] = {}
+def _patched_runs(
+    model: HookedModel,
+    batches: tuple[TokenBatch, TokenBatch],
+    projections: Sequence[AdaptedProjection],
+    *,
+    metric: Metric,
+    what: Patched,
+) -> Callable[[list[int]], Iterator[Tensor]]:
+    """The metric in the clean run, the corrupted run, and with each expert patched, in turn."""
+    of_expert = ("expert_out",) if what == "output" else ("expert_out", "gate")
+    points = [point for one in projections for point in (one.expert_out, one.gate)]
 
-    def keep(name: str) -> HookFunction:
-        def read(value: Tensor, hook: Any) -> None:
-            found[name] = value
+    def runs(chunk: list[int]) -> Iterator[Tensor]:
+        rows = torch.arange(len(chunk), device=batches[0].tokens.device)
+        measure = metrics_for([metric], torch.tensor(chunk, device=rows.device))
+        clean, corrupted = (
+            record_run(model, batch.take(chunk), keep=(), edits=points) for batch in batches
+        )
+        yield measure(clean.logits)
+        yield measure(corrupted.logits)
+        for projection in projections:
+            layer, source = projection.layer or 0, dict[str, Tensor]()
+            hooks = [(getattr(projection, point), partial(_read, source)) for point in of_expert]
+            resume(model, clean, layer=layer, rows=rows, hooks=hooks, stop=layer + 1)
+            for expert in range(projection.n_experts):
+                hooks = [(name, partial(_patch, new, expert)) for name, new in source.items()]
+                yield from map(
+                    measure, run_variants(model, corrupted, [Variant(layer, tuple(hooks))])
+                )
 
-        return read
-
-    hooks = [(name, keep(name)) for name in (projection.name + point for point in points)]
-    layer, rows = _layer_of(projection), torch.arange(len(run.batch), device=run.logits.device)
-    resume(model, run, layer=layer, rows=rows, hooks=hooks, stop=layer + 1)
-    return found
-
-
-def _patched(projection: Projection, source: Mapping[str, Tensor], expert: int) -> Variant:
-    """One expert of a projection as it is in ``source``, by hook point."""
-
-    def write(new: Tensor) -> HookFunction:
-        def hook_function(value: Tensor, hook: Any) -> Tensor:
-            value = value.clone()
-            value[:, :, expert] = new[:, :, expert]
-            return value
-
-        return hook_function
-
-    hooks = tuple((name, write(new)) for name, new in source.items())
-    return Variant(_layer_of(projection), hooks)
+    return runs
 
 
-def _layer_of(projection: Projection) -> int:
-    """The layer of a projection that has one."""
-    assert projection.layer is not None
-    return projection.layer
+def _read(found: dict[str, Tensor], value: Tensor, hook: Any) -> None:
+    found[hook.name] = value
+
+
+def _patch(new: Tensor, expert: int, value: Tensor, hook: Any) -> Tensor:
+    value = value.clone()
+    value[:, :, expert] = new[:, :, expert]
+    return value

@@ -1,11 +1,10 @@
-"""Does an adapter work through given heads? Its gain with its part in them switched off.
+"""How much of an adapter's gain goes through given heads.
 
-The adapter's gain on premises is the rise of the preference for the true object (share of prompts,
-or logit difference) from the model without it to the model with it. Everything that its experts
-add to the heads' queries and values is then taken away, and the gain that is **lost** is compared
-with what is lost for random heads: as many other heads' queries, and as many other groups'
-values, in every layer. With grouped queries a value serves a whole group, so the other heads of a
-chosen head's group lose theirs too.
+The gain on premises is the rise of the preference for the true object (share of prompts, or logit
+difference) from the model without the adapter to the model with it. Everything that the experts add
+to the heads' queries and values is then set to zero, and the gain that is **lost** is compared with
+the loss for random heads: as many other heads' queries, and as many other groups' values, in every
+layer. With grouped queries a value serves a whole group, so all heads of the group lose theirs.
 """
 
 from collections.abc import Iterable, Sequence
@@ -24,10 +23,9 @@ from interp.experts.heads.slices import (
     NO_ABLATION,
     ExpertHeadContribution,
     Part,
-    adapted_parts,
     components_of,
     slices_of,
-    sweep_removals,
+    sweep_ablations,
     without_experts,
     without_slices,
 )
@@ -38,12 +36,12 @@ from interp.heads.locate import as_encoded
 from interp.heads.random_sets import random_head_sets
 from interp.heads.significance import mean_interval
 from interp.models.hooked_model import HookedModel
+from interp.moelora.projections import head_outputs
 from interp.patching.sweep import check_units
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import Premises, QuestionKind
 
 RANDOM_SETS = 20
-_NO_ADAPTER, _FULL, _WITHOUT, _RANDOM = 0, 1, 2, 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,61 +60,57 @@ class AdapterGain(Displayed):
     runs: Preference
     seed: int = 0
 
-    def _interval(self, values: np.ndarray) -> list[float]:
-        return list(mean_interval(values, self.runs.subjects, seed=self.seed))
-
-    def _of(self, measure: str) -> np.ndarray:
-        difference = self.runs.logit_difference
-        return (difference > 0).astype(float) if measure == "accuracy" else difference
-
     def to_dict(self) -> dict[str, Any]:
         """By measure (``accuracy``, ``logit_difference``): [value, low, high] over subjects.
 
         ``without_adapter``, ``with_adapter``, ``without_heads``; ``gain`` and ``lost``, paired by
         prompt; ``random_lost`` mean, 95th percentile, and the ``percentile`` of ``lost`` in it.
         """
-        return {name: self._measure(self._of(name)) for name in ("accuracy", "logit_difference")}
+        difference = self.runs.logit_difference
+        right = (difference > 0).astype(float)
+        return {"accuracy": self._measure(right), "logit_difference": self._measure(difference)}
 
     def _measure(self, values: np.ndarray) -> dict[str, Any]:
-        lost = values[:, _FULL] - values[:, _WITHOUT]
-        found: dict[str, Any] = {
-            "without_adapter": self._interval(values[:, _NO_ADAPTER]),
-            "with_adapter": self._interval(values[:, _FULL]),
-            "without_heads": self._interval(values[:, _WITHOUT]),
-            "gain": self._interval(values[:, _FULL] - values[:, _NO_ADAPTER]),
-            "lost": self._interval(lost),
+        without_adapter, full, without_heads = values[:, :3].T
+        lost = full - without_heads
+        of_prompts = {
+            "without_adapter": without_adapter,
+            "with_adapter": full,
+            "without_heads": without_heads,
+            "gain": full - without_adapter,
+            "lost": lost,
         }
-        null = (values[:, [_FULL]] - values[:, _RANDOM:]).mean(axis=0)
+        found: dict[str, Any] = {
+            name: list(mean_interval(numbers, self.runs.subjects, seed=self.seed))
+            for name, numbers in of_prompts.items()
+        }
+        null = (full[:, None] - values[:, 3:]).mean(axis=0)
         if len(null):
-            found["random_lost"] = {
-                "mean": float(null.mean()),
-                "p95": float(np.quantile(null, 0.95)),
-            }
+            p95 = float(np.quantile(null, 0.95))
+            found["random_lost"] = {"mean": float(null.mean()), "p95": p95}
             found["percentile"] = float((null < lost.mean()).mean() * 100)
         return found | {"n_sets": len(null)}
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row a measure and run: value and interval."""
-        return pd.DataFrame(
-            [
-                {"measure": measure, "what": what, "value": one[0], "low": one[1], "high": one[2]}
-                for measure, content in self.to_dict().items()
-                for what, one in content.items()
-                if isinstance(one, list)
-            ]
-        )
+        rows = [
+            (measure, what, *interval)
+            for measure, content in self.to_dict().items()
+            for what, interval in content.items()
+            if isinstance(interval, list)
+        ]
+        return pd.DataFrame(rows, columns=["measure", "what", "value", "low", "high"])
 
     def plot(self) -> go.Figure:
         """Preference accuracy without the adapter, with it, and without its part in the heads."""
         content = self.to_dict()["accuracy"]
-        names = {
-            "without_adapter": "no adapter",
-            "with_adapter": "adapter",
-            "without_heads": "adapter, not in these heads",
-            "gain": "gain of the adapter",
-            "lost": "lost without these heads",
+        values = {
+            "no adapter": content["without_adapter"],
+            "adapter": content["with_adapter"],
+            "adapter, not in these heads": content["without_heads"],
+            "gain of the adapter": content["gain"],
+            "lost without these heads": content["lost"],
         }
-        values = {text: content[key] for key, text in names.items()}
         if "random_lost" in content:
             mean, p95 = content["random_lost"]["mean"], content["random_lost"]["p95"]
             values["lost without random heads (to 95 %)"] = [mean, mean, p95]
@@ -154,17 +148,17 @@ def adapter_gain(
     chosen = as_head_set(heads)
     check_units(model, chosen.heads)
     encoded = as_encoded(model, premises)
-    own = _adapted(model, slices_of(model, chosen, components))
-    if not own:
+    slices = _adapted(model, slices_of(model, chosen, components))
+    if not slices:
         raise UserError("the adapter has no part in these heads: no experts in their layers")
-    random = _random_slices(model, own, random_sets, seed)
-    removals = [without_experts(model), NO_ABLATION]
-    removals += [without_slices(model, one) for one in (own, *random)]
-    values = sweep_removals(
+    random = _random_slices(model, slices, n_sets=random_sets, seed=seed)
+    without = [without_slices(model, some) for some in (slices, *random)]
+    ablations = [without_experts(model), NO_ABLATION, *without]
+    values = sweep_ablations(
         model,
         encoded.batch(kind),
-        removals,
-        preference_metrics(encoded),
+        ablations,
+        metrics=preference_metrics(encoded),
         progress=progress,
         description="adapter through heads",
     )
@@ -175,18 +169,20 @@ def adapter_gain(
 def _adapted(
     model: HookedModel, slices: Sequence[ExpertHeadContribution]
 ) -> list[ExpertHeadContribution]:
-    """Those in layers that have experts on the component."""
-    layers = {one: adapted_parts(model, one) for one in components_of(slices)}
-    return [one for one in slices if one.layer in layers[one.component]]
+    """The slices in layers that have experts on their component."""
+    layers = {name: head_outputs(model, name) for name in components_of(slices)}
+    return [part for part in slices if part.layer in layers[part.component]]
 
 
 def _random_slices(
-    model: HookedModel, own: Sequence[ExpertHeadContribution], n_sets: int, seed: int
+    model: HookedModel, chosen: Sequence[ExpertHeadContribution], *, n_sets: int, seed: int
 ) -> list[list[ExpertHeadContribution]]:
     """For each set, as many other slices of each component in each layer."""
     sets: list[list[ExpertHeadContribution]] = [[] for _ in range(n_sets)]
-    for component in components_of(own):
-        units = HeadSet(tuple((one.layer, one.unit) for one in own if one.component == component))
+    for component in components_of(chosen):
+        units = HeadSet(
+            tuple((one.layer, one.unit) for one in chosen if one.component == component)
+        )
         n_units = count_units(model, component)
         drawn = random_head_sets(units, model.cfg.n_layers, n_units, n_sets, seed=seed)
         for into, found in zip(sets, drawn, strict=True):

@@ -14,32 +14,37 @@ Norms do not sum: experts may cancel each other. ``adapter_norm`` is that of Σ_
 """
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import torch
 from einops import rearrange, reduce
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from interp.arguments import one_of
 from interp.display import Displayed, Shown
 from interp.errors import UserError
-from interp.experts.heads.prompt_positions import PromptColumns, Where, prompt_columns
-from interp.experts.heads.slices import AdaptedPart, Part, adapted_parts, group_size
+from interp.experts.heads.slices import Part, group_size
 from interp.figures.expert_heads import contribution_figure
 from interp.forward.batch import Span, TokenBatch
 from interp.forward.hook_points import as_units, axis_of, count_units, hook_name
 from interp.forward.out_of_memory import over_parts
-from interp.forward.partial import Hook, HookFunction, hooked, last_logits
+from interp.forward.partial import Hook, hooked, last_logits
+from interp.heads.locate import as_encoded
 from interp.models.hooked_model import HookedModel
+from interp.moelora.projections import head_outputs
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import Premises, QuestionKind
 from interp.progress import progress_bar
 from interp.statistics.significance import group_means
+
+Where = Literal["object", "subject", "last"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,13 +78,8 @@ class ExpertContributions(Displayed):
 
     def __post_init__(self) -> None:
         prompt, layer, unit, expert = self.norm.shape
-        wanted = {
-            "share": (prompt, layer, unit, expert),
-            "gate": (prompt, layer, expert),
-            "head_norm": (prompt, layer, unit),
-            "adapter_norm": (prompt, layer, unit),
-            "base_share": (prompt, layer, unit),
-        }
+        wanted = dict.fromkeys(("head_norm", "adapter_norm", "base_share"), (prompt, layer, unit))
+        wanted |= {"share": (prompt, layer, unit, expert), "gate": (prompt, layer, expert)}
         for name, shape in wanted.items():
             if getattr(self, name).shape != shape:
                 raise UserError(f"{name} has shape {tuple(getattr(self, name).shape)}, not {shape}")
@@ -162,6 +162,56 @@ class ExpertContributions(Displayed):
         return Shown(words, (self.to_dataframe(),), self.plot)
 
 
+@dataclass(frozen=True)
+class PromptPositions:
+    """Prompts, the positions of each that are looked at, and what the prompts are about.
+
+    Attributes:
+        at: Bool[prompt pos], at least one position of every prompt.
+        name: how the positions were asked for.
+        groups: of each prompt, what is resampled together.
+    """
+
+    batch: TokenBatch
+    at: Bool[Tensor, "prompt pos"]
+    name: str
+    groups: tuple[str, ...]
+
+
+def prompt_positions(
+    model: HookedModel,
+    prompts: Premises | EncodedPremises | TokenBatch,
+    at: Where | Sequence[Span],
+    *,
+    kind: QuestionKind = "false",
+) -> PromptPositions:
+    """The positions that `at` names in premises' prompts of one kind, or in any tokens.
+
+    Raises:
+        UserError: an unknown place, one that tokens alone do not have, or spans that do not fit.
+    """
+    if isinstance(at, str) and at not in get_args(Where):
+        known = ", ".join(get_args(Where))
+        raise UserError(f"unknown place {at!r}; known: {known}, or one token span per prompt")
+    encoded = None
+    if isinstance(prompts, TokenBatch):
+        batch, groups = prompts, tuple(str(index) for index in range(len(prompts)))
+    else:
+        encoded = as_encoded(model, prompts)
+        batch, groups = encoded.batch(kind), encoded.subjects
+    if at == "last":
+        last = torch.zeros_like(batch.mask)
+        last[:, -1] = True
+        return PromptPositions(batch, last, "last", groups)
+    if not isinstance(at, str):
+        spans = [(int(start), int(end)) for start, end in at]
+        return PromptPositions(batch, batch.columns(spans), "spans", groups)
+    if encoded is None:
+        raise UserError(f"tokens alone have no {at}: give premises, at='last', or token spans")
+    spans = [getattr(item.prompt(kind), at) for item in encoded.items]
+    return PromptPositions(batch, batch.columns(spans), at, groups)
+
+
 def expert_contributions(
     model: HookedModel,
     prompts: Premises | EncodedPremises | TokenBatch,
@@ -174,7 +224,7 @@ def expert_contributions(
     """Decompose the queries, keys or values of an adapted model's heads into experts.
 
     Args:
-        model: of `interp.moelora.hooked`.
+        model: from `interp.moelora.hooked`.
         prompts: premises, or any left-padded tokens.
         component: ``q``, ``k`` or ``v``; the last two belong to groups of query heads where the
             model groups them, and the result says so.
@@ -185,32 +235,34 @@ def expert_contributions(
     Raises:
         UserError: no experts on that projection, or tokens that the prompts do not have.
     """
-    places = prompt_columns(model, prompts, at, kind)
-    return contributions_at(model, places, (component,), progress=progress)[component]
+    positions = prompt_positions(model, prompts, at, kind=kind)
+    return contributions_at(model, positions, (component,), progress=progress)[component]
 
 
 @torch.no_grad()
 def contributions_at(
-    model: HookedModel, places: PromptColumns, components: Sequence[Part], *, progress: bool = True
+    model: HookedModel,
+    positions: PromptPositions,
+    components: Sequence[Part],
+    *,
+    progress: bool = True,
 ) -> dict[Part, ExpertContributions]:
-    """As ``expert_contributions``, of several components in one pass."""
-    sums: dict[Part, _Sums] = {one: _Sums(model, one, len(places.batch)) for one in components}
+    """The contributions of experts to several components of the heads, in one pass."""
+    batch = positions.batch
+    sums: dict[Part, _Sums] = {name: _Sums(model, name, len(batch)) for name in components}
 
     def run_part(part: TokenBatch, rows: range) -> None:
         prompts = torch.arange(rows.start, rows.stop)
-        at = places.at[prompts.to(places.at.device)]
-        with hooked(model, [hook for one in sums.values() for hook in one.hooks(prompts, at)]):
-            handles = [handle for one in sums.values() for handle in one.watch_bases()]
-            try:
-                last_logits(model, part)
-            finally:
-                for handle in handles:
-                    handle.remove()
+        at = positions.at[prompts.to(positions.at.device)]
+        with ExitStack() as stack:
+            hooks = [hook for one in sums.values() for hook in one.hooks(prompts, at, stack)]
+            stack.enter_context(hooked(model, hooks))
+            last_logits(model, part)
 
-    with progress_bar(total=len(places.batch), description="contributions", shown=progress) as bar:
-        for _ in over_parts(places.batch, run_part, bar=bar):
+    with progress_bar(total=len(batch), description="contributions", shown=progress) as bar:
+        for _ in over_parts(batch, run_part, bar=bar):
             pass
-    return {one: found.result(places) for one, found in sums.items()}
+    return {one: found.result(positions) for one, found in sums.items()}
 
 
 class _Sums:
@@ -218,84 +270,88 @@ class _Sums:
 
     def __init__(self, model: HookedModel, component: Part, n_prompts: int) -> None:
         self.component: Part = component
+        self.parts = head_outputs(model, one_of("component", component, get_args(Part)))
         self.group_size = group_size(model, component)
-        self.parts = adapted_parts(model, component)
-        n_experts = max(part.n_experts for part in self.parts.values())
+        n_experts = max(part.projection.n_experts for part in self.parts.values())
         shape = (n_prompts, len(model.blocks), count_units(model, component))
-        self.own, self.dot = (torch.full((*shape, n_experts), torch.nan) for _ in range(2))
+        self.norm, self.dot = (torch.full((*shape, n_experts), torch.nan) for _ in range(2))
         self.gate = torch.full((*shape[:2], n_experts), torch.nan)
         self.whole, self.added, self.base = (torch.full(shape, torch.nan) for _ in range(3))
         self.error = 0.0
-        self._seen: dict[tuple[int, str], Tensor] = {}
 
-    def hooks(self, prompts: Int[Tensor, " prompt"], at: Tensor) -> list[Hook]:
-        """Hooks that note the experts' values, and sum when the projection's output comes."""
+    def hooks(
+        self, prompts: Int[Tensor, " prompt"], at: Bool[Tensor, "row pos"], stack: ExitStack
+    ) -> list[Hook]:
+        """Hooks that note the experts' values, and sum when the projection's output comes.
+
+        A further hook notes what the projection gives without experts, until `stack` ends.
+        """
         found: list[Hook] = []
         for layer, part in self.parts.items():
-            for point in ("gate", "expert_out"):
-                found.append((f"{part.points}.hook_{point}", self._note(layer, point)))
-            found.append((hook_name(self.component, layer), self._sum(layer, part, prompts, at)))
+            seen: dict[str, Tensor] = {}
+            keep_base = partial(_keep_output, seen)
+            stack.callback(part.base.register_forward_hook(keep_base).remove)
+            for point in (part.projection.gate, part.projection.expert_out):
+                found.append((point, partial(_keep, seen)))
+            add = partial(self._add, seen=seen, layer=layer, prompts=prompts, at=at)
+            found.append((hook_name(self.component, layer), add))
         return found
 
-    def watch_bases(self) -> list[Any]:
-        """Note what the projections give without experts; handles to remove."""
-        return [
-            part.base.register_forward_hook(
-                lambda module, args, output, layer=layer: self._keep(layer, "base", output)
-            )
-            for layer, part in self.parts.items()
-        ]
+    def _add(
+        self,
+        value: Tensor,
+        hook: Any,
+        *,
+        seen: dict[str, Tensor],
+        layer: int,
+        prompts: Int[Tensor, " prompt"],
+        at: Bool[Tensor, "row pos"],
+    ) -> None:
+        part = self.parts[layer]
+        row = at.nonzero()[:, 0]
+        names = ("hook_gate", "hook_expert_out", "base")
+        gate, out, base = (seen.pop(name)[at].double() for name in names)
+        y = as_units(value, self.component)[at].double()
+        c = gate[:, :, None, None] * out[:, :, part.columns]
+        c = rearrange(c, "token expert unit d_head -> token unit expert d_head")
+        base = rearrange(base, "token (unit d_head) -> token unit d_head", d_head=y.shape[-1])
+        added = reduce(c, "token unit expert d_head -> token unit d_head", "sum")
+        self.error = max(self.error, float((base + added - y).abs().max()))
 
-    def _keep(self, layer: int, name: str, value: Any) -> None:
-        self._seen[layer, name] = value
+        def mean(of_tokens: Tensor) -> Tensor:
+            sums = of_tokens.new_zeros(len(at), *of_tokens.shape[1:])
+            counts = at.sum(dim=1).double().reshape(-1, *[1] * (of_tokens.ndim - 1))
+            return (sums.index_add_(0, row, of_tokens) / counts).float().cpu()
 
-    def _note(self, layer: int, point: str) -> HookFunction:
-        return lambda value, hook: self._keep(layer, point, value)
+        experts = slice(0, part.projection.n_experts)
+        self.norm[prompts, layer, :, experts] = mean((c * c).sum(dim=-1))
+        self.dot[prompts, layer, :, experts] = mean((c * y[:, :, None]).sum(dim=-1))
+        self.gate[prompts, layer, experts] = mean(gate)
+        self.whole[prompts, layer] = mean((y * y).sum(dim=-1))
+        self.added[prompts, layer] = mean((added * added).sum(dim=-1))
+        self.base[prompts, layer] = mean((base * y).sum(dim=-1))
 
-    def _sum(
-        self, layer: int, part: AdaptedPart, prompts: Int[Tensor, " prompt"], at: Tensor
-    ) -> HookFunction:
-        def add(value: Tensor, hook: Any) -> None:
-            row = at.nonzero()[:, 0]
-            gate, out, base = (
-                self._seen.pop((layer, name))[at].double()
-                for name in ("gate", "expert_out", "base")
-            )
-            y = as_units(value, self.component)[at].double()
-            c = gate[:, :, None, None] * out[:, :, part.columns]
-            c = rearrange(c, "token expert unit d_head -> token unit expert d_head")
-            base = rearrange(base, "token (unit d_head) -> token unit d_head", d_head=y.shape[-1])
-            added = reduce(c, "token unit expert d_head -> token unit d_head", "sum")
-            self.error = max(self.error, float((base + added - y).abs().max()))
-
-            def mean(of_tokens: Tensor) -> Tensor:
-                sums = of_tokens.new_zeros(len(at), *of_tokens.shape[1:])
-                counts = at.sum(dim=1).double().reshape(-1, *[1] * (of_tokens.ndim - 1))
-                return (sums.index_add_(0, row, of_tokens) / counts).float().cpu()
-
-            experts = slice(0, part.n_experts)
-            self.own[prompts, layer, :, experts] = mean((c * c).sum(dim=-1))
-            self.dot[prompts, layer, :, experts] = mean((c * y[:, :, None]).sum(dim=-1))
-            self.gate[prompts, layer, experts] = mean(gate)
-            self.whole[prompts, layer] = mean((y * y).sum(dim=-1))
-            self.added[prompts, layer] = mean((added * added).sum(dim=-1))
-            self.base[prompts, layer] = mean((base * y).sum(dim=-1))
-
-        return add
-
-    def result(self, places: PromptColumns) -> ExpertContributions:
+    def result(self, positions: PromptPositions) -> ExpertContributions:
         """What the sums mean."""
         return ExpertContributions(
             component=self.component,
             unit_axis=str(axis_of(self.component)),
             group_size=self.group_size,
-            at=places.name,
-            norm=self.own.sqrt(),
+            at=positions.name,
+            norm=self.norm.sqrt(),
             share=self.dot / self.whole[..., None],
             gate=self.gate,
             head_norm=self.whole.sqrt(),
             adapter_norm=self.added.sqrt(),
             base_share=self.base / self.whole,
-            groups=places.groups,
+            groups=positions.groups,
             reconstruction_error=self.error,
         )
+
+
+def _keep(seen: dict[str, Tensor], value: Tensor, hook: Any) -> None:
+    seen[hook.name.rpartition(".")[2]] = value
+
+
+def _keep_output(seen: dict[str, Tensor], module: Any, args: Any, output: Tensor) -> None:
+    seen["base"] = output

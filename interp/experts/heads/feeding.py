@@ -1,4 +1,4 @@
-"""Which experts feed given heads, such as the false-premise heads, more than other heads.
+"""Experts that add more to given heads, such as the false-premise heads, than to other heads.
 
 An expert feeds a head by its part in the head's query or value: ``relative_norm``, the norm of
 what it adds over the norm of the whole (`interp.experts.heads.contributions`). Two questions:
@@ -11,8 +11,6 @@ what it adds over the norm of the whole (`interp.experts.heads.contributions`). 
   random sets with as many other heads in each layer (`interp.heads.random_head_sets`); the p-value
   is again of who is chosen, permuted within every layer.
 
-Queries are read where the head asks: at the object for site ``output``, whose heads write there, at
-the last token for site ``attention``, whose heads read from there. Values are read at the object.
 With grouped queries a value belongs to a group, and the null is of other groups.
 """
 
@@ -28,8 +26,12 @@ from scipy.stats import permutation_test
 
 from interp.display import Displayed, Shown
 from interp.errors import UserError
-from interp.experts.heads.contributions import ExpertContributions, contributions_at
-from interp.experts.heads.prompt_positions import Where, prompt_columns
+from interp.experts.heads.contributions import (
+    ExpertContributions,
+    Where,
+    contributions_at,
+    prompt_positions,
+)
 from interp.experts.heads.slices import ExpertHeadContribution, Part, slices_of
 from interp.figures.expert_heads import feeding_figure
 from interp.heads.headset import Head, HeadSet, Site, as_head_set
@@ -44,11 +46,12 @@ from interp.statistics.significance import q_values
 
 RANDOM_SETS = 200
 PERMUTATIONS = 10_000
-PLACES: dict[Site, dict[Part, Where]] = {
+READ_AT: dict[Site, dict[Part, Where]] = {
     "output": {"q": "object", "k": "object", "v": "object"},
     "attention": {"q": "last", "k": "object", "v": "object"},
 }
-"""Where a component is read, by the site of the heads."""
+"""Where a component is read, by the site of the heads: heads of ``output`` write at the object,
+those of ``attention`` read from the last token."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,9 +90,8 @@ class ExpertFeeding(Displayed):
         return feeding_figure(self.experts, count)
 
     def _shown(self) -> Shown:
-        words = (
-            f"What experts add to {len(self.heads)} heads, beside random heads of the same layers."
-        )
+        n_heads = len(self.heads)
+        words = f"What experts add to {n_heads} heads, beside random heads of the same layers."
         return Shown(words, (self.adapter, self.experts), self.plot)
 
 
@@ -119,18 +121,18 @@ def rank_expert_contributions(
     if not chosen.heads:
         raise UserError("there are no heads to look at: select some first")
     encoded = as_encoded(model, prompts)
-    by_place: dict[Where, list[Part]] = defaultdict(list)
+    by_position: dict[Where, list[Part]] = defaultdict(list)
     for component in components:
-        by_place[PLACES[chosen.site][component]].append(component)
+        by_position[READ_AT[chosen.site][component]].append(component)
     rows: list[dict[str, Any]] = []
     whole: list[dict[str, Any]] = []
-    for place, of_place in by_place.items():
-        places = prompt_columns(model, encoded, place, kind)
-        found = contributions_at(model, places, of_place, progress=progress)
+    for where, read_there in by_position.items():
+        positions = prompt_positions(model, encoded, where, kind=kind)
+        found = contributions_at(model, positions, read_there, progress=progress)
         for component, contributions in found.items():
             units = units_by_layer(slices_of(model, chosen, [component]))
             rows += _expert_rows(contributions, units)
-            whole.append(_adapter_row(contributions, units, random_sets, seed))
+            whole.append(_adapter_row(contributions, units, n_sets=random_sets, seed=seed))
     if not rows:
         raise UserError("no layer of these heads has experts on " + ", ".join(components))
     table = pd.DataFrame(rows)
@@ -143,9 +145,9 @@ def rank_expert_contributions(
 def units_by_layer(slices: Iterable[ExpertHeadContribution]) -> dict[int, list[int]]:
     """The slices' units, by layer."""
     found: dict[int, list[int]] = defaultdict(list)
-    for one in slices:
-        found[one.layer].append(one.unit)
-    return {layer: sorted(units) for layer, units in sorted(found.items())}
+    for part in sorted(slices, key=lambda part: (part.layer, part.unit)):
+        found[part.layer].append(part.unit)
+    return dict(found)
 
 
 def _expert_rows(
@@ -202,23 +204,19 @@ def larger_in(chosen: np.ndarray, others: np.ndarray) -> float:
 
 
 def _adapter_row(
-    contributions: ExpertContributions, units: dict[int, list[int]], n_sets: int, seed: int
+    contributions: ExpertContributions, units: dict[int, list[int]], *, n_sets: int, seed: int
 ) -> dict[str, Any]:
     """The whole adapter's part in the chosen heads, and in random sets of other heads."""
     relative = contributions.adapter_mean_relative_norm
     n_layers, n_units = relative.shape
-    pairs = tuple(
-        (layer, unit)
-        for layer, of_layer in units.items()
-        for unit in of_layer
-        if not np.isnan(relative[layer, unit])
-    )
+    pairs = [(layer, unit) for layer, some in units.items() for unit in some]
+    pairs = tuple(pair for pair in pairs if not np.isnan(relative[pair]))
     if not pairs:
         return {"component": contributions.component, "n_sets": 0}
     drawn = random_head_sets(HeadSet(pairs), n_layers, n_units, n_sets, seed=seed)
-    null = np.array([np.nanmean([relative[pair] for pair in one]) for one in drawn])
+    null = np.array([np.nanmean([relative[pair] for pair in heads]) for heads in drawn])
     observed = float(np.mean([relative[pair] for pair in pairs]))
-    permuted = _permuted_means(relative, pairs, n_sets, seed)
+    permuted = _permuted_means(relative, pairs, n_sets=n_sets, seed=seed)
     return {
         "component": contributions.component,
         "n_units": len(pairs),
@@ -232,7 +230,7 @@ def _adapter_row(
 
 
 def _permuted_means(
-    relative: np.ndarray, pairs: Sequence[Head], n_sets: int, seed: int
+    relative: np.ndarray, pairs: Sequence[Head], *, n_sets: int, seed: int
 ) -> np.ndarray:
     """The mean when every layer's chosen units are any of the layer, its own ones included."""
     rng = np.random.default_rng(seed)

@@ -1,17 +1,18 @@
-"""The causal part of single experts in single heads: take one out and see what the answer does.
+"""Causal effects of single experts in single heads.
 
-With the columns of one head in one expert's output set to zero at every position
+Measured with the part of one head in one expert's output set to zero at every position
 (`ExpertHeadContribution`):
 
 * ``preference``: logit(true object) − logit(false object) without the slice, less the same with
   it. **Positive**: without it the answer is better, so the slice carried the false premise;
   negative: the slice helped to correct it.
-* ``head_effect``: the same change of a head's own effect, where asked for. The head's effect is
-  that of editing it at the false object as the search for heads does (`interp.heads.locate`), so
-  this is (logit difference without slice and head − without slice) − (without head − with
-  everything). Negative: the head carries less of the false premise without what the expert gave it.
+* ``head_effect``, where asked for: the change of the head's own effect, which is that of editing it
+  at the false object (`interp.heads.locate`): (logit difference without slice and head − without
+  slice) − (without head − with everything). Negative: the head carries less of the false premise
+  without what the expert adds.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,7 +31,7 @@ from interp.experts.heads.slices import (
     NO_ABLATION,
     ExpertHeadContribution,
     group_size,
-    sweep_removals,
+    sweep_ablations,
     without_slices,
 )
 from interp.figures.dots import dot_figure
@@ -91,9 +92,9 @@ class SliceEffects(Displayed):
         groups), ``ci_low``, ``ci_high``, ``p_value``, ``q_value`` (NaN with too few groups),
         ``head_effect`` (NaN where not measured).
         """
-        columns: dict[str, Any] = {"slice": [one.name for one in self.slices]}
+        columns: dict[str, Any] = {"slice": [part.name for part in self.slices]}
         for name in ("component", "layer", "unit", "expert"):
-            columns[name] = [getattr(one, name) for one in self.slices]
+            columns[name] = [getattr(part, name) for part in self.slices]
         enough = len(set(self.groups)) >= MINIMUM_GROUPS
         columns["effect"] = (
             self.statistics.mean if enough else self.preference.double().mean(dim=0).numpy()
@@ -150,28 +151,33 @@ def slice_effects(
     encoded = as_encoded(model, premises)
     batch = encoded.batch(kind)
     metric = LogitDifference(encoded.true_tokens, encoded.false_tokens)
-    removals = [NO_ABLATION, *(without_slices(model, [one]) for one in slices)]
-    (runs,) = sweep_removals(
-        model, batch, removals, [metric], progress=progress, description="experts in heads"
+    ablations = [NO_ABLATION, *(without_slices(model, [part]) for part in slices)]
+    (runs,) = sweep_ablations(
+        model,
+        batch,
+        ablations,
+        metrics=[metric],
+        progress=progress,
+        description="experts in heads",
     )
     preference, change = runs[:, 1:] - runs[:, :1], None
     if head_effect is not None:
         edit = premise_edit(model, encoded, kind, site=head_effect)
         change = torch.empty_like(preference)
-        for heads, places in _by_heads(model, slices).items():
-            some = [NO_ABLATION, *(removals[1 + place] for place in places)]
-            (edited,) = sweep_removals(
+        for heads, numbers in _by_heads(model, slices).items():
+            some = [0, *(1 + number for number in numbers)]
+            (edited,) = sweep_ablations(
                 model,
                 batch,
-                some,
-                [metric],
+                [ablations[number] for number in some],
+                metrics=[metric],
                 edit=edit,
                 heads=heads,
                 progress=progress,
                 description=f"head effect, layer {heads[0][0]}",
             )
-            effects = edited - runs[:, [0, *(1 + place for place in places)]]
-            change[:, places] = effects[:, 1:] - effects[:, :1]
+            effects = edited - runs[:, some]
+            change[:, numbers] = effects[:, 1:] - effects[:, :1]
     return SliceEffects(
         tuple(slices),
         preference,
@@ -186,10 +192,10 @@ def slice_effects(
 def _by_heads(
     model: HookedModel, slices: Sequence[ExpertHeadContribution]
 ) -> dict[tuple[Head, ...], list[int]]:
-    """Places of the slices by the query heads that they serve."""
-    found: dict[tuple[Head, ...], list[int]] = {}
-    for place, one in enumerate(slices):
-        size = group_size(model, one.component)
-        heads = tuple((one.layer, one.unit * size + number) for number in range(size))
-        found.setdefault(heads, []).append(place)
+    """The numbers of the slices by the query heads that they serve."""
+    found: dict[tuple[Head, ...], list[int]] = defaultdict(list)
+    for number, part in enumerate(slices):
+        size = group_size(model, part.component)
+        first = part.unit * size
+        found[tuple((part.layer, head) for head in range(first, first + size))].append(number)
     return found

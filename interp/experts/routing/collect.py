@@ -1,6 +1,6 @@
-"""`collect_routing`: what a labelled corpus makes the routers do, in one pass or in several parts.
+"""Routing of a labelled corpus, collected in one pass or in several parts.
 
-A part is counted by itself, by whoever has the model; `RoutingSum` adds the parts up.
+A part is counted by itself, by any process that has the model; `RoutingPass.add` sums the parts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,22 +14,26 @@ from torch import Tensor
 from interp.checked import checked
 from interp.errors import UserError
 from interp.experts.routing.corpus import LabelledCorpus, corpus_of
-from interp.experts.routing.counting_pass import ROUTERS, CollectSettings, RoutingPass
-from interp.experts.routing.observe import (
+from interp.experts.routing.counting_pass import (
+    ROUTERS,
+    CollectSettings,
+    RoutingPass,
     Runner,
     base_of,
     observing,
 )
 from interp.experts.routing.records import RoutingRecords
 from interp.experts.routing.similarity import OutputSimilarity
-from interp.experts.routing.tables import Tables
 from interp.experts.routing.token_file import TokenFile
 from interp.forward.out_of_memory import halving
 from interp.models.call import evaluating
 from interp.models.limits import check_prompts
+from interp.moved import old_names
 from interp.progress import progress_bar
 
-__all__ = ["ROUTERS", "CollectSettings", "RoutingSum", "collect_part", "collect_routing"]
+__all__ = ["ROUTERS", "CollectSettings", "RoutingPass", "collect_part", "collect_routing"]
+
+__getattr__ = old_names(__name__)
 
 
 @checked
@@ -45,35 +49,33 @@ def collect_routing(
     """Route every token of a labelled corpus and count what its experts are used for.
 
     Args:
-        model: a PEFT or transformers model with one active MoELoRA adapter, or a hooked one (whose
-            hooks act as always; counted is what the routers say of what they are given).
+        model: a PEFT or transformers model with one active MoELoRA adapter, or a hooked one, whose
+            hooks stay in effect.
         corpus: by task, texts or token ids; or examples; or a corpus already made.
         tokenizer: by default the hooked model's.
-        token_file: a Parquet file to write every token's experts and gates to, as they come.
+        token_file: a Parquet file to which every token's experts and gates are written.
 
     Returns:
         The routing records, and how alike the experts' outputs are on a sample of tokens.
 
     Raises:
         UserError: texts without tasks or too long for the model; a model without one active
-            MoELoRA adapter, or one whose projections are run by other code than their own.
+            MoELoRA adapter, or one that computes its projections by other code than their own.
     """
     settings = settings or CollectSettings()
     tokenizer = getattr(model, "tokenizer", None) if tokenizer is None else tokenizer
     if tokenizer is None:
         raise UserError("give the model's tokenizer: the model does not carry one")
     labelled = corpus if isinstance(corpus, LabelledCorpus) else corpus_of(corpus, tokenizer)
-    total = RoutingSum(model, labelled, tokenizer, settings)
+    total = RoutingPass(model, labelled, tokenizer, settings=settings)
     with ExitStack() as stack:
         file = None
         if token_file is not None:
-            file = stack.enter_context(total.token_file(token_file))
+            sizes = {"projections": total.projections, "top_k": total.sizes.top_k}
+            file = stack.enter_context(TokenFile(token_file, tasks=labelled.tasks, **sizes))
+        options: dict[str, Any] = {"settings": settings, "file": file, "progress": progress}
         for number in range(settings.parts):
-            total.add(
-                collect_part(
-                    model, labelled, tokenizer, settings, number, file=file, progress=progress
-                )
-            )
+            total.add(collect_part(model, labelled, tokenizer, number=number, **options))
     return total.result()
 
 
@@ -82,14 +84,14 @@ def collect_part(
     model: Any,
     corpus: LabelledCorpus,
     tokenizer: Any,
+    *,
     settings: CollectSettings,
     number: int,
-    *,
     file: TokenFile | None = None,
     progress: bool = True,
 ) -> dict[str, Tensor]:
     """The sums over one of ``settings.parts`` parts of a corpus, by name; see `collect_routing`."""
-    pass_ = RoutingPass(model, corpus, tokenizer, settings)
+    pass_ = RoutingPass(model, corpus, tokenizer, settings=settings)
     pass_.file = file
     with ExitStack() as stack:
         stack.enter_context(evaluating(base_of(model)))
@@ -97,8 +99,8 @@ def collect_part(
         bar = stack.enter_context(
             progress_bar(total=total, unit="tok", description="routing", shown=progress)
         )
-        stack.enter_context(observing(pass_.layers, pass_.see))
-        check_prompts(base_of(model), [one.tokens for one in corpus.texts])
+        stack.enter_context(observing(pass_.layers, pass_.on_input))
+        check_prompts(base_of(model), [text.tokens for text in corpus.texts])
         pass_.runner = Runner(model, corpus.texts[0].tokens[: corpus.prefix])
         for batch in pass_.batches(number):
             # Its counts cannot be taken back, so that the batch cannot be cut here.
@@ -107,34 +109,3 @@ def collect_part(
                 pass
             bar.update(len(batch.labels))
     return pass_.sums()
-
-
-class RoutingSum:
-    """Adds up the parts of a corpus, in the order in which they are given."""
-
-    def __init__(
-        self, model: Any, corpus: LabelledCorpus, tokenizer: Any, settings: CollectSettings
-    ) -> None:
-        self._pass = RoutingPass(model, corpus, tokenizer, settings)
-        self._begun = False
-
-    def token_file(self, path: Path) -> TokenFile:
-        """A file for every token's experts and gates."""
-        pass_ = self._pass
-        return TokenFile(path, pass_.projections, pass_.corpus.tasks, pass_.sizes.top_k)
-
-    def add(self, part: Mapping[str, Tensor]) -> None:
-        """Add one part, as `collect_part` returned it."""
-        own = self._pass
-        empty = Tables.empty(own.sizes).as_dict()
-        tables = Tables(**{name: part.get(f"tables.{name}", one) for name, one in empty.items()})
-        own.counter.tables = own.counter.tables + tables if self._begun else tables
-        prefix = "moments."
-        own.moments.add_state(
-            {name[len(prefix) :]: one for name, one in part.items() if name.startswith(prefix)}
-        )
-        self._begun = True
-
-    def result(self) -> tuple[RoutingRecords, OutputSimilarity]:
-        """Of all parts that were added."""
-        return self._pass.records(), self._pass.moments.similarity()

@@ -7,7 +7,8 @@ Texts about one subject are not independent. They share a *unit*, and it is unit
 and left out together; without a subject each text is its own.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from interp.arguments import listed
 from interp.checked import checked
 from interp.errors import UserError
 from interp.models.spans import prompt_ids
@@ -55,33 +57,26 @@ class LabelledCorpus:
     @cached_property
     def tasks(self) -> tuple[str, ...]:
         """The tasks' names, in order of first appearance."""
-        return tuple(dict.fromkeys(one.task for one in self.texts))
+        return tuple(dict.fromkeys(text.task for text in self.texts))
 
     @cached_property
     def tokens(self) -> dict[str, int]:
         """How many tokens of each task are counted."""
-        found = dict.fromkeys(self.tasks, 0)
-        for one in self.texts:
-            found[one.task] += len(one.tokens) - self.prefix
+        found: Counter[str] = Counter()
+        for text in self.texts:
+            found[text.task] += len(text.tokens) - self.prefix
         return found
 
     @cached_property
     def units(self) -> dict[str, int]:
         """How many units each task has."""
-        found: dict[str, set[str]] = {task: set() for task in self.tasks}
-        for one in self.texts:
-            found[one.task].add(one.unit)
-        return {task: len(names) for task, names in found.items()}
+        return Counter(task for task, _ in {(text.task, text.unit): None for text in self.texts})
 
     def frequent_ids(self, limit: int) -> tuple[int, ...]:
         """The most frequent token ids that are counted at least twice, at most `limit`, sorted."""
-        counted = (one.tokens[self.prefix :] for one in self.texts)
-        size = 1 + max(max(one.tokens) for one in self.texts)
-        counts = np.zeros(size, dtype=np.int64)
-        for tokens in counted:
-            np.add.at(counts, list(tokens), 1)
+        counts = np.bincount(np.concatenate([text.tokens[self.prefix :] for text in self.texts]))
         order = np.argsort(-counts, kind="stable")[:limit]
-        return tuple(sorted(int(one) for one in order if counts[one] > 1))
+        return tuple(sorted(order[counts[order] > 1].tolist()))
 
 
 @checked
@@ -90,8 +85,7 @@ def corpus_of(data: Mapping[str, Any] | Sequence[Any], tokenizer: Any) -> Labell
 
     Args:
         data: by task, a list of texts or of token ids; or examples (`interp.moelora.data.sources`),
-        of
-            which the prompt in the model's chat format and the response are taken.
+            of which the prompt in the model's chat format and the response are taken.
 
     Raises:
         UserError: no texts, texts without tasks, or what is neither text nor token ids.
@@ -100,25 +94,19 @@ def corpus_of(data: Mapping[str, Any] | Sequence[Any], tokenizer: Any) -> Labell
         texts = [
             LabelledText(_ids(tokenizer, text), str(task), f"{task}/{number}")
             for task, several in data.items()
-            for number, text in enumerate(_several(task, several))
+            for number, text in enumerate(listed(f"task {task!r}", several, "texts"))
         ]
-    elif all(isinstance(one, Example) for one in data):
+    elif all(isinstance(example, Example) for example in data):
         end = end_token(tokenizer) if data else None
+        encoded = [(example, encode_example(tokenizer, example, end=end)) for example in data]
         texts = [
-            LabelledText(
-                encode_example(tokenizer, one, end=end).tokens,
-                one.task,
-                f"{one.task}/{one.subject}",
-            )
-            for one in data
-            if isinstance(one, Example)
+            LabelledText(code.tokens, one.task, f"{one.task}/{one.subject}")
+            for one, code in encoded
         ]
     else:
         raise UserError(
             "the texts are not labelled with tasks: give a mapping {task: [text, …]}, or examples"
         )
-    if not texts:
-        raise UserError("the corpus holds no texts")
     return LabelledCorpus(tuple(texts), common_prefix([one.tokens for one in texts]))
 
 
@@ -148,13 +136,6 @@ def check_enough(corpus: LabelledCorpus, *, tokens: int, units: int, least_tasks
                 f"independent texts: at least {tokens} tokens in {units} texts are needed; give "
                 "more data or leave the task out"
             )
-
-
-def _several(task: Any, texts: Any) -> Sequence[Any]:
-    """The texts of a task; one text alone would else be read letter by letter."""
-    if isinstance(texts, str | bytes | Mapping) or not isinstance(texts, Iterable):
-        raise UserError(f"task {task!r} must have a list of texts, got {type(texts).__name__}")
-    return list(texts)
 
 
 def _ids(tokenizer: Any, text: Any) -> tuple[int, ...]:

@@ -1,9 +1,10 @@
-"""Adds batches of routed tokens to the tables: the one place where routing is counted.
+"""Adds batches of routed tokens to the tables.
 
 The counter keeps no token. What it adds up is exact (whole numbers) or float64, so that it does not
 matter how the corpus is cut into batches.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +26,7 @@ class TokenLabels:
         unit: number of its unit.
         row: of the token id; the last row for those without their own.
         token_class: number in ``CLASSES``.
-        position: place in the text, from 0.
+        position: in the text, from 0.
         follows: whether the token before this one stands right before it here.
     """
 
@@ -50,7 +51,7 @@ class RoutingCounter:
         self.tables = Tables.empty(sizes)
 
     def add_tokens(self, labels: TokenLabels) -> None:
-        """Count the tokens of a batch themselves; once a batch."""
+        """Count the tokens of a batch; called once for each batch."""
         tables, folds = self.tables, self.sizes.folds
         bucket = position_bucket(labels.position)
         follows = labels.follows.long()
@@ -96,7 +97,7 @@ class RoutingCounter:
     def add_random(
         self, projection: int, logits: Float[Tensor, "token router expert"], labels: TokenLabels
     ) -> None:
-        """Count what untrained routers make of the same hidden states."""
+        """Count the routing of untrained routers on the same hidden states."""
         sizes, tables = self.sizes, self.tables
         routers, experts = logits.shape[1:]
         chosen = logits.topk(sizes.top_k, dim=-1, sorted=False).indices
@@ -125,7 +126,7 @@ class RoutingCounter:
         tables.random_entropy[projection] += entropy.sum(dim=0).double()
 
     def share_random(self, projection: int, source: int) -> None:
-        """Let a projection that reads the same hidden states have another's untrained routers."""
+        """Copy untrained routers' counts from a projection that reads the same hidden states."""
         for name, table in self.tables.as_dict().items():
             if name.startswith("random_"):
                 table[projection] = table[source]
@@ -135,13 +136,11 @@ class RoutingCounter:
     ) -> None:
         sizes = self.sizes
         key = labels.row * sizes.tasks + labels.task
-        table = self.tables.id_choice[projection]
+        codes = chosen.unbind(dim=-1)
         if sizes.as_sets:
-            code = sizes.code_of_mask[(1 << chosen).sum(dim=-1)]
-            _count(table, key * sizes.codes + code)
-        else:
-            for slot in chosen.unbind(dim=-1):
-                _count(table, key * sizes.codes + slot)
+            codes = (sizes.code_of_mask[(1 << chosen).sum(dim=-1)],)
+        for code in codes:
+            _count(self.tables.id_choice[projection], key * sizes.codes + code)
 
 
 def _repeats(
@@ -154,15 +153,41 @@ def _repeats(
 
 
 def _count(table: Tensor, key: Tensor, by: Tensor | None = None) -> None:
-    """Add one, or `by`, at each flat place of a table."""
+    """Add one, or `by`, at each flat index of a table."""
     ones = torch.ones_like(key) if by is None else by
     table.view(-1).index_add_(0, key, ones.to(table.dtype))
 
 
 def _add_rows(table: Tensor, key: Tensor, rows: Tensor) -> None:
-    """Add a row of experts at each place of a table whose last axis is experts."""
+    """Add a row of experts at each index of a table whose last axis is experts."""
     flat = table.view(-1, table.shape[-1])
     if rows.shape[-1] == flat.shape[-1]:
         flat.index_add_(0, key, rows.to(table.dtype))
     else:  # a projection with fewer experts than another
         flat[:, : rows.shape[-1]].index_add_(0, key, rows.to(table.dtype))
+
+
+class UntrainedRouters:
+    """Routers as they are before training, reading what the trained ones read.
+
+    Any linear router sorts tokens, as different tasks have different hidden states. What training
+    has added shows against routers from the distribution that an adapter starts from
+    (``U(−1/√d, 1/√d)``). They change nothing: the hidden states are those of the trained adapter.
+    """
+
+    def __init__(self, count: int, *, seed: int = 0) -> None:
+        self.count = count
+        self.seed = seed
+        self._weights: dict[int, Tensor] = {}
+
+    def logits(
+        self, projection: int, x: Float[Tensor, "token d_in"], *, experts: int
+    ) -> Float[Tensor, "token router expert"]:
+        """The logits of every router; the same seed gives a projection the same weights."""
+        if projection not in self._weights:
+            generator = torch.Generator().manual_seed(self.seed * 100_003 + projection)
+            drawn = torch.rand(self.count * experts, x.shape[-1], generator=generator)
+            self._weights[projection] = ((2 * drawn - 1) * (1 / math.sqrt(x.shape[-1]))).to(
+                x.device
+            )
+        return (x.float() @ self._weights[projection].T).unflatten(-1, (self.count, experts))

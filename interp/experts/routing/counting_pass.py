@@ -1,39 +1,96 @@
-"""The state of one pass over a labelled corpus: its batches, and what is counted of them.
+"""One pass over a labelled corpus: its batches, and what is counted of them.
 
-Texts are run in batches of like length, padded on the right. Each adapted projection's input is
-routed once more (a product with 8 rows), by its own router and by untrained ones, and counted;
-nothing of a token is kept, unless a file for it is asked for.
+Texts run in batches of like length, padded on the right. The model's own modules run as they are; a
+light hook sees what each adapted projection reads. The unembedding, a fifth of a small model's
+work, is left out, and what all texts begin with runs once. Each input is routed once more (a
+product with 8 rows), by its own router and by untrained ones, and counted; nothing of a token is
+kept, unless a file for it is asked for.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any
 from zlib import crc32
 
 import torch
 from jaxtyping import Bool, Int
-from torch import Tensor
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache
 
 from interp.arguments import whole_number
 from interp.errors import UserError
 from interp.experts.routing.corpus import LabelledCorpus
-from interp.experts.routing.counter import RoutingCounter, TokenLabels
-from interp.experts.routing.observe import (
-    adapted_layers,
-    base_of,
-    experts_of,
-    projection_of,
-    router_logits,
-)
+from interp.experts.routing.counter import RoutingCounter, TokenLabels, UntrainedRouters
 from interp.experts.routing.records import RoutingRecords
-from interp.experts.routing.similarity import OutputMoments
-from interp.experts.routing.tables import Sizes
+from interp.experts.routing.similarity import OutputMoments, OutputSimilarity
+from interp.experts.routing.tables import Sizes, Tables
 from interp.experts.routing.token_class import token_class, token_texts
-from interp.experts.routing.token_file import TokenFile
-from interp.experts.routing.untrained import UntrainedRouters
+from interp.experts.routing.token_file import Routing, TokenFile
 from interp.forward.batch import by_length
-from interp.moelora.layer import MoELoRALinear
+from interp.moelora.layer import layers_in_use
+from interp.moelora.projections import AdaptedProjection
+
+LEAST_SHARED = 4
+"""A beginning of fewer tokens is not worth a cache."""
+
+OnInput = Callable[[int, Tensor], None]
+
+
+def base_of(model: Any) -> Any:
+    """The transformers model inside a PEFT model or a hooked one, or the model itself."""
+    if isinstance(model, PeftModel):
+        return model.get_base_model()
+    original = getattr(model, "original_model", None)
+    return model if original is None else original
+
+
+@contextmanager
+def observing(layers: Iterable[nn.Module], on_input: OnInput) -> Iterator[None]:
+    """Call ``on_input(number, input)`` whenever a layer runs."""
+
+    def hook(layer: Any, args: tuple[Any, ...], *, number: int) -> None:
+        on_input(number, args[0])
+
+    with ExitStack() as stack:
+        for number, layer in enumerate(layers):
+            stack.callback(layer.register_forward_pre_hook(partial(hook, number=number)).remove)
+        yield
+
+
+class Runner:
+    """Forward passes up to the last hidden states; what all texts begin with is run once."""
+
+    def __init__(self, model: Any, beginning: Sequence[int] = ()) -> None:
+        base = base_of(model)
+        self.inner: Any = getattr(base, "base_model", base)
+        self.device = next(iter(base.parameters())).device
+        self.begun: DynamicCache | None = None
+        # A hooked model's own hooks may act on whole prompts only.
+        if len(beginning) >= LEAST_SHARED and base is not getattr(model, "original_model", None):
+            self.begun = DynamicCache(config=base.config)
+            tokens = torch.tensor([list(beginning)], device=self.device)
+            self.inner(input_ids=tokens, past_key_values=self.begun, use_cache=True)
+            self.length = len(beginning)
+
+    def __call__(self, tokens: Int[Tensor, "text pos"], mask: Bool[Tensor, "text pos"]) -> None:
+        """Run texts padded on the right, whole or behind the beginning that they share."""
+        tokens, whole = tokens.to(self.device), mask.long().to(self.device)
+        if self.begun is None:
+            self.inner(input_ids=tokens, attention_mask=whole, use_cache=False)
+            return
+        cache = copy.deepcopy(self.begun)
+        cache.batch_repeat_interleave(len(tokens))
+        self.inner(
+            input_ids=tokens[:, self.length :],
+            attention_mask=whole,
+            past_key_values=cache,
+            use_cache=True,
+        )
+
 
 FOLDS = 10
 UNITS = 256
@@ -42,13 +99,13 @@ ID_ROUTERS = 4
 IDS = 1024
 BATCH_TOKENS = 2048
 SAMPLED = 2048
+_LEAST = {"folds": 2, "units": 2, "batch_tokens": 1, "ids": 1, "parts": 1}
+_LEAST |= {"routers": 0, "id_routers": 0, "sampled": 0}
 
 
 @dataclass(frozen=True)
 class CollectSettings:
-    """How a corpus is counted; what the tables' size depends on, beside the model and the tasks.
-
-    Raises UserError for a value out of range.
+    """How a corpus is counted. Raises UserError for a value out of range.
 
     Attributes:
         folds: parts of the texts for the jackknife intervals.
@@ -73,14 +130,8 @@ class CollectSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (
-            *(("folds", 2), ("units", 2), ("batch_tokens", 1), ("ids", 1), ("parts", 1)),
-        ):
-            if whole_number(name, getattr(self, name)) < least:
-                raise UserError(f"{name} is {getattr(self, name)}: it must be at least {least}")
-        for name in ("routers", "id_routers", "sampled"):
-            if whole_number(name, getattr(self, name)) < 0:
-                raise UserError(f"{name} is {getattr(self, name)}: it cannot be negative")
+        for name, least in _LEAST.items():
+            whole_number(name, getattr(self, name), least=least)
 
 
 @dataclass
@@ -95,26 +146,31 @@ class _Batch:
     sampled: Bool[Tensor, " token"]
     ran: set[int] = field(default_factory=set)
     latest: tuple[int, Tensor] | None = None
+    routed: list[Routing] = field(default_factory=list)
 
 
 class RoutingPass:
-    """The state of one pass: the counter, and the batch that is being run."""
+    """The state of one pass: the counter, and the batch that is running."""
 
     def __init__(
-        self, model: Any, corpus: LabelledCorpus, tokenizer: Any, settings: CollectSettings
+        self, model: Any, corpus: LabelledCorpus, tokenizer: Any, *, settings: CollectSettings
     ) -> None:
         self.corpus, self.settings = corpus, settings
-        self.layers = adapted_layers(model)
-        self.projections = tuple(projection_of(one) for one in self.layers)
+        self.layers = layers_in_use(base_of(model))
+        found = [AdaptedProjection.of_layer(one) for one in self.layers]
+        # The tables count a projection outside the layers as one of layer 0.
+        self.projections = tuple(replace(one, layer=one.layer or 0) for one in found)
+        (adapter,) = self.layers[0].adapters_in_use
+        config = self.layers[0].experts[adapter].config
+        self.weights = [layer.weights(adapter) for layer in self.layers]
         _check_length(base_of(model), corpus)
         self.ids = corpus.frequent_ids(settings.ids)
         self.id_texts = token_texts(tokenizer, self.ids)
         self.class_of, self.row_of = _by_id(corpus, self.ids, tokenizer)
         self.unit_of, self.unit_task, self.unit_fold = _units(corpus, settings)
-        config = experts_of(self.layers[0]).config
         self.sizes = Sizes(
             projections=len(self.layers),
-            experts=max(one.experts for one in self.projections),
+            experts=max(projection.n_experts for projection in self.projections),
             top_k=config.top_k,
             tasks=len(corpus.tasks),
             folds=settings.folds,
@@ -124,7 +180,7 @@ class RoutingPass:
             id_routers=settings.id_routers,
         )
         self.counter = RoutingCounter(self.sizes, renormalize=config.renormalize)
-        self.moments = OutputMoments(self.layers, self.projections)
+        self.moments = OutputMoments(self.weights, self.projections)
         self.untrained = UntrainedRouters(settings.routers, seed=settings.seed)
         self.shared: dict[int, int] = {}
         self.file: TokenFile | None = None
@@ -137,7 +193,7 @@ class RoutingPass:
 
         Memory is then at its most at the beginning.
         """
-        lengths = [len(one.tokens) for one in self.corpus.texts]
+        lengths = [len(text.tokens) for text in self.corpus.texts]
         return by_length(lengths, self.settings.batch_tokens, longest_first=True)
 
     def chosen(self, part: int) -> list[list[int]]:
@@ -171,10 +227,10 @@ class RoutingPass:
             mask[row, : len(text.tokens)] = True
         counted = mask.clone()
         counted[:, : self.corpus.prefix] = False
-        row, column = counted.nonzero().unbind(dim=-1)
-        ids, index = tokens[row, column], torch.tensor(chosen)
+        row, at = counted.nonzero().unbind(dim=-1)
+        ids, index = tokens[row, at], torch.tensor(chosen)
         unit = self.unit_of[index][row]
-        position = column - self.corpus.prefix
+        position = at - self.corpus.prefix
         labels = TokenLabels(
             task=torch.tensor(self.unit_task)[unit],
             fold=torch.tensor(self.unit_fold)[unit],
@@ -191,8 +247,6 @@ class RoutingPass:
         """One forward pass; every projection must have been seen in it."""
         self.batch = batch
         self.counter.add_tokens(batch.labels)
-        if self.file is not None:
-            self.file.begin(batch.texts, batch.labels, batch.tokens[batch.counted])
         self.runner(batch.tokens, batch.mask)
         if missing := set(range(len(self.layers))) - batch.ran:
             name = self.projections[min(missing)].name
@@ -201,33 +255,34 @@ class RoutingPass:
                 "the PEFT model itself"
             )
         if self.file is not None:
-            self.file.end()
+            tokens = batch.tokens[batch.counted]
+            self.file.write(batch.labels, texts=batch.texts, tokens=tokens, routed=batch.routed)
         self.batch = None
 
-    def see(self, number: int, layer: MoELoRALinear, given: Tensor) -> None:
+    def on_input(self, number: int, given: Tensor) -> None:
         """Count what a projection's routers make of its input."""
         batch = self.batch
         if batch is None:
             return
         batch.ran.add(number)
-        # The columns that all texts share may have been run before.
+        # The positions that all texts share may have run before.
         x = given[batch.counted[:, -given.shape[1] :].to(given.device)]
-        logits = router_logits(layer, x).cpu()
+        logits = self.weights[number].router_logits(x).cpu()
         gates, chosen = self.counter.add(number, logits, batch.labels)
-        self.moments.add(number, layer, x[batch.sampled.to(x.device)])
+        self.moments.add(number, x[batch.sampled.to(x.device)])
         if self.file is not None:
-            self.file.add(number, gates.gather(-1, chosen), chosen)
+            batch.routed.append((self.projections[number], gates.gather(-1, chosen), chosen))
         if not self.settings.routers:
             return
         # Queries and values read the same hidden states; so do their untrained routers.
-        before = batch.latest
-        experts = self.projections[number].experts
-        alike = before is not None and self.projections[before[0]].experts == experts
-        if before is not None and before[1] is given and alike:
-            self.shared[number] = before[0]
-            return
+        experts = self.projections[number].n_experts
+        if batch.latest is not None and batch.latest[1] is given:
+            before = batch.latest[0]
+            if self.projections[before].n_experts == experts:
+                self.shared[number] = before
+                return
         batch.latest = (number, given)
-        drawn = self.untrained.logits(number, x, experts)
+        drawn = self.untrained.logits(number, x, experts=experts)
         self.counter.add_random(number, drawn.cpu(), batch.labels)
 
     def sums(self) -> dict[str, Tensor]:
@@ -240,9 +295,19 @@ class RoutingPass:
             **{f"moments.{name}": one for name, one in self.moments.state().items()},
         }
 
-    def records(self) -> RoutingRecords:
-        """What was counted."""
-        return RoutingRecords(
+    def add(self, part: Mapping[str, Tensor]) -> None:
+        """Add the sums over one part, as `sums` of another pass gave them."""
+        groups: dict[str, dict[str, Tensor]] = {"tables": {}, "moments": {}}
+        for name, tensor in part.items():
+            kind, _, rest = name.partition(".")
+            groups[kind][rest] = tensor
+        empty = Tables.empty(self.sizes).as_dict()
+        self.counter.tables = self.counter.tables + Tables(**{**empty, **groups["tables"]})
+        self.moments.add_state(groups["moments"])
+
+    def result(self) -> tuple[RoutingRecords, OutputSimilarity]:
+        """What was counted, and how alike the experts' outputs are."""
+        records = RoutingRecords(
             projections=self.projections,
             sizes=self.sizes,
             tasks=self.corpus.tasks,
@@ -258,11 +323,12 @@ class RoutingPass:
                 "seed": str(self.settings.seed),
             },
         )
+        return records, self.moments.similarity()
 
 
 def _check_length(base: Any, corpus: LabelledCorpus) -> None:
     context = getattr(base.config, "max_position_embeddings", None)
-    longest = max(len(one.tokens) for one in corpus.texts)
+    longest = max(len(text.tokens) for text in corpus.texts)
     if context is not None and longest > context:
         raise UserError(
             f"a text has {longest} tokens, but the model reads at most {context}: leave it out"

@@ -1,4 +1,4 @@
-"""The measures that are taken of every projection, each a number of its counts.
+"""The measures of a projection's routing, each a function of its counts.
 
 A measure sees `Counts`: the tables of one projection, with or without a fold of the texts, or those
 of one untrained router. What a router was not counted by (a random one by token id) is None, and
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 
 from interp.experts.routing import measures
 from interp.experts.routing.nulls import Alternative
@@ -45,48 +46,55 @@ class Counts:
     top_k: int
 
 
-def counts_of(records: RoutingRecords, number: int, *, without: int | None = None) -> Counts:
-    """The counts of a projection's own router, perhaps without one fold of the texts."""
+def counts_and_folds(records: RoutingRecords, number: int) -> list[Counts]:
+    """The counts of a projection's own router: on all texts, then without each fold of them."""
+    return [_counts_without(records, number, fold) for fold in (None, *range(records.sizes.folds))]
+
+
+def _counts_without(records: RoutingRecords, number: int, fold: int | None) -> Counts:
     tables, sizes = records.tables, records.sizes
-    experts = records.projections[number].experts
-    keep = np.arange(sizes.folds) != (-1 if without is None else without)
-    units = np.array([keep[fold] for fold in records.unit_fold])
-    task = np.zeros((sizes.tasks, experts))
-    load = tables.unit_load[number, :, :experts].numpy()
-    np.add.at(task, np.array(records.unit_task)[units], load[units])
-    ids = tables.id_load[number, :, :, :experts].numpy()
+    experts = records.projections[number].n_experts
+    keep = np.arange(sizes.folds) != (-1 if fold is None else fold)
+
+    def by_kind(table: Tensor) -> Array:
+        return table[number, :, :, :experts].numpy()[:, keep].sum(axis=1, dtype=float)
+
+    def total(table: Tensor) -> float:
+        return float(table.numpy()[:, keep].sum())
+
     return Counts(
-        task=task,
-        token_class=tables.class_load[number, :, :, :experts].numpy()[:, keep].sum(1, dtype=float),
-        position=tables.position_load[number, :, :, :experts].numpy()[:, keep].sum(1, dtype=float),
-        token_id=ids[:, keep].sum(axis=1, dtype=float),
+        task=records.task_counts(number, without=fold).astype(float),
+        token_class=by_kind(tables.class_load),
+        position=by_kind(tables.position_load),
+        token_id=by_kind(tables.id_load),
         pairs=tables.pairs[number, :, :experts, :experts].numpy()[keep].sum(axis=0, dtype=float),
-        repeats=float(tables.repeats[number].numpy()[:, keep].sum()),
-        follows=float(tables.cell_follows.numpy()[:, keep].sum()),
-        tokens=float(tables.cell_tokens.numpy()[:, keep].sum()),
+        repeats=total(tables.repeats[number]),
+        follows=total(tables.cell_follows),
+        tokens=total(tables.cell_tokens),
         probability=tables.probability[number, :, :, :experts].numpy()[:, keep].sum(axis=(0, 1)),
-        entropy=float(tables.entropy[number].numpy()[:, keep].sum()),
+        entropy=total(tables.entropy[number]),
         top_k=sizes.top_k,
     )
 
 
 def random_counts(records: RoutingRecords, number: int) -> list[Counts]:
     """The counts of each untrained router that read what this projection reads."""
-    tables, experts = records.tables, records.projections[number].experts
-    follows = float(tables.cell_follows.sum())
+    tables, experts = records.tables, records.projections[number].n_experts
+
+    def by_kind(table: Tensor, router: int) -> Array:
+        return table[number, router, :, :experts].numpy().astype(float)
+
     return [
         Counts(
-            task=tables.random_load[number, router, :, :experts].numpy().astype(float),
-            token_class=tables.random_class[number, router, :, :experts].numpy().astype(float),
-            position=tables.random_position[number, router, :, :experts].numpy().astype(float),
+            task=by_kind(tables.random_load, router),
+            token_class=by_kind(tables.random_class, router),
+            position=by_kind(tables.random_position, router),
             token_id=(
-                tables.random_id[number, router, :, :experts].numpy().astype(float)
-                if router < tables.random_id.shape[1]
-                else None
+                by_kind(tables.random_id, router) if router < tables.random_id.shape[1] else None
             ),
-            pairs=tables.random_pairs[number, router, :experts, :experts].numpy().astype(float),
+            pairs=by_kind(tables.random_pairs, router)[:experts],
             repeats=float(tables.random_repeats[number, router]),
-            follows=follows,
+            follows=float(tables.cell_follows.sum()),
             tokens=float(tables.cell_tokens.sum()),
             probability=tables.random_probability[number, router, :experts].numpy(),
             entropy=float(tables.random_entropy[number, router]),
@@ -98,7 +106,7 @@ def random_counts(records: RoutingRecords, number: int) -> list[Counts]:
 
 @dataclass(frozen=True)
 class Measure:
-    """How a measure is taken, what of it is evidence, its range, and its unit for a figure."""
+    """A measure: its function, the alternative of its tests, its unit and its range."""
 
     of: Callable[[Counts], float]
     alternative: Alternative
@@ -107,16 +115,15 @@ class Measure:
     most: float = np.inf
 
 
-def _load(counts: Counts) -> Array:
-    return measures.load_share(counts.task.sum(axis=0))
+Formula = Callable[[Array], measures.Value]
 
 
-def _of_ids(measure: Callable[[Array], measures.Value]) -> Callable[[Counts], float]:
-    return lambda counts: np.nan if counts.token_id is None else float(measure(counts.token_id))
+def _of_ids(formula: Formula) -> Callable[[Counts], float]:
+    return lambda counts: np.nan if counts.token_id is None else float(formula(counts.token_id))
 
 
-def _entropy_of_tokens(counts: Counts) -> float:
-    return measures.mean_entropy(counts.entropy, counts.tokens, len(counts.probability))
+def _of_load(formula: Formula) -> Callable[[Counts], float]:
+    return lambda counts: float(formula(measures.load_share(counts.task.sum(axis=0))))
 
 
 TASK_MEASURES: dict[str, Callable[[Array, int], measures.Value]] = {
@@ -131,43 +138,45 @@ def _of_tasks(name: str) -> Callable[[Counts], float]:
     return lambda counts: float(TASK_MEASURES[name](counts.task, counts.top_k))
 
 
+def _entropy_of_tokens(counts: Counts) -> float:
+    return measures.mean_entropy(counts.entropy, counts.tokens, experts=len(counts.probability))
+
+
+def _entropy_of_mean(counts: Counts) -> float:
+    return float(measures.normalised_entropy(counts.probability / counts.tokens))
+
+
+def _information(kind: str) -> Callable[[Counts], float]:
+    return lambda counts: float(measures.mutual_information(getattr(counts, kind)))
+
+
+def _strongest_pair(counts: Counts) -> float:
+    return float(measures.strongest_pair(counts.pairs))
+
+
+def _repeat_rate(counts: Counts) -> float:
+    return counts.repeats / max(counts.follows, 1.0)
+
+
+_BOTH: Alternative = "two-sided"
+_OF_LOG = "share of log E"
 MEASURES: dict[str, Measure] = {
     "task_information": Measure(_of_tasks("task_information"), "greater", "nats"),
     "domain_spread": Measure(_of_tasks("domain_spread"), "greater", "share", most=1.0),
     "task_jaccard": Measure(_of_tasks("task_jaccard"), "less", "overlap", most=1.0),
     "token_information": Measure(_of_ids(measures.miller_madow), "greater", "nats", least=-np.inf),
-    "class_information": Measure(
-        lambda counts: float(measures.mutual_information(counts.token_class)), "greater", "nats"
-    ),
-    "position_information": Measure(
-        lambda counts: float(measures.mutual_information(counts.position)), "greater", "nats"
-    ),
+    "class_information": Measure(_information("token_class"), "greater", "nats"),
+    "position_information": Measure(_information("position"), "greater", "nats"),
     "vocabulary_specialization": Measure(
         _of_ids(measures.vocabulary_specialization), "greater", "share", most=1.0
     ),
-    "load_cv": Measure(lambda counts: float(measures.load_cv(_load(counts))), "two-sided", ""),
-    "dead_experts": Measure(
-        lambda counts: float(measures.dead_experts(_load(counts))), "two-sided", "experts"
-    ),
-    "load_entropy": Measure(
-        lambda counts: float(measures.normalised_entropy(_load(counts))),
-        "two-sided",
-        "share of log E",
-        most=1.0,
-    ),
-    "router_entropy": Measure(_entropy_of_tokens, "two-sided", "share of log E", most=1.0),
-    "mean_router_entropy": Measure(
-        lambda counts: float(measures.normalised_entropy(counts.probability / counts.tokens)),
-        "two-sided",
-        "share of log E",
-        most=1.0,
-    ),
-    "repeat_rate": Measure(
-        lambda counts: counts.repeats / max(counts.follows, 1.0), "two-sided", "share", most=1.0
-    ),
-    "strongest_pair": Measure(
-        lambda counts: float(measures.strongest_pair(counts.pairs)), "two-sided", "share", most=1.0
-    ),
+    "load_cv": Measure(_of_load(measures.load_cv), _BOTH, ""),
+    "dead_experts": Measure(_of_load(measures.dead_experts), _BOTH, "experts"),
+    "load_entropy": Measure(_of_load(measures.normalised_entropy), _BOTH, _OF_LOG, most=1.0),
+    "router_entropy": Measure(_entropy_of_tokens, _BOTH, _OF_LOG, most=1.0),
+    "mean_router_entropy": Measure(_entropy_of_mean, _BOTH, _OF_LOG, most=1.0),
+    "repeat_rate": Measure(_repeat_rate, _BOTH, "share", most=1.0),
+    "strongest_pair": Measure(_strongest_pair, _BOTH, "share", most=1.0),
 }
 """Every measure by its name; the formulas stand in `interp.experts.routing.measures`.
 

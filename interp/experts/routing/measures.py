@@ -36,7 +36,7 @@ def normalised_entropy(share: Num[Array, "... expert"]) -> Value:
     return entr(share).sum(axis=-1) / (np.log(experts) if experts > 1 else 1.0)
 
 
-def mean_entropy(total: float, tokens: float, experts: int) -> float:
+def mean_entropy(total: float, tokens: float, *, experts: int) -> float:
     """Mean entropy of the router's softmax over tokens, as a share of log E; ``total`` in nats."""
     return total / tokens / (np.log(experts) if experts > 1 else 1.0)
 
@@ -107,8 +107,8 @@ def co_activation(
     `pairs` counts tokens with both experts, on its diagonal tokens with the one. NaN for an expert
     without tokens.
     """
-    own = np.diagonal(pairs, axis1=-2, axis2=-1)[..., :, None]
-    return np.divide(pairs, own, out=np.full(pairs.shape, np.nan), where=own > 0)
+    tokens = np.diagonal(pairs, axis1=-2, axis2=-1)[..., :, None]
+    return np.divide(pairs, tokens, out=np.full(pairs.shape, np.nan), where=tokens > 0)
 
 
 def strongest_pair(pairs: Num[Array, "... expert expert"]) -> Value:
@@ -116,8 +116,8 @@ def strongest_pair(pairs: Num[Array, "... expert expert"]) -> Value:
 
     ``max_{i≠j} N_ij / max(N_i, N_j)``: 1 when two experts always come together, 0 with top-1.
     """
-    own = np.diagonal(pairs, axis1=-2, axis2=-1)
-    larger = np.maximum(own[..., :, None], own[..., None, :])
+    tokens = np.diagonal(pairs, axis1=-2, axis2=-1)
+    larger = np.maximum(tokens[..., :, None], tokens[..., None, :])
     share = np.divide(pairs, larger, out=np.zeros(pairs.shape), where=larger > 0)
     return np.where(np.eye(pairs.shape[-1], dtype=bool), 0.0, share).max(axis=(-2, -1))
 

@@ -1,4 +1,4 @@
-"""What routing would look like if it had nothing to do with the task: three answers.
+"""Three nulls: what routing would look like if it had nothing to do with the task.
 
 * **texts**: the tasks' names are dealt out anew to whole units (texts, or all texts on a subject).
   It asks whether the routing of these texts differs between tasks by more than texts differ from
@@ -103,13 +103,13 @@ def p_value(
 def _blocks(records: RoutingRecords) -> Iterator[tuple[int, int]]:
     """Ranges of rows with their own ids, of a bounded number of tokens where one id allows it."""
     tokens = records.tables.id_tokens[:-1].sum(dim=-1).numpy()
-    begin, held = 0, 0
+    begin, size = 0, 0
     for row, count in enumerate(tokens):
-        if held and held + count > _BLOCK:
+        if size and size + count > _BLOCK:
             yield begin, row
-            begin, held = row, 0
-        held += int(count)
-    if held:
+            begin, size = row, 0
+        size += int(count)
+    if size:
         yield begin, len(tokens)
 
 

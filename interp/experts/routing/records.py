@@ -1,10 +1,11 @@
-"""What a pass over a labelled corpus leaves behind: how every expert was used, and on what.
+"""Routing records: how every expert was used on a labelled corpus, in counts.
 
 `interp.experts.collect_routing` makes it, `interp.experts.measure_specialization` reads it.
 """
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from interp.arguments import one_of
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.experts.routing.measures import (
@@ -27,21 +29,18 @@ from interp.figures.routing import entropy_figure, load_figure
 from interp.files.fields import from_mapping
 from interp.files.shape import check_shape
 from interp.files.tensor_file import read_tensors, write_tensors
+from interp.files import check_shape, from_mapping
+from interp.files.described_tensors import read_tensors, write_tensors
+from interp.moelora.projections import AdaptedProjection
+from interp.moved import old_names
 
-
-@dataclass(frozen=True)
-class Projection:
-    """One adapted projection: its module's name, layer, last name (``q_proj``) and experts."""
-
-    name: str
-    layer: int
-    target: str
-    experts: int
+__getattr__ = old_names(__name__)
 
 
 _KEPT = ("projections", "sizes", "tasks", "ids", "id_texts", "unit_task", "unit_fold", "metadata")
+_PROJECTION = {"name": str, "layer": int, "target": str, "experts": int}
 _FILE_SHAPE = {
-    "projections": [{one.name: one.type for one in fields(Projection)}],
+    "projections": [_PROJECTION],
     "sizes": {one.name: int for one in fields(Sizes)},
     **{"tasks": [str], "id_texts": [str], "ids": [int], "unit_task": [int], "unit_fold": [int]},
     "metadata": {str: str},
@@ -64,7 +63,7 @@ class RoutingRecords(Displayed):
         metadata: anything else to keep, as text.
     """
 
-    projections: tuple[Projection, ...]
+    projections: tuple[AdaptedProjection, ...]
     sizes: Sizes
     tasks: tuple[str, ...]
     ids: tuple[int, ...]
@@ -75,40 +74,35 @@ class RoutingRecords(Displayed):
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        empty = Tables.empty(self.sizes).as_dict()
-        for name, table in self.tables.as_dict().items():
-            if table.shape != empty[name].shape:
-                raise UserError(
-                    f"{name} has the shape {tuple(table.shape)}, not {tuple(empty[name].shape)}"
-                )
-        for what, size in (
-            ("projections", self.sizes.projections),
-            ("tasks", self.sizes.tasks),
-            ("ids", self.sizes.ids),
-            ("unit_task", self.sizes.units),
-            ("unit_fold", self.sizes.units),
-        ):
-            if len(getattr(self, what)) != size:
-                raise UserError(f"{len(getattr(self, what))} {what}, but the tables have {size}")
+        Tables.of(self.sizes, self.tables.as_dict())  # raises for another shape
+        lengths = dict.fromkeys(("unit_task", "unit_fold"), self.sizes.units)
+        lengths |= {name: getattr(self.sizes, name) for name in ("projections", "tasks", "ids")}
+        for name, size in lengths.items():
+            if (found := len(getattr(self, name))) != size:
+                raise UserError(f"{found} {name}, but the tables have {size}")
         for what, size in (("unit_task", self.sizes.tasks), ("unit_fold", self.sizes.folds)):
             if not all(0 <= one < size for one in getattr(self, what)):
                 raise UserError(f"{what} names one that is not there: there are {size}")
-        if not all(0 < one.experts <= self.sizes.experts for one in self.projections):
-            raise UserError(
-                f"a projection has more than the {self.sizes.experts} experts there are"
-            )
+        most = self.sizes.experts
+        if not all(0 < projection.n_experts <= most for projection in self.projections):
+            raise UserError(f"a projection has more than the {most} experts there are")
 
     @property
     def n_tokens(self) -> int:
         """How many tokens were counted."""
         return int(self.tables.cell_tokens.sum())
 
-    def task_counts(self, projection: int) -> np.ndarray:
-        """How often each expert was chosen for tokens of each task, [task expert]."""
-        experts = self.projections[projection].experts
-        of_units = self.tables.unit_load[projection, :, :experts].numpy()
+    def task_counts(self, projection: int, *, without: int | None = None) -> np.ndarray:
+        """How often each expert was chosen for tokens of each task, perhaps without a fold.
+
+        Returns:
+            whole numbers [task expert].
+        """
+        experts = self.projections[projection].n_experts
+        kept = np.array(self.unit_fold) != (-1 if without is None else without)
+        load = self.tables.unit_load[projection, :, :experts].numpy()
         counts = np.zeros((self.sizes.tasks, experts), dtype=np.int64)
-        np.add.at(counts, list(self.unit_task), of_units)
+        np.add.at(counts, np.array(self.unit_task)[kept], load[kept])
         return counts
 
     def to_dataframe(self) -> pd.DataFrame:
@@ -118,15 +112,14 @@ class RoutingRecords(Displayed):
         slots), specialization (OLMoE's domain specialization: share of its tokens that go there),
         probability (mean of the router's softmax), gate (mean, zero where not chosen).
         """
-        rows = [self._rows(number) for number in range(len(self.projections))]
-        return pd.concat(rows, ignore_index=True)
+        return pd.concat(map(self._rows, range(len(self.projections))), ignore_index=True)
 
     def _rows(self, number: int) -> pd.DataFrame:
         one, top_k = self.projections[number], self.sizes.top_k
         counts = self.task_counts(number)
         tokens = self.tables.cell_tokens.sum(dim=-1).numpy()
         sums = [
-            table[number, :, :, : one.experts].sum(dim=1).numpy()
+            table[number, :, :, : one.n_experts].sum(dim=1).numpy()
             for table in (self.tables.probability, self.tables.gate)
         ]
         counts, *sums = (np.vstack([part, part.sum(axis=0)]) for part in (counts, *sums))
@@ -136,9 +129,9 @@ class RoutingRecords(Displayed):
             {
                 "layer": one.layer,
                 "target": one.target,
-                "expert": np.tile(np.arange(one.experts), len(tasks)),
-                "task": np.repeat(tasks, one.experts),
-                "tokens": np.repeat(tokens, one.experts),
+                "expert": np.tile(np.arange(one.n_experts), len(tasks)),
+                "task": np.repeat(tasks, one.n_experts),
+                "tokens": np.repeat(tokens, one.n_experts),
                 "load": load_share(counts).ravel(),
                 "specialization": domain_specialization(counts, top_k=top_k).ravel(),
                 "probability": (sums[0] / tokens[:, None]).ravel(),
@@ -152,19 +145,12 @@ class RoutingRecords(Displayed):
         Loads are times the number of experts, so that 1 is an even share.
         """
         rows = []
-        for number, one in enumerate(self.projections):
+        for number, projection in enumerate(self.projections):
             load = load_share(self.task_counts(number).sum(axis=0))
-            rows.append(
-                {
-                    "layer": one.layer,
-                    "target": one.target,
-                    "load_cv": float(load_cv(load)),
-                    "least": float(load.min() * one.experts),
-                    "most": float(load.max() * one.experts),
-                    "dead": int(dead_experts(load)),
-                }
-            )
-        return pd.DataFrame(rows)
+            least, most = (float(end * projection.n_experts) for end in (load.min(), load.max()))
+            cv, dead = float(load_cv(load)), int(dead_experts(load))
+            rows.append((projection.layer, projection.target, cv, least, most, dead))
+        return pd.DataFrame(rows, columns=["layer", "target", "load_cv", "least", "most", "dead"])
 
     def entropies(self) -> pd.DataFrame:
         """One row a projection: layer, target, per_token, of_load; shares of log E, 1 is even.
@@ -172,35 +158,35 @@ class RoutingRecords(Displayed):
         ``per_token`` is the mean entropy of the router's softmax, ``of_load`` that of the load.
         """
         rows = []
-        for number, one in enumerate(self.projections):
+        for number, projection in enumerate(self.projections):
             total = float(self.tables.entropy[number].numpy().sum())
-            per_token = mean_entropy(total, float(self.n_tokens), one.experts)
+            per_token = mean_entropy(total, float(self.n_tokens), experts=projection.n_experts)
             load = load_share(self.task_counts(number).sum(axis=0))
-            rows.append((one.layer, one.target, per_token, float(normalised_entropy(load))))
+            of_load = float(normalised_entropy(load))
+            rows.append((projection.layer, projection.target, per_token, of_load))
         return pd.DataFrame(rows, columns=["layer", "target", "per_token", "of_load"])
 
     def plot(self, what: str = "load", **options: Any) -> go.Figure:
         """Each expert's load by task ("load"), or the routers' entropy by depth ("entropy")."""
-        if what == "load":
-            return load_figure(self.to_dataframe(), self.tasks, **options)
-        if what == "entropy":
+        if one_of("figure", what, ("load", "entropy")) == "entropy":
             return entropy_figure(self.entropies(), **options)
-        raise UserError(f"unknown figure {what!r}; known: load, entropy")
+        return load_figure(self.to_dataframe(), self.tasks, **options)
 
     def _shown(self) -> Shown:
         words = (
             f"{self.n_tokens:,} tokens, {len(self.tasks)} tasks, {len(self.projections)} "
             "projections. Loads are times the number of experts: 1 is an even share."
         )
-        return Shown(words, (self.by_projection(),), self._key_figure)
-
-    def _key_figure(self) -> go.Figure:
-        return self.plot(target=self.projections[0].target)
+        figure = partial(self.plot, target=self.projections[0].target)
+        return Shown(words, (self.by_projection(),), figure)
 
     def save(self, path: str | Path) -> Path:
         """Write a safetensors file; a reader sees the old file or the new one."""
         kept = {name: getattr(self, name) for name in _KEPT}
-        kept["projections"] = [asdict(one) for one in self.projections]
+        kept["projections"] = [
+            dict(zip(_PROJECTION, (p.name, p.layer, p.target, p.n_experts), strict=True))
+            for p in self.projections
+        ]
         kept["sizes"], kept["metadata"] = asdict(self.sizes), dict(self.metadata)
         return write_tensors(Path(path), self.tables.as_dict(), kept)
 
@@ -212,7 +198,8 @@ class RoutingRecords(Displayed):
             check_shape(kept, _FILE_SHAPE, "what it says of itself")
             sizes = from_mapping(Sizes, kept.pop("sizes"), "its sizes")
             projections = tuple(
-                from_mapping(Projection, one, "its projections") for one in kept.pop("projections")
+                AdaptedProjection(*(entry[key] for key in _PROJECTION), module=entry["name"])
+                for entry in kept.pop("projections")
             )
             metadata = kept.pop("metadata")
             tables = Tables.of(sizes, tensors)

@@ -1,8 +1,8 @@
-"""How alike the outputs of a projection's experts are, on a sample of tokens.
+"""Similarity of the outputs of a projection's experts, on a sample of tokens.
 
 Two numbers for every two experts of a projection, both of what each would add with a gate of one:
 
-* *cosine*: of the two outputs for the same token, the mean over tokens; 0 for unrelated directions.
+* *cosine* of the two outputs for the same token, mean over tokens; 0 for unrelated directions.
 * *linear CKA* (Kornblith et al., arXiv 1905.00414): ``‖Yᵢᵀ Yⱼ‖² / (‖Yᵢᵀ Yᵢ‖ ‖Yⱼᵀ Yⱼ‖)`` of the
   centred outputs [token d_out]; 1 if one is the other turned and scaled. Its value by chance, with
   the tokens of one expert shuffled, has the mean ``tr(Σᵢ) tr(Σⱼ) / ((n − 1) ‖Σᵢ‖ ‖Σⱼ‖)`` exactly in
@@ -20,18 +20,15 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 import torch
-import torch.nn.functional as F
 from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor
 
 from interp.display import Displayed, Shown
 from interp.errors import UserError
-from interp.experts.routing.observe import active_in, experts_of
-from interp.experts.routing.records import Projection
 from interp.figures.routing import similarity_figure
-from interp.moelora.layer import MoELoRALinear
-from interp.moelora.training.similarity import pairwise_cosine
+from interp.moelora.layer import ExpertWeights
+from interp.moelora.projections import AdaptedProjection
 
 COLUMNS = ("layer", "target", "expert", "other", "cosine", "cka", "cka_chance")
 
@@ -75,27 +72,23 @@ class OutputSimilarity(Displayed):
 class OutputMoments:
     """Sums over the sampled tokens, projection by projection."""
 
-    def __init__(self, layers: Sequence[MoELoRALinear], projections: Sequence[Projection]) -> None:
-        self.projections = tuple(projections)
-        self.ranks = [experts_of(layer).config.r for layer in layers]
-        self.grams = [_gram(layer) for layer in layers]
-        widths = [one.experts * r for one, r in zip(projections, self.ranks, strict=True)]
+    def __init__(
+        self, weights: Sequence[ExpertWeights], projections: Sequence[AdaptedProjection]
+    ) -> None:
+        self.weights, self.projections = tuple(weights), tuple(projections)
+        widths = [len(adapter.down) for adapter in weights]
         self.sums = [torch.zeros(width, dtype=torch.float64) for width in widths]
         self.products = [torch.zeros(width, width, dtype=torch.float64) for width in widths]
-        self.cosines = [torch.zeros(one.experts, one.experts).double() for one in projections]
+        self.cosines = [torch.zeros(p.n_experts, p.n_experts).double() for p in projections]
         self.counts = [0] * len(self.projections)
 
-    def add(self, number: int, layer: MoELoRALinear, x: Float[Tensor, "token d_in"]) -> None:
+    def add(self, number: int, x: Float[Tensor, "token d_in"]) -> None:
         """Add sampled tokens."""
         if not len(x):
             return
-        name, r = active_in(layer)[0], self.ranks[number]
-        down, up = layer.moelora_A[name], layer.moelora_B[name]
-        hidden = F.linear(x.to(down.dtype), down).float()
-        apart = rearrange(hidden, "token (expert r) -> token expert r", r=r)
-        upward = rearrange(up.float(), "d_out (expert r) -> d_out expert r", r=r)
-        exact = hidden.double().cpu()
-        self.cosines[number] += pairwise_cosine(apart, upward).double().sum(dim=0).cpu()
+        hidden = self.weights[number].hidden(x)
+        exact = hidden.flatten(1).double().cpu()
+        self.cosines[number] += self.weights[number].cosines(hidden).double().sum(dim=0).cpu()
         self.sums[number] += exact.sum(dim=0)
         self.products[number] += exact.T @ exact
         self.counts[number] += len(x)
@@ -115,15 +108,17 @@ class OutputMoments:
                 one += state[f"{name}.{i}"]
 
     def similarity(self) -> OutputSimilarity:
-        """What the sums so far amount to."""
+        """The similarities of the tokens added so far."""
         rows = []
-        for number, one in enumerate(self.projections):
-            n, r = self.counts[number], self.ranks[number]
-            both = linear_cka(self.sums[number], self.products[number], self.grams[number], n, r=r)
+        for number, projection in enumerate(self.projections):
+            n, weights = self.counts[number], self.weights[number]
+            both = linear_cka(
+                self.sums[number], self.products[number], weights.gram, n=n, r=weights.r
+            )
             cosine = self.cosines[number] / (n or torch.nan)
-            for i, j in itertools.combinations(range(one.experts), 2):
+            for i, j in itertools.combinations(range(projection.n_experts), 2):
                 numbers = (float(part[i, j]) for part in (cosine, *both))
-                rows.append((one.layer, one.target, i, j, *numbers))
+                rows.append((projection.layer, projection.target, i, j, *numbers))
         table = pd.DataFrame(rows, columns=list(COLUMNS))
         return OutputSimilarity(max(self.counts, default=0), table)
 
@@ -132,8 +127,8 @@ def linear_cka(
     sums: Float[Tensor, " expert_rank"],
     products: Float[Tensor, "expert_rank expert_rank"],
     gram: Float[Tensor, "expert r expert r"],
-    n: int,
     *,
+    n: int,
     r: int,
 ) -> tuple[Float[Tensor, "expert expert"], Float[Tensor, "expert expert"]]:
     """Linear CKA between experts' outputs, and its value by chance, from moments over n tokens.
@@ -146,10 +141,10 @@ def linear_cka(
         return nothing, nothing
     centred = products - torch.outer(sums, sums) / n
     cross = rearrange(centred, "(i r) (j s) -> i r j s", r=r, s=r)
-    own = torch.stack([gram[i, :, i] for i in range(experts)])
+    grams = torch.stack([gram[i, :, i] for i in range(experts)])
     # ‖Yᵢᵀ Yⱼ‖² = tr(Gᵢ C_ij Gⱼ C_ijᵀ) and tr(Σᵢ) = tr(Gᵢ C_ii).
-    square = einsum(own, cross, own, cross, "i a b, i b j c, j c d, i a j d -> i j")
-    trace = torch.stack([(own[i] * cross[i, :, i].T).sum() for i in range(experts)])
+    square = einsum(grams, cross, grams, cross, "i a b, i b j c, j c d, i a j d -> i j")
+    trace = torch.stack([(grams[i] * cross[i, :, i].T).sum() for i in range(experts)])
     norm = square.diagonal().clamp_min(0).sqrt()
     scale = torch.outer(norm, norm)
     # Rounding leaves something of an output that does not vary.
@@ -157,10 +152,3 @@ def linear_cka(
     cka = torch.where(varies, square / scale, torch.nan)
     chance = torch.where(varies, torch.outer(trace, trace) / ((n - 1) * scale), torch.nan)
     return cka, chance
-
-
-def _gram(layer: MoELoRALinear) -> Float[Tensor, "expert r expert r"]:
-    """BᵀB of all experts."""
-    r = experts_of(layer).config.r
-    up = layer.moelora_B[active_in(layer)[0]].detach().double().cpu()
-    return rearrange(up.T @ up, "(i r) (j s) -> i r j s", r=r, s=r)

@@ -1,4 +1,4 @@
-"""Is the use of experts more than chance? Every measure with its interval, nulls and q-values.
+"""Measures of how experts specialize, with intervals, nulls and q-values.
 
 Per projection, each measure of `MEASURES` is computed on all texts, on all but one fold at a time
 (the interval, see `interp.statistics.jackknife`; folds are whole units, so that what is left out is
@@ -7,18 +7,25 @@ are Benjamini–Hochberg over the projections, for each measure and null by itse
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from jaxtyping import Int
 
 from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
-from interp.experts.routing.by_expert import expert_table
-from interp.experts.routing.measure_list import MEASURES, TASK_MEASURES, counts_of, random_counts
+from interp.experts.routing.measure_list import (
+    MEASURES,
+    TASK_MEASURES,
+    counts_and_folds,
+    random_counts,
+)
+from interp.experts.routing.measures import domain_specialization
 from interp.experts.routing.nulls import p_value, permuted_texts, permuted_within_token
 from interp.experts.routing.records import RoutingRecords
 from interp.figures.routing import measure_figure
@@ -56,20 +63,13 @@ class Specialization(Displayed):
 
         Columns: measure, null, value, null_mean, projections, significant.
         """
-        rows = []
-        for names, part in self.table.groupby(["measure", "null"], sort=False):
-            measure, null = cast(tuple[str, str], names)
-            rows.append(
-                {
-                    "measure": measure,
-                    "null": null,
-                    "value": part["value"].mean(),
-                    "null_mean": part["null_mean"].mean(),
-                    "projections": int(part["value"].notna().sum()),
-                    "significant": int((part["q_value"] <= fdr).sum()),
-                }
-            )
-        return pd.DataFrame(rows)
+        table = self.table.assign(
+            projections=self.table["value"].notna(), significant=self.table["q_value"] <= fdr
+        )
+        groups: Any = table.groupby(["measure", "null"], sort=False)
+        means, counts = ["value", "null_mean"], ["projections", "significant"]
+        of_group = dict.fromkeys(means, "mean") | dict.fromkeys(counts, "sum")
+        return groups.agg(of_group).reset_index()
 
     def plot(self, measure: str = "task_information", **options: Any) -> go.Figure:
         """A measure by depth with its interval, over its nulls."""
@@ -90,24 +90,22 @@ class Specialization(Displayed):
     @classmethod
     def load(cls, folder: str | Path) -> "Specialization":
         """Read what `save` wrote. Raises UserError if it is not there."""
-        places = ("layer", "target", "p_value", "q_value")
-        texts, numbers = {"target", "measure", "null", "task"}, {"p_value", "q_value"}
-        wanted = {
-            "specialization.csv": (*places, "measure", "null", "value", "null_mean"),
-            "routing.csv": (*places, "expert", "task", "specialization"),
-        }
-        numbers |= {"value", "null_mean", "specialization"}
-        tables = [
-            read_table(
-                Path(folder) / name,
-                texts=[one for one in columns if one in texts],
-                numbers=[one for one in columns if one in numbers],
-                counts=[one for one in columns if one in ("layer", "expert")],
-                others=True,
-            )
-            for name, columns in wanted.items()
-        ]
-        return cls(*tables)
+        folder = Path(folder)
+        table = read_table(
+            folder / "specialization.csv",
+            texts=("target", "measure", "null"),
+            numbers=("p_value", "q_value", "value", "null_mean"),
+            counts=("layer",),
+            others=True,
+        )
+        experts = read_table(
+            folder / "routing.csv",
+            texts=("target", "task"),
+            numbers=("p_value", "q_value", "specialization"),
+            counts=("layer", "expert"),
+            others=True,
+        )
+        return cls(table, experts)
 
 
 @checked
@@ -130,25 +128,19 @@ def measure_specialization(
     texts = permuted_texts(records, draws=draws, seed=seed)
     within = permuted_within_token(records, draws=token_draws, seed=seed)
     rows: list[dict[str, Any]] = []
-    for number, one in enumerate(records.projections):
-        whole = counts_of(records, number)
-        without = [counts_of(records, number, without=fold) for fold in range(records.sizes.folds)]
+    for number, projection in enumerate(records.projections):
+        whole, *without = counts_and_folds(records, number)
         random = random_counts(records, number)
         nulls = {
-            "texts": texts[:, number, :, : one.experts],
-            "within_token": within[:, number, :, : one.experts],
+            "texts": texts[:, number, :, : projection.n_experts],
+            "within_token": within[:, number, :, : projection.n_experts],
         }
         for name, measure in MEASURES.items():
             value = measure.of(whole)
             low, high = jackknife(value, np.array([measure.of(part) for part in without]))
-            row = {
-                "measure": name,
-                "layer": one.layer,
-                "target": one.target,
-                "value": value,
-                "ci_low": max(low, measure.least),
-                "ci_high": min(high, measure.most),
-            }
+            row = {"measure": name, "layer": projection.layer, "target": projection.target}
+            row |= {"value": value, "ci_low": max(low, measure.least)}
+            row |= {"ci_high": min(high, measure.most)}
             drawn = {"untrained": np.array([measure.of(part) for part in random])}
             if name in TASK_MEASURES:
                 of_task = TASK_MEASURES[name]
@@ -163,7 +155,7 @@ def measure_specialization(
     table["q_value"] = np.nan
     for _, part in table.groupby(["measure", "null"]):
         table.loc[part.index, "q_value"] = q_values(part["p_value"].to_numpy())
-    return Specialization(table, expert_table(records, texts))
+    return Specialization(table, _expert_table(records, texts))
 
 
 def _against(value: float, values: np.ndarray, alternative: Any) -> dict[str, Any]:
@@ -177,3 +169,34 @@ def _against(value: float, values: np.ndarray, alternative: Any) -> dict[str, An
         "draws": len(values),
         "p_value": float(p_value(np.array(value), values, alternative)),
     }
+
+
+def _expert_table(
+    records: RoutingRecords, texts: Int[np.ndarray, "draw projection task expert"]
+) -> pd.DataFrame:
+    """`RoutingRecords.to_dataframe` without the task "all", and with these columns:
+
+    ci_low, ci_high (jackknife, of the specialization), difference (specialization less that of all
+    tokens together), p_value (two-sided, the tasks' names dealt anew to whole texts: `texts`),
+    q_value (over all rows of the table).
+    """
+    share = partial(domain_specialization, top_k=records.sizes.top_k)
+    parts = []
+    whole = records.to_dataframe()
+    rows = whole.loc[whole["task"] != "all"].reset_index(drop=True)
+    for number, projection in enumerate(records.projections):
+        counts, *without = (part.task for part in counts_and_folds(records, number))
+        value, together = share(counts), share(counts.sum(axis=0))
+        low, high = jackknife(value, np.stack([share(part) for part in without]))
+        null = share(texts[:, number, :, : projection.n_experts].astype(float))
+        found = p_value(value - together, null - together, "two-sided")
+        columns = {
+            "ci_low": np.maximum(low, 0.0),
+            "ci_high": np.minimum(high, 1.0),
+            "difference": value - together,
+            "p_value": found,
+        }
+        parts.append(pd.DataFrame({name: column.ravel() for name, column in columns.items()}))
+    table = pd.concat([rows, pd.concat(parts, ignore_index=True)], axis=1)
+    table["q_value"] = q_values(table["p_value"].to_numpy())
+    return table

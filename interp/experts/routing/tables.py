@@ -1,4 +1,4 @@
-"""The sufficient statistics of routing: what the measures, their intervals and nulls need.
+"""Sufficient statistics of routing, from which measures, intervals and nulls are computed.
 
 Nothing here grows with the corpus. Counts are whole numbers and moments float64, so the tables of
 two halves of a corpus add up to those of the whole.
@@ -12,21 +12,23 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float64, Int, Int32, Int64
 from torch import Tensor
 
 from interp.errors import UserError
 from interp.experts.routing.token_class import CLASSES
 
 POSITIONS: tuple[str, ...] = ("0", "1", "2-3", "4-7", "8-15", "16-31", "32-63", "64-127", "128+")
-"""Buckets of a token's place in its text, behind what all texts begin with."""
+"""Buckets of a token's position in its text, after the prefix of all texts."""
 MOST_SETS = 256
-"""Up to so many different sets of chosen experts are counted as sets."""
+"""The largest number of different expert sets that are counted as sets."""
+_AXES = ("projections", "experts", "tasks", "folds", "units", "routers", "codes")
 LARGEST_SIZE = 2**20
-"""Above every size of a table that is read."""
+"""Upper bound on the sizes in a file."""
 
 
 @dataclass(frozen=True)
@@ -74,61 +76,56 @@ class Sizes:
 
 @dataclass(frozen=True, eq=False)
 class Tables:
-    """Counts over tokens and, for routing, over (token, slot) pairs.
+    """Counts over tokens and, for routing, over (token, slot) pairs, each with its axes.
 
-    The axes are named in `empty`. ``random_*`` are of routers as they are before training, which
-    read the same hidden states; their router axis has no entries if there were none.
+    ``random_*`` are of routers as they are before training, which read the same hidden states;
+    their router axis has no entries if there were none.
     """
 
-    unit_tokens: Tensor
-    cell_tokens: Tensor
-    cell_follows: Tensor
-    class_tokens: Tensor
-    position_tokens: Tensor
-    id_tokens: Tensor
-    unit_load: Tensor
-    class_load: Tensor
-    position_load: Tensor
-    id_choice: Tensor
-    id_load: Tensor
-    pairs: Tensor
-    repeats: Tensor
-    probability: Tensor
-    gate: Tensor
-    entropy: Tensor
-    random_load: Tensor
-    random_class: Tensor
-    random_position: Tensor
-    random_id: Tensor
-    random_pairs: Tensor
-    random_repeats: Tensor
-    random_probability: Tensor
-    random_entropy: Tensor
+    unit_tokens: Int64[Tensor, " unit"]
+    cell_tokens: Int64[Tensor, "task fold"]
+    cell_follows: Int64[Tensor, "task fold"]
+    class_tokens: Int64[Tensor, "class fold"]
+    position_tokens: Int64[Tensor, "position fold"]
+    id_tokens: Int64[Tensor, "id task"]
+    unit_load: Int32[Tensor, "projection unit expert"]
+    class_load: Int64[Tensor, "projection class fold expert"]
+    position_load: Int64[Tensor, "projection position fold expert"]
+    id_choice: Int32[Tensor, "projection id task code"]
+    id_load: Int32[Tensor, "projection id fold expert"]
+    pairs: Int64[Tensor, "projection fold expert expert"]
+    repeats: Int64[Tensor, "projection task fold"]
+    probability: Float64[Tensor, "projection task fold expert"]
+    gate: Float64[Tensor, "projection task fold expert"]
+    entropy: Float64[Tensor, "projection task fold"]
+    random_load: Int64[Tensor, "projection router task expert"]
+    random_class: Int64[Tensor, "projection router class expert"]
+    random_position: Int64[Tensor, "projection router position expert"]
+    random_id: Int32[Tensor, "projection id_router id expert"]
+    random_pairs: Int64[Tensor, "projection router expert expert"]
+    random_repeats: Int64[Tensor, "projection router"]
+    random_probability: Float64[Tensor, "projection router expert"]
+    random_entropy: Float64[Tensor, "projection router"]
 
     @classmethod
     def empty(cls, sizes: Sizes) -> "Tables":
         """Tables of zeros."""
-        return cls(
-            **{
-                name: torch.zeros(shape, dtype=dtype)
-                for name, (shape, dtype) in shapes_of(sizes).items()
-            }
-        )
+        shapes = shapes_of(sizes).items()
+        return cls(**{name: torch.zeros(shape, dtype=dtype) for name, (shape, dtype) in shapes})
 
     @classmethod
     def of(cls, sizes: Sizes, tensors: Mapping[str, Tensor]) -> "Tables":
         """Tables of these sizes from tensors by name; one without entries need not be there.
 
-        Nothing is made that is larger than the tensors are. Raises UserError for a table that is
-        missing or that has another shape or dtype.
+        Raises UserError for a table that is missing or that has another shape or dtype.
         """
-        if not all(0 <= getattr(sizes, one.name) < LARGEST_SIZE for one in fields(sizes)):
+        if not all(0 <= getattr(sizes, size.name) < LARGEST_SIZE for size in fields(sizes)):
             raise UserError(f"its sizes are not between 0 and {LARGEST_SIZE}")
         found = {}
         for name, (shape, dtype) in shapes_of(sizes).items():
-            one = tensors[name] if name in tensors else torch.zeros(0, dtype=dtype)
-            if name not in tensors and 0 in shape:
-                one = torch.zeros(shape, dtype=dtype)
+            # Nothing is allocated for a table that is missing and should have entries.
+            absent = shape if 0 in shape else (0,)
+            one = tensors[name] if name in tensors else torch.zeros(absent, dtype=dtype)
             if one.shape != shape or one.dtype != dtype:
                 raise UserError(
                     f"{name} is {one.dtype} of shape {tuple(one.shape)}, not {dtype} of {shape}"
@@ -138,55 +135,30 @@ class Tables:
 
     def __add__(self, other: "Tables") -> "Tables":
         """The tables of both corpora together."""
-        return Tables(
-            **{one.name: getattr(self, one.name) + getattr(other, one.name) for one in fields(self)}
-        )
+        theirs = other.as_dict()
+        return Tables(**{name: table + theirs[name] for name, table in self.as_dict().items()})
 
     def as_dict(self) -> dict[str, Tensor]:
-        """By name."""
-        return {one.name: getattr(self, one.name) for one in fields(self)}
+        """The tables by name."""
+        return {table.name: getattr(self, table.name) for table in fields(self)}
 
 
 def shapes_of(sizes: Sizes) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """Shape and dtype of every table."""
-    p, e, t, f = sizes.projections, sizes.experts, sizes.tasks, sizes.folds
-    c, w, v, r = len(CLASSES), len(POSITIONS), sizes.ids + 1, sizes.routers
-
-    def whole(*shape: int, small: bool = False) -> tuple[tuple[int, ...], torch.dtype]:
-        return shape, torch.int32 if small else torch.int64
-
-    def real(*shape: int) -> tuple[tuple[int, ...], torch.dtype]:
-        return shape, torch.float64
-
+    lengths = {name.removesuffix("s"): getattr(sizes, name) for name in _AXES}
+    lengths |= {"class": len(CLASSES), "position": len(POSITIONS), "id": sizes.ids + 1}
+    lengths["id_router"] = min(sizes.routers, sizes.id_routers)
+    hints: dict[str, Any] = {table.name: table.type for table in fields(Tables)}
     return {
-        "unit_tokens": whole(sizes.units),
-        "cell_tokens": whole(t, f),
-        "cell_follows": whole(t, f),
-        "class_tokens": whole(c, f),
-        "position_tokens": whole(w, f),
-        "id_tokens": whole(v, t),
-        "unit_load": whole(p, sizes.units, e, small=True),
-        "class_load": whole(p, c, f, e),
-        "position_load": whole(p, w, f, e),
-        "id_choice": whole(p, v, t, sizes.codes, small=True),
-        "id_load": whole(p, v, f, e, small=True),
-        "pairs": whole(p, f, e, e),
-        "repeats": whole(p, t, f),
-        "probability": real(p, t, f, e),
-        "gate": real(p, t, f, e),
-        "entropy": real(p, t, f),
-        "random_load": whole(p, r, t, e),
-        "random_class": whole(p, r, c, e),
-        "random_position": whole(p, r, w, e),
-        "random_id": whole(p, min(r, sizes.id_routers), v, e, small=True),
-        "random_pairs": whole(p, r, e, e),
-        "random_repeats": whole(p, r),
-        "random_probability": real(p, r, e),
-        "random_entropy": real(p, r),
+        name: (
+            tuple(lengths[axis] for axis in hint.dim_str.split()),
+            getattr(torch, hint.dtypes[0]),
+        )
+        for name, hint in hints.items()
     }
 
 
 def position_bucket(position: Int[Tensor, " token"]) -> Int[Tensor, " token"]:
-    """The number in `POSITIONS` of each place, counted from 0: its bits, at most the last."""
+    """The bucket in `POSITIONS` of each position, counted from 0: its bits, at most the last."""
     bits = torch.log2(position.double().clamp_min(0.5)).floor().long() + 1
     return bits.clamp_max(len(POSITIONS) - 1)

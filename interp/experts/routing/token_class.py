@@ -1,4 +1,4 @@
-"""What kind of word a token is, by its text alone.
+"""The word class of a token, by its text alone.
 
 Five classes, the first that fits: *numeric* (``12``, ``3.5``, ``1,000``), *operator* (``+``, ``=``,
 ``≤``), *function word* (a closed list of English articles, prepositions, pronouns, auxiliaries,
@@ -34,17 +34,14 @@ _FUNCTION_WORDS = frozenset(_WORDS.split())
 def token_class(text: str) -> int:
     """The number of the token's class in `CLASSES`."""
     word = text.strip()
-    if not word:
-        return CLASSES.index("other")
-    if _NUMBER.fullmatch(word):
-        return CLASSES.index("numeric")
-    if all(one in _OPERATORS or unicodedata.category(one) == "Sm" for one in word):
-        return CLASSES.index("operator")
-    if word.lower() in _FUNCTION_WORDS:
-        return CLASSES.index("function word")
-    if word[0].isupper() and word.isalpha() and len(word) > 1:
-        return CLASSES.index("name")
-    return CLASSES.index("other")
+    is_of_class = {
+        "numeric": _NUMBER.fullmatch(word),
+        "operator": word and all(c in _OPERATORS or unicodedata.category(c) == "Sm" for c in word),
+        "function word": word.lower() in _FUNCTION_WORDS,
+        "name": word[:1].isupper() and word.isalpha() and len(word) > 1,
+        "other": True,
+    }
+    return next(number for number, name in enumerate(CLASSES) if is_of_class[name])
 
 
 def token_texts(tokenizer: Any, ids: Sequence[int]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Every token's routing in a Parquet file, written as it comes: a row group for each batch.
+"""A Parquet file of every token's routing, with a row group for each batch.
 
 One row for each token and projection: text (its number in the corpus), task, position (behind what
 all texts begin with), token (its id), layer, target, experts (the chosen ones), gates (theirs).
@@ -11,19 +11,28 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from torch import Tensor
 
 from interp.errors import UserError
 from interp.experts.routing.counter import TokenLabels
-from interp.experts.routing.records import Projection
 from interp.files.whole import beside_of, move_into_place
+from interp.moelora.projections import AdaptedProjection
+
+Routing = tuple[AdaptedProjection, Tensor, Tensor]
+"""A projection, and its gates and experts [token slot]."""
 
 
 class TokenFile:
-    """A context: the file is moved into place when it ends well, and not there if it does not."""
+    """A context manager that writes the file whole, or not at all if an error is raised."""
 
     def __init__(
-        self, path: Path, projections: Sequence[Projection], tasks: Sequence[str], top_k: int
+        self,
+        path: Path,
+        *,
+        projections: Sequence[AdaptedProjection],
+        tasks: Sequence[str],
+        top_k: int,
     ) -> None:
         self.path = path
         self.beside = beside_of(path)
@@ -40,8 +49,6 @@ class TokenFile:
                 ("gates", pa.list_(pa.float32(), top_k)),
             ]
         )
-        self._tokens: dict[str, Any] = {}
-        self._routed: list[tuple[int, np.ndarray, np.ndarray]] = []
 
     def __enter__(self) -> "TokenFile":
         try:
@@ -58,52 +65,44 @@ class TokenFile:
         else:
             self.beside.unlink(missing_ok=True)
 
-    def begin(self, texts: Tensor, labels: TokenLabels, tokens: Tensor) -> None:
-        """The tokens of a batch."""
-        self._tokens = {
-            "text": texts.numpy().astype(np.int32),
-            "task": labels.task.numpy().astype(np.int32),
-            "position": labels.position.numpy().astype(np.int32),
-            "token": tokens.numpy().astype(np.int32),
-        }
-        self._routed = []
+    def write(
+        self, labels: TokenLabels, *, texts: Tensor, tokens: Tensor, routed: Sequence[Routing]
+    ) -> None:
+        """Write a batch as a row group.
 
-    def add(self, projection: int, gates: Tensor, chosen: Tensor) -> None:
-        """What one projection made of them; gates and experts [token slot]."""
-        order = (-gates).argsort(dim=-1, stable=True)
-        self._routed.append(
-            (
-                projection,
-                chosen.gather(-1, order).numpy().astype(np.int16),
-                gates.gather(-1, order).numpy().astype(np.float32),
-            )
-        )
-
-    def end(self) -> None:
-        """Write the batch as a row group."""
-        n, times = len(self._tokens["text"]), len(self._routed)
+        Args:
+            labels: what is known of the batch's tokens.
+            texts: the number of each token's text.
+            tokens: the token ids.
+            routed: by projection, gates and experts [token slot].
+        """
+        n, times = len(tokens), len(routed)
         if not n:
             return
-        tokens = {name: np.tile(column, times) for name, column in self._tokens.items()}
-        targets = list(dict.fromkeys(one.target for one in self.projections))
-        where = [self.projections[number] for number, _, _ in self._routed]
+        gates = torch.cat([gates for _, gates, _ in routed])
+        experts = torch.cat([experts for _, _, experts in routed])
+        order = (-gates).argsort(dim=-1, stable=True)
+
+        def slots(values: Tensor, dtype: Any) -> pa.Array:
+            """A row of values for each token, that of the largest gate first."""
+            ordered = pa.array(values.gather(-1, order).numpy().astype(dtype).ravel())
+            return pa.FixedSizeListArray.from_arrays(ordered, self.top_k)
+
+        text, task, position, token = (
+            pa.array(np.tile(values.numpy().astype(np.int32), times))
+            for values in (texts, labels.task, labels.position, tokens)
+        )
+        targets = list(dict.fromkeys(projection.target for projection in self.projections))
+        layers = np.repeat([entry.layer or 0 for entry, _, _ in routed], n)
+        target = np.repeat([targets.index(entry.target) for entry, _, _ in routed], n)
         columns = [
-            pa.array(tokens["text"]),
-            pa.DictionaryArray.from_arrays(pa.array(tokens["task"]), pa.array(self.tasks)),
-            pa.array(tokens["position"]),
-            pa.array(tokens["token"]),
-            pa.array(np.repeat([one.layer for one in where], n).astype(np.int16)),
-            pa.DictionaryArray.from_arrays(
-                pa.array(np.repeat([targets.index(one.target) for one in where], n), pa.int32()),
-                pa.array(targets),
-            ),
-            *(
-                pa.FixedSizeListArray.from_arrays(
-                    pa.array(np.concatenate([one[part] for one in self._routed]).ravel()),
-                    self.top_k,
-                )
-                for part in (1, 2)
-            ),
+            text,
+            pa.DictionaryArray.from_arrays(task, pa.array(self.tasks)),
+            position,
+            token,
+            pa.array(layers.astype(np.int16)),
+            pa.DictionaryArray.from_arrays(pa.array(target, pa.int32()), pa.array(targets)),
+            slots(experts, np.int16),
+            slots(gates, np.float32),
         ]
         self._writer.write_table(pa.Table.from_arrays(columns, schema=self.schema))
-        self._tokens, self._routed = {}, []

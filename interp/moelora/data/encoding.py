@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from interp.arguments import one_of
 from interp.errors import UserError
 from interp.models import RenderedChat, render_chat
 from interp.models.chat import text_after_answer
@@ -37,7 +38,7 @@ class EncodedExample:
 
     @property
     def labels(self) -> tuple[int, ...]:
-        """The answer's tokens at their places, `IGNORED` before."""
+        """The answer's tokens at their positions, `IGNORED` before."""
         return (IGNORED,) * self.n_prompt + self.tokens[self.n_prompt :]
 
 
@@ -55,14 +56,14 @@ def encode_example(tokenizer: Any, example: Example, *, end: int | None = None) 
     that the tokenizer would put across the border of prompt and answer are kept apart, as they are
     when the model answers.
     """
-    bare = render_chat(tokenizer, example.prompt)
+    question = render_chat(tokenizer, example.prompt)
     rendered = render_chat(tokenizer, example.prompt, example.response)
-    if not rendered.text.startswith(bare.text):
-        bare = replace(rendered, text=rendered.text[: rendered.answer_start])
-    prompt, whole = _ids(tokenizer, bare), _ids(tokenizer, rendered)
+    if not rendered.text.startswith(question.text):
+        question = replace(rendered, text=rendered.text[: rendered.answer_start])
+    prompt, whole = _ids(tokenizer, question), _ids(tokenizer, rendered)
     answer = whole[len(prompt) :]
     if whole[: len(prompt)] != prompt:
-        rest = rendered.text[len(bare.text) :]
+        rest = rendered.text[len(question.text) :]
         answer = tuple(tokenizer(rest, add_special_tokens=False)["input_ids"])
     # A response may say its end itself.
     ended = end_token(tokenizer) if end is None else end
@@ -85,10 +86,10 @@ def encode_examples(
     Nothing is ever cut: half a question has no right answer. Raises `UserError` when an example
     does not fit and `too_long` is "error", or when none is left.
     """
-    check_too_long(too_long)
+    one_of("too_long", too_long, get_args(TooLong))
     end = end_token(tokenizer)
-    encoded = [encode_example(tokenizer, one, end=end) for one in examples]
-    long = [index for index, one in enumerate(encoded) if len(one.tokens) > max_length]
+    encoded = [encode_example(tokenizer, example, end=end) for example in examples]
+    long = [index for index, code in enumerate(encoded) if len(code.tokens) > max_length]
     if long and too_long == "error":
         worst = max(long, key=lambda index: len(encoded[index].tokens))
         raise UserError(
@@ -97,23 +98,12 @@ def encode_examples(
             "max_length up to the model's context, or drop them with too_long=drop"
         )
     if long:
-        logger.info(
-            "%d of %d examples are longer than %d tokens: dropped",
-            len(long),
-            len(encoded),
-            max_length,
-        )
-    kept = tuple(one for one in encoded if len(one.tokens) <= max_length)
+        counts = len(long), len(encoded), max_length
+        logger.info("%d of %d examples are longer than %d tokens: dropped", *counts)
+    kept = tuple(code for code in encoded if len(code.tokens) <= max_length)
     if not kept:
         raise UserError(f"no example is at most {max_length} tokens long: raise max_length")
     return kept
-
-
-def check_too_long(policy: str) -> None:
-    """Raise `UserError` unless `policy` is a `TooLong`."""
-    if policy not in get_args(TooLong):
-        known = ", ".join(get_args(TooLong))
-        raise UserError(f"unknown too_long {policy!r}; known: {known}")
 
 
 def end_token(tokenizer: Any) -> int:
@@ -134,24 +124,21 @@ def end_token(tokenizer: Any) -> int:
 
 @dataclass(frozen=True)
 class AnswerCollator:
-    """Makes a training batch of encoded examples, padded on the right.
-
-    `pad` fills up; what it is does not matter, as mask and labels leave it out.
-    """
+    """Makes a training batch of encoded examples, padded on the right with any token `pad`."""
 
     pad: int = 0
 
     def __call__(self, batch: Sequence[EncodedExample]) -> dict[str, Int[Tensor, "example pos"]]:
         """Token ids, attention mask and labels."""
-        width = max(len(one.tokens) for one in batch)
+        width = max(len(example.tokens) for example in batch)
 
         def padded(rows: list[tuple[int, ...]], fill: int) -> Int[Tensor, "example pos"]:
             return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows])
 
         return {
-            "input_ids": padded([one.tokens for one in batch], self.pad),
-            "attention_mask": padded([(1,) * len(one.tokens) for one in batch], 0),
-            "labels": padded([one.labels for one in batch], IGNORED),
+            "input_ids": padded([example.tokens for example in batch], self.pad),
+            "attention_mask": padded([(1,) * len(example.tokens) for example in batch], 0),
+            "labels": padded([example.labels for example in batch], IGNORED),
         }
 
 

@@ -1,4 +1,4 @@
-"""One question of a task set: what is asked, what the model learns to say, and what is right.
+"""One question of a task set, the response to train on, and the right answer.
 
 `response` is the text that the model is trained to produce, with worked steps or a whole sentence;
 `answer` is the part that is scored: a number, an option, or a name.
@@ -6,13 +6,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from interp.errors import UserError
 from interp.moelora.data.numbers import parse_number
 
 AnswerKind = Literal["number", "option", "name"]
-"""How an answer is found in a text: the last number, the first option, or a name that is said."""
+"""How an answer is found in a text: the last number, an option, or an asserted name."""
 
 OPTION_FAMILIES: tuple[tuple[str, ...], ...] = (
     ("yes", "no"),
@@ -65,8 +65,9 @@ class Example:
         if kind == "option":
             options = options or family_of(self.answer)
             answer = _among(self.answer, options)
-        if kind == "option" and answer not in options:
-            raise UserError(f"answer {self.answer!r} is none of the options {', '.join(options)}")
+            if answer not in options:
+                known = ", ".join(options)
+                raise UserError(f"answer {self.answer!r} is none of the options {known}")
         if kind == "number" and parse_number(self.answer) is None:
             raise UserError(f"answer {self.answer!r} is not a number")
         filled = {
@@ -83,13 +84,6 @@ class Example:
     def right_names(self) -> tuple[str, ...]:
         """Every name that is a right answer."""
         return (self.answer, *self.also_true)
-
-
-def check_kind(kind: str) -> AnswerKind:
-    """The kind itself; raises `UserError` unless it is an `AnswerKind`."""
-    if kind not in get_args(AnswerKind):
-        raise UserError(f"unknown kind {kind!r}; known: {', '.join(get_args(AnswerKind))}")
-    return kind  # type: ignore[return-value]
 
 
 def kind_of(answer: str, options: Sequence[str] = ()) -> AnswerKind:

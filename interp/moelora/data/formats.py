@@ -1,4 +1,4 @@
-"""Rows of other people's data sets as examples, told apart by their columns.
+"""Examples from the rows of public data sets; their columns tell the format.
 
 Known are our own format (`prompt`, `answer` and what else `Example` has), the instruction format of
 LLM-Adapters (arXiv 2304.01933: `instruction`, `input`, `output`, `answer`), GSM8K (`question`,
@@ -12,10 +12,11 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import Any, get_args
 
+from interp.arguments import one_of
 from interp.errors import UserError
-from interp.moelora.data.examples import Example, check_kind
+from interp.moelora.data.examples import AnswerKind, Example
 from interp.moelora.data.numbers import as_text, plain_number
 
 Row = Mapping[str, Any]
@@ -71,18 +72,18 @@ def ours(row: Row, task: str) -> Example:
         if field in _LISTS:
             parts[field] = _texts(field, value)
         else:
-            text = text_of(field, value)
-            parts[field] = check_kind(text) if field == "kind" else text
-    for field in ("prompt", "answer"):
-        parts.setdefault(field, "")
-    return Example(**parts)
+            parts[field] = text_of(field, value)
+    if "kind" in parts:
+        one_of("kind", parts["kind"], get_args(AnswerKind))
+    return Example(**{"prompt": "", "answer": "", **parts})
 
 
 def instruction(row: Row, task: str) -> Example:
     """LLM-Adapters and Alpaca: an instruction, perhaps an input to it, and the whole output."""
-    parts = (_cell(row, "instruction"), _maybe(row, "input"))
+    row = {"input": "", "answer": "", **row}
+    parts = (_cell(row, "instruction"), _cell(row, "input"))
     output = _cell(row, "output")
-    answer = _maybe(row, "answer").strip() or output
+    answer = _cell(row, "answer").strip() or output
     return Example(
         task=task,
         prompt="\n".join(part.strip() for part in parts if part.strip()),
@@ -93,18 +94,13 @@ def instruction(row: Row, task: str) -> Example:
 
 def worked(row: Row, task: str) -> Example:
     """GSM8K: worked steps, then the answer behind ``####``; calculator marks are taken out."""
-    text = _cell(row, "answer")
-    steps, marked, answer = text.rpartition("####")
-    if not marked:
-        return Example(task=task, prompt=_cell(row, "question"), answer=text.strip())
-    steps = re.sub(r"<<[^<>]*>>", "", steps).strip()
+    steps, marked, answer = _cell(row, "answer").rpartition("####")
     answer = answer.strip()
-    return Example(
-        task=task,
-        prompt=_cell(row, "question"),
-        answer=answer,
-        response=f"{steps}\nThe answer is {answer}.".strip(),
-    )
+    if not marked:
+        return Example(task=task, prompt=_cell(row, "question"), answer=answer)
+    steps = re.sub(r"<<[^<>]*>>", "", steps).strip()
+    response = f"{steps}\nThe answer is {answer}.".strip()
+    return Example(task=task, prompt=_cell(row, "question"), answer=answer, response=response)
 
 
 def equation(row: Row, task: str) -> Example:
@@ -131,47 +127,42 @@ def equation(row: Row, task: str) -> Example:
     )
 
 
-FORMATS: tuple[tuple[str, tuple[str, ...], Callable[[Row, str], Example]], ...] = (
-    ("ours", ("prompt", "answer"), ours),
-    ("instruction", ("instruction", "output"), instruction),
-    ("equation", ("Question", "Numbers", "Equation", "Answer"), equation),
-    ("question", ("question", "answer"), worked),
+FORMATS: tuple[tuple[tuple[str, ...], Callable[[Row, str], Example]], ...] = (
+    (("prompt", "answer"), ours),
+    (("instruction", "output"), instruction),
+    (("Question", "Numbers", "Equation", "Answer"), equation),
+    (("question", "answer"), worked),
 )
-"""Name, the columns it is known by, and the reader of each format, in order of precedence."""
+"""The columns that each format is known by, and its reader, in order of precedence."""
 
 
 def detect(columns: Iterable[str]) -> Callable[[Row, str], Example]:
     """The reader for a table of these columns. Raises `UserError` where no format fits."""
     present = list(columns)
-    for _, needed, reader in FORMATS:
+    for needed, reader in FORMATS:
         if set(needed) <= set(present):
             return reader
-    known = "; ".join(" + ".join(needed) for _, needed, _ in FORMATS)
+    known = "; ".join(" + ".join(needed) for needed, _ in FORMATS)
     raise UserError(
         f"no known format has the columns {', '.join(present) or '(none)'}; known: {known}; "
         "name the columns yourself, such as columns=prompt=Question,answer=Answer"
     )
 
 
+def _value(row: Row, column: str) -> Any:
+    if column not in row:
+        raise UserError(f"no column {column!r}; found {', '.join(map(str, row)) or 'none'}")
+    return row[column]
+
+
 def _cell(row: Row, column: str) -> str:
-    _check_there(row, column)
-    return _maybe(row, column)
+    value = _value(row, column)
+    return "" if _is_missing(value) else text_of(column, value)
 
 
 def _list_cell(row: Row, column: str) -> tuple[str, ...]:
-    _check_there(row, column)
-    return () if _is_missing(row[column]) else _texts(column, row[column])
-
-
-def _check_there(row: Row, column: str) -> None:
-    if column not in row:
-        raise UserError(f"no column {column!r}; found {', '.join(map(str, row)) or 'none'}")
-
-
-def _maybe(row: Row, column: str) -> str:
-    """The text in a column, or none where nothing stands there."""
-    value = row.get(column)
-    return "" if _is_missing(value) else text_of(column, value)
+    value = _value(row, column)
+    return () if _is_missing(value) else _texts(column, value)
 
 
 def _is_missing(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Numbers as people write them, read exactly and compared as what they say.
+"""Numbers in text, read exactly and compared by value.
 
 ``57,500``, ``$57500``, ``57500.00`` and ``5.75e4`` are one number. They are decimals of any size,
 never floats. Two whole numbers are the same or they are not; what is not whole may be worked out
@@ -74,20 +74,20 @@ def numbers_in(text: str) -> list[Decimal]:
 
 
 def _with_tail(number: Decimal, tail: re.Match[str]) -> Decimal:
-    """The number with what stands behind it, exactly where that is a whole number."""
-    said = {name: value for name, value in tail.groupdict().items() if value is not None}
+    """The number with the power, fraction or word after it; exact where the result is whole."""
+    parts = {name: value for name, value in tail.groupdict().items() if value is not None}
     exact = Fraction(number)
-    if "part" in said and int(said["of"]):
-        part = Fraction(int(said["part"]), int(said["of"]))
+    if "part" in parts and int(parts["of"]):
+        part = Fraction(int(parts["part"]), int(parts["of"]))
         exact += -part if number < 0 else part
-    elif "by" in said and int(said["by"]):
-        exact /= int(said["by"])
-    elif "ten" in said:
-        exact *= Fraction(10) ** int(said["ten"].replace("−", "-"))
-    elif "power" in said and abs(exact) < 10**6:
-        exact **= int(said["power"])
-    elif "scale" in said or "k" in said:
-        word = said.get("scale", "thousand").lower()
+    elif "by" in parts and int(parts["by"]):
+        exact /= int(parts["by"])
+    elif "ten" in parts:
+        exact *= Fraction(10) ** int(parts["ten"].replace("−", "-"))
+    elif "power" in parts and abs(exact) < 10**6:
+        exact **= int(parts["power"])
+    elif "scale" in parts or "k" in parts:
+        word = parts.get("scale", "thousand").lower()
         exact *= 12 if word == "dozen" else 10 ** _SCALES[word]
     if exact.denominator == 1:
         return Decimal(exact.numerator)
@@ -104,22 +104,22 @@ def as_a_word(text: str) -> str:
     return before + re.escape(text) + behind
 
 
-def same_number(right: Decimal, said: Decimal) -> bool:
-    """Whether `said` is the number `right`, worked out further or less far where neither is whole.
+def same_number(right: Decimal, given: Decimal) -> bool:
+    """Whether `given` is the number `right`, worked out further or less far where neither is whole.
 
     Then the longer one, rounded or cut to the places of the shorter, has to be that one, and the
     two may be apart by `CLOSE` of the right one.
     """
-    if right == said:
+    if right == given:
         return True
-    if _is_whole(right) or _is_whole(said):
+    if _is_whole(right) or _is_whole(given):
         return False
-    exact, other = Fraction(right), Fraction(said)
+    exact, other = Fraction(right), Fraction(given)
     apart = abs(exact - other)
     if apart > CLOSE * abs(exact):
         return False
-    places = min(_places(right), _places(said))
-    shorter, longer = sorted((right, said), key=_places)
+    places = min(_places(right), _places(given))
+    shorter, longer = sorted((right, given), key=_places)
     unit = Fraction(1, 10**places)
     rounded = apart * 2 <= unit
     cut = abs(Fraction(longer)) >= abs(Fraction(shorter)) and apart < unit

@@ -1,4 +1,4 @@
-"""Files of questions: JSON lines, CSV and Parquet, row by row with the line each stands in."""
+"""Readers of question files (JSON lines, CSV, Parquet), row by row with line numbers."""
 
 import csv
 import io
@@ -60,7 +60,9 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Row]]:
     """One JSON object a line, or one list of objects as the whole file."""
     text = _read_text(path)
     if text.lstrip().startswith("["):
-        yield from _json_list(text)
+        rows: Sequence[Any] = parse_json(text)
+        for number, row in enumerate(rows, start=1):
+            yield number, _object(row, f"entry {number}")
         return
     # Not splitlines(): a line separator may stand inside a JSON text.
     for number, line in enumerate(text.split("\n"), start=1):
@@ -71,12 +73,6 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Row]]:
         except UserError as error:
             raise UserError(f"line {number}: {error}") from error
         yield number, _object(row, f"line {number}")
-
-
-def _json_list(text: str) -> Iterator[tuple[int, Row]]:
-    rows: Sequence[Any] = parse_json(text)
-    for number, row in enumerate(rows, start=1):
-        yield number, _object(row, f"entry {number}")
 
 
 def _object(row: Any, where: str) -> Row:

@@ -1,21 +1,34 @@
-"""Task sets from where they lie: shipped with the package, on disk, or on the hub.
+"""Task sets: where they come from, and which of their examples a run trains and tests on.
 
 A source is the name of a shipped set (`list_tasks`), a JSONL, CSV or Parquet file, a directory with
 one file for each split, or a hub data set ``owner/name``, with ``@revision`` and ``:subset`` behind
 it if need be. Files are read by `interp.moelora.data.reading`.
+
+What is chosen depends on the sources and the limits alone, never on the seed, so that runs over
+several seeds and methods see the same questions.
 """
 
 import hashlib
+import json
 import os
 import re
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
 from interp.errors import UserError
+from interp.moelora.data.encoding import (
+    EncodedExample,
+    TooLong,
+    encode_example,
+    encode_examples,
+    end_token,
+)
 from interp.moelora.data.examples import Example
 from interp.moelora.data.formats import ColumnMapping
 from interp.moelora.data.reading import SUFFIXES, read_examples
@@ -56,16 +69,16 @@ def load_split(
     """
     train = load_examples(source, split="train", columns=columns)
     if _file_of(source, "test") is None:
-        apart = {one.subject for one in train if _share(one.subject) < held_out}
-        test = tuple(one for one in train if one.subject in apart)
-        train = tuple(one for one in train if one.subject not in apart)
+        apart = {example.subject for example in train if _share(example.subject) < held_out}
+        test = tuple(example for example in train if example.subject in apart)
+        train = tuple(example for example in train if example.subject not in apart)
     else:
-        seen = {one.subject for one in train}
+        seen = {example.subject for example in train}
         read = load_examples(source, split="test", columns=columns)
         test = tuple(one for one in read if one.subject not in seen)
-    for name, part in (("train on", train), ("test on", test)):
-        if not part:
-            raise UserError(f"{source}: no examples are left to {name}; give more data")
+    if not train or not test:
+        purpose = "test on" if train else "train on"
+        raise UserError(f"{source}: no examples are left to {purpose}; give more data")
     return TaskSplit(train, test)
 
 
@@ -95,15 +108,16 @@ def _file_of(source: str | Path, split: Split) -> Path | None:
         return path if split == "train" else None
     match = _HUB_ID.fullmatch(text)
     if match and path.suffix.lower() not in SUFFIXES:
-        return _from_hub(match["repo"], match["revision"], match["subset"], split)
+        return _from_hub(match, split)
     raise UserError(
         f"no data at {text!r}: give a set that ships ({', '.join(list_tasks())}), a file "
         f"({', '.join(SUFFIXES)}), a directory, or a hub data set owner/name"
     )
 
 
-def _from_hub(repo: str, revision: str | None, subset: str | None, split: Split) -> Path | None:
+def _from_hub(match: re.Match[str], split: Split) -> Path | None:
     """The split's one file in a hub data set, downloaded."""
+    repo, revision, subset = match["repo"], match["revision"], match["subset"]
     try:
         names = huggingface_hub.list_repo_files(repo, revision=revision, repo_type="dataset")
         found = sorted(name for name in names if _is_split(name, split, subset))
@@ -145,5 +159,87 @@ def _task_name(source: str | Path, path: Path) -> str:
 
 def _share(subject: str) -> float:
     """A subject's place in [0, 1), the same in every process."""
-    digest = hashlib.sha256(subject.encode("utf-8", "surrogatepass")).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
+    return int.from_bytes(_digest(subject)[:8], "big") / 2**64
+
+
+SPARE_TOKENS = 8
+"""How much longer than the longest right response an answer may get."""
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """Training and test examples as text and as tokens.
+
+    Attributes:
+        train: encoded training examples.
+        test: the test examples.
+        encoded_test: the same with their right responses, encoded.
+        max_new_tokens: how long an answer may get.
+        sha256: of all examples, to tell whether a run's data are still the same.
+    """
+
+    train: tuple[EncodedExample, ...]
+    test: tuple[Example, ...]
+    encoded_test: tuple[EncodedExample, ...]
+    max_new_tokens: int
+    sha256: str
+
+
+def load_task_data(
+    tokenizer: Any,
+    sources: Sequence[str],
+    *,
+    max_length: int,
+    columns: str = "",
+    held_out: float = HELD_OUT_SHARE,
+    limit: int | None = None,
+    test_limit: int | None = None,
+    too_long: TooLong = "error",
+) -> TaskData:
+    """Read, draw and encode the examples of all sources.
+
+    `limit` is a number of training examples per source, `test_limit` one of test examples per task.
+    A subject that one source trains on is not tested in another. Raises `UserError` for every fault
+    in the data, and for an example longer than `max_length` unless `too_long` is "drop".
+    """
+    mapping = ColumnMapping.parse(columns) if columns else None
+    train: list[Example] = []
+    test: list[Example] = []
+    for source in sources:
+        split = load_split(source, columns=mapping, held_out=held_out)
+        train += draw(split.train, limit)
+        test += split.test
+    seen = {example.subject for example in train}
+    by_task: dict[str, list[Example]] = defaultdict(list)
+    for example in test:
+        if example.subject not in seen:
+            by_task[example.task].append(example)
+    drawn = [one for of_task in by_task.values() for one in draw(of_task, test_limit)]
+    if not drawn:
+        raise UserError("every subject that is tested is also trained on: give other test data")
+    end = end_token(tokenizer)
+    pairs = [(example, encode_example(tokenizer, example, end=end)) for example in drawn]
+    kept = [(one, code) for one, code in pairs if len(code.tokens) <= max_length]
+    if len(kept) < len(pairs) and (too_long == "error" or not kept):
+        encode_examples(tokenizer, drawn, max_length=max_length)  # says which
+    text = json.dumps([asdict(example) for example in (*train, *drawn)], sort_keys=True)
+    longest = max(len(code.tokens) - code.n_prompt for _, code in kept)
+    return TaskData(
+        train=encode_examples(tokenizer, train, max_length=max_length, too_long=too_long),
+        test=tuple(example for example, _ in kept),
+        encoded_test=tuple(code for _, code in kept),
+        max_new_tokens=longest + SPARE_TOKENS,
+        sha256=hashlib.sha256(text.encode()).hexdigest(),
+    )
+
+
+def draw(examples: Sequence[Example], limit: int | None) -> list[Example]:
+    """`limit` of the examples, chosen by a hash of their prompts, in their order."""
+    if limit is None or limit >= len(examples):
+        return list(examples)
+    order = sorted(range(len(examples)), key=lambda index: _digest(examples[index].prompt))
+    return [examples[index] for index in sorted(order[:limit])]
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()

@@ -5,9 +5,8 @@
 * ``lora``: plain LoRA by PEFT.
 
 Eight experts of rank 4 with a router have 32 (in + out) + 8 in parameters; LoRA of rank 36 has
-36 (in + out), the same where in = out. Where keys and values are narrower than queries the equal
-rank differs by module (38 for 576 → 192), so it is computed for each. Both kinds scale what they
-add by the same factor, alpha / rank.
+36 (in + out), the same where in = out. The equal rank differs by module (38 for 576 → 192) and is
+computed for each. Both kinds scale their output by alpha / rank.
 """
 
 from collections import Counter
@@ -16,6 +15,7 @@ from typing import Any, Literal, get_args
 from peft import LoraConfig, PeftConfig, get_peft_model
 from torch import nn
 
+from interp.arguments import one_of
 from interp.errors import UserError
 from interp.models.quiet import quiet_libraries
 from interp.moelora.config import MoELoRAConfig
@@ -32,8 +32,7 @@ METHOD_NAMES: dict[str, str] = {
 
 def check_method(method: str) -> None:
     """Raise `UserError` unless `method` is a `Method`."""
-    if method not in get_args(Method):
-        raise UserError(f"unknown method {method!r}; known: {', '.join(get_args(Method))}")
+    one_of("method", method, get_args(Method))
 
 
 def adapt(model: nn.Module, method: Method, config: MoELoRAConfig) -> Any:
@@ -46,7 +45,10 @@ def adapt(model: nn.Module, method: Method, config: MoELoRAConfig) -> Any:
     if method == "lora":
         made = equal_lora(model, config)
     elif method == "moe":
-        made = MoELoRAConfig(**{**_settings(config), "contrastive_weight": 0.0})
+        # Without what PEFT adds to a configuration.
+        added = ("peft_type", "peft_version")
+        known = {name: value for name, value in config.to_dict().items() if name not in added}
+        made = MoELoRAConfig(**{**known, "contrastive_weight": 0.0})
     with quiet_libraries():
         return get_peft_model(model, made)  # type: ignore[arg-type]
 
@@ -94,15 +96,9 @@ def targets(config: MoELoRAConfig, name: str) -> bool:
 
 def trainable_parameters(model: nn.Module) -> int:
     """How many numbers are trained."""
-    return sum(one.numel() for one in model.parameters() if one.requires_grad)
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def _alpha(config: MoELoRAConfig, rank: int) -> Any:
     alpha = config.scaling * rank
     return int(alpha) if alpha == int(alpha) else alpha
-
-
-def _settings(config: MoELoRAConfig) -> dict[str, Any]:
-    """What a configuration was made with, without what PEFT adds."""
-    known = config.to_dict()
-    return {key: value for key, value in known.items() if key not in ("peft_type", "peft_version")}

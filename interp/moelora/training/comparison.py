@@ -1,7 +1,7 @@
-"""What several methods over several seeds say: means, intervals, differences from LoRA.
+"""Comparison of methods over several seeds: means, intervals, differences from LoRA.
 
 Two intervals stand beside every mean. Over *seeds*: Student's t interval of the runs' means, which
-with three seeds is wide, and honest about that. Over *questions*: the questions' mean over seeds,
+with three seeds is wide. Over *questions*: the questions' mean over seeds,
 whole subjects resampled, which says nothing of other seeds. Differences are paired, by seed or by
 question.
 """
@@ -15,7 +15,7 @@ import numpy as np
 from scipy import stats
 
 from interp.errors import UserError
-from interp.moelora.training.scoring import mean_by_task
+from interp.moelora.training.scoring import Accuracy, mean_by_task
 
 CONFIDENCE = 0.95
 REFERENCE = "lora"
@@ -52,14 +52,17 @@ def seed_interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def compare(runs: Sequence[FinishedRun]) -> dict[str, Any]:
-    """The content of comparison.json: by method and task what the module's text says.
+    """The content of comparison.json: means, intervals and differences, by method and task.
 
     Raises `UserError` if the runs did not answer the same questions with the same seeds.
     """
     methods = list(dict.fromkeys(run.method for run in runs))
     if not methods:
         raise UserError("there are no runs to compare")
-    by_method = {name: _of_method(runs, name) for name in methods}
+    by_method = {
+        name: sorted((run for run in runs if run.method == name), key=lambda run: run.seed)
+        for name in methods
+    }
     _check_paired(by_method)
     content: dict[str, Any] = {
         "methods": {name: _summary(of_method) for name, of_method in by_method.items()}
@@ -73,105 +76,72 @@ def compare(runs: Sequence[FinishedRun]) -> dict[str, Any]:
     return content
 
 
-def _of_method(runs: Sequence[FinishedRun], method: str) -> list[FinishedRun]:
-    return sorted((run for run in runs if run.method == method), key=lambda run: run.seed)
-
-
 def _check_paired(by_method: Mapping[str, Sequence[FinishedRun]]) -> None:
-    questions = {
-        tuple((row["task"], row["prompt"]) for row in run.answers)
-        for of_method in by_method.values()
-        for run in of_method
-    }
-    seeds = {tuple(run.seed for run in of_method) for of_method in by_method.values()}
-    if len(questions) > 1:
+    runs = [run for of_method in by_method.values() for run in of_method]
+    if len({tuple((row["task"], row["prompt"]) for row in run.answers) for run in runs}) > 1:
         raise UserError("the runs answered different questions: compare runs of one comparison")
-    if len(seeds) > 1:
+    if len({tuple(run.seed for run in of_method) for of_method in by_method.values()}) > 1:
         raise UserError("the methods were trained with different seeds: finish all runs first")
 
 
-def _summary(of_method: Sequence[FinishedRun]) -> dict[str, Any]:
-    first = of_method[0]
-    per_question = _mean_over_seeds(of_method)
+def _summary(runs: Sequence[FinishedRun]) -> dict[str, Any]:
+    """A method's means over its seeds, with both intervals."""
+    first = runs[0].metrics
     accuracy = {}
-    for one in mean_by_task(per_question, *_tasks_and_subjects(first)):
-        of_seeds = [run.accuracy(one.task) for run in of_method]
-        mean, low, high = seed_interval(of_seeds)
-        accuracy[one.task] = {
-            "n": one.n,
-            "mean": mean,
-            # No accuracy lies outside [0, 1], though a t interval may.
-            "seeds": [max(low, 0.0), min(high, 1.0)] if len(of_seeds) > 1 else None,
-            "questions": [one.ci_low, one.ci_high],
-            "by_seed": of_seeds,
-        }
-    losses = {
-        task: _with_interval([run.metrics["held_out_loss"][task] for run in of_method])
-        for task in first.metrics["held_out_loss"]
-    }
+    for one in _by_question(runs[0], _mean_over_seeds(runs)):
+        found = _with_interval([run.accuracy(one.task) for run in runs])
+        if found["seeds"]:  # no accuracy lies outside [0, 1], though a t interval may
+            found["seeds"] = [max(found["seeds"][0], 0.0), min(found["seeds"][1], 1.0)]
+        accuracy[one.task] = {"n": one.n, **found, "questions": [one.ci_low, one.ci_high]}
     return {
-        "trainable_parameters": first.metrics["trainable_parameters"],
-        "seeds": [run.seed for run in of_method],
-        "steps": first.metrics["steps"],
-        "seconds_per_step": float(
-            np.median([run.metrics["seconds_per_step"] for run in of_method])
-        ),
+        "trainable_parameters": first["trainable_parameters"],
+        "seeds": [run.seed for run in runs],
+        "steps": first["steps"],
+        "seconds_per_step": float(np.median([run.metrics["seconds_per_step"] for run in runs])),
         "accuracy": accuracy,
-        "held_out_loss": losses,
-        "experts": _experts(of_method),
+        "held_out_loss": {
+            task: _with_interval([run.metrics["held_out_loss"][task] for run in runs])
+            for task in first["held_out_loss"]
+        },
+        "experts": _experts(runs),
     }
 
 
-def _experts(of_method: Sequence[FinishedRun]) -> dict[str, Any] | None:
+def _experts(runs: Sequence[FinishedRun]) -> dict[str, Any] | None:
     """How the experts were used at the end of training, and how alike they are; None for LoRA."""
-    if "dead_experts" not in of_method[0].metrics["last_step"]:
+    last = [run.metrics["last_step"] for run in runs]
+    if "dead_experts" not in last[0]:
         return None
-    found: dict[str, Any] = {
-        name: [run.metrics["last_step"][name] for run in of_method]
-        for name in ("dead_experts", "load_smallest", "load_largest")
-    }
-    cosines = [run.metrics.get("expert_cosine") for run in of_method]
-    found["cosine"] = _with_interval([one for one in cosines if one is not None])
-    return found
+    names = ("dead_experts", "load_smallest", "load_largest")
+    cosines = [run.metrics.get("expert_cosine") for run in runs]
+    known = [one for one in cosines if one is not None]
+    usage: dict[str, Any] = {name: [step[name] for step in last] for name in names}
+    return {**usage, "cosine": _with_interval(known) if known else None}
 
 
-def _difference(
-    of_method: Sequence[FinishedRun], reference: Sequence[FinishedRun]
-) -> dict[str, Any]:
+def _difference(runs: Sequence[FinishedRun], reference: Sequence[FinishedRun]) -> dict[str, Any]:
     """Accuracy less LoRA's, paired."""
-    tasks, subjects = _tasks_and_subjects(reference[0])
-    gains = np.subtract(_mean_over_seeds(of_method), _mean_over_seeds(reference)).tolist()
+    gains = np.subtract(_mean_over_seeds(runs), _mean_over_seeds(reference)).tolist()
     found = {}
-    for one in mean_by_task(gains, tasks, subjects):
-        by_seed = [
-            run.accuracy(one.task) - other.accuracy(one.task)
-            for run, other in zip(of_method, reference, strict=True)
-        ]
-        mean, low, high = seed_interval(by_seed)
-        found[one.task] = {
-            "mean": mean,
-            "seeds": _ends(low, high),
-            "questions": [one.ci_low, one.ci_high],
-            "by_seed": by_seed,
-        }
+    for one in _by_question(reference[0], gains):
+        pairs = zip(runs, reference, strict=True)
+        by_seed = [run.accuracy(one.task) - other.accuracy(one.task) for run, other in pairs]
+        found[one.task] = {**_with_interval(by_seed), "questions": [one.ci_low, one.ci_high]}
     return found
 
 
-def _mean_over_seeds(of_method: Sequence[FinishedRun]) -> list[float]:
-    return np.mean([run.right for run in of_method], axis=0).tolist()
+def _mean_over_seeds(runs: Sequence[FinishedRun]) -> list[float]:
+    return np.mean([run.right for run in runs], axis=0).tolist()
 
 
-def _tasks_and_subjects(run: FinishedRun) -> tuple[list[str], list[str]]:
-    return [row["task"] for row in run.answers], [row["subject"] for row in run.answers]
+def _by_question(run: FinishedRun, values: Sequence[float]) -> tuple[Accuracy, ...]:
+    """The means by task of a value of each question that a run answered."""
+    tasks = [row["task"] for row in run.answers]
+    return mean_by_task(values, tasks, [row["subject"] for row in run.answers])
 
 
-def _with_interval(values: Sequence[float]) -> dict[str, Any] | None:
-    if not values:
-        return None
-    mean, low, high = seed_interval(values)
-    return {"mean": mean, "seeds": _ends(low, high), "by_seed": list(values)}
-
-
-def _ends(low: float, high: float) -> list[float] | None:
-    """An interval's ends; None where there was only one seed."""
-    return None if math.isnan(low) else [low, high]
+def _with_interval(by_seed: Sequence[float]) -> dict[str, Any]:
+    """Mean over seeds and its interval, which is None for a single seed."""
+    mean, low, high = seed_interval(by_seed)
+    ends = None if math.isnan(low) else [low, high]
+    return {"mean": mean, "seeds": ends, "by_seed": list(by_seed)}

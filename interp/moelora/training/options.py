@@ -1,7 +1,7 @@
-"""The option that an answer settles on, in the usual ways to say one.
+"""The option that an answer settles on.
 
-What is looked for, the strongest first; of several statements that are as strong the last counts,
-and one that names several options ("A or B"), or denies one ("not A"), settles on none:
+Forms that are searched for, strongest first. Of several equally strong statements the last counts;
+one that names several options ("A or B"), or denies one ("not A"), settles on none:
 
 1. a statement: "the answer is B", "Answer: B", "\\boxed{B}", "I choose B", "it must be B",
    "not A but B", "B is correct", or a line that holds nothing else;
@@ -69,6 +69,12 @@ _BAD = (
     r"|isn['’]t|aren['’]t|can['’]?t|cannot|does not|doesn['’]t|fails\b"
 )
 _NOT = re.compile(r"\b(?:not|never|neither|nor|cannot|except|eliminate|exclude)\b|n['’]t\b", re.I)
+_CLOSED = re.compile(r"\s*(?:$|[.,:;!?()\[\]\n]|[-–—]\s)")
+_REASONED = re.compile(
+    r"\s*(?:because|since|as|for|due|given|and|but|not|"
+    r"is (?:the )?(?:correct|right|best|true|answer))\b",
+    re.I,
+)
 _WORDS = frozenset("aAiI")
 """Letters that are words."""
 
@@ -78,7 +84,7 @@ def extract_option(text: str, options: Sequence[str]) -> str | None:
     """The option that a text settles on, as `options` have it; None for none or several."""
     if not options:
         return None
-    shapes = _shapes(tuple(options))
+    shapes = _shapes_of(tuple(options))
     marked = _BOXED.sub(r"\nthe answer is \1 .\n", _ASKED.sub("Answer:", text))
     marked = _TAGGED.sub(r"\nthe answer is \2 .\n", marked)
     marked = _BOLD.sub(r"(\2)", _TAG.sub("\n", marked))
@@ -86,7 +92,7 @@ def extract_option(text: str, options: Sequence[str]) -> str | None:
     for find in (shapes.stated, shapes.leading, shapes.passing):
         found = find(plain)
         if found is not None:
-            return shapes.settled(found)
+            return next(iter(found)) if len(found) == 1 else None
     return None
 
 
@@ -94,11 +100,11 @@ class _Shapes:
     """How a text names one of the options. What is found is the set of options named there."""
 
     def __init__(self, options: tuple[str, ...]) -> None:
-        self.option = {one.casefold(): one for one in options}
-        self.letters = all(len(one) == 1 for one in options)
+        self.option = {option.casefold(): option for option in options}
+        self.letters = all(len(option) == 1 for option in options)
         one = "|".join(
-            as_a_word(one) + (_DETERMINER if one.casefold() == "no" else "")
-            for one in sorted(options, key=len, reverse=True)
+            as_a_word(option) + (_DETERMINER if option.casefold() == "no" else "")
+            for option in sorted(options, key=len, reverse=True)
         )
         item = rf"[\"'“‘(\[<]*\s*(?<!\w)(?:{one})(?!\w)(?![-'’]\w)\s*[\"'”’)\]>]*"
         joined = (
@@ -138,16 +144,12 @@ class _Shapes:
             flags,
         )
 
-    def settled(self, found: frozenset[str]) -> str | None:
-        """The one option found."""
-        return next(iter(found)) if len(found) == 1 else None
-
     def stated(self, text: str) -> frozenset[str] | None:
-        """What the last statement of the text says."""
+        """The options that the last statement of the text names."""
         last: tuple[int, frozenset[str]] | None = None
         for pattern in (self._behind, self._judged, self._sure, self._alone):
             for match in pattern.finditer(text):
-                if not self._counts(match, text, bare=pattern is self._sure):
+                if not self._counts(match, text, weak=pattern is self._sure):
                     continue
                 at = match.end("named")
                 if last is None or at >= last[0]:
@@ -155,9 +157,9 @@ class _Shapes:
         return None if last is None else last[1]
 
     def leading(self, text: str) -> frozenset[str] | None:
-        """What the text begins with."""
+        """The options that the text begins with."""
         match = self._first.match(text)
-        if match is None or not self._counts(match, text, bare=False, leading=True):
+        if match is None or not self._counts(match, text, leading=True):
             return None
         if self.letters and len({one.casefold() for one in self._listed.findall(text)}) > 1:
             return None  # the options are repeated, one a line
@@ -169,7 +171,7 @@ class _Shapes:
         pattern = self._between if self.letters else self._one
         for match in pattern.finditer(text):
             if self.letters:
-                if self._counts(match, text, bare=False, called=bool(match["called"])):
+                if self._counts(match, text, called=bool(match["called"])):
                     found |= self._named(match)
             elif not _denied(text[: match.start()]):
                 return frozenset({self.option[match[0].casefold()]})
@@ -183,7 +185,7 @@ class _Shapes:
         match: re.Match[str],
         text: str,
         *,
-        bare: bool,
+        weak: bool = False,
         leading: bool = False,
         called: bool = False,
     ) -> bool:
@@ -195,18 +197,10 @@ class _Shapes:
             return False
         if not self.letters:
             return True
-        closed = (
-            re.match(r"\s*(?:$|[.,:;!?()\[\]\n]|[-–—]\s)", rest) or named.strip()[-1] in ")]\"'”’>"
-        )
-        reasoned = re.match(
-            r"\s*(?:because|since|as|for|due|given|and|but|not|"
-            r"is (?:the )?(?:correct|right|best|true|answer))\b",
-            rest,
-            re.IGNORECASE,
-        )
-        if closed or reasoned:
+        closed = _CLOSED.match(rest) or named.strip()[-1] in ")]\"'”’>"
+        if closed or _REASONED.match(rest):
             return True
-        if bare:
+        if weak:
             return False
         letter = named.strip(" \"'“‘(<[")[:1]
         if called and letter.isupper() and letter != "I":
@@ -222,6 +216,4 @@ def _denied(before: str) -> bool:
     return bool(_NOT.search(clause))
 
 
-@lru_cache(maxsize=256)
-def _shapes(options: tuple[str, ...]) -> _Shapes:
-    return _Shapes(options)
+_shapes_of = lru_cache(maxsize=256)(_Shapes)

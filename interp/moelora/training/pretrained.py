@@ -1,4 +1,4 @@
-"""A base model to be trained on: transformers' own, with its tokenizer and fingerprint."""
+"""Loading the base model of a training run, with its tokenizer and fingerprint."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A transformers model in evaluation mode, what it was asked for by, and its fingerprint."""
+    """A transformers model in evaluation mode, its tokenizer, spec and fingerprint."""
 
     model: Any
     tokenizer: Any

@@ -1,17 +1,17 @@
-"""Held-out questions, answered greedily and scored.
+"""Scores of a trained adapter: greedy answers, held-out losses, and similarity of its experts.
 
-An answer is right if what it says is what was asked for: the last number for a calculation (behind
-"the answer is" or ``####`` where that stands), the option that is settled on for a choice, an
-asserted name for a fact. How numbers are compared says `interp.moelora.data.numbers`, how an option
-is found `interp.moelora.training.options`. A name is *asserted* in a clause without a negation
-before it, so that "Paris is not the capital of Germany; it is the capital of France" asserts France
-and denies Germany. Where a question presupposes a false object, an answer that asserts it is wrong,
-whatever else it says.
+The scored part of an answer is the last number for a calculation (after "the answer is" or ``####``
+where there is such a mark), the option that is settled on for a choice, an asserted name for a
+fact. `interp.moelora.data.numbers` compares numbers, `interp.moelora.training.options` finds
+options. A name is *asserted* in a clause without a negation before it: "Paris is not the capital of
+Germany; it is the capital of France" asserts France and denies Germany. Where a question
+presupposes a false object, an answer that asserts it is wrong, whatever else it says.
 """
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from decimal import Decimal
 from functools import partial
@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
 
 from interp.errors import UserError
 from interp.forward.batch import in_batches
@@ -37,10 +39,11 @@ from interp.moelora.data.encoding import (
 )
 from interp.moelora.data.examples import Example
 from interp.moelora.data.numbers import NUMBER, as_a_word, numbers_in, parse_number, same_number
+from interp.moelora.layer import ExpertWeights, MoELoRALinear, adapted_layers
 from interp.moelora.training.options import extract_option
 
 MEAN = "mean"
-"""Stands in the place of a task for the mean over tasks."""
+"""The task name of the mean over tasks."""
 MAX_NEW_TOKENS = 48
 _MARKED = re.compile(
     r"####|\\boxed\s*\{|\banswer\b[*_\s]*(?:(?:is|must be|should be|would be|will be)\b|[:=])",
@@ -51,14 +54,14 @@ _OPEN = re.compile(
     rf"|\W*between\s+{NUMBER.pattern}\s+and\s+{NUMBER.pattern}",
     re.IGNORECASE,
 )
-"""Two numbers of which neither is the answer."""
+"""Two alternative numbers, which leave the answer open."""
 _CLAUSES = re.compile(r"[;,.!?:\n]|\bbut\b|\brather\b|\binstead\b", re.IGNORECASE)
 _NEGATION = re.compile(r"\b(?:not|never|no|neither|nor|cannot)\b|n['’]t\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class ScoredAnswer:
-    """One held-out question with what the model said."""
+    """One held-out question with the model's answer in `said`."""
 
     task: str
     subject: str
@@ -87,16 +90,16 @@ class Accuracy:
             raise UserError(f"task {self.task!r} has no answers to score")
 
 
-def is_right(example: Example, said: str) -> bool:
-    """Whether an answer is right."""
+def is_right(example: Example, answer: str) -> bool:
+    """Whether `answer` is a right one."""
     if example.kind == "number":
-        value, right = extract_number(said), parse_number(example.answer)
+        value, right = extract_number(answer), parse_number(example.answer)
         return value is not None and right is not None and same_number(right, value)
     if example.kind == "option":
-        return extract_option(said, example.options) == example.answer
-    if example.false_object and asserts(said, example.false_object):
+        return extract_option(answer, example.options) == example.answer
+    if example.false_object and asserts(answer, example.false_object):
         return False
-    return any(asserts(said, name) for name in example.right_names)
+    return any(asserts(answer, name) for name in example.right_names)
 
 
 def extract_number(text: str) -> Decimal | None:
@@ -137,7 +140,7 @@ def score(
 ) -> tuple[ScoredAnswer, ...]:
     """The greedy answers of a transformers or PEFT model, scored, in the order of the examples."""
     prompts = [encode_prompt(tokenizer, example.prompt) for example in examples]
-    said = greedy_answers(
+    texts = greedy_answers(
         model,
         tokenizer,
         prompts,
@@ -147,15 +150,8 @@ def score(
         progress=progress,
     )
     return tuple(
-        ScoredAnswer(
-            task=example.task,
-            subject=example.subject,
-            prompt=example.prompt,
-            answer=example.answer,
-            said=text,
-            right=is_right(example, text),
-        )
-        for example, text in zip(examples, said, strict=True)
+        ScoredAnswer(one.task, one.subject, one.prompt, one.answer, text, is_right(one, text))
+        for one, text in zip(examples, texts, strict=True)
     )
 
 
@@ -167,16 +163,14 @@ def answer_losses(
 
     It moves before the accuracy does, and has less noise.
     """
-    check_prompts(model, [one.tokens for one in examples])
+    check_prompts(model, [example.tokens for example in examples])
     device = next(model.parameters()).device
     order = sorted(range(len(examples)), key=lambda index: len(examples[index].tokens))
     losses = [0.0] * len(examples)
 
     def run_chunk(chunk: list[int]) -> None:
-        inputs = {
-            name: value.to(device)
-            for name, value in AnswerCollator(pad)([examples[i] for i in chunk]).items()
-        }
+        padded = AnswerCollator(pad)([examples[index] for index in chunk])
+        inputs = {name: value.to(device) for name, value in padded.items()}
         targets = inputs.pop("labels")[:, 1:]
         logits = model(**inputs).logits[:, :-1]
         check_finite_loss(logits, model, partial(model, **inputs))
@@ -197,12 +191,12 @@ def accuracies(answers: Iterable[ScoredAnswer], *, seed: int = 0) -> tuple[Accur
     In the mean each task weighs the same.
     """
     every = list(answers)
-    right = [float(one.right) for one in every]
-    return mean_by_task(right, [one.task for one in every], [one.subject for one in every], seed)
+    right, tasks = [float(answer.right) for answer in every], [answer.task for answer in every]
+    return mean_by_task(right, tasks, [answer.subject for answer in every], seed=seed)
 
 
 def mean_by_task(
-    values: Sequence[float], tasks: Sequence[str], subjects: Sequence[str], seed: int = 0
+    values: Sequence[float], tasks: Sequence[str], subjects: Sequence[str], *, seed: int = 0
 ) -> tuple[Accuracy, ...]:
     """The mean of a value of each question by task, and over tasks, with intervals."""
     sizes = Counter(tasks)
@@ -217,3 +211,50 @@ def mean_by_task(
         weighted = [value * even / sizes[task] for value, task in zip(values, tasks, strict=True)]
         found.append(Accuracy(MEAN, len(values), *mean_interval(weighted, subjects, seed=seed)))
     return tuple(found)
+
+
+@torch.no_grad()
+def expert_similarity(
+    model: Any, examples: Sequence[EncodedExample], *, pad: int = 0, batch: int = 32
+) -> dict[str, float]:
+    """By projection, the mean cosine between different experts' outputs; empty for LoRA.
+
+    For every token and every two experts, the cosine of what the two would add to the projection's
+    output: 0 for unrelated experts, 1 for equal ones. The contrastive loss lowers it.
+    """
+    layers = adapted_layers(model)
+    if not layers:
+        return {}
+    device = next(model.parameters()).device
+
+    def run_chunk(chunk: list[int]) -> dict[str, float]:
+        inputs = AnswerCollator(pad)([examples[index] for index in chunk])
+        mask = inputs["attention_mask"].bool().to(device)
+        sums: dict[str, float] = defaultdict(float)
+
+        def add(layer: MoELoRALinear, args: tuple[Any, ...]) -> None:
+            for adapter in layer.adapters_in_use:
+                sums[layer.name] += _summed_cosine(layer.weights(adapter), args[0][mask].float())
+
+        with ExitStack() as stack:
+            for layer in layers:
+                stack.callback(layer.register_forward_pre_hook(add).remove)
+            model(input_ids=inputs["input_ids"].to(device), attention_mask=mask.long())
+        return sums
+
+    total = dict.fromkeys((layer.name for layer in layers), 0.0)
+    chunks = in_batches(range(len(examples)), batch)
+    with evaluating(model):
+        for _, sums in halving(chunks, run_chunk, what="one example"):
+            for name, value in sums.items():
+                total[name] += value
+    n_tokens = sum(len(example.tokens) for example in examples)
+    return {name: value / max(n_tokens, 1) for name, value in total.items()}
+
+
+def _summed_cosine(weights: ExpertWeights, x: Float[Tensor, "token d_in"]) -> float:
+    """The mean cosine between different experts, summed over tokens."""
+    cosine = weights.cosines(weights.hidden(x))
+    count = len(weights.router)
+    different = ~torch.eye(count, dtype=torch.bool, device=cosine.device)
+    return float((cosine * different).sum() / max(count * (count - 1), 1))

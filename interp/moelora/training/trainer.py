@@ -9,7 +9,7 @@ same step.
 (run's seed, step, micro-batch), so they depend neither on how many processes there are nor on where
 training was taken up again.
 
-*Logits* are computed at the answers' columns only, where the model can be asked for that.
+*Logits* are computed at the answers' positions only, where the model can do that.
 """
 
 import hashlib
@@ -36,9 +36,12 @@ from interp.files.shape import check_shape
 from interp.files.text import read_json_object
 from interp.moelora.auxiliary import auxiliary_losses, expert_load
 from interp.moelora.data.encoding import IGNORED
-from interp.moelora.layer import MoELoRALinear
+from interp.moelora.layer import adapted_layers
+from interp.moved import old_names
 
 logger = logging.getLogger(__name__)
+
+__getattr__ = old_names(__name__)
 
 DEAD_BELOW = 0.01
 """An expert is dead if it gets less than this part of an even share of the logged steps' tokens."""
@@ -77,8 +80,8 @@ def answer_loss(
     return summed / n_tokens
 
 
-def predicting_columns(labels: Int[Tensor, "example pos"]) -> Int[Tensor, " column"]:
-    """The columns at which some example's next token is part of its answer."""
+def predicting_positions(labels: Int[Tensor, "example pos"]) -> Int[Tensor, " position"]:
+    """The positions at which some example's next token is part of its answer."""
     return (labels[:, 1:] != IGNORED).any(dim=0).nonzero()[:, 0]
 
 
@@ -91,7 +94,7 @@ class AdapterTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
         adapted: Any = self.model
-        self.has_experts = any(isinstance(one, MoELoRALinear) for one in adapted.modules())
+        self.has_experts = bool(adapted_layers(adapted))
         base = adapted.get_base_model() if hasattr(adapted, "get_base_model") else adapted
         self._keeps_logits = "logits_to_keep" in inspect.signature(base.forward).parameters
         self._window = LossWindow()
@@ -107,14 +110,14 @@ class AdapterTrainer(Trainer):
         """The share of this micro-batch in the step's loss (times the number of processes)."""
         inputs = dict(inputs)
         labels = inputs.pop("labels")
-        columns = predicting_columns(labels)
+        positions = predicting_positions(labels)
         if self._keeps_logits:
-            outputs = model(**inputs, logits_to_keep=columns)
+            outputs = model(**inputs, logits_to_keep=positions)
             logits = outputs.logits
         else:
             outputs = model(**inputs)
-            logits = outputs.logits[:, columns]
-        targets = labels[:, columns + 1]
+            logits = outputs.logits[:, positions]
+        targets = labels[:, positions + 1]
         n_tokens = (targets != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
         # Gradients are averaged over processes, but n_tokens counts all of theirs.
         language = answer_loss(logits, targets, n_tokens) * self.accelerator.num_processes
@@ -125,16 +128,16 @@ class AdapterTrainer(Trainer):
 
     def _auxiliary(self, model: nn.Module, language: Tensor) -> Tensor:
         """This micro-batch's share in the auxiliary losses; notes everything for the log."""
-        parts = {"language_loss": language}
         if not self.has_experts:
-            self._window.add(parts, [])
+            self._window.add({"language_loss": language}, [])
             return torch.zeros_like(language)
         adapted = self.accelerator.unwrap_model(model)
         n_micro = self.current_gradient_accumulation_steps
         losses = auxiliary_losses(adapted)
-        for name in ("load_balance", "contrastive", "router_z"):
-            parts[name] = getattr(losses, name) / n_micro
-        self._window.add(parts, list(expert_load(adapted).shares.values()))
+        names = ("load_balance", "contrastive", "router_z")
+        parts = {name: getattr(losses, name) / n_micro for name in names}
+        shares = list(expert_load(adapted).shares.values())
+        self._window.add({"language_loss": language, **parts}, shares)
         return losses.total / n_micro
 
     def training_step(
@@ -185,12 +188,10 @@ class AdapterTrainer(Trainer):
         parts = {name: float(mean) for name, mean in zip(names, means, strict=True)}
         parts["seconds_per_step"] = seconds
         if window.shares:
-            even = [
-                self._over_processes(share) / window.n_micro * len(share) for share in window.shares
-            ]
-            parts["load_smallest"] = min(float(one.min()) for one in even)
-            parts["load_largest"] = max(float(one.max()) for one in even)
-            parts["dead_experts"] = float(sum(int((one < DEAD_BELOW).sum()) for one in even))
+            means = [self._over_processes(share) / window.n_micro for share in window.shares]
+            loads = torch.cat([share * len(share) for share in means])  # 1 is an even share
+            parts["load_smallest"], parts["load_largest"] = float(loads.min()), float(loads.max())
+            parts["dead_experts"] = float((loads < DEAD_BELOW).sum())
         return parts
 
     def _over_processes(self, values: Tensor) -> Tensor:
@@ -199,7 +200,7 @@ class AdapterTrainer(Trainer):
         return gathered.mean(dim=0).cpu()
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As the Trainer's; the log begins at the step that training begins at."""
+        """Train; the log begins at the step that training begins at."""
         checkpoint = kwargs.get("resume_from_checkpoint")
         self._last_logged = step_of(Path(checkpoint)) if checkpoint else 0
         self._clock = time.perf_counter()
@@ -212,7 +213,7 @@ class AdapterTrainer(Trainer):
         self.model = self.model.to(self.args.device)  # type: ignore[union-attr]
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """As the Trainer's; a mark is written last, so that a checkpoint cut short shows."""
+        """Save a checkpoint; a mark is written last, which an incomplete checkpoint lacks."""
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
@@ -225,8 +226,8 @@ class AdapterTrainer(Trainer):
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint in a directory; None if there is none.
 
-    One that was being written when training stopped has no mark, and is passed over with a word in
-    the log. Raises UserError if a file of a marked one is missing or has another size.
+    One that was being written when training stopped has no mark, and is skipped with a warning.
+    Raises UserError if a file of a marked one is missing or has another size.
     """
     found = [path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit()]
     for path in sorted(found, key=step_of, reverse=True):

@@ -1,9 +1,6 @@
-"""Training an adapter: the settings, and one run of the Trainer.
+"""Settings of a training run, and one run of the Trainer; `interp.commands.train` calls both."""
 
-`interp.commands.train` makes a run directory of it.
-"""
-
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -11,28 +8,43 @@ from typing import Any, Literal, get_args
 import torch
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
+from interp.arguments import one_of
 from interp.errors import UserError
 from interp.models.limits import check_prompts
 from interp.models.quiet import quiet_libraries
 from interp.moelora.config import MoELoRAConfig
-from interp.moelora.data.encoding import AnswerCollator, EncodedExample, TooLong, check_too_long
+from interp.moelora.data.encoding import AnswerCollator, EncodedExample, TooLong
 from interp.moelora.data.sources import HELD_OUT_SHARE
-from interp.moelora.training.adapters import Method, check_method
+from interp.moelora.training.adapters import Method
 from interp.moelora.training.trainer import AdapterTrainer, last_checkpoint, step_of
 from interp.progress import progress_bar
 
 Schedule = Literal["constant", "linear", "cosine"]
 Dtype = Literal["float32", "bfloat16"]
 _ADAPTER = MoELoRAConfig()
-"""Whose defaults are the settings' too."""
+"""The defaults of the adapter's settings."""
+_CHOICES = {"method": Method, "too_long": TooLong, "schedule": Schedule, "dtype": Dtype}
+_RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
+    (
+        ("steps", "batch", "accumulate", "max_length", "log_every", "save_every", "keep"),
+        lambda value: value >= 1,
+        "at least 1",
+    ),
+    (("limit", "test_limit"), lambda value: value is None or value >= 1, "at least 1"),
+    (("learning_rate", "scaling"), lambda value: value > 0, "above 0"),
+    (("warmup",), lambda value: 0 <= value < 1, "a share, from 0 to below 1"),
+    (("held_out",), lambda value: 0 < value < 1, "a share between 0 and 1"),
+    (("data",), bool, "at least one source"),
+    (("targets",), bool, "at least one module name"),
+)
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """What decides the outcome of a training run; part of the run's identity.
+    """Settings of a training run; a value out of range raises `UserError`.
 
     A step takes `batch` examples from each process, `accumulate` times. The texts below the fields
-    are the command line's help too. Raises `UserError` for a value out of range.
+    are the command line's help too.
     """
 
     model: str = "smollm2-135m"
@@ -105,26 +117,12 @@ class TrainingSettings:
     """Decides the adapter's initial weights, the order of the data, and every draw in training."""
 
     def __post_init__(self) -> None:
-        check_method(self.method)
-        check_too_long(self.too_long)
-        for name, value, known in (
-            ("schedule", self.schedule, get_args(Schedule)),
-            ("dtype", self.dtype, get_args(Dtype)),
-        ):
-            if value not in known:
-                raise UserError(f"unknown {name} {value!r}; known: {', '.join(known)}")
-        for name in ("steps", "batch", "accumulate", "max_length", "log_every", "save_every"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        _require(self.keep >= 1, "keep", self.keep, "at least 1")
-        _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "above 0")
-        _require(0 <= self.warmup < 1, "warmup", self.warmup, "a share, from 0 to below 1")
-        _require(0 < self.held_out < 1, "held_out", self.held_out, "a share between 0 and 1")
-        _require(bool(self.data), "data", self.data, "at least one source")
-        _require(bool(self.targets), "targets", self.targets, "at least one module name")
-        for name in ("limit", "test_limit"):
-            value = getattr(self, name)
-            _require(value is None or value >= 1, name, value, "at least 1")
-        _require(self.scaling > 0, "scaling", self.scaling, "above 0")
+        for name, known in _CHOICES.items():
+            one_of(name, getattr(self, name), get_args(known))
+        for names, fine, what in _RANGES:
+            for name in names:
+                if not fine(value := getattr(self, name)):
+                    raise UserError(f"{name} must be {what}, not {value!r}")
         self.adapter()
 
     def adapter(self) -> MoELoRAConfig:
@@ -183,8 +181,8 @@ def make_trainer(
     model: Any,
     examples: Sequence[EncodedExample],
     settings: TrainingSettings,
-    folder: Path,
     *,
+    folder: Path,
     pad: int = 0,
     device: str | None = None,
     progress: bool = False,
@@ -194,7 +192,7 @@ def make_trainer(
     Raises `UserError` if the data does not fill one batch, or has examples or tokens that are
     beyond the model's positions or vocabulary.
     """
-    check_prompts(model, [(pad,), *(one.tokens for one in examples)])
+    check_prompts(model, [(pad,), *(example.tokens for example in examples)])
     arguments = settings.arguments(folder, device=device)
     needed = settings.batch * arguments.world_size
     if len(examples) < needed:
@@ -220,15 +218,13 @@ def make_trainer(
 class StepBar(TrainerCallback):
     """A progress bar over steps with the loss behind it, on the first process."""
 
-    def __init__(self) -> None:
-        self.bar: Any = None
+    bar: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Open the bar where training begins."""
+        """Open the bar."""
         if state.is_world_process_zero:
-            self.bar = progress_bar(
-                total=state.max_steps, initial=state.global_step, description="training"
-            )
+            done = state.global_step
+            self.bar = progress_bar(total=state.max_steps, initial=done, description="training")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Move on by one."""
@@ -249,8 +245,7 @@ class StepBar(TrainerCallback):
 def run_training(trainer: AdapterTrainer, folder: Path) -> None:
     """Train to the end, from the newest whole checkpoint in `folder` if there is one.
 
-    Raises `UserError` when the loss is no longer finite, and
-    for a checkpoint that is cut short.
+    Raises `UserError` when the loss is no longer finite, and for a checkpoint that is cut short.
     """
     checkpoint = last_checkpoint(folder)
     set_seed(trainer.args.seed)
@@ -259,8 +254,3 @@ def run_training(trainer: AdapterTrainer, folder: Path) -> None:
             trainer.take_over(checkpoint)  # the Trainer would take one more step
         else:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-
-
-def _require(fine: bool, name: str, value: Any, what: str) -> None:
-    if not fine:
-        raise UserError(f"{name} must be {what}, not {value!r}")
