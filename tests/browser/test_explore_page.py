@@ -17,6 +17,7 @@ from interp.explore.serve import address_of, make_server
 from interp.figures.tables import where
 from interp.interventions import Detection
 from interp.models import HookedModel
+from probes.detector.questions import tokenize_question
 
 DESKTOP, PHONE = 1280, 390
 HOSTILE = "<script>alert(1)</script></script><img src=x onerror=alert(1)>"
