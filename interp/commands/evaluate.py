@@ -16,7 +16,8 @@ import pandas as pd
 from interp.commands.detector import run_detector
 from interp.commands.locate import DEFAULT_FRACTION, IDENTITY, check_same_prompts
 from interp.errors import UserError
-from interp.evaluation.evaluate import RANDOM_SETS, Evaluation, ask_all, evaluate
+from interp.evaluation.answers import ask_all
+from interp.evaluation.evaluate import RANDOM_SETS, Evaluation, evaluate
 from interp.evaluation.settings import (
     SettingMode,
     choose_setting,

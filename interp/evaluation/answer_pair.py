@@ -53,7 +53,7 @@ class AnswerPair:
 
     @classmethod
     def from_row(cls: type[_Pair], row: Any) -> _Pair:
-        """Make from a parsed line of `generations.jsonl`. Raises ValueError on what is amiss."""
+        """Make from a parsed line of `generations.jsonl`. Raises ValueError if it is not valid."""
         if not isinstance(row, Mapping):
             raise ValueError("not a JSON object")
         missing = [key for key in (*_TEXTS, "object_span", *_FLAGS) if key not in row]
@@ -75,7 +75,7 @@ class AnswerPair:
 
     @property
     def outcome(self) -> Outcome:
-        """What the constraint did to the naming of the true object."""
+        """How the constraint changed whether the answer names the true object."""
         if self.constrained_names_true:
             return "right" if self.baseline_names_true else "mended"
         return "broken" if self.baseline_names_true else "wrong"

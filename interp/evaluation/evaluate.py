@@ -1,9 +1,9 @@
-"""One evaluation: held-out false premises, their true twins, a random null, and side effects.
+"""Evaluate an intervention: held-out false premises, true twins, a random null, side effects.
 
-With gate ``oracle`` the intervention acts at the object of every question, the false one and, in
-the twins, the true one. With gate ``probe`` a detector reads the bare questions first: the
-intervention acts on the span that was found, and where the detector did not fire the unconstrained
-values and answers count, the very same ones. The figures are those of ``evaluation.json``.
+With gate ``oracle`` the intervention acts at the object of every question: the false one and, in
+the twins, the true one. With gate ``probe`` a detector reads the questions first. The intervention
+acts on the span that it finds; where it does not fire, the unconstrained values and answers are
+kept. The values are those of ``evaluation.json``.
 """
 
 import json
@@ -14,29 +14,27 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.evaluation.answer_pair import AnswerKind, AnswerPair
 from interp.evaluation.answers import (
-    QUESTION_KINDS,
+    ANSWER_KINDS,
     AskedQuestions,
-    answer_pairs,
-    ask,
+    all_answer_pairs,
+    ask_all,
     mention_rates,
 )
 from interp.evaluation.preference import Preference, preference_under
 from interp.evaluation.side_effects import SideEffects, side_effects
 from interp.figures.evaluation import preference_by_template
 from interp.figures.tables import comparison_table
-from interp.forward.batch import Span
 from interp.heads.headset import Head, HeadSet, Site
 from interp.heads.locate import as_encoded
 from interp.heads.object_edits import mean_output
 from interp.interventions.expert_constraint import ExpertConstraint
-from interp.interventions.gate import Gate, check_gate, cloze_spans
+from interp.interventions.gate import Gate, cloze_spans
 from interp.interventions.head_constraint import Constraint, Mode
 from interp.interventions.intervention import Intervention
 from interp.interventions.random_controls import random_interventions
@@ -49,19 +47,21 @@ from probes.detector.detections import Detector, PremiseDetections
 
 RANDOM_SETS = 20
 MINIMUM_RANDOM_SETS = 20
-ANSWER_KINDS: tuple[AnswerKind, ...] = ("false_premise", "true_premise")
+COMPARED: dict[QuestionKind, int | None] = {"false": None, "twin": 1}
+"""How many of [the intervention, random, random, …] run on each kind of prompt; None for all."""
 
 
 @dataclass(frozen=True)
 class Evaluation(Displayed):
-    """The outcome for one intervention; ``to_dict`` is ``evaluation.json``.
+    """The results for one intervention; ``to_dict`` is ``evaluation.json``.
 
     Attributes:
-        intervention: what was evaluated; ``n_all_heads``, ``model`` and ``dtype`` say in what.
+        intervention: the intervention that was evaluated.
+        model, dtype, n_all_heads: the model's spec, its dtype and its number of heads.
         false, twin: preference per prompt; sets are [none, the intervention, random, random, …].
-        answers: greedy answers by kind, or empty if they were not asked for.
+        answers: greedy answers of both kinds, or empty.
         side_effects: cost on neutral text.
-        detection: what the detector said, with gate ``probe``.
+        detection: the detections, with gate ``probe``.
     """
 
     intervention: Intervention
@@ -78,7 +78,7 @@ class Evaluation(Displayed):
 
     @property
     def constraint(self) -> Constraint:
-        """The first constraint of heads; one of no heads where only experts are constrained."""
+        """The first constraint of heads; without one, a constraint of no heads."""
         heads = self.intervention.heads
         return heads[0] if heads else Constraint(HeadSet(()))
 
@@ -170,7 +170,7 @@ class Evaluation(Displayed):
 
 
 def _setting(intervention: Intervention, n_all_heads: int) -> dict[str, Any]:
-    """What was done, as evaluation.json says it; of several parts, the settings in a row."""
+    """The intervention as evaluation.json holds it; settings of several parts are joined."""
     parts = intervention.parts or (Constraint(HeadSet(())),)
     heads = list(dict.fromkeys(head for part in intervention.heads for head in part.heads))
     chosen = [
@@ -199,16 +199,6 @@ def _setting(intervention: Intervention, n_all_heads: int) -> dict[str, Any]:
 
 
 @checked
-def ask_all(
-    model: HookedModel, premises: Premises, *, progress: bool = True, stages: JobRunner = RUN_HERE
-) -> dict[AnswerKind, AskedQuestions]:
-    """Unconstrained answers to the false-premise questions and to their twins."""
-    return {
-        kind: ask(model, premises, kind, progress=progress, stages=stages) for kind in ANSWER_KINDS
-    }
-
-
-@checked
 def evaluate(
     model: HookedModel,
     premises: Premises,
@@ -217,7 +207,7 @@ def evaluate(
     site: Site | None = None,
     mode: Mode = "zero",
     factor: float = 0.0,
-    gate: str | None = None,
+    gate: Gate | None = None,
     detector: Detector | PremiseDetections | None = None,
     reference: Premises | None = None,
     random_sets: int = RANDOM_SETS,
@@ -232,76 +222,50 @@ def evaluate(
         heads: a HeadSet, (layer, head) tuples with ``site``, a whole Constraint, an
             ExpertConstraint, or an Intervention of several.
         gate: ``oracle`` acts at the object, ``probe`` where ``detector`` finds a false premise; by
-            default the intervention's own, which is ``oracle`` for anything else.
-        detector: for gate ``probe``, or what it found; by default ``probes.detector_for(model)``.
-        reference: premises whose mean output mode ``mean`` uses; give the search part.
+            default the intervention's own gate.
+        detector: for gate ``probe``, or its detections; by default ``probes.detector_for(model)``.
+        reference: premises whose mean output mode ``mean`` uses, such as the search part.
         random_sets: sets in the null, matched per layer (experts: per projection).
-        answers: also ask for greedy answers, the slow part; or baseline answers of ``ask_all``.
+        answers: also give greedy answers, which are slow; or the baseline answers of ``ask_all``.
         stages: where sweeps and answers are done, and kept; by default here, at once.
 
     Raises:
         UserError: an unknown gate, a head or an expert that the model does not have, or fewer
             random sets than ``MINIMUM_RANDOM_SETS`` (0: no null).
     """
-    what = _checked(heads, site, mode, factor, gate, random_sets).check(model)
-    encoded = as_encoded(model, premises)
-    mean = None
-    if any(part.mode == "mean" for part in what.heads):
+    if 0 < random_sets < MINIMUM_RANDOM_SETS:
+        raise UserError(f"random_sets is {random_sets}: give {MINIMUM_RANDOM_SETS} or more, or 0")
+    under = Intervention.of(heads, site, mode=mode, factor=factor, gate=gate).check(model)
+    encoded, mean = as_encoded(model, premises), None
+    if under.needs_mean:
         mean = mean_output(model, as_encoded(model, reference or premises))
-    random = random_interventions(model, what, random_sets, seed=seed)
+    random = random_interventions(model, under, random_sets, seed=seed)
+    options: dict[str, Any] = {"mean": mean, "progress": progress, "stages": stages}
     detections = None
-    if what.gate == "probe":
+    if under.gate == "probe":
         detections = detect_premises(model, premises, detector=detector, progress=progress)
-
-    def prefers(kind: QuestionKind, *some: Intervention) -> Preference:
-        spans: list[Span | None] | None = None
+    preferences: dict[QuestionKind, Preference] = {}
+    for kind, compared in COMPARED.items():
+        some, spans = (under, *random)[:compared], None
         if detections is not None:
-            spans = cloze_spans(model, premises, encoded, kind, detections.of(kind))
-        return preference_under(
-            model, encoded, kind, some, spans=spans, mean=mean, progress=progress, stages=stages
+            found = detections.of(kind)
+            spans = cloze_spans(model, premises, encoded, kind=kind, detections=found)
+        preferences[kind] = preference_under(
+            model, encoded, kind, interventions=some, spans=spans, **options
         )
-
-    false, twin = prefers("false", what, *random), prefers("twin", what)
-    pairs: list[AnswerPair] = []
     if isinstance(answers, bool):
         answers = ask_all(model, premises, progress=progress, stages=stages) if answers else {}
-    for kind, asked in answers.items():
-        found = None if detections is None else detections.of(QUESTION_KINDS[kind])
-        pairs += answer_pairs(
-            model, asked, what, detections=found, mean=mean, progress=progress, stages=stages
-        )
-    with torch.no_grad():
-        effects = side_effects(model, what, mean=mean)
+    info = model_info(model)
     return Evaluation(
-        intervention=what,
-        model=model_info(model).spec,
-        dtype=model_info(model).dtype,
+        intervention=under,
+        model=info.spec,
+        dtype=info.dtype,
         n_all_heads=model.cfg.n_layers * model.cfg.n_heads,
         split=premises.part,
-        false=false,
-        twin=twin,
-        answers=tuple(pairs),
-        side_effects=effects,
+        false=preferences["false"],
+        twin=preferences["twin"],
+        answers=all_answer_pairs(model, answers, under, detections=detections, **options),
+        side_effects=side_effects(model, under, mean=mean),
         seed=seed,
         detection=detections,
     )
-
-
-def _checked(
-    heads: HeadSet | Iterable[Head] | Constraint | ExpertConstraint | Intervention,
-    site: Site | None,
-    mode: Mode,
-    factor: float,
-    gate: str | None,
-    random_sets: int,
-) -> Intervention:
-    """The intervention that is asked for. Raises UserError for what cannot be evaluated."""
-    known: Gate | None = None
-    if gate is not None:
-        check_gate(gate)
-        known = gate  # type: ignore[assignment]
-    if 0 < random_sets < MINIMUM_RANDOM_SETS:
-        raise UserError(
-            f"a null of {random_sets} random sets says little: {MINIMUM_RANDOM_SETS} or 0"
-        )
-    return Intervention.of(heads, site, mode, factor, gate=known)

@@ -1,4 +1,4 @@
-"""The slow parts of an evaluation as jobs: sweeps over head sets, whole runs, greedy answers."""
+"""Jobs of an evaluation: sweeps over head sets, whole runs, and greedy answers."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace

@@ -67,7 +67,7 @@ def constrain(
         UserError: a head or an expert that the model does not have, a mode that does not fit the
             site, or places that do not fit the prompts.
     """
-    what = Intervention.of(heads, site, mode, factor).check(model)
+    what = Intervention.of(heads, site, mode=mode, factor=factor).check(model)
     encoded = as_encoded(model, premises) if premises is not None else None
     running = None
     given = (at is not None) + (premises is not None)

@@ -59,7 +59,7 @@ def generate(
     if gate is not None:
         check_gate(gate)
     max_new_tokens = check_max_new_tokens(max_new_tokens)
-    what = Intervention.of(heads, site, mode, factor, gate=gate)
+    what = Intervention.of(heads, site, mode=mode, factor=factor, gate=gate)
     questions = questions_of(question)
     if not questions:
         return []

@@ -77,12 +77,12 @@ class Intervention(Displayed):
         cls,
         what: "Intervention | Part | HeadSet | Iterable[Head]",
         site: Site | None = None,
+        *,
         mode: Mode = "zero",
         factor: float = 0.0,
-        *,
         gate: Gate | None = None,
     ) -> "Intervention":
-        """An intervention from whatever ``constrain`` takes; the settings are for bare heads."""
+        """An intervention of any of these; site, mode and factor are for (layer, head) tuples."""
         if isinstance(what, Intervention):
             return what if gate is None else cls(what.heads, what.experts, gate)
         gate = gate or "oracle"
@@ -101,6 +101,11 @@ class Intervention(Displayed):
     def needs_places(self) -> bool:
         """Whether anything acts at the false object, and not at all tokens alike."""
         return bool(self.heads) or any(part.place == "spans" for part in self.experts)
+
+    @property
+    def needs_mean(self) -> bool:
+        """Whether mode ``mean`` needs the mean output of every head."""
+        return any(part.mode == "mean" for part in self.heads)
 
     @property
     def name(self) -> str:

@@ -201,10 +201,11 @@ def test_a_span_that_the_scored_prompt_does_not_have_is_told(
     )
     quiet = [Detection(False, 0.0)] * (len(premises) - 1)
     fine = Detection(True, 0.9, (0, 1), (0, 2))
-    assert cloze_spans(planted, premises, encoded, "false", [fine, *quiet])[0] == (0, 2)
+    spans = cloze_spans(planted, premises, encoded, kind="false", detections=[fine, *quiet])
+    assert spans[0] == (0, 2)
     beyond = Detection(True, 0.9, (0, 1), (length, length + 1))
     with pytest.raises(UserError, match="is not in the prompt with the opening of an answer"):
-        cloze_spans(planted, premises, encoded, "false", [beyond, *quiet])
+        cloze_spans(planted, premises, encoded, kind="false", detections=[beyond, *quiet])
 
 
 def test_generate_asks_the_detector(

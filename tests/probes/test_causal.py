@@ -107,8 +107,8 @@ def test_without_the_planted_mark_the_answer_is_the_constraints(
         planted,
         encoded,
         "false",
-        constraint,
-        [HeadSet((), "attention"), constraint.heads],
+        constraint=constraint,
+        sets=[HeadSet((), "attention"), constraint.heads],
         progress=False,
     ).logit_difference
     agreement = found.agreement(values[:, 1] - values[:, 0])
