@@ -1,8 +1,8 @@
-"""Where a constraint acts: which tokens of the running prompts are the false object.
+"""The positions at which a constraint acts: the tokens of the false object in the prompts.
 
 ``at`` of ``constrain`` may be one token span [start, end) per prompt (counted in the unpadded
-prompt; None for a prompt without a place), a mask [prompt pos], premises (the spans of whose
-prompts are looked up, whatever their order or padding), or any callable (tokens, mask) → mask.
+prompt; None to leave a prompt alone), a mask [prompt pos], or any callable (tokens, mask) → mask.
+Premises may be given in its place: their prompts are looked up, in any order and padding.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,27 +21,23 @@ ObjectPositions = Callable[[Int[Tensor, "prompt pos"], Bool[Tensor, "prompt pos"
 """(token ids, mask of real tokens) → mask of the tokens to act on, all [prompt pos]."""
 
 
-def places_at(at: "Sequence[tuple[int, int] | None] | Tensor | ObjectPositions") -> ObjectPositions:
+def positions_at(
+    at: "Sequence[tuple[int, int] | None] | Tensor | ObjectPositions",
+) -> ObjectPositions:
     """Spans, a mask or a callable, as a callable."""
     if isinstance(at, Tensor):
         return _from_mask(at)
     if callable(at):
         return _from_function(at)
     spans = listed("at", at, "token spans (start, end), one for each prompt")
-    return _from_spans(
-        tuple(
-            None if one is None else pairs_of_numbers("at", [one], of="(start, end)")[0]
-            for one in spans
-        )
-    )
+    given = [span for span in spans if span is not None]
+    pairs = iter(pairs_of_numbers("at", given, of="(start, end)"))
+    return _from_spans(tuple(None if span is None else next(pairs) for span in spans))
 
 
 @checked
-def places_of_premises(encoded: EncodedPremises) -> ObjectPositions:
-    """The object's span in every prompt that begins as one of these premises' prompts does.
-
-    Raises UserError for anything but premises that ``encode_premises`` has turned into tokens.
-    """
+def positions_in_premises(encoded: EncodedPremises) -> ObjectPositions:
+    """A callable that finds the object in every prompt that begins like one of the premises'."""
     ends: dict[tuple[int, ...], int] = {}
     for item in encoded.items:
         for prompt in (item.false, item.twin):
@@ -94,7 +90,7 @@ def _from_mask(at: Tensor) -> ObjectPositions:
         copies = _copies(tokens, len(at)) if at.ndim == 2 else 0
         if not copies or at.shape[1] != tokens.shape[1]:
             raise UserError(
-                f"the mask of places is {tuple(at.shape)}, the prompts {tuple(tokens.shape)}"
+                f"the mask at= has shape {tuple(at.shape)}, the prompts {tuple(tokens.shape)}"
             )
         return at.repeat_interleave(copies, dim=0).to(device=tokens.device, dtype=torch.bool)
 
@@ -107,7 +103,7 @@ def _from_function(at: ObjectPositions) -> ObjectPositions:
             found = at(tokens, mask)
         except UserError:
             raise
-        except Exception as error:  # somebody's own function raises anything
+        except Exception as error:  # a user's function may raise anything
             problem = f"{type(error).__name__}: {one_line(error)}"
             raise UserError(f"the function at= cannot be used ({problem})") from error
         if not isinstance(found, Tensor) or found.shape != tokens.shape:
@@ -124,9 +120,9 @@ def _from_function(at: ObjectPositions) -> ObjectPositions:
 
 
 def _copies(tokens: Int[Tensor, "row pos"], n_prompts: int) -> int:
-    """How many rows each prompt has, one after the other; 0 if the rows are not such copies.
+    """How many consecutive rows each prompt has; 0 if the rows are not copies of the prompts.
 
-    ``generate`` runs a prompt once for every beam, and for every sequence that it returns.
+    ``generate`` runs a prompt once for every beam and every returned sequence.
     """
     copies, rest = divmod(len(tokens), n_prompts) if n_prompts else (0, 1)
     if rest or not torch.equal(tokens, tokens[::copies].repeat_interleave(copies, dim=0)):

@@ -114,7 +114,7 @@ def estimate_experts(model: HookedModel, job: ExpertJob, *, progress: bool = Fal
     changes = torch.full(job.shape, torch.nan, dtype=dtype)
 
     def edit(gates: Tensor, expert: int) -> Tensor:
-        return edit_gates(gates, [expert], job.mode, job.factor)
+        return edit_gates(gates, [expert], job.mode, factor=job.factor)
 
     device = device_of(model)
 
@@ -179,7 +179,7 @@ def _changes(
         layer_of = {one.name: one.layer for one in job.projections}
         # Outside the layers (an adapted unembedding) the whole model runs.
         first_layer = min(layer_of[name] or 0 for name, _ in pairs)
-        variant = Variant(first_layer, tuple(hooks_of(constraint, model, None)), rows)
+        variant = Variant(first_layer, tuple(hooks_of(constraint, model)), rows)
         (logits,) = run_variants(model, bare.run, [variant])
         loss, right = answer_measures(logits, bare.answers.targets[rows])
         changes[:, rows] = torch.stack([loss - bare.loss[rows], right - bare.right[rows]])
