@@ -8,7 +8,7 @@ and for finer grids.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -94,15 +94,9 @@ def collect_activations(
         UserError: an unknown hook, position, kind or layer, or an activation that is not finite.
     """
     check_place(hook, position)
-    found = _collect(
-        model,
-        encoded,
-        kind,
-        position=position,
-        hook=hook,
-        layers=layers,
-        batch_tokens=batch_tokens,
-        progress=progress,
+    prompts = prompts_to_read(encoded.items, kind, position)
+    found = read_tokens(
+        model, prompts, hook=hook, layers=layers, batch_tokens=batch_tokens, progress=progress
     )
     return found.means() if position.endswith("_mean") else found.values
 
@@ -122,15 +116,9 @@ def collect_tokens(
     """The activations of each token of ``span``; see `collect_activations` for the rest."""
     check_hook(hook)
     one_of("span", span, get_args(SpanName))
-    return _collect(
-        model,
-        encoded,
-        kind,
-        position=f"{span}_mean",
-        hook=hook,
-        layers=layers,
-        batch_tokens=batch_tokens,
-        progress=progress,
+    prompts = prompts_to_read(encoded.items, kind, f"{span}_mean")
+    return read_tokens(
+        model, prompts, hook=hook, layers=layers, batch_tokens=batch_tokens, progress=progress
     )
 
 
@@ -145,16 +133,10 @@ def positions_read(prompt: EncodedPrompt, position: str) -> tuple[int, ...]:
 def prompts_to_read(
     items: Sequence[EncodedPremise], kind: PremiseKind, position: str
 ) -> list[TokensToRead]:
-    """One prompt a question, with the positions of a ``Position``."""
+    """One prompt a question, with the positions of a ``Position``. Raises for an unknown kind."""
+    one_of("kind of prompt", kind, get_args(PremiseKind))
     prompts = [item.prompt(kind) for item in items]
     return [TokensToRead(prompt.tokens, positions_read(prompt, position)) for prompt in prompts]
-
-
-def _collect(
-    model: HookedModel, encoded: EncodedPremises, kind: Any, *, position: str, **options: Any
-) -> TokenActivations:
-    one_of("kind of prompt", kind, get_args(PremiseKind))
-    return read_tokens(model, prompts_to_read(encoded.items, kind, position), **options)
 
 
 def read_tokens(

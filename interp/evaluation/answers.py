@@ -177,11 +177,15 @@ def answers_under(
 
 def mention_rates(
     pairs: Sequence[AnswerPair], run: Literal["baseline", "constrained"], *, seed: int = 0
-) -> dict[str, list[float]]:
-    """Share of answers that name the true and the false object, with intervals over subjects."""
+) -> dict[str, list[float] | None]:
+    """Share of answers that name the true and the false object, with intervals over subjects.
+
+    None for both without answers.
+    """
     subjects = [pair.subject for pair in pairs]
-    rates = {}
+    rates: dict[str, list[float] | None] = {}
     for which in ("true", "false"):
         named = [float(getattr(pair, f"{run}_names_{which}")) for pair in pairs]
-        rates[f"{which}_object_mention_rate"] = list(mean_interval(named, subjects, seed=seed))
+        rate = list(mean_interval(named, subjects, seed=seed)) if named else None
+        rates[f"{which}_object_mention_rate"] = rate
     return rates

@@ -34,7 +34,7 @@ from interp.heads.headset import Head, HeadSet, Site
 from interp.heads.locate import as_encoded
 from interp.heads.object_edits import mean_output
 from interp.interventions.expert_constraint import ExpertConstraint
-from interp.interventions.gate import Gate, cloze_spans
+from interp.interventions.gate import check_gate, cloze_spans
 from interp.interventions.head_constraint import Constraint, Mode
 from interp.interventions.intervention import Intervention
 from interp.interventions.random_controls import random_interventions
@@ -101,19 +101,13 @@ class Evaluation(Displayed):
         values = self.false if kind == "false_premise" else self.twin
         measures = values.measures(index, template=template, seed=self.seed)
         pairs = [p for p in self.answers if p.kind == kind and template in (None, p.template)]
-        if pairs:
-            run = "constrained" if index else "baseline"
-            measures |= mention_rates(pairs, run, seed=self.seed)
-        else:
-            measures |= dict.fromkeys(("true_object_mention_rate", "false_object_mention_rate"))
-        return measures
+        run = "constrained" if index else "baseline"
+        return measures | mention_rates(pairs, run, seed=self.seed)
 
     def _comparison(self, template: str | None) -> dict[str, Any]:
+        runs = ("baseline", "constrained")
         return {
-            kind: {
-                "baseline": self._measures(kind, 0, template),
-                "constrained": self._measures(kind, 1, template),
-            }
+            kind: {run: self._measures(kind, i, template) for i, run in enumerate(runs)}
             for kind in ANSWER_KINDS
         }
 
@@ -207,7 +201,7 @@ def evaluate(
     site: Site | None = None,
     mode: Mode = "zero",
     factor: float = 0.0,
-    gate: Gate | None = None,
+    gate: str | None = None,
     detector: Detector | PremiseDetections | None = None,
     reference: Premises | None = None,
     random_sets: int = RANDOM_SETS,
@@ -235,7 +229,8 @@ def evaluate(
     """
     if 0 < random_sets < MINIMUM_RANDOM_SETS:
         raise UserError(f"random_sets is {random_sets}: give {MINIMUM_RANDOM_SETS} or more, or 0")
-    under = Intervention.of(heads, site, mode=mode, factor=factor, gate=gate).check(model)
+    known = None if gate is None else check_gate(gate)
+    under = Intervention.of(heads, site, mode=mode, factor=factor, gate=known).check(model)
     encoded, mean = as_encoded(model, premises), None
     if under.needs_mean:
         mean = mean_output(model, as_encoded(model, reference or premises))

@@ -9,7 +9,7 @@ of an answer, and share all tokens before it, which ``cloze_spans`` checks.
 """
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 from interp.arguments import one_of
 from interp.errors import UserError
@@ -24,9 +24,9 @@ Gate = Literal["oracle", "probe"]
 """Who says where the false object is: the caller, or a detector."""
 
 
-def check_gate(gate: str) -> None:
-    """Raise UserError for an unknown gate, and list the known."""
-    one_of("gate", gate, get_args(Gate))
+def check_gate(gate: str) -> Gate:
+    """The gate. Raises UserError for an unknown one, and lists the known."""
+    return cast(Gate, one_of("gate", gate, get_args(Gate)))
 
 
 def cloze_spans(

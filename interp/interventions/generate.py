@@ -116,17 +116,22 @@ def named_span(
     """The tokens of the words that may be false."""
     if not false_object:
         raise UserError(
-            "say which words may be false (false_object='Germany', say), or let a detector find "
-            "them (gate='probe')"
+            "give the words that may be false (such as false_object='Germany'), or let a detector "
+            "find them (gate='probe')"
         )
     if not isinstance(false_object, str):
         raise UserError(f"false_object must be text, not {type(false_object).__name__}")
-    start = question.rfind(false_object)
+    begin = rendered.question_start
+    start, end = last_mention(question, false_object)
+    return token_span(encoding["offset_mapping"], rendered.text, begin + start, begin + end)
+
+
+def last_mention(question: str, words: str) -> Span:
+    """The characters of the last occurrence. Raises UserError if there is none."""
+    start = question.rfind(words) if words else -1
     if start < 0:
-        raise UserError(f"{false_object!r} is not found in the question {question!r}")
-    start += rendered.question_start
-    end = start + len(false_object)
-    return token_span(encoding["offset_mapping"], rendered.text, start, end)
+        raise UserError(f"{words!r} is not found in the question {question!r}")
+    return start, start + len(words)
 
 
 def one_each(false_object: Any, count: int) -> list[Any]:

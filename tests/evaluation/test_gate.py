@@ -229,7 +229,7 @@ def test_generate_asks_the_detector(
     assert oracle == question.true_object
     with pytest.raises(UserError, match="finds the false object itself: leave it out"):
         interp.generate(planted, false, heads=heads, gate="probe", false_object="x")
-    with pytest.raises(UserError, match=r"say which words may be false .* \(gate='probe'\)"):
+    with pytest.raises(UserError, match=r"give the words that may be false .* \(gate='probe'\)"):
         interp.generate(planted, false, heads=heads)
     with pytest.raises(UserError, match="'nowhere' is not found in the question"):
         interp.generate(planted, false, heads=heads, false_object="nowhere")
