@@ -71,8 +71,8 @@ class DirectionRemoval(Displayed):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        n = len(self.change)
-        if self.random.shape[1] != n or len(self.subjects) != n or len(self.templates) != n:
+        sizes = {len(self.change), self.random.shape[1], len(self.subjects), len(self.templates)}
+        if len(sizes) != 1:
             raise UserError("changes, subjects and templates differ in number")
 
     @property
@@ -99,22 +99,17 @@ class DirectionRemoval(Displayed):
         other = np.asarray(constrained, dtype=float)
         if other.shape != self.change.shape:
             raise UserError(f"{len(self.change)} prompts here, {len(other)} in the constraint")
-        constant = np.ptp(other) == 0 or np.ptp(self.change) == 0
-        correlation: Any = None if constant else spearmanr(self.change, other)
-        rank = float("nan") if constant else float(correlation.statistic)
+        rank = float("nan")
+        if np.ptp(other) and np.ptp(self.change):
+            correlation: Any = spearmanr(self.change, other)
+            rank = float(correlation.statistic)
         share = float(self.change.mean() / other.mean()) if other.mean() else float("nan")
         return {"spearman": rank, "share": share}
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row a prompt: subject, template, change, and the random directions' mean change."""
-        return pd.DataFrame(
-            {
-                "subject": self.subjects,
-                "template": self.templates,
-                "change": self.change,
-                "random_change": self.random.mean(axis=0),
-            }
-        )
+        changes = {"change": self.change, "random_change": self.random.mean(axis=0)}
+        return pd.DataFrame({"subject": self.subjects, "template": self.templates, **changes})
 
     def plot(self) -> go.Figure:
         """The mean change beside those of the random directions."""
@@ -164,8 +159,9 @@ def remove_direction(
     if not bool(probe.weight.any()):
         raise UserError("the probe's weight is zero: there is no direction to remove")
     encoded = as_encoded(model, premises)
-    own = torch.nn.functional.normalize(probe.weight.float().cpu(), dim=0)[None]
-    directions = torch.cat([own, _random_directions(n_random, len(probe.weight), seed)])
+    drawn = torch.randn(n_random, len(probe.weight), generator=torch.Generator().manual_seed(seed))
+    along = torch.cat([probe.weight.float().cpu()[None], drawn])
+    directions = torch.nn.functional.normalize(along, dim=-1)
     batch, at = encoded.batch(kind), encoded.objects(kind)
     metric = LogitDifference(encoded.true_tokens, encoded.false_tokens)
 
@@ -194,11 +190,6 @@ def remove_direction(
         removal=removal,
         seed=seed,
     )
-
-
-def _random_directions(n: int, width: int, seed: int) -> Float[Tensor, "direction d_model"]:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.nn.functional.normalize(torch.randn(n, width, generator=generator), dim=-1)
 
 
 def step_along(

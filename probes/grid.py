@@ -116,20 +116,9 @@ def probe_grid(
         check_residual_place(hook, position)
     if not positions:
         raise UserError("no positions are chosen: name at least one")
-    table = _scores(
-        model,
-        search,
-        held_out,
-        positions=positions,
-        layers=layers,
-        hook=hook,
-        folder=folder,
-        progress=progress,
-        method=method,
-        C=C,
-        seed=seed,
-    )
-    return ProbeGrid(table, "position", hook, None, method)
+    fitting: dict[str, Any] = {"method": method, "C": C, "seed": seed}
+    reading: dict[str, Any] = {"layers": layers, "folder": folder, "progress": progress}
+    return _grid(model, (search, held_out), positions, hook=hook, **reading, **fitting)
 
 
 @checked
@@ -148,38 +137,27 @@ def probe_heads(
 ) -> ProbeGrid:
     """Probes on every head's output (hook ``z``) at one position; otherwise like `probe_grid`."""
     check_place("z", position)
-    table = _scores(
-        model,
-        search,
-        held_out,
-        positions=[position],
-        layers=layers,
-        hook="z",
-        folder=folder,
-        progress=progress,
-        method=method,
-        C=C,
-        seed=seed,
-    )
-    return ProbeGrid(table, "head", "z", position, method)
+    fitting: dict[str, Any] = {"method": method, "C": C, "seed": seed}
+    reading: dict[str, Any] = {"layers": layers, "folder": folder, "progress": progress}
+    return _grid(model, (search, held_out), [position], hook="z", **reading, **fitting)
 
 
-def _scores(
+def _grid(
     model: HookedModel,
-    search: Premises,
-    held_out: Premises,
-    *,
+    split: tuple[Premises, Premises],
     positions: Sequence[Position],
-    layers: Sequence[int] | None,
+    *,
     hook: ActivationHook,
+    layers: Sequence[int] | None,
     folder: Path | None,
     progress: bool,
     **fitting: Any,
-) -> pd.DataFrame:
-    """One row a cell: a layer and a position or, for hook ``z``, a layer and a head."""
-    Split(search, held_out)  # raises if the parts share a subject or a template
+) -> ProbeGrid:
+    """A cell for each layer and position or, for hook ``z``, for each layer and head."""
+    Split(*split)  # raises if the parts share a subject or a template
     prompts: list[TokensToRead] = []
-    parts = [_add_prompts(prompts, model, premises, positions) for premises in (search, held_out)]
+    parts = [_add_prompts(prompts, model, premises, positions=positions) for premises in split]
+    objects = objects_of_pairs(parts[0].questions)
     chosen, rows = chosen_layers(model, layers), []
     with contextlib.ExitStack() as stack:
         if folder is None:
@@ -187,8 +165,8 @@ def _scores(
         store = store_activations(
             model, prompts, folder, hooks=[hook], layers=chosen, progress=progress
         )
-        of_model = fingerprint(model)
         places = [(layer, position) for layer in chosen for position in positions]
+        fitting["fingerprint"] = fingerprint(model)
         for layer, position in progress_bar(places, description="probes", shown=progress):
             values = [part.read(store, layer, hook=hook, position=position) for part in parts]
             for head in range(values[0].shape[1]) if hook == "z" else (None,):
@@ -197,17 +175,12 @@ def _scores(
                     for part, read in zip(parts, values, strict=True)
                 )
                 place = {"layer": layer, "hook": hook, "position": position, "head": head}
-                _, scores = fit_and_score(
-                    fitted,
-                    scored,
-                    objects_of_pairs(parts[0].questions),
-                    fingerprint=of_model,
-                    **place,
-                    **fitting,
-                )
+                _, scores = fit_and_score(fitted, scored, objects, **place, **fitting)
                 name = position if head is None else head
                 rows.append({"layer": layer, "place": name, **scores})
-    return pd.DataFrame(rows).assign(n_subjects=len(held_out.subjects))
+    table = pd.DataFrame(rows).assign(n_subjects=len(split[1].subjects))
+    axis, position = ("head", positions[0]) if hook == "z" else ("position", None)
+    return ProbeGrid(table, axis, hook, position, fitting["method"])
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,7 +211,11 @@ class _Part:
 
 
 def _add_prompts(
-    prompts: list[TokensToRead], model: HookedModel, premises: Premises, positions: Sequence[Any]
+    prompts: list[TokensToRead],
+    model: HookedModel,
+    premises: Premises,
+    *,
+    positions: Sequence[Position],
 ) -> _Part:
     """Append one part's prompts, each with all positions that are read in it."""
     items = encode_premises(model.tokenizer, premises).items

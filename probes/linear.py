@@ -113,8 +113,7 @@ class LinearProbe:
         try:
             tensors, metadata = read_tensor_file(path)
             check_tensors(tensors, weight=1)
-            bias = tensors.get("bias")
-            wanted = ("layer", "hook", "position", "fingerprint")
+            bias, wanted = tensors.get("bias"), ("layer", "hook", "position", "fingerprint")
             if bias is None or bias.numel() != 1 or bias.is_complex():
                 raise UserError("it has no bias")
             if missing := [name for name in wanted if name not in metadata]:

@@ -8,7 +8,7 @@ the object scores far *below* chance. Folds by object, kept ``apart`` by subject
 AUC is the probability that a prompt of label 1 scores above one of label 0; ties count half.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -114,13 +114,31 @@ def auc_with_interval(
     n_subjects = len(wins)
     if n_subjects < 2:
         raise UserError("an interval needs at least two subjects")
-    size = resamples_at_once(4 * n_subjects, BOOTSTRAP_RESAMPLES)
-    draws = group_draws(n_subjects, BOOTSTRAP_RESAMPLES, size, np.random.default_rng(seed))
-    drawn = [_resampled_auc(counts, wins, pairs) for counts in draws]
-    # A resample may hold one class only where subjects do; it has no AUC and is left out.
+    low, high = resampled_interval(
+        n_subjects, lambda counts: _resampled_auc(counts, wins, pairs), width=4, seed=seed
+    )
+    return float(wins.sum() / pairs.sum()), low, high
+
+
+def resampled_interval(
+    n_groups: int,
+    statistic: Callable[[Int[np.ndarray, "resample group"]], Float[np.ndarray, " resample"]],
+    *,
+    width: int = 1,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """The ends of a 95 % percentile interval from resampling groups; NaN resamples are left out.
+
+    Args:
+        statistic: takes how often each resample contains each group.
+        width: numbers that ``statistic`` computes for each group, which bounds the memory.
+    """
+    size = resamples_at_once(width * n_groups, BOOTSTRAP_RESAMPLES)
+    draws = group_draws(n_groups, BOOTSTRAP_RESAMPLES, size, np.random.default_rng(seed))
     tail = (1 - CONFIDENCE) / 2
-    low, high = np.nanquantile(np.concatenate(drawn), [tail, 1 - tail])
-    return float(wins.sum() / pairs.sum()), float(low), float(high)
+    values = np.concatenate([statistic(counts) for counts in draws])
+    low, high = np.nanquantile(values, [tail, 1 - tail])
+    return float(low), float(high)
 
 
 def accuracy_with_interval(

@@ -181,12 +181,8 @@ def _setting(intervention: Intervention, n_all_heads: int) -> dict[str, Any]:
     }
     if intervention.experts:
         setting["experts"] = [
-            {
-                "mode": part.mode,
-                "factor": part.factor,
-                "place": part.place,
-                "experts": [list(pair) for pair in part.pairs],
-            }
+            {key: getattr(part, key) for key in ("mode", "factor", "place")}
+            | {"experts": [list(pair) for pair in part.pairs]}
             for part in intervention.experts
         ]
     return setting
@@ -231,9 +227,9 @@ def evaluate(
         raise UserError(f"random_sets is {random_sets}: give {MINIMUM_RANDOM_SETS} or more, or 0")
     known = None if gate is None else check_gate(gate)
     under = Intervention.of(heads, site, mode=mode, factor=factor, gate=known).check(model)
-    encoded, mean = as_encoded(model, premises), None
-    if under.needs_mean:
-        mean = mean_output(model, as_encoded(model, reference or premises))
+    encoded = as_encoded(model, premises)
+    averaged = as_encoded(model, reference or premises) if under.needs_mean else None
+    mean = None if averaged is None else mean_output(model, averaged)
     random = random_interventions(model, under, random_sets, seed=seed)
     options: dict[str, Any] = {"mean": mean, "progress": progress, "stages": stages}
     detections = None
@@ -250,11 +246,10 @@ def evaluate(
         )
     if isinstance(answers, bool):
         answers = ask_all(model, premises, progress=progress, stages=stages) if answers else {}
-    info = model_info(model)
     return Evaluation(
         intervention=under,
-        model=info.spec,
-        dtype=info.dtype,
+        model=model_info(model).spec,
+        dtype=model_info(model).dtype,
         n_all_heads=model.cfg.n_layers * model.cfg.n_heads,
         split=premises.part,
         false=preferences["false"],

@@ -61,13 +61,11 @@ class Preference:
         cls, values: Float[Tensor, "metric prompt set"], encoded: EncodedPremises
     ) -> "Preference":
         """From the values of ``preference_metrics`` on these prompts."""
-        difference, p_true, p_false = values.numpy()
-        return cls(difference, p_true, p_false, encoded.subjects, encoded.templates)
+        return cls(*values.numpy(), encoded.subjects, encoded.templates)
 
     def without_first(self) -> "Preference":
         """Without the first set, which ``preference_under`` runs without an intervention."""
-        kept = {name: getattr(self, name)[:, 1:] for name in VALUES}
-        return replace(self, **kept)
+        return replace(self, **{name: getattr(self, name)[:, 1:] for name in VALUES})
 
     @classmethod
     def joined(cls, parts: "Sequence[Preference]") -> "Preference":

@@ -58,11 +58,10 @@ def compare_settings(
             }
             false, twin = (preference(model, encoded, kind, **run) for kind in ("false", "twin"))
             prefers = (false.logit_difference > 0).astype(float)
+            gains, costs = prefers - prefers[:, :1], twin.p_true[:, :1] - twin.p_true
             for index, heads in enumerate(sets[1:], start=1):
-                gain = mean_interval(prefers[:, index] - prefers[:, 0], false.subjects, seed=seed)
-                cost = mean_interval(
-                    twin.p_true[:, 0] - twin.p_true[:, index], twin.subjects, seed=seed
-                )
+                gain = mean_interval(gains[:, index], false.subjects, seed=seed)
+                cost = mean_interval(costs[:, index], twin.subjects, seed=seed)
                 rows.append(
                     {
                         "site": site,

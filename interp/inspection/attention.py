@@ -136,10 +136,9 @@ def attention_pattern(
     names = [hook_name("pattern", layer) for layer, _ in chosen]
     with hooked(model, [(name, keep) for name in sorted(set(names))]):
         tail_logits(model, TokenBatch.from_lists([read.ids], device=device_of(model)))
-    for name, (layer, _) in zip(names, chosen, strict=True):
+    patterns = []
+    for name, (layer, head) in zip(names, chosen, strict=True):
         if name not in seen:
             raise UserError(f"layer {layer} gave no pattern: load the model with attention 'eager'")
-    patterns = torch.stack(
-        [seen[name][head] for name, (_, head) in zip(names, chosen, strict=True)]
-    )
-    return AttentionPattern(chosen, read.tokens, patterns, read.spans, read.start)
+        patterns.append(seen[name][head])
+    return AttentionPattern(chosen, read.tokens, torch.stack(patterns), read.spans, read.start)

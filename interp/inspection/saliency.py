@@ -75,14 +75,8 @@ class TokenSaliency(Displayed):
         names = [""] * len(self.tokens)
         for name, (start, end) in self.spans.items():
             names[start:end] = [name] * (end - start)
-        return pd.DataFrame(
-            {
-                "position": range(len(self.tokens)),
-                "token": self.tokens,
-                "saliency": self.values.tolist(),
-                "span": names,
-            }
-        )
+        rows = zip(range(len(names)), self.tokens, self.values.tolist(), names, strict=True)
+        return pd.DataFrame(rows, columns=["position", "token", "saliency", "span"])
 
     def plot(self, *, start: int | None = None) -> go.Figure:
         """A bar for each token, spans marked.
@@ -103,18 +97,13 @@ class TokenSaliency(Displayed):
         )
 
     def _shown(self) -> Shown:
-        table = self.to_dataframe()
+        table, values = self.to_dataframe(), self.values.double().numpy()
         order = table["saliency"].abs().sort_values(ascending=False, kind="stable").index
         words = (
             f"Saliency ({self.method}) for {self.metric}, which is {self.value:.3g} {self.unit}."
         )
-        text = saliency_text(
-            self.values.double().numpy(),
-            self.tokens,
-            unit=self.unit,
-            spans=self.spans,
-            start=self.start,
-        )
+        unit, spans, start = self.unit, self.spans, self.start
+        text = saliency_text(values, self.tokens, unit=unit, spans=spans, start=start)
         return Shown(words, (table.loc[order],), self.plot, text)
 
 

@@ -79,11 +79,9 @@ class Uncertainty(Displayed):
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row a question."""
-        columns = ("subjects", "templates", *SCORES, "answers")
-        frame = pd.DataFrame({name: getattr(self, name) for name in columns})
-        return frame.rename(
-            columns={"subjects": "subject", "templates": "template", "answers": "answer"}
-        )
+        scores = {name: getattr(self, name) for name in SCORES}
+        asked = {"subject": self.subjects, "template": self.templates}
+        return pd.DataFrame({**asked, **scores, "answer": self.answers})
 
     def auc(self, hallucinated: Sequence[bool]) -> pd.DataFrame:
         """How well each score predicts which answers are hallucinated.
@@ -140,18 +138,11 @@ def uncertainty(
     questions = premises.questions()
     filled = [premises.fill(question, kind) for question in questions]
     prompts = [list(encode_question(model.tokenizer, one).tokens) for one in filled]
-    greedy, surprisal = scored_answers(
-        model, prompts, max_new_tokens=max_new_tokens, progress=progress, description="greedy"
-    )
-    texts, surprisals = scored_answers(
-        model,
-        [prompt for prompt in prompts for _ in range(n_samples)],
-        temperature=temperature,
-        max_new_tokens=max_new_tokens,
-        seed=seed,
-        progress=progress,
-        description="samples",
-    )
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "progress": progress}
+    greedy, surprisal = scored_answers(model, prompts, description="greedy", **options)
+    repeated = [prompt for prompt in prompts for _ in range(n_samples)]
+    options |= {"temperature": temperature, "seed": seed}
+    texts, surprisals = scored_answers(model, repeated, description="samples", **options)
     samples = tuple(
         tuple(texts[begin : begin + n_samples]) for begin in range(0, len(texts), n_samples)
     )

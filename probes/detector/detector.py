@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 WEIGHTS, SETTINGS = "detector.safetensors", "detector.json"
 _FORMAT = 1
+_SETTINGS = ("fingerprint", "layer", "threshold", "calibration", "training", "prompting")
 _SHAPE = {
     **{"format": int, "fingerprint": str, "layer": int, "threshold": float, "training": dict},
     "calibration": CALIBRATION_SHAPE,
@@ -152,15 +153,8 @@ class PremiseDetector(Displayed):
         Raises UserError if they cannot be written.
         """
         folder = Path(folder)
-        content = {
-            "format": _FORMAT,
-            "fingerprint": self.fingerprint,
-            "layer": self.layer,
-            "threshold": self.threshold,
-            "calibration": self.calibration.to_dict(),
-            "training": self.training,
-            "prompting": self.prompting,
-        }
+        content = {"format": _FORMAT, **{name: getattr(self, name) for name in _SETTINGS}}
+        content["calibration"] = self.calibration.to_dict()
         tensors = {"weight": self.weight, "bias": torch.tensor(self.bias, dtype=torch.float64)}
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -190,16 +184,13 @@ class PremiseDetector(Displayed):
             check_tensors(tensors, weight=2, bias=1)
             if len(tensors["weight"]) != 2 or len(tensors["bias"]) != 2:
                 raise UserError(f"weights of shape {tuple(tensors['weight'].shape)}")
-            falsity, mention = tensors["bias"].tolist()
             detector = cls(
-                weight=tensors["weight"],
-                bias=(falsity, mention),
-                layer=content["layer"],
+                tensors["weight"],
+                tuple(tensors["bias"].tolist()),
                 calibration=Calibration.from_dict(content["calibration"]),
                 threshold=float(content["threshold"]),
-                fingerprint=content["fingerprint"],
-                training=content["training"],
                 prompting=content.get("prompting"),
+                **{key: content[key] for key in ("layer", "fingerprint", "training")},
             )
         except UserError as error:
             raise UserError(

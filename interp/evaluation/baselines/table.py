@@ -12,18 +12,19 @@ subjects. With several random draws, a prompt's value is the mean over them.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from interp.errors import UserError
 from interp.evaluation.baselines.method_score import KINDS, TreatmentScore
 from interp.evaluation.preference import Preference
-from interp.heads.significance import BOOTSTRAP_RESAMPLES, CONFIDENCE, mean_interval
+from interp.heads.significance import mean_interval
 from interp.premises.questions import QuestionKind
-from interp.statistics.resampling import group_draws, resamples_at_once
 from interp.statistics.significance import group_order
+from probes.scoring import resampled_interval
 
 MEASURES = ("gain", "share", "cost", "cost_p_true", "unchanged")
 
@@ -39,26 +40,23 @@ def pool(scores: Sequence[TreatmentScore]) -> TreatmentScore:
     if len({score.of(kind).logit_difference.shape[1] for score in scores for kind in KINDS}) != 1:
         raise UserError(f"the scores of {scores[0].name!r} have different numbers of random draws")
 
-    def of_all(name: str) -> list[QuestionKind]:
-        return [kind for kind in KINDS if all(kind in getattr(score, name) for score in scores)]
+    def joined(name: str) -> dict[QuestionKind, tuple[Any, ...]]:
+        by_kind = [getattr(score, name) for score in scores]
+        kinds = [kind for kind in KINDS if all(kind in entries for entries in by_kind)]
+        return {kind: tuple(one for entries in by_kind for one in entries[kind]) for kind in kinds}
 
-    sizes = [len(score.false.subjects) for score in scores]
+    answers, sizes = joined("answers"), [len(score.false.subjects) for score in scores]
+    seconds = {
+        kind: float(np.average([score.seconds[kind] for score in scores], weights=sizes))
+        for kind in answers
+    }
     return TreatmentScore(
         name=scores[0].name,
         false=Preference.joined([score.false for score in scores]),
         twin=Preference.joined([score.twin for score in scores]),
-        answers={
-            kind: tuple(answer for score in scores for answer in score.answers[kind])
-            for kind in of_all("answers")
-        },
-        seconds={
-            kind: float(np.average([score.seconds[kind] for score in scores], weights=sizes))
-            for kind in of_all("answers")
-        },
-        detections={
-            kind: tuple(found for score in scores for found in score.detections[kind])
-            for kind in of_all("detections")
-        },
+        answers=answers,
+        seconds=seconds,
+        detections=joined("detections"),
     )
 
 
@@ -138,12 +136,8 @@ def ratio_interval(
     if len(parts) < 2:
         return ratio, ratio, ratio
 
-    # Not scipy's bootstrap, which warns of resamples without a ratio.
-    size = resamples_at_once(len(parts), BOOTSTRAP_RESAMPLES)
-    draws = group_draws(len(parts), BOOTSTRAP_RESAMPLES, size, np.random.default_rng(seed))
-    both = np.stack([parts, wholes], axis=1)
-    above, below = np.concatenate([counts @ both for counts in draws]).T
-    ratios = np.divide(above, below, out=np.full_like(above, np.nan), where=below != 0)
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.nanquantile(ratios, [tail, 1 - tail])
-    return ratio, float(low), float(high)
+    def ratios(counts: Int[np.ndarray, "resample group"]) -> Float[np.ndarray, " resample"]:
+        above, below = (counts @ np.stack([parts, wholes], axis=1)).T
+        return np.divide(above, below, out=np.full_like(above, np.nan), where=below != 0)
+
+    return ratio, *resampled_interval(len(parts), ratios, seed=seed)
