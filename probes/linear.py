@@ -90,14 +90,9 @@ class LinearProbe:
     def save(self, path: str | Path) -> Path:
         """Write the probe to one safetensors file. Raises UserError if it cannot be written."""
         path = Path(path)
-        metadata = {
-            "layer": str(self.layer),
-            "hook": self.hook,
-            "position": self.position,
-            "fingerprint": self.fingerprint,
-            "head": "" if self.head is None else str(self.head),
-            "prompting": self.prompting or "",
-        }
+        names = ("layer", "hook", "position", "fingerprint", "head", "prompting")
+        values = {name: getattr(self, name) for name in names}
+        metadata = {name: "" if value is None else str(value) for name, value in values.items()}
         tensors = {"weight": self.weight, "bias": torch.tensor(self.bias, dtype=torch.float64)}
         return write_tensor_file(path, tensors, metadata)
 

@@ -4,7 +4,7 @@ The questions are asked as a user asks them, without the cloze. An answer *names
 contains one of its names as whole words.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,7 +25,8 @@ from interp.models.versions import check_hooked
 from interp.premises.encode import EncodedPrompt, encode_questions
 from interp.premises.mentions import names, names_any
 from interp.premises.questions import Premises, Question, QuestionKind
-from probes.detector.detections import Detection, PremiseDetections, spans_of
+from interp.premises.relation import FilledQuestion
+from probes.detector.detections import PremiseDetections, spans_of
 
 ANSWERS = OutputSpec(texts=True)
 QUESTION_KINDS: dict[AnswerKind, QuestionKind] = {"false_premise": "false", "true_premise": "twin"}
@@ -38,8 +39,7 @@ class AskedQuestions:
 
     kind: AnswerKind
     questions: tuple[Question, ...]
-    texts: tuple[str, ...]
-    spans: tuple[tuple[int, int], ...]
+    filled: tuple[FilledQuestion, ...]
     prompts: tuple[EncodedPrompt, ...]
     baseline: tuple[str, ...]
     mask: str
@@ -51,13 +51,12 @@ def baseline_answers(
     """The unconstrained model's answers to every question; options of `answers_under`."""
     check_hooked(model)
     questions = premises.questions()
-    filled = [premises.fill(question, QUESTION_KINDS[kind]) for question in questions]
+    filled = tuple(premises.fill(question, QUESTION_KINDS[kind]) for question in questions)
     prompts = encode_questions(model.tokenizer, premises, QUESTION_KINDS[kind])
     return AskedQuestions(
         kind=kind,
         questions=questions,
-        texts=tuple(one.text for one in filled),
-        spans=tuple(one.object for one in filled),
+        filled=filled,
         prompts=prompts,
         baseline=answers_under(model, prompts, description=f"answers, {kind}", **options),
         mask=premises.relation.mask,
@@ -73,28 +72,12 @@ def ask_all(
     return {kind: baseline_answers(model, premises, kind, **options) for kind in ANSWER_KINDS}
 
 
-def all_answer_pairs(
-    model: HookedModel,
-    asked: Mapping[AnswerKind, AskedQuestions],
-    constraint: Constraint | Intervention,
-    *,
-    detections: PremiseDetections | None = None,
-    **options: Any,
-) -> tuple[AnswerPair, ...]:
-    """`answer_pairs` of several kinds of question, one after another."""
-    pairs: list[AnswerPair] = []
-    for kind, questions in asked.items():
-        found = None if detections is None else detections.of(QUESTION_KINDS[kind])
-        pairs += answer_pairs(model, questions, constraint, detections=found, **options)
-    return tuple(pairs)
-
-
 def answer_pairs(
     model: HookedModel,
     asked: AskedQuestions,
     constraint: Constraint | Intervention,
     *,
-    detections: Sequence[Detection] | None = None,
+    detections: PremiseDetections | None = None,
     **options: Any,
 ) -> tuple[AnswerPair, ...]:
     """Answer the same questions under the constraint, beside the baseline's answers.
@@ -104,19 +87,18 @@ def answer_pairs(
             nothing was found keeps the baseline's answer and is not asked again.
         options: ``mean``, ``max_new_tokens``, ``progress`` and ``stages`` of `answers_under`.
     """
+    found = None if detections is None else detections.of(QUESTION_KINDS[asked.kind])
     constrained = answers_under(
         model,
         asked.prompts,
         Intervention.of(constraint),
-        spans=None if detections is None else spans_of(detections),
+        spans=None if found is None else spans_of(found),
         baseline=asked.baseline,
         neutral=asked.mask,
         description=f"constrained, {asked.kind}",
         **options,
     )
-    of_each = zip(
-        asked.questions, asked.texts, asked.spans, asked.baseline, constrained, strict=True
-    )
+    answered = zip(asked.questions, asked.filled, asked.baseline, constrained, strict=True)
     return tuple(
         AnswerPair(
             kind=asked.kind,
@@ -124,8 +106,8 @@ def answer_pairs(
             subject=question.subject,
             true_object=question.true_object,
             false_object=question.false_object,
-            question=text,
-            object_span=span,
+            question=filled.text,
+            object_span=filled.object,
             baseline=before,
             constrained=after,
             baseline_names_true=names_any(before, question.true_names),
@@ -133,7 +115,7 @@ def answer_pairs(
             constrained_names_true=names_any(after, question.true_names),
             constrained_names_false=names(after, question.false_object),
         )
-        for question, text, span, before, after in of_each
+        for question, filled, before, after in answered
     )
 
 

@@ -22,7 +22,7 @@ from interp.evaluation.answer_pair import AnswerKind, AnswerPair
 from interp.evaluation.answers import (
     ANSWER_KINDS,
     AskedQuestions,
-    all_answer_pairs,
+    answer_pairs,
     ask_all,
     mention_rates,
 )
@@ -237,15 +237,15 @@ def evaluate(
         detections = detect_premises(model, premises, detector=detector, progress=progress)
     preferences: dict[QuestionKind, Preference] = {}
     for kind, compared in COMPARED.items():
-        some, spans = (under, *random)[:compared], None
-        if detections is not None:
-            found = detections.of(kind)
-            spans = cloze_spans(model, premises, encoded, kind=kind, detections=found)
+        spans = cloze_spans(model, premises, encoded, kind=kind, detections=detections)
         preferences[kind] = preference_under(
-            model, encoded, kind, interventions=some, spans=spans, **options
+            model, encoded, kind, interventions=(under, *random)[:compared], spans=spans, **options
         )
     if isinstance(answers, bool):
         answers = ask_all(model, premises, progress=progress, stages=stages) if answers else {}
+    pairs: list[AnswerPair] = []
+    for asked in answers.values():
+        pairs += answer_pairs(model, asked, under, detections=detections, **options)
     return Evaluation(
         intervention=under,
         model=model_info(model).spec,
@@ -254,7 +254,7 @@ def evaluate(
         split=premises.part,
         false=preferences["false"],
         twin=preferences["twin"],
-        answers=all_answer_pairs(model, answers, under, detections=detections, **options),
+        answers=tuple(pairs),
         side_effects=side_effects(model, under, mean=mean),
         seed=seed,
         detection=detections,

@@ -18,6 +18,7 @@ from interp.heads.locate import as_encoded
 from interp.heads.object_edits import mean_output
 from interp.heads.significance import mean_interval
 from interp.interventions.head_constraint import Constraint, Mode
+from interp.interventions.unit_table import action_name
 from interp.jobs import RUN_HERE, JobRunner
 from interp.models.hooked_model import HookedModel
 from interp.premises.encode import EncodedPremises
@@ -65,7 +66,7 @@ def compare_settings(
                 rows.append(
                     {
                         "site": site,
-                        "mode": setting_mode_name(mode, factor),
+                        "mode": action_name(mode, factor),
                         "factor": factor,
                         "n_heads": len(heads),
                         "head_fraction": len(heads) / n_all,
@@ -75,11 +76,6 @@ def compare_settings(
                     }
                 )
     return pd.DataFrame(rows)
-
-
-def setting_mode_name(mode: Mode, factor: float) -> str:
-    """The mode as tables show it, with its factor where it has one."""
-    return f"{mode} {factor:g}" if mode == "scale" else mode
 
 
 @checked

@@ -8,7 +8,6 @@ Detectors read the question as a user asks it. The prompts that are scored conti
 of an answer, and share all tokens before it, which ``cloze_spans`` checks.
 """
 
-from collections.abc import Sequence
 from typing import Literal, cast, get_args
 
 from interp.arguments import one_of
@@ -18,7 +17,7 @@ from interp.models.hooked_model import HookedModel
 from interp.moved import old_names
 from interp.premises.encode import EncodedPremises, encode_question
 from interp.premises.questions import Premises, QuestionKind
-from probes.detector.detections import Detection, spans_of
+from probes.detector.detections import PremiseDetections, spans_of
 
 Gate = Literal["oracle", "probe"]
 """Who says where the false object is: the caller, or a detector."""
@@ -35,14 +34,16 @@ def cloze_spans(
     encoded: EncodedPremises,
     *,
     kind: QuestionKind,
-    detections: Sequence[Detection],
-) -> list[Span | None]:
-    """The spans found in the questions, as spans of the prompts that are scored.
+    detections: PremiseDetections | None,
+) -> list[Span | None] | None:
+    """The spans found in the questions, as spans of the prompts that are scored; None for None.
 
     Raises:
         UserError: the two prompts differ before the end of a span.
     """
-    spans = spans_of(detections)
+    if detections is None:
+        return None
+    spans = spans_of(detections.of(kind))
     for item, span in zip(encoded.items, spans, strict=True):
         if span is None:
             continue

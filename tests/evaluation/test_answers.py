@@ -76,10 +76,8 @@ def test_twins_ask_about_the_true_object(planted: HookedModel, planted_premises:
     asked = baseline_answers(
         planted, planted_premises.first(3), "true_premise", max_new_tokens=1, progress=False
     )
-    for question, text, span, answer in zip(
-        asked.questions, asked.texts, asked.spans, asked.baseline, strict=True
-    ):
-        assert text[slice(*span)] == question.true_object
+    for question, filled, answer in zip(asked.questions, asked.filled, asked.baseline, strict=True):
+        assert filled.text[slice(*filled.object)] == question.true_object
         assert answer == question.true_object
 
 

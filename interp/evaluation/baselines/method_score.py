@@ -132,7 +132,7 @@ class _Scoring:
             return steered_preference(model, premises, treatment, kind=kind, progress=progress)
         if self.gate is not None:
             found, untreated = self.gate
-            spans = cloze_spans(model, premises, self.encoded, kind=kind, detections=found.of(kind))
+            spans = cloze_spans(model, premises, self.encoded, kind=kind, detections=found)
             gated = {"spans": spans, "unconstrained": untreated.of(kind)}
         under = interventions_of(model, treatment)
         return preference_under(
