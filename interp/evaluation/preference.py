@@ -172,8 +172,8 @@ def preference_under(
             items.append(replace(item, **{kind: replace(item.prompt(kind), object=span)}))
         under = job(replace(encoded, items=tuple(items)), interventions)
         acted = _run(model, under, progress=progress, stages=stages)
-        for name, of_metric in values.items():
-            of_metric[list(found), 1:] = getattr(acted, name)
+        for name in VALUES:
+            values[name][list(found), 1:] = getattr(acted, name)
     return replace(first, **values)
 
 

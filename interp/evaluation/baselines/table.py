@@ -80,13 +80,13 @@ def treatment_table(
     for score in scores:
         if any(score.of(kind).subjects != base.of(kind).subjects for kind in KINDS):
             raise UserError(f"{score.name!r} and {untreated!r} were scored on different prompts")
-    of_oracle = _prefers(by_name[oracle].false) - _prefers(base.false)
+    oracle_gain = _prefers(by_name[oracle].false) - _prefers(base.false)
     rows = []
     for score in scores:
         gain = _prefers(score.false) - _prefers(base.false)
         measured = {
             "gain": mean_interval(gain, subjects, seed=seed),
-            "share": ratio_interval(gain, of_oracle, subjects, seed=seed),
+            "share": ratio_interval(gain, oracle_gain, subjects, seed=seed),
             "cost": mean_interval(_prefers(base.twin) - _prefers(score.twin), subjects, seed=seed),
             "cost_p_true": mean_interval(
                 (base.twin.p_true - score.twin.p_true).mean(axis=1), subjects, seed=seed
