@@ -31,6 +31,8 @@ from interp.interventions.expert_constraint import (
     ExpertMode,
     ExpertName,
     TokenScope,
+    check_expert_mode,
+    check_place,
 )
 from interp.interventions.gate import Gate, check_gate
 from interp.interventions.head_constraint import Constraint, Mode, check_mode
@@ -148,12 +150,12 @@ def _experts(value: Any, index: int) -> ExpertConstraint:
                     f"{_short(name)}"
                 )
             names.append(tuple(name))
+        mode, place = _text(given, "mode", "off"), _text(given, "place", "all")
+        check_expert_mode(mode)
+        check_place(place)
+        chosen_by = _text(given, "chosen_by", "by hand")
         return ExpertConstraint(
-            names,
-            cast(ExpertMode, _text(given, "mode", "off")),
-            _factor(given),
-            cast(TokenScope, _text(given, "place", "all")),
-            _text(given, "chosen_by", "by hand"),
+            names, cast(ExpertMode, mode), _factor(given), cast(TokenScope, place), chosen_by
         )
 
 
