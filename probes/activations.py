@@ -131,7 +131,7 @@ def positions_read(prompt: EncodedPrompt, position: str) -> tuple[int, ...]:
 
 
 def prompts_to_read(
-    items: Sequence[EncodedPremise], kind: PremiseKind, position: str
+    items: Sequence[EncodedPremise], kind: Any, position: str
 ) -> list[TokensToRead]:
     """One prompt a question, with the positions of a ``Position``. Raises for an unknown kind."""
     one_of("kind of prompt", kind, get_args(PremiseKind))

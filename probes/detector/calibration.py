@@ -81,6 +81,7 @@ class Calibration:
 
         Raises UserError for an unknown method or a curve that is not valid.
         """
+        check_calibration(content["method"])
         return cls(
             content["method"],
             float(content["slope"]),
