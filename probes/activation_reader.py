@@ -175,7 +175,8 @@ def _read_chunk(
     cache = DynamicCache() if start else None
     for layer, pair in enumerate(cached):
         assert cache is not None
-        cache.update(*(part.expand(len(prompts), -1, -1, -1) for part in pair), layer)
+        keys, values = (part.expand(len(prompts), -1, -1, -1) for part in pair)
+        cache.update(keys, values, layer)
     row = torch.tensor([index for index, prompt in enumerate(prompts) for _ in prompt.positions])
     position = torch.tensor([at - start for prompt in prompts for at in prompt.positions])
     seen: dict[tuple[str, int], Tensor] = {}

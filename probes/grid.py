@@ -207,7 +207,8 @@ class _Part:
     def labelled(self, values: Float[Tensor, "prompt width"]) -> LabelledActivations:
         """With labels and subjects."""
         subjects = [question.subject for question in self.questions]
-        return LabelledActivations.from_pairs(*values.chunk(2), subjects)
+        false, twin = values.chunk(2)
+        return LabelledActivations.from_pairs(false, twin, subjects)
 
 
 def _add_prompts(
@@ -222,9 +223,9 @@ def _add_prompts(
     rows: dict[Position, list[list[int]]] = {position: [] for position in positions}
     first = sum(len(prompt.positions) for prompt in prompts)
     for prompt in (item.prompt(kind) for kind in KINDS for item in items):
-        read = {position: positions_read(prompt, position) for position in positions}
-        union = sorted({token for span in read.values() for token in span})
-        for position, span in read.items():
+        read = [(position, positions_read(prompt, position)) for position in positions]
+        union = sorted({token for _, span in read for token in span})
+        for position, span in read:
             rows[position].append([first + union.index(token) for token in span])
         prompts.append(TokensToRead(prompt.tokens, tuple(union)))
         first += len(union)

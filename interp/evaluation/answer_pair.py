@@ -56,7 +56,8 @@ class AnswerPair:
         span = row["object_span"]
         if not isinstance(span, list) or len(span) != 2 or any(type(at) is not int for at in span):
             raise ValueError("object_span must be two whole numbers")
-        return cls(**{key: row[key] for key in kinds} | {"object_span": (span[0], span[1])})
+        values: dict[str, Any] = {key: row[key] for key in kinds}
+        return cls(**values | {"object_span": (span[0], span[1])})
 
     def to_row(self) -> dict[str, Any]:
         """The fields as a line of `generations.jsonl` holds them."""

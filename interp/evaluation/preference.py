@@ -40,11 +40,6 @@ VALUES = ("logit_difference", "p_true", "p_false")
 
 _PreferenceJobs = PreferenceJob | WholeRunsJob
 
-VALUES = ("logit_difference", "p_true", "p_false")
-"""The values of a ``Preference``, in the order of ``preference_metrics``."""
-
-_PreferenceJobs = PreferenceJob | WholeRunsJob
-
 
 @dataclass(frozen=True)
 class Preference:
@@ -61,7 +56,8 @@ class Preference:
         cls, values: Float[Tensor, "metric prompt set"], encoded: EncodedPremises
     ) -> "Preference":
         """From the values of ``preference_metrics`` on these prompts."""
-        return cls(*values.numpy(), encoded.subjects, encoded.templates)
+        difference, p_true, p_false = values.numpy()
+        return cls(difference, p_true, p_false, encoded.subjects, encoded.templates)
 
     def without_first(self) -> "Preference":
         """Without the first set, which ``preference_under`` runs without an intervention."""

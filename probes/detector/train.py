@@ -194,8 +194,7 @@ def background_texts(
 
     The word problems are those of the shipped task set `arithmetic` that adapters train on.
     """
-
-    texts: list[tuple[str | None, ...]] = []
+    texts: list[tuple[str, str | None, str | None]] = []
     for one in premises:
         name = one.relation.name
         for fact in one.facts:
@@ -204,9 +203,10 @@ def background_texts(
     path = data_dir() / "tasks" / "arithmetic" / "train.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines()
     step = max(1, len(lines) // WORD_PROBLEMS)
-    texts += [(json.loads(line)["prompt"],) for line in lines[::step][:WORD_PROBLEMS]]
+    texts += [(json.loads(line)["prompt"], None, None) for line in lines[::step][:WORD_PROBLEMS]]
     return tuple(
-        BackgroundText(tokenize_question(model.tokenizer, text), *about) for text, *about in texts
+        BackgroundText(tokenize_question(model.tokenizer, text), name, group)
+        for text, name, group in texts
     )
 
 

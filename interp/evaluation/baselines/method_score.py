@@ -102,7 +102,9 @@ def score(
     for kind in answers:
         prompts = encode_questions(model.tokenizer, premises, kind, system=system)
         texts[kind], seconds[kind] = scoring.answers(prompts, kind)
-    detections = {kind: scoring.gate[0].of(kind) for kind in KINDS} if scoring.gate else {}
+    detections: dict[QuestionKind, tuple[Detection, ...]] = {}
+    if scoring.gate is not None:
+        detections = {kind: scoring.gate[0].of(kind) for kind in KINDS}
     return TreatmentScore(name, false, twin, texts, seconds, detections)
 
 

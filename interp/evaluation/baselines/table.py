@@ -42,11 +42,13 @@ def pool(scores: Sequence[TreatmentScore]) -> TreatmentScore:
 
     def joined(name: str) -> dict[QuestionKind, tuple[Any, ...]]:
         by_kind = [getattr(score, name) for score in scores]
-        kinds = [kind for kind in KINDS if all(kind in entries for entries in by_kind)]
+        kinds: list[QuestionKind] = [
+            kind for kind in KINDS if all(kind in entries for entries in by_kind)
+        ]
         return {kind: tuple(one for entries in by_kind for one in entries[kind]) for kind in kinds}
 
     answers, sizes = joined("answers"), [len(score.false.subjects) for score in scores]
-    seconds = {
+    seconds: dict[QuestionKind, float] = {
         kind: float(np.average([score.seconds[kind] for score in scores], weights=sizes))
         for kind in answers
     }
