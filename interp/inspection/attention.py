@@ -22,7 +22,7 @@ from interp.errors import UserError
 from interp.figures.attention import attention_figure
 from interp.forward.batch import Span, TokenBatch
 from interp.forward.hook_points import check_component, hook_name
-from interp.forward.partial import device_of, hooked, tail_logits
+from interp.forward.partial import HookFunction, device_of, hooked, tail_logits
 from interp.heads.headset import Head, HeadSet
 from interp.inspection.read_prompt import read_prompt
 from interp.models.hooked_model import HookedModel
@@ -128,17 +128,17 @@ def attention_pattern(
     read = read_prompt(
         model, prompt, false_object=false_object, opening=opening, chat=chat, system=system
     )
-    seen: dict[str, Tensor] = {}
+    seen: dict[int, Tensor] = {}
 
-    def keep(value: Tensor, hook: Any) -> None:
-        seen[hook.name] = value[0].detach().float().cpu()
+    def keep(layer: int) -> HookFunction:
+        return lambda value, hook: seen.update({layer: value[0].detach().float().cpu()})
 
-    names = [hook_name("pattern", layer) for layer, _ in chosen]
-    with hooked(model, [(name, keep) for name in sorted(set(names))]):
+    layers = sorted({layer for layer, _ in chosen})
+    with hooked(model, [(hook_name("pattern", layer), keep(layer)) for layer in layers]):
         tail_logits(model, TokenBatch.from_lists([read.ids], device=device_of(model)))
-    patterns = []
-    for name, (layer, head) in zip(names, chosen, strict=True):
-        if name not in seen:
-            raise UserError(f"layer {layer} gave no pattern: load the model with attention 'eager'")
-        patterns.append(seen[name][head])
+    if missing := [layer for layer in layers if layer not in seen]:
+        raise UserError(
+            f"layer {missing[0]} gave no pattern: load the model with attention 'eager'"
+        )
+    patterns = [seen[layer][head] for layer, head in chosen]
     return AttentionPattern(chosen, read.tokens, torch.stack(patterns), read.spans, read.start)
