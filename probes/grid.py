@@ -223,9 +223,9 @@ def _add_prompts(
     rows: dict[Position, list[list[int]]] = {position: [] for position in positions}
     first = sum(len(prompt.positions) for prompt in prompts)
     for prompt in (item.prompt(kind) for kind in KINDS for item in items):
-        read = [(position, positions_read(prompt, position)) for position in positions]
-        union = sorted({token for _, span in read for token in span})
-        for position, span in read:
+        spans = [positions_read(prompt, position) for position in positions]
+        union = sorted({token for span in spans for token in span})
+        for position, span in zip(positions, spans, strict=True):
             rows[position].append([first + union.index(token) for token in span])
         prompts.append(TokensToRead(prompt.tokens, tuple(union)))
         first += len(union)

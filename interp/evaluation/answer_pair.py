@@ -57,7 +57,8 @@ class AnswerPair:
         if not isinstance(span, list) or len(span) != 2 or any(type(at) is not int for at in span):
             raise ValueError("object_span must be two whole numbers")
         values: dict[str, Any] = {key: row[key] for key in kinds}
-        return cls(**values | {"object_span": (span[0], span[1])})
+        values["object_span"] = (span[0], span[1])
+        return cls(**values)
 
     def to_row(self) -> dict[str, Any]:
         """The fields as a line of `generations.jsonl` holds them."""
