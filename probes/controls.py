@@ -131,7 +131,7 @@ def _with_swapped(part: LabelledActivations, swapped: frozenset[str]) -> Tensor:
 
 
 def _check_both_classes(part: LabelledActivations) -> None:
-    seen = set(zip(part.subjects, part.labels.tolist(), strict=True))
+    seen = dict.fromkeys(zip(part.subjects, part.labels.tolist(), strict=True))
     for subject, label in seen:
         if (subject, 1 - label) not in seen:
             raise UserError(
