@@ -20,10 +20,10 @@ import tyro
 
 import interp
 from interp.evaluation import ask_all, compare_settings
-from interp.evaluation.settings import setting_mode_name
 from interp.files.documents import write_json
 from interp.heads import HeadEffects, Site, agreement, locate_heads
 from interp.interventions import Constraint, Mode
+from interp.interventions.unit_table import action_name
 from interp.premises import Split
 from interp.premises.encode import encode_premises
 from interp.runs.manifest import versions
@@ -46,7 +46,7 @@ class Setting:
     @property
     def key(self) -> str:
         """Its name in the JSON file."""
-        return f"{self.site} {setting_mode_name(self.mode, self.factor)} {self.count}"
+        return f"{self.site} {action_name(self.mode, self.factor)} {self.count}"
 
 
 SETTINGS = (
@@ -167,7 +167,7 @@ def _row(setting: Setting, rows: list[dict[str, Any]]) -> str:
         mean(over("true_premise", run, "p_true_object")) for run in ("baseline", "constrained")
     ]
     cells = [
-        setting.site, setting_mode_name(setting.mode, setting.factor), str(setting.count),
+        setting.site, action_name(setting.mode, setting.factor), str(setting.count),
         mean(before), mean(after), f"{mean(gains)} ({spread})",
         mean([null["mean"] for null in nulls if null]), " → ".join(twins), " → ".join(named),
     ]  # fmt: skip

@@ -50,7 +50,7 @@ def causal(model: Any, split: Split, constraint: Constraint, seed: int) -> dict[
     probe, auc = best_probe(model, split.search)
     encoded = as_encoded(model, split.held_out)
     sets = [HeadSet((), constraint.site), constraint.heads]
-    values = preference(model, encoded, "false", constraint, sets).logit_difference
+    values = preference(model, encoded, "false", constraint=constraint, sets=sets).logit_difference
     held = values[:, 1] - values[:, 0]
     found: dict[str, Any] = {
         "layer": probe.layer,

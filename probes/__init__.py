@@ -27,11 +27,15 @@ from probes.detector.detector import PremiseDetector
 from probes.detector.score import DetectionScore, score_detections, score_detector
 from probes.detector.train import detector_for, train_detector
 from probes.grid import ProbeGrid, probe_grid, probe_heads
-from probes.grouping import groups_of
 from probes.labelled_activations import LabelledActivations
 from probes.layers import LayerScore, ProbeMap, probe_layers
 from probes.linear import LinearProbe, ProbeMethod, fit_probe
-from probes.scoring import area_under_curve, auc_with_interval, cross_validated_scores
+from probes.scoring import (
+    area_under_curve,
+    auc_with_interval,
+    cross_validated_scores,
+    groups_of,
+)
 from probes.store import ActivationStore, store_activations
 
 __all__ = [

@@ -1,22 +1,22 @@
-"""Reading activations: one forward pass for every hook, layer and token that is asked for.
+"""Read activations at many hooks, layers and tokens in one forward pass.
 
-Prompts about one relation begin alike (the chat's preamble, the template's words), and in a causal
-model nothing that comes later changes what came before. So the tokens that all prompts share at
-the beginning run once; each prompt is cut after the last token that is read; blocks above the
-highest layer asked for pass their input through. Prompts of similar length run together, the
-shorter ones filled up on the right, where a causal model does not look.
+To save time, the tokens that all prompts share at the beginning (the chat preamble, the template's
+first words) run once, each prompt is cut after the last token that is read, and blocks above the
+highest layer pass their input through. Prompts of similar length run together, padded on the right,
+which a causal model never attends to.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
+from interp.arguments import check_choice
 from interp.checked import checked
 from interp.errors import UserError
 from interp.forward.batch import TokenBatch
@@ -26,19 +26,20 @@ from interp.forward.out_of_memory import halving
 from interp.forward.partial import device_of, hooked
 from interp.forward.prompts import call_positions
 from interp.models.hooked_model import HookedModel
+from interp.models.spans import shared_length
 from interp.models.whole import first_bad_weight
 from interp.progress import progress_bar
 
 ActivationHook = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z"]
-"""Where in a block: its input, between attention and MLP, its output, what either part adds, or
-each head's output before the output projection (``z``, one vector a head)."""
+"""Hook point in a block: its input, between attention and MLP, its output, the output of attention
+or MLP, or each head's output before the output projection (``z``, one vector a head)."""
 
 DEFAULT_BATCH_TOKENS = 4096
 
 
 @dataclass(frozen=True)
 class TokensToRead:
-    """A prompt, and the positions in it that are read, in order, counted without padding.
+    """A prompt and the positions to read in it, ascending, counted without padding.
 
     Raises UserError for no position, or one that the prompt does not have.
     """
@@ -64,10 +65,10 @@ class TokensToRead:
 
 @dataclass(frozen=True)
 class ReadChunk:
-    """What one forward pass read.
+    """The activations read in one forward pass.
 
     Attributes:
-        prompts: indices into the prompts that were asked for.
+        prompts: indices into the prompts given to `read_activations`.
         values: by hook, Float[token layer d_model], or Float[token layer head d_head] for ``z``;
             the first prompt's tokens first.
     """
@@ -77,14 +78,12 @@ class ReadChunk:
 
 
 def check_hook(hook: str) -> ActivationHook:
-    """UserError for an unknown hook, which lists the known."""
-    if hook not in get_args(ActivationHook):
-        raise UserError(f"unknown hook {hook!r}; known: {', '.join(get_args(ActivationHook))}")
-    return hook  # type: ignore[return-value]
+    """The hook. Raises UserError for an unknown one, and lists the known."""
+    return cast(ActivationHook, check_choice("hook", hook, get_args(ActivationHook)))
 
 
 def chosen_layers(model: HookedModel, layers: Sequence[int] | None) -> tuple[int, ...]:
-    """The layers asked for, or all; UserError for one that is not there or is named twice."""
+    """The layers, by default all. Raises UserError for an unknown or a repeated layer."""
     n_layers = model.cfg.n_layers
     if layers is None:
         return tuple(range(n_layers))
@@ -110,11 +109,11 @@ def read_activations(
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
     progress: bool = True,
 ) -> Iterator[ReadChunk]:
-    """The activations of every prompt at its positions, some prompts at a time.
+    """Read the activations of every prompt at its positions, in chunks of prompts.
 
     Args:
-        layers: blocks counted from zero, in the order of the result; all of them if None.
-        batch_tokens: how many tokens, padding included, one forward pass holds.
+        layers: blocks counted from zero, in the order of the result; by default all.
+        batch_tokens: tokens in one forward pass, padding included.
 
     Yields:
         chunks on the CPU, in the model's dtype; every prompt is in exactly one of them.
@@ -127,18 +126,25 @@ def read_activations(
     chosen = chosen_layers(model, layers)
     if not prompts:
         raise UserError("there are no prompts to collect activations from")
-    start = _shared_beginning(prompts)
-    # Never held open over a yield: between chunks the model is whole.
+    start, device = _shared_beginning(prompts), device_of(model)
+    cached: list[tuple[Tensor, Tensor]] = []  # keys and values of the shared tokens
+    # The context is closed before each yield, so callers see the whole model between chunks.
     with _without_blocks_above(model, max(chosen)):
-        beginning = _run_beginning(model, prompts[0], start)
+        if start:
+            batch = TokenBatch.from_lists([prompts[0].tokens[:start]], device=device)
+            cache = DynamicCache()
+            call_positions(
+                model.original_model, batch, torch.tensor([0], device=device), cache=cache
+            )
+            cached = [(layer.keys, layer.values) for layer in cache.layers]  # type: ignore[attr-defined]
     with progress_bar(total=len(prompts), description="activations", shown=progress) as bar:
 
         def read(indices: list[int]) -> dict[str, Tensor]:
             part = [prompts[index] for index in indices]
             with _without_blocks_above(model, max(chosen)):
-                return _read_chunk(model, part, hooks, chosen, start, beginning)
+                return _read_chunk(model, part, hooks, layers=chosen, start=start, cached=cached)
 
-        chunks = _chunks([len(one.needed) - start for one in prompts], batch_tokens)
+        chunks = _chunks([len(prompt.needed) - start for prompt in prompts], batch_tokens)
         for indices, values in halving(chunks, read):
             _check_finite(model, values, chosen)
             yield ReadChunk(tuple(indices), values)
@@ -146,55 +152,46 @@ def read_activations(
 
 
 def _shared_beginning(prompts: Sequence[TokensToRead]) -> int:
-    """How many tokens all prompts share, up to the first one that is read."""
-    first = min(prompts, key=lambda one: one.needed).needed
-    last = max(prompts, key=lambda one: one.needed).needed  # the others lie between these two
-    limit = min(one.positions[0] for one in prompts)
-    for index in range(limit):
-        if first[index] != last[index]:
-            return index
-    return limit
-
-
-def _run_beginning(
-    model: HookedModel, prompt: TokensToRead, start: int
-) -> list[tuple[Tensor, Tensor]]:
-    """Keys and values of the shared tokens, per layer that runs."""
-    if start == 0:
-        return []
-    batch = TokenBatch.from_lists([prompt.tokens[:start]], device=device_of(model))
-    cache = DynamicCache()
-    call_positions(
-        model.original_model, batch, torch.tensor([0], device=device_of(model)), cache=cache
-    )
-    return [(layer.keys, layer.values) for layer in cache.layers]  # type: ignore[attr-defined]
+    """How many tokens all prompts share, before the first one that is read."""
+    needed = [prompt.needed for prompt in prompts]
+    # All others lie between these two in lexicographic order.
+    shared = shared_length(min(needed), max(needed))
+    return min(shared, *(prompt.positions[0] for prompt in prompts))
 
 
 def _read_chunk(
     model: HookedModel,
     prompts: Sequence[TokensToRead],
     hooks: Sequence[ActivationHook],
+    *,
     layers: Sequence[int],
     start: int,
-    beginning: list[tuple[Tensor, Tensor]],
+    cached: list[tuple[Tensor, Tensor]],
 ) -> dict[str, Tensor]:
     """One forward pass over the tokens from ``start`` on."""
-    width, device = max(len(one.needed) for one in prompts), device_of(model)
-    # Filled up with the prompt's last token: what stands there is never read.
-    tokens = torch.tensor(
-        [one.needed + one.needed[-1:] * (width - len(one.needed)) for one in prompts], device=device
-    )
-    batch = TokenBatch.from_padded(tokens)
+    width, device = max(len(prompt.needed) for prompt in prompts), device_of(model)
+    # Padded on the right with the prompt's last token: the padding is never read.
+    needed = [prompt.needed for prompt in prompts]
+    tokens = torch.tensor([ids + ids[-1:] * (width - len(ids)) for ids in needed], device=device)
     rows = torch.arange(len(prompts), device=device)
     cache = DynamicCache() if start else None
-    for layer, (keys, values) in enumerate(beginning):
+    for layer, pair in enumerate(cached):
         assert cache is not None
-        cache.update(
-            keys.expand(len(prompts), -1, -1, -1), values.expand(len(prompts), -1, -1, -1), layer
-        )
-    row = torch.tensor([index for index, one in enumerate(prompts) for _ in one.positions])
-    column = torch.tensor([position - start for one in prompts for position in one.positions])
-    with _reading(model, hooks, layers, row, column) as seen:
+        keys, values = (part.expand(len(prompts), -1, -1, -1) for part in pair)
+        cache.update(keys, values, layer)
+    row = torch.tensor([index for index, prompt in enumerate(prompts) for _ in prompt.positions])
+    position = torch.tensor([at - start for prompt in prompts for at in prompt.positions])
+    seen: dict[tuple[str, int], Tensor] = {}
+
+    def reader(name: str, layer: int) -> Any:
+        def read(value: Float[Tensor, "row pos *unit"], hook: object) -> None:
+            seen[name, layer] = value[row.to(value.device), position.to(value.device)].cpu()
+
+        return read
+
+    points = [(hook_name(name, layer), reader(name, layer)) for name in hooks for layer in layers]
+    with hooked(model, points):
+        batch = TokenBatch.from_padded(tokens)
         call_positions(model.original_model, batch, rows, start=start, cache=cache)
     for hook in hooks:
         if missing := [layer for layer in layers if (hook, layer) not in seen]:
@@ -205,30 +202,8 @@ def _read_chunk(
 
 
 @contextmanager
-def _reading(
-    model: HookedModel,
-    hooks: Sequence[ActivationHook],
-    layers: Sequence[int],
-    row: Int[Tensor, " token"],
-    column: Int[Tensor, " token"],
-) -> Iterator[dict[tuple[str, int], Tensor]]:
-    """Hooks that fill a dictionary, by hook and layer, with what stands at (row, column)."""
-    seen: dict[tuple[str, int], Tensor] = {}
-
-    def reader(name: str, layer: int) -> Any:
-        def read(value: Float[Tensor, "row pos *unit"], hook: object) -> None:
-            seen[name, layer] = value[row.to(value.device), column.to(value.device)].cpu()
-
-        return read
-
-    points = [(hook_name(name, layer), reader(name, layer)) for name in hooks for layer in layers]
-    with hooked(model, points):
-        yield seen
-
-
-@contextmanager
 def _without_blocks_above(model: HookedModel, layer: int) -> Iterator[None]:
-    """Blocks above ``layer`` hand on what they are given: nobody reads what they would make."""
+    """Blocks above ``layer`` return their input unchanged."""
 
     def pass_through(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return hidden_states
@@ -240,7 +215,7 @@ def _without_blocks_above(model: HookedModel, layer: int) -> Iterator[None]:
 
 
 def _chunks(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Indices of prompts of similar length, in chunks that hold ``batch_tokens`` when filled up."""
+    """Indices of prompts of similar length, in chunks of ``batch_tokens``, padding included."""
     chunks: list[list[int]] = [[]]
     for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
         if chunks[-1] and (len(chunks[-1]) + 1) * lengths[index] > batch_tokens:

@@ -1,9 +1,9 @@
-"""Activations at one place of each prompt: what a probe reads.
+"""Activations at one position of each prompt, for probes to read.
 
-``object`` is the last token of the question's object, where the premise has just been completed (in
-templates that name the subject first) and nothing after it has been read; ``last`` is the last
-token of the prompt, where the answer is about to be given. The other positions and ``each`` token
-of a span are the controls and the material of finer maps.
+``object`` is the last token of the question's object: the first token at which the model has read
+the whole premise, in templates that name the subject first. ``last`` is the last token of the
+prompt, where the answer begins. The other positions, and every token of a span, serve as controls
+and for finer grids.
 """
 
 from collections.abc import Sequence
@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from interp.arguments import check_choice
 from interp.checked import checked
-from interp.errors import UserError
 from interp.models.hooked_model import HookedModel
 from interp.premises.encode import EncodedPremise, EncodedPremises, EncodedPrompt
 from probes.activation_reader import (
@@ -61,10 +61,9 @@ class TokenActivations:
 
 
 def check_place(hook: str, position: str) -> None:
-    """UserError for an unknown hook or position."""
+    """Raise UserError for an unknown hook or position."""
     check_hook(hook)
-    if position not in get_args(Position):
-        raise UserError(f"unknown position {position!r}; known: {', '.join(get_args(Position))}")
+    check_choice("position", position, get_args(Position))
 
 
 @checked
@@ -79,12 +78,13 @@ def collect_activations(
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
     progress: bool = True,
 ) -> Float[Tensor, "prompt layer *unit"]:
-    """The activations of every question's ``kind`` of prompt at ``position``.
+    """Collect the activations of one prompt of every question at ``position``.
 
     Args:
-        encoded: premises as this model reads them.
-        layers: blocks counted from zero, in the order of the result; all of them if None.
-        batch_tokens: how many tokens, padding included, one forward pass holds.
+        encoded: premises encoded with this model's tokenizer.
+        kind: the false-premise prompts, or their true-premise twins.
+        layers: blocks counted from zero, in the order of the result; by default all.
+        batch_tokens: tokens in one forward pass, padding included.
 
     Returns:
         Float[prompt layer d_model], or Float[prompt layer head d_head] for hook ``z``, in float32
@@ -94,7 +94,10 @@ def collect_activations(
         UserError: an unknown hook, position, kind or layer, or an activation that is not finite.
     """
     check_place(hook, position)
-    found = _collect(model, encoded, kind, position, hook, layers, batch_tokens, progress)
+    prompts = prompts_to_read(encoded.items, kind, position)
+    found = read_tokens(
+        model, prompts, hook=hook, layers=layers, batch_tokens=batch_tokens, progress=progress
+    )
     return found.means() if position.endswith("_mean") else found.values
 
 
@@ -110,11 +113,13 @@ def collect_tokens(
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
     progress: bool = True,
 ) -> TokenActivations:
-    """The activations of each token of a span; arguments and errors as `collect_activations`."""
+    """The activations of each token of ``span``; see `collect_activations` for the rest."""
     check_hook(hook)
-    if span not in get_args(SpanName):
-        raise UserError(f"unknown span {span!r}; known: {', '.join(get_args(SpanName))}")
-    return _collect(model, encoded, kind, f"{span}_mean", hook, layers, batch_tokens, progress)
+    check_choice("span", span, get_args(SpanName))
+    prompts = prompts_to_read(encoded.items, kind, f"{span}_mean")
+    return read_tokens(
+        model, prompts, hook=hook, layers=layers, batch_tokens=batch_tokens, progress=progress
+    )
 
 
 def positions_read(prompt: EncodedPrompt, position: str) -> tuple[int, ...]:
@@ -126,40 +131,22 @@ def positions_read(prompt: EncodedPrompt, position: str) -> tuple[int, ...]:
 
 
 def prompts_to_read(
-    items: Sequence[EncodedPremise], kind: PremiseKind, position: str
+    items: Sequence[EncodedPremise], kind: Any, position: str
 ) -> list[TokensToRead]:
-    """One prompt a question, with the positions of a ``Position``."""
-    return [
-        TokensToRead(prompt.tokens, positions_read(prompt, position))
-        for prompt in (item.prompt(kind) for item in items)
-    ]
-
-
-def _collect(
-    model: HookedModel,
-    encoded: EncodedPremises,
-    kind: Any,
-    position: str,
-    hook: ActivationHook,
-    layers: Sequence[int] | None,
-    batch_tokens: int,
-    progress: bool,
-) -> TokenActivations:
-    if kind not in get_args(PremiseKind):
-        raise UserError(
-            f"unknown kind of prompt {kind!r}; known: {', '.join(get_args(PremiseKind))}"
-        )
-    prompts = prompts_to_read(encoded.items, kind, position)
-    return read_tokens(model, prompts, hook, layers, batch_tokens, progress)
+    """One prompt a question, with the positions of a ``Position``. Raises for an unknown kind."""
+    check_choice("kind of prompt", kind, get_args(PremiseKind))
+    prompts = [item.prompt(kind) for item in items]
+    return [TokensToRead(prompt.tokens, positions_read(prompt, position)) for prompt in prompts]
 
 
 def read_tokens(
     model: HookedModel,
     prompts: Sequence[TokensToRead],
+    *,
     hook: ActivationHook,
-    layers: Sequence[int] | None,
-    batch_tokens: int,
-    progress: bool,
+    layers: Sequence[int] | None = None,
+    batch_tokens: int = DEFAULT_BATCH_TOKENS,
+    progress: bool = True,
 ) -> TokenActivations:
     """The activations of every prompt at its positions, float32 on the CPU."""
     counts = [len(one.positions) for one in prompts]

@@ -1,16 +1,16 @@
-"""Does a probe read the premise, or something that comes with it? The probe beside its controls.
+"""Compare a probe with its controls: does it read the premise, or something correlated with it?
 
-A probe beats its controls where the lower end of its held-out AUC's interval lies above the upper
-end of every control's:
+A probe beats its controls if the lower end of its held-out AUC's interval lies above the upper end
+of every control's:
 
 * ``shuffled labels``: the mean over shuffles (its spread over shuffles is the interval);
-* ``object alone``: the object's embedding, before the model has read anything around it;
+* ``object alone``: the object's embedding, before any context is read;
 * ``layer 0``: after one block;
-* ``random weights``: the same place in a model that learned nothing.
+* ``random weights``: the same place in a model with random weights.
 
-The control task's selectivity is given beside it, and is no condition: in a relation in which every
-object is false of some subjects and true of others, learning objects by heart does not help on the
-task, while the control task rewards nothing else.
+The selectivity of the control task is reported, but is not a condition: where every object is false
+of some subjects and true of others, memorised objects do not help on the task, while the control
+task rewards nothing else.
 """
 
 from dataclasses import dataclass
@@ -24,19 +24,12 @@ from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.figures.probe_scores import controls_figure
-from interp.forward.partial import device_of
 from interp.models.hooked_model import HookedModel
 from interp.premises import Premises
-from interp.premises.encode import encode_premises
 from probes.activation_reader import ActivationHook
-from probes.activations import Position, collect_activations
-from probes.controls import (
-    DEFAULT_SHUFFLES,
-    control_task_auc,
-    random_weights,
-    shuffled_label_auc,
-)
-from probes.labelled_activations import LabelledActivations
+from probes.activations import Position
+from probes.controls import DEFAULT_SHUFFLES, control_task_auc, random_weights, shuffled_label_auc
+from probes.labelled_activations import collect_pairs
 from probes.layers import probe_layers
 from probes.scoring import area_under_curve, cross_validated_scores
 
@@ -59,8 +52,8 @@ class ControlReport(Displayed):
         layer, hook, position: where the probe reads.
         task: its own AUC.
         controls: the AUC of each control.
-        control_task_auc: what the probe learns by heart, cross-validated in the search part.
-        selectivity: its AUC in the same folds, less that.
+        control_task_auc: AUC of the control task, cross-validated in the search part.
+        selectivity: the task's AUC in the same folds minus ``control_task_auc``.
     """
 
     layer: int
@@ -124,48 +117,30 @@ def compare_with_controls(
     Raises:
         UserError: what `probe_layers` refuses.
     """
-    options: dict[str, Any] = {"position": position, "seed": seed, "progress": progress}
+    options: dict[str, Any] = {"position": position, "progress": progress}
 
-    def score(name: str, subject: Any, of_layer: int, of_hook: ActivationHook) -> Score:
+    def score(name: str, probed: HookedModel, **place: Any) -> Score:
         found = probe_layers(
-            subject, search, held_out, layers=[of_layer], hook=of_hook, n_shuffles=1, **options
+            probed, search, held_out, **place, n_shuffles=1, seed=seed, **options
         ).scores[0]
         return Score(name, found.auc, found.ci_low, found.ci_high)
 
-    fitted, objects = _part(model, search, layer, hook, position, progress)
-    scored, _ = _part(model, held_out, layer, hook, position, progress)
+    read, read_held_out = (
+        collect_pairs(model, premises, hook=hook, layers=[layer], **options)
+        for premises in (search, held_out)
+    )
+    fitted, scored = read.at_layer(0), read_held_out.at_layer(0)
     shuffled = shuffled_label_auc(fitted, scored, n_shuffles=n_shuffles, seed=seed)
     low, high = np.quantile(shuffled, [0.025, 0.975])
+    place: dict[str, Any] = {"layers": [layer], "hook": hook}
     controls = (
         Score("shuffled labels", float(shuffled.mean()), float(low), float(high)),
-        score("object alone", model, 0, "resid_pre"),
-        score("layer 0", model, 0, "resid_post"),
-        score("random weights", random_weights(model, seed=seed), layer, hook),
+        score("object alone", model, layers=[0], hook="resid_pre"),
+        score("layer 0", model, layers=[0], hook="resid_post"),
+        score("random weights", random_weights(model, seed=seed), **place),
     )
     within = cross_validated_scores(fitted.activations, fitted.labels, fitted.subjects)
-    by_heart = float(control_task_auc(fitted, objects, seed=seed).mean())
+    by_heart = float(control_task_auc(fitted, read.objects, seed=seed).mean())
     selectivity = area_under_curve(within, fitted.labels) - by_heart
-    task = score("probe", model, layer, hook)
+    task = score("probe", model, **place)
     return ControlReport(layer, hook, position, task, controls, by_heart, selectivity)
-
-
-def _part(
-    model: HookedModel,
-    premises: Premises,
-    layer: int,
-    hook: ActivationHook,
-    position: Position,
-    progress: bool,
-) -> tuple[LabelledActivations, tuple[str, ...]]:
-    """One layer's activations of both kinds of prompt, and the objects that they name."""
-    encoded = encode_premises(model.tokenizer, premises, device=device_of(model))
-    false, twin = (
-        collect_activations(
-            model, encoded, kind, hook=hook, layers=[layer], position=position, progress=progress
-        )[:, 0]
-        for kind in ("false", "twin")
-    )
-    objects = tuple(item.question.false_object for item in encoded.items) + tuple(
-        item.question.true_object for item in encoded.items
-    )
-    return LabelledActivations.from_pairs(false, twin, encoded.subjects), objects

@@ -1,17 +1,13 @@
-"""Controls for a probe: what it scores when its labels, or the model, mean nothing.
+"""Controls for a probe: its scores with random labels, or on a model with random weights.
 
-A probe of hundreds of weights fits any labels; only what it predicts of other subjects counts.
-
-* **Shuffled labels** keep everything as it is, but swap the two labels of a random half of the
-  subjects, all of a subject's prompts together, in the part that is fitted and in the part that is
-  scored. Each subject's label is then a coin's, so that nothing can be learned about another
-  subject, and the AUC must lie near 0.5. If it does not, subjects leak: one that is in both parts
-  has the same coin in both.
-* The **control task** of Hewitt & Liang (arXiv 1909.03368) gives each *object* a coin's label, the
-  same wherever it occurs, and scores the probe on other subjects with the same objects: what it
-  can learn by heart. Their *selectivity* is the task's score less this one, in the same folds.
-* A model of the same shape with **random weights** (Zhang & Bowman, arXiv 1809.10040): what can be
-  read off the words themselves through features that nothing was learned in.
+* **Shuffled labels**: the two labels of a random half of the subjects are swapped, for all prompts
+  of a subject together, in the fitted and in the scored part. Nothing can be learned about another
+  subject, so the AUC must be near 0.5. If it is not, subjects are in both parts.
+* The **control task** of Hewitt & Liang (arXiv 1909.03368) gives each *object* a random label, and
+  scores the probe on other subjects with the same objects: it measures memorisation. Their
+  *selectivity* is the task's score minus this one, in the same folds.
+* **Random weights** (Zhang & Bowman, arXiv 1809.10040): a model of the same configuration without
+  training, which measures what the words alone give away.
 """
 
 from collections.abc import Sequence
@@ -102,7 +98,7 @@ def control_task_auc(
 
 @checked
 def random_weights(model: HookedModel, *, seed: int = 0) -> HookedModel:
-    """A model of the same configuration, tokenizer, device and dtype, with weights as drawn anew.
+    """A model of the same configuration, tokenizer, device and dtype, with random weights.
 
     Raises UserError for a model that was not made by this package.
     """
@@ -117,7 +113,7 @@ def random_weights(model: HookedModel, *, seed: int = 0) -> HookedModel:
 def _swapped_subjects(
     fitted: Sequence[str], scored: Sequence[str], rng: np.random.Generator
 ) -> frozenset[str]:
-    """A random half of either part's subjects; one that is in both parts is drawn once."""
+    """A random half of each part's subjects; subjects in both parts are drawn once."""
     first = list(dict.fromkeys(fitted))
     second = [subject for subject in dict.fromkeys(scored) if subject not in set(first)]
     swapped: set[str] = set()
@@ -135,12 +131,10 @@ def _with_swapped(part: LabelledActivations, swapped: frozenset[str]) -> Tensor:
 
 
 def _check_both_classes(part: LabelledActivations) -> None:
-    seen: dict[str, set[int]] = {}
-    for subject, label in zip(part.subjects, part.labels.tolist(), strict=True):
-        seen.setdefault(subject, set()).add(label)
-    for subject, found in seen.items():
-        if len(found) < 2:
+    seen = dict.fromkeys(zip(part.subjects, part.labels.tolist(), strict=True))
+    for subject, label in seen:
+        if (subject, 1 - label) not in seen:
             raise UserError(
-                f"{subject!r} has prompts of label {found.pop()} only: labels are shuffled within "
-                "a subject, so that each needs both"
+                f"{subject!r} has prompts of label {label} only: labels are shuffled within a "
+                "subject, so each needs both"
             )

@@ -1,14 +1,14 @@
-"""Maps of where a false premise can be read: layer × position, and layer × head.
+"""Grids of linear probes for false premises: layer × position, and layer × head.
 
-Every cell is a probe of its own, fitted on the search part and scored on other subjects and other
-templates; beside it stands its cross-validated score within the search part, by which a cell may
-be chosen. All layers, hooks and positions come from one forward pass over the prompts, kept on
-disk (`probes.store`).
+Every cell is a probe of its own, fitted on the search part and scored on held-out subjects and
+templates. Its cross-validated score within the search part is given too, to choose a cell by. All
+layers and positions are read in one forward pass over the prompts, and kept on disk
+(`probes.store`).
 """
 
 import contextlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from interp.checked import checked
@@ -25,14 +25,14 @@ from interp.errors import UserError
 from interp.figures.probe_scores import grid_figure
 from interp.models import fingerprint
 from interp.models.hooked_model import HookedModel
-from interp.premises import Premises, Split
-from interp.premises.encode import EncodedPremise, encode_premises
+from interp.premises import Premises, Question, Split
+from interp.premises.encode import encode_premises
 from interp.progress import progress_bar
 from probes.activation_reader import ActivationHook, TokensToRead, chosen_layers
 from probes.activations import Position, PremiseKind, check_place, positions_read
-from probes.labelled_activations import LabelledActivations
-from probes.layers import score_place
-from probes.linear import DEFAULT_C, LinearProbe, ProbeMethod, fit_probe
+from probes.labelled_activations import LabelledActivations, objects_of_pairs
+from probes.layers import check_residual_place, fit_and_score
+from probes.linear import DEFAULT_C, ProbeMethod
 from probes.store import ActivationStore, store_activations
 
 POSITIONS: tuple[Position, ...] = ("subject", "object", "object_mean", "last")
@@ -109,30 +109,16 @@ def probe_grid(
         folder: keeps the activations for another call; by default a temporary one.
 
     Raises:
-        UserError: parts that share something, an unknown hook or position, hook ``z`` (which is
-            `probe_heads`'), or too few subjects or objects to cross-validate.
+        UserError: parts that share something, an unknown hook or position, hook ``z`` (use
+            `probe_heads`), or too few subjects or objects to cross-validate.
     """
     for position in positions:
-        check_place(hook, position)
-    if hook == "z":
-        raise UserError("hook 'z' has one vector a head: use probes.probe_heads")
+        check_residual_place(hook, position)
     if not positions:
         raise UserError("no positions are chosen: name at least one")
-    rows = []
-    with _collected(model, search, held_out, positions, hook, layers, folder, progress) as found:
-        cells: list[tuple[int, Position]] = [
-            (layer, position) for layer in found.store.layers for position in positions
-        ]
-        for layer, position in progress_bar(cells, description="probes", shown=progress):
-            parts = [
-                found.part(part, position, found.read(layer, part, position, hook))
-                for part in ("search", "held_out")
-            ]
-            place = {"layer": layer, "place": position}
-            rows.append(
-                {**place, **_cell(found, parts, layer, hook, position, None, method, C, seed)}
-            )
-    return ProbeGrid(_table(rows, held_out), "position", hook, None, method)
+    fitting: dict[str, Any] = {"method": method, "C": C, "seed": seed}
+    reading: dict[str, Any] = {"layers": layers, "folder": folder, "progress": progress}
+    return _grid(model, (search, held_out), positions, hook=hook, **reading, **fitting)
 
 
 @checked
@@ -149,134 +135,98 @@ def probe_heads(
     seed: int = 0,
     progress: bool = True,
 ) -> ProbeGrid:
-    """Probes on every head's output (hook ``z``) at one position; else as `probe_grid`."""
+    """Probes on every head's output (hook ``z``) at one position; otherwise like `probe_grid`."""
     check_place("z", position)
-    rows = []
-    with _collected(model, search, held_out, [position], "z", layers, folder, progress) as found:
-        for layer in progress_bar(found.store.layers, description="probes", shown=progress):
-            read = {part: found.read(layer, part, position, "z") for part in ("search", "held_out")}
-            for head in range(read["search"].shape[1]):
-                parts = [found.part(part, position, read[part][:, head]) for part in read]
-                place = {"layer": layer, "place": head}
-                rows.append(
-                    {**place, **_cell(found, parts, layer, "z", position, head, method, C, seed)}
-                )
-    return ProbeGrid(_table(rows, held_out), "head", "z", position, method)
+    fitting: dict[str, Any] = {"method": method, "C": C, "seed": seed}
+    reading: dict[str, Any] = {"layers": layers, "folder": folder, "progress": progress}
+    return _grid(model, (search, held_out), [position], hook="z", **reading, **fitting)
 
 
-def _cell(
-    found: "_Collected",
-    parts: list[LabelledActivations],
-    layer: int,
-    hook: ActivationHook,
-    position: Position,
-    head: int | None,
-    method: ProbeMethod,
-    C: float,
-    seed: int,
-) -> dict[str, float]:
-    fitted, scored = parts
-    probe: LinearProbe = fit_probe(
-        fitted.activations,
-        fitted.labels,
-        layer=layer,
-        fingerprint=found.fingerprint,
-        hook=hook,
-        position=position,
-        head=head,
-        method=method,
-        C=C,
-    )
-    return score_place(
-        probe, fitted, scored, found.objects["search"], method=method, C=C, seed=seed
-    )
-
-
-def _table(rows: list[dict[str, Any]], held_out: Premises) -> pd.DataFrame:
-    return pd.DataFrame(rows).assign(n_subjects=len(held_out.subjects))
-
-
-@dataclass(frozen=True, eq=False)
-class _Collected:
-    """Activations of both parts of a split, false-premise prompts and then twins of each."""
-
-    store: ActivationStore
-    fingerprint: str
-    spans: dict[str, list[dict[str, tuple[int, ...]]]]
-    """By part, for each prompt its positions by name."""
-    offset: dict[str, int]
-    """By part, its first prompt in the store."""
-    subjects: dict[str, tuple[str, ...]]
-    objects: dict[str, tuple[str, ...]]
-
-    def read(
-        self, layer: int, part: str, position: str, hook: ActivationHook
-    ) -> Float[Tensor, "prompt ..."]:
-        """One value a prompt: that of its position, or the mean over several."""
-        row_of = {
-            (prompt, token): row
-            for row, (prompt, token) in enumerate(
-                zip(self.store.prompt.tolist(), self.store.token.tolist(), strict=True)
-            )
-        }
-        spans = [one[position] for one in self.spans[part]]
-        rows = [
-            row_of[self.offset[part] + index, token]
-            for index, span in enumerate(spans)
-            for token in span
-        ]
-        values = self.store.read(layer, hook=hook, rows=torch.tensor(rows))
-        sizes = [len(span) for span in spans]
-        return torch.stack([one.mean(dim=0) for one in values.split(sizes)])
-
-    def part(
-        self, part: str, position: str, values: Float[Tensor, "prompt width"]
-    ) -> LabelledActivations:
-        """With labels and subjects: the first half are false premises."""
-        labels: Int[Tensor, " prompt"] = torch.zeros(len(values), dtype=torch.long)
-        labels[: len(values) // 2] = 1
-        return LabelledActivations(values, labels, self.subjects[part])
-
-
-@contextlib.contextmanager
-def _collected(
+def _grid(
     model: HookedModel,
-    search: Premises,
-    held_out: Premises,
+    split: tuple[Premises, Premises],
     positions: Sequence[Position],
+    *,
     hook: ActivationHook,
     layers: Sequence[int] | None,
     folder: Path | None,
     progress: bool,
-) -> Iterator[_Collected]:
-    Split(search, held_out)  # refuses parts that share a subject or a template
-    chosen = chosen_layers(model, layers)
+    **fitting: Any,
+) -> ProbeGrid:
+    """A cell for each layer and position or, for hook ``z``, for each layer and head."""
+    Split(*split)  # raises if the parts share a subject or a template
     prompts: list[TokensToRead] = []
-    spans: dict[str, list[dict[str, tuple[int, ...]]]] = {}
-    offset, subjects, objects = {}, {}, {}
-    for part, premises in (("search", search), ("held_out", held_out)):
-        items = encode_premises(model.tokenizer, premises).items
-        offset[part], spans[part] = len(prompts), []
-        for kind in KINDS:
-            for item in items:
-                prompt = item.prompt(kind)
-                read = {position: positions_read(prompt, position) for position in positions}
-                spans[part].append(read)
-                union = tuple(sorted({token for span in read.values() for token in span}))
-                prompts.append(TokensToRead(prompt.tokens, union))
-        subjects[part] = tuple(item.question.subject for item in items) * 2
-        objects[part] = _objects(items)
+    parts = [_add_prompts(prompts, model, premises, positions=positions) for premises in split]
+    objects = objects_of_pairs(parts[0].questions)
+    chosen, rows = chosen_layers(model, layers), []
     with contextlib.ExitStack() as stack:
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         store = store_activations(
             model, prompts, folder, hooks=[hook], layers=chosen, progress=progress
         )
-        yield _Collected(store, fingerprint(model), spans, offset, subjects, objects)
+        places = [(layer, position) for layer in chosen for position in positions]
+        fitting["fingerprint"] = fingerprint(model)
+        for layer, position in progress_bar(places, description="probes", shown=progress):
+            values = [part.read(store, layer, hook=hook, position=position) for part in parts]
+            for head in range(values[0].shape[1]) if hook == "z" else (None,):
+                fitted, scored = (
+                    part.labelled(read if head is None else read[:, head])
+                    for part, read in zip(parts, values, strict=True)
+                )
+                place = {"layer": layer, "hook": hook, "position": position, "head": head}
+                _, scores = fit_and_score(fitted, scored, objects, **place, **fitting)
+                name = position if head is None else head
+                rows.append({"layer": layer, "place": name, **scores})
+    table = pd.DataFrame(rows).assign(n_subjects=len(split[1].subjects))
+    axis, position = ("head", positions[0]) if hook == "z" else ("position", None)
+    return ProbeGrid(table, axis, hook, position, fitting["method"])
 
 
-def _objects(items: Sequence[EncodedPremise]) -> tuple[str, ...]:
-    """What each prompt names: the false objects, then the true ones."""
-    return tuple(item.question.false_object for item in items) + tuple(
-        item.question.true_object for item in items
-    )
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """One part of a split: its questions, and the rows of its prompts in the store.
+
+    Attributes:
+        rows: by position, one entry a prompt: false-premise prompts and then twins.
+    """
+
+    questions: tuple[Question, ...]
+    rows: dict[Position, list[list[int]]]
+
+    def read(
+        self, store: ActivationStore, layer: int, *, hook: ActivationHook, position: Position
+    ) -> Float[Tensor, "prompt ..."]:
+        """The activations of each prompt, averaged over the tokens of its position."""
+        spans = self.rows[position]
+        rows = torch.tensor([row for span in spans for row in span])
+        values = store.read(layer, hook=hook, rows=rows)
+        sizes = [len(span) for span in spans]
+        return torch.stack([of_prompt.mean(dim=0) for of_prompt in values.split(sizes)])
+
+    def labelled(self, values: Float[Tensor, "prompt width"]) -> LabelledActivations:
+        """With labels and subjects."""
+        subjects = [question.subject for question in self.questions]
+        false, twin = values.chunk(2)
+        return LabelledActivations.from_pairs(false, twin, subjects)
+
+
+def _add_prompts(
+    prompts: list[TokensToRead],
+    model: HookedModel,
+    premises: Premises,
+    *,
+    positions: Sequence[Position],
+) -> _Part:
+    """Append one part's prompts, each with all positions that are read in it."""
+    items = encode_premises(model.tokenizer, premises).items
+    rows: dict[Position, list[list[int]]] = {position: [] for position in positions}
+    first = sum(len(prompt.positions) for prompt in prompts)
+    for prompt in (item.prompt(kind) for kind in KINDS for item in items):
+        spans = [positions_read(prompt, position) for position in positions]
+        union = sorted({token for span in spans for token in span})
+        for position, span in zip(positions, spans, strict=True):
+            rows[position].append([first + union.index(token) for token in span])
+        prompts.append(TokensToRead(prompt.tokens, tuple(union)))
+        first += len(union)
+    return _Part(tuple(item.question for item in items), rows)

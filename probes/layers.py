@@ -1,34 +1,31 @@
-"""In which layers a false premise can be read off: one probe a layer, scored on what it never saw.
+"""Linear probes for false premises, one a layer, scored on held-out subjects and templates.
 
 A probe is fitted on the search part's false-premise prompts (label 1) and their twins (label 0),
-and scored on the held-out part: other subjects, other templates. Which layer is best is decided by
-cross-validation within the search part, so that the held-out AUC of that layer stays honest; its
-folds share neither a subject nor an object.
+and scored on the held-out part. The best layer is chosen by cross-validation within the search
+part, so the held-out AUC of that layer is unbiased. Its folds share neither a subject nor an
+object.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from jaxtyping import Float
-from torch import Tensor
 
 from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.figures.probe_layers import auc_by_layer
-from interp.forward.partial import device_of
 from interp.models import fingerprint
 from interp.models.fingerprint import prompting_fingerprint
 from interp.models.hooked_model import HookedModel
-from interp.premises import Premises, Question, Split
-from interp.premises.encode import encode_premises
+from interp.premises import Premises, Split
 from interp.progress import progress_bar
 from probes.activation_reader import ActivationHook, chosen_layers
-from probes.activations import Position, check_place, collect_activations
+from probes.activations import Position, check_place
 from probes.controls import DEFAULT_SHUFFLES, shuffled_label_auc
-from probes.labelled_activations import LabelledActivations
+from probes.labelled_activations import LabelledActivations, collect_pairs
 from probes.linear import DEFAULT_C, LinearProbe, ProbeMethod, fit_probe
 from probes.scoring import (
     accuracy_with_interval,
@@ -143,111 +140,75 @@ def probe_layers(
         method, C: how probes are fitted, see `probes.linear`.
 
     Raises:
-        UserError: parts that share a subject or a template, an unknown hook, position or layer
-            (heads, hook ``z``, are `probes.probe_heads`'), or
-            too few subjects or objects in the search part to cross-validate in five folds.
+        UserError: parts that share a subject or a template, an unknown hook, position or layer,
+            hook ``z`` (use `probes.probe_heads`), or too few subjects or objects in the search part
+            for five folds.
     """
-    check_place(hook, position)
-    if hook == "z":
-        raise UserError("hook 'z' has one vector a head: use probes.probe_heads")
-    Split(search, held_out)  # refuses parts that share a subject or a template
+    check_residual_place(hook, position)
+    Split(search, held_out)  # raises if the parts share a subject or a template
     chosen = chosen_layers(model, layers)
-    fitted_part, scored_part = (
-        _collect_part(model, premises, hook, chosen, position, progress)
+    fitted, scored = (
+        collect_pairs(
+            model, premises, hook=hook, layers=chosen, position=position, progress=progress
+        )
         for premises in (search, held_out)
     )
-    of_model, prompting = fingerprint(model), prompting_fingerprint(model.tokenizer)
+    fitting: dict[str, Any] = {
+        "hook": hook,
+        "position": position,
+        "method": method,
+        "C": C,
+        "seed": seed,
+        "fingerprint": fingerprint(model),
+        "prompting": prompting_fingerprint(model.tokenizer),
+    }
     scores, probes = [], []
     for index, layer in enumerate(progress_bar(chosen, description="probes", shown=progress)):
-        fitted, scored = fitted_part.at(index), scored_part.at(index)
-        probe = fit_probe(
-            fitted.activations,
-            fitted.labels,
-            layer=layer,
-            fingerprint=of_model,
-            prompting=prompting,
-            hook=hook,
-            position=position,
-            method=method,
-            C=C,
-        )
-        shuffled = shuffled_label_auc(fitted, scored, n_shuffles=n_shuffles, C=C, seed=seed)
-        values = score_place(
-            probe, fitted, scored, fitted_part.objects, method=method, C=C, seed=seed
-        )
+        parts = fitted.at_layer(index), scored.at_layer(index)
+        probe, values = fit_and_score(*parts, fitted.objects, layer=layer, **fitting)
+        shuffled = shuffled_label_auc(*parts, n_shuffles=n_shuffles, C=C, seed=seed)
         scores.append(LayerScore(layer=layer, shuffled_auc=float(shuffled.mean()), **values))
         probes.append(probe)
     return ProbeMap(tuple(scores), tuple(probes), len(set(held_out.subjects)), seed)
 
 
-def score_place(
-    probe: LinearProbe,
+def check_residual_place(hook: str, position: str) -> None:
+    """Raise UserError for an unknown hook or position, and for hook ``z``."""
+    check_place(hook, position)
+    if hook == "z":
+        raise UserError("hook 'z' has one vector a head: use probes.probe_heads")
+
+
+def fit_and_score(
     fitted: LabelledActivations,
     scored: LabelledActivations,
     fitted_objects: Sequence[str],
     *,
+    seed: int = 0,
     method: ProbeMethod = "logistic",
     C: float = DEFAULT_C,
-    seed: int = 0,
-) -> dict[str, float]:
-    """A fitted probe's held-out scores with intervals, and the cross-validated search AUC.
+    **place: Any,
+) -> tuple[LinearProbe, dict[str, float]]:
+    """Fit a probe on one part, and score it on the other.
 
     Args:
-        fitted_objects: what each fitted prompt names; folds share neither objects nor subjects.
+        fitted_objects: the object in each fitted prompt. The folds of the cross-validated score
+            share neither objects nor subjects.
+        place: where the activations come from, as `probes.linear.fit_probe` takes it.
+
+    Returns:
+        the probe, and its held-out AUC and accuracy with intervals and its search AUC.
     """
+    probe = fit_probe(fitted.activations, fitted.labels, method=method, C=C, **place)
     values = probe.scores(scored.activations)
-    auc, low, high = auc_with_interval(values, scored.labels, scored.subjects, seed=seed)
-    accuracy, worst, best = accuracy_with_interval(
-        values, scored.labels, scored.subjects, seed=seed
-    )
     within = cross_validated_scores(
         fitted.activations, fitted.labels, fitted_objects, apart=fitted.subjects, method=method, C=C
     )
-    return {
-        "auc": auc,
-        "ci_low": low,
-        "ci_high": high,
-        "accuracy": accuracy,
-        "accuracy_low": worst,
-        "accuracy_high": best,
-        "search_auc": area_under_curve(within, fitted.labels),
-    }
-
-
-@dataclass(frozen=True, eq=False)
-class _Part:
-    """One part of a split: the activations of its questions in every layer."""
-
-    false: Float[Tensor, "question layer d_model"]
-    twin: Float[Tensor, "question layer d_model"]
-    questions: tuple[Question, ...]
-
-    @property
-    def objects(self) -> tuple[str, ...]:
-        """What each prompt of ``at`` names: the false objects, then the true ones."""
-        return tuple(question.false_object for question in self.questions) + tuple(
-            question.true_object for question in self.questions
-        )
-
-    def at(self, index: int) -> LabelledActivations:
-        """One layer's activations, false-premise prompts first."""
-        subjects = tuple(question.subject for question in self.questions)
-        return LabelledActivations.from_pairs(self.false[:, index], self.twin[:, index], subjects)
-
-
-def _collect_part(
-    model: HookedModel,
-    premises: Premises,
-    hook: ActivationHook,
-    layers: tuple[int, ...],
-    position: Position,
-    progress: bool,
-) -> _Part:
-    encoded = encode_premises(model.tokenizer, premises, device=device_of(model))
-    false, twin = (
-        collect_activations(
-            model, encoded, kind, hook=hook, layers=layers, position=position, progress=progress
-        )
-        for kind in ("false", "twin")
-    )
-    return _Part(false, twin, tuple(item.question for item in encoded.items))
+    found: dict[str, float] = {}
+    for keys, interval in (
+        (("auc", "ci_low", "ci_high"), auc_with_interval),
+        (("accuracy", "accuracy_low", "accuracy_high"), accuracy_with_interval),
+    ):
+        ends = interval(values, scored.labels, scored.subjects, seed=seed)
+        found |= dict(zip(keys, ends, strict=True))
+    return probe, found | {"search_auc": area_under_curve(within, fitted.labels)}

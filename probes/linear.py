@@ -1,12 +1,11 @@
-"""A linear probe: one direction in a model's activations, and a threshold on it.
+"""Linear probes: a direction in a model's activations and a threshold.
 
-Two ways to find it on standardised activations: logistic regression (Alain & Bengio, arXiv
-1610.01644), and the difference of the two classes' means (for truth in language models, Marks &
-Tegmark, arXiv 2310.06824), whose projection a logistic regression of one variable turns into
-log-odds. The standardisation is folded back into weight and bias, so that a probe is applied to
-raw activations. Scores are log-odds.
+Two methods, both on standardised activations: logistic regression (Alain & Bengio, arXiv
+1610.01644), and the difference of the class means (Marks & Tegmark, arXiv 2310.06824), whose
+projection becomes log-odds by a logistic regression of one variable. The standardisation is folded
+into weight and bias, so a probe takes raw activations. Scores are log-odds.
 
-Sign: a **positive** score means label 1, which is the false premise everywhere in this package.
+Sign: a **positive** score means label 1, the false premise.
 """
 
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from interp.arguments import check_choice
 from interp.checked import checked
 from interp.errors import UserError
 from interp.files.tensor_file import read_tensor_file, write_tensor_file
@@ -40,17 +40,17 @@ MAX_ITERATIONS = 2000
 
 @dataclass(frozen=True, eq=False)
 class LinearProbe:
-    """A fitted probe and the place in a model where it reads.
+    """A fitted probe and the hook point and position that it reads.
 
     Attributes:
         weight: Float[d_model], in units of log-odds per unit of raw activation.
         bias: log-odds at the origin of the raw activations.
         layer: the block it reads, counted from zero.
-        hook, position: where in the block, and at which token; see `probes.activations`.
+        hook, position: hook point in the block and token; see `probes.activations`.
         fingerprint: of the model it was fitted on, as `interp.models.fingerprint` gives it.
         head: the head it reads, for hook ``z`` only.
-        prompting: fingerprint of the tokenizer and chat template that its prompts were made with;
-            None where that is not known, as in the files of older versions.
+        prompting: fingerprint of the tokenizer and chat template; None in files of older versions,
+            which do not hold it.
     """
 
     weight: Float[Tensor, " d_model"] = field(repr=False)
@@ -85,64 +85,46 @@ class LinearProbe:
         return activations.to(weight.dtype) @ weight + self.bias
 
     def check_model(self, model: HookedModel) -> None:
-        """UserError if this probe was fitted on another model, tokenizer or chat template."""
-        if (found := fingerprint_of(model)) != self.fingerprint:
-            raise UserError(
-                f"the probe was fitted on model {self.fingerprint[:12]}, this is {found[:12]}: "
-                "fit a probe on this model, or load the model it belongs to"
-            )
-        if self.prompting not in (None, prompting_fingerprint(model.tokenizer)):
-            raise UserError(
-                "the probe was fitted on prompts of another tokenizer or chat template than this "
-                "model's: fit a probe with these, or load the model as it was"
-            )
+        """Raise UserError for another model, tokenizer or chat template than it was fitted with."""
+        check_fitted_on(model, "the probe", fingerprint=self.fingerprint, prompting=self.prompting)
 
     def save(self, path: str | Path) -> Path:
         """Write the probe to one safetensors file. Raises UserError if it cannot be written."""
         path = Path(path)
-        metadata = {
-            "layer": str(self.layer),
-            "hook": self.hook,
-            "position": self.position,
-            "fingerprint": self.fingerprint,
-            "head": "" if self.head is None else str(self.head),
-            "prompting": self.prompting or "",
-        }
-        tensors = {
-            "weight": self.weight.cpu().contiguous(),
-            "bias": torch.tensor(self.bias, dtype=torch.float64),
-        }
+        names = ("layer", "hook", "position", "fingerprint", "head", "prompting")
+        values = {name: getattr(self, name) for name in names}
+        metadata = {name: "" if value is None else str(value) for name, value in values.items()}
+        tensors = {"weight": self.weight, "bias": torch.tensor(self.bias, dtype=torch.float64)}
         return write_tensor_file(path, tensors, metadata)
 
     @classmethod
     def load(cls, path: str | Path, *, model: HookedModel | None = None) -> "LinearProbe":
         """Read a probe that ``save`` wrote; with ``model``, only if it was fitted on that model.
 
-        Raises UserError for a file that is no probe, and for a probe of another model.
+        Raises UserError for a file that is not a probe, and for a probe of another model.
         """
         path = Path(path)
         if not path.is_file():
             raise UserError(f"there is no probe at {path}: fit one and write it with .save()")
         try:
-            tensors, said = read_tensor_file(path)
+            tensors, metadata = read_tensor_file(path)
             check_tensors(tensors, weight=1)
-            bias = tensors.get("bias")
-            wanted = ("layer", "hook", "position", "fingerprint")
+            bias, wanted = tensors.get("bias"), ("layer", "hook", "position", "fingerprint")
             if bias is None or bias.numel() != 1 or bias.is_complex():
                 raise UserError("it has no bias")
-            if missing := [name for name in wanted if name not in said]:
+            if missing := [name for name in wanted if name not in metadata]:
                 raise UserError(f"it has no {missing[0]}")
-            check_place(said["hook"], said["position"])  # type: ignore[arg-type]
-            head = said.get("head")
+            check_place(metadata["hook"], metadata["position"])  # type: ignore[arg-type]
+            head = metadata.get("head")
             probe = cls(
                 weight=tensors["weight"],
                 bias=float(bias),
-                layer=int(said["layer"]),
-                hook=said["hook"],  # type: ignore[arg-type]
-                position=said["position"],  # type: ignore[arg-type]
-                fingerprint=said["fingerprint"],
+                layer=int(metadata["layer"]),
+                hook=metadata["hook"],  # type: ignore[arg-type]
+                position=metadata["position"],  # type: ignore[arg-type]
+                fingerprint=metadata["fingerprint"],
                 head=int(head) if head else None,
-                prompting=said.get("prompting") or None,
+                prompting=metadata.get("prompting") or None,
             )
         except (UserError, ValueError) as error:
             raise UserError(
@@ -151,6 +133,22 @@ class LinearProbe:
         if model is not None:
             probe.check_model(model)
         return probe
+
+
+def check_fitted_on(
+    model: HookedModel, what: str, *, fingerprint: str, prompting: str | None
+) -> None:
+    """Raise UserError if ``what`` was fitted with another model, tokenizer or chat template."""
+    if (found := fingerprint_of(model)) != fingerprint:
+        raise UserError(
+            f"{what} was fitted on model {fingerprint[:12]}, this is {found[:12]}: fit one on this "
+            "model, or load the model that it was fitted on"
+        )
+    if prompting not in (None, prompting_fingerprint(model.tokenizer)):
+        raise UserError(
+            f"{what} was fitted with another tokenizer or chat template than this model's: fit one "
+            "with these, or load the model as it was"
+        )
 
 
 @checked
@@ -195,8 +193,7 @@ def fit_direction(
     ``counts`` says how much each prompt counts in the logistic loss; 1 by default.
     """
     check_labelled(activations, labels)
-    if method not in get_args(ProbeMethod):
-        raise UserError(f"unknown method {method!r}; known: {', '.join(get_args(ProbeMethod))}")
+    check_choice("method", method, get_args(ProbeMethod))
     if C <= 0:
         raise UserError(f"C must be above zero, got {C}")
     raw, classes = activations.detach().cpu().double().numpy(), labels.cpu().numpy()
@@ -220,7 +217,7 @@ def fit_direction(
 def check_labelled(
     activations: Float[Tensor, "prompt d_model"], labels: Int[Tensor, " prompt"]
 ) -> None:
-    """UserError unless a probe can be fitted or scored on these."""
+    """Raise UserError unless a probe can be fitted or scored on these."""
     if len(activations) != len(labels):
         raise UserError(
             f"{len(activations)} activations but {len(labels)} labels: give one for each"

@@ -1,15 +1,15 @@
-"""How well scores tell the classes apart: cross-validation by subject, and AUC with an interval.
+"""Cross-validated scores of probes, and AUC and accuracy with intervals over subjects.
 
-The questions about one subject share its tokens, so the subject is the unit throughout: a fold
-holds whole subjects, and an interval comes from resampling whole subjects. Where false objects are
-drawn from the same facts, folds by subject are not enough: an object met as false in some folds is
-the true one in another, so that a probe which reads nothing but the object scores far *below*
-chance. Folds by object, kept ``apart`` by subject, share neither.
+Questions about one subject share its tokens, so a fold holds whole subjects, and intervals come
+from resampling whole subjects. Where false objects are drawn from the same facts, folds by subject
+are not enough: an object that is false in some folds is true in another, so a probe that reads only
+the object scores far *below* chance. Folds by object, kept ``apart`` by subject, share neither.
 
-AUC is the chance that a prompt of label 1 scores above one of label 0, ties counting half.
+AUC is the probability that a prompt of label 1 scores above one of label 0; ties count half.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -17,13 +17,31 @@ from jaxtyping import Float, Int
 from sklearn.model_selection import GroupKFold
 from torch import Tensor
 
+from interp.arguments import check_choice
 from interp.checked import checked
 from interp.errors import UserError
 from interp.heads.significance import BOOTSTRAP_RESAMPLES, CONFIDENCE, mean_interval
+from interp.premises import Question
 from interp.statistics.resampling import group_draws, resamples_at_once
 from probes.linear import DEFAULT_C, ProbeMethod, check_labelled, fit_direction
 
 DEFAULT_SPLITS = 5
+
+Grouping = Literal["subject", "template", "relation"]
+"""Folds that hold out subjects, templates, or relations."""
+
+
+@checked
+def groups_of(questions: Sequence[Question], by: Grouping = "subject") -> tuple[str, ...]:
+    """Each question's group, which cross-validation never splits.
+
+    Equal subjects or templates of different relations are different groups. Raises UserError for
+    an unknown grouping.
+    """
+    check_choice("grouping", by, get_args(Grouping))
+    if by == "relation":
+        return tuple(question.relation for question in questions)
+    return tuple(f"{question.relation}/{getattr(question, by)}" for question in questions)
 
 
 @checked
@@ -37,13 +55,14 @@ def cross_validated_scores(
     method: ProbeMethod = "logistic",
     C: float = DEFAULT_C,
 ) -> Float[Tensor, " prompt"]:
-    """Each prompt's score from a probe that was fitted without its group.
+    """Each prompt's score from a probe fitted on the folds without its group.
 
-    Standardisation is part of the fit, so nothing of a held-out fold reaches it.
+    Standardisation is part of the fit, so it uses no held-out prompt.
 
     Args:
-        groups: of each prompt, such as its subject; a group is never on both sides of a fold.
-        apart: a second grouping; a prompt that shares it with the left-out fold is not fitted on.
+        groups: the group of each prompt, such as its subject; a fold never splits one.
+        apart: a second group of each prompt; prompts that share one with the held-out fold are not
+            fitted on.
 
     Raises:
         UserError: fewer groups than folds, a fold that leaves one class only to fit on, or data
@@ -65,8 +84,8 @@ def cross_validated_scores(
     for others, left_out in folds:
         fitted = others
         if apart is not None:
-            met = {apart[index] for index in left_out}
-            fitted = np.array([index for index in others if apart[index] not in met], dtype=int)
+            shared = {apart[index] for index in left_out}
+            fitted = np.array([index for index in others if apart[index] not in shared], dtype=int)
         if len(set(labels[fitted].tolist())) < 2:
             raise UserError(
                 f"a fold of {len(left_out)} prompts leaves one class only to fit a probe on: "
@@ -94,14 +113,32 @@ def auc_with_interval(
     wins, pairs = _subject_pairs(scores, labels, subjects)
     n_subjects = len(wins)
     if n_subjects < 2:
-        raise UserError("an interval over one subject says nothing: give at least two")
-    size = resamples_at_once(4 * n_subjects, BOOTSTRAP_RESAMPLES)
-    draws = group_draws(n_subjects, BOOTSTRAP_RESAMPLES, size, np.random.default_rng(seed))
-    drawn = [_resampled_auc(counts, wins, pairs) for counts in draws]
-    # A resample may hold one class only where subjects do; it has no AUC and is left out.
+        raise UserError("an interval needs at least two subjects")
+    low, high = resampled_interval(
+        n_subjects, lambda counts: _resampled_auc(counts, wins, pairs), width=4, seed=seed
+    )
+    return float(wins.sum() / pairs.sum()), low, high
+
+
+def resampled_interval(
+    n_groups: int,
+    statistic: Callable[[Int[np.ndarray, "resample group"]], Float[np.ndarray, " resample"]],
+    *,
+    width: int = 1,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """The ends of a 95 % percentile interval from resampling groups; NaN resamples are left out.
+
+    Args:
+        statistic: takes how often each resample contains each group.
+        width: numbers that ``statistic`` computes for each group, which bounds the memory.
+    """
+    size = resamples_at_once(width * n_groups, BOOTSTRAP_RESAMPLES)
+    draws = group_draws(n_groups, BOOTSTRAP_RESAMPLES, size, np.random.default_rng(seed))
     tail = (1 - CONFIDENCE) / 2
-    low, high = np.nanquantile(np.concatenate(drawn), [tail, 1 - tail])
-    return float(wins.sum() / pairs.sum()), float(low), float(high)
+    values = np.concatenate([statistic(counts) for counts in draws])
+    low, high = np.nanquantile(values, [tail, 1 - tail])
+    return float(low), float(high)
 
 
 def accuracy_with_interval(
@@ -118,14 +155,14 @@ def accuracy_with_interval(
     check_labelled(scores[:, None], labels)
     _check_length(len(labels), subjects)
     if len(set(subjects)) < 2:
-        raise UserError("an interval over one subject says nothing: give at least two")
+        raise UserError("an interval needs at least two subjects")
     right = ((scores > 0).cpu() == (labels.cpu() == 1)).double().numpy()
     return mean_interval(right, subjects, seed=seed)
 
 
 @checked
 def area_under_curve(scores: Float[Tensor, " prompt"], labels: Int[Tensor, " prompt"]) -> float:
-    """AUC alone; refuses what `auc_with_interval` refuses, but needs no subjects."""
+    """AUC without an interval. Raises UserError as `auc_with_interval`."""
     wins, pairs = _subject_pairs(scores, labels, [""] * len(labels))
     return float(wins.sum() / pairs.sum())
 

@@ -1,17 +1,17 @@
 """Activations on disk: collected once for all layers and hooks, read a layer at a time.
 
-A store is a directory of safetensors shards with an ``index.json`` that says what they hold: the
-model's fingerprint, the hash of the prompts and positions, hooks, layers, and each shard's SHA-256.
-Every file is written whole or not at all, the index last; so a store that was interrupted, was made
-from other prompts or by another model, or whose bytes have changed is seen as such and made anew.
-Memory holds one shard, however many prompts there are.
+A store is a directory of safetensors shards with an ``index.json``: the model's fingerprint, the
+hash of prompts and positions, hooks, layers, and each shard's SHA-256. Files are written whole or
+not at all, the index last. A store that was interrupted, belongs to other prompts or another model,
+or is damaged is made anew. Memory holds one shard at a time.
 """
 
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -80,20 +80,19 @@ class ActivationStore:
                 f"{', '.join(self.hooks)} of layers {', '.join(map(str, self.layers))}"
             )
         wanted = torch.arange(len(self)) if rows is None else rows
-        place = torch.full((len(self),), -1)
-        place[wanted] = torch.arange(len(wanted))
+        index = torch.full((len(self),), -1)  # of each of the store's rows in `out`
+        index[wanted] = torch.arange(len(wanted))
         out = torch.empty(0)
-        for name, held in self.shards:
-            chosen = place[held] >= 0
+        for name, shard_rows in self.shards:
+            chosen = index[shard_rows] >= 0
             if not bool(chosen.any()):
                 continue
             with safe_open(str(self.folder / name), framework="pt") as file:
                 values = file.get_tensor(_key(hook, layer))[chosen].float()
             if not len(out):
                 out = torch.empty(len(wanted), *values.shape[1:])
-            out[place[held[chosen]]] = values
-        # A row that was asked for twice was filled in once.
-        return out[place[wanted]]
+            out[index[shard_rows[chosen]]] = values
+        return out[index[wanted]]  # repeated rows were filled in once
 
 
 @checked
@@ -108,11 +107,11 @@ def store_activations(
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
     progress: bool = True,
 ) -> ActivationStore:
-    """The store of these prompts in ``folder``: the one that is there if it fits, or a new one.
+    """Open the store of these prompts in ``folder``, or make it if there is no such store.
 
     Args:
-        hooks, layers: what is read, all in the same forward pass; every layer if None.
-        shard_tokens: rows in one file, and in memory.
+        hooks, layers: read in the same forward pass; by default every layer.
+        shard_tokens: tokens in one file, and in memory.
 
     Raises:
         UserError: what `read_activations` refuses, or a folder that cannot be written.
@@ -135,63 +134,61 @@ def store_activations(
         remove_leftovers(folder)
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror or error})") from error
-    writer = _Writer(folder, chosen, shard_tokens)
-    starts = _starts(prompts)
-    for chunk in read_activations(
-        model, prompts, hooks=hooks, layers=chosen, batch_tokens=batch_tokens, progress=progress
-    ):
-        rows = [row for index in chunk.prompts for row in range(starts[index], starts[index + 1])]
-        writer.add(torch.tensor(rows), chunk.values)
-    writer.flush()
-    write_json(folder / INDEX, {**identity, "shards": writer.written})
-    return _store(folder, identity, writer.written, prompts)
-
-
-class _Writer:
-    """Gathers rows until a shard is full, and writes it."""
-
-    def __init__(self, folder: Path, layers: tuple[int, ...], shard_tokens: int) -> None:
-        if shard_tokens < 1:
-            raise UserError(f"a shard holds at least one token, not {shard_tokens}")
-        self.folder, self.layers, self.shard_tokens = folder, layers, shard_tokens
-        self.rows: list[Tensor] = []
-        self.values: list[dict[str, Tensor]] = []
-        self.written: list[dict[str, Any]] = []
-
-    def add(self, rows: Tensor, values: dict[str, Tensor]) -> None:
-        self.rows.append(rows)
-        self.values.append(values)
-        if sum(len(part) for part in self.rows) >= self.shard_tokens:
-            self.flush()
-
-    def flush(self) -> None:
-        if not self.rows:
-            return
-        rows = torch.cat(self.rows)
+    if shard_tokens < 1:
+        raise UserError(f"shard_tokens is at least 1, not {shard_tokens}")
+    starts = [0, *accumulate(len(prompt.positions) for prompt in prompts)]
+    chunks = (
+        (torch.cat([torch.arange(*starts[at : at + 2]) for at in chunk.prompts]), chunk.values)
+        for chunk in read_activations(
+            model, prompts, hooks=hooks, layers=chosen, batch_tokens=batch_tokens, progress=progress
+        )
+    )
+    shards = []
+    for some in _gathered(chunks, shard_tokens):
         tensors = {
-            _key(hook, layer): torch.cat([part[hook][:, index] for part in self.values])
-            for hook in self.values[0]
-            for index, layer in enumerate(self.layers)
+            _key(hook, layer): torch.cat([values[hook][:, index] for _, values in some])
+            for hook in hooks
+            for index, layer in enumerate(chosen)
         }
-        name = f"{len(self.written):05d}.safetensors"
-        beside = beside_of(self.folder / name)
-        try:
-            beside.unlink(missing_ok=True)  # a link to elsewhere would be written through
-            save_file({**tensors, "rows": rows}, str(beside))
-            move_into_place(beside, self.folder / name)
-        except OSError as error:
-            beside.unlink(missing_ok=True)
-            raise UserError(
-                f"{self.folder} cannot be written ({error.strerror or error}): free some space"
-            ) from error
-        self.written.append({"file": name, "sha256": file_hash(self.folder / name)})
-        self.rows, self.values = [], []
+        path = folder / f"{len(shards):05d}.safetensors"
+        _write_shard(path, {**tensors, "rows": torch.cat([rows for rows, _ in some])})
+        shards.append({"file": path.name, "sha256": file_hash(path)})
+    write_json(folder / INDEX, {**identity, "shards": shards})
+    return _store(folder, prompts, identity=identity, shards=shards)
+
+
+def _gathered(
+    chunks: Iterable[tuple[Tensor, dict[str, Tensor]]], shard_tokens: int
+) -> Iterator[list[tuple[Tensor, dict[str, Tensor]]]]:
+    """Chunks of rows and their values, as many together as fill a shard."""
+    waiting: list[tuple[Tensor, dict[str, Tensor]]] = []
+    for chunk in chunks:
+        waiting.append(chunk)
+        if sum(len(rows) for rows, _ in waiting) >= shard_tokens:
+            yield waiting
+            waiting = []
+    if waiting:
+        yield waiting
+
+
+def _write_shard(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write one file whole. Raises UserError if it cannot be written."""
+    beside = beside_of(path)
+    try:
+        beside.unlink(missing_ok=True)  # saving through a symbolic link would write elsewhere
+        save_file(tensors, str(beside))
+        move_into_place(beside, path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise UserError(
+            f"{path.parent} cannot be written ({error.strerror or error}): free some space"
+        ) from error
 
 
 def _open(
     folder: Path, identity: dict[str, Any], prompts: Sequence[TokensToRead]
 ) -> ActivationStore | None:
-    """The store in the folder, if it is whole and the one that is meant."""
+    """The store in the folder, or None if it is damaged or has another identity."""
     if not (folder / INDEX).is_file():
         return None
     try:
@@ -200,44 +197,36 @@ def _open(
         if index != identity:
             return None
         check_shape(shards, [{"file": str, "sha256": str}], INDEX)
-        names = [plain_name(one["file"], "a shard") for one in shards]
-        hashes = [file_hash(folder / name) for name in names]
-        if hashes != [one["sha256"] for one in shards]:
-            logger.warning("the activations in %s are damaged and are made anew", folder)
-            return None
+        for shard in shards:
+            if file_hash(folder / plain_name(shard["file"], "a shard")) != shard["sha256"]:
+                logger.warning("the activations in %s are damaged and are made anew", folder)
+                return None
     except (UserError, OSError, KeyError):
         return None
-    return _store(folder, identity, shards, prompts)
+    return _store(folder, prompts, identity=identity, shards=shards)
 
 
 def _store(
     folder: Path,
+    prompts: Sequence[TokensToRead],
+    *,
     identity: dict[str, Any],
     shards: Sequence[dict[str, str]],
-    prompts: Sequence[TokensToRead],
 ) -> ActivationStore:
     rows = []
-    for one in shards:
-        with safe_open(str(folder / one["file"]), framework="pt") as file:
-            rows.append((one["file"], file.get_tensor("rows")))
+    for shard in shards:
+        with safe_open(str(folder / shard["file"]), framework="pt") as file:
+            rows.append((shard["file"], file.get_tensor("rows")))
     prompt = torch.tensor([index for index, one in enumerate(prompts) for _ in one.positions])
     token = torch.tensor([position for one in prompts for position in one.positions])
     hooks, layers = tuple(identity["hooks"]), tuple(identity["layers"])
     return ActivationStore(folder, hooks, layers, prompt, token, tuple(rows))
 
 
-def _starts(prompts: Sequence[TokensToRead]) -> list[int]:
-    """The row at which each prompt begins, and the number of rows."""
-    starts = [0]
-    for one in prompts:
-        starts.append(starts[-1] + len(one.positions))
-    return starts
-
-
 def _hash_of(prompts: Sequence[TokensToRead]) -> str:
     sha = hashlib.sha256()
-    for one in prompts:
-        sha.update(json.dumps([one.tokens, one.positions]).encode())
+    for prompt in prompts:
+        sha.update(json.dumps([prompt.tokens, prompt.positions]).encode())
     return sha.hexdigest()
 
 

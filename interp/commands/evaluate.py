@@ -17,18 +17,19 @@ from interp.arguments import check_choice
 from interp.commands.detector import run_detector
 from interp.commands.locate import DEFAULT_FRACTION, IDENTITY, check_same_prompts
 from interp.errors import UserError
-from interp.evaluation.evaluate import RANDOM_SETS, Evaluation, ask_all, evaluate
+from interp.evaluation.answers import ask_all
+from interp.evaluation.evaluate import RANDOM_SETS, Evaluation, evaluate
 from interp.evaluation.settings import (
     SettingMode,
     choose_setting,
     compare_settings,
-    setting_mode_name,
 )
 from interp.files.documents import write_atomically, write_json, write_jsonl, write_table
 from interp.heads.effects import HeadEffects, count_of_fraction
 from interp.heads.headset import Site
 from interp.interventions.gate import Gate, check_gate
 from interp.interventions.head_constraint import SITE_MODES, Constraint, Mode, check_mode
+from interp.interventions.unit_table import action_name
 from interp.jobs import JobRunner
 from interp.models.hooked_model import HookedModel
 from interp.premises.questions import Split
@@ -166,7 +167,7 @@ def _evaluated(
     evaluations = []
     for row in best:
         site = table.at[row, "site"]
-        names = {setting_mode_name(*mode): mode for mode in modes[site]}
+        names = {action_name(*mode): mode for mode in modes[site]}
         heads = effects[site].select(count=n_heads)
         constraint = Constraint(heads, *names[table.at[row, "mode"]])
         with_answers = row == best[0] or settings.answers == "all"
@@ -242,7 +243,7 @@ def _best_rows(
     """The row of each site's best mode at the asked head count, the best of them first."""
     rows = []
     for site, of_site in modes.items():
-        names = [setting_mode_name(*mode) for mode in of_site]
+        names = [action_name(*mode) for mode in of_site]
         fits = (table["site"] == site) & table["mode"].isin(names)
         rows.append(choose_setting(table.loc[fits], n_heads=n_heads))
     best = choose_setting(table.loc[rows], n_heads=n_heads)

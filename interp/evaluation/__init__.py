@@ -1,7 +1,8 @@
-"""Scoring a constraint: preference, greedy answers, a random null, cost on honest text."""
+"""Evaluate an intervention: preference, greedy answers, a random null, cost on neutral text."""
 
 from interp.evaluation.answer_pair import AnswerPair
-from interp.evaluation.evaluate import Evaluation, ask_all, evaluate
+from interp.evaluation.answers import ask_all
+from interp.evaluation.evaluate import Evaluation, evaluate
 from interp.evaluation.preference import Preference, preference
 from interp.evaluation.settings import choose_setting, compare_settings
 from interp.evaluation.side_effects import SideEffects, neutral_sentences, side_effects

@@ -1,21 +1,12 @@
 """One question answered without and with a constraint: a line of ``generations.jsonl``."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, TypeVar, get_args
 
 AnswerKind = Literal["false_premise", "true_premise"]
 Outcome = Literal["mended", "right", "wrong", "broken"]
 _Pair = TypeVar("_Pair", bound="AnswerPair")
-
-_TEXTS = (
-    *("kind", "template", "subject", "true_object", "false_object", "question"),
-    *("baseline", "constrained"),
-)
-_FLAGS = (
-    *("baseline_names_true", "baseline_names_false"),
-    *("constrained_names_true", "constrained_names_false"),
-)
 
 
 @dataclass(frozen=True)
@@ -53,21 +44,21 @@ class AnswerPair:
 
     @classmethod
     def from_row(cls: type[_Pair], row: Any) -> _Pair:
-        """Make from a parsed line of `generations.jsonl`. Raises ValueError on what is amiss."""
+        """Make from a parsed line of `generations.jsonl`. Raises ValueError if it is not valid."""
         if not isinstance(row, Mapping):
             raise ValueError("not a JSON object")
-        missing = [key for key in (*_TEXTS, "object_span", *_FLAGS) if key not in row]
-        if missing:
+        kinds = {field.name: field.type for field in fields(cls)}
+        if missing := [key for key in kinds if key not in row]:
             raise ValueError(f"lacks {', '.join(missing)}")
-        if wrong := [key for key in _TEXTS if not isinstance(row[key], str)]:
-            raise ValueError(f"{', '.join(wrong)} must be text")
-        if wrong := [key for key in _FLAGS if not isinstance(row[key], bool)]:
-            raise ValueError(f"{', '.join(wrong)} must be true or false")
+        for kind, words in ((str, "text"), (bool, "true or false")):
+            if wrong := [key for key in kinds if kinds[key] is kind and type(row[key]) is not kind]:
+                raise ValueError(f"{', '.join(wrong)} must be {words}")
         span = row["object_span"]
         if not isinstance(span, list) or len(span) != 2 or any(type(at) is not int for at in span):
             raise ValueError("object_span must be two whole numbers")
-        fields: dict[str, Any] = {key: row[key] for key in (*_TEXTS, *_FLAGS)}
-        return cls(**fields, object_span=(span[0], span[1]))
+        values: dict[str, Any] = {key: row[key] for key in kinds}
+        values["object_span"] = (span[0], span[1])
+        return cls(**values)
 
     def to_row(self) -> dict[str, Any]:
         """The fields as a line of `generations.jsonl` holds them."""
@@ -75,7 +66,7 @@ class AnswerPair:
 
     @property
     def outcome(self) -> Outcome:
-        """What the constraint did to the naming of the true object."""
+        """How the constraint changed whether the answer names the true object."""
         if self.constrained_names_true:
             return "right" if self.baseline_names_true else "mended"
         return "broken" if self.baseline_names_true else "wrong"

@@ -1,16 +1,17 @@
-"""Greedy answers to the bare questions, and which objects they name.
+"""Greedy answers to the questions, and the objects that they name.
 
-The question is asked as a user would ask it, without the cloze; an answer *names* an object if it
-holds one of its names as whole words.
+The questions are asked as a user asks them, without the cloze. An answer *names* an object if it
+contains one of its names as whole words.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.checked import checked
 from interp.evaluation.answer_pair import AnswerKind, AnswerPair
 from interp.evaluation.jobs import AnswersJob, greedy_texts
 from interp.forward.batch import Span
@@ -24,56 +25,51 @@ from interp.models.versions import check_hooked
 from interp.premises.encode import EncodedPrompt, encode_questions
 from interp.premises.mentions import names, names_any
 from interp.premises.questions import Premises, Question, QuestionKind
-from probes.detector.detections import Detection, spans_of
+from interp.premises.relation import FilledQuestion
+from probes.detector.detections import PremiseDetections, spans_of
 
 ANSWERS = OutputSpec(texts=True)
 QUESTION_KINDS: dict[AnswerKind, QuestionKind] = {"false_premise": "false", "true_premise": "twin"}
+ANSWER_KINDS = tuple(QUESTION_KINDS)
 
 
 @dataclass(frozen=True)
 class AskedQuestions:
-    """The bare questions of some premises as prompts, with their baseline answers."""
+    """The questions of some premises as prompts, with their unconstrained answers."""
 
     kind: AnswerKind
     questions: tuple[Question, ...]
-    texts: tuple[str, ...]
-    spans: tuple[tuple[int, int], ...]
+    filled: tuple[FilledQuestion, ...]
     prompts: tuple[EncodedPrompt, ...]
     baseline: tuple[str, ...]
     mask: str
 
 
-def ask(
-    model: HookedModel,
-    premises: Premises,
-    kind: AnswerKind,
-    *,
-    max_new_tokens: int = MAX_NEW_TOKENS,
-    progress: bool = True,
-    stages: JobRunner = RUN_HERE,
+def baseline_answers(
+    model: HookedModel, premises: Premises, kind: AnswerKind, **options: Any
 ) -> AskedQuestions:
-    """The unconstrained model's greedy answers to every question."""
+    """The unconstrained model's answers to every question; options of `answers_under`."""
     check_hooked(model)
     questions = premises.questions()
-    filled = [premises.fill(question, QUESTION_KINDS[kind]) for question in questions]
+    filled = tuple(premises.fill(question, QUESTION_KINDS[kind]) for question in questions)
     prompts = encode_questions(model.tokenizer, premises, QUESTION_KINDS[kind])
-    baseline = answers_under(
-        model,
-        prompts,
-        description=f"answers, {kind}",
-        max_new_tokens=max_new_tokens,
-        progress=progress,
-        stages=stages,
-    )
     return AskedQuestions(
         kind=kind,
         questions=questions,
-        texts=tuple(one.text for one in filled),
-        spans=tuple(one.object for one in filled),
+        filled=filled,
         prompts=prompts,
-        baseline=baseline,
+        baseline=answers_under(model, prompts, description=f"answers, {kind}", **options),
         mask=premises.relation.mask,
     )
+
+
+@checked
+def ask_all(
+    model: HookedModel, premises: Premises, *, progress: bool = True, stages: JobRunner = RUN_HERE
+) -> dict[AnswerKind, AskedQuestions]:
+    """Unconstrained answers to the false-premise questions and to their twins."""
+    options: dict[str, Any] = {"progress": progress, "stages": stages}
+    return {kind: baseline_answers(model, premises, kind, **options) for kind in ANSWER_KINDS}
 
 
 def answer_pairs(
@@ -81,33 +77,45 @@ def answer_pairs(
     asked: AskedQuestions,
     constraint: Constraint | Intervention,
     *,
-    detections: Sequence[Detection] | None = None,
-    mean: Float[Tensor, "layer head d_head"] | None = None,
-    max_new_tokens: int = MAX_NEW_TOKENS,
-    progress: bool = True,
-    stages: JobRunner = RUN_HERE,
+    detections: PremiseDetections | None = None,
+    **options: Any,
 ) -> tuple[AnswerPair, ...]:
-    """The same questions answered under the constraint, beside the baseline's answers.
+    """Answer the same questions under the constraint, beside the baseline's answers.
 
-    It acts at the objects; with ``detections``, on the spans found, and a question in which nothing
-    was found keeps the baseline's answer and is not asked again.
+    Args:
+        detections: where the constraint acts, by default at the objects. A question in which
+            nothing was found keeps the baseline's answer and is not asked again.
+        options: ``mean``, ``max_new_tokens``, ``progress`` and ``stages`` of `answers_under`.
     """
+    found = None if detections is None else detections.of(QUESTION_KINDS[asked.kind])
     constrained = answers_under(
         model,
         asked.prompts,
         Intervention.of(constraint),
-        spans=None if detections is None else spans_of(detections),
+        spans=None if found is None else spans_of(found),
         baseline=asked.baseline,
-        mean=mean,
         neutral=asked.mask,
         description=f"constrained, {asked.kind}",
-        max_new_tokens=max_new_tokens,
-        progress=progress,
-        stages=stages,
+        **options,
     )
+    answered = zip(asked.questions, asked.filled, asked.baseline, constrained, strict=True)
     return tuple(
-        _pair(asked, index, asked.baseline[index], answer)
-        for index, answer in enumerate(constrained)
+        AnswerPair(
+            kind=asked.kind,
+            template=question.template,
+            subject=question.subject,
+            true_object=question.true_object,
+            false_object=question.false_object,
+            question=filled.text,
+            object_span=filled.object,
+            baseline=before,
+            constrained=after,
+            baseline_names_true=names_any(before, question.true_names),
+            baseline_names_false=names(before, question.false_object),
+            constrained_names_true=names_any(after, question.true_names),
+            constrained_names_false=names(after, question.false_object),
+        )
+        for question, filled, before, after in answered
     )
 
 
@@ -129,8 +137,8 @@ def answers_under(
 
     Args:
         spans: where the intervention acts in each prompt, by default at its object. A prompt with
-            None is not asked: its answer is that of ``baseline``.
-        mean, neutral: what modes ``mean`` and ``resample`` put in.
+            None is not run: its answer is that of ``baseline``.
+        mean, neutral: the values that modes ``mean`` and ``resample`` put in.
     """
     at = [prompt.object for prompt in prompts] if spans is None else spans
     found = {row: span for row, span in enumerate(at) if span is not None}
@@ -142,39 +150,24 @@ def answers_under(
         neutral,
         max_new_tokens,
     )
-    said = stages.run(
+    done = stages.run(
         greedy_texts, model, job, description=description, output=ANSWERS, progress=progress
     )
-    asked = dict(zip(found, said.texts, strict=True))
-    return tuple(asked[row] if row in asked else baseline[row] for row in range(len(prompts)))
-
-
-def _pair(asked: AskedQuestions, index: int, baseline: str, constrained: str) -> AnswerPair:
-    question = asked.questions[index]
-    return AnswerPair(
-        kind=asked.kind,
-        template=question.template,
-        subject=question.subject,
-        true_object=question.true_object,
-        false_object=question.false_object,
-        question=asked.texts[index],
-        object_span=asked.spans[index],
-        baseline=baseline,
-        constrained=constrained,
-        baseline_names_true=names_any(baseline, question.true_names),
-        baseline_names_false=names(baseline, question.false_object),
-        constrained_names_true=names_any(constrained, question.true_names),
-        constrained_names_false=names(constrained, question.false_object),
-    )
+    answers = dict(zip(found, done.texts, strict=True))
+    return tuple(answers[row] if row in answers else baseline[row] for row in range(len(prompts)))
 
 
 def mention_rates(
     pairs: Sequence[AnswerPair], run: Literal["baseline", "constrained"], *, seed: int = 0
-) -> dict[str, list[float]]:
-    """Share of answers that name the true and the false object, with intervals over subjects."""
+) -> dict[str, list[float] | None]:
+    """Share of answers that name the true and the false object, with intervals over subjects.
+
+    None for both without answers.
+    """
     subjects = [pair.subject for pair in pairs]
-    rates = {}
+    rates: dict[str, list[float] | None] = {}
     for which in ("true", "false"):
         named = [float(getattr(pair, f"{run}_names_{which}")) for pair in pairs]
-        rates[f"{which}_object_mention_rate"] = list(mean_interval(named, subjects, seed=seed))
+        rate = list(mean_interval(named, subjects, seed=seed)) if named else None
+        rates[f"{which}_object_mention_rate"] = rate
     return rates

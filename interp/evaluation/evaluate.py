@@ -1,9 +1,9 @@
-"""One evaluation: held-out false premises, their true twins, a random null, and side effects.
+"""Evaluate an intervention: held-out false premises, true twins, a random null, side effects.
 
-With gate ``oracle`` the intervention acts at the object of every question, the false one and, in
-the twins, the true one. With gate ``probe`` a detector reads the bare questions first: the
-intervention acts on the span that was found, and where the detector did not fire the unconstrained
-values and answers count, the very same ones. The figures are those of ``evaluation.json``.
+With gate ``oracle`` the intervention acts at the object of every question: the false one and, in
+the twins, the true one. With gate ``probe`` a detector reads the questions first. The intervention
+acts on the span that it finds; where it does not fire, the unconstrained values and answers are
+kept. The values are those of ``evaluation.json``.
 """
 
 import json
@@ -14,29 +14,27 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.evaluation.answer_pair import AnswerKind, AnswerPair
 from interp.evaluation.answers import (
-    QUESTION_KINDS,
+    ANSWER_KINDS,
     AskedQuestions,
     answer_pairs,
-    ask,
+    ask_all,
     mention_rates,
 )
 from interp.evaluation.preference import Preference, preference_under
 from interp.evaluation.side_effects import SideEffects, side_effects
 from interp.figures.evaluation import preference_by_template
 from interp.figures.tables import comparison_table
-from interp.forward.batch import Span
 from interp.heads.headset import Head, HeadSet, Site
 from interp.heads.locate import as_encoded
 from interp.heads.object_edits import mean_output
 from interp.interventions.expert_constraint import ExpertConstraint
-from interp.interventions.gate import Gate, check_gate, cloze_spans
+from interp.interventions.gate import check_gate, cloze_spans
 from interp.interventions.head_constraint import Constraint, Mode
 from interp.interventions.intervention import Intervention
 from interp.interventions.random_controls import random_interventions
@@ -49,19 +47,21 @@ from probes.detector.detections import Detector, PremiseDetections
 
 RANDOM_SETS = 20
 MINIMUM_RANDOM_SETS = 20
-ANSWER_KINDS: tuple[AnswerKind, ...] = ("false_premise", "true_premise")
+COMPARED: dict[QuestionKind, int | None] = {"false": None, "twin": 1}
+"""How many of [the intervention, random, random, …] run on each kind of prompt; None for all."""
 
 
 @dataclass(frozen=True)
 class Evaluation(Displayed):
-    """The outcome for one intervention; ``to_dict`` is ``evaluation.json``.
+    """The results for one intervention; ``to_dict`` is ``evaluation.json``.
 
     Attributes:
-        intervention: what was evaluated; ``n_all_heads``, ``model`` and ``dtype`` say in what.
+        intervention: the intervention that was evaluated.
+        model, dtype, n_all_heads: the model's spec, its dtype and its number of heads.
         false, twin: preference per prompt; sets are [none, the intervention, random, random, …].
-        answers: greedy answers by kind, or empty if they were not asked for.
+        answers: greedy answers of both kinds, or empty.
         side_effects: cost on neutral text.
-        detection: what the detector said, with gate ``probe``.
+        detection: the detections, with gate ``probe``.
     """
 
     intervention: Intervention
@@ -78,7 +78,7 @@ class Evaluation(Displayed):
 
     @property
     def constraint(self) -> Constraint:
-        """The first constraint of heads; one of no heads where only experts are constrained."""
+        """The first constraint of heads; without one, a constraint of no heads."""
         heads = self.intervention.heads
         return heads[0] if heads else Constraint(HeadSet(()))
 
@@ -101,19 +101,13 @@ class Evaluation(Displayed):
         values = self.false if kind == "false_premise" else self.twin
         measures = values.measures(index, template=template, seed=self.seed)
         pairs = [p for p in self.answers if p.kind == kind and template in (None, p.template)]
-        if pairs:
-            run = "constrained" if index else "baseline"
-            measures |= mention_rates(pairs, run, seed=self.seed)
-        else:
-            measures |= dict.fromkeys(("true_object_mention_rate", "false_object_mention_rate"))
-        return measures
+        run = "constrained" if index else "baseline"
+        return measures | mention_rates(pairs, run, seed=self.seed)
 
     def _comparison(self, template: str | None) -> dict[str, Any]:
+        runs = ("baseline", "constrained")
         return {
-            kind: {
-                "baseline": self._measures(kind, 0, template),
-                "constrained": self._measures(kind, 1, template),
-            }
+            kind: {run: self._measures(kind, i, template) for i, run in enumerate(runs)}
             for kind in ANSWER_KINDS
         }
 
@@ -170,7 +164,7 @@ class Evaluation(Displayed):
 
 
 def _setting(intervention: Intervention, n_all_heads: int) -> dict[str, Any]:
-    """What was done, as evaluation.json says it; of several parts, the settings in a row."""
+    """The intervention as evaluation.json holds it; settings of several parts are joined."""
     parts = intervention.parts or (Constraint(HeadSet(())),)
     heads = list(dict.fromkeys(head for part in intervention.heads for head in part.heads))
     chosen = [
@@ -187,25 +181,11 @@ def _setting(intervention: Intervention, n_all_heads: int) -> dict[str, Any]:
     }
     if intervention.experts:
         setting["experts"] = [
-            {
-                "mode": part.mode,
-                "factor": part.factor,
-                "place": part.place,
-                "experts": [list(pair) for pair in part.pairs],
-            }
+            {key: getattr(part, key) for key in ("mode", "factor", "place")}
+            | {"experts": [list(pair) for pair in part.pairs]}
             for part in intervention.experts
         ]
     return setting
-
-
-@checked
-def ask_all(
-    model: HookedModel, premises: Premises, *, progress: bool = True, stages: JobRunner = RUN_HERE
-) -> dict[AnswerKind, AskedQuestions]:
-    """Unconstrained answers to the false-premise questions and to their twins."""
-    return {
-        kind: ask(model, premises, kind, progress=progress, stages=stages) for kind in ANSWER_KINDS
-    }
 
 
 @checked
@@ -232,76 +212,50 @@ def evaluate(
         heads: a HeadSet, (layer, head) tuples with ``site``, a whole Constraint, an
             ExpertConstraint, or an Intervention of several.
         gate: ``oracle`` acts at the object, ``probe`` where ``detector`` finds a false premise; by
-            default the intervention's own, which is ``oracle`` for anything else.
-        detector: for gate ``probe``, or what it found; by default ``probes.detector_for(model)``.
-        reference: premises whose mean output mode ``mean`` uses; give the search part.
+            default the intervention's own gate.
+        detector: for gate ``probe``, or its detections; by default ``probes.detector_for(model)``.
+        reference: premises whose mean output mode ``mean`` uses, such as the search part.
         random_sets: sets in the null, matched per layer (experts: per projection).
-        answers: also ask for greedy answers, the slow part; or baseline answers of ``ask_all``.
+        answers: also give greedy answers, which are slow; or the baseline answers of ``ask_all``.
         stages: where sweeps and answers are done, and kept; by default here, at once.
 
     Raises:
         UserError: an unknown gate, a head or an expert that the model does not have, or fewer
             random sets than ``MINIMUM_RANDOM_SETS`` (0: no null).
     """
-    what = _checked(heads, site, mode, factor, gate, random_sets).check(model)
+    if 0 < random_sets < MINIMUM_RANDOM_SETS:
+        raise UserError(f"random_sets is {random_sets}: give {MINIMUM_RANDOM_SETS} or more, or 0")
+    known = None if gate is None else check_gate(gate)
+    under = Intervention.of(heads, site, mode=mode, factor=factor, gate=known).check(model)
     encoded = as_encoded(model, premises)
-    mean = None
-    if any(part.mode == "mean" for part in what.heads):
-        mean = mean_output(model, as_encoded(model, reference or premises))
-    random = random_interventions(model, what, random_sets, seed=seed)
+    averaged = as_encoded(model, reference or premises) if under.needs_mean else None
+    mean = None if averaged is None else mean_output(model, averaged)
+    random = random_interventions(model, under, random_sets, seed=seed)
+    options: dict[str, Any] = {"mean": mean, "progress": progress, "stages": stages}
     detections = None
-    if what.gate == "probe":
+    if under.gate == "probe":
         detections = detect_premises(model, premises, detector=detector, progress=progress)
-
-    def prefers(kind: QuestionKind, *some: Intervention) -> Preference:
-        spans: list[Span | None] | None = None
-        if detections is not None:
-            spans = cloze_spans(model, premises, encoded, kind, detections.of(kind))
-        return preference_under(
-            model, encoded, kind, some, spans=spans, mean=mean, progress=progress, stages=stages
+    preferences: dict[QuestionKind, Preference] = {}
+    for kind, compared in COMPARED.items():
+        spans = cloze_spans(model, premises, encoded, kind=kind, detections=detections)
+        preferences[kind] = preference_under(
+            model, encoded, kind, interventions=(under, *random)[:compared], spans=spans, **options
         )
-
-    false, twin = prefers("false", what, *random), prefers("twin", what)
-    pairs: list[AnswerPair] = []
     if isinstance(answers, bool):
         answers = ask_all(model, premises, progress=progress, stages=stages) if answers else {}
-    for kind, asked in answers.items():
-        found = None if detections is None else detections.of(QUESTION_KINDS[kind])
-        pairs += answer_pairs(
-            model, asked, what, detections=found, mean=mean, progress=progress, stages=stages
-        )
-    with torch.no_grad():
-        effects = side_effects(model, what, mean=mean)
+    pairs: list[AnswerPair] = []
+    for asked in answers.values():
+        pairs += answer_pairs(model, asked, under, detections=detections, **options)
     return Evaluation(
-        intervention=what,
+        intervention=under,
         model=model_info(model).spec,
         dtype=model_info(model).dtype,
         n_all_heads=model.cfg.n_layers * model.cfg.n_heads,
         split=premises.part,
-        false=false,
-        twin=twin,
+        false=preferences["false"],
+        twin=preferences["twin"],
         answers=tuple(pairs),
-        side_effects=effects,
+        side_effects=side_effects(model, under, mean=mean),
         seed=seed,
         detection=detections,
     )
-
-
-def _checked(
-    heads: HeadSet | Iterable[Head] | Constraint | ExpertConstraint | Intervention,
-    site: Site | None,
-    mode: Mode,
-    factor: float,
-    gate: str | None,
-    random_sets: int,
-) -> Intervention:
-    """The intervention that is asked for. Raises UserError for what cannot be evaluated."""
-    known: Gate | None = None
-    if gate is not None:
-        check_gate(gate)
-        known = gate  # type: ignore[assignment]
-    if 0 < random_sets < MINIMUM_RANDOM_SETS:
-        raise UserError(
-            f"a null of {random_sets} random sets says little: {MINIMUM_RANDOM_SETS} or 0"
-        )
-    return Intervention.of(heads, site, mode, factor, gate=known)

@@ -1,4 +1,4 @@
-"""The slow parts of an evaluation as jobs: sweeps over head sets, whole runs, greedy answers."""
+"""Jobs of an evaluation: sweeps over head sets, whole runs, and greedy answers."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -28,11 +28,11 @@ from interp.progress import progress_bar
 
 @dataclass(frozen=True)
 class PreferenceJob:
-    """Prompts to be run under each of some head sets, in one site and mode.
+    """A sweep: prompts that run under each of several head sets, in one site and mode.
 
     Attributes:
         encoded, kind: the prompts.
-        constraint: site, mode and factor; its own heads are not used.
+        constraint: site, mode and factor; its heads are not used.
         sets: an empty one is the unconstrained model.
         mean: what mode ``mean`` puts in; by default the mean over all of the prompts, which must
             not be cut apart then.
@@ -88,7 +88,7 @@ def preference_values(model: HookedModel, job: PreferenceJob, *, progress: bool 
 
 @dataclass(frozen=True)
 class WholeRunsJob:
-    """Prompts to be run whole under each of some interventions, which act at their objects.
+    """Whole runs: prompts that run under each of several interventions at their objects.
 
     Attributes:
         encoded, kind: the prompts.
@@ -147,7 +147,7 @@ def whole_run_values(model: HookedModel, job: WholeRunsJob, *, progress: bool = 
 
 @dataclass(frozen=True)
 class AnswersJob:
-    """Prompts to be answered greedily, under an intervention or under none.
+    """Greedy answers to prompts, under an intervention or under none.
 
     Attributes:
         prompts: their tokens.

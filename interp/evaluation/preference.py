@@ -1,11 +1,10 @@
-"""What an answer prefers: the true or the false object, at the first token that tells them apart.
+"""Preference for the true or the false object, at the first token that tells them apart.
 
-Read after the cloze on false-premise prompts and on their true-premise twins (where the *false*
-object is the one that the twin does not mention), for any number of interventions at once.
+It is read after the cloze on false-premise prompts and on their true-premise twins (where the
+*false* object is the one that the twin does not mention), for any number of interventions at once.
 
-Head sets under one setting go through the sweep engine (``preference``). Anything with experts in
-it, and mode ``resample`` at spans that a detector found, takes one whole run of all prompts for
-each intervention: the engine knows neither, and the numbers come first.
+Head sets of one site and mode run in a sweep. Interventions on experts, and mode ``resample`` at
+spans that a detector found, take one whole run of all prompts each.
 """
 
 from collections.abc import Sequence
@@ -28,13 +27,18 @@ from interp.heads.headset import HeadSet
 from interp.heads.significance import mean_interval
 from interp.interventions.head_constraint import Constraint
 from interp.interventions.intervention import Intervention
-from interp.jobs import RUN_HERE, JobFunction, JobRunner, OutputSpec
+from interp.jobs import RUN_HERE, JobRunner, OutputSpec
 from interp.models.hooked_model import HookedModel
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import QuestionKind
 
 Interval = list[float]
 """[value, low, high]: a mean and its 95 % interval from resampling subjects."""
+
+VALUES = ("logit_difference", "p_true", "p_false")
+"""The values of a ``Preference``, in the order of ``preference_metrics``."""
+
+_PreferenceJobs = PreferenceJob | WholeRunsJob
 
 
 @dataclass(frozen=True)
@@ -56,10 +60,16 @@ class Preference:
         return cls(difference, p_true, p_false, encoded.subjects, encoded.templates)
 
     def without_first(self) -> "Preference":
-        """Without the first set, which ``preference_under`` runs without any intervention."""
-        difference, p_true, p_false = self.logit_difference, self.p_true, self.p_false
-        return replace(
-            self, logit_difference=difference[:, 1:], p_true=p_true[:, 1:], p_false=p_false[:, 1:]
+        """Without the first set, which ``preference_under`` runs without an intervention."""
+        return replace(self, **{name: getattr(self, name)[:, 1:] for name in VALUES})
+
+    @classmethod
+    def joined(cls, parts: "Sequence[Preference]") -> "Preference":
+        """The prompts of several, one after another."""
+        return cls(
+            **{name: np.concatenate([getattr(part, name) for part in parts]) for name in VALUES},
+            subjects=tuple(subject for part in parts for subject in part.subjects),
+            templates=tuple(template for part in parts for template in part.templates),
         )
 
     @property
@@ -90,9 +100,9 @@ def preference(
     model: HookedModel,
     encoded: EncodedPremises,
     kind: QuestionKind,
+    *,
     constraint: Constraint,
     sets: Sequence[HeadSet],
-    *,
     mean: Any = None,
     budget: int | None = None,
     progress: bool = True,
@@ -103,33 +113,15 @@ def preference(
     An empty head set is the unconstrained model. ``constraint.heads`` itself is not used.
     """
     job = PreferenceJob(encoded, kind, constraint, tuple(sets), mean, budget)
-    return _preference(preference_values, model, job, stages, progress)
-
-
-def _preference(
-    work: JobFunction,
-    model: HookedModel,
-    job: PreferenceJob | WholeRunsJob,
-    stages: JobRunner,
-    progress: bool,
-) -> Preference:
-    done = stages.run(
-        work,
-        model,
-        job,
-        description=f"{job.kind} premises",
-        output=OutputSpec({"values": 3}),
-        progress=progress,
-    )
-    return Preference.from_values(done.tensors["values"].transpose(0, 1), job.encoded)
+    return _run(model, job, progress=progress, stages=stages)
 
 
 def preference_under(
     model: HookedModel,
     encoded: EncodedPremises,
     kind: QuestionKind,
-    interventions: Sequence[Intervention],
     *,
+    interventions: Sequence[Intervention],
     spans: Sequence[Span | None] | None = None,
     unconstrained: Preference | None = None,
     mean: Float[Tensor, "layer head d_head"] | None = None,
@@ -140,89 +132,65 @@ def preference_under(
     """Run the prompts without any intervention, and then under each.
 
     Args:
-        spans: where to act in each prompt, by default at its object. A prompt with None is not
-            run again: under every intervention it has the very values of the first run.
-        unconstrained: with ``spans``, the values of the first run if it has been done.
-        mean: what mode ``mean`` puts in; a sweep at once takes the mean over these prompts without
-            it, whole runs and stages that cut the prompts apart need it.
+        spans: where to act in each prompt, by default at its object. A prompt with None is not run
+            again: under every intervention it keeps the values of the first run.
+        unconstrained: with ``spans``, the values of the first run if they are known.
+        mean: what mode ``mean`` puts in. A single sweep takes the mean over these prompts by
+            default; whole runs, and stages that cut the prompts into shards, need it.
         stages: where sweeps are done, and kept.
 
     Returns:
         sets are [none, the first intervention, the second, …].
     """
-    options: dict[str, Any] = {
-        "mean": mean,
-        "budget": budget,
-        "progress": progress,
-        "stages": stages,
-    }
+    whole = not _can_sweep(interventions, resample=spans is None)
+
+    def job(premises: EncodedPremises, under: Sequence[Intervention]) -> _PreferenceJobs:
+        if whole:
+            return WholeRunsJob(premises, kind, tuple(under), mean)
+        setting = next((part for each in under for part in each.heads), Constraint(HeadSet(())))
+        empty = HeadSet((), setting.site)
+        sets = tuple(each.heads[0].heads if each.heads else empty for each in under)
+        return PreferenceJob(premises, kind, setting, sets, mean, budget)
+
     if spans is None:
-        return _run(model, encoded, kind, [Intervention(), *interventions], **options)
-    # The first run has to come from the same modules as those that are compared with it.
-    whole = not _can_sweep(interventions, resample=False)
-    bare = unconstrained or _run(model, encoded, kind, [Intervention()], whole=whole, **options)
-    difference, p_true, p_false = (
-        np.repeat(one, 1 + len(interventions), axis=1)
-        for one in (bare.logit_difference, bare.p_true, bare.p_false)
+        under = job(encoded, [Intervention(), *interventions])
+        return _run(model, under, progress=progress, stages=stages)
+    # Sweeps and whole runs differ in the last bits, so both runs are of one sort.
+    first = unconstrained or _run(
+        model, job(encoded, [Intervention()]), progress=progress, stages=stages
     )
-    rows = [row for row, span in enumerate(spans) if span is not None]
-    if rows:
-        placed = _at_spans(encoded, kind, spans, rows)
-        held = _run(model, placed, kind, interventions, whole=whole, **options)
-        difference[rows, 1:] = held.logit_difference
-        p_true[rows, 1:], p_false[rows, 1:] = held.p_true, held.p_false
-    return Preference(difference, p_true, p_false, encoded.subjects, encoded.templates)
+    values = {name: np.repeat(getattr(first, name), 1 + len(interventions), 1) for name in VALUES}
+    found = {row: span for row, span in enumerate(spans) if span is not None}
+    if found:
+        items = []
+        for row, span in found.items():
+            item = encoded.items[row]
+            items.append(replace(item, **{kind: replace(item.prompt(kind), object=span)}))
+        under = job(replace(encoded, items=tuple(items)), interventions)
+        acted = _run(model, under, progress=progress, stages=stages)
+        for name in VALUES:
+            values[name][list(found), 1:] = getattr(acted, name)
+    return replace(first, **values)
 
 
-def _at_spans(
-    encoded: EncodedPremises, kind: QuestionKind, spans: Sequence[Span | None], rows: Sequence[int]
-) -> EncodedPremises:
-    """Some of the premises, with what was found in the place of the object."""
-    items = []
-    for row in rows:
-        item = encoded.items[row]
-        items.append(replace(item, **{kind: replace(item.prompt(kind), object=spans[row])}))
-    return replace(encoded, items=tuple(items))
-
-
-def _can_sweep(interventions: Sequence[Intervention], *, resample: bool = True) -> bool:
-    """Whether one sweep does them all; ``resample`` says whether it may be by that mode."""
-    parts = [part for one in interventions for part in one.heads]
+def _can_sweep(interventions: Sequence[Intervention], *, resample: bool) -> bool:
+    """Whether one sweep does them all; ``resample`` says whether sweeps may use that mode."""
+    parts = [part for each in interventions for part in each.heads]
     settings = {(part.site, part.mode, part.factor) for part in parts}
-    if len(settings) > 1 or any(one.experts for one in interventions):
+    if len(settings) > 1 or any(each.experts for each in interventions):
         return False
     return resample or all(part.mode != "resample" for part in parts)
 
 
 def _run(
-    model: HookedModel,
-    encoded: EncodedPremises,
-    kind: QuestionKind,
-    interventions: Sequence[Intervention],
-    *,
-    mean: Float[Tensor, "layer head d_head"] | None,
-    budget: int | None,
-    progress: bool,
-    stages: JobRunner,
-    whole: bool = False,
+    model: HookedModel, job: _PreferenceJobs, *, progress: bool, stages: JobRunner
 ) -> Preference:
-    """By one sweep where the engine can, otherwise by whole runs."""
-    parts = [part for one in interventions for part in one.heads]
-    if not whole and _can_sweep(interventions):
-        setting = parts[0] if parts else Constraint(HeadSet(()))
-        sets = [
-            one.heads[0].heads if one.heads else HeadSet((), setting.site) for one in interventions
-        ]
-        return preference(
-            model,
-            encoded,
-            kind,
-            setting,
-            sets,
-            mean=mean,
-            budget=budget,
-            progress=progress,
-            stages=stages,
-        )
-    job = WholeRunsJob(encoded, kind, tuple(interventions), mean)
-    return _preference(whole_run_values, model, job, stages, progress)
+    done = stages.run(
+        preference_values if isinstance(job, PreferenceJob) else whole_run_values,
+        model,
+        job,
+        description=f"{job.kind} premises",
+        output=OutputSpec({"values": 3}),
+        progress=progress,
+    )
+    return Preference.from_values(done.tensors["values"].transpose(0, 1), job.encoded)

@@ -1,7 +1,7 @@
-"""Gain against cost over sites, modes and head counts, and the choice of one.
+"""Compare gain and cost over sites, modes and head counts, and choose the best setting.
 
 Gain is the rise of preference accuracy on false premises; cost is the fall of P(true object) on
-their true-premise twins. The choice is made on the search split, never on what is scored later.
+their true-premise twins. Choose on the search split, never on the held-out one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,6 +18,7 @@ from interp.heads.locate import as_encoded
 from interp.heads.object_edits import mean_output
 from interp.heads.significance import mean_interval
 from interp.interventions.head_constraint import Constraint, Mode
+from interp.interventions.unit_table import action_name
 from interp.jobs import RUN_HERE, JobRunner
 from interp.models.hooked_model import HookedModel
 from interp.premises.encode import EncodedPremises
@@ -27,7 +28,7 @@ SettingMode = tuple[Mode, float]
 """A mode and its factor."""
 
 GAIN_TOLERANCE = 0.005
-"""Settings whose gain is this close to the best count as equally good."""
+"""Settings whose gain is at most this far from the best count as equally good."""
 
 
 @checked
@@ -45,35 +46,27 @@ def compare_settings(
     """Gain and cost of every site × mode × head count, in the columns of ``settings.csv``."""
     encoded = as_encoded(model, premises)
     rows: list[dict[str, Any]] = []
-    for site, of_site in effects.items():
-        sets = [HeadSet((), site), *(of_site.select(count=count) for count in counts)]
-        n_all = of_site.values[0].numel()
+    for site, site_effects in effects.items():
+        sets = [HeadSet((), site), *(site_effects.select(count=count) for count in counts)]
+        n_all = site_effects.values[0].numel()
         for mode, factor in modes[site]:
-            constraint = Constraint(sets[-1], mode, factor)
-            mean = mean_output(model, encoded) if mode == "mean" else None
-            false, twin = (
-                preference(
-                    model,
-                    encoded,
-                    kind,
-                    constraint,
-                    sets,
-                    mean=mean,
-                    progress=progress,
-                    stages=stages,
-                )
-                for kind in ("false", "twin")
-            )
+            run: dict[str, Any] = {
+                "constraint": Constraint(sets[-1], mode, factor),
+                "sets": sets,
+                "mean": mean_output(model, encoded) if mode == "mean" else None,
+                "progress": progress,
+                "stages": stages,
+            }
+            false, twin = (preference(model, encoded, kind, **run) for kind in ("false", "twin"))
             prefers = (false.logit_difference > 0).astype(float)
+            gains, costs = prefers - prefers[:, :1], twin.p_true[:, :1] - twin.p_true
             for index, heads in enumerate(sets[1:], start=1):
-                gain = mean_interval(prefers[:, index] - prefers[:, 0], false.subjects, seed=seed)
-                cost = mean_interval(
-                    twin.p_true[:, 0] - twin.p_true[:, index], twin.subjects, seed=seed
-                )
+                gain = mean_interval(gains[:, index], false.subjects, seed=seed)
+                cost = mean_interval(costs[:, index], twin.subjects, seed=seed)
                 rows.append(
                     {
                         "site": site,
-                        "mode": setting_mode_name(mode, factor),
+                        "mode": action_name(mode, factor),
                         "factor": factor,
                         "n_heads": len(heads),
                         "head_fraction": len(heads) / n_all,
@@ -83,11 +76,6 @@ def compare_settings(
                     }
                 )
     return pd.DataFrame(rows)
-
-
-def setting_mode_name(mode: Mode, factor: float) -> str:
-    """The mode as tables show it, with its factor where it has one."""
-    return f"{mode} {factor:g}" if mode == "scale" else mode
 
 
 @checked
@@ -105,6 +93,6 @@ def most_gain(settings: pd.DataFrame) -> pd.DataFrame:
 
 
 def best_setting(settings: pd.DataFrame) -> int:
-    """The row of most ``gain``, and of equals of the least ``cost``: its label in the table."""
+    """The label of the row with most ``gain`` and, among equals, least ``cost``."""
     cost: Any = most_gain(settings)["cost"]
     return int(cost.idxmin())

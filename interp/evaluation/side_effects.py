@@ -1,9 +1,9 @@
-"""What the constraint does to text that has no false premise in it.
+"""Side effects of a constraint on text without a false premise.
 
-With known places, or a detector that does not fire, the constraint never acts on other text, and
-its cost there is zero. What is measured is the harm of acting where there is nothing to correct: in
-every sentence of a small neutral text the constraint is applied to one content word (the longest of
-the sentence's first half), and the later positions are compared with the unconstrained run.
+At known positions, or with a detector that does not fire, a constraint never acts on other text.
+This measures the harm of acting where there is nothing to correct: in every sentence of a small
+neutral text the constraint is applied to one content word (the longest in the sentence's first
+half), and the later positions are compared with the unconstrained run.
 
 * ``neutral_kl``: mean KL(unconstrained ‖ constrained) per later token, in nats;
 * ``neutral_perplexity_ratio``: perplexity of the later tokens, constrained over unconstrained.
@@ -32,7 +32,7 @@ from interp.premises.encode import token_span
 from interp.premises.registry import data_dir
 
 PART_LOGITS = 2**25
-"""Logits of a run that are held at once, of all later tokens over the whole vocabulary."""
+"""Logits of a run in memory at once: later tokens times vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -88,33 +88,33 @@ def side_effects(
         spans.append(token_span(encoding["offset_mapping"], sentence, content_span(sentence)))
     batch = TokenBatch.from_lists(prompts, device=device_of(model))
 
-    def of_part(part: TokenBatch, rows: range) -> Float[Tensor, " sum"]:
-        own = spans[rows.start : rows.stop]
-        begins = [offset + end for offset, (_, end) in zip(part.offsets.tolist(), own, strict=True)]
+    def sums(part: TokenBatch, rows: range) -> Float[Tensor, " sum"]:
+        at = spans[rows.start : rows.stop]
+        begins = [offset + end for offset, (_, end) in zip(part.offsets.tolist(), at, strict=True)]
         first = min(begins)
         total = torch.zeros(4, dtype=torch.float64)
         if first >= part.width:
             return total
         free = last_logits(model, part, keep=part.width - first)
-        with constrain(model, constraint, at=own, mean=mean):
-            held = last_logits(model, part, keep=part.width - first)
+        with constrain(model, constraint, at=at, mean=mean):
+            constrained = last_logits(model, part, keep=part.width - first)
         for row, begin in enumerate(begins):
             later, following = slice(begin - first, -1), part.tokens[row, begin + 1 :]
-            total += _sums(free[row, later], held[row, later], following)
+            total += _sums(free[row, later], constrained[row, later], following)
         return total
 
     tokens = max(1, PART_LOGITS // model.cfg.d_vocab)
-    sums = torch.stack(list(over_parts(batch, of_part, batch_tokens=tokens))).sum(dim=0)
-    kl, of_free, of_held = (sums[:3] / sums[3]).tolist()
-    return SideEffects(kl, math.exp(of_held - of_free), len(sentences))
+    total = torch.stack(list(over_parts(batch, sums, batch_tokens=tokens))).sum(dim=0)
+    kl, surprisal, constrained = (total[:3] / total[3]).tolist()
+    return SideEffects(kl, math.exp(constrained - surprisal), len(sentences))
 
 
 def _sums(
-    free: Float[Tensor, "pos d_vocab"], held: Float[Tensor, "pos d_vocab"], following: Tensor
+    free: Float[Tensor, "pos d_vocab"], constrained: Float[Tensor, "pos d_vocab"], following: Tensor
 ) -> Float[Tensor, " sum"]:
     """Over the positions: KL, both runs' surprisal at the following tokens, and their number."""
-    p, q = widened(free).log_softmax(-1), widened(held).log_softmax(-1)
+    p, q = widened(free).log_softmax(-1), widened(constrained).log_softmax(-1)
     kl = (p.exp() * (p - q)).sum(dim=-1)
-    surprisals = [-one.gather(1, following[:, None]) for one in (p, q)]
-    found = [one.sum(dtype=torch.float64) for one in (kl, *surprisals)]
-    return torch.tensor([*(float(one) for one in found), len(following)], dtype=torch.float64)
+    surprisals = [-logs.gather(1, following[:, None]) for logs in (p, q)]
+    sums = [float(values.sum(dtype=torch.float64)) for values in (kl, *surprisals)]
+    return torch.tensor([*sums, len(following)], dtype=torch.float64)

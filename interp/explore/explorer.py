@@ -161,7 +161,7 @@ class Explorer:
         if words := words.strip():
             rendered = render_chat(self.model.tokenizer, question)
             encoding = tokenize(self.model.tokenizer, rendered)
-            tokens = named_span(question, words, rendered, encoding)
+            tokens = named_span(question, words, rendered, encoding=encoding)
             start = question.rfind(words)
             return FoundPremise((start, start + len(words)), tokens, "you")
         if not isinstance(self._detector, Detector):

@@ -1,1 +1,1 @@
-"""Looking into one prompt: attention, saliency, information flow, and uncertainty."""
+"""Inspect prompts and answers: attention, saliency, information flow, and uncertainty."""

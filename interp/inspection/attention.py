@@ -1,8 +1,8 @@
-"""Where heads look: attention patterns over the tokens of one prompt.
+"""Attention patterns of heads over the tokens of one prompt.
 
-Row i of a head's pattern says how the position i spreads its attention, a share for each position
-up to i; every row adds up to one. Hooks that stand on the model act, so that a pattern read inside
-``interp.constrain`` is the constrained one.
+Row i of a head's pattern is the attention of position i to each position up to i; every row sums to
+one. Hooks on the model are active, so a pattern read inside ``interp.constrain`` is the constrained
+one.
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,7 +22,7 @@ from interp.errors import UserError
 from interp.figures.attention import attention_figure
 from interp.forward.batch import Span, TokenBatch
 from interp.forward.hook_points import check_component, hook_name
-from interp.forward.partial import Hook, HookFunction, device_of, hooked, last_logits
+from interp.forward.partial import HookFunction, device_of, hooked, last_logits
 from interp.heads.headset import Head, HeadSet
 from interp.inspection.read_prompt import read_prompt
 from interp.models.hooked_model import HookedModel
@@ -58,10 +58,10 @@ class AttentionPattern(Displayed):
             )
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row a head: ``layer``, ``head``, and what the last token's attention goes to.
+        """One row a head: ``layer``, ``head``, and shares of the last token's attention.
 
-        A column for each span, ``question`` (all of the prompt from the question on, spans
-        included) and ``before`` (the template's preamble): shares of the last token's attention.
+        The shares are a column for each span, ``question`` (everything from the question on, spans
+        included) and ``before`` (the template's preamble).
         """
         rows = []
         for (layer, head), pattern in zip(self.heads, self.pattern, strict=True):
@@ -78,7 +78,7 @@ class AttentionPattern(Displayed):
 
         Args:
             start: the first token with a row and a column of its own, by default the question's;
-                what goes to earlier ones is added up in one column.
+                earlier ones share one column.
         """
         return attention_figure(
             self.pattern.numpy(),
@@ -112,12 +112,12 @@ def attention_pattern(
 
     Args:
         heads: (layer, head) tuples or a HeadSet.
-        prompt, false_object, opening, chat, system: as in ``interp.inspection.read_prompt``; the
+        prompt, false_object, opening, chat, system: see ``interp.inspection.read_prompt``; the
             words of ``false_object`` are marked.
 
     Raises:
-        UserError: no heads, heads that the model does not have, a model without patterns, or what
-            ``read_prompt`` refuses.
+        UserError: no heads, heads that the model does not have, a model without patterns, or a
+            prompt that ``read_prompt`` refuses.
     """
     check_hooked(model)
     check_component("pattern", model)
@@ -131,19 +131,14 @@ def attention_pattern(
     seen: dict[int, Tensor] = {}
 
     def keep(layer: int) -> HookFunction:
-        def hook_function(value: Tensor, hook: object) -> None:
-            seen[layer] = value[0].detach().float().cpu()
+        return lambda value, hook: seen.update({layer: value[0].detach().float().cpu()})
 
-        return hook_function
-
-    hooks: list[Hook] = [
-        (hook_name("pattern", layer), keep(layer)) for layer in sorted({one for one, _ in chosen})
-    ]
-    with hooked(model, hooks):
+    layers = sorted({layer for layer, _ in chosen})
+    with hooked(model, [(hook_name("pattern", layer), keep(layer)) for layer in layers]):
         last_logits(model, TokenBatch.from_lists([read.ids], device=device_of(model)))
-    if missing := [layer for layer, _ in chosen if layer not in seen]:
+    if missing := [layer for layer in layers if layer not in seen]:
         raise UserError(
-            f"layer {missing[0]} showed no pattern: load the model with attention 'eager'"
+            f"layer {missing[0]} gave no pattern: load the model with attention 'eager'"
         )
-    patterns = torch.stack([seen[layer][head] for layer, head in chosen])
-    return AttentionPattern(chosen, read.tokens, patterns, read.spans, read.start)
+    patterns = [seen[layer][head] for layer, head in chosen]
+    return AttentionPattern(chosen, read.tokens, torch.stack(patterns), read.spans, read.start)

@@ -1,17 +1,17 @@
-"""Information flow: how much the answer draws on the subject and on the false object, by layer.
+"""Information flow from the subject and the false object to the answer, by layer.
 
 FAITH (arXiv 2402.19103), after Wang et al. (arXiv 2305.14160): per layer l the saliency
 
     S_l = | Σ_h A_{l,h} ⊙ ∂L/∂A_{l,h} |
 
 with A the attention pattern and L the cross-entropy (nats) of the true object's token. It is read
-on the row of the last token, which gives the answer, and averaged over the tokens of a part of the
-prompt: the question's ``subject``, its ``object``, and the ``rest`` (every other token, the last
-one and a second mention of the subject in the cloze among them).
+on the row of the last token, which predicts the answer, and averaged over the tokens of a part of
+the prompt: the question's ``subject``, its ``object``, and the ``rest`` (all other tokens, such as
+the last one and a second mention of the subject in the cloze).
 
-It is never negative: it says how much a token is drawn on, not in which direction. The last row of
-a pattern reaches the answer through the last column alone, so only that column is run again with
-gradients; memory does not grow with the length of the prompts times itself.
+It is never negative: it measures the size of an influence, not its direction. The last row of a
+pattern affects the answer at the last position only, so only that position is run with gradients,
+and memory does not grow with the square of the prompt length.
 """
 
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ from interp.premises.questions import Premises, QuestionKind
 from interp.progress import progress_bar
 
 FlowPart = Literal["subject", "object", "rest"]
-"""Which tokens the last token draws on."""
+"""The tokens from which information flows to the last token."""
 
 PARTS: tuple[FlowPart, ...] = get_args(FlowPart)
 
@@ -76,9 +76,9 @@ class InformationFlow(Displayed):
         rows = []
         for layer in range(self.values.shape[1]):
             for index, part in enumerate(PARTS):
-                of_part = self.values[:, layer, index].double().numpy()
-                mean, low, high = mean_interval(of_part, self.subjects, seed=self.seed)
-                rows.append((layer, part, mean, low, high, len(of_part)))
+                values = self.values[:, layer, index].double().numpy()
+                interval = mean_interval(values, self.subjects, seed=self.seed)
+                rows.append((layer, part, *interval, len(values)))
         return pd.DataFrame(rows, columns=["layer", "part", "saliency", "ci_low", "ci_high", "n"])
 
     def plot(self) -> go.Figure:
@@ -104,10 +104,10 @@ def information_flow(
     seed: int = 0,
     progress: bool = True,
 ) -> InformationFlow:
-    """The flow from subject, object and the rest to the last token.
+    """Measure the flow from subject, object and the rest to the last token.
 
     Args:
-        kind: which prompts run; L is the true object's cross-entropy in all of them.
+        kind: which prompts run; L is the true object's cross-entropy for all kinds.
         batch_tokens: tokens of one forward pass, padding included.
     """
     encoded = as_encoded(model, premises)
@@ -116,9 +116,9 @@ def information_flow(
         model, batch, encoded.true_tokens, batch_tokens=batch_tokens, progress=progress
     )
     subject = batch.span_mask([item.prompt(kind).subject for item in encoded.items]).cpu()
-    of_object = encoded.objects(kind).cpu()
-    rest = batch.mask.cpu() & ~subject & ~of_object
-    values = part_means(saliency, torch.stack([subject, of_object, rest]))
+    objects = encoded.objects(kind).cpu()
+    rest = batch.mask.cpu() & ~subject & ~objects
+    values = part_means(saliency, torch.stack([subject, objects, rest]))
     return InformationFlow(values, encoded.subjects, encoded.templates, kind, seed)
 
 
@@ -130,7 +130,7 @@ def last_row_saliency(
     batch_tokens: int = RUN_TOKENS,
     progress: bool = True,
 ) -> Float[Tensor, "prompt layer pos"]:
-    """|Σ_h A ⊙ ∂L/∂A| on the last token's row, by key column; float32 on the CPU.
+    """|Σ_h A ⊙ ∂L/∂A| on the last token's row, by key position; float32 on the CPU.
 
     Args:
         answer: the token of each prompt whose cross-entropy is L.
@@ -138,35 +138,29 @@ def last_row_saliency(
     if len(answer) != len(batch):
         raise UserError(f"{len(batch)} prompts but {len(answer)} answers: give one for each")
 
-    def of_part(part: TokenBatch, rows: range) -> Tensor:
-        return _saliency_of_part(model, part, answer[rows.start : rows.stop])
+    def saliency(part: TokenBatch, rows: range) -> Float[Tensor, "prompt layer pos"]:
+        with torch.no_grad():
+            run = record_run(model, part, start=part.width - 1, keep=())
+        seen: list[Tensor] = [torch.empty(0)] * model.cfg.n_layers
+        with with_gradients(model):
+            logits = gradient_pass(model, run, keep_in_graph(seen, "pattern", []))
+            # Prompts are independent, so the gradient of the sum holds that of each.
+            loss = -LogProbability(answer[rows.start : rows.stop])(logits).sum()
+            gradients = torch.autograd.grad(loss, seen, materialize_grads=True)
+        layers = [
+            (widened(pattern.detach()) * widened(gradient))[:, :, -1].sum(dim=1).abs()
+            for pattern, gradient in zip(seen, gradients, strict=True)
+        ]
+        return torch.stack(layers, dim=1).to("cpu", result_dtype(model))
 
     with progress_bar(total=len(batch), description="information flow", shown=progress) as bar:
-        return torch.cat(list(over_parts(batch, of_part, batch_tokens=batch_tokens, bar=bar)))
-
-
-def _saliency_of_part(
-    model: HookedModel, part: TokenBatch, answer: Int[Tensor, " prompt"]
-) -> Float[Tensor, "prompt layer pos"]:
-    with torch.no_grad():
-        run = record_run(model, part, start=part.width - 1, keep=())
-    seen: list[Tensor] = [torch.empty(0)] * model.cfg.n_layers
-    with with_gradients(model):
-        logits = gradient_pass(model, run, keep_in_graph(seen, "pattern", []))
-        # Rows do not mix, so the gradient of the sum holds every prompt's own.
-        loss = -LogProbability(answer)(logits).sum()
-        gradients = torch.autograd.grad(loss, seen, materialize_grads=True)
-    layers = [
-        (widened(pattern.detach()) * widened(gradient))[:, :, -1].sum(dim=1).abs()
-        for pattern, gradient in zip(seen, gradients, strict=True)
-    ]
-    return torch.stack(layers, dim=1).to("cpu", result_dtype(model))
+        return torch.cat(list(over_parts(batch, saliency, batch_tokens=batch_tokens, bar=bar)))
 
 
 def part_means(
     saliency: Float[Tensor, "prompt layer pos"], parts: Bool[Tensor, "part prompt pos"]
 ) -> Float[Tensor, "prompt layer part"]:
-    """The mean over each part's columns; NaN where a prompt has no token in a part."""
+    """The mean over each part's tokens; NaN where a prompt has no token in a part."""
     weights = parts.to(saliency.dtype)
     sums = torch.einsum("nlp,knp->nlk", saliency, weights)
     return sums / weights.sum(dim=2).T[:, None, :]

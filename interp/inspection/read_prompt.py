@@ -1,8 +1,8 @@
-"""One prompt as a model reads it, with every token's text and the spans to mark, to be looked at.
+"""One prompt in tokens, with every token's text and the spans to mark.
 
-Texts of tokens are cut from the prompt's own text by the tokenizer's offsets, so that put together
-they are that text again: whitespace belongs to the token that follows it. A token that completes no
-character has an empty text, a special token that stands outside the text has its name.
+Token texts are cut from the prompt by the tokenizer's offsets, so they concatenate to it: leading
+whitespace belongs to the token after it. A token that completes no character has an empty text, and
+a special token outside the text has its name.
 """
 
 from collections.abc import Mapping
@@ -12,6 +12,7 @@ from typing import Any
 from interp.arguments import as_text
 from interp.errors import UserError
 from interp.forward.batch import Span
+from interp.interventions.generate import last_mention
 from interp.models import RenderedChat, render_chat
 from interp.models.hooked_model import HookedModel
 from interp.models.spans import token_span
@@ -28,7 +29,7 @@ class ReadPrompt:
         rendered: the text that was tokenized.
         ids, tokens: id and text of each token.
         spans: by name, the tokens [start, end) of pieces of the question.
-        start: the first token of the question; before it stands the chat template's preamble.
+        start: the first token of the question, after the chat template's preamble.
     """
 
     rendered: RenderedChat
@@ -47,18 +48,18 @@ def read_prompt(
     chat: bool = True,
     system: str | None = None,
 ) -> ReadPrompt:
-    """Tokens of a question as ``interp.generate`` asks it, or of any text.
+    """Tokenize a question as ``interp.generate`` asks it, or any text.
 
     Args:
         prompt: a question; one of ``Premises.fill`` has its subject and object marked.
-        false_object: words of a plain question to mark; where they occur twice, the last time.
-        opening: what the answer begins with, the cloze for example.
-        chat: put the question into the model's chat template; otherwise it is read as it is.
+        false_object: words of a plain question to mark, at their last occurrence.
+        opening: the beginning of the answer, such as the cloze.
+        chat: put the question into the model's chat template.
         system: with ``chat``, a system prompt.
 
     Raises:
         UserError: an empty question, or one that does not hold ``false_object``; ``false_object``
-            beside a filled question, which has its own; ``system`` without ``chat``.
+            with a filled question, which has its own; ``system`` without ``chat``.
     """
     check_hooked(model)
     text = prompt.text if isinstance(prompt, FilledQuestion) else as_text("prompt", prompt)
@@ -68,8 +69,12 @@ def read_prompt(
     as_text("opening", opening)
     if chat:
         rendered = render_chat(model.tokenizer, text, opening, system=system)
+    elif system is not None:
+        raise UserError("a system prompt needs the chat template: leave out chat=False")
+    elif not text.strip():
+        raise UserError("the prompt is empty: give it at least one word")
     else:
-        rendered = _as_it_is(text, opening, system)
+        rendered = RenderedChat(text + opening, 0, len(text), add_special_tokens=True)
     encoding = tokenize(model.tokenizer, rendered)
     offsets, ids = encoding["offset_mapping"], tuple(encoding["input_ids"])
     begin = rendered.question_start
@@ -77,13 +82,14 @@ def read_prompt(
         name: token_span(offsets, rendered.text, (begin + start, begin + end), what=name)
         for name, (start, end) in _pieces(prompt, false_object).items()
     }
-    whole = (begin, begin + len(text))
-    first, _ = token_span(offsets, rendered.text, whole, what="question")
-    tokens = token_texts(model.tokenizer, rendered.text, ids, offsets)
+    first, _ = token_span(offsets, rendered.text, (begin, begin + len(text)), what="question")
+    tokens = token_texts(model.tokenizer, rendered.text, ids=ids, offsets=offsets)
     return ReadPrompt(rendered, ids, tokens, spans, first)
 
 
-def token_texts(tokenizer: Any, text: str, ids: tuple[int, ...], offsets: Any) -> tuple[str, ...]:
+def token_texts(
+    tokenizer: Any, text: str, *, ids: tuple[int, ...], offsets: Any
+) -> tuple[str, ...]:
     """The text of each token."""
     special, done, pieces = set(tokenizer.all_special_ids), 0, []
     for token, (_, end) in zip(ids, offsets, strict=True):
@@ -95,23 +101,12 @@ def token_texts(tokenizer: Any, text: str, ids: tuple[int, ...], offsets: Any) -
     return tuple(pieces)
 
 
-def _as_it_is(text: str, opening: str, system: str | None) -> RenderedChat:
-    if system is not None:
-        raise UserError("a system prompt needs the chat template: leave out chat=False")
-    if not text.strip():
-        raise UserError("the prompt is empty: give it at least one word")
-    return RenderedChat(text + opening, 0, len(text), add_special_tokens=True)
-
-
 def _pieces(prompt: str | FilledQuestion, false_object: str | None) -> dict[str, Span]:
-    """Characters of the question that are to be marked, by name."""
+    """Characters of the question to mark, by name."""
     if isinstance(prompt, FilledQuestion):
         if false_object is not None:
             raise UserError("a filled question has its object marked: leave false_object out")
         return {"subject": prompt.subject, "object": prompt.object}
     if false_object is None:
         return {}
-    start = prompt.rfind(false_object) if false_object else -1
-    if start < 0:
-        raise UserError(f"{false_object!r} is not found in the question {prompt!r}")
-    return {"object": (start, start + len(false_object))}
+    return {"object": last_mention(prompt, false_object)}

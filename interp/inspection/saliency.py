@@ -1,16 +1,15 @@
-"""How much each token of a prompt moves a metric: by gradient × input, or by leaving it out.
+"""Saliency of each token of a prompt for a metric, by gradient × input or by occlusion.
 
-With m the metric and x_t the embedding of token t (what the first layer reads there):
+With m the metric and x_t the embedding of token t (the input of the first layer):
 
-* ``gradient``: S_t = x_t · ∂m/∂x_t, gradient × input: the rate at which m changes as token t's
-  embedding is scaled up, others as they are. Two passes in all. To first order only: where the
-  metric bends, it need not be what the token's absence would change, not even in sign.
+* ``gradient``: S_t = x_t · ∂m/∂x_t, the rate at which m changes as token t's embedding is scaled.
+  Two passes in all. This is a first-order estimate: it may differ from the effect of removing the
+  token, even in sign.
 * ``occlusion``: S_t = m − m', m' with token t replaced by the padding token (after Li et al.,
-  arXiv 1612.08220, who erase it). No approximation, but one run for each token, of a prompt that
-  reads oddly there.
+  arXiv 1612.08220, who erase it). Exact, but one run for each token, on an unusual prompt.
 
-Sign: positive where the token speaks for ``toward``. The unit is the metric's: logits for a
-difference of two answers, nats for the log-probability of one.
+Sign: positive where the token favours ``toward``. The unit is the metric's: logits for a difference
+of two answers, nats for the log-probability of one.
 """
 
 from collections.abc import Mapping
@@ -23,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.arguments import as_text
+from interp.arguments import as_text, check_choice
 from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
@@ -49,7 +48,7 @@ class TokenSaliency(Displayed):
     Attributes:
         tokens: the prompt's tokens as text.
         values: Float[token], in ``unit``.
-        metric: what is moved, in words.
+        metric: the metric, in words.
         unit: "logits" or "nats".
         value: the metric on this prompt.
         method: how it was computed.
@@ -76,21 +75,15 @@ class TokenSaliency(Displayed):
         names = [""] * len(self.tokens)
         for name, (start, end) in self.spans.items():
             names[start:end] = [name] * (end - start)
-        return pd.DataFrame(
-            {
-                "position": range(len(self.tokens)),
-                "token": self.tokens,
-                "saliency": self.values.tolist(),
-                "span": names,
-            }
-        )
+        rows = zip(range(len(names)), self.tokens, self.values.tolist(), names, strict=True)
+        return pd.DataFrame(rows, columns=["position", "token", "saliency", "span"])
 
     def plot(self, *, start: int | None = None) -> go.Figure:
         """A bar for each token, spans marked.
 
         Args:
             start: the first token with a bar of its own, by default the question's; earlier ones
-                are added up in one bar.
+                share one bar.
         """
         return saliency_figure(
             self.values.double().numpy(),
@@ -104,26 +97,19 @@ class TokenSaliency(Displayed):
         )
 
     def _shown(self) -> Shown:
-        table = self.to_dataframe()
+        table, values = self.to_dataframe(), self.values.double().numpy()
         order = table["saliency"].abs().sort_values(ascending=False, kind="stable").index
         words = (
             f"Saliency ({self.method}) for {self.metric}, which is {self.value:.3g} {self.unit}."
         )
-        text = saliency_text(
-            self.values.double().numpy(),
-            self.tokens,
-            unit=self.unit,
-            spans=self.spans,
-            start=self.start,
-        )
+        unit, spans, start = self.unit, self.spans, self.start
+        text = saliency_text(values, self.tokens, unit=unit, spans=spans, start=start)
         return Shown(words, (table.loc[order],), self.plot, text)
 
 
 def check_saliency_method(method: str) -> None:
     """Raise UserError for an unknown method, and list the known."""
-    if not isinstance(method, str) or method not in get_args(SaliencyMethod):
-        known = ", ".join(get_args(SaliencyMethod))
-        raise UserError(f"unknown method of saliency {method!r}; known: {known}")
+    check_choice("method of saliency", method, get_args(SaliencyMethod))
 
 
 @checked
@@ -142,10 +128,10 @@ def token_saliency(
     """Saliency of every token for the next token.
 
     Args:
-        toward: a text that may come next; by default the model's own most likely token.
-        against: another one: m is the logit difference of the first tokens that tell the two
-            apart. Without it m is the log-probability of the first token of ``toward``.
-        prompt, false_object, opening, chat, system: as in ``interp.inspection.read_prompt``.
+        toward: a text that may come next; by default the model's most likely token.
+        against: another text: m is then the logit difference of the first tokens that differ.
+            Without it m is the log-probability of the first token of ``toward``.
+        prompt, false_object, opening, chat, system: see ``interp.inspection.read_prompt``.
 
     Raises:
         UserError: an unknown method, ``against`` without ``toward``, answers that have the same
@@ -158,18 +144,18 @@ def token_saliency(
     read = read_prompt(
         model, prompt, false_object=false_object, opening=opening, chat=chat, system=system
     )
-    tokens, ids, wanted = _with_answers(model, read, toward, against)
+    tokens, ids, wanted = _with_answers(model, read, toward=toward, against=against)
     batch = TokenBatch.from_lists([ids], device=device_of(model))
     with torch.no_grad():
         run = record_run(model, batch, keep=())
     if not wanted:
         wanted = (int(run.logits[0].argmax()),)
-    value = float(_metric(wanted, run.logits)(run.logits))
+    value = float(_metric(wanted, run.logits))
     if method == "gradient":
         values = _gradient_times_input(model, run, wanted)
     else:
         values = value - _occluded(model, batch, wanted)
-    texts = [repr(_text(model, one)) for one in wanted]
+    texts = [repr(model.tokenizer.decode([token])) for token in wanted]
     single = len(wanted) == 1
     return TokenSaliency(
         tokens=tokens,
@@ -184,12 +170,12 @@ def token_saliency(
 
 
 def _with_answers(
-    model: HookedModel, read: ReadPrompt, toward: str | None, against: str | None
+    model: HookedModel, read: ReadPrompt, *, toward: str | None, against: str | None
 ) -> tuple[tuple[str, ...], tuple[int, ...], tuple[int, ...]]:
     """Tokens of the prompt up to where the answers differ, and the answers' tokens there."""
     if toward is None:
         if against is not None:
-            raise UserError("say what the answer is weighed against: give toward as well")
+            raise UserError("against needs toward: give both answers")
         return read.tokens, read.ids, ()
     answers = [toward] if against is None else [toward, against]
     # The full stop makes answers differ even when one begins with the other.
@@ -201,18 +187,18 @@ def _with_answers(
     shared = shared_length(whole[0], other)
     if shared == min(len(ids) for ids in whole):
         raise UserError(
-            f"{toward!r} and {against!r} have the same tokens: nothing tells them apart"
+            f"{toward!r} and {against!r} have the same tokens: give answers that differ"
         )
-    tokens = token_texts(model.tokenizer, texts[0], whole[0], encodings[0]["offset_mapping"])
+    tokens = token_texts(
+        model.tokenizer, texts[0], ids=whole[0], offsets=encodings[0]["offset_mapping"]
+    )
     return tokens[:shared], whole[0][:shared], tuple(ids[shared] for ids in whole)
 
 
-def _metric(
-    wanted: tuple[int, ...], logits: Float[Tensor, "row d_vocab"]
-) -> LogitDifference | LogProbability:
-    """The metric for as many rows as there are logits."""
-    tokens = [torch.full((len(logits),), one, device=logits.device) for one in wanted]
-    return LogProbability(tokens[0]) if len(tokens) == 1 else LogitDifference(tokens[0], tokens[1])
+def _metric(wanted: tuple[int, ...], logits: Float[Tensor, "row d_vocab"]) -> Float[Tensor, " row"]:
+    """The log-probability of one token, or the logit difference of two."""
+    tokens = [torch.full((len(logits),), token, device=logits.device) for token in wanted]
+    return (LogProbability if len(tokens) == 1 else LogitDifference)(*tokens)(logits)
 
 
 def _gradient_times_input(
@@ -222,7 +208,7 @@ def _gradient_times_input(
         embedded = run.resid_pre[0].detach().clone().requires_grad_()
         rows = torch.zeros(1, dtype=torch.long, device=embedded.device)
         logits = resume(model, run, layer=0, rows=rows, residual=embedded)
-        (gradient,) = torch.autograd.grad(_metric(wanted, logits)(logits).sum(), embedded)
+        (gradient,) = torch.autograd.grad(_metric(wanted, logits).sum(), embedded)
     return (widened(gradient) * widened(embedded.detach())).sum(dim=-1)[0]
 
 
@@ -236,12 +222,5 @@ def _occluded(
     if filler is None:
         raise UserError("the tokenizer has no padding token to put in: use method 'gradient'")
     tokens = batch.tokens.repeat(n, 1).fill_diagonal_(filler)
-    found = []
-    for part in TokenBatch(tokens, torch.ones_like(tokens, dtype=torch.bool)).parts():
-        logits = unedited_logits(model, part)
-        found.append(_metric(wanted, logits)(logits))
-    return torch.cat(found)
-
-
-def _text(model: HookedModel, token: int) -> str:
-    return model.tokenizer.decode([token])
+    parts = TokenBatch(tokens, torch.ones_like(tokens, dtype=torch.bool)).parts()
+    return torch.cat([_metric(wanted, unedited_logits(model, part)) for part in parts])

@@ -1,15 +1,15 @@
-"""How uncertain an answer is, from the answers alone: three scores, none of which knows the truth.
+"""Uncertainty of answers, from the answers alone: three scores that need no ground truth.
 
-After FAITH (arXiv 2402.19103, section 3.2), for every bare question:
+After FAITH (arXiv 2402.19103, section 3.2), for every question:
 
 1. ``surprisal``: mean of −log p over the tokens of the greedy answer, in nats per token;
 2. ``sampled_surprisal``: the same, averaged over sampled answers (10, at temperature 1);
 3. ``cluster_entropy``: −Σ_c q_c log q_c in nats, q_c the share of sampled answers in cluster c
    (Kuhn et al., arXiv 2302.09664, counting answers rather than weighting them).
 
-The paper's clusters use the gold answers, which leaks what is to be predicted. Here a cluster is
-answers that share most of their words (``word_clusters``), or that name the same of some given
-names, say all the objects of a relation (``NameClusters``).
+The paper's clusters use the gold answers, which leak the label. Here answers are in one cluster if
+they share most of their words (``word_clusters``), or if they name the same of some given names,
+such as all objects of a relation (``NameClusters``).
 
 Higher is more uncertain. The end-of-text token counts as a token of the answer.
 """
@@ -55,7 +55,7 @@ _WORD = re.compile(r"\w+")
 
 @dataclass(frozen=True, eq=False)
 class Uncertainty(Displayed):
-    """The three scores of every question, and the answers that they come from.
+    """The three scores of every question, and its answers.
 
     Attributes:
         surprisal, sampled_surprisal: nats per token; ``cluster_entropy``: nats.
@@ -79,19 +79,17 @@ class Uncertainty(Displayed):
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row a question."""
-        columns = ("subjects", "templates", *SCORES, "answers")
-        frame = pd.DataFrame({name: getattr(self, name) for name in columns})
-        return frame.rename(
-            columns={"subjects": "subject", "templates": "template", "answers": "answer"}
-        )
+        scores = {name: getattr(self, name) for name in SCORES}
+        asked = {"subject": self.subjects, "template": self.templates}
+        return pd.DataFrame({**asked, **scores, "answer": self.answers})
 
     def auc(self, hallucinated: Sequence[bool]) -> pd.DataFrame:
-        """How well each score foretells which answers are hallucinated.
+        """How well each score predicts which answers are hallucinated.
 
         Columns score, auc, ci_low, ci_high; 0.5 is chance, intervals come from resampling subjects.
         Raises UserError unless both kinds of answer occur.
         """
-        labels = torch.as_tensor([int(one) for one in hallucinated])
+        labels = torch.as_tensor([int(label) for label in hallucinated])
         rows = []
         for name in SCORES:
             scores = torch.as_tensor(getattr(self, name))
@@ -107,8 +105,8 @@ class Uncertainty(Displayed):
     def _shown(self) -> Shown:
         words = (
             f"Uncertainty of the answers to {len(self.answers)} questions, {len(self.samples[0])} "
-            "samples each. With labels, .auc(hallucinated) and .plot(hallucinated) say how well it "
-            "foretells hallucination."
+            "samples each. With labels, .auc(hallucinated) and .plot(hallucinated) show how well "
+            "it predicts hallucination."
         )
         return Shown(words, (self.to_dataframe(),))
 
@@ -126,10 +124,10 @@ def uncertainty(
     seed: int = 0,
     progress: bool = True,
 ) -> Uncertainty:
-    """Answer every bare question greedily and by sampling, and score how uncertain that is.
+    """Answer every question greedily and by sampling, and score the uncertainty of the answers.
 
     Args:
-        clusters: puts answers to one question together; by default ``word_clusters``.
+        clusters: groups the answers to one question; by default ``word_clusters``.
 
     Raises:
         UserError: fewer than two samples, or a temperature that is not above zero.
@@ -140,25 +138,18 @@ def uncertainty(
     questions = premises.questions()
     filled = [premises.fill(question, kind) for question in questions]
     prompts = [list(encode_question(model.tokenizer, one).tokens) for one in filled]
-    greedy, surprisal = scored_answers(
-        model, prompts, max_new_tokens=max_new_tokens, progress=progress, description="greedy"
-    )
-    texts, surprisals = scored_answers(
-        model,
-        [prompt for prompt in prompts for _ in range(n_samples)],
-        temperature=temperature,
-        max_new_tokens=max_new_tokens,
-        seed=seed,
-        progress=progress,
-        description="samples",
-    )
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "progress": progress}
+    greedy, surprisal = scored_answers(model, prompts, description="greedy", **options)
+    repeated = [prompt for prompt in prompts for _ in range(n_samples)]
+    options |= {"temperature": temperature, "seed": seed}
+    texts, surprisals = scored_answers(model, repeated, description="samples", **options)
     samples = tuple(
         tuple(texts[begin : begin + n_samples]) for begin in range(0, len(texts), n_samples)
     )
     cluster = clusters or word_clusters
     entropies = [
-        cluster_entropy(cluster(of_question, one.text))
-        for of_question, one in zip(samples, filled, strict=True)
+        cluster_entropy(cluster(sampled, question.text))
+        for sampled, question in zip(samples, filled, strict=True)
     ]
     return Uncertainty(
         surprisal=surprisal,
@@ -182,21 +173,21 @@ def cluster_entropy(labels: Sequence[int]) -> float:
 def word_clusters(
     answers: Sequence[str], question: str, *, similarity: float = DEFAULT_SIMILARITY
 ) -> tuple[int, ...]:
-    """Answers that share at least ``similarity`` of their words, every one with every other.
+    """Clusters in which any two answers share at least ``similarity`` of their words.
 
     Words are compared as sets (Jaccard, complete linkage), in lower case and without the words of
-    the question, which nearly every answer repeats. Answers without words of their own are equal.
+    the question, which most answers repeat. Answers without other words are equal.
     """
     if not 0 < similarity <= 1:
-        raise UserError(f"similarity lies above 0 and at most at 1, not at {similarity}")
+        raise UserError(f"similarity must be above 0 and at most 1, not {similarity}")
     if len(answers) < 2:
         return tuple(range(1, len(answers) + 1))
     asked, *words = [set(_WORD.findall(text.casefold())) for text in (question, *answers)]
-    words = [of_answer - asked for of_answer in words]
+    words = [found - asked for found in words]
     if not any(words):
         return (1,) * len(answers)
-    vocabulary = sorted({word for of_answer in words for word in of_answer})
-    table = np.array([[word in of_answer for word in vocabulary] for of_answer in words])
+    vocabulary = sorted(set().union(*words))
+    table = np.array([[word in found for word in vocabulary] for found in words])
     distances = pdist(table, metric="jaccard")
     found = fcluster(linkage(distances, "complete"), t=1 - similarity, criterion="distance")
     return tuple(int(label) for label in found)
@@ -204,7 +195,7 @@ def word_clusters(
 
 @dataclass(frozen=True)
 class NameClusters:
-    """Answers that name the same of the given names, as whole words."""
+    """Clusters of answers that contain the same of the given names, as whole words."""
 
     names: tuple[str, ...]
 
@@ -216,9 +207,9 @@ class NameClusters:
 
 
 class _ChosenSurprisal(LogitsProcessor):
-    """Sums −log p of the tokens that generation chooses, one step behind it.
+    """Sums −log p of the generated tokens, one step behind the generation.
 
-    Keeps one step's log-probabilities only: all steps of a batch would be gigabytes.
+    Only one step's log-probabilities are in memory: all steps of a batch would take gigabytes.
     """
 
     def __init__(self, width: int, end_tokens: Sequence[int]) -> None:
@@ -228,13 +219,13 @@ class _ChosenSurprisal(LogitsProcessor):
         self.count: Tensor = torch.empty(0)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Account for the last chosen token; the scores go on as they are."""
+        """Account for the last chosen token; returns the scores unchanged."""
         self.account(input_ids)
         self.previous = scores.float().log_softmax(dim=-1)
         return scores
 
     def account(self, ids: Int[Tensor, "prompt pos"]) -> None:
-        """Add the last column's surprisal where the answer had not ended before it."""
+        """Add the last token's surprisal to each answer that had not ended before it."""
         if self.previous is None:
             self.total, self.count = (torch.zeros(len(ids), device=ids.device) for _ in range(2))
             return
@@ -260,14 +251,14 @@ def scored_answers(
 
     Args:
         prompts: token ids.
-        temperature: of sampling, from the whole vocabulary; None for the greedy answer. The
-            surprisal is always the model's own, at temperature 1.
+        temperature: for sampling from the whole vocabulary; None for the greedy answer. The
+            surprisal is always at temperature 1.
 
     Raises:
         UserError: a temperature that is not above zero.
     """
     if temperature is not None and temperature <= 0:
-        raise UserError(f"the temperature is above zero, not {temperature}; None is greedy")
+        raise UserError(f"temperature must be above zero, not {temperature}; None is greedy")
     hf_model, tokenizer = model.original_model, model.tokenizer
     ends = end_tokens(hf_model, tokenizer)
     ends = [] if ends is None else [ends] if isinstance(ends, int) else ends

@@ -1,11 +1,15 @@
-"""Acting on a model while it runs: FAITH's constraint of heads, experts of an adapter, the gate."""
+"""Interventions on a running model: constraints of heads and experts, and the gate."""
 
 from interp.interventions.context import constrain
 from interp.interventions.expert_constraint import ExpertConstraint, ExpertMode, edit_gates
 from interp.interventions.gate import Gate
 from interp.interventions.head_constraint import SITE_MODES, Constraint, Mode
 from interp.interventions.intervention import Intervention
-from interp.interventions.object_positions import ObjectPositions, places_at, places_of_premises
+from interp.interventions.object_positions import (
+    ObjectPositions,
+    positions_at,
+    positions_in_premises,
+)
 from interp.moelora.projections import AdaptedProjection, projections_of
 from interp.moved import old_names
 from probes.detector.detect import detect
@@ -26,8 +30,8 @@ __all__ = [
     "constrain",
     "detect",
     "edit_gates",
-    "places_at",
-    "places_of_premises",
+    "positions_at",
+    "positions_in_premises",
     "projections_of",
 ]
 

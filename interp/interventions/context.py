@@ -1,13 +1,13 @@
 """``constrain``: an intervention as a context manager on a hooked model.
 
-It holds in forward passes and in generation. While it is open, every prefill first finds the places
-to act on in its prompts; the hooks then act there, and on every decoding step where the site asks
-for it. In patching sweeps too, which then run whole prompts: places have to be found in every row
-of their batches, by ``premises`` or a callable. Nothing stays behind.
+It applies to forward passes and to generation. While it is open, every prefill finds the positions
+to act at in its prompts. The hooks act there and, for site ``attention``, in every decoding step.
+Patching sweeps inside the context run whole prompts, and need ``premises`` or a callable, which
+finds the positions in every row of their batches. All hooks are removed at the end.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from jaxtyping import Float
@@ -23,7 +23,11 @@ from interp.interventions.expert_constraint import ExpertConstraint
 from interp.interventions.head_constraint import Constraint, Mode
 from interp.interventions.hooks import hooks_of
 from interp.interventions.intervention import Intervention
-from interp.interventions.object_positions import ObjectPositions, places_at, places_of_premises
+from interp.interventions.object_positions import (
+    ObjectPositions,
+    positions_at,
+    positions_in_premises,
+)
 from interp.interventions.prompt_state import PromptState
 from interp.models.hooked_model import HookedModel
 from interp.models.versions import before_each_pass
@@ -45,52 +49,46 @@ def constrain(
     mean: Float[Tensor, "layer head d_head"] | None = None,
     neutral: str | None = None,
 ) -> Iterator[Any]:
-    """Hold heads at the false object, and experts, while the context is open.
+    """Constrain heads at the false object, and experts, while the context is open.
 
     Args:
-        heads: what is constrained: a HeadSet, (layer, head) tuples with ``site``, a whole
-            Constraint, an ExpertConstraint (on a model from ``interp.moelora.hooked``), or an
-            Intervention of any of them.
+        heads: a HeadSet, (layer, head) tuples with ``site``, a Constraint, an ExpertConstraint (on
+            a model from ``interp.moelora.hooked``), or an Intervention of any of them.
         at: where the false object is, or ``premises`` to look it up in; see
-            ``interp.interventions.object_positions``. Exactly one of the two, unless nothing acts
-            there: for experts at place ``all``, which act on every token of every prompt.
-        mode, factor: of bare heads; see ``interp.interventions.head_constraint``.
-        reference: premises whose mean output mode ``mean`` uses (``premises`` if not given), or
+            ``interp.interventions.object_positions``. Give exactly one of the two, or none for
+            experts at place ``all``, which act on every token.
+        mode, factor: of (layer, head) tuples; see ``interp.interventions.head_constraint``.
+        reference: premises whose mean output mode ``mean`` uses, by default ``premises``; or give
             the ``mean`` itself.
-        neutral: the word that mode ``resample`` puts in the object's place; by default the mask of
-            the premises' relation, or ``XXXX``.
+        neutral: the word that replaces the object in mode ``resample``; by default the mask of the
+            premises' relation, or ``XXXX``.
 
     Yields:
         the model, for forward passes, ``interp.generate`` or its own generation.
 
     Raises:
         UserError: a head or an expert that the model does not have, a mode that does not fit the
-            site, or places that do not fit the prompts.
+            site, or positions that do not fit the prompts.
     """
-    what = Intervention.of(heads, site, mode, factor).check(model)
+    under = Intervention.of(heads, site, mode=mode, factor=factor).check(model)
     encoded = as_encoded(model, premises) if premises is not None else None
-    running = None
+    state = None
     given = (at is not None) + (premises is not None)
-    if given > 1 or (what.needs_places and not given):
+    if given > 1 or (under.needs_positions and not given):
         raise UserError("constrain needs to know where the false object is: give at= or premises=")
-    if what.needs_places:
-        places = places_of_premises(encoded) if encoded is not None else places_at(at)  # type: ignore[arg-type]
+    if under.needs_positions:
+        find = positions_in_premises(encoded) if encoded is not None else positions_at(at)  # type: ignore[arg-type]
         if neutral is None:
             neutral = encoded.mask if encoded is not None else DEFAULT_MASK
-        layers = [
-            layer for part in what.heads if part.mode == "resample" for layer, _ in part.heads
-        ]
-        running = PromptState(model, places, resample_layers=layers, neutral=neutral)
-    if mean is None and any(part.mode == "mean" for part in what.heads):
+        resampled = [part.heads for part in under.heads if part.mode == "resample"]
+        layers = [layer for heads in resampled for layer, _ in heads]
+        state = PromptState(model, find, resample_layers=layers, neutral=neutral)
+    if mean is None and under.needs_mean:
         source = reference if reference is not None else encoded
         if source is None:
             raise UserError("mode 'mean' needs reference= premises to take the mean over")
         mean = mean_output(model, as_encoded(model, source))
-    with hooked(
-        model, [hook for part in what.parts for hook in hooks_of(part, model, running, mean)]
-    ):
-        if running is None:
-            yield model
-            return
-        with before_each_pass(model, running.begin):
-            yield model
+    hooks = [hook for part in under.parts for hook in hooks_of(part, model, state=state, mean=mean)]
+    updating = nullcontext() if state is None else before_each_pass(model, state.begin)
+    with hooked(model, hooks), updating:
+        yield model

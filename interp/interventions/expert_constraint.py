@@ -1,30 +1,30 @@
-"""What is done to the experts of a MoELoRA adapter: a value, and the arithmetic on gates.
+"""Constraints on the experts of a MoELoRA adapter, and the edits of gates that they make.
 
-An adapted projection adds Σᵢ gateᵢ(x) · expertᵢ(x) to the frozen one. A constraint writes the gates
-after the router has chosen, so it can also use an expert that was not chosen. With g the gates of
-one token:
+An adapted projection adds Σᵢ gateᵢ(x) · expertᵢ(x) to the frozen one. A constraint edits the gates
+after routing, so it can also use an expert that the router did not choose. With g the gates of one
+token:
 
-* ``off``: gᵢ = 0, the other gates as they are;
-* ``off_renormalised``: gᵢ = 0, and where gᵢ was above 0 the gates that are left are divided by
-  their sum, so that they sum to one (all stay 0 where nothing is left);
+* ``off``: gᵢ = 0, the other gates are unchanged;
+* ``off_renormalised``: gᵢ = 0, and if gᵢ was above 0 the other gates are divided by their sum (if
+  that is 0, all gates are 0);
 * ``force``: gᵢ = 1 and all others 0;
-* ``swap``: gᵢ and gⱼ change places;
+* ``swap``: gᵢ and gⱼ are exchanged;
 * ``scale``: gᵢ becomes ``factor`` · gᵢ.
 
-It acts on ``all`` tokens, those that are generated too, or on the ``spans`` that ``constrain`` is
-told, in the prefill only.
+It acts on ``all`` tokens, generated ones included, or on the ``spans`` given to ``constrain``, in
+the prefill only.
 """
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.arguments import listed, whole_number
+from interp.arguments import check_choice, listed, whole_number
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.interventions.unit_table import action_name, unit_rows, unit_table
@@ -41,19 +41,19 @@ ExpertMode = Literal["off", "off_renormalised", "force", "swap", "scale"]
 TokenScope = Literal["all", "spans"]
 
 _ALONE: tuple[ExpertMode, ...] = ("off_renormalised", "force", "swap")
-"""Modes whose result depends on the other gates, or changes them."""
+"""Modes that read or change the other gates of a projection."""
 _EXPERTS_EACH: dict[ExpertMode, tuple[int, str]] = {"force": (1, "one expert"), "swap": (2, "two")}
 
 
 @dataclass(frozen=True)
 class ExpertConstraint(Displayed):
-    """Experts, and what is done to their gates.
+    """Experts, and the edit of their gates.
 
     Attributes:
         experts: (projection, expert) or (layer, target, expert) each, kept as the former.
-        mode: what is done.
+        mode: the edit.
         factor: for ``scale`` only.
-        place: on which tokens.
+        place: the tokens, ``all`` or ``spans``.
         chosen_by: how the experts were chosen.
     """
 
@@ -68,7 +68,7 @@ class ExpertConstraint(Displayed):
         check_place(self.place)
         if self.mode != "scale" and self.factor != 0:
             raise UserError(f"a factor is for mode 'scale', not {self.mode!r}")
-        pairs = tuple(sorted((_pair(one) for one in self.experts), key=expert_order))
+        pairs = tuple(sorted(map(_pair, self.experts), key=expert_order))
         if len(set(pairs)) < len(pairs):
             raise UserError("an expert is named twice in the constraint")
         object.__setattr__(self, "experts", pairs)
@@ -94,7 +94,7 @@ class ExpertConstraint(Displayed):
 
     @property
     def site(self) -> Literal["experts"]:
-        """Under which hooks are built; heads have ``output`` or ``attention`` here."""
+        """The key of the hook builder; constraints on heads have ``output`` or ``attention``."""
         return "experts"
 
     @property
@@ -117,7 +117,7 @@ class ExpertConstraint(Displayed):
         return found
 
     def on(self, model: HookedModel) -> "ExpertConstraint":
-        """The same with the model's own names. Raises UserError for what the model has not."""
+        """The same with the model's own names. Raises UserError for an expert that it lacks."""
         known = projections_of(model)
         pairs = []
         for name, expert in self.pairs:
@@ -128,10 +128,10 @@ class ExpertConstraint(Displayed):
                     f"{projection.n_experts - 1}"
                 )
             pairs.append((projection.name, expert))
-        return ExpertConstraint(pairs, self.mode, self.factor, self.place, self.chosen_by)
+        return replace(self, experts=pairs)
 
     def conflict(self, other: "ExpertConstraint") -> str | None:
-        """Why both cannot hold at once, or None where their order does not matter."""
+        """Why both cannot be combined, or None if their order does not matter."""
         mine, theirs = self.by_projection(), other.by_projection()
         for projection in mine.keys() & theirs.keys():
             if shared := set(mine[projection]) & set(theirs[projection]):
@@ -145,7 +145,8 @@ class ExpertConstraint(Displayed):
 
     def rows(self) -> list[dict[str, Any]]:
         """One row an expert, in the columns of ``Intervention.to_dataframe``."""
-        return unit_rows("expert", self.pairs, action_name(self.mode, self.factor), self.place)
+        action = action_name(self.mode, self.factor)
+        return unit_rows("expert", self.pairs, action=action, place=self.place)
 
     def _shown(self) -> Shown:
         return Shown(f"{self.name}; gate oracle.", (unit_table(self.rows()),))
@@ -153,25 +154,21 @@ class ExpertConstraint(Displayed):
 
 def check_expert_mode(mode: str) -> None:
     """Raise UserError for an unknown mode, and list the known."""
-    if mode not in get_args(ExpertMode):
-        raise UserError(f"unknown expert mode {mode!r}; known: {', '.join(get_args(ExpertMode))}")
+    check_choice("expert mode", mode, get_args(ExpertMode))
 
 
 def check_place(place: str) -> None:
     """Raise UserError for an unknown place, and list the known."""
-    if place not in get_args(TokenScope):
-        raise UserError(f"unknown place {place!r}; known: {', '.join(get_args(TokenScope))}")
+    check_choice("place", place, get_args(TokenScope))
 
 
 def check_counts(by_projection: dict[str, list[int]], mode: ExpertMode) -> None:
     """Raise unless every projection names as many experts as the mode takes."""
-    wanted = _EXPERTS_EACH.get(mode)
-    if wanted is None:
-        return
+    count, words = _EXPERTS_EACH.get(mode, (None, ""))
     for projection, experts in by_projection.items():
-        if len(experts) != wanted[0]:
+        if count not in (None, len(experts)):
             raise UserError(
-                f"mode {mode!r} takes {wanted[1]} of each projection, but {projection} has "
+                f"mode {mode!r} takes {words} of each projection, but {projection} has "
                 f"{len(experts)}"
             )
 
@@ -179,12 +176,12 @@ def check_counts(by_projection: dict[str, list[int]], mode: ExpertMode) -> None:
 def expert_order(pair: Expert) -> tuple[tuple[int | str, ...], int]:
     """Sorts layer 10 behind layer 9."""
     pieces = re.split(r"(\d{1,18})", pair[0])
-    return tuple(int(one) if i % 2 else one for i, one in enumerate(pieces)), pair[1]
+    return tuple(int(text) if i % 2 else text for i, text in enumerate(pieces)), pair[1]
 
 
-def _pair(one: ExpertName) -> Expert:
-    projection, expert = one if len(one) == 2 else (f"blocks.{one[0]}.{one[1]}", one[2])
-    if expert < 0 or (len(one) == 3 and one[0] < 0):
+def _pair(name: ExpertName) -> Expert:
+    projection, expert = name if len(name) == 2 else (f"blocks.{name[0]}.{name[1]}", name[2])
+    if expert < 0 or (len(name) == 3 and name[0] < 0):
         raise UserError("layers and experts are counted from zero")
     return str(projection), int(expert)
 
@@ -193,25 +190,21 @@ def edit_gates(
     gates: Float[Tensor, "*token expert"],
     experts: Sequence[int],
     mode: ExpertMode,
+    *,
     factor: float = 0.0,
 ) -> Float[Tensor, "*token expert"]:
-    """The gates under a constraint of these experts; the ones given stay as they are.
+    """A copy of the gates with the constraint applied to these experts.
 
     Raises UserError for an unknown mode, an expert that is not there, or too many for the mode.
     """
     check_expert_mode(mode)
-    chosen = [whole_number("an expert", one, least=0) for one in listed("experts", experts)]
-    missing = [one for one in chosen if one >= gates.shape[-1]]
-    if missing:
+    chosen = [whole_number("an expert", given, least=0) for given in listed("experts", experts)]
+    if missing := [expert for expert in chosen if expert >= gates.shape[-1]]:
         raise UserError(f"there is no expert {missing[0]}: the gates have {gates.shape[-1]}")
     check_counts({"the call": chosen}, mode)
-    if mode == "force":
-        new = torch.zeros_like(gates)
-        new[..., chosen] = 1.0
-        return new
-    new = gates.clone()
-    if mode == "swap":
-        new[..., chosen] = gates[..., chosen[::-1]]
+    new = torch.zeros_like(gates) if mode == "force" else gates.clone()
+    if mode in ("force", "swap"):
+        new[..., chosen] = gates[..., chosen[::-1]] if mode == "swap" else 1.0
         return new
     new[..., chosen] = factor * gates[..., chosen]
     if mode == "off_renormalised":

@@ -13,7 +13,7 @@ from interp.forward.generate import MAX_NEW_TOKENS, check_max_new_tokens, genera
 from interp.heads.headset import Head, HeadSet, Site
 from interp.interventions.context import constrain
 from interp.interventions.expert_constraint import ExpertConstraint
-from interp.interventions.gate import Gate, check_gate
+from interp.interventions.gate import Gate
 from interp.interventions.head_constraint import Constraint, Mode
 from interp.interventions.intervention import Intervention
 from interp.models import RenderedChat, render_chat
@@ -42,64 +42,63 @@ def generate(
     """The model's greedy answer to a question; of several questions, a list of answers.
 
     Args:
-        heads: constrained at every token of the false object: heads, experts or both, as in
-            ``constrain``; none by default.
-        false_object: the words of the question that may be false; needed with gate ``oracle``.
-            Where they occur twice, the last occurrence is meant. Of several questions, one for
-            each, or one that all of them hold.
-        gate: who finds the false object: ``oracle`` is the caller, ``probe`` a detector. By default
-            the intervention's own, which is ``oracle`` for anything else.
-        detector: for gate ``probe``; by default the model's own, ``probes.detector_for(model)``.
+        heads: heads, experts or both, as ``constrain`` takes them, constrained at every token of
+            the false object; by default none.
+        false_object: the words of the question that may be false, for gate ``oracle``; their last
+            occurrence is used. For several questions, one for each, or one that all contain.
+        gate: who finds the false object: the caller (``oracle``) or a detector (``probe``). By
+            default the intervention's own gate.
+        detector: for gate ``probe``; by default ``probes.detector_for(model)``.
         max_new_tokens: the longest answer in tokens; 0 gives empty answers.
 
     Raises:
         UserError: a question is empty or no text, or does not hold its ``false_object``;
             ``false_object`` with gate ``probe``; a prompt beyond the model's positions.
     """
-    if gate is not None:
-        check_gate(gate)
     max_new_tokens = check_max_new_tokens(max_new_tokens)
-    what = Intervention.of(heads, site, mode, factor, gate=gate)
+    under = Intervention.of(heads, site, mode=mode, factor=factor, gate=gate)
     questions = questions_of(question)
     if not questions:
         return []
-    rendered = [render_chat(model.tokenizer, one, system=system) for one in questions]
-    encodings = [tokenize(model.tokenizer, one) for one in rendered]
-    acts, at = [False] * len(questions), [None] * len(questions)
-    if len(what) and what.gate == "probe":
+    rendered = [render_chat(model.tokenizer, text, system=system) for text in questions]
+    encodings = [tokenize(model.tokenizer, prompt) for prompt in rendered]
+    acts: list[bool] = [len(under) > 0] * len(questions)
+    spans: list[Span | None] = [None] * len(questions)
+    if len(under) and under.gate == "probe":
         if false_object is not None:
             raise UserError("gate 'probe' finds the false object itself: leave it out")
         found = detect(model, questions, detector=detector, system=system, progress=False)
-        acts, at = [one.fired for one in found], spans_of(found)
-    elif len(what):
-        acts = [True] * len(questions)
-        if what.needs_places:
-            objects = one_each(false_object, len(questions))
-            asked = zip(questions, objects, rendered, encodings, strict=True)
-            at = [named_span(*one) for one in asked]
+        acts, spans = [one.fired for one in found], spans_of(found)
+    elif len(under) and under.needs_positions:
+        objects = one_each(false_object, len(questions))
+        spans = [
+            named_span(text, words, prompt, encoding=encoding)
+            for text, words, prompt, encoding in zip(
+                questions, objects, rendered, encodings, strict=True
+            )
+        ]
     answers = [""] * len(questions)
     for constrained in (False, True):
         rows = [row for row, acting in enumerate(acts) if acting is constrained]
-        spans = [at[row] for row in rows]
 
-        def within(chunk: list[int], batch: object, spans: list[Any] = spans) -> Any:
-            places = [spans[index] for index in chunk] if what.needs_places else None
-            return constrain(model, what, at=places)
+        def within(chunk: list[int], batch: object, rows: list[int] = rows) -> Any:
+            at = [spans[rows[index]] for index in chunk] if under.needs_positions else None
+            return constrain(model, under, at=at)
 
-        said = generate_tokens(
+        texts = generate_tokens(
             model,
             [encodings[row]["input_ids"] for row in rows],
             max_new_tokens=max_new_tokens,
             within=within if constrained else None,
             progress=False,
         )
-        for row, text in zip(rows, said, strict=True):
+        for row, text in zip(rows, texts, strict=True):
             answers[row] = text
     return answers[0] if isinstance(question, str) else answers
 
 
 def questions_of(question: Any) -> list[str]:
-    """The questions that are asked: one text, or several. Raises UserError for anything else."""
+    """The questions as a list, from one text or several. Raises UserError for anything else."""
     if isinstance(question, str):
         return [question]
     if isinstance(question, Mapping | bytes) or not isinstance(question, Iterable):
@@ -112,22 +111,27 @@ def questions_of(question: Any) -> list[str]:
 
 
 def named_span(
-    question: str, false_object: str | None, rendered: RenderedChat, encoding: Any
+    question: str, false_object: str | None, rendered: RenderedChat, *, encoding: Any
 ) -> Span:
     """The tokens of the words that may be false."""
     if not false_object:
         raise UserError(
-            "say which words may be false (false_object='Germany', say), or let a detector find "
-            "them (gate='probe')"
+            "give the words that may be false (such as false_object='Germany'), or let a detector "
+            "find them (gate='probe')"
         )
     if not isinstance(false_object, str):
         raise UserError(f"false_object must be text, not {type(false_object).__name__}")
-    start = question.rfind(false_object)
+    begin = rendered.question_start
+    start, end = last_mention(question, false_object)
+    return token_span(encoding["offset_mapping"], rendered.text, (begin + start, begin + end))
+
+
+def last_mention(question: str, words: str) -> Span:
+    """The characters of the last occurrence. Raises UserError if there is none."""
+    start = question.rfind(words) if words else -1
     if start < 0:
-        raise UserError(f"{false_object!r} is not found in the question {question!r}")
-    start += rendered.question_start
-    end = start + len(false_object)
-    return token_span(encoding["offset_mapping"], rendered.text, (start, end))
+        raise UserError(f"{words!r} is not found in the question {question!r}")
+    return start, start + len(words)
 
 
 def one_each(false_object: Any, count: int) -> list[Any]:

@@ -1,11 +1,11 @@
-"""What a constraint does to a set of heads: a value that can be printed, compared and stored.
+"""Constraints on heads, after FAITH (arXiv 2402.19103, section 4).
 
-FAITH (arXiv 2402.19103, section 4) zeroes the selected heads' outputs at all tokens of the false
-object, during the prefill. Modes of site ``output``:
+The paper zeroes the selected heads' outputs at all tokens of the false object, during the prefill.
+Modes of site ``output``:
 
-* ``zero``: the paper's;
+* ``zero``: as in the paper;
 * ``mean``: the mean output over the object tokens of reference premises;
-* ``resample``: the output at the same place when the object is replaced by a neutral word;
+* ``resample``: the output at the same position when the object is replaced by a neutral word;
 * ``scale``: the head's own output times ``factor``.
 
 Of site ``attention``, in prefill and while decoding: ``zero`` cuts the heads' attention from all
@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.arguments import real_number
+from interp.arguments import check_choice, real_number
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.figures.heatmap import chosen_heads
@@ -46,8 +46,7 @@ _SOURCES: dict[Mode, Source] = {
 
 def check_mode(site: Site, mode: str) -> None:
     """Raise UserError for an unknown mode, or one that does not fit the site."""
-    if not isinstance(mode, str) or mode not in get_args(Mode):
-        raise UserError(f"unknown mode {mode!r}; known: {', '.join(get_args(Mode))}")
+    check_choice("mode", mode, get_args(Mode))
     if mode not in SITE_MODES[site]:
         raise UserError(
             f"mode {mode!r} does not fit site {site!r}, which has {', '.join(SITE_MODES[site])}"
@@ -56,10 +55,10 @@ def check_mode(site: Site, mode: str) -> None:
 
 @dataclass(frozen=True)
 class Constraint(Displayed):
-    """Heads, and what is done to them at the false object.
+    """Heads, and how they are edited at the false object.
 
     Attributes:
-        heads: the head set; its site decides where it acts.
+        heads: the head set, with its site.
         mode: ``zero``, ``mean``, ``resample`` or ``scale`` (site ``output``); ``zero`` or ``scale``
             (site ``attention``).
         factor: for ``scale`` only.
@@ -114,7 +113,7 @@ class Constraint(Displayed):
     def rows(self) -> list[dict[str, Any]]:
         """One row a head, in the columns of ``Intervention.to_dataframe``."""
         action = action_name(self.mode, self.factor)
-        return unit_rows("head", self.heads.heads, action, f"spans ({self.site})")
+        return unit_rows("head", self.heads, action=action, place=f"spans ({self.site})")
 
     def _shown(self) -> Shown:
         words = f"{self.name}; gate oracle."

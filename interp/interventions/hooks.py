@@ -1,4 +1,4 @@
-"""From a constraint to hooks: one builder a site, and no other way to act on a running model."""
+"""Build the hooks of a constraint: one builder for each site."""
 
 from collections.abc import Callable, Mapping
 from typing import cast
@@ -22,89 +22,87 @@ MeanOutput = Float[Tensor, "layer head d_head"]
 def hooks_of(
     part: Constraint | ExpertConstraint,
     model: HookedModel,
-    running: PromptState | None,
+    *,
+    state: PromptState | None = None,
     mean: MeanOutput | None = None,
 ) -> list[Hook]:
-    """The hooks that hold a constraint.
+    """The hooks that apply a constraint.
 
     Args:
-        running: where to act; None will do for experts at place ``all``.
+        state: the positions to act at; not needed for experts at place ``all``.
         mean: what mode ``mean`` of site ``output`` puts in.
     """
-    return BUILDERS[part.site](part, model, running, mean)
+    return BUILDERS[part.site](part, model, state=state, mean=mean)
 
 
 def _output_hooks(
-    part: Constraint, model: HookedModel, running: PromptState, mean: MeanOutput | None
+    part: Constraint, model: HookedModel, *, state: PromptState, mean: MeanOutput | None
 ) -> list[Hook]:
-    mode, factor = part.mode, part.factor
-
     def at_layer(layer: int, heads: Bool[Tensor, " head"]) -> Hook:
         def write(z: Tensor, hook: object) -> Tensor:
-            if not running.acting:
+            if not state.acting:
                 return z
-            assert running.at is not None
-            where = running.at[:, :, None, None] & heads[None, None, :, None].to(z.device)
-            if mode == "mean":
+            where = state.positions[:, :, None, None] & heads[None, None, :, None].to(z.device)
+            if part.mode == "mean":
                 assert mean is not None
                 new = mean[layer].to(device=z.device, dtype=z.dtype).expand_as(z)
-            elif mode == "resample":
-                new = running.resampled[layer].to(z.dtype)
+            elif part.mode == "resample":
+                new = state.resampled[layer].to(z.dtype)
             else:
-                new = factor * z
+                new = part.factor * z
             return torch.where(where, new, z)
 
         return hook_name("z", layer), write
 
-    return [at_layer(*one) for one in _by_layer(part, model).items()]
+    return [at_layer(*heads) for heads in _by_layer(part, model).items()]
 
 
 def _attention_hooks(
-    part: Constraint, model: HookedModel, running: PromptState, mean: MeanOutput | None
+    part: Constraint, model: HookedModel, *, state: PromptState, mean: MeanOutput | None
 ) -> list[Hook]:
     def at_layer(layer: int, heads: Bool[Tensor, " head"]) -> Hook:
         def cut(scores: Tensor, hook: object) -> Tensor:
-            if running.suspended:
+            if state.suspended:
                 return scores
-            assert running.at is not None
             queries, keys = scores.shape[2:]
-            # While decoding there are more columns than the prompt had: none is the object.
-            # A layer with a sliding window has kept the keys of the last columns only.
-            # A cache of a fixed length has room for columns that are yet to come.
-            columns = max(running.columns, keys)
-            at = torch.nn.functional.pad(running.at, (0, columns - running.at.shape[1]))
-            at = at[:, -keys:].to(scores.device)
+            # While decoding there are more keys than prompt tokens: the new ones are not the
+            # object. A sliding window keeps the last keys only, and a cache of fixed length has
+            # room for keys to come.
+            width = max(state.n_seen, keys)
+            at = state.positions
+            at = torch.nn.functional.pad(at, (0, width - at.shape[1]))[:, -keys:].to(scores.device)
             rows = torch.arange(len(at), device=at.device)
             everywhere = heads.to(at.device).expand(len(at), -1)
-            edit = AttentionEdit(at, part.factor)
-            first = min(running.columns, keys) - queries
-            _, function = edit.hook(layer, rows, everywhere, first)
+            first = min(state.n_seen, keys) - queries
+            _, function = AttentionEdit(at, part.factor).hook(layer, rows, everywhere, first)
             return cast(Tensor, function(scores, hook))
 
         return scores_hook_name(layer), cut
 
-    return [at_layer(*one) for one in _by_layer(part, model).items()]
+    return [at_layer(*heads) for heads in _by_layer(part, model).items()]
 
 
 def _expert_hooks(
-    part: ExpertConstraint, model: HookedModel, running: PromptState | None, mean: MeanOutput | None
+    part: ExpertConstraint,
+    model: HookedModel,
+    *,
+    state: PromptState | None,
+    mean: MeanOutput | None,
 ) -> list[Hook]:
     def at_projection(name: str, experts: list[int]) -> Hook:
         def write(gates: Float[Tensor, "*token expert"], hook: object) -> Tensor:
             if part.place == "spans":
-                assert running is not None
-                if not running.acting:
+                assert state is not None
+                if not state.acting:
                     return gates
-            new = edit_gates(gates, experts, part.mode, part.factor)
-            if part.place == "all":
+            new = edit_gates(gates, experts, part.mode, factor=part.factor)
+            if part.place == "all" or state is None:
                 return new
-            assert running is not None
-            assert running.at is not None
-            return torch.where(running.at[:, :, None].to(gates.device), new, gates)
+            return torch.where(state.positions[:, :, None].to(gates.device), new, gates)
 
         return name + GATE, write
 
-    return [at_projection(*one) for one in part.by_projection().items()]
+    return [at_projection(*experts) for experts in part.by_projection().items()]
 
 
 BUILDERS: Mapping[str, Callable[..., list[Hook]]] = {

@@ -1,8 +1,8 @@
-"""Everything that is done to a model at once: heads, experts, or both.
+"""Interventions: constraints of heads, of experts, or of both.
 
-An intervention is a value. It is a set of constraints of heads (``Constraint``) and of experts
-(``ExpertConstraint``) whose order does not matter, and a gate that says who finds the false object.
-Interventions are combined with ``|`` (or ``+``, the same); what cannot hold at once is an error::
+An intervention is a value: a set of constraints of heads (``Constraint``) and of experts
+(``ExpertConstraint``), in any order, and a gate that says who finds the false object. Interventions
+are combined with ``|`` or ``+``; constraints that conflict raise an error::
 
     one = Intervention.of(heads) | ExpertConstraint([(3, "attn.q", 2)], "off")
     one.save("mine.yaml")
@@ -10,7 +10,7 @@ Interventions are combined with ``|`` (or ``+``, the same); what cannot hold at 
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,7 +26,7 @@ from interp.heads.headset import Head, HeadSet, Site, as_head_set
 from interp.interventions.expert_constraint import ExpertConstraint
 from interp.interventions.gate import Gate, check_gate
 from interp.interventions.head_constraint import Constraint, Mode
-from interp.interventions.intervention_file import read_parts, write_parts
+from interp.interventions.intervention_file import errors_in, read_parts, write_parts
 from interp.interventions.unit_table import unit_table
 from interp.models.hooked_model import HookedModel
 from interp.patching.sweep import check_units
@@ -37,13 +37,13 @@ AnyPart = TypeVar("AnyPart", Constraint, ExpertConstraint)
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Intervention(Displayed):
-    """Constraints that hold together.
+    """Constraints that are applied together.
 
-    Equal to another one that does the same, in whatever order its parts were given.
+    Interventions with the same parts are equal, in whatever order the parts were given.
 
     Attributes:
-        heads: at most one part a site and setting; they act at the false object.
-        experts: parts on experts.
+        heads: constraints of heads, at most one for each setting; they act at the false object.
+        experts: constraints of experts.
         gate: who finds the false object: ``oracle`` (the caller) or ``probe`` (a detector).
 
     Raises UserError for parts that conflict.
@@ -61,12 +61,10 @@ class Intervention(Displayed):
         heads, experts = _merged(tuple(self.heads)), _merged(tuple(self.experts))
         object.__setattr__(self, "heads", heads)
         object.__setattr__(self, "experts", experts)
-        for one, other in combinations(heads, 2):
-            shared = set(one.heads) & set(other.heads) if one.site == other.site else set()
-            if shared:
+        for a, b in combinations(heads, 2):
+            if a.site == b.site and (shared := set(a.heads) & set(b.heads)):
                 raise UserError(
-                    f"head {min(shared)} would be constrained twice: {one.name!r} and "
-                    f"{other.name!r}"
+                    f"head {min(shared)} would be constrained twice: {a.name!r} and {b.name!r}"
                 )
         for a, b in combinations(experts, 2):
             if reason := a.conflict(b):
@@ -77,12 +75,12 @@ class Intervention(Displayed):
         cls,
         what: "Intervention | Part | HeadSet | Iterable[Head]",
         site: Site | None = None,
+        *,
         mode: Mode = "zero",
         factor: float = 0.0,
-        *,
         gate: Gate | None = None,
     ) -> "Intervention":
-        """An intervention from whatever ``constrain`` takes; the settings are for bare heads."""
+        """An intervention of any of these; site, mode and factor are for (layer, head) tuples."""
         if isinstance(what, Intervention):
             return what if gate is None else cls(what.heads, what.experts, gate)
         gate = gate or "oracle"
@@ -98,9 +96,14 @@ class Intervention(Displayed):
         return (*self.heads, *self.experts)
 
     @property
-    def needs_places(self) -> bool:
-        """Whether anything acts at the false object, and not at all tokens alike."""
+    def needs_positions(self) -> bool:
+        """Whether any part acts at the false object only, not at all tokens."""
         return bool(self.heads) or any(part.place == "spans" for part in self.experts)
+
+    @property
+    def needs_mean(self) -> bool:
+        """Whether mode ``mean`` needs the mean output of every head."""
+        return any(part.mode == "mean" for part in self.heads)
 
     @property
     def name(self) -> str:
@@ -132,7 +135,7 @@ class Intervention(Displayed):
     __radd__ = __ror__
 
     def _key(self) -> tuple[Any, ...]:
-        heads = {(one.site, one.mode, one.factor, frozenset(one.heads)) for one in self.heads}
+        heads = {(part.site, part.mode, part.factor, frozenset(part.heads)) for part in self.heads}
         return frozenset(heads), frozenset(self.experts), self.gate
 
     def __eq__(self, other: object) -> bool:
@@ -160,7 +163,7 @@ class Intervention(Displayed):
         return Shown(f"{self.name}; gate {self.gate}.", (self.to_dataframe(),), figure)
 
     def check(self, model: HookedModel) -> "Intervention":
-        """The same with the model's own names of projections.
+        """The same intervention with the model's own names of projections.
 
         Raises:
             UserError: a head, projection or expert that the model does not have.
@@ -171,24 +174,22 @@ class Intervention(Displayed):
         return Intervention(self.heads, experts, self.gate)
 
     def save(self, path: str | Path) -> Path:
-        """Write a small YAML file, or JSON if the name ends so."""
+        """Write a small YAML file, or JSON if the name ends in ``.json``."""
         return write_parts((self.heads, self.experts, self.gate), Path(path))
 
     @classmethod
     def load(cls, path: str | Path, *, model: HookedModel | None = None) -> "Intervention":
-        """Read what ``save`` wrote, or what somebody wrote by hand; nothing in it is run.
+        """Read a file that ``save`` wrote, or a person; nothing in it is executed.
 
         Args:
-            model: if given, everything named must be in it.
+            model: raise for heads or experts that this model does not have.
 
         Raises:
-            UserError: no such file, not this format, or something that the model does not have.
+            UserError: no such file, another format, or something that the model does not have.
         """
         heads, experts, gate = read_parts(Path(path))
-        try:
+        with errors_in(str(path)):
             found = cls(heads, experts, gate)
-        except UserError as error:
-            raise UserError(f"{Path(path)}: {error}") from error
         return found if model is None else found.check(model)
 
 
@@ -203,14 +204,13 @@ def _merged(parts: tuple[AnyPart, ...]) -> tuple[AnyPart, ...]:
     return tuple(by_setting.values())
 
 
-def _union(one: AnyPart, other: AnyPart) -> AnyPart:
-    """One part with the units of both, which are of one setting."""
-    if isinstance(one, ExpertConstraint):
-        assert isinstance(other, ExpertConstraint)
-        chosen = " and ".join(dict.fromkeys((one.chosen_by, other.chosen_by)))
-        pairs = tuple(dict.fromkeys((*one.pairs, *other.pairs)))
-        return ExpertConstraint(pairs, one.mode, one.factor, one.place, chosen)
-    assert isinstance(other, Constraint)
-    chosen = " and ".join(dict.fromkeys((one.heads.chosen_by, other.heads.chosen_by)))
-    heads = tuple(dict.fromkeys((*one.heads, *other.heads)))
-    return one.with_heads(HeadSet(heads, one.site, chosen))
+def _union(a: AnyPart, b: AnyPart) -> AnyPart:
+    """One part with the units of both, which have the same setting."""
+    if isinstance(a, ExpertConstraint):
+        assert isinstance(b, ExpertConstraint)
+        chosen_by = " and ".join(dict.fromkeys((a.chosen_by, b.chosen_by)))
+        return replace(a, experts=tuple({*a.pairs, *b.pairs}), chosen_by=chosen_by)
+    assert isinstance(b, Constraint)
+    chosen_by = " and ".join(dict.fromkeys((a.heads.chosen_by, b.heads.chosen_by)))
+    heads = tuple(dict.fromkeys((*a.heads, *b.heads)))
+    return a.with_heads(HeadSet(heads, a.site, chosen_by))

@@ -1,4 +1,4 @@
-"""Interventions on disk: a small YAML or JSON file that people can read, write and send.
+"""Interventions on disk: a small YAML or JSON file, to read, write and share.
 
 ::
 
@@ -9,13 +9,14 @@
     experts:
     - {mode: off, place: all, experts: [[blocks.3.attn.q, 2], [4, attn.v, 0]]}
 
-A file from a stranger is only data: it is read without any constructor of Python objects, every
-key is known, every value is checked, and a message never repeats more than a word of it.
+Files are read as data only: no Python objects are constructed, unknown keys are refused, every
+value is checked, and messages repeat at most a word of the file.
 """
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -63,155 +64,133 @@ for _tag, _pattern, _starts in (
 
 
 Parts = tuple[tuple[Constraint, ...], tuple[ExpertConstraint, ...], Gate]
-"""What a file holds: constraints of heads, constraints of experts, and the gate."""
+"""The content of a file: constraints of heads, constraints of experts, and the gate."""
 
 
 def write_parts(parts: Parts, path: Path) -> Path:
-    """Write a file that ``read_parts`` reads; JSON if its name ends so, else YAML."""
+    """Write a file that ``read_parts`` reads; JSON if its name ends in ``.json``, else YAML."""
     heads, experts, gate = parts
-    content = {
-        "version": VERSION,
-        "gate": gate,
-        "heads": [
-            {
-                "site": one.site,
-                "mode": one.mode,
-                "factor": one.factor,
-                "heads": [list(head) for head in one.heads],
-                "chosen_by": one.heads.chosen_by,
-            }
-            for one in heads
-        ],
-        "experts": [
-            {
-                "mode": one.mode,
-                "factor": one.factor,
-                "place": one.place,
-                "experts": [list(pair) for pair in one.pairs],
-                "chosen_by": one.chosen_by,
-            }
-            for one in experts
-        ],
-    }
+    content: dict[str, Any] = {"version": VERSION, "gate": gate}
+    content["heads"] = [
+        {
+            **{key: getattr(part, key) for key in ("site", "mode", "factor")},
+            "heads": [list(head) for head in part.heads],
+            "chosen_by": part.heads.chosen_by,
+        }
+        for part in heads
+    ]
+    content["experts"] = [
+        {
+            **{key: getattr(part, key) for key in ("mode", "factor", "place")},
+            "experts": [list(pair) for pair in part.pairs],
+            "chosen_by": part.chosen_by,
+        }
+        for part in experts
+    ]
     if path.suffix == ".json":
         return write_atomically(path, json.dumps(content, indent=1) + "\n")
     return write_atomically(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
 
 def read_parts(path: Path) -> Parts:
-    """Read a file. Raises UserError for anything else than that."""
-    content = _mapping(_parsed(path), _TOP, str(path))
-    if content.get("version") != VERSION:
-        raise UserError(
-            f"{path}: version is {_short(content.get('version'))}, this program reads {VERSION}"
-        )
-    heads = [
-        _heads(one, f"{path}: heads[{i}]") for i, one in enumerate(_list(content, "heads", path))
-    ]
-    experts = [
-        _experts(one, f"{path}: experts[{i}]")
-        for i, one in enumerate(_list(content, "experts", path))
-    ]
-    gate = _text(content, "gate", "oracle", str(path), check_gate)
-    return tuple(heads), tuple(experts), cast(Gate, gate)
-
-
-def _parsed(path: Path) -> Any:
+    """Read a file that ``write_parts`` wrote, or a person. Raises UserError for anything else."""
     text = read_text(path, largest=LARGEST_FILE)
     try:
-        return parse_json(text) if path.suffix == ".json" else parse_yaml(text, loader=_CoreLoader)
+        json_file = path.suffix == ".json"
+        content = parse_json(text) if json_file else parse_yaml(text, loader=_CoreLoader)
     except UserError as error:
         raise UserError(
             f"{path} is not an intervention ({error}): write one with .save()"
         ) from error
+    with errors_in(str(path)):
+        given = _mapping(content, _TOP)
+        if (version := given.get("version")) != VERSION:
+            raise UserError(f"version is {_short(version)}, this program reads {VERSION}")
+        heads = tuple(_heads(part, i) for i, part in enumerate(_list(given, "heads")))
+        experts = tuple(_experts(part, i) for i, part in enumerate(_list(given, "experts")))
+        gate = _text(given, "gate", "oracle")
+        check_gate(gate)
+    return heads, experts, cast(Gate, gate)
 
 
-def _heads(value: Any, where: str) -> Constraint:
-    given = _mapping(value, _HEADS, where)
-    pairs = []
-    for one in _list(given, "heads", where):
-        if not isinstance(one, list) or len(one) != 2 or not all(type(n) is int for n in one):
-            raise UserError(f"{where}: a head is [layer, head], not {_short(one)}")
-        pairs.append((one[0], one[1]))
-    site = _text(given, "site", "output", where, check_site)
-    mode = _text(given, "mode", "zero", where)
-    chosen_by = _text(given, "chosen_by", "by hand", where)
-    factor = _number(given, where)
+@contextmanager
+def errors_in(where: str) -> Iterator[None]:
+    """Begin the messages of UserErrors with the part of the file that they are about."""
     try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def _heads(value: Any, index: int) -> Constraint:
+    with errors_in(f"heads[{index}]"):
+        given = _mapping(value, _HEADS)
+        pairs = []
+        for head in _list(given, "heads"):
+            if not isinstance(head, list) or [type(number) for number in head] != [int, int]:
+                raise UserError(f"a head is [layer, head], not {_short(head)}")
+            pairs.append((head[0], head[1]))
+        site = _text(given, "site", "output")
+        check_site(site)
+        mode = _text(given, "mode", "zero")
         check_mode(cast(Site, site), mode)
-        heads = HeadSet(tuple(pairs), cast(Site, site), chosen_by)
-        return Constraint(heads, cast(Mode, mode), factor)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error
+        heads = HeadSet(tuple(pairs), cast(Site, site), _text(given, "chosen_by", "by hand"))
+        return Constraint(heads, cast(Mode, mode), _factor(given))
 
 
-def _experts(value: Any, where: str) -> ExpertConstraint:
-    given = _mapping(value, _EXPERTS, where)
-    names: list[ExpertName] = []
-    for one in _list(given, "experts", where):
-        kinds = [type(part) for part in one] if isinstance(one, list) else []
-        if kinds not in ([str, int], [int, str, int]):
-            raise UserError(
-                f"{where}: an expert is [projection, expert] or [layer, target, expert], not "
-                f"{_short(one)}"
-            )
-        names.append(tuple(one))
-    mode = _text(given, "mode", "off", where, check_expert_mode)
-    place = _text(given, "place", "all", where, check_place)
-    chosen_by = _text(given, "chosen_by", "by hand", where)
-    factor = _number(given, where)
-    try:
+def _experts(value: Any, index: int) -> ExpertConstraint:
+    with errors_in(f"experts[{index}]"):
+        given = _mapping(value, _EXPERTS)
+        names: list[ExpertName] = []
+        for name in _list(given, "experts"):
+            kinds = [type(part) for part in name] if isinstance(name, list) else []
+            if kinds not in ([str, int], [int, str, int]):
+                raise UserError(
+                    "an expert is [projection, expert] or [layer, target, expert], not "
+                    f"{_short(name)}"
+                )
+            names.append(tuple(name))
+        mode, place = _text(given, "mode", "off"), _text(given, "place", "all")
+        check_expert_mode(mode)
+        check_place(place)
+        chosen_by = _text(given, "chosen_by", "by hand")
         return ExpertConstraint(
-            names, cast(ExpertMode, mode), factor, cast(TokenScope, place), chosen_by
+            names, cast(ExpertMode, mode), _factor(given), cast(TokenScope, place), chosen_by
         )
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error
 
 
-def _mapping(value: Any, known: tuple[str, ...], where: str) -> dict[str, Any]:
+def _mapping(value: Any, known: tuple[str, ...]) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise UserError(f"{where}: must hold the keys {', '.join(known)}, not {_short(value)}")
+        raise UserError(f"must hold the keys {', '.join(known)}, not {_short(value)}")
     for key in value:
         if key not in known:
-            raise UserError(f"{where}: unknown key {_short(key)}; known: {', '.join(known)}")
+            raise UserError(f"unknown key {_short(key)}; known: {', '.join(known)}")
     return value
 
 
-def _list(given: dict[str, Any], key: str, where: object) -> list[Any]:
+def _list(given: dict[str, Any], key: str) -> list[Any]:
     value = given.get(key)
-    if value is None:
-        return []
-    if not isinstance(value, list):
-        raise UserError(f"{where}: {key} must be a list, not {_short(value)}")
-    return value
+    if value is not None and not isinstance(value, list):
+        raise UserError(f"{key} must be a list, not {_short(value)}")
+    return value or []
 
 
-def _text(
-    given: dict[str, Any],
-    key: str,
-    default: str,
-    where: str,
-    check: Callable[[str], None] = lambda text: None,
-) -> str:
+def _text(given: dict[str, Any], key: str, default: str) -> str:
     value = given.get(key, default)
     if not isinstance(value, str) or len(value) > LONGEST_TEXT:
-        raise UserError(f"{where}: {key} must be a short text, not {_short(value)}")
-    try:
-        check(value)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error
+        raise UserError(f"{key} must be a short text, not {_short(value)}")
     return value
 
 
-def _number(given: dict[str, Any], where: str) -> float:
+def _factor(given: dict[str, Any]) -> float:
     value = given.get("factor", 0.0)
     if type(value) not in (int, float) or not abs(value) < LARGEST_FACTOR:
-        raise UserError(f"{where}: factor must be a number, not {_short(value)}")
+        raise UserError(f"factor must be a number, not {_short(value)}")
     return float(value)
 
 
 def _short(value: Any) -> str:
-    """A value in a message: what is nested or long is not repeated."""
+    """A value in a message: nested or long values are not repeated."""
     if isinstance(value, str | int | float | bool) or value is None:
         text = repr(value) if not isinstance(value, int) or abs(value) < 10**9 else "a large number"
         return text if len(text) <= 40 else f"{text[:40]}…"

@@ -1,11 +1,12 @@
-"""Where a constraint acts: which tokens of the running prompts are the false object.
+"""The positions at which a constraint acts: the tokens of the false object in the prompts.
 
 ``at`` of ``constrain`` may be one token span [start, end) per prompt (counted in the unpadded
-prompt; None for a prompt without a place), a mask [prompt pos], premises (the spans of whose
-prompts are looked up, whatever their order or padding), or any callable (tokens, mask) → mask.
+prompt; None to leave a prompt alone), a mask [prompt pos], or any callable (tokens, mask) → mask.
+Premises may be given in its place: their prompts are looked up, in any order and padding.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Int
@@ -21,112 +22,95 @@ ObjectPositions = Callable[[Int[Tensor, "prompt pos"], Bool[Tensor, "prompt pos"
 """(token ids, mask of real tokens) → mask of the tokens to act on, all [prompt pos]."""
 
 
-def places_at(at: "Sequence[tuple[int, int] | None] | Tensor | ObjectPositions") -> ObjectPositions:
+def positions_at(
+    at: "Sequence[tuple[int, int] | None] | Tensor | ObjectPositions",
+) -> ObjectPositions:
     """Spans, a mask or a callable, as a callable."""
     if isinstance(at, Tensor):
-        return _from_mask(at)
+        return partial(_in_mask, at)
     if callable(at):
-        return _from_function(at)
+        return partial(_from_function, at)
     spans = listed("at", at, "token spans (start, end), one for each prompt")
-    return _from_spans(
-        tuple(
-            None if one is None else pairs_of_numbers("at", [one], of="(start, end)")[0]
-            for one in spans
-        )
-    )
+    given = [span for span in spans if span is not None]
+    pairs = iter(pairs_of_numbers("at", given, of="(start, end)"))
+    return partial(_in_spans, [None if span is None else next(pairs) for span in spans])
 
 
 @checked
-def places_of_premises(encoded: EncodedPremises) -> ObjectPositions:
-    """The object's span in every prompt that begins as one of these premises' prompts does.
-
-    Raises UserError for anything but premises that ``encode_premises`` has turned into tokens.
-    """
-    ends: dict[tuple[int, ...], int] = {}
+def positions_in_premises(encoded: EncodedPremises) -> ObjectPositions:
+    """A callable that finds the object in every prompt that begins like one of the premises'."""
+    starts: dict[tuple[int, ...], int] = {}
     for item in encoded.items:
         for prompt in (item.false, item.twin):
-            ends[prompt.tokens[: prompt.object[1]]] = prompt.object[0]
-    lengths = sorted({len(key) for key in ends}, reverse=True)
+            starts[prompt.tokens[: prompt.object[1]]] = prompt.object[0]
+    lengths = sorted({len(key) for key in starts}, reverse=True)
 
     def find(tokens: Tensor, mask: Tensor) -> Tensor:
         at = torch.zeros_like(mask)
         for row, (ids, real) in enumerate(zip(tokens, mask, strict=True)):
-            first = int(real.long().argmax())
-            prompt = tuple(ids[real].tolist())
-            match = next((n for n in lengths if prompt[:n] in ends), None)
-            if match is None:
+            first, prompt = int(real.long().argmax()), tuple(ids[real].tolist())
+            end = next((n for n in lengths if prompt[:n] in starts), None)
+            if end is None:
                 raise UserError(
                     f"prompt {row} of the batch is not one of the premises given to constrain: "
                     "give its spans with at="
                 )
-            at[row, first + ends[prompt[:match]] : first + match] = True
+            at[row, first + starts[prompt[:end]] : first + end] = True
         return at
 
     return find
 
 
-def _from_spans(spans: tuple[tuple[int, int] | None, ...]) -> ObjectPositions:
-    def find(tokens: Tensor, mask: Tensor) -> Tensor:
-        copies = _copies(tokens, len(spans))
-        if not copies:
-            raise UserError(f"{len(spans)} spans for {len(tokens)} prompts: give one per prompt")
-        at = torch.zeros_like(mask, dtype=torch.bool)
-        for row in range(len(tokens)):
-            span = spans[row // copies]
-            if span is None:
-                continue
-            start, end = span
-            first, length = int(mask[row].long().argmax()), int(mask[row].sum())
-            if not 0 <= start < end <= length:
-                prompt = row // copies
-                raise UserError(
-                    f"span [{start}, {end}) of prompt {prompt} is not in its {length} tokens "
-                    "(a prompt has to run whole: leave prefill_chunk_size out)"
-                )
-            at[row, first + start : first + end] = True
-        return at
-
-    return find
-
-
-def _from_mask(at: Tensor) -> ObjectPositions:
-    def find(tokens: Tensor, mask: Tensor) -> Tensor:
-        copies = _copies(tokens, len(at)) if at.ndim == 2 else 0
-        if not copies or at.shape[1] != tokens.shape[1]:
+def _in_spans(spans: Sequence[tuple[int, int] | None], tokens: Tensor, mask: Tensor) -> Tensor:
+    copies = _copies(tokens, len(spans))
+    if not copies:
+        raise UserError(f"{len(spans)} spans for {len(tokens)} prompts: give one per prompt")
+    at = torch.zeros_like(mask, dtype=torch.bool)
+    for row in range(len(tokens)):
+        if (span := spans[row // copies]) is None:
+            continue
+        start, end = span
+        first, length = int(mask[row].long().argmax()), int(mask[row].sum())
+        if not 0 <= start < end <= length:
             raise UserError(
-                f"the mask of places is {tuple(at.shape)}, the prompts {tuple(tokens.shape)}"
+                f"span [{start}, {end}) of prompt {row // copies} is not in its {length} tokens "
+                "(a prompt has to run whole: leave prefill_chunk_size out)"
             )
-        return at.repeat_interleave(copies, dim=0).to(device=tokens.device, dtype=torch.bool)
+        at[row, first + start : first + end] = True
+    return at
 
-    return find
+
+def _in_mask(at: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+    copies = _copies(tokens, len(at)) if at.ndim == 2 else 0
+    if not copies or at.shape[1] != tokens.shape[1]:
+        raise UserError(
+            f"the mask at= has shape {tuple(at.shape)}, the prompts {tuple(tokens.shape)}"
+        )
+    return at.repeat_interleave(copies, dim=0).to(device=tokens.device, dtype=torch.bool)
 
 
-def _from_function(at: ObjectPositions) -> ObjectPositions:
-    def find(tokens: Tensor, mask: Tensor) -> Tensor:
-        try:
-            found = at(tokens, mask)
-        except UserError:
-            raise
-        except Exception as error:  # somebody's own function raises anything
-            problem = f"{type(error).__name__}: {one_line(error)}"
-            raise UserError(f"the function at= cannot be used ({problem})") from error
-        if not isinstance(found, Tensor) or found.shape != tokens.shape:
-            what = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            raise UserError(
-                f"the function at= gives {what}, and not a mask [prompt pos] of "
-                f"{tuple(tokens.shape)}"
-            )
-        if found.dtype != torch.bool and not bool(((found == 0) | (found == 1)).all()):
-            raise UserError("the function at= gives other values than True and False, or 1 and 0")
-        return found.to(device=tokens.device, dtype=torch.bool)
-
-    return find
+def _from_function(at: ObjectPositions, tokens: Tensor, mask: Tensor) -> Tensor:
+    try:
+        found = at(tokens, mask)
+    except UserError:
+        raise
+    except Exception as error:  # a user's function may raise anything
+        problem = f"{type(error).__name__}: {one_line(error)}"
+        raise UserError(f"the function at= cannot be used ({problem})") from error
+    if not isinstance(found, Tensor) or found.shape != tokens.shape:
+        what = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise UserError(
+            f"the function at= gives {what}, and not a mask [prompt pos] of {tuple(tokens.shape)}"
+        )
+    if found.dtype != torch.bool and not bool(((found == 0) | (found == 1)).all()):
+        raise UserError("the function at= gives other values than True and False, or 1 and 0")
+    return found.to(device=tokens.device, dtype=torch.bool)
 
 
 def _copies(tokens: Int[Tensor, "row pos"], n_prompts: int) -> int:
-    """How many rows each prompt has, one after the other; 0 if the rows are not such copies.
+    """How many consecutive rows each prompt has; 0 if the rows are not copies of the prompts.
 
-    ``generate`` runs a prompt once for every beam, and for every sequence that it returns.
+    ``generate`` runs a prompt once for every beam and every returned sequence.
     """
     copies, rest = divmod(len(tokens), n_prompts) if n_prompts else (0, 1)
     if rest or not torch.equal(tokens, tokens[::copies].repeat_interleave(copies, dim=0)):

@@ -1,7 +1,7 @@
-"""The prompts that are running under an intervention: where to act in them, and with what.
+"""The state of the prompts that run under an intervention: where to act, and with which values.
 
-Before every forward pass of the model the state is brought up to date: a prefill finds the places
-in its prompts; a decoding step, one token a prompt, keeps them.
+It is updated before every forward pass: a prefill finds the positions in its prompts, and a
+decoding step of one token a prompt keeps them.
 """
 
 from collections.abc import Sequence
@@ -19,50 +19,52 @@ from interp.models.hooked_model import HookedModel
 from interp.models.model_check import require
 
 SPACES = ("Ġ", "▁")
-"""How byte-level and SentencePiece vocabularies write the space before a word."""
+"""The space before a word in byte-level and SentencePiece vocabularies."""
 RESAMPLE_IN_SWEEP = (
-    "mode 'resample' runs prompts of its own, which a patching sweep that begins in the middle of "
-    "the model cannot hold: constrain with another mode, or edit heads in the sweep itself "
+    "mode 'resample' runs prompts of its own, which is impossible in a patching sweep that begins "
+    "in a later layer: constrain with another mode, or edit heads in the sweep itself "
     "(interp.evaluate does)"
 )
 
 
 class PromptState:
-    """What the hooks of an open ``constrain`` look at.
+    """What the hooks of an open ``constrain`` read.
 
     Attributes:
-        at: Bool[prompt pos], the places in the last prefill.
-        prefilling: whether the pass that is running is a prefill.
-        columns: how many columns the pass sees, with those in the cache.
+        positions: Bool[prompt pos], where to act in the last prefill.
+        prefilling: whether the current pass is a prefill.
+        n_seen: number of positions that the pass sees, cached ones included.
         resampled: per layer [prompt pos head d_head], for mode ``resample``.
-        suspended: hooks leave the pass alone (it is one of this state's own).
+        suspended: hooks do nothing, because the pass is one of this state's own.
     """
 
     def __init__(
         self,
         model: HookedModel,
-        places: ObjectPositions,
+        find: ObjectPositions,
         *,
         resample_layers: Sequence[int],
         neutral: str,
     ) -> None:
-        self.model, self._places = model, places
+        self.model, self._find = model, find
         self._resample_layers, self._neutral_text = sorted(set(resample_layers)), neutral
-        self.at: Bool[Tensor, "prompt pos"] | None = None
+        self.positions: Bool[Tensor, "prompt pos"] = torch.zeros(0, 0, dtype=torch.bool)
         self.resampled: dict[int, Float[Tensor, "prompt pos head d_head"]] = {}
         self.prefilling = False
-        self.columns = 0
+        self.n_seen = 0
         self.suspended = False
 
     @property
     def acting(self) -> bool:
-        """Whether the places are columns of the pass that is running."""
+        """Whether the current pass contains the positions."""
         return self.prefilling and not self.suspended
 
     def begin(self, tokens: Tensor | None, mask: Tensor | None, seen: int) -> None:
-        """Before every forward pass of the model: a prefill, or a decoding step after one?
+        """Update the state before a forward pass; called by `before_each_pass`.
 
-        Arguments as `interp.models.versions.before_each_pass` gives them.
+        Args:
+            tokens, mask: token ids of the pass, and which of them are real; None if not given.
+            seen: number of cached positions: 0 in a prefill.
         """
         if self.suspended:
             return
@@ -71,23 +73,22 @@ class PromptState:
         if self._resample_layers and _enters_midway(self.model):
             raise UserError(RESAMPLE_IN_SWEEP)
         self.prefilling = seen == 0
-        self.columns = seen + tokens.shape[1]
+        self.n_seen = seen + tokens.shape[1]
         if not self.prefilling:
-            if self.at is None or len(self.at) != len(tokens):
+            if len(self.positions) != len(tokens):
                 raise UserError(
                     "a cache from outside the constraint cannot be continued: run the whole prompt"
                 )
             if tokens.shape[1] > 1:
                 raise UserError(
-                    f"{tokens.shape[1]} columns follow a prefill at once, and places in them are "
-                    "not known: run the whole prompt at once (no prefill_chunk_size), then one "
-                    "token at a time"
+                    f"{tokens.shape[1]} tokens follow a prefill at once: run the whole prompt in "
+                    "one pass (no prefill_chunk_size), then one token at a time"
                 )
             return
         if len(tokens) > 1 and torch.equal(tokens[0], tokens[1]):
-            require(self.model, "continuation")  # beams change places in a cache of another kind
+            require(self.model, "continuation")  # beams reorder the cache
         real = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask.bool()
-        self.at = self._places(tokens, real)
+        self.positions = self._find(tokens, real)
         if self._resample_layers:
             self.suspended = True
             try:
@@ -96,38 +97,40 @@ class PromptState:
                 self.suspended = False
 
     def _resample(self, tokens: Tensor, real: Tensor) -> dict[int, Tensor]:
-        """Per layer, the outputs at the object when a neutral word stands there instead."""
-        assert self.at is not None
+        """Per layer, the outputs at the object when it is replaced by the neutral word."""
         prompts: list[list[int]] = []
         ends: list[tuple[int, int] | None] = []
         for row in range(len(tokens)):
-            where = self.at[row].nonzero()[:, 0]
-            if len(where) == 0:
+            at = self.positions[row].nonzero()[:, 0]
+            if len(at) == 0:
                 prompts.append(tokens[row][real[row]].tolist())
                 ends.append(None)
                 continue
-            before = tokens[row, : where[0]][real[row, : where[0]]].tolist()
-            space, neutral = self._neutral(int(tokens[row, where[0]]))
+            before = tokens[row, : at[0]][real[row, : at[0]]].tolist()
+            space, neutral = self._neutral(int(tokens[row, at[0]]))
             prompts.append([*before, *space, *neutral])
             ends.append((len(before) + len(space), len(neutral)))
         batch = TokenBatch.from_lists(prompts, device=tokens.device)
         z = record_run(self.model, batch).z
-        out = {layer: z.new_zeros(*self.at.shape, *z.shape[3:]) for layer in self._resample_layers}
+        out = {
+            layer: z.new_zeros(*self.positions.shape, *z.shape[3:])
+            for layer in self._resample_layers
+        }
         for row, end in enumerate(ends):
             if end is None:
                 continue
-            places = self.at[row].nonzero()[:, 0]
+            at = self.positions[row].nonzero()[:, 0]
             offset, length = int(batch.offsets[row]) + end[0], end[1]
             # Aligned by the last token; a longer object repeats the neutral word's first token.
-            steps = torch.arange(length - len(places), length).clamp(min=0) + offset
+            steps = torch.arange(length - len(at), length).clamp(min=0) + offset
             for layer, values in out.items():
-                values[row, places] = z[layer, row, steps.to(z.device)]
+                values[row, at] = z[layer, row, steps.to(z.device)]
         return out
 
     def _neutral(self, first: int) -> tuple[list[int], list[int]]:
-        """The neutral word's tokens, after a space where the object's first token has one.
+        """The neutral word's tokens, with a space before if the object's first token has one.
 
-        A token that is nothing but the space comes apart: it is not in the word's span.
+        A token that is only the space is returned on its own: it is not in the word's span.
         """
         tokenizer = self.model.tokenizer
         spaced = tokenizer.convert_ids_to_tokens(first)[:1] in SPACES
@@ -138,9 +141,9 @@ class PromptState:
 
 
 def _enters_midway(model: HookedModel) -> bool:
-    """Whether the run begins in some layer: ``interp.forward.layer_range`` stands on a block."""
+    """Whether the run begins in a later layer, because ``run_layers`` has overridden a block."""
     return any(
-        getattr(one, "__module__", None) == run_layers.__module__
+        getattr(function, "__module__", None) == run_layers.__module__
         for block in model.blocks
-        for one in (block.__dict__.get("forward"), *block._forward_pre_hooks.values())
+        for function in (block.__dict__.get("forward"), *block._forward_pre_hooks.values())
     )

@@ -1,8 +1,10 @@
-"""Random interventions that match a given one: the null that a chosen one has to beat.
+"""Random interventions matched to a given one, as a null.
 
-Heads are drawn as ``random_head_sets`` draws them, as many in each layer; experts as many in each
-projection. What was chosen is never drawn.
+Heads are matched per layer (``random_head_sets``), experts per projection. Chosen heads and experts
+are never drawn.
 """
+
+from dataclasses import replace
 
 import torch
 
@@ -26,23 +28,22 @@ def random_interventions(
     """
     if not n_sets:
         return ()
-    heads = _random_heads(model, intervention.heads, n_sets, seed)
-    experts = _random_experts(model, intervention.experts, n_sets, seed)
-    return tuple(
-        Intervention(heads[draw], experts[draw], intervention.gate) for draw in range(n_sets)
-    )
+    heads = _random_heads(model, intervention.heads, n_sets, seed=seed)
+    experts = _random_experts(model, intervention.experts, n_sets, seed=seed)
+    gate = intervention.gate
+    return tuple(Intervention(*parts, gate) for parts in zip(heads, experts, strict=True))
 
 
 def _random_heads(
-    model: HookedModel, parts: tuple[Constraint, ...], n_sets: int, seed: int
+    model: HookedModel, parts: tuple[Constraint, ...], n_sets: int, *, seed: int
 ) -> list[tuple[Constraint, ...]]:
-    """Parts of one site share a draw, so that no head comes twice."""
+    """Draws for all parts; parts of one site share a draw, so no head is drawn twice."""
     sites: tuple[Site, ...] = tuple(dict.fromkeys(part.site for part in parts))
     draws: dict[Site, tuple[HeadSet, ...]] = {}
     for site in sites:
-        of_site = tuple(head for part in parts if part.site == site for head in part.heads)
+        chosen = tuple(head for part in parts if part.site == site for head in part.heads)
         draws[site] = random_head_sets(
-            HeadSet(of_site, site), model.cfg.n_layers, model.cfg.n_heads, n_sets, seed=seed
+            HeadSet(chosen, site), model.cfg.n_layers, model.cfg.n_heads, n_sets, seed=seed
         )
     found = []
     for draw in range(n_sets):
@@ -58,11 +59,11 @@ def _random_heads(
 
 
 def _random_experts(
-    model: HookedModel, parts: tuple[ExpertConstraint, ...], n_sets: int, seed: int
+    model: HookedModel, parts: tuple[ExpertConstraint, ...], n_sets: int, *, seed: int
 ) -> list[tuple[ExpertConstraint, ...]]:
     if not parts:
         return [()] * n_sets
-    sizes = {one.name: one.n_experts for one in projections_of(model)}
+    sizes = {projection.name: projection.n_experts for projection in projections_of(model)}
     chosen: dict[str, list[int]] = {}
     for part in parts:
         for projection, experts in part.by_projection().items():
@@ -78,15 +79,15 @@ def _random_experts(
     for draw in range(n_sets):
         left: dict[str, list[int]] = {}
         for projection, experts in sorted(chosen.items()):
-            free = [one for one in range(sizes[projection]) if one not in experts]
+            free = [expert for expert in range(sizes[projection]) if expert not in experts]
             order = torch.randperm(len(free), generator=generator).tolist()
-            left[projection] = [free[place] for place in order]
+            left[projection] = [free[index] for index in order]
         drawn = []
         for part in parts:
             pairs: list[Expert] = [
                 (projection, left[projection].pop()) for projection, _ in part.pairs
             ]
             chosen_by = f"random, matched per projection, draw {draw}"
-            drawn.append(ExpertConstraint(pairs, part.mode, part.factor, part.place, chosen_by))
+            drawn.append(replace(part, experts=pairs, chosen_by=chosen_by))
         found.append(tuple(drawn))
     return found

@@ -1,4 +1,4 @@
-"""The table of what is acted on: one row for each head or expert under a constraint."""
+"""The table of an intervention: one row for each head or expert under a constraint."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -9,12 +9,12 @@ COLUMNS = ("kind", "where", "number", "action", "place")
 
 
 def action_name(mode: str, factor: float) -> str:
-    """A mode, with its factor where it has one: such as ``scale 0.5``."""
+    """A mode, with the factor of ``scale``: such as ``scale 0.5``."""
     return f"scale {factor:g}" if mode == "scale" else mode
 
 
 def unit_rows(
-    kind: str, units: Iterable[tuple[int | str, int]], action: str, place: str
+    kind: str, units: Iterable[tuple[int | str, int]], *, action: str, place: str
 ) -> list[dict[str, Any]]:
     """One row for each unit, which is (layer, head) or (projection, expert)."""
     return [
@@ -24,5 +24,5 @@ def unit_rows(
 
 
 def unit_table(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
-    """The rows as a table; without rows, its columns stay."""
+    """The rows as a table, which has all columns even without rows."""
     return pd.DataFrame(list(rows), columns=list(COLUMNS))

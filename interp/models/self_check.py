@@ -395,7 +395,7 @@ def _keeper(name: str, shown: dict[str, Tensor]) -> Callable[..., None]:
 
 
 @contextmanager
-def _output_lengths(blocks: Sequence[nn.Module]) -> Iterator[list[int]]:
+def _output_lengths(blocks: Sequence[Any]) -> Iterator[list[int]]:
     """How many values each block returned as a tuple; 0 for a tensor."""
     lengths = [0] * len(blocks)
 

@@ -15,7 +15,7 @@ from typing import Any
 from peft import PeftConfig, TaskType
 from peft.utils import PeftType
 
-from interp.arguments import one_of
+from interp.arguments import check_choice
 from interp.errors import UserError
 
 MOELORA = "MOELORA"
@@ -104,7 +104,7 @@ class MoELoRAConfig(PeftConfig):
     def __post_init__(self) -> None:
         """Validate; sets and tuples of names become sorted lists, as they will be in JSON."""
         if self.task_type is not None:
-            one_of("task_type", self.task_type, [known.value for known in TaskType])
+            check_choice("task_type", self.task_type, [known.value for known in TaskType])
         super().__post_init__()
         self.peft_type = PeftType(MOELORA)
         for name in ("target_modules", "exclude_modules"):

@@ -1,10 +1,10 @@
-"""Questions in which the object alone gives nothing away.
+"""Balanced questions: every object is false as often as it is true.
 
-A probe could learn which objects are usually false. Here every object is false as often as it is
-true: the false objects are the true ones dealt out anew, each to a subject of which it is not true
-(a random assignment, found with scipy's solver). So each object of a one-to-one relation is true of
-one subject and false of one other. Relations whose false object is a neighbouring year keep that
-rule: their years cannot be balanced, and almost none occurs twice.
+Otherwise a probe could learn which objects are usually false. The false objects are a random
+permutation of the true ones that gives no subject an object that is true of it (a random
+assignment, found with scipy's solver). In a one-to-one relation each object is then true of one
+subject and false of one other. Relations whose false object is a neighbouring year are left as they
+are: years almost never occur twice, so they cannot be balanced.
 """
 
 from dataclasses import replace
@@ -21,11 +21,11 @@ _FORBIDDEN = 1e6
 
 @checked
 def balanced_questions(premises: Premises, *, seed: int = 0) -> tuple[Question, ...]:
-    """The premises' questions with false objects that are the true ones dealt out anew.
+    """The premises' questions, with a permutation of the true objects as false objects.
 
-    A subject for which the deal finds no object that is false of it is left out; so few facts, or
-    an object that most of them share, cost balance. Raises UserError for a subject of which every
-    object is true.
+    Subjects for which no false object is left are left out, so the balance suffers from few facts
+    or from an object that most facts share. Raises UserError for a subject of which every object
+    is true.
     """
     if premises.relation.false_object != "another":
         return premises.questions()

@@ -1,10 +1,9 @@
-"""Scores as probabilities, and how far they can be believed.
+"""Calibration of scores to probabilities, reliability curves, and expected calibration error.
 
-Platt's method fits a logistic curve of one variable to scores of questions that the probe was not
-fitted on; isotonic regression fits any rising step function. The reliability curve sets the mean
-predicted probability of each bin against the share of false premises in it, and the expected
-calibration error is the mean distance of the two, weighted by the bins' sizes (Guo et al., arXiv
-1706.04599).
+Platt's method fits a logistic curve to the scores of held-out questions; isotonic regression fits
+any rising step function. The reliability curve compares the mean predicted probability of each bin
+with the share of false premises in it. The expected calibration error is their mean absolute
+difference, weighted by the bins' sizes (Guo et al., arXiv 1706.04599).
 """
 
 import math
@@ -17,6 +16,7 @@ from jaxtyping import Float, Int
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
+from interp.arguments import check_choice
 from interp.checked import checked
 from interp.errors import UserError
 
@@ -31,7 +31,7 @@ CALIBRATION_SHAPE = {
 
 @dataclass(frozen=True)
 class Calibration:
-    """A rising curve from score to probability, by straight lines between points.
+    """A rising curve from score to probability, linear between points.
 
     Attributes:
         method: how it was fitted.
@@ -54,12 +54,12 @@ class Calibration:
         if len(self.scores) != len(self.probabilities):
             raise UserError("an isotonic calibration needs one probability for each score")
         numbers = (self.slope, self.intercept, *self.scores, *self.probabilities)
-        if not all(math.isfinite(one) for one in numbers):
+        if not all(math.isfinite(number) for number in numbers):
             raise UserError("a calibration holds a number that is not finite")
         rising = all(np.diff(self.scores) >= 0) and all(np.diff(self.probabilities) >= 0)
         if not rising or (self.method == "platt" and self.slope < 0):
             raise UserError(
-                "the calibration falls with the score: the probe tells nothing on held-out "
+                "the calibration falls with the score: the probe does not generalise to held-out "
                 "questions; give more facts or another layer"
             )
 
@@ -72,19 +72,14 @@ class Calibration:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
-        return {
-            "method": self.method,
-            "slope": self.slope,
-            "intercept": self.intercept,
-            "scores": list(self.scores),
-            "probabilities": list(self.probabilities),
-        }
+        lists = {"scores": list(self.scores), "probabilities": list(self.probabilities)}
+        return {**vars(self), **lists}
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "Calibration":
-        """From what `to_dict` gave, of the shape that `CALIBRATION_SHAPE` says.
+        """From the result of `to_dict`, of the shape `CALIBRATION_SHAPE`.
 
-        Raises UserError for an unknown method, and what the class itself refuses.
+        Raises UserError for an unknown method or a curve that is not valid.
         """
         check_calibration(content["method"])
         return cls(
@@ -97,10 +92,8 @@ class Calibration:
 
 
 def check_calibration(method: str) -> None:
-    """UserError for an unknown method of calibration."""
-    if method not in get_args(CalibrationMethod):
-        known = ", ".join(get_args(CalibrationMethod))
-        raise UserError(f"unknown calibration {method!r}; known: {known}")
+    """Raise UserError for an unknown method of calibration."""
+    check_choice("calibration", method, get_args(CalibrationMethod))
 
 
 @checked

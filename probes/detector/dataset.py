@@ -1,8 +1,8 @@
-"""What a detector is fitted to: labelled questions with their activations, and their folds.
+"""The training data of a detector: labelled questions, their activations, and folds.
 
-Folds are by subject and, at the same time, by template, so that a question is scored by probes that
-saw neither. Questions that do not count (other words for the same premises) are fitted on in every
-fold that has their subject, and scored in none.
+Folds hold out subjects and templates at the same time, so a question is scored by probes fitted on
+neither. Paraphrases (questions that do not count) are fitted on in every fold that has their
+subject, and never scored.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from interp.errors import UserError
 from probes.detector.questions import BackgroundText, LabelledQuestion
-from probes.grouping import groups_of
+from probes.scoring import groups_of
 from probes.store import ActivationStore
 
 FOLDS = 5
@@ -41,9 +41,9 @@ class Folds:
     ) -> list[tuple[Bool[np.ndarray, " question"], Bool[np.ndarray, " question"]]]:
         """(fitted, scored) masks of questions; every question that counts is scored once.
 
-        A fold leaves out a part of the subjects, and of each relation every other template; where
-        no relation has two templates, of subjects only. Raises UserError for fewer subjects than
-        folds, or a fold without both classes to fit on.
+        A fold holds out a part of the subjects and every other template of each relation; subjects
+        only, where no relation has two templates. Raises UserError for fewer subjects than folds,
+        or a fold without both classes to fit on.
         """
         asked = [one.question for one in questions]
         subjects = np.array(groups_of(asked, "subject"))
@@ -55,12 +55,10 @@ class Folds:
         counted = np.array([one.counts for one in questions])
         half = _template_halves(asked, counted)
         labels = np.array([one.label for one in questions])
-        found = []
-        splits = GroupKFold(self.n_subject_folds).split(subjects, groups=subjects)
-        for _, left_out in splits:
+        found, halves = [], np.unique(half[counted])
+        for _, left_out in GroupKFold(self.n_subject_folds).split(subjects, groups=subjects):
             mask = np.zeros(len(questions), dtype=bool)
             mask[left_out] = True
-            halves = np.unique(half[counted])
             for which in halves:
                 fitted = ~mask & (half != which) if len(halves) > 1 else ~mask
                 if len(set(labels[fitted])) < 2:
@@ -98,52 +96,48 @@ class DetectorDataset:
     Attributes:
         questions: in order.
         store: activations at every token of these questions, and perhaps of others.
-        prompts: which of the store's prompts these questions are; by default the first.
         background: texts without a premise.
-        background_prompts: which of the store's prompts these are; by default the next.
+        prompts: the store's prompts of the questions and then of the background; by default the
+            first ones.
 
     Raises UserError for questions of one class only, or a store of other prompts.
     """
 
     questions: tuple[LabelledQuestion, ...]
     store: ActivationStore
-    prompts: tuple[int, ...] | None = None
     background: tuple[BackgroundText, ...] = ()
-    background_prompts: tuple[int, ...] | None = None
+    prompts: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if len({one.label for one in self.questions}) < 2:
             raise UserError("a detector needs questions of both classes: false premises and twins")
-        n_tokens = sum(len(one.asked.offsets) for one in self.background)
-        if len(self._rows) != sum(self.sizes) or len(self._background_rows) != n_tokens:
+        n_tokens = sum(len(text.asked.offsets) for text in self.background)
+        if [len(rows) for rows in self._rows] != [sum(self.sizes), n_tokens]:
             raise UserError("the activations belong to other questions: collect them again")
 
     @cached_property
-    def _rows(self) -> Int[Tensor, " token"]:
-        """The store's rows of these questions."""
-        first = range(len(self.questions)) if self.prompts is None else self.prompts
-        return self._rows_of(first)
+    def _prompts(self) -> tuple[int, ...]:
+        return self.prompts or tuple(range(len(self.questions) + len(self.background)))
 
     @cached_property
-    def _background_rows(self) -> Int[Tensor, " token"]:
-        if self.background_prompts is not None:
-            return self._rows_of(self.background_prompts)
-        begin = len(self.questions)
-        return self._rows_of(range(begin, begin + len(self.background)))
-
-    def _rows_of(self, prompts: Sequence[int]) -> Int[Tensor, " token"]:
-        wanted = torch.tensor(list(prompts), dtype=torch.long)
-        return torch.isin(self.store.prompt, wanted).nonzero()[:, 0]
+    def _rows(self) -> tuple[Int[Tensor, " token"], Int[Tensor, " background_token"]]:
+        """The store's rows of the questions, and of the background."""
+        n = len(self.questions)
+        questions, background = (
+            torch.isin(self.store.prompt, torch.tensor(prompts, dtype=torch.long)).nonzero()[:, 0]
+            for prompts in (self._prompts[:n], self._prompts[n:])
+        )
+        return questions, background
 
     def read(self, layer: int) -> Float[Tensor, "token d_model"]:
         """One layer's activations of the questions."""
-        return self.store.read(layer, rows=self._rows)
+        return self.store.read(layer, rows=self._rows[0])
 
     def read_background(self, layer: int) -> Float[Tensor, "background_token d_model"]:
         """One layer's activations of the background; empty where there is none."""
         if not self.background:
             return torch.empty(0, self.read(layer).shape[1])
-        return self.store.read(layer, rows=self._background_rows)
+        return self.store.read(layer, rows=self._rows[1])
 
     def background_of(self, fitted: Bool[np.ndarray, " question"]) -> Bool[Tensor, " token"]:
         """The background's tokens that may be fitted on: not about subjects that are left out."""
@@ -154,24 +148,19 @@ class DetectorDataset:
         return torch.tensor(flags, dtype=torch.bool)
 
     def of_relations(self, names: Sequence[str]) -> "DetectorDataset":
-        """The questions of some relations only, from the same store."""
-        chosen = [
-            index for index, one in enumerate(self.questions) if one.question.relation in names
-        ]
-        prompts = range(len(self.questions)) if self.prompts is None else self.prompts
-        kept = [
-            index
-            for index, one in enumerate(self.background)
-            if one.relation is None or one.relation in names
-        ]
-        begin = len(self.questions)
-        others = self.background_prompts or range(begin, begin + len(self.background))
+        """The questions of some relations, with the background of these or of no relation."""
+        known = (None, *names)
+        relations = [one.question.relation for one in self.questions]
+        relations += [text.relation for text in self.background]
         return DetectorDataset(
-            tuple(self.questions[index] for index in chosen),
+            tuple(one for one in self.questions if one.question.relation in names),
             self.store,
-            tuple(prompts[index] for index in chosen),
-            tuple(self.background[index] for index in kept),
-            tuple(others[index] for index in kept),
+            tuple(text for text in self.background if text.relation in known),
+            tuple(
+                prompt
+                for prompt, name in zip(self._prompts, relations, strict=True)
+                if name in known
+            ),
         )
 
     @cached_property
@@ -195,27 +184,31 @@ class DetectorDataset:
         return torch.repeat_interleave(torch.tensor(self.sizes))
 
     @cached_property
-    def _place(self) -> Int[Tensor, " token"]:
-        """Each token's place in its question."""
+    def _position(self) -> Int[Tensor, " token"]:
+        """Each token's position in its question."""
         return torch.cat([torch.arange(size) for size in self.sizes])
+
+    @cached_property
+    def _after_completion(self) -> Int[Tensor, " token"]:
+        """How many tokens each token stands behind the completion; negative before it."""
+        ends = torch.tensor([one.completion for one in self.questions])
+        return self._position - ends[self.question_of]
 
     @cached_property
     def before(self) -> Bool[Tensor, " token"]:
         """The tokens up to the completion."""
-        ends = torch.tensor([one.completion for one in self.questions])
-        return self._place <= ends[self.question_of]
+        return self._after_completion <= 0
 
     @cached_property
     def completes(self) -> Bool[Tensor, " token"]:
         """The tokens at which a premise is complete."""
-        ends = torch.tensor([one.completion for one in self.questions])
-        return self._place == ends[self.question_of]
+        return self._after_completion == 0
 
     @cached_property
     def mentions(self) -> Bool[Tensor, " token"]:
         """The object's tokens."""
         spans = torch.tensor([one.object_tokens for one in self.questions])[self.question_of]
-        return (self._place >= spans[:, 0]) & (self._place < spans[:, 1])
+        return (self._position >= spans[:, 0]) & (self._position < spans[:, 1])
 
     def tokens_of(self, questions: Bool[np.ndarray, " question"]) -> Bool[Tensor, " token"]:
         """The tokens of some questions."""

@@ -1,7 +1,7 @@
-"""Asking a detector: about raw questions, or about all questions of premises and their twins.
+"""Run a detector on raw questions, or on all questions of premises and their twins.
 
-Without a detector, the model's own is asked. Of premises, all false-premise questions and their
-twins are read in one go, as bare questions, the way a user asks them.
+The default detector is the model's own, ``probes.detector_for(model)``. The questions are read as a
+user asks them, without the opening of an answer.
 """
 
 from collections.abc import Sequence
@@ -23,12 +23,8 @@ def detect(
     system: str | None = None,
     progress: bool = True,
 ) -> tuple[Detection, ...]:
-    """One detection a question; by default by the detector that belongs to the model.
-
-    That one is ``probes.detector_for(model)``: read from the user's cache, or trained.
-    """
-    if detector is None:
-        detector = detector_for(model)
+    """One detection a question, by default from ``probes.detector_for(model)``."""
+    detector = detector_for(model) if detector is None else detector
     if not isinstance(detector, Detector):
         raise UserError(f"detector is a premise detector (probes.Detector), not {shown(detector)}")
     found = tuple(detector.detect(model, questions, system=system, progress=progress))
@@ -45,23 +41,21 @@ def detect_premises(
     detector: Detector | PremiseDetections | None = None,
     progress: bool = True,
 ) -> PremiseDetections:
-    """Ask the detector (by default the model's own) about every question and its twin.
+    """Run the detector (by default the model's own) on every question and its twin.
 
-    What was found before is handed back as it is. Raises UserError if it is not of these premises.
+    Detections are returned as they are. Raises UserError if they belong to other premises.
     """
     if isinstance(detector, PremiseDetections):
         if detector.subjects != tuple(question.subject for question in premises.questions()):
             raise UserError("these detections are of other premises: detect again")
         return detector
     questions = premises.questions()
-    false = [premises.fill(question, "false") for question in questions]
-    twin = [premises.fill(question, "twin") for question in questions]
-    found = detect(
-        model, [one.text for one in (*false, *twin)], detector=detector, progress=progress
-    )
+    filled = [premises.fill(one, kind) for kind in ("false", "twin") for one in questions]
+    found = detect(model, [one.text for one in filled], detector=detector, progress=progress)
+    n = len(questions)
     return PremiseDetections(
-        false=found[: len(questions)],
-        twin=found[len(questions) :],
-        objects=tuple(one.object for one in false),
+        false=found[:n],
+        twin=found[n:],
+        objects=tuple(one.object for one in filled[:n]),
         subjects=tuple(question.subject for question in questions),
     )

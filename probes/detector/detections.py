@@ -1,4 +1,4 @@
-"""What a detector of false premises says: of one question, and of premises and their twins.
+"""Detections of false premises: of one question, and of premises and their twins.
 
 A ``Detector`` gives one ``Detection`` a question. ``PremiseDetections`` holds those on the
 false-premise questions of an evaluation and on their twins.
@@ -21,10 +21,10 @@ from interp.statistics.significance import mean_interval
 
 @dataclass(frozen=True)
 class Detection(Displayed):
-    """What a detector says about one question.
+    """A detector's output for one question.
 
     Attributes:
-        fired: whether there is a false premise.
+        fired: whether it found a false premise.
         probability: of a false premise, 0 to 1.
         char_span: characters [start, end) of the false object in the question.
         token_span: its tokens [start, end) in the unpadded chat prompt of the question.
@@ -73,6 +73,11 @@ class Detector(Protocol):
         ...
 
 
+def covers(found: Span, wanted: Span) -> bool:
+    """Whether span ``found`` holds the whole of ``wanted``."""
+    return found[0] <= wanted[0] and wanted[1] <= found[1]
+
+
 def spans_of(detections: Sequence[Detection]) -> list[Span | None]:
     """Where to act in each prompt: the token span where the detector fired, else None."""
     return [one.token_span if one.fired else None for one in detections]
@@ -107,12 +112,11 @@ class PremiseDetections(Displayed):
         def rate(flags: Sequence[bool], subjects: Sequence[str]) -> list[float]:
             return list(mean_interval([float(flag) for flag in flags], subjects, seed=seed))
 
+        asked = zip(self.false, self.objects, self.subjects, strict=True)
         covered = [
-            (span[0] <= start and end <= span[1], subject)
-            for one, (start, end), subject in zip(
-                self.false, self.objects, self.subjects, strict=True
-            )
-            if one.fired and (span := one.char_span) is not None
+            (covers(found.char_span, wanted), subject)
+            for found, wanted, subject in asked
+            if found.fired and found.char_span is not None
         ]
         return {
             "n": len(self.false),

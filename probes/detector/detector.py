@@ -1,10 +1,9 @@
-"""``PremiseDetector``: whether a raw question has a false premise, and which words it is.
+"""``PremiseDetector``: detect a false premise in a raw question, and locate its words.
 
-The question is put into the chat format and run once, up to the probes' layer. Two linear probes
-read every token of the question there (`probes.detector.span` says what each is for). The
-question's score is the highest falsity log-odds of any token; a calibration makes it a probability,
-and the detector fires from a threshold on, which was chosen on folds that the probes were not
-fitted on.
+The question is put into the chat format and run once, up to the probes' layer, where two linear
+probes read every token of it (see `probes.detector.span`). The question's score is the highest
+falsity log-odds of any token. A calibration turns it into a probability, and the detector fires
+from a threshold on, which was chosen on held-out folds.
 """
 
 import logging
@@ -26,19 +25,19 @@ from interp.files.shape import Maybe, check_shape
 from interp.files.tensor_file import read_tensor_file, write_tensor_file
 from interp.files.tensors import check_tensors
 from interp.files.text import read_json_object
-from interp.models import fingerprint as fingerprint_of
-from interp.models.fingerprint import prompting_fingerprint
 from interp.models.hooked_model import HookedModel
 from probes.activation_reader import DEFAULT_BATCH_TOKENS, read_activations
 from probes.detector.calibration import CALIBRATION_SHAPE, Calibration
 from probes.detector.detections import Detection
-from probes.detector.questions import AskedQuestion, ask
+from probes.detector.questions import AskedQuestion, tokenize_question
 from probes.detector.span import false_words
+from probes.linear import check_fitted_on
 
 logger = logging.getLogger(__name__)
 
 WEIGHTS, SETTINGS = "detector.safetensors", "detector.json"
 _FORMAT = 1
+_SETTINGS = ("fingerprint", "layer", "threshold", "calibration", "training", "prompting")
 _SHAPE = {
     **{"format": int, "fingerprint": str, "layer": int, "threshold": float, "training": dict},
     "calibration": CALIBRATION_SHAPE,
@@ -48,20 +47,20 @@ _SHAPE = {
 
 @dataclass(frozen=True)
 class TokenScores:
-    """What both probes say of the tokens of a question, in log-odds."""
+    """Log-odds of both probes at the tokens of a question."""
 
     falsity: Float[np.ndarray, " token"]
     mention: Float[np.ndarray, " token"]
 
     @property
     def question(self) -> float:
-        """The question's score: the falsest token's."""
+        """The question's score: the highest falsity of any token."""
         return float(self.falsity.max())
 
 
 @dataclass(frozen=True, eq=False)
 class PremiseDetector(Displayed):
-    """Two probes on the residual stream after one block, and when they count.
+    """Two probes on the residual stream after one block, a calibration, and a threshold.
 
     Attributes:
         weight: Float[2 d_model], the falsity probe's and the mention probe's.
@@ -70,9 +69,9 @@ class PremiseDetector(Displayed):
         calibration: from a question's score to a probability.
         threshold: the probability from which the detector fires.
         fingerprint: of the model that it belongs to.
-        training: what it was trained on, and how well it did on the folds left out.
+        training: its training data, and its scores on held-out folds.
         prompting: fingerprint of the tokenizer and chat template that it was trained with; None in
-            the files of older versions, which did not note it.
+            files of older versions, which do not hold it.
     """
 
     weight: Float[Tensor, "2 d_model"] = field(repr=False)
@@ -94,17 +93,10 @@ class PremiseDetector(Displayed):
             raise UserError("a detector's weights must be finite")
 
     def check_model(self, model: HookedModel) -> None:
-        """UserError if this detector was trained on another model, tokenizer or chat template."""
-        if (found := fingerprint_of(model)) != self.fingerprint:
-            raise UserError(
-                f"the detector belongs to model {self.fingerprint[:12]}, this is {found[:12]}: "
-                "train one on this model (probes.train_detector), or load the model it belongs to"
-            )
-        if self.prompting not in (None, prompting_fingerprint(model.tokenizer)):
-            raise UserError(
-                "the detector was trained with another tokenizer or chat template than this "
-                "model's: train one with these (probes.train_detector), or load the model as it was"
-            )
+        """Raise UserError for another model, tokenizer or chat template than it was fitted with."""
+        check_fitted_on(
+            model, "the detector", fingerprint=self.fingerprint, prompting=self.prompting
+        )
 
     def detect(
         self,
@@ -120,9 +112,10 @@ class PremiseDetector(Displayed):
             UserError: a detector of another model or other prompts, or an empty question.
         """
         self.check_model(model)
-        asked = [ask(model.tokenizer, question, system=system) for question in questions]
+        tokenizer = model.tokenizer
+        asked = [tokenize_question(tokenizer, question, system=system) for question in questions]
         scores = self.token_scores(model, asked, progress=progress)
-        return tuple(self.decide(one, of_one) for one, of_one in zip(asked, scores, strict=True))
+        return tuple(map(self.decide, asked, scores))
 
     def token_scores(
         self,
@@ -136,7 +129,7 @@ class PremiseDetector(Displayed):
         if not asked:
             return []
         weight, bias = self.weight.double(), torch.tensor(self.bias, dtype=torch.float64)
-        found: list[TokenScores | None] = [None] * len(asked)
+        found: dict[int, TokenScores] = {}
         prompts = [one.to_read for one in asked]
         for chunk in read_activations(
             model, prompts, layers=[self.layer], batch_tokens=batch_tokens, progress=progress
@@ -145,15 +138,14 @@ class PremiseDetector(Displayed):
             sizes = [len(prompts[index].positions) for index in chunk.prompts]
             for index, part in zip(chunk.prompts, scores.split(sizes), strict=True):
                 found[index] = TokenScores(part[:, 0].numpy(), part[:, 1].numpy())
-        return [one for one in found if one is not None]
+        return [found[index] for index in range(len(asked))]
 
     def decide(self, asked: AskedQuestion, scores: TokenScores) -> Detection:
-        """What the scores of a question's tokens amount to."""
+        """The detection that follows from the scores of a question's tokens."""
         probability = float(self.calibration(np.array([scores.question]))[0])
-        if probability < self.threshold:
-            return Detection(False, probability)
-        chars = false_words(asked, scores.falsity, scores.mention)
-        if chars is None:  # marks only: there is nothing that could be false
+        fires = probability >= self.threshold
+        chars = false_words(asked, scores.falsity, scores.mention) if fires else None
+        if chars is None:  # below the threshold, or punctuation only
             return Detection(False, probability)
         return Detection(True, probability, chars, asked.tokens_at(chars))
 
@@ -163,19 +155,9 @@ class PremiseDetector(Displayed):
         Raises UserError if they cannot be written.
         """
         folder = Path(folder)
-        content = {
-            "format": _FORMAT,
-            "fingerprint": self.fingerprint,
-            "layer": self.layer,
-            "threshold": self.threshold,
-            "calibration": self.calibration.to_dict(),
-            "training": self.training,
-            "prompting": self.prompting,
-        }
-        tensors = {
-            "weight": self.weight.detach().cpu().contiguous(),
-            "bias": torch.tensor(self.bias, dtype=torch.float64),
-        }
+        content = {"format": _FORMAT, **{name: getattr(self, name) for name in _SETTINGS}}
+        content["calibration"] = self.calibration.to_dict()
+        tensors = {"weight": self.weight, "bias": torch.tensor(self.bias, dtype=torch.float64)}
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -195,28 +177,22 @@ class PremiseDetector(Displayed):
             if not (folder / name).is_file():
                 raise UserError(f"there is no detector in {folder}: it has no {name}")
         try:
-            content = check_shape(
-                read_json_object(folder / SETTINGS, advice="it is cut short or altered"),
-                _SHAPE,
-                SETTINGS,
-                advice="it is cut short or altered",
-            )
+            advice = "it is cut short or altered"
+            content = read_json_object(folder / SETTINGS, advice=advice)
+            check_shape(content, _SHAPE, SETTINGS, advice=advice)
             if content["format"] != _FORMAT:
                 raise UserError(f"format {content['format']}")
             tensors, _ = read_tensor_file(folder / WEIGHTS)
             check_tensors(tensors, weight=2, bias=1)
             if len(tensors["weight"]) != 2 or len(tensors["bias"]) != 2:
                 raise UserError(f"weights of shape {tuple(tensors['weight'].shape)}")
-            falsity, mention = tensors["bias"].tolist()
             detector = cls(
-                weight=tensors["weight"],
-                bias=(falsity, mention),
-                layer=content["layer"],
+                tensors["weight"],
+                tuple(tensors["bias"].tolist()),
                 calibration=Calibration.from_dict(content["calibration"]),
                 threshold=float(content["threshold"]),
-                fingerprint=content["fingerprint"],
-                training=content["training"],
                 prompting=content.get("prompting"),
+                **{key: content[key] for key in ("layer", "fingerprint", "training")},
             )
         except UserError as error:
             raise UserError(
@@ -226,8 +202,8 @@ class PremiseDetector(Displayed):
             detector.check_model(model)
             if detector.prompting is None:
                 logger.warning(
-                    "the detector in %s is of an older version, which did not note tokenizer and "
-                    "chat template: taken to be this model's",
+                    "the detector in %s is of an older version, which does not name tokenizer and "
+                    "chat template: this model's are assumed",
                     folder,
                 )
         return detector

@@ -1,21 +1,23 @@
-"""Training a premise detector: which layer, which directions, which threshold.
+"""Fit a premise detector: choose its layer, directions, calibration and threshold.
 
-The material is questions about facts that the model knows, each with a false object and with the
-true one, objects being false as often as they are true (`probes.detector.balance`). The falsity
-probe is fitted on every token of the questions: label 1 for the completion of a false premise, 0
-for that of a true one and, with less weight, for all other tokens; what follows a false completion
-is left out. Texts without such a premise (the *background*) are other tokens throughout. The
-mention probe is fitted on the questions' tokens up to the completion, label 1 for the object's.
+The data are questions about facts that the model knows, each with a false and with the true object;
+every object is false as often as it is true (`probes.detector.balance`). The falsity probe is
+fitted on the tokens of the questions: label 1 at the completion of a false premise, 0 at that of a
+true one and, with less weight, at all other tokens. Tokens after a false completion are left out.
+All tokens of the *background*, texts without a premise, are of label 0. The mention probe is fitted
+on the tokens up to the completion, with label 1 for the object's.
 
-Everything that is chosen is chosen by cross-validation: folds by subject and, at the same time, by
-template, so that a question's score comes from probes that saw neither. From these scores come the
-layer, the calibration, and the threshold, which is the lowest that raises so few false alarms on
-true-premise twins. The final probes are the means of the folds' probes: probes fitted anew on all
-questions would have scores of another size, for which neither calibration nor threshold holds.
+Layer, calibration and threshold are chosen by cross-validation with folds that hold out subjects
+and templates at the same time. The threshold is the lowest that keeps false alarms on true-premise
+twins within the allowed share. The final probes are the means of the folds' probes: probes refitted
+on all questions would have scores on another scale, for which calibration and threshold do not
+hold.
 """
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,33 +32,33 @@ from probes.detector.calibration import (
     fit_calibration,
 )
 from probes.detector.dataset import FOLDS, DetectorDataset, Folds
-from probes.detector.detector import PremiseDetector, TokenScores
+from probes.detector.detections import covers
+from probes.detector.detector import PremiseDetector
 from probes.detector.span import false_words
-from probes.grouping import groups_of
 from probes.linear import fit_direction
-from probes.scoring import area_under_curve
+from probes.scoring import area_under_curve, groups_of
 
 logger = logging.getLogger(__name__)
 
 TOKEN_C = 0.003
-"""Inverse strength of the penalty; a regression on all tokens has ten times a probe's rows."""
+"""Inverse strength of the L2 penalty; there are ten times as many tokens as prompts."""
 OTHER_TOKENS = 0.1
-"""How much a token counts at which no premise is completed."""
+"""Weight of a token at which no premise is completed."""
 KEPT_TOKENS = 0.4
-"""The share of such tokens that are fitted on, to save time; each counts for as many more."""
+"""Share of such tokens that are fitted on, to save time; their weight is divided by it."""
 FALSE_ALARMS, MOST_FALSE_ALARMS = 0.01, 0.05
-"""On twins: a gate that fires there costs right answers. The higher share is for few twins, whose
-hundredth part is less than one: a threshold above the highest of fifty says more of that one."""
+"""Allowed share of twins on which the detector fires, and the most allowed where twins are few."""
 ALARMS = 3
-"""So many twins may reach the threshold where that is no more than the higher share."""
+"""Number of twins that may fire, as long as their share is at most ``MOST_FALSE_ALARMS``."""
 LAYER_FOLDS = 3
 
 
 def fit_falsity(
     material: DetectorDataset,
+    fitted: Bool[np.ndarray, " question"],
+    *,
     activations: Float[Tensor, "token d_model"],
     background: Float[Tensor, "background_token d_model"],
-    fitted: Bool[np.ndarray, " question"],
     seed: int,
 ) -> tuple[Float[Tensor, " d_model"], float]:
     """Weight and bias of the falsity probe, from some of the questions."""
@@ -76,8 +78,9 @@ def fit_falsity(
 
 def fit_mention(
     material: DetectorDataset,
-    activations: Float[Tensor, "token d_model"],
     fitted: Bool[np.ndarray, " question"],
+    *,
+    activations: Float[Tensor, "token d_model"],
 ) -> tuple[Float[Tensor, " d_model"], float]:
     """Weight and bias of the mention probe, from some of the questions."""
     rows = material.tokens_of(fitted) & material.before
@@ -86,10 +89,10 @@ def fit_mention(
 
 @dataclass(frozen=True, eq=False)
 class CrossFit:
-    """A probe from each fold, and what each says of the questions that it was not fitted on.
+    """Cross-validated scores of a probe, and the mean of its folds.
 
     Attributes:
-        scores: Float[token], log-odds from the fold that left the token's question out.
+        scores: Float[token], log-odds from the fold that held out the token's question.
         weight, bias: the mean of the folds' probes.
     """
 
@@ -101,27 +104,23 @@ class CrossFit:
 def cross_fit(
     material: DetectorDataset, layer: int, folds: Folds, *, mention: bool = False
 ) -> tuple[CrossFit, CrossFit | None]:
-    """The falsity probe's folds at a layer and, if asked for, the mention probe's."""
+    """Cross-fit the falsity probe at a layer and, with ``mention``, the mention probe."""
     activations, background = material.read(layer), material.read_background(layer)
     pairs = folds.pairs(material.questions)
 
-    def fit(which: str, fitted: Bool[np.ndarray, " question"]) -> tuple[Tensor, float]:
-        if which == "mention":
-            return fit_mention(material, activations, fitted)
-        return fit_falsity(material, activations, background, fitted, folds.seed)
-
-    def across(which: str) -> CrossFit:
+    def across(fit: Callable[..., tuple[Tensor, float]], **options: Any) -> CrossFit:
         scores = torch.full((len(activations),), torch.nan, dtype=torch.float64)
         probes = []
         for fitted, scored in pairs:
-            weight, bias = fit(which, fitted)
+            weight, bias = fit(material, fitted, activations=activations, **options)
             tokens = material.tokens_of(scored)
             scores[tokens] = activations[tokens].double() @ weight + bias
             probes.append((weight, bias))
         mean = torch.stack([weight for weight, _ in probes]).mean(dim=0)
         return CrossFit(scores, mean, float(np.mean([bias for _, bias in probes])))
 
-    return across("falsity"), across("mention") if mention else None
+    falsity = across(fit_falsity, background=background, seed=folds.seed)
+    return falsity, across(fit_mention) if mention else None
 
 
 def choose_layer(
@@ -138,7 +137,7 @@ def choose_layer(
 
 
 def default_false_alarms(n_twins: int) -> float:
-    """The share of so many twins on which a detector may fire, where nobody says."""
+    """The default share of ``n_twins`` twins on which a detector may fire."""
     return min(MOST_FALSE_ALARMS, max(FALSE_ALARMS, ALARMS / n_twins))
 
 
@@ -152,7 +151,7 @@ def lowest_threshold(
     Raises UserError for a share outside 0 to 1.
     """
     if not 0 <= max_false_alarms <= 1:
-        raise UserError(f"a share of false alarms lies between 0 and 1, not {max_false_alarms}")
+        raise UserError(f"max_false_alarms lies between 0 and 1, not at {max_false_alarms}")
     twins = np.sort(probabilities[labels == 0])[::-1]
     allowed = int(max_false_alarms * len(twins))
     if allowed >= len(twins):
@@ -171,12 +170,12 @@ def fit_detector(
     seed: int = 0,
     progress: bool = True,
 ) -> PremiseDetector:
-    """Choose layer, calibration and threshold by cross-validation; fit the probes on everything.
+    """Choose layer, calibration and threshold by cross-validation, and average the folds' probes.
 
     ``max_false_alarms`` is by default `default_false_alarms`.
 
     Raises:
-        UserError: fewer subjects than folds, one class only, or scores that tell nothing.
+        UserError: fewer subjects than folds, one class only, or scores that fall with the label.
     """
     layer, aucs = choose_layer(material, seed=seed, progress=progress)
     falsity, mention = cross_fit(material, layer, Folds(FOLDS, seed), mention=True)
@@ -185,21 +184,20 @@ def fit_detector(
     scores, labels = material.question_scores(falsity.scores)[counted], material.labels[counted]
     curve = fit_calibration(scores, labels, method=calibration)
     probabilities = curve(scores)
-    allowed = max_false_alarms
-    if allowed is None:
-        allowed = default_false_alarms(int((labels == 0).sum()))
-    threshold = lowest_threshold(probabilities, labels, allowed)
+    if max_false_alarms is None:
+        max_false_alarms = default_false_alarms(int((labels == 0).sum()))
+    threshold = lowest_threshold(probabilities, labels, max_false_alarms)
     fired = probabilities >= threshold
     found = np.zeros(len(counted), dtype=bool)
     found[counted] = fired & (labels == 1)
-    covered = _covered(material, falsity.scores, mention.scores, found)
+    covered = _covered(material, found, falsity=falsity.scores, mention=mention.scores)
     relations = [one.question.relation for one in material.questions if one.counts]
     training = {
         "relations": {name: relations.count(name) // 2 for name in dict.fromkeys(relations)},
         "n_subjects": len(set(groups_of([one.question for one in material.questions]))),
         "layer_auc": {str(one): auc for one, auc in aucs.items()},
         "auc": area_under_curve(torch.from_numpy(scores).float(), torch.from_numpy(labels)),
-        "false_alarms_allowed": allowed,
+        "false_alarms_allowed": max_false_alarms,
         "calibration_error": expected_calibration_error(probabilities, labels),
         "fired_on_false": float(fired[labels == 1].mean()),
         "fired_on_twins": float(fired[labels == 0].mean()),
@@ -207,30 +205,30 @@ def fit_detector(
         "seed": seed,
     }
     logger.info("detector: layer %d, cross-validated AUC %.3f", layer, training["auc"])
-    weights = torch.stack([falsity.weight, mention.weight]).float()
-    biases = (falsity.bias, mention.bias)
     return PremiseDetector(
-        weights, biases, layer, curve, threshold, fingerprint, training, prompting
+        weight=torch.stack([falsity.weight, mention.weight]).float(),
+        bias=(falsity.bias, mention.bias),
+        layer=layer,
+        calibration=curve,
+        threshold=threshold,
+        fingerprint=fingerprint,
+        training=training,
+        prompting=prompting,
     )
 
 
 def _covered(
     material: DetectorDataset,
+    which: Bool[np.ndarray, " question"],
+    *,
     falsity: Float[Tensor, " token"],
     mention: Float[Tensor, " token"],
-    which: Bool[np.ndarray, " question"],
 ) -> float | None:
     """The share of these questions in which the words found hold the false object."""
     parts = zip(falsity.split(material.sizes), mention.split(material.sizes), strict=True)
     found = []
-    for question, (false, said), chosen in zip(material.questions, parts, which, strict=True):
+    for question, scores, chosen in zip(material.questions, parts, which, strict=True):
         if chosen:
-            scores = TokenScores(false.numpy(), said.numpy())
-            chars = false_words(question.asked, scores.falsity, scores.mention)
+            chars = false_words(question.asked, *(score.numpy() for score in scores))
             found.append(chars is not None and covers(chars, question.object))
     return float(np.mean(found)) if found else None
-
-
-def covers(found: tuple[int, int], wanted: tuple[int, int]) -> bool:
-    """Whether one span holds the whole of the other."""
-    return found[0] <= wanted[0] and wanted[1] <= found[1]

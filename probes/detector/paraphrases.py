@@ -1,9 +1,9 @@
-"""More words for the same premises: each fact stated inside sentences that any relation has.
+"""Paraphrases of premises: each fact stated inside sentences that fit any relation.
 
-A probe that has seen a premise in two questions only learns these questions' words along with its
-falsity, and says less of a third. What is stated here is the relation's own cloze, completed; the
-frames around it take it for granted, as a question with a premise does. They are fitted on and
-never scored: which threshold holds is a matter of questions.
+A probe that has seen a premise in two questions only also learns the words of these questions, and
+generalises worse to a third. A paraphrase is the relation's cloze, completed, in a sentence that
+presupposes it as a question does. Paraphrases are fitted on and never scored, because the threshold
+is for questions.
 """
 
 import re
@@ -40,7 +40,7 @@ def framed(premises: Premises) -> Premises:
 
 
 def _inserted(frame: str, statement: str) -> str:
-    """The frame with the statement, capital at the sentence's beginning if no slot stands there."""
+    """The frame with the statement, capitalised where it begins the sentence."""
     if frame.startswith("{statement}"):
         statement = statement[:1].upper() + statement[1:]
     return frame.replace("{statement}", statement)

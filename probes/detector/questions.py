@@ -1,13 +1,14 @@
-"""Questions as a detector reads them: chat-rendered, the question's own tokens, their words.
+"""Questions as a detector reads them: in the chat format, with the question's tokens and words.
 
-At training time it is known where subject and object stand. The *completion* is the last token of
-whichever of the two comes last: only there has the model read all of the premise. At detection
-time nothing is known but the text.
+At training time the positions of subject and object are known. The *completion* is the last token
+of whichever comes last: the first token at which the model has read the whole premise. At detection
+time only the text is known.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from typing import Any
 
 from interp.forward.batch import Span
@@ -42,7 +43,7 @@ class AskedQuestion:
 
     @cached_property
     def word_of(self) -> tuple[int | None, ...]:
-        """Of each of the question's tokens the last word it touches, if any."""
+        """The last word that each of the question's tokens touches, if any."""
         return words_of_tokens(self.words, self.offsets, self.text)
 
     @property
@@ -102,18 +103,15 @@ class BackgroundText:
     group: str | None = None
 
 
-def ask(tokenizer: Any, text: str, *, system: str | None = None) -> AskedQuestion:
+def tokenize_question(tokenizer: Any, text: str, *, system: str | None = None) -> AskedQuestion:
     """A question in the model's chat format. Raises UserError for an empty one."""
     rendered = render_chat(tokenizer, text, system=system)
     encoding = tokenize(tokenizer, rendered)
-    begin = rendered.question_start
-    stripped = text.strip()
-    dropped = text.index(stripped)
-    asked = (begin + dropped, begin + dropped + len(stripped))
-    start, end = token_span(encoding["offset_mapping"], rendered.text, asked, what="question")
-    offsets = tuple(
-        (left - begin, right - begin) for left, right in encoding["offset_mapping"][start:end]
-    )
+    begin, offset_mapping = rendered.question_start, encoding["offset_mapping"]
+    first = begin + len(text) - len(text.lstrip())
+    last = begin + len(text.rstrip())
+    start, end = token_span(offset_mapping, rendered.text, (first, last), what="question")
+    offsets = tuple((left - begin, right - begin) for left, right in offset_mapping[start:end])
     return AskedQuestion(text, tuple(encoding["input_ids"]), (start, end), offsets)
 
 
@@ -123,10 +121,9 @@ def label_questions(
     """Each question with its false object, and then its true-premise twin."""
     kinds: tuple[tuple[PremiseKind, int], ...] = (("false", 1), ("twin", 0))
     found = []
-    for question in questions:
-        for kind, label in kinds:
-            filled = premises.fill(question, kind)
-            asked = ask(tokenizer, filled.text)
-            spans = filled.subject, filled.object
-            found.append(LabelledQuestion(asked, label, question, *spans, counts=counts))
+    for question, (kind, label) in product(questions, kinds):
+        filled = premises.fill(question, kind)
+        asked = tokenize_question(tokenizer, filled.text)
+        spans = filled.subject, filled.object
+        found.append(LabelledQuestion(asked, label, question, *spans, counts=counts))
     return found

@@ -1,4 +1,4 @@
-"""How well a detector does on questions that it was not trained on."""
+"""Scores of a detector on held-out questions."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -27,9 +27,9 @@ class DetectionScore(Displayed):
         n, n_subjects: questions (each with its twin), and subjects, which intervals resample.
         auc: how well the probabilities tell false premises from twins.
         fired_on_false, fired_on_twins: how often it fired.
-        span_covers_object: of the detections on false premises, how often the words found hold the
-            whole false object; None where nothing fired.
-        span_is_object: likewise, how often they are the object and no more.
+        span_covers_object: share of the detections on false premises whose words hold the whole
+            false object; None where nothing fired.
+        span_is_object: share whose words are exactly the object; None where nothing fired.
         calibration_error: expected calibration error of the probabilities.
         curve: the reliability curve behind it, see `probes.reliability`.
     """
@@ -61,34 +61,25 @@ class DetectionScore(Displayed):
 
 @checked
 def score_detections(found: PremiseDetections, *, seed: int = 0) -> DetectionScore:
-    """Score what a detector said of premises; see `probes.detector.detections`.
+    """Score detections on premises; see `probes.detector.detections`.
 
-    Raises UserError for questions about a single subject, over which there is no interval.
+    Raises UserError for questions about a single subject, which give no interval.
     """
-    both = (*found.false, *found.twin)
-    probabilities = np.array([one.probability for one in both])
+    probabilities = np.array([one.probability for one in (*found.false, *found.twin)])
     labels = np.array([1] * len(found.false) + [0] * len(found.twin))
-    auc = auc_with_interval(
-        torch.from_numpy(probabilities).float(),
-        torch.from_numpy(labels),
-        found.subjects * 2,
-        seed=seed,
-    )
+    scores = torch.from_numpy(probabilities).float()
     rates = found.to_dict(seed=seed)
-    fired = [
-        one.char_span == tuple(wanted)
-        for one, wanted in zip(found.false, found.objects, strict=True)
-        if one.fired
-    ]
+    pairs = zip(found.false, found.objects, strict=True)
+    exact = [one.char_span == tuple(wanted) for one, wanted in pairs if one.fired]
     covers = rates["span_covers_object"]
     return DetectionScore(
         n=len(found.false),
         n_subjects=len(set(found.subjects)),
-        auc=auc,
+        auc=auc_with_interval(scores, torch.from_numpy(labels), found.subjects * 2, seed=seed),
         fired_on_false=tuple(rates["fired_on_false"]),
         fired_on_twins=tuple(rates["fired_on_twins"]),
         span_covers_object=None if covers is None else tuple(covers),
-        span_is_object=float(np.mean(fired)) if fired else None,
+        span_is_object=float(np.mean(exact)) if exact else None,
         calibration_error=expected_calibration_error(probabilities, labels),
         curve=reliability(probabilities, labels),
     )

@@ -1,7 +1,7 @@
-"""``train_detector`` and ``detector_for``: a premise detector for a model, from the shipped facts.
+"""``train_detector`` and ``detector_for``: train a premise detector for a model.
 
-The model is asked which facts it knows; questions about these are run once, up to the highest of
-the candidate layers, with the activations on disk while the probes are fitted.
+The model is asked which facts it knows. Questions about these run once, up to the highest candidate
+layer, and their activations stay on disk while the probes are fitted.
 """
 
 import contextlib
@@ -10,6 +10,7 @@ import logging
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import filelock
 
@@ -29,11 +30,10 @@ from probes.detector.detector import SETTINGS, PremiseDetector
 from probes.detector.fit import fit_detector
 from probes.detector.paraphrases import framed
 from probes.detector.questions import (
-    AskedQuestion,
     BackgroundText,
     LabelledQuestion,
-    ask,
     label_questions,
+    tokenize_question,
 )
 from probes.store import store_activations
 
@@ -42,19 +42,19 @@ logger = logging.getLogger(__name__)
 FACTS = 120
 """Facts of each shipped relation that the model is asked about, best known first."""
 WORD_PROBLEMS = 60
-"""Among the texts without a premise."""
+"""Word problems among the texts without a premise."""
 FEWEST_KNOWN = 8
-"""A relation of which the model knows fewer facts is left out."""
+"""Relations of which the model knows fewer facts are left out."""
 LAYERS = (0.4, 0.45, 0.5, 0.55, 0.6)
-"""Candidate layers as shares of the depth: where a model has read the premise."""
+"""Candidate layers, as shares of the depth."""
 FEW_FACTS = 100
-"""Up to so many, questions are made in more words and with more objects, which takes its time."""
+"""With at most this many facts, paraphrases and more false objects are added, which takes time."""
 DEALS = 3
-"""How many false objects each subject gets; the first one's questions count, see `Folds`."""
+"""False objects of each subject; only questions with the first one count, see `Folds`."""
 DEAL_STEP = 1000
-"""Between the seeds of one subject's false objects, so that runs of neighbouring seeds differ."""
+"""Distance of the seeds of one subject's false objects, so that nearby seeds give other runs."""
 VERSION = 2
-"""Of the training; another one makes cached detectors anew."""
+"""Version of the training; cached detectors of another version are trained again."""
 
 
 def shipped_premises(*, facts: int = FACTS, seed: int = 0) -> tuple[Premises, ...]:
@@ -109,14 +109,14 @@ def train_detector(
     """Train a detector of false premises for this model.
 
     Args:
-        premises: questions to train on; the shipped relations by default.
-        known: whether to leave out facts that the model does not know (of premises that have been
-            filtered already it need not be asked again).
+        premises: questions to train on; by default the shipped relations.
+        known: leave out facts that the model does not know. False for premises that have been
+            filtered already.
         layers: candidates, of which cross-validation chooses one; by default some in the middle.
         max_false_alarms: share of true-premise twins, in cross-validation, on which it may fire;
             by default 1 %, and up to 5 % where there are few of them.
-        activations: a directory that keeps the activations for another training; by default they
-            are in a temporary one.
+        activations: directory that keeps the activations for another training; by default a
+            temporary one.
 
     Raises:
         UserError: too few facts or subjects, or activations that are not finite.
@@ -125,22 +125,14 @@ def train_detector(
         stack.enter_context(template_time(template_now()))  # one date in all its prompts
         if activations is None:
             activations = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        options: dict[str, Any] = {"seed": seed, "progress": progress}
         return fit_detector(
-            collect_material(
-                model,
-                premises,
-                activations,
-                known=known,
-                layers=layers,
-                seed=seed,
-                progress=progress,
-            ),
+            collect_material(model, premises, activations, known=known, layers=layers, **options),
             fingerprint=fingerprint(model),
             prompting=prompting_fingerprint(model.tokenizer),
             max_false_alarms=max_false_alarms,
             calibration=calibration,
-            seed=seed,
-            progress=progress,
+            **options,
         )
 
 
@@ -154,10 +146,7 @@ def collect_material(
     seed: int = 0,
     progress: bool = True,
 ) -> DetectorDataset:
-    """What a detector is fitted to: labelled questions, and their activations in ``folder``.
-
-    Arguments and errors as `train_detector`.
-    """
+    """Label questions, and collect their activations in ``folder``; see `train_detector`."""
     chosen = tuple(premises) if premises is not None else shipped_premises(seed=seed)
     if known:
         chosen = known_premises(model, chosen, progress=progress)
@@ -178,10 +167,9 @@ def labelled_questions(
 ) -> tuple[LabelledQuestion, ...]:
     """Every question with a false and with the true object; objects are balanced (`balance`).
 
-    Of few facts, after the questions come the same premises in other words
-    (`probes.detector.paraphrases`), and all of them with further false objects: what a probe should
-    learn of a premise is that subject and object do not go together, and one wrong object a subject
-    can be learned by heart. Many facts, of several relations, bring words and objects enough.
+    With few facts, paraphrases of the premises (`probes.detector.paraphrases`) and further false
+    objects of each subject are added: a probe could memorise a single wrong object, instead of
+    learning that subject and object do not match.
     """
     premises = tuple(premises)
     few = sum(len(one.facts) for one in premises) <= FEW_FACTS
@@ -189,11 +177,13 @@ def labelled_questions(
     for one in premises:
         for asked, counts in ((one, True), (framed(one), False)) if few else ((one, True),):
             for deal in range(DEALS if few else 1):
-                balanced = balanced_questions(asked, seed=seed + DEAL_STEP * deal)
-                labelled = label_questions(
-                    model.tokenizer, asked, balanced, counts=counts and not deal
+                questions = label_questions(
+                    model.tokenizer,
+                    asked,
+                    balanced_questions(asked, seed=seed + DEAL_STEP * deal),
+                    counts=counts and not deal,
                 )
-                found += [each for each in labelled if each.label or not deal]
+                found += [question for question in questions if question.label or not deal]
     return tuple(found)
 
 
@@ -204,22 +194,20 @@ def background_texts(
 
     The word problems are those of the shipped task set `arithmetic` that adapters train on.
     """
-
-    def asked(text: str) -> AskedQuestion:
-        return ask(model.tokenizer, text)
-
-    found = []
+    texts: list[tuple[str, str | None, str | None]] = []
     for one in premises:
         name = one.relation.name
         for fact in one.facts:
             for text in (one.direct(fact), f"{one.cloze(fact)} {fact.object}."):
-                found.append(BackgroundText(asked(text), name, f"{name}/{fact.subject}"))
+                texts.append((text, name, f"{name}/{fact.subject}"))
     path = data_dir() / "tasks" / "arithmetic" / "train.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines()
     step = max(1, len(lines) // WORD_PROBLEMS)
-    for line in lines[::step][:WORD_PROBLEMS]:
-        found.append(BackgroundText(asked(json.loads(line)["prompt"])))
-    return tuple(found)
+    texts += [(json.loads(line)["prompt"], None, None) for line in lines[::step][:WORD_PROBLEMS]]
+    return tuple(
+        BackgroundText(tokenize_question(model.tokenizer, text), name, group)
+        for text, name, group in texts
+    )
 
 
 @checked
@@ -228,8 +216,8 @@ def detector_for(
 ) -> PremiseDetector:
     """The model's own detector: from the user's cache, or trained on the shipped relations.
 
-    The cache is `interp.models.cache_root`'s, one directory for a model with its tokenizer and chat
-    template, whatever date that writes. Two processes may ask at once: one trains, the other waits.
+    The cache, below `interp.models.cache_root`, has one directory for each model with its tokenizer
+    and chat template. If two processes ask at once, one trains and the other waits.
 
     Raises:
         UserError: what `train_detector` refuses, or a cache that cannot be written.

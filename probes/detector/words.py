@@ -1,9 +1,8 @@
-"""Words of a question, and which tokens they are made of.
+"""Words of a question, and the tokens that they consist of.
 
-A probe says something of tokens; people, and constraints, mean words. A word is a run of letters,
-digits and marks, with the hyphens, apostrophes and full stops inside it; so "Côte d'Ivoire" is two
-words, and "St. Louis" two. Chinese and Japanese characters, between which no space stands, are
-words one by one.
+A word is a run of letters, digits and marks, with the hyphens, apostrophes and full stops inside
+it: "Côte d'Ivoire" is two words, and "St. Louis" is two. Every Chinese or Japanese character is a
+word, because no spaces separate them.
 """
 
 import re

@@ -17,7 +17,7 @@ from interp.explore.serve import address_of, make_server
 from interp.figures.tables import where
 from interp.interventions import Detection
 from interp.models import HookedModel
-from probes.detector.questions import ask
+from probes.detector.questions import tokenize_question
 
 DESKTOP, PHONE = 1280, 390
 HOSTILE = "<script>alert(1)</script></script><img src=x onerror=alert(1)>"
@@ -37,7 +37,9 @@ class Finder:
         if found is None or (city is not None and city[1] == found[1]):
             return Detection(False, 0.25)
         chars = found.span()
-        return Detection(True, 0.75, chars, ask(model.tokenizer, text).tokens_at(chars))
+        return Detection(
+            True, 0.75, chars, tokenize_question(model.tokenizer, text).tokens_at(chars)
+        )
 
 
 @pytest.fixture(scope="module")

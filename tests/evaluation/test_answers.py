@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from interp.evaluation import AnswerPair
-from interp.evaluation.answers import answer_pairs, ask, mention_rates
+from interp.evaluation.answers import answer_pairs, baseline_answers, mention_rates
 from interp.heads import HeadSet
 from interp.interventions import Constraint
 from interp.models import HookedModel
@@ -56,7 +56,7 @@ def test_the_planted_model_names_the_false_object_until_it_is_constrained(
     site: Any,
 ) -> None:
     premises = planted_premises.first(6)
-    asked = ask(planted, premises, "false_premise", max_new_tokens=2, progress=False)
+    asked = baseline_answers(planted, premises, "false_premise", max_new_tokens=2, progress=False)
     constraint = Constraint(HeadSet((planted_heads[site],), site))
     pairs = answer_pairs(planted, asked, constraint, max_new_tokens=2, progress=False)
     assert [(one.subject, one.template) for one in pairs] == [
@@ -73,19 +73,17 @@ def test_the_planted_model_names_the_false_object_until_it_is_constrained(
 
 
 def test_twins_ask_about_the_true_object(planted: HookedModel, planted_premises: Premises) -> None:
-    asked = ask(
+    asked = baseline_answers(
         planted, planted_premises.first(3), "true_premise", max_new_tokens=1, progress=False
     )
-    for question, text, span, answer in zip(
-        asked.questions, asked.texts, asked.spans, asked.baseline, strict=True
-    ):
-        assert text[slice(*span)] == question.true_object
+    for question, filled, answer in zip(asked.questions, asked.filled, asked.baseline, strict=True):
+        assert filled.text[slice(*filled.object)] == question.true_object
         assert answer == question.true_object
 
 
 def test_no_heads_leave_the_answers_as_they_are(tiny_gpt2: HookedModel) -> None:
     premises = load_premises("capitals", limit=3).with_templates(["why", "famous"])
-    asked = ask(tiny_gpt2, premises, "false_premise", max_new_tokens=5, progress=False)
+    asked = baseline_answers(tiny_gpt2, premises, "false_premise", max_new_tokens=5, progress=False)
     pairs = answer_pairs(
         tiny_gpt2, asked, Constraint(HeadSet(())), max_new_tokens=5, progress=False
     )
@@ -98,7 +96,7 @@ def test_another_name_of_the_true_object_counts(
 ) -> None:
     facts = [Fact("city0", "land9", also_true=("land0",)), *planted_premises.facts[1:5]]
     premises = planted_premises.with_facts(facts).with_templates(["why"])
-    asked = ask(planted, premises, "false_premise", max_new_tokens=1, progress=False)
+    asked = baseline_answers(planted, premises, "false_premise", max_new_tokens=1, progress=False)
     constraint = Constraint(HeadSet((planted_heads["attention"],), "attention"))
     first = answer_pairs(planted, asked, constraint, max_new_tokens=1, progress=False)[0]
     assert first.constrained == "land0"

@@ -164,7 +164,7 @@ def test_the_seed_decides_the_null(tiny_llama: HookedModel) -> None:
     ("options", "message"),
     [
         ({"gate": "guess"}, "unknown gate 'guess'; known: oracle, probe"),
-        ({"random_sets": 5}, "a null of 5 random sets says little: 20 or 0"),
+        ({"random_sets": 5}, "random_sets is 5: give 20 or more, or 0"),
         ({"heads": [(9, 9)]}, r"head \(9, 9\) does not exist"),
         ({"heads": HeadSet(((0, 0),), "attention"), "site": "output"}, "chosen for site"),
         (

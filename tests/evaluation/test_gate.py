@@ -24,6 +24,7 @@ from interp.premises import Premises
 from interp.premises.encode import encode_premises, encode_question, token_span, tokenize
 from interp.premises.questions import QuestionKind
 from probes.detector.detect import detect_premises
+from probes.detector.detections import PremiseDetections
 
 OPTIONS: dict[str, Any] = {"random_sets": 0, "progress": False}
 
@@ -199,12 +200,16 @@ def test_a_span_that_the_scored_prompt_does_not_have_is_told(
     length = len(
         encode_question(planted.tokenizer, premises.fill(premises.questions()[0], "false")).tokens
     )
-    quiet = [Detection(False, 0.0)] * (len(premises) - 1)
-    fine = Detection(True, 0.9, (0, 1), (0, 2))
-    assert cloze_spans(planted, premises, encoded, "false", [fine, *quiet])[0] == (0, 2)
-    beyond = Detection(True, 0.9, (0, 1), (length, length + 1))
+
+    def spans_with(span: tuple[int, int]) -> Any:
+        first, quiet = Detection(True, 0.9, (0, 1), span), Detection(False, 0.0)
+        found = (first, *[quiet] * (len(premises) - 1))
+        detections = PremiseDetections(found, found, ((0, 1),) * len(found), encoded.subjects)
+        return cloze_spans(planted, premises, encoded, kind="false", detections=detections)
+
+    assert spans_with((0, 2))[0] == (0, 2)
     with pytest.raises(UserError, match="is not in the prompt with the opening of an answer"):
-        cloze_spans(planted, premises, encoded, "false", [beyond, *quiet])
+        spans_with((length, length + 1))
 
 
 def test_generate_asks_the_detector(
@@ -228,7 +233,7 @@ def test_generate_asks_the_detector(
     assert oracle == question.true_object
     with pytest.raises(UserError, match="finds the false object itself: leave it out"):
         interp.generate(planted, false, heads=heads, gate="probe", false_object="x")
-    with pytest.raises(UserError, match=r"say which words may be false .* \(gate='probe'\)"):
+    with pytest.raises(UserError, match=r"give the words that may be false .* \(gate='probe'\)"):
         interp.generate(planted, false, heads=heads)
     with pytest.raises(UserError, match="'nowhere' is not found in the question"):
         interp.generate(planted, false, heads=heads, false_object="nowhere")

@@ -62,14 +62,19 @@ def test_the_planted_head_turns_every_preference(
         planted,
         encoded,
         "false",
-        Constraint(chosen),
-        [HeadSet((), site), chosen, others],
+        constraint=Constraint(chosen),
+        sets=[HeadSet((), site), chosen, others],
         progress=False,
     )
     assert found.accuracy.tolist() == [0.0, 1.0, 0.0]
     assert found.subjects == encoded.subjects
     twin = preference(
-        planted, encoded, "twin", Constraint(chosen), [HeadSet((), site), chosen], progress=False
+        planted,
+        encoded,
+        "twin",
+        constraint=Constraint(chosen),
+        sets=[HeadSet((), site), chosen],
+        progress=False,
     )
     assert twin.accuracy.tolist() == [1.0, 1.0]
     # On the twin the head copies the true object: without it the answer is less sure.
@@ -83,7 +88,13 @@ def test_the_numbers_are_those_of_whole_runs(tiny_llama: HookedModel) -> None:
     none = HeadSet(())
     for kind in ("false", "twin"):
         found = preference(
-            tiny_llama, encoded, kind, constraint, [none], budget=1_000_000, progress=False
+            tiny_llama,
+            encoded,
+            kind,
+            constraint=constraint,
+            sets=[none],
+            budget=1_000_000,
+            progress=False,
         )
         with torch.no_grad():
             logits = last_logits(tiny_llama, encoded.batch(kind))[:, -1]

@@ -95,7 +95,7 @@ def test_the_table_names_tokens_and_spans(tiny_llama: HookedModel) -> None:
 
 def test_mistakes_are_said(tiny_llama: HookedModel) -> None:
     cases: tuple[tuple[dict[str, Any], str], ...] = (
-        ({"against": "Rome"}, "give toward as well"),
+        ({"against": "Rome"}, "against needs toward"),
         ({"toward": "Rome", "against": "Rome"}, "same tokens"),
     )
     for options, message in cases:

@@ -59,7 +59,12 @@ def test_gain_and_cost_of_every_setting(planted: HookedModel, planted_premises: 
     encoded = encode_premises(planted.tokenizer, premises)
     chosen = HeadSet((effects["output"].ranked()[0],))
     twin = preference(
-        planted, encoded, "twin", Constraint(chosen), [HeadSet(()), chosen], progress=False
+        planted,
+        encoded,
+        "twin",
+        constraint=Constraint(chosen),
+        sets=[HeadSet(()), chosen],
+        progress=False,
     )
     cost = (twin.p_true[:, 0] - twin.p_true[:, 1]).mean()
     assert by.loc[("output", "zero", 1), "cost"] == pytest.approx(cost)

@@ -11,7 +11,7 @@ from interp.evaluation.baselines.method_score import score
 from interp.evaluation.baselines.steering import (
     Steering,
     steer,
-    steered_columns,
+    steered_positions,
     steered_preference,
 )
 from interp.forward.generate import generate_tokens
@@ -47,7 +47,7 @@ def test_columns_by_hand() -> None:
     """Two prompts of 3 and 5 tokens, whose bare questions have 2 and 4."""
     batch = TokenBatch.from_lists([[1, 2, 3], [1, 2, 3, 4, 5]])
     columns = [
-        steered_columns(place, batch, [(0, 1), (1, 3)], [2, 4]).int().tolist()  # type: ignore[arg-type]
+        steered_positions(place, batch, [(0, 1), (1, 3)], lengths=[2, 4]).int().tolist()  # type: ignore[arg-type]
         for place in PLACES
     ]
     assert columns == [
@@ -64,7 +64,7 @@ def test_a_sweep_is_whole_runs_with_the_vectors_added(
 ) -> None:
     steering = steering_of(tiny_llama, component, place)
     encoded = encode_premises(tiny_llama.tokenizer, premises)
-    found = steered_preference(tiny_llama, premises, steering, "false", progress=False)
+    found = steered_preference(tiny_llama, premises, steering, kind="false", progress=False)
     lengths = [len(one.tokens) for one in bare_prompts(tiny_llama, premises)]
     for index, item in enumerate(encoded.items):
         start, end = {
@@ -91,7 +91,7 @@ def test_a_sweep_is_whole_runs_with_the_vectors_added(
         difference = logits[item.true_token] - logits[item.false_token]
         assert found.logit_difference[index, 0] == pytest.approx(float(difference), abs=1e-4)
     plain = steered_preference(
-        tiny_llama, premises, steering.with_strength(0.0), "false", progress=False
+        tiny_llama, premises, steering.with_strength(0.0), kind="false", progress=False
     )
     assert np.abs(found.logit_difference - plain.logit_difference).max() > 0.05
 
@@ -119,7 +119,7 @@ def test_decoding_is_steered_as_whole_runs_are(
         ids = list(prompt.tokens)
         for _ in range(4):
             batch = TokenBatch.from_lists([ids])
-            at = steered_columns(place, batch, [prompt.object], [len(prompt.tokens)])
+            at = steered_positions(place, batch, [prompt.object], lengths=[len(prompt.tokens)])
             with torch.no_grad(), steer(tiny_llama, steering, at):
                 ids.append(int(last_logits(tiny_llama, batch)[0, -1].argmax()))
         new = tiny_llama.tokenizer.decode(ids[len(prompt.tokens) :], skip_special_tokens=True)

@@ -183,11 +183,11 @@ def test_bad_input(tiny_llama: HookedModel) -> None:
     premises = load_premises("capitals", limit=2)
     with pytest.raises(UserError, match="at least 2 sampled answers, not 1"):
         uncertainty(tiny_llama, premises, n_samples=1, progress=False)
-    with pytest.raises(UserError, match="the temperature is above zero, not 0"):
+    with pytest.raises(UserError, match="temperature must be above zero, not 0"):
         scored_answers(tiny_llama, [[1]], temperature=0.0, progress=False)
     with pytest.raises(UserError, match="no answers"):
         cluster_entropy([])
-    with pytest.raises(UserError, match="similarity lies above 0"):
+    with pytest.raises(UserError, match="similarity must be above 0"):
         word_clusters(["a", "b"], "c", similarity=0.0)
     with pytest.raises(UserError, match="only label 1 occurs"):
         by_hand([1.0, 2.0]).auc([True, True])

@@ -14,7 +14,7 @@ from interp.heads import HeadSet, load_effects
 from interp.interventions import Constraint, Detection
 from interp.interventions.head_constraint import Mode
 from interp.models import HookedModel
-from probes.detector.questions import ask as read_question
+from probes.detector.questions import tokenize_question as read_question
 
 QUESTION = "Why is city3 the capital of land5?"
 READER = HeadSet(((1, 2),), "attention")

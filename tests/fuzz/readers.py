@@ -79,7 +79,9 @@ def _spans(folder: Path) -> None:
     for tokenizer in seeds.tokenizers():
         rendered = render_chat(tokenizer, asked.get("question", ""), asked.get("answer", ""))
         encoding = tokenize(tokenizer, rendered)
-        named_span(asked.get("question", ""), asked.get("false_object"), rendered, encoding)
+        named_span(
+            asked.get("question", ""), asked.get("false_object"), rendered, encoding=encoding
+        )
 
 
 def _encoded(folder: Path) -> None:

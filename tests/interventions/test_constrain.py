@@ -190,7 +190,7 @@ def test_a_mistake_is_told_before_any_hook_is_on(
         pytest.raises(UserError, match=message),
         constrain(tiny_llama, given.pop("heads"), **given),
     ):
-        raise AssertionError("the context must not be entered")
+        raise AssertionError("the constrain must not be entered")
 
 
 @torch.no_grad()

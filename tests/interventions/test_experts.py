@@ -39,7 +39,7 @@ GATES = torch.tensor([[0.0, 0.25, 0.75, 0.0], [0.5, 0.0, 0.0, 0.5]])
 )
 def test_gates_by_hand(mode: Any, experts: list[int], factor: float, expected: Any) -> None:
     before = GATES.clone()
-    assert edit_gates(GATES, experts, mode, factor).tolist() == expected
+    assert edit_gates(GATES, experts, mode, factor=factor).tolist() == expected
     assert torch.equal(GATES, before)
 
 
@@ -77,8 +77,8 @@ def test_gates_obey_their_laws(values: list[float], one: int, other: int) -> Non
     a, b = one % len(values), other % len(values)
     off = edit_gates(gates, [a], "off")
     assert torch.equal(edit_gates(off, [a], "off"), off)
-    assert torch.equal(edit_gates(gates, [a], "scale", 1.0), gates)
-    assert torch.equal(edit_gates(gates, [a], "scale", 0.0), off)
+    assert torch.equal(edit_gates(gates, [a], "scale", factor=1.0), gates)
+    assert torch.equal(edit_gates(gates, [a], "scale", factor=0.0), off)
     assert edit_gates(gates, [a], "force").sum() == 1
     if a != b:
         assert torch.equal(edit_gates(edit_gates(gates, [a, b], "swap"), [a, b], "swap"), gates)
@@ -293,7 +293,7 @@ def test_experts_that_the_model_does_not_have_are_told(
         pytest.raises(UserError, match=message),
         constrain(experts_model, ExpertConstraint(experts)),
     ):
-        raise AssertionError("the context must not be entered")
+        raise AssertionError("the constrain must not be entered")
 
 
 def test_a_model_without_experts_is_told(tiny_llama: HookedModel) -> None:
@@ -301,4 +301,4 @@ def test_a_model_without_experts_is_told(tiny_llama: HookedModel) -> None:
         pytest.raises(UserError, match=r"no MoELoRA experts: hook .* interp.moelora.hooked"),
         constrain(tiny_llama, ExpertConstraint([(NAME, 0)])),
     ):
-        raise AssertionError("the context must not be entered")
+        raise AssertionError("the constrain must not be entered")

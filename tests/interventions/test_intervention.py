@@ -1,4 +1,4 @@
-"""Interventions as values; and held together on a model, as by one context inside another."""
+"""Interventions as values; and held together on a model, as by one constrain inside another."""
 
 from typing import Any
 
@@ -88,7 +88,7 @@ def test_it_can_be_looked_at() -> None:
 
 def test_it_is_made_from_whatever_constrain_takes() -> None:
     assert Intervention.of([(0, 1), (1, 2)]) == Intervention.of(HEADS)
-    assert Intervention.of([(1, 3)], "attention", "scale", 0.5) == Intervention.of(CUT)
+    assert Intervention.of([(1, 3)], "attention", mode="scale", factor=0.5) == Intervention.of(CUT)
     assert Intervention.of(Intervention.of(CUT), gate="probe").gate == "probe"
     with pytest.raises(UserError, match="unknown gate 'guess'; known: oracle, probe"):
         check_gate("guess")
@@ -101,7 +101,7 @@ def test_it_is_made_from_whatever_constrain_takes() -> None:
         (CUT, ExpertConstraint(EXPERTS.pairs, "force")),
         (HEADS, AT_SPANS),
         (CUT, AT_SPANS),
-        # A resampled run has other prompts, in which the outer context would know no spans.
+        # A resampled run has other prompts, in which the outer constrain would know no spans.
         (Constraint(HEADS.heads, "resample"), EXPERTS),
     ],
 )
@@ -231,6 +231,6 @@ def test_places_are_asked_for_where_they_are_needed(experts_model: HookedModel) 
             pytest.raises(UserError, match="needs to know where the false object is"),
             constrain(experts_model, what),
         ):
-            raise AssertionError("the context must not be entered")
+            raise AssertionError("the constrain must not be entered")
     with constrain(experts_model, Intervention()) as model:
         assert model is experts_model

@@ -7,8 +7,8 @@ import torch
 
 from interp.errors import UserError
 from interp.heads import HeadSet
-from interp.interventions import Constraint, constrain, places_at
-from interp.interventions.object_positions import places_of_premises
+from interp.interventions import Constraint, constrain, positions_at
+from interp.interventions.object_positions import positions_in_premises
 from interp.models import HookedModel
 from interp.patching import TokenBatch, last_logits
 from interp.premises import Premises, load_premises
@@ -95,7 +95,7 @@ def test_a_detector_that_finds_nothing_changes_nothing(model: HookedModel) -> No
         ([(0, 1)], "1 spans for 2 prompts"),
         ([(0, 1), (2, 9)], r"span \[2, 9\) of prompt 1 is not in its 3 tokens"),
         ([(1, 1), (0, 1)], r"span \[1, 1\) of prompt 0"),
-        (torch.ones(2, 9, dtype=torch.bool), "the mask of places"),
+        (torch.ones(2, 9, dtype=torch.bool), "the mask at= has shape"),
     ],
 )
 @torch.no_grad()
@@ -115,7 +115,7 @@ def test_every_copy_of_a_prompt_has_its_span() -> None:
     tokens = torch.tensor([[5, 6, 7], [5, 6, 7], [5, 8, 9], [5, 8, 9]])
     mask = torch.ones_like(tokens, dtype=torch.bool)
     for at in ([(1, 2), (2, 3)], torch.tensor([[0, 1, 0], [0, 0, 1]])):
-        found = places_at(at)(tokens, mask)
+        found = positions_at(at)(tokens, mask)
         assert found.tolist() == [[False, True, False]] * 2 + [[False, False, True]] * 2
 
 
@@ -123,12 +123,12 @@ def test_rows_that_are_no_copies_are_refused() -> None:
     tokens = torch.tensor([[5, 6, 7], [5, 6, 8]])
     mask = torch.ones_like(tokens, dtype=torch.bool)
     with pytest.raises(UserError, match="1 spans for 2 prompts"):
-        places_at([(1, 2)])(tokens, mask)
+        positions_at([(1, 2)])(tokens, mask)
 
 
 def test_premises_must_be_encoded() -> None:
     with pytest.raises(UserError, match="encoded is a EncodedPremises, not 'capitals'"):
-        places_of_premises("capitals")  # type: ignore[arg-type]
+        positions_in_premises("capitals")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("site", ["output", "attention"])

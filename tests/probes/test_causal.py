@@ -107,8 +107,8 @@ def test_without_the_planted_mark_the_answer_is_the_constraints(
         planted,
         encoded,
         "false",
-        constraint,
-        [HeadSet((), "attention"), constraint.heads],
+        constraint=constraint,
+        sets=[HeadSet((), "attention"), constraint.heads],
         progress=False,
     ).logit_difference
     agreement = found.agreement(values[:, 1] - values[:, 0])
@@ -166,7 +166,7 @@ def test_bad_input(planted: HookedModel, planted_premises: Premises) -> None:
     for wrong, options, fault in (
         (probe, {"removal": "half"}, "unknown removal 'half'; known: component, score"),
         (probe, {"kind": "masked"}, "unknown kind 'masked'; known: false, twin"),
-        (probe, {"n_random": 19}, "a null of 19 random directions says little"),
+        (probe, {"n_random": 19}, "n_random is 19: the null needs at least 20"),
         (replace(probe, fingerprint="x" * 64), {}, "fitted on model xxxxxxxxxxxx"),
         (replace(probe, weight=torch.zeros(planted.cfg.d_model)), {}, "weight is zero"),
     ):

@@ -30,7 +30,7 @@ from probes.detector.fit import (
     fit_detector,
     lowest_threshold,
 )
-from probes.detector.questions import ask, label_questions
+from probes.detector.questions import label_questions, tokenize_question
 from probes.detector.train import candidate_layers, collect_material, labelled_questions
 
 QUESTION = "Why is Paris the capital of Germany?"
@@ -39,7 +39,7 @@ SIGNS = 1.0 - 2.0 * (torch.arange(32) % 3 == 0)
 
 def made_for(model: Any, question: str, word: str) -> PremiseDetector:
     """Weights that give +5 at the word's last token of this question and −5 at all others."""
-    asked = ask(model.tokenizer, question)
+    asked = tokenize_question(model.tokenizer, question)
     (chunk,) = read_activations(model, [asked.to_read], layers=[1], progress=False)
     values = chunk.values["resid_post"][:, 0].double()
     wanted = torch.full((len(values),), -5.0, dtype=torch.float64)
@@ -70,7 +70,7 @@ def test_it_fires_where_it_was_made_to(detector, tiny_llama):
     assert found.probability == pytest.approx(1 / (1 + np.exp(-5)), abs=1e-3)
     assert found.char_span is not None
     assert QUESTION[slice(*found.char_span)] == "Germany"
-    asked = ask(tiny_llama.tokenizer, QUESTION)
+    asked = tokenize_question(tiny_llama.tokenizer, QUESTION)
     assert found.token_span is not None
     tokens = asked.tokens[slice(*found.token_span)]
     assert tiny_llama.tokenizer.decode(tokens).strip() == "Germany"
@@ -92,8 +92,8 @@ def test_batches_and_neighbours_do_not_matter(detector, tiny_llama):
 
 
 def test_a_system_prompt_moves_the_tokens_only(detector, tiny_llama):
-    asked = ask(tiny_llama.tokenizer, QUESTION, system="Be brief. Be very brief.")
-    plain = ask(tiny_llama.tokenizer, QUESTION)
+    asked = tokenize_question(tiny_llama.tokenizer, QUESTION, system="Be brief. Be very brief.")
+    plain = tokenize_question(tiny_llama.tokenizer, QUESTION)
     assert asked.offsets == plain.offsets
     assert asked.span[0] != plain.span[0]
     (found,) = detector.detect(
@@ -141,7 +141,7 @@ def test_save_and_load(detector, tiny_llama, tiny_gpt2, tmp_path):
         lambda: PremiseDetector.load(folder, model=tiny_gpt2),
         lambda: detector.detect(tiny_gpt2, [QUESTION], progress=False),
     ):
-        with pytest.raises(UserError, match=r"the detector belongs to model .* train one on this"):
+        with pytest.raises(UserError, match=r"the detector was fitted on model .* fit one on this"):
             use()
 
 
@@ -217,7 +217,6 @@ def material(questions: Any, strength: float) -> DetectorDataset:
         "store": PlantedStore(questions, (), strength),
         "prompts": None,
         "background": (),
-        "background_prompts": None,
     }.items():
         object.__setattr__(found, name, value)
     found.__post_init__()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import interp.models
-import probes.layers
+import probes.labelled_activations
 from interp.errors import UserError
 from interp.models import HookedModel
 from interp.premises import Split, load_premises
@@ -48,7 +48,7 @@ def random_map(tiny_llama: HookedModel, split: Split) -> ProbeMap:
 @pytest.fixture
 def planted(monkeypatch: pytest.MonkeyPatch) -> None:
     """False premises shifted along one dense direction, in layer 1 only."""
-    collect = probes.layers.collect_activations
+    collect = probes.labelled_activations.collect_activations
 
     def shifted(model: Any, encoded: Any, kind: Any, **options: Any) -> torch.Tensor:
         values = collect(model, encoded, kind, **options)
@@ -56,7 +56,7 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> None:
             values[:, list(options["layers"]).index(1)] += 20 * SIGNS
         return values
 
-    monkeypatch.setattr(probes.layers, "collect_activations", shifted)
+    monkeypatch.setattr(probes.labelled_activations, "collect_activations", shifted)
 
 
 def test_a_row_and_a_probe_for_each_layer(random_map, tiny_llama, split):

@@ -6,14 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from interp.errors import UserError
-from probes.detector.questions import ask
+from probes.detector.questions import tokenize_question
 from probes.detector.span import false_words
 from probes.detector.words import word_spans, words_of_tokens
 
 
 def found(tokenizer, text: str, falsest: str, likely: dict[str, float]) -> str | None:
     """The words found when the falsity probe is highest in one word, the other as given."""
-    asked = ask(tokenizer, text)
+    asked = tokenize_question(tokenizer, text)
     falsity, mention = np.full(len(asked.offsets), -5.0), np.full(len(asked.offsets), -5.0)
     for token, word in enumerate(asked.word_of):
         if word is not None:
@@ -81,7 +81,7 @@ def test_tokens_of_words():
 
 @given(st.text(min_size=1, max_size=40).filter(lambda text: text.strip() != ""))
 def test_any_question_can_be_asked(text):
-    asked = ask(TOKENIZER, text)
+    asked = tokenize_question(TOKENIZER, text)
     assert asked.span[1] - asked.span[0] == len(asked.offsets) == len(asked.word_of)
     for span in asked.words:
         start, end = asked.tokens_at(span)
@@ -97,4 +97,4 @@ def _tokenizer(chat_tokenizer):
 def test_an_empty_question(chat_tokenizer):
     for text in ("", "  \n"):
         with pytest.raises(UserError, match="the question is empty"):
-            ask(chat_tokenizer, text)
+            tokenize_question(chat_tokenizer, text)

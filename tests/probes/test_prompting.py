@@ -98,7 +98,7 @@ def test_files_of_older_versions_are_read(tmp_path: Path, caplog: pytest.LogCapt
     write_json(folder / "detector.json", content)
     with caplog.at_level(logging.WARNING):
         assert PremiseDetector.load(folder, model=made(template=None)).prompting is None
-    assert "of an older version, which did not note tokenizer and chat template" in caplog.text
+    assert "of an older version, which does not name tokenizer and chat template" in caplog.text
     path = probe_of(model).save(tmp_path / "probe.safetensors")
     tensors, said = read_tensor_file(path)
     keys = ("layer", "hook", "position", "fingerprint", "head")

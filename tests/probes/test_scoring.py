@@ -169,7 +169,7 @@ def test_bad_input():
             labels,
             names(range(12)),
         )
-    with pytest.raises(UserError, match="an interval over one subject says nothing"):
+    with pytest.raises(UserError, match="an interval needs at least two subjects"):
         auc_with_interval(activations[:, 0], labels, ["a"] * 12)
     with pytest.raises(UserError, match="12 prompts but 1 subjects"):
         auc_with_interval(activations[:, 0], labels, ["a"])

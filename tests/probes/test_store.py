@@ -106,7 +106,7 @@ def test_an_interrupted_store_is_no_store(tiny_llama, tmp_path, monkeypatch):
 
 
 def test_bad_input(tiny_llama, tmp_path):
-    with pytest.raises(UserError, match="at least one token, not 0"):
+    with pytest.raises(UserError, match="shard_tokens is at least 1, not 0"):
         make(tiny_llama, tmp_path, shard_tokens=0)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):

@@ -91,7 +91,13 @@ def test_the_embedded_model_gives_the_same_values(smollm: HookedModel) -> None:
         with using_threads(threads):
             searched = locate_heads(smollm, encoded, budget=budget and 4 * budget, progress=False)
             swept = preference(
-                smollm, encoded, "false", Constraint(sets[1]), sets, budget=budget, progress=False
+                smollm,
+                encoded,
+                "false",
+                constraint=Constraint(sets[1]),
+                sets=sets,
+                budget=budget,
+                progress=False,
             )
         found.append((both(searched), torch.from_numpy(swept.logit_difference)))
     (effects, preferred), *others = found

@@ -1,9 +1,9 @@
-"""What can be done about a false premise, as values that ``method_score.score`` scores.
+"""Treatments of a false premise, as values that ``method_score.score`` scores.
 
 Nothing (``NoIntervention``), a system prompt (``SystemPrompt``), steering
 (``interp.evaluation.baselines.steering``), a constraint at the known object (``Constraint``),
-random heads under the same constraint (``RandomHeads``), or the constraint where a detector says
-that the premise is false (``Gated``).
+random heads under the same constraint (``RandomHeads``), or the constraint where a detector finds a
+false premise (``Gated``).
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ NULL_SETS = 10
 
 @dataclass(frozen=True)
 class NoIntervention:
-    """The model as it is."""
+    """The unchanged model."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class SystemPrompt:
 
 @dataclass(frozen=True)
 class RandomHeads:
-    """The constraint on random heads, as many in each layer; answers are those of the first set."""
+    """The constraint on random heads, matched per layer; answers are those of the first set."""
 
     constraint: Constraint
     n_sets: int = NULL_SETS
@@ -45,7 +45,7 @@ class RandomHeads:
 
 @dataclass(frozen=True)
 class Gated:
-    """The constraint where the detector fires, on the span that it finds (None: the model's)."""
+    """The constraint at the span where a detector fires; by default the model's own detector."""
 
     constraint: Constraint
     detector: Detector | None = None
@@ -55,9 +55,9 @@ Method = NoIntervention | SystemPrompt | Steering | Constraint | RandomHeads | G
 
 
 def interventions_of(model: HookedModel, treatment: Method) -> tuple[Intervention, ...]:
-    """The interventions that a treatment compares: one for each random draw, otherwise one.
+    """The interventions of a treatment: one for each random draw, otherwise one.
 
-    A model that is as it is has the empty one; so has steering, which is no intervention.
+    The intervention is empty for a system prompt, for steering, and for ``NoIntervention``.
     """
     if isinstance(treatment, Constraint):
         return (Intervention.of(treatment),)

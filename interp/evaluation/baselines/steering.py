@@ -1,6 +1,6 @@
-"""Steering: adding fixed vectors to activations while the model runs, as a value.
+"""Steering: add fixed vectors to activations while the model runs.
 
-The baselines that a constraint of heads has to beat. Two kinds are in use, and one type holds both:
+Steering is the baseline of constraints on heads. One type holds both kinds in use:
 
 * difference of means on the residual stream (Marks & Tegmark, arXiv 2310.06824; Zou et al.,
   arXiv 2310.01405): ``component`` ``resid_post``, one unit a layer;
@@ -8,8 +8,8 @@ The baselines that a constraint of heads has to beat. Two kinds are in use, and 
   a unit for each head.
 
 ``value ← value + strength · vector`` at the chosen tokens: the ``object`` of the question; ``all``
-tokens; or the ``answer``, from the prompt's last token on, which is where the next token of an
-answer is decided. The last two go on while decoding.
+tokens; or the ``answer``, from the prompt's last token on, where the answer's first token is
+predicted. The last two also act while decoding.
 """
 
 from collections.abc import Iterator, Sequence
@@ -41,13 +41,13 @@ SteeringPlace = Literal["object", "all", "answer"]
 
 @dataclass(frozen=True, eq=False)
 class Steering:
-    """Vectors, and where they are added.
+    """Vectors, and the units and tokens to which they are added.
 
     Attributes:
-        vectors: Float[layer unit width], what strength 1 adds to each unit of every layer.
+        vectors: Float[layer unit width], added to each unit of every layer with strength 1.
         units: the (layer, unit) that are steered; unit 0 is a layer's residual stream.
         component: ``resid_post`` (the residual stream) or ``z`` (heads' outputs).
-        place: the tokens: those of the ``object``, ``all``, or those of the ``answer``.
+        place: the tokens: ``object``, ``all``, or ``answer``.
         strength: multiplies the vectors.
         chosen_by: how units and strength were chosen.
     """
@@ -60,9 +60,7 @@ class Steering:
     chosen_by: str = "by hand"
 
     def __post_init__(self) -> None:
-        if self.component not in get_args(SteeredComponent):
-            known = ", ".join(get_args(SteeredComponent))
-            raise UserError(f"{self.component!r} cannot be steered; known: {known}")
+        check_choice("component", self.component, get_args(SteeredComponent))
         check_choice("place", self.place, get_args(SteeringPlace))
         if not bool(self.vectors.isfinite().all()) or not abs(self.strength) < float("inf"):
             raise UserError("steering vectors and their strength must be finite")
@@ -75,12 +73,8 @@ class Steering:
         """The same steering, weaker or stronger."""
         return replace(self, strength=strength)
 
-    def with_units(self, units: tuple[Unit, ...]) -> "Steering":
-        """The same vectors, added to other units."""
-        return replace(self, units=units)
-
     def edit(self, at: Bool[Tensor, "prompt pos"]) -> ActivationEdit:
-        """As an edit at some columns, for sweeps over sets of units."""
+        """The edit at some positions, for sweeps over sets of units."""
         shape = (len(self.vectors), *at.shape, *self.vectors.shape[1:])
         added = (self.strength * self.vectors).to(at.device)[:, None, None].expand(shape)
         return ActivationEdit(at, added, scale=1.0, component=self.component)
@@ -91,10 +85,10 @@ def steer(model: HookedModel, steering: Steering, at: Bool[Tensor, "prompt pos"]
     """Steer one batch of prompts, and what is decoded after it, while the context is open.
 
     Args:
-        at: the columns of the batch to steer; decoding is steered unless the place is the object.
+        at: the positions to steer; decoding is steered unless ``place`` is ``object``.
 
     Raises:
-        UserError: a unit that the model does not have, or a run of other prompts than ``at``'s.
+        UserError: a unit that the model does not have, or a run on other prompts than ``at``'s.
     """
     check_units(model, steering.units, steering.component)
     layers = sorted({layer for layer, _ in steering.units})
@@ -103,40 +97,37 @@ def steer(model: HookedModel, steering: Steering, at: Bool[Tensor, "prompt pos"]
 
 
 def _hook(steering: Steering, at: Bool[Tensor, "prompt pos"], layer: int) -> Hook:
-    """The hook of one layer: the steering's edit of a prefill, and of every decoding step."""
+    """The hook of one layer: the edit of the prefill, and of every decoding step."""
     rows = torch.arange(len(at), device=at.device)
     units = at.new_zeros(len(at), steering.vectors.shape[1])
-    units[:, [unit for of_layer, unit in steering.units if of_layer == layer]] = True
+    units[:, [unit for at_layer, unit in steering.units if at_layer == layer]] = True
     name, prefill = steering.edit(at).hook(layer, rows, units, 0)
-    # A decoding step has one column, which comes after the object.
+    # A decoding step has one position, which comes after the object.
     _, decode = steering.edit(at.new_full((len(at), 1), steering.place != "object")).hook(
         layer, rows, units, 0
     )
 
     def add(value: Tensor, hook: Any) -> Any:
-        n_rows, columns = value.shape[:2]
-        if n_rows != len(at) or columns not in (1, at.shape[1]):
+        n_rows, width = value.shape[:2]
+        if n_rows != len(at) or width not in (1, at.shape[1]):
             raise UserError(
                 f"steering was made for {len(at)} prompts of {at.shape[1]} tokens, but "
-                f"{n_rows} of {columns} run"
+                f"{n_rows} of {width} run"
             )
-        return (prefill if columns == at.shape[1] else decode)(value, hook)
+        return (prefill if width == at.shape[1] else decode)(value, hook)
 
     return name, add
 
 
-def steered_columns(
-    place: SteeringPlace,
-    batch: TokenBatch,
-    spans: Sequence[Span],
-    lengths: Sequence[int],
+def steered_positions(
+    place: SteeringPlace, batch: TokenBatch, spans: Sequence[Span], *, lengths: Sequence[int]
 ) -> Bool[Tensor, "prompt pos"]:
-    """The columns that are steered; ``lengths`` are those of the bare questions' prompts."""
+    """The positions that are steered; ``lengths`` are those of the questions' own prompts."""
     if place == "object":
         return batch.span_mask(spans)
     if place == "all":
         return batch.mask
-    ends = [int(real.sum()) for real in batch.mask]
+    ends = batch.mask.sum(dim=1).tolist()
     return batch.span_mask([(length - 1, end) for length, end in zip(lengths, ends, strict=True)])
 
 
@@ -144,8 +135,8 @@ def steered_preference(
     model: HookedModel,
     premises: Premises,
     steering: Steering,
-    kind: QuestionKind,
     *,
+    kind: QuestionKind,
     sets: Sequence[Sequence[Unit]] | None = None,
     progress: bool = True,
 ) -> Preference:
@@ -157,7 +148,7 @@ def steered_preference(
     values = sweep_sets(
         model,
         batch,
-        steering.edit(steered_columns(steering.place, batch, spans, lengths)),
+        steering.edit(steered_positions(steering.place, batch, spans, lengths=lengths)),
         [steering.units] if sets is None else sets,
         preference_metrics(encoded),
         progress=progress,
@@ -167,23 +158,15 @@ def steered_preference(
 
 
 def steered_answers(
-    model: HookedModel,
-    prompts: Sequence[EncodedPrompt],
-    steering: Steering,
-    *,
-    max_new_tokens: int,
-    progress: bool = True,
+    model: HookedModel, prompts: Sequence[EncodedPrompt], steering: Steering, **options: Any
 ) -> tuple[str, ...]:
-    """The greedy answer to every bare question under steering."""
+    """The greedy answer to every question under steering; options of ``generate_tokens``."""
 
     def within(chunk: list[int], batch: TokenBatch) -> AbstractContextManager[Any]:
         some = [prompts[index] for index in chunk]
         spans, lengths = [one.object for one in some], [len(one.tokens) for one in some]
-        return steer(model, steering, steered_columns(steering.place, batch, spans, lengths))
+        at = steered_positions(steering.place, batch, spans, lengths=lengths)
+        return steer(model, steering, at)
 
     tokens = [prompt.tokens for prompt in prompts]
-    return tuple(
-        generate_tokens(
-            model, tokens, max_new_tokens=max_new_tokens, within=within, progress=progress
-        )
-    )
+    return tuple(generate_tokens(model, tokens, within=within, **options))

@@ -1,18 +1,18 @@
 """Steering directions from differences of means, and their choice on the search part.
 
-Two directions, both a mean difference between two classes of activations:
+Both directions are a mean difference between two classes of activations:
 
-* ``residual_steering``: the residual stream at the object's last token, true-premise twins less
+* ``residual_steering``: the residual stream at the object's last token, true-premise twins minus
   false premises (Marks & Tegmark, arXiv 2310.06824). Strength 1 moves the mean of the false
-  premises to the mean of their twins; which sign helps is for the search part to say.
+  premises to the mean of their twins; choose the sign on the search part.
 * ``head_directions``: inference-time intervention (Li et al., arXiv 2306.03341). Every head's
-  output is read at the answer's first telling token, the prompt being answered with the true and
-  with the false object; the direction is the mean difference true − false, a unit of strength one
-  standard deviation of the activations along it, and heads are ranked by how accurately a probe of
-  their output tells the two, cross-validated over objects and subjects.
+  output is read at the first token that tells the true answer from the false one, with both answers
+  appended. The direction is the mean difference true − false, of length one standard deviation of
+  the activations along it. Heads are ranked by the accuracy of a probe on their output,
+  cross-validated over objects and subjects.
 
-``choose_steering`` then takes units and strength by the rule of ``interp.evaluation.settings``:
-most gain on false premises, and of equals the least cost on the twins.
+``choose_steering`` takes the units and strength with most gain on false premises and, among equals,
+least cost on the twins, as ``interp.evaluation.settings`` does.
 """
 
 from collections.abc import Iterator, Sequence
@@ -115,9 +115,11 @@ def head_directions(
     """
     encoded = as_encoded(model, premises)
     prompts = [*_answered(encoded.items, "true_token"), *_answered(encoded.items, "false_token")]
-    outputs = read_tokens(model, prompts, "z", None, batch_tokens, progress).values
+    outputs = read_tokens(
+        model, prompts, hook="z", batch_tokens=batch_tokens, progress=progress
+    ).values
     n = len(encoded)
-    labels = torch.cat([torch.ones(n, dtype=torch.long), torch.zeros(n, dtype=torch.long)])
+    labels = (torch.arange(2 * n) < n).long()
     questions = [item.question for item in encoded.items]
     objects = [one.true_object for one in questions] + [one.false_object for one in questions]
     n_layers, n_heads = outputs.shape[1:3]
@@ -145,7 +147,7 @@ def deviation_vectors(
 
 
 def _answered(items: Sequence[EncodedPremise], which: str) -> Iterator[TokensToRead]:
-    """The false-premise prompts with one more token: the first that tells the answer."""
+    """The false-premise prompts with the answer's first distinguishing token appended."""
     for item in items:
         tokens = (*item.false.tokens, getattr(item, which))
         yield TokensToRead(tokens, (len(tokens) - 1,))
@@ -160,24 +162,24 @@ def choose_steering(
     strengths: Sequence[float],
     progress: bool = True,
 ) -> tuple[Steering, pd.DataFrame]:
-    """The best units and strength on these premises, which are to be of the search part.
+    """Choose units and strength on these premises, which should be the search part.
 
     Args:
-        sets: of units, such as one layer each.
+        sets: sets of units, such as one layer each.
 
     Returns:
-        the steering, and a table of all that was tried: units, strength, gain (rise of preference
+        the steering, and a table of all settings: units, strength, gain (rise of preference
         accuracy on false premises), logit_difference (its mean rise), and cost (fall of P(true
-        object) on the twins; NaN where the gain ruled a setting out).
+        object) on the twins; NaN where the gain is not among the best).
     """
     if not sets or not strengths:
         raise UserError("nothing to choose from: give sets of units and strengths")
 
     def under(strength: Any, kind: QuestionKind, tried: Sequence[UnitSet]) -> Preference:
         """Without steering, and then with each of the sets."""
-        weighed = steering.with_strength(float(strength))
+        scaled, all_sets = steering.with_strength(float(strength)), [(), *tried]
         return steered_preference(
-            model, premises, weighed, kind, sets=[(), *tried], progress=progress
+            model, premises, scaled, kind=kind, sets=all_sets, progress=progress
         )
 
     rows = []
@@ -185,7 +187,8 @@ def choose_steering(
         found = under(strength, "false", sets)
         gains = found.accuracy[1:] - found.accuracy[0]
         rises = (found.logit_difference[:, 1:] - found.logit_difference[:, :1]).mean(axis=0)
-        rows += [(units, strength, *of) for units, *of in zip(sets, gains, rises, strict=True)]
+        every = [strength] * len(sets)
+        rows += zip(sets, every, gains, rises, strict=True)
     table = pd.DataFrame(rows, columns=["units", "strength", "gain", "logit_difference"])
     table["cost"] = np.nan
     for strength, equals in most_gain(table).groupby("strength"):

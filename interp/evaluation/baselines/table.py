@@ -1,35 +1,36 @@
-"""Treatments side by side: what each gains on false premises, and what it costs where all is well.
+"""Compare treatments: their gain on false premises and their cost on true ones.
 
 * ``gain``: rise of preference accuracy on false premises;
-* ``share``: that gain as a share of another treatment's (the constraint at the known object);
+* ``share``: that gain as a share of the oracle's (the constraint at the known object);
 * ``cost``: fall of preference accuracy on the true-premise twins;
 * ``cost_p_true``: fall of P(true object) on the twins;
-* ``unchanged``: share of the twins' greedy answers that are word for word the untreated ones;
+* ``unchanged``: share of the twins' greedy answers that equal the untreated ones;
 * ``seconds``: seconds per true-premise question, answered in batches.
 
-All against the untreated model on the same prompts, with 95 % intervals from resampling subjects.
-Where a treatment has several random draws, a prompt's figure is the mean over them.
+All are relative to the untreated model on the same prompts, with 95 % intervals from resampling
+subjects. With several random draws, a prompt's value is the mean over them.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from interp.errors import UserError
 from interp.evaluation.baselines.method_score import KINDS, TreatmentScore
 from interp.evaluation.preference import Preference
-from interp.heads.significance import BOOTSTRAP_RESAMPLES, CONFIDENCE, mean_interval
+from interp.heads.significance import mean_interval
 from interp.premises.questions import QuestionKind
-from interp.statistics.resampling import group_draws, resamples_at_once
 from interp.statistics.significance import group_order
+from probes.scoring import resampled_interval
 
 MEASURES = ("gain", "share", "cost", "cost_p_true", "unchanged")
 
 
 def pool(scores: Sequence[TreatmentScore]) -> TreatmentScore:
-    """One treatment's scores on several sets of premises (say, seeds), prompts one after another.
+    """Concatenate one treatment's scores on several sets of premises, such as seeds.
 
     Raises UserError for scores of different treatments, or with different numbers of draws.
     """
@@ -38,33 +39,26 @@ def pool(scores: Sequence[TreatmentScore]) -> TreatmentScore:
         raise UserError(f"only scores of one treatment can be pooled, not {names}")
     if len({score.of(kind).logit_difference.shape[1] for score in scores for kind in KINDS}) != 1:
         raise UserError(f"the scores of {scores[0].name!r} have different numbers of random draws")
-    answered: list[QuestionKind] = [
-        kind for kind in KINDS if all(kind in score.answers for score in scores)
-    ]
-    detected: list[QuestionKind] = [
-        kind for kind in KINDS if all(kind in score.detections for score in scores)
-    ]
-    sizes = [len(score.false.subjects) for score in scores]
+
+    def joined(name: str) -> dict[QuestionKind, tuple[Any, ...]]:
+        by_kind = [getattr(score, name) for score in scores]
+        kinds: list[QuestionKind] = [
+            kind for kind in KINDS if all(kind in entries for entries in by_kind)
+        ]
+        return {kind: tuple(one for entries in by_kind for one in entries[kind]) for kind in kinds}
+
+    answers, sizes = joined("answers"), [len(score.false.subjects) for score in scores]
+    seconds: dict[QuestionKind, float] = {
+        kind: float(np.average([score.seconds[kind] for score in scores], weights=sizes))
+        for kind in answers
+    }
     return TreatmentScore(
         name=scores[0].name,
-        false=_joined([score.false for score in scores]),
-        twin=_joined([score.twin for score in scores]),
-        answers={k: tuple(a for score in scores for a in score.answers[k]) for k in answered},
-        seconds={
-            kind: float(np.average([score.seconds[kind] for score in scores], weights=sizes))
-            for kind in answered
-        },
-        detections={k: tuple(d for score in scores for d in score.detections[k]) for k in detected},
-    )
-
-
-def _joined(parts: Sequence[Preference]) -> Preference:
-    return Preference(
-        np.concatenate([part.logit_difference for part in parts]),
-        np.concatenate([part.p_true for part in parts]),
-        np.concatenate([part.p_false for part in parts]),
-        tuple(subject for part in parts for subject in part.subjects),
-        tuple(template for part in parts for template in part.templates),
+        false=Preference.joined([score.false for score in scores]),
+        twin=Preference.joined([score.twin for score in scores]),
+        answers=answers,
+        seconds=seconds,
+        detections=joined("detections"),
     )
 
 
@@ -88,13 +82,13 @@ def treatment_table(
     for score in scores:
         if any(score.of(kind).subjects != base.of(kind).subjects for kind in KINDS):
             raise UserError(f"{score.name!r} and {untreated!r} were scored on different prompts")
-    of_oracle = _prefers(by_name[oracle].false) - _prefers(base.false)
+    oracle_gain = _prefers(by_name[oracle].false) - _prefers(base.false)
     rows = []
     for score in scores:
         gain = _prefers(score.false) - _prefers(base.false)
         measured = {
             "gain": mean_interval(gain, subjects, seed=seed),
-            "share": ratio_interval(gain, of_oracle, subjects, seed=seed),
+            "share": ratio_interval(gain, oracle_gain, subjects, seed=seed),
             "cost": mean_interval(_prefers(base.twin) - _prefers(score.twin), subjects, seed=seed),
             "cost_p_true": mean_interval(
                 (base.twin.p_true - score.twin.p_true).mean(axis=1), subjects, seed=seed
@@ -117,7 +111,7 @@ def _prefers(values: Preference) -> Float[np.ndarray, " prompt"]:
 def _unchanged(
     score: TreatmentScore, base: TreatmentScore, seed: int
 ) -> tuple[float, float, float]:
-    """Share of the twins' answers that are the untreated ones; NaN where there are no answers."""
+    """Share of the twins' answers that equal the untreated ones; NaN without answers."""
     if "twin" not in score.answers or "twin" not in base.answers:
         return float("nan"), float("nan"), float("nan")
     pairs = zip(score.answers["twin"], base.answers["twin"], strict=True)
@@ -134,7 +128,7 @@ def ratio_interval(
 ) -> tuple[float, float, float]:
     """Sum of ``part`` over sum of ``whole``, with a percentile interval from resampling subjects.
 
-    All NaN where ``whole`` sums to nothing. A resample in which it does is left out.
+    All are NaN where ``whole`` sums to zero. Resamples in which it does are left out.
     """
     index = group_order(subjects, len(part), "subjects")
     parts, wholes = np.bincount(index, weights=part), np.bincount(index, weights=whole)
@@ -144,12 +138,8 @@ def ratio_interval(
     if len(parts) < 2:
         return ratio, ratio, ratio
 
-    # Not scipy's bootstrap, which warns of resamples in which the ratio does not exist.
-    size = resamples_at_once(len(parts), BOOTSTRAP_RESAMPLES)
-    draws = group_draws(len(parts), BOOTSTRAP_RESAMPLES, size, np.random.default_rng(seed))
-    both = np.stack([parts, wholes], axis=1)
-    above, below = np.concatenate([counts @ both for counts in draws]).T
-    ratios = np.divide(above, below, out=np.full_like(above, np.nan), where=below != 0)
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.nanquantile(ratios, [tail, 1 - tail])
-    return ratio, float(low), float(high)
+    def ratios(counts: Int[np.ndarray, "resample group"]) -> Float[np.ndarray, " resample"]:
+        above, below = (counts @ np.stack([parts, wholes], axis=1)).T
+        return np.divide(above, below, out=np.full_like(above, np.nan), where=below != 0)
+
+    return ratio, *resampled_interval(len(parts), ratios, seed=seed)

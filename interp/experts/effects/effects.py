@@ -24,7 +24,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from jaxtyping import Float
 
-from interp.arguments import one_of
+from interp.arguments import check_choice
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.experts.effects.jobs import (
@@ -259,8 +259,8 @@ def _chosen(
 
 
 def _check(tasks: Tasks, *, mode: str, method: str, budget: int | None, greedy: bool) -> None:
-    one_of("mode", mode, get_args(EffectMode))
-    one_of("method", method, get_args(EffectMethod))
+    check_choice("mode", mode, get_args(EffectMode))
+    check_choice("method", method, get_args(EffectMethod))
     if not tasks:
         raise UserError("there are no tasks: give at least one, with examples")
     for task, some in tasks.items():

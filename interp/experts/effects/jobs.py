@@ -17,17 +17,17 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.forward.batch import TokenBatch, by_length
-from interp.forward.call import call_columns
 from interp.forward.finite import check_finite
 from interp.forward.generate import generate_tokens
 from interp.forward.out_of_memory import halving
 from interp.forward.partial import Hook, RecordedRun, device_of, hooked, record_run
+from interp.forward.prompts import call_positions
 from interp.interventions.context import constrain
 from interp.interventions.expert_constraint import ExpertConstraint, ExpertMode, edit_gates
 from interp.interventions.hooks import hooks_of
 from interp.jobs import SHARD, OutputSpec, Shard
+from interp.models.call import with_gradients
 from interp.models.hooked_model import HookedModel
-from interp.models.modes import with_gradients
 from interp.moelora.data.encoding import IGNORED, EncodedExample, end_token
 from interp.moelora.data.examples import Example
 from interp.moelora.projections import AdaptedProjection
@@ -161,7 +161,7 @@ def attribute_gates(
 
     def logits_with(hooks: Sequence[Hook]) -> Float[Tensor, "example keep d_vocab"]:
         with hooked(model, hooks):
-            return call_columns(model.original_model, answers.batch, every, keep=keep)
+            return call_positions(model.original_model, answers.batch, every, keep=keep)
 
     with with_gradients(model):
         logits = logits_with([(gate, watch(gate)) for gate in points])
@@ -261,7 +261,7 @@ def estimate_experts(model: HookedModel, job: ExpertJob, *, progress: bool = Fal
     changes = torch.full(job.shape, torch.nan, dtype=dtype)
 
     def edit(gates: Tensor, expert: int) -> Tensor:
-        return edit_gates(gates, [expert], job.mode, job.factor)
+        return edit_gates(gates, [expert], job.mode, factor=job.factor)
 
     device = device_of(model)
 
@@ -328,7 +328,7 @@ def _changes(
         layer_of = {projection.name: projection.layer for projection in job.projections}
         # Outside the layers (an adapted unembedding) the whole model runs.
         first_layer = min(layer_of[name] or 0 for name, _ in pairs)
-        variant = Variant(first_layer, tuple(hooks_of(constraint, model, None)), rows)
+        variant = Variant(first_layer, tuple(hooks_of(constraint, model)), rows)
         (logits,) = run_variants(model, baseline.run, [variant])
         edited = answer_measures(logits, baseline.answers.targets[rows])
         changes[:, rows] = torch.stack(edited) - measured[:, rows]

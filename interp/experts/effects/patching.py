@@ -18,7 +18,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from interp.arguments import one_of
+from interp.arguments import check_choice
 from interp.errors import UserError
 from interp.forward.batch import TokenBatch, first_difference, in_batches
 from interp.forward.partial import record_run, resume
@@ -63,7 +63,7 @@ def patch_experts(
     Raises:
         UserError: an unknown name, a model without experts, prompts of different lengths.
     """
-    one_of("way to patch", what, get_args(Patched))
+    check_choice("way to patch", what, get_args(Patched))
     first_difference(clean, corrupted)
     check_metrics([metric], len(clean))
     chosen = projections_of(model)

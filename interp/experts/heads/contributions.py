@@ -27,7 +27,7 @@ from einops import rearrange, reduce
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from interp.arguments import one_of
+from interp.arguments import check_choice
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.experts.heads.slices import Part, group_size
@@ -205,11 +205,11 @@ def prompt_positions(
         return PromptPositions(batch, last, "last", groups)
     if not isinstance(at, str):
         spans = [(int(start), int(end)) for start, end in at]
-        return PromptPositions(batch, batch.columns(spans), "spans", groups)
+        return PromptPositions(batch, batch.span_mask(spans), "spans", groups)
     if encoded is None:
         raise UserError(f"tokens alone have no {at}: give premises, at='last', or token spans")
     spans = [getattr(item.prompt(kind), at) for item in encoded.items]
-    return PromptPositions(batch, batch.columns(spans), at, groups)
+    return PromptPositions(batch, batch.span_mask(spans), at, groups)
 
 
 def expert_contributions(
@@ -270,7 +270,7 @@ class _Sums:
 
     def __init__(self, model: HookedModel, component: Part, n_prompts: int) -> None:
         self.component: Part = component
-        self.parts = head_outputs(model, one_of("component", component, get_args(Part)))
+        self.parts = head_outputs(model, check_choice("component", component, get_args(Part)))
         self.group_size = group_size(model, component)
         n_experts = max(part.projection.n_experts for part in self.parts.values())
         shape = (n_prompts, len(model.blocks), count_units(model, component))

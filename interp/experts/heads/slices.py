@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from interp.arguments import one_of
+from interp.arguments import check_choice
 from interp.errors import UserError
 from interp.forward.batch import TokenBatch, in_batches
 from interp.forward.hook_points import count_units
@@ -50,7 +50,7 @@ class ExpertHeadContribution:
     expert: int | None = None
 
     def __post_init__(self) -> None:
-        one_of("component", self.component, get_args(Part))
+        check_choice("component", self.component, get_args(Part))
 
     @property
     def name(self) -> str:

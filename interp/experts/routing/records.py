@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from interp.arguments import one_of
+from interp.arguments import check_choice
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.experts.routing.measures import (
@@ -29,8 +29,6 @@ from interp.figures.routing import entropy_figure, load_figure
 from interp.files.fields import from_mapping
 from interp.files.shape import check_shape
 from interp.files.tensor_file import read_tensors, write_tensors
-from interp.files import check_shape, from_mapping
-from interp.files.described_tensors import read_tensors, write_tensors
 from interp.moelora.projections import AdaptedProjection
 from interp.moved import old_names
 
@@ -168,7 +166,7 @@ class RoutingRecords(Displayed):
 
     def plot(self, what: str = "load", **options: Any) -> go.Figure:
         """Each expert's load by task ("load"), or the routers' entropy by depth ("entropy")."""
-        if one_of("figure", what, ("load", "entropy")) == "entropy":
+        if check_choice("figure", what, ("load", "entropy")) == "entropy":
             return entropy_figure(self.entropies(), **options)
         return load_figure(self.to_dataframe(), self.tasks, **options)
 

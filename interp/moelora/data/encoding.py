@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from interp.arguments import one_of
+from interp.arguments import check_choice
 from interp.errors import UserError
 from interp.models import RenderedChat, render_chat
 from interp.models.chat import text_after_answer
@@ -86,7 +86,7 @@ def encode_examples(
     Nothing is ever cut: half a question has no right answer. Raises `UserError` when an example
     does not fit and `too_long` is "error", or when none is left.
     """
-    one_of("too_long", too_long, get_args(TooLong))
+    check_choice("too_long", too_long, get_args(TooLong))
     end = end_token(tokenizer)
     encoded = [encode_example(tokenizer, example, end=end) for example in examples]
     long = [index for index, code in enumerate(encoded) if len(code.tokens) > max_length]

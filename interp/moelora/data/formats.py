@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, get_args
 
-from interp.arguments import one_of
+from interp.arguments import check_choice
 from interp.errors import UserError
 from interp.moelora.data.examples import AnswerKind, Example
 from interp.moelora.data.numbers import as_text, plain_number
@@ -74,7 +74,7 @@ def ours(row: Row, task: str) -> Example:
         else:
             parts[field] = text_of(field, value)
     if "kind" in parts:
-        one_of("kind", parts["kind"], get_args(AnswerKind))
+        check_choice("kind", parts["kind"], get_args(AnswerKind))
     return Example(**{"prompt": "", "answer": "", **parts})
 
 

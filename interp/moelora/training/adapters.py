@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 from peft import LoraConfig, PeftConfig, get_peft_model
 from torch import nn
 
-from interp.arguments import one_of
+from interp.arguments import check_choice
 from interp.errors import UserError
 from interp.models.quiet import quiet_libraries
 from interp.moelora.config import MoELoRAConfig
@@ -32,7 +32,7 @@ METHOD_NAMES: dict[str, str] = {
 
 def check_method(method: str) -> None:
     """Raise `UserError` unless `method` is a `Method`."""
-    one_of("method", method, get_args(Method))
+    check_choice("method", method, get_args(Method))
 
 
 def adapt(model: nn.Module, method: Method, config: MoELoRAConfig) -> Any:

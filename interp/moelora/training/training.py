@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
-from interp.arguments import one_of
+from interp.arguments import check_choice
 from interp.errors import UserError
 from interp.models.limits import check_prompts
 from interp.models.quiet import quiet_libraries
@@ -118,7 +118,7 @@ class TrainingSettings:
 
     def __post_init__(self) -> None:
         for name, known in _CHOICES.items():
-            one_of(name, getattr(self, name), get_args(known))
+            check_choice(name, getattr(self, name), get_args(known))
         for names, fine, what in _RANGES:
             for name in names:
                 if not fine(value := getattr(self, name)):
