@@ -148,7 +148,9 @@ def record_run(
     modules = trusted_unhooked_model(model, batch.width) if plain and not logits_to_keep else None
     if modules is not None and not (modules.supports(hooks) and all(map(modules.has, edits))):
         modules = None
-    run = partial(call_positions, model.original_model) if modules is None else modules.run
+    run: Callable[..., Tensor] = (
+        partial(call_positions, model.original_model) if modules is None else modules.run
+    )
     cache = None if all_positions else _fill(run, batch, start)
     if modules is not None:
         logits = modules.run(batch, _all_rows(batch), start=start, cache=cache, hooks=hooks)
@@ -158,6 +160,7 @@ def record_run(
                 batch, _all_rows(batch), start=start, cache=cache, keep=logits_to_keep or 1
             )
         logits = logits[:, -1] if logits_to_keep is None else logits
+    cached: Any = () if cache is None else cache.layers
     kept = {
         name: _stack_layers(layers, name, model, n_positions=batch.width - start)
         for name, layers in seen.items()
@@ -165,7 +168,7 @@ def record_run(
     return RecordedRun(
         batch=batch,
         start=start,
-        keys_values=() if cache is None else tuple((one.keys, one.values) for one in cache.layers),
+        keys_values=tuple((layer.keys, layer.values) for layer in cached),
         resid_pre=kept["resid_pre"].squeeze(3),
         values={name: kept[name] for name in keep},
         logits=_check_logits(logits, model, batch),
