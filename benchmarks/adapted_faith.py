@@ -226,7 +226,9 @@ def other_head(model: Any, one: ExpertHeadContribution, heads: HeadSet) -> Exper
     taken = tuple(
         dict.fromkeys((layer, head // size) for layer, head in heads if layer == one.layer)
     )
-    (drawn,) = random_head_sets(HeadSet(taken), model.cfg.n_layers, n_units, 1, seed=one.unit)
+    (drawn,) = random_head_sets(
+        HeadSet(taken), n_layers=model.cfg.n_layers, n_heads=n_units, n_sets=1, seed=one.unit
+    )
     unit = next((unit for layer, unit in drawn if layer == one.layer), (one.unit + 1) % n_units)
     return ExpertHeadContribution(one.component, one.layer, unit, one.expert)
 

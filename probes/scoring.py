@@ -19,8 +19,8 @@ from torch import Tensor
 
 from interp.checked import checked
 from interp.errors import UserError
-from interp.heads.significance import BOOTSTRAP_RESAMPLES, CONFIDENCE, mean_interval
 from interp.statistics.resampling import group_draws, resamples_at_once
+from interp.statistics.significance import BOOTSTRAP_RESAMPLES, CONFIDENCE, mean_interval
 from probes.linear import DEFAULT_C, ProbeMethod, check_labelled, fit_direction
 
 DEFAULT_SPLITS = 5

@@ -31,15 +31,15 @@ from interp.forward.batch import RUN_TOKENS, TokenBatch
 from interp.forward.out_of_memory import over_parts
 from interp.forward.partial import record_run
 from interp.heads.locate import as_encoded
-from interp.heads.significance import mean_interval
 from interp.models.hooked_model import HookedModel
 from interp.models.modes import with_gradients
-from interp.patching.attribution import gradient_pass, keep_in_graph
+from interp.patching.attribution import gradient_pass
 from interp.patching.metrics import LogProbability
 from interp.precision import result_dtype, widened
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import Premises, QuestionKind
 from interp.progress import progress_bar
+from interp.statistics.significance import mean_interval
 
 FlowPart = Literal["subject", "object", "rest"]
 """Which tokens the last token draws on."""
@@ -150,9 +150,8 @@ def _saliency_of_part(
 ) -> Float[Tensor, "prompt layer pos"]:
     with torch.no_grad():
         run = record_run(model, part, start=part.width - 1, keep=())
-    seen: list[Tensor] = [torch.empty(0)] * model.cfg.n_layers
     with with_gradients(model):
-        logits = gradient_pass(model, run, keep_in_graph(seen, "pattern", []))
+        logits, seen = gradient_pass(model, run, "pattern")
         # Rows do not mix, so the gradient of the sum holds every prompt's own.
         loss = -LogProbability(answer)(logits).sum()
         gradients = torch.autograd.grad(loss, seen, materialize_grads=True)

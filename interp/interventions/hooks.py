@@ -78,7 +78,7 @@ def _attention_hooks(
             everywhere = heads.to(at.device).expand(len(at), -1)
             edit = AttentionEdit(at, part.factor)
             first = min(running.columns, keys) - queries
-            _, function = edit.hook(layer, rows, everywhere, first)
+            _, function = edit.hook(layer, rows=rows, units=everywhere, start=first)
             return cast(Tensor, function(scores, hook))
 
         return scores_hook_name(layer), cut

@@ -42,7 +42,11 @@ def _random_heads(
     for site in sites:
         of_site = tuple(head for part in parts if part.site == site for head in part.heads)
         draws[site] = random_head_sets(
-            HeadSet(of_site, site), model.cfg.n_layers, model.cfg.n_heads, n_sets, seed=seed
+            HeadSet(of_site, site),
+            n_layers=model.cfg.n_layers,
+            n_heads=model.cfg.n_heads,
+            n_sets=n_sets,
+            seed=seed,
         )
     found = []
     for draw in range(n_sets):

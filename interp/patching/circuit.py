@@ -33,8 +33,8 @@ from interp.errors import UserError
 from interp.files import Maybe, check_shape, parse_json, read_text
 from interp.models.hooked_model import HookedModel
 from interp.models.versions import check_hooked
+from interp.patching.effect_arrays import By, check_order
 from interp.patching.result import PatchEffects
-from interp.patching.result_axes import By, check_order
 
 Node = str
 """``a3.h1`` is head 1 of layer 3, ``m3`` the MLP of layer 3."""

@@ -9,7 +9,7 @@ import torch
 
 from interp.errors import UserError
 from interp.heads import HeadEffects, head_statistics, mean_interval
-from interp.heads.significance import subject_means
+from interp.heads.effects import subject_means
 
 
 def values_of(per_subject: Any) -> torch.Tensor:

@@ -107,10 +107,10 @@ def _hook(steering: Steering, at: Bool[Tensor, "prompt pos"], layer: int) -> Hoo
     rows = torch.arange(len(at), device=at.device)
     units = at.new_zeros(len(at), steering.vectors.shape[1])
     units[:, [unit for of_layer, unit in steering.units if of_layer == layer]] = True
-    name, prefill = steering.edit(at).hook(layer, rows, units, 0)
+    name, prefill = steering.edit(at).hook(layer, rows=rows, units=units, start=0)
     # A decoding step has one column, which comes after the object.
     _, decode = steering.edit(at.new_full((len(at), 1), steering.place != "object")).hook(
-        layer, rows, units, 0
+        layer, rows=rows, units=units, start=0
     )
 
     def add(value: Tensor, hook: Any) -> Any:
@@ -158,8 +158,8 @@ def steered_preference(
         model,
         batch,
         steering.edit(steered_columns(steering.place, batch, spans, lengths)),
-        [steering.units] if sets is None else sets,
-        preference_metrics(encoded),
+        sets=[steering.units] if sets is None else sets,
+        metrics=preference_metrics(encoded),
         progress=progress,
         description=f"steering, {kind}",
     )

@@ -20,10 +20,14 @@ from jaxtyping import Float
 from interp.errors import UserError
 from interp.evaluation.baselines.method_score import KINDS, TreatmentScore
 from interp.evaluation.preference import Preference
-from interp.heads.significance import BOOTSTRAP_RESAMPLES, CONFIDENCE, mean_interval
 from interp.premises.questions import QuestionKind
 from interp.statistics.resampling import group_draws, resamples_at_once
-from interp.statistics.significance import group_order
+from interp.statistics.significance import (
+    BOOTSTRAP_RESAMPLES,
+    CONFIDENCE,
+    group_order,
+    mean_interval,
+)
 
 MEASURES = ("gain", "share", "cost", "cost_p_true", "unchanged")
 

@@ -215,7 +215,9 @@ def _adapter_row(
     )
     if not pairs:
         return {"component": contributions.component, "n_sets": 0}
-    drawn = random_head_sets(HeadSet(pairs), n_layers, n_units, n_sets, seed=seed)
+    drawn = random_head_sets(
+        HeadSet(pairs), n_layers=n_layers, n_heads=n_units, n_sets=n_sets, seed=seed
+    )
     null = np.array([np.nanmean([relative[pair] for pair in one]) for one in drawn])
     observed = float(np.mean([relative[pair] for pair in pairs]))
     permuted = _permuted_means(relative, pairs, n_sets, seed)

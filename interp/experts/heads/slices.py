@@ -256,5 +256,6 @@ def _edited(
     for layer, chosen in by_layer.items():
         acting = torch.zeros(len(prompts), model.cfg.n_heads, dtype=torch.bool)
         acting[:, chosen] = True
-        hooks.append(own.hook(layer, rows, acting.to(prompts.device), 0))
+        acting = acting.to(prompts.device)
+        hooks.append(own.hook(layer, rows=rows, units=acting, start=0))
     return Variant(min(by_layer, default=0), tuple(hooks))

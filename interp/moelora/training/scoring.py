@@ -25,7 +25,6 @@ from interp.forward.batch import in_batches
 from interp.forward.finite import check_finite_loss
 from interp.forward.generate import BATCH_PROMPTS, greedy_answers
 from interp.forward.out_of_memory import halving
-from interp.heads.significance import mean_interval
 from interp.models.limits import check_prompts
 from interp.models.modes import evaluating
 from interp.moelora.data.encoding import (
@@ -38,6 +37,7 @@ from interp.moelora.data.encoding import (
 from interp.moelora.data.examples import Example
 from interp.moelora.data.numbers import NUMBER, as_a_word, numbers_in, parse_number, same_number
 from interp.moelora.training.options import extract_option
+from interp.statistics.significance import mean_interval
 
 MEAN = "mean"
 """Stands in the place of a task for the mean over tasks."""
