@@ -43,8 +43,8 @@ from interp.moelora.data.sources import load_examples
 from interp.moelora.training.pretrained import load_pretrained
 from interp.moelora.training.training import TrainingSettings
 from interp.premises import Premises, Split
-from interp.premises.mentions import names_any
 from interp.premises.registry import data_dir
+from interp.premises.relation import names_any
 from interp.runs.manifest import versions
 
 RESULTS = Path(__file__).parent / "results" / "adapted_faith.json"

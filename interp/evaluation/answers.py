@@ -21,8 +21,8 @@ from interp.jobs import RUN_HERE, JobRunner, OutputSpec
 from interp.models.hooked_model import HookedModel
 from interp.models.versions import check_hooked
 from interp.premises.encode import EncodedPrompt, encode_questions
-from interp.premises.mentions import names, names_any
 from interp.premises.questions import Premises, Question, QuestionKind
+from interp.premises.relation import names, names_any
 from interp.statistics.significance import mean_interval
 from probes.detector.detections import Detection, spans_of
 

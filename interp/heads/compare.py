@@ -24,16 +24,16 @@ from scipy.stats import hypergeom, pearsonr, rankdata
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.figures.expert_heads import shift_figure
-from interp.heads.effects import HeadEffects, HeadStatistics, head_statistics, subject_means
+from interp.heads.effects import HeadEffects, HeadStatistics, head_statistics
 from interp.heads.headset import HeadSet
 from interp.patching.effect_arrays import best_first
+from interp.patching.result import STATISTICS
 from interp.patching.stability import chance_overlap
 from interp.statistics.resampling import resamples_at_once
-from interp.statistics.significance import bootstrap_interval
+from interp.statistics.significance import bootstrap_interval, group_means
 
 TOP_K = 10
 HALVES = 100
-_STATISTICS = ("ci_low", "ci_high", "p_value", "q_value")
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +70,7 @@ class HeadComparison(Displayed):
     def _means(self) -> tuple[Float[np.ndarray, "subject unit"], Float[np.ndarray, "subject unit"]]:
         """Both effects by subject, heads in a row."""
         both = (self.before, self.after)
-        before, after = (subject_means(found.values, found.subjects) for found in both)
+        before, after = (group_means(found.values, found.subjects) for found in both)
         return before.reshape(len(before), -1), after.reshape(len(after), -1)
 
     @cached_property
@@ -176,7 +176,7 @@ class HeadComparison(Displayed):
         ``ci_high``, ``p_value``, ``q_value``, ``rank_before``, ``rank_after``.
         """
         layer, head = (index.ravel() for index in np.indices(self.before.values.shape[1:]))
-        change = {name: getattr(self.change, name).ravel() for name in _STATISTICS}
+        change = {name: getattr(self.change, name).ravel() for name in STATISTICS}
         frame = pd.DataFrame(
             {
                 "site": self.before.site,

@@ -32,12 +32,11 @@ from interp.files import check_tensors
 from interp.files.tensor_file import read_tensor_file, write_tensor_file
 from interp.heads.headset import Head, HeadSet, Site, check_site
 from interp.patching.effect_arrays import best_first
-from interp.patching.result import PatchEffects
+from interp.patching.result import STATISTICS, PatchEffects
 from interp.statistics.significance import (
     RESOLUTION,
     EffectStatistics,
     effect_statistics,
-    group_means,
     mean_interval,
 )
 
@@ -45,16 +44,8 @@ Method = Literal["path", "activation", "attribution"]
 HeadStatistics = EffectStatistics
 """Per head: mean over subjects, its interval, p-value and q-value, each [layer head]."""
 _SMALL_NUMBER = re.compile(r"\d{1,3}(\.\d{1,20})?(e-\d{1,3})?", re.ASCII)
-_STATISTICS = ("ci_low", "ci_high", "p_value", "q_value")
 VOTE_THRESHOLD = 0.1
 """The paper's least E for a prompt to vote for a head."""
-
-
-def subject_means(
-    values: Float[Tensor, "prompt layer head"], subjects: Sequence[str]
-) -> Float[np.ndarray, "subject layer head"]:
-    """Effects averaged over each subject's prompts, subjects in order of first appearance."""
-    return group_means(values, subjects, what="subjects")
 
 
 @checked
@@ -169,7 +160,7 @@ class HeadEffects(Displayed):
                 "layer": layer,
                 "head": head,
                 "effect": self.statistics.mean.ravel(),
-                **{name: getattr(self.statistics, name).ravel() for name in _STATISTICS},
+                **{name: getattr(self.statistics, name).ravel() for name in STATISTICS},
                 "rank": self.rank.ravel(),
                 "selected": [pair in chosen for pair in zip(layer, head, strict=True)],
             }

@@ -215,7 +215,7 @@ def faithfulness_curve(
         UserError: a node that is not there or comes twice, proportions that do not rise from
             above 0 to 1, unequal lengths, or no gap between the clean and corrupted metric.
     """
-    inputs = PatchInputs.checked(
+    inputs = PatchInputs(
         model, clean, corrupted, metric, groups=groups, seed=seed, budget=budget, progress=progress
     )
     nodes = [

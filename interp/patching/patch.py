@@ -93,7 +93,7 @@ def patch(
     if method == "screen":
         what |= {"reference": reference, "top_k": top_k}
         return screen(model, clean, corrupted, metric, **what, **shared).verified
-    inputs = PatchInputs.checked(model, clean, corrupted, metric, **shared)
+    inputs = PatchInputs(model, clean, corrupted, metric, **shared)
     check_component(component, model)
     check_patch_source(source, component)
     if reference is not None:

@@ -1,7 +1,6 @@
-"""The checked inputs that all patching methods of pairs of prompts share."""
+"""The inputs that all patching methods of pairs of prompts share."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.arguments import whole_number
-from interp.forward.batch import TokenBatch
+from interp.forward.batch import Prompts, TokenBatch
 from interp.forward.memory import Budget, decide_budget
 from interp.forward.partial import unedited_logits
 from interp.forward.prompts import names_of_prompts, pairs_for
@@ -20,54 +19,32 @@ from interp.patching.result import PatchEffects
 from interp.precision import result_dtype
 
 
-@dataclass(frozen=True)
 class PatchInputs:
-    """Pairs of prompts and a metric of one call, checked when made.
+    """Pairs of prompts, a metric and what else a call is given, checked when made.
 
-    Attributes:
-        clean, corrupted: token batches, as many prompts in one as in the other.
-        groups, templates: of each prompt, or empty.
-        seed: of the statistics.
-        budget: bytes that the call may take.
+    The arguments are those of ``interp.patching.patch``; ``clean`` and ``corrupted`` become token
+    batches. Raises UserError for what does not fit.
     """
 
-    model: HookedModel
-    clean: TokenBatch
-    corrupted: TokenBatch
-    metric: Metric
-    groups: Sequence[str]
-    templates: Sequence[str]
-    seed: int
-    budget: Budget
-    progress: bool
-
-    @classmethod
-    def checked(
-        cls,
+    def __init__(
+        self,
         model: HookedModel,
-        clean: Any,
-        corrupted: Any,
+        clean: Prompts,
+        corrupted: Prompts,
         metric: Metric,
         *,
-        groups: Any = (),
-        templates: Any = (),
-        seed: Any = 0,
+        groups: Sequence[str] = (),
+        templates: Sequence[str] = (),
+        seed: int = 0,
         budget: int | Budget | None = None,
         progress: bool = True,
-    ) -> "PatchInputs":
-        """From the arguments of a public function. Raises UserError for what does not fit."""
-        clean, corrupted = pairs_for(model, clean, corrupted)
-        return cls(
-            model,
-            clean,
-            corrupted,
-            metric,
-            names_of_prompts("groups", groups, len(corrupted)),
-            names_of_prompts("templates", templates, len(corrupted)),
-            whole_number("seed", seed),
-            decide_budget(budget, corrupted.tokens.device),
-            progress,
-        )
+    ) -> None:
+        self.model, self.metric, self.progress = model, metric, progress
+        self.clean, self.corrupted = pairs_for(model, clean, corrupted)
+        n_prompts, device = len(self.corrupted), self.corrupted.tokens.device
+        self.groups = names_of_prompts("groups", groups, n_prompts)
+        self.templates = names_of_prompts("templates", templates, n_prompts)
+        self.seed, self.budget = whole_number("seed", seed), decide_budget(budget, device)
 
     def empty(self, *shape: int) -> Float[Tensor, "prompt ..."]:
         """NaN for each prompt, to be filled with effects."""
@@ -87,12 +64,12 @@ class PatchInputs:
         return torch.as_tensor(prompts, device=self.corrupted.tokens.device)
 
     def result(self, values: Float[Tensor, "prompt ..."], **fields: Any) -> PatchEffects:
-        """The effects as a result, with what is known of the prompts; ``fields`` are the rest."""
+        """The effects as a result; ``fields`` are those that depend on the method."""
         return PatchEffects(
             values=values,
             metric=metric_name(self.metric),
-            groups=tuple(self.groups),
-            templates=tuple(self.templates),
+            groups=self.groups,
+            templates=self.templates,
             seed=self.seed,
             resolution=sweep_resolution(self.model),
             **fields,

@@ -79,7 +79,7 @@ def patch_paths(
     """
     shared: dict[str, Any] = {"groups": groups, "templates": templates, "seed": seed}
     shared |= {"budget": budget, "progress": progress}
-    inputs = PatchInputs.checked(model, clean, corrupted, metric, **shared)
+    inputs = PatchInputs(model, clean, corrupted, metric, **shared)
     receivers = None if receivers is None else pairs_of_numbers("receivers", receivers)
     senders = None if senders is None else pairs_of_numbers("senders", senders)
     one_of("mlps", mlps, KNOWN_MLPS)

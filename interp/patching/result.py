@@ -144,14 +144,14 @@ class PatchEffects(Displayed):
         """
         if self.clean is None:
             raise UserError("there is no clean run in this result, so no gap to recover")
-        gaps = (self.clean - self.corrupted).double()
         if not has_gap(self.clean, self.corrupted):
             raise UserError(
                 f"clean and corrupted runs have the same mean {self.metric} "
                 f"({float(self.clean.mean()):.4g}): there is no gap to recover"
             )
-        there = (~self.values.isnan()).double()
-        gap = torch.einsum("p,p...->...", gaps, there) / there.sum(dim=0)
+        measured = (~self.values.isnan()).double()
+        gaps = (self.clean - self.corrupted).double()
+        gap = torch.einsum("p,p...->...", gaps, measured) / measured.sum(dim=0)
         return (self.values.double().nanmean(dim=0) / gap).to(self.values.dtype)
 
     def coordinates(self) -> tuple[Coordinates, ...]:
@@ -174,9 +174,8 @@ class PatchEffects(Displayed):
     def group_mean(self) -> Float[np.ndarray, "..."]:
         """Mean over groups of each group's mean effect, [units…]; NaN where not measured."""
         means = group_means(self.values, self.groups)
-        there = ~np.isnan(means)
-        counts = there.sum(axis=0)
-        sums = np.where(there, means, 0.0).sum(axis=0)
+        counts = (~np.isnan(means)).sum(axis=0)
+        sums = np.nansum(means, axis=0)
         return np.divide(sums, counts, out=np.full(self.shape, np.nan), where=counts > 0)
 
     def top_k(self, k: int, *, by: By = "absolute") -> list[Coordinates]:
@@ -322,14 +321,12 @@ class PatchEffects(Displayed):
 
     def _check_units(self, other: "PatchEffects") -> None:
         """Raise unless both results are of the same units, and of as many prompts."""
-        for what, mine, theirs in (
-            ("axes", self.axes, other.axes),
-            ("shape", self.shape, other.shape),
-            ("prompts", len(self), len(other)),
-            ("labels", dict(self.labels), dict(other.labels)),
-        ):
+        for what in ("axes", "shape", "labels"):
+            mine, theirs = getattr(self, what), getattr(other, what)
             if mine != theirs:
                 raise UserError(f"the results differ in {what}: {mine} and {theirs}")
+        if len(self) != len(other):
+            raise UserError(f"the results differ in prompts: {len(self)} and {len(other)}")
 
     def plot(self, *, fdr: float = 0.05, title: str | None = None) -> go.Figure:
         """A figure of the mean effects that fits the axes; see ``interp.figures.patching``.

@@ -133,7 +133,7 @@ def screen(
         raise UserError("screening ranks by another method than itself: attribution, atp* or ig")
     shared: dict[str, Any] = {"groups": groups, "templates": templates, "seed": seed}
     shared |= {"budget": budget, "progress": progress}
-    inputs = PatchInputs.checked(model, clean, corrupted, metric, **shared)
+    inputs = PatchInputs(model, clean, corrupted, metric, **shared)
     check_component(component, model)
     check_patch_source(source, component)
     subsets = whole_number("subsets", subsets, least=1)

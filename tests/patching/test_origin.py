@@ -91,7 +91,7 @@ def test_nothing_and_means_need_no_run(tiny_llama: HookedModel) -> None:
     ("origin", "component", "message"),
     [
         ("noise", "z", "unknown source 'noise'; known: run, zero, mean, resample"),
-        ("mean", "pattern", "a mean attention pattern means nothing: use source 'run' or 'zero'"),
+        ("mean", "pattern", "a mean attention pattern is not defined: use source 'run' or 'zero'"),
     ],
 )
 def test_origins_that_mean_nothing(origin: str, component: str, message: str) -> None:
