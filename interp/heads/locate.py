@@ -86,8 +86,8 @@ def locate_heads(
             raise UserError("attribution gives all heads in one pass: leave `heads` out")
         effects = attribute_heads(model, batch, edit, metrics=metrics, **running)
     else:
-        options = {"freeze": method == "path", "units": heads, **running}
-        effects = sweep_effects(model, batch, edit, metrics=metrics, **options)[..., 0]
+        running |= {"freeze": method == "path", "units": heads}
+        effects = sweep_effects(model, batch, edit, metrics=metrics, **running)[..., 0]
     return HeadEffects(
         values=effects[0],
         probability=effects[1],

@@ -72,11 +72,11 @@ def atp_star_effects(
         sets = position_sets[:, chunk.prompts, chunk.drop :]
         read = [hook_name(name, 0) for name in (edit.component, "attn_out", "mlp_out")]
         run = chunk.record(model, edits=[scores_hook_name(0), *read])
-        there = sets.any(dim=2).T.cpu()[:, None, None, :]
+        nonempty = sets.any(dim=2).T.cpu()[:, None, None, :]
         method = _AtpStar(model, run, chunk.edit, chunk.metrics[0], grad_drop, fix, progress)
 
         def run_sets(some: list[int]) -> None:
-            found = torch.where(there[..., some], method.effects(sets[some]), torch.nan)
+            found = torch.where(nonempty[..., some], method.effects(sets[some]), torch.nan)
             values[chunk.rows[:, None], :, :, torch.tensor(some)] = found.permute(0, 3, 1, 2)
 
         groups = in_batches(range(n_sets), at_once)
@@ -92,7 +92,7 @@ def atp_star_effects(
 def _patterns_at_once(
     model: HookedModel, edit: ActivationEdit, *, n_sets: int, budget: Budget
 ) -> int:
-    """At how many sets of positions the new patterns are held together."""
+    """At how many sets of positions the new patterns fit into memory together."""
     width = edit.changed.shape[1]
     n_rerun = width - first_position(edit.changed)
     graph = graph_demand(model, "pattern")(n_rerun, width).least

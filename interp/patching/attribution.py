@@ -9,6 +9,7 @@ Sign: an estimate of metric(edited) − metric(unedited).
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -77,11 +78,11 @@ def edited_change(
     edit: HeadEdit, value: Tensor, *, layer: int, run: RecordedRun
 ) -> Float[Tensor, "prompt pos unit width"]:
     """Edited less unedited value of every unit at each position of a run, in float32 at least."""
-    value, where = widened(value), {"rows": every_row(run), "start": run.start}
+    value, rows, start = widened(value), every_row(run), run.start
     units = as_units(value, edit.component)
     if isinstance(edit, ActivationEdit):
-        return edit.edited(units, layer, **where) - units
-    return as_units(edit.edited(value, **where), edit.component) - units
+        return edit.edited(units, layer, rows=rows, start=start) - units
+    return as_units(edit.edited(value, rows=rows, start=start), edit.component) - units
 
 
 def _attribute_chunk(
@@ -156,5 +157,5 @@ def attribute_heads(
         metrics: each Float[prompt d_vocab] → Float[prompt].
         budget: bytes that the call may take; by default as ``interp.forward.memory``.
     """
-    options = {"metrics": metrics, "budget": budget, "progress": progress}
-    return attribute_positions(model, batch, edit, **options).sum(dim=-1)
+    options: dict[str, Any] = {"budget": budget, "progress": progress}
+    return attribute_positions(model, batch, edit, metrics=metrics, **options).sum(dim=-1)

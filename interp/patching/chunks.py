@@ -142,7 +142,7 @@ def graph_demand(model: HookedModel, component: str, *, position_sets: int = 0) 
     """Demand of gradients at a component in all layers.
 
     Args:
-        position_sets: at how many of them new attention patterns are held beside the graph.
+        position_sets: at how many of them new attention patterns are kept beside the graph.
     """
     sizes = sizes_of(model)
 

@@ -45,10 +45,7 @@ _ALWAYS = ("input", "logits")
 LARGEST_MODEL = 10**6
 """Heads in the largest circuit that is read."""
 _SHAPE = {
-    "cfg": {
-        **{"n_layers": int, "n_heads": int, "d_model": int},
-        "parallel_attn_mlp": Maybe(bool),
-    },
+    "cfg": {"n_layers": int, "n_heads": int, "d_model": int, "parallel_attn_mlp": Maybe(bool)},
     "nodes": {
         str: (bool, {"in_graph": bool, "score": Maybe(float), "neurons": Maybe([(bool, float)])})
     },
@@ -295,4 +292,6 @@ def circuit_of(
                 f"effects of size {result.shape} do not fit the model, which has {shape}"
             )
         scores[index] = torch.from_numpy(result.group_mean)
-    return Circuit(*scores, cfg.d_model, bool(getattr(cfg, "parallel_attn_mlp", False)))
+    return Circuit(
+        scores[0], scores[1], cfg.d_model, bool(getattr(cfg, "parallel_attn_mlp", False))
+    )

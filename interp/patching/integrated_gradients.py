@@ -75,8 +75,8 @@ class _Walk:
     def hook(self, value: Tensor, hook: object) -> Tensor:
         """Put the layer ``fraction`` of the way to its edited values, as a leaf of the graph."""
         units = widened(as_units(value, self.edit.component).detach())
-        where = {"rows": every_row(self.run), "start": self.run.start}
-        self.change = self.edit.edited(units, self.layer, **where) - units
+        rows, start = every_row(self.run), self.run.start
+        self.change = self.edit.edited(units, self.layer, rows=rows, start=start) - units
         self.leaf = (units + self.fraction * self.change).to(value.dtype).requires_grad_()
         return from_units(self.leaf, self.edit.component)
 

@@ -16,6 +16,7 @@ of the runs as they combine the effects.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -156,8 +157,7 @@ class PatchEffects(Displayed):
 
     def coordinates(self) -> tuple[Coordinates, ...]:
         """Where each unit is, in the order of the flattened values."""
-        names = [self._names(axis) for axis in self.axes[1:]]
-        return tuple(tuple(names[i][at] for i, at in enumerate(u)) for u in np.ndindex(self.shape))
+        return tuple(product(*(self._names(axis) for axis in self.axes[1:])))
 
     def _names(self, axis: str) -> Sequence[int | str]:
         return self.labels.get(axis) or range(self.values.shape[self.axes.index(axis)])
@@ -179,10 +179,9 @@ class PatchEffects(Displayed):
         return np.divide(sums, counts, out=np.full(self.shape, np.nan), where=counts > 0)
 
     def top_k(self, k: int, *, by: By = "absolute") -> list[Coordinates]:
-        """Coordinates of the ``k`` units with the largest mean effects (all, if there are fewer).
+        """Coordinates of the ``k`` units with the largest ``absolute`` or ``signed`` mean effects.
 
-        Args:
-            by: ``absolute``, or ``signed`` for the largest positive ones.
+        All of them, if there are fewer.
         """
         if whole_number("k", k) < 0:
             raise UserError(f"cannot take the top {k} units")
@@ -198,14 +197,12 @@ class PatchEffects(Displayed):
         """
         order, where = self.order(), self.coordinates()
         enough = len(set(self.groups)) >= MINIMUM_GROUPS
-        columns: dict[str, Any] = {
-            axis: [where[unit][i] for unit in order] for i, axis in enumerate(self.axes[1:])
-        }
-        columns["effect"] = self.group_mean.ravel()[order]
+        frame = pd.DataFrame([where[unit] for unit in order], columns=list(self.axes[1:]))
+        frame["effect"] = self.group_mean.ravel()[order]
         for name in STATISTICS:
-            columns[name] = getattr(self.statistics, name).ravel()[order] if enough else np.nan
-        columns["rank"] = np.arange(1, len(order) + 1)
-        return pd.DataFrame(columns)
+            frame[name] = getattr(self.statistics, name).ravel()[order] if enough else np.nan
+        frame["rank"] = np.arange(1, len(order) + 1)
+        return frame
 
     def agreement(
         self, other: "PatchEffects", *, top_k: int = 10, by: By = "absolute"
@@ -231,8 +228,8 @@ class PatchEffects(Displayed):
         top = [set(best_first(means, by=by)[:k]) for means in (x, y)]
         pearson, spearman = correlations(x, y)
         overlap = len(top[0] & top[1]) / k
-        names = ("pearson", "spearman", "n", "top_k", "top_k_overlap")
-        return dict(zip(names, (pearson, spearman, len(x), k, overlap), strict=True))
+        found = {"pearson": pearson, "spearman": spearman, "n": len(x)}
+        return {**found, "top_k": k, "top_k_overlap": overlap}
 
     def take(self, prompts: Sequence[int]) -> "PatchEffects":
         """The effects on some of the prompts, by index; an index may come twice."""
@@ -257,23 +254,20 @@ class PatchEffects(Displayed):
         Raises:
             UserError: no results, or results that differ in more than their prompts.
         """
-        results = [of_kind("a result", one, cls) for one in listed("results", results)]
+        results = [of_kind("a result", result, cls) for result in listed("results", results)]
         if not results:
-            raise UserError("there are no results to put together")
+            raise UserError("there are no results to concatenate")
         first = results[0]
         for other in results[1:]:
-            for name in ("axes", "shape", *_TEXTS):
-                mine, theirs = getattr(first, name), getattr(other, name)
-                if mine != theirs:
-                    raise UserError(f"the results differ in {name}: {mine} and {theirs}")
-        clean = [one.clean for one in results if one.clean is not None]
+            first._check_same(other, "axes", "shape", *_TEXTS)
+        clean = [result.clean for result in results if result.clean is not None]
         return replace(
             first,
-            values=torch.cat([one.values for one in results]),
-            corrupted=torch.cat([one.corrupted for one in results]),
+            values=torch.cat([result.values for result in results]),
+            corrupted=torch.cat([result.corrupted for result in results]),
             clean=torch.cat(clean) if len(clean) == len(results) else None,
-            groups=tuple(group for one in results for group in one.groups),
-            templates=tuple(template for one in results for template in one.templates),
+            groups=sum((result.groups for result in results), ()),
+            templates=sum((result.templates for result in results), ()),
         )
 
     def __add__(self, other: Any) -> "PatchEffects":
@@ -321,12 +315,15 @@ class PatchEffects(Displayed):
 
     def _check_units(self, other: "PatchEffects") -> None:
         """Raise unless both results are of the same units, and of as many prompts."""
-        for what in ("axes", "shape", "labels"):
-            mine, theirs = getattr(self, what), getattr(other, what)
-            if mine != theirs:
-                raise UserError(f"the results differ in {what}: {mine} and {theirs}")
+        self._check_same(other, "axes", "shape", "labels")
         if len(self) != len(other):
             raise UserError(f"the results differ in prompts: {len(self)} and {len(other)}")
+
+    def _check_same(self, other: "PatchEffects", *names: str) -> None:
+        for name in names:
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine != theirs:
+                raise UserError(f"the results differ in {name}: {mine} and {theirs}")
 
     def plot(self, *, fdr: float = 0.05, title: str | None = None) -> go.Figure:
         """A figure of the mean effects that fits the axes; see ``interp.figures.patching``.
@@ -359,14 +356,14 @@ class PatchEffects(Displayed):
         return Shown(text, (self.to_dataframe(),), self.plot)
 
     def save(self, path: str | Path) -> Path:
-        """Write the result to a safetensors file: a reader sees the old file or the new one."""
+        """Write the result to a safetensors file, whole or not at all."""
         return write_tensors(as_path("path", path), *self.parts())
 
     def parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The result as tensors and JSON fields; ``from_parts`` reads them."""
-        tensors = {"values": self.values, "corrupted": self.corrupted, "clean": self.clean}
+        tensors = {name: getattr(self, name) for name in ("values", "corrupted", "clean")}
         kept = {name: getattr(self, name) for name in _KEPT}
-        kept["labels"], kept["metadata"] = dict(self.labels), dict(self.metadata)
+        kept |= {"labels": dict(self.labels), "metadata": dict(self.metadata)}
         return {name: tensor for name, tensor in tensors.items() if tensor is not None}, kept
 
     @classmethod

@@ -162,10 +162,8 @@ def sweep_heads(
     """
     check_edit(edit)
     options: dict[str, Any] = {"freeze": freeze, "budget": budget, "progress": progress}
-    edited, _ = _sweep_units(
-        model, batch, edit, position_sets=None, metrics=metrics, units=heads, **options
-    )
-    return edited[..., 0]
+    options |= {"metrics": metrics, "units": heads, "subtract": False}
+    return sweep_effects(model, batch, edit, **options)[..., 0]
 
 
 def sweep_effects(
@@ -176,6 +174,8 @@ def sweep_effects(
     metrics: Sequence[Metric],
     units: Sequence[Unit] | None = None,
     position_sets: Bool[Tensor, "position_set prompt pos"] | None = None,
+    subtract: bool = True,
+    description: str = "heads",
     **options: Any,
 ) -> Float[Tensor, "metric prompt layer unit position_set"]:
     """Metrics with each unit edited alone, less those of the unedited run.
@@ -183,41 +183,20 @@ def sweep_effects(
     Args:
         units: only these (layer, unit); the others are NaN.
         position_sets: see ``sweep_position_sets``; by default the one set ``edit.changed``.
-        options: ``freeze``, ``budget``, ``progress`` and ``description`` of ``sweep_sets``.
+        subtract: False for the metrics themselves.
+        options: ``freeze``, ``budget`` and ``progress`` of ``sweep_sets``.
     """
-    edited, unedited = _sweep_units(
-        model, batch, edit, position_sets=position_sets, metrics=metrics, units=units, **options
-    )
-    return edited - unedited[:, :, None, None]
-
-
-def _sweep_units(
-    model: HookedModel,
-    batch: TokenBatch,
-    edit: HeadEdit,
-    *,
-    position_sets: Tensor | None,
-    units: Sequence[Unit] | None,
-    description: str = "heads",
-    **options: Any,
-) -> tuple[
-    Float[Tensor, "metric prompt layer unit position_set"],
-    Float[Tensor, "metric prompt position_set"],
-]:
-    """The metrics with each unit edited alone, and those of the unedited run they began with."""
     n_layers, n_units = model.cfg.n_layers, count_units(model, edit.component)
     if units is None:
         units = [(layer, unit) for layer in range(n_layers) for unit in range(n_units)]
     units = pairs_of_numbers("heads", units)
     at = edit.changed[None] if position_sets is None else position_sets
-    sets = [[], *([unit] for unit in units)]
-    swept = _sweep(
-        model, batch, edit, position_sets=at, sets=sets, description=description, **options
-    )
+    options |= {"sets": [[], *([unit] for unit in units)], "metrics": metrics}
+    swept = _sweep(model, batch, edit, position_sets=at, description=description, **options)
     values = swept.new_full((*swept.shape[:2], n_layers, n_units, len(at)), torch.nan)
     for index, (layer, unit) in enumerate(units, start=1):
         values[:, :, layer, unit] = swept[:, :, index]
-    return values, swept[:, :, 0]
+    return values - swept[:, :, 0, None, None] if subtract else values
 
 
 def _sweep(
@@ -312,9 +291,9 @@ class _Sweep:
         values = values.repeat(1, 1, len(self.sets), len(position_sets))
         n_editing = sum(map(len, self.groups))
         for index, at in enumerate(position_sets):
-            there = at.any(dim=1).cpu()
-            if bool(there.any()):
-                # An attention edit has no other positions than its own.
+            marked = at.any(dim=1).cpu()
+            if bool(marked.any()):
+                # An attention edit cannot be moved to other positions.
                 placed = replace(edit, at=at) if isinstance(edit, ActivationEdit) else edit
                 narrow = run.narrowed(first_position(placed.changed))
                 width = narrow.batch.width
@@ -330,7 +309,7 @@ class _Sweep:
                     self.bar.update(n_prompts * len(some))
             else:
                 self.bar.update(n_prompts * n_editing)
-            values[:, ~there, :, index] = torch.nan
+            values[:, ~marked, :, index] = torch.nan
             self.bar.update(n_prompts * (len(self.sets) - n_editing))
         return values
 

@@ -120,8 +120,9 @@ class _Patching:
             )
             (metric,) = take_metrics([inputs.metric], prompts)
             with torch.no_grad():
-                options = {"component": self.component, "mean": self.mean, "zero": self.zero}
-                edit = patching_edit(model, taken, narrow, **options)
+                edit = patching_edit(
+                    model, taken, narrow, component=self.component, mean=self.mean, zero=self.zero
+                )
             runs["corrupted"][rows] = inputs.unedited_metric(part, metric)
             runs["clean"][rows] = inputs.unedited_metric(inputs.clean.take(chunk), metric)
             found = self._chunk_effects(

@@ -207,12 +207,11 @@ def encode_premises(
     of_kind("premises", premises, Premises, "interp.load_premises gives them")
     items = []
     for question in premises.questions():
-        encoded = [
+        (false, true_token, false_token), (twin, *_), (masked, *_) = (
             _encode_kind(tokenizer, premises, question, kind=kind, system=system)
             for kind in get_args(QuestionKind)
-        ]
-        prompts, tokens = [prompt for prompt, *_ in encoded], encoded[0][1:]
-        items.append(EncodedPremise(question, *prompts, *tokens))
+        )
+        items.append(EncodedPremise(question, false, twin, masked, true_token, false_token))
     try:
         device = torch.device(device)
     except (RuntimeError, TypeError) as error:

@@ -70,7 +70,7 @@ def _locate(name_or_csv: str | Path) -> tuple[Path, Path]:
         if text not in list_relations():
             raise UserError(
                 f"unknown relation {text!r}; known: {', '.join(list_relations())}; "
-                "for one of your own give the path of its CSV file, with a YAML file beside it"
+                "for your own relation give the path of its CSV file, with a YAML file beside it"
             )
         path = data_dir() / "relations" / f"{text}.csv"
     if path.suffix.lower() == ".csv":
@@ -143,7 +143,7 @@ def _read_facts(file: Path, *, years: bool) -> tuple[Fact, ...]:
             key = fact.subject.casefold()
             if key in line_of:
                 raise UserError(
-                    f"line {line}: subject {fact.subject!r} already stands in line "
+                    f"line {line}: subject {fact.subject!r} is already in line "
                     f"{line_of[key]}; keep one row for each subject"
                 )
             line_of[key] = line

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from interp.arguments import one_of
+from interp.arguments import one_of, shown
 from interp.checked import checked
 from interp.errors import UserError
 from interp.files import read_json_lines
@@ -37,8 +37,8 @@ class Pair:
 
     Attributes:
         spans: by name, the characters of the clean and of the corrupted text.
-        gap: what stands between a text and an answer; None for what is usual between the two. In
-            a chat it stands before the answer in the assistant's turn.
+        gap: the text between a text and its answer; None for the usual one. In a chat it comes
+            before the answer in the assistant's turn.
     """
 
     clean: str
@@ -164,7 +164,7 @@ def _check_texts(content: Mapping[str, Any]) -> None:
         if name == "gap" and text is None:
             continue
         if not isinstance(text, str):
-            raise UserError(f"{name} is {_short(text)}, but must be text")
+            raise UserError(f"{name} is {shown(text)}, but must be text")
         if name in _TEXTS and not text.strip():
             raise UserError(f"{name} is empty: give it at least one word")
         try:
@@ -184,14 +184,9 @@ def _span_of(name: str, value: Any) -> Span:
     if isinstance(value, list) and len(value) == 2 and all(type(end) is int for end in value):
         return value[0], value[1]
     raise UserError(
-        f"span {name!r} is {_short(value)}, but must be [start, end] in characters, or "
+        f"span {name!r} is {shown(value)}, but must be [start, end] in characters, or "
         '{"clean": [start, end], "corrupted": [start, end]}'
     )
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:80]}…"
 
 
 def _list(names: Mapping[str, Any]) -> str:
