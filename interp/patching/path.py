@@ -83,7 +83,7 @@ def patch_paths(
     receivers = None if receivers is None else pairs_of_numbers("receivers", receivers)
     senders = None if senders is None else pairs_of_numbers("senders", senders)
     one_of("mlps", mlps, KNOWN_MLPS)
-    one_of("input of a head", into, get_args(Into))
+    one_of("into", into, get_args(Into))
     check_component(into, model)
     require(model, "residual")
     for what, units, component in (("receivers", receivers, into), ("senders", senders, "z")):

@@ -127,8 +127,8 @@ def _fill(
     io, subject, again = names
     first, second = (io, subject) if io_first else (subject, io)
     slots = {"first": first, "second": second, "subject": again, **words}
-    roles = dict(zip(("first", "second"), ("io", "s1") if io_first else ("s1", "io"), strict=True))
-    roles["subject"] = "s2"
+    roles = {"first": "io", "second": "s1"} if io_first else {"first": "s1", "second": "io"}
+    roles |= {"subject": "s2"}
     text, spans = "", {}
     for index, piece in enumerate(re.split(r"[{}]", TEMPLATES[kind])):  # every second is a slot
         filled = slots[piece] if index % 2 else piece
