@@ -16,7 +16,7 @@ from interp.forward.out_of_memory import halving
 from interp.patching.alignment import Alignment, Positions, align
 from interp.patching.atp_star import atp_star_effects
 from interp.patching.attribution import attribute_positions
-from interp.patching.chunks import DemandAt, chunk_prompts, graph_demand, row_demand
+from interp.patching.chunks import chunk_prompts, graph_demand, row_demand
 from interp.patching.edits import ActivationEdit
 from interp.patching.integrated_gradients import integrate_positions
 from interp.patching.metrics import Metric, can_take, take_metrics
@@ -130,8 +130,13 @@ class _Patching:
             )
             values[rows] = found
 
+        if self.method == "exact":
+            kept = ("z",) if self.component == "z" else ()
+            demand = row_demand(model, values.shape[2], *kept, edits=[self.component])
+        else:
+            demand = graph_demand(model, self.component)
         metrics, budget = [inputs.metric], inputs.budget
-        chunks = chunk_prompts(alignment.at, self._demand(), metrics=metrics, budget=budget)
+        chunks = chunk_prompts(alignment.at, demand, metrics=metrics, budget=budget)
         shown = inputs.progress and len(chunks) > 1
         with progress_bar(total=len(corrupted), description=self.method, shown=shown) as bar:
             for chunk, _ in halving(chunks, run_chunk, divisible=can_take(metrics)):
@@ -142,14 +147,6 @@ class _Patching:
             unchanged = unchanged & ~alignment.position_sets.any(dim=2).T
             values = values.masked_fill(unchanged.cpu()[:, None, None, :], 0.0)
         return values, runs
-
-    def _demand(self) -> DemandAt:
-        model = self.inputs.model
-        if self.method != "exact":
-            return graph_demand(model, self.component)
-        kept = ("z",) if self.component == "z" else ()
-        n_units = count_units(model, self.component)
-        return row_demand(model, n_units, *kept, edits=[self.component])
 
     def _chunk_effects(
         self,

@@ -294,11 +294,7 @@ def _seen_templates(premises: Premises, templates: tuple[str, ...] | None) -> tu
         wanted = premises.relation.search_templates
         return tuple(name for name in premises.templates if name in wanted)
     for name in templates:
-        if name not in premises.templates:
-            raise UserError(
-                f"cannot split off template {name!r}; these premises have "
-                f"{', '.join(premises.templates)}"
-            )
+        one_of("template", name, premises.templates)
     return templates
 
 
