@@ -229,7 +229,7 @@ def test_wrong_rankings_are_told(tiny_llama: HookedModel) -> None:
     for ranking, more, said in cases:
         with pytest.raises(UserError, match=said):
             faithfulness_curve(tiny_llama, clean, corrupted, metric(), ranking=ranking, **more)
-    with pytest.raises(UserError, match="nothing to be faithful to"):
+    with pytest.raises(UserError, match="faithfulness is not defined"):
         faithfulness_curve(
             tiny_llama, clean, clean, metric(), ranking=[(0, 0)], n_random=0, progress=False
         )
