@@ -43,8 +43,8 @@ from interp.moelora.data.sources import load_examples
 from interp.moelora.training.pretrained import load_pretrained
 from interp.moelora.training.training import TrainingSettings
 from interp.premises import Premises, Split
-from interp.premises.mentions import names_any
 from interp.premises.registry import data_dir
+from interp.premises.relation import names_any
 from interp.runs.manifest import versions
 
 RESULTS = Path(__file__).parent / "results" / "adapted_faith.json"
@@ -226,7 +226,9 @@ def other_head(model: Any, one: ExpertHeadContribution, heads: HeadSet) -> Exper
     taken = tuple(
         dict.fromkeys((layer, head // size) for layer, head in heads if layer == one.layer)
     )
-    (drawn,) = random_head_sets(HeadSet(taken), model.cfg.n_layers, n_units, 1, seed=one.unit)
+    (drawn,) = random_head_sets(
+        HeadSet(taken), n_layers=model.cfg.n_layers, n_heads=n_units, n_sets=1, seed=one.unit
+    )
     unit = next((unit for layer, unit in drawn if layer == one.layer), (one.unit + 1) % n_units)
     return ExpertHeadContribution(one.component, one.layer, unit, one.expert)
 

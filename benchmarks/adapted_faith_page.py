@@ -13,7 +13,7 @@ from typing import Any
 
 import tyro
 
-from interp.heads.significance import mean_interval
+from interp.statistics.significance import mean_interval
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results" / "adapted_faith.json"

@@ -17,7 +17,7 @@ from interp.inspection.uncertainty import uncertainty
 from interp.interventions import Constraint
 from interp.models import fingerprint
 from interp.premises import Premises, Split
-from interp.premises.mentions import names_any
+from interp.premises.relation import names_any
 from probes import LinearProbe, collect_activations, fit_probe
 from probes.causal import remove_direction
 from probes.scoring import area_under_curve, cross_validated_scores

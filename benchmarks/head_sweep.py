@@ -120,8 +120,10 @@ def measure_attribution(
     def run() -> torch.Tensor:
         with torch.no_grad():
             alignment = align(pairs.clean, pairs.corrupted, "all")
-            edit = patching_edit(model, pairs.clean, alignment, "z")
-        return attribute_heads(model, pairs.corrupted, edit, [pairs.metric], progress=False)[0]
+            edit = patching_edit(model, pairs.clean, alignment, component="z")
+        return attribute_heads(
+            model, pairs.corrupted, edit, metrics=[pairs.metric], progress=False
+        )[0]
 
     run()
     found = timed(run)
@@ -149,7 +151,7 @@ def measure_random_sets(
     """Twenty random sets of three heads, against as many whole runs."""
     with torch.no_grad():
         alignment = align(pairs.clean, pairs.corrupted, "all")
-        edit = patching_edit(model, pairs.clean, alignment, "z")
+        edit = patching_edit(model, pairs.clean, alignment, component="z")
     n_heads = model.cfg.n_heads
     generator = torch.Generator().manual_seed(seed)
     every = model.cfg.n_layers * n_heads
@@ -157,7 +159,9 @@ def measure_random_sets(
         [divmod(int(index), n_heads) for index in torch.randperm(every, generator=generator)[:3]]
         for _ in range(20)
     ]
-    found = timed(lambda: sweep_sets(model, pairs.corrupted, edit, sets, [pairs.metric]))
+    found = timed(
+        lambda: sweep_sets(model, pairs.corrupted, edit, sets=sets, metrics=[pairs.metric])
+    )
     ratio = seconds_per_run * len(sets) / found.seconds
     return {"sets": len(sets), "seconds": found.seconds, "ratio": ratio}
 

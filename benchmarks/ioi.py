@@ -175,7 +175,11 @@ def drops(
 ) -> torch.Tensor:
     """How far the clean logit difference falls with each set of heads edited, [prompt set]."""
     values = sweep_sets(
-        model, prompts.clean, edit, [(), *(tuple(heads) for heads in sets)], [prompts.metric]
+        model,
+        prompts.clean,
+        edit,
+        sets=[(), *(tuple(heads) for heads in sets)],
+        metrics=[prompts.metric],
     )[0]
     return values[:, :1] - values[:, 1:]
 
@@ -209,7 +213,11 @@ def causal_check(
     clean = clean_metric(model, held_out)
     for source in ("corrupted run", "mean"):
         edit = patching_edit(
-            model, held_out.corrupted, alignment, "z", mean=mean if source == "mean" else None
+            model,
+            held_out.corrupted,
+            alignment,
+            component="z",
+            mean=mean if source == "mean" else None,
         )
         for name, heads in chosen.items():
             null = random_sets(model, heads, named, options.random_sets, options.seed)
@@ -263,7 +271,7 @@ def measure(model: Any, options: Options) -> dict[str, Any]:
     total = patch_pairs(model, search.swap, method="attribution", seed=options.seed)
     curve = faithfulness_curve(
         model, swap.clean, swap.corrupted, swap.metric,
-        circuit_of(model, total).ranked(by="absolute"),
+        ranking=circuit_of(model, total).ranked(by="absolute"),
         n_random=options.random_orders, groups=swap.groups, seed=options.seed,
     )  # fmt: skip
     stable = stability(effects["difference"], 10)

@@ -99,10 +99,12 @@ def random_llama(settings: Settings) -> tuple[Any, Pairs]:
 def our_effects(model: Any, pairs: Pairs, heads: list[Unit]) -> Tensor:
     """Effects [prompt head] of our sweep."""
     with torch.no_grad():
-        edit = patching_edit(model, pairs.clean, align(pairs.clean, pairs.corrupted, "all"), "z")
+        edit = patching_edit(
+            model, pairs.clean, align(pairs.clean, pairs.corrupted, "all"), component="z"
+        )
     found = sweep_effects(
-        model, pairs.corrupted, edit, [pairs.metric], heads=heads, progress=False
-    )[0]  # fmt: skip
+        model, pairs.corrupted, edit, metrics=[pairs.metric], units=heads, progress=False
+    )[0, ..., 0]  # fmt: skip
     return torch.stack([found[:, layer, head] for layer, head in heads], dim=1)
 
 
@@ -120,8 +122,10 @@ def peer_effects(model: Any, pairs: Pairs, heads: list[Unit]) -> Tensor:
 def our_attribution(model: Any, pairs: Pairs) -> Tensor:
     """First-order effects [prompt head] of all heads."""
     with torch.no_grad():
-        edit = patching_edit(model, pairs.clean, align(pairs.clean, pairs.corrupted, "all"), "z")
-    found = attribute_heads(model, pairs.corrupted, edit, [pairs.metric], progress=False)[0]
+        edit = patching_edit(
+            model, pairs.clean, align(pairs.clean, pairs.corrupted, "all"), component="z"
+        )
+    found = attribute_heads(model, pairs.corrupted, edit, metrics=[pairs.metric], progress=False)[0]
     return found.flatten(1)
 
 

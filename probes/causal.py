@@ -34,7 +34,6 @@ from interp.forward.hook_points import hook_name
 from interp.forward.out_of_memory import over_parts
 from interp.forward.partial import RecordedRun, record_run
 from interp.heads.locate import as_encoded
-from interp.heads.significance import mean_interval
 from interp.models.hooked_model import HookedModel
 from interp.patching.edits import edited_points
 from interp.patching.metrics import LogitDifference, apply_metric
@@ -43,6 +42,7 @@ from interp.precision import widened
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import Premises
 from interp.progress import progress_bar
+from interp.statistics.significance import mean_interval
 from probes.activations import PremiseKind
 from probes.linear import LinearProbe
 

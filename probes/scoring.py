@@ -20,9 +20,9 @@ from torch import Tensor
 from interp.arguments import check_choice
 from interp.checked import checked
 from interp.errors import UserError
-from interp.heads.significance import BOOTSTRAP_RESAMPLES, CONFIDENCE, mean_interval
 from interp.premises import Question
 from interp.statistics.resampling import group_draws, resamples_at_once
+from interp.statistics.significance import BOOTSTRAP_RESAMPLES, CONFIDENCE, mean_interval
 from probes.linear import DEFAULT_C, ProbeMethod, check_labelled, fit_direction
 
 DEFAULT_SPLITS = 5

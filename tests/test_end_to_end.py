@@ -14,10 +14,10 @@ from interp.cli import main
 from interp.commands.evaluate import EvaluateSettings, evaluate_run
 from interp.commands.locate import LocateSettings, load_run, locate_run
 from interp.heads import load_effects, locate_heads
-from interp.heads.significance import RESOLUTION
 from interp.models import HookedModel, resolve
 from interp.premises import Premises
 from interp.premises.encode import encode_premises
+from interp.statistics.significance import RESOLUTION
 
 N_FACTS = 34
 

@@ -113,13 +113,13 @@ class RoutingJob:
         return {"run": self.run, "corpus": digest_of(asdict(self.corpus))}
 
 
-def routing_shard(loaded: AdaptedModel, job: RoutingJob, *, progress: bool = False) -> Shard:
+def routing_shard(model: AdaptedModel, job: RoutingJob, *, progress: bool = False) -> Shard:
     """The sums over one part."""
     return Shard(
         collect_part(
-            loaded.model,
+            model.model,
             job.corpus,
-            loaded.tokenizer,
+            model.tokenizer,
             settings=job.settings,
             number=job.number,
             progress=progress,

@@ -16,16 +16,15 @@ from interp.evaluation.answer_pair import AnswerKind, AnswerPair
 from interp.evaluation.jobs import AnswersJob, greedy_texts
 from interp.forward.batch import Span
 from interp.forward.generate import MAX_NEW_TOKENS
-from interp.heads.significance import mean_interval
 from interp.interventions.head_constraint import Constraint
 from interp.interventions.intervention import Intervention
 from interp.jobs import RUN_HERE, JobRunner, OutputSpec
 from interp.models.hooked_model import HookedModel
 from interp.models.versions import check_hooked
 from interp.premises.encode import EncodedPrompt, encode_questions
-from interp.premises.mentions import names, names_any
 from interp.premises.questions import Premises, Question, QuestionKind
-from interp.premises.relation import FilledQuestion
+from interp.premises.relation import FilledQuestion, names, names_any
+from interp.statistics.significance import mean_interval
 from probes.detector.detections import PremiseDetections, spans_of
 
 ANSWERS = OutputSpec(texts=True)

@@ -24,13 +24,13 @@ from interp.evaluation.jobs import (
 )
 from interp.forward.batch import Span
 from interp.heads.headset import HeadSet
-from interp.heads.significance import mean_interval
 from interp.interventions.head_constraint import Constraint
 from interp.interventions.intervention import Intervention
 from interp.jobs import RUN_HERE, JobRunner, OutputSpec
 from interp.models.hooked_model import HookedModel
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import QuestionKind
+from interp.statistics.significance import mean_interval
 
 Interval = list[float]
 """[value, low, high]: a mean and its 95 % interval from resampling subjects."""

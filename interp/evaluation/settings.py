@@ -16,13 +16,13 @@ from interp.heads.effects import HeadEffects
 from interp.heads.headset import HeadSet, Site
 from interp.heads.locate import as_encoded
 from interp.heads.object_edits import mean_output
-from interp.heads.significance import mean_interval
 from interp.interventions.head_constraint import Constraint, Mode
 from interp.interventions.unit_table import action_name
 from interp.jobs import RUN_HERE, JobRunner
 from interp.models.hooked_model import HookedModel
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import Premises
+from interp.statistics.significance import mean_interval
 
 SettingMode = tuple[Mode, float]
 """A mode and its factor."""

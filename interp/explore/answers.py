@@ -5,7 +5,7 @@ from typing import Literal
 
 from interp.forward.batch import Span
 from interp.interventions.head_constraint import Constraint
-from interp.premises.mentions import names
+from interp.premises.relation import names
 from interp.report.answers import Piece, mark_names, mark_object
 
 FoundBy = Literal["you", "the detector", "nobody"]

@@ -30,8 +30,8 @@ from interp.interventions.head_constraint import SITE_MODES, Constraint, Mode
 from interp.models import model_info, render_chat
 from interp.models.hooked_model import HookedModel
 from interp.premises.encode import tokenize
-from interp.premises.mentions import names
 from interp.premises.questions import Split
+from interp.premises.relation import names
 from probes.detector.detect import detect
 from probes.detector.detections import Detector
 from probes.detector.train import detector_for

@@ -2,10 +2,12 @@
 
 from interp.heads.effects import (
     HeadEffects,
+    HeadStatistics,
     Method,
     agreement,
     count_of_fraction,
     effects_by_layer,
+    head_statistics,
     load_effects,
     save_effects,
     select_heads,
@@ -14,7 +16,7 @@ from interp.heads.headset import Head, HeadSet, Site, as_head_set
 from interp.heads.locate import locate_heads
 from interp.heads.object_edits import Source, premise_edit
 from interp.heads.random_sets import random_head_sets
-from interp.heads.significance import HeadStatistics, head_statistics, mean_interval
+from interp.statistics.significance import mean_interval
 
 __all__ = [
     "Head",

@@ -5,8 +5,8 @@
   heads share m with hypergeometric probability, which gives the index expected by chance and the
   p-value of sharing at least so many.
 * Neither can be judged alone: effects are noisy, and two searches in *one* model do not agree
-  fully. So the subjects are parted into random halves, and the correlation between halves is
-  given within each model and between the models. As far as **between** falls below **within**, the
+  fully. So the subjects are split into random halves, and the correlation between halves is
+  given within each model and between the models. Where **between** is lower than **within**, the
   heads have moved.
 * Per head, the change of its effect (after − before), paired by prompt, with FDR.
 """
@@ -24,12 +24,13 @@ from scipy.stats import hypergeom, pearsonr, rankdata
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.figures.expert_heads import shift_figure
-from interp.heads.effects import HeadEffects
+from interp.heads.effects import HeadEffects, HeadStatistics, head_statistics
 from interp.heads.headset import HeadSet
-from interp.heads.significance import HeadStatistics, head_statistics, subject_means
+from interp.patching.effect_arrays import best_first
+from interp.patching.result import STATISTICS
 from interp.patching.stability import chance_overlap
 from interp.statistics.resampling import resamples_at_once
-from interp.statistics.significance import bootstrap_interval
+from interp.statistics.significance import bootstrap_interval, group_means
 
 TOP_K = 10
 HALVES = 100
@@ -54,11 +55,9 @@ class HeadComparison(Displayed):
         for what in ("site", "subjects", "templates"):
             if getattr(self.before, what) != getattr(self.after, what):
                 raise UserError(f"the effects differ in {what}: compare the same prompts and site")
-        shapes = self.before.values.shape, self.after.values.shape
-        if shapes[0] != shapes[1]:
-            raise UserError(
-                f"the effects are of models of different sizes: {shapes[0]}, {shapes[1]}"
-            )
+        before, after = self.before.values.shape, self.after.values.shape
+        if before != after:
+            raise UserError(f"the effects are of models of different sizes: {before}, {after}")
         if not 0 < self.top_k <= self.n_heads:
             raise UserError(f"cannot take the top {self.top_k} of {self.n_heads} heads")
 
@@ -70,10 +69,9 @@ class HeadComparison(Displayed):
     @cached_property
     def _means(self) -> tuple[Float[np.ndarray, "subject unit"], Float[np.ndarray, "subject unit"]]:
         """Both effects by subject, heads in a row."""
-        first, second = (
-            subject_means(one.values, one.subjects) for one in (self.before, self.after)
-        )
-        return first.reshape(len(first), -1), second.reshape(len(second), -1)
+        both = (self.before, self.after)
+        before, after = (group_means(found.values, found.subjects) for found in both)
+        return before.reshape(len(before), -1), after.reshape(len(after), -1)
 
     @cached_property
     def spearman(self) -> tuple[float, float, float]:
@@ -86,9 +84,7 @@ class HeadComparison(Displayed):
         return self._resampled(self._overlap)
 
     def _overlap(self, first: np.ndarray, second: np.ndarray) -> Any:
-        tops = [
-            np.argsort(-one, axis=-1, kind="stable")[..., : self.top_k] for one in (first, second)
-        ]
+        tops = [best_first(means)[..., : self.top_k] for means in (first, second)]
         shared = (tops[0][..., :, None] == tops[1][..., None, :]).sum(axis=(-2, -1))
         return shared / (2 * self.top_k - shared)
 
@@ -98,13 +94,13 @@ class HeadComparison(Displayed):
         if len(before) < 2 or np.isnan(value):
             return value, value, value
 
-        def of_sample(which: np.ndarray, axis: int) -> Any:
+        def resampled(which: np.ndarray, axis: int) -> Any:
             index = np.moveaxis(which.astype(int), axis, -1)
             return statistic(before[index].mean(axis=-2), after[index].mean(axis=-2))
 
         low, high = bootstrap_interval(
             (np.arange(len(before)),),
-            of_sample,
+            resampled,
             vectorized=True,
             seed=self.seed,
             batch=resamples_at_once(2 * before.size, 50),
@@ -133,33 +129,30 @@ class HeadComparison(Displayed):
         if size < 2:
             return dict.fromkeys(("within_before", "within_after", "between"), float("nan"))
         orders = np.stack([rng.permutation(len(before)) for _ in range(HALVES)])
-        one, other = orders[:, :size], orders[:, size : 2 * size]
-        a, b = (before[part].mean(axis=1) for part in (one, other))
-        c, d = (after[part].mean(axis=1) for part in (one, other))
-        between = (_correlation(a, d) + _correlation(c, b)) / 2
+        halves = orders[:, :size], orders[:, size : 2 * size]
+        before_1, before_2 = (before[half].mean(axis=1) for half in halves)
+        after_1, after_2 = (after[half].mean(axis=1) for half in halves)
+        between = _correlation(before_1, after_2) + _correlation(after_1, before_2)
         return {
-            "within_before": float(_correlation(a, b).mean()),
-            "within_after": float(_correlation(c, d).mean()),
-            "between": float(between.mean()),
+            "within_before": float(_correlation(before_1, before_2).mean()),
+            "within_after": float(_correlation(after_1, after_2).mean()),
+            "between": float(between.mean() / 2),
         }
 
     @cached_property
     def change(self) -> HeadStatistics:
-        """Of after − before, paired by prompt."""
+        """Statistics of after − before, paired by prompt."""
         difference = self.after.values - self.before.values
-        return head_statistics(
-            difference,
-            self.before.subjects,
-            seed=self.seed,
-            resolution=max(self.before.resolution, self.after.resolution),
-        )
+        resolution = max(self.before.resolution, self.after.resolution)
+        subjects = self.before.subjects
+        return head_statistics(difference, subjects, seed=self.seed, resolution=resolution)
 
     def effect_of(self, heads: HeadSet) -> dict[str, float]:
         """Mean effect of some heads ``before`` and ``after``."""
         layers, numbers = zip(*heads.heads, strict=True)
         return {
-            name: float(one.statistics.mean[list(layers), list(numbers)].mean())
-            for name, one in (("before", self.before), ("after", self.after))
+            name: float(found.statistics.mean[list(layers), list(numbers)].mean())
+            for name, found in (("before", self.before), ("after", self.after))
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -182,8 +175,8 @@ class HeadComparison(Displayed):
         Columns: ``site``, ``layer``, ``head``, ``before``, ``after``, ``change``, ``ci_low``,
         ``ci_high``, ``p_value``, ``q_value``, ``rank_before``, ``rank_after``.
         """
-        shape = self.before.values.shape[1:]
-        layer, head = (one.ravel() for one in np.indices(shape))
+        layer, head = (index.ravel() for index in np.indices(self.before.values.shape[1:]))
+        change = {name: getattr(self.change, name).ravel() for name in STATISTICS}
         frame = pd.DataFrame(
             {
                 "site": self.before.site,
@@ -192,10 +185,7 @@ class HeadComparison(Displayed):
                 "before": self.before.statistics.mean.ravel(),
                 "after": self.after.statistics.mean.ravel(),
                 "change": self.change.mean.ravel(),
-                "ci_low": self.change.ci_low.ravel(),
-                "ci_high": self.change.ci_high.ravel(),
-                "p_value": self.change.p_value.ravel(),
-                "q_value": self.change.q_value.ravel(),
+                **change,
                 "rank_before": self.before.rank.ravel(),
                 "rank_after": self.after.rank.ravel(),
             }
@@ -212,13 +202,13 @@ class HeadComparison(Displayed):
     def _shown(self) -> Shown:
         found = self.to_dict()
         (value, low, high), (same, same_low, same_high) = found["spearman"], found["jaccard"]
-        words = (
+        text = (
             f"Effects of {self.n_heads} heads before and after: Spearman {value:.2f} [{low:.2f}, "
             f"{high:.2f}]; overlap of the top {self.top_k} {same:.2f} [{same_low:.2f}, "
             f"{same_high:.2f}], by chance {found['chance_jaccard']:.2f}; "
             f"{found['changed_at_fdr_0.05']} heads changed with q ≤ 0.05."
         )
-        return Shown(words, (self.to_dataframe(),), self.plot)
+        return Shown(text, (self.to_dataframe(),), self.plot)
 
 
 def compare_heads(
@@ -226,7 +216,7 @@ def compare_heads(
 ) -> HeadComparison:
     """Compare head effects of a model before and after fine-tuning.
 
-    Both are of `interp.locate_heads` with the same premises, site and method.
+    Both come from `interp.locate_heads` with the same premises, site and method.
 
     Raises:
         UserError: effects of other prompts, another site, or another size of model.
@@ -240,6 +230,6 @@ def _correlation(
     """Spearman's, along the last axis: NaN where all effects of one side are equal."""
     if 0 in (np.ptp(first, axis=-1).min(), np.ptp(second, axis=-1).min()):
         return np.full(first.shape[:-1], np.nan)
-    # Of ranks, since scipy's spearmanr does not go along an axis of many samples.
+    # Pearson's of ranks, since scipy's spearmanr does not take an axis of many samples.
     found: Any = pearsonr(rankdata(first, axis=-1), rankdata(second, axis=-1), axis=-1)
     return found.statistic

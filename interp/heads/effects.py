@@ -4,6 +4,8 @@ Sign: effect = logit(true object) − logit(false object) with the head edited, 
 unedited run. A **positive** effect means that the answer gets better without the head's part: it
 is a false-premise head. ``probability`` is the paper's measure beside it, E = P'(O) − P(O)
 (arXiv 2402.19103, section 3.3).
+
+Statistics are over subjects: questions about one subject are not independent.
 """
 
 import re
@@ -20,7 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.arguments import of_kind, real_number, whole_number
+from interp.arguments import check_choice, of_kind, real_number, whole_number
 from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
@@ -29,13 +31,39 @@ from interp.figures.layers import layer_effects
 from interp.files.tensor_file import read_tensor_file, write_tensor_file
 from interp.files.tensors import check_tensors
 from interp.heads.headset import Head, HeadSet, Site, check_site
-from interp.heads.significance import RESOLUTION, HeadStatistics, head_statistics, mean_interval
-from interp.patching.result import PatchEffects
+from interp.patching.effect_arrays import best_first
+from interp.patching.result import STATISTICS, PatchEffects
+from interp.statistics.significance import (
+    RESOLUTION,
+    EffectStatistics,
+    effect_statistics,
+    mean_interval,
+)
 
 Method = Literal["path", "activation", "attribution"]
+HeadStatistics = EffectStatistics
+"""Per head: mean over subjects, its interval, p-value and q-value, each [layer head]."""
 _SMALL_NUMBER = re.compile(r"\d{1,3}(\.\d{1,20})?(e-\d{1,3})?", re.ASCII)
 VOTE_THRESHOLD = 0.1
 """The paper's least E for a prompt to vote for a head."""
+
+
+@checked
+def head_statistics(
+    values: Float[Tensor, "prompt layer head"],
+    subjects: Sequence[str],
+    *,
+    seed: int = 0,
+    resolution: float = RESOLUTION,
+) -> HeadStatistics:
+    """Interval, p- and q-value of every head's mean effect; see `effect_statistics`.
+
+    Raises:
+        UserError: fewer than six subjects, or an effect that is not finite.
+    """
+    if not bool(torch.isfinite(values).all()):
+        raise UserError("some effects are not finite: statistics need every head and prompt")
+    return effect_statistics(values, subjects, seed=seed, resolution=resolution, what="subjects")
 
 
 @dataclass(frozen=True)
@@ -68,6 +96,22 @@ class HeadEffects(Displayed):
         if not len(self.values) == len(self.subjects) == len(self.templates):
             raise UserError("effects, subjects and templates differ in length")
 
+    def as_patching(self) -> tuple[PatchEffects, PatchEffects]:
+        """Values and probability as results of patching; the unedited metrics are not known."""
+        logits = PatchEffects(
+            values=self.values,
+            axes=("prompt", "layer", "head"),
+            corrupted=torch.full((len(self.values),), torch.nan),
+            component="z",
+            method=self.method,
+            metric="logit_difference",
+            groups=self.subjects,
+            templates=self.templates,
+            seed=self.seed,
+            resolution=self.resolution,
+        )
+        return logits, replace(logits, values=self.probability, metric="probability")
+
     @property
     def mean(self) -> Float[Tensor, "layer head"]:
         """Mean effect over prompts."""
@@ -83,16 +127,12 @@ class HeadEffects(Displayed):
     @property
     def rank(self) -> Int[np.ndarray, "layer head"]:
         """1 for the head with the largest mean effect."""
-        order = np.argsort(-self.statistics.mean, axis=None, kind="stable")
-        rank = np.empty(order.size, dtype=int)
-        rank[order] = np.arange(1, order.size + 1)
-        return rank.reshape(self.statistics.mean.shape)
+        means = self.statistics.mean
+        return best_first(means.ravel()).argsort().reshape(means.shape) + 1
 
     def ranked(self) -> tuple[Head, ...]:
         """All heads, largest mean effect first."""
-        order = np.argsort(-self.statistics.mean, axis=None, kind="stable")
-        n_heads = self.values.shape[2]
-        return tuple((int(index) // n_heads, int(index) % n_heads) for index in order)
+        return _heads_at(best_first(self.statistics.mean.ravel()), self.values.shape[2])
 
     def select(
         self,
@@ -112,19 +152,15 @@ class HeadEffects(Displayed):
 
     def to_dataframe(self, selected: HeadSet | None = None) -> pd.DataFrame:
         """One row a head, in the columns of ``heads.csv``, best first."""
-        statistics, (n_layers, n_heads) = self.statistics, self.values.shape[1:]
-        layer, head = np.divmod(np.arange(n_layers * n_heads), n_heads)
+        layer, head = (index.ravel() for index in np.indices(self.values.shape[1:]))
         chosen = set(selected.heads) if selected and selected.site == self.site else set()
         frame = pd.DataFrame(
             {
                 "site": self.site,
                 "layer": layer,
                 "head": head,
-                "effect": statistics.mean.ravel(),
-                "ci_low": statistics.ci_low.ravel(),
-                "ci_high": statistics.ci_high.ravel(),
-                "p_value": statistics.p_value.ravel(),
-                "q_value": statistics.q_value.ravel(),
+                "effect": self.statistics.mean.ravel(),
+                **{name: getattr(self.statistics, name).ravel() for name in STATISTICS},
                 "rank": self.rank.ravel(),
                 "selected": [pair in chosen for pair in zip(layer, head, strict=True)],
             }
@@ -136,31 +172,29 @@ class HeadEffects(Displayed):
 
         ``selected`` heads are framed in the heat map. Raises UserError for another ``by``.
         """
-        if by == "head":
-            return head_heatmap(self.to_dataframe(selected), site=self.site)
-        if by == "layer":
+        if check_choice("kind of figure", by, ("head", "layer")) == "layer":
             return layer_effects(effects_by_layer(self))
-        raise UserError(f"unknown kind of figure {by!r}; known: head, layer")
+        return head_heatmap(self.to_dataframe(selected), site=self.site)
 
     def _shown(self) -> Shown:
         significant = int((self.statistics.q_value <= 0.05).sum())
-        words = (
+        text = (
             f"Effects of {self.values[0].numel()} heads (site {self.site}, {self.method}, source "
             f"{self.source}) on {len(self.values)} prompts about {len(set(self.subjects))} "
             f"subjects, in logits; {significant} heads with q ≤ 0.05. Positive: the answer gets "
             "better without the head's part."
         )
-        return Shown(words, (self.to_dataframe().drop(columns=["site", "selected"]),), self.plot)
+        return Shown(text, (self.to_dataframe().drop(columns=["site", "selected"]),), self.plot)
 
     def take(self, prompts: Sequence[int]) -> "HeadEffects":
         """The effects on some of the prompts."""
-        index = list(prompts)
+        logits, probability = (result.take(prompts) for result in self.as_patching())
         return replace(
             self,
-            values=self.values[index],
-            probability=self.probability[index],
-            subjects=tuple(self.subjects[i] for i in index),
-            templates=tuple(self.templates[i] for i in index),
+            values=logits.values,
+            probability=probability.values,
+            subjects=logits.groups,
+            templates=logits.templates,
         )
 
     def save(self, path: str | Path) -> Path:
@@ -176,6 +210,11 @@ class HeadEffects(Displayed):
         return by_site[site]
 
 
+def _heads_at(indices: Int[np.ndarray, " unit"], n_heads: int) -> tuple[Head, ...]:
+    """(layer, head) of heads numbered through all layers."""
+    return tuple((int(index) // n_heads, int(index) % n_heads) for index in indices)
+
+
 @checked
 def select_heads(
     effects: HeadEffects,
@@ -185,7 +224,7 @@ def select_heads(
     fdr: float | None = None,
     vote: float | None = None,
 ) -> HeadSet:
-    """A head set from effects, as ``HeadEffects.select`` chooses it."""
+    """A head set from effects; see ``HeadEffects.select``."""
     ways = {"fraction": fraction, "count": count, "fdr": fdr}
     given = [name for name, value in ways.items() if value is not None]
     if len(given) != 1:
@@ -195,16 +234,22 @@ def select_heads(
     if fdr is not None:
         if vote is not None:
             raise UserError("a vote ranks heads: give it a fraction or a count, not an fdr")
-        return _by_fdr(effects, fdr)
-    n_all = effects.values[0].numel()
-    size = (
-        count_of_fraction(fraction or 0.0, n_all) if count is None else whole_number("count", count)
-    )
-    if not 0 <= size <= n_all:
-        raise UserError(f"cannot choose {size} of {n_all} heads")
-    ranked = effects.ranked() if vote is None else _by_vote(effects, vote)
-    how = f"{size} largest mean effects" if vote is None else f"{size} most voted at E ≥ {vote}"
-    return HeadSet(ranked[:size], effects.site, f"{how}, {effects.method}")
+        if not 0 < real_number("fdr", fdr) < 1:
+            raise UserError(f"a false-discovery rate lies between 0 and 1, not {fdr}")
+        passed = (effects.statistics.q_value <= fdr) & (effects.statistics.mean > 0)
+        heads = tuple(head for head in effects.ranked() if passed[head])
+        how = f"positive effect at FDR {fdr:g}"
+    else:
+        n_all = effects.values[0].numel()
+        if count is None:
+            size = count_of_fraction(fraction or 0.0, n_all)
+        else:
+            size = whole_number("count", count)
+        if not 0 <= size <= n_all:
+            raise UserError(f"cannot choose {size} of {n_all} heads")
+        heads = (effects.ranked() if vote is None else _by_vote(effects, vote))[:size]
+        how = f"{size} " + ("largest mean effects" if vote is None else f"most voted at E ≥ {vote}")
+    return HeadSet(heads, effects.site, f"{how}, {effects.method}")
 
 
 @checked
@@ -216,21 +261,11 @@ def count_of_fraction(fraction: float, n_heads: int) -> int:
     return max(1, round(fraction * n_heads))
 
 
-def _by_fdr(effects: HeadEffects, fdr: float) -> HeadSet:
-    if not 0 < real_number("fdr", fdr) < 1:
-        raise UserError(f"a false-discovery rate lies between 0 and 1, not {fdr}")
-    statistics = effects.statistics
-    passed = (statistics.q_value <= fdr) & (statistics.mean > 0)
-    heads = tuple(head for head in effects.ranked() if passed[head])
-    return HeadSet(heads, effects.site, f"positive effect at FDR {fdr:g}, {effects.method}")
-
-
 def _by_vote(effects: HeadEffects, threshold: float) -> tuple[Head, ...]:
     votes = (effects.probability >= threshold).sum(dim=0)
-    # Ties, and heads without a vote, fall back on the mean of E.
+    # Ties, and heads without a vote, are ordered by the mean of E.
     order = np.lexsort((-effects.probability.mean(dim=0).numpy().ravel(), -votes.numpy().ravel()))
-    n_heads = effects.values.shape[2]
-    return tuple((int(index) // n_heads, int(index) % n_heads) for index in order)
+    return _heads_at(order, effects.values.shape[2])
 
 
 @checked
@@ -239,8 +274,8 @@ def effects_by_layer(effects: HeadEffects, *, fdr: float = 0.05) -> pd.DataFrame
 
     Each prompt's effects are summed over the layer's heads; the mean over subjects has a 95 %
     interval from resampling subjects. Heads were edited one by one, so this is the sum of single
-    effects, not the effect of editing the layer: heads that make up for each other count twice.
-    ``significant`` counts the heads with q ≤ ``fdr``. Heads that were not edited count as nothing.
+    effects, not the effect of editing the layer: heads that compensate for each other count twice.
+    ``significant`` counts the heads with q ≤ ``fdr``. Heads that were not edited are left out.
     """
     of_kind("effects", effects, HeadEffects, advice="locate_heads gives them")
     sums = np.nansum(effects.values.double().numpy(), axis=2)
@@ -261,45 +296,23 @@ def agreement(a: HeadEffects, b: HeadEffects, *, top_k: int = 10) -> dict[str, f
     """
     if a.values.shape[1:] != b.values.shape[1:]:
         raise UserError("the effects are of models of different sizes")
-    one, other = _as_patching(a), _as_patching(b)
-    found = one.agreement(other, top_k=top_k)
-    k = int(found["top_k"])
-    shared = set(one.top_k(k, by="signed")) & set(other.top_k(k, by="signed"))
-    return {**found, "top_k_overlap": len(shared) / k}
-
-
-def _as_patching(effects: HeadEffects) -> PatchEffects:
-    """The effects as the patching engine's result; the unedited run's metric is not known here."""
-    return PatchEffects(
-        values=effects.values,
-        axes=("prompt", "layer", "head"),
-        corrupted=torch.full((len(effects.values),), torch.nan),
-        component="z",
-        method=effects.method,
-        metric="logit_difference",
-        groups=effects.subjects,
-        templates=effects.templates,
-        seed=effects.seed,
-        resolution=effects.resolution,
-    )
+    return a.as_patching()[0].agreement(b.as_patching()[0], top_k=top_k, by="signed")
 
 
 @checked
 def save_effects(
     path: str | Path, effects: Sequence[HeadEffects], *, kept: Mapping[str, str] | None = None
 ) -> Path:
-    """Write effects of one or both sites to one safetensors file, with what else is ``kept``."""
+    """Write effects of one or both sites to one safetensors file; ``kept`` is further metadata."""
     tensors: dict[str, Tensor] = {}
     metadata = dict(kept or {})
-    for one in effects:
-        tensors[f"{one.site}.values"] = one.values
-        tensors[f"{one.site}.probability"] = one.probability
-        metadata[f"{one.site}.method"] = one.method
-        metadata[f"{one.site}.source"] = one.source
-        metadata[f"{one.site}.seed"] = str(one.seed)
-        metadata[f"{one.site}.resolution"] = repr(one.resolution)
-        metadata["subjects"] = "\n".join(one.subjects)
-        metadata["templates"] = "\n".join(one.templates)
+    for found in effects:
+        tensors[f"{found.site}.values"] = found.values
+        tensors[f"{found.site}.probability"] = found.probability
+        for name in ("method", "source", "seed", "resolution"):
+            metadata[f"{found.site}.{name}"] = str(getattr(found, name))
+        metadata["subjects"] = "\n".join(found.subjects)
+        metadata["templates"] = "\n".join(found.templates)
     return write_tensor_file(Path(path), tensors, metadata)
 
 
@@ -311,11 +324,8 @@ def load_effects(path: str | Path) -> dict[str, HeadEffects]:
         raise UserError(f"there are no effects at {path}: run `interp locate` first")
     try:
         tensors, metadata = read_tensor_file(path)
-        found = {
-            site: _of_site(site, tensors, metadata)
-            for site in get_args(Site)
-            if f"{site}.values" in tensors
-        }
+        sites = [site for site in get_args(Site) if f"{site}.values" in tensors]
+        found = {site: _effects_of_site(site, tensors, metadata) for site in sites}
     except UserError as error:
         raise UserError(f"{path} is damaged ({error}): run `interp locate` again") from error
     if not found:
@@ -323,14 +333,17 @@ def load_effects(path: str | Path) -> dict[str, HeadEffects]:
     return found
 
 
-def _of_site(site: Site, tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> HeadEffects:
+def _effects_of_site(
+    site: Site, tensors: Mapping[str, Tensor], texts: Mapping[str, str]
+) -> HeadEffects:
     """One site's effects. Raises UserError that does not name the file."""
     values, probability = f"{site}.values", f"{site}.probability"
     check_tensors(tensors, **{values: 3, probability: 3})
-    wanted = ("subjects", "templates", *(f"{site}.{name}" for name in ("method", "source", "seed")))
-    if missing := [name for name in wanted if name not in texts]:
-        raise UserError(f"it has no {missing[0]}")
-    method, seed = texts[f"{site}.method"], texts[f"{site}.seed"]
+    named = {name: f"{site}.{name}" for name in ("method", "source", "seed")}
+    for name in ("subjects", "templates", *named.values()):
+        if name not in texts:
+            raise UserError(f"it has no {name}")
+    method, source, seed = (texts[name] for name in named.values())
     if method not in get_args(Method):
         raise UserError(f"unknown method {method[:40]!r}")
     if not (seed.isascii() and seed.isdigit() and len(seed) < 10):
@@ -345,7 +358,7 @@ def _of_site(site: Site, tensors: Mapping[str, Tensor], texts: Mapping[str, str]
         templates=tuple(texts["templates"].split("\n")),
         site=site,
         method=cast(Method, method),
-        source=texts[f"{site}.source"],
+        source=source,
         seed=int(seed),
         resolution=float(resolution),
     )

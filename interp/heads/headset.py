@@ -1,4 +1,4 @@
-"""A chosen set of heads: a value that is saved, loaded, and handed to constrain and evaluate."""
+"""A chosen set of heads: saved, loaded, and given to ``constrain`` and ``evaluate``."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import pandas as pd
 import plotly.graph_objects as go
 
-from interp.arguments import as_path, pairs_of_numbers
+from interp.arguments import as_path, check_choice, pairs_of_numbers
 from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
@@ -21,13 +21,12 @@ Head = tuple[int, int]
 """(layer, head), both counted from zero."""
 
 Site = Literal["output", "attention"]
-"""Where a head is constrained: what it writes at the false object, or what it reads from there."""
+"""Where a head is constrained: its output at the false object, or its attention to the object."""
 
 
 def check_site(site: str) -> None:
     """Raise UserError for an unknown site, listing the known ones."""
-    if not isinstance(site, str) or site not in get_args(Site):
-        raise UserError(f"unknown site {site!r}; known: {', '.join(get_args(Site))}")
+    check_choice("site", site, get_args(Site))
 
 
 @dataclass(frozen=True)
@@ -88,10 +87,9 @@ class HeadSet(Displayed):
 
     def _shown(self) -> Shown:
         table = pd.DataFrame(list(self.heads), columns=["layer", "head"])
-        count = f"{len(self)} head{'' if len(self) == 1 else 's'}"
-        return Shown(
-            f"{count}, site {self.site}, chosen by: {self.chosen_by}.", (table,), self.plot
-        )
+        plural = "" if len(self) == 1 else "s"
+        text = f"{len(self)} head{plural}, site {self.site}, chosen by: {self.chosen_by}."
+        return Shown(text, (table,), self.plot)
 
 
 @checked

@@ -1,4 +1,4 @@
-"""Which heads make the model go along with a false premise.
+"""Which heads make the model accept a false premise.
 
 Three methods, one result (``HeadEffects``), for each of two sites (``interp.patching.edits``):
 
@@ -8,9 +8,9 @@ Three methods, one result (``HeadEffects``), for each of two sites (``interp.pat
 * ``activation``: the same replacement at **all** tokens of the false object, nothing frozen.
 * ``attribution``: the first-order estimate of ``activation`` from one backward pass.
 
-Where a replaced output comes from (``source``): the ``masked`` run, the true-premise ``twin``,
-``zero``, or the ``mean`` over the prompts' own false-object tokens. The ``attention`` site has one
-edit only: attention from later positions to the false object is cut (``cut``).
+Replaced outputs come from a ``source``: the ``masked`` run, the true-premise ``twin``, ``zero``, or
+the ``mean`` over the prompts' own false-object tokens. The ``attention`` site has one edit only:
+attention from later positions to the false object is cut (``cut``).
 
 O is the masked run's top token in ``path`` as in the paper, the true object's token otherwise.
 """
@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.arguments import whole_number
+from interp.arguments import check_choice, whole_number
 from interp.checked import checked
 from interp.errors import UserError
 from interp.forward.batch import TokenBatch
@@ -73,28 +73,21 @@ def locate_heads(
     seed = whole_number("seed", seed, least=0)
     encoded = as_encoded(model, premises)
     batch = encoded.batch(kind)
-    origin: Source = source or ("masked" if method == "path" and site == "output" else "zero")
     last_only = method == "path" and site == "output"
-    edit = premise_edit(model, encoded, kind, site=site, source=origin, last_only=last_only)
+    source = source or ("masked" if last_only else "zero")
+    edit = premise_edit(model, encoded, kind, site=site, source=source, last_only=last_only)
     top = encoded.true_tokens
     if method == "path":
         top = unedited_logits(model, encoded.batch("masked")).argmax(dim=-1)
     metrics = (LogitDifference(encoded.true_tokens, encoded.false_tokens), Probability(top))
+    running: dict[str, Any] = {"budget": budget, "progress": progress}
     if method == "attribution":
         if heads is not None:
             raise UserError("attribution gives all heads in one pass: leave `heads` out")
-        effects = attribute_heads(model, batch, edit, metrics, budget=budget, progress=progress)
+        effects = attribute_heads(model, batch, edit, metrics=metrics, **running)
     else:
-        effects = sweep_effects(
-            model,
-            batch,
-            edit,
-            metrics,
-            freeze=method == "path",
-            heads=heads,
-            budget=budget,
-            progress=progress,
-        )
+        running |= {"freeze": method == "path", "units": heads}
+        effects = sweep_effects(model, batch, edit, metrics=metrics, **running)[..., 0]
     return HeadEffects(
         values=effects[0],
         probability=effects[1],
@@ -102,7 +95,7 @@ def locate_heads(
         templates=encoded.templates,
         site=site,
         method=method,
-        source="cut" if site == "attention" else origin,
+        source="cut" if site == "attention" else source,
         seed=seed,
         resolution=sweep_resolution(model),
     )
@@ -111,7 +104,7 @@ def locate_heads(
 def as_encoded(
     model: HookedModel, premises: Premises | EncodedPremises, *, system: str | None = None
 ) -> EncodedPremises:
-    """Premises as this model reads them, under a system prompt if one is given."""
+    """Premises as this model's tokens, under a system prompt if one is given."""
     check_hooked(model)
     if isinstance(premises, EncodedPremises):
         return premises
@@ -122,12 +115,11 @@ def as_encoded(
 def batch_metrics(
     model: HookedModel, batch: TokenBatch, metrics: tuple[Any, ...]
 ) -> Float[Tensor, "metric prompt"]:
-    """The metrics in an unedited run, in chunks of prompts, from the modules that sweeps run."""
+    """The metrics in an unedited run, from the same modules that a sweep runs."""
     logits, dtype = unedited_logits(model, batch), result_dtype(model)
     return torch.stack([apply_metric(metric, logits).to("cpu", dtype) for metric in metrics])
 
 
 def check_method(method: str) -> None:
-    """Raise for an unknown method, and list the known."""
-    if not isinstance(method, str) or method not in get_args(Method):
-        raise UserError(f"unknown method {method!r}; known: {', '.join(get_args(Method))}")
+    """Raise UserError for an unknown method, listing the known ones."""
+    check_choice("method", method, get_args(Method))

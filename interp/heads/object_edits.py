@@ -1,24 +1,24 @@
-"""Edits on premises: where a head's value at the object comes from.
+"""Edits of heads at the object of premises.
 
-``zero``; the ``masked`` run (the object replaced by a neutral word) or the true-premise ``twin``,
-aligned at the object; the ``mean`` over object tokens. One function makes the edit, so that the
-search for heads and the constraint that follows from it do the same thing.
+Replaced values come from a source: ``zero``; the ``masked`` run (the object replaced by a neutral
+word) or the true-premise ``twin``, aligned at the object; or the ``mean`` over object tokens. One
+function makes the edit for both the search for heads and the constraint of the heads found.
 """
 
 from typing import Literal, get_args
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from interp.arguments import check_choice
 from interp.checked import checked
 from interp.errors import UserError
-from interp.forward.batch import TokenBatch
 from interp.heads.headset import Site, check_site
 from interp.models.hooked_model import HookedModel
-from interp.patching.alignment import aligned_columns
+from interp.patching.alignment import aligned_positions
+from interp.patching.chunks import first_position
 from interp.patching.edits import ActivationEdit, AttentionEdit, HeadEdit
-from interp.patching.patch_source import tail_values
+from interp.patching.patch_source import recorded_values
 from interp.precision import widened
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import QuestionKind
@@ -48,8 +48,7 @@ def premise_edit(
         last_only: edit the object's last token only, as the paper's path patching does.
     """
     check_site(site)
-    if source not in get_args(Source):
-        raise UserError(f"unknown source {source!r}; known: {', '.join(get_args(Source))}")
+    check_choice("source", source, get_args(Source))
     at = encoded.objects(kind)
     if site == "attention":
         if source != "zero":
@@ -59,17 +58,17 @@ def premise_edit(
         at = last_true(at)
     if source == "zero":
         return ActivationEdit(at, scale=factor)
-    first = int(at.any(dim=0).nonzero()[0])
+    first = first_position(at)
     if source == "mean":
         if mean is None:
             mean = mean_output(model, encoded, kind)
         shape = (len(mean), at.shape[0], at.shape[1] - first, *mean.shape[1:])
         return ActivationEdit(at, mean[:, None, None].expand(shape), scale=factor, first=first)
     there = encoded.objects(source)
-    begin = int(there.any(dim=0).nonzero()[0])
-    z = tail_outputs(model, encoded.batch(source), begin)
-    columns = aligned_columns(at, there)[:, first:] - begin
-    index = columns.clamp(min=0)[None, :, :, None, None].expand(len(z), -1, -1, *z.shape[3:])
+    begin = first_position(there)
+    z = recorded_values(model, encoded.batch(source), "z", first=begin)
+    positions = aligned_positions(at, there)[:, first:] - begin
+    index = positions.clamp(min=0)[None, :, :, None, None].expand(len(z), -1, -1, *z.shape[3:])
     return ActivationEdit(at, z.gather(2, index), scale=factor, first=first)
 
 
@@ -78,18 +77,10 @@ def mean_output(
 ) -> Float[Tensor, "layer head d_head"]:
     """Every head's output averaged over the object tokens of the prompts."""
     at = encoded.objects(kind)
-    first = int(at.any(dim=0).nonzero()[0])
-    z = widened(tail_outputs(model, encoded.batch(kind), first))
+    first = first_position(at)
+    z = widened(recorded_values(model, encoded.batch(kind), "z", first=first))
     weights = at[None, :, first:, None, None].to(z.dtype)
     return (z * weights).sum(dim=(1, 2)) / weights.sum(dim=(1, 2))
-
-
-@torch.no_grad()
-def tail_outputs(
-    model: HookedModel, batch: TokenBatch, first: int
-) -> Float[Tensor, "layer prompt tail head d_head"]:
-    """Every head's output from column ``first`` on, in chunks of prompts."""
-    return tail_values(model, batch, "z", first)
 
 
 def last_true(at: Bool[Tensor, "prompt pos"]) -> Bool[Tensor, "prompt pos"]:

@@ -11,12 +11,12 @@ from interp.heads.headset import Head, HeadSet
 
 @checked
 def random_head_sets(
-    heads: HeadSet, n_layers: int, n_heads: int, n_sets: int, *, seed: int = 0
+    heads: HeadSet, *, n_layers: int, n_heads: int, n_sets: int, seed: int = 0
 ) -> tuple[HeadSet, ...]:
-    """Random sets with as many heads in each layer as ``heads`` has, its own heads excluded.
+    """Random sets with as many heads in each layer as ``heads`` has, without any of ``heads``.
 
     Where a layer has too few other heads (more than half of it is chosen), the set takes all of
-    them, and as many as are missing at random from the nearest layers.
+    them, and the missing number at random from the nearest layers.
 
     Args:
         n_layers, n_heads: the model's layers, and its heads in each.
@@ -54,7 +54,7 @@ def random_head_sets(
 def _take_random(free: list[Head], size: int, generator: torch.Generator) -> list[Head]:
     """Up to ``size`` heads drawn from ``free``, which loses them."""
     order = torch.randperm(len(free), generator=generator)[:size].tolist()
-    drawn = [free[place] for place in order]
+    drawn = [free[index] for index in order]
     for head in drawn:
         free.remove(head)
     return drawn

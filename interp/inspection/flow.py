@@ -31,15 +31,15 @@ from interp.forward.batch import RUN_TOKENS, TokenBatch
 from interp.forward.out_of_memory import over_parts
 from interp.forward.partial import record_run
 from interp.heads.locate import as_encoded
-from interp.heads.significance import mean_interval
 from interp.models.call import with_gradients
 from interp.models.hooked_model import HookedModel
-from interp.patching.attribution import gradient_pass, keep_in_graph
+from interp.patching.attribution import gradient_pass
 from interp.patching.metrics import LogProbability
 from interp.precision import result_dtype, widened
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import Premises, QuestionKind
 from interp.progress import progress_bar
+from interp.statistics.significance import mean_interval
 
 FlowPart = Literal["subject", "object", "rest"]
 """The tokens from which information flows to the last token."""
@@ -141,9 +141,8 @@ def last_row_saliency(
     def saliency(part: TokenBatch, rows: range) -> Float[Tensor, "prompt layer pos"]:
         with torch.no_grad():
             run = record_run(model, part, start=part.width - 1, keep=())
-        seen: list[Tensor] = [torch.empty(0)] * model.cfg.n_layers
         with with_gradients(model):
-            logits = gradient_pass(model, run, keep_in_graph(seen, "pattern", []))
+            logits, seen = gradient_pass(model, run, "pattern")
             # Prompts are independent, so the gradient of the sum holds that of each.
             loss = -LogProbability(answer[rows.start : rows.stop])(logits).sum()
             gradients = torch.autograd.grad(loss, seen, materialize_grads=True)

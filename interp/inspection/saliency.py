@@ -181,7 +181,7 @@ def _with_answers(
     # The full stop makes answers differ even when one begins with the other.
     text = read.rendered.text
     texts = [f"{text}{'' if text[-1:].isspace() else ' '}{answer}." for answer in answers]
-    encodings = [tokenize(model.tokenizer, read.rendered, one) for one in texts]
+    encodings = [tokenize(model.tokenizer, read.rendered, text=text) for text in texts]
     whole = [tuple(one["input_ids"]) for one in encodings]
     other = read.ids if against is None else whole[1]
     shared = shared_length(whole[0], other)

@@ -40,8 +40,8 @@ from interp.forward.partial import device_of
 from interp.models.hooked_model import HookedModel
 from interp.models.versions import check_hooked
 from interp.premises.encode import encode_question
-from interp.premises.mentions import names
 from interp.premises.questions import Premises, QuestionKind
+from interp.premises.relation import names
 from probes.scoring import auc_with_interval
 
 Clusters = Callable[[Sequence[str], str], Sequence[int]]

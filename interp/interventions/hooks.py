@@ -74,7 +74,8 @@ def _attention_hooks(
             rows = torch.arange(len(at), device=at.device)
             everywhere = heads.to(at.device).expand(len(at), -1)
             first = min(state.n_seen, keys) - queries
-            _, function = AttentionEdit(at, part.factor).hook(layer, rows, everywhere, first)
+            edit = AttentionEdit(at, part.factor)
+            _, function = edit.hook(layer, rows=rows, units=everywhere, start=first)
             return cast(Tensor, function(scores, hook))
 
         return scores_hook_name(layer), cut

@@ -43,7 +43,11 @@ def _random_heads(
     for site in sites:
         chosen = tuple(head for part in parts if part.site == site for head in part.heads)
         draws[site] = random_head_sets(
-            HeadSet(chosen, site), model.cfg.n_layers, model.cfg.n_heads, n_sets, seed=seed
+            HeadSet(chosen, site),
+            n_layers=model.cfg.n_layers,
+            n_heads=model.cfg.n_heads,
+            n_sets=n_sets,
+            seed=seed,
         )
     found = []
     for draw in range(n_sets):

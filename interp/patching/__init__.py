@@ -1,6 +1,6 @@
 """Patching any hooked model: exact sweeps, path patching and attribution, and their metrics.
 
-Stands by itself: nothing here knows of premises.
+Works on any pair of prompts; nothing here depends on premises.
 """
 
 from interp.forward.batch import TokenBatch, first_difference
@@ -16,7 +16,7 @@ from interp.patching.path import patch_paths
 from interp.patching.result import PatchEffects
 from interp.patching.screen import Screening, screen
 from interp.patching.stability import stability
-from interp.patching.sweep import sweep_heads, sweep_places, sweep_sets
+from interp.patching.sweep import sweep_heads, sweep_position_sets, sweep_sets
 
 __all__ = [
     "ActivationEdit",
@@ -44,7 +44,7 @@ __all__ = [
     "screen",
     "stability",
     "sweep_heads",
-    "sweep_places",
+    "sweep_position_sets",
     "sweep_sets",
 ]
 

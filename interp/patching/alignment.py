@@ -1,11 +1,11 @@
-"""Which columns are patched, and which columns of the other run their values come from.
+"""Which positions are patched, and which positions of the clean run their values come from.
 
-Prompts of equal lengths are aligned column by column. Prompts that differ in length are aligned at
-spans, by the spans' last tokens: a longer span repeats the other's first token.
+Prompts of equal lengths are aligned position by position. Prompts that differ in length are
+aligned at spans, by the spans' last tokens: a longer span repeats the other's first token.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -23,24 +23,34 @@ Positions = Literal["all", "each"] | Mapping[str, SpanPair]
 
 @dataclass(frozen=True)
 class Alignment:
-    """What is patched where.
+    """Which positions are patched together, and where their values come from.
 
     Attributes:
-        places: Bool[place prompt pos], columns of the corrupted batch, one mask a place.
-        columns: Int[prompt pos], for each corrupted column the clean column that it takes from.
-        axis: name of the places' axis, "position" or "span"; None where there is one place only.
-        labels: a name for each place.
+        position_sets: Bool[position_set prompt pos], positions of the corrupted batch; those of one
+            set are patched together.
+        clean_positions: Int[prompt pos], for each corrupted position the clean one that it takes
+            its value from.
+        axis: the result's axis of the position sets, "position" or "span"; None for a single set.
+        labels: a name for each position set.
     """
 
-    places: Bool[Tensor, "place prompt pos"]
-    columns: Int[Tensor, "prompt pos"]
+    position_sets: Bool[Tensor, "position_set prompt pos"]
+    clean_positions: Int[Tensor, "prompt pos"]
     axis: Literal["position", "span"] | None
     labels: tuple[str, ...]
 
     @property
     def at(self) -> Bool[Tensor, "prompt pos"]:
-        """All columns that any place covers."""
-        return self.places.any(dim=0)
+        """All positions in any set."""
+        return self.position_sets.any(dim=0)
+
+    def take(self, prompts: Int[Tensor, " prompt"], *, drop: int, clean_drop: int) -> "Alignment":
+        """Of some prompts, in batches that are this much narrower on the left."""
+        return replace(
+            self,
+            position_sets=self.position_sets[:, prompts, drop:],
+            clean_positions=(self.clean_positions[prompts, drop:] - clean_drop).clamp(min=0),
+        )
 
 
 def align(
@@ -50,9 +60,10 @@ def align(
     *,
     everywhere: bool = False,
 ) -> Alignment:
-    """Work out places and columns.
+    """Align the positions of clean and corrupted prompts.
 
     Args:
+        positions: "all" at once, "each" alone, or named spans.
         everywhere: patch every real token, whatever the clean prompt is (zero, mean); otherwise
             from the first difference on: before it, both runs are the same.
 
@@ -68,19 +79,18 @@ def align(
         return _align_spans(clean, corrupted, positions)
     if positions not in ("all", "each"):
         raise UserError(f"unknown positions {positions!r}; known: all, each, or named spans")
-    columns = torch.arange(corrupted.width, device=corrupted.tokens.device)
-    if everywhere:
-        changed = corrupted.mask
-    else:
+    every = torch.arange(corrupted.width, device=corrupted.tokens.device)
+    changed = corrupted.mask
+    if not everywhere:
         first = first_difference(clean, corrupted).clamp(max=corrupted.width - 1)
-        changed = (columns[None, :] >= first[:, None]) & corrupted.mask
-    taken = columns.expand(len(corrupted), -1)
+        changed = (every[None, :] >= first[:, None]) & corrupted.mask
+    taken = every.expand(len(corrupted), -1)
     if positions == "all":
         return Alignment(changed[None], taken, None, ("all",))
     start = int(changed.any(dim=0).long().argmax())
     single = torch.eye(corrupted.width, dtype=torch.bool, device=changed.device)
-    places = single[start:, None, :] & changed[None]
-    return Alignment(places, taken, "position", tuple(map(str, range(start, corrupted.width))))
+    labels = tuple(map(str, range(start, corrupted.width)))
+    return Alignment(single[start:, None, :] & changed[None], taken, "position", labels)
 
 
 def _align_spans(
@@ -88,48 +98,46 @@ def _align_spans(
 ) -> Alignment:
     if not spans:
         raise UserError("there are no spans: name at least one")
-    columns = torch.zeros_like(corrupted.tokens)
-    taken = torch.zeros_like(corrupted.mask)
-    places = []
-    for name, halves in spans.items():
-        of_clean, of_corrupted = span_lists(name, halves)
-        here, there = corrupted.span_mask(of_corrupted), clean.span_mask(of_clean)
-        if bool((here & taken).any()):
+    taken_from = torch.zeros_like(corrupted.tokens)
+    covered = torch.zeros_like(corrupted.mask)
+    sets = []
+    for name, pair in spans.items():
+        clean_spans, corrupted_spans = span_lists(name, pair)
+        here, there = corrupted.span_mask(corrupted_spans), clean.span_mask(clean_spans)
+        if bool((here & covered).any()):
             raise UserError(f"span {name!r} overlaps another span: give spans that do not overlap")
-        taken |= here
-        columns = torch.where(here, aligned_columns(here, there), columns)
-        places.append(here)
-    return Alignment(torch.stack(places), columns, "span", tuple(spans))
+        covered |= here
+        taken_from = torch.where(here, aligned_positions(here, there), taken_from)
+        sets.append(here)
+    return Alignment(torch.stack(sets), taken_from, "span", tuple(spans))
 
 
 def span_lists(name: str, given: Any) -> tuple[list[Span], list[Span]]:
-    """The spans of the clean and of the corrupted prompts, as they are given for a name.
+    """The spans of the clean and of the corrupted prompts that were given for a name.
 
     Raises UserError for anything but two lists of (start, end).
     """
-    place = f"positions[{name!r}]"
-    halves = listed(place, given, "two: the spans of the clean and of the corrupted prompts")
+    argument = f"positions[{name!r}]"
+    halves = listed(argument, given, "two: the spans of the clean and of the corrupted prompts")
     if len(halves) != 2:
-        raise UserError(f"{place} is two lists, the spans of the clean and the corrupted prompts")
-    first, second = (pairs_of_numbers(place, half, of="(start, end)") for half in halves)
+        raise UserError(
+            f"{argument} is two lists, the spans of the clean and the corrupted prompts"
+        )
+    first, second = (pairs_of_numbers(argument, half, of="(start, end)") for half in halves)
     return first, second
 
 
-def aligned_columns(
+def aligned_positions(
     here: Bool[Tensor, "prompt pos"], there: Bool[Tensor, "prompt pos_there"]
 ) -> Int[Tensor, "prompt pos"]:
-    """For each column of a span here, the column of the span there that it takes its value from.
+    """For each position of a span here, the position of the span there that it is aligned with.
 
-    Spans are aligned by their last tokens; a longer span repeats the other's first token. Columns
-    outside the span are not to be used.
+    Spans are aligned by their last tokens; a longer span repeats the other's first token. The
+    numbers outside the span have no meaning.
     """
-    last_here, last_there = _last(here), _last(there)
+    last_here, last_there = (at.shape[1] - 1 - at.flip(1).long().argmax(1) for at in (here, there))
     first_there = there.long().argmax(dim=1)
-    columns = torch.arange(here.shape[1], device=here.device)
-    moved = last_there[:, None] - (last_here[:, None] - columns[None, :])
+    positions = torch.arange(here.shape[1], device=here.device)
+    moved = last_there[:, None] - (last_here[:, None] - positions[None, :])
     moved = torch.maximum(moved, first_there[:, None])
     return torch.minimum(moved, last_there[:, None])
-
-
-def _last(at: Bool[Tensor, "prompt pos"]) -> Int[Tensor, " prompt"]:
-    return at.shape[1] - 1 - at.flip(1).long().argmax(dim=1)

@@ -1,17 +1,18 @@
 """AtP*: attribution patching with its authors' two repairs (Kramár et al. 2024, arXiv 2403.00745).
 
-* **QK fix**: the softmax of a saturated head is flat, so that a first-order step through it sees
+* **QK fix**: the softmax of a saturated head is flat, so a first-order step through it sees
   nothing. For queries and keys the new attention pattern is computed exactly, and only the step
   from the pattern to the metric is to first order.
-* **GradDrop**: where a unit's direct and indirect effects cancel, their sum says nothing. The
-  gradient is taken once for every layer with that layer's attention and MLP outputs dropped on the
-  way back, and the absolute values are averaged over the layers but the unit's own (over all of
-  them for the residual stream, which belongs to none).
+* **GradDrop**: a unit's direct and indirect effects can cancel, and their sum is then near zero.
+  The gradient is taken once for every layer with that layer's attention and MLP outputs dropped in
+  the backward pass, and the absolute values are averaged over the layers but the unit's own (over
+  all of them for the residual stream, which belongs to no layer).
 
 Values are therefore **not negative**: a size, not a direction.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
@@ -22,144 +23,222 @@ from interp.forward.batch import TokenBatch, in_batches
 from interp.forward.hook_points import as_units, count_units, hook_name
 from interp.forward.memory import Budget, decide_budget
 from interp.forward.out_of_memory import halving
-from interp.forward.partial import Hook, HookFunction, RecordedRun, record_run, resume
+from interp.forward.partial import Hook, HookFunction, RecordedRun, resume
 from interp.forward.sizes import sizes_of
 from interp.models.call import with_gradients
 from interp.models.hooked_model import HookedModel
 from interp.models.model_check import require
-from interp.patching.attribution import (
-    Handed,
-    check_unchanged,
-    edited_change,
-    gradient_pass,
-    keep_in_graph,
-)
-from interp.patching.chunks import chunk_prompts, first_column, graph_demand, learning, take_chunk
-from interp.patching.edits import ActivationEdit, scores_hook_name
-from interp.patching.metrics import Metric, can_take, differentiable_sum
+from interp.patching.attribution import edited_change, gradient_pass
+from interp.patching.chunks import every_row, first_position, graph_demand, run_chunks, take_chunk
+from interp.patching.edits import ActivationEdit, rows_of_units, scores_hook_name
+from interp.patching.metrics import Metric, differentiable_sum
 from interp.precision import precision_of, result_dtype, widened
 from interp.progress import progress_bar
 
-Gradients = Sequence[Tensor]
+EffectsOf = Callable[[Sequence[Tensor]], Float[Tensor, "prompt layer unit position_set"]]
+"""Effects from the gradient of each layer."""
 
 
-def atp_star_columns(
+def atp_star_effects(
     model: HookedModel,
     batch: TokenBatch,
     edit: ActivationEdit,
-    places: Bool[Tensor, "place prompt pos"],
-    metric: Metric,
     *,
+    position_sets: Bool[Tensor, "position_set prompt pos"],
+    metric: Metric,
     grad_drop: bool = True,
     qk_fix: bool = True,
     budget: int | Budget | None = None,
     progress: bool = True,
-) -> Float[Tensor, "prompt layer unit place"]:
-    """AtP* of every unit at every place; NaN where a place is empty.
+) -> Float[Tensor, "prompt layer unit position_set"]:
+    """AtP* of every unit at every set of positions; NaN where a set is empty.
 
     Args:
         grad_drop, qk_fix: each repair can be left out; without GradDrop values have a sign.
     """
     if grad_drop:
         require(model, "residual")
-    n_layers, n_units = model.cfg.n_layers, count_units(model, edit.component)
-    shape = (len(batch), n_layers, n_units, len(places))
+    n_sets, n_units = len(position_sets), count_units(model, edit.component)
+    shape = (len(batch), model.cfg.n_layers, n_units, n_sets)
     values = torch.full(shape, torch.nan, dtype=result_dtype(model))
     decided = decide_budget(budget, batch.tokens.device)
-    held = _held_places(model, edit, len(places), qk_fix, decided)
-    watched = "pattern" if held else edit.component
-    demand = graph_demand(model, watched, places=held)
-    chunks = chunk_prompts(edit.changed, demand, [metric], decided)
+    fix = qk_fix and edit.component in ("q", "k")
+    at_once = _patterns_at_once(model, edit, n_sets=n_sets, budget=decided) if fix else n_sets
 
     # The graph of all layers is kept while every layer is dropped in turn.
     def run_chunk(prompts: list[int]) -> None:
-        chunk = take_chunk(batch, edit, [metric], prompts)
-        own = chunk.edit
-        assert isinstance(own, ActivationEdit)
-        own_places = places[:, chunk.prompts, chunk.drop :]
-        with torch.no_grad():
-            points = [scores_hook_name(0)]
-            points += [hook_name(name, 0) for name in (own.component, "attn_out", "mlp_out")]
-            run = record_run(
-                model, chunk.batch, start=first_column(own.changed), keep=(), edits=points
-            )
-        there = own_places.any(dim=2).T.cpu()[:, None, None, :]
+        chunk = take_chunk(batch, edit, [metric], prompts=prompts)
+        assert isinstance(chunk.edit, ActivationEdit)
+        sets = position_sets[:, chunk.prompts, chunk.drop :]
+        read = [hook_name(name, 0) for name in (edit.component, "attn_out", "mlp_out")]
+        run = chunk.record(model, edits=[scores_hook_name(0), *read])
+        nonempty = sets.any(dim=2).T.cpu()[:, None, None, :]
+        method = _AtpStar(model, run, chunk.edit, chunk.metrics[0], grad_drop, fix, progress)
 
-        def run_places(some: list[int]) -> None:
-            found = _chunk(
-                model, run, own, own_places[some], chunk.metrics[0], grad_drop, qk_fix, progress
-            )
-            at = torch.where(there[..., some], found, torch.nan)
-            values[chunk.rows[:, None], :, :, torch.tensor(some)] = at.permute(0, 3, 1, 2)
+        def run_sets(some: list[int]) -> None:
+            found = torch.where(nonempty[..., some], method.effects(sets[some]), torch.nan)
+            values[chunk.rows[:, None], :, :, torch.tensor(some)] = found.permute(0, 3, 1, 2)
 
-        groups = in_batches(range(len(places)), held or len(places))
-        for _ in halving(groups, run_places, what="one prompt at one place"):
+        groups = in_batches(range(n_sets), at_once)
+        for _ in halving(groups, run_sets, what="one prompt at one set of positions"):
             pass
 
-    learn = learning(demand, decided, edit.changed)
-    for _ in halving(chunks, run_chunk, divisible=can_take([metric]), learn=learn):
-        pass
+    watched = "pattern" if fix else edit.component
+    demand = graph_demand(model, watched, position_sets=at_once if fix else 0)
+    run_chunks(run_chunk, edit.changed, demand, metrics=[metric], budget=decided)
     return values
 
 
-def _held_places(
-    model: HookedModel, edit: ActivationEdit, n_places: int, qk_fix: bool, budget: Budget
+def _patterns_at_once(
+    model: HookedModel, edit: ActivationEdit, *, n_sets: int, budget: Budget
 ) -> int:
-    """How many places' patterns are held together; none where no pattern is computed anew."""
-    if not (qk_fix and edit.component in ("q", "k")):
-        return 0
+    """At how many sets of positions the new patterns fit into memory together."""
     width = edit.changed.shape[1]
-    tail = width - first_column(edit.changed)
-    bare = graph_demand(model, "pattern").least(tail, width)
-    fitting = (budget.whole - bare) // max(1, sizes_of(model).pattern_changes(tail, width))
-    return min(n_places, max(1, fitting))
+    n_rerun = width - first_position(edit.changed)
+    graph = graph_demand(model, "pattern")(n_rerun, width).least
+    fitting = (budget.whole - graph) // max(1, sizes_of(model).pattern_changes(n_rerun, width))
+    return min(n_sets, max(1, fitting))
 
 
-def _chunk(
-    model: HookedModel,
-    run: RecordedRun,
-    edit: ActivationEdit,
-    places: Tensor,
-    metric: Metric,
-    grad_drop: bool,
-    qk_fix: bool,
-    progress: bool,
-) -> Float[Tensor, "prompt layer unit place"]:
-    n_layers = model.cfg.n_layers
-    fixed = qk_fix and edit.component in ("q", "k")
-    watched = "pattern" if fixed else edit.component
-    seen: list[Tensor] = [torch.empty(0)] * n_layers
-    scores: list[Tensor] = [torch.empty(0)] * n_layers
-    dropped: set[int] = set()
-    handed: Handed = []
-    hooks = [*keep_in_graph(seen, watched, handed)]
-    if fixed:
-        hooks += _keep_scores(scores)
-    if grad_drop:
-        hooks += _drop_hooks(n_layers, dropped)
-    with with_gradients(model):
-        value = differentiable_sum(metric, gradient_pass(model, run, hooks))
-        check_unchanged(handed, edit.component)
-    with torch.no_grad():
-        if fixed:
-            effects = _through_pattern(model, run, edit, places, seen, scores)
-        else:
-            effects = _to_first_order(model, run, edit, places, seen)
-    turns: list[int | None] = list(range(n_layers)) if grad_drop else [None]
-    total: Tensor | None = None
-    for layer in progress_bar(turns, description="gradients", shown=progress):
-        dropped.clear()
-        if layer is not None:
-            dropped.add(layer)
-        gradients = torch.autograd.grad(value, seen, retain_graph=True, materialize_grads=True)
-        found = effects(gradients)
-        found = found.abs() if grad_drop else found
-        total = found if total is None else total + found
-    assert total is not None
-    if grad_drop:
-        of_no_layer = edit.component.startswith("resid")
-        total = total / max(1, n_layers if of_no_layer else n_layers - 1)
-    return total.to("cpu", result_dtype(model))
+@dataclass(frozen=True)
+class _AtpStar:
+    """AtP* of one recorded run."""
+
+    model: HookedModel
+    run: RecordedRun
+    edit: ActivationEdit
+    metric: Metric
+    grad_drop: bool
+    qk_fix: bool
+    progress: bool
+
+    def effects(
+        self, position_sets: Bool[Tensor, "position_set prompt pos"]
+    ) -> Float[Tensor, "prompt layer unit position_set"]:
+        """One forward pass, and a backward pass for every layer dropped."""
+        model, n_layers = self.model, self.model.cfg.n_layers
+        scores: list[Tensor] = [torch.empty(0)] * n_layers
+        dropped: set[int] = set()
+        hooks = _keep_scores(scores) if self.qk_fix else []
+        if self.grad_drop:
+            hooks += _drop_hooks(n_layers, dropped)
+        watched = "pattern" if self.qk_fix else self.edit.component
+        with with_gradients(model):
+            logits, seen = gradient_pass(model, self.run, watched, hooks=hooks)
+            value = differentiable_sum(self.metric, logits)
+        with torch.no_grad():
+            if self.qk_fix:
+                effects = self._through_pattern(position_sets, seen, scores)
+            else:
+                effects = self._to_first_order(position_sets, seen)
+        turns: list[int | None] = list(range(n_layers)) if self.grad_drop else [None]
+        total: Tensor | None = None
+        for layer in progress_bar(turns, description="gradients", shown=self.progress):
+            dropped.clear()
+            if layer is not None:
+                dropped.add(layer)
+            gradients = torch.autograd.grad(value, seen, retain_graph=True, materialize_grads=True)
+            found = effects(gradients)
+            found = found.abs() if self.grad_drop else found
+            total = found if total is None else total + found
+        assert total is not None
+        if self.grad_drop:
+            in_no_layer = self.edit.component.startswith("resid")
+            total = total / max(1, n_layers if in_no_layer else n_layers - 1)
+        return total.to("cpu", result_dtype(model))
+
+    def _to_first_order(self, position_sets: Tensor, seen: Sequence[Tensor]) -> EffectsOf:
+        changes = [
+            edited_change(self.edit, value.detach(), layer=layer, run=self.run)
+            for layer, value in enumerate(seen)
+        ]
+        masks = position_sets[..., self.run.start :].to(changes[0].dtype)
+
+        def effects(gradients: Sequence[Tensor]) -> Tensor:
+            by_position = [
+                (change * widened(as_units(gradient, self.edit.component))).sum(dim=-1)
+                for change, gradient in zip(changes, gradients, strict=True)
+            ]
+            return torch.einsum("lptu,spt->plus", torch.stack(by_position), masks)
+
+        return effects
+
+    def _through_pattern(
+        self, position_sets: Tensor, seen: Sequence[Tensor], scores: Sequence[Tensor]
+    ) -> EffectsOf:
+        """Exact new patterns for edited queries or keys, times the gradient of the pattern."""
+        changes = [
+            self._pattern_changes(position_sets, layer, pattern=pattern.detach(), scores=before)
+            for layer, (pattern, before) in enumerate(zip(seen, scores, strict=True))
+        ]
+        n_units = count_units(self.model, self.edit.component)
+
+        def effects(gradients: Sequence[Tensor]) -> Tensor:
+            layers = []
+            for change, gradient in zip(changes, gradients, strict=True):
+                by_head = torch.einsum("sphqk,phqk->phs", change, widened(gradient))
+                # The query heads of a group share their key: its effect is the sum of theirs.
+                layers.append(by_head.unflatten(1, (n_units, -1)).sum(dim=2))
+            return torch.stack(layers, dim=1)
+
+        return effects
+
+    def _pattern_changes(
+        self, position_sets: Tensor, layer: int, *, pattern: Tensor, scores: Tensor
+    ) -> Float[Tensor, "position_set prompt head q k"]:
+        """The exact new pattern less the old one, from one run of the layer, edited everywhere.
+
+        A query's scores change with that query alone, and a key's with that key alone: a set of
+        positions takes its rows or columns of the new scores. The new pattern is computed from
+        scores, not as p · exp(δ): rounding loses the small weights of a saturated head.
+        """
+        start = self.run.start
+        edited = self._edited_scores(layer)
+        real = self.run.batch.mask[:, None, start:, None]
+        difference = (widened(scores).softmax(dim=-1) - widened(pattern)).abs()
+        if float(difference.masked_fill(~real, 0.0).max()) > 1e-2:  # attention sinks, say
+            raise UserError(
+                "this model's attention pattern is not the softmax of its scores: use method "
+                "'attribution' for its queries and keys"
+            )
+        if layer == 0:
+            self._check_units_apart(edited)
+        found = []
+        for at in position_sets:
+            if self.edit.component == "q":
+                where = at[:, None, start:, None]
+            else:
+                where = at[:, None, None, -scores.shape[3] :]
+            new = widened(torch.where(where, edited, scores)).softmax(dim=-1)
+            found.append(new - widened(pattern))
+        return torch.stack(found)
+
+    def _edited_scores(
+        self, layer: int, *, n_edited: int | None = None
+    ) -> Float[Tensor, "prompt head q k"]:
+        """A layer's scores with its first ``n_edited`` units (by default all) edited everywhere."""
+        model, run, rows = self.model, self.run, every_row(self.run)
+        n_units = count_units(model, self.edit.component)
+        acting = rows_of_units([range(n_units)[:n_edited]], n_units, len(rows)).to(rows.device)
+        edited: list[Tensor] = [torch.empty(0)] * (layer + 1)
+        edit_hook = self.edit.hook(layer, rows=rows, units=acting, start=run.start)
+        hooks = [edit_hook, _keep_scores(edited)[layer]]
+        resume(model, run, layer=layer, rows=rows, hooks=hooks, stop=layer + 1)
+        return edited[layer]
+
+    def _check_units_apart(self, together: Float[Tensor, "prompt head q k"]) -> None:
+        """Raise if a unit's scores depend on other units (OLMo 2 norms all heads' keys at once)."""
+        component = self.edit.component
+        alone = self._edited_scores(0, n_edited=1)
+        n_heads = alone.shape[1] // count_units(self.model, component)
+        seen = together[:, :n_heads] > torch.finfo(together.dtype).min / 2
+        difference = (widened(alone[:, :n_heads]) - widened(together[:, :n_heads])).abs()
+        scale = float(together[:, :n_heads][seen].abs().max()) + 1.0
+        if float(difference[seen].max()) > precision_of(alone.dtype).agreement * scale:
+            raise UserError(
+                f"this model norms {component!r} of all its heads together, so AtP* cannot tell "
+                "one from another: use method 'exact' or 'attribution' for it"
+            )
 
 
 def _keep_scores(into: list[Tensor]) -> list[Hook]:
@@ -190,127 +269,3 @@ def _drop_hooks(n_layers: int, dropped: set[int]) -> list[Hook]:
         for layer in range(n_layers)
         for component in ("attn_out", "mlp_out")
     ]
-
-
-def _to_first_order(
-    model: HookedModel,
-    run: RecordedRun,
-    edit: ActivationEdit,
-    places: Tensor,
-    seen: Sequence[Tensor],
-) -> Callable[[Gradients], Float[Tensor, "prompt layer unit place"]]:
-    rows = torch.arange(len(run.batch), device=run.batch.tokens.device)
-    changes = [
-        edited_change(edit, value.detach(), layer, rows, run.start)
-        for layer, value in enumerate(seen)
-    ]
-    masks = places[..., run.start :].to(changes[0].dtype)
-
-    def effects(gradients: Gradients) -> Tensor:
-        columns = [
-            (change * widened(as_units(gradient, edit.component))).sum(dim=-1)
-            for change, gradient in zip(changes, gradients, strict=True)
-        ]
-        return torch.einsum("lptu,spt->plus", torch.stack(columns), masks)
-
-    return effects
-
-
-def _through_pattern(
-    model: HookedModel,
-    run: RecordedRun,
-    edit: ActivationEdit,
-    places: Tensor,
-    seen: Sequence[Tensor],
-    scores: Sequence[Tensor],
-) -> Callable[[Gradients], Float[Tensor, "prompt layer unit place"]]:
-    """Exact new patterns for edited queries or keys, times the gradient of the pattern."""
-    changes = [
-        _pattern_changes(model, run, edit, places, layer, pattern.detach(), scores[layer])
-        for layer, pattern in enumerate(seen)
-    ]
-    n_units = count_units(model, edit.component)
-
-    def effects(gradients: Gradients) -> Tensor:
-        layers = []
-        for change, gradient in zip(changes, gradients, strict=True):
-            of_heads = torch.einsum("sphqk,phqk->phs", change, widened(gradient))
-            # The query heads of a group share their key: its effect is the sum of theirs.
-            layers.append(of_heads.unflatten(1, (n_units, -1)).sum(dim=2))
-        return torch.stack(layers, dim=1)
-
-    return effects
-
-
-def _pattern_changes(
-    model: HookedModel,
-    run: RecordedRun,
-    edit: ActivationEdit,
-    places: Tensor,
-    layer: int,
-    pattern: Tensor,
-    scores: Tensor,
-) -> Float[Tensor, "place prompt head q k"]:
-    """The exact new pattern less the old one, from one run of the layer with all columns edited.
-
-    A query's scores change with that query alone, and a key's with that key alone: a place takes
-    its rows or columns of the new scores. From scores, not from p · exp(δ): the weights of a
-    saturated head are lost in rounding.
-    """
-    edited = _edited_scores(model, run, edit, layer)
-    _check_pattern(run, scores, pattern)
-    if layer == 0:
-        _check_units_apart(model, run, edit, edited)
-    found = []
-    for at in places:
-        if edit.component == "q":
-            where = at[:, None, run.start :, None]
-        else:
-            where = at[:, None, None, -scores.shape[3] :]
-        new = widened(torch.where(where, edited, scores)).softmax(dim=-1)
-        found.append(new - widened(pattern))
-    return torch.stack(found)
-
-
-def _edited_scores(
-    model: HookedModel, run: RecordedRun, edit: ActivationEdit, layer: int, units: int | None = None
-) -> Float[Tensor, "prompt head q k"]:
-    """The scores of a layer in which the first ``units`` are edited in all columns, or all are."""
-    rows = torch.arange(len(run.batch), device=run.batch.tokens.device)
-    n_units = count_units(model, edit.component)
-    acting = torch.zeros(len(rows), n_units, dtype=torch.bool, device=rows.device)
-    acting[:, :units] = True
-    edited: list[Tensor] = [torch.empty(0)] * (layer + 1)
-    hooks = [edit.hook(layer, rows, acting, run.start), _keep_scores(edited)[layer]]
-    resume(model, run, layer=layer, rows=rows, hooks=hooks, stop=layer + 1)
-    return edited[layer]
-
-
-def _check_units_apart(
-    model: HookedModel,
-    run: RecordedRun,
-    edit: ActivationEdit,
-    together: Float[Tensor, "prompt head q k"],
-) -> None:
-    """Raise where a unit's scores hang on the others (OLMo 2 norms all its heads' keys at once)."""
-    alone = _edited_scores(model, run, edit, 0, units=1)
-    n_heads = alone.shape[1] // count_units(model, edit.component)
-    seen = together[:, :n_heads] > torch.finfo(together.dtype).min / 2
-    difference = (widened(alone[:, :n_heads]) - widened(together[:, :n_heads])).abs()
-    scale = float(together[:, :n_heads][seen].abs().max()) + 1.0
-    if float(difference[seen].max()) > precision_of(alone.dtype).agreement * scale:
-        raise UserError(
-            f"this model norms {edit.component!r} of all its heads together, so that AtP* cannot "
-            "tell one from another: use method 'exact' or 'attribution' for it"
-        )
-
-
-def _check_pattern(run: RecordedRun, scores: Tensor, pattern: Tensor) -> None:
-    """Raise where the pattern is more than its scores' softmax (attention sinks, say)."""
-    real = run.batch.mask[:, None, run.start :, None]
-    difference = (widened(scores).softmax(dim=-1) - widened(pattern)).abs()
-    if float(difference.masked_fill(~real, 0.0).max()) > 1e-2:
-        raise UserError(
-            "this model's attention pattern is not the softmax of its scores: use method "
-            "'attribution' for its queries and keys"
-        )

@@ -1,8 +1,9 @@
-"""Prompts in chunks that fit the memory budget, and what of batch, edit and metrics is theirs."""
+"""Cut a batch into chunks of prompts that fit the memory budget, and run a method on each."""
 
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -11,6 +12,8 @@ from torch import Tensor
 from interp.errors import UserError
 from interp.forward.batch import TokenBatch
 from interp.forward.memory import Budget
+from interp.forward.out_of_memory import halving
+from interp.forward.partial import RecordedRun, record_run
 from interp.forward.sizes import sizes_of
 from interp.models.hooked_model import HookedModel
 from interp.patching.edits import HeadEdit, take_edit
@@ -19,17 +22,17 @@ from interp.patching.metrics import Metric, can_take, check_metrics, take_metric
 logger = logging.getLogger(__name__)
 
 WORTHWHILE_ROWS = 48
-"""A batch of so many rows runs about as efficiently as a larger one."""
+"""A batch of this many rows runs about as efficiently as a larger one."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some of the prompts, at the width that they need.
+    """Some of the prompts, padded only to the longest of them.
 
     Attributes:
-        prompts: which they are.
-        batch, edit, metrics: theirs.
-        drop: how many columns of the whole batch were cut away.
+        prompts: their indices in the whole batch.
+        batch, edit, metrics: narrowed to these prompts.
+        drop: how many leading positions of the whole batch were cut away.
     """
 
     prompts: Int[Tensor, " prompt"]
@@ -40,72 +43,80 @@ class Chunk:
 
     @property
     def rows(self) -> Int[Tensor, " prompt"]:
-        """The prompts, on the CPU, where results are put together."""
+        """The indices on the CPU, where results are collected."""
         return self.prompts.cpu()
+
+    @torch.no_grad()
+    def record(
+        self, model: HookedModel, *, edits: Sequence[str], keep: Sequence[str] = ()
+    ) -> RecordedRun:
+        """The chunk's unedited run, recorded from the first edited position on."""
+        start = first_position(self.edit.changed)
+        return record_run(model, self.batch, start=start, keep=keep, edits=edits)
 
 
 def take_chunk(
-    batch: TokenBatch, edit: HeadEdit, metrics: Sequence[Metric], prompts: Sequence[int]
+    batch: TokenBatch, edit: HeadEdit, metrics: Sequence[Metric], *, prompts: Sequence[int]
 ) -> Chunk:
-    """What belongs to some of the prompts, by index."""
+    """Batch, edit and metrics of some of the prompts, by index."""
     index = torch.as_tensor(list(prompts), device=batch.tokens.device)
     part = batch.take(prompts)
     drop = batch.width - part.width
     return Chunk(index, part, take_edit(edit, index, drop=drop), take_metrics(metrics, index), drop)
 
 
-def first_column(changed: Bool[Tensor, "prompt pos"]) -> int:
-    """The first column of any prompt that can differ from the unedited run."""
-    columns = changed.any(dim=0).nonzero()
-    if len(columns) == 0:
+def first_position(changed: Bool[Tensor, "prompt pos"]) -> int:
+    """The first position of any prompt that can differ from the unedited run."""
+    positions = changed.any(dim=0).nonzero()
+    if len(positions) == 0:
         raise UserError("there is nothing to edit: no position is marked in any prompt")
-    return int(columns[0])
+    return int(positions[0])
+
+
+def every_row(run: RecordedRun) -> Int[Tensor, " row"]:
+    """Each prompt of a run once, as the rows of a batch that is run again."""
+    return torch.arange(len(run.batch), device=run.batch.tokens.device)
 
 
 @dataclass(frozen=True)
 class Demand:
-    """What a method takes of memory, by the columns that run again and those of the batch.
+    """Memory that a method takes, in bytes.
 
     Attributes:
-        kept: ``kept(tail, width)``, bytes beside the batches for one prompt.
-        row: ``row(tail, width)``, bytes of one row of a batch; None where there are no batches.
+        kept: for one prompt, beside the batches that run.
+        row: for one row of a batch; 0 for methods without batches of rows.
         rows_per_prompt: how many rows of one prompt are worth running together.
     """
 
-    kept: Callable[[int, int], int]
-    row: Callable[[int, int], int] | None
+    kept: int
+    row: int
     rows_per_prompt: int
 
-    def fits(self, n_prompts: int, tail: int, width: int, budget: Budget) -> bool:
-        """Whether all rows of so many prompts run together."""
-        batches = 0
-        if self.row is not None:
-            batches = n_prompts * self.rows_per_prompt * self.row(tail, width)
+    @property
+    def least(self) -> int:
+        """One prompt, one row at a time."""
+        return self.kept + self.row
+
+    def fits(self, n_prompts: int, budget: Budget) -> bool:
+        """Whether all rows of ``n_prompts`` prompts run together."""
         limit, whole = budget.now
-        return batches <= limit and n_prompts * self.least(tail, width) <= whole
+        rows = n_prompts * self.rows_per_prompt * self.row
+        return rows <= limit and n_prompts * self.least <= whole
 
-    def learn(self, budget: Budget, n: int, tail: int, width: int) -> None:
-        """So many rows, or prompts where there are no rows, ran out of memory: half is tried."""
-        if self.row is None:
-            budget.room.whole = n * self.least(tail, width) // 2
+    def rows_within(self, budget: Budget, n_prompts: int) -> int:
+        """How many rows run together while ``n_prompts`` prompts are kept; at least one."""
+        return budget.rows(self.row, kept=n_prompts * self.kept)
+
+    def learn(self, budget: Budget, n: int) -> None:
+        """Lower the budget to half of the ``n`` rows (or prompts) that ran out of memory."""
+        if self.row:
+            budget.room.batches = n * self.row // 2
         else:
-            budget.room.batches = n * self.row(tail, width) // 2
+            budget.room.whole = n * self.kept // 2
 
-    def rows_within(self, budget: Budget, n_prompts: int, tail: int, width: int) -> int:
-        """How many rows run together beside what is kept of so many prompts; at least one."""
-        if self.row is None:
-            return 1
-        kept = n_prompts * self.kept(tail, width)
-        return budget.rows(self.row(tail, width), kept=kept)
 
-    def of(self, n_prompts: int, n_rows: int, tail: int, width: int) -> int:
-        """Bytes of so many prompts with so many rows at a time."""
-        rows = 0 if self.row is None else n_rows * self.row(tail, width)
-        return n_prompts * self.kept(tail, width) + rows
-
-    def least(self, tail: int, width: int) -> int:
-        """Bytes of one prompt, one row at a time."""
-        return self.of(1, 1, tail, width)
+DemandAt = Callable[[int, int], Demand]
+"""``demand(n_rerun, width)``: the demand where so many of a batch's positions run again."""
 
 
 def row_demand(
@@ -114,86 +125,108 @@ def row_demand(
     *components: str,
     edits: Sequence[str],
     logits: bool = True,
-) -> Demand:
-    """Of a sweep that records runs with some components, and edits some."""
-    sizes = sizes_of(model)
-    eager = "pattern" in edits
-
-    def kept(tail: int, width: int) -> int:
-        recorded = sizes.kept(tail, width, *components)
-        return recorded + sum(sizes.edit(one, tail, width) for one in edits)
-
-    def row(tail: int, width: int) -> int:
-        return sizes.row(tail, width, eager=eager, logits=logits)
-
-    return Demand(kept, row, rows_per_prompt)
-
-
-def graph_demand(model: HookedModel, component: str, *, places: int = 0) -> Demand:
-    """Of gradients at a component in all layers, and of patterns at so many places beside them."""
+) -> DemandAt:
+    """Demand of a sweep that records runs with ``components`` and edits ``edits``."""
     sizes = sizes_of(model)
 
-    def kept(tail: int, width: int) -> int:
-        graph = sizes.graph(tail, width, watched=component)
-        changes = places * sizes.pattern_changes(tail, width)
-        return graph + sizes.edit(component, tail, width) + changes
+    def demand(n_rerun: int, width: int) -> Demand:
+        kept = sizes.kept(n_rerun, width, *components)
+        kept += sum(sizes.edit(name, n_rerun, width) for name in edits)
+        row = sizes.row(n_rerun, width, eager="pattern" in edits, logits=logits)
+        return Demand(kept, row, rows_per_prompt)
 
-    return Demand(kept, None, model.cfg.n_layers)
+    return demand
 
 
-def learning(
-    demand: Demand, budget: Budget, changed: Bool[Tensor, "prompt pos"]
-) -> Callable[[int], None]:
-    """What ``halving`` tells of prompts that did not fit."""
+def graph_demand(model: HookedModel, component: str, *, position_sets: int = 0) -> DemandAt:
+    """Demand of gradients at a component in all layers.
+
+    Args:
+        position_sets: at how many of them new attention patterns are kept beside the graph.
+    """
+    sizes = sizes_of(model)
+
+    def demand(n_rerun: int, width: int) -> Demand:
+        graph = sizes.graph(n_rerun, width, watched=component)
+        patterns = position_sets * sizes.pattern_changes(n_rerun, width)
+        return Demand(
+            graph + sizes.edit(component, n_rerun, width) + patterns, 0, model.cfg.n_layers
+        )
+
+    return demand
+
+
+def run_chunks(
+    run: Callable[[list[int]], None],
+    changed: Bool[Tensor, "prompt pos"],
+    demand: DemandAt,
+    *,
+    metrics: Sequence[Metric],
+    budget: Budget,
+    bar: Any = None,
+) -> None:
+    """Call ``run(prompts)`` for chunks of prompts; a chunk that does not fit is halved.
+
+    Args:
+        changed: where each prompt is edited.
+        bar: a progress bar that ``run`` moves.
+
+    Raises:
+        UserError: see ``chunk_prompts``.
+        OutOfMemory: one prompt does not fit, or metrics that need all prompts at once.
+    """
+    chunks = chunk_prompts(changed, demand, metrics=metrics, budget=budget)
     width = changed.shape[1]
-    return lambda n: demand.learn(budget, n, width - first_column(changed), width)
+    largest = demand(width - first_position(changed), width)
+    # With rows, the budget learns from the batches of rows instead.
+    learn = None if largest.row else lambda n: largest.learn(budget, n)
+    for _ in halving(chunks, run, divisible=can_take(metrics), bar=bar, learn=learn):
+        pass
 
 
 def chunk_prompts(
     changed: Bool[Tensor, "prompt pos"],
-    demand: Demand,
+    demand: DemandAt,
+    *,
     metrics: Sequence[Metric],
     budget: Budget,
 ) -> list[list[int]]:
-    """Prompts in chunks of similar tail length, of which all rows fit the budget if possible.
+    """Chunks of prompts, sorted by how many positions run again, that fit the budget.
 
-    The tail (from the first edited column to the end) is what is run again; sorting by it keeps
-    the chunk's common start late. A metric that cannot be narrowed sees all prompts at once.
+    Positions run again from a prompt's first edited one to the end; sorting by their number keeps
+    a chunk's common start late. A metric that cannot be narrowed sees all prompts at once.
 
     Raises:
         UserError: a prompt without a position to edit, metrics of another number of prompts, or a
-            budget, given by somebody, that is too small for one prompt.
+            budget, given by the caller, that is too small for one prompt.
     """
     check_metrics(metrics, len(changed))
-    first_column(changed)
+    first_position(changed)
     if not bool(changed.any(dim=1).all()):
         bad = int((~changed.any(dim=1)).nonzero()[0])
         raise UserError(f"prompt {bad} has no position to edit")
     width = changed.shape[1]
-    tails = (width - changed.long().argmax(dim=1)).tolist()
+    lengths = (width - changed.long().argmax(dim=1)).tolist()
+    least = demand(max(lengths), width).least
     if not can_take(metrics):
-        _say_whole(demand.least(max(tails), width) * len(tails), len(tails), budget)
-        return [list(range(len(tails)))]
-    budget.refuse(demand.least(max(tails), width), width)
+        taken = least * len(lengths)
+        if taken > budget.whole:
+            logger.warning(
+                "the metric sees all %d prompts at once, which takes about %.3g MiB, over the "
+                "budget of %.3g MiB; the metrics of interp.patching.metrics can be cut",
+                *(len(lengths), taken / 2**20, budget.whole / 2**20),
+            )
+        return [list(range(len(lengths)))]
+    budget.refuse(least, width)
     chunks: list[list[int]] = [[]]
-    for prompt in sorted(range(len(tails)), key=lambda prompt: tails[prompt]):
+    for prompt in sorted(range(len(lengths)), key=lambda prompt: lengths[prompt]):
         chunk = chunks[-1]
-        full = not demand.fits(len(chunk) + 1, tails[prompt], width, budget)
-        # A longer tail makes the whole chunk longer: that is worth it for small batches only.
-        longer = chunk and tails[prompt] > tails[chunk[-1]]
-        if chunk and (full or (longer and len(chunk) * demand.rows_per_prompt >= WORTHWHILE_ROWS)):
+        of_prompt = demand(lengths[prompt], width)
+        full = not of_prompt.fits(len(chunk) + 1, budget)
+        # A longer prompt makes the whole chunk longer: worth it for small batches only.
+        longer = chunk and lengths[prompt] > lengths[chunk[-1]]
+        many = len(chunk) * of_prompt.rows_per_prompt >= WORTHWHILE_ROWS
+        if chunk and (full or (longer and many)):
             chunks.append([])
         chunks[-1].append(prompt)
     return chunks
-
-
-def _say_whole(taken: int, n_prompts: int, budget: Budget) -> None:
-    """Say so where a metric that sees all prompts at once takes more than the budget."""
-    if taken > budget.whole:
-        logger.warning(
-            "the metric sees all %d prompts at once, which takes about %.3g MiB, over the budget "
-            "of %.3g MiB; the metrics of interp.patching.metrics can be cut",
-            n_prompts,
-            taken / 2**20,
-            budget.whole / 2**20,
-        )

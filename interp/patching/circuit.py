@@ -8,21 +8,22 @@ The format is that of ``Graph.to_json`` and ``Graph.from_json`` in github.com/ha
                "logits": {"in_graph": true}},
      "edges": {"input->a0.h0<q>": {"score": …, "in_graph": …}, "a0.h0->m0": …, "m0->logits": …}}
 
-A node without a score is one that was not scored. Of a circuit that is made here it is a part, as
-their readers keep it in every circuit; of one that is read it is a part if the file says so, since
-a circuit that was found by its edges has no scores of nodes at all. When nodes are evaluated, their
-readers take all edges that leave a kept node, so edges may be left out; written, an edge has its
-sender's score. The edges of a file are kept as they are, and written again. Sign: a positive score
-says that the node brings the metric up, as for a patching effect.
+A node without a score is one that was not scored. It is part of every circuit made here, as for the
+readers of EAP-IG and MIB; in a circuit read from a file it is part if the file says so, since
+circuits found by edges have no scores of nodes. When nodes are evaluated, those readers take all
+edges that leave a kept node, so edges are optional; a written edge has its sender's score. The
+edges of a file are kept, and written again unchanged. Sign: a positive score means that the node
+raises the metric, as for a patching effect.
 """
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -34,8 +35,8 @@ from interp.files.shape import Maybe, check_shape
 from interp.files.text import parse_json, read_text
 from interp.models.hooked_model import HookedModel
 from interp.models.versions import check_hooked
+from interp.patching.effect_arrays import By, best_first
 from interp.patching.result import PatchEffects
-from interp.patching.result_axes import By, check_order
 
 Node = str
 """``a3.h1`` is head 1 of layer 3, ``m3`` the MLP of layer 3."""
@@ -45,10 +46,7 @@ _ALWAYS = ("input", "logits")
 LARGEST_MODEL = 10**6
 """Heads in the largest circuit that is read."""
 _SHAPE = {
-    "cfg": {
-        **{"n_layers": int, "n_heads": int, "d_model": int},
-        "parallel_attn_mlp": Maybe(bool),
-    },
+    "cfg": {"n_layers": int, "n_heads": int, "d_model": int, "parallel_attn_mlp": Maybe(bool)},
     "nodes": {
         str: (bool, {"in_graph": bool, "score": Maybe(float), "neurons": Maybe([(bool, float)])})
     },
@@ -84,10 +82,10 @@ class Circuit:
         mlps: Float[layer] scores; NaN where not scored.
         d_model: the residual stream's size.
         parallel: attention and MLP of a layer read the same input (as in GPT-NeoX).
-        kept: names of the nodes in the circuit; those without a score are in it too, but for
-            `left_out`.
+        kept: names of the nodes in the circuit; nodes without a score are in it too, except those
+            in ``left_out``.
         left_out: names of nodes without a score, or ``input`` or ``logits``, that are not in it.
-        edges: the edges by name as a file had them; None if there are none.
+        edges: the edges of a file, by name; None if there are none.
     """
 
     heads: Float[Tensor, "layer head"]
@@ -127,20 +125,16 @@ class Circuit:
 
     def ranked(self, *, by: By = "signed") -> tuple[Node, ...]:
         """The scored nodes, largest first; of equals the one that runs first."""
-        check_order(by)
-        scores = {name: self.score(name) for name in self.nodes()}
-        known = [name for name in scores if scores[name] == scores[name]]
-        return tuple(
-            sorted(
-                known, key=lambda name: -(abs(scores[name]) if by == "absolute" else scores[name])
-            )
-        )
+        nodes = self.nodes()
+        scores = torch.cat([self.heads, self.mlps[:, None]], dim=1).flatten().numpy()
+        order = best_first(scores, by=by)
+        return tuple(nodes[index] for index in order[~np.isnan(scores[order])])
 
     def top(self, n: int, *, by: By = "signed") -> "Circuit":
         """The circuit of the ``n`` scored nodes with the largest scores.
 
-        Nodes without a score stay as they are: in it, or left out. A file's edges are of another
-        circuit and are left behind.
+        Nodes without a score stay in it, or left out. The edges of a file are dropped, since they
+        belong to another circuit.
         """
         ranked, n = self.ranked(by=by), whole_number("n", n)
         if not 0 <= n <= len(ranked):
@@ -154,26 +148,22 @@ class Circuit:
         return name in _ALWAYS or self.score(name) != self.score(name)
 
     def to_json(self, *, edges: bool = False) -> dict[str, Any]:
-        """The circuit as EAP-IG's reader takes it.
+        """The circuit in EAP-IG's format.
 
         Args:
-            edges: write every edge too (there are very many): in the circuit where both its ends
-                are. The edges of a file that was read are written as they were, asked for or not.
+            edges: write every edge too (there are very many); an edge is in the circuit if both its
+                ends are. The edges of a file that was read are always written, unchanged.
         """
         n_layers, n_heads = self.heads.shape
         nodes: dict[str, dict[str, Any]] = {"input": {"in_graph": self.holds("input")}}
         for name in self.nodes():
             score = self.score(name)
-            nodes[name] = {"in_graph": self.holds(name)} | (
-                {} if score != score else {"score": score}
-            )
+            nodes[name] = {"in_graph": self.holds(name)}
+            if score == score:  # not NaN
+                nodes[name]["score"] = score
         nodes["logits"] = {"in_graph": self.holds("logits")}
-        cfg = {
-            "n_layers": n_layers,
-            "n_heads": n_heads,
-            "parallel_attn_mlp": self.parallel,
-            "d_model": self.d_model,
-        }
+        cfg: dict[str, Any] = {"n_layers": n_layers, "n_heads": n_heads}
+        cfg |= {"parallel_attn_mlp": self.parallel, "d_model": self.d_model}
         if self.edges is not None:
             return {"cfg": cfg, "nodes": nodes, "edges": dict(self.edges)}
         written = {}
@@ -208,8 +198,7 @@ class Circuit:
     def load(cls, path: str | Path) -> "Circuit":
         """Read a circuit that ``save``, EAP-IG or MIB wrote.
 
-        It holds the nodes that the file says are in the graph; one that the file does not name is
-        not.
+        It contains the nodes that the file says are in the graph, and no others.
 
         Raises:
             UserError: no such file, not a circuit, or one of single neurons.
@@ -233,7 +222,7 @@ def _read(content: Any) -> Circuit:
     for name, node in nodes.items():
         entry: dict[str, Any] = {"in_graph": node} if isinstance(node, bool) else node
         if not all(entry.get("neurons") or ()):
-            raise UserError(f"{name!r} is in it with some of its neurons only, which is not read")
+            raise UserError(f"{name!r} has single neurons in the circuit, which is not supported")
         inside[name] = entry["in_graph"]
         if name in _ALWAYS:
             continue
@@ -248,31 +237,24 @@ def _read(content: Any) -> Circuit:
             heads[layer, head] = score
     for name, edge in content["edges"].items():
         _check_edge(name, edge, inside)
-    made = Circuit(
-        heads,
-        mlps,
-        cfg["d_model"],
-        bool(cfg.get("parallel_attn_mlp", False)),
-        edges=content["edges"] or None,
-    )
+    parallel = bool(cfg.get("parallel_attn_mlp", False))
+    made = Circuit(heads, mlps, cfg["d_model"], parallel, edges=content["edges"] or None)
+    scored = set(made.ranked())
     kept = frozenset(name for name in made.nodes() if inside.get(name, False))
-    # What made no part of the graph and has no score would else count as one that stays.
-    out = frozenset(
-        name
-        for name in (*made.nodes(), *_ALWAYS)
-        if not inside.get(name, False) and (name in _ALWAYS or made.score(name) != made.score(name))
-    )
-    return replace(made, kept=kept, left_out=out)
+    # Nodes without a score are part of a circuit unless they are left out by name.
+    unscored = [name for name in (*made.nodes(), *_ALWAYS) if name not in scored]
+    left_out = frozenset(name for name in unscored if not inside.get(name, False))
+    return replace(made, kept=kept, left_out=left_out)
 
 
 def _check_edge(name: str, edge: Any, inside: Mapping[Node, bool]) -> None:
-    """Raise UserError for an edge between nodes that are not there, or of another kind."""
+    """Raise UserError for an edge between unknown nodes, or one that is malformed."""
     ends = _EDGE.fullmatch(name)
     if ends is None:
         raise UserError(f"{name!r} is no edge: they are named as a3.h1->m3 or m3->a4.h0<q>")
     for end in ends.groups():
         if end not in inside:
-            raise UserError(f"the edge {name!r} has the end {end!r}, which is none of its nodes")
+            raise UserError(f"the edge {name!r} has the end {end!r}, which is not one of the nodes")
     entry = {"in_graph": edge} if isinstance(edge, bool) else edge
     kept = entry.get("in_graph", False) if isinstance(entry, dict) else None
     if not isinstance(kept, bool):
@@ -294,23 +276,23 @@ def circuit_of(
     """
     check_hooked(model)
     cfg = model.cfg
-    _check(heads, "z", ("prompt", "layer", "head"), (cfg.n_layers, cfg.n_heads))
-    scores = torch.full((cfg.n_layers,), torch.nan, dtype=torch.float64)
-    if mlps is not None:
-        _check(mlps, "mlp_out", ("prompt", "layer"), (cfg.n_layers,))
-        scores = torch.from_numpy(mlps.group_mean)
-    parallel = bool(getattr(cfg, "parallel_attn_mlp", False))
-    return Circuit(torch.from_numpy(heads.group_mean), scores, cfg.d_model, parallel)
-
-
-def _check(
-    result: PatchEffects, component: str, axes: Sequence[str], shape: tuple[int, ...]
-) -> None:
-    of_kind("effects", result, PatchEffects, advice="interp.patching.patch gives them")
-    if result.component != component or result.axes != tuple(axes):
-        raise UserError(
-            f"a circuit takes effects of {component} over {', '.join(axes)}, not of "
-            f"{result.component} over {', '.join(result.axes)}"
-        )
-    if result.shape != shape:
-        raise UserError(f"effects of size {result.shape} do not fit the model, which has {shape}")
+    scores = [torch.full((cfg.n_layers,), torch.nan, dtype=torch.float64)] * 2
+    sizes = {"layer": cfg.n_layers, "head": cfg.n_heads}
+    wanted = (("z", ("prompt", "layer", "head")), ("mlp_out", ("prompt", "layer")))
+    for index, (result, (component, axes)) in enumerate(zip((heads, mlps), wanted, strict=True)):
+        if result is None:
+            continue
+        of_kind("effects", result, PatchEffects, advice="interp.patching.patch gives them")
+        if result.component != component or result.axes != axes:
+            raise UserError(
+                f"a circuit takes effects of {component} over {', '.join(axes)}, not of "
+                f"{result.component} over {', '.join(result.axes)}"
+            )
+        if result.shape != (shape := tuple(sizes[axis] for axis in axes[1:])):
+            raise UserError(
+                f"effects of size {result.shape} do not fit the model, which has {shape}"
+            )
+        scores[index] = torch.from_numpy(result.group_mean)
+    return Circuit(
+        scores[0], scores[1], cfg.d_model, bool(getattr(cfg, "parallel_attn_mlp", False))
+    )

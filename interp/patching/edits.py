@@ -1,6 +1,6 @@
-"""Edits of a head: where its value comes from, as a value that can be listed and combined.
+"""Edits of heads and other components, as values that can be narrowed and combined.
 
-Two sites (FAITH, arXiv 2402.19103, section 4, and our second one):
+Two sites (FAITH, arXiv 2402.19103, section 4, has the first):
 
 * ``output``: what a head writes at chosen positions, ``hook_z`` [batch pos head d_head], is
   replaced by a source, or scaled; the same edit serves every other component
@@ -8,11 +8,12 @@ Two sites (FAITH, arXiv 2402.19103, section 4, and our second one):
 * ``attention``: what later positions read from chosen positions through a head is scaled before
   the softmax, so that the rest of the row is renormalised; factor 0 cuts it.
 
-An edit holds masks over the columns of a left-padded batch. ``heads`` says, per row of the
-running batch, which heads it acts on; ``rows`` says which prompt each row is.
+An edit holds masks over the positions of a left-padded batch. When it is applied, ``units`` says
+which units it acts on in each row of the running batch, and ``rows`` which prompt each row is.
 """
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,13 +23,7 @@ from torch import Tensor, nn
 
 from interp.arguments import real_number, shown
 from interp.errors import UserError
-from interp.forward.hook_points import (
-    Component,
-    as_units,
-    check_component,
-    from_units,
-    hook_name,
-)
+from interp.forward.hook_points import Component, as_units, check_component, from_units, hook_name
 from interp.forward.partial import HookFunction
 from interp.precision import widened
 
@@ -45,20 +40,30 @@ def edited_points(component: str) -> tuple[str, ...]:
     return tuple(hook_name(name, 0) for name in (component, *also))
 
 
+def rows_of_units(
+    sets: Sequence[Iterable[int]], n_units: int, n_prompts: int
+) -> Bool[Tensor, "row unit"]:
+    """Which units each row edits, where every set of units runs for all prompts, set by set."""
+    acting = torch.zeros(len(sets), n_units, dtype=torch.bool)
+    for index, units in enumerate(sets):
+        acting[index, list(units)] = True
+    return acting.repeat_interleave(n_prompts, dim=0)
+
+
 @dataclass(frozen=True)
 class ActivationEdit:
-    """value ← source + scale · value at the columns ``at``; a source of None counts as zero.
+    """value ← source + scale · value at the positions ``at``; a source of None counts as zero.
 
     Attributes:
-        at: Bool[prompt pos], over all the columns of the batch.
-        source: Float[layer prompt pos unit width] over the columns from ``first`` on, or None.
-        scale: weight of the unit's own value: 0 replaces it.
-        first: the column at which ``source`` begins.
+        at: Bool[prompt pos], over all positions of the batch.
+        source: Float[layer prompt pos unit width], at the positions from ``first`` on, or None.
+        scale: weight of the unit's unedited value: 0 replaces it.
+        first: the position at which ``source`` begins.
         component: what is edited; by default the heads' outputs.
     """
 
     at: Bool[Tensor, "prompt pos"]
-    source: Float[Tensor, "layer prompt tail unit width"] | None = None
+    source: Float[Tensor, "layer prompt source_pos unit width"] | None = None
     scale: float = 0.0
     first: int = 0
     component: Component = "z"
@@ -69,26 +74,27 @@ class ActivationEdit:
 
     @property
     def changed(self) -> Bool[Tensor, "prompt pos"]:
-        """The edited columns: the first at which anything differs from the unedited run."""
+        """The positions whose values differ from the unedited run."""
         return self.at
 
     @property
     def hook_points(self) -> tuple[str, ...]:
-        """Where the edit is written, in the first layer."""
+        """The hook points that the edit writes at, in the first layer."""
         return edited_points(self.component)
 
     def edited(
         self,
-        value: Float[Tensor, "row tail unit width"],
+        value: Float[Tensor, "row pos unit width"],
         layer: int,
+        *,
         rows: Int[Tensor, " row"],
         start: int,
-    ) -> Float[Tensor, "row tail unit width"]:
-        """The value with every unit edited at ``at``; ``start`` is the value's first column."""
+    ) -> Float[Tensor, "row pos unit width"]:
+        """The value with every unit edited at ``at``; ``start`` is the value's first position."""
         at = self.at[rows, start : start + value.shape[1], None, None].to(value.device)
         new = self.scale * value
         if self.source is not None:
-            before = max(self.first - start, 0)  # columns that the source does not reach
+            before = max(self.first - start, 0)  # positions that the source does not reach
             begin = max(start - self.first, 0)
             source = self.source[layer, rows, begin : begin + value.shape[1] - before]
             source = nn.functional.pad(source, (0, 0, 0, 0, before, 0))
@@ -97,24 +103,25 @@ class ActivationEdit:
 
     def merged(
         self,
-        value: Float[Tensor, "row tail unit width"],
+        value: Float[Tensor, "row pos unit width"],
         layer: int,
+        *,
         rows: Int[Tensor, " row"],
         units: Bool[Tensor, "row unit"],
         start: int,
-    ) -> Float[Tensor, "row tail unit width"]:
+    ) -> Float[Tensor, "row pos unit width"]:
         """The value with only some units edited in each row."""
-        new = self.edited(value, layer, rows, start)
+        new = self.edited(value, layer, rows=rows, start=start)
         return torch.where(units[:, None, :, None].to(value.device), new, value)
 
     def hook(
-        self, layer: int, rows: Int[Tensor, " row"], units: Bool[Tensor, "row unit"], start: int
+        self, layer: int, *, rows: Int[Tensor, " row"], units: Bool[Tensor, "row unit"], start: int
     ) -> tuple[str, HookFunction]:
-        """The hook that applies this edit to a run whose first column is ``start``."""
+        """The hook that applies this edit to a run whose first position is ``start``."""
 
         def write(value: Tensor, hook: object) -> Tensor:
-            shown = as_units(value, self.component)
-            new = self.merged(shown, layer, rows, units, start)
+            by_unit = as_units(value, self.component)
+            new = self.merged(by_unit, layer, rows=rows, units=units, start=start)
             return from_units(new, self.component)
 
         return hook_name(self.component, layer), write
@@ -125,7 +132,7 @@ class AttentionEdit:
     """Attention from positions after ``keys`` to ``keys``, times ``factor``, renormalised.
 
     Attributes:
-        keys: Bool[prompt pos], the columns that are no longer read (factor 0) or read less.
+        keys: Bool[prompt pos], the positions that are read less, or not at all (factor 0).
         factor: multiplies the unnormalised weight; it adds log(factor) to the scores.
     """
 
@@ -134,7 +141,7 @@ class AttentionEdit:
 
     @property
     def component(self) -> Component:
-        """Its units are the query heads."""
+        """The component whose units are edited: the query heads."""
         return "pattern"
 
     def __post_init__(self) -> None:
@@ -144,29 +151,26 @@ class AttentionEdit:
 
     @property
     def changed(self) -> Bool[Tensor, "prompt pos"]:
-        """Columns at which a head's output differs: all those after the last key."""
+        """The positions at which a head's output differs: all those after the last key."""
         width = self.keys.shape[1]
         last = width - 1 - self.keys.flip(1).long().argmax(dim=1)
-        columns = torch.arange(width, device=self.keys.device)
-        return (columns[None, :] > last[:, None]) & self.keys.any(dim=1, keepdim=True)
+        positions = torch.arange(width, device=self.keys.device)
+        return (positions[None, :] > last[:, None]) & self.keys.any(dim=1, keepdim=True)
 
     @property
     def hook_points(self) -> tuple[str, ...]:
-        """Where the edit is written, in the first layer."""
+        """The hook points that the edit writes at, in the first layer."""
         return (scores_hook_name(0),)
 
     def pairs(self, rows: Int[Tensor, " row"], start: int, queries: int) -> Bool[Tensor, "row q k"]:
-        """Which (query, key) pairs are acted on, for queries from column ``start`` on."""
+        """The (query, key) pairs that are edited, for queries from position ``start`` on."""
         changed = self.changed[rows, start : start + queries]
         return changed[:, :, None] & self.keys[rows, None, :]
 
     def edited(
-        self,
-        pattern: Float[Tensor, "row head q k"],
-        rows: Int[Tensor, " row"],
-        start: int,
+        self, pattern: Float[Tensor, "row head q k"], *, rows: Int[Tensor, " row"], start: int
     ) -> Float[Tensor, "row head q k"]:
-        """The pattern after the edit, with every head edited: scaled at the pairs, renormalised.
+        """The pattern with every head edited: scaled at the pairs and renormalised.
 
         A row's weights need not sum to one: an attention sink (gpt-oss) takes the rest, and its
         share of what is cut.
@@ -177,13 +181,13 @@ class AttentionEdit:
         return scaled / (1 - removed).clamp(min=torch.finfo(pattern.dtype).tiny)
 
     def hook(
-        self, layer: int, rows: Int[Tensor, " row"], heads: Bool[Tensor, "row head"], start: int
+        self, layer: int, *, rows: Int[Tensor, " row"], units: Bool[Tensor, "row head"], start: int
     ) -> tuple[str, HookFunction]:
-        """The hook that applies this edit to a run whose first query is column ``start``."""
+        """The hook that applies this edit to a run whose first query is at ``start``."""
 
         def cut(scores: Tensor, hook: object) -> Tensor:
             pairs = self.pairs(rows, start, scores.shape[2]).to(scores.device)
-            where = pairs[:, None] & heads[:, :, None, None].to(scores.device)
+            where = pairs[:, None] & units[:, :, None, None].to(scores.device)
             return scale_scores(scores, where, self.factor)
 
         return scores_hook_name(layer), cut
@@ -193,14 +197,14 @@ HeadEdit = ActivationEdit | AttentionEdit
 
 
 def check_edit(edit: Any) -> None:
-    """Raise UserError for anything but an edit of activations or of attention."""
+    """Raise UserError unless ``edit`` is an ActivationEdit or an AttentionEdit."""
     if not isinstance(edit, HeadEdit):
         raise UserError(f"edit is an ActivationEdit or an AttentionEdit, not {shown(edit)}")
 
 
 def _check_mask(what: str, mask: Any) -> None:
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.ndim != 2:
-        raise UserError(f"{what} are columns, a mask [prompt pos] of True and False")
+        raise UserError(f"{what} must be a mask [prompt pos] of True and False")
 
 
 def scale_scores(scores: Tensor, where: Tensor, factor: float) -> Tensor:
@@ -211,13 +215,13 @@ def scale_scores(scores: Tensor, where: Tensor, factor: float) -> Tensor:
 
 
 def take_edit(edit: HeadEdit, prompts: Int[Tensor, " prompt"], drop: int = 0) -> HeadEdit:
-    """The edit for some of the prompts, with the first ``drop`` columns cut away."""
+    """The edit for some of the prompts, with the first ``drop`` positions cut away."""
     if isinstance(edit, AttentionEdit):
         return replace(edit, keys=edit.keys[prompts, drop:])
     source = edit.source
     if source is not None:
-        # A source that begins before the cut loses its first columns too.
+        # A source that begins before the cut loses its first positions too.
         source = source[:, prompts, max(drop - edit.first, 0) :]
-        if edit.component == "pattern":  # and its keys are columns of the batch
+        if edit.component == "pattern":  # its keys are positions of the batch
             source = source[..., drop:]
     return replace(edit, at=edit.at[prompts, drop:], source=source, first=max(edit.first - drop, 0))

@@ -11,18 +11,17 @@ under f over p, **CMD** that between f and one, |1 − f|; both by trapezoids be
 CPR for rankings by signed score, which look for what helps, and CMD for rankings by absolute
 score, which look for what matters.
 
-Nodes are heads (patched at their output before the output projection) and MLPs. What is not in the
-ranking, such as MLPs where heads were ranked, is in every circuit, as in MIB; so is the input.
+Nodes are heads (patched at their output before the output projection) and MLPs. Nodes that are not
+ranked, such as MLPs in a ranking of heads, are in every circuit, as in MIB; so is the input.
 Intervals resample groups of prompts. Random orders of the same nodes are the null.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from jaxtyping import Float
 from scipy.integrate import trapezoid
 from torch import Tensor
@@ -32,17 +31,18 @@ from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.figures.patching import faithfulness_figure
-from interp.forward.batch import Prompts, TokenBatch
+from interp.forward.batch import Prompts
 from interp.forward.hook_points import hook_name
-from interp.forward.memory import Budget, decide_budget
+from interp.forward.memory import Budget
 from interp.forward.partial import RecordedRun, record_run, unedited_logits
-from interp.forward.prompts import names_of_prompts, pairs_for
 from interp.models.hooked_model import HookedModel
 from interp.patching.alignment import align
-from interp.patching.chunks import chunk_prompts, first_column, row_demand
+from interp.patching.chunks import chunk_prompts, every_row, first_position, row_demand
 from interp.patching.circuit import Node, head_node, parse_node
-from interp.patching.edits import ActivationEdit
+from interp.patching.edits import ActivationEdit, rows_of_units
+from interp.patching.effect_arrays import has_gap
 from interp.patching.metrics import Metric, can_take
+from interp.patching.patch_inputs import PatchInputs
 from interp.patching.patch_source import patching_edit
 from interp.patching.sweep import check_units
 from interp.patching.variants import Variant, measure_runs, metrics_for, run_variants
@@ -52,6 +52,8 @@ from interp.statistics.significance import BOOTSTRAP_RESAMPLES, CONFIDENCE, grou
 
 PROPORTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """MIB's proportions of nodes in the circuit."""
+INTERVAL = [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)]
+"""Percentiles of the resamples between which the interval lies."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,12 +79,9 @@ class Faithfulness(Displayed):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        gap = float((self.clean - self.corrupted).mean())
-        size = float((self.clean.abs() + self.corrupted.abs()).mean())
-        if abs(gap) <= 1e-5 * size or size == 0:
+        if not has_gap(self.clean, self.corrupted):
             raise UserError(
-                "clean and corrupted runs have the same mean metric: there is nothing to be "
-                "faithful to"
+                "clean and corrupted runs have the same mean metric: faithfulness is not defined"
             )
 
     @property
@@ -93,8 +92,8 @@ class Faithfulness(Displayed):
     @property
     def random_curves(self) -> Float[np.ndarray, "order proportion"]:
         """f at each proportion of each random order."""
-        once = np.ones((1, len(self.clean)))
-        curves = [self._curve(one, once)[0] for one in self.random]
+        weights = np.ones((1, len(self.clean)))
+        curves = [self._curve(circuit, weights)[0] for circuit in self.random]
         return np.array(curves).reshape(len(self.random), len(self.proportions))
 
     @property
@@ -120,10 +119,9 @@ class Faithfulness(Displayed):
     def to_dataframe(self) -> pd.DataFrame:
         """One row a proportion: ``proportion``, ``n_nodes``, ``faithfulness``, its interval, and
         the random orders' ``random_mean``, ``random_low`` and ``random_high`` (least, largest)."""
-        drawn = self._drawn_curves()
-        low, high = np.percentile(drawn, _tails(), axis=0)
-        none = np.full(len(self.proportions), np.nan)
+        low, high = np.percentile(self._drawn_curves(), INTERVAL, axis=0)
         random = self.random_curves
+        random = random if len(random) else np.full((1, len(self.proportions)), np.nan)
         return pd.DataFrame(
             {
                 "proportion": self.proportions,
@@ -131,9 +129,9 @@ class Faithfulness(Displayed):
                 "faithfulness": self.curve,
                 "ci_low": low,
                 "ci_high": high,
-                "random_mean": random.mean(axis=0) if len(random) else none,
-                "random_low": random.min(axis=0) if len(random) else none,
-                "random_high": random.max(axis=0) if len(random) else none,
+                "random_mean": random.mean(axis=0),
+                "random_low": random.min(axis=0),
+                "random_high": random.max(axis=0),
             }
         )
 
@@ -151,36 +149,27 @@ class Faithfulness(Displayed):
         gap = weights @ self.clean.double().numpy() - corrupted
         return (weights @ circuit.double().numpy() - corrupted[:, None]) / gap[:, None]
 
-    def _draws(self) -> Iterator[Float[np.ndarray, "draw prompt"]]:
-        """How often each prompt is in each resample of groups, some resamples at a time."""
+    def _drawn_curves(self) -> Float[np.ndarray, "draw proportion"]:
+        """f in each resample of groups, some resamples at a time."""
         index = group_order(self.groups, len(self.clean))
-        n_groups = int(index.max()) + 1
         generator = np.random.default_rng(self.seed)
         size = resamples_at_once(3 * len(index), BOOTSTRAP_RESAMPLES)
-        for counts in group_draws(n_groups, BOOTSTRAP_RESAMPLES, size, generator):
-            yield counts[:, index].astype(float)
-
-    def _drawn_curves(self) -> Float[np.ndarray, "draw proportion"]:
-        """f in each resample."""
-        return np.concatenate([self._curve(self.circuit, draws) for draws in self._draws()])
+        draws = group_draws(int(index.max()) + 1, BOOTSTRAP_RESAMPLES, size, generator)
+        curves = [self._curve(self.circuit, counts[:, index].astype(float)) for counts in draws]
+        return np.concatenate(curves)
 
     def _with_interval(self, area: Any) -> tuple[float, float, float]:
-        drawn = area(self.proportions, self._drawn_curves())
-        low, high = np.percentile(drawn, _tails())
+        low, high = np.percentile(area(self.proportions, self._drawn_curves()), INTERVAL)
         return float(area(self.proportions, self.curve[None])[0]), float(low), float(high)
 
     def _shown(self) -> Shown:
         (cpr, cpr_low, cpr_high), (cmd, cmd_low, cmd_high) = self.cpr, self.cmd
-        words = (
+        text = (
             f"Faithfulness of circuits on {len(self.clean)} prompts: CPR {cpr:.3f} [{cpr_low:.3f}, "
             f"{cpr_high:.3f}], CMD {cmd:.3f} [{cmd_low:.3f}, {cmd_high:.3f}]; {len(self.random)} "
             "random orders."
         )
-        return Shown(words, (self.to_dataframe(),), self.plot)
-
-
-def _tails() -> list[float]:
-    return [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)]
+        return Shown(text, (self.to_dataframe(),), self.plot)
 
 
 def area_under(
@@ -203,8 +192,8 @@ def faithfulness_curve(
     clean: Prompts,
     corrupted: Prompts,
     metric: Metric,
-    ranking: Iterable[Node | tuple[int, int]],
     *,
+    ranking: Iterable[Node | tuple[int, int]],
     proportions: Sequence[float] = PROPORTIONS,
     n_random: int = 5,
     groups: Sequence[str] = (),
@@ -226,32 +215,30 @@ def faithfulness_curve(
         UserError: a node that is not there or comes twice, proportions that do not rise from
             above 0 to 1, unequal lengths, or no gap between the clean and corrupted metric.
     """
-    clean, corrupted = pairs_for(model, clean, corrupted)
-    nodes = [
-        one if isinstance(one, str) else head_node(*pairs_of_numbers("nodes", [one])[0])
-        for one in listed("ranking", ranking, "nodes")
-    ]
-    n_random, seed = (
-        whole_number("n_random", n_random, least=0),
-        whole_number("seed", seed, least=0),
+    inputs = PatchInputs(
+        model, clean, corrupted, metric, groups=groups, seed=seed, budget=budget, progress=progress
     )
-    groups = names_of_prompts("groups", groups, len(clean))
+    nodes = [
+        node if isinstance(node, str) else head_node(*pairs_of_numbers("nodes", [node])[0])
+        for node in listed("ranking", ranking, "nodes")
+    ]
+    n_random = whole_number("n_random", n_random, least=0)
+    seed = whole_number("seed", seed, least=0)
     units = _units_of(model, nodes)
-    proportions = [real_number("proportion", one) for one in listed("proportions", proportions)]
+    proportions = [real_number("proportion", share) for share in listed("proportions", proportions)]
     rising = [0.0, *proportions]
     if list(rising) != sorted(set(rising)) or rising[-1] > 1 or len(rising) < 3:
         raise UserError("proportions rise from above 0 to at most 1, and are at least two")
     counts = tuple(int(p * len(nodes)) for p in proportions)
     generator = np.random.default_rng(seed)
-    orders = [
-        units,
-        *([units[i] for i in generator.permutation(len(units))] for _ in range(n_random)),
-    ]
+    orders = [units]
+    orders += [[units[i] for i in generator.permutation(len(units))] for _ in range(n_random)]
     dropped = [frozenset(order[count:]) for order in orders for count in counts]
     different = list(dict.fromkeys(dropped))
-    values = _run_without(model, clean, corrupted, metric, different, budget, progress)
-    place = [2 + different.index(one) for one in dropped]
-    curves = values[:, place].reshape(len(clean), len(orders), len(counts)).transpose(0, 1)
+    values = _run_without(inputs, different)
+    index = [2 + different.index(units) for units in dropped]
+    n_prompts = len(values)
+    curves = values[:, index].reshape(n_prompts, len(orders), len(counts)).transpose(0, 1)
     return Faithfulness(
         proportions=tuple(proportions),
         counts=counts,
@@ -259,7 +246,7 @@ def faithfulness_curve(
         clean=values[:, 0],
         corrupted=values[:, 1],
         random=curves[1:],
-        groups=tuple(groups) or tuple(str(index) for index in range(len(clean))),
+        groups=tuple(inputs.groups) or tuple(map(str, range(n_prompts))),
         seed=seed,
     )
 
@@ -283,39 +270,31 @@ def _units_of(model: HookedModel, nodes: Sequence[Node]) -> list[_Part]:
 
 
 def _run_without(
-    model: HookedModel,
-    clean: TokenBatch,
-    corrupted: TokenBatch,
-    metric: Metric,
-    sets: Sequence[frozenset[_Part]],
-    budget: int | Budget | None,
-    progress: bool,
+    inputs: PatchInputs, sets: Sequence[frozenset[_Part]]
 ) -> Float[Tensor, "prompt run"]:
     """The metric of the clean run, of the corrupted run, and of the clean one without each set.
 
-    A set's units are then as in the corrupted run.
+    Without a set, its units have the values of the corrupted run.
     """
-    at = align(corrupted, clean, "all").at
-    components = sorted({component for one in sets for component, _, _ in one})
+    model, clean, corrupted, metric = inputs.model, inputs.clean, inputs.corrupted, inputs.metric
+    components = sorted({component for units in sets for component, _, _ in units})
     # The source of each edit is recorded as well, one after the other.
     demand = row_demand(model, 1, "z", edits=[*components, "z"])
-    chunks = chunk_prompts(at, demand, [metric], decide_budget(budget, clean.tokens.device))
+    at = align(corrupted, clean, "all").at
+    chunks = chunk_prompts(at, demand, metrics=[metric], budget=inputs.budget)
 
     def runs(chunk: list[int]) -> Iterator[Tensor]:
-        measure = metrics_for([metric], torch.tensor(chunk, device=clean.tokens.device))
+        measure = metrics_for([metric], inputs.index(chunk))
         part, other = clean.take(chunk), corrupted.take(chunk)
         alignment = align(other, part, "all")
-        edits = {name: patching_edit(model, other, alignment, name) for name in components}
-        run = record_run(
-            model,
-            part,
-            start=first_column(alignment.at),
-            keep=(),
-            edits=[hook_name(name, 0) for name in components],
-        )
+        edits = {
+            name: patching_edit(model, other, alignment, component=name) for name in components
+        }
+        start, points = first_position(alignment.at), [hook_name(name, 0) for name in components]
+        run = record_run(model, part, start=start, keep=(), edits=points)
         yield measure(run.logits)
         yield measure(unedited_logits(model, other))
-        variants = [_without(model, edits, dropped, run) for dropped in sets]
+        variants = [_without(edits, dropped, run) for dropped in sets]
         yield from map(measure, run_variants(model, run, variants))
 
     return measure_runs(
@@ -324,26 +303,23 @@ def _run_without(
         shape=(1, len(clean), 2 + len(sets)),
         dtype=result_dtype(model),
         divisible=can_take([metric]),
-        progress=progress,
+        progress=inputs.progress,
         description="circuits",
     )[0]
 
 
 def _without(
-    model: HookedModel,
-    edits: dict[str, ActivationEdit],
-    dropped: frozenset[_Part],
-    run: RecordedRun,
+    edits: Mapping[str, ActivationEdit], dropped: frozenset[_Part], run: RecordedRun
 ) -> Variant:
     """The run with the corrupted values at all units of a set."""
-    rows = torch.arange(len(run.batch), device=run.batch.tokens.device)
+    rows = every_row(run)
     by_layer: dict[tuple[str, int], list[int]] = {}
     for component, layer, unit in dropped:
         by_layer.setdefault((component, layer), []).append(unit)
     hooks = []
     for (component, layer), units in by_layer.items():
-        n_units = model.cfg.n_heads if component == "z" else 1
-        acting = torch.zeros(len(rows), n_units, dtype=torch.bool, device=rows.device)
-        acting[:, units] = True
-        hooks.append(edits[component].hook(layer, rows, acting, run.start))
+        source = edits[component].source
+        assert source is not None
+        acting = rows_of_units([units], source.shape[3], len(rows)).to(rows.device)
+        hooks.append(edits[component].hook(layer, rows=rows, units=acting, start=run.start))
     return Variant(min((layer for _, layer in by_layer), default=0), tuple(hooks))

@@ -18,16 +18,18 @@ from interp.errors import UserError
 from interp.precision import widened
 
 Metric = Callable[[Tensor], Tensor]
-_Own = TypeVar("_Own", bound="PerPromptMetric")
+_Same = TypeVar("_Same", bound="PerPromptMetric")
 
 
 class PerPromptMetric:
     """A metric whose fields hold one entry per prompt, so that it can be narrowed to some."""
 
-    def take(self: _Own, prompts: Tensor) -> _Own:
+    def take(self: _Same, prompts: Tensor) -> _Same:
         """The metric for some of the prompts, by index."""
-        mine = {one.name: getattr(self, one.name) for one in fields(self)}  # type: ignore[arg-type]
-        some = {name: entries[prompts.to(entries.device)] for name, entries in mine.items()}
+        some = {}
+        for field in fields(self):  # type: ignore[arg-type]
+            entries = getattr(self, field.name)
+            some[field.name] = entries[prompts.to(entries.device)]
         return replace(self, **some)  # type: ignore[type-var]
 
     def __call__(self, logits: Tensor) -> Tensor:
@@ -96,20 +98,6 @@ class LogitDifference(PerPromptMetric):
 
 
 @dataclass(frozen=True)
-class Probability(PerPromptMetric):
-    """Softmax probability of one token per prompt at the last position."""
-
-    token: Int[Tensor, " prompt"]
-
-    def __post_init__(self) -> None:
-        _set(self, token=token_per_prompt("token", self.token))
-
-    def __call__(self, logits: Float[Tensor, "prompt d_vocab"]) -> Float[Tensor, " prompt"]:
-        """The probability, per prompt."""
-        return (_at(logits, self.token) - widened(logits).logsumexp(dim=-1)).exp()
-
-
-@dataclass(frozen=True)
 class LogProbability(PerPromptMetric):
     """Natural logarithm of the probability of one token per prompt at the last position."""
 
@@ -123,6 +111,14 @@ class LogProbability(PerPromptMetric):
         return _at(logits, self.token) - widened(logits).logsumexp(dim=-1)
 
 
+class Probability(LogProbability):
+    """Softmax probability of one token per prompt at the last position."""
+
+    def __call__(self, logits: Float[Tensor, "prompt d_vocab"]) -> Float[Tensor, " prompt"]:
+        """The probability, per prompt."""
+        return super().__call__(logits).exp()
+
+
 @dataclass(frozen=True)
 class KLDivergence(PerPromptMetric):
     """KL(reference ‖ run) in nats over the vocabulary, from log-probabilities on both sides."""
@@ -134,7 +130,7 @@ class KLDivergence(PerPromptMetric):
         if not isinstance(reference, Tensor) or reference.ndim != 2:
             raise UserError("reference is the logits of another run, [prompt d_vocab]")
         if not reference.is_floating_point() or not bool(torch.isfinite(reference).all()):
-            raise UserError("reference holds what is no finite number: give a run's logits")
+            raise UserError("reference must hold finite numbers: the logits of a run")
 
     def __call__(self, logits: Float[Tensor, "prompt d_vocab"]) -> Float[Tensor, " prompt"]:
         """The divergence in nats, per prompt."""
@@ -143,10 +139,8 @@ class KLDivergence(PerPromptMetric):
                 f"the metric's reference has logits {list(self.reference.shape)}, this run "
                 f"{list(logits.shape)}"
             )
-        p, q = (
-            widened(self.reference.to(logits.device)).log_softmax(-1),
-            widened(logits).log_softmax(-1),
-        )
+        p = widened(self.reference.to(logits.device)).log_softmax(-1)
+        q = widened(logits).log_softmax(-1)
         return (p.exp() * (p - q)).sum(dim=-1)
 
 
@@ -156,12 +150,11 @@ def apply_metric(
     """The metric's value per prompt, from logits in float32 at least.
 
     Args:
-        when: of which run the logits are, to begin a message with, such as "with … edited ".
+        when: which run the logits are of, to begin a message with, such as "with … edited ".
 
     Raises:
         UserError: the metric cannot be applied to the logits, changes them, or gives anything else
-            than one finite number per prompt. It is the user's to mend, so the message names it.
-            Logits that are not finite are the model's: the message says that.
+            than one finite number per prompt; or the logits are not finite.
     """
     logits = widened(logits)
     name, size, version = metric_name(metric), list(logits.shape), _version(logits)
@@ -201,7 +194,7 @@ def _version(logits: Tensor) -> int:
 def _not_finite(
     name: str, logits: Float[Tensor, "prompt d_vocab"], bad: Int[Tensor, " bad"]
 ) -> str:
-    """Why these prompts have no value: the model's fault, or the metric's."""
+    """The message about prompts without a finite value: because of the model, or the metric."""
     prompts = f"{len(bad)} of {len(logits)} prompts"
     if not bool(torch.isfinite(logits[bad.to(logits.device)]).all()):
         return (
@@ -251,10 +244,10 @@ def check_metrics(metrics: Sequence[Metric], n_prompts: int) -> None:
             )
         if not isinstance(metric, PerPromptMetric):
             continue
-        for one in fields(metric):  # type: ignore[arg-type]
-            if (found := len(getattr(metric, one.name))) != n_prompts:
+        for field in fields(metric):  # type: ignore[arg-type]
+            if (found := len(getattr(metric, field.name))) != n_prompts:
                 raise UserError(
-                    f"the metric {metric_name(metric)} is for {found} prompts (its {one.name}), "
+                    f"the metric {metric_name(metric)} is for {found} prompts (its {field.name}), "
                     f"but there are {n_prompts} prompts"
                 )
 
@@ -262,7 +255,7 @@ def check_metrics(metrics: Sequence[Metric], n_prompts: int) -> None:
 def narrow_metrics(
     metrics: Sequence[Metric],
 ) -> tuple[Int[Tensor, "prompt token"] | None, list[Metric]]:
-    """The tokens that one metric needs, if it needs a few only, and the metric of their logits."""
+    """The tokens whose logits are enough, or None for all, and the metrics of those logits."""
     if len(metrics) == 1 and isinstance(metrics[0], LogitDifference):
         tokens, metric = metrics[0].narrowed()
         return tokens, [metric]
@@ -271,8 +264,8 @@ def narrow_metrics(
 
 def metric_name(metric: Metric) -> str:
     """A metric's name for results: its class, or the function's name."""
-    own = getattr(metric, "name", None) or getattr(metric, "__name__", None)
-    return str(own or type(metric).__name__)
+    name = getattr(metric, "name", None) or getattr(metric, "__name__", None)
+    return str(name or type(metric).__name__)
 
 
 def can_take(metrics: Sequence[Metric]) -> bool:

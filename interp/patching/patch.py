@@ -3,7 +3,7 @@
 The corrupted prompts run with one unit's value replaced, at all positions, at each, or at named
 spans, and the metric is read at the last position. Methods:
 
-* ``exact``: one run a unit, as cheaply as it can be had (``sweep``).
+* ``exact``: one run for each unit (``sweep``).
 * ``attribution``: first order, from one backward pass (AtP, arXiv 2403.00745).
 * ``atp*``: AtP with its authors' two repairs (``atp_star``).
 * ``ig``: integrated gradients (``integrated_gradients``).
@@ -19,20 +19,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.arguments import whole_number
 from interp.checked import checked
 from interp.errors import UserError
 from interp.forward.batch import Prompts, TokenBatch, token_tensor
 from interp.forward.hook_points import axis_of, check_component
 from interp.forward.memory import Budget
-from interp.forward.prompts import batch_for, names_of_prompts, pairs_for
+from interp.forward.prompts import batch_for
 from interp.models.hooked_model import HookedModel
 from interp.models.versions import check_hooked
 from interp.patching.alignment import Positions, align
-from interp.patching.metrics import (
-    Metric,
-    check_metrics,
-)
+from interp.patching.metrics import Metric, check_metrics
+from interp.patching.patch_inputs import PatchInputs
 from interp.patching.patch_source import check_patch_source, patching_edit
 from interp.patching.result import PatchEffects
 from interp.patching.screen import screen
@@ -90,29 +87,19 @@ def patch(
             that are not finite, a budget too small for one prompt.
     """
     check_method(method)
-    clean, corrupted = pairs_for(model, clean, corrupted)
+    shared: dict[str, Any] = {"groups": groups, "templates": templates, "seed": seed}
+    shared |= {"budget": budget, "progress": progress}
+    what: dict[str, Any] = {"component": component, "positions": positions, "source": source}
+    if method == "screen":
+        what |= {"reference": reference, "top_k": top_k}
+        return screen(model, clean, corrupted, metric, **what, **shared).verified
+    inputs = PatchInputs(model, clean, corrupted, metric, **shared)
     check_component(component, model)
     check_patch_source(source, component)
-    groups = names_of_prompts("groups", groups, len(corrupted))
-    templates = names_of_prompts("templates", templates, len(corrupted))
-    steps, seed = whole_number("steps", steps), whole_number("seed", seed)
     if reference is not None:
         reference = batch_for(model, reference, "reference")
-    options: dict[str, Any] = {
-        "component": component,
-        "positions": positions,
-        "source": source,
-        "reference": reference,
-        "groups": groups,
-        "templates": templates,
-        "seed": seed,
-        "budget": budget,
-        "progress": progress,
-    }
-    if method == "screen":
-        return screen(model, clean, corrupted, metric, top_k=top_k, **options).verified
     return effects_of_units(
-        model, clean, corrupted, metric, method=method, units=units, steps=steps, **options
+        inputs, method=method, units=units, steps=steps, reference=reference, **what
     )
 
 
@@ -155,5 +142,6 @@ def patch_heads(
     source = batch_for(model, TokenBatch.from_padded(clean, mask), "clean")
     batch = batch_for(model, TokenBatch.from_padded(corrupted, mask), "corrupted")
     check_metrics([metric], len(batch))
-    edit = patching_edit(model, source, align(source, batch, "all"), component)
-    return sweep_heads(model, batch, edit, [metric], budget=budget, progress=progress)[0]
+    edit = patching_edit(model, source, align(source, batch, "all"), component=component)
+    found = sweep_heads(model, batch, edit, metrics=[metric], budget=budget, progress=progress)
+    return found[0]

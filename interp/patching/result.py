@@ -6,16 +6,17 @@ run a **positive** effect means that the unit carries the clean answer.
 
 The first axis is always ``prompt``. The others name what one patch covers: ``layer``; ``head`` for
 query heads, ``kv_head`` for key/value groups; ``position``; ``span``; ``projection`` and
-``expert`` for an adapter. A NaN is an effect that was
-not measured: padding, or a unit that was not run. Means leave it out.
+``expert`` for an adapter. A NaN is an effect that was not measured: padding, or a unit that was not
+run. Means leave it out.
 
-A result stands for numbers that are linear in the metric: in ``a + b``, ``a - b``, ``2 * a`` and
-``a / 2`` the runs' own metrics are combined as the effects are.
+Effects are linear in the metric: ``a + b``, ``a - b``, ``2 * a`` and ``a / 2`` combine the metrics
+of the runs as they combine the effects.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,6 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 from jaxtyping import Float
-from scipy.stats import pearsonr, spearmanr
 from torch import Tensor
 
 from interp.arguments import as_path, listed, of_kind, whole_number
@@ -35,7 +35,7 @@ from interp.files.shape import check_shape
 from interp.files.tensor_file import read_tensors, write_tensors
 from interp.files.tensors import check_tensors
 from interp.moved import old_names
-from interp.patching.result_axes import By, check_axes, check_order
+from interp.patching.effect_arrays import By, best_first, check_axes, correlations, has_gap
 from interp.statistics.significance import (
     MINIMUM_GROUPS,
     RESOLUTION,
@@ -79,7 +79,7 @@ class PatchEffects(Displayed):
         seed: of the intervals and tests.
         resolution: effects below this are rounding and count as none in tests; in the metric's
             unit, by default that of logits.
-        metadata: anything else that should be kept, as text (the model's fingerprint, say).
+        metadata: anything else to save with the result, as text (the model's fingerprint, say).
     """
 
     values: Float[Tensor, "prompt ..."]
@@ -107,9 +107,9 @@ class PatchEffects(Displayed):
         if self.seed < 0:
             raise UserError(f"a seed is zero or more, not {self.seed}")
         for name in ("groups", "templates", "corrupted", "clean"):
-            there = getattr(self, name)
-            if there is not None and len(there) != n_prompts:
-                raise UserError(f"{n_prompts} prompts but {len(there)} {name}")
+            entries = getattr(self, name)
+            if entries is not None and len(entries) != n_prompts:
+                raise UserError(f"{n_prompts} prompts but {len(entries)} {name}")
 
     def __len__(self) -> int:
         return len(self.values)
@@ -146,50 +146,43 @@ class PatchEffects(Displayed):
         """
         if self.clean is None:
             raise UserError("there is no clean run in this result, so no gap to recover")
-        gaps = (self.clean - self.corrupted).double()
-        size = (self.clean.abs() + self.corrupted.abs()).double().mean()
-        if float(gaps.mean().abs()) <= 1e-5 * float(size) or float(size) == 0:
+        if not has_gap(self.clean, self.corrupted):
             raise UserError(
                 f"clean and corrupted runs have the same mean {self.metric} "
                 f"({float(self.clean.mean()):.4g}): there is no gap to recover"
             )
-        there = (~self.values.isnan()).double()
-        gap = torch.einsum("p,p...->...", gaps, there) / there.sum(dim=0)
+        measured = (~self.values.isnan()).double()
+        gaps = (self.clean - self.corrupted).double()
+        gap = torch.einsum("p,p...->...", gaps, measured) / measured.sum(dim=0)
         return (self.values.double().nanmean(dim=0) / gap).to(self.values.dtype)
 
     def coordinates(self) -> tuple[Coordinates, ...]:
         """Where each unit is, in the order of the flattened values."""
-        names = [self._names(axis) for axis in self.axes[1:]]
-        return tuple(tuple(names[i][at] for i, at in enumerate(u)) for u in np.ndindex(self.shape))
+        return tuple(product(*(self._names(axis) for axis in self.axes[1:])))
 
     def _names(self, axis: str) -> Sequence[int | str]:
         return self.labels.get(axis) or range(self.values.shape[self.axes.index(axis)])
 
     def order(self, *, by: By = "absolute") -> np.ndarray:
-        """Numbers of the measured units, by ``absolute`` or ``signed`` mean effect, best first.
+        """Indices of the measured units, largest ``absolute`` or ``signed`` mean effect first.
 
-        Means over groups, so that the order is that of the statistics; of equals the first wins.
+        Means are over groups, as in the statistics; of equal units the first wins.
         """
-        check_order(by)
         mean = self.group_mean.ravel()
-        key = np.abs(mean) if by == "absolute" else mean
-        order = np.argsort(-key, kind="stable")
-        return order[~np.isnan(mean[order])]
+        return best_first(mean, by=by)[: len(mean) - np.isnan(mean).sum()]
 
     @cached_property
     def group_mean(self) -> Float[np.ndarray, "..."]:
         """Mean over groups of each group's mean effect, [units…]; NaN where not measured."""
         means = group_means(self.values, self.groups)
-        there = ~np.isnan(means)
-        counts = there.sum(axis=0)
-        sums = np.where(there, means, 0.0).sum(axis=0)
+        counts = (~np.isnan(means)).sum(axis=0)
+        sums = np.nansum(means, axis=0)
         return np.divide(sums, counts, out=np.full(self.shape, np.nan), where=counts > 0)
 
     def top_k(self, k: int, *, by: By = "absolute") -> list[Coordinates]:
-        """Coordinates of the ``k`` units with the largest mean effects (all, if there are fewer).
+        """Coordinates of the ``k`` units with the largest ``absolute`` or ``signed`` mean effects.
 
-        Args:
-            by: ``absolute``, or ``signed`` for the largest positive ones.
+        All of them, if there are fewer.
         """
         if whole_number("k", k) < 0:
             raise UserError(f"cannot take the top {k} units")
@@ -205,21 +198,21 @@ class PatchEffects(Displayed):
         """
         order, where = self.order(), self.coordinates()
         enough = len(set(self.groups)) >= MINIMUM_GROUPS
-        columns: dict[str, Any] = {
-            axis: [where[unit][i] for unit in order] for i, axis in enumerate(self.axes[1:])
-        }
-        columns["effect"] = self.group_mean.ravel()[order]
+        frame = pd.DataFrame([where[unit] for unit in order], columns=list(self.axes[1:]))
+        frame["effect"] = self.group_mean.ravel()[order]
         for name in STATISTICS:
-            columns[name] = getattr(self.statistics, name).ravel()[order] if enough else np.nan
-        columns["rank"] = np.arange(1, len(order) + 1)
-        return pd.DataFrame(columns)
+            frame[name] = getattr(self.statistics, name).ravel()[order] if enough else np.nan
+        frame["rank"] = np.arange(1, len(order) + 1)
+        return frame
 
-    def agreement(self, other: "PatchEffects", *, top_k: int = 10) -> dict[str, float]:
+    def agreement(
+        self, other: "PatchEffects", *, top_k: int = 10, by: By = "absolute"
+    ) -> dict[str, float]:
         """How alike two results' mean effects are, over the units measured in both.
 
         Returns:
             ``pearson``, ``spearman``, ``n`` units, and ``top_k_overlap``: the share of the
-            ``top_k`` units by absolute effect that both have.
+            ``top_k`` units, by ``absolute`` or ``signed`` effect, that both have.
 
         Raises:
             UserError: the results are not of the same units, or share fewer than three.
@@ -233,58 +226,49 @@ class PatchEffects(Displayed):
             raise UserError("the two results share fewer than three measured units")
         x, y = x[both], y[both]
         k = min(top_k, len(x))
-        top = [set(np.argsort(-np.abs(one), kind="stable")[:k]) for one in (x, y)]
-        # The correlation with a constant is not defined; scipy would warn.
-        flat = np.ptp(x) == 0 or np.ptp(y) == 0
-        pearson: Any = None if flat else pearsonr(x, y)
-        spearman: Any = None if flat else spearmanr(x, y)
-        return {
-            "pearson": float("nan") if flat else float(pearson.statistic),
-            "spearman": float("nan") if flat else float(spearman.statistic),
-            "n": len(x),
-            "top_k": k,
-            "top_k_overlap": len(top[0] & top[1]) / k,
-        }
+        top = [set(best_first(means, by=by)[:k]) for means in (x, y)]
+        pearson, spearman = correlations(x, y)
+        overlap = len(top[0] & top[1]) / k
+        found = {"pearson": pearson, "spearman": spearman, "n": len(x)}
+        return {**found, "top_k": k, "top_k_overlap": overlap}
 
     def take(self, prompts: Sequence[int]) -> "PatchEffects":
         """The effects on some of the prompts, by index; an index may come twice."""
-        index = [whole_number("a prompt", one) for one in listed("prompts", prompts, "numbers")]
-        bad = [one for one in index if not -len(self) <= one < len(self)]
+        index = [whole_number("a prompt", i) for i in listed("prompts", prompts, "numbers")]
+        bad = [i for i in index if not -len(self) <= i < len(self)]
         if bad or not index:
             raise UserError(f"prompt {bad[0] if bad else 'none'}: there are {len(self)} prompts")
-        return replace(
-            self,
-            values=self.values[index],
-            corrupted=self.corrupted[index],
-            clean=None if self.clean is None else self.clean[index],
-            groups=tuple(self.groups[i] for i in index),
-            templates=tuple(self.templates[i] for i in index),
-        )
+        groups = tuple(self.groups[i] for i in index)
+        templates = tuple(self.templates[i] for i in index)
+        return self._mapped(lambda values: values[index], groups=groups, templates=templates)
+
+    def _mapped(self, change: Callable[[Tensor], Tensor], **fields: Any) -> "PatchEffects":
+        """The result with a change of the effects and of the runs' metrics, and other fields."""
+        clean = None if self.clean is None else change(self.clean)
+        values, corrupted = change(self.values), change(self.corrupted)
+        return replace(self, values=values, corrupted=corrupted, clean=clean, **fields)
 
     @classmethod
     def concatenate(cls, results: Sequence["PatchEffects"]) -> "PatchEffects":
-        """One result over the prompts of several, in order; all else is the first one's.
+        """One result over the prompts of several, in order; all else is as in the first.
 
         Raises:
             UserError: no results, or results that differ in more than their prompts.
         """
-        results = [of_kind("a result", one, cls) for one in listed("results", results)]
+        results = [of_kind("a result", result, cls) for result in listed("results", results)]
         if not results:
-            raise UserError("there are no results to put together")
+            raise UserError("there are no results to concatenate")
         first = results[0]
         for other in results[1:]:
-            for name in ("axes", "shape", *_TEXTS):
-                if getattr(first, name) != getattr(other, name):
-                    mine, theirs = getattr(first, name), getattr(other, name)
-                    raise UserError(f"the results differ in {name}: {mine} and {theirs}")
-        clean = [one.clean for one in results if one.clean is not None]
+            first._check_same(other, "axes", "shape", *_TEXTS)
+        clean = [result.clean for result in results if result.clean is not None]
         return replace(
             first,
-            values=torch.cat([one.values for one in results]),
-            corrupted=torch.cat([one.corrupted for one in results]),
+            values=torch.cat([result.values for result in results]),
+            corrupted=torch.cat([result.corrupted for result in results]),
             clean=torch.cat(clean) if len(clean) == len(results) else None,
-            groups=tuple(group for one in results for group in one.groups),
-            templates=tuple(template for one in results for template in one.templates),
+            groups=sum((result.groups for result in results), ()),
+            templates=sum((result.templates for result in results), ()),
         )
 
     def __add__(self, other: Any) -> "PatchEffects":
@@ -296,12 +280,8 @@ class PatchEffects(Displayed):
     def __mul__(self, factor: Any) -> "PatchEffects":
         if isinstance(factor, bool) or not isinstance(factor, int | float):
             return NotImplemented
-        return replace(
-            self,
-            values=self.values * factor,
-            corrupted=self.corrupted * factor,
-            clean=None if self.clean is None else self.clean * factor,
-            resolution=self.resolution * abs(factor),
+        return self._mapped(
+            lambda values: values * factor, resolution=self.resolution * abs(factor)
         )
 
     __rmul__ = __mul__
@@ -336,14 +316,15 @@ class PatchEffects(Displayed):
 
     def _check_units(self, other: "PatchEffects") -> None:
         """Raise unless both results are of the same units, and of as many prompts."""
-        for what, mine, theirs in (
-            ("axes", self.axes, other.axes),
-            ("shape", self.shape, other.shape),
-            ("prompts", len(self), len(other)),
-            ("labels", dict(self.labels), dict(other.labels)),
-        ):
+        self._check_same(other, "axes", "shape", "labels")
+        if len(self) != len(other):
+            raise UserError(f"the results differ in prompts: {len(self)} and {len(other)}")
+
+    def _check_same(self, other: "PatchEffects", *names: str) -> None:
+        for name in names:
+            mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs:
-                raise UserError(f"the results differ in {what}: {mine} and {theirs}")
+                raise UserError(f"the results differ in {name}: {mine} and {theirs}")
 
     def plot(self, *, fdr: float = 0.05, title: str | None = None) -> go.Figure:
         """A figure of the mean effects that fits the axes; see ``interp.figures.patching``.
@@ -366,31 +347,30 @@ class PatchEffects(Displayed):
         )
 
     def _shown(self) -> Shown:
-        units = " × ".join(
-            f"{n} {axis}s" for n, axis in zip(self.shape, self.axes[1:], strict=True)
-        )
-        words = (
+        sizes = zip(self.shape, self.axes[1:], strict=True)
+        units = " × ".join(f"{n} {axis}s" for n, axis in sizes)
+        text = (
             f"Effects of patching {self.component} ({self.method}, source {self.source}) on "
             f"{self.metric}: {units}, {len(self)} prompts. Positive: the metric rises from the "
             "corrupted run."
         )
-        return Shown(words, (self.to_dataframe(),), self.plot)
+        return Shown(text, (self.to_dataframe(),), self.plot)
 
     def save(self, path: str | Path) -> Path:
-        """Write the result to a safetensors file: a reader sees the old file or the new one."""
+        """Write the result to a safetensors file, whole or not at all."""
         return write_tensors(as_path("path", path), *self.parts())
 
     def parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The result as tensors, and as what JSON can hold; ``from_parts`` puts them together."""
-        tensors = {"values": self.values, "corrupted": self.corrupted, "clean": self.clean}
+        """The result as tensors and JSON fields; ``from_parts`` reads them."""
+        tensors = {name: getattr(self, name) for name in ("values", "corrupted", "clean")}
         kept = {name: getattr(self, name) for name in _KEPT}
-        kept["labels"], kept["metadata"] = dict(self.labels), dict(self.metadata)
-        return {name: one for name, one in tensors.items() if one is not None}, kept
+        kept |= {"labels": dict(self.labels), "metadata": dict(self.metadata)}
+        return {name: tensor for name, tensor in tensors.items() if tensor is not None}, kept
 
     @classmethod
     def from_parts(cls, tensors: Mapping[str, Tensor], kept: Mapping[str, Any]) -> "PatchEffects":
-        """What ``parts`` gave. Raises UserError for anything else."""
-        check_shape(kept, _FILE_SHAPE, "what it says of itself")
+        """The result that ``parts`` was called on. Raises UserError for anything else."""
+        check_shape(kept, _FILE_SHAPE, "its metadata")
         per_prompt = {name: tensors[name] for name in ("corrupted", "clean") if name in tensors}
         check_tensors(tensors, values=None, **dict.fromkeys(("corrupted", *per_prompt), 1))
         return cls(

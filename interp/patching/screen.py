@@ -1,14 +1,14 @@
 """Screen and verify: attribution ranks all units, exact patching verifies the first.
 
-What was left out gets a bound on what it could have been, in the manner of AtP*'s diagnostic
-(arXiv 2403.00745, section 3.3): random eighths of the unverified units are patched *together*, and
-for each unit the runs that patched it are compared with those that did not. The difference of
-means estimates the unit's average effect among a few others'; its upper confidence limit, over all
-units at once, bounds what was missed. That is the unit's own effect where effects add; subsets are
-small so that they nearly do (halves of random models missed the largest one time in five).
+The effects of the other units are bounded, as in AtP*'s diagnostic (arXiv 2403.00745, section
+3.3): random eighths of the unverified units are patched *together*, and for each unit the runs
+that patched it are compared with those that did not. The difference of means estimates the unit's
+average effect among a few others; its upper confidence limit, over all units at once, bounds the
+missed effects. Where effects add, it is the effect of the unit alone. Subsets are small so that
+effects nearly add (with halves, random models exceeded the bound one time in five).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,8 +16,8 @@ import numpy as np
 import plotly.graph_objects as go
 import torch
 from jaxtyping import Bool, Float
-from scipy.stats import pearsonr, spearmanr
 from scipy.stats import t as student
+from torch import Tensor
 
 from interp.arguments import real_number, whole_number
 from interp.checked import checked
@@ -27,10 +27,12 @@ from interp.figures.patching import screening_figure
 from interp.forward.batch import Prompts, TokenBatch
 from interp.forward.hook_points import check_component
 from interp.forward.memory import Budget
-from interp.forward.prompts import batch_for, names_of_prompts, pairs_for
+from interp.forward.prompts import batch_for
 from interp.models.hooked_model import HookedModel
 from interp.patching.alignment import Positions, align
+from interp.patching.effect_arrays import correlations
 from interp.patching.metrics import Metric
+from interp.patching.patch_inputs import PatchInputs
 from interp.patching.patch_source import check_patch_source, mean_values, patching_edit
 from interp.patching.result import PatchEffects
 from interp.patching.sweep import Unit, sweep_sets
@@ -40,7 +42,7 @@ from interp.statistics.significance import group_means
 
 @dataclass(frozen=True)
 class Screening(Displayed):
-    """What a screening found.
+    """Estimates, verified effects and the bound of a screening.
 
     Attributes:
         estimate: of all units, by the method that ranks.
@@ -62,7 +64,7 @@ class Screening(Displayed):
 
     @property
     def largest_missed(self) -> float:
-        """No unverified unit's effect is larger, at the confidence and as far as effects add."""
+        """The largest bound: no unverified effect is larger, at the confidence, if effects add."""
         return float(np.nanmax(self.bound)) if np.isfinite(self.bound).any() else 0.0
 
     def plot(self) -> go.Figure:
@@ -78,13 +80,13 @@ class Screening(Displayed):
 
     def _shown(self) -> Shown:
         verified = self.verified.to_dataframe().dropna(subset=["effect"])
-        words = (
+        text = (
             f"{len(verified)} units verified exactly; Pearson {self.pearson:.2f}, Spearman "
             f"{self.spearman:.2f} with the estimate. No unverified unit's effect is larger than "
             f"{self.largest_missed:.3g}, at confidence {self.confidence:g} and as far as effects "
             "add."
         )
-        return Shown(words, (verified,), self.plot)
+        return Shown(text, (verified,), self.plot)
 
 
 @checked
@@ -108,135 +110,98 @@ def screen(
     budget: int | Budget | None = None,
     progress: bool = True,
 ) -> Screening:
-    """Rank all units, verify the first ``top_k``, bound the rest. ``patch`` explains the arguments.
+    """Rank all units, verify the first ``top_k`` exactly, and bound the effects of the rest.
+
+    Args:
+        ranked_by: the method that ranks: ``attribution``, ``atp*``, ``ig`` or ``exact``.
+        top_k: how many units are verified; at least two.
+        subsets: how many random subsets of the other units are patched together.
+        confidence: of the bound.
+
+    The other arguments are those of ``interp.patching.patch``.
 
     Raises:
-        UserError: places of more than one kind (only positions="all" can be screened), source
-            ``resample``, or a top_k below two.
+        UserError: positions other than "all", source ``resample``, a top_k below two, or whatever
+            ``patch`` raises it for.
     """
     if not isinstance(positions, str) or positions != "all":
         raise UserError("screening is of whole units: use positions 'all'")
     if source == "resample":
         raise UserError("screening draws no resamples: use source run, zero or mean")
-    clean, corrupted = pairs_for(model, clean, corrupted)
     check_method(ranked_by)
     if ranked_by == "screen":
         raise UserError("screening ranks by another method than itself: attribution, atp* or ig")
+    shared: dict[str, Any] = {"groups": groups, "templates": templates, "seed": seed}
+    shared |= {"budget": budget, "progress": progress}
+    inputs = PatchInputs(model, clean, corrupted, metric, **shared)
     check_component(component, model)
     check_patch_source(source, component)
-    groups = names_of_prompts("groups", groups, len(corrupted))
-    templates = names_of_prompts("templates", templates, len(corrupted))
-    top_k, subsets = (
-        whole_number("top_k", top_k),
-        whole_number("subsets", subsets, least=1),
-    )
-    if top_k < 2:
+    subsets = whole_number("subsets", subsets, least=1)
+    if (top_k := whole_number("top_k", top_k)) < 2:
         raise UserError(f"screening verifies at least two units, not {top_k}")
-    confidence, seed = real_number("confidence", confidence), whole_number("seed", seed)
-    if not 0 < confidence < 1:
+    if not 0 < (confidence := real_number("confidence", confidence)) < 1:
         raise UserError(f"confidence is between 0 and 1, not {confidence}")
     if reference is not None:
         reference = batch_for(model, reference, "reference")
-    options: dict[str, Any] = {
-        "component": component,
-        "source": source,
-        "reference": reference,
-        "groups": groups,
-        "templates": templates,
-        "seed": seed,
-        "budget": budget,
-        "progress": progress,
-    }
-    estimate = effects_of_units(model, clean, corrupted, metric, method=ranked_by, **options)
-    means = estimate.group_mean.reshape(model.cfg.n_layers, -1)
-    order = estimate.order().tolist()
-    units = [(index // means.shape[1], index % means.shape[1]) for index in order]
-    chosen, rest = units[:top_k], units[top_k:]
-    verified = effects_of_units(model, clean, corrupted, metric, units=chosen, **options)
-    exact = verified.group_mean.reshape(means.shape)
-    pearson, spearman = _agreement(means, exact, chosen, ranked_by)
-    bound = np.full(tuple(means.shape), np.nan)
-    if rest:
-        inside = random_eighths(len(rest), subsets, seed)
-        values = _metric_of_subsets(
-            model,
-            clean,
-            corrupted,
-            metric,
-            [_taken(rest, row) for row in inside],
-            component=component,
-            source=source,
-            reference=reference,
-            groups=verified.groups,
-            budget=budget,
-            progress=progress,
-        )
-        for unit, limit in zip(rest, marginal_bounds(values, inside, confidence), strict=True):
-            bound[unit] = limit
-    found = Screening(estimate, verified, pearson, spearman, bound, confidence)
-    said = {
+    what: dict[str, Any] = {"component": component, "source": source, "reference": reference}
+    found = _screen(inputs, what, ranked_by=ranked_by, top_k=top_k, subsets=subsets, at=confidence)
+    metadata = {
         "ranked_by": ranked_by,
-        "pearson": f"{pearson:.3f}",
-        "spearman": f"{spearman:.3f}",
+        "pearson": f"{found.pearson:.3f}",
+        "spearman": f"{found.spearman:.3f}",
         "largest_missed": f"{found.largest_missed:.3g}",
         "confidence": f"{confidence:g}",
     }
-    return replace(found, verified=replace(verified, method="screen", metadata=said))
+    return replace(found, verified=replace(found.verified, method="screen", metadata=metadata))
 
 
-def _agreement(
-    estimate: Float[np.ndarray, "layer unit"],
-    exact: Float[np.ndarray, "layer unit"],
-    units: Sequence[Unit],
+def _screen(
+    inputs: PatchInputs,
+    what: Mapping[str, Any],
+    *,
     ranked_by: str,
-) -> tuple[float, float]:
-    """Pearson and Spearman over the units; NaN where either is the same for all of them."""
-    x = np.array([float(estimate[unit]) for unit in units])
-    y = np.array([float(exact[unit]) for unit in units])
-    if ranked_by == "atp*":
-        y = np.abs(y)
-    # The correlation with a constant is not defined; scipy would warn.
-    if np.ptp(x) == 0 or np.ptp(y) == 0:
-        return float("nan"), float("nan")
-    pearson: Any = pearsonr(x, y)
-    spearman: Any = spearmanr(x, y)
-    return float(pearson.statistic), float(spearman.statistic)
-
-
-def _taken(units: Sequence[Unit], row: Bool[np.ndarray, " unit"]) -> list[Unit]:
-    return [unit for unit, taken in zip(units, row, strict=True) if taken]
+    top_k: int,
+    subsets: int,
+    at: float,
+) -> Screening:
+    """The screening of component, source and reference ``what``; the bound ``at`` a confidence."""
+    estimate = effects_of_units(inputs, method=ranked_by, **what)
+    means = estimate.group_mean.reshape(inputs.model.cfg.n_layers, -1)
+    units = [divmod(index, means.shape[1]) for index in estimate.order().tolist()]
+    chosen, rest = units[:top_k], units[top_k:]
+    verified = effects_of_units(inputs, method="exact", units=chosen, **what)
+    exact = verified.group_mean.reshape(means.shape)
+    first = tuple(np.array(chosen).T)
+    exact = np.abs(exact[first]) if ranked_by == "atp*" else exact[first]
+    pearson, spearman = correlations(means[first], exact)
+    bound = np.full(means.shape, np.nan)
+    if rest:
+        inside = random_eighths(len(rest), subsets, inputs.seed)
+        sets = [[unit for unit, taken in zip(rest, row, strict=True) if taken] for row in inside]
+        swept = _metric_of_subsets(inputs, sets, **what)
+        values = group_means(swept, verified.groups).mean(axis=0)
+        bound[tuple(np.array(rest).T)] = marginal_bounds(values, inside, at)
+    return Screening(estimate, verified, pearson, spearman, bound, at)
 
 
 def _metric_of_subsets(
-    model: HookedModel,
-    clean: TokenBatch,
-    corrupted: TokenBatch,
-    metric: Metric,
+    inputs: PatchInputs,
     subsets: Sequence[Sequence[Unit]],
     *,
     component: str,
     source: str,
     reference: TokenBatch | None,
-    groups: Sequence[str],
-    budget: int | Budget | None,
-    progress: bool,
-) -> Float[np.ndarray, " subset"]:
-    """The mean metric over groups of prompts with each subset of units patched together."""
+) -> Float[Tensor, "prompt subset"]:
+    """The metric with each subset of units patched together."""
+    model, clean, corrupted = inputs.model, inputs.clean, inputs.corrupted
     mean = mean_values(model, reference or clean, component) if source == "mean" else None
     alignment = align(clean, corrupted, "all", everywhere=source in ("zero", "mean"))
+    options: dict[str, Any] = {"component": component, "mean": mean, "zero": source == "zero"}
     with torch.no_grad():
-        edit = patching_edit(model, clean, alignment, component, mean=mean, zero=source == "zero")
-    swept = sweep_sets(
-        model,
-        corrupted,
-        edit,
-        subsets,
-        [metric],
-        budget=budget,
-        progress=progress,
-        description="random subsets",
-    )[0]
-    return group_means(swept, groups).mean(axis=0)
+        edit = patching_edit(model, clean, alignment, **options)
+    options = {"budget": inputs.budget, "progress": inputs.progress}
+    options |= {"metrics": [inputs.metric], "description": "random subsets"}
+    return sweep_sets(model, corrupted, edit, sets=subsets, **options)[0]
 
 
 def random_eighths(count: int, draws: int, seed: int) -> Bool[np.ndarray, "draw unit"]:
@@ -261,11 +226,11 @@ def marginal_bounds(
     y = values.astype(float)[:, None]
     with_unit = (y * inside).sum(axis=0) / n
     without = (y * ~inside).sum(axis=0) / m
-    of_with = ((y - with_unit) ** 2 * inside).sum(axis=0) / (n - 1) / n
-    of_without = ((y - without) ** 2 * ~inside).sum(axis=0) / (m - 1) / m
-    spread = of_with + of_without
+    variance_with = ((y - with_unit) ** 2 * inside).sum(axis=0) / (n - 1) / n
+    variance_without = ((y - without) ** 2 * ~inside).sum(axis=0) / (m - 1) / m
+    spread = variance_with + variance_without
     freedom = spread**2 / np.maximum(
-        of_with**2 / (n - 1) + of_without**2 / (m - 1), np.finfo(float).tiny
+        variance_with**2 / (n - 1) + variance_without**2 / (m - 1), np.finfo(float).tiny
     )
     quantile = student.ppf(1 - (1 - confidence) / (2 * inside.shape[1]), np.maximum(freedom, 1))
     return np.abs(with_unit - without) + quantile * np.sqrt(spread)

@@ -26,8 +26,8 @@ from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.figures.dots import dot_figure
+from interp.patching.effect_arrays import By, best_first, check_order
 from interp.patching.result import Coordinates, PatchEffects
-from interp.patching.result_axes import By, check_order
 from interp.statistics.resampling import group_draws, resamples_at_once
 from interp.statistics.significance import CONFIDENCE, group_means
 
@@ -72,7 +72,7 @@ class Stability(Displayed):
         """How often each of the ``count`` most frequent units is in the top k."""
         rows = self.to_dataframe().head(count)
         names = [
-            ", ".join(f"{axis} {place}" for axis, place in zip(self.axes, row, strict=True))
+            ", ".join(f"{axis} {where}" for axis, where in zip(self.axes, row, strict=True))
             for row in rows[list(self.axes)].itertuples(index=False)
         ]
         title = f"share of resamples in which it is among the top {self.k}"
@@ -80,14 +80,14 @@ class Stability(Displayed):
 
     def _shown(self) -> Shown:
         value, low, high = self.overlap
-        words = (
+        text = (
             f"Top {self.k} of {self.n_units} units across resamples: mean overlap {value:.2f} "
             f"[{low:.2f}, {high:.2f}], by chance {self.chance:.2f}."
         )
         if self.between_templates is not None:
             value, low, high = self.between_templates
-            words += f" Between templates {value:.2f} [{low:.2f}, {high:.2f}]."
-        return Shown(words, (self.to_dataframe(),), self.plot)
+            text += f" Between templates {value:.2f} [{low:.2f}, {high:.2f}]."
+        return Shown(text, (self.to_dataframe(),), self.plot)
 
 
 def jaccard(a: set[int], b: set[int]) -> float:
@@ -127,18 +127,17 @@ def stability(
     n_units = len(result.order())
     if not 1 <= k <= n_units:
         raise UserError(f"cannot take the top {k} of {n_units} measured units")
-    generator = np.random.default_rng(seed)
     means = group_means(result.values, result.groups).reshape(len(set(result.groups)), -1)
     if len(means) < 2:
         raise UserError("stability needs at least two groups of prompts to draw from")
-    whole = set(_top(_mean(means), k, by)[0].tolist())
-    drawn = _drawn_tops(means, n_resamples, generator, k, by)
+    tops = _Tops(k, by, n_resamples, np.random.default_rng(seed))
+    top, drawn = tops.measured(means), tops.drawn(means)
     frequency = np.bincount(drawn.ravel(), minlength=means.shape[1]) / n_resamples
-    between, table = _templates(result, k, by, n_resamples, generator)
+    between, table = _templates(result, tops)
     return Stability(
         k=k,
         n_units=n_units,
-        overlap=_interval([jaccard(whole, set(one)) for one in drawn.tolist()]),
+        overlap=_interval([jaccard(top, set(units)) for units in drawn.tolist()]),
         chance=chance_overlap(k, n_units),
         coordinates=result.coordinates(),
         frequency=frequency,
@@ -148,69 +147,62 @@ def stability(
     )
 
 
-def _templates(
-    result: PatchEffects, k: int, by: By, n_resamples: int, generator: np.random.Generator
-) -> tuple[Interval | None, pd.DataFrame | None]:
+@dataclass(frozen=True)
+class _Tops:
+    """How the top k are taken, of all groups of prompts and of resamples."""
+
+    k: int
+    by: By
+    n_resamples: int
+    generator: np.random.Generator
+
+    def measured(self, means: Float[np.ndarray, "group unit"]) -> set[int]:
+        """The top k over all groups."""
+        weighted = _weighted(means, np.ones((1, len(means))))
+        return set(best_first(weighted, by=self.by)[0, : self.k].tolist())
+
+    def drawn(self, means: Float[np.ndarray, "group unit"]) -> Int[np.ndarray, "resample k"]:
+        """The top k of every resample, some resamples at a time."""
+        size = resamples_at_once(4 * max(means.shape), self.n_resamples)
+        draws = group_draws(len(means), self.n_resamples, size, self.generator)
+        tops = [best_first(_weighted(means, counts), by=self.by)[:, : self.k] for counts in draws]
+        return np.concatenate(tops)
+
+
+def _templates(result: PatchEffects, of: _Tops) -> tuple[Interval | None, pd.DataFrame | None]:
     """Mean overlap over pairs of templates with its interval, and the overlap of each pair."""
     names = list(dict.fromkeys(result.templates))
     if len(names) < 2:
         return None, None
     tops, drawn = [], []
     for name in names:
-        part = result.take([i for i, one in enumerate(result.templates) if one == name])
+        part = result.take([i for i, template in enumerate(result.templates) if template == name])
         means = group_means(part.values, part.groups).reshape(len(set(part.groups)), -1)
-        tops.append(set(_top(_mean(means), k, by)[0].tolist()))
-        drawn.append(_drawn_tops(means, n_resamples, generator, k, by).tolist())
-    table = pd.DataFrame(
-        [[jaccard(a, b) for b in tops] for a in tops], index=pd.Index(names), columns=names
-    )
+        tops.append(of.measured(means))
+        drawn.append([set(units) for units in of.drawn(means).tolist()])
+    overlaps = [[jaccard(a, b) for b in tops] for a in tops]
+    table = pd.DataFrame(overlaps, index=pd.Index(names), columns=names)
     pairs = list(combinations(range(len(names)), 2))
-    value = float(np.mean([jaccard(tops[a], tops[b]) for a, b in pairs]))
+    value = float(np.mean([overlaps[a][b] for a, b in pairs]))
     draws = [
-        float(np.mean([jaccard(set(drawn[a][i]), set(drawn[b][i])) for a, b in pairs]))
-        for i in range(n_resamples)
+        float(np.mean([jaccard(drawn[a][i], drawn[b][i]) for a, b in pairs]))
+        for i in range(of.n_resamples)
     ]
-    _, low, high = _interval(draws)
-    return (value, low, high), table
-
-
-def _mean(means: Float[np.ndarray, "group unit"]) -> Float[np.ndarray, "one unit"]:
-    return _weighted(means, np.ones((1, len(means))))
-
-
-def _drawn_tops(
-    means: Float[np.ndarray, "group unit"],
-    n_resamples: int,
-    generator: np.random.Generator,
-    k: int,
-    by: By,
-) -> Int[np.ndarray, "resample k"]:
-    """The top k of every resample, some resamples at a time."""
-    size = resamples_at_once(4 * max(means.shape), n_resamples)
-    draws = group_draws(len(means), n_resamples, size, generator)
-    return np.concatenate([_top(_weighted(means, counts), k, by) for counts in draws])
+    return (value, *_interval(draws)[1:]), table
 
 
 def _weighted(
     means: Float[np.ndarray, "group unit"], weights: np.ndarray
 ) -> Float[np.ndarray, "resample unit"]:
     """Weighted means over the groups in which a unit was measured; NaN without any."""
-    there = ~np.isnan(means)
+    measured = ~np.isnan(means)
     weights = weights.astype(float)
-    counts = weights @ there
-    sums = weights @ np.where(there, means, 0.0)
+    counts = weights @ measured
+    sums = weights @ np.where(measured, means, 0.0)
     return np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
 
 
-def _top(
-    means: Float[np.ndarray, "resample unit"], k: int, by: By
-) -> Int[np.ndarray, "resample k"]:
-    """The k units with the largest mean effects, of each resample; of equals the first."""
-    key = np.abs(means) if by == "absolute" else means
-    return np.argsort(-np.where(np.isnan(key), -np.inf, key), axis=1, kind="stable")[:, :k]
-
-
 def _interval(draws: Sequence[float]) -> Interval:
-    tail = 50 * (1 - CONFIDENCE)
-    low, high = np.percentile(draws, [tail, 100 - tail])
+    outside = 50 * (1 - CONFIDENCE)
+    low, high = np.percentile(draws, [outside, 100 - outside])
     return float(np.mean(draws)), float(low), float(high)

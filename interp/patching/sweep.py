@@ -1,22 +1,25 @@
-"""Exact effect of editing each unit alone: one value per metric, prompt, layer, unit (and place).
+"""Exact effect of editing each unit alone: one value per metric, prompt, layer and unit.
 
-The plain loop costs (units) × (full forward). The same numbers come from: the columns before the
-first edited one run once; layers below the edited one not run again (``forward.resume``), and of
-the edited layer only what follows the heads' outputs; all units of a layer in one batch, within a
-memory budget; in the last layer, and of the unembedding, the last position only; the model's plain
-modules with a fused attention kernel (``plain``).
+The plain loop costs (units) × (full forward). The same numbers are computed for less:
+
+* positions before the first edited one run once, and layers below the edited one are not run
+  again (``forward.resume``); of the edited layer only what follows the heads' outputs runs;
+* all units of a layer run in one batch, within a memory budget;
+* in the last layer, and of the unembedding, only the last position runs;
+* the model's modules without hook points run with a fused attention kernel (``unhooked``).
 
 ``freeze`` gives path patching as FAITH does it (arXiv 2402.19103, section 3.3; after Wang et al.
-2022): at the columns where the edited head's output differs, every other head of every layer
-keeps its output of the unedited run, while MLPs there, and everything at later columns, are
+2022): at the positions where the edited head's output differs, every other head of every layer
+keeps its output of the unedited run, while MLPs there, and everything at later positions, are
 recomputed.
 
-Values are the metrics themselves in the edited run, not differences; what is subtracted from them
-has to come from the same runs, which an empty set of units and ``sweep_effects`` see to.
+Values are the metrics of the edited run, not differences. Subtract only metrics of the same runs:
+an empty set of units gives them, and ``sweep_effects`` subtracts them.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,21 +33,14 @@ from interp.forward.batch import TokenBatch, in_batches
 from interp.forward.cpu_workers import Workers, working
 from interp.forward.hook_points import axis_of, check_component, count_units, hook_name
 from interp.forward.memory import Budget, decide_budget
-from interp.forward.out_of_memory import halving
 from interp.forward.partial import Hook, HookFunction, RecordedRun, record_run, resume
 from interp.forward.prompts import batch_for
 from interp.models.hooked_model import HookedModel
 from interp.models.versions import check_hooked
-from interp.patching.chunks import (
-    Chunk,
-    Demand,
-    chunk_prompts,
-    first_column,
-    row_demand,
-    take_chunk,
-)
-from interp.patching.edits import ActivationEdit, HeadEdit, check_edit
-from interp.patching.metrics import Metric, apply_metric, can_take, narrow_metrics
+from interp.moved import old_names
+from interp.patching.chunks import DemandAt, first_position, row_demand, run_chunks, take_chunk
+from interp.patching.edits import ActivationEdit, HeadEdit, check_edit, rows_of_units
+from interp.patching.metrics import Metric, apply_metric, narrow_metrics
 from interp.precision import result_dtype
 from interp.progress import progress_bar
 
@@ -53,9 +49,13 @@ UnitSet = tuple[Unit, ...]
 
 
 def freeze_hooks(
-    run: RecordedRun, changed: Bool[Tensor, "prompt pos"], layers: Sequence[int], rows: Tensor
+    run: RecordedRun,
+    changed: Bool[Tensor, "prompt pos"],
+    *,
+    layers: Sequence[int],
+    rows: Tensor,
 ) -> list[Hook]:
-    """Hooks that hold every head of ``layers`` at its recorded output in the changed columns."""
+    """Hooks that hold every head of ``layers`` at its recorded output in the changed positions."""
     where = changed[rows, run.start :, None, None]
 
     def hold(layer: int) -> HookFunction:
@@ -67,226 +67,14 @@ def freeze_hooks(
     return [(hook_name("z", layer), hold(layer)) for layer in layers]
 
 
-def _acting(
-    sets: Sequence[UnitSet], layer: int, n_units: int, n_prompts: int
-) -> Bool[Tensor, "row unit"]:
-    """Which units of a layer each row edits; rows run set by set, all prompts in each."""
-    acting = torch.zeros(len(sets), n_units, dtype=torch.bool)
-    for place, units in enumerate(sets):
-        acting[place, [unit for at, unit in units if at == layer]] = True
-    return acting.repeat_interleave(n_prompts, dim=0)
-
-
-def _batch_values(
-    model: HookedModel,
-    run: RecordedRun,
-    edit: HeadEdit,
-    sets: Sequence[UnitSet],
-    metrics: Sequence[Metric],
-    *,
-    freeze: bool,
-) -> Float[Tensor, "metric prompt set"]:
-    """Sets of units that begin in the same layer, each edited in all prompts of the run."""
-    n_prompts, device = len(run.batch), run.batch.tokens.device
-    n_units = count_units(model, edit.component)
-    rows = torch.arange(n_prompts).repeat(len(sets)).to(device)
-    layers = sorted({layer for units in sets for layer, _ in units})
-    lowest, z = layers[0], None
-    if edit.component == "z" and isinstance(edit, ActivationEdit):
-        # What the lowest layer's heads read is as it was: only what they write changes.
-        acting = _acting(sets, lowest, n_units, n_prompts).to(device)
-        z = edit.merged(run.z[lowest, rows], lowest, rows, acting, run.start)
-        layers = layers[1:]
-    hooks = [
-        edit.hook(layer, rows, _acting(sets, layer, n_units, n_prompts).to(device), run.start)
-        for layer in layers
-    ]
-    if freeze:
-        above = range(lowest + 1, model.cfg.n_layers)
-        hooks += freeze_hooks(run, edit.changed, above, rows)
-    tokens, metrics = narrow_metrics(metrics)
-    needed = None if tokens is None else tokens.to(device)[rows]
-    logits = resume(model, run, layer=lowest, rows=rows, hooks=hooks, z=z, tokens=needed)
-    values = torch.empty(len(metrics), n_prompts, len(sets), dtype=result_dtype(model))
-    for place in range(len(sets)):
-        of_set = logits[place * n_prompts : (place + 1) * n_prompts]
-        when = f"with {list(sets[place])} edited "
-        for index, metric in enumerate(metrics):
-            values[index, :, place] = apply_metric(metric, of_set, when=when).to(values)
-    return values
-
-
-def _batches(
-    run: RecordedRun, groups: Sequence[Sequence[int]], demand: Demand, budget: Budget, workers: int
-) -> list[list[int]]:
-    """Each group of sets in batches of about the same size; the workers share the budget."""
-    n_prompts, width = len(run.batch), run.batch.width
-    fitting = demand.rows_within(budget, n_prompts, width - run.start, width)
-    largest = max(1, fitting // workers // n_prompts)
-    batches = []
-    for group in groups:
-        count = -(-len(group) // largest)
-        size = -(-len(group) // count)
-        batches += in_batches(group, size)
-    return batches
-
-
-def _by_first_layer(sets: Sequence[UnitSet]) -> dict[int, list[int]]:
-    """Indices of the sets that edit something, by the lowest layer that they edit."""
-    groups: dict[int, list[int]] = {}
-    for index, units in enumerate(sets):
-        if units:
-            groups.setdefault(min(layer for layer, _ in units), []).append(index)
-    return groups
-
-
-@checked
-@torch.no_grad()
-def sweep_places(
-    model: HookedModel,
-    batch: TokenBatch,
-    edit: HeadEdit,
-    places: Bool[Tensor, "place prompt pos"],
-    sets: Sequence[Sequence[Unit]],
-    metrics: Sequence[Metric],
-    *,
-    freeze: bool = False,
-    budget: int | Budget | None = None,
-    progress: bool = True,
-    description: str = "units",
-) -> Float[Tensor, "metric prompt set place"]:
-    """Edit each set of units at each of several places; see ``sweep_sets``.
-
-    A place is a set of columns per prompt, in the part of ``edit.changed``'s role; a prompt in
-    which a place is empty gets NaN there. The later a place begins, the less is run again.
-    """
-    check_edit(edit)
-    batch, component = batch_for(model, batch, "batch"), edit.component
-    check_component(component, model)
-    tuples = [tuple(pairs_of_numbers("units", units)) for units in listed("sets", sets)]
-    metrics = listed("metrics", metrics)
-    check_units(model, [unit for units in tuples for unit in units], component)
-    if freeze and any(len(units) > 1 for units in tuples):
-        raise UserError("path patching edits one head at a time: give sets of one head")
-    if freeze and axis_of(component) != "head":
-        raise UserError(f"path patching edits what heads write or read, not {component!r}")
-    groups = list(_by_first_layer(tuples).values())
-    largest = max((len(group) for group in groups), default=1)
-    rows_per_prompt = min(largest, count_units(model, component))
-    decided = decide_budget(budget, batch.tokens.device)
-    demand = row_demand(
-        model,
-        rows_per_prompt,
-        *_kept(freeze, component),
-        edits=[component],
-        logits=narrow_metrics(metrics)[0] is None,
-    )
-    chunks = chunk_prompts(places.any(dim=0), demand, metrics, decided)
-    values = torch.empty(
-        len(metrics), len(batch), len(tuples), len(places), dtype=result_dtype(model)
-    )
-    with (
-        progress_bar(
-            total=len(batch) * len(tuples) * len(places), description=description, shown=progress
-        ) as bar,
-        working(model, batch.tokens.device) as workers,
-    ):
-        sweep = _Sweep(model, tuples, groups, freeze, demand, decided, workers, bar)
-
-        def run_chunk(prompts: list[int]) -> None:
-            chunk = take_chunk(batch, edit, metrics, prompts)
-            values[:, chunk.rows] = sweep.over(chunk, places[:, chunk.prompts, chunk.drop :])
-
-        for _ in halving(chunks, run_chunk, divisible=can_take(metrics), bar=bar):
-            pass
-    return values
-
-
-def _kept(freeze: bool, component: str) -> tuple[str, ...]:
-    """What the run is recorded with, besides every layer's input."""
-    return ("z",) if freeze or component == "z" else ()
-
-
-@dataclass(frozen=True)
-class _Sweep:
-    """What stays the same for every chunk of prompts; ``groups`` are the sets that edit at all."""
-
-    model: HookedModel
-    sets: Sequence[UnitSet]
-    groups: Sequence[Sequence[int]]
-    freeze: bool
-    demand: Demand
-    budget: Budget
-    workers: Workers
-    bar: Any
-
-    def over(
-        self, chunk: Chunk, places: Bool[Tensor, "place prompt pos"]
-    ) -> Float[Tensor, "metric prompt set place"]:
-        """All sets at all places, in the chunk's prompts."""
-        keep = _kept(self.freeze, chunk.edit.component)
-        run = record_run(
-            self.model,
-            chunk.batch,
-            start=first_column(places.any(dim=0)),
-            keep=keep,
-            edits=chunk.edit.hook_points,
-        )
-        dtype = result_dtype(self.model)
-        unedited = [apply_metric(metric, run.logits).to("cpu", dtype) for metric in chunk.metrics]
-        values = torch.stack(unedited)[:, :, None, None].repeat(1, 1, len(self.sets), len(places))
-        n_editing = sum(len(group) for group in self.groups)
-        for index, at in enumerate(places):
-            there = at.any(dim=1).cpu()
-            if bool(there.any()):
-                self._edit_at(chunk, run, at, into=values[..., index])
-            else:
-                self.bar.update(len(chunk.batch) * n_editing)
-            values[:, ~there, :, index] = torch.nan
-            self.bar.update(len(chunk.batch) * (len(self.sets) - n_editing))
-        return values
-
-    def _edit_at(
-        self,
-        chunk: Chunk,
-        run: RecordedRun,
-        at: Bool[Tensor, "prompt pos"],
-        into: Float[Tensor, "metric prompt set"],
-    ) -> None:
-        """Run the sets that edit something at one place, in batches, and put down the metrics."""
-        edit = _placed(chunk.edit, at)
-        run = run.from_position(first_column(edit.changed))
-
-        def batch_values(recorded: RecordedRun, some: list[int]) -> Tensor:
-            sets = [self.sets[index] for index in some]
-            return _batch_values(
-                self.model, recorded, edit, sets, chunk.metrics, freeze=self.freeze
-            )
-
-        n_prompts, width = len(run.batch), run.batch.width
-
-        def learn(n_sets: int) -> None:
-            self.demand.learn(self.budget, n_sets * n_prompts, width - run.start, width)
-
-        batches = _batches(run, self.groups, self.demand, self.budget, self.workers.count)
-        for some, block in self.workers.run(run, batch_values, batches, learn=learn):
-            into[:, :, some] = block
-            self.bar.update(len(chunk.batch) * len(some))
-
-
-def _placed(edit: HeadEdit, at: Bool[Tensor, "prompt pos"]) -> HeadEdit:
-    """The edit at one place; an attention edit has no other place than its own."""
-    return replace(edit, at=at) if isinstance(edit, ActivationEdit) else edit
-
-
 @checked
 def sweep_sets(
     model: HookedModel,
     batch: TokenBatch,
     edit: HeadEdit,
+    *,
     sets: Sequence[Sequence[Unit]],
     metrics: Sequence[Metric],
-    *,
     freeze: bool = False,
     budget: int | Budget | None = None,
     progress: bool = True,
@@ -297,28 +85,62 @@ def sweep_sets(
     Args:
         model: a hooked model.
         batch: the prompts.
-        edit: what an edited unit does, and at which columns.
+        edit: what an edited unit does, and at which positions.
         sets: each a sequence of (layer, unit); units of ``edit.component``, by default heads.
         metrics: each Float[prompt d_vocab] → Float[prompt]; see ``interp.patching.metrics``.
         freeze: path patching; for sets of one head.
         budget: bytes that the call may take; by default as ``interp.forward.memory``.
+        description: of the progress bar.
 
     Returns:
         Float[metric prompt set], on the CPU; float64 for a model in float64, else float32.
     """
     check_edit(edit)
-    return sweep_places(
+    options: dict[str, Any] = {"freeze": freeze, "budget": budget, "progress": progress}
+    return _sweep(
         model,
         batch,
         edit,
-        edit.changed[None],
-        sets,
-        metrics,
-        freeze=freeze,
-        budget=budget,
-        progress=progress,
+        position_sets=edit.changed[None],
+        sets=sets,
+        metrics=metrics,
         description=description,
+        **options,
     )[..., 0]
+
+
+@checked
+def sweep_position_sets(
+    model: HookedModel,
+    batch: TokenBatch,
+    edit: HeadEdit,
+    *,
+    position_sets: Bool[Tensor, "position_set prompt pos"],
+    sets: Sequence[Sequence[Unit]],
+    metrics: Sequence[Metric],
+    freeze: bool = False,
+    budget: int | Budget | None = None,
+    progress: bool = True,
+    description: str = "units",
+) -> Float[Tensor, "metric prompt set position_set"]:
+    """Edit each set of units at each of several sets of positions; see ``sweep_sets``.
+
+    Args:
+        position_sets: positions to edit in place of ``edit.changed``; a prompt in which a set is
+            empty gets NaN there. The later a set begins, the less is run again.
+    """
+    check_edit(edit)
+    options: dict[str, Any] = {"freeze": freeze, "budget": budget, "progress": progress}
+    return _sweep(
+        model,
+        batch,
+        edit,
+        position_sets=position_sets,
+        sets=sets,
+        metrics=metrics,
+        description=description,
+        **options,
+    )
 
 
 @checked
@@ -326,69 +148,214 @@ def sweep_heads(
     model: HookedModel,
     batch: TokenBatch,
     edit: HeadEdit,
-    metrics: Sequence[Metric],
     *,
+    metrics: Sequence[Metric],
     freeze: bool = False,
     heads: Sequence[Unit] | None = None,
     budget: int | Budget | None = None,
     progress: bool = True,
 ) -> Float[Tensor, "metric prompt layer unit"]:
-    """Edit each head (or unit of the edit's component) alone, as ``sweep_sets`` edits sets.
+    """Edit each head (or unit of the edit's component) alone; see ``sweep_sets``.
 
     Args:
         heads: only these (layer, head); the others are NaN.
     """
-    return _swept_heads(
-        model, batch, edit, metrics, freeze=freeze, heads=heads, budget=budget, progress=progress
-    )[0]
+    check_edit(edit)
+    options: dict[str, Any] = {"freeze": freeze, "budget": budget, "progress": progress}
+    options |= {"metrics": metrics, "units": heads, "subtract": False}
+    return sweep_effects(model, batch, edit, **options)[..., 0]
 
 
 def sweep_effects(
     model: HookedModel,
     batch: TokenBatch,
     edit: HeadEdit,
-    metrics: Sequence[Metric],
     *,
-    freeze: bool = False,
-    heads: Sequence[Unit] | None = None,
-    budget: int | None = None,
-    progress: bool = True,
-) -> Float[Tensor, "metric prompt layer unit"]:
-    """As ``sweep_heads``, less the metrics of the unedited run that the edited ones began with."""
-    edited, unedited = _swept_heads(
-        model, batch, edit, metrics, freeze=freeze, heads=heads, budget=budget, progress=progress
-    )
-    return edited - unedited[:, :, None, None]
+    metrics: Sequence[Metric],
+    units: Sequence[Unit] | None = None,
+    position_sets: Bool[Tensor, "position_set prompt pos"] | None = None,
+    subtract: bool = True,
+    description: str = "heads",
+    **options: Any,
+) -> Float[Tensor, "metric prompt layer unit position_set"]:
+    """Metrics with each unit edited alone, less those of the unedited run.
+
+    Args:
+        units: only these (layer, unit); the others are NaN.
+        position_sets: see ``sweep_position_sets``; by default the one set ``edit.changed``.
+        subtract: False for the metrics themselves.
+        options: ``freeze``, ``budget`` and ``progress`` of ``sweep_sets``.
+    """
+    n_layers, n_units = model.cfg.n_layers, count_units(model, edit.component)
+    if units is None:
+        units = [(layer, unit) for layer in range(n_layers) for unit in range(n_units)]
+    units = pairs_of_numbers("heads", units)
+    at = edit.changed[None] if position_sets is None else position_sets
+    options |= {"sets": [[], *([unit] for unit in units)], "metrics": metrics}
+    swept = _sweep(model, batch, edit, position_sets=at, description=description, **options)
+    values = swept.new_full((*swept.shape[:2], n_layers, n_units, len(at)), torch.nan)
+    for index, (layer, unit) in enumerate(units, start=1):
+        values[:, :, layer, unit] = swept[:, :, index]
+    return values - swept[:, :, 0, None, None] if subtract else values
 
 
-def _swept_heads(
+def _sweep(
     model: HookedModel,
     batch: TokenBatch,
     edit: HeadEdit,
-    metrics: Sequence[Metric],
     *,
-    heads: Sequence[Unit] | None,
-    **options: Any,
-) -> tuple[Float[Tensor, "metric prompt layer unit"], Float[Tensor, "metric prompt"]]:
-    check_edit(edit)
-    batch, metrics = batch_for(model, batch, "batch"), listed("metrics", metrics)
-    n_layers, n_units = model.cfg.n_layers, count_units(model, edit.component)
-    heads = None if heads is None else pairs_of_numbers("heads", heads)
-    if heads is None:
-        heads = [(layer, unit) for layer in range(n_layers) for unit in range(n_units)]
-    swept = sweep_sets(
+    position_sets: Bool[Tensor, "position_set prompt pos"],
+    sets: Sequence[Sequence[Unit]],
+    metrics: Sequence[Metric],
+    freeze: bool = False,
+    budget: int | Budget | None = None,
+    progress: bool = True,
+    description: str,
+) -> Float[Tensor, "metric prompt set position_set"]:
+    """Check the arguments, decide how much runs at once, and run it."""
+    batch, component = batch_for(model, batch, "batch"), edit.component
+    check_component(component, model)
+    unit_sets = [tuple(pairs_of_numbers("units", units)) for units in listed("sets", sets)]
+    metrics = listed("metrics", metrics)
+    check_units(model, [unit for units in unit_sets for unit in units], component)
+    if freeze and any(len(units) > 1 for units in unit_sets):
+        raise UserError("path patching edits one head at a time: give sets of one head")
+    if freeze and axis_of(component) != "head":
+        raise UserError(f"path patching edits what heads write or read, not {component!r}")
+    groups: dict[int, list[int]] = {}
+    for index, units in enumerate(unit_sets):
+        if units:
+            groups.setdefault(min(layer for layer, _ in units), []).append(index)
+    largest = max(map(len, groups.values()), default=1)
+    keep = ("z",) if freeze or component == "z" else ()
+    demand = row_demand(
         model,
-        batch,
-        edit,
-        [[], *([head] for head in heads)],
-        metrics,
-        description="heads",
-        **options,
+        min(largest, count_units(model, component)),
+        *keep,
+        edits=[component],
+        logits=narrow_metrics(metrics)[0] is None,
     )
-    values = swept.new_full((*swept.shape[:2], n_layers, n_units), torch.nan)
-    for index, (layer, head) in enumerate(heads, start=1):
-        values[:, :, layer, head] = swept[:, :, index]
-    return values, swept[:, :, 0]
+    decided = decide_budget(budget, batch.tokens.device)
+    shape = (len(metrics), len(batch), len(unit_sets), len(position_sets))
+    values = torch.empty(shape, dtype=result_dtype(model))
+    total = len(batch) * len(unit_sets) * len(position_sets)
+    with (
+        torch.no_grad(),
+        progress_bar(total=total, description=description, shown=progress) as bar,
+        working(model, batch.tokens.device) as workers,
+    ):
+        running = model, unit_sets, list(groups.values()), freeze, demand, decided, workers, bar
+        sweep = _Sweep(*running)
+
+        def run_chunk(prompts: list[int]) -> None:
+            chunk = take_chunk(batch, edit, metrics, prompts=prompts)
+            at = position_sets[:, chunk.prompts, chunk.drop :]
+            start = first_position(at.any(dim=0))
+            points = chunk.edit.hook_points
+            run = record_run(model, chunk.batch, start=start, keep=keep, edits=points)
+            values[:, chunk.rows] = sweep.measure(run, chunk.edit, at, metrics=chunk.metrics)
+
+        changed = position_sets.any(dim=0)
+        run_chunks(run_chunk, changed, demand, metrics=metrics, budget=decided, bar=bar)
+    return values
+
+
+@dataclass(frozen=True)
+class _Sweep:
+    """What is the same for all chunks of prompts.
+
+    ``groups`` are the indices of the sets that edit something, by the lowest layer they edit.
+    """
+
+    model: HookedModel
+    sets: Sequence[UnitSet]
+    groups: Sequence[Sequence[int]]
+    freeze: bool
+    demand: DemandAt
+    budget: Budget
+    workers: Workers
+    bar: Any
+
+    def measure(
+        self,
+        run: RecordedRun,
+        edit: HeadEdit,
+        position_sets: Bool[Tensor, "position_set prompt pos"],
+        *,
+        metrics: Sequence[Metric],
+    ) -> Float[Tensor, "metric prompt set position_set"]:
+        """The metrics of all sets of units at all sets of positions, in the prompts of a run."""
+        dtype, n_prompts = result_dtype(self.model), len(run.batch)
+        unedited = [apply_metric(metric, run.logits).to("cpu", dtype) for metric in metrics]
+        values = torch.stack(unedited)[:, :, None, None]
+        values = values.repeat(1, 1, len(self.sets), len(position_sets))
+        n_editing = sum(map(len, self.groups))
+        for index, at in enumerate(position_sets):
+            marked = at.any(dim=1).cpu()
+            if bool(marked.any()):
+                # An attention edit cannot be moved to other positions.
+                placed = replace(edit, at=at) if isinstance(edit, ActivationEdit) else edit
+                narrow = run.from_position(first_position(placed.changed))
+                width = narrow.batch.width
+                demand = self.demand(width - narrow.start, width)
+                fitting = demand.rows_within(self.budget, n_prompts)
+                for some, block in self.workers.run(
+                    narrow,
+                    partial(self._edited_metrics, edit=placed, metrics=metrics),
+                    self._batches(fitting // self.workers.count // n_prompts),
+                    learn=lambda n_sets: demand.learn(self.budget, n_sets * n_prompts),  # noqa: B023
+                ):
+                    values[:, :, some, index] = block
+                    self.bar.update(n_prompts * len(some))
+            else:
+                self.bar.update(n_prompts * n_editing)
+            values[:, ~marked, :, index] = torch.nan
+            self.bar.update(n_prompts * (len(self.sets) - n_editing))
+        return values
+
+    def _batches(self, largest: int) -> list[list[int]]:
+        """Each group of sets in batches of about the same size."""
+        batches = []
+        for group in self.groups:
+            n_batches = -(-len(group) // max(1, largest))
+            batches += in_batches(group, -(-len(group) // n_batches))
+        return batches
+
+    def _edited_metrics(
+        self, run: RecordedRun, some: list[int], *, edit: HeadEdit, metrics: Sequence[Metric]
+    ) -> Float[Tensor, "metric prompt set"]:
+        """Sets of units that begin in the same layer, each edited in all prompts of the run."""
+        model, sets = self.model, [self.sets[index] for index in some]
+        n_prompts, device = len(run.batch), run.batch.tokens.device
+        rows = torch.arange(n_prompts).repeat(len(sets)).to(device)
+        acting = {
+            layer: rows_of_units(
+                [[unit for at, unit in units if at == layer] for units in sets],
+                count_units(model, edit.component),
+                n_prompts,
+            ).to(device)
+            for layer in sorted({layer for units in sets for layer, _ in units})
+        }
+        lowest, z = next(iter(acting)), None
+        where: dict[str, Any] = {"rows": rows, "start": run.start}
+        if edit.component == "z" and isinstance(edit, ActivationEdit):
+            # The lowest layer's heads read what they did before: only what they write changes.
+            units = acting.pop(lowest)
+            z = edit.merged(run.z[lowest, rows], lowest, units=units, **where)
+        hooks = [edit.hook(layer, units=units, **where) for layer, units in acting.items()]
+        if self.freeze:
+            above = range(lowest + 1, model.cfg.n_layers)
+            hooks += freeze_hooks(run, edit.changed, layers=above, rows=rows)
+        tokens, metrics = narrow_metrics(metrics)
+        needed = None if tokens is None else tokens.to(device)[rows]
+        logits = resume(model, run, layer=lowest, rows=rows, hooks=hooks, z=z, tokens=needed)
+        values = torch.empty(len(metrics), n_prompts, len(sets), dtype=result_dtype(model))
+        for index, of_set in enumerate(logits.split(n_prompts)):
+            when = f"with {list(sets[index])} edited "
+            for metric_index, metric in enumerate(metrics):
+                found = apply_metric(metric, of_set, when=when)
+                values[metric_index, :, index] = found.to(values)
+        return values
 
 
 def check_units(model: HookedModel, units: Sequence[Unit], component: str = "z") -> None:
@@ -402,3 +369,6 @@ def check_units(model: HookedModel, units: Sequence[Unit], component: str = "z")
                 f"{what} ({layer}, {unit}) does not exist: the model has layers 0 to "
                 f"{n_layers - 1} and {what}s 0 to {n_units - 1}"
             )
+
+
+__getattr__ = old_names(__name__)

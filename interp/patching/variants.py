@@ -1,7 +1,7 @@
 """Edited versions of a recorded run, each run again from the first layer that it changes.
 
-``run_variants`` gives their logits one after the other. ``measure_runs`` is the loop around it: it
-takes as many prompts at a time as fit into memory and collects what is measured of every run.
+``run_variants`` yields their logits one after the other. ``measure_runs`` is the loop around it: it
+runs as many prompts at a time as fit into memory, and collects the measures of every run.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,6 +14,7 @@ from torch import Tensor
 from interp.forward.out_of_memory import halving
 from interp.forward.partial import Hook, RecordedRun, resume
 from interp.models.hooked_model import HookedModel
+from interp.patching.chunks import every_row
 from interp.patching.metrics import Metric, apply_metric, take_metrics
 from interp.progress import progress_bar
 
@@ -34,29 +35,28 @@ class Variant:
 
     def __add__(self, other: "Variant") -> "Variant":
         """Both edits together, in the prompts of the first."""
-        layers = [one.first_layer for one in (self, other) if one.hooks]
+        layers = [variant.first_layer for variant in (self, other) if variant.hooks]
         return Variant(min(layers, default=0), (*self.hooks, *other.hooks), self.rows)
 
 
 def run_variants(
     model: HookedModel, run: RecordedRun, variants: Iterable[Variant]
 ) -> Iterator[Float[Tensor, "row *keep d_vocab"]]:
-    """The logits of each variant of a run, in order; of as many columns as the run's own."""
-    every = torch.arange(len(run.batch), device=run.batch.tokens.device)
-    for one in variants:
-        rows = every if one.rows is None else one.rows
-        if one.hooks:
-            yield resume(model, run, layer=one.first_layer, rows=rows, hooks=one.hooks)
+    """The logits of each variant of a run, in order, at as many positions as the run has."""
+    for variant in variants:
+        rows = every_row(run) if variant.rows is None else variant.rows
+        if variant.hooks:
+            yield resume(model, run, layer=variant.first_layer, rows=rows, hooks=variant.hooks)
         else:
-            yield run.logits if one.rows is None else run.logits[rows]
+            yield run.logits if variant.rows is None else run.logits[rows]
 
 
 def metrics_for(
     metrics: Sequence[Metric], prompts: Int[Tensor, " prompt"]
 ) -> Callable[[Float[Tensor, "prompt d_vocab"]], Float[Tensor, "metric prompt"]]:
     """A function that gives all metrics of some prompts from their logits."""
-    own = take_metrics(metrics, prompts)
-    return lambda logits: torch.stack([apply_metric(metric, logits) for metric in own])
+    taken = take_metrics(metrics, prompts)
+    return lambda logits: torch.stack([apply_metric(metric, logits) for metric in taken])
 
 
 @torch.no_grad()
@@ -71,7 +71,7 @@ def measure_runs(
     what: str = "one prompt",
     progress: bool = True,
 ) -> Float[Tensor, "measure prompt run"]:
-    """What is measured of all runs of all prompts, on the CPU.
+    """The measures of all runs of all prompts, on the CPU.
 
     Args:
         runs: is given some prompts by index and yields the measures of each of their runs; it may
@@ -88,8 +88,8 @@ def measure_runs(
     with progress_bar(total=n_prompts * n_runs, description=description, shown=progress) as bar:
 
         def run_chunk(chunk: list[int]) -> None:
-            for place, found in zip(range(n_runs), runs(chunk), strict=True):
-                values[:, chunk, place] = found.to(values)
+            for index, found in zip(range(n_runs), runs(chunk), strict=True):
+                values[:, chunk, index] = found.to(values)
                 bar.update(len(chunk))
 
         for _ in halving(chunks, run_chunk, what=what, divisible=divisible, bar=bar):

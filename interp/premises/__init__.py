@@ -8,7 +8,6 @@ from interp.premises.encode import (
     encode_question,
 )
 from interp.premises.knowledge import Knowledge, check_knowledge, filter_known
-from interp.premises.mentions import names, names_any
 from interp.premises.questions import (
     Premises,
     Question,
@@ -18,7 +17,15 @@ from interp.premises.questions import (
     split_premises,
 )
 from interp.premises.registry import list_relations, load_relation
-from interp.premises.relation import Fact, FalseObjectRule, FilledQuestion, Relation, Template
+from interp.premises.relation import (
+    Fact,
+    FalseObjectRule,
+    FilledQuestion,
+    Relation,
+    Template,
+    names,
+    names_any,
+)
 
 __all__ = [
     "EncodedPremise",

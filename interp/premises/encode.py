@@ -10,7 +10,7 @@ differ are scored.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from jaxtyping import Int
@@ -52,13 +52,12 @@ class EncodedPremise:
 
     def prompt(self, kind: QuestionKind) -> EncodedPrompt:
         """One of the three prompts."""
-        prompts = {"false": self.false, "twin": self.twin, "masked": self.masked}
-        return prompts[check_choice("kind of question", kind, prompts)]
+        return getattr(self, check_choice("kind of question", kind, get_args(QuestionKind)))
 
 
 @dataclass(frozen=True)
 class EncodedPremises:
-    """Premises as a model reads them; ``len`` is the number of questions."""
+    """Premises as token ids; ``len`` is the number of questions."""
 
     items: tuple[EncodedPremise, ...]
     device: torch.device | str = "cpu"
@@ -94,24 +93,24 @@ class EncodedPremises:
         )
 
     def objects(self, kind: QuestionKind) -> Tensor:
-        """Bool[prompt pos]: the object's columns in ``batch(kind)``."""
+        """Bool[prompt pos]: the object's positions in ``batch(kind)``."""
         return self.batch(kind).span_mask([item.prompt(kind).object for item in self.items])
 
     def by_length(self, kind: QuestionKind) -> list[int]:
-        """The prompts in the order of what follows the object's beginning: what runs again."""
+        """Indices of the prompts, by the number of tokens from the object on: what runs again."""
         prompts = [item.prompt(kind) for item in self.items]
-        tails = [len(prompt.tokens) - prompt.object[0] for prompt in prompts]
-        return sorted(range(len(tails)), key=lambda index: tails[index])
+        lengths = [len(prompt.tokens) - prompt.object[0] for prompt in prompts]
+        return sorted(range(len(lengths)), key=lambda index: lengths[index])
 
     def take(self, prompts: Iterable[int]) -> "EncodedPremises":
         """Some of the questions, by index."""
         return replace(self, items=tuple(self.items[index] for index in prompts))
 
 
-def tokenize(tokenizer: Any, rendered: RenderedChat, text: str | None = None) -> Any:
-    """Ids and character offsets of a rendered chat's text, or of ``text`` in the same manner."""
-    whole = rendered.text if text is None else text
-    return tokenize_with_offsets(tokenizer, whole, add_special_tokens=rendered.add_special_tokens)
+def tokenize(tokenizer: Any, rendered: RenderedChat) -> Any:
+    """Ids and character offsets of a rendered chat's text."""
+    special = rendered.add_special_tokens
+    return tokenize_with_offsets(tokenizer, rendered.text, add_special_tokens=special)
 
 
 @checked
@@ -119,9 +118,9 @@ def encode_question(
     tokenizer: Any, filled: FilledQuestion, *, answer: str = "", system: str | None = None
 ) -> EncodedPrompt:
     """A filled question, and perhaps the beginning of its answer, with its token spans."""
-    rendered = render_chat(tokenizer, filled.text, answer, system=system)
-    encoding = tokenize(tokenizer, rendered)
-    return _with_spans(encoding, rendered, filled, len(encoding["input_ids"]))
+    return _with_spans(
+        tokenizer, render_chat(tokenizer, filled.text, answer, system=system), filled
+    )
 
 
 def encode_questions(
@@ -129,12 +128,14 @@ def encode_questions(
 ) -> tuple[EncodedPrompt, ...]:
     """Every question as a user would ask it, without the cloze."""
     filled = [premises.fill(question, kind) for question in premises.questions()]
-    return tuple(encode_question(tokenizer, one, system=system) for one in filled)
+    return tuple(encode_question(tokenizer, question, system=system) for question in filled)
 
 
 def _with_spans(
-    encoding: Any, rendered: RenderedChat, filled: FilledQuestion, length: int
+    tokenizer: Any, rendered: RenderedChat, filled: FilledQuestion, *, length: int | None = None
 ) -> EncodedPrompt:
+    """The first ``length`` tokens of a rendered question, with its spans."""
+    encoding = tokenize(tokenizer, rendered)
     begin, offsets = rendered.question_start, encoding["offset_mapping"]
     spans = [
         token_span(offsets, rendered.text, (begin + start, begin + end), what=what)
@@ -150,20 +151,25 @@ def answer_tokens(
 
     The full stop makes answers differ even when one begins with the other.
     """
-    return [
-        list(tokenize(tokenizer, rendered, _with_answer(rendered, answer))["input_ids"])
-        for answer in answers
-    ]
+    continued = [_with_answer(rendered, answer) for answer in answers]
+    return [list(tokenize(tokenizer, text)["input_ids"]) for text in continued]
 
 
-def _with_answer(rendered: RenderedChat, answer: str) -> str:
-    """The text, an answer that goes on from it, and a full stop."""
-    return f"{rendered.text}{gap_between(rendered.text, answer)}{answer}."
+def _with_answer(rendered: RenderedChat, answer: str) -> RenderedChat:
+    """The text, an answer that continues it, and a full stop."""
+    text = f"{rendered.text}{gap_between(rendered.text, answer)}{answer}."
+    return replace(rendered, text=text)
 
 
 def _encode_kind(
-    tokenizer: Any, premises: Premises, question: Question, kind: QuestionKind, system: str | None
+    tokenizer: Any,
+    premises: Premises,
+    question: Question,
+    *,
+    kind: QuestionKind,
+    system: str | None,
 ) -> tuple[EncodedPrompt, int, int]:
+    """A question's prompt of one kind, and the first tokens in which its two answers differ."""
     filled = premises.fill(question, kind)
     rendered = render_chat(tokenizer, filled.text, premises.cloze(question), system=system)
     true_ids, false_ids = answer_tokens(
@@ -175,13 +181,9 @@ def _encode_kind(
             f"{question.true_object!r} and {question.false_object!r} have the same tokens: "
             f"the answers about {question.subject!r} cannot be told apart"
         )
-    # What stands before the answers' difference: the prompt, and the tokens that both share.
-    text = _with_answer(rendered, question.true_object)
-    encoding = tokenize(tokenizer, rendered, text)
-    whole = RenderedChat(
-        text, rendered.question_start, rendered.answer_start, rendered.add_special_tokens
-    )
-    prompt = _with_spans(encoding, whole, filled, shared)
+    # The prompt ends with the tokens that both answers share.
+    answered = _with_answer(rendered, question.true_object)
+    prompt = _with_spans(tokenizer, answered, filled, length=shared)
     return prompt, true_ids[shared], false_ids[shared]
 
 
@@ -200,19 +202,18 @@ def encode_premises(
         system: a system prompt, in place of the chat template's own.
 
     Raises:
-        UserError: a name that the tokens do not hold, or answers that cannot be told apart.
+        UserError: a name that no token contains, or answers that cannot be told apart.
     """
     of_kind("premises", premises, Premises, advice="interp.load_premises gives them")
     items = []
     for question in premises.questions():
-        false, true_token, false_token = _encode_kind(
-            tokenizer, premises, question, "false", system
+        (false, true_token, false_token), (twin, *_), (masked, *_) = (
+            _encode_kind(tokenizer, premises, question, kind=kind, system=system)
+            for kind in get_args(QuestionKind)
         )
-        twin, *_ = _encode_kind(tokenizer, premises, question, "twin", system)
-        masked, *_ = _encode_kind(tokenizer, premises, question, "masked", system)
         items.append(EncodedPremise(question, false, twin, masked, true_token, false_token))
     try:
-        place = torch.device(device)
+        device = torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise UserError(f"device {device!r} is not there") from error
-    return EncodedPremises(tuple(items), place, premises.relation.mask)
+        raise UserError(f"device {device!r} does not exist") from error
+    return EncodedPremises(tuple(items), device, premises.relation.mask)

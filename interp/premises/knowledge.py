@@ -1,4 +1,4 @@
-"""Which facts a model knows: only there does a wrong answer to a false premise tell anything.
+"""Which facts a model knows: only for those is a wrong answer to a false premise informative.
 
 Two checks (FAITH, arXiv 2402.19103, section 3.1, uses the second):
 
@@ -29,8 +29,8 @@ from interp.models import render_chat
 from interp.models.hooked_model import HookedModel
 from interp.models.versions import check_hooked
 from interp.premises.encode import answer_tokens, shared_length, tokenize
-from interp.premises.mentions import names_any
 from interp.premises.questions import Premises
+from interp.premises.relation import names_any
 from interp.progress import progress_bar
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ BATCH_TOKENS = 4096
 
 @dataclass(frozen=True)
 class FactKnowledge:
-    """What the model said of one fact: whether it knows it, and what it said instead."""
+    """Whether the model knows one fact, and its answer."""
 
     subject: str
     true_object: str
@@ -64,11 +64,14 @@ class Knowledge(Displayed):
 
     @property
     def summary(self) -> str:
-        """How many were kept, and what the others fell out for, in one line."""
-        dropped = Counter(fact.answer for fact in self.facts if not fact.known)
-        said = ", ".join(f"{text!r} × {count}" for text, count in dropped.most_common(4))
+        """How many facts are known, and the most frequent answers to the others, in one line."""
+        answers = ", ".join(f"{text!r} × {count}" for text, count in self._wrong(4))
         line = f"{self.n_known} of {len(self.facts)} facts known ({self.check} check)"
-        return f"{line}; the others answered {said}" if said else line
+        return f"{line}; the others answered {answers}" if answers else line
+
+    def _wrong(self, count: int) -> list[tuple[str, int]]:
+        """The most frequent answers to facts that are not known, with their numbers."""
+        return Counter(fact.answer for fact in self.facts if not fact.known).most_common(count)
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row a fact."""
@@ -87,9 +90,9 @@ class Knowledge(Displayed):
 
     def plot(self, count: int = 10) -> go.Figure:
         """How many facts are known, and the ``count`` most frequent answers to the others."""
-        said = Counter(fact.answer for fact in self.facts if not fact.known).most_common(count)
-        names = ["known", *(f"not known, said {text!r}" for text, _ in said)]
-        counts = [float(number) for number in (self.n_known, *(number for _, number in said))]
+        wrong = self._wrong(count)
+        names = ["known", *(f"not known, said {text!r}" for text, _ in wrong)]
+        counts = [float(self.n_known), *(float(number) for _, number in wrong)]
         return dot_figure(names, counts, title="facts")
 
     def _shown(self) -> Shown:
@@ -105,7 +108,7 @@ def check_knowledge(
     check: KnowledgeCheck = "strict",
     progress: bool = True,
 ) -> Knowledge:
-    """Ask the model for every fact directly."""
+    """Ask the model for every fact directly, and check its answers."""
     check_hooked(model)
     of_kind("premises", premises, Premises, advice="interp.load_premises gives them")
     check_choice("knowledge check", check, get_args(KnowledgeCheck))
@@ -122,7 +125,7 @@ def filter_known(
     minimum: int = MINIMUM_KNOWN,
     progress: bool = True,
 ) -> Premises:
-    """The premises about facts that the model demonstrably knows; says how many and why.
+    """The premises about facts that the model knows; logs how many it knows.
 
     Raises:
         UserError: fewer than ``minimum`` facts are known.
@@ -140,7 +143,7 @@ def _strict(model: HookedModel, premises: Premises, progress: bool) -> list[Fact
         rendered = render_chat(tokenizer, premises.direct(fact), premises.cloze(fact))
         plain = tokenize(tokenizer, rendered)["input_ids"]
         (full,) = answer_tokens(tokenizer, rendered, [fact.object])
-        # The answer's own tokens: without the full stop, from where the bare prompt ends.
+        # The answer's tokens: from the end of the prompt, without the full stop.
         prompts.append(full[:-1])
         sizes.append(max(1, len(full) - 1 - shared_length(plain, full)))
     results: list[FactKnowledge | None] = [None] * len(prompts)
@@ -152,10 +155,10 @@ def _strict(model: HookedModel, premises: Premises, progress: bool) -> list[Fact
         top = last_logits(model, batch, keep=keep).argmax(dim=-1).cpu()
         for row, index in enumerate(chunk):
             size = sizes[index]
-            said = top[row, -size - 1 : -1].tolist()
+            answered = top[row, -size - 1 : -1].tolist()
             fact = premises.facts[index]
-            known = said == prompts[index][-size:]
-            answer = fact.object if known else tokenizer.decode(said[:1]).strip()
+            known = answered == prompts[index][-size:]
+            answer = fact.object if known else tokenizer.decode(answered[:1]).strip()
             results[index] = FactKnowledge(fact.subject, fact.object, known, answer)
 
     with progress_bar(total=len(prompts), description="knowledge", shown=progress) as bar:
@@ -165,11 +168,8 @@ def _strict(model: HookedModel, premises: Premises, progress: bool) -> list[Fact
 
 
 def _by_answer(model: HookedModel, premises: Premises, progress: bool) -> list[FactKnowledge]:
-    tokenizer = model.tokenizer
-    prompts = []
-    for fact in premises.facts:
-        rendered = render_chat(tokenizer, premises.direct(fact))
-        prompts.append(list(tokenize(tokenizer, rendered)["input_ids"]))
+    rendered = [render_chat(model.tokenizer, premises.direct(fact)) for fact in premises.facts]
+    prompts = [list(tokenize(model.tokenizer, text)["input_ids"]) for text in rendered]
     answers = generate_tokens(model, prompts, max_new_tokens=24, progress=progress)
     return [
         FactKnowledge(fact.subject, fact.object, names_any(text, fact.true_names), text[:40])

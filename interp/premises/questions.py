@@ -1,11 +1,11 @@
 """False-premise questions, their true-premise twins and their masked versions, from facts.
 
 Each fact gets one false object, the same for all its templates. Under the rule `another` it is
-drawn from the objects of the facts at hand, an object that many facts share being drawn as often
-as it is true of a fact, so that the object alone does not give the false premise away. The draw is
-a race of hashes of (seed, subject, object): it depends neither on the order of the facts nor on any
-other fact, except through which objects are there to be drawn. Under `previous_year` and
-`next_year` it is the true year less one or plus one, as in FAITH (arXiv 2402.19103).
+drawn from the objects of the given facts, each as often as it is true of a fact, so that the object
+alone does not reveal the false premise. The draw uses hashes of (seed, subject, object): it depends
+neither on the order of the facts nor on any other fact, except through the set of objects. Under
+`previous_year` and `next_year` it is the true year less one or plus one, as in FAITH (arXiv
+2402.19103).
 """
 
 import hashlib
@@ -19,13 +19,12 @@ from typing import Literal, get_args
 
 import pandas as pd
 
-from interp.arguments import whole_number
+from interp.arguments import check_choice, whole_number
 from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
-from interp.premises.mentions import names
 from interp.premises.registry import load_relation
-from interp.premises.relation import Fact, FilledQuestion, Relation
+from interp.premises.relation import Fact, FilledQuestion, Relation, names
 
 QuestionKind = Literal["false", "twin", "masked"]
 """Which object a question is filled with: the false one, the true one, or the neutral mask."""
@@ -78,8 +77,7 @@ class Premises(Displayed):
             raise UserError(f"a template is named twice: {', '.join(self.templates)}")
         if len(self._fact_of) < len(self.facts):
             raise UserError(f"a subject of relation {self.relation.name!r} occurs twice")
-        if self.part not in get_args(Part):
-            raise UserError(f"unknown part {self.part!r}; known: {', '.join(get_args(Part))}")
+        check_choice("part", self.part, get_args(Part))
 
     def __len__(self) -> int:
         """How many questions there are: facts times templates."""
@@ -106,15 +104,9 @@ class Premises(Displayed):
 
     def questions(self) -> tuple[Question, ...]:
         """All questions: facts in order, and for each its templates in order."""
+        name = self.relation.name
         return tuple(
-            Question(
-                fact.subject,
-                fact.object,
-                false_object,
-                template,
-                self.relation.name,
-                fact.also_true,
-            )
+            Question(fact.subject, fact.object, false_object, template, name, fact.also_true)
             for fact in self.facts
             for false_object in [self.false_object(fact)]
             for template in self.templates
@@ -148,10 +140,9 @@ class Premises(Displayed):
             "twin": question.true_object,
             "masked": self.relation.mask,
         }
-        if kind not in objects:
-            raise UserError(f"unknown kind of question {kind!r}; known: {', '.join(objects)}")
         template = self.relation.template(question.template)
-        return template.fill(self.fact(question.subject), objects[kind])
+        filling = objects[check_choice("kind of question", kind, objects)]
+        return template.fill(self.fact(question.subject), filling)
 
     def cloze(self, item: Question | Fact) -> str:
         """The opening of an answer, which the object completes as its next word."""
@@ -182,7 +173,7 @@ class Premises(Displayed):
         return split_premises(self, seed=seed, fraction=fraction, templates=templates)
 
     def _shown(self) -> Shown:
-        words = (
+        text = (
             f"{len(self.facts)} facts of {self.relation.name!r} × {len(self.templates)} templates "
             f"= {len(self)} questions; part: {self.part}."
         )
@@ -194,12 +185,12 @@ class Premises(Displayed):
         ]
         table = pd.DataFrame(
             {
-                "false premise": [self.fill(one, "false").text for one in chosen],
-                "true object": [one.true_object for one in chosen],
-                "template": [one.template for one in chosen],
+                "false premise": [self.fill(question, "false").text for question in chosen],
+                "true object": [question.true_object for question in chosen],
+                "template": [question.template for question in chosen],
             }
         )
-        return Shown(words, (table,))
+        return Shown(text, (table,))
 
 
 @checked
@@ -216,22 +207,22 @@ def load_premises(name_or_path: str | Path, *, seed: int = 0, limit: int | None 
 def _shuffled(seed: int, subject: str, weights: Mapping[str, int]) -> list[str]:
     """The keys in random order, each ahead of the rest with probability proportional to its weight.
 
-    Each key runs an exponential clock of rate `weight`, driven by a hash, and they are sorted by
-    when they ring; so a key that comes or goes leaves the order of the others as it is.
+    Each key draws an exponential time of rate `weight` from a hash, and keys are sorted by their
+    times; so adding or removing a key does not change the order of the others.
     """
-    rings: dict[str, float] = {}
+    times: dict[str, float] = {}
     for name, weight in weights.items():
         digest = hashlib.sha256(f"{seed}\0{subject}\0{name}".encode()).digest()
         uniform = (int.from_bytes(digest[:8], "big") + 1) / (2**64 + 1)
-        rings[name] = -math.log(uniform) / weight
-    return sorted(rings, key=lambda name: (rings[name], name))
+        times[name] = -math.log(uniform) / weight
+    return sorted(times, key=lambda name: (times[name], name))
 
 
 def collides(name: str, fact: Fact) -> bool:
-    """Whether `name` is no clean false object: an answer naming it could be read as the truth.
+    """Whether an answer that names `name` could be read as the truth.
 
-    That is so when it holds a true name, or a true name holds it, as whole words (Sudan and South
-    Sudan), and when the subject itself holds it.
+    That is so when it contains a true name, or a true name contains it, as whole words (Sudan and
+    South Sudan), and when the subject contains it.
     """
     return names(fact.subject, name) or any(
         names(true, name) or names(name, true) for true in fact.true_names
@@ -289,21 +280,12 @@ def split_premises(
             f"{', '.join(premises.templates)} for search, {len(unseen)} held out; need both"
         )
     chosen = _chosen_subjects(premises.subjects, seed, fraction)
-    facts = premises.facts
-    search = replace(
-        premises,
-        facts=tuple(fact for fact in facts if fact.subject in chosen),
-        templates=seen,
-        part="search",
-    )
-    held_out = replace(
-        premises,
-        facts=tuple(fact for fact in facts if fact.subject not in chosen),
-        templates=unseen,
-        part="held_out",
-    )
+    searched = tuple(fact for fact in premises.facts if fact.subject in chosen)
+    others = tuple(fact for fact in premises.facts if fact.subject not in chosen)
+    search = replace(premises, facts=searched, templates=seen, part="search")
+    held_out = replace(premises, facts=others, templates=unseen, part="held_out")
     for part in (search, held_out):
-        part.questions()  # too few objects to draw from shows here, not in the middle of a run
+        part.questions()  # raises here, not in the middle of a run, if there are too few objects
     return Split(search, held_out)
 
 
@@ -312,11 +294,7 @@ def _seen_templates(premises: Premises, templates: tuple[str, ...] | None) -> tu
         wanted = premises.relation.search_templates
         return tuple(name for name in premises.templates if name in wanted)
     for name in templates:
-        if name not in premises.templates:
-            raise UserError(
-                f"cannot split off template {name!r}; these premises have "
-                f"{', '.join(premises.templates)}"
-            )
+        check_choice("template", name, premises.templates)
     return templates
 
 

@@ -2,9 +2,9 @@
 
 A relation is two files of one stem: `NAME.csv` with the facts and `NAME.yaml` with the sentences.
 The CSV has the columns `subject` and `object`, optionally `also_true` (further right answers,
-parted by semicolons), and any further columns, which templates may use as slots. Every fault is
-reported with its file, and its line in a CSV. The facts are read with the standard library's csv
-module because a table library does not say in which line a fault lies.
+separated by semicolons), and any further columns, which templates may use as slots. Every error
+names its file, and its line in a CSV; the standard library's csv module reads the facts because
+table libraries do not report line numbers.
 """
 
 import csv
@@ -13,30 +13,17 @@ import os
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from interp.arguments import as_path
+from interp.arguments import as_path, check_choice
 from interp.checked import checked
 from interp.errors import UserError
 from interp.files.text import LARGEST_TEXT, LARGEST_YAML, parse_yaml, read_text
 from interp.premises.relation import Fact, Relation, Template, check_rule, is_year, not_a_year
 
-YAML_KEYS = (
-    "name",
-    "description",
-    "subject_kind",
-    "object_kind",
-    "templates",
-    "search_templates",
-    "cloze",
-    "direct",
-    "false_object",
-    "mask",
-    "source",
-    "licence",
-    "url",
-)
+YAML_KEYS = tuple(field.name for field in fields(Relation) if field.name != "facts")
 _REQUIRED_KEYS = ("name", "templates", "cloze", "direct")
 _YAML_SUFFIXES = (".yaml", ".yml")
 
@@ -49,18 +36,18 @@ def list_relations() -> tuple[str, ...]:
 
 @checked
 def load_relation(name_or_csv: str | Path, *, templates: Path | None = None) -> Relation:
-    """A shipped relation by name, or one's own by the path of its CSV or YAML file.
+    """A shipped relation by name, or your own by the path of its CSV or YAML file.
 
-    `templates` is the YAML file to use when it does not stand beside the CSV under the same stem.
-    Raises `UserError` for an unknown name and for every fault in either file.
+    `templates` is the YAML file, where it is not beside the CSV under the same stem. Raises
+    `UserError` for an unknown name and for every error in either file.
     """
     facts_file, templates_file = _locate(name_or_csv)
     templates_file = templates if templates is not None else templates_file
     settings = _read_yaml(templates_file)
-    with _blaming(templates_file):
+    with _naming(templates_file):
         sentences = _parse_settings(settings)
     facts = _read_facts(facts_file, years=sentences.get("false_object", "another") != "another")
-    with _blaming(templates_file):
+    with _naming(templates_file):
         return Relation(facts=facts, **sentences)
 
 
@@ -82,7 +69,7 @@ def _locate(name_or_csv: str | Path) -> tuple[Path, Path]:
         if text not in list_relations():
             raise UserError(
                 f"unknown relation {text!r}; known: {', '.join(list_relations())}; "
-                "for one of your own give the path of its CSV file, with a YAML file beside it"
+                "for your own relation give the path of its CSV file, with a YAML file beside it"
             )
         path = data_dir() / "relations" / f"{text}.csv"
     if path.suffix.lower() == ".csv":
@@ -94,8 +81,8 @@ def _locate(name_or_csv: str | Path) -> tuple[Path, Path]:
 
 
 @contextmanager
-def _blaming(file: Path) -> Iterator[None]:
-    """Puts the file's name before the message of any `UserError` raised inside."""
+def _naming(file: Path) -> Iterator[None]:
+    """Put the file's name before the message of any `UserError` raised inside."""
     try:
         yield
     except UserError as error:
@@ -104,7 +91,7 @@ def _blaming(file: Path) -> Iterator[None]:
 
 def _read_yaml(file: Path) -> dict[Any, Any]:
     text = _read_text(file)
-    with _blaming(file):
+    with _naming(file):
         settings = parse_yaml(text)
         if not isinstance(settings, dict):
             raise UserError("not a mapping; write keys such as 'name:' and 'templates:'")
@@ -113,8 +100,8 @@ def _read_yaml(file: Path) -> dict[Any, Any]:
 
 def _parse_settings(settings: dict[Any, Any]) -> dict[str, Any]:
     """The keyword arguments of `Relation` but for its facts."""
-    if unknown := [key for key in settings if key not in YAML_KEYS]:
-        raise UserError(f"unknown key {unknown[0]!r}; known: {', '.join(YAML_KEYS)}")
+    for key in settings:
+        check_choice("key", key, YAML_KEYS)
     if missing := [key for key in _REQUIRED_KEYS if key not in settings]:
         raise UserError(f"missing key {missing[0]!r}; required: {', '.join(_REQUIRED_KEYS)}")
     for key, value in settings.items():
@@ -143,7 +130,7 @@ def _parse_settings(settings: dict[Any, Any]) -> dict[str, Any]:
 def _read_facts(file: Path, *, years: bool) -> tuple[Fact, ...]:
     """The facts of a CSV; `years` demands that every object is one."""
     text = _read_text(file)
-    with _blaming(file):
+    with _naming(file):
         rows = _rows(text)
         header = _check_header(*next(rows, (1, [])))
         facts: list[Fact] = []
@@ -155,7 +142,7 @@ def _read_facts(file: Path, *, years: bool) -> tuple[Fact, ...]:
             key = fact.subject.casefold()
             if key in line_of:
                 raise UserError(
-                    f"line {line}: subject {fact.subject!r} already stands in line "
+                    f"line {line}: subject {fact.subject!r} is already in line "
                     f"{line_of[key]}; keep one row for each subject"
                 )
             line_of[key] = line

@@ -4,19 +4,22 @@ A *fact* is one known triple (subject, relation, object). A *template* is a ques
 for the subject and one for the object; filled with an object that is not the fact's own it becomes
 a false-premise question (FAITH, arXiv 2402.19103), filled with the true one its true-premise twin.
 A *cloze* opens the answer with a sentence that the object completes, so that one next-token
-distribution tells knowledge from hallucination. A *direct* question asks for the object outright.
+distribution tells knowledge from hallucination. A *direct* question asks for the object itself.
 
 Filling returns character spans `[start, end)` that follow from the positions of the slots; the text
-is never searched for a name, because names repeat, contain each other, and may hold braces.
+is not searched for names, because names repeat, contain each other, and may contain braces.
 """
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, get_args
 
+from interp.arguments import check_choice
+from interp.checked import checked
 from interp.errors import UserError
 
 FalseObjectRule = Literal["another", "previous_year", "next_year"]
@@ -174,14 +177,12 @@ class Relation:
         return tuple(dict.fromkeys(column for text in texts for column in _columns(text)))
 
     def template(self, name: str) -> Template:
-        """The template of that name; an unknown one raises `UserError` and lists the known."""
+        """The template of that name. Raises `UserError` for an unknown one, listing the known."""
         for template in self.templates:
             if template.name == name:
                 return template
-        raise UserError(
-            f"relation {self.name!r} has no template {name!r}; "
-            f"known: {', '.join(self.template_names)}"
-        )
+        known = ", ".join(self.template_names)
+        raise UserError(f"relation {self.name!r} has no template {name!r}; known: {known}")
 
     def cloze_for(self, fact: Fact) -> str:
         """The opening of an answer about `fact`, which its object completes."""
@@ -194,9 +195,20 @@ class Relation:
 
 def check_rule(rule: str) -> None:
     """Raise `UserError` unless `rule` is a `FalseObjectRule`."""
-    if rule not in get_args(FalseObjectRule):
-        known = ", ".join(get_args(FalseObjectRule))
-        raise UserError(f"unknown false_object {rule!r}; known: {known}")
+    check_choice("false_object", rule, get_args(FalseObjectRule))
+
+
+@checked
+def names(text: str, name: str) -> bool:
+    """Whether ``text`` contains ``name`` as whole words, ignoring case."""
+    text, name = (unicodedata.normalize("NFC", part).casefold() for part in (text, name))
+    return name in text and re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text) is not None
+
+
+@checked
+def names_any(text: str, all_names: Iterable[str]) -> bool:
+    """Whether ``text`` contains any of the names as whole words."""
+    return any(names(text, name) for name in all_names)
 
 
 def is_year(text: str) -> bool:

@@ -1,12 +1,12 @@
-"""Pairs as a model reads them: token batches, the answers' tokens, and spans in tokens.
+"""Pairs as tokens: token batches, the answers' tokens, and spans in tokens.
 
 The answers are scored by the first token in which they differ as continuations of the text. Each
 text is tokenized together with each answer, never apart from it; what the two continuations share
 is the prompt, so answers that begin with the same tokens put those at the prompt's end.
 
-Between text and answer stands the pair's ``gap``; where it says none, mostly a space
+Text and answer are joined by the pair's ``gap``; without one, mostly by a space
 (`interp.models.joining`). In a chat (``chat=True``) the text is the user's turn and the answer
-begins the assistant's, behind a gap only if the pair says one. Spans are found by the tokenizer's
+begins the assistant's, after a gap only if the pair has one. Spans are found by the tokenizer's
 character offsets on the whole text.
 """
 
@@ -25,12 +25,7 @@ from interp.forward.partial import unedited_logits
 from interp.models import render_chat
 from interp.models.hooked_model import HookedModel
 from interp.models.joining import gap_between
-from interp.models.spans import (
-    check_offsets,
-    shared_length,
-    token_span,
-    tokenize_with_offsets,
-)
+from interp.models.spans import check_offsets, shared_length, token_span, tokenize_with_offsets
 from interp.patching.metrics import LogitDifference
 from interp.tasks.pairs import Pair, Pairs
 
@@ -69,13 +64,13 @@ class EncodedPairs:
         return torch.equal(self.clean.mask, self.corrupted.mask)
 
     def content(self) -> dict[str, Any]:
-        """All of it as JSON can hold it, without the padding."""
+        """All fields as JSON types, without padding."""
         return {
             "clean": _unpadded(self.clean),
             "corrupted": _unpadded(self.corrupted),
             "answer": self.answer.tolist(),
             "wrong": self.wrong.tolist(),
-            "spans": {name: [list(one) for one in both] for name, both in self.spans.items()},
+            "spans": {name: [list(side) for side in pair] for name, pair in self.spans.items()},
             "groups": list(self.groups),
             "templates": list(self.templates),
         }
@@ -123,7 +118,7 @@ def encode_pairs(
     rows = []
     for number, pair in enumerate(pairs):
         try:
-            rows.append(_encode_pair(tokenizer, pair, chat, system))
+            rows.append(_encode_pair(tokenizer, pair, chat=chat, system=system))
         except UserError as error:
             raise UserError(f"{pairs.name}, pair {number + 1}: {error}") from error
     return EncodedPairs(
@@ -148,30 +143,30 @@ _Prompt = tuple[list[int], dict[str, Span]]
 
 
 def _encode_pair(
-    tokenizer: Any, pair: Pair, chat: bool, system: str | None
+    tokenizer: Any, pair: Pair, *, chat: bool, system: str | None
 ) -> tuple[_Prompt, _Prompt, int, int]:
     """Both prompts with their spans, and the two answers' tokens."""
     found = []
     for text, which in ((pair.clean, 0), (pair.corrupted, 1)):
         spans = {name: both[which] for name, both in pair.spans.items()}
-        found.append(_encode_text(tokenizer, text, pair, spans, chat, system))
+        found.append(_encode_text(tokenizer, text, pair, spans=spans, chat=chat, system=system))
     (clean, *answers), (corrupted, *others) = found
     if answers != others:
         raise UserError(
-            f"{pair.answer!r} and {pair.wrong_answer!r} have other first tokens after the clean "
-            "text than after the corrupted one: end both texts alike"
+            f"the first tokens of {pair.answer!r} and {pair.wrong_answer!r} after the clean text "
+            "differ from those after the corrupted one: end both texts alike"
         )
     return clean, corrupted, answers[0], answers[1]
 
 
 def _encode_text(
-    tokenizer: Any, text: str, pair: Pair, spans: dict[str, Span], chat: bool, system: str | None
+    tokenizer: Any, text: str, pair: Pair, *, spans: dict[str, Span], chat: bool, system: str | None
 ) -> tuple[_Prompt, int, int]:
     encodings, wholes, begin = [], [], 0
     for answer in (pair.answer, pair.wrong_answer):
         if chat:
-            said = answer.lstrip() if pair.gap is None else answer
-            rendered = render_chat(tokenizer, text, said, system=system, gap=pair.gap)
+            answer = answer.lstrip() if pair.gap is None else answer
+            rendered = render_chat(tokenizer, text, answer, system=system, gap=pair.gap)
             whole, begin = rendered.text, rendered.question_start
             special = rendered.add_special_tokens
         else:
@@ -188,13 +183,13 @@ def _encode_text(
             "apart"
         )
     if shared == 0:
-        raise UserError("nothing of the text stands before the answers' first tokens")
+        raise UserError("there are no tokens of the text before the answers' first tokens")
     offsets = encodings[0]["offset_mapping"][:shared]
-    placed = {
+    token_spans = {
         name: token_span(offsets, wholes[0], (begin + start, begin + end), what=f"span {name!r}")
         for name, (start, end) in spans.items()
     }
-    return (right[:shared], placed), right[shared], wrong[shared]
+    return (right[:shared], token_spans), right[shared], wrong[shared]
 
 
 @checked

@@ -4,20 +4,22 @@
 mentioned once, the indirect object (IO); the one that was mentioned twice is the subject (S).
 The corrupted text is, by ``corruption``:
 
-* ``swap``: the second mention of the subject becomes the other name, so that the answer turns
-  round: "…, Mary handed the ball to" goes on with John;
-* ``random``: all three mentions become three other names, so that no name is named twice and
-  there is nothing to answer by.
+* ``swap``: the second mention of the subject becomes the other name, which reverses the answer:
+  "…, Mary handed the ball to" goes on with John;
+* ``random``: the three mentions become three other names, so that no name occurs twice and the
+  text does not determine an answer.
 
-Both leave every other word as it is. Which name comes first is balanced. Spans: ``io``, ``s1``
+Both leave every other word unchanged. Which name comes first is balanced. Spans: ``io``, ``s1``
 (the subject's first mention), ``s2`` (its second), ``end`` (the last word). A group is a pair of
 names; no two prompts share one as long as there are enough names.
 """
 
 import random
+import re
 from itertools import combinations
 from typing import Any, Literal, get_args
 
+from interp.arguments import check_choice
 from interp.checked import checked
 from interp.errors import UserError
 from interp.models.unwrapped import check_tokenizer
@@ -38,113 +40,23 @@ TEMPLATES: dict[str, str] = {
     "reached": "Soon after {first} and {second} reached the {place}, {subject} brought a "
     "{object} to",
 }
-NAMES: tuple[str, ...] = (
-    "Adam",
-    "Alice",
-    "Amy",
-    "Andrew",
-    "Anna",
-    "Anthony",
-    "Ben",
-    "Brian",
-    "Charles",
-    "Daniel",
-    "David",
-    "Edward",
-    "Elizabeth",
-    "Emily",
-    "Emma",
-    "Eric",
-    "Frank",
-    "George",
-    "Helen",
-    "Henry",
-    "Jack",
-    "James",
-    "Jane",
-    "Jason",
-    "Jeff",
-    "John",
-    "Joseph",
-    "Julia",
-    "Karen",
-    "Kate",
-    "Kevin",
-    "Laura",
-    "Linda",
-    "Lisa",
-    "Lucy",
-    "Maria",
-    "Mark",
-    "Martin",
-    "Mary",
-    "Matthew",
-    "Michael",
-    "Nick",
-    "Oliver",
-    "Patrick",
-    "Paul",
-    "Peter",
-    "Rachel",
-    "Richard",
-    "Robert",
-    "Ruth",
-    "Ryan",
-    "Sam",
-    "Sarah",
-    "Scott",
-    "Simon",
-    "Sophie",
-    "Stephen",
-    "Susan",
-    "Thomas",
-    "Tom",
-    "Victoria",
-    "William",
-)
-PLACES: tuple[str, ...] = (
-    "bank",
-    "beach",
-    "bridge",
-    "garden",
-    "hospital",
-    "hotel",
-    "house",
-    "library",
-    "market",
-    "museum",
-    "office",
-    "park",
-    "restaurant",
-    "river",
-    "school",
-    "station",
-    "store",
-    "theater",
-)
-OBJECTS: tuple[str, ...] = (
-    "bag",
-    "ball",
-    "basket",
-    "book",
-    "box",
-    "camera",
-    "card",
-    "coat",
-    "cup",
-    "drink",
-    "flower",
-    "gift",
-    "hat",
-    "key",
-    "letter",
-    "map",
-    "newspaper",
-    "picture",
-    "ring",
-    "ticket",
-    "watch",
-)
+_NAMES = """
+Adam Alice Amy Andrew Anna Anthony Ben Brian Charles Daniel David Edward Elizabeth Emily Emma
+Eric Frank George Helen Henry Jack James Jane Jason Jeff John Joseph Julia Karen Kate Kevin Laura
+Linda Lisa Lucy Maria Mark Martin Mary Matthew Michael Nick Oliver Patrick Paul Peter Rachel
+Richard Robert Ruth Ryan Sam Sarah Scott Simon Sophie Stephen Susan Thomas Tom Victoria William
+"""
+NAMES: tuple[str, ...] = tuple(_NAMES.split())
+_PLACES = """
+bank beach bridge garden hospital hotel house library market museum office park restaurant river
+school station store theater
+"""
+PLACES: tuple[str, ...] = tuple(_PLACES.split())
+_OBJECTS = """
+bag ball basket book box camera card coat cup drink flower gift hat key letter map newspaper
+picture ring ticket watch
+"""
+OBJECTS: tuple[str, ...] = tuple(_OBJECTS.split())
 
 
 @checked
@@ -177,8 +89,8 @@ def ioi_pairs(
         words = {"place": draw.choice(PLACES), "object": draw.choice(OBJECTS)}
         kind = kinds[number % len(kinds)]
         twins = {"swap": (io, subject, io), "random": tuple(others)}[corruption]
-        clean, clean_spans = _fill(kind, (io, subject, subject), io_first, words)
-        corrupted, corrupted_spans = _fill(kind, twins, io_first, words)
+        clean, clean_spans = _fill(kind, (io, subject, subject), words, io_first=io_first)
+        corrupted, corrupted_spans = _fill(kind, twins, words, io_first=io_first)
         spans = {name: (clean_spans[name], corrupted_spans[name]) for name in clean_spans}
         group = " & ".join(sorted((io, subject)))
         pairs.append(Pair(clean, corrupted, f" {io}", f" {subject}", spans, group, kind))
@@ -204,31 +116,24 @@ def single_token_names(tokenizer: Any) -> list[str]:
 
 
 def check_corruption(corruption: str) -> None:
-    """Raise for an unknown corruption, and list the known."""
-    if corruption not in get_args(Corruption):
-        known = ", ".join(get_args(Corruption))
-        raise UserError(f"unknown corruption {corruption!r}; known: {known}")
+    """Raise UserError for an unknown corruption, listing the known ones."""
+    check_choice("corruption", corruption, get_args(Corruption))
 
 
 def _fill(
-    kind: str, names: tuple[str, ...], io_first: bool, words: dict[str, str]
+    kind: str, names: tuple[str, ...], words: dict[str, str], *, io_first: bool
 ) -> tuple[str, dict[str, Span]]:
-    """The sentence, and where its names stand: known from the slots, not searched for."""
+    """The sentence and the spans of its names, which follow from the positions of the slots."""
     io, subject, again = names
     first, second = (io, subject) if io_first else (subject, io)
     slots = {"first": first, "second": second, "subject": again, **words}
-    roles = {
-        "first": "io" if io_first else "s1",
-        "second": "s1" if io_first else "io",
-        "subject": "s2",
-    }
+    roles = {"first": "io", "second": "s1"} if io_first else {"first": "s1", "second": "io"}
+    roles |= {"subject": "s2"}
     text, spans = "", {}
-    for piece in TEMPLATES[kind].replace("{", "\0{").replace("}", "\0").split("\0"):
-        if not piece.startswith("{"):
-            text += piece
-            continue
-        if piece[1:] in roles:
-            spans[roles[piece[1:]]] = (len(text), len(text) + len(slots[piece[1:]]))
-        text += slots[piece[1:]]
+    for index, piece in enumerate(re.split(r"[{}]", TEMPLATES[kind])):  # every second is a slot
+        filled = slots[piece] if index % 2 else piece
+        if index % 2 and piece in roles:
+            spans[roles[piece]] = (len(text), len(text) + len(filled))
+        text += filled
     last = text.rindex(" ") + 1
     return text, {**{name: spans[name] for name in ("io", "s1", "s2")}, "end": (last, len(text))}

@@ -7,12 +7,12 @@ A file of pairs holds one JSON object a line::
      "spans": {"city": {"clean": [0, 5], "corrupted": [0, 4]}}, "group": "Paris", "template": "is",
      "gap": ""}
 
-``answer`` is what follows the clean text, ``wrong_answer`` what follows the corrupted one. The
-last four keys may be left out. ``gap`` is what stands between text and answer: ``""`` for nothing,
-as in "12+30=" and "42"; where it is left out, `interp.models.joining.gap_between` says, mostly a
-space. ``spans`` names pieces of the texts by character offsets
-[start, end); a plain ``[start, end]`` stands for the same offsets in both. ``group`` says which
-prompts are not independent and are resampled together; ``template`` is the sentence's form.
+``answer`` continues the clean text, ``wrong_answer`` the corrupted one. The last four keys are
+optional. ``gap`` joins text and answer: ``""`` for nothing, as in "12+30=" and "42"; by default
+`interp.models.joining.gap_between` decides, mostly for a space. ``spans`` names pieces of the texts
+by character offsets [start, end); a plain ``[start, end]`` stands for the same offsets in both.
+Prompts of one ``group`` are not independent and are resampled together; ``template`` names the
+form of the sentence.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from interp.arguments import check_choice, shown
 from interp.checked import checked
 from interp.errors import UserError
 from interp.files.text import read_json_lines
@@ -36,8 +37,8 @@ class Pair:
 
     Attributes:
         spans: by name, the characters of the clean and of the corrupted text.
-        gap: what stands between a text and an answer; None for what is usual between the two. In
-            a chat it stands before the answer in the assistant's turn.
+        gap: the text between a text and its answer; None for the usual one. In a chat it comes
+            before the answer in the assistant's turn.
     """
 
     clean: str
@@ -64,20 +65,13 @@ class Pair:
                     )
 
     def row(self) -> dict[str, Any]:
-        """The pair as a line of a pairs file holds it."""
-        return {
-            "clean": self.clean,
-            "corrupted": self.corrupted,
-            "answer": self.answer,
-            "wrong_answer": self.wrong_answer,
-            "spans": {
-                name: {"clean": list(clean), "corrupted": list(corrupted)}
-                for name, (clean, corrupted) in self.spans.items()
-            },
-            "group": self.group,
-            "template": self.template,
-            **({} if self.gap is None else {"gap": self.gap}),
+        """The pair as a line of a pairs file, without a gap if there is none."""
+        content = dict(vars(self))
+        content["spans"] = {
+            name: {"clean": list(clean), "corrupted": list(corrupted)}
+            for name, (clean, corrupted) in self.spans.items()
         }
+        return {name: value for name, value in content.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -113,7 +107,7 @@ class Pairs:
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """What is resampled together; a pair without a group is its own."""
+        """The group of each pair; a pair without one is a group by itself."""
         return tuple(pair.group or f"pair {number}" for number, pair in enumerate(self.items))
 
     @property
@@ -148,13 +142,12 @@ def read_pairs(path: str | Path, *, limit: int | None = None) -> Pairs:
 def _pair_of(content: Any) -> Pair:
     if not isinstance(content, dict):
         raise UserError('must be a JSON object such as {"clean": …, "corrupted": …}')
-    known = [one.name for one in fields(Pair)]
-    unknown = [key for key in content if key not in known]
-    if unknown:
-        raise UserError(f"unknown key {unknown[0]!r}; known: {', '.join(known)}")
-    missing = [key for key in _TEXTS if key not in content]
-    if missing:
-        raise UserError(f"{missing[0]!r} is missing")
+    known = [entry.name for entry in fields(Pair)]
+    for key in content:
+        check_choice("key", key, known)
+    for key in _TEXTS:
+        if key not in content:
+            raise UserError(f"{key!r} is missing")
     _check_texts(content)
     spans = content.get("spans")
     spans = {} if spans is None else spans
@@ -165,13 +158,13 @@ def _pair_of(content: Any) -> Pair:
 
 
 def _check_texts(content: Mapping[str, Any]) -> None:
-    """Raise UserError unless a pair's texts are texts, and say something where they have to."""
+    """Raise UserError unless a pair's texts are texts, and not empty where they are required."""
     for name in (*_TEXTS, "group", "template", "gap"):
         text = content.get(name, "")
         if name == "gap" and text is None:
             continue
         if not isinstance(text, str):
-            raise UserError(f"{name} is {_short(text)}, but must be text")
+            raise UserError(f"{name} is {shown(text)}, but must be text")
         if name in _TEXTS and not text.strip():
             raise UserError(f"{name} is empty: give it at least one word")
         try:
@@ -188,17 +181,12 @@ def _spans_of(name: str, value: Any) -> tuple[Span, Span]:
 
 
 def _span_of(name: str, value: Any) -> Span:
-    if isinstance(value, list) and len(value) == 2 and all(type(one) is int for one in value):
+    if isinstance(value, list) and len(value) == 2 and all(type(end) is int for end in value):
         return value[0], value[1]
     raise UserError(
-        f"span {name!r} is {_short(value)}, but must be [start, end] in characters, or "
+        f"span {name!r} is {shown(value)}, but must be [start, end] in characters, or "
         '{"clean": [start, end], "corrupted": [start, end]}'
     )
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:80]}…"
 
 
 def _list(names: Mapping[str, Any]) -> str:

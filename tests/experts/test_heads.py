@@ -249,7 +249,12 @@ def test_slices_removed_as_in_the_weights(
         effects = []
         for each in (edited, model):
             runs = sweep_sets(
-                each, encoded.batch("false"), edit, [[], heads], [metric], progress=False
+                each,
+                encoded.batch("false"),
+                edit,
+                sets=[[], heads],
+                metrics=[metric],
+                progress=False,
             )[0]
             effects.append(runs[:, 1] - runs[:, 0])
         assert found.head_effect is not None
@@ -319,7 +324,7 @@ def test_faith_runs_on_an_adapted_model_on_the_plain_modules(model: Any, premise
     metric = LogitDifference(encoded.true_tokens, encoded.false_tokens)
     edit = Constraint(heads).edit(model, encoded, "false")
     (swept,) = sweep_sets(
-        model, encoded.batch("false"), edit, [heads.heads], [metric], progress=False
+        model, encoded.batch("false"), edit, sets=[heads.heads], metrics=[metric], progress=False
     )
     torch.testing.assert_close(held, swept[:, 0], atol=2e-5, rtol=1e-4)
     scored = interp.evaluate(model, premises, heads=heads, random_sets=0, answers=False)

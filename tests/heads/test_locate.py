@@ -68,7 +68,7 @@ def test_with_no_false_premise_the_search_selects_nothing(tiny_llama: HookedMode
     edit = premise_edit(tiny_llama, encoded, "twin", source="twin", last_only=True)
     metric = LogitDifference(encoded.true_tokens, encoded.false_tokens)
     batch = encoded.batch("twin")
-    values = sweep_heads(tiny_llama, batch, edit, [metric], freeze=True, progress=False)[0]
+    values = sweep_heads(tiny_llama, batch, edit, metrics=[metric], freeze=True, progress=False)[0]
     with torch.no_grad():
         unedited = metric(last_logits(tiny_llama, batch)[:, -1])
     torch.testing.assert_close(values, unedited[:, None, None].expand_as(values), rtol=0, atol=5e-5)
@@ -132,7 +132,7 @@ def test_path_is_the_papers_procedure_at_the_last_token(tiny_llama: HookedModel)
         Probability(torch.tensor(top)),
     )
     edit = ActivationEdit(at, source=source)
-    edited = sweep_heads(tiny_llama, batch, edit, metrics, freeze=True, progress=False)
+    edited = sweep_heads(tiny_llama, batch, edit, metrics=metrics, freeze=True, progress=False)
     with torch.no_grad():
         free = torch.stack([metric(last_logits(tiny_llama, batch)[:, -1]) for metric in metrics])
     expected = edited - free[:, :, None, None]

@@ -99,7 +99,7 @@ def test_choices_that_make_no_sense(options: dict[str, Any], message: str) -> No
 
 def test_random_sets_match_per_layer_and_leave_the_chosen_out() -> None:
     chosen = HeadSet(((3, 0), (3, 5), (1, 2), (7, 8)), "attention")
-    sets = random_head_sets(chosen, 9, 9, 50, seed=3)
+    sets = random_head_sets(chosen, n_layers=9, n_heads=9, n_sets=50, seed=3)
     assert len(sets) == 50
     for one in sets:
         assert one.site == "attention"
@@ -113,17 +113,23 @@ def test_random_sets_match_per_layer_and_leave_the_chosen_out() -> None:
 
 def test_the_seed_decides_the_random_sets() -> None:
     chosen = HeadSet(((0, 0), (1, 1)))
-    assert random_head_sets(chosen, 9, 9, 5, seed=1) == random_head_sets(chosen, 9, 9, 5, seed=1)
-    assert random_head_sets(chosen, 9, 9, 5, seed=1) != random_head_sets(chosen, 9, 9, 5, seed=2)
+    assert random_head_sets(chosen, n_layers=9, n_heads=9, n_sets=5, seed=1) == random_head_sets(
+        chosen, n_layers=9, n_heads=9, n_sets=5, seed=1
+    )
+    assert random_head_sets(chosen, n_layers=9, n_heads=9, n_sets=5, seed=1) != random_head_sets(
+        chosen, n_layers=9, n_heads=9, n_sets=5, seed=2
+    )
 
 
 def test_random_sets_of_no_head_are_empty() -> None:
-    assert [one.heads for one in random_head_sets(HeadSet(()), 2, 4, 3)] == [(), (), ()]
+    assert [
+        one.heads for one in random_head_sets(HeadSet(()), n_layers=2, n_heads=4, n_sets=3)
+    ] == [(), (), ()]
 
 
 def test_a_layer_that_is_mostly_chosen_borrows_from_the_nearest() -> None:
     chosen = HeadSet(((2, 0), (2, 1), (2, 3)))
-    for one in random_head_sets(chosen, 5, 4, 20):
+    for one in random_head_sets(chosen, n_layers=5, n_heads=4, n_sets=20):
         per_layer = Counter(layer for layer, _ in one)
         assert per_layer[2] == 1  # (2, 2), all that is left there
         assert sum(per_layer.values()) == 3
@@ -134,4 +140,4 @@ def test_a_layer_that_is_mostly_chosen_borrows_from_the_nearest() -> None:
 def test_more_than_half_of_the_model_has_no_match() -> None:
     chosen = HeadSet(tuple((layer, head) for layer in (0, 1) for head in range(3)))
     with pytest.raises(UserError, match="no random set can match 6 of 8 heads"):
-        random_head_sets(chosen, 2, 4, 20)
+        random_head_sets(chosen, n_layers=2, n_heads=4, n_sets=20)

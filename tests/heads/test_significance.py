@@ -9,7 +9,7 @@ import torch
 
 from interp.errors import UserError
 from interp.heads import HeadEffects, head_statistics, mean_interval
-from interp.heads.significance import subject_means
+from interp.statistics.significance import group_means
 
 
 def values_of(per_subject: Any) -> torch.Tensor:
@@ -70,7 +70,7 @@ def test_no_effect_at_all_has_p_one() -> None:
 
 def test_subjects_are_averaged_first() -> None:
     values = torch.tensor([1.0, 3.0, 10.0])[:, None, None]
-    means = subject_means(values, ["a", "a", "b"])
+    means = group_means(values, ["a", "a", "b"])
     assert means[:, 0, 0].tolist() == [2.0, 10.0]
 
 

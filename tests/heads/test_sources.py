@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from interp.errors import UserError
 from interp.heads import premise_edit
-from interp.heads.object_edits import aligned_columns, last_true, mean_output
+from interp.heads.object_edits import aligned_positions, last_true, mean_output
 from interp.models import HookedModel
 from interp.patching import ActivationEdit, AttentionEdit
 from interp.premises import load_premises
@@ -24,7 +24,7 @@ def spans_to_mask(spans: list[tuple[int, int]], width: int) -> torch.Tensor:
 def test_spans_of_equal_and_of_different_length_are_aligned_by_hand() -> None:
     here = spans_to_mask([(2, 5), (1, 3), (0, 1)], 6)
     there = spans_to_mask([(1, 4), (3, 4), (2, 5)], 7)
-    columns = aligned_columns(here, there)
+    columns = aligned_positions(here, there)
     assert columns[0, 2:5].tolist() == [1, 2, 3]
     assert columns[1, 1:3].tolist() == [3, 3]  # the longer span repeats the other's first token
     assert columns[2, 0:1].tolist() == [4]  # the shorter one takes the last
@@ -36,7 +36,7 @@ def test_alignment_stays_inside_the_other_span(data: st.DataObject) -> None:
     for width in (9, 8):
         start = data.draw(st.integers(0, width - 1))
         spans.append((start, data.draw(st.integers(start + 1, width))))
-    columns = aligned_columns(spans_to_mask(spans[:1], 9), spans_to_mask(spans[1:], 8))[0]
+    columns = aligned_positions(spans_to_mask(spans[:1], 9), spans_to_mask(spans[1:], 8))[0]
     taken = columns[slice(*spans[0])].tolist()
     assert taken[-1] == spans[1][1] - 1
     for earlier, later in itertools.pairwise(taken):

@@ -84,7 +84,7 @@ def test_constraining_equals_the_sweeps_edit(
         mean = mean_output(model, encoded) if mode == "mean" else None
         edit = one.edit(model, encoded, kind, mean=mean)
         expected = sweep_sets(
-            model, encoded.batch(kind), edit, [HEADS, ()], [metric], progress=False
+            model, encoded.batch(kind), edit, sets=[HEADS, ()], metrics=[metric], progress=False
         )[0]
         with constrain(model, one, premises=premises):
             held = metric(last_logits(model, encoded.batch(kind))[:, -1])

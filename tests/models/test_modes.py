@@ -41,7 +41,12 @@ RUNS: dict[str, Callable[[Any], Any]] = {
     "paths": lambda model: patch_paths(model, *PROMPTS, **QUIET).values,
     "faithfulness": lambda model: (
         faithfulness_curve(
-            model, *PROMPTS, [(0, 1), (1, 2), (0, 3)], n_random=1, proportions=(0.4, 1.0), **QUIET
+            model,
+            *PROMPTS,
+            ranking=[(0, 1), (1, 2), (0, 3)],
+            n_random=1,
+            proportions=(0.4, 1.0),
+            **QUIET,
         ).circuit
     ),
     "last_logits": lambda model: last_logits(model, CLEAN),

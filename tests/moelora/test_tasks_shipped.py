@@ -12,8 +12,8 @@ from interp.moelora.data.examples import Example
 from interp.moelora.data.sources import list_tasks, load_split
 from interp.moelora.training.scoring import is_right
 from interp.premises import Fact, load_premises
-from interp.premises.mentions import names
 from interp.premises.registry import data_dir
+from interp.premises.relation import names
 
 SETS = ("arithmetic", "facts", "false_premise")
 FACT_SETS = ("facts", "false_premise")

@@ -24,11 +24,11 @@ from transformers import (
 import interp.models
 from interp.forward.partial import record_run
 from interp.patching import LogitDifference, Probability, TokenBatch
-from interp.patching.atp_star import atp_star_columns
-from interp.patching.attribution import attribute_columns
+from interp.patching.atp_star import atp_star_effects
+from interp.patching.attribution import attribute_positions
 from interp.patching.chunks import graph_demand, row_demand
 from interp.patching.edits import ActivationEdit
-from interp.patching.integrated_gradients import integrate_columns
+from interp.patching.integrated_gradients import integrate_positions
 from interp.patching.sweep import sweep_heads
 from tests.conftest import make_tokenizer
 
@@ -104,30 +104,34 @@ def measured(
     edit = ActivationEdit(at, values, first=width - tail, component=component)  # type: ignore[arg-type]
     index = torch.zeros(prompts, dtype=torch.long)
     metrics = [LogitDifference(index, index + 1), Probability(index)]
-    places = at[None]
+    position_sets = at[None]
     if component == "k":
-        places = torch.eye(width, dtype=torch.bool)[-tail:, None].repeat(1, prompts, 1)
+        position_sets = torch.eye(width, dtype=torch.bool)[-tail:, None].repeat(1, prompts, 1)
     if method == "exact":
         kept = ["z"] if component == "z" else []
         demand = row_demand(model, units, *kept, edits=[component])
     else:
-        held = len(places) if component == "k" else 0
-        demand = graph_demand(model, "pattern" if held else component, places=held)
+        held = len(position_sets) if component == "k" else 0
+        demand = graph_demand(model, "pattern" if held else component, position_sets=held)
     heads = [(0, unit) for unit in range(units)]
     options: dict[str, Any] = {"budget": PLENTY, "progress": False}
 
     def run_method() -> None:
         if method == "exact":
-            sweep_heads(model, batch, edit, metrics, heads=heads, **options)
+            sweep_heads(model, batch, edit, metrics=metrics, heads=heads, **options)
         elif method == "attribution":
-            attribute_columns(model, batch, edit, metrics, **options)
+            attribute_positions(model, batch, edit, metrics=metrics, **options)
         elif method == "ig":
-            integrate_columns(model, batch, edit, metrics[1], steps=1, **options)
+            integrate_positions(model, batch, edit, metric=metrics[1], steps=1, **options)
         else:
-            atp_star_columns(model, batch, edit, places, metrics[1], **options)
+            atp_star_effects(
+                model, batch, edit, position_sets=position_sets, metric=metrics[1], **options
+            )
 
     largest = largest_size(run_method) + values.nbytes
-    return {"estimate": demand.of(prompts, prompts * units, tail, width), "largest": largest}
+    one = demand(tail, width)
+    estimate = prompts * (one.kept + units * one.row)
+    return {"estimate": estimate, "largest": largest}
 
 
 def largest_size(run: Callable[[], None]) -> int:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from interp.errors import UserError
 from interp.patching import TokenBatch
-from interp.patching.alignment import align, aligned_columns, span_lists
+from interp.patching.alignment import align, aligned_positions, span_lists
 
 LONG = [[1, 2, 3, 4, 5], [6, 7, 8]]
 SAME = [[1, 2, 9, 4, 9], [6, 7, 8]]
@@ -22,10 +22,10 @@ def batch(prompts: list[list[int]]) -> TokenBatch:
 
 def test_all_positions_from_the_first_difference_on() -> None:
     found = align(batch(LONG), batch(SAME), "all")
-    assert found.places.tolist() == [
+    assert found.position_sets.tolist() == [
         [[False, False, True, True, True], [False, False, False, False, True]]
     ]
-    assert found.columns.tolist() == [[0, 1, 2, 3, 4]] * 2
+    assert found.clean_positions.tolist() == [[0, 1, 2, 3, 4]] * 2
     assert (found.axis, found.labels) == (None, ("all",))
 
 
@@ -37,26 +37,26 @@ def test_everywhere_is_every_real_token() -> None:
 def test_each_position_is_a_place_from_the_first_that_differs() -> None:
     found = align(batch(LONG), batch(SAME), "each")
     assert (found.axis, found.labels) == ("position", ("2", "3", "4"))
-    assert found.places.shape == (3, 2, 5)
-    assert found.places[:, 0].nonzero().tolist() == [[0, 2], [1, 3], [2, 4]]
+    assert found.position_sets.shape == (3, 2, 5)
+    assert found.position_sets[:, 0].nonzero().tolist() == [[0, 2], [1, 3], [2, 4]]
     # A pair without a difference is edited at its last token, where that changes nothing.
-    assert found.places[:, 1].nonzero().tolist() == [[2, 4]]
+    assert found.position_sets[:, 1].nonzero().tolist() == [[2, 4]]
 
 
 def test_spans_of_different_lengths_meet_at_their_ends() -> None:
     """Clean tokens 1 to 2 of 4 (left-padded: columns 1, 2), corrupted tokens 0 to 3 of 5."""
     clean, corrupted = batch([[1, 2, 3, 4]]), batch([[1, 2, 3, 4, 5]])
     found = align(clean, corrupted, {"name": ([(1, 3)], [(0, 4)]), "end": ([(3, 4)], [(4, 5)])})
-    assert found.places.tolist() == [
+    assert found.position_sets.tolist() == [
         [[True, True, True, True, False]],
         [[False, False, False, False, True]],
     ]
     # The longer span repeats the shorter one's first token.
-    assert found.columns.tolist() == [[1, 1, 1, 2, 3]]
+    assert found.clean_positions.tolist() == [[1, 1, 1, 2, 3]]
     assert (found.axis, found.labels) == ("span", ("name", "end"))
     # A shorter span takes the longer one's last tokens.
     back = align(corrupted, clean, {"name": ([(0, 4)], [(1, 3)])})
-    assert back.columns[0, 1:3].tolist() == [2, 3]
+    assert back.clean_positions[0, 1:3].tolist() == [2, 3]
 
 
 @given(st.data())
@@ -72,7 +72,7 @@ def test_aligned_columns_stay_in_the_span_and_move_by_one(data: st.DataObject) -
         for width, (start, end) in zip(widths, spans, strict=True)
     ]
     (start, end), (first, last) = spans
-    taken = aligned_columns(*masks)[0, start:end].tolist()
+    taken = aligned_positions(*masks)[0, start:end].tolist()
     assert taken[-1] == last - 1
     assert all(first <= column < last for column in taken)
     assert all(b - a == 1 or (a == b == first) for a, b in itertools.pairwise(taken))

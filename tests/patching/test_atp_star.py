@@ -12,7 +12,7 @@ from interp.forward.hook_points import as_units, hook_name
 from interp.models import HookedModel
 from interp.patching import LogitDifference, TokenBatch, patch
 from interp.patching.alignment import align
-from interp.patching.atp_star import atp_star_columns
+from interp.patching.atp_star import atp_star_effects
 from interp.patching.patch_source import patching_edit
 
 CLOSE: dict[str, Any] = {"rtol": 0.0, "atol": 1e-4}
@@ -138,9 +138,15 @@ def signed(model: Any, pairs: Any, component: str) -> torch.Tensor:
     metric = LogitDifference(*(torch.full((len(pairs),), token) for token in (0, 1)))
     alignment = align(clean, corrupted, "all")
     with torch.no_grad():
-        edit = patching_edit(model, clean, alignment, component)
-    return atp_star_columns(
-        model, corrupted, edit, alignment.places, metric, grad_drop=False, progress=False
+        edit = patching_edit(model, clean, alignment, component=component)
+    return atp_star_effects(
+        model,
+        corrupted,
+        edit,
+        position_sets=alignment.position_sets,
+        metric=metric,
+        grad_drop=False,
+        progress=False,
     )[:, 0, 0, 0]
 
 
@@ -186,9 +192,15 @@ def on_families(model: Any, component: str, places: Any = "all", **options: Any)
     clean, corrupted = TokenBatch.from_lists(CLEAN), TokenBatch.from_lists(CORRUPTED)
     alignment = align(clean, corrupted, places)
     with torch.no_grad():
-        edit = patching_edit(model, clean, alignment, component)
-    return atp_star_columns(
-        model, corrupted, edit, alignment.places, METRIC, progress=False, **options
+        edit = patching_edit(model, clean, alignment, component=component)
+    return atp_star_effects(
+        model,
+        corrupted,
+        edit,
+        position_sets=alignment.position_sets,
+        metric=METRIC,
+        progress=False,
+        **options,
     )
 
 

@@ -30,7 +30,8 @@ def slope(model: Any, small: Any) -> torch.Tensor:
     """(metric(ε) − metric(−ε)) / 2ε of the exact sweep; ``small(ε)`` makes the edit."""
     step = 2e-2
     up, down = (
-        sweep_heads(model, BATCH, small(size), METRICS, progress=False) for size in (step, -step)
+        sweep_heads(model, BATCH, small(size), metrics=METRICS, progress=False)
+        for size in (step, -step)
     )
     return (up - down) / (2 * step)
 
@@ -42,7 +43,7 @@ def agrees(estimate: torch.Tensor, reference: torch.Tensor) -> None:
 
 def test_output_attribution_is_the_slope_of_the_exact_effect(family: HookedModel) -> None:
     at = BATCH.span_mask(SPANS)
-    estimate = attribute_heads(family, BATCH, ActivationEdit(at), METRICS, progress=False)
+    estimate = attribute_heads(family, BATCH, ActivationEdit(at), metrics=METRICS, progress=False)
     # Zeroing moves z by −z: the slope is that of a scale that falls below one.
     agrees(estimate, slope(family, lambda size: ActivationEdit(at, scale=1.0 - size)))
 
@@ -59,7 +60,9 @@ def test_output_attribution_towards_a_source_is_the_slope(tiny_llama: HookedMode
         return ActivationEdit(at, source=z + size * (source - z), first=first)
 
     for budget in (None, 190_000):  # a chunk of one prompt is narrower than its source
-        estimate = attribute_heads(tiny_llama, BATCH, edit, METRICS, budget=budget, progress=False)
+        estimate = attribute_heads(
+            tiny_llama, BATCH, edit, metrics=METRICS, budget=budget, progress=False
+        )
         agrees(estimate, slope(tiny_llama, small))
 
 
@@ -68,7 +71,7 @@ def test_attention_attribution_is_the_slope_along_the_edited_pattern(
 ) -> None:
     """The pattern moves by ε towards the edited one, in a literal run with a hook."""
     edit, step = AttentionEdit(BATCH.span_mask(SPANS)), 2e-2
-    estimate = attribute_heads(tiny_gpt2, BATCH, edit, METRICS[:1], progress=False)
+    estimate = attribute_heads(tiny_gpt2, BATCH, edit, metrics=METRICS[:1], progress=False)
     expected = torch.empty_like(estimate)
     for prompt, tokens in enumerate(PROMPTS):
         start, end = SPANS[prompt]
@@ -102,7 +105,7 @@ def test_batches_and_their_sizes_do_not_matter(family: HookedModel, site: str) -
             family,
             batch,
             ActivationEdit(at) if site == "output" else AttentionEdit(at),
-            [METRICS[0].take(torch.tensor(order))],
+            metrics=[METRICS[0].take(torch.tensor(order))],
             budget=budget,
             progress=False,
         )
@@ -115,14 +118,14 @@ def test_batches_and_their_sizes_do_not_matter(family: HookedModel, site: str) -
 
 def test_no_gradient_is_left_behind(tiny_llama: HookedModel) -> None:
     edit = ActivationEdit(BATCH.span_mask(SPANS))
-    values = attribute_heads(tiny_llama, BATCH, edit, METRICS, progress=False)
+    values = attribute_heads(tiny_llama, BATCH, edit, metrics=METRICS, progress=False)
     assert not values.requires_grad
     assert all(parameter.grad is None for parameter in tiny_llama.parameters())
 
 
 def test_attribution_works_where_gradients_are_switched_off(tiny_llama: HookedModel) -> None:
     edit = ActivationEdit(BATCH.span_mask(SPANS))
-    expected = attribute_heads(tiny_llama, BATCH, edit, METRICS, progress=False)
+    expected = attribute_heads(tiny_llama, BATCH, edit, metrics=METRICS, progress=False)
     with torch.no_grad():
-        values = attribute_heads(tiny_llama, BATCH, edit, METRICS, progress=False)
+        values = attribute_heads(tiny_llama, BATCH, edit, metrics=METRICS, progress=False)
     assert torch.equal(values, expected)

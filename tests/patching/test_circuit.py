@@ -164,7 +164,7 @@ def test_the_top_of_a_circuit_that_was_read(tmp_path: Path) -> None:
 
 def test_a_circuit_of_neurons_is_told(tmp_path: Path) -> None:
     nodes = {"a0.h0": {"in_graph": True, "neurons": [True, False]}}
-    with pytest.raises(UserError, match=r"'a0\.h0' is in it with some of its neurons only"):
+    with pytest.raises(UserError, match=r"'a0\.h0' has single neurons in the circuit"):
         Circuit.load(foreign(tmp_path / "circuit.json", nodes, {}))
 
 

@@ -30,18 +30,18 @@ def test_attention_is_changed_after_the_last_key_only() -> None:
 @pytest.mark.parametrize("factor", [0.0, 0.25, 1.0, 4.0])
 def test_an_edited_pattern_is_the_softmax_of_scaled_scores(factor: float, start: int) -> None:
     edit, scores = AttentionEdit(KEYS, factor), causal_scores(start)
-    name, cut = edit.hook(4, ROWS, torch.ones(2, 3, dtype=torch.bool), start)
+    name, cut = edit.hook(4, rows=ROWS, units=torch.ones(2, 3, dtype=torch.bool), start=start)
     assert name == "blocks.4.attn.hook_attn_scores"
     hooked = cut(scores, None)
     assert hooked is not None
-    edited = edit.edited(scores.softmax(-1), ROWS, start)
+    edited = edit.edited(scores.softmax(-1), rows=ROWS, start=start)
     torch.testing.assert_close(edited, hooked.softmax(-1), rtol=0, atol=1e-6)
     torch.testing.assert_close(edited.sum(-1), torch.ones(2, 3, 5 - start), rtol=0, atol=1e-6)
 
 
 def test_a_cut_pattern_by_hand() -> None:
     pattern = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.0]).expand(2, 1, 5, 5)
-    edited = AttentionEdit(KEYS, 0.5).edited(pattern, ROWS, 0)
+    edited = AttentionEdit(KEYS, 0.5).edited(pattern, rows=ROWS, start=0)
     # Prompt 0, queries 3 and 4: keys 1 and 2 halved, 0.1 + 0.1 + 0.15 + 0.4 = 0.75.
     half = torch.tensor([0.1, 0.1, 0.15, 0.4, 0.0]) / 0.75
     torch.testing.assert_close(edited[0, 0, 3:], half.expand(2, 5))
@@ -52,7 +52,7 @@ def test_a_cut_pattern_by_hand() -> None:
 def test_only_the_heads_asked_for_are_cut() -> None:
     scores = causal_scores()
     heads = torch.tensor([[True, False, False], [False, False, True]])
-    _, cut = AttentionEdit(KEYS).hook(0, ROWS, heads, 0)
+    _, cut = AttentionEdit(KEYS).hook(0, rows=ROWS, units=heads, start=0)
     pattern = cut(scores, None).softmax(-1)  # type: ignore[union-attr]
     before = scores.softmax(-1)
     assert float(pattern[0, 0, 3:, 1:3].max()) == 0.0
@@ -75,12 +75,14 @@ def test_a_written_output_by_hand() -> None:
     source = torch.arange(8.0).reshape(1, 2, 2, 2, 1)  # [layer prompt column head d_head], from 1
     z = torch.full((2, 2, 2, 1), 10.0)
     edit = ActivationEdit(at, source=source, scale=0.5, first=1)
-    edited = edit.edited(z, 0, ROWS, 1)
+    edited = edit.edited(z, 0, rows=ROWS, start=1)
     assert edited[..., 0].tolist() == [[[5, 6], [10, 10]], [[9, 10], [11, 12]]]
     # A run that starts a column later takes the source's second column.
-    later = edit.edited(z[:, 1:], 0, torch.tensor([1, 0]), 2)
+    later = edit.edited(z[:, 1:], 0, rows=torch.tensor([1, 0]), start=2)
     assert later[..., 0].tolist() == [[[11, 12]], [[10, 10]]]
-    name, write = edit.hook(0, ROWS, torch.tensor([[True, False], [False, True]]), 1)
+    name, write = edit.hook(
+        0, rows=ROWS, units=torch.tensor([[True, False], [False, True]]), start=1
+    )
     assert name == "blocks.0.attn.hook_z"
     assert write(z, None)[..., 0].tolist() == [[[5, 10], [10, 10]], [[10, 10], [10, 12]]]  # type: ignore[index]
 
@@ -100,7 +102,7 @@ def test_narrowing_keeps_the_source_in_its_columns() -> None:
         assert narrow.at.shape == (2, width - drop)
         start = 4 - drop
         z = torch.zeros(2, width - drop - start, 1, 1)
-        edited = narrow.edited(z, 0, ROWS, start)
+        edited = narrow.edited(z, 0, rows=ROWS, start=start)
         assert edited[:, 0, 0, 0].tolist() == [204, 4], drop
     keys = take_edit(AttentionEdit(at, 0.5), torch.tensor([1]), 3)
     assert isinstance(keys, AttentionEdit)
@@ -117,5 +119,5 @@ def test_a_sink_takes_its_share_of_what_is_cut() -> None:
     """Weights 0.4, 0.2 and a sink's 0.4: without the first, one third and two thirds are left."""
     edit = AttentionEdit(torch.tensor([[True, False]]))
     pattern = torch.tensor([[[[0.4, 0.2], [0.4, 0.2]]]])
-    found = edit.edited(pattern, torch.tensor([0]), 0)
+    found = edit.edited(pattern, rows=torch.tensor([0]), start=0)
     torch.testing.assert_close(found[0, 0, 1], torch.tensor([0.0, 1 / 3]))

@@ -128,7 +128,7 @@ def test_circuits_equal_plain_runs(
         TokenBatch.from_lists(CLEAN),
         TokenBatch.from_lists(CORRUPTED),
         metric(),
-        ranking,
+        ranking=ranking,
         proportions=proportions,
         n_random=0,
         progress=False,
@@ -146,7 +146,7 @@ def test_nothing_kept_is_the_corrupted_run_and_all_the_clean_one(tiny_llama: Hoo
         TokenBatch.from_lists(CLEAN),
         TokenBatch.from_lists(CORRUPTED),
         metric(),
-        nodes_of(tiny_llama, mlps=True),
+        ranking=nodes_of(tiny_llama, mlps=True),
         n_random=2,
         progress=False,
     )
@@ -174,7 +174,7 @@ def test_the_heads_that_matter_beat_a_random_order(
         TokenBatch.from_lists(clean),
         TokenBatch.from_lists(corrupted),
         measure,
-        [*both, *(head for head in others if head not in both)],
+        ranking=[*both, *(head for head in others if head not in both)],
         proportions=(0.17, 0.5, 1.0),
         n_random=8,
         progress=False,
@@ -203,7 +203,7 @@ def test_padded_prompts_have_the_same_curve(tiny_llama: HookedModel) -> None:
             sides[0],
             sides[1],
             metric().take(torch.tensor(prompts)),
-            ranking,
+            ranking=ranking,
             n_random=0,
             budget=budget,
             progress=False,
@@ -228,10 +228,16 @@ def test_wrong_rankings_are_told(tiny_llama: HookedModel) -> None:
     ]
     for ranking, more, said in cases:
         with pytest.raises(UserError, match=said):
-            faithfulness_curve(tiny_llama, clean, corrupted, metric(), ranking, **more)
-    with pytest.raises(UserError, match="nothing to be faithful to"):
-        faithfulness_curve(tiny_llama, clean, clean, metric(), [(0, 0)], n_random=0, progress=False)
+            faithfulness_curve(tiny_llama, clean, corrupted, metric(), ranking=ranking, **more)
+    with pytest.raises(UserError, match="faithfulness is not defined"):
+        faithfulness_curve(
+            tiny_llama, clean, clean, metric(), ranking=[(0, 0)], n_random=0, progress=False
+        )
     with pytest.raises(UserError, match="differ in length"):
         faithfulness_curve(
-            tiny_llama, clean, TokenBatch.from_lists([row[1:] for row in CLEAN]), metric(), [(0, 0)]
+            tiny_llama,
+            clean,
+            TokenBatch.from_lists([row[1:] for row in CLEAN]),
+            metric(),
+            ranking=[(0, 0)],
         )

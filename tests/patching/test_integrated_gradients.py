@@ -10,7 +10,7 @@ from interp.forward.hook_points import count_units, hook_name
 from interp.models import HookedModel
 from interp.patching import LogitDifference, Probability, TokenBatch, patch, sweep_sets
 from interp.patching.alignment import align
-from interp.patching.integrated_gradients import integrate_columns
+from interp.patching.integrated_gradients import integrate_positions
 from interp.patching.patch_source import patching_edit
 
 CLEAN = TokenBatch.from_lists([[5, 9, 7, 8, 30, 31], [40, 41, 42, 43]])
@@ -22,7 +22,7 @@ PROBABILITY = Probability(torch.tensor([3, 14]))
 
 def edit_for(model: Any, component: str) -> Any:
     with torch.no_grad():
-        return patching_edit(model, CLEAN, align(CLEAN, CORRUPTED, "all"), component)
+        return patching_edit(model, CLEAN, align(CLEAN, CORRUPTED, "all"), component=component)
 
 
 def whole_layers(model: Any, component: str, metric: Any) -> torch.Tensor:
@@ -32,7 +32,12 @@ def whole_layers(model: Any, component: str, metric: Any) -> torch.Tensor:
         [(layer, unit) for unit in range(n_units)] for layer in range(model.cfg.n_layers)
     ]
     values = sweep_sets(
-        model, CORRUPTED, edit_for(model, component), [[], *sets], [metric], progress=False
+        model,
+        CORRUPTED,
+        edit_for(model, component),
+        sets=[[], *sets],
+        metrics=[metric],
+        progress=False,
     )[0]
     return values[:, 1:] - values[:, :1]
 
@@ -122,8 +127,8 @@ def test_each_step_is_a_gradient_along_the_way(tiny_llama: HookedModel, full_val
 
 
 def test_columns_before_the_first_difference_are_zero(tiny_llama: HookedModel) -> None:
-    columns = integrate_columns(
-        tiny_llama, CORRUPTED, edit_for(tiny_llama, "z"), METRIC, steps=1, progress=False
+    columns = integrate_positions(
+        tiny_llama, CORRUPTED, edit_for(tiny_llama, "z"), metric=METRIC, steps=1, progress=False
     )
     assert columns.shape == (2, 3, 4, 6)
     assert not bool(columns[:, :, :, :3].any())

@@ -94,7 +94,7 @@ def test_the_unedited_model_is_as_computed_by_hand(micro: HookedModel) -> None:
 def test_every_head_as_computed_by_hand(
     micro: HookedModel, edit: Any, expected: dict[bool, Any], freeze: bool
 ) -> None:
-    values = sweep_heads(micro, batch(), edit, [logit()], freeze=freeze, progress=False)
+    values = sweep_heads(micro, batch(), edit, metrics=[logit()], freeze=freeze, progress=False)
     # Thirds are not exact in binary; the numbers are.
     torch.testing.assert_close(
         values[0, 0], torch.tensor(expected[freeze], dtype=torch.float32), rtol=0, atol=2e-3
@@ -107,14 +107,16 @@ def test_halves_and_sets_by_hand(micro: HookedModel) -> None:
     # Half of c: 350 less; and half of v: 450 less. u3 = 15 gives w = 69/4, of which half is kept:
     # 2110 − 15 − 336 + 8 · 17.25 = 1897.
     expected = [2110.0, 1760.0, 1310.0, 1897.0]
-    values = sweep_sets(micro, batch(), edit, sets, [logit()], progress=False)
+    values = sweep_sets(micro, batch(), edit, sets=sets, metrics=[logit()], progress=False)
     assert values[0, 0].tolist() == expected
 
 
 def test_attention_weighted_down_by_hand(micro: HookedModel) -> None:
     # Head (2, 0) reads positions 0 to 3 with weights 1 : 1/2 : 1 : 1, so w = 75/3.5.
     edit = AttentionEdit(columns(1), factor=0.5)
-    (value,) = sweep_sets(micro, batch(), edit, [[(2, 0)]], [logit()], progress=False)[0, 0]
+    (value,) = sweep_sets(micro, batch(), edit, sets=[[(2, 0)]], metrics=[logit()], progress=False)[
+        0, 0
+    ]
     assert float(value) == pytest.approx(2110 + 16 * (75 / 3.5 - 21), abs=1e-3)
 
 
@@ -122,7 +124,7 @@ def test_a_source_takes_the_heads_place_by_hand(micro: HookedModel) -> None:
     source = torch.zeros(LAYERS, 1, 3, HEADS, D_HEAD)  # columns 1 to 3
     source[0, 0, 0, 0, 0] = 120.0  # b1 = 120, m1 = 360: u = 12 66 56 54, v = 648/4, w = 188/4
     edit = ActivationEdit(columns(1), source=source, first=1)
-    values = sweep_heads(micro, batch(), edit, [logit()], heads=[(0, 0)], progress=False)
+    values = sweep_heads(micro, batch(), edit, metrics=[logit()], heads=[(0, 0)], progress=False)
     assert float(values[0, 0, 0, 0]) == 54 + 10 * 162 + 700 + 144 + 16 * 47
     assert int(torch.isfinite(values).sum()) == 1
 
@@ -150,8 +152,8 @@ def test_patch_heads_by_hand(micro: HookedModel) -> None:
     "edit", [ActivationEdit(columns(1)), ActivationEdit(columns(3), scale=0.25)]
 )
 def test_attribution_is_exact_where_the_model_is_linear(micro: HookedModel, edit: Any) -> None:
-    exact = sweep_heads(micro, batch(), edit, [logit()], progress=False) - UNEDITED
-    estimate = attribute_heads(micro, batch(), edit, [logit()], progress=False)
+    exact = sweep_heads(micro, batch(), edit, metrics=[logit()], progress=False) - UNEDITED
+    estimate = attribute_heads(micro, batch(), edit, metrics=[logit()], progress=False)
     assert float(exact.abs().max()) > 100
     torch.testing.assert_close(estimate, exact, rtol=0, atol=2e-3)
 
@@ -161,8 +163,8 @@ def test_attention_attribution_is_exact_where_the_model_is_linear(
     micro: HookedModel, factor: float
 ) -> None:
     edit = AttentionEdit(columns(1), factor)
-    exact = sweep_heads(micro, batch(), edit, [logit()], progress=False) - UNEDITED
-    estimate = attribute_heads(micro, batch(), edit, [logit()], progress=False)
+    exact = sweep_heads(micro, batch(), edit, metrics=[logit()], progress=False) - UNEDITED
+    estimate = attribute_heads(micro, batch(), edit, metrics=[logit()], progress=False)
     assert float(exact.abs().max()) > 10
     torch.testing.assert_close(estimate, exact, rtol=0, atol=5e-3)
 

@@ -62,7 +62,7 @@ def test_seeds_make_different_orders() -> None:
 def test_values_of_the_clean_run_at_spans(tiny_llama: HookedModel, full_values: Any) -> None:
     """Every edited column of the source holds the value of the token that it is aligned to."""
     clean, corrupted = TokenBatch.from_lists(CLEAN), TokenBatch.from_lists(CORRUPTED)
-    edit = patching_edit(tiny_llama, clean, align(clean, corrupted, SPANS), "z")
+    edit = patching_edit(tiny_llama, clean, align(clean, corrupted, SPANS), component="z")
     assert edit.source is not None
     # (prompt, corrupted token, clean token), by hand.
     moves = [(0, 1, 3), (0, 3, 5), (1, 1, 0), (1, 2, 0), (1, 3, 0), (1, 4, 2)]
@@ -80,9 +80,9 @@ def test_values_of_the_clean_run_at_spans(tiny_llama: HookedModel, full_values: 
 def test_nothing_and_means_need_no_run(tiny_llama: HookedModel) -> None:
     clean = TokenBatch.from_lists(CLEAN)
     alignment = align(clean, clean, "all", everywhere=True)
-    assert patching_edit(tiny_llama, clean, alignment, "z", zero=True).source is None
+    assert patching_edit(tiny_llama, clean, alignment, component="z", zero=True).source is None
     mean = torch.arange(3.0)[:, None, None].expand(3, 4, 8)
-    source = patching_edit(tiny_llama, clean, alignment, "z", mean=mean).source
+    source = patching_edit(tiny_llama, clean, alignment, component="z", mean=mean).source
     assert source is not None
     assert torch.equal(source, mean[:, None, None].expand(3, 2, 6, 4, 8))
 
@@ -91,7 +91,7 @@ def test_nothing_and_means_need_no_run(tiny_llama: HookedModel) -> None:
     ("origin", "component", "message"),
     [
         ("noise", "z", "unknown source 'noise'; known: run, zero, mean, resample"),
-        ("mean", "pattern", "a mean attention pattern means nothing: use source 'run' or 'zero'"),
+        ("mean", "pattern", "a mean attention pattern is not defined: use source 'run' or 'zero'"),
     ],
 )
 def test_origins_that_mean_nothing(origin: str, component: str, message: str) -> None:

@@ -263,9 +263,11 @@ def test_paths_by_halves_give_the_same_numbers(tiny_llama: HookedModel, mlps: st
 def test_circuits_by_halves_give_the_same_numbers(tiny_llama: HookedModel) -> None:
     ranking = [(0, 1), (1, 2), (2, 3), "m1"]
     options: dict[str, Any] = {"n_random": 1, "progress": False}
-    whole = faithfulness_curve(tiny_llama, CLEAN, CORRUPTED, METRIC, ranking, **options)
+    whole = faithfulness_curve(tiny_llama, CLEAN, CORRUPTED, METRIC, ranking=ranking, **options)
     with room_for(tiny_llama, 1):
-        by_one = faithfulness_curve(tiny_llama, CLEAN, CORRUPTED, METRIC, ranking, **options)
+        by_one = faithfulness_curve(
+            tiny_llama, CLEAN, CORRUPTED, METRIC, ranking=ranking, **options
+        )
     torch.testing.assert_close(by_one.circuit, whole.circuit, rtol=0, atol=1e-5)
 
 

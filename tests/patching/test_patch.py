@@ -333,7 +333,7 @@ def test_a_model_that_gives_nan_names_the_layer(hf_factory: Any, plain_tokenizer
             r"unit \(0, 2\) does not exist: .* units 0 to 1",
         ),
         ({"units": [(0, 0)], "method": "ig"}, "gives all units at once: leave `units` out"),
-        ({"component": "pattern", "source": "mean"}, "a mean attention pattern means nothing"),
+        ({"component": "pattern", "source": "mean"}, "a mean attention pattern is not defined"),
         (
             {"component": "pattern", "positions": SPANS, "corrupted": OTHER},
             "a pattern's keys are positions: patch it at equal lengths",

@@ -243,7 +243,7 @@ def test_a_result_says_which_paths(tiny_llama: HookedModel) -> None:
     ("options", "message"),
     [
         ({"mlps": "gone"}, "unknown mlps 'gone'; known: frozen, recomputed"),
-        ({"into": "z"}, "unknown input 'z' of a head; known: q, k, v"),
+        ({"into": "z"}, "unknown into 'z'; known: q, k, v"),
         ({"receivers": []}, "there are no receivers: name heads, or leave `receivers` out"),
         ({"receivers": [(3, 0)]}, r"head \(3, 0\) does not exist: the model has layers 0 to 2"),
         (

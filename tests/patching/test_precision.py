@@ -125,7 +125,7 @@ def test_an_edit_that_changes_nothing_has_no_effect(
     at[:, 2:] = True
     for component in ("z", "q", "mlp_out"):
         edit = ActivationEdit(at, scale=1.0, component=component)
-        values = sweep_effects(model, CORRUPTED, edit, [METRIC], progress=False)
+        values = sweep_effects(model, CORRUPTED, edit, metrics=[METRIC], progress=False)[..., 0]
         assert float(values.abs().max()) <= 1e-5
 
 
@@ -133,7 +133,7 @@ def test_an_empty_set_is_the_unedited_run(make: Make) -> None:
     model = make("llama", torch.bfloat16)
     at = CORRUPTED.mask.clone()
     metrics = [METRIC, Probability(METRIC.answer)]
-    values = sweep_sets(model, CORRUPTED, ActivationEdit(at), [[], [(0, 0)]], metrics)
+    values = sweep_sets(model, CORRUPTED, ActivationEdit(at), sets=[[], [(0, 0)]], metrics=metrics)
     logits = unedited_logits(model, CORRUPTED)
     for index, metric in enumerate(metrics):
         torch.testing.assert_close(values[index, :, 0], metric(logits), rtol=0, atol=1e-5)

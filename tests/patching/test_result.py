@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from interp.errors import UserError
+from interp.patching.effect_arrays import check_order
 from interp.patching.result import PatchEffects
-from interp.patching.result_axes import check_order
 
 GROUPS = ("a", "a", "b", "c", "d", "e", "f")
 

@@ -66,13 +66,13 @@ def test_every_expert_that_a_token_goes_to_counts(plain_tokenizer: Any) -> None:
 
 
 def test_everything_makes_more_of_it(tiny_llama: HookedModel, hf_factory: Any) -> None:
-    few = graph_demand(tiny_llama, "k").least(8, 8)
-    assert graph_demand(tiny_llama, "pattern").least(8, 8) > few
-    assert graph_demand(tiny_llama, "pattern", places=8).least(8, 8) > few
+    few = graph_demand(tiny_llama, "k")(8, 8).least
+    assert graph_demand(tiny_llama, "pattern")(8, 8).least > few
+    assert graph_demand(tiny_llama, "pattern", position_sets=8)(8, 8).least > few
     one = row_demand(tiny_llama, 4, edits=["z"])
-    assert row_demand(tiny_llama, 4, "z", edits=["z"]).kept(8, 8) > one.kept(8, 8)
-    assert row_demand(tiny_llama, 4, edits=["pattern"]).least(64, 64) > one.least(64, 64)
-    assert one.of(2, 6, 8, 8) == 2 * one.kept(8, 8) + 6 * sizes_of(tiny_llama).row(8, 8)
+    assert row_demand(tiny_llama, 4, "z", edits=["z"])(8, 8).kept > one(8, 8).kept
+    assert row_demand(tiny_llama, 4, edits=["pattern"])(64, 64).least > one(64, 64).least
+    assert one(8, 8).row == sizes_of(tiny_llama).row(8, 8)
 
 
 @pytest.mark.bridge_only

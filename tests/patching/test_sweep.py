@@ -110,7 +110,7 @@ def test_output_sweep_equals_whole_runs(
         return [write_hook(layer, head, SPANS[prompt], values, scale)]
 
     edit = ActivationEdit(BATCH.span_mask(SPANS), source=source, scale=scale, first=first)
-    values = sweep_heads(family, BATCH, edit, METRICS, budget=budget, progress=False)
+    values = sweep_heads(family, BATCH, edit, metrics=METRICS, budget=budget, progress=False)
     torch.testing.assert_close(values, literal(family, full_logits, hooks), **CLOSE)
 
 
@@ -122,7 +122,7 @@ def test_attention_sweep_equals_whole_runs(
         return [cut_hook(layer, head, SPANS[prompt], factor)]
 
     edit = AttentionEdit(BATCH.span_mask(SPANS), factor)
-    values = sweep_heads(family, BATCH, edit, METRICS, budget=300_000, progress=False)
+    values = sweep_heads(family, BATCH, edit, metrics=METRICS, budget=300_000, progress=False)
     torch.testing.assert_close(values, literal(family, full_logits, hooks), **CLOSE)
 
 
@@ -166,11 +166,11 @@ def test_path_patching_at_one_token_equals_the_literal_procedure(
     expected = literal(family, full_logits, hooks)
     for budget in (None, 180_000):
         values = sweep_heads(
-            family, BATCH, edit, METRICS, freeze=True, budget=budget, progress=False
+            family, BATCH, edit, metrics=METRICS, freeze=True, budget=budget, progress=False
         )
         torch.testing.assert_close(values, expected, **CLOSE)
     # Freezing is not idle: without it, the next layer's heads pass the change on to those above.
-    free = sweep_heads(family, BATCH, edit, METRICS, progress=False)
+    free = sweep_heads(family, BATCH, edit, metrics=METRICS, progress=False)
     idle = family.cfg.n_layers == 2
     assert (float((free - expected).abs().max()) < 1e-5) == idle
 
@@ -186,7 +186,7 @@ def test_path_patching_of_attention_equals_the_literal_procedure(
         return path_patch(family, PROMPTS[prompt], at, layer, head, edit_hook, own[prompt])
 
     edit = AttentionEdit(BATCH.span_mask(SPANS))
-    values = sweep_heads(family, BATCH, edit, METRICS, freeze=True, progress=False)
+    values = sweep_heads(family, BATCH, edit, metrics=METRICS, freeze=True, progress=False)
     torch.testing.assert_close(values, literal(family, full_logits, hooks), **CLOSE)
 
 
@@ -214,7 +214,9 @@ def test_sets_equal_whole_runs_with_all_their_hooks(
                 for head in heads
             ]
             expected[:, prompt, index] = score(full_logits(family, tokens, hooks), prompt)
-    values = sweep_sets(family, BATCH, edit, sets, METRICS, budget=230_000, progress=False)
+    values = sweep_sets(
+        family, BATCH, edit, sets=sets, metrics=METRICS, budget=230_000, progress=False
+    )
     torch.testing.assert_close(values, expected, **CLOSE)
 
 
@@ -295,8 +297,10 @@ def test_a_source_in_chunks_equals_prompts_one_by_one(tiny_llama: HookedModel) -
     first = 2
     source = random_source(tiny_llama, first, seed=2)
     edit = ActivationEdit(BATCH.span_mask(SPANS), source=source, first=first)
-    whole = sweep_heads(tiny_llama, BATCH, edit, METRICS, budget=10**9, progress=False)
-    one_by_one = sweep_heads(tiny_llama, BATCH, edit, METRICS, budget=64_000, progress=False)
+    whole = sweep_heads(tiny_llama, BATCH, edit, metrics=METRICS, budget=10**9, progress=False)
+    one_by_one = sweep_heads(
+        tiny_llama, BATCH, edit, metrics=METRICS, budget=64_000, progress=False
+    )
     torch.testing.assert_close(one_by_one, whole, **CLOSE)
 
 
@@ -313,7 +317,7 @@ def test_batch_order_and_chunks_are_irrelevant(
             tiny_llama,
             batch,
             ActivationEdit(at) if site == "output" else AttentionEdit(at),
-            [LogitDifference(ANSWERS[index], WRONG[index])],
+            metrics=[LogitDifference(ANSWERS[index], WRONG[index])],
             freeze=freeze,
             budget=budget,
             progress=False,
@@ -333,15 +337,17 @@ def test_a_metric_of_ones_own_gets_all_prompts_in_order(tiny_llama: HookedModel)
         rows = torch.arange(len(PROMPTS))
         return logits[rows, ANSWERS] - logits[rows, WRONG]
 
-    expected = sweep_heads(tiny_llama, BATCH, edit, METRICS[:1], progress=False)
-    values = sweep_heads(tiny_llama, BATCH, edit, [own], budget=64_000, progress=False)
+    expected = sweep_heads(tiny_llama, BATCH, edit, metrics=METRICS[:1], progress=False)
+    values = sweep_heads(tiny_llama, BATCH, edit, metrics=[own], budget=64_000, progress=False)
     torch.testing.assert_close(values, expected, **CLOSE)
 
 
 def test_only_some_heads(tiny_llama: HookedModel) -> None:
     edit = ActivationEdit(BATCH.span_mask(SPANS))
-    every = sweep_heads(tiny_llama, BATCH, edit, METRICS, progress=False)
-    some = sweep_heads(tiny_llama, BATCH, edit, METRICS, heads=[(2, 1), (0, 3)], progress=False)
+    every = sweep_heads(tiny_llama, BATCH, edit, metrics=METRICS, progress=False)
+    some = sweep_heads(
+        tiny_llama, BATCH, edit, metrics=METRICS, heads=[(2, 1), (0, 3)], progress=False
+    )
     asked = torch.zeros(3, 4, dtype=torch.bool)
     asked[2, 1] = asked[0, 3] = True
     torch.testing.assert_close(some[:, :, asked], every[:, :, asked], **CLOSE)
@@ -369,7 +375,7 @@ def test_mistakes_are_told_in_one_line(
     given |= change
     edit, metrics = given.pop("edit"), given.pop("metrics")
     with pytest.raises(UserError, match=message) as caught:
-        sweep_heads(tiny_llama, BATCH, edit, metrics, progress=False, **given)
+        sweep_heads(tiny_llama, BATCH, edit, metrics=metrics, progress=False, **given)
     assert "\n" not in str(caught.value)
 
 
@@ -377,7 +383,13 @@ def test_path_patching_takes_one_head_at_a_time(tiny_llama: HookedModel) -> None
     edit = ActivationEdit(BATCH.span_mask(SPANS))
     with pytest.raises(UserError, match="one head at a time"):
         sweep_sets(
-            tiny_llama, BATCH, edit, [[(0, 0), (1, 0)]], METRICS, freeze=True, progress=False
+            tiny_llama,
+            BATCH,
+            edit,
+            sets=[[(0, 0), (1, 0)]],
+            metrics=METRICS,
+            freeze=True,
+            progress=False,
         )
 
 

@@ -35,7 +35,14 @@ EVERY_METHOD: dict[str, Callable[[Any, Any], Any]] = {
         model, CLEAN.tokens, CORRUPTED.tokens, metric, **QUIET
     ),
     "faithfulness": lambda model, metric: faithfulness_curve(
-        model, CLEAN, CORRUPTED, metric, [(0, 1), (1, 2)], n_random=0, proportions=(0.5, 1), **QUIET
+        model,
+        CLEAN,
+        CORRUPTED,
+        metric,
+        ranking=[(0, 1), (1, 2)],
+        n_random=0,
+        proportions=(0.5, 1),
+        **QUIET,
     ),
 }
 

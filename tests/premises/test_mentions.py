@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from interp.premises.mentions import names, names_any
+from interp.premises.relation import names, names_any
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def test_ones_own_relation(tmp_path):
         ("subject,object,object\n", 1, "two columns are named 'object'"),
         ("subject,object\nAnn,balls\nBob, \n", 3, "object is empty"),
         ("subject,object\n,balls\n", 2, "subject is empty"),
-        ("subject,object\nAnn,balls\n\nANN,cars\n", 4, "already stands in line 2"),
+        ("subject,object\nAnn,balls\n\nANN,cars\n", 4, "already in line 2"),
         ("subject,object\nAnn,balls,red\n", 2, "3 cells, but the header names 2"),
         ("subject,object\nAnn\n", 2, "1 cells"),
         ('subject,object\n"Ann,balls\n', 2, "not valid CSV"),

@@ -96,7 +96,7 @@ def test_other_search_templates():
     [
         ({"fraction": 0.0}, "between 0 and 1"),
         ({"fraction": 1.0}, "between 0 and 1"),
-        ({"templates": ("z",)}, "cannot split off template 'z'; these premises have a, b, c, d"),
+        ({"templates": ("z",)}, "unknown template 'z'; known: a, b, c, d"),
         ({"templates": ("a", "b", "c", "d")}, "cannot split by template"),
         ({"templates": ()}, "cannot split by template"),
     ],

@@ -76,7 +76,9 @@ def test_shards_change_a_run_by_rounding_alone(planted: HookedModel, tmp_path: P
 
 def test_the_same_seed_draws_the_same_random_sets() -> None:
     chosen = HeadSet(((0, 1), (1, 2)))
-    first, again, other = (random_head_sets(chosen, 3, 4, 20, seed=seed) for seed in (3, 3, 4))
+    first, again, other = (
+        random_head_sets(chosen, n_layers=3, n_heads=4, n_sets=20, seed=seed) for seed in (3, 3, 4)
+    )
     assert first == again
     assert first != other
 

@@ -101,10 +101,10 @@ def _hook(steering: Steering, at: Bool[Tensor, "prompt pos"], layer: int) -> Hoo
     rows = torch.arange(len(at), device=at.device)
     units = at.new_zeros(len(at), steering.vectors.shape[1])
     units[:, [unit for at_layer, unit in steering.units if at_layer == layer]] = True
-    name, prefill = steering.edit(at).hook(layer, rows, units, 0)
+    name, prefill = steering.edit(at).hook(layer, rows=rows, units=units, start=0)
     # A decoding step has one position, which comes after the object.
     _, decode = steering.edit(at.new_full((len(at), 1), steering.place != "object")).hook(
-        layer, rows, units, 0
+        layer, rows=rows, units=units, start=0
     )
 
     def add(value: Tensor, hook: Any) -> Any:
@@ -149,8 +149,8 @@ def steered_preference(
         model,
         batch,
         steering.edit(steered_positions(steering.place, batch, spans, lengths=lengths)),
-        [steering.units] if sets is None else sets,
-        preference_metrics(encoded),
+        sets=[steering.units] if sets is None else sets,
+        metrics=preference_metrics(encoded),
         progress=progress,
         description=f"steering, {kind}",
     )

@@ -21,9 +21,8 @@ from jaxtyping import Float, Int
 from interp.errors import UserError
 from interp.evaluation.baselines.method_score import KINDS, TreatmentScore
 from interp.evaluation.preference import Preference
-from interp.heads.significance import mean_interval
 from interp.premises.questions import QuestionKind
-from interp.statistics.significance import group_order
+from interp.statistics.significance import group_order, mean_interval
 from probes.scoring import resampled_interval
 
 MEASURES = ("gain", "share", "cost", "cost_p_true", "unchanged")

@@ -34,12 +34,12 @@ from interp.forward.hook_points import count_units
 from interp.heads.headset import Head, HeadSet, as_head_set
 from interp.heads.locate import as_encoded
 from interp.heads.random_sets import random_head_sets
-from interp.heads.significance import mean_interval
 from interp.models.hooked_model import HookedModel
 from interp.moelora.projections import head_outputs
 from interp.patching.sweep import check_units
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import Premises, QuestionKind
+from interp.statistics.significance import mean_interval
 
 RANDOM_SETS = 20
 
@@ -184,7 +184,9 @@ def _random_slices(
             tuple((one.layer, one.unit) for one in chosen if one.component == component)
         )
         n_units = count_units(model, component)
-        drawn = random_head_sets(units, model.cfg.n_layers, n_units, n_sets, seed=seed)
+        drawn = random_head_sets(
+            units, n_layers=model.cfg.n_layers, n_heads=n_units, n_sets=n_sets, seed=seed
+        )
         for into, found in zip(sets, drawn, strict=True):
             slices = [ExpertHeadContribution(component, layer, unit) for layer, unit in found]
             into += _adapted(model, slices)

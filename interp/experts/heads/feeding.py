@@ -213,7 +213,9 @@ def _adapter_row(
     pairs = tuple(pair for pair in pairs if not np.isnan(relative[pair]))
     if not pairs:
         return {"component": contributions.component, "n_sets": 0}
-    drawn = random_head_sets(HeadSet(pairs), n_layers, n_units, n_sets, seed=seed)
+    drawn = random_head_sets(
+        HeadSet(pairs), n_layers=n_layers, n_heads=n_units, n_sets=n_sets, seed=seed
+    )
     null = np.array([np.nanmean([relative[pair] for pair in heads]) for heads in drawn])
     observed = float(np.mean([relative[pair] for pair in pairs]))
     permuted = _permuted_means(relative, pairs, n_sets=n_sets, seed=seed)

@@ -195,7 +195,7 @@ def _edited_heads(
     for layer, chosen in by_layer.items():
         acting = torch.zeros(len(prompts), model.cfg.n_heads, dtype=torch.bool)
         acting[:, chosen] = True
-        hooks.append(some.hook(layer, rows, acting.to(prompts.device), 0))
+        hooks.append(some.hook(layer, rows=rows, units=acting.to(prompts.device), start=0))
     return Variant(min(by_layer, default=0), tuple(hooks))
 
 

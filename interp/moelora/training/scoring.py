@@ -27,7 +27,6 @@ from interp.forward.batch import in_batches
 from interp.forward.finite import check_finite_loss
 from interp.forward.generate import BATCH_PROMPTS, greedy_answers
 from interp.forward.out_of_memory import halving
-from interp.heads.significance import mean_interval
 from interp.models.call import evaluating
 from interp.models.limits import check_prompts
 from interp.moelora.data.encoding import (
@@ -41,6 +40,7 @@ from interp.moelora.data.examples import Example
 from interp.moelora.data.numbers import NUMBER, as_a_word, numbers_in, parse_number, same_number
 from interp.moelora.layer import ExpertWeights, MoELoRALinear, adapted_layers
 from interp.moelora.training.options import extract_option
+from interp.statistics.significance import mean_interval
 
 MEAN = "mean"
 """The task name of the mean over tasks."""

@@ -1,0 +1,67 @@
+"""Arrays of effects: do the axes fit the values, which units are largest, do two arrays agree."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.stats import pearsonr, spearmanr
+from torch import Tensor
+
+from interp.arguments import check_choice
+from interp.errors import UserError
+
+Axis = Literal["prompt", "layer", "head", "kv_head", "position", "span", "projection", "expert"]
+By = Literal["absolute", "signed"]
+
+
+def check_order(by: str) -> None:
+    """Raise UserError for an unknown way to order effects, listing the known ones."""
+    check_choice("order", by, get_args(By))
+
+
+def check_axes(
+    axes: tuple[str, ...], shape: Sequence[int], labels: Mapping[str, tuple[str, ...]]
+) -> None:
+    """Raise unless the axes' names are known, once each, and fit the values' shape and labels."""
+    for axis in axes:
+        check_choice("axis", axis, get_args(Axis))
+    if axes[:1] != ("prompt",) or len(set(axes)) < len(axes) or len(axes) < 2:
+        raise UserError(f"the axes are the prompt and then others, each once, not {axes}")
+    if len(axes) != len(shape):
+        raise UserError(f"{len(axes)} axes {axes} for values of shape {tuple(shape)}")
+    if shape[0] == 0:
+        raise UserError("a result needs at least one prompt")
+    for axis, names in labels.items():
+        if axis not in axes[1:]:
+            raise UserError(f"labels for {axis!r}, which is not an axis: {', '.join(axes[1:])}")
+        size = shape[axes.index(axis)]
+        if len(names) != size or len(set(names)) < size:
+            raise UserError(f"axis {axis!r} needs {size} different labels, not {list(names)}")
+
+
+def best_first(
+    means: Float[np.ndarray, "*sample unit"], *, by: str = "signed"
+) -> Int[np.ndarray, "*sample unit"]:
+    """Indices of the units, largest first, NaN last; of equal units the first wins."""
+    check_order(by)
+    key = np.abs(means) if by == "absolute" else means
+    return np.argsort(-np.where(np.isnan(key), -np.inf, key), axis=-1, kind="stable")
+
+
+def correlations(
+    x: Float[np.ndarray, " unit"], y: Float[np.ndarray, " unit"]
+) -> tuple[float, float]:
+    """Pearson's and Spearman's correlation; NaN where all values of one side are equal."""
+    # The correlation with a constant is not defined; scipy would warn.
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return float("nan"), float("nan")
+    pearson: Any = pearsonr(x, y)
+    spearman: Any = spearmanr(x, y)
+    return float(pearson.statistic), float(spearman.statistic)
+
+
+def has_gap(clean: Float[Tensor, " prompt"], corrupted: Float[Tensor, " prompt"]) -> bool:
+    """Whether the mean metrics of clean and corrupted runs differ by more than rounding."""
+    size = float((clean.abs() + corrupted.abs()).double().mean())
+    return abs(float((clean - corrupted).double().mean())) > 1e-5 * size and size != 0
