@@ -126,8 +126,7 @@ def _swapped_subjects(
 
 def _with_swapped(part: LabelledActivations, swapped: frozenset[str]) -> Tensor:
     swap = torch.tensor([subject in swapped for subject in part.subjects])
-    labels = part.labels.cpu()
-    return torch.where(swap, 1 - labels, labels)
+    return torch.where(swap, 1 - part.labels.cpu(), part.labels.cpu())
 
 
 def _check_both_classes(part: LabelledActivations) -> None:

@@ -47,9 +47,7 @@ class LabelledActivations:
         subjects: Sequence[str],
     ) -> "LabelledActivations":
         """The false-premise prompts of some questions (label 1), then their twins (label 0)."""
-        labels = torch.cat(
-            [torch.ones(len(false), dtype=torch.long), torch.zeros(len(twin), dtype=torch.long)]
-        )
+        labels = (torch.arange(len(false) + len(twin)) < len(false)).long()
         return cls(torch.cat([false, twin]), labels, tuple(subjects) * 2)
 
 

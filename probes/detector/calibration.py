@@ -134,15 +134,11 @@ def reliability(
     if bins < 1:
         raise UserError(f"a reliability curve needs at least one bin, got {bins}")
     which = np.minimum((probabilities * bins).astype(int), bins - 1)
-    rows = [
-        {
-            "bin": int(index),
-            "predicted": float(probabilities[which == index].mean()),
-            "observed": float(labels[which == index].mean()),
-            "n": int((which == index).sum()),
-        }
-        for index in np.unique(which)
-    ]
+    rows = []
+    for index in np.unique(which):
+        inside = which == index
+        predicted, observed = (float(values[inside].mean()) for values in (probabilities, labels))
+        rows.append((int(index), predicted, observed, int(inside.sum())))
     return pd.DataFrame(rows, columns=["bin", "predicted", "observed", "n"])
 
 
