@@ -17,7 +17,7 @@ from torch import Tensor
 from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
-from interp.figures.probe_layers import auc_by_layer
+from interp.figures.probe_scores import auc_by_layer
 from interp.forward.partial import device_of
 from interp.models import fingerprint
 from interp.models.hooked_model import HookedModel

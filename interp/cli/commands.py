@@ -131,7 +131,9 @@ def evaluate(options: EvaluateOptions, console: Console) -> None:
     check_same_model(options.run, model)
     _, split, effects = load_run(options.run)
     with engine_of(options, model) as engine:
-        evaluations = evaluate_run(model, split, effects, settings, options.run, engine=engine)
+        evaluations = evaluate_run(
+            model, split, effects, settings=settings, run=options.run, engine=engine
+        )
     print_evaluation(evaluations, options.run, console)
     print_next(f"next: interp report {options.run}", console)
 

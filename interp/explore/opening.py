@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from interp.commands.detector import has_detector, run_detector
+from interp.commands.evaluate import has_detector, run_detector
 from interp.commands.locate import check_same_prompts, load_run
 from interp.errors import UserError
 from interp.explore.explorer import Explorer

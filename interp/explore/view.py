@@ -80,9 +80,7 @@ class View:
             **wide,
         )
         self.words = pn.widgets.TextInput(
-            label="Words that may be false",
-            placeholder="empty: the detector finds them",
-            **wide,
+            label="Words that may be false", placeholder="empty: the detector finds them", **wide
         )
         self.button = pn.widgets.Button(label="Ask", color="primary", width=120)
         self.answers = self._html("", **wide)

@@ -23,7 +23,7 @@ from scipy.stats import hypergeom, pearsonr, rankdata
 
 from interp.display import Displayed, Shown
 from interp.errors import UserError
-from interp.figures.expert_heads import shift_figure
+from interp.figures.experts import shift_figure
 from interp.heads.effects import HeadEffects
 from interp.heads.headset import HeadSet
 from interp.heads.significance import HeadStatistics, head_statistics, subject_means

@@ -10,10 +10,9 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from interp.figures.theme import CATEGORIES, MUTED, SYMBOLS, THEME, label, whiskers
+from interp.figures.theme import CATEGORIES, LEGEND_ABOVE, MUTED, SYMBOLS, THEME, label, whiskers
 from interp.moelora.training.adapters import METHOD_NAMES
 
-_ABOVE = {"y": 1.02, "yanchor": "bottom"}
 _DASHES = ("dot", "dash", "solid", "dashdot")
 
 
@@ -53,7 +52,7 @@ def accuracy_figure(content: Mapping[str, Any]) -> go.Figure:
             hovertemplate="one seed: %{y:.3f}<extra></extra>",
         )
     _add_base(figure, content, tasks)
-    figure.update_layout(template=THEME, height=440, legend=_ABOVE)
+    figure.update_layout(template=THEME, height=440, legend=LEGEND_ABOVE)
     figure.update_xaxes(
         tickvals=list(range(len(tasks))),
         ticktext=[label(task) for task in tasks],
@@ -97,7 +96,7 @@ def curve_figure(
         )
     if even is not None:
         figure.add_hline(y=even, line={"color": MUTED, "width": 1, "dash": "dash"})
-    figure.update_layout(template=THEME, height=360, legend=_ABOVE)
+    figure.update_layout(template=THEME, height=360, legend=LEGEND_ABOVE)
     figure.update_xaxes(title_text="step")
     figure.update_yaxes(title_text=title)
     return figure

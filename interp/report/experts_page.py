@@ -7,10 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from interp.figures.measures import MISSING
-from interp.figures.routing import (
-    MAX_TASKS,
-    NULL_NAMES,
-)
+from interp.figures.routing import MAX_TASKS, NULL_NAMES
 from interp.figures.tables import where
 from interp.report.page import PlacedFigure, manifest_rows, render_page
 

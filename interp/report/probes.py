@@ -1,4 +1,4 @@
-"""The page of ``interp probe``: one HTML file that needs nothing else."""
+"""The page of ``interp probe``: one self-contained HTML file."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from interp.moved import old_names
-from interp.report.page import PlacedFigure, render_page
+from interp.report.page import PlacedFigure, manifest_rows, render_page
 
 
 def render_probe_report(
@@ -18,7 +18,7 @@ def render_probe_report(
     detection: pd.DataFrame | None,
     manifest: Mapping[str, Any],
 ) -> str:
-    """The page as text; figures by section name, each with its caption."""
+    """The page as text; ``figures`` are by section name, each with its caption."""
     placed = {
         name: PlacedFigure.place(f"probe-{number}", figure, caption)
         for number, (name, (figure, caption)) in enumerate(figures.items())
@@ -30,7 +30,7 @@ def render_probe_report(
         sentences=sentences,
         figures=placed,
         detection=detection,
-        manifest=[(str(key), str(value)) for key, value in manifest.items()],
+        manifest=manifest_rows(manifest),
     )
 
 

@@ -82,8 +82,8 @@ def test_the_gate_of_a_run_is_trained_on_its_search_part_once(
         seen.append((model, premises, options["seed"]))
         return Stub()
 
-    monkeypatch.setattr("interp.commands.detector.train_detector", train)
-    monkeypatch.setattr("interp.commands.detector.PremiseDetector", Stub)
+    monkeypatch.setattr("interp.commands.evaluate.train_detector", train)
+    monkeypatch.setattr("interp.commands.evaluate.PremiseDetector", Stub)
     split = load_premises("capitals", limit=12).split(seed=0)
     settings = EvaluateSettings(gate="probe", seed=3)
     model: Any = "model"

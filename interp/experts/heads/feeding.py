@@ -31,7 +31,7 @@ from interp.errors import UserError
 from interp.experts.heads.contributions import ExpertContributions, contributions_at
 from interp.experts.heads.prompt_positions import Where, prompt_columns
 from interp.experts.heads.slices import ExpertHeadContribution, Part, slices_of
-from interp.figures.expert_heads import feeding_figure
+from interp.figures.experts import feeding_figure
 from interp.heads.headset import Head, HeadSet, Site, as_head_set
 from interp.heads.locate import as_encoded
 from interp.heads.random_sets import random_head_sets
