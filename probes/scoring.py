@@ -96,7 +96,9 @@ def auc_with_interval(
     if n_subjects < 2:
         raise UserError("an interval over one subject says nothing: give at least two")
     size = resamples_at_once(4 * n_subjects, BOOTSTRAP_RESAMPLES)
-    draws = group_draws(n_subjects, BOOTSTRAP_RESAMPLES, size, np.random.default_rng(seed))
+    draws = group_draws(
+        n_subjects, BOOTSTRAP_RESAMPLES, size, generator=np.random.default_rng(seed)
+    )
     drawn = [_resampled_auc(counts, wins, pairs) for counts in draws]
     # A resample may hold one class only where subjects do; it has no AUC and is left out.
     tail = (1 - CONFIDENCE) / 2

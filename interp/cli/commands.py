@@ -103,7 +103,7 @@ def demo(options: DemoOptions, console: Console) -> None:
 
 
 def locate(options: LocateOptions, console: Console) -> None:
-    """Effects of all heads; see ``interp.commands.locate``."""
+    """Measure the effects of all heads; see ``interp.commands.locate``."""
     settings = settings_of(LocateSettings, options)
     check_engine(options.engine)
     check_free(options.out)
@@ -122,7 +122,7 @@ def locate(options: LocateOptions, console: Console) -> None:
 
 
 def evaluate(options: EvaluateOptions, console: Console) -> None:
-    """Held-out scores of a run's heads; see ``interp.commands.evaluate``."""
+    """Score a run's heads on its held-out part; see ``interp.commands.evaluate``."""
     settings = settings_of(EvaluateSettings, options)
     check_engine(options.engine)
     spec = options.model or recorded_model(options.run)["spec"]
@@ -139,7 +139,7 @@ def evaluate(options: EvaluateOptions, console: Console) -> None:
 
 
 def report(options: ReportOptions, console: Console) -> None:
-    """The HTML file of a run."""
+    """Write the HTML report of a run."""
     console.print(f"report: {report_run(options.run)}", highlight=False, soft_wrap=True)
 
 
@@ -166,7 +166,7 @@ def explore(options: ExploreOptions, console: Console) -> None:
 
 
 def probe(options: ProbeOptions, console: Console) -> None:
-    """Maps, controls and a detector; see ``interp.commands.probe``."""
+    """Train probes and a detector; see ``interp.commands.probe``."""
     settings = settings_of(ProbeSettings, options)
     check_free(options.out)
     load_premises(options.premises)  # a misspelt relation should not wait for the model
@@ -184,7 +184,7 @@ def probe(options: ProbeOptions, console: Console) -> None:
 
 
 def patch(options: PatchOptions, console: Console) -> None:
-    """Effects of every unit of a component; see ``interp.commands.patch``."""
+    """Measure the effects of every unit of a component; see ``interp.commands.patch``."""
     settings = settings_of(PatchSettings, options)
     check_engine(options.engine)
     check_free(options.out)
@@ -204,16 +204,16 @@ def patch(options: PatchOptions, console: Console) -> None:
 
 
 def premises(options: PremisesOptions, console: Console) -> None:
-    """Relations and their questions."""
+    """List, show, build or check premises."""
     actions = {"ls": _list, "show": _show, "build": _build, "check": _check}
     actions[options.action](options, console)
 
 
 def print_evaluation(evaluations: list[Evaluation], run: Path, console: Console) -> None:
-    """The comparison table and the summary in words."""
+    """Print the comparison table and the summary."""
     content = read_json(run / "evaluation.json")
     table = comparison_table(content).set_index("setting").T.reset_index(names="measure")
-    table = table.map(lambda cell: cell.replace(" [", "\n["))  # intervals on a line of their own
+    table = table.map(lambda cell: cell.replace(" [", "\n["))  # intervals on a separate line
     console.print(rich_table(table, title="held-out subjects and templates, [95 % interval]"))
     sentences = list(summary_sentences(content))
     if (run / "agreement.json").is_file():

@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 class _Output(Console):
-    """A console that leaves a broken pipe to ``main``."""
+    """A console that lets ``main`` handle a broken pipe."""
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
@@ -90,7 +90,7 @@ def _dispatch(words: list[str]) -> None:
         errors.print("interrupted: the same command again takes up what is finished")
         sys.exit(130)
     finally:
-        logger.setLevel(before)  # a caller in the same process keeps its own level
+        logger.setLevel(before)  # for a caller in the same process
 
 
 def _run(name: str, words: list[str], console: Console) -> None:

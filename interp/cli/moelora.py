@@ -92,7 +92,7 @@ def parse(command: str, arguments: list[str]) -> Any:
 
 
 def train(options: TrainOptions, console: Console) -> None:
-    """One adapter; see ``interp.commands.train``."""
+    """Train an adapter; see ``interp.commands.train``."""
     settings = settings_of(TrainingSettings, options)
     check_free(options.out)
     run = train_moelora(
@@ -117,7 +117,7 @@ def train(options: TrainOptions, console: Console) -> None:
 
 
 def compare(options: CompareOptions, console: Console) -> None:
-    """Three adapters of equal size; see ``interp.commands.compare``."""
+    """Compare adapters of equal size; see ``interp.commands.compare``."""
     settings = CompareSettings(
         settings_of(TrainingSettings, options), **asdict(settings_of(ComparedMethods, options))
     )
@@ -132,7 +132,7 @@ def compare(options: CompareOptions, console: Console) -> None:
 
 
 def analyze(options: AnalyzeOptions, console: Console) -> None:
-    """The experts of an adapter; see ``interp.commands.analyze``."""
+    """Analyze the experts of an adapter; see ``interp.commands.analyze``."""
     check_engine(options.engine)
     check_free(options.out)
     content = analyze_adapter(

@@ -157,7 +157,7 @@ class Faithfulness(Displayed):
         n_groups = int(index.max()) + 1
         generator = np.random.default_rng(self.seed)
         size = resamples_at_once(3 * len(index), BOOTSTRAP_RESAMPLES)
-        for counts in group_draws(n_groups, BOOTSTRAP_RESAMPLES, size, generator):
+        for counts in group_draws(n_groups, BOOTSTRAP_RESAMPLES, size, generator=generator):
             yield counts[:, index].astype(float)
 
     def _drawn_curves(self) -> Float[np.ndarray, "draw proportion"]:

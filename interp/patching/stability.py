@@ -187,7 +187,7 @@ def _drawn_tops(
 ) -> Int[np.ndarray, "resample k"]:
     """The top k of every resample, some resamples at a time."""
     size = resamples_at_once(4 * max(means.shape), n_resamples)
-    draws = group_draws(len(means), n_resamples, size, generator)
+    draws = group_draws(len(means), n_resamples, size, generator=generator)
     return np.concatenate([_top(_weighted(means, counts), k, by) for counts in draws])
 
 

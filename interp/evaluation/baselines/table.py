@@ -146,7 +146,9 @@ def ratio_interval(
 
     # Not scipy's bootstrap, which warns of resamples in which the ratio does not exist.
     size = resamples_at_once(len(parts), BOOTSTRAP_RESAMPLES)
-    draws = group_draws(len(parts), BOOTSTRAP_RESAMPLES, size, np.random.default_rng(seed))
+    draws = group_draws(
+        len(parts), BOOTSTRAP_RESAMPLES, size, generator=np.random.default_rng(seed)
+    )
     both = np.stack([parts, wholes], axis=1)
     above, below = np.concatenate([counts @ both for counts in draws]).T
     ratios = np.divide(above, below, out=np.full_like(above, np.nan), where=below != 0)
