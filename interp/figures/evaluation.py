@@ -33,7 +33,6 @@ from interp.figures.theme import (
     ZERO_LINE,
     interval_bars,
     label,
-    signed_bars,
 )
 
 __all__ = [
@@ -95,32 +94,6 @@ def layer_profile(
     )
     figure.update_yaxes(title_text=f"effect, heads with q ≤ {fdr:g} ({label(unit)})", **ZERO_LINE)
     return figure
-
-
-def layer_effects(layers: pd.DataFrame, *, unit: str = "logits") -> go.Figure:
-    """The sum of each layer's effects as a bar with its 95 % interval.
-
-    `layers` as `interp.heads.effects.effects_by_layer` returns it.
-    """
-    effects = layers["effect"].tolist()
-    figure = go.Figure(
-        go.Bar(
-            x=layers["layer"].tolist(),
-            y=effects,
-            error_y=interval_bars(layers, "effect", color=INK, thickness=1.2, width=3),
-            marker=signed_bars(effects),
-            customdata=layers[["ci_low", "ci_high", "significant"]].to_numpy(dtype=float).tolist(),
-            hovertemplate=(
-                "<b>layer %{x}</b><br>%{y:.4g} [%{customdata[0]:.4g}, %{customdata[1]:.4g}] "
-                f"{label(unit)}<br>%{{customdata[2]:d}} significant heads<extra></extra>"
-            ),
-        )
-    )
-    figure.update_layout(template=THEME, height=380, bargap=0.25, margin={"t": 24})
-    figure.update_xaxes(
-        title_text="layer", showgrid=False, tick0=0, dtick=1 if len(layers) <= 12 else 5
-    )
-    return figure.update_yaxes(title_text=f"sum of the heads' effects ({label(unit)})", **ZERO_LINE)
 
 
 def gain_cost_curve(settings: pd.DataFrame) -> go.Figure:

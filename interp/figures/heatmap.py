@@ -13,7 +13,16 @@ import plotly.graph_objects as go
 
 from interp.errors import UserError
 from interp.figures.tables import rows_of_site
-from interp.figures.theme import CONSTRAINED, INK, THEME, centred, label
+from interp.figures.theme import (
+    CONSTRAINED,
+    INK,
+    THEME,
+    ZERO_LINE,
+    centred,
+    interval_bars,
+    label,
+    signed_bars,
+)
 
 FADED = "rgba(238,239,241,0.66)"
 _HOVER = ["effect", "ci_low", "ci_high", "q_value", "rank"]
@@ -110,6 +119,32 @@ def chosen_heads(heads: Iterable[tuple[int, int]]) -> go.Figure:
     return figure.update_yaxes(
         title_text="layer", range=[max(layers) + 0.5, -0.5], dtick=1 if max(layers) < 12 else 5
     )
+
+
+def layer_effects(layers: pd.DataFrame, *, unit: str = "logits") -> go.Figure:
+    """The sum of each layer's effects as a bar with its 95 % interval.
+
+    `layers` as `interp.heads.effects.effects_by_layer` returns it.
+    """
+    effects = layers["effect"].tolist()
+    figure = go.Figure(
+        go.Bar(
+            x=layers["layer"].tolist(),
+            y=effects,
+            error_y=interval_bars(layers, "effect", color=INK, thickness=1.2, width=3),
+            marker=signed_bars(effects),
+            customdata=layers[["ci_low", "ci_high", "significant"]].to_numpy(dtype=float).tolist(),
+            hovertemplate=(
+                "<b>layer %{x}</b><br>%{y:.4g} [%{customdata[0]:.4g}, %{customdata[1]:.4g}] "
+                f"{label(unit)}<br>%{{customdata[2]:d}} significant heads<extra></extra>"
+            ),
+        )
+    )
+    figure.update_layout(template=THEME, height=380, bargap=0.25, margin={"t": 24})
+    figure.update_xaxes(
+        title_text="layer", showgrid=False, tick0=0, dtick=1 if len(layers) <= 12 else 5
+    )
+    return figure.update_yaxes(title_text=f"sum of the heads' effects ({label(unit)})", **ZERO_LINE)
 
 
 def _grid(rows: pd.DataFrame, values: Iterable[Any], *, empty: Any = None) -> list[list[Any]]:

@@ -24,7 +24,7 @@ from interp.arguments import of_kind, real_number, whole_number
 from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
-from interp.figures.evaluation import head_heatmap, layer_effects
+from interp.figures.heatmap import head_heatmap, layer_effects
 from interp.files import check_tensors
 from interp.files.tensor_file import read_tensor_file, write_tensor_file
 from interp.heads.headset import Head, HeadSet, Site, check_site

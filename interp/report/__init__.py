@@ -4,12 +4,12 @@ from interp.figures.dots import dot_figure
 from interp.figures.evaluation import (
     gain_cost_curve,
     head_heatmap,
-    layer_effects,
     layer_profile,
     method_agreement,
     preference_by_template,
     random_null,
 )
+from interp.figures.heatmap import layer_effects
 from interp.figures.tables import comparison_table, rich_table, template_table
 from interp.report.heads_page import write_report
 
