@@ -45,6 +45,16 @@ __all__ = [
 ]
 
 
+_KINDS = {"false_premise": "False premises", "true_premise": "True-premise twins"}
+_OUTCOMES = {
+    "mended": ("names the true object with the constraint only", CONSTRAINED, "/"),
+    "right": ("names it in both answers", CONSTRAINED_BAR, ""),
+    "broken": ("names it without the constraint only", POSITIVE, "/"),
+    "wrong": ("names it in neither", BASELINE, ""),
+}
+"""The name, colour and pattern of each outcome of an answer."""
+
+
 def layer_profile(
     heads: pd.DataFrame, *, site: str | None = None, fdr: float = 0.05, unit: str = "logits"
 ) -> go.Figure:
@@ -260,6 +270,38 @@ def preference_by_template(evaluation: Mapping[str, Any]) -> go.Figure:
     figure.update_annotations(x=0, xanchor="left", font_size=13)
     figure.update_yaxes(range=[0, 1.04], title_text="preference accuracy", dtick=0.25)
     return figure
+
+
+def answer_outcomes(answers: pd.DataFrame) -> go.Figure:
+    """What the constraint does to greedy answers: the share of each outcome, with its count.
+
+    ``answers`` has the columns ``kind`` and ``outcome`` of `interp.evaluation.AnswerPair`.
+
+    Raises:
+        UserError: there are no answers.
+    """
+    if answers.empty:
+        raise UserError("there are no answers: call interp.evaluate with answers=True")
+    counts = pd.crosstab(answers["kind"], answers["outcome"])
+    kinds = [kind for kind in _KINDS if kind in counts.index]
+    figure = go.Figure()
+    for outcome, (name, colour, pattern) in _OUTCOMES.items():
+        found = [int(counts.at[kind, outcome]) if outcome in counts else 0 for kind in kinds]
+        totals = [int(counts.loc[kind].sum()) for kind in kinds]
+        figure.add_bar(
+            x=[count / total for count, total in zip(found, totals, strict=True)],
+            y=[_KINDS[kind] for kind in kinds],
+            orientation="h",
+            name=name,
+            customdata=[list(pair) for pair in zip(found, totals, strict=True)],
+            marker={"color": colour, "pattern": {"shape": pattern, **STRIPES}},
+            hovertemplate=f"{name}: %{{customdata[0]}} of %{{customdata[1]}}<extra></extra>",
+        )
+    figure.update_layout(
+        template=THEME, height=120 + 60 * len(kinds), barmode="stack", legend=LEGEND_ABOVE
+    )
+    figure.update_xaxes(title_text="share of greedy answers", range=[0, 1])
+    return figure.update_yaxes(autorange="reversed", showgrid=False)
 
 
 def method_agreement(
