@@ -5,7 +5,9 @@ from typing import Literal, get_args
 
 from interp.errors import UserError
 
-Axis = Literal["prompt", "layer", "head", "kv_head", "position", "span", "projection", "expert"]
+Axis = Literal[
+    "prompt", "layer", "head", "kv_head", "neuron", "position", "span", "projection", "expert"
+]
 By = Literal["absolute", "signed"]
 
 
