@@ -61,7 +61,7 @@ class TransformersModules:
         own = inner.__dict__.get("forward")
         if own is not None and own is not inner.__dict__.get(_AT_BOOT):
             raise NotImplementedError(f"{type(inner).__name__} with a forward of its own")
-        twin = copy.copy(inner)
+        twin = object.__new__(type(inner))
         # What TransformerLens put there (Falcon) is left out: the class has transformers' own.
         twin.__dict__ = {name: one for name, one in inner.__dict__.items() if name != "forward"}
         twin.__dict__["training"] = False
