@@ -88,22 +88,16 @@ def _largest(values: Tensor, reference: Tensor) -> float:
 
 @contextmanager
 def _in_float32(model: HookedModel) -> Iterator[tuple[Any, str]]:
-    reference = _read_in_float32(model)
-    if reference is not None:
+    """The model loaded in float32 or, if that fails or it has changed, cast to float32."""
+    try:
+        reference = loader_of(model, dtype="float32")()
+    except UserError:
+        reference = None
+    if reference is not None and model_info(reference).fingerprint == model_info(model).fingerprint:
         yield reference, "float32"
         return
     with widened(model):
         yield model, "the same weights in float32"
-
-
-def _read_in_float32(model: HookedModel) -> Any | None:
-    """The model loaded in float32; None if it cannot be loaded or has changed."""
-    try:
-        reference = loader_of(model, dtype="float32")()
-    except UserError:
-        return None
-    same = model_info(reference).fingerprint == model_info(model).fingerprint
-    return reference if same else None
 
 
 @contextmanager

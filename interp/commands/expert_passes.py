@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import pandas as pd
-
 from interp.commands.adapted import AdaptedModel, OnHooked, RoutingJob, routing_shard
 from interp.errors import UserError
 from interp.experts.effects.effects import ExpertEffects, expert_effects
@@ -64,7 +62,13 @@ def count_routing(
             logger.warning("%s: routing is counted again", error)
         else:
             logger.info("routing: taken from %s", counts)
-            return records, OutputSimilarity(_sampled(records), _similarities(alike))
+            table = read_table(
+                alike,
+                texts=("target",),
+                counts=("layer", "expert", "other"),
+                numbers=("cosine", "cka", "cka_chance"),
+            )
+            return records, OutputSimilarity(_sampled(records), table)
     collecting = CollectSettings(routers=routers, parts=PARTS, seed=seed)
     if tokens:
         records, similarity = collect_routing(
@@ -102,15 +106,6 @@ def _sampled(records: RoutingRecords) -> int:
     if not (sampled.isascii() and sampled.isdigit() and len(sampled) < 16):
         raise UserError("the routing records lack the number of tokens drawn: make the run again")
     return int(sampled)
-
-
-def _similarities(path: Path) -> pd.DataFrame:
-    return read_table(
-        path,
-        texts=("target",),
-        counts=("layer", "expert", "other"),
-        numbers=("cosine", "cka", "cka_chance"),
-    )
 
 
 def switch_experts_off(

@@ -31,7 +31,7 @@ from interp.files.documents import read_json, write_atomically, write_json, writ
 from interp.models.hooked_model import HookedModel
 from interp.premises import Split
 from interp.premises.knowledge import MINIMUM_KNOWN, KnowledgeCheck
-from interp.report.probes import render_probe_report
+from interp.report.page import PlacedFigure, manifest_rows, render_page
 from interp.runs.clock import one_moment
 from interp.runs.identity import model_identity
 from interp.runs.lock import one_process
@@ -252,12 +252,18 @@ def write_probe_report(run: Path) -> Path:
             reliability_figure(bins),
             "On the diagonal a probability is what it says.",
         )
-    page = render_probe_report(
+    placed = {
+        name: PlacedFigure.place(f"probe-{number}", figure, caption)
+        for number, (name, (figure, caption)) in enumerate(figures.items())
+    }
+    page = render_page(
+        "probes.html.j2",
         title=f"{manifest['model']['spec']}, {settings['premises']}",
+        setting="",
         sentences=sentences,
-        figures=figures,
+        figures=placed,
         detection=detection,
-        manifest=manifest,
+        manifest=manifest_rows(manifest),
     )
     return write_atomically(run / "report.html", page)
 

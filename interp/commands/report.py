@@ -24,7 +24,9 @@ def report_run(run: Path) -> Path:
     if (run / "patch.json").is_file():
         return write_patch_report(run)
     if (run / "comparison.json").is_file():
-        return _write_comparison(run)
+        path, losses = run / "comparison.json", read_losses(run / "losses.csv")
+        content = check_comparison(read_json(path), str(path))
+        return write_atomically(run / "report.html", render_comparison(content, losses))
     if (run / "probe.json").is_file():
         return write_probe_report(run)
     for file, command in (("analyze.json", "analyze"), ("training.json", "train")):
@@ -34,9 +36,3 @@ def report_run(run: Path) -> Path:
                 "--out to write its results again"
             )
     return write_report(run)
-
-
-def _write_comparison(run: Path) -> Path:
-    losses = read_losses(run / "losses.csv")
-    content = check_comparison(read_json(run / "comparison.json"), str(run / "comparison.json"))
-    return write_atomically(run / "report.html", render_comparison(content, losses))
