@@ -178,6 +178,6 @@ def _base_metrics(
         )
         data = load_data(base, training)
         answers, metrics = metrics_of(base, base.model, data, progress=progress)
-        write_jsonl(run / "base_predictions.jsonl", (one.to_row() for one in answers))
+        write_jsonl(run / "base_predictions.jsonl", (answer.to_row() for answer in answers))
         write_json(path, metrics)
     return read_json(path)

@@ -137,8 +137,8 @@ def switch_experts_off(
             loaded.hooked, tasks, budget=budget, seed=seed, progress=progress, stages=stages
         )
         assert effects.accuracy is not None
-        for name, one in ((LOSS, effects.loss), (ACCURACY, effects.accuracy)):
-            replace(one, metadata={**one.metadata, "run": whole}).save(run / name)
+        for name, result in ((LOSS, effects.loss), (ACCURACY, effects.accuracy)):
+            replace(result, metadata={**result.metadata, "run": whole}).save(run / name)
         remove_shards(run / EFFECTS_SHARDS)
     write_table(run / "effects.csv", effects.to_dataframe())
     return effects
@@ -151,8 +151,8 @@ def _kept_effects(run: Path, loaded: AdaptedModel, whole: str) -> ExpertEffects 
         return None
     try:
         loss, accuracy = (PatchEffects.load(path) for path in paths)
-        for one, path in zip((loss, accuracy), paths, strict=True):
-            if one.metadata.get("run") != whole:
+        for result, path in zip((loss, accuracy), paths, strict=True):
+            if result.metadata.get("run") != whole:
                 raise UserError(f"{path} holds the effects of another run")
     except UserError as error:
         logger.warning("%s: the effects are measured again", error)

@@ -78,7 +78,7 @@ def train_moelora(
         "fingerprint": base.fingerprint,
         "data_sha256": data.sha256,
         **tokenizer_identity(base.tokenizer),
-        PROMPTS: digest_of([asdict(one) for one in (*data.train, *data.encoded_test)]),
+        PROMPTS: digest_of([asdict(example) for example in (*data.train, *data.encoded_test)]),
     }
     check_run(run, IDENTITY, identity)
     set_seed(settings.seed)

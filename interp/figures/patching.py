@@ -107,7 +107,7 @@ def _panels(
     )
     known = [grid[~np.isnan(grid)] for _, grid in grids]
     limit = float(np.abs(np.concatenate(known)).max(initial=0.0)) or 1.0
-    labels = {axis: [label(one) for one in names[axis]] for axis in (x, y)}
+    labels = {axis: [label(name) for name in names[axis]] for axis in (x, y)}
     for column, (_, grid) in enumerate(grids, start=1):
         figure.add_heatmap(
             **{"row": 1, "col": column, "xgap": 1, "ygap": 1, "hoverongaps": False},

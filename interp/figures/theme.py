@@ -141,9 +141,9 @@ def signed_bars(values: Iterable[float]) -> dict[str, Any]:
     """The marker of bars that are coloured by sign; the negative ones are striped too."""
     positive = [value >= 0 for value in values]
     return {
-        "color": [POSITIVE if one else NEGATIVE for one in positive],
+        "color": [POSITIVE if up else NEGATIVE for up in positive],
         "opacity": 0.85,
-        "pattern": {"shape": ["" if one else "/" for one in positive], **STRIPES},
+        "pattern": {"shape": ["" if up else "/" for up in positive], **STRIPES},
     }
 
 

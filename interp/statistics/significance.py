@@ -118,7 +118,7 @@ def effect_statistics(
                     (there,), np.mean, seed=seed, batch=BOOTSTRAP_BATCH
                 )
                 p_value[columns] = _sign_flip(there, seed)
-    arrays = (one.reshape(shape) for one in (mean, low, high, p_value, q_values(p_value)))
+    arrays = (array.reshape(shape) for array in (mean, low, high, p_value, q_values(p_value)))
     return EffectStatistics(*arrays)
 
 
