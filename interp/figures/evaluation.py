@@ -36,6 +36,8 @@ from interp.figures.theme import (
 )
 
 __all__ = [
+    "answer_outcomes",
+    "gain_against_cost",
     "gain_cost_curve",
     "head_heatmap",
     "layer_profile",
