@@ -138,12 +138,12 @@ def evaluate_run(
     missing = [site for site in sites if site not in effects]
     if missing:
         raise UserError(f"{run} was searched at site {', '.join(effects)}, not {missing[0]!r}")
-    chosen = {site: effects[site] for site in sites}
+    chosen: dict[Site, HeadEffects] = {site: effects[site] for site in sites}
+    modes: dict[Site, list[SettingMode]] = {site: modes_at(site, settings) for site in sites}
     stages = StoredJobRunner(run / SHARDS, engine or InProcess(model), conditions(model))
     budget = budget_of(run, IDENTITY, model)
     with using_threads(threads_of(run, IDENTITY)), using_budget(budget):
         n_heads = settings.count(next(iter(chosen.values())).values[0].numel())
-        modes = {site: modes_at(site, settings) for site in sites}
         table = compare_settings(
             model,
             split.search,
@@ -241,7 +241,8 @@ def _curve_modes(modes: Mapping[Site, list[SettingMode]]) -> dict[Site, list[Set
     found: dict[Site, list[SettingMode]] = {}
     for site, first in modes.items():
         others: list[SettingMode] = [(mode, 0.0) for mode in SITE_MODES[site] if mode != "scale"]
-        others += [("scale", x) for x in ((-1.0, 0.5) if site == "output" else (0.1, 0.3))]
+        for factor in (-1.0, 0.5) if site == "output" else (0.1, 0.3):
+            others.append(("scale", factor))
         found[site] = list(dict.fromkeys([*first, *others]))
     return found
 

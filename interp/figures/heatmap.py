@@ -12,7 +12,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from interp.errors import UserError
-from interp.figures.tables import rows_of_site
+from interp.figures.tables import rows_of_site, where
 from interp.figures.theme import (
     CONSTRAINED,
     INK,
@@ -49,7 +49,7 @@ def head_heatmap(
     """
     rows = rows_of_site(heads, site)
     significant = [bool(q_value <= fdr) for q_value in rows["q_value"]]
-    selected = rows[rows["selected"].astype(bool)]
+    selected = where(rows, rows["selected"])
     effects = rows["effect"].tolist()
     notes = ["<br><b>selected</b>" if chosen else "" for chosen in rows["selected"]]
     shown = zip(effects, significant, strict=True)

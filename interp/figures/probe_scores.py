@@ -53,7 +53,10 @@ def grid_figure(table: pd.DataFrame, *, axis: str, hook: str) -> go.Figure:
     wide = wide[list(dict.fromkeys(table[axis]))]
     scores = table.set_index(["layer", axis])
     hover = [
-        [_hover(scores.loc[(layer, name)], f"{axis} {label(name)}") for name in wide.columns]
+        [
+            _hover(scores.loc[(layer, name)], f"{axis} {label(name)}, layer {layer}")
+            for name in wide.columns
+        ]
         for layer in wide.index
     ]
     figure = go.Figure(
@@ -76,10 +79,10 @@ def grid_figure(table: pd.DataFrame, *, axis: str, hook: str) -> go.Figure:
     )
 
 
-def _hover(score: pd.Series, name: str) -> str:
+def _hover(score: Any, name: str) -> str:
     """The hover text of a cell."""
     return (
-        f"{name}, layer {score.name[0]}<br>"
+        f"{name}<br>"
         f"AUC {score['auc']:.3f} [{score['ci_low']:.3f}, {score['ci_high']:.3f}]<br>"
         f"accuracy {score['accuracy']:.3f}"
     )
