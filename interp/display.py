@@ -1,21 +1,19 @@
-"""What a notebook shows of a result: words, a small table, and the key figure.
+"""How a notebook displays a result: text, a small table, and the key figure.
 
-A result class inherits from ``Displayed`` and says in ``_shown`` what there is to see.
+A result class inherits from ``Displayed`` and returns the content from ``_shown``.
 
-A front end shows one representation of each output, the richest that it knows. One output with
-both ``text/html`` and plotly's own type would show the figure in JupyterLab and lose the table. An
-HTML figure would need plotly.js beside it, 4 MB for every result. So a result is two outputs:
+A front end shows only the richest representation of an output. An output with both ``text/html``
+and plotly's MIME type would show the figure in JupyterLab without the table, and an HTML figure
+would need plotly.js, 4 MB for every result. So a result is two outputs:
 
-1. words and table, as ``text/html``, and as plain text for terminals;
-2. the figure, as plotly's chosen renderer writes it: in Jupyter its JSON, some 30 kB, which
-   JupyterLab and VS Code draw without a network. In a terminal there is no second output.
+1. text and table, as ``text/html``, and as plain text for terminals;
+2. the figure in the format of plotly's renderer: in Jupyter JSON of about 30 kB, which JupyterLab
+   and VS Code draw offline. In a terminal there is no second output.
 
-A code host draws neither JSON nor scripts. To have pictures there, choose a renderer that writes
-them too before the notebook is executed: ``PLOTLY_RENDERER=plotly_mimetype+png`` (needs the extra
-``export`` and a Chromium). The output then holds both, and each front end takes what it knows.
+A code host draws neither JSON nor scripts. For images there, execute the notebook with a renderer
+that adds them: ``PLOTLY_RENDERER=plotly_mimetype+png`` (needs the extra ``export`` and Chromium).
 
-Where only ``_repr_html_`` is asked for, the picture stands in it under the same renderer;
-otherwise it names ``.plot()``.
+``_repr_html_`` has the image under such a renderer; otherwise it refers to ``.plot()``.
 """
 
 import base64
@@ -40,13 +38,13 @@ _PICTURES = ("png", "svg")
 
 @dataclass(frozen=True)
 class Shown:
-    """What there is to see of a result.
+    """The content to display.
 
     Attributes:
-        words: one or two plain sentences; escaped when shown.
-        tables: shown from the top, a few rows of each; cells are escaped when shown.
-        figure: gives the key figure; called only when something is shown.
-        fragment: HTML of its own, whose text is already escaped.
+        words: one or two sentences; escaped when shown.
+        tables: the first rows of each are shown; cells are escaped when shown.
+        figure: a function that makes the key figure, called only when needed.
+        fragment: HTML whose text is already escaped.
     """
 
     words: str
@@ -56,10 +54,10 @@ class Shown:
 
 
 class Displayed:
-    """A result that a notebook shows as words, tables and a figure."""
+    """A result that a notebook displays as text, tables and a figure."""
 
     def _shown(self) -> Shown:
-        raise NotImplementedError(f"{type(self).__name__} does not say what there is to see")
+        raise NotImplementedError(f"{type(self).__name__} does not define _shown()")
 
     def _repr_html_(self) -> str:
         return result_html(self)
@@ -69,7 +67,7 @@ class Displayed:
 
 
 def result_html(result: Displayed) -> str:
-    """Words, tables and, under a renderer that makes pictures, the figure; needs no network."""
+    """Text, tables and, with a renderer that makes images, the figure; works offline."""
     shown = _shown_of(result)
     picture, note = "", ""
     if shown.figure is not None and not _wants_pictures():
@@ -81,13 +79,13 @@ def result_html(result: Displayed) -> str:
 
 
 def text_html(shown: Shown) -> str:
-    """Words and tables only."""
+    """Text and tables only."""
     words = f"<p>{html.escape(shown.words)}</p>" if shown.words else ""
-    return words + shown.fragment + "".join(table_html(one) for one in shown.tables)
+    return words + shown.fragment + "".join(map(table_html, shown.tables))
 
 
 def table_html(table: pd.DataFrame, *, rows: int = MAX_ROWS) -> str:
-    """The first rows of a table, every cell escaped; says how many rows there are."""
+    """The first rows of a table, escaped, with a note if there are more."""
     shown = table.head(rows).to_html(
         index=False, border=0, escape=True, na_rep="–", float_format=_number, justify="left"
     )
@@ -97,7 +95,8 @@ def table_html(table: pd.DataFrame, *, rows: int = MAX_ROWS) -> str:
 
 
 def display_result(result: Displayed) -> None:
-    """Show words and table, then the figure by plotly's renderer, in IPython."""
+    """Display text and tables, then the figure with plotly's renderer, in IPython."""
+    # IPython is an optional package, and there is one wherever this is called.
     from IPython.display import display
 
     shown = _shown_of(result)
@@ -112,7 +111,7 @@ def display_result(result: Displayed) -> None:
 
 
 def _shown_of(result: Displayed) -> Shown:
-    """What there is to see; where a result is too small for its statistics, that."""
+    """The content; a message if the result is too small for its statistics."""
     try:
         return result._shown()
     except UserError as error:
@@ -120,7 +119,7 @@ def _shown_of(result: Displayed) -> Shown:
 
 
 def _figure_of(shown: Shown) -> tuple[go.Figure | None, str]:
-    """The figure, or why there is none."""
+    """The figure, or None and the reason."""
     if shown.figure is None:
         return None, ""
     try:
@@ -130,7 +129,7 @@ def _figure_of(shown: Shown) -> tuple[go.Figure | None, str]:
 
 
 def _bundle(figure: go.Figure) -> dict[str, Any]:
-    """What plotly's renderer writes; without pictures where these cannot be made."""
+    """The output of plotly's renderer, without images if they cannot be made."""
     try:
         return figure._repr_mimebundle_()
     except Exception as error:  # what a missing browser raises depends on the exporter
@@ -143,7 +142,7 @@ def _wants_pictures() -> bool:
 
 
 def _picture(figure: go.Figure) -> str:
-    """The figure as an image element; nothing where no picture could be made."""
+    """The figure as an image element; empty if no image could be made."""
     bundle = _bundle(figure)
     if "image/png" in bundle:
         source = f"data:image/png;base64,{bundle['image/png']}"

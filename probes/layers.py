@@ -16,7 +16,7 @@ import plotly.graph_objects as go
 from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
-from interp.figures.probe_layers import auc_by_layer
+from interp.figures.probe_scores import auc_by_layer
 from interp.models import fingerprint
 from interp.models.fingerprint import prompting_fingerprint
 from interp.models.hooked_model import HookedModel

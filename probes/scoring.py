@@ -134,7 +134,8 @@ def resampled_interval(
         width: numbers that ``statistic`` computes for each group, which bounds the memory.
     """
     size = resamples_at_once(width * n_groups, BOOTSTRAP_RESAMPLES)
-    draws = group_draws(n_groups, BOOTSTRAP_RESAMPLES, size, np.random.default_rng(seed))
+    generator = np.random.default_rng(seed)
+    draws = group_draws(n_groups, BOOTSTRAP_RESAMPLES, size, generator=generator)
     tail = (1 - CONFIDENCE) / 2
     values = np.concatenate([statistic(counts) for counts in draws])
     low, high = np.nanquantile(values, [tail, 1 - tail])

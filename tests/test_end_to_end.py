@@ -30,7 +30,7 @@ def run(smollm: HookedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     effects = locate_run(smollm, settings, folder, progress=False)
     _, split, _ = load_run(folder)
     wanted = EvaluateSettings(counts=(3,), heads=0.01)
-    evaluate_run(smollm, split, effects, wanted, folder, progress=False)
+    evaluate_run(smollm, split, effects, settings=wanted, run=folder, progress=False)
     return folder
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``interp COMMAND``. It holds no logic; see ``interp.runs``."""
+"""The command line ``interp COMMAND``: options and output; see ``interp.commands``."""
 
 from interp.cli.main import main
 

@@ -1,55 +1,109 @@
-"""What each command does: load, call the function behind it, print a table and where things are."""
+"""The function of each command: load the model, call the function behind it, print the outcome."""
 
 import json
 import sys
+import webbrowser
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from rich.console import Console
+from rich.table import Table
 
 from interp.cli.config import settings_of, to_config
-from interp.cli.effects_table import effects_table
-from interp.cli.loading import engine_of, load
 from interp.cli.options import (
     DemoOptions,
+    EngineOptions,
     EvaluateOptions,
+    ExploreOptions,
     LocateOptions,
+    ModelOptions,
+    PatchOptions,
     PremisesOptions,
+    ProbeOptions,
     ReportOptions,
 )
 from interp.commands.demo import DemoSettings, demo_run
 from interp.commands.evaluate import EvaluateSettings, evaluate_run
 from interp.commands.known import premise_rows
 from interp.commands.locate import LocateSettings, load_run, locate_run
+from interp.commands.patch import PatchSettings, load_pairs, patch_run
+from interp.commands.probe import ProbeSettings, probe_run
 from interp.commands.report import report_run
 from interp.errors import UserError
 from interp.evaluation.evaluate import Evaluation
+from interp.explore import check_installed, open_run
+from interp.explore.opening import check_explorable
+from interp.figures.probe_scores import detection_table
 from interp.figures.tables import comparison_table, rich_table
 from interp.files.documents import read_json, write_jsonl, write_yaml
+from interp.models import load_model
+from interp.models.hooked_model import HookedModel
 from interp.premises.knowledge import check_knowledge
 from interp.premises.questions import load_premises
 from interp.premises.registry import list_relations, load_relation
 from interp.report.heads_page import write_report
+from interp.report.patch_page import patch_sentences
 from interp.report.summary import agreement_sentence, summary_sentences
-from interp.runs.engines import check_engine
+from interp.runs.engines import check_engine, opened_engine
 from interp.runs.lock import check_free
 from interp.runs.manifest import check_same_model, recorded_model
+from interp.runs.shards import Engine
+
+SHOWN = 10
+"""Rows of a table of effects."""
+
+
+def load(options: ModelOptions, console: Console) -> Any:
+    """The hooked model that the options name, with a message on the screen while it loads."""
+    with console.status(f"loading {options.model}"):
+        return load_model(
+            options.model,
+            device=options.device,
+            dtype=options.dtype,
+            allow_pickle=options.allow_pickle,
+        )
+
+
+def engine_of(options: EngineOptions, model: HookedModel) -> AbstractContextManager[Engine]:
+    """The engine that the options name, for a model that ``load`` made."""
+    return opened_engine(options.engine, model, address=options.address, workers=options.workers)
+
+
+def effects_table(effects: pd.DataFrame, *, title: str) -> Table:
+    """The first rows with three digits; a dash for a value that was not computed."""
+    text = effects.head(SHOWN).map(
+        lambda cell: f"{cell:.3g}" if isinstance(cell, float) else str(cell)
+    )
+    return rich_table(text.replace("nan", "–"), title=title)
+
+
+def print_sentences(sentences: Iterable[str], console: Console) -> None:
+    """Each sentence as an item of a list."""
+    for sentence in sentences:
+        console.print(f"• {sentence}", markup=False, highlight=False)
+
+
+def print_next(text: str, console: Console) -> None:
+    """The last line: where the results are, or the command to run next."""
+    console.print(f"\n{text}", highlight=False, soft_wrap=True)
 
 
 def demo(options: DemoOptions, console: Console) -> None:
-    """The whole way; see ``interp.commands.demo``."""
+    """All steps on the embedded model; see ``interp.commands.demo``."""
     settings = settings_of(DemoSettings, options)
     check_free(options.out)
     evaluations = demo_run(load(options, console), settings, options.out)
     write_yaml(options.out / "config.yaml", to_config(options))
     print_evaluation(evaluations, options.out, console)
-    console.print(f"\nreport: {write_report(options.out)}", highlight=False, soft_wrap=True)
+    print_next(f"report: {write_report(options.out)}", console)
 
 
 def locate(options: LocateOptions, console: Console) -> None:
-    """Effects of all heads; see ``interp.commands.locate``."""
+    """Measure the effects of all heads; see ``interp.commands.locate``."""
     settings = settings_of(LocateSettings, options)
     check_engine(options.engine)
     check_free(options.out)
@@ -60,60 +114,117 @@ def locate(options: LocateOptions, console: Console) -> None:
             model, settings, options.out, engine=engine, check_dtype=options.dtype_check
         )
     write_yaml(options.out / "config.yaml", to_config(options))
-    for site, one in effects.items():
-        shown = ["layer", "head", "effect", "ci_low", "ci_high", "q_value"]
-        top = one.to_dataframe().filter(items=shown)
+    columns = ["layer", "head", "effect", "ci_low", "ci_high", "q_value"]
+    for site, site_effects in effects.items():
         title = f"site {site}: largest effects on the search part"
-        console.print(effects_table(top, title=title))
-    console.print(f"\nrun: {options.out}   next: interp evaluate {options.out}", highlight=False)
+        console.print(effects_table(site_effects.to_dataframe().filter(items=columns), title=title))
+    print_next(f"run: {options.out}   next: interp evaluate {options.out}", console)
 
 
 def evaluate(options: EvaluateOptions, console: Console) -> None:
-    """Held-out scores of a run's heads; see ``interp.commands.evaluate``."""
+    """Score a run's heads on its held-out part; see ``interp.commands.evaluate``."""
     settings = settings_of(EvaluateSettings, options)
     check_engine(options.engine)
-    recorded = recorded_model(options.run)
+    spec = options.model or recorded_model(options.run)["spec"]
     check_free(options.run)
-    spec = options.model or recorded["spec"]
     model = load(replace(options, model=spec), console)
     check_same_model(options.run, model)
     _, split, effects = load_run(options.run)
     with engine_of(options, model) as engine:
-        evaluations = evaluate_run(model, split, effects, settings, options.run, engine=engine)
+        evaluations = evaluate_run(
+            model, split, effects, settings=settings, run=options.run, engine=engine
+        )
     print_evaluation(evaluations, options.run, console)
-    console.print(f"\nnext: interp report {options.run}", highlight=False, soft_wrap=True)
+    print_next(f"next: interp report {options.run}", console)
 
 
 def report(options: ReportOptions, console: Console) -> None:
-    """The HTML file of a run."""
+    """Write the HTML report of a run."""
     console.print(f"report: {report_run(options.run)}", highlight=False, soft_wrap=True)
 
 
+def explore(options: ExploreOptions, console: Console) -> None:
+    """Serve the page of a run until it is interrupted; see ``interp.explore``."""
+    check_installed()
+    check_explorable(options.run)  # a misspelt run should not wait for the model
+    spec = options.model or recorded_model(options.run)["spec"]
+    explorer = open_run(options.run, model=load(replace(options, model=spec), console))
+    # Panel is an optional package, imported only by this command.
+    from interp.explore.serve import address_of, make_server
+
+    server = make_server(explorer, port=options.port)
+    address = address_of(server)
+    console.print(f"exploring {options.run} at {address}   (Ctrl-C ends it)", highlight=False)
+    if options.open:
+        server.io_loop.add_callback(webbrowser.open, address)
+    try:
+        server.run_until_shutdown()
+    except KeyboardInterrupt:
+        console.print("ended")
+    finally:
+        server.stop()
+
+
+def probe(options: ProbeOptions, console: Console) -> None:
+    """Train probes and a detector; see ``interp.commands.probe``."""
+    settings = settings_of(ProbeSettings, options)
+    check_free(options.out)
+    load_premises(options.premises)  # a misspelt relation should not wait for the model
+    report, score = probe_run(load(options, console), settings, options.out)
+    write_yaml(options.out / "config.yaml", to_config(options))
+    text = report.to_dataframe().map(
+        lambda cell: f"{cell:.3f}" if isinstance(cell, float) else cell
+    )
+    console.print(rich_table(text, title="AUC on held-out subjects and templates"))
+    print_sentences([report.sentence], console)
+    if score is not None:
+        table = detection_table(score.to_dict())
+        console.print(rich_table(table, title="the detector on held-out questions"))
+    print_next(f"report: {options.out / 'report.html'}", console)
+
+
+def patch(options: PatchOptions, console: Console) -> None:
+    """Measure the effects of every unit of a component; see ``interp.commands.patch``."""
+    settings = settings_of(PatchSettings, options)
+    check_engine(options.engine)
+    check_free(options.out)
+    load_pairs(settings)  # a broken file should not wait for the model
+    model = load(options, console)
+    with engine_of(options, model) as engine:
+        result = patch_run(
+            model, settings, options.out, engine=engine, check_dtype=options.dtype_check
+        )
+    write_yaml(options.out / "config.yaml", to_config(options))
+    summary = read_json(options.out / "summary.json")
+    top = result.to_dataframe().drop(columns=["p_value", "rank"])
+    title = f"{result.component}, {result.method}: largest of {summary['n_units']} effects"
+    console.print(effects_table(top, title=title))
+    print_sentences(patch_sentences(summary), console)
+    print_next(f"report: {options.out / 'report.html'}", console)
+
+
 def premises(options: PremisesOptions, console: Console) -> None:
-    """Relations and their questions."""
+    """List, show, build or check premises."""
     actions = {"ls": _list, "show": _show, "build": _build, "check": _check}
     actions[options.action](options, console)
 
 
 def print_evaluation(evaluations: list[Evaluation], run: Path, console: Console) -> None:
-    """The comparison table and the summary in words."""
+    """Print the comparison table and the summary."""
     content = read_json(run / "evaluation.json")
     table = comparison_table(content).set_index("setting").T.reset_index(names="measure")
-    table = table.map(lambda cell: cell.replace(" [", "\n["))  # intervals on a line of their own
+    table = table.map(lambda cell: cell.replace(" [", "\n["))  # intervals on a separate line
     console.print(rich_table(table, title="held-out subjects and templates, [95 % interval]"))
     sentences = list(summary_sentences(content))
     if (run / "agreement.json").is_file():
         sentence = agreement_sentence(read_json(run / "agreement.json"))
         sentences += [sentence] if sentence else []
-    for sentence in sentences:
-        console.print(f"• {sentence}", markup=False, highlight=False)
+    print_sentences(sentences, console)
     first = evaluations[0].constraint.heads
     console.print(f"• heads (layer, head): {', '.join(map(str, first))}", highlight=False)
 
 
 def _list(options: PremisesOptions, console: Console) -> None:
-    import pandas as pd
-
     relations = [load_relation(name) for name in list_relations()]
     rows = [(r.name, len(r.facts), len(r.templates), r.description) for r in relations]
     table = pd.DataFrame(rows, columns=["relation", "facts", "templates", "description"])

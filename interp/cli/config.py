@@ -1,7 +1,7 @@
 """Config files: a command's options as the keys of a YAML file, and back.
 
-A value is checked against its option's type here, so that a mistake is one line that names the
-file. Whether it makes sense is left to the settings, as for the command line.
+A value is checked against its option's type here, so that the error message names the file. The
+settings check the values, as they do for the command line.
 """
 
 from dataclasses import asdict, fields, is_dataclass
@@ -35,11 +35,10 @@ def take_config(arguments: list[str]) -> tuple[list[str], Path | None]:
 
 
 def from_config(kind: type[Kind], path: Path) -> Kind:
-    """Options from a YAML file, whose keys are their names; the others have their defaults.
+    """Options from a YAML file, whose keys are their names; missing ones have their defaults.
 
     Raises:
-        UserError: the file cannot be read, names an unknown option, or a value is of another type
-            than its option.
+        UserError: the file cannot be read, has an unknown option, or a value of the wrong type.
     """
     where = f"--config {path}"
     try:
@@ -60,6 +59,6 @@ def to_config(options: Any) -> dict[str, Any]:
 
 
 def settings_of(kind: type[Kind], options: Kind) -> Kind:
-    """The settings alone that a command's options are, among others."""
+    """The settings among a command's options, which must have every field of ``kind``."""
     assert is_dataclass(kind)
-    return kind(**{one.name: getattr(options, one.name) for one in fields(kind)})
+    return kind(**{field.name: getattr(options, field.name) for field in fields(kind)})

@@ -6,59 +6,52 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Callable
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from interp import __version__
 from interp.cli.summaries import COMMANDS, FAMILIES
 from interp.errors import UserError
 from interp.files.text import one_line
 
-USERS = frozenset(
-    {
-        errno.ENAMETOOLONG,
-        errno.EACCES,
-        errno.EPERM,
-        errno.ENOTDIR,
-        errno.ELOOP,
-        errno.ENOSPC,
-        errno.EROFS,
-        errno.EDQUOT,
-    }
+USER_ERRORS = frozenset(
+    (
+        *(errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ENOTDIR),
+        *(errno.ELOOP, errno.ENOSPC, errno.EROFS, errno.EDQUOT),
+    )
 )
-"""What a path that the user gave may meet, however far inside; any other OSError is a bug."""
+"""Codes of an OSError that a user's path or disk can cause; any other OSError is a bug."""
 BROKEN_PIPE = 128 + getattr(signal, "SIGPIPE", 13)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of ``interp``; exits with 0, 2 for a user's mistake, or 130 when interrupted.
 
-    Where nobody reads its output to the end (``interp … | head``) it stops without a word, with the
-    code that a shell gives to what SIGPIPE ends.
+    If its output is no longer read (``interp … | head``), it exits silently with the code that a
+    shell gives to a process ended by SIGPIPE.
     """
     try:
         try:
             _dispatch(list(sys.argv[1:] if arguments is None else arguments))
         finally:
-            sys.stdout.flush()  # what is left to write is written here, not as Python ends
+            sys.stdout.flush()  # a broken pipe shows here, not while Python shuts down
     except BrokenPipeError:
-        if not _nobody_reads():
+        if not _output_is_closed():
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(BROKEN_PIPE)
 
 
 class _Output(Console):
-    """A console that leaves a broken pipe to ``main``."""
+    """A console that lets ``main`` handle a broken pipe."""
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
 
-def _nobody_reads() -> bool:
-    """Whether it is standard output, and no other pipe, that is broken."""
+def _output_is_closed() -> bool:
+    """Whether the broken pipe is standard output, and not another one."""
     if not hasattr(select, "poll"):
         return True
     try:
@@ -75,8 +68,6 @@ def _dispatch(words: list[str]) -> None:
         _overview(console)
         sys.exit(0 if words else 2)
     if words[0] == "--version":
-        from interp import __version__
-
         console.print(f"faithlens {__version__}", highlight=False)
         return
     if words[0] not in (*COMMANDS, *FAMILIES):
@@ -87,14 +78,11 @@ def _dispatch(words: list[str]) -> None:
     before = logger.level
     logger.setLevel(logging.INFO)
     try:
-        if words[0] in FAMILIES:
-            _families()[words[0]](words[1:], console)
-        else:
-            _run_command(words[0], words[1:], console)
+        _run(words[0], words[1:], console)
     except UserError as error:
         _fail(errors, str(error))
     except OSError as error:
-        if error.errno not in USERS:
+        if error.errno not in USER_ERRORS:
             raise
         named = f"{one_line(error.filename)}: " if error.filename else ""
         _fail(errors, f"{named}{error.strerror or one_line(error)}")
@@ -102,34 +90,19 @@ def _dispatch(words: list[str]) -> None:
         errors.print("interrupted: the same command again takes up what is finished")
         sys.exit(130)
     finally:
-        logger.setLevel(before)  # a caller in the same process keeps its own level
+        logger.setLevel(before)  # for a caller in the same process
 
 
-def _run_command(name: str, words: list[str], console: Console) -> None:
-    # Imported late: `interp --help` should not wait for transformers and TransformerLens.
-    from interp.cli import commands
-    from interp.cli.explore import explore
-    from interp.cli.options import parse
-    from interp.cli.patch import patch
-    from interp.cli.probe import probe
+def _run(name: str, words: list[str], console: Console) -> None:
+    # Imported here, since both import transformers and TransformerLens: `interp --help` does not.
+    if name in FAMILIES:
+        from interp.cli.moelora import moelora
 
-    actions: dict[str, Callable[[Any, Console], None]] = {
-        "demo": commands.demo,
-        "locate": commands.locate,
-        "evaluate": commands.evaluate,
-        "report": commands.report,
-        "explore": explore,
-        "premises": commands.premises,
-        "probe": probe,
-        "patch": patch,
-    }
-    actions[name](parse(name, words), console)
+        moelora(words, console)
+    else:
+        from interp.cli import commands, options
 
-
-def _families() -> dict[str, Callable[[list[str], Console], None]]:
-    from interp.cli.moelora import moelora
-
-    return {"moelora": moelora}
+        getattr(commands, name)(options.parse(name, words), console)
 
 
 def _fail(errors: Console, message: str) -> None:

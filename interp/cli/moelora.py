@@ -1,4 +1,4 @@
-"""``interp moelora train|compare|analyze``: adapters trained, compared, and their experts seen."""
+"""``interp moelora train|compare|analyze``: train adapters, compare them, analyze their experts."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -8,6 +8,7 @@ from typing import Any
 import tyro
 from rich.console import Console
 
+from interp.cli.commands import print_next, print_sentences
 from interp.cli.config import settings_of, to_config
 from interp.cli.options import EngineOptions, WeightsOptions, parse_as
 from interp.commands.analyze import AnalyzeSettings, analyze_adapter
@@ -70,12 +71,9 @@ OPTIONS: dict[str, type] = {
 
 
 def moelora(words: list[str], console: Console) -> None:
-    """Run ``interp moelora`` with the words behind it. Raises `UserError` for a user's mistake."""
-    actions: dict[str, Callable[[Any, Console], None]] = {
-        "train": train,
-        "compare": compare,
-        "analyze": analyze,
-    }
+    """Run ``interp moelora`` with the given words. Raises `UserError` for a user's mistake."""
+    actions: dict[str, Callable[[Any, Console], None]]
+    actions = {"train": train, "compare": compare, "analyze": analyze}
     if not words or words[0] in ("-h", "--help"):
         console.print("interp moelora: train adapters, compare them, see what experts do\n")
         for name, options in OPTIONS.items():
@@ -94,7 +92,7 @@ def parse(command: str, arguments: list[str]) -> Any:
 
 
 def train(options: TrainOptions, console: Console) -> None:
-    """One adapter; see ``interp.commands.train``."""
+    """Train an adapter; see ``interp.commands.train``."""
     settings = settings_of(TrainingSettings, options)
     check_free(options.out)
     run = train_moelora(
@@ -107,21 +105,19 @@ def train(options: TrainOptions, console: Console) -> None:
         f"{metrics['steps']} steps of {metrics['seconds_per_step']:.2f} s",
         highlight=False,
     )
-    for task, one in metrics["accuracy"].items():
-        low, high = one["ci_low"], one["ci_high"]
-        console.print(
-            f"• {task}: {one['value']:.3f} [{low:.3f}, {high:.3f}], {one['n']} held-out questions",
-            highlight=False,
-            markup=False,
-        )
-    dead = metrics["last_step"].get("dead_experts")
-    if dead is not None:
-        console.print(f"• dead experts in the last steps: {dead:.0f}", highlight=False)
-    console.print(f"\nadapter: {run / 'adapter'}", highlight=False, soft_wrap=True)
+    sentences = [
+        f"{task}: {score['value']:.3f} [{score['ci_low']:.3f}, {score['ci_high']:.3f}], "
+        f"{score['n']} held-out questions"
+        for task, score in metrics["accuracy"].items()
+    ]
+    if (dead := metrics["last_step"].get("dead_experts")) is not None:
+        sentences.append(f"dead experts in the last steps: {dead:.0f}")
+    print_sentences(sentences, console)
+    print_next(f"adapter: {run / 'adapter'}", console)
 
 
 def compare(options: CompareOptions, console: Console) -> None:
-    """Three adapters of equal size; see ``interp.commands.compare``."""
+    """Compare adapters of equal size; see ``interp.commands.compare``."""
     settings = CompareSettings(
         settings_of(TrainingSettings, options), **asdict(settings_of(ComparedMethods, options))
     )
@@ -131,13 +127,12 @@ def compare(options: CompareOptions, console: Console) -> None:
     )
     console.print(rich_table(accuracy_table(content), title="accuracy on held-out questions"))
     console.print(rich_table(cost_table(content), title="size and experts"))
-    for sentence in summary(content):
-        console.print(f"• {sentence}", markup=False, highlight=False)
-    console.print(f"\nreport: {options.out / 'report.html'}", highlight=False, soft_wrap=True)
+    print_sentences(summary(content), console)
+    print_next(f"report: {options.out / 'report.html'}", console)
 
 
 def analyze(options: AnalyzeOptions, console: Console) -> None:
-    """The experts of an adapter; see ``interp.commands.analyze``."""
+    """Analyze the experts of an adapter; see ``interp.commands.analyze``."""
     check_engine(options.engine)
     check_free(options.out)
     content = analyze_adapter(
@@ -153,6 +148,5 @@ def analyze(options: AnalyzeOptions, console: Console) -> None:
     write_yaml(options.out / "config.yaml", to_config(options))
     title = "means over projections; of a null: its mean, and how many projections are significant"
     console.print(rich_table(summary_table(content), title=title))
-    for sentence in sentences(content):
-        console.print(f"• {sentence}", markup=False, highlight=False)
-    console.print(f"\nreport: {options.out / 'report.html'}", highlight=False, soft_wrap=True)
+    print_sentences(sentences(content), console)
+    print_next(f"report: {options.out / 'report.html'}", console)

@@ -1,8 +1,8 @@
-"""Options of the commands: frozen dataclasses that tyro reads, and YAML files fill in.
+"""Options of the commands: frozen dataclasses that tyro turns into a command line.
 
-A command's options are the settings of its run (`interp.runs`), with where and how the run is made.
-The one dataclass is the command's help text, its config file's keys, and what is written as
-``config.yaml`` into the run, from which the run can be repeated.
+A command's options inherit its settings (`interp.commands`), and add the model and where to run it.
+The same dataclass gives the command's help, the keys of its config file, and the ``config.yaml`` in
+the run directory, from which the run can be repeated.
 """
 
 from dataclasses import dataclass
@@ -46,7 +46,7 @@ class ModelOptions(WeightsOptions):
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """Where the work is done."""
+    """Where the shards of a run are computed."""
 
     engine: EngineName = "local"
     """local: in this process; ray: by workers that each hold the model (pip install
@@ -59,7 +59,7 @@ class EngineOptions:
 
 @dataclass(frozen=True)
 class DtypeCheckOptions:
-    """What is done beside a search for effects."""
+    """The check of a run's dtype."""
 
     dtype_check: bool = True
     """In less than float32: compare a few prompts with float32 at the end, by a second model."""
@@ -171,7 +171,7 @@ def parse(command: str, arguments: list[str]) -> Any:
 def parse_as(
     kind: type[Options], command: str, arguments: list[str], *, summary: str | None
 ) -> Options:
-    """As `parse`, for a command whose options are ``kind``."""
+    """Options of the type ``kind``, which ``interp COMMAND --help`` explains after ``summary``."""
     words, config = take_config(arguments)
     return tyro.cli(
         tyro.conf.configure(tyro.conf.OmitArgPrefixes)(kind),

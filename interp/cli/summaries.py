@@ -1,6 +1,6 @@
-"""What each command does, in a line: for the overview, and above the command's own options.
+"""A summary of each command, for the overview and for the help of the command.
 
-Kept apart from the options, so that ``interp --help`` imports no model code.
+In a module of its own, so that ``interp --help`` does not import model code.
 """
 
 COMMANDS = {
@@ -19,4 +19,4 @@ COMMANDS = {
 FAMILIES = {
     "moelora": "Train MoELoRA adapters, compare them with LoRA, analyze what their experts do."
 }
-"""Commands that have commands of their own."""
+"""Commands with subcommands."""

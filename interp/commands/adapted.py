@@ -1,4 +1,4 @@
-"""Work on an adapted model in parts: the model as a worker loads it, and what is made with it."""
+"""An adapted model as a worker loads it, and the jobs that run on it."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,12 +19,12 @@ from interp.runs.shards import Engine, digest_of
 
 @dataclass(frozen=True)
 class AdaptedModel:
-    """A PEFT model, its tokenizer, and where both came from.
+    """A PEFT model, its tokenizer, and their origin.
 
     Attributes:
         spec, base_fingerprint: of the base model.
         adapter_sha256: of the adapter's weights.
-        adapter_config: digest of the adapter's settings, but for the place of its base model.
+        adapter_config: digest of the adapter's settings, except the path of its base model.
     """
 
     model: Any
@@ -37,14 +37,14 @@ class AdaptedModel:
     @property
     def fingerprint(self) -> str:
         """One digest of the base model, its tokenizer, and the adapter, weights and settings."""
-        of_tokenizer = prompting_fingerprint(self.tokenizer)
+        tokenizer = prompting_fingerprint(self.tokenizer)
         return digest_of(
-            [self.base_fingerprint, of_tokenizer, self.adapter_sha256, self.adapter_config]
+            [self.base_fingerprint, tokenizer, self.adapter_sha256, self.adapter_config]
         )
 
     @cached_property
     def hooked(self) -> Any:
-        """The same weights in TransformerLens. Raises UserError where that cannot be had."""
+        """The same weights in TransformerLens. Raises UserError if that is not possible."""
         return hooked(self.model, self.tokenizer, spec=self.spec)
 
 
@@ -65,7 +65,7 @@ def load_adapted(
 
 
 def fingerprint_of(loaded: AdaptedModel) -> str:
-    """Which model, tokenizer and adapter it is."""
+    """`AdaptedModel.fingerprint`, as a function that can be pickled."""
     return loaded.fingerprint
 
 

@@ -4,8 +4,8 @@ The directory holds ``routing.safetensors`` (counts), ``routing.csv`` (each expe
 task), ``specialization.csv`` (measures, intervals, nulls), ``similarity.csv`` (experts' outputs),
 ``effects.safetensors``, ``effects_accuracy.safetensors`` and ``effects.csv`` (what switching an
 expert off does), ``agreement.csv`` (routing beside effects), ``measures.json``, ``manifest.json``,
-``analyze.json`` (what decides the outcome), ``report.html``, and ``tokens.parquet`` if it was asked
-for. The same call again takes up what is there.
+``analyze.json`` (the run's identity), ``report.html``, and optionally ``tokens.parquet``. Repeating
+an interrupted call continues it.
 """
 
 import json
@@ -15,10 +15,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from scipy.stats import entropy
 
+from interp.arguments import check_choice
 from interp.commands.adapted import AdaptedModel, fingerprint_of, load_adapted
 from interp.commands.expert_passes import count_routing, switch_experts_off
 from interp.errors import UserError
@@ -67,10 +68,9 @@ LEAST_UNITS = 8
 
 @dataclass(frozen=True)
 class AnalyzeSettings:
-    """What decides the outcome of an analysis; part of the run's identity.
+    """Settings that determine the result of an analysis; part of the run's identity.
 
-    The texts below the fields are the command line's help too. Raises `UserError` for a value out
-    of range.
+    Raises `UserError` for a value out of range.
     """
 
     model: str | None = None
@@ -105,8 +105,7 @@ class AnalyzeSettings:
     """Of all draws."""
 
     def __post_init__(self) -> None:
-        if self.part not in get_args(Part):
-            raise UserError(f"unknown part {self.part!r}; known: {', '.join(get_args(Part))}")
+        check_choice("part", self.part, Part)
         if not self.data:
             raise UserError("data is empty: name at least one source")
         for name, least in (
@@ -134,92 +133,87 @@ def analyze_adapter(
     workers: int | None = None,
     allow_pickle: bool = False,
 ) -> dict[str, Any]:
-    """Analyze the adapter in a directory (or in a training run) and leave it all in ``run``.
+    """Analyze the adapter in a directory (or in a training run) and write the results to ``run``.
 
-    ``engine``, ``address`` and ``workers`` say where routing is counted and experts are switched
-    off; see `interp.runs.engines`. ``allow_pickle`` lets the base model's weights be pickle files.
-    Returns what measures.json holds. Raises UserError for an adapter that is none, of another kind
-    or for another base model, for data of one task only, for a task with too few tokens, and on
-    TransformerLens 3 unless ``settings.effects`` is 0.
+    Args:
+        engine, address, workers: where routing is counted and experts are switched off; see
+            `interp.runs.engines`.
+        allow_pickle: accept a base model whose weights are pickle files.
+
+    Returns:
+        The content of measures.json.
+
+    Raises:
+        UserError: no adapter, one of another kind or of another base model; data of one task only;
+            a task with too few tokens; TransformerLens 3, unless ``settings.effects`` is 0.
     """
+    if settings.tokens and engine != "local":
+        raise UserError("--tokens needs the local engine: leave --tokens or --engine out")
+    if settings.effects:
+        require_bridge("measuring the effects of experts (--effects 0 leaves them out)")
     folder = adapter / "adapter" if (adapter / "adapter").is_dir() else adapter
     model_name = settings.model or recorded_base(folder)
     examples = read_tasks(settings)
-    load = partial(
-        load_adapted,
-        model_name,
-        folder.resolve(),
-        dtype=settings.dtype,
-        device=device,
-        allow_pickle=allow_pickle,
-    )
+    load = partial(load_adapted, model_name, folder.resolve(), dtype=settings.dtype)
+    load = partial(load, device=device, allow_pickle=allow_pickle)
     loaded = load()
     corpus = corpus_of(examples, loaded.tokenizer)
     check_enough(corpus, tokens=settings.least_tokens, units=LEAST_UNITS)
-    identity = {
-        **json.loads(json.dumps(asdict(settings))),
-        "model": model_name,
+    identity = _identity(loaded, corpus, {**asdict(settings), "model": model_name})
+    check_run(run, IDENTITY, identity)
+    begin_run(run, IDENTITY, with_clock(with_resources(identity), loaded.tokenizer))
+    workplace: Any = {"device": device or "cpu", "address": address, "workers": workers}
+    effects = None
+    with (
+        run_resources(run, IDENTITY),
+        engine_for(engine, loaded, load, identify=fingerprint_of, **workplace) as opened,
+    ):
+        options: Any = {"identity": read_json(run / IDENTITY), "engine": opened}
+        options |= {"seed": settings.seed, "progress": progress}
+        records, similarity = count_routing(
+            run, loaded, corpus, routers=settings.routers, tokens=settings.tokens, **options
+        )
+        if settings.effects:
+            tasks = _drawn(examples, settings.effects)
+            effects = switch_experts_off(
+                run, loaded, tasks, budget=settings.effects_budget, **options
+            )
+    return _conclude(
+        run,
+        loaded,
+        corpus,
+        settings=settings,
+        records=records,
+        similarity=similarity,
+        effects=effects,
+    )
+
+
+def _identity(
+    loaded: AdaptedModel, corpus: LabelledCorpus, settings: dict[str, Any]
+) -> dict[str, Any]:
+    """Everything that determines the result of an analysis."""
+    return {
+        **json.loads(json.dumps(settings)),
         "fingerprint": loaded.base_fingerprint,
         "adapter_sha256": loaded.adapter_sha256,
         "adapter_config": loaded.adapter_config,
         **asking_identity(loaded.model.get_base_model(), loaded.tokenizer),
         PROMPTS: digest_of(asdict(corpus)),
     }
-    if settings.tokens and engine != "local":
-        raise UserError("tokens.parquet is written as tokens come: leave --tokens or --engine out")
-    if settings.effects:
-        require_bridge("measuring the effects of experts (--effects 0 leaves them out)")
-    check_run(run, IDENTITY, identity)
-    begin_run(run, IDENTITY, with_clock(with_resources(identity), loaded.tokenizer))
-    recorded = read_json(run / IDENTITY)
-    effects = None
-    with (
-        run_resources(run, IDENTITY),
-        engine_for(
-            engine,
-            loaded,
-            load,
-            identify=fingerprint_of,
-            device=device or "cpu",
-            address=address,
-            workers=workers,
-        ) as made_by,
-    ):
-        records, similarity = count_routing(
-            run,
-            loaded,
-            corpus,
-            recorded,
-            made_by,
-            routers=settings.routers,
-            tokens=settings.tokens,
-            seed=settings.seed,
-            progress=progress,
-        )
-        if settings.effects:
-            effects = switch_experts_off(
-                run,
-                loaded,
-                _drawn(examples, settings.effects),
-                recorded,
-                made_by,
-                budget=settings.effects_budget,
-                seed=settings.seed,
-                progress=progress,
-            )
-    return _concluded(run, loaded, corpus, settings, records, similarity, effects)
 
 
-def _concluded(
+def _conclude(
     run: Path,
     loaded: AdaptedModel,
     corpus: LabelledCorpus,
+    *,
     settings: AnalyzeSettings,
     records: RoutingRecords,
     similarity: OutputSimilarity,
     effects: ExpertEffects | None,
 ) -> dict[str, Any]:
-    """Measures, tables and page from what the slow passes left; returns measures.json."""
+    """Write measures, tables and the page from the results of the slow passes."""
     found = measure_specialization(
         records, draws=settings.draws, token_draws=settings.token_draws, seed=settings.seed
     )
@@ -229,8 +223,8 @@ def _concluded(
         agreement = routing_agreement(effects, found.experts, fdr=settings.fdr)
         write_table(run / "agreement.csv", agreement.to_dataframe())
     content = {
-        **measures_of(corpus, records, found, similarity, settings),
-        "effects": None if agreement is None else _of_effects(effects, agreement, settings),
+        **measures_of(corpus, records, found, similarity=similarity, fdr=settings.fdr),
+        "effects": _effect_measures(effects, agreement, fdr=settings.fdr) if agreement else None,
     }
     described = describe_hf_model(
         loaded.model.get_base_model(),
@@ -272,23 +266,24 @@ def recorded_base(folder: Path) -> str:
 def read_tasks(settings: AnalyzeSettings) -> list[Example]:
     """The examples of all sources, at most ``limit`` of each task."""
     columns = ColumnMapping.parse(settings.columns) if settings.columns else None
-    found: list[Example] = []
+    examples: list[Example] = []
     for source in settings.data:
         split = load_split(source, columns=columns)
         parts = {"train": split.train, "test": split.test, "both": (*split.train, *split.test)}
-        found += parts[settings.part]
-    return [one for some in _drawn(found, settings.limit).values() for one in some]
+        examples += parts[settings.part]
+    return [example for drawn in _drawn(examples, settings.limit).values() for example in drawn]
 
 
 def measures_of(
     corpus: LabelledCorpus,
     records: RoutingRecords,
     found: Specialization,
+    *,
     similarity: OutputSimilarity,
-    settings: AnalyzeSettings,
+    fdr: float,
 ) -> dict[str, Any]:
-    """What measures.json says of routing: means over projections, counts of what is significant."""
-    summary = found.summary(fdr=settings.fdr).astype(object)
+    """The measures of routing in measures.json: means over projections, and significant counts."""
+    summary = found.summary(fdr=fdr).astype(object)
     summary = summary.where(summary.notna(), None)
     measures: dict[str, Any] = {}
     for row in summary.to_dict("records"):
@@ -302,42 +297,37 @@ def measures_of(
         },
         "task_entropy": float(entropy(list(tokens.values()))),
         "projections": len(records.projections),
-        "fdr": settings.fdr,
+        "fdr": fdr,
         "measures": measures,
         "experts": {
-            "experts": sum(one.n_experts for one in records.projections),
+            "experts": sum(projection.n_experts for projection in records.projections),
             "tested": len(found.experts),
-            "significant": int((found.experts["q_value"] <= settings.fdr).sum()),
+            "significant": int((found.experts["q_value"] <= fdr).sum()),
         },
         "dead_experts": int(records.by_projection()["dead"].sum()),
-        "similarity": {
-            "n": similarity.n,
-            **alike.where(alike.notna(), None).to_dict(),
-        },
+        "similarity": {"n": similarity.n, **alike.where(alike.notna(), None).to_dict()},
     }
 
 
-def _of_effects(effects: Any, agreement: RoutingAgreement, settings: AnalyzeSettings) -> Any:
-    """What measures.json says of effects, and of how they agree with routing."""
+def _effect_measures(effects: Any, agreement: RoutingAgreement, *, fdr: float) -> Any:
+    """The measures of effects in measures.json, and of their agreement with routing."""
     table = effects.to_dataframe()
-    numbers = {
-        name: getattr(agreement, name)
-        for name in ("n", "share", "chance", "p_value", "spearman", "spearman_p")
-    }
+    names = ("n", "share", "chance", "p_value", "spearman", "spearman_p")
+    numbers = {name: getattr(agreement, name) for name in names}
     return {
         "examples": len(effects.loss),
         "tested": len(table),
-        "significant": int((table["q_value"] <= settings.fdr).sum()),
-        "agreement": {
-            name: None if math.isnan(number) else number for name, number in numbers.items()
-        },
+        "significant": int((table["q_value"] <= fdr).sum()),
+        "agreement": {key: None if math.isnan(value) else value for key, value in numbers.items()},
     }
 
 
 def _drawn(examples: Sequence[Example], n: int | None) -> dict[str, list[Example]]:
-    """By task, its questions, at most ``n`` of them."""
-    tasks = dict.fromkeys(one.task for one in examples)
-    return {task: draw([one for one in examples if one.task == task], n) for task in tasks}
+    """At most ``n`` examples of each task."""
+    by_task: dict[str, list[Example]] = {}
+    for example in examples:
+        by_task.setdefault(example.task, []).append(example)
+    return {task: draw(of_task, n) for task, of_task in by_task.items()}
 
 
 def _effects_part(effects: ExpertEffects | None, agreement: RoutingAgreement | None) -> EffectsPart:

@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 
 IDENTITY = "settings.json"
 UNEQUAL = 0.01
-"""Trainable parameters that differ by more than this share are warned of."""
+"""A larger relative difference in trainable parameters gives a warning."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ class ComparedMethods:
 
 @dataclass(frozen=True)
 class CompareSettings(ComparedMethods):
-    """What is compared, and how it is trained: `training`, but for its method and its seed."""
+    """What is compared, and how it is trained: `training`, except its method and seed."""
 
     training: TrainingSettings = field(default_factory=TrainingSettings)
 
@@ -85,9 +85,13 @@ def compare_moelora(
     allow_pickle: bool = False,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Train what is not trained yet, compare, write the page; returns what comparison.json holds.
+    """Train the missing adapters, compare all, and write the page.
 
-    Raises `UserError` for every user's mistake, and if `run` holds another comparison.
+    Returns:
+        The content of comparison.json.
+
+    Raises:
+        UserError: a user's mistake, or `run` holds another comparison.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(
@@ -99,23 +103,27 @@ def compare_moelora(
     found, tokenizer = base_identity(settings.training, allow_pickle=allow_pickle)
     claim_run(run, IDENTITY, {**identity, **found}, beside=with_clock({}, tokenizer))
     write_yaml(run / "config.yaml", {**identity, "seeds": list(settings.seeds)})
-    base = _base_metrics(settings, run, device, allow_pickle, progress)
+    options: Any = {"device": device, "allow_pickle": allow_pickle, "progress": progress}
+    base = _base_metrics(settings.training, run, **options)
     finished = []
     for seed in settings.seeds:
         for method in settings.methods:
-            one = replace(settings.training, method=method, seed=seed)
+            training = replace(settings.training, method=method, seed=seed)
             folder = run / "runs" / f"{method}-seed{seed}"
             logger.info("%s, seed %d", method, seed)
-            train_moelora(one, folder, device=device, allow_pickle=allow_pickle, progress=progress)
+            train_moelora(training, folder, **options)
             finished.append(read_finished(folder, method, seed))
-    content = {**compare(finished), "base": base, "settings": identity}
     first = f"{settings.methods[0]}-seed{settings.seeds[0]}"
-    content["manifest"] = read_manifest(run / "runs" / first)
-    content["parameters_differ_by"] = parameter_spread(finished)
-    if content["parameters_differ_by"] > UNEQUAL:
-        logger.warning(
-            "trainable parameters differ by %.1f %%", 100 * content["parameters_differ_by"]
-        )
+    spread = parameter_spread(finished)
+    content = {
+        **compare(finished),
+        "base": base,
+        "settings": identity,
+        "manifest": read_manifest(run / "runs" / first),
+        "parameters_differ_by": spread,
+    }
+    if spread > UNEQUAL:
+        logger.warning("trainable parameters differ by %.1f %%", 100 * spread)
     losses = losses_of(finished)
     write_table(run / "losses.csv", losses)
     write_json(run / "comparison.json", content)
@@ -125,48 +133,52 @@ def compare_moelora(
 
 def read_finished(folder: Path, method: str, seed: int) -> FinishedRun:
     """A finished training run. Raises `UserError` if a file is missing or damaged."""
-    again = f"delete {folder}, and the run is made again"
+    again = f"delete {folder} to repeat the run"
     losses = read_table(folder / "losses.csv", counts=("step",), others=True, advice=again)
     return FinishedRun(
         method=method,
         seed=seed,
         metrics=read_json(folder / "metrics.json"),
-        answers=_rows(folder / "predictions.jsonl"),
+        answers=_read_rows(folder / "predictions.jsonl"),
         losses=losses.to_dict(orient="records"),  # type: ignore[arg-type]
     )
 
 
 def losses_of(runs: Sequence[FinishedRun]) -> pd.DataFrame:
-    """The logged steps of all runs, one table."""
+    """The logged steps of all runs in one table."""
     rows = [{"method": run.method, "seed": run.seed, **line} for run in runs for line in run.losses]
     return pd.DataFrame(rows)
 
 
 def parameter_spread(runs: Sequence[FinishedRun]) -> float:
-    """By what share the largest number of trainable parameters is above the smallest."""
+    """The largest number of trainable parameters over the smallest, minus 1."""
     counts = [run.metrics["trainable_parameters"] for run in runs]
     return max(counts) / min(counts) - 1
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def _read_rows(path: Path) -> list[dict[str, Any]]:
     try:
         return [row for _, row in read_json_lines(path)]
     except UserError as error:
-        raise UserError(f"{error}: delete its directory, and the run is made again") from error
+        raise UserError(f"{error}: delete its directory to repeat the run") from error
 
 
 def _base_metrics(
-    settings: CompareSettings, run: Path, device: str | None, allow_pickle: bool, progress: bool
+    training: TrainingSettings,
+    run: Path,
+    *,
+    device: str | None,
+    allow_pickle: bool,
+    progress: bool,
 ) -> dict[str, Any]:
-    """The model without any adapter on the same questions, asked once."""
+    """The metrics of the model without an adapter on the same questions."""
     path = run / "base.json"
     if not path.is_file():
-        chosen = settings.training
         base = load_pretrained(
-            chosen.model, dtype=chosen.dtype, device=device, allow_pickle=allow_pickle
+            training.model, dtype=training.dtype, device=device, allow_pickle=allow_pickle
         )
-        data = load_data(base, chosen)
+        data = load_data(base, training)
         answers, metrics = metrics_of(base, base.model, data, progress=progress)
-        write_jsonl(run / "base_predictions.jsonl", (one.to_row() for one in answers))
+        write_jsonl(run / "base_predictions.jsonl", (answer.to_row() for answer in answers))
         write_json(path, metrics)
     return read_json(path)

@@ -1,4 +1,4 @@
-"""``interp demo``: the whole way on the embedded model, at a size that takes a few minutes.
+"""``interp demo``: all steps on the embedded model, at a size that takes a few minutes.
 
 Premises, knowledge filter, search by attribution at both sites, a check of the ranking by exact
 path patching on some prompts, the constraint scored on held-out subjects and templates, a report.
@@ -10,13 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from interp.commands.evaluate import EvaluateSettings, evaluate_run
-from interp.commands.locate import (
-    DEFAULT_FRACTION,
-    IDENTITY,
-    LocateSettings,
-    load_run,
-    locate_run,
-)
+from interp.commands.locate import DEFAULT_FRACTION, IDENTITY, LocateSettings, load_run, locate_run
 from interp.evaluation.evaluate import Evaluation
 from interp.files.documents import read_json, write_json
 from interp.heads.effects import agreement
@@ -47,16 +41,16 @@ class DemoSettings:
     """Draws false objects, splits, random head sets and resamples."""
 
     def __post_init__(self) -> None:
-        _ = self.evaluation  # which refuses a number of heads that is none
+        _ = self.evaluation  # raises for an invalid number of heads
 
     @property
     def search(self) -> LocateSettings:
-        """How heads are searched for."""
+        """Settings of the search."""
         return LocateSettings(premises=self.premises, limit=self.limit, seed=self.seed)
 
     @property
     def evaluation(self) -> EvaluateSettings:
-        """How they are scored."""
+        """Settings of the evaluation."""
         return EvaluateSettings(heads=self.heads, seed=self.seed, counts=(3, 8))
 
 
@@ -65,20 +59,19 @@ class DemoSettings:
 def demo_run(
     model: HookedModel, settings: DemoSettings, run: Path, *, progress: bool = True
 ) -> list[Evaluation]:
-    """Run the demo into ``run``; what an earlier call finished is taken from there."""
+    """Run the demo in ``run``; an interrupted call is continued."""
     effects = locate_run(model, settings.search, run, progress=progress)
     _, split, _ = load_run(run)
     if settings.path_prompts:
-        check_by_path(model, split, settings.path_prompts, run, progress)
-    return evaluate_run(model, split, effects, settings.evaluation, run, progress=progress)
+        n_prompts = settings.path_prompts
+        check_by_path(model, split, run, n_prompts=n_prompts, progress=progress)
+    return evaluate_run(
+        model, split, effects, settings=settings.evaluation, run=run, progress=progress
+    )
 
 
 def check_by_path(
-    model: HookedModel,
-    split: Split,
-    n_prompts: int,
-    run: Path,
-    progress: bool = True,
+    model: HookedModel, split: Split, run: Path, *, n_prompts: int, progress: bool = True
 ) -> dict[str, Any]:
     """Exact path patching of every head against its first-order estimate, on some search prompts.
 
@@ -88,8 +81,7 @@ def check_by_path(
     path = run / "agreement.json"
     encoded = as_encoded(model, split.search)
     step = max(1, len(encoded) // n_prompts)
-    # An odd step walks through the templates too.
-    step += 1 - step % 2
+    step += 1 - step % 2  # an odd step covers different templates
     prompts = encoded.take(list(range(0, len(encoded), step))[:n_prompts])
     if path.is_file() and read_json(path).get("n_prompts") == len(prompts):
         return read_json(path)

@@ -1,11 +1,11 @@
-"""How far a run in bfloat16 or float16 is from float32, measured on a few of its own prompts.
+"""The difference of a run in bfloat16 or float16 from float32, measured on a few of its prompts.
 
-The same effects are computed twice on the same prompts, in the run's dtype and in float32, and the
-largest differences go into the manifest. The float32 model is read anew from where the run's model
-came from, so that the rounding of the weights counts too; where that cannot be had (a model made in
-memory) the run's own weights are widened for as long as it takes, which changes no bit of them.
+The same effects are computed on the same prompts in the run's dtype and in float32, and the largest
+differences are written to the manifest. The float32 model is loaded from the source of the run's
+model, so that the rounding of the weights counts too; a model without a source (made in memory) is
+cast to float32 during the check, and restored exactly.
 
-It comes last, when all of the run's own results are written: it takes the memory of a second model.
+The check comes last, when the run's results are written, since it needs memory for a second model.
 """
 
 import logging
@@ -34,12 +34,10 @@ Measure = Callable[[Any], tuple[Tensor, Tensor]]
 
 
 def note_dtype_check(run: Path, model: HookedModel, measure: Measure, *, made: bool = True) -> None:
-    """Compare a finished run with float32, and write what comes of it into its manifest.
-
-    The run's own results are there already, and stand, whatever becomes of the comparison.
+    """Compare a finished run with float32, and write the outcome into its manifest.
 
     Args:
-        made: False leaves the comparison out, and says so in the manifest.
+        made: False leaves the comparison out, and notes that in the manifest.
     """
     found = dtype_check(model, measure) if made else _left_out(model, "as was asked for")
     if found:
@@ -47,12 +45,10 @@ def note_dtype_check(run: Path, model: HookedModel, measure: Measure, *, made: b
 
 
 def dtype_check(model: HookedModel, measure: Measure) -> dict[str, Any]:
-    """What a manifest says of the difference from float32, as ``dtype_check``; else nothing.
+    """The manifest's entry ``dtype_check``; empty for a run in float32.
 
-    A run in float32 has nothing to say. Where the comparison cannot be made, because memory runs
-    out, say, that is what is said, in a warning too.
-
-    Effects that are NaN in both were not measured and are left out.
+    If the comparison fails, because memory runs out, for instance, the entry has the reason, which
+    is also logged as a warning. Effects that were not measured (NaN) are left out.
     """
     info = model_info(model)
     if info.dtype == "float32":
@@ -83,35 +79,30 @@ def _left_out(model: HookedModel, reason: str) -> dict[str, Any]:
     return {} if dtype == "float32" else {"dtype_check": {"dtype": dtype, "left_out": reason}}
 
 
-def _largest(own: Tensor, other: Tensor) -> float:
-    difference = (own.double() - other.double()).abs()
+def _largest(values: Tensor, reference: Tensor) -> float:
+    """The largest absolute difference; 0 where all are NaN."""
+    difference = (values.double() - reference.double()).abs()
     known = difference[~torch.isnan(difference)]
     return float(known.max()) if len(known) else 0.0
 
 
 @contextmanager
 def _in_float32(model: HookedModel) -> Iterator[tuple[Any, str]]:
-    reference = _read_in_float32(model)
-    if reference is not None:
+    """The model loaded in float32 or, if that fails or it has changed, cast to float32."""
+    try:
+        reference = loader_of(model, dtype="float32")()
+    except UserError:
+        reference = None
+    if reference is not None and model_info(reference).fingerprint == model_info(model).fingerprint:
         yield reference, "float32"
         return
     with widened(model):
         yield model, "the same weights in float32"
 
 
-def _read_in_float32(model: HookedModel) -> Any | None:
-    """The model read anew, unless what is there now is none, or another."""
-    try:
-        reference = loader_of(model, dtype="float32")()
-    except UserError:
-        return None
-    same = model_info(reference).fingerprint == model_info(model).fingerprint
-    return reference if same else None
-
-
 @contextmanager
 def widened(model: Any) -> Iterator[None]:
-    """Every weight of less than 32 bits as float32; on exit as it was, to the last bit."""
+    """Cast weights of less than 32 bits to float32; on exit they are restored exactly."""
     narrow = [
         (weight, weight.dtype)
         for weight in (*model.parameters(), *model.buffers())

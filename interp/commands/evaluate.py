@@ -1,6 +1,6 @@
-"""``interp evaluate`` as a function: choose a setting on the search part, score it on the other.
+"""``interp evaluate`` as a function: choose a setting on the search part, score it held out.
 
-Writes settings.csv (search split), evaluation.json, null.csv and generations.jsonl (held out).
+Writes settings.csv (search part), evaluation.json, null.csv and generations.jsonl (held-out part).
 """
 
 import csv
@@ -14,7 +14,6 @@ from typing import Literal
 import pandas as pd
 
 from interp.arguments import check_choice
-from interp.commands.detector import run_detector
 from interp.commands.locate import DEFAULT_FRACTION, IDENTITY, check_same_prompts
 from interp.errors import UserError
 from interp.evaluation.answers import ask_all
@@ -34,7 +33,7 @@ from interp.jobs import JobRunner
 from interp.models.hooked_model import HookedModel
 from interp.premises.questions import Split
 from interp.report.read_run import read_heads
-from interp.runs.clock import one_moment
+from interp.runs.clock import one_moment, run_clock
 from interp.runs.identity import conditions
 from interp.runs.job_runner import StoredJobRunner
 from interp.runs.lock import one_process
@@ -42,10 +41,14 @@ from interp.runs.resources import run_resources
 from interp.runs.shards import Engine, InProcess
 from probes.detector.detect import detect_premises
 from probes.detector.detections import Detector, PremiseDetections
+from probes.detector.detector import PremiseDetector
+from probes.detector.train import train_detector
 
 logger = logging.getLogger(__name__)
 
 SHARDS = Path("shards") / "evaluate"
+DETECTOR = Path("detector")
+"""The folder of a run's detector."""
 
 SiteToScore = Literal["output", "attention", "best"]
 AnswersFor = Literal["best", "all", "none"]
@@ -54,7 +57,7 @@ CANDIDATES: dict[Site, tuple[SettingMode, ...]] = {
     "output": (("zero", 0.0), ("scale", -1.0)),
     "attention": (("zero", 0.0),),
 }
-"""Modes that ``mode="best"`` tries at each site; -1 turns a head's output round."""
+"""Modes that ``mode="best"`` tries at each site; -1 reverses a head's output."""
 CURVE_COUNTS = (1, 3, 8, 14)
 
 
@@ -62,8 +65,8 @@ CURVE_COUNTS = (1, 3, 8, 14)
 class EvaluateSettings:
     """What is evaluated.
 
-    Of several sites and modes the best is the one with the most gain on the search part, and the
-    least cost among settings that gain about as much.
+    The best of several sites and modes has the most gain on the search part, and the least cost
+    among settings with about the same gain.
     """
 
     heads: float = DEFAULT_FRACTION
@@ -112,23 +115,22 @@ def evaluate_run(
     model: HookedModel,
     split: Split,
     effects: Mapping[Site, HeadEffects],
+    *,
     settings: EvaluateSettings,
     run: Path,
-    *,
     engine: Engine | None = None,
     progress: bool = True,
 ) -> list[Evaluation]:
     """Score the run's heads on its held-out part; the best setting comes first.
 
-    Its shards stay, some hundred small files: the same call again, or one that asks for more, takes
-    from them what it can.
+    The shards are kept, a few hundred small files: another call reuses those that it needs.
 
     Args:
-        engine: where the sweeps' shards are made; by default in this process.
+        engine: where the shards are computed; by default in this process.
 
     Raises:
-        UserError: a site that was not searched; a model that is not the run's, or is asked in other
-            words or tokens than the run was (`interp.commands.locate.check_same_prompts`).
+        UserError: a site that was not searched; another model than the run's, or one whose prompts
+            have other words or tokens (`interp.commands.locate.check_same_prompts`).
     """
     check_same_prompts(run, model)
     sites: tuple[Site, ...] = tuple(effects) if settings.site == "best" else (settings.site,)
@@ -136,9 +138,31 @@ def evaluate_run(
     if missing:
         raise UserError(f"{run} was searched at site {', '.join(effects)}, not {missing[0]!r}")
     chosen: dict[Site, HeadEffects] = {site: effects[site] for site in sites}
+    modes: dict[Site, list[SettingMode]] = {site: modes_at(site, settings) for site in sites}
     stages = StoredJobRunner(run / SHARDS, engine or InProcess(model), conditions(model))
     with run_resources(run, IDENTITY, model):
-        evaluations, table = _evaluated(model, split, chosen, settings, run, stages, progress)
+        n_heads = settings.count(next(iter(chosen.values())).values[0].numel())
+        table = compare_settings(
+            model,
+            split.search,
+            chosen,
+            counts=sorted({*settings.counts, n_heads}),
+            modes=_curve_modes(modes) if settings.every_mode else modes,
+            seed=settings.seed,
+            progress=progress,
+            stages=stages,
+        )
+        best = _best_rows(table, modes, n_heads)
+        constraints = []
+        for row in best:
+            site = table.at[row, "site"]
+            named = {action_name(*mode): mode for mode in modes[site]}
+            heads = chosen[site].select(count=n_heads)
+            constraints.append(Constraint(heads, *named[table.at[row, "mode"]]))
+        evaluations = _evaluated(
+            model, split, constraints, settings=settings, run=run, stages=stages, progress=progress
+        )
+    table["chosen"] = table.index == best[0]
     _write(run, evaluations, table)
     stages.remove_others()
     return evaluations
@@ -147,103 +171,87 @@ def evaluate_run(
 def _evaluated(
     model: HookedModel,
     split: Split,
-    effects: Mapping[Site, HeadEffects],
+    constraints: list[Constraint],
+    *,
     settings: EvaluateSettings,
     run: Path,
     stages: JobRunner,
     progress: bool,
-) -> tuple[list[Evaluation], pd.DataFrame]:
-    """The evaluation of each site's best setting, and the table that they were chosen from."""
-    n_heads = settings.count(next(iter(effects.values())).values[0].numel())
-    modes: dict[Site, list[SettingMode]] = {site: modes_at(site, settings) for site in effects}
-    table = _settings_table(model, split, effects, modes, settings, n_heads, stages, progress)
-    best = _best_rows(table, modes, n_heads)
-    asked = {}
+) -> list[Evaluation]:
+    """The held-out evaluation of each constraint; the answers of the first, or of all."""
+    answers = {}
     if settings.answers != "none":
-        asked = ask_all(model, split.held_out, progress=progress, stages=stages)
-    detector: Detector | PremiseDetections | None = _detector(model, split, settings, run, progress)
-    if detector is not None:  # once, for all sites
-        detector = detect_premises(model, split.held_out, detector=detector, progress=progress)
-    evaluations = []
-    for row in best:
-        site = table.at[row, "site"]
-        names = {action_name(*mode): mode for mode in modes[site]}
-        heads = effects[site].select(count=n_heads)
-        constraint = Constraint(heads, *names[table.at[row, "mode"]])
-        with_answers = row == best[0] or settings.answers == "all"
-        evaluations.append(
-            evaluate(
-                model,
-                split.held_out,
-                heads=constraint,
-                gate=settings.gate,
-                detector=detector,
-                reference=split.search,
-                random_sets=settings.random_sets,
-                answers=asked if with_answers else {},
-                seed=settings.seed,
-                progress=progress,
-                stages=stages,
-            )
+        answers = ask_all(model, split.held_out, progress=progress, stages=stages)
+    detector: PremiseDetections | None = None
+    if settings.gate == "probe":  # once, for all constraints
+        trained = run_detector(model, split, run, seed=settings.seed, progress=progress)
+        detector = detect_premises(model, split.held_out, detector=trained, progress=progress)
+    return [
+        evaluate(
+            model,
+            split.held_out,
+            heads=constraint,
+            gate=settings.gate,
+            detector=detector,
+            reference=split.search,
+            random_sets=settings.random_sets,
+            answers=answers if number == 0 or settings.answers == "all" else {},
+            seed=settings.seed,
+            progress=progress,
+            stages=stages,
         )
-    table["chosen"] = table.index == best[0]
-    return evaluations, table
+        for number, constraint in enumerate(constraints)
+    ]
 
 
-def _detector(
-    model: HookedModel, split: Split, settings: EvaluateSettings, run: Path, progress: bool
-) -> Detector | None:
-    """For gate ``probe`` the run's own detector, else none."""
-    if settings.gate != "probe":
-        return None
-    return run_detector(model, split, run, seed=settings.seed, progress=progress)
+def has_detector(run: Path) -> bool:
+    """Whether a run holds a complete detector."""
+    return (run / DETECTOR / "detector.json").is_file()  # its last file to be written
+
+
+def run_detector(
+    model: HookedModel, split: Split, run: Path, *, seed: int = 0, progress: bool = True
+) -> Detector:
+    """The run's detector: read from the run or, the first time, trained on its search part.
+
+    The model's general detector is no substitute: its training data may include this run's held-out
+    part. Raises UserError for a damaged detector, or one of another model, tokenizer or chat
+    template.
+    """
+    if has_detector(run):
+        return PremiseDetector.load(run / DETECTOR, model=model)
+    with run_clock(run, IDENTITY):
+        detector = train_detector(model, [split.search], known=False, seed=seed, progress=progress)
+    detector.save(run / DETECTOR)
+    return detector
 
 
 def modes_at(site: Site, settings: EvaluateSettings) -> list[SettingMode]:
-    """The asked mode, or ``zero`` at a site that does not know it; the candidates for ``best``."""
+    """The candidates for mode ``best``, else the mode, or ``zero`` at a site without that mode."""
     if settings.mode == "best":
         return list(CANDIDATES[site])
     mode: Mode = settings.mode if settings.mode in SITE_MODES[site] else "zero"
     return [(mode, settings.factor if mode == "scale" else 0.0)]
 
 
-def _settings_table(
-    model: HookedModel,
-    split: Split,
-    effects: Mapping[Site, HeadEffects],
-    wanted: Mapping[Site, list[SettingMode]],
-    settings: EvaluateSettings,
-    n_heads: int,
-    stages: JobRunner,
-    progress: bool,
-) -> pd.DataFrame:
-    modes: dict[Site, list[SettingMode]] = {site: list(some) for site, some in wanted.items()}
-    if settings.every_mode:
-        for site in effects:
-            others: list[SettingMode] = [(m, 0.0) for m in SITE_MODES[site] if m != "scale"]
-            for factor in (-1.0, 0.5) if site == "output" else (0.1, 0.3):
-                others.append(("scale", factor))
-            modes[site] += [other for other in others if other not in modes[site]]
-    counts = sorted({*settings.counts, n_heads})
-    return compare_settings(
-        model,
-        split.search,
-        effects,
-        counts=counts,
-        modes=modes,
-        seed=settings.seed,
-        progress=progress,
-        stages=stages,
-    )
+def _curve_modes(modes: Mapping[Site, list[SettingMode]]) -> dict[Site, list[SettingMode]]:
+    """The given modes, then all other modes of each site."""
+    found: dict[Site, list[SettingMode]] = {}
+    for site, first in modes.items():
+        others: list[SettingMode] = [(mode, 0.0) for mode in SITE_MODES[site] if mode != "scale"]
+        for factor in (-1.0, 0.5) if site == "output" else (0.1, 0.3):
+            others.append(("scale", factor))
+        found[site] = list(dict.fromkeys([*first, *others]))
+    return found
 
 
 def _best_rows(
     table: pd.DataFrame, modes: Mapping[Site, list[SettingMode]], n_heads: int
 ) -> list[int]:
-    """The row of each site's best mode at the asked head count, the best of them first."""
+    """The row of each site's best mode with ``n_heads`` heads, the best site first."""
     rows = []
-    for site, of_site in modes.items():
-        names = [action_name(*mode) for mode in of_site]
+    for site, site_modes in modes.items():
+        names = [action_name(*mode) for mode in site_modes]
         fits = (table["site"] == site) & table["mode"].isin(names)
         rows.append(choose_setting(table.loc[fits], n_heads=n_heads))
     best = choose_setting(table.loc[rows], n_heads=n_heads)
@@ -252,25 +260,26 @@ def _best_rows(
 
 def _write(run: Path, evaluations: list[Evaluation], table: pd.DataFrame) -> None:
     write_table(run / "settings.csv", table)
-    nulls = [one.null_dataframe() for one in evaluations]
+    nulls = [evaluation.null_dataframe() for evaluation in evaluations]
     write_table(run / "null.csv", pd.concat(nulls, ignore_index=True))
     write_jsonl(run / "generations.jsonl", (pair.to_row() for pair in evaluations[0].answers))
     content = evaluations[0].to_dict()
-    content["alternatives"] = [one.to_dict() for one in evaluations[1:]]
+    content["alternatives"] = [other.to_dict() for other in evaluations[1:]]
     write_json(run / "evaluation.json", content)
     _mark_selected(run, evaluations)
 
 
 def _mark_selected(run: Path, evaluations: list[Evaluation]) -> None:
-    """heads.csv says which heads were evaluated; all other cells keep their very text."""
+    """Mark the evaluated heads in heads.csv, and keep the text of all other cells."""
     path = run / "heads.csv"
-    read_heads(path)  # refuses a table that is none
-    chosen = {(one.constraint.site, *head) for one in evaluations for head in one.constraint.heads}
+    read_heads(path)  # raises for a malformed table
+    constraints = [evaluation.constraint for evaluation in evaluations]
+    chosen = {(constraint.site, *head) for constraint in constraints for head in constraint.heads}
     reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")))
     text = io.StringIO()
     writer = csv.DictWriter(text, reader.fieldnames or (), lineterminator="\n")
     writer.writeheader()
     for row in reader:
-        place = (row["site"], int(row["layer"]), int(row["head"]))
-        writer.writerow({**row, "selected": place in chosen})
+        head = (row["site"], int(row["layer"]), int(row["head"]))
+        writer.writerow({**row, "selected": head in chosen})
     write_atomically(path, text.getvalue())

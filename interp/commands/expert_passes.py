@@ -1,15 +1,13 @@
 """The slow passes of ``interp moelora analyze``: counting routing, and switching experts off.
 
-Each is kept shard by shard while it is made, and in whole files when it is finished; the same call
-again takes up what is there.
+Each saves its shards while it runs, and its results when it is finished; repeating an interrupted
+call continues it.
 """
 
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-
-import pandas as pd
 
 from interp.commands.adapted import AdaptedModel, OnHooked, RoutingJob, routing_shard
 from interp.errors import UserError
@@ -31,7 +29,7 @@ from interp.runs.shards import Engine, digest_of, remove_shards
 logger = logging.getLogger(__name__)
 
 PARTS = 4
-"""The corpus is counted in so many parts, each of which is kept when it is finished."""
+"""Parts of the corpus, each of which is saved when it is finished."""
 ROUTING_SHARDS = Path("shards") / "routing"
 EFFECTS_SHARDS = Path("shards") / "effects"
 LOSS, ACCURACY = "effects.safetensors", "effects_accuracy.safetensors"
@@ -41,20 +39,20 @@ def count_routing(
     run: Path,
     loaded: AdaptedModel,
     corpus: LabelledCorpus,
+    *,
     identity: Mapping[str, object],
     engine: Engine,
-    *,
     routers: int,
     seed: int,
     tokens: bool = False,
     progress: bool = True,
 ) -> tuple[RoutingRecords, OutputSimilarity]:
-    """The pass over the corpus: ``routing.safetensors`` and ``similarity.csv``.
+    """Run the model over the corpus; write ``routing.safetensors`` and ``similarity.csv``.
 
     Args:
-        identity: what the run is.
-        routers: untrained routers that are compared with.
-        tokens: write ``tokens.parquet`` too; all is then done here, and in one go.
+        identity: the run's identity.
+        routers: number of untrained routers to compare with.
+        tokens: also write ``tokens.parquet``; then everything runs in this process, without shards.
     """
     counts, alike = run / "routing.safetensors", run / "similarity.csv"
     if counts.is_file() and alike.is_file():
@@ -64,7 +62,13 @@ def count_routing(
             logger.warning("%s: routing is counted again", error)
         else:
             logger.info("routing: taken from %s", counts)
-            return records, OutputSimilarity(_sampled(records), _similarities(alike))
+            table = read_table(
+                alike,
+                texts=("target",),
+                counts=("layer", "expert", "other"),
+                numbers=("cosine", "cka", "cka_chance"),
+            )
+            return records, OutputSimilarity(_sampled(records), table)
     collecting = CollectSettings(routers=routers, parts=PARTS, seed=seed)
     if tokens:
         records, similarity = collect_routing(
@@ -89,42 +93,33 @@ def count_routing(
 
 
 def _sampled(records: RoutingRecords) -> int:
-    """How many tokens the similarities are of."""
+    """The number of tokens that the similarities were measured on."""
     sampled = records.metadata.get("sampled", "")
     if not (sampled.isascii() and sampled.isdigit() and len(sampled) < 16):
-        raise UserError("the routing records do not say how many tokens were drawn: make it again")
+        raise UserError("the routing records lack the number of tokens drawn: make the run again")
     return int(sampled)
-
-
-def _similarities(path: Path) -> pd.DataFrame:
-    return read_table(
-        path,
-        texts=("target",),
-        counts=("layer", "expert", "other"),
-        numbers=("cosine", "cka", "cka_chance"),
-    )
 
 
 def switch_experts_off(
     run: Path,
     loaded: AdaptedModel,
     tasks: Mapping[str, Sequence[Example]],
+    *,
     identity: Mapping[str, object],
     engine: Engine,
-    *,
     budget: int,
     seed: int,
     progress: bool = True,
 ) -> ExpertEffects:
-    """What each of the most important experts does to each task, in three files ``effects…``.
+    """The effect of each of the most important experts on each task, in three files ``effects…``.
 
     Args:
-        identity: what the run is.
+        identity: the run's identity.
         budget: how many experts are switched off one by one.
     """
     questions = {
-        task: [asdict(encode_example(loaded.tokenizer, one)) for one in some]
-        for task, some in tasks.items()
+        task: [asdict(encode_example(loaded.tokenizer, example)) for example in examples]
+        for task, examples in tasks.items()
     }
     whole = digest_of({"run": identity, "tasks": questions})
     effects = _kept_effects(run, loaded, whole)
@@ -134,22 +129,22 @@ def switch_experts_off(
             loaded.hooked, tasks, budget=budget, seed=seed, progress=progress, stages=stages
         )
         assert effects.accuracy is not None
-        for name, one in ((LOSS, effects.loss), (ACCURACY, effects.accuracy)):
-            replace(one, metadata={**one.metadata, "run": whole}).save(run / name)
+        for name, result in ((LOSS, effects.loss), (ACCURACY, effects.accuracy)):
+            replace(result, metadata={**result.metadata, "run": whole}).save(run / name)
         remove_shards(run / EFFECTS_SHARDS)
     write_table(run / "effects.csv", effects.to_dataframe())
     return effects
 
 
 def _kept_effects(run: Path, loaded: AdaptedModel, whole: str) -> ExpertEffects | None:
-    """The effects in the files, unless one is not there, is damaged, or is another run's."""
+    """The saved effects; None if a file is missing, damaged, or of another run."""
     paths = run / LOSS, run / ACCURACY
     if not all(path.is_file() for path in paths):
         return None
     try:
         loss, accuracy = (PatchEffects.load(path) for path in paths)
-        for one, path in zip((loss, accuracy), paths, strict=True):
-            if one.metadata.get("run") != whole:
+        for result, path in zip((loss, accuracy), paths, strict=True):
+            if result.metadata.get("run") != whole:
                 raise UserError(f"{path} holds the effects of another run")
     except UserError as error:
         logger.warning("%s: the effects are measured again", error)

@@ -1,45 +1,48 @@
 """The first stage of a run on premises: which facts the model knows, and their split."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from interp.commands.prompts_identity import prompts_identity
 from interp.errors import UserError
 from interp.files.documents import read_json, write_json, write_jsonl, write_table
 from interp.files.shape import check_shape
+from interp.models import render_chat
 from interp.models.hooked_model import HookedModel
+from interp.premises.encode import tokenize
 from interp.premises.knowledge import check_knowledge
-from interp.premises.questions import Premises, Split, load_premises
+from interp.premises.questions import Premises, QuestionKind, Split, load_premises
 from interp.runs.clock import with_clock
 from interp.runs.identity import begin_run, check_run
-from interp.runs.prompting import ENDS, end_tokens
+from interp.runs.prompting import ENDS, PROMPTS, end_tokens
 from interp.runs.resources import with_resources
 from interp.runs.shards import digest_of
 
 logger = logging.getLogger(__name__)
+
+KINDS: tuple[QuestionKind, ...] = ("false", "twin", "masked")
 
 
 def split_known(
     model: HookedModel,
     run: Path,
     file: str,
-    identity: Mapping[str, Any],
     *,
+    identity: Mapping[str, Any],
     minimum: int,
     progress: bool = True,
 ) -> Split:
-    """The known facts of a relation, split; what the model knows is the first thing in a run.
+    """The facts of a relation that the model knows, split into search and held-out part.
 
-    Writes the run's identity, ``knowledge.csv``, ``known.json`` and ``premises.jsonl``, unless the
-    same run has left them.
+    Writes the run's identity, ``knowledge.csv``, ``known.json`` and ``premises.jsonl``, unless an
+    earlier call of the same run has written them.
 
     Args:
-        file: the name of the file that holds the identity.
-        identity: with the settings ``premises``, ``seed``, ``limit`` and ``check``; the prompts and
-            the tokens that end an answer are added to it.
+        file: the name of the identity file.
+        identity: has the settings ``premises``, ``seed``, ``limit`` and ``check``; the prompts and
+            the tokens that end an answer are added.
         minimum: how many facts must be known.
 
     Raises:
@@ -67,7 +70,7 @@ def split_known(
 
 
 def known_part(premises: Premises, run: Path) -> Premises:
-    """The premises about the facts that the run found to be known.
+    """The premises about the facts that the model knows, according to the run.
 
     Raises:
         UserError: ``known.json`` is damaged, or was altered.
@@ -76,25 +79,25 @@ def known_part(premises: Premises, run: Path) -> Premises:
     content = read_json(path)
     if content.pop("sha256", None) != digest_of(content):
         raise UserError(
-            f"{path} was altered since it was written: delete it, and give the "
-            "command that made the run again"
+            f"{path} was changed after it was written: delete it, and repeat the command that made "
+            "the run"
         )
     subjects = set(check_shape(content, {"subjects": [str]}, str(path))["subjects"])
     return premises.with_facts(fact for fact in premises.facts if fact.subject in subjects)
 
 
 def prompts_digest(split: Split) -> str:
-    """SHA-256 of every question of both parts with its spans: what a run's prompts are."""
+    """SHA-256 of all questions of both parts with their spans."""
     return digest_of(premise_rows(split))
 
 
 def premise_rows(split: Split) -> list[dict[str, Any]]:
-    """The lines of premises.jsonl: every question of both parts with its spans."""
+    """The lines of premises.jsonl: all questions of both parts with their spans."""
     rows = []
     for premises in (split.search, split.held_out):
         for question in premises.questions():
             row: dict[str, Any] = {"split": premises.part, **asdict(question)}
-            for kind in ("false", "twin", "masked"):
+            for kind in KINDS:
                 filled = premises.fill(question, kind)
                 row[kind] = {
                     "question": filled.text,
@@ -104,3 +107,29 @@ def premise_rows(split: Split) -> list[dict[str, Any]]:
             row["cloze"] = premises.cloze(question)
             rows.append(row)
     return rows
+
+
+def prompts_identity(tokenizer: Any, premises: Premises) -> dict[str, str]:
+    """The digest of every prompt that can be made from the premises, for a run's identity.
+
+    It covers the rendered text and the tokens of the direct questions and of the questions with the
+    false object, and the words of the twins and the masked questions. So it changes with the
+    tokenizer, the chat template, and what a template reads from its environment, such as the date.
+    """
+    return {PROMPTS: digest_of(list(_prompts(tokenizer, premises)))}
+
+
+def _prompts(tokenizer: Any, premises: Premises) -> Iterator[Any]:
+    for fact in premises.facts:
+        yield _rendered(tokenizer, premises.direct(fact), premises.cloze(fact))
+    for question in premises.questions():
+        yield [asdict(question), *(premises.fill(question, kind).text for kind in KINDS[1:])]
+        yield _rendered(tokenizer, premises.fill(question, "false").text, premises.cloze(question))
+
+
+def _rendered(tokenizer: Any, text: str, answer: str) -> Any:
+    try:
+        rendered = render_chat(tokenizer, text, answer)
+    except UserError as error:  # the fact may be left out; if it is not, encoding raises this again
+        return str(error)
+    return [rendered.text, list(tokenize(tokenizer, rendered)["input_ids"])]

@@ -1,9 +1,9 @@
 """``interp locate`` as a function: from a relation to a run directory with every head's effect.
 
-A run is cut into stages, each of which leaves whole files: which facts are known, the effects of
-each shard of prompts at each site, all effects, the tables. The same call again takes up what is
-there, and leaves the same bytes as if it had never been interrupted; another model, relation or
-seed in the same directory is refused.
+A run has stages, each of which writes complete files: which facts are known, the effects of each
+shard of prompts at each site, all effects, the tables. Repeating an interrupted call continues it,
+and writes the same bytes as an uninterrupted one; another model, relation or seed in the same
+directory is an error.
 """
 
 import json
@@ -18,8 +18,13 @@ from torch import Tensor
 
 from interp.arguments import check_choice
 from interp.commands.dtype_check import N_PROMPTS, TOP_HEADS, Measure, note_dtype_check
-from interp.commands.known import known_part, premise_rows, prompts_digest, split_known
-from interp.commands.prompts_identity import prompts_identity
+from interp.commands.known import (
+    known_part,
+    premise_rows,
+    prompts_digest,
+    prompts_identity,
+    split_known,
+)
 from interp.errors import UserError
 from interp.files.documents import read_json, write_table
 from interp.files.fields import from_mapping
@@ -64,7 +69,7 @@ SHARDS = Path("shards") / "locate"
 
 @dataclass(frozen=True)
 class LocateSettings:
-    """What decides the outcome of a search for heads; part of the run's identity."""
+    """Settings that determine the result of a search for heads; part of the run's identity."""
 
     premises: str = "capitals"
     """A relation that ships (see `interp premises ls`), or a CSV or YAML file."""
@@ -81,7 +86,7 @@ class LocateSettings:
     seed: int = 0
     """Draws false objects and splits."""
     shard: int = SHARD
-    """Prompts that are worked on, and kept, together; part of what the run is."""
+    """Prompts in a shard, which is computed and saved as a whole; part of the run's identity."""
 
     def __post_init__(self) -> None:
         for name in ("minimum", "shard"):
@@ -93,7 +98,7 @@ class LocateSettings:
 
     @property
     def sites(self) -> tuple[Site, ...]:
-        """The sites that are searched."""
+        """The sites to search."""
         return ("output", "attention") if self.site == "both" else (self.site,)
 
 
@@ -108,30 +113,32 @@ def locate_run(
     check_dtype: bool = True,
     progress: bool = True,
 ) -> dict[Site, HeadEffects]:
-    """Find what every head does, and leave it in ``run``. Returns the effects by site.
+    """Measure every head's effect and write it to ``run``. Returns the effects by site.
 
     Args:
-        engine: where the shards of the sweeps are made; by default in this process.
-        check_dtype: compare a run of another dtype with float32 at its end.
+        engine: where the shards are computed; by default in this process.
+        check_dtype: compare a run in another dtype with float32 at the end.
 
     Raises:
-        UserError: another run in the directory, or another process; too few known facts.
+        UserError: the directory holds another run or is used by another process, or the model
+            knows too few facts.
     """
     split = split_known(
         model,
         run,
         IDENTITY,
-        {**asdict(settings), **model_identity(model)},
+        identity={**asdict(settings), **model_identity(model)},
         minimum=settings.minimum,
         progress=progress,
     )
     with run_resources(run, IDENTITY, model):
-        effects = _effects(model, split, settings, run, engine or InProcess(model), progress)
-    selected = {
-        site: one.select(count=count_of_fraction(DEFAULT_FRACTION, one.values[0].numel()))
-        for site, one in effects.items()
-    }
-    tables = [one.to_dataframe(selected[site]) for site, one in effects.items()]
+        effects = _effects(
+            model, split, settings, run=run, engine=engine or InProcess(model), progress=progress
+        )
+    tables = []
+    for site_effects in effects.values():
+        count = count_of_fraction(DEFAULT_FRACTION, site_effects.values[0].numel())
+        tables.append(site_effects.to_dataframe(site_effects.select(count=count)))
     write_table(run / "heads.csv", pd.concat(tables, ignore_index=True))
     write_manifest(
         run,
@@ -147,7 +154,7 @@ def locate_run(
 
 
 def _on_a_few(split: Split, settings: LocateSettings, effects: dict[Site, HeadEffects]) -> Measure:
-    """The metric and the effects of the first heads on a few prompts, for another dtype."""
+    """A function for the dtype check: the metric and the largest effects on a few prompts."""
     site = settings.sites[0]
     n_heads = effects[site].values.shape[2]
     order = effects[site].mean.abs().flatten().argsort(descending=True)[:TOP_HEADS]
@@ -178,13 +185,17 @@ def _effects(
     model: HookedModel,
     split: Split,
     settings: LocateSettings,
+    *,
     run: Path,
     engine: Engine,
     progress: bool,
 ) -> dict[Site, HeadEffects]:
-    """The effects at all sites: from their file, or put together from shards."""
+    """The effects at all sites: from their file, or from shards."""
     prompts = read_json(run / IDENTITY)[PROMPTS]
-    path, digest = run / EFFECTS, effects_digest(settings, fingerprint(model), split, prompts)
+    path, digest = (
+        run / EFFECTS,
+        effects_digest(settings, fingerprint(model), split, prompts=prompts),
+    )
     try:
         finished = _effects_of(path, digest)
     except UserError as error:
@@ -258,17 +269,17 @@ def locate_shard(model: HookedModel, job: LocateJob, *, progress: bool = False) 
         model, job.encoded, method=job.method, site=job.site, seed=job.seed, progress=progress
     )
     return Shard(
-        {"values": found.values, "probability": found.probability},
-        kept={"source": found.source},
+        {"values": found.values, "probability": found.probability}, kept={"source": found.source}
     )
 
 
 def effects_digest(
-    settings: LocateSettings, model: str, split: Split, prompts: str | None = None
+    settings: LocateSettings, model: str, split: Split, *, prompts: str | None = None
 ) -> str:
-    """What decides every value of a run's effects.
+    """The digest of everything that determines a run's effects.
 
     Args:
+        model: fingerprint of the model.
         prompts: digest of the prompts as tokens; None in runs of older versions.
     """
     whole = {"settings": asdict(settings), "fingerprint": model, "prompts": prompts_digest(split)}
@@ -276,14 +287,14 @@ def effects_digest(
 
 
 def check_same_prompts(run: Path, model: HookedModel) -> None:
-    """Raise unless this model is the run's and is asked today what it was asked when it was made.
+    """Check that the model is the run's, and that its prompts are those of the run.
 
     Raises:
         UserError: another model, tokenizer or chat template; other facts or question templates;
-            prompts that are rendered in another way.
+            prompts that are rendered differently.
     """
     check_same_model(run, model)
-    if PROMPTS not in read_manifest(run):  # an older version's, of which a warning was given
+    if PROMPTS not in read_manifest(run):  # a run of an older version; reading it gave a warning
         return
     settings = _settings_of(run)
     premises = load_premises(settings.premises, seed=settings.seed, limit=settings.limit)
@@ -300,31 +311,30 @@ def _effects_of(path: Path, digest: str) -> dict[str, HeadEffects]:
 
 
 def load_run(run: Path) -> tuple[LocateSettings, Split, dict[Site, HeadEffects]]:
-    """What ``locate_run`` left, checked against the premises as they are today.
+    """The settings, split and effects of a run, checked against the premises as they are now.
 
     Raises:
-        UserError: no run, or facts or templates that have changed since.
+        UserError: there is no run, or its facts or templates have changed.
     """
     check_links(run)
     settings = _settings_of(run)
     premises = load_premises(settings.premises, seed=settings.seed, limit=settings.limit)
     split = known_part(premises, run).split(seed=settings.seed)
-    now = [json.loads(json.dumps(row)) for row in premise_rows(split)]
-    then = [row for _, row in read_json_lines(run / "premises.jsonl")]
-    if now != then:
+    recorded = [row for _, row in read_json_lines(run / "premises.jsonl")]
+    if recorded != json.loads(json.dumps(premise_rows(split))):
         raise UserError(
             f"the facts or templates of {settings.premises!r} have changed since {run} was made: "
             "run `interp locate` again into another directory"
         )
     model, prompts = recorded_model(run)["fingerprint"], read_manifest(run).get(PROMPTS)
-    effects = _effects_of(run / EFFECTS, effects_digest(settings, model, split, prompts))
+    effects = _effects_of(run / EFFECTS, effects_digest(settings, model, split, prompts=prompts))
     if missing := [site for site in settings.sites if site not in effects]:
         raise UserError(f"{run / EFFECTS} has no site {missing[0]}: run `interp locate` again")
     return settings, split, {site: effects[site] for site in settings.sites}
 
 
 def _settings_of(run: Path) -> LocateSettings:
-    """The settings in a run's manifest. Raises UserError where they cannot be relied on."""
+    """The settings in a run's manifest. Raises UserError if they are missing or damaged."""
     try:
         return from_mapping(LocateSettings, read_manifest(run).get("settings"), "settings")
     except UserError as error:

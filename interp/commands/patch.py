@@ -1,9 +1,8 @@
 """``interp patch`` as a function: from pairs of texts to a run directory with every unit's effect.
 
-The run holds the pairs that were used, the effects per prompt, a table of units, a summary and a
-figure. Effects are made a shard of prompts at a time, each of which is a whole file, so that the
-same call again takes up what an interrupted one finished; another model, other pairs or other
-settings in the same directory are refused.
+The run holds the pairs, the effects on each prompt, a table of units, a summary and a report.
+Effects are computed and saved one shard of prompts at a time, so that repeating an interrupted call
+continues it; another model, other pairs or other settings in the same directory are an error.
 """
 
 import logging
@@ -47,11 +46,16 @@ IOI_PAIRS = 32
 SHARDS = Path("shards") / "patch"
 SHOWN = 10
 FDR = 0.05
+PATCH_OPTIONS = (
+    *("component", "method", "positions", "metric", "source"),
+    *("steps", "top_k", "seed"),
+)
+"""Settings that `patch_pairs` takes under the same name."""
 
 
 @dataclass(frozen=True)
 class PatchSettings:
-    """What decides the outcome of ``interp patch``; part of the run's identity."""
+    """Settings that determine the result of ``interp patch``; part of the run's identity."""
 
     pairs: str = "ioi"
     """ioi (indirect-object identification, made here), or a JSONL file: clean, corrupted, answer,
@@ -84,7 +88,7 @@ class PatchSettings:
     seed: int = 0
     """Draws the pairs of ioi, resamples, and the bootstrap's samples."""
     shard: int = SHARD
-    """Prompts whose effects are made, and kept, together; part of what the run is."""
+    """Prompts in a shard, which is computed and saved as a whole; part of the run's identity."""
 
     def __post_init__(self) -> None:
         for name, known in (("positions", Where), ("metric", Metric), ("keep", Keep)):
@@ -98,24 +102,21 @@ class PatchSettings:
             if value is not None and value < 1:
                 raise UserError(f"{name} is {value}: it must be at least 1")
         if self.memory is not None and not self.memory > 0:
-            raise UserError(f"memory is {self.memory} MiB: it must be more than nothing")
+            raise UserError(f"memory is {self.memory} MiB: it must be more than 0")
 
     @property
     def sliced(self) -> bool:
-        """Whether some of the prompts can be done apart from the others.
+        """Whether prompts can be patched independently, in shards.
 
-        Not where values come from other prompts, where a ranking is over all prompts, or where
-        positions are counted in the columns of the whole batch.
+        They cannot where values come from other prompts, where units are ranked over all prompts,
+        or where positions depend on the padding of the whole batch.
         """
-        return (
-            self.source in ("run", "zero")
-            and self.method != "screen"
-            and (self.positions != "each")
-        )
+        independent = self.source in ("run", "zero") and self.method != "screen"
+        return independent and self.positions != "each"
 
 
 def load_pairs(settings: PatchSettings, tokenizer: Any = None) -> Pairs:
-    """The pairs that the settings name; made ones with names that fit the tokenizer."""
+    """The pairs that the settings name; generated pairs use names that fit the tokenizer."""
     if settings.pairs != "ioi":
         return read_pairs(settings.pairs, limit=settings.limit)
     return ioi_pairs(
@@ -137,15 +138,15 @@ def patch_run(
     check_dtype: bool = True,
     progress: bool = True,
 ) -> PatchEffects:
-    """Patch every unit of a component on pairs, and leave it all in ``run``.
+    """Patch every unit of a component on pairs, and write the results to ``run``.
 
     Args:
-        engine: where the shards of effects are made; by default in this process.
-        check_dtype: compare a run of another dtype with float32 at its end.
+        engine: where the shards are computed; by default in this process.
+        check_dtype: compare a run in another dtype with float32 at the end.
 
     Raises:
-        UserError: pairs that do not fit, another run in the directory, a model that answers none
-            of the pairs rightly where only those were asked for.
+        UserError: pairs that do not fit the settings, another run in the directory, or no pair that
+            the model answers rightly although only such pairs are kept.
     """
     pairs = load_pairs(settings, model.tokenizer)
     encoded = encode_pairs(model.tokenizer, pairs, chat=settings.chat, device=device_of(model))
@@ -160,11 +161,25 @@ def patch_run(
         if not kept:
             raise UserError(f"the model answers none of the {len(pairs)} pairs rightly")
         pairs, encoded = pairs.take(kept), encoded.take(kept)
-    _claim(run, identity, pairs, model)
-    facts = _facts(identity, pairs)
-    result = _effects(model, encoded, settings, run, facts, engine or InProcess(model), progress)
+    _claim(run, identity, pairs, model=model)
+    rows = [pair.row() for pair in pairs]
+    metadata = {
+        "model": identity["fingerprint"],
+        "pairs": pairs.name,
+        "run": digest_of({"identity": identity, "pairs": rows}),
+    }
+    result = _effects(
+        model,
+        encoded,
+        settings,
+        run=run,
+        metadata=metadata,
+        engine=engine or InProcess(model),
+        progress=progress,
+    )
     write_table(run / "units.csv", result.to_dataframe())
-    write_json(run / "summary.json", summary_of(result, settings, int(right.sum()), len(right)))
+    summary = summary_of(result, settings, n_right=int(right.sum()), n_pairs=len(right))
+    write_json(run / "summary.json", summary)
     write_manifest(
         run,
         model,
@@ -177,24 +192,23 @@ def patch_run(
     write_patch_report(run)
     remove_shards(run / SHARDS)
     note_dtype_check(run, model, _on_a_few(encoded, settings), made=check_dtype)
-    write_patch_report(run)  # it shows the comparison
+    write_patch_report(run)  # with the dtype check
     return result
 
 
 def write_patch_report(run: Path) -> Path:
-    """Write ``report.html`` from what a finished run holds, and return its path.
+    """Write ``report.html`` of a finished run and return its path.
 
     Raises:
         UserError: a file of the run is missing or damaged.
     """
     result = PatchEffects.load(run / "effects.safetensors")
     page = render_patch(result, read_json(run / "summary.json"), read_manifest(run))
-    write_atomically(run / "report.html", page)
-    return run / "report.html"
+    return write_atomically(run / "report.html", page)
 
 
-def _claim(run: Path, identity: Mapping[str, Any], pairs: Pairs, model: HookedModel) -> None:
-    """Make the directory this run's own, pairs included, unless it holds something else."""
+def _claim(run: Path, identity: Mapping[str, Any], pairs: Pairs, *, model: HookedModel) -> None:
+    """Write the run's identity and pairs. Raises UserError if the directory has others."""
     path = run / "pairs.jsonl"
     if path.is_file() and list(read_pairs(path)) != list(pairs):
         raise UserError(f"{run} was made with other pairs: choose another --out")
@@ -205,43 +219,34 @@ def _claim(run: Path, identity: Mapping[str, Any], pairs: Pairs, model: HookedMo
         write_jsonl(path, [pair.row() for pair in pairs])
 
 
-def _facts(identity: Mapping[str, Any], pairs: Pairs) -> dict[str, str]:
-    """What a file of effects says of the run that it belongs to."""
-    rows = [pair.row() for pair in pairs]
-    return {
-        "model": identity["fingerprint"],
-        "pairs": pairs.name,
-        "run": digest_of({"identity": identity, "pairs": rows}),
-    }
-
-
 def _effects(
     model: HookedModel,
     encoded: EncodedPairs,
     settings: PatchSettings,
+    *,
     run: Path,
-    facts: Mapping[str, str],
+    metadata: Mapping[str, str],
     engine: Engine,
     progress: bool,
 ) -> PatchEffects:
-    """The effects on all prompts: from their file, or put together from shards."""
+    """The effects on all prompts: from their file, or from shards."""
     whole = run / "effects.safetensors"
     if whole.is_file():
         try:
             found = PatchEffects.load(whole)
-            if found.metadata.get("run") != facts["run"]:
+            if found.metadata.get("run") != metadata["run"]:
                 raise UserError(f"{whole} holds the effects of another run")
             logger.info("effects: taken from %s", whole)
             return found
         except UserError as error:
             logger.warning("%s: the effects are made again", error)
     runner = StoredJobRunner(run / SHARDS, engine, conditions(model))
-    job = PatchJob(encoded, settings, facts["run"])
+    job = PatchJob(encoded, settings, metadata["run"])
     with run_resources(run, IDENTITY, model):
         shards = runner.shards(patch_shard, job, description="prompts", progress=progress)
         results = [PatchEffects.from_parts(shard.tensors, shard.kept) for shard in shards]
     result = PatchEffects.concatenate(results)
-    result = replace(result, metadata={**result.metadata, **facts})
+    result = replace(result, metadata={**result.metadata, **metadata})
     result.save(whole)
     return result
 
@@ -285,21 +290,12 @@ def patch_shard(model: HookedModel, job: PatchJob, *, progress: bool = False) ->
 
 def _options(settings: PatchSettings) -> dict[str, Any]:
     """The settings as `patch_pairs` takes them."""
-    return {
-        "component": settings.component,
-        "method": settings.method,
-        "positions": settings.positions,
-        "metric": settings.metric,
-        "source": settings.source,
-        "steps": settings.steps,
-        "top_k": settings.top_k,
-        "seed": settings.seed,
-        "budget": None if settings.memory is None else int(settings.memory * 2**20),
-    }
+    budget = None if settings.memory is None else int(settings.memory * 2**20)
+    return {"budget": budget, **{name: getattr(settings, name) for name in PATCH_OPTIONS}}
 
 
 def _on_a_few(encoded: EncodedPairs, settings: PatchSettings) -> Measure:
-    """The metric and all effects on a few prompts, for another dtype."""
+    """A function for the dtype check: the metric and all effects on a few prompts."""
     few = encoded.take(range(min(N_PROMPTS, len(encoded))))
 
     def measure(model: HookedModel) -> tuple[Tensor, Tensor]:
@@ -310,9 +306,9 @@ def _on_a_few(encoded: EncodedPairs, settings: PatchSettings) -> Measure:
 
 
 def summary_of(
-    result: PatchEffects, settings: PatchSettings, n_right: int, n_pairs: int
+    result: PatchEffects, settings: PatchSettings, *, n_right: int, n_pairs: int
 ) -> dict[str, Any]:
-    """What the run found, in numbers: the two runs' metric with 95 % intervals, the first units."""
+    """The content of summary.json: both runs' metric with 95 % intervals, and the first units."""
     table = result.to_dataframe()
     tested = len(set(result.groups)) >= MINIMUM_GROUPS
     assert result.clean is not None

@@ -1,12 +1,11 @@
-"""``interp probe`` as a function: where a model reads a false premise, and a detector of it.
+"""``interp probe`` as a function: where a false premise can be read, and a detector of it.
 
-The run holds the facts the model knows, the held-out scores of a probe at every layer and position
-(and every head, if asked for), the probe beside its controls, a detector trained on the search
-part with its scores on the held-out part, figures and a report. The same call again takes up what
-is finished; activations are on disk while they are needed.
+The run holds the facts that the model knows, the held-out scores of a probe at every layer and
+position (optionally every head), the probe beside its controls, a detector trained on the search
+part with its scores on the held-out part, and a report. Repeating an interrupted call continues it;
+activations are on disk while they are needed.
 """
 
-import json
 import logging
 import shutil
 from dataclasses import asdict, dataclass
@@ -33,7 +32,7 @@ from interp.files.tables import read_table
 from interp.models.hooked_model import HookedModel
 from interp.premises import Split
 from interp.premises.knowledge import MINIMUM_KNOWN, KnowledgeCheck
-from interp.report.probes import render_probe_report
+from interp.report.page import PlacedFigure, manifest_rows, render_page
 from interp.runs.clock import one_moment
 from interp.runs.identity import model_identity
 from interp.runs.lock import one_process
@@ -63,7 +62,7 @@ _CONTROLS = {"sentence": str, "control_task_auc": float, "selectivity": float}
 
 @dataclass(frozen=True)
 class ProbeSettings:
-    """What decides the outcome of ``interp probe``; part of the run's identity."""
+    """Settings that determine the result of ``interp probe``; part of the run's identity."""
 
     premises: str = "capitals"
     """A relation that ships (see `interp premises ls`), or a CSV or YAML file."""
@@ -95,7 +94,7 @@ class ProbeSettings:
 def probe_run(
     model: HookedModel, settings: ProbeSettings, run: Path, *, progress: bool = True
 ) -> tuple[ControlReport, DetectionScore | None]:
-    """Probe a model on a relation, and leave everything in ``run``.
+    """Probe a model on a relation, and write the results to ``run``.
 
     Raises:
         UserError: another run in the directory, or too few known facts to cross-validate.
@@ -104,7 +103,7 @@ def probe_run(
         model,
         run,
         IDENTITY,
-        {**asdict(settings), **model_identity(model)},
+        identity={**asdict(settings), **model_identity(model)},
         minimum=MINIMUM_KNOWN,
         progress=progress,
     )
@@ -115,42 +114,36 @@ def probe_run(
         seed=settings.seed,
         **noted_prompts(read_json(run / IDENTITY)),
     )
-    _maps(model, split, settings, run, progress)
-    report = _controls(model, split, settings, run, progress)
-    score = _detector(model, split, settings, run, progress) if settings.detector else None
+    _write_maps(model, split, settings, run=run, progress=progress)
+    report = _compare(model, split, settings, run=run, progress=progress)
+    score = None
+    if settings.detector:
+        score = _detect(model, split, run, seed=settings.seed, progress=progress)
     shutil.rmtree(run / "activations", ignore_errors=True)
     write_probe_report(run)
     return report, score
 
 
-def _maps(
-    model: HookedModel, split: Split, settings: ProbeSettings, run: Path, progress: bool
+def _write_maps(
+    model: HookedModel, split: Split, settings: ProbeSettings, *, run: Path, progress: bool
 ) -> None:
-    """The tables of the maps, unless they are there."""
-    options: dict[str, Any] = {
-        "method": settings.method,
-        "seed": settings.seed,
-        "progress": progress,
-    }
+    """Write the tables of the maps that are missing."""
+    options: Any = {"method": settings.method, "seed": settings.seed, "progress": progress}
+    parts, folder = (split.search, split.held_out), run / "activations"
     if not (run / "auc.csv").is_file():
-        grid = probe_grid(
-            model,
-            split.search,
-            split.held_out,
-            hook=settings.hook,
-            folder=run / "activations" / "map",
-            **options,
-        )
+        grid = probe_grid(model, *parts, hook=settings.hook, folder=folder / "map", **options)
         write_table(run / "auc.csv", grid.to_dataframe())
     if settings.heads and not (run / "auc_heads.csv").is_file():
-        grid = probe_heads(
-            model, split.search, split.held_out, folder=run / "activations" / "heads", **options
-        )
+        grid = probe_heads(model, *parts, folder=folder / "heads", **options)
         write_table(run / "auc_heads.csv", grid.to_dataframe())
 
 
 def read_grid(path: Path, axis: str) -> pd.DataFrame:
-    """A table of held-out scores by layer and position, or head. Raises UserError otherwise."""
+    """A table of held-out scores by layer and ``axis``, which is ``position`` or ``head``.
+
+    Raises:
+        UserError: the file is missing or malformed.
+    """
     heads = axis == "head"
     table = read_table(
         path,
@@ -168,15 +161,16 @@ def read_grid(path: Path, axis: str) -> pd.DataFrame:
 
 
 def best_layer(table: pd.DataFrame) -> int:
-    """The layer that is best at the object's last token, by the search part's cross-validation."""
+    """The best layer at the object's last token, by cross-validation on the search part."""
     rows = where(table, table["position"] == "object")
     ordered = rows.sort_values(["search_auc", "layer"], ascending=[False, True])
     return int(ordered["layer"].iloc[0])
 
 
-def _controls(
-    model: HookedModel, split: Split, settings: ProbeSettings, run: Path, progress: bool
+def _compare(
+    model: HookedModel, split: Split, settings: ProbeSettings, *, run: Path, progress: bool
 ) -> ControlReport:
+    """Compare the probe of the best layer with its controls, and write the outcome."""
     layer = best_layer(read_grid(run / "auc.csv", "position"))
     report = compare_with_controls(
         model,
@@ -188,63 +182,57 @@ def _controls(
         progress=progress,
     )
     write_table(run / "controls.csv", report.to_dataframe())
-    content = {
-        "layer": report.layer,
-        "beats_controls": report.beats_controls,
-        "sentence": report.sentence,
-        "control_task_auc": report.control_task_auc,
-        "selectivity": report.selectivity,
-    }
-    write_json(run / "controls.json", content)
+    names = ("layer", "beats_controls", "sentence", "control_task_auc", "selectivity")
+    write_json(run / "controls.json", {name: getattr(report, name) for name in names})
     return report
 
 
-def _detector(
-    model: HookedModel, split: Split, settings: ProbeSettings, run: Path, progress: bool
+def _detect(
+    model: HookedModel, split: Split, run: Path, *, seed: int, progress: bool
 ) -> DetectionScore | None:
+    """Train and score a detector, and write both; None if it cannot be trained."""
     try:
         detector = train_detector(
             model,
             [split.search],
             known=False,
             activations=run / "activations" / "questions",
-            seed=settings.seed,
+            seed=seed,
             progress=progress,
         )
-    except UserError as error:  # a finding, and no reason to lose the rest of the run
+    except UserError as error:  # a result of the run; its other results are still valid
         logger.warning("no detector: %s", error)
         write_json(run / "detection.json", {"no_detector": str(error)})
         return None
     detector.save(run / "detector")
-    score = score_detector(model, split.held_out, detector, seed=settings.seed, progress=progress)
+    score = score_detector(model, split.held_out, detector, seed=seed, progress=progress)
     write_json(run / "detection.json", {"layer": detector.layer, **score.to_dict()})
     write_table(run / "reliability.csv", score.curve)
     return score
 
 
 def write_probe_report(run: Path) -> Path:
-    """Write report.html of a finished run. Raises UserError where there is none."""
+    """Write report.html of a finished run and return its path.
+
+    Raises:
+        UserError: the run is not finished, or one of its files is malformed.
+    """
     if not (run / IDENTITY).is_file() or not (run / "controls.json").is_file():
         raise UserError(f"{run} is no finished run of `interp probe`: make one first")
     manifest = check_shape(read_manifest(run), _MANIFEST, str(run / "manifest.json"))
-    controls = check_shape(read_json(run / "controls.json"), _CONTROLS, str(run / "controls.json"))
-    known = check_shape(read_json(run / "known.json"), {"summary": str}, str(run / "known.json"))[
-        "summary"
-    ]
+    controls = _read(run / "controls.json", _CONTROLS)
+    known = _read(run / "known.json", {"summary": str})["summary"]
     sentences = [known, controls["sentence"], _selectivity(controls)]
-    auc = read_grid(run / "auc.csv", "position")
-    settings = manifest["settings"]
+    auc, settings = read_grid(run / "auc.csv", "position"), manifest["settings"]
+    scores = ("auc", "ci_low", "ci_high")
+    compared = read_table(run / "controls.csv", texts=("name",), numbers=scores)
     figures: dict[str, tuple[go.Figure, str]] = {
         "Where the premise can be read": (
             grid_figure(auc, axis="position", hook=settings["hook"]),
             "AUC of a probe on held-out subjects and templates; white is chance.",
         ),
         "Controls": (
-            controls_figure(
-                read_table(
-                    run / "controls.csv", texts=("name",), numbers=("auc", "ci_low", "ci_high")
-                )
-            ),
+            controls_figure(compared),
             "The probe of the best layer beside what it has to beat.",
         ),
     }
@@ -254,33 +242,36 @@ def write_probe_report(run: Path) -> Path:
             "AUC of a probe on each head's output at the object's last token.",
         )
     detection = None
-    found = read_json(run / "detection.json") if (run / "detection.json").is_file() else {}
-    if "no_detector" in found:
-        check_shape(found, {"no_detector": str}, str(run / "detection.json"))
-        sentences.append(f"No detector could be trained: {found['no_detector']}")
-    elif found:
-        detection = detection_table(
-            check_shape(found, DETECTION_SHAPE, str(run / "detection.json"))
-        )
+    path = run / "detection.json"
+    if path.is_file() and "no_detector" in read_json(path):
+        reason = _read(path, {"no_detector": str})["no_detector"]
+        sentences.append(f"No detector could be trained: {reason}")
+    elif path.is_file():
+        detection = detection_table(_read(path, DETECTION_SHAPE))
+        bins = read_table(run / "reliability.csv", numbers=("predicted", "observed"), counts=("n",))
         figures["Can the probabilities be believed"] = (
-            reliability_figure(
-                read_table(
-                    run / "reliability.csv", numbers=("predicted", "observed"), counts=("n",)
-                )
-            ),
+            reliability_figure(bins),
             "On the diagonal a probability is what it says.",
         )
-    page = render_probe_report(
+    placed = {
+        name: PlacedFigure.place(f"probe-{number}", figure, caption)
+        for number, (name, (figure, caption)) in enumerate(figures.items())
+    }
+    page = render_page(
+        "probes.html.j2",
         title=f"{manifest['model']['spec']}, {settings['premises']}",
+        setting="",
         sentences=sentences,
-        figures=figures,
+        figures=placed,
         detection=detection,
-        manifest={
-            key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            for key, value in manifest.items()
-        },
+        manifest=manifest_rows(manifest),
     )
     return write_atomically(run / "report.html", page)
+
+
+def _read(path: Path, shape: Any) -> dict[str, Any]:
+    """A JSON file of the given shape. Raises UserError otherwise."""
+    return check_shape(read_json(path), shape, str(path))
 
 
 def _selectivity(controls: dict[str, Any]) -> str:

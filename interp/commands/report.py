@@ -1,4 +1,4 @@
-"""``interp report`` as a function: the page of a run of any kind, made again from its files."""
+"""``interp report`` as a function: write the page of any kind of run from its files."""
 
 from pathlib import Path
 
@@ -14,29 +14,25 @@ from interp.report.heads_page import write_report
 def report_run(run: Path) -> Path:
     """Write ``report.html`` into a run directory and return its path.
 
-    Which kind of run it is, its files say: of ``interp patch``, ``interp probe``, ``interp moelora
-    compare``, or of the search for false-premise heads.
+    The files show the kind of run: ``interp patch``, ``interp probe``, ``interp moelora compare``,
+    or a search for false-premise heads.
 
     Raises:
-        UserError: a directory that holds no such run, or files that are missing or damaged.
+        UserError: the directory holds no such run, or files are missing or damaged.
     """
     check_links(run)
     if (run / "patch.json").is_file():
         return write_patch_report(run)
     if (run / "comparison.json").is_file():
-        return _write_comparison(run)
+        path, losses = run / "comparison.json", read_losses(run / "losses.csv")
+        content = check_comparison(read_json(path), str(path))
+        return write_atomically(run / "report.html", render_comparison(content, losses))
     if (run / "probe.json").is_file():
         return write_probe_report(run)
     for file, command in (("analyze.json", "analyze"), ("training.json", "train")):
         if (run / file).is_file():
             raise UserError(
-                f"{run} is a run of `interp moelora {command}`: give that command again, with the "
-                "same --out, for what it makes"
+                f"{run} is a run of `interp moelora {command}`: repeat that command with the same "
+                "--out to write its results again"
             )
     return write_report(run)
-
-
-def _write_comparison(run: Path) -> Path:
-    losses = read_losses(run / "losses.csv")
-    content = check_comparison(read_json(run / "comparison.json"), str(run / "comparison.json"))
-    return write_atomically(run / "report.html", render_comparison(content, losses))

@@ -2,9 +2,9 @@
 
 The directory holds ``adapter/`` (as PEFT saves it), ``config.yaml``, ``manifest.json``,
 ``losses.csv`` (every logged step), ``trainer_state.json``, ``predictions.jsonl`` (held-out
-questions with the answers given) and, written last, ``metrics.json``. The same call again takes an
-interrupted run up at its newest checkpoint, with the same outcome to the last bit on a CPU, and
-returns a finished one as it is. Other settings, data, prompts or another model are refused.
+questions with their answers) and, written last, ``metrics.json``. Repeating an interrupted call
+resumes at the newest checkpoint, with a bit-identical result on a CPU; repeating a finished one
+changes nothing. Other settings, data, prompts or another model are an error.
 """
 
 import logging
@@ -20,13 +20,7 @@ from accelerate import PartialState
 from transformers import set_seed
 
 from interp.errors import UserError
-from interp.files.documents import (
-    read_json,
-    write_json,
-    write_jsonl,
-    write_table,
-    write_yaml,
-)
+from interp.files.documents import read_json, write_json, write_jsonl, write_table, write_yaml
 from interp.files.whole import beside_of, move_into_place
 from interp.models import cache_root, fingerprint_of_folder, resolve
 from interp.models.folder import read_tokenizer
@@ -73,10 +67,10 @@ def train_moelora(
     allow_pickle: bool = False,
     progress: bool = True,
 ) -> Path:
-    """Train the adapter of `settings` and score it on held-out questions; returns `run`.
+    """Train an adapter and score it on held-out questions; returns `run`.
 
     Under ``accelerate launch`` every process calls this, and the first one writes. Raises
-    `UserError` for every user's mistake, before anything is written where that can be known.
+    `UserError` for a user's mistake, if possible before anything is written.
     """
     if (run / "metrics.json").is_file():
         found, _ = base_identity(settings, allow_pickle=allow_pickle)
@@ -89,7 +83,7 @@ def train_moelora(
         "fingerprint": base.fingerprint,
         "data_sha256": data.sha256,
         **tokenizer_identity(base.tokenizer),
-        PROMPTS: digest_of([asdict(one) for one in (*data.train, *data.encoded_test)]),
+        PROMPTS: digest_of([asdict(example) for example in (*data.train, *data.encoded_test)]),
     }
     check_run(run, IDENTITY, identity)
     set_seed(settings.seed)
@@ -109,14 +103,14 @@ def train_moelora(
     PartialState().wait_for_everyone()
     run_training(trainer, run / CHECKPOINTS)
     if trainer.is_world_process_zero():
-        _write_run(run, settings, base, data, trainer, progress)
+        _write_run(run, settings, trainer, base=base, data=data, progress=progress)
     return run
 
 
 def base_identity(
     settings: TrainingSettings, *, allow_pickle: bool = False
 ) -> tuple[dict[str, Any], Any]:
-    """What a run's identity holds of its base model, without reading weights, and its tokenizer."""
+    """The base model's part of a run's identity, without reading its weights; and its tokenizer."""
     folder = resolve(settings.model, allow_pickle=allow_pickle)
     tokenizer = read_tokenizer(folder, spec=settings.model)
     digest = fingerprint_of_folder(folder, cache=cache_root() / "fingerprints")
@@ -124,7 +118,7 @@ def base_identity(
 
 
 def load_data(base: Pretrained, settings: TrainingSettings) -> TaskData:
-    """The examples that the settings name, as the model's tokens."""
+    """The examples that the settings name, tokenized."""
     if settings.max_length > base.context:
         raise UserError(
             f"max_length is {settings.max_length}, but {base.spec} reads at most {base.context} "
@@ -143,7 +137,7 @@ def load_data(base: Pretrained, settings: TrainingSettings) -> TaskData:
 
 
 def pad_token(base: Pretrained) -> int:
-    """The token that fills up batches."""
+    """The padding token."""
     pad, size = base.tokenizer.pad_token_id, vocabulary_size(base.model)
     if pad is None or (size is not None and pad >= size):
         return end_token(base.tokenizer)
@@ -153,18 +147,17 @@ def pad_token(base: Pretrained) -> int:
 def metrics_of(
     base: Pretrained, model: HookedModel, data: TaskData, *, seed: int = 0, progress: bool = True
 ) -> tuple[tuple[ScoredAnswer, ...], dict[str, Any]]:
-    """The answers of a model to the held-out questions, and what metrics.json says of them."""
+    """The answers of a model to the held-out questions, and their part of metrics.json."""
     answers = score(
         model, base.tokenizer, data.test, max_new_tokens=data.max_new_tokens, progress=progress
     )
     losses = answer_losses(model, data.encoded_test, pad=pad_token(base))
     by_task: dict[str, list[float]] = {}
-    for one, loss in zip(data.test, losses, strict=True):
-        by_task.setdefault(one.task, []).append(loss)
+    for example, loss in zip(data.test, losses, strict=True):
+        by_task.setdefault(example.task, []).append(loss)
+    scores = [asdict(accuracy) for accuracy in accuracies(answers, seed=seed)]
     return answers, {
-        "accuracy": {
-            one.task: _without_task(asdict(one)) for one in accuracies(answers, seed=seed)
-        },
+        "accuracy": {scored.pop("task"): scored for scored in scores},
         "held_out_loss": {task: sum(found) / len(found) for task, found in by_task.items()},
     }
 
@@ -172,28 +165,28 @@ def metrics_of(
 def _write_run(
     run: Path,
     settings: TrainingSettings,
+    trainer: AdapterTrainer,
+    *,
     base: Pretrained,
     data: TaskData,
-    trainer: AdapterTrainer,
     progress: bool,
 ) -> None:
+    """Write a finished training run, metrics.json last."""
     adapted: Any = trainer.accelerator.unwrap_model(trainer.model)
     _save_adapter(adapted, run / "adapter", base.spec)
-    history = trainer.state.log_history
-    lines = [line for line in history if "loss" in line]
+    lines = [line for line in trainer.state.log_history if "loss" in line]
     write_table(run / "losses.csv", losses_table(lines))
     beside = beside_of(run / "trainer_state.json")
     trainer.state.save_to_json(str(beside))
     move_into_place(beside, run / "trainer_state.json")
     answers, metrics = metrics_of(base, adapted, data, progress=progress)
-    write_jsonl(run / "predictions.jsonl", (one.to_row() for one in answers))
-    steps = trainer.state.global_step
-    total = sum(one.numel() for one in adapted.parameters())
+    write_jsonl(run / "predictions.jsonl", (answer.to_row() for answer in answers))
+    total = sum(parameter.numel() for parameter in adapted.parameters())
     trained = trainable_parameters(adapted)
     content = {
         "method": settings.method,
         "seed": settings.seed,
-        "steps": steps,
+        "steps": trainer.state.global_step,
         "n_train": len(data.train),
         "n_test": len(data.test),
         "trainable_parameters": trained,
@@ -221,26 +214,23 @@ def _write_run(
 
 
 def _mean_cosine(adapted: Any, data: TaskData, base: Pretrained) -> float | None:
-    """The mean over projections of how alike the experts are; None for LoRA."""
-    some = data.encoded_test[:SIMILARITY_EXAMPLES]
-    found = expert_similarity(adapted, some, pad=pad_token(base))
+    """The mean cosine similarity of experts over projections; None for LoRA."""
+    examples = data.encoded_test[:SIMILARITY_EXAMPLES]
+    found = expert_similarity(adapted, examples, pad=pad_token(base))
     return sum(found.values()) / len(found) if found else None
 
 
 def losses_table(lines: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """The logged steps without their times, so that the same training gives the same table.
-
-    The columns stand in one order; a resumed run's log has another.
-    """
+    """The logged steps without times, in a fixed order of columns, so that it is reproducible."""
     table = pd.DataFrame(list(lines)).drop(columns="seconds_per_step")
     known = [name for name in COLUMNS if name in table]
     return table.loc[:, [*known, *sorted(set(table) - set(known))]]
 
 
 def _save_adapter(adapted: Any, target: Path, spec: str) -> None:
-    """Save beside the target, then move: a reader sees a whole adapter or none.
+    """Save under a temporary name, then move: a reader never sees an incomplete adapter.
 
-    Its base model is named as the user did, not by the place of its files on this machine.
+    The adapter names its base model by the user's spec, not by a path on this machine.
     """
     base = adapted.get_base_model()
     base.name_or_path = base.config.name_or_path = spec  # both are in PEFT's model card
@@ -248,7 +238,7 @@ def _save_adapter(adapted: Any, target: Path, spec: str) -> None:
         config.base_model_name_or_path = spec
     beside = beside_of(target)
     shutil.rmtree(beside, ignore_errors=True)
-    # Embeddings are never adapted; to find that out PEFT would look the name up on the hub.
+    # Embeddings are never adapted. To find that out, PEFT would query the hub.
     adapted.save_pretrained(beside, save_embedding_layers=False)
     shutil.rmtree(target, ignore_errors=True)
     move_into_place(beside, target)
@@ -260,7 +250,3 @@ def plain_settings(settings: TrainingSettings) -> dict[str, Any]:
         key: list(value) if isinstance(value, tuple) else value
         for key, value in asdict(settings).items()
     }
-
-
-def _without_task(accuracy: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in accuracy.items() if key != "task"}

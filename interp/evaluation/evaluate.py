@@ -10,11 +10,12 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
+from interp.arguments import check_choice
 from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
@@ -28,7 +29,7 @@ from interp.evaluation.answers import (
 )
 from interp.evaluation.preference import Preference, preference_under
 from interp.evaluation.side_effects import SideEffects, side_effects
-from interp.figures.evaluation import preference_by_template
+from interp.figures.evaluation import answer_outcomes, preference_by_template
 from interp.figures.tables import comparison_table
 from interp.heads.headset import Head, HeadSet, Site
 from interp.heads.locate import as_encoded
@@ -148,9 +149,17 @@ class Evaluation(Displayed):
             }
         )
 
-    def plot(self) -> Any:
-        """Preference per template, without and with the constraint."""
-        return preference_by_template(self.to_dict())
+    def plot(self, what: Literal["preference", "answers"] = "preference") -> Any:
+        """Preference by template without and with the constraint, or what happens to answers.
+
+        Raises:
+            UserError: an unknown figure, or no answers were asked for.
+        """
+        check_choice("figure", what, Literal["preference", "answers"])
+        if what == "preference":
+            return preference_by_template(self.to_dict())
+        rows = [(pair.kind, pair.outcome) for pair in self.answers]
+        return answer_outcomes(pd.DataFrame(rows, columns=["kind", "outcome"]))
 
     def _shown(self) -> Shown:
         words = (

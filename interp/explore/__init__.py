@@ -1,9 +1,8 @@
-"""Asking a model questions with and without some of its heads: on a local page, or in a notebook.
+"""Ask a model questions with and without some of its heads: on a local page, or in a notebook.
 
-``interp explore RUN`` opens the page; `page` gives the same as a Panel object, which Jupyter shows.
-`Explorer` is what stands behind both, and needs no Panel. The page is Panel's (the optional extra
-``explore``), since Panel brings everything that a browser loads along, so that it works with the
-network off.
+``interp explore RUN`` opens the page; `page` returns it as a Panel object, which Jupyter shows.
+Both use `Explorer`, which does not need Panel. Panel (the optional extra ``explore``) ships all
+files that a browser loads, so that the page works offline.
 """
 
 from collections.abc import Iterable
@@ -30,16 +29,17 @@ def page(
     split: Split | None = None,
     detector: Detector | None = None,
 ) -> Any:
-    """The page as a Panel object; as the last line of a cell it is shown.
+    """The page as a Panel object, which a notebook shows.
 
     Args:
         source: the directory of a run, a hooked model (then with ``effects``), or an Explorer.
-        model: of a run, if it is loaded already.
-        effects, split: of a model: of its heads, and the premises they were found on.
+        model: the run's model, if it is already loaded.
+        effects, split: for a model, the effects of its heads and the premises they were found on.
         detector: finds the false words of a question; see `open_run` and `open_model`.
 
     Raises:
-        UserError: no such run, a model without effects, or Panel is not installed.
+        UserError: the run does not exist, a model is given without effects, or Panel is not
+            installed.
     """
     check_installed()
     if isinstance(source, str | Path):
@@ -48,11 +48,11 @@ def page(
         explorer = source
     elif effects is None:
         raise UserError(
-            "a model is explored with the effects of its heads: page(model, effects=effects); or "
-            "give the directory of a run"
+            "effects is missing: call page(model, effects=effects), or give the directory of a run"
         )
     else:
         explorer = open_model(source, effects, split=split, detector=detector)
+    # Panel is an optional package, imported only by this function.
     from interp.explore.view import View
 
     return View(explorer).layout
@@ -61,6 +61,6 @@ def page(
 def check_installed() -> None:
     """Raise UserError if Panel is not installed."""
     try:
-        import panel  # noqa: F401
+        import panel  # noqa: F401 (optional: this function checks that it is installed)
     except ImportError as error:
         raise UserError("exploring needs Panel: pip install 'faithlens[explore]'") from error

@@ -1,4 +1,4 @@
-"""What asking one question gave: where the false premise is, and the answer with and without."""
+"""The outcome of one question: where the false premise is, and the answers to it."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,13 +13,13 @@ FoundBy = Literal["you", "the detector", "nobody"]
 
 @dataclass(frozen=True)
 class FoundPremise:
-    """Which words of a question are taken to be false.
+    """The words of a question that are assumed to be false.
 
     Attributes:
-        chars: characters [start, end) of the question; None where nothing is found.
+        chars: characters [start, end) of the question; None if there are no such words.
         tokens: the same words as tokens of the unpadded chat prompt.
-        found_by: who said so.
-        probability: of a false premise, 0 to 1, as the detector has it; None if it was not asked.
+        found_by: the source of the words.
+        probability: the detector's probability of a false premise; None if it was not used.
     """
 
     chars: Span | None = None
@@ -30,7 +30,7 @@ class FoundPremise:
 
 @dataclass(frozen=True)
 class Answer:
-    """A greedy answer, and how many seconds it took."""
+    """A greedy answer and its duration in seconds."""
 
     text: str
     seconds: float
@@ -38,11 +38,11 @@ class Answer:
 
 @dataclass(frozen=True)
 class Answers:
-    """The two answers to a question, side by side.
+    """The answers to a question without and with the constraint.
 
     Attributes:
-        true_object: the right object where the facts at hand name the question's subject, else "".
-        constrained: the very same as ``baseline`` where nothing was constrained.
+        true_object: the right object if the question's subject is in the known facts, else "".
+        constrained: the same object as ``baseline`` if nothing was constrained.
     """
 
     question: str
@@ -54,7 +54,7 @@ class Answers:
 
     @property
     def false_object(self) -> str:
-        """The words that are taken to be false, or ""."""
+        """The words that are assumed to be false, or ""."""
         return "" if self.found.chars is None else self.question[slice(*self.found.chars)]
 
     @property
@@ -64,7 +64,7 @@ class Answers:
 
     @property
     def note(self) -> str:
-        """What was done, or why nothing was, in one or two sentences."""
+        """One or two sentences on what was constrained, or why nothing was."""
         probability = self.found.probability
         sure = "" if probability is None else f" (probability {probability:.2f})"
         if self.found.chars is None:
@@ -79,17 +79,17 @@ class Answers:
         return f"{where}. Constrained there: {self.constraint.name}."
 
     def question_pieces(self) -> tuple[Piece, ...]:
-        """The question, with the words that are taken to be false as a piece of their own."""
+        """The question, with the words that are assumed to be false as a separate piece."""
         if self.found.chars is None:
             return (Piece(self.question),)
         return mark_object(self.question, self.found.chars)
 
     def answer_pieces(self, answer: Answer) -> tuple[Piece, ...]:
-        """An answer, with each naming of the true and of the false object as its own piece."""
+        """An answer, with each mention of the true and of the false object as a separate piece."""
         return mark_names(answer.text, true_object=self.true_object, false_object=self.false_object)
 
     def verdict(self, answer: Answer) -> str:
-        """Which object an answer names; "" where the true one is not known."""
+        """Which object an answer names; "" if the true object is unknown."""
         if not self.true_object:
             return ""
         true = names(answer.text, self.true_object)

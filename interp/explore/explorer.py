@@ -1,14 +1,14 @@
-"""``Explorer``: ask a model questions with and without some of its heads. No page, no state.
+"""``Explorer``: ask a model questions with and without some of its heads.
 
-question → detection → head set → constraint → two answers. What is slow and does not change (the
-detector, the mean outputs, the answers without a constraint) is kept.
+question → detection → head set → constraint → two answers. Slow results that do not change (the
+detector, the mean outputs, the answers without a constraint) are cached.
 """
 
 import re
 import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, cast
 
 import pandas as pd
@@ -44,14 +44,14 @@ class Explorer:
 
     Args:
         model: a hooked model.
-        heads: one row a head and site, in the columns of ``heads.csv``.
-        split: the premises of the search: mode ``mean`` takes its means over the search part, and
-            the held-out part gives examples; without them there are neither.
+        heads: one row for each head and site, with the columns of ``heads.csv``.
+        split: the premises of the search, needed for mode ``mean``, whose means are over the search
+            part, and for examples, which are from the held-out part.
         detector: finds the false words of a question, or a function that makes the detector when
-            it is first needed; by default the model's own, ``probes.detector_for(model)``.
-        start: what a page begins with; by default the heads that the table marks at its first
-            site, or the three largest effects there, with mode ``zero``.
-        max_new_tokens: the length of an answer.
+            it is first needed; by default ``probes.detector_for(model)``.
+        start: the first constraint on a page; by default the selected heads of the first site, or
+            those of the three largest effects, with mode ``zero``.
+        max_new_tokens: the maximum length of an answer.
     """
 
     def __init__(
@@ -69,35 +69,35 @@ class Explorer:
         self.split = split
         self.max_new_tokens = max_new_tokens
         self.start = start or Constraint(self._first_heads())
-        self._detector = detector or self._own_detector
+        self._detector = detector or partial(detector_for, model)
         self._baselines: dict[str, Answer] = {}
 
     @property
     def name(self) -> str:
-        """What the model was asked for by."""
+        """The spec that the model was loaded from."""
         return model_info(self.model).spec
 
     @property
     def sites(self) -> tuple[Site, ...]:
-        """The sites at which effects are known."""
+        """The sites with effects."""
         return tuple(cast(Site, str(site)) for site in self.heads["site"].unique())
 
     @property
     def detector_is_ready(self) -> bool:
-        """Whether a question can be read at once, without a detector being made first."""
+        """Whether the detector has been made."""
         return isinstance(self._detector, Detector)
 
     def modes(self, site: Site) -> tuple[Mode, ...]:
-        """What can be done to heads at a site."""
+        """The modes of a site."""
         check_site(site)
         return tuple(mode for mode in SITE_MODES[site] if mode != "mean" or self.split is not None)
 
     def n_heads(self, site: Site) -> int:
-        """How many heads have an effect at a site."""
+        """The number of heads with an effect at a site."""
         return len(rows_of_site(self.heads, site))
 
     def top(self, site: Site, count: int) -> HeadSet:
-        """The heads of the largest effects at a site. Raises UserError for too many."""
+        """The heads with the largest effects at a site. Raises UserError for too many."""
         rows = rows_of_site(self.heads, site).sort_values("rank")
         if not 0 <= count <= len(rows):
             raise UserError(f"cannot choose {count} of {len(rows)} heads")
@@ -108,15 +108,15 @@ class Explorer:
         )
 
     def marked(self, site: Site) -> HeadSet:
-        """The heads that the table marks as selected, best first."""
+        """The heads that the table marks as selected, by rank."""
         rows = rows_of_site(self.heads, site).sort_values("rank")
         rows = rows.loc[rows["selected"].astype(bool)]
         pairs = zip(rows["layer"], rows["head"], strict=True)
         return self.choose(site, pairs, chosen_by="selected in the run")
 
     def choose(self, site: Site, heads: Iterable[Head], *, chosen_by: str = "by hand") -> HeadSet:
-        """These heads. Raises UserError for one that the model does not have."""
-        chosen = HeadSet(tuple((int(a), int(b)) for a, b in heads), site, chosen_by)
+        """A head set. Raises UserError for a head that the model does not have."""
+        chosen = HeadSet(tuple((int(layer), int(head)) for layer, head in heads), site, chosen_by)
         rows = rows_of_site(self.heads, site)
         known = set(zip(rows["layer"], rows["head"], strict=True))
         for layer, head in chosen:
@@ -128,19 +128,19 @@ class Explorer:
         return chosen
 
     def toggle(self, heads: HeadSet, head: Head) -> HeadSet:
-        """The set without the head if it is in there, else with it."""
-        others = [one for one in heads if one != head]
+        """The set without the head if it contains it, else with it."""
+        others = [other for other in heads if other != head]
         return self.choose(heads.site, others if head in heads else [*heads, head])
 
     def figure(self, heads: HeadSet) -> go.Figure:
-        """The heat map of a site, with the chosen heads framed."""
+        """The heat map of a site with frames around the chosen heads."""
         rows = rows_of_site(self.heads, heads.site)
         pairs = zip(rows["layer"], rows["head"], strict=True)
         rows = rows.assign(selected=[pair in heads for pair in pairs])
         return head_heatmap(rows, site=heads.site)
 
     def examples(self) -> tuple[str, ...]:
-        """False-premise questions of the held-out part, one a subject."""
+        """False-premise questions of the held-out part, one for each subject."""
         if self.split is None:
             return ()
         premises, seen = self.split.held_out, {}
@@ -152,9 +152,9 @@ class Explorer:
         return tuple(seen.values())
 
     def find(self, question: str, words: str = "") -> FoundPremise:
-        """The words that may be false: ``words`` if given, else what the detector says.
+        """The words that may be false: ``words`` if given, else those that the detector finds.
 
-        Raises UserError for an empty question, or words that it does not hold.
+        Raises UserError for an empty question, or for words that are not in it.
         """
         if not question.strip():
             raise UserError("the question is empty: type one, or take an example")
@@ -172,9 +172,9 @@ class Explorer:
         return FoundPremise(found.char_span, found.token_span, "the detector", found.probability)
 
     def ask(self, question: str, constraint: Constraint, *, words: str = "") -> Answers:
-        """The answer without the constraint and with it, acting on the words that may be false.
+        """The answers without and with the constraint, which acts at the words that may be false.
 
-        Where no false premise is found, or no head is chosen, the answer stays as it is.
+        If there are no such words, or no heads, the two answers are the same.
         """
         found = self.find(question, words)
         baseline = self._baselines.get(question)
@@ -203,9 +203,6 @@ class Explorer:
         site = self.sites[0]
         return self.marked(site) or self.top(site, min(3, self.n_heads(site)))
 
-    def _own_detector(self) -> Detector:
-        return detector_for(self.model)
-
     @cached_property
     def _mean_output(self) -> Float[Tensor, "layer head d_head"]:
         if self.split is None:
@@ -213,7 +210,7 @@ class Explorer:
         return mean_output(self.model, as_encoded(self.model, self.split.search))
 
     def _truth(self, question: str) -> str:
-        """The object of the fact whose subject the question names; of several, the longest's."""
+        """The true object of the subject in the question (the longest, if there are several)."""
         if self.split is None:
             return ""
         facts = (*self.split.search.facts, *self.split.held_out.facts)
@@ -222,15 +219,15 @@ class Explorer:
 
 
 def read_heads_text(text: str) -> tuple[Head, ...]:
-    """Heads as people type them: ``17.8 9.1``, ``(17, 8), (9, 1)``. UserError for anything else."""
-    found, place, text = [], 0, text.strip()
-    while place < len(text):
-        match = _HEAD.match(text, place)
+    """Heads in a typed text, ``17.8 9.1`` or ``(17, 8), (9, 1)``. Raises UserError otherwise."""
+    heads, start, text = [], 0, text.strip()
+    while start < len(text):
+        match = _HEAD.match(text, start)
         if match is None:
-            raise UserError(f"{text[place:][:20]!r} is no head: write layer.head, such as 17.8 9.1")
-        found.append((int(match[1]), int(match[2])))
-        place = match.end()
-    return tuple(dict.fromkeys(found))
+            raise UserError(f"{text[start:][:20]!r} is no head: write layer.head, such as 17.8 9.1")
+        heads.append((int(match[1]), int(match[2])))
+        start = match.end()
+    return tuple(dict.fromkeys(heads))
 
 
 def heads_text(heads: Iterable[Head]) -> str:

@@ -1,11 +1,11 @@
-"""Opening: an explorer from a run directory, or from a model and the effects of its heads."""
+"""Make an explorer from a run directory, or from a model and the effects of its heads."""
 
 from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
 
-from interp.commands.detector import has_detector, run_detector
+from interp.commands.evaluate import has_detector, run_detector
 from interp.commands.locate import check_same_prompts, load_run
 from interp.errors import UserError
 from interp.explore.explorer import Explorer
@@ -22,7 +22,7 @@ from probes.detector.detections import Detector
 
 
 def check_explorable(run: Path) -> None:
-    """Raise UserError if a directory holds no run of ``interp locate``."""
+    """Raise UserError if a directory is not a run of ``interp locate`` or ``interp demo``."""
     if not run.is_dir():
         raise UserError(f"there is no run {run}: make one with `interp locate --out {run}`")
     read_manifest(run)
@@ -45,12 +45,12 @@ def open_run(
     """An explorer of a run of ``interp locate``.
 
     Args:
-        model: the run's model, if it is loaded already; else it is loaded on ``device``.
-        detector: by default the run's own, which is trained on the search part when first needed
-            and left in the run.
+        model: the run's model, if it is already loaded; else it is loaded on ``device``.
+        detector: by default the run's, which is trained on the search part when it is first needed
+            and saved in the run.
 
     Raises:
-        UserError: no such run, another model, or facts that have changed since.
+        UserError: the run does not exist, has another model, or its facts have changed.
     """
     run = Path(run)
     check_explorable(run)
@@ -81,30 +81,28 @@ def open_model(
 
     Args:
         split: the premises of the search, for mode ``mean`` and for examples.
-        detector: by default the model's own, ``probes.detector_for(model)``.
+        detector: by default ``probes.detector_for(model)``.
     """
-    several = [effects] if isinstance(effects, HeadEffects) else list(effects)
-    if not several:
-        raise UserError("there are no effects to explore: give those of interp.locate_heads")
-    sites = [one.site for one in several]
+    by_site = [effects] if isinstance(effects, HeadEffects) else list(effects)
+    if not by_site:
+        raise UserError("effects is empty: give those of interp.locate_heads")
+    sites = [site_effects.site for site_effects in by_site]
     if len(set(sites)) < len(sites):
-        raise UserError(f"give the effects of one search a site, not of {', '.join(sites)}")
-    heads = pd.concat([one.to_dataframe() for one in several], ignore_index=True)
+        raise UserError(f"effects has a site twice: {', '.join(sites)}")
+    heads = pd.concat([site_effects.to_dataframe() for site_effects in by_site], ignore_index=True)
     return Explorer(model, heads, split=split, detector=detector)
 
 
 def _evaluated(run: Path, explorer: Explorer) -> Constraint | None:
-    """The constraint that the run's evaluation put first, if it was evaluated."""
-    if not (run / "evaluation.json").is_file():
+    """The best constraint of the run's evaluation, if there is one."""
+    path = run / "evaluation.json"
+    if not path.is_file():
         return None
-    said = check_shape(
-        read_json(run / "evaluation.json"),
-        {"heads": Maybe([[int, int]]), "factor": Maybe(float)},
-        str(run / "evaluation.json"),
-    )
-    site, mode = said.get("site"), said.get("mode")
+    shape = {"heads": Maybe([[int, int]]), "factor": Maybe(float)}
+    evaluation = check_shape(read_json(path), shape, str(path))
+    site, mode = evaluation.get("site"), evaluation.get("mode")
     if site not in explorer.sites or mode not in explorer.modes(site):
-        return None  # several parts at once: nothing that the page could begin with
-    pairs = ((layer, head) for layer, head in said.get("heads") or ())
+        return None  # an intervention with several parts, which the page cannot show
+    pairs = ((layer, head) for layer, head in evaluation.get("heads") or ())
     heads = explorer.choose(site, pairs, chosen_by="evaluated in the run")
-    return Constraint(heads, mode, float(said.get("factor") or 0.0))
+    return Constraint(heads, mode, float(evaluation.get("factor") or 0.0))

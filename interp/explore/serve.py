@@ -1,4 +1,4 @@
-"""The page on a local server, on the loopback address only, with nothing from outside."""
+"""The page on a local server, which listens on the loopback address only."""
 
 import logging
 import socket
@@ -17,10 +17,10 @@ logger = logging.getLogger(__name__)
 
 
 def make_server(explorer: Explorer, *, port: int = 0) -> Server:
-    """A server of the page, not yet running; port 0 takes a free one.
+    """A server of the page, not yet running; port 0 takes a free port.
 
-    Every reader has a page of their own, on the one model: questions are answered in turn. Only
-    pages from this very server may speak to it. Raises UserError if the port is taken.
+    Each browser tab has its own page; all share the model, which answers one question at a time.
+    Only pages of this server can connect to it. Raises UserError if the port is in use.
     """
 
     def page() -> Any:
@@ -35,13 +35,13 @@ def make_server(explorer: Explorer, *, port: int = 0) -> Server:
 
 
 def address_of(server: Server) -> str:
-    """What to type into a browser. The server takes requests under this name only."""
+    """The address for a browser; the server accepts no other host name."""
     return f"http://localhost:{server.port}/"
 
 
 def _check_free(port: int) -> None:
     if not 0 <= port < 65536:
-        raise UserError(f"a port is a number from 0 to 65535, not {port}")
+        raise UserError(f"port is {port}: it must be a number from 0 to 65535")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

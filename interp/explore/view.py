@@ -1,8 +1,7 @@
-"""The page: Panel widgets around an `Explorer`. It holds which heads are chosen, and no more logic.
+"""The page: Panel widgets around an `Explorer`, and the chosen heads.
 
-Panel rather than Gradio: Panel's server and its notebook extension bring all scripts and styles
-along, plotly's too, so that the page works with the network off. Text of the model and of the
-reader gets into the page through one template, which escapes it.
+Panel's server and notebook extension ship all scripts and styles, including plotly's, so that the
+page works offline; Gradio's do not. Text from the model and the reader is escaped by a template.
 """
 
 import asyncio
@@ -18,13 +17,13 @@ from interp.interventions.head_constraint import Constraint, Mode
 from interp.report.page import render_part, template_text
 
 FEWEST_STEPS = 12
-"""The slider over the count goes to a quarter of the heads, and at least this far."""
+"""The slider's maximum is a quarter of the heads, but at least this."""
 PAUSE = 0.1
-"""Seconds in which the browser gets to know that something is going on; then the model runs."""
+"""Seconds for the browser to show that the model is running, before it runs."""
 
 
 class View:
-    """The page of one reader; ``layout`` is what is shown."""
+    """The page of one browser tab; ``layout`` is the Panel object to show."""
 
     def __init__(self, explorer: Explorer) -> None:
         pn.extension("plotly")
@@ -41,12 +40,12 @@ class View:
 
     @property
     def constraint(self) -> Constraint:
-        """What the widgets say. Raises UserError for settings that do not go together."""
+        """The constraint of the widgets. Raises UserError for an invalid combination."""
         mode = cast(Mode, self.mode.value)
         return Constraint(self.chosen, mode, float(self.factor.value) if mode == "scale" else 0.0)
 
     async def ask(self, *_: Any) -> None:
-        """Ask the question in the box, and show the answers or what is wrong."""
+        """Ask the question in the box, and show the answers or an error message."""
         self.button.loading = True
         trains = not (self.words.value_input.strip() or self.explorer.detector_is_ready)
         first = " A detector of false premises is trained first, once." if trains else ""
@@ -63,7 +62,7 @@ class View:
             self.button.loading = False
 
     def choose(self, heads: HeadSet) -> None:
-        """Take these heads, and frame them in the heat map."""
+        """Choose heads, and frame them in the heat map."""
         self.chosen = heads
         self._show_heads()
 
@@ -75,14 +74,12 @@ class View:
         examples = self.explorer.examples()
         self.example = pn.widgets.Select(
             label="Or an example that the search never saw",
-            options={"": "", **{one: one for one in examples}},
+            options={"": "", **{example: example for example in examples}},
             visible=bool(examples),
             **wide,
         )
         self.words = pn.widgets.TextInput(
-            label="Words that may be false",
-            placeholder="empty: the detector finds them",
-            **wide,
+            label="Words that may be false", placeholder="empty: the detector finds them", **wide
         )
         self.button = pn.widgets.Button(label="Ask", color="primary", width=120)
         self.answers = self._html("", **wide)
@@ -105,7 +102,7 @@ class View:
         )
 
     def _connect(self) -> None:
-        """What happens when somebody does something."""
+        """Connect the widgets to their callbacks."""
         self.button.on_click(self.ask)
         self.question.param.watch(self.ask, "enter_pressed")
         self.words.param.watch(self.ask, "enter_pressed")
@@ -134,7 +131,7 @@ class View:
 
     def _take_text(self, event: param.parameterized.Event) -> None:
         if event.new == heads_text(self.chosen):
-            return  # written there by this page
+            return  # this page wrote the text
         try:
             self.choose(self.explorer.choose(self.chosen.site, read_heads_text(event.new)))
         except UserError as error:
@@ -149,7 +146,7 @@ class View:
             self.choose(self.explorer.toggle(self.chosen, head))
 
     def _show_site(self, site: Site) -> None:
-        """Modes and the slider's reach, which depend on the site."""
+        """Set the modes and the slider's maximum, which depend on the site."""
         modes = self.explorer.modes(site)
         self.mode.options = list(modes)
         if self.mode.value not in modes:
@@ -159,7 +156,7 @@ class View:
         self.count.value = min(len(self.chosen), self.count.end)
 
     def _show_heads(self) -> None:
-        """The chosen heads in the text, the slider and the heat map."""
+        """Show the chosen heads in the text, the slider and the heat map."""
         number = len(self.chosen)
         self.heads.label = f"Chosen: {number} head{'' if number == 1 else 's'} (layer.head)"
         self.heads.value = heads_text(self.chosen)
@@ -179,10 +176,10 @@ class View:
         return pn.pane.HTML(text, stylesheets=self._style, **options)
 
     def _lay_out(self) -> pn.Column:
-        """Question and answers beside the heads; below one another where it is narrow."""
+        """Question and answers beside the heads, or above them on a narrow page."""
         wide: Any = {"sizing_mode": "stretch_width"}
         map_width = self.map.max_width or 0
-        basis = 340 if map_width <= 560 else map_width  # a map of many heads gets its own row
+        basis = 340 if map_width <= 560 else map_width  # a wide map gets a separate row
         asking = pn.Column(
             self.question,
             self.example,

@@ -1,4 +1,4 @@
-"""Named values as dots with their intervals, one a row: effects, shares, counts."""
+"""Named values as dots with their intervals, one in each row."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -24,8 +24,8 @@ def dot_figure(
     Args:
         title: of the axis of values, with the unit.
         low, high: ends of the intervals; NaN for none.
-        line: where a thin line stands, at no effect or at chance.
-        span: ends of the axis; by default it shows all, and 0.
+        line: position of a thin reference line, such as chance.
+        span: ends of the axis; by default it shows all values and 0.
         emphasis: the row that is compared with the others, which are then grey.
     """
     names, numbers = list(names), [float(value) for value in values]

@@ -1,8 +1,8 @@
-"""Figures: pure functions from a run's tables to plotly figures in the one look of `look.py`.
+"""Figures of effects by layer, of gain and cost, of random head sets and of templates.
 
-Signs as everywhere: a positive effect means that patching or constraining the head moves the
-answer towards the true object; such heads carry the false premise. Names that come from data
-are escaped, since plotly reads its labels as a kind of HTML.
+A positive effect means that patching or constraining the head moves the answer towards the true
+object; such heads carry the false premise. Names that come from data are escaped, since plotly
+interprets HTML tags in its labels.
 """
 
 from collections.abc import Mapping
@@ -23,17 +23,21 @@ from interp.figures.theme import (
     CONSTRAINED_BAR,
     FAINT_INK,
     INK,
+    LEGEND_ABOVE,
     MUTED,
     NEGATIVE,
     POSITIVE,
     STRIPES,
     SYMBOLS,
     THEME,
+    ZERO_LINE,
+    interval_bars,
     label,
-    whiskers,
 )
 
 __all__ = [
+    "answer_outcomes",
+    "gain_against_cost",
     "gain_cost_curve",
     "head_heatmap",
     "layer_profile",
@@ -42,7 +46,15 @@ __all__ = [
     "random_null",
 ]
 
-_ABOVE = {"yanchor": "bottom"}
+
+_KINDS = {"false_premise": "False premises", "true_premise": "True-premise twins"}
+_OUTCOMES = {
+    "mended": ("names the true object with the constraint only", CONSTRAINED, "/"),
+    "right": ("names it in both answers", CONSTRAINED_BAR, ""),
+    "broken": ("names it without the constraint only", POSITIVE, "/"),
+    "wrong": ("names it in neither", BASELINE, ""),
+}
+"""The name, colour and pattern of each outcome of an answer."""
 
 
 def layer_profile(
@@ -50,8 +62,8 @@ def layer_profile(
 ) -> go.Figure:
     """Sum of the effects of each layer's significant heads, positive and negative apart.
 
-    `heads` as in `heads.csv`. Diamonds are the selected heads, one by one, with their intervals;
-    a sum's interval takes the effects by prompt (`HeadEffects.plot(by="layer")`).
+    `heads` as in `heads.csv`. Diamonds are the selected heads with their intervals. The interval of
+    a sum needs the effects by prompt: see `HeadEffects.plot(by="layer")`.
     """
     rows = rows_of_site(heads, site)
     layers = list(range(int(rows["layer"].max()) + 1))
@@ -75,7 +87,7 @@ def layer_profile(
         y=chosen["effect"].tolist(),
         mode="markers",
         name="selected head",
-        error_y=_reach(chosen, "effect", "ci_low", "ci_high", color=FAINT_INK),
+        error_y=interval_bars(chosen, "effect", color=FAINT_INK, thickness=1.3, width=4),
         customdata=chosen[["head", "ci_low", "ci_high"]].to_numpy(dtype=float).tolist(),
         marker={
             "symbol": "diamond",
@@ -87,26 +99,21 @@ def layer_profile(
         "[%{customdata[1]:.4g}, %{customdata[2]:.4g}]<extra>selected</extra>",
     )
     figure.update_layout(
-        template=THEME, height=380, barmode="relative", bargap=0.25, legend={"y": 1.02, **_ABOVE}
+        template=THEME, height=380, barmode="relative", bargap=0.25, legend=LEGEND_ABOVE
     )
     figure.update_xaxes(
         title_text="layer", showgrid=False, tick0=0, dtick=1 if len(layers) <= 12 else 5
     )
-    figure.update_yaxes(
-        title_text=f"effect, heads with q ≤ {fdr:g} ({label(unit)})",
-        zeroline=True,
-        zerolinecolor=MUTED,
-    )
+    figure.update_yaxes(title_text=f"effect, heads with q ≤ {fdr:g} ({label(unit)})", **ZERO_LINE)
     return figure
 
 
 def gain_cost_curve(settings: pd.DataFrame) -> go.Figure:
-    """Gain against cost over head counts, a line for each site and mode; the chosen one ringed.
+    """Gain against cost over head counts, a line for each site and mode; a ring for the chosen one.
 
     `settings` as in `settings.csv`: gain is the rise of preference accuracy on false premises,
     cost the fall of P(true object) on the true-premise twins, both on the search split. Colour
-    and marker tell the mode, dash and filling the site; the intervals are drawn for the chosen
-    setting only.
+    and marker show the mode, dash and filling the site. Only the chosen setting has intervals.
     """
     sites, modes = list(settings["site"].unique()), list(settings["mode"].unique())
     figure = go.Figure()
@@ -133,20 +140,51 @@ def gain_cost_curve(settings: pd.DataFrame) -> go.Figure:
             ),
         )
     _mark_chosen(figure, where(settings, settings["chosen"]))
-    figure.update_layout(template=THEME, height=480, legend={"y": 1.02, **_ABOVE})
-    figure.update_xaxes(
-        title_text="cost: fall of P(true object) on twins (share)",
-        zeroline=True,
-        zerolinecolor=MUTED,
-    )
-    figure.update_yaxes(
-        title_text="gain: rise of preference accuracy (share)", zeroline=True, zerolinecolor=MUTED
-    )
+    figure.update_layout(template=THEME, height=480, legend=LEGEND_ABOVE)
+    figure.update_xaxes(title_text="cost: fall of P(true object) on twins (share)", **ZERO_LINE)
+    figure.update_yaxes(title_text="gain: rise of preference accuracy (share)", **ZERO_LINE)
     return figure
 
 
+def gain_against_cost(table: pd.DataFrame) -> go.Figure:
+    """Each method as a point: gain on false premises against cost on the twins, with intervals.
+
+    ``table`` as ``interp.evaluation.baselines.table`` returns it. Up and left are better; the cost
+    is the fall of P(true object), which changes long before the preference does.
+    """
+    figure = go.Figure()
+    for index, row in enumerate(table.to_dict(orient="records")):
+        point = table.iloc[[index]]
+        figure.add_scatter(
+            x=[row["cost_p_true"]],
+            y=[row["gain"]],
+            mode="markers",
+            name=label(row["treatment"]),
+            marker={
+                "symbol": SYMBOLS[index % len(SYMBOLS)],
+                "size": 11,
+                "color": CATEGORIES[index % len(CATEGORIES)],
+            },
+            error_x=_reach(point, "cost_p_true", thickness=1, width=3),
+            error_y=_reach(point, "gain", thickness=1, width=3),
+            customdata=[[row["cost"], row["unchanged"], row["seconds"]]],
+            hovertemplate=(
+                f"<b>{label(row['treatment'])}</b><br>gain %{{y:.3f}}<br>"
+                "fall of P(true object) on twins %{x:.3f}<br>"
+                "fall of preference on twins %{customdata[0]:.3f}<br>"
+                "twins' answers unchanged %{customdata[1]:.2f}<br>"
+                "%{customdata[2]:.3g} s a question<extra></extra>"
+            ),
+        )
+    figure.add_hline(y=0, line={"color": MUTED, "width": 1})
+    figure.add_vline(x=0, line={"color": MUTED, "width": 1})
+    figure.update_layout(template=THEME, height=460, hovermode="closest", legend=LEGEND_ABOVE)
+    figure.update_xaxes(title_text="cost: fall of P(true object) on true-premise twins")
+    return figure.update_yaxes(title_text="gain: rise of preference accuracy on false premises")
+
+
 def random_null(null: pd.DataFrame, evaluation: Mapping[str, Any]) -> go.Figure:
-    """Histogram of what matched random head sets reach, with the chosen set marked.
+    """Histogram of the preference accuracy of matched random head sets, the chosen set marked.
 
     `null` as in `null.csv`; the rows of the evaluation's own site, mode and head count are shown.
     Raises UserError if there are none.
@@ -176,18 +214,11 @@ def random_null(null: pd.DataFrame, evaluation: Mapping[str, Any]) -> go.Figure:
         measure = measure_at(evaluation, *keys)
         if measure is None:
             continue
-        figure.add_vline(
-            x=measure.value,
-            line={"color": colour, "dash": dash, "width": 3 if dash == "solid" else 2},
-        )
-        figure.add_scatter(
-            x=[None],
-            y=[None],
-            mode="lines",
-            line={"color": colour, "dash": dash, "width": 3 if dash == "solid" else 2},
-            name=f"{name}: {measure.value:.2f}",
-        )
-    figure.update_layout(template=THEME, height=340, legend={"y": 1.02, **_ABOVE})
+        line = {"color": colour, "dash": dash, "width": 3 if dash == "solid" else 2}
+        figure.add_vline(x=measure.value, line=line)
+        name = f"{name}: {measure.value:.2f}"
+        figure.add_scatter(x=[None], y=[None], mode="lines", line=line, name=name)
+    figure.update_layout(template=THEME, height=340, legend=LEGEND_ABOVE)
     figure.update_xaxes(
         title_text="preference accuracy, held-out false premises", range=[-0.03, 1.03]
     )
@@ -199,16 +230,16 @@ def random_null(null: pd.DataFrame, evaluation: Mapping[str, Any]) -> go.Figure:
 def preference_by_template(evaluation: Mapping[str, Any]) -> go.Figure:
     """Preference accuracy of each held-out template, without and with the constraint.
 
-    Above the false premises, below their true-premise twins; whiskers are the 95 % intervals.
+    The upper panel shows false premises, the lower one their true-premise twins, with 95 %
+    intervals.
     """
     table = template_table(evaluation)
-    kinds = ("false premise", "twin")
     titles = ("False premises", "True-premise twins")
     figure = make_subplots(
         rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.13, subplot_titles=titles
     )
     styles = (("no constraint", BASELINE, ""), ("constrained", CONSTRAINED_BAR, "/"))
-    for row, kind in enumerate(kinds, start=1):
+    for row, kind in enumerate(("false premise", "twin"), start=1):
         for run, colour, pattern in styles:
             bars = where(table, (table["kind"] == kind) & (table["run"] == run))
             figure.add_bar(
@@ -216,14 +247,13 @@ def preference_by_template(evaluation: Mapping[str, Any]) -> go.Figure:
                 col=1,
                 x=[label(name) for name in bars["template"]],
                 y=bars["value"].tolist(),
-                error_y=_reach(bars, "value", "low", "high"),
+                error_y=interval_bars(
+                    bars, "value", ends=("low", "high"), color=INK, thickness=1.3, width=4
+                ),
                 name=run,
                 legendgroup=run,
                 showlegend=row == 1,
-                marker={
-                    "color": colour,
-                    "pattern": {"shape": pattern, **STRIPES},
-                },
+                marker={"color": colour, "pattern": {"shape": pattern, **STRIPES}},
                 customdata=bars[["low", "high"]].to_numpy(dtype=float).tolist(),
                 hovertemplate=(
                     f"%{{x}}, {run}<br>"
@@ -237,11 +267,43 @@ def preference_by_template(evaluation: Mapping[str, Any]) -> go.Figure:
         bargap=0.35,
         bargroupgap=0.08,
         margin={"t": 84},
-        legend={"y": 1.09, **_ABOVE},
+        legend={**LEGEND_ABOVE, "y": 1.09},
     )
     figure.update_annotations(x=0, xanchor="left", font_size=13)
     figure.update_yaxes(range=[0, 1.04], title_text="preference accuracy", dtick=0.25)
     return figure
+
+
+def answer_outcomes(answers: pd.DataFrame) -> go.Figure:
+    """What the constraint does to greedy answers: the share of each outcome, with its count.
+
+    ``answers`` has the columns ``kind`` and ``outcome`` of `interp.evaluation.AnswerPair`.
+
+    Raises:
+        UserError: there are no answers.
+    """
+    if answers.empty:
+        raise UserError("there are no answers: call interp.evaluate with answers=True")
+    counts = pd.crosstab(answers["kind"], answers["outcome"])
+    kinds = [kind for kind in _KINDS if kind in counts.index]
+    figure = go.Figure()
+    for outcome, (name, colour, pattern) in _OUTCOMES.items():
+        found = [int(counts.at[kind, outcome]) if outcome in counts else 0 for kind in kinds]
+        totals = [int(counts.loc[kind].sum()) for kind in kinds]
+        figure.add_bar(
+            x=[count / total for count, total in zip(found, totals, strict=True)],
+            y=[_KINDS[kind] for kind in kinds],
+            orientation="h",
+            name=name,
+            customdata=[list(pair) for pair in zip(found, totals, strict=True)],
+            marker={"color": colour, "pattern": {"shape": pattern, **STRIPES}},
+            hovertemplate=f"{name}: %{{customdata[0]}} of %{{customdata[1]}}<extra></extra>",
+        )
+    figure.update_layout(
+        template=THEME, height=120 + 60 * len(kinds), barmode="stack", legend=LEGEND_ABOVE
+    )
+    figure.update_xaxes(title_text="share of greedy answers", range=[0, 1])
+    return figure.update_yaxes(autorange="reversed", showgrid=False)
 
 
 def method_agreement(
@@ -283,9 +345,8 @@ def method_agreement(
         height=460,
         title={"text": f"Spearman {spearman:.2f}, {len(both)} heads"},
     )
-    zero = {"zeroline": True, "zerolinecolor": MUTED}
-    figure.update_xaxes(title_text=f"effect by {label(x_name)} ({label(unit)})", **zero)
-    figure.update_yaxes(title_text=f"effect by {label(y_name)} ({label(unit)})", **zero)
+    figure.update_xaxes(title_text=f"effect by {label(x_name)} ({label(unit)})", **ZERO_LINE)
+    figure.update_yaxes(title_text=f"effect by {label(y_name)} ({label(unit)})", **ZERO_LINE)
     return figure
 
 
@@ -305,14 +366,14 @@ def _symbol(number: int, *, filled: bool) -> str:
     return name if filled else f"{name}-open"
 
 
-def _reach(
-    rows: pd.DataFrame, value: str, low: str, high: str, *, color: str = INK
-) -> dict[str, Any]:
-    return whiskers(rows[value], rows[low], rows[high], color=color, thickness=1.3, width=4)
+def _reach(rows: pd.DataFrame, value: str, **line: Any) -> dict[str, Any]:
+    """The interval of a column whose ends are the columns ``…_low`` and ``…_high``."""
+    ends = f"{value}_low", f"{value}_high"
+    return interval_bars(rows, value, ends=ends, **line)
 
 
 def _mark_chosen(figure: go.Figure, chosen: pd.DataFrame) -> None:
-    """Ring the chosen settings, with their intervals and their head counts."""
+    """Draw a ring around the chosen settings, with their intervals and head counts."""
     if chosen.empty:
         return
     figure.add_scatter(
@@ -321,8 +382,8 @@ def _mark_chosen(figure: go.Figure, chosen: pd.DataFrame) -> None:
         mode="markers",
         name="chosen",
         marker={"symbol": "circle-open", "size": 17, "color": INK, "line": {"width": 2}},
-        error_x=_reach(chosen, "cost", "cost_low", "cost_high", color=FAINT_INK),
-        error_y=_reach(chosen, "gain", "gain_low", "gain_high", color=FAINT_INK),
+        error_x=_reach(chosen, "cost", color=FAINT_INK, thickness=1.3, width=4),
+        error_y=_reach(chosen, "gain", color=FAINT_INK, thickness=1.3, width=4),
         hoverinfo="skip",
     )
     for count, cost, gain in chosen[["n_heads", "cost", "gain"]].itertuples(index=False):

@@ -1,11 +1,11 @@
-"""Figures of what a prompt shows: information flow by layer, uncertainty by outcome."""
+"""Figures of information flow by layer and of uncertainty by outcome."""
 
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from interp.figures.tables import where
-from interp.figures.theme import CATEGORIES, MUTED, SYMBOLS, THEME, whiskers
+from interp.figures.theme import CATEGORIES, LEGEND_ABOVE, MUTED, SYMBOLS, THEME, interval_bars
 
 _PARTS = {"subject": "subject", "object": "false object", "rest": "other tokens"}
 _SCORES = {
@@ -18,7 +18,7 @@ _SCORES = {
 def flow_by_layer(flow: pd.DataFrame) -> go.Figure:
     """Saliency for the last token against layer, a line for each part, with its interval.
 
-    ``flow`` as ``InformationFlow.to_dataframe`` gives it.
+    ``flow`` as ``InformationFlow.to_dataframe`` returns it.
     """
     figure = go.Figure()
     for index, (part, name) in enumerate(_PARTS.items()):
@@ -30,24 +30,20 @@ def flow_by_layer(flow: pd.DataFrame) -> go.Figure:
             name=name,
             line={"color": CATEGORIES[index], "width": 2},
             marker={"symbol": SYMBOLS[index], "size": 6},
-            error_y=whiskers(
-                rows["saliency"], rows["ci_low"], rows["ci_high"], thickness=1, width=0
-            ),
+            error_y=interval_bars(rows, "saliency", thickness=1, width=0),
             hovertemplate=f"layer %{{x}}<br>{name}: %{{y:.4g}}<extra></extra>",
         )
-    figure.update_layout(
-        template=THEME, height=380, hovermode="closest", legend={"y": 1.02, "yanchor": "bottom"}
-    )
+    figure.update_layout(template=THEME, height=380, hovermode="closest", legend=LEGEND_ABOVE)
     figure.update_xaxes(title_text="layer", showgrid=False)
     figure.update_yaxes(title_text="mean saliency per token (nats)", rangemode="tozero")
     return figure
 
 
 def uncertainty_by_outcome(scores: pd.DataFrame, auc: pd.DataFrame) -> go.Figure:
-    """A box for each score: hallucinated answers beside the others, the AUC above.
+    """A panel for each score: box plots of hallucinated and other answers, and the AUC.
 
-    ``scores`` as ``Uncertainty.to_dataframe`` gives it, with a column ``hallucinated``; ``auc`` as
-    ``Uncertainty.auc``.
+    ``scores`` as ``Uncertainty.to_dataframe`` returns it, with a column ``hallucinated``; ``auc``
+    as ``Uncertainty.auc``.
     """
     by_score = auc.set_index("score")
     titles = [

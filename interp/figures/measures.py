@@ -1,7 +1,7 @@
-"""Reading numbers out of an ``evaluation.json`` and writing them for people.
+"""Read numbers from an ``evaluation.json`` and format them.
 
 A measure is ``[value, ci_low, ci_high]``: a mean over prompts with its 95 % interval over subjects.
-A number that was not taken is ``null`` and is shown as a dash, never as a zero.
+A number that was not measured is ``null`` and is shown as a dash, never as zero.
 """
 
 import math
@@ -17,21 +17,21 @@ HELD_OUT = ("splits", "held_out")
 
 @dataclass(frozen=True)
 class Measure:
-    """A value with its interval. `low` and `high` are both None where no interval was taken."""
+    """A value with its interval; `low` and `high` are both None without an interval."""
 
     value: float
     low: float | None = None
     high: float | None = None
 
     def __post_init__(self) -> None:
-        """Check that the interval is whole and the right way round."""
+        """Check that the interval has both ends, in order."""
         if (self.low is None) != (self.high is None):
             raise ValueError("an interval needs both of its ends")
         if self.low is not None and self.high is not None and self.low > self.high:
-            raise ValueError(f"the interval [{self.low}, {self.high}] is the wrong way round")
+            raise ValueError(f"the interval [{self.low}, {self.high}] has its ends in reverse")
 
     def format(self, digits: int = 2) -> str:
-        """Write as ``0.69 [0.52, 0.83]``, or the value alone where there is no interval."""
+        """Format as ``0.69 [0.52, 0.83]``, or as the value alone without an interval."""
         if self.low is None or self.high is None:
             return format_number(self.value, digits)
         low, high = format_number(self.low, digits), format_number(self.high, digits)
@@ -39,13 +39,13 @@ class Measure:
 
 
 def format_number(value: float, digits: int = 2) -> str:
-    """Write with `digits` decimals, and never as a negative zero."""
+    """Format with `digits` decimals, and never as a negative zero."""
     text = f"{value:.{digits}f}"
     return text.lstrip("-") if float(text) == 0 else text
 
 
 def format_small(value: float) -> str:
-    """Write with two significant digits: for p-values, q-values and divergences."""
+    """Format with two significant digits: for p-values, q-values and divergences."""
     if value != 0 and abs(value) < 1e-4:
         return f"{value:.1e}"
     return f"{value:.2g}"
@@ -54,9 +54,9 @@ def format_small(value: float) -> str:
 def measure_at(
     evaluation: Mapping[str, Any], *keys: str, file: str = "evaluation.json"
 ) -> Measure | None:
-    """The measure under a path of keys, or None where it is missing or null.
+    """The measure under a path of keys, or None if it is missing or null.
 
-    Raises UserError if what stands there is not a number or ``[value, ci_low, ci_high]``.
+    Raises UserError if the value is neither a number nor ``[value, ci_low, ci_high]``.
     """
     found = value_at(evaluation, *keys, file=file)
     if found is None:
@@ -84,7 +84,7 @@ def count_at(
 
 
 def value_at(evaluation: Mapping[str, Any], *keys: str, file: str = "evaluation.json") -> Any:
-    """Whatever stands under a path of keys, or None; UserError if a step is not an object."""
+    """The value under a path of keys, or None. Raises UserError if a parent is not an object."""
     found: Any = evaluation
     for depth, key in enumerate(keys):
         if found is None:

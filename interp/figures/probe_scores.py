@@ -14,15 +14,19 @@ from interp.figures.theme import (
     CATEGORIES,
     CONSTRAINED,
     INK,
+    LEGEND_ABOVE,
     MUTED,
     STRIPES,
     THEME,
     centred,
+    colour_bar,
     label,
     whiskers,
 )
 from interp.files.shape import Maybe
 
+_BAND = "rgba(31,95,153,0.18)"
+_POSITIONS = {"object": "the object's last token", "last": "the prompt's last token"}
 _NAMES = {
     "object": "object, last token",
     "object_mean": "object, mean",
@@ -43,30 +47,27 @@ DETECTION_SHAPE = {
 def grid_figure(table: pd.DataFrame, *, axis: str, hook: str) -> go.Figure:
     """Held-out AUC, layer × position or layer × head; white is chance.
 
-    `table` as `ProbeGrid.to_dataframe` gives it. The interval is in each cell's text.
+    `table` as `ProbeGrid.to_dataframe` returns it. The hover text of a cell has its interval.
     """
     wide = table.pivot(index="layer", columns=axis, values="auc")
     wide = wide[list(dict.fromkeys(table[axis]))]
-    cells = table.set_index(["layer", axis])
+    scores = table.set_index(["layer", axis])
     hover = [
         [
-            f"{axis} {label(place)}, layer {layer}<br>AUC {cells.at[(layer, place), 'auc']:.3f} "
-            f"[{cells.at[(layer, place), 'ci_low']:.3f}, "
-            f"{cells.at[(layer, place), 'ci_high']:.3f}]<br>"
-            f"accuracy {cells.at[(layer, place), 'accuracy']:.3f}"
-            for place in wide.columns
+            _hover(scores.loc[(layer, name)], f"{axis} {label(name)}, layer {layer}")
+            for name in wide.columns
         ]
         for layer in wide.index
     ]
     figure = go.Figure(
         go.Heatmap(
-            x=[label(_NAMES.get(str(place), str(place))) for place in wide.columns],
+            x=[label(_NAMES.get(str(name), str(name))) for name in wide.columns],
             y=[int(layer) for layer in wide.index],
             z=wide.to_numpy(dtype=float).tolist(),
             text=hover,
             hovertemplate="%{text}<extra></extra>",
             **centred(0.5, middle=0.5),
-            colorbar={"title": {"text": "AUC", "side": "right"}, "thickness": 10},
+            colorbar=colour_bar("AUC"),
         )
     )
     size = min(22, max(13, 560 // len(wide.index)))
@@ -78,8 +79,75 @@ def grid_figure(table: pd.DataFrame, *, axis: str, hook: str) -> go.Figure:
     )
 
 
+def _hover(score: Any, name: str) -> str:
+    """The hover text of a cell."""
+    return (
+        f"{name}<br>"
+        f"AUC {score['auc']:.3f} [{score['ci_low']:.3f}, {score['ci_high']:.3f}]<br>"
+        f"accuracy {score['accuracy']:.3f}"
+    )
+
+
+def auc_by_layer(scores: pd.DataFrame, *, hook: str, position: str) -> go.Figure:
+    """AUC against layer, its interval as a band, the shuffled-label control dashed.
+
+    `scores` as `ProbeMap.to_dataframe` returns it. The thin line at 0.5 is chance.
+    """
+    rows = scores.sort_values("layer")
+    layers = rows["layer"].tolist()
+    figure = go.Figure()
+    figure.add_scatter(
+        x=layers + layers[::-1],
+        y=rows["ci_high"].tolist() + rows["ci_low"].tolist()[::-1],
+        mode="lines",
+        line={"width": 0},
+        fill="toself",
+        fillcolor=_BAND,
+        name=f"95 % interval, {int(rows['n_subjects'].iloc[0])} subjects",
+        hoverinfo="skip",
+    )
+    figure.add_scatter(
+        x=layers,
+        y=rows["shuffled_auc"].tolist(),
+        mode="lines+markers",
+        name="labels shuffled",
+        line={"color": MUTED, "width": 1.5, "dash": "dash"},
+        marker={"symbol": "square", "size": 4},
+        hovertemplate="layer %{x}<br>labels shuffled: %{y:.3f}<extra></extra>",
+    )
+    figure.add_scatter(
+        x=layers,
+        y=rows["auc"].tolist(),
+        mode="lines+markers",
+        name="probe",
+        line={"color": CONSTRAINED, "width": 2.5},
+        marker={"size": 6},
+        customdata=rows[["ci_low", "ci_high", "search_auc"]].to_numpy(dtype=float).tolist(),
+        hovertemplate=(
+            "<b>layer %{x}</b><br>"
+            "AUC %{y:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]<br>"
+            "in the search part %{customdata[2]:.3f}<extra></extra>"
+        ),
+    )
+    figure.add_hline(y=0.5, line={"color": MUTED, "width": 1})
+    figure.update_layout(template=THEME, height=380, hovermode="closest", legend=LEGEND_ABOVE)
+    figure.update_xaxes(
+        title_text=f"layer ({label(hook)} at {label(_POSITIONS.get(position, position))})",
+        showgrid=False,
+        tick0=0,
+        dtick=1 if max(layers) < 12 else 5,
+    )
+    figure.update_yaxes(
+        title_text="AUC, held-out subjects and templates", range=[0, 1.04], dtick=0.25
+    )
+    return figure
+
+
 def controls_figure(controls: pd.DataFrame) -> go.Figure:
-    """The probe and its controls, AUC with 95 % intervals; `ControlReport.to_dataframe`."""
+    """AUC of the probe and its controls with 95 % intervals.
+
+    `controls` as `ControlReport.to_dataframe` returns it.
+    """
     return dot_figure(
         controls["name"],
         controls["auc"],
@@ -110,13 +178,13 @@ def reliability_figure(curve: pd.DataFrame) -> go.Figure:
         hovertemplate="predicted %{x:.2f}, observed %{y:.2f}, %{customdata} questions"
         "<extra></extra>",
     )
-    figure.update_layout(template=THEME, height=380, legend={"y": 1.02, "yanchor": "bottom"})
+    figure.update_layout(template=THEME, height=380, legend=LEGEND_ABOVE)
     figure.update_xaxes(title_text="predicted probability of a false premise", range=[0, 1.02])
     return figure.update_yaxes(title_text="share that has one", range=[0, 1.02])
 
 
 def detection_table(detection: Mapping[str, Any]) -> pd.DataFrame:
-    """The rows of detection.json for people: measure and value with its interval."""
+    """The content of detection.json as a table: measure, and value with its interval."""
     names = {
         "auc": "AUC, false premises against twins",
         "fired_on_false": "fires on false premises",
@@ -138,7 +206,7 @@ def _interval(value: Any) -> str:
 
 
 def detections_figure(false: Sequence[float], twin: Sequence[float]) -> go.Figure:
-    """Probabilities of a false premise, of false premises and of twins, as two histograms."""
+    """Histograms of the predicted probability, for false premises and for their twins."""
     figure = go.Figure()
     for values, name, colour, pattern in (
         (twin, "true-premise twins", BASELINE, ""),
@@ -156,9 +224,7 @@ def detections_figure(false: Sequence[float], twin: Sequence[float]) -> go.Figur
             },
             hovertemplate=f"%{{x}}: %{{y}} {name}<extra></extra>",
         )
-    figure.update_layout(
-        template=THEME, height=340, barmode="overlay", legend={"y": 1.02, "yanchor": "bottom"}
-    )
+    figure.update_layout(template=THEME, height=340, barmode="overlay", legend=LEGEND_ABOVE)
     figure.update_xaxes(title_text="probability of a false premise", range=[-0.02, 1.02])
     return figure.update_yaxes(title_text="questions", rangemode="tozero")
 
@@ -166,9 +232,9 @@ def detections_figure(false: Sequence[float], twin: Sequence[float]) -> go.Figur
 def removal_null(
     effect: tuple[float, float, float], random: Sequence[float] | np.ndarray, *, p_value: float
 ) -> go.Figure:
-    """The change without the probe's direction, over those of steps along random directions.
+    """The effect of removing the probe's direction, over a histogram for random directions.
 
-    ``effect`` is [mean, low, high]; ``random`` one mean per direction; all in logits.
+    ``effect`` is (mean, low, high); ``random`` one mean for each direction; all in logits.
     """
     mean, low, high = effect
     figure = go.Figure()
@@ -187,9 +253,7 @@ def removal_null(
         error_x=whiskers([mean], [low], [high], color=INK),
         hovertemplate="%{x:.3f} logits<extra></extra>",
     )
-    figure.update_layout(
-        template=THEME, height=340, bargap=0.05, legend={"y": 1.02, "yanchor": "bottom"}
-    )
+    figure.update_layout(template=THEME, height=340, bargap=0.05, legend=LEGEND_ABOVE)
     figure.update_xaxes(title_text="change of the logit difference, true − false object (logits)")
     figure.update_yaxes(title_text="directions", rangemode="tozero")
     return figure

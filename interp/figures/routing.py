@@ -1,6 +1,6 @@
 """Figures of how experts are used: loads by task, entropy by depth, measures over their nulls.
 
-Loads are times the number of experts, so that 1 is an even share: purple below, orange above.
+Loads are multiplied by the number of experts: 1 is an even share, purple is below, orange above.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,18 @@ from plotly.subplots import make_subplots
 
 from interp.errors import UserError
 from interp.figures.tables import where
-from interp.figures.theme import CATEGORIES, DIVERGING, MUTED, SYMBOLS, THEME, label, whiskers
+from interp.figures.theme import (
+    CATEGORIES,
+    DIVERGING,
+    LEGEND_ABOVE,
+    MUTED,
+    SYMBOLS,
+    THEME,
+    cells,
+    colour_bar,
+    interval_bars,
+    label,
+)
 
 MAX_TASKS = 8
 NULL_NAMES = {
@@ -22,7 +33,6 @@ NULL_NAMES = {
     "untrained": "untrained routers",
 }
 _DASHES = {"texts": "dot", "within_token": "dashdot", "untrained": "dash"}
-_ABOVE = {"y": 1.02, "yanchor": "bottom"}
 
 
 def load_figure(
@@ -35,19 +45,17 @@ def load_figure(
     """Heat maps layer × expert of the load, one for each task and one for all, on one scale.
 
     Args:
-        table: as `RoutingRecords.to_dataframe` gives it, with a task "all" for all tokens.
+        table: as `RoutingRecords.to_dataframe` returns it, with a task "all" for all tokens.
         tasks: the tasks, of which the first ``MAX_TASKS`` are drawn.
-        target: names the projections (``q_proj``); it may be left out where there is one kind only.
+        target: the projections (``q_proj``); optional where there is one kind only.
 
     Raises:
         UserError: an unknown target.
     """
     target = _one_target(table, target)
-    table = where(table, table["target"] == target)
     tasks = ["all", *tasks[:MAX_TASKS]]
-    layers = sorted(int(layer) for layer in table["layer"].unique())
-    experts = list(range(int(table["expert"].max()) + 1))
-    count = table.groupby("layer")["expert"].nunique()
+    grids = _loads(where(table, table["target"] == target), tasks)
+    n_layers, n_experts = grids[0].shape
     figure = make_subplots(
         rows=1,
         cols=len(tasks),
@@ -55,59 +63,54 @@ def load_figure(
         horizontal_spacing=0.015,
         subplot_titles=[label(task) for task in tasks],
     )
-    limit = 2.0
-    for column, task in enumerate(tasks, start=1):
-        part = where(table, table["task"] == task)
-        grid = part.pivot(index="layer", columns="expert", values="load")
-        grid = grid.mul(count, axis=0).reindex(index=layers, columns=experts)
-        limit = max(limit, float(np.nanmax(grid.to_numpy(), initial=0.0)))
+    for column, (task, grid) in enumerate(zip(tasks, grids, strict=True), start=1):
         figure.add_heatmap(
-            row=1,
-            col=column,
-            x=experts,
-            y=layers,
-            z=[
-                [None if np.isnan(cell) else float(cell) for cell in row] for row in grid.to_numpy()
-            ],
+            **{"row": 1, "col": column, "xgap": 1, "ygap": 1, "hoverongaps": False},
+            x=grid.columns.tolist(),
+            y=grid.index.tolist(),
+            z=cells(grid.to_numpy()),
             coloraxis="coloraxis",
-            xgap=1,
-            ygap=1,
-            hoverongaps=False,
             hovertemplate=(
                 f"<b>layer %{{y}}, expert %{{x}}</b><br>{label(task)}: %{{z:.3g}} times an even "
                 "share<extra></extra>"
             ),
         )
-    cell = min(24, max(12, 560 // len(layers)))
+    limit = max(2.0, *(float(np.nanmax(grid.to_numpy(), initial=0.0)) for grid in grids))
+    # White at an even share: the scale's middle is at 1, its ends at 0 and at the largest load.
+    scale = {"colorscale": _centred_at(1.0 / limit), "cmin": 0.0, "cmax": limit}
     figure.update_layout(
         template=THEME,
-        width=max(420, min(1400, len(tasks) * (len(experts) * 18 + 26) + 150)),
-        height=len(layers) * cell + 170,
+        width=max(420, min(1400, len(tasks) * (n_experts * 18 + 26) + 150)),
+        height=n_layers * min(24, max(12, 560 // n_layers)) + 170,
         margin={"l": 56, "r": 14, "t": 92, "b": 56},
         title={"text": label(title or f"{target}: load of each expert")},
-        # White at an even share: the scale's middle is at 1, its ends at none and at the most.
-        coloraxis={
-            "colorscale": _centred_at(1.0 / limit),
-            "cmin": 0.0,
-            "cmax": limit,
-            "colorbar": {
-                "title": {"text": "load (1: even)", "side": "right", "font": {"size": 12}},
-                "thickness": 10,
-                "outlinewidth": 0,
-            },
-        },
+        coloraxis={**scale, "colorbar": colour_bar("load (1: even)", size=12, outlinewidth=0)},
     )
     figure.update_annotations(font_size=12)
-    figure.update_xaxes(title_text="expert", showgrid=False, dtick=1 if len(experts) <= 8 else None)
+    figure.update_xaxes(title_text="expert", showgrid=False, dtick=1 if n_experts <= 8 else None)
     figure.update_yaxes(autorange="reversed", showgrid=False)
     return figure.update_yaxes(title_text="layer", col=1)
 
 
-def entropy_figure(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
-    """By depth: the mean entropy of the router's softmax, and the entropy of the load it makes.
+def _loads(table: pd.DataFrame, tasks: Sequence[str]) -> list[pd.DataFrame]:
+    """For each task the loads layer × expert, as multiples of an even share."""
+    layers = sorted(int(layer) for layer in table["layer"].unique())
+    experts = list(range(int(table["expert"].max()) + 1))
+    count = table.groupby("layer")["expert"].nunique()
+    grids = []
+    for task in tasks:
+        part = where(table, table["task"] == task)
+        grid = part.pivot(index="layer", columns="expert", values="load").mul(count, axis=0)
+        grids.append(grid.reindex(index=layers, columns=experts))
+    return grids
 
-    Both as shares of log E: 1 is even. A confident router that uses all experts has a low entropy
-    per token and a high one of the load. `table` as `RoutingRecords.entropies` gives it.
+
+def entropy_figure(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
+    """By layer: the mean entropy of the router's softmax per token, and the entropy of the load.
+
+    Both are shares of log E, where 1 is even. A confident router that uses all experts has a low
+    entropy per token and a high entropy of the load. `table` as `RoutingRecords.entropies` returns
+    it.
     """
     figure = go.Figure()
     for colour, target in enumerate(table["target"].unique()):
@@ -125,11 +128,7 @@ def entropy_figure(table: pd.DataFrame, *, title: str | None = None) -> go.Figur
                 marker={"symbol": SYMBOLS[colour % len(SYMBOLS)], "size": 6},
                 hovertemplate=f"layer %{{x}}: %{{y:.4f}}<extra>{label(target)}, {what}</extra>",
             )
-    figure.update_layout(
-        template=THEME, height=400, legend=_ABOVE, title={"text": label(title)} if title else None
-    )
-    figure.update_xaxes(title_text="layer")
-    return figure.update_yaxes(title_text="entropy (share of log E)")
+    return _by_layer(figure, "entropy (share of log E)", height=400, title=title)
 
 
 def measure_figure(
@@ -139,11 +138,11 @@ def measure_figure(
     units: Mapping[str, str] = MappingProxyType({}),
     title: str | None = None,
 ) -> go.Figure:
-    """A measure by depth with its interval, and the mean of each null as a line behind it.
+    """A measure by layer with its interval, and the mean of each null as a line behind it.
 
     Args:
-        table: as `Specialization.to_dataframe` gives it.
-        units: the unit of each measure; one that is not there is drawn without.
+        table: as `Specialization.to_dataframe` returns it.
+        units: the unit of each measure that has one.
 
     Raises:
         UserError: an unknown measure.
@@ -161,9 +160,7 @@ def measure_figure(
         figure.add_scatter(
             x=part["layer"].tolist(),
             y=part["value"].tolist(),
-            error_y=whiskers(
-                part["value"], part["ci_low"], part["ci_high"], thickness=1.2, width=3
-            ),
+            error_y=interval_bars(part, "value", thickness=1.2, width=3),
             mode="lines+markers",
             name=label(target),
             line={**line, "width": 2},
@@ -188,17 +185,13 @@ def measure_figure(
             )
     unit = units.get(measure)
     name = measure.replace("_", " ")
-    figure.update_layout(
-        template=THEME, height=430, legend=_ABOVE, title={"text": label(title)} if title else None
-    )
-    figure.update_xaxes(title_text="layer")
-    return figure.update_yaxes(title_text=f"{name} ({unit})" if unit else name)
+    return _by_layer(figure, f"{name} ({unit})" if unit else name, height=430, title=title)
 
 
 def similarity_figure(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
-    """By depth: means over pairs of experts of the outputs' cosine and CKA, and CKA by chance.
+    """By layer: mean cosine and CKA of the outputs over pairs of experts, and CKA by chance.
 
-    `table` as `OutputSimilarity.by_projection` gives it.
+    `table` as `OutputSimilarity.by_projection` returns it.
     """
     figure = go.Figure()
     styles = (("cosine", "solid"), ("cka", "dash"), ("cka_chance", "dot"))
@@ -209,7 +202,7 @@ def similarity_figure(table: pd.DataFrame, *, title: str | None = None) -> go.Fi
             chance = column == "cka_chance"
             figure.add_scatter(
                 x=part["layer"].tolist(),
-                y=[None if np.isnan(one) else float(one) for one in part[column]],
+                y=cells(part[[column]].to_numpy().T)[0],
                 mode="lines" if chance else "lines+markers",
                 name=label(f"{target}, {names[column]}"),
                 marker={"symbol": SYMBOLS[colour % len(SYMBOLS)], "size": 6},
@@ -220,11 +213,15 @@ def similarity_figure(table: pd.DataFrame, *, title: str | None = None) -> go.Fi
                 },
                 hovertemplate=f"layer %{{x}}: %{{y:.3f}}<extra>{names[column]}</extra>",
             )
-    figure.update_layout(
-        template=THEME, height=400, legend=_ABOVE, title={"text": label(title)} if title else None
-    )
+    return _by_layer(figure, "similarity of two experts' outputs", height=400, title=title)
+
+
+def _by_layer(figure: go.Figure, y: str, *, height: int, title: str | None) -> go.Figure:
+    """The layout of a figure whose x axis is the layer."""
+    shown = {"text": label(title)} if title else None
+    figure.update_layout(template=THEME, height=height, legend=LEGEND_ABOVE, title=shown)
     figure.update_xaxes(title_text="layer")
-    return figure.update_yaxes(title_text="similarity of two experts' outputs")
+    return figure.update_yaxes(title_text=y)
 
 
 def _one_target(table: pd.DataFrame, target: str | None) -> str:
@@ -237,7 +234,7 @@ def _one_target(table: pd.DataFrame, target: str | None) -> str:
 
 
 def _centred_at(middle: float) -> list[list[float | str]]:
-    """The diverging scale with its white at a share `middle` of the way."""
+    """The diverging scale with white at a share `middle` of its length."""
     return [
         [2 * at * middle if at <= 0.5 else middle + (2 * at - 1) * (1 - middle), colour]
         for at, colour in DIVERGING

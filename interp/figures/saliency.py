@@ -1,7 +1,7 @@
-"""Token saliency to look at: bars over the tokens, and the text with a coloured ground.
+"""Figures of token saliency: bars over the tokens, and the text with background colours.
 
-Orange (positive) speaks for the answer asked about, purple (negative) against it. In print the
-sign is told by the bar's side of zero, and in the text by a raised + or −; marked spans are bold.
+Orange (positive) supports the answer asked about, purple (negative) opposes it. Without colours the
+bar's side of zero shows the sign, and in the text a superscript + or −; marked spans are bold.
 """
 
 import html
@@ -12,20 +12,11 @@ import plotly.graph_objects as go
 from jaxtyping import Float
 from plotly.colors import sample_colorscale
 
-from interp.figures.theme import (
-    DIVERGING,
-    INK,
-    MUTED,
-    NEGATIVE,
-    POSITIVE,
-    STRIPES,
-    THEME,
-    label,
-)
+from interp.figures.theme import DIVERGING, INK, THEME, ZERO_LINE, label, signed_bars
 from interp.figures.token_axis import Span, check_start, mark_spans, names, ticks, with_earlier
 
 _STRONG = 1 / 3
-"""Tokens from this share of the largest on get a raised sign."""
+"""Tokens with at least this share of the largest saliency get a superscript sign."""
 
 
 def saliency_figure(
@@ -44,12 +35,12 @@ def saliency_figure(
     Args:
         values: saliency of each token, in ``unit``.
         tokens: the prompt's tokens as text.
-        metric, value: what the tokens move, in words, and what it is on this prompt.
+        metric, value: the quantity that saliency explains, and its value on this prompt.
         method: how the saliency was computed.
-        spans: by name, pieces of the prompt to mark.
+        spans: token ranges to mark, by name.
 
     Raises:
-        UserError: a start that is no token.
+        UserError: ``start`` is not a token.
     """
     check_start(start, len(tokens))
     labels = with_earlier(ticks(tokens, spans, start), start, "({} before)")
@@ -62,23 +53,14 @@ def saliency_figure(
             x=places,
             y=heights,
             customdata=hover,
-            marker={
-                "color": [POSITIVE if value >= 0 else NEGATIVE for value in heights],
-                "opacity": 0.85,
-                "pattern": {"shape": ["" if value >= 0 else "/" for value in heights], **STRIPES},
-            },
+            marker=signed_bars(heights),
             hovertemplate=f"<b>%{{customdata}}</b><br>%{{y:.4g}} {label(unit)}<extra></extra>",
         )
     )
     for name, middle in mark_spans(figure, spans, start):
         figure.add_annotation(
-            x=middle,
-            y=1,
-            yref="paper",
-            yanchor="bottom",
-            text=label(name),
-            showarrow=False,
-            font={"size": 12},
+            **{"x": middle, "y": 1, "yref": "paper", "yanchor": "bottom"},
+            **{"text": label(name), "showarrow": False, "font": {"size": 12}},
         )
     figure.update_layout(
         template=THEME,
@@ -91,11 +73,7 @@ def saliency_figure(
     figure.update_xaxes(
         tickvals=places, ticktext=labels, tickangle=-90, showgrid=False, title_text="token"
     )
-    return figure.update_yaxes(
-        title_text=f"saliency, {label(method)} ({label(unit)})",
-        zeroline=True,
-        zerolinecolor=MUTED,
-    )
+    return figure.update_yaxes(title_text=f"saliency, {label(method)} ({label(unit)})", **ZERO_LINE)
 
 
 def saliency_text(
@@ -106,17 +84,17 @@ def saliency_text(
     spans: Mapping[str, Span],
     start: int = 0,
 ) -> str:
-    """The prompt from ``start`` on as HTML, a coloured ground a token."""
+    """The prompt from ``start`` on as HTML, with a background colour for each token."""
     values = values[start:]
     limit = float(np.abs(values).max(initial=0.0)) or 1.0
-    marked = {place for begin, end in spans.values() for place in range(begin, end)}
+    marked = {position for begin, end in spans.values() for position in range(begin, end)}
     scale = [list(stop) for stop in DIVERGING]
-    # A scale's dark ends would hide the words: at most 0.7 of the way there.
+    # The dark ends of the scale would hide the words: use its middle 70 %.
     grounds = sample_colorscale(scale, (0.5 + 0.35 * values / limit).tolist())
     parts = []
-    for place, (value, ground) in enumerate(zip(values, grounds, strict=True), start=start):
-        text = html.escape(tokens[place])
-        text = f"<b>{text}</b>" if place in marked else text
+    for position, (value, ground) in enumerate(zip(values, grounds, strict=True), start=start):
+        text = html.escape(tokens[position])
+        text = f"<b>{text}</b>" if position in marked else text
         sign = ""
         if abs(value) >= _STRONG * limit:
             sign = f"<sup>{'+' if value > 0 else '−'}</sup>"

@@ -1,9 +1,10 @@
-"""Tables for people, from an ``evaluation.json``: the same in the report and on the command line.
+"""Tables of an ``evaluation.json``, for the report and the command line.
 
-Every cell is text such as ``0.69 [0.52, 0.83]``; a measure that was not taken is a dash.
+Every cell is text such as ``0.69 [0.52, 0.83]``; a missing measure is a dash.
 """
 
 from collections.abc import Iterator, Mapping
+from itertools import product
 from typing import Any, cast
 
 import pandas as pd
@@ -42,10 +43,11 @@ _MEASURES: tuple[tuple[str, str], ...] = (
 
 
 def comparison_table(evaluation: Mapping[str, Any]) -> pd.DataFrame:
-    """One row a setting, on held-out prompts: no constraint, the evaluated head set, other head
-    sets or sites (`alternatives`), and after each its matched random head sets.
+    """One row for each setting, on held-out prompts.
 
-    Columns are `COMPARISON_COLUMNS`, all text. Raises UserError if the evaluation is malformed.
+    The settings are: no constraint, the evaluated head set, other head sets or sites
+    (`alternatives`), and after each its matched random head sets. Columns are `COMPARISON_COLUMNS`,
+    all text. Raises UserError if the evaluation is malformed.
     """
     rows: list[tuple[str, ...]] = [("no constraint", *_cells(evaluation, "baseline"), MISSING)]
     for setting in settings_of(evaluation):
@@ -60,28 +62,27 @@ def template_table(evaluation: Mapping[str, Any]) -> pd.DataFrame:
     """Preference accuracy for each held-out question template, and over all of them.
 
     Columns: template, kind ("false premise" or "twin"), run ("no constraint" or "constrained"),
-    value, low, high; the last three are numbers, NaN where not taken.
+    value, low, high; the last three are numbers, NaN if missing.
     """
-    rows: list[tuple[str, str, str, float, float, float]] = []
+    rows: list[tuple[str, str, str, float, float | None, float | None]] = []
     templates = value_at(evaluation, *HELD_OUT, "templates") or {}
-    places = [(str(name), (*HELD_OUT, "templates", name)) for name in templates]
-    for template, place in [*places, ("all templates", HELD_OUT)]:
-        for key, kind in (("false_premise", "false premise"), ("true_premise", "twin")):
-            for run_key, run in (("baseline", "no constraint"), ("constrained", "constrained")):
-                measure = measure_at(evaluation, *place, key, run_key, "preference_accuracy")
-                if measure is None:
-                    continue
-                nan = float("nan")
-                low = nan if measure.low is None else measure.low
-                high = nan if measure.high is None else measure.high
-                rows.append((template, kind, run, measure.value, low, high))
-    return pd.DataFrame(rows, columns=["template", "kind", "run", "value", "low", "high"])
+    paths = [(str(name), (*HELD_OUT, "templates", name)) for name in templates]
+    kinds = (("false_premise", "false premise"), ("true_premise", "twin"))
+    runs = (("baseline", "no constraint"), ("constrained", "constrained"))
+    for (template, path), (key, kind), (run_key, run) in product(
+        [*paths, ("all templates", HELD_OUT)], kinds, runs
+    ):
+        measure = measure_at(evaluation, *path, key, run_key, "preference_accuracy")
+        if measure is not None:
+            rows.append((template, kind, run, measure.value, measure.low, measure.high))
+    table = pd.DataFrame(rows, columns=["template", "kind", "run", "value", "low", "high"])
+    return table.astype({"value": float, "low": float, "high": float})
 
 
 def rows_of_site(heads: pd.DataFrame, site: str | None) -> pd.DataFrame:
-    """The rows of one site; `site` may be left out where there is only one.
+    """The rows of one site; `site` is optional if there is only one.
 
-    Raises UserError that lists the sites that are there.
+    Raises UserError, which lists the sites, for an unknown or missing site.
     """
     known = [str(name) for name in heads["site"].unique()]
     if site is None and len(known) == 1:
@@ -99,10 +100,10 @@ def where(table: pd.DataFrame, mask: pd.Series) -> pd.DataFrame:
 
 
 def rich_table(frame: pd.DataFrame, *, title: str | None = None) -> Table:
-    """The same table for a terminal. Cells are shown literally, whatever brackets they hold."""
+    """The table for a terminal; brackets in cells are shown literally."""
     table = Table(title=None if title is None else Text(title), title_justify="left")
     for position, column in enumerate(frame.columns):
-        # On a narrow terminal a long word goes on in the next line rather than being cut off.
+        # On a narrow terminal a long word is wrapped, not truncated.
         justify = "left" if position == 0 else "right"
         table.add_column(Text(str(column)), justify=justify, overflow="fold")
     for row in frame.itertuples(index=False):
@@ -114,9 +115,7 @@ def settings_of(evaluation: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """The evaluation itself, then each of its alternatives."""
     yield evaluation
     alternatives = value_at(evaluation, "alternatives") or []
-    if not isinstance(alternatives, list) or not all(
-        isinstance(alternative, Mapping) for alternative in alternatives
-    ):
+    if not isinstance(alternatives, list) or any(not isinstance(a, Mapping) for a in alternatives):
         raise UserError(
             "evaluation.json: alternatives must be a list of objects; run `interp evaluate` again"
         )
@@ -124,7 +123,7 @@ def settings_of(evaluation: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def setting_name(evaluation: Mapping[str, Any]) -> str:
-    """Such as ``attention, zero, 3 heads (1.1 %)``, with the gate where one was used."""
+    """A setting's name, such as ``attention, zero, 3 heads (1.1 %)``, with the gate if any."""
     parts = [str(evaluation[key]) for key in ("site", "mode") if evaluation.get(key)]
     factor = value_at(evaluation, "factor")
     if evaluation.get("mode") == "scale" and isinstance(factor, int | float):

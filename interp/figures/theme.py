@@ -1,7 +1,7 @@
-"""One look for every figure: colours that survive colour blindness and black-and-white print.
+"""The theme of every figure: colours that survive colour blindness and black-and-white print.
 
-The template is applied to each figure by name of this object; nothing is registered with plotly,
-so importing the package leaves a notebook's own figures as they were.
+Each figure is given the template ``THEME``; nothing is registered with plotly, so importing the
+package does not change a notebook's own figures.
 """
 
 import html
@@ -24,8 +24,8 @@ BASELINE = "#cfd4da"
 CONSTRAINED = "#1f5f99"
 CONSTRAINED_BAR = "#6b9cc7"
 
-# Purple (negative) over white to orange (positive): distinct under the common colour blindnesses,
-# and as light in the middle as at no other place, so that grey print still shows the size.
+# Purple (negative) over white to orange (positive): distinct under the common kinds of colour
+# blindness, and lightest in the middle, so that grey print still shows the size.
 DIVERGING: tuple[tuple[float, str], ...] = (
     (0.0, "#3b1f70"),
     (0.2, "#7c66b0"),
@@ -37,7 +37,7 @@ DIVERGING: tuple[tuple[float, str], ...] = (
 )
 
 SEQUENTIAL: tuple[tuple[float, str], ...] = ((0.0, "#fbfaf8"), (0.5, "#d98128"), (1.0, "#7d3a04"))
-"""From nothing to much, for what has no sign; darker is more."""
+"""For values without a sign; darker is more."""
 
 
 def centred(limit: float, *, middle: float = 0.0) -> dict[str, Any]:
@@ -122,11 +122,43 @@ THEME = go.layout.Template(
 )
 
 
+LEGEND_ABOVE = {"y": 1.02, "yanchor": "bottom"}
+ZERO_LINE = {"zeroline": True, "zerolinecolor": MUTED}
+
+
+def cells(grid: np.ndarray) -> list[list[float | None]]:
+    """The rows of a matrix as plotly takes them: None, an empty cell, for NaN."""
+    return [[None if np.isnan(cell) else float(cell) for cell in row] for row in grid]
+
+
+def colour_bar(title: str, *, size: int | None = None, **options: Any) -> dict[str, Any]:
+    """A thin vertical colour bar, its title (in a font of ``size`` pixels) beside it."""
+    font = {"font": {"size": size}} if size else {}
+    return {"title": {"text": title, "side": "right", **font}, "thickness": 10, **options}
+
+
+def signed_bars(values: Iterable[float]) -> dict[str, Any]:
+    """The marker of bars that are coloured by sign; the negative ones are striped too."""
+    positive = [value >= 0 for value in values]
+    return {
+        "color": [POSITIVE if up else NEGATIVE for up in positive],
+        "opacity": 0.85,
+        "pattern": {"shape": ["" if up else "/" for up in positive], **STRIPES},
+    }
+
+
+def interval_bars(
+    rows: Any, value: str, *, ends: tuple[str, str] = ("ci_low", "ci_high"), **line: Any
+) -> dict[str, Any]:
+    """`whiskers` of the columns ``value`` and ``ends`` of a table."""
+    return whiskers(rows[value], rows[ends[0]], rows[ends[1]], **line)
+
+
 def whiskers(
     values: Iterable[Any], low: Iterable[Any], high: Iterable[Any], **line: Any
 ) -> dict[str, Any]:
-    """Error bars (``error_x``, ``error_y``) from the ends of intervals; NaN for none."""
-    middle, bottom, top = (np.array(list(one), dtype=float) for one in (values, low, high))
+    """Error bars (``error_x``, ``error_y``) from the ends of intervals; NaN for no interval."""
+    middle, bottom, top = (np.array(list(part), dtype=float) for part in (values, low, high))
     return {
         "type": "data",
         "symmetric": False,
@@ -137,7 +169,7 @@ def whiskers(
 
 
 def token_label(text: str, *, longest: int = 14) -> str:
-    """A token's text for a tick or a hover: escaped, line ends and emptiness made visible."""
+    """A token's text for a tick or a hover: escaped, with line ends and empty text made visible."""
     shown = text.replace("\r", "").replace("\n", "↵").strip(" ")
     if len(shown) > longest:
         shown = shown[: longest - 1] + "…"
@@ -145,5 +177,5 @@ def token_label(text: str, *, longest: int = 14) -> str:
 
 
 def label(text: Any) -> str:
-    """Text for a plotly label, where markup would be obeyed, as literal text."""
+    """Text escaped for a plotly label, which would interpret markup."""
     return html.escape(str(text), quote=False)

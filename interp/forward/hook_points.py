@@ -2,8 +2,9 @@
 
 Every component is seen as [row pos unit width]: a unit is a query head (``z``, ``q``,
 ``pattern``), a key-value head (``k``, ``v``; with grouped queries one serves a whole group of
-query heads), or the one vector of the residual stream's size. ``q``, ``k`` and ``v`` are taken
-before the rotary embedding, as in TransformerLens; a pattern's position is its query.
+query heads), a neuron (``mlp_post``, whose width is one), or the one vector of the residual
+stream's size. ``q``, ``k`` and ``v`` are taken before the rotary embedding, as in TransformerLens;
+a pattern's position is its query.
 """
 
 from dataclasses import dataclass
@@ -18,9 +19,19 @@ from interp.models.model_check import require
 from interp.models.versions import check_hooked
 
 Component = Literal[
-    "z", "q", "k", "v", "pattern", "attn_out", "mlp_out", "resid_pre", "resid_mid", "resid_post"
+    "z",
+    "q",
+    "k",
+    "v",
+    "pattern",
+    "attn_out",
+    "mlp_post",
+    "mlp_out",
+    "resid_pre",
+    "resid_mid",
+    "resid_post",
 ]
-Axis = Literal["head", "kv_head"]
+Axis = Literal["head", "kv_head", "neuron"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +49,7 @@ HOOK_LOCATIONS: dict[str, HookLocation] = {
     "v": HookLocation("attn.hook_v", "kv_head"),
     "pattern": HookLocation("attn.hook_pattern", "head"),
     "attn_out": HookLocation("hook_attn_out", None),
+    "mlp_post": HookLocation("mlp.hook_post", "neuron"),
     "mlp_out": HookLocation("hook_mlp_out", None),
     "resid_pre": HookLocation("hook_resid_pre", None),
     "resid_mid": HookLocation("hook_resid_mid", None),
@@ -87,6 +99,8 @@ def count_units(model: HookedModel, component: str) -> int:
         return 1
     if axis == "head":
         return model.cfg.n_heads
+    if axis == "neuron":
+        return model.cfg.d_mlp
     return getattr(model.cfg, "n_key_value_heads", None) or model.cfg.n_heads
 
 
@@ -98,13 +112,15 @@ def as_units(value: Tensor, component: str) -> Float[Tensor, "row pos unit width
             show the tokens of all prompts in one axis).
     """
     axis = axis_of(component)
-    if value.ndim != (4 if axis else 3):
+    if value.ndim != (4 if axis in ("head", "kv_head") else 3):
         raise UserError(
             f"this model shows {component!r} as {list(value.shape)} and not by prompt and "
             "position: it cannot be patched"
         )
     if component == "pattern":
         return value.transpose(1, 2)
+    if axis == "neuron":
+        return value.unsqueeze(3)
     return value if axis else value.unsqueeze(2)
 
 
@@ -112,4 +128,7 @@ def from_units(value: Float[Tensor, "row pos unit width"], component: str) -> Te
     """The reverse of ``as_units``; a view."""
     if component == "pattern":
         return value.transpose(1, 2)
-    return value if axis_of(component) else value.squeeze(2)
+    axis = axis_of(component)
+    if axis == "neuron":
+        return value.squeeze(3)
+    return value if axis else value.squeeze(2)

@@ -19,7 +19,8 @@ class _CopiedPrefixLayer(PrefixLayer):
     """Keys and values of the prefix, a copy for every row, put before the rows' own."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        keys, values = (self.keys, key_states), (self.values, value_states)
+        prefix: Any = self.keys, self.values
+        keys, values = (prefix[0], key_states), (prefix[1], value_states)
         return torch.cat(keys, dim=-2), torch.cat(values, dim=-2)
 
 
@@ -65,7 +66,9 @@ class RecordedRun:
 
     def prefix_cache(self, rows: Int[Tensor, " row"], dtype: torch.dtype) -> Cache | None:
         """The shared prefix as a cache for these rows; None where there is none."""
-        layers = [_CopiedPrefixLayer(k[rows].to(dtype), v[rows].to(dtype)) for k, v in self.prefix]
+        layers: list[Any] = [
+            _CopiedPrefixLayer(k[rows].to(dtype), v[rows].to(dtype)) for k, v in self.prefix
+        ]
         return Cache(layers=layers) if layers else None
 
     def from_position(self, start: int) -> "RecordedRun":

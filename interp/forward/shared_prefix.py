@@ -114,7 +114,7 @@ class PrefixLayer(DynamicLayer):
 
 def prefix_cache(keys_values: tuple[tuple[Tensor, Tensor], ...]) -> Cache | None:
     """The prefix as the model's cache; None where there is none."""
-    layers = [PrefixLayer(keys, values) for keys, values in keys_values]
+    layers: list[Any] = [PrefixLayer(keys, values) for keys, values in keys_values]
     return Cache(layers=layers) if layers else None
 
 

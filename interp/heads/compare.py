@@ -23,7 +23,7 @@ from scipy.stats import hypergeom, pearsonr, rankdata
 
 from interp.display import Displayed, Shown
 from interp.errors import UserError
-from interp.figures.expert_heads import shift_figure
+from interp.figures.experts import shift_figure
 from interp.heads.effects import HeadEffects, HeadStatistics, head_statistics
 from interp.heads.headset import HeadSet
 from interp.patching.effect_arrays import best_first

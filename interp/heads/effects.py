@@ -27,7 +27,7 @@ from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.figures.evaluation import head_heatmap
-from interp.figures.layers import layer_effects
+from interp.figures.heatmap import layer_effects
 from interp.files.tensor_file import read_tensor_file, write_tensor_file
 from interp.files.tensors import check_tensors
 from interp.heads.headset import Head, HeadSet, Site, check_site

@@ -32,10 +32,9 @@ from interp.forward.partial import RecordedRun, device_of, record_run, resume, u
 from interp.inspection.read_prompt import ReadPrompt, read_prompt, token_texts
 from interp.models.call import with_gradients
 from interp.models.hooked_model import HookedModel
-from interp.models.spans import shared_length
+from interp.models.spans import shared_length, tokenize_with_offsets
 from interp.patching.metrics import LogitDifference, LogProbability
 from interp.precision import widened
-from interp.premises.encode import tokenize
 from interp.premises.relation import FilledQuestion
 
 SaliencyMethod = Literal["gradient", "occlusion"]
@@ -181,7 +180,10 @@ def _with_answers(
     # The full stop makes answers differ even when one begins with the other.
     text = read.rendered.text
     texts = [f"{text}{'' if text[-1:].isspace() else ' '}{answer}." for answer in answers]
-    encodings = [tokenize(model.tokenizer, read.rendered, text=text) for text in texts]
+    special = read.rendered.add_special_tokens
+    encodings = [
+        tokenize_with_offsets(model.tokenizer, text, add_special_tokens=special) for text in texts
+    ]
     whole = [tuple(one["input_ids"]) for one in encodings]
     other = read.ids if against is None else whole[1]
     shared = shared_length(whole[0], other)

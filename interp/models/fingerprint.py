@@ -85,10 +85,8 @@ def fingerprint_of_model(model: nn.Module, config: dict[str, Any] | None = None)
     memory names tied weights twice and may have another dtype than its file, so this agrees with
     `fingerprint_of_folder` only about being the same or not among models in memory.
     """
-    if config is None:
-        to_dict: Any = getattr(getattr(model, "config", None), "to_dict", dict)
-        config = to_dict()
-    return _digest(config, sorted(model.state_dict().items()))
+    to_dict: Any = getattr(getattr(model, "config", None), "to_dict", dict)
+    return _digest(to_dict() if config is None else config, sorted(model.state_dict().items()))
 
 
 def _digest(config: dict[str, Any], tensors: Iterable[tuple[str, Tensor]]) -> str:

@@ -11,7 +11,9 @@ from torch import Tensor
 from interp.arguments import check_choice
 from interp.errors import UserError
 
-Axis = Literal["prompt", "layer", "head", "kv_head", "position", "span", "projection", "expert"]
+Axis = Literal[
+    "prompt", "layer", "head", "kv_head", "neuron", "position", "span", "projection", "expert"
+]
 By = Literal["absolute", "signed"]
 
 

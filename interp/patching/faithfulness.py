@@ -154,7 +154,7 @@ class Faithfulness(Displayed):
         index = group_order(self.groups, len(self.clean))
         generator = np.random.default_rng(self.seed)
         size = resamples_at_once(3 * len(index), BOOTSTRAP_RESAMPLES)
-        draws = group_draws(int(index.max()) + 1, BOOTSTRAP_RESAMPLES, size, generator)
+        draws = group_draws(int(index.max()) + 1, BOOTSTRAP_RESAMPLES, size, generator=generator)
         curves = [self._curve(self.circuit, counts[:, index].astype(float)) for counts in draws]
         return np.concatenate(curves)
 

@@ -164,7 +164,7 @@ class _Tops:
     def drawn(self, means: Float[np.ndarray, "group unit"]) -> Int[np.ndarray, "resample k"]:
         """The top k of every resample, some resamples at a time."""
         size = resamples_at_once(4 * max(means.shape), self.n_resamples)
-        draws = group_draws(len(means), self.n_resamples, size, self.generator)
+        draws = group_draws(len(means), self.n_resamples, size, generator=self.generator)
         tops = [best_first(_weighted(means, counts), by=self.by)[:, : self.k] for counts in draws]
         return np.concatenate(tops)
 

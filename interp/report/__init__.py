@@ -9,7 +9,7 @@ from interp.figures.evaluation import (
     preference_by_template,
     random_null,
 )
-from interp.figures.layers import layer_effects
+from interp.figures.heatmap import layer_effects
 from interp.figures.tables import comparison_table, rich_table, template_table
 from interp.report.heads_page import write_report
 

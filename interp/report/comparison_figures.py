@@ -1,7 +1,6 @@
-"""Figures of a comparison, in the one look of `interp.figures.theme`.
+"""Figures of a comparison of adapters, from comparison.json or the table of logged steps.
 
-Pure functions from comparison.json's content, or the table of logged steps, to plotly figures. A
-method has the same colour and marker everywhere.
+A method has the same colour and marker in all figures.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,50 +9,43 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from interp.figures.theme import CATEGORIES, MUTED, SYMBOLS, THEME, label, whiskers
+from interp.figures.theme import CATEGORIES, LEGEND_ABOVE, MUTED, SYMBOLS, THEME, label, whiskers
 from interp.moelora.training.adapters import METHOD_NAMES
 
-_ABOVE = {"y": 1.02, "yanchor": "bottom"}
 _DASHES = ("dot", "dash", "solid", "dashdot")
 
 
 def accuracy_figure(content: Mapping[str, Any]) -> go.Figure:
-    """Accuracy by task: each method's mean with its interval over questions, each seed a dot."""
+    """Accuracy by task: each method's mean with its interval over questions, and each seed."""
     methods = list(content["methods"])
     tasks = list(content["methods"][methods[0]]["accuracy"])
     figure = go.Figure()
     for number, method in enumerate(methods):
         rows = content["methods"][method]["accuracy"]
-        places = [index + (number - (len(methods) - 1) / 2) * 0.18 for index, _ in enumerate(tasks)]
-        means = [rows[task]["mean"] for task in tasks]
+        x = [index + (number - (len(methods) - 1) / 2) * 0.18 for index, _ in enumerate(tasks)]
+        means, name = [rows[task]["mean"] for task in tasks], label(METHOD_NAMES[method])
         ends = [rows[task]["questions"] for task in tasks]
         figure.add_scatter(
-            x=places,
+            x=x,
             y=means,
             mode="markers",
-            name=label(METHOD_NAMES[method]),
+            name=name,
             marker={"color": _colour(number), "symbol": SYMBOLS[number], "size": 11},
             error_y=whiskers(means, *zip(*ends, strict=True), thickness=1.5, width=4),
             customdata=[label(task) for task in tasks],
-            hovertemplate="%{customdata}: %{y:.3f}<extra>"
-            + label(METHOD_NAMES[method])
-            + "</extra>",
+            hovertemplate=f"%{{customdata}}: %{{y:.3f}}<extra>{name}</extra>",
         )
-        seeds = [
-            (place, value)
-            for place, task in zip(places, tasks, strict=True)
-            for value in rows[task]["by_seed"]
-        ]
+        by_seed = [rows[task]["by_seed"] for task in tasks]
         figure.add_scatter(
-            x=[place + 0.05 for place, _ in seeds],
-            y=[value for _, value in seeds],
+            x=[at + 0.05 for at, values in zip(x, by_seed, strict=True) for _ in values],
+            y=[value for values in by_seed for value in values],
             mode="markers",
             showlegend=False,
             marker={"color": _colour(number), "size": 4, "opacity": 0.6},
             hovertemplate="one seed: %{y:.3f}<extra></extra>",
         )
     _add_base(figure, content, tasks)
-    figure.update_layout(template=THEME, height=440, legend=_ABOVE)
+    figure.update_layout(template=THEME, height=440, legend=LEGEND_ABOVE)
     figure.update_xaxes(
         tickvals=list(range(len(tasks))),
         ticktext=[label(task) for task in tasks],
@@ -67,24 +59,21 @@ def accuracy_figure(content: Mapping[str, Any]) -> go.Figure:
 def curve_figure(
     losses: pd.DataFrame, column: str, title: str, *, even: float | None = None
 ) -> go.Figure:
-    """A column of the log over the steps: a method's mean over seeds bold, each seed thin.
+    """A column of the log against the step: a bold line for a method's mean, a thin one for a seed.
 
-    `even` draws a level to compare with. Methods without the column are left out.
+    ``even`` draws a reference level. Methods without the column are left out.
     """
     figure = go.Figure()
     for number, method in enumerate(dict.fromkeys(losses["method"])):
         rows = losses.loc[(losses["method"] == method) & losses[column].notna()]
         if rows.empty:
             continue
-        for _, of_seed in rows.groupby("seed"):
+        for _, seed_rows in rows.groupby("seed"):
             figure.add_scatter(
-                x=of_seed["step"].tolist(),
-                y=of_seed[column].tolist(),
-                mode="lines",
+                x=seed_rows["step"].tolist(),
+                y=seed_rows[column].tolist(),
                 line={"color": _colour(number), "width": 1},
-                opacity=0.35,
-                showlegend=False,
-                hoverinfo="skip",
+                **{"mode": "lines", "opacity": 0.35, "showlegend": False, "hoverinfo": "skip"},
             )
         mean = rows.groupby("step")[column].mean()
         figure.add_scatter(
@@ -97,7 +86,7 @@ def curve_figure(
         )
     if even is not None:
         figure.add_hline(y=even, line={"color": MUTED, "width": 1, "dash": "dash"})
-    figure.update_layout(template=THEME, height=360, legend=_ABOVE)
+    figure.update_layout(template=THEME, height=360, legend=LEGEND_ABOVE)
     figure.update_xaxes(title_text="step")
     figure.update_yaxes(title_text=title)
     return figure

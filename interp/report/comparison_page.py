@@ -17,20 +17,12 @@ from interp.moelora.training.scoring import MEAN
 from interp.report.comparison_figures import accuracy_figure, curve_figure
 from interp.report.page import PlacedFigure, manifest_rows, render_page
 
+_BALANCE = "1: all experts get as much; 8, of 8 experts: one gets all."
+_CONTRASTIVE = "Low: an expert's outputs are like each other, and unlike others'."
 CURVES = (
     ("language_loss", "loss per answer token (nats)", None, "What is trained: the answers' loss."),
-    (
-        "load_balance",
-        "load balance",
-        1.0,
-        "1: all experts get as much; 8, of 8 experts: one gets all.",
-    ),
-    (
-        "contrastive",
-        "contrastive loss (nats)",
-        None,
-        "Low: an expert's outputs are like each other, and unlike others'.",
-    ),
+    ("load_balance", "load balance", 1.0, _BALANCE),
+    ("contrastive", "contrastive loss (nats)", None, _CONTRASTIVE),
     ("load_smallest", "least used expert (1: even)", 1.0, "The least used expert of any layer."),
 )
 
@@ -66,11 +58,11 @@ _SHAPE = {
         }
     },
 }
-"""What of comparison.json is shown; see `interp.files.shape.check_shape`."""
+"""The part of comparison.json that is shown; see `interp.files.shape.check_shape`."""
 
 
 def check_comparison(content: Any, where: str) -> dict[str, Any]:
-    """The content, if it is of a comparison. Raises UserError that names what is amiss."""
+    """The content of comparison.json. Raises UserError if it is malformed."""
     check_shape(content, _SHAPE, where)
     methods = content["methods"]
     named = (*methods, *(content.get("differences") or {}))
@@ -79,15 +71,15 @@ def check_comparison(content: Any, where: str) -> dict[str, Any]:
         found = unknown[0] if methods else "none"
         raise UserError(f"{where}: unknown method {found[:40]!r}; make the run again")
     tasks = list(next(iter(methods.values()))["accuracy"])
-    kinds = [of_method["accuracy"] for of_method in methods.values()]
-    kinds += (content.get("differences") or {}).values()
-    if not tasks or any(list(one) != tasks for one in kinds):
+    by_task = [row["accuracy"] for row in methods.values()]
+    by_task += (content.get("differences") or {}).values()
+    if not tasks or any(list(scores) != tasks for scores in by_task):
         raise UserError(f"{where}: the methods are not of the same tasks; make the run again")
     return content
 
 
 def read_losses(path: Path) -> pd.DataFrame:
-    """The table of logged steps. Raises UserError where it cannot be read."""
+    """The table of logged steps. Raises UserError if it is malformed."""
     table = read_table(path, texts=("method",), counts=("seed", "step"), others=True)
     if unknown := [name for name in table["method"].unique() if name not in METHOD_NAMES]:
         raise UserError(f"{path}: unknown method {unknown[0][:40]!r}; make the run again")
@@ -99,6 +91,7 @@ def read_losses(path: Path) -> pd.DataFrame:
 
 def render_comparison(content: Mapping[str, Any], losses: pd.DataFrame) -> str:
     """The page as text, from comparison.json's content and the table of logged steps."""
+    caption = "Whiskers: 95 % intervals over questions. Small dots: single seeds."
     return render_page(
         "comparison.html.j2",
         title=content["settings"]["model"],
@@ -107,11 +100,7 @@ def render_comparison(content: Mapping[str, Any], losses: pd.DataFrame) -> str:
         table=accuracy_table(content),
         differences=difference_table(content),
         costs=cost_table(content),
-        accuracy=PlacedFigure.place(
-            "accuracy",
-            accuracy_figure(content),
-            "Whiskers: 95 % intervals over questions. Small dots: single seeds.",
-        ),
+        accuracy=PlacedFigure.place("accuracy", accuracy_figure(content), caption),
         curves=_curves(losses),
         settings=_settings_rows(content["settings"]),
         manifest=manifest_rows(content.get("manifest", {})),
@@ -119,7 +108,7 @@ def render_comparison(content: Mapping[str, Any], losses: pd.DataFrame) -> str:
 
 
 def summary(content: Mapping[str, Any]) -> tuple[str, ...]:
-    """The outcome in sentences, whichever way it went."""
+    """The results in sentences, positive or negative."""
     methods = content["methods"]
     first = next(iter(methods.values()))
     n_seeds = len(first["seeds"])
@@ -128,56 +117,47 @@ def summary(content: Mapping[str, Any]) -> tuple[str, ...]:
         f"{len(methods)} methods, {n_seeds} seeds each, {first['steps']} steps, the same data in "
         f"the same order; trainable parameters differ by at most {100 * spread:.2g} %."
     ]
-    for method, of_tasks in content.get("differences", {}).items():
-        one = of_tasks[_main_task(of_tasks)]
+    for method, by_task in content.get("differences", {}).items():
+        found = by_task[MEAN if MEAN in by_task else next(iter(by_task))]
         sentences.append(
-            f"{METHOD_NAMES[method]} against {METHOD_NAMES[REFERENCE]}: {_points(one['mean'])} "
-            f"points of accuracy ({_intervals(one, None, ', ')}). {_verdict(one)}"
+            f"{METHOD_NAMES[method]} against {METHOD_NAMES[REFERENCE]}: {_points(found['mean'])} "
+            f"points of accuracy ({_intervals(found, None, ', ')}). {_verdict(found)}"
         )
     for method, row in methods.items():
         if row.get("experts"):
             dead = int(max(row["experts"]["dead_experts"], default=0))
-            sentences.append(
-                f"{METHOD_NAMES[method]}: "
-                + (f"{dead} dead experts in the worst run" if dead else "no dead expert in any run")
-                + " at the end of training."
-            )
+            worst = f"{dead} dead experts in the worst run" if dead else "no dead expert in any run"
+            sentences.append(f"{METHOD_NAMES[method]}: {worst} at the end of training.")
     return tuple(sentences)
 
 
 def accuracy_table(content: Mapping[str, Any]) -> pd.DataFrame:
-    """One row a task, one column a method; intervals on lines of their own."""
+    """One row for each task, one column for each method; each interval on a separate line."""
     methods, base = content["methods"], content.get("base", {}).get("accuracy", {})
     rows = []
     for task in next(iter(methods.values()))["accuracy"]:
         row = {"task": task}
         if task in base:
-            one = base[task]
-            row["no adapter"] = (
-                f"{one['value']:.3f}\nquestions [{one['ci_low']:.2f}, {one['ci_high']:.2f}]"
-            )
-        for method, of_method in methods.items():
-            one = of_method["accuracy"][task]
-            row[METHOD_NAMES[method]] = f"{one['mean']:.3f}\n{_intervals(one, '{:.2f}')}"
+            value, low, high = (base[task][name] for name in ("value", "ci_low", "ci_high"))
+            row["no adapter"] = f"{value:.3f}\nquestions [{low:.2f}, {high:.2f}]"
+        for method, found in methods.items():
+            score = found["accuracy"][task]
+            row[METHOD_NAMES[method]] = f"{score['mean']:.3f}\n{_intervals(score, '{:.2f}')}"
         rows.append(row)
     return pd.DataFrame(rows).fillna(MISSING)
 
 
 def difference_table(content: Mapping[str, Any]) -> pd.DataFrame:
-    """Accuracy less LoRA's in points: one row a task, one column a method."""
+    """Accuracy minus LoRA's in points: one row for each task, one column for each method."""
     differences = content.get("differences", {})
-    tasks = next(iter(differences.values()), {})
-    return pd.DataFrame(
-        [
-            {"task": task}
-            | {
-                METHOD_NAMES[method]: f"{_points(of_tasks[task]['mean'])}\n"
-                + _intervals(of_tasks[task], None)
-                for method, of_tasks in differences.items()
-            }
-            for task in tasks
-        ]
-    )
+    rows = []
+    for task in next(iter(differences.values()), {}):
+        row = {"task": task}
+        for method, by_task in differences.items():
+            found = by_task[task]
+            row[METHOD_NAMES[method]] = f"{_points(found['mean'])}\n{_intervals(found, None)}"
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def cost_table(content: Mapping[str, Any]) -> pd.DataFrame:
@@ -185,7 +165,7 @@ def cost_table(content: Mapping[str, Any]) -> pd.DataFrame:
     rows = []
     for method, row in content["methods"].items():
         experts = row.get("experts") or {}
-        losses = [one["mean"] for one in row["held_out_loss"].values()]
+        losses = [loss["mean"] for loss in row["held_out_loss"].values()]
         cosine = experts.get("cosine")
         rows.append(
             {
@@ -217,13 +197,9 @@ def _settings_rows(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _main_task(of_tasks: Mapping[str, Any]) -> str:
-    return MEAN if MEAN in of_tasks else next(iter(of_tasks))
-
-
-def _verdict(one: Mapping[str, Any]) -> str:
-    """What a difference with its intervals allows to say."""
-    ends = [one["questions"], *([one["seeds"]] if one.get("seeds") else [])]
+def _verdict(difference: Mapping[str, Any]) -> str:
+    """The conclusion that the intervals of a difference support."""
+    ends = [difference[name] for name in ("questions", "seeds") if difference.get(name)]
     if all(low > 0 for low, _ in ends):
         return "Ahead by both measures." if len(ends) > 1 else "Ahead on these questions."
     if all(high < 0 for _, high in ends):
@@ -231,17 +207,14 @@ def _verdict(one: Mapping[str, Any]) -> str:
     return "No difference that the intervals bear out."
 
 
-def _intervals(one: Mapping[str, Any], form: str | None, between: str = "\n") -> str:
-    """Both intervals, in a number format, or in points where there is none."""
-
-    def ends(interval: list[float]) -> str:
-        low, high = (_points(end) if form is None else form.format(end) for end in interval)
-        return f"[{low}, {high}]"
-
-    parts = [f"questions {ends(one['questions'])}"]
-    if one.get("seeds"):
-        parts.append(f"seeds {ends(one['seeds'])}")
-    return between.join(parts)
+def _intervals(measure: Mapping[str, Any], form: str | None, separator: str = "\n") -> str:
+    """Both intervals in a number format; ``form=None`` gives percentage points."""
+    parts = []
+    for name in ("questions", "seeds"):
+        if measure.get(name):
+            ends = [_points(end) if form is None else form.format(end) for end in measure[name]]
+            parts.append(f"{name} [{', '.join(ends)}]")
+    return separator.join(parts)
 
 
 def _points(value: float) -> str:

@@ -1,4 +1,4 @@
-"""The page of an analysis of experts: one HTML file that needs nothing else, as a run's report."""
+"""The page of an analysis of experts, and its tables and sentences."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,10 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from interp.figures.measures import MISSING
-from interp.figures.routing import (
-    MAX_TASKS,
-    NULL_NAMES,
-)
+from interp.figures.routing import MAX_TASKS, NULL_NAMES
 from interp.figures.tables import where
 from interp.report.page import PlacedFigure, manifest_rows, render_page
 
@@ -31,7 +28,7 @@ MAX_ROWS = 60
 
 @dataclass(frozen=True)
 class EffectsPart:
-    """What the page says of causal effects: sentences, figures, and a table or none."""
+    """The page's section on causal effects; empty if they were not measured."""
 
     sentences: tuple[str, ...] = ()
     figures: tuple[PlacedFigure, ...] = ()
@@ -40,11 +37,11 @@ class EffectsPart:
 
 @dataclass(frozen=True)
 class Analysis:
-    """All that the page shows.
+    """The content of the page.
 
     Attributes:
         content: of measures.json.
-        manifest: of manifest.json, with what the run was asked for.
+        manifest: of manifest.json.
     """
 
     title: str
@@ -58,7 +55,7 @@ class Analysis:
 
 def render_analysis(analysis: Analysis) -> str:
     """The page as text."""
-    fdr = float(analysis.content["fdr"])
+    fdr, similarity = float(analysis.content["fdr"]), analysis.similarity.plot()
     return render_page(
         "experts.html.j2",
         title=analysis.title,
@@ -73,78 +70,68 @@ def render_analysis(analysis: Analysis) -> str:
         measures=_measures(analysis),
         experts=expert_rows(analysis.specialization.experts, fdr=fdr),
         effects=analysis.effects,
-        similarity=[
-            PlacedFigure.place(
-                "similarity", analysis.similarity.plot(), "Means over pairs of experts."
-            )
-        ],
+        similarity=[PlacedFigure.place("similarity", similarity, "Means over pairs of experts.")],
         sampled=f"{analysis.similarity.n:,}",
         manifest=manifest_rows(analysis.manifest),
     )
 
 
 def sentences(content: Mapping[str, Any]) -> tuple[str, ...]:
-    """What was found, whichever way it went."""
+    """The results in sentences, positive or negative."""
     measures, n = content["measures"], content["projections"]
     task = measures["task_information"]
     first = next(iter(task.values()))
-    said = [
+    sentences = [
         f"An expert tells {first['value']:.4f} nats about the task on average over {n} projections "
         f"(of at most {content['task_entropy']:.3f}, the entropy of the tasks)."
     ]
-    for null, one in task.items():
-        if one["projections"] and one["null_mean"] is not None:  # a null may be left out
-            said.append(
-                f"Against {NULL_NAMES.get(null, null)} (mean {one['null_mean']:.4f}) that is "
-                f"significant in {one['significant']} of {one['projections']} projections."
+    for null, row in task.items():
+        if row["projections"] and row["null_mean"] is not None:  # a null may be left out
+            sentences.append(
+                f"Against {NULL_NAMES.get(null, null)} (mean {row['null_mean']:.4f}) that is "
+                f"significant in {row['significant']} of {row['projections']} projections."
             )
     experts = content["experts"]
-    said.append(
+    sentences.append(
         f"{experts['significant']} of {experts['tested']} pairs of expert and task differ "
         f"significantly from all tokens; {content['dead_experts']} of {experts['experts']} experts "
         "are dead (less than a hundredth of an even share)."
     )
     if content.get("effects"):
         effects = content["effects"]
-        said.append(
+        sentences.append(
             f"Switched off one by one, {effects['significant']} of {effects['tested']} pairs of "
             "expert and task change the task's loss significantly."
         )
-    return tuple(said)
+    return tuple(sentences)
 
 
 def summary_table(content: Mapping[str, Any]) -> pd.DataFrame:
-    """One row a measure, with each null's mean and how many projections are significant."""
+    """One row for each measure: each null's mean and the number of significant projections."""
     rows = []
     for name, nulls in content["measures"].items():
         first = next(iter(nulls.values()))
         row = {"measure": name.replace("_", " "), "mean": f"{first['value']:.4g}"}
-        for null in NULL_NAMES:
-            one = nulls.get(null)
-            tested = one is not None and one["null_mean"] is not None
-            row[NULL_NAMES[null]] = (
-                f"{one['null_mean']:.4g}; {one['significant']} of {one['projections']}"
-                if one is not None and tested
-                else MISSING
-            )
+        for null, shown in NULL_NAMES.items():
+            row[shown] = MISSING
+            if (found := nulls.get(null)) is not None and found["null_mean"] is not None:
+                counts = f"{found['significant']} of {found['projections']}"
+                row[shown] = f"{found['null_mean']:.4g}; {counts}"
         rows.append(row)
     return pd.DataFrame(rows)
 
 
 def tasks_table(content: Mapping[str, Any]) -> pd.DataFrame:
-    """One row a task: tokens, and texts that count as independent."""
-    return pd.DataFrame(
-        [
-            {"task": task, "tokens": f"{one['tokens']:,}", "independent texts": f"{one['units']:,}"}
-            for task, one in content["tasks"].items()
-        ]
-    )
+    """One row for each task: the number of tokens and of independent texts."""
+    tasks = content["tasks"].items()
+    rows = [(task, f"{counts['tokens']:,}", f"{counts['units']:,}") for task, counts in tasks]
+    return pd.DataFrame(rows, columns=["task", "tokens", "independent texts"])
 
 
 def expert_rows(experts: pd.DataFrame, *, fdr: float) -> pd.DataFrame:
-    """Where an expert's share of a task differs most, and significantly, from all tokens'.
+    """The largest significant differences of an expert's share of a task from its share of all.
 
-    One text a cell; no rows where nothing is significant.
+    All cells are text; the table is empty if nothing is significant.
     """
     found = where(experts, experts["q_value"] <= fdr)
     order = found["difference"].abs().sort_values(ascending=False, kind="stable").index
@@ -164,26 +151,26 @@ def expert_rows(experts: pd.DataFrame, *, fdr: float) -> pd.DataFrame:
 
 
 def agreement_sentences(agreement: "RoutingAgreement") -> tuple[str, ...]:
-    """How routing and effects agree, in words."""
-    said = []
+    """The agreement of routing and effects in sentences."""
+    sentences = []
     if agreement.n:
-        said.append(
+        sentences.append(
             f"Of {agreement.n} experts with a significant effect on some task, "
             f"{100 * agreement.share:.0f} % are of use to the task that they are routed to most "
             f"(by chance {100 * agreement.chance:.0f} %, p = {agreement.p_value:.2g})."
         )
     else:
-        said.append("No expert has a significant effect on any task.")
+        sentences.append("No expert has a significant effect on any task.")
     if agreement.spearman == agreement.spearman:
-        said.append(
+        sentences.append(
             f"Spearman's correlation of load and effect over experts and tasks: "
             f"{agreement.spearman:.2f} (p = {agreement.spearman_p:.2g})."
         )
-    return tuple(said)
+    return tuple(sentences)
 
 
 def agreement_rows(agreement: "RoutingAgreement") -> pd.DataFrame:
-    """One row an expert: the task it is routed to most, and the task it is of most use to."""
+    """One row for each expert: the task routed to it most, and the task it helps most."""
     return pd.DataFrame(
         [
             {
@@ -201,9 +188,8 @@ def agreement_rows(agreement: "RoutingAgreement") -> pd.DataFrame:
 
 
 def _loads(records: "RoutingRecords") -> list[PlacedFigure]:
-    targets = dict.fromkeys(one.target for one in records.projections)
-    rest = len(records.tasks) - MAX_TASKS
-    more = f" The first {MAX_TASKS} tasks." if rest > 0 else ""
+    targets = dict.fromkeys(projection.target for projection in records.projections)
+    more = f" The first {MAX_TASKS} tasks." if len(records.tasks) > MAX_TASKS else ""
     return [
         PlacedFigure.place(
             f"load-{number}",

@@ -1,4 +1,4 @@
-"""The report of a search for false-premise heads: what its page shows, from the run's files."""
+"""The report of a search for false-premise heads."""
 
 import logging
 from collections.abc import Mapping
@@ -16,13 +16,12 @@ from interp.figures.evaluation import (
     preference_by_template,
     random_null,
 )
-from interp.figures.measures import format_number, format_small
+from interp.figures.measures import MISSING, format_number, format_small
 from interp.figures.tables import comparison_table, setting_name, settings_of, template_table
 from interp.files.documents import write_atomically
 from interp.files.shape import check_shape
 from interp.report.answers import MarkedPair
-from interp.report.page import PlacedFigure, manifest_rows, render_page
-from interp.report.precision import dtype_sentence
+from interp.report.page import PlacedFigure, dtype_sentence, manifest_rows, render_page
 from interp.report.read_run import Run, read_run
 from interp.report.summary import agreement_sentence, key_figures, summary_sentences
 
@@ -38,7 +37,7 @@ def write_report(run: Path) -> Path:
     """Write `report.html` into a run directory and return its path.
 
     A section whose file is missing is left out. Raises UserError if `run` is not a run directory or
-    holds a malformed file; a report that was there before is then still there.
+    holds a malformed file; then an earlier report is kept.
     """
     target = run / "report.html"
     write_atomically(target, render_report(read_run(run)))
@@ -48,6 +47,7 @@ def write_report(run: Path) -> Path:
 
 def render_report(run: Run) -> str:
     """The page as text."""
+    dtype = dtype_sentence(run.manifest)
     return render_page(
         "report.html.j2",
         scripts=("report.js.j2",),
@@ -55,7 +55,7 @@ def render_report(run: Run) -> str:
         evaluation=run.evaluation,
         setting=setting_name(run.evaluation) if run.evaluation else "",
         key_figures=key_figures(run.evaluation) if run.evaluation else (),
-        sentences=_sentences(run),
+        sentences=[*_findings(run), *([dtype] if dtype else [])],
         comparison=comparison_table(run.evaluation) if run.evaluation else None,
         figures=_figures(run),
         heads=_head_rows(run.heads),
@@ -77,11 +77,6 @@ def _title(run: Run) -> str:
     return "run"
 
 
-def _sentences(run: Run) -> tuple[str, ...]:
-    dtype = dtype_sentence(run.manifest)
-    return (*_findings(run), *([dtype] if dtype else []))
-
-
 def _findings(run: Run) -> tuple[str, ...]:
     if run.evaluation:
         return summary_sentences(run.evaluation, run.agreement)
@@ -96,37 +91,36 @@ def _findings(run: Run) -> tuple[str, ...]:
 
 
 def _figures(run: Run) -> dict[str, list[PlacedFigure]]:
-    """The page's figures by section; a section without any is an empty list."""
-    several = run.heads["site"].nunique() > 1
-    maps, profiles = [], []
-    for number, site in enumerate(run.heads["site"].unique()):
-        title = f"site: {site}"
+    """The page's figures by section; a section without figures is an empty list."""
+    place = PlacedFigure.place
+    sites = list(run.heads["site"].unique())
+    figures: dict[str, list[PlacedFigure]] = {
+        name: [] for name in ("maps", "profiles", "curve", "null", "templates")
+    }
+    for number, site in enumerate(sites):
+        title = f"site: {site}" if len(sites) > 1 else None
+        figure = head_heatmap(run.heads, site=site, fdr=FDR, title=title)
         caption = f"Effect of each head at site {site}."
-        figure = head_heatmap(run.heads, site=site, fdr=FDR, title=title if several else None)
-        maps.append(PlacedFigure.place(f"heatmap-{number}", figure, caption))
+        figures["maps"].append(place(f"heatmap-{number}", figure, caption))
         figure = layer_profile(run.heads, site=site, fdr=FDR)
-        profiles.append(PlacedFigure.place(f"layers-{number}", figure, f"By layer, site {site}."))
-    figures = {"maps": maps, "profiles": profiles, "curve": [], "null": [], "templates": []}
+        figures["profiles"].append(place(f"layers-{number}", figure, f"By layer, site {site}."))
     if run.settings is not None and not run.settings.empty:
         caption = "Up is better, left is cheaper. Measured on the search split."
-        figure = gain_cost_curve(run.settings)
-        figures["curve"].append(PlacedFigure.place("curve", figure, caption))
-    if run.evaluation and run.null is not None:
-        for number, setting in enumerate(settings_of(run.evaluation)):
-            if null_values(run.null, setting):
-                figure = random_null(run.null, setting)
-                caption = f"Compared with {setting_name(setting)}."
-                figures["null"].append(PlacedFigure.place(f"null-{number}", figure, caption))
+        figures["curve"].append(place("curve", gain_cost_curve(run.settings), caption))
+    for number, setting in enumerate(settings_of(run.evaluation) if run.evaluation else ()):
+        if run.null is not None and null_values(run.null, setting):
+            figure, caption = random_null(run.null, setting), setting_name(setting)
+            figures["null"].append(place(f"null-{number}", figure, f"Compared with {caption}."))
     if run.evaluation and not template_table(run.evaluation).empty:
         figure = preference_by_template(run.evaluation)
         caption = "Whiskers: 95 % intervals over subjects."
-        figures["templates"].append(PlacedFigure.place("templates", figure, caption))
+        figures["templates"].append(place("templates", figure, caption))
     figures["agreement"] = _agreement_figure(run.agreement)
     return figures
 
 
 def _agreement_figure(agreement: Mapping[str, Any] | None) -> list[PlacedFigure]:
-    """The scatter of two methods, if the file has `points`: rows of layer, head, x, y."""
+    """The scatter plot of two methods, if agreement.json has ``points``."""
     if not agreement or not agreement.get("points"):
         return []
     rows = check_shape(
@@ -148,30 +142,23 @@ def _agreement_figure(agreement: Mapping[str, Any] | None) -> list[PlacedFigure]
 
 def _head_rows(heads: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows of the heads table: exact numbers for sorting, short ones for reading."""
-    wanted = heads.sort_values(["selected", "rank"], ascending=[False, True]).head(MAX_HEADS)
-    rows = []
-    for record in wanted.to_dict("records"):
-        low, high = record["ci_low"], record["ci_high"]
-        interval = "–" if low != low else f"{format_number(low, 3)} to {format_number(high, 3)}"
-        rows.append(
-            {
-                **record,
-                "effect_text": format_number(record["effect"], 3),
-                "interval": interval,
-                "p_text": "–"
-                if record["p_value"] != record["p_value"]
-                else format_small(record["p_value"]),
-                "q_text": "–"
-                if record["q_value"] != record["q_value"]
-                else format_small(record["q_value"]),
-                "significant": record["q_value"] <= FDR,
-            }
-        )
-    return rows
+
+    def small(value: float) -> str:
+        return MISSING if value != value else format_small(value)
+
+    rows = heads.sort_values(["selected", "rank"], ascending=[False, True]).head(MAX_HEADS)
+    records = rows.to_dict("records")
+    for record in records:
+        ends = [format_number(record[name], 3) for name in ("ci_low", "ci_high")]
+        record["effect_text"] = format_number(record["effect"], 3)
+        record["interval"] = MISSING if record["ci_low"] != record["ci_low"] else " to ".join(ends)
+        record["p_text"], record["q_text"] = small(record["p_value"]), small(record["q_value"])
+        record["significant"] = record["q_value"] <= FDR
+    return [{str(name): value for name, value in record.items()} for record in records]
 
 
 def _answers(generations: tuple[MarkedPair, ...] | None) -> dict[str, dict[str, Any]]:
-    """False premises and twins apart, the first of each, and how many there are."""
+    """The first answers to false premises and to twins, their number, and their outcomes."""
     kinds: dict[str, dict[str, Any]] = {}
     for kind in ("false_premise", "true_premise"):
         pairs = [pair for pair in generations or () if pair.kind == kind]

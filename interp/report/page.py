@@ -1,8 +1,8 @@
-"""The shell of every page: one HTML file that needs nothing else, neither network nor neighbours.
+"""What all pages share: each is one self-contained HTML file that needs no network.
 
-Text is only ever text: Jinja escapes it in the page, plotly's labels are escaped where the figures
-are made, and figures stand in the page as JSON in which no ``<`` is left. A content security policy
-lets the scripts run that the page itself brings, by their hashes, and forbids every connection.
+Text never becomes markup: Jinja escapes it in the page, plotly's labels are escaped where the
+figures are made, and figures are embedded as JSON without any ``<``. A content security policy
+allows the page's own scripts, by their hashes, and forbids all connections.
 """
 
 import base64
@@ -18,10 +18,17 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from interp.files.shape import Maybe, check_shape
+
+_DTYPE_CHECK = {
+    **{"n_prompts": int, "against": str, "dtype": str},
+    **{"largest_metric_difference": float, "largest_effect_difference": float},
+}
+
 
 @dataclass(frozen=True)
 class PlacedFigure:
-    """A figure in the page: its JSON, its size in pixels and a caption that says how to read it."""
+    """A figure in the page: its JSON, its size in pixels and a caption that explains it."""
 
     name: str
     caption: str
@@ -31,7 +38,7 @@ class PlacedFigure:
 
     @classmethod
     def place(cls, name: str, figure: go.Figure, caption: str) -> "PlacedFigure":
-        """Let the page decide the width: the figure's own becomes the most it may take."""
+        """A figure whose width follows the page, up to the width of its layout."""
         layout = figure.to_plotly_json()["layout"]
         width = layout.get("width")
         figure = go.Figure(figure).update_layout(width=None, autosize=True)
@@ -43,11 +50,11 @@ def render_page(template: str, *, scripts: Sequence[str] = (), **content: Any) -
 
     Args:
         template: its name in the package's templates.
-        scripts: names of further scripts there; figures and tables that sort need none.
-        content: what the template shows.
+        scripts: names of additional scripts in that folder.
+        content: the variables of the template.
     """
-    own = [template_text(name) for name in ("figures.js.j2", "tables.js.j2", *scripts)]
-    all_scripts = [inline_script(get_plotlyjs()), *map(inline_script, own)]
+    sources = [template_text(name) for name in ("figures.js.j2", "tables.js.j2", *scripts)]
+    all_scripts = [inline_script(get_plotlyjs()), *map(inline_script, sources)]
     return render_part(
         template,
         policy=content_security_policy(all_scripts),
@@ -58,7 +65,7 @@ def render_page(template: str, *, scripts: Sequence[str] = (), **content: Any) -
 
 
 def render_part(template: str, **content: Any) -> str:
-    """A template as text, with everything in ``content`` escaped that is not marked as markup."""
+    """A rendered template; everything in ``content`` that is not ``Markup`` is escaped."""
     environment = Environment(
         loader=PackageLoader("interp.report", "templates"),
         autoescape=True,
@@ -70,23 +77,41 @@ def render_part(template: str, **content: Any) -> str:
 
 
 def template_text(name: str) -> str:
-    """A file of the package's templates as it is."""
+    """The text of a file in the package's templates."""
     return (resources.files("interp.report") / "templates" / name).read_text(encoding="utf-8")
 
 
 def manifest_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The manifest as rows of text; what is nested is written as indented JSON."""
-    return [
-        (
-            str(key),
-            value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=1),
+    """The manifest as rows of text; nested values are written as indented JSON."""
+
+    def text(value: Any) -> str:
+        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=1)
+
+    return [(str(key), text(value)) for key, value in manifest.items()]
+
+
+def dtype_sentence(manifest: Mapping[str, Any]) -> str | None:
+    """The manifest's ``dtype_check`` in words; None without one, as for a run in float32."""
+    where = "manifest.json: dtype_check"
+    found = check_shape(manifest.get("dtype_check"), Maybe(dict), where)
+    if found is None:
+        return None
+    if "left_out" in found:
+        check_shape(found, {"dtype": str, "left_out": str}, where)
+        return (
+            f"Computed in {found['dtype']}; the comparison with float32 was left out: "
+            f"{found['left_out']}."
         )
-        for key, value in manifest.items()
-    ]
+    check_shape(found, _DTYPE_CHECK, where)
+    metric, effect = found["largest_metric_difference"], found["largest_effect_difference"]
+    return (
+        f"Computed in {found['dtype']}: on {found['n_prompts']} prompts the unedited metric is at "
+        f"most {metric:.2g} from {found['against']}, an effect at most {effect:.2g}."
+    )
 
 
 def figure_json(figure: go.Figure) -> str:
-    """A figure as JSON, its numbers to nine digits: all that a float32 holds, in half the space."""
+    """A figure as JSON with nine significant digits: the precision of float32 in half the space."""
 
     def short(part: Any) -> Any:
         if isinstance(part, dict):
@@ -99,16 +124,17 @@ def figure_json(figure: go.Figure) -> str:
 
 
 def script_json(text: str) -> Markup:
-    """JSON that can stand in a script element: the characters of markup as ``\\u`` escapes."""
+    """JSON for a script element: the characters of markup as ``\\u`` escapes."""
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return Markup(text)
 
 
 def inline_script(source: str) -> Markup:
-    """A script's text as the browser will see and hash it. Raises ValueError if it would break out.
+    """A script's text as the browser hashes it, with line feeds as line ends.
 
-    The HTML parser turns every line end into a line feed before the hash is taken.
+    Raises:
+        ValueError: the text would end the script element.
     """
     text = source.replace("\r\n", "\n").replace("\r", "\n")
     if "</script" in text.lower():
@@ -117,7 +143,7 @@ def inline_script(source: str) -> Markup:
 
 
 def content_security_policy(scripts: list[Markup]) -> str:
-    """Allow these scripts and nothing else to run; allow no source outside the page."""
+    """The policy that allows only these scripts, and no source outside the page."""
     hashes = " ".join(
         f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
         for text in scripts

@@ -1,4 +1,4 @@
-"""The page of ``interp patch``, and what its summary says in words."""
+"""The page of ``interp patch``, and its summary in sentences."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,13 +8,10 @@ import pandas as pd
 from interp.figures.measures import MISSING, format_number, format_small
 from interp.files.shape import Maybe, check_shape
 from interp.patching import PatchEffects
-from interp.report.page import PlacedFigure, manifest_rows, render_page
-from interp.report.precision import dtype_sentence
+from interp.report.page import PlacedFigure, dtype_sentence, manifest_rows, render_page
 
 MAX_ROWS = 100
 _SMALL = ("p_value", "q_value")
-
-
 _SHAPE = {
     **dict.fromkeys(("n_pairs", "n_right", "n_prompts", "n_groups", "n_units"), int),
     **dict.fromkeys(("positions", "metric"), str),
@@ -27,7 +24,7 @@ _SHAPE = {
         )
     ),
 }
-"""What of summary.json is shown; see `interp.files.shape.check_shape`."""
+"""The part of summary.json that is shown; see `interp.files.shape.check_shape`."""
 
 
 def render_patch(
@@ -51,41 +48,40 @@ def render_patch(
 
 
 def patch_sentences(summary: Mapping[str, Any]) -> list[str]:
-    """What summary.json says, in words."""
-    means = summary["mean_metric"]
+    """The content of summary.json in sentences."""
     shown = {
-        name: f"{value:.3g} [{low:.3g}, {high:.3g}]" for name, (value, low, high) in means.items()
+        name: f"{value:.3g} [{low:.3g}, {high:.3g}]"
+        for name, (value, low, high) in summary["mean_metric"].items()
     }
-    found = [
+    sentences = [
         f"{summary['n_right']} of {summary['n_pairs']} clean texts are answered rightly; effects "
         f"are over {summary['n_prompts']} prompts in {summary['n_groups']} groups.",
         f"Mean {summary['metric']}: clean {shown['clean']}, corrupted {shown['corrupted']}.",
     ]
     screening = summary.get("screening")
     if screening:
-        found.append(
+        sentences.append(
             f"Ranked by {screening['ranked_by']}, Pearson {screening['pearson']} and Spearman "
             f"{screening['spearman']} with the exact effects; no other unit's effect is above "
             f"{screening['largest_missed']} (confidence {screening['confidence']})."
         )
     if summary.get("n_significant") is None:
-        return [*found, "Too few groups of prompts for intervals and tests."]
+        return [*sentences, "Too few groups of prompts for intervals and tests."]
     return [
-        *found,
+        *sentences,
         f"{summary['n_significant']} of {summary['n_units']} effects are significant at a "
         f"false-discovery rate of {100 * summary['fdr']:g} %.",
     ]
 
 
 def _units_table(units: pd.DataFrame) -> pd.DataFrame:
-    """Numbers as people read them; what is missing as a dash."""
+    """The table as text, with rounded numbers and dashes for missing values."""
 
     def text(name: str, value: Any) -> str:
-        if isinstance(value, float):
-            if value != value:
-                return MISSING
-            return format_small(value) if name in _SMALL else format_number(value, 3)
-        return str(value)
+        if not isinstance(value, float):
+            return str(value)
+        if value != value:
+            return MISSING
+        return format_small(value) if name in _SMALL else format_number(value, 3)
 
-    columns = {name: [text(name, value) for value in units[name]] for name in units.columns}
-    return pd.DataFrame(columns)
+    return pd.DataFrame({name: [text(name, value) for value in units[name]] for name in units})

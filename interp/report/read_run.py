@@ -1,7 +1,7 @@
-"""Reading a run directory: each file checked when it is read, so that the report can trust it.
+"""Reading a run directory; each file is checked when it is read.
 
-`manifest.json` and `heads.csv` make a directory a run; every other file is optional and reads as
-None where it is not there. What is there but malformed is a UserError that names the file.
+A run needs `manifest.json` and `heads.csv`. Every other file is optional, and None if it is
+missing. A malformed file raises a UserError that names it.
 """
 
 from collections.abc import Mapping
@@ -30,13 +30,14 @@ _SETTING = {
     "splits": Maybe({"held_out": Maybe({"templates": Maybe(dict)})}),
 }
 _EVALUATION = {**_SETTING, "alternatives": Maybe([_SETTING])}
+_AGAIN = "run `interp evaluate` on this run again"
 LARGEST_MODEL = 10**6
-"""Heads in the largest heat map that is drawn."""
+"""The largest number of heads in a heat map."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """The checked contents of a run directory; None for an optional file that is not there."""
+    """The checked contents of a run directory; None for a missing optional file."""
 
     manifest: Mapping[str, Any]
     heads: pd.DataFrame
@@ -48,7 +49,7 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Read a run directory. Raises UserError if it is none, or if one of its files is malformed."""
+    """Read a run directory. Raises UserError if it is not a run, or if a file is malformed."""
     if not folder.is_dir():
         raise UserError(f"{folder} is not a directory; give the directory of a run")
     for name in ("manifest.json", "heads.csv"):
@@ -57,19 +58,23 @@ def read_run(folder: Path) -> Run:
                 f"{folder} is not a run: it has no {name}; make one with `interp locate` "
                 "or `interp demo`"
             )
+
+    def optional(name: str, read: Any) -> Any:
+        return read(folder / name) if (folder / name).is_file() else None
+
     return Run(
-        manifest=read_object(folder / "manifest.json"),
+        manifest=read_json_object(folder / "manifest.json"),
         heads=read_heads(folder / "heads.csv"),
-        evaluation=_optional(folder / "evaluation.json", read_evaluation),
-        settings=_optional(folder / "settings.csv", read_settings),
-        null=_optional(folder / "null.csv", read_null),
-        agreement=_optional(folder / "agreement.json", read_object),
-        generations=_optional(folder / "generations.jsonl", read_generations),
+        evaluation=optional("evaluation.json", read_evaluation),
+        settings=optional("settings.csv", read_settings),
+        null=optional("null.csv", read_null),
+        agreement=optional("agreement.json", read_json_object),
+        generations=optional("generations.jsonl", read_generations),
     )
 
 
 def read_heads(path: Path) -> pd.DataFrame:
-    """Read `heads.csv`: one row a head and site, with whole numbers and booleans as such."""
+    """Read `heads.csv`, which has one row for each head and site."""
     again = "run `interp locate` again"
     table = read_table(
         path,
@@ -79,16 +84,16 @@ def read_heads(path: Path) -> pd.DataFrame:
         flags=("selected",),
         advice=again,
     )
-    if table.empty:
-        raise UserError(f"{path}: the table has no rows; {again}")
-    if table["effect"].isna().any():
-        raise UserError(f"{path}: a head has no effect; {again}")
-    if table.duplicated(["site", "layer", "head"]).any():
-        raise UserError(f"{path}: a head stands there twice for one site; {again}")
-    if table["site"].nunique() > len(get_args(Site)):
-        raise UserError(f"{path}: heads of {table['site'].nunique()} sites; {again}")
-    if (table["layer"].max() + 1) * (table["head"].max() + 1) > LARGEST_MODEL:
-        raise UserError(f"{path}: no model has so many layers and heads; {again}")
+    n_cells = (table["layer"].max() + 1) * (table["head"].max() + 1)
+    for wrong, problem in (
+        (table.empty, "the table has no rows"),
+        (table["effect"].isna().any(), "a head has no effect"),
+        (table.duplicated(["site", "layer", "head"]).any(), "two rows for one head and site"),
+        (table["site"].nunique() > len(get_args(Site)), "more sites than there are"),
+        (n_cells > LARGEST_MODEL, "more layers and heads than any model has"),
+    ):
+        if wrong:
+            raise UserError(f"{path}: {problem}; {again}")
     return table
 
 
@@ -110,36 +115,22 @@ def read_null(path: Path) -> pd.DataFrame:
     )
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON file whose outermost value is an object."""
-    return read_json_object(path)
-
-
 def read_evaluation(path: Path) -> dict[str, Any]:
-    """Read `evaluation.json`, which must hold false premises without and with the constraint."""
-    again = "run `interp evaluate` on this run again"
-    evaluation = check_shape(read_object(path), _EVALUATION, str(path), advice=again)
-    for key in ("baseline", "constrained"):
-        place = (*HELD_OUT, "false_premise", key)
-        if value_at(evaluation, *place) is None:
-            raise UserError(
-                f"{path}: {'.'.join(place)} is missing; run `interp evaluate` on this run again"
-            )
+    """Read `evaluation.json`, which needs the false premises without and with the constraint."""
+    evaluation = check_shape(read_json_object(path), _EVALUATION, str(path), advice=_AGAIN)
+    for name in ("baseline", "constrained"):
+        keys = (*HELD_OUT, "false_premise", name)
+        if value_at(evaluation, *keys) is None:
+            raise UserError(f"{path}: {'.'.join(keys)} is missing; {_AGAIN}")
     return evaluation
 
 
 def read_generations(path: Path) -> tuple[MarkedPair, ...]:
-    """Read `generations.jsonl`: one prompt a line, its answers without and with the constraint."""
+    """Read `generations.jsonl`: in each line a prompt and both answers to it."""
     pairs = []
     for number, row in read_json_lines(path, surrogates=True):
         try:
             pairs.append(MarkedPair.from_row(row))
         except (ValueError, TypeError) as error:
-            raise UserError(
-                f"{path}, line {number}: {error}; run `interp evaluate` on this run again"
-            ) from error
+            raise UserError(f"{path}, line {number}: {error}; {_AGAIN}") from error
     return tuple(pairs)
-
-
-def _optional(path: Path, read: Any) -> Any:
-    return read(path) if path.is_file() else None

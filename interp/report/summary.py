@@ -1,6 +1,4 @@
-"""The report's first paragraph and its figures at the top: what was found, what it costs, against
-what null, in words that carry the numbers and how many prompts they rest on.
-"""
+"""The summary of a report: key figures, and sentences about gain, null, cost and side effects."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +18,7 @@ from interp.figures.tables import setting_name
 
 @dataclass(frozen=True)
 class KeyFigure:
-    """One number at the top: its name, the value without and with the constraint, and a note."""
+    """A measure's name, its values without and with the constraint, and a note on the latter."""
 
     name: str
     before: str
@@ -29,7 +27,7 @@ class KeyFigure:
 
 
 def key_figures(evaluation: Mapping[str, Any]) -> tuple[KeyFigure, ...]:
-    """Preference and naming on false premises, P(true object) on twins; those that were taken."""
+    """Preference and mentions on false premises, P(true object) on twins, if measured."""
     wanted = (
         ("Prefers the true object, false premises", "false_premise", "preference_accuracy"),
         ("Names the true object, false premises", "false_premise", "true_object_mention_rate"),
@@ -54,7 +52,7 @@ def key_figures(evaluation: Mapping[str, Any]) -> tuple[KeyFigure, ...]:
 def summary_sentences(
     evaluation: Mapping[str, Any], agreement: Mapping[str, Any] | None = None
 ) -> tuple[str, ...]:
-    """The findings as plain sentences; one that lacks its numbers is left out."""
+    """The findings as sentences; those without numbers are left out."""
     sentences = (
         _gain(evaluation),
         _null(evaluation),
@@ -67,7 +65,7 @@ def summary_sentences(
 
 
 def agreement_sentence(agreement: Mapping[str, Any]) -> str | None:
-    """How far two methods of locating rank the heads alike, or None without a correlation."""
+    """The rank correlation of two methods of locating; None if it is missing."""
     file = "agreement.json"
     spearman = measure_at(agreement, "spearman", file=file)
     if spearman is None:
@@ -87,10 +85,10 @@ def agreement_sentence(agreement: Mapping[str, Any]) -> str | None:
 def _pair(
     evaluation: Mapping[str, Any], kind: str, name: str
 ) -> tuple[Measure | None, Measure | None]:
-    place = (*HELD_OUT, kind)
+    keys = (*HELD_OUT, kind)
     return (
-        measure_at(evaluation, *place, "baseline", name),
-        measure_at(evaluation, *place, "constrained", name),
+        measure_at(evaluation, *keys, "baseline", name),
+        measure_at(evaluation, *keys, "constrained", name),
     )
 
 
@@ -99,11 +97,7 @@ def _gain(evaluation: Mapping[str, Any]) -> str | None:
     if before is None or after is None:
         return None
     count = count_at(evaluation, *HELD_OUT, "false_premise", "constrained", "n")
-    prompts = (
-        "held-out false-premise prompts"
-        if count is None
-        else (f"{count} held-out false-premise prompts")
-    )
+    prompts = f"{'' if count is None else f'{count} '}held-out false-premise prompts"
     return (
         f"Constrained at {setting_name(evaluation)}: {evaluation.get('model', 'the model')} "
         f"prefers the true object on {after.format()} of {prompts}; "
@@ -112,8 +106,8 @@ def _gain(evaluation: Mapping[str, Any]) -> str | None:
 
 
 def _null(evaluation: Mapping[str, Any]) -> str | None:
-    place = ("random_null", "preference_accuracy")
-    mean, p95 = measure_at(evaluation, *place, "mean"), measure_at(evaluation, *place, "p95")
+    keys = ("random_null", "preference_accuracy")
+    mean, p95 = measure_at(evaluation, *keys, "mean"), measure_at(evaluation, *keys, "p95")
     if mean is None:
         return None
     sets = count_at(evaluation, "random_null", "n_sets")

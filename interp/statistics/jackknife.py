@@ -1,4 +1,4 @@
-"""Intervals from leaving out folds of the texts."""
+"""Delete-a-group jackknife intervals."""
 
 from typing import Any
 
@@ -12,10 +12,10 @@ CONFIDENCE = 0.95
 def jackknife(
     value: float | Float[np.ndarray, "..."], without: Float[np.ndarray, "fold ..."]
 ) -> tuple[Any, Any]:
-    """The 95 % delete-a-group jackknife interval of a value, from its values without each fold.
+    """The 95 % jackknife interval of a value, from its values without each fold.
 
-    ``value ± t₀.₉₇₅(F − 1) · √( (F − 1)/F · Σ_f (θ₋f − θ̄)² )`` for F folds. NaN where a fold's
-    absence leaves nothing to measure.
+    ``value ± t₀.₉₇₅(F − 1) · √( (F − 1)/F · Σ_f (θ₋f − θ̄)² )`` for F folds. NaN where the
+    value without a fold is NaN.
     """
     folds = len(without)
     spread = ((without - without.mean(axis=0)) ** 2).sum(axis=0)

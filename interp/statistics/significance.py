@@ -1,17 +1,17 @@
-"""Is a mean effect more than chance? Intervals, p-values and false-discovery rate, for any axes.
+"""Intervals, p-values and false-discovery rates of mean effects, for any axes.
 
-Prompts about the same thing are not independent, so the unit is the *group* (a subject, a pair of
-names): effects are averaged over a group's prompts first, and groups are resampled. Per unit
-(a head, a layer, a head at a span, …):
+Prompts about the same subject are not independent, so effects are averaged over the prompts of a
+*group* (a subject, a pair of names), and groups are resampled. For each unit (a head, a layer, a
+head at a span, …):
 
 * a percentile bootstrap interval of the mean over groups;
-* a two-sided sign-flip test: were the effect symmetric about zero, flipping groups' signs at
-  random would give a mean as large as often as p says;
+* a two-sided sign-flip test: p is the share of random sign flips of the groups that give a mean at
+  least as large;
 * Benjamini–Hochberg q-values over all units.
 
-With n groups a sign-flip p-value cannot fall below 2/2ⁿ, so a least number of groups is demanded.
-A NaN is an effect that was not measured (padding, a unit that was not run): it is left out of the
-means, and a unit with too few groups left has a mean, but no interval and no p-value.
+With n groups a sign-flip p-value is at least 2/2ⁿ, so a minimum number of groups is required. A NaN
+is an effect that was not measured (padding, a unit that was not run): it is left out of the means,
+and a unit with too few remaining groups has a mean, but no interval and no p-value.
 """
 
 from collections.abc import Sequence
@@ -33,10 +33,10 @@ MINIMUM_GROUPS = 6
 BOOTSTRAP_RESAMPLES = 2000
 SIGN_FLIPS = 20_000
 BOOTSTRAP_BATCH, SIGN_FLIP_BATCH = 100, 200
-"""Resamples held at once; of how many units at a time, see ``resampling``."""
+"""Resamples in memory at once; ``resampling`` limits the number of units."""
 RESOLUTION = PRECISIONS[torch.float32].resolution
-"""Effects smaller than this (logits) are rounding, and count as none, where they were computed in
-float32, as those of models in bfloat16 usually are too."""
+"""Effects in float32 below this (logits) are rounding errors and count as zero. Models in bfloat16
+usually have their effects computed in float32 too."""
 CONFIDENCE = 0.95
 
 
@@ -52,7 +52,7 @@ class EffectStatistics:
 
 
 def group_order(groups: Sequence[str], n_prompts: int, what: str = "groups") -> np.ndarray:
-    """The number of each prompt's group, groups counted in order of first appearance."""
+    """The index of each prompt's group, in order of first appearance."""
     if len(groups) != n_prompts:
         raise UserError(f"{n_prompts} prompts but {len(groups)} {what}")
     order = {group: index for index, group in enumerate(dict.fromkeys(groups))}
@@ -86,12 +86,12 @@ def effect_statistics(
     """Interval, p- and q-value of every unit's mean effect.
 
     Args:
-        groups: of each prompt, what is resampled together.
-        resolution: a group's mean effect below this counts as none, in the metric's unit.
+        groups: the group of each prompt.
+        resolution: a group's mean effect below this, in the metric's unit, counts as zero.
         what: names the groups in a message.
 
     Raises:
-        UserError: fewer than ``MINIMUM_GROUPS`` groups, or an effect that is infinite.
+        UserError: fewer than ``MINIMUM_GROUPS`` groups, or an infinite effect.
     """
     if bool(torch.isinf(values).any()):
         raise UserError("some effects are infinite: there is no mean to test")
@@ -99,13 +99,13 @@ def effect_statistics(
     units = np.where(np.abs(units) < resolution, 0.0, units)
     if len(units) < MINIMUM_GROUPS:
         raise UserError(
-            f"statistics over {len(units)} {what} say nothing: at least {MINIMUM_GROUPS} needed"
+            f"{len(units)} {what} are too few for statistics: at least {MINIMUM_GROUPS} needed"
         )
     shape, flat = units.shape[1:], units.reshape(len(units), -1)
     mean, low, high, p_value = (np.full(flat.shape[1], np.nan) for _ in range(4))
     patterns, which = np.unique(~np.isnan(flat), axis=1, return_inverse=True)
     for number, pattern in enumerate(patterns.T):
-        # Units measured in the same groups are resampled together, as if there were no others.
+        # Units measured in the same groups are resampled together.
         every = np.flatnonzero(which.reshape(-1) == number)
         size = units_at_once(int(pattern.sum()), SIGN_FLIP_BATCH, copies=2)
         for begin in range(0, len(every), size):
@@ -118,12 +118,12 @@ def effect_statistics(
                     (there,), np.mean, seed=seed, batch=BOOTSTRAP_BATCH
                 )
                 p_value[columns] = _sign_flip(there, seed)
-    arrays = (one.reshape(shape) for one in (mean, low, high, p_value, q_values(p_value)))
+    arrays = (array.reshape(shape) for array in (mean, low, high, p_value, q_values(p_value)))
     return EffectStatistics(*arrays)
 
 
 def q_values(p_values: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
-    """Benjamini–Hochberg q-values; NaN, and not counted, where there is no p-value."""
+    """Benjamini–Hochberg q-values; NaN p-values are ignored and stay NaN."""
     found = np.full(p_values.shape, np.nan)
     tested = ~np.isnan(p_values)
     if tested.any():
@@ -137,7 +137,7 @@ def bootstrap_interval(
     """The percentile interval of a statistic over the first axis, by ``scipy.stats.bootstrap``.
 
     Args:
-        batch: resamples that are held at once.
+        batch: resamples in memory at once.
     """
     result = bootstrap(
         data,
@@ -164,7 +164,7 @@ def _sign_flip(units: np.ndarray, seed: int) -> np.ndarray:
         axis=0,
         rng=np.random.default_rng(seed),
     )
-    # A unit without any effect is not evidence of anything; rounding must not say otherwise.
+    # The p-value of a unit without any effect is 1, whatever the rounding.
     return np.where(constant, 1.0, np.clip(result.pvalue, 0.0, 1.0))
 
 
@@ -174,7 +174,7 @@ def mean_interval(
 ) -> tuple[float, float, float]:
     """Mean over prompts with a percentile interval from resampling groups.
 
-    All prompts weigh alike; a resample takes whole groups with all their prompts.
+    All prompts have the same weight; a resample takes groups with all their prompts.
     """
     data = np.asarray(values, dtype=float)
     if len(data) == 0:

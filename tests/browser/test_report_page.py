@@ -26,7 +26,7 @@ def run(planted: HookedModel, planted_run: Path, tmp_path_factory: pytest.TempPa
     run = Path(shutil.copytree(planted_run, tmp_path_factory.mktemp("page") / "run"))
     _, split, effects = load_run(run)
     settings = EvaluateSettings(heads=1.0, counts=(1, 2))
-    evaluate_run(planted, split, effects, settings, run, progress=False)
+    evaluate_run(planted, split, effects, settings=settings, run=run, progress=False)
     lines = (run / "generations.jsonl").read_text("utf-8").splitlines()
     row = json.loads(lines[0])
     name = row["question"][slice(*row["object_span"])]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-import interp.cli.loading
+import interp.cli.commands
 from interp.cli import main
 from interp.cli.options import PatchOptions, parse
 from interp.models import HookedModel
@@ -30,7 +30,7 @@ def pairs_file(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _planted_model(planted: HookedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(interp.cli.loading, "load_model", lambda *args, **kwargs: planted)
+    monkeypatch.setattr(interp.cli.commands, "load_model", lambda *args, **kwargs: planted)
 
 
 def fails(capsys: pytest.CaptureFixture[str], *words: str) -> str:

@@ -13,7 +13,7 @@ from interp.evaluation import Preference
 from interp.evaluation.baselines.method_score import TreatmentScore, score
 from interp.evaluation.baselines.methods import Gated, NoIntervention, RandomHeads, SystemPrompt
 from interp.evaluation.baselines.table import pool, ratio_interval, treatment_table
-from interp.figures.baselines import gain_against_cost
+from interp.figures.evaluation import gain_against_cost
 from interp.heads import HeadSet
 from interp.interventions import Constraint
 from interp.models import HookedModel, render_chat

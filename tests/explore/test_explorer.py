@@ -196,7 +196,7 @@ def test_effects_and_a_model_do_without_a_run(planted: HookedModel, planted_run:
     assert explorer.sites == ("output", "attention")
     assert explorer.start == Constraint(explorer.top("output", 3))
     assert explorer.examples() == ()
-    with pytest.raises(UserError, match="effects of one search a site"):
+    with pytest.raises(UserError, match="effects has a site twice"):
         open_model(planted, [effects["output"], effects["output"]])
-    with pytest.raises(UserError, match="no effects to explore"):
+    with pytest.raises(UserError, match="effects is empty"):
         open_model(planted, [])

@@ -67,7 +67,7 @@ def located_run(folder: Path) -> None:
         "template_time": "2026-01-01T12:00:00",
     }
     write_json(folder / "search.json", {"seed": 0, "premises": settings.premises, **asked})
-    digest = effects_digest(settings, "0" * 64, split, asked["prompt_tokens_sha256"])
+    digest = effects_digest(settings, "0" * 64, split, prompts=asked["prompt_tokens_sha256"])
     save_effects(folder / "effects.safetensors", [effects_of_planted], kept={"run": digest})
     write_table(folder / "heads.csv", effects_of_planted.to_dataframe())
     content = {**make_evaluation("output"), "heads": [[0, 1]], "factor": 0.0}
@@ -91,7 +91,7 @@ def patch_run(folder: Path) -> None:
     result = made_up_result()
     result.save(folder / "effects.safetensors")
     write_json(folder / "patch.json", {"pairs": "ioi"})
-    write_json(folder / "summary.json", summary_of(result, PatchSettings(), 7, 7))
+    write_json(folder / "summary.json", summary_of(result, PatchSettings(), n_right=7, n_pairs=7))
     write_json(folder / "manifest.json", {"model": {"spec": "tiny"}, "seed": 0, "versions": {}})
 
 

@@ -165,7 +165,7 @@ def test_the_seed_decides_the_intervals() -> None:
 
 
 def test_too_little_or_broken_data_is_told() -> None:
-    with pytest.raises(UserError, match="over 5 subjects say nothing: at least 6"):
+    with pytest.raises(UserError, match="5 subjects are too few for statistics: at least 6"):
         head_statistics(torch.zeros(20, 1, 1), names(5) * 4)
     broken = torch.zeros(8, 1, 1)
     broken[3] = torch.nan

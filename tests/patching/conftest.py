@@ -8,6 +8,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import interp.models
+from interp.forward.hook_points import axis_of, hook_name
 from interp.models import HookedModel
 from tests.architectures import other_architectures
 
@@ -88,7 +89,6 @@ def write_unit(
 
     ``other`` is the hook point's value in another run, without its batch axis.
     """
-    inside = "" if component in ("attn_out", "mlp_out") or component[:5] == "resid" else "attn."
 
     def hook_function(value: torch.Tensor, hook: Any) -> torch.Tensor:
         # In place: on the bridge a new ``resid_mid`` would be read by the MLP alone.
@@ -97,12 +97,12 @@ def write_unit(
             taken: Any = there
             if component == "pattern":
                 place, taken = (0, unit, here), (unit, there)
-            elif inside:
+            elif axis_of(component):
                 place, taken = (0, here, unit), (there, unit)
             value[place] = 0 if other is None else other[taken]
         return value
 
-    return f"blocks.{layer}.{inside}hook_{component}", hook_function
+    return hook_name(component, layer), hook_function
 
 
 def left_in(model: Any) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def of_prompt(
         return sweep(model, corrupted, cache, lambda logits: metric(logits[:, -1])[0], **settings)
 
 
-@pytest.mark.parametrize("component", list(HOOK_LOCATIONS))
+@pytest.mark.parametrize("component", [name for name in HOOK_LOCATIONS if name != "mlp_post"])
 def test_by_position_equals_transformer_lens(family: HookedModel, component: str) -> None:
     if not has(family, component):
         with pytest.raises(UserError, match="has no 'resid_mid'; it has: z, q, k, v, pattern"):
@@ -102,7 +102,7 @@ def test_all_positions_equal_transformer_lens(family: HookedModel, component: st
     torch.testing.assert_close(result.values + result.corrupted[:, None, None], expected, **CLOSE)
 
 
-@pytest.mark.parametrize("component", [name for name in HOOK_LOCATIONS if name not in HEADS])
+@pytest.mark.parametrize("component", [name for name in HOOK_LOCATIONS if not axis_of(name)])
 def test_whole_layers_at_all_positions_equal_whole_runs(
     family: HookedModel, full_logits: Any, full_values: Any, unit_hook: Any, component: str
 ) -> None:
@@ -122,6 +122,27 @@ def test_whole_layers_at_all_positions_equal_whole_runs(
             expected = METRIC.take(torch.tensor([prompt]))(logits[None])[0]
             patched = result.values[prompt, layer] + result.corrupted[prompt]
             torch.testing.assert_close(patched, expected, **CLOSE)
+
+
+def test_each_neuron_equals_a_whole_run(
+    family: HookedModel, full_logits: Any, full_values: Any, unit_hook: Any
+) -> None:
+    """The first, a middle and the last neuron of each layer, at all positions at once."""
+    result = ours(family, "mlp_post", LONG)
+    n_layers, d_mlp = family.cfg.n_layers, family.cfg.d_mlp
+    assert result.axes == ("prompt", "layer", "neuron")
+    assert result.values.shape == (2, n_layers, d_mlp)
+    moves = {position: position for position in range(7)}
+    for layer in range(n_layers):
+        name = hook_name("mlp_post", layer)
+        clean = full_values(family, LONG[0][0], [name])[name]
+        for neuron in (0, d_mlp // 2, d_mlp - 1):
+            hook = unit_hook("mlp_post", layer, neuron, moves, clean)
+            logits = full_logits(family, LONG[1][0], [hook])
+            expected = METRIC.take(torch.tensor([0]))(logits[None])[0]
+            patched = result.values[0, layer, neuron] + result.corrupted[0]
+            torch.testing.assert_close(patched, expected, **CLOSE)
+    assert float(result.values.abs().amax()) > 1e-3
 
 
 @pytest.mark.parametrize("component", ["resid_pre", "resid_mid", "resid_post"])
@@ -164,7 +185,7 @@ def test_an_edited_middle_goes_on_in_the_stream(tiny_llama: HookedModel) -> None
 
 @pytest.mark.parametrize("component", list(HOOK_LOCATIONS))
 def test_units_are_a_view_of_what_the_hook_point_shows(component: str) -> None:
-    shape = {"pattern": (2, 4, 3, 5), None: (2, 3, 8)}.get(
+    shape = {"pattern": (2, 4, 3, 5), None: (2, 3, 8), "neuron": (2, 3, 4)}.get(
         component if component == "pattern" else axis_of(component), (2, 3, 4, 8)
     )
     value = torch.randn(shape)
@@ -178,8 +199,8 @@ def test_units_are_a_view_of_what_the_hook_point_shows(component: str) -> None:
 
 def test_units_are_counted_by_their_axis(tiny_llama: HookedModel, tiny_gpt2: HookedModel) -> None:
     counts = {name: count_units(tiny_llama, name) for name in HOOK_LOCATIONS}
-    heads = {"z": 4, "q": 4, "k": 2, "v": 2, "pattern": 4}
-    assert counts == {name: heads.get(name, 1) for name in HOOK_LOCATIONS}
+    units = {"z": 4, "q": 4, "k": 2, "v": 2, "pattern": 4, "mlp_post": tiny_llama.cfg.d_mlp}
+    assert counts == {name: units.get(name, 1) for name in HOOK_LOCATIONS}
     assert count_units(tiny_gpt2, "k") == 4
 
 
@@ -187,6 +208,6 @@ def test_unknown_components_list_the_known() -> None:
     with pytest.raises(UserError) as caught:
         check_component("result")
     assert str(caught.value) == (
-        "unknown component 'result'; known: z, q, k, v, pattern, attn_out, mlp_out, resid_pre, "
-        "resid_mid, resid_post"
+        "unknown component 'result'; known: z, q, k, v, pattern, attn_out, mlp_post, mlp_out, "
+        "resid_pre, resid_mid, resid_post"
     )

@@ -77,7 +77,7 @@ def test_noise_is_not_significant_and_a_plant_is() -> None:
 
 
 def test_too_few_groups_or_broken_effects_are_told() -> None:
-    with pytest.raises(UserError, match="over 5 groups say nothing: at least 6"):
+    with pytest.raises(UserError, match="5 groups are too few for statistics: at least 6"):
         effect_statistics(torch.zeros(20, 2), names(5) * 4)
     with pytest.raises(UserError, match="infinite"):
         effect_statistics(torch.full((8, 2), torch.inf), names(8))

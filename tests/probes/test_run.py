@@ -110,7 +110,7 @@ def test_bad_settings(tmp_path):
 
 
 def test_the_command(relation, planted, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("interp.cli.probe.load", lambda options, console: planted)
+    monkeypatch.setattr("interp.cli.commands.load", lambda options, console: planted)
     out = tmp_path / "run"
     main(["probe", "--premises", str(relation), "--out", str(out), "--no-detector"])
     printed = capsys.readouterr().out

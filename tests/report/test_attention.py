@@ -68,7 +68,7 @@ def test_the_last_tokens_attention_is_the_table() -> None:
 def test_patterns_that_do_not_fit_are_refused() -> None:
     with pytest.raises(UserError, match="patterns of shape"):
         AttentionPattern(((0, 0),), ("a",), torch.zeros(1, 2, 2))
-    with pytest.raises(UserError, match="from 5 on"):
+    with pytest.raises(UserError, match="start is 5"):
         pattern().plot(start=5)
     many = AttentionPattern(tuple((0, h) for h in range(7)), ("a",), torch.ones(7, 1, 1))
     with pytest.raises(UserError, match="at most 6"):

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from interp.errors import UserError
-from interp.figures.agreement import agreement_figure
 from interp.figures.dots import dot_figure
+from interp.figures.experts import agreement_figure
 from interp.figures.heatmap import chosen_heads
 from interp.figures.probe_scores import detections_figure
 from interp.heads import HeadEffects

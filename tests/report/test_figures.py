@@ -8,6 +8,7 @@ import plotly.io as pio
 import pytest
 
 from interp.errors import UserError
+from interp.figures.evaluation import answer_outcomes
 from interp.report import (
     gain_cost_curve,
     head_heatmap,
@@ -159,3 +160,20 @@ def test_plotly_is_left_as_it_was(heads: pd.DataFrame) -> None:
     head_heatmap(heads, site="output")
     assert (pio.templates.default, set(pio.templates)) == before
     assert "interp.figures.theme" in sys.modules
+
+
+def test_answers_are_counted_by_outcome() -> None:
+    rows = [("true_premise", "right")] * 3 + [("true_premise", "broken")]
+    rows += [("false_premise", "mended"), ("false_premise", "wrong")]
+    figure = answer_outcomes(pd.DataFrame(rows, columns=["kind", "outcome"]))
+    shares = {trace["name"]: trace["x"] for trace in traces(figure)}
+    assert shares == {
+        "names the true object with the constraint only": [0.5, 0.0],
+        "names it in both answers": [0.0, 0.75],
+        "names it without the constraint only": [0.0, 0.25],
+        "names it in neither": [0.5, 0.0],
+    }
+    assert traces(figure)[0]["y"] == ["False premises", "True-premise twins"]
+    assert traces(figure)[0]["customdata"] == [[1, 2], [0, 4]]
+    with pytest.raises(UserError, match="answers=True"):
+        answer_outcomes(pd.DataFrame(columns=["kind", "outcome"]))

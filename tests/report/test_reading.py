@@ -52,7 +52,7 @@ def test_a_missing_directory_is_refused(tmp_path: Path) -> None:
         ("heads.csv", lambda text: text.replace("-0.75", "much"), "line 3: effect is 'much'"),
         ("heads.csv", lambda text: text.replace("True", "maybe"), "line 4: selected is 'maybe'"),
         ("heads.csv", lambda text: text.replace("output,1,1", "output,1.5,1"), "whole number"),
-        ("heads.csv", lambda text: text.replace("output,1,1", "output,1,0"), "stands there twice"),
+        ("heads.csv", lambda text: text.replace("output,1,1", "output,1,0"), "two rows"),
         ("heads.csv", lambda text: text.splitlines()[0], "no rows"),
         ("heads.csv", lambda text: "", "cannot be read as a CSV"),
         ("settings.csv", lambda text: text.replace("gain_low", "low"), "lacks the columns"),

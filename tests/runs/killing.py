@@ -171,7 +171,9 @@ class Trials:
         """``interp evaluate``, with answers."""
         _, split, effects = load_run(run)
         settings = EvaluateSettings(heads=1.0, counts=(1,))
-        evaluate_run(self.model, split, effects, settings, run, engine=engine, progress=False)
+        evaluate_run(
+            self.model, split, effects, settings=settings, run=run, engine=engine, progress=False
+        )
 
     def patch(self, run: Path, engine: Any) -> None:
         """``interp patch``."""

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from interp.commands.evaluate import EvaluateSettings, _best_rows, _detector, modes_at
+from interp.commands.evaluate import EvaluateSettings, _best_rows, modes_at, run_detector
 from interp.errors import UserError
 from interp.evaluation.settings import SettingMode
 from interp.heads import Site
@@ -82,12 +82,11 @@ def test_the_gate_of_a_run_is_trained_on_its_search_part_once(
         seen.append((model, premises, options["seed"]))
         return Stub()
 
-    monkeypatch.setattr("interp.commands.detector.train_detector", train)
-    monkeypatch.setattr("interp.commands.detector.PremiseDetector", Stub)
+    monkeypatch.setattr("interp.commands.evaluate.train_detector", train)
+    monkeypatch.setattr("interp.commands.evaluate.PremiseDetector", Stub)
     split = load_premises("capitals", limit=12).split(seed=0)
-    settings = EvaluateSettings(gate="probe", seed=3)
     model: Any = "model"
     for _ in range(2):
-        assert isinstance(_detector(model, split, settings, tmp_path, False), Stub)
+        detector = run_detector(model, split, tmp_path, seed=3, progress=False)
+        assert isinstance(detector, Stub)
     assert seen == [("model", [split.search], 3)]
-    assert _detector(model, split, EvaluateSettings(), tmp_path, False) is None

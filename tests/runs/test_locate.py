@@ -145,7 +145,7 @@ def test_altered_facts_are_refused(
         lambda: load_run(run),
         lambda: locate_run(planted, settings, run, progress=False),
     ):
-        with pytest.raises(UserError, match=r"known\.json was altered"):
+        with pytest.raises(UserError, match=r"known\.json was changed"):
             again()
 
 

@@ -15,10 +15,10 @@ import transformers.utils.chat_template_utils as chat_templates
 from tokenizers import processors
 
 from interp.commands.evaluate import EvaluateSettings, evaluate_run
+from interp.commands.known import prompts_identity
 from interp.commands.locate import LocateSettings, effects_digest, load_run, locate_run
 from interp.commands.patch import PatchSettings, patch_run
 from interp.commands.probe import ProbeSettings, probe_run
-from interp.commands.prompts_identity import prompts_identity
 from interp.commands.report import report_run
 from interp.errors import UserError
 from interp.explore.opening import open_run
@@ -106,7 +106,7 @@ def refused(what: Callable[[], Any], said: str, run: Path) -> None:
 def evaluated(model: Any, run: Path) -> Any:
     _, split, effects = load_run(run)
     settings = EvaluateSettings(heads=1.0, random_sets=20, counts=(1,))
-    return evaluate_run(model, split, effects, settings, run, progress=False)
+    return evaluate_run(model, split, effects, settings=settings, run=run, progress=False)
 
 
 def test_a_search_is_not_taken_up(

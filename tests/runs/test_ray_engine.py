@@ -64,7 +64,7 @@ def made(model: Any, folder: Path, run: Path, engine: Any) -> dict[str, str]:
     settings = LocateSettings(premises=str(folder / "planted.csv"), method="activation", shard=2)
     locate_run(model, settings, run, engine=engine, progress=False)
     _, split, effects = load_run(run)
-    evaluate_run(model, split, effects, SETTINGS, run, engine=engine, progress=False)
+    evaluate_run(model, split, effects, settings=SETTINGS, run=run, engine=engine, progress=False)
     pairs = PatchSettings(pairs=str(folder / "pairs.jsonl"), shard=3)
     patch_run(model, pairs, run / "patch", engine=engine, progress=False)
     names = [

@@ -33,7 +33,7 @@ SETTINGS = EvaluateSettings(heads=1.0, random_sets=20, counts=(1, 2))
 
 def evaluated(model: Any, run: Path, engine: Any) -> dict[str, str]:
     _, split, effects = load_run(run)
-    evaluate_run(model, split, effects, SETTINGS, run, engine=engine, progress=False)
+    evaluate_run(model, split, effects, settings=SETTINGS, run=run, engine=engine, progress=False)
     return {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
         for path in run.iterdir()

@@ -78,7 +78,7 @@ def test_the_whole_way_on_a_directory(
         f"model = interp.load_model({str(folder)!r}, device='cpu')\n"
         "_, split, effects = load_run(Path('run'))\n"
         "settings = EvaluateSettings(heads=1, counts=(1,), answers='all')\n"
-        "evaluate_run(model, split, effects, settings, Path('run'), progress=False)\n"
+        "evaluate_run(model, split, effects, settings=settings, run=Path('run'), progress=False)\n"
     )
     command = "from interp.cli import main; main({!r})"
     for code in (

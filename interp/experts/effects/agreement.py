@@ -18,7 +18,7 @@ from scipy.stats import binomtest, spearmanr
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.experts.effects.effects import ExpertEffects
-from interp.figures.agreement import agreement_figure
+from interp.figures.experts import agreement_figure
 
 _KEY = ["layer", "target", "expert"]
 _COLUMNS = (*_KEY, "task", "load")

@@ -36,7 +36,7 @@ from interp.experts.effects.jobs import (
     measure_experts,
     most_promising,
 )
-from interp.figures.expert_effects import effects_figure
+from interp.figures.experts import effects_figure
 from interp.jobs import RUN_HERE, JobRunner
 from interp.models.hooked_model import HookedModel
 from interp.moelora.data.encoding import EncodedExample, encode_example

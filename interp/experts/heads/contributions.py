@@ -31,7 +31,7 @@ from interp.arguments import check_choice
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.experts.heads.slices import Part, group_size
-from interp.figures.expert_heads import contribution_figure
+from interp.figures.experts import contribution_figure
 from interp.forward.batch import Span, TokenBatch
 from interp.forward.hook_points import as_units, axis_of, count_units, hook_name
 from interp.forward.out_of_memory import over_parts

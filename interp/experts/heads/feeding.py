@@ -33,7 +33,7 @@ from interp.experts.heads.contributions import (
     prompt_positions,
 )
 from interp.experts.heads.slices import ExpertHeadContribution, Part, slices_of
-from interp.figures.expert_heads import feeding_figure
+from interp.figures.experts import feeding_figure
 from interp.heads.headset import Head, HeadSet, Site, as_head_set
 from interp.heads.locate import as_encoded
 from interp.heads.random_sets import random_head_sets
