@@ -22,7 +22,7 @@ class LineBar(plain_bar):
         self._said = time.monotonic()
         super().__init__(*args, **{"mininterval": 0.0, "miniters": 1, "ncols": 80, **kwargs})
 
-    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+    def display(self, msg: str | None = None, pos: int | None = None) -> Any:
         """Write where the work is, if the last line is long ago."""
         if time.monotonic() - self._said >= SECONDS_BETWEEN_LINES:
             self._say()

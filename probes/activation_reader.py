@@ -26,6 +26,7 @@ from interp.forward.layer_range import override_forward
 from interp.forward.out_of_memory import halving
 from interp.forward.partial import device_of, hooked
 from interp.models.finite import first_bad_weight
+from interp.models.hooked_model import HookedModel
 from interp.progress import progress_bar
 
 ActivationHook = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z"]
@@ -82,7 +83,7 @@ def check_hook(hook: str) -> ActivationHook:
     return hook  # type: ignore[return-value]
 
 
-def chosen_layers(model: Any, layers: Sequence[int] | None) -> tuple[int, ...]:
+def chosen_layers(model: HookedModel, layers: Sequence[int] | None) -> tuple[int, ...]:
     """The layers asked for, or all; UserError for one that is not there or is named twice."""
     n_layers = model.cfg.n_layers
     if layers is None:
@@ -101,7 +102,7 @@ def chosen_layers(model: Any, layers: Sequence[int] | None) -> tuple[int, ...]:
 @checked
 @torch.no_grad()
 def read_activations(
-    model: Any,
+    model: HookedModel,
     prompts: Sequence[TokensToRead],
     *,
     hooks: Sequence[ActivationHook] = ("resid_post",),
@@ -155,19 +156,22 @@ def _shared_beginning(prompts: Sequence[TokensToRead]) -> int:
     return limit
 
 
-def _run_beginning(model: Any, prompt: TokensToRead, start: int) -> list[tuple[Tensor, Tensor]]:
+def _run_beginning(
+    model: HookedModel, prompt: TokensToRead, start: int
+) -> list[tuple[Tensor, Tensor]]:
     """Keys and values of the shared tokens, per layer that runs."""
     if start == 0:
         return []
     batch = TokenBatch.from_lists([prompt.tokens[:start]], device=device_of(model))
     cache = DynamicCache()
-    call_columns(model.original_model, batch, torch.tensor([0], device=device_of(model)),
-                 cache=cache)  # fmt: skip
+    call_columns(
+        model.original_model, batch, torch.tensor([0], device=device_of(model)), cache=cache
+    )
     return [(layer.keys, layer.values) for layer in cache.layers]  # type: ignore[attr-defined]
 
 
 def _read_chunk(
-    model: Any,
+    model: HookedModel,
     prompts: Sequence[TokensToRead],
     hooks: Sequence[ActivationHook],
     layers: Sequence[int],
@@ -177,15 +181,17 @@ def _read_chunk(
     """One forward pass over the tokens from ``start`` on."""
     width, device = max(len(one.needed) for one in prompts), device_of(model)
     # Filled up with the prompt's last token: what stands there is never read.
-    tokens = torch.tensor([one.needed + one.needed[-1:] * (width - len(one.needed))
-                           for one in prompts], device=device)  # fmt: skip
+    tokens = torch.tensor(
+        [one.needed + one.needed[-1:] * (width - len(one.needed)) for one in prompts], device=device
+    )
     batch = TokenBatch.from_padded(tokens)
     rows = torch.arange(len(prompts), device=device)
     cache = DynamicCache() if start else None
     for layer, (keys, values) in enumerate(beginning):
         assert cache is not None
-        cache.update(keys.expand(len(prompts), -1, -1, -1),
-                     values.expand(len(prompts), -1, -1, -1), layer)  # fmt: skip
+        cache.update(
+            keys.expand(len(prompts), -1, -1, -1), values.expand(len(prompts), -1, -1, -1), layer
+        )
     row = torch.tensor([index for index, one in enumerate(prompts) for _ in one.positions])
     column = torch.tensor([position - start for one in prompts for position in one.positions])
     with _reading(model, hooks, layers, row, column) as seen:
@@ -200,7 +206,7 @@ def _read_chunk(
 
 @contextmanager
 def _reading(
-    model: Any,
+    model: HookedModel,
     hooks: Sequence[ActivationHook],
     layers: Sequence[int],
     row: Int[Tensor, " token"],
@@ -221,7 +227,7 @@ def _reading(
 
 
 @contextmanager
-def _without_blocks_above(model: Any, layer: int) -> Iterator[None]:
+def _without_blocks_above(model: HookedModel, layer: int) -> Iterator[None]:
     """Blocks above ``layer`` hand on what they are given: nobody reads what they would make."""
 
     def pass_through(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -243,7 +249,7 @@ def _chunks(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
     return chunks
 
 
-def _check_finite(model: Any, values: dict[str, Tensor], layers: Sequence[int]) -> None:
+def _check_finite(model: HookedModel, values: dict[str, Tensor], layers: Sequence[int]) -> None:
     for hook, value in values.items():
         finite = torch.isfinite(value.flatten(2)).all(dim=2).all(dim=0)
         if not bool(finite.all()):

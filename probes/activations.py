@@ -16,6 +16,7 @@ from torch import Tensor
 
 from interp.checked import checked
 from interp.errors import UserError
+from interp.models.hooked_model import HookedModel
 from interp.premises.encode import EncodedPremise, EncodedPremises, EncodedPrompt
 from probes.activation_reader import (
     DEFAULT_BATCH_TOKENS,
@@ -68,7 +69,7 @@ def check_place(hook: str, position: str) -> None:
 
 @checked
 def collect_activations(
-    model: Any,
+    model: HookedModel,
     encoded: EncodedPremises,
     kind: PremiseKind,
     *,
@@ -99,7 +100,7 @@ def collect_activations(
 
 @checked
 def collect_tokens(
-    model: Any,
+    model: HookedModel,
     encoded: EncodedPremises,
     kind: PremiseKind,
     *,
@@ -135,7 +136,7 @@ def prompts_to_read(
 
 
 def _collect(
-    model: Any,
+    model: HookedModel,
     encoded: EncodedPremises,
     kind: Any,
     position: str,
@@ -153,7 +154,7 @@ def _collect(
 
 
 def read_tokens(
-    model: Any,
+    model: HookedModel,
     prompts: Sequence[TokensToRead],
     hook: ActivationHook,
     layers: Sequence[int] | None,

@@ -34,6 +34,7 @@ from interp.forward.out_of_memory import over_parts
 from interp.forward.partial import RecordedRun, record_run, resume
 from interp.heads.locate import as_encoded
 from interp.heads.significance import mean_interval
+from interp.models.hooked_model import HookedModel
 from interp.patching.edits import edited_points
 from interp.patching.metrics import LogitDifference, apply_metric
 from interp.precision import widened
@@ -129,7 +130,7 @@ class DirectionRemoval(Displayed):
 
 @torch.no_grad()
 def remove_direction(
-    model: Any,
+    model: HookedModel,
     premises: Premises | EncodedPremises,
     probe: LinearProbe,
     *,
@@ -183,9 +184,16 @@ def remove_direction(
         changes = list(over_parts(batch, change_of, bar=bar))
     change = torch.cat(changes, dim=1).double().numpy()
     return DirectionRemoval(
-        change[0], change[1:], encoded.subjects, encoded.templates,
-        kind, probe.layer, probe.hook, removal, seed,
-    )  # fmt: skip
+        change[0],
+        change[1:],
+        encoded.subjects,
+        encoded.templates,
+        kind,
+        probe.layer,
+        probe.hook,
+        removal,
+        seed,
+    )
 
 
 def _random_directions(n: int, width: int, seed: int) -> Float[Tensor, "direction d_model"]:
@@ -204,7 +212,7 @@ def step_along(
 
 
 def _runs_without(
-    model: Any,
+    model: HookedModel,
     run: RecordedRun,
     at: Bool[Tensor, "prompt tail"],
     probe: LinearProbe,

@@ -25,6 +25,7 @@ from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.figures.probe_scores import controls_figure
 from interp.forward.partial import device_of
+from interp.models.hooked_model import HookedModel
 from interp.premises import Premises
 from interp.premises.encode import encode_premises
 from probes.activation_reader import ActivationHook
@@ -107,7 +108,7 @@ class ControlReport(Displayed):
 
 @checked
 def compare_with_controls(
-    model: Any,
+    model: HookedModel,
     search: Premises,
     held_out: Premises,
     *,
@@ -149,7 +150,7 @@ def compare_with_controls(
 
 
 def _part(
-    model: Any,
+    model: HookedModel,
     premises: Premises,
     layer: int,
     hook: ActivationHook,

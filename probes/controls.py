@@ -15,7 +15,6 @@ A probe of hundreds of weights fits any labels; only what it predicts of other s
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -102,7 +101,7 @@ def control_task_auc(
 
 
 @checked
-def random_weights(model: Any, *, seed: int = 0) -> HookedModel:
+def random_weights(model: HookedModel, *, seed: int = 0) -> HookedModel:
     """A model of the same configuration, tokenizer, device and dtype, with weights as drawn anew.
 
     Raises UserError for a model that was not made by this package.

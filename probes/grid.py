@@ -24,6 +24,7 @@ from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.figures.probe_scores import grid_figure
 from interp.models import fingerprint
+from interp.models.hooked_model import HookedModel
 from interp.premises import Premises, Split
 from interp.premises.encode import EncodedPremise, encode_premises
 from interp.progress import progress_bar
@@ -88,7 +89,7 @@ class ProbeGrid(Displayed):
 
 @checked
 def probe_grid(
-    model: Any,
+    model: HookedModel,
     search: Premises,
     held_out: Premises,
     *,
@@ -123,17 +124,20 @@ def probe_grid(
             (layer, position) for layer in found.store.layers for position in positions
         ]
         for layer, position in progress_bar(cells, description="probes", shown=progress):
-            parts = [found.part(part, position, found.read(layer, part, position, hook))
-                     for part in ("search", "held_out")]  # fmt: skip
+            parts = [
+                found.part(part, position, found.read(layer, part, position, hook))
+                for part in ("search", "held_out")
+            ]
             place = {"layer": layer, "place": position}
-            rows.append({**place, **_cell(found, parts, layer, hook, position, None, method, C,
-                                          seed)})  # fmt: skip
+            rows.append(
+                {**place, **_cell(found, parts, layer, hook, position, None, method, C, seed)}
+            )
     return ProbeGrid(_table(rows, held_out), "position", hook, None, method)
 
 
 @checked
 def probe_heads(
-    model: Any,
+    model: HookedModel,
     search: Premises,
     held_out: Premises,
     *,
@@ -154,8 +158,9 @@ def probe_heads(
             for head in range(read["search"].shape[1]):
                 parts = [found.part(part, position, read[part][:, head]) for part in read]
                 place = {"layer": layer, "place": head}
-                rows.append({**place, **_cell(found, parts, layer, "z", position, head, method, C,
-                                              seed)})  # fmt: skip
+                rows.append(
+                    {**place, **_cell(found, parts, layer, "z", position, head, method, C, seed)}
+                )
     return ProbeGrid(_table(rows, held_out), "head", "z", position, method)
 
 
@@ -172,9 +177,16 @@ def _cell(
 ) -> dict[str, float]:
     fitted, scored = parts
     probe: LinearProbe = fit_probe(
-        fitted.activations, fitted.labels, layer=layer, fingerprint=found.fingerprint, hook=hook,
-        position=position, head=head, method=method, C=C,
-    )  # fmt: skip
+        fitted.activations,
+        fitted.labels,
+        layer=layer,
+        fingerprint=found.fingerprint,
+        hook=hook,
+        position=position,
+        head=head,
+        method=method,
+        C=C,
+    )
     return score_place(
         probe, fitted, scored, found.objects["search"], method=method, C=C, seed=seed
     )
@@ -228,7 +240,7 @@ class _Collected:
 
 @contextlib.contextmanager
 def _collected(
-    model: Any,
+    model: HookedModel,
     search: Premises,
     held_out: Premises,
     positions: Sequence[Position],

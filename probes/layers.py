@@ -8,7 +8,6 @@ folds share neither a subject nor an object.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -21,6 +20,7 @@ from interp.errors import UserError
 from interp.figures.probe_layers import auc_by_layer
 from interp.forward.partial import device_of
 from interp.models import fingerprint
+from interp.models.hooked_model import HookedModel
 from interp.models.tokenizer_fingerprint import prompting_fingerprint
 from interp.premises import Premises, Question, Split
 from interp.premises.encode import encode_premises
@@ -122,7 +122,7 @@ class ProbeMap(Displayed):
 
 @checked
 def probe_layers(
-    model: Any,
+    model: HookedModel,
     search: Premises,
     held_out: Premises,
     *,
@@ -161,10 +161,16 @@ def probe_layers(
     for index, layer in enumerate(progress_bar(chosen, description="probes", shown=progress)):
         fitted, scored = fitted_part.at(index), scored_part.at(index)
         probe = fit_probe(
-            fitted.activations, fitted.labels, layer=layer, fingerprint=of_model,
-            prompting=prompting, hook=hook,
-            position=position, method=method, C=C,
-        )  # fmt: skip
+            fitted.activations,
+            fitted.labels,
+            layer=layer,
+            fingerprint=of_model,
+            prompting=prompting,
+            hook=hook,
+            position=position,
+            method=method,
+            C=C,
+        )
         shuffled = shuffled_label_auc(fitted, scored, n_shuffles=n_shuffles, C=C, seed=seed)
         values = score_place(
             probe, fitted, scored, fitted_part.objects, method=method, C=C, seed=seed
@@ -230,7 +236,7 @@ class _Part:
 
 
 def _collect_part(
-    model: Any,
+    model: HookedModel,
     premises: Premises,
     hook: ActivationHook,
     layers: tuple[int, ...],

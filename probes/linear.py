@@ -11,7 +11,7 @@ Sign: a **positive** score means label 1, which is the false premise everywhere 
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from interp.errors import UserError
 from interp.files import check_tensors, one_line
 from interp.files.tensor_file import read_tensor_file, write_tensor_file
 from interp.models import fingerprint as fingerprint_of
+from interp.models.hooked_model import HookedModel
 from interp.models.tokenizer_fingerprint import prompting_fingerprint
 from probes.activation_reader import ActivationHook
 from probes.activations import Position, check_place
@@ -82,7 +83,7 @@ class LinearProbe:
         weight = self.weight.to(activations.device)
         return activations.to(weight.dtype) @ weight + self.bias
 
-    def check_model(self, model: Any) -> None:
+    def check_model(self, model: HookedModel) -> None:
         """UserError if this probe was fitted on another model, tokenizer or chat template."""
         if (found := fingerprint_of(model)) != self.fingerprint:
             raise UserError(
@@ -113,7 +114,7 @@ class LinearProbe:
         return write_tensor_file(path, tensors, metadata)
 
     @classmethod
-    def load(cls, path: str | Path, *, model: Any | None = None) -> "LinearProbe":
+    def load(cls, path: str | Path, *, model: HookedModel | None = None) -> "LinearProbe":
         """Read a probe that ``save`` wrote; with ``model``, only if it was fitted on that model.
 
         Raises UserError for a file that is no probe, and for a probe of another model.

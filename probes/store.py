@@ -28,6 +28,7 @@ from interp.files.documents import read_json, write_json
 from interp.files.whole import beside_of, move_into_place, remove_leftovers
 from interp.models import fingerprint
 from interp.models.converted import file_sha256
+from interp.models.hooked_model import HookedModel
 from probes.activation_reader import (
     DEFAULT_BATCH_TOKENS,
     ActivationHook,
@@ -97,7 +98,7 @@ class ActivationStore:
 
 @checked
 def store_activations(
-    model: Any,
+    model: HookedModel,
     prompts: Sequence[TokensToRead],
     folder: Path,
     *,

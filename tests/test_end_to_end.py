@@ -68,9 +68,13 @@ def test_constraint_helps_on_held_out_and_random_sets_do_not(run: Path) -> None:
 
 def test_run_holds_what_the_contract_lists(run: Path) -> None:
     expected = {
-        "manifest.json", "premises.jsonl", "effects.safetensors", "heads.csv",
-        "evaluation.json", "generations.jsonl",
-    }  # fmt: skip
+        "manifest.json",
+        "premises.jsonl",
+        "effects.safetensors",
+        "heads.csv",
+        "evaluation.json",
+        "generations.jsonl",
+    }
     assert expected <= {path.name for path in run.iterdir()}
     heads = pd.read_csv(run / "heads.csv")
     columns = "site,layer,head,effect,ci_low,ci_high,p_value,q_value,rank,selected"

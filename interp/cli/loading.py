@@ -7,6 +7,7 @@ from rich.console import Console
 
 from interp.cli.options import EngineOptions, ModelOptions
 from interp.models import load_model
+from interp.models.hooked_model import HookedModel
 from interp.runs.engines import opened_engine
 from interp.runs.shards import Engine
 
@@ -22,6 +23,6 @@ def load(options: ModelOptions, console: Console) -> Any:
         )
 
 
-def engine_of(options: EngineOptions, model: Any) -> AbstractContextManager[Engine]:
+def engine_of(options: EngineOptions, model: HookedModel) -> AbstractContextManager[Engine]:
     """The engine that the options name, for a model that ``load`` made."""
     return opened_engine(options.engine, model, address=options.address, workers=options.workers)

@@ -17,9 +17,17 @@ from interp.errors import UserError
 from interp.files.text import one_line
 
 USERS = frozenset(
-    {errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ELOOP, errno.ENOSPC,
-     errno.EROFS, errno.EDQUOT}
-)  # fmt: skip
+    {
+        errno.ENAMETOOLONG,
+        errno.EACCES,
+        errno.EPERM,
+        errno.ENOTDIR,
+        errno.ELOOP,
+        errno.ENOSPC,
+        errno.EROFS,
+        errno.EDQUOT,
+    }
+)
 """What a path that the user gave may meet, however far inside; any other OSError is a bug."""
 BROKEN_PIPE = 128 + getattr(signal, "SIGPIPE", 13)
 

@@ -124,10 +124,17 @@ class AnalyzeSettings:
 @one_process
 @one_moment(IDENTITY)
 def analyze_adapter(
-    adapter: Path, settings: AnalyzeSettings, run: Path, *, device: str | None = None,
-    progress: bool = True, engine: EngineName = "local", address: str | None = None,
-    workers: int | None = None, allow_pickle: bool = False,
-) -> dict[str, Any]:  # fmt: skip
+    adapter: Path,
+    settings: AnalyzeSettings,
+    run: Path,
+    *,
+    device: str | None = None,
+    progress: bool = True,
+    engine: EngineName = "local",
+    address: str | None = None,
+    workers: int | None = None,
+    allow_pickle: bool = False,
+) -> dict[str, Any]:
     """Analyze the adapter in a directory (or in a training run) and leave it all in ``run``.
 
     ``engine``, ``address`` and ``workers`` say where routing is counted and experts are switched
@@ -140,9 +147,13 @@ def analyze_adapter(
     model_name = settings.model or recorded_base(folder)
     examples = read_tasks(settings)
     load = partial(
-        load_adapted, model_name, folder.resolve(), dtype=settings.dtype, device=device,
+        load_adapted,
+        model_name,
+        folder.resolve(),
+        dtype=settings.dtype,
+        device=device,
         allow_pickle=allow_pickle,
-    )  # fmt: skip
+    )
     loaded = load()
     corpus = corpus_of(examples, loaded.tokenizer)
     check_enough(corpus, tokens=settings.least_tokens, units=LEAST_UNITS)
@@ -166,19 +177,37 @@ def analyze_adapter(
     with (
         using_threads(threads_of(run, IDENTITY)),
         engine_for(
-            engine, loaded, load, fingerprint_of, device=device or "cpu", address=address,
+            engine,
+            loaded,
+            load,
+            fingerprint_of,
+            device=device or "cpu",
+            address=address,
             workers=workers,
         ) as made_by,
-    ):  # fmt: skip
+    ):
         records, similarity = count_routing(
-            run, loaded, corpus, recorded, made_by, routers=settings.routers,
-            tokens=settings.tokens, seed=settings.seed, progress=progress,
-        )  # fmt: skip
+            run,
+            loaded,
+            corpus,
+            recorded,
+            made_by,
+            routers=settings.routers,
+            tokens=settings.tokens,
+            seed=settings.seed,
+            progress=progress,
+        )
         if settings.effects:
             effects = switch_experts_off(
-                run, loaded, _drawn(examples, settings.effects), recorded, made_by,
-                budget=settings.effects_budget, seed=settings.seed, progress=progress,
-            )  # fmt: skip
+                run,
+                loaded,
+                _drawn(examples, settings.effects),
+                recorded,
+                made_by,
+                budget=settings.effects_budget,
+                seed=settings.seed,
+                progress=progress,
+            )
     return _concluded(run, loaded, corpus, settings, records, similarity, effects)
 
 
@@ -205,14 +234,20 @@ def _concluded(
         "effects": None if agreement is None else _of_effects(effects, agreement, settings),
     }
     described = describe_hf_model(
-        loaded.model.get_base_model(), loaded.tokenizer,
-        spec=loaded.spec, fingerprint=loaded.base_fingerprint,
-    )  # fmt: skip
+        loaded.model.get_base_model(),
+        loaded.tokenizer,
+        spec=loaded.spec,
+        fingerprint=loaded.base_fingerprint,
+    )
     write_manifest(
-        run, described, prompts=None, adapter_sha256=loaded.adapter_sha256,
-        settings=asdict(settings), seed=settings.seed,
+        run,
+        described,
+        prompts=None,
+        adapter_sha256=loaded.adapter_sha256,
+        settings=asdict(settings),
+        seed=settings.seed,
         **noted_prompts(read_json(run / IDENTITY)),
-    )  # fmt: skip
+    )
     analysis = Analysis(
         title=loaded.spec,
         records=records,
@@ -277,9 +312,10 @@ def measures_of(
         },
         "dead_experts": int(records.by_projection()["dead"].sum()),
         "similarity": {
-            "n": similarity.n, **alike.where(alike.notna(), None).to_dict(),
+            "n": similarity.n,
+            **alike.where(alike.notna(), None).to_dict(),
         },
-    }  # fmt: skip
+    }
 
 
 def _of_effects(effects: Any, agreement: RoutingAgreement, settings: AnalyzeSettings) -> Any:

@@ -21,6 +21,7 @@ from interp.evaluation.evaluate import Evaluation
 from interp.files.documents import read_json, write_json
 from interp.heads.effects import agreement
 from interp.heads.locate import as_encoded, locate_heads
+from interp.models.hooked_model import HookedModel
 from interp.premises.questions import Split
 from interp.runs.clock import one_moment
 from interp.runs.lock import one_process
@@ -62,7 +63,7 @@ class DemoSettings:
 @one_process
 @one_moment(IDENTITY)
 def demo_run(
-    model: Any, settings: DemoSettings, run: Path, *, progress: bool = True
+    model: HookedModel, settings: DemoSettings, run: Path, *, progress: bool = True
 ) -> list[Evaluation]:
     """Run the demo into ``run``; what an earlier call finished is taken from there."""
     effects = locate_run(model, settings.search, run, progress=progress)
@@ -73,7 +74,7 @@ def demo_run(
 
 
 def check_by_path(
-    model: Any,
+    model: HookedModel,
     split: Split,
     n_prompts: int,
     run: Path,

@@ -1,8 +1,8 @@
 """The detector of a run: it saw the run's search part and nothing that is scored or shown later."""
 
 from pathlib import Path
-from typing import Any
 
+from interp.models.hooked_model import HookedModel
 from interp.premises.questions import Split
 from interp.runs.clock import run_clock
 from probes.detector.detections import Detector
@@ -23,7 +23,7 @@ def has_detector(run: Path) -> bool:
 
 
 def run_detector(
-    model: Any, split: Split, run: Path, *, seed: int = 0, progress: bool = True
+    model: HookedModel, split: Split, run: Path, *, seed: int = 0, progress: bool = True
 ) -> Detector:
     """The run's own detector: read from the run or, the first time, trained and left there.
 

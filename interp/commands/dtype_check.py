@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from interp.errors import UserError
 from interp.files import one_line
 from interp.files.documents import write_json
 from interp.forward.out_of_memory import is_out_of_memory
 from interp.models import loader_of, model_info
+from interp.models.hooked_model import HookedModel
 from interp.runs.manifest import read_manifest
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ Measure = Callable[[Any], tuple[Tensor, Tensor]]
 """From a hooked model to the unedited metric and the effects, on the same prompts each time."""
 
 
-def note_dtype_check(run: Path, model: Any, measure: Measure, *, made: bool = True) -> None:
+def note_dtype_check(run: Path, model: HookedModel, measure: Measure, *, made: bool = True) -> None:
     """Compare a finished run with float32, and write what comes of it into its manifest.
 
     The run's own results are there already, and stand, whatever becomes of the comparison.
@@ -45,7 +46,7 @@ def note_dtype_check(run: Path, model: Any, measure: Measure, *, made: bool = Tr
         write_json(run / "manifest.json", {**read_manifest(run), **found})
 
 
-def dtype_check(model: Any, measure: Measure) -> dict[str, Any]:
+def dtype_check(model: HookedModel, measure: Measure) -> dict[str, Any]:
     """What a manifest says of the difference from float32, as ``dtype_check``; else nothing.
 
     A run in float32 has nothing to say. Where the comparison cannot be made, because memory runs
@@ -77,7 +78,7 @@ def dtype_check(model: Any, measure: Measure) -> dict[str, Any]:
     return {"dtype_check": found}
 
 
-def _left_out(model: Any, reason: str) -> dict[str, Any]:
+def _left_out(model: HookedModel, reason: str) -> dict[str, Any]:
     dtype = model_info(model).dtype
     return {} if dtype == "float32" else {"dtype_check": {"dtype": dtype, "left_out": reason}}
 
@@ -89,7 +90,7 @@ def _largest(own: Tensor, other: Tensor) -> float:
 
 
 @contextmanager
-def _in_float32(model: Any) -> Iterator[tuple[Any, str]]:
+def _in_float32(model: HookedModel) -> Iterator[tuple[Any, str]]:
     reference = _read_in_float32(model)
     if reference is not None:
         yield reference, "float32"
@@ -98,7 +99,7 @@ def _in_float32(model: Any) -> Iterator[tuple[Any, str]]:
         yield model, "the same weights in float32"
 
 
-def _read_in_float32(model: Any) -> Any | None:
+def _read_in_float32(model: HookedModel) -> Any | None:
     """The model read anew, unless what is there now is none, or another."""
     try:
         reference = loader_of(model, dtype="float32")()
@@ -109,7 +110,7 @@ def _read_in_float32(model: Any) -> Any | None:
 
 
 @contextmanager
-def widened(model: nn.Module) -> Iterator[None]:
+def widened(model: Any) -> Iterator[None]:
     """Every weight of less than 32 bits as float32; on exit as it was, to the last bit."""
     narrow = [
         (weight, weight.dtype)

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pandas as pd
 
@@ -31,6 +31,7 @@ from interp.heads.headset import Site
 from interp.interventions.gate import Gate, check_gate
 from interp.interventions.head_constraint import SITE_MODES, Constraint, Mode, check_mode
 from interp.jobs import JobRunner
+from interp.models.hooked_model import HookedModel
 from interp.premises.questions import Split
 from interp.report.read_run import read_heads
 from interp.runs.clock import one_moment
@@ -109,7 +110,7 @@ class EvaluateSettings:
 @one_process
 @one_moment(IDENTITY)
 def evaluate_run(
-    model: Any,
+    model: HookedModel,
     split: Split,
     effects: Mapping[Site, HeadEffects],
     settings: EvaluateSettings,
@@ -146,7 +147,7 @@ def evaluate_run(
 
 
 def _evaluated(
-    model: Any,
+    model: HookedModel,
     split: Split,
     effects: Mapping[Site, HeadEffects],
     settings: EvaluateSettings,
@@ -174,18 +175,25 @@ def _evaluated(
         with_answers = row == best[0] or settings.answers == "all"
         evaluations.append(
             evaluate(
-                model, split.held_out, heads=constraint, gate=settings.gate, detector=detector,
-                reference=split.search, random_sets=settings.random_sets,
-                answers=asked if with_answers else {}, seed=settings.seed, progress=progress,
+                model,
+                split.held_out,
+                heads=constraint,
+                gate=settings.gate,
+                detector=detector,
+                reference=split.search,
+                random_sets=settings.random_sets,
+                answers=asked if with_answers else {},
+                seed=settings.seed,
+                progress=progress,
                 stages=stages,
             )
-        )  # fmt: skip
+        )
     table["chosen"] = table.index == best[0]
     return evaluations, table
 
 
 def _detector(
-    model: Any, split: Split, settings: EvaluateSettings, run: Path, progress: bool
+    model: HookedModel, split: Split, settings: EvaluateSettings, run: Path, progress: bool
 ) -> Detector | None:
     """For gate ``probe`` the run's own detector, else none."""
     if settings.gate != "probe":
@@ -202,7 +210,7 @@ def modes_at(site: Site, settings: EvaluateSettings) -> list[SettingMode]:
 
 
 def _settings_table(
-    model: Any,
+    model: HookedModel,
     split: Split,
     effects: Mapping[Site, HeadEffects],
     wanted: Mapping[Site, list[SettingMode]],
@@ -220,9 +228,15 @@ def _settings_table(
             modes[site] += [other for other in others if other not in modes[site]]
     counts = sorted({*settings.counts, n_heads})
     return compare_settings(
-        model, split.search, effects, counts=counts, modes=modes, seed=settings.seed,
-        progress=progress, stages=stages,
-    )  # fmt: skip
+        model,
+        split.search,
+        effects,
+        counts=counts,
+        modes=modes,
+        seed=settings.seed,
+        progress=progress,
+        stages=stages,
+    )
 
 
 def _best_rows(

@@ -68,16 +68,24 @@ def count_routing(
     collecting = CollectSettings(routers=routers, parts=PARTS, seed=seed)
     if tokens:
         records, similarity = collect_routing(
-            loaded.model, corpus, loaded.tokenizer, settings=collecting,
-            token_file=run / "tokens.parquet", progress=progress,
-        )  # fmt: skip
+            loaded.model,
+            corpus,
+            loaded.tokenizer,
+            settings=collecting,
+            token_file=run / "tokens.parquet",
+            progress=progress,
+        )
     else:
         whole = {"run": identity, "corpus": digest_of(asdict(corpus))}
         store = ShardStore(run / ROUTING_SHARDS, whole, PARTS)
         finish_shards(
-            store, engine, routing_shard, lambda number: RoutingJob(corpus, collecting, number),
-            description="routing", progress=progress,
-        )  # fmt: skip
+            store,
+            engine,
+            routing_shard,
+            lambda number: RoutingJob(corpus, collecting, number),
+            description="routing",
+            progress=progress,
+        )
         total = RoutingSum(loaded.model, corpus, loaded.tokenizer, collecting)
         for number in range(PARTS):
             total.add(store.finished(number).tensors)
@@ -98,9 +106,11 @@ def _sampled(records: RoutingRecords) -> int:
 
 def _similarities(path: Path) -> pd.DataFrame:
     return read_table(
-        path, texts=("target",), counts=("layer", "expert", "other"),
+        path,
+        texts=("target",),
+        counts=("layer", "expert", "other"),
         numbers=("cosine", "cka", "cka_chance"),
-    )  # fmt: skip
+    )
 
 
 def switch_experts_off(

@@ -10,6 +10,7 @@ from interp.commands.prompts_identity import prompts_identity
 from interp.errors import UserError
 from interp.files import check_shape
 from interp.files.documents import read_json, write_json, write_jsonl, write_table
+from interp.models.hooked_model import HookedModel
 from interp.premises.knowledge import check_knowledge
 from interp.premises.questions import Premises, Split, load_premises
 from interp.runs.clock import with_clock
@@ -23,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 def split_known(
-    model: Any,
+    model: HookedModel,
     run: Path,
     file: str,
     identity: Mapping[str, Any],

@@ -10,7 +10,7 @@ import json
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pandas as pd
 from torch import Tensor
@@ -36,6 +36,7 @@ from interp.heads.headset import Site
 from interp.heads.locate import as_encoded, batch_metrics, locate_heads
 from interp.jobs import SHARD, Shard
 from interp.models import fingerprint
+from interp.models.hooked_model import HookedModel
 from interp.patching.metrics import LogitDifference
 from interp.premises.encode import EncodedPremises
 from interp.premises.knowledge import MINIMUM_KNOWN, KnowledgeCheck
@@ -112,7 +113,7 @@ class LocateSettings:
 @one_process
 @one_moment(IDENTITY)
 def locate_run(
-    model: Any,
+    model: HookedModel,
     settings: LocateSettings,
     run: Path,
     *,
@@ -130,9 +131,13 @@ def locate_run(
         UserError: another run in the directory, or another process; too few known facts.
     """
     split = split_known(
-        model, run, IDENTITY, {**asdict(settings), **model_identity(model)},
-        minimum=settings.minimum, progress=progress,
-    )  # fmt: skip
+        model,
+        run,
+        IDENTITY,
+        {**asdict(settings), **model_identity(model)},
+        minimum=settings.minimum,
+        progress=progress,
+    )
     budget = budget_of(run, IDENTITY, model)
     with using_threads(threads_of(run, IDENTITY)), using_budget(budget):
         effects = _effects(model, split, settings, run, engine or InProcess(model), progress)
@@ -143,9 +148,13 @@ def locate_run(
     tables = [one.to_dataframe(selected[site]) for site, one in effects.items()]
     write_table(run / "heads.csv", pd.concat(tables, ignore_index=True))
     write_manifest(
-        run, model, settings=asdict(settings), seed=settings.seed,
-        **noted_prompts(read_json(run / IDENTITY)), **budget_entry(run, IDENTITY, model),
-    )  # fmt: skip
+        run,
+        model,
+        settings=asdict(settings),
+        seed=settings.seed,
+        **noted_prompts(read_json(run / IDENTITY)),
+        **budget_entry(run, IDENTITY, model),
+    )
     remove_shards(run / SHARDS)
     note_dtype_check(run, model, _on_a_few(split, settings, effects), made=check_dtype)
     return effects
@@ -159,14 +168,19 @@ def _on_a_few(split: Split, settings: LocateSettings, effects: dict[Site, HeadEf
     layers, heads = order // n_heads, order % n_heads
     chosen = tuple(zip(layers.tolist(), heads.tolist(), strict=True))
 
-    def measure(model: Any) -> tuple[Tensor, Tensor]:
+    def measure(model: HookedModel) -> tuple[Tensor, Tensor]:
         every = as_encoded(model, split.search)
         few = every.take(range(min(N_PROMPTS, len(every))))
         metric = LogitDifference(few.true_tokens, few.false_tokens)
         found = locate_heads(
-            model, few, method=settings.method, site=site, seed=settings.seed, progress=False,
+            model,
+            few,
+            method=settings.method,
+            site=site,
+            seed=settings.seed,
+            progress=False,
             heads=None if settings.method == "attribution" else chosen,
-        )  # fmt: skip
+        )
         return batch_metrics(model, few.batch("false"), (metric,))[0], found.values[
             :, layers, heads
         ]
@@ -175,7 +189,12 @@ def _on_a_few(split: Split, settings: LocateSettings, effects: dict[Site, HeadEf
 
 
 def _effects(
-    model: Any, split: Split, settings: LocateSettings, run: Path, engine: Engine, progress: bool
+    model: HookedModel,
+    split: Split,
+    settings: LocateSettings,
+    run: Path,
+    engine: Engine,
+    progress: bool,
 ) -> dict[Site, HeadEffects]:
     """The effects at all sites: from their file, or put together from shards."""
     prompts = read_json(run / IDENTITY)[PROMPTS]
@@ -195,21 +214,28 @@ def _effects(
         identity = {"run": digest, "site": site, "model": conditions(model)}
         store = ShardStore(run / SHARDS, identity, len(parts))
         shards = make_shards(
-            store, engine, locate_shard,
+            store,
+            engine,
+            locate_shard,
             lambda number, site=site: LocateJob(
                 encoded.take(parts[number]), settings.method, site, settings.seed
             ),
-            description=f"site {site}", progress=progress,
-        )  # fmt: skip
+            description=f"site {site}",
+            progress=progress,
+        )
         source = check_shape(shards[0].kept, {"source": str}, "a shard")["source"]
         whole = put_together(shards, parts).tensors
         check_tensors(whole, values=3, probability=3)
         effects[site] = HeadEffects(
             **whole,
-            subjects=encoded.subjects, templates=encoded.templates, site=site,
-            method=settings.method, source=source, seed=settings.seed,
+            subjects=encoded.subjects,
+            templates=encoded.templates,
+            site=site,
+            method=settings.method,
+            source=source,
+            seed=settings.seed,
             resolution=sweep_resolution(model),
-        )  # fmt: skip
+        )
     save_effects(path, list(effects.values()), kept={"run": digest})
     return effects
 
@@ -224,7 +250,7 @@ class LocateJob:
     seed: int
 
 
-def locate_shard(model: Any, job: LocateJob) -> Shard:
+def locate_shard(model: HookedModel, job: LocateJob) -> Shard:
     """The effects of all heads on some prompts."""
     found = locate_heads(
         model, job.encoded, method=job.method, site=job.site, seed=job.seed, progress=False
@@ -247,7 +273,7 @@ def effects_digest(
     return digest_of(whole if prompts is None else {**whole, PROMPTS: prompts})
 
 
-def check_same_prompts(run: Path, model: Any) -> None:
+def check_same_prompts(run: Path, model: HookedModel) -> None:
     """Raise unless this model is the run's and is asked today what it was asked when it was made.
 
     Raises:

@@ -22,6 +22,7 @@ from interp.forward.hook_points import Component, check_component
 from interp.forward.memory import using_budget
 from interp.forward.partial import device_of
 from interp.jobs import SHARD, Shard
+from interp.models.hooked_model import HookedModel
 from interp.patching import PatchEffects
 from interp.patching.patch_source import PatchSource, check_patch_source
 from interp.patching.unit_effects import Method, check_method
@@ -138,7 +139,7 @@ def load_pairs(settings: PatchSettings, tokenizer: Any = None) -> Pairs:
 @one_process
 @one_moment(IDENTITY)
 def patch_run(
-    model: Any,
+    model: HookedModel,
     settings: PatchSettings,
     run: Path,
     *,
@@ -175,9 +176,14 @@ def patch_run(
     write_table(run / "units.csv", result.to_dataframe())
     write_json(run / "summary.json", summary_of(result, settings, int(right.sum()), len(right)))
     write_manifest(
-        run, model, prompts="pairs.jsonl", settings=asdict(settings), seed=settings.seed,
-        **noted_prompts(read_json(run / IDENTITY)), **budget_entry(run, IDENTITY, model),
-    )  # fmt: skip
+        run,
+        model,
+        prompts="pairs.jsonl",
+        settings=asdict(settings),
+        seed=settings.seed,
+        **noted_prompts(read_json(run / IDENTITY)),
+        **budget_entry(run, IDENTITY, model),
+    )
     write_patch_report(run)
     remove_shards(run / SHARDS)
     note_dtype_check(run, model, _on_a_few(encoded, settings), made=check_dtype)
@@ -197,7 +203,7 @@ def write_patch_report(run: Path) -> Path:
     return run / "report.html"
 
 
-def _claim(run: Path, identity: Mapping[str, Any], pairs: Pairs, model: Any) -> None:
+def _claim(run: Path, identity: Mapping[str, Any], pairs: Pairs, model: HookedModel) -> None:
     """Make the directory this run's own, pairs included, unless it holds something else."""
     path = run / "pairs.jsonl"
     if path.is_file() and list(read_pairs(path)) != list(pairs):
@@ -220,7 +226,7 @@ def _facts(identity: Mapping[str, Any], pairs: Pairs) -> dict[str, str]:
 
 
 def _effects(
-    model: Any,
+    model: HookedModel,
     encoded: EncodedPairs,
     settings: PatchSettings,
     run: Path,
@@ -245,10 +251,13 @@ def _effects(
     budget = budget_of(run, IDENTITY, model)
     with using_threads(threads_of(run, IDENTITY)), using_budget(budget):
         shards = make_shards(
-            store, engine, patch_shard,
+            store,
+            engine,
+            patch_shard,
             lambda number: PatchJob(encoded.take(parts[number]), settings),
-            description="prompts", progress=progress,
-        )  # fmt: skip
+            description="prompts",
+            progress=progress,
+        )
     results = [PatchEffects.from_parts(shard.tensors, shard.kept) for shard in shards]
     result = PatchEffects.concatenate(results)
     result = replace(result, metadata={**result.metadata, **facts})
@@ -264,7 +273,7 @@ class PatchJob:
     settings: PatchSettings
 
 
-def patch_shard(model: Any, job: PatchJob) -> Shard:
+def patch_shard(model: HookedModel, job: PatchJob) -> Shard:
     """The effects of all units on some prompts."""
     result = patch_pairs(model, job.encoded, progress=False, **_options(job.settings))
     tensors, kept = result.parts()
@@ -290,7 +299,7 @@ def _on_a_few(encoded: EncodedPairs, settings: PatchSettings) -> Measure:
     """The metric and all effects on a few prompts, for another dtype."""
     few = encoded.take(range(min(N_PROMPTS, len(encoded))))
 
-    def measure(model: Any) -> tuple[Tensor, Tensor]:
+    def measure(model: HookedModel) -> tuple[Tensor, Tensor]:
         result = patch_pairs(model, few, progress=False, **_options(settings))
         return result.corrupted, result.values
 

@@ -29,6 +29,7 @@ from interp.figures.tables import where
 from interp.files import check_shape, read_table
 from interp.files.choice import check_choice
 from interp.files.documents import read_json, write_atomically, write_json, write_table
+from interp.models.hooked_model import HookedModel
 from interp.premises import Split
 from interp.premises.knowledge import MINIMUM_KNOWN, KnowledgeCheck
 from interp.report.probes import render_probe_report
@@ -91,7 +92,7 @@ class ProbeSettings:
 @one_process
 @one_moment(IDENTITY)
 def probe_run(
-    model: Any, settings: ProbeSettings, run: Path, *, progress: bool = True
+    model: HookedModel, settings: ProbeSettings, run: Path, *, progress: bool = True
 ) -> tuple[ControlReport, DetectionScore | None]:
     """Probe a model on a relation, and leave everything in ``run``.
 
@@ -99,13 +100,20 @@ def probe_run(
         UserError: another run in the directory, or too few known facts to cross-validate.
     """
     split = split_known(
-        model, run, IDENTITY, {**asdict(settings), **model_identity(model)},
-        minimum=MINIMUM_KNOWN, progress=progress,
-    )  # fmt: skip
+        model,
+        run,
+        IDENTITY,
+        {**asdict(settings), **model_identity(model)},
+        minimum=MINIMUM_KNOWN,
+        progress=progress,
+    )
     write_manifest(
-        run, model, settings=asdict(settings), seed=settings.seed,
+        run,
+        model,
+        settings=asdict(settings),
+        seed=settings.seed,
         **noted_prompts(read_json(run / IDENTITY)),
-    )  # fmt: skip
+    )
     _maps(model, split, settings, run, progress)
     report = _controls(model, split, settings, run, progress)
     score = _detector(model, split, settings, run, progress) if settings.detector else None
@@ -114,16 +122,24 @@ def probe_run(
     return report, score
 
 
-def _maps(model: Any, split: Split, settings: ProbeSettings, run: Path, progress: bool) -> None:
+def _maps(
+    model: HookedModel, split: Split, settings: ProbeSettings, run: Path, progress: bool
+) -> None:
     """The tables of the maps, unless they are there."""
     options: dict[str, Any] = {
-        "method": settings.method, "seed": settings.seed, "progress": progress,
-    }  # fmt: skip
+        "method": settings.method,
+        "seed": settings.seed,
+        "progress": progress,
+    }
     if not (run / "auc.csv").is_file():
         grid = probe_grid(
-            model, split.search, split.held_out, hook=settings.hook,
-            folder=run / "activations" / "map", **options,
-        )  # fmt: skip
+            model,
+            split.search,
+            split.held_out,
+            hook=settings.hook,
+            folder=run / "activations" / "map",
+            **options,
+        )
         write_table(run / "auc.csv", grid.to_dataframe())
     if settings.heads and not (run / "auc_heads.csv").is_file():
         grid = probe_heads(
@@ -158,13 +174,18 @@ def best_layer(table: pd.DataFrame) -> int:
 
 
 def _controls(
-    model: Any, split: Split, settings: ProbeSettings, run: Path, progress: bool
+    model: HookedModel, split: Split, settings: ProbeSettings, run: Path, progress: bool
 ) -> ControlReport:
     layer = best_layer(read_grid(run / "auc.csv", "position"))
     report = compare_with_controls(
-        model, split.search, split.held_out, layer=layer, hook=settings.hook,
-        seed=settings.seed, progress=progress,
-    )  # fmt: skip
+        model,
+        split.search,
+        split.held_out,
+        layer=layer,
+        hook=settings.hook,
+        seed=settings.seed,
+        progress=progress,
+    )
     write_table(run / "controls.csv", report.to_dataframe())
     content = {
         "layer": report.layer,
@@ -178,13 +199,17 @@ def _controls(
 
 
 def _detector(
-    model: Any, split: Split, settings: ProbeSettings, run: Path, progress: bool
+    model: HookedModel, split: Split, settings: ProbeSettings, run: Path, progress: bool
 ) -> DetectionScore | None:
     try:
         detector = train_detector(
-            model, [split.search], known=False, activations=run / "activations" / "questions",
-            seed=settings.seed, progress=progress,
-        )  # fmt: skip
+            model,
+            [split.search],
+            known=False,
+            activations=run / "activations" / "questions",
+            seed=settings.seed,
+            progress=progress,
+        )
     except UserError as error:  # a finding, and no reason to lose the rest of the run
         logger.warning("no detector: %s", error)
         write_json(run / "detection.json", {"no_detector": str(error)})

@@ -30,6 +30,7 @@ from interp.files.documents import (
 from interp.files.whole import beside_of, move_into_place
 from interp.models import cache_root, fingerprint_of_folder, resolve
 from interp.models.folder import read_tokenizer
+from interp.models.hooked_model import HookedModel
 from interp.models.limits import vocabulary_size
 from interp.moelora.data.encoding import end_token
 from interp.moelora.data.taskdata import TaskData, load_task_data
@@ -89,9 +90,14 @@ def train_moelora(
     set_seed(settings.seed)
     adapted = adapt(base.model, settings.method, settings.adapter())
     trainer = make_trainer(
-        adapted, data.train, settings, run / CHECKPOINTS,
-        pad=pad_token(base), device=device, progress=progress,
-    )  # fmt: skip
+        adapted,
+        data.train,
+        settings,
+        run / CHECKPOINTS,
+        pad=pad_token(base),
+        device=device,
+        progress=progress,
+    )
     if PartialState().is_main_process:
         begin_run(run, IDENTITY, with_clock(identity, base.tokenizer))
         write_yaml(run / "config.yaml", plain_settings(settings))
@@ -140,7 +146,7 @@ def pad_token(base: Pretrained) -> int:
 
 
 def metrics_of(
-    base: Pretrained, model: Any, data: TaskData, *, seed: int = 0, progress: bool = True
+    base: Pretrained, model: HookedModel, data: TaskData, *, seed: int = 0, progress: bool = True
 ) -> tuple[tuple[ScoredAnswer, ...], dict[str, Any]]:
     """The answers of a model to the held-out questions, and what metrics.json says of them."""
     answers = score(
@@ -197,10 +203,14 @@ def _write_run(
         base.model, base.tokenizer, spec=base.spec, fingerprint=base.fingerprint
     )
     write_manifest(
-        run, described, prompts=None, data_sha256=data.sha256,
-        settings=plain_settings(settings), seed=settings.seed,
+        run,
+        described,
+        prompts=None,
+        data_sha256=data.sha256,
+        settings=plain_settings(settings),
+        seed=settings.seed,
         **noted_prompts(read_json(run / IDENTITY)),
-    )  # fmt: skip
+    )
     shutil.rmtree(run / CHECKPOINTS, ignore_errors=True)
     write_json(run / "metrics.json", content)
 

@@ -6,7 +6,7 @@ holds one of its names as whole words.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
@@ -19,6 +19,7 @@ from interp.heads.significance import mean_interval
 from interp.interventions.head_constraint import Constraint
 from interp.interventions.intervention import Intervention
 from interp.jobs import RUN_HERE, JobRunner, OutputSpec
+from interp.models.hooked_model import HookedModel
 from interp.models.versions import check_hooked
 from interp.premises.encode import EncodedPrompt, encode_questions
 from interp.premises.mentions import names, names_any
@@ -43,7 +44,7 @@ class AskedQuestions:
 
 
 def ask(
-    model: Any,
+    model: HookedModel,
     premises: Premises,
     kind: AnswerKind,
     *,
@@ -57,9 +58,13 @@ def ask(
     filled = [premises.fill(question, QUESTION_KINDS[kind]) for question in questions]
     prompts = encode_questions(model.tokenizer, premises, QUESTION_KINDS[kind])
     baseline = answers_under(
-        model, prompts, description=f"answers, {kind}", max_new_tokens=max_new_tokens,
-        progress=progress, stages=stages,
-    )  # fmt: skip
+        model,
+        prompts,
+        description=f"answers, {kind}",
+        max_new_tokens=max_new_tokens,
+        progress=progress,
+        stages=stages,
+    )
     return AskedQuestions(
         kind=kind,
         questions=questions,
@@ -72,7 +77,7 @@ def ask(
 
 
 def answer_pairs(
-    model: Any,
+    model: HookedModel,
     asked: AskedQuestions,
     constraint: Constraint | Intervention,
     *,
@@ -88,11 +93,18 @@ def answer_pairs(
     was found keeps the baseline's answer and is not asked again.
     """
     constrained = answers_under(
-        model, asked.prompts, Intervention.of(constraint),
-        spans=None if detections is None else spans_of(detections), baseline=asked.baseline,
-        mean=mean, neutral=asked.mask, description=f"constrained, {asked.kind}",
-        max_new_tokens=max_new_tokens, progress=progress, stages=stages,
-    )  # fmt: skip
+        model,
+        asked.prompts,
+        Intervention.of(constraint),
+        spans=None if detections is None else spans_of(detections),
+        baseline=asked.baseline,
+        mean=mean,
+        neutral=asked.mask,
+        description=f"constrained, {asked.kind}",
+        max_new_tokens=max_new_tokens,
+        progress=progress,
+        stages=stages,
+    )
     return tuple(
         _pair(asked, index, asked.baseline[index], answer)
         for index, answer in enumerate(constrained)
@@ -100,7 +112,7 @@ def answer_pairs(
 
 
 def answers_under(
-    model: Any,
+    model: HookedModel,
     prompts: Sequence[EncodedPrompt],
     intervention: Intervention | None = None,
     *,

@@ -42,6 +42,7 @@ from interp.interventions.intervention import Intervention
 from interp.interventions.random_controls import random_interventions
 from interp.jobs import RUN_HERE, JobRunner
 from interp.models import model_info
+from interp.models.hooked_model import HookedModel
 from interp.premises.questions import Premises, QuestionKind
 from probes.detector.detect import detect_premises
 from probes.detector.detections import Detector, PremiseDetections
@@ -186,16 +187,20 @@ def _setting(intervention: Intervention, n_all_heads: int) -> dict[str, Any]:
     }
     if intervention.experts:
         setting["experts"] = [
-            {"mode": part.mode, "factor": part.factor, "place": part.place,
-             "experts": [list(pair) for pair in part.pairs]}
+            {
+                "mode": part.mode,
+                "factor": part.factor,
+                "place": part.place,
+                "experts": [list(pair) for pair in part.pairs],
+            }
             for part in intervention.experts
-        ]  # fmt: skip
+        ]
     return setting
 
 
 @checked
 def ask_all(
-    model: Any, premises: Premises, *, progress: bool = True, stages: JobRunner = RUN_HERE
+    model: HookedModel, premises: Premises, *, progress: bool = True, stages: JobRunner = RUN_HERE
 ) -> dict[AnswerKind, AskedQuestions]:
     """Unconstrained answers to the false-premise questions and to their twins."""
     return {
@@ -205,7 +210,7 @@ def ask_all(
 
 @checked
 def evaluate(
-    model: Any,
+    model: HookedModel,
     premises: Premises,
     *,
     heads: HeadSet | Iterable[Head] | Constraint | ExpertConstraint | Intervention,

@@ -17,6 +17,7 @@ from interp.interventions.context import constrain
 from interp.interventions.head_constraint import Constraint
 from interp.interventions.intervention import Intervention
 from interp.jobs import SHARD, Shard
+from interp.models.hooked_model import HookedModel
 from interp.patching.metrics import LogitDifference, Probability, apply_metric
 from interp.patching.sweep import sweep_sets
 from interp.precision import result_dtype
@@ -69,14 +70,19 @@ class PreferenceJob:
 
 
 @torch.no_grad()
-def preference_values(model: Any, job: PreferenceJob, *, progress: bool = False) -> Shard:
+def preference_values(model: HookedModel, job: PreferenceJob, *, progress: bool = False) -> Shard:
     """``values`` [prompt metric set]: the metrics of every prompt under every head set."""
     edit = job.constraint.edit(model, job.encoded, job.kind, mean=job.mean)
     values = sweep_sets(
-        model, job.encoded.batch(job.kind), edit, [heads.heads for heads in job.sets],
-        preference_metrics(job.encoded), budget=job.budget, progress=progress,
+        model,
+        job.encoded.batch(job.kind),
+        edit,
+        [heads.heads for heads in job.sets],
+        preference_metrics(job.encoded),
+        budget=job.budget,
+        progress=progress,
         description=f"{job.kind} premises",
-    )  # fmt: skip
+    )
     return Shard({"values": values.transpose(0, 1)})
 
 
@@ -116,7 +122,7 @@ class WholeRunsJob:
 
 
 @torch.no_grad()
-def whole_run_values(model: Any, job: WholeRunsJob, *, progress: bool = False) -> Shard:
+def whole_run_values(model: HookedModel, job: WholeRunsJob, *, progress: bool = False) -> Shard:
     """``values`` [prompt metric intervention]: as ``preference_values``."""
     batch = job.encoded.batch(job.kind)
     spans = [item.prompt(job.kind).object for item in job.encoded.items]
@@ -180,7 +186,7 @@ class AnswersJob:
         }
 
 
-def greedy_texts(model: Any, job: AnswersJob, *, progress: bool = False) -> Shard:
+def greedy_texts(model: HookedModel, job: AnswersJob, *, progress: bool = False) -> Shard:
     """``texts``: the greedy answer to each prompt."""
     under = job.under
     return Shard(

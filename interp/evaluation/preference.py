@@ -29,6 +29,7 @@ from interp.heads.significance import mean_interval
 from interp.interventions.head_constraint import Constraint
 from interp.interventions.intervention import Intervention
 from interp.jobs import RUN_HERE, JobFunction, JobRunner, OutputSpec
+from interp.models.hooked_model import HookedModel
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import QuestionKind
 
@@ -86,7 +87,7 @@ class Preference:
 
 @checked
 def preference(
-    model: Any,
+    model: HookedModel,
     encoded: EncodedPremises,
     kind: QuestionKind,
     constraint: Constraint,
@@ -107,20 +108,24 @@ def preference(
 
 def _preference(
     work: JobFunction,
-    model: Any,
+    model: HookedModel,
     job: PreferenceJob | WholeRunsJob,
     stages: JobRunner,
     progress: bool,
 ) -> Preference:
     done = stages.made(
-        work, model, job, description=f"{job.kind} premises", gives=OutputSpec({"values": 3}),
+        work,
+        model,
+        job,
+        description=f"{job.kind} premises",
+        gives=OutputSpec({"values": 3}),
         progress=progress,
-    )  # fmt: skip
+    )
     return Preference.from_values(done.tensors["values"].transpose(0, 1), job.encoded)
 
 
 def preference_under(
-    model: Any,
+    model: HookedModel,
     encoded: EncodedPremises,
     kind: QuestionKind,
     interventions: Sequence[Intervention],
@@ -146,8 +151,11 @@ def preference_under(
         sets are [none, the first intervention, the second, …].
     """
     options: dict[str, Any] = {
-        "mean": mean, "budget": budget, "progress": progress, "stages": stages,
-    }  # fmt: skip
+        "mean": mean,
+        "budget": budget,
+        "progress": progress,
+        "stages": stages,
+    }
     if spans is None:
         return _run(model, encoded, kind, [Intervention(), *interventions], **options)
     # The first run has to come from the same modules as those that are compared with it.
@@ -187,7 +195,7 @@ def _can_sweep(interventions: Sequence[Intervention], *, resample: bool = True) 
 
 
 def _run(
-    model: Any,
+    model: HookedModel,
     encoded: EncodedPremises,
     kind: QuestionKind,
     interventions: Sequence[Intervention],
@@ -206,8 +214,15 @@ def _run(
             one.heads[0].heads if one.heads else HeadSet((), setting.site) for one in interventions
         ]
         return preference(
-            model, encoded, kind, setting, sets, mean=mean, budget=budget, progress=progress,
+            model,
+            encoded,
+            kind,
+            setting,
+            sets,
+            mean=mean,
+            budget=budget,
+            progress=progress,
             stages=stages,
-        )  # fmt: skip
+        )
     job = WholeRunsJob(encoded, kind, tuple(interventions), mean)
     return _preference(whole_run_values, model, job, stages, progress)

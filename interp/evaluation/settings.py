@@ -19,6 +19,7 @@ from interp.heads.object_edits import mean_output
 from interp.heads.significance import mean_interval
 from interp.interventions.head_constraint import Constraint, Mode
 from interp.jobs import RUN_HERE, JobRunner
+from interp.models.hooked_model import HookedModel
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import Premises
 
@@ -31,7 +32,7 @@ GAIN_TOLERANCE = 0.005
 
 @checked
 def compare_settings(
-    model: Any,
+    model: HookedModel,
     premises: Premises | EncodedPremises,
     effects: Mapping[Site, HeadEffects],
     *,

@@ -12,7 +12,6 @@ the sentence's first half), and the later positions are compared with the uncons
 import math
 import re
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -26,6 +25,7 @@ from interp.forward.partial import device_of, tail_logits
 from interp.interventions.context import constrain
 from interp.interventions.head_constraint import Constraint
 from interp.interventions.intervention import Intervention
+from interp.models.hooked_model import HookedModel
 from interp.models.spans import tokenize_with_offsets
 from interp.precision import widened
 from interp.premises.encode import token_span
@@ -73,7 +73,7 @@ def content_span(sentence: str) -> tuple[int, int]:
 @checked
 @torch.no_grad()
 def side_effects(
-    model: Any,
+    model: HookedModel,
     constraint: Constraint | Intervention,
     *,
     sentences: tuple[str, ...] | None = None,

@@ -15,6 +15,7 @@ from interp.explore.answers import Answer, Answers, FoundPremise
 from interp.explore.explorer import Explorer
 from interp.explore.opening import open_model, open_run
 from interp.heads.effects import HeadEffects
+from interp.models.hooked_model import HookedModel
 from interp.premises.questions import Split
 from probes.detector.detections import Detector
 
@@ -24,7 +25,7 @@ __all__ = ["Answer", "Answers", "Explorer", "FoundPremise", "open_model", "open_
 def page(
     source: Any,
     *,
-    model: Any | None = None,
+    model: HookedModel | None = None,
     effects: HeadEffects | Iterable[HeadEffects] | None = None,
     split: Split | None = None,
     detector: Detector | None = None,

@@ -28,6 +28,7 @@ from interp.interventions.context import constrain
 from interp.interventions.generate import named_span
 from interp.interventions.head_constraint import SITE_MODES, Constraint, Mode
 from interp.models import model_info, render_chat
+from interp.models.hooked_model import HookedModel
 from interp.premises.encode import tokenize
 from interp.premises.mentions import names
 from interp.premises.questions import Split
@@ -55,7 +56,7 @@ class Explorer:
 
     def __init__(
         self,
-        model: Any,
+        model: HookedModel,
         heads: pd.DataFrame,
         *,
         split: Split | None = None,

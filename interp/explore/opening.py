@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -15,6 +14,7 @@ from interp.files.documents import read_json
 from interp.heads.effects import HeadEffects
 from interp.interventions.head_constraint import Constraint
 from interp.models import load_model
+from interp.models.hooked_model import HookedModel
 from interp.premises.questions import Split
 from interp.report.read_run import read_heads
 from interp.runs.manifest import read_manifest, recorded_model
@@ -37,7 +37,7 @@ def check_explorable(run: Path) -> None:
 def open_run(
     run: str | Path,
     *,
-    model: Any | None = None,
+    model: HookedModel | None = None,
     detector: Detector | None = None,
     device: str | None = None,
     dtype: str = "float32",
@@ -71,7 +71,7 @@ def open_run(
 
 
 def open_model(
-    model: Any,
+    model: HookedModel,
     effects: HeadEffects | Iterable[HeadEffects],
     *,
     split: Split | None = None,

@@ -184,9 +184,14 @@ class View:
         map_width = self.map.max_width or 0
         basis = 340 if map_width <= 560 else map_width  # a map of many heads gets its own row
         asking = pn.Column(
-            self.question, self.example, self.words, self.button, self.answers,
-            styles={"flex": "1 1 340px", "min-width": "0"}, **wide,
-        )  # fmt: skip
+            self.question,
+            self.example,
+            self.words,
+            self.button,
+            self.answers,
+            styles={"flex": "1 1 340px", "min-width": "0"},
+            **wide,
+        )
         choosing = pn.Column(
             pn.FlexBox(self.site, self.mode, self.factor),
             self.count,

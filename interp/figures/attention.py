@@ -78,13 +78,20 @@ def attention_figure(
         _mark_spans(figure, spans, row, start)
         _add_title(figure, row, f"layer {layer}, head {head}")
         figure.update_xaxes(
-            row=row, tickvals=list(range(first, len(shown))), ticktext=keys, tickangle=-90,
-            range=[first - 0.5, len(shown) - 0.5], title_text="key: attended to",
-        )  # fmt: skip
+            row=row,
+            tickvals=list(range(first, len(shown))),
+            ticktext=keys,
+            tickangle=-90,
+            range=[first - 0.5, len(shown) - 0.5],
+            title_text="key: attended to",
+        )
         figure.update_yaxes(
-            row=row, tickvals=list(shown), ticktext=queries,
-            range=[len(shown) - 0.5, -0.5], title_text="query: attends",
-        )  # fmt: skip
+            row=row,
+            tickvals=list(shown),
+            ticktext=queries,
+            range=[len(shown) - 0.5, -0.5],
+            title_text="query: attends",
+        )
     figure.update_xaxes(showgrid=False, showline=False, tickfont={"size": 11})
     figure.update_yaxes(showgrid=False, showline=False, tickfont={"size": 11})
     return figure.update_layout(
@@ -129,14 +136,28 @@ def _mark_spans(figure: go.Figure, spans: Mapping[str, Span], row: int, start: i
     """Dashed lines around the columns of each span, its name above them."""
     for name, middle in mark_spans(figure, spans, start, row=row, col=1):
         figure.add_annotation(
-            row=row, col=1, x=middle, y=-0.5, yanchor="bottom",
-            text=label(name), showarrow=False, font={"size": 11},
-        )  # fmt: skip
+            row=row,
+            col=1,
+            x=middle,
+            y=-0.5,
+            yanchor="bottom",
+            text=label(name),
+            showarrow=False,
+            font={"size": 11},
+        )
 
 
 def _add_title(figure: go.Figure, row: int, text: str) -> None:
     figure.add_annotation(
-        row=row, col=1, text=f"<b>{label(text)}</b>", showarrow=False,
-        x=0, xref="x domain" if row == 1 else f"x{row} domain", xanchor="left",
-        y=1, yref="y domain" if row == 1 else f"y{row} domain", yanchor="bottom", yshift=20,
-    )  # fmt: skip
+        row=row,
+        col=1,
+        text=f"<b>{label(text)}</b>",
+        showarrow=False,
+        x=0,
+        xref="x domain" if row == 1 else f"x{row} domain",
+        xanchor="left",
+        y=1,
+        yref="y domain" if row == 1 else f"y{row} domain",
+        yanchor="bottom",
+        yshift=20,
+    )

@@ -151,9 +151,13 @@ def shift_figure(
     low = float(effects[["before", "after"]].min().min())
     high = float(effects[["before", "after"]].max().max())
     figure.add_scatter(
-        x=[low, high], y=[low, high], mode="lines", name="no change", hoverinfo="skip",
+        x=[low, high],
+        y=[low, high],
+        mode="lines",
+        name="no change",
+        hoverinfo="skip",
         line={"color": MUTED, "dash": "dot", "width": 1},
-    )  # fmt: skip
+    )
     for wanted, name, colour, symbol in (
         (False, "heads", FAINT_INK, "circle"),
         (True, "selected heads", INK, "diamond"),

@@ -88,9 +88,12 @@ def _panels(
 ) -> go.Figure:
     """Heat maps side by side, row = ``y`` (0 on top), on one scale centred at zero."""
     figure = make_subplots(
-        rows=1, cols=len(grids), shared_yaxes=True, horizontal_spacing=0.02,
+        rows=1,
+        cols=len(grids),
+        shared_yaxes=True,
+        horizontal_spacing=0.02,
         subplot_titles=[label(name) for name, _ in grids] if len(grids) > 1 else None,
-    )  # fmt: skip
+    )
     known = [grid[~np.isnan(grid)] for _, grid in grids]
     limit = float(np.abs(np.concatenate(known)).max(initial=0.0)) or 1.0
     labels = {axis: [label(one) for one in names[axis]] for axis in (x, y)}

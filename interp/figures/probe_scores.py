@@ -81,9 +81,15 @@ def grid_figure(table: pd.DataFrame, *, axis: str, hook: str) -> go.Figure:
 def controls_figure(controls: pd.DataFrame) -> go.Figure:
     """The probe and its controls, AUC with 95 % intervals; `ControlReport.to_dataframe`."""
     return dot_figure(
-        controls["name"], controls["auc"], low=controls["ci_low"], high=controls["ci_high"],
-        title="AUC, held-out subjects and templates", line=0.5, span=(0.0, 1.04), emphasis=0,
-    )  # fmt: skip
+        controls["name"],
+        controls["auc"],
+        low=controls["ci_low"],
+        high=controls["ci_high"],
+        title="AUC, held-out subjects and templates",
+        line=0.5,
+        span=(0.0, 1.04),
+        emphasis=0,
+    )
 
 
 def reliability_figure(curve: pd.DataFrame) -> go.Figure:

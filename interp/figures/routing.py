@@ -49,9 +49,12 @@ def load_figure(
     experts = list(range(int(table["expert"].max()) + 1))
     count = table.groupby("layer")["expert"].nunique()
     figure = make_subplots(
-        rows=1, cols=len(tasks), shared_yaxes=True, horizontal_spacing=0.015,
+        rows=1,
+        cols=len(tasks),
+        shared_yaxes=True,
+        horizontal_spacing=0.015,
         subplot_titles=[label(task) for task in tasks],
-    )  # fmt: skip
+    )
     limit = 2.0
     for column, task in enumerate(tasks, start=1):
         part = where(table, table["task"] == task)

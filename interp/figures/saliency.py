@@ -72,9 +72,14 @@ def saliency_figure(
     )
     for name, middle in mark_spans(figure, spans, start):
         figure.add_annotation(
-            x=middle, y=1, yref="paper", yanchor="bottom", text=label(name),
-            showarrow=False, font={"size": 12},
-        )  # fmt: skip
+            x=middle,
+            y=1,
+            yref="paper",
+            yanchor="bottom",
+            text=label(name),
+            showarrow=False,
+            font={"size": 12},
+        )
     figure.update_layout(
         template=THEME,
         height=380,

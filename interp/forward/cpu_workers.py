@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
 from interp.forward.out_of_memory import halving, is_out_of_memory
 from interp.forward.partial import RecordedRun
 from interp.forward.unhooked import unhooked_model
+from interp.models.hooked_model import HookedModel
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -28,7 +29,7 @@ MOST_WORKERS = 16
 class Workers:
     """Runs jobs that need a recorded run. Made by ``working``."""
 
-    def __init__(self, model: Any, executor: ThreadPoolExecutor | None, count: int) -> None:
+    def __init__(self, model: HookedModel, executor: ThreadPoolExecutor | None, count: int) -> None:
         self._model, self._executor = model, executor
         self._own = threading.local()
         self.count = count
@@ -94,7 +95,7 @@ def _result_of(future: "Future[Result]") -> tuple[Result] | None:
 
 
 @contextmanager
-def working(model: Any, device: torch.device) -> Iterator[Workers]:
+def working(model: HookedModel, device: torch.device) -> Iterator[Workers]:
     """Workers for a sweep; as many as torch may use threads."""
     count = min(torch.get_num_threads(), MOST_WORKERS) if device.type == "cpu" else 1
     if count < 2:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from interp.errors import UserError
 from interp.models.finite import first_bad_weight
+from interp.models.hooked_model import HookedModel
 
 _LAYER = re.compile(r"\bblocks\.(\d+)\.")
 _WATCHED = re.compile(
@@ -25,7 +26,7 @@ _WATCHED = re.compile(
 """Hook points that can be read in any model that has them; some others must be switched on."""
 
 
-def check_finite(logits: Tensor, model: Any, again: Callable[[], object]) -> Tensor:
+def check_finite(logits: Tensor, model: HookedModel, again: Callable[[], object]) -> Tensor:
     """The logits, if they are finite. Raises UserError that names where they stop being so.
 
     Args:
@@ -39,7 +40,7 @@ def check_finite(logits: Tensor, model: Any, again: Callable[[], object]) -> Ten
     )
 
 
-def first_bad_hook(model: Any, run: Callable[[], object]) -> str | None:
+def first_bad_hook(model: HookedModel, run: Callable[[], object]) -> str | None:
     """The first hook point of a hooked model with a value that is not finite in ``run()``."""
     found: list[str] = []
 
@@ -92,7 +93,7 @@ def _is_bad(value: object) -> bool:
     return not bool(torch.isfinite(value).all())
 
 
-def _where(model: Any, again: Callable[[], object]) -> str:
+def _where(model: HookedModel, again: Callable[[], object]) -> str:
     name = first_bad_hook(model, again)
     if name is None:
         return "the logits, and no hook before them,"
@@ -100,7 +101,7 @@ def _where(model: Any, again: Callable[[], object]) -> str:
     return f"hook {name}" + (f" of layer {layer[1]}" if layer else "")
 
 
-def _why(model: nn.Module) -> str:
+def _why(model: Any) -> str:
     weight = first_bad_weight(model)
     if weight is not None:
         return f", because its weight {weight.replace('_original_component.', '')} is not"

@@ -22,6 +22,7 @@ from interp.arguments import shown
 from interp.errors import UserError
 from interp.forward.batch import TokenBatch, in_batches
 from interp.forward.out_of_memory import halving
+from interp.models.hooked_model import HookedModel
 from interp.models.limits import check_prompts, room_for_answer, vocabulary_size
 from interp.models.modes import evaluating
 from interp.progress import progress_bar
@@ -38,7 +39,9 @@ Answer = Callable[[list[int], TokenBatch, dict[str, Any]], Tensor]
 """Generates for one batch; see `answers_in_batches`."""
 
 
-def generate_tokens(model: Any, prompts: Sequence[Sequence[int]], **options: Any) -> list[str]:
+def generate_tokens(
+    model: HookedModel, prompts: Sequence[Sequence[int]], **options: Any
+) -> list[str]:
     """The greedy continuation of each prompt by a hooked model; options of `greedy_answers`."""
     return greedy_answers(model.original_model, model.tokenizer, prompts, **options)
 
@@ -75,9 +78,16 @@ def greedy_answers(
             return hf_model.generate(**settings, do_sample=False)
 
     return answers_in_batches(
-        hf_model, tokenizer, prompts, answer, end=end, max_new_tokens=max_new_tokens,
-        batch_prompts=batch_prompts, progress=progress, description=description,
-    )  # fmt: skip
+        hf_model,
+        tokenizer,
+        prompts,
+        answer,
+        end=end,
+        max_new_tokens=max_new_tokens,
+        batch_prompts=batch_prompts,
+        progress=progress,
+        description=description,
+    )
 
 
 @torch.no_grad()
@@ -109,8 +119,10 @@ def answers_in_batches(
     pad = _pad_token(hf_model, tokenizer, end)
     ends = end_tokens(hf_model, tokenizer, end)
     settings: dict[str, Any] = {
-        "num_beams": 1, "pad_token_id": pad, **({} if end is None else {"eos_token_id": ends}),
-    }  # fmt: skip
+        "num_beams": 1,
+        "pad_token_id": pad,
+        **({} if end is None else {"eos_token_id": ends}),
+    }
     device = next(iter(hf_model.parameters())).device
     bar = progress_bar(total=len(prompts), description=description, shown=progress)
     with evaluating(hf_model), only_end_tokens(hf_model, ends), bar:

@@ -7,12 +7,13 @@ before the rotary embedding, as in TransformerLens; a pattern's position is its 
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from jaxtyping import Float
 from torch import Tensor
 
 from interp.errors import UserError
+from interp.models.hooked_model import HookedModel
 from interp.models.model_check import require
 from interp.models.versions import check_hooked
 
@@ -44,7 +45,7 @@ HOOK_LOCATIONS: dict[str, HookLocation] = {
 }
 
 
-def check_component(component: str, model: Any | None = None) -> Component:
+def check_component(component: str, model: HookedModel | None = None) -> Component:
     """Raise for an unknown component, or one that a layer of the model does not have."""
     if not isinstance(component, str) or component not in HOOK_LOCATIONS:
         raise UserError(f"unknown component {component!r}; known: {', '.join(get_args(Component))}")
@@ -59,7 +60,7 @@ def check_component(component: str, model: Any | None = None) -> Component:
     raise UserError(f"this model has no {component!r}{layers}; it has: {', '.join(known)}")
 
 
-def _layers_without(model: Any, component: str) -> list[int]:
+def _layers_without(model: HookedModel, component: str) -> list[int]:
     """The layers in which the component has no hook point, or which have no attention."""
     needed = (component, "z") if component == "attn_out" else (component,)
     return [
@@ -79,7 +80,7 @@ def axis_of(component: str) -> Axis | None:
     return HOOK_LOCATIONS[component].axis
 
 
-def count_units(model: Any, component: str) -> int:
+def count_units(model: HookedModel, component: str) -> int:
     """How many units of the component a layer has."""
     axis = axis_of(component)
     if axis is None:

@@ -38,6 +38,7 @@ from interp.forward.recorded_run import RecordedRun as RecordedRun
 from interp.forward.trial import trusted_unhooked_model
 from interp.forward.unhooked import Hook, HookFunction, has_hooks, hook_points_used
 from interp.models.call import first_shared_keys
+from interp.models.hooked_model import HookedModel
 from interp.models.model_check import check_of, require
 from interp.models.versions import writes_resid_mid
 from interp.precision import dtype_of
@@ -45,7 +46,7 @@ from interp.precision import dtype_of
 
 @checked
 @contextmanager
-def hooked(model: Any, hooks: Sequence[Hook]) -> Iterator[None]:
+def hooked(model: HookedModel, hooks: Sequence[Hook]) -> Iterator[None]:
     """Hooks on the model's hook points; they come off whatever happens.
 
     Raises:
@@ -60,7 +61,7 @@ def hooked(model: Any, hooks: Sequence[Hook]) -> Iterator[None]:
         yield
 
 
-def require_hooks(model: Any, hooks: Sequence[Hook]) -> None:
+def require_hooks(model: HookedModel, hooks: Sequence[Hook]) -> None:
     """Raise UserError for hook points that this model shows but does not read as it should."""
     require(model, "logits")
     for name, _ in hooks:
@@ -72,7 +73,7 @@ def require_hooks(model: Any, hooks: Sequence[Hook]) -> None:
 
 @checked
 def tail_logits(
-    model: Any, batch: TokenBatch, *, keep: int = 1
+    model: HookedModel, batch: TokenBatch, *, keep: int = 1
 ) -> Float[Tensor, "prompt keep d_vocab"]:
     """The logits of the last ``keep`` columns of a whole batch.
 
@@ -95,7 +96,7 @@ def tail_logits(
     return torch.cat(list(over_parts(batch, of_part, batch_tokens=batch.tokens.numel())))
 
 
-def unedited_logits(model: Any, batch: TokenBatch) -> Float[Tensor, "prompt d_vocab"]:
+def unedited_logits(model: HookedModel, batch: TokenBatch) -> Float[Tensor, "prompt d_vocab"]:
     """The last column's logits, in chunks of prompts, from the modules that sweeps run.
 
     What an edited run is compared with; ``tail_logits`` is always the hooked model's.
@@ -116,7 +117,7 @@ def unedited_logits(model: Any, batch: TokenBatch) -> Float[Tensor, "prompt d_vo
 
 @checked
 def record_run(
-    model: Any,
+    model: HookedModel,
     batch: TokenBatch,
     *,
     start: int = 0,
@@ -176,9 +177,13 @@ def record_run(
     else:
         with hooked(model, hooks):
             logits = call_columns(
-                model.original_model, batch, rows, start=start, cache=cache,
+                model.original_model,
+                batch,
+                rows,
+                start=start,
+                cache=cache,
                 keep=logits_to_keep or 1,
-            )  # fmt: skip
+            )
         logits = logits[:, -1] if logits_to_keep is None else logits
 
     def stacked(component: str, layers: list[Tensor]) -> Tensor:
@@ -197,7 +202,7 @@ def record_run(
     )
 
 
-def _units_of(value: Tensor, component: str, model: Any, columns: int) -> Tensor:
+def _units_of(value: Tensor, component: str, model: HookedModel, columns: int) -> Tensor:
     """A hook point's value by column and unit. Raises UserError for any other shape."""
     found = as_units(value, component).detach()
     if found.shape[1:3] != (columns, count_units(model, component)):
@@ -208,7 +213,7 @@ def _units_of(value: Tensor, component: str, model: Any, columns: int) -> Tensor
     return found
 
 
-def _require_batch(model: Any, batch: TokenBatch) -> None:
+def _require_batch(model: HookedModel, batch: TokenBatch) -> None:
     """Raise UserError if the model cannot run the batch as transformers does."""
     require(model, "logits")
     if not bool(batch.mask.all()):
@@ -231,7 +236,7 @@ def _stacked(values: Sequence[Tensor], component: str) -> Tensor:
     return torch.stack(list(values))
 
 
-def _checked(logits: Tensor, model: Any, batch: TokenBatch, rows: Tensor) -> Tensor:
+def _checked(logits: Tensor, model: HookedModel, batch: TokenBatch, rows: Tensor) -> Tensor:
     return check_finite(logits, model, lambda: call_columns(model.original_model, batch, rows))
 
 
@@ -266,7 +271,7 @@ def common_columns(batch: TokenBatch, end: int) -> int:
     return int(same.long().cumprod(dim=0).sum())
 
 
-def into_the_stream(model: Any, hooks: Sequence[Hook]) -> list[Hook]:
+def into_the_stream(model: HookedModel, hooks: Sequence[Hook]) -> list[Hook]:
     """Hooks under which an edit of ``resid_mid`` reaches the layer's output past the MLP as well.
 
     On the bridge that hook point is the input of the MLP's norm: what a hook returns there is read
@@ -307,7 +312,7 @@ def _adding_the_change(change: list[Tensor]) -> HookFunction:
 
 @checked
 def resume(
-    model: Any,
+    model: HookedModel,
     run: RecordedRun,
     *,
     layer: int,
@@ -338,9 +343,17 @@ def resume(
     entered = run.resid_pre[layer][rows] if residual is None else residual
     if run.plain is not None and run.plain.supports(hooks):
         logits = run.plain.resume(
-            run.batch, run.beginning, rows, start=run.start, layer=layer, residual=entered, z=z,
-            hooks=hooks, stop=stop, tokens=tokens if run.plain.can_narrow else None,
-        )  # fmt: skip
+            run.batch,
+            run.beginning,
+            rows,
+            start=run.start,
+            layer=layer,
+            residual=entered,
+            z=z,
+            hooks=hooks,
+            stop=stop,
+            tokens=tokens if run.plain.can_narrow else None,
+        )
         return logits if tokens is None or run.plain.can_narrow else logits.gather(1, tokens)
     if z is not None:
         hooks = [(hook_name("z", layer), lambda value, hook: z.to(value.dtype)), *hooks]
@@ -353,9 +366,13 @@ def resume(
         hooked(model, hooks),
     ):
         logits = call_columns(
-            model.original_model, run.batch, rows, start=run.start, cache=cache,
+            model.original_model,
+            run.batch,
+            rows,
+            start=run.start,
+            cache=cache,
             keep=1 if last_only else run.logits.shape[1],
-        )  # fmt: skip
+        )
     if not last_only:
         return logits
     return logits[:, -1] if tokens is None else logits[:, -1].gather(1, tokens)

@@ -7,15 +7,16 @@ import torch
 from interp.arguments import listed
 from interp.errors import UserError
 from interp.forward.batch import TokenBatch
+from interp.models.hooked_model import HookedModel
 from interp.models.versions import check_hooked
 
 
-def device_of(model: Any) -> torch.device:
+def device_of(model: HookedModel) -> torch.device:
     """Where the model is: inputs go there."""
     return next(iter(model.original_model.parameters())).device
 
 
-def batch_for(model: Any, prompts: Any, what: str = "prompts") -> TokenBatch:
+def batch_for(model: HookedModel, prompts: Any, what: str = "prompts") -> TokenBatch:
     """Prompts as a batch on the model's device; see ``TokenBatch.of``.
 
     Raises:
@@ -25,7 +26,7 @@ def batch_for(model: Any, prompts: Any, what: str = "prompts") -> TokenBatch:
     return TokenBatch.of(prompts, what=what, device=device_of(model))
 
 
-def pairs_for(model: Any, clean: Any, corrupted: Any) -> tuple[TokenBatch, TokenBatch]:
+def pairs_for(model: HookedModel, clean: Any, corrupted: Any) -> tuple[TokenBatch, TokenBatch]:
     """The clean and the corrupted prompts of a method, as many of one as of the other."""
     pair = batch_for(model, clean, "clean"), batch_for(model, corrupted, "corrupted")
     if len(pair[0]) != len(pair[1]):

@@ -29,9 +29,20 @@ from interp.precision import widened
 NAME = "shared_prefix"
 """Under this name transformers knows the implementation."""
 
-_IGNORED = frozenset({"position_ids", "cache_position", "use_cache", "output_attentions",
-                      "output_hidden_states", "sliding_window", "is_causal", "return_dict",
-                      "position_embeddings", "logits_to_keep"})  # fmt: skip
+_IGNORED = frozenset(
+    {
+        "position_ids",
+        "cache_position",
+        "use_cache",
+        "output_attentions",
+        "output_hidden_states",
+        "sliding_window",
+        "is_causal",
+        "return_dict",
+        "position_embeddings",
+        "logits_to_keep",
+    }
+)
 """Arguments that change nothing here: the mask says what they say."""
 
 FEW_QUERIES, FEW_KEYS = 32, 128
@@ -152,9 +163,13 @@ def shared_prefix_attention(
         out = weighted_values(pattern, values)
     else:
         out = torch.nn.functional.scaled_dot_product_attention(
-            query, keys, values, attn_mask=attention_mask, scale=scale,
+            query,
+            keys,
+            values,
+            attn_mask=attention_mask,
+            scale=scale,
             enable_gqa=query.shape[1] != keys.shape[1],
-        )  # fmt: skip
+        )
     out = out.transpose(1, 2)
     if out.shape[1] != columns:
         whole = out.new_zeros(out.shape[0], columns, *out.shape[2:])

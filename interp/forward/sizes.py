@@ -14,18 +14,25 @@ Estimates from the model's sizes, meant to be above the truth and below twice th
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
 from interp.forward.hook_points import axis_of
+from interp.models.hooked_model import HookedModel
 from interp.models.versions import wraps_transformers
 from interp.precision import result_dtype
 
 FLOAT32 = 4
 """Bytes: metrics are of float32 logits, whatever the model's dtype."""
-_ACTIVE_EXPERTS = ("num_experts_per_tok", "num_experts_per_token", "experts_per_token",
-                   "moe_top_k", "moe_topk", "moe_k", "top_k_experts")  # fmt: skip
+_ACTIVE_EXPERTS = (
+    "num_experts_per_tok",
+    "num_experts_per_token",
+    "experts_per_token",
+    "moe_top_k",
+    "moe_topk",
+    "moe_k",
+    "top_k_experts",
+)
 _ALL_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
 
@@ -104,7 +111,7 @@ class ModelSizes:
         return tail * (self.kv if axis_of(name) == "kv_head" else self.d_model)
 
 
-def sizes_of(model: Any) -> ModelSizes:
+def sizes_of(model: HookedModel) -> ModelSizes:
     """The sizes of a hooked model."""
     cfg = model.cfg
     n_heads, d_head = cfg.n_heads or 1, cfg.d_head or 0
@@ -126,7 +133,7 @@ def sizes_of(model: Any) -> ModelSizes:
     )
 
 
-def _widest(model: Any) -> tuple[int, int]:
+def _widest(model: HookedModel) -> tuple[int, int]:
     """The widest side of any weight in the blocks: of those outside experts, of an expert's."""
     dense = of_expert = 0
     for block in model.blocks:
@@ -156,7 +163,7 @@ def _halves(name: str) -> int:
     return 2 if "gate_up" in name else 1
 
 
-def _active_experts(model: Any) -> int:
+def _active_experts(model: HookedModel) -> int:
     """How many experts a token goes to; all of them where no config says."""
     whole = getattr(model.original_model, "config", None)
     configs = [whole, getattr(whole, "text_config", None), model.cfg]

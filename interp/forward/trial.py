@@ -21,6 +21,7 @@ from interp.forward.call import call_columns
 from interp.forward.hook_points import as_units, hook_name
 from interp.forward.out_of_memory import is_out_of_memory
 from interp.forward.unhooked import Hook, UnhookedModel, may_be_unhooked, unhooked_model
+from interp.models.hooked_model import HookedModel
 from interp.precision import agrees, dtype_of, precision_of, wide_dtype, widened
 
 logger = logging.getLogger(__name__)
@@ -28,8 +29,14 @@ logger = logging.getLogger(__name__)
 WIDTH, PADDED, START = 12, 3, 5
 """Columns of the trial, how many of the second prompt's are padding, and its shared beginning."""
 CANNOT = (
-    NotImplementedError, TypeError, RuntimeError, ValueError, AttributeError, KeyError, IndexError
-)  # fmt: skip
+    NotImplementedError,
+    TypeError,
+    RuntimeError,
+    ValueError,
+    AttributeError,
+    KeyError,
+    IndexError,
+)
 """What modules raise that cannot run as plain ones."""
 
 _Trial = tuple[torch.dtype, int]
@@ -39,7 +46,7 @@ _VERDICTS: WeakKeyDictionary[Any, dict[_Trial, bool | None]] = WeakKeyDictionary
 number type (False), or not at all (None)."""
 
 
-def trusted_unhooked_model(model: Any, width: int) -> UnhookedModel | None:
+def trusted_unhooked_model(model: HookedModel, width: int) -> UnhookedModel | None:
     """The plain modules of a model, if there are any and they give its numbers.
 
     Args:
@@ -50,13 +57,13 @@ def trusted_unhooked_model(model: Any, width: int) -> UnhookedModel | None:
     return None if wide is None else unhooked_model(model, wide=wide)
 
 
-def sweep_resolution(model: Any) -> float:
+def sweep_resolution(model: HookedModel) -> float:
     """Effects of sweeps smaller than this are rounding; see `interp.precision`."""
     dtype = dtype_of(model)
     return precision_of(wide_dtype(dtype) if _tried(model, WIDTH) else dtype).resolution
 
 
-def _tried(model: Any, width: int) -> bool | None:
+def _tried(model: HookedModel, width: int) -> bool | None:
     """As ``_VERDICTS`` has it; tried now if it was not before."""
     if not may_be_unhooked(model):
         return None
@@ -67,7 +74,7 @@ def _tried(model: Any, width: int) -> bool | None:
     return verdicts[trial]
 
 
-def _trial_width(model: Any, width: int) -> int:
+def _trial_width(model: HookedModel, width: int) -> int:
     """So many columns that every window narrower than the prompts is tried too."""
     config = getattr(model.original_model, "config", None)
     config = getattr(config, "text_config", config)
@@ -77,7 +84,7 @@ def _trial_width(model: Any, width: int) -> int:
 
 
 @torch.no_grad()
-def _verdict(model: Any, width: int) -> bool | None:
+def _verdict(model: HookedModel, width: int) -> bool | None:
     """As ``_VERDICTS`` has it."""
     batch, dtype = _prompts(model, width), dtype_of(model)
     rows = torch.arange(len(batch), device=batch.tokens.device)
@@ -92,7 +99,7 @@ def _verdict(model: Any, width: int) -> bool | None:
     return None
 
 
-def _prompts(model: Any, width: int) -> TokenBatch:
+def _prompts(model: HookedModel, width: int) -> TokenBatch:
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(int(model.cfg.d_vocab), (2, width), generator=generator)
     mask = torch.ones_like(tokens, dtype=torch.bool)
@@ -110,8 +117,10 @@ def _gives(
                 difference = float((widened(found) - widened(expected)).abs().max())
                 logger.info(
                     "no sweeps on plain modules in %s: their logits differ by %g from the hooked "
-                    "model's", plain.dtype, difference,
-                )  # fmt: skip
+                    "model's",
+                    plain.dtype,
+                    difference,
+                )
                 return False
     except CANNOT as error:
         if is_out_of_memory(error):

@@ -35,6 +35,7 @@ from interp.forward.call import call_columns
 from interp.forward.layer_range import override_forward, run_layers
 from interp.forward.shared_prefix import NAME, SharedPrefix, Step, prefix_cache, use_prefix
 from interp.forward.widen import tensor_cores, widen
+from interp.models.hooked_model import HookedModel
 from interp.models.model_check import check_of
 from interp.models.transformers_modules import TransformersModules, is_component
 from interp.models.versions import wraps_transformers
@@ -57,7 +58,7 @@ class UnhookedModel:
         wide: that is wider than its weights.
     """
 
-    def __init__(self, model: Any, *, wide: bool = True) -> None:
+    def __init__(self, model: HookedModel, *, wide: bool = True) -> None:
         own = dtype_of(model)
         self.dtype = wide_dtype(own) if wide else own
         self.wide = self.dtype != own
@@ -163,9 +164,9 @@ class UnhookedModel:
         """Columns [start, end) of some prompts, into a cache that holds those before; the last
         column's logits."""
         with self._running((), rows, hooks):
-            return call_columns(
-                self.hf_model, batch, rows, start=start, end=end, cache=cache
-            )[:, -1]  # fmt: skip
+            return call_columns(self.hf_model, batch, rows, start=start, end=end, cache=cache)[
+                :, -1
+            ]
 
     @contextmanager
     def _running(
@@ -285,7 +286,7 @@ def _step(function: HookFunction, point: Any) -> Step:
     return step
 
 
-def _places_of_hook_points(model: Any) -> dict[int, tuple[Any, bool]]:
+def _places_of_hook_points(model: HookedModel) -> dict[int, tuple[Any, bool]]:
     """By the identity of a hook point: the component, and whether it stands at its input."""
     places: dict[int, tuple[Any, bool]] = {}
     for component in model.modules():
@@ -311,7 +312,7 @@ _LIBRARIES = ("interp.", "transformer_lens.", "accelerate.", "torch.", "peft.", 
 """Whose hooks on modules belong to the model; all others are somebody's own."""
 
 
-def has_hooks(model: Any) -> bool:
+def has_hooks(model: HookedModel) -> bool:
     """Whether somebody's hooks stand on the model: on its hook points, or on any of its modules."""
     return hook_points_used(model) or any(
         not str(getattr(hook, "__module__", "")).startswith(_LIBRARIES)
@@ -321,7 +322,7 @@ def has_hooks(model: Any) -> bool:
     )
 
 
-def hook_points_used(model: Any) -> bool:
+def hook_points_used(model: HookedModel) -> bool:
     """Whether anything stands on the model's hook points."""
     return any(
         point.fwd_hooks or point._forward_hooks or point._forward_pre_hooks
@@ -329,14 +330,14 @@ def hook_points_used(model: Any) -> bool:
     )
 
 
-def may_be_unhooked(model: Any) -> bool:
+def may_be_unhooked(model: HookedModel) -> bool:
     """Whether nothing that can be seen from outside keeps a model from having plain modules."""
     if not wraps_transformers(model) or has_hooks(model):
         return False
     return not getattr(model, "compatibility_mode", False)
 
 
-def unhooked_model(model: Any, *, wide: bool = True) -> UnhookedModel | None:
+def unhooked_model(model: HookedModel, *, wide: bool = True) -> UnhookedModel | None:
     """The plain model around the hooked one's parameters, or None where they could differ.
 
     Args:

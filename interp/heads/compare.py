@@ -103,9 +103,12 @@ class HeadComparison(Displayed):
             return statistic(before[index].mean(axis=-2), after[index].mean(axis=-2))
 
         low, high = bootstrap_interval(
-            (np.arange(len(before)),), of_sample, vectorized=True, seed=self.seed,
+            (np.arange(len(before)),),
+            of_sample,
+            vectorized=True,
+            seed=self.seed,
             batch=resamples_at_once(2 * before.size, 50),
-        )  # fmt: skip
+        )
         return value, float(low), float(high)
 
     @property
@@ -145,9 +148,11 @@ class HeadComparison(Displayed):
         """Of after − before, paired by prompt."""
         difference = self.after.values - self.before.values
         return head_statistics(
-            difference, self.before.subjects, seed=self.seed,
+            difference,
+            self.before.subjects,
+            seed=self.seed,
             resolution=max(self.before.resolution, self.after.resolution),
-        )  # fmt: skip
+        )
 
     def effect_of(self, heads: HeadSet) -> dict[str, float]:
         """Mean effect of some heads ``before`` and ``after``."""

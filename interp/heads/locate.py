@@ -30,6 +30,7 @@ from interp.forward.trial import sweep_resolution
 from interp.heads.effects import HeadEffects, Method
 from interp.heads.headset import Head, Site, check_site
 from interp.heads.object_edits import Source, premise_edit
+from interp.models.hooked_model import HookedModel
 from interp.models.versions import check_hooked
 from interp.patching.attribution import attribute_heads
 from interp.patching.metrics import LogitDifference, Probability, apply_metric
@@ -42,7 +43,7 @@ from interp.premises.questions import Premises, QuestionKind
 @checked
 @torch.no_grad()
 def locate_heads(
-    model: Any,
+    model: HookedModel,
     premises: Premises | EncodedPremises,
     *,
     method: Method = "attribution",
@@ -85,9 +86,15 @@ def locate_heads(
         effects = attribute_heads(model, batch, edit, metrics, budget=budget, progress=progress)
     else:
         effects = sweep_effects(
-            model, batch, edit, metrics, freeze=method == "path", heads=heads,
-            budget=budget, progress=progress,
-        )  # fmt: skip
+            model,
+            batch,
+            edit,
+            metrics,
+            freeze=method == "path",
+            heads=heads,
+            budget=budget,
+            progress=progress,
+        )
     return HeadEffects(
         values=effects[0],
         probability=effects[1],
@@ -102,7 +109,7 @@ def locate_heads(
 
 
 def as_encoded(
-    model: Any, premises: Premises | EncodedPremises, *, system: str | None = None
+    model: HookedModel, premises: Premises | EncodedPremises, *, system: str | None = None
 ) -> EncodedPremises:
     """Premises as this model reads them, under a system prompt if one is given."""
     check_hooked(model)
@@ -113,7 +120,7 @@ def as_encoded(
 
 @torch.no_grad()
 def batch_metrics(
-    model: Any, batch: TokenBatch, metrics: tuple[Any, ...]
+    model: HookedModel, batch: TokenBatch, metrics: tuple[Any, ...]
 ) -> Float[Tensor, "metric prompt"]:
     """The metrics in an unedited run, in chunks of prompts, from the modules that sweeps run."""
     logits, dtype = unedited_logits(model, batch), result_dtype(model)

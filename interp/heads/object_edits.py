@@ -5,7 +5,7 @@ aligned at the object; the ``mean`` over object tokens. One function makes the e
 search for heads and the constraint that follows from it do the same thing.
 """
 
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,6 +15,7 @@ from interp.checked import checked
 from interp.errors import UserError
 from interp.forward.batch import TokenBatch
 from interp.heads.headset import Site, check_site
+from interp.models.hooked_model import HookedModel
 from interp.patching.alignment import aligned_columns
 from interp.patching.edits import ActivationEdit, AttentionEdit, HeadEdit
 from interp.patching.patch_source import tail_values
@@ -27,7 +28,7 @@ Source = Literal["zero", "masked", "twin", "mean"]
 
 @checked
 def premise_edit(
-    model: Any,
+    model: HookedModel,
     encoded: EncodedPremises,
     kind: QuestionKind = "false",
     *,
@@ -73,7 +74,7 @@ def premise_edit(
 
 
 def mean_output(
-    model: Any, encoded: EncodedPremises, kind: QuestionKind = "false"
+    model: HookedModel, encoded: EncodedPremises, kind: QuestionKind = "false"
 ) -> Float[Tensor, "layer head d_head"]:
     """Every head's output averaged over the object tokens of the prompts."""
     at = encoded.objects(kind)
@@ -85,7 +86,7 @@ def mean_output(
 
 @torch.no_grad()
 def tail_outputs(
-    model: Any, batch: TokenBatch, first: int
+    model: HookedModel, batch: TokenBatch, first: int
 ) -> Float[Tensor, "layer prompt tail head d_head"]:
     """Every head's output from column ``first`` on, in chunks of prompts."""
     return tail_values(model, batch, "z", first)

@@ -25,6 +25,7 @@ from interp.forward.hook_points import check_component, hook_name
 from interp.forward.partial import Hook, HookFunction, device_of, hooked, tail_logits
 from interp.heads.headset import Head, HeadSet
 from interp.inspection.read_prompt import read_prompt
+from interp.models.hooked_model import HookedModel
 from interp.models.versions import check_hooked
 from interp.patching.sweep import check_units
 from interp.premises.relation import FilledQuestion
@@ -80,9 +81,12 @@ class AttentionPattern(Displayed):
                 what goes to earlier ones is added up in one column.
         """
         return attention_figure(
-            self.pattern.numpy(), self.tokens, heads=self.heads, spans=self.spans,
+            self.pattern.numpy(),
+            self.tokens,
+            heads=self.heads,
+            spans=self.spans,
             start=self.start if start is None else start,
-        )  # fmt: skip
+        )
 
     def _shown(self) -> Shown:
         words = (
@@ -95,7 +99,7 @@ class AttentionPattern(Displayed):
 @checked
 @torch.no_grad()
 def attention_pattern(
-    model: Any,
+    model: HookedModel,
     prompt: str | FilledQuestion,
     heads: HeadSet | Iterable[Head],
     *,

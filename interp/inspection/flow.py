@@ -15,7 +15,7 @@ gradients; memory does not grow with the length of the prompts times itself.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -32,6 +32,7 @@ from interp.forward.out_of_memory import over_parts
 from interp.forward.partial import record_run
 from interp.heads.locate import as_encoded
 from interp.heads.significance import mean_interval
+from interp.models.hooked_model import HookedModel
 from interp.models.modes import with_gradients
 from interp.patching.attribution import gradient_pass, keep_in_graph
 from interp.patching.metrics import LogProbability
@@ -95,7 +96,7 @@ class InformationFlow(Displayed):
 
 @checked
 def information_flow(
-    model: Any,
+    model: HookedModel,
     premises: Premises | EncodedPremises,
     *,
     kind: QuestionKind = "false",
@@ -122,7 +123,7 @@ def information_flow(
 
 
 def last_row_saliency(
-    model: Any,
+    model: HookedModel,
     batch: TokenBatch,
     answer: Int[Tensor, " prompt"],
     *,
@@ -145,7 +146,7 @@ def last_row_saliency(
 
 
 def _saliency_of_part(
-    model: Any, part: TokenBatch, answer: Int[Tensor, " prompt"]
+    model: HookedModel, part: TokenBatch, answer: Int[Tensor, " prompt"]
 ) -> Float[Tensor, "prompt layer pos"]:
     with torch.no_grad():
         run = record_run(model, part, start=part.width - 1, keep=())

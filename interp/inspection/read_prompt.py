@@ -13,6 +13,7 @@ from interp.arguments import as_text
 from interp.errors import UserError
 from interp.forward.batch import Span
 from interp.models import RenderedChat, render_chat
+from interp.models.hooked_model import HookedModel
 from interp.models.spans import token_span
 from interp.models.versions import check_hooked
 from interp.premises.encode import tokenize
@@ -38,7 +39,7 @@ class ReadPrompt:
 
 
 def read_prompt(
-    model: Any,
+    model: HookedModel,
     prompt: str | FilledQuestion,
     *,
     false_object: str | None = None,

@@ -15,7 +15,7 @@ difference of two answers, nats for the log-probability of one.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -31,6 +31,7 @@ from interp.figures.saliency import saliency_figure, saliency_text
 from interp.forward.batch import Span, TokenBatch
 from interp.forward.partial import RecordedRun, device_of, record_run, resume, unedited_logits
 from interp.inspection.read_prompt import ReadPrompt, read_prompt, token_texts
+from interp.models.hooked_model import HookedModel
 from interp.models.modes import with_gradients
 from interp.models.spans import shared_length
 from interp.patching.metrics import LogitDifference, LogProbability
@@ -109,9 +110,12 @@ class TokenSaliency(Displayed):
             f"Saliency ({self.method}) for {self.metric}, which is {self.value:.3g} {self.unit}."
         )
         text = saliency_text(
-            self.values.double().numpy(), self.tokens, unit=self.unit, spans=self.spans,
+            self.values.double().numpy(),
+            self.tokens,
+            unit=self.unit,
+            spans=self.spans,
             start=self.start,
-        )  # fmt: skip
+        )
         return Shown(words, (table.loc[order],), self.plot, text)
 
 
@@ -124,7 +128,7 @@ def check_saliency_method(method: str) -> None:
 
 @checked
 def token_saliency(
-    model: Any,
+    model: HookedModel,
     prompt: str | FilledQuestion,
     *,
     toward: str | None = None,
@@ -180,7 +184,7 @@ def token_saliency(
 
 
 def _with_answers(
-    model: Any, read: ReadPrompt, toward: str | None, against: str | None
+    model: HookedModel, read: ReadPrompt, toward: str | None, against: str | None
 ) -> tuple[tuple[str, ...], tuple[int, ...], tuple[int, ...]]:
     """Tokens of the prompt up to where the answers differ, and the answers' tokens there."""
     if toward is None:
@@ -212,7 +216,7 @@ def _metric(
 
 
 def _gradient_times_input(
-    model: Any, run: RecordedRun, wanted: tuple[int, ...]
+    model: HookedModel, run: RecordedRun, wanted: tuple[int, ...]
 ) -> Float[Tensor, " token"]:
     with with_gradients(model):
         embedded = run.resid_pre[0].detach().clone().requires_grad_()
@@ -223,7 +227,9 @@ def _gradient_times_input(
 
 
 @torch.no_grad()
-def _occluded(model: Any, batch: TokenBatch, wanted: tuple[int, ...]) -> Float[Tensor, " token"]:
+def _occluded(
+    model: HookedModel, batch: TokenBatch, wanted: tuple[int, ...]
+) -> Float[Tensor, " token"]:
     """The metric with each token replaced in turn."""
     tokenizer, n = model.tokenizer, batch.width
     filler = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
@@ -237,5 +243,5 @@ def _occluded(model: Any, batch: TokenBatch, wanted: tuple[int, ...]) -> Float[T
     return torch.cat(found)
 
 
-def _text(model: Any, token: int) -> str:
+def _text(model: HookedModel, token: int) -> str:
     return model.tokenizer.decode([token])

@@ -37,6 +37,7 @@ from interp.figures.inspection import uncertainty_by_outcome
 from interp.forward.batch import TokenBatch
 from interp.forward.generate import BATCH_PROMPTS, MAX_NEW_TOKENS, answers_in_batches, end_tokens
 from interp.forward.partial import device_of
+from interp.models.hooked_model import HookedModel
 from interp.models.versions import check_hooked
 from interp.premises.encode import encode_question
 from interp.premises.mentions import names
@@ -114,7 +115,7 @@ class Uncertainty(Displayed):
 
 @checked
 def uncertainty(
-    model: Any,
+    model: HookedModel,
     premises: Premises,
     *,
     kind: QuestionKind = "false",
@@ -143,10 +144,14 @@ def uncertainty(
         model, prompts, max_new_tokens=max_new_tokens, progress=progress, description="greedy"
     )
     texts, surprisals = scored_answers(
-        model, [prompt for prompt in prompts for _ in range(n_samples)],
-        temperature=temperature, max_new_tokens=max_new_tokens, seed=seed, progress=progress,
+        model,
+        [prompt for prompt in prompts for _ in range(n_samples)],
+        temperature=temperature,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        progress=progress,
         description="samples",
-    )  # fmt: skip
+    )
     samples = tuple(
         tuple(texts[begin : begin + n_samples]) for begin in range(0, len(texts), n_samples)
     )
@@ -241,7 +246,7 @@ class _ChosenSurprisal(LogitsProcessor):
 
 @torch.no_grad()
 def scored_answers(
-    model: Any,
+    model: HookedModel,
     prompts: Sequence[Sequence[int]],
     *,
     temperature: float | None = None,
@@ -283,7 +288,13 @@ def scored_answers(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         texts = answers_in_batches(
-            hf_model, tokenizer, prompts, answer, max_new_tokens=max_new_tokens,
-            batch_prompts=batch_prompts, progress=progress, description=description,
-        )  # fmt: skip
+            hf_model,
+            tokenizer,
+            prompts,
+            answer,
+            max_new_tokens=max_new_tokens,
+            batch_prompts=batch_prompts,
+            progress=progress,
+            description=description,
+        )
     return tuple(texts), surprisal

@@ -25,6 +25,7 @@ from interp.interventions.hooks import hooks_of
 from interp.interventions.intervention import Intervention
 from interp.interventions.object_positions import ObjectPositions, places_at, places_of_premises
 from interp.interventions.prompt_state import PromptState
+from interp.models.hooked_model import HookedModel
 from interp.models.versions import before_each_pass
 from interp.premises.encode import DEFAULT_MASK, EncodedPremises
 from interp.premises.questions import Premises
@@ -32,7 +33,7 @@ from interp.premises.questions import Premises
 
 @contextmanager
 def constrain(
-    model: Any,
+    model: HookedModel,
     heads: HeadSet | Iterable[Head] | Constraint | ExpertConstraint | Intervention,
     *,
     at: Sequence[Span | None] | Tensor | ObjectPositions | None = None,

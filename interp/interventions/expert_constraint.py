@@ -28,6 +28,7 @@ from interp.arguments import listed, whole_number
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.interventions.unit_table import action_name, unit_rows, unit_table
+from interp.models.hooked_model import HookedModel
 from interp.moelora.projections import find_projection, projections_of
 
 Expert = tuple[str, int]
@@ -115,7 +116,7 @@ class ExpertConstraint(Displayed):
             found.setdefault(projection, []).append(expert)
         return found
 
-    def on(self, model: Any) -> "ExpertConstraint":
+    def on(self, model: HookedModel) -> "ExpertConstraint":
         """The same with the model's own names. Raises UserError for what the model has not."""
         known = projections_of(model)
         pairs = []

@@ -9,11 +9,12 @@ opening of an answer behind it, and the same tokens up to there, which ``cloze_s
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from interp.arguments import one_of
 from interp.errors import UserError
 from interp.forward.batch import Span
+from interp.models.hooked_model import HookedModel
 from interp.moved import old_names
 from interp.premises.encode import EncodedPremises, encode_question
 from interp.premises.questions import Premises, QuestionKind
@@ -29,7 +30,7 @@ def check_gate(gate: str) -> None:
 
 
 def cloze_spans(
-    model: Any,
+    model: HookedModel,
     premises: Premises,
     encoded: EncodedPremises,
     kind: QuestionKind,

@@ -17,6 +17,7 @@ from interp.interventions.gate import Gate, check_gate
 from interp.interventions.head_constraint import Constraint, Mode
 from interp.interventions.intervention import Intervention
 from interp.models import RenderedChat, render_chat
+from interp.models.hooked_model import HookedModel
 from interp.premises.encode import token_span, tokenize
 from probes.detector.detect import detect
 from probes.detector.detections import Detector, spans_of
@@ -25,7 +26,7 @@ Heads = HeadSet | Iterable[Head] | Constraint | ExpertConstraint | Intervention
 
 
 def generate(
-    model: Any,
+    model: HookedModel,
     question: str | Iterable[str],
     *,
     heads: Heads = (),
@@ -86,9 +87,12 @@ def generate(
             return constrain(model, what, at=places)
 
         said = generate_tokens(
-            model, [encodings[row]["input_ids"] for row in rows], max_new_tokens=max_new_tokens,
-            within=within if constrained else None, progress=False,
-        )  # fmt: skip
+            model,
+            [encodings[row]["input_ids"] for row in rows],
+            max_new_tokens=max_new_tokens,
+            within=within if constrained else None,
+            progress=False,
+        )
         for row, text in zip(rows, said, strict=True):
             answers[row] = text
     return answers[0] if isinstance(question, str) else answers

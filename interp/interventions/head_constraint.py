@@ -26,6 +26,7 @@ from interp.figures.heatmap import chosen_heads
 from interp.heads.headset import HeadSet, Site, as_head_set
 from interp.heads.object_edits import Source, premise_edit
 from interp.interventions.unit_table import action_name, unit_rows, unit_table
+from interp.models.hooked_model import HookedModel
 from interp.patching.edits import HeadEdit
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import QuestionKind
@@ -93,7 +94,7 @@ class Constraint(Displayed):
 
     def edit(
         self,
-        model: Any,
+        model: HookedModel,
         encoded: EncodedPremises,
         kind: QuestionKind,
         *,
@@ -101,9 +102,14 @@ class Constraint(Displayed):
     ) -> HeadEdit:
         """The same constraint as an edit of encoded prompts, for sweeps over head sets."""
         return premise_edit(
-            model, encoded, kind, site=self.site, source=_SOURCES[self.mode],
-            factor=self.factor, mean=mean,
-        )  # fmt: skip
+            model,
+            encoded,
+            kind,
+            site=self.site,
+            source=_SOURCES[self.mode],
+            factor=self.factor,
+            mean=mean,
+        )
 
     def rows(self) -> list[dict[str, Any]]:
         """One row a head, in the columns of ``Intervention.to_dataframe``."""

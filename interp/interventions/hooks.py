@@ -1,7 +1,7 @@
 """From a constraint to hooks: one builder a site, and no other way to act on a running model."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -12,6 +12,7 @@ from interp.forward.partial import Hook
 from interp.interventions.expert_constraint import ExpertConstraint, edit_gates
 from interp.interventions.head_constraint import Constraint
 from interp.interventions.prompt_state import PromptState
+from interp.models.hooked_model import HookedModel
 from interp.moelora.projections import GATE
 from interp.patching.edits import AttentionEdit, scores_hook_name
 
@@ -20,7 +21,7 @@ MeanOutput = Float[Tensor, "layer head d_head"]
 
 def hooks_of(
     part: Constraint | ExpertConstraint,
-    model: Any,
+    model: HookedModel,
     running: PromptState | None,
     mean: MeanOutput | None = None,
 ) -> list[Hook]:
@@ -34,7 +35,7 @@ def hooks_of(
 
 
 def _output_hooks(
-    part: Constraint, model: Any, running: PromptState, mean: MeanOutput | None
+    part: Constraint, model: HookedModel, running: PromptState, mean: MeanOutput | None
 ) -> list[Hook]:
     mode, factor = part.mode, part.factor
 
@@ -59,7 +60,7 @@ def _output_hooks(
 
 
 def _attention_hooks(
-    part: Constraint, model: Any, running: PromptState, mean: MeanOutput | None
+    part: Constraint, model: HookedModel, running: PromptState, mean: MeanOutput | None
 ) -> list[Hook]:
     def at_layer(layer: int, heads: Bool[Tensor, " head"]) -> Hook:
         def cut(scores: Tensor, hook: object) -> Tensor:
@@ -86,7 +87,7 @@ def _attention_hooks(
 
 
 def _expert_hooks(
-    part: ExpertConstraint, model: Any, running: PromptState | None, mean: MeanOutput | None
+    part: ExpertConstraint, model: HookedModel, running: PromptState | None, mean: MeanOutput | None
 ) -> list[Hook]:
     def at_projection(name: str, experts: list[int]) -> Hook:
         def write(gates: Float[Tensor, "*token expert"], hook: object) -> Tensor:
@@ -113,7 +114,7 @@ BUILDERS: Mapping[str, Callable[..., list[Hook]]] = {
 }
 
 
-def _by_layer(part: Constraint, model: Any) -> dict[int, Bool[Tensor, " head"]]:
+def _by_layer(part: Constraint, model: HookedModel) -> dict[int, Bool[Tensor, " head"]]:
     """Which heads of each layer are constrained."""
     found: dict[int, Tensor] = {}
     for layer, head in sorted(part.heads):

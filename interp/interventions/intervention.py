@@ -28,6 +28,7 @@ from interp.interventions.gate import Gate, check_gate
 from interp.interventions.head_constraint import Constraint, Mode
 from interp.interventions.intervention_file import read_parts, write_parts
 from interp.interventions.unit_table import unit_table
+from interp.models.hooked_model import HookedModel
 from interp.patching.sweep import check_units
 
 Part = Constraint | ExpertConstraint
@@ -108,8 +109,9 @@ class Intervention(Displayed):
 
     def __len__(self) -> int:
         """How many heads and experts are constrained."""
-        return sum(len(part.heads) if isinstance(part, Constraint) else len(part)
-                   for part in self.parts)  # fmt: skip
+        return sum(
+            len(part.heads) if isinstance(part, Constraint) else len(part) for part in self.parts
+        )
 
     def __or__(self, other: Any) -> "Intervention":
         if not isinstance(other, Intervention | Constraint | ExpertConstraint):
@@ -157,7 +159,7 @@ class Intervention(Displayed):
         figure = self.plot if self.heads else None
         return Shown(f"{self.name}; gate {self.gate}.", (self.to_dataframe(),), figure)
 
-    def check(self, model: Any) -> "Intervention":
+    def check(self, model: HookedModel) -> "Intervention":
         """The same with the model's own names of projections.
 
         Raises:
@@ -173,7 +175,7 @@ class Intervention(Displayed):
         return write_parts((self.heads, self.experts, self.gate), Path(path))
 
     @classmethod
-    def load(cls, path: str | Path, *, model: Any = None) -> "Intervention":
+    def load(cls, path: str | Path, *, model: HookedModel | None = None) -> "Intervention":
         """Read what ``save`` wrote, or what somebody wrote by hand; nothing in it is run.
 
         Args:

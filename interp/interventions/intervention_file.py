@@ -48,7 +48,7 @@ _EXPERTS = ("mode", "factor", "place", "experts", "chosen_by")
 class _CoreLoader(PlainLoader):
     """YAML 1.2's plain types, so that the mode ``off`` is a word and 1:30 is not a number."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]
 
 
 for _tag, _pattern, _starts in (
@@ -73,16 +73,26 @@ def write_parts(parts: Parts, path: Path) -> Path:
         "version": VERSION,
         "gate": gate,
         "heads": [
-            {"site": one.site, "mode": one.mode, "factor": one.factor,
-             "heads": [list(head) for head in one.heads], "chosen_by": one.heads.chosen_by}
+            {
+                "site": one.site,
+                "mode": one.mode,
+                "factor": one.factor,
+                "heads": [list(head) for head in one.heads],
+                "chosen_by": one.heads.chosen_by,
+            }
             for one in heads
         ],
         "experts": [
-            {"mode": one.mode, "factor": one.factor, "place": one.place,
-             "experts": [list(pair) for pair in one.pairs], "chosen_by": one.chosen_by}
+            {
+                "mode": one.mode,
+                "factor": one.factor,
+                "place": one.place,
+                "experts": [list(pair) for pair in one.pairs],
+                "chosen_by": one.chosen_by,
+            }
             for one in experts
         ],
-    }  # fmt: skip
+    }
     if path.suffix == ".json":
         return write_atomically(path, json.dumps(content, indent=1) + "\n")
     return write_atomically(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))

@@ -5,7 +5,6 @@ in its prompts; a decoding step, one token a prompt, keeps them.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -16,6 +15,7 @@ from interp.forward.batch import TokenBatch
 from interp.forward.layer_range import run_layers
 from interp.forward.partial import record_run
 from interp.interventions.object_positions import ObjectPositions
+from interp.models.hooked_model import HookedModel
 from interp.models.model_check import require
 
 SPACES = ("Ġ", "▁")
@@ -39,7 +39,12 @@ class PromptState:
     """
 
     def __init__(
-        self, model: Any, places: ObjectPositions, *, resample_layers: Sequence[int], neutral: str
+        self,
+        model: HookedModel,
+        places: ObjectPositions,
+        *,
+        resample_layers: Sequence[int],
+        neutral: str,
     ) -> None:
         self.model, self._places = model, places
         self._resample_layers, self._neutral_text = sorted(set(resample_layers)), neutral
@@ -132,7 +137,7 @@ class PromptState:
         return ids[:alone], ids[alone:]
 
 
-def _enters_midway(model: Any) -> bool:
+def _enters_midway(model: HookedModel) -> bool:
     """Whether the run begins in some layer: ``interp.forward.layer_range`` stands on a block."""
     return any(
         getattr(one, "__module__", None) == run_layers.__module__

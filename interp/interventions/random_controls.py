@@ -4,8 +4,6 @@ Heads are drawn as ``random_head_sets`` draws them, as many in each layer; exper
 projection. What was chosen is never drawn.
 """
 
-from typing import Any
-
 import torch
 
 from interp.errors import UserError
@@ -14,11 +12,12 @@ from interp.heads.random_sets import random_head_sets
 from interp.interventions.expert_constraint import Expert, ExpertConstraint
 from interp.interventions.head_constraint import Constraint
 from interp.interventions.intervention import Intervention
+from interp.models.hooked_model import HookedModel
 from interp.moelora.projections import projections_of
 
 
 def random_interventions(
-    model: Any, intervention: Intervention, n_sets: int, *, seed: int = 0
+    model: HookedModel, intervention: Intervention, n_sets: int, *, seed: int = 0
 ) -> tuple[Intervention, ...]:
     """Interventions of the same modes on other heads and experts, drawn at random.
 
@@ -35,7 +34,7 @@ def random_interventions(
 
 
 def _random_heads(
-    model: Any, parts: tuple[Constraint, ...], n_sets: int, seed: int
+    model: HookedModel, parts: tuple[Constraint, ...], n_sets: int, seed: int
 ) -> list[tuple[Constraint, ...]]:
     """Parts of one site share a draw, so that no head comes twice."""
     sites: tuple[Site, ...] = tuple(dict.fromkeys(part.site for part in parts))
@@ -59,7 +58,7 @@ def _random_heads(
 
 
 def _random_experts(
-    model: Any, parts: tuple[ExpertConstraint, ...], n_sets: int, seed: int
+    model: HookedModel, parts: tuple[ExpertConstraint, ...], n_sets: int, seed: int
 ) -> list[tuple[ExpertConstraint, ...]]:
     if not parts:
         return [()] * n_sets

@@ -11,6 +11,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from interp.errors import UserError
 from interp.files import one_line
+from interp.models.hooked_model import HookedModel
 from interp.models.latent_attention import connect_latent_attention
 from interp.models.native_attention import connect_attention_hooks
 from interp.models.transformers_modules import note_forwards
@@ -62,7 +63,7 @@ def _mask_within_float32(
 
 
 @contextmanager
-def before_each_pass(model: Any, begin: Callable[..., None]) -> Iterator[None]:
+def before_each_pass(model: HookedModel, begin: Callable[..., None]) -> Iterator[None]:
     """As `interp.models.versions.before_each_pass`: a hook on the transformers model."""
 
     def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from interp.errors import UserError
 
 
-def first_bad_weight(model: nn.Module) -> str | None:
+def first_bad_weight(model: Any) -> str | None:
     """The name of the first parameter or buffer with a value that is not finite, or None."""
     for name, weight in (*model.named_parameters(), *model.named_buffers()):
         if not weight.is_floating_point() or weight.is_meta or not weight.numel():

@@ -79,8 +79,11 @@ def _llama(hf_config: Any) -> dict[str, Any]:
 
 def _mistral(hf_config: Any) -> dict[str, Any]:
     # Its weights are converted as if keys and values were always grouped.
-    return {**_llama(hf_config), "n_key_value_heads": hf_config.num_key_value_heads,
-            **_windows(hf_config)}  # fmt: skip
+    return {
+        **_llama(hf_config),
+        "n_key_value_heads": hf_config.num_key_value_heads,
+        **_windows(hf_config),
+    }
 
 
 def _qwen3(hf_config: Any) -> dict[str, Any]:

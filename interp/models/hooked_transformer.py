@@ -22,6 +22,7 @@ from transformer_lens.pretrained import (  # pyright: ignore[reportMissingImport
 from interp.errors import UserError
 from interp.files import one_line
 from interp.models.hooked_config import config_entries
+from interp.models.hooked_model import HookedModel
 from interp.models.transformers_face import TransformersFace
 from interp.precision import agrees, widened
 
@@ -82,8 +83,14 @@ def boot_hooked_transformer(
         convert = getattr(weight_conversions, _CONVERTERS[architecture])
         _take_weights(model, convert(hf_model, cfg), device, dtype)
         _mask_with_a_number(model, dtype)
-    except (ValueError, AssertionError, NotImplementedError, AttributeError, KeyError,
-            RuntimeError) as error:  # fmt: skip
+    except (
+        ValueError,
+        AssertionError,
+        NotImplementedError,
+        AttributeError,
+        KeyError,
+        RuntimeError,
+    ) as error:
         raise UserError(
             f"TransformerLens 3 cannot hook {architecture}: {one_line(error)}"
         ) from error
@@ -149,7 +156,7 @@ def _check_logits(model: FacedTransformer, hf_model: Any, architecture: str) -> 
 
 
 @contextmanager
-def before_each_pass(model: Any, begin: Callable[..., None]) -> Iterator[None]:
+def before_each_pass(model: HookedModel, begin: Callable[..., None]) -> Iterator[None]:
     """As `interp.models.versions.before_each_pass`: a hook on the hooked model."""
 
     def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

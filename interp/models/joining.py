@@ -3,9 +3,18 @@
 import unicodedata
 
 _WITHOUT_SPACES = (
-    "CJK ", "HIRAGANA ", "KATAKANA", "BOPOMOFO ", "THAI ", "LAO ", "KHMER ", "MYANMAR ", "TIBETAN ",
-    "TAI THAM ", "JAVANESE ",
-)  # fmt: skip
+    "CJK ",
+    "HIRAGANA ",
+    "KATAKANA",
+    "BOPOMOFO ",
+    "THAI ",
+    "LAO ",
+    "KHMER ",
+    "MYANMAR ",
+    "TIBETAN ",
+    "TAI THAM ",
+    "JAVANESE ",
+)
 """How Unicode's names of letters begin in scripts that put no spaces between words."""
 _WIDE = ("FULLWIDTH ", "IDEOGRAPHIC ")
 _OPENING = ("Ps", "Pi")

@@ -14,8 +14,10 @@ from transformer_lens.conversion_utils.conversion_steps.base_tensor_conversion i
 )
 from transformer_lens.model_bridge.generalized_components.mla_attention import MLAAttentionBridge
 
+from interp.models.hooked_model import HookedModel
 
-def connect_latent_attention(model: Any) -> None:
+
+def connect_latent_attention(model: HookedModel) -> None:
     """Give the hook points of every latent attention component of a bridge the usual axes."""
     for component in model.modules():
         if isinstance(component, MLAAttentionBridge) and component.original_component is not None:

@@ -115,8 +115,9 @@ def check_length(hf_model: Any, longest: int, width: int) -> None:
         logger.warning(
             "a prompt of %d tokens is longer than the %d positions that the model was made for: "
             "what it computes beyond them may be worth little",
-            length, positions.trained,
-        )  # fmt: skip
+            length,
+            positions.trained,
+        )
 
 
 def _find_positions(hf_model: Any) -> Positions:

@@ -15,18 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from interp.errors import UserError
 from interp.models.check_cache import check_path, read_check, write_check
 from interp.models.fingerprint import fingerprint_of_folder, fingerprint_of_model
 from interp.models.folder import read_folder
+from interp.models.hooked_model import HookedModel
 from interp.models.model_check import ModelCheck, check_of, keep_check
 from interp.models.quiet import quiet_libraries
 from interp.models.self_check import check_model, trial_logits
 from interp.models.spec import EMBEDDED, cache_root, resolve
 from interp.models.unwrapped import causal_model_of, check_tokenizer
-from interp.models.versions import HookedModel, boot
+from interp.models.versions import boot
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class ModelInfo:
             raise ValueError(f"{self.n_heads} query heads cannot share {self.n_kv_heads} KV heads")
 
 
-_INFO: "weakref.WeakKeyDictionary[nn.Module, ModelInfo]" = weakref.WeakKeyDictionary()
+_INFO: "weakref.WeakKeyDictionary[Any, ModelInfo]" = weakref.WeakKeyDictionary()
 
 
 def load_model(
@@ -100,17 +100,24 @@ def load_model(
     _choice("attention implementation", attn_implementation, _ATTENTIONS)
     folder = resolve(spec, cache_dir=cache_dir, allow_pickle=allow_pickle)
     hf_model, tokenizer = read_folder(
-        folder, spec=str(spec), dtype=chosen_dtype, finite=check_finite,
+        folder,
+        spec=str(spec),
+        dtype=chosen_dtype,
+        finite=check_finite,
         attn_implementation=attn_implementation,
-    )  # fmt: skip
+    )
     root = cache_root(cache_dir)
     digest = fingerprint_of_folder(folder, cache=root / "fingerprints")
     kept_at = check_path(root, fingerprint=digest, dtype=dtype, device=chosen_device.type)
     check = read_check(kept_at)
     model = from_hf(
-        hf_model.to(chosen_device), tokenizer, spec=str(spec), fingerprint=digest,
-        allow_pickle=allow_pickle, check=check,
-    )  # fmt: skip
+        hf_model.to(chosen_device),
+        tokenizer,
+        spec=str(spec),
+        fingerprint=digest,
+        allow_pickle=allow_pickle,
+        check=check,
+    )
     if check is None:
         write_check(kept_at, check_of(model))
     return model
@@ -195,7 +202,7 @@ def wrap(
     return model
 
 
-def model_info(model: nn.Module) -> ModelInfo:
+def model_info(model: HookedModel) -> ModelInfo:
     """What is recorded about a model from `load_model` or `from_hf`; UserError for any other."""
     try:
         return _INFO[model]
@@ -207,7 +214,7 @@ def model_info(model: nn.Module) -> ModelInfo:
 
 
 def loader_of(
-    model: nn.Module, *, device: str | None = None, dtype: str | None = None
+    model: HookedModel, *, device: str | None = None, dtype: str | None = None
 ) -> "partial[HookedModel]":
     """What reads a model of `load_model` anew, by its spec; it can be pickled.
 
@@ -216,12 +223,15 @@ def loader_of(
     """
     info = model_info(model)
     return partial(
-        load_model, info.spec, device=device or info.device, dtype=dtype or info.dtype,
+        load_model,
+        info.spec,
+        device=device or info.device,
+        dtype=dtype or info.dtype,
         allow_pickle=info.allow_pickle,
-    )  # fmt: skip
+    )
 
 
-def fingerprint(model: nn.Module) -> str:
+def fingerprint(model: HookedModel) -> str:
     """The fingerprint, as hex, of a model from `load_model` or `from_hf`."""
     return model_info(model).fingerprint
 

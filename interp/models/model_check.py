@@ -9,9 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from torch import nn
-
 from interp.errors import UserError
+from interp.models.hooked_model import HookedModel
 
 Part = Literal["logits", "output", "attention", "residual", "continuation", "padding"]
 
@@ -35,7 +34,7 @@ class ModelCheck:
         return part not in self.problems
 
 
-_CHECKS: "weakref.WeakKeyDictionary[nn.Module, ModelCheck]" = weakref.WeakKeyDictionary()
+_CHECKS: "weakref.WeakKeyDictionary[Any, ModelCheck]" = weakref.WeakKeyDictionary()
 _UNCHECKED = ModelCheck()
 _REFUSALS: Mapping[str, str] = {
     "logits": "TransformerLens does not compute {name} as transformers does",
@@ -47,17 +46,17 @@ _REFUSALS: Mapping[str, str] = {
 }
 
 
-def keep_check(model: nn.Module, check: ModelCheck) -> None:
+def keep_check(model: HookedModel, check: ModelCheck) -> None:
     """Remember what the self-check of a hooked model found."""
     _CHECKS[model] = check
 
 
-def check_of(model: nn.Module) -> ModelCheck:
+def check_of(model: HookedModel) -> ModelCheck:
     """What the self-check of a hooked model found; nothing against a model without one."""
     return _CHECKS.get(model, _UNCHECKED)
 
 
-def require(model: Any, part: Part) -> None:
+def require(model: HookedModel, part: Part) -> None:
     """Raise UserError, with the reason, if a part of a hooked model failed its self-check."""
     problem = check_of(model).problems.get(part)
     if problem is not None:

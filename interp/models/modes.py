@@ -10,13 +10,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
 
 from interp.errors import UserError
+from interp.models.hooked_model import HookedModel
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: Any) -> Iterator[None]:
     """All modules of a model in evaluation mode; on exit each is in the mode that it was in."""
     # The flag alone, as ``train`` of a module may do more, or hand it on to modules below.
     training = [module for module in model.modules() if module.__dict__.get("training")]
@@ -30,7 +30,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def with_gradients(model: Any) -> Iterator[None]:
+def with_gradients(model: HookedModel) -> Iterator[None]:
     """Gradients on, whatever they were. Raises UserError for weights that cannot have any."""
     if any(weight.is_inference() for weight in model.parameters()):
         raise UserError(

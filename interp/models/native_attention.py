@@ -12,7 +12,7 @@ While nothing stands on the two hook points the module runs as it is.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeGuard
 
 from jaxtyping import Float
 from torch import Tensor
@@ -20,18 +20,19 @@ from torch.overrides import TorchFunctionMode
 from transformer_lens.model_bridge.generalized_components.attention import AttentionBridge
 
 from interp.errors import UserError
+from interp.models.hooked_model import HookedModel
 
 Scores = Float[Tensor, "prompt head query key"]
 
 
-def connect_attention_hooks(model: Any) -> None:
+def connect_attention_hooks(model: HookedModel) -> None:
     """Make the attention hook points of a bridge act wherever transformers computes attention."""
     for component in model.modules():
         if _is_left_to_transformers(component):
             component.__dict__["forward"] = _Forward(component)
 
 
-def _is_left_to_transformers(component: Any) -> bool:
+def _is_left_to_transformers(component: Any) -> TypeGuard[AttentionBridge]:
     """Whether a component runs the wrapped attention module and shows its pattern afterwards."""
     if not isinstance(component, AttentionBridge) or component.original_component is None:
         return False

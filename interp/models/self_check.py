@@ -1,6 +1,6 @@
-"""What of a hooked model can be relied on: a short prompt, run by transformers and through hooks.
+"""Self-check of a hooked model: a short prompt, run by transformers and through the hooks.
 
-TransformerLens computes parts of many architectures anew, and a hook point can be shown without
+TransformerLens computes parts of many architectures anew, and a hook point can exist without
 being read. So every model runs one short prompt when it is loaded, and each part is compared with
 the transformers model itself:
 
@@ -9,21 +9,26 @@ the transformers model itself:
   the input of the output projection of transformers' own module;
 * ``attention``: one head cut off one key moves the logits as it does through the mask that
   transformers' own attention adds to its scores, or where that module takes its softmax;
-* ``residual``: what attention and MLP show as theirs is what a layer adds to its input;
+* ``residual``: the outputs of attention and MLP add up to what a layer adds to its input;
 * ``continuation``: a prompt in two pieces, with a cache, gives the logits of the whole prompt;
 * ``padding``: padding on the left changes nothing.
 
-``output``, ``attention`` and ``residual`` are looked at in the middle layer and in one layer of
-every other kind. A part that fails is refused, with the reason, by whoever needs it
-(`interp.models.model_check.require`); the rest can be used.
-Without ``continuation`` prompts run whole, and without ``padding`` together with prompts of the
-same length only: that costs time and nothing else.
+``output``, ``attention`` and ``residual`` are checked in the middle layer and in one layer of
+every other kind. At first all parts run together: each edit in its own row of a batch, behind
+padding, in two pieces. A model that is right takes four short passes so. If anything differs,
+each part runs alone.
+
+A part that fails is refused, with the reason, by the code that needs it
+(`interp.models.model_check.require`); the other parts can be used. Without ``continuation``
+prompts run whole, and without ``padding`` only with prompts of the same length, which costs time
+and changes no result.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -33,16 +38,22 @@ from transformers.cache_utils import DynamicCache
 
 from interp.files import one_line
 from interp.models.call import call_model
+from interp.models.hooked_model import HookedModel
 from interp.models.model_check import ModelCheck, Part
 from interp.models.transformers_modules import TransformersModules
 from interp.models.versions import wraps_transformers
 
 logger = logging.getLogger(__name__)
 
-PROMPT_TOKENS = 16
+PROMPT_TOKENS = 6
 KEY = 1
 """The column that is cut off, and that is written to."""
-PADDING = 3
+PADDING = 2
+_EDITED_AT: dict[Literal["output", "attention"], str] = {
+    "output": "hook_z",
+    "attention": "hook_attn_scores",
+}
+_DONE = {"output": "a value written at", "attention": "one head cut off at"}
 _IN_ORDER = ("resid_pre", "attn_out", "mlp_out", "resid_post")
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4}
 HALF_PRECISION_TOLERANCE = 5e-2
@@ -73,7 +84,9 @@ def trial_logits(hf_model: Any) -> Float[Tensor, "prompt pos d_vocab"] | None:
 
 
 @torch.no_grad()
-def check_model(model: Any, expected: Float[Tensor, "prompt pos d_vocab"] | None) -> ModelCheck:
+def check_model(
+    model: HookedModel, expected: Float[Tensor, "prompt pos d_vocab"] | None
+) -> ModelCheck:
     """Compare every part of a bridge with transformers.
 
     Args:
@@ -85,133 +98,201 @@ def check_model(model: Any, expected: Float[Tensor, "prompt pos d_vocab"] | None
     return _Trial(model, expected).run()
 
 
-class _Trial:
-    """One self-check as it goes on."""
+@dataclass(frozen=True)
+class _Edit:
+    """One head of a layer, changed in one row of the batch; row 0 is the bare prompt."""
 
-    def __init__(self, model: Any, expected: Tensor) -> None:
+    part: Literal["output", "attention"]
+    layer: int
+    row: int
+
+    @property
+    def name(self) -> str:
+        """The hook point that it is made at."""
+        return f"blocks.{self.layer}.attn.{_EDITED_AT[self.part]}"
+
+
+class _Trial:
+    """The state of one self-check."""
+
+    def __init__(self, model: HookedModel, expected: Tensor) -> None:
         self.model, self.expected = model, expected
         self.tokens = trial_tokens(model.original_model)
         relative = _TOLERANCE.get(expected.dtype, HALF_PRECISION_TOLERANCE)
         self.tolerance = relative * (float(expected.abs().max()) + 1.0)
         self.problems: dict[str, str] = {}
+        self.outputs: tuple[int, ...] = ()
+        self.unhooked_outputs: tuple[int, ...] = ()
 
     def run(self) -> ModelCheck:
-        found = self._try("logits", self._check_logits)
-        if "logits" in self.problems:
-            return ModelCheck(self.problems)
-        unhooked, plain = self._unhooked()
-        if not self._continues_padded():  # then which of the two it is that goes wrong
-            self._try("continuation", self._check_continuation)
-            self._try("padding", self._check_padding)
-        for layer in self._layers_of_each_kind():
-            if "residual" not in self.problems:
-                self._try("residual", self._check_residual, layer)
-            if "output" not in self.problems:
-                self._try("output", self._check_output, layer, unhooked)
-            if "attention" not in self.problems:
-                self._try("attention", self._check_attention, layer, unhooked)
-        return ModelCheck(self.problems, found or (), plain)
+        layers = self._layers_of_each_kind()
+        edits = [
+            edit
+            for layer in layers
+            for part in _EDITED_AT
+            if (edit := _Edit(part, layer, 1)).name in self.model.hook_dict
+        ]
+        if not self._all_right(edits, layers):
+            self._run_each(edits, layers)
+        return ModelCheck(self.problems, self.outputs, self.unhooked_outputs)
 
-    def _try(self, part: Part, check: Callable[..., Any], *arguments: Any) -> Any:
-        """What the check gives; a difference, or whatever it raises, becomes the part's problem."""
+    def _all_right(self, edits: Sequence[_Edit], layers: Sequence[int]) -> bool:
+        """Whether all parts are right when all edits run at once."""
+        rows = [replace(edit, row=row) for row, edit in enumerate(edits, start=1)]
         try:
-            return check(*arguments)
+            unhooked = TransformersModules(self.model)
+            self._check_edits(rows, unhooked, layers, padding=PADDING)
+        except Exception as error:  # a model that cannot do it raises anything, from anywhere
+            logger.debug("the self-check runs each part alone: %s", one_line(error))
+            return False
+        return True
+
+    def _run_each(self, edits: Sequence[_Edit], layers: Sequence[int]) -> None:
+        """Check every part alone, and keep the problems."""
+        self._try("logits", self._check_edits, (), None)
+        if "logits" in self.problems:
+            return
+        unhooked = self._unhooked()
+        self._try("continuation", self._check_continuation)
+        self._try("padding", self._check_padding)
+        for layer in layers:
+            self._try("residual", self._check_edits, (), None, [layer])
+        for edit in edits:
+            self._try(edit.part, self._check_edits, [edit], unhooked)
+
+    def _try(self, part: Part, check: Callable[..., Any], *arguments: Any) -> None:
+        """Run a check unless its part has failed; what it raises becomes the part's problem."""
+        if part in self.problems:
+            return
+        try:
+            check(*arguments)
         except _Differs as difference:
             self.problems[part] = str(difference)
         except Exception as error:  # a model that cannot do it raises anything, from anywhere
             self.problems[part] = f"{type(error).__name__}: {one_line(error)}"
-        return None
 
-    def _check_logits(self) -> tuple[int, ...]:
-        found: list[Tensor] = []
-        outputs = self._tuple_outputs(list(self.model.blocks), lambda: found.append(self._logits()))
-        self._compare(found[0], self.expected, "logits")
-        return outputs
-
-    def _continues_padded(self) -> bool:
-        """Whether a prompt with padding, in two pieces, gives the logits of the bare whole one."""
+    def _unhooked(self) -> TransformersModules | None:
+        """Transformers' own modules; None if they do not run as they did before being wrapped."""
         try:
-            self._check_continuation(padding=PADDING)
-        except Exception:  # a model that cannot do it raises anything, from anywhere
-            return False
-        return True
+            unhooked = TransformersModules(self.model)
+            self._compare(self._unhooked_logits(unhooked, 1), self.expected, "logits")
+        except Exception as error:  # then edits can only be seen to move something
+            logger.info("the self-check has no unhooked model: %s", one_line(error))
+            self.unhooked_outputs = ()
+            return None
+        return unhooked
 
-    def _check_continuation(self, padding: int = 0) -> None:
-        tokens, mask = self._padded(padding)
-        half = tokens.shape[1] // 2
-        cache, hf_model = DynamicCache(), self.model.original_model
-        call_model(hf_model, tokens[:, :half], mask[:, :half], cache=cache)
-        if len(cache.layers) != len(self.model.blocks) or cache.get_seq_length() != half:
-            raise _Differs("it keeps no keys and values of every layer")
-        rest = call_model(hf_model, tokens[:, half:], mask, cache=cache)
-        self._compare(rest[:, -1], self.expected[:, -1], "the last logits")
+    def _check_edits(
+        self,
+        edits: Sequence[_Edit],
+        unhooked: TransformersModules | None,
+        residual: Sequence[int] = (),
+        padding: int = 0,
+    ) -> None:
+        """Compare the bare prompt and every edit with transformers, and the sums of some layers.
 
-    def _check_padding(self) -> None:
-        logits = call_model(self.model.original_model, *self._padded(PADDING))
-        self._compare(logits[:, -1], self.expected[:, -1], "the last logits")
-
-    def _padded(self, padding: int) -> tuple[Tensor, Tensor]:
-        """Tokens and mask with so much padding on the left."""
-        tokens = nn.functional.pad(self.tokens, (padding, 0))
-        return tokens, nn.functional.pad(torch.ones_like(self.tokens), (padding, 0)).bool()
-
-    def _check_output(self, layer: int, unhooked: TransformersModules | None) -> None:
-        name = f"blocks.{layer}.attn.hook_z"
-        point = self.model.hook_dict.get(name)
-        if point is None:
+        With ``padding`` the hooked model runs behind it and in two pieces.
+        """
+        change: dict[_Edit, Tensor] = {}
+        shown: dict[str, Tensor] = {}
+        hooks = [(edit.name, self._writer(edit, change, KEY + padding)) for edit in edits]
+        for layer in residual:
+            hooks += [(name, _keeper(name, shown)) for name in self._residual_names(layer)]
+        logits = self._hooked_logits(hooks, 1 + len(edits), padding)
+        self._compare(logits[:1], self.expected, "logits")
+        for layer in residual:
+            self._check_residual(layer, shown)
+        for edit in edits:
+            if edit not in change:
+                raise _Differs(f"{edit.name} is never run")
+        compared = [edit for edit in edits if self._reference(unhooked, edit) is not None]
+        for edit in edits:
+            if edit not in compared and torch.equal(logits[edit.row], self.expected[0]):
+                raise _Differs(f"what is written at {edit.name} moves nothing")
+        if unhooked is None:
             return
-        change: list[Tensor] = []
+        right = self._edited_in_transformers(unhooked, compared, change, 1 + len(edits))
+        self._compare(right[:1], self.expected, "logits")
+        for edit in compared:
+            row = slice(edit.row, edit.row + 1)
+            self._compare(
+                logits[row], right[row], f"with {_DONE[edit.part]} {edit.name} the logits"
+            )
+
+    def _writer(self, edit: _Edit, change: dict[_Edit, Tensor], key: int) -> Callable[..., Tensor]:
+        """A hook function that makes the edit at a position in its row, and keeps what it adds.
+
+        The position lies in the first piece of the prompt.
+        """
+        n_heads = self.model.cfg.n_heads
 
         def write(z: Tensor, hook: Any) -> Tensor:
-            if z.ndim != 4 or z.shape[2] != self.model.cfg.n_heads:
-                raise _Differs(f"layer {layer} shows its heads' outputs as {tuple(z.shape)}")
-            change.append(torch.zeros_like(z))
-            change[0][:, KEY, -1] = 1.0 + 3.0 * z.float().std().to(z.dtype)
-            return z + change[0]
-
-        written = self._logits((name, write))
-        projection = self._module(unhooked, layer, "o")
-        if projection is None:
-            self._moved(written, f"what is written at {name}")
-            return
-        with _adding(projection, lambda x: change[0].reshape(x.shape)):
-            right = _all_logits(unhooked.root, self.tokens)  # type: ignore[union-attr]
-        self._compare(written, right, f"with a value written at {name} the logits")
-
-    def _check_attention(self, layer: int, unhooked: TransformersModules | None) -> None:
-        name = f"blocks.{layer}.attn.hook_attn_scores"
-        if name not in self.model.hook_dict:
-            return
-        seen: list[tuple[int, ...]] = []
+            if z.ndim != 4 or z.shape[2] != n_heads:
+                raise _Differs(f"layer {edit.layer} shows its heads' outputs as {tuple(z.shape)}")
+            if edit in change:
+                return z
+            value = 1.0 + 3.0 * z.float().std().to(z.dtype)
+            whole = z.new_zeros(z.shape[0], self.tokens.shape[1], *z.shape[2:])
+            whole[edit.row, KEY, -1] = value
+            change[edit] = whole
+            written = z.clone()
+            written[edit.row, key, -1] += value
+            return written
 
         def cut(scores: Tensor, hook: Any) -> Tensor:
-            seen.append(tuple(scores.shape))
-            if scores.ndim != 4 or scores.shape[1] != self.model.cfg.n_heads:
-                raise _Differs(f"layer {layer} shows its attention scores as {seen[0]}")
-            return scores.masked_fill(_edges(scores), torch.finfo(scores.dtype).min)
+            if scores.ndim != 4 or scores.shape[1] != n_heads:
+                raise _Differs(
+                    f"layer {edit.layer} shows its attention scores as {tuple(scores.shape)}"
+                )
+            change[edit] = torch.zeros_like(scores[:0])
+            edges = _edges(scores, edit.row, key)
+            return scores.masked_fill(edges, torch.finfo(scores.dtype).min)
 
-        written = self._logits((name, cut))
-        if not seen:
-            raise _Differs(f"{name} is never run")
-        attention = self._module(unhooked, layer, None)
-        if attention is None:
-            self._moved(written, f"what is written at {name}")
+        return write if edit.part == "output" else cut
+
+    def _edited_in_transformers(
+        self,
+        unhooked: TransformersModules,
+        edits: Sequence[_Edit],
+        change: dict[_Edit, Tensor],
+        rows: int,
+    ) -> Tensor:
+        """The logits with the same edits made in transformers' own modules."""
+        for way in (_cutting_mask, _cutting_softmax):
+            used: list[list[bool]] = []
+            with ExitStack() as stack:
+                for edit in edits:
+                    module = self._reference(unhooked, edit)
+                    if edit.part == "output":
+                        stack.enter_context(_adding(module, change[edit]))
+                    else:
+                        cutting = way(module, self.model.cfg.n_heads, edit.row)
+                        used.append(stack.enter_context(cutting))
+                try:
+                    logits = self._unhooked_logits(unhooked, rows)
+                except ValueError:  # XGLM looks at the mask's shape before it uses it
+                    continue
+            if all(used):
+                return logits
+        names = {type(self._reference(unhooked, edit)).__name__ for edit in edits}
+        raise _Differs(f"{', '.join(sorted(names))} cannot be cut to compare with")
+
+    def _reference(self, unhooked: TransformersModules | None, edit: _Edit) -> Any:
+        """The module of transformers in which an edit is repeated; None if there is none."""
+        attention = getattr(self.model.blocks[edit.layer], "attn", None)
+        component = attention if edit.part == "attention" else getattr(attention, "o", None)
+        return None if unhooked is None or component is None else unhooked.of(component)
+
+    def _residual_names(self, layer: int) -> list[str]:
+        """The hook points of a layer's sum; none for a layer whose parts are not patched."""
+        names = [f"blocks.{layer}.hook_{part}" for part in _IN_ORDER]
+        return names if all(name in self.model.hook_dict for name in names) else []
+
+    def _check_residual(self, layer: int, shown: dict[str, Tensor]) -> None:
+        names = self._residual_names(layer)
+        if not names:
             return
-        right = self._cut_in_transformers(unhooked, attention)
-        self._compare(written, right, f"with one head cut off in layer {layer} the logits")
-
-    def _check_residual(self, layer: int) -> None:
-        names = [f"blocks.{layer}.hook_{one}" for one in _IN_ORDER]
-        if any(name not in self.model.hook_dict for name in names):
-            return  # a layer of another make, whose parts are not patched
-        seen: dict[str, Tensor] = {}
-
-        def keep(value: Tensor, hook: Any, name: str) -> None:
-            seen[name] = value.detach().float().clone()
-
-        hooks = [(name, lambda value, hook, name=name: keep(value, hook, name)) for name in names]
-        self._logits(*hooks)
-        before, attention, mlp, after = (seen[name] for name in names)
+        before, attention, mlp, after = (shown[name] for name in names)
         if mlp.shape != before.shape or attention.shape != before.shape:
             return  # shown in a shape that cannot be patched, which says so itself
         difference = float((before + attention + mlp - after).abs().max())
@@ -219,64 +300,61 @@ class _Trial:
         if not difference <= relative * (float(after.abs().max()) + 1.0):
             raise _Differs(f"layer {layer} adds something else: they differ by {difference:.2g}")
 
-    def _cut_in_transformers(self, unhooked: Any, attention: nn.Module) -> Tensor:
-        """The logits with the same edges cut in transformers' own module."""
-        for way in (_cutting_mask, _cutting_softmax):
-            with way(attention, self.model.cfg.n_heads) as used:
-                try:
-                    logits = _all_logits(unhooked.root, self.tokens)
-                except ValueError:  # XGLM looks at the mask's shape before it uses it
-                    continue
-            if used:
-                return logits
-        raise _Differs(f"{type(attention).__name__} cannot be cut to compare with")
+    def _check_continuation(self) -> None:
+        last = self._in_two_pieces(padding=0)[1][:, -1]
+        self._compare(last, self.expected[:, -1], "the last logits")
 
-    def _logits(self, *hooks: tuple[str, Callable[..., Any]]) -> Tensor:
-        with self.model.hooks(fwd_hooks=list(hooks)):
-            return _all_logits(self.model.original_model, self.tokens)
+    def _check_padding(self) -> None:
+        logits = call_model(self.model.original_model, *self._padded(PADDING))
+        self._compare(logits[:, -1], self.expected[:, -1], "the last logits")
+
+    def _padded(self, padding: int) -> tuple[Tensor, Tensor]:
+        """Tokens and mask with padding on the left."""
+        tokens = nn.functional.pad(self.tokens, (padding, 0))
+        return tokens, nn.functional.pad(torch.ones_like(self.tokens), (padding, 0)).bool()
+
+    def _hooked_logits(
+        self, hooks: list[tuple[str, Callable[..., Any]]], rows: int, padding: int
+    ) -> Float[Tensor, "row pos d_vocab"]:
+        hf_model = self.model.original_model
+        with self.model.hooks(fwd_hooks=hooks), _output_lengths(list(self.model.blocks)) as lengths:
+            if padding:
+                logits = torch.cat(self._in_two_pieces(padding, rows), 1)[:, padding:]
+            else:
+                logits = _all_logits(hf_model, self.tokens.repeat(rows, 1))
+        self.outputs = tuple(lengths)
+        return logits
+
+    def _in_two_pieces(self, padding: int, rows: int = 1) -> list[Float[Tensor, "row pos d_vocab"]]:
+        """The logits of the padded prompt's first half, and of the second by the cache of it."""
+        tokens, mask = (tensor.repeat(rows, 1) for tensor in self._padded(padding))
+        half = tokens.shape[1] // 2
+        cache, hf_model = DynamicCache(), self.model.original_model
+        first = call_model(hf_model, tokens[:, :half], mask[:, :half], cache=cache, keep=half)
+        if len(cache.layers) != len(self.model.blocks) or cache.get_seq_length() != half:
+            raise _Differs("it keeps no keys and values of every layer")
+        rest = tokens.shape[1] - half
+        return [first, call_model(hf_model, tokens[:, half:], mask, cache=cache, keep=rest)]
+
+    def _unhooked_logits(
+        self, unhooked: TransformersModules, rows: int
+    ) -> Float[Tensor, "row pos d_vocab"]:
+        with _output_lengths([unhooked.of(block) for block in self.model.blocks]) as lengths:
+            logits = _all_logits(unhooked.root, self.tokens.repeat(rows, 1))
+        self.unhooked_outputs = tuple(lengths)
+        return logits
 
     def _compare(self, found: Tensor, right: Tensor, what: str) -> None:
         """Raise if logits are not those of transformers, or are not moved where those are."""
         difference = float((found.float() - right.float()).abs().max())
-        expected = self.expected[:, -right.shape[1] :] if right.ndim == 3 else self.expected[:, -1]
+        expected = self.expected if right.ndim == 3 else self.expected[:, -1]
         moved = float((right.float() - expected.float()).abs().max())
         close = min(self.tolerance, moved / 2) if moved > self.tolerance / 8 else self.tolerance
         if not difference <= close:
             raise _Differs(f"{what} differ from those of transformers by {difference:.2g}")
 
-    def _moved(self, found: Tensor, what: str) -> None:
-        """Raise if an edit moved nothing, where there is nothing to compare it with."""
-        if torch.equal(found, self.expected):
-            raise _Differs(f"{what} moves nothing")
-
-    def _unhooked(self) -> tuple[TransformersModules | None, tuple[int, ...]]:
-        """Transformers' own modules, and what their blocks return (`_tuple_outputs`).
-
-        None if they do not run as the model did before it was wrapped.
-        """
-        logits: list[Tensor] = []
-        try:
-            unhooked = TransformersModules(self.model)
-            lengths = self._tuple_outputs(
-                [unhooked.of(block) for block in self.model.blocks],
-                lambda: logits.append(_all_logits(unhooked.root, self.tokens)),
-            )
-            self._compare(logits[0], self.expected, "logits")
-        except Exception as error:  # then edits can only be seen to move something
-            logger.info("the self-check has no unhooked model: %s", one_line(error))
-            return None, ()
-        return unhooked, lengths
-
-    def _module(self, unhooked: TransformersModules | None, layer: int, name: str | None) -> Any:
-        """Transformers' attention module of a layer, or its output projection."""
-        attention = getattr(self.model.blocks[layer], "attn", None)
-        component = attention if name is None else getattr(attention, name, None)
-        if unhooked is None or component is None:
-            return None
-        return unhooked.of(component)
-
     def _layers_of_each_kind(self) -> list[int]:
-        """The middle layer, and one more of every other make."""
+        """The middle layer, and one layer of every other kind."""
         blocks = self.model.blocks
         middle = len(blocks) // 2
         kinds: dict[tuple[str, ...], int] = {}
@@ -288,22 +366,6 @@ class _Trial:
             kinds.setdefault(kind, layer)
         return list(kinds.values())
 
-    def _tuple_outputs(self, blocks: list[Any], run: Callable[[], Any]) -> tuple[int, ...]:
-        """How many values each block returned as a tuple; 0 for a tensor. Runs ``run()``."""
-        lengths = [0] * len(blocks)
-
-        def note(layer: int) -> Callable[..., None]:
-            def hook(module: Any, args: Any, output: Any) -> None:
-                lengths[layer] = len(output) if isinstance(output, tuple) else 0
-
-            return hook
-
-        with ExitStack() as stack:
-            for layer, block in enumerate(blocks):
-                stack.callback(block.register_forward_hook(note(layer)).remove)
-            run()
-        return tuple(lengths)
-
 
 class _Differs(Exception):
     """A part of the hooked model is not transformers'."""
@@ -314,19 +376,47 @@ def _all_logits(hf_model: Any, tokens: Tensor) -> Float[Tensor, "prompt pos d_vo
     return call_model(hf_model, tokens, mask, keep=tokens.shape[1])
 
 
-def _edges(scores: Float[Tensor, "prompt head query key"]) -> Tensor:
-    """The last head's edges from every query after the key to the key."""
+def _edges(scores: Float[Tensor, "row head query key"], row: int, key: int = KEY) -> Tensor:
+    """The last head's edges from every query after the key to the key, in one row."""
     where = torch.zeros_like(scores, dtype=torch.bool)
-    where[:, -1, KEY + 1 :, KEY] = True
+    n_cached = scores.shape[3] - scores.shape[2]
+    where[row, -1, max(0, key + 1 - n_cached) :, key] = True
     return where
 
 
+def _keeper(name: str, shown: dict[str, Tensor]) -> Callable[..., None]:
+    """A hook function that keeps the bare prompt's values, in float32, of all pieces."""
+
+    def keep(value: Tensor, hook: Any) -> None:
+        new = value[:1].detach().float()
+        shown[name] = torch.cat([shown[name], new], 1) if name in shown else new.clone()
+
+    return keep
+
+
 @contextmanager
-def _adding(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+def _output_lengths(blocks: Sequence[nn.Module]) -> Iterator[list[int]]:
+    """How many values each block returned as a tuple; 0 for a tensor."""
+    lengths = [0] * len(blocks)
+
+    def note(layer: int) -> Callable[..., None]:
+        def hook(module: Any, args: Any, output: Any) -> None:
+            lengths[layer] = len(output) if isinstance(output, tuple) else 0
+
+        return hook
+
+    with ExitStack() as stack:
+        for layer, block in enumerate(blocks):
+            stack.callback(block.register_forward_hook(note(layer)).remove)
+        yield lengths
+
+
+@contextmanager
+def _adding(module: nn.Module, change: Tensor) -> Iterator[None]:
     """The module's input has something added."""
 
     def before(module: Any, args: tuple[Any, ...]) -> Any:
-        return (args[0] + change(args[0]), *args[1:])
+        return (args[0] + change.reshape(args[0].shape), *args[1:])
 
     handle = module.register_forward_pre_hook(before)
     try:
@@ -336,20 +426,22 @@ def _adding(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[N
 
 
 @contextmanager
-def _cutting_mask(attention: nn.Module, n_heads: int) -> Iterator[list[bool]]:
-    """The attention's own mask cuts the edges; what is yielded stays empty if it takes no mask.
+def _cutting_mask(attention: nn.Module, n_heads: int, row: int) -> Iterator[list[bool]]:
+    """The attention's own mask cuts the edges; the list stays empty if it takes no such mask.
 
-    Only an additive mask [prompt 1 query key] says without doubt what it does.
+    Only an additive mask [row 1 query key] says without doubt what it does.
     """
     used: list[bool] = []
 
     def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         mask = kwargs.get("attention_mask")
         if isinstance(mask, Tensor) and mask.ndim == 4 and mask.is_floating_point():
-            mask = mask.expand(-1, n_heads, -1, -1)
+            hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+            heads = n_heads if mask.shape[1] == 1 else -1
+            mask = mask.expand(len(hidden), heads, -1, -1)
             used.append(True)
             lowest = torch.finfo(mask.dtype).min
-            return args, {**kwargs, "attention_mask": mask.masked_fill(_edges(mask), lowest)}
+            return args, {**kwargs, "attention_mask": mask.masked_fill(_edges(mask, row), lowest)}
         return None
 
     handle = attention.register_forward_pre_hook(before, with_kwargs=True)
@@ -360,7 +452,7 @@ def _cutting_mask(attention: nn.Module, n_heads: int) -> Iterator[list[bool]]:
 
 
 @contextmanager
-def _cutting_softmax(attention: nn.Module, n_heads: int) -> Iterator[list[bool]]:
+def _cutting_softmax(attention: nn.Module, n_heads: int, row: int) -> Iterator[list[bool]]:
     """The edges are cut in what the attention takes its softmax of."""
     used: list[bool] = []
     running: list[Any] = []
@@ -375,7 +467,7 @@ def _cutting_softmax(attention: nn.Module, n_heads: int) -> Iterator[list[bool]]
                 if by_head is not None and by_head.shape[1] == n_heads and not used:
                     used.append(True)
                     lowest = torch.finfo(scores.dtype).min
-                    new = by_head.masked_fill(_edges(by_head), lowest)
+                    new = by_head.masked_fill(_edges(by_head, row), lowest)
                     args = (new.reshape(scores.shape), *args[1:])
             return func(*args, **(kwargs or {}))
 

@@ -46,9 +46,11 @@ def tokenize_with_offsets(
     """
     check_offsets(tokenizer)
     encoding = tokenizer(
-        text, add_special_tokens=add_special_tokens,
-        return_offsets_mapping=True, return_special_tokens_mask=True,
-    )  # fmt: skip
+        text,
+        add_special_tokens=add_special_tokens,
+        return_offsets_mapping=True,
+        return_special_tokens_mask=True,
+    )
     ids, offsets = encoding["input_ids"], encoding["offset_mapping"]
     # The mask marks what was put around the text, not a special token that the text holds.
     added = encoding["special_tokens_mask"]

@@ -40,10 +40,28 @@ _TRIALS = [
 ]
 
 _TAME = (
-    nodes.Template, nodes.Output, nodes.TemplateData, nodes.If, nodes.For, nodes.Name, nodes.Const,
-    nodes.Getattr, nodes.Getitem, nodes.Compare, nodes.Operand, nodes.And, nodes.Or, nodes.Not,
-    nodes.Concat, nodes.Test, nodes.Slice, nodes.Filter, nodes.CondExpr, nodes.Neg, nodes.Sub,
-)  # fmt: skip
+    nodes.Template,
+    nodes.Output,
+    nodes.TemplateData,
+    nodes.If,
+    nodes.For,
+    nodes.Name,
+    nodes.Const,
+    nodes.Getattr,
+    nodes.Getitem,
+    nodes.Compare,
+    nodes.Operand,
+    nodes.And,
+    nodes.Or,
+    nodes.Not,
+    nodes.Concat,
+    nodes.Test,
+    nodes.Slice,
+    nodes.Filter,
+    nodes.CondExpr,
+    nodes.Neg,
+    nodes.Sub,
+)
 _TAME_FILTERS = {"trim", "length", "upper", "lower", "capitalize", "default", "first", "last"}
 
 
@@ -98,14 +116,20 @@ def _is_tame(template: str) -> bool:
 def _tried(template: str) -> str:
     """What is wrong with a template by a trial, or nothing."""
     given: dict[str, Any] = {
-        "template": template, "variables": _TRIALS,
-        "seconds": SECONDS, "memory": MEMORY, "longest": LONGEST_TEXT,
-    }  # fmt: skip
+        "template": template,
+        "variables": _TRIALS,
+        "seconds": SECONDS,
+        "memory": MEMORY,
+        "longest": LONGEST_TEXT,
+    }
     try:
         done = subprocess.run(
             [sys.executable, "-I", str(Path(template_trial.__file__))],
-            input=json.dumps(given).encode(), capture_output=True, timeout=_WAIT, check=False,
-        )  # fmt: skip
+            input=json.dumps(given).encode(),
+            capture_output=True,
+            timeout=_WAIT,
+            check=False,
+        )
     except subprocess.TimeoutExpired:
         return f"takes more than {_WAIT} seconds"
     except OSError:

@@ -13,10 +13,12 @@ from typing import Any
 from torch import nn
 from transformers import PretrainedConfig
 
+from interp.models.hooked_model import HookedModel
+
 _AT_BOOT = "_forward_at_boot"
 
 
-def note_forwards(model: Any) -> None:
+def note_forwards(model: HookedModel) -> None:
     """Remember which forwards a bridge has replaced, to tell them from those replaced later."""
     for module in model.modules():
         if "forward" in module.__dict__ and not is_component(module):
@@ -34,7 +36,7 @@ class TransformersModules:
             of accelerate, which a copy does not have.
     """
 
-    def __init__(self, model: Any, *, attn_implementation: str | None = None) -> None:
+    def __init__(self, model: HookedModel, *, attn_implementation: str | None = None) -> None:
         """Copy ``model.original_model``; its configurations name another attention if asked to."""
         self._copies: dict[int, nn.Module] = {}
         self._configs: dict[int, PretrainedConfig] = {}
@@ -59,7 +61,7 @@ class TransformersModules:
         own = inner.__dict__.get("forward")
         if own is not None and own is not inner.__dict__.get(_AT_BOOT):
             raise NotImplementedError(f"{type(inner).__name__} with a forward of its own")
-        twin = copy.copy(inner)
+        twin = object.__new__(type(inner))
         # What TransformerLens put there (Falcon) is left out: the class has transformers' own.
         twin.__dict__ = {name: one for name, one in inner.__dict__.items() if name != "forward"}
         twin.__dict__["training"] = False

@@ -20,7 +20,7 @@ from transformers.models.auto.modeling_auto import (
 from interp.errors import UserError
 from interp.files import one_line
 from interp.models.modes import evaluating
-from interp.models.versions import HookedModel
+from interp.models.versions import HookedClass
 
 TRIAL_TOKENS = 8
 CLOSE = 1e-4
@@ -61,7 +61,7 @@ def _inside(given: Any) -> Any:
         raise UserError(
             f"from_hf takes a causal language model of transformers, not {type(given).__name__}"
         )
-    if isinstance(given, HookedModel):
+    if isinstance(given, HookedClass):
         raise UserError("this model is hooked already: use it as it is")
     while True:
         if isinstance(given, nn.DataParallel | nn.parallel.DistributedDataParallel):

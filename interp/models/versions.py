@@ -24,14 +24,15 @@ import torch
 from torch import Tensor
 
 from interp.errors import UserError
+from interp.models.hooked_model import HookedModel
 
 VERSION = importlib.metadata.version("transformer-lens")
 MAJOR = int(VERSION.split(".")[0])
 
 if TYPE_CHECKING or MAJOR >= 4:
-    from transformer_lens.model_bridge import TransformerBridge as HookedModel
+    from transformer_lens.model_bridge import TransformerBridge as HookedClass
 else:
-    from transformer_lens import HookedTransformer as HookedModel
+    from transformer_lens import HookedTransformer as HookedClass
 
 
 Begin = Callable[[Tensor | None, Tensor | None, int], None]
@@ -54,7 +55,7 @@ def boot(
 
 def check_hooked(model: Any) -> None:
     """Raise UserError for anything but a hooked model, and say how to get one."""
-    if not isinstance(model, HookedModel):
+    if not isinstance(model, HookedClass):
         raise UserError(
             f"{_shown(model)} is not a hooked model: load one with interp.load_model, or wrap a "
             "transformers model with interp.models.from_hf(hf_model, tokenizer)"
@@ -65,7 +66,7 @@ def _shown(model: Any) -> str:
     return repr(model)[:60] if isinstance(model, str) else type(model).__name__
 
 
-def before_each_pass(model: Any, begin: Begin) -> AbstractContextManager[None]:
+def before_each_pass(model: HookedModel, begin: Begin) -> AbstractContextManager[None]:
     """While open, ``begin(tokens, mask, seen)`` is called before every forward pass of the model.
 
     ``tokens`` are the new token ids [prompt pos], or None where the pass is given embeddings;
@@ -79,12 +80,12 @@ def before_each_pass(model: Any, begin: Begin) -> AbstractContextManager[None]:
     return before(model, begin)
 
 
-def wraps_transformers(model: Any) -> bool:
+def wraps_transformers(model: HookedModel) -> bool:
     """Whether the model's components are transformers' own modules behind hook points."""
     return hasattr(type(model), "boot_transformers")
 
 
-def writes_resid_mid(model: Any) -> bool:
+def writes_resid_mid(model: HookedModel) -> bool:
     """Whether a new value at ``hook_resid_mid`` replaces the residual stream from there on.
 
     On the bridge that hook point is the input of the MLP's norm: the MLP alone reads it.

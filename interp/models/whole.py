@@ -91,8 +91,9 @@ def check_places(model: nn.Module, unplaced: Collection[str], spec: str) -> None
     if left:
         logger.warning(
             "%s: left out what is no part of the language model: %s",
-            spec, ", ".join(left[:8]) + (" …" if len(left) > 8 else ""),
-        )  # fmt: skip
+            spec,
+            ", ".join(left[:8]) + (" …" if len(left) > 8 else ""),
+        )
 
 
 def check_shards(folder: Path, spec: str) -> None:

@@ -70,7 +70,7 @@ def hooked(adapted: nn.Module, tokenizer: Any, *, spec: str = "in-memory MoELoRA
     return model
 
 
-def _components(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
+def _components(module: Any, path: str = "") -> Iterator[tuple[str, nn.Module]]:
     """The bridge's components by their TransformerLens names, without what they wrap."""
     for child_name, child in module.named_children():
         if child_name == "_original_component":
@@ -80,7 +80,7 @@ def _components(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Mod
         yield from _components(child, name)
 
 
-def _check_all_run(model: Any, hooks: dict[str, ExpertHooks]) -> None:
+def _check_all_run(model: HookedModel, hooks: dict[str, ExpertHooks]) -> None:
     """Every adapted projection must run through its hook points; two tokens show it."""
     ran: set[str] = set()
     with ExitStack() as stack:

@@ -56,7 +56,7 @@ class MoELoRAModel(BaseTuner):
                 raise
             raise UserError(f"cannot add the adapter: {str(error).splitlines()[0]}") from error
 
-    def _prepare_model(self, peft_config: MoELoRAConfig, model: nn.Module) -> None:
+    def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
         """Every check that can be made before anything is replaced."""
         if peft_config.made_for is not None:
             check_base(peft_config.made_for, model)
@@ -93,7 +93,7 @@ class MoELoRAModel(BaseTuner):
 
     def _create_and_replace(
         self,
-        peft_config: MoELoRAConfig,
+        peft_config: Any,
         adapter_name: str,
         target: nn.Module,
         target_name: str,

@@ -12,7 +12,6 @@ Values are therefore **not negative**: a size, not a direction.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -25,6 +24,7 @@ from interp.forward.memory import Budget, decide_budget
 from interp.forward.out_of_memory import halving
 from interp.forward.partial import Hook, HookFunction, RecordedRun, record_run, resume
 from interp.forward.sizes import sizes_of
+from interp.models.hooked_model import HookedModel
 from interp.models.model_check import require
 from interp.models.modes import with_gradients
 from interp.patching.attribution import (
@@ -44,7 +44,7 @@ Gradients = Sequence[Tensor]
 
 
 def atp_star_columns(
-    model: Any,
+    model: HookedModel,
     batch: TokenBatch,
     edit: ActivationEdit,
     places: Bool[Tensor, "place prompt pos"],
@@ -103,7 +103,7 @@ def atp_star_columns(
 
 
 def _held_places(
-    model: Any, edit: ActivationEdit, n_places: int, qk_fix: bool, budget: Budget
+    model: HookedModel, edit: ActivationEdit, n_places: int, qk_fix: bool, budget: Budget
 ) -> int:
     """How many places' patterns are held together; none where no pattern is computed anew."""
     if not (qk_fix and edit.component in ("q", "k")):
@@ -116,7 +116,7 @@ def _held_places(
 
 
 def _chunk(
-    model: Any,
+    model: HookedModel,
     run: RecordedRun,
     edit: ActivationEdit,
     places: Tensor,
@@ -193,7 +193,11 @@ def _drop_hooks(n_layers: int, dropped: set[int]) -> list[Hook]:
 
 
 def _to_first_order(
-    model: Any, run: RecordedRun, edit: ActivationEdit, places: Tensor, seen: Sequence[Tensor]
+    model: HookedModel,
+    run: RecordedRun,
+    edit: ActivationEdit,
+    places: Tensor,
+    seen: Sequence[Tensor],
 ) -> Callable[[Gradients], Float[Tensor, "prompt layer unit place"]]:
     rows = torch.arange(len(run.batch), device=run.batch.tokens.device)
     changes = [
@@ -213,7 +217,7 @@ def _to_first_order(
 
 
 def _through_pattern(
-    model: Any,
+    model: HookedModel,
     run: RecordedRun,
     edit: ActivationEdit,
     places: Tensor,
@@ -239,7 +243,7 @@ def _through_pattern(
 
 
 def _pattern_changes(
-    model: Any,
+    model: HookedModel,
     run: RecordedRun,
     edit: ActivationEdit,
     places: Tensor,
@@ -269,7 +273,7 @@ def _pattern_changes(
 
 
 def _edited_scores(
-    model: Any, run: RecordedRun, edit: ActivationEdit, layer: int, units: int | None = None
+    model: HookedModel, run: RecordedRun, edit: ActivationEdit, layer: int, units: int | None = None
 ) -> Float[Tensor, "prompt head q k"]:
     """The scores of a layer in which the first ``units`` are edited in all columns, or all are."""
     rows = torch.arange(len(run.batch), device=run.batch.tokens.device)
@@ -283,7 +287,10 @@ def _edited_scores(
 
 
 def _check_units_apart(
-    model: Any, run: RecordedRun, edit: ActivationEdit, together: Float[Tensor, "prompt head q k"]
+    model: HookedModel,
+    run: RecordedRun,
+    edit: ActivationEdit,
+    together: Float[Tensor, "prompt head q k"],
 ) -> None:
     """Raise where a unit's scores hang on the others (OLMo 2 norms all its heads' keys at once)."""
     alone = _edited_scores(model, run, edit, 0, units=1)

@@ -10,7 +10,6 @@ unedited metric is taken off.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -25,6 +24,7 @@ from interp.forward.memory import Budget, decide_budget
 from interp.forward.out_of_memory import halving
 from interp.forward.partial import Hook, HookFunction, RecordedRun, record_run, resume
 from interp.forward.prompts import batch_for
+from interp.models.hooked_model import HookedModel
 from interp.models.modes import with_gradients
 from interp.patching.chunks import chunk_prompts, first_column, graph_demand, learning, take_chunk
 from interp.patching.edits import ActivationEdit, HeadEdit, check_edit
@@ -70,7 +70,7 @@ def check_unchanged(handed: Handed, component: str) -> None:
 
 
 def gradient_pass(
-    model: Any, run: RecordedRun, hooks: Sequence[Hook]
+    model: HookedModel, run: RecordedRun, hooks: Sequence[Hook]
 ) -> Float[Tensor, "prompt d_vocab"]:
     """The last column's logits with a graph that begins at the first layer's input."""
     rows = torch.arange(len(run.batch), device=run.batch.tokens.device)
@@ -91,7 +91,7 @@ def edited_change(
 
 
 def _attribute_chunk(
-    model: Any, run: RecordedRun, edit: HeadEdit, metrics: Sequence[Metric]
+    model: HookedModel, run: RecordedRun, edit: HeadEdit, metrics: Sequence[Metric]
 ) -> Float[Tensor, "metric prompt layer unit tail"]:
     """One forward pass over the tails of a chunk of prompts, and a backward pass a metric."""
     n_layers, n_units = model.cfg.n_layers, count_units(model, edit.component)
@@ -108,9 +108,13 @@ def _attribute_chunk(
             for metric in metrics
         ]
     effects = torch.zeros(
-        len(metrics), len(rows), n_layers, n_units, run.batch.width - run.start,
+        len(metrics),
+        len(rows),
+        n_layers,
+        n_units,
+        run.batch.width - run.start,
         dtype=result_dtype(model),
-    )  # fmt: skip
+    )
     for layer, value in enumerate(seen):
         change = edited_change(edit, value.detach(), layer, rows, run.start)
         for index, of_metric in enumerate(gradients):
@@ -120,7 +124,7 @@ def _attribute_chunk(
 
 
 def attribute_columns(
-    model: Any,
+    model: HookedModel,
     batch: TokenBatch,
     edit: HeadEdit,
     metrics: Sequence[Metric],
@@ -147,9 +151,12 @@ def attribute_columns(
         chunk = take_chunk(batch, edit, metrics, prompts)
         with torch.no_grad():
             run = record_run(
-                model, chunk.batch, start=first_column(chunk.edit.changed), keep=(),
+                model,
+                chunk.batch,
+                start=first_column(chunk.edit.changed),
+                keep=(),
                 edits=(hook_name(edit.component, 0),),
-            )  # fmt: skip
+            )
         found = _attribute_chunk(model, run, chunk.edit, chunk.metrics)
         values[:, chunk.rows, ..., chunk.drop + run.start :] = found
 
@@ -162,7 +169,7 @@ def attribute_columns(
 
 @checked
 def attribute_heads(
-    model: Any,
+    model: HookedModel,
     batch: TokenBatch,
     edit: HeadEdit,
     metrics: Sequence[Metric],

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -13,6 +12,7 @@ from interp.errors import UserError
 from interp.forward.batch import TokenBatch
 from interp.forward.memory import Budget
 from interp.forward.sizes import sizes_of
+from interp.models.hooked_model import HookedModel
 from interp.patching.edits import HeadEdit, take_edit
 from interp.patching.metrics import Metric, can_take, check_metrics, take_metrics
 
@@ -109,7 +109,11 @@ class Demand:
 
 
 def row_demand(
-    model: Any, rows_per_prompt: int, *components: str, edits: Sequence[str], logits: bool = True
+    model: HookedModel,
+    rows_per_prompt: int,
+    *components: str,
+    edits: Sequence[str],
+    logits: bool = True,
 ) -> Demand:
     """Of a sweep that records runs with some components, and edits some."""
     sizes = sizes_of(model)
@@ -125,7 +129,7 @@ def row_demand(
     return Demand(kept, row, rows_per_prompt)
 
 
-def graph_demand(model: Any, component: str, *, places: int = 0) -> Demand:
+def graph_demand(model: HookedModel, component: str, *, places: int = 0) -> Demand:
     """Of gradients at a component in all layers, and of patterns at so many places beside them."""
     sizes = sizes_of(model)
 
@@ -189,5 +193,7 @@ def _say_whole(taken: int, n_prompts: int, budget: Budget) -> None:
         logger.warning(
             "the metric sees all %d prompts at once, which takes about %.3g MiB, over the budget "
             "of %.3g MiB; the metrics of interp.patching.metrics can be cut",
-            n_prompts, taken / 2**20, budget.whole / 2**20,
-        )  # fmt: skip
+            n_prompts,
+            taken / 2**20,
+            budget.whole / 2**20,
+        )

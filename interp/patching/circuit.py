@@ -31,6 +31,7 @@ from interp.arguments import as_path, of_kind, whole_number
 from interp.checked import checked
 from interp.errors import UserError
 from interp.files import Maybe, check_shape, parse_json, read_text
+from interp.models.hooked_model import HookedModel
 from interp.models.versions import check_hooked
 from interp.patching.result import PatchEffects
 from interp.patching.result_axes import By, check_order
@@ -247,15 +248,19 @@ def _read(content: Any) -> Circuit:
     for name, edge in content["edges"].items():
         _check_edge(name, edge, inside)
     made = Circuit(
-        heads, mlps, cfg["d_model"], bool(cfg.get("parallel_attn_mlp", False)),
+        heads,
+        mlps,
+        cfg["d_model"],
+        bool(cfg.get("parallel_attn_mlp", False)),
         edges=content["edges"] or None,
-    )  # fmt: skip
+    )
     kept = frozenset(name for name in made.nodes() if inside.get(name, False))
     # What made no part of the graph and has no score would else count as one that stays.
     out = frozenset(
-        name for name in (*made.nodes(), *_ALWAYS)
+        name
+        for name in (*made.nodes(), *_ALWAYS)
         if not inside.get(name, False) and (name in _ALWAYS or made.score(name) != made.score(name))
-    )  # fmt: skip
+    )
     return replace(made, kept=kept, left_out=out)
 
 
@@ -274,7 +279,9 @@ def _check_edge(name: str, edge: Any, inside: Mapping[Node, bool]) -> None:
 
 
 @checked
-def circuit_of(model: Any, heads: PatchEffects, mlps: PatchEffects | None = None) -> Circuit:
+def circuit_of(
+    model: HookedModel, heads: PatchEffects, mlps: PatchEffects | None = None
+) -> Circuit:
     """A circuit scored by mean effects, of which nothing is kept yet (see ``Circuit.top``).
 
     Args:

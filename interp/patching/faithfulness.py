@@ -37,6 +37,7 @@ from interp.forward.hook_points import hook_name
 from interp.forward.memory import Budget, decide_budget
 from interp.forward.partial import RecordedRun, record_run, unedited_logits
 from interp.forward.prompts import names_of_prompts, pairs_for
+from interp.models.hooked_model import HookedModel
 from interp.patching.alignment import align
 from interp.patching.chunks import chunk_prompts, first_column, row_demand
 from interp.patching.circuit import Node, head_node, parse_node
@@ -198,7 +199,7 @@ def area_from_one(
 
 @checked
 def faithfulness_curve(
-    model: Any,
+    model: HookedModel,
     clean: Prompts,
     corrupted: Prompts,
     metric: Metric,
@@ -267,7 +268,7 @@ _Part = tuple[str, int, int]
 """Component, layer, unit."""
 
 
-def _units_of(model: Any, nodes: Sequence[Node]) -> list[_Part]:
+def _units_of(model: HookedModel, nodes: Sequence[Node]) -> list[_Part]:
     if not nodes:
         raise UserError("the ranking is empty: name at least one node")
     if len(set(nodes)) < len(nodes):
@@ -282,7 +283,7 @@ def _units_of(model: Any, nodes: Sequence[Node]) -> list[_Part]:
 
 
 def _run_without(
-    model: Any,
+    model: HookedModel,
     clean: TokenBatch,
     corrupted: TokenBatch,
     metric: Metric,
@@ -306,22 +307,33 @@ def _run_without(
         alignment = align(other, part, "all")
         edits = {name: patching_edit(model, other, alignment, name) for name in components}
         run = record_run(
-            model, part, start=first_column(alignment.at), keep=(),
+            model,
+            part,
+            start=first_column(alignment.at),
+            keep=(),
             edits=[hook_name(name, 0) for name in components],
-        )  # fmt: skip
+        )
         yield measure(run.logits)
         yield measure(unedited_logits(model, other))
         variants = [_without(model, edits, dropped, run) for dropped in sets]
         yield from map(measure, run_variants(model, run, variants))
 
     return measure_runs(
-        runs, chunks, shape=(1, len(clean), 2 + len(sets)), dtype=result_dtype(model),
-        divisible=can_take([metric]), progress=progress, description="circuits",
-    )[0]  # fmt: skip
+        runs,
+        chunks,
+        shape=(1, len(clean), 2 + len(sets)),
+        dtype=result_dtype(model),
+        divisible=can_take([metric]),
+        progress=progress,
+        description="circuits",
+    )[0]
 
 
 def _without(
-    model: Any, edits: dict[str, ActivationEdit], dropped: frozenset[_Part], run: RecordedRun
+    model: HookedModel,
+    edits: dict[str, ActivationEdit],
+    dropped: frozenset[_Part],
+    run: RecordedRun,
 ) -> Variant:
     """The run with the corrupted values at all units of a set."""
     rows = torch.arange(len(run.batch), device=run.batch.tokens.device)

@@ -7,8 +7,6 @@ the layers above are recomputed at every step, as in EAP-IG-activations (Hanna e
 steps grow. One step is the gradient half-way; attribution patching takes it at the beginning.
 """
 
-from typing import Any
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -19,6 +17,7 @@ from interp.forward.hook_points import as_units, count_units, from_units, hook_n
 from interp.forward.memory import Budget, decide_budget
 from interp.forward.out_of_memory import halving
 from interp.forward.partial import HookFunction, RecordedRun, record_run, resume
+from interp.models.hooked_model import HookedModel
 from interp.models.modes import with_gradients
 from interp.patching.chunks import chunk_prompts, first_column, graph_demand, learning, take_chunk
 from interp.patching.edits import ActivationEdit
@@ -28,7 +27,7 @@ from interp.progress import progress_bar
 
 
 def integrate_columns(
-    model: Any,
+    model: HookedModel,
     batch: TokenBatch,
     edit: ActivationEdit,
     metric: Metric,
@@ -70,7 +69,12 @@ def integrate_columns(
 
 
 def _integrate_layer(
-    model: Any, run: RecordedRun, edit: ActivationEdit, layer: int, metric: Metric, steps: int
+    model: HookedModel,
+    run: RecordedRun,
+    edit: ActivationEdit,
+    layer: int,
+    metric: Metric,
+    steps: int,
 ) -> Float[Tensor, "prompt unit tail"]:
     """One step at a time, so that memory does not grow with the steps."""
     rows = torch.arange(len(run.batch), device=run.batch.tokens.device)

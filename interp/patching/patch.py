@@ -26,6 +26,7 @@ from interp.forward.batch import Prompts, TokenBatch, token_tensor
 from interp.forward.hook_points import axis_of, check_component
 from interp.forward.memory import Budget
 from interp.forward.prompts import batch_for, names_of_prompts, pairs_for
+from interp.models.hooked_model import HookedModel
 from interp.models.versions import check_hooked
 from interp.patching.alignment import Positions, align
 from interp.patching.metrics import (
@@ -41,7 +42,7 @@ from interp.patching.unit_effects import DEFAULT_STEPS, check_method, effects_of
 
 @checked
 def patch(
-    model: Any,
+    model: HookedModel,
     clean: Prompts,
     corrupted: Prompts,
     metric: Metric,
@@ -98,10 +99,16 @@ def patch(
     if reference is not None:
         reference = batch_for(model, reference, "reference")
     options: dict[str, Any] = {
-        "component": component, "positions": positions, "source": source, "reference": reference,
-        "groups": groups, "templates": templates, "seed": seed, "budget": budget,
+        "component": component,
+        "positions": positions,
+        "source": source,
+        "reference": reference,
+        "groups": groups,
+        "templates": templates,
+        "seed": seed,
+        "budget": budget,
         "progress": progress,
-    }  # fmt: skip
+    }
     if method == "screen":
         return screen(model, clean, corrupted, metric, top_k=top_k, **options).verified
     return effects_of_units(
@@ -112,7 +119,7 @@ def patch(
 @checked
 @torch.no_grad()
 def patch_heads(
-    model: Any,
+    model: HookedModel,
     clean: Int[Tensor, "prompt pos"],
     corrupted: Int[Tensor, "corrupted_prompt corrupted_pos"],
     metric: Callable[[Tensor], Tensor],

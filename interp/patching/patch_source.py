@@ -7,7 +7,7 @@
 * ``resample``: the clean run of *another* prompt of the set, drawn without repeats.
 """
 
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from interp.errors import UserError
 from interp.forward.batch import TokenBatch
 from interp.forward.out_of_memory import over_parts
 from interp.forward.partial import record_run
+from interp.models.hooked_model import HookedModel
 from interp.patching.alignment import Alignment
 from interp.patching.chunks import first_column
 from interp.patching.edits import ActivationEdit
@@ -34,7 +35,9 @@ def check_patch_source(source: str, component: str) -> None:
         raise UserError("a mean attention pattern means nothing: use source 'run' or 'zero'")
 
 
-def mean_values(model: Any, batch: TokenBatch, component: str) -> Float[Tensor, "layer unit width"]:
+def mean_values(
+    model: HookedModel, batch: TokenBatch, component: str
+) -> Float[Tensor, "layer unit width"]:
     """Each unit's value averaged over all real tokens of a batch."""
 
     def summed(part: TokenBatch, rows: range) -> Tensor:
@@ -47,7 +50,7 @@ def mean_values(model: Any, batch: TokenBatch, component: str) -> Float[Tensor, 
 
 
 def tail_values(
-    model: Any, batch: TokenBatch, component: str, first: int
+    model: HookedModel, batch: TokenBatch, component: str, first: int
 ) -> Float[Tensor, "layer prompt tail unit width"]:
     """A component's values from column ``first`` on, in chunks of prompts."""
 
@@ -69,7 +72,7 @@ def derangement(count: int, seed: int) -> list[int]:
 
 
 def patching_edit(
-    model: Any,
+    model: HookedModel,
     source: TokenBatch,
     alignment: Alignment,
     component: str,

@@ -14,7 +14,7 @@ recomputed as well, is ``sweep_heads(..., freeze=True)``.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -37,6 +37,7 @@ from interp.forward.partial import (
 )
 from interp.forward.prompts import names_of_prompts, pairs_for
 from interp.forward.trial import sweep_resolution
+from interp.models.hooked_model import HookedModel
 from interp.models.model_check import require
 from interp.patching.alignment import align
 from interp.patching.chunks import Demand, chunk_prompts, first_column, row_demand
@@ -55,7 +56,7 @@ RECORDED = ("z", "attn_out", "resid_post")
 
 @checked
 def patch_paths(
-    model: Any,
+    model: HookedModel,
     clean: Prompts,
     corrupted: Prompts,
     metric: Metric,
@@ -130,16 +131,24 @@ def patch_paths(
         for _ in halving(chunks, run_chunk, divisible=can_take([metric]), bar=bar):
             pass
     return PatchEffects(
-        values=values, axes=("prompt", "layer", "head"), corrupted=bare, clean=clean_metric,
-        component="z", method=f"path, MLPs {mlps}", metric=metric_name(metric), source="run",
-        groups=tuple(groups), templates=tuple(templates), seed=seed,
+        values=values,
+        axes=("prompt", "layer", "head"),
+        corrupted=bare,
+        clean=clean_metric,
+        component="z",
+        method=f"path, MLPs {mlps}",
+        metric=metric_name(metric),
+        source="run",
+        groups=tuple(groups),
+        templates=tuple(templates),
+        seed=seed,
         resolution=sweep_resolution(model),
         metadata={"receivers": "logits" if receivers is None else f"{into} of {list(receivers)}"},
-    )  # fmt: skip
+    )
 
 
 def _check_paths(
-    model: Any,
+    model: HookedModel,
     receivers: Sequence[Unit] | None,
     into: str,
     senders: Sequence[Unit] | None,
@@ -163,7 +172,7 @@ def _check_paths(
 class _Paths:
     """One chunk of prompts, and where the paths lead."""
 
-    model: Any
+    model: HookedModel
     run: RecordedRun
     edit: ActivationEdit
     receivers: Sequence[Unit] | None

@@ -28,6 +28,7 @@ from interp.forward.batch import Prompts, TokenBatch
 from interp.forward.hook_points import check_component
 from interp.forward.memory import Budget
 from interp.forward.prompts import batch_for, names_of_prompts, pairs_for
+from interp.models.hooked_model import HookedModel
 from interp.patching.alignment import Positions, align
 from interp.patching.metrics import Metric
 from interp.patching.patch_source import check_patch_source, mean_values, patching_edit
@@ -88,7 +89,7 @@ class Screening(Displayed):
 
 @checked
 def screen(
-    model: Any,
+    model: HookedModel,
     clean: Prompts,
     corrupted: Prompts,
     metric: Metric,
@@ -137,9 +138,15 @@ def screen(
     if reference is not None:
         reference = batch_for(model, reference, "reference")
     options: dict[str, Any] = {
-        "component": component, "source": source, "reference": reference, "groups": groups,
-        "templates": templates, "seed": seed, "budget": budget, "progress": progress,
-    }  # fmt: skip
+        "component": component,
+        "source": source,
+        "reference": reference,
+        "groups": groups,
+        "templates": templates,
+        "seed": seed,
+        "budget": budget,
+        "progress": progress,
+    }
     estimate = effects_of_units(model, clean, corrupted, metric, method=ranked_by, **options)
     means = estimate.group_mean.reshape(model.cfg.n_layers, -1)
     order = estimate.order().tolist()
@@ -152,10 +159,18 @@ def screen(
     if rest:
         inside = random_eighths(len(rest), subsets, seed)
         values = _metric_of_subsets(
-            model, clean, corrupted, metric, [_taken(rest, row) for row in inside],
-            component=component, source=source, reference=reference,
-            groups=verified.groups, budget=budget, progress=progress,
-        )  # fmt: skip
+            model,
+            clean,
+            corrupted,
+            metric,
+            [_taken(rest, row) for row in inside],
+            component=component,
+            source=source,
+            reference=reference,
+            groups=verified.groups,
+            budget=budget,
+            progress=progress,
+        )
         for unit, limit in zip(rest, marginal_bounds(values, inside, confidence), strict=True):
             bound[unit] = limit
     found = Screening(estimate, verified, pearson, spearman, bound, confidence)
@@ -193,7 +208,7 @@ def _taken(units: Sequence[Unit], row: Bool[np.ndarray, " unit"]) -> list[Unit]:
 
 
 def _metric_of_subsets(
-    model: Any,
+    model: HookedModel,
     clean: TokenBatch,
     corrupted: TokenBatch,
     metric: Metric,
@@ -212,9 +227,15 @@ def _metric_of_subsets(
     with torch.no_grad():
         edit = patching_edit(model, clean, alignment, component, mean=mean, zero=source == "zero")
     swept = sweep_sets(
-        model, corrupted, edit, subsets, [metric], budget=budget, progress=progress,
+        model,
+        corrupted,
+        edit,
+        subsets,
+        [metric],
+        budget=budget,
+        progress=progress,
         description="random subsets",
-    )[0]  # fmt: skip
+    )[0]
     return group_means(swept, groups).mean(axis=0)
 
 

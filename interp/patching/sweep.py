@@ -33,6 +33,7 @@ from interp.forward.memory import Budget, decide_budget
 from interp.forward.out_of_memory import halving
 from interp.forward.partial import Hook, HookFunction, RecordedRun, record_run, resume
 from interp.forward.prompts import batch_for
+from interp.models.hooked_model import HookedModel
 from interp.models.versions import check_hooked
 from interp.patching.chunks import (
     Chunk,
@@ -77,7 +78,7 @@ def _acting(
 
 
 def _batch_values(
-    model: Any,
+    model: HookedModel,
     run: RecordedRun,
     edit: HeadEdit,
     sets: Sequence[UnitSet],
@@ -142,7 +143,7 @@ def _by_first_layer(sets: Sequence[UnitSet]) -> dict[int, list[int]]:
 @checked
 @torch.no_grad()
 def sweep_places(
-    model: Any,
+    model: HookedModel,
     batch: TokenBatch,
     edit: HeadEdit,
     places: Bool[Tensor, "place prompt pos"],
@@ -174,9 +175,12 @@ def sweep_places(
     rows_per_prompt = min(largest, count_units(model, component))
     decided = decide_budget(budget, batch.tokens.device)
     demand = row_demand(
-        model, rows_per_prompt, *_kept(freeze, component), edits=[component],
+        model,
+        rows_per_prompt,
+        *_kept(freeze, component),
+        edits=[component],
         logits=narrow_metrics(metrics)[0] is None,
-    )  # fmt: skip
+    )
     chunks = chunk_prompts(places.any(dim=0), demand, metrics, decided)
     values = torch.empty(
         len(metrics), len(batch), len(tuples), len(places), dtype=result_dtype(model)
@@ -207,7 +211,7 @@ def _kept(freeze: bool, component: str) -> tuple[str, ...]:
 class _Sweep:
     """What stays the same for every chunk of prompts; ``groups`` are the sets that edit at all."""
 
-    model: Any
+    model: HookedModel
     sets: Sequence[UnitSet]
     groups: Sequence[Sequence[int]]
     freeze: bool
@@ -222,9 +226,12 @@ class _Sweep:
         """All sets at all places, in the chunk's prompts."""
         keep = _kept(self.freeze, chunk.edit.component)
         run = record_run(
-            self.model, chunk.batch, start=first_column(places.any(dim=0)), keep=keep,
+            self.model,
+            chunk.batch,
+            start=first_column(places.any(dim=0)),
+            keep=keep,
             edits=chunk.edit.hook_points,
-        )  # fmt: skip
+        )
         dtype = result_dtype(self.model)
         unedited = [apply_metric(metric, run.logits).to("cpu", dtype) for metric in chunk.metrics]
         values = torch.stack(unedited)[:, :, None, None].repeat(1, 1, len(self.sets), len(places))
@@ -274,7 +281,7 @@ def _placed(edit: HeadEdit, at: Bool[Tensor, "prompt pos"]) -> HeadEdit:
 
 @checked
 def sweep_sets(
-    model: Any,
+    model: HookedModel,
     batch: TokenBatch,
     edit: HeadEdit,
     sets: Sequence[Sequence[Unit]],
@@ -301,14 +308,22 @@ def sweep_sets(
     """
     check_edit(edit)
     return sweep_places(
-        model, batch, edit, edit.changed[None], sets, metrics,
-        freeze=freeze, budget=budget, progress=progress, description=description,
-    )[..., 0]  # fmt: skip
+        model,
+        batch,
+        edit,
+        edit.changed[None],
+        sets,
+        metrics,
+        freeze=freeze,
+        budget=budget,
+        progress=progress,
+        description=description,
+    )[..., 0]
 
 
 @checked
 def sweep_heads(
-    model: Any,
+    model: HookedModel,
     batch: TokenBatch,
     edit: HeadEdit,
     metrics: Sequence[Metric],
@@ -329,7 +344,7 @@ def sweep_heads(
 
 
 def sweep_effects(
-    model: Any,
+    model: HookedModel,
     batch: TokenBatch,
     edit: HeadEdit,
     metrics: Sequence[Metric],
@@ -347,7 +362,7 @@ def sweep_effects(
 
 
 def _swept_heads(
-    model: Any,
+    model: HookedModel,
     batch: TokenBatch,
     edit: HeadEdit,
     metrics: Sequence[Metric],
@@ -362,16 +377,21 @@ def _swept_heads(
     if heads is None:
         heads = [(layer, unit) for layer in range(n_layers) for unit in range(n_units)]
     swept = sweep_sets(
-        model, batch, edit, [[], *([head] for head in heads)], metrics,
-        description="heads", **options,
-    )  # fmt: skip
+        model,
+        batch,
+        edit,
+        [[], *([head] for head in heads)],
+        metrics,
+        description="heads",
+        **options,
+    )
     values = swept.new_full((*swept.shape[:2], n_layers, n_units), torch.nan)
     for index, (layer, head) in enumerate(heads, start=1):
         values[:, :, layer, head] = swept[:, :, index]
     return values, swept[:, :, 0]
 
 
-def check_units(model: Any, units: Sequence[Unit], component: str = "z") -> None:
+def check_units(model: HookedModel, units: Sequence[Unit], component: str = "z") -> None:
     """Raise for the first (layer, unit) that the model does not have."""
     check_hooked(model)
     n_layers, n_units = model.cfg.n_layers, count_units(model, component)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -16,6 +16,7 @@ from interp.forward.memory import Budget, decide_budget
 from interp.forward.out_of_memory import halving
 from interp.forward.partial import unedited_logits
 from interp.forward.trial import sweep_resolution
+from interp.models.hooked_model import HookedModel
 from interp.patching.alignment import Alignment, Positions, align
 from interp.patching.atp_star import atp_star_columns
 from interp.patching.attribution import attribute_columns
@@ -46,7 +47,7 @@ def check_method(method: str) -> None:
 
 
 def effects_of_units(
-    model: Any,
+    model: HookedModel,
     clean: TokenBatch,
     corrupted: TokenBatch,
     metric: Metric,
@@ -81,14 +82,29 @@ def effects_of_units(
         check_units(model, units, component)
     mean = mean_values(model, reference or clean, component) if source == "mean" else None
     run = _Patching(
-        model, metric, component, method, steps, units, mean, source == "zero",
-        decide_budget(budget, corrupted.tokens.device), progress,
-    )  # fmt: skip
+        model,
+        metric,
+        component,
+        method,
+        steps,
+        units,
+        mean,
+        source == "zero",
+        decide_budget(budget, corrupted.tokens.device),
+        progress,
+    )
     values, bare, clean_metric = run.over(clean, origin, corrupted, alignment)
     return _result(
-        run, values, bare, clean_metric, alignment, source=source, groups=groups,
-        templates=templates, seed=seed,
-    )  # fmt: skip
+        run,
+        values,
+        bare,
+        clean_metric,
+        alignment,
+        source=source,
+        groups=groups,
+        templates=templates,
+        seed=seed,
+    )
 
 
 def _resampled(
@@ -108,7 +124,7 @@ def _resampled(
 class _Patching:
     """The arguments that stay the same for every chunk of prompts; ``units`` None for all."""
 
-    model: Any
+    model: HookedModel
     metric: Metric
     component: str
     method: str
@@ -182,9 +198,15 @@ class _Patching:
             values = torch.full(shape, torch.nan, dtype=result_dtype(model))
             # The empty set is the unedited run that the edited ones begin with.
             swept = sweep_places(
-                model, batch, edit, places, [[], *([unit] for unit in units)], [metric],
-                description=self.component, **options,
-            )[0]  # fmt: skip
+                model,
+                batch,
+                edit,
+                places,
+                [[], *([unit] for unit in units)],
+                [metric],
+                description=self.component,
+                **options,
+            )[0]
             for index, (layer, unit) in enumerate(units, start=1):
                 values[:, layer, unit] = swept[:, index] - swept[:, 0]
             return values
@@ -224,7 +246,7 @@ def _part_of(
 
 
 @torch.no_grad()
-def _metric_of(model: Any, batch: TokenBatch, metric: Metric) -> Float[Tensor, " prompt"]:
+def _metric_of(model: HookedModel, batch: TokenBatch, metric: Metric) -> Float[Tensor, " prompt"]:
     return apply_metric(metric, unedited_logits(model, batch))
 
 
@@ -252,8 +274,17 @@ def _result(
         axes.append(alignment.axis)
         labels[alignment.axis] = alignment.labels
     return PatchEffects(
-        values=values, axes=tuple(axes), corrupted=corrupted, clean=clean,
-        component=run.component, method=run.method, metric=metric_name(run.metric), source=source,
-        labels=labels, groups=tuple(groups), templates=tuple(templates), seed=seed,
+        values=values,
+        axes=tuple(axes),
+        corrupted=corrupted,
+        clean=clean,
+        component=run.component,
+        method=run.method,
+        metric=metric_name(run.metric),
+        source=source,
+        labels=labels,
+        groups=tuple(groups),
+        templates=tuple(templates),
+        seed=seed,
         resolution=sweep_resolution(run.model),
-    )  # fmt: skip
+    )

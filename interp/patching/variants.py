@@ -6,7 +6,6 @@ takes as many prompts at a time as fit into memory and collects what is measured
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from interp.forward.out_of_memory import halving
 from interp.forward.partial import Hook, RecordedRun, resume
+from interp.models.hooked_model import HookedModel
 from interp.patching.metrics import Metric, apply_metric, take_metrics
 from interp.progress import progress_bar
 
@@ -39,7 +39,7 @@ class Variant:
 
 
 def run_variants(
-    model: Any, run: RecordedRun, variants: Iterable[Variant]
+    model: HookedModel, run: RecordedRun, variants: Iterable[Variant]
 ) -> Iterator[Float[Tensor, "row *keep d_vocab"]]:
     """The logits of each variant of a run, in order; of as many columns as the run's own."""
     every = torch.arange(len(run.batch), device=run.batch.tokens.device)

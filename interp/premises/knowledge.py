@@ -10,7 +10,7 @@ Two checks (FAITH, arXiv 2402.19103, section 3.1, uses the second):
 import logging
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -26,6 +26,7 @@ from interp.forward.generate import generate_tokens
 from interp.forward.out_of_memory import halving
 from interp.forward.partial import device_of, tail_logits
 from interp.models import render_chat
+from interp.models.hooked_model import HookedModel
 from interp.models.versions import check_hooked
 from interp.premises.encode import answer_tokens, shared_length, tokenize
 from interp.premises.mentions import names_any
@@ -98,7 +99,11 @@ class Knowledge(Displayed):
 @checked
 @torch.no_grad()
 def check_knowledge(
-    model: Any, premises: Premises, *, check: KnowledgeCheck = "strict", progress: bool = True
+    model: HookedModel,
+    premises: Premises,
+    *,
+    check: KnowledgeCheck = "strict",
+    progress: bool = True,
 ) -> Knowledge:
     """Ask the model for every fact directly."""
     check_hooked(model)
@@ -110,7 +115,7 @@ def check_knowledge(
 
 @checked
 def filter_known(
-    model: Any,
+    model: HookedModel,
     premises: Premises,
     *,
     check: KnowledgeCheck = "strict",
@@ -128,7 +133,7 @@ def filter_known(
     return knowledge.keep(premises, minimum=minimum)
 
 
-def _strict(model: Any, premises: Premises, progress: bool) -> list[FactKnowledge]:
+def _strict(model: HookedModel, premises: Premises, progress: bool) -> list[FactKnowledge]:
     tokenizer = model.tokenizer
     prompts, sizes = [], []
     for fact in premises.facts:
@@ -159,7 +164,7 @@ def _strict(model: Any, premises: Premises, progress: bool) -> list[FactKnowledg
     return [result for result in results if result is not None]
 
 
-def _by_answer(model: Any, premises: Premises, progress: bool) -> list[FactKnowledge]:
+def _by_answer(model: HookedModel, premises: Premises, progress: bool) -> list[FactKnowledge]:
     tokenizer = model.tokenizer
     prompts = []
     for fact in premises.facts:

@@ -73,7 +73,8 @@ def check_comparison(content: Any, where: str) -> dict[str, Any]:
     check_shape(content, _SHAPE, where)
     methods = content["methods"]
     named = (*methods, *(content.get("differences") or {}))
-    if not methods or (unknown := [name for name in named if name not in METHOD_NAMES]):
+    unknown = [name for name in named if name not in METHOD_NAMES]
+    if not methods or unknown:
         found = unknown[0] if methods else "none"
         raise UserError(f"{where}: unknown method {found[:40]!r}; make the run again")
     tasks = list(next(iter(methods.values()))["accuracy"])

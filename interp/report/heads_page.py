@@ -130,9 +130,11 @@ def _agreement_figure(agreement: Mapping[str, Any] | None) -> list[PlacedFigure]
     if not agreement or not agreement.get("points"):
         return []
     rows = check_shape(
-        agreement["points"], [[int, int, float, float]],
-        "agreement.json: points are rows of layer, head, x, y", advice="run `interp locate` again",
-    )  # fmt: skip
+        agreement["points"],
+        [[int, int, float, float]],
+        "agreement.json: points are rows of layer, head, x, y",
+        advice="run `interp locate` again",
+    )
     points = pd.DataFrame(rows, columns=["layer", "head", "x", "y"])
     names = {axis: str(agreement.get(axis, axis)) for axis in ("x", "y")}
     figure = method_agreement(

@@ -70,9 +70,13 @@ def read_heads(path: Path) -> pd.DataFrame:
     """Read `heads.csv`: one row a head and site, with whole numbers and booleans as such."""
     again = "run `interp locate` again"
     table = read_table(
-        path, texts=("site",), numbers=HEADS_NUMBERS, counts=HEADS_COUNTS, flags=("selected",),
+        path,
+        texts=("site",),
+        numbers=HEADS_NUMBERS,
+        counts=HEADS_COUNTS,
+        flags=("selected",),
         advice=again,
-    )  # fmt: skip
+    )
     if table.empty:
         raise UserError(f"{path}: the table has no rows; {again}")
     if table["effect"].isna().any():
@@ -89,9 +93,12 @@ def read_heads(path: Path) -> pd.DataFrame:
 def read_settings(path: Path) -> pd.DataFrame:
     """Read `settings.csv`: gain and cost of each head count, site and mode on the search split."""
     return read_table(
-        path, texts=("site", "mode"), numbers=SETTINGS_NUMBERS, counts=("n_heads",),
+        path,
+        texts=("site", "mode"),
+        numbers=SETTINGS_NUMBERS,
+        counts=("n_heads",),
         flags=("chosen",),
-    )  # fmt: skip
+    )
 
 
 def read_null(path: Path) -> pd.DataFrame:

@@ -9,6 +9,7 @@ import torch
 from interp.errors import UserError
 from interp.files.choice import check_choice
 from interp.models import loader_of, model_info
+from interp.models.hooked_model import HookedModel
 from interp.runs.model_conditions import conditions_digest
 from interp.runs.ray_engine import RayEngine, import_ray
 from interp.runs.shards import Engine, InProcess
@@ -25,7 +26,7 @@ def check_engine(name: str) -> None:
 
 @contextmanager
 def opened_engine(
-    name: str, model: Any, *, address: str | None = None, workers: int | None = None
+    name: str, model: HookedModel, *, address: str | None = None, workers: int | None = None
 ) -> Iterator[Engine]:
     """The engine for a hooked model that `load_model` made; its workers end with the context."""
     if name == "local":
@@ -66,7 +67,11 @@ def engine_for(
     if torch.device(device).index:
         raise UserError(f"every Ray worker has a GPU of its own: give --device cuda, not {device}")
     with RayEngine(
-        load, identify=identify, expected=identify(model), address=address, workers=workers,
+        load,
+        identify=identify,
+        expected=identify(model),
+        address=address,
+        workers=workers,
         gpus=int(device.startswith("cuda")),
-    ) as engine:  # fmt: skip
+    ) as engine:
         yield engine

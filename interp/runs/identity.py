@@ -15,6 +15,7 @@ from interp.files import check_links
 from interp.files.documents import read_json, write_json
 from interp.files.whole import LEFTOVER
 from interp.models import model_info
+from interp.models.hooked_model import HookedModel
 from interp.runs.lock import HOLDER, LOCK
 from interp.runs.prompting import (
     comparable,
@@ -56,7 +57,7 @@ def check_run(run: Path, file: str, identity: Mapping[str, Any]) -> None:
         )
 
 
-def model_identity(model: Any) -> dict[str, Any]:
+def model_identity(model: HookedModel) -> dict[str, Any]:
     """What a run's identity holds of its hooked model and of its tokenizer."""
     info = model_info(model)
     return {

@@ -65,8 +65,9 @@ def _locked(run: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise UserError(f"{run} is being written by {_holder(run)}: wait for it, or choose another "
-                        "directory") from None  # fmt: skip
+        raise UserError(
+            f"{run} is being written by {_holder(run)}: wait for it, or choose another directory"
+        ) from None
     except OSError as error:
         raise UserError(f"{run} cannot be written ({error.strerror or error})") from error
     try:

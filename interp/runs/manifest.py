@@ -12,12 +12,17 @@ from interp.errors import UserError
 from interp.files import check_shape
 from interp.files.documents import file_hash, read_json, write_json
 from interp.models import model_info
+from interp.models.hooked_model import HookedModel
 from interp.runs.prompting import asking_identity, comparable, first_difference, warn_of_older
 from interp.runs.versions import versions
 
 
 def write_manifest(
-    run: Path, model: Any, *, prompts: str | None = "premises.jsonl", **more: Any
+    run: Path,
+    model: HookedModel | Mapping[str, Any],
+    *,
+    prompts: str | None = "premises.jsonl",
+    **more: Any,
 ) -> Path:
     """Write manifest.json.
 
@@ -37,7 +42,7 @@ def write_manifest(
     return write_json(run / "manifest.json", {**content, **more})
 
 
-def describe_model(model: Any) -> dict[str, Any]:
+def describe_model(model: HookedModel) -> dict[str, Any]:
     """What a manifest says of a hooked model: which one it is, how it runs, how it is asked."""
     info = asdict(model_info(model))
     how = {key: info.pop(key) for key in ("dtype", "device", "attn_implementation")}
@@ -73,7 +78,7 @@ def recorded_model(run: Path) -> dict[str, Any]:
     return check_shape(read_manifest(run), shape, str(run / "manifest.json"))["model"]
 
 
-def check_same_model(run: Path, model: Any) -> None:
+def check_same_model(run: Path, model: HookedModel) -> None:
     """Raise if a run directory was made with another model, tokenizer or chat template than these.
 
     A run of an older version did not note the last two: that is said, and they are not compared.

@@ -5,17 +5,16 @@ answers hang on the tokenizer and on the tokens that end them, which the model's
 not cover. The chat template is not among them: what is kept names the tokens of its prompts itself.
 """
 
-from typing import Any
-
 import torch
 
 from interp.forward.generate import end_tokens
 from interp.models import model_info
+from interp.models.hooked_model import HookedModel
 from interp.models.tokenizer_fingerprint import tokenizer_fingerprint
 from interp.runs.shards import digest_of
 
 
-def conditions(model: Any) -> dict[str, str]:
+def conditions(model: HookedModel) -> dict[str, str]:
     """Fingerprints of model and tokenizer, dtype, kind of device, end tokens of answers."""
     info = model_info(model)
     return {
@@ -27,6 +26,6 @@ def conditions(model: Any) -> dict[str, str]:
     }
 
 
-def conditions_digest(model: Any) -> str:
+def conditions_digest(model: HookedModel) -> str:
     """The conditions as one text."""
     return digest_of(conditions(model))

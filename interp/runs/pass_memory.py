@@ -15,16 +15,17 @@ import torch
 from interp.files.documents import read_json
 from interp.forward.memory import Budget, decide_budget, read_budget
 from interp.forward.partial import device_of
+from interp.models.hooked_model import HookedModel
 
 KEY = "pass_memory"
 
 
-def with_budget(identity: Mapping[str, Any], model: Any) -> dict[str, Any]:
+def with_budget(identity: Mapping[str, Any], model: HookedModel) -> dict[str, Any]:
     """The identity as it is written, with the budget of this moment."""
     return {**identity, **_described(device_of(model), decide_budget(None, device_of(model)))}
 
 
-def budget_of(run: Path, file: str, model: Any) -> Budget:
+def budget_of(run: Path, file: str, model: HookedModel) -> Budget:
     """What the run began with; the device's where it is not written, or was another device's."""
     device = device_of(model)
     found = read_json(run / file).get(KEY) if (run / file).is_file() else None
@@ -35,7 +36,7 @@ def budget_of(run: Path, file: str, model: Any) -> Budget:
     return decide_budget(None, device)
 
 
-def budget_entry(run: Path, file: str, model: Any) -> dict[str, Any]:
+def budget_entry(run: Path, file: str, model: HookedModel) -> dict[str, Any]:
     """What the manifest says of it: bytes of the batches, and of all with what is kept."""
     return _described(device_of(model), budget_of(run, file, model))
 

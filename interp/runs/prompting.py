@@ -52,8 +52,9 @@ def warn_of_older(run: Path, before: Mapping[str, Any], now: Mapping[str, Any]) 
     if unknown := not_noted(before, now):
         logger.warning(
             "%s was made by an older version, which did not note %s: taken to be the same now",
-            run, unknown,
-        )  # fmt: skip
+            run,
+            unknown,
+        )
 
 
 def not_noted(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:

@@ -26,6 +26,7 @@ from interp.files import check_shape, parse_json
 from interp.files.tensor_file import read_tensor_file, write_tensor_file
 from interp.files.whole import remove_leftovers
 from interp.jobs import SHARD, Shard
+from interp.models.hooked_model import HookedModel
 from interp.progress import progress_bar
 from interp.runs.versions import versions
 
@@ -47,7 +48,7 @@ class Engine(Protocol):
 class InProcess:
     """The engine that makes one shard after the other with a model in this process."""
 
-    model: Any
+    model: HookedModel
 
     def run(
         self, work: Callable[[Any, Any], Shard], jobs: Iterable[tuple[int, Any]]

@@ -7,11 +7,11 @@ so that the same command again, and another one that needs the same work, takes 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from interp.errors import UserError
 from interp.files import check_tensors
 from interp.jobs import Job, JobFunction, JobRunner, OutputSpec, Shard
+from interp.models.hooked_model import HookedModel
 from interp.runs.shards import Engine, ShardStore, cut, make_shards, put_together
 
 
@@ -35,7 +35,7 @@ class StoredJobRunner(JobRunner):
     def made(
         self,
         work: JobFunction,
-        model: Any,
+        model: HookedModel,
         job: Job,
         *,
         description: str,
@@ -57,9 +57,13 @@ class StoredJobRunner(JobRunner):
         store = ShardStore(self.folder, identity, len(parts))
         self.asked.update(map(store.path, range(len(parts))))
         shards = make_shards(
-            store, self.engine, work, lambda number: job.take(parts[number]),
-            description=description, progress=progress,
-        )  # fmt: skip
+            store,
+            self.engine,
+            work,
+            lambda number: job.take(parts[number]),
+            description=description,
+            progress=progress,
+        )
         whole = put_together(shards, parts)
         try:
             check_tensors(whole.tensors, **(gives.tensors if parts else {}))

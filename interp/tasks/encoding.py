@@ -23,6 +23,7 @@ from interp.errors import UserError
 from interp.forward.batch import Span, TokenBatch
 from interp.forward.partial import unedited_logits
 from interp.models import render_chat
+from interp.models.hooked_model import HookedModel
 from interp.models.joining import gap_between
 from interp.models.spans import (
     check_offsets,
@@ -198,6 +199,6 @@ def _encode_text(
 
 @checked
 @torch.no_grad()
-def answered_right(model: Any, encoded: EncodedPairs) -> Bool[Tensor, " prompt"]:
+def answered_right(model: HookedModel, encoded: EncodedPairs) -> Bool[Tensor, " prompt"]:
     """Whether the model prefers the answer to the wrong one after each clean text."""
     return (encoded.metric(unedited_logits(model, encoded.clean)) > 0).cpu()

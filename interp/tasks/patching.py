@@ -9,6 +9,7 @@ from torch import Tensor
 from interp.checked import checked
 from interp.errors import UserError
 from interp.forward.partial import device_of, unedited_logits
+from interp.models.hooked_model import HookedModel
 from interp.patching import (
     KLDivergence,
     LogitDifference,
@@ -27,7 +28,7 @@ Where = Literal["all", "each", "spans"]
 
 @checked
 def patch_pairs(
-    model: Any,
+    model: HookedModel,
     pairs: Pairs | EncodedPairs,
     *,
     component: str = "z",
@@ -55,10 +56,17 @@ def patch_pairs(
         pairs = encode_pairs(model.tokenizer, pairs, chat=chat, device=device_of(model))
     where = positions_of(pairs, positions)
     result = patch(
-        model, pairs.clean, pairs.corrupted, metric_of(model, pairs, metric),
-        component=component, method=method, positions=where,
-        groups=pairs.groups, templates=pairs.templates, **options,
-    )  # fmt: skip
+        model,
+        pairs.clean,
+        pairs.corrupted,
+        metric_of(model, pairs, metric),
+        component=component,
+        method=method,
+        positions=where,
+        groups=pairs.groups,
+        templates=pairs.templates,
+        **options,
+    )
     if metric == "probability":
         # p(1 − p) ≤ 1/4: a rounding of the logits moves a probability by a quarter of it at most.
         return replace(result, resolution=result.resolution / 4)
@@ -81,7 +89,7 @@ def positions_of(pairs: EncodedPairs, positions: str) -> Positions:
     return pairs.spans if positions == "spans" else positions  # type: ignore[return-value]
 
 
-def metric_of(model: Any, pairs: EncodedPairs, metric: str) -> Any:
+def metric_of(model: HookedModel, pairs: EncodedPairs, metric: str) -> Any:
     """The metric by its name."""
     if metric == "logit_difference":
         return LogitDifference(pairs.answer, pairs.wrong)
@@ -95,6 +103,6 @@ def metric_of(model: Any, pairs: EncodedPairs, metric: str) -> Any:
 
 
 @torch.no_grad()
-def _clean_logits(model: Any, pairs: EncodedPairs) -> Tensor:
+def _clean_logits(model: HookedModel, pairs: EncodedPairs) -> Tensor:
     # As the edited runs that it is compared with.
     return unedited_logits(model, pairs.clean)

@@ -5,18 +5,18 @@ twins are read in one go, as bare questions, the way a user asks them.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from interp.arguments import shown
 from interp.checked import checked
 from interp.errors import UserError
+from interp.models.hooked_model import HookedModel
 from interp.premises.questions import Premises
 from probes.detector.detections import Detection, Detector, PremiseDetections
 from probes.detector.train import detector_for
 
 
 def detect(
-    model: Any,
+    model: HookedModel,
     questions: Sequence[str],
     *,
     detector: Detector | None = None,
@@ -39,7 +39,7 @@ def detect(
 
 @checked
 def detect_premises(
-    model: Any,
+    model: HookedModel,
     premises: Premises,
     *,
     detector: Detector | PremiseDetections | None = None,

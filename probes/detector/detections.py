@@ -14,6 +14,7 @@ from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.figures.probe_scores import detections_figure
 from interp.forward.batch import Span
+from interp.models.hooked_model import HookedModel
 from interp.premises.questions import QuestionKind
 from interp.statistics.significance import mean_interval
 
@@ -62,7 +63,7 @@ class Detector(Protocol):
 
     def detect(
         self,
-        model: Any,
+        model: HookedModel,
         questions: Sequence[str],
         *,
         system: str | None = None,

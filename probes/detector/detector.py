@@ -25,6 +25,7 @@ from interp.files import Maybe, check_shape, check_tensors, read_json_object
 from interp.files.documents import write_json
 from interp.files.tensor_file import read_tensor_file, write_tensor_file
 from interp.models import fingerprint as fingerprint_of
+from interp.models.hooked_model import HookedModel
 from interp.models.tokenizer_fingerprint import prompting_fingerprint
 from probes.activation_reader import DEFAULT_BATCH_TOKENS, read_activations
 from probes.detector.calibration import CALIBRATION_SHAPE, Calibration
@@ -90,7 +91,7 @@ class PremiseDetector(Displayed):
         if not bool(torch.isfinite(self.weight).all() and torch.isfinite(numbers).all()):
             raise UserError("a detector's weights must be finite")
 
-    def check_model(self, model: Any) -> None:
+    def check_model(self, model: HookedModel) -> None:
         """UserError if this detector was trained on another model, tokenizer or chat template."""
         if (found := fingerprint_of(model)) != self.fingerprint:
             raise UserError(
@@ -105,7 +106,7 @@ class PremiseDetector(Displayed):
 
     def detect(
         self,
-        model: Any,
+        model: HookedModel,
         questions: Sequence[str],
         *,
         system: str | None = None,
@@ -123,7 +124,7 @@ class PremiseDetector(Displayed):
 
     def token_scores(
         self,
-        model: Any,
+        model: HookedModel,
         asked: Sequence[AskedQuestion],
         *,
         batch_tokens: int = DEFAULT_BATCH_TOKENS,
@@ -182,7 +183,7 @@ class PremiseDetector(Displayed):
         return folder
 
     @classmethod
-    def load(cls, folder: str | Path, *, model: Any | None = None) -> "PremiseDetector":
+    def load(cls, folder: str | Path, *, model: HookedModel | None = None) -> "PremiseDetector":
         """Read what ``save`` wrote; with ``model``, only if it was trained on that model.
 
         Raises UserError for a directory without a detector, damaged files, or another model's.
@@ -224,8 +225,9 @@ class PremiseDetector(Displayed):
             if detector.prompting is None:
                 logger.warning(
                     "the detector in %s is of an older version, which did not note tokenizer and "
-                    "chat template: taken to be this model's", folder,
-                )  # fmt: skip
+                    "chat template: taken to be this model's",
+                    folder,
+                )
         return detector
 
     def _shown(self) -> Shown:

@@ -11,6 +11,7 @@ import torch
 from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.figures.probe_scores import detection_table, reliability_figure
+from interp.models.hooked_model import HookedModel
 from interp.premises import Premises
 from probes.detector.calibration import expected_calibration_error, reliability
 from probes.detector.detect import detect_premises
@@ -68,9 +69,11 @@ def score_detections(found: PremiseDetections, *, seed: int = 0) -> DetectionSco
     probabilities = np.array([one.probability for one in both])
     labels = np.array([1] * len(found.false) + [0] * len(found.twin))
     auc = auc_with_interval(
-        torch.from_numpy(probabilities).float(), torch.from_numpy(labels), found.subjects * 2,
+        torch.from_numpy(probabilities).float(),
+        torch.from_numpy(labels),
+        found.subjects * 2,
         seed=seed,
-    )  # fmt: skip
+    )
     rates = found.to_dict(seed=seed)
     fired = [
         one.char_span == tuple(wanted)
@@ -93,7 +96,12 @@ def score_detections(found: PremiseDetections, *, seed: int = 0) -> DetectionSco
 
 @checked
 def score_detector(
-    model: Any, premises: Premises, detector: Detector, *, seed: int = 0, progress: bool = True
+    model: HookedModel,
+    premises: Premises,
+    detector: Detector,
+    *,
+    seed: int = 0,
+    progress: bool = True,
 ) -> DetectionScore:
     """Run a detector on every question of the premises and its twin, and score it."""
     found = detect_premises(model, premises, detector=detector, progress=progress)

@@ -10,13 +10,13 @@ import logging
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import filelock
 
 from interp.checked import checked
 from interp.errors import UserError
 from interp.models import cache_root, fingerprint
+from interp.models.hooked_model import HookedModel
 from interp.models.template_clock import template_now, template_time
 from interp.models.tokenizer_fingerprint import prompting_fingerprint
 from interp.premises import Premises, check_knowledge, list_relations, load_premises
@@ -67,7 +67,7 @@ def shipped_premises(*, facts: int = FACTS, seed: int = 0) -> tuple[Premises, ..
 
 
 def known_premises(
-    model: Any, premises: Iterable[Premises], *, progress: bool = True
+    model: HookedModel, premises: Iterable[Premises], *, progress: bool = True
 ) -> tuple[Premises, ...]:
     """The facts of each relation that the model knows; relations with too few are left out.
 
@@ -87,7 +87,7 @@ def known_premises(
     return tuple(kept)
 
 
-def candidate_layers(model: Any, shares: Sequence[float] = LAYERS) -> tuple[int, ...]:
+def candidate_layers(model: HookedModel, shares: Sequence[float] = LAYERS) -> tuple[int, ...]:
     """The layers at these shares of the model's depth."""
     n_layers = model.cfg.n_layers
     return tuple(sorted({min(n_layers - 1, round(share * n_layers)) for share in shares}))
@@ -95,7 +95,7 @@ def candidate_layers(model: Any, shares: Sequence[float] = LAYERS) -> tuple[int,
 
 @checked
 def train_detector(
-    model: Any,
+    model: HookedModel,
     premises: Iterable[Premises] | None = None,
     *,
     known: bool = True,
@@ -127,7 +127,12 @@ def train_detector(
             activations = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         return fit_detector(
             collect_material(
-                model, premises, activations, known=known, layers=layers, seed=seed,
+                model,
+                premises,
+                activations,
+                known=known,
+                layers=layers,
+                seed=seed,
                 progress=progress,
             ),
             fingerprint=fingerprint(model),
@@ -136,11 +141,11 @@ def train_detector(
             calibration=calibration,
             seed=seed,
             progress=progress,
-        )  # fmt: skip
+        )
 
 
 def collect_material(
-    model: Any,
+    model: HookedModel,
     premises: Iterable[Premises] | None,
     folder: Path,
     *,
@@ -169,7 +174,7 @@ def collect_material(
 
 
 def labelled_questions(
-    model: Any, premises: Iterable[Premises], *, seed: int = 0
+    model: HookedModel, premises: Iterable[Premises], *, seed: int = 0
 ) -> tuple[LabelledQuestion, ...]:
     """Every question with a false and with the true object; objects are balanced (`balance`).
 
@@ -192,7 +197,9 @@ def labelled_questions(
     return tuple(found)
 
 
-def background_texts(model: Any, premises: Iterable[Premises]) -> tuple[BackgroundText, ...]:
+def background_texts(
+    model: HookedModel, premises: Iterable[Premises]
+) -> tuple[BackgroundText, ...]:
     """Texts without a false premise: each fact's open question and true statement, word problems.
 
     The word problems are those of the shipped task set `arithmetic` that adapters train on.
@@ -217,7 +224,7 @@ def background_texts(model: Any, premises: Iterable[Premises]) -> tuple[Backgrou
 
 @checked
 def detector_for(
-    model: Any, *, cache_dir: Path | None = None, progress: bool = True
+    model: HookedModel, *, cache_dir: Path | None = None, progress: bool = True
 ) -> PremiseDetector:
     """The model's own detector: from the user's cache, or trained on the shipped relations.
 

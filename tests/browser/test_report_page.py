@@ -157,8 +157,12 @@ def test_the_policy_forbids_what_the_page_did_not_bring(desktop: Any) -> None:
 def test_the_page_of_a_patching_run(
     tiny_llama: HookedModel, tmp_path: Path, visit: Callable[..., Any]
 ) -> None:
-    pair = {"clean": "Paris is in", "corrupted": "Rome is in", "answer": " France",
-            "wrong_answer": " Italy"}  # fmt: skip
+    pair = {
+        "clean": "Paris is in",
+        "corrupted": "Rome is in",
+        "answer": " France",
+        "wrong_answer": " Italy",
+    }
     rows = [{**pair, "group": f"{HOSTILE} {i}"} for i in range(4)]
     (tmp_path / "pairs.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     settings = PatchSettings(pairs=str(tmp_path / "pairs.jsonl"))

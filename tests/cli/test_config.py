@@ -60,9 +60,17 @@ def test_each_type_by_hand(tmp_path: Path) -> None:
         "checkpointing: true\nlimit: null\ntest_limit: 5\nout: there\nschedule: linear\n"
     )
     assert read(TrainOptions, content, tmp_path) == TrainOptions(
-        learning_rate=1e-3, scaling=3.0, steps=7, data=("a.csv", "b.csv"), targets=("q_proj",),
-        checkpointing=True, limit=None, test_limit=5, out=Path("there"), schedule="linear",
-    )  # fmt: skip
+        learning_rate=1e-3,
+        scaling=3.0,
+        steps=7,
+        data=("a.csv", "b.csv"),
+        targets=("q_proj",),
+        checkpointing=True,
+        limit=None,
+        test_limit=5,
+        out=Path("there"),
+        schedule="linear",
+    )
     assert read(CompareOptions, "seeds: [4]\nmethods: [lora, moe]", tmp_path).seeds == (4,)
 
 

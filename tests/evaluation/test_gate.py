@@ -100,8 +100,10 @@ def test_a_perfect_detector_gives_the_oracles_gain_at_no_cost(
     assert np.array_equal(gated.twin.logit_difference[:, 1], gated.twin.logit_difference[:, 0])
     assert np.array_equal(gated.twin.p_true[:, 1], gated.twin.p_true[:, 0])
     assert gated.cost == 0.0
-    by_kind = {kind: [p for p in gated.answers if p.kind == kind] for kind in
-               ("false_premise", "true_premise")}  # fmt: skip
+    by_kind = {
+        kind: [p for p in gated.answers if p.kind == kind]
+        for kind in ("false_premise", "true_premise")
+    }
     assert len(gated.answers) == (2 * n if answers else 0)
     assert all(p.constrained == p.baseline for p in by_kind["true_premise"])
     assert all(p.constrained_names_true for p in by_kind["false_premise"])
@@ -126,10 +128,16 @@ def test_a_detector_that_never_fires_runs_nothing_again(
         lambda model, prompts, **options: generated.append(len(prompts)) or [],
     )
     result = evaluate(
-        planted, premises, heads=[(1, 2)], site="attention", gate="probe",
-        detector=Stub(planted, lambda i, text: False), random_sets=20, answers=asked,
+        planted,
+        premises,
+        heads=[(1, 2)],
+        site="attention",
+        gate="probe",
+        detector=Stub(planted, lambda i, text: False),
+        random_sets=20,
+        answers=asked,
         progress=False,
-    )  # fmt: skip
+    )
     assert sum(generated) == 0
     for values in (result.false.logit_difference, result.false.p_true, result.false.p_false):
         assert values.shape[1] == 22
@@ -144,9 +152,15 @@ def test_false_alarms_and_misses_by_hand(planted: HookedModel, premises: Premise
     """It fires on the first question of each kind and on no other."""
     n = len(premises)
     result = evaluate(
-        planted, premises, heads=[(1, 2)], site="attention", gate="probe", answers=False,
-        detector=Stub(planted, lambda i, text: i % n == 0), **OPTIONS,
-    )  # fmt: skip
+        planted,
+        premises,
+        heads=[(1, 2)],
+        site="attention",
+        gate="probe",
+        answers=False,
+        detector=Stub(planted, lambda i, text: i % n == 0),
+        **OPTIONS,
+    )
     everywhere = evaluate(
         planted, premises, heads=[(1, 2)], site="attention", answers=False, **OPTIONS
     )
@@ -164,9 +178,13 @@ def test_what_was_detected_once_serves_several_evaluations(
 ) -> None:
     found = detect_premises(planted, premises, detector=Stub(planted, is_false), progress=False)
     settings: dict[str, Any] = {
-        "heads": [(1, 2)], "site": "attention", "gate": "probe", "random_sets": 0,
-        "answers": False, "progress": False,
-    }  # fmt: skip
+        "heads": [(1, 2)],
+        "site": "attention",
+        "gate": "probe",
+        "random_sets": 0,
+        "answers": False,
+        "progress": False,
+    }
     asked = evaluate(planted, premises, detector=Stub(planted, is_false), **settings)
     again = evaluate(planted, premises, detector=found, **settings)
     assert again.to_dict() == asked.to_dict()
@@ -279,9 +297,13 @@ def test_heads_and_experts_together_under_the_gate(
     """Experts act on every token of a prompt in which something was found, and on no other."""
     what = Intervention.of([(0, 1)], gate="probe") | ExpertConstraint([(0, "attn.v", 1)], "force")
     result = evaluate(
-        with_experts, premises, heads=what, answers=False,
-        detector=Stub(with_experts, is_false), **OPTIONS,
-    )  # fmt: skip
+        with_experts,
+        premises,
+        heads=what,
+        answers=False,
+        detector=Stub(with_experts, is_false),
+        **OPTIONS,
+    )
     encoded = encode_premises(with_experts.tokenizer, premises)
     metric = LogitDifference(encoded.true_tokens, encoded.false_tokens)
     with interp.constrain(with_experts, what, premises=encoded):
@@ -320,8 +342,9 @@ def test_random_interventions_match_and_never_draw_what_was_chosen(
     chosen = {pair for part in what.experts for pair in part.pairs}
     for one in drawn:
         assert [(p.site, p.mode, len(p.heads)) for p in one.heads] == [
-            ("output", "zero", 3), ("output", "scale", 1)
-        ]  # fmt: skip
+            ("output", "zero", 3),
+            ("output", "scale", 1),
+        ]
         heads = [head for part in one.heads for head in part.heads]
         assert sorted(layer for layer, _ in heads) == [0, 0, 1, 2]
         assert not chosen_heads & set(heads)

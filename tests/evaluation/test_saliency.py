@@ -17,10 +17,13 @@ QUESTION = "Why is Paris the capital of Germany?"
 def planted_saliency(model: HookedModel, premises: Premises, method: str) -> TokenSaliency:
     question = premises.questions()[0]
     return token_saliency(
-        model, premises.fill(question, "false"), opening=premises.cloze(question),
-        toward=question.true_object, against=question.false_object,
+        model,
+        premises.fill(question, "false"),
+        opening=premises.cloze(question),
+        toward=question.true_object,
+        against=question.false_object,
         method=method,  # type: ignore[arg-type]
-    )  # fmt: skip
+    )
 
 
 def of(found: TokenSaliency, name: str) -> float:

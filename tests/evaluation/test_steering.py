@@ -105,9 +105,14 @@ def test_decoding_is_steered_as_whole_runs_are(
     steering = steering_of(tiny_llama, component, place).with_strength(2.0)
     prompts = bare_prompts(tiny_llama, premises)
     scored = score(
-        tiny_llama, premises, steering, name="s", answers=("false",), max_new_tokens=4,
+        tiny_llama,
+        premises,
+        steering,
+        name="s",
+        answers=("false",),
+        max_new_tokens=4,
         progress=False,
-    )  # fmt: skip
+    )
     texts = scored.answers["false"]
     assert scored.seconds["false"] > 0
     for prompt, text in zip(prompts, texts, strict=True):

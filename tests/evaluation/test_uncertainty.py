@@ -89,9 +89,13 @@ def test_the_surprisal_is_that_of_a_run_over_the_answer(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model.original_model, "generate", keeping)
         texts, surprisal = scored_answers(
-            model, prompts, temperature=temperature, max_new_tokens=6, batch_prompts=1,
+            model,
+            prompts,
+            temperature=temperature,
+            max_new_tokens=6,
+            batch_prompts=1,
             progress=False,
-        )  # fmt: skip
+        )
     # Shorter prompts are answered first.
     for index, ids in zip(sorted(range(2), key=lambda one: len(prompts[one])), kept, strict=True):
         with torch.no_grad():
@@ -152,9 +156,14 @@ def by_hand(surprisal: list[float]) -> Uncertainty:
     n = len(surprisal)
     same = np.ones(n)
     return Uncertainty(
-        np.array(surprisal), same, np.arange(n, dtype=float), ("",) * n, (("",),) * n,
-        tuple("abcd"[:n]), ("why",) * n,
-    )  # fmt: skip
+        np.array(surprisal),
+        same,
+        np.arange(n, dtype=float),
+        ("",) * n,
+        (("",),) * n,
+        tuple("abcd"[:n]),
+        ("why",) * n,
+    )
 
 
 def test_auc_by_hand() -> None:

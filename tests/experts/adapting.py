@@ -15,9 +15,12 @@ def adapt(base: Any, *, fill: float = 0.3, **config: Any) -> Any:
     """A PEFT model, with experts that add something unless ``fill`` is zero."""
     torch.manual_seed(0)
     settings: dict[str, Any] = {
-        "r": R, "num_experts": EXPERTS, "top_k": 2, "target_modules": ["q_proj", "v_proj"],
+        "r": R,
+        "num_experts": EXPERTS,
+        "top_k": 2,
+        "target_modules": ["q_proj", "v_proj"],
         "task_type": "CAUSAL_LM",
-    }  # fmt: skip
+    }
     with quiet_libraries():  # PEFT asks transformers for a name that it will drop
         adapted = peft.get_peft_model(base, MoELoRAConfig(**(settings | config)))
     with torch.no_grad():

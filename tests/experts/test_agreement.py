@@ -18,11 +18,18 @@ from interp.patching.result import PatchEffects
 def loads(share: Callable[[int, str], float]) -> pd.DataFrame:
     return pd.DataFrame(
         [
-            {"layer": 0, "target": target, "expert": expert, "task": task,
-             "load": share(expert, task)}
-            for target in ("q_proj", "v_proj") for expert in range(4) for task in "ab"
+            {
+                "layer": 0,
+                "target": target,
+                "expert": expert,
+                "task": task,
+                "load": share(expert, task),
+            }
+            for target in ("q_proj", "v_proj")
+            for expert in range(4)
+            for task in "ab"
         ]
-    )  # fmt: skip
+    )
 
 
 def by_hand() -> ExpertEffects:
@@ -33,11 +40,16 @@ def by_hand() -> ExpertEffects:
     values[:8, :, 0], values[8:, :, 1], values[:8, :, 2] = 1.0, 0.5, 0.25
     values = torch.where(values > 0, values + noise, values)
     result = PatchEffects(
-        values=values, axes=("prompt", "projection", "expert"), corrupted=torch.zeros(16),
-        component="expert gate", method="exact", metric="loss", source="off",
+        values=values,
+        axes=("prompt", "projection", "expert"),
+        corrupted=torch.zeros(16),
+        component="expert gate",
+        method="exact",
+        metric="loss",
+        source="off",
         templates=("a",) * 8 + ("b",) * 8,
         labels={"projection": ("blocks.0.attn.q", "blocks.0.attn.v")},
-    )  # fmt: skip
+    )
     projections = tuple(
         Projection(f"blocks.0.attn.{one}", f"model.layers.0.self_attn.{one}_proj", 4)
         for one in "qv"

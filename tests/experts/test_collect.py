@@ -83,8 +83,9 @@ def test_agrees_with_a_literal_count(
                 for one in chosen:
                     load[projection, task, one] += 1
                     classes[projection, token_class(plain_tokenizer.decode([token])), one] += 1
-                    places[projection, min(len(bin(position - 5)) - 2, 8) if position > 5 else 0,
-                           one] += 1  # fmt: skip
+                    places[
+                        projection, min(len(bin(position - 5)) - 2, 8) if position > 5 else 0, one
+                    ] += 1
                     for other in chosen:
                         pairs[projection, one, other] += 1
                 top = int(p.argmax())
@@ -129,10 +130,14 @@ def labelled(n: int, sizes: Sizes, seed: int) -> tuple[torch.Tensor, TokenLabels
         return torch.randint(0, limit, (n,), generator=generator)
 
     labels = TokenLabels(
-        task=draw(sizes.tasks), fold=draw(sizes.folds), unit=draw(sizes.units),
-        row=draw(sizes.ids + 1), token_class=draw(len(CLASSES)), position=draw(200),
+        task=draw(sizes.tasks),
+        fold=draw(sizes.folds),
+        unit=draw(sizes.units),
+        row=draw(sizes.ids + 1),
+        token_class=draw(len(CLASSES)),
+        position=draw(200),
         follows=draw(2).bool(),
-    )  # fmt: skip
+    )
     # A cut never goes through a text.
     labels.follows[::10] = False
     return torch.randn(n, sizes.experts, generator=generator), labels

@@ -36,9 +36,12 @@ CLOSE: dict[str, Any] = {"rtol": 0.0, "atol": 2e-5}
 def adapt(base: Any, **config: Any) -> Any:
     """A PEFT model whose four experts a projection add something."""
     settings: dict[str, Any] = {
-        "r": 2, "num_experts": 4, "top_k": 2, "target_modules": ["q_proj", "v_proj"],
+        "r": 2,
+        "num_experts": 4,
+        "top_k": 2,
+        "target_modules": ["q_proj", "v_proj"],
         "task_type": "CAUSAL_LM",
-    }  # fmt: skip
+    }
     torch.manual_seed(0)
     with quiet_libraries():  # PEFT asks transformers for a name that it will drop
         adapted = peft.get_peft_model(base, MoELoRAConfig(**(settings | config)))
@@ -235,8 +238,9 @@ def test_a_budget_runs_what_the_estimate_ranks_first(model: HookedModel, tasks: 
     assert run.any(dim=0).sum() == 5
     torch.testing.assert_close(found.loss.values[run], whole.loss.values[run], **CLOSE)
     assert found.estimate is not None
-    largest = torch.stack([found.estimate.values[rows].mean(dim=0).abs() for rows in
-                           (slice(0, 8), slice(8, None))]).amax(dim=0)  # fmt: skip
+    largest = torch.stack(
+        [found.estimate.values[rows].mean(dim=0).abs() for rows in (slice(0, 8), slice(8, None))]
+    ).amax(dim=0)
     chosen = run.any(dim=0)
     assert float(largest[chosen].min()) >= float(largest[~chosen].max())
     assert len(found.to_dataframe()) == 2 * 5
@@ -296,9 +300,13 @@ def test_examples_are_grouped_by_subject_and_may_be_answered(
     for expert in (0, 3):
         with constrain(model, ExpertConstraint([(2, "attn.v", expert)])):
             said = greedy_answers(
-                model.original_model, plain_tokenizer, [e.tokens[: e.n_prompt] for e in encoded],
-                end=end, max_new_tokens=4, progress=False,
-            )  # fmt: skip
+                model.original_model,
+                plain_tokenizer,
+                [e.tokens[: e.n_prompt] for e in encoded],
+                end=end,
+                max_new_tokens=4,
+                progress=False,
+            )
         right = torch.tensor([float(is_right(e, s)) for e, s in zip(asked, said, strict=True)])
         change = found.accuracy.values[:, 0, expert] + found.accuracy.corrupted
         assert torch.equal(change, right)
@@ -349,8 +357,10 @@ def test_a_patched_expert_equals_hooks_by_hand(model: HookedModel, what: Any) ->
     )
     assert found.shape == (2, 4)
     points = ["hook_expert_out"] + (["hook_gate"] if what == "contribution" else [])
-    arguments = [{"input_ids": one.tokens, "attention_mask": one.mask.long(),
-                  "position_ids": one.positions} for one in (clean, corrupted)]  # fmt: skip
+    arguments = [
+        {"input_ids": one.tokens, "attention_mask": one.mask.long(), "position_ids": one.positions}
+        for one in (clean, corrupted)
+    ]
     bare = metric(model.original_model(**arguments[1]).logits[:, -1])
     torch.testing.assert_close(found.corrupted, bare, **CLOSE)
     for place, name in enumerate(names):
@@ -388,11 +398,18 @@ def test_the_same_prompt_patches_nothing(model: HookedModel) -> None:
 def test_in_the_planted_model_routing_and_ablation_agree(effects: ExpertEffects) -> None:
     load = pd.DataFrame(
         [
-            {"layer": 0, "target": target, "expert": expert, "task": task,
-             "load": 0.5 * float((expert < 2) == (task == "a"))}
-            for target in ("q_proj", "v_proj") for expert in range(4) for task in "ab"
+            {
+                "layer": 0,
+                "target": target,
+                "expert": expert,
+                "task": task,
+                "load": 0.5 * float((expert < 2) == (task == "a")),
+            }
+            for target in ("q_proj", "v_proj")
+            for expert in range(4)
+            for task in "ab"
         ]
-    )  # fmt: skip
+    )
     found = routing_agreement(effects, load, fdr=1.0)
     there = found.table[found.table["effect"] > 0]
     assert len(there) >= 2

@@ -20,9 +20,14 @@ def effects(values: Tensor, /, **changed: Any) -> HeadEffects:
     """One prompt a subject."""
     n = len(values)
     content: dict[str, Any] = {
-        "values": values, "probability": values, "subjects": tuple(f"s{i}" for i in range(n)),
-        "templates": ("why",) * n, "site": "output", "method": "activation", "source": "zero",
-    }  # fmt: skip
+        "values": values,
+        "probability": values,
+        "subjects": tuple(f"s{i}" for i in range(n)),
+        "templates": ("why",) * n,
+        "site": "output",
+        "method": "activation",
+        "source": "zero",
+    }
     return HeadEffects(**(content | changed))
 
 

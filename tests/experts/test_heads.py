@@ -70,10 +70,17 @@ def joint(family: str, tokenizer: Any, hf_factory: Callable[..., Any]) -> Any:
         return adapt(hf_factory("gpt2", tokenizer), target_modules=["c_attn"])
     torch.manual_seed(0)
     sizes: dict[str, Any] = {
-        "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64,
-        "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64,
-        "initializer_range": 0.2, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1,
-    }  # fmt: skip
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 64,
+        "initializer_range": 0.2,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "pad_token_id": 1,
+    }
     if family == "neox":
         base: Any = GPTNeoXForCausalLM(GPTNeoXConfig(**sizes))
         return adapt(base, target_modules=["query_key_value"])
@@ -285,8 +292,9 @@ def test_all_experts_off_is_the_base_model(llama: Any, model: Any, premises: Any
 def test_a_group_comes_once(model: Any) -> None:
     found = slices_of(model, [(1, 2), (1, 3), (0, 0)], ["q", "v"])
     assert [one.name for one in found if one.component == "v"] == [
-        "v 1.1 all experts", "v 0.0 all experts",
-    ]  # fmt: skip
+        "v 1.1 all experts",
+        "v 0.0 all experts",
+    ]
     assert sum(one.component == "q" for one in found) == 3
 
 

@@ -34,16 +34,27 @@ def records(tokens: dict[str, Any]) -> RoutingRecords:
     zeros = torch.zeros(30, dtype=torch.long)
     unit = torch.from_numpy(tokens["unit"])
     labels = TokenLabels(
-        task=unit % 2, fold=unit // 3, unit=unit, row=torch.from_numpy(tokens["row"]),
-        token_class=zeros, position=zeros, follows=zeros.bool(),
-    )  # fmt: skip
+        task=unit % 2,
+        fold=unit // 3,
+        unit=unit,
+        row=torch.from_numpy(tokens["row"]),
+        token_class=zeros,
+        position=zeros,
+        follows=zeros.bool(),
+    )
     counter = RoutingCounter(SIZES)
     counter.add_tokens(labels)
     counter.add(0, torch.from_numpy(tokens["logits"]).float(), labels)
     return RoutingRecords(
-        (Projection("q", 0, "q", 3),), SIZES, ("a", "b"), (7, 8), ("x", "y"),
-        (0, 1, 0, 1, 0, 1), (0, 0, 0, 1, 1, 1), counter.tables,
-    )  # fmt: skip
+        (Projection("q", 0, "q", 3),),
+        SIZES,
+        ("a", "b"),
+        (7, 8),
+        ("x", "y"),
+        (0, 1, 0, 1, 0, 1),
+        (0, 0, 0, 1, 1, 1),
+        counter.tables,
+    )
 
 
 def member_of(tokens: dict[str, Any]) -> np.ndarray:

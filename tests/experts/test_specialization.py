@@ -128,9 +128,12 @@ def test_tokens_of_one_text_are_not_independent(
 
 def test_without_untrained_routers(planted: Any, planted_texts: Any, plain_tokenizer: Any) -> None:
     records, _ = collect_routing(
-        planted, planted_texts, plain_tokenizer,
-        settings=CollectSettings(routers=0, folds=5), progress=False,
-    )  # fmt: skip
+        planted,
+        planted_texts,
+        plain_tokenizer,
+        settings=CollectSettings(routers=0, folds=5),
+        progress=False,
+    )
     table = measure_specialization(records, draws=19, token_draws=0).to_dataframe()
     untrained: Any = table[table["null"] == "untrained"]
     assert set(untrained["measure"]) == set(MEASURES)

@@ -61,8 +61,10 @@ def test_the_constraint_turns_the_answer_round(explorer: Explorer) -> None:
         "1 heads."
     )
     assert [(p.text, p.role) for p in answers.question_pieces()] == [
-        ("Why is city3 the capital of ", ""), ("land5", "object"), ("?", ""),
-    ]  # fmt: skip
+        ("Why is city3 the capital of ", ""),
+        ("land5", "object"),
+        ("?", ""),
+    ]
     assert {piece.role for piece in answers.answer_pieces(answers.constrained)} >= {"true"}
     assert min(answers.baseline.seconds, answers.constrained.seconds) > 0
 

@@ -60,9 +60,12 @@ def located_run(folder: Path) -> None:
     write_jsonl(folder / "premises.jsonl", premise_rows(split))
     effects_of_planted = made_up_effects(tuple(q.subject for q in split.search.questions()))
     asked = {
-        "tokenizer_sha256": "1" * 64, "chat_template_sha256": None, "end_tokens": [0],
-        "prompt_tokens_sha256": "2" * 64, "template_time": "2026-01-01T12:00:00",
-    }  # fmt: skip
+        "tokenizer_sha256": "1" * 64,
+        "chat_template_sha256": None,
+        "end_tokens": [0],
+        "prompt_tokens_sha256": "2" * 64,
+        "template_time": "2026-01-01T12:00:00",
+    }
     write_json(folder / "search.json", {"seed": 0, "premises": settings.premises, **asked})
     digest = effects_digest(settings, "0" * 64, split, asked["prompt_tokens_sha256"])
     save_effects(folder / "effects.safetensors", [effects_of_planted], kept={"run": digest})
@@ -101,10 +104,16 @@ PROBE_KINDS = {
 def probe_run(folder: Path) -> None:
     """A finished run of ``interp probe``."""
     rows = [
-        {"layer": layer, "auc": 0.8, "ci_low": 0.7, "ci_high": 0.9, "accuracy": 0.75,
-         "search_auc": 0.85}
+        {
+            "layer": layer,
+            "auc": 0.8,
+            "ci_low": 0.7,
+            "ci_high": 0.9,
+            "accuracy": 0.75,
+            "search_auc": 0.85,
+        }
         for layer in (0, 1)
-    ]  # fmt: skip
+    ]
     both = pd.concat([pd.DataFrame(rows), pd.DataFrame(rows)], ignore_index=True)
     write_table(folder / "auc.csv", both.assign(position=["object", "object", "last", "last"]))
     write_table(folder / "auc_heads.csv", both.assign(head=[0, 0, 1, 1]))
@@ -131,17 +140,26 @@ def probe_run(folder: Path) -> None:
 def comparison_run(folder: Path) -> None:
     """A finished run of ``interp moelora compare``."""
     of_task = {
-        "n": 9, "mean": 0.5, "questions": [0.4, 0.6], "seeds": [0.3, 0.7], "by_seed": [0.4, 0.6],
-    }  # fmt: skip
+        "n": 9,
+        "mean": 0.5,
+        "questions": [0.4, 0.6],
+        "seeds": [0.3, 0.7],
+        "by_seed": [0.4, 0.6],
+    }
     experts = {
-        "dead_experts": [0, 1], "load_smallest": [0.2, 0.3], "load_largest": [1.5, 1.6],
+        "dead_experts": [0, 1],
+        "load_smallest": [0.2, 0.3],
+        "load_largest": [1.5, 1.6],
         "cosine": {"mean": 0.1, "ci_low": 0.0, "ci_high": 0.2},
-    }  # fmt: skip
+    }
     method = {
-        "trainable_parameters": 1000, "seeds": [0, 1], "steps": 10, "seconds_per_step": 0.5,
+        "trainable_parameters": 1000,
+        "seeds": [0, 1],
+        "steps": 10,
+        "seconds_per_step": 0.5,
         "accuracy": {"sums": of_task, "dates": of_task},
         "held_out_loss": {"sums": {"mean": 1.5}, "dates": {"mean": 2.5}},
-    }  # fmt: skip
+    }
     one = {"value": 0.3, "ci_low": 0.1, "ci_high": 0.5}
     content = {
         "methods": {"lora": {**method, "experts": None}, "moelora": {**method, "experts": experts}},
@@ -153,10 +171,15 @@ def comparison_run(folder: Path) -> None:
     }
     write_json(folder / "comparison.json", content)
     losses = [
-        {"method": name, "seed": seed, "step": step, "language_loss": 2.0 - step / 10,
-         "load_balance": 1.0 if name != "lora" else None}
+        {
+            "method": name,
+            "seed": seed,
+            "step": step,
+            "language_loss": 2.0 - step / 10,
+            "load_balance": 1.0 if name != "lora" else None,
+        }
         for name in ("lora", "moelora")
         for seed in (0, 1)
         for step in (1, 2)
-    ]  # fmt: skip
+    ]
     write_table(folder / "losses.csv", pd.DataFrame(losses))

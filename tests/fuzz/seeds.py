@@ -168,11 +168,14 @@ def intervention(folder: Path) -> None:
 
 def pairs(folder: Path) -> None:
     row = {
-        "clean": "Paris is the capital of", "corrupted": "Rome is the capital of",
-        "answer": " France", "wrong_answer": " Italy",
-        "spans": {"city": {"clean": [0, 5], "corrupted": [0, 4]}}, "group": "Paris",
+        "clean": "Paris is the capital of",
+        "corrupted": "Rome is the capital of",
+        "answer": " France",
+        "wrong_answer": " Italy",
+        "spans": {"city": {"clean": [0, 5], "corrupted": [0, 4]}},
+        "group": "Paris",
         "template": "is",
-    }  # fmt: skip
+    }
     write_jsonl(folder / "pairs.jsonl", [row, {**row, "group": "Rome"}])
 
 
@@ -183,21 +186,34 @@ def adapter(folder: Path) -> None:
 
 
 def records(folder: Path) -> None:
-    sizes = Sizes(projections=1, experts=3, top_k=2, tasks=2, folds=2, units=6, ids=2, routers=0,
-                  id_routers=0)  # fmt: skip
+    sizes = Sizes(
+        projections=1, experts=3, top_k=2, tasks=2, folds=2, units=6, ids=2, routers=0, id_routers=0
+    )
     unit = torch.arange(6).repeat(5)
     zeros = torch.zeros(30, dtype=torch.long)
     labels = TokenLabels(
-        task=unit % 2, fold=unit // 3, unit=unit, row=unit % 3, token_class=zeros, position=zeros,
+        task=unit % 2,
+        fold=unit // 3,
+        unit=unit,
+        row=unit % 3,
+        token_class=zeros,
+        position=zeros,
         follows=zeros.bool(),
-    )  # fmt: skip
+    )
     counter = RoutingCounter(sizes)
     counter.add_tokens(labels)
     counter.add(0, torch.from_numpy(np.random.default_rng(0).normal(size=(30, 3))).float(), labels)
     made = RoutingRecords(
-        (Projection("q", 0, "q", 3),), sizes, ("a", "b"), (7, 8), ("x", "y"), (0, 1, 0, 1, 0, 1),
-        (0, 0, 0, 1, 1, 1), counter.tables, {"sampled": "8"},
-    )  # fmt: skip
+        (Projection("q", 0, "q", 3),),
+        sizes,
+        ("a", "b"),
+        (7, 8),
+        ("x", "y"),
+        (0, 1, 0, 1, 0, 1),
+        (0, 0, 0, 1, 1, 1),
+        counter.tables,
+        {"sampled": "8"},
+    )
     made.save(folder / "routing.safetensors")
 
 
@@ -240,9 +256,11 @@ def task_data(folder: Path) -> None:
     ]
     write_jsonl(folder / "data.jsonl", rows)
     problem = {
-        "Question": "Ann has number0 and number1 apples. How many?", "Numbers": "3 4.0",
-        "Equation": "+ number0 number1", "Answer": 7.0,
-    }  # fmt: skip
+        "Question": "Ann has number0 and number1 apples. How many?",
+        "Numbers": "3 4.0",
+        "Equation": "+ number0 number1",
+        "Answer": 7.0,
+    }
     (folder / "data.json").write_text(json.dumps([problem, problem]))
     instruct = {"instruction": "Add.", "input": "1, 2", "output": "It is 3.", "answer": "3"}
     pd.DataFrame([instruct, instruct]).to_csv(folder / "data.csv", index=False)

@@ -59,9 +59,13 @@ def make_adapted(hf_factory: Callable[..., Any], tokenizer: Any, **config: Any) 
     """A tiny PEFT model whose four experts a projection add something."""
     base = hf_factory("llama", tokenizer)
     settings: dict[str, Any] = {
-        "r": 2, "num_experts": 4, "top_k": 2, "lora_alpha": 4, "task_type": "CAUSAL_LM",
+        "r": 2,
+        "num_experts": 4,
+        "top_k": 2,
+        "lora_alpha": 4,
+        "task_type": "CAUSAL_LM",
         "target_modules": ["q_proj", "v_proj", "down_proj"],
-    }  # fmt: skip
+    }
     torch.manual_seed(0)
     with quiet_libraries():  # PEFT asks transformers for a name that it will drop
         adapted = peft.get_peft_model(base, MoELoRAConfig(**(settings | config)))

@@ -152,9 +152,13 @@ def test_a_constraint_equals_other_weights(
 @torch.no_grad()
 def generate(model: Any, batch: TokenBatch) -> Tensor:
     return model.original_model.generate(
-        input_ids=batch.tokens, attention_mask=batch.mask.long(), max_new_tokens=8,
-        min_new_tokens=8, do_sample=False, pad_token_id=0,
-    )[:, batch.width :]  # fmt: skip
+        input_ids=batch.tokens,
+        attention_mask=batch.mask.long(),
+        max_new_tokens=8,
+        min_new_tokens=8,
+        do_sample=False,
+        pad_token_id=0,
+    )[:, batch.width :]
 
 
 @torch.no_grad()
@@ -217,10 +221,14 @@ def test_at_spans_only_the_gates_there_change(experts_model: HookedModel) -> Non
 @pytest.mark.parametrize(
     "named",
     [
-        (NAME, 2), (MODULE, 2), (1, "attn.q", 2), (1, "q", 2), (1, "q_proj", 2),
+        (NAME, 2),
+        (MODULE, 2),
+        (1, "attn.q", 2),
+        (1, "q", 2),
+        (1, "q_proj", 2),
         (1, "self_attn.q_proj", 2),
     ],
-)  # fmt: skip
+)
 def test_a_projection_has_several_names(experts_model: HookedModel, named: Any) -> None:
     assert ExpertConstraint([named]).on(experts_model).pairs == ((NAME, 2),)
 
@@ -231,7 +239,7 @@ def test_the_adapted_projections_are_listed(experts_model: HookedModel) -> None:
         f"blocks.{layer}.{target}"
         for layer in range(3)
         for target in ("attn.q", "attn.v", "mlp.out")
-    ]  # fmt: skip
+    ]
     assert {one.n_experts for one in listed} == {4}
     assert (listed[-1].layer, listed[-1].target) == (2, "mlp.out")
     assert listed[-1].module == "model.layers.2.mlp.down_proj"

@@ -48,7 +48,7 @@ def test_a_detection_says_where() -> None:
 def test_a_detector_is_asked_once_for_all_questions() -> None:
     stub = Stub([FIRED, QUIET])
     assert isinstance(stub, Detector)
-    model = object()
+    model: Any = object()
     found = detect(model, ["a", "b"], detector=stub, system="s", progress=False)
     assert found == (FIRED, QUIET)
     assert stub.asked == [(model, ("a", "b"), "s", False)]
@@ -57,7 +57,8 @@ def test_a_detector_is_asked_once_for_all_questions() -> None:
 
 
 def test_without_one_the_models_own_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    stub, model, seen = Stub([QUIET]), object(), []
+    stub, seen = Stub([QUIET]), []
+    model: Any = object()
     monkeypatch.setattr(
         "probes.detector.detect.detector_for", lambda model: seen.append(model) or stub
     )

@@ -130,9 +130,12 @@ def test_together_equals_one_inside_the_other(
 @torch.no_grad()
 def speak(model: Any, batch: TokenBatch) -> torch.Tensor:
     return model.original_model.generate(
-        input_ids=batch.tokens, attention_mask=batch.mask.long(), max_new_tokens=6,
-        do_sample=False, pad_token_id=0,
-    )  # fmt: skip
+        input_ids=batch.tokens,
+        attention_mask=batch.mask.long(),
+        max_new_tokens=6,
+        do_sample=False,
+        pad_token_id=0,
+    )
 
 
 @torch.no_grad()

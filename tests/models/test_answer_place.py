@@ -21,11 +21,13 @@ SHAPES = {
     "a channel": ("[A]", "[A]<final>", "[U]Why?[/U][A]<final>"),
     "an open thought": ("[A]<think>", "[A]", "[U]Why?[/U][A]<think>\n</think>\n\n"),
     "closed by itself": (
-        "[A]<think>", "[A]<think>-</think>", "[U]Why?[/U][A]<think>-</think>",
+        "[A]<think>",
+        "[A]<think>-</think>",
+        "[U]Why?[/U][A]<think>-</think>",
     ),
     "open in both": ("[A][THINK]", "[A][THINK]", "[U]Why?[/U][A][THINK]\n[/THINK]\n\n"),
     "another channel": ("[A]<analysis>", "[A]<final>", "[U]Why?[/U][A]<final>"),
-}  # fmt: skip
+}
 
 
 def template_of(asked: str, own: str) -> str:

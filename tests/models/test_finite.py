@@ -56,9 +56,14 @@ def test_loading_looks_where_it_is_asked(
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])
-@pytest.mark.parametrize(("part", "hook"), [("self_attn.v_proj", "attn.hook_v"),
-                                            ("self_attn.o_proj", "hook_attn_out"),
-                                            ("mlp.down_proj", "hook_mlp_out")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("part", "hook"),
+    [
+        ("self_attn.v_proj", "attn.hook_v"),
+        ("self_attn.o_proj", "hook_attn_out"),
+        ("mlp.down_proj", "hook_mlp_out"),
+    ],
+)
 def test_a_bad_activation_is_named_by_layer_and_hook(
     layer: int, part: str, hook: str, hf_factory: Callable[..., Any], plain_tokenizer: Any
 ) -> None:

@@ -43,10 +43,15 @@ def opt(vocabulary: int, positions: int) -> Any:
     torch.manual_seed(0)
     return OPTForCausalLM(
         OPTConfig(
-            vocab_size=vocabulary, hidden_size=16, num_hidden_layers=1, ffn_dim=32,
-            num_attention_heads=2, max_position_embeddings=positions, word_embed_proj_dim=16,
+            vocab_size=vocabulary,
+            hidden_size=16,
+            num_hidden_layers=1,
+            ffn_dim=32,
+            num_attention_heads=2,
+            max_position_embeddings=positions,
+            word_embed_proj_dim=16,
         )
-    ).eval()  # fmt: skip
+    ).eval()
 
 
 def test_tables_by_hand() -> None:
@@ -128,8 +133,11 @@ ENTRIES: dict[str, Callable[[Any, list[int]], Any]] = {
     "tail_logits": lambda model, ids: tail_logits(model, TokenBatch.from_lists([ids])),
     "record_run": lambda model, ids: record_run(model, TokenBatch.from_lists([ids])),
     "patch": lambda model, ids: patch(
-        model, TokenBatch.from_lists([ids]), TokenBatch.from_lists([ids]),
-        LogitDifference(torch.tensor([5]), torch.tensor([6])), progress=False,
+        model,
+        TokenBatch.from_lists([ids]),
+        TokenBatch.from_lists([ids]),
+        LogitDifference(torch.tensor([5]), torch.tensor([6])),
+        progress=False,
     ),
     "answers": lambda model, ids: generate_tokens(model, [ids], progress=False),
     "probes": lambda model, ids: list(
@@ -138,7 +146,7 @@ ENTRIES: dict[str, Callable[[Any, list[int]], Any]] = {
     "losses": lambda model, ids: answer_losses(
         model.original_model, [EncodedExample(tuple(ids), 1)]
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("entry", ENTRIES)

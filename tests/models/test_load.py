@@ -182,7 +182,7 @@ def test_a_model_that_cannot_be_hooked_is_refused(
 
 def test_a_model_from_elsewhere_has_no_info() -> None:
     with pytest.raises(UserError, match=r"from_hf\(hf_model, tokenizer\)"):
-        model_info(nn.Linear(2, 2))
+        model_info(nn.Linear(2, 2))  # type: ignore[arg-type]
 
 
 def test_loading_is_silent_and_leaves_the_libraries_as_they_were(

@@ -81,9 +81,7 @@ def test_every_pass_is_told_of_however_it_is_called(tiny_llama: HookedModel) -> 
         tiny_llama(TOKENS, attention_mask=ones)
         hf_model.generate(input_ids=TOKENS, attention_mask=ones, max_new_tokens=3, do_sample=False)
     tiny_llama(TOKENS)
-    assert [(tokens.shape[1], seen) for tokens, _, seen in told] == [
-        (6, 0), (6, 0), (1, 6), (1, 7)
-    ]  # fmt: skip
+    assert [(tokens.shape[1], seen) for tokens, _, seen in told] == [(6, 0), (6, 0), (1, 6), (1, 7)]
     assert all(mask is None or torch.equal(mask, ones) for _, mask, seen in told if not seen)
 
 
@@ -120,18 +118,25 @@ def test_an_architecture_that_is_not_known_is_named(plain_tokenizer: Any) -> Non
     ("changed", "message"),
     [
         ({"attention_bias": True}, "does not compute this LlamaForCausalLM as transformers does"),
-        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
-         "no rotary embedding of type 'dynamic', only default, linear, llama3"),
+        (
+            {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
+            "no rotary embedding of type 'dynamic', only default, linear, llama3",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_would_be_computed_otherwise_is_refused(
     plain_tokenizer: Any, changed: dict[str, Any], message: str
 ) -> None:
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(plain_tokenizer), hidden_size=32, intermediate_size=64,
-        num_hidden_layers=2, num_attention_heads=4, initializer_range=0.2, **changed,
-    )  # fmt: skip
+        vocab_size=len(plain_tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        initializer_range=0.2,
+        **changed,
+    )
     hf_model = LlamaForCausalLM(config).eval()
     with torch.no_grad():
         for name, parameter in hf_model.named_parameters():

@@ -31,9 +31,15 @@ def opt() -> Any:
     """OPT goes through transformers' attention interface."""
     torch.manual_seed(0)
     config = OPTConfig(
-        **NAMES, hidden_size=32, word_embed_proj_dim=32, ffn_dim=64, num_hidden_layers=2,
-        num_attention_heads=4, max_position_embeddings=64, init_std=0.2,
-    )  # fmt: skip
+        **NAMES,
+        hidden_size=32,
+        word_embed_proj_dim=32,
+        ffn_dim=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        init_std=0.2,
+    )
     config._attn_implementation = "eager"
     return OPTForCausalLM(config).eval()
 

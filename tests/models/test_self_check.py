@@ -108,9 +108,15 @@ def test_without_padding_prompts_of_one_length_run() -> None:
 def test_a_model_that_keeps_a_state_runs_whole_prompts() -> None:
     """Mamba has a cache of its own kind; its effects are those of whole runs."""
     config = MambaConfig(
-        vocab_size=len(TOKENIZER), hidden_size=32, num_hidden_layers=2, state_size=8,
-        initializer_range=0.2, bos_token_id=0, eos_token_id=1, pad_token_id=1,
-    )  # fmt: skip
+        vocab_size=len(TOKENIZER),
+        hidden_size=32,
+        num_hidden_layers=2,
+        state_size=8,
+        initializer_range=0.2,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+    )
     torch.manual_seed(0)
     plain = MambaForCausalLM(config).eval()
     model = from_hf(plain, TOKENIZER)
@@ -118,9 +124,13 @@ def test_a_model_that_keeps_a_state_runs_whole_prompts() -> None:
     clean, corrupted = [5, 20, 21, 22, 16], [5, 20, 21, 23, 16]
     metric = LogitDifference(torch.tensor([40]), torch.tensor([44]))
     found = patch(
-        model, TokenBatch.from_lists([clean]), TokenBatch.from_lists([corrupted]), metric,
-        component="resid_post", progress=False,
-    )  # fmt: skip
+        model,
+        TokenBatch.from_lists([clean]),
+        TokenBatch.from_lists([corrupted]),
+        metric,
+        component="resid_post",
+        progress=False,
+    )
     # The last layer's residual stream decides the logits alone.
     assert found.clean is not None
     right = found.clean - found.corrupted

@@ -27,8 +27,10 @@ def changed_backend(change: Callable[[dict[str, Any]], None]) -> Any:
     change(content)
     made = transformers.PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(content)),
-        bos_token="<|start|>", eos_token="<|end|>", pad_token="<|end|>",
-    )  # fmt: skip
+        bos_token="<|start|>",
+        eos_token="<|end|>",
+        pad_token="<|end|>",
+    )
     made.chat_template = usual.chat_template
     return made
 
@@ -46,11 +48,13 @@ def leave_a_merge_out(content: dict[str, Any]) -> None:
 def begin_with_a_token(content: dict[str, Any]) -> None:
     content["post_processor"] = {
         "type": "TemplateProcessing",
-        "single": [{"SpecialToken": {"id": "<|start|>", "type_id": 0}},
-                   {"Sequence": {"id": "A", "type_id": 0}}],
+        "single": [
+            {"SpecialToken": {"id": "<|start|>", "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}},
+        ],
         "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
         "special_tokens": {"<|start|>": {"id": "<|start|>", "ids": [0], "tokens": ["<|start|>"]}},
-    }  # fmt: skip
+    }
 
 
 def write_small(content: dict[str, Any]) -> None:

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from transformers import AutoModel, LlamaForSequenceClassification
 
-import interp
 from interp.errors import UserError
 from interp.models import from_hf
+from interp.models.versions import HookedClass
 from interp.moelora import MoELoRAConfig
 
 # Of PEFT 0.21 with transformers 5, and of torch.compile; nothing of them is used here.
@@ -28,15 +28,20 @@ TARGETS = {"llama": ["q_proj", "v_proj"], "gpt2": ["c_attn"]}
 
 @torch.no_grad()
 def logits(model: Any) -> torch.Tensor:
-    return model(IDS) if isinstance(model, interp.models.HookedModel) else model(IDS).logits
+    return model(IDS) if isinstance(model, HookedClass) else model(IDS).logits
 
 
 def adapted(hf_model: Any, family: str, **options: Any) -> Any:
     torch.manual_seed(1)
     config = peft.LoraConfig(
-        r=2, target_modules=TARGETS[family], init_lora_weights=False, lora_dropout=0.3,
-        task_type="CAUSAL_LM", fan_in_fan_out=family == "gpt2", **options,
-    )  # fmt: skip
+        r=2,
+        target_modules=TARGETS[family],
+        init_lora_weights=False,
+        lora_dropout=0.3,
+        task_type="CAUSAL_LM",
+        fan_in_fan_out=family == "gpt2",
+        **options,
+    )
     return peft.get_peft_model(hf_model, config)
 
 

@@ -135,7 +135,7 @@ def test_a_head_of_its_own_is_left_out_with_a_warning(
         ({"num_attention_heads": 5}, "hidden size .32. is not a multiple of the number of att"),
         ({"hidden_act": "wobble"}, "it knows no 'wobble'"),
     ],
-)  # fmt: skip
+)
 def test_a_configuration_that_contradicts_the_weights(
     entries: dict[str, Any], said: str, folder: Path
 ) -> None:

@@ -157,8 +157,10 @@ def test_tables_hold_the_numbers() -> None:
     costs = cost_table(content).set_index("method")
     assert costs.loc["LoRA", "dead experts"] == "–"
     assert costs.loc["MoELoRA", ["dead experts", "least used", "cosine"]].tolist() == [
-        "0, 0", "0.50, 0.50", "0.250",
-    ]  # fmt: skip
+        "0, 0",
+        "0.50, 0.50",
+        "0.250",
+    ]
 
 
 def test_figures_hold_the_numbers() -> None:
@@ -178,9 +180,11 @@ def test_figures_hold_the_numbers() -> None:
 
 def test_curves_leave_out_methods_without_the_column() -> None:
     table = pd.DataFrame(
-        [{"method": "lora", "seed": 0, "step": 1, "contrastive": math.nan},
-         {"method": "moelora", "seed": 0, "step": 1, "contrastive": 0.5}]
-    )  # fmt: skip
+        [
+            {"method": "lora", "seed": 0, "step": 1, "contrastive": math.nan},
+            {"method": "moelora", "seed": 0, "step": 1, "contrastive": 0.5},
+        ]
+    )
     names = [trace.name for trace in curve_figure(table, "contrastive", "c").data if trace.name]  # type: ignore[union-attr]
     assert names == ["MoELoRA"]
 

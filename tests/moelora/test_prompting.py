@@ -70,9 +70,12 @@ def interrupted(
 
 @pytest.mark.parametrize("change", [change_template, change_tokenizer])
 def test_a_training_is_not_taken_up(
-    change: Callable[[Path], str], settings: TrainingSettings, train: Train, tmp_path: Path,
+    change: Callable[[Path], str],
+    settings: TrainingSettings,
+    train: Train,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     interrupted(train, settings, tmp_path / "begun", monkeypatch)
     run = train(settings, tmp_path / "finished")
     assert train(settings, run) == run
@@ -133,16 +136,25 @@ def test_a_comparison_is_not_taken_up(settings: TrainingSettings, tmp_path: Path
 
 @pytest.mark.parametrize("change", [change_template, change_tokenizer])
 def test_an_analysis_is_not_taken_up(
-    change: Callable[[Path], str], settings: TrainingSettings, train: Train, sums: Path,
+    change: Callable[[Path], str],
+    settings: TrainingSettings,
+    train: Train,
+    sums: Path,
     tmp_path: Path,
-) -> None:  # fmt: skip
+) -> None:
     words = tmp_path / "words.jsonl"
     rows = [{"prompt": f"Is Rome number {i} in Italy?", "answer": "yes"} for i in range(60)]
     words.write_text("\n".join(map(json.dumps, rows)))
     wanted = AnalyzeSettings(
-        data=(str(sums), str(words)), part="both", limit=12, least_tokens=50, draws=19,
-        token_draws=0, routers=0, effects=0,
-    )  # fmt: skip
+        data=(str(sums), str(words)),
+        part="both",
+        limit=12,
+        least_tokens=50,
+        draws=19,
+        token_draws=0,
+        routers=0,
+        effects=0,
+    )
     adapter, run = train(settings, tmp_path / "training"), tmp_path / "run"
     analyze_adapter(adapter, wanted, run, progress=False)
     analyze_adapter(adapter, wanted, run, progress=False)

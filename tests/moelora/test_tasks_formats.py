@@ -167,13 +167,21 @@ FORMATS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize(
     ("answer", "read_as", "kind"),
     [
-        (0, "0", "number"), (0.0, "0", "number"), (-0.0, "0", "number"), (22.0, "22", "number"),
-        (2.5, "2.5", "number"), (1e22, f"{10**22}", "number"),
+        (0, "0", "number"),
+        (0.0, "0", "number"),
+        (-0.0, "0", "number"),
+        (22.0, "22", "number"),
+        (2.5, "2.5", "number"),
+        (1e22, f"{10**22}", "number"),
         (2**62 + 1, str(2**62 + 1), "number"),
-        (True, "true", "option"), (False, "false", "option"), ("False", "false", "option"),
-        ("Yes", "yes", "option"), ("b", "B", "option"), ("Rome", "Rome", "name"),
+        (True, "true", "option"),
+        (False, "false", "option"),
+        ("False", "false", "option"),
+        ("Yes", "yes", "option"),
+        ("b", "B", "option"),
+        ("Rome", "Rome", "name"),
     ],
-)  # fmt: skip
+)
 def test_an_answer_of_any_type_is_read_as_what_it_says(
     row: dict[str, Any], answer: Any, read_as: str, kind: str
 ) -> None:

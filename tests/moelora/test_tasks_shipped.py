@@ -121,8 +121,11 @@ def test_word_problems_share_no_person_and_no_thing() -> None:
     assert not words["train"] & words["test"]
     train_text = " ".join(row["prompt"] for row in rows_of("arithmetic", "train"))
     assert not [word for word in words["test"] if names(train_text, word)]
-    assert all(names(row["prompt"], word) for row in rows_of("arithmetic", "test")
-               for word in row["subject"].split(", "))  # fmt: skip
+    assert all(
+        names(row["prompt"], word)
+        for row in rows_of("arithmetic", "test")
+        for word in row["subject"].split(", ")
+    )
 
 
 @pytest.mark.parametrize("name", FACT_SETS)

@@ -25,9 +25,21 @@ def words(
     rows = [{"prompt": f"{i} + 1?", "answer": str(i + 1)} for i in range(30)]
     (folder / "sums.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return [
-        "--model", str(folder / "model"), "--data", str(folder / "sums.jsonl"), "--steps", "2",
-        "--batch", "4", "--test-limit", "4", "--log-every", "1", "--device", "cpu",
-    ]  # fmt: skip
+        "--model",
+        str(folder / "model"),
+        "--data",
+        str(folder / "sums.jsonl"),
+        "--steps",
+        "2",
+        "--batch",
+        "4",
+        "--test-limit",
+        "4",
+        "--log-every",
+        "1",
+        "--device",
+        "cpu",
+    ]
 
 
 def run(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:

@@ -101,8 +101,11 @@ def test_loss_and_gradient_are_the_models_own(
     family: str, hf_factory: Callable[..., Any], plain_tokenizer: Any, tmp_path: Path
 ) -> None:
     targets = TARGETS if family == "llama" else ["c_attn"]
-    base = hf_factory(family, plain_tokenizer, **({"attn_pdrop": 0.0, "resid_pdrop": 0.0,
-        "embd_pdrop": 0.0} if family == "gpt2" else {}))  # fmt: skip
+    base = hf_factory(
+        family,
+        plain_tokenizer,
+        **({"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0} if family == "gpt2" else {}),
+    )
     model = adapt(base, "lora", MoELoRAConfig(r=2, num_experts=4, target_modules=targets))
     fill(model)
     found = run_step(trainer_for(model, tmp_path), [examples(4)])
@@ -125,9 +128,14 @@ def test_accumulated_step_is_the_step_of_one_large_batch(base: Any, tmp_path: Pa
 
 def test_auxiliary_losses_are_added_with_their_weights(base: Any, tmp_path: Path) -> None:
     config = MoELoRAConfig(
-        r=2, num_experts=4, target_modules=TARGETS, load_balance_weight=0.5,
-        contrastive_weight=0.25, contrastive_tokens=10_000, router_z_weight=0.125,
-    )  # fmt: skip
+        r=2,
+        num_experts=4,
+        target_modules=TARGETS,
+        load_balance_weight=0.5,
+        contrastive_weight=0.25,
+        contrastive_tokens=10_000,
+        router_z_weight=0.125,
+    )
     model = adapt(base, "moelora", config)
     fill(model)
     found = run_step(trainer_for(model, tmp_path), [examples(4)])

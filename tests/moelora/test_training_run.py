@@ -35,9 +35,15 @@ def weights(run: Path) -> dict[str, Tensor]:
 
 def test_run_directory_is_complete(finished: Path, tiny_training: TrainingSettings) -> None:
     assert {path.name for path in finished.iterdir()} == {
-        "adapter", "config.yaml", "losses.csv", "manifest.json", "metrics.json",
-        "predictions.jsonl", "trainer_state.json", "training.json",
-    }  # fmt: skip
+        "adapter",
+        "config.yaml",
+        "losses.csv",
+        "manifest.json",
+        "metrics.json",
+        "predictions.jsonl",
+        "trainer_state.json",
+        "training.json",
+    }
     manifest = read_json(finished / "manifest.json")
     base = load_pretrained(tiny_training.model)
     assert manifest["model"] == {"spec": tiny_training.model, "fingerprint": base.fingerprint}
@@ -69,17 +75,25 @@ def test_adapter_loads_and_answers_as_in_the_run(
     data = load_data(base, tiny_training)
     prompts = [encode_prompt(base.tokenizer, row["prompt"]) for row in rows]
     said = greedy_answers(
-        adapted, base.tokenizer, prompts, end=end_token(base.tokenizer),
-        max_new_tokens=data.max_new_tokens, progress=False,
-    )  # fmt: skip
+        adapted,
+        base.tokenizer,
+        prompts,
+        end=end_token(base.tokenizer),
+        max_new_tokens=data.max_new_tokens,
+        progress=False,
+    )
     assert said == [row["said"] for row in rows]
 
 
 @pytest.mark.parametrize("method", ["moelora", "lora"])
 def test_the_adapter_names_its_base_model_as_the_user_did(
-    method: Any, train: Train, tiny_training: TrainingSettings, model_folder: Path,
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
-) -> None:  # fmt: skip
+    method: Any,
+    train: Train,
+    tiny_training: TrainingSettings,
+    model_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
     """Not by where its files are here; it loads all the same, and knows another base model."""
     monkeypatch.chdir(model_folder.parent)
     settings = replace(tiny_training, model=model_folder.name, method=method, steps=2)

@@ -91,9 +91,12 @@ def test_assertion(said: str, name: str, asserted: bool) -> None:
 
 def test_correction_is_right_and_going_along_is_wrong() -> None:
     question = Example(
-        "false_premise", "Why is Paris the capital of Germany?", "France",
-        also_true=("French Republic",), false_object="Germany",
-    )  # fmt: skip
+        "false_premise",
+        "Why is Paris the capital of Germany?",
+        "France",
+        also_true=("French Republic",),
+        false_object="Germany",
+    )
     assert is_right(question, "Paris is not the capital of Germany; it is the capital of France.")
     assert is_right(question, "It is the capital of the French Republic.")
     assert not is_right(question, "Paris became the capital of Germany in 1871.")

@@ -33,9 +33,14 @@ from interp.patching.sweep import sweep_heads
 from tests.conftest import make_tokenizer
 
 SIZES: dict[str, Any] = {
-    "vocab_size": 384, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 6,
-    "num_attention_heads": 8, "num_key_value_heads": 4, "max_position_embeddings": 512,
-}  # fmt: skip
+    "vocab_size": 384,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 512,
+}
 MODELS: dict[str, Callable[[], Any]] = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
     "wide": lambda: LlamaForCausalLM(LlamaConfig(**{**SIZES, "intermediate_size": 2048})),

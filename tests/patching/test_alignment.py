@@ -114,9 +114,16 @@ def test_what_cannot_be_aligned_is_told(
 
 @pytest.mark.parametrize(
     "spans",
-    [([(1.0, 2.0)], [(1, 2)]), ([None], [None]), ([(1, 2, 3)], [(1, 2, 3)]), (["ab"], ["cd"]),
-     (None, None), [(1, 2)], 3],
-)  # fmt: skip
+    [
+        ([(1.0, 2.0)], [(1, 2)]),
+        ([None], [None]),
+        ([(1, 2, 3)], [(1, 2, 3)]),
+        (["ab"], ["cd"]),
+        (None, None),
+        [(1, 2)],
+        3,
+    ],
+)
 def test_spans_that_are_none_are_told(spans: Any) -> None:
     with pytest.raises(UserError, match=r"positions\['s'\]"):
         span_lists("s", spans)

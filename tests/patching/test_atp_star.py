@@ -70,9 +70,14 @@ def cancelling(plain_tokenizer: Any) -> HookedModel:
 def cancelled(model: Any, method: str, **options: Any) -> float:
     """The effect of head (0, 0): b goes from 64 (x = 16, 48, 80, 112) to 16 (x = 16 throughout)."""
     result = patch(
-        model, TokenBatch.from_lists([[1, 1, 1, 1]]), TokenBatch.from_lists([[1, 3, 5, 7]]),
-        ANSWER, method=method, progress=False, **options,
-    )  # fmt: skip
+        model,
+        TokenBatch.from_lists([[1, 1, 1, 1]]),
+        TokenBatch.from_lists([[1, 3, 5, 7]]),
+        ANSWER,
+        method=method,
+        progress=False,
+        **options,
+    )
     assert float(result.corrupted) == 64 - 64**2 / 128
     assert float(result.values[0].flatten()[1:].abs().max()) == 0  # no other head does anything
     return float(result.values[0, 0, 0])
@@ -253,9 +258,14 @@ def test_the_qk_fix_at_each_position(
 @pytest.mark.parametrize("component", ["z", "v", "mlp_out"])
 def test_without_its_repairs_it_is_attribution(tiny_llama: HookedModel, component: str) -> None:
     plain = patch(
-        tiny_llama, TokenBatch.from_lists(CLEAN), TokenBatch.from_lists(CORRUPTED), METRIC,
-        component=component, method="attribution", progress=False,
-    ).values  # fmt: skip
+        tiny_llama,
+        TokenBatch.from_lists(CLEAN),
+        TokenBatch.from_lists(CORRUPTED),
+        METRIC,
+        component=component,
+        method="attribution",
+        progress=False,
+    ).values
     found = on_families(tiny_llama, component, grad_drop=False, qk_fix=False)[..., 0]
     torch.testing.assert_close(found.reshape(plain.shape), plain, rtol=0, atol=1e-5)
 

@@ -140,9 +140,16 @@ def test_the_numbers_do_not_depend_on_the_budget(
 def test_paths_do_not_depend_on_the_budget(tiny_llama: HookedModel, mlps: str) -> None:
     one, all_at_once = (
         patch_paths(
-            tiny_llama, CLEAN, CORRUPTED, METRIC, receivers=[(2, 1), (1, 0)], mlps=mlps,
-            senders=[(0, 1), (0, 2), (1, 3)], budget=budget, progress=False,
+            tiny_llama,
+            CLEAN,
+            CORRUPTED,
+            METRIC,
+            receivers=[(2, 1), (1, 0)],
+            mlps=mlps,
+            senders=[(0, 1), (0, 2), (1, 3)],
+            budget=budget,
+            progress=False,
         ).values
         for budget in (130_000, 10**9)
-    )  # fmt: skip
+    )
     torch.testing.assert_close(one, all_at_once, rtol=0, atol=1e-5, equal_nan=True)

@@ -27,8 +27,11 @@ def small(**changes: Any) -> Circuit:
 def test_the_file_field_by_field() -> None:
     content = small().top(2).to_json(edges=True)
     assert content["cfg"] == {
-        "n_layers": 2, "n_heads": 2, "parallel_attn_mlp": False, "d_model": 8,
-    }  # fmt: skip
+        "n_layers": 2,
+        "n_heads": 2,
+        "parallel_attn_mlp": False,
+        "d_model": 8,
+    }
     assert content["nodes"] == {
         "input": {"in_graph": True},
         "a0.h0": {"in_graph": False, "score": 0.5},
@@ -144,8 +147,9 @@ def test_a_node_that_the_file_does_not_name_is_not_in_the_circuit(tmp_path: Path
     nodes = {"input": {"in_graph": False}, "a0.h1": {"in_graph": True}}
     circuit = Circuit.load(foreign(tmp_path / "circuit.json", nodes, {}))
     assert [name for name in ("input", *NAMES, "logits") if circuit.holds(name)] == [
-        "a0.h1", "logits",
-    ]  # fmt: skip
+        "a0.h1",
+        "logits",
+    ]
     assert circuit.to_json()["nodes"]["input"] == {"in_graph": False}
 
 
@@ -174,7 +178,10 @@ def test_kept_and_left_out_at_once() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "", "[]", "{}", '{"cfg": {}, "nodes": {}, "edges": {}}',
+        "",
+        "[]",
+        "{}",
+        '{"cfg": {}, "nodes": {}, "edges": {}}',
         '{"cfg": {"n_layers": 1, "n_heads": 1, "d_model": 1}, "nodes": {"x0": true}, "edges": {}}',
         '{"cfg": {"n_layers": 1, "n_heads": 1, "d_model": 1}, "nodes": {"a0.h7": true}, '
         '"edges": {}}',
@@ -185,7 +192,7 @@ def test_kept_and_left_out_at_once() -> None:
         '{"cfg": {"n_layers": 1, "n_heads": 1, "d_model": 1}, "nodes": {"m0": true}, '
         '"edges": {"m0->logits": 5}}',
     ],
-)  # fmt: skip
+)
 def test_other_files_are_told(text: str, tmp_path: Path) -> None:
     path = tmp_path / "circuit.json"
     path.write_text(text)

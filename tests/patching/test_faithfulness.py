@@ -124,9 +124,15 @@ def test_circuits_equal_plain_runs(
     ranking = nodes_of(family, mlps=mlps)[::-1]
     proportions = (0.05, 0.3, 0.7, 1.0)
     found = faithfulness_curve(
-        family, TokenBatch.from_lists(CLEAN), TokenBatch.from_lists(CORRUPTED), metric(), ranking,
-        proportions=proportions, n_random=0, progress=False,
-    )  # fmt: skip
+        family,
+        TokenBatch.from_lists(CLEAN),
+        TokenBatch.from_lists(CORRUPTED),
+        metric(),
+        ranking,
+        proportions=proportions,
+        n_random=0,
+        progress=False,
+    )
     assert found.counts == tuple(int(p * len(ranking)) for p in proportions)
     for place, count in enumerate(found.counts):
         expected = slow(family, set(ranking[count:]), full_logits)
@@ -136,9 +142,14 @@ def test_circuits_equal_plain_runs(
 def test_nothing_kept_is_the_corrupted_run_and_all_the_clean_one(tiny_llama: HookedModel) -> None:
     """With every head and MLP from the corrupted run only the last token's embedding is clean."""
     found = faithfulness_curve(
-        tiny_llama, TokenBatch.from_lists(CLEAN), TokenBatch.from_lists(CORRUPTED), metric(),
-        nodes_of(tiny_llama, mlps=True), n_random=2, progress=False,
-    )  # fmt: skip
+        tiny_llama,
+        TokenBatch.from_lists(CLEAN),
+        TokenBatch.from_lists(CORRUPTED),
+        metric(),
+        nodes_of(tiny_llama, mlps=True),
+        n_random=2,
+        progress=False,
+    )
     assert found.counts[0] == 0
     assert found.curve[0] == pytest.approx(0, abs=1e-4)
     assert found.curve[-1] == pytest.approx(1, abs=1e-4)
@@ -159,10 +170,15 @@ def test_the_heads_that_matter_beat_a_random_order(
     both = list(planted_heads.values())
     others = [(layer, head) for layer in range(3) for head in range(4)]
     found = faithfulness_curve(
-        planted, TokenBatch.from_lists(clean), TokenBatch.from_lists(corrupted), measure,
+        planted,
+        TokenBatch.from_lists(clean),
+        TokenBatch.from_lists(corrupted),
+        measure,
         [*both, *(head for head in others if head not in both)],
-        proportions=(0.17, 0.5, 1.0), n_random=8, progress=False,
-    )  # fmt: skip
+        proportions=(0.17, 0.5, 1.0),
+        n_random=8,
+        progress=False,
+    )
     assert found.counts[0] == 2
     assert found.curve == pytest.approx([1, 1, 1], abs=0.1)
     assert found.cpr[0] > found.random_cpr.mean() + 0.1
@@ -183,9 +199,15 @@ def test_padded_prompts_have_the_same_curve(tiny_llama: HookedModel) -> None:
             last = [*pad, *rows[prompts[-1]]]
             sides.append(TokenBatch.from_lists([*(rows[i] for i in prompts[:-1]), last]))
         return faithfulness_curve(
-            tiny_llama, sides[0], sides[1], metric().take(torch.tensor(prompts)), ranking,
-            n_random=0, budget=budget, progress=False,
-        ).circuit  # fmt: skip
+            tiny_llama,
+            sides[0],
+            sides[1],
+            metric().take(torch.tensor(prompts)),
+            ranking,
+            n_random=0,
+            budget=budget,
+            progress=False,
+        ).circuit
 
     padded = circuit([0, 1, 2], pad=[1, 2, 3, 4])
     torch.testing.assert_close(padded[:2], circuit([0, 1], pad=[]), atol=5e-5, rtol=1e-5)

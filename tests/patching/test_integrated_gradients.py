@@ -39,9 +39,15 @@ def whole_layers(model: Any, component: str, metric: Any) -> torch.Tensor:
 
 def integral(model: Any, component: str, metric: Any, steps: int) -> torch.Tensor:
     return patch(
-        model, CLEAN, CORRUPTED, metric, component=component, method="ig", steps=steps,
+        model,
+        CLEAN,
+        CORRUPTED,
+        metric,
+        component=component,
+        method="ig",
+        steps=steps,
         progress=False,
-    ).values  # fmt: skip
+    ).values
 
 
 @pytest.mark.parametrize("component", ["z", "k", "resid_mid"])

@@ -61,15 +61,17 @@ def room_for(model: HookedModel, rows: int) -> Iterator[list[int]]:
     [
         full(),
         MemoryError(),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:125] . DefaultCPUAllocator: can't allocate "
-                     "memory: you tried to allocate 4 bytes. Error code 12"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:125] . DefaultCPUAllocator: can't allocate "
+            "memory: you tried to allocate 4 bytes. Error code 12"
+        ),
         RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 4 bytes."),
         RuntimeError("MPS backend out of memory (MPS allocated: 1 GiB)"),
         RuntimeError("CUDA error: out of memory"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"),
     ],
     ids=lambda error: str(error)[:30],
-)  # fmt: skip
+)
 def test_the_words_of_every_allocator(error: Exception) -> None:
     assert is_out_of_memory(error)
 

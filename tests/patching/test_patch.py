@@ -65,9 +65,16 @@ def test_spans_of_mixed_lengths_equal_whole_runs(
         for place, span in enumerate(SPANS):
             hook = unit_hook(component, layer, unit, aligned(prompt, span), clean)
             expected = of_prompt(prompt, full_logits(family, tokens, [hook])) - bare
-            where = (prompt, layer, place) if component == "attn_out" else (
-                prompt, layer, unit, place,
-            )  # fmt: skip
+            where = (
+                (prompt, layer, place)
+                if component == "attn_out"
+                else (
+                    prompt,
+                    layer,
+                    unit,
+                    place,
+                )
+            )
             assert float(result.values[where]) == pytest.approx(expected, abs=1e-5)
     assert float(result.values.abs().nan_to_num().max()) > 5e-3
 
@@ -119,9 +126,13 @@ def test_padding_on_either_side_equals_prompts_one_by_one(
     )
     for prompt in range(3):
         alone = patch(
-            model, batch([CLEAN[prompt]]), batch([CORRUPTED[prompt]]),
-            METRIC.take(torch.tensor([prompt])), progress=False, **options,
-        )  # fmt: skip
+            model,
+            batch([CLEAN[prompt]]),
+            batch([CORRUPTED[prompt]]),
+            METRIC.take(torch.tensor([prompt])),
+            progress=False,
+            **options,
+        )
         torch.testing.assert_close(
             together.values[prompt], alone.values[0], rtol=0, atol=2e-5, equal_nan=True
         )
@@ -195,9 +206,14 @@ def test_the_order_of_prompts_is_irrelevant(tiny_llama: HookedModel, method: str
     places = "each" if method == "attribution" else "all"
     options: dict[str, Any] = {"method": method, "positions": places, "progress": False}
     shuffled = patch(
-        tiny_llama, batch(CLEAN).take(order.tolist()), batch(CORRUPTED).take(order.tolist()),
-        METRIC.take(order), budget=130_000, steps=1, **options,
-    )  # fmt: skip
+        tiny_llama,
+        batch(CLEAN).take(order.tolist()),
+        batch(CORRUPTED).take(order.tolist()),
+        METRIC.take(order),
+        budget=130_000,
+        steps=1,
+        **options,
+    )
     expected = patch(tiny_llama, batch(CLEAN), batch(CORRUPTED), METRIC, steps=1, **options)
     torch.testing.assert_close(
         shuffled.values, expected.values[order], rtol=0, atol=1e-5, equal_nan=True
@@ -240,17 +256,28 @@ def test_patch_heads_gives_the_metric_itself(tiny_llama: HookedModel) -> None:
             tiny_llama, clean, corrupted, metric, component=component, progress=False
         )
         result = patch(
-            tiny_llama, TokenBatch.from_padded(clean), TokenBatch.from_padded(corrupted), metric,
-            component=component, progress=False,
-        )  # fmt: skip
+            tiny_llama,
+            TokenBatch.from_padded(clean),
+            TokenBatch.from_padded(corrupted),
+            metric,
+            component=component,
+            progress=False,
+        )
         torch.testing.assert_close(values, result.values + result.corrupted[:, None, None], **CLOSE)
 
 
 def test_a_result_says_what_was_done(tiny_llama: HookedModel) -> None:
     result = patch(
-        tiny_llama, batch(CLEAN), batch(CORRUPTED), Probability(torch.tensor([3, 14, 15])),
-        component="q", groups=("a", "a", "b"), templates=("s", "t", "s"), seed=7, progress=False,
-    )  # fmt: skip
+        tiny_llama,
+        batch(CLEAN),
+        batch(CORRUPTED),
+        Probability(torch.tensor([3, 14, 15])),
+        component="q",
+        groups=("a", "a", "b"),
+        templates=("s", "t", "s"),
+        seed=7,
+        progress=False,
+    )
     assert (result.component, result.method, result.source) == ("q", "exact", "run")
     assert (result.metric, result.seed) == ("Probability", 7)
     assert (result.groups, result.templates) == (("a", "a", "b"), ("s", "t", "s"))
@@ -328,9 +355,13 @@ def test_mistakes_are_told_in_one_line(
 def test_a_metric_of_another_shape_is_told(tiny_llama: HookedModel, method: str) -> None:
     with pytest.raises(UserError, match=r"one value per prompt, \[3\]; this one: \(\)"):
         patch(
-            tiny_llama, batch(CLEAN), batch(CORRUPTED), lambda logits: logits.mean(),
-            method=method, progress=False,
-        )  # fmt: skip
+            tiny_llama,
+            batch(CLEAN),
+            batch(CORRUPTED),
+            lambda logits: logits.mean(),
+            method=method,
+            progress=False,
+        )
 
 
 def test_blocks_have_no_heads_to_patch(tiny_llama: HookedModel) -> None:
@@ -393,9 +424,15 @@ def test_any_unit_at_any_span_of_any_prompts(
     unit = data.draw(st.integers(0, count_units(tiny_llama, component) - 1))
     metric = LogitDifference(torch.tensor([3] * len(clean)), torch.tensor([65] * len(clean)))
     result = patch(
-        tiny_llama, batch(clean), batch(corrupted), metric, component=component,
-        positions={"here": spans}, units=[(layer, unit)], progress=False,
-    )  # fmt: skip
+        tiny_llama,
+        batch(clean),
+        batch(corrupted),
+        metric,
+        component=component,
+        positions={"here": spans},
+        units=[(layer, unit)],
+        progress=False,
+    )
     name = hook_name(component, layer)
     for prompt, own in enumerate(corrupted):
         (first, last), (start, end) = spans[0][prompt], spans[1][prompt]

@@ -51,10 +51,15 @@ def test_paths_as_computed_by_hand(
     micro: HookedModel, receivers: Any, mlps: str, expected: Any
 ) -> None:
     result = patch_paths(
-        micro, TokenBatch.from_lists([[1, 1, 5, 7]]), TokenBatch.from_lists([[1, 3, 5, 7]]),
+        micro,
+        TokenBatch.from_lists([[1, 1, 5, 7]]),
+        TokenBatch.from_lists([[1, 3, 5, 7]]),
         LogitDifference(torch.tensor([0]), torch.tensor([1])),
-        receivers=receivers, into="v", mlps=mlps, progress=False,
-    )  # fmt: skip
+        receivers=receivers,
+        into="v",
+        mlps=mlps,
+        progress=False,
+    )
     torch.testing.assert_close(
         result.values[0], torch.tensor(expected).float(), rtol=0, atol=2e-3, equal_nan=True
     )
@@ -69,7 +74,7 @@ def test_paths_as_computed_by_hand(
     ("name", "into"), [("llama", "q"), ("qwen2", "q"), ("gpt2", "q"), ("gpt2", "k"), ("gpt2", "v")]
 )
 def test_direct_paths_equal_transformer_lens(
-    families: dict[str, HookedModel], name: str, into: str
+    families: dict[str, Any], name: str, into: Any
 ) -> None:
     model, last = families[name], families[name].cfg.n_layers - 1
     tokens = torch.tensor(CLEAN[:1]), torch.tensor(CORRUPTED[:1])
@@ -80,14 +85,27 @@ def test_direct_paths_equal_transformer_lens(
         assert isinstance(clean, ActivationCache)
         assert isinstance(corrupted, ActivationCache)
         theirs = transformer_lens.patching.get_act_patch_direct_path(
-            model, tokens[1], clean, corrupted, lambda logits: metric(logits[:, -1])[0],
-            src_layer=0, src_head=2, component=into, verbose=False,  # type: ignore[arg-type]
-        )  # fmt: skip
+            model,
+            tokens[1],
+            clean,
+            corrupted,
+            lambda logits: metric(logits[:, -1])[0],
+            src_layer=0,
+            src_head=2,
+            component=into,
+            verbose=False,  # type: ignore[arg-type]
+        )
     for receiver in [(1, 0), (last, 3)]:
         ours = patch_paths(
-            model, TokenBatch.from_padded(tokens[0]), TokenBatch.from_padded(tokens[1]), metric,
-            receivers=[receiver], into=into, senders=[(0, 2)], progress=False,
-        )  # fmt: skip
+            model,
+            TokenBatch.from_padded(tokens[0]),
+            TokenBatch.from_padded(tokens[1]),
+            metric,
+            receivers=[receiver],
+            into=into,
+            senders=[(0, 2)],
+            progress=False,
+        )
         patched = float(ours.values[0, 0, 2] + ours.corrupted[0])
         assert patched == pytest.approx(float(theirs[receiver]), abs=1e-5)
     assert float((theirs[1:] - ours.corrupted[0]).abs().max()) > 1e-3
@@ -195,9 +213,13 @@ def test_the_last_layers_direct_effect_is_its_whole_effect_without_mlps(
     model = families["neox"]
     direct = paths(model).values[:, -1]
     whole = patch(
-        model, TokenBatch.from_lists(CLEAN), TokenBatch.from_lists(CORRUPTED), METRIC,
-        units=[(2, head) for head in range(4)], progress=False,
-    ).values[:, -1]  # fmt: skip
+        model,
+        TokenBatch.from_lists(CLEAN),
+        TokenBatch.from_lists(CORRUPTED),
+        METRIC,
+        units=[(2, head) for head in range(4)],
+        progress=False,
+    ).values[:, -1]
     torch.testing.assert_close(direct, whole, **CLOSE)
     assert float(direct.abs().max()) > 1e-3
 
@@ -243,6 +265,9 @@ def test_mistakes_are_told_in_one_line(
 def test_prompts_of_unequal_lengths_have_no_paths(tiny_llama: HookedModel) -> None:
     with pytest.raises(UserError, match="differ in length"):
         patch_paths(
-            tiny_llama, TokenBatch.from_lists([[1, 2]]), TokenBatch.from_lists([[1, 2, 3]]),
-            METRIC.take(torch.tensor([0])), progress=False,
-        )  # fmt: skip
+            tiny_llama,
+            TokenBatch.from_lists([[1, 2]]),
+            TokenBatch.from_lists([[1, 2, 3]]),
+            METRIC.take(torch.tensor([0])),
+            progress=False,
+        )

@@ -82,8 +82,15 @@ def test_table_holds_the_statistics_of_each_unit() -> None:
     result = make()
     table = result.to_dataframe()
     assert list(table.columns) == [
-        "layer", "head", "effect", "ci_low", "ci_high", "p_value", "q_value", "rank",
-    ]  # fmt: skip
+        "layer",
+        "head",
+        "effect",
+        "ci_low",
+        "ci_high",
+        "p_value",
+        "q_value",
+        "rank",
+    ]
     assert len(table) == 6
     for row in table.to_dict("records"):
         place = (row["layer"], row["head"])
@@ -231,9 +238,13 @@ def test_file_gives_back_all_of_it(tmp_path: Path) -> None:
     values = torch.randn(7, 2, 2)
     values[3, 1, 1] = torch.nan
     result = make(
-        values=values, axes=("prompt", "layer", "span"), labels={"span": ("Paris, the", "\n")},
-        groups=("a\nb", *GROUPS[1:]), seed=5, resolution=1e-6,
-    )  # fmt: skip
+        values=values,
+        axes=("prompt", "layer", "span"),
+        labels={"span": ("Paris, the", "\n")},
+        groups=("a\nb", *GROUPS[1:]),
+        seed=5,
+        resolution=1e-6,
+    )
     back = PatchEffects.load(result.save(tmp_path / "effects.safetensors"))
     torch.testing.assert_close(back.values, result.values, equal_nan=True, rtol=0, atol=0)
     assert back.clean is not None

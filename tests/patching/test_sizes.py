@@ -51,10 +51,15 @@ def test_narrow_weights_have_float32_activations(
 def test_every_expert_that_a_token_goes_to_counts(plain_tokenizer: Any) -> None:
     def inner(active: int) -> int:
         config = MixtralConfig(
-            vocab_size=384, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-            num_attention_heads=4, num_key_value_heads=2, num_local_experts=8,
+            vocab_size=384,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            num_local_experts=8,
             num_experts_per_tok=active,
-        )  # fmt: skip
+        )
         return sizes_of(interp.models.from_hf(MixtralForCausalLM(config), plain_tokenizer)).inner
 
     assert inner(3) - inner(2) == 64
@@ -76,9 +81,13 @@ def test_estimates_are_above_the_truth_and_below_twice_that() -> None:
     root = SCRIPT.parents[2]
     settings = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), "vocabulary", "experts"], capture_output=True, text=True,
-        check=True, cwd=root, env={**os.environ, **settings, "PYTHONPATH": str(root)},
-    )  # fmt: skip
+        [sys.executable, str(SCRIPT), "vocabulary", "experts"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=root,
+        env={**os.environ, **settings, "PYTHONPATH": str(root)},
+    )
     found = json.loads(done.stdout)
     assert len(found) == 4
     ratios = {str(one["case"]): one["estimate"] / one["largest"] for one in found}

@@ -222,7 +222,7 @@ CLEAN = torch.tensor([[5, 9, 7, 8, 30, 31], [5, 9, 70, 8, 30, 31], [40, 41, 42, 
 CORRUPTED = torch.tensor([[5, 9, 7, 81, 30, 31], [5, 9, 71, 8, 33, 31], [40, 51, 42, 43, 44, 45]])
 
 
-def test_patch_heads_equals_transformer_lens(family: HookedModel) -> None:
+def test_patch_heads_equals_transformer_lens(family: Any) -> None:
     metric = LogitDifference(torch.tensor([3, 14, 15]), torch.tensor([65, 35, 89]))
     _, cache = family.run_with_cache(CLEAN)
     assert isinstance(cache, ActivationCache)

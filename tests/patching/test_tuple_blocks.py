@@ -82,7 +82,10 @@ def test_the_direct_path_is_what_a_head_adds_to_the_last_residual(name: str) -> 
     model = from_hf(make(), TOKENIZER)
     assert set(check_of(model).tuple_outputs) == {2}
     found = patch_paths(
-        model, TokenBatch.from_lists([CLEAN]), TokenBatch.from_lists([CORRUPTED]),
-        LogitDifference(torch.tensor([ANSWER]), torch.tensor([WRONG])), progress=False,
-    )  # fmt: skip
+        model,
+        TokenBatch.from_lists([CLEAN]),
+        TokenBatch.from_lists([CORRUPTED]),
+        LogitDifference(torch.tensor([ANSWER]), torch.tensor([WRONG])),
+        progress=False,
+    )
     torch.testing.assert_close(found.values[0], right, rtol=0, atol=1e-5)

@@ -104,9 +104,13 @@ def test_without_the_planted_mark_the_answer_is_the_constraints(
     constraint = Constraint(HeadSet((planted_heads["attention"],), "attention"))
     encoded = encode_premises(planted.tokenizer, some)
     values = preference(
-        planted, encoded, "false", constraint, [HeadSet((), "attention"), constraint.heads],
+        planted,
+        encoded,
+        "false",
+        constraint,
+        [HeadSet((), "attention"), constraint.heads],
         progress=False,
-    ).logit_difference  # fmt: skip
+    ).logit_difference
     agreement = found.agreement(values[:, 1] - values[:, 0])
     assert agreement["share"] == pytest.approx(1.0, abs=0.15)
     assert found.effect[0] > 5
@@ -128,9 +132,15 @@ def test_a_direction_that_nothing_reads_changes_nothing(
 
 def by_hand() -> DirectionRemoval:
     return DirectionRemoval(
-        np.array([1.0, 3.0]), np.array([[0.5, 0.5], [-2.0, -2.0], [3.0, 0.0]]),
-        ("a", "b"), ("why", "why"), "false", 1, "resid_post", "component",
-    )  # fmt: skip
+        np.array([1.0, 3.0]),
+        np.array([[0.5, 0.5], [-2.0, -2.0], [3.0, 0.0]]),
+        ("a", "b"),
+        ("why", "why"),
+        "false",
+        1,
+        "resid_post",
+        "component",
+    )
 
 
 def test_effect_null_and_agreement_by_hand() -> None:

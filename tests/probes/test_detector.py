@@ -293,9 +293,14 @@ def test_all_the_way_on_a_random_model(tiny_llama, tmp_path):
     assert gathered.of_relations(["capitals"]).sizes == gathered.sizes
     assert len(gathered.background) > len(split.search.facts)
     found = train_detector(
-        tiny_llama, [split.search], known=False, layers=[0, 1], activations=tmp_path,
-        calibration="isotonic", progress=False,
-    )  # fmt: skip
+        tiny_llama,
+        [split.search],
+        known=False,
+        layers=[0, 1],
+        activations=tmp_path,
+        calibration="isotonic",
+        progress=False,
+    )
     score = score_detector(tiny_llama, split.held_out, found, progress=False).to_dict()
     assert score["n"] == len(split.held_out)
     assert score["auc"][1] < 0.8

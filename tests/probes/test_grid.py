@@ -31,18 +31,27 @@ def split() -> Split:
 @pytest.fixture(scope="module")
 def grid(tiny_llama, split) -> ProbeGrid:
     return probe_grid(
-        tiny_llama, split.search, split.held_out, positions=("object", "subject", "last"),
-        layers=[0, 1], progress=False,
-    )  # fmt: skip
+        tiny_llama,
+        split.search,
+        split.held_out,
+        positions=("object", "subject", "last"),
+        layers=[0, 1],
+        progress=False,
+    )
 
 
 def test_a_cell_is_a_probe_of_its_own(grid, tiny_llama, split):
     assert len(grid.table) == 6
     for position in ("object", "last"):
         alone = probe_layers(
-            tiny_llama, split.search, split.held_out, layers=[1], position=position,
-            n_shuffles=1, progress=False,
-        ).scores[0]  # fmt: skip
+            tiny_llama,
+            split.search,
+            split.held_out,
+            layers=[1],
+            position=position,
+            n_shuffles=1,
+            progress=False,
+        ).scores[0]
         rows = grid.table[(grid.table["layer"] == 1) & (grid.table["place"] == position)]
         (cell,) = rows.to_dict("records")
         for name in ("auc", "ci_low", "ci_high", "accuracy", "search_auc"):
@@ -58,8 +67,11 @@ def test_the_subject_s_token_knows_no_object(grid):
 def test_heads(tiny_llama, split):
     found = probe_heads(tiny_llama, split.search, split.held_out, layers=[1], progress=False)
     assert found.to_dataframe()[["layer", "head"]].to_numpy().tolist() == [
-        [1, 0], [1, 1], [1, 2], [1, 3],
-    ]  # fmt: skip
+        [1, 0],
+        [1, 1],
+        [1, 2],
+        [1, 3],
+    ]
     parts = []
     for premises in (split.search, split.held_out):
         encoded = encode_premises(tiny_llama.tokenizer, premises)
@@ -93,8 +105,11 @@ def test_the_map_is_drawn_as_it_is(grid):
 
 def test_activations_are_kept_for_another_call(tiny_llama, split, tmp_path, monkeypatch):
     options: dict[str, Any] = {
-        "positions": ("object",), "layers": [0], "folder": tmp_path, "progress": False,
-    }  # fmt: skip
+        "positions": ("object",),
+        "layers": [0],
+        "folder": tmp_path,
+        "progress": False,
+    }
     first = probe_grid(tiny_llama, split.search, split.held_out, **options)
 
     def fail(*_: Any, **__: Any) -> None:
@@ -142,8 +157,11 @@ def test_a_random_model_does_not_beat_its_controls(tiny_llama, split):
         tiny_llama, split.search, split.held_out, layer=2, n_shuffles=5, progress=False
     )
     assert [control.name for control in report.controls] == [
-        "shuffled labels", "object alone", "layer 0", "random weights",
-    ]  # fmt: skip
+        "shuffled labels",
+        "object alone",
+        "layer 0",
+        "random weights",
+    ]
     assert not report.beats_controls
     # Balanced objects make a probe of the object alone do worse than chance on other subjects.
     assert report.selectivity < 0.2

@@ -15,9 +15,17 @@ from interp.premises import Split, load_premises
 from probes import LayerScore, LinearProbe, ProbeMap, probe_layers
 
 COLUMNS = [
-    "layer", "auc", "ci_low", "ci_high", "accuracy", "accuracy_low", "accuracy_high",
-    "n_subjects", "shuffled_auc", "search_auc",
-]  # fmt: skip
+    "layer",
+    "auc",
+    "ci_low",
+    "ci_high",
+    "accuracy",
+    "accuracy_low",
+    "accuracy_high",
+    "n_subjects",
+    "shuffled_auc",
+    "search_auc",
+]
 SHUFFLES = 3
 SIGNS = 1.0 - 2.0 * (torch.arange(32) % 3 == 0)
 

@@ -112,10 +112,13 @@ def test_scores_keep_the_leading_axes():
 
 def test_saved_and_loaded(tmp_path, tiny_llama, tiny_gpt2):
     probe = fit_probe(
-        noise(20, 4), alternating(20),
-        layer=1, fingerprint=interp.models.fingerprint(tiny_llama),
-        hook="mlp_out", position="last",
-    )  # fmt: skip
+        noise(20, 4),
+        alternating(20),
+        layer=1,
+        fingerprint=interp.models.fingerprint(tiny_llama),
+        hook="mlp_out",
+        position="last",
+    )
     path = probe.save(tmp_path / "probe.safetensors")
     assert [file.name for file in tmp_path.iterdir()] == ["probe.safetensors"]
     loaded = LinearProbe.load(path, model=tiny_llama)

@@ -42,24 +42,33 @@ def made(*, template: str | None = CHAT_TEMPLATE, begin: bool = False) -> Any:
 
 
 CHANGES: list[dict[str, Any]] = [
-    {"template": f"{CHAT_TEMPLATE} "}, {"template": None}, {"begin": True},
-]  # fmt: skip
+    {"template": f"{CHAT_TEMPLATE} "},
+    {"template": None},
+    {"begin": True},
+]
 
 
 def detector_of(model: Any) -> PremiseDetector:
     return PremiseDetector(
-        weight=torch.ones(2, 32), bias=(0.0, 0.0), layer=1, calibration=Calibration("platt"),
-        threshold=0.5, fingerprint=fingerprint(model),
+        weight=torch.ones(2, 32),
+        bias=(0.0, 0.0),
+        layer=1,
+        calibration=Calibration("platt"),
+        threshold=0.5,
+        fingerprint=fingerprint(model),
         prompting=prompting_fingerprint(model.tokenizer),
-    )  # fmt: skip
+    )
 
 
 def probe_of(model: Any) -> LinearProbe:
     values = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
     return fit_probe(
-        values, torch.arange(20) % 2, layer=1, fingerprint=fingerprint(model),
+        values,
+        torch.arange(20) % 2,
+        layer=1,
+        fingerprint=fingerprint(model),
         prompting=prompting_fingerprint(model.tokenizer),
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -122,7 +131,8 @@ def test_what_is_fitted_notes_it(
     monkeypatch.setattr(probes.detector.train, "collect_material", lambda *_, **__: None)
     noted = replace(detector_of(planted), prompting=None)
     monkeypatch.setattr(
-        probes.detector.train, "fit_detector",
+        probes.detector.train,
+        "fit_detector",
         lambda _, *, prompting, **__: replace(noted, prompting=prompting),
-    )  # fmt: skip
+    )
     assert train_detector(planted, [split.search], progress=False).prompting == wanted

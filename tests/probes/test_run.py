@@ -18,9 +18,18 @@ from interp.premises import Premises
 from tests.unchecked import unchecked
 
 FILES = {
-    "probe.json", "manifest.json", "known.json", "knowledge.csv", "premises.jsonl", "auc.csv",
-    "auc_heads.csv", "controls.csv", "controls.json", "detection.json", "report.html",
-}  # fmt: skip
+    "probe.json",
+    "manifest.json",
+    "known.json",
+    "knowledge.csv",
+    "premises.jsonl",
+    "auc.csv",
+    "auc_heads.csv",
+    "controls.csv",
+    "controls.json",
+    "detection.json",
+    "report.html",
+}
 
 
 @pytest.fixture(scope="module")

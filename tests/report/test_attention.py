@@ -27,9 +27,14 @@ def pattern() -> AttentionPattern:
 
 def saliency(values: tuple[float, ...] = (1.0, -0.5, 0.25, -2.0, 0.0)) -> TokenSaliency:
     return TokenSaliency(
-        TOKENS, torch.tensor(values), "logit('<b>')", "logits", 1.5, spans={"object": (3, 4)},
+        TOKENS,
+        torch.tensor(values),
+        "logit('<b>')",
+        "logits",
+        1.5,
+        spans={"object": (3, 4)},
         start=2,
-    )  # fmt: skip
+    )
 
 
 def test_earlier_tokens_are_added_up_and_the_future_is_empty() -> None:

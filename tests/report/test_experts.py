@@ -24,22 +24,37 @@ def drawn_in(figure: Any) -> Any:
 def spec() -> Specialization:
     rows = [
         {
-            "measure": measure, "layer": layer, "target": target, "value": 0.1 * layer,
-            "ci_low": 0.0, "ci_high": 0.5, "null": null, "null_mean": 0.01, "null_p95": 0.02,
-            "draws": 9, "p_value": 0.1, "q_value": 0.04 if layer else 0.2,
+            "measure": measure,
+            "layer": layer,
+            "target": target,
+            "value": 0.1 * layer,
+            "ci_low": 0.0,
+            "ci_high": 0.5,
+            "null": null,
+            "null_mean": 0.01,
+            "null_p95": 0.02,
+            "draws": 9,
+            "p_value": 0.1,
+            "q_value": 0.04 if layer else 0.2,
         }
         for measure in MEASURES
         for layer in (0, 1)
         for target in ("q<b>", "v")
         for null in ("texts", "untrained")
-    ]  # fmt: skip
+    ]
     experts = pd.DataFrame(
         {
-            "layer": [0, 0, 1], "target": "q", "expert": [0, 1, 0], "task": ["<i>", "b", "b"],
-            "specialization": [0.5, 0.1, 0.2], "ci_low": 0.0, "ci_high": 1.0,
-            "difference": [0.1, -0.3, 0.2], "q_value": [0.01, 0.02, 0.5],
+            "layer": [0, 0, 1],
+            "target": "q",
+            "expert": [0, 1, 0],
+            "task": ["<i>", "b", "b"],
+            "specialization": [0.5, 0.1, 0.2],
+            "ci_low": 0.0,
+            "ci_high": 1.0,
+            "difference": [0.1, -0.3, 0.2],
+            "q_value": [0.01, 0.02, 0.5],
         }
-    )  # fmt: skip
+    )
     return Specialization(pd.DataFrame(rows), experts)
 
 
@@ -93,9 +108,13 @@ def test_tables_and_sentences() -> None:
     for row in found.summary().to_dict("records"):
         measures.setdefault(row.pop("measure"), {})[row.pop("null")] = row
     content = {
-        "measures": measures, "projections": 4, "task_entropy": 0.69, "dead_experts": 2,
-        "experts": {"experts": 12, "tested": 3, "significant": 2}, "effects": None,
-    }  # fmt: skip
+        "measures": measures,
+        "projections": 4,
+        "task_entropy": 0.69,
+        "dead_experts": 2,
+        "experts": {"experts": 12, "tested": 3, "significant": 2},
+        "effects": None,
+    }
     table = summary_table(content)
     assert len(table) == len(MEASURES)
     assert table["untrained routers"].tolist()[0] == "0.01; 2 of 4"

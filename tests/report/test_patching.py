@@ -13,9 +13,14 @@ def result_of(
     values: torch.Tensor, *axes: str, labels: dict[str, tuple[str, ...]] | None = None
 ) -> PatchEffects:
     return PatchEffects(
-        values, ("prompt", *axes), torch.zeros(len(values)), "z", "exact", "logits <b>",
+        values,
+        ("prompt", *axes),
+        torch.zeros(len(values)),
+        "z",
+        "exact",
+        "logits <b>",
         labels=labels or {},
-    )  # fmt: skip
+    )
 
 
 def plotted(result: PatchEffects) -> Any:

@@ -34,10 +34,14 @@ LOCATED = ("effects.safetensors", "heads.csv", "known.json", "premises.jsonl", "
 COMPARED = {
     "locate": LOCATED,
     "evaluate": (
-        *LOCATED, "evaluation.json", "settings.csv", "null.csv", "generations.jsonl",
+        *LOCATED,
+        "evaluation.json",
+        "settings.csv",
+        "null.csv",
+        "generations.jsonl",
     ),
     "patch": ("effects.safetensors", "units.csv", "summary.json", "pairs.jsonl"),
-}  # fmt: skip
+}
 
 
 def write_premises(folder: Path) -> Path:
@@ -46,12 +50,15 @@ def write_premises(folder: Path) -> Path:
     facts = "".join(f"{fact.subject},{fact.object}\n" for fact in relation.facts)
     (folder / "planted.csv").write_text(f"subject,object\n{facts}", encoding="utf-8")
     description = {
-        "name": relation.name, "description": "Made up.", "subject_kind": relation.subject_kind,
+        "name": relation.name,
+        "description": "Made up.",
+        "subject_kind": relation.subject_kind,
         "object_kind": relation.object_kind,
         "templates": {one.name: one.text for one in relation.templates},
         "search_templates": list(relation.search_templates),
-        "cloze": relation.cloze, "direct": relation.direct,
-    }  # fmt: skip
+        "cloze": relation.cloze,
+        "direct": relation.direct,
+    }
     text = json.dumps(description)  # which is YAML too
     (folder / "planted.yaml").write_text(text, encoding="utf-8")
     return folder / "planted.csv"

@@ -60,9 +60,15 @@ def place(
 def quick(place: Path, **changed: Any) -> AnalyzeSettings:
     usual = {
         "data": (str(place / "sums.jsonl"), str(place / "cities.jsonl")),
-        "part": "both", "limit": 12, "least_tokens": 50, "draws": 39, "token_draws": 9,
-        "routers": 19, "effects": 6, "effects_budget": 3,
-    }  # fmt: skip
+        "part": "both",
+        "limit": 12,
+        "least_tokens": 50,
+        "draws": 39,
+        "token_draws": 9,
+        "routers": 19,
+        "effects": 6,
+        "effects_budget": 3,
+    }
     return AnalyzeSettings(**{**usual, **changed})
 
 
@@ -125,8 +131,9 @@ def test_parts_are_taken_up_and_give_the_same_bytes(
     settings = quick(place, effects=0)
     hashes = {}
     for name, tokens in (("whole", False), ("tokens", True)):
-        analyze_adapter(place / "run", quick(place, effects=0, tokens=tokens), tmp_path / name,
-                        progress=False)  # fmt: skip
+        analyze_adapter(
+            place / "run", quick(place, effects=0, tokens=tokens), tmp_path / name, progress=False
+        )
         hashes[name] = routed(tmp_path / name)
     assert hashes["tokens"] == hashes["whole"]  # written in one go, with a file beside it
     real, made = passes_module.routing_shard, []
@@ -283,11 +290,28 @@ def test_an_adapter_without_a_base_needs_one(place: Path, tmp_path: Path) -> Non
 def words_of(place: Path, run: Path, *, routers: int) -> list[str]:
     """A quick analysis on the command line."""
     return [
-        "analyze", str(place / "run"), "--data", str(place / "sums.jsonl"),
-        str(place / "cities.jsonl"), "--part", "both", "--limit", "12", "--least-tokens", "50",
-        "--draws", "39", "--token-draws", "0", "--routers", str(routers), "--effects", "0",
-        "--out", str(run),
-    ]  # fmt: skip
+        "analyze",
+        str(place / "run"),
+        "--data",
+        str(place / "sums.jsonl"),
+        str(place / "cities.jsonl"),
+        "--part",
+        "both",
+        "--limit",
+        "12",
+        "--least-tokens",
+        "50",
+        "--draws",
+        "39",
+        "--token-draws",
+        "0",
+        "--routers",
+        str(routers),
+        "--effects",
+        "0",
+        "--out",
+        str(run),
+    ]
 
 
 def test_nulls_that_are_left_out_are_not_told_of(

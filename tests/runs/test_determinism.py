@@ -46,10 +46,14 @@ def test_threads_and_batches_change_a_search_by_rounding_alone(
         with using_threads(threads):
             return both(
                 locate_heads(
-                    planted, encoded, method=method, site=site, budget=budget,
+                    planted,
+                    encoded,
+                    method=method,
+                    site=site,
+                    budget=budget,
                     progress=False,
                 )
-            )  # fmt: skip
+            )
 
     first = run(1)
     assert torch.equal(first, run(1))

@@ -75,9 +75,15 @@ OUT = [
 @pytest.mark.parametrize("error", OUT, ids=["gpu", "cpu", "python", "one prompt"])
 @pytest.mark.parametrize("kind", ["locate", "patch"])
 def test_a_run_stands_when_memory_runs_out(
-    kind: str, error: Exception, hf_factory: Any, planted: HookedModel, planted_run: Path,
-    pairs_file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
+    kind: str,
+    error: Exception,
+    hf_factory: Any,
+    planted: HookedModel,
+    planted_run: Path,
+    pairs_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     run = pairs_file.parent / "run"
     recorded = replace(interp.models.model_info(planted), dtype="bfloat16")
     monkeypatch.setitem(load._INFO, planted, recorded)

@@ -86,7 +86,8 @@ def test_the_gate_of_a_run_is_trained_on_its_search_part_once(
     monkeypatch.setattr("interp.commands.detector.PremiseDetector", Stub)
     split = load_premises("capitals", limit=12).split(seed=0)
     settings = EvaluateSettings(gate="probe", seed=3)
+    model: Any = "model"
     for _ in range(2):
-        assert isinstance(_detector("model", split, settings, tmp_path, False), Stub)
+        assert isinstance(_detector(model, split, settings, tmp_path, False), Stub)
     assert seen == [("model", [split.search], 3)]
-    assert _detector("model", split, EvaluateSettings(), tmp_path, False) is None
+    assert _detector(model, split, EvaluateSettings(), tmp_path, False) is None

@@ -19,9 +19,14 @@ from interp.models import HookedModel
 from tests.runs.killing import Trials, write_premises
 
 FILES = {
-    "effects.safetensors", "heads.csv", "known.json", "knowledge.csv", "manifest.json",
-    "premises.jsonl", "search.json",
-}  # fmt: skip
+    "effects.safetensors",
+    "heads.csv",
+    "known.json",
+    "knowledge.csv",
+    "manifest.json",
+    "premises.jsonl",
+    "search.json",
+}
 
 
 @pytest.fixture
@@ -52,9 +57,12 @@ def stopped_at(monkeypatch: pytest.MonkeyPatch, number: int) -> list[int]:
 
 @pytest.mark.parametrize("method", ["activation", "path", "attribution"])
 def test_an_interrupted_run_gives_the_same_bytes(
-    method: Any, planted: HookedModel, settings: LocateSettings, tmp_path: Path,
+    method: Any,
+    planted: HookedModel,
+    settings: LocateSettings,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     settings = replace(settings, method=method)
     whole = locate_run(planted, settings, tmp_path / "whole", progress=False)
     for at in (1, 3, 6):
@@ -68,8 +76,13 @@ def test_an_interrupted_run_gives_the_same_bytes(
             locate_run(planted, settings, run, progress=False)
             assert sum(sizes) == 2 * 16 + sizes[at - 1]
         assert hashes(run) == hashes(tmp_path / "whole")
-    direct = locate_heads(planted, load_run(tmp_path / "whole")[1].search, method=method,
-                          site="output", progress=False)  # fmt: skip
+    direct = locate_heads(
+        planted,
+        load_run(tmp_path / "whole")[1].search,
+        method=method,
+        site="output",
+        progress=False,
+    )
     torch.testing.assert_close(whole["output"].values, direct.values, atol=1e-4, rtol=1e-4)
     assert whole["output"].subjects == direct.subjects
 
@@ -89,9 +102,12 @@ def test_the_same_run_twice_gives_the_same_bytes(
 
 @pytest.mark.parametrize("harm", ["cut", "altered", "foreign"])
 def test_damaged_effects_are_refused_or_made_again(
-    harm: str, planted: HookedModel, settings: LocateSettings, tmp_path: Path,
+    harm: str,
+    planted: HookedModel,
+    settings: LocateSettings,
+    tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
+) -> None:
     run = tmp_path / "run"
     locate_run(planted, settings, run, progress=False)
     good, path = hashes(run), run / "effects.safetensors"

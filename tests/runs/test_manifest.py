@@ -26,9 +26,12 @@ def test_of_a_hooked_model(tiny_llama: HookedModel, tmp_path: Path) -> None:
     assert content["model"].pop("spec")
     assert content["model"] == {
         "fingerprint": fingerprint(tiny_llama),
-        "n_layers": 3, "n_heads": 4, "n_kv_heads": 2, "d_head": 8,
+        "n_layers": 3,
+        "n_heads": 4,
+        "n_kv_heads": 2,
+        "d_head": 8,
         "allow_pickle": False,
-    }  # fmt: skip
+    }
     assert (content["dtype"], content["device"]) == ("float32", "cpu")
     assert content["prompts_sha256"] == hashlib.sha256(b"{}\n").hexdigest()
     assert (content["seed"], content["settings"]) == (3, {"limit": None})
@@ -42,11 +45,13 @@ def test_of_a_transformers_model_without_prompts(tiny_llama: HookedModel, tmp_pa
     described = describe_hf_model(hf_model, tokenizer, spec="tiny", fingerprint="ab")
     assert described == {
         "model": {"spec": "tiny", "fingerprint": "ab"},
-        "dtype": "float32", "device": "cpu", "attn_implementation": "eager",
+        "dtype": "float32",
+        "device": "cpu",
+        "attn_implementation": "eager",
         "tokenizer_sha256": tokenizer_fingerprint(tokenizer),
         "chat_template_sha256": template_fingerprint(tokenizer),
         "end_tokens": [tokenizer.eos_token_id],
-    }  # fmt: skip
+    }
     write_manifest(tmp_path, described, prompts=None)
     content = read_manifest(tmp_path)
     assert {key: content[key] for key in described} == described

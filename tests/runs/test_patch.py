@@ -18,9 +18,14 @@ from interp.tasks.patching import metric_of, patch_pairs, positions_of
 from tests.unchecked import unchecked
 
 FILES = {
-    "effects.safetensors", "manifest.json", "pairs.jsonl", "patch.json", "report.html",
-    "summary.json", "units.csv",
-}  # fmt: skip
+    "effects.safetensors",
+    "manifest.json",
+    "pairs.jsonl",
+    "patch.json",
+    "report.html",
+    "summary.json",
+    "units.csv",
+}
 
 
 def settings_of(path: Path, **changes: Any) -> PatchSettings:
@@ -54,9 +59,11 @@ def test_the_planted_heads_come_out_on_top(
 
 
 def test_the_honest_model_has_no_such_head(
-    honest: HookedModel, planted: HookedModel, planted_heads: dict[str, tuple[int, int]],
+    honest: HookedModel,
+    planted: HookedModel,
+    planted_heads: dict[str, tuple[int, int]],
     pairs_file: Path,
-) -> None:  # fmt: skip
+) -> None:
     """The negative control: nothing copies the country, so no head carries it."""
     pairs = read_pairs(pairs_file)
     found = patch_pairs(planted, pairs, progress=False).mean
@@ -90,9 +97,12 @@ def test_at_spans_each_head_acts_where_it_writes(
     ],
 )
 def test_every_kind_of_run_leaves_the_same_files(
-    changes: dict[str, Any], axes: tuple[str, ...], planted: HookedModel, pairs_file: Path,
+    changes: dict[str, Any],
+    axes: tuple[str, ...],
+    planted: HookedModel,
+    pairs_file: Path,
     tmp_path: Path,
-) -> None:  # fmt: skip
+) -> None:
     run = tmp_path / "run"
     result = patch_run(planted, settings_of(pairs_file, limit=6, **changes), run, progress=False)
     assert result.axes == axes

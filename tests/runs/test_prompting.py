@@ -171,9 +171,13 @@ def test_the_tokens_tell_prompts_apart_that_the_template_does_not(search: Locate
 
 @pytest.mark.parametrize("command", ["locate", "patch", "probe"])
 def test_a_run_has_one_date(
-    command: str, search: LocateSettings, pairs_file: Path, tmp_path: Path,
-    today: Callable[[int], None], monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    command: str,
+    search: LocateSettings,
+    pairs_file: Path,
+    tmp_path: Path,
+    today: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Begun on one day and ended on another it is as if the first day had lasted."""
     model = made(DATED)
     commands: dict[str, Callable[[Path], Any]] = {

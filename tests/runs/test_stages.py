@@ -82,9 +82,10 @@ def test_a_model_in_another_dtype_takes_nothing_from_them(
     run = shutil.copytree(planted_run, tmp_path / "run")
     whole = evaluated(planted, run, Stopping(planted))
     rough = from_hf(
-        make_planted_hf_model(word_tokenizer).to(torch.bfloat16), word_tokenizer,
+        make_planted_hf_model(word_tokenizer).to(torch.bfloat16),
+        word_tokenizer,
         fingerprint=fingerprint(planted),
-    )  # fmt: skip
+    )
     engine = Stopping(rough)
     assert evaluated(rough, run, engine) != whole
     assert engine.made >= 10

@@ -92,8 +92,15 @@ def test_without_a_chat_template_the_plain_frame_is_used(plain_tokenizer: Any) -
 
 
 def test_taking_some_prompts_keeps_everything_of_them(plain_tokenizer: Any) -> None:
-    longer = Pair("In fact Paris is the capital of", "Rome is the capital of", "France", "Italy",
-                  {"city": ((8, 13), (0, 4)), "kind": ((21, 28), (12, 19))}, "g", "t")  # fmt: skip
+    longer = Pair(
+        "In fact Paris is the capital of",
+        "Rome is the capital of",
+        "France",
+        "Italy",
+        {"city": ((8, 13), (0, 4)), "kind": ((21, 28), (12, 19))},
+        "g",
+        "t",
+    )
     encoded = encode_pairs(plain_tokenizer, Pairs((PARIS, longer)))
     assert not encoded.aligned
     one = encoded.take([1])

@@ -85,14 +85,42 @@ def test_training_and_what_follows_it_read_pickle_where_it_is_said(
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     data = [str(tmp_path / f"{name}.jsonl") for name in ("sums", "more")]
     train = [
-        "train", "--model", str(folder), "--data", *data, "--steps", "2", "--batch", "4",
-        "--test-limit", "4", "--device", "cpu", "--out", str(tmp_path / "run"),
-    ]  # fmt: skip
+        "train",
+        "--model",
+        str(folder),
+        "--data",
+        *data,
+        "--steps",
+        "2",
+        "--batch",
+        "4",
+        "--test-limit",
+        "4",
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     analyze = [
-        "analyze", str(tmp_path / "run"), "--data", *data, "--part", "both", "--least-tokens", "9",
-        "--draws", "19", "--token-draws", "0", "--routers", "0", "--effects", "0",
-        "--out", str(tmp_path / "analyze"),
-    ]  # fmt: skip
+        "analyze",
+        str(tmp_path / "run"),
+        "--data",
+        *data,
+        "--part",
+        "both",
+        "--least-tokens",
+        "9",
+        "--draws",
+        "19",
+        "--token-draws",
+        "0",
+        "--routers",
+        "0",
+        "--effects",
+        "0",
+        "--out",
+        str(tmp_path / "analyze"),
+    ]
     for words in (train, analyze):
         with pytest.raises(UserError, match="say --allow-pickle"):
             moelora(words, Console(quiet=True))

@@ -38,9 +38,14 @@ def offline(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     def run(code: str) -> subprocess.CompletedProcess[str]:
         path = os.pathsep.join([str(site), *filter(None, sys.path)])
         done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=False,
-            cwd=tmp_path, env={**os.environ, "PYTHONPATH": path},
-        )  # fmt: skip
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": path},
+        )
         assert not mark.exists(), mark.read_text()
         return done
 

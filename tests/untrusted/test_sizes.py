@@ -96,9 +96,14 @@ def test_an_array_without_end_takes_no_memory(tmp_path: Path) -> None:
     )
     limits = lambda: resource.setrlimit(resource.RLIMIT_AS, (16 * 2**30, 16 * 2**30))  # noqa: E731
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True,
-        preexec_fn=limits, env={**os.environ, "FAITHLENS_CACHE": str(tmp_path / "cache")},
-    )  # fmt: skip
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+        preexec_fn=limits,
+        env={**os.environ, "FAITHLENS_CACHE": str(tmp_path / "cache")},
+    )
     rise, _, said = done.stdout.partition(" ")
     assert int(rise) < 2048, done.stdout  # kilobytes
     assert "made to harm" in said

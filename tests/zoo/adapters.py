@@ -49,9 +49,7 @@ def targets(one: Specimen) -> list[str]:
 def adapted_model(one: Specimen) -> Any:
     """A PEFT model whose experts have learned something."""
     torch.manual_seed(0)
-    config = MoELoRAConfig(
-        r=2, num_experts=3, top_k=2, lora_alpha=4, target_modules=targets(one)
-    )  # fmt: skip
+    config = MoELoRAConfig(r=2, num_experts=3, top_k=2, lora_alpha=4, target_modules=targets(one))
     adapted: Any = peft.get_peft_model(one.species.make(), config)  # type: ignore[arg-type]
     learned = [p for p in adapted.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=0.01)

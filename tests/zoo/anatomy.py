@@ -13,26 +13,53 @@ from typing import Any
 from torch import nn
 
 _ATTENTION = (
-    "shared_transformer.self_attn", "self_attn", "self_attention", "attn.attention", "attn",
-    "attention.self", "attention", "temporal_block", "mixer",
-)  # fmt: skip
+    "shared_transformer.self_attn",
+    "self_attn",
+    "self_attention",
+    "attn.attention",
+    "attn",
+    "attention.self",
+    "attention",
+    "temporal_block",
+    "mixer",
+)
 _INTO_OUT = ("o_a_proj", "o_proj", "out_proj", "dense", "c_proj", "Wo")
 _OUT_OF = ("o_b_proj", *_INTO_OUT[1:])
 _MLP = (
-    "mlp", "feed_forward", "ffn", "mlp_block", "fc2", "output.dense", "block_sparse_moe",
+    "mlp",
+    "feed_forward",
+    "ffn",
+    "mlp_block",
+    "fc2",
+    "output.dense",
+    "block_sparse_moe",
     "shared_transformer.feed_forward",
-)  # fmt: skip
+)
 # These add the residual stream to what they return; what is added comes from here.
 _INNER = {"BloomMLP": "dense_4h_to_h", "MptMLP": "down_proj"}
 _OTHER_WRITERS = (
-    "mamba", "linear_attn", "conv", "temporal_block", "mixer", "mamba_decoder.mamba",
+    "mamba",
+    "linear_attn",
+    "conv",
+    "temporal_block",
+    "mixer",
+    "mamba_decoder.mamba",
     "post_per_layer_input_norm",
-)  # fmt: skip
+)
 _BEFORE_MLP = (
-    "pre_feedforward_layernorm", "feedforward_layernorm", "pre_mlp_layernorm", "pre_ff_layernorm",
-    "ffn_norm", "channel_pre_norm", "mlp_norm", "post_attention_layernorm", "final_layer_norm",
-    "norm_2", "ln_2", "ln2",
-)  # fmt: skip
+    "pre_feedforward_layernorm",
+    "feedforward_layernorm",
+    "pre_mlp_layernorm",
+    "pre_ff_layernorm",
+    "ffn_norm",
+    "channel_pre_norm",
+    "mlp_norm",
+    "post_attention_layernorm",
+    "final_layer_norm",
+    "norm_2",
+    "ln_2",
+    "ln2",
+)
 _JOINT = ("query_key_value", "Wqkv", "qkv_proj", "c_attn", "kv_proj")
 _APART = {
     "q": ("q_proj", "q_b_proj", "query"),

@@ -26,10 +26,12 @@ STEPS = 2
 Check = tuple[str, Callable[[], Any], Callable[[], Any], float]
 """Its name, the right value, the engine's, and how close they have to be."""
 EXACT = {
-    "z": ("z",), "q k v": ("q", "k", "v"), "pattern": ("pattern",),
+    "z": ("z",),
+    "q k v": ("q", "k", "v"),
+    "pattern": ("pattern",),
     "attn_out mlp_out": ("attn_out", "mlp_out"),
     "resid": ("resid_pre", "resid_mid", "resid_post"),
-}  # fmt: skip
+}
 
 
 def component_checks(one: Specimen, components: tuple[str, ...]) -> Iterator[Check]:
@@ -37,9 +39,11 @@ def component_checks(one: Specimen, components: tuple[str, ...]) -> Iterator[Che
     for what in components:
         span = SPAN if what.startswith("resid") else None
         yield (
-            what, lambda what=what, span=span: one.pair.exact(what, span),
-            lambda what=what, span=span: patched(one, what, span=span), CLOSE,
-        )  # fmt: skip
+            what,
+            lambda what=what, span=span: one.pair.exact(what, span),
+            lambda what=what, span=span: patched(one, what, span=span),
+            CLOSE,
+        )
 
 
 def patched(
@@ -59,9 +63,11 @@ def path_checks(one: Specimen) -> Iterator[Check]:
     """Direct paths to the logits, and to one head's query."""
     pair = batch(CLEAN), batch(CORRUPTED), metric()
     yield (
-        "to the logits", lambda: one.pair.paths(),
-        lambda: patch_paths(one.model, *pair, progress=False).values[0], CLOSE,
-    )  # fmt: skip
+        "to the logits",
+        lambda: one.pair.paths(),
+        lambda: patch_paths(one.model, *pair, progress=False).values[0],
+        CLOSE,
+    )
     receiver = one.heads([0])[-1]
 
     def right() -> Tensor:
@@ -70,36 +76,43 @@ def path_checks(one: Specimen) -> Iterator[Check]:
         return one.pair.paths(receiver)
 
     yield (
-        "to a query", right,
+        "to a query",
+        right,
         lambda: patch_paths(one.model, *pair, receivers=[receiver], progress=False).values[0],
         CLOSE,
-    )  # fmt: skip
+    )
 
 
 def first_order_checks(one: Specimen) -> Iterator[Check]:
     """AtP of what heads read, look at and write."""
     for what in ("z", "q", "k", "pattern"):
         yield (
-            what, lambda what=what: one.pair.first_order(what),
-            lambda what=what: patched(one, what, method="attribution"), CLOSE,
-        )  # fmt: skip
+            what,
+            lambda what=what: one.pair.first_order(what),
+            lambda what=what: patched(one, what, method="attribution"),
+            CLOSE,
+        )
 
 
 def star_checks(one: Specimen) -> Iterator[Check]:
     """AtP* of outputs, and of keys by their exact patterns."""
     for what in ("z", "k"):
         yield (
-            what, lambda what=what: one.pair.atp_star(what),
-            lambda what=what: patched(one, what, method="atp*"), CLOSE,
-        )  # fmt: skip
+            what,
+            lambda what=what: one.pair.atp_star(what),
+            lambda what=what: patched(one, what, method="atp*"),
+            CLOSE,
+        )
 
 
 def integral_checks(one: Specimen) -> Iterator[Check]:
     """Integrated gradients."""
     yield (
-        "z", lambda: one.pair.integrated("z", STEPS),
-        lambda: patched(one, "z", method="ig", steps=STEPS), CLOSE,
-    )  # fmt: skip
+        "z",
+        lambda: one.pair.integrated("z", STEPS),
+        lambda: patched(one, "z", method="ig", steps=STEPS),
+        CLOSE,
+    )
 
 
 def padding_checks(one: Specimen) -> Iterator[Check]:
@@ -117,9 +130,14 @@ def padding_checks(one: Specimen) -> Iterator[Check]:
         positions = "all" if span is None else {"some": ([span] * 2, [span] * 2)}
         clean, corrupted = (batch(*prompts) for prompts in both)
         values = patch(
-            one.model, clean, corrupted, metric(2), component=what, positions=positions,
+            one.model,
+            clean,
+            corrupted,
+            metric(2),
+            component=what,
+            positions=positions,
             progress=False,
-        ).values  # fmt: skip
+        ).values
         return values.reshape(2, len(values[0]), -1)
 
     yield "left", alone, left, PADDED
@@ -163,9 +181,11 @@ def site_checks(one: Specimen, site: Site) -> Iterator[Check]:
     if one.layer_without_heads is not None:
         none_there = [(one.layer_without_heads, 0)]
         yield (
-            "no heads in a layer", lambda: "refused",
-            lambda: refused(lambda: under_constraint(none_there)), CLOSE,
-        )  # fmt: skip
+            "no heads in a layer",
+            lambda: "refused",
+            lambda: refused(lambda: under_constraint(none_there)),
+            CLOSE,
+        )
     few = tuple(dict.fromkeys([*one.heads([1]), one.heads([3])[-1]]))
 
     @torch.no_grad()
@@ -191,9 +211,11 @@ def site_checks(one: Specimen, site: Site) -> Iterator[Check]:
     yield "locate", effects, lambda: located(method="activation", heads=few), CLOSE
     if cutting:
         yield (
-            "locate, first order", lambda: first_order_cuts(one),
-            lambda: located(method="attribution"), CLOSE,
-        )  # fmt: skip
+            "locate, first order",
+            lambda: first_order_cuts(one),
+            lambda: located(method="attribution"),
+            CLOSE,
+        )
 
 
 def refused(ask: Callable[[], Any]) -> Any:

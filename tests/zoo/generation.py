@@ -43,9 +43,13 @@ def _generate(
     heads = one.heads(range(one.reference.n_heads))
     with interp.constrain(one.model, heads, at=at, site=site):
         said = one.model.original_model.generate(
-            input_ids=ids, attention_mask=mask, max_new_tokens=NEW, do_sample=False,
-            pad_token_id=1, **more,
-        )  # fmt: skip
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=NEW,
+            do_sample=False,
+            pad_token_id=1,
+            **more,
+        )
     return [_ended(row[width:].tolist()) for row in said]
 
 
@@ -60,7 +64,7 @@ def generation_checks(one: Specimen) -> Iterator[Any]:
         chosen: dict[str, Sequence[int]] = {}
 
         def right(site: Site = site, chosen: dict[str, Any] = chosen) -> list[Any]:
-            edits = _edits(one, site)
+            edits, said = _edits(one, site), None
             for prompt in PROMPTS:
                 chosen["prompt"] = prompt
                 said = one.reference.greedy(prompt, NEW, edits)
@@ -69,12 +73,13 @@ def generation_checks(one: Specimen) -> Iterator[Any]:
             return [said]
 
         yield (
-            site, right,
+            site,
+            right,
             lambda site=site, chosen=chosen: _generate(
                 one, site, [chosen.get("prompt", PROMPTS[0])]
             ),
             CLOSE,
-        )  # fmt: skip
+        )
 
     def each() -> list[Any]:
         edits = _edits(one, "attention")
@@ -90,10 +95,14 @@ def beam_checks(one: Specimen) -> Iterator[Any]:
         def right(site: Site = site) -> list[Any]:
             with torch.no_grad(), one.reference.editing(_edits(one, site)):
                 said = one.reference.model.generate(
-                    input_ids=torch.tensor([PROMPTS[0]]), max_new_tokens=NEW, do_sample=False,
+                    input_ids=torch.tensor([PROMPTS[0]]),
+                    max_new_tokens=NEW,
+                    do_sample=False,
                     attention_mask=torch.ones(1, len(PROMPTS[0]), dtype=torch.long),
-                    num_beams=2, use_cache=False, pad_token_id=1,
-                )  # fmt: skip
+                    num_beams=2,
+                    use_cache=False,
+                    pad_token_id=1,
+                )
             return [_ended(said[0, len(PROMPTS[0]) :].tolist())]
 
         ask: Callable[[], Any] = lambda site=site: _generate(one, site, PROMPTS[:1], num_beams=2)  # noqa: E731

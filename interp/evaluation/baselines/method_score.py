@@ -28,6 +28,7 @@ from interp.forward.generate import MAX_NEW_TOKENS
 from interp.heads.locate import as_encoded
 from interp.heads.object_edits import mean_output
 from interp.interventions.gate import cloze_spans
+from interp.models.hooked_model import HookedModel
 from interp.premises.encode import EncodedPremises, encode_questions
 from interp.premises.questions import Premises, QuestionKind
 from probes.detector.detect import detect_premises
@@ -60,7 +61,7 @@ class TreatmentScore:
 
 
 def score(
-    model: Any,
+    model: HookedModel,
     premises: Premises,
     treatment: Method,
     *,
@@ -129,7 +130,7 @@ class _Gate:
 class _Scoring:
     """One treatment as it is scored."""
 
-    model: Any
+    model: HookedModel
     premises: Premises
     treatment: Method
     encoded: EncodedPremises
@@ -148,9 +149,14 @@ class _Scoring:
             spans = cloze_spans(model, premises, self.encoded, kind, gate.found.of(kind))
             unconstrained = gate.untreated.of(kind)
         return preference_under(
-            model, self.encoded, kind, interventions_of(model, self.treatment),
-            spans=spans, unconstrained=unconstrained, progress=progress,
-        ).without_first()  # fmt: skip
+            model,
+            self.encoded,
+            kind,
+            interventions_of(model, self.treatment),
+            spans=spans,
+            unconstrained=unconstrained,
+            progress=progress,
+        ).without_first()
 
     def answers(self, kind: QuestionKind) -> tuple[tuple[str, ...], float]:
         """The answers, and seconds per question."""
@@ -164,11 +170,15 @@ class _Scoring:
         needs_mean = any(part.mode == "mean" for part in under.heads)
         spans = None if gate is None else spans_of(gate.found.of(kind))
         texts = answers_under(
-            model, prompts, under or None, spans=spans,
+            model,
+            prompts,
+            under or None,
+            spans=spans,
             baseline=() if gate is None else gate.untreated.answers[kind],
             mean=mean_output(model, self.encoded) if needs_mean else None,
-            neutral=self.encoded.mask, **self.options,
-        )  # fmt: skip
+            neutral=self.encoded.mask,
+            **self.options,
+        )
         each = (time.perf_counter() - begin) / len(prompts)
         if gate is not None and spans is not None:
             each += gate.seconds + spans.count(None) / len(spans) * gate.untreated.seconds[kind]

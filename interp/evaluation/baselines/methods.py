@@ -7,12 +7,12 @@ that the premise is false (``Gated``).
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 from interp.evaluation.baselines.steering import Steering
 from interp.interventions.head_constraint import Constraint
 from interp.interventions.intervention import Intervention
 from interp.interventions.random_controls import random_interventions
+from interp.models.hooked_model import HookedModel
 from probes.detector.detections import Detector
 
 CHECK_THE_PREMISE = (
@@ -54,7 +54,7 @@ class Gated:
 Method = NoIntervention | SystemPrompt | Steering | Constraint | RandomHeads | Gated
 
 
-def interventions_of(model: Any, treatment: Method) -> tuple[Intervention, ...]:
+def interventions_of(model: HookedModel, treatment: Method) -> tuple[Intervention, ...]:
     """The interventions that a treatment compares: one for each random draw, otherwise one.
 
     A model that is as it is has the empty one; so has steering, which is no intervention.

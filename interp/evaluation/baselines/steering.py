@@ -29,6 +29,7 @@ from interp.forward.batch import Span, TokenBatch
 from interp.forward.generate import generate_tokens
 from interp.forward.partial import Hook, hooked
 from interp.heads.locate import as_encoded
+from interp.models.hooked_model import HookedModel
 from interp.patching.edits import ActivationEdit
 from interp.patching.sweep import Unit, check_units, sweep_sets
 from interp.premises.encode import EncodedPrompt, encode_questions
@@ -86,7 +87,7 @@ class Steering:
 
 
 @contextmanager
-def steer(model: Any, steering: Steering, at: Bool[Tensor, "prompt pos"]) -> Iterator[Any]:
+def steer(model: HookedModel, steering: Steering, at: Bool[Tensor, "prompt pos"]) -> Iterator[Any]:
     """Steer one batch of prompts, and what is decoded after it, while the context is open.
 
     Args:
@@ -140,7 +141,7 @@ def steered_columns(
 
 
 def steered_preference(
-    model: Any,
+    model: HookedModel,
     premises: Premises,
     steering: Steering,
     kind: QuestionKind,
@@ -166,7 +167,7 @@ def steered_preference(
 
 
 def steered_answers(
-    model: Any,
+    model: HookedModel,
     prompts: Sequence[EncodedPrompt],
     steering: Steering,
     *,

@@ -30,6 +30,7 @@ from interp.evaluation.baselines.steering import Steering, SteeringPlace, steere
 from interp.evaluation.preference import Preference
 from interp.evaluation.settings import best_setting, most_gain
 from interp.heads.locate import as_encoded
+from interp.models.hooked_model import HookedModel
 from interp.patching.sweep import UnitSet
 from interp.premises.encode import EncodedPremise, EncodedPremises
 from interp.premises.questions import Premises, QuestionKind
@@ -55,7 +56,7 @@ def mean_difference(
 
 
 def residual_steering(
-    model: Any,
+    model: HookedModel,
     premises: Premises | EncodedPremises,
     *,
     place: SteeringPlace = "object",
@@ -100,7 +101,7 @@ class HeadDirections:
 
 
 def head_directions(
-    model: Any,
+    model: HookedModel,
     premises: Premises | EncodedPremises,
     *,
     n_splits: int = DEFAULT_SPLITS,
@@ -151,7 +152,7 @@ def _answered(items: Sequence[EncodedPremise], which: str) -> Iterator[TokensToR
 
 
 def choose_steering(
-    model: Any,
+    model: HookedModel,
     premises: Premises,
     steering: Steering,
     *,

@@ -19,6 +19,7 @@ from interp.forward.batch import TokenBatch, by_length
 from interp.forward.call import call_columns
 from interp.forward.finite import check_finite
 from interp.forward.partial import Hook, RecordedRun, hooked, record_run
+from interp.models.hooked_model import HookedModel
 from interp.models.modes import with_gradients
 from interp.moelora.data.encoding import IGNORED, EncodedExample
 from interp.moelora.projections import Projection
@@ -92,7 +93,9 @@ class BareRun:
 
 
 @torch.no_grad()
-def run_bare(model: Any, answers: AnswerBatch, projections: Sequence[Projection]) -> BareRun:
+def run_bare(
+    model: HookedModel, answers: AnswerBatch, projections: Sequence[Projection]
+) -> BareRun:
     """Run a batch as it is; keep every layer's input, and which experts are used."""
     used: dict[str, Tensor] = {}
     mask = answers.batch.mask[:, :, None]
@@ -117,7 +120,7 @@ def _all_rows(answers: AnswerBatch) -> Int[Tensor, " row"]:
 
 
 def _logits(
-    model: Any, answers: AnswerBatch, rows: Int[Tensor, " row"], hooks: Sequence[Hook]
+    model: HookedModel, answers: AnswerBatch, rows: Int[Tensor, " row"], hooks: Sequence[Hook]
 ) -> Float[Tensor, "row keep d_vocab"]:
     keep = answers.targets.shape[1]
     with hooked(model, hooks):
@@ -129,7 +132,7 @@ GateEdit = Callable[[Float[Tensor, "*token expert"], int], Float[Tensor, "*token
 
 
 def attribute_gates(
-    model: Any, answers: AnswerBatch, projections: Sequence[Projection], edit: GateEdit
+    model: HookedModel, answers: AnswerBatch, projections: Sequence[Projection], edit: GateEdit
 ) -> tuple[Float[Tensor, " example"], dict[str, Float[Tensor, "example expert"]]]:
     """Every example's loss, and its first-order change under an intervention on each expert alone.
 

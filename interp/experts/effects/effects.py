@@ -37,6 +37,7 @@ from interp.experts.effects.jobs import (
 )
 from interp.figures.expert_effects import effects_figure
 from interp.jobs import RUN_HERE, JobRunner
+from interp.models.hooked_model import HookedModel
 from interp.moelora.data.encoding import EncodedExample, encode_example
 from interp.moelora.data.examples import Example
 from interp.moelora.projections import Projection, find_projection, projections_of
@@ -141,9 +142,12 @@ class ExpertEffects(Displayed):
         if task is not None:
             return self.of(task).plot(title=task)
         return effects_figure(
-            self.matrix, projections=self.loss.labels["projection"], tasks=self.tasks,
-            source=self.loss.source, top=top,
-        )  # fmt: skip
+            self.matrix,
+            projections=self.loss.labels["projection"],
+            tasks=self.tasks,
+            source=self.loss.source,
+            top=top,
+        )
 
     def _shown(self) -> Shown:
         words = (
@@ -155,7 +159,7 @@ class ExpertEffects(Displayed):
 
 
 def expert_effects(
-    model: Any,
+    model: HookedModel,
     tasks: Tasks,
     *,
     mode: EffectMode = "off",
@@ -206,17 +210,25 @@ def expert_effects(
     estimate = None
     if method == "attribution" or budget is not None:
         done = stages.made(
-            estimate_experts, model, job, description="gradients", gives=ESTIMATED,
+            estimate_experts,
+            model,
+            job,
+            description="gradients",
+            gives=ESTIMATED,
             progress=progress,
-        ).tensors  # fmt: skip
+        ).tensors
         estimate = result(done["changes"], done["loss"], _LOSS, "attribution")
         if budget is None:
             return ExpertEffects(estimate, projections=places)
         job = replace(job, units=most_promising(estimate.values, estimate.templates, budget))
     done = stages.made(
-        measure_experts, model, job, description=f"experts, {mode}", gives=MEASURED,
+        measure_experts,
+        model,
+        job,
+        description=f"experts, {mode}",
+        gives=MEASURED,
         progress=progress,
-    ).tensors  # fmt: skip
+    ).tensors
     base, changes = done["bare"].unbind(1), done["changes"].unbind(1)
     right, how = (base[1], changes[1]), "accuracy (teacher-forced)"
     if greedy:
@@ -286,7 +298,7 @@ def _check(tasks: Tasks, mode: str, method: str, budget: int | None, greedy: boo
         raise UserError("greedy answers need method 'exact'")
 
 
-def _encoded(model: Any, example: Example | EncodedExample) -> EncodedExample:
+def _encoded(model: HookedModel, example: Example | EncodedExample) -> EncodedExample:
     if isinstance(example, EncodedExample):
         return example
     return encode_example(model.tokenizer, example)

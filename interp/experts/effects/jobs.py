@@ -28,6 +28,7 @@ from interp.interventions.context import constrain
 from interp.interventions.expert_constraint import ExpertConstraint, ExpertMode, edit_gates
 from interp.interventions.hooks import hooks_of
 from interp.jobs import SHARD, OutputSpec, Shard
+from interp.models.hooked_model import HookedModel
 from interp.moelora.data.encoding import EncodedExample, end_token
 from interp.moelora.data.examples import Example
 from interp.moelora.projections import Projection
@@ -102,7 +103,7 @@ ESTIMATED = OutputSpec({"loss": 1, "changes": 3})
 MEASURED = OutputSpec({"bare": 2, "changes": 4})
 
 
-def estimate_experts(model: Any, job: ExpertJob, *, progress: bool = False) -> Shard:
+def estimate_experts(model: HookedModel, job: ExpertJob, *, progress: bool = False) -> Shard:
     """First-order changes of loss.
 
     Returns:
@@ -134,7 +135,7 @@ def estimate_experts(model: Any, job: ExpertJob, *, progress: bool = False) -> S
     return Shard({"loss": loss, "changes": changes})
 
 
-def measure_experts(model: Any, job: ExpertJob, *, progress: bool = False) -> Shard:
+def measure_experts(model: HookedModel, job: ExpertJob, *, progress: bool = False) -> Shard:
     """Loss and accuracy without interventions, and their changes; NaN beyond the job's units.
 
     Returns:
@@ -150,10 +151,14 @@ def measure_experts(model: Any, job: ExpertJob, *, progress: bool = False) -> Sh
             yield _changes(model, job, bare, constraint)
 
     found = measure_runs(
-        runs, answer_chunks(job.examples), shape=(2, n_examples, 1 + len(wanted)),
-        dtype=result_dtype(model), what="one example", progress=progress,
+        runs,
+        answer_chunks(job.examples),
+        shape=(2, n_examples, 1 + len(wanted)),
+        dtype=result_dtype(model),
+        what="one example",
+        progress=progress,
         description=f"experts, {job.mode}",
-    ).transpose(0, 1)  # fmt: skip
+    ).transpose(0, 1)
     changes = found.new_full((n_examples, 2, *units), torch.nan)
     for number, ((place, expert), _) in enumerate(wanted, start=1):
         changes[:, :, place, expert] = found[:, :, number]
@@ -161,7 +166,7 @@ def measure_experts(model: Any, job: ExpertJob, *, progress: bool = False) -> Sh
 
 
 def _changes(
-    model: Any, job: ExpertJob, bare: BareRun, constraint: ExpertConstraint
+    model: HookedModel, job: ExpertJob, bare: BareRun, constraint: ExpertConstraint
 ) -> Float[Tensor, "measure example"]:
     """Zero for examples that use none of the experts, under a mode that then does nothing."""
     pairs = constraint.pairs
@@ -182,7 +187,7 @@ def _changes(
 
 
 def greedy_accuracy(
-    model: Any, job: ExpertJob, examples: Sequence[Example], *, progress: bool = True
+    model: HookedModel, job: ExpertJob, examples: Sequence[Example], *, progress: bool = True
 ) -> tuple[Float[Tensor, " example"], Float[Tensor, "example place expert"]]:
     """Accuracy of greedy answers without interventions, and its changes.
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from interp.errors import UserError
 from interp.forward.batch import TokenBatch, first_difference, in_batches
 from interp.forward.partial import HookFunction, RecordedRun, record_run, resume
+from interp.models.hooked_model import HookedModel
 from interp.moelora.projections import GATE, Projection, find_projection, projections_of
 from interp.patching.metrics import Metric, can_take, check_metrics, metric_name
 from interp.patching.result import PatchEffects
@@ -31,7 +32,7 @@ CHUNK_TOKENS = 2048
 
 
 def patch_experts(
-    model: Any,
+    model: HookedModel,
     clean: TokenBatch,
     corrupted: TokenBatch,
     metric: Metric,
@@ -64,9 +65,11 @@ def patch_experts(
     first_difference(clean, corrupted)
     check_metrics([metric], len(clean))
     known = projections_of(model)
-    chosen = known if projections is None else tuple(
-        find_projection(known, name) for name in projections
-    )  # fmt: skip
+    chosen = (
+        known
+        if projections is None
+        else tuple(find_projection(known, name) for name in projections)
+    )
     if any(one.layer is None for one in chosen):
         raise UserError("only experts in the model's layers can be patched")
     points = [one.name + point for one in chosen for point in (OUTPUT, GATE)]
@@ -88,25 +91,37 @@ def patch_experts(
     size = CHUNK_TOKENS // clean.width if divisible else len(clean)
     counts = [one.n_experts for one in chosen]
     ((there, bare, *patched),) = measure_runs(
-        runs, in_batches(range(len(clean)), size), shape=(1, len(clean), 2 + sum(counts)),
-        dtype=result_dtype(model), divisible=divisible, progress=progress,
+        runs,
+        in_batches(range(len(clean)), size),
+        shape=(1, len(clean), 2 + sum(counts)),
+        dtype=result_dtype(model),
+        divisible=divisible,
+        progress=progress,
         description=f"expert {what}",
-    ).transpose(1, 2)  # fmt: skip
+    ).transpose(1, 2)
     effects = torch.stack([one - bare for one in patched], dim=1)
     values = effects.new_full((len(clean), len(chosen), max(counts)), torch.nan)
     for place, of_projection in enumerate(effects.split(counts, dim=1)):
         values[:, place, : counts[place]] = of_projection
     return PatchEffects(
-        values=values, axes=("prompt", "projection", "expert"), corrupted=bare, clean=there,
-        component=f"expert {what}", method="exact", metric=metric_name(metric), source="run",
-        labels={"projection": tuple(one.name for one in chosen)}, groups=tuple(groups),
-        templates=tuple(templates), seed=seed,
+        values=values,
+        axes=("prompt", "projection", "expert"),
+        corrupted=bare,
+        clean=there,
+        component=f"expert {what}",
+        method="exact",
+        metric=metric_name(metric),
+        source="run",
+        labels={"projection": tuple(one.name for one in chosen)},
+        groups=tuple(groups),
+        templates=tuple(templates),
+        seed=seed,
         resolution=precision_of(dtype_of(model)).resolution,
-    )  # fmt: skip
+    )
 
 
 def _values_in(
-    model: Any, run: RecordedRun, projection: Projection, what: Patched
+    model: HookedModel, run: RecordedRun, projection: Projection, what: Patched
 ) -> dict[str, Tensor]:
     """By hook point, what the experts of a projection have there in a run."""
     points = [OUTPUT] if what == "output" else [OUTPUT, GATE]

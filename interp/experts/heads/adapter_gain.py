@@ -37,6 +37,7 @@ from interp.heads.headset import Head, HeadSet, as_head_set
 from interp.heads.locate import as_encoded
 from interp.heads.random_sets import random_head_sets
 from interp.heads.significance import mean_interval
+from interp.models.hooked_model import HookedModel
 from interp.patching.sweep import check_units
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import Premises, QuestionKind
@@ -132,7 +133,7 @@ class AdapterGain(Displayed):
 
 
 def adapter_gain(
-    model: Any,
+    model: HookedModel,
     premises: Premises | EncodedPremises,
     heads: HeadSet | Iterable[Head],
     *,
@@ -171,14 +172,16 @@ def adapter_gain(
     return AdapterGain(chosen, tuple(components), runs, seed)
 
 
-def _adapted(model: Any, slices: Sequence[ExpertHeadContribution]) -> list[ExpertHeadContribution]:
+def _adapted(
+    model: HookedModel, slices: Sequence[ExpertHeadContribution]
+) -> list[ExpertHeadContribution]:
     """Those in layers that have experts on the component."""
     layers = {one: adapted_parts(model, one) for one in components_of(slices)}
     return [one for one in slices if one.layer in layers[one.component]]
 
 
 def _random_slices(
-    model: Any, own: Sequence[ExpertHeadContribution], n_sets: int, seed: int
+    model: HookedModel, own: Sequence[ExpertHeadContribution], n_sets: int, seed: int
 ) -> list[list[ExpertHeadContribution]]:
     """For each set, as many other slices of each component in each layer."""
     sets: list[list[ExpertHeadContribution]] = [[] for _ in range(n_sets)]

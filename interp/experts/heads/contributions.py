@@ -35,6 +35,7 @@ from interp.forward.batch import Span, TokenBatch
 from interp.forward.hook_points import as_units, axis_of, count_units, hook_name
 from interp.forward.out_of_memory import over_parts
 from interp.forward.partial import Hook, HookFunction, hooked, tail_logits
+from interp.models.hooked_model import HookedModel
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import Premises, QuestionKind
 from interp.progress import progress_bar
@@ -162,7 +163,7 @@ class ExpertContributions(Displayed):
 
 
 def expert_contributions(
-    model: Any,
+    model: HookedModel,
     prompts: Premises | EncodedPremises | TokenBatch,
     *,
     component: Part = "q",
@@ -190,7 +191,7 @@ def expert_contributions(
 
 @torch.no_grad()
 def contributions_at(
-    model: Any, places: PromptColumns, components: Sequence[Part], *, progress: bool = True
+    model: HookedModel, places: PromptColumns, components: Sequence[Part], *, progress: bool = True
 ) -> dict[Part, ExpertContributions]:
     """As ``expert_contributions``, of several components in one pass."""
     sums: dict[Part, _Sums] = {one: _Sums(model, one, len(places.batch)) for one in components}
@@ -215,7 +216,7 @@ def contributions_at(
 class _Sums:
     """Sums over the chosen tokens of each prompt, for one component."""
 
-    def __init__(self, model: Any, component: Part, n_prompts: int) -> None:
+    def __init__(self, model: HookedModel, component: Part, n_prompts: int) -> None:
         self.component: Part = component
         self.group_size = group_size(model, component)
         self.parts = adapted_parts(model, component)

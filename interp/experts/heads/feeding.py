@@ -35,6 +35,7 @@ from interp.figures.expert_heads import feeding_figure
 from interp.heads.headset import Head, HeadSet, Site, as_head_set
 from interp.heads.locate import as_encoded
 from interp.heads.random_sets import random_head_sets
+from interp.models.hooked_model import HookedModel
 from interp.patching.sweep import check_units
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import Premises, QuestionKind
@@ -93,7 +94,7 @@ class ExpertFeeding(Displayed):
 
 
 def rank_expert_contributions(
-    model: Any,
+    model: HookedModel,
     prompts: Premises | EncodedPremises,
     heads: HeadSet | Iterable[Head],
     *,

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool
@@ -11,6 +11,7 @@ from torch import Tensor
 from interp.errors import UserError
 from interp.forward.batch import Span, TokenBatch
 from interp.heads.locate import as_encoded
+from interp.models.hooked_model import HookedModel
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import Premises, QuestionKind
 
@@ -41,7 +42,7 @@ def check_place(at: object) -> None:
 
 
 def prompt_columns(
-    model: Any,
+    model: HookedModel,
     prompts: Premises | EncodedPremises | TokenBatch,
     at: Where | Sequence[Span],
     kind: QuestionKind = "false",

@@ -37,6 +37,7 @@ from interp.figures.dots import dot_figure
 from interp.heads.headset import Head, Site
 from interp.heads.locate import as_encoded
 from interp.heads.object_edits import premise_edit
+from interp.models.hooked_model import HookedModel
 from interp.patching.metrics import LogitDifference
 from interp.precision import dtype_of, precision_of
 from interp.premises.encode import EncodedPremises
@@ -108,9 +109,13 @@ class SliceEffects(Displayed):
         """The ``count`` largest effects with their intervals."""
         rows = self.to_dataframe().head(count)
         return dot_figure(
-            rows["slice"], rows["effect"], low=rows["ci_low"], high=rows["ci_high"], line=0.0,
+            rows["slice"],
+            rows["effect"],
+            low=rows["ci_low"],
+            high=rows["ci_high"],
+            line=0.0,
             title="effect on the logit difference (logits)",
-        )  # fmt: skip
+        )
 
     def _shown(self) -> Shown:
         words = (
@@ -121,7 +126,7 @@ class SliceEffects(Displayed):
 
 
 def slice_effects(
-    model: Any,
+    model: HookedModel,
     premises: Premises | EncodedPremises,
     slices: Sequence[ExpertHeadContribution],
     *,
@@ -156,19 +161,30 @@ def slice_effects(
         for heads, places in _by_heads(model, slices).items():
             some = [NO_ABLATION, *(removals[1 + place] for place in places)]
             (edited,) = sweep_removals(
-                model, batch, some, [metric], edit=edit, heads=heads, progress=progress,
+                model,
+                batch,
+                some,
+                [metric],
+                edit=edit,
+                heads=heads,
+                progress=progress,
                 description=f"head effect, layer {heads[0][0]}",
-            )  # fmt: skip
+            )
             effects = edited - runs[:, [0, *(1 + place for place in places)]]
             change[:, places] = effects[:, 1:] - effects[:, :1]
     return SliceEffects(
-        tuple(slices), preference, runs[:, 0], encoded.subjects, change, seed,
+        tuple(slices),
+        preference,
+        runs[:, 0],
+        encoded.subjects,
+        change,
+        seed,
         precision_of(dtype_of(model)).resolution,
-    )  # fmt: skip
+    )
 
 
 def _by_heads(
-    model: Any, slices: Sequence[ExpertHeadContribution]
+    model: HookedModel, slices: Sequence[ExpertHeadContribution]
 ) -> dict[tuple[Head, ...], list[int]]:
     """Places of the slices by the query heads that they serve."""
     found: dict[tuple[Head, ...], list[int]] = {}

@@ -21,6 +21,7 @@ from interp.forward.batch import TokenBatch, in_batches
 from interp.forward.hook_points import count_units
 from interp.forward.partial import Hook, HookFunction, record_run
 from interp.heads.headset import Head
+from interp.models.hooked_model import HookedModel
 from interp.moelora.layer import MoELoRALinear
 from interp.moelora.projections import projections_of
 from interp.patching.edits import HeadEdit, take_edit
@@ -86,13 +87,13 @@ def check_part(component: str) -> None:
         raise UserError(f"unknown component {component!r}; known: {', '.join(get_args(Part))}")
 
 
-def group_size(model: Any, component: Part) -> int:
+def group_size(model: HookedModel, component: Part) -> int:
     """How many query heads one slice serves: 1 for queries, a whole group for keys and values."""
     return model.cfg.n_heads // count_units(model, component)
 
 
 def slices_of(
-    model: Any, heads: Iterable[Head], components: Sequence[Part]
+    model: HookedModel, heads: Iterable[Head], components: Sequence[Part]
 ) -> list[ExpertHeadContribution]:
     """All that the experts add to these query heads; what several of them share comes once."""
     heads = list(heads)
@@ -104,7 +105,7 @@ def slices_of(
     return list(dict.fromkeys(found))
 
 
-def adapted_parts(model: Any, component: Part) -> dict[int, AdaptedPart]:
+def adapted_parts(model: HookedModel, component: Part) -> dict[int, AdaptedPart]:
     """By layer, the adapted projections that give this component.
 
     Raises:
@@ -127,9 +128,12 @@ def adapted_parts(model: Any, component: Part) -> dict[int, AdaptedPart]:
             continue
         if name in known:
             found[layer] = AdaptedPart(
-                f"{name}.moelora", columns.reshape(count_units(model, component), -1), width,
-                base, known[name].n_experts,
-            )  # fmt: skip
+                f"{name}.moelora",
+                columns.reshape(count_units(model, component), -1),
+                width,
+                base,
+                known[name].n_experts,
+            )
     if not found:
         targets = ", ".join(dict.fromkeys(one.target for one in known.values()))
         raise UserError(
@@ -138,7 +142,7 @@ def adapted_parts(model: Any, component: Part) -> dict[int, AdaptedPart]:
     return found
 
 
-def without_slices(model: Any, slices: Iterable[ExpertHeadContribution]) -> Variant:
+def without_slices(model: HookedModel, slices: Iterable[ExpertHeadContribution]) -> Variant:
     """The model with these slices of ``hook_expert_out`` zero, at every position.
 
     Raises:
@@ -158,7 +162,7 @@ def without_slices(model: Any, slices: Iterable[ExpertHeadContribution]) -> Vari
     return Variant(min((one.layer for one in slices), default=0), hooks)
 
 
-def without_experts(model: Any) -> Variant:
+def without_experts(model: HookedModel) -> Variant:
     """The base model: the gates of all experts of all projections are zero."""
 
     def closed(gates: Tensor, hook: Any) -> Tensor:
@@ -197,7 +201,7 @@ def _zeroed(mask: Bool[Tensor, "expert d_out"]) -> HookFunction:
 
 
 def sweep_removals(
-    model: Any,
+    model: HookedModel,
     batch: TokenBatch,
     removals: Sequence[Variant],
     metrics: Sequence[Metric],
@@ -227,14 +231,18 @@ def sweep_removals(
         return map(metrics_for(metrics, prompts), variants)
 
     return measure_runs(
-        runs, in_batches(range(len(batch)), CHUNK_TOKENS // batch.width),
-        shape=(len(metrics), len(batch), len(removals)), dtype=result_dtype(model),
-        what=f"one prompt of {batch.width} tokens", progress=progress, description=description,
-    )  # fmt: skip
+        runs,
+        in_batches(range(len(batch)), CHUNK_TOKENS // batch.width),
+        shape=(len(metrics), len(batch), len(removals)),
+        dtype=result_dtype(model),
+        what=f"one prompt of {batch.width} tokens",
+        progress=progress,
+        description=description,
+    )
 
 
 def _edited(
-    model: Any,
+    model: HookedModel,
     edit: HeadEdit | None,
     by_layer: dict[int, list[int]],
     prompts: Int[Tensor, " prompt"],

@@ -73,7 +73,7 @@ def collect_routing(
                 collect_part(
                     model, labelled, tokenizer, settings, number, file=file, progress=progress
                 )
-            )  # fmt: skip
+            )
     return total.result()
 
 

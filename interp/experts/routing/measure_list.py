@@ -151,12 +151,16 @@ MEASURES: dict[str, Measure] = {
     ),
     "load_entropy": Measure(
         lambda counts: float(measures.normalised_entropy(_load(counts))),
-        "two-sided", "share of log E", most=1.0,
+        "two-sided",
+        "share of log E",
+        most=1.0,
     ),
     "router_entropy": Measure(_entropy_of_tokens, "two-sided", "share of log E", most=1.0),
     "mean_router_entropy": Measure(
         lambda counts: float(measures.normalised_entropy(counts.probability / counts.tokens)),
-        "two-sided", "share of log E", most=1.0,
+        "two-sided",
+        "share of log E",
+        most=1.0,
     ),
     "repeat_rate": Measure(
         lambda counts: counts.repeats / max(counts.follows, 1.0), "two-sided", "share", most=1.0
@@ -164,7 +168,7 @@ MEASURES: dict[str, Measure] = {
     "strongest_pair": Measure(
         lambda counts: float(measures.strongest_pair(counts.pairs)), "two-sided", "share", most=1.0
     ),
-}  # fmt: skip
+}
 """Every measure by its name; the formulas stand in `interp.experts.routing.measures`.
 
 ``router_entropy`` is the mean over tokens of the entropy of the router's softmax, as a share of

@@ -142,9 +142,13 @@ def measure_specialization(
             value = measure.of(whole)
             low, high = jackknife(value, np.array([measure.of(part) for part in without]))
             row = {
-                "measure": name, "layer": one.layer, "target": one.target, "value": value,
-                "ci_low": max(low, measure.least), "ci_high": min(high, measure.most),
-            }  # fmt: skip
+                "measure": name,
+                "layer": one.layer,
+                "target": one.target,
+                "value": value,
+                "ci_low": max(low, measure.least),
+                "ci_high": min(high, measure.most),
+            }
             drawn = {"untrained": np.array([measure.of(part) for part in random])}
             if name in TASK_MEASURES:
                 of_task = TASK_MEASURES[name]

@@ -200,8 +200,10 @@ class _Shapes:
         )
         reasoned = re.match(
             r"\s*(?:because|since|as|for|due|given|and|but|not|"
-            r"is (?:the )?(?:correct|right|best|true|answer))\b", rest, re.IGNORECASE,
-        )  # fmt: skip
+            r"is (?:the )?(?:correct|right|best|true|answer))\b",
+            rest,
+            re.IGNORECASE,
+        )
         if closed or reasoned:
             return True
         if bare:

@@ -138,9 +138,14 @@ def score(
     """The greedy answers of a transformers or PEFT model, scored, in the order of the examples."""
     prompts = [encode_prompt(tokenizer, example.prompt) for example in examples]
     said = greedy_answers(
-        model, tokenizer, prompts, end=end_token(tokenizer),
-        max_new_tokens=max_new_tokens, batch_prompts=batch_prompts, progress=progress,
-    )  # fmt: skip
+        model,
+        tokenizer,
+        prompts,
+        end=end_token(tokenizer),
+        max_new_tokens=max_new_tokens,
+        batch_prompts=batch_prompts,
+        progress=progress,
+    )
     return tuple(
         ScoredAnswer(
             task=example.task,
