@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# What tests, checks, notebooks and docs need beyond what a user does.
+DEV_STAMP := $(VENV)/.installed-dev
 # Extras whose packages the lock file pins.
 LOCKED_EXTRAS := dev export notebook explore docs ray
 # TransformerLens 3, whose hooked model is a HookedTransformer, in an environment of its own.
@@ -39,39 +41,41 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-fast test-hooked-transformer check notebooks docs bench bench-sweep lock \
+.PHONY: help setup setup-dev demo test test-fast test-hooked-transformer check notebooks docs bench bench-sweep lock \
   lock-hooked-transformer clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-23s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: $(STAMP) ## make .venv with everything in it
+setup: $(STAMP) ## make .venv with what a user needs
+
+setup-dev: $(DEV_STAMP) ## add what tests, checks, notebooks and docs need
 
 demo: $(STAMP) ## find and constrain the false-premise heads of the embedded model
 	$(BIN)/interp demo $(ARGS)
 
-test: $(STAMP) ## run the tests (ARGS="-k name" to choose)
+test: $(DEV_STAMP) ## run the tests (ARGS="-k name" to choose)
 	$(call PYTEST,$(VENV)) $(if $(ARGS),$(ARGS),--ignore tests/browser)
 	$(if $(ARGS),,PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -p no:nbmake tests/browser)  # by itself: a page has its time to load
 
-test-fast: $(STAMP) ## run those that take little, in under two minutes
+test-fast: $(DEV_STAMP) ## run those that take little, for the edit loop
 	$(call PYTEST,$(VENV)) $(FAST_TESTS) $(ARGS)
 
 test-hooked-transformer: $(HT_STAMP) ## run those that compute with a hooked model on TransformerLens 3.9
 	$(call PYTEST,$(HT_VENV)) $(HT_TESTS) $(ARGS)
 
-check: $(STAMP) ## lint, formatting, spelling, the order of the rooms, types
+check: $(DEV_STAMP) ## lint, formatting, spelling, the order of the rooms, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/pyright
 
-docs: $(STAMP) ## build the documentation into site/
+docs: $(DEV_STAMP) ## build the documentation into site/
 	$(BIN)/python scripts/cli_reference.py --check
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-notebooks: $(STAMP) ## execute the notebooks, keep their outputs (ARGS=--check: execute only)
+notebooks: $(DEV_STAMP) ## execute the notebooks, keep their outputs (ARGS=--check: execute only)
 	$(BIN)/python scripts/run_notebooks.py --jobs $(JOBS) $(ARGS)
 
 bench: $(STAMP) ## measure what the method gains and costs
@@ -81,8 +85,8 @@ bench-sweep: $(STAMP) ## time the head sweep against TransformerLens' loop (ten 
 	$(BIN)/python benchmarks/head_sweep.py $(ARGS)
 	$(BIN)/python benchmarks/sweep_page.py
 
-# $(call install,environment,lock)
-define install
+# $(call environment,folder): an empty one, unless there is one that runs
+define environment
 	@command -v $(PYTHON) >/dev/null || \
 	  { echo "error: there is no $(PYTHON): install Python 3.10 or newer, or run make PYTHON=..." >&2; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
@@ -91,16 +95,29 @@ define install
 	  { echo "error: $(PYTHON) cannot make virtual environments: install its venv module (python3-venv)" >&2; exit 2; }
 	@echo "setting up $(1): several minutes the first time"
 	@$(1)/bin/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear $(1)
-	$(1)/bin/python -m pip --disable-pip-version-check install -qq -r $(2)
-	$(1)/bin/python -m pip --disable-pip-version-check install -qq --no-deps --editable .
-	@touch $@
 endef
 
+# $(call install,folder,what): by pip, quietly
+define install
+	$(1)/bin/python -m pip --disable-pip-version-check install -qq $(2)
+endef
+
+# The package with what it needs itself, in the versions of the lock.
 $(STAMP): requirements.lock pyproject.toml
-	$(call install,$(VENV),requirements.lock)
+	$(call environment,$(VENV))
+	$(call install,$(VENV),--constraint requirements.lock --editable .)
+	@touch $@
+
+# All of the lock.
+$(DEV_STAMP): $(STAMP)
+	$(call install,$(VENV),-r requirements.lock)
+	@touch $@
 
 $(HT_STAMP): $(HT_LOCK) pyproject.toml
-	$(call install,$(HT_VENV),$(HT_LOCK))
+	$(call environment,$(HT_VENV))
+	$(call install,$(HT_VENV),-r $(HT_LOCK))
+	$(call install,$(HT_VENV),--no-deps --editable .)
+	@touch $@
 
 # $(call resolve,lock,extras,command that prints constraints)
 define resolve

@@ -5,12 +5,16 @@ list, None for a number, a result of another kind) is refused by its name; what 
 taken: numpy's and torch's numbers as numbers, generators and arrays as lists. What cannot be told
 from the annotation (``Any``, the values of a tensor, a name among the known ones) is left to the
 function. It computes in the model's own dtype, without an autocast or inference mode around it.
+
+Arguments that are taken by name only may for one version still be given by position, in their
+order, with a DeprecationWarning.
 """
 
 import functools
 import inspect
 import types
 import typing
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import ExitStack, contextmanager
 from os import PathLike
@@ -32,12 +36,16 @@ _WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "True o
 def checked(function: Callable[Given, Result]) -> Callable[Given, Result]:
     """The function, which refuses arguments of the wrong kind by their names."""
     signature, hints = inspect.signature(function), None
+    kinds = [parameter.kind for parameter in signature.parameters.values()]
+    n_positional = sum(kind in (kind.POSITIONAL_ONLY, kind.POSITIONAL_OR_KEYWORD) for kind in kinds)
 
     @functools.wraps(function)
     def call(*args: Given.args, **kwargs: Given.kwargs) -> Result:
         nonlocal hints
         if hints is None:
             hints = _hints_of(function)
+        if len(args) > n_positional:
+            args, kwargs = _named(function, signature, args, kwargs, n_positional)
         bound = signature.bind(*args, **kwargs)
         for name, value in bound.arguments.items():
             kind = signature.parameters[name].kind
@@ -47,6 +55,28 @@ def checked(function: Callable[Given, Result]) -> Callable[Given, Result]:
             return function(*bound.args, **bound.kwargs)
 
     return call
+
+
+def _named(
+    function: Callable[..., Any],
+    signature: inspect.Signature,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    n_positional: int,
+) -> tuple[Any, Any]:
+    """Give the arguments beyond the positional ones by name, and warn."""
+    by_name = [name for name, one in signature.parameters.items() if one.kind is one.KEYWORD_ONLY]
+    extra = dict(zip(by_name, args[n_positional:], strict=False))
+    takes_all = any(one.kind is one.VAR_POSITIONAL for one in signature.parameters.values())
+    if takes_all or len(args) - n_positional > len(by_name) or set(extra) & set(kwargs):
+        return args, kwargs  # the signature says what is wrong
+    warnings.warn(
+        f"{function.__name__} takes {', '.join(extra)} by name: "
+        f"{function.__name__}(..., {', '.join(f'{name}=...' for name in extra)})",
+        DeprecationWarning,
+        stacklevel=3,
+    )
+    return args[:n_positional], {**kwargs, **extra}
 
 
 @contextmanager

@@ -108,3 +108,13 @@ def test_what_annotations_do_not_say_is_left_alone() -> None:
 def test_single_checks_name_the_argument(ask: Callable[[], Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         ask()
+
+
+def test_what_is_taken_by_name_may_still_be_given_by_position() -> None:
+    call: Any = echo
+    with pytest.warns(DeprecationWarning, match=r"echo takes names by name: echo\(\.\.\., names="):
+        assert call(1, 0.5, ["a"])[:3] == (1, 0.5, ["a"])
+    with pytest.raises(TypeError, match=r"multiple values|too many positional"):
+        call(1, 0.5, ["a"], names=["b"])
+    with pytest.raises(TypeError, match="too many positional"):
+        call(*range(12))

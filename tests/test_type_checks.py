@@ -76,14 +76,14 @@ def test_axes_of_a_function_are_its_own() -> None:
     assert outer(torch.ones(2)) == 3
 
 
-def maker(kind: Any) -> Callable[[Any], Any]:
+def maker(kind: Any) -> Callable[..., Any]:
     """A function whose annotation is only known when it is made."""
 
-    @checks
-    def made(value: kind, *, default: list[str] | None = None) -> Any:
+    def made(value: Any, *, default: Any = None) -> Any:
         return kind, value, default
 
-    return made
+    made.__annotations__ = {"value": kind, "default": list[str] | None}
+    return checks(made)
 
 
 def test_a_function_in_a_function_is_checked_each_time_that_it_is_made() -> None:
