@@ -13,19 +13,36 @@ LOCKED_EXTRAS := dev export notebook explore docs ray
 HT_VENV := .venv-hooked-transformer
 HT_LOCK := requirements-hooked-transformer.lock
 HT_STAMP := $(HT_VENV)/.installed
-# What is tested there: everything that runs a hooked model. The rest is the same on either, Ray too.
-HT_TESTS := $(addprefix tests/,models patching heads interventions evaluation probes premises tasks \
-  moelora experts runs cli test_generation.py test_end_to_end.py)
+# What is tested there: what computes with a hooked model, which differs between the two. What is
+# done with the numbers (files, runs, tables, prompts, MoELoRA on plain transformers) is the same.
+HT_TESTS := $(addprefix tests/,models patching interventions evaluation probes test_generation.py \
+  test_end_to_end.py heads/test_locate.py heads/test_sources.py premises/test_knowledge.py \
+  tasks/test_encoding.py tasks/test_ioi.py cli/test_patch.py moelora/test_hooked.py \
+  $(addprefix experts/,test_collect.py test_effects.py test_heads.py test_planted_heads.py \
+    test_similarity.py test_specialization.py) \
+  $(addprefix runs/,test_determinism.py test_dtype_check.py test_identities.py test_patch.py))
+# What takes little and covers much, for the edit loop: texts, tables, files, arithmetic by hand.
+FAST_TESTS := $(addprefix tests/,premises tasks/test_pairs.py heads test_checked.py test_files.py \
+  test_moved.py test_progress.py test_type_checks.py cli/test_config.py \
+  $(addprefix patching/,test_micro.py test_batch.py test_alignment.py test_circuit.py \
+    test_metrics.py test_edits.py test_significance.py test_stability.py test_result.py) \
+  $(addprefix moelora/,test_config.py test_layer.py test_numbers.py test_options.py \
+    test_tasks_formats.py test_tasks_reading.py) \
+  $(addprefix probes/,test_calibration.py test_pairing.py test_scoring.py) \
+  $(addprefix runs/,test_shards.py test_identity.py))
 
 # Processes that run tests side by side, one thread each: make test JOBS=1 for one.
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
-PYTEST = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest --numprocesses $(JOBS) --dist loadfile
+# Modules are compiled once, not by every process; the notebooks' plugin is slow to import.
+PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -p no:nbmake \
+  --numprocesses $(JOBS) --dist loadfile
 
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-dev demo test test-hooked-transformer check notebooks docs bench bench-sweep lock \
+.PHONY: help setup setup-dev demo test test-fast test-hooked-transformer check notebooks docs bench \
+  bench-sweep lock \
   lock-hooked-transformer clean
 
 help: ## list these commands
@@ -40,10 +57,14 @@ demo: $(STAMP) ## find and constrain the false-premise heads of the embedded mod
 
 test: $(DEV_STAMP) ## run the tests (ARGS="-k name" to choose)
 	$(call PYTEST,$(VENV)) $(if $(ARGS),$(ARGS),--ignore tests/browser)
-	$(if $(ARGS),,$(BIN)/python -m pytest tests/browser)  # by itself: a page has its time to load
+	# By themselves: a page has its time to load.
+	$(if $(ARGS),,PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -p no:nbmake tests/browser)
 
-test-hooked-transformer: $(HT_STAMP) ## run those that need a hooked model on TransformerLens 3.9
-	$(call PYTEST,$(HT_VENV)) $(HT_TESTS) --ignore tests/runs/test_ray_engine.py $(ARGS)
+test-fast: $(DEV_STAMP) ## run those that take little, for the edit loop
+	$(call PYTEST,$(VENV)) $(FAST_TESTS) $(ARGS)
+
+test-hooked-transformer: $(HT_STAMP) ## run those that compute with a hooked model on TransformerLens 3.9
+	$(call PYTEST,$(HT_VENV)) $(HT_TESTS) $(ARGS)
 
 check: $(DEV_STAMP) ## lint, formatting, spelling, the order of the rooms, types
 	$(BIN)/ruff check .

@@ -5,6 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import tests.type_checks  # noqa: F401  # before anything of the packages
+
+# isort: split
 import hypothesis
 import pytest
 import torch

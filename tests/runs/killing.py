@@ -1,14 +1,12 @@
 """Kill a tiny run at many moments, take it up again, compare with an undisturbed one.
 
 ``python -m tests.runs.killing --command locate --points 12 --out FILE.json`` (or ``evaluate``, or
-``patch``), a process of its own: it forks, which a process with threads must not. Half of the
-points are random moments, the other half stand right before, right after or in the middle of a
-random call to the system that changes a file (``open``, ``write``, ``fsync``, ``replace``,
-``unlink``, ``mkdir``, ``rmdir``).
+``patch``); ``test_locate.py`` does it for a few points. Half of the points are random moments, the
+other half stand right before, right after or in the middle of a random call to the system that
+changes a file (``open``, ``write``, ``fsync``, ``replace``, ``unlink``, ``mkdir``, ``rmdir``).
 """
 
 import argparse
-import contextlib
 import hashlib
 import json
 import os
@@ -17,7 +15,6 @@ import shutil
 import signal
 import tempfile
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +25,7 @@ from interp.commands.evaluate import EvaluateSettings, evaluate_run
 from interp.commands.locate import LocateSettings, load_run, locate_run
 from interp.commands.patch import PatchSettings, patch_run
 from tests.conftest import make_planted_model, make_word_tokenizer, planted_relation
+from tests.forked import in_child
 from tests.runs.conftest import write_pairs
 from tests.runs.stopping import Stopping
 
@@ -101,42 +99,16 @@ def kill_at(boundary: int) -> Callable[[], int]:
     return lambda: passed
 
 
-def in_child(work: Callable[[], Any], *, after: float | None = None) -> tuple[Any, bool]:
-    """What ``work`` returned in a forked process, and whether that was killed instead."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(reading)
-        try:
-            with os.fdopen(writing, "w") as pipe:
-                pipe.write(json.dumps(work()))
-            os._exit(0)
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-    os.close(writing)
-    if after is not None:
-        time.sleep(after)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)
-    with os.fdopen(reading) as pipe:
-        said = pipe.read()
-    _, status = os.waitpid(child, 0)
-    killed = os.WIFSIGNALED(status)
-    if not killed and os.WEXITSTATUS(status):
-        raise SystemExit("a run failed: see above")
-    return (None if killed else json.loads(said)), killed
-
-
 class Trials:
     """One undisturbed run of a command, and others that are killed."""
 
     def __init__(self, folder: Path, seed: int = 0, command: str = "locate") -> None:
-        torch.set_num_threads(1)
         self.folder, self.random, self.command = folder, random.Random(seed), command
         self.model = make_planted_model(make_word_tokenizer(planted_relation()))
         premises = str(write_premises(folder))
-        self.settings = LocateSettings(premises=premises, method="activation", shard=4)
+        self.settings = LocateSettings(
+            premises=premises, method="activation", limit=12, minimum=12, shard=4
+        )
         self.pairs = str(write_pairs(folder / "pairs.jsonl"))
         if command == "evaluate":
             in_child(lambda: [len(self.locate(folder / "located", None))])
@@ -233,6 +205,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         trials = Trials(Path(folder), options.seed, options.command)
         content = {

@@ -1,11 +1,7 @@
 """``interp locate`` as a function: taken up anywhere, it leaves the bytes of an undisturbed run."""
 
 import hashlib
-import json
 import logging
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +16,7 @@ from interp.files.documents import read_json, write_json
 from interp.heads.locate import locate_heads
 from interp.jobs import Shard
 from interp.models import HookedModel
-from tests.runs.killing import write_premises
+from tests.runs.killing import Trials, write_premises
 
 FILES = {
     "effects.safetensors",
@@ -179,17 +175,7 @@ def test_a_run_goes_on_with_the_threads_that_it_began_with(
 
 @pytest.mark.parametrize("command", ["locate", "evaluate", "patch"])
 def test_killed_at_twelve_moments_it_gives_the_same_bytes(command: str, tmp_path: Path) -> None:
-    out = tmp_path / "kills.json"
-    words = [sys.executable, "-m", "tests.runs.killing", "--command", command]
-    words += ["--points", "12", "--out", str(out)]
-    root = Path(__file__).parents[2]
-    subprocess.run(
-        words,
-        check=True,
-        cwd=root,
-        env={**os.environ, "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": str(root)},
-    )
-    trials = json.loads(out.read_text())["trials"]
+    trials = Trials(tmp_path, command=command).several(12)
     assert len(trials) == 12
     assert sum(one["killed"] for one in trials) >= 6  # those at a call are killed for certain
     assert all(one["same"] for one in trials)

@@ -1,0 +1,85 @@
+"""Types and shapes are checked while the tests run, at a cost that the tests can bear.
+
+pytest's option ``--jaxtyping-packages`` puts ``jaxtyping.jaxtyped`` on every function of the
+packages. Imported before them, this module puts `checked_types` in its place, which looks at the
+same annotations. It leaves out what took half of the time of the suite: binding the arguments
+of every call a second time, checking parameters twice, and compiling the checks of a function in a
+function anew each time that the outer one runs.
+"""
+
+import functools
+import inspect
+import types
+from collections.abc import Callable
+from typing import Any, get_args
+
+import jaxtyping
+from beartype import BeartypeConf, beartype
+
+_jaxtyped: Any = jaxtyping.jaxtyped
+_check: Any = beartype(conf=BeartypeConf(violation_type=jaxtyping.TypeCheckError))
+_axes: Any = _jaxtyped("context")
+_inner: dict[Any, Any] = {}
+"""The checks of functions in functions, by their code and annotations."""
+
+
+def checked_types(function: Any = None, *, typechecker: Any = None) -> Any:
+    """As a decorator ``jaxtyped(typechecker=...)``: the same checks, in less time."""
+    if function is None:
+        return functools.partial(checked_types, typechecker=typechecker)
+    plain = isinstance(function, types.FunctionType)
+    if typechecker is None or not plain or inspect.isgeneratorfunction(function):
+        return _jaxtyped(function, typechecker=typechecker)
+    if "<locals>" not in function.__qualname__:
+        return _within_axes(function, _check(function))
+    try:
+        key = (function.__code__, tuple(function.__annotations__.items()))
+        made = _inner.get(key)
+    except TypeError:  # an annotation that cannot be a key
+        return _within_axes(function, _check(function))
+    if made is None:
+        made = _inner[key] = _check(function)
+        return _within_axes(function, made)
+    return _within_axes(function, _of_another(made, function))
+
+
+def _of_another(checks: Any, function: Any) -> Any:
+    """Checks that were compiled for a function, around another one that differs in its closure."""
+    if checks is function or "__beartype_func" not in (checks.__kwdefaults__ or {}):
+        return _check(function)  # nothing to check, or a beartype that works in another way
+    again = types.FunctionType(checks.__code__, checks.__globals__, function.__name__)
+    again.__kwdefaults__ = {**checks.__kwdefaults__, "__beartype_func": function}
+    return functools.update_wrapper(again, function)
+
+
+def _within_axes(function: Any, checks: Any) -> Any:
+    """The checks, with names of axes of their own where an annotation names any."""
+    if not any(map(_has_axes, function.__annotations__.values())):
+        return checks
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        __tracebackhide__ = True
+        with _axes:
+            return checks(*args, **kwargs)
+
+    return call
+
+
+def _has_axes(annotation: Any) -> bool:
+    """Whether jaxtyping has a part in it; of a text nobody knows."""
+    if isinstance(annotation, str):
+        return True
+    if inspect.isclass(annotation) and issubclass(annotation, jaxtyping.AbstractArray):
+        return True
+    inside = get_args(annotation)
+    return any(_has_axes(one) for one in _flat(inside) if one is not annotation)
+
+
+def _flat(values: Any) -> list[Any]:
+    """Arguments of an annotation; those of a ``Callable`` are in a list, which is taken apart."""
+    return [one for value in values for one in (value if isinstance(value, list) else [value])]
+
+
+installed: Callable[..., Any] = checked_types
+jaxtyping.jaxtyped = installed  # type: ignore[assignment]
