@@ -14,7 +14,7 @@ difference of two answers, nats for the log-probability of one.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import pandas as pd
@@ -195,7 +195,7 @@ def _with_answers(
     # The full stop makes answers differ even when one begins with the other.
     text = read.rendered.text
     texts = [f"{text}{'' if text[-1:].isspace() else ' '}{answer}." for answer in answers]
-    encodings = [tokenize(model.tokenizer, read.rendered, one) for one in texts]
+    encodings = [tokenize(model.tokenizer, replace(read.rendered, text=one)) for one in texts]
     whole = [tuple(one["input_ids"]) for one in encodings]
     other = read.ids if against is None else whole[1]
     shared = shared_length(whole[0], other)
