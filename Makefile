@@ -57,7 +57,7 @@ demo: $(STAMP) ## find and constrain the false-premise heads of the embedded mod
 
 test: $(DEV_STAMP) ## run the tests (ARGS="-k name" to choose)
 	$(call PYTEST,$(VENV)) $(if $(ARGS),$(ARGS),--ignore tests/browser)
-	# By themselves: a page has its time to load.
+# By themselves: a page has its time to load.
 	$(if $(ARGS),,PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -p no:nbmake tests/browser)
 
 test-fast: $(DEV_STAMP) ## run those that take little, for the edit loop
