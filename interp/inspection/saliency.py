@@ -13,7 +13,7 @@ of two answers, nats for the log-probability of one.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import pandas as pd
