@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+import yaml
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import interp
@@ -18,15 +20,31 @@ from interp.models import HookedModel, resolve
 from interp.premises import Premises
 from interp.premises.encode import encode_premises
 from interp.statistics.significance import RESOLUTION
+from interp.premises.registry import data_dir
 
 N_FACTS = 34
+HELD_OUT_TEMPLATE = "when"
 
 
 @pytest.fixture(scope="module")
-def run(smollm: HookedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def settings(tmp_path_factory: pytest.TempPathFactory) -> LocateSettings:
+    """The capitals, in the two templates of the search and one that is held out, for speed."""
+    folder = tmp_path_factory.mktemp("relation")
+    shipped = data_dir() / "relations"
+    content = yaml.safe_load((shipped / "capitals.yaml").read_text(encoding="utf-8"))
+    kept = (*content["search_templates"], HELD_OUT_TEMPLATE)
+    content["templates"] = {name: content["templates"][name] for name in kept}
+    (folder / "capitals.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    path = shutil.copy(shipped / "capitals.csv", folder / "capitals.csv")
+    return LocateSettings(premises=str(path), limit=N_FACTS)
+
+
+@pytest.fixture(scope="module")
+def run(
+    smollm: HookedModel, settings: LocateSettings, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A finished run over a few capitals."""
     folder = tmp_path_factory.mktemp("runs") / "capitals"
-    settings = LocateSettings(limit=N_FACTS)
     effects = locate_run(smollm, settings, folder, progress=False)
     _, split, _ = load_run(folder)
     wanted = EvaluateSettings(counts=(3,), heads=0.01)
@@ -84,12 +102,14 @@ def test_search_saw_nothing_of_the_held_out_part(run: Path) -> None:
         assert row["template"] not in effects.templates
 
 
-def test_second_call_takes_up_what_is_there(smollm: HookedModel, run: Path) -> None:
+def test_second_call_takes_up_what_is_there(
+    smollm: HookedModel, settings: LocateSettings, run: Path
+) -> None:
     before = (run / "effects.safetensors").stat().st_mtime_ns
-    locate_run(smollm, LocateSettings(limit=N_FACTS), run, progress=False)
+    locate_run(smollm, settings, run, progress=False)
     assert (run / "effects.safetensors").stat().st_mtime_ns == before
     with pytest.raises(interp.UserError, match="holds another run"):
-        locate_run(smollm, LocateSettings(limit=N_FACTS, seed=1), run, progress=False)
+        locate_run(smollm, replace(settings, seed=1), run, progress=False)
 
 
 def test_a_run_whose_facts_have_changed_is_refused(run: Path, tmp_path: Path) -> None:
@@ -144,13 +164,12 @@ def test_without_a_false_premise_nothing_is_found(smollm: HookedModel, few: Prem
     assert found.abs().max() < RESOLUTION
 
 
-def test_random_weights_give_no_significant_heads(few: Premises) -> None:
+def test_random_weights_give_no_significant_heads(smollm: HookedModel) -> None:
     folder = resolve("smollm2-135m")
     config = AutoConfig.from_pretrained(folder, num_hidden_layers=4)
     torch.manual_seed(1)
     random = AutoModelForCausalLM.from_config(config)
-    tokenizer = interp.load_model("smollm2-135m").tokenizer
-    model = interp.models.from_hf(random, tokenizer)
+    model = interp.models.from_hf(random, smollm.tokenizer)
     premises = interp.load_premises("capitals", limit=24).with_templates(["why", "population"])
     for site in ("output", "attention"):
         effects = locate_heads(model, premises, site=site, progress=False)

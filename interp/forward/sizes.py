@@ -103,7 +103,8 @@ class ModelSizes:
     def _component(self, name: str, n_run: int, width: int) -> int:
         if name == "pattern":
             return self._pattern(n_run, width)
-        return n_run * (self.kv if axis_of(name) == "kv_head" else self.d_model)
+        widths = {"kv_head": self.kv, "neuron": self.inner}
+        return n_run * widths.get(axis_of(name), self.d_model)
 
 
 def sizes_of(model: HookedModel) -> ModelSizes:

@@ -86,7 +86,7 @@ def test_the_same_seed_draws_the_same_random_sets() -> None:
 def test_the_embedded_model_gives_the_same_values(smollm: HookedModel) -> None:
     """Its logits are about 20, so that 1e-4 is a few units of float32's last place, summed."""
     premises = load_premises("capitals", limit=4)
-    encoded = as_encoded(smollm, premises).take([0, 3, 6, 9])
+    encoded = as_encoded(smollm, premises).take([0, 9])
     sets = (HeadSet(()), HeadSet(((10, 3),)), HeadSet(((20, 1), (25, 8))))
     found = []
     for threads, budget in ((1, None), (1, None), (2, None), (1, SMALL)):

@@ -80,15 +80,16 @@ def test_the_whole_way_on_a_directory(
         "settings = EvaluateSettings(heads=1, counts=(1,), answers='all')\n"
         "evaluate_run(model, split, effects, settings=settings, run=Path('run'), progress=False)\n"
     )
-    command = "from interp.cli import main; main({!r})"
-    for code in (
-        command.format(["locate", *model, *premises, "--out", "run", "--site", "output"]),
-        evaluate,
-        command.format(["report", "run"]),
-        command.format(["patch", *model, "--pairs", "pairs.jsonl", "--out", "patched"]),
-    ):
-        done = offline(code)
-        assert done.returncode == 0, done.stderr[-2000:]
+    command = "main({!r})\n"
+    done = offline(
+        "from interp.cli import main\n"
+        + command.format(["locate", *model, *premises, "--out", "run", "--site", "output"])
+        + evaluate
+        + command.format(["report", "run"])
+        + command.format(["patch", *model, "--pairs", "pairs.jsonl", "--out", "patched"])
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "patched" / "effects.safetensors").is_file()
     assert (tmp_path / "run" / "evaluation.json").is_file()
     assert (tmp_path / "run" / "report.html").is_file()
 
