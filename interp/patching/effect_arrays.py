@@ -10,10 +10,9 @@ from torch import Tensor
 
 from interp.arguments import check_choice
 from interp.errors import UserError
+from interp.forward.hook_points import Axis as UnitAxis
 
-Axis = Literal[
-    "prompt", "layer", "head", "kv_head", "neuron", "position", "span", "projection", "expert"
-]
+Axis = Literal[UnitAxis, "prompt", "layer", "position", "span", "projection", "expert"]
 By = Literal["absolute", "signed"]
 
 
