@@ -15,14 +15,14 @@ HT_LOCK := requirements-hooked-transformer.lock
 HT_STAMP := $(HT_VENV)/.installed
 # What is tested there: what computes with a hooked model, which differs between the two. What is
 # done with the numbers (files, runs, tables, prompts, MoELoRA on plain transformers) is the same.
-HT_TESTS := $(addprefix tests/,models patching interventions evaluation probes test_generation.py \
+HT_TESTS := $(addprefix tests/,models patching interventions inspection evaluation probes test_generation.py \
   test_end_to_end.py heads/test_locate.py heads/test_sources.py premises/test_knowledge.py \
   tasks/test_encoding.py tasks/test_ioi.py cli/test_patch.py moelora/test_hooked.py \
   $(addprefix experts/,test_collect.py test_effects.py test_heads.py test_planted_heads.py \
     test_similarity.py test_specialization.py) \
   $(addprefix runs/,test_determinism.py test_dtype_check.py test_identities.py test_patch.py))
 # What takes little and covers much, for the edit loop: texts, tables, files, arithmetic by hand.
-FAST_TESTS := $(addprefix tests/,premises tasks/test_pairs.py heads test_checked.py test_files.py \
+FAST_TESTS := $(addprefix tests/,premises tasks/test_pairs.py heads test_checked.py files/test_documents.py \
   test_moved.py test_progress.py test_type_checks.py cli/test_config.py \
   $(addprefix patching/,test_micro.py test_batch.py test_alignment.py test_circuit.py \
     test_metrics.py test_edits.py test_significance.py test_stability.py test_result.py) \

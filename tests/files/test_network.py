@@ -63,7 +63,7 @@ def test_the_whole_way_on_a_directory(
     """Load, locate, evaluate, report and patch from the command line, as a user would."""
     folder = tmp_path / "model"
     # The planted model's own weights under the names that transformers gives them.
-    from tests.untrusted.planted_folder import write_planted
+    from tests.files.planted_folder import write_planted
 
     write_planted(folder)
     facts = planted_run.parent / "planted.csv"
