@@ -19,8 +19,8 @@ from interp.heads import load_effects, locate_heads
 from interp.models import HookedModel, resolve
 from interp.premises import Premises
 from interp.premises.encode import encode_premises
-from interp.statistics.significance import RESOLUTION
 from interp.premises.registry import data_dir
+from interp.statistics.significance import RESOLUTION
 
 N_FACTS = 34
 HELD_OUT_TEMPLATE = "when"

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.forward.batch import Span, TokenBatch
-from interp.forward.generate import BATCH_PROMPTS, MAX_NEW_TOKENS, generate_tokens
+from interp.forward.generate import BATCH_PROMPTS, MAX_NEW_TOKENS, greedy_answers
 from interp.forward.out_of_memory import over_parts
 from interp.forward.partial import last_logits
 from interp.heads.headset import HeadSet
@@ -19,7 +19,7 @@ from interp.interventions.intervention import Intervention
 from interp.jobs import SHARD, Shard
 from interp.models.hooked_model import HookedModel
 from interp.patching.metrics import LogitDifference, Probability, apply_metric
-from interp.patching.sweep import sweep_sets
+from interp.patching.sweep import run_sweep
 from interp.precision import result_dtype
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import QuestionKind
@@ -73,17 +73,18 @@ class PreferenceJob:
 def preference_values(model: HookedModel, job: PreferenceJob, *, progress: bool = False) -> Shard:
     """``values`` [prompt metric set]: the metrics of every prompt under every head set."""
     edit = job.constraint.edit(model, job.encoded, job.kind, mean=job.mean)
-    values = sweep_sets(
+    values = run_sweep(
         model,
         job.encoded.batch(job.kind),
         edit,
+        position_sets=edit.changed[None],
         sets=[heads.heads for heads in job.sets],
         metrics=preference_metrics(job.encoded),
         budget=job.budget,
         progress=progress,
         description=f"{job.kind} premises",
     )
-    return Shard({"values": values.transpose(0, 1)})
+    return Shard({"values": values[..., 0].transpose(0, 1)})
 
 
 @dataclass(frozen=True)
@@ -190,8 +191,9 @@ def greedy_texts(model: HookedModel, job: AnswersJob, *, progress: bool = False)
     """``texts``: the greedy answer to each prompt."""
     under = job.under
     return Shard(
-        texts=generate_tokens(
-            model,
+        texts=greedy_answers(
+            model.original_model,
+            model.tokenizer,
             job.prompts,
             max_new_tokens=job.max_new_tokens,
             within=None

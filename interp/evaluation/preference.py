@@ -7,8 +7,9 @@ Head sets of one site and mode run in a sweep. Interventions on experts, and mod
 spans that a detector found, take one whole run of all prompts each.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from interp.forward.batch import Span
 from interp.heads.headset import HeadSet
 from interp.interventions.head_constraint import Constraint
 from interp.interventions.intervention import Intervention
-from interp.jobs import RUN_HERE, JobRunner, OutputSpec
+from interp.jobs import RUN_HERE, JobRunner, OutputSpec, Shard
 from interp.models.hooked_model import HookedModel
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import QuestionKind
@@ -113,7 +114,7 @@ def preference(
     An empty head set is the unconstrained model. ``constraint.heads`` itself is not used.
     """
     job = PreferenceJob(encoded, kind, constraint, tuple(sets), mean, budget)
-    return _run(model, job, progress=progress, stages=stages)
+    return _preference(job, _runner(model, job, progress=progress, stages=stages)(job))
 
 
 def preference_under(
@@ -152,13 +153,12 @@ def preference_under(
         sets = tuple(each.heads[0].heads if each.heads else empty for each in under)
         return PreferenceJob(premises, kind, setting, sets, mean, budget)
 
-    if spans is None:
-        under = job(encoded, [Intervention(), *interventions])
-        return _run(model, under, progress=progress, stages=stages)
+    under = job(encoded, [Intervention(), *interventions] if spans is None else [Intervention()])
     # Sweeps and whole runs differ in the last bits, so both runs are of one sort.
-    first = unconstrained or _run(
-        model, job(encoded, [Intervention()]), progress=progress, stages=stages
-    )
+    run = _runner(model, under, progress=progress, stages=stages)
+    if spans is None:
+        return _preference(under, run(under))
+    first = unconstrained or _preference(under, run(under))
     values = {name: np.repeat(getattr(first, name), 1 + len(interventions), 1) for name in VALUES}
     found = {row: span for row, span in enumerate(spans) if span is not None}
     if found:
@@ -167,7 +167,7 @@ def preference_under(
             item = encoded.items[row]
             items.append(replace(item, **{kind: replace(item.prompt(kind), object=span)}))
         under = job(replace(encoded, items=tuple(items)), interventions)
-        acted = _run(model, under, progress=progress, stages=stages)
+        acted = _preference(under, run(under))
         for name in VALUES:
             values[name][list(found), 1:] = getattr(acted, name)
     return replace(first, **values)
@@ -182,15 +182,19 @@ def _can_sweep(interventions: Sequence[Intervention], *, resample: bool) -> bool
     return resample or all(part.mode != "resample" for part in parts)
 
 
-def _run(
+def _runner(
     model: HookedModel, job: _PreferenceJobs, *, progress: bool, stages: JobRunner
-) -> Preference:
-    done = stages.run(
+) -> Callable[[_PreferenceJobs], Shard]:
+    """Runs jobs of this kind, on the model."""
+    return partial(
+        stages.run,
         preference_values if isinstance(job, PreferenceJob) else whole_run_values,
         model,
-        job,
         description=f"{job.kind} premises",
         output=OutputSpec({"values": 3}),
         progress=progress,
     )
+
+
+def _preference(job: _PreferenceJobs, done: Shard) -> Preference:
     return Preference.from_values(done.tensors["values"].transpose(0, 1), job.encoded)

@@ -21,7 +21,7 @@ from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.forward.batch import TokenBatch
 from interp.forward.out_of_memory import over_parts
-from interp.forward.partial import device_of, last_logits
+from interp.forward.partial import check_batch, device_of, finite_logits
 from interp.interventions.context import constrain
 from interp.interventions.head_constraint import Constraint
 from interp.interventions.intervention import Intervention
@@ -87,6 +87,7 @@ def side_effects(
         prompts.append(list(encoding["input_ids"]))
         spans.append(token_span(encoding["offset_mapping"], sentence, content_span(sentence)))
     batch = TokenBatch.from_lists(prompts, device=device_of(model))
+    check_batch(model, batch)
 
     def sums(part: TokenBatch, rows: range) -> Float[Tensor, " sum"]:
         at = spans[rows.start : rows.stop]
@@ -95,9 +96,9 @@ def side_effects(
         total = torch.zeros(4, dtype=torch.float64)
         if first >= part.width:
             return total
-        free = last_logits(model, part, keep=part.width - first)
+        free = finite_logits(model, part, keep=part.width - first)
         with constrain(model, constraint, at=at, mean=mean):
-            constrained = last_logits(model, part, keep=part.width - first)
+            constrained = finite_logits(model, part, keep=part.width - first)
         for row, begin in enumerate(begins):
             later, following = slice(begin - first, -1), part.tokens[row, begin + 1 :]
             total += _sums(free[row, later], constrained[row, later], following)

@@ -36,7 +36,7 @@ from interp.forward.prompts import device_of as device_of
 from interp.forward.recorded_run import RecordedRun as RecordedRun
 from interp.forward.trial import trusted_unhooked_model
 from interp.forward.unhooked import Hook, HookFunction, has_hooks, hook_points_used
-from interp.models.call import first_shared_keys
+from interp.models.call import call_model, first_shared_keys
 from interp.models.hooked_model import HookedModel
 from interp.models.model_check import check_of, require
 from interp.models.versions import writes_resid_mid
@@ -81,15 +81,27 @@ def last_logits(
         UserError: logits that are not finite; the message names the layer and the hook.
     """
     batch, keep = batch_for(model, batch), whole_number("keep", keep, least=1)
-    _check_batch(model, batch)
-
-    def run_part(part: TokenBatch, rows: range) -> Tensor:
-        run = partial(call_positions, model.original_model, part, _all_rows(part), keep=keep)
-        return check_finite(run(), model, run)
+    check_batch(model, batch)
 
     if hook_points_used(model):  # hooks may count rows: then who set them cuts the batch
-        return run_part(batch, range(len(batch)))
+        return finite_logits(model, batch, keep=keep)
+
+    def run_part(part: TokenBatch, rows: range) -> Tensor:
+        return finite_logits(model, part, keep=keep)
+
     return torch.cat(list(over_parts(batch, run_part, batch_tokens=batch.tokens.numel())))
+
+
+def finite_logits(
+    model: HookedModel, batch: TokenBatch, *, keep: int = 1
+) -> Float[Tensor, "prompt keep d_vocab"]:
+    """The logits at the last ``keep`` positions of a batch that was checked, in one pass.
+
+    Raises:
+        UserError: logits that are not finite; the message names the layer and the hook.
+    """
+    run = partial(call_positions, model.original_model, batch, _all_rows(batch), keep=keep)
+    return check_finite(run(), model, run)
 
 
 def unedited_logits(model: HookedModel, batch: TokenBatch) -> Float[Tensor, "prompt d_vocab"]:
@@ -141,24 +153,22 @@ def record_run(
         raise UserError(f"the run starts at position {start}, the prompts have {batch.width}")
     for component in listed("keep", keep, "components"):
         check_component(component, model)
-    _check_batch(model, batch)
+    check_batch(model, batch)
     all_positions = has_hooks(model) or not check_of(model).has("continuation")
     start = 0 if all_positions else start
     hooks, seen = _storing_hooks(model, dict.fromkeys(("resid_pre", *keep)))
     modules = trusted_unhooked_model(model, batch.width) if plain and not logits_to_keep else None
     if modules is not None and not (modules.supports(hooks) and all(map(modules.has, edits))):
         modules = None
-    run: Callable[..., Tensor] = (
-        partial(call_positions, model.original_model) if modules is None else modules.run
-    )
-    cache = None if all_positions else _fill(run, batch, start)
+    hf_model = model.original_model
+    fill: Any = partial(call_positions, hf_model) if modules is None else modules.run
+    cache = None if all_positions else _fill(fill, batch, start)
     if modules is not None:
         logits = modules.run(batch, _all_rows(batch), start=start, cache=cache, hooks=hooks)
     else:
+        tokens, n_kept = batch.tokens[:, start:], logits_to_keep or 1
         with hooked(model, hooks):
-            logits = run(
-                batch, _all_rows(batch), start=start, cache=cache, keep=logits_to_keep or 1
-            )
+            logits = call_model(hf_model, tokens, batch.mask, cache=cache, keep=n_kept)
         logits = logits[:, -1] if logits_to_keep is None else logits
     cached: Any = () if cache is None else cache.layers
     kept = {
@@ -225,7 +235,7 @@ def _stack_layers(
     return torch.stack(units)
 
 
-def _check_batch(model: HookedModel, batch: TokenBatch) -> None:
+def check_batch(model: HookedModel, batch: TokenBatch) -> None:
     """Raise UserError if the model cannot run the batch, or not as transformers does."""
     require(model, "logits")
     if not bool(batch.mask.all()):

@@ -104,7 +104,7 @@ class ModelSizes:
         if name == "pattern":
             return self._pattern(n_run, width)
         widths = {"kv_head": self.kv, "neuron": self.inner}
-        return n_run * widths.get(axis_of(name), self.d_model)
+        return n_run * widths.get(str(axis_of(name)), self.d_model)
 
 
 def sizes_of(model: HookedModel) -> ModelSizes:

@@ -97,7 +97,7 @@ def sweep_sets(
     """
     check_edit(edit)
     options: dict[str, Any] = {"freeze": freeze, "budget": budget, "progress": progress}
-    return _sweep(
+    return run_sweep(
         model,
         batch,
         edit,
@@ -131,7 +131,7 @@ def sweep_position_sets(
     """
     check_edit(edit)
     options: dict[str, Any] = {"freeze": freeze, "budget": budget, "progress": progress}
-    return _sweep(
+    return run_sweep(
         model,
         batch,
         edit,
@@ -192,14 +192,14 @@ def sweep_effects(
     units = pairs_of_numbers("heads", units)
     at = edit.changed[None] if position_sets is None else position_sets
     options |= {"sets": [[], *([unit] for unit in units)], "metrics": metrics}
-    swept = _sweep(model, batch, edit, position_sets=at, description=description, **options)
+    swept = run_sweep(model, batch, edit, position_sets=at, description=description, **options)
     values = swept.new_full((*swept.shape[:2], n_layers, n_units, len(at)), torch.nan)
     for index, (layer, unit) in enumerate(units, start=1):
         values[:, :, layer, unit] = swept[:, :, index]
     return values - swept[:, :, 0, None, None] if subtract else values
 
 
-def _sweep(
+def run_sweep(
     model: HookedModel,
     batch: TokenBatch,
     edit: HeadEdit,
@@ -212,7 +212,7 @@ def _sweep(
     progress: bool = True,
     description: str,
 ) -> Float[Tensor, "metric prompt set position_set"]:
-    """Check the arguments, decide how much runs at once, and run it."""
+    """Decide how much runs at once, and run it; see ``sweep_position_sets``."""
     batch, component = batch_for(model, batch, "batch"), edit.component
     check_component(component, model)
     unit_sets = [tuple(pairs_of_numbers("units", units)) for units in listed("sets", sets)]
@@ -256,7 +256,9 @@ def _sweep(
             values[:, chunk.rows] = sweep.measure(run, chunk.edit, at, metrics=chunk.metrics)
 
         changed = position_sets.any(dim=0)
-        run_chunks(run_chunk, changed, demand, metrics=metrics, budget=decided, bar=bar)
+        options: Any = {"metrics": metrics, "budget": decided, "bar": bar}
+        for _ in run_chunks(run_chunk, changed, demand, **options):
+            pass
     return values
 
 
