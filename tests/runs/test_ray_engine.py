@@ -71,7 +71,7 @@ def cluster(folder: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[Any]:
     """Two workers of one thread each, whatever the machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
