@@ -65,7 +65,7 @@ def cluster(folder: Path) -> Iterator[str]:
             initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False}
         )
         try:
-            yield cluster.address
+            yield str(cluster.address)
         finally:
             cluster.shutdown()
 
