@@ -81,9 +81,9 @@ interp.report.method_agreement(
 )
 
 # %% [markdown]
-# Points near the diagonal are heads with a good estimate. Points far from it are heads with a wrong
-# estimate, because a linear approximation ignores the saturation of the softmax. Verify the heads
-# that you report with an exact method.
+# Points near the line y = x are heads with a good estimate. Points far from it are heads with a
+# wrong estimate, because a linear approximation ignores the saturation of the softmax. Verify the
+# heads that you report with an exact method.
 #
 # ## A control with no effect
 #
