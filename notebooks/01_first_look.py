@@ -1,10 +1,10 @@
 # %% [markdown]
 # # 01 · A first look
 #
-# Asked *"What is Tokyo, the capital of Ethiopia, famous for?"*, a language model often goes along,
-# although it knows where Tokyo is. Which attention heads make it do so, and what happens when they
-# may no longer read the false word? Five lines give the first answer. The embedded model
-# (SmolLM2-135M-Instruct) is downloaded once, 93 MB.
+# Asked *"What is Tokyo, the capital of Ethiopia, famous for?"*, a language model often accepts the
+# false premise, although it knows that Tokyo is in Japan. Which attention heads cause this, and how
+# does the answer change if they cannot read the false word? Five lines of code give a first result.
+# The embedded model (SmolLM2-135M-Instruct) is downloaded once, 93 MB.
 
 # %%
 import interp
@@ -15,17 +15,18 @@ effects = interp.locate_heads(model, split.search, site="attention")
 effects
 
 # %% [markdown]
-# One cell is one head. Its effect is how much the answer's preference for the true country, in
-# logits, rises when the head may no longer attend to the false one.
+# Each cell is one head. Its effect is the increase of the logit difference between the true and the
+# false country when the head cannot attend to the false country.
 #
-# - **Positive (orange)**: the answer gets better without the head. It carries the false premise.
+# - **Positive (orange)**: the answer gets better without the head. The head carries the false
+#   premise.
 # - **Negative (purple)**: the head helps the true answer.
 # - Faded cells are not significant at a false-discovery rate of 5 %.
 #
-# Only capitals that the model demonstrably knows were asked about, and only the *search* half of
-# them. The *held-out* half, with other cities and other wordings, is for the test below.
+# The questions use only capitals that the model knows, and only the *search* half of them. The
+# *held-out* half has other cities and other templates, and is used for the test below.
 #
-# ## The strongest heads, and what the first of them looks at
+# ## The strongest heads, and the attention of the first one
 
 # %%
 heads = effects.select(count=3)  # about 1 % of the heads
@@ -37,9 +38,9 @@ strongest = effects.select(count=1)
 interp.attention_pattern(model, question, strongest, false_object="Ethiopia")
 
 # %% [markdown]
-# A row is a token that reads, a column one that is read; the false object is marked. Look at the
-# last row, where the answer begins. Give `heads` for the others: not every one of them looks there
-# in every question.
+# Rows are query tokens and columns are key tokens; the false object is marked. Look at the last
+# row, where the answer begins. Pass `heads` to see the other heads: not every head attends to the
+# false object in every question.
 #
 # ## The same question, without and with these heads
 
@@ -50,23 +51,26 @@ interp.generate(model, question)
 interp.generate(model, question, heads=heads, false_object="Ethiopia")
 
 # %% [markdown]
-# One question proves nothing. On all held-out questions: how often does the model prefer the true
-# country, and what do honest questions (the *twins*, with the true country in them) pay for it?
+# One question proves nothing. The evaluation uses all held-out questions. It measures how often the
+# model prefers the true country, and how much the constraint harms honest questions (the *twins*,
+# which name the true country).
 
 # %%
 interp.evaluate(model, split.held_out, heads=heads, random_sets=0, answers=False)
 
 # %% [markdown]
-# **A limit.** The answers are those of a very small model: preferring the right country does not
-# make a sentence good, and some constrained answers ramble. The preference is scored, not style.
+# **Limitation.** These are answers of a very small model: a model that prefers the right country
+# does not always write a good sentence, and some constrained answers ramble. The evaluation scores
+# the preference, not the style.
 #
-# **What was cut for speed.** The first 60 capitals (leave out `limit=`), effects by their
-# first-order estimate (`method="path"` is the paper's exact method), no random sets to compare with
-# (leave out `random_sets=0`), no written answers (leave out `answers=False`).
+# **Shortened for speed.** This notebook uses the first 60 capitals (omit `limit=` for all),
+# first-order estimates of effects (`method="path"` is the paper's exact method), no comparison with
+# random sets of heads (omit `random_sets=0`), and no generated answers (omit `answers=False`).
 #
-# **Where to go next**
+# **Next steps**
 #
 # - [02 False-premise heads](02_false_premise_heads.ipynb): are these heads significant, and is the
 #   estimate right?
 # - [03 Constraining and its cost](03_constraining_and_cost.ipynb): how many heads, at what cost?
-# - [04 Patching your own task](04_patching_your_task.ipynb): the engine without any premises.
+# - [04 Patching your own task](04_patching_your_task.ipynb): the patching engine without false
+#   premises.

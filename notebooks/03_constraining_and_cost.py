@@ -1,8 +1,8 @@
 # %% [markdown]
-# # 03 · Constraining heads, and what it costs
+# # 03 · Constraining heads, and the cost
 #
-# Constraining false-premise heads mends answers. How many heads should it be, in which way, and
-# what do honest questions pay?
+# Constraining false-premise heads corrects answers. How many heads should be constrained, in which
+# mode, and how much does the constraint harm honest questions?
 
 # %%
 import pandas as pd
@@ -19,11 +19,12 @@ effects = {
 # %% [markdown]
 # ## Gain against cost, on the search part
 #
-# - **Gain**: rise of the share of false-premise questions on which the true object is preferred.
-# - **Cost**: fall of P(true object) on their true-premise twins.
+# - **Gain**: increase of the share of false-premise questions for which the model prefers the true
+#   object.
+# - **Cost**: decrease of P(true object) on their true-premise twins.
 #
-# At site `attention` the heads may not look at the object (`zero`). At site `output` their output
-# there is set to zero, or turned round (`scale` by −1).
+# At site `attention` the heads cannot attend to the object (`zero`). At site `output` their output
+# at the object is set to zero (`zero`) or reversed (`scale` by −1).
 
 # %%
 settings = interp.evaluation.compare_settings(
@@ -36,14 +37,16 @@ settings = interp.evaluation.compare_settings(
 interp.report.gain_cost_curve(settings)
 
 # %% [markdown]
-# Up and to the left is better; where a line turns flat, further heads cost more than they bring.
-# `interp.evaluation.choose_setting(settings, n_heads=3)` names the row with the most gain, and of
-# about equals the least cost. Three heads at site `attention` are taken here, before anything held
-# out is looked at.
+# Points higher and further left are better. Where a curve becomes flat, more heads cost more than
+# they gain. `interp.evaluation.choose_setting(settings, n_heads=3)` returns the row with the
+# largest gain; among rows of about equal gain it returns the one with the smallest cost. This
+# notebook uses three heads at site `attention`, and makes this choice before it uses any held-out
+# data.
 #
 # ## The held-out part
 #
-# Other cities and other wordings, beside a null: random sets with as many heads in the same layers.
+# The held-out part has other cities and other templates. The null is random sets with the same
+# number of heads in the same layers.
 
 # %%
 heads = effects["attention"].select(count=3)
@@ -54,13 +57,13 @@ result
 interp.report.random_null(result.null_dataframe(), result.to_dict())
 
 # %% [markdown]
-# The chosen heads should lie to the right of the random sets. If they did not, any heads would do,
-# and the search would have found nothing.
+# The chosen heads should lie to the right of the random sets. Otherwise random heads would do as
+# well, and the search would have found nothing.
 #
 # ## Answers side by side
 #
-# `outcome` says what the constraint did to the naming of the true object: *mended*, *right* before
-# and after, *wrong* before and after, or *broken*.
+# `outcome` compares whether the answer names the true object without and with the constraint:
+# *mended* (only with it), *right* (both), *wrong* (neither) or *broken* (only without it).
 
 # %%
 asked = interp.evaluate(model, split.held_out.first(5), heads=heads, random_sets=0)
@@ -71,23 +74,26 @@ pd.DataFrame({**pair.to_row(), "outcome": pair.outcome} for pair in asked.answer
 # %% [markdown]
 # ## The constraint as a value
 #
-# It can be combined, compared, saved and loaded. `with interp.constrain(model, constraint,
-# premises=split.held_out): ...` holds it around forward passes and generation of your own.
+# A constraint is an object that you can combine, compare, save and load.
+# `with interp.constrain(model, constraint, premises=split.held_out): ...` applies it to your own
+# forward passes and generation.
 
 # %%
 constraint = interp.Intervention.of(heads)
 constraint
 
 # %% [markdown]
-# **A limit.** The constraint is told which words are false. On an honest question it would be told
-# the true ones, and cuts them off too: that is the cost above. Notebook 06 lets a probe decide.
+# **Limitation.** The constraint is given the words that are false. On an honest question it is
+# given the true words and hides them too, which causes the cost above. In notebook 06 a probe
+# decides when to constrain.
 #
-# **What was cut for speed.** The first 40 capitals, three head counts, answers to few questions.
-# In full: `interp evaluate runs/capitals --heads 0.01` after `interp locate`.
+# **Shortened for speed.** This notebook uses the first 40 capitals, three numbers of heads, and
+# answers to a few questions. The full commands are `interp locate` and then
+# `interp evaluate runs/capitals --heads 0.01`.
 #
-# **Where to go next**
+# **Next steps**
 #
-# - [06 Probes and the gate](06_probes_and_gate.ipynb): act only where a premise is false.
-# - The same by hand, in a browser: `interp explore runs/capitals`.
+# - [06 Probes and the gate](06_probes_and_gate.ipynb): constrain only where a premise is false.
+# - The same interactively, in a browser: `interp explore runs/capitals`.
 # - All settings with three seeds: [docs/results.md](../docs/results.md); formulas:
 #   [docs/method.md](../docs/method.md).

@@ -1,13 +1,14 @@
 # %% [markdown]
 # # 04 · Patching your own task
 #
-# The patching engine stands by itself: any hooked model, any pairs of prompts, any component, any
-# metric. Which parts of the model carry what tells two prompts apart?
+# The patching engine works independently of false premises: with any hooked model, any pairs of
+# prompts, any component and any metric. Which parts of the model carry the difference between two
+# prompts?
 #
-# ## Pairs of your own
+# ## Your own pairs
 #
-# A file of pairs has one JSON object a line: a clean and a corrupted text, and the answer to each.
-# Spans name pieces of both by character offsets, and align prompts of different lengths.
+# A file of pairs has one JSON object per line: a clean and a corrupted text, and the answer to
+# each. Spans mark parts of both texts by character offsets, and align prompts of different lengths.
 
 # %%
 import torch
@@ -22,15 +23,16 @@ cities[0]
 interp.tasks.patch_pairs(model, cities, component="resid_pre", positions="spans")
 
 # %% [markdown]
-# **Sign.** Effect = metric(patched) − metric(corrupted run), and the patch brings the clean run's
+# **Sign.** Effect = metric(patched) − metric(corrupted run); the patch inserts the clean run's
 # value. The metric is logit(answer) − logit(wrong answer): *positive* means that the unit carries
 # the clean answer. Look for the layers in which the answer moves from the city's tokens to the last
 # word.
 #
 # ## A known circuit: indirect objects
 #
-# "When Mary and John met at the park, John handed the ball to" goes on with Mary. Sentences ship
-# with the package. `screen` ranks all heads by attribution and verifies the first ones exactly.
+# "When Mary and John met at the park, John handed the ball to" continues with Mary. The package
+# contains such sentences. `screen` ranks all heads by attribution and computes the first ones
+# exactly.
 
 # %%
 ioi = interp.tasks.ioi_pairs(16, tokenizer=model.tokenizer)
@@ -44,8 +46,9 @@ verified.to_dataframe()
 # %% [markdown]
 # ## Any component
 #
-# `z q k v pattern attn_out mlp_out resid_pre resid_mid resid_post`. The MLPs at each of the spans:
-# the two names (`io`, `s1`), the second mention of the subject (`s2`) and the last word (`end`).
+# The components are `z q k v pattern attn_out mlp_out resid_pre resid_mid resid_post`. This figure
+# shows the MLPs at each span: the two names (`io`, `s1`), the second mention of the subject (`s2`)
+# and the last word (`end`).
 
 # %%
 interp.tasks.patch_pairs(
@@ -55,8 +58,8 @@ interp.tasks.patch_pairs(
 # %% [markdown]
 # ## Any metric
 #
-# A metric takes the last position's logits, one row a prompt, to one number a prompt. Does a head
-# make the model surer, whatever it says?
+# A metric maps the logits at the last position to one number per prompt. This metric shows whether
+# a head makes the model more certain, whatever the answer is.
 
 
 # %%
@@ -77,19 +80,20 @@ interp.patching.patch(
 ).plot()
 
 # %% [markdown]
-# Here *positive* means that the clean run's value makes the model less sure than in the corrupted
-# run.
+# Here *positive* means that the clean run's value makes the model less certain than in the
+# corrupted run.
 #
-# **A limit.** Attribution is a first-order estimate, and a patch of one unit does not see units
-# that stand in for each other. `method="exact"` runs every unit;
+# **Limitation.** Attribution is a first-order estimate, and the patch of a single unit misses units
+# that can replace each other. `method="exact"` runs every unit;
 # `interp.patching.faithfulness_curve` tests whole sets.
 #
-# **What was cut for speed.** Few pairs; exact values for ten heads (`method="exact"` gives all).
-# On the command line: `interp patch --pairs mine.jsonl --component z --out runs/mine`.
+# **Shortened for speed.** This notebook uses few pairs, and exact effects for ten heads
+# (`method="exact"` computes all). The command is
+# `interp patch --pairs mine.jsonl --component z --out runs/mine`.
 #
-# **Where to go next**
+# **Next steps**
 #
 # - Paths, circuits, faithfulness, AtP\* and integrated gradients:
 #   [docs/patching.md](../docs/patching.md).
-# - How fast exact sweeps are, and why: [docs/speed.md](../docs/speed.md).
+# - The speed of exact sweeps: [docs/speed.md](../docs/speed.md).
 # - [05 MoELoRA experts](05_moelora_experts.ipynb): the same kind of effects for experts.

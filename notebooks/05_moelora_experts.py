@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 05 · The experts of a MoELoRA adapter
 #
-# A MoELoRA adapter puts several small LoRA experts and a router beside frozen projections. After
-# training on two kinds of task: do the routers send them to different experts, is that more than
-# chance, and do the experts matter?
+# A MoELoRA adapter adds several small LoRA experts and a router to frozen projections. This
+# notebook trains one on two kinds of task. Do the routers send the tasks to different experts, is
+# the difference larger than chance, and do the experts affect the answers?
 #
 # ## Train
 
@@ -34,17 +34,17 @@ losses = pd.read_csv(run / "losses.csv").assign(method="moelora", seed=settings.
 curve_figure(losses, "language_loss", "loss (nats per answer token)")
 
 # %% [markdown]
-# The load-balance loss keeps the routers from sending everything to one expert. It is 1 where all
-# experts get the same.
+# The load-balance loss keeps the routers from sending all tokens to one expert. It is 1 if all
+# experts get the same number of tokens.
 
 # %%
 curve_figure(losses, "load_balance", "load-balance loss", even=1.0)
 
 # %% [markdown]
-# ## Who is used for what
+# ## Which experts each task uses
 #
-# Held-out questions run once. A hook at every adapted projection counts which experts the routers
-# choose for the tokens of each task.
+# Held-out questions run once through the model. A hook at every adapted projection counts the
+# experts that the routers choose for the tokens of each task.
 
 # %%
 base = load_pretrained("smollm2-135m")
@@ -55,16 +55,16 @@ records, similarity = collect_routing(adapted, texts, base.tokenizer)
 records.plot("load", target="q_proj")
 
 # %% [markdown]
-# Orange: the expert gets more than an even share of a task's tokens; purple: less. Maps that differ
-# between tasks are what specialization would look like. But tasks use different words, and any
-# router sorts words, even one that was never trained. So:
+# Orange: the expert gets more than an equal share of a task's tokens; purple: less. Different maps
+# for different tasks could be a sign of specialization. But tasks use different words, and every
+# router separates words, even an untrained one. The next section tests for this.
 #
 # ## Is it more than chance?
 #
-# - null `texts`: the tasks' names are dealt anew to whole texts;
-# - null `untrained`: routers drawn as before training, reading the same states.
+# - Null `texts`: the task labels are permuted over whole texts.
+# - Null `untrained`: randomly initialized routers read the same hidden states.
 #
-# Only what beats the second one has been *learned*.
+# Only specialization that exceeds the second null has been *learned*.
 
 # %%
 found = measure_specialization(records, token_draws=0)
@@ -76,10 +76,10 @@ found.summary()
 # %% [markdown]
 # ## Switch experts off
 #
-# Use is a correlation. The cause is tested by switching an expert off and reading the answers'
-# loss again. **Sign**: effect = loss without the expert − loss with it, in nats per answer token;
-# *positive* means that the expert was of use. A gradient estimate ranks all experts, and the first
-# eight are run.
+# Routing is a correlation. The causal test switches an expert off and measures the loss of the
+# answers again. **Sign**: effect = loss without the expert − loss with it, in nats per answer
+# token; *positive* means that the expert was useful. A gradient estimate ranks all experts, and the
+# exact effect is computed for the first eight.
 
 # %%
 model = interp.moelora.hooked(adapted, base.tokenizer)
@@ -88,20 +88,20 @@ effects = expert_effects(model, some, budget=8)
 effects
 
 # %% [markdown]
-# `interp.experts.effects.agreement.routing_agreement(effects, found.experts)` sets the two beside
-# each other: does the task that uses an expert most suffer most without it?
+# `interp.experts.effects.agreement.routing_agreement(effects, found.experts)` compares the two:
+# does the task that uses an expert most also suffer most without it?
 #
-# **A limit.** After so few steps on a small model there is little to find: experts are still alike,
-# and switching one off changes little. What the figures show here is how to look, not what MoELoRA
-# does.
+# **Limitation.** After so few steps on a small model the effects are small: the experts are still
+# alike, and switching one off changes little. The figures show how to do the analysis, not the
+# results of a fully trained MoELoRA adapter.
 #
-# **What was cut for speed.** A few steps (200 and more are usual), 30 held-out questions a task, no
-# null within words (leave out `token_draws=0`), eight experts. In full: `interp moelora train` and
-# `interp moelora analyze`.
+# **Shortened for speed.** This notebook uses a few steps (200 or more are usual), 30 held-out
+# questions per task, no null within words (omit `token_draws=0`), and eight experts. The full
+# commands are `interp moelora train` and `interp moelora analyze`.
 #
-# **Where to go next**
+# **Next steps**
 #
 # - All measures and nulls: [docs/experts.md](../docs/experts.md).
-# - Training, losses, and LoRA beside it: [docs/moelora.md](../docs/moelora.md).
-# - What experts do to single heads: [docs/experts_heads.md](../docs/experts_heads.md).
+# - Training, losses, and a comparison with LoRA: [docs/moelora.md](../docs/moelora.md).
+# - The effect of experts on single heads: [docs/experts_heads.md](../docs/experts_heads.md).
 # - [06 Probes and the gate](06_probes_and_gate.ipynb).

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 06 · Probes and the gate
 #
-# Where in the model can a false premise be read, is that more than what probes find anywhere, and
+# Where in the model can a probe read a false premise, does it find more than its controls do, and
 # can it decide when to constrain?
 
 # %%
@@ -20,14 +20,15 @@ grid = probes.probe_grid(
 grid
 
 # %% [markdown]
-# One cell is one linear probe, fitted on the search part and scored on other cities and other
-# wordings. AUC 0.5 is chance, 1 tells every false premise from its true twin. At the subject, which
-# stands before the false word, there is nothing to be read: a control.
+# Each cell is one linear probe, fitted on the search part and scored on other cities and other
+# templates. An AUC of 0.5 is chance; an AUC of 1 separates every false premise from its true twin.
+# The subject comes before the false word, so a probe there cannot read the premise: it is a
+# control.
 #
 # ## Does the probe read the premise?
 #
-# A probe with hundreds of weights finds something in anything. It has to beat shuffled labels, the
-# object's name alone, the first block, and the same model with random weights.
+# A probe with hundreds of weights finds a pattern in any data. It has to beat shuffled labels, the
+# embedding of the object alone, the first block, and the same model with random weights.
 
 # %%
 probes.compare_with_controls(model, split.search, split.held_out, layer=int(grid.best["layer"]))
@@ -35,9 +36,9 @@ probes.compare_with_controls(model, split.search, split.held_out, layer=int(grid
 # %% [markdown]
 # ## A detector
 #
-# Two probes make a detector: one says whether a raw question has a false premise, the other which
-# words it is. Its threshold allows few false alarms: a gate should rather miss a false premise than
-# spoil a right answer.
+# A detector combines two probes: one predicts whether a raw question has a false premise, the other
+# predicts which words are false. Its threshold allows few false alarms, because for a gate it is
+# better to miss a false premise than to spoil a right answer.
 
 # %%
 detector = probes.train_detector(model, [split.search], known=False)
@@ -54,9 +55,9 @@ detector.detect(model, questions)
 # %% [markdown]
 # ## The gate
 #
-# With the words given (`gate="oracle"`) the constraint acts on every question, on honest ones too.
-# With `gate="probe"` it acts where the detector fires, and elsewhere the answer is the
-# unconstrained one to the last bit. Compare P(true) on the twins in the two tables.
+# With `gate="oracle"` the constraint is given the words and acts on every question, including
+# honest ones. With `gate="probe"` it acts only where the detector fires; elsewhere the answer
+# equals the unconstrained answer to the last bit. Compare P(true) on the twins in the two tables.
 
 # %%
 effects = interp.locate_heads(model, split.search, site="attention")
@@ -75,7 +76,7 @@ interp.evaluate(
 )
 
 # %% [markdown]
-# Nobody says any more which words are false:
+# `generate` no longer needs the false words:
 
 # %%
 interp.generate(model, questions[0], heads=heads, gate="probe", detector=detector)
@@ -84,16 +85,16 @@ interp.generate(model, questions[0], heads=heads, gate="probe", detector=detecto
 interp.generate(model, questions[1], heads=heads, gate="probe", detector=detector)
 
 # %% [markdown]
-# **A limit.** This detector knows one relation, and only facts that the model knows. On other kinds
-# of premise it misses most; [docs/probes.md](../docs/probes.md) says by how much.
+# **Limitation.** This detector knows one relation, and only facts that the model knows. It misses
+# most other kinds of false premise; [docs/probes.md](../docs/probes.md) has the numbers.
 #
-# **What was cut for speed.** The first 60 capitals, seven layers, one relation.
-# `probes.detector_for(model)` trains on all shipped relations once and keeps the detector;
-# `interp probe --premises capitals --out runs/probe` makes the whole map.
+# **Shortened for speed.** This notebook uses the first 60 capitals, seven layers and one relation.
+# `probes.detector_for(model)` trains once on all relations that ship with the package and caches
+# the detector; `interp probe --premises capitals --out runs/probe` computes the whole map.
 #
-# **Where to go next**
+# **Next steps**
 #
-# - The gate beside a system prompt and steering: [docs/gate.md](../docs/gate.md).
-# - Does the model use what the probe reads? `probes.causal.remove_direction`.
+# - The gate compared with a system prompt and steering: [docs/gate.md](../docs/gate.md).
+# - Does the model use the direction that the probe reads? See `probes.causal.remove_direction`.
 # - Interventions as values, on heads and experts:
 #   [docs/interventions.md](../docs/interventions.md).
