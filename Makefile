@@ -35,7 +35,7 @@ FAST_TESTS := $(addprefix tests/,premises tasks/test_pairs.py heads test_checked
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 # Modules are compiled once, not by every process; the notebooks' plugin is slow to import.
 PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -p no:nbmake \
-  --numprocesses $(JOBS) --dist loadfile
+  --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 

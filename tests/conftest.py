@@ -54,6 +54,12 @@ BRIDGE_FIXTURES = frozenset({"experts_model", "with_experts"})
 """Fixtures that need the bridge, so that every test that asks for one of them does."""
 
 
+LONG_FILES = frozenset(
+    {"test_end_to_end.py", "test_ray_engine.py", "test_dtype_check.py", "test_training_run.py"}
+)
+"""Begun first, so that no process is left with one of them at the end."""
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out the tests that are about the other TransformerLens major; pytest counts them."""
     if MAJOR >= 4:
@@ -65,7 +71,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             if item.get_closest_marker("bridge_only")
             or BRIDGE_FIXTURES & set(getattr(item, "fixturenames", ()))
         ]
-    items[:] = [item for item in items if item not in set(out)]
+    left_out = set(out)
+    items[:] = [item for item in items if item not in left_out]
+    items.sort(key=lambda item: item.path.name not in LONG_FILES)
     config.hook.pytest_deselected(items=out)
 
 

@@ -38,7 +38,7 @@ def test_an_old_name_is_found_where_it_was(old: str) -> None:
     [
         ("interp.patching.batch", "TokenBatch"),
         ("interp.answering", "generate"),
-        ("interp.untrusted.text", "read_text"),
+        ("interp.models.majors", "VERSION"),
         ("interp.runs.locate", "locate_run"),
         ("interp.evaluation.attention", "attention_pattern"),
         ("probes.words", "word_spans"),

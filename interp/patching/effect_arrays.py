@@ -12,7 +12,7 @@ from interp.arguments import check_choice
 from interp.errors import UserError
 from interp.forward.hook_points import Axis as UnitAxis
 
-Axis = Literal[UnitAxis, "prompt", "layer", "position", "span", "projection", "expert"]
+Axis = Literal["prompt", "layer", UnitAxis, "position", "span", "projection", "expert"]
 By = Literal["absolute", "signed"]
 
 

@@ -2,20 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
+from interp.experts.effects.agreement import RoutingAgreement
+from interp.experts.routing.records import RoutingRecords
+from interp.experts.routing.similarity import OutputSimilarity
+from interp.experts.routing.specialization import Specialization
 from interp.figures.measures import MISSING
 from interp.figures.routing import MAX_TASKS, NULL_NAMES
 from interp.figures.tables import where
 from interp.report.page import PlacedFigure, manifest_rows, render_page
-
-if TYPE_CHECKING:
-    from interp.experts.effects.agreement import RoutingAgreement
-    from interp.experts.routing.records import RoutingRecords
-    from interp.experts.routing.similarity import OutputSimilarity
-    from interp.experts.routing.specialization import Specialization
 
 SHOWN = (
     ("task_information", "Mutual information of expert and task, by depth."),
@@ -45,9 +43,9 @@ class Analysis:
     """
 
     title: str
-    records: "RoutingRecords"
-    specialization: "Specialization"
-    similarity: "OutputSimilarity"
+    records: RoutingRecords
+    specialization: Specialization
+    similarity: OutputSimilarity
     content: Mapping[str, Any]
     effects: EffectsPart
     manifest: Mapping[str, Any]
@@ -150,7 +148,7 @@ def expert_rows(experts: pd.DataFrame, *, fdr: float) -> pd.DataFrame:
     )
 
 
-def agreement_sentences(agreement: "RoutingAgreement") -> tuple[str, ...]:
+def agreement_sentences(agreement: RoutingAgreement) -> tuple[str, ...]:
     """The agreement of routing and effects in sentences."""
     sentences = []
     if agreement.n:
@@ -169,7 +167,7 @@ def agreement_sentences(agreement: "RoutingAgreement") -> tuple[str, ...]:
     return tuple(sentences)
 
 
-def agreement_rows(agreement: "RoutingAgreement") -> pd.DataFrame:
+def agreement_rows(agreement: RoutingAgreement) -> pd.DataFrame:
     """One row for each expert: the task routed to it most, and the task it helps most."""
     return pd.DataFrame(
         [
@@ -187,7 +185,7 @@ def agreement_rows(agreement: "RoutingAgreement") -> pd.DataFrame:
     )
 
 
-def _loads(records: "RoutingRecords") -> list[PlacedFigure]:
+def _loads(records: RoutingRecords) -> list[PlacedFigure]:
     targets = dict.fromkeys(projection.target for projection in records.projections)
     more = f" The first {MAX_TASKS} tasks." if len(records.tasks) > MAX_TASKS else ""
     return [

@@ -125,8 +125,8 @@ def test_a_detector_that_never_fires_runs_nothing_again(
     asked = ask_all(planted, premises, progress=False)
     generated: list[int] = []
     monkeypatch.setattr(
-        "interp.evaluation.jobs.generate_tokens",
-        lambda model, prompts, **options: generated.append(len(prompts)) or [],
+        "interp.evaluation.jobs.greedy_answers",
+        lambda model, tokenizer, prompts, **options: generated.append(len(prompts)) or [],
     )
     result = evaluate(
         planted,

@@ -220,7 +220,7 @@ def test_each_prompt_is_its_own_group_by_default() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"axes": ("prompt", "layer", "neuron")}, "unknown axis 'neuron'; known: prompt, layer"),
+        ({"axes": ("prompt", "layer", "column")}, "unknown axis 'column'; known: prompt, layer"),
         ({"axes": ("layer", "prompt", "head")}, "the prompt and then others"),
         ({"axes": ("prompt", "layer")}, "2 axes"),
         ({"groups": ("a",)}, "7 prompts but 1 groups"),

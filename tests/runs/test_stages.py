@@ -70,7 +70,7 @@ def test_an_interrupted_evaluation_gives_the_same_bytes(
         assert made + engine.made == total
     engine = Stopping(planted)
     with monkeypatch.context() as patch:
-        patch.setattr("interp.evaluation.jobs.generate_tokens", asked.append)
+        patch.setattr("interp.evaluation.jobs.greedy_answers", asked.append)
         assert evaluated(planted, tmp_path / "stopped", engine) == whole
     assert engine.made == 0
     assert asked == []
