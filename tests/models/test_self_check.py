@@ -11,6 +11,7 @@ from transformers import MambaConfig, MambaForCausalLM
 from interp.errors import UserError
 from interp.interventions import constrain
 from interp.models import HookedModel, from_hf
+from interp.models.call import call_model
 from interp.models.check_cache import check_path, read_check, write_check
 from interp.models.model_check import ModelCheck, check_of, keep_check, require
 from interp.models.self_check import check_model, trial_logits
@@ -41,6 +42,22 @@ def test_a_model_that_is_right_passes(family: str) -> None:
     assert not check.problems
     n_layers = fresh(family).cfg.n_layers
     assert check.tuple_outputs == check.unhooked_tuple_outputs == (0,) * n_layers
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_model_that_is_right_takes_four_passes(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes: list[tuple[int, ...]] = []
+    monkeypatch.setattr(
+        "interp.models.self_check.call_model",
+        lambda hf_model, tokens, *rest, **options: (
+            shapes.append(tuple(tokens.shape)) or call_model(hf_model, tokens, *rest, **options)
+        ),
+    )
+    assert not check_of(fresh(family)).problems
+    # The bare prompt; then it, an edited and a cut one, in two pieces behind padding, and whole.
+    assert shapes == [(1, 6), (3, 4), (3, 4), (3, 6)]
 
 
 def test_the_embedded_model_passes(smollm: HookedModel) -> None:
