@@ -182,7 +182,6 @@ def test_checkpointing_changes_nothing(
 LAUNCHED = """
 import sys
 from pathlib import Path
-from accelerate import debug_launcher
 from interp.moelora.training.training import TrainingSettings
 from interp.commands.train import train_moelora
 model, data, run = sys.argv[1:]
@@ -190,9 +189,7 @@ settings = TrainingSettings(
     model=model, data=(data,), limit=60, test_limit=4, experts=4, rank=2, dropout=0.1,
     router_noise=0.1, steps=6, batch=4, accumulate=1, log_every=2, save_every=2,
 )
-def train():
-    train_moelora(settings, Path(run), device="cpu", progress=False)
-debug_launcher(train, num_processes=2)  # copies of a process that has everything imported
+train_moelora(settings, Path(run), device="cpu", progress=False)
 """
 
 
@@ -200,8 +197,30 @@ def test_two_processes_train_as_one(
     model_folder: Path, sums: Path, finished: Path, tmp_path: Path
 ) -> None:
     """Two processes with one micro-batch each take the steps of one process with two."""
-    words = [sys.executable, "-c", LAUNCHED, str(model_folder), str(sums), str(tmp_path / "run")]
+    script = tmp_path / "launched.py"
+    script.write_text(LAUNCHED)
+    words = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "--main_process_port",
+        "0",
+        str(script),
+        str(model_folder),
+        str(sums),
+        str(tmp_path / "run"),
+    ]
     environment = os.environ | {
+        "ACCELERATE_USE_CPU": "true",
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]),
     }

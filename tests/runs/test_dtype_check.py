@@ -169,7 +169,7 @@ def test_a_run_of_patch_says_it(hf_factory: Any, word_tokenizer: Any, pairs_file
 
 def test_a_run_of_the_embedded_model_in_bfloat16_says_it(tmp_path: Path) -> None:
     model = interp.models.load_model("smollm2-135m", device="cpu", dtype="bfloat16")
-    settings = LocateSettings(method="attribution", site="output", limit=10, minimum=4)
+    settings = LocateSettings(method="attribution", site="output", limit=24, minimum=4)
     effects = locate_run(model, settings, tmp_path / "run", progress=False)["output"]
     recorded = manifest(tmp_path / "run")
     assert recorded["dtype"] == "bfloat16"

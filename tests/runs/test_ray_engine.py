@@ -22,7 +22,7 @@ from interp.commands.patch import PatchSettings, patch_run
 from interp.errors import UserError
 from interp.models import HookedModel, load_model
 from interp.runs.engines import check_engine, opened_engine
-from interp.runs.ray_engine import RayEngine, import_ray, room
+from interp.runs.ray_engine import RayEngine, room
 from tests.conftest import make_planted_hf_model
 from tests.runs.conftest import write_pairs
 from tests.runs.killing import write_premises
@@ -50,28 +50,8 @@ def model(folder: Path) -> HookedModel:
     return load_model(folder / "model", device="cpu")
 
 
-@pytest.fixture(scope="module")
-def cluster(folder: Path) -> Iterator[str]:
-    """The address of a cluster for two workers, started once; what it converts goes into a folder.
-
-    Its processes have the environment of this moment.
-    """
-    from ray.cluster_utils import Cluster
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FAITHLENS_CACHE", str(folder / "cache"))
-        import_ray()
-        cluster = Cluster(
-            initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False}
-        )
-        try:
-            yield str(cluster.address)
-        finally:
-            cluster.shutdown()
-
-
 @pytest.fixture
-def one_thread() -> Iterator[Any]:
+def one_thread() -> Iterator[None]:
     """Two workers of one thread each, whatever the machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -106,10 +86,10 @@ def ended(processes: Iterable[int], *, seconds: float = 60.0) -> bool:
 
 @pytest.mark.usefixtures("one_thread")
 def test_two_workers_and_one_killed_give_the_bytes_of_one_process(
-    model: HookedModel, folder: Path, tmp_path: Path, cluster: str
+    model: HookedModel, folder: Path, tmp_path: Path
 ) -> None:
     here = made(model, folder, tmp_path / "here", None)
-    with opened_engine("ray", model, address=cluster, workers=2) as engine:
+    with opened_engine("ray", model, workers=2) as engine:
         assert isinstance(engine, RayEngine)
         assert made(model, folder, tmp_path / "ray", engine) == here
         before = engine.processes()
@@ -132,7 +112,7 @@ def test_two_workers_and_one_killed_give_the_bytes_of_one_process(
 
 @pytest.mark.usefixtures("one_thread")
 def test_a_worker_with_another_model_is_refused(
-    model: HookedModel, folder: Path, tmp_path: Path, cluster: str
+    model: HookedModel, folder: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(folder / "model", tmp_path / "model")
     changing = load_model(tmp_path / "model", device="cpu")
@@ -140,7 +120,7 @@ def test_a_worker_with_another_model_is_refused(
     hf_model.save_pretrained(tmp_path / "model")
     settings = LocateSettings(premises=str(folder / "planted.csv"))
     with (
-        opened_engine("ray", changing, address=cluster, workers=1) as engine,
+        opened_engine("ray", changing, workers=1) as engine,
         pytest.raises(UserError, match="a worker found another model") as caught,
     ):
         locate_run(changing, settings, tmp_path / "run", engine=engine, progress=False)
@@ -150,15 +130,16 @@ def test_a_worker_with_another_model_is_refused(
 
 @pytest.mark.usefixtures("one_thread")
 def test_workers_read_pickled_weights_where_that_was_said(
-    folder: Path, tmp_path: Path, cluster: str
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("FAITHLENS_CACHE", str(tmp_path / "cache"))
     shutil.copytree(folder / "model", tmp_path / "model")
     weights = load_file(tmp_path / "model" / "model.safetensors")
     torch.save(weights, tmp_path / "model" / "pytorch_model.bin")
     (tmp_path / "model" / "model.safetensors").unlink()
     trusted = load_model(tmp_path / "model", device="cpu", allow_pickle=True)
     pairs = PatchSettings(pairs=str(folder / "pairs.jsonl"), limit=3)
-    with opened_engine("ray", trusted, address=cluster, workers=1) as engine:
+    with opened_engine("ray", trusted, workers=1) as engine:
         patch_run(trusted, pairs, tmp_path / "ray", engine=engine, progress=False)
     patch_run(trusted, pairs, tmp_path / "here", progress=False)
     files = [tmp_path / name / "effects.safetensors" for name in ("ray", "here")]
@@ -213,11 +194,19 @@ def test_a_cluster_that_is_not_there_is_told(model: HookedModel) -> None:
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_a_running_cluster_is_used_and_left_running(model: HookedModel, cluster: str) -> None:
-    for _ in range(2):  # it is still there after the first
-        with opened_engine("ray", model, address=cluster) as engine:
-            assert isinstance(engine, RayEngine)
-            assert len(set(engine.processes())) == 2
+def test_a_running_cluster_is_used_and_left_running(model: HookedModel) -> None:
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False}
+    )
+    try:
+        for _ in range(2):  # it is still there after the first
+            with opened_engine("ray", model, address=cluster.address) as engine:
+                assert isinstance(engine, RayEngine)
+                assert len(set(engine.processes())) == 2
+    finally:
+        cluster.shutdown()
 
 
 def test_workers_fill_a_cluster() -> None:
