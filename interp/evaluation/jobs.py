@@ -19,7 +19,7 @@ from interp.interventions.intervention import Intervention
 from interp.jobs import SHARD, Shard
 from interp.models.hooked_model import HookedModel
 from interp.patching.metrics import LogitDifference, Probability, apply_metric
-from interp.patching.sweep import run_sweep
+from interp.patching.sweep import sweep_position_sets
 from interp.precision import result_dtype
 from interp.premises.encode import EncodedPremises
 from interp.premises.questions import QuestionKind
@@ -73,7 +73,7 @@ class PreferenceJob:
 def preference_values(model: HookedModel, job: PreferenceJob, *, progress: bool = False) -> Shard:
     """``values`` [prompt metric set]: the metrics of every prompt under every head set."""
     edit = job.constraint.edit(model, job.encoded, job.kind, mean=job.mean)
-    values = run_sweep(
+    values = sweep_position_sets(
         model,
         job.encoded.batch(job.kind),
         edit,

@@ -33,27 +33,30 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from transformers.cache_utils import DynamicCache
 
 from interp.files.text import one_line
 from interp.models.call import call_model
 from interp.models.hooked_model import HookedModel
 from interp.models.model_check import ModelCheck, Part
+from interp.models.reference_edits import (
+    KEY,
+    adding,
+    cut_edges,
+    cutting_mask,
+    cutting_softmax,
+)
 from interp.models.transformers_modules import TransformersModules
 from interp.models.versions import wraps_transformers
 
 logger = logging.getLogger(__name__)
 
 PROMPT_TOKENS = 6
-KEY = 1
-"""The column that is cut off, and that is written to."""
 PADDING = 2
 _EDITED_AT: dict[Literal["output", "attention"], str] = {
     "output": "hook_z",
     "attention": "hook_attn_scores",
 }
-_DONE = {"output": "a value written at", "attention": "one head cut off at"}
 _IN_ORDER = ("resid_pre", "attn_out", "mlp_out", "resid_post")
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4}
 """Of logits, relative to the largest; transformers computes softmax in float32 in any model."""
@@ -216,9 +219,7 @@ class _Trial:
         self._compare(right[:1], self.expected, "logits")
         for edit in compared:
             row = slice(edit.row, edit.row + 1)
-            self._compare(
-                logits[row], right[row], f"with {_DONE[edit.part]} {edit.name} the logits"
-            )
+            self._compare(logits[row], right[row], f"with an edit at {edit.name} the logits")
 
     def _writer(self, edit: _Edit, change: dict[_Edit, Tensor], key: int) -> Callable[..., Tensor]:
         """A hook function that makes the edit at a position in its row, and keeps what it adds.
@@ -246,7 +247,7 @@ class _Trial:
                     f"layer {edit.layer} shows its attention scores as {tuple(scores.shape)}"
                 )
             change[edit] = torch.zeros_like(scores[:0])
-            edges = _edges(scores, edit.row, key)
+            edges = cut_edges(scores, edit.row, key)
             return scores.masked_fill(edges, torch.finfo(scores.dtype).min)
 
         return write if edit.part == "output" else cut
@@ -259,13 +260,13 @@ class _Trial:
         rows: int,
     ) -> Tensor:
         """The logits with the same edits made in transformers' own modules."""
-        for way in (_cutting_mask, _cutting_softmax):
+        for way in (cutting_mask, cutting_softmax):
             used: list[list[bool]] = []
             with ExitStack() as stack:
                 for edit in edits:
                     module = self._reference(unhooked, edit)
                     if edit.part == "output":
-                        stack.enter_context(_adding(module, change[edit]))
+                        stack.enter_context(adding(module, change[edit]))
                     else:
                         cutting = way(module, self.model.cfg.n_heads, edit.row)
                         used.append(stack.enter_context(cutting))
@@ -377,14 +378,6 @@ def _all_logits(hf_model: Any, tokens: Tensor) -> Float[Tensor, "prompt pos d_vo
     return call_model(hf_model, tokens, mask, keep=tokens.shape[1])
 
 
-def _edges(scores: Float[Tensor, "row head query key"], row: int, key: int = KEY) -> Tensor:
-    """The last head's edges from every query after the key to the key, in one row."""
-    where = torch.zeros_like(scores, dtype=torch.bool)
-    n_cached = scores.shape[3] - scores.shape[2]
-    where[row, -1, max(0, key + 1 - n_cached) :, key] = True
-    return where
-
-
 def _keeper(name: str, shown: dict[str, Tensor]) -> Callable[..., None]:
     """A hook function that keeps the bare prompt's values, in float32, of all pieces."""
 
@@ -410,80 +403,3 @@ def _output_lengths(blocks: Sequence[Any]) -> Iterator[list[int]]:
         for layer, block in enumerate(blocks):
             stack.callback(block.register_forward_hook(note(layer)).remove)
         yield lengths
-
-
-@contextmanager
-def _adding(module: nn.Module, change: Tensor) -> Iterator[None]:
-    """The module's input has something added."""
-
-    def before(module: Any, args: tuple[Any, ...]) -> Any:
-        return (args[0] + change.reshape(args[0].shape), *args[1:])
-
-    handle = module.register_forward_pre_hook(before)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def _cutting_mask(attention: nn.Module, n_heads: int, row: int) -> Iterator[list[bool]]:
-    """The attention's own mask cuts the edges; the list stays empty if it takes no such mask.
-
-    Only an additive mask [row 1 query key] says without doubt what it does.
-    """
-    used: list[bool] = []
-
-    def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        mask = kwargs.get("attention_mask")
-        if isinstance(mask, Tensor) and mask.ndim == 4 and mask.is_floating_point():
-            hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-            heads = n_heads if mask.shape[1] == 1 else -1
-            mask = mask.expand(len(hidden), heads, -1, -1)
-            used.append(True)
-            lowest = torch.finfo(mask.dtype).min
-            return args, {**kwargs, "attention_mask": mask.masked_fill(_edges(mask, row), lowest)}
-        return None
-
-    handle = attention.register_forward_pre_hook(before, with_kwargs=True)
-    try:
-        yield used
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def _cutting_softmax(attention: nn.Module, n_heads: int, row: int) -> Iterator[list[bool]]:
-    """The edges are cut in what the attention takes its softmax of."""
-    used: list[bool] = []
-    running: list[Any] = []
-
-    class Mode(TorchFunctionMode):
-        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
-            scores = args[0] if args else None
-            if getattr(func, "__name__", "") == "softmax" and isinstance(scores, Tensor):
-                by_head = scores if scores.ndim == 4 else None
-                if scores.ndim == 3 and scores.shape[0] % n_heads == 0:
-                    by_head = scores.unflatten(0, (-1, n_heads))
-                if by_head is not None and by_head.shape[1] == n_heads and not used:
-                    used.append(True)
-                    lowest = torch.finfo(scores.dtype).min
-                    new = by_head.masked_fill(_edges(by_head, row), lowest)
-                    args = (new.reshape(scores.shape), *args[1:])
-            return func(*args, **(kwargs or {}))
-
-    def enter(module: Any, args: Any) -> None:
-        running.append(Mode())
-        running[-1].__enter__()
-
-    def leave(module: Any, args: Any, output: Any) -> None:
-        running.pop().__exit__(None, None, None)
-
-    with ExitStack() as stack:
-        stack.callback(attention.register_forward_pre_hook(enter).remove)
-        stack.callback(attention.register_forward_hook(leave).remove)
-        try:
-            yield used
-        finally:
-            while running:
-                running.pop().__exit__(None, None, None)

@@ -97,7 +97,7 @@ def sweep_sets(
     """
     check_edit(edit)
     options: dict[str, Any] = {"freeze": freeze, "budget": budget, "progress": progress}
-    return run_sweep(
+    return sweep_position_sets(
         model,
         batch,
         edit,
@@ -130,17 +130,53 @@ def sweep_position_sets(
             empty gets NaN there. The later a set begins, the less is run again.
     """
     check_edit(edit)
-    options: dict[str, Any] = {"freeze": freeze, "budget": budget, "progress": progress}
-    return run_sweep(
+    batch, component = batch_for(model, batch, "batch"), edit.component
+    check_component(component, model)
+    unit_sets = [tuple(pairs_of_numbers("units", units)) for units in listed("sets", sets)]
+    metrics = listed("metrics", metrics)
+    check_units(model, [unit for units in unit_sets for unit in units], component)
+    if freeze and any(len(units) > 1 for units in unit_sets):
+        raise UserError("path patching edits one head at a time: give sets of one head")
+    if freeze and axis_of(component) != "head":
+        raise UserError(f"path patching edits what heads write or read, not {component!r}")
+    groups: dict[int, list[int]] = {}
+    for index, units in enumerate(unit_sets):
+        if units:
+            groups.setdefault(min(layer for layer, _ in units), []).append(index)
+    largest = max(map(len, groups.values()), default=1)
+    keep = ("z",) if freeze or component == "z" else ()
+    demand = row_demand(
         model,
-        batch,
-        edit,
-        position_sets=position_sets,
-        sets=sets,
-        metrics=metrics,
-        description=description,
-        **options,
+        min(largest, count_units(model, component)),
+        *keep,
+        edits=[component],
+        logits=narrow_metrics(metrics)[0] is None,
     )
+    decided = decide_budget(budget, batch.tokens.device)
+    shape = (len(metrics), len(batch), len(unit_sets), len(position_sets))
+    values = torch.empty(shape, dtype=result_dtype(model))
+    total = len(batch) * len(unit_sets) * len(position_sets)
+    with (
+        torch.no_grad(),
+        progress_bar(total=total, description=description, shown=progress) as bar,
+        working(model, batch.tokens.device) as workers,
+    ):
+        running = model, unit_sets, list(groups.values()), freeze, demand, decided, workers, bar
+        sweep = _Sweep(*running)
+
+        def run_chunk(prompts: list[int]) -> None:
+            chunk = take_chunk(batch, edit, metrics, prompts=prompts)
+            at = position_sets[:, chunk.prompts, chunk.drop :]
+            start = first_position(at.any(dim=0))
+            points = chunk.edit.hook_points
+            run = record_run(model, chunk.batch, start=start, keep=keep, edits=points)
+            values[:, chunk.rows] = sweep.measure(run, chunk.edit, at, metrics=chunk.metrics)
+
+        changed = position_sets.any(dim=0)
+        options: Any = {"metrics": metrics, "budget": decided, "bar": bar}
+        for _ in run_chunks(run_chunk, changed, demand, **options):
+            pass
+    return values
 
 
 @checked
@@ -192,74 +228,13 @@ def sweep_effects(
     units = pairs_of_numbers("heads", units)
     at = edit.changed[None] if position_sets is None else position_sets
     options |= {"sets": [[], *([unit] for unit in units)], "metrics": metrics}
-    swept = run_sweep(model, batch, edit, position_sets=at, description=description, **options)
+    swept = sweep_position_sets(
+        model, batch, edit, position_sets=at, description=description, **options
+    )
     values = swept.new_full((*swept.shape[:2], n_layers, n_units, len(at)), torch.nan)
     for index, (layer, unit) in enumerate(units, start=1):
         values[:, :, layer, unit] = swept[:, :, index]
     return values - swept[:, :, 0, None, None] if subtract else values
-
-
-def run_sweep(
-    model: HookedModel,
-    batch: TokenBatch,
-    edit: HeadEdit,
-    *,
-    position_sets: Bool[Tensor, "position_set prompt pos"],
-    sets: Sequence[Sequence[Unit]],
-    metrics: Sequence[Metric],
-    freeze: bool = False,
-    budget: int | Budget | None = None,
-    progress: bool = True,
-    description: str,
-) -> Float[Tensor, "metric prompt set position_set"]:
-    """Decide how much runs at once, and run it; see ``sweep_position_sets``."""
-    batch, component = batch_for(model, batch, "batch"), edit.component
-    check_component(component, model)
-    unit_sets = [tuple(pairs_of_numbers("units", units)) for units in listed("sets", sets)]
-    metrics = listed("metrics", metrics)
-    check_units(model, [unit for units in unit_sets for unit in units], component)
-    if freeze and any(len(units) > 1 for units in unit_sets):
-        raise UserError("path patching edits one head at a time: give sets of one head")
-    if freeze and axis_of(component) != "head":
-        raise UserError(f"path patching edits what heads write or read, not {component!r}")
-    groups: dict[int, list[int]] = {}
-    for index, units in enumerate(unit_sets):
-        if units:
-            groups.setdefault(min(layer for layer, _ in units), []).append(index)
-    largest = max(map(len, groups.values()), default=1)
-    keep = ("z",) if freeze or component == "z" else ()
-    demand = row_demand(
-        model,
-        min(largest, count_units(model, component)),
-        *keep,
-        edits=[component],
-        logits=narrow_metrics(metrics)[0] is None,
-    )
-    decided = decide_budget(budget, batch.tokens.device)
-    shape = (len(metrics), len(batch), len(unit_sets), len(position_sets))
-    values = torch.empty(shape, dtype=result_dtype(model))
-    total = len(batch) * len(unit_sets) * len(position_sets)
-    with (
-        torch.no_grad(),
-        progress_bar(total=total, description=description, shown=progress) as bar,
-        working(model, batch.tokens.device) as workers,
-    ):
-        running = model, unit_sets, list(groups.values()), freeze, demand, decided, workers, bar
-        sweep = _Sweep(*running)
-
-        def run_chunk(prompts: list[int]) -> None:
-            chunk = take_chunk(batch, edit, metrics, prompts=prompts)
-            at = position_sets[:, chunk.prompts, chunk.drop :]
-            start = first_position(at.any(dim=0))
-            points = chunk.edit.hook_points
-            run = record_run(model, chunk.batch, start=start, keep=keep, edits=points)
-            values[:, chunk.rows] = sweep.measure(run, chunk.edit, at, metrics=chunk.metrics)
-
-        changed = position_sets.any(dim=0)
-        options: Any = {"metrics": metrics, "budget": decided, "bar": bar}
-        for _ in run_chunks(run_chunk, changed, demand, **options):
-            pass
-    return values
 
 
 @dataclass(frozen=True)
