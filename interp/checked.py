@@ -36,16 +36,14 @@ _WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "True o
 def checked(function: Callable[Given, Result]) -> Callable[Given, Result]:
     """The function, which refuses arguments of the wrong kind by their names."""
     signature, hints = inspect.signature(function), None
-    kinds = [parameter.kind for parameter in signature.parameters.values()]
-    n_positional = sum(kind in (kind.POSITIONAL_ONLY, kind.POSITIONAL_OR_KEYWORD) for kind in kinds)
+    named = by_name(function, signature)
 
     @functools.wraps(function)
     def call(*args: Given.args, **kwargs: Given.kwargs) -> Result:
         nonlocal hints
         if hints is None:
             hints = _hints_of(function)
-        if len(args) > n_positional:
-            args, kwargs = _named(function, signature, args, kwargs, n_positional)
+        args, kwargs = named(args, kwargs)
         bound = signature.bind(*args, **kwargs)
         for name, value in bound.arguments.items():
             kind = signature.parameters[name].kind
@@ -57,26 +55,43 @@ def checked(function: Callable[Given, Result]) -> Callable[Given, Result]:
     return call
 
 
-def _named(
-    function: Callable[..., Any],
-    signature: inspect.Signature,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    n_positional: int,
-) -> tuple[Any, Any]:
-    """Give the arguments beyond the positional ones by name, and warn."""
-    by_name = [name for name, one in signature.parameters.items() if one.kind is one.KEYWORD_ONLY]
-    extra = dict(zip(by_name, args[n_positional:], strict=False))
-    takes_all = any(one.kind is one.VAR_POSITIONAL for one in signature.parameters.values())
-    if takes_all or len(args) - n_positional > len(by_name) or set(extra) & set(kwargs):
-        return args, kwargs  # the signature says what is wrong
-    warnings.warn(
-        f"{function.__name__} takes {', '.join(extra)} by name: "
-        f"{function.__name__}(..., {', '.join(f'{name}=...' for name in extra)})",
-        DeprecationWarning,
-        stacklevel=3,
+def by_position(function: Callable[Given, Result]) -> Callable[Given, Result]:
+    """The function, whose arguments by name may still be given by position, with a warning."""
+    named = by_name(function, inspect.signature(function))
+
+    @functools.wraps(function)
+    def call(*args: Given.args, **kwargs: Given.kwargs) -> Result:
+        args, kwargs = named(args, kwargs)
+        return function(*args, **kwargs)
+
+    return call
+
+
+def by_name(
+    function: Callable[..., Any], signature: inspect.Signature
+) -> Callable[[Any, Any], tuple[Any, Any]]:
+    """Gives a call's arguments beyond the positional ones by their names, and warns."""
+    kinds = {name: parameter.kind for name, parameter in signature.parameters.items()}
+    n_positional = sum(
+        kind in (kind.POSITIONAL_ONLY, kind.POSITIONAL_OR_KEYWORD) for kind in kinds.values()
     )
-    return args[:n_positional], {**kwargs, **extra}
+    keywords = [name for name, kind in kinds.items() if kind is kind.KEYWORD_ONLY]
+    takes_all = any(kind is kind.VAR_POSITIONAL for kind in kinds.values())
+
+    def named(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        extra = dict(zip(keywords, args[n_positional:], strict=False))
+        too_many = len(args) - n_positional > len(keywords)
+        if not extra or takes_all or too_many or set(extra) & set(kwargs):
+            return args, kwargs  # where something is wrong, the signature says it
+        warnings.warn(
+            f"{function.__name__} takes {', '.join(extra)} by name: "
+            f"{function.__name__}(..., {', '.join(f'{name}=...' for name in extra)})",
+            DeprecationWarning,
+            stacklevel=3,
+        )
+        return args[:n_positional], {**kwargs, **extra}
+
+    return named
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from interp.arguments import (
 )
 from interp.checked import checked
 from interp.errors import UserError
+from interp.interventions import Intervention
 
 
 @checked
@@ -114,6 +115,10 @@ def test_what_is_taken_by_name_may_still_be_given_by_position() -> None:
     call: Any = echo
     with pytest.warns(DeprecationWarning, match=r"echo takes names by name: echo\(\.\.\., names="):
         assert call(1, 0.5, ["a"])[:3] == (1, 0.5, ["a"])
+    old: Any = Intervention.of
+    new = Intervention.of([(1, 2)], "attention", mode="scale", factor=0.5)
+    with pytest.warns(DeprecationWarning, match="of takes mode, factor by name"):
+        assert old([(1, 2)], "attention", "scale", 0.5) == new
     with pytest.raises(TypeError, match=r"multiple values|too many positional"):
         call(1, 0.5, ["a"], names=["b"])
     with pytest.raises(TypeError, match="too many positional"):

@@ -25,6 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.arguments import check_choice, listed, whole_number
+from interp.checked import by_position
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.interventions.unit_table import action_name, unit_rows, unit_table
@@ -186,6 +187,7 @@ def _pair(name: ExpertName) -> Expert:
     return str(projection), int(expert)
 
 
+@by_position
 def edit_gates(
     gates: Float[Tensor, "*token expert"],
     experts: Sequence[int],

@@ -19,6 +19,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from interp.arguments import listed, of_kind
+from interp.checked import by_position
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.figures.heatmap import chosen_heads
@@ -71,6 +72,7 @@ class Intervention(Displayed):
                 raise UserError(reason)
 
     @classmethod
+    @by_position
     def of(
         cls,
         what: "Intervention | Part | HeadSet | Iterable[Head]",

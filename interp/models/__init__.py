@@ -5,10 +5,11 @@ A *spec* names a model: ``"smollm2-135m"`` (the embedded one), a hub id, a local
 model, `render_chat` puts a question into the words the model was trained to be asked in.
 """
 
+from typing import TYPE_CHECKING
+
 from interp.models.chat import RenderedChat, render_chat
 from interp.models.fingerprint import fingerprint_of_folder, fingerprint_of_model
 from interp.models.load import (
-    HookedModel,
     ModelInfo,
     fingerprint,
     from_hf,
@@ -17,6 +18,11 @@ from interp.models.load import (
     model_info,
 )
 from interp.models.spec import EMBEDDED, cache_root, resolve
+
+if TYPE_CHECKING:
+    from interp.models.hooked_model import HookedModel
+else:  # a class, so that isinstance can be asked
+    from interp.models.versions import HookedClass as HookedModel
 
 __all__ = [
     "EMBEDDED",

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
 
+    @runtime_checkable
     class HookedModel(Protocol):
         """A `TransformerBridge` (TransformerLens 4) or a `HookedTransformer` (TransformerLens 3).
 
@@ -46,5 +47,5 @@ if TYPE_CHECKING:
         def __getattr__(self, name: str) -> Any: ...
         def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
-else:  # tests hand in parts of a model, and hooked models are told apart by `check_hooked`
+else:  # `check_hooked` tells what is none, in words; `interp.models.HookedModel` is the class
     HookedModel = Any

@@ -180,6 +180,11 @@ def test_a_model_that_cannot_be_hooked_is_refused(
         from_hf(Unheard(), chat_tokenizer)
 
 
+def test_hooked_models_are_of_a_class(tiny_llama: HookedModel) -> None:
+    assert isinstance(tiny_llama, HookedModel)
+    assert not isinstance(tiny_llama.original_model, HookedModel)
+
+
 def test_a_model_from_elsewhere_has_no_info() -> None:
     with pytest.raises(UserError, match=r"from_hf\(hf_model, tokenizer\)"):
         model_info(nn.Linear(2, 2))  # type: ignore[arg-type]

@@ -11,8 +11,7 @@ from torch import nn
 from transformers import AutoModel, LlamaForSequenceClassification
 
 from interp.errors import UserError
-from interp.models import from_hf
-from interp.models.versions import HookedClass
+from interp.models import HookedModel, from_hf
 from interp.moelora import MoELoRAConfig
 
 # Of PEFT 0.21 with transformers 5, and of torch.compile; nothing of them is used here.
@@ -28,7 +27,7 @@ TARGETS = {"llama": ["q_proj", "v_proj"], "gpt2": ["c_attn"]}
 
 @torch.no_grad()
 def logits(model: Any) -> torch.Tensor:
-    return model(IDS) if isinstance(model, HookedClass) else model(IDS).logits
+    return model(IDS) if isinstance(model, HookedModel) else model(IDS).logits
 
 
 def adapted(hf_model: Any, family: str, **options: Any) -> Any:
