@@ -49,10 +49,10 @@ __all__ = [
 
 _KINDS = {"false_premise": "False premises", "true_premise": "True-premise twins"}
 _OUTCOMES = {
-    "mended": ("names the true object with the constraint only", CONSTRAINED, "/"),
-    "right": ("names it in both answers", CONSTRAINED_BAR, ""),
-    "broken": ("names it without the constraint only", POSITIVE, "/"),
-    "wrong": ("names it in neither", BASELINE, ""),
+    "mended": ("true object with the constraint only", CONSTRAINED, "/"),
+    "right": ("true object in both answers", CONSTRAINED_BAR, ""),
+    "broken": ("true object without the constraint only", POSITIVE, "/"),
+    "wrong": ("true object in neither", BASELINE, ""),
 }
 """The name, colour and pattern of each outcome of an answer."""
 
@@ -302,6 +302,7 @@ def answer_outcomes(answers: pd.DataFrame) -> go.Figure:
     figure.update_layout(
         template=THEME, height=120 + 60 * len(kinds), barmode="stack", legend=LEGEND_ABOVE
     )
+    figure.update_layout(legend_traceorder="normal")  # stacked bars are listed from the last
     figure.update_xaxes(title_text="share of greedy answers", range=[0, 1])
     return figure.update_yaxes(autorange="reversed", showgrid=False)
 

@@ -168,10 +168,10 @@ def test_answers_are_counted_by_outcome() -> None:
     figure = answer_outcomes(pd.DataFrame(rows, columns=["kind", "outcome"]))
     shares = {trace["name"]: trace["x"] for trace in traces(figure)}
     assert shares == {
-        "names the true object with the constraint only": [0.5, 0.0],
-        "names it in both answers": [0.0, 0.75],
-        "names it without the constraint only": [0.0, 0.25],
-        "names it in neither": [0.5, 0.0],
+        "true object with the constraint only": [0.5, 0.0],
+        "true object in both answers": [0.0, 0.75],
+        "true object without the constraint only": [0.0, 0.25],
+        "true object in neither": [0.5, 0.0],
     }
     assert traces(figure)[0]["y"] == ["False premises", "True-premise twins"]
     assert traces(figure)[0]["customdata"] == [[1, 2], [0, 4]]
