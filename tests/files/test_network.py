@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 
-from interp.models import HookedModel
-
 # Stands in the path as sitecustomize: from the first import on, a connection is an error.
 BLOCKED = """
 import socket
@@ -57,10 +55,11 @@ def test_the_block_is_one(offline: Any, tmp_path: Path) -> None:
         offline("import socket; socket.create_connection(('127.0.0.1', 9))")
 
 
-def test_the_whole_way_on_a_directory(
-    offline: Any, planted: HookedModel, planted_run: Path, tmp_path: Path
+@pytest.mark.usefixtures("planted", "smollm")
+def test_the_whole_way_on_a_directory_and_on_the_embedded_model(
+    offline: Any, planted_run: Path, tmp_path: Path
 ) -> None:
-    """Load, locate, evaluate, report and patch from the command line, as a user would."""
+    """Load, locate, evaluate, report and patch as a user would, and ask the embedded model."""
     folder = tmp_path / "model"
     # The planted model's own weights under the names that transformers gives them.
     from tests.files.planted_folder import write_planted
@@ -87,17 +86,11 @@ def test_the_whole_way_on_a_directory(
         + evaluate
         + command.format(["report", "run"])
         + command.format(["patch", *model, "--pairs", "pairs.jsonl", "--out", "patched"])
+        + "model = interp.load_model('smollm2-135m', device='cpu')\n"
+        "print(interp.generate(model, 'What is the capital of France?', max_new_tokens=12))\n"
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "patched" / "effects.safetensors").is_file()
     assert (tmp_path / "run" / "evaluation.json").is_file()
     assert (tmp_path / "run" / "report.html").is_file()
-
-
-def test_the_embedded_model_once_it_is_there(offline: Any, smollm: HookedModel) -> None:
-    done = offline(
-        "import interp; model = interp.load_model('smollm2-135m', device='cpu')\n"
-        "print(interp.generate(model, 'What is the capital of France?', max_new_tokens=12))"
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "Paris" in done.stdout
+    assert "Paris" in done.stdout.splitlines()[-1]

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 import interp
+from interp.heads.locate import as_encoded
 from interp.models import from_hf, load_model
 from interp.premises import Premises, load_premises
 from tests.architectures import other_architectures
@@ -59,12 +60,15 @@ class Case:
             ["famous"] if few else ["why", "famous"]
         )
 
-    def effects(self, model: Any) -> Iterator[tuple[str, Float[Tensor, "prompt layer head"]]]:
-        """By the tensor's name, the effects on ``model``."""
+    def effects(
+        self, model: Any, *, n_exact: int | None = None
+    ) -> Iterator[tuple[str, Float[Tensor, "prompt layer head"]]]:
+        """By the tensor's name, the effects on ``model``; exact ones for the first prompts only."""
         for method, site in self.settings:
-            found = interp.locate_heads(
-                model, self.premises(method), method=method, site=site, progress=False
-            )
+            encoded = as_encoded(model, self.premises(method))
+            if n_exact and method != "attribution":
+                encoded = encoded.take(range(n_exact))
+            found = interp.locate_heads(model, encoded, method=method, site=site, progress=False)
             yield f"{self.name}/{method}/{site}", found.values
 
 

@@ -30,10 +30,11 @@ def test_head_effects_are_those_of_the_reference(name: str, request: Any) -> Non
     model = request.getfixturevalue("smollm") if name == EMBEDDED else CASES[name].make()
     assert fingerprint(model) == fingerprints[name]
     compared = 0
-    for key, values in CASES[name].effects(model):
-        torch.testing.assert_close(values, reference[key], atol=close, rtol=0)
-        assert same_top_ten(values, reference[key]), key
-        assert float(reference[key].abs().max()) > 50 * close  # there is something to compare
+    for key, values in CASES[name].effects(model, n_exact=1 if name == EMBEDDED else None):
+        expected = reference[key][: len(values)]
+        torch.testing.assert_close(values, expected, atol=close, rtol=0)
+        assert same_top_ten(values, expected), key
+        assert float(expected.abs().max()) > 50 * close  # there is something to compare
         compared += 1
     assert compared == len(CASES[name].settings)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -180,44 +181,39 @@ def test_checkpointing_changes_nothing(
 
 
 LAUNCHED = """
+import os
 import sys
 from pathlib import Path
 from interp.moelora.training.training import TrainingSettings
 from interp.commands.train import train_moelora
-model, data, run = sys.argv[1:]
+model, data, run, port = sys.argv[1:]
 settings = TrainingSettings(
     model=model, data=(data,), limit=60, test_limit=4, experts=4, rank=2, dropout=0.1,
     router_noise=0.1, steps=6, batch=4, accumulate=1, log_every=2, save_every=2,
 )
-train_moelora(settings, Path(run), device="cpu", progress=False)
+for rank in "01":
+    if os.fork() == 0:
+        os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2",
+                       "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        train_moelora(settings, Path(run), device="cpu", progress=False)
+        sys.exit()
+sys.exit(any([os.wait()[1] for _ in range(2)]))
 """
+"""Two processes with the environment that ``accelerate launch`` gives them; one import for both."""
 
 
 def test_two_processes_train_as_one(
     model_folder: Path, sums: Path, finished: Path, tmp_path: Path
 ) -> None:
     """Two processes with one micro-batch each take the steps of one process with two."""
-    script = tmp_path / "launched.py"
-    script.write_text(LAUNCHED)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     words = [
         sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--multi_gpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-        "--mixed_precision",
-        "no",
-        "--dynamo_backend",
-        "no",
-        "--main_process_port",
-        "0",
-        str(script),
-        str(model_folder),
-        str(sums),
-        str(tmp_path / "run"),
+        "-c",
+        LAUNCHED,
+        *map(str, (model_folder, sums, tmp_path / "run", port)),
     ]
     environment = os.environ | {
         "ACCELERATE_USE_CPU": "true",

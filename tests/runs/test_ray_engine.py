@@ -148,20 +148,33 @@ def test_workers_read_pickled_weights_where_that_was_said(
     assert manifest["model"]["allow_pickle"] is True
 
 
-def test_a_command_takes_the_engine(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.usefixtures("one_thread")
+def test_commands_use_a_running_cluster_and_leave_it_running(
+    model: HookedModel, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    from ray.cluster_utils import Cluster
+
     commands = {
         "locate": ["--premises", str(folder / "planted.csv")],
         "patch": ["--pairs", str(folder / "pairs.jsonl")],
     }
-    for command, words in commands.items():
-        for engine, more in (("local", []), ("ray", ["--engine", "ray", "--workers", "1"])):
-            out = str(tmp_path / engine / command)
-            main([command, *words, "--model", str(folder / "model"), "--out", out, *more])
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False}
+    )
+    try:
+        with opened_engine("ray", model, address=cluster.address) as engine:
+            assert isinstance(engine, RayEngine)
+            assert len(set(engine.processes())) == 2  # they fill the cluster
+        ray = ["--engine", "ray", "--address", cluster.address, "--workers", "1"]
+        for command, words in commands.items():
+            for name, more in (("local", []), ("ray", ray)):
+                out = str(tmp_path / name / command)
+                main([command, *words, "--model", str(folder / "model"), "--out", out, *more])
+    finally:
+        cluster.shutdown()
     capsys.readouterr()
-    for name in ("locate/effects.safetensors", "locate/heads.csv", "patch/effects.safetensors"):
-        assert (tmp_path / "local" / name).read_bytes() == (tmp_path / "ray" / name).read_bytes()
+    for file in ("locate/effects.safetensors", "locate/heads.csv", "patch/effects.safetensors"):
+        assert (tmp_path / "local" / file).read_bytes() == (tmp_path / "ray" / file).read_bytes()
 
 
 def test_without_ray_the_extra_is_named(
@@ -191,22 +204,6 @@ def test_a_cluster_that_is_not_there_is_told(model: HookedModel) -> None:
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="workers is 0"), opened_engine("ray", model, workers=0):
         pass
-
-
-@pytest.mark.usefixtures("one_thread")
-def test_a_running_cluster_is_used_and_left_running(model: HookedModel) -> None:
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False}
-    )
-    try:
-        for _ in range(2):  # it is still there after the first
-            with opened_engine("ray", model, address=cluster.address) as engine:
-                assert isinstance(engine, RayEngine)
-                assert len(set(engine.processes())) == 2
-    finally:
-        cluster.shutdown()
 
 
 def test_workers_fill_a_cluster() -> None:
