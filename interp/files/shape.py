@@ -40,7 +40,7 @@ def _problem(value: Any, shape: Shape, place: str) -> tuple[str, str] | None:
     if isinstance(shape, type):
         return None if _is(value, shape) else (place, _NAMES[shape])
     if isinstance(shape, tuple):
-        found = [_problem(value, one, place) for one in shape]
+        found = [_problem(value, alternative, place) for alternative in shape]
         return None if None in found else found[0]
     if isinstance(shape, list):
         return _list_problem(value, shape, place)
@@ -53,8 +53,8 @@ def _list_problem(value: Any, shape: list[Shape], place: str) -> tuple[str, str]
     if len(shape) > 1 and len(value) != len(shape):
         return place, f"a list of {len(shape)}"
     wanted = shape * len(value) if len(shape) == 1 else shape
-    for index, (one, of_one) in enumerate(zip(value, wanted, strict=True)):
-        if problem := _problem(one, of_one, f"{place}[{index}]"):
+    for index, (item, of_item) in enumerate(zip(value, wanted, strict=True)):
+        if problem := _problem(item, of_item, f"{place}[{index}]"):
             return problem
     return None
 

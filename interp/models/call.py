@@ -80,7 +80,7 @@ def contiguous_unembedding(hf_model: Any) -> Iterator[None]:
     unembedding = hf_model.get_output_embeddings()
 
     def contiguous(module: Any, args: tuple[Any, ...]) -> Any:
-        return tuple(one.contiguous() if isinstance(one, Tensor) else one for one in args)
+        return tuple(value.contiguous() if isinstance(value, Tensor) else value for value in args)
 
     if unembedding is None:
         yield

@@ -148,7 +148,7 @@ def check_gguf_places(path: Path, model: Any, spec: str) -> None:
                 )
         elif not _TABLES.search(name):
             sizes[name] = int(tensor.n_elements)
-    weights = {id(one): one.numel() for one in model.state_dict(keep_vars=True).values()}
+    weights = {id(weight): weight.numel() for weight in model.state_dict(keep_vars=True).values()}
     if sum(sizes.values()) <= sum(weights.values()):
         return
     n_layers = int(model.config.get_text_config().num_hidden_layers)
@@ -170,7 +170,7 @@ def _architecture(reader: gguf_library.GGUFReader) -> str:
 
 def _known_names(architecture: str, model: Any, n_layers: int) -> set[str]:
     """The names that the model's weights have in a GGUF file of its architecture."""
-    of_name = {name: one for one, name in gguf_library.MODEL_ARCH_NAMES.items()}
+    of_name = {name: code for code, name in gguf_library.MODEL_ARCH_NAMES.items()}
     if architecture not in of_name:
         return set()
     names = gguf_library.get_tensor_name_map(of_name[architecture], n_layers)

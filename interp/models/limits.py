@@ -140,9 +140,9 @@ def _find_positions(hf_model: Any) -> Positions:
 
 def _tables(hf_model: Any) -> Iterator[int]:
     """The lengths of a model's tables of positions."""
-    own = getattr(hf_model, "max_positions", None)  # TransformersFace says it itself
-    if own is not None:
-        yield own
+    max_positions = getattr(hf_model, "max_positions", None)  # TransformersFace says it itself
+    if max_positions is not None:
+        yield max_positions
         return
     for path, module in hf_model.named_modules():
         weight: Any = getattr(module, "weight", None)

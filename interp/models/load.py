@@ -177,7 +177,7 @@ def wrap(
     """`from_hf` without the self-check, for callers that go on changing the hooked model."""
     parameter = next(hf_model.parameters())
     named = hf_model.config.architectures
-    if not isinstance(named, list) or not named or not all(isinstance(one, str) for one in named):
+    if not isinstance(named, list) or not named or not all(isinstance(name, str) for name in named):
         # A model made in memory does not name its own class, and a file may say anything.
         hf_model.config.architectures = [type(hf_model).__name__]
     digest = fingerprint or fingerprint_of_model(hf_model)

@@ -162,7 +162,7 @@ def check_weights(model: nn.Module, spec: str) -> None:
 def _check_shapes(mismatched: Collection[tuple[str, Any, Any]], spec: str) -> None:
     if not mismatched:
         return
-    name, found, wanted = min(mismatched, key=lambda one: str(one[0]))
+    name, found, wanted = min(mismatched, key=lambda entry: str(entry[0]))
     raise UserError(
         f"the weight {name} of {spec} has the shape {list(found)} in the files, but "
         f"{list(wanted)} in the model that config.json describes"
@@ -229,4 +229,4 @@ def _why_unplaced(inside: list[str]) -> str:
 
 
 def _name_of(model: nn.Module, module: nn.Module) -> str:
-    return next((name for name, one in model.named_modules() if one is module), "")
+    return next((name for name, found in model.named_modules() if found is module), "")

@@ -189,9 +189,9 @@ def put_together(shards: Sequence[Shard], parts: Sequence[Sequence[int]]) -> Sha
 
 
 def _check_fits(shard: Shard, first: Shard, n_prompts: int) -> None:
-    found = {name: (one.shape[1:], one.dtype) for name, one in shard.tensors.items()}
-    wanted = {name: (one.shape[1:], one.dtype) for name, one in first.tensors.items()}
-    lengths = {len(one) if one.ndim else 0 for one in shard.tensors.values()}
+    found = {name: (tensor.shape[1:], tensor.dtype) for name, tensor in shard.tensors.items()}
+    wanted = {name: (tensor.shape[1:], tensor.dtype) for name, tensor in first.tensors.items()}
+    lengths = {len(tensor) if tensor.ndim else 0 for tensor in shard.tensors.values()}
     n_texts = n_prompts if first.texts else 0
     if found != wanted or lengths - {n_prompts} or len(shard.texts) != n_texts:
         raise UserError(
