@@ -193,15 +193,15 @@ def _storing_hooks(
     """Hooks that store the values of components, by component and layer, in what is returned."""
     seen = {name: [torch.empty(0)] * model.cfg.n_layers for name in components}
 
-    def store(name: str, layer: int) -> HookFunction:
-        def hook_function(value: Tensor, hook: object) -> None:
-            # Looked at after the run: an open constraint may run prompts of its own within it.
-            seen[name][layer] = value.detach()
+    def store(value: Tensor, hook: object, *, name: str, layer: int) -> None:
+        # Looked at after the run: an open constraint may run prompts of its own within it.
+        seen[name][layer] = value.detach()
 
-        return hook_function
-
-    layers = range(model.cfg.n_layers)
-    hooks = [(hook_name(name, layer), store(name, layer)) for layer in layers for name in seen]
+    hooks: list[Hook] = [
+        (hook_name(name, layer), partial(store, name=name, layer=layer))
+        for layer in range(model.cfg.n_layers)
+        for name in seen
+    ]
     require_hooks(model, hooks)
     return hooks, seen
 

@@ -85,11 +85,8 @@ def before_each_pass(model: HookedModel, begin: Callable[..., None]) -> Iterator
             mask = _real_tokens(mask, seen + tokens.shape[1])
         begin(tokens, mask, seen)
 
-    handle = model.original_model.register_forward_pre_hook(hook, with_kwargs=True)
-    try:
+    with model.original_model.register_forward_pre_hook(hook, with_kwargs=True):
         yield
-    finally:
-        handle.remove()
 
 
 def _real_tokens(

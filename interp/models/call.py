@@ -85,11 +85,8 @@ def contiguous_unembedding(hf_model: Any) -> Iterator[None]:
     if unembedding is None:
         yield
         return
-    handle = unembedding.register_forward_pre_hook(contiguous)
-    try:
+    with unembedding.register_forward_pre_hook(contiguous):
         yield
-    finally:
-        handle.remove()
 
 
 @contextmanager

@@ -155,8 +155,5 @@ def before_each_pass(model: HookedModel, begin: Callable[..., None]) -> Iterator
         mask, past = kwargs.get("attention_mask"), kwargs.get("past_kv_cache")
         begin(tokens, mask, 0 if past is None else past[0].past_keys.shape[1])
 
-    handle = model.register_forward_pre_hook(hook, with_kwargs=True)
-    try:
+    with model.register_forward_pre_hook(hook, with_kwargs=True):
         yield
-    finally:
-        handle.remove()

@@ -33,7 +33,7 @@ from interp.forward.batch import TokenBatch, in_batches
 from interp.forward.cpu_workers import Workers, working
 from interp.forward.hook_points import axis_of, check_component, count_units, hook_name
 from interp.forward.memory import Budget, decide_budget
-from interp.forward.partial import Hook, HookFunction, RecordedRun, record_run, resume
+from interp.forward.partial import Hook, RecordedRun, record_run, resume
 from interp.forward.prompts import batch_for
 from interp.models.hooked_model import HookedModel
 from interp.models.versions import check_hooked
@@ -58,13 +58,10 @@ def freeze_hooks(
     """Hooks that hold every head of ``layers`` at its recorded output in the changed positions."""
     where = changed[rows, run.start :, None, None]
 
-    def hold(layer: int) -> HookFunction:
-        def hook_function(z: Tensor, hook: object) -> Tensor:
-            return torch.where(where, run.z[layer, rows], z)
+    def hold(z: Tensor, hook: object, *, layer: int) -> Tensor:
+        return torch.where(where, run.z[layer, rows], z)
 
-        return hook_function
-
-    return [(hook_name("z", layer), hold(layer)) for layer in layers]
+    return [(hook_name("z", layer), partial(hold, layer=layer)) for layer in layers]
 
 
 @checked
@@ -174,8 +171,7 @@ def sweep_position_sets(
 
         changed = position_sets.any(dim=0)
         options: Any = {"metrics": metrics, "budget": decided, "bar": bar}
-        for _ in run_chunks(run_chunk, changed, demand, **options):
-            pass
+        run_chunks(run_chunk, changed, demand, **options)
     return values
 
 
