@@ -3,8 +3,6 @@
 Writes settings.csv (search part), evaluation.json, null.csv and generations.jsonl (held-out part).
 """
 
-import csv
-import io
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,11 +16,7 @@ from interp.commands.locate import DEFAULT_FRACTION, IDENTITY, check_same_prompt
 from interp.errors import UserError
 from interp.evaluation.answers import ask_all
 from interp.evaluation.evaluate import RANDOM_SETS, Evaluation, evaluate
-from interp.evaluation.settings import (
-    SettingMode,
-    choose_setting,
-    compare_settings,
-)
+from interp.evaluation.settings import SettingMode, choose_setting, compare_settings
 from interp.files.documents import write_atomically, write_json, write_jsonl, write_table
 from interp.heads.effects import HeadEffects, count_of_fraction
 from interp.heads.headset import Site
@@ -275,11 +269,7 @@ def _mark_selected(run: Path, evaluations: list[Evaluation]) -> None:
     read_heads(path)  # raises for a malformed table
     constraints = [evaluation.constraint for evaluation in evaluations]
     chosen = {(constraint.site, *head) for constraint in constraints for head in constraint.heads}
-    reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, reader.fieldnames or (), lineterminator="\n")
-    writer.writeheader()
-    for row in reader:
-        head = (row["site"], int(row["layer"]), int(row["head"]))
-        writer.writerow({**row, "selected": head in chosen})
-    write_atomically(path, text.getvalue())
+    cells = pd.read_csv(path, dtype=str, keep_default_na=False)
+    heads = zip(cells["site"], cells["layer"].astype(int), cells["head"].astype(int), strict=True)
+    cells["selected"] = [head in chosen for head in heads]
+    write_atomically(path, cells.to_csv(index=False, lineterminator="\n"))

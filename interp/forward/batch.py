@@ -159,6 +159,11 @@ class TokenBatch:
         """Position ids as the unpadded prompt would have them; 0 on padding."""
         return (self.mask.long().cumsum(dim=1) - 1).clamp(min=0)
 
+    @property
+    def every_row(self) -> Int[Tensor, " row"]:
+        """Each prompt once, as the rows of a batch that is run."""
+        return torch.arange(len(self), device=self.tokens.device)
+
     def span_mask(self, spans: Sequence[Span]) -> Bool[Tensor, "prompt pos"]:
         """Mask of one token span [start, end) per prompt, counted without padding."""
         if len(spans) != len(self):

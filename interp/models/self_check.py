@@ -40,13 +40,7 @@ from interp.files.text import one_line
 from interp.models.call import call_model
 from interp.models.hooked_model import HookedModel
 from interp.models.model_check import ModelCheck, Part
-from interp.models.reference_edits import (
-    KEY,
-    adding,
-    cut_edges,
-    cutting_mask,
-    cutting_softmax,
-)
+from interp.models.reference_edits import KEY, adding, cut_edges, cutting_mask, cutting_softmax
 from interp.models.transformers_modules import TransformersModules
 from interp.models.versions import wraps_transformers
 

@@ -206,7 +206,8 @@ def _why_missing(missing: list[str], unplaced: list[str], model: Any) -> str:
                     f"{prefix!r} before every name (torch.compile, DistributedDataParallel, PEFT)"
                 )
     head = model.get_output_embeddings()
-    if head is not None and missing == [f"{_name_of(model, head)}.weight"]:
+    names = [f"{name}.weight" for name, module in model.named_modules() if module is head]
+    if head is not None and missing == names[:1]:
         return (
             "the checkpoint is of a class without a language model's head (a classifier's or a "
             "bare model's), or its tie_word_embeddings in config.json is wrong"
@@ -226,7 +227,3 @@ def _why_unplaced(inside: list[str]) -> str:
         "config.json says fewer layers or biases than the files hold, or is of another model; "
         f"{_AGAIN}"
     )
-
-
-def _name_of(model: nn.Module, module: nn.Module) -> str:
-    return next((name for name, found in model.named_modules() if found is module), "")

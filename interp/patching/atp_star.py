@@ -30,7 +30,7 @@ from interp.models.call import with_gradients
 from interp.models.hooked_model import HookedModel
 from interp.models.model_check import require
 from interp.patching.attribution import edited_change, gradient_pass
-from interp.patching.chunks import every_row, first_position, graph_demand, run_chunks, take_chunk
+from interp.patching.chunks import first_position, graph_demand, run_chunks, take_chunk
 from interp.patching.edits import ActivationEdit, rows_of_units, scores_hook_name
 from interp.patching.metrics import Metric, differentiable_sum
 from interp.precision import precision_of, result_dtype, widened
@@ -218,7 +218,7 @@ class _AtpStar:
         self, layer: int, *, n_edited: int | None = None
     ) -> Float[Tensor, "prompt head q k"]:
         """A layer's scores with its first ``n_edited`` units (by default all) edited everywhere."""
-        model, run, rows = self.model, self.run, every_row(self.run)
+        model, run, rows = self.model, self.run, self.run.batch.every_row
         n_units = count_units(model, self.edit.component)
         acting = rows_of_units([range(n_units)[:n_edited]], n_units, len(rows)).to(rows.device)
         edited: list[Tensor] = [torch.empty(0)] * (layer + 1)

@@ -26,7 +26,7 @@ from interp.forward.partial import Hook, RecordedRun, resume
 from interp.forward.prompts import batch_for
 from interp.models.call import with_gradients
 from interp.models.hooked_model import HookedModel
-from interp.patching.chunks import every_row, graph_demand, run_chunks, take_chunk
+from interp.patching.chunks import graph_demand, run_chunks, take_chunk
 from interp.patching.edits import ActivationEdit, HeadEdit, check_edit
 from interp.patching.metrics import Metric, differentiable_sum
 from interp.precision import result_dtype, widened
@@ -63,7 +63,7 @@ def gradient_pass(
     reading = [(hook_name(component, layer), partial(keep, layer=layer)) for layer in layers]
     # Parameters are frozen: the graph begins at the first layer's input.
     residual = run.resid_pre[0].detach().clone().requires_grad_()
-    hooks, rows = [*reading, *hooks], every_row(run)
+    hooks, rows = [*reading, *hooks], run.batch.every_row
     logits = resume(model, run, layer=0, rows=rows, hooks=hooks, residual=residual)
     if any(copy._version != version for copy, version in copies):
         raise UserError(
@@ -77,7 +77,7 @@ def edited_change(
     edit: HeadEdit, value: Tensor, *, layer: int, run: RecordedRun
 ) -> Float[Tensor, "prompt pos unit width"]:
     """Edited less unedited value of every unit at each position of a run, in float32 at least."""
-    value, rows, start = widened(value), every_row(run), run.start
+    value, rows, start = widened(value), run.batch.every_row, run.start
     units = as_units(value, edit.component)
     if isinstance(edit, ActivationEdit):
         return edit.edited(units, layer, rows=rows, start=start) - units

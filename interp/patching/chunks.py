@@ -73,11 +73,6 @@ def first_position(changed: Bool[Tensor, "prompt pos"]) -> int:
     return int(positions[0])
 
 
-def every_row(run: RecordedRun) -> Int[Tensor, " row"]:
-    """Each prompt of a run once, as the rows of a batch that is run again."""
-    return torch.arange(len(run.batch), device=run.batch.tokens.device)
-
-
 @dataclass(frozen=True)
 class Demand:
     """Memory that a method takes, in bytes.

@@ -49,11 +49,7 @@ UnitSet = tuple[Unit, ...]
 
 
 def freeze_hooks(
-    run: RecordedRun,
-    changed: Bool[Tensor, "prompt pos"],
-    *,
-    layers: Sequence[int],
-    rows: Tensor,
+    run: RecordedRun, changed: Bool[Tensor, "prompt pos"], *, layers: Sequence[int], rows: Tensor
 ) -> list[Hook]:
     """Hooks that hold every head of ``layers`` at its recorded output in the changed positions."""
     where = changed[rows, run.start :, None, None]
