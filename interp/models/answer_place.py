@@ -13,11 +13,11 @@ In the first and second case the answer continues the prompt that the model is a
 it can be trained on.
 """
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from interp.errors import UserError
+from interp.models.spans import shared_length
 
 _TAGS = ("think", "thinking", "thought", "reasoning", "seed:think", "longcat_think")
 _THOUGHTS = {
@@ -57,8 +57,7 @@ class Front:
 
     def behind_turn(self, without: str) -> "Front":
         """The same, told how the text goes on if no answer is asked for."""
-        pairs = zip(self.text, without, strict=False)
-        shared = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+        shared = shared_length(self.text, without)
         known = len(self.behind_question) > len(self.text) - shared > 0
         return replace(self, turn=shared) if known else self
 

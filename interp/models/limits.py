@@ -44,13 +44,11 @@ _TOLD: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
 
 
 def check_prompts(hf_model: Any, prompts: Sequence[Sequence[int]]) -> None:
-    """Raise UserError if a model cannot take some prompts, given as token ids.
+    """Raise UserError for a prompt beyond the table of positions, or a token beyond the vocabulary.
 
     Args:
         hf_model: a transformers model, or a PEFT model around one.
-
-    Raises:
-        UserError: a prompt beyond the table of positions, or a token beyond the vocabulary.
+        prompts: token ids.
     """
     filled = [prompt for prompt in prompts if len(prompt)]
     if filled:

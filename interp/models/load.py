@@ -17,11 +17,17 @@ import torch
 
 from interp.arguments import check_choice
 from interp.errors import UserError
-from interp.models.check_cache import check_path, read_check, write_check
 from interp.models.fingerprint import fingerprint_of_folder, fingerprint_of_model
 from interp.models.folder import read_folder
 from interp.models.hooked_model import HookedModel
-from interp.models.model_check import ModelCheck, check_of, keep_check
+from interp.models.model_check import (
+    ModelCheck,
+    check_of,
+    check_path,
+    keep_check,
+    read_check,
+    write_check,
+)
 from interp.models.quiet import quiet_libraries
 from interp.models.self_check import check_model, trial_logits
 from interp.models.spec import EMBEDDED, cache_root, resolve

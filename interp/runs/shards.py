@@ -28,8 +28,9 @@ from interp.files.shape import check_shape
 from interp.files.tensor_file import read_tensor_file, write_tensor_file
 from interp.files.text import parse_json
 from interp.files.whole import remove_leftovers
-from interp.jobs import SHARD, Shard
+from interp.jobs import Shard
 from interp.models.hooked_model import HookedModel
+from interp.moved import old_names
 from interp.progress import progress_bar
 
 logger = logging.getLogger(__name__)
@@ -161,11 +162,6 @@ def finish_shards(
             bar.update()
 
 
-def cut(prompts: Sequence[int], size: int = SHARD) -> list[list[int]]:
-    """Prompts in shards, in order; the last may be smaller."""
-    return [list(prompts[begin : begin + size]) for begin in range(0, len(prompts), size)]
-
-
 def put_together(shards: Sequence[Shard], parts: Sequence[Sequence[int]]) -> Shard:
     """The shards' tensors and texts for the prompts of ``parts``, in their order.
 
@@ -224,3 +220,6 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
+
+
+__getattr__ = old_names(__name__)
