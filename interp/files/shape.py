@@ -29,7 +29,8 @@ def check_shape(value: Any, shape: Shape, where: str, *, advice: str = "make the
     if problem is not None:
         place, wanted = problem
         place = f"{place.lstrip('.')} " if place else ""
-        raise UserError(f"{where}: {place}must be {wanted}, not {_short(value, place)}; {advice}")
+        found = "what it is" if place else f"a {type(value).__name__}"
+        raise UserError(f"{where}: {place}must be {wanted}, not {found}; {advice}")
     return value
 
 
@@ -82,10 +83,6 @@ def _is(value: Any, kind: type) -> bool:
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, kind)
-
-
-def _short(value: Any, place: str) -> str:
-    return "what it is" if place else f"a {type(value).__name__}"
 
 
 _NAMES: dict[type, str] = {

@@ -154,8 +154,8 @@ def sweep_position_sets(
         progress_bar(total=total, description=description, shown=progress) as bar,
         working(model, batch.tokens.device) as workers,
     ):
-        running = model, unit_sets, list(groups.values()), freeze, demand, decided, workers, bar
-        sweep = _Sweep(*running)
+        by_layer = list(groups.values())
+        sweep = _Sweep(model, unit_sets, by_layer, freeze, demand, decided, workers, bar)
 
         def run_chunk(prompts: list[int]) -> None:
             chunk = take_chunk(batch, edit, metrics, prompts=prompts)
