@@ -3,6 +3,8 @@
 Writes settings.csv (search part), evaluation.json, null.csv and generations.jsonl (held-out part).
 """
 
+import csv
+import io
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -269,7 +271,11 @@ def _mark_selected(run: Path, evaluations: list[Evaluation]) -> None:
     read_heads(path)  # raises for a malformed table
     constraints = [evaluation.constraint for evaluation in evaluations]
     chosen = {(constraint.site, *head) for constraint in constraints for head in constraint.heads}
-    cells = pd.read_csv(path, dtype=str, keep_default_na=False)
-    heads = zip(cells["site"], cells["layer"].astype(int), cells["head"].astype(int), strict=True)
-    cells["selected"] = [head in chosen for head in heads]
-    write_atomically(path, cells.to_csv(index=False, lineterminator="\n"))
+    reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, reader.fieldnames or (), lineterminator="\n")
+    writer.writeheader()
+    for row in reader:
+        head = (row["site"], int(row["layer"]), int(row["head"]))
+        writer.writerow({**row, "selected": head in chosen})
+    write_atomically(path, text.getvalue())
