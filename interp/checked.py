@@ -156,9 +156,9 @@ def _one_of(name: str, value: Any, hints: Sequence[Any]) -> Any:
             return fitting(name, value, hint)
         except UserError as error:
             problems.append(str(error))
-    wanted = [one for one in problems if not one.startswith(f"{name} is None")]
+    wanted = [problem for problem in problems if not problem.startswith(f"{name} is None")]
     if isinstance(value, list | tuple):  # what is wrong in it says more than what else it could be
-        wanted.sort(key=lambda one: not one.startswith("an entry of"))
+        wanted.sort(key=lambda problem: not problem.startswith("an entry of"))
     raise UserError(wanted[0])
 
 
@@ -179,7 +179,7 @@ def _container(name: str, value: Any, origin: Any, inside: Sequence[Any]) -> Any
     if pair and len(entries) != len(inside):
         raise UserError(f"{name} has {len(inside)} entries, not {len(entries)}")
     of_each = inside if pair else [inside[0] if inside else Any] * len(entries)
-    found = [fitting(f"an entry of {name}", *one) for one in zip(entries, of_each, strict=True)]
+    found = [fitting(f"an entry of {name}", *entry) for entry in zip(entries, of_each, strict=True)]
     return tuple(found) if origin is tuple or isinstance(value, tuple) else found
 
 

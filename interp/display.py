@@ -70,7 +70,8 @@ def result_html(result: Displayed) -> str:
     """Text, tables and, with a renderer that makes images, the figure; works offline."""
     shown = _shown_of(result)
     picture, note = "", ""
-    if shown.figure is not None and not _wants_pictures():
+    wants_pictures = bool(set(_PICTURES) & set(str(pio.renderers.default).split("+")))
+    if shown.figure is not None and not wants_pictures:
         note = "The figure: .plot()"
     elif shown.figure is not None:
         figure, note = _figure_of(shown)
@@ -135,10 +136,6 @@ def _bundle(figure: go.Figure) -> dict[str, Any]:
     except Exception as error:  # what a missing browser raises depends on the exporter
         logger.warning("no picture of the figure: %s", str(error).strip().split("\n")[0])
         return {"application/vnd.plotly.v1+json": json.loads(str(figure.to_json()))}
-
-
-def _wants_pictures() -> bool:
-    return bool(set(_PICTURES) & set(str(pio.renderers.default).split("+")))
 
 
 def _picture(figure: go.Figure) -> str:

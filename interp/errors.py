@@ -18,4 +18,4 @@ class UserError(Exception):
             text = f"{text[:_LONGEST]}…"
         if text.isprintable():
             return text
-        return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
+        return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)

@@ -53,7 +53,7 @@ class MovedFinder(MetaPathFinder):
 
 def keep_old_paths() -> None:
     """Make the old paths importable. A second call does nothing."""
-    if not any(isinstance(one, MovedFinder) for one in sys.meta_path):
+    if not any(isinstance(finder, MovedFinder) for finder in sys.meta_path):
         sys.meta_path.append(MovedFinder())
 
 

@@ -58,7 +58,7 @@ def widened(values: Tensor) -> Tensor:
 def dtype_of(model: Any) -> torch.dtype:
     """The number type of a hooked model: that of its first floating-point weight."""
     weights = model.original_model.parameters()
-    return next((one.dtype for one in weights if one.is_floating_point()), torch.float32)
+    return next((weight.dtype for weight in weights if weight.is_floating_point()), torch.float32)
 
 
 def result_dtype(model: Any) -> torch.dtype:

@@ -30,12 +30,7 @@ from probes.grid import ProbeGrid, probe_grid, probe_heads
 from probes.labelled_activations import LabelledActivations
 from probes.layers import LayerScore, ProbeMap, probe_layers
 from probes.linear import LinearProbe, ProbeMethod, fit_probe
-from probes.scoring import (
-    area_under_curve,
-    auc_with_interval,
-    cross_validated_scores,
-    groups_of,
-)
+from probes.scoring import area_under_curve, auc_with_interval, cross_validated_scores, groups_of
 from probes.store import ActivationStore, store_activations
 
 __all__ = [

@@ -9,6 +9,8 @@ which a causal model never attends to.
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -19,7 +21,7 @@ from transformers.cache_utils import DynamicCache
 from interp.arguments import check_choice
 from interp.checked import checked
 from interp.errors import UserError
-from interp.forward.batch import TokenBatch
+from interp.forward.batch import TokenBatch, by_length
 from interp.forward.hook_points import hook_name
 from interp.forward.layer_range import override_forward
 from interp.forward.out_of_memory import halving
@@ -144,7 +146,7 @@ def read_activations(
             with _without_blocks_above(model, max(chosen)):
                 return _read_chunk(model, part, hooks, layers=chosen, start=start, cached=cached)
 
-        chunks = _chunks([len(prompt.needed) - start for prompt in prompts], batch_tokens)
+        chunks = by_length([len(prompt.needed) - start for prompt in prompts], batch_tokens)
         for indices, values in halving(chunks, read):
             _check_finite(model, values, chosen)
             yield ReadChunk(tuple(indices), values)
@@ -183,14 +185,11 @@ def _read_chunk(
     position = torch.tensor([at - start for prompt in prompts for at in prompt.positions])
     seen: dict[tuple[str, int], Tensor] = {}
 
-    def reader(name: str, layer: int) -> Any:
-        def read(value: Float[Tensor, "row pos *unit"], hook: object) -> None:
-            seen[name, layer] = value[row.to(value.device), position.to(value.device)].cpu()
+    def read(value: Float[Tensor, "row pos *unit"], hook: object, *, at: tuple[str, int]) -> None:
+        seen[at] = value[row.to(value.device), position.to(value.device)].cpu()
 
-        return read
-
-    points = [(hook_name(name, layer), reader(name, layer)) for name in hooks for layer in layers]
-    with hooked(model, points):
+    places = product(hooks, layers)
+    with hooked(model, [(hook_name(*place), partial(read, at=place)) for place in places]):
         batch = TokenBatch.from_padded(tokens)
         call_positions(model.original_model, batch, rows, start=start, cache=cache)
     for hook in hooks:
@@ -212,16 +211,6 @@ def _without_blocks_above(model: HookedModel, layer: int) -> Iterator[None]:
         for block in list(model.blocks)[layer + 1 :]:
             stack.enter_context(override_forward(block, pass_through))
         yield
-
-
-def _chunks(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Indices of prompts of similar length, in chunks of ``batch_tokens``, padding included."""
-    chunks: list[list[int]] = [[]]
-    for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
-        if chunks[-1] and (len(chunks[-1]) + 1) * lengths[index] > batch_tokens:
-            chunks.append([])
-        chunks[-1].append(index)
-    return chunks
 
 
 def _check_finite(model: HookedModel, values: dict[str, Tensor], layers: Sequence[int]) -> None:

@@ -149,7 +149,7 @@ def read_tokens(
     progress: bool = True,
 ) -> TokenActivations:
     """The activations of every prompt at its positions, float32 on the CPU."""
-    counts = [len(one.positions) for one in prompts]
+    counts = [len(prompt.positions) for prompt in prompts]
     starts = [sum(counts[:index]) for index in range(len(counts))]
     values = torch.empty(0)
     chunks = read_activations(

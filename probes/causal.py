@@ -35,6 +35,7 @@ from interp.forward.out_of_memory import over_parts
 from interp.forward.partial import RecordedRun, record_run
 from interp.heads.locate import as_encoded
 from interp.models.hooked_model import HookedModel
+from interp.moved import old_names
 from interp.patching.edits import edited_points
 from interp.patching.metrics import LogitDifference, apply_metric
 from interp.patching.variants import Variant, run_variants
@@ -46,7 +47,7 @@ from interp.statistics.significance import mean_interval
 from probes.activations import PremiseKind
 from probes.linear import LinearProbe
 
-Removal = Literal["component", "score"]
+RemovalMode = Literal["component", "score"]
 MINIMUM_RANDOM_DIRECTIONS = 20
 
 
@@ -67,7 +68,7 @@ class DirectionRemoval(Displayed):
     kind: PremiseKind
     layer: int
     hook: str
-    removal: Removal
+    removal: RemovalMode
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -132,7 +133,7 @@ def remove_direction(
     probe: LinearProbe,
     *,
     kind: PremiseKind = "false",
-    removal: Removal = "component",
+    removal: RemovalMode = "component",
     n_random: int = MINIMUM_RANDOM_DIRECTIONS,
     seed: int = 0,
     progress: bool = True,
@@ -146,7 +147,7 @@ def remove_direction(
         UserError: a probe of another model or of heads' outputs, an unknown removal or kind, too
             few random directions, or a direction of length zero.
     """
-    check_choice("removal", removal, get_args(Removal))
+    check_choice("removal", removal, get_args(RemovalMode))
     check_choice("kind", kind, get_args(PremiseKind))
     if n_random < MINIMUM_RANDOM_DIRECTIONS:
         raise UserError(
@@ -173,7 +174,7 @@ def remove_direction(
         )
         variants = _variants(run, at[rows, run.start :], probe, removal=removal, along=directions)
         logits = (run.logits, *run_variants(model, run, variants))
-        before, *after = [apply_metric(metric.take(rows), one).cpu() for one in logits]
+        before, *after = [apply_metric(metric.take(rows), found).cpu() for found in logits]
         return torch.stack(after) - before
 
     with progress_bar(total=len(batch), description="directions", shown=progress) as bar:
@@ -193,7 +194,7 @@ def remove_direction(
 
 
 def step_along(
-    values: Float[Tensor, "*tokens d_model"], probe: LinearProbe, removal: Removal
+    values: Float[Tensor, "*tokens d_model"], probe: LinearProbe, removal: RemovalMode
 ) -> Float[Tensor, " *tokens"]:
     """The length of the step along −ŵ at each token, in units of the activation."""
     weight = probe.weight.to(values)
@@ -207,7 +208,7 @@ def _variants(
     at: Bool[Tensor, "prompt pos"],
     probe: LinearProbe,
     *,
-    removal: Removal,
+    removal: RemovalMode,
     along: Float[Tensor, "direction d_model"],
 ) -> Iterator[Variant]:
     """The run with the probe's step taken along each direction in turn."""
@@ -220,3 +221,6 @@ def _variants(
             return torch.where(at[..., None], edited.to(value.dtype), value)
 
         yield Variant(probe.layer, ((hook_name(probe.hook, probe.layer), write),))
+
+
+__getattr__ = old_names(__name__)

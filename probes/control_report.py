@@ -88,7 +88,7 @@ class ControlReport(Displayed):
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row for the probe and each control."""
-        return pd.DataFrame([vars(one) for one in (self.task, *self.controls)])
+        return pd.DataFrame([vars(score) for score in (self.task, *self.controls)])
 
     def plot(self) -> go.Figure:
         """AUC of the probe and its controls with their intervals."""

@@ -72,8 +72,8 @@ class PremiseActivations:
 
 def objects_of_pairs(questions: Sequence[Question]) -> tuple[str, ...]:
     """The objects of false-premise prompts and then of their twins: the false, then the true."""
-    false, true = zip(*((one.false_object, one.true_object) for one in questions), strict=True)
-    return (*false, *true)
+    false = [question.false_object for question in questions]
+    return (*false, *(question.true_object for question in questions))
 
 
 def collect_pairs(

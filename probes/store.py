@@ -217,8 +217,8 @@ def _store(
     for shard in shards:
         with safe_open(str(folder / shard["file"]), framework="pt") as file:
             rows.append((shard["file"], file.get_tensor("rows")))
-    prompt = torch.tensor([index for index, one in enumerate(prompts) for _ in one.positions])
-    token = torch.tensor([position for one in prompts for position in one.positions])
+    prompt = torch.tensor([index for index, prompt in enumerate(prompts) for _ in prompt.positions])
+    token = torch.tensor([position for prompt in prompts for position in prompt.positions])
     hooks, layers = tuple(identity["hooks"]), tuple(identity["layers"])
     return ActivationStore(folder, hooks, layers, prompt, token, tuple(rows))
 

@@ -1,8 +1,8 @@
-"""Head effects as TransformerLens 4 gives them, for the comparison of the two majors.
+"""Head effects as TransformerLens 4 gives them, to compare the two major versions with each other.
 
 ``python scripts/head_effects_reference.py`` writes ``tests/models/head_effects.safetensors`` (on
-TransformerLens 4); with ``--check``, on either major, it prints how far this installation's effects
-are from it, and the seconds they took, as the table of ``docs/transformer-lens.md``.
+TransformerLens 4); with ``--check``, on either version, it prints how far this installation's
+effects are from it, and the seconds they took, as the table of ``docs/transformer-lens.md``.
 """
 
 import json

@@ -61,7 +61,7 @@ LONG_FILES = frozenset(
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the tests that are about the other TransformerLens major; pytest counts them."""
+    """Leave out the tests that are about the other TransformerLens version; pytest counts them."""
     if MAJOR >= 4:
         out = [item for item in items if item.get_closest_marker("hooked_transformer_only")]
     else:

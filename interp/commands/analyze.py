@@ -55,7 +55,7 @@ from interp.runs.engines import EngineName, engine_for
 from interp.runs.identity import begin_run, check_run
 from interp.runs.lock import one_process
 from interp.runs.manifest import describe_hf_model, read_manifest, write_manifest
-from interp.runs.prompting import PROMPTS, asking_identity, noted_prompts
+from interp.runs.prompting import PROMPTS, asking_identity
 from interp.runs.resources import run_resources, with_resources
 from interp.runs.shards import digest_of
 
@@ -232,15 +232,8 @@ def _conclude(
         spec=loaded.spec,
         fingerprint=loaded.base_fingerprint,
     )
-    write_manifest(
-        run,
-        described,
-        prompts=None,
-        adapter_sha256=loaded.adapter_sha256,
-        settings=asdict(settings),
-        seed=settings.seed,
-        **noted_prompts(read_json(run / IDENTITY)),
-    )
+    noted = {"adapter_sha256": loaded.adapter_sha256, "settings": asdict(settings)}
+    write_manifest(run, described, prompts=None, identity=IDENTITY, seed=settings.seed, **noted)
     analysis = Analysis(
         title=loaded.spec,
         records=records,

@@ -164,12 +164,7 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _base_metrics(
-    training: TrainingSettings,
-    run: Path,
-    *,
-    device: str | None,
-    allow_pickle: bool,
-    progress: bool,
+    training: TrainingSettings, run: Path, *, device: str | None, allow_pickle: bool, progress: bool
 ) -> dict[str, Any]:
     """The metrics of the model without an adapter on the same questions."""
     path = run / "base.json"

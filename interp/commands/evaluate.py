@@ -18,11 +18,7 @@ from interp.commands.locate import DEFAULT_FRACTION, IDENTITY, check_same_prompt
 from interp.errors import UserError
 from interp.evaluation.answers import ask_all
 from interp.evaluation.evaluate import RANDOM_SETS, Evaluation, evaluate
-from interp.evaluation.settings import (
-    SettingMode,
-    choose_setting,
-    compare_settings,
-)
+from interp.evaluation.settings import SettingMode, choose_setting, compare_settings
 from interp.files.documents import write_atomically, write_json, write_jsonl, write_table
 from interp.heads.effects import HeadEffects, count_of_fraction
 from interp.heads.headset import Site

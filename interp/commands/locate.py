@@ -54,7 +54,7 @@ from interp.runs.manifest import (
     recorded_model,
     write_manifest,
 )
-from interp.runs.prompting import PROMPTS, noted_prompts
+from interp.runs.prompting import PROMPTS
 from interp.runs.resources import budget_entry, run_resources
 from interp.runs.shards import Engine, InProcess, digest_of, remove_shards
 
@@ -140,14 +140,9 @@ def locate_run(
         count = count_of_fraction(DEFAULT_FRACTION, site_effects.values[0].numel())
         tables.append(site_effects.to_dataframe(site_effects.select(count=count)))
     write_table(run / "heads.csv", pd.concat(tables, ignore_index=True))
-    write_manifest(
-        run,
-        model,
-        settings=asdict(settings),
-        seed=settings.seed,
-        **noted_prompts(read_json(run / IDENTITY)),
-        **budget_entry(run, IDENTITY, model),
-    )
+    noted = {"settings": asdict(settings), "seed": settings.seed}
+    noted |= budget_entry(run, IDENTITY, model)
+    write_manifest(run, model, identity=IDENTITY, **noted)
     remove_shards(run / SHARDS)
     note_dtype_check(run, model, _on_a_few(split, settings, effects), made=check_dtype)
     return effects
@@ -174,9 +169,8 @@ def _on_a_few(split: Split, settings: LocateSettings, effects: dict[Site, HeadEf
             progress=False,
             heads=None if settings.method == "attribution" else chosen,
         )
-        return batch_metrics(model, few.batch("false"), (metric,))[0], found.values[
-            :, layers, heads
-        ]
+        before = batch_metrics(model, few.batch("false"), (metric,))[0]
+        return before, found.values[:, layers, heads]
 
     return measure
 
@@ -192,10 +186,8 @@ def _effects(
 ) -> dict[Site, HeadEffects]:
     """The effects at all sites: from their file, or from shards."""
     prompts = read_json(run / IDENTITY)[PROMPTS]
-    path, digest = (
-        run / EFFECTS,
-        effects_digest(settings, fingerprint(model), split, prompts=prompts),
-    )
+    path = run / EFFECTS
+    digest = effects_digest(settings, fingerprint(model), split, prompts=prompts)
     try:
         finished = _effects_of(path, digest)
     except UserError as error:
@@ -210,12 +202,7 @@ def _effects(
     for site in settings.sites:
         job = LocateJob(encoded, settings.method, site, settings.seed, digest, settings.shard)
         found = runner.run(
-            locate_shard,
-            model,
-            job,
-            description=f"site {site}",
-            output=LOCATED,
-            progress=progress,
+            locate_shard, model, job, description=f"site {site}", output=LOCATED, progress=progress
         )
         source = check_shape(found.kept, {"source": str}, "a shard")["source"]
         effects[site] = HeadEffects(

@@ -30,7 +30,7 @@ from interp.runs.identity import begin_run, check_run, conditions, model_identit
 from interp.runs.job_runner import StoredJobRunner
 from interp.runs.lock import one_process
 from interp.runs.manifest import read_manifest, write_manifest
-from interp.runs.prompting import PROMPTS, noted_prompts
+from interp.runs.prompting import PROMPTS
 from interp.runs.resources import budget_entry, run_resources, with_resources
 from interp.runs.shards import Engine, InProcess, digest_of, remove_shards
 from interp.statistics.significance import MINIMUM_GROUPS, mean_interval
@@ -180,15 +180,9 @@ def patch_run(
     write_table(run / "units.csv", result.to_dataframe())
     summary = summary_of(result, settings, n_right=int(right.sum()), n_pairs=len(right))
     write_json(run / "summary.json", summary)
-    write_manifest(
-        run,
-        model,
-        prompts="pairs.jsonl",
-        settings=asdict(settings),
-        seed=settings.seed,
-        **noted_prompts(read_json(run / IDENTITY)),
-        **budget_entry(run, IDENTITY, model),
-    )
+    noted = {"settings": asdict(settings), "seed": settings.seed}
+    noted |= budget_entry(run, IDENTITY, model)
+    write_manifest(run, model, prompts="pairs.jsonl", identity=IDENTITY, **noted)
     write_patch_report(run)
     remove_shards(run / SHARDS)
     note_dtype_check(run, model, _on_a_few(encoded, settings), made=check_dtype)

@@ -37,7 +37,6 @@ from interp.runs.clock import one_moment
 from interp.runs.identity import model_identity
 from interp.runs.lock import one_process
 from interp.runs.manifest import read_manifest, write_manifest
-from interp.runs.prompting import noted_prompts
 from probes import (
     ControlReport,
     DetectionScore,
@@ -107,13 +106,8 @@ def probe_run(
         minimum=MINIMUM_KNOWN,
         progress=progress,
     )
-    write_manifest(
-        run,
-        model,
-        settings=asdict(settings),
-        seed=settings.seed,
-        **noted_prompts(read_json(run / IDENTITY)),
-    )
+    noted = {"settings": asdict(settings), "seed": settings.seed}
+    write_manifest(run, model, identity=IDENTITY, **noted)
     _write_maps(model, split, settings, run=run, progress=progress)
     report = _compare(model, split, settings, run=run, progress=progress)
     score = None

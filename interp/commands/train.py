@@ -20,7 +20,7 @@ from accelerate import PartialState
 from transformers import set_seed
 
 from interp.errors import UserError
-from interp.files.documents import read_json, write_json, write_jsonl, write_table, write_yaml
+from interp.files.documents import write_json, write_jsonl, write_table, write_yaml
 from interp.files.whole import beside_of, move_into_place
 from interp.models import cache_root, fingerprint_of_folder, resolve
 from interp.models.folder import read_tokenizer
@@ -43,7 +43,7 @@ from interp.runs.clock import one_moment, with_clock
 from interp.runs.identity import begin_run, check_finished, check_run
 from interp.runs.lock import one_process
 from interp.runs.manifest import describe_hf_model, write_manifest
-from interp.runs.prompting import PROMPTS, noted_prompts, tokenizer_identity
+from interp.runs.prompting import PROMPTS, tokenizer_identity
 from interp.runs.shards import digest_of
 
 logger = logging.getLogger(__name__)
@@ -200,15 +200,8 @@ def _write_run(
     described = describe_hf_model(
         base.model, base.tokenizer, spec=base.spec, fingerprint=base.fingerprint
     )
-    write_manifest(
-        run,
-        described,
-        prompts=None,
-        data_sha256=data.sha256,
-        settings=plain_settings(settings),
-        seed=settings.seed,
-        **noted_prompts(read_json(run / IDENTITY)),
-    )
+    noted = {"data_sha256": data.sha256, "settings": plain_settings(settings)}
+    write_manifest(run, described, prompts=None, identity=IDENTITY, seed=settings.seed, **noted)
     shutil.rmtree(run / CHECKPOINTS, ignore_errors=True)
     write_json(run / "metrics.json", content)
 

@@ -122,6 +122,7 @@ def gain_cost_curve(settings: pd.DataFrame) -> go.Figure:
         rows = where(settings, (settings["site"] == site) & (settings["mode"] == mode))
         line = rows.sort_values("n_heads")
         colour = CATEGORIES[modes.index(mode) % len(CATEGORIES)]
+        symbol = SYMBOLS[modes.index(mode) % len(SYMBOLS)]
         dashed = "solid" if sites.index(site) == 0 else "dot"
         hover = ["n_heads", "head_fraction", "gain_low", "gain_high", "cost_low", "cost_high"]
         figure.add_scatter(
@@ -130,7 +131,7 @@ def gain_cost_curve(settings: pd.DataFrame) -> go.Figure:
             mode="lines+markers",
             name=f"{label(site)}, {label(mode)}",
             line={"color": colour, "width": 2, "dash": dashed},
-            marker={"symbol": _symbol(modes.index(mode), filled=sites[0] == site), "size": 8},
+            marker={"symbol": symbol if sites[0] == site else f"{symbol}-open", "size": 8},
             customdata=line[hover].to_numpy(dtype=float).tolist(),
             hovertemplate=(
                 f"<b>{label(site)}, {label(mode)}</b><br>"
@@ -299,10 +300,10 @@ def answer_outcomes(answers: pd.DataFrame) -> go.Figure:
             marker={"color": colour, "pattern": {"shape": pattern, **STRIPES}},
             hovertemplate=f"{name}: %{{customdata[0]}} of %{{customdata[1]}}<extra></extra>",
         )
+    legend = {**LEGEND_ABOVE, "traceorder": "normal"}  # by itself plotly lists the last bar first
     figure.update_layout(
-        template=THEME, height=120 + 60 * len(kinds), barmode="stack", legend=LEGEND_ABOVE
+        template=THEME, height=120 + 60 * len(kinds), barmode="stack", legend=legend
     )
-    figure.update_layout(legend_traceorder="normal")  # stacked bars are listed from the last
     figure.update_xaxes(title_text="share of greedy answers", range=[0, 1])
     return figure.update_yaxes(autorange="reversed", showgrid=False)
 
@@ -360,11 +361,6 @@ def null_values(null: pd.DataFrame, evaluation: Mapping[str, Any]) -> list[float
         & (null["n_heads"] == count_at(evaluation, "n_heads")),
     )
     return [float(value) for value in rows["preference_accuracy"].dropna()]
-
-
-def _symbol(number: int, *, filled: bool) -> str:
-    name = SYMBOLS[number % len(SYMBOLS)]
-    return name if filled else f"{name}-open"
 
 
 def _reach(rows: pd.DataFrame, value: str, **line: Any) -> dict[str, Any]:

@@ -50,8 +50,8 @@ def field_value(value: Any, hint: Any) -> Any:
     if origin in (Union, UnionType):
         if value is None and NoneType in inside:
             return None
-        (one,) = (kind for kind in inside if kind is not NoneType)
-        return field_value(value, one)
+        (kind,) = (kind for kind in inside if kind is not NoneType)
+        return field_value(value, kind)
     if origin is tuple:
         items = value if isinstance(value, list) else [value]
         return tuple(field_value(item, inside[0]) for item in items)

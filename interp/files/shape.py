@@ -29,7 +29,8 @@ def check_shape(value: Any, shape: Shape, where: str, *, advice: str = "make the
     if problem is not None:
         place, wanted = problem
         place = f"{place.lstrip('.')} " if place else ""
-        raise UserError(f"{where}: {place}must be {wanted}, not {_short(value, place)}; {advice}")
+        found = "what it is" if place else f"a {type(value).__name__}"
+        raise UserError(f"{where}: {place}must be {wanted}, not {found}; {advice}")
     return value
 
 
@@ -40,7 +41,7 @@ def _problem(value: Any, shape: Shape, place: str) -> tuple[str, str] | None:
     if isinstance(shape, type):
         return None if _is(value, shape) else (place, _NAMES[shape])
     if isinstance(shape, tuple):
-        found = [_problem(value, one, place) for one in shape]
+        found = [_problem(value, alternative, place) for alternative in shape]
         return None if None in found else found[0]
     if isinstance(shape, list):
         return _list_problem(value, shape, place)
@@ -53,8 +54,8 @@ def _list_problem(value: Any, shape: list[Shape], place: str) -> tuple[str, str]
     if len(shape) > 1 and len(value) != len(shape):
         return place, f"a list of {len(shape)}"
     wanted = shape * len(value) if len(shape) == 1 else shape
-    for index, (one, of_one) in enumerate(zip(value, wanted, strict=True)):
-        if problem := _problem(one, of_one, f"{place}[{index}]"):
+    for index, (item, of_item) in enumerate(zip(value, wanted, strict=True)):
+        if problem := _problem(item, of_item, f"{place}[{index}]"):
             return problem
     return None
 
@@ -82,10 +83,6 @@ def _is(value: Any, kind: type) -> bool:
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, kind)
-
-
-def _short(value: Any, place: str) -> str:
-    return "what it is" if place else f"a {type(value).__name__}"
 
 
 _NAMES: dict[type, str] = {

@@ -75,7 +75,7 @@ def read_tensors(path: Path, names: Sequence[str]) -> tuple[dict[str, Tensor], d
 
 def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     """The file's content."""
-    here = {name: one.detach().cpu().contiguous().clone() for name, one in tensors.items()}
+    here = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     header, data = _split(save(here))
     texts = {name: text for name, text in metadata.items() if name != CHECKSUM}
     header["__metadata__"] = texts

@@ -56,10 +56,10 @@ def check_tensors(tensors: Mapping[str, Tensor], **axes: int | None) -> None:
     for name, wanted in axes.items():
         if name not in tensors:
             raise UserError(f"it has no tensor {name!r}")
-        one = tensors[name]
-        if not one.is_floating_point() or one.ndim < 1 or wanted not in (None, one.ndim):
-            raise UserError(f"{name} is {one.dtype} of shape {tuple(one.shape)}")
-        if not one.numel():
+        tensor = tensors[name]
+        if not tensor.is_floating_point() or tensor.ndim < 1 or wanted not in (None, tensor.ndim):
+            raise UserError(f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}")
+        if not tensor.numel():
             raise UserError(f"{name} is empty")
 
 

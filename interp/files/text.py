@@ -191,17 +191,17 @@ def _check_plain(value: Any, *, surrogates: bool = False) -> None:
     """Depth, whole numbers and texts, walked without recursion."""
     left: list[tuple[Any, int]] = [(value, 0)]
     while left:
-        one, depth = left.pop()
-        if isinstance(one, str):
+        item, depth = left.pop()
+        if isinstance(item, str):
             if not surrogates:
-                _check_text(one)
-        elif isinstance(one, int):
-            if abs(one) >= _LARGEST_INTEGER:
+                _check_text(item)
+        elif isinstance(item, int):
+            if abs(item) >= _LARGEST_INTEGER:
                 raise _Refused("a number beyond 64 bits")
-        elif isinstance(one, dict | list | tuple | set):
+        elif isinstance(item, dict | list | tuple | set):
             if depth >= DEEPEST:
                 raise _Refused(f"nested deeper than {DEEPEST}")
-            parts = [*one, *one.values()] if isinstance(one, dict) else one
+            parts = [*item, *item.values()] if isinstance(item, dict) else item
             left.extend((part, depth + 1) for part in parts)
 
 

@@ -70,7 +70,7 @@ class TokenBatch:
         cls, prompts: Prompts, *, pad: int = 0, device: torch.device | str = "cpu"
     ) -> "TokenBatch":
         """Pad lists of token ids on the left to the longest of them."""
-        prompts, pad = [_token_ids(one) for one in _listed(prompts)], whole_number("pad", pad)
+        prompts, pad = [_token_ids(prompt) for prompt in _listed(prompts)], whole_number("pad", pad)
         if not prompts or not all(prompts):
             raise UserError("there is an empty prompt: every prompt needs at least one token")
         lengths = torch.tensor([len(prompt) for prompt in prompts])
@@ -159,6 +159,11 @@ class TokenBatch:
         """Position ids as the unpadded prompt would have them; 0 on padding."""
         return (self.mask.long().cumsum(dim=1) - 1).clamp(min=0)
 
+    @property
+    def every_row(self) -> Int[Tensor, " row"]:
+        """Each prompt once, as the rows of a batch that is run."""
+        return torch.arange(len(self), device=self.tokens.device)
+
     def span_mask(self, spans: Sequence[Span]) -> Bool[Tensor, "prompt pos"]:
         """Mask of one token span [start, end) per prompt, counted without padding."""
         if len(spans) != len(self):
@@ -230,7 +235,7 @@ def _check_token_ids(tokens: Tensor, what: str = "") -> None:
 def _refuse_text(prompts: Any, what: str) -> None:
     """Raise UserError for a text, or several of them: prompts are not tokenized here."""
     some = prompts if isinstance(prompts, list | tuple) else [prompts]
-    if any(isinstance(one, str | bytes) for one in some):
+    if any(isinstance(prompt, str | bytes) for prompt in some):
         raise UserError(
             f"{what}: this is text, and prompts are token ids: give a TokenBatch, such as "
             "TokenBatch.from_lists(tokenizer(texts).input_ids)"
@@ -252,7 +257,7 @@ def _token_ids(prompt: Any) -> list[int]:
     """One prompt's token ids. Raises UserError for anything else."""
     try:
         whole = prompt.tolist() if hasattr(prompt, "tolist") else prompt
-        return [operator.index(one) for one in whole]
+        return [operator.index(token) for token in whole]
     except TypeError as error:
         raise UserError(
             f"a prompt is a list of token ids, whole numbers; this is none: {prompt!r:.60}"

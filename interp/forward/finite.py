@@ -80,8 +80,7 @@ def first_bad_module(model: nn.Module, run: Callable[[], object]) -> str | None:
     with ExitStack() as stack:
         for name, module in model.named_modules():
             if not any(module.children()):
-                handle = module.register_forward_hook(partial(watch, name=name))
-                stack.callback(handle.remove)
+                stack.enter_context(module.register_forward_hook(partial(watch, name=name)))
         run()
     return found[0] if found else None
 

@@ -163,9 +163,11 @@ def only_end_tokens(hf_model: nn.Module, ends: int | list[int] | None) -> Iterat
     An argument of ``generate`` cannot do this: transformers takes whatever a call leaves open from
     the model's config. A PEFT model and the model inside it each have one.
     """
-    models: list[Any] = [one for one in hf_model.modules() if "generation_config" in vars(one)]
+    models: list[Any] = [part for part in hf_model.modules() if "generation_config" in vars(part)]
     # Entries for generation that somebody put on the model's own config, which `generate` refuses.
-    configs = [one.config for one in models if hasattr(one.config, "_get_generation_parameters")]
+    configs = [
+        model.config for model in models if hasattr(model.config, "_get_generation_parameters")
+    ]
     entries = [(config, config._get_generation_parameters()) for config in configs]
     with ExitStack() as stack:
         for model in models:

@@ -78,7 +78,7 @@ def _layers_without(model: HookedModel, component: str) -> list[int]:
     return [
         layer
         for layer in range(model.cfg.n_layers)
-        if any(hook_name(one, layer) not in model.hook_dict for one in needed)
+        if any(hook_name(name, layer) not in model.hook_dict for name in needed)
     ]
 
 

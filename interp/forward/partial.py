@@ -100,7 +100,7 @@ def finite_logits(
     Raises:
         UserError: logits that are not finite; the message names the layer and the hook.
     """
-    run = partial(call_positions, model.original_model, batch, _all_rows(batch), keep=keep)
+    run = partial(call_positions, model.original_model, batch, batch.every_row, keep=keep)
     return check_finite(run(), model, run)
 
 
@@ -118,7 +118,7 @@ def unedited_logits(model: HookedModel, batch: TokenBatch) -> Float[Tensor, "pro
     def run_part(part: TokenBatch, rows: range) -> Tensor:
         if plain is None:
             return last_logits(model, part)[:, -1]
-        return _check_logits(plain.run(part, _all_rows(part)), model, part)
+        return _check_logits(plain.run(part, part.every_row), model, part)
 
     return torch.cat(list(over_parts(batch, run_part)))
 
@@ -164,7 +164,7 @@ def record_run(
     fill: Any = partial(call_positions, hf_model) if modules is None else modules.run
     cache = None if all_positions else _fill(fill, batch, start)
     if modules is not None:
-        logits = modules.run(batch, _all_rows(batch), start=start, cache=cache, hooks=hooks)
+        logits = modules.run(batch, batch.every_row, start=start, cache=cache, hooks=hooks)
     else:
         tokens, n_kept = batch.tokens[:, start:], logits_to_keep or 1
         with hooked(model, hooks):
@@ -193,21 +193,17 @@ def _storing_hooks(
     """Hooks that store the values of components, by component and layer, in what is returned."""
     seen = {name: [torch.empty(0)] * model.cfg.n_layers for name in components}
 
-    def store(name: str, layer: int) -> HookFunction:
-        def hook_function(value: Tensor, hook: object) -> None:
-            # Looked at after the run: an open constraint may run prompts of its own within it.
-            seen[name][layer] = value.detach()
+    def store(value: Tensor, hook: object, *, name: str, layer: int) -> None:
+        # Looked at after the run: an open constraint may run prompts of its own within it.
+        seen[name][layer] = value.detach()
 
-        return hook_function
-
-    layers = range(model.cfg.n_layers)
-    hooks = [(hook_name(name, layer), store(name, layer)) for layer in layers for name in seen]
+    hooks: list[Hook] = [
+        (hook_name(name, layer), partial(store, name=name, layer=layer))
+        for layer in range(model.cfg.n_layers)
+        for name in seen
+    ]
     require_hooks(model, hooks)
     return hooks, seen
-
-
-def _all_rows(batch: TokenBatch) -> Int[Tensor, " row"]:
-    return torch.arange(len(batch), device=batch.tokens.device)
 
 
 def _stack_layers(
@@ -244,7 +240,7 @@ def check_batch(model: HookedModel, batch: TokenBatch) -> None:
 
 
 def _check_logits(logits: Tensor, model: HookedModel, batch: TokenBatch) -> Tensor:
-    again = partial(call_positions, model.original_model, batch, _all_rows(batch))
+    again = partial(call_positions, model.original_model, batch, batch.every_row)
     return check_finite(logits, model, again)
 
 
@@ -253,7 +249,7 @@ def _fill(run: Callable[..., object], batch: TokenBatch, end: int) -> Cache:
 
     The tokens that all prompts begin with (a chat's preamble) run once.
     """
-    cache, rows = DynamicCache(), _all_rows(batch)
+    cache, rows = DynamicCache(), batch.every_row
     common = common_prefix_length(batch, end)
     if common:
         run(batch, rows[:1], end=common, cache=cache)

@@ -49,7 +49,7 @@ def names_of_prompts(what: str, given: Any, n_prompts: int) -> tuple[str, ...]:
     """
     if given is None:
         return ()
-    names = tuple(str(one) for one in listed(what, given, "one name for each prompt"))
+    names = tuple(str(name) for name in listed(what, given, "one name for each prompt"))
     if names and len(names) != n_prompts:
         raise UserError(f"{n_prompts} prompts but {len(names)} {what}")
     return names

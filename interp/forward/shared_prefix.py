@@ -145,7 +145,7 @@ def shared_prefix_attention(
     score_steps, pattern_steps = prefix.scores.get(layer, []), prefix.patterns.get(layer, [])
     if score_steps or pattern_steps or softcap is not None or _few(query, keys):
         # From here to the softmax in float32 at least, whatever the model's type.
-        scores = widened(grouped_scores(query, keys)).mul_(scale)
+        scores = widened(weighted_values(query, keys.transpose(-1, -2))).mul_(scale)
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
         if attention_mask is not None:
@@ -171,17 +171,13 @@ def shared_prefix_attention(
     return out.contiguous(), None
 
 
-def grouped_scores(
-    query: Float[Tensor, "row head q d_head"], keys: Float[Tensor, "row kv_head k d_head"]
-) -> Float[Tensor, "row head q k"]:
-    """Dot products of every query head with its group's keys, without repeating the keys."""
-    return weighted_values(query, keys.transpose(-1, -2))
-
-
 def weighted_values(
     pattern: Float[Tensor, "row head q k"], values: Float[Tensor, "row kv_head k d_head"]
 ) -> Float[Tensor, "row head q d_head"]:
-    """The values weighted by the pattern: one product for all rows of a group together."""
+    """The values weighted by the pattern: one product for all rows of a group together.
+
+    With queries for the pattern and transposed keys for the values it gives their scores.
+    """
     rows, heads, n_queries, _ = pattern.shape
     stacked = pattern.reshape(rows * values.shape[1], -1, pattern.shape[-1])
     return torch.bmm(stacked, values.flatten(0, 1)).view(rows, heads, n_queries, -1)

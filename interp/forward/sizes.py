@@ -144,13 +144,13 @@ def _widest(model: HookedModel) -> tuple[int, int]:
 
 def _sides(name: str, module: nn.Module) -> Iterator[int]:
     """The sides of a module's own matrices; of two halves that are multiplied, one."""
-    own = module.__dict__
+    attributes = module.__dict__
     # Quantized weights are packed: their modules say how wide they are, their shapes do not.
-    if "out_features" in own:
-        yield own["in_features"]
-        yield own["out_features"] // _halves(name)
+    if "out_features" in attributes:
+        yield attributes["in_features"]
+        yield attributes["out_features"] // _halves(name)
         return
-    for of_weight, weight in own.get("_parameters", {}).items():
+    for of_weight, weight in attributes.get("_parameters", {}).items():
         if weight is not None and weight.ndim > 1:
             yield max(weight.shape[-2:]) // _halves(of_weight)
 

@@ -74,8 +74,8 @@ def _trial_width(model: HookedModel, width: int) -> int:
     config = getattr(model.original_model, "config", None)
     config = getattr(config, "text_config", config)
     windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-    inside = [one for one in windows if isinstance(one, int) and one + 4 > WIDTH and one < width]
-    return max([WIDTH, *(one + 4 for one in inside)])
+    sizes = (size + 4 for size in windows if isinstance(size, int) and size < width)
+    return max([WIDTH, *sizes])
 
 
 @torch.no_grad()

@@ -129,30 +129,23 @@ class UnhookedModel:
     ) -> Float[Tensor, "row d_vocab"]:
         """``interp.forward.partial.resume`` on these modules."""
         with ExitStack() as stack:
+            enter = stack.enter_context
             # First what the layer is given, then the hooks, which may edit it.
-            residual = residual.to(self.dtype)
-            outputs = self._tuple_outputs
-            stack.enter_context(
-                run_layers(self.blocks, layer, residual, stop=stop, tuple_outputs=outputs)
-            )
+            residual, outputs = residual.to(self.dtype), self._tuple_outputs
+            enter(run_layers(self.blocks, layer, residual, stop=stop, tuple_outputs=outputs))
             if z is not None:
-                projection, given = self.out_projection[layer], z.to(self.dtype).flatten(-2)
-                stack.enter_context(
-                    override_forward(
-                        self.attention[layer], lambda *args, **kwargs: (projection(given), None)
-                    )
-                )
+                attention, project = self.attention[layer], self.out_projection[layer]
+                given = z.to(self.dtype).flatten(-2)
+                enter(override_forward(attention, lambda *args, **kwargs: (project(given), None)))
             # A hook in the last layer may look at any of its positions.
             watched = any(name.startswith(f"blocks.{self.n_layers - 1}.") for name, _ in hooks)
             last_only = None if watched else self.n_layers - 1
-            stack.enter_context(self._running(keys_values, rows, hooks, last_only=last_only))
+            enter(self._running(keys_values, rows, hooks, last_only=last_only))
             for module in () if watched else self._narrowed:
-                stack.enter_context(override_forward(module, _at_last_position(module)))
+                enter(override_forward(module, _at_last_position(module)))
             if tokens is not None:
                 unembedding = self.hf_model.get_output_embeddings()
-                stack.enter_context(
-                    override_forward(unembedding, _only_tokens(unembedding, tokens))
-                )
+                enter(override_forward(unembedding, _only_tokens(unembedding, tokens)))
             return call_model(
                 self.hf_model,
                 batch.tokens[rows, start:],
@@ -239,10 +232,8 @@ class UnhookedModel:
             handle = module.register_forward_pre_hook(edit_input, with_kwargs=True)
         else:
             handle = module.register_forward_hook(edit_output)
-        try:
+        with handle:
             yield
-        finally:
-            handle.remove()
 
 
 def _at_last_position(module: nn.Module) -> Callable[..., Any]:

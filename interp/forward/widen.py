@@ -26,7 +26,7 @@ Forward = Callable[..., Any]
 
 def is_narrow(module: nn.Module) -> bool:
     """Whether a module has weights of its own, of fewer bits than float32."""
-    return any(one is not None and one.dtype in NARROW for one in module._parameters.values())
+    return any(getattr(weight, "dtype", None) in NARROW for weight in module._parameters.values())
 
 
 def widen(module: nn.Module) -> None:
@@ -36,11 +36,11 @@ def widen(module: nn.Module) -> None:
     """
     if not is_narrow(module):
         return
-    own = dict(module._parameters)
-    for name, weight in own.items():
+    parameters = dict(module._parameters)
+    for name, weight in parameters.items():
         if weight is not None and weight.ndim < 2 and weight.dtype in NARROW:
-            own[name] = nn.Parameter(weight.detach().float(), requires_grad=False)
-    module.__dict__["_parameters"] = own
+            parameters[name] = nn.Parameter(weight.detach().float(), requires_grad=False)
+    module.__dict__["_parameters"] = parameters
     if not is_narrow(module):
         return
     forward = module.forward
@@ -92,17 +92,17 @@ class _WideProduct(torch.autograd.Function):
 
 def _with_wide_weights(module: nn.Module) -> Forward:
     """The module's own forward, in which every weight is widened while it runs."""
-    own = module.forward
+    narrow_forward = module.forward
     narrow = module._parameters
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         wide = {
-            name: one.float() if one is not None and one.dtype in NARROW else one
-            for name, one in narrow.items()
+            name: weight.float() if weight is not None and weight.dtype in NARROW else weight
+            for name, weight in narrow.items()
         }
         module.__dict__["_parameters"] = wide
         try:
-            return own(*args, **kwargs)
+            return narrow_forward(*args, **kwargs)
         finally:
             module.__dict__["_parameters"] = narrow
 

@@ -14,6 +14,7 @@ from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.figures.heatmap import chosen_heads
+from interp.files.documents import write_atomically
 from interp.files.shape import Maybe, check_shape
 from interp.files.text import parse_json, read_text
 
@@ -59,10 +60,8 @@ class HeadSet(Displayed):
 
     def save(self, path: str | Path) -> Path:
         """Write the set as a small JSON file."""
-        path = as_path("path", path)
         content = {"site": self.site, "heads": self.heads, "chosen_by": self.chosen_by}
-        path.write_text(json.dumps(content) + "\n", encoding="utf-8")
-        return path
+        return write_atomically(as_path("path", path), json.dumps(content) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> "HeadSet":

@@ -68,7 +68,7 @@ def generate(
         if false_object is not None:
             raise UserError("gate 'probe' finds the false object itself: leave it out")
         found = detect(model, questions, detector=detector, system=system, progress=False)
-        acts, spans = [one.fired for one in found], spans_of(found)
+        acts, spans = [detection.fired for detection in found], spans_of(found)
     elif len(under) and under.needs_positions:
         objects = one_each(false_object, len(questions))
         spans = [
@@ -104,9 +104,9 @@ def questions_of(question: Any) -> list[str]:
     if isinstance(question, Mapping | bytes) or not isinstance(question, Iterable):
         raise UserError(f"a question is a text, or a list of texts, not {type(question).__name__}")
     questions = list(question)
-    for number, one in enumerate(questions, start=1):
-        if not isinstance(one, str):
-            raise UserError(f"question {number} must be text, not {type(one).__name__}")
+    for number, text in enumerate(questions, start=1):
+        if not isinstance(text, str):
+            raise UserError(f"question {number} must be text, not {type(text).__name__}")
     return questions
 
 

@@ -36,12 +36,8 @@ SITE_MODES: dict[Site, tuple[Mode, ...]] = {
     "output": ("zero", "mean", "resample", "scale"),
     "attention": ("zero", "scale"),
 }
-_SOURCES: dict[Mode, Source] = {
-    "zero": "zero",
-    "mean": "mean",
-    "resample": "masked",
-    "scale": "zero",
-}
+_SOURCES: dict[Mode, Source] = {"mean": "mean", "resample": "masked"}
+"""Where the values of a mode come from; of the others they are zero."""
 
 
 def check_mode(site: Site, mode: str) -> None:
@@ -105,7 +101,7 @@ class Constraint(Displayed):
             encoded,
             kind,
             site=self.site,
-            source=_SOURCES[self.mode],
+            source=_SOURCES.get(self.mode, "zero"),
             factor=self.factor,
             mean=mean,
         )

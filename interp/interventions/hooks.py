@@ -1,6 +1,7 @@
 """Build the hooks of a constraint: one builder for each site."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import cast
 
 import torch
@@ -38,49 +39,49 @@ def hooks_of(
 def _output_hooks(
     part: Constraint, model: HookedModel, *, state: PromptState, mean: MeanOutput | None
 ) -> list[Hook]:
-    def at_layer(layer: int, heads: Bool[Tensor, " head"]) -> Hook:
-        def write(z: Tensor, hook: object) -> Tensor:
-            if not state.acting:
-                return z
-            where = state.positions[:, :, None, None] & heads[None, None, :, None].to(z.device)
-            if part.mode == "mean":
-                assert mean is not None
-                new = mean[layer].to(device=z.device, dtype=z.dtype).expand_as(z)
-            elif part.mode == "resample":
-                new = state.resampled[layer].to(z.dtype)
-            else:
-                new = part.factor * z
-            return torch.where(where, new, z)
+    def write(z: Tensor, hook: object, *, layer: int, heads: Bool[Tensor, " head"]) -> Tensor:
+        if not state.acting:
+            return z
+        where = state.positions[:, :, None, None] & heads[None, None, :, None].to(z.device)
+        if part.mode == "mean":
+            assert mean is not None
+            new = mean[layer].to(device=z.device, dtype=z.dtype).expand_as(z)
+        elif part.mode == "resample":
+            new = state.resampled[layer].to(z.dtype)
+        else:
+            new = part.factor * z
+        return torch.where(where, new, z)
 
-        return hook_name("z", layer), write
-
-    return [at_layer(*heads) for heads in _by_layer(part, model).items()]
+    return [
+        (hook_name("z", layer), partial(write, layer=layer, heads=heads))
+        for layer, heads in _by_layer(part, model).items()
+    ]
 
 
 def _attention_hooks(
     part: Constraint, model: HookedModel, *, state: PromptState, mean: MeanOutput | None
 ) -> list[Hook]:
-    def at_layer(layer: int, heads: Bool[Tensor, " head"]) -> Hook:
-        def cut(scores: Tensor, hook: object) -> Tensor:
-            if state.suspended:
-                return scores
-            queries, keys = scores.shape[2:]
-            # While decoding there are more keys than prompt tokens: the new ones are not the
-            # object. A sliding window keeps the last keys only, and a cache of fixed length has
-            # room for keys to come.
-            width = max(state.n_seen, keys)
-            at = state.positions
-            at = torch.nn.functional.pad(at, (0, width - at.shape[1]))[:, -keys:].to(scores.device)
-            rows = torch.arange(len(at), device=at.device)
-            everywhere = heads.to(at.device).expand(len(at), -1)
-            first = min(state.n_seen, keys) - queries
-            edit = AttentionEdit(at, part.factor)
-            _, function = edit.hook(layer, rows=rows, units=everywhere, start=first)
-            return cast(Tensor, function(scores, hook))
+    def cut(scores: Tensor, hook: object, *, layer: int, heads: Bool[Tensor, " head"]) -> Tensor:
+        if state.suspended:
+            return scores
+        queries, keys = scores.shape[2:]
+        # While decoding there are more keys than prompt tokens: the new ones are not the object. A
+        # sliding window keeps the last keys only, and a cache of fixed length has room for keys to
+        # come.
+        width = max(state.n_seen, keys)
+        at = state.positions
+        at = torch.nn.functional.pad(at, (0, width - at.shape[1]))[:, -keys:].to(scores.device)
+        rows = torch.arange(len(at), device=at.device)
+        everywhere = heads.to(at.device).expand(len(at), -1)
+        first = min(state.n_seen, keys) - queries
+        edit = AttentionEdit(at, part.factor)
+        _, function = edit.hook(layer, rows=rows, units=everywhere, start=first)
+        return cast(Tensor, function(scores, hook))
 
-        return scores_hook_name(layer), cut
-
-    return [at_layer(*heads) for heads in _by_layer(part, model).items()]
+    return [
+        (scores_hook_name(layer), partial(cut, layer=layer, heads=heads))
+        for layer, heads in _by_layer(part, model).items()
+    ]
 
 
 def _expert_hooks(
@@ -90,20 +91,18 @@ def _expert_hooks(
     state: PromptState | None,
     mean: MeanOutput | None,
 ) -> list[Hook]:
-    def at_projection(name: str, experts: list[int]) -> Hook:
-        def write(gates: Float[Tensor, "*token expert"], hook: object) -> Tensor:
-            if part.place == "spans":
-                assert state is not None
-                if not state.acting:
-                    return gates
-            new = edit_gates(gates, experts, part.mode, factor=part.factor)
-            if part.place == "all" or state is None:
-                return new
-            return torch.where(state.positions[:, :, None].to(gates.device), new, gates)
+    def write(gates: Float[Tensor, "*token expert"], hook: object, *, experts: list[int]) -> Tensor:
+        if part.place == "spans":
+            assert state is not None
+            if not state.acting:
+                return gates
+        new = edit_gates(gates, experts, part.mode, factor=part.factor)
+        if part.place == "all" or state is None:
+            return new
+        return torch.where(state.positions[:, :, None].to(gates.device), new, gates)
 
-        return name + GATE, write
-
-    return [at_projection(*experts) for experts in part.by_projection().items()]
+    projections = part.by_projection().items()
+    return [(name + GATE, partial(write, experts=experts)) for name, experts in projections]
 
 
 BUILDERS: Mapping[str, Callable[..., list[Hook]]] = {

@@ -9,14 +9,7 @@ from typing import TYPE_CHECKING
 
 from interp.models.chat import RenderedChat, render_chat
 from interp.models.fingerprint import fingerprint_of_folder, fingerprint_of_model
-from interp.models.load import (
-    ModelInfo,
-    fingerprint,
-    from_hf,
-    load_model,
-    loader_of,
-    model_info,
-)
+from interp.models.load import ModelInfo, fingerprint, from_hf, load_model, loader_of, model_info
 from interp.models.spec import EMBEDDED, cache_root, resolve
 
 if TYPE_CHECKING:

@@ -13,11 +13,11 @@ In the first and second case the answer continues the prompt that the model is a
 it can be trained on.
 """
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from interp.errors import UserError
+from interp.models.spans import shared_length
 
 _TAGS = ("think", "thinking", "thought", "reasoning", "seed:think", "longcat_think")
 _THOUGHTS = {
@@ -57,8 +57,7 @@ class Front:
 
     def behind_turn(self, without: str) -> "Front":
         """The same, told how the text goes on if no answer is asked for."""
-        pairs = zip(self.text, without, strict=False)
-        shared = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+        shared = shared_length(self.text, without)
         known = len(self.behind_question) > len(self.text) - shared > 0
         return replace(self, turn=shared) if known else self
 
@@ -67,21 +66,21 @@ class Front:
         return replace(self, text=self.text + text)
 
 
-def place_answer(prompt: Front, own: Front | None, unthinking: Callable[[], str]) -> Front:
+def place_answer(prompt: Front, written: Front | None, unthinking: Callable[[], str]) -> Front:
     """What an answer stands behind.
 
     Args:
         prompt: what the model is asked with.
-        own: what the template writes before an answer of the conversation so far; None if it
+        written: what the template writes before an answer of the conversation so far; None if it
             writes none.
         unthinking: renders the prompt as the template does for an answer without a thought.
     """
-    if own is not None and own.text.startswith(prompt.text):
-        return _with_thought_closed(own)
-    if own is None or open_thought(prompt.opened):
+    if written is not None and written.text.startswith(prompt.text):
+        return _with_thought_closed(written)
+    if written is None or open_thought(prompt.opened):
         closed = _closed_by_template(prompt, unthinking)
         return closed or _with_thought_closed(prompt)
-    return _with_thought_closed(own)
+    return _with_thought_closed(written)
 
 
 def open_thought(text: str) -> str | None:
@@ -98,12 +97,12 @@ def ends_in(front: Front, end: str | None) -> bool:
     return bool(end) and front.behind_question.rstrip().endswith(str(end))
 
 
-def without_end(prompt: Front, own: Front | None, end: str | None) -> Front:
+def without_end(prompt: Front, written: Front | None, end: str | None) -> Front:
     """The prompt without an end token that its template puts behind everything.
 
     One that the template also writes before an answer ends the user's turn, and stays.
     """
-    while ends_in(prompt, end) and not (own and own.text.startswith(prompt.text)):
+    while ends_in(prompt, end) and not (written and written.text.startswith(prompt.text)):
         prompt = replace(prompt, text=prompt.text[: prompt.text.rindex(str(end))])
     return prompt
 

@@ -25,13 +25,14 @@ def boot(
     Raises:
         UserError: TransformerLens cannot hook this architecture.
     """
-    own = copy.deepcopy(tokenizer)
+    tokenizer = copy.deepcopy(tokenizer)
     # TransformerLens makes the tokenizer anew to begin every text with BOS, unless it says it does.
-    true_kwargs = own.init_kwargs
-    own.init_kwargs = {**true_kwargs, "name_or_path": own.name_or_path, "add_bos_token": True}
+    true_kwargs = tokenizer.init_kwargs
+    name = tokenizer.name_or_path
+    tokenizer.init_kwargs = {**true_kwargs, "name_or_path": name, "add_bos_token": True}
     try:
         model = TransformerBridge.boot_transformers(
-            spec, hf_model=hf_model, tokenizer=own, device=device, dtype=dtype
+            spec, hf_model=hf_model, tokenizer=tokenizer, device=device, dtype=dtype
         )
         if not hasattr(model, "blocks"):
             raise ValueError("it has no blocks of layers")
@@ -40,7 +41,7 @@ def boot(
         meant_for_people = isinstance(error, ValueError | NotImplementedError)
         why = one_line(error) if meant_for_people else "its adapter does not fit this configuration"
         raise UserError(f"TransformerLens cannot hook {architecture}: {why}") from error
-    own.init_kwargs = true_kwargs
+    tokenizer.init_kwargs = true_kwargs
     note_forwards(model)
     connect_attention_hooks(model)
     connect_latent_attention(model)
@@ -84,11 +85,8 @@ def before_each_pass(model: HookedModel, begin: Callable[..., None]) -> Iterator
             mask = _real_tokens(mask, seen + tokens.shape[1])
         begin(tokens, mask, seen)
 
-    handle = model.original_model.register_forward_pre_hook(hook, with_kwargs=True)
-    try:
+    with model.original_model.register_forward_pre_hook(hook, with_kwargs=True):
         yield
-    finally:
-        handle.remove()
 
 
 def _real_tokens(

@@ -80,16 +80,13 @@ def contiguous_unembedding(hf_model: Any) -> Iterator[None]:
     unembedding = hf_model.get_output_embeddings()
 
     def contiguous(module: Any, args: tuple[Any, ...]) -> Any:
-        return tuple(one.contiguous() if isinstance(one, Tensor) else one for one in args)
+        return tuple(value.contiguous() if isinstance(value, Tensor) else value for value in args)
 
     if unembedding is None:
         yield
         return
-    handle = unembedding.register_forward_pre_hook(contiguous)
-    try:
+    with unembedding.register_forward_pre_hook(contiguous):
         yield
-    finally:
-        handle.remove()
 
 
 @contextmanager

@@ -86,13 +86,13 @@ def _in_template(
         _check_system(tokenizer, prompt.text, system)
     end = getattr(tokenizer, "eos_token", None)
     if answer or ends_in(prompt, end):
-        own = _own_front(tokenizer, question, system)
-        prompt = without_end(prompt, own, end)
+        written = _own_front(tokenizer, question, system)
+        prompt = without_end(prompt, written, end)
         if answer:
             without = _without_answer(tokenizer, question, system)
             prompt = prompt.behind_turn(without)
-            own = None if own is None else own.behind_turn(without)
-            prompt = place_answer(prompt, own, lambda: _unthinking(tokenizer, question, system))
+            written = None if written is None else written.behind_turn(without)
+            prompt = place_answer(prompt, written, lambda: _unthinking(tokenizer, question, system))
             prompt = prompt.followed_by(gap or "")
     return RenderedChat(
         prompt.text + answer, prompt.start, len(prompt.text), add_special_tokens=False

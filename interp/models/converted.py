@@ -40,11 +40,7 @@ _BLOCK = re.compile(r"^blk\.(\d{1,9})\.")
 
 
 def keep_converted(
-    folder: Path,
-    build: Callable[[Path], None],
-    *,
-    source_sha256: str,
-    known_whole: bool = False,
+    folder: Path, build: Callable[[Path], None], *, source_sha256: str, known_whole: bool = False
 ) -> Path:
     """`folder`, if it is whole and made from the source of that hash; else built anew first.
 
@@ -148,11 +144,11 @@ def check_gguf_places(path: Path, model: Any, spec: str) -> None:
                 )
         elif not _TABLES.search(name):
             sizes[name] = int(tensor.n_elements)
-    weights = {id(one): one.numel() for one in model.state_dict(keep_vars=True).values()}
+    weights = {id(weight): weight.numel() for weight in model.state_dict(keep_vars=True).values()}
     if sum(sizes.values()) <= sum(weights.values()):
         return
     n_layers = int(model.config.get_text_config().num_hidden_layers)
-    known = _known_names(_architecture(reader), model, n_layers)
+    known = _known_names(reader, model, n_layers)
     beyond = [name for name in sizes if (found := _BLOCK.match(name)) and int(found[1]) >= n_layers]
     unplaced = beyond or [name for name in sizes if name not in known]
     if unplaced:
@@ -163,14 +159,11 @@ def check_gguf_places(path: Path, model: Any, spec: str) -> None:
         )
 
 
-def _architecture(reader: gguf_library.GGUFReader) -> str:
-    found = reader.get_field("general.architecture")
-    return "" if found is None else str(found.contents())
-
-
-def _known_names(architecture: str, model: Any, n_layers: int) -> set[str]:
+def _known_names(reader: gguf_library.GGUFReader, model: Any, n_layers: int) -> set[str]:
     """The names that the model's weights have in a GGUF file of its architecture."""
-    of_name = {name: one for one, name in gguf_library.MODEL_ARCH_NAMES.items()}
+    field = reader.get_field("general.architecture")
+    architecture = "" if field is None else str(field.contents())
+    of_name = {name: code for code, name in gguf_library.MODEL_ARCH_NAMES.items()}
     if architecture not in of_name:
         return set()
     names = gguf_library.get_tensor_name_map(of_name[architecture], n_layers)

@@ -61,7 +61,7 @@ def boot(
         UserError: TransformerLens cannot hook this architecture.
     """
     architecture = type(hf_model).__name__
-    own = copy.deepcopy(tokenizer)
+    tokenizer = copy.deepcopy(tokenizer)
     try:
         cfg = HookedTransformerConfig.from_dict(
             {
@@ -70,8 +70,8 @@ def boot(
                 "device": str(device),
                 "dtype": dtype,
                 "init_weights": False,
-                "default_prepend_bos": own.bos_token is not None,
-                "tokenizer_prepends_bos": len(own.encode("")) > 0,
+                "default_prepend_bos": tokenizer.bos_token is not None,
+                "tokenizer_prepends_bos": len(tokenizer.encode("")) > 0,
             }
         )
         model = FacedTransformer(cfg)
@@ -90,7 +90,7 @@ def boot(
             f"TransformerLens 3 cannot hook {architecture}: {one_line(error)}"
         ) from error
     # Handed to the constructor, it would be made anew to begin every text with BOS.
-    model.tokenizer = own
+    model.tokenizer = tokenizer
     config = copy.deepcopy(hf_model.config)
     config._attn_implementation = "eager"
     face = TransformersFace(model, config, copy.deepcopy(hf_model.generation_config))
@@ -155,8 +155,5 @@ def before_each_pass(model: HookedModel, begin: Callable[..., None]) -> Iterator
         mask, past = kwargs.get("attention_mask"), kwargs.get("past_kv_cache")
         begin(tokens, mask, 0 if past is None else past[0].past_keys.shape[1])
 
-    handle = model.register_forward_pre_hook(hook, with_kwargs=True)
-    try:
+    with model.register_forward_pre_hook(hook, with_kwargs=True):
         yield
-    finally:
-        handle.remove()

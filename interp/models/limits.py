@@ -44,13 +44,11 @@ _TOLD: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
 
 
 def check_prompts(hf_model: Any, prompts: Sequence[Sequence[int]]) -> None:
-    """Raise UserError if a model cannot take some prompts, given as token ids.
+    """Raise UserError for a prompt beyond the table of positions, or a token beyond the vocabulary.
 
     Args:
         hf_model: a transformers model, or a PEFT model around one.
-
-    Raises:
-        UserError: a prompt beyond the table of positions, or a token beyond the vocabulary.
+        prompts: token ids.
     """
     filled = [prompt for prompt in prompts if len(prompt)]
     if filled:
@@ -140,9 +138,9 @@ def _find_positions(hf_model: Any) -> Positions:
 
 def _tables(hf_model: Any) -> Iterator[int]:
     """The lengths of a model's tables of positions."""
-    own = getattr(hf_model, "max_positions", None)  # TransformersFace says it itself
-    if own is not None:
-        yield own
+    max_positions = getattr(hf_model, "max_positions", None)  # TransformersFace says it itself
+    if max_positions is not None:
+        yield max_positions
         return
     for path, module in hf_model.named_modules():
         weight: Any = getattr(module, "weight", None)

@@ -17,11 +17,17 @@ import torch
 
 from interp.arguments import check_choice
 from interp.errors import UserError
-from interp.models.check_cache import check_path, read_check, write_check
 from interp.models.fingerprint import fingerprint_of_folder, fingerprint_of_model
 from interp.models.folder import read_folder
 from interp.models.hooked_model import HookedModel
-from interp.models.model_check import ModelCheck, check_of, keep_check
+from interp.models.model_check import (
+    ModelCheck,
+    check_of,
+    check_path,
+    keep_check,
+    read_check,
+    write_check,
+)
 from interp.models.quiet import quiet_libraries
 from interp.models.self_check import check_model, trial_logits
 from interp.models.spec import EMBEDDED, cache_root, resolve
@@ -177,7 +183,7 @@ def wrap(
     """`from_hf` without the self-check, for callers that go on changing the hooked model."""
     parameter = next(hf_model.parameters())
     named = hf_model.config.architectures
-    if not isinstance(named, list) or not named or not all(isinstance(one, str) for one in named):
+    if not isinstance(named, list) or not named or not all(isinstance(name, str) for name in named):
         # A model made in memory does not name its own class, and a file may say anything.
         hf_model.config.architectures = [type(hf_model).__name__]
     digest = fingerprint or fingerprint_of_model(hf_model)

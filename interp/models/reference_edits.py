@@ -1,7 +1,7 @@
 """Edits made in transformers' own modules, with which the self-check compares hook points."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -30,11 +30,8 @@ def adding(module: nn.Module, change: Tensor) -> Iterator[None]:
     def before(module: Any, args: tuple[Any, ...]) -> Any:
         return (args[0] + change.reshape(args[0].shape), *args[1:])
 
-    handle = module.register_forward_pre_hook(before)
-    try:
+    with module.register_forward_pre_hook(before):
         yield
-    finally:
-        handle.remove()
 
 
 @contextmanager
@@ -56,11 +53,8 @@ def cutting_mask(attention: nn.Module, n_heads: int, row: int) -> Iterator[list[
             return args, {**kwargs, "attention_mask": mask}
         return None
 
-    handle = attention.register_forward_pre_hook(before, with_kwargs=True)
-    try:
+    with attention.register_forward_pre_hook(before, with_kwargs=True):
         yield used
-    finally:
-        handle.remove()
 
 
 @contextmanager
@@ -90,9 +84,7 @@ def cutting_softmax(attention: nn.Module, n_heads: int, row: int) -> Iterator[li
     def leave(module: Any, args: Any, output: Any) -> None:
         running.pop().__exit__(None, None, None)
 
-    with ExitStack() as stack:
-        stack.callback(attention.register_forward_pre_hook(enter).remove)
-        stack.callback(attention.register_forward_hook(leave).remove)
+    with attention.register_forward_pre_hook(enter), attention.register_forward_hook(leave):
         try:
             yield used
         finally:

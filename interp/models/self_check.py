@@ -28,6 +28,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -39,13 +40,7 @@ from interp.files.text import one_line
 from interp.models.call import call_model
 from interp.models.hooked_model import HookedModel
 from interp.models.model_check import ModelCheck, Part
-from interp.models.reference_edits import (
-    KEY,
-    adding,
-    cut_edges,
-    cutting_mask,
-    cutting_softmax,
-)
+from interp.models.reference_edits import KEY, adding, cut_edges, cutting_mask, cutting_softmax
 from interp.models.transformers_modules import TransformersModules
 from interp.models.versions import wraps_transformers
 
@@ -201,7 +196,8 @@ class _Trial:
         shown: dict[str, Tensor] = {}
         hooks = [(edit.name, self._writer(edit, change, KEY + padding)) for edit in edits]
         for layer in residual:
-            hooks += [(name, _keeper(name, shown)) for name in self._residual_names(layer)]
+            names = self._residual_names(layer)
+            hooks += [(name, partial(_keep, name=name, shown=shown)) for name in names]
         logits = self._hooked_logits(hooks, 1 + len(edits), padding)
         self._compare(logits[:1], self.expected, "logits")
         for layer in residual:
@@ -378,14 +374,10 @@ def _all_logits(hf_model: Any, tokens: Tensor) -> Float[Tensor, "prompt pos d_vo
     return call_model(hf_model, tokens, mask, keep=tokens.shape[1])
 
 
-def _keeper(name: str, shown: dict[str, Tensor]) -> Callable[..., None]:
+def _keep(value: Tensor, hook: Any, *, name: str, shown: dict[str, Tensor]) -> None:
     """A hook function that keeps the bare prompt's values, in float32, of all pieces."""
-
-    def keep(value: Tensor, hook: Any) -> None:
-        new = value[:1].detach().float()
-        shown[name] = torch.cat([shown[name], new], 1) if name in shown else new.clone()
-
-    return keep
+    new = value[:1].detach().float()
+    shown[name] = torch.cat([shown[name], new], 1) if name in shown else new.clone()
 
 
 @contextmanager
@@ -393,13 +385,10 @@ def _output_lengths(blocks: Sequence[Any]) -> Iterator[list[int]]:
     """How many values each block returned as a tuple; 0 for a tensor."""
     lengths = [0] * len(blocks)
 
-    def note(layer: int) -> Callable[..., None]:
-        def hook(module: Any, args: Any, output: Any) -> None:
-            lengths[layer] = len(output) if isinstance(output, tuple) else 0
-
-        return hook
+    def note(layer: int, module: Any, args: Any, output: Any) -> None:
+        lengths[layer] = len(output) if isinstance(output, tuple) else 0
 
     with ExitStack() as stack:
         for layer, block in enumerate(blocks):
-            stack.callback(block.register_forward_hook(note(layer)).remove)
+            stack.enter_context(block.register_forward_hook(partial(note, layer)))
         yield lengths

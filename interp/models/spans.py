@@ -94,7 +94,7 @@ def token_span(
     return inside[0], inside[-1] + 1
 
 
-def shared_length(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens two sequences share at the beginning."""
+def shared_length(a: Sequence[Any], b: Sequence[Any]) -> int:
+    """How many tokens, or characters, two sequences share at the beginning."""
     pairs = enumerate(zip(a, b, strict=False))
     return next((index for index, (left, right) in pairs if left != right), min(len(a), len(b)))

@@ -44,6 +44,7 @@ _TAME = (
     *(nodes.Not, nodes.Concat, nodes.Test, nodes.Slice, nodes.Filter, nodes.CondExpr, nodes.Neg),
     nodes.Sub,
 )
+_HOSTILE = "it is damaged or hostile; set another tokenizer.chat_template, or None"
 _TAME_FILTERS = {"trim", "length", "upper", "lower", "capitalize", "default", "first", "last"}
 
 
@@ -51,19 +52,14 @@ def check_template(template: str) -> None:
     """Raise UserError for a template that takes too long, or too much; once tried, remembered."""
     fault = _fault(template)
     if fault:
-        raise UserError(
-            f"the model's chat template {fault}: it is damaged or hostile; set another "
-            "tokenizer.chat_template, or None"
-        )
+        raise UserError(f"the model's chat template {fault}: {_HOSTILE}")
 
 
 def check_length(text: str, given: int) -> str:
     """The text, if it is not much longer than the ``given`` characters of what was put in."""
     if len(text) > LONGEST_TEXT + 4 * given:
-        raise UserError(
-            f"the model's chat template writes {len(text)} characters around a question: it is "
-            "damaged or hostile; set another tokenizer.chat_template, or None"
-        )
+        written = f"writes {len(text)} characters around a question"
+        raise UserError(f"the model's chat template {written}: {_HOSTILE}")
     return text
 
 

@@ -58,12 +58,12 @@ class TransformersModules:
             return known
         if hasattr(inner, "_hf_hook"):
             raise NotImplementedError(f"{type(inner).__name__} whose weights are offloaded")
-        own = inner.__dict__.get("forward")
-        if own is not None and own is not inner.__dict__.get(_AT_BOOT):
+        forward = inner.__dict__.get("forward")
+        if forward is not None and forward is not inner.__dict__.get(_AT_BOOT):
             raise NotImplementedError(f"{type(inner).__name__} with a forward of its own")
         twin = object.__new__(type(inner))
         # Without a forward that TransformerLens set (Falcon): the class has transformers' own.
-        twin.__dict__ = {name: one for name, one in inner.__dict__.items() if name != "forward"}
+        twin.__dict__ = {name: value for name, value in inner.__dict__.items() if name != "forward"}
         twin.__dict__["training"] = False
         for name, value in inner.__dict__.items():
             if isinstance(value, PretrainedConfig):
@@ -81,9 +81,9 @@ class TransformersModules:
         if self._attention is None:
             return config
         if id(config) not in self._configs:
-            own = copy.copy(config)
-            own._attn_implementation = self._attention
-            self._configs[id(config)] = own
+            copied = copy.copy(config)
+            copied._attn_implementation = self._attention
+            self._configs[id(config)] = copied
         return self._configs[id(config)]
 
 

@@ -129,7 +129,7 @@ def _merge_layers(model: Any) -> Any:
     """Replace every adapted module by its base with the adapter added, as PEFT does."""
     done: list[str] = []
     for name, module in list(model.named_modules()):
-        if any(name.startswith(f"{one}.") for one in done):
+        if any(name.startswith(f"{path}.") for path in done):
             continue
         disabled = getattr(module, "disable_adapters", False)
         if hasattr(module, "unload_and_optionally_merge_module"):
@@ -194,7 +194,7 @@ def _check_weights(hf_model: Any) -> None:
     try:
         _trial(hf_model)
     except RuntimeError as error:
-        names = ", ".join(sorted(str(one).removeprefix("torch.") for one in dtypes))
+        names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
         raise UserError(
             f"the model's weights have several dtypes ({names}), and it does not run so: give them "
             "one, with hf_model.to(torch.float32), say"

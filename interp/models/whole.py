@@ -162,7 +162,7 @@ def check_weights(model: nn.Module, spec: str) -> None:
 def _check_shapes(mismatched: Collection[tuple[str, Any, Any]], spec: str) -> None:
     if not mismatched:
         return
-    name, found, wanted = min(mismatched, key=lambda one: str(one[0]))
+    name, found, wanted = min(mismatched, key=lambda entry: str(entry[0]))
     raise UserError(
         f"the weight {name} of {spec} has the shape {list(found)} in the files, but "
         f"{list(wanted)} in the model that config.json describes"
@@ -206,7 +206,8 @@ def _why_missing(missing: list[str], unplaced: list[str], model: Any) -> str:
                     f"{prefix!r} before every name (torch.compile, DistributedDataParallel, PEFT)"
                 )
     head = model.get_output_embeddings()
-    if head is not None and missing == [f"{_name_of(model, head)}.weight"]:
+    names = [f"{name}.weight" for name, module in model.named_modules() if module is head]
+    if head is not None and missing == names[:1]:
         return (
             "the checkpoint is of a class without a language model's head (a classifier's or a "
             "bare model's), or its tie_word_embeddings in config.json is wrong"
@@ -226,7 +227,3 @@ def _why_unplaced(inside: list[str]) -> str:
         "config.json says fewer layers or biases than the files hold, or is of another model; "
         f"{_AGAIN}"
     )
-
-
-def _name_of(model: nn.Module, module: nn.Module) -> str:
-    return next((name for name, one in model.named_modules() if one is module), "")

@@ -13,6 +13,7 @@ Values are therefore **not negative**: a size, not a direction.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float
@@ -23,13 +24,13 @@ from interp.forward.batch import TokenBatch, in_batches
 from interp.forward.hook_points import as_units, count_units, hook_name
 from interp.forward.memory import Budget, decide_budget
 from interp.forward.out_of_memory import halving
-from interp.forward.partial import Hook, HookFunction, RecordedRun, resume
+from interp.forward.partial import Hook, RecordedRun, resume
 from interp.forward.sizes import sizes_of
 from interp.models.call import with_gradients
 from interp.models.hooked_model import HookedModel
 from interp.models.model_check import require
 from interp.patching.attribution import edited_change, gradient_pass
-from interp.patching.chunks import every_row, first_position, graph_demand, run_chunks, take_chunk
+from interp.patching.chunks import first_position, graph_demand, run_chunks, take_chunk
 from interp.patching.edits import ActivationEdit, rows_of_units, scores_hook_name
 from interp.patching.metrics import Metric, differentiable_sum
 from interp.precision import precision_of, result_dtype, widened
@@ -85,8 +86,7 @@ def atp_star_effects(
 
     watched = "pattern" if fix else edit.component
     demand = graph_demand(model, watched, position_sets=at_once if fix else 0)
-    for _ in run_chunks(run_chunk, edit.changed, demand, metrics=[metric], budget=decided):
-        pass
+    run_chunks(run_chunk, edit.changed, demand, metrics=[metric], budget=decided)
     return values
 
 
@@ -218,7 +218,7 @@ class _AtpStar:
         self, layer: int, *, n_edited: int | None = None
     ) -> Float[Tensor, "prompt head q k"]:
         """A layer's scores with its first ``n_edited`` units (by default all) edited everywhere."""
-        model, run, rows = self.model, self.run, every_row(self.run)
+        model, run, rows = self.model, self.run, self.run.batch.every_row
         n_units = count_units(model, self.edit.component)
         acting = rows_of_units([range(n_units)[:n_edited]], n_units, len(rows)).to(rows.device)
         edited: list[Tensor] = [torch.empty(0)] * (layer + 1)
@@ -245,28 +245,22 @@ class _AtpStar:
 def _keep_scores(into: list[Tensor]) -> list[Hook]:
     """Hooks that put every layer's scores, masked and before the softmax, into ``into``."""
 
-    def keep(layer: int) -> HookFunction:
-        def hook_function(value: Tensor, hook: object) -> None:
-            into[layer] = value.detach()
+    def keep(value: Tensor, hook: object, *, layer: int) -> None:
+        into[layer] = value.detach()
 
-        return hook_function
-
-    return [(scores_hook_name(layer), keep(layer)) for layer in range(len(into))]
+    return [(scores_hook_name(layer), partial(keep, layer=layer)) for layer in range(len(into))]
 
 
 def _drop_hooks(n_layers: int, dropped: set[int]) -> list[Hook]:
     """Hooks under which gradients do not pass the outputs of the layers in ``dropped``."""
 
-    def guard(layer: int) -> HookFunction:
-        def hook_function(value: Tensor, hook: object) -> Tensor:
-            if value.requires_grad:
-                value.register_hook(lambda g: torch.zeros_like(g) if layer in dropped else g)
-            return value
-
-        return hook_function
+    def guard(value: Tensor, hook: object, *, layer: int) -> Tensor:
+        if value.requires_grad:
+            value.register_hook(lambda g: torch.zeros_like(g) if layer in dropped else g)
+        return value
 
     return [
-        (hook_name(component, layer), guard(layer))
+        (hook_name(component, layer), partial(guard, layer=layer))
         for layer in range(n_layers)
         for component in ("attn_out", "mlp_out")
     ]

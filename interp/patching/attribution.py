@@ -9,6 +9,7 @@ Sign: an estimate of metric(edited) − metric(unedited).
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,11 +22,11 @@ from interp.errors import UserError
 from interp.forward.batch import TokenBatch
 from interp.forward.hook_points import as_units, check_component, count_units, hook_name
 from interp.forward.memory import Budget, decide_budget
-from interp.forward.partial import Hook, HookFunction, RecordedRun, resume
+from interp.forward.partial import Hook, RecordedRun, resume
 from interp.forward.prompts import batch_for
 from interp.models.call import with_gradients
 from interp.models.hooked_model import HookedModel
-from interp.patching.chunks import every_row, graph_demand, run_chunks, take_chunk
+from interp.patching.chunks import graph_demand, run_chunks, take_chunk
 from interp.patching.edits import ActivationEdit, HeadEdit, check_edit
 from interp.patching.metrics import Metric, differentiable_sum
 from interp.precision import result_dtype, widened
@@ -49,22 +50,20 @@ def gradient_pass(
     seen: list[Tensor] = [torch.empty(0)] * model.cfg.n_layers
     copies: list[tuple[Tensor, int]] = []
 
-    def keep(layer: int) -> HookFunction:
-        def hook_function(value: Tensor, hook: object) -> Tensor:
-            # The hook point may show a reshaped view; returning it puts that view in the graph.
-            seen[layer] = value
-            if component not in ("q", "k", "v"):
-                return value
-            copy = value.clone()
-            copies.append((copy, copy._version))
-            return copy
+    def keep(value: Tensor, hook: object, *, layer: int) -> Tensor:
+        # The hook point may show a reshaped view; returning it puts that view in the graph.
+        seen[layer] = value
+        if component not in ("q", "k", "v"):
+            return value
+        copy = value.clone()
+        copies.append((copy, copy._version))
+        return copy
 
-        return hook_function
-
-    reading = [(hook_name(component, layer), keep(layer)) for layer in range(len(seen))]
+    layers = range(len(seen))
+    reading = [(hook_name(component, layer), partial(keep, layer=layer)) for layer in layers]
     # Parameters are frozen: the graph begins at the first layer's input.
     residual = run.resid_pre[0].detach().clone().requires_grad_()
-    hooks, rows = [*reading, *hooks], every_row(run)
+    hooks, rows = [*reading, *hooks], run.batch.every_row
     logits = resume(model, run, layer=0, rows=rows, hooks=hooks, residual=residual)
     if any(copy._version != version for copy, version in copies):
         raise UserError(
@@ -78,7 +77,7 @@ def edited_change(
     edit: HeadEdit, value: Tensor, *, layer: int, run: RecordedRun
 ) -> Float[Tensor, "prompt pos unit width"]:
     """Edited less unedited value of every unit at each position of a run, in float32 at least."""
-    value, rows, start = widened(value), every_row(run), run.start
+    value, rows, start = widened(value), run.batch.every_row, run.start
     units = as_units(value, edit.component)
     if isinstance(edit, ActivationEdit):
         return edit.edited(units, layer, rows=rows, start=start) - units
@@ -135,11 +134,7 @@ def attribute_positions(
     demand = graph_demand(model, edit.component)
     decided = decide_budget(budget, batch.tokens.device)
     with progress_bar(total=len(batch), description="gradients", shown=progress) as bar:
-        chunks = run_chunks(
-            run_chunk, edit.changed, demand, metrics=metrics, budget=decided, bar=bar
-        )
-        for _ in chunks:
-            pass
+        run_chunks(run_chunk, edit.changed, demand, metrics=metrics, budget=decided, bar=bar)
     return values
 
 

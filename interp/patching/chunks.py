@@ -1,9 +1,9 @@
 """Cut a batch into chunks of prompts that fit the memory budget, and run a method on each."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -20,8 +20,6 @@ from interp.patching.edits import HeadEdit, take_edit
 from interp.patching.metrics import Metric, can_take, check_metrics, take_metrics
 
 logger = logging.getLogger(__name__)
-
-Result = TypeVar("Result")
 
 WORTHWHILE_ROWS = 48
 """A batch of this many rows runs about as efficiently as a larger one."""
@@ -73,11 +71,6 @@ def first_position(changed: Bool[Tensor, "prompt pos"]) -> int:
     if len(positions) == 0:
         raise UserError("there is nothing to edit: no position is marked in any prompt")
     return int(positions[0])
-
-
-def every_row(run: RecordedRun) -> Int[Tensor, " row"]:
-    """Each prompt of a run once, as the rows of a batch that is run again."""
-    return torch.arange(len(run.batch), device=run.batch.tokens.device)
 
 
 @dataclass(frozen=True)
@@ -159,17 +152,15 @@ def graph_demand(model: HookedModel, component: str, *, position_sets: int = 0) 
 
 
 def run_chunks(
-    run: Callable[[list[int]], Result],
+    run: Callable[[list[int]], None],
     changed: Bool[Tensor, "prompt pos"],
     demand: DemandAt,
     *,
     metrics: Sequence[Metric],
     budget: Budget,
     bar: Any = None,
-) -> Iterator[tuple[list[int], Result]]:
+) -> None:
     """Call ``run(prompts)`` for chunks of prompts; a chunk that does not fit is halved.
-
-    An iterator: each step runs a chunk, and gives its prompts and the result.
 
     Args:
         changed: where each prompt is edited.
@@ -184,7 +175,8 @@ def run_chunks(
     largest = demand(width - first_position(changed), width)
     # With rows, the budget learns from the batches of rows instead.
     learn = None if largest.row else lambda n: largest.learn(budget, n)
-    return halving(chunks, run, divisible=can_take(metrics), bar=bar, learn=learn)
+    for _ in halving(chunks, run, divisible=can_take(metrics), bar=bar, learn=learn):
+        pass
 
 
 def chunk_prompts(

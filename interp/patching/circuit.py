@@ -31,6 +31,7 @@ from torch import Tensor
 from interp.arguments import as_path, of_kind, whole_number
 from interp.checked import checked
 from interp.errors import UserError
+from interp.files.documents import write_atomically
 from interp.files.shape import Maybe, check_shape
 from interp.files.text import parse_json, read_text
 from interp.models.hooked_model import HookedModel
@@ -187,12 +188,8 @@ class Circuit:
 
     def save(self, path: str | Path, *, edges: bool = False) -> Path:
         """Write the JSON file."""
-        path = as_path("path", path)
-        try:
-            path.write_text(json.dumps(self.to_json(edges=edges)) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"{path}: cannot be written ({error.strerror})") from error
-        return path
+        text = json.dumps(self.to_json(edges=edges)) + "\n"
+        return write_atomically(as_path("path", path), text)
 
     @classmethod
     def load(cls, path: str | Path) -> "Circuit":

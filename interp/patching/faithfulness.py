@@ -37,7 +37,7 @@ from interp.forward.memory import Budget
 from interp.forward.partial import RecordedRun, record_run, unedited_logits
 from interp.models.hooked_model import HookedModel
 from interp.patching.alignment import align
-from interp.patching.chunks import chunk_prompts, every_row, first_position, row_demand
+from interp.patching.chunks import chunk_prompts, first_position, row_demand
 from interp.patching.circuit import Node, head_node, parse_node
 from interp.patching.edits import ActivationEdit, rows_of_units
 from interp.patching.effect_arrays import has_gap
@@ -312,7 +312,7 @@ def _without(
     edits: Mapping[str, ActivationEdit], dropped: frozenset[_Part], run: RecordedRun
 ) -> Variant:
     """The run with the corrupted values at all units of a set."""
-    rows = every_row(run)
+    rows = run.batch.every_row
     by_layer: dict[tuple[str, int], list[int]] = {}
     for component, layer, unit in dropped:
         by_layer.setdefault((component, layer), []).append(unit)

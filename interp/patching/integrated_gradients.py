@@ -18,7 +18,7 @@ from interp.forward.memory import Budget, decide_budget
 from interp.forward.partial import RecordedRun, resume
 from interp.models.call import with_gradients
 from interp.models.hooked_model import HookedModel
-from interp.patching.chunks import every_row, graph_demand, run_chunks, take_chunk
+from interp.patching.chunks import graph_demand, run_chunks, take_chunk
 from interp.patching.edits import ActivationEdit
 from interp.patching.metrics import Metric, differentiable_sum
 from interp.precision import result_dtype, widened
@@ -59,11 +59,7 @@ def integrate_positions(
     demand = graph_demand(model, edit.component)
     decided = decide_budget(budget, batch.tokens.device)
     with progress_bar(total=len(batch) * n_layers, description="integral", shown=progress) as bar:
-        chunks = run_chunks(
-            run_chunk, edit.changed, demand, metrics=[metric], budget=decided, bar=bar
-        )
-        for _ in chunks:
-            pass
+        run_chunks(run_chunk, edit.changed, demand, metrics=[metric], budget=decided, bar=bar)
     return values
 
 
@@ -79,7 +75,7 @@ class _Walk:
     def hook(self, value: Tensor, hook: object) -> Tensor:
         """Put the layer ``fraction`` of the way to its edited values, as a leaf of the graph."""
         units = widened(as_units(value, self.edit.component).detach())
-        rows, start = every_row(self.run), self.run.start
+        rows, start = self.run.batch.every_row, self.run.start
         self.change = self.edit.edited(units, self.layer, rows=rows, start=start) - units
         self.leaf = (units + self.fraction * self.change).to(value.dtype).requires_grad_()
         return from_units(self.leaf, self.edit.component)
@@ -89,7 +85,7 @@ class _Walk:
     ) -> Float[Tensor, "prompt unit pos"]:
         """One step at a time, so that memory does not grow with the steps."""
         hooks = [(hook_name(self.edit.component, self.layer), self.hook)]
-        rows, total = every_row(self.run), torch.zeros(())
+        rows, total = self.run.batch.every_row, torch.zeros(())
         for step in range(steps):
             self.fraction = (step + 0.5) / steps
             with with_gradients(model):

@@ -152,8 +152,7 @@ class _Paths:
             torch.no_grad(),
             progress_bar(total=total, description="paths", shown=inputs.progress) as bar,
         ):
-            for _ in run_chunks(run_chunk, changed, self.demand, bar=bar, **options):
-                pass
+            run_chunks(run_chunk, changed, self.demand, bar=bar, **options)
         return values, runs
 
 

@@ -228,9 +228,8 @@ class PatchEffects(Displayed):
         k = min(top_k, len(x))
         top = [set(best_first(means, by=by)[:k]) for means in (x, y)]
         pearson, spearman = correlations(x, y)
-        overlap = len(top[0] & top[1]) / k
-        found = {"pearson": pearson, "spearman": spearman, "n": len(x)}
-        return {**found, "top_k": k, "top_k_overlap": overlap}
+        found = {"pearson": pearson, "spearman": spearman, "n": len(x), "top_k": k}
+        return {**found, "top_k_overlap": len(top[0] & top[1]) / k}
 
     def take(self, prompts: Sequence[int]) -> "PatchEffects":
         """The effects on some of the prompts, by index; an index may come twice."""
@@ -280,9 +279,8 @@ class PatchEffects(Displayed):
     def __mul__(self, factor: Any) -> "PatchEffects":
         if isinstance(factor, bool) or not isinstance(factor, int | float):
             return NotImplemented
-        return self._mapped(
-            lambda values: values * factor, resolution=self.resolution * abs(factor)
-        )
+        resolution = self.resolution * abs(factor)
+        return self._mapped(lambda values: values * factor, resolution=resolution)
 
     __rmul__ = __mul__
 
@@ -362,10 +360,10 @@ class PatchEffects(Displayed):
 
     def parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The result as tensors and JSON fields; ``from_parts`` reads them."""
-        tensors = {name: getattr(self, name) for name in ("values", "corrupted", "clean")}
+        tensors = {"values": self.values, "corrupted": self.corrupted}
+        tensors |= {} if self.clean is None else {"clean": self.clean}
         kept = {name: getattr(self, name) for name in _KEPT}
-        kept |= {"labels": dict(self.labels), "metadata": dict(self.metadata)}
-        return {name: tensor for name, tensor in tensors.items() if tensor is not None}, kept
+        return tensors, kept | {"labels": dict(self.labels), "metadata": dict(self.metadata)}
 
     @classmethod
     def from_parts(cls, tensors: Mapping[str, Tensor], kept: Mapping[str, Any]) -> "PatchEffects":

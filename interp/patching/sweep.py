@@ -33,7 +33,7 @@ from interp.forward.batch import TokenBatch, in_batches
 from interp.forward.cpu_workers import Workers, working
 from interp.forward.hook_points import axis_of, check_component, count_units, hook_name
 from interp.forward.memory import Budget, decide_budget
-from interp.forward.partial import Hook, HookFunction, RecordedRun, record_run, resume
+from interp.forward.partial import Hook, RecordedRun, record_run, resume
 from interp.forward.prompts import batch_for
 from interp.models.hooked_model import HookedModel
 from interp.models.versions import check_hooked
@@ -49,22 +49,15 @@ UnitSet = tuple[Unit, ...]
 
 
 def freeze_hooks(
-    run: RecordedRun,
-    changed: Bool[Tensor, "prompt pos"],
-    *,
-    layers: Sequence[int],
-    rows: Tensor,
+    run: RecordedRun, changed: Bool[Tensor, "prompt pos"], *, layers: Sequence[int], rows: Tensor
 ) -> list[Hook]:
     """Hooks that hold every head of ``layers`` at its recorded output in the changed positions."""
     where = changed[rows, run.start :, None, None]
 
-    def hold(layer: int) -> HookFunction:
-        def hook_function(z: Tensor, hook: object) -> Tensor:
-            return torch.where(where, run.z[layer, rows], z)
+    def hold(z: Tensor, hook: object, *, layer: int) -> Tensor:
+        return torch.where(where, run.z[layer, rows], z)
 
-        return hook_function
-
-    return [(hook_name("z", layer), hold(layer)) for layer in layers]
+    return [(hook_name("z", layer), partial(hold, layer=layer)) for layer in layers]
 
 
 @checked
@@ -161,8 +154,8 @@ def sweep_position_sets(
         progress_bar(total=total, description=description, shown=progress) as bar,
         working(model, batch.tokens.device) as workers,
     ):
-        running = model, unit_sets, list(groups.values()), freeze, demand, decided, workers, bar
-        sweep = _Sweep(*running)
+        by_layer = list(groups.values())
+        sweep = _Sweep(model, unit_sets, by_layer, freeze, demand, decided, workers, bar)
 
         def run_chunk(prompts: list[int]) -> None:
             chunk = take_chunk(batch, edit, metrics, prompts=prompts)
@@ -174,8 +167,7 @@ def sweep_position_sets(
 
         changed = position_sets.any(dim=0)
         options: Any = {"metrics": metrics, "budget": decided, "bar": bar}
-        for _ in run_chunks(run_chunk, changed, demand, **options):
-            pass
+        run_chunks(run_chunk, changed, demand, **options)
     return values
 
 

@@ -14,7 +14,6 @@ from torch import Tensor
 from interp.forward.out_of_memory import halving
 from interp.forward.partial import Hook, RecordedRun, resume
 from interp.models.hooked_model import HookedModel
-from interp.patching.chunks import every_row
 from interp.patching.metrics import Metric, apply_metric, take_metrics
 from interp.progress import progress_bar
 
@@ -44,7 +43,7 @@ def run_variants(
 ) -> Iterator[Float[Tensor, "row *keep d_vocab"]]:
     """The logits of each variant of a run, in order, at as many positions as the run has."""
     for variant in variants:
-        rows = every_row(run) if variant.rows is None else variant.rows
+        rows = run.batch.every_row if variant.rows is None else variant.rows
         if variant.hooks:
             yield resume(model, run, layer=variant.first_layer, rows=rows, hooks=variant.hooks)
         else:

@@ -33,14 +33,11 @@ from interp.runs.shards import digest_of
 
 
 def check_run(run: Path, file: str, identity: Mapping[str, Any]) -> None:
-    """Raise unless ``run`` is new, empty, or holds the run of this identity.
+    """Raise UserError unless ``run`` is new, empty, or holds the run of this identity.
 
     Args:
         file: the name of the file that holds the identity.
         identity: as JSON gives it back; keys that are left out are not compared.
-
-    Raises:
-        UserError: the directory holds another run, or something else.
     """
     path = run / file
     if not path.is_file():

@@ -11,8 +11,9 @@ from typing import Any
 
 from interp.errors import UserError
 from interp.files.tensors import check_tensors
+from interp.forward.batch import in_batches
 from interp.jobs import Job, JobFunction, JobRunner, OutputSpec, Shard
-from interp.runs.shards import Engine, ShardStore, cut, finish_shards, put_together
+from interp.runs.shards import Engine, ShardStore, finish_shards, put_together
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class StoredJobRunner(JobRunner):
         Raises:
             UserError: shards that ``function`` cannot have computed.
         """
-        parts = cut(job.order(), job.prompts_per_shard)
+        parts = in_batches(job.order(), job.prompts_per_shard)
         shards = list(self.shards(function, job, description=description, progress=progress))
         whole = put_together(shards, parts)
         try:
@@ -64,7 +65,7 @@ class StoredJobRunner(JobRunner):
         self, function: JobFunction, job: Job, *, description: str, progress: bool = True
     ) -> Iterator[Shard]:
         """The finished shards of a job in order, each read when it is asked for."""
-        parts = cut(job.order(), job.prompts_per_shard)
+        parts = in_batches(job.order(), job.prompts_per_shard)
         identity = {
             "model": dict(self.conditions),
             "work": function.__name__,

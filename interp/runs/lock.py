@@ -36,8 +36,9 @@ def holding(run: Path) -> Iterator[None]:
         UserError: another process (or thread) holds it, or it cannot be written.
     """
     folder = run.resolve()
-    held: set[Path] = _of_thread.__dict__.setdefault("held", set())
-    if folder in held or os.environ.get("RANK", "0") != "0":  # the first of several processes holds
+    taken: set[Path] = _of_thread.__dict__.setdefault("taken", set())
+    # Of several processes, the first holds.
+    if folder in taken or os.environ.get("RANK", "0") != "0":
         yield
         return
     missing = [above for above in (folder, *folder.parents) if not above.exists()]
@@ -47,12 +48,12 @@ def holding(run: Path) -> Iterator[None]:
         raise UserError(f"{run} cannot be made ({error.strerror}): choose another --out") from error
     try:
         with _locked(run):
-            held.add(folder)
+            taken.add(folder)
             try:
                 yield
                 remove_leftovers(folder)
             finally:
-                held.discard(folder)
+                taken.discard(folder)
     finally:
         for above in missing:
             with suppress(OSError):  # not empty

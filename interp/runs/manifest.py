@@ -13,7 +13,13 @@ from interp.files.documents import file_hash, read_json, write_json
 from interp.files.shape import check_shape
 from interp.models import model_info
 from interp.models.hooked_model import HookedModel
-from interp.runs.prompting import asking_identity, comparable, first_difference, warn_of_older
+from interp.runs.prompting import (
+    asking_identity,
+    comparable,
+    first_difference,
+    noted_prompts,
+    warn_of_older,
+)
 from interp.runs.shards import versions
 
 
@@ -22,6 +28,7 @@ def write_manifest(
     model: HookedModel | Mapping[str, Any],
     *,
     prompts: str | None = "premises.jsonl",
+    identity: str | None = None,
     **more: Any,
 ) -> Path:
     """Write manifest.json.
@@ -29,6 +36,7 @@ def write_manifest(
     Args:
         model: a hooked model, or a description, such as `describe_hf_model` returns.
         prompts: the file of the run that holds its prompts, for their hash; None if there is none.
+        identity: the file of the run's identity, of which the prompts' entries are copied.
         more: further entries, such as the run's settings.
     """
     content = {
@@ -39,6 +47,8 @@ def write_manifest(
     }
     if prompts is not None:
         content["prompts_sha256"] = file_hash(run / prompts)
+    if identity is not None:
+        more |= noted_prompts(read_json(run / identity))
     return write_json(run / "manifest.json", {**content, **more})
 
 

@@ -72,10 +72,7 @@ def _short(value: Any) -> str:
 
 def tokenizer_identity(tokenizer: Any) -> dict[str, Any]:
     """The entries of an identity for a tokenizer and its chat template."""
-    return {
-        TOKENIZER: tokenizer_fingerprint(tokenizer),
-        TEMPLATE: template_fingerprint(tokenizer),
-    }
+    return {TOKENIZER: tokenizer_fingerprint(tokenizer), TEMPLATE: template_fingerprint(tokenizer)}
 
 
 def end_tokens(hf_model: Any) -> list[int]:

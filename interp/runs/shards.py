@@ -28,8 +28,9 @@ from interp.files.shape import check_shape
 from interp.files.tensor_file import read_tensor_file, write_tensor_file
 from interp.files.text import parse_json
 from interp.files.whole import remove_leftovers
-from interp.jobs import SHARD, Shard
+from interp.jobs import Shard
 from interp.models.hooked_model import HookedModel
+from interp.moved import old_names
 from interp.progress import progress_bar
 
 logger = logging.getLogger(__name__)
@@ -161,11 +162,6 @@ def finish_shards(
             bar.update()
 
 
-def cut(prompts: Sequence[int], size: int = SHARD) -> list[list[int]]:
-    """Prompts in shards, in order; the last may be smaller."""
-    return [list(prompts[begin : begin + size]) for begin in range(0, len(prompts), size)]
-
-
 def put_together(shards: Sequence[Shard], parts: Sequence[Sequence[int]]) -> Shard:
     """The shards' tensors and texts for the prompts of ``parts``, in their order.
 
@@ -189,9 +185,9 @@ def put_together(shards: Sequence[Shard], parts: Sequence[Sequence[int]]) -> Sha
 
 
 def _check_fits(shard: Shard, first: Shard, n_prompts: int) -> None:
-    found = {name: (one.shape[1:], one.dtype) for name, one in shard.tensors.items()}
-    wanted = {name: (one.shape[1:], one.dtype) for name, one in first.tensors.items()}
-    lengths = {len(one) if one.ndim else 0 for one in shard.tensors.values()}
+    found = {name: (tensor.shape[1:], tensor.dtype) for name, tensor in shard.tensors.items()}
+    wanted = {name: (tensor.shape[1:], tensor.dtype) for name, tensor in first.tensors.items()}
+    lengths = {len(tensor) if tensor.ndim else 0 for tensor in shard.tensors.values()}
     n_texts = n_prompts if first.texts else 0
     if found != wanted or lengths - {n_prompts} or len(shard.texts) != n_texts:
         raise UserError(
@@ -224,3 +220,6 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
+
+
+__getattr__ = old_names(__name__)

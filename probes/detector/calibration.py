@@ -86,8 +86,8 @@ class Calibration:
             content["method"],
             float(content["slope"]),
             float(content["intercept"]),
-            tuple(float(one) for one in content["scores"]),
-            tuple(float(one) for one in content["probabilities"]),
+            tuple(float(number) for number in content["scores"]),
+            tuple(float(number) for number in content["probabilities"]),
         )
 
 

@@ -45,16 +45,16 @@ class Folds:
         only, where no relation has two templates. Raises UserError for fewer subjects than folds,
         or a fold without both classes to fit on.
         """
-        asked = [one.question for one in questions]
+        asked = [question.question for question in questions]
         subjects = np.array(groups_of(asked, "subject"))
         if len(set(subjects)) < self.n_subject_folds:
             raise UserError(
                 f"{len(set(subjects))} subjects cannot fill {self.n_subject_folds} folds: "
                 "give more facts, or fewer folds"
             )
-        counted = np.array([one.counts for one in questions])
+        counted = np.array([question.counts for question in questions])
         half = _template_halves(asked, counted)
-        labels = np.array([one.label for one in questions])
+        labels = np.array([question.label for question in questions])
         found, halves = [], np.unique(half[counted])
         for _, left_out in GroupKFold(self.n_subject_folds).split(subjects, groups=subjects):
             mask = np.zeros(len(questions), dtype=bool)
@@ -86,7 +86,7 @@ def _template_halves(
         for relation, templates in seen.items()
         for index, template in enumerate(templates)
     }
-    return np.array([places.get((one.relation, one.template), 2) for one in asked])
+    return np.array([places.get((question.relation, question.template), 2) for question in asked])
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +109,7 @@ class DetectorDataset:
     prompts: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        if len({one.label for one in self.questions}) < 2:
+        if len({question.label for question in self.questions}) < 2:
             raise UserError("a detector needs questions of both classes: false premises and twins")
         n_tokens = sum(len(text.asked.offsets) for text in self.background)
         if [len(rows) for rows in self._rows] != [sum(self.sizes), n_tokens]:
@@ -141,19 +141,19 @@ class DetectorDataset:
 
     def background_of(self, fitted: Bool[np.ndarray, " question"]) -> Bool[Tensor, " token"]:
         """The background's tokens that may be fitted on: not about subjects that are left out."""
-        groups = groups_of([one.question for one in self.questions])
+        groups = groups_of([question.question for question in self.questions])
         left_out = {group for group, used in zip(groups, fitted, strict=True) if not used}
         left_out -= {group for group, used in zip(groups, fitted, strict=True) if used}
-        flags = [one.group not in left_out for one in self.background for _ in one.asked.offsets]
+        flags = [text.group not in left_out for text in self.background for _ in text.asked.offsets]
         return torch.tensor(flags, dtype=torch.bool)
 
     def of_relations(self, names: Sequence[str]) -> "DetectorDataset":
         """The questions of some relations, with the background of these or of no relation."""
         known = (None, *names)
-        relations = [one.question.relation for one in self.questions]
+        relations = [question.question.relation for question in self.questions]
         relations += [text.relation for text in self.background]
         return DetectorDataset(
-            tuple(one for one in self.questions if one.question.relation in names),
+            tuple(question for question in self.questions if question.question.relation in names),
             self.store,
             tuple(text for text in self.background if text.relation in known),
             tuple(
@@ -166,17 +166,17 @@ class DetectorDataset:
     @cached_property
     def sizes(self) -> list[int]:
         """How many tokens each question has."""
-        return [len(one.asked.offsets) for one in self.questions]
+        return [len(question.asked.offsets) for question in self.questions]
 
     @cached_property
     def labels(self) -> Int[np.ndarray, " question"]:
         """1 for a false premise, 0 for a twin."""
-        return np.array([one.label for one in self.questions])
+        return np.array([question.label for question in self.questions])
 
     @cached_property
     def counted(self) -> Bool[np.ndarray, " question"]:
         """The questions by which layer, calibration and threshold are chosen."""
-        return np.array([one.counts for one in self.questions])
+        return np.array([question.counts for question in self.questions])
 
     @cached_property
     def question_of(self) -> Int[Tensor, " token"]:
@@ -191,7 +191,7 @@ class DetectorDataset:
     @cached_property
     def _after_completion(self) -> Int[Tensor, " token"]:
         """How many tokens each token stands behind the completion; negative before it."""
-        ends = torch.tensor([one.completion for one in self.questions])
+        ends = torch.tensor([question.completion for question in self.questions])
         return self._position - ends[self.question_of]
 
     @cached_property
@@ -207,7 +207,8 @@ class DetectorDataset:
     @cached_property
     def mentions(self) -> Bool[Tensor, " token"]:
         """The object's tokens."""
-        spans = torch.tensor([one.object_tokens for one in self.questions])[self.question_of]
+        of_questions = torch.tensor([question.object_tokens for question in self.questions])
+        spans = of_questions[self.question_of]
         return (self._position >= spans[:, 0]) & (self._position < spans[:, 1])
 
     def tokens_of(self, questions: Bool[np.ndarray, " question"]) -> Bool[Tensor, " token"]:

@@ -50,12 +50,12 @@ def detect_premises(
             raise UserError("these detections are of other premises: detect again")
         return detector
     questions = premises.questions()
-    filled = [premises.fill(one, kind) for kind in ("false", "twin") for one in questions]
-    found = detect(model, [one.text for one in filled], detector=detector, progress=progress)
+    filled = [premises.fill(question, kind) for kind in ("false", "twin") for question in questions]
+    found = detect(model, [prompt.text for prompt in filled], detector=detector, progress=progress)
     n = len(questions)
     return PremiseDetections(
         false=found[:n],
         twin=found[n:],
-        objects=tuple(one.object for one in filled[:n]),
+        objects=tuple(prompt.object for prompt in filled[:n]),
         subjects=tuple(question.subject for question in questions),
     )

@@ -80,7 +80,7 @@ def covers(found: Span, wanted: Span) -> bool:
 
 def spans_of(detections: Sequence[Detection]) -> list[Span | None]:
     """Where to act in each prompt: the token span where the detector fired, else None."""
-    return [one.token_span if one.fired else None for one in detections]
+    return [detection.token_span if detection.fired else None for detection in detections]
 
 
 @dataclass(frozen=True)
@@ -120,15 +120,16 @@ class PremiseDetections(Displayed):
         ]
         return {
             "n": len(self.false),
-            "fired_on_false": rate([one.fired for one in self.false], self.subjects),
-            "fired_on_twins": rate([one.fired for one in self.twin], self.subjects),
+            "fired_on_false": rate([detection.fired for detection in self.false], self.subjects),
+            "fired_on_twins": rate([detection.fired for detection in self.twin], self.subjects),
             "span_covers_object": rate(*zip(*covered, strict=True)) if covered else None,
         }
 
     def plot(self) -> go.Figure:
         """Probabilities of a false premise: of false premises beside those of their twins."""
         return detections_figure(
-            [one.probability for one in self.false], [one.probability for one in self.twin]
+            [detection.probability for detection in self.false],
+            [detection.probability for detection in self.twin],
         )
 
     def _shown(self) -> Shown:

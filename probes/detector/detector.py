@@ -130,7 +130,7 @@ class PremiseDetector(Displayed):
             return []
         weight, bias = self.weight.double(), torch.tensor(self.bias, dtype=torch.float64)
         found: dict[int, TokenScores] = {}
-        prompts = [one.to_read for one in asked]
+        prompts = [question.to_read for question in asked]
         for chunk in read_activations(
             model, prompts, layers=[self.layer], batch_tokens=batch_tokens, progress=progress
         ):

@@ -191,11 +191,11 @@ def fit_detector(
     found = np.zeros(len(counted), dtype=bool)
     found[counted] = fired & (labels == 1)
     covered = _covered(material, found, falsity=falsity.scores, mention=mention.scores)
-    relations = [one.question.relation for one in material.questions if one.counts]
+    relations = [question.question.relation for question in material.questions if question.counts]
     training = {
         "relations": {name: relations.count(name) // 2 for name in dict.fromkeys(relations)},
-        "n_subjects": len(set(groups_of([one.question for one in material.questions]))),
-        "layer_auc": {str(one): auc for one, auc in aucs.items()},
+        "n_subjects": len(set(groups_of([question.question for question in material.questions]))),
+        "layer_auc": {str(layer): auc for layer, auc in aucs.items()},
         "auc": area_under_curve(torch.from_numpy(scores).float(), torch.from_numpy(labels)),
         "false_alarms_allowed": max_false_alarms,
         "calibration_error": expected_calibration_error(probabilities, labels),

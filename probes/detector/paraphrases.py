@@ -34,7 +34,7 @@ def framed(premises: Premises) -> Premises:
     relation = replace(
         premises.relation,
         templates=templates,
-        search_templates=tuple(one.name for one in templates[:1]),
+        search_templates=tuple(template.name for template in templates[:1]),
     )
     return replace(premises, relation=relation, templates=relation.template_names)
 

@@ -65,12 +65,12 @@ def score_detections(found: PremiseDetections, *, seed: int = 0) -> DetectionSco
 
     Raises UserError for questions about a single subject, which give no interval.
     """
-    probabilities = np.array([one.probability for one in (*found.false, *found.twin)])
+    probabilities = np.array([detection.probability for detection in (*found.false, *found.twin)])
     labels = np.array([1] * len(found.false) + [0] * len(found.twin))
     scores = torch.from_numpy(probabilities).float()
     rates = found.to_dict(seed=seed)
     pairs = zip(found.false, found.objects, strict=True)
-    exact = [one.char_span == tuple(wanted) for one, wanted in pairs if one.fired]
+    exact = [detection.char_span == tuple(wanted) for detection, wanted in pairs if detection.fired]
     covers = rates["span_covers_object"]
     return DetectionScore(
         n=len(found.false),

@@ -21,9 +21,7 @@ JOINS = -1.0
 
 
 def false_words(
-    asked: AskedQuestion,
-    falsity: Float[np.ndarray, " token"],
-    mention: Float[np.ndarray, " token"],
+    asked: AskedQuestion, falsity: Float[np.ndarray, " token"], mention: Float[np.ndarray, " token"]
 ) -> Span | None:
     """The characters [start, end) that are most likely the false object.
 

@@ -63,7 +63,7 @@ def shipped_premises(*, facts: int = FACTS, seed: int = 0) -> tuple[Premises, ..
     Years are left out: a neighbouring year is one token off, and small models know few.
     """
     loaded = (load_premises(name, seed=seed, limit=facts) for name in list_relations())
-    return tuple(one for one in loaded if one.relation.false_object == "another")
+    return tuple(premises for premises in loaded if premises.relation.false_object == "another")
 
 
 def known_premises(
@@ -74,11 +74,11 @@ def known_premises(
     Raises UserError when none is left.
     """
     kept = []
-    for one in premises:
-        knowledge = check_knowledge(model, one, progress=progress)
-        logger.info("%s: %s", one.relation.name, knowledge.summary)
+    for of_relation in premises:
+        knowledge = check_knowledge(model, of_relation, progress=progress)
+        logger.info("%s: %s", of_relation.relation.name, knowledge.summary)
         if knowledge.n_known >= FEWEST_KNOWN:
-            kept.append(knowledge.keep(one, minimum=FEWEST_KNOWN))
+            kept.append(knowledge.keep(of_relation, minimum=FEWEST_KNOWN))
     if not kept:
         raise UserError(
             f"the model knows fewer than {FEWEST_KNOWN} facts of every relation: give premises "
@@ -154,7 +154,7 @@ def collect_material(
     background = background_texts(model, chosen)
     store = store_activations(
         model,
-        [one.asked.to_read for one in (*questions, *background)],
+        [text.asked.to_read for text in (*questions, *background)],
         folder,
         layers=candidate_layers(model) if layers is None else layers,
         progress=progress,
@@ -172,16 +172,16 @@ def labelled_questions(
     learning that subject and object do not match.
     """
     premises = tuple(premises)
-    few = sum(len(one.facts) for one in premises) <= FEW_FACTS
+    few = sum(len(of_relation.facts) for of_relation in premises) <= FEW_FACTS
     found: list[LabelledQuestion] = []
-    for one in premises:
-        for asked, counts in ((one, True), (framed(one), False)) if few else ((one, True),):
+    for of_relation in premises:
+        for asked in (of_relation, framed(of_relation)) if few else (of_relation,):
             for deal in range(DEALS if few else 1):
                 questions = label_questions(
                     model.tokenizer,
                     asked,
                     balanced_questions(asked, seed=seed + DEAL_STEP * deal),
-                    counts=counts and not deal,
+                    counts=asked is of_relation and not deal,
                 )
                 found += [question for question in questions if question.label or not deal]
     return tuple(found)
@@ -195,10 +195,10 @@ def background_texts(
     The word problems are those of the shipped task set `arithmetic` that adapters train on.
     """
     texts: list[tuple[str, str | None, str | None]] = []
-    for one in premises:
-        name = one.relation.name
-        for fact in one.facts:
-            for text in (one.direct(fact), f"{one.cloze(fact)} {fact.object}."):
+    for of_relation in premises:
+        name = of_relation.relation.name
+        for fact in of_relation.facts:
+            for text in (of_relation.direct(fact), f"{of_relation.cloze(fact)} {fact.object}."):
                 texts.append((text, name, f"{name}/{fact.subject}"))
     path = data_dir() / "tasks" / "arithmetic" / "train.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines()

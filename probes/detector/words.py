@@ -24,7 +24,7 @@ def word_spans(text: str) -> tuple[Span, ...]:
                 start += 1
             stop = start
             while stop < end and (_is_letter(text[stop]) or _joins(text, stop, end)):
-                if _stands_alone(text[stop]):
+                if unicodedata.east_asian_width(text[stop]) == "W":  # a word by itself
                     stop += stop == start
                     break
                 stop += 1
@@ -55,10 +55,6 @@ def words_of_tokens(
 def _is_letter(character: str) -> bool:
     """Letters, digits, and the marks that some scripts put on them."""
     return character.isalnum() or unicodedata.category(character).startswith("M")
-
-
-def _stands_alone(character: str) -> bool:
-    return unicodedata.east_asian_width(character) == "W"
 
 
 def _joins(text: str, index: int, end: int) -> bool:

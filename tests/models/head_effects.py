@@ -1,4 +1,4 @@
-"""Head effects of known weights, to be compared between the two TransformerLens majors.
+"""Head effects of known weights, to compare the two major versions of TransformerLens.
 
 ``head_effects.safetensors`` beside this file holds them as TransformerLens 4 gives them, with the
 fingerprint of every model; ``scripts/head_effects_reference.py`` makes it. A tensor is named

@@ -12,8 +12,15 @@ from interp.errors import UserError
 from interp.interventions import constrain
 from interp.models import HookedModel, from_hf
 from interp.models.call import call_model
-from interp.models.check_cache import check_path, read_check, write_check
-from interp.models.model_check import ModelCheck, check_of, keep_check, require
+from interp.models.model_check import (
+    ModelCheck,
+    check_of,
+    check_path,
+    keep_check,
+    read_check,
+    require,
+    write_check,
+)
 from interp.models.self_check import check_model, trial_logits
 from interp.patching import LogitDifference, TokenBatch, last_logits, patch
 from tests.conftest import make_hf_model, make_tokenizer

@@ -106,7 +106,7 @@ TOKENS = {
     "asks left": (0, 0, 8, 1, 30),
     "nothing": (0, 0, 0, 0, 70),
 }
-LEFT, RIGHT, ASKS_ITSELF, ASKS_LEFT, NOTHING = range(5)
+LEFT, RIGHT, ASKS_ITSELF, ASKS_LEFT, BLANK = range(5)
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,7 @@ ASKED = [
 # The last token asks left throughout; what stands where is swapped, and values stay.
 SWAPPED = [
     ([RIGHT, LEFT, ASKS_LEFT], [LEFT, RIGHT, ASKS_LEFT]),
-    ([NOTHING, LEFT, LEFT, NOTHING, ASKS_LEFT], [NOTHING, LEFT, NOTHING, LEFT, ASKS_LEFT]),
+    ([BLANK, LEFT, LEFT, BLANK, ASKS_LEFT], [BLANK, LEFT, BLANK, LEFT, ASKS_LEFT]),
 ]
 
 

@@ -286,7 +286,7 @@ def test_attention_sinks_are_not_known() -> None:
 
 @pytest.mark.parametrize("grouped", [False, True])
 def test_attention_by_hand(grouped: bool) -> None:
-    """Softmax of scaled, capped, masked scores over lent and own keys, against plain torch."""
+    """Softmax of scaled, capped, masked scores over shared and own keys, against plain torch."""
 
     class Module:
         layer_idx = 0
@@ -294,7 +294,7 @@ def test_attention_by_hand(grouped: bool) -> None:
     kv_heads = 2 if grouped else 4
     query = torch.randn(3, 4, 2, 8)
     key, value = torch.randn(2, 3, kv_heads, 2, 8)
-    lent_key, lent_value = torch.randn(2, 2, kv_heads, 3, 8)
+    shared_key, shared_value = torch.randn(2, 2, kv_heads, 3, 8)
     rows = torch.tensor([1, 0, 1])
     mask = torch.zeros(3, 1, 2, 5)
     mask[:, :, 0, 4] = torch.finfo(torch.float32).min
@@ -303,25 +303,25 @@ def test_attention_by_hand(grouped: bool) -> None:
     def expected(cap: float | None) -> torch.Tensor:
         repeats = 4 // kv_heads
         keys, values = (
-            torch.cat([lent[rows], own], dim=2).repeat_interleave(repeats, dim=1)
-            for lent, own in ((lent_key, key), (lent_value, value))
+            torch.cat([shared[rows], own], dim=2).repeat_interleave(repeats, dim=1)
+            for shared, own in ((shared_key, key), (shared_value, value))
         )
         scores = torch.einsum("rhqd,rhkd->rhqk", query, keys) * 0.3
         scores = scores if cap is None else cap * torch.tanh(scores / cap)
         return torch.einsum("rhqk,rhkd->rqhd", (scores + mask).softmax(-1), values)
 
     twice: dict[int, Any] = {0: [lambda pattern: pattern * 2]}
-    for lent, cap, factor in [
-        (SharedPrefix(((lent_key, lent_value),), rows), None, 1),
-        (SharedPrefix(((lent_key, lent_value),), rows), 0.5, 1),
-        (SharedPrefix(((lent_key, lent_value),), rows, patterns=twice), None, 2),
+    for shared, cap, factor in [
+        (SharedPrefix(((shared_key, shared_value),), rows), None, 1),
+        (SharedPrefix(((shared_key, shared_value),), rows), 0.5, 1),
+        (SharedPrefix(((shared_key, shared_value),), rows, patterns=twice), None, 2),
     ]:
-        with use_prefix(lent):
+        with use_prefix(shared):
             out, _ = shared_prefix_attention(
                 Module(), query, key, value, mask, scaling=0.3, softcap=cap
             )
         torch.testing.assert_close(out, factor * expected(cap), **CLOSE)
-    last = SharedPrefix(((lent_key, lent_value),), rows, last_only=0)
+    last = SharedPrefix(((shared_key, shared_value),), rows, last_only=0)
     with use_prefix(last):
         out, _ = shared_prefix_attention(Module(), query, key, value, mask, scaling=0.3)
     torch.testing.assert_close(out[:, -1], expected(None)[:, -1], **CLOSE)

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from interp.errors import UserError
+from interp.forward.batch import in_batches
 from interp.jobs import Shard
 from interp.runs.shards import (
     InProcess,
     ShardStore,
-    cut,
     digest_of,
     finish_shards,
     put_together,
@@ -48,12 +48,12 @@ def make(store: ShardStore, parts: list[list[int]]) -> tuple[list[Shard], list[i
 
 
 def test_prompts_are_cut_in_order() -> None:
-    assert cut([4, 1, 3, 0, 2], 2) == [[4, 1], [3, 0], [2]]
-    assert cut([], 2) == []
+    assert in_batches([4, 1, 3, 0, 2], 2) == [[4, 1], [3, 0], [2]]
+    assert in_batches([], 2) == []
 
 
 def test_shards_are_put_where_their_prompts_stand(tmp_path: Path) -> None:
-    parts = cut([4, 1, 3, 0, 2], 2)
+    parts = in_batches([4, 1, 3, 0, 2], 2)
     store = ShardStore(tmp_path / "a" / "b", IDENTITY, len(parts))
     shards, asked = make(store, parts)
     assert asked == [0, 1, 2]
@@ -74,7 +74,7 @@ def test_shards_are_put_where_their_prompts_stand(tmp_path: Path) -> None:
 def test_a_shard_that_cannot_be_relied_on_is_made_again(
     harm: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    parts = cut(range(6), 2)
+    parts = in_batches(range(6), 2)
     store = ShardStore(tmp_path / "shards", IDENTITY, 3)
     make(store, parts)
     path, content = store.path(1), store.path(1).read_bytes()
@@ -113,7 +113,7 @@ def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
 def test_nothing_finished_is_lost_where_one_cannot_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parts = cut(range(6), 2)
+    parts = in_batches(range(6), 2)
     store = ShardStore(tmp_path, IDENTITY, 3)
     real = ShardStore.write
 

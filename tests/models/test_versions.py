@@ -1,4 +1,4 @@
-"""Either TransformerLens major: the same weights have the same head effects."""
+"""Either major version of TransformerLens: the same weights have the same head effects."""
 
 from typing import Any
 
