@@ -184,7 +184,7 @@ def _with_answers(
     encodings = [
         tokenize_with_offsets(model.tokenizer, text, add_special_tokens=special) for text in texts
     ]
-    whole = [tuple(one["input_ids"]) for one in encodings]
+    whole = [tuple(encoding["input_ids"]) for encoding in encodings]
     other = read.ids if against is None else whole[1]
     shared = shared_length(whole[0], other)
     if shared == min(len(ids) for ids in whole):

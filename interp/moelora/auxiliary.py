@@ -90,8 +90,8 @@ def auxiliary_losses(model: nn.Module) -> AuxiliaryLosses:
         terms = cast(Tensor, _Late.apply(anchor, terms, step))
     weights = torch.tensor(
         [
-            (one.load_balance_weight, one.contrastive_weight, one.router_z_weight)
-            for one in (routed.config for routed in step.kept)
+            (config.load_balance_weight, config.contrastive_weight, config.router_z_weight)
+            for config in (routed.config for routed in step.kept)
         ],
         device=terms.device,
     )

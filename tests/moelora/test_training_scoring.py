@@ -158,9 +158,9 @@ def test_scores_keep_the_order_of_the_examples(model: Any, chat_tokenizer: Any) 
     examples = [Example("t", prompt, "x") for prompt in PROMPTS]
     answers = score(model, chat_tokenizer, examples, max_new_tokens=4, progress=False)
     assert [one.prompt for one in answers] == PROMPTS
-    told = Example("t", PROMPTS[1], answers[1].said or "x", kind="name")
+    told = Example("t", PROMPTS[1], answers[1].prediction or "x", kind="name")
     again = score(model, chat_tokenizer, [told], max_new_tokens=4, progress=False)
-    assert again[0].right is bool(answers[1].said)
+    assert again[0].right is bool(answers[1].prediction)
 
 
 def test_answer_loss_of_each_example_alone(model: Any, chat_tokenizer: Any) -> None:

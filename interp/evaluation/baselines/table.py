@@ -12,6 +12,7 @@ subjects. With several random draws, a prompt's value is the mean over them.
 """
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -41,10 +42,11 @@ def pool(scores: Sequence[TreatmentScore]) -> TreatmentScore:
 
     def joined(name: str) -> dict[QuestionKind, tuple[Any, ...]]:
         by_kind = [getattr(score, name) for score in scores]
-        kinds: list[QuestionKind] = [
-            kind for kind in KINDS if all(kind in entries for entries in by_kind)
-        ]
-        return {kind: tuple(one for entries in by_kind for one in entries[kind]) for kind in kinds}
+        return {
+            kind: tuple(chain.from_iterable(entries[kind] for entries in by_kind))
+            for kind in KINDS
+            if all(kind in entries for entries in by_kind)
+        }
 
     answers, sizes = joined("answers"), [len(score.false.subjects) for score in scores]
     seconds: dict[QuestionKind, float] = {

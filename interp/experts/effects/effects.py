@@ -189,7 +189,7 @@ def expert_effects(
     """
     _check(tasks, mode=mode, method=method, budget=budget, greedy=greedy)
     chosen = _chosen(projections_of(model), layers, targets)
-    examples = [(task, one) for task, some in tasks.items() for one in some]
+    examples = [(task, example) for task, some in tasks.items() for example in some]
     job = ExpertJob(
         tuple(_encoded(model, example) for _, example in examples), chosen, mode, factor, together
     )
@@ -266,7 +266,7 @@ def _check(tasks: Tasks, *, mode: str, method: str, budget: int | None, greedy: 
     for task, some in tasks.items():
         if not some:
             raise UserError(f"task {task!r} has no examples")
-        if greedy and not all(isinstance(one, Example) for one in some):
+        if greedy and not all(isinstance(example, Example) for example in some):
             raise UserError("greedy answers are scored against an Example, not its tokens")
     if budget is not None and (budget < 1 or method != "exact"):
         raise UserError("a budget is a number of experts to run, for method 'exact'")

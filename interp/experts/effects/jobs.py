@@ -66,8 +66,8 @@ def answer_batch(
 ) -> AnswerBatch:
     """Some of the examples as one batch."""
     some = [examples[index] for index in chunk]
-    batch = TokenBatch.from_lists([one.tokens[:-1] for one in some], device=device)
-    answers = [one.tokens[one.n_prompt :] for one in some]
+    batch = TokenBatch.from_lists([example.tokens[:-1] for example in some], device=device)
+    answers = [example.tokens[example.n_prompt :] for example in some]
     keep = max(len(answer) for answer in answers)
     rows = [[*[IGNORED] * (keep - len(answer)), *answer] for answer in answers]
     return AnswerBatch(tuple(chunk), batch, torch.tensor(rows, device=device))
@@ -217,7 +217,7 @@ class ExpertJob:
         """All values that decide the effects, as JSON can hold them."""
         return {
             "examples": [[example.tokens, example.n_prompt] for example in self.examples],
-            "projections": [[one.name, one.n_experts] for one in self.projections],
+            "projections": [[part.name, part.n_experts] for part in self.projections],
             "setting": [self.mode, self.factor, self.together],
             "units": None if self.units is None else sorted(self.units),
         }
@@ -237,10 +237,10 @@ class ExpertJob:
         groups = [self.projections] if self.together else list(zip(self.projections, strict=True))
         found = []
         for index, members in enumerate(groups):
-            for expert in range(max(one.n_experts for one in members)):
+            for expert in range(max(member.n_experts for member in members)):
                 if self.units is not None and (index, expert) not in self.units:
                     continue
-                pairs = [(one.name, expert) for one in members if expert < one.n_experts]
+                pairs = [(part.name, expert) for part in members if expert < part.n_experts]
                 constraint = ExpertConstraint(pairs, self.mode, self.factor)
                 found.append(((index, expert), constraint))
         return found
@@ -371,4 +371,4 @@ def most_promising(
     order = largest.flatten().argsort(descending=True, stable=True)
     order = order[largest.flatten()[order] >= 0][:budget].tolist()
     width = largest.shape[1]
-    return frozenset((one // width, one % width) for one in order)
+    return frozenset(divmod(unit, width) for unit in order)

@@ -90,15 +90,14 @@ def without_slices(model: HookedModel, slices: Iterable[ExpertHeadContribution])
     slices = list(slices)
     parts = {component: head_outputs(model, component) for component in components_of(slices)}
     masks: dict[str, Tensor] = {}
-    for one in slices:
-        part = _checked(parts[one.component], one)
-        empty = torch.zeros(part.projection.n_experts, part.width, dtype=torch.bool)
-        mask = masks.setdefault(part.projection.expert_out, empty)
-        rows = range(part.projection.n_experts) if one.expert is None else [one.expert]
-        for expert in rows:
-            mask[expert, part.columns[one.unit].cpu()] = True
+    for part in slices:
+        outputs = _checked(parts[part.component], part)
+        empty = torch.zeros(outputs.projection.n_experts, outputs.width, dtype=torch.bool)
+        mask = masks.setdefault(outputs.projection.expert_out, empty)
+        experts = slice(None) if part.expert is None else part.expert
+        mask[experts, outputs.columns[part.unit].cpu()] = True
     hooks = tuple((name, partial(_zero, mask)) for name, mask in masks.items())
-    return Variant(min((one.layer for one in slices), default=0), hooks)
+    return Variant(min((part.layer for part in slices), default=0), hooks)
 
 
 def without_experts(model: HookedModel) -> Variant:
@@ -115,23 +114,21 @@ def components_of(slices: Iterable[ExpertHeadContribution]) -> dict[Part, None]:
     return dict.fromkeys(part.component for part in slices)
 
 
-def _checked(parts: dict[int, HeadOutputs], one: ExpertHeadContribution) -> HeadOutputs:
+def _checked(by_layer: dict[int, HeadOutputs], part: ExpertHeadContribution) -> HeadOutputs:
     """Where the slice's component is computed. Raises UserError if there is no such slice."""
-    if one.layer not in parts:
-        layers = ", ".join(map(str, parts))
+    if part.layer not in by_layer:
+        layers = ", ".join(map(str, by_layer))
         raise UserError(
-            f"{one.name!r}: layer {one.layer} has no experts on its {one.component} projection; "
+            f"{part.name!r}: layer {part.layer} has no experts on its {part.component} projection; "
             f"layers {layers} have"
         )
-    part = parts[one.layer]
-    units = len(part.columns)
-    if not 0 <= one.unit < units:
-        raise UserError(f"{one.name!r} does not exist: the heads are 0 to {units - 1}")
-    if one.expert is not None and not 0 <= one.expert < part.projection.n_experts:
-        raise UserError(
-            f"{one.name!r} does not exist: the experts are 0 to {part.projection.n_experts - 1}"
-        )
-    return part
+    outputs = by_layer[part.layer]
+    n_units, n_experts = len(outputs.columns), outputs.projection.n_experts
+    if not 0 <= part.unit < n_units:
+        raise UserError(f"{part.name!r} does not exist: the heads are 0 to {n_units - 1}")
+    if part.expert is not None and not 0 <= part.expert < n_experts:
+        raise UserError(f"{part.name!r} does not exist: the experts are 0 to {n_experts - 1}")
+    return outputs
 
 
 def _zero(mask: Bool[Tensor, "expert d_out"], outputs: Tensor, hook: Any) -> Tensor:

@@ -105,7 +105,7 @@ def collect_part(
         for batch in pass_.batches(number):
             # Its counts cannot be taken back, so that the batch cannot be cut here.
             what = f"{len(batch.tokens)} texts at a time (batch_tokens is {settings.batch_tokens})"
-            for _ in halving([[batch]], lambda one: pass_.run(one[0]), what=what):
+            for _ in halving([[batch]], lambda chunk: pass_.run(chunk[0]), what=what):
                 pass
             bar.update(len(batch.labels))
     return pass_.sums()

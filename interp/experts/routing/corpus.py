@@ -100,21 +100,21 @@ def corpus_of(data: Mapping[str, Any] | Sequence[Any], tokenizer: Any) -> Labell
         end = end_token(tokenizer) if data else None
         encoded = [(example, encode_example(tokenizer, example, end=end)) for example in data]
         texts = [
-            LabelledText(code.tokens, one.task, f"{one.task}/{one.subject}")
-            for one, code in encoded
+            LabelledText(code.tokens, example.task, f"{example.task}/{example.subject}")
+            for example, code in encoded
         ]
     else:
         raise UserError(
             "the texts are not labelled with tasks: give a mapping {task: [text, …]}, or examples"
         )
-    return LabelledCorpus(tuple(texts), common_prefix([one.tokens for one in texts]))
+    return LabelledCorpus(tuple(texts), common_prefix([text.tokens for text in texts]))
 
 
 def common_prefix(rows: Sequence[Sequence[int]]) -> int:
     """How many tokens all rows begin with, at least one token of the shortest being left."""
     if len(rows) < 2:
         return 0
-    texts = sorted(tuple(one) for one in rows)
+    texts = sorted(map(tuple, rows))
     first, last = texts[0], texts[-1]
     same = 0
     while same < min(len(first), len(last)) and first[same] == last[same]:
@@ -143,7 +143,7 @@ def _ids(tokenizer: Any, text: Any) -> tuple[int, ...]:
         return tuple(prompt_ids(tokenizer, text))
     given = text.tolist() if isinstance(text, np.ndarray | Tensor) else text
     if not isinstance(given, list | tuple) or not all(
-        isinstance(one, int | np.integer) and not isinstance(one, bool) for one in given
+        isinstance(token, int | np.integer) and not isinstance(token, bool) for token in given
     ):
         raise UserError(f"a text must be text or token ids, got {type(text).__name__}")
-    return tuple(int(one) for one in given)
+    return tuple(map(int, given))

@@ -157,9 +157,9 @@ class RoutingPass:
     ) -> None:
         self.corpus, self.settings = corpus, settings
         self.layers = layers_in_use(base_of(model))
-        found = [AdaptedProjection.of_layer(one) for one in self.layers]
+        found = map(AdaptedProjection.of_layer, self.layers)
         # The tables count a projection outside the layers as one of layer 0.
-        self.projections = tuple(replace(one, layer=one.layer or 0) for one in found)
+        self.projections = tuple(replace(part, layer=part.layer or 0) for part in found)
         (adapter,) = self.layers[0].adapters_in_use
         config = self.layers[0].experts[adapter].config
         self.weights = [layer.weights(adapter) for layer in self.layers]
@@ -219,7 +219,7 @@ class RoutingPass:
 
     def _batch(self, chosen: list[int], generator: torch.Generator, share: float) -> _Batch:
         texts = [self.corpus.texts[index] for index in chosen]
-        width = max(len(one.tokens) for one in texts)
+        width = max(len(text.tokens) for text in texts)
         tokens = torch.zeros(len(texts), width, dtype=torch.long)
         mask = torch.zeros(len(texts), width, dtype=torch.bool)
         for row, text in enumerate(texts):
@@ -289,10 +289,10 @@ class RoutingPass:
         """What was counted, by name; tables without entries are left out."""
         for number, source in self.shared.items():
             self.counter.share_random(number, source)
-        tables = {name: one for name, one in self.counter.tables.as_dict().items() if one.numel()}
+        tables = self.counter.tables.as_dict().items()
         return {
-            **{f"tables.{name}": one for name, one in tables.items()},
-            **{f"moments.{name}": one for name, one in self.moments.state().items()},
+            **{f"tables.{name}": table for name, table in tables if table.numel()},
+            **{f"moments.{name}": sums for name, sums in self.moments.state().items()},
         }
 
     def add(self, part: Mapping[str, Tensor]) -> None:

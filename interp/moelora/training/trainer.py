@@ -218,7 +218,7 @@ class AdapterTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
         if self.is_world_process_zero():
-            sizes = {one.name: one.stat().st_size for one in sorted(folder.iterdir())}
+            sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
             (folder / WHOLE).write_text(json.dumps(sizes), encoding="utf-8")
         self.accelerator.wait_for_everyone()
 
