@@ -1,5 +1,9 @@
 """The one error type that a user's mistake raises."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 _LONGEST = 4000
 
 
@@ -19,3 +23,12 @@ class UserError(Exception):
         if text.isprintable():
             return text
         return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
+
+
+@contextmanager
+def errors_in(where: str | Path) -> Iterator[None]:
+    """Begin the messages of UserErrors with the file, or the part of it, that they are about."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error

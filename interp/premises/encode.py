@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from interp.arguments import check_choice, of_kind
+from interp.arguments import check_choice
 from interp.checked import checked
 from interp.errors import UserError
 from interp.forward.batch import Span, TokenBatch
@@ -204,7 +204,6 @@ def encode_premises(
     Raises:
         UserError: a name that no token contains, or answers that cannot be told apart.
     """
-    of_kind("premises", premises, Premises, advice="interp.load_premises gives them")
     items = []
     for question in premises.questions():
         (false, true_token, false_token), (twin, *_), (masked, *_) = (

@@ -1,17 +1,14 @@
 """Readers of question files (JSON lines, CSV, Parquet), row by row with line numbers."""
 
-import csv
-import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from interp.errors import UserError
-from interp.files.text import LARGEST_TEXT, one_line, parse_json, read_text
+from interp.errors import UserError, errors_in
+from interp.files.text import LARGEST_TEXT, csv_rows, one_line, parse_json, read_text
 from interp.moelora.data.examples import Example
 from interp.moelora.data.formats import ColumnMapping, Row, detect
 
@@ -30,23 +27,15 @@ def read_examples(
     if suffix not in SUFFIXES:
         raise UserError(f"{path}: not a data file; known endings: {', '.join(SUFFIXES)}")
     examples: list[Example] = []
-    with _blaming(path):
+    with errors_in(path):
         reader = columns
         for line, row in _READERS[suffix](path):
-            with _blaming(f"line {line}"):
+            with errors_in(f"line {line}"):
                 reader = reader or detect(row)
                 examples.append(reader(row, task or path.stem))
         if not examples:
             raise UserError("the file is empty; it needs one question a line")
     return tuple(examples)
-
-
-@contextmanager
-def _blaming(where: Path | str) -> Iterator[None]:
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error
 
 
 def _read_text(path: Path) -> str:
@@ -68,10 +57,8 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Row]]:
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
-        try:
+        with errors_in(f"line {number}"):
             row = parse_json(line)
-        except UserError as error:
-            raise UserError(f"line {number}: {error}") from error
         yield number, _object(row, f"line {number}")
 
 
@@ -82,34 +69,19 @@ def _object(row: Any, where: str) -> Row:
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, Row]]:
-    reader = csv.reader(io.StringIO(_read_text(path), newline=""), strict=True)
-    header: list[str] | None = None
-    while True:
-        line = reader.line_num + 1
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise UserError(f"line {line}: not valid CSV ({error})") from error
-        if not any(cell.strip() for cell in cells):
-            continue
-        if header is None:
-            header = [cell.strip() for cell in cells]
-            _check_header(header, f"line {line}: ")
-            continue
-        if len(cells) != len(header):
-            raise UserError(
-                f"line {line}: {len(cells)} cells, but the header names {len(header)} columns; "
-                "put cells that hold a comma in double quotes"
-            )
-        yield line, dict(zip(header, cells, strict=True))
+    rows = csv_rows(_read_text(path))
+    for line, names in rows:
+        header = [name.strip() for name in names]
+        with errors_in(f"line {line}"):
+            _check_header(header)
+        for row_line, cells in rows:
+            yield row_line, dict(zip(header, cells, strict=True))
 
 
-def _check_header(names: Sequence[str], where: str = "") -> None:
+def _check_header(names: Sequence[str]) -> None:
     """Raise UserError if two columns have one name: the one would hide the other."""
     if repeated := [name for name in names if name and list(names).count(name) > 1]:
-        raise UserError(f"{where}two columns are named {repeated[0]!r}")
+        raise UserError(f"two columns are named {repeated[0]!r}")
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, Row]]:
