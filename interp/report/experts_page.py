@@ -132,7 +132,7 @@ def expert_rows(experts: pd.DataFrame, *, fdr: float) -> pd.DataFrame:
     All cells are text; the table is empty if nothing is significant.
     """
     found = where(experts, experts["q_value"] <= fdr)
-    order = found["difference"].abs().sort_values(ascending=False, kind="stable").index
+    found = found.sort_values("difference", key=abs, ascending=False, kind="stable")
     return pd.DataFrame(
         [
             {
@@ -142,7 +142,7 @@ def expert_rows(experts: pd.DataFrame, *, fdr: float) -> pd.DataFrame:
                 "against all": f"{row.difference:+.3f}",
                 "q": f"{row.q_value:.2g}",
             }
-            for row in found.loc[order].head(MAX_ROWS).itertuples()
+            for row in found.head(MAX_ROWS).itertuples()
         ],
         columns=["expert", "task", "share", "against all", "q"],
     )

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from interp.forward.batch import TokenBatch, by_length
 from interp.forward.finite import check_finite
@@ -45,13 +46,11 @@ class AnswerBatch:
     """Some examples, left-padded, without the last token of each.
 
     Attributes:
-        examples: which they are.
         batch: their tokens.
         targets: Int[example keep], the token after each of the last positions; ``IGNORED`` where
             that is not the answer's.
     """
 
-    examples: tuple[int, ...]
     batch: TokenBatch
     targets: Int[Tensor, "example keep"]
 
@@ -67,10 +66,9 @@ def answer_batch(
     """Some of the examples as one batch."""
     some = [examples[index] for index in chunk]
     batch = TokenBatch.from_lists([example.tokens[:-1] for example in some], device=device)
-    answers = [example.tokens[example.n_prompt :] for example in some]
-    keep = max(len(answer) for answer in answers)
-    rows = [[*[IGNORED] * (keep - len(answer)), *answer] for answer in answers]
-    return AnswerBatch(tuple(chunk), batch, torch.tensor(rows, device=device))
+    answers = [torch.tensor(example.tokens[example.n_prompt :], device=device) for example in some]
+    padding: dict[str, Any] = {"padding_value": IGNORED, "padding_side": "left"}
+    return AnswerBatch(batch, pad_sequence(answers, batch_first=True, **padding))
 
 
 def answer_measures(
@@ -268,7 +266,7 @@ def estimate_experts(model: HookedModel, job: ExpertJob, *, progress: bool = Fal
     def run_chunk(chunk: list[int]) -> None:
         answers = answer_batch(job.examples, chunk, device)
         here, found = attribute_gates(model, answers, job.projections, edit=edit)
-        rows = torch.tensor(answers.examples)
+        rows = torch.tensor(chunk)
         loss[rows] = here.to(loss)
         for number, projection in enumerate(job.projections):
             group, experts = 0 if job.together else number, torch.arange(projection.n_experts)

@@ -20,7 +20,6 @@ from interp.experts.routing.counting_pass import (
     RoutingPass,
     Runner,
     base_of,
-    observing,
 )
 from interp.experts.routing.records import RoutingRecords
 from interp.experts.routing.similarity import OutputSimilarity
@@ -28,6 +27,7 @@ from interp.experts.routing.token_file import TokenFile
 from interp.forward.out_of_memory import halving
 from interp.models.call import evaluating
 from interp.models.limits import check_prompts
+from interp.moelora.layer import observing
 from interp.moved import old_names
 from interp.progress import progress_bar
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from interp.arguments import listed
 from interp.checked import checked
 from interp.errors import UserError
-from interp.models.spans import prompt_ids
+from interp.models.spans import prompt_ids, shared_length
 from interp.moelora.data.encoding import encode_example, end_token
 from interp.moelora.data.examples import Example
 
@@ -114,12 +114,8 @@ def common_prefix(rows: Sequence[Sequence[int]]) -> int:
     """How many tokens all rows begin with, at least one token of the shortest being left."""
     if len(rows) < 2:
         return 0
-    texts = sorted(map(tuple, rows))
-    first, last = texts[0], texts[-1]
-    same = 0
-    while same < min(len(first), len(last)) and first[same] == last[same]:
-        same += 1
-    return max(0, min(same, min(map(len, rows)) - 1))
+    texts = sorted(map(tuple, rows))  # what the first and the last share, all of them share
+    return max(0, min(shared_length(texts[0], texts[-1]), min(map(len, rows)) - 1))
 
 
 def check_enough(corpus: LabelledCorpus, *, tokens: int, units: int, least_tasks: int = 2) -> None:

@@ -12,7 +12,6 @@ import re
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from decimal import Decimal
 from functools import partial
@@ -40,7 +39,7 @@ from interp.moelora.data.encoding import (
 )
 from interp.moelora.data.examples import Example
 from interp.moelora.data.numbers import NUMBER, as_a_word, numbers_in, parse_number, same_number
-from interp.moelora.layer import ExpertWeights, MoELoRALinear, adapted_layers
+from interp.moelora.layer import ExpertWeights, adapted_layers, observing
 from interp.moelora.training.options import extract_option
 from interp.statistics.significance import mean_interval
 
@@ -242,13 +241,12 @@ def expert_similarity(
         mask = inputs["attention_mask"].bool().to(device)
         sums: dict[str, float] = defaultdict(float)
 
-        def add(layer: MoELoRALinear, args: tuple[Any, ...]) -> None:
+        def add(number: int, x: Tensor) -> None:
+            layer = layers[number]
             for adapter in layer.adapters_in_use:
-                sums[layer.name] += _summed_cosine(layer.weights(adapter), args[0][mask].float())
+                sums[layer.name] += _summed_cosine(layer.weights(adapter), x[mask].float())
 
-        with ExitStack() as stack:
-            for layer in layers:
-                stack.callback(layer.register_forward_pre_hook(add).remove)
+        with observing(layers, add):
             model(input_ids=inputs["input_ids"].to(device), attention_mask=mask.long())
         return sums
 
