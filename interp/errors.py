@@ -27,8 +27,12 @@ class UserError(Exception):
 
 @contextmanager
 def errors_in(where: str | Path) -> Iterator[None]:
-    """Begin the messages of UserErrors with the file, or the part of it, that they are about."""
+    """Begin the messages of UserErrors with the file, or the part of it, that they are about.
+
+    A message that names it already, such as a reader's, stays as it is.
+    """
     try:
         yield
     except UserError as error:
-        raise UserError(f"{where}: {error}") from error
+        named = str(error).startswith(f"{where}: ")
+        raise UserError(str(error) if named else f"{where}: {error}") from error

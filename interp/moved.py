@@ -14,10 +14,9 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.resources import files
 from types import ModuleType
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
-Given = ParamSpec("Given")
-Result = TypeVar("Result")
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @cache
@@ -74,14 +73,12 @@ def old_names(module: str) -> Callable[[str], Any]:
     return find
 
 
-def old_arguments(
-    **new: str,
-) -> Callable[[Callable[Given, Result]], Callable[Given, Result]]:
+def old_arguments(**new: str) -> Callable[[Function], Function]:
     """A decorator: arguments (old name = new name) may be given by their old names too."""
 
-    def decorate(function: Callable[Given, Result]) -> Callable[Given, Result]:
+    def decorate(function: Any) -> Any:
         @wraps(function)
-        def call(*args: Given.args, **kwargs: Given.kwargs) -> Result:
+        def call(*args: Any, **kwargs: Any) -> Any:
             for old in new.keys() & kwargs.keys():
                 if new[old] not in kwargs:  # else the function says that it does not know the old
                     _warn(f"{old} of {function.__name__}", new[old], "name")

@@ -99,7 +99,6 @@ class View:
         self.map = pn.pane.Plotly(None, config={"displayModeBar": False}, **_WIDE)
 
     def _connect(self) -> None:
-        """Connect the widgets to their callbacks."""
         self.button.on_click(self.ask)
         self.question.param.watch(self.ask, "enter_pressed")
         self.words.param.watch(self.ask, "enter_pressed")

@@ -30,12 +30,7 @@ from interp.errors import UserError
 from interp.moelora.config import MoELoRAConfig
 from interp.moelora.losses import pairwise_cosines
 from interp.moelora.recorder import Recorder, Routed
-from interp.moelora.routing import (
-    choose_experts,
-    gates_of_logits,
-    gates_of_probabilities,
-    per_rank,
-)
+from interp.moelora.routing import choose_experts, gates_of_logits, gates_of_probabilities, per_rank
 
 NO_MERGE = (
     "a MoELoRA adapter cannot be merged into the weights: which experts act depends on the token; "
@@ -296,7 +291,7 @@ def adapted_layers(model: nn.Module) -> list[MoELoRALinear]:
 
 @contextmanager
 def observing(
-    layers: Iterable[nn.Module], on_input: Callable[[int, Tensor], None]
+    layers: Iterable[nn.Module], on_input: Callable[[int, Tensor], object]
 ) -> Iterator[None]:
     """Call ``on_input(number, input)`` whenever a layer runs."""
 

@@ -118,9 +118,8 @@ def encode_question(
     tokenizer: Any, filled: FilledQuestion, *, answer: str = "", system: str | None = None
 ) -> EncodedPrompt:
     """A filled question, and perhaps the beginning of its answer, with its token spans."""
-    return _with_spans(
-        tokenizer, render_chat(tokenizer, filled.text, answer, system=system), filled
-    )
+    rendered = render_chat(tokenizer, filled.text, answer, system=system)
+    return _with_spans(tokenizer, rendered, filled)
 
 
 def encode_questions(

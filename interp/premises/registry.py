@@ -39,9 +39,8 @@ def load_relation(name_or_csv: str | Path, *, templates: Path | None = None) -> 
     """
     facts_file, templates_file = _locate(name_or_csv)
     templates_file = templates if templates is not None else templates_file
-    settings = _read_yaml(templates_file)
     with errors_in(templates_file):
-        sentences = _parse_settings(settings)
+        sentences = _parse_settings(parse_yaml(_read_text(templates_file)))
     facts = _read_facts(facts_file, years=sentences.get("false_object", "another") != "another")
     with errors_in(templates_file):
         return Relation(facts=facts, **sentences)
@@ -75,17 +74,10 @@ def _locate(name_or_csv: str | Path) -> tuple[Path, Path]:
     raise UserError(f"{text}: not a relation; give a known name, or a .csv or .yaml file")
 
 
-def _read_yaml(file: Path) -> dict[Any, Any]:
-    text = _read_text(file)
-    with errors_in(file):
-        settings = parse_yaml(text)
-        if not isinstance(settings, dict):
-            raise UserError("not a mapping; write keys such as 'name:' and 'templates:'")
-    return settings
-
-
-def _parse_settings(settings: dict[Any, Any]) -> dict[str, Any]:
+def _parse_settings(settings: Any) -> dict[str, Any]:
     """The keyword arguments of `Relation` but for its facts."""
+    if not isinstance(settings, dict):
+        raise UserError("not a mapping; write keys such as 'name:' and 'templates:'")
     for key in settings:
         check_choice("key", key, YAML_KEYS)
     if missing := [key for key in _REQUIRED_KEYS if key not in settings]:
@@ -115,9 +107,9 @@ def _parse_settings(settings: dict[Any, Any]) -> dict[str, Any]:
 
 def _read_facts(file: Path, *, years: bool) -> tuple[Fact, ...]:
     """The facts of a CSV; `years` demands that every object is one."""
-    text = _read_text(file)
     with errors_in(file):
-        rows = ((line, [cell.strip() for cell in cells]) for line, cells in csv_rows(text))
+        lines = csv_rows(_read_text(file))
+        rows = ((line, [cell.strip() for cell in cells]) for line, cells in lines)
         header = _check_header(*next(rows, (1, [])))
         facts: list[Fact] = []
         line_of: dict[str, int] = {}

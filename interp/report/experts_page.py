@@ -150,15 +150,13 @@ def expert_rows(experts: pd.DataFrame, *, fdr: float) -> pd.DataFrame:
 
 def agreement_sentences(agreement: RoutingAgreement) -> tuple[str, ...]:
     """The agreement of routing and effects in sentences."""
-    sentences = []
+    sentences = ["No expert has a significant effect on any task."]
     if agreement.n:
-        sentences.append(
+        sentences = [
             f"Of {agreement.n} experts with a significant effect on some task, "
             f"{100 * agreement.share:.0f} % are of use to the task that they are routed to most "
             f"(by chance {100 * agreement.chance:.0f} %, p = {agreement.p_value:.2g})."
-        )
-    else:
-        sentences.append("No expert has a significant effect on any task.")
+        ]
     if agreement.spearman == agreement.spearman:
         sentences.append(
             f"Spearman's correlation of load and effect over experts and tasks: "

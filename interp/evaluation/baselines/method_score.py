@@ -131,7 +131,6 @@ class _Scoring:
     detecting: float = 0.0
 
     def preference(self, kind: QuestionKind) -> Preference:
-        """The preferences under the method."""
         model, premises, method = self.model, self.premises, self.method
         progress, gated = self.options["progress"], {}
         if isinstance(method, Steering):
@@ -174,6 +173,5 @@ def _check_baseline(
     asked = (encoded.subjects, encoded.templates)
     if (baseline.false.subjects, baseline.false.templates) != asked:
         raise UserError("`baseline` was scored on other premises: score NoIntervention() on these")
-    missing = [kind for kind in answers if kind not in baseline.answers]
-    if missing:
+    if missing := [kind for kind in answers if kind not in baseline.answers]:
         raise UserError(f"`baseline` has no answers to {missing[0]!r} questions: ask for them")

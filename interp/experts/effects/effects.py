@@ -231,7 +231,11 @@ def _result(
         component="expert gate",
         source=f"scale {job.factor:g}" if job.mode == "scale" else job.mode,
         labels={"projection": tuple(names)},
-        groups=tuple(_subject(index, *example) for index, example in enumerate(examples)),
+        # Resampled together: the questions of one subject.
+        groups=tuple(
+            f"{task}/{example.subject if isinstance(example, Example) else index}"
+            for index, (task, example) in enumerate(examples)
+        ),
         templates=tuple(task for task, _ in examples),
         **values,
     )
@@ -271,8 +275,3 @@ def _check(tasks: Tasks, *, mode: str, method: str, budget: int | None, greedy: 
         raise UserError("a budget is a number of experts to run, for method 'exact'")
     if greedy and method != "exact":
         raise UserError("greedy answers need method 'exact'")
-
-
-def _subject(index: int, task: str, example: Example | EncodedExample) -> str:
-    """What is resampled together: the questions of one subject."""
-    return f"{task}/{example.subject if isinstance(example, Example) else index}"

@@ -224,11 +224,8 @@ class ExpertJob:
     def shape(self) -> tuple[int, int, int]:
         """The numbers of examples, of groups, and of the largest group's experts."""
         n_groups = 1 if self.together else len(self.projections)
-        return (
-            len(self.examples),
-            n_groups,
-            max(projection.n_experts for projection in self.projections),
-        )
+        n_experts = max(projection.n_experts for projection in self.projections)
+        return len(self.examples), n_groups, n_experts
 
     def constraints(self) -> list[tuple[Unit, ExpertConstraint]]:
         """Every unit of the job, with its constraint."""

@@ -332,7 +332,6 @@ class _Sums:
         self.base[prompts, layer] = mean((base * y).sum(dim=-1))
 
     def result(self, positions: PromptPositions) -> ExpertContributions:
-        """What the sums mean."""
         return ExpertContributions(
             component=self.component,
             unit_axis=str(axis_of(self.component)),

@@ -153,12 +153,7 @@ def slice_effects(
     metric = LogitDifference(encoded.true_tokens, encoded.false_tokens)
     ablations = [NO_ABLATION, *(without_slices(model, [part]) for part in slices)]
     (runs,) = sweep_ablations(
-        model,
-        batch,
-        ablations,
-        metrics=[metric],
-        progress=progress,
-        description="experts in heads",
+        model, batch, ablations, metrics=[metric], progress=progress, description="experts in heads"
     )
     preference, change = runs[:, 1:] - runs[:, :1], None
     if head_effect is not None:

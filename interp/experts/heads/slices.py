@@ -153,15 +153,13 @@ def sweep_ablations(
         edit, heads: an edit of heads that is added to every run.
     """
     check_metrics(metrics, len(batch))
-    by_layer: dict[int, list[int]] = {}
-    for layer, head in heads:
-        by_layer.setdefault(layer, []).append(head)
+    heads = tuple(heads)
 
     def runs(some: list[int]) -> Iterator[Tensor]:
         prompts = torch.tensor(some, device=batch.tokens.device)
         # Only hooked modules have experts.
         run = record_run(model, batch.part(some[0], some[-1] + 1), keep=(), plain=False)
-        head_edit = _edited_heads(model, edit, by_layer, prompts=prompts)
+        head_edit = _edited_heads(model, edit, heads, prompts=prompts)
         variants = run_variants(model, run, [ablation + head_edit for ablation in ablations])
         return map(metrics_for(metrics, prompts), variants)
 
@@ -179,7 +177,7 @@ def sweep_ablations(
 def _edited_heads(
     model: HookedModel,
     edit: HeadEdit | None,
-    by_layer: dict[int, list[int]],
+    heads: Sequence[Head],
     *,
     prompts: Int[Tensor, " prompt"],
 ) -> Variant:
@@ -189,11 +187,11 @@ def _edited_heads(
     some = take_edit(edit, prompts)
     rows = torch.arange(len(prompts), device=prompts.device)
     hooks: list[Hook] = []
-    for layer, chosen in by_layer.items():
+    for layer in dict.fromkeys(layer for layer, _ in heads):
         acting = torch.zeros(len(prompts), model.cfg.n_heads, dtype=torch.bool)
-        acting[:, chosen] = True
+        acting[:, [head for of_layer, head in heads if of_layer == layer]] = True
         hooks.append(some.hook(layer, rows=rows, units=acting.to(prompts.device), start=0))
-    return Variant(min(by_layer, default=0), tuple(hooks))
+    return Variant(min((layer for layer, _ in heads), default=0), tuple(hooks))
 
 
 __getattr__ = old_names(__name__)

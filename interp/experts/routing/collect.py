@@ -93,13 +93,12 @@ def collect_part(
     """The sums over one of ``settings.parts`` parts of a corpus, by name; see `collect_routing`."""
     pass_ = RoutingPass(model, corpus, tokenizer, settings=settings)
     pass_.file = file
-    with ExitStack() as stack:
-        stack.enter_context(evaluating(base_of(model)))
-        total = sum(pass_.tokens_of(chosen) for chosen in pass_.chosen(number))
-        bar = stack.enter_context(
-            progress_bar(total=total, unit="tok", description="routing", shown=progress)
-        )
-        stack.enter_context(observing(pass_.layers, pass_.on_input))
+    total = sum(pass_.tokens_of(chosen) for chosen in pass_.chosen(number))
+    with (
+        evaluating(base_of(model)),
+        progress_bar(total=total, unit="tok", description="routing", shown=progress) as bar,
+        observing(pass_.layers, pass_.on_input),
+    ):
         check_prompts(base_of(model), [text.tokens for text in corpus.texts])
         pass_.runner = Runner(model, corpus.texts[0].tokens[: corpus.prefix])
         for batch in pass_.batches(number):

@@ -276,8 +276,7 @@ class RoutingPass:
         for name, tensor in part.items():
             kind, _, rest = name.partition(".")
             groups[kind][rest] = tensor
-        empty = Tables.empty(self.sizes).as_dict()
-        self.counter.tables = self.counter.tables + Tables(**{**empty, **groups["tables"]})
+        self.counter.tables = self.counter.tables + Tables.of(self.sizes, groups["tables"])
         self.moments.add_state(groups["moments"])
 
     def result(self) -> tuple[RoutingRecords, OutputSimilarity]:

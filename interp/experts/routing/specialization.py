@@ -110,11 +110,7 @@ class Specialization(Displayed):
 
 @checked
 def measure_specialization(
-    records: RoutingRecords,
-    *,
-    draws: int = DRAWS,
-    token_draws: int = TOKEN_DRAWS,
-    seed: int = 0,
+    records: RoutingRecords, *, draws: int = DRAWS, token_draws: int = TOKEN_DRAWS, seed: int = 0
 ) -> Specialization:
     """Every measure with its interval and nulls.
 

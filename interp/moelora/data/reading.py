@@ -38,16 +38,9 @@ def read_examples(
     return tuple(examples)
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return read_text(path)
-    except UserError as error:  # the file is named by whoever reads it
-        raise UserError(str(error).removeprefix(f"{path}: ")) from error
-
-
 def _json_lines(path: Path) -> Iterator[tuple[int, Row]]:
     """One JSON object a line, or one list of objects as the whole file."""
-    text = _read_text(path)
+    text = read_text(path)
     if text.lstrip().startswith("["):
         rows: Sequence[Any] = parse_json(text)
         for number, row in enumerate(rows, start=1):
@@ -69,13 +62,14 @@ def _object(row: Any, where: str) -> Row:
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, Row]]:
-    rows = csv_rows(_read_text(path))
-    for line, names in rows:
-        header = [name.strip() for name in names]
+    header: list[str] = []
+    for line, cells in csv_rows(read_text(path)):
+        if header:
+            yield line, dict(zip(header, cells, strict=True))
+            continue
+        header = [cell.strip() for cell in cells]
         with errors_in(f"line {line}"):
             _check_header(header)
-        for row_line, cells in rows:
-            yield row_line, dict(zip(header, cells, strict=True))
 
 
 def _check_header(names: Sequence[str]) -> None:

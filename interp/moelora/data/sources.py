@@ -56,10 +56,7 @@ def list_tasks() -> tuple[str, ...]:
 
 
 def load_split(
-    source: str | Path,
-    *,
-    columns: ColumnMapping | None = None,
-    held_out: float = HELD_OUT_SHARE,
+    source: str | Path, *, columns: ColumnMapping | None = None, held_out: float = HELD_OUT_SHARE
 ) -> TaskSplit:
     """Training and test examples of a source.
 
