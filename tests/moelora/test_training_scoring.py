@@ -203,3 +203,10 @@ def test_repeated_questions_of_a_subject_do_not_narrow_the_interval() -> None:
     often = mean_by_task(values * 5, ["a"] * 30, subjects * 5)[0]
     assert often.value == once.value
     assert often.ci_high - often.ci_low == pytest.approx(once.ci_high - once.ci_low, abs=0.05)
+
+
+def test_the_old_name_of_a_prediction_warns_and_its_column_stays() -> None:
+    scored = answer("t", "Paris", True)
+    with pytest.warns(DeprecationWarning, match=r"\.said is now \.prediction"):
+        assert scored.said == scored.prediction
+    assert list(scored.to_row()) == ["task", "subject", "prompt", "answer", "said", "right"]

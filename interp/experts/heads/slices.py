@@ -153,13 +153,13 @@ def sweep_ablations(
         edit, heads: an edit of heads that is added to every run.
     """
     check_metrics(metrics, len(batch))
-    heads = tuple(heads)
+    edited = tuple(heads)
 
     def runs(some: list[int]) -> Iterator[Tensor]:
         prompts = torch.tensor(some, device=batch.tokens.device)
         # Only hooked modules have experts.
         run = record_run(model, batch.part(some[0], some[-1] + 1), keep=(), plain=False)
-        head_edit = _edited_heads(model, edit, heads, prompts=prompts)
+        head_edit = _edited_heads(model, edit, edited, prompts=prompts)
         variants = run_variants(model, run, [ablation + head_edit for ablation in ablations])
         return map(metrics_for(metrics, prompts), variants)
 
