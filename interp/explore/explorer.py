@@ -19,7 +19,7 @@ from torch import Tensor
 from interp.errors import UserError
 from interp.explore.answers import Answer, Answers, FoundPremise
 from interp.figures.evaluation import head_heatmap
-from interp.figures.tables import rows_of_site
+from interp.figures.tables import rows_of_site, where
 from interp.forward.generate import MAX_NEW_TOKENS, generate_tokens
 from interp.heads.headset import Head, HeadSet, Site, check_site
 from interp.heads.locate import as_encoded
@@ -106,7 +106,7 @@ class Explorer:
     def marked(self, site: Site) -> HeadSet:
         """The heads that the table marks as selected, by rank."""
         rows = rows_of_site(self.heads, site).sort_values("rank")
-        heads = _heads_of(rows.loc[rows["selected"].astype(bool)])
+        heads = _heads_of(where(rows, rows["selected"]))
         return self.choose(site, heads, chosen_by="selected in the run")
 
     def choose(self, site: Site, heads: Iterable[Head], *, chosen_by: str = "by hand") -> HeadSet:

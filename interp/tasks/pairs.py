@@ -146,6 +146,7 @@ def _pair_of(content: Any) -> Pair:
     for key in _TEXTS:
         if key not in content:
             raise UserError(f"{key!r} is missing")
+    _check_texts(content)
     spans = content.get("spans")
     spans = {} if spans is None else spans
     if not isinstance(spans, dict):
