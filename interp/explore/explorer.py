@@ -101,7 +101,7 @@ class Explorer:
         rows = rows_of_site(self.heads, site).sort_values("rank")
         if not 0 <= count <= len(rows):
             raise UserError(f"cannot choose {count} of {len(rows)} heads")
-        return self.choose(site, _heads_of(rows[:count]), chosen_by=f"{count} largest effects")
+        return self.choose(site, _heads_of(rows.head(count)), chosen_by=f"{count} largest effects")
 
     def marked(self, site: Site) -> HeadSet:
         """The heads that the table marks as selected, by rank."""
