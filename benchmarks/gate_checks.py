@@ -113,7 +113,7 @@ def markdown(checks: dict[str, Any]) -> str:
         "\n### Is the probe's direction the cause?\n\n"
         f"Probe after layer {cause['layer']} (chosen on the search part, AUC "
         f"{cause['search_auc']:.3f}). Change of the logit difference on held-out false premises; "
-        f"untreated it is {cause['untreated']:.2f}, and the constraint changes it by "
+        f"without an intervention it is {cause['untreated']:.2f}, and the constraint changes it by "
         f"{cause['constraint_change']:.2f}.\n\n"
         "| removed | change | of the constraint's | Spearman | random directions | p |\n"
         "|---|---|---|---|---|---|\n"

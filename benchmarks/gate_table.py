@@ -2,7 +2,7 @@
 
 For each seed, facts that the model knows are split by subject and template. The search part
 chooses everything: FAITH's site and head count, the steering's layer, heads and strength, and the
-detector. The held-out part, other subjects in other templates, is answered under every treatment.
+detector. The held-out part, other subjects in other templates, is answered under every method.
 
     python benchmarks/gate_table.py --seeds 0 1 2
 
@@ -27,7 +27,7 @@ from marked import write_between
 import interp
 import probes
 from interp.evaluation import compare_settings
-from interp.evaluation.baselines.method_score import TreatmentScore, score
+from interp.evaluation.baselines.method_score import MethodScore, score
 from interp.evaluation.baselines.methods import (
     Gated,
     Method,
@@ -41,7 +41,7 @@ from interp.evaluation.baselines.steering_directions import (
     head_directions,
     residual_steering,
 )
-from interp.evaluation.baselines.table import pool, treatment_table
+from interp.evaluation.baselines.table import method_table, pool
 from interp.evaluation.settings import best_setting
 from interp.files.documents import write_json
 from interp.heads import HeadEffects, Site, locate_heads
@@ -153,8 +153,8 @@ def held_out_part(split: Split, options: Options) -> Premises:
 
 def measure_seed(
     model: Any, split: Split, seed: int, options: Options
-) -> tuple[list[TreatmentScore], dict[str, Any], Constraint]:
-    """Every treatment on the held-out part, and what the search part chose."""
+) -> tuple[list[MethodScore], dict[str, Any], Constraint]:
+    """Every method on the held-out part, and what the search part chose."""
     times: dict[str, float] = {}
 
     def timed(name: str, begin: float) -> None:
@@ -170,18 +170,18 @@ def measure_seed(
     begin = time.perf_counter()
     detector = train_gate(model, split.search, seed)
     timed("train detector", begin)
-    treatments: dict[str, Method] = {
+    methods: dict[str, Method] = {
         NONE: NoIntervention(), SYSTEM: SystemPrompt(), **steerings,
         RANDOM: RandomHeads(constraint, options.random_sets, seed),
         ORACLE: constraint, GATED: Gated(constraint, detector),
     }  # fmt: skip
     held_out, scores = held_out_part(split, options), []
-    for name, treatment in treatments.items():
+    for name, method in methods.items():
         begin = time.perf_counter()
         scores.append(
             score(
-                model, held_out, treatment, name=name, answers=("twin",),
-                untreated=scores[0] if scores else None, max_new_tokens=options.max_new_tokens,
+                model, held_out, method, name=name, answers=("twin",),
+                baseline=scores[0] if scores else None, max_new_tokens=options.max_new_tokens,
             )
         )  # fmt: skip
         timed(name, begin)
@@ -206,7 +206,7 @@ def measure_seed(
     return scores, found, constraint
 
 
-def detection(model: Any, premises: Premises, gated: TreatmentScore) -> dict[str, float]:
+def detection(model: Any, premises: Premises, gated: MethodScore) -> dict[str, float]:
     """How often the gate fired, and how often its span covers the false object."""
     false, twin = gated.detections["false"], gated.detections["twin"]
     covers, fired = 0, 0
@@ -235,7 +235,7 @@ def verdicts(table: pd.DataFrame) -> dict[str, Any]:
     }
     others = [rows[name] for name in BASELINES if name in rows]
     found["gains more than every baseline"] = all(gated["gain"] > other["gain"] for other in others)
-    # A treatment that does nothing costs nothing, so its gain stands beside.
+    # A method that does nothing costs nothing, so its gain stands beside.
     found["where a baseline is better"] = [
         [other["treatment"], measure, other[measure], gated[measure], other["gain"]]
         for other in others
@@ -248,7 +248,7 @@ def verdicts(table: pd.DataFrame) -> dict[str, Any]:
 def markdown(table: pd.DataFrame) -> str:
     """The table as docs/gate.md shows it."""
     lines = [
-        "| treatment | gain, false premises | share of the gain at the known span | cost on twins, "
+        "| method | gain, false premises | share of the gain at the known span | cost on twins, "
         "points | fall of P(true object), twins | twins' answers unchanged | seconds per question "
         "|\n|---|---|---|---|---|---|---|\n"
     ]
@@ -313,10 +313,10 @@ def steering_text(one: dict[str, Any]) -> str:
     return f"{where}, strength {one['strength']:g}"
 
 
-def tables(by_seed: Sequence[Sequence[TreatmentScore]]) -> list[dict[str, Any]]:
+def tables(by_seed: Sequence[Sequence[MethodScore]]) -> list[dict[str, Any]]:
     """The rows over all seeds so far."""
     pooled = [pool([of_seed[index] for of_seed in by_seed]) for index in range(len(by_seed[0]))]
-    table = treatment_table(pooled, untreated=NONE, oracle=ORACLE)
+    table = method_table(pooled, baseline=NONE, oracle=ORACLE)
     return table.to_dict(orient="records")
 
 
@@ -330,7 +330,7 @@ def main(options: Options) -> None:
     results: dict[str, Any] = {
         "options": shown, "known": len(known.facts), "versions": versions(), "seeds": [],
     }  # fmt: skip
-    by_seed: list[list[TreatmentScore]] = []
+    by_seed: list[list[MethodScore]] = []
 
     def save() -> None:
         results["seconds"] = time.perf_counter() - begin

@@ -97,13 +97,6 @@ def check_choice(what: str, given: Any, known: Any) -> Any:
     return given
 
 
-def as_text(what: str, given: Any) -> str:
-    """A text. Raises UserError for anything else."""
-    if not isinstance(given, str):
-        raise UserError(f"{what} is a text, not {shown(given)}")
-    return given
-
-
 def as_path(what: str, given: Any) -> Path:
     """A path. Raises UserError for anything but a text or a path."""
     if not isinstance(given, str | os.PathLike) or isinstance(given, bytes):

@@ -1,5 +1,9 @@
 """The one error type that a user's mistake raises."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 _LONGEST = 4000
 
 
@@ -19,3 +23,16 @@ class UserError(Exception):
         if text.isprintable():
             return text
         return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+@contextmanager
+def errors_in(where: str | Path) -> Iterator[None]:
+    """Begin the messages of UserErrors with the file, or the part of it, that they are about.
+
+    A message that names it already, such as a reader's, stays as it is.
+    """
+    try:
+        yield
+    except UserError as error:
+        named = str(error).startswith(f"{where}: ")
+        raise UserError(str(error) if named else f"{where}: {error}") from error

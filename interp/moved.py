@@ -1,20 +1,22 @@
-"""Old module paths and old names: they give what replaced them, with a deprecation warning.
+"""Old paths, names and arguments: they give what replaced them, with a deprecation warning.
 
 ``moved.txt`` has a line for each module that has moved, the old path and the new one, and for each
-name (``module:name``). A module that stays and has lost names finds them with `old_names`. All of
-them go with version 0.3.
+name (``module:name``). A module that stays and has lost names finds them with `old_names`, and a
+function its old arguments with `old_arguments`. All of them go with version 0.3.
 """
 
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, wraps
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.resources import files
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @cache
@@ -69,6 +71,23 @@ def old_names(module: str) -> Callable[[str], Any]:
         return getattr(import_module(place), renamed)
 
     return find
+
+
+def old_arguments(**new: str) -> Callable[[Function], Function]:
+    """A decorator: arguments (old name = new name) may be given by their old names too."""
+
+    def decorate(function: Any) -> Any:
+        @wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            for old in new.keys() & kwargs.keys():
+                if new[old] not in kwargs:  # else the function says that it does not know the old
+                    _warn(f"{old} of {function.__name__}", new[old], "name")
+                    kwargs[new[old]] = kwargs.pop(old)
+            return function(*args, **kwargs)
+
+        return call
+
+    return decorate
 
 
 def _warn(old: str, new: str, what: str) -> None:

@@ -32,7 +32,6 @@ class AnswerPair:
     constrained_names_false: bool
 
     def __post_init__(self) -> None:
-        """Check kind and span."""
         if self.kind not in get_args(AnswerKind):
             raise ValueError(f"kind is {self.kind!r}; known are {', '.join(get_args(AnswerKind))}")
         start, end = self.object_span

@@ -67,10 +67,8 @@ def ask_all(
     model: HookedModel, premises: Premises, *, progress: bool = True, stages: JobRunner = RUN_HERE
 ) -> dict[AnswerKind, AskedQuestions]:
     """Unconstrained answers to the false-premise questions and to their twins."""
-    asked: dict[AnswerKind, AskedQuestions] = {}
-    for kind in ANSWER_KINDS:
-        asked[kind] = baseline_answers(model, premises, kind, progress=progress, stages=stages)
-    return asked
+    options: dict[str, Any] = {"progress": progress, "stages": stages}
+    return {kind: baseline_answers(model, premises, kind, **options) for kind in ANSWER_KINDS}
 
 
 def answer_pairs(
@@ -169,6 +167,6 @@ def mention_rates(
     rates: dict[str, list[float] | None] = {}
     for which in ("true", "false"):
         named = [float(getattr(pair, f"{run}_names_{which}")) for pair in pairs]
-        rate = list(mean_interval(named, subjects, seed=seed)) if named else None
-        rates[f"{which}_object_mention_rate"] = rate
+        interval = list(mean_interval(named, subjects, seed=seed)) if named else None
+        rates[f"{which}_object_mention_rate"] = interval
     return rates

@@ -116,7 +116,7 @@ class WholeRunsJob:
         """What decides the values."""
         return {
             **_identity_of_prompts(self.encoded, self.kind),
-            "under": [asdict(one) for one in self.interventions],
+            "under": [asdict(intervention) for intervention in self.interventions],
             "mean": _listed(self.mean),
             "neutral": self.encoded.mask,
         }
@@ -221,7 +221,7 @@ def preference_metrics(
 def _identity_of_prompts(encoded: EncodedPremises, kind: QuestionKind) -> dict[str, Any]:
     return {
         "prompts": [
-            [item.prompt(one).tokens for item in encoded.items] for one in (kind, "masked")
+            [item.prompt(which).tokens for item in encoded.items] for which in (kind, "masked")
         ],
         "answers": [encoded.true_tokens.tolist(), encoded.false_tokens.tolist()],
         "objects": [item.prompt(kind).object for item in encoded.items],

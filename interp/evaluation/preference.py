@@ -17,12 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.checked import checked
-from interp.evaluation.jobs import (
-    PreferenceJob,
-    WholeRunsJob,
-    preference_values,
-    whole_run_values,
-)
+from interp.evaluation.jobs import PreferenceJob, WholeRunsJob, preference_values, whole_run_values
 from interp.forward.batch import Span
 from interp.heads.headset import HeadSet
 from interp.interventions.head_constraint import Constraint

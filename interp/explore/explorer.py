@@ -19,7 +19,7 @@ from torch import Tensor
 from interp.errors import UserError
 from interp.explore.answers import Answer, Answers, FoundPremise
 from interp.figures.evaluation import head_heatmap
-from interp.figures.tables import rows_of_site
+from interp.figures.tables import rows_of_site, where
 from interp.forward.generate import MAX_NEW_TOKENS, generate_tokens
 from interp.heads.headset import Head, HeadSet, Site, check_site
 from interp.heads.locate import as_encoded
@@ -101,24 +101,19 @@ class Explorer:
         rows = rows_of_site(self.heads, site).sort_values("rank")
         if not 0 <= count <= len(rows):
             raise UserError(f"cannot choose {count} of {len(rows)} heads")
-        return self.choose(
-            site,
-            zip(rows["layer"][:count], rows["head"][:count], strict=True),
-            chosen_by=f"{count} largest effects",
-        )
+        return self.choose(site, _heads_of(rows.head(count)), chosen_by=f"{count} largest effects")
 
     def marked(self, site: Site) -> HeadSet:
         """The heads that the table marks as selected, by rank."""
         rows = rows_of_site(self.heads, site).sort_values("rank")
-        rows = rows.loc[rows["selected"].astype(bool)]
-        pairs = zip(rows["layer"], rows["head"], strict=True)
-        return self.choose(site, pairs, chosen_by="selected in the run")
+        heads = _heads_of(where(rows, rows["selected"]))
+        return self.choose(site, heads, chosen_by="selected in the run")
 
     def choose(self, site: Site, heads: Iterable[Head], *, chosen_by: str = "by hand") -> HeadSet:
         """A head set. Raises UserError for a head that the model does not have."""
         chosen = HeadSet(tuple((int(layer), int(head)) for layer, head in heads), site, chosen_by)
         rows = rows_of_site(self.heads, site)
-        known = set(zip(rows["layer"], rows["head"], strict=True))
+        known = set(_heads_of(rows))
         for layer, head in chosen:
             if (layer, head) not in known:
                 raise UserError(
@@ -135,8 +130,7 @@ class Explorer:
     def figure(self, heads: HeadSet) -> go.Figure:
         """The heat map of a site with frames around the chosen heads."""
         rows = rows_of_site(self.heads, heads.site)
-        pairs = zip(rows["layer"], rows["head"], strict=True)
-        rows = rows.assign(selected=[pair in heads for pair in pairs])
+        rows = rows.assign(selected=[head in heads for head in _heads_of(rows)])
         return head_heatmap(rows, site=heads.site)
 
     def examples(self) -> tuple[str, ...]:
@@ -216,6 +210,10 @@ class Explorer:
         facts = (*self.split.search.facts, *self.split.held_out.facts)
         named = [fact for fact in facts if names(question, fact.subject)]
         return max(named, key=lambda fact: len(fact.subject)).object if named else ""
+
+
+def _heads_of(rows: pd.DataFrame) -> list[Head]:
+    return list(zip(rows["layer"], rows["head"], strict=True))
 
 
 def read_heads_text(text: str) -> tuple[Head, ...]:

@@ -20,6 +20,7 @@ FEWEST_STEPS = 12
 """The slider's maximum is a quarter of the heads, but at least this."""
 PAUSE = 0.1
 """Seconds for the browser to show that the model is running, before it runs."""
+_WIDE: Any = {"sizing_mode": "stretch_width"}
 
 
 class View:
@@ -67,22 +68,21 @@ class View:
         self._show_heads()
 
     def _make_question(self) -> None:
-        wide: Any = {"sizing_mode": "stretch_width"}
         self.question = pn.widgets.TextInput(
-            label="Question", placeholder="Why is Paris the capital of Germany?", **wide
+            label="Question", placeholder="Why is Paris the capital of Germany?", **_WIDE
         )
         examples = self.explorer.examples()
         self.example = pn.widgets.Select(
             label="Or an example that the search never saw",
             options={"": "", **{example: example for example in examples}},
             visible=bool(examples),
-            **wide,
+            **_WIDE,
         )
         self.words = pn.widgets.TextInput(
-            label="Words that may be false", placeholder="empty: the detector finds them", **wide
+            label="Words that may be false", placeholder="empty: the detector finds them", **_WIDE
         )
         self.button = pn.widgets.Button(label="Ask", color="primary", width=120)
-        self.answers = self._html("", **wide)
+        self.answers = self._html("", **_WIDE)
 
     def _make_heads(self, start: Constraint) -> None:
         self.site = pn.widgets.Select(
@@ -93,16 +93,12 @@ class View:
         self.factor = pn.widgets.FloatInput(
             label="Factor", value=start.factor, step=0.1, width=110, visible=start.mode == "scale"
         )
-        self.count = pn.widgets.IntSlider(label="Largest effects", start=0, end=1)
-        self.count.sizing_mode = "stretch_width"
-        self.heads = pn.widgets.TextInput(sizing_mode="stretch_width")
-        self.problem = self._html("", sizing_mode="stretch_width")
-        self.map = pn.pane.Plotly(
-            None, config={"displayModeBar": False}, sizing_mode="stretch_width"
-        )
+        self.count = pn.widgets.IntSlider(label="Largest effects", start=0, end=1, **_WIDE)
+        self.heads = pn.widgets.TextInput(**_WIDE)
+        self.problem = self._html("", **_WIDE)
+        self.map = pn.pane.Plotly(None, config={"displayModeBar": False}, **_WIDE)
 
     def _connect(self) -> None:
-        """Connect the widgets to their callbacks."""
         self.button.on_click(self.ask)
         self.question.param.watch(self.ask, "enter_pressed")
         self.words.param.watch(self.ask, "enter_pressed")
@@ -135,9 +131,7 @@ class View:
         try:
             self.choose(self.explorer.choose(self.chosen.site, read_heads_text(event.new)))
         except UserError as error:
-            self.problem.object = render_part(
-                "explore_message.html.j2", text=str(error), wrong=True
-            )
+            self.problem.object = _message(str(error), wrong=True)
 
     def _take_click(self, event: param.parameterized.Event) -> None:
         points = (event.new or {}).get("points") or []
@@ -170,14 +164,13 @@ class View:
         self.map.object = figure.update_layout(width=None, autosize=True)
 
     def _say(self, text: str, *, wrong: bool = False) -> None:
-        self.answers.object = render_part("explore_message.html.j2", text=text, wrong=wrong)
+        self.answers.object = _message(text, wrong=wrong)
 
     def _html(self, text: str, **options: Any) -> Any:
         return pn.pane.HTML(text, stylesheets=self._style, **options)
 
     def _lay_out(self) -> pn.Column:
         """Question and answers beside the heads, or above them on a narrow page."""
-        wide: Any = {"sizing_mode": "stretch_width"}
         map_width = self.map.max_width or 0
         basis = 340 if map_width <= 560 else map_width  # a wide map gets a separate row
         asking = pn.Column(
@@ -187,7 +180,7 @@ class View:
             self.button,
             self.answers,
             styles={"flex": "1 1 340px", "min-width": "0"},
-            **wide,
+            **_WIDE,
         )
         choosing = pn.Column(
             pn.FlexBox(self.site, self.mode, self.factor),
@@ -201,9 +194,13 @@ class View:
                 "min-width": "0",
                 "max-width": f"{max(560, map_width)}px",
             },
-            **wide,
+            **_WIDE,
         )
         heading = self._html(
-            render_part("explore_heading.html.j2", model=self.explorer.name), **wide
+            render_part("explore_heading.html.j2", model=self.explorer.name), **_WIDE
         )
-        return pn.Column(heading, pn.FlexBox(asking, choosing, gap="12px 32px", **wide), **wide)
+        return pn.Column(heading, pn.FlexBox(asking, choosing, gap="12px 32px", **_WIDE), **_WIDE)
+
+
+def _message(text: str, *, wrong: bool) -> str:
+    return render_part("explore_message.html.j2", text=text, wrong=wrong)

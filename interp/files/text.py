@@ -1,4 +1,4 @@
-"""Text, JSON and YAML from strangers.
+"""Text, JSON, YAML and CSV from strangers.
 
 These readers accept less JSON than Python's parser: no key twice, limited nesting, whole numbers of
 64 bits, no infinite numbers, and only text that can be written as UTF-8. NaN is read, because it
@@ -7,6 +7,8 @@ expand to billions of values) and with no key twice. The values can be used with
 overflow, recursion or half a surrogate pair.
 """
 
+import csv
+import io
 import json
 import math
 from collections.abc import Iterator
@@ -15,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from interp.errors import UserError
+from interp.errors import UserError, errors_in
 
 LARGEST_TEXT = 256 * 2**20
 """Bytes of a text file; the largest of a run, answers and premises, have a few MB."""
@@ -115,10 +117,36 @@ def read_json_lines(path: Path, *, surrogates: bool = False) -> Iterator[tuple[i
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip(" \t\r"):
             continue
+        with errors_in(f"{path}, line {number}"):
+            value = parse_json(line, surrogates=surrogates)
+        yield number, value
+
+
+def csv_rows(text: str) -> Iterator[tuple[int, list[str]]]:
+    """The first line's number and the cells of each row of a CSV; blank rows are left out.
+
+    Raises UserError with the line, but without a file, for text that is not CSV, and for a row that
+    has not as many cells as the first one, the header.
+    """
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    n_columns = 0
+    while True:
+        line = reader.line_num + 1
         try:
-            yield number, parse_json(line, surrogates=surrogates)
-        except UserError as error:
-            raise UserError(f"{path}, line {number}: {error}") from error
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise UserError(f"line {line}: not valid CSV ({error})") from error
+        if not any(cell.strip() for cell in cells):
+            continue
+        n_columns = n_columns or len(cells)
+        if len(cells) != n_columns:
+            raise UserError(
+                f"line {line}: {len(cells)} cells, but the header names {n_columns} columns; "
+                "put cells that hold a comma in double quotes"
+            )
+        yield line, cells
 
 
 class PlainLoader(yaml.SafeLoader):

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from interp.arguments import as_text
+from interp.checked import checked
 from interp.errors import UserError
 from interp.forward.batch import Span
 from interp.interventions.generate import last_mention
@@ -39,6 +39,7 @@ class ReadPrompt:
     start: int = 0
 
 
+@checked
 def read_prompt(
     model: HookedModel,
     prompt: str | FilledQuestion,
@@ -62,11 +63,7 @@ def read_prompt(
             with a filled question, which has its own; ``system`` without ``chat``.
     """
     check_hooked(model)
-    text = prompt.text if isinstance(prompt, FilledQuestion) else as_text("prompt", prompt)
-    for what, given in (("false_object", false_object), ("system", system)):
-        if given is not None:
-            as_text(what, given)
-    as_text("opening", opening)
+    text = prompt.text if isinstance(prompt, FilledQuestion) else prompt
     if chat:
         rendered = render_chat(model.tokenizer, text, opening, system=system)
     elif system is not None:

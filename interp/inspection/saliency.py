@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.arguments import as_text, check_choice
+from interp.arguments import check_choice
 from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
@@ -97,13 +97,13 @@ class TokenSaliency(Displayed):
 
     def _shown(self) -> Shown:
         table, values = self.to_dataframe(), self.values.double().numpy()
-        order = table["saliency"].abs().sort_values(ascending=False, kind="stable").index
+        table = table.sort_values("saliency", key=abs, ascending=False, kind="stable")
         words = (
             f"Saliency ({self.method}) for {self.metric}, which is {self.value:.3g} {self.unit}."
         )
         unit, spans, start = self.unit, self.spans, self.start
         text = saliency_text(values, self.tokens, unit=unit, spans=spans, start=start)
-        return Shown(words, (table.loc[order],), self.plot, text)
+        return Shown(words, (table,), self.plot, text)
 
 
 def check_saliency_method(method: str) -> None:
@@ -137,9 +137,6 @@ def token_saliency(
             tokens, a tokenizer without padding for ``occlusion``, or what ``read_prompt`` refuses.
     """
     check_saliency_method(method)
-    for what, given in (("toward", toward), ("against", against)):
-        if given is not None:
-            as_text(what, given)
     read = read_prompt(
         model, prompt, false_object=false_object, opening=opening, chat=chat, system=system
     )
@@ -184,7 +181,7 @@ def _with_answers(
     encodings = [
         tokenize_with_offsets(model.tokenizer, text, add_special_tokens=special) for text in texts
     ]
-    whole = [tuple(one["input_ids"]) for one in encodings]
+    whole = [tuple(encoding["input_ids"]) for encoding in encodings]
     other = read.ids if against is None else whole[1]
     shared = shared_length(whole[0], other)
     if shared == min(len(ids) for ids in whole):

@@ -137,7 +137,7 @@ def uncertainty(
         raise UserError(f"an entropy needs at least 2 sampled answers, not {n_samples}")
     questions = premises.questions()
     filled = [premises.fill(question, kind) for question in questions]
-    prompts = [list(encode_question(model.tokenizer, one).tokens) for one in filled]
+    prompts = [list(encode_question(model.tokenizer, text).tokens) for text in filled]
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "progress": progress}
     greedy, surprisal = scored_answers(model, prompts, description="greedy", **options)
     repeated = [prompt for prompt in prompts for _ in range(n_samples)]
@@ -201,7 +201,7 @@ class NameClusters:
 
     def __call__(self, answers: Sequence[str], question: str) -> tuple[int, ...]:
         """The cluster of each answer."""
-        found = [tuple(name for name in self.names if names(one, name)) for one in answers]
+        found = [tuple(name for name in self.names if names(text, name)) for text in answers]
         order = {named: index for index, named in enumerate(dict.fromkeys(found))}
         return tuple(order[named] for named in found)
 

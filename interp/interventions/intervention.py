@@ -21,13 +21,13 @@ import plotly.graph_objects as go
 from interp.arguments import listed, of_kind
 from interp.checked import by_position
 from interp.display import Displayed, Shown
-from interp.errors import UserError
+from interp.errors import UserError, errors_in
 from interp.figures.heatmap import chosen_heads
 from interp.heads.headset import Head, HeadSet, Site, as_head_set
 from interp.interventions.expert_constraint import ExpertConstraint
 from interp.interventions.gate import Gate, check_gate
 from interp.interventions.head_constraint import Constraint, Mode
-from interp.interventions.intervention_file import errors_in, read_parts, write_parts
+from interp.interventions.intervention_file import read_parts, write_parts
 from interp.interventions.unit_table import unit_table
 from interp.models.hooked_model import HookedModel
 from interp.patching.sweep import check_units
@@ -190,7 +190,7 @@ class Intervention(Displayed):
             UserError: no such file, another format, or something that the model does not have.
         """
         heads, experts, gate = read_parts(Path(path))
-        with errors_in(str(path)):
+        with errors_in(path):
             found = cls(heads, experts, gate)
         return found if model is None else found.check(model)
 

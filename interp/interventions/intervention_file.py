@@ -15,14 +15,12 @@ value is checked, and messages repeat at most a word of the file.
 
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import yaml
 
-from interp.errors import UserError
+from interp.errors import UserError, errors_in
 from interp.files.documents import write_atomically
 from interp.files.text import PlainLoader, parse_json, parse_yaml, read_text
 from interp.heads.headset import HeadSet, Site, check_site
@@ -102,7 +100,7 @@ def read_parts(path: Path) -> Parts:
         raise UserError(
             f"{path} is not an intervention ({error}): write one with .save()"
         ) from error
-    with errors_in(str(path)):
+    with errors_in(path):
         given = _mapping(content, _TOP)
         if (version := given.get("version")) != VERSION:
             raise UserError(f"version is {_short(version)}, this program reads {VERSION}")
@@ -111,15 +109,6 @@ def read_parts(path: Path) -> Parts:
         gate = _text(given, "gate", "oracle")
         check_gate(gate)
     return heads, experts, cast(Gate, gate)
-
-
-@contextmanager
-def errors_in(where: str) -> Iterator[None]:
-    """Begin the messages of UserErrors with the part of the file that they are about."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error
 
 
 def _heads(value: Any, index: int) -> Constraint:

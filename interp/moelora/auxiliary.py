@@ -88,13 +88,9 @@ def auxiliary_losses(model: nn.Module) -> AuxiliaryLosses:
         _check_late(late)
         anchor = torch.zeros((), device=terms.device, requires_grad=True)
         terms = cast(Tensor, _Late.apply(anchor, terms, step))
-    weights = torch.tensor(
-        [
-            (one.load_balance_weight, one.contrastive_weight, one.router_z_weight)
-            for one in (routed.config for routed in step.kept)
-        ],
-        device=terms.device,
-    )
+    names = ("load_balance_weight", "contrastive_weight", "router_z_weight")
+    rows = [[getattr(routed.config, name) for name in names] for routed in step.kept]
+    weights = torch.tensor(rows, device=terms.device)
     # A projection whose experts have not left zero has no contrast yet; the mean leaves it out.
     count = torch.full((3,), float(len(step.kept)), device=terms.device)
     count[1] = (terms[:, 1].detach() != 0).sum().clamp_min(1)

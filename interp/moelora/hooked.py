@@ -12,7 +12,6 @@ is, and may be trained further and saved. It has the adapter that is active; cho
 
 import copy
 from collections.abc import Iterator
-from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -31,7 +30,7 @@ from interp.models.model_check import keep_check
 from interp.models.self_check import check_model, trial_logits
 from interp.models.unwrapped import check_tokenizer
 from interp.models.versions import require_bridge
-from interp.moelora.layer import ExpertHooks, MoELoRALinear, layers_in_use
+from interp.moelora.layer import ExpertHooks, MoELoRALinear, layers_in_use, observing
 
 
 @checked
@@ -81,22 +80,17 @@ def _components(module: Any, path: str = "") -> Iterator[tuple[str, nn.Module]]:
 
 def _check_all_run(model: HookedModel, hooks: dict[str, ExpertHooks]) -> None:
     """Raise UserError unless two tokens run every adapted projection through its hook points."""
-    ran: set[str] = set()
-    with ExitStack() as stack:
-        for name, points in hooks.items():
-            handle = points.hook_gate.register_forward_hook(
-                lambda module, args, output, name=name: ran.add(name)
-            )
-            stack.callback(handle.remove)
-        tokens = torch.zeros(1, 2, dtype=torch.long, device=device_of(model))
-        try:
-            with torch.no_grad():
-                model.original_model(input_ids=tokens)
-        except Exception as error:  # TransformerLens raises anything for a model that does not fit
-            raise UserError(
-                f"TransformerLens cannot run {type(model.original_model).__name__} with its hooks: "
-                f"{one_line(error)}"
-            ) from error
+    names, ran = list(hooks), set[str]()
+    gates = [points.hook_gate for points in hooks.values()]
+    tokens = torch.zeros(1, 2, dtype=torch.long, device=device_of(model))
+    try:
+        with observing(gates, lambda number, gate: ran.add(names[number])), torch.no_grad():
+            model.original_model(input_ids=tokens)
+    except Exception as error:  # TransformerLens raises anything for a model that does not fit
+        raise UserError(
+            f"TransformerLens cannot run {type(model.original_model).__name__} with its hooks: "
+            f"{one_line(error)}"
+        ) from error
     wanted = {layer.name for layer in layers_in_use(model.original_model)}
     if missing := sorted(wanted - ran):
         raise UserError(

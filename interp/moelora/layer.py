@@ -11,6 +11,8 @@ on the token, so there is no merged weight.
 """
 
 import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -28,12 +30,7 @@ from interp.errors import UserError
 from interp.moelora.config import MoELoRAConfig
 from interp.moelora.losses import pairwise_cosines
 from interp.moelora.recorder import Recorder, Routed
-from interp.moelora.routing import (
-    choose_experts,
-    gates_of_logits,
-    gates_of_probabilities,
-    per_rank,
-)
+from interp.moelora.routing import choose_experts, gates_of_logits, gates_of_probabilities, per_rank
 
 NO_MERGE = (
     "a MoELoRA adapter cannot be merged into the weights: which experts act depends on the token; "
@@ -290,6 +287,21 @@ def sizes_of(layer: nn.Module) -> tuple[int, int]:
 def adapted_layers(model: nn.Module) -> list[MoELoRALinear]:
     """The adapted projections of a model, in the order of its modules; perhaps none."""
     return [module for module in model.modules() if isinstance(module, MoELoRALinear)]
+
+
+@contextmanager
+def observing(
+    layers: Iterable[nn.Module], on_input: Callable[[int, Tensor], object]
+) -> Iterator[None]:
+    """Call ``on_input(number, input)`` whenever a layer runs."""
+
+    def hook(layer: Any, args: tuple[Any, ...], *, number: int) -> None:
+        on_input(number, args[0])
+
+    with ExitStack() as stack:
+        for number, layer in enumerate(layers):
+            stack.callback(layer.register_forward_pre_hook(partial(hook, number=number)).remove)
+        yield
 
 
 def layers_in_use(model: nn.Module) -> list[MoELoRALinear]:

@@ -40,11 +40,7 @@ _SHAPE = {
 
 @checked
 def load_adapter(
-    hf_model: Any,
-    folder: str | Path,
-    *,
-    adapter_name: str = "default",
-    is_trainable: bool = False,
+    hf_model: Any, folder: str | Path, *, adapter_name: str = "default", is_trainable: bool = False
 ) -> PeftModel:
     """Put the MoELoRA adapter saved in `folder` on a transformers model, or on a PEFT model.
 
@@ -68,8 +64,7 @@ def load_adapter(
                 model = hf_model
                 model.load_adapter(str(folder), adapter_name, **options)
             else:
-                options["adapter_name"] = adapter_name
-                model = PeftModel.from_pretrained(hf_model, str(folder), **options)
+                model = PeftModel.from_pretrained(hf_model, str(folder), adapter_name, **options)
     except (RuntimeError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"cannot load the adapter in {folder}: {one_line(error)}") from error
     try:

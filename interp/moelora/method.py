@@ -17,13 +17,10 @@ from typing import Any
 import torch
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
-from peft.utils import (
-    TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
-    register_peft_method,
-)
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, register_peft_method
 from torch import nn
 
-from interp.errors import UserError
+from interp.errors import UserError, errors_in
 from interp.moelora.config import MOELORA, MoELoRAConfig
 from interp.moelora.layer import NO_MERGE, MoELoRALinear, adapted_layers, sizes_of
 from interp.moelora.recorder import Recorder
@@ -155,10 +152,8 @@ def layer_of(key: str) -> int | None:
 
 def check_target(key: str, module: Any) -> None:
     """Raise UserError with the target's name if it is not linear."""
-    try:
+    with errors_in(f"cannot adapt {key!r}"):
         sizes_of(module)
-    except UserError as error:
-        raise UserError(f"cannot adapt {key!r}: {error}") from None
 
 
 def _text_config(model: nn.Module) -> Any:

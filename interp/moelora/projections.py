@@ -97,7 +97,7 @@ def projections_of(model: Any) -> tuple[AdaptedProjection, ...]:
         )
     layers = [_original(model.get_submodule(name)) for name in names]
     found = map(AdaptedProjection.of_layer, layers, names)
-    return tuple(sorted(found, key=lambda one: (one.layer is None, one.layer or 0, one.target)))
+    return tuple(sorted(found, key=lambda part: (part.layer is None, part.layer or 0, part.target)))
 
 
 def _original(component: nn.Module) -> Any:
@@ -165,9 +165,9 @@ def find_projection(projections: Sequence[AdaptedProjection], name: str) -> Adap
     if len(fits) == 1:
         return fits[0]
     if fits:
-        names = ", ".join(one.name for one in fits)
+        names = ", ".join(projection.name for projection in fits)
         raise UserError(f"projection {name!r} may be any of {names}: say which")
     known = ", ".join(dict.fromkeys(projection.target for projection in projections))
-    layers = sorted({one.layer for one in projections if one.layer is not None})
+    layers = sorted({part.layer for part in projections if part.layer is not None})
     between = f" in layers {layers[0]} to {layers[-1]}" if layers else ""
     raise UserError(f"the model has no adapted projection {name!r}; adapted are {known}{between}")

@@ -19,10 +19,7 @@ def choose_experts(
 
 
 def gates_of_logits(
-    logits: Float[Tensor, "*token expert"],
-    chosen: Int[Tensor, "*token slot"],
-    *,
-    renormalize: bool,
+    logits: Float[Tensor, "*token expert"], chosen: Int[Tensor, "*token slot"], *, renormalize: bool
 ) -> Float[Tensor, "*token expert"]:
     """Gates, zero outside `chosen`; they sum to one if `renormalize`."""
     if renormalize:

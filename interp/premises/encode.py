@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from interp.arguments import check_choice, of_kind
+from interp.arguments import check_choice
 from interp.checked import checked
 from interp.errors import UserError
 from interp.forward.batch import Span, TokenBatch
@@ -118,9 +118,8 @@ def encode_question(
     tokenizer: Any, filled: FilledQuestion, *, answer: str = "", system: str | None = None
 ) -> EncodedPrompt:
     """A filled question, and perhaps the beginning of its answer, with its token spans."""
-    return _with_spans(
-        tokenizer, render_chat(tokenizer, filled.text, answer, system=system), filled
-    )
+    rendered = render_chat(tokenizer, filled.text, answer, system=system)
+    return _with_spans(tokenizer, rendered, filled)
 
 
 def encode_questions(
@@ -204,7 +203,6 @@ def encode_premises(
     Raises:
         UserError: a name that no token contains, or answers that cannot be told apart.
     """
-    of_kind("premises", premises, Premises, advice="interp.load_premises gives them")
     items = []
     for question in premises.questions():
         (false, true_token, false_token), (twin, *_), (masked, *_) = (

@@ -16,7 +16,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
-from interp.arguments import check_choice, of_kind, whole_number
+from interp.arguments import check_choice
 from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
@@ -110,7 +110,6 @@ def check_knowledge(
 ) -> Knowledge:
     """Ask the model for every fact directly, and check its answers."""
     check_hooked(model)
-    of_kind("premises", premises, Premises, advice="interp.load_premises gives them")
     check_choice("knowledge check", check, get_args(KnowledgeCheck))
     run = _strict if check == "strict" else _by_answer
     return Knowledge(check, tuple(run(model, premises, progress)))
@@ -130,7 +129,6 @@ def filter_known(
     Raises:
         UserError: fewer than ``minimum`` facts are known.
     """
-    minimum = whole_number("minimum", minimum)
     knowledge = check_knowledge(model, premises, check=check, progress=progress)
     logger.info(knowledge.summary)
     return knowledge.keep(premises, minimum=minimum)

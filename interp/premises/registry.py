@@ -7,20 +7,16 @@ names its file, and its line in a CSV; the standard library's csv module reads t
 table libraries do not report line numbers.
 """
 
-import csv
-import io
 import os
 import unicodedata
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from interp.arguments import as_path, check_choice
+from interp.arguments import check_choice
 from interp.checked import checked
-from interp.errors import UserError
-from interp.files.text import LARGEST_TEXT, LARGEST_YAML, parse_yaml, read_text
+from interp.errors import UserError, errors_in
+from interp.files.text import LARGEST_TEXT, LARGEST_YAML, csv_rows, parse_yaml, read_text
 from interp.premises.relation import Fact, Relation, Template, check_rule, is_year, not_a_year
 
 YAML_KEYS = tuple(field.name for field in fields(Relation) if field.name != "facts")
@@ -43,11 +39,10 @@ def load_relation(name_or_csv: str | Path, *, templates: Path | None = None) -> 
     """
     facts_file, templates_file = _locate(name_or_csv)
     templates_file = templates if templates is not None else templates_file
-    settings = _read_yaml(templates_file)
-    with _naming(templates_file):
-        sentences = _parse_settings(settings)
+    with errors_in(templates_file):
+        sentences = _parse_settings(parse_yaml(_read_text(templates_file)))
     facts = _read_facts(facts_file, years=sentences.get("false_object", "another") != "another")
-    with _naming(templates_file):
+    with errors_in(templates_file):
         return Relation(facts=facts, **sentences)
 
 
@@ -62,7 +57,6 @@ def data_dir() -> Path:
 
 def _locate(name_or_csv: str | Path) -> tuple[Path, Path]:
     """The CSV and the YAML file of a relation given by name or by path."""
-    as_path("a relation, unless it is a known name,", name_or_csv)
     text = str(name_or_csv)
     path = Path(os.path.expanduser(name_or_csv))
     if isinstance(name_or_csv, str) and not path.suffix and path.name == text:
@@ -80,26 +74,10 @@ def _locate(name_or_csv: str | Path) -> tuple[Path, Path]:
     raise UserError(f"{text}: not a relation; give a known name, or a .csv or .yaml file")
 
 
-@contextmanager
-def _naming(file: Path) -> Iterator[None]:
-    """Put the file's name before the message of any `UserError` raised inside."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{file}: {error}") from error
-
-
-def _read_yaml(file: Path) -> dict[Any, Any]:
-    text = _read_text(file)
-    with _naming(file):
-        settings = parse_yaml(text)
-        if not isinstance(settings, dict):
-            raise UserError("not a mapping; write keys such as 'name:' and 'templates:'")
-    return settings
-
-
-def _parse_settings(settings: dict[Any, Any]) -> dict[str, Any]:
+def _parse_settings(settings: Any) -> dict[str, Any]:
     """The keyword arguments of `Relation` but for its facts."""
+    if not isinstance(settings, dict):
+        raise UserError("not a mapping; write keys such as 'name:' and 'templates:'")
     for key in settings:
         check_choice("key", key, YAML_KEYS)
     if missing := [key for key in _REQUIRED_KEYS if key not in settings]:
@@ -129,9 +107,9 @@ def _parse_settings(settings: dict[Any, Any]) -> dict[str, Any]:
 
 def _read_facts(file: Path, *, years: bool) -> tuple[Fact, ...]:
     """The facts of a CSV; `years` demands that every object is one."""
-    text = _read_text(file)
-    with _naming(file):
-        rows = _rows(text)
+    with errors_in(file):
+        lines = csv_rows(_read_text(file))
+        rows = ((line, [cell.strip() for cell in cells]) for line, cells in lines)
         header = _check_header(*next(rows, (1, [])))
         facts: list[Fact] = []
         line_of: dict[str, int] = {}
@@ -152,21 +130,6 @@ def _read_facts(file: Path, *, years: bool) -> tuple[Fact, ...]:
     return tuple(facts)
 
 
-def _rows(text: str) -> Iterator[tuple[int, list[str]]]:
-    """Each row's first line number and its stripped cells; blank rows are left out."""
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    while True:
-        line = reader.line_num + 1
-        try:
-            cells = [cell.strip() for cell in next(reader)]
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise UserError(f"line {line}: not valid CSV: {error}") from error
-        if any(cells):
-            yield line, cells
-
-
 def _check_header(line: int, header: list[str]) -> list[str]:
     if missing := [name for name in ("subject", "object") if name not in header]:
         found = ", ".join(header) or "an empty file"
@@ -180,11 +143,6 @@ def _check_header(line: int, header: list[str]) -> list[str]:
 
 
 def _fact(line: int, header: list[str], cells: list[str]) -> Fact:
-    if len(cells) != len(header):
-        raise UserError(
-            f"line {line}: {len(cells)} cells, but the header names {len(header)} columns; "
-            "put cells that hold a comma in double quotes"
-        )
     row = dict(zip(header, cells, strict=True))
     for column, cell in row.items():
         if any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in cell):

@@ -132,7 +132,7 @@ def expert_rows(experts: pd.DataFrame, *, fdr: float) -> pd.DataFrame:
     All cells are text; the table is empty if nothing is significant.
     """
     found = where(experts, experts["q_value"] <= fdr)
-    order = found["difference"].abs().sort_values(ascending=False, kind="stable").index
+    found = found.sort_values("difference", key=abs, ascending=False, kind="stable")
     return pd.DataFrame(
         [
             {
@@ -142,7 +142,7 @@ def expert_rows(experts: pd.DataFrame, *, fdr: float) -> pd.DataFrame:
                 "against all": f"{row.difference:+.3f}",
                 "q": f"{row.q_value:.2g}",
             }
-            for row in found.loc[order].head(MAX_ROWS).itertuples()
+            for row in found.head(MAX_ROWS).itertuples()
         ],
         columns=["expert", "task", "share", "against all", "q"],
     )
@@ -150,15 +150,13 @@ def expert_rows(experts: pd.DataFrame, *, fdr: float) -> pd.DataFrame:
 
 def agreement_sentences(agreement: RoutingAgreement) -> tuple[str, ...]:
     """The agreement of routing and effects in sentences."""
-    sentences = []
+    sentences = ["No expert has a significant effect on any task."]
     if agreement.n:
-        sentences.append(
+        sentences = [
             f"Of {agreement.n} experts with a significant effect on some task, "
             f"{100 * agreement.share:.0f} % are of use to the task that they are routed to most "
             f"(by chance {100 * agreement.chance:.0f} %, p = {agreement.p_value:.2g})."
-        )
-    else:
-        sentences.append("No expert has a significant effect on any task.")
+        ]
     if agreement.spearman == agreement.spearman:
         sentences.append(
             f"Spearman's correlation of load and effect over experts and tasks: "

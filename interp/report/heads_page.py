@@ -3,10 +3,11 @@
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 
+from interp.evaluation.answer_pair import Outcome
 from interp.figures.evaluation import (
     gain_cost_curve,
     head_heatmap,
@@ -163,8 +164,7 @@ def _answers(generations: tuple[MarkedPair, ...] | None) -> dict[str, dict[str, 
     for kind in ("false_premise", "true_premise"):
         pairs = [pair for pair in generations or () if pair.kind == kind]
         if pairs:
-            outcomes = dict.fromkeys(("mended", "right", "wrong", "broken"), 0)
-            for pair in pairs:
-                outcomes[pair.outcome] += 1
+            found = [pair.outcome for pair in pairs]
+            outcomes = {outcome: found.count(outcome) for outcome in get_args(Outcome)}
             kinds[kind] = {"shown": pairs[:MAX_ANSWERS], "n": len(pairs), "outcomes": outcomes}
     return kinds

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from interp.checked import checked
-from interp.errors import UserError
+from interp.errors import UserError, errors_in
 from interp.forward.batch import Span, TokenBatch
 from interp.forward.partial import unedited_logits
 from interp.models import render_chat
@@ -117,10 +117,8 @@ def encode_pairs(
     check_offsets(tokenizer)
     rows = []
     for number, pair in enumerate(pairs):
-        try:
+        with errors_in(f"{pairs.name}, pair {number + 1}"):
             rows.append(_encode_pair(tokenizer, pair, chat=chat, system=system))
-        except UserError as error:
-            raise UserError(f"{pairs.name}, pair {number + 1}: {error}") from error
     return EncodedPairs(
         clean=TokenBatch.from_lists([row[0][0] for row in rows], device=device),
         corrupted=TokenBatch.from_lists([row[1][0] for row in rows], device=device),

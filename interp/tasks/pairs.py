@@ -22,7 +22,7 @@ from typing import Any
 
 from interp.arguments import check_choice, shown
 from interp.checked import checked
-from interp.errors import UserError
+from interp.errors import UserError, errors_in
 from interp.files.text import read_json_lines
 
 Span = tuple[int, int]
@@ -132,10 +132,8 @@ def read_pairs(path: str | Path, *, limit: int | None = None) -> Pairs:
     for number, content in read_json_lines(path):
         if limit is not None and len(pairs) >= limit:
             break
-        try:
+        with errors_in(f"{path}, line {number}"):
             pairs.append(_pair_of(content))
-        except UserError as error:
-            raise UserError(f"{path}, line {number}: {error}") from error
     return Pairs(tuple(pairs), str(path))
 
 

@@ -1,4 +1,4 @@
-"""Treatments scored in one way, and the table that sets them side by side."""
+"""Methods scored in one way, and the table that sets them side by side."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+import interp.evaluation.baselines.table
 from interp.errors import UserError
 from interp.evaluation import Preference
-from interp.evaluation.baselines.method_score import TreatmentScore, score
+from interp.evaluation.baselines.method_score import MethodScore, score
 from interp.evaluation.baselines.methods import Gated, NoIntervention, RandomHeads, SystemPrompt
-from interp.evaluation.baselines.table import pool, ratio_interval, treatment_table
+from interp.evaluation.baselines.table import method_table, pool, ratio_interval
 from interp.figures.evaluation import gain_against_cost
 from interp.heads import HeadSet
 from interp.interventions import Constraint
@@ -51,7 +52,7 @@ def some(planted_premises: Premises) -> Premises:
 
 
 @pytest.fixture(scope="module")
-def untreated(planted: HookedModel, some: Premises) -> TreatmentScore:
+def baseline(planted: HookedModel, some: Premises) -> MethodScore:
     return score(planted, some, NoIntervention(), name="nothing", **ANSWERS)
 
 
@@ -61,7 +62,7 @@ def constraint(planted_heads: dict[str, tuple[int, int]]) -> Constraint:
 
 
 @pytest.fixture(scope="module")
-def oracle(planted: HookedModel, some: Premises, constraint: Constraint) -> TreatmentScore:
+def oracle(planted: HookedModel, some: Premises, constraint: Constraint) -> MethodScore:
     return score(planted, some, constraint, name="oracle", **ANSWERS)
 
 
@@ -72,8 +73,8 @@ def same(a: Preference, b: Preference) -> bool:
     )
 
 
-def test_untreated_is_the_model_as_it_is(
-    planted: HookedModel, some: Premises, untreated: TreatmentScore
+def test_no_intervention_is_the_model_as_it_is(
+    planted: HookedModel, some: Premises, baseline: MethodScore
 ) -> None:
     encoded = encode_premises(planted.tokenizer, some)
     rows = torch.arange(len(encoded))
@@ -81,17 +82,17 @@ def test_untreated_is_the_model_as_it_is(
         with torch.no_grad():
             logits = last_logits(planted, encoded.batch(kind))[:, -1]
         true, false = logits[rows, encoded.true_tokens], logits[rows, encoded.false_tokens]
-        found, p_true = untreated.of(kind), logits.softmax(dim=-1)[rows, encoded.true_tokens]
+        found, p_true = baseline.of(kind), logits.softmax(dim=-1)[rows, encoded.true_tokens]
         for values, expected in ((found.logit_difference, true - false), (found.p_true, p_true)):
             np.testing.assert_allclose(values[:, 0], expected, atol=5e-5, rtol=0)
-    assert untreated.false.accuracy.tolist() == [0.0]
-    assert untreated.twin.accuracy.tolist() == [1.0]
-    assert set(untreated.answers) == set(untreated.seconds) == {"false", "twin"}
-    assert min(untreated.seconds.values()) > 0
+    assert baseline.false.accuracy.tolist() == [0.0]
+    assert baseline.twin.accuracy.tolist() == [1.0]
+    assert set(baseline.answers) == set(baseline.seconds) == {"false", "twin"}
+    assert min(baseline.seconds.values()) > 0
 
 
 def test_a_constraint_mends_what_random_heads_do_not(
-    planted: HookedModel, some: Premises, constraint: Constraint, oracle: TreatmentScore
+    planted: HookedModel, some: Premises, constraint: Constraint, oracle: MethodScore
 ) -> None:
     assert oracle.false.accuracy.tolist() == [1.0]
     assert all(
@@ -130,51 +131,51 @@ def test_a_system_prompt_stands_before_the_question(tiny_llama: HookedModel) -> 
 
 
 def test_a_gate_that_never_fires_changes_nothing(
-    planted: HookedModel, some: Premises, untreated: TreatmentScore, constraint: Constraint
+    planted: HookedModel, some: Premises, baseline: MethodScore, constraint: Constraint
 ) -> None:
     detector = Reader(planted, some, fires_on=())
     gated = score(
-        planted, some, Gated(constraint, detector), name="gated", untreated=untreated, **ANSWERS
+        planted, some, Gated(constraint, detector), name="gated", baseline=baseline, **ANSWERS
     )
-    assert same(gated.false, untreated.false)
-    assert same(gated.twin, untreated.twin)
-    assert gated.answers == untreated.answers
+    assert same(gated.false, baseline.false)
+    assert same(gated.twin, baseline.twin)
+    assert gated.answers == baseline.answers
     assert detector.asked == 24
-    assert all(gated.seconds[kind] >= untreated.seconds[kind] for kind in ("false", "twin"))
+    assert all(gated.seconds[kind] >= baseline.seconds[kind] for kind in ("false", "twin"))
 
 
 def test_a_perfect_gate_is_the_oracle_on_false_premises_alone(
     planted: HookedModel,
     some: Premises,
-    untreated: TreatmentScore,
-    oracle: TreatmentScore,
+    baseline: MethodScore,
+    oracle: MethodScore,
     constraint: Constraint,
 ) -> None:
-    treatment = Gated(constraint, Reader(planted, some, fires_on=("false",)))
-    gated = score(planted, some, treatment, name="gated", untreated=untreated, **ANSWERS)
+    method = Gated(constraint, Reader(planted, some, fires_on=("false",)))
+    gated = score(planted, some, method, name="gated", baseline=baseline, **ANSWERS)
     assert same(gated.false, oracle.false)
-    assert same(gated.twin, untreated.twin)
-    assert gated.answers == {"false": oracle.answers["false"], "twin": untreated.answers["twin"]}
-    table = treatment_table(
-        [untreated, oracle, gated], untreated="nothing", oracle="oracle"
-    ).set_index("treatment")
+    assert same(gated.twin, baseline.twin)
+    assert gated.answers == {"false": oracle.answers["false"], "twin": baseline.answers["twin"]}
+    table = method_table([baseline, oracle, gated], baseline="nothing", oracle="oracle").set_index(
+        "treatment"
+    )
     assert table.loc["gated", ["gain", "share", "cost", "cost_p_true"]].tolist() == [1, 1, 0, 0]
     assert table.loc["oracle", "cost_p_true"] > 0.01  # acting on honest questions has its price
     assert table.loc["gated", "unchanged"] == 1
 
 
 def test_a_gate_acts_on_the_span_it_found(
-    planted: HookedModel, some: Premises, untreated: TreatmentScore, constraint: Constraint
+    planted: HookedModel, some: Premises, baseline: MethodScore, constraint: Constraint
 ) -> None:
     """Elsewhere than the object there is nothing to cut."""
     detector = Reader(planted, some, fires_on=("false",))
     detector.found = {text: replace(one, token_span=(0, 1)) for text, one in detector.found.items()}
-    treatment = Gated(constraint, detector)
-    gated = score(planted, some, treatment, name="g", untreated=untreated, progress=False)
+    method = Gated(constraint, detector)
+    gated = score(planted, some, method, name="g", baseline=baseline, progress=False)
     assert gated.false.accuracy.tolist() == [0.0]
-    assert not same(gated.false, untreated.false)
-    # Without an untreated score, the gate makes its own.
-    again = score(planted, some, treatment, name="g", progress=False)
+    assert not same(gated.false, baseline.false)
+    # Without the baseline score, the gate makes its own.
+    again = score(planted, some, method, name="g", progress=False)
     assert same(gated.false, again.false)
 
 
@@ -184,7 +185,7 @@ def by_hand(name: str, false: list[float], twin: list[float], p_true: list[float
         subjects, templates = ("a", "a", "b", "b"), ("x", "y", "x", "y")
         return Preference(column, np.array(p)[:, None], column, subjects, templates)
 
-    return TreatmentScore(name, of(false, [0.0] * 4), of(twin, p_true))
+    return MethodScore(name, of(false, [0.0] * 4), of(twin, p_true))
 
 
 def test_the_table_by_hand() -> None:
@@ -193,7 +194,7 @@ def test_the_table_by_hand() -> None:
     half = by_hand("half", [1, -1, 1, -1], [1, 1, 1, 1], [0.8, 0.8, 0.8, 0.4])
     base = replace(base, answers={"twin": ("p", "q", "r", "s")}, seconds={"twin": 0.5})
     half = replace(half, answers={"twin": ("p", "q", "r", "t")}, seconds={"twin": 0.75})
-    table = treatment_table([base, oracle, half], untreated="base", oracle="oracle")
+    table = method_table([base, oracle, half], baseline="base", oracle="oracle")
     rows = table.set_index("treatment")
     assert rows["gain"].tolist() == [0.0, 0.75, 0.25]
     assert rows.loc["half", ["gain_low", "gain_high"]].tolist() == [0.0, 0.5]
@@ -227,18 +228,30 @@ def test_a_ratio_to_nothing_is_nothing() -> None:
 
 
 def test_bad_input(
-    planted: HookedModel, some: Premises, untreated: TreatmentScore, constraint: Constraint
+    planted: HookedModel, some: Premises, baseline: MethodScore, constraint: Constraint
 ) -> None:
     gated = Gated(constraint, Reader(planted, some, ()))
-    with pytest.raises(UserError, match="`untreated` was scored on other premises"):
-        score(planted, some.first(2), gated, name="g", untreated=untreated, progress=False)
-    bare = replace(untreated, answers={}, seconds={})
-    with pytest.raises(UserError, match="`untreated` has no answers to 'false' questions"):
-        score(planted, some, gated, name="g", untreated=bare, **ANSWERS)
+    with pytest.raises(UserError, match="`baseline` was scored on other premises"):
+        score(planted, some.first(2), gated, name="g", baseline=baseline, progress=False)
+    unanswered = replace(baseline, answers={}, seconds={})
+    with pytest.raises(UserError, match="`baseline` has no answers to 'false' questions"):
+        score(planted, some, gated, name="g", baseline=unanswered, **ANSWERS)
     with pytest.raises(UserError, match="no score named 'x'; there are: nothing"):
-        treatment_table([untreated], untreated="x", oracle="nothing")
-    other = replace(untreated, name="b", false=replace(untreated.false, subjects=("q",) * 12))
+        method_table([baseline], baseline="x", oracle="nothing")
+    other = replace(baseline, name="b", false=replace(baseline.false, subjects=("q",) * 12))
     with pytest.raises(UserError, match="scored on different prompts"):
-        treatment_table([untreated, other], untreated="nothing", oracle="b")
-    with pytest.raises(UserError, match="only scores of one treatment can be pooled"):
-        pool([untreated, other])
+        method_table([baseline, other], baseline="nothing", oracle="b")
+    with pytest.raises(UserError, match="only scores of one method can be pooled"):
+        pool([baseline, other])
+
+
+def test_old_names_of_the_table_and_its_arguments_still_work() -> None:
+    scores = [by_hand(name, [-1, 1, 1, 1], [1] * 4, [0.5] * 4) for name in ("base", "oracle")]
+    table: Any = method_table  # the old arguments are unknown to type checkers
+    with pytest.warns(DeprecationWarning, match="untreated of method_table is now baseline"):
+        old = table(scores, untreated="base", oracle="oracle")
+    assert old.equals(method_table(scores, baseline="base", oracle="oracle"))
+    with pytest.raises(TypeError, match="untreated"):
+        table(scores, baseline="base", untreated="base", oracle="oracle")
+    with pytest.warns(DeprecationWarning, match=r"table\.method_table; the old name goes"):
+        assert interp.evaluation.baselines.table.treatment_table is method_table

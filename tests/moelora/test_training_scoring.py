@@ -158,9 +158,9 @@ def test_scores_keep_the_order_of_the_examples(model: Any, chat_tokenizer: Any) 
     examples = [Example("t", prompt, "x") for prompt in PROMPTS]
     answers = score(model, chat_tokenizer, examples, max_new_tokens=4, progress=False)
     assert [one.prompt for one in answers] == PROMPTS
-    told = Example("t", PROMPTS[1], answers[1].said or "x", kind="name")
+    told = Example("t", PROMPTS[1], answers[1].prediction or "x", kind="name")
     again = score(model, chat_tokenizer, [told], max_new_tokens=4, progress=False)
-    assert again[0].right is bool(answers[1].said)
+    assert again[0].right is bool(answers[1].prediction)
 
 
 def test_answer_loss_of_each_example_alone(model: Any, chat_tokenizer: Any) -> None:
@@ -203,3 +203,10 @@ def test_repeated_questions_of_a_subject_do_not_narrow_the_interval() -> None:
     often = mean_by_task(values * 5, ["a"] * 30, subjects * 5)[0]
     assert often.value == once.value
     assert often.ci_high - often.ci_low == pytest.approx(once.ci_high - once.ci_low, abs=0.05)
+
+
+def test_the_old_name_of_a_prediction_warns_and_its_column_stays() -> None:
+    scored = answer("t", "Paris", True)
+    with pytest.warns(DeprecationWarning, match=r"\.said is now \.prediction"):
+        assert scored.said == scored.prediction
+    assert list(scored.to_row()) == ["task", "subject", "prompt", "answer", "said", "right"]

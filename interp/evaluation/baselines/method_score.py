@@ -1,9 +1,9 @@
-"""Score a treatment of false premises, in the same way for every treatment.
+"""Score a method that acts on false premises, in the same way for every method.
 
 ``score`` gives the preference per prompt on false premises and their true-premise twins, greedy
 answers to the questions, and seconds per question, for any of
-``interp.evaluation.baselines.methods``. Where a gate does not fire, a prompt keeps the untreated
-values, bit for bit.
+``interp.evaluation.baselines.methods``. Where a gate does not fire, a prompt keeps the values of
+the model without an intervention, bit for bit.
 """
 
 import time
@@ -27,6 +27,7 @@ from interp.heads.locate import as_encoded
 from interp.heads.object_edits import mean_output
 from interp.interventions.gate import cloze_spans
 from interp.models.hooked_model import HookedModel
+from interp.moved import old_arguments, old_names
 from interp.premises.encode import EncodedPremises, EncodedPrompt, encode_questions
 from interp.premises.questions import Premises, QuestionKind
 from probes.detector.detect import detect_premises
@@ -34,10 +35,12 @@ from probes.detector.detections import Detection, PremiseDetections, spans_of
 
 KINDS: tuple[QuestionKind, ...] = ("false", "twin")
 
+__getattr__ = old_names(__name__)
+
 
 @dataclass(frozen=True, eq=False)
-class TreatmentScore:
-    """One treatment's scores on some premises, prompts in the order of the questions.
+class MethodScore:
+    """One method's scores on some premises, prompts in the order of the questions.
 
     Attributes:
         false, twin: Preference; one set, or one for each random draw.
@@ -58,44 +61,45 @@ class TreatmentScore:
         return {"false": self.false, "twin": self.twin}[kind]
 
 
+@old_arguments(treatment="method", untreated="baseline")
 def score(
     model: HookedModel,
     premises: Premises,
-    treatment: Method,
+    method: Method,
     *,
     name: str,
     answers: Sequence[QuestionKind] = (),
-    untreated: TreatmentScore | None = None,
+    baseline: MethodScore | None = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
     progress: bool = True,
-) -> TreatmentScore:
-    """Score one treatment on premises, such as the held-out part of a split.
+) -> MethodScore:
+    """Score one method on premises, such as the held-out part of a split.
 
     Args:
-        name: the treatment's name in tables.
+        name: the method's name in tables.
         answers: kinds of questions to answer greedily and to time, which is slow.
-        untreated: the score of ``NoIntervention`` on the same premises with the same answers, kept
+        baseline: the score of ``NoIntervention`` on the same premises with the same answers, kept
             where a gate does not fire; by default it is computed if a gate needs it.
 
     Raises:
-        UserError: an unknown treatment, or an ``untreated`` of other premises or without answers.
+        UserError: an unknown method, or a ``baseline`` of other premises or without answers.
     """
-    if not isinstance(treatment, Method):
+    if not isinstance(method, Method):
         known = ", ".join(kind.__name__ for kind in get_args(Method))
-        raise UserError(f"unknown treatment {type(treatment).__name__}; known: {known}")
-    system = treatment.text if isinstance(treatment, SystemPrompt) else None
+        raise UserError(f"unknown method {type(method).__name__}; known: {known}")
+    system = method.text if isinstance(method, SystemPrompt) else None
     encoded = as_encoded(model, premises, system=system)
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "progress": progress}
-    scoring = _Scoring(model, premises, treatment, encoded, options)
-    if isinstance(treatment, Gated):
-        untreated = untreated or score(
-            model, premises, NoIntervention(), name="untreated", answers=answers, **options
+    scoring = _Scoring(model, premises, method, encoded, options)
+    if isinstance(method, Gated):
+        baseline = baseline or score(
+            model, premises, NoIntervention(), name="none", answers=answers, **options
         )
-        _check_untreated(untreated, encoded, answers)
+        _check_baseline(baseline, encoded, answers)
         begin = time.perf_counter()
-        found = detect_premises(model, premises, detector=treatment.detector, progress=progress)
+        found = detect_premises(model, premises, detector=method.detector, progress=progress)
         detecting = (time.perf_counter() - begin) / (len(KINDS) * len(encoded))
-        scoring = replace(scoring, gate=(found, untreated), detecting=detecting)
+        scoring = replace(scoring, gate=(found, baseline), detecting=detecting)
     false, twin = (scoring.preference(kind) for kind in KINDS)
     texts: dict[QuestionKind, tuple[str, ...]] = {}
     seconds: dict[QuestionKind, float] = {}
@@ -105,38 +109,37 @@ def score(
     detections: dict[QuestionKind, tuple[Detection, ...]] = {}
     if scoring.gate is not None:
         detections = {kind: scoring.gate[0].of(kind) for kind in KINDS}
-    return TreatmentScore(name, false, twin, texts, seconds, detections)
+    return MethodScore(name, false, twin, texts, seconds, detections)
 
 
 @dataclass(frozen=True)
 class _Scoring:
-    """A treatment on some premises.
+    """A method on some premises.
 
     Attributes:
         options: ``max_new_tokens`` and ``progress``.
-        gate: of a gated treatment, the detections and the score where it does not fire.
+        gate: of a gated method, the detections and the score where it does not fire.
         detecting: seconds per question that the detector took.
     """
 
     model: HookedModel
     premises: Premises
-    treatment: Method
+    method: Method
     encoded: EncodedPremises
     options: Mapping[str, Any]
-    gate: tuple[PremiseDetections, TreatmentScore] | None = None
+    gate: tuple[PremiseDetections, MethodScore] | None = None
     detecting: float = 0.0
 
     def preference(self, kind: QuestionKind) -> Preference:
-        """The preferences under the treatment."""
-        model, premises, treatment = self.model, self.premises, self.treatment
+        model, premises, method = self.model, self.premises, self.method
         progress, gated = self.options["progress"], {}
-        if isinstance(treatment, Steering):
-            return steered_preference(model, premises, treatment, kind=kind, progress=progress)
+        if isinstance(method, Steering):
+            return steered_preference(model, premises, method, kind=kind, progress=progress)
         if self.gate is not None:
-            found, untreated = self.gate
+            found, baseline = self.gate
             spans = cloze_spans(model, premises, self.encoded, kind=kind, detections=found)
-            gated = {"spans": spans, "unconstrained": untreated.of(kind)}
-        under = interventions_of(model, treatment)
+            gated = {"spans": spans, "unconstrained": baseline.of(kind)}
+        under = interventions_of(model, method)
         return preference_under(
             model, self.encoded, kind, interventions=under, progress=progress, **gated
         ).without_first()
@@ -147,15 +150,15 @@ class _Scoring:
         """The answers, and seconds per question."""
         model, options, more = self.model, dict(self.options), 0.0
         begin = time.perf_counter()
-        if isinstance(self.treatment, Steering):
-            texts = steered_answers(model, prompts, self.treatment, **options)
+        if isinstance(self.method, Steering):
+            texts = steered_answers(model, prompts, self.method, **options)
         else:
             if self.gate is not None:
-                found, untreated = self.gate
+                found, baseline = self.gate
                 spans = spans_of(found.of(kind))
-                options |= {"spans": spans, "baseline": untreated.answers[kind]}
-                more = self.detecting + spans.count(None) / len(spans) * untreated.seconds[kind]
-            under = interventions_of(model, self.treatment)[0]
+                options |= {"spans": spans, "baseline": baseline.answers[kind]}
+                more = self.detecting + spans.count(None) / len(spans) * baseline.seconds[kind]
+            under = interventions_of(model, self.method)[0]
             if under.needs_mean:
                 options["mean"] = mean_output(model, self.encoded)
             texts = answers_under(
@@ -164,12 +167,11 @@ class _Scoring:
         return texts, (time.perf_counter() - begin) / len(prompts) + more
 
 
-def _check_untreated(
-    untreated: TreatmentScore, encoded: EncodedPremises, answers: Sequence[QuestionKind]
+def _check_baseline(
+    baseline: MethodScore, encoded: EncodedPremises, answers: Sequence[QuestionKind]
 ) -> None:
     asked = (encoded.subjects, encoded.templates)
-    if (untreated.false.subjects, untreated.false.templates) != asked:
-        raise UserError("`untreated` was scored on other premises: score NoIntervention() on these")
-    missing = [kind for kind in answers if kind not in untreated.answers]
-    if missing:
-        raise UserError(f"`untreated` has no answers to {missing[0]!r} questions: ask for them")
+    if (baseline.false.subjects, baseline.false.templates) != asked:
+        raise UserError("`baseline` was scored on other premises: score NoIntervention() on these")
+    if missing := [kind for kind in answers if kind not in baseline.answers]:
+        raise UserError(f"`baseline` has no answers to {missing[0]!r} questions: ask for them")

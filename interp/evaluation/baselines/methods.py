@@ -1,4 +1,4 @@
-"""Treatments of a false premise, as values that ``method_score.score`` scores.
+"""Methods that act on a false premise, as values that ``method_score.score`` scores.
 
 Nothing (``NoIntervention``), a system prompt (``SystemPrompt``), steering
 (``interp.evaluation.baselines.steering``), a constraint at the known object (``Constraint``),
@@ -13,6 +13,7 @@ from interp.interventions.head_constraint import Constraint
 from interp.interventions.intervention import Intervention
 from interp.interventions.random_controls import random_interventions
 from interp.models.hooked_model import HookedModel
+from interp.moved import old_arguments
 from probes.detector.detections import Detector
 
 CHECK_THE_PREMISE = (
@@ -54,16 +55,17 @@ class Gated:
 Method = NoIntervention | SystemPrompt | Steering | Constraint | RandomHeads | Gated
 
 
-def interventions_of(model: HookedModel, treatment: Method) -> tuple[Intervention, ...]:
-    """The interventions of a treatment: one for each random draw, otherwise one.
+@old_arguments(treatment="method")
+def interventions_of(model: HookedModel, method: Method) -> tuple[Intervention, ...]:
+    """The interventions of a method: one for each random draw, otherwise one.
 
     The intervention is empty for a system prompt, for steering, and for ``NoIntervention``.
     """
-    if isinstance(treatment, Constraint):
-        return (Intervention.of(treatment),)
-    if isinstance(treatment, Gated):
-        return (Intervention.of(treatment.constraint, gate="probe"),)
-    if isinstance(treatment, RandomHeads):
-        chosen = Intervention.of(treatment.constraint)
-        return random_interventions(model, chosen, treatment.n_sets, seed=treatment.seed)
+    if isinstance(method, Constraint):
+        return (Intervention.of(method),)
+    if isinstance(method, Gated):
+        return (Intervention.of(method.constraint, gate="probe"),)
+    if isinstance(method, RandomHeads):
+        chosen = Intervention.of(method.constraint)
+        return random_interventions(model, chosen, method.n_sets, seed=method.seed)
     return (Intervention(),)

@@ -144,7 +144,8 @@ def steered_preference(
     encoded = as_encoded(model, premises)
     batch = encoded.batch(kind)
     spans = [item.prompt(kind).object for item in encoded.items]
-    lengths = [len(one.tokens) for one in encode_questions(model.tokenizer, premises, kind)]
+    questions = encode_questions(model.tokenizer, premises, kind)
+    lengths = [len(question.tokens) for question in questions]
     values = sweep_sets(
         model,
         batch,
@@ -163,8 +164,8 @@ def steered_answers(
     """The greedy answer to every question under steering; options of ``generate_tokens``."""
 
     def within(chunk: list[int], batch: TokenBatch) -> AbstractContextManager[Any]:
-        some = [prompts[index] for index in chunk]
-        spans, lengths = [one.object for one in some], [len(one.tokens) for one in some]
+        spans = [prompts[index].object for index in chunk]
+        lengths = [len(prompts[index].tokens) for index in chunk]
         at = steered_positions(steering.place, batch, spans, lengths=lengths)
         return steer(model, steering, at)
 

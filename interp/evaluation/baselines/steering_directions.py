@@ -121,7 +121,8 @@ def head_directions(
     n = len(encoded)
     labels = (torch.arange(2 * n) < n).long()
     questions = [item.question for item in encoded.items]
-    objects = [one.true_object for one in questions] + [one.false_object for one in questions]
+    objects = [question.true_object for question in questions]
+    objects += [question.false_object for question in questions]
     n_layers, n_heads = outputs.shape[1:3]
     accuracy = np.empty((n_layers, n_heads))
     heads = [(layer, head) for layer in range(n_layers) for head in range(n_heads)]

@@ -103,8 +103,7 @@ class ExpertEffects(Displayed):
         table = pd.concat(frames, ignore_index=True)
         q_value = q_values(table["p_value"].to_numpy())
         table.insert(table.columns.get_loc("p_value") + 1, "q_value", q_value)  # type: ignore[arg-type]
-        order = np.argsort(-table["effect"].to_numpy(), kind="stable")
-        return table.iloc[order].reset_index(drop=True)
+        return table.sort_values("effect", ascending=False, kind="stable", ignore_index=True)
 
     def _of_task(self, task: str) -> pd.DataFrame:
         result = self.of(task)
@@ -189,10 +188,12 @@ def expert_effects(
     """
     _check(tasks, mode=mode, method=method, budget=budget, greedy=greedy)
     chosen = _chosen(projections_of(model), layers, targets)
-    examples = [(task, one) for task, some in tasks.items() for one in some]
-    job = ExpertJob(
-        tuple(_encoded(model, example) for _, example in examples), chosen, mode, factor, together
+    examples = [(task, example) for task, some in tasks.items() for example in some]
+    encoded = tuple(
+        example if isinstance(example, EncodedExample) else encode_example(model.tokenizer, example)
+        for _, example in examples
     )
+    job = ExpertJob(encoded, chosen, mode, factor, together)
     # The effects are those of the hooked model, in its own number type.
     resolution = precision_of(dtype_of(model)).resolution
     result = partial(_result, examples, job, seed=seed, resolution=resolution)
@@ -224,15 +225,17 @@ def _result(
     examples: Sequence[tuple[str, Example | EncodedExample]], job: ExpertJob, **values: Any
 ) -> PatchEffects:
     """Effects of the job's interventions on these examples."""
-    names = (
-        (EVERYWHERE,) if job.together else tuple(projection.name for projection in job.projections)
-    )
+    names = [EVERYWHERE] if job.together else [part.name for part in job.projections]
     return PatchEffects(
         axes=("prompt", "projection", "expert"),
         component="expert gate",
         source=f"scale {job.factor:g}" if job.mode == "scale" else job.mode,
         labels={"projection": tuple(names)},
-        groups=tuple(_subject(index, *example) for index, example in enumerate(examples)),
+        # Resampled together: the questions of one subject.
+        groups=tuple(
+            f"{task}/{example.subject if isinstance(example, Example) else index}"
+            for index, (task, example) in enumerate(examples)
+        ),
         templates=tuple(task for task, _ in examples),
         **values,
     )
@@ -266,20 +269,9 @@ def _check(tasks: Tasks, *, mode: str, method: str, budget: int | None, greedy: 
     for task, some in tasks.items():
         if not some:
             raise UserError(f"task {task!r} has no examples")
-        if greedy and not all(isinstance(one, Example) for one in some):
+        if greedy and not all(isinstance(example, Example) for example in some):
             raise UserError("greedy answers are scored against an Example, not its tokens")
     if budget is not None and (budget < 1 or method != "exact"):
         raise UserError("a budget is a number of experts to run, for method 'exact'")
     if greedy and method != "exact":
         raise UserError("greedy answers need method 'exact'")
-
-
-def _encoded(model: HookedModel, example: Example | EncodedExample) -> EncodedExample:
-    if isinstance(example, EncodedExample):
-        return example
-    return encode_example(model.tokenizer, example)
-
-
-def _subject(index: int, task: str, example: Example | EncodedExample) -> str:
-    """What is resampled together: the questions of one subject."""
-    return f"{task}/{example.subject if isinstance(example, Example) else index}"

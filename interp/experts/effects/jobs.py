@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from interp.forward.batch import TokenBatch, by_length
 from interp.forward.finite import check_finite
@@ -45,13 +46,11 @@ class AnswerBatch:
     """Some examples, left-padded, without the last token of each.
 
     Attributes:
-        examples: which they are.
         batch: their tokens.
         targets: Int[example keep], the token after each of the last positions; ``IGNORED`` where
             that is not the answer's.
     """
 
-    examples: tuple[int, ...]
     batch: TokenBatch
     targets: Int[Tensor, "example keep"]
 
@@ -66,11 +65,10 @@ def answer_batch(
 ) -> AnswerBatch:
     """Some of the examples as one batch."""
     some = [examples[index] for index in chunk]
-    batch = TokenBatch.from_lists([one.tokens[:-1] for one in some], device=device)
-    answers = [one.tokens[one.n_prompt :] for one in some]
-    keep = max(len(answer) for answer in answers)
-    rows = [[*[IGNORED] * (keep - len(answer)), *answer] for answer in answers]
-    return AnswerBatch(tuple(chunk), batch, torch.tensor(rows, device=device))
+    batch = TokenBatch.from_lists([example.tokens[:-1] for example in some], device=device)
+    answers = [torch.tensor(example.tokens[example.n_prompt :], device=device) for example in some]
+    padding: dict[str, Any] = {"padding_value": IGNORED, "padding_side": "left"}
+    return AnswerBatch(batch, pad_sequence(answers, batch_first=True, **padding))
 
 
 def answer_measures(
@@ -217,7 +215,7 @@ class ExpertJob:
         """All values that decide the effects, as JSON can hold them."""
         return {
             "examples": [[example.tokens, example.n_prompt] for example in self.examples],
-            "projections": [[one.name, one.n_experts] for one in self.projections],
+            "projections": [[part.name, part.n_experts] for part in self.projections],
             "setting": [self.mode, self.factor, self.together],
             "units": None if self.units is None else sorted(self.units),
         }
@@ -226,21 +224,18 @@ class ExpertJob:
     def shape(self) -> tuple[int, int, int]:
         """The numbers of examples, of groups, and of the largest group's experts."""
         n_groups = 1 if self.together else len(self.projections)
-        return (
-            len(self.examples),
-            n_groups,
-            max(projection.n_experts for projection in self.projections),
-        )
+        n_experts = max(projection.n_experts for projection in self.projections)
+        return len(self.examples), n_groups, n_experts
 
     def constraints(self) -> list[tuple[Unit, ExpertConstraint]]:
         """Every unit of the job, with its constraint."""
         groups = [self.projections] if self.together else list(zip(self.projections, strict=True))
         found = []
         for index, members in enumerate(groups):
-            for expert in range(max(one.n_experts for one in members)):
+            for expert in range(max(member.n_experts for member in members)):
                 if self.units is not None and (index, expert) not in self.units:
                     continue
-                pairs = [(one.name, expert) for one in members if expert < one.n_experts]
+                pairs = [(part.name, expert) for part in members if expert < part.n_experts]
                 constraint = ExpertConstraint(pairs, self.mode, self.factor)
                 found.append(((index, expert), constraint))
         return found
@@ -268,7 +263,7 @@ def estimate_experts(model: HookedModel, job: ExpertJob, *, progress: bool = Fal
     def run_chunk(chunk: list[int]) -> None:
         answers = answer_batch(job.examples, chunk, device)
         here, found = attribute_gates(model, answers, job.projections, edit=edit)
-        rows = torch.tensor(answers.examples)
+        rows = torch.tensor(chunk)
         loss[rows] = here.to(loss)
         for number, projection in enumerate(job.projections):
             group, experts = 0 if job.together else number, torch.arange(projection.n_experts)
@@ -371,4 +366,4 @@ def most_promising(
     order = largest.flatten().argsort(descending=True, stable=True)
     order = order[largest.flatten()[order] >= 0][:budget].tolist()
     width = largest.shape[1]
-    return frozenset((one // width, one % width) for one in order)
+    return frozenset(divmod(unit, width) for unit in order)

@@ -69,13 +69,13 @@ def patch_experts(
     chosen = projections_of(model)
     if projections is not None:
         chosen = tuple(find_projection(chosen, name) for name in projections)
-    if any(one.layer is None for one in chosen):
+    if any(projection.layer is None for projection in chosen):
         raise UserError("only experts in the model's layers can be patched")
     runs = _patched_runs(model, (clean, corrupted), chosen, metric=metric, what=what)
     divisible = can_take([metric])
     # A metric that cannot be narrowed sees all prompts at once.
     size = CHUNK_TOKENS // clean.width if divisible else len(clean)
-    counts = [one.n_experts for one in chosen]
+    counts = [projection.n_experts for projection in chosen]
     ((in_clean, in_corrupted, *patched),) = measure_runs(
         runs,
         in_batches(range(len(clean)), size),
@@ -96,7 +96,7 @@ def patch_experts(
         method="exact",
         metric=metric_name(metric),
         source="run",
-        labels={"projection": tuple(one.name for one in chosen)},
+        labels={"projection": tuple(projection.name for projection in chosen)},
         groups=tuple(groups),
         templates=tuple(templates),
         seed=seed,
@@ -114,7 +114,7 @@ def _patched_runs(
 ) -> Callable[[list[int]], Iterator[Tensor]]:
     """The metric in the clean run, the corrupted run, and with each expert patched, in turn."""
     of_expert = ("expert_out",) if what == "output" else ("expert_out", "gate")
-    points = [point for one in projections for point in (one.expert_out, one.gate)]
+    points = [point for part in projections for point in (part.expert_out, part.gate)]
 
     def runs(chunk: list[int]) -> Iterator[Tensor]:
         rows = torch.arange(len(chunk), device=batches[0].tokens.device)

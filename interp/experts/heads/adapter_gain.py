@@ -181,7 +181,7 @@ def _random_slices(
     sets: list[list[ExpertHeadContribution]] = [[] for _ in range(n_sets)]
     for component in components_of(chosen):
         units = HeadSet(
-            tuple((one.layer, one.unit) for one in chosen if one.component == component)
+            tuple((part.layer, part.unit) for part in chosen if part.component == component)
         )
         n_units = count_units(model, component)
         drawn = random_head_sets(

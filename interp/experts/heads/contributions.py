@@ -129,7 +129,7 @@ class ExpertContributions(Displayed):
                 "component": self.component,
                 "layer": layer,
                 self.unit_axis: unit,
-                "query_heads": [self.query_heads(int(one)) for one in unit],
+                "query_heads": [self.query_heads(int(number)) for number in unit],
                 "expert": expert,
                 "gate": means["gate"][layer, expert],
                 "norm": means["norm"][layer, unit, expert],
@@ -255,14 +255,14 @@ def contributions_at(
         prompts = torch.arange(rows.start, rows.stop)
         at = positions.at[prompts.to(positions.at.device)]
         with ExitStack() as stack:
-            hooks = [hook for one in sums.values() for hook in one.hooks(prompts, at, stack)]
+            hooks = [hook for into in sums.values() for hook in into.hooks(prompts, at, stack)]
             stack.enter_context(hooked(model, hooks))
             last_logits(model, part)
 
     with progress_bar(total=len(batch), description="contributions", shown=progress) as bar:
         for _ in over_parts(batch, run_part, bar=bar):
             pass
-    return {one: found.result(positions) for one, found in sums.items()}
+    return {name: found.result(positions) for name, found in sums.items()}
 
 
 class _Sums:
@@ -332,7 +332,6 @@ class _Sums:
         self.base[prompts, layer] = mean((base * y).sum(dim=-1))
 
     def result(self, positions: PromptPositions) -> ExpertContributions:
-        """What the sums mean."""
         return ExpertContributions(
             component=self.component,
             unit_axis=str(axis_of(self.component)),

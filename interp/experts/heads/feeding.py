@@ -157,7 +157,7 @@ def _expert_rows(
     table = contributions.to_dataframe()
     rows = []
     for layer, chosen in units.items():
-        others = [one for one in range(relative.shape[1]) if one not in chosen]
+        others = [unit for unit in range(relative.shape[1]) if unit not in chosen]
         for expert in np.flatnonzero(~np.isnan(relative[layer, 0])):
             parts = relative[layer, :, expert]
             there = (table["layer"] == layer) & (table["expert"] == expert)

@@ -102,9 +102,9 @@ class SliceEffects(Displayed):
         for name in ("ci_low", "ci_high", "p_value", "q_value"):
             columns[name] = getattr(self.statistics, name) if enough else np.nan
         columns["head_effect"] = np.nan if self.head_effect is None else self.head_effect.mean(0)
-        frame = pd.DataFrame(columns)
-        order = frame["effect"].abs().sort_values(ascending=False, kind="stable").index
-        return frame.loc[order].reset_index(drop=True)
+        return pd.DataFrame(columns).sort_values(
+            "effect", key=abs, ascending=False, kind="stable", ignore_index=True
+        )
 
     def plot(self, count: int = 20) -> go.Figure:
         """The ``count`` largest effects with their intervals."""
@@ -153,12 +153,7 @@ def slice_effects(
     metric = LogitDifference(encoded.true_tokens, encoded.false_tokens)
     ablations = [NO_ABLATION, *(without_slices(model, [part]) for part in slices)]
     (runs,) = sweep_ablations(
-        model,
-        batch,
-        ablations,
-        metrics=[metric],
-        progress=progress,
-        description="experts in heads",
+        model, batch, ablations, metrics=[metric], progress=progress, description="experts in heads"
     )
     preference, change = runs[:, 1:] - runs[:, :1], None
     if head_effect is not None:

@@ -90,15 +90,14 @@ def without_slices(model: HookedModel, slices: Iterable[ExpertHeadContribution])
     slices = list(slices)
     parts = {component: head_outputs(model, component) for component in components_of(slices)}
     masks: dict[str, Tensor] = {}
-    for one in slices:
-        part = _checked(parts[one.component], one)
-        empty = torch.zeros(part.projection.n_experts, part.width, dtype=torch.bool)
-        mask = masks.setdefault(part.projection.expert_out, empty)
-        rows = range(part.projection.n_experts) if one.expert is None else [one.expert]
-        for expert in rows:
-            mask[expert, part.columns[one.unit].cpu()] = True
+    for part in slices:
+        outputs = _checked(parts[part.component], part)
+        empty = torch.zeros(outputs.projection.n_experts, outputs.width, dtype=torch.bool)
+        mask = masks.setdefault(outputs.projection.expert_out, empty)
+        experts = slice(None) if part.expert is None else part.expert
+        mask[experts, outputs.columns[part.unit].cpu()] = True
     hooks = tuple((name, partial(_zero, mask)) for name, mask in masks.items())
-    return Variant(min((one.layer for one in slices), default=0), hooks)
+    return Variant(min((part.layer for part in slices), default=0), hooks)
 
 
 def without_experts(model: HookedModel) -> Variant:
@@ -115,23 +114,21 @@ def components_of(slices: Iterable[ExpertHeadContribution]) -> dict[Part, None]:
     return dict.fromkeys(part.component for part in slices)
 
 
-def _checked(parts: dict[int, HeadOutputs], one: ExpertHeadContribution) -> HeadOutputs:
+def _checked(by_layer: dict[int, HeadOutputs], part: ExpertHeadContribution) -> HeadOutputs:
     """Where the slice's component is computed. Raises UserError if there is no such slice."""
-    if one.layer not in parts:
-        layers = ", ".join(map(str, parts))
+    if part.layer not in by_layer:
+        layers = ", ".join(map(str, by_layer))
         raise UserError(
-            f"{one.name!r}: layer {one.layer} has no experts on its {one.component} projection; "
+            f"{part.name!r}: layer {part.layer} has no experts on its {part.component} projection; "
             f"layers {layers} have"
         )
-    part = parts[one.layer]
-    units = len(part.columns)
-    if not 0 <= one.unit < units:
-        raise UserError(f"{one.name!r} does not exist: the heads are 0 to {units - 1}")
-    if one.expert is not None and not 0 <= one.expert < part.projection.n_experts:
-        raise UserError(
-            f"{one.name!r} does not exist: the experts are 0 to {part.projection.n_experts - 1}"
-        )
-    return part
+    outputs = by_layer[part.layer]
+    n_units, n_experts = len(outputs.columns), outputs.projection.n_experts
+    if not 0 <= part.unit < n_units:
+        raise UserError(f"{part.name!r} does not exist: the heads are 0 to {n_units - 1}")
+    if part.expert is not None and not 0 <= part.expert < n_experts:
+        raise UserError(f"{part.name!r} does not exist: the experts are 0 to {n_experts - 1}")
+    return outputs
 
 
 def _zero(mask: Bool[Tensor, "expert d_out"], outputs: Tensor, hook: Any) -> Tensor:
@@ -156,15 +153,13 @@ def sweep_ablations(
         edit, heads: an edit of heads that is added to every run.
     """
     check_metrics(metrics, len(batch))
-    by_layer: dict[int, list[int]] = {}
-    for layer, head in heads:
-        by_layer.setdefault(layer, []).append(head)
+    edited = tuple(heads)
 
     def runs(some: list[int]) -> Iterator[Tensor]:
         prompts = torch.tensor(some, device=batch.tokens.device)
         # Only hooked modules have experts.
         run = record_run(model, batch.part(some[0], some[-1] + 1), keep=(), plain=False)
-        head_edit = _edited_heads(model, edit, by_layer, prompts=prompts)
+        head_edit = _edited_heads(model, edit, edited, prompts=prompts)
         variants = run_variants(model, run, [ablation + head_edit for ablation in ablations])
         return map(metrics_for(metrics, prompts), variants)
 
@@ -182,7 +177,7 @@ def sweep_ablations(
 def _edited_heads(
     model: HookedModel,
     edit: HeadEdit | None,
-    by_layer: dict[int, list[int]],
+    heads: Sequence[Head],
     *,
     prompts: Int[Tensor, " prompt"],
 ) -> Variant:
@@ -192,11 +187,11 @@ def _edited_heads(
     some = take_edit(edit, prompts)
     rows = torch.arange(len(prompts), device=prompts.device)
     hooks: list[Hook] = []
-    for layer, chosen in by_layer.items():
+    for layer in dict.fromkeys(layer for layer, _ in heads):
         acting = torch.zeros(len(prompts), model.cfg.n_heads, dtype=torch.bool)
-        acting[:, chosen] = True
+        acting[:, [head for of_layer, head in heads if of_layer == layer]] = True
         hooks.append(some.hook(layer, rows=rows, units=acting.to(prompts.device), start=0))
-    return Variant(min(by_layer, default=0), tuple(hooks))
+    return Variant(min((layer for layer, _ in heads), default=0), tuple(hooks))
 
 
 __getattr__ = old_names(__name__)

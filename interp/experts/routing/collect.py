@@ -20,7 +20,6 @@ from interp.experts.routing.counting_pass import (
     RoutingPass,
     Runner,
     base_of,
-    observing,
 )
 from interp.experts.routing.records import RoutingRecords
 from interp.experts.routing.similarity import OutputSimilarity
@@ -28,6 +27,7 @@ from interp.experts.routing.token_file import TokenFile
 from interp.forward.out_of_memory import halving
 from interp.models.call import evaluating
 from interp.models.limits import check_prompts
+from interp.moelora.layer import observing
 from interp.moved import old_names
 from interp.progress import progress_bar
 
@@ -93,19 +93,18 @@ def collect_part(
     """The sums over one of ``settings.parts`` parts of a corpus, by name; see `collect_routing`."""
     pass_ = RoutingPass(model, corpus, tokenizer, settings=settings)
     pass_.file = file
-    with ExitStack() as stack:
-        stack.enter_context(evaluating(base_of(model)))
-        total = sum(pass_.tokens_of(chosen) for chosen in pass_.chosen(number))
-        bar = stack.enter_context(
-            progress_bar(total=total, unit="tok", description="routing", shown=progress)
-        )
-        stack.enter_context(observing(pass_.layers, pass_.on_input))
+    total = sum(pass_.tokens_of(chosen) for chosen in pass_.chosen(number))
+    with (
+        evaluating(base_of(model)),
+        progress_bar(total=total, unit="tok", description="routing", shown=progress) as bar,
+        observing(pass_.layers, pass_.on_input),
+    ):
         check_prompts(base_of(model), [text.tokens for text in corpus.texts])
         pass_.runner = Runner(model, corpus.texts[0].tokens[: corpus.prefix])
         for batch in pass_.batches(number):
             # Its counts cannot be taken back, so that the batch cannot be cut here.
             what = f"{len(batch.tokens)} texts at a time (batch_tokens is {settings.batch_tokens})"
-            for _ in halving([[batch]], lambda one: pass_.run(one[0]), what=what):
+            for _ in halving([[batch]], lambda chunk: pass_.run(chunk[0]), what=what):
                 pass
             bar.update(len(batch.labels))
     return pass_.sums()

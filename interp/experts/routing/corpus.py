@@ -19,7 +19,7 @@ from torch import Tensor
 from interp.arguments import listed
 from interp.checked import checked
 from interp.errors import UserError
-from interp.models.spans import prompt_ids
+from interp.models.spans import prompt_ids, shared_length
 from interp.moelora.data.encoding import encode_example, end_token
 from interp.moelora.data.examples import Example
 
@@ -100,26 +100,22 @@ def corpus_of(data: Mapping[str, Any] | Sequence[Any], tokenizer: Any) -> Labell
         end = end_token(tokenizer) if data else None
         encoded = [(example, encode_example(tokenizer, example, end=end)) for example in data]
         texts = [
-            LabelledText(code.tokens, one.task, f"{one.task}/{one.subject}")
-            for one, code in encoded
+            LabelledText(code.tokens, example.task, f"{example.task}/{example.subject}")
+            for example, code in encoded
         ]
     else:
         raise UserError(
             "the texts are not labelled with tasks: give a mapping {task: [text, …]}, or examples"
         )
-    return LabelledCorpus(tuple(texts), common_prefix([one.tokens for one in texts]))
+    return LabelledCorpus(tuple(texts), common_prefix([text.tokens for text in texts]))
 
 
 def common_prefix(rows: Sequence[Sequence[int]]) -> int:
     """How many tokens all rows begin with, at least one token of the shortest being left."""
     if len(rows) < 2:
         return 0
-    texts = sorted(tuple(one) for one in rows)
-    first, last = texts[0], texts[-1]
-    same = 0
-    while same < min(len(first), len(last)) and first[same] == last[same]:
-        same += 1
-    return max(0, min(same, min(map(len, rows)) - 1))
+    texts = sorted(map(tuple, rows))  # what the first and the last share, all of them share
+    return max(0, min(shared_length(texts[0], texts[-1]), min(map(len, rows)) - 1))
 
 
 def check_enough(corpus: LabelledCorpus, *, tokens: int, units: int, least_tasks: int = 2) -> None:
@@ -143,7 +139,7 @@ def _ids(tokenizer: Any, text: Any) -> tuple[int, ...]:
         return tuple(prompt_ids(tokenizer, text))
     given = text.tolist() if isinstance(text, np.ndarray | Tensor) else text
     if not isinstance(given, list | tuple) or not all(
-        isinstance(one, int | np.integer) and not isinstance(one, bool) for one in given
+        isinstance(token, int | np.integer) and not isinstance(token, bool) for token in given
     ):
         raise UserError(f"a text must be text or token ids, got {type(text).__name__}")
-    return tuple(int(one) for one in given)
+    return tuple(map(int, given))

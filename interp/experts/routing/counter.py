@@ -187,7 +187,6 @@ class UntrainedRouters:
         if projection not in self._weights:
             generator = torch.Generator().manual_seed(self.seed * 100_003 + projection)
             drawn = torch.rand(self.count * experts, x.shape[-1], generator=generator)
-            self._weights[projection] = ((2 * drawn - 1) * (1 / math.sqrt(x.shape[-1]))).to(
-                x.device
-            )
+            scale = 1 / math.sqrt(x.shape[-1])
+            self._weights[projection] = ((2 * drawn - 1) * scale).to(x.device)
         return (x.float() @ self._weights[projection].T).unflatten(-1, (self.count, experts))

@@ -8,17 +8,17 @@ kept, unless a file for it is asked for.
 """
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 from zlib import crc32
 
 import torch
 from jaxtyping import Bool, Int
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import DynamicCache
 
 from interp.arguments import whole_number
@@ -37,8 +37,6 @@ from interp.moelora.projections import AdaptedProjection
 LEAST_SHARED = 4
 """A beginning of fewer tokens is not worth a cache."""
 
-OnInput = Callable[[int, Tensor], None]
-
 
 def base_of(model: Any) -> Any:
     """The transformers model inside a PEFT model or a hooked one, or the model itself."""
@@ -46,19 +44,6 @@ def base_of(model: Any) -> Any:
         return model.get_base_model()
     original = getattr(model, "original_model", None)
     return model if original is None else original
-
-
-@contextmanager
-def observing(layers: Iterable[nn.Module], on_input: OnInput) -> Iterator[None]:
-    """Call ``on_input(number, input)`` whenever a layer runs."""
-
-    def hook(layer: Any, args: tuple[Any, ...], *, number: int) -> None:
-        on_input(number, args[0])
-
-    with ExitStack() as stack:
-        for number, layer in enumerate(layers):
-            stack.callback(layer.register_forward_pre_hook(partial(hook, number=number)).remove)
-        yield
 
 
 class Runner:
@@ -92,13 +77,7 @@ class Runner:
         )
 
 
-FOLDS = 10
-UNITS = 256
 ROUTERS = 99
-ID_ROUTERS = 4
-IDS = 1024
-BATCH_TOKENS = 2048
-SAMPLED = 2048
 _LEAST = {"folds": 2, "units": 2, "batch_tokens": 1, "ids": 1, "parts": 1}
 _LEAST |= {"routers": 0, "id_routers": 0, "sampled": 0}
 
@@ -119,13 +98,13 @@ class CollectSettings:
         seed: of the untrained routers and of the tokens drawn.
     """
 
-    folds: int = FOLDS
-    units: int = UNITS
+    folds: int = 10
+    units: int = 256
     routers: int = ROUTERS
-    id_routers: int = ID_ROUTERS
-    ids: int = IDS
-    batch_tokens: int = BATCH_TOKENS
-    sampled: int = SAMPLED
+    id_routers: int = 4
+    ids: int = 1024
+    batch_tokens: int = 2048
+    sampled: int = 2048
     parts: int = 1
     seed: int = 0
 
@@ -157,9 +136,9 @@ class RoutingPass:
     ) -> None:
         self.corpus, self.settings = corpus, settings
         self.layers = layers_in_use(base_of(model))
-        found = [AdaptedProjection.of_layer(one) for one in self.layers]
+        found = map(AdaptedProjection.of_layer, self.layers)
         # The tables count a projection outside the layers as one of layer 0.
-        self.projections = tuple(replace(one, layer=one.layer or 0) for one in found)
+        self.projections = tuple(replace(part, layer=part.layer or 0) for part in found)
         (adapter,) = self.layers[0].adapters_in_use
         config = self.layers[0].experts[adapter].config
         self.weights = [layer.weights(adapter) for layer in self.layers]
@@ -218,13 +197,9 @@ class RoutingPass:
             yield self._batch(chosen, generator, share)
 
     def _batch(self, chosen: list[int], generator: torch.Generator, share: float) -> _Batch:
-        texts = [self.corpus.texts[index] for index in chosen]
-        width = max(len(one.tokens) for one in texts)
-        tokens = torch.zeros(len(texts), width, dtype=torch.long)
-        mask = torch.zeros(len(texts), width, dtype=torch.bool)
-        for row, text in enumerate(texts):
-            tokens[row, : len(text.tokens)] = torch.tensor(text.tokens)
-            mask[row, : len(text.tokens)] = True
+        texts = [torch.tensor(self.corpus.texts[index].tokens) for index in chosen]
+        tokens = pad_sequence(texts, batch_first=True)
+        mask = torch.arange(tokens.shape[1]) < torch.tensor([[len(text)] for text in texts])
         counted = mask.clone()
         counted[:, : self.corpus.prefix] = False
         row, at = counted.nonzero().unbind(dim=-1)
@@ -289,10 +264,10 @@ class RoutingPass:
         """What was counted, by name; tables without entries are left out."""
         for number, source in self.shared.items():
             self.counter.share_random(number, source)
-        tables = {name: one for name, one in self.counter.tables.as_dict().items() if one.numel()}
+        tables = self.counter.tables.as_dict().items()
         return {
-            **{f"tables.{name}": one for name, one in tables.items()},
-            **{f"moments.{name}": one for name, one in self.moments.state().items()},
+            **{f"tables.{name}": table for name, table in tables if table.numel()},
+            **{f"moments.{name}": sums for name, sums in self.moments.state().items()},
         }
 
     def add(self, part: Mapping[str, Tensor]) -> None:
@@ -301,8 +276,7 @@ class RoutingPass:
         for name, tensor in part.items():
             kind, _, rest = name.partition(".")
             groups[kind][rest] = tensor
-        empty = Tables.empty(self.sizes).as_dict()
-        self.counter.tables = self.counter.tables + Tables(**{**empty, **groups["tables"]})
+        self.counter.tables = self.counter.tables + Tables.of(self.sizes, groups["tables"])
         self.moments.add_state(groups["moments"])
 
     def result(self) -> tuple[RoutingRecords, OutputSimilarity]:

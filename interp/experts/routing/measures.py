@@ -99,9 +99,7 @@ def vocabulary_specialization(counts: Num[Array, "... id expert"]) -> Value:
     return counts.max(axis=-1).sum(axis=-1) / np.maximum(counts.sum(axis=(-2, -1)), 1)
 
 
-def co_activation(
-    pairs: Num[Array, "... expert expert"],
-) -> Num[Array, "... expert expert"]:
+def co_activation(pairs: Num[Array, "... expert expert"]) -> Num[Array, "... expert expert"]:
     """OLMoE: ``N_{i,j} / N_i``, of the tokens of expert i the share that j also got.
 
     `pairs` counts tokens with both experts, on its diagonal tokens with the one. NaN for an expert

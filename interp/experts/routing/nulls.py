@@ -67,7 +67,7 @@ def permuted_within_token(
     for begin, end in _blocks(records):
         block = choices[:, begin:end]
         labels, ids = _expanded(block[0].sum(axis=-1))
-        codes = np.stack([_expanded(one.sum(axis=1))[0] for one in block])
+        codes = np.stack([_expanded(table.sum(axis=1))[0] for table in block])
         for draw in range(draws):
             order = np.argsort(ids + rng.random(len(ids)))
             keys = labels[order] * sizes.codes + codes

@@ -39,7 +39,7 @@ _KEPT = ("projections", "sizes", "tasks", "ids", "id_texts", "unit_task", "unit_
 _PROJECTION = {"name": str, "layer": int, "target": str, "experts": int}
 _FILE_SHAPE = {
     "projections": [_PROJECTION],
-    "sizes": {one.name: int for one in fields(Sizes)},
+    "sizes": {size.name: int for size in fields(Sizes)},
     **{"tasks": [str], "id_texts": [str], "ids": [int], "unit_task": [int], "unit_fold": [int]},
     "metadata": {str: str},
 }
@@ -79,7 +79,7 @@ class RoutingRecords(Displayed):
             if (found := len(getattr(self, name))) != size:
                 raise UserError(f"{found} {name}, but the tables have {size}")
         for what, size in (("unit_task", self.sizes.tasks), ("unit_fold", self.sizes.folds)):
-            if not all(0 <= one < size for one in getattr(self, what)):
+            if not all(0 <= number < size for number in getattr(self, what)):
                 raise UserError(f"{what} names one that is not there: there are {size}")
         most = self.sizes.experts
         if not all(0 < projection.n_experts <= most for projection in self.projections):
@@ -113,11 +113,11 @@ class RoutingRecords(Displayed):
         return pd.concat(map(self._rows, range(len(self.projections))), ignore_index=True)
 
     def _rows(self, number: int) -> pd.DataFrame:
-        one, top_k = self.projections[number], self.sizes.top_k
+        projection, top_k = self.projections[number], self.sizes.top_k
         counts = self.task_counts(number)
         tokens = self.tables.cell_tokens.sum(dim=-1).numpy()
         sums = [
-            table[number, :, :, : one.n_experts].sum(dim=1).numpy()
+            table[number, :, :, : projection.n_experts].sum(dim=1).numpy()
             for table in (self.tables.probability, self.tables.gate)
         ]
         counts, *sums = (np.vstack([part, part.sum(axis=0)]) for part in (counts, *sums))
@@ -125,11 +125,11 @@ class RoutingRecords(Displayed):
         tasks = (*self.tasks, "all")
         return pd.DataFrame(
             {
-                "layer": one.layer,
-                "target": one.target,
-                "expert": np.tile(np.arange(one.n_experts), len(tasks)),
-                "task": np.repeat(tasks, one.n_experts),
-                "tokens": np.repeat(tokens, one.n_experts),
+                "layer": projection.layer,
+                "target": projection.target,
+                "expert": np.tile(np.arange(projection.n_experts), len(tasks)),
+                "task": np.repeat(tasks, projection.n_experts),
+                "tokens": np.repeat(tokens, projection.n_experts),
                 "load": load_share(counts).ravel(),
                 "specialization": domain_specialization(counts, top_k=top_k).ravel(),
                 "probability": (sums[0] / tokens[:, None]).ravel(),

@@ -97,15 +97,15 @@ class OutputMoments:
         """The sums as tensors by name."""
         found = {"counts": torch.tensor(self.counts)}
         for name in ("sums", "products", "cosines"):
-            found |= {f"{name}.{i}": one for i, one in enumerate(getattr(self, name))}
+            found |= {f"{name}.{i}": values for i, values in enumerate(getattr(self, name))}
         return found
 
     def add_state(self, state: Mapping[str, Tensor]) -> None:
         """Add the sums over other tokens, of the same projections."""
         self.counts = [a + int(b) for a, b in zip(self.counts, state["counts"], strict=True)]
         for name in ("sums", "products", "cosines"):
-            for i, one in enumerate(getattr(self, name)):
-                one += state[f"{name}.{i}"]
+            for i, values in enumerate(getattr(self, name)):
+                values += state[f"{name}.{i}"]
 
     def similarity(self) -> OutputSimilarity:
         """The similarities of the tokens added so far."""

@@ -73,7 +73,7 @@ class Specialization(Displayed):
 
     def plot(self, measure: str = "task_information", **options: Any) -> go.Figure:
         """A measure by depth with its interval, over its nulls."""
-        units = {name: one.unit for name, one in MEASURES.items()}
+        units = {name: measure.unit for name, measure in MEASURES.items()}
         return measure_figure(self.table, measure, units=units, **options)
 
     def _shown(self) -> Shown:
@@ -110,11 +110,7 @@ class Specialization(Displayed):
 
 @checked
 def measure_specialization(
-    records: RoutingRecords,
-    *,
-    draws: int = DRAWS,
-    token_draws: int = TOKEN_DRAWS,
-    seed: int = 0,
+    records: RoutingRecords, *, draws: int = DRAWS, token_draws: int = TOKEN_DRAWS, seed: int = 0
 ) -> Specialization:
     """Every measure with its interval and nulls.
 

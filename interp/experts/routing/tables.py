@@ -59,7 +59,7 @@ class Sizes:
     def code_of_mask(self) -> Int[Tensor, " mask"]:
         """The number of each set of experts, by the sum of their powers of two; -1 for others."""
         masks = torch.arange(2**self.experts)
-        sizes = torch.stack([(masks >> one) & 1 for one in range(self.experts)]).sum(dim=0)
+        sizes = torch.stack([(masks >> expert) & 1 for expert in range(self.experts)]).sum(dim=0)
         found = torch.full_like(masks, -1)
         fitting = (sizes == self.top_k).nonzero()[:, 0]
         found[fitting] = torch.arange(len(fitting))
@@ -125,12 +125,12 @@ class Tables:
         for name, (shape, dtype) in shapes_of(sizes).items():
             # Nothing is allocated for a table that is missing and should have entries.
             absent = shape if 0 in shape else (0,)
-            one = tensors[name] if name in tensors else torch.zeros(absent, dtype=dtype)
-            if one.shape != shape or one.dtype != dtype:
+            table = tensors[name] if name in tensors else torch.zeros(absent, dtype=dtype)
+            if table.shape != shape or table.dtype != dtype:
                 raise UserError(
-                    f"{name} is {one.dtype} of shape {tuple(one.shape)}, not {dtype} of {shape}"
+                    f"{name} is {table.dtype} of shape {tuple(table.shape)}, not {dtype} of {shape}"
                 )
-            found[name] = one
+            found[name] = table
         return cls(**found)
 
     def __add__(self, other: "Tables") -> "Tables":

@@ -46,4 +46,4 @@ def token_class(text: str) -> int:
 
 def token_texts(tokenizer: Any, ids: Sequence[int]) -> tuple[str, ...]:
     """The text of each token by itself."""
-    return tuple(tokenizer.batch_decode([[int(one)] for one in ids]))
+    return tuple(tokenizer.batch_decode([[int(token)] for token in ids]))

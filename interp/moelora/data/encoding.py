@@ -75,11 +75,7 @@ def encode_example(tokenizer: Any, example: Example, *, end: int | None = None) 
 
 
 def encode_examples(
-    tokenizer: Any,
-    examples: Sequence[Example],
-    *,
-    max_length: int,
-    too_long: TooLong = "error",
+    tokenizer: Any, examples: Sequence[Example], *, max_length: int, too_long: TooLong = "error"
 ) -> tuple[EncodedExample, ...]:
     """All examples as tokens; one longer than `max_length` is an error, or dropped and counted.
 

@@ -60,8 +60,7 @@ class Example:
             if not getattr(self, name).strip():
                 raise UserError(f"{name} is empty")
         kind = self.kind or kind_of(self.answer, self.options)
-        options = self.options
-        answer = self.answer
+        options, answer = self.options, self.answer
         if kind == "option":
             options = options or family_of(self.answer)
             answer = _among(self.answer, options)

@@ -55,24 +55,22 @@ class ColumnMapping:
 
     def __call__(self, row: Row, task: str) -> Example:
         """The example of a row."""
-        found = {
-            field: _list_cell(row, column) if field in _LISTS else _cell(row, column)
-            for field, column in self.columns
-        }
-        return ours({"task": task, **found}, task)
+        cells = {field: (column, _value(row, column)) for field, column in self.columns}
+        return _from_cells(cells, task)
 
 
 def ours(row: Row, task: str) -> Example:
     """A row of our own format. Columns that an example does not have are ignored."""
+    return _from_cells({field: (field, row.get(field)) for field in _FIELDS}, task)
+
+
+def _from_cells(cells: Mapping[str, tuple[str, Any]], task: str) -> Example:
+    """The example whose parts have these (column, value); an empty cell is no part."""
     parts: dict[str, Any] = {"task": task}
-    for field in _FIELDS:
-        value = row.get(field)
-        if _is_missing(value):
-            continue
-        if field in _LISTS:
-            parts[field] = _texts(field, value)
-        else:
-            parts[field] = text_of(field, value)
+    for field, (column, value) in cells.items():
+        if not _is_missing(value):
+            read = _texts if field in _LISTS else text_of
+            parts[field] = read(column, value)
     if "kind" in parts:
         check_choice("kind", parts["kind"], get_args(AnswerKind))
     return Example(**{"prompt": "", "answer": "", **parts})
@@ -158,11 +156,6 @@ def _value(row: Row, column: str) -> Any:
 def _cell(row: Row, column: str) -> str:
     value = _value(row, column)
     return "" if _is_missing(value) else text_of(column, value)
-
-
-def _list_cell(row: Row, column: str) -> tuple[str, ...]:
-    value = _value(row, column)
-    return () if _is_missing(value) else _texts(column, value)
 
 
 def _is_missing(value: Any) -> bool:

@@ -1,17 +1,14 @@
 """Readers of question files (JSON lines, CSV, Parquet), row by row with line numbers."""
 
-import csv
-import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from interp.errors import UserError
-from interp.files.text import LARGEST_TEXT, one_line, parse_json, read_text
+from interp.errors import UserError, errors_in
+from interp.files.text import LARGEST_TEXT, csv_rows, one_line, parse_json, read_text
 from interp.moelora.data.examples import Example
 from interp.moelora.data.formats import ColumnMapping, Row, detect
 
@@ -30,10 +27,10 @@ def read_examples(
     if suffix not in SUFFIXES:
         raise UserError(f"{path}: not a data file; known endings: {', '.join(SUFFIXES)}")
     examples: list[Example] = []
-    with _blaming(path):
+    with errors_in(path):
         reader = columns
         for line, row in _READERS[suffix](path):
-            with _blaming(f"line {line}"):
+            with errors_in(f"line {line}"):
                 reader = reader or detect(row)
                 examples.append(reader(row, task or path.stem))
         if not examples:
@@ -41,24 +38,9 @@ def read_examples(
     return tuple(examples)
 
 
-@contextmanager
-def _blaming(where: Path | str) -> Iterator[None]:
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return read_text(path)
-    except UserError as error:  # the file is named by whoever reads it
-        raise UserError(str(error).removeprefix(f"{path}: ")) from error
-
-
 def _json_lines(path: Path) -> Iterator[tuple[int, Row]]:
     """One JSON object a line, or one list of objects as the whole file."""
-    text = _read_text(path)
+    text = read_text(path)
     if text.lstrip().startswith("["):
         rows: Sequence[Any] = parse_json(text)
         for number, row in enumerate(rows, start=1):
@@ -68,10 +50,8 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Row]]:
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
-        try:
+        with errors_in(f"line {number}"):
             row = parse_json(line)
-        except UserError as error:
-            raise UserError(f"line {number}: {error}") from error
         yield number, _object(row, f"line {number}")
 
 
@@ -82,34 +62,20 @@ def _object(row: Any, where: str) -> Row:
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, Row]]:
-    reader = csv.reader(io.StringIO(_read_text(path), newline=""), strict=True)
-    header: list[str] | None = None
-    while True:
-        line = reader.line_num + 1
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise UserError(f"line {line}: not valid CSV ({error})") from error
-        if not any(cell.strip() for cell in cells):
+    header: list[str] = []
+    for line, cells in csv_rows(read_text(path)):
+        if header:
+            yield line, dict(zip(header, cells, strict=True))
             continue
-        if header is None:
-            header = [cell.strip() for cell in cells]
-            _check_header(header, f"line {line}: ")
-            continue
-        if len(cells) != len(header):
-            raise UserError(
-                f"line {line}: {len(cells)} cells, but the header names {len(header)} columns; "
-                "put cells that hold a comma in double quotes"
-            )
-        yield line, dict(zip(header, cells, strict=True))
+        header = [cell.strip() for cell in cells]
+        with errors_in(f"line {line}"):
+            _check_header(header)
 
 
-def _check_header(names: Sequence[str], where: str = "") -> None:
+def _check_header(names: Sequence[str]) -> None:
     """Raise UserError if two columns have one name: the one would hide the other."""
     if repeated := [name for name in names if name and list(names).count(name) > 1]:
-        raise UserError(f"{where}two columns are named {repeated[0]!r}")
+        raise UserError(f"two columns are named {repeated[0]!r}")
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, Row]]:

@@ -56,10 +56,7 @@ def list_tasks() -> tuple[str, ...]:
 
 
 def load_split(
-    source: str | Path,
-    *,
-    columns: ColumnMapping | None = None,
-    held_out: float = HELD_OUT_SHARE,
+    source: str | Path, *, columns: ColumnMapping | None = None, held_out: float = HELD_OUT_SHARE
 ) -> TaskSplit:
     """Training and test examples of a source.
 
@@ -75,7 +72,7 @@ def load_split(
     else:
         seen = {example.subject for example in train}
         read = load_examples(source, split="test", columns=columns)
-        test = tuple(one for one in read if one.subject not in seen)
+        test = tuple(example for example in read if example.subject not in seen)
     if not train or not test:
         purpose = "test on" if train else "train on"
         raise UserError(f"{source}: no examples are left to {purpose}; give more data")
@@ -214,12 +211,12 @@ def load_task_data(
     for example in test:
         if example.subject not in seen:
             by_task[example.task].append(example)
-    drawn = [one for of_task in by_task.values() for one in draw(of_task, test_limit)]
+    drawn = [example for some in by_task.values() for example in draw(some, test_limit)]
     if not drawn:
         raise UserError("every subject that is tested is also trained on: give other test data")
     end = end_token(tokenizer)
     pairs = [(example, encode_example(tokenizer, example, end=end)) for example in drawn]
-    kept = [(one, code) for one, code in pairs if len(code.tokens) <= max_length]
+    kept = [(example, code) for example, code in pairs if len(code.tokens) <= max_length]
     if len(kept) < len(pairs) and (too_long == "error" or not kept):
         encode_examples(tokenizer, drawn, max_length=max_length)  # says which
     text = json.dumps([asdict(example) for example in (*train, *drawn)], sort_keys=True)

@@ -91,7 +91,7 @@ def targets(config: MoELoRAConfig, name: str) -> bool:
     wanted = config.target_modules
     if not isinstance(wanted, list):
         raise UserError("target_modules must be a list of names, such as q_proj and v_proj")
-    return any(name == one or name.endswith(f".{one}") for one in wanted)
+    return any(name == ending or name.endswith(f".{ending}") for ending in wanted)
 
 
 def trainable_parameters(model: nn.Module) -> int:

@@ -88,11 +88,12 @@ def _summary(runs: Sequence[FinishedRun]) -> dict[str, Any]:
     """A method's means over its seeds, with both intervals."""
     first = runs[0].metrics
     accuracy = {}
-    for one in _by_question(runs[0], _mean_over_seeds(runs)):
-        found = _with_interval([run.accuracy(one.task) for run in runs])
+    for score in _by_question(runs[0], _mean_over_seeds(runs)):
+        found = _with_interval([run.accuracy(score.task) for run in runs])
         if found["seeds"]:  # no accuracy lies outside [0, 1], though a t interval may
             found["seeds"] = [max(found["seeds"][0], 0.0), min(found["seeds"][1], 1.0)]
-        accuracy[one.task] = {"n": one.n, **found, "questions": [one.ci_low, one.ci_high]}
+        ends = [score.ci_low, score.ci_high]
+        accuracy[score.task] = {"n": score.n, **found, "questions": ends}
     return {
         "trainable_parameters": first["trainable_parameters"],
         "seeds": [run.seed for run in runs],
@@ -114,7 +115,7 @@ def _experts(runs: Sequence[FinishedRun]) -> dict[str, Any] | None:
         return None
     names = ("dead_experts", "load_smallest", "load_largest")
     cosines = [run.metrics.get("expert_cosine") for run in runs]
-    known = [one for one in cosines if one is not None]
+    known = [cosine for cosine in cosines if cosine is not None]
     usage: dict[str, Any] = {name: [step[name] for step in last] for name in names}
     return {**usage, "cosine": _with_interval(known) if known else None}
 
@@ -123,10 +124,10 @@ def _difference(runs: Sequence[FinishedRun], reference: Sequence[FinishedRun]) -
     """Accuracy less LoRA's, paired."""
     gains = np.subtract(_mean_over_seeds(runs), _mean_over_seeds(reference)).tolist()
     found = {}
-    for one in _by_question(reference[0], gains):
+    for gain in _by_question(reference[0], gains):
         pairs = zip(runs, reference, strict=True)
-        by_seed = [run.accuracy(one.task) - other.accuracy(one.task) for run, other in pairs]
-        found[one.task] = {**_with_interval(by_seed), "questions": [one.ci_low, one.ci_high]}
+        by_seed = [run.accuracy(gain.task) - other.accuracy(gain.task) for run, other in pairs]
+        found[gain.task] = {**_with_interval(by_seed), "questions": [gain.ci_low, gain.ci_high]}
     return found
 
 

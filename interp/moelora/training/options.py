@@ -102,11 +102,11 @@ class _Shapes:
     def __init__(self, options: tuple[str, ...]) -> None:
         self.option = {option.casefold(): option for option in options}
         self.letters = all(len(option) == 1 for option in options)
-        one = "|".join(
-            as_a_word(option) + (_DETERMINER if option.casefold() == "no" else "")
-            for option in sorted(options, key=len, reverse=True)
+        option = "|".join(
+            as_a_word(text) + (_DETERMINER if text.casefold() == "no" else "")
+            for text in sorted(options, key=len, reverse=True)
         )
-        item = rf"[\"'“‘(\[<]*\s*(?<!\w)(?:{one})(?!\w)(?![-'’]\w)\s*[\"'”’)\]>]*"
+        item = rf"[\"'“‘(\[<]*\s*(?<!\w)(?:{option})(?!\w)(?![-'’]\w)\s*[\"'”’)\]>]*"
         joined = (
             r"\s*(?:[,/&;|]|,?\s*\b(?:or|and|then)\b(?:\s+(?:maybe|perhaps|possibly|then))?"
             r"|,\s*(?:maybe|perhaps|possibly)\b|(?<=[)\]>])(?=[(\[<]))\s*"
@@ -115,7 +115,7 @@ class _Shapes:
         end = r"(?P<rest>.*)"
         some = rf"(?:(?:{_NAMED})\b[\s:\"'“]*)*"
         flags = re.IGNORECASE
-        self._one = re.compile(rf"(?<!\w)(?:{one})(?!\w)", flags)
+        self._mention = re.compile(rf"(?<!\w)(?:{option})(?!\w)", flags)
         self._behind = re.compile(
             rf"(?:\banswer\b(?:\s+(?:to|for|of)\b[^.:\n]{{0,60}}?)?\s*{_IS}"
             rf"|\b(?:options?|choices?|letter|solution|conclusion|response|result|ans\.?|pick|guess|"
@@ -137,7 +137,7 @@ class _Shapes:
             flags,
         )
         self._first = re.compile(rf"\W*{some}{several}{end}", flags | re.DOTALL)
-        self._listed = re.compile(rf"^\s*[(\[]?({one})[).:\]]\s+\S", flags | re.MULTILINE)
+        self._listed = re.compile(rf"^\s*[(\[]?({option})[).:\]]\s+\S", flags | re.MULTILINE)
         self._between = re.compile(
             rf"(?:[(\[]\s*|(?P<called>\b(?:option|choice)\s+)[(\[]?|\banswer\s+[(\[]?){several}"
             rf"(?=(?P<rest>[^\n]*))",
@@ -161,14 +161,14 @@ class _Shapes:
         match = self._first.match(text)
         if match is None or not self._counts(match, text, leading=True):
             return None
-        if self.letters and len({one.casefold() for one in self._listed.findall(text)}) > 1:
+        if self.letters and len({letter.casefold() for letter in self._listed.findall(text)}) > 1:
             return None  # the options are repeated, one a line
         return self._named(match)
 
     def passing(self, text: str) -> frozenset[str] | None:
         """What is named in passing; words that are options anywhere, the first that counts."""
         found: frozenset[str] = frozenset()
-        pattern = self._between if self.letters else self._one
+        pattern = self._between if self.letters else self._mention
         for match in pattern.finditer(text):
             if self.letters:
                 if self._counts(match, text, called=bool(match["called"])):
@@ -178,7 +178,8 @@ class _Shapes:
         return found or None
 
     def _named(self, match: re.Match[str]) -> frozenset[str]:
-        return frozenset(self.option[one.casefold()] for one in self._one.findall(match["named"]))
+        named = self._mention.findall(match["named"])
+        return frozenset(self.option[option.casefold()] for option in named)
 
     def _counts(
         self,

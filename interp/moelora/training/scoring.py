@@ -9,12 +9,13 @@ presupposes a false object, an answer that asserts it is wrong, whatever else it
 """
 
 import re
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from decimal import Decimal
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ from interp.moelora.data.encoding import (
 )
 from interp.moelora.data.examples import Example
 from interp.moelora.data.numbers import NUMBER, as_a_word, numbers_in, parse_number, same_number
-from interp.moelora.layer import ExpertWeights, MoELoRALinear, adapted_layers
+from interp.moelora.layer import ExpertWeights, adapted_layers, observing
 from interp.moelora.training.options import extract_option
 from interp.statistics.significance import mean_interval
 
@@ -61,18 +62,25 @@ _NEGATION = re.compile(r"\b(?:not|never|no|neither|nor|cannot)\b|n['’]t\b", re
 
 @dataclass(frozen=True)
 class ScoredAnswer:
-    """One held-out question with the model's answer in `said`."""
+    """One held-out question with the model's greedy answer in `prediction`."""
 
     task: str
     subject: str
     prompt: str
     answer: str
-    said: str
+    prediction: str
     right: bool
 
     def to_row(self) -> dict[str, Any]:
         """A row of predictions.jsonl."""
-        return asdict(self)
+        names = {"prediction": "said"}  # the file's column
+        return {names.get(name, name): value for name, value in asdict(self).items()}
+
+    @property
+    def said(self) -> str:
+        """`prediction`, under its name of version 0.1."""
+        warnings.warn("ScoredAnswer.said is now .prediction", DeprecationWarning, stacklevel=2)
+        return self.prediction
 
 
 @dataclass(frozen=True)
@@ -111,7 +119,7 @@ def extract_number(text: str) -> Decimal | None:
     *_, behind = _MARKED.split(text)
     marked = numbers_in(behind) if _MARKED.search(text) else []
     if marked:
-        line = next(one for one in behind.split("\n") if numbers_in(one))
+        line = next(line for line in behind.split("\n") if numbers_in(line))
         if _OPEN.match(line):
             return None
         result = numbers_in(line.rpartition("=")[2])
@@ -149,9 +157,10 @@ def score(
         batch_prompts=batch_prompts,
         progress=progress,
     )
+    asked = attrgetter("task", "subject", "prompt", "answer")
     return tuple(
-        ScoredAnswer(one.task, one.subject, one.prompt, one.answer, text, is_right(one, text))
-        for one, text in zip(examples, texts, strict=True)
+        ScoredAnswer(*asked(example), text, is_right(example, text))
+        for example, text in zip(examples, texts, strict=True)
     )
 
 
@@ -232,13 +241,12 @@ def expert_similarity(
         mask = inputs["attention_mask"].bool().to(device)
         sums: dict[str, float] = defaultdict(float)
 
-        def add(layer: MoELoRALinear, args: tuple[Any, ...]) -> None:
+        def add(number: int, x: Tensor) -> None:
+            layer = layers[number]
             for adapter in layer.adapters_in_use:
-                sums[layer.name] += _summed_cosine(layer.weights(adapter), args[0][mask].float())
+                sums[layer.name] += _summed_cosine(layer.weights(adapter), x[mask].float())
 
-        with ExitStack() as stack:
-            for layer in layers:
-                stack.callback(layer.register_forward_pre_hook(add).remove)
+        with observing(layers, add):
             model(input_ids=inputs["input_ids"].to(device), attention_mask=mask.long())
         return sums
 

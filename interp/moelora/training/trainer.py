@@ -121,9 +121,7 @@ class AdapterTrainer(Trainer):
         n_tokens = (targets != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
         # Gradients are averaged over processes, but n_tokens counts all of theirs.
         language = answer_loss(logits, targets, n_tokens) * self.accelerator.num_processes
-        loss = language
-        if model.training:
-            loss = language + self._auxiliary(model, language)
+        loss = language + self._auxiliary(model, language) if model.training else language
         return (loss, outputs) if return_outputs else loss
 
     def _auxiliary(self, model: nn.Module, language: Tensor) -> Tensor:
@@ -195,7 +193,6 @@ class AdapterTrainer(Trainer):
         return parts
 
     def _over_processes(self, values: Tensor) -> Tensor:
-        """The mean over processes."""
         gathered: Any = self.accelerator.gather(values.detach().float()[None])
         return gathered.mean(dim=0).cpu()
 
@@ -218,7 +215,7 @@ class AdapterTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
         if self.is_world_process_zero():
-            sizes = {one.name: one.stat().st_size for one in sorted(folder.iterdir())}
+            sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
             (folder / WHOLE).write_text(json.dumps(sizes), encoding="utf-8")
         self.accelerator.wait_for_everyone()
 
