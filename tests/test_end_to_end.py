@@ -22,16 +22,17 @@ from interp.premises.encode import encode_premises
 from interp.premises.registry import data_dir
 from interp.statistics.significance import RESOLUTION
 
-N_FACTS = 34
+N_FACTS = 26
 HELD_OUT_TEMPLATE = "when"
 
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> LocateSettings:
-    """The capitals, in the two templates of the search and one that is held out, for speed."""
+    """The capitals, in one template of the search and one that is held out, for speed."""
     folder = tmp_path_factory.mktemp("relation")
     shipped = data_dir() / "relations"
     content = yaml.safe_load((shipped / "capitals.yaml").read_text(encoding="utf-8"))
+    content["search_templates"] = content["search_templates"][:1]
     kept = (*content["search_templates"], HELD_OUT_TEMPLATE)
     content["templates"] = {name: content["templates"][name] for name in kept}
     (folder / "capitals.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")

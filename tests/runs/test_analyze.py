@@ -247,7 +247,7 @@ def test_ray_workers_make_the_same(place: Path, tmp_path: Path) -> None:
     try:
         analyze_adapter(place / "run", settings, tmp_path / "here", progress=False)
         analyze_adapter(
-            place / "run", settings, tmp_path / "ray", engine="ray", workers=2, progress=False
+            place / "run", settings, tmp_path / "ray", engine="ray", workers=1, progress=False
         )
     finally:
         torch.set_num_threads(before)

@@ -174,10 +174,10 @@ def test_a_run_goes_on_with_the_threads_that_it_began_with(
 
 
 @pytest.mark.parametrize("command", ["locate", "evaluate", "patch"])
-def test_killed_at_twelve_moments_it_gives_the_same_bytes(command: str, tmp_path: Path) -> None:
-    trials = Trials(tmp_path, command=command).several(12)
-    assert len(trials) == 12
-    assert sum(one["killed"] for one in trials) >= 6  # those at a call are killed for certain
+def test_killed_at_eight_moments_it_gives_the_same_bytes(command: str, tmp_path: Path) -> None:
+    trials = Trials(tmp_path, command=command).several(8)
+    assert len(trials) == 8
+    assert sum(one["killed"] for one in trials) >= 4  # those at a call are killed for certain
     assert all(one["same"] for one in trials)
-    assert [one["made_again"] for one in trials] == [0] * 12
+    assert [one["made_again"] for one in trials] == [0] * 8
     assert any(one["finished_shards"] for one in trials)

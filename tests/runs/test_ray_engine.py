@@ -50,6 +50,20 @@ def model(folder: Path) -> HookedModel:
     return load_model(folder / "model", device="cpu")
 
 
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A running cluster, for the tests that need not start their own: that takes ten seconds."""
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as environment:  # workers have that of the cluster
+        environment.setenv("FAITHLENS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        cluster = Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False}
+        )
+    yield cluster.address
+    cluster.shutdown()
+
+
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """Two workers of one thread each, whatever the machine."""
@@ -112,7 +126,7 @@ def test_two_workers_and_one_killed_give_the_bytes_of_one_process(
 
 @pytest.mark.usefixtures("one_thread")
 def test_a_worker_with_another_model_is_refused(
-    model: HookedModel, folder: Path, tmp_path: Path
+    model: HookedModel, folder: Path, address: str, tmp_path: Path
 ) -> None:
     shutil.copytree(folder / "model", tmp_path / "model")
     changing = load_model(tmp_path / "model", device="cpu")
@@ -120,7 +134,7 @@ def test_a_worker_with_another_model_is_refused(
     hf_model.save_pretrained(tmp_path / "model")
     settings = LocateSettings(premises=str(folder / "planted.csv"))
     with (
-        opened_engine("ray", changing, workers=1) as engine,
+        opened_engine("ray", changing, address=address, workers=1) as engine,
         pytest.raises(UserError, match="a worker found another model") as caught,
     ):
         locate_run(changing, settings, tmp_path / "run", engine=engine, progress=False)
@@ -130,7 +144,7 @@ def test_a_worker_with_another_model_is_refused(
 
 @pytest.mark.usefixtures("one_thread")
 def test_workers_read_pickled_weights_where_that_was_said(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAITHLENS_CACHE", str(tmp_path / "cache"))
     shutil.copytree(folder / "model", tmp_path / "model")
@@ -139,7 +153,7 @@ def test_workers_read_pickled_weights_where_that_was_said(
     (tmp_path / "model" / "model.safetensors").unlink()
     trusted = load_model(tmp_path / "model", device="cpu", allow_pickle=True)
     pairs = PatchSettings(pairs=str(folder / "pairs.jsonl"), limit=3)
-    with opened_engine("ray", trusted, workers=1) as engine:
+    with opened_engine("ray", trusted, address=address, workers=1) as engine:
         patch_run(trusted, pairs, tmp_path / "ray", engine=engine, progress=False)
     patch_run(trusted, pairs, tmp_path / "here", progress=False)
     files = [tmp_path / name / "effects.safetensors" for name in ("ray", "here")]
@@ -150,28 +164,24 @@ def test_workers_read_pickled_weights_where_that_was_said(
 
 @pytest.mark.usefixtures("one_thread")
 def test_commands_use_a_running_cluster_and_leave_it_running(
-    model: HookedModel, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: HookedModel,
+    folder: Path,
+    address: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from ray.cluster_utils import Cluster
-
+    with opened_engine("ray", model, address=address) as engine:
+        assert isinstance(engine, RayEngine)
+        assert len(set(engine.processes())) == 2  # they fill the cluster
     commands = {
         "locate": ["--premises", str(folder / "planted.csv")],
         "patch": ["--pairs", str(folder / "pairs.jsonl")],
     }
-    cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False}
-    )
-    try:
-        with opened_engine("ray", model, address=cluster.address) as engine:
-            assert isinstance(engine, RayEngine)
-            assert len(set(engine.processes())) == 2  # they fill the cluster
-        ray = ["--engine", "ray", "--address", cluster.address, "--workers", "1"]
-        for command, words in commands.items():
-            for name, more in (("local", []), ("ray", ray)):
-                out = str(tmp_path / name / command)
-                main([command, *words, "--model", str(folder / "model"), "--out", out, *more])
-    finally:
-        cluster.shutdown()
+    ray = ["--engine", "ray", "--address", address, "--workers", "1"]
+    for command, words in commands.items():
+        for name, more in (("local", []), ("ray", ray)):
+            out = str(tmp_path / name / command)
+            main([command, *words, "--model", str(folder / "model"), "--out", out, *more])
     capsys.readouterr()
     for file in ("locate/effects.safetensors", "locate/heads.csv", "patch/effects.safetensors"):
         assert (tmp_path / "local" / file).read_bytes() == (tmp_path / "ray" / file).read_bytes()
