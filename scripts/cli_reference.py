@@ -52,13 +52,13 @@ def help_of(words: Iterable[str]) -> str:
 def commands() -> list[tuple[str, ...]]:
     """Every command by its words, families before their members; first the program itself."""
     from interp.cli.moelora import OPTIONS
-    from interp.cli.summaries import COMMANDS, FAMILIES
+    from interp.cli.summaries import COMMANDS, FAMILIES, TOOLS
 
     members = {"moelora": OPTIONS}
     found: list[tuple[str, ...]] = [(), *((name,) for name in COMMANDS)]
     for family in FAMILIES:
         found += [(family,), *((family, name) for name in members[family])]
-    return found
+    return [*found, *((name,) for name in TOOLS)]
 
 
 def page() -> str:

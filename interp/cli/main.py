@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from interp import __version__
-from interp.cli.summaries import COMMANDS, FAMILIES
+from interp.cli.summaries import COMMANDS, FAMILIES, TOOLS
 from interp.errors import UserError
 from interp.files.text import one_line
 
@@ -70,8 +70,8 @@ def _dispatch(words: list[str]) -> None:
     if words[0] == "--version":
         console.print(f"faithlens {__version__}", highlight=False)
         return
-    if words[0] not in (*COMMANDS, *FAMILIES):
-        known = ", ".join((*COMMANDS, *FAMILIES))
+    if words[0] not in (*COMMANDS, *FAMILIES, *TOOLS):
+        known = ", ".join((*COMMANDS, *FAMILIES, *TOOLS))
         _fail(errors, f"unknown command {words[0]!r}; known: {known}")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logger = logging.getLogger("interp")
@@ -94,8 +94,13 @@ def _dispatch(words: list[str]) -> None:
 
 
 def _run(name: str, words: list[str], console: Console) -> None:
-    # Imported here, since both import transformers and TransformerLens: `interp --help` does not.
-    if name in FAMILIES:
+    # Imported here, since they import transformers and TransformerLens, which `interp --help` does
+    # not; `doctor` runs where these cannot be imported.
+    if name in TOOLS:
+        from interp.cli.doctor import doctor
+
+        doctor(words, console)
+    elif name in FAMILIES:
         from interp.cli.moelora import moelora
 
         moelora(words, console)
@@ -114,7 +119,7 @@ def _fail(errors: Console, message: str) -> None:
 def _overview(console: Console) -> None:
     console.print("interp: find and constrain the heads behind false-premise hallucination\n")
     table = Table(show_header=False, box=None, padding=(0, 2))
-    for name, text in (*COMMANDS.items(), *FAMILIES.items()):
+    for name, text in (*COMMANDS.items(), *FAMILIES.items(), *TOOLS.items()):
         table.add_row(f"interp {name}", text)
     console.print(table)
     console.print("\ninterp COMMAND --help shows a command's options.")

@@ -20,3 +20,5 @@ FAMILIES = {
     "moelora": "Train MoELoRA adapters, compare them with LoRA, analyze what their experts do."
 }
 """Commands with subcommands."""
+TOOLS = {"doctor": "Show versions, devices, free memory and cache, and what is missing."}
+"""Commands without options and without a run."""

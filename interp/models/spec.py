@@ -75,8 +75,13 @@ def resolve(spec: str | Path, *, cache_dir: Path | None = None, allow_pickle: bo
     return _from_hub(match["repo"], match["revision"], root, allow_pickle=allow_pickle)
 
 
+def embedded_folder(root: Path) -> Path:
+    """Where the converted embedded model belongs below a cache's root."""
+    return root / "models" / f"{EMBEDDED}-{GGUF_SHA256[:12]}"
+
+
 def _embedded(root: Path) -> Path:
-    folder = root / "models" / f"{EMBEDDED}-{GGUF_SHA256[:12]}"
+    folder = embedded_folder(root)
 
     def build(into: Path) -> None:
         with fetch_gguf(root) as gguf:
