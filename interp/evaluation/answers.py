@@ -67,8 +67,10 @@ def ask_all(
     model: HookedModel, premises: Premises, *, progress: bool = True, stages: JobRunner = RUN_HERE
 ) -> dict[AnswerKind, AskedQuestions]:
     """Unconstrained answers to the false-premise questions and to their twins."""
-    options: dict[str, Any] = {"progress": progress, "stages": stages}
-    return {kind: baseline_answers(model, premises, kind, **options) for kind in ANSWER_KINDS}
+    asked: dict[AnswerKind, AskedQuestions] = {}
+    for kind in ANSWER_KINDS:
+        asked[kind] = baseline_answers(model, premises, kind, progress=progress, stages=stages)
+    return asked
 
 
 def answer_pairs(

@@ -178,7 +178,7 @@ def test_a_run_of_the_embedded_model_in_bfloat16_says_it(tmp_path: Path) -> None
     assert 0.001 < found["largest_metric_difference"] < 1.0
     assert 0.0001 < found["largest_effect_difference"] < 0.3
     assert bool(result.values.isfinite().all())
-    page = write_report(run).read_text(encoding="utf-8")
+    page = report_run(run).read_text(encoding="utf-8")
     assert "Computed in bfloat16: on 4 prompts the unedited metric is at most 0." in page
 
 
