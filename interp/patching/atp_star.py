@@ -86,7 +86,8 @@ def atp_star_effects(
 
     watched = "pattern" if fix else edit.component
     demand = graph_demand(model, watched, position_sets=at_once if fix else 0)
-    run_chunks(run_chunk, edit.changed, demand, metrics=[metric], budget=decided)
+    for _ in run_chunks(run_chunk, edit.changed, demand, metrics=[metric], budget=decided):
+        pass
     return values
 
 

@@ -134,7 +134,10 @@ def attribute_positions(
     demand = graph_demand(model, edit.component)
     decided = decide_budget(budget, batch.tokens.device)
     with progress_bar(total=len(batch), description="gradients", shown=progress) as bar:
-        run_chunks(run_chunk, edit.changed, demand, metrics=metrics, budget=decided, bar=bar)
+        for _ in run_chunks(
+            run_chunk, edit.changed, demand, metrics=metrics, budget=decided, bar=bar
+        ):
+            pass
     return values
 
 

@@ -1,7 +1,7 @@
 """Cut a batch into chunks of prompts that fit the memory budget, and run a method on each."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,8 +159,10 @@ def run_chunks(
     metrics: Sequence[Metric],
     budget: Budget,
     bar: Any = None,
-) -> None:
+) -> Iterator[object]:
     """Call ``run(prompts)`` for chunks of prompts; a chunk that does not fit is halved.
+
+    An iterator: each step runs a chunk.
 
     Args:
         changed: where each prompt is edited.
@@ -175,8 +177,7 @@ def run_chunks(
     largest = demand(width - first_position(changed), width)
     # With rows, the budget learns from the batches of rows instead.
     learn = None if largest.row else lambda n: largest.learn(budget, n)
-    for _ in halving(chunks, run, divisible=can_take(metrics), bar=bar, learn=learn):
-        pass
+    return halving(chunks, run, divisible=can_take(metrics), bar=bar, learn=learn)
 
 
 def chunk_prompts(

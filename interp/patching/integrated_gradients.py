@@ -59,7 +59,10 @@ def integrate_positions(
     demand = graph_demand(model, edit.component)
     decided = decide_budget(budget, batch.tokens.device)
     with progress_bar(total=len(batch) * n_layers, description="integral", shown=progress) as bar:
-        run_chunks(run_chunk, edit.changed, demand, metrics=[metric], budget=decided, bar=bar)
+        for _ in run_chunks(
+            run_chunk, edit.changed, demand, metrics=[metric], budget=decided, bar=bar
+        ):
+            pass
     return values
 
 

@@ -152,7 +152,8 @@ class _Paths:
             torch.no_grad(),
             progress_bar(total=total, description="paths", shown=inputs.progress) as bar,
         ):
-            run_chunks(run_chunk, changed, self.demand, bar=bar, **options)
+            for _ in run_chunks(run_chunk, changed, self.demand, bar=bar, **options):
+                pass
         return values, runs
 
 

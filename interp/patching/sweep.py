@@ -167,7 +167,8 @@ def sweep_position_sets(
 
         changed = position_sets.any(dim=0)
         options: Any = {"metrics": metrics, "budget": decided, "bar": bar}
-        run_chunks(run_chunk, changed, demand, **options)
+        for _ in run_chunks(run_chunk, changed, demand, **options):
+            pass
     return values
 
 
