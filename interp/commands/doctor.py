@@ -151,7 +151,7 @@ def _seconds_of_product(torch: Any, device: str, dtype: str) -> float | None:
     """The shortest of several products of two square matrices; None if it fails or is wrong."""
     try:
         ones = torch.ones(SIDE, SIDE, dtype=getattr(torch, dtype), device=device)
-        shortest = math.inf
+        shortest, right = math.inf, False
         for _ in range(TRIALS):
             begin = time.perf_counter()
             product = torch.nn.functional.linear(ones, ones)  # as models do
