@@ -1,7 +1,7 @@
 """``interp doctor`` as a function: what this machine has, and what is missing.
 
-Nothing but the standard library is imported before it is looked at, so that a package that cannot
-be imported is a row of the table and no traceback.
+torch and the package's own code for models are imported only when they are looked at, so that an
+installation that cannot be imported is a row of the table and no traceback.
 """
 
 import importlib
@@ -75,15 +75,27 @@ def _requirements() -> list[Requirement]:
 
 def _packages() -> Iterator[Finding]:
     for needed in _requirements():
-        if needed.marker is None or needed.marker.evaluate({"extra": ""}):
+        if _is_always_needed(needed):
             yield _package(needed)
+
+
+def _is_always_needed(needed: Requirement) -> bool:
+    """Whether a package is needed here without any extra."""
+    return needed.marker is None or needed.marker.evaluate({"extra": ""})
+
+
+def _version(name: str) -> str | None:
+    """The version of an installed package; None if it is not installed."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _package(needed: Requirement) -> Finding:
     install = f"pip install '{needed.name}{needed.specifier}'"
-    try:
-        version = metadata.version(needed.name)
-    except metadata.PackageNotFoundError:
+    version = _version(needed.name)
+    if version is None:
         return Finding(needed.name, "not installed", ok=False, remedy=install)
     if not needed.specifier.contains(version, prereleases=True):
         return Finding(
@@ -101,7 +113,8 @@ def _devices() -> Iterator[Finding]:
         return
     free, total = _memory_of_machine()
     memory = f", {_gib(free)} of {_gib(total)} free" if total else ""
-    yield Finding("cpu", f"{torch.get_num_threads()} threads{memory}; {_dtypes(torch, 'cpu')}")
+    threads = f"{torch.get_num_threads()} threads"
+    yield _attempt("cpu", lambda: f"{threads}{memory}; {_dtypes(torch, 'cpu')}")
     for index in range(torch.cuda.device_count()):
         name = f"cuda:{index}"
         yield _attempt(name, lambda name=name: _gpu(torch, name))
@@ -134,17 +147,19 @@ def _attempt(topic: str, look: Callable[[], str]) -> Finding:
 
 
 def _dtypes(torch: Any, device: str) -> str:
-    """The dtypes in which a product of matrices works, with its rate relative to float32's."""
-    seconds = {name: _seconds_of_product(torch, device, name) for name in DTYPES}
-    full = seconds["float32"]
-    return (
-        ", ".join(
-            name if name == "float32" or full is None else f"{name} ({full / taken:.2g} × its rate)"
-            for name, taken in seconds.items()
-            if taken is not None
-        )
-        or "no dtype works"
-    )
+    """The dtypes in which a product of matrices works, with its rate relative to float32's.
+
+    Raises RuntimeError if it does not work in float32.
+    """
+    full, *narrow = (_seconds_of_product(torch, device, name) for name in DTYPES)
+    if full is None:
+        raise RuntimeError("no product of matrices in float32")
+    rates = [
+        f"{name} ({full / taken:.2g} × its rate)"
+        for name, taken in zip(DTYPES[1:], narrow, strict=True)
+        if taken is not None
+    ]
+    return ", ".join([DTYPES[0], *rates])
 
 
 def _seconds_of_product(torch: Any, device: str, dtype: str) -> float | None:
@@ -198,31 +213,17 @@ def _cache(cache_dir: Path | None) -> Iterator[Finding]:
 
 def _extras() -> Iterator[Finding]:
     """Optional packages: never needed, so never a fault."""
+    optional = [needed for needed in _requirements() if not _is_always_needed(needed)]
     for extra in EXTRAS:
         missing = [
             needed.name
-            for needed in _requirements()
-            if needed.marker is not None
-            and needed.marker.evaluate({"extra": extra})
-            and not needed.marker.evaluate({"extra": ""})
-            and not _is_installed(needed.name)
+            for needed in optional
+            if needed.marker and needed.marker.evaluate({"extra": extra})
+            if _version(needed.name) is None
         ]
-        if missing:
-            found, remedy = (
-                f"missing: {', '.join(missing)}",
-                f"pip install '{DISTRIBUTION}[{extra}]'",
-            )
-            yield Finding(f"extra {extra}", found, remedy=remedy)
-        else:
-            yield Finding(f"extra {extra}", "installed")
-
-
-def _is_installed(name: str) -> bool:
-    try:
-        metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
+        found = f"missing: {', '.join(missing)}" if missing else "installed"
+        remedy = f"pip install '{DISTRIBUTION}[{extra}]'" if missing else ""
+        yield Finding(f"extra {extra}", found, remedy=remedy)
 
 
 def _gib(n_bytes: int) -> str:

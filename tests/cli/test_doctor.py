@@ -93,6 +93,19 @@ def test_gpus_are_listed_with_their_memory_and_a_lost_one_is_told(
     assert found["cuda:1"].found == "does not work: CUDA error: device lost"
 
 
+def test_a_device_that_multiplies_wrongly_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    works = doctor._seconds_of_product
+    narrow_fails = {"float32": 1.0, "bfloat16": None, "float16": 0.5}
+    monkeypatch.setattr(doctor, "_seconds_of_product", lambda *which: narrow_fails[which[2]])
+    assert by_topic()["cpu"].found.endswith("; float32, float16 (2 × its rate)")
+    monkeypatch.setattr(doctor, "_seconds_of_product", works)
+    wrong = torch.nn.functional.linear(torch.ones(2, 2), torch.ones(2, 2))
+    monkeypatch.setattr(torch.nn.functional, "linear", lambda *_: wrong)
+    found = by_topic()["cpu"]
+    assert not found.ok
+    assert found.found == "does not work: no product of matrices in float32"
+
+
 def test_the_cache_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = by_topic(tmp_path / "new" / "cache")
     assert found["cache"].ok
