@@ -9,7 +9,8 @@ STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 # Extras whose packages the lock file pins.
 LOCKED_EXTRAS := dev export notebook explore docs ray
-# TransformerLens 3, whose hooked model is a HookedTransformer, in an environment of its own.
+# TransformerLens 3, whose hooked model is a HookedTransformer, in an environment that reads all
+# other packages from .venv.
 HT_VENV := .venv-hooked-transformer
 HT_LOCK := requirements-hooked-transformer.lock
 HT_STAMP := $(HT_VENV)/.installed
@@ -63,8 +64,9 @@ test: $(DEV_STAMP) ## run the tests (ARGS="-k name" to choose)
 test-fast: $(DEV_STAMP) ## run those that take little, for the edit loop
 	$(call PYTEST,$(VENV)) $(FAST_TESTS) $(ARGS)
 
+# Types and shapes of the same functions are checked in the other environment.
 test-hooked-transformer: $(HT_STAMP) ## run those that compute with a hooked model on TransformerLens 3.9
-	$(call PYTEST,$(HT_VENV)) $(HT_TESTS) $(ARGS)
+	$(call PYTEST,$(HT_VENV)) --jaxtyping-packages= $(HT_TESTS) $(ARGS)
 
 check: $(DEV_STAMP) ## lint, formatting, spelling, the order of the rooms, types
 	$(BIN)/ruff check .
@@ -110,15 +112,22 @@ $(STAMP): requirements.lock pyproject.toml
 	$(call install,$(VENV),--constraint requirements.lock --editable .)
 	@touch $@
 
+SITE_PACKAGES := 'import sysconfig; print(sysconfig.get_path("purelib"))'
+# With an argument, a folder: reads its packages too, after the environment's own.
+BELOW := 'import pathlib, sys, sysconfig; \
+  file = pathlib.Path(sysconfig.get_path("purelib"), "below.pth"); \
+  file.write_text(f"import site; site.addsitedir({sys.argv[1]!r})\n")'
+
 # All of the lock.
 $(DEV_STAMP): $(STAMP)
 	$(call install,$(VENV),-r requirements.lock)
 	@touch $@
 
-$(HT_STAMP): $(HT_LOCK) pyproject.toml
+# Its own packages come first; the rest, this package included, is found where .venv has it.
+$(HT_STAMP): $(HT_LOCK) $(DEV_STAMP)
 	$(call environment,$(HT_VENV))
-	$(call install,$(HT_VENV),-r $(HT_LOCK))
-	$(call install,$(HT_VENV),--no-deps --editable .)
+	$(call install,$(HT_VENV),--no-deps -r $(HT_LOCK))
+	$(HT_VENV)/bin/python -c $(BELOW) $$($(BIN)/python -c $(SITE_PACKAGES))
 	@touch $@
 
 # $(call resolve,lock,extras,command that prints constraints)
@@ -139,8 +148,10 @@ endef
 lock: ## resolve requirements.lock anew
 	$(call resolve,requirements.lock,$(LOCKED_EXTRAS),echo torch==2.13.0)
 
-lock-hooked-transformer: ## resolve requirements-hooked-transformer.lock anew, all else as in requirements.lock
+lock-hooked-transformer: ## resolve requirements-hooked-transformer.lock anew: what requirements.lock has otherwise
 	$(call resolve,$(HT_LOCK),dev ray,echo "transformer-lens==3.9.*"; grep -v ^transformer-lens= requirements.lock)
+	awk 'NR == FNR { known[$$1]; next } /^#/ || !($$1 in known)' requirements.lock $(HT_LOCK) > $(HT_LOCK).new
+	mv $(HT_LOCK).new $(HT_LOCK)
 
 clean: ## remove .venv and everything else that was made, except runs
 	rm -rf $(VENV) $(HT_VENV) .venv-lock build dist site .pytest_cache .ruff_cache .hypothesis requirements*.lock.new

@@ -263,7 +263,7 @@ def make_planted_hf_model(
 
     WRITER notes at a country's token which one it is; READER copies that note to every later
     position, as a logit of strength ``copying``; KNOWER looks at the city and adds 6 to the logit
-    of its true country. All other heads and the MLPs are noise.
+    of its true country. All other heads and the MLPs are noise. A country's token ends an answer.
     """
     n, d_head, n_words = N_FACTS, N_FACTS + 4, len(tokenizer)
     note, out = n_words, n_words + n
@@ -297,6 +297,7 @@ def make_planted_hf_model(
     embedding[cities, is_city] = 1
     unembedding = hf_model.lm_head.weight.zero_()
     unembedding[countries, torch.arange(out, out + n)] = 1
+    unembedding[0, is_country] = 40  # an answer ends with the country
 
     def plant(
         head: tuple[int, int], asks: int, look_at: int, values: Any, write: int, size: float

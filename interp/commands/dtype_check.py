@@ -33,8 +33,10 @@ Measure = Callable[[Any], tuple[Tensor, Tensor]]
 """From a hooked model to the unedited metric and the effects, on the same prompts each time."""
 
 
-def note_dtype_check(run: Path, model: HookedModel, measure: Measure, *, made: bool = True) -> None:
+def note_dtype_check(run: Path, model: HookedModel, measure: Measure, *, made: bool = True) -> bool:
     """Compare a finished run with float32, and write the outcome into its manifest.
+
+    Returns whether there is one: nothing is written for a run in float32.
 
     Args:
         made: False leaves the comparison out, and notes that in the manifest.
@@ -42,6 +44,7 @@ def note_dtype_check(run: Path, model: HookedModel, measure: Measure, *, made: b
     found = dtype_check(model, measure) if made else _left_out(model, "as was asked for")
     if found:
         write_json(run / "manifest.json", {**read_manifest(run), **found})
+    return bool(found)
 
 
 def dtype_check(model: HookedModel, measure: Measure) -> dict[str, Any]:

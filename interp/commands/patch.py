@@ -185,8 +185,8 @@ def patch_run(
     write_manifest(run, model, prompts="pairs.jsonl", identity=IDENTITY, **noted)
     write_patch_report(run)
     remove_shards(run / SHARDS)
-    note_dtype_check(run, model, _on_a_few(encoded, settings), made=check_dtype)
-    write_patch_report(run)  # with the dtype check
+    if note_dtype_check(run, model, _on_a_few(encoded, settings), made=check_dtype):
+        write_patch_report(run)
     return result
 
 

@@ -6,6 +6,7 @@ allows the page's own scripts, by their hashes, and forbids all connections.
 """
 
 import base64
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -66,14 +67,19 @@ def render_page(template: str, *, scripts: Sequence[str] = (), **content: Any) -
 
 def render_part(template: str, **content: Any) -> str:
     """A rendered template; everything in ``content`` that is not ``Markup`` is escaped."""
-    environment = Environment(
+    return _environment().get_template(template).render(**content)
+
+
+@functools.cache
+def _environment() -> Environment:
+    """Keeps the templates that it has compiled."""
+    return Environment(
         loader=PackageLoader("interp.report", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template).render(**content)
 
 
 def template_text(name: str) -> str:

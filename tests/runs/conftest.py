@@ -1,15 +1,24 @@
-"""Pairs for runs of ``interp patch``."""
+"""Pairs for runs of ``interp patch``, and an adapter for those of ``interp moelora analyze``."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests.runs.analysis import write_adapter_files
 
 
 @pytest.fixture
 def pairs_file(tmp_path: Path) -> Path:
     """See ``write_pairs``."""
     return write_pairs(tmp_path / "pairs.jsonl")
+
+
+@pytest.fixture(scope="session")
+def adapter_files(chat_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """See ``write_adapter_files``."""
+    return write_adapter_files(tmp_path_factory.mktemp("analyze"), chat_tokenizer)
 
 
 def write_pairs(path: Path) -> Path:

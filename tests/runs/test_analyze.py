@@ -1,25 +1,22 @@
 """``interp moelora analyze`` on a tiny model: the run directory, taking it up again, refusals."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import peft
 import pytest
-import torch
 from rich.console import Console
 
 import interp.commands.expert_passes as passes_module
 from interp.cli.moelora import AnalyzeOptions, moelora, parse
-from interp.commands.analyze import AnalyzeSettings, analyze_adapter
+from interp.commands.analyze import analyze_adapter
 from interp.errors import UserError
 from interp.experts import RoutingRecords, Specialization
 from interp.files.documents import read_json
-from interp.moelora import MoELoRAConfig
 from interp.patching.result import PatchEffects
 from tests.report.pages import Page
+from tests.runs.analysis import ROUTED, SWITCHED, quick_analysis
 
 OLD_NAMES = "ignore:`(is_)?gradient_checkpointing(_enable)?` is deprecated:FutureWarning"
 pytestmark = pytest.mark.filterwarnings(
@@ -27,55 +24,12 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
-@pytest.fixture(scope="module")
-def place(
-    hf_factory: Callable[..., Any], chat_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """A base model, an adapter, a LoRA, and the questions of two tasks."""
-    folder = tmp_path_factory.mktemp("analyze")
-    for name, size in (("model", 32), ("larger", 64)):
-        made = hf_factory("llama", chat_tokenizer, num_hidden_layers=2, hidden_size=size)
-        made.save_pretrained(folder / name)
-        chat_tokenizer.save_pretrained(folder / name)
-    settings = {"r": 2, "task_type": "CAUSAL_LM", "target_modules": ["q_proj", "v_proj"]}
-    for name, config in (
-        ("adapter", MoELoRAConfig(num_experts=4, top_k=2, **settings)),
-        ("lora", peft.LoraConfig(**settings)),
-    ):
-        base = hf_factory("llama", chat_tokenizer, num_hidden_layers=2)
-        torch.manual_seed(0)
-        adapted = peft.get_peft_model(base, config)
-        for key, weight in adapted.named_parameters():
-            if "moelora_B" in key:
-                weight.data.normal_(std=0.3)
-        adapted.peft_config["default"].base_model_name_or_path = str(folder / "model")
-        adapted.save_pretrained(str(folder / "run" / name), save_embedding_layers=False)
-    sums = [{"prompt": f"What is {i} + {i + 1}?", "answer": str(2 * i + 1)} for i in range(60)]
-    cities = [{"prompt": f"Is Rome number {i} in Italy?", "answer": "yes"} for i in range(60)]
-    for name, rows in (("sums", sums), ("cities", cities)):
-        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return folder
-
-
-def quick(place: Path, **changed: Any) -> AnalyzeSettings:
-    usual = {
-        "data": (str(place / "sums.jsonl"), str(place / "cities.jsonl")),
-        "part": "both",
-        "limit": 12,
-        "least_tokens": 50,
-        "draws": 39,
-        "token_draws": 9,
-        "routers": 19,
-        "effects": 6,
-        "effects_budget": 3,
-    }
-    return AnalyzeSettings(**{**usual, **changed})
-
-
 @pytest.mark.bridge_only  # the effects of experts
-def test_run_directory(place: Path, tmp_path: Path) -> None:
+def test_run_directory(adapter_files: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    content = analyze_adapter(place / "run", quick(place, tokens=True), run, progress=False)
+    content = analyze_adapter(
+        adapter_files / "run", quick_analysis(adapter_files, tokens=True), run, progress=False
+    )
     assert {one.name for one in run.iterdir()} == {
         *("routing.safetensors", "routing.csv", "specialization.csv", "similarity.csv"),
         *("effects.safetensors", "effects_accuracy.safetensors", "effects.csv"),
@@ -112,27 +66,37 @@ def test_run_directory(place: Path, tmp_path: Path) -> None:
     assert "default-src &#39;none&#39;" in page or "default-src 'none'" in page
 
 
-def test_a_run_is_taken_up_and_kept_apart(place: Path, tmp_path: Path) -> None:
-    run, settings = tmp_path / "run", quick(place, effects=0)
-    first = analyze_adapter(place / "run", settings, run, progress=False)
+def test_a_run_is_taken_up_and_kept_apart(adapter_files: Path, tmp_path: Path) -> None:
+    run, settings = tmp_path / "run", quick_analysis(adapter_files, effects=0)
+    first = analyze_adapter(adapter_files / "run", settings, run, progress=False)
     assert first["effects"] is None
     written = (run / "routing.safetensors").stat().st_mtime_ns
     (run / "report.html").unlink()
-    assert analyze_adapter(place / "run" / "adapter", settings, run, progress=False) == first
+    assert (
+        analyze_adapter(adapter_files / "run" / "adapter", settings, run, progress=False) == first
+    )
     assert (run / "routing.safetensors").stat().st_mtime_ns == written
     assert (run / "report.html").is_file()
     with pytest.raises(UserError, match="another run \\(draws was 39, now 49\\)"):
-        analyze_adapter(place / "run", quick(place, effects=0, draws=49), run, progress=False)
+        analyze_adapter(
+            adapter_files / "run",
+            quick_analysis(adapter_files, effects=0, draws=49),
+            run,
+            progress=False,
+        )
 
 
 def test_parts_are_taken_up_and_give_the_same_bytes(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    adapter_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = quick(place, effects=0)
+    settings = quick_analysis(adapter_files, effects=0)
     hashes = {}
     for name, tokens in (("whole", False), ("tokens", True)):
         analyze_adapter(
-            place / "run", quick(place, effects=0, tokens=tokens), tmp_path / name, progress=False
+            adapter_files / "run",
+            quick_analysis(adapter_files, effects=0, tokens=tokens),
+            tmp_path / name,
+            progress=False,
         )
         hashes[name] = routed(tmp_path / name)
     assert hashes["tokens"] == hashes["whole"]  # written in one go, with a file beside it
@@ -146,59 +110,69 @@ def test_parts_are_taken_up_and_give_the_same_bytes(
 
     monkeypatch.setattr(passes_module, "routing_shard", stops)
     with pytest.raises(KeyboardInterrupt):
-        analyze_adapter(place / "run", settings, tmp_path / "run", progress=False)
-    analyze_adapter(place / "run", settings, tmp_path / "run", progress=False)
+        analyze_adapter(adapter_files / "run", settings, tmp_path / "run", progress=False)
+    analyze_adapter(adapter_files / "run", settings, tmp_path / "run", progress=False)
     assert made == [0, 1, 2, 2, 3]
     assert routed(tmp_path / "run") == hashes["whole"]
     assert not (tmp_path / "run" / "shards").exists()
     counts = tmp_path / "run" / "routing.safetensors"
     counts.write_bytes(counts.read_bytes()[:-1])
-    analyze_adapter(place / "run", settings, tmp_path / "run", progress=False)
+    analyze_adapter(adapter_files / "run", settings, tmp_path / "run", progress=False)
     assert routed(tmp_path / "run") == hashes["whole"]
 
 
 @pytest.mark.bridge_only
 def test_effects_are_taken_up_and_give_the_same_bytes(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    adapter_files: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    settings = quick(place, limit=20, effects=20)  # of two tasks: 40 questions, two shards
-    analyze_adapter(place / "run", settings, tmp_path / "whole", progress=False)
+    settings = quick_analysis(
+        adapter_files, limit=20, effects=20
+    )  # of two tasks: 40 questions, two shards
+    analyze_adapter(adapter_files / "run", settings, tmp_path / "whole", progress=False)
     whole = switched(tmp_path / "whole")
     asked = interrupted_at(monkeypatch, {"estimate_experts": 2, "measure_experts": 2})
     run = tmp_path / "run"
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            analyze_adapter(place / "run", settings, run, progress=False)
-    analyze_adapter(place / "run", settings, run, progress=False)
+            analyze_adapter(adapter_files / "run", settings, run, progress=False)
+    analyze_adapter(adapter_files / "run", settings, run, progress=False)
     # The first of each was there, and is not made again.
     assert asked == {"estimate_experts": 3, "measure_experts": 3}
     assert switched(run) == whole
     assert not (run / "shards").exists()
-    analyze_adapter(place / "run", settings, run, progress=False)
+    analyze_adapter(adapter_files / "run", settings, run, progress=False)
     assert asked == {"estimate_experts": 3, "measure_experts": 3}
     assert switched(run) == whole
-    config = place / "run" / "adapter" / "adapter_config.json"
+    config = adapter_files / "run" / "adapter" / "adapter_config.json"
     before = config.read_text()
     config.write_text(json.dumps({**json.loads(before), "lora_alpha": 64}))
     with pytest.raises(UserError, match=r"another run \(adapter_config was "):
-        analyze_adapter(place / "run", settings, run, progress=False)
+        analyze_adapter(adapter_files / "run", settings, run, progress=False)
     config.write_text(before)
     for name in ("effects.safetensors", "effects_accuracy.safetensors"):
         content = (run / name).read_bytes()
         (run / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
         with caplog.at_level("WARNING"):
-            analyze_adapter(place / "run", settings, run, progress=False)
+            analyze_adapter(adapter_files / "run", settings, run, progress=False)
         assert "the effects are measured again" in caplog.text
         caplog.clear()
         assert switched(run) == whole
 
 
-def test_a_name_that_is_markup_is_text_in_the_page(place: Path, tmp_path: Path) -> None:
+def test_a_name_that_is_markup_is_text_in_the_page(adapter_files: Path, tmp_path: Path) -> None:
     name = "<img src=x onerror=alert(1)>"
-    (tmp_path / f"{name}.jsonl").write_text((place / "sums.jsonl").read_text())
-    data = (str(tmp_path / f"{name}.jsonl"), str(place / "cities.jsonl"))
+    (tmp_path / f"{name}.jsonl").write_text((adapter_files / "sums.jsonl").read_text())
+    data = (str(tmp_path / f"{name}.jsonl"), str(adapter_files / "cities.jsonl"))
     run = tmp_path / "run"
-    analyze_adapter(place / "run", quick(place, data=data, effects=0), run, progress=False)
+    analyze_adapter(
+        adapter_files / "run",
+        quick_analysis(adapter_files, data=data, effects=0),
+        run,
+        progress=False,
+    )
     page = Page((run / "report.html").read_text(encoding="utf-8"))
     assert not any(tag == "img" for tag, _ in page.tags)
     assert name in page.shown
@@ -231,70 +205,51 @@ def interrupted_at(monkeypatch: pytest.MonkeyPatch, at: dict[str, int]) -> dict[
 
 
 def switched(run: Path) -> list[bytes]:
-    names = ("effects.safetensors", "effects_accuracy.safetensors", "effects.csv", "agreement.csv")
-    return [(run / name).read_bytes() for name in names]
+    return [(run / name).read_bytes() for name in SWITCHED]
 
 
 def routed(run: Path) -> list[bytes]:
-    return [(run / name).read_bytes() for name in ("routing.safetensors", "similarity.csv")]
+    return [(run / name).read_bytes() for name in ROUTED]
 
 
-@pytest.mark.bridge_only  # the effects of experts
-def test_ray_workers_make_the_same(place: Path, tmp_path: Path) -> None:
-    settings = quick(place, limit=20, effects=20)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        analyze_adapter(place / "run", settings, tmp_path / "here", progress=False)
-        analyze_adapter(
-            place / "run", settings, tmp_path / "ray", engine="ray", workers=1, progress=False
-        )
-    finally:
-        torch.set_num_threads(before)
-    assert routed(tmp_path / "ray") == routed(tmp_path / "here")
-    assert switched(tmp_path / "ray") == switched(tmp_path / "here")
-    with pytest.raises(UserError, match="leave --tokens or --engine out"):
-        analyze_adapter(
-            place / "run", quick(place, tokens=True), tmp_path / "no", engine="ray", progress=False
-        )
-
-
-def test_refusals(place: Path, tmp_path: Path) -> None:
-    def refused(match: str, adapter: Path = place / "run", **changed: Any) -> None:
+def test_refusals(adapter_files: Path, tmp_path: Path) -> None:
+    def refused(match: str, adapter: Path = adapter_files / "run", **changed: Any) -> None:
         with pytest.raises(UserError, match=match):
-            analyze_adapter(adapter, quick(place, **changed), tmp_path / "no", progress=False)
+            analyze_adapter(
+                adapter, quick_analysis(adapter_files, **changed), tmp_path / "no", progress=False
+            )
         assert not (tmp_path / "no").exists()
 
-    refused("all texts are of one task \\('sums'\\)", data=(str(place / "sums.jsonl"),))
+    refused("all texts are of one task \\('sums'\\)", data=(str(adapter_files / "sums.jsonl"),))
     refused("task 'sums' has .* at least 100000 tokens in 8 texts", least_tokens=100_000)
     refused("at least 50 tokens in 8 texts are needed", limit=3)
-    refused("holds a LORA adapter, not MoELoRA", adapter=place / "run" / "lora")
-    refused("another base model", model=str(place / "larger"))
-    refused("no saved adapter", adapter=place)
+    refused("holds a LORA adapter, not MoELoRA", adapter=adapter_files / "run" / "lora")
+    refused("another base model", model=str(adapter_files / "larger"))
+    refused("no saved adapter", adapter=adapter_files)
     refused("no data at", data=("nowhere",))
     with pytest.raises(UserError, match="draws is 3"):
-        quick(place, draws=3)
+        quick_analysis(adapter_files, draws=3)
 
 
-def test_an_adapter_without_a_base_needs_one(place: Path, tmp_path: Path) -> None:
+def test_an_adapter_without_a_base_needs_one(adapter_files: Path, tmp_path: Path) -> None:
     path = tmp_path / "adapter_config.json"
-    content = json.loads((place / "run" / "adapter" / "adapter_config.json").read_text())
+    content = json.loads((adapter_files / "run" / "adapter" / "adapter_config.json").read_text())
     path.write_text(json.dumps({**content, "base_model_name_or_path": None}))
     with pytest.raises(UserError, match="does not name its base model: give --model"):
-        analyze_adapter(tmp_path, quick(place), tmp_path / "out", progress=False)
+        analyze_adapter(tmp_path, quick_analysis(adapter_files), tmp_path / "out", progress=False)
     path.write_text("{")
     with pytest.raises(UserError, match="damaged"):
-        analyze_adapter(tmp_path, quick(place), tmp_path / "out", progress=False)
+        analyze_adapter(tmp_path, quick_analysis(adapter_files), tmp_path / "out", progress=False)
 
 
-def words_of(place: Path, run: Path, *, routers: int) -> list[str]:
+def words_of(adapter_files: Path, run: Path, *, routers: int) -> list[str]:
     """A quick analysis on the command line."""
     return [
         "analyze",
-        str(place / "run"),
+        str(adapter_files / "run"),
         "--data",
-        str(place / "sums.jsonl"),
-        str(place / "cities.jsonl"),
+        str(adapter_files / "sums.jsonl"),
+        str(adapter_files / "cities.jsonl"),
         "--part",
         "both",
         "--limit",
@@ -315,21 +270,23 @@ def words_of(place: Path, run: Path, *, routers: int) -> list[str]:
 
 
 def test_nulls_that_are_left_out_are_not_told_of(
-    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    adapter_files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    moelora(words_of(place, tmp_path / "run", routers=0), Console(width=200))
+    moelora(words_of(adapter_files, tmp_path / "run", routers=0), Console(width=200))
     said = capsys.readouterr().out
     assert "• Against " in said
     assert "• Against untrained routers" not in said
 
 
-def test_command_line(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    moelora(words_of(place, tmp_path / "run", routers=3), Console(width=200))
+def test_command_line(
+    adapter_files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moelora(words_of(adapter_files, tmp_path / "run", routers=3), Console(width=200))
     out = capsys.readouterr().out
     assert "task information" in out
     assert "untrained routers" in out
     assert "nats about the task" in out
     assert "report: " in out
     again = parse("analyze", ["--config", str(tmp_path / "run" / "config.yaml")])
-    assert (again.draws, again.routers, again.adapter) == (39, 3, place / "run")
+    assert (again.draws, again.routers, again.adapter) == (39, 3, adapter_files / "run")
     assert parse("analyze", []) == AnalyzeOptions()

@@ -173,11 +173,14 @@ def test_a_run_goes_on_with_the_threads_that_it_began_with(
     assert read_json(run / "search.json")["threads"] == 2
 
 
-@pytest.mark.parametrize("command", ["locate", "evaluate", "patch"])
-def test_killed_at_eight_moments_it_gives_the_same_bytes(command: str, tmp_path: Path) -> None:
-    trials = Trials(tmp_path, command=command).several(8)
-    assert len(trials) == 8
-    assert sum(one["killed"] for one in trials) >= 4  # those at a call are killed for certain
+@pytest.mark.parametrize(("command", "moments"), [("locate", 8), ("evaluate", 6), ("patch", 6)])
+def test_killed_at_any_moment_it_gives_the_same_bytes(
+    command: str, moments: int, tmp_path: Path
+) -> None:
+    trials = Trials(tmp_path, command=command).several(moments)
+    assert len(trials) == moments
+    # Those at a call are killed for certain.
+    assert sum(one["killed"] for one in trials) >= moments // 2
     assert all(one["same"] for one in trials)
-    assert [one["made_again"] for one in trials] == [0] * 8
+    assert [one["made_again"] for one in trials] == [0] * moments
     assert any(one["finished_shards"] for one in trials)

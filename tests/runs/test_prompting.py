@@ -128,7 +128,8 @@ def test_probes_are_not_taken_up(
     changed: tuple[Any, str], search: LocateSettings, tmp_path: Path
 ) -> None:
     model, said = changed
-    settings, run = ProbeSettings(search.premises, detector=False), tmp_path / "run"
+    settings = ProbeSettings(search.premises, method="mean_difference", detector=False)
+    run = tmp_path / "run"
     probe_run(made(), settings, run, progress=False)
     refused(lambda: probe_run(model, settings, run, progress=False), said, run)
     assert read_manifest(run)[PROMPTS] == read_json(run / "probe.json")[PROMPTS]
@@ -185,7 +186,9 @@ def test_a_run_has_one_date(
         "patch": lambda run: patch_run(
             model, PatchSettings(pairs=str(pairs_file), chat=True, shard=4), run, progress=False
         ),
-        "probe": lambda run: probe_run(model, ProbeSettings(search.premises), run, progress=False),
+        "probe": lambda run: probe_run(
+            model, ProbeSettings(search.premises, method="mean_difference"), run, progress=False
+        ),
     }
     call = commands[command]
     today(1)

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from interp.cli import main
+from interp.commands.analyze import analyze_adapter
 from interp.commands.evaluate import EvaluateSettings, evaluate_run
 from interp.commands.locate import LocateSettings, load_run, locate_run
 from interp.commands.patch import PatchSettings, patch_run
@@ -24,6 +25,7 @@ from interp.models import HookedModel, load_model
 from interp.runs.engines import check_engine, opened_engine
 from interp.runs.ray_engine import RayEngine, room
 from tests.conftest import make_planted_hf_model
+from tests.runs.analysis import ROUTED, SWITCHED, quick_analysis
 from tests.runs.conftest import write_pairs
 from tests.runs.killing import write_premises
 from tests.runs.stopping import Stopping
@@ -101,10 +103,10 @@ def ended(processes: Iterable[int], *, seconds: float = 60.0) -> bool:
 
 @pytest.mark.usefixtures("one_thread")
 def test_two_workers_and_one_killed_give_the_bytes_of_one_process(
-    model: HookedModel, folder: Path, tmp_path: Path
+    model: HookedModel, folder: Path, address: str, tmp_path: Path
 ) -> None:
     here = made(model, folder, tmp_path / "here", None)
-    with opened_engine("ray", model, workers=2) as engine:
+    with opened_engine("ray", model, address=address) as engine:  # they fill the cluster
         assert isinstance(engine, RayEngine)
         assert made(model, folder, tmp_path / "ray", engine) == here
         before = engine.processes()
@@ -143,7 +145,7 @@ def test_a_worker_with_another_model_is_refused(
     assert not list((tmp_path / "run").rglob("*.safetensors"))
 
 
-@pytest.mark.usefixtures("one_thread")
+@pytest.mark.usefixtures("one_thread", "capsys")
 def test_workers_read_pickled_weights_where_that_was_said(
     folder: Path, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,11 +154,11 @@ def test_workers_read_pickled_weights_where_that_was_said(
     weights = load_file(tmp_path / "model" / "model.safetensors")
     torch.save(weights, tmp_path / "model" / "pytorch_model.bin")
     (tmp_path / "model" / "model.safetensors").unlink()
-    trusted = load_model(tmp_path / "model", device="cpu", allow_pickle=True)
-    pairs = PatchSettings(pairs=str(folder / "pairs.jsonl"), limit=3)
-    with opened_engine("ray", trusted, address=address, workers=1) as engine:
-        patch_run(trusted, pairs, tmp_path / "ray", engine=engine, progress=False)
-    patch_run(trusted, pairs, tmp_path / "here", progress=False)
+    words = ["--pairs", str(folder / "pairs.jsonl"), "--limit", "3", "--device", "cpu"]
+    words += ["--model", str(tmp_path / "model"), "--allow-pickle"]
+    ray = ["--engine", "ray", "--address", address, "--workers", "1"]
+    for name, more in (("here", []), ("ray", ray)):
+        main(["patch", *words, "--out", str(tmp_path / name), *more])
     files = [tmp_path / name / "effects.safetensors" for name in ("ray", "here")]
     assert files[0].read_bytes() == files[1].read_bytes()
     manifest = json.loads((tmp_path / "ray" / "manifest.json").read_text(encoding="utf-8"))
@@ -164,28 +166,37 @@ def test_workers_read_pickled_weights_where_that_was_said(
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_commands_use_a_running_cluster_and_leave_it_running(
-    model: HookedModel,
-    folder: Path,
-    address: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+@pytest.mark.usefixtures("capsys")
+def test_a_search_by_command_uses_a_running_cluster(
+    folder: Path, address: str, tmp_path: Path
 ) -> None:
-    with opened_engine("ray", model, address=address) as engine:
-        assert isinstance(engine, RayEngine)
-        assert len(set(engine.processes())) == 2  # they fill the cluster
-    commands = {
-        "locate": ["--premises", str(folder / "planted.csv")],
-        "patch": ["--pairs", str(folder / "pairs.jsonl")],
-    }
+    words = ["--premises", str(folder / "planted.csv"), "--model", str(folder / "model")]
     ray = ["--engine", "ray", "--address", address, "--workers", "1"]
-    for command, words in commands.items():
-        for name, more in (("local", []), ("ray", ray)):
-            out = str(tmp_path / name / command)
-            main([command, *words, "--model", str(folder / "model"), "--out", out, *more])
-    capsys.readouterr()
-    for file in ("locate/effects.safetensors", "locate/heads.csv", "patch/effects.safetensors"):
+    for name, more in (("local", []), ("ray", ray)):
+        main(["locate", *words, "--out", str(tmp_path / name), *more])
+    for file in ("effects.safetensors", "heads.csv"):
         assert (tmp_path / "local" / file).read_bytes() == (tmp_path / "ray" / file).read_bytes()
+
+
+@pytest.mark.bridge_only  # the effects of experts
+@pytest.mark.usefixtures("one_thread")
+def test_an_analysis_of_experts_uses_a_running_cluster(
+    adapter_files: Path, address: str, tmp_path: Path
+) -> None:
+    settings = quick_analysis(adapter_files, limit=20, effects=20)
+    for name, more in (("here", {}), ("ray", {"engine": "ray", "workers": 1, "address": address})):
+        analyze_adapter(adapter_files / "run", settings, tmp_path / name, progress=False, **more)
+        assert (tmp_path / name / "effects.csv").is_file()
+    for file in (*ROUTED, *SWITCHED):
+        assert (tmp_path / "here" / file).read_bytes() == (tmp_path / "ray" / file).read_bytes()
+
+
+def test_an_analysis_by_tokens_needs_one_process(adapter_files: Path, tmp_path: Path) -> None:
+    settings = quick_analysis(adapter_files, tokens=True)
+    with pytest.raises(UserError, match="leave --tokens or --engine out"):
+        analyze_adapter(
+            adapter_files / "run", settings, tmp_path / "no", engine="ray", progress=False
+        )
 
 
 def test_without_ray_the_extra_is_named(

@@ -31,9 +31,11 @@ VALUES, TEXTS = OutputSpec({"values": 3}), OutputSpec(texts=True)
 SETTINGS = EvaluateSettings(heads=1.0, random_sets=20, counts=(1, 2))
 
 
-def evaluated(model: Any, run: Path, engine: Any) -> dict[str, str]:
+def evaluated(
+    model: Any, run: Path, engine: Any, settings: EvaluateSettings = SETTINGS
+) -> dict[str, str]:
     _, split, effects = load_run(run)
-    evaluate_run(model, split, effects, settings=SETTINGS, run=run, engine=engine, progress=False)
+    evaluate_run(model, split, effects, settings=settings, run=run, engine=engine, progress=False)
     return {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
         for path in run.iterdir()
@@ -79,19 +81,19 @@ def test_an_interrupted_evaluation_gives_the_same_bytes(
 def test_a_model_in_another_dtype_takes_nothing_from_them(
     planted: HookedModel, word_tokenizer: Any, planted_run: Path, tmp_path: Path
 ) -> None:
-    run = shutil.copytree(planted_run, tmp_path / "run")
-    whole = evaluated(planted, run, Stopping(planted))
+    run, settings = shutil.copytree(planted_run, tmp_path / "run"), replace(SETTINGS, counts=(1,))
+    whole = evaluated(planted, run, Stopping(planted), settings)
     rough = from_hf(
         make_planted_hf_model(word_tokenizer).to(torch.bfloat16),
         word_tokenizer,
         fingerprint=fingerprint(planted),
     )
     engine = Stopping(rough)
-    assert evaluated(rough, run, engine) != whole
+    assert evaluated(rough, run, engine, settings) != whole
     assert engine.made >= 10
     assert json.loads((run / "evaluation.json").read_text())["dtype"] == "bfloat16"
     engine = Stopping(planted)
-    assert evaluated(planted, run, engine) == whole
+    assert evaluated(planted, run, engine, settings) == whole
     assert engine.made >= 10  # the other dtype's shards have taken their place
 
 
