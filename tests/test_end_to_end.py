@@ -53,6 +53,7 @@ def run(
     return folder
 
 
+@pytest.mark.bridge_only
 def test_constraint_helps_on_held_out_and_random_sets_do_not(run: Path) -> None:
     best = json.loads((run / "evaluation.json").read_text())
     assert best["site"] == "attention"
@@ -67,6 +68,7 @@ def test_constraint_helps_on_held_out_and_random_sets_do_not(run: Path) -> None:
     assert null["percentile_of_selected"] == 100
 
 
+@pytest.mark.bridge_only
 def test_run_holds_what_the_contract_lists(run: Path) -> None:
     expected = {
         "manifest.json",
@@ -88,6 +90,7 @@ def test_run_holds_what_the_contract_lists(run: Path) -> None:
     assert not list(run.glob("*.part*"))
 
 
+@pytest.mark.bridge_only
 def test_search_saw_nothing_of_the_held_out_part(run: Path) -> None:
     rows = [json.loads(line) for line in (run / "premises.jsonl").read_text().splitlines()]
     search = [row for row in rows if row["split"] == "search"]
@@ -103,6 +106,7 @@ def test_search_saw_nothing_of_the_held_out_part(run: Path) -> None:
         assert row["template"] not in effects.templates
 
 
+@pytest.mark.bridge_only
 def test_second_call_takes_up_what_is_there(
     smollm: HookedModel, settings: LocateSettings, run: Path
 ) -> None:
@@ -113,6 +117,7 @@ def test_second_call_takes_up_what_is_there(
         locate_run(smollm, replace(settings, seed=1), run, progress=False)
 
 
+@pytest.mark.bridge_only
 def test_a_run_whose_facts_have_changed_is_refused(run: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(run, tmp_path / "copy")
     lines = (copy / "premises.jsonl").read_text().replace("Why is", "How is")
@@ -121,6 +126,7 @@ def test_a_run_whose_facts_have_changed_is_refused(run: Path, tmp_path: Path) ->
         load_run(copy)
 
 
+@pytest.mark.bridge_only
 def test_damaged_effects_are_refused(run: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(run, tmp_path / "copy")
     path = copy / "effects.safetensors"
@@ -129,6 +135,7 @@ def test_damaged_effects_are_refused(run: Path, tmp_path: Path) -> None:
         load_run(copy)
 
 
+@pytest.mark.bridge_only
 def test_report_is_written_from_the_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["report", str(run)])
     page = (run / "report.html").read_text(encoding="utf-8")

@@ -23,7 +23,7 @@ from interp.commands.patch import PatchSettings, patch_run
 from interp.errors import UserError
 from interp.models import HookedModel, load_model
 from interp.runs.engines import check_engine, opened_engine
-from interp.runs.ray_engine import RayEngine, room
+from interp.runs.ray_engine import RayEngine, import_ray, room
 from tests.conftest import make_planted_hf_model
 from tests.runs.analysis import ROUTED, SWITCHED, quick_analysis
 from tests.runs.conftest import write_pairs
@@ -55,6 +55,7 @@ def model(folder: Path) -> HookedModel:
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A running cluster, for the tests that need not start their own: that takes ten seconds."""
+    import_ray()  # with its workers' priority
     from ray.cluster_utils import Cluster
 
     with pytest.MonkeyPatch.context() as environment:  # workers have that of the cluster
