@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -15,6 +16,8 @@ import interp
 from interp.cli import main
 from interp.commands.evaluate import EvaluateSettings, evaluate_run
 from interp.commands.locate import LocateSettings, load_run, locate_run
+from interp.evaluation.side_effects import neutral_sentences
+from interp.forward.generate import greedy_answers
 from interp.heads import load_effects, locate_heads
 from interp.models import HookedModel, resolve
 from interp.premises import Premises
@@ -44,12 +47,20 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> LocateSettings:
 def run(
     smollm: HookedModel, settings: LocateSettings, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """A finished run over a few capitals."""
+    """A finished run over a few capitals, with short answers and few neutral sentences."""
     folder = tmp_path_factory.mktemp("runs") / "capitals"
     effects = locate_run(smollm, settings, folder, progress=False)
     _, split, _ = load_run(folder)
     wanted = EvaluateSettings(counts=(3,), heads=0.01)
-    evaluate_run(smollm, split, effects, settings=wanted, run=folder, progress=False)
+    sentences = neutral_sentences()[:8]
+
+    def short(*arguments: Any, **options: Any) -> list[str]:
+        return greedy_answers(*arguments, **{**options, "max_new_tokens": 8})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("interp.evaluation.jobs.greedy_answers", short)
+        patch.setattr("interp.evaluation.side_effects.neutral_sentences", lambda: sentences)
+        evaluate_run(smollm, split, effects, settings=wanted, run=folder, progress=False)
     return folder
 
 
