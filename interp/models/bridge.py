@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Int
 from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.utilities.multi_gpu import is_mixed_offload_gpu
 
 from interp.errors import UserError
 from interp.files.text import one_line
@@ -31,9 +32,10 @@ def boot(
     name = tokenizer.name_or_path
     tokenizer.init_kwargs = {**true_kwargs, "name_or_path": name, "add_bos_token": True}
     try:
-        model = TransformerBridge.boot_transformers(
-            spec, hf_model=hf_model, tokenizer=tokenizer, device=device, dtype=dtype
-        )
+        with _without_mixed_map(hf_model) as n_devices:
+            model = TransformerBridge.boot_transformers(
+                spec, hf_model=hf_model, tokenizer=tokenizer, device=device, dtype=dtype
+            )
         if not hasattr(model, "blocks"):
             raise ValueError("it has no blocks of layers")
     except Exception as error:  # an adapter that does not fit a model's sizes raises anything
@@ -42,6 +44,8 @@ def boot(
         why = one_line(error) if meant_for_people else "its adapter does not fit this configuration"
         raise UserError(f"TransformerLens cannot hook {architecture}: {why}") from error
     tokenizer.init_kwargs = true_kwargs
+    model.cfg.device = str(device)  # TransformerLens takes that of a weight, which may be on meta
+    model.cfg.n_devices = max(n_devices, getattr(model.cfg, "n_devices", None) or 1)
     note_forwards(model)
     connect_attention_hooks(model)
     connect_latent_attention(model)
@@ -50,6 +54,23 @@ def boot(
             if hasattr(block, "attn"):
                 block.attn.register_forward_pre_hook(_mask_within_float32, with_kwargs=True)
     return model
+
+
+@contextmanager
+def _without_mixed_map(hf_model: Any) -> Iterator[int]:
+    """Hide a map of GPUs and offloaded weights, which TransformerLens refuses as not tried yet.
+
+    The self-check compares all that is used here with transformers. Gives the number of devices.
+    """
+    placed = getattr(hf_model, "hf_device_map", None) or {}
+    if not is_mixed_offload_gpu(placed.values()):
+        yield len(set(placed.values()))
+        return
+    del hf_model.hf_device_map
+    try:
+        yield len(set(placed.values()))
+    finally:
+        hf_model.hf_device_map = placed
 
 
 def _mask_within_float32(
