@@ -133,6 +133,7 @@ class _Functions(TorchFunctionMode):
 
     def _to(self, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         kwargs.pop("non_blocking", None)
+        copy = kwargs.pop("copy", False)
         other = kwargs.pop("other", None)
         if args and isinstance(args[0], Tensor):
             other = args[0]
@@ -143,7 +144,7 @@ class _Functions(TorchFunctionMode):
         if dtype is not None and dtype != value.dtype:
             value = torch.ops.aten._to_copy.default(value, dtype=dtype)
         if place is None or place == value.device or value.is_meta:
-            return value
+            return value.clone() if copy else value
         return _Move.apply(value, place)  # type: ignore[return-value]
 
 

@@ -6,8 +6,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from jaxtyping import Bool, Int
 from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.model_bridge.generalized_components import NormalizationBridge
 from transformer_lens.utilities.multi_gpu import is_mixed_offload_gpu
 
 from interp.errors import UserError
@@ -15,6 +17,7 @@ from interp.files.text import one_line
 from interp.models.hooked_model import HookedModel
 from interp.models.latent_attention import connect_latent_attention
 from interp.models.native_attention import connect_attention_hooks
+from interp.models.placement import execution_device
 from interp.models.transformers_modules import note_forwards
 
 
@@ -46,6 +49,9 @@ def boot(
     tokenizer.init_kwargs = true_kwargs
     model.cfg.device = str(device)  # TransformerLens takes that of a weight, which may be on meta
     model.cfg.n_devices = max(n_devices, getattr(model.cfg, "n_devices", None) or 1)
+    for component in model.modules():
+        if isinstance(component, NormalizationBridge):
+            _move_input(component)
     note_forwards(model)
     connect_attention_hooks(model)
     connect_latent_attention(model)
@@ -54,6 +60,21 @@ def boot(
             if hasattr(block, "attn"):
                 block.attn.register_forward_pre_hook(_mask_within_float32, with_kwargs=True)
     return model
+
+
+def _move_input(norm: NormalizationBridge) -> None:
+    """Give a norm its input on the device of its weights.
+
+    TransformerLens computes it past the module that accelerate's hook is in.
+    """
+    device = None if norm.original_component is None else execution_device(norm.original_component)
+    if device is None:
+        return
+
+    def move(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return send_to_device(args, device), send_to_device(kwargs, device)
+
+    norm.register_forward_pre_hook(move, with_kwargs=True)
 
 
 @contextmanager

@@ -70,6 +70,21 @@ def own_weights(module: nn.Module) -> Iterator[None]:
         yield
 
 
+def execution_device(module: nn.Module) -> torch.device | None:
+    """Where accelerate lets a module run; None for one that it does not move."""
+    places = (hook.execution_device for hook in aligning_hooks(module))
+    return next((as_device(place) for place in places if place is not None), None)
+
+
+def weight_device(module: nn.Module) -> torch.device:
+    """The device of a module's own weights while it runs."""
+    weights = (weight for weight in _own(module).values() if weight is not None)
+    weight = next(weights, None)
+    if weight is not None and not weight.is_meta:
+        return weight.device
+    return execution_device(module) or torch.device("cpu")
+
+
 def _own(module: nn.Module) -> dict[str, Tensor | None]:
     return {**module._parameters, **module._buffers}
 
@@ -115,14 +130,14 @@ def input_device(model: Any) -> torch.device:
     embedding = _embedding(model)
     if embedding is not None:
         for module in embedding.modules():
-            for hook in aligning_hooks(module):
-                if hook.execution_device is not None:
-                    return as_device(hook.execution_device)
+            if (device := execution_device(module)) is not None:
+                return device
     for owner in (embedding, model):
         for weight in () if owner is None else owner.parameters():
             if not weight.is_meta:
                 return weight.device
-    return next((as_device(place) for place in _places(model)), torch.device("cpu"))
+    places = filter(None, map(execution_device, model.modules()))
+    return next(places, torch.device("cpu"))
 
 
 def _embedding(model: Any) -> nn.Module | None:
@@ -133,22 +148,6 @@ def _embedding(model: Any) -> nn.Module | None:
     return found if isinstance(found, nn.Module) else None
 
 
-def _places(model: Any) -> Iterator[Any]:
-    for module in model.modules():
-        for hook in aligning_hooks(module):
-            if hook.execution_device is not None:
-                yield hook.execution_device
-
-
 def as_device(place: Any) -> torch.device:
     """A device of a device map; a number is that of a GPU."""
     return torch.device("cuda", place) if isinstance(place, int) else torch.device(place)
-
-
-def devices_of(model: Any) -> list[torch.device]:
-    """The devices that a model computes on, in the order of its modules."""
-    found = dict.fromkeys([input_device(model)])
-    found |= dict.fromkeys(weight.device for weight in model.parameters() if not weight.is_meta)
-    if is_offloaded(model):  # what is kept on the CPU and computed elsewhere is on meta
-        found |= dict.fromkeys(map(as_device, _places(model)))
-    return list(found)
