@@ -82,7 +82,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     inner_kwargs = {key: value for key, value in kwargs.items() if key != "device"}
     if isinstance(asked, torch.device):
         inner_kwargs["device"] = "cpu" if asked.type == "cpu" else asked
-    inner = tree_map(_numbers, (args, inner_kwargs))
+    inner = tree_map(numbers_of, (args, inner_kwargs))
     found = func(*inner[0], **inner[1])
     if place is None:
         return found
@@ -92,7 +92,8 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     return return_and_correct_aliasing(func, args, kwargs, wrapped)
 
 
-def _numbers(value: Any) -> Any:
+def numbers_of(value: Any) -> Any:
+    """A tensor's numbers on plain ``cpu``; anything else as it is."""
     return value.numbers if isinstance(value, LogicalTensor) else value
 
 
@@ -108,7 +109,7 @@ class _Move(torch.autograd.Function):
 
 
 def _moved(value: Tensor, place: torch.device) -> Tensor:
-    numbers = _numbers(value).detach()
+    numbers = numbers_of(value).detach()
     if place.type != "cpu":
         return numbers.to(place)
     numbers = numbers.clone()
@@ -123,12 +124,14 @@ class _Functions(TorchFunctionMode):
         if func in (torch.tensor, torch.as_tensor) and kwargs.get("device") is not None:
             place = torch.device(kwargs.pop("device"))
             return func(*args, **kwargs).to(place)
+        if func is torch._C._nn.pad_sequence:  # made with the options that C++ sees
+            return func([numbers_of(one) for one in args[0]], *args[1:]).to(args[0][0].device)
         if func is torch.Tensor.to:
             return self._to(*args, **kwargs)
         if func is torch.Tensor.cpu:
             return self._to(args[0], "cpu")
         if func in (torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.data_ptr):
-            args = (_numbers(args[0]), *args[1:])
+            args = (numbers_of(args[0]), *args[1:])
         return func(*args, **kwargs)
 
     def _to(self, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from interp.files.text import one_line
 from interp.models.hooked_model import HookedModel
 from interp.models.latent_attention import connect_latent_attention
 from interp.models.native_attention import connect_attention_hooks
-from interp.models.placement import execution_device
+from interp.models.placement import execution_device, without_map
 from interp.models.transformers_modules import note_forwards
 
 
@@ -84,14 +84,9 @@ def _without_mixed_map(hf_model: Any) -> Iterator[int]:
     The self-check compares all that is used here with transformers. Gives the number of devices.
     """
     placed = getattr(hf_model, "hf_device_map", None) or {}
-    if not is_mixed_offload_gpu(placed.values()):
+    mixed = is_mixed_offload_gpu(placed.values())
+    with without_map(hf_model) if mixed else nullcontext():
         yield len(set(placed.values()))
-        return
-    del hf_model.hf_device_map
-    try:
-        yield len(set(placed.values()))
-    finally:
-        hf_model.hf_device_map = placed
 
 
 def _mask_within_float32(

@@ -27,6 +27,8 @@ from interp.models.placement import as_device
 
 WORDS = ("auto", "balanced", "balanced_low_0", "sequential")
 DISK = "disk"
+SHARE = 0.9
+"""Of the free memory, for the weights; the rest is for what runs."""
 GIVE = "give a word (auto, balanced, sequential) or module=device for every part of the model"
 
 DeviceMap = str | Mapping[str, Any]
@@ -60,7 +62,7 @@ def read_device_map(given: DeviceMap) -> str | dict[str, str]:
     if isinstance(given, str):
         if given in WORDS:
             return given
-        given = _pairs(given, "device_map") if "=" in given else {"": given}
+        given = _pairs(given, "device_map") if "=" in given else {"": _word(given)}
     if not isinstance(given, Mapping) or not given:
         raise UserError(f"device_map is {given!r:.60}: {GIVE}")
     placed = {str(name): _place(place) for name, place in given.items()}
@@ -135,7 +137,11 @@ def plan(
     if isinstance(wanted, str):
         return _divided(model, wanted, limits, spec=spec)
     check_covers(model, wanted, spec=spec)
-    return wanted
+    # Tables that are made from the configuration have no place in the map, and go with the tokens.
+    first = wanted.get("") or next(iter(wanted.values()))
+    tables = [name for name, module in model.named_modules() if module._buffers]
+    left = [name for name in tables if not wanted.keys() & {name, *_above(name)}]
+    return {**wanted, **dict.fromkeys(left, "cpu" if first == DISK else first)}
 
 
 def check_covers(model: nn.Module, placed: Mapping[str, str], *, spec: str) -> None:
@@ -147,10 +153,9 @@ def check_covers(model: nn.Module, placed: Mapping[str, str], *, spec: str) -> N
             f"device_map names {unknown[0]!r}, which {spec} does not have; its parts are "
             f"{_listed(_parts(model))}"
         )
-    # A table that is made from the configuration goes with the rest.
     if left := [name for name in model.state_dict() if not placed.keys() & {name, *_above(name)}]:
-        modules = list(dict.fromkeys(name.rpartition(".")[0] for name in left))
-        raise UserError(f"device_map leaves out {_listed(modules)} of {spec}: {GIVE}")
+        parts = [part for part in _parts(model) if any(part in _above(name) for name in left)]
+        raise UserError(f"device_map leaves out {_listed(parts or left)} of {spec}: {GIVE}")
 
 
 def _divided(
@@ -160,17 +165,21 @@ def _divided(
     sizes = compute_module_sizes(model)
     needed = sizes[""]
     there = get_max_memory(None if limits is None else dict(limits))
+    if limits is None:
+        there = {name: int(SHARE * size) for name, size in there.items()}
     room, whole = dict(there), list(model._no_split_modules or ())
     if word != "sequential":
+        disk = {DISK: room.pop(DISK)} if DISK in room else {}
         room = get_balanced_memory(model, room, whole, low_zero=word == "balanced_low_0")
+        room = {**room, **disk}
     found = infer_auto_device_map(model, room, whole)
     left = [name for name, place in found.items() if place == DISK]
     if left and DISK not in there:
         # Layers stay whole, so that more can be missing than the sums say.
         missing = max(needed - sum(there.values()), sum(sizes[name] for name in left))
         raise UserError(
-            f"{spec} takes {_gib(needed)}, and {_listed(map(as_name, there))} have "
-            f"{_gib(sum(there.values()))} for it: {_gib(missing)} are missing; give more in "
+            f"{spec} takes {_gib(needed)}, and there is room for {_gib(sum(there.values()))} "
+            f"({_listed(map(as_name, there))}): {_gib(missing)} are missing; give more in "
             "max_memory, or let the rest stay on the disk with max_memory disk=AMOUNT"
         )
     return {name: as_name(place) for name, place in found.items()}
@@ -198,6 +207,13 @@ def _skeleton(folder: Path, *, spec: str, dtype: torch.dtype) -> Any:
     except Exception as error:  # a damaged configuration makes its classes raise anything
         raise UserError(f"cannot load {spec}: its config.json: {one_line(error)}") from error
     return model
+
+
+def _word(word: str) -> str:
+    """A device alone, for the whole model. Raises UserError for any other word."""
+    if word != DISK and word.partition(":")[0] not in ("cpu", "cuda", "mps"):
+        raise UserError(f"device_map is {word!r}: {GIVE}")
+    return word
 
 
 def _place(place: Any) -> str:

@@ -35,7 +35,7 @@ from interp.models.model_check import (
     read_check,
     write_check,
 )
-from interp.models.placement import input_device
+from interp.models.placement import input_device, is_dispatched
 from interp.models.quantization import (
     Quantization,
     quantization_config,
@@ -46,7 +46,7 @@ from interp.models.quiet import quiet_libraries
 from interp.models.self_check import check_model, trial_logits
 from interp.models.spec import EMBEDDED, cache_root, resolve
 from interp.models.unwrapped import causal_model_of, check_tokenizer
-from interp.models.versions import boot
+from interp.models.versions import boot, require_bridge
 
 logger = logging.getLogger(__name__)
 
@@ -238,6 +238,8 @@ def wrap(
 ) -> HookedModel:
     """`from_hf` without the self-check, for callers that go on changing the hooked model."""
     parameter, device = next(hf_model.parameters()), input_device(hf_model)
+    if is_dispatched(hf_model):
+        require_bridge("a model that is divided over devices or offloaded")
     if quantization is None and getattr(hf_model, "is_quantized", False):
         quantization = quantization_name(getattr(hf_model.config, "quantization_config", None))
     named = hf_model.config.architectures

@@ -8,13 +8,20 @@ outside the module's own forward asks for it here.
 """
 
 import functools
+import shutil
+import tempfile
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
+from accelerate import dispatch_model
 from accelerate.hooks import AlignDevicesHook, SequentialHook
 from torch import Tensor, nn
+
+from interp.errors import UserError
+from interp.models.quiet import quiet_libraries
 
 
 def aligning_hooks(module: nn.Module) -> list[AlignDevicesHook]:
@@ -37,6 +44,20 @@ def is_dispatched(model: Any) -> bool:
 def is_offloaded(model: Any) -> bool:
     """Whether weights of a model are fetched from the CPU or the disk when they are used."""
     return any(hook.offload for module in model.modules() for hook in aligning_hooks(module))
+
+
+@contextmanager
+def without_map(model: Any) -> Iterator[dict[str, Any]]:
+    """While open, a dispatched model does not show its device map; its hooks stay. Gives the map.
+
+    Libraries that find one divide the model anew (PEFT), or refuse it (TransformerLens).
+    """
+    placed = model.__dict__.pop("hf_device_map", None)
+    try:
+        yield dict(placed or {})
+    finally:
+        if placed is not None:
+            model.hf_device_map = placed
 
 
 def run_aligned(module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -151,3 +172,24 @@ def _embedding(model: Any) -> nn.Module | None:
 def as_device(place: Any) -> torch.device:
     """A device of a device map; a number is that of a GPU."""
     return torch.device("cuda", place) if isinstance(place, int) else torch.device(place)
+
+
+def placed_alike(hf_model: Any, other: Any) -> Any:
+    """A model in memory, divided over devices as another one of the same configuration is.
+
+    What stays on the disk there is written to a temporary directory, which goes with the model.
+
+    Raises UserError for another one that does not know its device map.
+    """
+    placed = getattr(other, "hf_device_map", None)
+    if not placed:
+        raise UserError(
+            "the model is offloaded, and does not say which parts: dispatch it with "
+            "accelerate.dispatch_model, or load it with interp.load_model(device_map=...)"
+        )
+    folder = tempfile.mkdtemp(prefix="faithlens-offloaded-")
+    skipped = getattr(hf_model, "_skip_keys_device_placement", None)
+    with quiet_libraries():
+        dispatched = dispatch_model(hf_model, placed, offload_dir=folder, skip_keys=skipped)
+    weakref.finalize(dispatched, shutil.rmtree, folder, ignore_errors=True)
+    return dispatched
