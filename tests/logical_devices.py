@@ -8,7 +8,7 @@ cannot take this place: they have no numbers, which the sweeps branch on, and a 
 ends the process as soon as one of them requires a gradient.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
-from torch.utils._pytree import tree_flatten, tree_map
 
+_NN: Any = torch._C._nn  # type: ignore[attr-defined]
 _MIXED = "Expected all tensors to be on the same device, but found {}"
 _INDEXING = ("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_")
 
@@ -39,7 +39,7 @@ class LogicalTensor(torch.Tensor):
             strides=numbers.stride(),
             storage_offset=numbers.storage_offset(),
             dtype=numbers.dtype,
-            device="cpu",
+            device=torch.device("cpu"),
             requires_grad=requires_grad,
         )
         tensor.numbers, tensor.place = numbers.detach(), place
@@ -52,7 +52,7 @@ class LogicalTensor(torch.Tensor):
     def __repr__(self, *, tensor_contents: Any = None) -> str:
         return f"LogicalTensor({self.numbers!r}, {str(self.place)!r})"
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -62,39 +62,54 @@ class LogicalTensor(torch.Tensor):
 def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """One operation on the numbers; its results are where its arguments are."""
     name = func._schema.name
-    leaves, _ = tree_flatten((args, kwargs))
-    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    tensors = [leaf for leaf in _leaves((*args, *kwargs.values())) if isinstance(leaf, Tensor)]
     places = {leaf.place for leaf in tensors if isinstance(leaf, LogicalTensor)}
     if name in _INDEXING:  # indices may be on the CPU
         tensors = [args[0], *(leaf for leaf in tensors if isinstance(leaf, LogicalTensor))]
-    plain = any(
+    plain = places and any(
         type(leaf) is not LogicalTensor and leaf.ndim > 0 and not leaf.is_meta for leaf in tensors
     )
-    if name != "aten::copy_" and (len(places) > 1 or (places and plain)):
+    if name != "aten::copy_" and (len(places) > 1 or plain):
         found = [str(getattr(leaf, "place", "cpu")) for leaf in tensors]
         raise RuntimeError(_MIXED.format(f"{', '.join(found)} in {name}"))
-    asked = kwargs.get("device")
     place = next(iter(places), None)
     if name == "aten::copy_":
         place = getattr(args[0], "place", None)
-    if isinstance(asked, torch.device) and asked.type == "cpu" and asked.index is not None:
-        place = asked
-    inner_kwargs = {key: value for key, value in kwargs.items() if key != "device"}
-    if isinstance(asked, torch.device):
-        inner_kwargs["device"] = "cpu" if asked.type == "cpu" else asked
-    inner = tree_map(numbers_of, (args, inner_kwargs))
-    found = func(*inner[0], **inner[1])
+    inner = {key: numbers_of(value) for key, value in kwargs.items()}
+    asked = inner.get("device")
+    if isinstance(asked, torch.device) and asked.type == "cpu":
+        inner["device"] = torch.device("cpu")
+        place = place if asked.index is None else asked
+    found = func(*map(numbers_of, args), **inner)
     if place is None:
         return found
-    wrapped = tree_map(
-        lambda it: LogicalTensor(it, place) if type(it) is Tensor and not it.is_meta else it, found
-    )
-    return return_and_correct_aliasing(func, args, kwargs, wrapped)
+    several = isinstance(found, list | tuple)
+    wrapped: Any = [_placed(one, place) for one in (found if several else [found])]
+    wrapped = type(found)(wrapped) if several else wrapped[0]
+    if any(returned.alias_info is not None for returned in func._schema.returns):
+        return return_and_correct_aliasing(func, args, kwargs, wrapped)
+    return wrapped
+
+
+def _leaves(values: Iterable[Any]) -> Iterator[Any]:
+    for value in values:
+        if isinstance(value, list | tuple):
+            yield from value
+        else:
+            yield value
+
+
+def _placed(value: Any, place: torch.device) -> Any:
+    return LogicalTensor(value, place) if type(value) is Tensor and not value.is_meta else value
 
 
 def numbers_of(value: Any) -> Any:
-    """A tensor's numbers on plain ``cpu``; anything else as it is."""
-    return value.numbers if isinstance(value, LogicalTensor) else value
+    """A tensor's numbers on plain ``cpu``, also in a list; anything else as it is."""
+    if isinstance(value, LogicalTensor):
+        return value.numbers
+    if isinstance(value, list | tuple):
+        return type(value)(map(numbers_of, value)) if value else value
+    return value
 
 
 class _Move(torch.autograd.Function):
@@ -124,7 +139,7 @@ class _Functions(TorchFunctionMode):
         if func in (torch.tensor, torch.as_tensor) and kwargs.get("device") is not None:
             place = torch.device(kwargs.pop("device"))
             return func(*args, **kwargs).to(place)
-        if func is torch._C._nn.pad_sequence:  # made with the options that C++ sees
+        if func is _NN.pad_sequence:  # made with the options that C++ sees
             return func([numbers_of(one) for one in args[0]], *args[1:]).to(args[0][0].device)
         if func is torch.Tensor.to:
             return self._to(*args, **kwargs)
@@ -143,7 +158,7 @@ class _Functions(TorchFunctionMode):
         if other is not None:
             place, dtype = other.device, other.dtype
         else:
-            place, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+            place, dtype, *_ = _NN._parse_to(*args, **kwargs)
         if dtype is not None and dtype != value.dtype:
             value = torch.ops.aten._to_copy.default(value, dtype=dtype)
         if place is None or place == value.device or value.is_meta:

@@ -164,10 +164,11 @@ def _divided(
     """What accelerate makes of a word."""
     sizes = compute_module_sizes(model)
     needed = sizes[""]
-    there = get_max_memory(None if limits is None else dict(limits))
+    there: dict[Any, Any] = get_max_memory(None if limits is None else {**limits})
     if limits is None:
         there = {name: int(SHARE * size) for name, size in there.items()}
-    room, whole = dict(there), list(model._no_split_modules or ())
+    room: Any = dict(there)
+    whole: list[str] = list(model._no_split_modules or ())
     if word != "sequential":
         disk = {DISK: room.pop(DISK)} if DISK in room else {}
         room = get_balanced_memory(model, room, whole, low_zero=word == "balanced_low_0")
@@ -263,5 +264,5 @@ def _listed(names: Iterable[str], most: int = 6) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _gib(size: float) -> str:
+def _gib(size: float | int) -> str:
     return f"{size / 2**30:.3g} GiB" if size >= 2**27 else f"{size / 2**20:.3g} MiB"

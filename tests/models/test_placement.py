@@ -51,7 +51,7 @@ GPT2 = [
 WAYS: dict[str, list[str]] = {
     "disk": ["cpu", "cpu", "disk", "cpu", "disk", "disk"],
     "two devices": ["cpu:0", "cpu:0", "cpu:0", "cpu:1", "cpu:1", "cpu:1"],
-    "to and fro": ["cpu:1", "cpu:0", "cpu:1", "cpu:0", "cpu:1", "cpu:0"],
+    "back and forth": ["cpu:1", "cpu:0", "cpu:1", "cpu:0", "cpu:1", "cpu:0"],
     "devices and disk": ["cpu:0", "cpu:0", "disk", "cpu:1", "cpu:1", "cpu:1"],
 }
 CLOSE = 1e-4
@@ -59,6 +59,7 @@ CLOSE = 1e-4
 
 def divided(hf_model: Any, way: str, folder: Path) -> Any:
     """The model with its parts where the way says."""
+    placed: dict[str, Any]
     placed = dict(zip(LLAMA if hasattr(hf_model, "model") else GPT2, WAYS[way], strict=True))
     if "model.layers.1" in placed:  # a third layer in some models
         placed |= {"model.layers.2": placed["model.layers.1"]}
@@ -76,7 +77,7 @@ def where(way: str) -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with logical_devices() if "device" in way or "fro" in way else contextlib.nullcontext():
+        with logical_devices() if "device" in way or "forth" in way else contextlib.nullcontext():
             yield
     finally:
         torch.set_num_threads(threads)
@@ -106,7 +107,7 @@ def tiny(family: str, tokenizer: Any) -> Any:
 
 @pytest.mark.parametrize(
     ("family", "way"),
-    [("llama", "disk"), ("llama", "two devices"), ("gpt2", "to and fro"), ("gpt2", "disk")],
+    [("llama", "disk"), ("llama", "two devices"), ("gpt2", "back and forth"), ("gpt2", "disk")],
 )
 def test_effects_are_those_of_the_whole_model(
     family: str, way: str, chat_tokenizer: Any, tmp_path: Path, pairs: Any
@@ -152,7 +153,7 @@ def test_other_components_and_methods(chat_tokenizer: Any, tmp_path: Path, pairs
             patch(model, clean, corrupted, method="ig", steps=1, **options).values,
         ]
 
-    with where(way := "to and fro"):
+    with where(way := "back and forth"):
         hf_model = divided(tiny("llama", chat_tokenizer), way, tmp_path)
         found = measured(from_hf(hf_model, chat_tokenizer))
     for one, other in zip(found, measured(whole), strict=True):
