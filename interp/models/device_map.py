@@ -176,11 +176,12 @@ def _divided(
     found = infer_auto_device_map(model, room, whole)
     left = [name for name, place in found.items() if place == DISK]
     if left and DISK not in there:
-        # Layers stay whole, so that more can be missing than the sums say.
-        missing = max(needed - sum(there.values()), sum(sizes[name] for name in left))
+        # Layers stay whole, so that more can be missing than the sums say, or some although none.
+        missing = needed - sum(there.values())
+        missing = missing if missing > 0 else sum(sizes[name] for name in left)
         raise UserError(
             f"{spec} takes {_gib(needed)}, and there is room for {_gib(sum(there.values()))} "
-            f"({_listed(map(as_name, there))}): {_gib(missing)} are missing; give more in "
+            f"({_listed(map(as_name, there))}): at least {_gib(missing)} are missing; give more in "
             "max_memory, or let the rest stay on the disk with max_memory disk=AMOUNT"
         )
     return {name: as_name(place) for name, place in found.items()}

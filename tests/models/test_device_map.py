@@ -143,7 +143,7 @@ def test_what_is_missing_is_counted(folder: Path) -> None:
     n_weights = 2 * 384 * 32 + 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 32 * 64 + 2 * 32) + 32
     needed = 4 * n_weights + 4 * 4 + 4 * 4  # rotary frequencies, and the original ones
     missing = (needed - 100_000) / 2**20
-    with pytest.raises(UserError, match=rf"{missing:.3g} MiB are missing") as raised:
+    with pytest.raises(UserError, match=rf"at least {missing:.3g} MiB are missing") as raised:
         plan(
             folder,
             "sequential",
