@@ -218,7 +218,7 @@ def _variants(
         edited = recorded - step * direction
 
         def write(value: Tensor, hook: object, edited: Tensor = edited) -> Tensor:
-            return torch.where(at[..., None], edited.to(value.dtype), value)
+            return torch.where(at[..., None].to(value.device), edited.to(value), value)
 
         yield Variant(probe.layer, ((hook_name(probe.hook, probe.layer), write),))
 

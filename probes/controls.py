@@ -22,6 +22,7 @@ from interp.checked import checked
 from interp.errors import UserError
 from interp.forward.partial import device_of
 from interp.models import HookedModel, from_hf, model_info
+from interp.models.placement import is_dispatched, placed_alike
 from probes.labelled_activations import LabelledActivations
 from probes.linear import DEFAULT_C, fit_direction
 from probes.scoring import area_under_curve, cross_validated_scores
@@ -98,16 +99,17 @@ def control_task_auc(
 
 @checked
 def random_weights(model: HookedModel, *, seed: int = 0) -> HookedModel:
-    """A model of the same configuration, tokenizer, device and dtype, with random weights.
+    """A model of the same configuration, tokenizer, device or devices, and dtype, random weights.
 
     Raises UserError for a model that was not made by this package.
     """
-    spec, device = model_info(model).spec, device_of(model)
+    spec, hf_model = model_info(model).spec, model.original_model
     dtype = next(iter(model.original_model.parameters())).dtype
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         drawn = AutoModelForCausalLM.from_config(model.original_model.config, dtype=dtype)
-    return from_hf(drawn.to(device), model.tokenizer, spec=f"{spec}, random weights")
+    drawn = placed_alike(drawn, hf_model) if is_dispatched(hf_model) else drawn.to(device_of(model))
+    return from_hf(drawn, model.tokenizer, spec=f"{spec}, random weights")
 
 
 def _swapped_subjects(

@@ -50,7 +50,7 @@ from interp.report.patch_page import patch_sentences
 from interp.report.summary import agreement_sentence, summary_sentences
 from interp.runs.engines import check_engine, opened_engine
 from interp.runs.lock import check_free
-from interp.runs.manifest import check_same_model, recorded_model
+from interp.runs.manifest import check_same_model, recorded_model, recorded_quantization
 from interp.runs.shards import Engine
 
 SHOWN = 10
@@ -65,7 +65,19 @@ def load(options: ModelOptions, console: Console) -> Any:
             device=options.device,
             dtype=options.dtype,
             allow_pickle=options.allow_pickle,
+            device_map=options.device_map,
+            max_memory=options.max_memory,
+            quantization=options.quantization,
         )
+
+
+def run_options(options: Any) -> Any:
+    """The options with what the run recorded of its model in place of what was not given."""
+    quantization = options.quantization
+    if options.model is None and quantization is None:
+        quantization = recorded_quantization(options.run)
+    spec = options.model or recorded_model(options.run)["spec"]
+    return replace(options, model=spec, quantization=quantization)
 
 
 def engine_of(options: EngineOptions, model: HookedModel) -> AbstractContextManager[Engine]:
@@ -105,7 +117,7 @@ def demo(options: DemoOptions, console: Console) -> None:
 def locate(options: LocateOptions, console: Console) -> None:
     """Measure the effects of all heads; see ``interp.commands.locate``."""
     settings = settings_of(LocateSettings, options)
-    check_engine(options.engine)
+    check_engine(options.engine, options.device_map)
     check_free(options.out)
     load_premises(options.premises)  # a misspelt relation should not wait for the model
     model = load(options, console)
@@ -124,10 +136,9 @@ def locate(options: LocateOptions, console: Console) -> None:
 def evaluate(options: EvaluateOptions, console: Console) -> None:
     """Score a run's heads on its held-out part; see ``interp.commands.evaluate``."""
     settings = settings_of(EvaluateSettings, options)
-    check_engine(options.engine)
-    spec = options.model or recorded_model(options.run)["spec"]
+    check_engine(options.engine, options.device_map)
     check_free(options.run)
-    model = load(replace(options, model=spec), console)
+    model = load(run_options(options), console)
     check_same_model(options.run, model)
     _, split, effects = load_run(options.run)
     with engine_of(options, model) as engine:
@@ -147,8 +158,7 @@ def explore(options: ExploreOptions, console: Console) -> None:
     """Serve the page of a run until it is interrupted; see ``interp.explore``."""
     check_installed()
     check_explorable(options.run)  # a misspelt run should not wait for the model
-    spec = options.model or recorded_model(options.run)["spec"]
-    explorer = open_run(options.run, model=load(replace(options, model=spec), console))
+    explorer = open_run(options.run, model=load(run_options(options), console))
     # Panel is an optional package, imported only by this command.
     from interp.explore.serve import address_of, make_server
 
@@ -186,7 +196,7 @@ def probe(options: ProbeOptions, console: Console) -> None:
 def patch(options: PatchOptions, console: Console) -> None:
     """Measure the effects of every unit of a component; see ``interp.commands.patch``."""
     settings = settings_of(PatchSettings, options)
-    check_engine(options.engine)
+    check_engine(options.engine, options.device_map)
     check_free(options.out)
     load_pairs(settings)  # a broken file should not wait for the model
     model = load(options, console)

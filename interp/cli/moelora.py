@@ -10,7 +10,7 @@ from rich.console import Console
 
 from interp.cli.commands import print_next, print_sentences
 from interp.cli.config import settings_of, to_config
-from interp.cli.options import EngineOptions, WeightsOptions, parse_as
+from interp.cli.options import EngineOptions, PlacementOptions, WeightsOptions, parse_as
 from interp.commands.analyze import AnalyzeSettings, analyze_adapter
 from interp.commands.compare import ComparedMethods, CompareSettings, compare_moelora
 from interp.commands.train import train_moelora
@@ -26,7 +26,7 @@ from interp.runs.lock import check_free
 
 
 @dataclass(frozen=True)
-class TrainOptions(WeightsOptions, TrainingSettings):
+class TrainOptions(PlacementOptions, WeightsOptions, TrainingSettings):
     """Train a MoELoRA or LoRA adapter on questions and score it on held-out ones."""
 
     out: Path = Path("runs/moelora")
@@ -36,7 +36,7 @@ class TrainOptions(WeightsOptions, TrainingSettings):
 
 
 @dataclass(frozen=True)
-class CompareOptions(WeightsOptions, ComparedMethods, TrainingSettings):
+class CompareOptions(PlacementOptions, WeightsOptions, ComparedMethods, TrainingSettings):
     """LoRA, experts, and experts with the contrastive loss, at equal trainable parameters."""
 
     out: Path = Path("runs/moelora-compare")
@@ -52,7 +52,7 @@ class CompareOptions(WeightsOptions, ComparedMethods, TrainingSettings):
 
 
 @dataclass(frozen=True)
-class AnalyzeOptions(EngineOptions, WeightsOptions, AnalyzeSettings):
+class AnalyzeOptions(EngineOptions, PlacementOptions, WeightsOptions, AnalyzeSettings):
     """What the experts of an adapter are used for and what they do, against chance."""
 
     adapter: tyro.conf.Positional[Path] = Path("runs/moelora")
@@ -91,13 +91,20 @@ def parse(command: str, arguments: list[str]) -> Any:
     return parse_as(kind, f"moelora {command}", arguments, summary=kind.__doc__)
 
 
+def _placing(options: Any) -> dict[str, Any]:
+    """How the base model is read, and where its parts go."""
+    return {
+        "allow_pickle": options.allow_pickle,
+        "device_map": options.device_map,
+        "max_memory": options.max_memory,
+    }
+
+
 def train(options: TrainOptions, console: Console) -> None:
     """Train an adapter; see ``interp.commands.train``."""
     settings = settings_of(TrainingSettings, options)
     check_free(options.out)
-    run = train_moelora(
-        settings, options.out, device=options.device, allow_pickle=options.allow_pickle
-    )
+    run = train_moelora(settings, options.out, device=options.device, **_placing(options))
     metrics = read_json(run / "metrics.json")
     name = METHOD_NAMES[metrics["method"]]
     console.print(
@@ -122,9 +129,7 @@ def compare(options: CompareOptions, console: Console) -> None:
         settings_of(TrainingSettings, options), **asdict(settings_of(ComparedMethods, options))
     )
     check_free(options.out)
-    content = compare_moelora(
-        settings, options.out, device=options.device, allow_pickle=options.allow_pickle
-    )
+    content = compare_moelora(settings, options.out, device=options.device, **_placing(options))
     console.print(rich_table(accuracy_table(content), title="accuracy on held-out questions"))
     console.print(rich_table(cost_table(content), title="size and experts"))
     print_sentences(summary(content), console)
@@ -133,7 +138,7 @@ def compare(options: CompareOptions, console: Console) -> None:
 
 def analyze(options: AnalyzeOptions, console: Console) -> None:
     """Analyze the experts of an adapter; see ``interp.commands.analyze``."""
-    check_engine(options.engine)
+    check_engine(options.engine, options.device_map)
     check_free(options.out)
     content = analyze_adapter(
         options.adapter,
@@ -143,7 +148,7 @@ def analyze(options: AnalyzeOptions, console: Console) -> None:
         engine=options.engine,
         address=options.address,
         workers=options.workers,
-        allow_pickle=options.allow_pickle,
+        **_placing(options),
     )
     write_yaml(options.out / "config.yaml", to_config(options))
     title = "means over projections; of a null: its mean, and how many projections are significant"

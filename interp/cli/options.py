@@ -33,7 +33,18 @@ class WeightsOptions:
 
 
 @dataclass(frozen=True)
-class ModelOptions(WeightsOptions):
+class PlacementOptions:
+    """Where the parts of a model go that is larger than one device."""
+
+    device_map: str | None = None
+    """auto, balanced or sequential divide the layers over all devices; or the device of each part,
+    such as model.embed_tokens=cuda:0,model.layers.0=cuda:0,model.layers.1=disk,..."""
+    max_memory: str | None = None
+    """How much of the model each device may hold, such as cuda:0=20GiB,cpu=60GiB,disk=200GiB."""
+
+
+@dataclass(frozen=True)
+class ModelOptions(PlacementOptions, WeightsOptions):
     """Which model, and how it runs."""
 
     model: str = "smollm2-135m"
@@ -42,6 +53,8 @@ class ModelOptions(WeightsOptions):
     """A torch device such as cpu or cuda:0; by default a GPU if there is one."""
     dtype: str = "float32"
     """float32, bfloat16 or float16."""
+    quantization: str | None = None
+    """bnb-4bit or bnb-8bit: weights are quantized while they are read (package bitsandbytes)."""
 
 
 @dataclass(frozen=True)

@@ -53,11 +53,13 @@ def load_adapted(
     adapter: Path,
     *,
     dtype: str = "float32",
-    device: str | None = None,
-    allow_pickle: bool = False,
+    **placing: Any,
 ) -> AdaptedModel:
-    """The base model that ``spec`` names with the adapter saved in a directory."""
-    base = load_pretrained(spec, dtype=dtype, device=device, allow_pickle=allow_pickle)
+    """The base model that ``spec`` names with the adapter saved in a directory.
+
+    ``placing`` is further options of `load_pretrained`: where the model goes, how it is quantized.
+    """
+    base = load_pretrained(spec, dtype=dtype, **placing)
     model = load_adapter(base.model, adapter).eval()
     sha256 = file_hash(adapter / WEIGHTS_FILE)
     config = digest_of({**read_adapter_config(adapter), "base_model_name_or_path": None})

@@ -37,6 +37,7 @@ from interp.experts.routing.specialization import (
     measure_specialization,
 )
 from interp.files.documents import read_json, write_atomically, write_json, write_table
+from interp.models.device_map import DeviceMap, MaxMemory
 from interp.models.versions import require_bridge
 from interp.moelora.data.examples import Example
 from interp.moelora.data.formats import ColumnMapping
@@ -51,7 +52,7 @@ from interp.report.experts_page import (
 )
 from interp.report.page import PlacedFigure
 from interp.runs.clock import one_moment, with_clock
-from interp.runs.engines import EngineName, engine_for
+from interp.runs.engines import EngineName, check_engine, engine_for
 from interp.runs.identity import begin_run, check_run
 from interp.runs.lock import one_process
 from interp.runs.manifest import describe_hf_model, read_manifest, write_manifest
@@ -101,6 +102,8 @@ class AnalyzeSettings:
     """The false-discovery rate up to which something counts as significant."""
     dtype: str = "float32"
     """float32 or bfloat16."""
+    quantization: str | None = None
+    """bnb-4bit or bnb-8bit: the base's weights are quantized while they are read."""
     seed: int = 0
     """Of all draws."""
 
@@ -132,6 +135,8 @@ def analyze_adapter(
     address: str | None = None,
     workers: int | None = None,
     allow_pickle: bool = False,
+    device_map: DeviceMap | None = None,
+    max_memory: MaxMemory | None = None,
 ) -> dict[str, Any]:
     """Analyze the adapter in a directory (or in a training run) and write the results to ``run``.
 
@@ -139,6 +144,7 @@ def analyze_adapter(
         engine, address, workers: where routing is counted and experts are switched off; see
             `interp.runs.engines`.
         allow_pickle: accept a base model whose weights are pickle files.
+        device_map, max_memory: of the base model, as `interp.load_model` takes them.
 
     Returns:
         The content of measures.json.
@@ -147,6 +153,7 @@ def analyze_adapter(
         UserError: no adapter, one of another kind or of another base model; data of one task only;
             a task with too few tokens; TransformerLens 3, unless ``settings.effects`` is 0.
     """
+    check_engine(engine, device_map)
     if settings.tokens and engine != "local":
         raise UserError("--tokens needs the local engine: leave --tokens or --engine out")
     if settings.effects:
@@ -156,6 +163,8 @@ def analyze_adapter(
     examples = read_tasks(settings)
     load = partial(load_adapted, model_name, folder.resolve(), dtype=settings.dtype)
     load = partial(load, device=device, allow_pickle=allow_pickle)
+    load = partial(load, device_map=device_map, max_memory=max_memory)
+    load = partial(load, quantization=settings.quantization)
     loaded = load()
     corpus = corpus_of(examples, loaded.tokenizer)
     check_enough(corpus, tokens=settings.least_tokens, units=LEAST_UNITS)

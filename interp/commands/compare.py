@@ -33,6 +33,7 @@ from interp.files.documents import (
 )
 from interp.files.tables import read_table
 from interp.files.text import read_json_lines
+from interp.models.device_map import DeviceMap, MaxMemory
 from interp.moelora.training.adapters import Method, check_method
 from interp.moelora.training.comparison import FinishedRun, compare
 from interp.moelora.training.pretrained import load_pretrained
@@ -83,6 +84,8 @@ def compare_moelora(
     *,
     device: str | None = None,
     allow_pickle: bool = False,
+    device_map: DeviceMap | None = None,
+    max_memory: MaxMemory | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Train the missing adapters, compare all, and write the page.
@@ -103,15 +106,16 @@ def compare_moelora(
     found, tokenizer = base_identity(settings.training, allow_pickle=allow_pickle)
     claim_run(run, IDENTITY, {**identity, **found}, beside=with_clock({}, tokenizer))
     write_yaml(run / "config.yaml", {**identity, "seeds": list(settings.seeds)})
-    options: Any = {"device": device, "allow_pickle": allow_pickle, "progress": progress}
-    base = _base_metrics(settings.training, run, **options)
+    placing: Any = {"device": device, "device_map": device_map, "max_memory": max_memory}
+    placing |= {"allow_pickle": allow_pickle}
+    base = _base_metrics(settings.training, run, progress=progress, **placing)
     finished = []
     for seed in settings.seeds:
         for method in settings.methods:
             training = replace(settings.training, method=method, seed=seed)
             folder = run / "runs" / f"{method}-seed{seed}"
             logger.info("%s, seed %d", method, seed)
-            train_moelora(training, folder, **options)
+            train_moelora(training, folder, progress=progress, **placing)
             finished.append(read_finished(folder, method, seed))
     first = f"{settings.methods[0]}-seed{settings.seeds[0]}"
     spread = parameter_spread(finished)
@@ -164,13 +168,13 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _base_metrics(
-    training: TrainingSettings, run: Path, *, device: str | None, allow_pickle: bool, progress: bool
+    training: TrainingSettings, run: Path, *, progress: bool, **placing: Any
 ) -> dict[str, Any]:
     """The metrics of the model without an adapter on the same questions."""
     path = run / "base.json"
     if not path.is_file():
         base = load_pretrained(
-            training.model, dtype=training.dtype, device=device, allow_pickle=allow_pickle
+            training.model, dtype=training.dtype, quantization=training.quantization, **placing
         )
         data = load_data(base, training)
         answers, metrics = metrics_of(base, base.model, data, progress=progress)

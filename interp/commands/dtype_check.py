@@ -23,6 +23,7 @@ from interp.files.text import one_line
 from interp.forward.out_of_memory import is_out_of_memory
 from interp.models import loader_of, model_info
 from interp.models.hooked_model import HookedModel
+from interp.models.placement import is_offloaded
 from interp.runs.manifest import read_manifest
 
 logger = logging.getLogger(__name__)
@@ -99,6 +100,8 @@ def _in_float32(model: HookedModel) -> Iterator[tuple[Any, str]]:
     if reference is not None and model_info(reference).fingerprint == model_info(model).fingerprint:
         yield reference, "float32"
         return
+    if is_offloaded(model.original_model):
+        raise UserError("its weights are offloaded, and the model cannot be loaded again")
     with widened(model):
         yield model, "the same weights in float32"
 

@@ -23,9 +23,11 @@ from interp.errors import UserError
 from interp.files.documents import write_json, write_jsonl, write_table, write_yaml
 from interp.files.whole import beside_of, move_into_place
 from interp.models import cache_root, fingerprint_of_folder, resolve
+from interp.models.device_map import DeviceMap, MaxMemory, check_placing
 from interp.models.folder import read_tokenizer
 from interp.models.hooked_model import HookedModel
 from interp.models.limits import vocabulary_size
+from interp.models.quantization import quantized_fingerprint
 from interp.moelora.data.encoding import end_token
 from interp.moelora.data.sources import TaskData, load_task_data
 from interp.moelora.training.adapters import adapt, trainable_parameters
@@ -38,7 +40,12 @@ from interp.moelora.training.scoring import (
     score,
 )
 from interp.moelora.training.trainer import AdapterTrainer
-from interp.moelora.training.training import TrainingSettings, make_trainer, run_training
+from interp.moelora.training.training import (
+    TrainingSettings,
+    check_trainable,
+    make_trainer,
+    run_training,
+)
 from interp.runs.clock import one_moment, with_clock
 from interp.runs.identity import begin_run, check_finished, check_run
 from interp.runs.lock import one_process
@@ -65,18 +72,30 @@ def train_moelora(
     *,
     device: str | None = None,
     allow_pickle: bool = False,
+    device_map: DeviceMap | None = None,
+    max_memory: MaxMemory | None = None,
     progress: bool = True,
 ) -> Path:
     """Train an adapter and score it on held-out questions; returns `run`.
 
-    Under ``accelerate launch`` every process calls this, and the first one writes. Raises
-    `UserError` for a user's mistake, if possible before anything is written.
+    Under ``accelerate launch`` every process calls this, and the first one writes. `device_map`
+    and `max_memory` are those of `interp.load_model`; a divided model is trained in one process.
+    Raises `UserError` for a user's mistake, if possible before anything is written.
     """
     if (run / "metrics.json").is_file():
         found, _ = base_identity(settings, allow_pickle=allow_pickle)
         check_finished(run, IDENTITY, {**plain_settings(settings), **found})
         return run
-    base = load_pretrained(settings.model, dtype=settings.dtype, allow_pickle=allow_pickle)
+    check_placing(device, device_map, max_memory)
+    base = load_pretrained(
+        settings.model,
+        dtype=settings.dtype,
+        allow_pickle=allow_pickle,
+        device_map=device_map,
+        max_memory=max_memory,
+        quantization=settings.quantization,
+    )
+    check_trainable(base.model)
     data = load_data(base, settings)
     identity = {
         **plain_settings(settings),
@@ -114,6 +133,7 @@ def base_identity(
     folder = resolve(settings.model, allow_pickle=allow_pickle)
     tokenizer = read_tokenizer(folder, spec=settings.model)
     digest = fingerprint_of_folder(folder, cache=cache_root() / "fingerprints")
+    digest = quantized_fingerprint(digest, settings.quantization)
     return {"fingerprint": digest, **tokenizer_identity(tokenizer)}, tokenizer
 
 

@@ -17,7 +17,7 @@ from interp.models import load_model
 from interp.models.hooked_model import HookedModel
 from interp.premises.questions import Split
 from interp.report.read_run import read_heads
-from interp.runs.manifest import read_manifest, recorded_model
+from interp.runs.manifest import read_manifest, recorded_model, recorded_quantization
 from probes.detector.detections import Detector
 
 
@@ -57,7 +57,12 @@ def open_run(
     settings, split, _ = load_run(run)
     heads = read_heads(run / "heads.csv")
     if model is None:
-        model = load_model(recorded_model(run)["spec"], device=device, dtype=dtype)
+        model = load_model(
+            recorded_model(run)["spec"],
+            device=device,
+            dtype=dtype,
+            quantization=recorded_quantization(run),
+        )
     check_same_prompts(run, model)
 
     def make() -> Detector:

@@ -2,8 +2,8 @@
 
 Two threads inside every operation wait for each other after each operation; two batches in parallel
 do not. Each batch runs on one thread whatever the number of workers, so that the numbers do not
-depend on it. On a GPU, or where only the hooked model will do (which all threads would share),
-batches run one after the other.
+depend on it. On a GPU, or where only the hooked model will do (which all threads would share), or
+with a model whose layers are divided or offloaded, batches run one after the other.
 """
 
 import threading
@@ -20,6 +20,7 @@ from interp.forward.out_of_memory import halving, is_out_of_memory
 from interp.forward.partial import RecordedRun
 from interp.forward.unhooked import unhooked_model
 from interp.models.hooked_model import HookedModel
+from interp.models.placement import is_dispatched
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -94,6 +95,8 @@ class Workers:
 def working(model: HookedModel, device: torch.device) -> Iterator[Workers]:
     """Workers for a sweep; as many as torch may use threads."""
     count = min(torch.get_num_threads(), MOST_WORKERS) if device.type == "cpu" else 1
+    if is_dispatched(model.original_model):
+        count = 1  # hooks fetch weights into the modules that all threads would share
     if count < 2:
         yield Workers(model, None, 1)
         return

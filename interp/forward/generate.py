@@ -25,6 +25,7 @@ from interp.forward.out_of_memory import halving
 from interp.models.call import evaluating
 from interp.models.hooked_model import HookedModel
 from interp.models.limits import check_prompts, room_for_answer, vocabulary_size
+from interp.models.placement import input_device
 from interp.progress import progress_bar
 
 logger = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ def greedy_answers(
     settings: dict[str, Any] = {"num_beams": 1, "pad_token_id": pad}
     if end is not None:
         settings["eos_token_id"] = ends
-    device = next(iter(hf_model.parameters())).device
+    device = input_device(hf_model)
     bar = progress_bar(total=len(prompts), description=description, shown=progress)
     with evaluating(hf_model), only_end_tokens(hf_model, ends), bar:
         chunks = _chunks(hf_model, prompts, wanted=max_new_tokens, most=batch_prompts)

@@ -171,8 +171,9 @@ def record_run(
             logits = call_model(hf_model, tokens, batch.mask, cache=cache, keep=n_kept)
         logits = logits[:, -1] if logits_to_keep is None else logits
     cached: Any = () if cache is None else cache.layers
+    n_positions, device = batch.width - start, batch.tokens.device
     kept = {
-        name: _stack_layers(layers, name, model, n_positions=batch.width - start)
+        name: _stack_layers(layers, name, model, n_positions=n_positions, device=device)
         for name, layers in seen.items()
     }
     return RecordedRun(
@@ -207,14 +208,19 @@ def _storing_hooks(
 
 
 def _stack_layers(
-    values: Sequence[Tensor], component: str, model: HookedModel, *, n_positions: int
+    values: Sequence[Tensor],
+    component: str,
+    model: HookedModel,
+    *,
+    n_positions: int,
+    device: torch.device,
 ) -> Float[Tensor, "layer prompt pos unit width"]:
-    """The layers' values of a hook point, by position and unit.
+    """The layers' values of a hook point, by position and unit, together on one device.
 
     Raises:
         UserError: values of another shape, or of shapes that differ between layers.
     """
-    units = [as_units(value, component) for value in values]
+    units = [as_units(value, component) for value in values]  # each on its layer's device
     for value, by_unit in zip(values, units, strict=True):
         if by_unit.shape[1:3] != (n_positions, count_units(model, component)):
             raise UserError(
@@ -228,7 +234,7 @@ def _stack_layers(
                 f"{list(by_unit.shape)} in layer {layer}, so that the layers cannot be patched "
                 "together"
             )
-    return torch.stack(units)
+    return torch.stack([by_unit.to(device) for by_unit in units])
 
 
 def check_batch(model: HookedModel, batch: TokenBatch) -> None:
@@ -356,7 +362,7 @@ def resume(
         )
         return logits if tokens is None or run.plain.can_narrow else logits.gather(1, tokens)
     if z is not None:
-        hooks = [(hook_name("z", layer), lambda value, hook: z.to(value.dtype)), *hooks]
+        hooks = [(hook_name("z", layer), lambda value, hook: z.to(value)), *hooks]
     dtype, keep = dtype_of(model), 1 if run.logits.ndim == 2 else run.logits.shape[1]
     shared = first_shared_keys(model.original_model.config)
     below = None if shared is None else (shared, run.resid_pre[shared][rows].to(dtype))

@@ -13,12 +13,13 @@ from interp.forward.batch import TokenBatch
 from interp.models.call import call_model
 from interp.models.hooked_model import HookedModel
 from interp.models.limits import check_length, check_tokens
+from interp.models.placement import input_device
 from interp.models.versions import check_hooked
 
 
 def device_of(model: HookedModel) -> torch.device:
-    """The device of the model's weights."""
-    return next(iter(model.original_model.parameters())).device
+    """The device that token ids belong on; see `interp.models.placement`."""
+    return input_device(model.original_model)
 
 
 def batch_for(model: HookedModel, prompts: Any, what: str = "prompts") -> TokenBatch:

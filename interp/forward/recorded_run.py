@@ -31,7 +31,8 @@ class RecordedRun:
     Attributes:
         batch: the prompts.
         start: the first position that is run again; those before it are the shared prefix.
-        keys_values: per layer the keys and values [prompt kv_head pos d_head] of all positions.
+        keys_values: per layer the keys and values [prompt kv_head pos d_head] of all positions, on
+            the layer's device; all else is on that of the prompts.
         resid_pre: Float[layer prompt pos d_model], every layer's input from ``start`` on.
         values: by component, Float[layer prompt pos unit width] from ``start`` on.
         logits: Float[prompt d_vocab] of the last position, or Float[prompt keep d_vocab] of the
@@ -67,7 +68,8 @@ class RecordedRun:
     def prefix_cache(self, rows: Int[Tensor, " row"], dtype: torch.dtype) -> Cache | None:
         """The shared prefix as a cache for these rows; None where there is none."""
         layers: list[Any] = [
-            _CopiedPrefixLayer(k[rows].to(dtype), v[rows].to(dtype)) for k, v in self.prefix
+            _CopiedPrefixLayer(k[rows.to(k.device)].to(dtype), v[rows.to(v.device)].to(dtype))
+            for k, v in self.prefix
         ]
         return Cache(layers=layers) if layers else None
 

@@ -74,7 +74,7 @@ class SharedPrefix:
             of_rows = of_rows.unflatten(0, (self.repeats, len(prefix)))
             prefix = prefix.expand(self.repeats, *prefix.shape)
             return torch.cat([prefix, of_rows], dim=-2).flatten(0, 1)
-        return torch.cat([prefix[self.rows], of_rows], dim=-2)
+        return torch.cat([prefix[self.rows.to(prefix.device)], of_rows], dim=-2)
 
     @cached_property
     def repeats(self) -> int:

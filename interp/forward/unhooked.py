@@ -37,6 +37,7 @@ from interp.forward.widen import tensor_cores, widen
 from interp.models.call import call_model
 from interp.models.hooked_model import HookedModel
 from interp.models.model_check import check_of
+from interp.models.placement import own_weights
 from interp.models.transformers_modules import TransformersModules, is_component
 from interp.models.versions import wraps_transformers
 from interp.precision import dtype_of, wide_dtype, widened
@@ -253,11 +254,14 @@ def _at_last_position(module: nn.Module) -> Callable[..., Any]:
 
 def _only_tokens(unembedding: Any, tokens: Int[Tensor, "row token"]) -> Callable[[Tensor], Tensor]:
     """The unembedding for a few tokens in each row, in the order given; in float32 at least."""
-    weight, bias = widened(unembedding.weight[tokens]), getattr(unembedding, "bias", None)
+    with own_weights(unembedding):
+        at = tokens.to(unembedding.weight.device)
+        weight, bias = widened(unembedding.weight[at]), getattr(unembedding, "bias", None)
+        bias = None if bias is None else widened(bias.to(at.device)[at])[:, None]
 
     def forward(hidden_states: Tensor) -> Tensor:
-        logits = torch.einsum("rpd,rtd->rpt", widened(hidden_states), weight)
-        return logits if bias is None else logits + widened(bias[tokens])[:, None]
+        logits = torch.einsum("rpd,rtd->rpt", widened(hidden_states).to(weight.device), weight)
+        return logits if bias is None else logits + bias
 
     return forward
 

@@ -8,6 +8,7 @@ instructions for bfloat16 it is also several times faster: widening a matrix cos
 the product in bfloat16 has to be emulated.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -15,6 +16,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
+
+from interp.models.placement import run_aligned
 
 NARROW = (torch.bfloat16, torch.float16)
 SLICE = 2**24
@@ -43,7 +46,7 @@ def widen(module: nn.Module) -> None:
     module.__dict__["_parameters"] = parameters
     if not is_narrow(module):
         return
-    forward = module.forward
+    forward = _bare_forward(module)
     if type(module) is nn.Linear:
         wide: Forward = lambda input: wide_linear(input, module.weight, module.bias)  # noqa: E731
     elif type(module) is Conv1D:
@@ -53,7 +56,17 @@ def widen(module: nn.Module) -> None:
         wide = lambda *args, **kwargs: forward(*args, **kwargs).float()  # noqa: E731
     else:
         wide = _with_wide_weights(module)
-    module.__dict__["forward"] = wide
+    # Outermost: weights that are fetched are there before they are widened.
+    module.__dict__["forward"] = run_aligned(module, functools.wraps(forward)(wide))
+
+
+def _bare_forward(module: nn.Module) -> Forward:
+    """The module's forward, without accelerate's hook around it."""
+    return (
+        module.forward
+        if "_hf_hook" not in module.__dict__
+        else type(module).forward.__get__(module)
+    )
 
 
 def wide_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -92,7 +105,7 @@ class _WideProduct(torch.autograd.Function):
 
 def _with_wide_weights(module: nn.Module) -> Forward:
     """The module's own forward, in which every weight is widened while it runs."""
-    narrow_forward = module.forward
+    narrow_forward = _bare_forward(module)
     narrow = module._parameters
 
     def forward(*args: Any, **kwargs: Any) -> Any:

@@ -147,7 +147,7 @@ def last_row_saliency(
             loss = -LogProbability(answer[rows.start : rows.stop])(logits).sum()
             gradients = torch.autograd.grad(loss, seen, materialize_grads=True)
         layers = [
-            (widened(pattern.detach()) * widened(gradient))[:, :, -1].sum(dim=1).abs()
+            (widened(pattern.detach()) * widened(gradient))[:, :, -1].sum(dim=1).abs().cpu()
             for pattern, gradient in zip(seen, gradients, strict=True)
         ]
         return torch.stack(layers, dim=1).to("cpu", result_dtype(model))

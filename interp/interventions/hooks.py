@@ -42,12 +42,13 @@ def _output_hooks(
     def write(z: Tensor, hook: object, *, layer: int, heads: Bool[Tensor, " head"]) -> Tensor:
         if not state.acting:
             return z
-        where = state.positions[:, :, None, None] & heads[None, None, :, None].to(z.device)
+        where = state.positions.to(z.device)[:, :, None, None]
+        where = where & heads[None, None, :, None].to(z.device)
         if part.mode == "mean":
             assert mean is not None
             new = mean[layer].to(device=z.device, dtype=z.dtype).expand_as(z)
         elif part.mode == "resample":
-            new = state.resampled[layer].to(z.dtype)
+            new = state.resampled[layer].to(z)
         else:
             new = part.factor * z
         return torch.where(where, new, z)

@@ -2,18 +2,22 @@
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from jaxtyping import Bool, Int
 from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.model_bridge.generalized_components import NormalizationBridge
+from transformer_lens.utilities.multi_gpu import is_mixed_offload_gpu
 
 from interp.errors import UserError
 from interp.files.text import one_line
 from interp.models.hooked_model import HookedModel
 from interp.models.latent_attention import connect_latent_attention
 from interp.models.native_attention import connect_attention_hooks
+from interp.models.placement import execution_device, without_map
 from interp.models.transformers_modules import note_forwards
 
 
@@ -31,9 +35,10 @@ def boot(
     name = tokenizer.name_or_path
     tokenizer.init_kwargs = {**true_kwargs, "name_or_path": name, "add_bos_token": True}
     try:
-        model = TransformerBridge.boot_transformers(
-            spec, hf_model=hf_model, tokenizer=tokenizer, device=device, dtype=dtype
-        )
+        with _without_mixed_map(hf_model) as n_devices:
+            model = TransformerBridge.boot_transformers(
+                spec, hf_model=hf_model, tokenizer=tokenizer, device=device, dtype=dtype
+            )
         if not hasattr(model, "blocks"):
             raise ValueError("it has no blocks of layers")
     except Exception as error:  # an adapter that does not fit a model's sizes raises anything
@@ -42,6 +47,11 @@ def boot(
         why = one_line(error) if meant_for_people else "its adapter does not fit this configuration"
         raise UserError(f"TransformerLens cannot hook {architecture}: {why}") from error
     tokenizer.init_kwargs = true_kwargs
+    model.cfg.device = str(device)  # TransformerLens takes that of a weight, which may be on meta
+    model.cfg.n_devices = max(n_devices, getattr(model.cfg, "n_devices", None) or 1)
+    for component in model.modules():
+        if isinstance(component, NormalizationBridge):
+            _move_input(component)
     note_forwards(model)
     connect_attention_hooks(model)
     connect_latent_attention(model)
@@ -50,6 +60,33 @@ def boot(
             if hasattr(block, "attn"):
                 block.attn.register_forward_pre_hook(_mask_within_float32, with_kwargs=True)
     return model
+
+
+def _move_input(norm: NormalizationBridge) -> None:
+    """Give a norm its input on the device of its weights.
+
+    TransformerLens computes it past the module that accelerate's hook is in.
+    """
+    device = None if norm.original_component is None else execution_device(norm.original_component)
+    if device is None:
+        return
+
+    def move(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return send_to_device(args, device), send_to_device(kwargs, device)
+
+    norm.register_forward_pre_hook(move, with_kwargs=True)
+
+
+@contextmanager
+def _without_mixed_map(hf_model: Any) -> Iterator[int]:
+    """Hide a map of GPUs and offloaded weights, which TransformerLens refuses as not tried yet.
+
+    The self-check compares all that is used here with transformers. Gives the number of devices.
+    """
+    placed = getattr(hf_model, "hf_device_map", None) or {}
+    mixed = is_mixed_offload_gpu(placed.values())
+    with without_map(hf_model) if mixed else nullcontext():
+        yield len(set(placed.values()))
 
 
 def _mask_within_float32(

@@ -15,6 +15,7 @@ from transformers.cache_utils import Cache
 
 from interp.errors import UserError
 from interp.models.hooked_model import HookedModel
+from interp.models.placement import input_device
 
 
 def call_model(
@@ -28,7 +29,8 @@ def call_model(
     """Run the last ``pos`` of ``seen`` positions; those before them are in the cache.
 
     The model runs in evaluation mode, and is left in the mode that it was in. Position ids count
-    the real tokens, so that padding on the left changes nothing. Models that take no position ids,
+    the real tokens, so that padding on the left changes nothing. Tokens and mask may be on any
+    device. Models that take no position ids,
     or always compute all logits, are called accordingly.
 
     Args:
@@ -36,6 +38,7 @@ def call_model(
         keep: how many of the last positions' logits are returned.
     """
     accepted = inspect.signature(hf_model.forward).parameters
+    tokens, mask = tokens.to(device := input_device(hf_model)), mask.to(device)
     arguments: dict[str, Any] = {"input_ids": tokens, "attention_mask": mask.long()}
     if "use_cache" in accepted:
         arguments["use_cache"] = cache is not None

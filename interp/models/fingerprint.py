@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from interp.errors import UserError
 from interp.files.whole import write_whole
+from interp.models.placement import sorted_state
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _VOLATILE_KEYS = (
@@ -79,14 +80,14 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def fingerprint_of_model(model: nn.Module, config: dict[str, Any] | None = None) -> str:
-    """The fingerprint of a model in memory, over its ``state_dict``, as hex.
+    """The fingerprint of a model in memory, over its ``state_dict``, as hex; wherever it is.
 
     `config` defaults to the model's own transformers configuration, if it has one. A model in
     memory names tied weights twice and may have another dtype than its file, so this agrees with
     `fingerprint_of_folder` only about being the same or not among models in memory.
     """
     to_dict: Any = getattr(getattr(model, "config", None), "to_dict", dict)
-    return _digest(to_dict() if config is None else config, sorted(model.state_dict().items()))
+    return _digest(to_dict() if config is None else config, sorted_state(model))
 
 
 def _digest(config: dict[str, Any], tensors: Iterable[tuple[str, Tensor]]) -> str:

@@ -1,6 +1,7 @@
 """Loading without progress bars, log lines and warnings, and with readable errors."""
 
 import contextlib
+import logging
 import warnings
 from collections.abc import Iterator
 
@@ -12,7 +13,10 @@ from interp.files.text import one_line
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Silence transformers below errors, and all warnings, while open."""
+    """Silence transformers and accelerate below errors, and all warnings, while open."""
+    dispatching = logging.getLogger("accelerate.big_modeling")
+    level = dispatching.level
+    dispatching.setLevel(logging.ERROR)
     bars = transformers_logging.is_progress_bar_enabled()
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
@@ -22,6 +26,7 @@ def quiet_libraries() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
+        dispatching.setLevel(level)
         transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()

@@ -28,7 +28,7 @@ def adding(module: nn.Module, change: Tensor) -> Iterator[None]:
     """The module's input has something added."""
 
     def before(module: Any, args: tuple[Any, ...]) -> Any:
-        return (args[0] + change.reshape(args[0].shape), *args[1:])
+        return (args[0] + change.reshape(args[0].shape).to(args[0].device), *args[1:])
 
     with module.register_forward_pre_hook(before):
         yield

@@ -40,6 +40,7 @@ from interp.files.text import one_line
 from interp.models.call import call_model
 from interp.models.hooked_model import HookedModel
 from interp.models.model_check import ModelCheck, Part
+from interp.models.placement import input_device
 from interp.models.reference_edits import KEY, adding, cut_edges, cutting_mask, cutting_softmax
 from interp.models.transformers_modules import TransformersModules
 from interp.models.versions import wraps_transformers
@@ -64,7 +65,7 @@ def trial_tokens(hf_model: Any) -> Int[Tensor, "prompt pos"]:
     n_tokens = int(hf_model.get_input_embeddings().weight.shape[0])
     step = max(1, n_tokens // (PROMPT_TOKENS + 3))
     ids = (torch.arange(2, PROMPT_TOKENS + 2) * step).clamp(max=n_tokens - 1)
-    return ids[None].to(hf_model.get_input_embeddings().weight.device)
+    return ids[None].to(input_device(hf_model))
 
 
 @torch.no_grad()
@@ -290,7 +291,8 @@ class _Trial:
         names = self._residual_names(layer)
         if not names:
             return
-        before, attention, mlp, after = (shown[name] for name in names)
+        # Where layers are on several devices, a layer's input is on that of the layer before.
+        before, attention, mlp, after = (shown[name].cpu() for name in names)
         if mlp.shape != before.shape or attention.shape != before.shape:
             return  # shown in a shape that cannot be patched, which says so itself
         difference = float((before + attention + mlp - after).abs().max())

@@ -14,13 +14,14 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from interp.models.hooked_model import HookedModel
+from interp.models.placement import run_aligned
 
 _AT_BOOT = "_forward_at_boot"
 
 
 def note_forwards(model: HookedModel) -> None:
     """Note which forwards a bridge has replaced, to distinguish them from those replaced later."""
-    for module in model.modules():
+    for module in (*model.modules(), *model.original_model.modules()):
         if "forward" in module.__dict__ and not is_component(module):
             module.__dict__[_AT_BOOT] = module.__dict__["forward"]
 
@@ -32,8 +33,8 @@ class TransformersModules:
         root: the copy of the transformers model.
 
     Raises:
-        NotImplementedError: a forward was replaced after loading, or weights are fetched by hooks
-            of accelerate, which a copy does not have.
+        NotImplementedError: a forward was replaced after loading, or before accelerate put its
+            hooks into the modules.
     """
 
     def __init__(self, model: HookedModel, *, attn_implementation: str | None = None) -> None:
@@ -56,10 +57,11 @@ class TransformersModules:
         known = self._copies.get(id(inner))
         if known is not None:
             return known
-        if hasattr(inner, "_hf_hook"):
-            raise NotImplementedError(f"{type(inner).__name__} whose weights are offloaded")
         forward = inner.__dict__.get("forward")
         if forward is not None and forward is not inner.__dict__.get(_AT_BOOT):
+            raise NotImplementedError(f"{type(inner).__name__} with a forward of its own")
+        below = inner.__dict__.get("_old_forward")  # what accelerate's hook calls
+        if below is not None and getattr(below, "__func__", None) is not type(inner).forward:
             raise NotImplementedError(f"{type(inner).__name__} with a forward of its own")
         twin = object.__new__(type(inner))
         # Without a forward that TransformerLens set (Falcon): the class has transformers' own.
@@ -70,6 +72,8 @@ class TransformersModules:
                 twin.__dict__[name] = self._config(value)
             elif name.endswith("_hooks") and isinstance(value, dict):
                 twin.__dict__[name] = copy.copy(value)
+        if "_hf_hook" in twin.__dict__:
+            twin.__dict__["forward"] = run_aligned(twin, twin.forward)
         self._copies[id(inner)] = twin
         twin._modules = {
             name: None if child is None else self._copied(child)

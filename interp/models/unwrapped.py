@@ -20,6 +20,7 @@ from transformers.models.auto.modeling_auto import (
 from interp.errors import UserError
 from interp.files.text import one_line
 from interp.models.call import evaluating
+from interp.models.placement import input_device, is_offloaded
 from interp.models.versions import HookedClass
 
 TRIAL_TOKENS = 8
@@ -89,6 +90,12 @@ def _merged(adapted: Any) -> Any:
     """A copy with the active adapters in its weights. Raises UserError if it is not the same."""
     what = f"{type(adapted).__name__} with an adapter"
     base: Any = adapted.get_base_model() if hasattr(adapted, "get_base_model") else adapted
+    if is_offloaded(base):
+        raise UserError(
+            f"{what} cannot be hooked while weights are offloaded to the CPU or the disk, because "
+            "an adapter is merged into the weights: merge it (merge_and_unload), save the model, "
+            "and load that"
+        )
     try:
         merged = _merge_layers(_copy_of(base))
     except (NotImplementedError, ValueError, RuntimeError, AttributeError, TypeError) as error:
@@ -154,10 +161,10 @@ def _merge_layers(model: Any) -> Any:
 @torch.no_grad()
 def _trial(model: Any) -> torch.Tensor:
     """The logits of a few tokens, in evaluation mode."""
-    weight = next(iter(model.parameters()))
     generator = torch.Generator().manual_seed(0)
     vocabulary = model.config.get_text_config().vocab_size
-    tokens = torch.randint(vocabulary, (1, TRIAL_TOKENS), generator=generator).to(weight.device)
+    tokens = torch.randint(vocabulary, (1, TRIAL_TOKENS), generator=generator)
+    tokens = tokens.to(input_device(model))
     with evaluating(model):
         return model(input_ids=tokens, use_cache=False).logits[:, -TRIAL_TOKENS:]
 
@@ -183,7 +190,7 @@ def _check_weights(hf_model: Any) -> None:
     if not weights:
         raise UserError(f"{type(hf_model).__name__} has no weights")
     meta = [name for name, weight in weights.items() if weight.is_meta]
-    if meta:
+    if meta and not is_offloaded(hf_model):
         raise UserError(
             f"the weight {meta[0]} has no data (it is on the meta device): load the weights first, "
             "with from_pretrained, say"

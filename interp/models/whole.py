@@ -23,6 +23,7 @@ from interp.files.shape import check_shape
 from interp.files.tensors import tensor_shapes
 from interp.files.text import read_json_object
 from interp.models.fingerprint import INDEX, SINGLE
+from interp.models.placement import named_weights
 
 logger = logging.getLogger(__name__)
 
@@ -136,25 +137,31 @@ def first_bad_weight(model: Any) -> str | None:
     A sum is finite if all its terms are, unless it overflows: only the values of a weight whose sum
     is not finite are looked at one by one.
     """
-    for name, weight in (*model.named_parameters(), *model.named_buffers()):
-        if not weight.is_floating_point() or weight.is_meta or not weight.numel():
+    found = _first_bad(model)
+    return None if found is None else found[0]
+
+
+def _first_bad(model: Any) -> tuple[str, int, int] | None:
+    """The name of the first bad weight, how many of its values are bad, and how many it has."""
+    for name, weight in named_weights(model):
+        if not weight.is_floating_point() or not weight.numel():
             continue
         total = weight.detach().sum(dtype=torch.float32)
-        if not bool(torch.isfinite(total)) and not bool(torch.isfinite(weight).all()):
-            return name
+        if not bool(torch.isfinite(total)):
+            bad = int((~torch.isfinite(weight)).sum())
+            if bad:
+                return name, bad, weight.numel()
     return None
 
 
 def check_weights(model: nn.Module, spec: str) -> None:
     """Raise UserError that names the first weight that is NaN or infinite, and how many are."""
-    name = first_bad_weight(model)
-    if name is None:
+    found = _first_bad(model)
+    if found is None:
         return
-    weight: Any = model.get_parameter(name) if name in dict(model.named_parameters()) else None
-    weight = model.get_buffer(name) if weight is None else weight
-    bad = int((~torch.isfinite(weight)).sum())
+    name, bad, count = found
     raise UserError(
-        f"the weights of {spec} are damaged: {bad} of {weight.numel()} values of {name} are NaN or "
+        f"the weights of {spec} are damaged: {bad} of {count} values of {name} are NaN or "
         "infinite; get the model again, or load it in another dtype"
     )
 

@@ -27,6 +27,7 @@ from interp.forward.partial import device_of
 from interp.models import HookedModel
 from interp.models.load import wrap
 from interp.models.model_check import keep_check
+from interp.models.placement import aligning_hooks
 from interp.models.self_check import check_model, trial_logits
 from interp.models.unwrapped import check_tokenizer
 from interp.models.versions import require_bridge
@@ -104,6 +105,9 @@ def _sharing_copy(model: nn.Module) -> Any:
     memo: dict[int, Any] = {id(buffer): buffer for buffer in model.buffers()}
     for parameter in model.parameters():
         memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
+    for module in model.modules():
+        for hook in aligning_hooks(module):  # what is kept on the CPU is shared too
+            memo[id(hook.weights_map)] = hook.weights_map
     return copy.deepcopy(model, memo)
 
 
@@ -158,6 +162,11 @@ def _add_to_parts(attention: Any, layer: MoELoRALinear, hooks: ExpertHooks) -> N
     split by the same function.
     """
     base: Any = layer.get_base_layer()
+    if any(hook.offload for hook in aligning_hooks(base)):
+        raise UserError(
+            f"experts on {layer.name!r}, which holds queries, keys and values, cannot be hooked "
+            "while its weights are offloaded to the CPU or the disk: keep that layer on a device"
+        )
     numbers = torch.arange(layer.out_features, dtype=torch.float32)
     transposed = isinstance(base, nn.Linear)
     shape = (layer.out_features, layer.in_features)

@@ -27,6 +27,7 @@ from transformer_lens.hook_points import HookPoint
 from transformers.pytorch_utils import Conv1D
 
 from interp.errors import UserError
+from interp.models.placement import weight_device
 from interp.moelora.config import MoELoRAConfig
 from interp.moelora.losses import pairwise_cosines
 from interp.moelora.recorder import Recorder, Routed
@@ -146,7 +147,7 @@ class MoELoRALinear(nn.Module, BaseTunerLayer):
         dtype = base.weight.dtype
         if not dtype.is_floating_point:  # quantized weights
             dtype = getattr(base, "compute_dtype", None) or torch.float32
-        zeros = partial(torch.zeros, device=base.weight.device, dtype=dtype)
+        zeros = partial(torch.zeros, device=weight_device(base), dtype=dtype)
         rank, d_in = count * config.r, self.in_features
         self.experts[adapter_name] = Experts(count, config)
         self.moelora_A[adapter_name] = down = nn.Parameter(zeros(rank, d_in))

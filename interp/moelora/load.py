@@ -16,6 +16,7 @@ from interp.files.links import plain_name
 from interp.files.shape import Maybe, check_shape
 from interp.files.tensors import tensor_shapes
 from interp.files.text import one_line, read_json_object
+from interp.models.placement import without_map
 from interp.models.quiet import quiet_libraries
 from interp.moelora.config import MOELORA, MoELoRAConfig
 
@@ -59,7 +60,8 @@ def load_adapter(
     # Mismatched sizes are refused below, with both shapes, and the adapter is taken off again.
     options: dict[str, Any] = {"is_trainable": is_trainable, "ignore_mismatched_sizes": True}
     try:
-        with quiet_libraries():
+        base = hf_model.get_base_model() if further else hf_model
+        with quiet_libraries(), without_map(base):  # PEFT would divide the model anew
             if further:
                 model = hf_model
                 model.load_adapter(str(folder), adapter_name, **options)

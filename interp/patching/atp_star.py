@@ -158,7 +158,7 @@ class _AtpStar:
 
         def effects(gradients: Sequence[Tensor]) -> Tensor:
             by_position = [
-                (change * widened(as_units(gradient, self.edit.component))).sum(dim=-1)
+                (change * widened(as_units(gradient, self.edit.component))).sum(dim=-1).to(masks)
                 for change, gradient in zip(changes, gradients, strict=True)
             ]
             return torch.einsum("lptu,spt->plus", torch.stack(by_position), masks)
@@ -180,7 +180,8 @@ class _AtpStar:
             for change, gradient in zip(changes, gradients, strict=True):
                 by_head = torch.einsum("sphqk,phqk->phs", change, widened(gradient))
                 # The query heads of a group share their key: its effect is the sum of theirs.
-                layers.append(by_head.unflatten(1, (n_units, -1)).sum(dim=2))
+                by_unit = by_head.unflatten(1, (n_units, -1)).sum(dim=2)
+                layers.append(by_unit.to(position_sets.device))  # layers may be on several devices
             return torch.stack(layers, dim=1)
 
         return effects
@@ -196,7 +197,7 @@ class _AtpStar:
         """
         start = self.run.start
         edited = self._edited_scores(layer)
-        real = self.run.batch.mask[:, None, start:, None]
+        real = self.run.batch.mask[:, None, start:, None].to(scores.device)
         difference = (widened(scores).softmax(dim=-1) - widened(pattern)).abs()
         if float(difference.masked_fill(~real, 0.0).max()) > 1e-2:  # attention sinks, say
             raise UserError(
@@ -206,7 +207,7 @@ class _AtpStar:
         if layer == 0:
             self._check_units_apart(edited)
         found = []
-        for at in position_sets:
+        for at in position_sets.to(scores.device):
             if self.edit.component == "q":
                 where = at[:, None, start:, None]
             else:

@@ -220,7 +220,7 @@ class _ChunkPaths:
     def _write(self, layer: int, rows: Tensor, z: Tensor) -> Float[Tensor, "row pos d_model"]:
         """What the sender's change adds to the residual stream, through any norm on the way."""
         read: dict[int, Tensor] = {}
-        hooks, model = [_reader("attn_out", layer, read)], self.paths.inputs.model
+        hooks, model = [_reader("attn_out", layer, read, rows.device)], self.paths.inputs.model
         resume(model, self.run, layer=layer, rows=rows, z=z, hooks=hooks, stop=layer + 1)
         unpatched = self.run.values["attn_out"][layer, rows].squeeze(2)
         return widened(read[layer]) - widened(unpatched)
@@ -233,13 +233,13 @@ class _ChunkPaths:
         read: dict[int, Tensor] = {}
         if self.paths.recompute:
             hooks = self._frozen(range(layer + 1, layers[-1] + 1), rows)
-            hooks += [_reader(into, at, read) for at in layers]
+            hooks += [_reader(into, at, read, rows.device) for at in layers]
             resume(model, run, layer=layer, rows=rows, z=z, hooks=hooks, stop=layers[-1] + 1)
             return read
         write = self._write(layer, rows, z)
         for at in layers:
             residual = widened(run.resid_pre[at, rows]) + write
-            hooks = [_reader(into, at, read)]
+            hooks = [_reader(into, at, read, rows.device)]
             resume(model, run, layer=at, rows=rows, residual=residual, hooks=hooks, stop=at + 1)
         return read
 
@@ -249,15 +249,15 @@ class _ChunkPaths:
 
         def write(value: Tensor, hook: object) -> Tensor:
             by_unit = as_units(value, into).clone()
-            by_unit[:, :, list(units)] = new[:, :, list(units)]
+            by_unit[:, :, list(units)] = new[:, :, list(units)].to(value.device)
             return from_units(by_unit, into)
 
         return hook_name(into, layer), write
 
 
-def _reader(component: str, layer: int, into: dict[int, Tensor]) -> Hook:
+def _reader(component: str, layer: int, into: dict[int, Tensor], device: torch.device) -> Hook:
     def read(value: Tensor, hook: object) -> None:
-        into[layer] = value.detach().clone()
+        into[layer] = value.detach().to(device, copy=True)
 
     function: HookFunction = read
     return hook_name(component, layer), function

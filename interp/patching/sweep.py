@@ -55,7 +55,7 @@ def freeze_hooks(
     where = changed[rows, run.start :, None, None]
 
     def hold(z: Tensor, hook: object, *, layer: int) -> Tensor:
-        return torch.where(where, run.z[layer, rows], z)
+        return torch.where(where.to(z.device), run.z[layer, rows].to(z.device), z)
 
     return [(hook_name("z", layer), partial(hold, layer=layer)) for layer in layers]
 

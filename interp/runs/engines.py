@@ -17,10 +17,18 @@ from interp.runs.shards import Engine, InProcess
 EngineName = Literal["local", "ray"]
 
 
-def check_engine(name: str) -> None:
-    """Raise UserError for an unknown engine, and for one that is not installed."""
+def check_engine(name: str, device_map: Any = None) -> None:
+    """Raise UserError for an unknown engine, and for one that is not installed.
+
+    A model with a device map, which is divided over the devices of one process, is not for Ray.
+    """
     check_choice("engine", name, EngineName)
     if name == "ray":
+        if device_map is not None:
+            raise UserError(
+                "every Ray worker holds the whole model on one device: leave --engine ray or "
+                "--device-map out"
+            )
         import_ray()
 
 
@@ -29,6 +37,7 @@ def opened_engine(
 ) -> AbstractContextManager[Engine]:
     """The engine for a hooked model that `load_model` made; its workers end with the context."""
     device = model_info(model).device
+    check_engine(name, model_info(model).device_map)
     return engine_for(
         name,
         model,

@@ -66,6 +66,7 @@ def model_identity(model: HookedModel) -> dict[str, Any]:
     return {
         "fingerprint": info.fingerprint,
         "dtype": info.dtype,
+        "quantization": info.quantization,
         **tokenizer_identity(model.tokenizer),
     }
 

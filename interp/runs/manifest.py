@@ -12,7 +12,10 @@ from interp.errors import UserError
 from interp.files.documents import file_hash, read_json, write_json
 from interp.files.shape import check_shape
 from interp.models import model_info
+from interp.models.device_map import describe
 from interp.models.hooked_model import HookedModel
+from interp.models.placement import input_device
+from interp.models.quantization import NAMES
 from interp.runs.prompting import (
     asking_identity,
     comparable,
@@ -55,7 +58,11 @@ def write_manifest(
 def describe_model(model: HookedModel) -> dict[str, Any]:
     """The entries for a hooked model: which one it is, how it runs, how it is prompted."""
     info = asdict(model_info(model))
-    how = {key: info.pop(key) for key in ("dtype", "device", "attn_implementation")}
+    if info["quantization"] is None:
+        del info["quantization"]
+    how = {key: info.pop(key) for key in ("dtype", "device", "attn_implementation", "device_map")}
+    if how["device_map"] is None:
+        del how["device_map"]
     return {"model": info, **how, **asking_identity(model.original_model, model.tokenizer)}
 
 
@@ -66,7 +73,8 @@ def describe_hf_model(
     return {
         "model": {"spec": spec, "fingerprint": fingerprint},
         "dtype": str(hf_model.dtype).removeprefix("torch."),
-        "device": str(hf_model.device),
+        "device": str(input_device(hf_model)),
+        **({} if (placed := describe(hf_model)) is None else {"device_map": placed}),
         "attn_implementation": str(hf_model.config._attn_implementation),
         **asking_identity(hf_model, tokenizer),
     }
@@ -86,6 +94,12 @@ def recorded_model(run: Path) -> dict[str, Any]:
     """The model in a run's manifest. Raises UserError if it is missing there."""
     shape = {"model": {"spec": str, "fingerprint": str}}
     return check_shape(read_manifest(run), shape, str(run / "manifest.json"))["model"]
+
+
+def recorded_quantization(run: Path) -> str | None:
+    """The name of the quantization that a run's model was loaded with, if it can be asked for."""
+    found = recorded_model(run).get("quantization")
+    return found if found in NAMES else None
 
 
 def check_same_model(run: Path, model: HookedModel) -> None:

@@ -112,7 +112,8 @@ def run_baseline(
     def see(name: str) -> Callable[[Tensor, Any], None]:
         def read(gates: Tensor, hook: Any) -> None:
             # The unembedding sees the answer's positions only.
-            used[name] = ((gates != 0) & mask[:, -gates.shape[1] :]).any(dim=1)
+            acting = (gates != 0).to(mask.device)
+            used[name] = (acting & mask[:, -gates.shape[1] :]).any(dim=1)
 
         return read
 
@@ -169,9 +170,9 @@ def attribute_gates(
     changes = {}
     for projection, gradient in zip(projections, found, strict=True):
         now, gradient = widened(gates[projection.gate]), widened(gradient)
-        real = answers.batch.mask[:, -now.shape[1] :, None]
+        real = answers.batch.mask[:, -now.shape[1] :, None].to(now.device)
         columns = [
-            ((edit(now, expert) - now) * gradient * real).sum(dim=(1, 2))
+            ((edit(now, expert) - now) * gradient * real).sum(dim=(1, 2)).to(loss.device)
             for expert in range(projection.n_experts)
         ]
         changes[projection.name] = torch.stack(columns, dim=1)

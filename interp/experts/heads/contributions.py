@@ -307,7 +307,7 @@ class _Sums:
         prompts: Int[Tensor, " prompt"],
         at: Bool[Tensor, "row pos"],
     ) -> None:
-        part = self.parts[layer]
+        part, at = self.parts[layer], at.to(value.device)
         row = at.nonzero()[:, 0]
         names = ("hook_gate", "hook_expert_out", "base")
         gate, out, base = (seen.pop(name)[at].double() for name in names)

@@ -31,6 +31,7 @@ from interp.experts.routing.tables import Sizes, Tables
 from interp.experts.routing.token_class import token_class, token_texts
 from interp.experts.routing.token_file import Routing, TokenFile
 from interp.forward.batch import by_length
+from interp.models.placement import input_device
 from interp.moelora.layer import layers_in_use
 from interp.moelora.projections import AdaptedProjection
 
@@ -52,7 +53,7 @@ class Runner:
     def __init__(self, model: Any, beginning: Sequence[int] = ()) -> None:
         base = base_of(model)
         self.inner: Any = getattr(base, "base_model", base)
-        self.device = next(iter(base.parameters())).device
+        self.device = input_device(base)
         self.begun: DynamicCache | None = None
         # A hooked model's own hooks may act on whole prompts only.
         if len(beginning) >= LEAST_SHARED and base is not getattr(model, "original_model", None):

@@ -30,6 +30,7 @@ from interp.forward.generate import BATCH_PROMPTS, greedy_answers
 from interp.forward.out_of_memory import halving
 from interp.models.call import evaluating
 from interp.models.limits import check_prompts
+from interp.models.placement import input_device
 from interp.moelora.data.encoding import (
     IGNORED,
     AnswerCollator,
@@ -173,7 +174,7 @@ def answer_losses(
     It moves before the accuracy does, and has less noise.
     """
     check_prompts(model, [example.tokens for example in examples])
-    device = next(model.parameters()).device
+    device = input_device(model)
     order = sorted(range(len(examples)), key=lambda index: len(examples[index].tokens))
     losses = [0.0] * len(examples)
 
@@ -234,7 +235,7 @@ def expert_similarity(
     layers = adapted_layers(model)
     if not layers:
         return {}
-    device = next(model.parameters()).device
+    device = input_device(model)
 
     def run_chunk(chunk: list[int]) -> dict[str, float]:
         inputs = AnswerCollator(pad)([examples[index] for index in chunk])

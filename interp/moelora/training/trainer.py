@@ -34,6 +34,7 @@ from interp.errors import UserError
 from interp.files.links import plain_name
 from interp.files.shape import check_shape
 from interp.files.text import read_json_object
+from interp.models.placement import is_dispatched
 from interp.moelora.auxiliary import auxiliary_losses, expert_load
 from interp.moelora.data.encoding import IGNORED
 from interp.moelora.layer import adapted_layers
@@ -207,7 +208,8 @@ class AdapterTrainer(Trainer):
         """Load a finished training's weights and log, and train no further."""
         self._load_from_checkpoint(str(checkpoint))
         self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-        self.model = self.model.to(self.args.device)  # type: ignore[union-attr]
+        if not is_dispatched(self.model):  # each part of it stays where it is
+            self.model = self.model.to(self.args.device)  # type: ignore[union-attr]
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save a checkpoint; a mark is written last, which an incomplete checkpoint lacks."""

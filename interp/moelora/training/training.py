@@ -1,5 +1,6 @@
 """Settings of a training run, and one run of the Trainer; `interp.commands.train` calls both."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments, se
 from interp.arguments import check_choice
 from interp.errors import UserError
 from interp.models.limits import check_prompts
+from interp.models.placement import is_dispatched, is_offloaded
 from interp.models.quiet import quiet_libraries
 from interp.moelora.config import MoELoRAConfig
 from interp.moelora.data.encoding import AnswerCollator, EncodedExample, TooLong
@@ -101,6 +103,8 @@ class TrainingSettings:
     """The largest norm of a gradient."""
     dtype: Dtype = "float32"
     """bfloat16: base in bfloat16, mixed precision in training; the adapter stays float32."""
+    quantization: str | None = None
+    """bnb-4bit or bnb-8bit: the base's weights are quantized while they are read."""
     checkpointing: bool = False
     """Gradient checkpointing: less memory, more time."""
     max_length: int = 512
@@ -175,6 +179,23 @@ class TrainingSettings:
         # auxiliary losses of all but one.
         arguments._n_gpu = min(arguments.n_gpu, 1)
         return arguments
+
+
+def check_trainable(model: Any) -> None:
+    """Raise UserError for a divided model that cannot be trained.
+
+    Offloaded weights are fetched in the forward pass only, and one process has all the devices.
+    """
+    if is_offloaded(model):
+        raise UserError(
+            "a model with weights that are offloaded to the CPU or the disk cannot be trained: "
+            "give a device_map of GPUs only, or a quantization"
+        )
+    if is_dispatched(model) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            "a model that is divided over several devices is trained in one process: leave the "
+            "launcher or the device map out"
+        )
 
 
 def make_trainer(
