@@ -78,13 +78,7 @@ def train_moelora(
         return run
     base = load_pretrained(settings.model, dtype=settings.dtype, allow_pickle=allow_pickle)
     data = load_data(base, settings)
-    identity = {
-        **plain_settings(settings),
-        "fingerprint": base.fingerprint,
-        "data_sha256": data.sha256,
-        **tokenizer_identity(base.tokenizer),
-        PROMPTS: digest_of([asdict(example) for example in (*data.train, *data.encoded_test)]),
-    }
+    identity = training_identity(base, data, settings)
     check_run(run, IDENTITY, identity)
     set_seed(settings.seed)
     adapted = adapt(base.model, settings.method, settings.adapter())
@@ -103,8 +97,21 @@ def train_moelora(
     PartialState().wait_for_everyone()
     run_training(trainer, run / CHECKPOINTS)
     if trainer.is_world_process_zero():
-        _write_run(run, settings, trainer, base=base, data=data, progress=progress)
+        write_training(run, settings, trainer, base=base, data=data, progress=progress)
     return run
+
+
+def training_identity(
+    base: Pretrained, data: TaskData, settings: TrainingSettings
+) -> dict[str, Any]:
+    """Everything that determines the result of a training run."""
+    return {
+        **plain_settings(settings),
+        "fingerprint": base.fingerprint,
+        "data_sha256": data.sha256,
+        **tokenizer_identity(base.tokenizer),
+        PROMPTS: digest_of([asdict(example) for example in (*data.train, *data.encoded_test)]),
+    }
 
 
 def base_identity(
@@ -162,7 +169,7 @@ def metrics_of(
     }
 
 
-def _write_run(
+def write_training(
     run: Path,
     settings: TrainingSettings,
     trainer: AdapterTrainer,

@@ -1,0 +1,124 @@
+"""Plans beside the runs that they are of: seconds, peak memory and bytes on disk.
+
+    python benchmarks/plan_check.py [--only NAME …] [--out FILE.json]
+
+Each run is made by ``interp`` in a process of its own, and so is its plan, before it. The run's
+seconds are the whole process's; its memory is the process's high-water mark, its disk the run
+directory's. A ratio is run over plan. The limit for all three is 30 % either way.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+LIMIT = 0.30
+RUNS: dict[str, list[str]] = {
+    "locate": ["locate", "--premises", "capitals", "--method", "attribution", "--out", "locate"],
+    "evaluate": ["evaluate", "locate", "--answers", "best"],
+    "patch": ["patch", "--pairs", "ioi", "--limit", "64", "--method", "exact", "--out", "patch"],
+    "train": [
+        *("moelora", "train", "--data", "arithmetic", "facts", "--steps", "40"),
+        *("--test-limit", "60", "--out", "train"),
+    ],
+    "analyze": ["moelora", "analyze", "train", "--limit", "150", "--out", "analyze"],
+}
+NEEDS = {"evaluate": ["locate"], "analyze": ["train"]}
+"""Runs that must be there before."""
+
+IN_CHILD = """
+import json, sys
+from interp.runs.usage import peak_memory
+import interp.cli.plan as plans
+found = {}
+def keep(plan, console):
+    found.update(plan.to_dict())
+    shown(plan, console)
+if "--plan" in sys.argv:
+    shown, plans.print_plan = plans.print_plan, keep
+from interp.cli.main import main
+main(sys.argv[2:])
+found["peak"] = peak_memory()
+with open(sys.argv[1], "w") as file:
+    json.dump(found, file)
+"""
+
+
+def child(words: list[str], folder: Path) -> dict[str, Any]:
+    """Run ``interp`` in a process of its own; what it says of itself, and its seconds."""
+    report = folder / "report.json"
+    begin = time.perf_counter()
+    subprocess.run([sys.executable, "-c", IN_CHILD, str(report), *words], cwd=folder, check=True)
+    return {"wall": time.perf_counter() - begin, **json.loads(report.read_text())}
+
+
+def compared(name: str, folder: Path) -> dict[str, Any]:
+    """Plan, then run; the ratios of run over plan."""
+    words = RUNS[name]
+    before = directory_bytes(folder)
+    plan = child([*words, "--plan"], folder)
+    (folder / "report.json").unlink()
+    untouched = directory_bytes(folder) == before
+    run = child(words, folder)
+    out = words[words.index("--out") + 1] if "--out" in words else words[1]
+    disk = directory_bytes(folder / out)
+    return {
+        "words": words,
+        "planned": {key: plan[key] for key in ("seconds", "memory", "disk", "passes", "stages")},
+        "planning": {"seconds": plan["planning"], "with_start": plan["wall"]},
+        "run": {"seconds": run["wall"], "memory": run["peak"], "disk": disk},
+        "ratios": {
+            "seconds": run["wall"] / plan["seconds"],
+            "memory": run["peak"]["cpu"] / plan["memory"]["cpu"],
+            "disk": disk / plan["disk"],
+        },
+        "planning_share": plan["planning"] / run["wall"],
+        "untouched": untouched,
+    }
+
+
+def directory_bytes(folder: Path) -> int:
+    """Bytes of all files below, without this script's own report."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return sum(path.stat().st_size for path in files if path.name != "report.json")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", nargs="+", choices=tuple(RUNS), default=tuple(RUNS))
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    results: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as above:
+        folder = Path(above)
+        for name in options.only:
+            for needed in NEEDS.get(name, []):
+                if needed not in options.only:
+                    child(RUNS[needed], folder)
+            results[name] = compared(name, folder)
+            ratios = results[name]["ratios"]
+            shown = "  ".join(f"{key} {value:.2f}" for key, value in ratios.items())
+            print(
+                f"{name}: run / plan: {shown}; the plan took "
+                f"{results[name]['planning']['seconds']:.0f} s, "
+                f"{results[name]['planning_share']:.0%} of the run's "
+                f"{results[name]['run']['seconds']:.0f} s",
+                flush=True,
+            )
+            if options.out:
+                options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    outside = [
+        f"{name} {key} {value:.2f}"
+        for name, found in results.items()
+        for key, value in found["ratios"].items()
+        if not 1 - LIMIT <= value <= 1 + LIMIT
+    ]
+    print(f"outside of {LIMIT:.0%}: {', '.join(outside)}" if outside else "all within the limit")
+
+
+if __name__ == "__main__":
+    main()
