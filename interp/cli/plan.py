@@ -10,10 +10,10 @@ ALL = "the whole run"
 
 
 def print_plan(plan: Plan, console: Console) -> None:
-    """The stages as a table, then memory, disk and time."""
+    """The stages as a table with their forward and backward passes, then memory, disk and time."""
     table = Table(box=None, padding=(0, 2))
-    table.add_column("")
-    for name in ("prompts", "forward passes", "backward passes", "seconds"):
+    table.add_column("", no_wrap=True)
+    for name in ("prompts", "forward", "backward", "seconds"):
         table.add_column(name, justify="right")
     rows = [(stage.name, stage.prompts, stage.passes, stage.seconds) for stage in plan.stages]
     for name, prompts, passes, seconds in (*rows, (ALL, 0, plan.passes, plan.seconds)):
@@ -29,7 +29,7 @@ def print_plan(plan: Plan, console: Console) -> None:
         f"peak memory: {memory}",
         f"run directory: {disk}",
         f"time: about {duration(plan.seconds)} in one process on this machine",
-        f"planning took {duration(plan.planning)}; the run directory was not touched",
+        f"planning took {duration(plan.planning)} after the start; the run directory was not touched",
     ):
         console.print(line, highlight=False)
 

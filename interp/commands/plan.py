@@ -20,8 +20,8 @@ from interp.runs.rehearsal import Rehearsal
 from interp.runs.shards import InProcess
 
 STAGES = {
-    "knowledge_shard": "which facts are known",
-    "right_shard": "which pairs are answered rightly",
+    "knowledge_shard": "known facts",
+    "right_shard": "pairs answered rightly",
     "locate_shard": "effects of heads",
     "patch_shard": "effects of units",
     "preference_values": "preference under sets of heads",

@@ -39,7 +39,7 @@ from interp.runs.clock import run_clock
 from interp.runs.identity import check_run
 from interp.runs.plan import Plan
 from interp.runs.rehearsal import PROBE_SECONDS, Ledger, Rehearsal
-from interp.runs.usage import folder_bytes, wait_for_devices
+from interp.runs.usage import Passes, folder_bytes, wait_for_devices
 
 LEAST_STEPS, SHARE = 3, 10
 """Steps that are taken at least, and at most this part of the run's."""
@@ -179,7 +179,7 @@ def _train(
         per_step * (remaining - 1) + watch.steps[0] + max(0.0, beside),
     )
     saves = -(-settings.steps // settings.save_every) - done // settings.save_every
-    ledger.add("checkpoints", 0, found.passes.times(0), saves * watch.saving)
+    ledger.add("checkpoints", 0, Passes(), saves * watch.saving)
     kept = min(settings.keep, saves) + (saves > settings.keep)
     size = folder_bytes(ledger.folder / "rehearsed")
     ledger.disk_while = max(ledger.disk_while, kept * size)

@@ -6,7 +6,7 @@ from typing import Any
 
 from interp.runs.usage import Passes
 
-START, REST = "start of the program, model", "all else (reading, statistics, tables)"
+START, REST = "start, model", "all else (statistics, tables)"
 
 
 @dataclass(frozen=True)

@@ -40,8 +40,9 @@ SHARE = 8
 """The larger measurement has one in so many of a job's prompts, up to a whole shard."""
 PROBE_SECONDS = 10.0
 """About the longest that the larger measurement may take."""
-DECIDING_SAMPLE, DECIDING_SECONDS = 16, 8.0
-"""Prompts of a job that decides how many prompts there are; more while they take so few seconds."""
+DECIDING_SAMPLE, DECIDING_SECONDS = 64, 8.0
+"""Prompts of a job that decides how many prompts there are; more while they take so few seconds. Of
+64 facts, half of them known, the share has a standard error of 6 %."""
 PER_PROMPT = ("groups", "templates")
 """Lists in what shards keep that have an entry for each prompt."""
 
@@ -146,7 +147,7 @@ class Ledger:
         seconds = sum(map(cost.of, sizes)) + excess
         self.add(name, total, high.passes.times(total / large), seconds)
         if large < largest:
-            growth = Cost.through((small, low.memory), (large, high.memory)).each
+            growth = max(0, high.memory - low.memory) / max(1, large - small)
             further = min(growth * (largest - large), CPU_WHOLE)
             self.memory = max(self.memory, int(high.memory + further))
         return value, large
@@ -154,7 +155,7 @@ class Ledger:
     def take_whole(self, name: str, n: int, run: Callable[[], Any]) -> Any:
         """Do one of ``n`` equal pieces of work that cannot be cut, and add what all will take."""
         value, found = self.measure(run)
-        self.add(name, n, found.passes.times(n), found.seconds * n)
+        self.add(name, n, found.passes.times(float(n)), found.seconds * n)
         return value
 
 

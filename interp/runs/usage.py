@@ -12,10 +12,6 @@ from typing import Any
 import psutil
 import torch
 from torch import Tensor
-from torch.nn.modules.module import (
-    register_module_forward_hook,
-    register_module_forward_pre_hook,
-)
 from transformers import PreTrainedModel
 
 POLL_SECONDS = 0.01
@@ -47,7 +43,8 @@ class Passes:
 class PassCounter:
     """Counts the passes of every transformers model in this process while it is open.
 
-    A model inside another (the decoder in a language model) is not counted by itself.
+    A model inside another (the decoder in a language model) is not counted by itself. One counter
+    can be open at a time.
     """
 
     def __init__(self) -> None:
@@ -55,28 +52,28 @@ class PassCounter:
         self._lock, self._inside = threading.Lock(), threading.local()
 
     def __enter__(self) -> "PassCounter":
-        # For all modules: a sweep runs module objects that it makes itself.
-        self._handles = (
-            register_module_forward_pre_hook(self._enter),
-            register_module_forward_hook(self._leave, always_call=True),
-        )
+        call = PreTrainedModel.__call__
+
+        def counted(model: Any, *args: Any, **kwargs: Any) -> Any:
+            if getattr(self._inside, "model", None) is not None:
+                return call(model, *args, **kwargs)
+            self._inside.model = model
+            try:
+                output = call(model, *args, **kwargs)
+            finally:
+                self._inside.model = None
+            self._note(_result_of(output))
+            return output
+
+        # On the class: a sweep runs module objects that it makes itself, and a hook on all modules
+        # would cost time in each of them.
+        PreTrainedModel.__call__ = counted  # type: ignore[method-assign]
         return self
 
     def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
+        del PreTrainedModel.__call__  # what is inherited shows again
 
-    def _enter(self, module: torch.nn.Module, args: Any) -> None:
-        if isinstance(module, PreTrainedModel):
-            self._inside.depth = getattr(self._inside, "depth", 0) + 1
-
-    def _leave(self, module: torch.nn.Module, args: Any, output: Any) -> None:
-        if not isinstance(module, PreTrainedModel):
-            return
-        self._inside.depth -= 1
-        if self._inside.depth or output is None:  # None: the model raised
-            return
-        result = _result_of(output)
+    def _note(self, result: Tensor) -> None:
         self._add(Passes(forward=len(result)))
         if result.requires_grad:
             result.register_hook(lambda gradient: self._add(Passes(backward=len(gradient))))
@@ -169,13 +166,13 @@ def folder_bytes(folder: Path) -> int:
     return total
 
 
-def sized(n_bytes: float) -> str:
-    """A number of bytes in words, with two or three digits."""
-    for unit in ("bytes", "KiB", "MiB"):
-        if n_bytes < 1024:
-            return f"{n_bytes:.0f} {unit}" if n_bytes >= 10 else f"{n_bytes:.1f} {unit}"
-        n_bytes /= 1024
-    return f"{n_bytes:.2f} GiB"
+def sized(n_bytes: int) -> str:
+    """A number of bytes in words: ``512 bytes``, ``3.5 MiB``, ``1.25 GiB``."""
+    if n_bytes < 2**10:
+        return f"{n_bytes} bytes"
+    if n_bytes < 2**20:
+        return f"{n_bytes / 2**10:.1f} KiB"
+    return f"{n_bytes / 2**20:.1f} MiB" if n_bytes < 2**30 else f"{n_bytes / 2**30:.2f} GiB"
 
 
 def in_use(written: int) -> str:

@@ -196,8 +196,8 @@ def test_measuring_sees_memory_and_passes(tiny_llama: HookedModel) -> None:
 
 
 def test_bytes_and_seconds_in_words(tmp_path: Path) -> None:
-    assert [sized(n) for n in (0, 512, 2048, 3.5 * 2**20, 3 * 2**30)] == [
-        *("0.0 bytes", "512 bytes", "2.0 KiB", "3.5 MiB", "3.00 GiB")
+    assert [sized(n) for n in (0, 512, 2048, 7 * 2**19, 3 * 2**30)] == [
+        *("0 bytes", "512 bytes", "2.0 KiB", "3.5 MiB", "3.00 GiB")
     ]
     assert [duration(s) for s in (0.4, 59.4, 61, 3725)] == ["0 s", "59 s", "1 min 1 s", "1 h 2 min"]
     (tmp_path / "a" / "b").mkdir(parents=True)
@@ -222,11 +222,11 @@ def test_a_plan_of_locate_is_what_the_run_does(
     with PassCounter() as counter:
         effects = locate_run(planted, settings, run, progress=False)
     prompts = len(effects["output"].values)
-    assert stage_of(plan, "which facts are known").prompts == 16
+    assert stage_of(plan, "known facts").prompts == 16
     assert stage_of(plan, "effects of heads").prompts == 2 * prompts
     assert plan.passes.forward == pytest.approx(counter.passes.forward, rel=0.3)
     assert plan.disk == pytest.approx(folder_bytes(run), rel=0.1)
-    assert plan.disk_while > plan.disk  # shards
+    assert plan.disk_while >= plan.disk
     assert plan.seconds > 3.0
     assert plan.to_dict()["seconds"] == plan.seconds
     # The finished run: nothing but reading it is left.
@@ -251,7 +251,7 @@ def test_what_remains_of_a_run_is_planned(
     before = sorted((path, path.read_bytes()) for path in run.rglob("*") if path.is_file())
     plan = plan_locate(planted, settings, run)
     assert stage_of(plan, "effects of heads").prompts == whole - settings.shard
-    assert not any(stage.name == "which facts are known" for stage in plan.stages)
+    assert not any(stage.name == "known facts" for stage in plan.stages)
     assert before == sorted((path, path.read_bytes()) for path in run.rglob("*") if path.is_file())
 
 
@@ -274,11 +274,17 @@ def test_a_plan_fails_as_the_run_does(
 
 
 def test_a_rehearsal_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), Rehearsal(tmp_path / "run", names=str) as rehearsal:
-        folder = rehearsal.folder
-        folder.mkdir()
-        _ = 1 / 0
-    assert not folder.parent.exists()
+    rehearsal = Rehearsal(tmp_path / "run", names=str)
+
+    def fail() -> None:
+        with rehearsal:
+            rehearsal.folder.mkdir()
+            raise UserError(f"{rehearsal.folder} is wrong")
+
+    with pytest.raises(UserError) as error:
+        fail()
+    assert str(error.value) == f"{tmp_path / 'run'} is wrong"
+    assert not rehearsal.folder.parent.exists()
     assert not list(tmp_path.iterdir())
 
 
@@ -331,14 +337,14 @@ def test_the_command_line_prints_a_plan_and_writes_nothing(
     words = ["locate", "--premises", settings.premises, "--out", str(out), "--plan"]
     main(words)
     captured = capsys.readouterr()
-    for shown in ("effects of heads", "backward passes", "peak memory: cpu", "planning took"):
+    for shown in ("effects of heads", "backward", "peak memory: cpu", "planning took"):
         assert shown in captured.out
     assert captured.err == ""
     assert not out.exists()
     with pytest.raises(SystemExit) as stop:
         main([*words, "--premises", str(tmp_path / "missing.csv")])
     assert stop.value.code == 2
-    assert "missing.csv" in capsys.readouterr().err
+    assert "no such file" in capsys.readouterr().err
 
 
 def test_a_plan_is_no_setting_of_the_run(tmp_path: Path) -> None:
