@@ -29,7 +29,7 @@ def print_plan(plan: Plan, console: Console) -> None:
         f"peak memory: {memory}",
         f"run directory: {disk}",
         f"time: about {duration(plan.seconds)} in one process on this machine",
-        f"planning took {duration(plan.planning)} after the start; the run directory was not touched",
+        f"planning took {duration(plan.planning)} beside the start; nothing was written",
     ):
         console.print(line, highlight=False)
 
