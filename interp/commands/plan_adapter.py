@@ -22,10 +22,12 @@ from interp.commands.train import (
     SIMILARITY_EXAMPLES,
     load_data,
     pad_token,
+    plain_settings,
     train_moelora,
     training_identity,
     write_training,
 )
+from interp.files.documents import write_yaml
 from interp.forward.batch import in_batches
 from interp.forward.generate import BATCH_PROMPTS
 from interp.models.quiet import quiet_libraries
@@ -35,8 +37,8 @@ from interp.moelora.training.pretrained import Pretrained, load_pretrained
 from interp.moelora.training.scoring import answer_losses, expert_similarity, score
 from interp.moelora.training.trainer import AdapterTrainer, last_checkpoint, step_of
 from interp.moelora.training.training import TrainingSettings, make_trainer
-from interp.runs.clock import run_clock
-from interp.runs.identity import check_run
+from interp.runs.clock import run_clock, with_clock
+from interp.runs.identity import claim_run
 from interp.runs.plan import Plan
 from interp.runs.rehearsal import PROBE_SECONDS, Ledger, Rehearsal
 from interp.runs.usage import Passes, folder_bytes, wait_for_devices
@@ -135,7 +137,9 @@ def _rehearse(
 ) -> None:
     """A few steps of the run, and its answers and files with few examples."""
     data = load_data(base, settings)
-    check_run(folder, IDENTITY, training_identity(base, data, settings))
+    identity = training_identity(base, data, settings)
+    claim_run(folder, IDENTITY, identity, beside=with_clock(identity, base.tokenizer))
+    write_yaml(folder / "config.yaml", plain_settings(settings))
     set_seed(settings.seed)
     adapted = adapt(base.model, settings.method, settings.adapter())
     checkpoint = last_checkpoint(folder / CHECKPOINTS)
@@ -150,6 +154,8 @@ def _rehearse(
     )
     if remaining := settings.steps - done:
         _train(trainer, settings, remaining=remaining, done=done, ledger=ledger)
+    elif checkpoint:
+        trainer.take_over(checkpoint)
     adapted = trainer.accelerator.unwrap_model(trainer.model)
     _score(adapted, base, data, ledger=ledger)
     _write(trainer, base, data, settings=settings, folder=folder, ledger=ledger)
@@ -227,14 +233,14 @@ def _write(
     What it takes counts among all else, as in the run.
     """
     few = replace(data, test=data.test[:2], encoded_test=data.encoded_test[:2])
-    steps = trainer.state.global_step
+    noted = sum("loss" in line for line in trainer.state.log_history)
     write_training(folder, settings, trainer, base=base, data=few, progress=False)
     shutil.rmtree(folder / "rehearsed", ignore_errors=True)
     lines = settings.steps / min(settings.log_every, settings.steps)
     for name, factor in (
         ("predictions.jsonl", len(data.test) / max(len(few.test), 1)),
-        ("losses.csv", lines / max(steps, 1)),
-        ("trainer_state.json", lines / max(steps, 1)),
+        ("losses.csv", lines / max(noted, 1)),
+        ("trainer_state.json", lines / max(noted, 1)),
     ):
         size = (folder / name).stat().st_size
         with (folder / name).open("ab") as file:

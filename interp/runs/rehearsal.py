@@ -104,7 +104,6 @@ class Ledger:
         run: Callable[[list[int]], Any],
         *,
         key: str = "",
-        most: int | None = None,
         deciding: bool = False,
     ) -> tuple[Any, int]:
         """Measure some work at two numbers of prompts, and add what all of it will take.
@@ -114,7 +113,6 @@ class Ledger:
             sizes: how many prompts run together, for every time that the work is done.
             run: does it for some of the prompts, by their numbers below the median of ``sizes``.
             key: work of the same key is warmed up once.
-            most: prompts of the larger measurement, at most.
             deciding: whether the results decide how much work there is later: then as many prompts
                 run as take a few seconds.
 
@@ -139,9 +137,11 @@ class Ledger:
         if deciding:
             wanted = max(DECIDING_SAMPLE, int(DECIDING_SECONDS / each))
         else:
-            wanted = max(2 * small, -(-total // SHARE), small + 1)
+            # A GPU's batches grow with its free memory: only a whole shard shows their size.
+            part = total if torch.cuda.is_initialized() else -(-total // SHARE)
+            wanted = max(2 * small, part, small + 1)
             wanted = max(min(wanted, int(PROBE_SECONDS / each)), small + 1)
-        large = min(here, wanted, most or here)
+        large = min(here, wanted)
         value, high = self.measure(lambda: run(evenly(here, large)))
         cost = Cost.through((small, low.seconds), (large, high.seconds))
         seconds = sum(map(cost.of, sizes)) + excess
@@ -248,7 +248,11 @@ class Rehearsal:
     def __enter__(self) -> "Rehearsal":
         above = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="plan-")))
         self.folder = above / "run"
-        self._copy()
+        try:
+            self._copy()
+        except BaseException:
+            self._stack.close()
+            raise
         self.ledger = Ledger(self.folder)
         self.runner = PlanningRunner(self.ledger, self._names)
         self._stack.enter_context(self.ledger.counter)

@@ -192,7 +192,8 @@ def test_measuring_sees_memory_and_passes(tiny_llama: HookedModel) -> None:
             pass
     assert found.passes.forward == 2
     assert found.seconds > 0
-    assert peak_memory()["cpu"] >= found.memory >= 4 * block.numel()
+    assert found.memory >= 4 * block.numel()
+    assert peak_memory()["cpu"] >= 0.9 * found.memory
 
 
 def test_bytes_and_seconds_in_words(tmp_path: Path) -> None:
