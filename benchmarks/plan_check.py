@@ -21,13 +21,13 @@ from typing import Any
 LIMIT = 0.30
 RUNS: dict[str, list[str]] = {
     "locate": [
-        *("locate", "--premises", "capitals", "--method", "attribution", "--limit", "120"),
+        *("locate", "--premises", "capitals", "--method", "attribution", "--limit", "80"),
         *("--out", "locate"),
     ],
     "evaluate": ["evaluate", "locate", "--answers", "best"],
     "patch": ["patch", "--pairs", "ioi", "--limit", "32", "--method", "exact", "--out", "patch"],
     "train": [
-        *("moelora", "train", "--data", "arithmetic", "facts", "--steps", "30"),
+        *("moelora", "train", "--data", "arithmetic", "facts", "--steps", "20"),
         *("--test-limit", "30", "--out", "train"),
     ],
     "analyze": ["moelora", "analyze", "train", "--limit", "150", "--out", "analyze"],

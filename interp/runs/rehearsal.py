@@ -152,10 +152,10 @@ class Ledger:
             self.memory = max(self.memory, int(high.memory + further))
         return value, large
 
-    def take_whole(self, name: str, n: int, run: Callable[[], Any]) -> Any:
-        """Do one of ``n`` equal pieces of work that cannot be cut, and add what all will take."""
+    def take_whole(self, name: str, run: Callable[[], Any]) -> Any:
+        """Do a piece of work that cannot be cut, and add what it took."""
         value, found = self.measure(run)
-        self.add(name, n, found.passes.times(float(n)), found.seconds * n)
+        self.add(name, 1, found.passes, found.seconds)
         return value
 
 
@@ -181,9 +181,8 @@ class PlanningEngine:
         name, key = self._names(function), function
         sizes = [len(job.order()) for _, job in waiting]
         if waiting[0][1].prompts_per_shard == 1:  # shards that cannot be cut
-            middle = waiting[len(waiting) // 2][1]
-            only = self._ledger.take_whole(name, len(waiting), partial(self._do, work, middle))
-            yield from ((number, only) for number, _ in waiting)
+            for number, job in waiting:
+                yield number, self._ledger.take_whole(name, partial(self._do, work, job))
         else:
             job = waiting[sizes.index(sorted(sizes)[len(sizes) // 2])][1]
             value, n = self._ledger.estimate(

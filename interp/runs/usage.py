@@ -43,8 +43,7 @@ class Passes:
 class PassCounter:
     """Counts the passes of every transformers model in this process while it is open.
 
-    A model inside another (the decoder in a language model) is not counted by itself. One counter
-    can be open at a time.
+    A model inside another (the decoder in a language model) is not counted by itself.
     """
 
     def __init__(self) -> None:
@@ -52,7 +51,7 @@ class PassCounter:
         self._lock, self._inside = threading.Lock(), threading.local()
 
     def __enter__(self) -> "PassCounter":
-        call = PreTrainedModel.__call__
+        call, self._before = PreTrainedModel.__call__, vars(PreTrainedModel).get("__call__")
 
         def counted(model: Any, *args: Any, **kwargs: Any) -> Any:
             if getattr(self._inside, "model", None) is not None:
@@ -71,7 +70,10 @@ class PassCounter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        del PreTrainedModel.__call__  # what is inherited shows again
+        if self._before is None:
+            del PreTrainedModel.__call__  # what is inherited shows again
+        else:
+            PreTrainedModel.__call__ = self._before  # another counter's
 
     def _note(self, result: Tensor) -> None:
         self._add(Passes(forward=len(result)))

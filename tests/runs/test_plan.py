@@ -144,10 +144,10 @@ def test_few_prompts_are_all_run(tmp_path: Path) -> None:
     assert ledger.stages["SQUARES"].prompts == 3
 
 
-def test_a_shard_of_one_piece_is_run_once(tmp_path: Path) -> None:
+def test_shards_that_cannot_be_cut_are_all_run(tmp_path: Path) -> None:
     job = Numbers(tuple(range(4)), [], prompts_per_shard=1)
     ledger, whole = planned_numbers(job, tmp_path)
-    assert job.asked == [1]
+    assert job.asked == [1, 1, 1, 1]
     assert len(whole.tensors["values"]) == ledger.stages["SQUARES"].prompts == 4
 
 
@@ -200,7 +200,12 @@ def test_bytes_and_seconds_in_words(tmp_path: Path) -> None:
     assert [sized(n) for n in (0, 512, 2048, 7 * 2**19, 3 * 2**30)] == [
         *("0 bytes", "512 bytes", "2.0 KiB", "3.5 MiB", "3.00 GiB")
     ]
-    assert [duration(s) for s in (0.4, 59.4, 61, 3725)] == ["0 s", "59 s", "1 min 1 s", "1 h 2 min"]
+    assert [duration(s) for s in (0.4, 59.4, 61.0, 3725.0)] == [
+        "0 s",
+        "59 s",
+        "1 min 1 s",
+        "1 h 2 min",
+    ]
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "a" / "b" / "c").write_bytes(b"12345")
     (tmp_path / "d").write_bytes(b"67")
@@ -293,12 +298,11 @@ def test_a_plan_of_evaluate_counts_what_the_run_does(
     planted: HookedModel, planted_run: Path
 ) -> None:
     _, split, effects = load_run(planted_run)
-    where: Any = {"settings": EvaluateSettings(heads=1.0, counts=(1,)), "run": planted_run}
+    settings = EvaluateSettings(heads=1.0, counts=(1,), site="output", mode="zero")
+    where: Any = {"settings": settings, "run": planted_run}
     plan = plan_evaluate(planted, split, effects, **where)
     with Rehearsal(planted_run, names=str) as copy, PassCounter() as counter:
-        evaluate_run(
-            planted, split, effects, settings=where["settings"], run=copy.folder, progress=False
-        )
+        evaluate_run(planted, split, effects, settings=settings, run=copy.folder, progress=False)
         size = folder_bytes(copy.folder)
     assert plan.passes.forward == pytest.approx(counter.passes.forward, rel=0.3)
     assert plan.disk == pytest.approx(size, rel=0.1)
