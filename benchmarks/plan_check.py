@@ -1,6 +1,9 @@
 """Plans beside the runs that they are of: seconds, peak memory and bytes on disk.
 
-    python benchmarks/plan_check.py [--cpu] [--only NAME …] [--out FILE.json]
+    python benchmarks/plan_check.py [--cpu] [--only NAME …]
+
+Writes ``benchmarks/results/plan_check.json``, where runs that are left out keep what they had, and
+the table in ``docs/how-to/before-a-long-run.md``.
 
 Each run is made by ``interp`` in a process of its own, and so is its plan, before it. The run's
 seconds are the whole process's; its memory is the process's high-water mark, its disk the run
@@ -18,7 +21,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+from marked import write_between
+
+from interp.files.documents import read_json, write_json
+
 LIMIT = 0.30
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "plan_check.json"
+PAGE = ROOT / "docs" / "how-to" / "before-a-long-run.md"
 RUNS: dict[str, list[str]] = {
     "locate": [
         *("locate", "--premises", "capitals", "--method", "attribution", "--limit", "80"),
@@ -79,6 +89,7 @@ def compared(name: str, folder: Path, clock: str) -> dict[str, Any]:
     disk = directory_bytes(folder / out)
     return {
         "words": words,
+        "clock": clock,
         "planned": {key: plan[key] for key in ("seconds", "memory", "disk", "passes", "stages")},
         "planning": {"seconds": plan["planning"], "with_start": plan["taken"]},
         "run": {"seconds": run["taken"], "wall": run["wall"], "memory": run["peak"], "disk": disk},
@@ -98,14 +109,31 @@ def directory_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in files if path.name != "report.json")
 
 
+def table(results: dict[str, Any]) -> str:
+    """The page's table: a run a row, with the ratios of run over plan."""
+    lines = [
+        "| `interp …` | planned | run | run / plan: time | memory | disk | the plan took |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for found in results.values():
+        planned, ratios = found["planned"]["seconds"], found["ratios"]
+        cells = [f"`{' '.join(found['words'])}`", f"{planned:.0f} s"]
+        cells.append(f"{found['run']['seconds']:.0f} s")
+        cells += [f"{ratios[key]:.2f}" for key in ("seconds", "memory", "disk")]
+        cells.append(f"{found['planning']['seconds']:.0f} s")
+        lines.append(f"| {' | '.join(cells)} |")
+    if any(found["clock"] == "cpu" for found in results.values()):
+        lines += ["", "Seconds of the processor, one thread, on a machine that did other work too."]
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", nargs="+", choices=tuple(RUNS), default=tuple(RUNS))
     parser.add_argument("--cpu", action="store_true", help="seconds of the processor")
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     clock = "cpu" if options.cpu else "wall"
-    results: dict[str, Any] = {"clock": clock}
+    results: dict[str, Any] = read_json(RESULTS) if RESULTS.is_file() else {}
     with tempfile.TemporaryDirectory() as above:
         folder = Path(above)
         for name in options.only:
@@ -122,8 +150,8 @@ def main() -> None:
                 f"{results[name]['run']['seconds']:.0f} s",
                 flush=True,
             )
-            if options.out:
-                options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            write_json(RESULTS, results)
+    write_between(PAGE, "plan", table(results))
     outside = [
         f"{name} {key} {value:.2f}"
         for name in options.only

@@ -200,12 +200,8 @@ def test_bytes_and_seconds_in_words(tmp_path: Path) -> None:
     assert [sized(n) for n in (0, 512, 2048, 7 * 2**19, 3 * 2**30)] == [
         *("0 bytes", "512 bytes", "2.0 KiB", "3.5 MiB", "3.00 GiB")
     ]
-    assert [duration(s) for s in (0.4, 59.4, 61.0, 3725.0)] == [
-        "0 s",
-        "59 s",
-        "1 min 1 s",
-        "1 h 2 min",
-    ]
+    words = [duration(seconds) for seconds in (0.4, 59.4, 61.0, 3725.0)]
+    assert words == ["0 s", "59 s", "1 min 1 s", "1 h 2 min"]
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "a" / "b" / "c").write_bytes(b"12345")
     (tmp_path / "d").write_bytes(b"67")
