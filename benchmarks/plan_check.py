@@ -37,8 +37,8 @@ RUNS: dict[str, list[str]] = {
     "evaluate": ["evaluate", "locate", "--answers", "best"],
     "patch": ["patch", "--pairs", "ioi", "--limit", "32", "--method", "exact", "--out", "patch"],
     "train": [
-        *("moelora", "train", "--data", "arithmetic", "facts", "--steps", "10"),
-        *("--test-limit", "16", "--out", "train"),
+        *("moelora", "train", "--data", "arithmetic", "facts", "--steps", "30"),
+        *("--test-limit", "30", "--out", "train"),
     ],
     "analyze": ["moelora", "analyze", "train", "--limit", "150", "--out", "analyze"],
 }
