@@ -26,11 +26,13 @@ from interp.cli.options import (
     ProbeOptions,
     ReportOptions,
 )
+from interp.cli.plan import print_plan
 from interp.commands.demo import DemoSettings, demo_run
 from interp.commands.evaluate import EvaluateSettings, evaluate_run
 from interp.commands.known import premise_rows
 from interp.commands.locate import LocateSettings, load_run, locate_run
 from interp.commands.patch import PatchSettings, load_pairs, patch_run
+from interp.commands.plan import plan_evaluate, plan_locate, plan_patch
 from interp.commands.probe import ProbeSettings, probe_run
 from interp.commands.report import report_run
 from interp.errors import UserError
@@ -52,6 +54,7 @@ from interp.runs.engines import check_engine, opened_engine
 from interp.runs.lock import check_free
 from interp.runs.manifest import check_same_model, recorded_model, recorded_quantization
 from interp.runs.shards import Engine
+from interp.runs.usage import process_seconds
 
 SHOWN = 10
 """Rows of a table of effects."""
@@ -121,6 +124,10 @@ def locate(options: LocateOptions, console: Console) -> None:
     check_free(options.out)
     load_premises(options.premises)  # a misspelt relation should not wait for the model
     model = load(options, console)
+    if options.plan:
+        checked = {"check_dtype": options.dtype_check, "before": process_seconds()}
+        print_plan(plan_locate(model, settings, options.out, **checked), console)
+        return
     with engine_of(options, model) as engine:
         effects = locate_run(
             model, settings, options.out, engine=engine, check_dtype=options.dtype_check
@@ -141,6 +148,10 @@ def evaluate(options: EvaluateOptions, console: Console) -> None:
     model = load(run_options(options), console)
     check_same_model(options.run, model)
     _, split, effects = load_run(options.run)
+    if options.plan:
+        where: Any = {"settings": settings, "run": options.run, "before": process_seconds()}
+        print_plan(plan_evaluate(model, split, effects, **where), console)
+        return
     with engine_of(options, model) as engine:
         evaluations = evaluate_run(
             model, split, effects, settings=settings, run=options.run, engine=engine
@@ -200,6 +211,10 @@ def patch(options: PatchOptions, console: Console) -> None:
     check_free(options.out)
     load_pairs(settings)  # a broken file should not wait for the model
     model = load(options, console)
+    if options.plan:
+        checked = {"check_dtype": options.dtype_check, "before": process_seconds()}
+        print_plan(plan_patch(model, settings, options.out, **checked), console)
+        return
     with engine_of(options, model) as engine:
         result = patch_run(
             model, settings, options.out, engine=engine, check_dtype=options.dtype_check

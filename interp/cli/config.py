@@ -15,6 +15,8 @@ from interp.files.fields import from_mapping
 from interp.files.text import LARGEST_YAML, parse_yaml, read_text
 
 Kind = TypeVar("Kind")
+NOT_KEPT = frozenset({"plan"})
+"""Options of the command line alone: they say nothing about the run."""
 _SUPPRESSED = get_args(tyro.conf.Suppress[int])[1]
 
 
@@ -46,7 +48,11 @@ def from_config(kind: type[Kind], path: Path) -> Kind:
     except UserError as error:
         raise UserError(f"{where}: cannot be read as YAML ({error})") from error
     hints = get_type_hints(kind, include_extras=True)
-    known = {name: hint for name, hint in hints.items() if _SUPPRESSED not in get_args(hint)}
+    known = {
+        name: hint
+        for name, hint in hints.items()
+        if name not in NOT_KEPT and _SUPPRESSED not in get_args(hint)
+    }
     return from_mapping(kind, {} if content is None else content, where, known=known)
 
 
@@ -55,6 +61,7 @@ def to_config(options: Any) -> dict[str, Any]:
     return {
         key: str(value) if isinstance(value, Path) else value
         for key, value in asdict(options).items()
+        if key not in NOT_KEPT
     }
 
 

@@ -10,9 +10,17 @@ from rich.console import Console
 
 from interp.cli.commands import print_next, print_sentences
 from interp.cli.config import settings_of, to_config
-from interp.cli.options import EngineOptions, PlacementOptions, WeightsOptions, parse_as
+from interp.cli.options import (
+    EngineOptions,
+    PlacementOptions,
+    PlanOptions,
+    WeightsOptions,
+    parse_as,
+)
+from interp.cli.plan import print_plan
 from interp.commands.analyze import AnalyzeSettings, analyze_adapter
 from interp.commands.compare import ComparedMethods, CompareSettings, compare_moelora
+from interp.commands.plan_adapter import plan_analyze, plan_training
 from interp.commands.train import train_moelora
 from interp.errors import UserError
 from interp.figures.tables import rich_table
@@ -23,10 +31,11 @@ from interp.report.comparison_page import accuracy_table, cost_table, summary
 from interp.report.experts_page import sentences, summary_table
 from interp.runs.engines import check_engine
 from interp.runs.lock import check_free
+from interp.runs.usage import process_seconds
 
 
 @dataclass(frozen=True)
-class TrainOptions(PlacementOptions, WeightsOptions, TrainingSettings):
+class TrainOptions(PlanOptions, PlacementOptions, WeightsOptions, TrainingSettings):
     """Train a MoELoRA or LoRA adapter on questions and score it on held-out ones."""
 
     out: Path = Path("runs/moelora")
@@ -52,7 +61,7 @@ class CompareOptions(PlacementOptions, WeightsOptions, ComparedMethods, Training
 
 
 @dataclass(frozen=True)
-class AnalyzeOptions(EngineOptions, PlacementOptions, WeightsOptions, AnalyzeSettings):
+class AnalyzeOptions(PlanOptions, EngineOptions, PlacementOptions, WeightsOptions, AnalyzeSettings):
     """What the experts of an adapter are used for and what they do, against chance."""
 
     adapter: tyro.conf.Positional[Path] = Path("runs/moelora")
@@ -91,9 +100,10 @@ def parse(command: str, arguments: list[str]) -> Any:
     return parse_as(kind, f"moelora {command}", arguments, summary=kind.__doc__)
 
 
-def _placing(options: Any) -> dict[str, Any]:
+def _reading(options: Any) -> dict[str, Any]:
     """How the base model is read, and where its parts go."""
     return {
+        "device": options.device,
         "allow_pickle": options.allow_pickle,
         "device_map": options.device_map,
         "max_memory": options.max_memory,
@@ -104,7 +114,12 @@ def train(options: TrainOptions, console: Console) -> None:
     """Train an adapter; see ``interp.commands.train``."""
     settings = settings_of(TrainingSettings, options)
     check_free(options.out)
-    run = train_moelora(settings, options.out, device=options.device, **_placing(options))
+    reading = _reading(options)
+    if options.plan:
+        before = process_seconds()
+        print_plan(plan_training(settings, options.out, before=before, **reading), console)
+        return
+    run = train_moelora(settings, options.out, **reading)
     metrics = read_json(run / "metrics.json")
     name = METHOD_NAMES[metrics["method"]]
     console.print(
@@ -129,7 +144,7 @@ def compare(options: CompareOptions, console: Console) -> None:
         settings_of(TrainingSettings, options), **asdict(settings_of(ComparedMethods, options))
     )
     check_free(options.out)
-    content = compare_moelora(settings, options.out, device=options.device, **_placing(options))
+    content = compare_moelora(settings, options.out, **_reading(options))
     console.print(rich_table(accuracy_table(content), title="accuracy on held-out questions"))
     console.print(rich_table(cost_table(content), title="size and experts"))
     print_sentences(summary(content), console)
@@ -140,15 +155,20 @@ def analyze(options: AnalyzeOptions, console: Console) -> None:
     """Analyze the experts of an adapter; see ``interp.commands.analyze``."""
     check_engine(options.engine, options.device_map)
     check_free(options.out)
+    settings = settings_of(AnalyzeSettings, options)
+    reading = _reading(options)
+    if options.plan:
+        where: Any = {"before": process_seconds(), **reading}
+        print_plan(plan_analyze(options.adapter, settings, options.out, **where), console)
+        return
     content = analyze_adapter(
         options.adapter,
-        settings_of(AnalyzeSettings, options),
+        settings,
         options.out,
-        device=options.device,
         engine=options.engine,
         address=options.address,
         workers=options.workers,
-        **_placing(options),
+        **reading,
     )
     write_yaml(options.out / "config.yaml", to_config(options))
     title = "means over projections; of a null: its mean, and how many projections are significant"

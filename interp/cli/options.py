@@ -79,6 +79,14 @@ class DtypeCheckOptions:
 
 
 @dataclass(frozen=True)
+class PlanOptions:
+    """A plan in place of the run; no part of the run's config."""
+
+    plan: bool = False
+    """Only print what the run will take: passes, memory, disk and time, from a few prompts."""
+
+
+@dataclass(frozen=True)
 class DemoOptions(ModelOptions, DemoSettings):
     """Options of ``interp demo``."""
 
@@ -87,7 +95,7 @@ class DemoOptions(ModelOptions, DemoSettings):
 
 
 @dataclass(frozen=True)
-class LocateOptions(DtypeCheckOptions, EngineOptions, ModelOptions, LocateSettings):
+class LocateOptions(PlanOptions, DtypeCheckOptions, EngineOptions, ModelOptions, LocateSettings):
     """Options of ``interp locate``."""
 
     out: Path = Path("runs/locate")
@@ -95,7 +103,7 @@ class LocateOptions(DtypeCheckOptions, EngineOptions, ModelOptions, LocateSettin
 
 
 @dataclass(frozen=True)
-class EvaluateOptions(EngineOptions, ModelOptions, EvaluateSettings):
+class EvaluateOptions(PlanOptions, EngineOptions, ModelOptions, EvaluateSettings):
     """Options of ``interp evaluate``."""
 
     run: tyro.conf.Positional[Path] = Path("runs/locate")
@@ -113,7 +121,7 @@ class ProbeOptions(ModelOptions, ProbeSettings):
 
 
 @dataclass(frozen=True)
-class PatchOptions(DtypeCheckOptions, EngineOptions, ModelOptions, PatchSettings):
+class PatchOptions(PlanOptions, DtypeCheckOptions, EngineOptions, ModelOptions, PatchSettings):
     """Options of ``interp patch``."""
 
     out: Path = Path("runs/patch")

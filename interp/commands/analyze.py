@@ -11,7 +11,7 @@ an interrupted call continues it.
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -58,7 +58,7 @@ from interp.runs.lock import one_process
 from interp.runs.manifest import describe_hf_model, read_manifest, write_manifest
 from interp.runs.prompting import PROMPTS, asking_identity
 from interp.runs.resources import run_resources, with_resources
-from interp.runs.shards import digest_of
+from interp.runs.shards import Engine, digest_of
 
 logger = logging.getLogger(__name__)
 
@@ -137,6 +137,7 @@ def analyze_adapter(
     allow_pickle: bool = False,
     device_map: DeviceMap | None = None,
     max_memory: MaxMemory | None = None,
+    around: Callable[[Engine], Engine] = lambda engine: engine,
 ) -> dict[str, Any]:
     """Analyze the adapter in a directory (or in a training run) and write the results to ``run``.
 
@@ -145,6 +146,7 @@ def analyze_adapter(
             `interp.runs.engines`.
         allow_pickle: accept a base model whose weights are pickle files.
         device_map, max_memory: of the base model, as `interp.load_model` takes them.
+        around: makes the engine that is used out of the one that was opened.
 
     Returns:
         The content of measures.json.
@@ -177,7 +179,7 @@ def analyze_adapter(
         run_resources(run, IDENTITY),
         engine_for(engine, loaded, load, identify=fingerprint_of, **workplace) as opened,
     ):
-        options: Any = {"identity": read_json(run / IDENTITY), "engine": opened}
+        options: Any = {"identity": read_json(run / IDENTITY), "engine": around(opened)}
         options |= {"seed": settings.seed, "progress": progress}
         records, similarity = count_routing(
             run, loaded, corpus, routers=settings.routers, tokens=settings.tokens, **options

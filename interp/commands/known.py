@@ -1,18 +1,21 @@
 """The first stage of a run on premises: which facts the model knows, and their split."""
 
 import logging
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from interp.errors import UserError
 from interp.files.documents import read_json, write_json, write_jsonl, write_table
 from interp.files.shape import check_shape
+from interp.jobs import RUN_HERE, JobRunner, OutputSpec, Shard
 from interp.models import render_chat
 from interp.models.hooked_model import HookedModel
 from interp.premises.encode import tokenize
-from interp.premises.knowledge import check_knowledge
+from interp.premises.knowledge import FactKnowledge, Knowledge, KnowledgeCheck, check_knowledge
 from interp.premises.questions import Premises, QuestionKind, Split, load_premises
 from interp.runs.clock import with_clock
 from interp.runs.identity import begin_run, check_run
@@ -33,6 +36,7 @@ def split_known(
     identity: Mapping[str, Any],
     minimum: int,
     progress: bool = True,
+    runner: JobRunner = RUN_HERE,
 ) -> Split:
     """The facts of a relation that the model knows, split into search and held-out part.
 
@@ -44,6 +48,7 @@ def split_known(
         identity: has the settings ``premises``, ``seed``, ``limit`` and ``check``; the prompts and
             the tokens that end an answer are added.
         minimum: how many facts must be known.
+        runner: has the facts asked; by default here, at once.
 
     Raises:
         UserError: another run in the directory, or too few known facts.
@@ -56,7 +61,11 @@ def split_known(
     }
     check_run(run, file, identity)
     if not (run / "known.json").is_file():
-        knowledge = check_knowledge(model, premises, check=identity["check"], progress=progress)
+        job = KnowledgeJob(premises, identity["check"])
+        asked = runner.run(
+            knowledge_shard, model, job, description="knowledge", output=ASKED, progress=progress
+        )
+        knowledge = job.outcome(asked)
         logger.info(knowledge.summary)
         kept = knowledge.keep(premises, minimum=minimum)
         written = with_clock(with_resources(identity, model), model.tokenizer)
@@ -67,6 +76,51 @@ def split_known(
     split = known_part(premises, run).split(seed=identity["seed"])
     write_jsonl(run / "premises.jsonl", premise_rows(split))
     return split
+
+
+@dataclass(frozen=True)
+class KnowledgeJob:
+    """Facts that the model is asked for."""
+
+    premises: Premises
+    check: KnowledgeCheck
+
+    @property
+    def prompts_per_shard(self) -> int:
+        """All facts: they are asked together."""
+        return len(self.premises.facts)
+
+    def order(self) -> Sequence[int]:
+        """The facts as they are given."""
+        return range(len(self.premises.facts))
+
+    def take(self, prompts: Sequence[int]) -> "KnowledgeJob":
+        """The same job for some of the facts."""
+        facts = [self.premises.facts[index] for index in prompts]
+        return replace(self, premises=self.premises.with_facts(facts))
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the answers, beside the model."""
+        return {"facts": [asdict(fact) for fact in self.premises.facts], "check": self.check}
+
+    def outcome(self, asked: Shard) -> Knowledge:
+        """What the model knows, by the results of ``knowledge_shard``."""
+        known = asked.tensors["known"].tolist()
+        rows = zip(self.premises.facts, known, asked.texts, strict=True)
+        return Knowledge(
+            self.check,
+            tuple(FactKnowledge(fact.subject, fact.object, *found) for fact, *found in rows),
+        )
+
+
+ASKED = OutputSpec({"known": 1}, texts=True)
+
+
+def knowledge_shard(model: HookedModel, job: KnowledgeJob, *, progress: bool = False) -> Shard:
+    """``known`` [fact], and the answers as texts."""
+    found = check_knowledge(model, job.premises, check=job.check, progress=progress).facts
+    known = torch.tensor([fact.known for fact in found], dtype=torch.bool)
+    return Shard({"known": known}, texts=[fact.answer for fact in found])
 
 
 def known_part(premises: Premises, run: Path) -> Premises:

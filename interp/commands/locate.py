@@ -36,7 +36,7 @@ from interp.forward.trial import sweep_resolution
 from interp.heads.effects import HeadEffects, Method, count_of_fraction, load_effects, save_effects
 from interp.heads.headset import Site
 from interp.heads.locate import as_encoded, batch_metrics, locate_heads
-from interp.jobs import SHARD, OutputSpec, Shard
+from interp.jobs import RUN_HERE, SHARD, JobRunner, OutputSpec, Shard
 from interp.models import fingerprint
 from interp.models.hooked_model import HookedModel
 from interp.patching.metrics import LogitDifference
@@ -110,6 +110,7 @@ def locate_run(
     run: Path,
     *,
     engine: Engine | None = None,
+    runner: JobRunner = RUN_HERE,
     check_dtype: bool = True,
     progress: bool = True,
 ) -> dict[Site, HeadEffects]:
@@ -117,6 +118,7 @@ def locate_run(
 
     Args:
         engine: where the shards are computed; by default in this process.
+        runner: has the facts asked, which are not kept in shards.
         check_dtype: compare a run in another dtype with float32 at the end.
 
     Raises:
@@ -130,6 +132,7 @@ def locate_run(
         identity={**asdict(settings), **model_identity(model)},
         minimum=settings.minimum,
         progress=progress,
+        runner=runner,
     )
     with run_resources(run, IDENTITY, model):
         effects = _effects(

@@ -19,7 +19,7 @@ from interp.errors import UserError
 from interp.files.documents import read_json, write_atomically, write_json, write_jsonl, write_table
 from interp.forward.hook_points import Component, check_component
 from interp.forward.partial import device_of
-from interp.jobs import SHARD, Shard
+from interp.jobs import RUN_HERE, SHARD, JobRunner, OutputSpec, Shard
 from interp.models.hooked_model import HookedModel
 from interp.patching import PatchEffects
 from interp.patching.patch_source import PatchSource, check_patch_source
@@ -135,6 +135,7 @@ def patch_run(
     run: Path,
     *,
     engine: Engine | None = None,
+    runner: JobRunner = RUN_HERE,
     check_dtype: bool = True,
     progress: bool = True,
 ) -> PatchEffects:
@@ -142,6 +143,7 @@ def patch_run(
 
     Args:
         engine: where the shards are computed; by default in this process.
+        runner: has the pairs answered, which is not kept in shards.
         check_dtype: compare a run in another dtype with float32 at the end.
 
     Raises:
@@ -155,7 +157,9 @@ def patch_run(
     identity = {**asdict(settings), **model_identity(model)}
     check_run(run, IDENTITY, identity)
     identity[PROMPTS] = digest_of(encoded.content())
-    right = answered_right(model, encoded)
+    answering = AnsweringJob(encoded)
+    answered = runner.run(right_shard, model, answering, description="answers", output=RIGHT)
+    right = answered.tensors["right"]
     if settings.keep == "right":
         kept = right.nonzero()[:, 0].tolist()
         if not kept:
@@ -243,6 +247,38 @@ def _effects(
     result = replace(result, metadata={**result.metadata, **metadata})
     result.save(whole)
     return result
+
+
+@dataclass(frozen=True)
+class AnsweringJob:
+    """Pairs whose clean texts the model answers."""
+
+    encoded: EncodedPairs
+
+    @property
+    def prompts_per_shard(self) -> int:
+        """All pairs: they run together."""
+        return len(self.encoded)
+
+    def order(self) -> Sequence[int]:
+        """The pairs as they are given."""
+        return range(len(self.encoded))
+
+    def take(self, prompts: Sequence[int]) -> "AnsweringJob":
+        """The same job for some of the pairs."""
+        return AnsweringJob(self.encoded.take(prompts))
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the answers, beside the model."""
+        return {"pairs": digest_of(self.encoded.content())}
+
+
+RIGHT = OutputSpec({"right": 1})
+
+
+def right_shard(model: HookedModel, job: AnsweringJob, *, progress: bool = False) -> Shard:
+    """``right`` [pair]: whether the answer is likelier than the wrong one."""
+    return Shard({"right": answered_right(model, job.encoded).cpu()})
 
 
 @dataclass(frozen=True)

@@ -87,23 +87,10 @@ def train_moelora(
         check_finished(run, IDENTITY, {**plain_settings(settings), **found})
         return run
     check_placing(device, device_map, max_memory)
-    base = load_pretrained(
-        settings.model,
-        dtype=settings.dtype,
-        allow_pickle=allow_pickle,
-        device_map=device_map,
-        max_memory=max_memory,
-        quantization=settings.quantization,
-    )
-    check_trainable(base.model)
+    reading: Any = {"device_map": device_map, "max_memory": max_memory}
+    base = load_base(settings, allow_pickle=allow_pickle, **reading)
     data = load_data(base, settings)
-    identity = {
-        **plain_settings(settings),
-        "fingerprint": base.fingerprint,
-        "data_sha256": data.sha256,
-        **tokenizer_identity(base.tokenizer),
-        PROMPTS: digest_of([asdict(example) for example in (*data.train, *data.encoded_test)]),
-    }
+    identity = training_identity(base, data, settings)
     check_run(run, IDENTITY, identity)
     set_seed(settings.seed)
     adapted = adapt(base.model, settings.method, settings.adapter())
@@ -122,8 +109,33 @@ def train_moelora(
     PartialState().wait_for_everyone()
     run_training(trainer, run / CHECKPOINTS)
     if trainer.is_world_process_zero():
-        _write_run(run, settings, trainer, base=base, data=data, progress=progress)
+        write_training(run, settings, trainer, base=base, data=data, progress=progress)
     return run
+
+
+def load_base(settings: TrainingSettings, **reading: Any) -> Pretrained:
+    """The base model; `reading` is further options of `load_pretrained`.
+
+    Raises UserError for weights that cannot be trained where they are.
+    """
+    base = load_pretrained(
+        settings.model, dtype=settings.dtype, quantization=settings.quantization, **reading
+    )
+    check_trainable(base.model)
+    return base
+
+
+def training_identity(
+    base: Pretrained, data: TaskData, settings: TrainingSettings
+) -> dict[str, Any]:
+    """Everything that determines the result of a training run."""
+    return {
+        **plain_settings(settings),
+        "fingerprint": base.fingerprint,
+        "data_sha256": data.sha256,
+        **tokenizer_identity(base.tokenizer),
+        PROMPTS: digest_of([asdict(example) for example in (*data.train, *data.encoded_test)]),
+    }
 
 
 def base_identity(
@@ -182,7 +194,7 @@ def metrics_of(
     }
 
 
-def _write_run(
+def write_training(
     run: Path,
     settings: TrainingSettings,
     trainer: AdapterTrainer,

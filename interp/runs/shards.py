@@ -32,6 +32,7 @@ from interp.jobs import Shard
 from interp.models.hooked_model import HookedModel
 from interp.moved import old_names
 from interp.progress import progress_bar
+from interp.runs.usage import in_use
 
 logger = logging.getLogger(__name__)
 
@@ -156,9 +157,12 @@ def finish_shards(
     if there := store.n_shards - len(missing):
         logger.info("%s: %d of %d shards are there", description, there, store.n_shards)
     bar = progress_bar(total=store.n_shards, initial=there, description=description, shown=progress)
+    written = 0
     with bar:
         for number, shard in engine.run(function, ((number, job(number)) for number in missing)):
             store.write(number, shard)
+            written += store.path(number).stat().st_size
+            bar.set_postfix_str(in_use(written), refresh=False)
             bar.update()
 
 

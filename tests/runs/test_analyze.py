@@ -11,10 +11,12 @@ from rich.console import Console
 import interp.commands.expert_passes as passes_module
 from interp.cli.moelora import AnalyzeOptions, moelora, parse
 from interp.commands.analyze import analyze_adapter
+from interp.commands.plan_adapter import plan_analyze
 from interp.errors import UserError
 from interp.experts import RoutingRecords, Specialization
 from interp.files.documents import read_json
 from interp.patching.result import PatchEffects
+from interp.runs.usage import PassCounter, folder_bytes
 from tests.report.pages import Page
 from tests.runs.analysis import ROUTED, SWITCHED, quick_analysis
 
@@ -290,3 +292,18 @@ def test_command_line(
     again = parse("analyze", ["--config", str(tmp_path / "run" / "config.yaml")])
     assert (again.draws, again.routers, again.adapter) == (39, 3, adapter_files / "run")
     assert parse("analyze", []) == AnalyzeOptions()
+
+
+@pytest.mark.bridge_only  # the effects of experts
+def test_a_plan_counts_what_the_run_does(adapter_files: Path, tmp_path: Path) -> None:
+    plan = plan_analyze(adapter_files / "run", quick_analysis(adapter_files), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with PassCounter() as counter:
+        analyze_adapter(
+            adapter_files / "run", quick_analysis(adapter_files), tmp_path / "run", progress=False
+        )
+    assert plan.passes.forward == pytest.approx(counter.passes.forward, rel=0.3)
+    assert plan.passes.backward == pytest.approx(counter.passes.backward, rel=0.3)
+    assert plan.disk == pytest.approx(folder_bytes(tmp_path / "run"), rel=0.1)
+    names = [stage.name for stage in plan.stages]
+    assert {"routing", "gradients of the experts' gates", "experts switched off"} < set(names)

@@ -1,0 +1,110 @@
+"""``--plan`` as functions: what a command will take, from a rehearsal of it on few prompts.
+
+Each function has the arguments of the command's own function, writes nothing into the run
+directory, and raises what the command itself would raise. A directory that holds a part of the run
+already is planned for what remains. See ``interp.runs.rehearsal``.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from interp.commands.evaluate import EvaluateSettings, evaluate_run
+from interp.commands.locate import LocateSettings, locate_run
+from interp.commands.patch import PatchSettings, patch_run
+from interp.heads.effects import HeadEffects
+from interp.heads.headset import Site
+from interp.models.hooked_model import HookedModel
+from interp.premises.questions import Split
+from interp.runs.plan import Plan
+from interp.runs.rehearsal import Rehearsal
+from interp.runs.shards import InProcess
+
+STAGES = {
+    "knowledge_shard": "known facts",
+    "right_shard": "pairs answered rightly",
+    "locate_shard": "effects of heads",
+    "patch_shard": "effects of units",
+    "preference_values": "preference under sets of heads",
+    "whole_run_values": "preference, whole runs",
+    "greedy_texts": "greedy answers",
+    "routing_shard": "routing",
+    "estimate_experts": "gradients of the experts' gates",
+    "measure_experts": "experts switched off",
+}
+"""What a plan calls a kind of work, by the function that does it."""
+
+
+def stage_name(function: str) -> str:
+    """What a plan calls the work of a function."""
+    return STAGES.get(function, function.replace("_", " "))
+
+
+def plan_locate(
+    model: HookedModel,
+    settings: LocateSettings,
+    run: Path,
+    *,
+    check_dtype: bool = True,
+    before: float = 0.0,
+) -> Plan:
+    """What `locate_run` will take.
+
+    Args:
+        before: seconds that the program's start and the model's loading have taken, here and below.
+    """
+    with Rehearsal(run, names=stage_name, before=before) as rehearsal:
+        locate_run(
+            model,
+            settings,
+            rehearsal.folder,
+            engine=rehearsal.engine(InProcess(model)),
+            runner=rehearsal.runner,
+            check_dtype=check_dtype,
+            progress=False,
+        )
+    return rehearsal.plan()
+
+
+def plan_patch(
+    model: HookedModel,
+    settings: PatchSettings,
+    run: Path,
+    *,
+    check_dtype: bool = True,
+    before: float = 0.0,
+) -> Plan:
+    """What `patch_run` will take."""
+    with Rehearsal(run, names=stage_name, before=before) as rehearsal:
+        patch_run(
+            model,
+            settings,
+            rehearsal.folder,
+            engine=rehearsal.engine(InProcess(model)),
+            runner=rehearsal.runner,
+            check_dtype=check_dtype,
+            progress=False,
+        )
+    return rehearsal.plan()
+
+
+def plan_evaluate(
+    model: HookedModel,
+    split: Split,
+    effects: Mapping[Site, HeadEffects],
+    *,
+    settings: EvaluateSettings,
+    run: Path,
+    before: float = 0.0,
+) -> Plan:
+    """What `evaluate_run` will take."""
+    with Rehearsal(run, names=stage_name, before=before) as rehearsal:
+        evaluate_run(
+            model,
+            split,
+            effects,
+            settings=settings,
+            run=rehearsal.folder,
+            engine=rehearsal.engine(InProcess(model)),
+            progress=False,
+        )
+    return rehearsal.plan()
