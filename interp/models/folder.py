@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoTokenizer
 
+from interp.models.quantization_package import check_package
 from interp.models.quiet import reading
 from interp.models.whole import check_shards, check_weights, load_whole
 
@@ -32,7 +33,8 @@ def read_folder(
     check_shards(folder, spec)
     with reading(f"cannot load {spec}: its config.json"):
         # The tokenizer's reader reads it too, and would be blamed for what is wrong in it.
-        AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        check_package(config, spec)
     tokenizer = read_tokenizer(folder, spec=spec)
     with reading(f"cannot load {spec}: its configuration or its weights"):
         model = load_whole(folder, spec=spec, dtype=dtype, use_safetensors=True, **more)

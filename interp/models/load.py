@@ -20,6 +20,7 @@ from interp.errors import UserError
 from interp.models.fingerprint import fingerprint_of_folder, fingerprint_of_model
 from interp.models.folder import read_folder
 from interp.models.hooked_model import HookedModel
+from interp.models.joint_projections import dequantize_joint
 from interp.models.model_check import (
     ModelCheck,
     check_of,
@@ -33,6 +34,7 @@ from interp.models.self_check import check_model, trial_logits
 from interp.models.spec import EMBEDDED, cache_root, resolve
 from interp.models.unwrapped import causal_model_of, check_tokenizer
 from interp.models.versions import boot
+from interp.precision import plain_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +50,7 @@ class ModelInfo:
     Attributes:
         spec: what the model was asked for by.
         fingerprint: SHA-256 over configuration and weights, see `interp.models.fingerprint`.
-        dtype: of the parameters, such as ``"float32"``.
+        dtype: of the parameters that are not quantized, such as ``"float32"``.
         device: where the model is, such as ``"cpu"``.
         attn_implementation: which attention code runs; ``"eager"`` in a hooked model.
         allow_pickle: whether pickled weights may be loaded again.
@@ -157,6 +159,7 @@ def from_hf(
     check_tokenizer(tokenizer)
     hf_model = causal_model_of(hf_model)
     hf_model.eval()
+    dequantize_joint(hf_model)
     _use_eager_attention(hf_model)
     expected = trial_logits(hf_model) if check is None else None
     model = wrap(hf_model, tokenizer, spec=spec, fingerprint=fingerprint, allow_pickle=allow_pickle)
@@ -181,16 +184,14 @@ def wrap(
     allow_pickle: bool = False,
 ) -> HookedModel:
     """`from_hf` without the self-check, for callers that go on changing the hooked model."""
-    parameter = next(hf_model.parameters())
+    parameter, dtype = next(hf_model.parameters()), plain_dtype(hf_model)
     named = hf_model.config.architectures
     if not isinstance(named, list) or not named or not all(isinstance(name, str) for name in named):
         # A model made in memory does not name its own class, and a file may say anything.
         hf_model.config.architectures = [type(hf_model).__name__]
     digest = fingerprint or fingerprint_of_model(hf_model)
     with quiet_libraries():
-        model = boot(
-            hf_model.eval(), tokenizer, spec=spec, device=parameter.device, dtype=parameter.dtype
-        )
+        model = boot(hf_model.eval(), tokenizer, spec=spec, device=parameter.device, dtype=dtype)
     model.eval().requires_grad_(False)
     n_kv_heads = getattr(model.cfg, "n_key_value_heads", None) or model.cfg.n_heads
     if model.cfg.n_heads % n_kv_heads:
@@ -201,7 +202,7 @@ def wrap(
     _INFO[model] = ModelInfo(
         spec=spec,
         fingerprint=digest,
-        dtype=str(parameter.dtype).removeprefix("torch."),
+        dtype=str(dtype).removeprefix("torch."),
         device=str(parameter.device),
         attn_implementation="eager",
         n_layers=model.cfg.n_layers,

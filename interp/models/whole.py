@@ -23,6 +23,7 @@ from interp.files.shape import check_shape
 from interp.files.tensors import tensor_shapes
 from interp.files.text import read_json_object
 from interp.models.fingerprint import INDEX, SINGLE
+from interp.quantized import is_packed
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +138,7 @@ def first_bad_weight(model: Any) -> str | None:
     is not finite are looked at one by one.
     """
     for name, weight in (*model.named_parameters(), *model.named_buffers()):
-        if not weight.is_floating_point() or weight.is_meta or not weight.numel():
+        if is_packed(weight) or weight.is_meta or not weight.numel():
             continue
         total = weight.detach().sum(dtype=torch.float32)
         if not bool(torch.isfinite(total)) and not bool(torch.isfinite(weight).all()):
