@@ -32,8 +32,6 @@ from interp.errors import UserError
 
 _PACKED_NAMES = ("weight", "qweight", "W_q", "weight_packed", "packed_weight")
 """Under which the known formats keep the numbers of a projection."""
-_ROUNDING_INPUTS = "ActivationQuantized"
-"""In the names of torchao's classes that quantize a projection's input too."""
 
 
 def is_packed(weight: Any) -> bool:
@@ -142,7 +140,8 @@ def computing_dtype(module: nn.Module) -> torch.dtype | None:
     if not is_quantized(module):
         return None
     weight = module._parameters.get("weight")
-    if type(weight).__name__ == "Int8Params" or _ROUNDING_INPUTS in type(weight).__name__:
+    # The second is torchao's, of weights whose inputs are quantized too.
+    if type(weight).__name__ == "Int8Params" or getattr(weight, "act_quant_kwargs", None):
         return torch.int8
     found = getattr(module, "compute_dtype", None)
     return found if isinstance(found, torch.dtype) else None

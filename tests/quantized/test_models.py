@@ -1,5 +1,6 @@
 """Hooked models with quantized weights: logits, the self-check, fingerprints, refusals."""
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,20 @@ def test_one_scale_more_is_another_fingerprint(load: Callable[..., Any]) -> None
     before = fingerprint_of_model(hf_model)
     hf_model.model.layers[1].mlp.down_proj.weight.quant_state.absmax[3] *= 1.01
     assert fingerprint_of_model(hf_model) != before
+
+
+def test_every_part_of_a_tensor_of_several_counts() -> None:
+    """torchao's tensors consist of packed numbers, scales and so on; torch has one for tests."""
+    kind: Any = importlib.import_module("torch.testing._internal.two_tensor").TwoTensor
+
+    def of(packed: torch.Tensor, scales: torch.Tensor) -> str:
+        module = nn.Module()
+        module.register_buffer("weight", kind(packed, scales))
+        return fingerprint_of_model(module)
+
+    packed, scales = torch.randn(3, 4), torch.randn(3, 4)
+    assert of(packed, scales) == of(packed.clone(), scales.clone())
+    assert of(packed, scales + 1) != of(packed, scales) != of(packed + 1, scales)
 
 
 def test_packed_bits_are_no_damage(load: Callable[..., Any]) -> None:
