@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from interp.quantized import computing_dtype, is_packed, quantized_modules
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,25 @@ def widened(values: Tensor) -> Tensor:
 
 
 def dtype_of(model: Any) -> torch.dtype:
-    """The number type of a hooked model: that of its first floating-point weight."""
-    weights = model.original_model.parameters()
-    return next((weight.dtype for weight in weights if weight.is_floating_point()), torch.float32)
+    """The number type of a hooked model's activations: that of its first weight that is plain."""
+    return plain_dtype(model.original_model)
+
+
+def plain_dtype(hf_model: nn.Module) -> torch.dtype:
+    """The type of the first weight that is neither packed nor a whole number; else float32."""
+    weights = (weight for weight in hf_model.parameters() if not is_packed(weight))
+    return next((weight.dtype for weight in weights), torch.float32)
+
+
+def coarsest_dtype(model: Any) -> torch.dtype:
+    """The coarsest type that anything in a hooked model is rounded to.
+
+    That of its activations, unless quantized projections compute in another: ``int8`` in a model
+    with LLM.int8(), ``bfloat16`` where 4-bit projections compute in it.
+    """
+    found = {computing_dtype(module) for _, module in quantized_modules(model.original_model)}
+    kinds = {dtype_of(model), *found} - {None}
+    return max(kinds, key=lambda kind: precision_of(kind).agreement)
 
 
 def result_dtype(model: Any) -> torch.dtype:

@@ -22,7 +22,15 @@ from interp.forward.out_of_memory import is_out_of_memory
 from interp.forward.prompts import call_positions, device_of
 from interp.forward.unhooked import Hook, UnhookedModel, may_be_unhooked, unhooked_model
 from interp.models.hooked_model import HookedModel
-from interp.precision import agrees, dtype_of, precision_of, wide_dtype, widened
+from interp.precision import (
+    agrees,
+    coarsest_dtype,
+    dtype_of,
+    precision_of,
+    wide_dtype,
+    widened,
+)
+from interp.quantized import unrounded
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +43,7 @@ CANNOT = (
 """What modules raise that cannot run unhooked."""
 
 _Trial = tuple[torch.dtype, int]
-"""The number type of the weights, and the width of the trial."""
+"""The coarsest number type in the model, and the width of the trial."""
 _VERDICTS: WeakKeyDictionary[Any, dict[_Trial, bool | None]] = WeakKeyDictionary()
 """By model: whether its plain modules are right widened (True), in the model's own number type
 (False), or not at all (None)."""
@@ -54,7 +62,7 @@ def trusted_unhooked_model(model: HookedModel, width: int) -> UnhookedModel | No
 
 def sweep_resolution(model: HookedModel) -> float:
     """Effects of sweeps smaller than this are rounding; see `interp.precision`."""
-    dtype = dtype_of(model)
+    dtype = coarsest_dtype(model)
     return precision_of(wide_dtype(dtype) if _tried(model, WIDTH) else dtype).resolution
 
 
@@ -63,7 +71,7 @@ def _tried(model: HookedModel, width: int) -> bool | None:
     if not may_be_unhooked(model):
         return None
     verdicts = _VERDICTS.setdefault(model, {})
-    trial = dtype_of(model), _trial_width(model, width)
+    trial = coarsest_dtype(model), _trial_width(model, width)
     if trial not in verdicts:
         verdicts[trial] = _verdict(model, trial[1])
     return verdicts[trial]
@@ -80,21 +88,24 @@ def _trial_width(model: HookedModel, width: int) -> int:
 
 @torch.no_grad()
 def _verdict(model: HookedModel, width: int) -> bool | None:
-    batch, dtype = _prompts(model, width), dtype_of(model)
+    batch, dtype, coarsest = _prompts(model, width), dtype_of(model), coarsest_dtype(model)
     rows = torch.arange(len(batch), device=batch.tokens.device)
-    expected = call_positions(model.original_model, batch, rows)[:, -1]
+    with unrounded(model.original_model):
+        expected = call_positions(model.original_model, batch, rows)[:, -1]
     if not bool(torch.isfinite(expected).all()):
         return None  # whoever runs the model is told where it stops being finite
     # In float32 there is one way only.
-    for wide in dict.fromkeys((wide_dtype(dtype) != dtype, False)):
+    for wide in dict.fromkeys((wide_dtype(coarsest) != coarsest, False)):
         plain = unhooked_model(model, wide=wide)
         if plain is None:
             continue
+        # As it stands, a quantized model rounds what goes into its projections.
+        close = dtype if wide else coarsest
         try:
             differences = [
                 float((widened(found) - widened(expected)).abs().max())
                 for found in _runs(plain, batch, rows)
-                if not agrees(found, expected, dtype)
+                if not agrees(found, expected, close)
             ]
         except CANNOT as error:
             if is_out_of_memory(error):

@@ -13,8 +13,8 @@ else (see ``supports``) is left to the hooked model. ``unhooked_model`` gives no
 could differ: hooks on the hooked model, weights processed by TransformerLens, an attention that the
 implementation here does not know.
 
-Weights in bfloat16 or float16 stay as they are, and are widened while they are used: the modules of
-such a model compute in float32 (``widen``).
+Weights in bfloat16 or float16, and quantized ones, stay as they are, and are widened while they are
+used: the modules of such a model compute in float32 (``widen``).
 """
 
 import inspect
@@ -40,7 +40,8 @@ from interp.models.model_check import check_of
 from interp.models.placement import own_weights
 from interp.models.transformers_modules import TransformersModules, is_component
 from interp.models.versions import wraps_transformers
-from interp.precision import dtype_of, wide_dtype, widened
+from interp.precision import coarsest_dtype, dtype_of, wide_dtype, widened
+from interp.quantized import is_quantized
 
 logger = logging.getLogger(__name__)
 
@@ -56,13 +57,13 @@ class UnhookedModel:
 
     Attributes:
         dtype: what it computes in.
-        wide: whether that is wider than its weights.
+        wide: whether that is wider than what the hooked model computes in.
     """
 
     def __init__(self, model: HookedModel, *, wide: bool = True) -> None:
-        weight_dtype = dtype_of(model)
-        self.dtype = wide_dtype(weight_dtype) if wide else weight_dtype
-        self.wide = self.dtype != weight_dtype
+        own, coarsest = dtype_of(model), coarsest_dtype(model)
+        self.dtype = wide_dtype(own) if wide else own
+        self.wide = wide and wide_dtype(coarsest) != coarsest
         self._unhooked = TransformersModules(model, attn_implementation=NAME)
         self._tuple_outputs = check_of(model).unhooked_tuple_outputs
         self._points = model.hook_dict
@@ -98,7 +99,8 @@ class UnhookedModel:
     @property
     def can_narrow(self) -> bool:
         """Whether the logits of a few tokens can be computed alone."""
-        return type(self.hf_model.get_output_embeddings()) is nn.Linear
+        unembedding = self.hf_model.get_output_embeddings()
+        return type(unembedding) is nn.Linear and not is_quantized(unembedding)
 
     def supports(self, hooks: Sequence[Hook]) -> bool:
         """Whether every hook point named has a place in the plain modules."""

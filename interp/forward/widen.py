@@ -6,11 +6,15 @@ activations in float32 and each weight widened for the moment of its use, memory
 what it is, and the numbers are those of the float32 model of the same weights. On a CPU without
 instructions for bfloat16 it is also several times faster: widening a matrix costs a pass over it,
 the product in bfloat16 has to be emulated.
+
+Quantized projections are widened likewise: their weights are dequantized for the moment of their
+use, and neither their inputs nor their products are rounded (`interp.quantized`).
 """
 
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -18,6 +22,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from interp.models.placement import run_aligned
+from interp.quantized import can_read, is_quantized, kind_of, weight_of
 
 NARROW = (torch.bfloat16, torch.float16)
 SLICE = 2**24
@@ -25,6 +30,7 @@ SLICE = 2**24
 widened whole: 64 MiB."""
 
 Forward = Callable[..., Any]
+WeightOf = Callable[[], Tensor]
 
 
 def is_narrow(module: nn.Module) -> bool:
@@ -36,7 +42,13 @@ def widen(module: nn.Module) -> None:
     """Let one module object compute in float32; its matrices stay the very ones it has.
 
     Vectors (norms, biases) are widened once, as copies of this object's own.
+
+    Raises:
+        NotImplementedError: a quantized projection whose weights cannot be read.
     """
+    if is_quantized(module):
+        _widen_quantized(module)
+        return
     if not is_narrow(module):
         return
     parameters = dict(module._parameters)
@@ -48,9 +60,11 @@ def widen(module: nn.Module) -> None:
         return
     forward = _bare_forward(module)
     if type(module) is nn.Linear:
-        wide: Forward = lambda input: wide_linear(input, module.weight, module.bias)  # noqa: E731
+        own: WeightOf = lambda: module.weight  # noqa: E731
+        wide: Forward = lambda input: wide_linear(input, own, module.bias)  # noqa: E731
     elif type(module) is Conv1D:
-        wide = lambda x: wide_linear(x, module.weight.T, module.bias)  # noqa: E731
+        turned: WeightOf = lambda: module.weight.T  # noqa: E731
+        wide = lambda x: wide_linear(x, turned, module.bias)  # noqa: E731
     elif isinstance(module, nn.Embedding) and module.weight.numel() > SLICE:
         # Rows are looked up first: not the whole vocabulary is widened for a few tokens.
         wide = lambda *args, **kwargs: forward(*args, **kwargs).float()  # noqa: E731
@@ -69,16 +83,26 @@ def _bare_forward(module: nn.Module) -> Forward:
     )
 
 
-def wide_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``torch.nn.functional.linear`` in float32; the weight may be narrow.
+def _widen_quantized(module: nn.Module) -> None:
+    if not can_read(module):
+        raise NotImplementedError(f"weights of {kind_of(module)}, which cannot be read")
+    weight = partial(weight_of, module, needed_by="a sweep in float32")
+    given: Any = module.bias
+    bias = None if given is None else given.detach().float()
+    wide: Forward = lambda x: wide_linear(x, weight, bias)  # noqa: E731
+    module.__dict__["forward"] = run_aligned(module, functools.wraps(_bare_forward(module))(wide))
 
-    A pass with gradients keeps the narrow weight, and widens it again on the way back. Gradients
-    are those of ``x``: weights are frozen.
+
+def wide_linear(x: Tensor, weight: WeightOf, bias: Tensor | None) -> Tensor:
+    """``torch.nn.functional.linear`` in float32; the weight that ``weight()`` gives may be narrow.
+
+    A pass with gradients asks for the weight again on the way back, and keeps none. Gradients are
+    those of ``x``: weights are frozen.
     """
     x = x.float()
     if torch.is_grad_enabled() and x.requires_grad:
         return cast(Tensor, _WideProduct.apply(x, weight, bias))
-    return _product(x, weight, bias)
+    return _product(x, weight(), bias)
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -94,13 +118,13 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 class _WideProduct(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: WeightOf, bias: Tensor | None) -> Tensor:
         ctx.weight = weight
-        return _product(x, weight, bias)
+        return _product(x, weight(), bias)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
-        return grad_outputs[0] @ ctx.weight.float(), None, None
+        return grad_outputs[0] @ ctx.weight().float(), None, None
 
 
 def _with_wide_weights(module: nn.Module) -> Forward:

@@ -16,7 +16,7 @@ import contextlib
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,18 @@ def fingerprint_of_model(model: nn.Module, config: dict[str, Any] | None = None)
     `fingerprint_of_folder` only about being the same or not among models in memory.
     """
     to_dict: Any = getattr(getattr(model, "config", None), "to_dict", dict)
-    return _digest(to_dict() if config is None else config, sorted_state(model))
+    tensors = (part for one in sorted_state(model) for part in _plain_parts(*one))
+    return _digest(to_dict() if config is None else config, tensors)
+
+
+def _plain_parts(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """The tensors that one consists of, with names; a quantized one of torchao has several."""
+    flatten = getattr(tensor, "__tensor_flatten__", None)
+    if flatten is None:
+        yield name, tensor
+        return
+    for part in flatten()[0]:
+        yield from _plain_parts(f"{name}.{type(tensor).__name__}.{part}", getattr(tensor, part))
 
 
 def _digest(config: dict[str, Any], tensors: Iterable[tuple[str, Tensor]]) -> str:

@@ -23,6 +23,7 @@ from interp.models.device_map import (
     read_max_memory,
 )
 from interp.models.quantization import Quantization, quantization_config
+from interp.models.quantization_package import check_package
 from interp.models.quiet import reading
 from interp.models.whole import check_shards, check_weights, load_whole
 
@@ -62,7 +63,8 @@ def read_folder(
     check_shards(folder, spec)
     with reading(f"cannot load {spec}: its config.json"):
         # The tokenizer's reader reads it too, and would be blamed for what is wrong in it.
-        AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        check_package(config, spec)
     tokenizer = read_tokenizer(folder, spec=spec)
     offloaded = None
     if device_map is not None or quantization is not None:

@@ -25,6 +25,7 @@ from interp.models.hooked_config import ARCHITECTURES, config_entries
 from interp.models.hooked_model import HookedModel
 from interp.models.transformers_face import TransformersFace
 from interp.precision import agrees, widened
+from interp.quantized import quantization_of
 
 # Any, because type checkers see TransformerLens 4, which has neither.
 HookedTransformer: Any = transformer_lens.HookedTransformer
@@ -61,6 +62,12 @@ def boot(
         UserError: TransformerLens cannot hook this architecture.
     """
     architecture = type(hf_model).__name__
+    if quantized := quantization_of(hf_model):
+        raise UserError(
+            f"TransformerLens 3 reads the weights of {architecture} into modules of its own, which "
+            f"cannot be quantized ({quantized}): load the model without quantization, or install "
+            "version 4 (pip install 'transformer-lens>=4,<5')"
+        )
     tokenizer = copy.deepcopy(tokenizer)
     try:
         cfg = HookedTransformerConfig.from_dict(

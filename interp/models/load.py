@@ -27,6 +27,7 @@ from interp.models.device_map import (
 from interp.models.fingerprint import fingerprint_of_folder, fingerprint_of_model
 from interp.models.folder import read_folder
 from interp.models.hooked_model import HookedModel
+from interp.models.joint_projections import dequantize_joint
 from interp.models.model_check import (
     ModelCheck,
     check_of,
@@ -47,6 +48,7 @@ from interp.models.self_check import check_model, trial_logits
 from interp.models.spec import EMBEDDED, cache_root, resolve
 from interp.models.unwrapped import causal_model_of, check_tokenizer
 from interp.models.versions import boot, require_bridge
+from interp.precision import plain_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +64,7 @@ class ModelInfo:
     Attributes:
         spec: what the model was asked for by.
         fingerprint: SHA-256 over configuration and weights, see `interp.models.fingerprint`.
-        dtype: of the parameters, such as ``"float32"``.
+        dtype: of the parameters that are not quantized, such as ``"float32"``.
         device: where the model is, such as ``"cpu"``; of a divided model, where its tokens go.
         attn_implementation: which attention code runs; ``"eager"`` in a hooked model.
         allow_pickle: whether pickled weights may be loaded again.
@@ -205,6 +207,7 @@ def from_hf(
     check_tokenizer(tokenizer)
     hf_model = causal_model_of(hf_model)
     hf_model.eval()
+    dequantize_joint(hf_model)
     _use_eager_attention(hf_model)
     expected = trial_logits(hf_model) if check is None else None
     model = wrap(
@@ -237,7 +240,7 @@ def wrap(
     quantization: str | None = None,
 ) -> HookedModel:
     """`from_hf` without the self-check, for callers that go on changing the hooked model."""
-    parameter, device = next(hf_model.parameters()), input_device(hf_model)
+    device, dtype = input_device(hf_model), plain_dtype(hf_model)
     if is_dispatched(hf_model):
         require_bridge("a model that is divided over devices or offloaded")
     if quantization is None and getattr(hf_model, "is_quantized", False):
@@ -248,7 +251,7 @@ def wrap(
         hf_model.config.architectures = [type(hf_model).__name__]
     digest = fingerprint or fingerprint_of_model(hf_model)
     with quiet_libraries():
-        model = boot(hf_model.eval(), tokenizer, spec=spec, device=device, dtype=parameter.dtype)
+        model = boot(hf_model.eval(), tokenizer, spec=spec, device=device, dtype=dtype)
     model.eval().requires_grad_(False)
     n_kv_heads = getattr(model.cfg, "n_key_value_heads", None) or model.cfg.n_heads
     if model.cfg.n_heads % n_kv_heads:
@@ -259,7 +262,7 @@ def wrap(
     _INFO[model] = ModelInfo(
         spec=spec,
         fingerprint=digest,
-        dtype=str(parameter.dtype).removeprefix("torch."),
+        dtype=str(dtype).removeprefix("torch."),
         device=str(device),
         attn_implementation="eager",
         n_layers=model.cfg.n_layers,

@@ -18,6 +18,8 @@ every other kind. At first all parts run together: each edit in its own row of a
 padding, in two pieces. A model that is right takes four short passes so. If anything differs,
 each part runs alone.
 
+Quantized projections do not round their inputs meanwhile (`interp.quantized.unrounded`).
+
 A part that fails is refused, with the reason, by the code that needs it
 (`interp.models.model_check.require`); the other parts can be used. Without ``continuation``
 prompts run whole, and without ``padding`` only with prompts of the same length, which costs time
@@ -44,6 +46,7 @@ from interp.models.placement import input_device
 from interp.models.reference_edits import KEY, adding, cut_edges, cutting_mask, cutting_softmax
 from interp.models.transformers_modules import TransformersModules
 from interp.models.versions import wraps_transformers
+from interp.quantized import unrounded
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +79,8 @@ def trial_logits(hf_model: Any) -> Float[Tensor, "prompt pos d_vocab"] | None:
     """
     tokens = trial_tokens(hf_model)
     try:
-        logits = _all_logits(hf_model, tokens)
+        with unrounded(hf_model):
+            logits = _all_logits(hf_model, tokens)
     except Exception as error:  # a model in the making raises anything; it is not for here to tell
         logger.info("the self-check cannot run the model: %s", one_line(error))
         return None
@@ -95,7 +99,8 @@ def check_model(
     """
     if expected is None or not wraps_transformers(model):
         return ModelCheck()  # TransformerLens 3 computes all by itself, and is checked when made
-    return _Trial(model, expected).run()
+    with unrounded(model.original_model):
+        return _Trial(model, expected).run()
 
 
 @dataclass(frozen=True)

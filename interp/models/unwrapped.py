@@ -22,6 +22,7 @@ from interp.files.text import one_line
 from interp.models.call import evaluating
 from interp.models.placement import input_device, is_offloaded
 from interp.models.versions import HookedClass
+from interp.quantized import is_packed, keep_precision, kind_of, quantized_modules
 
 TRIAL_TOKENS = 8
 CLOSE = 1e-4
@@ -50,6 +51,7 @@ def causal_model_of(given: Any) -> Any:
     if _is_adapted(hf_model):
         hf_model = _merged(hf_model)
     _check_causal(hf_model)
+    keep_precision(hf_model)
     _check_weights(hf_model)
     return hf_model
 
@@ -96,6 +98,14 @@ def _merged(adapted: Any) -> Any:
             "an adapter is merged into the weights: merge it (merge_and_unload), save the model, "
             "and load that"
         )
+    for name, module in quantized_modules(base):
+        if name.endswith(".base_layer"):
+            raise UserError(
+                f"{what} cannot be hooked: the adapter would be merged into weights of "
+                f"{kind_of(module)}, which would round it away; load the base model without "
+                "quantization, put the adapter on that and hook it (a MoELoRA adapter is hooked "
+                "beside quantized weights, by interp.moelora.hooked)"
+            )
     try:
         merged = _merge_layers(_copy_of(base))
     except (NotImplementedError, ValueError, RuntimeError, AttributeError, TypeError) as error:
@@ -195,7 +205,7 @@ def _check_weights(hf_model: Any) -> None:
             f"the weight {meta[0]} has no data (it is on the meta device): load the weights first, "
             "with from_pretrained, say"
         )
-    dtypes = {weight.dtype for weight in weights.values() if weight.is_floating_point()}
+    dtypes = {weight.dtype for weight in weights.values() if not is_packed(weight)}
     if len(dtypes) < 2:
         return
     try:

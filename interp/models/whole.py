@@ -24,6 +24,7 @@ from interp.files.tensors import tensor_shapes
 from interp.files.text import read_json_object
 from interp.models.fingerprint import INDEX, SINGLE
 from interp.models.placement import named_weights
+from interp.quantized import is_packed
 
 logger = logging.getLogger(__name__)
 
@@ -144,7 +145,7 @@ def first_bad_weight(model: Any) -> str | None:
 def _first_bad(model: Any) -> tuple[str, int, int] | None:
     """The name of the first bad weight, how many of its values are bad, and how many it has."""
     for name, weight in named_weights(model):
-        if not weight.is_floating_point() or not weight.numel():
+        if is_packed(weight) or weight.is_meta or not weight.numel():
             continue
         total = weight.detach().sum(dtype=torch.float32)
         if not bool(torch.isfinite(total)):

@@ -25,6 +25,7 @@ from interp.errors import UserError
 from interp.files.text import one_line
 from interp.forward.partial import device_of
 from interp.models import HookedModel
+from interp.models.joint_projections import dequantize_joint
 from interp.models.load import wrap
 from interp.models.model_check import keep_check
 from interp.models.placement import aligning_hooks
@@ -32,6 +33,7 @@ from interp.models.self_check import check_model, trial_logits
 from interp.models.unwrapped import check_tokenizer
 from interp.models.versions import require_bridge
 from interp.moelora.layer import ExpertHooks, MoELoRALinear, layers_in_use, observing
+from interp.quantized import keep_precision, shared_parameter, shared_states
 
 
 @checked
@@ -47,8 +49,11 @@ def hooked(adapted: nn.Module, tokenizer: Any, *, spec: str = "in-memory MoELoRA
     base = adapted.get_base_model() if isinstance(adapted, PeftModel) else adapted
     check_tokenizer(tokenizer)
     base.eval()
+    keep_precision(base)
     expected = trial_logits(base)
-    model = wrap(_sharing_copy(base), tokenizer, spec=spec)
+    twin = _sharing_copy(base)
+    dequantize_joint(twin)
+    model = wrap(twin, tokenizer, spec=spec)
     hooks: dict[str, ExpertHooks] = {}
     for name, component in _components(model):
         layer = component._modules.get("_original_component")
@@ -102,9 +107,10 @@ def _check_all_run(model: HookedModel, hooks: dict[str, ExpertHooks]) -> None:
 
 def _sharing_copy(model: nn.Module) -> Any:
     """A copy of the modules, with frozen parameters that share the original's memory."""
-    memo: dict[int, Any] = {id(buffer): buffer for buffer in model.buffers()}
+    shared: tuple[Any, ...] = (*model.buffers(), *shared_states(model))
+    memo: dict[int, Any] = {id(one): one for one in shared}
     for parameter in model.parameters():
-        memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=False)
+        memo[id(parameter)] = shared_parameter(parameter)
     for module in model.modules():
         for hook in aligning_hooks(module):  # what is kept on the CPU is shared too
             memo[id(hook.weights_map)] = hook.weights_map

@@ -8,6 +8,9 @@ The experts' down-projections are stacked in ``moelora_A`` [expert·r, in], thei
 In float32 one product computes the router's logits and x Aᵀ. Under mixed precision the router is
 computed in float32 by itself. B begins as zero, so a fresh adapter changes nothing. Routing depends
 on the token, so there is no merged weight.
+
+The frozen projection may be quantized (as in QLoRA, arXiv 2305.14314): its own forward computes
+W x, and the adapter is in its compute type.
 """
 
 import math
@@ -32,6 +35,7 @@ from interp.moelora.config import MoELoRAConfig
 from interp.moelora.losses import pairwise_cosines
 from interp.moelora.recorder import Recorder, Routed
 from interp.moelora.routing import choose_experts, gates_of_logits, gates_of_probabilities, per_rank
+from interp.quantized import is_quantized, place_of
 
 NO_MERGE = (
     "a MoELoRA adapter cannot be merged into the weights: which experts act depends on the token; "
@@ -122,7 +126,7 @@ def pairwise_cosine(
 
 
 class MoELoRALinear(nn.Module, BaseTunerLayer):
-    """A linear projection (``nn.Linear`` or transformers' ``Conv1D``) with MoELoRA adapters."""
+    """A linear projection (``nn.Linear``, transformers' ``Conv1D``, quantized) with adapters."""
 
     adapter_layer_names = ("moelora_A", "moelora_B", "moelora_router")
     other_param_names = ("experts",)
@@ -143,11 +147,8 @@ class MoELoRALinear(nn.Module, BaseTunerLayer):
 
     def add_adapter(self, adapter_name: str, config: MoELoRAConfig, count: int) -> None:
         """Add fresh experts and their router under that name, on the projection's device."""
-        base: Any = self.get_base_layer()
-        dtype = base.weight.dtype
-        if not dtype.is_floating_point:  # quantized weights
-            dtype = getattr(base, "compute_dtype", None) or torch.float32
-        zeros = partial(torch.zeros, device=weight_device(base), dtype=dtype)
+        base = self.get_base_layer()
+        zeros = partial(torch.zeros, device=weight_device(base), dtype=place_of(base)[1])
         rank, d_in = count * config.r, self.in_features
         self.experts[adapter_name] = Experts(count, config)
         self.moelora_A[adapter_name] = down = nn.Parameter(zeros(rank, d_in))
@@ -274,9 +275,12 @@ class MoELoRALinear(nn.Module, BaseTunerLayer):
 
 
 def sizes_of(layer: nn.Module) -> tuple[int, int]:
-    """Input and output width of a linear projection; UserError for anything else."""
-    if isinstance(layer, nn.Linear):
-        return layer.in_features, layer.out_features
+    """Input and output width of a linear projection; UserError for anything else.
+
+    A quantized one may be a class of its own, which keeps torch's names for its widths.
+    """
+    if isinstance(layer, nn.Linear) or (is_quantized(layer) and hasattr(layer, "in_features")):
+        return int(layer.in_features), int(layer.out_features)  # type: ignore[arg-type]
     if isinstance(layer, Conv1D):
         return layer.weight.shape[0], layer.weight.shape[1]
     raise UserError(

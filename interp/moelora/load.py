@@ -34,7 +34,7 @@ _SHAPE = {
     **dict.fromkeys(("target_modules", "exclude_modules", "layers_pattern"), _NAMES),
     "modules_to_save": Maybe([str]),
     "layers_to_transform": Maybe((int, [int])),
-    "base": Maybe({"weights": Maybe([float])}),
+    "base": Maybe({"weights": Maybe([float]), "quantization": Maybe(str)}),
 }
 """What of the settings is used before `MoELoRAConfig` checks them."""
 

@@ -6,7 +6,7 @@ Importing `interp.moelora` registers it; from then on ``get_peft_model``, ``save
 
 An adapter's configuration records the shape of its base model and a few of its weights. Another
 shape is an error when the adapter is loaded; the same shape with other weights (a fine-tuned or
-rounded copy) is legitimate and only warned of.
+rounded copy), or with another quantization, is legitimate and only warned of.
 """
 
 import logging
@@ -24,6 +24,7 @@ from interp.errors import UserError, errors_in
 from interp.moelora.config import MOELORA, MoELoRAConfig
 from interp.moelora.layer import NO_MERGE, MoELoRALinear, adapted_layers, sizes_of
 from interp.moelora.recorder import Recorder
+from interp.quantized import is_packed, keep_precision, quantization_of
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class MoELoRAModel(BaseTuner):
 
     def _pre_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:
         """Before the first adapter: follow the model's forward passes."""
+        keep_precision(model)
         self.recorder = Recorder()
         self._handles = self.recorder.watch(model)
 
@@ -167,7 +169,7 @@ def describe_base(model: nn.Module) -> dict[str, Any]:
     settings = _text_config(model)
     sizes = {name: getattr(settings, name, None) for name in _SIZES}
     known = {name: value for name, value in sizes.items() if isinstance(value, str | int)}
-    return {**known, "weights": _some_weights(model)}
+    return {**known, "weights": _some_weights(model), "quantization": quantization_of(model)}
 
 
 def check_base(recorded: dict[str, Any], model: nn.Module) -> None:
@@ -183,6 +185,13 @@ def check_base(recorded: dict[str, Any], model: nn.Module) -> None:
             f"the adapter was made for another base model ({'; '.join(differing)} there): load it "
             "with its own base model"
         )
+    made, found = recorded.get("quantization", here["quantization"]), here["quantization"]
+    if made != found:
+        logger.warning(
+            "the adapter was made for a base model %s, and this one is %s: their outputs differ",
+            f"quantized as {made}" if made else "that is not quantized",
+            f"quantized as {found}" if found else "not quantized",
+        )
     was, now = recorded.get("weights") or [], here["weights"]
     if len(was) == len(now) and was:
         before, after = torch.tensor(was), torch.tensor(now)
@@ -195,7 +204,7 @@ def check_base(recorded: dict[str, Any], model: nn.Module) -> None:
 def _some_weights(model: nn.Module) -> list[float]:
     """The first values of the last weight matrix that is neither quantized nor an adapter's."""
     for name, parameter in reversed(list(model.named_parameters())):
-        plain = parameter.ndim == 2 and parameter.is_floating_point() and not parameter.is_meta
+        plain = parameter.ndim == 2 and not is_packed(parameter) and not parameter.is_meta
         if plain and "moelora_" not in name and "modules_to_save" not in name:
             values = parameter.detach().flatten()[:_SAMPLED].float()
             return [round(value, 6) for value in values.tolist()]
