@@ -9,6 +9,7 @@ rounding, or the modules cannot run, everything runs on the hooked model, and th
 import logging
 from collections.abc import Iterator
 from functools import partial
+from itertools import product
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -36,9 +37,10 @@ CANNOT = (
 
 _Trial = tuple[torch.dtype, int]
 """The number type of the weights, and the width of the trial."""
-_VERDICTS: WeakKeyDictionary[Any, dict[_Trial, bool | None]] = WeakKeyDictionary()
-"""By model: whether its plain modules are right widened (True), in the model's own number type
-(False), or not at all (None)."""
+_Way = tuple[bool, bool]
+"""How plain modules run: widened, and with fused blocks (see ``UnhookedModel``)."""
+_VERDICTS: WeakKeyDictionary[Any, dict[_Trial, _Way | None]] = WeakKeyDictionary()
+"""By model: the first way in which its plain modules are right; None if there is none."""
 
 
 def trusted_unhooked_model(model: HookedModel, width: int) -> UnhookedModel | None:
@@ -48,17 +50,18 @@ def trusted_unhooked_model(model: HookedModel, width: int) -> UnhookedModel | No
         width: of the prompts that are to run. A model whose attention sees no further than a
             window is tried again the first time that prompts are wider than it.
     """
-    wide = _tried(model, width)
-    return None if wide is None else unhooked_model(model, wide=wide)
+    way = _tried(model, width)
+    return None if way is None else unhooked_model(model, wide=way[0], fused=way[1])
 
 
 def sweep_resolution(model: HookedModel) -> float:
     """Effects of sweeps smaller than this are rounding; see `interp.precision`."""
     dtype = dtype_of(model)
-    return precision_of(wide_dtype(dtype) if _tried(model, WIDTH) else dtype).resolution
+    wide, _ = _tried(model, WIDTH) or (False, False)
+    return precision_of(wide_dtype(dtype) if wide else dtype).resolution
 
 
-def _tried(model: HookedModel, width: int) -> bool | None:
+def _tried(model: HookedModel, width: int) -> _Way | None:
     """The entry of ``_VERDICTS``; the model is tried now if it was not before."""
     if not may_be_unhooked(model):
         return None
@@ -79,15 +82,15 @@ def _trial_width(model: HookedModel, width: int) -> int:
 
 
 @torch.no_grad()
-def _verdict(model: HookedModel, width: int) -> bool | None:
+def _verdict(model: HookedModel, width: int) -> _Way | None:
     batch, dtype = _prompts(model, width), dtype_of(model)
     rows = torch.arange(len(batch), device=batch.tokens.device)
     expected = call_positions(model.original_model, batch, rows)[:, -1]
     if not bool(torch.isfinite(expected).all()):
         return None  # whoever runs the model is told where it stops being finite
     # In float32 there is one way only.
-    for wide in dict.fromkeys((wide_dtype(dtype) != dtype, False)):
-        plain = unhooked_model(model, wide=wide)
+    for wide, fused in dict.fromkeys(product((wide_dtype(dtype) != dtype, False), (True, False))):
+        plain = unhooked_model(model, wide=wide, fused=fused)
         if plain is None:
             continue
         try:
@@ -102,7 +105,7 @@ def _verdict(model: HookedModel, width: int) -> bool | None:
             logger.info("no sweeps on plain modules in %s: %s", plain.dtype, error)
             continue
         if not differences:
-            return wide
+            return wide, fused
         logger.info(
             "no sweeps on plain modules in %s: their logits differ by %g from the hooked model's",
             plain.dtype,
