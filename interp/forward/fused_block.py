@@ -108,7 +108,10 @@ def fused_forward(block: nn.Module) -> Callable[..., Tensor] | None:
 
 
 class _FusedBlock:
-    """The forward of one block. Its argument names are those of transformers' blocks."""
+    """The forward of one block. Its argument names are those of transformers' blocks.
+
+    Keys and values of earlier positions are those of the running prefix; nothing is cached.
+    """
 
     def __init__(self, block: Any) -> None:
         self.before_attention, self.before_mlp = block.input_layernorm, block.post_attention_layernorm
