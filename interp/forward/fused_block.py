@@ -56,9 +56,7 @@ def is_norm(module: nn.Module) -> bool:
     return _code(type(module).forward) == _NORM
 
 
-def rms_norm(
-    x: Float[Tensor, "*batch width"], norm: Any
-) -> Float[Tensor, "*batch width"]:
+def rms_norm(x: Float[Tensor, "*batch width"], norm: Any) -> Float[Tensor, "*batch width"]:
     """What such a norm gives, in its own type.
 
     On a GPU in one operator; on a CPU, where torch takes the formula apart, in few passes.
@@ -102,7 +100,9 @@ def fused_forward(block: nn.Module) -> Callable[..., Tensor] | None:
         and _code(type(block.mlp).forward) == _MLP
         and is_norm(block.input_layernorm)  # type: ignore[arg-type]
         and is_norm(block.post_attention_layernorm)  # type: ignore[arg-type]
-        and all(is_norm(getattr(attention, n)) for n in ("q_norm", "k_norm") if n in attention._modules)
+        and all(
+            is_norm(getattr(attention, n)) for n in ("q_norm", "k_norm") if n in attention._modules
+        )
     )
     return _FusedBlock(block) if known else None
 
@@ -114,7 +114,10 @@ class _FusedBlock:
     """
 
     def __init__(self, block: Any) -> None:
-        self.before_attention, self.before_mlp = block.input_layernorm, block.post_attention_layernorm
+        self.before_attention, self.before_mlp = (
+            block.input_layernorm,
+            block.post_attention_layernorm,
+        )
         self.attention, self.mlp = block.self_attn, block.mlp
         self.layer: int = self.attention.layer_idx
         self.d_head: int = self.attention.head_dim
@@ -230,11 +233,12 @@ def _add_product(
     Args:
         own: whether the residual may be written to.
     """
-    plain = type(projection) is nn.Linear and projection.bias is None
     weight = projection.weight
-    if plain and (weight.dtype in NARROW) == ("forward" in projection.__dict__):
-        if weight.dtype == residual.dtype or weight.numel() <= SLICE:
-            flat, wide = residual.flatten(0, 1), weight.to(residual.dtype).T
-            add = flat.addmm_ if own else flat.addmm
-            return add(x.flatten(0, 1), wide).view_as(residual)
+    # Only ``widen`` replaces a linear module's forward, and only that of a narrow one.
+    as_made = (weight.dtype in NARROW) == ("forward" in projection.__dict__)
+    fits = weight.dtype == residual.dtype or weight.numel() <= SLICE
+    if type(projection) is nn.Linear and projection.bias is None and as_made and fits:
+        flat, wide = residual.flatten(0, 1), weight.to(residual.dtype).T
+        add = flat.addmm_ if own else flat.addmm
+        return add(x.flatten(0, 1), wide).view_as(residual)
     return projection(x).add_(residual)

@@ -166,7 +166,12 @@ def shared_prefix_attention(
         query = query[:, :, -1:]
         attention_mask = None if attention_mask is None else attention_mask[:, :, -1:]
     score_steps, pattern_steps = prefix.scores.get(layer, []), prefix.patterns.get(layer, [])
-    if score_steps or pattern_steps or softcap is not None or few_queries(query, query.shape[2], keys.shape[2]):
+    if (
+        score_steps
+        or pattern_steps
+        or softcap is not None
+        or few_queries(query, query.shape[2], keys.shape[2])
+    ):
         # From here to the softmax in float32 at least, whatever the model's type.
         scores = widened(weighted_values(query, keys.transpose(-1, -2))).mul_(scale)
         if softcap is not None:

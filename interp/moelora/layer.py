@@ -186,7 +186,9 @@ class MoELoRALinear(nn.Module, BaseTunerLayer):
             if fused and self.moelora_A[adapter_name].dtype in FUSED_TYPES:
                 result = self._adapted_at_once(result, x, adapter_name)
             else:
-                result = self._adapted(self.base_layer(x) if result is None else result, x, adapter_name)
+                result = self._adapted(
+                    self.base_layer(x) if result is None else result, x, adapter_name
+                )
         return result
 
     def _base_is_plain(self, x: Tensor) -> bool:

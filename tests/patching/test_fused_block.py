@@ -108,9 +108,7 @@ def fuse(model: Any) -> None:
 @pytest.mark.parametrize("in_order", [True, False], ids=["repeated", "any rows"])
 @pytest.mark.parametrize("n_positions", [5, 40], ids=["few", "many"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_fused_model_gives_the_same_logits(
-    family: str, n_positions: int, in_order: bool
-) -> None:
+def test_a_fused_model_gives_the_same_logits(family: str, n_positions: int, in_order: bool) -> None:
     model = make(family)
     prompts = Prompts(model, n_positions)
     expected, before = prompts.run(in_order=in_order)
