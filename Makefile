@@ -43,7 +43,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup setup-dev demo test test-fast test-hooked-transformer check notebooks docs bench \
-  bench-sweep lock \
+  bench-sweep bench-gpu bench-operators lock \
   lock-hooked-transformer clean
 
 help: ## list these commands
@@ -88,6 +88,12 @@ bench: $(STAMP) ## measure what the method gains and costs
 bench-sweep: $(STAMP) ## time the head sweep against TransformerLens' loop (ten minutes)
 	$(BIN)/python benchmarks/head_sweep.py $(ARGS)
 	$(BIN)/python benchmarks/sweep_page.py
+
+bench-gpu: $(STAMP) ## time sweeps, training steps and a search on a GPU (six minutes; ARGS=--tiny to try)
+	$(BIN)/python benchmarks/gpu.py $(ARGS)
+
+bench-operators: $(STAMP) ## count what sweeps and training steps start (ARGS="--against FOLDER" to compare)
+	$(BIN)/python benchmarks/operators.py $(ARGS)
 
 # $(call environment,folder): an empty one, unless there is one that runs
 define environment

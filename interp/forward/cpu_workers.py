@@ -61,7 +61,8 @@ class Workers:
 
         def work(job: Sequence[Item]) -> Result:
             if not hasattr(self._of_thread, "plain"):
-                self._of_thread.plain = unhooked_model(self._model, wide=plain.wide)
+                way = {"wide": plain.wide, "fused": plain.fused}
+                self._of_thread.plain = unhooked_model(self._model, **way)
             with torch.no_grad():
                 return function(replace(run, plain=self._of_thread.plain), list(job))
 

@@ -76,6 +76,24 @@ class SharedPrefix:
             return torch.cat([prefix, of_rows], dim=-2).flatten(0, 1)
         return torch.cat([prefix[self.rows.to(prefix.device)], of_rows], dim=-2)
 
+    @property
+    def width(self) -> int:
+        """The number of positions in the prefix."""
+        return self.keys_values[0][0].shape[2] if self.keys_values else 0
+
+    def prepend_grouped(
+        self, layer: int, of_rows: Float[Tensor, "kv_head row own d_head"], which: int
+    ) -> Float[Tensor, "kv_head row pos d_head"]:
+        """``prepend`` with the key heads in front of the rows."""
+        if not self.keys_values:
+            return of_rows
+        prefix = self.keys_values[layer][which].transpose(0, 1)
+        if not self.repeats:
+            return torch.cat([prefix[:, self.rows], of_rows], dim=-2)
+        shape = (self.repeats, prefix.shape[1])
+        prefix = prefix[:, None].expand(-1, shape[0], *prefix.shape[1:])
+        return torch.cat([prefix, of_rows.unflatten(1, shape)], dim=-2).flatten(1, 2)
+
     @cached_property
     def repeats(self) -> int:
         """How many times the rows repeat all prompts in their order; 0 if they do not."""
@@ -87,6 +105,11 @@ class SharedPrefix:
 
 
 _PREFIX: ContextVar[SharedPrefix] = ContextVar("shared_prefix")
+
+
+def running_prefix() -> SharedPrefix:
+    """The prefix of the rows that run now."""
+    return _PREFIX.get()
 
 
 @contextmanager
@@ -143,7 +166,12 @@ def shared_prefix_attention(
         query = query[:, :, -1:]
         attention_mask = None if attention_mask is None else attention_mask[:, :, -1:]
     score_steps, pattern_steps = prefix.scores.get(layer, []), prefix.patterns.get(layer, [])
-    if score_steps or pattern_steps or softcap is not None or _few(query, keys):
+    if (
+        score_steps
+        or pattern_steps
+        or softcap is not None
+        or few_queries(query, query.shape[2], keys.shape[2])
+    ):
         # From here to the softmax in float32 at least, whatever the model's type.
         scores = widened(weighted_values(query, keys.transpose(-1, -2))).mul_(scale)
         if softcap is not None:
@@ -183,11 +211,15 @@ def weighted_values(
     return torch.bmm(stacked, values.flatten(0, 1)).view(rows, heads, n_queries, -1)
 
 
-def _few(query: Tensor, keys: Tensor) -> bool:
-    """Whether the fused kernel would be the slower one; see FEW_QUERIES."""
-    if query.device.type != "cpu" or query.dtype != torch.float32 or torch.is_grad_enabled():
+def few_queries(values: Tensor, n_queries: int, n_keys: int) -> bool:
+    """Whether the fused kernel would be the slower one; see FEW_QUERIES.
+
+    Args:
+        values: of the type, and on the device, of queries and keys.
+    """
+    if values.device.type != "cpu" or values.dtype != torch.float32 or torch.is_grad_enabled():
         return False
-    return 1 < query.shape[2] <= FEW_QUERIES and keys.shape[2] <= FEW_KEYS
+    return 1 < n_queries <= FEW_QUERIES and n_keys <= FEW_KEYS
 
 
 ALL_ATTENTION_FUNCTIONS.register(NAME, shared_prefix_attention)

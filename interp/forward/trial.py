@@ -9,6 +9,7 @@ rounding, or the modules cannot run, everything runs on the hooked model, and th
 import logging
 from collections.abc import Iterator
 from functools import partial
+from itertools import product
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -44,9 +45,10 @@ CANNOT = (
 
 _Trial = tuple[torch.dtype, int]
 """The coarsest number type in the model, and the width of the trial."""
-_VERDICTS: WeakKeyDictionary[Any, dict[_Trial, bool | None]] = WeakKeyDictionary()
-"""By model: whether its plain modules are right widened (True), in the model's own number type
-(False), or not at all (None)."""
+_Way = tuple[bool, bool]
+"""How plain modules run: widened, and with fused blocks (see ``UnhookedModel``)."""
+_VERDICTS: WeakKeyDictionary[Any, dict[_Trial, _Way | None]] = WeakKeyDictionary()
+"""By model: the first way in which its plain modules are right; None if there is none."""
 
 
 def trusted_unhooked_model(model: HookedModel, width: int) -> UnhookedModel | None:
@@ -56,17 +58,18 @@ def trusted_unhooked_model(model: HookedModel, width: int) -> UnhookedModel | No
         width: of the prompts that are to run. A model whose attention sees no further than a
             window is tried again the first time that prompts are wider than it.
     """
-    wide = _tried(model, width)
-    return None if wide is None else unhooked_model(model, wide=wide)
+    way = _tried(model, width)
+    return None if way is None else unhooked_model(model, wide=way[0], fused=way[1])
 
 
 def sweep_resolution(model: HookedModel) -> float:
     """Effects of sweeps smaller than this are rounding; see `interp.precision`."""
     dtype = coarsest_dtype(model)
-    return precision_of(wide_dtype(dtype) if _tried(model, WIDTH) else dtype).resolution
+    wide, _ = _tried(model, WIDTH) or (False, False)
+    return precision_of(wide_dtype(dtype) if wide else dtype).resolution
 
 
-def _tried(model: HookedModel, width: int) -> bool | None:
+def _tried(model: HookedModel, width: int) -> _Way | None:
     """The entry of ``_VERDICTS``; the model is tried now if it was not before."""
     if not may_be_unhooked(model):
         return None
@@ -87,7 +90,7 @@ def _trial_width(model: HookedModel, width: int) -> int:
 
 
 @torch.no_grad()
-def _verdict(model: HookedModel, width: int) -> bool | None:
+def _verdict(model: HookedModel, width: int) -> _Way | None:
     batch, dtype, coarsest = _prompts(model, width), dtype_of(model), coarsest_dtype(model)
     rows = torch.arange(len(batch), device=batch.tokens.device)
     with unrounded(model.original_model):
@@ -95,8 +98,9 @@ def _verdict(model: HookedModel, width: int) -> bool | None:
     if not bool(torch.isfinite(expected).all()):
         return None  # whoever runs the model is told where it stops being finite
     # In float32 there is one way only.
-    for wide in dict.fromkeys((wide_dtype(coarsest) != coarsest, False)):
-        plain = unhooked_model(model, wide=wide)
+    widths = (wide_dtype(coarsest) != coarsest, False)
+    for wide, fused in dict.fromkeys(product(widths, (True, False))):
+        plain = unhooked_model(model, wide=wide, fused=fused)
         if plain is None:
             continue
         # As it stands, a quantized model rounds what goes into its projections.
@@ -113,7 +117,7 @@ def _verdict(model: HookedModel, width: int) -> bool | None:
             logger.info("no sweeps on plain modules in %s: %s", plain.dtype, error)
             continue
         if not differences:
-            return wide
+            return wide, fused
         logger.info(
             "no sweeps on plain modules in %s: their logits differ by %g from the hooked model's",
             plain.dtype,

@@ -31,6 +31,7 @@ from transformers.cache_utils import Cache
 
 from interp.errors import UserError
 from interp.forward.batch import TokenBatch
+from interp.forward.fused_block import fuse_norm, fused_forward
 from interp.forward.layer_range import override_forward, run_layers
 from interp.forward.shared_prefix import NAME, SharedPrefix, Step, prefix_cache, use_prefix
 from interp.forward.widen import tensor_cores, widen
@@ -58,9 +59,10 @@ class UnhookedModel:
     Attributes:
         dtype: what it computes in.
         wide: whether that is wider than what the hooked model computes in.
+        fused: whether blocks and norms may run in fewer operators (``fused_block``).
     """
 
-    def __init__(self, model: HookedModel, *, wide: bool = True) -> None:
+    def __init__(self, model: HookedModel, *, wide: bool = True, fused: bool = True) -> None:
         own, coarsest = dtype_of(model), coarsest_dtype(model)
         self.dtype = wide_dtype(own) if wide else own
         self.wide = wide and wide_dtype(coarsest) != coarsest
@@ -89,6 +91,11 @@ class UnhookedModel:
         if self.wide:
             for module in self._unhooked.modules():
                 widen(module)
+        self.fused = fused
+        if fused:
+            for module in self._unhooked.modules():
+                fuse_norm(module)
+        self._fused_blocks = [fused_forward(block) if fused else None for block in self.blocks]
 
     def _module_of(self, component: Any) -> nn.Module:
         found = self._unhooked.of(component)
@@ -146,6 +153,8 @@ class UnhookedModel:
             enter(self._running(keys_values, rows, hooks, last_only=last_only))
             for module in () if watched else self._narrowed:
                 enter(override_forward(module, _at_last_position(module)))
+            for index in self._unwatched_layers(hooks, layer + (z is not None), stop):
+                enter(override_forward(self.blocks[index], self._fused_blocks[index]))
             if tokens is not None:
                 unembedding = self.hf_model.get_output_embeddings()
                 enter(override_forward(unembedding, _only_tokens(unembedding, tokens)))
@@ -155,6 +164,16 @@ class UnhookedModel:
                 batch.mask[rows],
                 cache=prefix_cache(keys_values),
             )[:, -1]
+
+    def _unwatched_layers(
+        self, hooks: Sequence[Hook], first: int, stop: int | None
+    ) -> Iterator[int]:
+        """The layers from ``first`` on that run whole, and that can run fused; not the last."""
+        watched = {name.split(".")[1] for name, _ in hooks if name.startswith("blocks.")}
+        end = min(self.n_layers - 1, self.n_layers if stop is None else stop)
+        for index in range(first, end) if not torch.is_grad_enabled() else ():
+            if self._fused_blocks[index] is not None and str(index) not in watched:
+                yield index
 
     def run(
         self,
@@ -262,7 +281,9 @@ def _only_tokens(unembedding: Any, tokens: Int[Tensor, "row token"]) -> Callable
         bias = None if bias is None else widened(bias.to(at.device)[at])[:, None]
 
     def forward(hidden_states: Tensor) -> Tensor:
-        logits = torch.einsum("rpd,rtd->rpt", widened(hidden_states).to(weight.device), weight)
+        last = widened(hidden_states[:, -1:]).to(weight.device)
+        # No product: in batches of two it is slow on a GPU.
+        logits = (last * weight).sum(dim=-1)[:, None]
         return logits if bias is None else logits + bias
 
     return forward
@@ -324,18 +345,21 @@ def may_be_unhooked(model: HookedModel) -> bool:
     return wraps_transformers(model) and not has_hooks(model) and not processed
 
 
-def unhooked_model(model: HookedModel, *, wide: bool = True) -> UnhookedModel | None:
+def unhooked_model(
+    model: HookedModel, *, wide: bool = True, fused: bool = True
+) -> UnhookedModel | None:
     """The unhooked model around a hooked model's parameters; None where the two could differ.
 
     Args:
         wide: compute in float32 where the weights have fewer bits.
+        fused: run blocks and norms in fewer operators where their code is known.
     """
     if not may_be_unhooked(model):
         return None
     if len(check_of(model).unhooked_tuple_outputs) != model.cfg.n_layers:
         return None  # its self-check could not run transformers' own modules
     try:
-        return UnhookedModel(model, wide=wide)
+        return UnhookedModel(model, wide=wide, fused=fused)
     except (NotImplementedError, AttributeError, KeyError, TypeError, RuntimeError) as error:
         logger.info("sweeps run on the hooked model: %s", error)
         return None

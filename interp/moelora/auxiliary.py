@@ -5,15 +5,18 @@
     (output.loss + losses.total).backward()
 
 Each loss is the mean over the adapted projections. `interp.moelora.recorder` explains what is kept
-and how gradient checkpointing goes with it. All projections of one shape are computed together.
+and how gradient checkpointing goes with it. All projections of one shape are
+computed together, and nothing is read back from the device that they are on.
 """
 
 from collections import defaultdict
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from interp.checked import checked
@@ -26,7 +29,7 @@ from interp.moelora.losses import (
     output_products,
     router_z_loss,
 )
-from interp.moelora.recorder import Key, Routed, Step
+from interp.moelora.recorder import Key, Routed, Sample, Step
 
 
 @dataclass(frozen=True)
@@ -88,15 +91,33 @@ def auxiliary_losses(model: nn.Module) -> AuxiliaryLosses:
         _check_late(late)
         anchor = torch.zeros((), device=terms.device, requires_grad=True)
         terms = cast(Tensor, _Late.apply(anchor, terms, step))
-    names = ("load_balance_weight", "contrastive_weight", "router_z_weight")
-    rows = [[getattr(routed.config, name) for name in names] for routed in step.kept]
-    weights = torch.tensor(rows, device=terms.device)
     # A projection whose experts have not left zero has no contrast yet; the mean leaves it out.
-    count = torch.full((3,), float(len(step.kept)), device=terms.device)
-    count[1] = (terms[:, 1].detach() != 0).sum().clamp_min(1)
-    total = (weights * terms / count).sum()
-    load_balance, contrastive, router_z = (terms.sum(dim=0) / count).unbind()
-    return AuxiliaryLosses(load_balance, contrastive, router_z, total)
+    contrasted = (terms[:, 1].detach() != 0).sum().clamp_min(1)
+    load_balance, contrastive, router_z = terms.sum(dim=0).unbind()
+    n_projections = len(step.kept)
+    means = load_balance / n_projections, contrastive / contrasted, router_z / n_projections
+    return AuxiliaryLosses(*means, _total(step, terms, contrasted, means))
+
+
+_WEIGHTS = ("load_balance_weight", "contrastive_weight", "router_z_weight")
+
+
+def _total(
+    step: Step,
+    terms: Float[Tensor, "projection term"],
+    contrasted: Tensor,
+    means: tuple[Tensor, ...],
+) -> Float[Tensor, ""]:
+    """The means times their weights: as numbers, which no device waits for, where there is one set.
+
+    Adapters that are active together may have weights of their own.
+    """
+    rows = [[getattr(routed.config, name) for name in _WEIGHTS] for routed in step.kept]
+    if all(row == rows[0] for row in rows):
+        weighted = [weight * mean for weight, mean in zip(rows[0], means, strict=True) if weight]
+        return sum(weighted, start=torch.zeros_like(means[0])) if weighted else 0.0 * means[0]
+    balance, contrast, router_z = (torch.tensor(rows, device=terms.device) * terms).sum(dim=0)
+    return (balance + router_z) / len(rows) + contrast / contrasted
 
 
 @checked
@@ -107,73 +128,108 @@ def expert_load(model: nn.Module) -> ExpertLoad:
     """
     step = _last_step(model)
     several = len({routed.key[1] for routed in step.kept}) > 1
-    shares = {}
-    for routed in step.kept:
-        name = f"{routed.key[0]}:{routed.key[1]}" if several else routed.key[0]
-        real = step.real_tokens(tuple(routed.chosen.shape[:-1]))
-        shares[name] = expert_share(routed.chosen.flatten(0, -2), routed.experts, real)
-    return ExpertLoad(shares)
+    shares: list[Tensor] = [torch.empty(0)] * len(step.kept)
+    for indices in _alike(step.kept, lambda routed: (routed.size, routed.experts)):
+        chosen = _stacked([step.kept[index].chosen for index in indices])
+        real = step.real_tokens(step.kept[indices[0]].size)
+        found = expert_share(chosen, step.kept[indices[0]].experts, real)
+        for index, share in zip(indices, found.unbind(), strict=True):
+            shares[index] = share
+    keys = [routed.key for routed in step.kept]
+    names = [f"{name}:{adapter}" if several else name for name, adapter in keys]
+    return ExpertLoad(dict(zip(names, shares, strict=True)))
 
 
 def terms_of(step: Step, several: list[Routed]) -> Float[Tensor, "projection term"]:
     """Load balance, contrastive and router z of each of these projections."""
-    groups: defaultdict[tuple[Any, ...], list[int]] = defaultdict(list)
-    for index, routed in enumerate(several):
-        groups[routed.logits.shape, routed.key[1], routed.logits.device].append(index)
+    groups = _alike(several, lambda routed: (routed.size, routed.experts, routed.key[1]))
+    # Up-projections of one width are multiplied together: side by side in their group.
+    groups = [sorted(group, key=lambda index: len(several[index].up)) for group in groups]
+    found = [_terms_of_equals(step, [several[index] for index in group]) for group in groups]
+    if groups == [list(range(len(several)))]:
+        return found[0]
     rows: list[Tensor] = [torch.empty(0)] * len(several)
-    for indices in groups.values():
-        terms = _terms_of_equals(step, [several[index] for index in indices])
-        for index, row in zip(indices, terms, strict=True):
+    for group, terms in zip(groups, found, strict=True):
+        for index, row in zip(group, terms.unbind(), strict=True):
             rows[index] = row
     return torch.stack([row.to(rows[0].device) for row in rows])
 
 
+def _alike(several: list[Routed], what: Callable[[Routed], Hashable]) -> list[list[int]]:
+    """The indices of projections that have ``what`` in common, and their device and parts."""
+    groups: defaultdict[Hashable, list[int]] = defaultdict(list)
+    for index, routed in enumerate(several):
+        kind = routed.joint is None
+        groups[kind, routed.chosen.device, what(routed)].append(index)
+    return list(groups.values())
+
+
+def _stacked(values: Sequence[Shaped[Tensor, "*token value"]]) -> Any:
+    """[projection token value], in one operator."""
+    return torch.stack(list(values)).flatten(1, -2)
+
+
 def _terms_of_equals(step: Step, several: list[Routed]) -> Float[Tensor, "projection term"]:
     """The same, for projections of one adapter with inputs and experts of one shape."""
-    config = several[0].config
-    real = step.real_tokens(tuple(several[0].logits.shape[:-1]))
-    logits = torch.stack([routed.logits.flatten(0, -2) for routed in several])
-    chosen = torch.stack([routed.chosen.flatten(0, -2) for routed in several])
-    balance = load_balance_loss(logits.softmax(dim=-1), chosen, real)
-    zero = torch.zeros_like(balance)
-    router_z = router_z_loss(logits, real) if config.router_z_weight else zero
-    contrast = zero
+    first = several[0]
+    config, real = first.config, step.real_tokens(first.size)
+    if first.joint is None:
+        logits = _stacked([routed.logits for routed in several if routed.logits is not None])
+        hidden = [routed.hidden for routed in several if routed.hidden is not None]
+    else:
+        joint = _stacked([routed.joint for routed in several if routed.joint is not None])
+        logits, hidden = joint.split([first.experts, joint.shape[2] - first.experts], dim=2)
+    chosen = _stacked([routed.chosen for routed in several])
+    terms = [load_balance_loss(logits.softmax(dim=-1), chosen, real)]
+    terms += [torch.zeros_like(terms[0]), torch.zeros_like(terms[0])]
     if config.contrastive_weight:
-        sample = _sample(step, several[0], real)
-        contrast = _contrast(several, chosen[:, sample], sample)
-    return torch.stack([balance, contrast, router_z], dim=-1)
+        if isinstance(hidden, list):
+            hidden = _stacked(hidden)
+        sample = step.sample(first.size, config.contrastive_tokens, device=chosen.device)
+        terms[1] = _contrast(several, hidden, chosen, sample)
+    if config.router_z_weight:
+        terms[2] = router_z_loss(logits, real)
+    return torch.stack(terms, dim=-1)
 
 
 def _contrast(
     several: list[Routed],
-    chosen: Int[Tensor, "projection sample slot"],
-    sample: Int[Tensor, " sample"],
+    hidden: Float[Tensor, "projection token expert_rank"],
+    chosen: Int[Tensor, "projection token slot"],
+    sample: Sample,
 ) -> Float[Tensor, " projection"]:
     config = several[0].config
     with torch.autocast(chosen.device.type, enabled=False):
-        hidden = torch.stack([routed.hidden.flatten(0, -2)[sample].float() for routed in several])
-        gram = torch.stack([routed.up.float().T @ routed.up.float() for routed in several])
-        products = output_products(hidden, chosen, config.scaling**2 * gram, r=config.r)
-        widths = torch.tensor([float(len(routed.up)) for routed in several], device=hidden.device)
+        chosen = chosen.index_select(1, sample.tokens)
+        hidden = hidden.index_select(1, sample.tokens).float()
+        if sample.real is not None:  # a zero output takes no part
+            hidden = hidden.masked_fill(~sample.real[:, None], 0.0)
+        gram, least = _grams(several)
+        products = output_products(hidden, chosen, gram, r=config.r)
         return contrastive_loss(
             products,
             chosen.flatten(1),
             temperature=config.contrastive_temperature,
-            least=config.contrastive_start * widths.sqrt(),
+            least=least,
         )
 
 
-def _sample(step: Step, routed: Routed, real: Tensor | None) -> Int[Tensor, " sample"]:
-    """Real tokens drawn once per step, the same for every projection, without replacement."""
-    size, device = routed.logits.shape[:-1], routed.logits.device
-    tokens = routed.config.contrastive_tokens
-    shape = (*size, tokens)
-    if shape not in step.samples:
-        candidates = torch.arange(size.numel(), device=device)
-        candidates = candidates if real is None else candidates[real.to(device)]
-        drawn = torch.randperm(len(candidates))[:tokens].to(device)
-        step.samples[shape] = candidates[drawn]
-    return step.samples[shape].to(device)
+def _grams(
+    several: list[Routed],
+) -> tuple[
+    Float[Tensor, "projection expert_rank expert_rank"], float | Float[Tensor, " projection"]
+]:
+    """BᵀB of each, and how long an output has to be; the scaling is left out of both."""
+    config = several[0].config
+    grams, least = [], []
+    for width, group in groupby(several, key=lambda routed: len(routed.up)):
+        up = torch.stack([routed.up for routed in group]).float()
+        grams.append(up.mT @ up)
+        least.append(config.contrastive_start * width**0.5 / config.scaling)
+    if len(grams) == 1:
+        return grams[0], least[0]
+    lengths = [gram.new_full((len(gram),), one) for gram, one in zip(grams, least, strict=True)]
+    return torch.cat(grams), torch.cat(lengths)
 
 
 def _last_step(model: nn.Module) -> Step:
@@ -192,7 +248,7 @@ def _last_step(model: nn.Module) -> Step:
 def _check_late(late: list[Routed]) -> None:
     """Raise UserError where a second pass could not be matched with the first."""
     keys = [routed.key for routed in late]
-    if len(set(keys)) < len(keys) or len({routed.logits.device for routed in late}) > 1:
+    if len(set(keys)) < len(keys) or len({routed.chosen.device for routed in late}) > 1:
         raise UserError(
             "reentrant gradient checkpointing does not go with the auxiliary losses here (a "
             "projection runs twice, or the model is on several devices): use "

@@ -11,6 +11,9 @@ on the token, so there is no merged weight.
 
 The frozen projection may be quantized (as in QLoRA, arXiv 2305.14314): its own forward computes
 W x, and the adapter is in its compute type.
+
+Without hooks all of this is one operator (``interp.moelora.fused``); what is written out here is
+for hooked models, and for what that operator does not do.
 """
 
 import math
@@ -32,6 +35,7 @@ from transformers.pytorch_utils import Conv1D
 from interp.errors import UserError
 from interp.models.placement import weight_device
 from interp.moelora.config import MoELoRAConfig
+from interp.moelora.fused import FUSED_TYPES, Gating, Inputs, Weights, adapted_projection
 from interp.moelora.losses import pairwise_cosines
 from interp.moelora.recorder import Recorder, Routed
 from interp.moelora.routing import choose_experts, gates_of_logits, gates_of_probabilities, per_rank
@@ -46,6 +50,10 @@ NO_ADAPTER = (
     "the model has no MoELoRA adapter: add one with peft.get_peft_model(model, "
     "MoELoRAConfig(...)), or load one with interp.moelora.load_adapter"
 )
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+"""Where a module keeps its hooks."""
 
 
 class ExpertHooks(nn.Module):
@@ -130,6 +138,8 @@ class MoELoRALinear(nn.Module, BaseTunerLayer):
 
     adapter_layer_names = ("moelora_A", "moelora_B", "moelora_router")
     other_param_names = ("experts",)
+    fused = True
+    """Whether one operator computes the projection with its experts, where it can."""
 
     def __init__(self, base_layer: nn.Module, name: str, recorder: Recorder) -> None:
         super().__init__()
@@ -168,12 +178,34 @@ class MoELoRALinear(nn.Module, BaseTunerLayer):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The projection's output, with what the active adapters add."""
-        result = self.base_layer(x, *args, **kwargs)
-        if self.disable_adapters:
-            return result
-        for adapter_name in self.adapters_in_use:
-            result = self._adapted(result, x, adapter_name)
+        names = () if self.disable_adapters else self.adapters_in_use
+        fused = self.hooks is None and self.fused
+        if not (fused and names and self._base_is_plain(x)) or args or kwargs:
+            result = self.base_layer(x, *args, **kwargs)
+        else:
+            result = None  # the first adapter's operator computes it
+        for adapter_name in names:
+            if fused and self.moelora_A[adapter_name].dtype in FUSED_TYPES:
+                result = self._adapted_at_once(result, x, adapter_name)
+            else:
+                result = self._adapted(
+                    self.base_layer(x) if result is None else result, x, adapter_name
+                )
         return result
+
+    def _base_is_plain(self, x: Tensor) -> bool:
+        """Whether the frozen projection is a product with a frozen matrix and nothing else."""
+        base: Any = self.base_layer
+        if type(base) is not nn.Linear or type(base.weight) is not nn.Parameter:
+            return False
+        own = base.__dict__
+        parts = [base.weight] if base.bias is None else [base.weight, base.bias]
+        return (
+            "forward" not in own
+            and not any(own[hooks] for hooks in _HOOKS)
+            and all(part.dtype == x.dtype and not part.requires_grad for part in parts)
+            and not torch.is_autocast_enabled(x.device.type)
+        )
 
     @property
     def adapters_in_use(self) -> list[str]:
@@ -196,6 +228,37 @@ class MoELoRALinear(nn.Module, BaseTunerLayer):
         (adapter_name,) = self.adapters_in_use
         logits, hidden = self._project(x, adapter_name)
         return self._added_through(hooks, logits, hidden, adapter_name=adapter_name)
+
+    def _adapted_at_once(
+        self,
+        result: Float[Tensor, "*token d_out"] | None,
+        x: Float[Tensor, "*token d_in"],
+        adapter_name: str,
+    ) -> Float[Tensor, "*token d_out"]:
+        experts = self.experts[adapter_name]
+        config, down = experts.config, self.moelora_A[adapter_name]
+        cast = getattr(self, "cast_input_dtype_enabled", True)
+        dropped, noise = None, 0.0
+        if self.training:
+            noise = config.router_noise
+            if config.lora_dropout:
+                dropped = F.dropout(self._cast_input_dtype(x, down.dtype), config.lora_dropout)
+        inputs = Inputs(x, dropped, result)
+        if result is None:
+            base: Any = self.base_layer
+            inputs = Inputs(x, dropped, None, base.weight, base.bias)
+        found = adapted_projection(
+            inputs,
+            Weights(self.moelora_router[adapter_name], down, self.moelora_B[adapter_name]),
+            Gating(config.top_k, config.renormalize, config.scaling, config.r, noise),
+            cast_input=cast,
+        )
+        if not self.training:
+            return found.output
+        key = (self.name, adapter_name)
+        values = found.joint, found.logits, found.hidden
+        routed = Routed(key, config, experts.count, found.chosen, found.up, *values)
+        return self.recorder.keep(routed, found.output)
 
     def _adapted(
         self,
@@ -223,7 +286,7 @@ class MoELoRALinear(nn.Module, BaseTunerLayer):
         if not self.training:
             return adapted
         key = (self.name, adapter_name)
-        routed = Routed(key, config, experts.count, logits, chosen, hidden, up)
+        routed = Routed(key, config, experts.count, chosen, up, None, logits, hidden)
         return self.recorder.keep(routed, adapted)
 
     def _project(

@@ -15,12 +15,14 @@ whose root mean square is below ``start`` are left out of the loss.
 """
 
 import torch
-from einops import einsum, reduce, repeat
+from einops import einsum, rearrange, reduce
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 # Stands for minus infinity in a log-sum-exp, where that would make gradients undefined.
 _EXCLUDED = -1e9
+# From this temperature on, two cosines differ by a factor that float32 can hold.
+_NO_UNDERFLOW = 0.03
 
 
 def load_balance_loss(
@@ -80,17 +82,33 @@ def contrastive_loss(
         least: outputs shorter than this take no part.
     """
     squared = products.diagonal(dim1=-2, dim2=-1)
-    least = torch.as_tensor(least, device=products.device)
-    present = (squared > 0) & (squared >= least[..., None] ** 2)
-    similarity = pairwise_cosines(products) / temperature
+    tiny = torch.finfo(products.dtype).tiny
+    if isinstance(least, Tensor):
+        present = squared >= least[..., None].square().clamp_min(tiny)
+    else:
+        present = squared >= max(least**2, tiny)
+    length = squared.clamp_min(tiny).sqrt()  # of those that take no part nothing is read
+    similarity = products / (length[..., :, None] * (temperature * length)[..., None, :])
     others = ~torch.eye(products.shape[-1], dtype=torch.bool, device=products.device)
     key = present[..., None, :] & others
     positive = key & (expert[..., :, None] == expert[..., None, :])
     anchor = present & positive.any(dim=-1)
-    everything = similarity.masked_fill(~key, _EXCLUDED).logsumexp(dim=-1)
-    same = similarity.masked_fill(~positive, _EXCLUDED).logsumexp(dim=-1)
-    per_anchor = torch.where(anchor, everything - same, 0.0)
+    per_anchor = torch.where(anchor, _log_ratio(similarity, key, positive, temperature), 0.0)
     return per_anchor.sum(dim=-1) / anchor.sum(dim=-1).clamp_min(1)
+
+
+def _log_ratio(
+    similarity: Tensor, key: Tensor, positive: Tensor, temperature: float
+) -> Float[Tensor, "*projection anchor"]:
+    """``log Σ_key exp(similarity) - log Σ_positive exp(similarity)``."""
+    if temperature < _NO_UNDERFLOW:
+        everything = similarity.masked_fill(~key, _EXCLUDED).logsumexp(dim=-1)
+        return everything - similarity.masked_fill(~positive, _EXCLUDED).logsumexp(dim=-1)
+    # The largest similarity is known: 1 / temperature.
+    weights = (similarity - 1 / temperature).exp()
+    tiny = torch.finfo(weights.dtype).tiny  # for anchors without a positive, of which none is read
+    sums = [(weights * some).sum(dim=-1).clamp_min(tiny).log() for some in (key, positive)]
+    return sums[0] - sums[1]
 
 
 def output_products(
@@ -109,9 +127,9 @@ def output_products(
     """
     experts = hidden.shape[-1] // r
     is_chosen = chosen[..., None] == torch.arange(experts, device=chosen.device)
-    is_chosen = repeat(is_chosen, "... token slot expert -> ... (token slot) (expert r)", r=r)
-    pairs = is_chosen * hidden.repeat_interleave(chosen.shape[-1], dim=-2)
-    return einsum(pairs @ gram, pairs, "... one rank, ... other rank -> ... one other")
+    by_expert = rearrange(hidden, "... token (expert r) -> ... token 1 expert r", r=r)
+    pairs = (is_chosen[..., None] * by_expert).flatten(-2).flatten(-3, -2)
+    return pairs @ gram @ pairs.mT
 
 
 def _mean_over_tokens(

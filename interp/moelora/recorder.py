@@ -18,6 +18,7 @@ Gradient checkpointing runs parts of the model again during backward, when the s
 """
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,19 +40,45 @@ class Routed:
         key: the projection's name and the adapter's.
         config: the adapter's settings.
         experts: how many there are.
-        logits: of the router, in float32.
         chosen: the experts each token was routed to.
-        hidden: the token times each expert's down-projection.
         up: the experts' up-projections.
+        joint: the router's logits and the hidden values side by side; None where they are apart.
+        logits: of the router, in float32; None where there is ``joint``.
+        hidden: the token times each expert's down-projection; None where there is ``joint``.
     """
 
     key: Key
     config: MoELoRAConfig
     experts: int
-    logits: Float[Tensor, "*token expert"]
     chosen: Int[Tensor, "*token slot"]
-    hidden: Float[Tensor, "*token expert_rank"]
     up: Float[Tensor, "d_out expert_rank"]
+    joint: Float[Tensor, "*token expert_and_rank"] | None
+    logits: Float[Tensor, "*token expert"] | None
+    hidden: Float[Tensor, "*token expert_rank"] | None
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """The leading sizes of the projection's input, those of ``*token``."""
+        return tuple(self.chosen.shape[:-1])
+
+    @property
+    def has_graph(self) -> bool:
+        """Whether a gradient of its values leads back into the model."""
+        values = (self.joint, self.logits, self.hidden)
+        return any(one is not None and one.requires_grad for one in values)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Tokens drawn for the contrastive loss.
+
+    Attributes:
+        tokens: their indices in the flat batch.
+        real: which of them are no padding; None: all. Padding is drawn when all real tokens are.
+    """
+
+    tokens: Int[Tensor, " sample"]
+    real: Bool[Tensor, " sample"] | None
 
 
 @dataclass
@@ -72,13 +99,12 @@ class Step:
     with_grad: bool
     open: bool = True
     kept: list[Routed] = field(default_factory=list)
-    samples: dict[tuple[int, ...], Int[Tensor, " sample"]] = field(default_factory=dict)
+    samples: dict[tuple[int, ...], Sample] = field(default_factory=dict)
     late: tuple[Callable[..., Tensor], dict[Key, Tensor]] | None = None
 
     def is_late(self, routed: Routed) -> bool:
         """Whether that projection's graph is only made during backward."""
-        has_graph = routed.logits.requires_grad or routed.hidden.requires_grad
-        return self.with_grad and routed.up.requires_grad and not has_graph
+        return self.with_grad and routed.up.requires_grad and not routed.has_graph
 
     def real_tokens(self, shape: tuple[int, ...]) -> Bool[Tensor, " token"] | None:
         """The mask for projections whose inputs have that leading shape, flat; None: all real."""
@@ -87,6 +113,25 @@ class Step:
         if self.mask.shape[0] != shape[0] or self.mask.shape[1] < shape[1]:
             return None
         return self.mask[:, self.mask.shape[1] - shape[1] :].flatten()
+
+    def sample(self, size: tuple[int, ...], count: int, *, device: torch.device) -> Sample:
+        """``count`` real tokens of a batch of that leading size, drawn once for all projections.
+
+        Its shape does not depend on how many real tokens there are, so that no device is waited
+        for.
+        """
+        key = (*size, count)
+        if key not in self.samples:
+            n_tokens, real = math.prod(size), self.real_tokens(size)
+            order = torch.rand(n_tokens, device=device)
+            if real is not None:
+                order = order.masked_fill(~real.to(device), -1.0)
+            tokens = order.topk(min(count, n_tokens)).indices
+            there = None if real is None else real.to(device).index_select(0, tokens)
+            self.samples[key] = Sample(tokens, there)
+        found = self.samples[key]
+        there = None if found.real is None else found.real.to(device)
+        return Sample(found.tokens.to(device), there)
 
 
 class Recorder:

@@ -256,7 +256,8 @@ class _Sweep:
     ) -> Float[Tensor, "metric prompt set position_set"]:
         """The metrics of all sets of units at all sets of positions, in the prompts of a run."""
         dtype, n_prompts = result_dtype(self.model), len(run.batch)
-        unedited = [apply_metric(metric, run.logits).to("cpu", dtype) for metric in metrics]
+        logits, of_logits = self._unedited_logits(run, metrics)
+        unedited = [apply_metric(metric, logits).to("cpu", dtype) for metric in of_logits]
         values = torch.stack(unedited)[:, :, None, None]
         values = values.repeat(1, 1, len(self.sets), len(position_sets))
         n_editing = sum(map(len, self.groups))
@@ -282,6 +283,20 @@ class _Sweep:
             values[:, ~marked, :, index] = torch.nan
             self.bar.update(n_prompts * (len(self.sets) - n_editing))
         return values
+
+    def _unedited_logits(
+        self, run: RecordedRun, metrics: Sequence[Metric]
+    ) -> tuple[Float[Tensor, "prompt token"], Sequence[Metric]]:
+        """Logits of the unedited run, and the metrics of them, computed as edited runs' are.
+
+        On a GPU the product with the whole unembedding rounds its input, a few tokens' does not.
+        """
+        tokens, narrowed = narrow_metrics(metrics)
+        if tokens is None or run.plain is None or not run.plain.can_narrow:
+            return run.logits, metrics
+        where: dict[str, Any] = {"rows": run.batch.every_row, "layer": self.model.cfg.n_layers - 1}
+        tokens = tokens.to(run.batch.tokens.device)
+        return resume(self.model, run, tokens=tokens, **where), narrowed
 
     def _batches(self, largest: int) -> list[list[int]]:
         """Each group of sets in batches of about the same size."""

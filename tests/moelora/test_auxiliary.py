@@ -94,7 +94,10 @@ def test_values_and_gradients_of_a_model_are_those_written_out(adapt: Any, batch
     losses = auxiliary_losses(adapted)
     step = next(layers_of(adapted)).recorder.step
     assert step is not None
-    (sample,) = step.samples.values()
+    (drawn,) = step.samples.values()
+    assert drawn.real is not None
+    assert bool(drawn.real.all())
+    sample = drawn.tokens
     assert len(sample) == 6
     assert batch["attention_mask"].flatten()[sample].all()
     losses.total.backward()

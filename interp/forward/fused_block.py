@@ -1,0 +1,247 @@
+"""A Llama-like block in half the operators, for runs whose inside nobody looks at.
+
+A sweep of a small model, and of any model in a type that is widened, spends much of its time on
+passes over activations, one for every operator. Here a block takes about half of them: a norm is
+one or two passes, queries and keys are rotated together, the scale of the scores is a factor of
+their product, and the residual stream is added to by the products that write to it.
+
+``fused_forward`` gives such a forward for blocks whose code is the one that it stands for: the
+modules' forwards, compared with those of transformers' Llama, Mistral, Qwen2 and Qwen3. The trial
+of the plain modules (``interp.forward.trial``) compares the numbers with the hooked model's.
+
+Without gradients only. Norms alone (``fuse_norm``) are replaced in other architectures too.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers.models.llama import modeling_llama as llama
+from transformers.models.mistral import modeling_mistral as mistral
+from transformers.models.qwen2 import modeling_qwen2 as qwen2
+from transformers.models.qwen3 import modeling_qwen3 as qwen3
+
+from interp.forward.shared_prefix import SharedPrefix, few_queries, running_prefix
+from interp.forward.widen import NARROW, SLICE
+from interp.models.placement import is_dispatched
+
+_PARTS = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
+
+
+def _code(function: Callable[..., Any]) -> tuple[Any, ...]:
+    """What a function does, without its docstring."""
+    code = inspect.unwrap(function).__code__
+    consts = [one for one in code.co_consts if not (isinstance(one, str) and "\n" in one)]
+    return code.co_code, code.co_names, code.co_varnames, tuple(map(str, consts))
+
+
+_NORM = _code(llama.LlamaRMSNorm.forward)
+_BLOCK = _code(llama.LlamaDecoderLayer.forward)
+_MLP = _code(llama.LlamaMLP.forward)
+_ATTENTION = [
+    _code(one.forward)
+    for one in (
+        *(llama.LlamaAttention, mistral.MistralAttention),
+        *(qwen2.Qwen2Attention, qwen3.Qwen3Attention),
+    )
+]
+_ROTARY = [_code(llama.apply_rotary_pos_emb), _code(llama.rotate_half)]
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is ``x / sqrt(mean(x²) + eps) * weight`` over the last axis."""
+    return _code(type(module).forward) == _NORM
+
+
+def rms_norm(x: Float[Tensor, "*batch width"], norm: Any) -> Float[Tensor, "*batch width"]:
+    """What such a norm gives, in its own type.
+
+    On a GPU in one operator; on a CPU, where torch takes the formula apart, in few passes.
+    """
+    weight, eps = norm.weight, norm.variance_epsilon
+    if x.device.type != "cpu" or torch.is_grad_enabled():
+        return F.rms_norm(x, weight.shape, weight, eps)
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    scale = length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    return torch.mul(x, scale).mul_(weight)
+
+
+def fuse_norm(module: nn.Module) -> None:
+    """Let one module object compute its norm as above, in float32 and float64.
+
+    transformers computes a narrow type's norm in float32 and rounds in between.
+    """
+    plain = module.forward
+
+    def forward(hidden_states: Tensor) -> Tensor:
+        weight: Any = module.weight
+        same = hidden_states.dtype == weight.dtype and weight.dtype not in NARROW
+        return rms_norm(hidden_states, module) if same else plain(hidden_states)
+
+    if is_norm(module) and "forward" not in module.__dict__:
+        module.__dict__["forward"] = forward
+
+
+def fused_forward(block: nn.Module) -> Callable[..., Tensor] | None:
+    """A forward for a block without hooks; None if its code is not the one known here."""
+    children = block._modules
+    if set(children) != _PARTS or _code(type(block).forward) != _BLOCK:
+        return None
+    if is_dispatched(block):  # accelerate moves what the modules are given
+        return None
+    attention: Any = block.self_attn
+    forward = inspect.unwrap(type(attention).forward)
+    rotary = [forward.__globals__.get(n) for n in ("apply_rotary_pos_emb", "rotate_half")]
+    known = (
+        _code(forward) in _ATTENTION
+        and all(callable(one) for one in rotary)
+        and list(map(_code, rotary)) == _ROTARY  # type: ignore[arg-type]
+        and _code(type(block.mlp).forward) == _MLP
+        and is_norm(block.input_layernorm)  # type: ignore[arg-type]
+        and is_norm(block.post_attention_layernorm)  # type: ignore[arg-type]
+        and all(
+            is_norm(getattr(attention, n)) for n in ("q_norm", "k_norm") if n in attention._modules
+        )
+    )
+    return _FusedBlock(block) if known else None
+
+
+class _FusedBlock:
+    """The forward of one block. Its argument names are those of transformers' blocks.
+
+    Keys and values of earlier positions are those of the running prefix; nothing is cached.
+    """
+
+    def __init__(self, block: Any) -> None:
+        self.before_attention, self.before_mlp = (
+            block.input_layernorm,
+            block.post_attention_layernorm,
+        )
+        self.attention, self.mlp = block.self_attn, block.mlp
+        self.layer: int = self.attention.layer_idx
+        self.d_head: int = self.attention.head_dim
+
+    def __call__(
+        self,
+        hidden_states: Float[Tensor, "row pos d_model"],
+        attention_mask: Tensor | None = None,
+        position_embeddings: Any = None,
+        **kwargs: Any,
+    ) -> Float[Tensor, "row pos d_model"]:
+        x = self.before_attention(hidden_states)
+        heads = self._attend(x, attention_mask, *position_embeddings)
+        residual = _add_product(hidden_states, heads, self.attention.o_proj)
+        x = self.before_mlp(residual)
+        inner = self.mlp.act_fn(self.mlp.gate_proj(x)).mul_(self.mlp.up_proj(x))
+        return _add_product(residual, inner, self.mlp.down_proj, own=True)
+
+    def _attend(
+        self, x: Tensor, mask: Tensor | None, cos: Tensor, sin: Tensor
+    ) -> Float[Tensor, "row pos heads_d"]:
+        prefix, attention = running_prefix(), self.attention
+        prefix.layers_run.add(self.layer)
+        q, k, v = (
+            project(x).unflatten(-1, (-1, self.d_head))
+            for project in (attention.q_proj, attention.k_proj, attention.v_proj)
+        )
+        if "q_norm" in attention._modules:
+            q, k = attention.q_norm(q), attention.k_norm(k)
+        n_keys = x.shape[1] + prefix.width
+        few = few_queries(x, x.shape[1], n_keys)
+        attend = self._attend_stepwise if few else self._attend_fused
+        return attend(prefix, (q, k, v), (cos, sin), mask).flatten(2)
+
+    def _attend_fused(
+        self,
+        prefix: SharedPrefix,
+        heads: tuple[Tensor, Tensor, Tensor],
+        angles: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+    ) -> Float[Tensor, "row pos head d_head"]:
+        q, k, v = heads
+        n_heads = q.shape[2]
+        both = rotated(torch.cat([q, k], dim=2), angles, order=(0, 2, 1, 3))
+        keys = prefix.prepend(self.layer, both[:, n_heads:], 0)
+        values = prefix.prepend(self.layer, v.transpose(1, 2), 1)
+        out = F.scaled_dot_product_attention(
+            both[:, :n_heads],
+            keys,
+            values,
+            attn_mask=mask,
+            scale=float(self.attention.scaling),
+            enable_gqa=n_heads != keys.shape[1],
+        )
+        return out.transpose(1, 2)
+
+    def _attend_stepwise(
+        self,
+        prefix: SharedPrefix,
+        heads: tuple[Tensor, Tensor, Tensor],
+        angles: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+    ) -> Float[Tensor, "row pos head d_head"]:
+        """The queries of a key head and the keys side by side: products for a whole group."""
+        q, k, v = heads
+        rows, n_queries, n_groups, d_head = k.shape
+        grouped = torch.cat([q.unflatten(2, (n_groups, -1)), k[:, :, :, None]], dim=3)
+        both = rotated(grouped, angles, order=(2, 0, 3, 1, 4))  # [group row head pos d_head]
+        keys = prefix.prepend_grouped(self.layer, both[:, :, -1], 0).flatten(0, 1)
+        values = prefix.prepend_grouped(self.layer, v.permute(2, 0, 1, 3), 1).flatten(0, 1)
+        queries = both[:, :, :-1].flatten(2, 3).flatten(0, 1)
+        scale = float(self.attention.scaling)
+        scores = torch.baddbmm(
+            keys.new_empty(()), queries, keys.transpose(1, 2), beta=0, alpha=scale
+        )
+        shape = (n_groups, rows, -1, n_queries, scores.shape[-1])
+        if mask is not None:
+            scores.view(shape).add_(mask[None])
+        out = torch.bmm(scores.softmax(dim=-1), values)
+        by_head = out.view(n_groups, rows, -1, n_queries, d_head).permute(1, 3, 0, 2, 4)
+        return by_head.flatten(2, 3)
+
+
+def rotated(
+    heads: Float[Tensor, "row pos *head d_head"],
+    angles: tuple[Tensor, Tensor],
+    *,
+    order: tuple[int, ...],
+) -> Tensor:
+    """Rotary embedding of the heads, in halves, in memory of another order of the axes.
+
+    Args:
+        angles: cosines and sines [row pos d_head].
+        order: of the axes in memory; the result has its axes in this order too.
+    """
+    between = (1,) * (heads.ndim - 3)
+    cos, sin = (one.view(*one.shape[:2], *between, one.shape[2]) for one in angles)
+    out = heads.new_empty([heads.shape[axis] for axis in order])
+    shown = out.permute([order.index(axis) for axis in range(len(order))])
+    torch.mul(heads, cos, out=shown)
+    half = heads.shape[-1] // 2
+    first, second = heads[..., :half], heads[..., half:]
+    shown[..., :half].addcmul_(second, sin[..., :half], value=-1)
+    shown[..., half:].addcmul_(first, sin[..., half:])
+    return out
+
+
+def _add_product(
+    residual: Float[Tensor, "row pos d_model"], x: Tensor, projection: Any, *, own: bool = False
+) -> Float[Tensor, "row pos d_model"]:
+    """The residual stream with a projection's output added, by the product where it is plain.
+
+    Args:
+        own: whether the residual may be written to.
+    """
+    weight = projection.weight
+    # Only ``widen`` replaces a linear module's forward, and only that of a narrow one.
+    as_made = (weight.dtype in NARROW) == ("forward" in projection.__dict__)
+    fits = weight.dtype == residual.dtype or weight.numel() <= SLICE
+    if type(projection) is nn.Linear and projection.bias is None and as_made and fits:
+        flat, wide = residual.flatten(0, 1), weight.to(residual.dtype).T
+        add = flat.addmm_ if own else flat.addmm
+        return add(x.flatten(0, 1), wide).view_as(residual)
+    return projection(x).add_(residual)
