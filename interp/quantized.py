@@ -159,8 +159,8 @@ def place_of(module: Any) -> tuple[torch.device, torch.dtype]:
     rounded = computing_dtype(module)
     if rounded is not None and rounded.is_floating_point:
         return weight.device, rounded
-    own = type(weight).__module__.startswith("torchao.") and rounded is None
-    return weight.device, weight.dtype if own else torch.float32
+    unrounded_type = type(weight).__module__.startswith("torchao.") and rounded is None
+    return weight.device, weight.dtype if unrounded_type else torch.float32
 
 
 def shared_parameter(parameter: nn.Parameter) -> nn.Parameter:
@@ -194,7 +194,7 @@ def keep_precision(model: nn.Module) -> None:
             if getattr(state, "packing_format_for_cpu", False):
                 module.state_dict()  # saving unpacks, in place
     log = logging.getLogger("bitsandbytes.autograd._functions")
-    if not any(isinstance(one, _Once) for one in log.filters):
+    if not any(isinstance(known, _Once) for known in log.filters):
         log.addFilter(_Once())
 
 

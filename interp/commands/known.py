@@ -109,7 +109,10 @@ class KnowledgeJob:
         rows = zip(self.premises.facts, known, asked.texts, strict=True)
         return Knowledge(
             self.check,
-            tuple(FactKnowledge(fact.subject, fact.object, *found) for fact, *found in rows),
+            tuple(
+                FactKnowledge(fact.subject, fact.object, is_known, answer)
+                for fact, is_known, answer in rows
+            ),
         )
 
 

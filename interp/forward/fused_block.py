@@ -35,7 +35,7 @@ _PARTS = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 def _code(function: Callable[..., Any]) -> tuple[Any, ...]:
     """What a function does, without its docstring."""
     code = inspect.unwrap(function).__code__
-    consts = [one for one in code.co_consts if not (isinstance(one, str) and "\n" in one)]
+    consts = [item for item in code.co_consts if not (isinstance(item, str) and "\n" in item)]
     return code.co_code, code.co_names, code.co_varnames, tuple(map(str, consts))
 
 
@@ -43,8 +43,8 @@ _NORM = _code(llama.LlamaRMSNorm.forward)
 _BLOCK = _code(llama.LlamaDecoderLayer.forward)
 _MLP = _code(llama.LlamaMLP.forward)
 _ATTENTION = [
-    _code(one.forward)
-    for one in (
+    _code(attention.forward)
+    for attention in (
         *(llama.LlamaAttention, mistral.MistralAttention),
         *(qwen2.Qwen2Attention, qwen3.Qwen3Attention),
     )
@@ -93,16 +93,17 @@ def fused_forward(block: nn.Module) -> Callable[..., Tensor] | None:
         return None
     if is_dispatched(block):  # accelerate moves what the modules are given
         return None
-    attention: Any = block.self_attn
+    parts: Any = block
+    attention, mlp = parts.self_attn, parts.mlp
     forward = inspect.unwrap(type(attention).forward)
     rotary = [forward.__globals__.get(n) for n in ("apply_rotary_pos_emb", "rotate_half")]
     known = (
         _code(forward) in _ATTENTION
-        and all(callable(one) for one in rotary)
+        and all(callable(function) for function in rotary)
         and list(map(_code, rotary)) == _ROTARY  # type: ignore[arg-type]
-        and _code(type(block.mlp).forward) == _MLP
-        and is_norm(block.input_layernorm)  # type: ignore[arg-type]
-        and is_norm(block.post_attention_layernorm)  # type: ignore[arg-type]
+        and _code(type(mlp).forward) == _MLP
+        and is_norm(parts.input_layernorm)
+        and is_norm(parts.post_attention_layernorm)
         and all(
             is_norm(getattr(attention, n)) for n in ("q_norm", "k_norm") if n in attention._modules
         )
@@ -137,7 +138,7 @@ class _FusedBlock:
         residual = _add_product(hidden_states, heads, self.attention.o_proj)
         x = self.before_mlp(residual)
         inner = self.mlp.act_fn(self.mlp.gate_proj(x)).mul_(self.mlp.up_proj(x))
-        return _add_product(residual, inner, self.mlp.down_proj, own=True)
+        return _add_product(residual, inner, self.mlp.down_proj, in_place=True)
 
     def _attend(
         self, x: Tensor, mask: Tensor | None, cos: Tensor, sin: Tensor
@@ -217,7 +218,7 @@ def rotated(
         order: of the axes in memory; the result has its axes in this order too.
     """
     between = (1,) * (heads.ndim - 3)
-    cos, sin = (one.view(*one.shape[:2], *between, one.shape[2]) for one in angles)
+    cos, sin = (angle.view(*angle.shape[:2], *between, angle.shape[2]) for angle in angles)
     out = heads.new_empty([heads.shape[axis] for axis in order])
     shown = out.permute([order.index(axis) for axis in range(len(order))])
     torch.mul(heads, cos, out=shown)
@@ -229,12 +230,16 @@ def rotated(
 
 
 def _add_product(
-    residual: Float[Tensor, "row pos d_model"], x: Tensor, projection: Any, *, own: bool = False
+    residual: Float[Tensor, "row pos d_model"],
+    x: Tensor,
+    projection: Any,
+    *,
+    in_place: bool = False,
 ) -> Float[Tensor, "row pos d_model"]:
     """The residual stream with a projection's output added, by the product where it is plain.
 
     Args:
-        own: whether the residual may be written to.
+        in_place: whether the residual may be written to.
     """
     weight = projection.weight
     # Only ``widen`` replaces a linear module's forward, and only that of a narrow one.
@@ -242,6 +247,6 @@ def _add_product(
     fits = weight.dtype == residual.dtype or weight.numel() <= SLICE
     if type(projection) is nn.Linear and projection.bias is None and as_made and fits:
         flat, wide = residual.flatten(0, 1), weight.to(residual.dtype).T
-        add = flat.addmm_ if own else flat.addmm
+        add = flat.addmm_ if in_place else flat.addmm
         return add(x.flatten(0, 1), wide).view_as(residual)
     return projection(x).add_(residual)

@@ -63,8 +63,8 @@ class UnhookedModel:
     """
 
     def __init__(self, model: HookedModel, *, wide: bool = True, fused: bool = True) -> None:
-        own, coarsest = dtype_of(model), coarsest_dtype(model)
-        self.dtype = wide_dtype(own) if wide else own
+        dtype, coarsest = dtype_of(model), coarsest_dtype(model)
+        self.dtype = wide_dtype(dtype) if wide else dtype
         self.wide = wide and wide_dtype(coarsest) != coarsest
         self._unhooked = TransformersModules(model, attn_implementation=NAME)
         self._tuple_outputs = check_of(model).unhooked_tuple_outputs
@@ -153,8 +153,8 @@ class UnhookedModel:
             enter(self._running(keys_values, rows, hooks, last_only=last_only))
             for module in () if watched else self._narrowed:
                 enter(override_forward(module, _at_last_position(module)))
-            for index in self._unwatched_layers(hooks, layer + (z is not None), stop):
-                enter(override_forward(self.blocks[index], self._fused_blocks[index]))
+            for index, fused in self._unwatched_layers(hooks, layer + (z is not None), stop):
+                enter(override_forward(self.blocks[index], fused))
             if tokens is not None:
                 unembedding = self.hf_model.get_output_embeddings()
                 enter(override_forward(unembedding, _only_tokens(unembedding, tokens)))
@@ -167,13 +167,14 @@ class UnhookedModel:
 
     def _unwatched_layers(
         self, hooks: Sequence[Hook], first: int, stop: int | None
-    ) -> Iterator[int]:
-        """The layers from ``first`` on that run whole, and that can run fused; not the last."""
+    ) -> Iterator[tuple[int, Callable[..., Tensor]]]:
+        """Layers from ``first`` on that can run whole and fused, not the last; their forwards."""
         watched = {name.split(".")[1] for name, _ in hooks if name.startswith("blocks.")}
         end = min(self.n_layers - 1, self.n_layers if stop is None else stop)
         for index in range(first, end) if not torch.is_grad_enabled() else ():
-            if self._fused_blocks[index] is not None and str(index) not in watched:
-                yield index
+            fused = self._fused_blocks[index]
+            if fused is not None and str(index) not in watched:
+                yield index, fused
 
     def run(
         self,

@@ -60,8 +60,8 @@ def widen(module: nn.Module) -> None:
         return
     forward = _bare_forward(module)
     if type(module) is nn.Linear:
-        own: WeightOf = lambda: module.weight  # noqa: E731
-        wide: Forward = lambda input: wide_linear(input, own, module.bias)  # noqa: E731
+        as_made: WeightOf = lambda: module.weight  # noqa: E731
+        wide: Forward = lambda input: wide_linear(input, as_made, module.bias)  # noqa: E731
     elif type(module) is Conv1D:
         turned: WeightOf = lambda: module.weight.T  # noqa: E731
         wide = lambda x: wide_linear(x, turned, module.bias)  # noqa: E731

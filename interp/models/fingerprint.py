@@ -87,7 +87,7 @@ def fingerprint_of_model(model: nn.Module, config: dict[str, Any] | None = None)
     `fingerprint_of_folder` only about being the same or not among models in memory.
     """
     to_dict: Any = getattr(getattr(model, "config", None), "to_dict", dict)
-    tensors = (part for one in sorted_state(model) for part in _plain_parts(*one))
+    tensors = (part for named in sorted_state(model) for part in _plain_parts(*named))
     return _digest(to_dict() if config is None else config, tensors)
 
 

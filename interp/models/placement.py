@@ -139,10 +139,10 @@ def sorted_state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         if not weight.is_meta:
             yield name, weight
             continue
-        path, _, own = name.rpartition(".")
+        path, _, last = name.rpartition(".")
         module = model.get_submodule(path)
         with own_weights(module):
-            found = _own(module).get(own)
+            found = _own(module).get(last)
             yield name, weight if found is None else found
 
 

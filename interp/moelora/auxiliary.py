@@ -228,7 +228,9 @@ def _grams(
         least.append(config.contrastive_start * width**0.5 / config.scaling)
     if len(grams) == 1:
         return grams[0], least[0]
-    lengths = [gram.new_full((len(gram),), one) for gram, one in zip(grams, least, strict=True)]
+    lengths = [
+        gram.new_full((len(gram),), length) for gram, length in zip(grams, least, strict=True)
+    ]
     return torch.cat(grams), torch.cat(lengths)
 
 

@@ -143,12 +143,12 @@ def _shaped(done: _Pass, up: Tensor, size: torch.Size) -> Adapted:
         return None if flat is None else flat.view(*size, flat.shape[1])
 
     logits, hidden = (None, None) if done.joint is not None else (done.logits, done.hidden)
-    parts = map(shaped, (done.output, done.joint, logits, hidden))
-    return Adapted(*parts, up, shaped(done.chosen))
+    output, joint, logits, hidden = map(shaped, (done.output, done.joint, logits, hidden))
+    return Adapted(output, joint, logits, hidden, up, shaped(done.chosen))
 
 
 def _forward(inputs: Inputs, weights: Weights, gating: Gating, types: _Types) -> _Pass:
-    (router, down, up), own = weights, inputs.output is None
+    (router, down, up), in_place = weights, inputs.output is None
     x, output = inputs.x.flatten(0, -2), inputs.output
     if output is None:
         assert inputs.weight is not None
@@ -176,11 +176,11 @@ def _forward(inputs: Inputs, weights: Weights, gating: Gating, types: _Types) ->
     weighted = (by_expert * gates.to(hidden.dtype)[..., None]).flatten(1)
     factors = *factors, up.to(types.product)
     if types.product == output.dtype:
-        accumulate = output.addmm_ if own else output.addmm
+        accumulate = output.addmm_ if in_place else output.addmm
         output = accumulate(weighted, factors[-1].T, alpha=gating.scaling)
     else:  # as in PEFT, add first and round then
         added = F.linear(weighted, factors[-1])
-        rounded = output if own else torch.empty_like(output)
+        rounded = output if in_place else torch.empty_like(output)
         output = torch.add(output, added, alpha=gating.scaling, out=rounded)
     of_gates = gates, probabilities, weighted
     return _Pass(output, joint, logits, hidden, chosen, *of_gates, wide, dropped, factors)
@@ -195,7 +195,7 @@ class _AdaptedProjection(torch.autograd.Function):
         kind, size = inputs.x.device.type, inputs.x.shape[:-1]
         done = _without_autocast(kind, lambda: _forward(inputs, weights, gating, types))
         ctx.set_materialize_grads(False)
-        ctx.how = _How(gating, size, [getattr(one, "dtype", None) for one in tensors])
+        ctx.how = _How(gating, size, [getattr(tensor, "dtype", None) for tensor in tensors])
         ctx.save_for_backward(
             *(done.hidden, done.gates, done.probabilities, done.weighted),
             *(done.x, done.dropped, inputs.weight, *done.factors),
@@ -206,9 +206,10 @@ class _AdaptedProjection(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        tensors = ctx.saved_tensors  # once: checkpointing hands them out only once
-        saved = _Saved(*tensors[:7], tensors[7:], ctx.how, ctx.needs_input_grad[2:4])
+    def backward(ctx: Any, *gradients: Any) -> Any:  # type: ignore[override]
+        tensors: Any = ctx.saved_tensors  # once: checkpointing hands them out only once
+        more = tensors[7:], ctx.how, ctx.needs_input_grad[2:4]
+        saved = _Saved._make([*tensors[:7], *more])
         kind = saved.hidden.device.type
         return None, None, *_without_autocast(kind, lambda: _backward(saved, gradients))
 
@@ -254,7 +255,9 @@ class _Gradients(NamedTuple):
 
 def _backward(saved: _Saved, gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
     """The gradients of the fields of ``Inputs`` and ``Weights`` from those of ``Adapted``."""
-    of_output, *parts = (None if one is None else one.flatten(0, -2) for one in gradients[:4])
+    of_output, *parts = (
+        None if gradient is None else gradient.flatten(0, -2) for gradient in gradients[:4]
+    )
     within, of_up, types = _Gradients(*parts), gradients[4], saved.how.types
     if of_output is not None:
         up, scaling = saved.factors[-1], saved.how.gating.scaling
@@ -287,7 +290,7 @@ def _through_gates(saved: _Saved, by_rank: Tensor, within: _Gradients) -> _Gradi
     of_gates = (by_rank * hidden).unflatten(1, experts).sum(dim=2, dtype=gates.dtype)
     if probabilities is not None:  # gates are some of these; the others have no gradient
         of_gates, gates = torch.where(gates > 0, of_gates, 0.0), probabilities
-    logits = torch._softmax_backward_data(of_gates, gates, 1, gates.dtype)
+    logits = torch.ops.aten._softmax_backward_data(of_gates, gates, 1, gates.dtype)
     if len(saved.factors) > 2:
         new = (by_expert * factor).flatten(1)
         return _Gradients(None, _sum(within.logits, logits), _sum(within.hidden, new))

@@ -108,7 +108,7 @@ def _check_all_run(model: HookedModel, hooks: dict[str, ExpertHooks]) -> None:
 def _sharing_copy(model: nn.Module) -> Any:
     """A copy of the modules, with frozen parameters that share the original's memory."""
     shared: tuple[Any, ...] = (*model.buffers(), *shared_states(model))
-    memo: dict[int, Any] = {id(one): one for one in shared}
+    memo: dict[int, Any] = {id(part): part for part in shared}
     for parameter in model.parameters():
         memo[id(parameter)] = shared_parameter(parameter)
     for module in model.modules():

@@ -181,7 +181,7 @@ class MoELoRALinear(nn.Module, BaseTunerLayer):
         names = () if self.disable_adapters else self.adapters_in_use
         fused = self.hooks is None and self.fused
         if not (fused and names and self._base_is_plain(x)) or args or kwargs:
-            result = self.base_layer(x, *args, **kwargs)
+            result: Any = self.base_layer(x, *args, **kwargs)
         else:
             result = None  # the first adapter's operator computes it
         for adapter_name in names:
@@ -198,11 +198,11 @@ class MoELoRALinear(nn.Module, BaseTunerLayer):
         base: Any = self.base_layer
         if type(base) is not nn.Linear or type(base.weight) is not nn.Parameter:
             return False
-        own = base.__dict__
+        state = base.__dict__
         parts = [base.weight] if base.bias is None else [base.weight, base.bias]
         return (
-            "forward" not in own
-            and not any(own[hooks] for hooks in _HOOKS)
+            "forward" not in state
+            and not any(state[hooks] for hooks in _HOOKS)
             and all(part.dtype == x.dtype and not part.requires_grad for part in parts)
             and not torch.is_autocast_enabled(x.device.type)
         )

@@ -65,7 +65,7 @@ class Routed:
     def has_graph(self) -> bool:
         """Whether a gradient of its values leads back into the model."""
         values = (self.joint, self.logits, self.hidden)
-        return any(one is not None and one.requires_grad for one in values)
+        return any(value is not None and value.requires_grad for value in values)
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,8 @@ def repeated(shard: Shard, n: int, of: int) -> Shard:
     if n == of:
         return shard
     index = torch.arange(n) % of
-    texts = [shard.texts[row] for row in index.tolist()] if shard.texts else ()
+    answers: Any = shard.texts or ()
+    texts = [answers[row] for row in index.tolist() if answers]
     kept = {
         name: [value[row] for row in index.tolist()] if name in PER_PROMPT else value
         for name, value in shard.kept.items()
@@ -270,8 +271,8 @@ class Rehearsal:
         finally:
             self._stack.close()
         if isinstance(error, UserError) and str(self.folder) in str(error):
-            said = str(error).replace(str(self.folder), str(self.run))
-            raise UserError(said) from error
+            message = str(error).replace(str(self.folder), str(self.run))
+            raise UserError(message) from error
 
     def engine(self, inner: Engine) -> PlanningEngine:
         """The engine for the command, which runs samples by ``inner``."""

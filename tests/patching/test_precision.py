@@ -197,7 +197,7 @@ def test_a_model_is_tried_once(
     tried = []
     verdict = trial._verdict
 
-    def counted(*args: Any) -> bool | None:
+    def counted(*args: Any) -> Any:
         tried.append(args)
         return verdict(*args)
 
