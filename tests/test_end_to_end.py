@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,8 @@ def run(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("interp.evaluation.jobs.greedy_answers", short)
-        patch.setattr("interp.evaluation.side_effects.neutral_sentences", lambda: sentences)
+        measure = sys.modules[neutral_sentences.__module__]
+        patch.setattr(measure, "neutral_sentences", lambda: sentences)
         evaluate_run(smollm, split, effects, settings=wanted, run=folder, progress=False)
     return folder
 
