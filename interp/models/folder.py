@@ -22,8 +22,7 @@ from interp.models.device_map import (
     read_device_map,
     read_max_memory,
 )
-from interp.models.quantization import Quantization, quantization_config
-from interp.models.quantization_package import check_package
+from interp.models.quantization import Quantization, check_package, quantization_config
 from interp.models.quiet import reading
 from interp.models.whole import check_shards, check_weights, load_whole
 

@@ -1,4 +1,4 @@
-"""Quantized weights: which quantization a model is loaded with, by name or as transformers' config.
+"""Which quantization a model is loaded with, by name or as transformers' configuration.
 
 The weights are quantized by transformers while they are read; see its ``quantization_config``. A
 quantized model is another model than the one in the files: its fingerprint is another.
@@ -16,13 +16,18 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from interp.errors import UserError
 
 NAMES = ("bnb-4bit", "bnb-8bit")
-_PACKAGES = {
-    "bitsandbytes": "bitsandbytes",
-    "torchao": "torchao",
-    "hqq": "hqq",
-    "quanto": "optimum.quanto",
+_PACKAGES: dict[str, tuple[str, str]] = {
+    "bitsandbytes": ("bitsandbytes", "'faithlens[quantized]'"),
+    "torchao": ("torchao", "torchao"),
+    "gptq": ("gptqmodel", "gptqmodel"),
+    "awq": ("gptqmodel", "gptqmodel"),
+    "hqq": ("hqq", "hqq"),
+    "quanto": ("optimum.quanto", "optimum-quanto"),
+    "compressed-tensors": ("compressed_tensors", "compressed-tensors"),
+    "eetq": ("eetq", "eetq"),
+    "aqlm": ("aqlm", "aqlm"),
 }
-"""The package that a method of transformers quantizes with, where it is one of these."""
+"""By transformers' ``quant_method``: the module, and what pip installs."""
 
 Quantization = str | QuantizationConfigMixin
 
@@ -38,14 +43,14 @@ def quantization_config(given: Any, *, dtype: torch.dtype) -> QuantizationConfig
         UserError: anything else, or a package that is not installed.
     """
     if isinstance(given, QuantizationConfigMixin):
-        _check_installed(str(given.quant_method.value), _described(given)[:40])
+        _check_installed(str(given.quant_method.value), f"quantization {_described(given):.40}")
         return given
     if given not in NAMES:
         raise UserError(
             f"quantization is {given!r:.60}: choose one of {', '.join(NAMES)}, or give a "
             "quantization configuration of transformers"
         )
-    _check_installed("bitsandbytes", given)
+    _check_installed("bitsandbytes", f"quantization {given}")
     if given == "bnb-8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
@@ -71,14 +76,32 @@ def _described(config: Any) -> str:
     return json.dumps(content, sort_keys=True, default=str)
 
 
-def _check_installed(method: str, name: str) -> None:
-    package = _PACKAGES.get(method)
+def check_package(config: Any, spec: str) -> None:
+    """Raise UserError if a model's configuration asks for a quantization whose package is missing.
+
+    Args:
+        config: of transformers; its ``quantization_config`` is a mapping, as read from a file.
+        spec: what the user called the model.
+    """
+    settings = getattr(config, "quantization_config", None) or {}
+    get: Any = getattr(settings, "get", None) or (lambda name: getattr(settings, name, None))
+    method = get("quant_method")
+    if method is None and (get("load_in_4bit") or get("load_in_8bit")):
+        method = "bitsandbytes"  # checkpoints of before transformers wrote the method
+    _check_installed(str(getattr(method, "value", method)), f"the quantization of {spec}")
+
+
+def is_there(module: str) -> bool:
+    """Whether a module can be imported."""
     try:
-        missing = package is not None and importlib.util.find_spec(package) is None
-    except ModuleNotFoundError:
-        missing = True
-    if missing:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # the package around it is missing
+        return False
+
+
+def _check_installed(method: str, what: str) -> None:
+    module, package = _PACKAGES.get(method, ("", ""))
+    if module and not is_there(module):
         raise UserError(
-            f"quantization {name} needs the package {package}, which is not installed: pip install "
-            f"{(package or '').partition('.')[0]}"
+            f"{what} needs the package {module}, which is not installed: pip install {package}"
         )

@@ -191,7 +191,7 @@ def test_a_missing_package_is_one_line(
     monkeypatch.setattr(
         "transformers.quantizers.quantizer_bnb_4bit.is_bitsandbytes_available", lambda: False
     )
-    monkeypatch.setattr("interp.models.quantization_package.is_there", lambda package: False)
+    monkeypatch.setattr("interp.models.quantization.is_there", lambda package: False)
     with pytest.raises(UserError, match=r"bitsandbytes, which is not installed: pip install"):
         interp.models.load_model(tmp_path / "model", device="cpu", cache_dir=tmp_path)
 
