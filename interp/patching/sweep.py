@@ -294,6 +294,8 @@ class _Sweep:
         tokens, narrowed = narrow_metrics(metrics)
         if tokens is None or run.plain is None or not run.plain.can_narrow:
             return run.logits, metrics
+        for metric in metrics:  # one that cannot be applied is named
+            apply_metric(metric, run.logits)
         where: dict[str, Any] = {"rows": run.batch.every_row, "layer": self.model.cfg.n_layers - 1}
         tokens = tokens.to(run.batch.tokens.device)
         return resume(self.model, run, tokens=tokens, **where), narrowed
