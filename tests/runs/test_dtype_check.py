@@ -169,7 +169,7 @@ def test_a_run_of_patch_says_it(hf_factory: Any, word_tokenizer: Any, pairs_file
 
 def test_a_run_of_the_embedded_model_in_bfloat16_says_it(tmp_path: Path) -> None:
     model = interp.models.load_model("smollm2-135m", device="cpu", dtype="bfloat16")
-    run, settings = tmp_path / "run", PatchSettings(pairs="ioi", method="attribution", limit=6)
+    run, settings = tmp_path / "run", PatchSettings(pairs="ioi", method="attribution", limit=4)
     result = patch_run(model, settings, run, progress=False)
     recorded = manifest(run)
     assert recorded["dtype"] == "bfloat16"
