@@ -163,10 +163,14 @@ def analyze_adapter(
     folder = adapter / "adapter" if (adapter / "adapter").is_dir() else adapter
     model_name = settings.model or recorded_base(folder)
     examples = read_tasks(settings)
-    load = partial(load_adapted, model_name, folder.resolve(), dtype=settings.dtype)
-    load = partial(load, device=device, allow_pickle=allow_pickle)
-    load = partial(load, device_map=device_map, max_memory=max_memory)
-    load = partial(load, quantization=settings.quantization)
+    load = partial(
+        load_adapted,
+        model_name,
+        folder.resolve(),
+        **{"dtype": settings.dtype, "quantization": settings.quantization},
+        **{"device": device, "allow_pickle": allow_pickle},
+        **{"device_map": device_map, "max_memory": max_memory},
+    )
     loaded = load()
     corpus = corpus_of(examples, loaded.tokenizer)
     check_enough(corpus, tokens=settings.least_tokens, units=LEAST_UNITS)

@@ -5,8 +5,9 @@ directory, and raises what the command itself would raise. A directory that hold
 already is planned for what remains. See ``interp.runs.rehearsal``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from interp.commands.evaluate import EvaluateSettings, evaluate_run
 from interp.commands.locate import LocateSettings, locate_run
@@ -52,17 +53,7 @@ def plan_locate(
     Args:
         before: seconds that the program's start and the model's loading have taken, here and below.
     """
-    with Rehearsal(run, names=stage_name, before=before) as rehearsal:
-        locate_run(
-            model,
-            settings,
-            rehearsal.folder,
-            engine=rehearsal.engine(InProcess(model)),
-            runner=rehearsal.runner,
-            check_dtype=check_dtype,
-            progress=False,
-        )
-    return rehearsal.plan()
+    return _rehearsed(locate_run, model, settings, run=run, check_dtype=check_dtype, before=before)
 
 
 def plan_patch(
@@ -74,17 +65,7 @@ def plan_patch(
     before: float = 0.0,
 ) -> Plan:
     """What `patch_run` will take."""
-    with Rehearsal(run, names=stage_name, before=before) as rehearsal:
-        patch_run(
-            model,
-            settings,
-            rehearsal.folder,
-            engine=rehearsal.engine(InProcess(model)),
-            runner=rehearsal.runner,
-            check_dtype=check_dtype,
-            progress=False,
-        )
-    return rehearsal.plan()
+    return _rehearsed(patch_run, model, settings, run=run, check_dtype=check_dtype, before=before)
 
 
 def plan_evaluate(
@@ -105,6 +86,29 @@ def plan_evaluate(
             settings=settings,
             run=rehearsal.folder,
             engine=rehearsal.engine(InProcess(model)),
+            progress=False,
+        )
+    return rehearsal.plan()
+
+
+def _rehearsed(
+    command: Callable[..., Any],
+    model: HookedModel,
+    settings: Any,
+    *,
+    run: Path,
+    check_dtype: bool,
+    before: float,
+) -> Plan:
+    """The plan of a command that takes a runner for what is not kept in shards."""
+    with Rehearsal(run, names=stage_name, before=before) as rehearsal:
+        command(
+            model,
+            settings,
+            rehearsal.folder,
+            engine=rehearsal.engine(InProcess(model)),
+            runner=rehearsal.runner,
+            check_dtype=check_dtype,
             progress=False,
         )
     return rehearsal.plan()

@@ -16,9 +16,7 @@ the transformers model itself:
 ``output``, ``attention`` and ``residual`` are checked in the middle layer and in one layer of
 every other kind. At first all parts run together: each edit in its own row of a batch, behind
 padding, in two pieces. A model that is right takes four short passes so. If anything differs,
-each part runs alone.
-
-Quantized projections do not round their inputs meanwhile (`interp.quantized.unrounded`).
+each part runs alone. Quantized projections do not round their inputs (`interp.quantized`).
 
 A part that fails is refused, with the reason, by the code that needs it
 (`interp.models.model_check.require`); the other parts can be used. Without ``continuation``

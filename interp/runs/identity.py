@@ -63,10 +63,12 @@ def check_run(run: Path, file: str, identity: Mapping[str, Any]) -> None:
 def model_identity(model: HookedModel) -> dict[str, Any]:
     """The entries of a run's identity for its hooked model and tokenizer."""
     info = model_info(model)
+    # Left out of other models' entries: runs of before there was any keep their digests.
+    quantized = {} if info.quantization is None else {"quantization": info.quantization}
     return {
         "fingerprint": info.fingerprint,
         "dtype": info.dtype,
-        "quantization": info.quantization,
+        **quantized,
         **tokenizer_identity(model.tokenizer),
     }
 

@@ -22,11 +22,11 @@ from interp.heads.locate import as_encoded
 from interp.interventions.head_constraint import Constraint
 from interp.interventions.intervention import Intervention
 from interp.jobs import OutputSpec
-from interp.models import HookedModel, from_hf
+from interp.models import HookedModel, from_hf, load
 from interp.moelora.data.encoding import EncodedExample
 from interp.moelora.projections import AdaptedProjection
 from interp.premises import Premises
-from interp.runs.identity import conditions, conditions_digest
+from interp.runs.identity import conditions, conditions_digest, model_identity
 from interp.runs.job_runner import StoredJobRunner
 from interp.runs.shards import InProcess, ShardStore, digest_of
 from tests.conftest import make_planted_hf_model
@@ -201,3 +201,13 @@ def test_whole_runs_are_kept_like_sweeps(
     assert len(list(tmp_path.iterdir())) == 3
     again.remove_others()
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in again.used}
+
+
+def test_models_without_a_quantization_keep_the_digests_of_earlier_runs(
+    tiny_llama: HookedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = {"fingerprint", "dtype", "tokenizer_sha256", "chat_template_sha256"}
+    assert model_identity(tiny_llama).keys() == names
+    quantized = replace(load._INFO[tiny_llama], quantization="bnb-4bit")
+    monkeypatch.setitem(load._INFO, tiny_llama, quantized)
+    assert model_identity(tiny_llama).keys() == names | {"quantization"}
