@@ -111,4 +111,12 @@ def test_what_is_made_of_functions_is_checked_too(tmp_path: Path) -> None:
 
     assert list(several(2)) == [0, 1]
     with pytest.raises(TypeCheckError):
-        several(wrong)
+        list(several(wrong))
+
+    @checks
+    def rows(value: Float[Tensor, "n x"]) -> Iterator[Tensor]:
+        yield from value
+
+    assert len(list(rows(torch.ones(2, 3)))) == 2
+    with pytest.raises(TypeCheckError):
+        rows(torch.ones(2))

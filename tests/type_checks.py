@@ -7,6 +7,7 @@ of every call a second time, checking parameters twice, and compiling the checks
 function anew each time that the outer one runs.
 """
 
+import dataclasses
 import functools
 import inspect
 import types
@@ -27,9 +28,13 @@ def checked_types(function: Any = None, *, typechecker: Any = None) -> Any:
     """As a decorator ``jaxtyped(typechecker=...)``: the same checks, in less time."""
     if function is None:
         return functools.partial(checked_types, typechecker=typechecker)
-    plain = isinstance(function, types.FunctionType)
-    if typechecker is None or not plain or inspect.isgeneratorfunction(function):
+    if typechecker is not None and _makes_its_init(function):
+        function.__init__ = checked_types(function.__init__, typechecker=typechecker)
+        return function
+    if typechecker is None or not isinstance(function, types.FunctionType):
         return _jaxtyped(function, typechecker=typechecker)
+    if inspect.isgeneratorfunction(function) and _has_any_axes(function):
+        return _jaxtyped(function, typechecker=typechecker)  # its axes outlive the call
     if "<locals>" not in function.__qualname__:
         return _within_axes(function, _check(function))
     try:
@@ -43,6 +48,14 @@ def checked_types(function: Any = None, *, typechecker: Any = None) -> Any:
     return _within_axes(function, _of_another(made, function))
 
 
+def _makes_its_init(value: Any) -> bool:
+    """Whether it is a dataclass whose own ``__init__`` is not checked yet."""
+    if not (inspect.isclass(value) and dataclasses.is_dataclass(value)):
+        return False
+    init = vars(value).get("__init__")
+    return isinstance(init, types.FunctionType) and not hasattr(init, "__wrapped__")
+
+
 def _of_another(checks: Any, function: Any) -> Any:
     """Checks that were compiled for a function, around another one that differs in its closure."""
     if checks is function or "__beartype_func" not in (checks.__kwdefaults__ or {}):
@@ -54,7 +67,7 @@ def _of_another(checks: Any, function: Any) -> Any:
 
 def _within_axes(function: Any, checks: Any) -> Any:
     """The checks, with names of axes of their own where an annotation names any."""
-    if not any(map(_has_axes, function.__annotations__.values())):
+    if not _has_any_axes(function):
         return checks
 
     @functools.wraps(function)
@@ -64,6 +77,11 @@ def _within_axes(function: Any, checks: Any) -> Any:
             return checks(*args, **kwargs)
 
     return call
+
+
+def _has_any_axes(function: Any) -> bool:
+    """Whether jaxtyping has a part in any annotation of a function."""
+    return any(map(_has_axes, function.__annotations__.values()))
 
 
 def _has_axes(annotation: Any) -> bool:

@@ -6,6 +6,7 @@ import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,13 @@ DATED = "{{ 'Why' if strftime_now('%d') | int < 10 else 'When' }} Question: " + 
 KEYS = ("tokenizer_sha256", "chat_template_sha256", "end_tokens", PROMPTS)
 
 
-def made(template: str | None = f"Question: {TURN}", *, ends: Any = 0, begin: bool = False) -> Any:
+@cache
+def made(
+    template: str | None = f"Question: {TURN}",
+    *,
+    ends: tuple[int, ...] = (0,),
+    begin: bool = False,
+) -> Any:
     """The planted model; of what its prompts hang on, one thing may be changed."""
     tokenizer = make_word_tokenizer(planted_relation())
     tokenizer.chat_template = template
@@ -47,7 +54,7 @@ def made(template: str | None = f"Question: {TURN}", *, ends: Any = 0, begin: bo
             single="<unk> $A", special_tokens=[("<unk>", 1)]
         )
     model = make_planted_hf_model(tokenizer)
-    model.generation_config.eos_token_id = ends
+    model.generation_config.eos_token_id = list(ends)
     return from_hf(model, tokenizer, spec="planted", fingerprint="f" * 64)
 
 
@@ -55,7 +62,7 @@ CHANGES: dict[str, tuple[Callable[[], Any], str]] = {
     "template": (lambda: made(f"Why Question: {TURN}"), "the chat template was"),
     "no template": (lambda: made(None), "the chat template was"),
     "tokenizer": (lambda: made(begin=True), "the tokenizer was"),
-    "ends": (lambda: made(ends=[0, 1]), r"the tokens that end an answer was \[0\], now \[0, 1\]"),
+    "ends": (lambda: made(ends=(0, 1)), r"the tokens that end an answer was \[0\], now \[0, 1\]"),
 }
 
 
@@ -66,9 +73,44 @@ def changed(request: pytest.FixtureRequest) -> tuple[Any, str]:
     return make(), said
 
 
+def settings_in(folder: Path) -> LocateSettings:
+    return LocateSettings(premises=str(write_premises(folder)), site="output", shard=8)
+
+
 @pytest.fixture
 def search(tmp_path: Path) -> LocateSettings:
-    return LocateSettings(premises=str(write_premises(tmp_path)), site="output", shard=8)
+    return settings_in(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> tuple[LocateSettings, Path]:
+    """A search that was stopped after its first shard, to be read only."""
+    folder = tmp_path_factory.mktemp("begun")
+    settings = settings_in(folder)
+    with pytest.raises(KeyboardInterrupt):
+        locate_run(made(), settings, folder / "run", engine=Stopping(made(), 1), progress=False)
+    return settings, folder / "run"
+
+
+@pytest.fixture(scope="module")
+def finished(
+    begun: tuple[LocateSettings, Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[LocateSettings, Path]:
+    """The same search, taken up and finished, to be read only."""
+    settings, run = begun
+    run = shutil.copytree(run, tmp_path_factory.mktemp("finished") / "run")
+    locate_run(made(), settings, run, progress=False)
+    return settings, run
+
+
+@pytest.fixture(scope="module")
+def probed(tmp_path_factory: pytest.TempPathFactory) -> tuple[ProbeSettings, Path]:
+    """A finished comparison of probes, to be read only."""
+    folder = tmp_path_factory.mktemp("probed")
+    premises = settings_in(folder).premises
+    settings = ProbeSettings(premises, method="mean_difference", detector=False)
+    probe_run(made(), settings, folder / "run", progress=False)
+    return settings, folder / "run"
 
 
 @pytest.fixture
@@ -110,27 +152,22 @@ def evaluated(model: Any, run: Path) -> Any:
 
 
 def test_a_search_is_not_taken_up(
-    changed: tuple[Any, str], search: LocateSettings, tmp_path: Path
+    changed: tuple[Any, str],
+    begun: tuple[LocateSettings, Path],
+    finished: tuple[LocateSettings, Path],
 ) -> None:
     model, said = changed
-    run = tmp_path / "run"
-    with pytest.raises(KeyboardInterrupt):
-        locate_run(made(), search, run, engine=Stopping(made(), 1), progress=False)
-    refused(lambda: locate_run(model, search, run, progress=False), said, run)
-    locate_run(made(), search, run, progress=False)
-    refused(lambda: locate_run(model, search, run, progress=False), said, run)
+    for search, run in (begun, finished):
+        refused(lambda: locate_run(model, search, run, progress=False), said, run)  # noqa: B023
     refused(lambda: evaluated(model, run), said, run)
     refused(lambda: open_run(run, model=model), said, run)
     assert all(key in read_manifest(run) for key in KEYS)
 
 
 def test_probes_are_not_taken_up(
-    changed: tuple[Any, str], search: LocateSettings, tmp_path: Path
+    changed: tuple[Any, str], probed: tuple[ProbeSettings, Path]
 ) -> None:
-    model, said = changed
-    settings = ProbeSettings(search.premises, method="mean_difference", detector=False)
-    run = tmp_path / "run"
-    probe_run(made(), settings, run, progress=False)
+    (model, said), (settings, run) = changed, probed
     refused(lambda: probe_run(model, settings, run, progress=False), said, run)
     assert read_manifest(run)[PROMPTS] == read_json(run / "probe.json")[PROMPTS]
 
