@@ -49,11 +49,16 @@ def checked_types(function: Any = None, *, typechecker: Any = None) -> Any:
 
 
 def _makes_its_init(value: Any) -> bool:
-    """Whether it is a dataclass whose own ``__init__`` is not checked yet."""
+    """Whether it is a dataclass whose own ``__init__`` is not checked yet, and can be by types.
+
+    An annotation that a base class inherited as a text is resolved by jaxtyping alone.
+    """
     if not (inspect.isclass(value) and dataclasses.is_dataclass(value)):
         return False
     init = vars(value).get("__init__")
-    return isinstance(init, types.FunctionType) and not hasattr(init, "__wrapped__")
+    if not isinstance(init, types.FunctionType) or hasattr(init, "__wrapped__"):
+        return False
+    return not any(isinstance(found, str) for found in init.__annotations__.values())
 
 
 def _of_another(checks: Any, function: Any) -> Any:

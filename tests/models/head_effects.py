@@ -61,13 +61,13 @@ class Case:
         )
 
     def effects(
-        self, model: Any, *, n_exact: int | None = None
+        self, model: Any, *, few: bool = False
     ) -> Iterator[tuple[str, Float[Tensor, "prompt layer head"]]]:
-        """By the tensor's name, the effects on ``model``; exact ones for the first prompts only."""
+        """By the tensor's name, the effects on ``model``; on ``few`` of the prompts, the first."""
         for method, site in self.settings:
             encoded = as_encoded(model, self.premises(method))
-            if n_exact and method != "attribution":
-                encoded = encoded.take(range(n_exact))
+            if few:
+                encoded = encoded.take(range(2 if method == "attribution" else 1))
             found = interp.locate_heads(model, encoded, method=method, site=site, progress=False)
             yield f"{self.name}/{method}/{site}", found.values
 

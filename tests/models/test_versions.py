@@ -30,7 +30,7 @@ def test_head_effects_are_those_of_the_reference(name: str, request: Any) -> Non
     model = request.getfixturevalue("smollm") if name == EMBEDDED else CASES[name].make()
     assert fingerprint(model) == fingerprints[name]
     compared = 0
-    for key, values in CASES[name].effects(model, n_exact=1 if name == EMBEDDED else None):
+    for key, values in CASES[name].effects(model, few=name == EMBEDDED):
         expected = reference[key][: len(values)]
         torch.testing.assert_close(values, expected, atol=close, rtol=0)
         assert same_top_ten(values, expected), key

@@ -1,4 +1,4 @@
-"""Every component gives the numbers of TransformerLens' own patching loops, prompt by prompt."""
+"""Every component gives the numbers of TransformerLens' own patching loops, for each prompt."""
 
 from typing import Any
 
@@ -45,35 +45,34 @@ def ours(model: Any, component: str, pairs: Pairs, positions: Any = "all") -> An
 
 
 def theirs(model: Any, component: str, pairs: Pairs, *, by_position: bool) -> torch.Tensor:
-    """TransformerLens' loop, prompt by prompt: Float[prompt layer unit (position)], the metric."""
-    values = torch.stack(
-        [of_prompt(model, component, pairs, prompt, by_position) for prompt in range(len(pairs[0]))]
-    )
-    # [prompt layer position head] of theirs; a pattern's head comes first already.
-    return values.transpose(2, 3) if values.ndim == 4 and component != "pattern" else values
+    """TransformerLens' loop: Float[prompt layer unit (position)], the metric."""
+    clean, corrupted = pairs
+    values: list[torch.Tensor] = []
 
+    def of_the_first(logits: torch.Tensor) -> torch.Tensor:
+        values.append(METRIC(logits[:, -1]))  # a sweep takes a number: the others' are kept here
+        return values[-1][0]
 
-def of_prompt(
-    model: Any, component: str, pairs: Pairs, prompt: int, by_position: bool
-) -> torch.Tensor:
-    clean, corrupted = (tokens[prompt : prompt + 1] for tokens in pairs)
-    metric = METRIC.take(torch.tensor([prompt]))
+    settings: dict[str, Any] = {}
+    if component in HEADS:
+        how = "by_pos" if by_position else "all_pos"
+        name = f"get_act_patch_attn_head_{HEADS[component]}_{how}"
+        sweep = getattr(transformer_lens.patching, name)
+    else:
+        sweep = transformer_lens.patching.generic_activation_patch
+        settings = {
+            "patch_setter": transformer_lens.patching.layer_pos_patch_setter,
+            "activation_name": component,
+            "index_axis_names": ("layer", "pos"),
+        }
     with torch.no_grad():
         _, cache = model.run_with_cache(clean)
         assert isinstance(cache, ActivationCache)
-        settings: dict[str, Any] = {}
-        if component in HEADS:
-            how = "by_pos" if by_position else "all_pos"
-            name = f"get_act_patch_attn_head_{HEADS[component]}_{how}"
-            sweep = getattr(transformer_lens.patching, name)
-        else:
-            sweep = transformer_lens.patching.generic_activation_patch
-            settings = {
-                "patch_setter": transformer_lens.patching.layer_pos_patch_setter,
-                "activation_name": component,
-                "index_axis_names": ("layer", "pos"),
-            }
-        return sweep(model, corrupted, cache, lambda logits: metric(logits[:, -1])[0], **settings)
+        first = sweep(model, corrupted, cache, of_the_first, **settings)
+    found = torch.stack(values, dim=1).reshape(len(clean), *first.shape)
+    assert torch.equal(found[0], first)
+    # [prompt layer position head] of theirs; a pattern's head comes first already.
+    return found.transpose(2, 3) if found.ndim == 4 and component != "pattern" else found
 
 
 @pytest.mark.parametrize("component", [name for name in HOOK_LOCATIONS if name != "mlp_post"])

@@ -142,7 +142,7 @@ class Trials:
     def evaluate(self, run: Path, engine: Any) -> None:
         """``interp evaluate``, with answers."""
         _, split, effects = load_run(run)
-        settings = EvaluateSettings(heads=1.0, counts=(1,))
+        settings = EvaluateSettings(heads=1.0, counts=(1,), mode="zero")
         evaluate_run(
             self.model, split, effects, settings=settings, run=run, engine=engine, progress=False
         )

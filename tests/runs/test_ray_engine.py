@@ -33,7 +33,7 @@ from tests.runs.stopping import Stopping
 # What Ray itself leaves open or is going to change.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning")
 
-SETTINGS = EvaluateSettings(heads=1.0, random_sets=20, counts=(1,), answers="best")
+SETTINGS = EvaluateSettings(heads=1.0, random_sets=20, counts=(1,), answers="best", mode="zero")
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,9 @@ def one_thread() -> Iterator[None]:
 
 def made(model: Any, folder: Path, run: Path, engine: Any) -> dict[str, str]:
     """A search, its evaluation with answers, and patching; the hashes of their files."""
-    settings = LocateSettings(premises=str(folder / "planted.csv"), method="activation", shard=2)
+    settings = LocateSettings(
+        premises=str(folder / "planted.csv"), method="activation", site="output", shard=2
+    )
     locate_run(model, settings, run, engine=engine, progress=False)
     _, split, effects = load_run(run)
     evaluate_run(model, split, effects, settings=SETTINGS, run=run, engine=engine, progress=False)
@@ -147,7 +149,7 @@ def test_a_worker_with_another_model_is_refused(
 
 
 @pytest.mark.usefixtures("one_thread", "capsys")
-def test_workers_read_pickled_weights_where_that_was_said(
+def test_a_search_by_command_uses_a_running_cluster_and_pickled_weights_where_that_was_said(
     folder: Path, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAITHLENS_CACHE", str(tmp_path / "cache"))
@@ -155,28 +157,15 @@ def test_workers_read_pickled_weights_where_that_was_said(
     weights = load_file(tmp_path / "model" / "model.safetensors")
     torch.save(weights, tmp_path / "model" / "pytorch_model.bin")
     (tmp_path / "model" / "model.safetensors").unlink()
-    words = ["--pairs", str(folder / "pairs.jsonl"), "--limit", "3", "--device", "cpu"]
+    words = ["--premises", str(folder / "planted.csv"), "--device", "cpu"]
     words += ["--model", str(tmp_path / "model"), "--allow-pickle"]
     ray = ["--engine", "ray", "--address", address, "--workers", "1"]
     for name, more in (("here", []), ("ray", ray)):
-        main(["patch", *words, "--out", str(tmp_path / name), *more])
-    files = [tmp_path / name / "effects.safetensors" for name in ("ray", "here")]
-    assert files[0].read_bytes() == files[1].read_bytes()
-    manifest = json.loads((tmp_path / "ray" / "manifest.json").read_text(encoding="utf-8"))
-    assert manifest["model"]["allow_pickle"] is True
-
-
-@pytest.mark.usefixtures("one_thread")
-@pytest.mark.usefixtures("capsys")
-def test_a_search_by_command_uses_a_running_cluster(
-    folder: Path, address: str, tmp_path: Path
-) -> None:
-    words = ["--premises", str(folder / "planted.csv"), "--model", str(folder / "model")]
-    ray = ["--engine", "ray", "--address", address, "--workers", "1"]
-    for name, more in (("local", []), ("ray", ray)):
         main(["locate", *words, "--out", str(tmp_path / name), *more])
     for file in ("effects.safetensors", "heads.csv"):
-        assert (tmp_path / "local" / file).read_bytes() == (tmp_path / "ray" / file).read_bytes()
+        assert (tmp_path / "here" / file).read_bytes() == (tmp_path / "ray" / file).read_bytes()
+    manifest = json.loads((tmp_path / "ray" / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["model"]["allow_pickle"] is True
 
 
 @pytest.mark.bridge_only  # the effects of experts
