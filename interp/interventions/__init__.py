@@ -10,7 +10,7 @@ from interp.interventions.object_positions import (
     positions_at,
     positions_in_premises,
 )
-from interp.moelora.projections import AdaptedProjection, projections_of
+from interp.forward.adapted_projections import AdaptedProjection, projections_of
 from interp.moved import old_names
 from probes.detector.detect import detect
 from probes.detector.detections import Detection, Detector

@@ -15,7 +15,7 @@ from interp.interventions.expert_constraint import Expert, ExpertConstraint
 from interp.interventions.head_constraint import Constraint
 from interp.interventions.intervention import Intervention
 from interp.models.hooked_model import HookedModel
-from interp.moelora.projections import projections_of
+from interp.forward.adapted_projections import projections_of
 
 
 def random_interventions(
