@@ -149,7 +149,16 @@ def in_new_process(command: list[str], device: str) -> dict[str, list[float]]:
     """``measure`` in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "seconds.json"
-        words = [sys.executable, __file__, "--device", device, "--measure", str(out), "--", *command]
+        words = [
+            sys.executable,
+            __file__,
+            "--device",
+            device,
+            "--measure",
+            str(out),
+            "--",
+            *command,
+        ]
         subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
         return json.loads(out.read_text(encoding="utf-8"))
 

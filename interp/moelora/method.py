@@ -10,7 +10,6 @@ rounded copy), or with another quantization, is legitimate and only warned of.
 """
 
 import logging
-import re
 from contextlib import contextmanager
 from typing import Any
 

@@ -9,10 +9,12 @@ import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+from gguf import GGUFWriter
 
 from interp.errors import UserError
-from interp.files.gguf_header import check_gguf
+from interp.files.gguf_header import check_gguf, tensor_counts
 from interp.files.tensors import read_safetensors, tensor_shapes
 from interp.models import resolve
 from interp.models.embedded import extract_member
@@ -168,3 +170,15 @@ def test_a_member_of_the_right_size_is_unpacked(tmp_path: Path) -> None:
     assert (tmp_path / "out").read_bytes() == b"abc" * 1000
     with pytest.raises(UserError, match="damaged"):
         extract_member(archive, "other", tmp_path / "out", size=3000)
+
+
+def test_the_header_counts_what_the_tensors_hold(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    writer = GGUFWriter(path, "llama")
+    writer.add_tensor("a.weight", np.zeros((3, 4), dtype=np.float32))
+    writer.add_tensor("b.bias", np.zeros(5, dtype=np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert tensor_counts(path) == [("a.weight", 12), ("b.bias", 5)]
