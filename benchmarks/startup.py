@@ -1,6 +1,6 @@
 """Where the seconds of ``interp locate`` go beside its sweeps, by phase: a table and a JSON file.
 
-    python benchmarks/startup.py [--method attribution] [--limit 24] [--device cpu] [--cold]
+    python benchmarks/startup.py [--method attribution] [--limit 48] [--device cpu] [--cold]
                                  [--evaluate] [--out benchmarks/results/startup.json]
 
 A new process runs the command line on the embedded model. Each function in ``PHASES`` has a clock;
@@ -198,7 +198,7 @@ def beside_sweeps(seconds: dict[str, list[float]]) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--method", default="attribution")
-    parser.add_argument("--limit", type=int, default=24, help="only the first so many facts")
+    parser.add_argument("--limit", type=int, default=48, help="only the first so many facts")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--cold", action="store_true", help="forget fingerprint and self-check")
     parser.add_argument("--evaluate", action="store_true", help="also interp evaluate")

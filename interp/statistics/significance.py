@@ -161,8 +161,8 @@ def _sign_flip(units: Float[np.ndarray, "group unit"], seed: int) -> Float[np.nd
     constant = np.all(units == 0, axis=0)
 
     def mean_with(signs: Float[np.ndarray, "*draw group"], axis: int) -> np.ndarray:
-        # Every element is added up group by group, unlike in a matrix product: a flipped zero changes
-        # no bit, and a draw that ties with the observed mean counts as one.
+        # Every element is added up group by group, unlike in a matrix product: a flipped zero
+        # changes no bit, and a draw that ties with the observed mean counts as one.
         return np.einsum("...g,gu->...u", signs, units) / len(units)
 
     result = permutation_test(
