@@ -10,6 +10,8 @@ Processor seconds are those of all threads of the process. On a GPU, a phase wai
 ``--cold`` forgets the model's fingerprint and self-check, as at the first time; ``--evaluate`` adds
 the phases of ``interp evaluate``. The commands ``interp --help``, ``interp locate --help``,
 ``interp premises ls``, ``interp doctor`` and ``interp report`` are timed as they are.
+``--before FILE`` keeps an earlier state's figures beside the new ones, and ``--page`` writes both
+into docs/how-to/gpu.md.
 """
 
 import argparse
@@ -28,6 +30,9 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
+from marked import write_between
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "how-to" / "gpu.md"
 IMPORTS: dict[str, tuple[str, ...]] = {
     "import torch": ("torch",),
     "import interp": ("interp.cli.options", "interp.cli.commands"),
@@ -65,6 +70,8 @@ COMMANDS = {
     "interp doctor": ("doctor",),
 }
 REST = "everything else"
+SHOWN = 0.05
+"""Phases of fewer seconds are not on the page."""
 
 
 class Clock:
@@ -195,6 +202,30 @@ def beside_sweeps(seconds: dict[str, list[float]]) -> list[float]:
     return [sum(it[i] for name, it in seconds.items() if name != "sweeps") for i in range(2)]
 
 
+def page_table(result: dict[str, Any]) -> str:
+    """Processor seconds by phase and by command, beside the earlier state's, as Markdown."""
+    before = result.get("before", {})
+    then, now = before.get("interp locate", {}), result["interp locate"]
+    rows = {f"`locate`: {name}": (then.get(name), now.get(name)) for name in {**now, **then}}
+    beside = "interp locate beside its sweeps"
+    rows = dict(sorted(rows.items(), key=lambda row: -max(it[0] for it in row[1] if it)))
+    rows = {name: row for name, row in rows.items() if any(it and it[0] >= SHOWN for it in row)}
+    rows["**`locate`: all but its sweeps**"] = (before.get(beside), result[beside])
+    for name in (*COMMANDS, "interp report"):
+        if name in result:
+            rows[f"`{name}`"] = (before.get(name), result[name])
+    lines = ["| | before | now |", "|---|---|---|"]
+    for name, row in rows.items():
+        was, seconds = (f"{it[0]:.1f}" if it else "–" for it in row)
+        lines.append(f"| {name} | {was} | {seconds} |")
+    lines.append("")
+    lines.append(
+        f"Processor seconds ({result['device']}, {result['threads']} thread), embedded model, "
+        f"{result['limit']} facts, {result['method']} at both sites; `benchmarks/startup.py`."
+    )
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--method", default="attribution")
@@ -203,6 +234,8 @@ def main() -> None:
     parser.add_argument("--cold", action="store_true", help="forget fingerprint and self-check")
     parser.add_argument("--evaluate", action="store_true", help="also interp evaluate")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/startup.json"))
+    parser.add_argument("--before", type=Path, help="the figures of an earlier state")
+    parser.add_argument("--page", action="store_true", help="write the table into the docs")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("command", nargs="*", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -238,6 +271,10 @@ def main() -> None:
         for name, words in commands.items():
             result[name] = as_it_is(words)
             print(f"{name}: {result[name][0]:.2f} processor, {result[name][1]:.2f} wall")
+    if options.before:
+        result["before"] = json.loads(options.before.read_text(encoding="utf-8"))
+    if options.page:
+        write_between(PAGE, "start-up", page_table(result))
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
