@@ -21,7 +21,8 @@ from transformers import AutoModelForCausalLM
 from interp.checked import checked
 from interp.errors import UserError
 from interp.forward.partial import device_of
-from interp.models import HookedModel, from_hf, model_info
+from interp.models import from_hf, model_info
+from interp.models.hooked_model import HookedModel
 from interp.models.placement import is_dispatched, placed_alike
 from probes.labelled_activations import LabelledActivations
 from probes.linear import DEFAULT_C, fit_direction

@@ -32,3 +32,20 @@ def test_the_command_lines_help_waits_for_no_model_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_commands_are_read_without_the_libraries_of_models() -> None:
+    """What reports, tables and helps import has no TransformerLens, PEFT or model of transformers.
+
+    They come with the names that need them.
+    """
+    heavy = ("transformer_lens", "transformers.modeling_utils", "peft", "bitsandbytes", "datasets")
+    code = (
+        "import sys; import interp.cli.commands\n"
+        f"heavy = {heavy}\n"
+        "print([name for name in heavy if name in sys.modules])\n"
+        "from interp.models.versions import is_hooked\n"
+        "print(is_hooked(object()), 'transformer_lens' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["[]", "False False"]

@@ -190,6 +190,7 @@ def _memory_of_machine() -> tuple[int, int]:
 def _cache(cache_dir: Path | None) -> Iterator[Finding]:
     try:
         spec = importlib.import_module("interp.models.spec")
+        importlib.import_module("interp.models.versions").hooked_class()  # with TransformerLens
     except Exception as error:
         yield Finding("models", f"cannot be imported: {one_line(error)}", ok=False)
         return

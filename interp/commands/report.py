@@ -7,7 +7,6 @@ from interp.commands.probe import write_probe_report
 from interp.errors import UserError
 from interp.files.documents import read_json, write_atomically
 from interp.files.links import check_links
-from interp.report.comparison_page import check_comparison, read_losses, render_comparison
 from interp.report.heads_page import write_report
 
 
@@ -24,6 +23,9 @@ def report_run(run: Path) -> Path:
     if (run / "patch.json").is_file():
         return write_patch_report(run)
     if (run / "comparison.json").is_file():
+        # Imported here because it imports PEFT, which takes seconds.
+        from interp.report.comparison_page import check_comparison, read_losses, render_comparison
+
         path, losses = run / "comparison.json", read_losses(run / "losses.csv")
         content = check_comparison(read_json(path), str(path))
         return write_atomically(run / "report.html", render_comparison(content, losses))

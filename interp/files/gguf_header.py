@@ -34,9 +34,19 @@ def check_gguf(path: Path) -> None:
     Checked are both counts, every text's and array's length, each tensor's dimensions, type and
     place, against the file's size. What the values mean is left to the library.
     """
+    tensor_counts(path)
+
+
+def tensor_counts(path: Path) -> list[tuple[str, int]]:
+    """Every tensor's name and how many numbers it has, in the order of a checked header.
+
+    Raises UserError as `check_gguf` does.
+    """
     try:
         with path.open("rb") as file:
-            _Header(file, path.stat().st_size).check()
+            header = _Header(file, path.stat().st_size)
+            header.check()
+            return header.tensors
     except OSError as error:
         raise UserError(f"cannot read the GGUF file {path.name} ({error.strerror})") from error
     except _Damaged as error:
@@ -55,6 +65,7 @@ class _Header:
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self.file, self.size, self.values = file, size, 0
+        self.tensors: list[tuple[str, int]] = []
 
     def check(self) -> None:
         if self._take(4) != b"GGUF":
@@ -81,7 +92,7 @@ class _Header:
 
     def _tensor(self) -> int:
         """One tensor's description; returns where its data end, from the data's beginning."""
-        self._name()
+        name = self._name()
         n_dims = self._number("<I")
         if not 1 <= n_dims <= LARGEST_DIMENSIONS:
             raise _Damaged(f"a tensor of {n_dims} dimensions")
@@ -95,6 +106,7 @@ class _Header:
             raise _Damaged(f"a tensor of the unknown type {kind}") from None
         if values > self.size * block:
             raise _Damaged(f"a tensor of {values} values")
+        self.tensors.append((name.decode("utf-8", "replace"), values))
         return self._number("<Q") + -(-values // block) * block_bytes
 
     def _pass_value(self, kind: int, depth: int) -> None:

@@ -14,16 +14,14 @@ Without gradients only. Norms alone (``fuse_norm``) are replaced in other archit
 
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers.models.llama import modeling_llama as llama
-from transformers.models.mistral import modeling_mistral as mistral
-from transformers.models.qwen2 import modeling_qwen2 as qwen2
-from transformers.models.qwen3 import modeling_qwen3 as qwen3
 
 from interp.forward.shared_prefix import SharedPrefix, few_queries, running_prefix
 from interp.forward.widen import NARROW, SLICE
@@ -39,22 +37,41 @@ def _code(function: Callable[..., Any]) -> tuple[Any, ...]:
     return code.co_code, code.co_names, code.co_varnames, tuple(map(str, consts))
 
 
-_NORM = _code(llama.LlamaRMSNorm.forward)
-_BLOCK = _code(llama.LlamaDecoderLayer.forward)
-_MLP = _code(llama.LlamaMLP.forward)
-_ATTENTION = [
-    _code(attention.forward)
-    for attention in (
+@dataclass(frozen=True)
+class _Codes:
+    """The code of transformers' modules that a fused block stands for."""
+
+    norm: Any
+    block: Any
+    mlp: Any
+    attention: list[Any]
+    rotary: list[Any]
+
+
+@cache
+def _codes() -> _Codes:
+    # Imported here because transformers' models take seconds, and reports need none.
+    from transformers.models.llama import modeling_llama as llama
+    from transformers.models.mistral import modeling_mistral as mistral
+    from transformers.models.qwen2 import modeling_qwen2 as qwen2
+    from transformers.models.qwen3 import modeling_qwen3 as qwen3
+
+    attentions = (
         *(llama.LlamaAttention, mistral.MistralAttention),
         *(qwen2.Qwen2Attention, qwen3.Qwen3Attention),
     )
-]
-_ROTARY = [_code(llama.apply_rotary_pos_emb), _code(llama.rotate_half)]
+    return _Codes(
+        norm=_code(llama.LlamaRMSNorm.forward),
+        block=_code(llama.LlamaDecoderLayer.forward),
+        mlp=_code(llama.LlamaMLP.forward),
+        attention=[_code(attention.forward) for attention in attentions],
+        rotary=[_code(llama.apply_rotary_pos_emb), _code(llama.rotate_half)],
+    )
 
 
 def is_norm(module: nn.Module) -> bool:
     """Whether a module is ``x / sqrt(mean(x²) + eps) * weight`` over the last axis."""
-    return _code(type(module).forward) == _NORM
+    return _code(type(module).forward) == _codes().norm
 
 
 def rms_norm(x: Float[Tensor, "*batch width"], norm: Any) -> Float[Tensor, "*batch width"]:
@@ -89,7 +106,7 @@ def fuse_norm(module: nn.Module) -> None:
 def fused_forward(block: nn.Module) -> Callable[..., Tensor] | None:
     """A forward for a block without hooks; None if its code is not the one known here."""
     children = block._modules
-    if set(children) != _PARTS or _code(type(block).forward) != _BLOCK:
+    if set(children) != _PARTS or _code(type(block).forward) != _codes().block:
         return None
     if is_dispatched(block):  # accelerate moves what the modules are given
         return None
@@ -98,10 +115,10 @@ def fused_forward(block: nn.Module) -> Callable[..., Tensor] | None:
     forward = inspect.unwrap(type(attention).forward)
     rotary = [forward.__globals__.get(n) for n in ("apply_rotary_pos_emb", "rotate_half")]
     known = (
-        _code(forward) in _ATTENTION
+        _code(forward) in _codes().attention
         and all(callable(function) for function in rotary)
-        and list(map(_code, rotary)) == _ROTARY  # type: ignore[arg-type]
-        and _code(type(mlp).forward) == _MLP
+        and list(map(_code, rotary)) == _codes().rotary  # type: ignore[arg-type]
+        and _code(type(mlp).forward) == _codes().mlp
         and is_norm(parts.input_layernorm)
         and is_norm(parts.post_attention_layernorm)
         and all(

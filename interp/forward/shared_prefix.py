@@ -15,15 +15,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from interp.precision import widened
 
@@ -222,5 +220,13 @@ def few_queries(values: Tensor, n_queries: int, n_keys: int) -> bool:
     return 1 < n_queries <= FEW_QUERIES and n_keys <= FEW_KEYS
 
 
-ALL_ATTENTION_FUNCTIONS.register(NAME, shared_prefix_attention)
-ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, eager_mask)
+@cache
+def implementation() -> str:
+    """The name under which transformers knows the implementation, from now on."""
+    # Imported here because transformers' models take seconds, and reports need none.
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    ALL_ATTENTION_FUNCTIONS.register(NAME, shared_prefix_attention)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, eager_mask)
+    return NAME

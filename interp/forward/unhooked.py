@@ -33,7 +33,13 @@ from interp.errors import UserError
 from interp.forward.batch import TokenBatch
 from interp.forward.fused_block import fuse_norm, fused_forward
 from interp.forward.layer_range import override_forward, run_layers
-from interp.forward.shared_prefix import NAME, SharedPrefix, Step, prefix_cache, use_prefix
+from interp.forward.shared_prefix import (
+    SharedPrefix,
+    Step,
+    implementation,
+    prefix_cache,
+    use_prefix,
+)
 from interp.forward.widen import tensor_cores, widen
 from interp.models.call import call_model
 from interp.models.hooked_model import HookedModel
@@ -66,7 +72,7 @@ class UnhookedModel:
         dtype, coarsest = dtype_of(model), coarsest_dtype(model)
         self.dtype = wide_dtype(dtype) if wide else dtype
         self.wide = wide and wide_dtype(coarsest) != coarsest
-        self._unhooked = TransformersModules(model, attn_implementation=NAME)
+        self._unhooked = TransformersModules(model, attn_implementation=implementation())
         self._tuple_outputs = check_of(model).unhooked_tuple_outputs
         self._points = model.hook_dict
         self._components = _components_of_hook_points(model)

@@ -1,5 +1,6 @@
 """Interventions on a running model: constraints of heads and experts, and the gate."""
 
+from interp.forward.adapted_projections import AdaptedProjection, projections_of
 from interp.interventions.context import constrain
 from interp.interventions.expert_constraint import ExpertConstraint, ExpertMode, edit_gates
 from interp.interventions.gate import Gate
@@ -10,7 +11,6 @@ from interp.interventions.object_positions import (
     positions_at,
     positions_in_premises,
 )
-from interp.moelora.projections import AdaptedProjection, projections_of
 from interp.moved import old_names
 from probes.detector.detect import detect
 from probes.detector.detections import Detection, Detector

@@ -28,9 +28,9 @@ from interp.arguments import check_choice, listed, whole_number
 from interp.checked import by_position
 from interp.display import Displayed, Shown
 from interp.errors import UserError
+from interp.forward.adapted_projections import find_projection, projections_of
 from interp.interventions.unit_table import action_name, unit_rows, unit_table
 from interp.models.hooked_model import HookedModel
-from interp.moelora.projections import find_projection, projections_of
 
 Expert = tuple[str, int]
 """(projection, expert), such as ("blocks.3.attn.q", 2); experts are counted from zero."""

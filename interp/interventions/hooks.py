@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from interp.forward.adapted_projections import GATE
 from interp.forward.hook_points import hook_name
 from interp.forward.partial import Hook
 from interp.interventions.expert_constraint import ExpertConstraint, edit_gates
 from interp.interventions.head_constraint import Constraint
 from interp.interventions.prompt_state import PromptState
 from interp.models.hooked_model import HookedModel
-from interp.moelora.projections import GATE
 from interp.patching.edits import AttentionEdit, scores_hook_name
 
 MeanOutput = Float[Tensor, "layer head d_head"]

@@ -9,13 +9,13 @@ from dataclasses import replace
 import torch
 
 from interp.errors import UserError
+from interp.forward.adapted_projections import projections_of
 from interp.heads.headset import HeadSet, Site
 from interp.heads.random_sets import random_head_sets
 from interp.interventions.expert_constraint import Expert, ExpertConstraint
 from interp.interventions.head_constraint import Constraint
 from interp.interventions.intervention import Intervention
 from interp.models.hooked_model import HookedModel
-from interp.moelora.projections import projections_of
 
 
 def random_interventions(

@@ -20,6 +20,8 @@ from interp.models.native_attention import connect_attention_hooks
 from interp.models.placement import execution_device, without_map
 from interp.models.transformers_modules import note_forwards
 
+HOOKED_CLASS = TransformerBridge
+
 
 def boot(
     hf_model: Any, tokenizer: Any, *, spec: str, device: torch.device, dtype: torch.dtype

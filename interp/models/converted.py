@@ -10,7 +10,9 @@ import logging
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer
 
 from interp.errors import UserError
+from interp.files.gguf_header import tensor_counts
 from interp.files.whole import move_into_place
 from interp.models.fingerprint import fingerprint_of_folder
 from interp.models.quiet import quiet_libraries, reading
@@ -86,7 +89,7 @@ def convert_gguf(gguf: Path, into: Path, *, name: str) -> None:
     # Newer transformers can leave GGUF blocks packed; hooks and gradients need plain weights.
     plain: Any = getattr(transformers, "GgufConfig", None)
     options = {} if plain is None else {"quantization_config": plain(dequantize=True)}
-    with reading(f"cannot read the GGUF file {name}"):
+    with reading(f"cannot read the GGUF file {name}"), _kept_name_maps():
         tokenizer = AutoTokenizer.from_pretrained(
             gguf.parent, gguf_file=gguf.name, local_files_only=True, trust_remote_code=False
         )
@@ -131,21 +134,19 @@ def check_gguf_places(path: Path, model: Any, spec: str) -> None:
         model: the transformers model that was read from the file, each of its weights found there.
         spec: what the user called the model, for messages.
     """
-    sizes: dict[str, int] = {}
-    reader = gguf_library.GGUFReader(path)
-    for tensor in reader.tensors:
-        name = str(tensor.name)
-        if _FACTORS.search(name):
-            values = gguf_library.dequantize(tensor.data, tensor.tensor_type)
-            if not np.all(values == 1):
-                raise UserError(
-                    f"{spec}: {name} scales the rotary embedding, which transformers does not read "
-                    "from GGUF: the model would compute something else; use it in safetensors"
-                )
-        elif not _TABLES.search(name):
-            sizes[name] = int(tensor.n_elements)
+    counts = tensor_counts(path)
+    sizes = {
+        name: count
+        for name, count in counts
+        if not _FACTORS.search(name) and not _TABLES.search(name)
+    }
     weights = {id(weight): weight.numel() for weight in model.state_dict(keep_vars=True).values()}
-    if sum(sizes.values()) <= sum(weights.values()):
+    has_room = sum(sizes.values()) <= sum(weights.values())
+    if has_room and not any(_FACTORS.search(name) for name, _ in counts):
+        return  # without the library's reader, which takes seconds for a large vocabulary
+    reader = gguf_library.GGUFReader(path)
+    _check_factors(reader, spec)
+    if has_room:
         return
     n_layers = int(model.config.get_text_config().num_hidden_layers)
     known = _known_names(reader, model, n_layers)
@@ -157,6 +158,33 @@ def check_gguf_places(path: Path, model: Any, spec: str) -> None:
             f"{unplaced[0]}: its header says fewer layers ({n_layers}) than it holds, or it is "
             "damaged; get the file again"
         )
+
+
+def _check_factors(reader: gguf_library.GGUFReader, spec: str) -> None:
+    """Raise UserError for factors that scale the rotary embedding."""
+    for tensor in reader.tensors:
+        if _FACTORS.search(str(tensor.name)):
+            values = gguf_library.dequantize(tensor.data, tensor.tensor_type)
+            if not np.all(values == 1):
+                raise UserError(
+                    f"{spec}: {tensor.name} scales the rotary embedding, which transformers does "
+                    "not read from GGUF: the model would compute something else; use it in "
+                    "safetensors"
+                )
+
+
+@contextmanager
+def _kept_name_maps() -> Iterator[None]:
+    """While open, the ``gguf`` package makes each table of names once.
+
+    transformers asks for the same one again for every module of a model.
+    """
+    make = gguf_library.get_tensor_name_map
+    gguf_library.get_tensor_name_map = cache(make)
+    try:
+        yield
+    finally:
+        gguf_library.get_tensor_name_map = make
 
 
 def _known_names(reader: gguf_library.GGUFReader, model: Any, n_layers: int) -> set[str]:

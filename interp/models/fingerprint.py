@@ -16,7 +16,9 @@ import contextlib
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from interp.errors import UserError
+from interp.files.documents import file_hash
 from interp.files.whole import write_whole
 from interp.models.placement import sorted_state
 
@@ -33,6 +36,8 @@ _VOLATILE_KEYS = (
     *("_attn_implementation", "_attn_implementation_internal", "_commit_hash", "_name_or_path"),
     *("attn_implementation", "dtype", "output_attentions", "torch_dtype", "transformers_version"),
 )
+_THREADS = 8
+"""Files that are hashed at once."""
 _BEGINS = '"added_tokens":'
 """Before it, a fast tokenizer's description holds how the latest call padded and cut, no more."""
 _SETTINGS = ("split_special_tokens", "clean_up_tokenization_spaces")
@@ -51,17 +56,50 @@ def fingerprint_of_folder(folder: Path, *, cache: Path | None = None) -> str:
     folder = Path(folder).resolve()
     files = weight_files(folder)
     config_bytes = (folder / "config.json").read_bytes()
-    remembered = None if cache is None else cache / f"{_state_of(files, config_bytes)}.txt"
-    if remembered is not None and remembered.is_file():
-        text = remembered.read_text(encoding="ascii").strip()
-        if len(text) == 64:
-            return text
-    digest = _digest(json.loads(config_bytes), _tensors_of(files))
-    if remembered is not None:
-        with contextlib.suppress(OSError, UserError):  # not remembering it only costs time
-            remembered.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(remembered, digest.encode())
+    path = None if cache is None else cache / f"{_state_of(files, config_bytes)}.txt"
+    digest = _remembered(path)
+    if digest is None:
+        digest = _digest(json.loads(config_bytes), _tensors_of(files))
+        _remember(path, digest)
     return digest
+
+
+def file_hashes(files: Sequence[Path], *, cache: Path | None = None) -> list[str]:
+    """The SHA-256 of each file's bytes, as hex; files are hashed side by side.
+
+    Args:
+        cache: a directory in which a hash is remembered, as in `fingerprint_of_folder`.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    with ThreadPoolExecutor(min(_THREADS, len(files) or 1)) as threads:  # hashlib frees the GIL
+        return list(threads.map(partial(_file_hash, cache=cache), files))
+
+
+def _file_hash(file: Path, *, cache: Path | None) -> str:
+    path = None if cache is None else cache / f"{_state_of([file.resolve()], b'file')}.txt"
+    remembered = _remembered(path)
+    if remembered is None:
+        remembered = file_hash(file)
+        _remember(path, remembered)
+    return remembered
+
+
+def _remembered(path: Path | None) -> str | None:
+    """The hash in a file of the cache; None if there is none, or half of one."""
+    if path is None or not path.is_file():
+        return None
+    text = path.read_text(encoding="ascii").strip()
+    return text if len(text) == 64 else None
+
+
+def _remember(path: Path | None, digest: str) -> None:
+    """Keep a hash in the cache; not being able to only costs time."""
+    if path is not None:
+        with contextlib.suppress(OSError, UserError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, digest.encode())
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -76,6 +76,8 @@ def read_folder(
             options: Any = {"spec": spec, "dtype": dtype, "max_memory": max_memory}
             more["device_map"] = plan(folder, device_map, **options)
         offloaded = more["offload_folder"] = tempfile.mkdtemp(prefix="faithlens-offloaded-")
+    elif device is not None and torch.device(device).type != "cpu":
+        more["device_map"] = {"": str(device)}  # each weight straight to the device
     with reading(f"cannot load {spec}: its configuration or its weights"):
         model = load_whole(folder, spec=spec, dtype=dtype, use_safetensors=True, **more)
     if offloaded is not None:  # holds weights that the files have in another form

@@ -31,6 +31,7 @@ from interp.quantized import quantization_of
 HookedTransformer: Any = transformer_lens.HookedTransformer
 HookedTransformerConfig: Any = transformer_lens.HookedTransformerConfig  # pyright: ignore[reportAttributeAccessIssue]
 
+HOOKED_CLASS = HookedTransformer
 TRIAL_TOKENS = 24
 
 

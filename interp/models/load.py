@@ -8,6 +8,7 @@ one that begins every text with a BOS token.
 
 import logging
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -143,20 +144,21 @@ def load_model(
         quantization_config(quantization, dtype=chosen_dtype)
     check_choice("attention implementation", attn_implementation, _ATTENTIONS)
     folder = resolve(spec, cache_dir=cache_dir, allow_pickle=allow_pickle)
-    hf_model, tokenizer = read_folder(
-        folder,
-        spec=str(spec),
-        dtype=chosen_dtype,
-        finite=check_finite,
-        attn_implementation=attn_implementation,
-        device=chosen_device,
-        device_map=device_map,
-        max_memory=max_memory,
-        quantization=quantization,
-    )
     root, name = cache_root(cache_dir), quantization_name(quantization)
-    digest = fingerprint_of_folder(folder, cache=root / "fingerprints")
-    digest = quantized_fingerprint(digest, name)
+    with ThreadPoolExecutor(1) as beside:  # hashing frees the GIL
+        hashed = beside.submit(fingerprint_of_folder, folder, cache=root / "fingerprints")
+        hf_model, tokenizer = read_folder(
+            folder,
+            spec=str(spec),
+            dtype=chosen_dtype,
+            finite=check_finite,
+            attn_implementation=attn_implementation,
+            device=chosen_device,
+            device_map=device_map,
+            max_memory=max_memory,
+            quantization=quantization,
+        )
+        digest = quantized_fingerprint(hashed.result(), name)
     where = [input_device(hf_model).type, *(describe(hf_model) or {}).values()]
     kept_at = check_path(root, fingerprint=digest, dtype=dtype, device=" ".join(where))
     check = read_check(kept_at)

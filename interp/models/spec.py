@@ -16,10 +16,10 @@ import huggingface_hub
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
 from interp.errors import UserError
-from interp.files.documents import file_hash
 from interp.files.gguf_header import check_gguf
 from interp.models.converted import convert_gguf, convert_pickled, keep_converted
 from interp.models.embedded import GGUF_SHA256, fetch_gguf
+from interp.models.fingerprint import file_hashes
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def _gguf(path: Path, root: Path) -> Path:
         raise UserError(f"no such file {str(path)!r}: give the path of an existing .gguf file")
     path = path.resolve()
     check_gguf(path)
-    sha256 = file_hash(path)
+    (sha256,) = file_hashes([path], cache=root / "fingerprints")
     return keep_converted(
         root / "models" / f"{path.stem}-{sha256[:12]}",
         lambda into: convert_gguf(path, into, name=path.name),
@@ -158,10 +158,10 @@ def _unpickled(folder: Path, name: str, root: Path) -> Path:
     """
     patterns = (PICKLES, *_HUB_FILES, "*/*.jinja")
     read = {file for pattern in patterns for file in folder.glob(pattern)}
-    hashes = [
-        f"{file.relative_to(folder)} {file_hash(file)}" for file in sorted(read) if file.is_file()
-    ]
-    sha256 = hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+    files = [file for file in sorted(read) if file.is_file()]
+    hashes = file_hashes(files, cache=root / "fingerprints")
+    lines = [f"{file.relative_to(folder)} {it}" for file, it in zip(files, hashes, strict=True)]
+    sha256 = hashlib.sha256("\n".join(lines).encode()).hexdigest()
     logger.warning("%s: reading pickled weights, as allowed; converted to safetensors once", name)
     return keep_converted(
         root / "models" / f"{folder.name}-{sha256[:12]}",

@@ -21,7 +21,7 @@ from interp.errors import UserError
 from interp.files.text import one_line
 from interp.models.call import evaluating
 from interp.models.placement import input_device, is_offloaded
-from interp.models.versions import HookedClass
+from interp.models.versions import is_hooked
 from interp.quantized import is_packed, keep_precision, kind_of, quantized_modules
 
 TRIAL_TOKENS = 8
@@ -64,7 +64,7 @@ def _inside(given: Any) -> Any:
         raise UserError(
             f"from_hf takes a causal language model of transformers, not {type(given).__name__}"
         )
-    if isinstance(given, HookedClass):
+    if is_hooked(given):
         raise UserError("this model is hooked already: use it as it is")
     while True:
         if isinstance(given, nn.DataParallel | nn.parallel.DistributedDataParallel):

@@ -11,7 +11,12 @@ both come from `interp.models.bridge` or `interp.models.hooked_transformer`.
 """
 
 import importlib.metadata
-from typing import TYPE_CHECKING, Any
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
 
 from interp.errors import UserError
 from interp.models.hooked_model import HookedModel
@@ -19,21 +24,53 @@ from interp.models.hooked_model import HookedModel
 VERSION = importlib.metadata.version("transformer-lens")
 MAJOR = int(VERSION.split(".")[0])
 
-if TYPE_CHECKING or MAJOR >= 4:
-    from transformer_lens.model_bridge import TransformerBridge as HookedClass
 
-    from interp.models.bridge import before_each_pass as before_each_pass
-    from interp.models.bridge import boot as boot
-else:
-    from transformer_lens import HookedTransformer as HookedClass
+def _implementation() -> Any:
+    """The module of this version's hooked models.
 
-    from interp.models.hooked_transformer import before_each_pass as before_each_pass
-    from interp.models.hooked_transformer import boot as boot
+    Imported here because TransformerLens takes seconds, and reports and tables need no model.
+    """
+    if MAJOR >= 4:
+        from interp.models import bridge as implementation
+    else:
+        from interp.models import hooked_transformer as implementation
+    return implementation
+
+
+def hooked_class() -> type:
+    """The class of hooked models."""
+    return _implementation().HOOKED_CLASS
+
+
+def boot(
+    hf_model: Any, tokenizer: Any, *, spec: str, device: torch.device, dtype: torch.dtype
+) -> HookedModel:
+    """The hooked model around, or with the weights of, a transformers model in evaluation mode.
+
+    Raises:
+        UserError: TransformerLens cannot hook this architecture.
+    """
+    return _implementation().boot(hf_model, tokenizer, spec=spec, device=device, dtype=dtype)
+
+
+def before_each_pass(
+    model: HookedModel, begin: Callable[..., None]
+) -> AbstractContextManager[None]:
+    """While open, ``begin(tokens, mask, seen)`` is called before every forward pass of the model.
+
+    See `interp.models.bridge.before_each_pass`.
+    """
+    return _implementation().before_each_pass(model, begin)
+
+
+def is_hooked(model: Any) -> bool:
+    """Whether this is a hooked model: none exists before TransformerLens is imported."""
+    return "transformer_lens" in sys.modules and isinstance(model, hooked_class())
 
 
 def check_hooked(model: Any) -> None:
     """Raise UserError for anything but a hooked model, with how to get one."""
-    if not isinstance(model, HookedClass):
+    if not is_hooked(model):
         given = repr(model)[:60] if isinstance(model, str) else type(model).__name__
         raise UserError(
             f"{given} is not a hooked model: load one with interp.load_model, or wrap a "

@@ -10,7 +10,6 @@ rounded copy), or with another quantization, is legitimate and only warned of.
 """
 
 import logging
-import re
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +20,7 @@ from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, regis
 from torch import nn
 
 from interp.errors import UserError, errors_in
+from interp.forward.adapted_projections import layer_of
 from interp.moelora.config import MOELORA, MoELoRAConfig
 from interp.moelora.layer import NO_MERGE, MoELoRALinear, adapted_layers, sizes_of
 from interp.moelora.recorder import Recorder
@@ -32,7 +32,6 @@ _SIZES = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads
 _SAMPLED = 8
 # Rounding to bfloat16 changes a weight by less than 0.4 %; other training by much more.
 _TOLERANCE = 0.02
-_LAYER = re.compile(r"(?:^|\.)(\d+)\.")
 
 
 class MoELoRAModel(BaseTuner):
@@ -144,12 +143,6 @@ class MoELoRAModel(BaseTuner):
         for handle in self._handles:
             handle.remove()
         self._handles = []
-
-
-def layer_of(key: str) -> int | None:
-    """The number of the layer that the module of that name is in: the first number in it."""
-    found = _LAYER.search(key)
-    return int(found[1]) if found else None
 
 
 def check_target(key: str, module: Any) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 import psutil
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 POLL_SECONDS = 0.01
 """Between two looks at the resident size; batches that matter for the peak take longer."""
@@ -51,6 +50,10 @@ class PassCounter:
         self._lock, self._inside = threading.Lock(), threading.local()
 
     def __enter__(self) -> "PassCounter":
+        # Imported here because transformers' models take seconds, and reports need none.
+        from transformers import PreTrainedModel
+
+        self._class = PreTrainedModel
         call, self._before = PreTrainedModel.__call__, vars(PreTrainedModel).get("__call__")
 
         def counted(model: Any, *args: Any, **kwargs: Any) -> Any:
@@ -71,9 +74,9 @@ class PassCounter:
 
     def __exit__(self, *_: object) -> None:
         if self._before is None:
-            del PreTrainedModel.__call__  # what is inherited shows again
+            del self._class.__call__  # what is inherited shows again
         else:
-            PreTrainedModel.__call__ = self._before  # another counter's
+            self._class.__call__ = self._before  # type: ignore[method-assign]  # another counter's
 
     def _note(self, result: Tensor) -> None:
         self._add(Passes(forward=len(result)))

@@ -152,16 +152,26 @@ def bootstrap_interval(
     return result.confidence_interval.low, result.confidence_interval.high
 
 
-def _sign_flip(units: np.ndarray, seed: int) -> np.ndarray:
+def _sign_flip(units: Float[np.ndarray, "group unit"], seed: int) -> Float[np.ndarray, " unit"]:
+    """The two-sided sign-flip p-value of every unit's mean, by ``scipy.stats.permutation_test``.
+
+    scipy flips the signs of a vector of ones, the same for all units, and each draw is applied to
+    all units at once.
+    """
     constant = np.all(units == 0, axis=0)
+
+    def mean_with(signs: Float[np.ndarray, "*draw group"], axis: int) -> np.ndarray:
+        # Every element is added up group by group, unlike in a matrix product: a flipped zero
+        # changes no bit, and a draw that ties with the observed mean counts as one.
+        return np.einsum("...g,gu->...u", signs, units) / len(units)
+
     result = permutation_test(
-        (units,),
-        np.mean,
+        (np.ones(len(units)),),
+        mean_with,
         permutation_type="samples",
         vectorized=True,
         n_resamples=SIGN_FLIPS,
         batch=SIGN_FLIP_BATCH,
-        axis=0,
         rng=np.random.default_rng(seed),
     )
     # The p-value of a unit without any effect is 1, whatever the rounding.

@@ -1,5 +1,6 @@
 """One changed weight or setting changes the fingerprint; how it is stored does not."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from interp.models import fingerprint_of_folder, fingerprint_of_model
+from interp.models.fingerprint import file_hashes
 
 WEIGHTS = {
     "a": torch.arange(6, dtype=torch.float32).reshape(2, 3),
@@ -37,8 +39,6 @@ def reference(tmp_path: Path) -> str:
 
 def test_known_value(tmp_path: Path) -> None:
     """The definition, written out: a change of it makes every recorded run another model's."""
-    import hashlib
-
     folder = write(tmp_path / "model", {"b": 1, "a": [2]}, {"w": torch.tensor([1.0])})
     expected = b'{"a": [2], "b": 1}' + b"\0w\0torch.float32\0(1,)\0" + b"\x00\x00\x80\x3f"
     assert fingerprint_of_folder(folder) == hashlib.sha256(expected).hexdigest()
@@ -154,3 +154,23 @@ def test_files_that_the_index_names_count_wherever_they_are(tmp_path: Path) -> N
     before = fingerprint_of_folder(folder)
     save_file({**WEIGHTS, "b": torch.zeros(2)}, folder / "sub" / "one.safetensors")
     assert fingerprint_of_folder(folder) != before
+
+
+def test_files_hashed_side_by_side_have_their_own_hashes(tmp_path: Path) -> None:
+    """In the order of the files, as one by one; and remembered by size and time."""
+    files = [tmp_path / f"{number}.bin" for number in range(20)]
+    for number, file in enumerate(files):
+        file.write_bytes(bytes([number]) * (1000 * number))
+    expected = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    assert file_hashes(files) == expected
+    cache = tmp_path / "cache"
+    assert file_hashes(files, cache=cache) == expected
+    for remembered in cache.iterdir():
+        remembered.write_text("f" * 64)  # proof that they are read, not computed again
+    assert file_hashes(files, cache=cache) == ["f" * 64] * 20
+    files[3].write_bytes(b"another")
+    changed = hashlib.sha256(b"another").hexdigest()
+    assert file_hashes(files[2:5], cache=cache) == ["f" * 64, changed, "f" * 64]
+    assert file_hashes([]) == []
+    with pytest.raises(FileNotFoundError):
+        file_hashes([*files, tmp_path / "missing"])

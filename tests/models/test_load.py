@@ -23,6 +23,9 @@ from interp.models import (
     model_info,
     resolve,
 )
+from interp.models.folder import read_folder
+from interp.models.placement import is_dispatched
+from interp.models.whole import load_whole
 
 QUESTION = "Why is Paris the capital of Germany?"
 
@@ -265,3 +268,32 @@ def test_the_embedded_model(smollm: HookedModel) -> None:
 def test_info_is_checked_when_made() -> None:
     with pytest.raises(ValueError, match="3 query heads cannot share 2 KV heads"):
         ModelInfo("x", "0", "float32", "cpu", "eager", 1, 3, 2, 8)
+
+
+def test_weights_read_straight_to_a_device_are_the_same(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every parameter and buffer, bit by bit, and no hooks of accelerate.
+
+    The CPU stands in for the device that is asked for.
+    """
+    read: list[Any] = []
+
+    def on_cpu(place: Path, **options: Any) -> Any:
+        model = load_whole(place, **{**options, "device_map": {"": "cpu"}})
+        read.extend([options.get("device_map"), named_values(model), is_dispatched(model)])
+        return model
+
+    def named_values(model: Any) -> dict[str, torch.Tensor]:
+        named = (*model.named_parameters(), *model.named_buffers())
+        return {name: value.detach().clone() for name, value in named}
+
+    plain, _ = read_folder(model_folder, spec="tiny", dtype=torch.float32, device="cpu")
+    monkeypatch.setattr("interp.models.folder.load_whole", on_cpu)
+    read_folder(model_folder, spec="tiny", dtype=torch.float32, device="meta")
+    asked, found, dispatched = read
+    expected = named_values(plain)
+    assert asked == {"": "meta"}
+    assert not dispatched
+    assert found.keys() == expected.keys()
+    assert all(found[name].equal(value) for name, value in expected.items())

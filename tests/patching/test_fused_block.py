@@ -24,7 +24,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from interp.forward.fused_block import fuse_norm, fused_forward, is_norm, rms_norm, rotated
 from interp.forward.layer_range import override_forward
-from interp.forward.shared_prefix import NAME, SharedPrefix, prefix_cache, use_prefix
+from interp.forward.shared_prefix import SharedPrefix, implementation, prefix_cache, use_prefix
 from interp.forward.widen import widen
 from interp.models.call import call_model
 
@@ -57,7 +57,7 @@ def make(family: str, **config: Any) -> Any:
     for name, one in model.named_parameters():
         if one.ndim == 1:  # norms' weights of one and biases of zero would hide a mistake
             one.copy_(1 + 0.3 * torch.randn_like(one) if "norm" in name else torch.randn_like(one))
-    model.config._attn_implementation = NAME
+    model.config._attn_implementation = implementation()
     return model
 
 

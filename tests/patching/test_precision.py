@@ -16,7 +16,7 @@ from interp.commands.dtype_check import widened as in_float32
 from interp.forward import partial as forward
 from interp.forward import trial, widen
 from interp.forward.partial import unedited_logits
-from interp.forward.shared_prefix import NAME, shared_prefix_attention
+from interp.forward.shared_prefix import NAME, implementation, shared_prefix_attention
 from interp.models import HookedModel
 from interp.patching import LogitDifference, patch, patch_heads, patch_paths, record_run
 from interp.patching.edits import ActivationEdit
@@ -171,7 +171,7 @@ def wrong_first_layer() -> Iterator[None]:
         out, pattern = shared_prefix_attention(module, *args, **kwargs)
         return (1.2 * out if module.layer_idx == 0 else out), pattern
 
-    ALL_ATTENTION_FUNCTIONS.register(NAME, wrong)
+    ALL_ATTENTION_FUNCTIONS.register(implementation(), wrong)
     yield
     ALL_ATTENTION_FUNCTIONS.register(NAME, shared_prefix_attention)
 

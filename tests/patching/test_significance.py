@@ -3,11 +3,19 @@
 import numpy as np
 import pytest
 import torch
+from scipy.stats import permutation_test
 
 from interp.errors import UserError
 from interp.heads import head_statistics
 from interp.statistics.resampling import in_turns, resamples_at_once, units_at_once
-from interp.statistics.significance import effect_statistics, group_means, mean_interval
+from interp.statistics.significance import (
+    SIGN_FLIP_BATCH,
+    SIGN_FLIPS,
+    _sign_flip,
+    effect_statistics,
+    group_means,
+    mean_interval,
+)
 
 
 def names(count: int) -> list[str]:
@@ -102,3 +110,36 @@ def test_at_least_one_at_a_time() -> None:
     assert units_at_once(10**9, 10**3) == resamples_at_once(10**12, 50) == 1
     assert resamples_at_once(1, 50) == 50
     assert list(in_turns(7, 3)) == [3, 3, 1]
+
+
+def _by_scipy(units: np.ndarray, seed: int) -> np.ndarray:
+    """The slow way: scipy flips every unit's own values."""
+    result = permutation_test(
+        (units,),
+        np.mean,
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=SIGN_FLIPS,
+        batch=SIGN_FLIP_BATCH,
+        axis=0,
+        rng=np.random.default_rng(seed),
+    )
+    return np.where(np.all(units == 0, axis=0), 1.0, np.clip(result.pvalue, 0.0, 1.0))
+
+
+@pytest.mark.parametrize("n_groups", [6, 17], ids=["all flips", "random flips"])
+@pytest.mark.parametrize("kind", ["any", "many zeros", "whole numbers", "tenths"])
+def test_sign_flips_are_scipys_to_the_last_draw(kind: str, n_groups: int) -> None:
+    """Also where flips tie with the observed mean: zeros, and sums that meet again."""
+    draw = np.random.default_rng(n_groups)
+    units = draw.normal(size=(n_groups, 5))
+    if kind == "many zeros":
+        units[draw.random(units.shape) < 0.6] = 0.0
+    elif kind == "whole numbers":
+        units = draw.integers(-2, 3, size=units.shape).astype(float)
+    elif kind == "tenths":
+        units = np.round(units, 1)
+    units[:, 4] = 0.0
+    assert _sign_flip(units, 3).tolist() == _by_scipy(units, 3).tolist()
+    if n_groups > 6:  # the control: other draws are other numbers
+        assert _sign_flip(units, 3).tolist() != _sign_flip(units, 4).tolist()
