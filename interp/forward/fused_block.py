@@ -13,7 +13,8 @@ Without gradients only. Norms alone (``fuse_norm``) are replaced in other archit
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from transformers.models.qwen3 import modeling_qwen3 as qwen3
 from interp.forward.shared_prefix import SharedPrefix, few_queries, running_prefix
 from interp.forward.widen import NARROW, SLICE
 from interp.models.placement import is_dispatched
+from interp.quantized import is_quantized
 
 _PARTS = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 
@@ -65,9 +67,20 @@ def rms_norm(x: Float[Tensor, "*batch width"], norm: Any) -> Float[Tensor, "*bat
     weight, eps = norm.weight, norm.variance_epsilon
     if x.device.type != "cpu" or torch.is_grad_enabled():
         return F.rms_norm(x, weight.shape, weight, eps)
+    return torch.mul(x, inverse_rms(x, eps)).mul_(weight)
+
+
+def inverse_rms(x: Float[Tensor, "*batch width"], eps: float) -> Float[Tensor, "*batch 1"]:
+    """``1 / sqrt(mean(x²) + eps)`` over the last axis, in three operators."""
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    scale = length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-    return torch.mul(x, scale).mul_(weight)
+    added = _scalar(eps, x.dtype, x.device)
+    return torch.addcmul(added, length, length, value=1 / x.shape[-1]).rsqrt_()
+
+
+@lru_cache(maxsize=64)
+def _scalar(value: float, dtype: torch.dtype, device: torch.device) -> Float[Tensor, ""]:
+    with torch.inference_mode(mode=False):
+        return torch.full((), value, dtype=dtype, device=device)
 
 
 def fuse_norm(module: nn.Module) -> None:
@@ -137,7 +150,8 @@ class _FusedBlock:
         heads = self._attend(x, attention_mask, *position_embeddings)
         residual = _add_product(hidden_states, heads, self.attention.o_proj)
         x = self.before_mlp(residual)
-        inner = self.mlp.act_fn(self.mlp.gate_proj(x)).mul_(self.mlp.up_proj(x))
+        gate, up = _products(x, (self.mlp.gate_proj, self.mlp.up_proj))
+        inner = self.mlp.act_fn(gate).mul_(up)
         return _add_product(residual, inner, self.mlp.down_proj, in_place=True)
 
     def _attend(
@@ -145,27 +159,27 @@ class _FusedBlock:
     ) -> Float[Tensor, "row pos heads_d"]:
         prefix, attention = running_prefix(), self.attention
         prefix.layers_run.add(self.layer)
-        q, k, v = (
-            project(x).unflatten(-1, (-1, self.d_head))
-            for project in (attention.q_proj, attention.k_proj, attention.v_proj)
-        )
+        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+        both, v = _products(x, projections, joined=2)
+        both, v = (part.unflatten(-1, (-1, self.d_head)) for part in (both, v))
         if "q_norm" in attention._modules:
-            q, k = attention.q_norm(q), attention.k_norm(k)
+            q, k = both.tensor_split([both.shape[2] - v.shape[2]], dim=2)
+            both = torch.cat([attention.q_norm(q), attention.k_norm(k)], dim=2)
         n_keys = x.shape[1] + prefix.width
         few = few_queries(x, x.shape[1], n_keys)
         attend = self._attend_stepwise if few else self._attend_fused
-        return attend(prefix, (q, k, v), (cos, sin), mask).flatten(2)
+        return attend(prefix, (both, v), (cos, sin), mask).flatten(2)
 
     def _attend_fused(
         self,
         prefix: SharedPrefix,
-        heads: tuple[Tensor, Tensor, Tensor],
+        heads: tuple[Tensor, Tensor],
         angles: tuple[Tensor, Tensor],
         mask: Tensor | None,
     ) -> Float[Tensor, "row pos head d_head"]:
-        q, k, v = heads
-        n_heads = q.shape[2]
-        both = rotated(torch.cat([q, k], dim=2), angles, order=(0, 2, 1, 3))
+        both, v = heads
+        n_heads = both.shape[2] - v.shape[2]
+        both = rotated(both, angles, order=(0, 1, 2, 3)).transpose(1, 2)
         keys = prefix.prepend(self.layer, both[:, n_heads:], 0)
         values = prefix.prepend(self.layer, v.transpose(1, 2), 1)
         out = F.scaled_dot_product_attention(
@@ -181,13 +195,14 @@ class _FusedBlock:
     def _attend_stepwise(
         self,
         prefix: SharedPrefix,
-        heads: tuple[Tensor, Tensor, Tensor],
+        heads: tuple[Tensor, Tensor],
         angles: tuple[Tensor, Tensor],
         mask: Tensor | None,
     ) -> Float[Tensor, "row pos head d_head"]:
         """The queries of a key head and the keys side by side: products for a whole group."""
-        q, k, v = heads
-        rows, n_queries, n_groups, d_head = k.shape
+        both, v = heads
+        rows, n_queries, n_groups, d_head = v.shape
+        q, k = both.tensor_split([both.shape[2] - n_groups], dim=2)
         grouped = torch.cat([q.unflatten(2, (n_groups, -1)), k[:, :, :, None]], dim=3)
         both = rotated(grouped, angles, order=(2, 0, 3, 1, 4))  # [group row head pos d_head]
         keys = prefix.prepend_grouped(self.layer, both[:, :, -1], 0).flatten(0, 1)
@@ -242,11 +257,50 @@ def _add_product(
         in_place: whether the residual may be written to.
     """
     weight = projection.weight
-    # Only ``widen`` replaces a linear module's forward, and only that of a narrow one.
-    as_made = (weight.dtype in NARROW) == ("forward" in projection.__dict__)
     fits = weight.dtype == residual.dtype or weight.numel() <= SLICE
-    if type(projection) is nn.Linear and projection.bias is None and as_made and fits:
+    if _is_plain(projection) and projection.bias is None and fits:
         flat, wide = residual.flatten(0, 1), weight.to(residual.dtype).T
         add = flat.addmm_ if in_place else flat.addmm
         return add(x.flatten(0, 1), wide).view_as(residual)
     return projection(x).add_(residual)
+
+
+def _is_plain(projection: Any) -> bool:
+    """Whether a projection is torch's own, as it was made or as ``widen`` left it."""
+    if type(projection) is not nn.Linear or is_quantized(projection):
+        return False
+    # Only ``widen`` replaces a linear module's forward, and only that of a narrow one.
+    return (projection.weight.dtype in NARROW) == ("forward" in projection.__dict__)
+
+
+def _products(
+    x: Float[Tensor, "row pos d_model"], projections: Sequence[Any], *, joined: int = 1
+) -> Sequence[Float[Tensor, "row pos d_out"]]:
+    """What projections of one input give, the first ``joined`` of them side by side.
+
+    Narrow weights are widened together and multiplied with in one product, where all of them are
+    no larger than what ``widen`` widens at a time. Wide ones stay where they are: their products
+    are written side by side.
+    """
+    widths = [projection.out_features for projection in projections]
+    sizes = [sum(widths[:joined]), *widths[joined:]]
+    biases = [projection.bias for projection in projections]
+    alike = len({bias is None for bias in biases}) == 1 and all(map(_is_plain, projections))
+    weights = [projection.weight for projection in projections]
+    if alike and {weight.dtype for weight in weights} <= {*NARROW} and x.dtype == torch.float32:
+        if sum(weight.numel() for weight in weights) <= SLICE:
+            bias = None if biases[0] is None else torch.cat(biases).float()
+            return F.linear(x, torch.cat(weights).float(), bias).split(sizes, dim=-1)
+    elif alike and all(weight.dtype == x.dtype for weight in weights):
+        flat = x.flatten(0, 1)
+        side = flat.new_empty(len(flat), sizes[0])
+        for part, projection in zip(side.split(widths[:joined], dim=1), projections, strict=False):
+            if projection.bias is None:
+                torch.mm(flat, projection.weight.T, out=part)
+            else:
+                torch.addmm(projection.bias, flat, projection.weight.T, out=part)
+        others = [projection(x) for projection in projections[joined:]]
+        return [side.view(*x.shape[:2], -1), *others]
+    found = [projection(x) for projection in projections]
+    side = found[0] if joined == 1 else torch.cat(found[:joined], dim=-1)
+    return [side, *found[joined:]]
