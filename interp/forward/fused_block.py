@@ -5,123 +5,32 @@ passes over activations, one for every operator. Here a block takes about half o
 one or two passes, queries and keys are rotated together, the scale of the scores is a factor of
 their product, and the residual stream is added to by the products that write to it.
 
-``fused_forward`` gives such a forward for blocks whose code is the one that it stands for: the
-modules' forwards, compared with those of transformers' Llama, Mistral, Qwen2 and Qwen3. The trial
-of the plain modules (``interp.forward.trial``) compares the numbers with the hooked model's.
+``fused_forward`` gives such a forward for blocks whose code is the one that it stands for
+(``interp.forward.known_code``). The trial of the plain modules (``interp.forward.trial``) compares
+the numbers with the hooked model's. Norms alone are replaced in other architectures too.
 
-Without gradients only. Norms alone (``fuse_norm``) are replaced in other architectures too.
+Without gradients only.
 """
 
-import inspect
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers.models.llama import modeling_llama as llama
-from transformers.models.mistral import modeling_mistral as mistral
-from transformers.models.qwen2 import modeling_qwen2 as qwen2
-from transformers.models.qwen3 import modeling_qwen3 as qwen3
 
+from interp.forward.known_code import is_known_block
 from interp.forward.shared_prefix import SharedPrefix, few_queries, running_prefix
 from interp.forward.widen import NARROW, SLICE
 from interp.models.placement import is_dispatched
 from interp.quantized import is_quantized
 
-_PARTS = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
-
-
-def _code(function: Callable[..., Any]) -> tuple[Any, ...]:
-    """What a function does, without its docstring."""
-    code = inspect.unwrap(function).__code__
-    consts = [item for item in code.co_consts if not (isinstance(item, str) and "\n" in item)]
-    return code.co_code, code.co_names, code.co_varnames, tuple(map(str, consts))
-
-
-_NORM = _code(llama.LlamaRMSNorm.forward)
-_BLOCK = _code(llama.LlamaDecoderLayer.forward)
-_MLP = _code(llama.LlamaMLP.forward)
-_ATTENTION = [
-    _code(attention.forward)
-    for attention in (
-        *(llama.LlamaAttention, mistral.MistralAttention),
-        *(qwen2.Qwen2Attention, qwen3.Qwen3Attention),
-    )
-]
-_ROTARY = [_code(llama.apply_rotary_pos_emb), _code(llama.rotate_half)]
-
-
-def is_norm(module: nn.Module) -> bool:
-    """Whether a module is ``x / sqrt(mean(x²) + eps) * weight`` over the last axis."""
-    return _code(type(module).forward) == _NORM
-
-
-def rms_norm(x: Float[Tensor, "*batch width"], norm: Any) -> Float[Tensor, "*batch width"]:
-    """What such a norm gives, in its own type.
-
-    On a GPU in one operator; on a CPU, where torch takes the formula apart, in few passes.
-    """
-    weight, eps = norm.weight, norm.variance_epsilon
-    if x.device.type != "cpu" or torch.is_grad_enabled():
-        return F.rms_norm(x, weight.shape, weight, eps)
-    return torch.mul(x, inverse_rms(x, eps)).mul_(weight)
-
-
-def inverse_rms(x: Float[Tensor, "*batch width"], eps: float) -> Float[Tensor, "*batch 1"]:
-    """``1 / sqrt(mean(x²) + eps)`` over the last axis, in three operators."""
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    added = _scalar(eps, x.dtype, x.device)
-    return torch.addcmul(added, length, length, value=1 / x.shape[-1]).rsqrt_()
-
-
-@lru_cache(maxsize=64)
-def _scalar(value: float, dtype: torch.dtype, device: torch.device) -> Float[Tensor, ""]:
-    with torch.inference_mode(mode=False):
-        return torch.full((), value, dtype=dtype, device=device)
-
-
-def fuse_norm(module: nn.Module) -> None:
-    """Let one module object compute its norm as above, in float32 and float64.
-
-    transformers computes a narrow type's norm in float32 and rounds in between.
-    """
-    plain = module.forward
-
-    def forward(hidden_states: Tensor) -> Tensor:
-        weight: Any = module.weight
-        same = hidden_states.dtype == weight.dtype and weight.dtype not in NARROW
-        return rms_norm(hidden_states, module) if same else plain(hidden_states)
-
-    if is_norm(module) and "forward" not in module.__dict__:
-        module.__dict__["forward"] = forward
-
 
 def fused_forward(block: nn.Module) -> Callable[..., Tensor] | None:
     """A forward for a block without hooks; None if its code is not the one known here."""
-    children = block._modules
-    if set(children) != _PARTS or _code(type(block).forward) != _BLOCK:
-        return None
-    if is_dispatched(block):  # accelerate moves what the modules are given
-        return None
-    parts: Any = block
-    attention, mlp = parts.self_attn, parts.mlp
-    forward = inspect.unwrap(type(attention).forward)
-    rotary = [forward.__globals__.get(n) for n in ("apply_rotary_pos_emb", "rotate_half")]
-    known = (
-        _code(forward) in _ATTENTION
-        and all(callable(function) for function in rotary)
-        and list(map(_code, rotary)) == _ROTARY  # type: ignore[arg-type]
-        and _code(type(mlp).forward) == _MLP
-        and is_norm(parts.input_layernorm)
-        and is_norm(parts.post_attention_layernorm)
-        and all(
-            is_norm(getattr(attention, n)) for n in ("q_norm", "k_norm") if n in attention._modules
-        )
-    )
-    return _FusedBlock(block) if known else None
+    # accelerate moves what the modules of a dispatched one are given
+    return _FusedBlock(block) if is_known_block(block) and not is_dispatched(block) else None
 
 
 class _FusedBlock:
@@ -225,12 +134,14 @@ def rotated(
     angles: tuple[Tensor, Tensor],
     *,
     order: tuple[int, ...],
+    transposed: bool = False,
 ) -> Tensor:
     """Rotary embedding of the heads, in halves, in memory of another order of the axes.
 
     Args:
         angles: cosines and sines [row pos d_head].
         order: of the axes in memory; the result has its axes in this order too.
+        transposed: multiply by the transposed matrix, as a gradient is.
     """
     between = (1,) * (heads.ndim - 3)
     cos, sin = (angle.view(*angle.shape[:2], *between, angle.shape[2]) for angle in angles)
@@ -239,8 +150,11 @@ def rotated(
     torch.mul(heads, cos, out=shown)
     half = heads.shape[-1] // 2
     first, second = heads[..., :half], heads[..., half:]
-    shown[..., :half].addcmul_(second, sin[..., :half], value=-1)
-    shown[..., half:].addcmul_(first, sin[..., half:])
+    sines, sign = (sin[..., :half], sin[..., half:]), -1
+    if transposed:
+        sines, sign = sines[::-1], 1
+    shown[..., :half].addcmul_(second, sines[0], value=sign)
+    shown[..., half:].addcmul_(first, sines[1], value=-sign)
     return out
 
 

@@ -22,8 +22,10 @@ from transformers.cache_utils import DynamicCache
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from interp.forward.fused_block import fuse_norm, fused_forward, is_norm, rms_norm, rotated
+from interp.forward.fused_block import fused_forward, rotated
+from interp.forward.known_code import is_norm
 from interp.forward.layer_range import override_forward
+from interp.forward.norms import fuse_norm, rms_norm
 from interp.forward.shared_prefix import NAME, SharedPrefix, prefix_cache, use_prefix
 from interp.forward.widen import widen
 from interp.models.call import call_model
