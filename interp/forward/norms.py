@@ -24,7 +24,7 @@ def rms_norm(x: Float[Tensor, "*batch width"], norm: Any) -> Float[Tensor, "*bat
     trained = torch.is_grad_enabled() and weight.requires_grad
     if x.device.type != "cpu" or trained:
         return F.rms_norm(x, weight.shape, weight, eps)
-    if torch.is_grad_enabled() and x.requires_grad:
+    if x.dtype in NARROW or (torch.is_grad_enabled() and x.requires_grad):
         return cast(Tensor, _Norm.apply(x, weight, eps))
     return torch.mul(x, inverse_rms(x, eps)).mul_(weight)
 

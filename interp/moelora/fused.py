@@ -132,6 +132,7 @@ class _Pass(NamedTuple):
 
 
 def without_autocast(kind: str, compute: Callable[[], Result]) -> Result:
+    """What a function gives where autocast does not cast."""
     if not torch.is_autocast_enabled(kind):
         return compute()
     with torch.autocast(kind, enabled=False):
@@ -293,7 +294,7 @@ def _through_gates(saved: _Saved, by_rank: Tensor, within: _Gradients) -> _Gradi
     logits = torch.ops.aten._softmax_backward_data(of_gates, gates, 1, gates.dtype)
     if len(saved.factors) > 2:
         new = (by_expert * factor).flatten(1)
-        return _Gradients(None, plus(within.logits, logits), plus(within.hidden, new))
+        return _Gradients(None, _sum(within.logits, logits), _sum(within.hidden, new))
     joint = hidden.new_empty(len(hidden), sum(saved.sizes))
     to_logits, to_hidden = joint.split(saved.sizes, dim=1)
     to_hidden = to_hidden.unflatten(1, experts)
@@ -307,7 +308,7 @@ def _through_gates(saved: _Saved, by_rank: Tensor, within: _Gradients) -> _Gradi
     return _Gradients(joint, None, None)
 
 
-def plus(before: Tensor | None, new: Tensor) -> Tensor:
+def _sum(before: Tensor | None, new: Tensor) -> Tensor:
     return new if before is None else before + new
 
 

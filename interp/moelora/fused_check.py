@@ -12,12 +12,12 @@ from interp.forward.out_of_memory import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
-_TOLERANCE = {torch.float32: 2e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
-"""How far apart two values may be, of the largest one; in other types the classes stay."""
+_TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}
+"""How far apart two tensors may be, of their length; in other types the classes stay."""
 _TENSOR_CORES = 5e-3
 """The same in float32 where products on a GPU keep ten bits of each factor."""
 _CANNOT = (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError)
-_N_TOKENS = 5
+_N_TOKENS = 8
 
 
 def computes_the_same(module: nn.Module, plain: type[nn.Module], other: type[nn.Module]) -> bool:
@@ -42,7 +42,7 @@ def computes_the_same(module: nn.Module, plain: type[nn.Module], other: type[nn.
         module.__class__ = plain
     allowed = _tolerance(weight)
     return len(found) == len(expected) and all(
-        _close(one, other, allowed) for one, other in zip(found, expected, strict=True)
+        _close(*pair, allowed) for pair in zip(found, expected, strict=True)
     )
 
 
@@ -60,8 +60,8 @@ def _close(found: Tensor | None, expected: Tensor | None, allowed: float) -> boo
         return found is expected
     if found.shape != expected.shape or found.dtype != expected.dtype:
         return False
-    difference, scale = (found - expected).abs().max(), expected.abs().max()
-    return bool(difference <= allowed * scale)  # never true of NaN
+    difference = (found.float() - expected.float()).norm()
+    return bool(difference <= allowed * expected.float().norm())  # never true of NaN
 
 
 def _numbers(module: nn.Module, kind: type[nn.Module]) -> list[Tensor | None]:
@@ -86,9 +86,7 @@ def _numbers(module: nn.Module, kind: type[nn.Module]) -> list[Tensor | None]:
     output = output[0] if isinstance(output, tuple) else output
     torch.manual_seed(1)
     wanted = [x, *trained.values()]
-    gradients = torch.autograd.grad(
-        output, wanted, torch.randn_like(output), allow_unused=True
-    )
+    gradients = torch.autograd.grad(output, wanted, torch.randn_like(output), allow_unused=True)
     return [output.detach(), *gradients]
 
 

@@ -112,7 +112,8 @@ class _Pass(NamedTuple):
 
 def _routed(x: Tensor, experts: list[Weights], how: _How) -> _Pass:
     gating, types = how.gating, how.types
-    assert gating is not None and types is not None
+    assert gating is not None
+    assert types is not None
     first, (n_group, n_experts) = experts[0], (len(experts), how.n_experts)
     wide = x.to(first.down.dtype) if types.cast_input else x
     sizes = [n_experts, n_experts * gating.r]
@@ -176,7 +177,8 @@ class _Projected(torch.autograd.Function):
             shaped = [output.view(*how.size, -1) for output in outputs]
             return (*shaped, None, None, None, None)
         done = _routed(flat, experts, how)
-        assert how.gating is not None and how.types is not None
+        assert how.gating is not None
+        assert how.types is not None
         ups = [of.up.to(how.types.product) for of in experts]
         for group, (index, up) in enumerate(zip(how.adapted, ups, strict=True)):
             weighted, scaling = done.weighted[:, group], how.gating.scaling
@@ -215,11 +217,11 @@ class _Pull:
     ) -> None:
         n_members, n_adapted = len(widths), len(how.adapted)
         self.how, self.widths, self.types, self.needs_x = how, widths, types, needs_x
-        self.weights = tensors[:n_members]
-        self.ups, rest = tensors[n_members : n_members + n_adapted], tensors[n_members + n_adapted :]
+        self.weights, rest = tensors[:n_members], tensors[n_members:]
+        self.ups, rest = rest[:n_adapted], rest[n_adapted:]
         if how.adapted:
-            self.hidden, self.gates, self.probabilities, self.weighted, self.x, self.dropped = rest[:6]
-            self.factors = rest[6:]
+            self.hidden, self.gates, self.probabilities, self.weighted = rest[:4]
+            (self.x, self.dropped), self.factors = rest[4:6], rest[6:]
 
     def __call__(self, gradients: Any) -> tuple[Tensor | None, list[Tensor | None]]:
         """Of the input, and of router, down- and up-projection of each adapted projection."""
@@ -298,17 +300,16 @@ class _Pull:
             torch.addcmul(before[1].unflatten(2, experts), by_expert, factor, out=to_hidden)
         return [joint.flatten(1)]
 
-    def _of_experts(
-        self, within: list[Tensor], of_ups: list[Tensor | None]
-    ) -> list[Tensor | None]:
-        n_group, inputs = len(self.ups), (self.x, self.x if self.dropped is None else self.dropped)
-        found = [(part.T @ x).unflatten(0, (n_group, -1)) for part, x in zip(within, inputs)]
+    def _of_experts(self, within: list[Tensor], of_ups: list[Tensor | None]) -> list[Tensor | None]:
+        n_group, inputs = len(self.ups), [self.x, self.dropped][: len(within)]
+        products = (part.T @ x for part, x in zip(within, inputs, strict=True))
+        found = [weight.unflatten(0, (n_group, -1)) for weight in products]
         if self.dropped is None:
             assert self.how.gating is not None
             sizes = [self.how.n_experts, self.how.n_experts * self.how.gating.r]
             routers, downs = found[0].split(sizes, dim=1)
         else:
-            routers, downs = (part.to(kind) for part, kind in zip(found, self.types[1:3]))
+            routers, downs = (of.to(kind) for of, kind in zip(found, self.types[1:3], strict=True))
         pairs = zip(routers.unbind(), downs.unbind(), of_ups, strict=True)
         return [gradient for of in pairs for gradient in of]
 

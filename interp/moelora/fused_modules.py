@@ -11,7 +11,7 @@ is known (``interp.forward.known_code``) a class of their own with another ``for
 
 Before that, at the first training step, each module runs both ways on random inputs, with random
 up-projections: where a value or a gradient differs by more than rounding it stays as it is, and the
-log says so. And each call goes the plain way again in evaluation, without gradients, for a module
+log says so. And each call goes the plain way again in evaluation, for a module
 or projection that has hooks or whose forward was replaced, in torch.compile, under autocast in
 another type, and for every module while ``MoELoRALinear.fused`` is False. Hooks on the modules
 themselves, gradient checkpointing, accelerate and saving see what they always saw. Copies, pickled
@@ -86,15 +86,15 @@ def _known_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 @functools.lru_cache
 def _fused_class(plain: type[nn.Module]) -> type[nn.Module]:
-    """A subclass with the forward in fewer operators; to whoever unwraps it, it is the plain one."""
+    """A subclass whose forward has fewer operators; unwrapped, it is the plain one."""
     probe: Any = object.__new__(plain)
     probe.__dict__["_modules"] = {}
     kinds = {is_norm: _norm, is_known_attention: _attention, is_known_mlp: _gated_mlp}
     (forward,) = (forward for known, forward in kinds.items() if known(probe))
 
     def reduce(self: Any, protocol: Any) -> Any:
-        make, (_, *arguments), *state = object.__reduce_ex__(self, protocol)
-        return make, (plain, *arguments), *state
+        _, _, *state = object.__reduce_ex__(self, protocol)
+        return _empty, (plain,), *state
 
     names = {
         "forward": functools.wraps(plain.forward)(forward),
@@ -107,15 +107,21 @@ def _fused_class(plain: type[nn.Module]) -> type[nn.Module]:
     return type(plain.__name__, (plain,), names)
 
 
+def _empty(kind: type[nn.Module]) -> nn.Module:
+    return kind.__new__(kind)
+
+
 def _plainly(module: Any, *args: Any, **kwargs: Any) -> Any:
     return getattr(type(module), _PLAIN).forward(module, *args, **kwargs)
 
 
 def _may_fuse(module: nn.Module, x: Any) -> bool:
-    """Whether this call is one of training, with nothing that watches the modules within."""
+    """Whether this call is one of training, with nothing that watches the modules within.
+
+    Gradients may be off: the first pass of reentrant checkpointing gives the second one's values.
+    """
     return (
-        torch.is_grad_enabled()
-        and module.training
+        module.training
         and MoELoRALinear.fused
         and type(x) in (Tensor, nn.Parameter)
         and not torch.compiler.is_compiling()
@@ -152,12 +158,9 @@ def _attention(
     plainly = functools.partial(
         _plainly, self, x, position_embeddings, attention_mask, past_key_values, **kwargs
     )
-    if not _may_fuse(self, x) or position_embeddings is None or position_embeddings[0].ndim != 3:
+    if not _may_fuse(self, x) or not _is_of_type(position_embeddings, x):
         return plainly()
     projections = self.q_proj, self.k_proj, self.v_proj
-    kind = x.device.type
-    if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) != x.dtype:
-        return plainly()
     found = _together(x, projections, joined=2)
     if found is None:
         q, k, v = (project(x) for project in projections)
@@ -174,8 +177,8 @@ def _attention(
         k, v = past_key_values.update(k, v, self.layer_idx)
     code = inspect.unwrap(type(self).forward)
     if "sliding_window" in code.__code__.co_names or "sliding_window" in code.__code__.co_consts:
-        own = getattr(self, "sliding_window", getattr(self.config, "sliding_window", None))
-        kwargs["sliding_window"] = own
+        window = getattr(self, "sliding_window", getattr(self.config, "sliding_window", None))
+        kwargs["sliding_window"] = window
     attend = ALL_ATTENTION_FUNCTIONS.get_interface(
         self.config._attn_implementation, code.__globals__["eager_attention_forward"]
     )
@@ -184,6 +187,14 @@ def _attention(
         self, q, k, v, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
     )
     return self.o_proj(out.reshape(*x.shape[:-1], -1).contiguous()), pattern
+
+
+def _is_of_type(angles: Any, x: Tensor) -> bool:
+    """Whether cosines and sines are those of Llama, in the type in which all is computed."""
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) != x.dtype:
+        return False
+    return angles is not None and all(part.ndim == 3 and part.dtype == x.dtype for part in angles)
 
 
 class _Rotation(torch.autograd.Function):
@@ -215,7 +226,7 @@ def _together(
     kinds = {part.kind for part in known if part.layer is not None}
     if len(kinds) > 1:
         return None
-    gating, cast_input = (None, True) if not kinds else next(iter(kinds))[:2]
+    gating, cast_input = next(iter(kinds))[:2] if kinds else (None, True)
     frozen = [part.frozen for part in known]
     outputs, routings = projected_together(x, frozen, gating, joined=joined, cast_input=cast_input)
     adapted = [(index, part) for index, part in enumerate(known) if part.layer is not None]
@@ -236,7 +247,7 @@ class _Part:
 
     def __init__(self, base: Any, layer: MoELoRALinear | None = None, adapter: str = "") -> None:
         self.layer, self.adapter = layer, adapter
-        self.kind: tuple[Gating, bool, int, torch.dtype, torch.dtype, torch.dtype] | None = None
+        self.kind: tuple[Any, ...] = ()
         weights = None
         if layer is not None:
             weights = Weights(

@@ -155,6 +155,7 @@ def test_fewer_operators_and_none_that_waits(adapt: Any, batch: Any) -> None:
         for module in adapted.modules():
             if isinstance(module, MoELoRALinear):
                 module.fused = bool(fused)
+        adapted(inputs_embeds=embedded, attention_mask=mask)  # modules are tried at the first step
         with Operators() as operators:
             if fused is None:
                 with adapted.disable_adapter():
