@@ -70,7 +70,7 @@ class Count(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         views = ("view", "t", "transpose", "expand", "slice", "permute", "unsqueeze", "detach")
-        others = ("split", "split_with_sizes", "new_empty", "_unsafe_view", "promote_types")
+        others = ("split_with_sizes", "new_empty", "_unsafe_view", "promote_types", "lift_fresh")
         self.total += func.overloadpacket.__name__ not in (*views, *others)
         return func(*args, **(kwargs or {}))
 
