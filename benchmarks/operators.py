@@ -1,17 +1,23 @@
-"""How many operators a sweep and a MoELoRA training step start, for each layer; and their seconds.
+"""How many operators a sweep and a MoELoRA training step start, for each layer.
 
-    python benchmarks/operators.py [--against FOLDER] [--rounds 12] [--out FILE]
+    python benchmarks/operators.py [--against FOLDER] [--rounds 0] [--out FILE]
 
-An operator that computes something is one kernel on a GPU, with one exception: on a CPU a norm is
-taken apart. Both numbers are given. Counts are of tiny random Llamas with four and with eight
-layers: the difference by layer, and what does not grow with the layers. A sweep's is of one batch
-that runs again from the first layer on, its heads' outputs given.
+Counted are the operators that reach a device's kernels and compute something: not views, not memory
+without values, and not the functions that they are parts of. Each is one launch on a GPU, with one
+exception: a norm and its gradient are one kernel each there, and are taken apart on a CPU. Both
+numbers are given. Counts are of tiny random Llamas with two and with four layers: half of the
+difference is what a layer takes, the rest does not grow with the layers. A sweep's are of one batch
+that runs again from the first layer on, its heads' outputs given. A step's are forward (with the
+loss and the auxiliary losses), backward, and the optimizer (AdamW on all weights at once, the same
+number for any model), which is not part of a layer's.
 
-With ``--against`` another checkout of the repository is measured too, in a process of its own that
-takes its turn, pair by pair; the ratio of seconds is the median over pairs.
+With ``--against`` another checkout of the repository is counted by the same script, in a process of
+its own. With ``--rounds`` both are timed too, in turn; the ratio of seconds is the median over
+pairs.
 """
 
 import argparse
+import importlib
 import json
 import os
 import subprocess
@@ -19,7 +25,8 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -48,22 +55,74 @@ NOT_COMPUTING = frozenset(
     ]
 )
 """Views, memory without values, questions about types."""
-NORM_PARTS, NORM_MARK = 7, "linalg_vector_norm"
-"""A norm on a CPU has so many operators, one of which nothing else has."""
+NORMS = [
+    ("interp.forward.norms", "rms_norm"),
+    ("interp.moelora.fused_modules", "rms_norm"),
+    ("interp.forward.norms", "_Norm.backward"),
+    ("interp.forward.fused_block", "rms_norm"),
+]
+"""Functions that are one kernel on a GPU, where a checkout has them."""
 TARGETS = ["q_proj", "v_proj"]
 
 
 class Operators(TorchDispatchMode):
-    """Counts what computes while it is open, by name."""
+    """Counts what computes while it is open, by name; what is part of a norm also by itself."""
 
     def __init__(self) -> None:
         super().__init__()
         self.counts: Counter[str] = Counter()
+        self.norms = self.norm_parts = 0
+        self._in_norm = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
-        self.counts[name] += name not in NOT_COMPUTING
+        computes = name not in NOT_COMPUTING
+        self.counts[name] += computes
+        self.norm_parts += computes and self._in_norm
         return func(*args, **(kwargs or {}))
+
+    @property
+    def on_a_cpu(self) -> int:
+        return self.counts.total()
+
+    @property
+    def on_a_gpu(self) -> int:
+        return self.counts.total() - self.norm_parts + self.norms
+
+    def as_norm(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """That function, counted as a norm; a norm within a norm is a part of it."""
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            outer = self._in_norm
+            self.norms += not outer
+            self._in_norm = True
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self._in_norm = outer
+
+        return counted
+
+    @contextmanager
+    def knowing_norms(self) -> Iterator[None]:
+        before = []
+        for module, path in NORMS:
+            *parents, name = path.split(".")
+            try:
+                owner: Any = importlib.import_module(module)
+                for parent in parents:
+                    owner = getattr(owner, parent)
+                function = getattr(owner, name)
+            except (ImportError, AttributeError):  # an earlier checkout
+                continue
+            before.append((owner, name, owner.__dict__[name]))
+            new = self.as_norm(function)
+            setattr(owner, name, staticmethod(new) if parents else new)
+        try:
+            yield
+        finally:
+            for owner, name, function in reversed(before):
+                setattr(owner, name, function)
 
 
 def llama(n_layers: int, *, dtype: torch.dtype = torch.float32, **sizes: int) -> Any:
@@ -103,58 +162,80 @@ def resuming(hf_model: Any, width: int, *, rows: int = 16, start: int = 10) -> C
     return again
 
 
-def training(hf_model: Any, method: str, *, batch: int = 2, width: int = 12) -> Callable[[], None]:
-    """Loss, auxiliary losses and gradients of one batch, without the optimizer."""
+Phases = dict[str, Callable[[], object]]
+
+
+def training(hf_model: Any, method: str, *, batch: int = 2, width: int = 12) -> Phases:
+    """The parts of one training step, to be run in their order."""
     common: dict[str, Any] = {"target_modules": TARGETS, "task_type": "CAUSAL_LM"}
     lora = LoraConfig(r=36, lora_alpha=72, **common)
     config = lora if method == "lora" else MoELoRAConfig(r=4, num_experts=8, top_k=2, **common)
     model = get_peft_model(hf_model, config).train()
-    for name, parameter in model.named_parameters():
+    trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    for name, parameter in trained.items():
         if "_B" in name:
             nn.init.normal_(parameter, std=0.02)
+    optimizer = torch.optim.AdamW(trained.values(), lr=1e-5, foreach=True)
     tokens = torch.randint(0, 300, (batch, width))
     mask = torch.ones_like(tokens)
+    losses: list[Tensor] = []
 
-    def step() -> None:
+    def forward() -> None:
+        optimizer.zero_grad()
         loss = model(input_ids=tokens, labels=tokens, attention_mask=mask).loss
-        if method != "lora":
-            loss = loss + auxiliary_losses(model).total
-        loss.backward()
-        model.zero_grad()
+        losses[:] = [loss if method == "lora" else loss + auxiliary_losses(model).total]
 
-    return step
-
-
-def counted(run: Callable[[], object]) -> Counter[str]:
-    run()
-    with Operators() as operators:
-        run()
-    return operators.counts
-
-
-def by_layer(make: Callable[[int], Callable[[], object]]) -> dict[str, float]:
-    """Operators for each layer, on a CPU and on a GPU, and beside the layers."""
-    four, eight = counted(make(4)), counted(make(8))
-    each, norms = ((eight.total() - four.total()) / 4, (eight - four)[NORM_MARK] / 4)
     return {
-        "per_layer": each,
-        "per_layer_on_a_gpu": each - (NORM_PARTS - 1) * norms,
-        "beside_the_layers": 2 * four.total() - eight.total(),
+        "forward": forward,
+        "backward": lambda: losses[0].backward(),
+        "optimizer": optimizer.step,
+    }
+
+
+def counted(phases: Phases) -> dict[str, Operators]:
+    for run in phases.values():
+        run()
+    found = {}
+    for name, run in phases.items():
+        found[name] = operators = Operators()
+        with operators.knowing_norms(), operators:
+            run()
+    return found
+
+
+def by_layer(make: Callable[[int], Phases]) -> dict[str, dict[str, float]]:
+    """Operators by phase: for each layer, on a CPU and on a GPU, and beside the layers (a CPU)."""
+    two, four = counted(make(2)), counted(make(4))
+    return {
+        phase: {
+            "per_layer": (four[phase].on_a_cpu - two[phase].on_a_cpu) / 2,
+            "per_layer_on_a_gpu": (four[phase].on_a_gpu - two[phase].on_a_gpu) / 2,
+            "beside_the_layers": 2 * two[phase].on_a_cpu - four[phase].on_a_cpu,
+        }
+        for phase in two
     }
 
 
 def counts() -> dict[str, dict[str, float]]:
-    found = {}
+    found: dict[str, dict[str, float]] = {}
     for dtype in (torch.float32, torch.bfloat16):
         name = str(dtype).removeprefix("torch.")
-        for width, kernel in ((24, "stepwise attention"), (60, "fused attention")):
-            found[f"sweep {name}, {kernel}"] = by_layer(
-                lambda n, dtype=dtype, width=width: resuming(llama(n, dtype=dtype), width)
+        for width, what in ((60, ""), (24, ", few positions on a CPU")):
+            phases = by_layer(
+                lambda n, dtype=dtype, width=width: {
+                    "sweep": resuming(llama(n, dtype=dtype), width)
+                }
             )
+            found[f"sweep {name}{what}"] = phases["sweep"]
         for method in ("lora", "moelora"):
-            found[f"step {name}, {method}"] = by_layer(
+            phases = by_layer(
                 lambda n, dtype=dtype, method=method: training(llama(n, dtype=dtype), method)
             )
+            passes = [phases["forward"], phases["backward"]]
+            found[f"step {name}, {method}"] = {
+                key: sum(p[key] for p in passes) for key in passes[0]
+            }
+            found |= {f"step {name}, {method}: {phase}": of for phase, of in phases.items()}
     return found
 
 
@@ -166,19 +247,24 @@ def timed_jobs(tiny: bool) -> dict[str, Callable[[], object]]:
     }  # fmt: skip
     batch, width = (2, 12) if tiny else (8, 48)
     many = {"rows": 32 if tiny else 96}
-    made = {f"step {one}": training(llama(6, **sizes), one, batch=batch, width=width)
-            for one in ("lora", "moelora")}  # fmt: skip
+
+    def step(method: str) -> Callable[[], object]:
+        phases = training(llama(6, **sizes), method, batch=batch, width=width)
+        return lambda: [phases[name]() for name in ("forward", "backward")]
+
     return {
         "sweep, few positions": resuming(llama(6, **sizes), 30, **many),
         "sweep, many positions": resuming(llama(6, **sizes), 80, **many),
         "sweep bfloat16": resuming(llama(6, dtype=torch.bfloat16, **sizes), 30, **many),
-        **made,
+        **{f"step {method}": step(method) for method in ("lora", "moelora")},
     }
 
 
 def serve(tiny: bool) -> None:
     """Print the counts; then time whatever is named on a line of standard input."""
     print(json.dumps(counts()), flush=True)
+    if sys.stdin.readline().strip() != "time":
+        return
     jobs = timed_jobs(tiny)
     for run in jobs.values():
         run()
@@ -201,8 +287,17 @@ class Checkout:
             "text": True,
         }
         self.process: Any = subprocess.Popen(command, env=environment, cwd=folder, **options)
-        self.counts: dict[str, dict[str, float]] = self._answer()
-        self.jobs: list[str] = self._answer()
+        self.counts: dict[str, dict[str, float]] = {}
+
+    def count(self) -> None:
+        """Wait for the counts."""
+        self.counts = self._answer()
+
+    def prepare(self) -> list[str]:
+        """Make what is timed; its names."""
+        self.process.stdin.write("time\n")
+        self.process.stdin.flush()
+        return self._answer()
 
     def _answer(self) -> Any:
         return json.loads(self.process.stdout.readline())
@@ -220,7 +315,8 @@ class Checkout:
 def compare(now: Checkout, before: Checkout, rounds: int) -> dict[str, dict[str, float]]:
     """Median seconds of both, taken in turn, and the median of each pair's ratio."""
     found = {}
-    for job in now.jobs:
+    jobs, _ = now.prepare(), before.prepare()
+    for job in jobs:
         pairs = []
         for index in range(rounds):
             order = (now, before) if index % 2 else (before, now)
@@ -237,7 +333,7 @@ def compare(now: Checkout, before: Checkout, rounds: int) -> dict[str, dict[str,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--against", type=Path)
-    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=0, help="time so many pairs as well")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--tiny", action="store_true", help="time tiny models")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
@@ -249,16 +345,23 @@ def main() -> None:
         serve(options.tiny)
         return
     now = Checkout(ROOT, options.tiny)
+    before = None if options.against is None else Checkout(options.against, options.tiny)
+    now.count()
     result: dict[str, Any] = {"torch": torch.__version__, "threads": options.threads}
     result["now"] = now.counts
-    if options.against is not None:
-        before = Checkout(options.against, options.tiny)
+    if before is not None:
+        before.count()
         result["before"] = before.counts
-        key = "per_layer_on_a_gpu"
         result["ratios"] = {
-            name: round(now.counts[name][key] / before.counts[name][key], 3) for name in now.counts
+            name: {
+                key: round(of[key] / before.counts[name][key], 3)
+                for key in ("per_layer", "per_layer_on_a_gpu")
+            }
+            for name, of in now.counts.items()
+            if not name.endswith(": optimizer")
         }
-        result["seconds"] = compare(now, before, options.rounds)
+        if options.rounds:
+            result["seconds"] = compare(now, before, options.rounds)
         before.close()
     now.close()
     options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -5,17 +5,14 @@ passes over activations, one for every operator. Here a block takes about half o
 one or two passes, queries and keys are rotated together, the scale of the scores is a factor of
 their product, and the residual stream is added to by the products that write to it.
 
-``fused_forward`` gives such a forward for blocks whose code is the one that it stands for: the
-modules' forwards, compared with those of transformers' Llama, Mistral, Qwen2 and Qwen3. The trial
-of the plain modules (``interp.forward.trial``) compares the numbers with the hooked model's.
+``fused_forward`` gives such a forward for blocks whose code is the one that it stands for
+(``interp.forward.known_code``). The trial of the plain modules (``interp.forward.trial``) compares
+the numbers with the hooked model's. Norms alone are replaced in other architectures too.
 
-Without gradients only. Norms alone (``fuse_norm``) are replaced in other architectures too.
+Without gradients only.
 """
 
-import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,109 +20,17 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from interp.forward.known_code import is_known_block
 from interp.forward.shared_prefix import SharedPrefix, few_queries, running_prefix
 from interp.forward.widen import NARROW, SLICE
 from interp.models.placement import is_dispatched
-
-_PARTS = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
-
-
-def _code(function: Callable[..., Any]) -> tuple[Any, ...]:
-    """What a function does, without its docstring."""
-    code = inspect.unwrap(function).__code__
-    consts = [item for item in code.co_consts if not (isinstance(item, str) and "\n" in item)]
-    return code.co_code, code.co_names, code.co_varnames, tuple(map(str, consts))
-
-
-@dataclass(frozen=True)
-class _Codes:
-    """The code of transformers' modules that a fused block stands for."""
-
-    norm: Any
-    block: Any
-    mlp: Any
-    attention: list[Any]
-    rotary: list[Any]
-
-
-@cache
-def _codes() -> _Codes:
-    # Imported here because transformers' models take seconds, and reports need none.
-    from transformers.models.llama import modeling_llama as llama
-    from transformers.models.mistral import modeling_mistral as mistral
-    from transformers.models.qwen2 import modeling_qwen2 as qwen2
-    from transformers.models.qwen3 import modeling_qwen3 as qwen3
-
-    attentions = (
-        *(llama.LlamaAttention, mistral.MistralAttention),
-        *(qwen2.Qwen2Attention, qwen3.Qwen3Attention),
-    )
-    return _Codes(
-        norm=_code(llama.LlamaRMSNorm.forward),
-        block=_code(llama.LlamaDecoderLayer.forward),
-        mlp=_code(llama.LlamaMLP.forward),
-        attention=[_code(attention.forward) for attention in attentions],
-        rotary=[_code(llama.apply_rotary_pos_emb), _code(llama.rotate_half)],
-    )
-
-
-def is_norm(module: nn.Module) -> bool:
-    """Whether a module is ``x / sqrt(mean(x²) + eps) * weight`` over the last axis."""
-    return _code(type(module).forward) == _codes().norm
-
-
-def rms_norm(x: Float[Tensor, "*batch width"], norm: Any) -> Float[Tensor, "*batch width"]:
-    """What such a norm gives, in its own type.
-
-    On a GPU in one operator; on a CPU, where torch takes the formula apart, in few passes.
-    """
-    weight, eps = norm.weight, norm.variance_epsilon
-    if x.device.type != "cpu" or torch.is_grad_enabled():
-        return F.rms_norm(x, weight.shape, weight, eps)
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    scale = length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-    return torch.mul(x, scale).mul_(weight)
-
-
-def fuse_norm(module: nn.Module) -> None:
-    """Let one module object compute its norm as above, in float32 and float64.
-
-    transformers computes a narrow type's norm in float32 and rounds in between.
-    """
-    plain = module.forward
-
-    def forward(hidden_states: Tensor) -> Tensor:
-        weight: Any = module.weight
-        same = hidden_states.dtype == weight.dtype and weight.dtype not in NARROW
-        return rms_norm(hidden_states, module) if same else plain(hidden_states)
-
-    if is_norm(module) and "forward" not in module.__dict__:
-        module.__dict__["forward"] = forward
+from interp.quantized import is_quantized
 
 
 def fused_forward(block: nn.Module) -> Callable[..., Tensor] | None:
     """A forward for a block without hooks; None if its code is not the one known here."""
-    children = block._modules
-    if set(children) != _PARTS or _code(type(block).forward) != _codes().block:
-        return None
-    if is_dispatched(block):  # accelerate moves what the modules are given
-        return None
-    parts: Any = block
-    attention, mlp = parts.self_attn, parts.mlp
-    forward = inspect.unwrap(type(attention).forward)
-    rotary = [forward.__globals__.get(n) for n in ("apply_rotary_pos_emb", "rotate_half")]
-    known = (
-        _code(forward) in _codes().attention
-        and all(callable(function) for function in rotary)
-        and list(map(_code, rotary)) == _codes().rotary  # type: ignore[arg-type]
-        and _code(type(mlp).forward) == _codes().mlp
-        and is_norm(parts.input_layernorm)
-        and is_norm(parts.post_attention_layernorm)
-        and all(
-            is_norm(getattr(attention, n)) for n in ("q_norm", "k_norm") if n in attention._modules
-        )
-    )
-    return _FusedBlock(block) if known else None
+    # accelerate moves what the modules of a dispatched one are given
+    return _FusedBlock(block) if is_known_block(block) and not is_dispatched(block) else None
 
 
 class _FusedBlock:
@@ -154,7 +59,8 @@ class _FusedBlock:
         heads = self._attend(x, attention_mask, *position_embeddings)
         residual = _add_product(hidden_states, heads, self.attention.o_proj)
         x = self.before_mlp(residual)
-        inner = self.mlp.act_fn(self.mlp.gate_proj(x)).mul_(self.mlp.up_proj(x))
+        gate, up = _products(x, (self.mlp.gate_proj, self.mlp.up_proj))
+        inner = self.mlp.act_fn(gate).mul_(up)
         return _add_product(residual, inner, self.mlp.down_proj, in_place=True)
 
     def _attend(
@@ -162,27 +68,27 @@ class _FusedBlock:
     ) -> Float[Tensor, "row pos heads_d"]:
         prefix, attention = running_prefix(), self.attention
         prefix.layers_run.add(self.layer)
-        q, k, v = (
-            project(x).unflatten(-1, (-1, self.d_head))
-            for project in (attention.q_proj, attention.k_proj, attention.v_proj)
-        )
+        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+        both, v = _products(x, projections, joined=2)
+        both, v = (part.unflatten(-1, (-1, self.d_head)) for part in (both, v))
         if "q_norm" in attention._modules:
-            q, k = attention.q_norm(q), attention.k_norm(k)
+            q, k = both.tensor_split([both.shape[2] - v.shape[2]], dim=2)
+            both = torch.cat([attention.q_norm(q), attention.k_norm(k)], dim=2)
         n_keys = x.shape[1] + prefix.width
         few = few_queries(x, x.shape[1], n_keys)
         attend = self._attend_stepwise if few else self._attend_fused
-        return attend(prefix, (q, k, v), (cos, sin), mask).flatten(2)
+        return attend(prefix, (both, v), (cos, sin), mask).flatten(2)
 
     def _attend_fused(
         self,
         prefix: SharedPrefix,
-        heads: tuple[Tensor, Tensor, Tensor],
+        heads: tuple[Tensor, Tensor],
         angles: tuple[Tensor, Tensor],
         mask: Tensor | None,
     ) -> Float[Tensor, "row pos head d_head"]:
-        q, k, v = heads
-        n_heads = q.shape[2]
-        both = rotated(torch.cat([q, k], dim=2), angles, order=(0, 2, 1, 3))
+        both, v = heads
+        n_heads = both.shape[2] - v.shape[2]
+        both = rotated(both, angles, order=(0, 1, 2, 3)).transpose(1, 2)
         keys = prefix.prepend(self.layer, both[:, n_heads:], 0)
         values = prefix.prepend(self.layer, v.transpose(1, 2), 1)
         out = F.scaled_dot_product_attention(
@@ -198,13 +104,14 @@ class _FusedBlock:
     def _attend_stepwise(
         self,
         prefix: SharedPrefix,
-        heads: tuple[Tensor, Tensor, Tensor],
+        heads: tuple[Tensor, Tensor],
         angles: tuple[Tensor, Tensor],
         mask: Tensor | None,
     ) -> Float[Tensor, "row pos head d_head"]:
         """The queries of a key head and the keys side by side: products for a whole group."""
-        q, k, v = heads
-        rows, n_queries, n_groups, d_head = k.shape
+        both, v = heads
+        rows, n_queries, n_groups, d_head = v.shape
+        q, k = both.tensor_split([both.shape[2] - n_groups], dim=2)
         grouped = torch.cat([q.unflatten(2, (n_groups, -1)), k[:, :, :, None]], dim=3)
         both = rotated(grouped, angles, order=(2, 0, 3, 1, 4))  # [group row head pos d_head]
         keys = prefix.prepend_grouped(self.layer, both[:, :, -1], 0).flatten(0, 1)
@@ -227,12 +134,14 @@ def rotated(
     angles: tuple[Tensor, Tensor],
     *,
     order: tuple[int, ...],
+    transposed: bool = False,
 ) -> Tensor:
     """Rotary embedding of the heads, in halves, in memory of another order of the axes.
 
     Args:
         angles: cosines and sines [row pos d_head].
         order: of the axes in memory; the result has its axes in this order too.
+        transposed: multiply by the transposed matrix, as a gradient is.
     """
     between = (1,) * (heads.ndim - 3)
     cos, sin = (angle.view(*angle.shape[:2], *between, angle.shape[2]) for angle in angles)
@@ -241,8 +150,11 @@ def rotated(
     torch.mul(heads, cos, out=shown)
     half = heads.shape[-1] // 2
     first, second = heads[..., :half], heads[..., half:]
-    shown[..., :half].addcmul_(second, sin[..., :half], value=-1)
-    shown[..., half:].addcmul_(first, sin[..., half:])
+    sines, sign = (sin[..., :half], sin[..., half:]), -1
+    if transposed:
+        sines, sign = sines[::-1], 1
+    shown[..., :half].addcmul_(second, sines[0], value=sign)
+    shown[..., half:].addcmul_(first, sines[1], value=-sign)
     return out
 
 
@@ -259,11 +171,50 @@ def _add_product(
         in_place: whether the residual may be written to.
     """
     weight = projection.weight
-    # Only ``widen`` replaces a linear module's forward, and only that of a narrow one.
-    as_made = (weight.dtype in NARROW) == ("forward" in projection.__dict__)
     fits = weight.dtype == residual.dtype or weight.numel() <= SLICE
-    if type(projection) is nn.Linear and projection.bias is None and as_made and fits:
+    if _is_plain(projection) and projection.bias is None and fits:
         flat, wide = residual.flatten(0, 1), weight.to(residual.dtype).T
         add = flat.addmm_ if in_place else flat.addmm
         return add(x.flatten(0, 1), wide).view_as(residual)
     return projection(x).add_(residual)
+
+
+def _is_plain(projection: Any) -> bool:
+    """Whether a projection is torch's own, as it was made or as ``widen`` left it."""
+    if type(projection) is not nn.Linear or is_quantized(projection):
+        return False
+    # Only ``widen`` replaces a linear module's forward, and only that of a narrow one.
+    return (projection.weight.dtype in NARROW) == ("forward" in projection.__dict__)
+
+
+def _products(
+    x: Float[Tensor, "row pos d_model"], projections: Sequence[Any], *, joined: int = 1
+) -> Sequence[Float[Tensor, "row pos d_out"]]:
+    """What projections of one input give, the first ``joined`` of them side by side.
+
+    Narrow weights are widened together and multiplied with in one product, where all of them are
+    no larger than what ``widen`` widens at a time. Wide ones stay where they are: their products
+    are written side by side.
+    """
+    widths = [projection.out_features for projection in projections]
+    sizes = [sum(widths[:joined]), *widths[joined:]]
+    biases = [projection.bias for projection in projections]
+    alike = len({bias is None for bias in biases}) == 1 and all(map(_is_plain, projections))
+    weights = [projection.weight for projection in projections]
+    if alike and {weight.dtype for weight in weights} <= {*NARROW} and x.dtype == torch.float32:
+        if sum(weight.numel() for weight in weights) <= SLICE:
+            bias = None if biases[0] is None else torch.cat(biases).float()
+            return F.linear(x, torch.cat(weights).float(), bias).split(sizes, dim=-1)
+    elif alike and all(weight.dtype == x.dtype for weight in weights):
+        flat = x.flatten(0, 1)
+        side = flat.new_empty(len(flat), sizes[0])
+        for part, projection in zip(side.split(widths[:joined], dim=1), projections, strict=False):
+            if projection.bias is None:
+                torch.mm(flat, projection.weight.T, out=part)
+            else:
+                torch.addmm(projection.bias, flat, projection.weight.T, out=part)
+        others = [projection(x) for projection in projections[joined:]]
+        return [side.view(*x.shape[:2], -1), *others]
+    found = [projection(x) for projection in projections]
+    side = found[0] if joined == 1 else torch.cat(found[:joined], dim=-1)
+    return [side, *found[joined:]]

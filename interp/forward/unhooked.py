@@ -31,8 +31,9 @@ from transformers.cache_utils import Cache
 
 from interp.errors import UserError
 from interp.forward.batch import TokenBatch
-from interp.forward.fused_block import fuse_norm, fused_forward
+from interp.forward.fused_block import fused_forward
 from interp.forward.layer_range import override_forward, run_layers
+from interp.forward.norms import fuse_norm
 from interp.forward.shared_prefix import (
     SharedPrefix,
     Step,
@@ -65,7 +66,7 @@ class UnhookedModel:
     Attributes:
         dtype: what it computes in.
         wide: whether that is wider than what the hooked model computes in.
-        fused: whether blocks and norms may run in fewer operators (``fused_block``).
+        fused: whether blocks and norms may run in fewer operators (``fused_block``, ``norms``).
     """
 
     def __init__(self, model: HookedModel, *, wide: bool = True, fused: bool = True) -> None:

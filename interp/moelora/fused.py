@@ -100,15 +100,15 @@ def adapted_projection(
     """
     kind = inputs.x.device.type
     autocast = torch.is_autocast_enabled(kind)
-    types = _Types(torch.get_autocast_dtype(kind) if autocast else weights.down.dtype, cast_input)
+    types = Types(torch.get_autocast_dtype(kind) if autocast else weights.down.dtype, cast_input)
     if torch.is_grad_enabled():
         found: Any = _AdaptedProjection.apply(gating, types, *inputs, *weights)
         return Adapted(*found)
-    done = _without_autocast(kind, lambda: _forward(inputs, weights, gating, types))
+    done = without_autocast(kind, lambda: _forward(inputs, weights, gating, types))
     return _shaped(done, weights.up, inputs.x.shape[:-1])
 
 
-class _Types(NamedTuple):
+class Types(NamedTuple):
     """The type of the experts' products, and whether their input is cast to that of the weights."""
 
     product: torch.dtype
@@ -131,7 +131,8 @@ class _Pass(NamedTuple):
     factors: tuple[Tensor, ...]
 
 
-def _without_autocast(kind: str, compute: Callable[[], Result]) -> Result:
+def without_autocast(kind: str, compute: Callable[[], Result]) -> Result:
+    """What a function gives where autocast does not cast."""
     if not torch.is_autocast_enabled(kind):
         return compute()
     with torch.autocast(kind, enabled=False):
@@ -147,7 +148,7 @@ def _shaped(done: _Pass, up: Tensor, size: torch.Size) -> Adapted:
     return Adapted(output, joint, logits, hidden, up, shaped(done.chosen))
 
 
-def _forward(inputs: Inputs, weights: Weights, gating: Gating, types: _Types) -> _Pass:
+def _forward(inputs: Inputs, weights: Weights, gating: Gating, types: Types) -> _Pass:
     (router, down, up), in_place = weights, inputs.output is None
     x, output = inputs.x.flatten(0, -2), inputs.output
     if output is None:
@@ -190,10 +191,10 @@ class _AdaptedProjection(torch.autograd.Function):
     """``adapted_projection``: takes the fields of ``Inputs`` and ``Weights``, gives ``Adapted``."""
 
     @staticmethod
-    def forward(ctx: Any, gating: Gating, types: _Types, *tensors: Any) -> Any:
+    def forward(ctx: Any, gating: Gating, types: Types, *tensors: Any) -> Any:
         inputs, weights = Inputs(*tensors[:5]), Weights(*tensors[5:])
         kind, size = inputs.x.device.type, inputs.x.shape[:-1]
-        done = _without_autocast(kind, lambda: _forward(inputs, weights, gating, types))
+        done = without_autocast(kind, lambda: _forward(inputs, weights, gating, types))
         ctx.set_materialize_grads(False)
         ctx.how = _How(gating, size, [getattr(tensor, "dtype", None) for tensor in tensors])
         ctx.save_for_backward(
@@ -211,7 +212,7 @@ class _AdaptedProjection(torch.autograd.Function):
         more = tensors[7:], ctx.how, ctx.needs_input_grad[2:4]
         saved = _Saved._make([*tensors[:7], *more])
         kind = saved.hidden.device.type
-        return None, None, *_without_autocast(kind, lambda: _backward(saved, gradients))
+        return None, None, *without_autocast(kind, lambda: _backward(saved, gradients))
 
 
 class _How(NamedTuple):
@@ -262,18 +263,18 @@ def _backward(saved: _Saved, gradients: tuple[Tensor | None, ...]) -> tuple[Tens
     if of_output is not None:
         up, scaling = saved.factors[-1], saved.how.gating.scaling
         narrow = of_output.to(up.dtype)
-        within = _through_gates(saved, _product(narrow, up, scaling), within)
+        within = _through_gates(saved, product(narrow, up, scaling), within)
         if of_up is not None and of_up.dtype == up.dtype:
             of_up = torch.addmm(of_up, narrow.T, saved.weighted, alpha=scaling)
         else:
-            new = _product(narrow.T, saved.weighted, scaling)
+            new = product(narrow.T, saved.weighted, scaling)
             of_up = new.to(types[-1]) if of_up is None else of_up + new
     passed_on = None if types[2] is None else gradients[0]
     x, dropped = _of_inputs(saved, of_output, within)
     return x, dropped, passed_on, None, None, *_of_downward(saved, within), of_up
 
 
-def _product(a: Tensor, b: Tensor, factor: float) -> Tensor:
+def product(a: Tensor, b: Tensor, factor: float) -> Tensor:
     """``factor * a @ b`` in one operator."""
     return torch.addmm(a.new_empty(()), a, b, beta=0, alpha=factor)
 

@@ -37,6 +37,7 @@ from interp.models.placement import weight_device
 from interp.moelora.config import MoELoRAConfig
 from interp.moelora.fused import FUSED_TYPES, Gating, Inputs, Weights, adapted_projection
 from interp.moelora.losses import pairwise_cosines
+from interp.moelora.plain_projection import is_plain_projection
 from interp.moelora.recorder import Recorder, Routed
 from interp.moelora.routing import choose_experts, gates_of_logits, gates_of_probabilities, per_rank
 from interp.quantized import is_quantized, place_of
@@ -50,10 +51,6 @@ NO_ADAPTER = (
     "the model has no MoELoRA adapter: add one with peft.get_peft_model(model, "
     "MoELoRAConfig(...)), or load one with interp.moelora.load_adapter"
 )
-
-
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-"""Where a module keeps its hooks."""
 
 
 class ExpertHooks(nn.Module):
@@ -180,7 +177,7 @@ class MoELoRALinear(nn.Module, BaseTunerLayer):
         """The projection's output, with what the active adapters add."""
         names = () if self.disable_adapters else self.adapters_in_use
         fused = self.hooks is None and self.fused
-        if not (fused and names and self._base_is_plain(x)) or args or kwargs:
+        if not (fused and names and is_plain_projection(self.base_layer, x)) or args or kwargs:
             result: Any = self.base_layer(x, *args, **kwargs)
         else:
             result = None  # the first adapter's operator computes it
@@ -192,20 +189,6 @@ class MoELoRALinear(nn.Module, BaseTunerLayer):
                     self.base_layer(x) if result is None else result, x, adapter_name
                 )
         return result
-
-    def _base_is_plain(self, x: Tensor) -> bool:
-        """Whether the frozen projection is a product with a frozen matrix and nothing else."""
-        base: Any = self.base_layer
-        if type(base) is not nn.Linear or type(base.weight) is not nn.Parameter:
-            return False
-        state = base.__dict__
-        parts = [base.weight] if base.bias is None else [base.weight, base.bias]
-        return (
-            "forward" not in state
-            and not any(state[hooks] for hooks in _HOOKS)
-            and all(part.dtype == x.dtype and not part.requires_grad for part in parts)
-            and not torch.is_autocast_enabled(x.device.type)
-        )
 
     @property
     def adapters_in_use(self) -> list[str]:

@@ -22,6 +22,7 @@ from torch import nn
 from interp.errors import UserError, errors_in
 from interp.forward.adapted_projections import layer_of
 from interp.moelora.config import MOELORA, MoELoRAConfig
+from interp.moelora.fused_modules import fuse_modules, unfuse_modules
 from interp.moelora.layer import NO_MERGE, MoELoRALinear, adapted_layers, sizes_of
 from interp.moelora.recorder import Recorder
 from interp.quantized import is_packed, keep_precision, quantization_of
@@ -45,7 +46,7 @@ class MoELoRAModel(BaseTuner):
     def _pre_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:
         """Before the first adapter: follow the model's forward passes."""
         keep_precision(model)
-        self.recorder = Recorder()
+        self.recorder = Recorder(fuse_modules)
         self._handles = self.recorder.watch(model)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -140,6 +141,7 @@ class MoELoRAModel(BaseTuner):
         return base
 
     def _stop_watching(self) -> None:
+        unfuse_modules(self.model)
         for handle in self._handles:
             handle.remove()
         self._handles = []

@@ -135,10 +135,15 @@ class Step:
 
 
 class Recorder:
-    """Keeps the last training forward pass of one adapted model."""
+    """Keeps the last training forward pass of one adapted model.
 
-    def __init__(self) -> None:
+    Args:
+        first_step: called with the model before its first training forward with gradients.
+    """
+
+    def __init__(self, first_step: Callable[[nn.Module], object] | None = None) -> None:
         self.step: Step | None = None
+        self.first_step, self.has_begun = first_step, False
 
     def watch(self, model: nn.Module) -> list[Any]:
         """Follow that model's forward passes; returns the hooks' handles."""
@@ -151,6 +156,9 @@ class Recorder:
         """Forget the step before; in training mode, open a new one."""
         self.step = None
         if model.training:
+            if self.first_step and not self.has_begun and torch.is_grad_enabled():
+                self.has_begun = True
+                self.first_step(model)
             self.step = Step(_mask_of(model, args, kwargs), torch.is_grad_enabled())
 
     def end(self, model: nn.Module, args: Any, output: Any) -> None:
@@ -178,10 +186,10 @@ class Recorder:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Recorder":
         """A copy of the model has not run yet; and tensors in a graph cannot be copied."""
-        return Recorder()
+        return Recorder(self.first_step)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"step": None}
+        return {"step": None, "first_step": self.first_step, "has_begun": False}
 
 
 class _WithLoss(torch.autograd.Function):

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from interp.moelora import MoELoRAConfig, MoELoRALinear, auxiliary_losses, expert_load
 from interp.moelora.losses import contrastive_loss
+from interp.moelora.plain_projection import is_plain_projection
 from interp.moelora.recorder import Recorder, Step
 from tests.moelora.outputs import products_of_outputs
 
@@ -122,16 +123,16 @@ def test_mixed_precision() -> None:
 def test_the_frozen_projection_is_computed_here_only_where_nothing_looks_at_it() -> None:
     layer = make_layer(r=2).train()
     x = torch.randn(2, 6)
-    assert layer._base_is_plain(x)
+    assert is_plain_projection(layer.base_layer, x)
     seen: list[Tensor] = []
     with layer.base_layer.register_forward_hook(lambda *args: seen.append(args[2])):
-        assert not layer._base_is_plain(x)
+        assert not is_plain_projection(layer.base_layer, x)
         hooked = layer(x)
     assert len(seen) == 1
     torch.testing.assert_close(hooked, layer(x))
-    assert not layer._base_is_plain(x.double())
+    assert not is_plain_projection(layer.base_layer, x.double())
     layer.base_layer.requires_grad_(True)  # its gradient would be lost
-    assert not layer._base_is_plain(x)
+    assert not is_plain_projection(layer.base_layer, x)
     layer(x).sum().backward()
     assert layer.base_layer.weight.grad is not None  # type: ignore[union-attr]
 
@@ -154,6 +155,7 @@ def test_fewer_operators_and_none_that_waits(adapt: Any, batch: Any) -> None:
         for module in adapted.modules():
             if isinstance(module, MoELoRALinear):
                 module.fused = bool(fused)
+        adapted(inputs_embeds=embedded, attention_mask=mask)  # modules are tried at the first step
         with Operators() as operators:
             if fused is None:
                 with adapted.disable_adapter():
