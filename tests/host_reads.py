@@ -1,9 +1,9 @@
 """Counts how often a program waits for a device, on the logical ones of `tests.logical_devices`.
 
 On a GPU these read a number back, so that the host waits until all that was asked of the device is
-done: ``item``, ``bool`` and ``tolist`` of its tensors, ``equal``, ``nonzero`` and what is made of it
-(an index of True and False), a copy to the CPU; and so does a copy from the CPU in a piece of
-pageable memory, unless it is ``non_blocking``, and an index that is still there.
+done: ``item``, ``bool`` and ``tolist`` of its tensors, ``equal``, ``nonzero`` and what is made of
+it (an index of True and False), a copy to the CPU. So does a copy from the CPU, unless it is
+``non_blocking``, and an index that is still there.
 
 ``torch.cuda.set_sync_debug_mode`` finds the same on a real GPU.
 """
@@ -85,10 +85,9 @@ class _Called(TorchFunctionMode):
                 self.found.note("made of Python's numbers")
             return func(*args, **kwargs)
         result = func(*args, **kwargs)
-        moved = func in (torch.Tensor.to, torch.Tensor.cpu, torch.Tensor.copy_)
-        if moved and isinstance(result, Tensor) and args[0].device != result.device:
-            if not kwargs.get("non_blocking"):
-                self.found.note(f"copy from {args[0].device} to {result.device}")
+        moved = func in (torch.Tensor.to, torch.Tensor.cpu) and not kwargs.get("non_blocking")
+        if moved and args[0].device != result.device:
+            self.found.note(f"copy from {args[0].device} to {result.device}")
         return result
 
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from interp.arguments import check_choice
 from interp.checked import checked
 from interp.errors import UserError
-from interp.heads.headset import Site, check_site
 from interp.forward.prompts import device_of
+from interp.heads.headset import Site, check_site
 from interp.models.hooked_model import HookedModel
 from interp.patching.alignment import aligned_positions
 from interp.patching.chunks import first_position

@@ -271,7 +271,9 @@ def estimate_experts(model: HookedModel, job: ExpertJob, *, progress: bool = Fal
         here, found = attribute_gates(model, answers, job.projections, edit=edit)
         sizes, rows = [part.n_experts for part in job.projections], torch.tensor(chunk)
         columns = [found[part.name].to(here.device, dtype) for part in job.projections]
-        here, *columns = torch.cat([here.to(dtype)[:, None], *columns], 1).cpu().split([1, *sizes], 1)
+        here, *columns = (
+            torch.cat([here.to(dtype)[:, None], *columns], 1).cpu().split([1, *sizes], 1)
+        )
         loss[rows] = here[:, 0]
         for number, (size, column) in enumerate(zip(sizes, columns, strict=True)):
             group, experts = 0 if job.together else number, torch.arange(size)

@@ -272,9 +272,7 @@ def expert_similarity(
     return {name: value / max(n_tokens, 1) for name, value in total.items()}
 
 
-def _summed_cosine(
-    weights: ExpertWeights, x: Float[Tensor, "token d_in"]
-) -> Float[Tensor, ""]:
+def _summed_cosine(weights: ExpertWeights, x: Float[Tensor, "token d_in"]) -> Float[Tensor, ""]:
     """The mean cosine between different experts, summed over tokens."""
     cosine = weights.cosines(weights.hidden(x))
     count = len(weights.router)
