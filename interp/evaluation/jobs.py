@@ -8,10 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.forward.batch import Span, TokenBatch
+from interp.forward.batch import RUN_TOKENS, Span, TokenBatch
 from interp.forward.generate import BATCH_PROMPTS, MAX_NEW_TOKENS, greedy_answers
 from interp.forward.out_of_memory import over_parts
 from interp.forward.partial import last_logits
+from interp.forward.pass_tokens import pass_tokens
 from interp.forward.prompts import device_of
 from interp.heads.headset import HeadSet
 from interp.interventions.context import constrain
@@ -132,6 +133,7 @@ def whole_run_values(model: HookedModel, job: WholeRunsJob, *, progress: bool = 
     batch, dtype = encoded.batch(job.kind), result_dtype(model)
     spans = [item.prompt(job.kind).object for item in encoded.items]
     metrics = preference_metrics(encoded)
+    tokens = pass_tokens(model, batch.width, least=RUN_TOKENS)
 
     def measured(intervention: Intervention) -> Float[Tensor, "prompt metric"]:
         def run(part: TokenBatch, rows: range) -> Tensor:
@@ -139,7 +141,7 @@ def whole_run_values(model: HookedModel, job: WholeRunsJob, *, progress: bool = 
             with constrain(model, intervention, at=here, mean=job.mean, neutral=encoded.mask):
                 return last_logits(model, part)[:, -1]
 
-        logits = torch.cat(list(over_parts(batch, run)))
+        logits = torch.cat(list(over_parts(batch, run, batch_tokens=tokens)))
         found = checked_together(lambda: [apply_metric(metric, logits) for metric in metrics])
         return torch.stack([values.to(logits.device, dtype) for values in found], dim=1)
 

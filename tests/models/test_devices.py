@@ -4,8 +4,7 @@ The devices are logical ones (`tests.logical_devices`), on which a tensor of the
 device, raises what it raises on a GPU.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -50,27 +49,21 @@ from interp.premises import Premises
 from interp.premises.encode import encode_premises
 from probes import collect_activations
 from tests.conftest import make_hf_model, make_planted_hf_model
+from tests.devices import device_there
 from tests.host_reads import HostReads, host_reads
 from tests.interventions.conftest import make_adapted
-from tests.logical_devices import logical_devices, numbers_of, put_on
+from tests.logical_devices import numbers_of, put_on
 
-pytestmark = pytest.mark.bridge_only
+pytestmark = [pytest.mark.bridge_only, pytest.mark.cpu_bits]
 
 GPU = "cpu:0"
 QUIET: dict[str, Any] = {"progress": False}
 Put = Callable[[Tensor], Tensor]
 
 
-@contextmanager
-def devices() -> Iterator[None]:
-    """Logical devices, in one thread, since they are of a thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with logical_devices():
-            yield
-    finally:
-        torch.set_num_threads(threads)
+def devices() -> Any:
+    """Logical devices, in one thread."""
+    return device_there(torch.device(GPU))
 
 
 def few(premises: Premises, count: int = 2) -> Premises:

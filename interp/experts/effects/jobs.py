@@ -22,6 +22,7 @@ from interp.forward.finite import check_finite
 from interp.forward.generate import generate_tokens
 from interp.forward.out_of_memory import halving
 from interp.forward.partial import Hook, RecordedRun, device_of, hooked, record_run
+from interp.forward.pass_tokens import pass_tokens
 from interp.forward.prompts import call_positions
 from interp.forward.transfer import upload
 from interp.interventions.context import constrain
@@ -56,9 +57,12 @@ class AnswerBatch:
     targets: Int[Tensor, "example keep"]
 
 
-def answer_chunks(examples: Sequence[EncodedExample]) -> list[list[int]]:
+def answer_chunks(model: HookedModel, examples: Sequence[EncodedExample]) -> list[list[int]]:
     """All examples, by index, in batches of similar lengths, shortest first."""
-    return by_length([len(example.tokens) - 1 for example in examples], BATCH_TOKENS)
+    lengths = [len(example.tokens) - 1 for example in examples]
+    return by_length(
+        lengths, pass_tokens(model, max(lengths, default=1), least=BATCH_TOKENS, kept=[])
+    )
 
 
 def answer_batch(
@@ -282,7 +286,7 @@ def estimate_experts(model: HookedModel, job: ExpertJob, *, progress: bool = Fal
             changes[rows[:, None], group, experts] = before + column
 
     with progress_bar(total=len(job.examples), description="gradients", shown=progress) as bar:
-        for chunk, _ in halving(answer_chunks(job.examples), run_chunk, what="one example"):
+        for chunk, _ in halving(answer_chunks(model, job.examples), run_chunk, what="one example"):
             bar.update(len(chunk))
     return Shard({"loss": loss, "changes": changes})
 
@@ -305,7 +309,7 @@ def measure_experts(model: HookedModel, job: ExpertJob, *, progress: bool = Fals
 
     found = measure_runs(
         runs,
-        answer_chunks(job.examples),
+        answer_chunks(model, job.examples),
         shape=(2, n_examples, 1 + len(wanted)),
         dtype=result_dtype(model),
         what="one example",
