@@ -50,13 +50,14 @@ def integrate_positions(
     def run_chunk(prompts: list[int]) -> None:
         chunk = take_chunk(batch, edit, [metric], prompts=prompts)
         assert isinstance(chunk.edit, ActivationEdit)
+        of_chunk: ActivationEdit = chunk.edit
         run, begun = chunk.record(model, edits=edit.hook_points), bar.n
         device = run.batch.tokens.device
 
         def integrals() -> Float[Tensor, "prompt layer unit pos"]:
             bar.n, found = begun, []
             for layer in range(n_layers):
-                walk = _Walk(chunk.edit, run, layer)
+                walk = _Walk(of_chunk, run, layer)
                 found.append(walk.integral(model, chunk.metrics[0], steps=steps).to(device))
                 bar.update(len(prompts))
             return torch.stack(found, dim=1)
