@@ -27,6 +27,7 @@ from interp.forward.layer_range import override_forward
 from interp.forward.out_of_memory import halving
 from interp.forward.partial import device_of, hooked
 from interp.forward.prompts import call_positions
+from interp.forward.transfer import upload
 from interp.models.hooked_model import HookedModel
 from interp.models.spans import shared_length
 from interp.models.whole import first_bad_weight
@@ -183,10 +184,12 @@ def _read_chunk(
         cache.update(keys, values, layer)
     row = torch.tensor([index for index, prompt in enumerate(prompts) for _ in prompt.positions])
     position = torch.tensor([at - start for prompt in prompts for at in prompt.positions])
+    row, position = upload(row, device), upload(position, device)
     seen: dict[tuple[str, int], Tensor] = {}
 
     def read(value: Float[Tensor, "row pos *unit"], hook: object, *, at: tuple[str, int]) -> None:
-        seen[at] = value[row.to(value.device), position.to(value.device)].cpu()
+        # Read from the device once, and not for each layer.
+        seen[at] = value[row.to(value.device), position.to(value.device)].to(device)
 
     places = product(hooks, layers)
     with hooked(model, [(hook_name(*place), partial(read, at=place)) for place in places]):
@@ -197,7 +200,9 @@ def _read_chunk(
             raise UserError(
                 f"{hook} of layer {missing[0]} did not run: this model cannot be probed there"
             )
-    return {hook: torch.stack([seen[hook, layer] for layer in layers], dim=1) for hook in hooks}
+    return {
+        hook: torch.stack([seen[hook, layer] for layer in layers], dim=1).cpu() for hook in hooks
+    }
 
 
 @contextmanager

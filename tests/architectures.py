@@ -16,6 +16,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from tests.devices import on_device
+
 
 def other_architectures(tokenizer: Any) -> dict[str, Any]:
     """Tiny random models beside llama and gpt2.
@@ -47,10 +49,11 @@ def other_architectures(tokenizer: Any) -> dict[str, Any]:
         architectures=["Gemma3ForCausalLM"],
     )
     grouped = {**sizes, "num_key_value_heads": 2}
-    return {
+    made = {
         "qwen2": Qwen2ForCausalLM(Qwen2Config(**grouped)).eval(),
         "gemma3": Gemma3ForCausalLM(gemma).eval(),
         "neox": GPTNeoXForCausalLM(GPTNeoXConfig(**sizes)).eval(),
         "mistral": MistralForCausalLM(MistralConfig(**grouped, sliding_window=32)).eval(),
         "qwen3": Qwen3ForCausalLM(Qwen3Config(**grouped, head_dim=8)).eval(),
     }
+    return {name: on_device(model) for name, model in made.items()}

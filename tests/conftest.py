@@ -1,7 +1,7 @@
 """Fixtures for the whole suite: tiny random models made offline, and the embedded real one."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from interp.commands.locate import LocateSettings, locate_run
 from interp.models import HookedModel
 from interp.models.versions import MAJOR
 from interp.premises import Fact, Premises, Relation, Template
+from tests.devices import DEVICE, device_there, on_device, skip_cpu_bits
 
 # A busy machine is no fault of the code under test.
 hypothesis.settings.register_profile("no_deadline", deadline=None)
@@ -74,7 +75,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out = set(out)
     items[:] = [item for item in items if item not in left_out]
     items.sort(key=lambda item: item.path.name not in LONG_FILES)
+    skip_cpu_bits(items)
     config.hook.pytest_deselected(items=out)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _device() -> Iterator[None]:
+    with device_there():
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -130,7 +138,7 @@ def make_hf_model(
             "max_position_embeddings": 512,
             "initializer_range": 0.2,
         }
-        return LlamaForCausalLM(LlamaConfig(**(tokens | sizes | config))).eval()
+        return on_device(LlamaForCausalLM(LlamaConfig(**(tokens | sizes | config))).eval())
     if family == "gpt2":
         sizes = {
             "n_embd": 32,
@@ -139,7 +147,7 @@ def make_hf_model(
             "n_positions": 512,
             "initializer_range": 0.2,
         }
-        return GPT2LMHeadModel(GPT2Config(**(tokens | sizes | config))).eval()
+        return on_device(GPT2LMHeadModel(GPT2Config(**(tokens | sizes | config))).eval())
     raise ValueError(f"unknown family {family!r}: choose llama or gpt2")
 
 
@@ -190,7 +198,7 @@ def tiny_gpt2(plain_tokenizer: PreTrainedTokenizerFast) -> HookedModel:
 @pytest.fixture(scope="session")
 def smollm() -> HookedModel:
     """The embedded model; if it cannot be had, its tests fail."""
-    return interp.models.load_model("smollm2-135m", device="cpu")
+    return interp.models.load_model("smollm2-135m", device=str(DEVICE))
 
 
 # A planted model: what every head does is known, because it was put there.
@@ -318,7 +326,7 @@ def make_planted_hf_model(
     plant(WRITER, is_country, is_country, countries, note, 1.0)
     plant(READER, one, is_country, range(note, note + n), out, copying)
     plant(KNOWER, one, is_city, cities, out, 6.0)
-    return hf_model
+    return on_device(hf_model)
 
 
 @pytest.fixture(scope="session")

@@ -173,6 +173,18 @@ class _Dispatch(TorchDispatchMode):
         return _run(func, args, kwargs or {})
 
 
+def put_on(model: Any, place: str) -> Any:
+    """A model with all its weights on one logical device, without accelerate's hooks."""
+    for module in model.modules():
+        for name, weight in module._parameters.items():
+            if weight is not None:
+                moved = nn.Parameter(weight.detach().to(place), requires_grad=weight.requires_grad)
+                module._parameters[name] = moved
+        for name, buffer in module._buffers.items():
+            module._buffers[name] = None if buffer is None else buffer.to(place)
+    return model
+
+
 @contextmanager
 def logical_devices() -> Iterator[None]:
     """While open, ``cpu:0`` and ``cpu:1`` are devices of their own."""

@@ -85,7 +85,13 @@ def run_options(options: Any) -> Any:
 
 def engine_of(options: EngineOptions, model: HookedModel) -> AbstractContextManager[Engine]:
     """The engine that the options name, for a model that ``load`` made."""
-    return opened_engine(options.engine, model, address=options.address, workers=options.workers)
+    return opened_engine(
+        options.engine,
+        model,
+        address=options.address,
+        workers=options.workers,
+        gpus_per_worker=options.gpus_per_worker,
+    )
 
 
 def effects_table(effects: pd.DataFrame, *, title: str) -> Table:
@@ -120,7 +126,7 @@ def demo(options: DemoOptions, console: Console) -> None:
 def locate(options: LocateOptions, console: Console) -> None:
     """Measure the effects of all heads; see ``interp.commands.locate``."""
     settings = settings_of(LocateSettings, options)
-    check_engine(options.engine, options.device_map)
+    check_engine(options.engine, options.gpus_per_worker)
     check_free(options.out)
     load_premises(options.premises)  # a misspelt relation should not wait for the model
     model = load(options, console)
@@ -143,7 +149,7 @@ def locate(options: LocateOptions, console: Console) -> None:
 def evaluate(options: EvaluateOptions, console: Console) -> None:
     """Score a run's heads on its held-out part; see ``interp.commands.evaluate``."""
     settings = settings_of(EvaluateSettings, options)
-    check_engine(options.engine, options.device_map)
+    check_engine(options.engine, options.gpus_per_worker)
     check_free(options.run)
     model = load(run_options(options), console)
     check_same_model(options.run, model)
@@ -207,7 +213,7 @@ def probe(options: ProbeOptions, console: Console) -> None:
 def patch(options: PatchOptions, console: Console) -> None:
     """Measure the effects of every unit of a component; see ``interp.commands.patch``."""
     settings = settings_of(PatchSettings, options)
-    check_engine(options.engine, options.device_map)
+    check_engine(options.engine, options.gpus_per_worker)
     check_free(options.out)
     load_pairs(settings)  # a broken file should not wait for the model
     model = load(options, console)

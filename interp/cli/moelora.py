@@ -153,7 +153,7 @@ def compare(options: CompareOptions, console: Console) -> None:
 
 def analyze(options: AnalyzeOptions, console: Console) -> None:
     """Analyze the experts of an adapter; see ``interp.commands.analyze``."""
-    check_engine(options.engine, options.device_map)
+    check_engine(options.engine, options.gpus_per_worker)
     check_free(options.out)
     settings = settings_of(AnalyzeSettings, options)
     reading = _reading(options)
@@ -168,6 +168,7 @@ def analyze(options: AnalyzeOptions, console: Console) -> None:
         engine=options.engine,
         address=options.address,
         workers=options.workers,
+        gpus_per_worker=options.gpus_per_worker,
         **reading,
     )
     write_yaml(options.out / "config.yaml", to_config(options))

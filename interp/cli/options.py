@@ -68,6 +68,8 @@ class EngineOptions:
     """ray: the cluster's address; by default one is started on this machine, and ended."""
     workers: int | None = None
     """ray: how many workers; by default as many as the cluster has room for."""
+    gpus_per_worker: int | None = None
+    """ray: GPUs of a worker, all of one machine; by default those that the model is on."""
 
 
 @dataclass(frozen=True)

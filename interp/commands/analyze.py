@@ -37,7 +37,7 @@ from interp.experts.routing.specialization import (
     measure_specialization,
 )
 from interp.files.documents import read_json, write_atomically, write_json, write_table
-from interp.models.device_map import DeviceMap, MaxMemory
+from interp.models.device_map import DeviceMap, MaxMemory, describe
 from interp.models.versions import require_bridge
 from interp.moelora.data.examples import Example
 from interp.moelora.data.formats import ColumnMapping
@@ -52,7 +52,7 @@ from interp.report.experts_page import (
 )
 from interp.report.page import PlacedFigure
 from interp.runs.clock import one_moment, with_clock
-from interp.runs.engines import EngineName, check_engine, engine_for
+from interp.runs.engines import EngineName, check_engine, engine_for, placed_as_here
 from interp.runs.identity import begin_run, check_run
 from interp.runs.lock import one_process
 from interp.runs.manifest import describe_hf_model, read_manifest, write_manifest
@@ -134,6 +134,7 @@ def analyze_adapter(
     engine: EngineName = "local",
     address: str | None = None,
     workers: int | None = None,
+    gpus_per_worker: int | None = None,
     allow_pickle: bool = False,
     device_map: DeviceMap | None = None,
     max_memory: MaxMemory | None = None,
@@ -142,8 +143,8 @@ def analyze_adapter(
     """Analyze the adapter in a directory (or in a training run) and write the results to ``run``.
 
     Args:
-        engine, address, workers: where routing is counted and experts are switched off; see
-            `interp.runs.engines`.
+        engine, address, workers, gpus_per_worker: where routing is counted and experts are
+            switched off; see `interp.runs.engines`.
         allow_pickle: accept a base model whose weights are pickle files.
         device_map, max_memory: of the base model, as `interp.load_model` takes them.
         around: makes the engine that is used out of the one that was opened.
@@ -155,7 +156,7 @@ def analyze_adapter(
         UserError: no adapter, one of another kind or of another base model; data of one task only;
             a task with too few tokens; TransformerLens 3, unless ``settings.effects`` is 0.
     """
-    check_engine(engine, device_map)
+    check_engine(engine, gpus_per_worker)
     if settings.tokens and engine != "local":
         raise UserError("--tokens needs the local engine: leave --tokens or --engine out")
     if settings.effects:
@@ -177,7 +178,9 @@ def analyze_adapter(
     identity = _identity(loaded, corpus, {**asdict(settings), "model": model_name})
     check_run(run, IDENTITY, identity)
     begin_run(run, IDENTITY, with_clock(with_resources(identity), loaded.tokenizer))
-    workplace: Any = {"device": device or "cpu", "address": address, "workers": workers}
+    workplace: Any = {"device": device or "cpu", "device_map": describe(loaded.model)}
+    load = placed_as_here(load, *workplace.values())
+    workplace |= {"address": address, "workers": workers, "gpus_per_worker": gpus_per_worker}
     effects = None
     with (
         run_resources(run, IDENTITY),

@@ -8,16 +8,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.forward.batch import Span, TokenBatch
+from interp.forward.batch import RUN_TOKENS, Span, TokenBatch
 from interp.forward.generate import BATCH_PROMPTS, MAX_NEW_TOKENS, greedy_answers
 from interp.forward.out_of_memory import over_parts
 from interp.forward.partial import last_logits
+from interp.forward.pass_tokens import pass_tokens
+from interp.forward.prompts import device_of
 from interp.heads.headset import HeadSet
 from interp.interventions.context import constrain
 from interp.interventions.head_constraint import Constraint
 from interp.interventions.intervention import Intervention
 from interp.jobs import SHARD, Shard
 from interp.models.hooked_model import HookedModel
+from interp.patching.checks import checked_together
 from interp.patching.metrics import LogitDifference, Probability, apply_metric
 from interp.patching.sweep import sweep_position_sets
 from interp.precision import result_dtype
@@ -72,14 +75,15 @@ class PreferenceJob:
 @torch.no_grad()
 def preference_values(model: HookedModel, job: PreferenceJob, *, progress: bool = False) -> Shard:
     """``values`` [prompt metric set]: the metrics of every prompt under every head set."""
-    edit = job.constraint.edit(model, job.encoded, job.kind, mean=job.mean)
+    encoded = job.encoded.to(device_of(model))
+    edit = job.constraint.edit(model, encoded, job.kind, mean=job.mean)
     values = sweep_position_sets(
         model,
-        job.encoded.batch(job.kind),
+        encoded.batch(job.kind),
         edit,
         position_sets=edit.changed[None],
         sets=[heads.heads for heads in job.sets],
-        metrics=preference_metrics(job.encoded),
+        metrics=preference_metrics(encoded),
         budget=job.budget,
         progress=progress,
         description=f"{job.kind} premises",
@@ -125,25 +129,26 @@ class WholeRunsJob:
 @torch.no_grad()
 def whole_run_values(model: HookedModel, job: WholeRunsJob, *, progress: bool = False) -> Shard:
     """``values`` [prompt metric intervention]: as ``preference_values``."""
-    batch = job.encoded.batch(job.kind)
-    spans = [item.prompt(job.kind).object for item in job.encoded.items]
-    metrics = preference_metrics(job.encoded)
-    shape = (len(job.encoded), len(metrics), len(job.interventions))
-    values = torch.empty(shape, dtype=result_dtype(model))
+    encoded = job.encoded.to(device_of(model))
+    batch, dtype = encoded.batch(job.kind), result_dtype(model)
+    spans = [item.prompt(job.kind).object for item in encoded.items]
+    metrics = preference_metrics(encoded)
+    tokens = pass_tokens(model, batch.width, least=RUN_TOKENS)
+
+    def measured(intervention: Intervention) -> Float[Tensor, "prompt metric"]:
+        def run(part: TokenBatch, rows: range) -> Tensor:
+            here = spans[rows.start : rows.stop]
+            with constrain(model, intervention, at=here, mean=job.mean, neutral=encoded.mask):
+                return last_logits(model, part)[:, -1]
+
+        logits = torch.cat(list(over_parts(batch, run, batch_tokens=tokens)))
+        found = checked_together(lambda: [apply_metric(metric, logits) for metric in metrics])
+        return torch.stack([values.to(logits.device, dtype) for values in found], dim=1)
+
     shown = progress_bar(
         job.interventions, description=f"{job.kind} premises, whole runs", shown=progress
     )
-    for index, intervention in enumerate(shown):
-
-        def run(part: TokenBatch, rows: range, under: Intervention = intervention) -> Tensor:
-            here = spans[rows.start : rows.stop]
-            with constrain(model, under, at=here, mean=job.mean, neutral=job.encoded.mask):
-                return last_logits(model, part)[:, -1]
-
-        logits = torch.cat(list(over_parts(batch, run)))
-        for number, metric in enumerate(metrics):
-            values[:, number, index] = apply_metric(metric, logits).to(values)
-    return Shard({"values": values})
+    return Shard({"values": torch.stack([measured(each) for each in shown], dim=2).cpu()})
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ def side_effects(
         at = spans[rows.start : rows.stop]
         begins = [offset + end for offset, (_, end) in zip(part.offsets.tolist(), at, strict=True)]
         first = min(begins)
-        total = torch.zeros(4, dtype=torch.float64)
+        total = torch.zeros(4, dtype=torch.float64, device=part.tokens.device)
         if first >= part.width:
             return total
         free = finite_logits(model, part, keep=part.width - first)
@@ -101,7 +101,7 @@ def side_effects(
             constrained = finite_logits(model, part, keep=part.width - first)
         for row, begin in enumerate(begins):
             later, following = slice(begin - first, -1), part.tokens[row, begin + 1 :]
-            total += _sums(free[row, later], constrained[row, later], following)
+            total = total + _sums(free[row, later], constrained[row, later], following).to(total)
         return total
 
     tokens = max(1, PART_LOGITS // model.cfg.d_vocab)
@@ -117,5 +117,5 @@ def _sums(
     p, q = widened(free).log_softmax(-1), widened(constrained).log_softmax(-1)
     kl = (p.exp() * (p - q)).sum(dim=-1)
     surprisals = [-logs.gather(1, following[:, None]) for logs in (p, q)]
-    sums = [float(values.sum(dtype=torch.float64)) for values in (kl, *surprisals)]
-    return torch.tensor([*sums, len(following)], dtype=torch.float64)
+    sums = [values.sum(dtype=torch.float64) for values in (kl, *surprisals)]
+    return torch.stack([*sums, torch.full_like(sums[0], len(following))])

@@ -8,6 +8,7 @@ import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import compress
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from interp.arguments import listed, shown, whole_number
 from interp.errors import UserError
+from interp.forward.transfer import repeated_rows, upload
 
 Item = TypeVar("Item")
 Span = tuple[int, int]
@@ -100,8 +102,8 @@ class TokenBatch:
             raise UserError(
                 f"the mask has shape {tuple(mask.shape)}, the tokens {tuple(tokens.shape)}"
             )
-        keep = mask.bool()
-        lists = [row[real].tolist() for row, real in zip(tokens, keep, strict=True)]
+        rows = zip(tokens.tolist(), mask.bool().tolist(), strict=True)
+        lists = [list(compress(row, real)) for row, real in rows]
         return cls.from_lists(lists, device=tokens.device)
 
     @classmethod
@@ -162,22 +164,22 @@ class TokenBatch:
     @property
     def every_row(self) -> Int[Tensor, " row"]:
         """Each prompt once, as the rows of a batch that is run."""
-        return torch.arange(len(self), device=self.tokens.device)
+        return repeated_rows(len(self), 1, self.tokens.device)
 
     def span_mask(self, spans: Sequence[Span]) -> Bool[Tensor, "prompt pos"]:
         """Mask of one token span [start, end) per prompt, counted without padding."""
         if len(spans) != len(self):
             raise UserError(f"{len(spans)} spans for {len(self)} prompts: give one per prompt")
-        mask = torch.zeros_like(self.mask)
-        for row, (start, end) in enumerate(spans):
-            length = int(self.mask[row].sum())
+        mask = torch.zeros(self.mask.shape, dtype=torch.bool)
+        lengths = self.mask.sum(dim=1).tolist()
+        for row, ((start, end), length) in enumerate(zip(spans, lengths, strict=True)):
             if not 0 <= start < end <= length:
                 raise UserError(
                     f"span [{start}, {end}) of prompt {row} is not in its {length} tokens"
                 )
             offset = self.width - length
             mask[row, offset + start : offset + end] = True
-        return mask
+        return upload(mask, self.mask.device)
 
     columns = span_mask  # its name before version 0.2
 

@@ -26,11 +26,12 @@ from transformers.cache_utils import Cache, DynamicCache
 from interp.arguments import listed, whole_number
 from interp.checked import checked
 from interp.errors import UserError
-from interp.forward.batch import TokenBatch
+from interp.forward.batch import RUN_TOKENS, TokenBatch
 from interp.forward.finite import check_finite
 from interp.forward.hook_points import as_units, check_component, count_units, hook_name
 from interp.forward.layer_range import run_layers
 from interp.forward.out_of_memory import over_parts
+from interp.forward.pass_tokens import pass_tokens
 from interp.forward.prompts import batch_for, call_positions, check_limits
 from interp.forward.prompts import device_of as device_of
 from interp.forward.recorded_run import RecordedRun as RecordedRun
@@ -120,7 +121,8 @@ def unedited_logits(model: HookedModel, batch: TokenBatch) -> Float[Tensor, "pro
             return last_logits(model, part)[:, -1]
         return _check_logits(plain.run(part, part.every_row), model, part)
 
-    return torch.cat(list(over_parts(batch, run_part)))
+    tokens = pass_tokens(model, batch.width, least=RUN_TOKENS)
+    return torch.cat(list(over_parts(batch, run_part, batch_tokens=tokens)))
 
 
 @checked

@@ -23,6 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
+from interp.forward.transfer import repeats_of
 from interp.precision import widened
 
 NAME = "shared_prefix"
@@ -95,11 +96,7 @@ class SharedPrefix:
     @cached_property
     def repeats(self) -> int:
         """How many times the rows repeat all prompts in their order; 0 if they do not."""
-        n_prompts, n_rows = len(self.keys_values[0][0]), len(self.rows)
-        if n_rows % n_prompts:
-            return 0
-        in_order = torch.arange(n_rows, device=self.rows.device) % n_prompts
-        return n_rows // n_prompts if torch.equal(self.rows, in_order) else 0
+        return repeats_of(self.rows, len(self.keys_values[0][0]))
 
 
 _PREFIX: ContextVar[SharedPrefix] = ContextVar("shared_prefix")

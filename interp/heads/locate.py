@@ -33,6 +33,7 @@ from interp.heads.object_edits import Source, premise_edit
 from interp.models.hooked_model import HookedModel
 from interp.models.versions import check_hooked
 from interp.patching.attribution import attribute_heads
+from interp.patching.checks import checked_together
 from interp.patching.metrics import LogitDifference, Probability, apply_metric
 from interp.patching.sweep import sweep_effects
 from interp.precision import result_dtype
@@ -107,7 +108,7 @@ def as_encoded(
     """Premises as this model's tokens, under a system prompt if one is given."""
     check_hooked(model)
     if isinstance(premises, EncodedPremises):
-        return premises
+        return premises.to(device_of(model))
     return encode_premises(model.tokenizer, premises, device=device_of(model), system=system)
 
 
@@ -117,7 +118,8 @@ def batch_metrics(
 ) -> Float[Tensor, "metric prompt"]:
     """The metrics in an unedited run, from the same modules that a sweep runs."""
     logits, dtype = unedited_logits(model, batch), result_dtype(model)
-    return torch.stack([apply_metric(metric, logits).to("cpu", dtype) for metric in metrics])
+    found = checked_together(lambda: [apply_metric(metric, logits) for metric in metrics])
+    return torch.stack([values.to(logits.device, dtype) for values in found]).cpu()
 
 
 def check_method(method: str) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from interp.arguments import check_choice
 from interp.checked import checked
 from interp.errors import UserError
+from interp.forward.prompts import device_of
 from interp.heads.headset import Site, check_site
 from interp.models.hooked_model import HookedModel
 from interp.patching.alignment import aligned_positions
@@ -49,6 +50,7 @@ def premise_edit(
     """
     check_site(site)
     check_choice("source", source, get_args(Source))
+    encoded = encoded.to(device_of(model))
     at = encoded.objects(kind)
     if site == "attention":
         if source != "zero":
@@ -62,7 +64,7 @@ def premise_edit(
     if source == "mean":
         if mean is None:
             mean = mean_output(model, encoded, kind)
-        shape = (len(mean), at.shape[0], at.shape[1] - first, *mean.shape[1:])
+        mean, shape = mean.to(at.device), (len(mean), *at[:, first:].shape, *mean.shape[1:])
         return ActivationEdit(at, mean[:, None, None].expand(shape), scale=factor, first=first)
     there = encoded.objects(source)
     begin = first_position(there)
@@ -76,6 +78,7 @@ def mean_output(
     model: HookedModel, encoded: EncodedPremises, kind: QuestionKind = "false"
 ) -> Float[Tensor, "layer head d_head"]:
     """Every head's output averaged over the object tokens of the prompts."""
+    encoded = encoded.to(device_of(model))
     at = encoded.objects(kind)
     first = first_position(at)
     z = widened(recorded_values(model, encoded.batch(kind), "z", first=first))

@@ -147,10 +147,11 @@ def last_row_saliency(
             loss = -LogProbability(answer[rows.start : rows.stop])(logits).sum()
             gradients = torch.autograd.grad(loss, seen, materialize_grads=True)
         layers = [
-            (widened(pattern.detach()) * widened(gradient))[:, :, -1].sum(dim=1).abs().cpu()
+            (widened(pattern.detach()) * widened(gradient))[:, :, -1].sum(dim=1).abs()
             for pattern, gradient in zip(seen, gradients, strict=True)
         ]
-        return torch.stack(layers, dim=1).to("cpu", result_dtype(model))
+        together = torch.stack([layer.to(part.tokens.device) for layer in layers], dim=1)
+        return together.to("cpu", result_dtype(model))
 
     with progress_bar(total=len(batch), description="information flow", shown=progress) as bar:
         return torch.cat(list(over_parts(batch, saliency, batch_tokens=batch_tokens, bar=bar)))

@@ -16,6 +16,7 @@ from torch import Tensor
 from interp.errors import UserError
 from interp.forward.batch import Span
 from interp.forward.partial import hooked
+from interp.forward.prompts import device_of
 from interp.heads.headset import Head, HeadSet, Site
 from interp.heads.locate import as_encoded
 from interp.heads.object_edits import mean_output
@@ -88,6 +89,7 @@ def constrain(
         if source is None:
             raise UserError("mode 'mean' needs reference= premises to take the mean over")
         mean = mean_output(model, as_encoded(model, source))
+    mean = None if mean is None else mean.to(device_of(model))
     hooks = [hook for part in under.parts for hook in hooks_of(part, model, state=state, mean=mean)]
     updating = nullcontext() if state is None else before_each_pass(model, state.begin)
     with hooked(model, hooks), updating:

@@ -29,6 +29,7 @@ from interp.checked import by_position
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.forward.adapted_projections import find_projection, projections_of
+from interp.forward.transfer import upload
 from interp.interventions.unit_table import action_name, unit_rows, unit_table
 from interp.models.hooked_model import HookedModel
 
@@ -205,12 +206,13 @@ def edit_gates(
         raise UserError(f"there is no expert {missing[0]}: the gates have {gates.shape[-1]}")
     check_counts({"the call": chosen}, mode)
     new = torch.zeros_like(gates) if mode == "force" else gates.clone()
+    index = upload(torch.tensor(chosen, dtype=torch.long), gates.device)
     if mode in ("force", "swap"):
-        new[..., chosen] = gates[..., chosen[::-1]] if mode == "swap" else 1.0
+        new[..., index] = gates[..., index.flip(0)] if mode == "swap" else 1.0
         return new
-    new[..., chosen] = factor * gates[..., chosen]
+    new[..., index] = factor * gates[..., index]
     if mode == "off_renormalised":
-        lost = (gates[..., chosen] > 0).any(dim=-1, keepdim=True)
+        lost = (gates[..., index] > 0).any(dim=-1, keepdim=True)
         total = new.sum(dim=-1, keepdim=True)
         return torch.where(lost, new / total.clamp_min(torch.finfo(new.dtype).tiny), new)
     return new

@@ -11,6 +11,8 @@ from torch import Tensor
 from interp.forward.adapted_projections import GATE
 from interp.forward.hook_points import hook_name
 from interp.forward.partial import Hook
+from interp.forward.prompts import device_of
+from interp.forward.transfer import repeated_rows, upload
 from interp.interventions.expert_constraint import ExpertConstraint, edit_gates
 from interp.interventions.head_constraint import Constraint
 from interp.interventions.prompt_state import PromptState
@@ -72,7 +74,7 @@ def _attention_hooks(
         width = max(state.n_seen, keys)
         at = state.positions
         at = torch.nn.functional.pad(at, (0, width - at.shape[1]))[:, -keys:].to(scores.device)
-        rows = torch.arange(len(at), device=at.device)
+        rows = repeated_rows(len(at), 1, at.device)
         everywhere = heads.to(at.device).expand(len(at), -1)
         first = min(state.n_seen, keys) - queries
         edit = AttentionEdit(at, part.factor)
@@ -114,9 +116,9 @@ BUILDERS: Mapping[str, Callable[..., list[Hook]]] = {
 
 
 def _by_layer(part: Constraint, model: HookedModel) -> dict[int, Bool[Tensor, " head"]]:
-    """Which heads of each layer are constrained."""
+    """Which heads of each layer are constrained, on the model's device."""
     found: dict[int, Tensor] = {}
     for layer, head in sorted(part.heads):
         heads = found.setdefault(layer, torch.zeros(model.cfg.n_heads, dtype=torch.bool))
         heads[head] = True
-    return found
+    return {layer: upload(heads, device_of(model)) for layer, heads in found.items()}

@@ -7,6 +7,7 @@ Premises may be given in its place: their prompts are looked up, in any order an
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import compress
 
 import torch
 from jaxtyping import Bool, Int
@@ -16,6 +17,7 @@ from interp.arguments import listed, pairs_of_numbers
 from interp.checked import checked
 from interp.errors import UserError
 from interp.files.text import one_line
+from interp.forward.transfer import upload
 from interp.premises.encode import EncodedPremises
 
 ObjectPositions = Callable[[Int[Tensor, "prompt pos"], Bool[Tensor, "prompt pos"]], Tensor]
@@ -46,9 +48,9 @@ def positions_in_premises(encoded: EncodedPremises) -> ObjectPositions:
     lengths = sorted({len(key) for key in starts}, reverse=True)
 
     def find(tokens: Tensor, mask: Tensor) -> Tensor:
-        at = torch.zeros_like(mask)
-        for row, (ids, real) in enumerate(zip(tokens, mask, strict=True)):
-            first, prompt = int(real.long().argmax()), tuple(ids[real].tolist())
+        at = torch.zeros(mask.shape, dtype=torch.bool)
+        for row, (ids, real) in enumerate(zip(tokens.tolist(), mask.tolist(), strict=True)):
+            first, prompt = real.index(True) if any(real) else 0, tuple(compress(ids, real))
             end = next((n for n in lengths if prompt[:n] in starts), None)
             if end is None:
                 raise UserError(
@@ -56,7 +58,7 @@ def positions_in_premises(encoded: EncodedPremises) -> ObjectPositions:
                     "give its spans with at="
                 )
             at[row, first + starts[prompt[:end]] : first + end] = True
-        return at
+        return upload(at, mask.device)
 
     return find
 
@@ -65,19 +67,19 @@ def _in_spans(spans: Sequence[tuple[int, int] | None], tokens: Tensor, mask: Ten
     copies = _copies(tokens, len(spans))
     if not copies:
         raise UserError(f"{len(spans)} spans for {len(tokens)} prompts: give one per prompt")
-    at = torch.zeros_like(mask, dtype=torch.bool)
-    for row in range(len(tokens)):
+    at, real = torch.zeros(mask.shape, dtype=torch.bool), mask.long()
+    begins, lengths = torch.stack([real.argmax(dim=1), real.sum(dim=1)]).tolist()
+    for row, (first, length) in enumerate(zip(begins, lengths, strict=True)):
         if (span := spans[row // copies]) is None:
             continue
         start, end = span
-        first, length = int(mask[row].long().argmax()), int(mask[row].sum())
         if not 0 <= start < end <= length:
             raise UserError(
                 f"span [{start}, {end}) of prompt {row // copies} is not in its {length} tokens "
                 "(a prompt has to run whole: leave prefill_chunk_size out)"
             )
         at[row, first + start : first + end] = True
-    return at
+    return upload(at, mask.device)
 
 
 def _in_mask(at: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
@@ -86,7 +88,8 @@ def _in_mask(at: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         raise UserError(
             f"the mask at= has shape {tuple(at.shape)}, the prompts {tuple(tokens.shape)}"
         )
-    return at.repeat_interleave(copies, dim=0).to(device=tokens.device, dtype=torch.bool)
+    at = at.to(device=tokens.device, dtype=torch.bool)
+    return at.repeat_interleave(copies, dim=0)
 
 
 def _from_function(at: ObjectPositions, tokens: Tensor, mask: Tensor) -> Tensor:

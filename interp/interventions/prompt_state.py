@@ -5,6 +5,7 @@ decoding step of one token a prompt keeps them.
 """
 
 from collections.abc import Sequence
+from itertools import compress
 
 import torch
 from jaxtyping import Bool, Float
@@ -14,6 +15,7 @@ from interp.errors import UserError
 from interp.forward.batch import TokenBatch
 from interp.forward.layer_range import run_layers
 from interp.forward.partial import record_run
+from interp.forward.transfer import upload
 from interp.interventions.object_positions import ObjectPositions
 from interp.models.hooked_model import HookedModel
 from interp.models.model_check import require
@@ -100,14 +102,16 @@ class PromptState:
         """Per layer, the outputs at the object when it is replaced by the neutral word."""
         prompts: list[list[int]] = []
         ends: list[tuple[int, int] | None] = []
-        for row in range(len(tokens)):
-            at = self.positions[row].nonzero()[:, 0]
+        positions = self.positions.cpu()
+        for row, (ids, there) in enumerate(zip(tokens.tolist(), real.tolist(), strict=True)):
+            at = positions[row].nonzero()[:, 0]
             if len(at) == 0:
-                prompts.append(tokens[row][real[row]].tolist())
+                prompts.append(list(compress(ids, there)))
                 ends.append(None)
                 continue
-            before = tokens[row, : at[0]][real[row, : at[0]]].tolist()
-            space, neutral = self._neutral(int(tokens[row, at[0]]))
+            first = int(at[0])
+            before = list(compress(ids[:first], there[:first]))
+            space, neutral = self._neutral(ids[first])
             prompts.append([*before, *space, *neutral])
             ends.append((len(before) + len(space), len(neutral)))
         batch = TokenBatch.from_lists(prompts, device=tokens.device)
@@ -116,15 +120,15 @@ class PromptState:
             layer: z.new_zeros(*self.positions.shape, *z.shape[3:])
             for layer in self._resample_layers
         }
-        for row, end in enumerate(ends):
+        for row, (end, offset) in enumerate(zip(ends, batch.offsets.tolist(), strict=True)):
             if end is None:
                 continue
-            at = self.positions[row].nonzero()[:, 0]
-            offset, length = int(batch.offsets[row]) + end[0], end[1]
+            at, length = positions[row].nonzero()[:, 0], end[1]
             # Aligned by the last token; a longer object repeats the neutral word's first token.
-            steps = torch.arange(length - len(at), length).clamp(min=0) + offset
+            steps = torch.arange(length - len(at), length).clamp(min=0) + offset + end[0]
+            at, steps = upload(at, z.device), upload(steps, z.device)
             for layer, values in out.items():
-                values[row, at] = z[layer, row, steps.to(z.device)]
+                values[row, at] = z[layer, row, steps]
         return out
 
     def _neutral(self, first: int) -> tuple[list[int], list[int]]:

@@ -26,10 +26,12 @@ from interp.forward.memory import Budget, decide_budget
 from interp.forward.out_of_memory import halving
 from interp.forward.partial import Hook, RecordedRun, resume
 from interp.forward.sizes import sizes_of
+from interp.forward.transfer import upload
 from interp.models.call import with_gradients
 from interp.models.hooked_model import HookedModel
 from interp.models.model_check import require
 from interp.patching.attribution import edited_change, gradient_pass
+from interp.patching.checks import checked_together
 from interp.patching.chunks import first_position, graph_demand, run_chunks, take_chunk
 from interp.patching.edits import ActivationEdit, rows_of_units, scores_hook_name
 from interp.patching.metrics import Metric, differentiable_sum
@@ -59,6 +61,7 @@ def atp_star_effects(
     """
     if grad_drop:
         require(model, "residual")
+    position_sets = position_sets.cpu()
     n_sets, n_units = len(position_sets), count_units(model, edit.component)
     shape = (len(batch), model.cfg.n_layers, n_units, n_sets)
     values = torch.full(shape, torch.nan, dtype=result_dtype(model))
@@ -70,14 +73,16 @@ def atp_star_effects(
     def run_chunk(prompts: list[int]) -> None:
         chunk = take_chunk(batch, edit, [metric], prompts=prompts)
         assert isinstance(chunk.edit, ActivationEdit)
-        sets = position_sets[:, chunk.prompts, chunk.drop :]
+        sets = upload(position_sets[:, chunk.rows, chunk.drop :], batch.tokens.device)
         read = [hook_name(name, 0) for name in (edit.component, "attn_out", "mlp_out")]
         run = chunk.record(model, edits=[scores_hook_name(0), *read])
-        nonempty = sets.any(dim=2).T.cpu()[:, None, None, :]
+        nonempty = position_sets[:, chunk.rows].any(dim=2).T[:, None, None, :]
         method = _AtpStar(model, run, chunk.edit, chunk.metrics[0], grad_drop, fix, progress)
 
         def run_sets(some: list[int]) -> None:
-            found = torch.where(nonempty[..., some], method.effects(sets[some]), torch.nan)
+            taken = sets[upload(torch.tensor(some), sets.device)]
+            effects = checked_together(lambda: method.effects(taken)).cpu()
+            found = torch.where(nonempty[..., some], effects, torch.nan)
             values[chunk.rows[:, None], :, :, torch.tensor(some)] = found.permute(0, 3, 1, 2)
 
         groups = in_batches(range(n_sets), at_once)
@@ -147,7 +152,7 @@ class _AtpStar:
         if self.grad_drop:
             in_no_layer = self.edit.component.startswith("resid")
             total = total / max(1, n_layers if in_no_layer else n_layers - 1)
-        return total.to("cpu", result_dtype(model))
+        return total.to(result_dtype(model))
 
     def _to_first_order(self, position_sets: Tensor, seen: Sequence[Tensor]) -> EffectsOf:
         changes = [
@@ -169,6 +174,7 @@ class _AtpStar:
         self, position_sets: Tensor, seen: Sequence[Tensor], scores: Sequence[Tensor]
     ) -> EffectsOf:
         """Exact new patterns for edited queries or keys, times the gradient of the pattern."""
+        self._check_softmax(seen, scores)
         changes = [
             self._pattern_changes(position_sets, layer, pattern=pattern.detach(), scores=before)
             for layer, (pattern, before) in enumerate(zip(seen, scores, strict=True))
@@ -197,13 +203,6 @@ class _AtpStar:
         """
         start = self.run.start
         edited = self._edited_scores(layer)
-        real = self.run.batch.mask[:, None, start:, None].to(scores.device)
-        difference = (widened(scores).softmax(dim=-1) - widened(pattern)).abs()
-        if float(difference.masked_fill(~real, 0.0).max()) > 1e-2:  # attention sinks, say
-            raise UserError(
-                "this model's attention pattern is not the softmax of its scores: use method "
-                "'attribution' for its queries and keys"
-            )
         if layer == 0:
             self._check_units_apart(edited)
         found = []
@@ -216,13 +215,27 @@ class _AtpStar:
             found.append(new - widened(pattern))
         return torch.stack(found)
 
+    def _check_softmax(self, patterns: Sequence[Tensor], scores: Sequence[Tensor]) -> None:
+        """Raise if a pattern is not the softmax of its scores; all layers are looked at at once."""
+        real, differences = self.run.batch.mask[:, None, self.run.start :, None], []
+        for pattern, before in zip(patterns, scores, strict=True):
+            difference = (widened(before).softmax(dim=-1) - widened(pattern.detach())).abs()
+            difference = difference.masked_fill(~real.to(difference.device), 0.0)
+            differences.append(difference.max().to(real.device))
+        if float(torch.stack(differences).max()) > 1e-2:  # attention sinks, say
+            raise UserError(
+                "this model's attention pattern is not the softmax of its scores: use method "
+                "'attribution' for its queries and keys"
+            )
+
     def _edited_scores(
         self, layer: int, *, n_edited: int | None = None
     ) -> Float[Tensor, "prompt head q k"]:
         """A layer's scores with its first ``n_edited`` units (by default all) edited everywhere."""
         model, run, rows = self.model, self.run, self.run.batch.every_row
         n_units = count_units(model, self.edit.component)
-        acting = rows_of_units([range(n_units)[:n_edited]], n_units, len(rows)).to(rows.device)
+        some = [range(n_units)[:n_edited]]
+        acting = rows_of_units(some, n_units, len(rows), device=rows.device)
         edited: list[Tensor] = [torch.empty(0)] * (layer + 1)
         edit_hook = self.edit.hook(layer, rows=rows, units=acting, start=run.start)
         hooks = [edit_hook, _keep_scores(edited)[layer]]

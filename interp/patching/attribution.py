@@ -26,6 +26,7 @@ from interp.forward.partial import Hook, RecordedRun, resume
 from interp.forward.prompts import batch_for
 from interp.models.call import with_gradients
 from interp.models.hooked_model import HookedModel
+from interp.patching.checks import checked_together
 from interp.patching.chunks import graph_demand, run_chunks, take_chunk
 from interp.patching.edits import ActivationEdit, HeadEdit, check_edit
 from interp.patching.metrics import Metric, differentiable_sum
@@ -96,14 +97,14 @@ def _attribute_chunk(
             )
             for metric in metrics
         ]
-    effects = []
+    effects, device = [], run.batch.tokens.device
     for layer, value in enumerate(seen):
         change = edited_change(edit, value.detach(), layer=layer, run=run)
         products = [
             (change * widened(as_units(of_layers[layer], edit.component))).sum(dim=-1)
             for of_layers in gradients
         ]
-        effects.append(torch.stack(products).transpose(2, 3).to("cpu", result_dtype(model)))
+        effects.append(torch.stack(products).transpose(2, 3).to(device, result_dtype(model)))
     return torch.stack(effects, dim=2)
 
 
@@ -127,7 +128,9 @@ def attribute_positions(
     def run_chunk(prompts: list[int]) -> None:
         chunk = take_chunk(batch, edit, metrics, prompts=prompts)
         run = chunk.record(model, edits=(hook_name(edit.component, 0),))
-        found = _attribute_chunk(model, run, chunk.edit, metrics=chunk.metrics)
+        found = checked_together(
+            lambda: _attribute_chunk(model, run, chunk.edit, metrics=chunk.metrics)
+        ).cpu()
         values[:, chunk.rows, ..., chunk.drop + run.start :] = found
         bar.update(len(prompts))
 

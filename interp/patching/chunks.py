@@ -15,6 +15,7 @@ from interp.forward.memory import Budget
 from interp.forward.out_of_memory import halving
 from interp.forward.partial import RecordedRun, record_run
 from interp.forward.sizes import sizes_of
+from interp.forward.transfer import upload
 from interp.models.hooked_model import HookedModel
 from interp.patching.edits import HeadEdit, take_edit
 from interp.patching.metrics import Metric, can_take, check_metrics, take_metrics
@@ -30,21 +31,18 @@ class Chunk:
     """Some of the prompts, padded only to the longest of them.
 
     Attributes:
-        prompts: their indices in the whole batch.
+        prompts: their indices in the whole batch, on its device.
+        rows: the same on the CPU, where results are collected.
         batch, edit, metrics: narrowed to these prompts.
         drop: how many leading positions of the whole batch were cut away.
     """
 
     prompts: Int[Tensor, " prompt"]
+    rows: Int[Tensor, " prompt"]
     batch: TokenBatch
     edit: HeadEdit
     metrics: list[Metric]
     drop: int
-
-    @property
-    def rows(self) -> Int[Tensor, " prompt"]:
-        """The indices on the CPU, where results are collected."""
-        return self.prompts.cpu()
 
     @torch.no_grad()
     def record(
@@ -59,10 +57,10 @@ def take_chunk(
     batch: TokenBatch, edit: HeadEdit, metrics: Sequence[Metric], *, prompts: Sequence[int]
 ) -> Chunk:
     """Batch, edit and metrics of some of the prompts, by index."""
-    index = torch.as_tensor(list(prompts), device=batch.tokens.device)
-    part = batch.take(prompts)
-    drop = batch.width - part.width
-    return Chunk(index, part, take_edit(edit, index, drop=drop), take_metrics(metrics, index), drop)
+    rows = torch.tensor(list(prompts))
+    index, part = upload(rows, batch.tokens.device), batch.take(prompts)
+    drop, taken = batch.width - part.width, take_metrics(metrics, index)
+    return Chunk(index, rows, part, take_edit(edit, index, drop=drop), taken, drop)
 
 
 def first_position(changed: Bool[Tensor, "prompt pos"]) -> int:
@@ -172,6 +170,7 @@ def run_chunks(
         UserError: see ``chunk_prompts``.
         OutOfMemory: one prompt does not fit, or metrics that need all prompts at once.
     """
+    changed = changed.cpu()
     chunks = chunk_prompts(changed, demand, metrics=metrics, budget=budget)
     width = changed.shape[1]
     largest = demand(width - first_position(changed), width)
@@ -197,6 +196,7 @@ def chunk_prompts(
             budget, given by the caller, that is too small for one prompt.
     """
     check_metrics(metrics, len(changed))
+    changed = changed.cpu()
     first_position(changed)
     if not bool(changed.any(dim=1).all()):
         bad = int((~changed.any(dim=1)).nonzero()[0])

@@ -25,7 +25,10 @@ from interp.arguments import real_number, shown
 from interp.errors import UserError
 from interp.forward.hook_points import Component, as_units, check_component, from_units, hook_name
 from interp.forward.partial import HookFunction
+from interp.forward.transfer import upload
 from interp.precision import widened
+
+CPU = torch.device("cpu")
 
 
 def scores_hook_name(layer: int) -> str:
@@ -41,13 +44,13 @@ def edited_points(component: str) -> tuple[str, ...]:
 
 
 def rows_of_units(
-    sets: Sequence[Iterable[int]], n_units: int, n_prompts: int
+    sets: Sequence[Iterable[int]], n_units: int, n_prompts: int, *, device: torch.device = CPU
 ) -> Bool[Tensor, "row unit"]:
     """Which units each row edits, where every set of units runs for all prompts, set by set."""
     acting = torch.zeros(len(sets), n_units, dtype=torch.bool)
     for index, units in enumerate(sets):
         acting[index, list(units)] = True
-    return acting.repeat_interleave(n_prompts, dim=0)
+    return upload(acting, device).repeat_interleave(n_prompts, dim=0)
 
 
 @dataclass(frozen=True)
@@ -215,13 +218,22 @@ def scale_scores(scores: Tensor, where: Tensor, factor: float) -> Tensor:
 
 
 def take_edit(edit: HeadEdit, prompts: Int[Tensor, " prompt"], drop: int = 0) -> HeadEdit:
-    """The edit for some of the prompts, with the first ``drop`` positions cut away."""
+    """The edit for some of the prompts, with the first ``drop`` positions cut away.
+
+    It may be on another device than the indices of the prompts; what is taken is on theirs.
+    """
     if isinstance(edit, AttentionEdit):
-        return replace(edit, keys=edit.keys[prompts, drop:])
+        return replace(edit, keys=_take(edit.keys, prompts)[:, drop:])
     source = edit.source
     if source is not None:
         # A source that begins before the cut loses its first positions too.
-        source = source[:, prompts, max(drop - edit.first, 0) :]
+        source = _take(source[:, :, max(drop - edit.first, 0) :], prompts, axis=1)
         if edit.component == "pattern":  # its keys are positions of the batch
             source = source[..., drop:]
-    return replace(edit, at=edit.at[prompts, drop:], source=source, first=max(edit.first - drop, 0))
+    at = _take(edit.at, prompts)[:, drop:]
+    return replace(edit, at=at, source=source, first=max(edit.first - drop, 0))
+
+
+def _take(values: Tensor, prompts: Int[Tensor, " prompt"], *, axis: int = 0) -> Tensor:
+    taken = values.index_select(axis, prompts.to(values.device))
+    return upload(taken, prompts.device)

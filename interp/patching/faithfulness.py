@@ -320,6 +320,6 @@ def _without(
     for (component, layer), units in by_layer.items():
         source = edits[component].source
         assert source is not None
-        acting = rows_of_units([units], source.shape[3], len(rows)).to(rows.device)
+        acting = rows_of_units([units], source.shape[3], len(rows), device=rows.device)
         hooks.append(edits[component].hook(layer, rows=rows, units=acting, start=run.start))
     return Variant(min((layer for _, layer in by_layer), default=0), tuple(hooks))

@@ -18,6 +18,7 @@ from interp.forward.memory import Budget, decide_budget
 from interp.forward.partial import RecordedRun, resume
 from interp.models.call import with_gradients
 from interp.models.hooked_model import HookedModel
+from interp.patching.checks import checked_together
 from interp.patching.chunks import graph_demand, run_chunks, take_chunk
 from interp.patching.edits import ActivationEdit
 from interp.patching.metrics import Metric, differentiable_sum
@@ -49,12 +50,20 @@ def integrate_positions(
     def run_chunk(prompts: list[int]) -> None:
         chunk = take_chunk(batch, edit, [metric], prompts=prompts)
         assert isinstance(chunk.edit, ActivationEdit)
-        run = chunk.record(model, edits=edit.hook_points)
-        for layer in range(n_layers):
-            walk = _Walk(chunk.edit, run, layer)
-            found = walk.integral(model, chunk.metrics[0], steps=steps)
-            values[chunk.rows, layer, :, chunk.drop + run.start :] = found
-            bar.update(len(prompts))
+        of_chunk: ActivationEdit = chunk.edit
+        run, begun = chunk.record(model, edits=edit.hook_points), bar.n
+        device = run.batch.tokens.device
+
+        def integrals() -> Float[Tensor, "prompt layer unit pos"]:
+            bar.n, found = begun, []
+            for layer in range(n_layers):
+                walk = _Walk(of_chunk, run, layer)
+                found.append(walk.integral(model, chunk.metrics[0], steps=steps).to(device))
+                bar.update(len(prompts))
+            return torch.stack(found, dim=1)
+
+        found = checked_together(integrals).to("cpu", values.dtype)
+        values[chunk.rows, :, :, chunk.drop + run.start :] = found
 
     demand = graph_demand(model, edit.component)
     decided = decide_budget(budget, batch.tokens.device)
@@ -88,12 +97,13 @@ class _Walk:
     ) -> Float[Tensor, "prompt unit pos"]:
         """One step at a time, so that memory does not grow with the steps."""
         hooks = [(hook_name(self.edit.component, self.layer), self.hook)]
-        rows, total = self.run.batch.every_row, torch.zeros(())
+        rows, total = self.run.batch.every_row, None
         for step in range(steps):
             self.fraction = (step + 0.5) / steps
             with with_gradients(model):
                 logits = resume(model, self.run, layer=self.layer, rows=rows, hooks=hooks)
                 (gradient,) = torch.autograd.grad(differentiable_sum(metric, logits), [self.leaf])
             product = (self.change * widened(gradient)).sum(dim=-1).transpose(1, 2)
-            total = total.to(product) + product
-        return (total / steps).cpu()
+            total = (0.0 if total is None else total) + product
+        assert total is not None
+        return total / steps

@@ -7,14 +7,17 @@ model's number type, a metric gets logits in float32 at least.
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass, fields, replace
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.errors import UserError
+from interp.forward.transfer import upload
+from interp.patching.checks import put_off
 from interp.precision import widened
 
 Metric = Callable[[Tensor], Tensor]
@@ -25,21 +28,28 @@ class PerPromptMetric:
     """A metric whose fields hold one entry per prompt, so that it can be narrowed to some."""
 
     def take(self: _Same, prompts: Tensor) -> _Same:
-        """The metric for some of the prompts, by index."""
+        """The metric for some of the prompts, by index, on the device of the indices."""
         some = {}
         for field in fields(self):  # type: ignore[arg-type]
             entries = getattr(self, field.name)
-            some[field.name] = entries[prompts.to(entries.device)]
-        return replace(self, **some)  # type: ignore[type-var]
+            entries = entries[prompts.to(entries.device)]
+            some[field.name] = upload(entries, prompts.device)
+        if type(self).__module__ != __name__:
+            return replace(self, **some)  # type: ignore[type-var]
+        taken = copy(self)  # what was checked whole is not read again
+        _set(taken, **some)
+        return taken
 
     def __call__(self, logits: Tensor) -> Tensor:
         """Last position's logits to one value per prompt; each metric says which."""
         raise TypeError(f"{type(self).__name__} is no metric: it has no __call__")
 
 
-def _at(values: Float[Tensor, "prompt d_vocab"], token: Int[Tensor, " prompt"]) -> Tensor:
+def _at(
+    values: Float[Tensor, "prompt d_vocab"], token: Int[Tensor, " prompt"], highest: int
+) -> Tensor:
     """The values of one token per prompt. Raises UserError for a token that is not there."""
-    beyond = token[token >= values.shape[1]]
+    beyond = token[token >= values.shape[1]] if highest >= values.shape[1] else token[:0]
     if len(beyond):
         raise UserError(
             f"the metric asks for token {int(beyond[0])}, but the vocabulary has "
@@ -68,7 +78,7 @@ def token_per_prompt(name: str, given: Any) -> Int[Tensor, " prompt"]:
     return token.long()
 
 
-def _set(metric: Any, **values: Tensor) -> None:
+def _set(metric: Any, **values: Any) -> None:
     for name, value in values.items():
         object.__setattr__(metric, name, value)
 
@@ -79,22 +89,27 @@ class LogitDifference(PerPromptMetric):
 
     answer: Int[Tensor, " prompt"]
     wrong: Int[Tensor, " prompt"]
+    highest: ClassVar[int] = 0
+    """Token, on the host: nothing has to be read from a device for the check that it is there."""
 
     def __post_init__(self) -> None:
         answer = token_per_prompt("answer", self.answer)
         wrong = token_per_prompt("wrong", self.wrong)
         if len(answer) != len(wrong):
             raise UserError(f"{len(answer)} answers but {len(wrong)} wrong ones: give pairs")
-        _set(self, answer=answer, wrong=wrong)
+        highest = max(int(answer.max()), int(wrong.max()))
+        _set(self, answer=answer, wrong=wrong.to(answer.device), highest=highest)
 
     def __call__(self, logits: Float[Tensor, "prompt d_vocab"]) -> Float[Tensor, " prompt"]:
         """The difference, per prompt."""
-        return _at(logits, self.answer) - _at(logits, self.wrong)
+        return _at(logits, self.answer, self.highest) - _at(logits, self.wrong, self.highest)
 
     def narrowed(self) -> tuple[Int[Tensor, "prompt 2"], "LogitDifference"]:
         """The tokens whose logits are enough, and the metric of those logits alone."""
         first = torch.zeros_like(self.answer)
-        return torch.stack([self.answer, self.wrong], dim=1), LogitDifference(first, first + 1)
+        metric = copy(self)
+        _set(metric, answer=first, wrong=first + 1, highest=1)
+        return torch.stack([self.answer, self.wrong], dim=1), metric
 
 
 @dataclass(frozen=True)
@@ -102,13 +117,15 @@ class LogProbability(PerPromptMetric):
     """Natural logarithm of the probability of one token per prompt at the last position."""
 
     token: Int[Tensor, " prompt"]
+    highest: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
-        _set(self, token=token_per_prompt("token", self.token))
+        token = token_per_prompt("token", self.token)
+        _set(self, token=token, highest=int(token.max()))
 
     def __call__(self, logits: Float[Tensor, "prompt d_vocab"]) -> Float[Tensor, " prompt"]:
         """The log-probability in nats, per prompt."""
-        return _at(logits, self.token) - widened(logits).logsumexp(dim=-1)
+        return _at(logits, self.token, self.highest) - widened(logits).logsumexp(dim=-1)
 
 
 class Probability(LogProbability):
@@ -180,9 +197,10 @@ def apply_metric(
         value = value.to_dense()
     if value.is_complex():
         raise UserError(f"the metric {name} gives complex numbers: return real ones")
-    bad = (~torch.isfinite(value.detach())).nonzero()[:, 0]
-    if len(bad):
-        raise UserError(f"{when}{_not_finite(name, logits.detach(), bad)}")
+    if not put_off(lambda: value):
+        bad = (~torch.isfinite(value.detach())).nonzero()[:, 0]
+        if len(bad):
+            raise UserError(f"{when}{_not_finite(name, logits.detach(), bad)}")
     return value if value.is_floating_point() else value.float()
 
 
@@ -227,7 +245,9 @@ def differentiable_sum(
             "differentiable in the logits (no argmax, rounding, detach or no_grad); use method "
             "'exact'"
         )
-    if not bool(torch.isfinite(found[0]).all()):
+    gradient = found[0]
+    # One number to look at later: zero, or NaN.
+    if not put_off(lambda: (gradient * 0).sum()) and not bool(torch.isfinite(gradient).all()):
         raise UserError(f"the gradient of the metric {name} is not finite: use method 'exact'")
     return total
 

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from interp.arguments import check_choice
 from interp.errors import UserError
-from interp.forward.batch import TokenBatch
+from interp.forward.batch import RUN_TOKENS, TokenBatch
 from interp.forward.out_of_memory import over_parts
 from interp.forward.partial import record_run
+from interp.forward.pass_tokens import pass_tokens
 from interp.models.hooked_model import HookedModel
 from interp.patching.alignment import Alignment
 from interp.patching.chunks import first_position
@@ -45,7 +46,8 @@ def mean_values(
         weights = part.mask[None, :, :, None, None].to(values.dtype)
         return (values * weights).sum(dim=(1, 2))
 
-    first, *others = over_parts(batch, summed)
+    tokens = pass_tokens(model, batch.width, least=RUN_TOKENS, kept=[component])
+    first, *others = over_parts(batch, summed, batch_tokens=tokens)
     return sum(others, start=first) / int(batch.mask.sum())
 
 
@@ -59,7 +61,8 @@ def recorded_values(
         run = record_run(model, part, start=first, keep=(component,))
         return run.values[component][:, :, first - run.start :]
 
-    return torch.cat(list(over_parts(batch, recorded)), dim=1)
+    tokens = pass_tokens(model, batch.width, least=RUN_TOKENS, kept=[component])
+    return torch.cat(list(over_parts(batch, recorded, batch_tokens=tokens)), dim=1)
 
 
 def derangement(count: int, seed: int) -> list[int]:

@@ -28,9 +28,11 @@ from interp.forward.hook_points import as_units, check_component, from_units, ho
 from interp.forward.memory import Budget
 from interp.forward.out_of_memory import halving
 from interp.forward.partial import Hook, HookFunction, RecordedRun, record_run, resume
+from interp.forward.transfer import repeated_rows
 from interp.models.hooked_model import HookedModel
 from interp.models.model_check import require
 from interp.patching.alignment import align
+from interp.patching.checks import checked_together
 from interp.patching.chunks import DemandAt, first_position, row_demand, run_chunks
 from interp.patching.edits import ActivationEdit, rows_of_units
 from interp.patching.metrics import Metric, apply_metric, take_metrics
@@ -127,23 +129,37 @@ class _Paths:
             senders = [(layer, head) for layer in range(n_layers) for head in range(n_heads)]
         top = max((layer for layer, _ in self.receivers or ()), default=n_layers)
         senders = [unit for unit in senders if unit[0] < top]
+        by_layer = {
+            layer: [head for at, head in senders if at == layer]
+            for layer in sorted({layer for layer, _ in senders})
+        }
         values = inputs.empty(n_layers, n_heads)
         runs = {"corrupted": inputs.empty(), "clean": inputs.empty()}
 
         def run_chunk(chunk: list[int]) -> None:
             index = inputs.index(chunk)
-            part, source, rows = corrupted.take(chunk), clean.take(chunk), index.cpu()
+            part, source, rows = corrupted.take(chunk), clean.take(chunk), torch.tensor(chunk)
             (metric,) = take_metrics([inputs.metric], index)
             edit = patching_edit(model, source, align(source, part, "all"), component="z")
             start, points = first_position(edit.changed), [hook_name(self.into, 0)]
             run = record_run(model, part, start=start, keep=RECORDED, edits=points)
             runs["corrupted"][rows] = inputs.unedited_metric(part, metric, logits=run.logits)
             runs["clean"][rows] = inputs.unedited_metric(source, metric)
-            path = _ChunkPaths(self, run, edit, metric)
-            for layer in sorted({layer for layer, _ in senders}):
-                heads = [head for at, head in senders if at == layer]
-                values[rows[:, None], layer, heads] = path.effects(layer, heads).to(values)
-                bar.update(len(chunk) * len(heads))
+            path, begun = _ChunkPaths(self, run, edit, metric), bar.n
+
+            def found() -> Float[Tensor, "prompt sender"]:
+                bar.n, effects = begun, []
+                for layer, heads in by_layer.items():
+                    effects.append(path.effects(layer, heads))
+                    bar.update(len(chunk) * len(heads))
+                return torch.cat(effects, dim=1)
+
+            if by_layer:
+                layers, heads = torch.tensor(
+                    [(layer, head) for layer, heads in by_layer.items() for head in heads]
+                ).T
+                effects = checked_together(found).to("cpu", values.dtype)
+                values[rows[:, None], layers, heads] = effects
 
         total = len(corrupted) * len(senders)
         options: dict[str, Any] = {"metrics": [inputs.metric], "budget": inputs.budget}
@@ -174,8 +190,8 @@ class _ChunkPaths:
         unpatched = apply_metric(self.metric, run.logits)
 
         def run_heads(some: list[int]) -> Tensor:
-            rows = torch.arange(n_prompts, device=device).repeat(len(some))
-            acting = rows_of_units([[head] for head in some], run.z.shape[3], n_prompts).to(device)
+            rows, n_heads = repeated_rows(n_prompts, len(some), device), run.z.shape[3]
+            acting = rows_of_units([[head] for head in some], n_heads, n_prompts, device=device)
             where: dict[str, Any] = {"rows": rows, "units": acting, "start": run.start}
             logits = self._logits(layer, rows, self.edit.merged(run.z[layer, rows], layer, **where))
             return torch.stack(
@@ -248,9 +264,9 @@ class _ChunkPaths:
         into = self.paths.into
 
         def write(value: Tensor, hook: object) -> Tensor:
-            by_unit = as_units(value, into).clone()
-            by_unit[:, :, list(units)] = new[:, :, list(units)].to(value.device)
-            return from_units(by_unit, into)
+            by_unit = as_units(value, into)
+            acting = rows_of_units([units], by_unit.shape[2], 1, device=value.device)
+            return from_units(torch.where(acting[0, :, None], new.to(by_unit), by_unit), into)
 
         return hook_name(into, layer), write
 

@@ -35,9 +35,11 @@ from interp.forward.hook_points import axis_of, check_component, count_units, ho
 from interp.forward.memory import Budget, decide_budget
 from interp.forward.partial import Hook, RecordedRun, record_run, resume
 from interp.forward.prompts import batch_for
+from interp.forward.transfer import repeated_rows, upload
 from interp.models.hooked_model import HookedModel
 from interp.models.versions import check_hooked
 from interp.moved import old_names
+from interp.patching.checks import checked_together
 from interp.patching.chunks import DemandAt, first_position, row_demand, run_chunks, take_chunk
 from interp.patching.edits import ActivationEdit, HeadEdit, check_edit, rows_of_units
 from interp.patching.metrics import Metric, apply_metric, narrow_metrics
@@ -124,6 +126,7 @@ def sweep_position_sets(
     """
     check_edit(edit)
     batch, component = batch_for(model, batch, "batch"), edit.component
+    position_sets = position_sets.cpu()
     check_component(component, model)
     unit_sets = [tuple(pairs_of_numbers("units", units)) for units in listed("sets", sets)]
     metrics = listed("metrics", metrics)
@@ -157,13 +160,16 @@ def sweep_position_sets(
         by_layer = list(groups.values())
         sweep = _Sweep(model, unit_sets, by_layer, freeze, demand, decided, workers, bar)
 
-        def run_chunk(prompts: list[int]) -> None:
+        def measured(prompts: list[int]) -> Tensor:
             chunk = take_chunk(batch, edit, metrics, prompts=prompts)
-            at = position_sets[:, chunk.prompts, chunk.drop :]
+            at = position_sets[:, chunk.rows, chunk.drop :]
             start = first_position(at.any(dim=0))
             points = chunk.edit.hook_points
             run = record_run(model, chunk.batch, start=start, keep=keep, edits=points)
-            values[:, chunk.rows] = sweep.measure(run, chunk.edit, at, metrics=chunk.metrics)
+            return sweep.measure(run, chunk.edit, at, metrics=chunk.metrics)
+
+        def run_chunk(prompts: list[int]) -> None:
+            values[:, prompts] = checked_together(partial(measured, prompts)).cpu()
 
         changed = position_sets.any(dim=0)
         options: Any = {"metrics": metrics, "budget": decided, "bar": bar}
@@ -254,19 +260,25 @@ class _Sweep:
         *,
         metrics: Sequence[Metric],
     ) -> Float[Tensor, "metric prompt set position_set"]:
-        """The metrics of all sets of units at all sets of positions, in the prompts of a run."""
-        dtype, n_prompts = result_dtype(self.model), len(run.batch)
+        """The metrics of all sets of units at all sets of positions, in the prompts of a run.
+
+        Args:
+            position_sets: on the CPU; the metrics are on the prompts' device.
+        """
+        n_prompts, device = len(run.batch), run.batch.tokens.device
         logits, of_logits = self._unedited_logits(run, metrics)
-        unedited = [apply_metric(metric, logits).to("cpu", dtype) for metric in of_logits]
+        unedited = [self._values(metric, logits) for metric in of_logits]
         values = torch.stack(unedited)[:, :, None, None]
         values = values.repeat(1, 1, len(self.sets), len(position_sets))
         n_editing = sum(map(len, self.groups))
+        # An attention edit cannot be moved to other positions.
+        moved = isinstance(edit, ActivationEdit)
+        changed = position_sets if moved else edit.changed.cpu()[None].expand_as(position_sets)
         for index, at in enumerate(position_sets):
-            marked = at.any(dim=1).cpu()
+            marked = at.any(dim=1)
             if bool(marked.any()):
-                # An attention edit cannot be moved to other positions.
-                placed = replace(edit, at=at) if isinstance(edit, ActivationEdit) else edit
-                narrow = run.from_position(first_position(placed.changed))
+                placed = replace(edit, at=upload(at, device)) if moved else edit
+                narrow = run.from_position(first_position(changed[index]))
                 width = narrow.batch.width
                 demand = self.demand(width - narrow.start, width)
                 fitting = demand.rows_within(self.budget, n_prompts)
@@ -276,13 +288,21 @@ class _Sweep:
                     self._batches(fitting // self.workers.count // n_prompts),
                     learn=lambda n_sets: demand.learn(self.budget, n_sets * n_prompts),  # noqa: B023
                 ):
-                    values[:, :, some, index] = block
+                    values[:, :, upload(torch.tensor(some), device), index] = block
                     self.bar.update(n_prompts * len(some))
             else:
                 self.bar.update(n_prompts * n_editing)
-            values[:, ~marked, :, index] = torch.nan
+            if not bool(marked.all()):
+                empty = ~upload(marked, device)[None, :, None]
+                values[..., index] = values[..., index].masked_fill(empty, torch.nan)
             self.bar.update(n_prompts * (len(self.sets) - n_editing))
         return values
+
+    def _values(
+        self, metric: Metric, logits: Float[Tensor, "prompt token"], *, when: str = ""
+    ) -> Float[Tensor, " prompt"]:
+        """A metric, in the type of results and where the logits are."""
+        return apply_metric(metric, logits, when=when).to(logits.device, result_dtype(self.model))
 
     def _unedited_logits(
         self, run: RecordedRun, metrics: Sequence[Metric]
@@ -314,13 +334,14 @@ class _Sweep:
         """Sets of units that begin in the same layer, each edited in all prompts of the run."""
         model, sets = self.model, [self.sets[index] for index in some]
         n_prompts, device = len(run.batch), run.batch.tokens.device
-        rows = torch.arange(n_prompts).repeat(len(sets)).to(device)
+        rows = repeated_rows(n_prompts, len(sets), device)
         acting = {
             layer: rows_of_units(
                 [[unit for at, unit in units if at == layer] for units in sets],
                 count_units(model, edit.component),
                 n_prompts,
-            ).to(device)
+                device=device,
+            )
             for layer in sorted({layer for units in sets for layer, _ in units})
         }
         lowest, z = next(iter(acting)), None
@@ -336,13 +357,16 @@ class _Sweep:
         tokens, metrics = narrow_metrics(metrics)
         needed = None if tokens is None else tokens.to(device)[rows]
         logits = resume(model, run, layer=lowest, rows=rows, hooks=hooks, z=z, tokens=needed)
-        values = torch.empty(len(metrics), n_prompts, len(sets), dtype=result_dtype(model))
-        for index, of_set in enumerate(logits.split(n_prompts)):
-            when = f"with {list(sets[index])} edited "
-            for metric_index, metric in enumerate(metrics):
-                found = apply_metric(metric, of_set, when=when)
-                values[metric_index, :, index] = found.to(values)
-        return values
+        values = [
+            torch.stack(
+                [
+                    self._values(metric, of_set, when=f"with {list(units)} edited ")
+                    for metric in metrics
+                ]
+            )
+            for units, of_set in zip(sets, logits.split(n_prompts), strict=True)
+        ]
+        return torch.stack(values, dim=2).to(device)
 
 
 def check_units(model: HookedModel, units: Sequence[Unit], component: str = "z") -> None:

@@ -111,7 +111,7 @@ class _Patching:
         # Chunks of prompts hold the other run's values in memory only while they are needed.
         def run_chunk(chunk: list[int]) -> None:
             prompts = inputs.index(chunk)
-            rows, part, taken = prompts.cpu(), corrupted.take(chunk), source.take(chunk)
+            rows, part, taken = torch.tensor(chunk), corrupted.take(chunk), source.take(chunk)
             narrow = alignment.take(
                 prompts,
                 drop=corrupted.width - part.width,

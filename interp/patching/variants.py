@@ -14,6 +14,7 @@ from torch import Tensor
 from interp.forward.out_of_memory import halving
 from interp.forward.partial import Hook, RecordedRun, resume
 from interp.models.hooked_model import HookedModel
+from interp.patching.checks import checked_together
 from interp.patching.metrics import Metric, apply_metric, take_metrics
 from interp.progress import progress_bar
 
@@ -87,9 +88,17 @@ def measure_runs(
     with progress_bar(total=n_prompts * n_runs, description=description, shown=progress) as bar:
 
         def run_chunk(chunk: list[int]) -> None:
-            for index, found in zip(range(n_runs), runs(chunk), strict=True):
-                values[:, chunk, index] = found.to(values)
-                bar.update(len(chunk))
+            begun = bar.n
+
+            def measured() -> Float[Tensor, "run measure prompt"]:
+                bar.n, found = begun, []
+                for _, measures in zip(range(n_runs), runs(chunk), strict=True):
+                    found.append(measures.to(dtype))
+                    bar.update(len(chunk))
+                return torch.stack(found)
+
+            # Read from the device once for all runs.
+            values[:, chunk] = checked_together(measured).cpu().permute(1, 2, 0)
 
         for _ in halving(chunks, run_chunk, what=what, divisible=divisible, bar=bar):
             pass

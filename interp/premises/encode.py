@@ -86,6 +86,10 @@ class EncodedPremises:
         """The first token of the false answer that the true one does not share."""
         return torch.tensor([item.false_token for item in self.items], device=self.device)
 
+    def to(self, device: torch.device) -> "EncodedPremises":
+        """The same, with batches and tokens on that device."""
+        return self if torch.device(self.device) == device else replace(self, device=device)
+
     def batch(self, kind: QuestionKind) -> TokenBatch:
         """All prompts of one kind, left-padded."""
         return TokenBatch.from_lists(

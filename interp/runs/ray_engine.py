@@ -6,6 +6,9 @@ the workers, which alone writes into the run. A worker that dies is started agai
 are assigned again; their bytes do not depend on the worker, because every worker has the threads
 and the memory budget that the run began with.
 
+On GPUs a worker takes one, or as many as hold one model together, all of one machine. Ray lets it
+see these only (CUDA_VISIBLE_DEVICES), so that their numbers begin with 0 in every worker.
+
 Without an address a cluster is started on this machine, and stopped afterwards. Ray's dashboard and
 its usage reports stay off.
 """
@@ -13,7 +16,7 @@ its usage reports stay off.
 import importlib
 import os
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -64,6 +67,10 @@ class Worker:
         """The number of this worker's process."""
         return os.getpid()
 
+    def visible_gpus(self) -> str | None:
+        """The GPUs that Ray lets this worker see."""
+        return os.environ.get("CUDA_VISIBLE_DEVICES")
+
     def make(self, work: Callable[[Any, Any], Shard], job: Any) -> Shard:
         """One shard; the first one waits for the model. Raises UserError for another model."""
         if self._model is None:
@@ -87,7 +94,7 @@ class RayEngine:
         expected: the fingerprint that every worker must find.
         address: of a running cluster, such as ``auto`` or ``ray://host:10001``.
         workers: how many; by default as many as the cluster's processors (or GPUs) allow.
-        gpus: of each worker.
+        gpus: of each worker, all of one machine.
     """
 
     def __init__(
@@ -123,13 +130,18 @@ class RayEngine:
         """The numbers of the workers' processes."""
         return self._ray.get([actor.process.remote() for actor in self._started()])
 
+    def visible_gpus(self) -> list[str | None]:
+        """The numbers of each worker's GPUs on its machine, as CUDA_VISIBLE_DEVICES has them."""
+        return self._ray.get([actor.visible_gpus.remote() for actor in self._started()])
+
     def run(
         self, work: Callable[[Any, Any], Shard], jobs: Iterable[tuple[int, Any]]
     ) -> Iterator[tuple[int, Shard]]:
         """``work(model, job)`` for every numbered job, in the order in which they finish.
 
         Raises:
-            UserError: the worker's own; a cluster that cannot be reached; workers that keep dying.
+            UserError: the worker's own; a cluster that cannot be reached, or whose machines have
+                too few GPUs; workers that keep dying.
         """
         waiting = iter(jobs)
         running: dict[Any, tuple[int, Any]] = {}
@@ -173,7 +185,9 @@ class RayEngine:
         self._connect()
         threads = torch.get_num_threads()
         resources = {"num_cpus": threads, "num_gpus": self._gpus}
-        count = self._workers or room(self._ray.cluster_resources(), threads, self._gpus)
+        machines = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        check_machines(machines, self._gpus)
+        count = self._workers or room(machines, threads, self._gpus)
         remote = self._ray.remote(**resources, max_restarts=RESTARTS, max_task_retries=RESTARTS)
         options = {"threads": threads, "budget": current_budget()}
         self._actors = [remote(Worker).remote(*self._arguments, **options) for _ in range(count)]
@@ -204,9 +218,20 @@ def reach(address: str | None) -> None:
         socket.create_connection((host, int(port)), timeout=REACH_SECONDS).close()
 
 
-def room(resources: dict[str, float], threads: int, gpus: int) -> int:
-    """How many workers fit into a cluster; at least one, which may have to wait."""
-    fitting = int(resources.get("CPU", 0)) // threads
-    if gpus:
-        fitting = min(fitting, int(resources.get("GPU", 0)) // gpus)
+def check_machines(machines: Iterable[Mapping[str, float]], gpus: int) -> None:
+    """Raise UserError if no machine of a cluster has as many GPUs as a worker takes."""
+    most = max((int(resources.get("GPU", 0)) for resources in machines), default=0)
+    if gpus > most:
+        raise UserError(
+            f"a worker takes {gpus} GPU{'' if gpus == 1 else 's'} of one machine, and no machine "
+            f"of the cluster has more than {most}: give a device map of fewer, or another cluster"
+        )
+
+
+def room(machines: Iterable[Mapping[str, float]], threads: int, gpus: int) -> int:
+    """How many workers fit into a cluster, each into one machine; at least one, which may wait."""
+    fitting = 0
+    for resources in machines:
+        here = int(resources.get("CPU", 0)) // threads
+        fitting += min(here, int(resources.get("GPU", 0)) // gpus) if gpus else here
     return max(1, fitting)

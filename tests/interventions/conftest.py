@@ -13,6 +13,7 @@ from interp.models import HookedModel
 from interp.models.quiet import quiet_libraries
 from interp.moelora import MoELoRAConfig, hooked
 from interp.premises import Premises, load_premises
+from tests.devices import on_device
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def sliding(plain_tokenizer: Any) -> HookedModel:
         pad_token_id=plain_tokenizer.pad_token_id,
     )
     hf_model = Gemma3ForCausalLM(config).eval()
-    return interp.models.from_hf(hf_model, plain_tokenizer, spec="sliding")
+    return interp.models.from_hf(on_device(hf_model), plain_tokenizer, spec="sliding")
 
 
 @pytest.fixture(params=["llama", "gpt2", "sliding"])

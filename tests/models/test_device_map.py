@@ -16,7 +16,6 @@ from interp.models import HookedModel, loader_of, model_info
 from interp.models.device_map import describe, plan, read_device_map
 from interp.models.placement import is_offloaded
 from interp.models.quantization import quantization_config, quantization_name
-from interp.runs.engines import check_engine
 from interp.runs.identity import model_identity
 from interp.runs.manifest import describe_model, recorded_quantization
 from tests.conftest import make_hf_model, make_tokenizer
@@ -167,12 +166,6 @@ def test_one_device_is_no_device_map() -> None:
     assert describe(SimpleNamespace(hf_device_map={"": 0})) is None
     divided = SimpleNamespace(hf_device_map={"a": 0, "b": 1})
     assert describe(divided) == {"a": "cuda:0", "b": "cuda:1"}
-
-
-def test_ray_workers_hold_whole_models() -> None:
-    check_engine("local", PARTS)
-    with pytest.raises(UserError, match="leave --engine ray or --device-map out"):
-        check_engine("ray", PARTS)
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,7 @@ from tests.conftest import make_hf_model, make_planted_hf_model
 from tests.interventions.conftest import make_adapted
 from tests.logical_devices import logical_devices, numbers_of
 
-pytestmark = pytest.mark.bridge_only
+pytestmark = [pytest.mark.bridge_only, pytest.mark.cpu_bits]
 
 LLAMA = [
     *("model.embed_tokens", "model.rotary_emb", "model.layers.0", "model.layers.1"),

@@ -11,6 +11,7 @@ import interp.models
 from interp.forward.hook_points import axis_of, hook_name
 from interp.models import HookedModel
 from tests.architectures import other_architectures
+from tests.devices import on_device
 
 FAMILIES = ("llama", "gpt2", "qwen2", "gemma3", "neox", "mistral", "qwen3")
 
@@ -177,4 +178,4 @@ def micro(plain_tokenizer: Any) -> HookedModel:
     mlp.up_proj.weight[0, B] = 1
     mlp.down_proj.weight[M, 0] = 3 / 32
     hf_model.lm_head.weight[0, [U, V, C, M, W]] = torch.tensor([1.0, 10.0, 100.0, 1.0, 16.0])
-    return interp.models.from_hf(hf_model, plain_tokenizer, spec="micro")
+    return interp.models.from_hf(on_device(hf_model), plain_tokenizer, spec="micro")

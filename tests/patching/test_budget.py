@@ -1,5 +1,6 @@
 """Rows follow the memory budget; the numbers do not depend on it."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from interp.forward.memory import (
     default_budget,
     using_budget,
 )
+from interp.forward.pass_tokens import pass_tokens
+from interp.forward.sizes import sizes_of
 from interp.models import HookedModel
 from interp.patching import LogitDifference, TokenBatch, patch, patch_paths
 
@@ -153,3 +156,35 @@ def test_paths_do_not_depend_on_the_budget(tiny_llama: HookedModel, mlps: str) -
         for budget in (130_000, 10**9)
     )
     torch.testing.assert_close(one, all_at_once, rtol=0, atol=1e-5, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("free", "tokens"),
+    [
+        (2**40, 132 * 128),  # as many as keep the multiprocessors at work
+        (4 * 2**20, None),  # as many whole prompts as fit into a quarter
+        (1000, 20),  # one prompt runs, however long
+    ],
+)
+def test_a_pass_on_a_gpu_takes_what_it_has_memory_and_processors_for(
+    free: int, tokens: int | None, tiny_llama: HookedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert pass_tokens(tiny_llama, 20, least=4096) == 4096
+    assert pass_tokens(tiny_llama, 20, least=4096, kept=["z"]) == 4096
+    properties = SimpleNamespace(multi_processor_count=132)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 2**41))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(
+        "interp.forward.pass_tokens.device_of", lambda model: torch.device("cuda", 0)
+    )
+    of_prompt = sizes_of(tiny_llama).row(20, 20, eager=True)
+    fitting = free // 4 // of_prompt * 20
+    assert pass_tokens(tiny_llama, 20, least=4096) == (fitting if tokens is None else tokens)
+    if tokens is None:
+        assert 20 < fitting < 4096
+        assert pass_tokens(tiny_llama, 20, least=4096, kept=["z"]) < fitting
+    # A run that is taken up has the budget that it began with, whatever is free now.
+    with using_budget(Budget(100 * of_prompt, 200 * of_prompt)):
+        assert pass_tokens(tiny_llama, 20, least=500) == 2000

@@ -7,6 +7,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ from interp.commands.locate import LocateSettings, load_run, locate_run
 from interp.commands.patch import PatchSettings, patch_run
 from interp.errors import UserError
 from interp.models import HookedModel, load_model
-from interp.runs.engines import check_engine, opened_engine
-from interp.runs.ray_engine import RayEngine, import_ray, room
+from interp.runs.engines import check_engine, gpus_of_worker, opened_engine, placed_as_here
+from interp.runs.ray_engine import RayEngine, check_machines, import_ray, room
 from tests.conftest import make_planted_hf_model
 from tests.runs.analysis import ROUTED, SWITCHED, quick_analysis
 from tests.runs.conftest import write_pairs
@@ -61,7 +62,9 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as environment:  # workers have that of the cluster
         environment.setenv("FAITHLENS_CACHE", str(tmp_path_factory.mktemp("cache")))
         cluster = Cluster(
-            initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False}
+            initialize_head=True,
+            # Two GPUs by name only: Ray hands them out as it does real ones.
+            head_node_args={"num_cpus": 2, "num_gpus": 2, "include_dashboard": False},
         )
     assert cluster.address
     yield cluster.address
@@ -219,9 +222,99 @@ def test_a_cluster_that_is_not_there_is_told(model: HookedModel) -> None:
 
 
 def test_workers_fill_a_cluster() -> None:
-    assert room({"CPU": 8.0}, 2, 0) == 4
-    assert room({"CPU": 8.0, "GPU": 2.0}, 2, 1) == 2
-    assert room({"CPU": 1.0}, 2, 0) == 1
+    assert room([{"CPU": 8.0}], 2, 0) == 4
+    assert room([{"CPU": 8.0, "GPU": 2.0}], 2, 1) == 2
+    assert room([{"CPU": 1.0}], 2, 0) == 1
+    machines = [{"CPU": 8.0, "GPU": 3.0}, {"CPU": 2.0, "GPU": 4.0}, {"CPU": 8.0}]
+    assert room(machines, 1, 2) == 3  # one GPU of the first machine is left over
+    check_machines(machines, 4)
+    with pytest.raises(UserError, match=r"takes 5 GPUs of one machine, and no machine .* than 4"):
+        check_machines(machines, 5)
+
+
+DIVIDED = {"model.embed_tokens": "cuda:0", "model.layers.0": "cuda:1", "lm_head": "disk"}
+
+
+@pytest.mark.parametrize(
+    ("device", "placed", "given", "gpus"),
+    [
+        *(("cpu", None, None, 0), ("cuda", None, None, 1), ("cuda:0", None, 1, 1)),
+        *(("cuda:0", DIVIDED, None, 2), ("cuda:0", DIVIDED, 4, 4)),
+        ("cpu", {"a": "cpu", "b": "disk"}, None, 0),
+    ],
+)
+def test_a_worker_has_the_gpus_that_its_model_is_on(
+    device: str, placed: dict[str, str] | None, given: int | None, gpus: int
+) -> None:
+    assert gpus_of_worker(device, placed, given) == gpus
+
+
+@pytest.mark.parametrize(
+    ("device", "placed", "given", "message"),
+    [
+        ("cuda:0", DIVIDED, 1, "names cuda:1, which a worker with 1 GPU does not have"),
+        ("cuda:0", None, 2, "without --device-map a model is on one GPU"),
+        ("cpu", None, 1, "is for a model on GPUs"),
+        ("cuda:1", None, None, "give --device cuda, not cuda:1"),
+    ],
+)
+def test_gpus_that_a_worker_cannot_use(
+    device: str, placed: dict[str, str] | None, given: int | None, message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        gpus_of_worker(device, placed, given)
+    assert "\n" not in str(caught.value)
+
+
+def test_gpus_are_for_ray() -> None:
+    with pytest.raises(UserError, match="--gpus-per-worker is for --engine ray"):
+        check_engine("local", 2)
+    with pytest.raises(UserError, match="gpus_per_worker"):
+        check_engine("ray", 0)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_workers_see_their_own_gpus_only(address: str) -> None:
+    def engine(gpus: int, workers: int | None = None) -> RayEngine:
+        options: dict[str, Any] = {"address": address, "gpus": gpus, "workers": workers}
+        return RayEngine(dict, identify=str, expected="{}", **options)
+
+    with engine(1) as single:
+        assert sorted(map(str, single.visible_gpus())) == ["0", "1"]
+    with engine(2) as together:
+        assert together.visible_gpus() in (["0,1"], ["1,0"])
+    with (
+        engine(3) as too_many,
+        pytest.raises(UserError, match=r"takes 3 GPUs of one machine, and no machine .* than 2"),
+    ):
+        too_many.visible_gpus()
+
+
+@pytest.mark.bridge_only
+@pytest.mark.usefixtures("one_thread")
+def test_a_divided_model_in_a_worker(folder: Path, address: str, tmp_path: Path) -> None:
+    parts = ["embed_tokens", "rotary_emb", "norm", *(f"layers.{layer}" for layer in range(3))]
+    placed = {f"model.{name}": "cpu" for name in parts} | {"lm_head": "cpu"}
+    divided = load_model(folder / "model", device_map=placed | {"model.layers.1": "disk"})
+    pairs = PatchSettings(pairs=str(folder / "pairs.jsonl"), shard=3)
+    values = []
+    for name, workers in (("local", None), ("ray", 1)):
+        with opened_engine(name, divided, address=address, workers=workers) as engine:
+            patch_run(divided, pairs, tmp_path / name, engine=engine, progress=False)
+        values.append((tmp_path / name / "effects.safetensors").read_bytes())
+    assert values[0] == values[1]
+
+
+def test_a_worker_divides_a_model_as_it_is_divided_here() -> None:
+    load = partial(dict, device_map="auto", max_memory={"cpu": 1}, device=None)
+    assert placed_as_here(load, "cuda:0", DIVIDED)() == {
+        "device_map": DIVIDED,
+        "max_memory": None,
+        "device": None,
+    }
+    on_one = placed_as_here(load, "cuda:0", None)()
+    assert (on_one["device"], on_one["device_map"]) == ("cuda", None)
+    assert placed_as_here(partial(dict, device="cpu"), "cpu", None)() == {"device": "cpu"}
 
 
 def test_nothing_is_reported_to_anyone(model: HookedModel) -> None:

@@ -22,7 +22,9 @@ from interp.forward.finite import check_finite
 from interp.forward.generate import generate_tokens
 from interp.forward.out_of_memory import halving
 from interp.forward.partial import Hook, RecordedRun, device_of, hooked, record_run
+from interp.forward.pass_tokens import pass_tokens
 from interp.forward.prompts import call_positions
+from interp.forward.transfer import upload
 from interp.interventions.context import constrain
 from interp.interventions.expert_constraint import ExpertConstraint, ExpertMode, edit_gates
 from interp.interventions.hooks import hooks_of
@@ -55,9 +57,12 @@ class AnswerBatch:
     targets: Int[Tensor, "example keep"]
 
 
-def answer_chunks(examples: Sequence[EncodedExample]) -> list[list[int]]:
+def answer_chunks(model: HookedModel, examples: Sequence[EncodedExample]) -> list[list[int]]:
     """All examples, by index, in batches of similar lengths, shortest first."""
-    return by_length([len(example.tokens) - 1 for example in examples], BATCH_TOKENS)
+    lengths = [len(example.tokens) - 1 for example in examples]
+    return by_length(
+        lengths, pass_tokens(model, max(lengths, default=1), least=BATCH_TOKENS, kept=[])
+    )
 
 
 def answer_batch(
@@ -66,9 +71,9 @@ def answer_batch(
     """Some of the examples as one batch."""
     some = [examples[index] for index in chunk]
     batch = TokenBatch.from_lists([example.tokens[:-1] for example in some], device=device)
-    answers = [torch.tensor(example.tokens[example.n_prompt :], device=device) for example in some]
+    answers = [torch.tensor(example.tokens[example.n_prompt :]) for example in some]
     padding: dict[str, Any] = {"padding_value": IGNORED, "padding_side": "left"}
-    return AnswerBatch(batch, pad_sequence(answers, batch_first=True, **padding))
+    return AnswerBatch(batch, upload(pad_sequence(answers, batch_first=True, **padding), device))
 
 
 def answer_measures(
@@ -91,7 +96,7 @@ class BaselineRun:
         run: the recorded run.
         loss, right: see ``answer_measures``.
         used: by projection, Bool[example expert]: whether an expert has a gate above zero at any of
-            the example's tokens.
+            the example's tokens; on the CPU.
     """
 
     answers: AnswerBatch
@@ -122,7 +127,11 @@ def run_baseline(
         run = record_run(
             model, answers.batch, keep=(), plain=False, logits_to_keep=answers.targets.shape[1]
         )
-    return BaselineRun(answers, run, *answer_measures(run.logits, answers.targets), used)
+    # Read once: which examples an expert reaches decides what is run.
+    experts = [found.shape[1] for found in used.values()]
+    together = torch.cat(list(used.values()), dim=1).cpu().split(experts, dim=1)
+    on_host = dict(zip(used, together, strict=True))
+    return BaselineRun(answers, run, *answer_measures(run.logits, answers.targets), on_host)
 
 
 GateEdit = Callable[[Float[Tensor, "*token expert"], int], Float[Tensor, "*token expert"]]
@@ -155,7 +164,7 @@ def attribute_gates(
         return read
 
     points = [projection.gate for projection in projections]
-    every = torch.arange(len(answers.batch), device=answers.batch.tokens.device)
+    every = answers.batch.every_row
     keep = answers.targets.shape[1]
 
     def logits_with(hooks: Sequence[Hook]) -> Float[Tensor, "example keep d_vocab"]:
@@ -264,16 +273,20 @@ def estimate_experts(model: HookedModel, job: ExpertJob, *, progress: bool = Fal
     def run_chunk(chunk: list[int]) -> None:
         answers = answer_batch(job.examples, chunk, device)
         here, found = attribute_gates(model, answers, job.projections, edit=edit)
-        rows = torch.tensor(chunk)
-        loss[rows] = here.to(loss)
-        for number, projection in enumerate(job.projections):
-            group, experts = 0 if job.together else number, torch.arange(projection.n_experts)
+        sizes, rows = [part.n_experts for part in job.projections], torch.tensor(chunk)
+        columns = [found[part.name].to(here.device, dtype) for part in job.projections]
+        here, *columns = (
+            torch.cat([here.to(dtype)[:, None], *columns], 1).cpu().split([1, *sizes], 1)
+        )
+        loss[rows] = here[:, 0]
+        for number, (size, column) in enumerate(zip(sizes, columns, strict=True)):
+            group, experts = 0 if job.together else number, torch.arange(size)
             # First-order effects of a group are the sum of its members'.
             before = changes[rows[:, None], group, experts].nan_to_num()
-            changes[rows[:, None], group, experts] = before + found[projection.name].to(changes)
+            changes[rows[:, None], group, experts] = before + column
 
     with progress_bar(total=len(job.examples), description="gradients", shown=progress) as bar:
-        for chunk, _ in halving(answer_chunks(job.examples), run_chunk, what="one example"):
+        for chunk, _ in halving(answer_chunks(model, job.examples), run_chunk, what="one example"):
             bar.update(len(chunk))
     return Shard({"loss": loss, "changes": changes})
 
@@ -296,7 +309,7 @@ def measure_experts(model: HookedModel, job: ExpertJob, *, progress: bool = Fals
 
     found = measure_runs(
         runs,
-        answer_chunks(job.examples),
+        answer_chunks(model, job.examples),
         shape=(2, n_examples, 1 + len(wanted)),
         dtype=result_dtype(model),
         what="one example",
@@ -314,10 +327,10 @@ def _changes(
 ) -> Float[Tensor, "measure example"]:
     """Changes under one constraint; zero where an example uses none of its experts."""
     pairs = constraint.pairs
-    reached = torch.ones_like(baseline.loss, dtype=torch.bool)
+    reached = torch.ones(len(baseline.loss), dtype=torch.bool)
     if job.mode != "force":
         reached = torch.stack([baseline.used[name][:, expert] for name, expert in pairs]).any(dim=0)
-    rows = reached.nonzero()[:, 0]
+    rows = upload(reached.nonzero()[:, 0], baseline.loss.device)
     measured = torch.stack([baseline.loss, baseline.right])
     changes = torch.zeros_like(measured)
     if len(rows):

@@ -22,6 +22,8 @@ from interp.arguments import check_choice
 from interp.errors import UserError
 from interp.forward.batch import TokenBatch, first_difference, in_batches
 from interp.forward.partial import record_run, resume
+from interp.forward.prompts import pairs_for
+from interp.forward.transfer import repeated_rows, upload
 from interp.models.hooked_model import HookedModel
 from interp.moelora.projections import AdaptedProjection, find_projection, projections_of
 from interp.patching.metrics import Metric, can_take, check_metrics, metric_name
@@ -64,6 +66,7 @@ def patch_experts(
         UserError: an unknown name, a model without experts, prompts of different lengths.
     """
     check_choice("way to patch", what, get_args(Patched))
+    clean, corrupted = pairs_for(model, clean, corrupted)
     first_difference(clean, corrupted)
     check_metrics([metric], len(clean))
     chosen = projections_of(model)
@@ -117,8 +120,8 @@ def _patched_runs(
     points = [point for part in projections for point in (part.expert_out, part.gate)]
 
     def runs(chunk: list[int]) -> Iterator[Tensor]:
-        rows = torch.arange(len(chunk), device=batches[0].tokens.device)
-        measure = metrics_for([metric], torch.tensor(chunk, device=rows.device))
+        rows = repeated_rows(len(chunk), 1, batches[0].tokens.device)
+        measure = metrics_for([metric], upload(torch.tensor(chunk), rows.device))
         clean, corrupted = (
             record_run(model, batch.take(chunk), keep=(), edits=points) for batch in batches
         )

@@ -21,6 +21,8 @@ from interp.errors import UserError
 from interp.forward.batch import TokenBatch, in_batches
 from interp.forward.hook_points import count_units
 from interp.forward.partial import Hook, record_run
+from interp.forward.prompts import batch_for
+from interp.forward.transfer import repeated_rows, upload
 from interp.heads.headset import Head
 from interp.models.hooked_model import HookedModel
 from interp.moelora.projections import HeadOutputs, head_outputs, projections_of
@@ -153,7 +155,7 @@ def sweep_ablations(
         edit, heads: an edit of heads that is added to every run.
     """
     check_metrics(metrics, len(batch))
-    edited = tuple(heads)
+    batch, edited = batch_for(model, batch, "batch"), tuple(heads)
 
     def runs(some: list[int]) -> Iterator[Tensor]:
         prompts = torch.tensor(some, device=batch.tokens.device)
@@ -185,12 +187,13 @@ def _edited_heads(
     if edit is None:
         return NO_ABLATION
     some = take_edit(edit, prompts)
-    rows = torch.arange(len(prompts), device=prompts.device)
+    rows = repeated_rows(len(prompts), 1, prompts.device)
     hooks: list[Hook] = []
     for layer in dict.fromkeys(layer for layer, _ in heads):
         acting = torch.zeros(len(prompts), model.cfg.n_heads, dtype=torch.bool)
         acting[:, [head for of_layer, head in heads if of_layer == layer]] = True
-        hooks.append(some.hook(layer, rows=rows, units=acting.to(prompts.device), start=0))
+        acting = upload(acting, prompts.device)
+        hooks.append(some.hook(layer, rows=rows, units=acting, start=0))
     return Variant(min((layer for layer, _ in heads), default=0), tuple(hooks))
 
 

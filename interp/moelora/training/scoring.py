@@ -28,6 +28,7 @@ from interp.forward.batch import in_batches
 from interp.forward.finite import check_finite_loss
 from interp.forward.generate import BATCH_PROMPTS, greedy_answers
 from interp.forward.out_of_memory import halving
+from interp.forward.transfer import upload
 from interp.models.call import evaluating
 from interp.models.limits import check_prompts
 from interp.models.placement import input_device
@@ -176,23 +177,26 @@ def answer_losses(
     check_prompts(model, [example.tokens for example in examples])
     device = input_device(model)
     order = sorted(range(len(examples)), key=lambda index: len(examples[index].tokens))
-    losses = [0.0] * len(examples)
+    losses = torch.zeros(len(examples))
 
     def run_chunk(chunk: list[int]) -> None:
         padded = AnswerCollator(pad)([examples[index] for index in chunk])
+        targets = padded.pop("labels")[:, 1:]
         inputs = {name: value.to(device) for name, value in padded.items()}
-        targets = inputs.pop("labels")[:, 1:]
         logits = model(**inputs).logits[:, :-1]
         check_finite_loss(logits, model, partial(model, **inputs))
-        for row, index in enumerate(chunk):
-            counted = targets[row] != IGNORED
-            loss = F.cross_entropy(logits[row, counted].float(), targets[row, counted])
-            losses[index] = float(loss)
+        found = []
+        for row in range(len(chunk)):
+            counted = (targets[row] != IGNORED).nonzero()[:, 0]
+            right = upload(targets[row, counted], logits.device)
+            answer = logits[row, upload(counted, logits.device)]
+            found.append(F.cross_entropy(answer.float(), right))
+        losses[chunk] = torch.stack(found).cpu()
 
     with evaluating(model):
         for _ in halving(in_batches(order, batch), run_chunk, what="one example"):
             pass
-    return losses
+    return losses.tolist()
 
 
 def accuracies(answers: Iterable[ScoredAnswer], *, seed: int = 0) -> tuple[Accuracy, ...]:
@@ -239,16 +243,23 @@ def expert_similarity(
 
     def run_chunk(chunk: list[int]) -> dict[str, float]:
         inputs = AnswerCollator(pad)([examples[index] for index in chunk])
-        mask = inputs["attention_mask"].bool().to(device)
-        sums: dict[str, float] = defaultdict(float)
+        mask = inputs["attention_mask"].bool()
+        real = upload(mask.flatten().nonzero()[:, 0], device)
+        names: list[str] = []
+        found: list[Tensor] = []
 
         def add(number: int, x: Tensor) -> None:
             layer = layers[number]
+            tokens = x.flatten(0, 1)[real.to(x.device)].float()
             for adapter in layer.adapters_in_use:
-                sums[layer.name] += _summed_cosine(layer.weights(adapter), x[mask].float())
+                names.append(layer.name)
+                found.append(_summed_cosine(layer.weights(adapter), tokens).to(device))
 
         with observing(layers, add):
-            model(input_ids=inputs["input_ids"].to(device), attention_mask=mask.long())
+            model(input_ids=inputs["input_ids"].to(device), attention_mask=mask.to(device).long())
+        sums: dict[str, float] = defaultdict(float)
+        for name, value in zip(names, torch.stack(found).tolist() if found else [], strict=True):
+            sums[name] += value
         return sums
 
     total = dict.fromkeys((layer.name for layer in layers), 0.0)
@@ -261,9 +272,9 @@ def expert_similarity(
     return {name: value / max(n_tokens, 1) for name, value in total.items()}
 
 
-def _summed_cosine(weights: ExpertWeights, x: Float[Tensor, "token d_in"]) -> float:
+def _summed_cosine(weights: ExpertWeights, x: Float[Tensor, "token d_in"]) -> Float[Tensor, ""]:
     """The mean cosine between different experts, summed over tokens."""
     cosine = weights.cosines(weights.hidden(x))
     count = len(weights.router)
     different = ~torch.eye(count, dtype=torch.bool, device=cosine.device)
-    return float((cosine * different).sum() / max(count * (count - 1), 1))
+    return (cosine * different).sum() / max(count * (count - 1), 1)

@@ -187,8 +187,10 @@ class AdapterTrainer(Trainer):
         parts = {name: float(mean) for name, mean in zip(names, means, strict=True)}
         parts["seconds_per_step"] = seconds
         if window.shares:
-            means = [self._over_processes(share) / window.n_micro for share in window.shares]
-            loads = torch.cat([share * len(share) for share in means])  # 1 is an even share
+            together = torch.cat([share.to(window.shares[0].device) for share in window.shares])
+            sizes = [torch.full((len(share),), len(share)) for share in window.shares]
+            # An even share is 1.
+            loads = self._over_processes(together) / window.n_micro * torch.cat(sizes)
             parts["load_smallest"], parts["load_largest"] = float(loads.min()), float(loads.max())
             parts["dead_experts"] = float((loads < DEAD_BELOW).sum())
         return parts
