@@ -5,7 +5,8 @@ only noted; at the end the device is asked once about all of them. If some are n
 is computed again with every check made at once, so that the first bad one is named.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from typing import TypeVar
 
@@ -28,6 +29,38 @@ def put_off(value: Callable[[], Tensor]) -> bool:
     return True
 
 
+class _Attempt:
+    """A context in which checks are put off; left well if all that was noted is finite."""
+
+    def __init__(self) -> None:
+        self.noted: list[Tensor] = []
+        self.finite = True
+
+    def __enter__(self) -> None:
+        self._token = _NOTED.set(self.noted)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
+        _NOTED.reset(self._token)
+        if kind is not None and not issubclass(kind, UserError):
+            return False
+        self.finite = all_finite(self.noted)
+        return not self.finite  # the next attempt raises what comes first
+
+
+def attempts() -> Iterator[AbstractContextManager[None]]:
+    """For a loop whose body computes something inside the context that it is given.
+
+    The first time checks are put off to the end of the context; if a value was not finite, the body
+    runs again, with every check made at once. Inside another such loop it runs once, as a part.
+    """
+    if _NOTED.get() is None:
+        attempt = _Attempt()
+        yield attempt
+        if attempt.finite:
+            return
+    yield nullcontext()
+
+
 def checked_together(compute: Callable[[], Result]) -> Result:
     """``compute()``, in which the checks of metrics are put off to its end.
 
@@ -37,21 +70,11 @@ def checked_together(compute: Callable[[], Result]) -> Result:
     Raises:
         UserError: as the first of its checks, made at once.
     """
-    if _NOTED.get() is not None:
-        return compute()
-    noted: list[Tensor] = []
-    token = _NOTED.set(noted)
-    try:
-        result = compute()
-    except UserError:
-        if all_finite(noted):
-            raise
-    else:
-        if all_finite(noted):
-            return result
-    finally:
-        _NOTED.reset(token)
-    return compute()
+    found: list[Result] = []
+    for attempt in attempts():
+        with attempt:
+            found.append(compute())
+    return found[-1]
 
 
 def all_finite(values: list[Tensor]) -> bool:

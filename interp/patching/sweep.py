@@ -39,7 +39,7 @@ from interp.forward.transfer import repeated_rows, upload
 from interp.models.hooked_model import HookedModel
 from interp.models.versions import check_hooked
 from interp.moved import old_names
-from interp.patching.checks import checked_together
+from interp.patching.checks import attempts
 from interp.patching.chunks import DemandAt, first_position, row_demand, run_chunks, take_chunk
 from interp.patching.edits import ActivationEdit, HeadEdit, check_edit, rows_of_units
 from interp.patching.metrics import Metric, apply_metric, narrow_metrics
@@ -160,16 +160,16 @@ def sweep_position_sets(
         by_layer = list(groups.values())
         sweep = _Sweep(model, unit_sets, by_layer, freeze, demand, decided, workers, bar)
 
-        def measured(prompts: list[int]) -> Tensor:
-            chunk = take_chunk(batch, edit, metrics, prompts=prompts)
-            at = position_sets[:, chunk.rows, chunk.drop :]
-            start = first_position(at.any(dim=0))
-            points = chunk.edit.hook_points
-            run = record_run(model, chunk.batch, start=start, keep=keep, edits=points)
-            return sweep.measure(run, chunk.edit, at, metrics=chunk.metrics)
-
         def run_chunk(prompts: list[int]) -> None:
-            values[:, prompts] = checked_together(partial(measured, prompts)).cpu()
+            for attempt in attempts():
+                with attempt:
+                    chunk = take_chunk(batch, edit, metrics, prompts=prompts)
+                    at = position_sets[:, chunk.rows, chunk.drop :]
+                    start = first_position(at.any(dim=0))
+                    points = chunk.edit.hook_points
+                    run = record_run(model, chunk.batch, start=start, keep=keep, edits=points)
+                    found = sweep.measure(run, chunk.edit, at, metrics=chunk.metrics)
+                    values[:, prompts] = found.cpu()
 
         changed = position_sets.any(dim=0)
         options: Any = {"metrics": metrics, "budget": decided, "bar": bar}

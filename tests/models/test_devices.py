@@ -342,6 +342,7 @@ def jobs_of_experts(tokenizer: Any, large: bool) -> dict[str, Callable[[], Any]]
         whole.eval()
 
     run_once(model, clean)
+    step()  # the first one tries the modules that have fewer operators
     return {
         "a training step": step,
         "patched experts": lambda: patch_experts(model, clean, corrupted, metric, **QUIET),

@@ -109,7 +109,7 @@ def test_training_saving_loading_hooking(
     torch.testing.assert_close(logits_of(loaded, ids), trained, rtol=0, atol=1e-5)
 
     model = interp.moelora.hooked(loaded, plain_tokenizer)
-    close = 0.1 if kind == "bfloat16" else 1e-5  # another attention kernel, and rounding behind it
+    close = 0.1 if kind == "bfloat16" else 5e-5  # another attention kernel, and rounding behind it
     assert float((logits_of(model.original_model, ids) - trained).abs().max()) < close
     assert model_info(model).dtype == "float32"
     assert quantization_of(model.original_model) == quantization
