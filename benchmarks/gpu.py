@@ -27,7 +27,7 @@ from typing import Any
 from unittest.mock import patch as replaced
 
 import torch
-from operators import TARGETS, llama, tokenizer, training
+from operators import TARGETS, llama, step, tokenizer
 from peers import transformer_lens_loop
 
 import interp.commands.locate
@@ -158,7 +158,7 @@ def steps(machine: Machine, shape: str, *, rounds: int) -> dict[str, Any]:
     runs = {}
     with torch.device(machine.device):
         for method in ("lora", "moelora"):
-            runs[method] = training(machine.hf_model(shape), method, batch=batch, width=width)
+            runs[method] = step(machine.hf_model(shape), method, batch=batch, width=width)
     for _ in range(2):
         for run in runs.values():
             run()
@@ -178,7 +178,7 @@ def locate(machine: Machine, method: str) -> dict[str, Any]:
     """A search for heads on the embedded model; what it takes beside its sweeps."""
     module = interp.commands.locate
     model = interp.models.load_model("smollm2-135m", device=machine.device)
-    settings = module.LocateSettings(method=method, limit=12 if machine.tiny else None, minimum=1)  # type: ignore[arg-type]
+    settings = module.LocateSettings(method=method, limit=26 if machine.tiny else None, minimum=1)  # type: ignore[arg-type]
     within: list[float] = []
     shard = module.locate_shard
 
@@ -221,6 +221,7 @@ def main() -> None:
         parts["locate attribution"] = lambda: locate(machine, "attribution")
         parts["locate path"] = lambda: locate(machine, "path")
     options.out.parent.mkdir(parents=True, exist_ok=True)
+    failed = []
     for part, run in parts.items():
         if time.perf_counter() - begin > options.seconds:
             result[part] = "no time was left"
@@ -229,10 +230,13 @@ def main() -> None:
             result[part] = run()
         except Exception as error:  # the other parts are worth having
             result[part] = f"{type(error).__name__}: {error}"
+            failed.append(part)
         machine.free()
         print(part, json.dumps(result[part]), flush=True)
         result["total_seconds"] = time.perf_counter() - begin
         options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

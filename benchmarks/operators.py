@@ -192,6 +192,12 @@ def training(hf_model: Any, method: str, *, batch: int = 2, width: int = 12) -> 
     }
 
 
+def step(hf_model: Any, method: str, *, batch: int, width: int) -> Callable[[], object]:
+    """A training step without its optimizer, to be timed."""
+    phases = training(hf_model, method, batch=batch, width=width)
+    return lambda: [phases[name]() for name in ("forward", "backward")]
+
+
 def counted(phases: Phases) -> dict[str, Operators]:
     for run in phases.values():
         run()
@@ -248,15 +254,14 @@ def timed_jobs(tiny: bool) -> dict[str, Callable[[], object]]:
     batch, width = (2, 12) if tiny else (8, 48)
     many = {"rows": 32 if tiny else 96}
 
-    def step(method: str) -> Callable[[], object]:
-        phases = training(llama(6, **sizes), method, batch=batch, width=width)
-        return lambda: [phases[name]() for name in ("forward", "backward")]
-
     return {
         "sweep, few positions": resuming(llama(6, **sizes), 30, **many),
         "sweep, many positions": resuming(llama(6, **sizes), 80, **many),
         "sweep bfloat16": resuming(llama(6, dtype=torch.bfloat16, **sizes), 30, **many),
-        **{f"step {method}": step(method) for method in ("lora", "moelora")},
+        **{
+            f"step {method}": step(llama(6, **sizes), method, batch=batch, width=width)
+            for method in ("lora", "moelora")
+        },
     }
 
 

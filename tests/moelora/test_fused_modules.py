@@ -12,36 +12,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
 
 from interp.moelora import MoELoRAConfig, MoELoRALinear, auxiliary_losses
 from interp.moelora.fused_check import computes_the_same
 from interp.moelora.fused_modules import fuse_modules, plain_class, unfuse_modules
+from tests.architectures import LLAMA_LIKE, LLAMA_LIKE_SIZES
 
-FAMILIES: dict[str, tuple[Any, Any]] = {
-    "llama": (LlamaConfig, LlamaForCausalLM),
-    "mistral": (MistralConfig, MistralForCausalLM),
-    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
-    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
-}
-SIZES: dict[str, Any] = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "initializer_range": 0.2,
-}
+SIZES = LLAMA_LIKE_SIZES | {"vocab_size": 64, "num_hidden_layers": 2}
 QUERY_VALUE = ["q_proj", "v_proj"]
 VIEWS = frozenset(
     [
@@ -56,7 +33,7 @@ VIEWS = frozenset(
 
 def make(family: str = "llama", *, layers: int = 2, dtype: Any = None, **config: Any) -> Any:
     """A tiny adapted model in training, with random norms, biases and up-projections."""
-    config_class, model_class = FAMILIES[family]
+    config_class, model_class = LLAMA_LIKE[family]
     torch.manual_seed(0)
     base = model_class(config_class(**(SIZES | {"num_hidden_layers": layers})))
     with torch.no_grad():
@@ -120,7 +97,7 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         torch.testing.assert_close(found[name], value, atol=1e-4, rtol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", LLAMA_LIKE)
 @pytest.mark.parametrize("targets", [QUERY_VALUE, "all-linear", ["k_proj", "up_proj"]], ids=str)
 def test_a_step_has_the_values_of_the_plain_modules(family: str, targets: Any) -> None:
     model = make(family, target_modules=targets)

@@ -9,14 +9,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
 )
 from transformers.cache_utils import DynamicCache
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
@@ -29,28 +21,15 @@ from interp.forward.norms import fuse_norm, rms_norm
 from interp.forward.shared_prefix import SharedPrefix, implementation, prefix_cache, use_prefix
 from interp.forward.widen import widen
 from interp.models.call import call_model
+from tests.architectures import LLAMA_LIKE, LLAMA_LIKE_SIZES
 
 pytestmark = pytest.mark.bridge_only
 
-FAMILIES: dict[str, tuple[Any, Any]] = {
-    "llama": (LlamaConfig, LlamaForCausalLM),
-    "mistral": (MistralConfig, MistralForCausalLM),
-    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
-    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
-}
-SIZES: dict[str, Any] = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "initializer_range": 0.2,
-}
+SIZES = LLAMA_LIKE_SIZES | {"vocab_size": 64, "num_hidden_layers": 3}
 
 
 def make(family: str, **config: Any) -> Any:
-    config_class, model_class = FAMILIES[family]
+    config_class, model_class = LLAMA_LIKE[family]
     torch.manual_seed(0)
     options = SIZES | {"head_dim": 8} | config
     if family == "qwen2":
@@ -110,7 +89,7 @@ def fuse(model: Any) -> None:
 
 @pytest.mark.parametrize("in_order", [True, False], ids=["repeated", "any rows"])
 @pytest.mark.parametrize("n_positions", [5, 40], ids=["few", "many"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", LLAMA_LIKE)
 def test_a_fused_model_gives_the_same_logits(family: str, n_positions: int, in_order: bool) -> None:
     model = make(family)
     prompts = Prompts(model, n_positions)
