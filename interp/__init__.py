@@ -34,7 +34,7 @@ if TYPE_CHECKING:
         evaluate,
         token_saliency,
     )
-    from interp.heads import HeadEffects, HeadSet, locate_heads
+    from interp.heads import HeadEffects, HeadSet, JointEffects, locate_heads
     from interp.interventions import Constraint, ExpertConstraint, Intervention, constrain
     from interp.interventions.generate import generate
     from interp.models import load_model
@@ -54,6 +54,7 @@ __all__ = [
     "HeadEffects",
     "HeadSet",
     "Intervention",
+    "JointEffects",
     "TokenSaliency",
     "UserError",
     "attention_pattern",
@@ -87,7 +88,7 @@ _HOMES = {
         *("AttentionPattern", "Evaluation", "TokenSaliency"),
         *("attention_pattern", "evaluate", "token_saliency"),
     ),
-    "interp.heads": ("HeadEffects", "HeadSet", "locate_heads"),
+    "interp.heads": ("HeadEffects", "HeadSet", "JointEffects", "locate_heads"),
     "interp.interventions": ("Constraint", "ExpertConstraint", "Intervention", "constrain"),
     "interp.models": ("load_model",),
     "interp.premises": ("filter_known", "list_relations", "load_premises"),

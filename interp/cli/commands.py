@@ -6,6 +6,7 @@ import webbrowser
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ from interp.cli.plan import print_plan
 from interp.commands.demo import DemoSettings, demo_run
 from interp.commands.evaluate import EvaluateSettings, evaluate_run
 from interp.commands.known import premise_rows
-from interp.commands.locate import LocateSettings, load_run, locate_run
+from interp.commands.locate import LocateSettings, locate_run
+from interp.commands.locate_joint import load_search, locate_joint_run, relation_names
 from interp.commands.patch import PatchSettings, load_pairs, patch_run
 from interp.commands.plan import plan_evaluate, plan_locate, plan_patch
 from interp.commands.probe import ProbeSettings, probe_run
@@ -125,17 +127,22 @@ def demo(options: DemoOptions, console: Console) -> None:
 
 def locate(options: LocateOptions, console: Console) -> None:
     """Measure the effects of all heads; see ``interp.commands.locate``."""
-    settings = settings_of(LocateSettings, options)
+    if not options.premises:
+        raise UserError("premises is empty: name one relation or more")
+    settings = settings_of(LocateSettings, options, premises=options.premises[0])
     check_engine(options.engine, options.gpus_per_worker)
     check_free(options.out)
-    load_premises(options.premises)  # a misspelt relation should not wait for the model
+    relation_names(options.premises)  # a misspelt relation should not wait for the model
     model = load(options, console)
+    search: Any = locate_run
+    if len(options.premises) > 1:
+        search = partial(locate_joint_run, relations=options.premises)
     if options.plan:
         checked = {"check_dtype": options.dtype_check, "before": process_seconds()}
-        print_plan(plan_locate(model, settings, options.out, **checked), console)
+        print_plan(plan_locate(model, settings, options.out, search=search, **checked), console)
         return
     with engine_of(options, model) as engine:
-        effects = locate_run(
+        effects = search(
             model, settings, options.out, engine=engine, check_dtype=options.dtype_check
         )
     write_yaml(options.out / "config.yaml", to_config(options))
@@ -153,7 +160,7 @@ def evaluate(options: EvaluateOptions, console: Console) -> None:
     check_free(options.run)
     model = load(run_options(options), console)
     check_same_model(options.run, model)
-    _, split, effects = load_run(options.run)
+    _, split, effects = load_search(options.run)
     if options.plan:
         where: Any = {"settings": settings, "run": options.run, "before": process_seconds()}
         print_plan(plan_evaluate(model, split, effects, **where), console)

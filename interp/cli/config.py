@@ -65,7 +65,12 @@ def to_config(options: Any) -> dict[str, Any]:
     }
 
 
-def settings_of(kind: type[Kind], options: Kind) -> Kind:
-    """The settings among a command's options, which must have every field of ``kind``."""
+def settings_of(kind: type[Kind], options: Kind, **other: Any) -> Kind:
+    """The settings among a command's options, which must have every field of ``kind``.
+
+    Args:
+        other: fields of the settings that the options have in another form.
+    """
     assert is_dataclass(kind)
-    return kind(**{field.name: getattr(options, field.name) for field in fields(kind)})
+    names = [field.name for field in fields(kind)]
+    return kind(**{name: other.get(name, getattr(options, name)) for name in names})

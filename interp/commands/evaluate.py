@@ -14,20 +14,21 @@ from typing import Literal
 import pandas as pd
 
 from interp.arguments import check_choice
-from interp.commands.locate import DEFAULT_FRACTION, IDENTITY, check_same_prompts
+from interp.commands.locate import DEFAULT_FRACTION, IDENTITY
+from interp.commands.locate_joint import AnyEffects, check_prompts
 from interp.errors import UserError
 from interp.evaluation.answers import ask_all
 from interp.evaluation.evaluate import RANDOM_SETS, Evaluation, evaluate
 from interp.evaluation.settings import SettingMode, choose_setting, compare_settings
 from interp.files.documents import write_atomically, write_json, write_jsonl, write_table
-from interp.heads.effects import HeadEffects, count_of_fraction
+from interp.heads.effects import count_of_fraction
 from interp.heads.headset import Site
 from interp.interventions.gate import Gate, check_gate
 from interp.interventions.head_constraint import SITE_MODES, Constraint, Mode, check_mode
 from interp.interventions.unit_table import action_name
 from interp.jobs import JobRunner
 from interp.models.hooked_model import HookedModel
-from interp.premises.questions import Split
+from interp.premises.joint import AnySplit, parts_of
 from interp.report.read_run import read_heads
 from interp.runs.clock import one_moment, run_clock
 from interp.runs.identity import conditions
@@ -109,8 +110,8 @@ class EvaluateSettings:
 @one_moment(IDENTITY)
 def evaluate_run(
     model: HookedModel,
-    split: Split,
-    effects: Mapping[Site, HeadEffects],
+    split: AnySplit,
+    effects: Mapping[Site, AnyEffects],
     *,
     settings: EvaluateSettings,
     run: Path,
@@ -126,18 +127,18 @@ def evaluate_run(
 
     Raises:
         UserError: a site that was not searched; another model than the run's, or one whose prompts
-            have other words or tokens (`interp.commands.locate.check_same_prompts`).
+            have other words or tokens (`interp.commands.locate_joint.check_prompts`).
     """
-    check_same_prompts(run, model)
+    check_prompts(run, model)
     sites: tuple[Site, ...] = tuple(effects) if settings.site == "best" else (settings.site,)
     missing = [site for site in sites if site not in effects]
     if missing:
         raise UserError(f"{run} was searched at site {', '.join(effects)}, not {missing[0]!r}")
-    chosen: dict[Site, HeadEffects] = {site: effects[site] for site in sites}
+    chosen: dict[Site, AnyEffects] = {site: effects[site] for site in sites}
     modes: dict[Site, list[SettingMode]] = {site: modes_at(site, settings) for site in sites}
     stages = StoredJobRunner(run / SHARDS, engine or InProcess(model), conditions(model))
     with run_resources(run, IDENTITY, model):
-        n_heads = settings.count(next(iter(chosen.values())).values[0].numel())
+        n_heads = settings.count(next(iter(chosen.values())).n_heads)
         table = compare_settings(
             model,
             split.search,
@@ -166,7 +167,7 @@ def evaluate_run(
 
 def _evaluated(
     model: HookedModel,
-    split: Split,
+    split: AnySplit,
     constraints: list[Constraint],
     *,
     settings: EvaluateSettings,
@@ -206,7 +207,7 @@ def has_detector(run: Path) -> bool:
 
 
 def run_detector(
-    model: HookedModel, split: Split, run: Path, *, seed: int = 0, progress: bool = True
+    model: HookedModel, split: AnySplit, run: Path, *, seed: int = 0, progress: bool = True
 ) -> Detector:
     """The run's detector: read from the run or, the first time, trained on its search part.
 
@@ -217,7 +218,9 @@ def run_detector(
     if has_detector(run):
         return PremiseDetector.load(run / DETECTOR, model=model)
     with run_clock(run, IDENTITY):
-        detector = train_detector(model, [split.search], known=False, seed=seed, progress=progress)
+        detector = train_detector(
+            model, parts_of(split.search), known=False, seed=seed, progress=progress
+        )
     detector.save(run / DETECTOR)
     return detector
 

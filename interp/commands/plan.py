@@ -11,11 +11,11 @@ from typing import Any
 
 from interp.commands.evaluate import EvaluateSettings, evaluate_run
 from interp.commands.locate import LocateSettings, locate_run
+from interp.commands.locate_joint import AnyEffects
 from interp.commands.patch import PatchSettings, patch_run
-from interp.heads.effects import HeadEffects
 from interp.heads.headset import Site
 from interp.models.hooked_model import HookedModel
-from interp.premises.questions import Split
+from interp.premises.joint import AnySplit
 from interp.runs.plan import Plan
 from interp.runs.rehearsal import Rehearsal
 from interp.runs.shards import InProcess
@@ -45,15 +45,16 @@ def plan_locate(
     settings: LocateSettings,
     run: Path,
     *,
+    search: Callable[..., Any] = locate_run,
     check_dtype: bool = True,
     before: float = 0.0,
 ) -> Plan:
-    """What `locate_run` will take.
+    """What `locate_run` will take, or another ``search`` with its arguments.
 
     Args:
         before: seconds that the program's start and the model's loading have taken, here and below.
     """
-    return _rehearsed(locate_run, model, settings, run=run, check_dtype=check_dtype, before=before)
+    return _rehearsed(search, model, settings, run=run, check_dtype=check_dtype, before=before)
 
 
 def plan_patch(
@@ -70,8 +71,8 @@ def plan_patch(
 
 def plan_evaluate(
     model: HookedModel,
-    split: Split,
-    effects: Mapping[Site, HeadEffects],
+    split: AnySplit,
+    effects: Mapping[Site, AnyEffects],
     *,
     settings: EvaluateSettings,
     run: Path,

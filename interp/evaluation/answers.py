@@ -22,7 +22,8 @@ from interp.jobs import RUN_HERE, JobRunner, OutputSpec
 from interp.models.hooked_model import HookedModel
 from interp.models.versions import check_hooked
 from interp.premises.encode import EncodedPrompt, encode_questions
-from interp.premises.questions import Premises, Question, QuestionKind
+from interp.premises.joint import AnyPremises
+from interp.premises.questions import Question, QuestionKind
 from interp.premises.relation import FilledQuestion, names, names_any
 from interp.statistics.significance import mean_interval
 from probes.detector.detections import PremiseDetections, spans_of
@@ -45,7 +46,7 @@ class AskedQuestions:
 
 
 def baseline_answers(
-    model: HookedModel, premises: Premises, kind: AnswerKind, **options: Any
+    model: HookedModel, premises: AnyPremises, kind: AnswerKind, **options: Any
 ) -> AskedQuestions:
     """The unconstrained model's answers to every question; options of `answers_under`."""
     check_hooked(model)
@@ -58,13 +59,17 @@ def baseline_answers(
         filled=filled,
         prompts=prompts,
         baseline=answers_under(model, prompts, description=f"answers, {kind}", **options),
-        mask=premises.relation.mask,
+        mask=premises.mask,
     )
 
 
 @checked
 def ask_all(
-    model: HookedModel, premises: Premises, *, progress: bool = True, stages: JobRunner = RUN_HERE
+    model: HookedModel,
+    premises: AnyPremises,
+    *,
+    progress: bool = True,
+    stages: JobRunner = RUN_HERE,
 ) -> dict[AnswerKind, AskedQuestions]:
     """Unconstrained answers to the false-premise questions and to their twins."""
     asked: dict[AnswerKind, AskedQuestions] = {}

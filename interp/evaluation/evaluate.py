@@ -42,7 +42,8 @@ from interp.interventions.random_controls import random_interventions
 from interp.jobs import RUN_HERE, JobRunner
 from interp.models import model_info
 from interp.models.hooked_model import HookedModel
-from interp.premises.questions import Premises, QuestionKind
+from interp.premises.joint import AnyPremises
+from interp.premises.questions import QuestionKind
 from probes.detector.detect import detect_premises
 from probes.detector.detections import Detector, PremiseDetections
 
@@ -200,7 +201,7 @@ def _setting(intervention: Intervention, n_all_heads: int) -> dict[str, Any]:
 @checked
 def evaluate(
     model: HookedModel,
-    premises: Premises,
+    premises: AnyPremises,
     *,
     heads: HeadSet | Iterable[Head] | Constraint | ExpertConstraint | Intervention,
     site: Site | None = None,
@@ -208,7 +209,7 @@ def evaluate(
     factor: float = 0.0,
     gate: str | None = None,
     detector: Detector | PremiseDetections | None = None,
-    reference: Premises | None = None,
+    reference: AnyPremises | None = None,
     random_sets: int = RANDOM_SETS,
     answers: bool | Mapping[AnswerKind, AskedQuestions] = True,
     seed: int = 0,

@@ -14,6 +14,7 @@ from interp.errors import UserError
 from interp.evaluation.preference import preference
 from interp.heads.effects import HeadEffects
 from interp.heads.headset import HeadSet, Site
+from interp.heads.joint import JointEffects
 from interp.heads.locate import as_encoded
 from interp.heads.object_edits import mean_output
 from interp.interventions.head_constraint import Constraint, Mode
@@ -21,7 +22,7 @@ from interp.interventions.unit_table import action_name
 from interp.jobs import RUN_HERE, JobRunner
 from interp.models.hooked_model import HookedModel
 from interp.premises.encode import EncodedPremises
-from interp.premises.questions import Premises
+from interp.premises.joint import AnyPremises
 from interp.statistics.significance import mean_interval
 
 SettingMode = tuple[Mode, float]
@@ -34,8 +35,8 @@ GAIN_TOLERANCE = 0.005
 @checked
 def compare_settings(
     model: HookedModel,
-    premises: Premises | EncodedPremises,
-    effects: Mapping[Site, HeadEffects],
+    premises: AnyPremises | EncodedPremises,
+    effects: Mapping[Site, HeadEffects | JointEffects],
     *,
     counts: Sequence[int],
     modes: Mapping[Site, Sequence[SettingMode]],
@@ -48,7 +49,7 @@ def compare_settings(
     rows: list[dict[str, Any]] = []
     for site, site_effects in effects.items():
         sets = [HeadSet((), site), *(site_effects.select(count=count) for count in counts)]
-        n_all = site_effects.values[0].numel()
+        n_all = site_effects.n_heads
         for mode, factor in modes[site]:
             run: dict[str, Any] = {
                 "constraint": Constraint(sets[-1], mode, factor),

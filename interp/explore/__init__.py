@@ -15,7 +15,7 @@ from interp.explore.explorer import Explorer
 from interp.explore.opening import open_model, open_run
 from interp.heads.effects import HeadEffects
 from interp.models.hooked_model import HookedModel
-from interp.premises.questions import Split
+from interp.premises.joint import AnySplit
 from probes.detector.detections import Detector
 
 __all__ = ["Answer", "Answers", "Explorer", "FoundPremise", "open_model", "open_run", "page"]
@@ -26,7 +26,7 @@ def page(
     *,
     model: HookedModel | None = None,
     effects: HeadEffects | Iterable[HeadEffects] | None = None,
-    split: Split | None = None,
+    split: AnySplit | None = None,
     detector: Detector | None = None,
 ) -> Any:
     """The page as a Panel object, which a notebook shows.

@@ -30,7 +30,7 @@ from interp.interventions.head_constraint import SITE_MODES, Constraint, Mode
 from interp.models import model_info, render_chat
 from interp.models.hooked_model import HookedModel
 from interp.premises.encode import tokenize
-from interp.premises.questions import Split
+from interp.premises.joint import AnySplit
 from interp.premises.relation import names
 from probes.detector.detect import detect
 from probes.detector.detections import Detector
@@ -59,7 +59,7 @@ class Explorer:
         model: HookedModel,
         heads: pd.DataFrame,
         *,
-        split: Split | None = None,
+        split: AnySplit | None = None,
         detector: Detector | Callable[[], Detector] | None = None,
         start: Constraint | None = None,
         max_new_tokens: int = MAX_NEW_TOKENS,

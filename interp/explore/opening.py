@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from interp.commands.evaluate import has_detector, run_detector
-from interp.commands.locate import check_same_prompts, load_run
+from interp.commands.locate_joint import check_prompts, load_search
 from interp.errors import UserError
 from interp.explore.explorer import Explorer
 from interp.files.documents import read_json
@@ -15,7 +15,7 @@ from interp.heads.effects import HeadEffects
 from interp.interventions.head_constraint import Constraint
 from interp.models import load_model
 from interp.models.hooked_model import HookedModel
-from interp.premises.questions import Split
+from interp.premises.joint import AnySplit
 from interp.report.read_run import read_heads
 from interp.runs.manifest import read_manifest, recorded_model, recorded_quantization
 from probes.detector.detections import Detector
@@ -54,7 +54,7 @@ def open_run(
     """
     run = Path(run)
     check_explorable(run)
-    settings, split, _ = load_run(run)
+    settings, split, _ = load_search(run)
     heads = read_heads(run / "heads.csv")
     if model is None:
         model = load_model(
@@ -63,7 +63,7 @@ def open_run(
             dtype=dtype,
             quantization=recorded_quantization(run),
         )
-    check_same_prompts(run, model)
+    check_prompts(run, model)
 
     def make() -> Detector:
         return run_detector(model, split, run, seed=settings.seed, progress=False)
@@ -79,7 +79,7 @@ def open_model(
     model: HookedModel,
     effects: HeadEffects | Iterable[HeadEffects],
     *,
-    split: Split | None = None,
+    split: AnySplit | None = None,
     detector: Detector | None = None,
 ) -> Explorer:
     """An explorer of a model and the effects of its heads, at one site or both.

@@ -13,6 +13,7 @@ from interp.heads.effects import (
     select_heads,
 )
 from interp.heads.headset import Head, HeadSet, Site, as_head_set
+from interp.heads.joint import JointEffects, pool_effects
 from interp.heads.locate import locate_heads
 from interp.heads.object_edits import Source, premise_edit
 from interp.heads.random_sets import random_head_sets
@@ -23,6 +24,7 @@ __all__ = [
     "HeadEffects",
     "HeadSet",
     "HeadStatistics",
+    "JointEffects",
     "Method",
     "Site",
     "Source",
@@ -34,6 +36,7 @@ __all__ = [
     "load_effects",
     "locate_heads",
     "mean_interval",
+    "pool_effects",
     "premise_edit",
     "random_head_sets",
     "save_effects",

@@ -113,6 +113,11 @@ class HeadEffects(Displayed):
         return logits, replace(logits, values=self.probability, metric="probability")
 
     @property
+    def n_heads(self) -> int:
+        """Heads in all layers."""
+        return self.values[0].numel()
+
+    @property
     def mean(self) -> Float[Tensor, "layer head"]:
         """Mean effect over prompts."""
         return self.values.mean(dim=0)
@@ -179,7 +184,7 @@ class HeadEffects(Displayed):
     def _shown(self) -> Shown:
         significant = int((self.statistics.q_value <= 0.05).sum())
         text = (
-            f"Effects of {self.values[0].numel()} heads (site {self.site}, {self.method}, source "
+            f"Effects of {self.n_heads} heads (site {self.site}, {self.method}, source "
             f"{self.source}) on {len(self.values)} prompts about {len(set(self.subjects))} "
             f"subjects, in logits; {significant} heads with q ≤ 0.05. Positive: the answer gets "
             "better without the head's part."
@@ -240,7 +245,7 @@ def select_heads(
         heads = tuple(head for head in effects.ranked() if passed[head])
         how = f"positive effect at FDR {fdr:g}"
     else:
-        n_all = effects.values[0].numel()
+        n_all = effects.n_heads
         if count is None:
             size = count_of_fraction(fraction or 0.0, n_all)
         else:

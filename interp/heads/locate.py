@@ -15,7 +15,8 @@ attention from later positions to the false object is cut (``cut``).
 O is the masked run's top token in ``path`` as in the paper, the true object's token otherwise.
 """
 
-from typing import Any, get_args
+from collections.abc import Sequence
+from typing import Any, get_args, overload
 
 import torch
 from jaxtyping import Float
@@ -29,6 +30,7 @@ from interp.forward.partial import device_of, unedited_logits
 from interp.forward.trial import sweep_resolution
 from interp.heads.effects import HeadEffects, Method
 from interp.heads.headset import Head, Site, check_site
+from interp.heads.joint import JointEffects, pool_effects
 from interp.heads.object_edits import Source, premise_edit
 from interp.models.hooked_model import HookedModel
 from interp.models.versions import check_hooked
@@ -38,14 +40,26 @@ from interp.patching.metrics import LogitDifference, Probability, apply_metric
 from interp.patching.sweep import sweep_effects
 from interp.precision import result_dtype
 from interp.premises.encode import EncodedPremises, encode_premises
+from interp.premises.joint import AnyPremises
 from interp.premises.questions import Premises, QuestionKind
 
 
+@overload
+def locate_heads(
+    model: HookedModel, premises: Premises | EncodedPremises, **options: Any
+) -> HeadEffects: ...
+
+
+@overload
+def locate_heads(
+    model: HookedModel, premises: Sequence[Premises | EncodedPremises], **options: Any
+) -> JointEffects: ...
+
+
 @checked
-@torch.no_grad()
 def locate_heads(
     model: HookedModel,
-    premises: Premises | EncodedPremises,
+    premises: Premises | EncodedPremises | Sequence[Premises | EncodedPremises],
     *,
     method: Method = "attribution",
     site: Site = "output",
@@ -55,11 +69,12 @@ def locate_heads(
     seed: int = 0,
     budget: int | None = None,
     progress: bool = True,
-) -> HeadEffects:
+) -> HeadEffects | JointEffects:
     """Effect of editing each head alone on the answer to every false-premise question.
 
     Args:
         premises: known facts; only the search part of a split, if heads are to be scored later.
+            Those of several relations are searched one by one, and their effects pooled.
         source: what replaces the heads' values, as in ``premise_edit``; by default ``masked`` for
             ``path`` and ``zero`` otherwise.
         kind: which prompts run: ``false``; or ``twin`` with source ``twin`` for the control in
@@ -67,11 +82,43 @@ def locate_heads(
         heads: only these (exact methods); the others are NaN.
 
     Raises:
-        UserError: an unknown method, site or source, or one that does not fit the site.
+        UserError: an unknown method, site or source, or one that does not fit the site; the same
+            relation twice.
     """
+    options: dict[str, Any] = {
+        **{"method": method, "site": site, "source": source, "kind": kind, "heads": heads},
+        **{"seed": whole_number("seed", seed, least=0), "budget": budget, "progress": progress},
+    }
+    if isinstance(premises, Premises | EncodedPremises):
+        return _in_relation(model, premises, **options)
+    names = [relation_of(part) for part in premises]
+    return pool_effects([_in_relation(model, part, **options) for part in premises], names)
+
+
+def relation_of(premises: Premises | EncodedPremises) -> str:
+    """The name of the relation that the questions are of."""
+    if isinstance(premises, Premises):
+        return premises.relation.name
+    return premises.items[0].question.relation
+
+
+@torch.no_grad()
+def _in_relation(
+    model: HookedModel,
+    premises: Premises | EncodedPremises,
+    *,
+    method: Method,
+    site: Site,
+    source: Source | None,
+    kind: QuestionKind,
+    heads: tuple[Head, ...] | None,
+    seed: int,
+    budget: int | None,
+    progress: bool,
+) -> HeadEffects:
+    """The effects on the questions of one relation; see `locate_heads`."""
     check_site(site)
     check_method(method)
-    seed = whole_number("seed", seed, least=0)
     encoded = as_encoded(model, premises)
     batch = encoded.batch(kind)
     last_only = method == "path" and site == "output"
@@ -103,7 +150,7 @@ def locate_heads(
 
 
 def as_encoded(
-    model: HookedModel, premises: Premises | EncodedPremises, *, system: str | None = None
+    model: HookedModel, premises: AnyPremises | EncodedPremises, *, system: str | None = None
 ) -> EncodedPremises:
     """Premises as this model's tokens, under a system prompt if one is given."""
     check_hooked(model)

@@ -16,7 +16,8 @@ from interp.forward.batch import Span
 from interp.models.hooked_model import HookedModel
 from interp.moved import old_names
 from interp.premises.encode import EncodedPremises, encode_question
-from interp.premises.questions import Premises, QuestionKind
+from interp.premises.joint import AnyPremises
+from interp.premises.questions import QuestionKind
 from probes.detector.detections import PremiseDetections, spans_of
 
 Gate = Literal["oracle", "probe"]
@@ -30,7 +31,7 @@ def check_gate(gate: str) -> Gate:
 
 def cloze_spans(
     model: HookedModel,
-    premises: Premises,
+    premises: AnyPremises,
     encoded: EncodedPremises,
     *,
     kind: QuestionKind,

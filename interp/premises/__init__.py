@@ -7,6 +7,7 @@ from interp.premises.encode import (
     encode_premises,
     encode_question,
 )
+from interp.premises.joint import JointPremises, JointSplit
 from interp.premises.knowledge import Knowledge, check_knowledge, filter_known
 from interp.premises.questions import (
     Premises,
@@ -34,6 +35,8 @@ __all__ = [
     "Fact",
     "FalseObjectRule",
     "FilledQuestion",
+    "JointPremises",
+    "JointSplit",
     "Knowledge",
     "Premises",
     "Question",

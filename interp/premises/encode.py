@@ -23,11 +23,9 @@ from interp.forward.batch import Span, TokenBatch
 from interp.models import RenderedChat, render_chat
 from interp.models.joining import gap_between
 from interp.models.spans import shared_length, token_span, tokenize_with_offsets
-from interp.premises.questions import Premises, Question, QuestionKind
+from interp.premises.joint import DEFAULT_MASK, AnyPremises
+from interp.premises.questions import Question, QuestionKind
 from interp.premises.relation import FilledQuestion
-
-DEFAULT_MASK = "XXXX"
-"""The neutral word that stands for an object in a masked run, unless a relation has its own."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +125,7 @@ def encode_question(
 
 
 def encode_questions(
-    tokenizer: Any, premises: Premises, kind: QuestionKind, *, system: str | None = None
+    tokenizer: Any, premises: AnyPremises, kind: QuestionKind, *, system: str | None = None
 ) -> tuple[EncodedPrompt, ...]:
     """Every question as a user would ask it, without the cloze."""
     filled = [premises.fill(question, kind) for question in premises.questions()]
@@ -166,7 +164,7 @@ def _with_answer(rendered: RenderedChat, answer: str) -> RenderedChat:
 
 def _encode_kind(
     tokenizer: Any,
-    premises: Premises,
+    premises: AnyPremises,
     question: Question,
     *,
     kind: QuestionKind,
@@ -193,7 +191,7 @@ def _encode_kind(
 @checked
 def encode_premises(
     tokenizer: Any,
-    premises: Premises,
+    premises: AnyPremises,
     *,
     device: torch.device | str = "cpu",
     system: str | None = None,
@@ -218,4 +216,4 @@ def encode_premises(
         device = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise UserError(f"device {device!r} does not exist") from error
-    return EncodedPremises(tuple(items), device, premises.relation.mask)
+    return EncodedPremises(tuple(items), device, premises.mask)

@@ -40,6 +40,10 @@ MINIMUM_KNOWN = 16
 BATCH_TOKENS = 4096
 
 
+class TooFewKnown(UserError):
+    """The model knows too few facts of a relation."""
+
+
 @dataclass(frozen=True)
 class FactKnowledge:
     """Whether the model knows one fact, and its answer."""
@@ -78,10 +82,10 @@ class Knowledge(Displayed):
         return pd.DataFrame([vars(fact) for fact in self.facts])
 
     def keep(self, premises: Premises, *, minimum: int = MINIMUM_KNOWN) -> Premises:
-        """The premises about known facts. Raises UserError when they are fewer than ``minimum``."""
+        """The premises about known facts. Raises TooFewKnown if they are fewer than ``minimum``."""
         known = {fact.subject for fact in self.facts if fact.known}
         if len(known) < minimum:
-            raise UserError(
+            raise TooFewKnown(
                 f"the model knows too few facts of {premises.relation.name!r}: {self.summary}; "
                 f"at least {minimum} are needed: give more facts, another relation, or the "
                 "looser check 'answer'"
@@ -127,7 +131,7 @@ def filter_known(
     """The premises about facts that the model knows; logs how many it knows.
 
     Raises:
-        UserError: fewer than ``minimum`` facts are known.
+        TooFewKnown: fewer than ``minimum`` facts are known.
     """
     knowledge = check_knowledge(model, premises, check=check, progress=progress)
     logger.info(knowledge.summary)

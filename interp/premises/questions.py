@@ -84,6 +84,11 @@ class Premises(Displayed):
         return len(self.facts) * len(self.templates)
 
     @property
+    def mask(self) -> str:
+        """The neutral text that replaces the object in a masked run."""
+        return self.relation.mask
+
+    @property
     def subjects(self) -> tuple[str, ...]:
         """The facts' subjects, in order."""
         return tuple(fact.subject for fact in self.facts)

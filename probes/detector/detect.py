@@ -10,7 +10,7 @@ from interp.arguments import shown
 from interp.checked import checked
 from interp.errors import UserError
 from interp.models.hooked_model import HookedModel
-from interp.premises.questions import Premises
+from interp.premises.joint import AnyPremises
 from probes.detector.detections import Detection, Detector, PremiseDetections
 from probes.detector.train import detector_for
 
@@ -36,7 +36,7 @@ def detect(
 @checked
 def detect_premises(
     model: HookedModel,
-    premises: Premises,
+    premises: AnyPremises,
     *,
     detector: Detector | PremiseDetections | None = None,
     progress: bool = True,
