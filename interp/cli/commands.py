@@ -29,7 +29,7 @@ from interp.cli.options import (
 )
 from interp.cli.plan import print_plan
 from interp.commands.demo import DemoSettings, demo_run
-from interp.commands.evaluate import EvaluateSettings, evaluate_run
+from interp.commands.evaluate import SCORED, EvaluateSettings, evaluate_run
 from interp.commands.known import premise_rows
 from interp.commands.locate import LocateSettings, locate_run
 from interp.commands.locate_joint import load_search, locate_joint_run, relation_names
@@ -37,8 +37,10 @@ from interp.commands.patch import PatchSettings, load_pairs, patch_run
 from interp.commands.plan import plan_evaluate, plan_locate, plan_patch
 from interp.commands.probe import ProbeSettings, probe_run
 from interp.commands.report import report_run
+from interp.commands.transfer import TRANSFER, transfer_run
 from interp.errors import UserError
 from interp.evaluation.evaluate import Evaluation
+from interp.evaluation.transfer import OTHERS, Transfer
 from interp.explore import check_installed, open_run
 from interp.explore.opening import check_explorable
 from interp.figures.probe_scores import detection_table
@@ -96,9 +98,9 @@ def engine_of(options: EngineOptions, model: HookedModel) -> AbstractContextMana
     )
 
 
-def effects_table(effects: pd.DataFrame, *, title: str) -> Table:
+def effects_table(effects: pd.DataFrame, *, title: str, rows: int = SHOWN) -> Table:
     """The first rows with three digits; a dash for a value that was not computed."""
-    text = effects.head(SHOWN).map(
+    text = effects.head(rows).map(
         lambda cell: f"{cell:.3g}" if isinstance(cell, float) else str(cell)
     )
     return rich_table(text.replace("nan", "–"), title=title)
@@ -165,11 +167,20 @@ def evaluate(options: EvaluateOptions, console: Console) -> None:
         where: Any = {"settings": settings, "run": options.run, "before": process_seconds()}
         print_plan(plan_evaluate(model, split, effects, **where), console)
         return
+    if settings.leave_one_out:
+        where = {"settings": settings, "run": options.run}
+        with engine_of(options, model) as engine:
+            transfer = transfer_run(model, split, effects, engine=engine, **where)
+        print_transfer(transfer, options.run, console)
+        return
     with engine_of(options, model) as engine:
         evaluations = evaluate_run(
             model, split, effects, settings=settings, run=options.run, engine=engine
         )
-    print_evaluation(evaluations, options.run, console)
+    folder = options.run
+    if settings.premises is not None:
+        folder = folder / SCORED / load_relation(settings.premises).name
+    print_evaluation(evaluations, folder, console)
     print_next(f"next: interp report {options.run}", console)
 
 
@@ -260,6 +271,21 @@ def print_evaluation(evaluations: list[Evaluation], run: Path, console: Console)
     print_sentences(sentences, console)
     first = evaluations[0].constraint.heads
     console.print(f"• heads (layer, head): {', '.join(map(str, first))}", highlight=False)
+
+
+def print_transfer(transfer: Transfer, run: Path, console: Console) -> None:
+    """Print the means over the relations, and each relation under the heads of all others."""
+    columns = ["setting", "site", "mode", "n_heads", "baseline", "preference_accuracy"]
+    columns += ["worst", "worst_in", "random_mean", "cost", "p_true_cost"]
+    means = transfer.over_relations().filter(items=columns)
+    console.print(effects_table(means, title="means over the relations", rows=len(means)))
+    others = transfer.table[transfer.table["searched"] == OTHERS]
+    columns = ["scored", "site", "n_heads", "n", "baseline", "preference_accuracy"]
+    columns += ["random_mean", "cost", "p_true_cost"]
+    rows = others.filter(items=columns)
+    title = "each relation under the heads of all others"
+    console.print(effects_table(rows, title=title, rows=len(rows)))
+    print_next(f"table: {run / TRANSFER}   next: interp report {run}", console)
 
 
 def _list(options: PremisesOptions, console: Console) -> None:

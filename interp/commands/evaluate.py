@@ -7,15 +7,16 @@ import csv
 import io
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import pandas as pd
 
 from interp.arguments import check_choice
+from interp.commands.known import split_known
 from interp.commands.locate import DEFAULT_FRACTION, IDENTITY
-from interp.commands.locate_joint import AnyEffects, check_prompts
+from interp.commands.locate_joint import AnyEffects, check_prompts, load_search
 from interp.errors import UserError
 from interp.evaluation.answers import ask_all
 from interp.evaluation.evaluate import RANDOM_SETS, Evaluation, evaluate
@@ -23,15 +24,18 @@ from interp.evaluation.settings import SettingMode, choose_setting, compare_sett
 from interp.files.documents import write_atomically, write_json, write_jsonl, write_table
 from interp.heads.effects import count_of_fraction
 from interp.heads.headset import Site
+from interp.heads.joint import JointEffects, SelectedBy
 from interp.interventions.gate import Gate, check_gate
 from interp.interventions.head_constraint import SITE_MODES, Constraint, Mode, check_mode
 from interp.interventions.unit_table import action_name
 from interp.jobs import JobRunner
 from interp.models.hooked_model import HookedModel
-from interp.premises.joint import AnySplit, parts_of
+from interp.premises.joint import AnyPremises, AnySplit, parts_of
+from interp.premises.questions import Premises
+from interp.premises.registry import load_relation
 from interp.report.read_run import read_heads
 from interp.runs.clock import one_moment, run_clock
-from interp.runs.identity import conditions
+from interp.runs.identity import conditions, model_identity
 from interp.runs.job_runner import StoredJobRunner
 from interp.runs.lock import one_process
 from interp.runs.resources import run_resources
@@ -46,6 +50,8 @@ logger = logging.getLogger(__name__)
 SHARDS = Path("shards") / "evaluate"
 DETECTOR = Path("detector")
 """The folder of a run's detector."""
+SCORED = Path("scored")
+"""The folder of the results on relations that were not searched."""
 
 SiteToScore = Literal["output", "attention", "best"]
 AnswersFor = Literal["best", "all", "none"]
@@ -86,6 +92,13 @@ class EvaluateSettings:
     """Also draw the gain-against-cost curve of the other modes, on the search part."""
     answers: AnswersFor = "best"
     """For which settings greedy answers are asked: the slow part."""
+    premises: str | None = None
+    """Another relation: the run's heads are scored on its held-out part, in RUN/scored/NAME."""
+    leave_one_out: bool = False
+    """For a run over several relations: score each one under the heads of all others."""
+    select_by: SelectedBy = "mean"
+    """How one head set is chosen for several relations: by the mean of the effects, the worst
+    relation, or the relations' votes."""
     seed: int = 0
     """Draws random head sets and resamples."""
 
@@ -98,6 +111,7 @@ class EvaluateSettings:
         check_choice("choice of answers", self.answers, AnswersFor)
         check_choice("mode", self.mode, ModeToScore)
         check_gate(self.gate)
+        check_choice("way to select", self.select_by, SelectedBy)
         if self.site != "best" and self.mode != "best":
             check_mode(self.site, self.mode)
 
@@ -130,14 +144,13 @@ def evaluate_run(
             have other words or tokens (`interp.commands.locate_joint.check_prompts`).
     """
     check_prompts(run, model)
-    sites: tuple[Site, ...] = tuple(effects) if settings.site == "best" else (settings.site,)
-    missing = [site for site in sites if site not in effects]
-    if missing:
-        raise UserError(f"{run} was searched at site {', '.join(effects)}, not {missing[0]!r}")
-    chosen: dict[Site, AnyEffects] = {site: effects[site] for site in sites}
-    modes: dict[Site, list[SettingMode]] = {site: modes_at(site, settings) for site in sites}
+    chosen = chosen_effects(effects, settings, run)
+    modes: dict[Site, list[SettingMode]] = {site: modes_at(site, settings) for site in chosen}
     stages = StoredJobRunner(run / SHARDS, engine or InProcess(model), conditions(model))
+    folder, scored = run, split.held_out
     with run_resources(run, IDENTITY, model):
+        if settings.premises is not None:
+            folder, scored = _other_relation(model, settings.premises, run, progress=progress)
         n_heads = settings.count(next(iter(chosen.values())).n_heads)
         table = compare_settings(
             model,
@@ -157,12 +170,52 @@ def evaluate_run(
             heads = chosen[site].select(count=n_heads)
             constraints.append(Constraint(heads, *named[table.at[row, "mode"]]))
         evaluations = _evaluated(
-            model, split, constraints, settings=settings, run=run, stages=stages, progress=progress
+            model,
+            split,
+            constraints,
+            scored=scored,
+            settings=settings,
+            run=run,
+            stages=stages,
+            progress=progress,
         )
     table["chosen"] = table.index == best[0]
-    _write(run, evaluations, table)
+    _write(run, evaluations, table, folder=folder)
     stages.remove_others()
     return evaluations
+
+
+def chosen_effects(
+    effects: Mapping[Site, AnyEffects], settings: EvaluateSettings, run: Path
+) -> dict[Site, AnyEffects]:
+    """The effects at the sites that are scored, which select as the settings say."""
+    sites: tuple[Site, ...] = tuple(effects) if settings.site == "best" else (settings.site,)
+    missing = [site for site in sites if site not in effects]
+    if missing:
+        raise UserError(f"{run} was searched at site {', '.join(effects)}, not {missing[0]!r}")
+    found: dict[Site, AnyEffects] = {}
+    for site in sites:
+        of_site = effects[site]
+        if isinstance(of_site, JointEffects):
+            of_site = replace(of_site, selected_by=settings.select_by)
+        found[site] = of_site
+    return found
+
+
+def _other_relation(
+    model: HookedModel, name: str, run: Path, *, progress: bool
+) -> tuple[Path, Premises]:
+    """The folder and the held-out part of a relation that the run need not have searched."""
+    search, _, _ = load_search(run)
+    folder = run / SCORED / load_relation(name).name
+    identity = {
+        **{"premises": name, "seed": search.seed, "limit": search.limit, "check": search.check},
+        **model_identity(model),
+    }
+    split = split_known(
+        model, folder, IDENTITY, identity=identity, minimum=search.minimum, progress=progress
+    )
+    return folder, split.held_out
 
 
 def _evaluated(
@@ -170,6 +223,7 @@ def _evaluated(
     split: AnySplit,
     constraints: list[Constraint],
     *,
+    scored: AnyPremises,
     settings: EvaluateSettings,
     run: Path,
     stages: JobRunner,
@@ -178,15 +232,15 @@ def _evaluated(
     """The held-out evaluation of each constraint; the answers of the first, or of all."""
     answers = {}
     if settings.answers != "none":
-        answers = ask_all(model, split.held_out, progress=progress, stages=stages)
+        answers = ask_all(model, scored, progress=progress, stages=stages)
     detector: PremiseDetections | None = None
     if settings.gate == "probe":  # once, for all constraints
         trained = run_detector(model, split, run, seed=settings.seed, progress=progress)
-        detector = detect_premises(model, split.held_out, detector=trained, progress=progress)
+        detector = detect_premises(model, scored, detector=trained, progress=progress)
     return [
         evaluate(
             model,
-            split.held_out,
+            scored,
             heads=constraint,
             gate=settings.gate,
             detector=detector,
@@ -257,15 +311,17 @@ def _best_rows(
     return sorted(rows, key=lambda row: row != best)
 
 
-def _write(run: Path, evaluations: list[Evaluation], table: pd.DataFrame) -> None:
-    write_table(run / "settings.csv", table)
+def _write(run: Path, evaluations: list[Evaluation], table: pd.DataFrame, *, folder: Path) -> None:
+    """Write the results to ``folder``, and mark the heads in the run's table if that is its own."""
+    write_table(folder / "settings.csv", table)
     nulls = [evaluation.null_dataframe() for evaluation in evaluations]
-    write_table(run / "null.csv", pd.concat(nulls, ignore_index=True))
-    write_jsonl(run / "generations.jsonl", (pair.to_row() for pair in evaluations[0].answers))
+    write_table(folder / "null.csv", pd.concat(nulls, ignore_index=True))
+    write_jsonl(folder / "generations.jsonl", (pair.to_row() for pair in evaluations[0].answers))
     content = evaluations[0].to_dict()
     content["alternatives"] = [other.to_dict() for other in evaluations[1:]]
-    write_json(run / "evaluation.json", content)
-    _mark_selected(run, evaluations)
+    write_json(folder / "evaluation.json", content)
+    if folder == run:
+        _mark_selected(run, evaluations)
 
 
 def _mark_selected(run: Path, evaluations: list[Evaluation]) -> None:

@@ -6,6 +6,7 @@ from interp.evaluation.evaluate import Evaluation, evaluate
 from interp.evaluation.preference import Preference, preference
 from interp.evaluation.settings import choose_setting, compare_settings
 from interp.evaluation.side_effects import SideEffects, neutral_sentences, side_effects
+from interp.evaluation.transfer import Transfer, leave_one_out, score_transfer
 from interp.inspection.attention import AttentionPattern, attention_pattern
 from interp.inspection.flow import InformationFlow, information_flow
 from interp.inspection.saliency import TokenSaliency, token_saliency
@@ -22,6 +23,7 @@ __all__ = [
     "PremiseDetections",
     "SideEffects",
     "TokenSaliency",
+    "Transfer",
     "Uncertainty",
     "ask_all",
     "attention_pattern",
@@ -30,8 +32,10 @@ __all__ = [
     "detect_premises",
     "evaluate",
     "information_flow",
+    "leave_one_out",
     "neutral_sentences",
     "preference",
+    "score_transfer",
     "side_effects",
     "token_saliency",
     "uncertainty",
