@@ -6,7 +6,6 @@ import webbrowser
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +30,8 @@ from interp.cli.plan import print_plan
 from interp.commands.demo import DemoSettings, demo_run
 from interp.commands.evaluate import SCORED, EvaluateSettings, evaluate_run
 from interp.commands.known import premise_rows
-from interp.commands.locate import LocateSettings, locate_run
-from interp.commands.locate_joint import load_search, locate_joint_run, relation_names
+from interp.commands.locate import LocateSettings
+from interp.commands.locate_joint import load_search, relation_names, search_run
 from interp.commands.patch import PatchSettings, load_pairs, patch_run
 from interp.commands.plan import plan_evaluate, plan_locate, plan_patch
 from interp.commands.probe import ProbeSettings, probe_run
@@ -129,22 +128,17 @@ def demo(options: DemoOptions, console: Console) -> None:
 
 def locate(options: LocateOptions, console: Console) -> None:
     """Measure the effects of all heads; see ``interp.commands.locate``."""
-    if not options.premises:
-        raise UserError("premises is empty: name one relation or more")
-    settings = settings_of(LocateSettings, options, premises=options.premises[0])
+    settings = settings_of(LocateSettings, options)
     check_engine(options.engine, options.gpus_per_worker)
     check_free(options.out)
-    relation_names(options.premises)  # a misspelt relation should not wait for the model
+    relation_names(settings.relations)  # a misspelt relation should not wait for the model
     model = load(options, console)
-    search: Any = locate_run
-    if len(options.premises) > 1:
-        search = partial(locate_joint_run, relations=options.premises)
     if options.plan:
         checked = {"check_dtype": options.dtype_check, "before": process_seconds()}
-        print_plan(plan_locate(model, settings, options.out, search=search, **checked), console)
+        print_plan(plan_locate(model, settings, options.out, **checked), console)
         return
     with engine_of(options, model) as engine:
-        effects = search(
+        effects = search_run(
             model, settings, options.out, engine=engine, check_dtype=options.dtype_check
         )
     write_yaml(options.out / "config.yaml", to_config(options))

@@ -65,12 +65,7 @@ def to_config(options: Any) -> dict[str, Any]:
     }
 
 
-def settings_of(kind: type[Kind], options: Kind, **other: Any) -> Kind:
-    """The settings among a command's options, which must have every field of ``kind``.
-
-    Args:
-        other: fields of the settings that the options have in another form.
-    """
+def settings_of(kind: type[Kind], options: Kind) -> Kind:
+    """The settings among a command's options, which must have every field of ``kind``."""
     assert is_dataclass(kind)
-    names = [field.name for field in fields(kind)]
-    return kind(**{name: other.get(name, getattr(options, name)) for name in names})
+    return kind(**{field.name: getattr(options, field.name) for field in fields(kind)})

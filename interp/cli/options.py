@@ -100,9 +100,6 @@ class DemoOptions(ModelOptions, DemoSettings):
 class LocateOptions(PlanOptions, DtypeCheckOptions, EngineOptions, ModelOptions, LocateSettings):
     """Options of ``interp locate``."""
 
-    premises: tuple[str, ...] = ("capitals",)  # type: ignore[assignment]
-    """Relations that ship (see `interp premises ls`), or CSV or YAML files. Several are searched
-    one by one, and their effects pooled with equal weight."""
     out: Path = Path("runs/locate")
     """The run directory; the same command again takes up what is there."""
 

@@ -71,8 +71,9 @@ SHARDS = Path("shards") / "locate"
 class LocateSettings:
     """Settings that determine the result of a search for heads; part of the run's identity."""
 
-    premises: str = "capitals"
-    """A relation that ships (see `interp premises ls`), or a CSV or YAML file."""
+    premises: str | tuple[str, ...] = "capitals"
+    """A relation that ships (see `interp premises ls`), or a CSV or YAML file. Several are searched
+    one by one, and their effects pooled with equal weight."""
     method: Method = "attribution"
     """path: the paper's, exact; activation: exact, nothing frozen; attribution: by gradient."""
     site: SiteChoice = "both"
@@ -95,6 +96,21 @@ class LocateSettings:
         check_choice("method", self.method, Method)
         check_choice("site", self.site, SiteChoice)
         check_choice("check", self.check, KnowledgeCheck)
+        if not self.relations:
+            raise UserError("premises is empty: name one relation or more")
+
+    @property
+    def relations(self) -> tuple[str, ...]:
+        """The relations that are searched."""
+        return (self.premises,) if isinstance(self.premises, str) else tuple(self.premises)
+
+    @property
+    def relation(self) -> str:
+        """The one relation that is searched. Raises UserError where there are several."""
+        (first, *others) = self.relations
+        if others:
+            raise UserError(f"{1 + len(others)} relations are searched by locate_joint_run")
+        return first
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -129,7 +145,11 @@ def locate_run(
         model,
         run,
         IDENTITY,
-        identity={**asdict(settings), **model_identity(model)},
+        identity={
+            **asdict(settings),
+            "premises": settings.relation,
+            **model_identity(model),
+        },
         minimum=settings.minimum,
         progress=progress,
         runner=runner,
@@ -287,7 +307,7 @@ def check_same_prompts(run: Path, model: HookedModel) -> None:
     if PROMPTS not in read_manifest(run):  # a run of an older version; reading it gave a warning
         return
     settings = _settings_of(run)
-    premises = load_premises(settings.premises, seed=settings.seed, limit=settings.limit)
+    premises = load_premises(settings.relation, seed=settings.seed, limit=settings.limit)
     with run_clock(run, IDENTITY):
         check_same_asking(run, prompts_identity(model.tokenizer, premises))
 
@@ -308,12 +328,12 @@ def load_run(run: Path) -> tuple[LocateSettings, Split, dict[Site, HeadEffects]]
     """
     check_links(run)
     settings = _settings_of(run)
-    premises = load_premises(settings.premises, seed=settings.seed, limit=settings.limit)
+    premises = load_premises(settings.relation, seed=settings.seed, limit=settings.limit)
     split = known_part(premises, run).split(seed=settings.seed)
     recorded = [row for _, row in read_json_lines(run / "premises.jsonl")]
     if recorded != json.loads(json.dumps(premise_rows(split))):
         raise UserError(
-            f"the facts or templates of {settings.premises!r} have changed since {run} was made: "
+            f"the facts or templates of {settings.relation!r} have changed since {run} was made: "
             "run `interp locate` again into another directory"
         )
     model, prompts = recorded_model(run)["fingerprint"], read_manifest(run).get(PROMPTS)

@@ -62,7 +62,6 @@ def locate_joint_run(
     settings: LocateSettings,
     run: Path,
     *,
-    relations: Sequence[str],
     engine: Engine | None = None,
     runner: JobRunner = RUN_HERE,
     check_dtype: bool = True,
@@ -71,14 +70,14 @@ def locate_joint_run(
     """Measure every head's effect in each relation, and write the pooled tables to ``run``.
 
     Args:
-        settings: of the search in each relation; its ``premises`` are not used.
-        relations: names that ship, or CSV or YAML files.
+        settings: of the search in each relation.
         engine, runner, check_dtype: as `locate_run` takes them.
 
     Raises:
         UserError: a relation that is given twice, another run in the directory, or too few known
             facts in every relation.
     """
+    relations = settings.relations
     names = relation_names(relations)
     identity = {**asdict(settings), "premises": list(relations), **model_identity(model)}
     check_run(run, IDENTITY, identity)
@@ -113,6 +112,14 @@ def locate_joint_run(
     noted |= {"relations": list(found), **budget_entry(run, IDENTITY, model)}
     write_manifest(run, model, **noted)
     return effects
+
+
+def search_run(
+    model: HookedModel, settings: LocateSettings, run: Path, **options: Any
+) -> Mapping[Site, AnyEffects]:
+    """`locate_run` for one relation, `locate_joint_run` for several."""
+    search = locate_run if len(settings.relations) == 1 else locate_joint_run
+    return search(model, settings, run, **options)
 
 
 def relation_names(relations: Sequence[str]) -> tuple[str, ...]:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from interp.commands.evaluate import EvaluateSettings, evaluate_run
-from interp.commands.locate import LocateSettings, locate_run
-from interp.commands.locate_joint import AnyEffects
+from interp.commands.locate import LocateSettings
+from interp.commands.locate_joint import AnyEffects, search_run
 from interp.commands.patch import PatchSettings, patch_run
 from interp.heads.headset import Site
 from interp.models.hooked_model import HookedModel
@@ -45,16 +45,15 @@ def plan_locate(
     settings: LocateSettings,
     run: Path,
     *,
-    search: Callable[..., Any] = locate_run,
     check_dtype: bool = True,
     before: float = 0.0,
 ) -> Plan:
-    """What `locate_run` will take, or another ``search`` with its arguments.
+    """What `locate_run` or, for several relations, `locate_joint_run` will take.
 
     Args:
         before: seconds that the program's start and the model's loading have taken, here and below.
     """
-    return _rehearsed(search, model, settings, run=run, check_dtype=check_dtype, before=before)
+    return _rehearsed(search_run, model, settings, run=run, check_dtype=check_dtype, before=before)
 
 
 def plan_patch(

@@ -151,7 +151,7 @@ def score_transfer(
         for index, (searched, part) in enumerate(each, start=1):
             row = {"searched": searched, "scored": scored, **_described(part)}
             row |= _scores(false, twin, index, seed=seed)
-            has_null = len(random) > 0 and part == matched_to
+            has_null = len(random) > 0 and part is matched_to
             row["random_mean"] = float(random.mean()) if has_null else float("nan")
             row["random_p95"] = float(np.quantile(random, 0.95)) if has_null else float("nan")
             rows.append(row)

@@ -1,5 +1,6 @@
 """Settings dataclasses from the keys and values of a file, each checked against its field."""
 
+from contextlib import suppress
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -50,8 +51,11 @@ def field_value(value: Any, hint: Any) -> Any:
     if origin in (Union, UnionType):
         if value is None and NoneType in inside:
             return None
-        (kind,) = (kind for kind in inside if kind is not NoneType)
-        return field_value(value, kind)
+        *kinds, last = (kind for kind in inside if kind is not NoneType)
+        for kind in kinds:
+            with suppress(ValueError):
+                return field_value(value, kind)
+        return field_value(value, last)
     if origin is tuple:
         items = value if isinstance(value, list) else [value]
         return tuple(field_value(item, inside[0]) for item in items)

@@ -18,7 +18,14 @@ from interp.figures.evaluation import (
     random_null,
 )
 from interp.figures.measures import MISSING, format_number, format_small
-from interp.figures.tables import comparison_table, setting_name, settings_of, template_table
+from interp.figures.relations import heads_by_relation, transfer_matrix
+from interp.figures.tables import (
+    comparison_table,
+    setting_name,
+    settings_of,
+    template_table,
+    where,
+)
 from interp.files.documents import write_atomically
 from interp.files.shape import check_shape
 from interp.report.answers import MarkedPair
@@ -96,7 +103,7 @@ def _figures(run: Run) -> dict[str, list[PlacedFigure]]:
     place = PlacedFigure.place
     sites = list(run.heads["site"].unique())
     figures: dict[str, list[PlacedFigure]] = {
-        name: [] for name in ("maps", "profiles", "curve", "null", "templates")
+        name: [] for name in ("maps", "profiles", "curve", "null", "templates", "relations")
     }
     for number, site in enumerate(sites):
         title = f"site: {site}" if len(sites) > 1 else None
@@ -117,7 +124,43 @@ def _figures(run: Run) -> dict[str, list[PlacedFigure]]:
         caption = "Whiskers: 95 % intervals over subjects."
         figures["templates"].append(place("templates", figure, caption))
     figures["agreement"] = _agreement_figure(run.agreement)
+    figures["relations"] = [*_relation_figures(run.by_relation), *_transfer_figures(run.transfer)]
     return figures
+
+
+def _relation_figures(table: pd.DataFrame | None) -> list[PlacedFigure]:
+    """For each site, the best heads in each relation of a search over several."""
+    if table is None:
+        return []
+    return [
+        PlacedFigure.place(
+            f"relations-{number}",
+            heads_by_relation(where(table, table["site"] == site)),
+            f"The best heads at site {site} in each relation, as shares of its largest effect.",
+        )
+        for number, site in enumerate(table["site"].unique())
+    ]
+
+
+def _transfer_figures(table: pd.DataFrame | None) -> list[PlacedFigure]:
+    """For each site and mode, the largest head sets searched × scored."""
+    found: list[PlacedFigure] = []
+    settings = () if table is None else table[["site", "mode"]].drop_duplicates().to_numpy()
+    for number, (site, mode) in enumerate(settings):
+        assert table is not None
+        part = where(table, (table["site"] == site) & (table["mode"] == mode))
+        count = int(part["n_heads"].max())
+        figure = transfer_matrix(
+            where(part, part["n_heads"] == count),
+            value="preference_accuracy",
+            title="preference accuracy",
+        )
+        caption = (
+            f"{count} heads found in the relation of a row (site {site}, {mode}), scored on that "
+            "of a column: share of held-out false premises on which the true object is preferred."
+        )
+        found.append(PlacedFigure.place(f"transfer-{number}", figure, caption))
+    return found
 
 
 def _agreement_figure(agreement: Mapping[str, Any] | None) -> list[PlacedFigure]:

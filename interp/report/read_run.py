@@ -25,6 +25,7 @@ SETTINGS_NUMBERS = (
     *("head_fraction", "gain", "gain_low", "gain_high"),
     *("cost", "cost_low", "cost_high"),
 )
+TRANSFER_MEASURES = ("preference_accuracy", "gain", "cost", "p_true_cost")
 _SETTING = {
     **dict.fromkeys(("model", "site", "mode", "gate"), Maybe(str)),
     "splits": Maybe({"held_out": Maybe({"templates": Maybe(dict)})}),
@@ -46,6 +47,8 @@ class Run:
     null: pd.DataFrame | None
     agreement: Mapping[str, Any] | None
     generations: tuple[MarkedPair, ...] | None
+    by_relation: pd.DataFrame | None = None
+    transfer: pd.DataFrame | None = None
 
 
 def read_run(folder: Path) -> Run:
@@ -70,6 +73,8 @@ def read_run(folder: Path) -> Run:
         null=optional("null.csv", read_null),
         agreement=optional("agreement.json", read_json_object),
         generations=optional("generations.jsonl", read_generations),
+        by_relation=optional("heads_by_relation.csv", read_by_relation),
+        transfer=optional("transfer.csv", read_transfer),
     )
 
 
@@ -95,6 +100,30 @@ def read_heads(path: Path) -> pd.DataFrame:
         if wrong:
             raise UserError(f"{path}: {problem}; {again}")
     return table
+
+
+def read_by_relation(path: Path) -> pd.DataFrame:
+    """Read `heads_by_relation.csv`: the effects of each relation of a search over several."""
+    return read_table(
+        path,
+        texts=("relation", "site"),
+        numbers=(*HEADS_NUMBERS, "share"),
+        counts=HEADS_COUNTS,
+        flags=("selected",),
+        advice="run `interp locate` again",
+    )
+
+
+def read_transfer(path: Path) -> pd.DataFrame:
+    """Read `transfer.csv`: head sets scored on relations that they were not searched in."""
+    ends = ("", "_low", "_high")
+    return read_table(
+        path,
+        texts=("searched", "scored", "site", "mode"),
+        numbers=("baseline", *(f"{name}{end}" for name in TRANSFER_MEASURES for end in ends)),
+        counts=("n_heads", "n"),
+        advice="run `interp evaluate --leave-one-out` again",
+    )
 
 
 def read_settings(path: Path) -> pd.DataFrame:

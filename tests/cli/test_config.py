@@ -81,7 +81,7 @@ def test_each_type_by_hand(tmp_path: Path) -> None:
         (LocateOptions, "seed: null", "seed is None, but must be a whole number"),
         (LocateOptions, "limit: many", "limit is 'many', but must be a whole number or null"),
         (LocateOptions, "out: 3", "out is 3, but must be a path"),
-        (LocateOptions, "premises: [a]", "must be text"),
+        (LocateOptions, "premises: {a: b}", "must be text or a value or a list"),
         (LocateOptions, "method: guess", "must be one of path, activation, attribution"),
         (LocateOptions, "[1]: 2", "cannot be read as YAML"),
         (PatchOptions, "memory: lots", "memory is 'lots', but must be a number or null"),

@@ -44,13 +44,13 @@ COMPARED = {
 }
 
 
-def write_premises(folder: Path) -> Path:
-    """The planted model's facts and sentences as a user would write them."""
+def write_premises(folder: Path, name: str = "planted", *, first: int = 0) -> Path:
+    """The planted model's facts, from a ``first`` one on, and sentences as a user writes them."""
     relation = planted_relation()
-    facts = "".join(f"{fact.subject},{fact.object}\n" for fact in relation.facts)
-    (folder / "planted.csv").write_text(f"subject,object\n{facts}", encoding="utf-8")
+    facts = "".join(f"{fact.subject},{fact.object}\n" for fact in relation.facts[first:])
+    (folder / f"{name}.csv").write_text(f"subject,object\n{facts}", encoding="utf-8")
     description = {
-        "name": relation.name,
+        "name": name,
         "description": "Made up.",
         "subject_kind": relation.subject_kind,
         "object_kind": relation.object_kind,
@@ -60,8 +60,8 @@ def write_premises(folder: Path) -> Path:
         "direct": relation.direct,
     }
     text = json.dumps(description)  # which is YAML too
-    (folder / "planted.yaml").write_text(text, encoding="utf-8")
-    return folder / "planted.csv"
+    (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
+    return folder / f"{name}.csv"
 
 
 def kill_at(boundary: int) -> Callable[[], int]:
