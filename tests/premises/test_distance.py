@@ -115,13 +115,13 @@ def test_tables_show_the_distance():
     table = load_premises("capitals", limit=20, distance="far").to_dataframe()
     assert set(table["distance"]) == {"far"}
     assert len(table) == 20 * 4
-    assert list(load_premises("films", limit=2).to_dataframe()["distance"].unique()) == [""]
+    assert list(load_premises("continents", limit=2).to_dataframe()["distance"].unique()) == [""]
 
 
 @pytest.mark.parametrize("distance", ["near", "far"])
 def test_no_groups_no_distance(distance):
-    with pytest.raises(UserError, match="'films' does not say which objects are near"):
-        load_premises("films", distance=distance)
+    with pytest.raises(UserError, match="'continents' does not say which objects are near"):
+        load_premises("continents", distance=distance)
 
 
 def test_unknown_distance():
