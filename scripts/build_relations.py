@@ -60,8 +60,8 @@ EXTENDED = {
 """Relations of our own facts and of raw ones: raw table, wrong objects, column of the group."""
 
 OWN = (
-    *("animals", "authors", "cars", "cities", "clubs", "composers", "dishes", "instruments"),
-    *("myths", "native_languages", "paintings", "sports", "state_capitals", "us_cities"),
+    *("animals", "authors", "cities", "clubs", "dishes", "instruments", "myths"),
+    *("native_languages", "sports", "state_capitals", "us_cities"),
 )
 """Relations of our own facts only."""
 

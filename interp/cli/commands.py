@@ -48,7 +48,7 @@ from interp.files.documents import read_json, write_jsonl, write_yaml
 from interp.models import load_model
 from interp.models.hooked_model import HookedModel
 from interp.premises.knowledge import check_knowledge
-from interp.premises.questions import load_premises
+from interp.premises.questions import Premises, Question, load_premises
 from interp.premises.registry import list_relations, load_relation
 from interp.report.heads_page import write_report
 from interp.report.patch_page import patch_sentences
@@ -284,23 +284,41 @@ def print_transfer(transfer: Transfer, run: Path, console: Console) -> None:
 
 def _list(options: PremisesOptions, console: Console) -> None:
     relations = [load_relation(name) for name in list_relations()]
-    rows = [(r.name, len(r.facts), len(r.templates), r.description) for r in relations]
-    table = pd.DataFrame(rows, columns=["relation", "facts", "templates", "description"])
+    rows = [
+        (r.name, len(r.facts), len(r.templates), len(r.frames), r.near, r.description)
+        for r in relations
+    ]
+    columns = ["relation", "facts", "templates", "frames", "near", "description"]
+    table = pd.DataFrame(rows, columns=columns)
     console.print(rich_table(table))
 
 
 def _show(options: PremisesOptions, console: Console) -> None:
-    chosen = load_premises(options.premises, seed=options.seed, limit=options.limit)
-    for question in chosen.questions()[: len(chosen.templates)]:
-        console.print(f"template {question.template}", style="bold", markup=False)
-        for kind in ("false", "twin", "masked"):
-            filled = chosen.fill(question, kind)
-            console.print(f"  {kind:7} {filled.text}", markup=False, highlight=False)
-        console.print(f"  {'cloze':7} {chosen.cloze(question)} …", markup=False, highlight=False)
+    chosen = _chosen(options)
+    asked = (chosen, chosen.in_frames()) if chosen.relation.frames else (chosen,)
+    for premises in asked:
+        for question in premises.questions()[: len(premises.templates)]:
+            _show_question(premises, question, console)
+
+
+def _show_question(premises: Premises, question: Question, console: Console) -> None:
+    distance = premises.distance_of(question)
+    name = f"template {question.template}" + (f" ({distance} false object)" if distance else "")
+    console.print(name, style="bold", markup=False)
+    for kind in ("false", "twin", "masked"):
+        filled = premises.fill(question, kind)
+        console.print(f"  {kind:7} {filled.text}", markup=False, highlight=False)
+    console.print(f"  {'cloze':7} {premises.cloze(question)} …", markup=False, highlight=False)
+
+
+def _chosen(options: PremisesOptions) -> Premises:
+    return load_premises(
+        options.premises, seed=options.seed, limit=options.limit, distance=options.distance
+    )
 
 
 def _build(options: PremisesOptions, console: Console) -> None:
-    chosen = load_premises(options.premises, seed=options.seed, limit=options.limit)
+    chosen = _chosen(options)
     rows: Iterable[dict[str, Any]] = premise_rows(chosen.split(seed=options.seed))
     if options.out is None:
         for row in rows:
@@ -312,7 +330,9 @@ def _build(options: PremisesOptions, console: Console) -> None:
 
 
 def _check(options: PremisesOptions, console: Console) -> None:
-    chosen = load_premises(options.premises, seed=options.seed, limit=options.limit)
+    chosen = _chosen(options)
     knowledge = check_knowledge(load(options, console), chosen, check=options.check)
     console.print(rich_table(knowledge.to_dataframe().astype(str)))
     console.print(knowledge.summary, markup=False, highlight=False)
+    frames = ", ".join(chosen.relation.frame_names) or "none"
+    console.print(f"frames: {frames}", markup=False, highlight=False)

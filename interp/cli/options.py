@@ -19,6 +19,7 @@ from interp.commands.locate import LocateSettings
 from interp.commands.patch import PatchSettings
 from interp.commands.probe import ProbeSettings
 from interp.premises.knowledge import KnowledgeCheck
+from interp.premises.questions import FalseObjectDistance
 from interp.runs.engines import EngineName
 
 Options = TypeVar("Options")
@@ -169,6 +170,8 @@ class PremisesOptions(ModelOptions):
     """Only the first so many facts."""
     check: KnowledgeCheck = "strict"
     """check: the cloze's top tokens, or a greedy answer that names the object."""
+    distance: FalseObjectDistance = "any"
+    """Draws false objects of the true one's group (near) or of another (far)."""
     seed: int = 0
     """Draws the false objects."""
 

@@ -100,8 +100,13 @@ class KnowledgeJob:
         return replace(self, premises=self.premises.with_facts(facts))
 
     def identity(self) -> dict[str, Any]:
-        """What decides the answers, beside the model."""
-        return {"facts": [asdict(fact) for fact in self.premises.facts], "check": self.check}
+        """What decides the answers, beside the model; the group of an object does not."""
+        near = self.premises.relation.near
+        facts = [
+            replace(fact, fields=tuple(field for field in fact.fields if field[0] != near))
+            for fact in self.premises.facts
+        ]
+        return {"facts": [asdict(fact) for fact in facts], "check": self.check}
 
     def outcome(self, asked: Shard) -> Knowledge:
         """What the model knows, by the results of ``knowledge_shard``."""
@@ -154,6 +159,8 @@ def premise_rows(split: Split) -> list[dict[str, Any]]:
     for premises in (split.search, split.held_out):
         for question in premises.questions():
             row: dict[str, Any] = {"split": premises.part, **asdict(question)}
+            if premises.distance != "any":  # rows without a distance stay as they always were
+                row["distance"] = premises.distance_of(question)
             for kind in KINDS:
                 filled = premises.fill(question, kind)
                 row[kind] = {

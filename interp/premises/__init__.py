@@ -10,6 +10,7 @@ from interp.premises.encode import (
 from interp.premises.joint import JointPremises, JointSplit
 from interp.premises.knowledge import Knowledge, check_knowledge, filter_known
 from interp.premises.questions import (
+    FalseObjectDistance,
     Premises,
     Question,
     QuestionKind,
@@ -19,6 +20,7 @@ from interp.premises.questions import (
 )
 from interp.premises.registry import list_relations, load_relation
 from interp.premises.relation import (
+    FRAMES,
     Fact,
     FalseObjectRule,
     FilledQuestion,
@@ -29,10 +31,12 @@ from interp.premises.relation import (
 )
 
 __all__ = [
+    "FRAMES",
     "EncodedPremise",
     "EncodedPremises",
     "EncodedPrompt",
     "Fact",
+    "FalseObjectDistance",
     "FalseObjectRule",
     "FilledQuestion",
     "JointPremises",

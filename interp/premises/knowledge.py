@@ -90,7 +90,8 @@ class Knowledge(Displayed):
                 f"at least {minimum} are needed: give more facts, another relation, or the "
                 "looser check 'answer'"
             )
-        return premises.with_facts(fact for fact in premises.facts if fact.subject in known)
+        kept = premises.with_facts(fact for fact in premises.facts if fact.subject in known)
+        return kept.askable()
 
     def plot(self, count: int = 10) -> go.Figure:
         """How many facts are known, and the ``count`` most frequent answers to the others."""

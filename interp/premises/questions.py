@@ -6,12 +6,14 @@ alone does not reveal the false premise. The draw uses hashes of (seed, subject,
 neither on the order of the facts nor on any other fact, except through the set of objects. Under
 `previous_year` and `next_year` it is the true year less one or plus one, as in FAITH (arXiv
 2402.19103).
+
+Where a relation groups its objects (its column `near`), the draw can be kept to objects of the same
+group as the true one, or to those of other groups.
 """
 
 import hashlib
-import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,14 +25,25 @@ from interp.arguments import check_choice, whole_number
 from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
+from interp.premises.draw import collides, shuffled
 from interp.premises.registry import load_relation
-from interp.premises.relation import Fact, FilledQuestion, Relation, names
+from interp.premises.relation import (
+    Distance,
+    Fact,
+    FilledQuestion,
+    Relation,
+    Template,
+    frame_template,
+)
 
 QuestionKind = Literal["false", "twin", "masked"]
 """Which object a question is filled with: the false one, the true one, or the neutral mask."""
 
 Part = Literal["all", "search", "held_out"]
 """Which part of a split these premises are."""
+
+FalseObjectDistance = Literal["any", "near", "far"]
+"""Which objects may be drawn as the false one: all, or those near to or far from the true one."""
 
 _SHOWN_QUESTIONS = 6
 
@@ -56,8 +69,9 @@ class Question:
 class Premises(Displayed):
     """Facts and templates of one relation: every fact through every template.
 
-    `seed` decides the false objects. Raises `UserError` when there is no fact or no template, a
-    template is unknown, or a subject occurs twice.
+    `seed` and `distance` decide the false objects. Raises `UserError` when there is no fact or no
+    template, a template is unknown, a subject occurs twice, or the relation has no groups of
+    objects that a distance could mean.
     """
 
     relation: Relation
@@ -65,6 +79,7 @@ class Premises(Displayed):
     templates: tuple[str, ...]
     seed: int = 0
     part: Part = "all"
+    distance: FalseObjectDistance = "any"
 
     def __post_init__(self) -> None:
         if not self.facts:
@@ -78,6 +93,12 @@ class Premises(Displayed):
         if len(self._fact_of) < len(self.facts):
             raise UserError(f"a subject of relation {self.relation.name!r} occurs twice")
         check_choice("part", self.part, get_args(Part))
+        check_choice("distance", self.distance, get_args(FalseObjectDistance))
+        if self.distance != "any" and not self.relation.near:
+            raise UserError(
+                f"relation {self.relation.name!r} does not say which objects are near each other: "
+                f"distance {self.distance!r} needs the key 'near' in its YAML file"
+            )
 
     def __len__(self) -> int:
         """How many questions there are: facts times templates."""
@@ -124,12 +145,13 @@ class Premises(Displayed):
         """
         rule = self.relation.false_object
         if rule == "another":
-            for name in _shuffled(self.seed, fact.subject, self._object_counts):
-                if not collides(name, fact):
+            for name in shuffled(self.seed, fact.subject, self._object_counts):
+                if self._may_be_drawn(name, fact):
                     return name
             raise UserError(
                 f"no false object for {fact.subject!r}: all {len(self.facts)} facts of "
-                f"{self.relation.name!r} have objects too like {fact.object!r}; add facts"
+                f"{self.relation.name!r} have objects too like {fact.object!r}"
+                f"{'' if self.distance == 'any' else f', or not {self.distance}'}; add facts"
             )
         year = str(int(fact.object) + (1 if rule == "next_year" else -1))
         if year in fact.also_true:
@@ -137,6 +159,14 @@ class Premises(Displayed):
                 f"no false object for {fact.subject!r}: {year} is also true of it; drop the fact"
             )
         return year
+
+    def _may_be_drawn(self, name: str, fact: Fact) -> bool:
+        in_reach = self.distance == "any" or self.relation.distance(fact, name) == self.distance
+        return in_reach and not collides(name, fact)
+
+    def distance_of(self, question: Question) -> Distance:
+        """Whether the question's false object is near the true one; "" where that is unknown."""
+        return self.relation.distance(self.fact(question.subject), question.false_object)
 
     def fill(self, question: Question, kind: QuestionKind) -> FilledQuestion:
         """The text of `question` with the false object, the true one (`twin`) or the mask."""
@@ -171,11 +201,69 @@ class Premises(Displayed):
         """The same facts through other templates; the false objects stay."""
         return replace(self, templates=tuple(templates))
 
+    def askable(self) -> "Premises":
+        """The facts for which an object at the wanted distance is left; with "any" all facts.
+
+        Raises `UserError` when no fact is left.
+        """
+        if self.distance == "any":
+            return self
+        kept = tuple(
+            fact
+            for fact in self.facts
+            if any(self._may_be_drawn(name, fact) for name in self._object_counts)
+        )
+        # A fact that is left out takes its object along, which others may have needed.
+        return self if len(kept) == len(self.facts) else self.with_facts(kept).askable()
+
+    def in_frames(self, names: Iterable[str] | None = None) -> "Premises":
+        """The same facts and false objects, asked about through the relation's frames.
+
+        `names` are some of `FRAMES`; by default all that the relation has. Raises `UserError` for a
+        relation without frames, and for a frame that it does not have.
+        """
+        relation = self.relation
+        if not relation.frames:
+            raise UserError(
+                f"relation {relation.name!r} has no frames; its YAML file may give some under the "
+                "key 'frames'"
+            )
+        chosen = relation.frame_names if names is None else tuple(names)
+        for name in chosen:
+            check_choice(f"frame of relation {relation.name!r}", name, relation.frame_names)
+        framed = self.rephrased(relation.frames)
+        return framed.with_templates(frame_template(name) for name in chosen)
+
+    def rephrased(self, templates: Iterable[Template]) -> "Premises":
+        """The same facts and false objects through sentences in the place of the templates."""
+        templates = tuple(templates)
+        names = tuple(template.name for template in templates)
+        relation = replace(
+            self.relation, templates=templates, search_templates=names[: len(names) // 2], frames=()
+        )
+        return replace(self, relation=relation, templates=names)
+
     def split(
         self, *, seed: int = 0, fraction: float = 0.5, templates: tuple[str, ...] | None = None
     ) -> "Split":
         """Search and held-out parts that share no subject and no template: `split_premises`."""
         return split_premises(self, seed=seed, fraction=fraction, templates=templates)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row a question, with its text and the distance of its false object."""
+        rows = [
+            {
+                "question": self.fill(question, "false").text,
+                "subject": question.subject,
+                "true_object": question.true_object,
+                "false_object": question.false_object,
+                "distance": self.distance_of(question),
+                "template": question.template,
+                "relation": question.relation,
+            }
+            for question in self.questions()
+        ]
+        return pd.DataFrame(rows)
 
     def _shown(self) -> Shown:
         text = (
@@ -192,6 +280,7 @@ class Premises(Displayed):
             {
                 "false premise": [self.fill(question, "false").text for question in chosen],
                 "true object": [question.true_object for question in chosen],
+                "distance": [self.distance_of(question) for question in chosen],
                 "template": [question.template for question in chosen],
             }
         )
@@ -199,39 +288,22 @@ class Premises(Displayed):
 
 
 @checked
-def load_premises(name_or_path: str | Path, *, seed: int = 0, limit: int | None = None) -> Premises:
+def load_premises(
+    name_or_path: str | Path,
+    *,
+    seed: int = 0,
+    limit: int | None = None,
+    distance: FalseObjectDistance = "any",
+) -> Premises:
     """All questions of a shipped relation, or of a user's CSV or YAML file.
 
-    `limit` keeps the first so many facts. Raises `UserError` for an unknown name or a faulty file.
+    `limit` keeps the first so many facts. With the distance `near` or `far` the false object is of
+    the true one's group or of another, and facts that then have none are left out. Raises
+    `UserError` for an unknown name, a faulty file, or a distance in a relation without groups.
     """
     relation = load_relation(name_or_path)
-    premises = Premises(relation, relation.facts, relation.template_names, seed)
-    return premises if limit is None else premises.first(limit)
-
-
-def _shuffled(seed: int, subject: str, weights: Mapping[str, int]) -> list[str]:
-    """The keys in random order, each ahead of the rest with probability proportional to its weight.
-
-    Each key draws an exponential time of rate `weight` from a hash, and keys are sorted by their
-    times; so adding or removing a key does not change the order of the others.
-    """
-    times: dict[str, float] = {}
-    for name, weight in weights.items():
-        digest = hashlib.sha256(f"{seed}\0{subject}\0{name}".encode()).digest()
-        uniform = (int.from_bytes(digest[:8], "big") + 1) / (2**64 + 1)
-        times[name] = -math.log(uniform) / weight
-    return sorted(times, key=lambda name: (times[name], name))
-
-
-def collides(name: str, fact: Fact) -> bool:
-    """Whether an answer that names `name` could be read as the truth.
-
-    That is so when it contains a true name, or a true name contains it, as whole words (Sudan and
-    South Sudan), and when the subject contains it.
-    """
-    return names(fact.subject, name) or any(
-        names(true, name) or names(name, true) for true in fact.true_names
-    )
+    premises = Premises(relation, relation.facts, relation.template_names, seed, distance=distance)
+    return (premises if limit is None else premises.first(limit)).askable()
 
 
 @dataclass(frozen=True)
@@ -270,8 +342,9 @@ def split_premises(
 
     The search part is a random `fraction` of the subjects, asked about through `templates`, by
     default the relation's search templates; the held-out part is the other subjects through the
-    other templates. Each part draws its false objects among its own facts. Raises `UserError` when
-    a part would have no template, or too few facts for a false object.
+    other templates. Each part draws its false objects among its own facts; with a distance, facts
+    are left out that have none in their part. Raises `UserError` when a part would have no
+    template, or too few facts for a false object.
     """
     if not 0 < fraction < 1:
         raise UserError(f"fraction must lie between 0 and 1, got {fraction}")
@@ -287,8 +360,8 @@ def split_premises(
     chosen = _chosen_subjects(premises.subjects, seed, fraction)
     searched = tuple(fact for fact in premises.facts if fact.subject in chosen)
     others = tuple(fact for fact in premises.facts if fact.subject not in chosen)
-    search = replace(premises, facts=searched, templates=seen, part="search")
-    held_out = replace(premises, facts=others, templates=unseen, part="held_out")
+    search = replace(premises, facts=searched, templates=seen, part="search").askable()
+    held_out = replace(premises, facts=others, templates=unseen, part="held_out").askable()
     for part in (search, held_out):
         part.questions()  # raises here, not in the middle of a run, if there are too few objects
     return Split(search, held_out)

@@ -16,7 +16,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Literal, get_args
 
 from interp.arguments import check_choice
@@ -25,6 +25,9 @@ from interp.errors import UserError
 
 FalseObjectRule = Literal["another", "previous_year", "next_year"]
 """How a fact's false object is found: another fact's object, or the year before or after."""
+
+Distance = Literal["near", "far", ""]
+"""Whether an object is of the same group as a fact's own; empty where no group is known."""
 
 FRAMES = (
     "why",
@@ -152,6 +155,8 @@ class Relation:
         check_rule(self.false_object)
         if not self.mask.strip():
             raise UserError("mask is empty; give a neutral text such as 'XXXX'")
+        if self.near and self.false_object != "another":
+            raise UserError(f"near needs false_object 'another', got {self.false_object!r}")
         self._check_templates()
         self._check_frames()
         _check_slots("cloze", self.cloze, once=("subject",), never=("object",))
@@ -219,6 +224,25 @@ class Relation:
         questions = (*self.templates, *self.frames)
         texts = [question.text for question in questions] + [self.cloze, self.direct]
         return tuple(dict.fromkeys(column for text in texts for column in _columns(text)))
+
+    def group(self, fact: Fact) -> str:
+        """The group of the fact's object, from the column `near`; empty where none is given."""
+        return dict(fact.fields).get(self.near, "")
+
+    @cached_property
+    def _groups(self) -> dict[str, set[str]]:
+        """For each object the groups that it has in any fact, such as a currency's continents."""
+        groups: dict[str, set[str]] = {}
+        for fact in self.facts:
+            groups.setdefault(fact.object, set()).add(self.group(fact))
+        return groups
+
+    def distance(self, fact: Fact, object: str) -> Distance:
+        """Whether another object shares the group of the fact's own in any fact of the relation."""
+        own_group, groups = self.group(fact), self._groups.get(object, set())
+        if not own_group or not groups - {""}:
+            return ""
+        return "near" if own_group in groups else "far"
 
     def template(self, name: str) -> Template:
         """The template of that name. Raises `UserError` for an unknown one, listing the known."""

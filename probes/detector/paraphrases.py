@@ -7,7 +7,6 @@ is for questions.
 """
 
 import re
-from dataclasses import replace
 
 from interp.premises import Premises
 from interp.premises.relation import Template
@@ -27,16 +26,10 @@ _OPENER = re.compile(r"^According to [^,{}]*, ")
 def framed(premises: Premises) -> Premises:
     """The same facts, and the same false objects, in the frames."""
     statement = _OPENER.sub("", premises.relation.cloze) + " {object}"
-    templates = tuple(
+    return premises.rephrased(
         Template(NAME.format(number=number), _inserted(frame, statement))
         for number, frame in enumerate(FRAMES, start=1)
     )
-    relation = replace(
-        premises.relation,
-        templates=templates,
-        search_templates=tuple(template.name for template in templates[:1]),
-    )
-    return replace(premises, relation=relation, templates=relation.template_names)
 
 
 def _inserted(frame: str, statement: str) -> str:

@@ -13,6 +13,7 @@ from interp.cli import main, summaries
 from interp.cli.config import to_config
 from interp.cli.options import COMMANDS, DemoOptions, LocateOptions, parse
 from interp.files.documents import write_table
+from interp.premises import FRAMES
 
 
 def test_overview_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,6 +67,13 @@ def test_premises_ls_names_the_relations(capsys: pytest.CaptureFixture[str]) -> 
     main(["premises", "ls"])
     out = capsys.readouterr().out
     assert all(name in out for name in ("capitals", "films", "nobel"))
+
+
+def test_premises_show_has_frames_and_distances(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["premises", "show", "capitals", "--limit", "12", "--distance", "near"])
+    out = capsys.readouterr().out
+    assert "template why (near false object)" in out
+    assert all(f"template frame-{frame} (near" in out for frame in FRAMES)
 
 
 def test_premises_build_writes_the_questions(tmp_path: Path) -> None:

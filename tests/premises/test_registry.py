@@ -114,7 +114,7 @@ def test_object_that_is_no_year(tmp_path):
 @pytest.mark.parametrize(
     ("name", "fault"),
     [
-        ("capital", "unknown relation 'capital'; known: capitals, currencies"),
+        ("capital", "unknown relation 'capital'; known: animals, authors, capitals"),
         ("nowhere.csv", "nowhere.yaml: no such file"),
         ("facts.txt", "give a known name, or a .csv or .yaml file"),
         ("../capitals", "give a known name, or a .csv or .yaml file"),

@@ -9,14 +9,26 @@ from interp.premises import list_relations, load_premises, load_relation
 from interp.premises.registry import data_dir
 
 ROW_COUNTS = {
+    "animals": 124,
+    "authors": 150,
     "capitals": 184,
+    "cities": 150,
+    "clubs": 122,
+    "continents": 181,
     "currencies": 195,
+    "dishes": 150,
     "films": 1500,
     "headquarters": 703,
+    "instruments": 137,
     "landmarks": 746,
     "languages": 196,
+    "myths": 117,
+    "native_languages": 150,
     "nobel": 937,
     "products": 486,
+    "sports": 150,
+    "state_capitals": 49,
+    "us_cities": 150,
 }
 
 
