@@ -8,6 +8,8 @@ from interp.premises.encode import (
     encode_question,
 )
 from interp.premises.knowledge import Knowledge, check_knowledge, filter_known
+from interp.premises.question_files import load_questions
+from interp.premises.question_list import QuestionList, RawQuestion
 from interp.premises.questions import (
     Premises,
     Question,
@@ -38,6 +40,8 @@ __all__ = [
     "Premises",
     "Question",
     "QuestionKind",
+    "QuestionList",
+    "RawQuestion",
     "Relation",
     "Split",
     "Template",
@@ -47,6 +51,7 @@ __all__ = [
     "filter_known",
     "list_relations",
     "load_premises",
+    "load_questions",
     "load_relation",
     "names",
     "names_any",
