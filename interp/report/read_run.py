@@ -18,6 +18,7 @@ from interp.files.tables import read_table
 from interp.files.text import read_json_lines, read_json_object
 from interp.heads.headset import Site
 from interp.report.answers import MarkedPair
+from interp.report.questions import QuestionsSection, questions_section
 
 HEADS_NUMBERS = ("effect", "ci_low", "ci_high", "p_value", "q_value")
 HEADS_COUNTS = ("layer", "head", "rank")
@@ -46,6 +47,7 @@ class Run:
     null: pd.DataFrame | None
     agreement: Mapping[str, Any] | None
     generations: tuple[MarkedPair, ...] | None
+    questions: QuestionsSection | None = None
 
 
 def read_run(folder: Path) -> Run:
@@ -70,6 +72,7 @@ def read_run(folder: Path) -> Run:
         null=optional("null.csv", read_null),
         agreement=optional("agreement.json", read_json_object),
         generations=optional("generations.jsonl", read_generations),
+        questions=questions_section(folder),
     )
 
 
