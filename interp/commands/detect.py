@@ -13,7 +13,7 @@ import pandas as pd
 from interp.commands.evaluate import run_detector
 from interp.commands.locate import check_same_prompts, load_run
 from interp.errors import UserError
-from interp.figures.questions import GROUP_NAMES
+from interp.figures.questions import group_name
 from interp.forward.batch import Span
 from interp.models.hooked_model import HookedModel
 from interp.premises.question_files import load_questions
@@ -84,13 +84,12 @@ def _row(question: RawQuestion, found: Detection) -> dict[str, object]:
 
 def shown_rows(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows for a terminal, with the words found in ``»…«`` where the detector fired."""
+    columns = (rows[name] for name in ("question", "fired", "start", "end"))
     return pd.DataFrame(
         {
             "question": [
-                marked(row.question, (int(row.start), int(row.end)))  # type: ignore[arg-type]
-                if row.fired
-                else row.question
-                for row in rows.itertuples()
+                marked(text, (int(start), int(end))) if fired else text
+                for text, fired, start, end in zip(*columns, strict=True)
             ],
             "fired": ["yes" if fired else "no" for fired in rows["fired"]],
             "probability": [f"{value:.2f}" for value in rows["probability"]],
@@ -110,6 +109,7 @@ def detection_sentences(rows: pd.DataFrame) -> Sequence[str]:
     for label, of_label in rows.groupby("label", sort=False):
         fired = of_label["fired"].astype(float).tolist()
         value, low, high = mean_interval(fired, of_label["question"].tolist())
-        name = GROUP_NAMES.get(str(label), str(label))
-        sentences.append(f"{name}: fired on {value:.2f} [{low:.2f}, {high:.2f}] of {len(fired)}.")
+        sentences.append(
+            f"{group_name(label)}: fired on {value:.2f} [{low:.2f}, {high:.2f}] of {len(fired)}."
+        )
     return sentences

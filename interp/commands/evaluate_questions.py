@@ -8,8 +8,9 @@ interrupted call goes on.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from interp.commands.evaluate import EvaluateSettings, run_detector
+from interp.commands.evaluate import EvaluateSettings, SiteToScore, run_detector
 from interp.commands.locate import DEFAULT_FRACTION, IDENTITY, check_same_prompts
 from interp.errors import UserError
 from interp.evaluation.judges import Judge, judge_by_words
@@ -132,20 +133,27 @@ def constraint_of_run(
     Raises:
         UserError: a site that was not searched, or that no evaluation chose a mode for.
     """
-    site, mode, factor, count = settings.site, settings.mode, settings.factor, None
-    if "best" in (site, mode):
-        again = "run `interp evaluate` on it again, or name --site and --mode"
-        found = read_evaluation(run / "evaluation.json")
-        fits = [each for each in settings_of(found) if site in ("best", each.get("site"))]
-        if not fits:
-            raise UserError(f"{run} was not evaluated at site {site!r}: {again}")
-        chosen = check_shape(fits[0], _EVALUATED, str(run / "evaluation.json"), advice=again)
-        site, count = chosen["site"], chosen["n_heads"]
-        if mode == "best":
-            mode, factor = chosen["mode"], float(chosen.get("factor") or 0.0)
+    chosen: Mapping[str, Any] = {}
+    if "best" in (settings.site, settings.mode):
+        chosen = _evaluated(run, settings.site)
+    site: Site = chosen["site"] if settings.site == "best" else settings.site
     if site not in effects:
         raise UserError(f"{run} was searched at site {', '.join(effects)}, not {site!r}")
-    if count is None or settings.heads != DEFAULT_FRACTION:
+    mode: Mode = chosen["mode"] if settings.mode == "best" else settings.mode
+    factor = (chosen.get("factor") or 0.0) if settings.mode == "best" else settings.factor
+    if chosen and settings.heads == DEFAULT_FRACTION:
+        count = chosen["n_heads"]
+    else:
         count = settings.count(effects[site].values[0].numel())
-    name: Mode = mode
-    return Constraint(effects[site].select(count=count), name, factor if name == "scale" else 0.0)
+    return Constraint(effects[site].select(count=count), mode, factor if mode == "scale" else 0.0)
+
+
+def _evaluated(run: Path, site: SiteToScore) -> Mapping[str, Any]:
+    """The setting of evaluation.json at a site, the best one for ``best``."""
+    path = run / "evaluation.json"
+    again = "run `interp evaluate` on it again, or name --site and --mode"
+    found = settings_of(read_evaluation(path))
+    fits = [setting for setting in found if site in ("best", setting.get("site"))]
+    if not fits:
+        raise UserError(f"{run} was not evaluated at site {site!r}: {again}")
+    return check_shape(fits[0], _EVALUATED, str(path), advice=again)

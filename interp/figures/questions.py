@@ -11,7 +11,7 @@ import pandas as pd
 from interp.figures.measures import MISSING, format_number, measure_at
 
 FILE = "questions.json"
-GROUP_NAMES = {
+GROUP_NAMES: dict[str, str] = {
     "false_premise": "false premises",
     "true_premise": "true premises",
     "unlabelled": "without a label",
@@ -24,6 +24,11 @@ RATES = {
 }
 
 
+def group_name(group: object) -> str:
+    """A group of questions in words."""
+    return GROUP_NAMES.get(str(group), str(group))
+
+
 def questions_table(content: Mapping[str, Any]) -> pd.DataFrame:
     """Two rows for each group of questions, without and with the constraint, and one for its null.
 
@@ -32,7 +37,7 @@ def questions_table(content: Mapping[str, Any]) -> pd.DataFrame:
     columns = ["questions", "answers", "n", "acted on", *RATES.values(), "unchanged"]
     rows: list[tuple[str, ...]] = []
     for group, of_group in content["groups"].items():
-        name, n = GROUP_NAMES.get(group, group), str(of_group["n"])
+        name, n = group_name(group), str(of_group["n"])
         for run, run_name in RUN_NAMES.items():
             with_constraint = run == "constrained"
             outer = [
@@ -62,7 +67,7 @@ def question_sentences(content: Mapping[str, Any]) -> tuple[str, ...]:
             _cell(content, group, key) for key in ("fired", "rebuts_more", "unchanged")
         )
         sentences.append(
-            f"{GROUP_NAMES.get(group, group).capitalize()} (n = {of_group['n']}, "
+            f"{group_name(group).capitalize()} (n = {of_group['n']}, "
             f"{of_group['n_subjects']} resampled together): acted on {fired}, rebuttals {more} "
             f"more with the constraint, unchanged {same}."
         )

@@ -57,7 +57,9 @@ SUFFIXES = (".csv", ".json", ".jsonl", ".txt")
 LONGEST_LIST = 20_000
 """Characters of a cell that is read as a Python list."""
 _EXAMPLE = "question=prompt,answer=gold,label=is_fp"
-_LABEL_OF = {word: label for label, words in LABELS.items() for word in words}
+_LABEL_OF: dict[str, PremiseLabel] = {
+    word: label for label, words in LABELS.items() for word in words
+}
 
 
 @checked

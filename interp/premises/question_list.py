@@ -172,4 +172,4 @@ class QuestionList(Displayed):
     def _shown(self) -> Shown:
         counts = ", ".join(f"{n} {group.replace('_', ' ')}" for group, n in self.counts().items())
         words = f"{len(self)} questions of {self.source}: {counts}."
-        return Shown(words, (self.to_dataframe()[["question", "answers", "label"]],))
+        return Shown(words, (self.to_dataframe().filter(items=["question", "answers", "label"]),))

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from interp.errors import UserError
-from interp.figures.questions import GROUP_NAMES, question_sentences, questions_table
+from interp.figures.questions import RATES, group_name, question_sentences, questions_table
 from interp.figures.tables import setting_name
 from interp.files.shape import Maybe, check_shape
 from interp.files.text import read_json_lines, read_json_object
@@ -27,7 +27,7 @@ _GROUP = {
     **{"n": int, "n_subjects": int, "fired": _RATE, "unchanged": _RATE, "rebuts_more": _RATE},
     **{"baseline": _RUN, "constrained": _RUN, "random_null": Maybe(_NULL)},
 }
-_RATES = {
+_CONTENT = {
     **dict.fromkeys(("source", "judge"), str),
     **dict.fromkeys(("site", "mode", "gate"), Maybe(str)),
     **{"n": int, "groups": {str: _GROUP}},
@@ -83,7 +83,7 @@ def questions_section(run: Path) -> QuestionsSection | None:
     path = run / "questions.json"
     if not path.is_file():
         return None
-    content = check_shape(read_json_object(path), _RATES, str(path), advice=_AGAIN)
+    content = check_shape(read_json_object(path), _CONTENT, str(path), advice=_AGAIN)
     rows = sorted(
         read_answers(run / "questions.jsonl"), key=lambda row: row["baseline"] == row["constrained"]
     )
@@ -114,7 +114,7 @@ def _card(row: Mapping[str, Any]) -> QuestionCard:
     question = (Piece(row["question"]),)
     return QuestionCard(
         question=question if words is None else mark_object(row["question"], tuple(words)),
-        group=GROUP_NAMES.get(label, label),
+        group=group_name(label),
         note="; ".join(row["answers"]),
         answers=tuple(
             ShownAnswer(heading, _pieces(row, row[run]), _verdict(row[f"{run}_verdict"]))
@@ -132,9 +132,5 @@ def _pieces(row: Mapping[str, Any], answer: str) -> tuple[Piece, ...]:
 
 def _verdict(verdict: Mapping[str, Any]) -> str:
     """Such as ``rebuts, names a right answer``."""
-    said = {
-        "rebuts": "rebuts",
-        "names_answer": "names a right answer",
-        "names_false_object": "names the false object",
-    }
-    return ", ".join(words for key, words in said.items() if verdict.get(key)) or "no rebuttal"
+    found = [words for key, words in RATES.items() if verdict.get(key)]
+    return ", ".join(found) or "no rebuttal"
