@@ -53,7 +53,7 @@ from interp.evaluation.evaluate import Evaluation
 from interp.explore import check_installed, open_run
 from interp.explore.opening import check_explorable
 from interp.figures.probe_scores import detection_table
-from interp.figures.questions import question_sentences, questions_table
+from interp.figures.questions import narrow_table, question_sentences
 from interp.figures.tables import comparison_table, rich_table, setting_name
 from interp.files.documents import read_json, write_jsonl, write_table, write_yaml
 from interp.models import load_model
@@ -295,9 +295,8 @@ def print_evaluation(evaluations: list[Evaluation], run: Path, console: Console)
 
 def print_questions(content: Mapping[str, Any], console: Console) -> None:
     """Print the rates of a ``questions.json`` and what they say."""
-    table = questions_table(content).map(lambda cell: cell.replace(" [", "\n["))
     title = f"{content['source']}: {setting_name(content)}, [95 % interval]"
-    console.print(rich_table(table, title=title))
+    console.print(rich_table(narrow_table(content), title=title))
     print_sentences(question_sentences(content), console)
 
 

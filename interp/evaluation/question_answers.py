@@ -6,7 +6,7 @@ decides about questions in which it names none. A question on which nothing acts
 it keeps its answer.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from interp.figures.questions import questions_table
 from interp.forward.batch import Span
 from interp.forward.generate import MAX_NEW_TOKENS
 from interp.heads.headset import Head, HeadSet, Site
+from interp.heads.locate import as_encoded
 from interp.heads.object_edits import mean_output
 from interp.interventions.expert_constraint import ExpertConstraint
 from interp.interventions.gate import Gate
@@ -33,7 +34,7 @@ from interp.jobs import RUN_HERE, JobRunner
 from interp.models import model_info
 from interp.models.hooked_model import HookedModel
 from interp.models.limits import positions_of_model
-from interp.premises.encode import DEFAULT_MASK, EncodedPrompt, encode_premises, encode_question
+from interp.premises.encode import DEFAULT_MASK, EncodedPrompt, encode_question
 from interp.premises.question_list import QuestionList, RawQuestion
 from interp.premises.questions import Premises
 from interp.premises.relation import FilledQuestion
@@ -42,6 +43,8 @@ from probes.detector.detect import detect
 from probes.detector.detections import Detector
 
 FoundBy = Literal["file", "detector"]
+MEASURES = ("rebuts", "names_answer", "names_false_object")
+"""What a `Verdict` says, in order."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ class QuestionAnswers(Displayed):
         source: where the questions come from.
         judge: the judge's name.
         answers: one a question, in order.
-        null: rebuttals [set][question] under each random set of heads; empty without a null.
+        null: verdicts [set][question] under each random set of heads; empty without a null.
     """
 
     intervention: Intervention
@@ -114,7 +117,7 @@ class QuestionAnswers(Displayed):
     source: str
     judge: str
     answers: tuple[QuestionAnswer, ...]
-    null: tuple[tuple[bool, ...], ...] = ()
+    null: tuple[tuple[Verdict, ...], ...] = ()
     seed: int = 0
 
     def to_dict(self) -> dict[str, Any]:
@@ -140,49 +143,37 @@ class QuestionAnswers(Displayed):
     def _group(self, rows: Sequence[int]) -> dict[str, Any]:
         """The rates of the questions of one label."""
         answers = [self.answers[row] for row in rows]
-
-        def rate(read: Callable[[QuestionAnswer], float | bool | None]) -> list[float] | None:
-            known = [
-                (value, each.question.cluster)
-                for each in answers
-                if (value := read(each)) is not None
-            ]
-            if not known:
-                return None
-            values, clusters = zip(*known, strict=True)
-            return list(mean_interval([float(value) for value in values], clusters, seed=self.seed))
-
-        def of(run: str) -> dict[str, Any]:
-            verdict = f"{run}_verdict"
-            return {
-                "rebuts": rate(lambda each: getattr(each, verdict).rebuts),
-                "names_answer": rate(lambda each: getattr(each, verdict).names_answer),
-                "names_false_object": rate(lambda each: getattr(each, verdict).names_false_object),
-            }
-
         verdicts = [each.baseline_verdict for each in answers]
+        after = [each.constrained_verdict for each in answers]
+        clusters = [each.question.cluster for each in answers]
+
+        def rate(values: Iterable[float | None]) -> list[float] | None:
+            """Over the questions in which the value is known."""
+            pairs = zip(values, clusters, strict=True)
+            known = [(float(value), cluster) for value, cluster in pairs if value is not None]
+            return list(mean_interval(*zip(*known, strict=True), seed=self.seed)) if known else None
+
+        def change(name: str) -> list[float] | None:
+            pairs = zip(verdicts, after, strict=True)
+            values = ((getattr(old, name), getattr(new, name)) for old, new in pairs)
+            return rate(None if old is None else float(new) - old for old, new in values)
+
         group = {
             "n": len(answers),
-            "n_subjects": len({each.question.cluster for each in answers}),
+            "n_subjects": len(set(clusters)),
             "n_with_answer": sum(verdict.names_answer is not None for verdict in verdicts),
             "n_with_false_object": sum(each.names_false_object is not None for each in verdicts),
-            "fired": rate(lambda each: each.acted.fired),
-            "unchanged": rate(lambda each: each.constrained == each.baseline),
-            "baseline": of("baseline"),
-            "constrained": of("constrained"),
-            "rebuts_more": rate(
-                lambda each: (
-                    int(each.constrained_verdict.rebuts) - int(each.baseline_verdict.rebuts)
-                )
-            ),
+            "fired": rate(each.acted.fired for each in answers),
+            "unchanged": rate(each.constrained == each.baseline for each in answers),
+            "baseline": {name: rate(getattr(each, name) for each in verdicts) for name in MEASURES},
+            "constrained": {name: rate(getattr(each, name) for each in after) for name in MEASURES},
+            "change": {name: change(name) for name in MEASURES},
         }
         if self.null:
-            rates = np.array([[rebuts[row] for row in rows] for rebuts in self.null]).mean(axis=1)
-            chosen = np.mean([each.constrained_verdict.rebuts for each in answers])
+            drawn = [[verdicts[row] for row in rows] for verdicts in self.null]
             group["random_null"] = {
-                "n_sets": len(rates),
-                "rebuts": {"mean": float(rates.mean()), "p95": float(np.quantile(rates, 0.95))},
-                "percentile_of_selected": float((rates < chosen).mean() * 100),
+                "n_sets": len(drawn),
+                **{name: _null_of(drawn, group["constrained"][name], name) for name in MEASURES},
             }
         return group
 
@@ -197,6 +188,24 @@ class QuestionAnswers(Displayed):
             f"{self.intervention.gate}: it acted on {fired}."
         )
         return Shown(words, (questions_table(self.to_dict()),))
+
+
+def _null_of(
+    drawn: Sequence[Sequence[Verdict]], chosen: Sequence[float] | None, name: str
+) -> dict[str, float] | None:
+    """One rate under random sets [set][question]: mean, 95th percentile, where the heads' own is.
+
+    None where the rate is not known.
+    """
+    if chosen is None:
+        return None
+    known = [[getattr(verdict, name) for verdict in verdicts] for verdicts in drawn]
+    rates = [np.mean([flag for flag in flags if flag is not None]) for flags in known]
+    return {
+        "mean": float(np.mean(rates)),
+        "p95": float(np.quantile(rates, 0.95)),
+        "percentile_of_selected": float(np.mean([each < chosen[0] for each in rates]) * 100),
+    }
 
 
 @checked
@@ -254,7 +263,7 @@ def evaluate_questions(
     options["spans"] = [place.tokens if place.fired else None for place in acted]
     options["neutral"] = DEFAULT_MASK if reference is None else reference.relation.mask
     if under.needs_mean and reference is not None:
-        options["mean"] = mean_output(model, encode_premises(model.tokenizer, reference))
+        options["mean"] = mean_output(model, as_encoded(model, reference))
     constrained = answers_under(
         model, prompts, under, description="constrained, questions", **options
     )
@@ -262,7 +271,7 @@ def evaluate_questions(
     null = []
     for random in random_interventions(model, under, random_sets, seed=seed):
         drawn = answers_under(model, prompts, random, description="random heads", **options)
-        null.append(tuple(verdict.rebuts for verdict in judged(judge, asked, drawn)))
+        null.append(tuple(judged(judge, asked, drawn)))
     rows = zip(
         *(asked, acted, baseline, constrained),
         *(judged(judge, asked, answers) for answers in (baseline, constrained)),

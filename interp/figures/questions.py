@@ -48,10 +48,16 @@ def questions_table(content: Mapping[str, Any]) -> pd.DataFrame:
             rows.append((name, run_name, n, outer[0], *rates, outer[1]))
         null = of_group.get("random_null")
         if null is not None:
-            mean, high = (format_number(null["rebuts"][key]) for key in ("mean", "p95"))
-            cells = [f"{mean}, 95th percentile {high}", *[MISSING] * (len(RATES) - 1), MISSING]
-            rows.append((name, f"{null['n_sets']} random sets", n, MISSING, *cells))
+            rates = [_null_cell(null.get(rate)) for rate in RATES]
+            rows.append((name, f"{null['n_sets']} random sets", n, MISSING, *rates, MISSING))
     return pd.DataFrame(rows, columns=columns)
+
+
+def _null_cell(null: Mapping[str, float] | None) -> str:
+    """The mean over random sets and their 95th percentile, such as ``0.10, p95 0.20``."""
+    if null is None:
+        return MISSING
+    return f"{format_number(null['mean'])}, p95 {format_number(null['p95'])}"
 
 
 def _cell(content: Mapping[str, Any], group: str, *keys: str) -> str:
@@ -63,18 +69,29 @@ def question_sentences(content: Mapping[str, Any]) -> tuple[str, ...]:
     """The outcome for each group in a sentence, and what the rates rest on."""
     sentences = []
     for group, of_group in content["groups"].items():
-        fired, more, same = (
-            _cell(content, group, key) for key in ("fired", "rebuts_more", "unchanged")
-        )
+        fired, same = (_cell(content, group, key) for key in ("fired", "unchanged"))
+        changes = {name: _cell(content, group, "change", name) for name in RATES}
+        shown = [
+            f"{words} {changes[name]}" for name, words in RATES.items() if changes[name] != MISSING
+        ]
         sentences.append(
-            f"{group_name(group).capitalize()} (n = {of_group['n']}, "
-            f"{of_group['n_subjects']} resampled together): acted on {fired}, rebuttals {more} "
-            f"more with the constraint, unchanged {same}."
+            f"{group_name(group).capitalize()} (n = {of_group['n']}, {of_group['n_subjects']} "
+            f"subjects or questions resampled): acted on {fired}, unchanged {same}; change with "
+            f"the constraint: {', '.join(shown)}."
         )
+    words = content["judge"] == "judge_by_words"
+    reads = ", which looks for words and does not understand" if words else ""
     sentences.append(
-        f"An answer was judged by {content['judge']}, which reads it without understanding; "
-        "brackets hold 95 % intervals."
-        if content["judge"] == "judge_by_words"
-        else f"An answer was judged by {content['judge']}; brackets hold 95 % intervals."
+        f"Rebuttals are as {content['judge']} has them{reads}. Brackets hold 95 % bootstrap "
+        "intervals, which have no width where all answers agree."
     )
     return tuple(sentences)
+
+
+def narrow_table(content: Mapping[str, Any]) -> pd.DataFrame:
+    """The same table on its side, for a terminal: a row a measure, intervals on their own line."""
+    table = questions_table(content)
+    heading = table["questions"] + "\n" + table["answers"]
+    table = table.drop(columns=["questions", "answers"]).set_axis(heading, axis=0)
+    table = table.T.reset_index(names="measure").rename_axis(columns=None)
+    return table.map(lambda cell: cell.replace(" [", "\n[").replace(", p95", "\np95"))

@@ -21,11 +21,12 @@ from interp.report.answers import Piece, mark_names, mark_object
 SHOWN = 10
 """Answers on the page."""
 _RATE = Maybe([float, float, float])
-_RUN = {"rebuts": _RATE, "names_answer": _RATE, "names_false_object": _RATE}
-_NULL = {"n_sets": int, "rebuts": {"mean": float, "p95": float}}
+_RUN = dict.fromkeys(RATES, _RATE)
+_NULL = {"n_sets": int, **dict.fromkeys(RATES, Maybe({"mean": float, "p95": float}))}
 _GROUP = {
-    **{"n": int, "n_subjects": int, "fired": _RATE, "unchanged": _RATE, "rebuts_more": _RATE},
-    **{"baseline": _RUN, "constrained": _RUN, "random_null": Maybe(_NULL)},
+    **{"n": int, "n_subjects": int, "fired": _RATE, "unchanged": _RATE},
+    **dict.fromkeys(("baseline", "constrained", "change"), _RUN),
+    "random_null": Maybe(_NULL),
 }
 _CONTENT = {
     **dict.fromkeys(("source", "judge"), str),

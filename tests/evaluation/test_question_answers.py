@@ -88,7 +88,10 @@ def test_the_constraint_acts_where_the_detector_fires(answered: QuestionAnswers)
     assert groups["false_premise"]["constrained"]["names_answer"] == [1.0, 1.0, 1.0]
     assert groups["true_premise"]["unchanged"] == [1.0, 1.0, 1.0]
     assert groups["false_premise"]["baseline"]["names_false_object"] is None
-    assert groups["false_premise"]["random_null"]["n_sets"] == 3
+    assert groups["false_premise"]["change"]["names_answer"] == [1.0, 1.0, 1.0]
+    null = groups["false_premise"]["random_null"]
+    assert null["n_sets"] == 3
+    assert null["names_answer"] == {"mean": 0.0, "p95": 0.0, "percentile_of_selected": 100.0}
     assert (content["judge"], content["heads"]) == ("judge_by_words", [[1, 2]])
 
 
@@ -151,7 +154,10 @@ def test_rates_by_hand() -> None:
             answer("false_premise", True, True, subject="b"),
             answer(None, False, False, subject="c"),
         ),
-        null=((True, False, False, True), (False, False, False, False)),
+        null=(
+            tuple(map(Verdict, (True, False, False, True))),
+            tuple(map(Verdict, (False, False, False, False))),
+        ),
     )
     groups = whole.to_dict()["groups"]
     group = groups["false_premise"]
@@ -160,11 +166,12 @@ def test_rates_by_hand() -> None:
     assert group["unchanged"][0] == pytest.approx(1 / 3)
     assert group["baseline"]["rebuts"] == pytest.approx([1 / 3, 0.0, 1.0])
     assert group["constrained"]["rebuts"] == pytest.approx([2 / 3, 0.5, 1.0])
-    assert group["rebuts_more"] == pytest.approx([1 / 3, 0.0, 0.5])
+    assert group["change"]["rebuts"] == pytest.approx([1 / 3, 0.0, 0.5])
     null = group["random_null"]
     assert null["rebuts"]["mean"] == pytest.approx(1 / 6)
     assert null["rebuts"]["p95"] == pytest.approx(np.quantile([1 / 3, 0], 0.95))
-    assert null["percentile_of_selected"] == 100.0
+    assert null["rebuts"]["percentile_of_selected"] == 100.0
+    assert null["names_answer"] is group["change"]["names_answer"] is None
     assert groups["unlabelled"]["n"] == 1
     assert len(whole.to_dataframe()) == 4
     assert "it acted on 3" in whole._shown().words
