@@ -61,11 +61,12 @@ def detection_rows(
 ) -> pd.DataFrame:
     """One row a question: ``line``, ``question``, ``label``, ``fired``, ``probability``, ``words``.
 
-    ``words`` are the words found, also where the detector did not fire; ``start`` and ``end`` are
-    their characters.
+    ``words`` are the words that the detector found, if any, and ``start`` and ``end`` their
+    characters [start, end).
     """
     found = detect(model, questions.texts, detector=detector, progress=progress)
-    return pd.DataFrame([_row(*pair) for pair in zip(questions, found, strict=True)])
+    rows = pd.DataFrame([_row(*pair) for pair in zip(questions, found, strict=True)])
+    return rows.astype({"start": "Int64", "end": "Int64"})  # whole numbers beside missing ones
 
 
 def _row(question: RawQuestion, found: Detection) -> dict[str, object]:
