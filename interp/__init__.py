@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from interp.interventions import Constraint, ExpertConstraint, Intervention, constrain
     from interp.interventions.generate import generate
     from interp.models import load_model
-    from interp.premises import filter_known, list_relations, load_premises
+    from interp.premises import filter_known, list_relations, load_premises, load_questions
+    from probes.detector.detect import detect
 
 from interp.moved import keep_old_paths
 
@@ -59,6 +60,7 @@ __all__ = [
     "UserError",
     "attention_pattern",
     "constrain",
+    "detect",
     "evaluate",
     "evaluation",
     "experts",
@@ -70,6 +72,7 @@ __all__ = [
     "list_relations",
     "load_model",
     "load_premises",
+    "load_questions",
     "locate_heads",
     "models",
     "moelora",
@@ -91,7 +94,8 @@ _HOMES = {
     "interp.heads": ("HeadEffects", "HeadSet", "JointEffects", "locate_heads"),
     "interp.interventions": ("Constraint", "ExpertConstraint", "Intervention", "constrain"),
     "interp.models": ("load_model",),
-    "interp.premises": ("filter_known", "list_relations", "load_premises"),
+    "interp.premises": ("filter_known", "list_relations", "load_premises", "load_questions"),
+    "probes.detector.detect": ("detect",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -3,7 +3,7 @@
 import json
 import sys
 import webbrowser
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from rich.table import Table
 from interp.cli.config import settings_of, to_config
 from interp.cli.options import (
     DemoOptions,
+    DetectOptions,
     EngineOptions,
     EvaluateOptions,
     ExploreOptions,
@@ -28,7 +29,19 @@ from interp.cli.options import (
 )
 from interp.cli.plan import print_plan
 from interp.commands.demo import DemoSettings, demo_run
+from interp.commands.detect import (
+    DetectSettings,
+    detection_rows,
+    detection_sentences,
+    detector_of_run,
+    shown_rows,
+)
 from interp.commands.evaluate import SCORED, EvaluateSettings, evaluate_run
+from interp.commands.evaluate_questions import (
+    QuestionSettings,
+    evaluate_questions_run,
+    must_evaluate_first,
+)
 from interp.commands.known import premise_rows
 from interp.commands.locate import LocateSettings
 from interp.commands.locate_joint import load_search, relation_names, search_run
@@ -43,8 +56,9 @@ from interp.evaluation.transfer import OTHERS, Transfer
 from interp.explore import check_installed, open_run
 from interp.explore.opening import check_explorable
 from interp.figures.probe_scores import detection_table
-from interp.figures.tables import comparison_table, rich_table
-from interp.files.documents import read_json, write_jsonl, write_yaml
+from interp.figures.questions import narrow_table, question_sentences
+from interp.figures.tables import comparison_table, rich_table, setting_name
+from interp.files.documents import read_json, write_jsonl, write_table, write_yaml
 from interp.models import load_model
 from interp.models.hooked_model import HookedModel
 from interp.premises.knowledge import check_knowledge
@@ -152,29 +166,35 @@ def locate(options: LocateOptions, console: Console) -> None:
 def evaluate(options: EvaluateOptions, console: Console) -> None:
     """Score a run's heads on its held-out part; see ``interp.commands.evaluate``."""
     settings = settings_of(EvaluateSettings, options)
+    asked = settings_of(QuestionSettings, options)
+    questions = asked.load()  # a broken file should not wait for the model
+    if questions is not None and options.plan:
+        raise UserError("a plan is of the held-out questions: leave --questions out")
     check_engine(options.engine, options.gpus_per_worker)
     check_free(options.run)
     model = load(run_options(options), console)
     check_same_model(options.run, model)
     _, split, effects = load_search(options.run)
+    where: Any = {"settings": settings, "run": options.run}
     if options.plan:
-        where: Any = {"settings": settings, "run": options.run, "before": process_seconds()}
-        print_plan(plan_evaluate(model, split, effects, **where), console)
+        print_plan(plan_evaluate(model, split, effects, before=process_seconds(), **where), console)
         return
     if settings.leave_one_out:
-        where = {"settings": settings, "run": options.run}
         with engine_of(options, model) as engine:
             transfer = transfer_run(model, split, effects, engine=engine, **where)
         print_transfer(transfer, options.run, console)
         return
     with engine_of(options, model) as engine:
-        evaluations = evaluate_run(
-            model, split, effects, settings=settings, run=options.run, engine=engine
-        )
-    folder = options.run
-    if settings.premises is not None:
-        folder = folder / SCORED / load_relation(settings.premises).name
-    print_evaluation(evaluations, folder, console)
+        if questions is None or must_evaluate_first(options.run, settings):
+            evaluations = evaluate_run(model, split, effects, engine=engine, **where)
+            folder = options.run
+            if settings.premises is not None:
+                folder = folder / SCORED / load_relation(settings.premises).name
+            print_evaluation(evaluations, folder, console)
+        if questions is not None:
+            where |= {"questions": questions, "random_sets": asked.answer_null, "engine": engine}
+            answers = evaluate_questions_run(model, split, effects, **where)
+            print_questions(answers.to_dict(), console)
     print_next(f"next: interp report {options.run}", console)
 
 
@@ -220,6 +240,23 @@ def probe(options: ProbeOptions, console: Console) -> None:
         table = detection_table(score.to_dict())
         console.print(rich_table(table, title="the detector on held-out questions"))
     print_next(f"report: {options.out / 'report.html'}", console)
+
+
+def detect(options: DetectOptions, console: Console) -> None:
+    """Detect false premises in questions; see ``interp.commands.detect``."""
+    questions = settings_of(DetectSettings, options).load(options.file)
+    if options.out is not None and not options.out.parent.is_dir():
+        raise UserError(f"{options.out.parent} is not a directory: make it first")
+    if options.run is not None:
+        model = load(run_options(options), console)
+        rows = detection_rows(model, questions, detector=detector_of_run(model, options.run))
+    else:
+        model = load(replace(options, model=options.model or ModelOptions.model), console)
+        rows = detection_rows(model, questions)
+    console.print(rich_table(shown_rows(rows)))
+    print_sentences(detection_sentences(rows), console)
+    if options.out is not None:
+        print_next(f"wrote {write_table(options.out, rows)}", console)
 
 
 def patch(options: PatchOptions, console: Console) -> None:
@@ -280,6 +317,13 @@ def print_transfer(transfer: Transfer, run: Path, console: Console) -> None:
     title = "each relation under the heads of all others"
     console.print(effects_table(rows, title=title, rows=len(rows)))
     print_next(f"table: {run / TRANSFER}   next: interp report {run}", console)
+
+
+def print_questions(content: Mapping[str, Any], console: Console) -> None:
+    """Print the rates of a ``questions.json`` and what they say."""
+    title = f"{content['source']}: {setting_name(content)}, [95 % interval]"
+    console.print(rich_table(narrow_table(content), title=title))
+    print_sentences(question_sentences(content), console)
 
 
 def _list(options: PremisesOptions, console: Console) -> None:

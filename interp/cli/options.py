@@ -14,7 +14,9 @@ import tyro
 from interp.cli import summaries
 from interp.cli.config import from_config, take_config
 from interp.commands.demo import DemoSettings
+from interp.commands.detect import DetectSettings
 from interp.commands.evaluate import EvaluateSettings
+from interp.commands.evaluate_questions import QuestionSettings
 from interp.commands.locate import LocateSettings
 from interp.commands.patch import PatchSettings
 from interp.commands.probe import ProbeSettings
@@ -106,7 +108,7 @@ class LocateOptions(PlanOptions, DtypeCheckOptions, EngineOptions, ModelOptions,
 
 
 @dataclass(frozen=True)
-class EvaluateOptions(PlanOptions, EngineOptions, ModelOptions, EvaluateSettings):
+class EvaluateOptions(PlanOptions, EngineOptions, ModelOptions, QuestionSettings, EvaluateSettings):
     """Options of ``interp evaluate``."""
 
     run: tyro.conf.Positional[Path] = Path("runs/locate")
@@ -121,6 +123,22 @@ class ProbeOptions(ModelOptions, ProbeSettings):
 
     out: Path = Path("runs/probe")
     """The run directory; the same command again takes up what is there."""
+
+
+@dataclass(frozen=True)
+class DetectOptions(ModelOptions, DetectSettings):
+    """Options of ``interp detect``."""
+
+    file: tyro.conf.Positional[Path | None] = None
+    """A file of questions: .csv, .json, .jsonl, or .txt with a question a line."""
+    run: Path | None = None
+    """Use this run's detector, and its model; by default the model's own detector."""
+    model: str | None = None  # type: ignore[assignment]
+    """By default the run's model, or smollm2-135m (embedded)."""
+    out: Path | None = None
+    """A CSV file to write, besides the table."""
+    seed: int = 0
+    """Draws nothing; every command takes it."""
 
 
 @dataclass(frozen=True)
@@ -184,6 +202,7 @@ COMMANDS: dict[str, type] = {
     "explore": ExploreOptions,
     "premises": PremisesOptions,
     "probe": ProbeOptions,
+    "detect": DetectOptions,
     "patch": PatchOptions,
 }
 

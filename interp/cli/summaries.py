@@ -8,12 +8,13 @@ COMMANDS = {
     "report.",
     "locate": "Find what every head does to the answers of false-premise questions.",
     "evaluate": "Constrain the heads of a run and score that on its held-out subjects and "
-    "templates.",
+    "templates, or on questions of your own.",
     "report": "Write report.html from what is in a run directory.",
     "explore": "Open a local page to ask a run's model questions with and without its heads.",
     "premises": "List, show, build or check premises.",
     "probe": "Find where a model reads a false premise, beside controls, and train a detector of "
     "it.",
+    "detect": "Find the questions that presuppose something false, and the words that are false.",
     "patch": "Patch every unit of a component on pairs of clean and corrupted texts.",
 }
 FAMILIES = {

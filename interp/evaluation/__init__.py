@@ -3,7 +3,9 @@
 from interp.evaluation.answer_pair import AnswerPair
 from interp.evaluation.answers import ask_all
 from interp.evaluation.evaluate import Evaluation, evaluate
+from interp.evaluation.judges import Judge, ModelJudge, Verdict, judge_by_words
 from interp.evaluation.preference import Preference, preference
+from interp.evaluation.question_answers import QuestionAnswers, evaluate_questions
 from interp.evaluation.settings import choose_setting, compare_settings
 from interp.evaluation.side_effects import SideEffects, neutral_sentences, side_effects
 from interp.evaluation.transfer import Transfer, leave_one_out, score_transfer
@@ -19,19 +21,25 @@ __all__ = [
     "AttentionPattern",
     "Evaluation",
     "InformationFlow",
+    "Judge",
+    "ModelJudge",
     "Preference",
     "PremiseDetections",
+    "QuestionAnswers",
     "SideEffects",
     "TokenSaliency",
     "Transfer",
     "Uncertainty",
+    "Verdict",
     "ask_all",
     "attention_pattern",
     "choose_setting",
     "compare_settings",
     "detect_premises",
     "evaluate",
+    "evaluate_questions",
     "information_flow",
+    "judge_by_words",
     "leave_one_out",
     "neutral_sentences",
     "preference",

@@ -128,7 +128,7 @@ class Evaluation(Displayed):
         return {
             "model": self.model,
             "dtype": self.dtype,
-            **_setting(self.intervention, self.n_all_heads),
+            **setting_of(self.intervention, self.n_all_heads),
             "gate": self.intervention.gate,
             **detection,
             "splits": {
@@ -141,7 +141,7 @@ class Evaluation(Displayed):
 
     def null_dataframe(self) -> pd.DataFrame:
         """One row a random head set, as in ``null.csv``."""
-        setting = _setting(self.intervention, self.n_all_heads)
+        setting = setting_of(self.intervention, self.n_all_heads)
         return pd.DataFrame(
             {
                 **{name: setting[name] for name in ("site", "mode", "n_heads")},
@@ -173,7 +173,7 @@ class Evaluation(Displayed):
         return Shown(words, (comparison_table(content),), self.plot)
 
 
-def _setting(intervention: Intervention, n_all_heads: int) -> dict[str, Any]:
+def setting_of(intervention: Intervention, n_all_heads: int) -> dict[str, Any]:
     """The intervention as evaluation.json holds it; settings of several parts are joined."""
     parts = intervention.parts or (Constraint(HeadSet(())),)
     heads = list(dict.fromkeys(head for part in intervention.heads for head in part.heads))

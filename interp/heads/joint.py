@@ -193,7 +193,8 @@ class JointEffects(Displayed):
         with a positive effect and q ≤ fdr over the relations or, with fewer than six of them, in
         the pooled effects).
         """
-        by = check_choice("way to select", by or self.selected_by, get_args(SelectedBy))
+        by = self.selected_by if by is None else by
+        check_choice("way to select", by, get_args(SelectedBy))
         found = select_heads(self.pooled, fraction=fraction, count=count, fdr=fdr)
         heads, how = found.heads, found.chosen_by
         if fdr is not None:

@@ -9,6 +9,8 @@ from interp.premises.encode import (
 )
 from interp.premises.joint import JointPremises, JointSplit
 from interp.premises.knowledge import Knowledge, check_knowledge, filter_known
+from interp.premises.question_files import load_questions
+from interp.premises.question_list import QuestionList, RawQuestion
 from interp.premises.questions import (
     FalseObjectDistance,
     Premises,
@@ -45,6 +47,8 @@ __all__ = [
     "Premises",
     "Question",
     "QuestionKind",
+    "QuestionList",
+    "RawQuestion",
     "Relation",
     "Split",
     "Template",
@@ -54,6 +58,7 @@ __all__ = [
     "filter_known",
     "list_relations",
     "load_premises",
+    "load_questions",
     "load_relation",
     "names",
     "names_any",

@@ -69,6 +69,7 @@ def render_report(run: Run) -> str:
         heads=_head_rows(run.heads),
         n_heads=len(run.heads),
         generations=_answers(run.generations),
+        questions=run.questions,
         manifest=manifest_rows(run.manifest),
         fdr=FDR,
         max_characters=MAX_CHARACTERS,

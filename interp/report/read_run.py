@@ -18,6 +18,7 @@ from interp.files.tables import read_table
 from interp.files.text import read_json_lines, read_json_object
 from interp.heads.headset import Site
 from interp.report.answers import MarkedPair
+from interp.report.questions import QuestionsSection, questions_section
 
 HEADS_NUMBERS = ("effect", "ci_low", "ci_high", "p_value", "q_value")
 HEADS_COUNTS = ("layer", "head", "rank")
@@ -49,6 +50,7 @@ class Run:
     generations: tuple[MarkedPair, ...] | None
     by_relation: pd.DataFrame | None = None
     transfer: pd.DataFrame | None = None
+    questions: QuestionsSection | None = None
 
 
 def read_run(folder: Path) -> Run:
@@ -75,6 +77,7 @@ def read_run(folder: Path) -> Run:
         generations=optional("generations.jsonl", read_generations),
         by_relation=optional("heads_by_relation.csv", read_by_relation),
         transfer=optional("transfer.csv", read_transfer),
+        questions=questions_section(folder),
     )
 
 

@@ -17,7 +17,9 @@ from interp.cli.options import COMMANDS, LocateOptions, PatchOptions, parse
 from interp.commands.analyze import AnalyzeSettings
 from interp.commands.compare import ComparedMethods
 from interp.commands.demo import DemoSettings
+from interp.commands.detect import DetectSettings
 from interp.commands.evaluate import EvaluateSettings
+from interp.commands.evaluate_questions import QuestionSettings
 from interp.commands.locate import LocateSettings
 from interp.commands.patch import PatchSettings
 from interp.commands.probe import ProbeSettings
@@ -29,6 +31,8 @@ SETTINGS: dict[type, str] = {
     DemoSettings: "demo",
     LocateSettings: "locate",
     EvaluateSettings: "evaluate",
+    QuestionSettings: "evaluate",
+    DetectSettings: "detect",
     ProbeSettings: "probe",
     PatchSettings: "patch",
     TrainingSettings: "train",

@@ -69,6 +69,11 @@ def _relation(folder: Path) -> None:
     premises._shown()
 
 
+def _questions(folder: Path) -> None:
+    for name in ("asked.csv", "asked.jsonl"):
+        interp.premises.load_questions(folder / name)._shown()
+
+
 def _spans(folder: Path) -> None:
     # As a caller hands it over: any text that Python can hold, half of a surrogate pair too.
     asked = parse_json(read_text(folder / "asked.json"), surrogates=True)
@@ -180,6 +185,7 @@ READERS: dict[str, Reader] = {
     "premises, tokens": Reader(
         seeds.relation, {"rivers.csv": "csv", "rivers.yaml": "yaml"}, _encoded
     ),
+    "questions": Reader(seeds.questions, {"asked.csv": "csv", "asked.jsonl": "jsonl"}, _questions),
     "span finder": Reader(seeds.asked, {"asked.json": "json"}, _spans),
     "chat template": Reader(seeds.chat_template, {"chat.jinja": "text"}, _chat_template),
     "run of locate, report": Reader(run_seeds.evaluated_run, run_seeds.EVALUATED_KINDS, _report),

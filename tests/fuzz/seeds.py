@@ -75,6 +75,18 @@ def tiny_hf_model() -> Any:
     return copy.deepcopy(_one_layer())
 
 
+def questions(folder: Path) -> None:
+    """The same questions as a table and as edited facts."""
+    (folder / "asked.csv").write_text(
+        'question,answer,label\nWhy is Paris in Spain?,"[""France"", 1]",1\n'
+        "Why is Rome in Italy?,Italy; Europe,valid\n",
+        encoding="utf-8",
+    )
+    edit = {"subject": "Paris", "relation": "in", "object": "France", "false_object": "Spain"}
+    texts = ["Why is Paris in Spain?", "Why is Paris in France?"]
+    write_jsonl(folder / "asked.jsonl", [{**edit, "questions": texts, "answer": ["France", 1]}])
+
+
 def relation(folder: Path) -> None:
     (folder / "rivers.yaml").write_text(RIVERS, encoding="utf-8")
     (folder / "rivers.csv").write_text(FACTS, encoding="utf-8")

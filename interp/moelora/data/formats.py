@@ -16,10 +16,9 @@ from typing import Any, get_args
 
 from interp.arguments import check_choice
 from interp.errors import UserError
+from interp.files.rows import Row, check_parts, column_pairs
 from interp.moelora.data.examples import AnswerKind, Example
 from interp.moelora.data.numbers import as_text, plain_number
-
-Row = Mapping[str, Any]
 
 _LISTS = ("options", "also_true")
 _FIELDS = ("task", "prompt", "answer", "response", "subject", "kind", "false_object", *_LISTS)
@@ -38,20 +37,15 @@ class ColumnMapping:
 
     def __post_init__(self) -> None:
         fields = [field for field, _ in self.columns]
-        if unknown := [field for field in fields if field not in _FIELDS]:
-            raise UserError(f"columns: unknown part {unknown[0]!r}; known: {', '.join(_FIELDS)}")
+        check_parts(fields, _FIELDS)
         if missing := [field for field in ("prompt", "answer") if field not in fields]:
             raise UserError(f"columns: say which column is the {missing[0]}: {missing[0]}=NAME")
 
     @classmethod
     def parse(cls, text: str) -> "ColumnMapping":
         """Read ``part=column`` pairs, parted by commas."""
-        pairs = [pair.partition("=") for pair in text.split(",")]
-        if not all(equals and field.strip() and column.strip() for field, equals, column in pairs):
-            raise UserError(
-                f"columns: {text!r} must be pairs such as prompt=Question,answer=Answer"
-            )
-        return cls(tuple((field.strip(), column.strip()) for field, _, column in pairs))
+        example = "prompt=Question,answer=Answer"
+        return cls(column_pairs(text, known=_FIELDS, example=example))
 
     def __call__(self, row: Row, task: str) -> Example:
         """The example of a row."""

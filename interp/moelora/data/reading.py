@@ -1,6 +1,6 @@
 """Readers of question files (JSON lines, CSV, Parquet), row by row with line numbers."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from interp.errors import UserError, errors_in
-from interp.files.text import LARGEST_TEXT, csv_rows, one_line, parse_json, read_text
+from interp.files.rows import Row, check_header, json_rows, table_rows
+from interp.files.text import LARGEST_TEXT, one_line
 from interp.moelora.data.examples import Example
-from interp.moelora.data.formats import ColumnMapping, Row, detect
+from interp.moelora.data.formats import ColumnMapping, detect
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 PARQUET_BATCH = 256
@@ -38,53 +39,13 @@ def read_examples(
     return tuple(examples)
 
 
-def _json_lines(path: Path) -> Iterator[tuple[int, Row]]:
-    """One JSON object a line, or one list of objects as the whole file."""
-    text = read_text(path)
-    if text.lstrip().startswith("["):
-        rows: Sequence[Any] = parse_json(text)
-        for number, row in enumerate(rows, start=1):
-            yield number, _object(row, f"entry {number}")
-        return
-    # Not splitlines(): a line separator may stand inside a JSON text.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        with errors_in(f"line {number}"):
-            row = parse_json(line)
-        yield number, _object(row, f"line {number}")
-
-
-def _object(row: Any, where: str) -> Row:
-    if not isinstance(row, dict):
-        raise UserError(f'{where}: must hold a JSON object such as {{"prompt": …}}')
-    return row
-
-
-def _csv_rows(path: Path) -> Iterator[tuple[int, Row]]:
-    header: list[str] = []
-    for line, cells in csv_rows(read_text(path)):
-        if header:
-            yield line, dict(zip(header, cells, strict=True))
-            continue
-        header = [cell.strip() for cell in cells]
-        with errors_in(f"line {line}"):
-            _check_header(header)
-
-
-def _check_header(names: Sequence[str]) -> None:
-    """Raise UserError if two columns have one name: the one would hide the other."""
-    if repeated := [name for name in names if name and list(names).count(name) > 1]:
-        raise UserError(f"two columns are named {repeated[0]!r}")
-
-
 def _parquet_rows(path: Path) -> Iterator[tuple[int, Row]]:
     rows: list[Row] = []
     size = 0
     try:
         # In small batches: a few bytes of the format can stand for very many rows.
         with pq.ParquetFile(path) as file:
-            _check_header(file.schema_arrow.names)
+            check_header(file.schema_arrow.names)
             narrow = {
                 field.name: field.type.to_pandas_dtype()
                 for field in file.schema_arrow
@@ -113,8 +74,8 @@ def _as_written(row: Row, narrow: Mapping[str, Any]) -> Row:
 
 
 _READERS: dict[str, Callable[[Path], Iterator[tuple[int, Row]]]] = {
-    ".jsonl": _json_lines,
-    ".json": _json_lines,
-    ".csv": _csv_rows,
+    ".jsonl": json_rows,
+    ".json": json_rows,
+    ".csv": table_rows,
     ".parquet": _parquet_rows,
 }
