@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from interp.errors import UserError
+from interp.modules import named_modules
 
 logger = logging.getLogger(__name__)
 
@@ -142,7 +143,7 @@ def _tables(hf_model: Any) -> Iterator[int]:
     if max_positions is not None:
         yield max_positions
         return
-    for path, module in hf_model.named_modules():
+    for path, module in named_modules(hf_model):
         weight: Any = getattr(module, "weight", None)
         if any(map(_is_of_positions, path.split("."))) and _is_table(weight):
             # OPT and BioGPT begin to count behind rows that stand for padding.
