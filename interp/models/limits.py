@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from inspect import signature
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -151,7 +151,7 @@ def _tables(hf_model: Any) -> Iterator[int]:
         # Sinusoids of GPT-J, CodeGen (buffers) and CTRL (a plain tensor).
         for name, value in (*module._buffers.items(), *vars(module).items()):
             if _is_of_positions(name) and _is_table(value):
-                yield len(value)
+                yield len(cast(Tensor, value))
 
 
 def _is_of_positions(name: str) -> bool:
