@@ -22,6 +22,12 @@ HT_TESTS := $(addprefix tests/,models patching interventions inspection evaluati
   $(addprefix experts/,test_collect.py test_effects.py test_heads.py test_planted_heads.py \
     test_similarity.py test_specialization.py) \
   $(addprefix runs/,test_determinism.py test_dtype_check.py test_identities.py test_patch.py))
+# In those folders, what runs no model: texts, templates, and arithmetic on numbers that are given.
+HT_SAME := $(addprefix tests/,$(addprefix models/,test_answer_place.py test_spans.py test_template_clock.py \
+    test_templates.py) \
+  $(addprefix patching/,test_alignment.py test_batch.py test_edits.py test_metrics.py test_result.py \
+    test_significance.py test_stability.py) \
+  $(addprefix probes/,test_calibration.py test_locating.py test_pairing.py test_scoring.py))
 # What takes little and covers much, for the edit loop: texts, tables, files, arithmetic by hand.
 FAST_TESTS := $(addprefix tests/,premises tasks/test_pairs.py heads test_checked.py files/test_documents.py \
   test_moved.py test_progress.py test_type_checks.py cli/test_config.py \
@@ -66,7 +72,7 @@ test-fast: $(DEV_STAMP) ## run those that take little, for the edit loop
 
 # Types and shapes of the same functions are checked in the other environment.
 test-hooked-transformer: $(HT_STAMP) ## run those that compute with a hooked model on TransformerLens 3.9
-	$(call PYTEST,$(HT_VENV)) --jaxtyping-packages= $(HT_TESTS) $(ARGS)
+	$(call PYTEST,$(HT_VENV)) --jaxtyping-packages= $(HT_TESTS) $(addprefix --ignore=,$(HT_SAME)) $(ARGS)
 
 check: $(DEV_STAMP) ## lint, formatting, spelling, the order of the rooms, types
 	$(BIN)/ruff check .

@@ -29,6 +29,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from interp.errors import UserError
+from interp.modules import named_modules
 
 _PACKED_NAMES = ("weight", "qweight", "W_q", "weight_packed", "packed_weight")
 """Under which the known formats keep the numbers of a projection."""
@@ -52,17 +53,17 @@ def is_packed(weight: Any) -> bool:
 
 def is_quantized(module: nn.Module) -> bool:
     """Whether a module is a projection whose weight is packed."""
-    return any(
-        is_packed(tensors[name])
-        for tensors in (module._parameters, module._buffers)
-        for name in _PACKED_NAMES
-        if name in tensors
-    )
+    for tensors in (module._parameters, module._buffers):
+        if tensors:  # most modules of a model have none
+            for name in _PACKED_NAMES:
+                if name in tensors and is_packed(tensors[name]):
+                    return True
+    return False
 
 
 def quantized_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The names and the modules of all projections with packed weights."""
-    return ((name, module) for name, module in model.named_modules() if is_quantized(module))
+    return ((name, module) for name, module in named_modules(model) if is_quantized(module))
 
 
 def kind_of(module: nn.Module) -> str:

@@ -1,5 +1,6 @@
 """Fixtures for the whole suite: tiny random models made offline, and the embedded real one."""
 
+import gc
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -77,6 +78,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: item.path.name not in LONG_FILES)
     skip_cpu_bits(items)
     config.hook.pytest_deselected(items=out)
+    # Libraries and tests are there to the end: half a million objects that no collection need see.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, *gc.get_threshold()[1:])
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -75,10 +75,11 @@ def check_component(component: str, model: HookedModel | None = None) -> Compone
 def _layers_without(model: HookedModel, component: str) -> list[int]:
     """The layers in which the component has no hook point, or which have no attention."""
     needed = (component, "z") if component == "attn_out" else (component,)
+    points = model.hook_dict  # made anew each time that it is asked for
     return [
         layer
         for layer in range(model.cfg.n_layers)
-        if any(hook_name(name, layer) not in model.hook_dict for name in needed)
+        if any(hook_name(name, layer) not in points for name in needed)
     ]
 
 

@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from types import CodeType
 from typing import Any
 
 from torch import nn
@@ -17,7 +18,11 @@ _PARTS = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 
 def _code(function: Callable[..., Any]) -> tuple[Any, ...]:
     """What a function does, without its docstring."""
-    code = inspect.unwrap(function).__code__
+    return _of_code(inspect.unwrap(function).__code__)
+
+
+@cache
+def _of_code(code: CodeType) -> tuple[Any, ...]:
     consts = [item for item in code.co_consts if not (isinstance(item, str) and "\n" in item)]
     return code.co_code, code.co_names, code.co_varnames, tuple(map(str, consts))
 

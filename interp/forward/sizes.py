@@ -20,6 +20,7 @@ from torch import nn
 from interp.forward.hook_points import axis_of
 from interp.models.hooked_model import HookedModel
 from interp.models.versions import wraps_transformers
+from interp.modules import named_modules
 from interp.precision import result_dtype
 
 FLOAT32 = 4
@@ -133,7 +134,7 @@ def _widest(model: HookedModel) -> tuple[int, int]:
     """The widest side of any weight in the blocks: of those outside experts, of an expert's."""
     dense = of_expert = 0
     for block in model.blocks:
-        for name, module in block.named_modules():
+        for name, module in named_modules(block):
             width = max((side for side in _sides(name, module)), default=0)
             if "experts" in name.split("."):
                 of_expert = max(of_expert, width)

@@ -8,6 +8,8 @@ rounding, or the modules cannot run, everything runs on the hooked model, and th
 
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from itertools import product
 from typing import Any
@@ -21,7 +23,7 @@ from interp.forward.batch import TokenBatch
 from interp.forward.hook_points import as_units, hook_name
 from interp.forward.out_of_memory import is_out_of_memory
 from interp.forward.prompts import call_positions, device_of
-from interp.forward.unhooked import Hook, UnhookedModel, may_be_unhooked, unhooked_model
+from interp.forward.unhooked import Hook, UnhookedModel, make_unhooked, may_be_unhooked
 from interp.models.hooked_model import HookedModel
 from interp.precision import (
     agrees,
@@ -49,6 +51,9 @@ _Way = tuple[bool, bool]
 """How plain modules run: widened, and with fused blocks (see ``UnhookedModel``)."""
 _VERDICTS: WeakKeyDictionary[Any, dict[_Trial, _Way | None]] = WeakKeyDictionary()
 """By model: the first way in which its plain modules are right; None if there is none."""
+_Kept = dict[tuple[int, int], tuple[HookedModel, UnhookedModel | None]]
+"""By the identity of a model and the width: the model, which so keeps its identity; its modules."""
+_KEPT: ContextVar[_Kept | None] = ContextVar("_KEPT", default=None)
 
 
 def trusted_unhooked_model(model: HookedModel, width: int) -> UnhookedModel | None:
@@ -58,8 +63,39 @@ def trusted_unhooked_model(model: HookedModel, width: int) -> UnhookedModel | No
         width: of the prompts that are to run. A model whose attention sees no further than a
             window is tried again the first time that prompts are wider than it.
     """
+    kept = _KEPT.get()
+    if kept is None:
+        return _made(model, width)
+    if not may_be_unhooked(model):
+        return None
+    key = id(model), width
+    if key not in kept:
+        kept[key] = model, _made(model, width)
+    return kept[key][1]
+
+
+def _made(model: HookedModel, width: int) -> UnhookedModel | None:
     way = _tried(model, width)
-    return None if way is None else unhooked_model(model, wide=way[0], fused=way[1])
+    return None if way is None else make_unhooked(model, wide=way[0], fused=way[1])
+
+
+@contextmanager
+def keeping_unhooked() -> Iterator[None]:
+    """While open, and in this thread, the plain modules of a model are made once, not for each run.
+
+    For the length of a call that leaves the model as it is. Modules put in the place of others, and
+    norms and biases of a narrow type, are taken over when the plain modules are made: of a change
+    to those in between nothing would be seen. Hooks set in between are seen all the same, and
+    weights, which are the model's own.
+    """
+    if _KEPT.get() is not None:
+        yield
+        return
+    token = _KEPT.set({})
+    try:
+        yield
+    finally:
+        _KEPT.reset(token)
 
 
 def sweep_resolution(model: HookedModel) -> float:
@@ -100,7 +136,7 @@ def _verdict(model: HookedModel, width: int) -> _Way | None:
     # In float32 there is one way only.
     widths = (wide_dtype(coarsest) != coarsest, False)
     for wide, fused in dict.fromkeys(product(widths, (True, False))):
-        plain = unhooked_model(model, wide=wide, fused=fused)
+        plain = make_unhooked(model, wide=wide, fused=fused)
         if plain is None:
             continue
         # As it stands, a quantized model rounds what goes into its projections.

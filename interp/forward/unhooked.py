@@ -48,6 +48,7 @@ from interp.models.model_check import check_of
 from interp.models.placement import own_weights
 from interp.models.transformers_modules import TransformersModules, is_component
 from interp.models.versions import wraps_transformers
+from interp.modules import modules
 from interp.precision import coarsest_dtype, dtype_of, wide_dtype, widened
 from interp.quantized import is_quantized
 
@@ -308,7 +309,7 @@ def _step(function: HookFunction, point: Any) -> Step:
 def _components_of_hook_points(model: HookedModel) -> dict[int, tuple[Any, bool]]:
     """By the identity of a hook point: its component, and whether it is at the input."""
     found: dict[int, tuple[Any, bool]] = {}
-    for component in filter(is_component, model.modules()):
+    for component in filter(is_component, modules(model)):
         for name, is_input in (("hook_in", True), ("hook_out", False)):
             point = component.__dict__.get("_modules", {}).get(name)
             if point is not None:
@@ -333,9 +334,9 @@ def has_hooks(model: HookedModel) -> bool:
     """Whether the model has hooks set by others: on its hook points, or on any of its modules."""
     return hook_points_used(model) or any(
         not str(getattr(hook, "__module__", "")).startswith(_LIBRARIES)
-        for module in model.modules()
-        for hooks in (module._forward_hooks, module._forward_pre_hooks)
-        for hook in hooks.values()
+        for module in modules(model)
+        if module._forward_hooks or module._forward_pre_hooks
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
     )
 
 
@@ -362,8 +363,11 @@ def unhooked_model(
         wide: compute in float32 where the weights have fewer bits.
         fused: run blocks and norms in fewer operators where their code is known.
     """
-    if not may_be_unhooked(model):
-        return None
+    return make_unhooked(model, wide=wide, fused=fused) if may_be_unhooked(model) else None
+
+
+def make_unhooked(model: HookedModel, *, wide: bool, fused: bool) -> UnhookedModel | None:
+    """``unhooked_model`` of a model that `may_be_unhooked`."""
     if len(check_of(model).unhooked_tuple_outputs) != model.cfg.n_layers:
         return None  # its self-check could not run transformers' own modules
     try:

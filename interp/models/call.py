@@ -16,6 +16,7 @@ from transformers.cache_utils import Cache
 from interp.errors import UserError
 from interp.models.hooked_model import HookedModel
 from interp.models.placement import input_device
+from interp.modules import modules
 
 
 def call_model(
@@ -100,7 +101,7 @@ def evaluating(model: Any) -> Iterator[None]:
     one dropout module is enough to make every value random.
     """
     # The flag alone, as ``train`` of a module may do more, or hand it on to modules below.
-    training = [module for module in model.modules() if module.__dict__.get("training")]
+    training = [module for module in modules(model) if module.__dict__.get("training")]
     for module in training:
         module.__dict__["training"] = False
     try:

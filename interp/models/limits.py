@@ -12,11 +12,12 @@ import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from inspect import signature
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
 from interp.errors import UserError
+from interp.modules import named_modules
 
 logger = logging.getLogger(__name__)
 
@@ -142,7 +143,7 @@ def _tables(hf_model: Any) -> Iterator[int]:
     if max_positions is not None:
         yield max_positions
         return
-    for path, module in hf_model.named_modules():
+    for path, module in named_modules(hf_model):
         weight: Any = getattr(module, "weight", None)
         if any(map(_is_of_positions, path.split("."))) and _is_table(weight):
             # OPT and BioGPT begin to count behind rows that stand for padding.
@@ -150,7 +151,7 @@ def _tables(hf_model: Any) -> Iterator[int]:
         # Sinusoids of GPT-J, CodeGen (buffers) and CTRL (a plain tensor).
         for name, value in (*module._buffers.items(), *vars(module).items()):
             if _is_of_positions(name) and _is_table(value):
-                yield len(value)
+                yield len(cast(Tensor, value))
 
 
 def _is_of_positions(name: str) -> bool:

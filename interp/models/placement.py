@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from interp.errors import UserError
 from interp.models.quiet import quiet_libraries
+from interp.modules import modules
 
 
 def aligning_hooks(module: nn.Module) -> list[AlignDevicesHook]:
@@ -38,7 +39,9 @@ def aligning_hooks(module: nn.Module) -> list[AlignDevicesHook]:
 
 def is_dispatched(model: Any) -> bool:
     """Whether accelerate's hooks move what the modules of a model are given."""
-    return any(aligning_hooks(module) for module in model.modules())
+    return any(
+        "_hf_hook" in module.__dict__ and aligning_hooks(module) for module in modules(model)
+    )
 
 
 def is_offloaded(model: Any) -> bool:

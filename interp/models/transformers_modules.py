@@ -64,18 +64,21 @@ class TransformersModules:
         if below is not None and getattr(below, "__func__", None) is not type(inner).forward:
             raise NotImplementedError(f"{type(inner).__name__} with a forward of its own")
         twin = object.__new__(type(inner))
-        # Without a forward that TransformerLens set (Falcon): the class has transformers' own.
-        twin.__dict__ = {name: value for name, value in inner.__dict__.items() if name != "forward"}
-        twin.__dict__["training"] = False
+        attributes = twin.__dict__
+        attributes.update(inner.__dict__)
+        # TransformerLens may have set one (Falcon): the class has transformers' own.
+        attributes.pop("forward", None)
+        attributes["training"] = False
         for name, value in inner.__dict__.items():
-            if isinstance(value, PretrainedConfig):
-                twin.__dict__[name] = self._config(value)
-            elif name.endswith("_hooks") and isinstance(value, dict):
-                twin.__dict__[name] = copy.copy(value)
-        if "_hf_hook" in twin.__dict__:
-            twin.__dict__["forward"] = run_aligned(twin, twin.forward)
+            if isinstance(value, dict):
+                if name.endswith("_hooks"):
+                    attributes[name] = value.copy()
+            elif isinstance(value, PretrainedConfig):
+                attributes[name] = self._config(value)
+        if "_hf_hook" in attributes:
+            attributes["forward"] = run_aligned(twin, twin.forward)
         self._copies[id(inner)] = twin
-        twin._modules = {
+        attributes["_modules"] = {
             name: None if child is None else self._copied(child)
             for name, child in inner._modules.items()
         }

@@ -24,6 +24,7 @@ from interp.forward.hook_points import as_units, check_component, count_units, h
 from interp.forward.memory import Budget, decide_budget
 from interp.forward.partial import Hook, RecordedRun, resume
 from interp.forward.prompts import batch_for
+from interp.forward.trial import keeping_unhooked
 from interp.models.call import with_gradients
 from interp.models.hooked_model import HookedModel
 from interp.patching.checks import checked_together
@@ -145,6 +146,7 @@ def attribute_positions(
 
 
 @checked
+@keeping_unhooked()
 def attribute_heads(
     model: HookedModel,
     batch: TokenBatch,

@@ -35,6 +35,7 @@ from interp.forward.batch import Prompts
 from interp.forward.hook_points import hook_name
 from interp.forward.memory import Budget
 from interp.forward.partial import RecordedRun, record_run, unedited_logits
+from interp.forward.trial import keeping_unhooked
 from interp.models.hooked_model import HookedModel
 from interp.patching.alignment import align
 from interp.patching.chunks import chunk_prompts, first_position, row_demand
@@ -187,6 +188,7 @@ def area_from_one(
 
 
 @checked
+@keeping_unhooked()
 def faithfulness_curve(
     model: HookedModel,
     clean: Prompts,

@@ -25,6 +25,7 @@ from interp.forward.batch import Prompts, TokenBatch, token_tensor
 from interp.forward.hook_points import axis_of, check_component
 from interp.forward.memory import Budget
 from interp.forward.prompts import batch_for
+from interp.forward.trial import keeping_unhooked
 from interp.models.hooked_model import HookedModel
 from interp.models.versions import check_hooked
 from interp.patching.alignment import Positions, align
@@ -38,6 +39,7 @@ from interp.patching.unit_effects import DEFAULT_STEPS, check_method, effects_of
 
 
 @checked
+@keeping_unhooked()
 def patch(
     model: HookedModel,
     clean: Prompts,
@@ -104,6 +106,7 @@ def patch(
 
 
 @checked
+@keeping_unhooked()
 @torch.no_grad()
 def patch_heads(
     model: HookedModel,

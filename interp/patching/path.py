@@ -29,6 +29,7 @@ from interp.forward.memory import Budget
 from interp.forward.out_of_memory import halving
 from interp.forward.partial import Hook, HookFunction, RecordedRun, record_run, resume
 from interp.forward.transfer import repeated_rows
+from interp.forward.trial import keeping_unhooked
 from interp.models.hooked_model import HookedModel
 from interp.models.model_check import require
 from interp.patching.alignment import align
@@ -49,6 +50,7 @@ RECORDED = ("z", "attn_out", "resid_post")
 
 
 @checked
+@keeping_unhooked()
 def patch_paths(
     model: HookedModel,
     clean: Prompts,

@@ -36,6 +36,7 @@ from interp.forward.memory import Budget, decide_budget
 from interp.forward.partial import Hook, RecordedRun, record_run, resume
 from interp.forward.prompts import batch_for
 from interp.forward.transfer import repeated_rows, upload
+from interp.forward.trial import keeping_unhooked
 from interp.models.hooked_model import HookedModel
 from interp.models.versions import check_hooked
 from interp.moved import old_names
@@ -105,6 +106,7 @@ def sweep_sets(
 
 
 @checked
+@keeping_unhooked()
 def sweep_position_sets(
     model: HookedModel,
     batch: TokenBatch,

@@ -5,7 +5,7 @@ device, raises what it raises on a GPU.
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -190,6 +190,12 @@ def same(found: list[Any], expected: list[Any]) -> None:
         torch.testing.assert_close(one, other, rtol=0, atol=2e-4, equal_nan=True)
 
 
+@cache
+def on_the_cpu(entry: Callable[..., list[Any]], model: HookedModel, *more: Any) -> list[Any]:
+    """What is expected, wherever the inputs are."""
+    return entry(model, lambda value: value, *more)
+
+
 PLACES = [(True, "cpu"), (True, "cpu:1"), (False, GPU)]
 """Whether the model is on the device, and where the inputs are."""
 
@@ -205,7 +211,7 @@ def test_tokens_masks_edits_and_metrics_may_be_anywhere(
 ) -> None:
     with devices():
         found = entry(on_gpu if moved else tiny_llama, lambda value: value.to(place))
-    same(found, entry(tiny_llama, lambda value: value))
+    same(found, on_the_cpu(entry, tiny_llama))
 
 
 @pytest.mark.parametrize(("moved", "place"), PLACES)
@@ -219,7 +225,7 @@ def test_premises_spans_and_means_may_be_anywhere(
     model = planted_on_gpu if moved else planted
     with devices():
         found = on_premises(model, lambda value: value.to(place), planted_premises)
-    same(found, on_premises(planted, lambda value: value, planted_premises))
+    same(found, on_the_cpu(on_premises, planted, planted_premises))
 
 
 def test_prompts_of_experts_may_be_anywhere(chat_tokenizer: Any) -> None:

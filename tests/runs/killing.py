@@ -112,6 +112,8 @@ class Trials:
         self.pairs = str(write_pairs(folder / "pairs.jsonl"))
         if command == "evaluate":
             in_child(lambda: [len(self.locate(folder / "located", None))])
+        # Here, so that no child imports and tries for itself what every run needs once.
+        getattr(self, command)(self.made("before"), None)
         begin = time.perf_counter()
         (self.calls, self.boundaries), _ = in_child(self.run_in(self.made("undisturbed")))
         self.seconds = time.perf_counter() - begin

@@ -223,8 +223,14 @@ def test_a_run_has_one_date(
         "patch": lambda run: patch_run(
             model, PatchSettings(pairs=str(pairs_file), chat=True, shard=4), run, progress=False
         ),
+        # Of the second day only the probes' own table is looked at.
         "probe": lambda run: probe_run(
-            model, ProbeSettings(search.premises, method="mean_difference"), run, progress=False
+            model,
+            ProbeSettings(
+                search.premises, method="mean_difference", detector=run.name != "second day"
+            ),
+            run,
+            progress=False,
         ),
     }
     call = commands[command]
