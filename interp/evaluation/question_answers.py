@@ -261,7 +261,7 @@ def evaluate_questions(
     baseline = answers_under(model, prompts, description="answers, questions", **options)
     options["baseline"] = baseline
     options["spans"] = [place.tokens if place.fired else None for place in acted]
-    options["neutral"] = DEFAULT_MASK if reference is None else reference.relation.mask
+    options["neutral"] = DEFAULT_MASK if reference is None else reference.mask
     if under.needs_mean and reference is not None:
         options["mean"] = mean_output(model, as_encoded(model, reference))
     constrained = answers_under(
