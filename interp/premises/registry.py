@@ -17,10 +17,20 @@ from interp.arguments import check_choice
 from interp.checked import checked
 from interp.errors import UserError, errors_in
 from interp.files.text import LARGEST_TEXT, LARGEST_YAML, csv_rows, parse_yaml, read_text
-from interp.premises.relation import Fact, Relation, Template, check_rule, is_year, not_a_year
+from interp.premises.relation import (
+    FRAMES,
+    Fact,
+    Relation,
+    Template,
+    check_rule,
+    frame_template,
+    is_year,
+    not_a_year,
+)
 
 YAML_KEYS = tuple(field.name for field in fields(Relation) if field.name != "facts")
 _REQUIRED_KEYS = ("name", "templates", "cloze", "direct")
+_NOT_TEXT = ("templates", "search_templates", "frames")
 _YAML_SUFFIXES = (".yaml", ".yml")
 
 
@@ -83,14 +93,13 @@ def _parse_settings(settings: Any) -> dict[str, Any]:
     if missing := [key for key in _REQUIRED_KEYS if key not in settings]:
         raise UserError(f"missing key {missing[0]!r}; required: {', '.join(_REQUIRED_KEYS)}")
     for key, value in settings.items():
-        if key not in ("templates", "search_templates") and not isinstance(value, str):
+        if key not in _NOT_TEXT and not isinstance(value, str):
             raise UserError(f"{key} must be text, got {value!r}; put it in quotes")
     check_rule(settings.get("false_object", "another"))
-    templates = settings["templates"]
-    if not isinstance(templates, dict) or not all(
-        isinstance(part, str) for item in templates.items() for part in item
-    ):
-        raise UserError("templates must map each template's name to its text")
+    templates = _texts("templates", settings["templates"])
+    frames = _texts("frames", settings.get("frames", {}))
+    for name in frames:
+        check_choice("frame", name, FRAMES)
     names = list(templates)
     search = settings.get("search_templates", names[: len(names) // 2])
     if not isinstance(search, list) or not all(isinstance(name, str) for name in search):
@@ -102,7 +111,17 @@ def _parse_settings(settings: Any) -> dict[str, Any]:
         **settings,
         "templates": tuple(Template(name, text) for name, text in templates.items()),
         "search_templates": tuple(search),
+        "frames": tuple(Template(frame_template(name), text) for name, text in frames.items()),
     }
+
+
+def _texts(key: str, value: Any) -> dict[str, str]:
+    """A mapping of names to texts; UserError for anything else."""
+    if not isinstance(value, dict) or not all(
+        isinstance(part, str) for item in value.items() for part in item
+    ):
+        raise UserError(f"{key} must map each {key[:-1]}'s name to its text")
+    return value
 
 
 def _read_facts(file: Path, *, years: bool) -> tuple[Fact, ...]:

@@ -4,7 +4,8 @@ A *fact* is one known triple (subject, relation, object). A *template* is a ques
 for the subject and one for the object; filled with an object that is not the fact's own it becomes
 a false-premise question (FAITH, arXiv 2402.19103), filled with the true one its true-premise twin.
 A *cloze* opens the answer with a sentence that the object completes, so that one next-token
-distribution tells knowledge from hallucination. A *direct* question asks for the object itself.
+distribution tells knowledge from hallucination. A *direct* question asks for the object itself. A
+*frame* is a further question in one of the syntactic forms of `FRAMES`, to test on.
 
 Filling returns character spans `[start, end)` that follow from the positions of the slots; the text
 is not searched for names, because names repeat, contain each other, and may contain braces.
@@ -24,6 +25,25 @@ from interp.errors import UserError
 
 FalseObjectRule = Literal["another", "previous_year", "next_year"]
 """How a fact's false object is found: another fact's object, or the year before or after."""
+
+FRAMES = (
+    "why",
+    "when",
+    "which",
+    "tell_me",
+    "yes_no",
+    "statement",
+    "clause",
+    "two_entities",
+)
+"""The forms of question that a relation may offer beside its templates.
+
+A question that begins with why, when or which; a request; a yes/no question; a statement before the
+question; the premise in a subordinate clause; the premise beside another entity.
+"""
+
+FRAME_PREFIX = "frame-"
+"""Begins the name of a frame where it stands beside the names of templates."""
 
 Span = tuple[int, int]
 """Characters `[start, end)` of a text."""
@@ -102,8 +122,9 @@ class Relation:
     """Facts of one kind, with the templates, cloze and direct question that fit them.
 
     `search_templates` are the ones that a search for heads may see; the others are held out. `mask`
-    is the neutral text that replaces the false object in a masked run. Raises `UserError` when the
-    parts do not fit together.
+    is the neutral text that replaces the false object in a masked run. `frames` are further
+    questions in the forms of `FRAMES`; `near` names the column with the group of a fact's object.
+    Raises `UserError` when the parts do not fit together.
     """
 
     name: str
@@ -120,6 +141,8 @@ class Relation:
     source: str = ""
     licence: str = ""
     url: str = ""
+    frames: tuple[Template, ...] = ()
+    near: str = ""
 
     def __post_init__(self) -> None:
         if not _RELATION_NAME.fullmatch(self.name):
@@ -130,6 +153,7 @@ class Relation:
         if not self.mask.strip():
             raise UserError("mask is empty; give a neutral text such as 'XXXX'")
         self._check_templates()
+        self._check_frames()
         _check_slots("cloze", self.cloze, once=("subject",), never=("object",))
         _check_slots("direct", self.direct, once=("subject",), never=("object",))
         self._check_facts()
@@ -150,6 +174,15 @@ class Relation:
                 "search_templates must name at least one template and leave at least one held out"
             )
 
+    def _check_frames(self) -> None:
+        names = [frame.name for frame in self.frames]
+        for name in names:
+            check_choice("frame", name, [frame_template(frame) for frame in FRAMES])
+        if repeated := _first_repeated([*self.template_names, *names]):
+            raise UserError(f"two questions are named {repeated!r}; give each its own name")
+        if len(names) == 1:
+            raise UserError("a relation needs at least 2 frames, or none, got 1")
+
     def _check_facts(self) -> None:
         if not self.facts:
             raise UserError("a relation needs at least one fact")
@@ -162,6 +195,11 @@ class Relation:
                     f"a template uses the slot {{{missing[0]}}}, but the fact about "
                     f"{fact.subject!r} has no such column"
                 )
+            if self.near and self.near not in present:
+                raise UserError(
+                    f"near names the column {self.near!r}, which the fact about "
+                    f"{fact.subject!r} does not have"
+                )
             if self.false_object != "another" and not is_year(fact.object):
                 raise UserError(not_a_year(fact.object, self.false_object))
 
@@ -171,9 +209,15 @@ class Relation:
         return tuple(template.name for template in self.templates)
 
     @property
+    def frame_names(self) -> tuple[str, ...]:
+        """The names of all frames as `FRAMES` has them, in their order."""
+        return tuple(frame.name.removeprefix(FRAME_PREFIX) for frame in self.frames)
+
+    @property
     def columns(self) -> tuple[str, ...]:
-        """The columns besides subject and object that templates, cloze or direct question use."""
-        texts = [template.text for template in self.templates] + [self.cloze, self.direct]
+        """The columns besides subject and object that any of the sentences uses."""
+        questions = (*self.templates, *self.frames)
+        texts = [question.text for question in questions] + [self.cloze, self.direct]
         return tuple(dict.fromkeys(column for text in texts for column in _columns(text)))
 
     def template(self, name: str) -> Template:
@@ -191,6 +235,11 @@ class Relation:
     def direct_for(self, fact: Fact) -> str:
         """The question that asks for the object of `fact` outright."""
         return _render(self.direct, _values(fact))[0]
+
+
+def frame_template(frame: str) -> str:
+    """The name of the template that asks in that frame."""
+    return FRAME_PREFIX + frame
 
 
 def check_rule(rule: str) -> None:
