@@ -24,8 +24,8 @@ from probes.detector.balance import balanced_questions
 from probes.detector.dataset import DetectorDataset, Folds
 from probes.detector.detections import Detector
 from probes.detector.fit import (
-    choose_layer,
     covers,
+    cross_fit_layers,
     default_false_alarms,
     fit_detector,
     lowest_threshold,
@@ -181,6 +181,7 @@ class PlantedStore:
     """A store whose activations are noise, and a direction where a false premise is complete."""
 
     layers = (0, 1, 2)
+    predictions = False
 
     def __init__(self, questions: Any, background: Any, strength: float) -> None:
         texts = [one.asked for one in (*questions, *background)]
@@ -227,7 +228,7 @@ def test_a_planted_premise_is_found(questions):
     found = fit_detector(
         material(questions, 3.0), fingerprint="f" * 64, max_false_alarms=0.01, progress=False
     )
-    assert found.layer == 1
+    assert found.layers == (1,)
     training = found.training
     assert training["auc"] > 0.99
     assert training["fired_on_false"] > 0.9
@@ -239,7 +240,7 @@ def test_a_planted_premise_is_found(questions):
 
 
 def test_noise_is_not_taken_for_a_premise(questions):
-    layer_aucs = choose_layer(material(questions, 0.0), progress=False)[1]
+    layer_aucs = cross_fit_layers(material(questions, 0.0), Folds(), progress=False)[1]
     assert all(0.35 < auc < 0.65 for auc in layer_aucs.values())
 
 

@@ -1,0 +1,56 @@
+"""What a detector is worth at a realistic rate of false premises.
+
+Where few questions have a false premise, most detections can be false alarms even at a low rate of
+false alarms, and the answers that are changed for the worse can outnumber those that are mended.
+"""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from interp.checked import checked
+from interp.errors import UserError
+
+RATES = (0.01, 0.05, 0.13)
+"""Shares of questions with a false premise."""
+QUESTIONS = 1000
+"""Numbers of questions and answers are given for so many."""
+
+
+@checked
+def at_rates(
+    recall: float,
+    false_alarms: float,
+    *,
+    rates: Sequence[float] = RATES,
+    gain: float = 1.0,
+    loss: float = 1.0,
+) -> pd.DataFrame:
+    """Precision, and the expected change of right answers, at each rate of false premises.
+
+    Args:
+        recall: share of false premises on which the detector fires.
+        false_alarms: share of other questions on which it fires.
+        gain: right answers gained for each false premise that it fires on.
+        loss: right answers lost for each false alarm.
+
+    Returns:
+        one row a rate: rate, precision (NaN if it never fires), and, for 1,000 questions, caught
+        false premises, alarms (false ones), gained and lost right answers, and change.
+
+    Raises:
+        UserError: a share outside 0 to 1.
+    """
+    named = {"recall": recall, "false_alarms": false_alarms, "gain": gain, "loss": loss}
+    for name, value in (*named.items(), *(("a rate", rate) for rate in rates)):
+        if not 0 <= value <= 1:
+            raise UserError(f"{name} lies between 0 and 1, not at {value}")
+    rows = []
+    for rate in rates:
+        caught, alarms = QUESTIONS * rate * recall, QUESTIONS * (1 - rate) * false_alarms
+        fired = caught + alarms
+        gained, lost = caught * gain, alarms * loss
+        precision = caught / fired if fired else float("nan")
+        rows.append((rate, precision, caught, alarms, gained, lost, gained - lost))
+    names = ["rate", "precision", "caught", "alarms", "gained", "lost", "change"]
+    return pd.DataFrame(rows, columns=names)
