@@ -31,11 +31,11 @@ import interp
 from interp.files.documents import write_json
 from interp.premises import Premises
 from interp.runs.manifest import versions
-from probes.detector.dataset import DetectorDataset
+from probes.detector.dataset import DetectorDataset, Folds
 from probes.detector.detections import Detection, PremiseDetections
 from probes.detector.detector import PremiseDetector, TokenScores
 from probes.detector.evidence import EXPECTATION, PROBES
-from probes.detector.fit import fit_detector
+from probes.detector.fit import cross_fit_layers, fit_detector
 from probes.detector.rates import at_rates
 from probes.detector.score import score_detections
 from probes.detector.train import collect_material
@@ -48,6 +48,8 @@ EVIDENCE = {
     "falsity and expectation": ("falsity", *EXPECTATION),
     "all": (*PROBES, *EXPECTATION),
 }
+NO_MODEL = "0" * 64
+"""Fingerprint of detectors that only read stored activations."""
 HONEST = ("boolq", "ARC-Easy", "openbookqa", "gsm8k", "mawps-asdiv-a")
 
 
@@ -141,28 +143,21 @@ def _auc(rows: Sequence[tuple[float, int]]) -> dict[str, float]:
     return {"n": len(rows), "auc": area_under_curve(probabilities.float(), labels)}
 
 
-def left_out(
-    material: DetectorDataset, name: str, *, trained_on: Sequence[str], **options: Any
-) -> tuple[PremiseDetector, list[Detection]]:
-    """A detector of some relations, and what it finds in another."""
-    detector = fit_detector(
-        material.of_relations(trained_on), fingerprint="0" * 64, progress=False, **options
-    )
-    return detector, detections(material.of_relations([name]), detector)
-
-
 def leave_one_out(material: DetectorDataset, names: Sequence[str]) -> dict[str, Any]:
     """Each relation from a detector of all others, with all evidence and with parts of it."""
     found: dict[str, Any] = {"relations": {}, "ablation": {}, "frames": {}}
     frames: dict[str, list[tuple[float, int]]] = {}
-    for kind, evidence in EVIDENCE.items():
-        rows = []
-        for name in names:
-            others = [other for other in names if other != name]
-            detector, seen = left_out(material, name, trained_on=others, evidence=evidence)
-            part = material.of_relations([name])
+    rows: dict[str, list[dict[str, Any]]] = {kind: [] for kind in EVIDENCE}
+    for name in names:
+        trained_on = material.of_relations([other for other in names if other != name])
+        part = material.of_relations([name])
+        fits = cross_fit_layers(trained_on, Folds.suited_to(trained_on.questions), progress=False)
+        for kind, evidence in EVIDENCE.items():
+            detector = fit_detector(trained_on, fingerprint=NO_MODEL, evidence=evidence, fits=fits)
+            seen = detections(part, detector)
             row = {"layers": list(detector.read_layers), **scored(part, seen)}
-            rows.append(row)
+            rows[kind].append(row)
+            print(f"{kind}: not trained on {name}: {line(row)}", flush=True)
             if kind == "all":
                 assert detector.combination is not None
                 row["combination"] = detector.combination.to_dict()
@@ -170,11 +165,11 @@ def leave_one_out(material: DetectorDataset, names: Sequence[str]) -> dict[str, 
                 for detection, question in zip(seen, part.questions, strict=True):
                     pair = (detection.probability, question.label)
                     frames.setdefault(question.question.template, []).append(pair)
-            print(f"{kind}: not trained on {name}: {line(row)}", flush=True)
-        found["ablation"][kind] = summary(rows)
+    for kind in EVIDENCE:
+        found["ablation"][kind] = summary(rows[kind])
         print(kind, found["ablation"][kind], flush=True)
     found["frames"] = {
-        name: _auc(rows) for name, rows in frames.items() if name.startswith("frame-")
+        name: _auc(pairs) for name, pairs in frames.items() if name.startswith("frame-")
     }
     return found
 
@@ -203,8 +198,11 @@ def curve(material: DetectorDataset, names: Sequence[str], options: Options) -> 
             others = [other for other in names if other != name]
             for _ in range(options.subsets if size < len(others) else 1):
                 chosen = list(generator.choice(others, size, replace=False))
-                _, seen = left_out(material, name, trained_on=chosen)
-                rows.append(scored(material.of_relations([name]), seen))
+                detector = fit_detector(
+                    material.of_relations(chosen), fingerprint=NO_MODEL, progress=False
+                )
+                part = material.of_relations([name])
+                rows.append(scored(part, detections(part, detector)))
         points.append({"training_relations": size, **summary(rows)})
         print(points[-1], flush=True)
     return points
@@ -284,7 +282,7 @@ def measure(options: Options, folder: Path) -> dict[str, Any]:
             print(name, row, flush=True)
         alarms = results["honest"]["all"]["share"][0]
     recall = results["leave_one_out"]["ablation"]["all"]["fired_on_false"][0]
-    results["rates"] = at_rates(recall, alarms).to_dict("records")
+    results["rates"] = at_rates(recall, alarms).table.to_dict("records")
     results["seconds"] = time.perf_counter() - begin
     return results
 

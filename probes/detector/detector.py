@@ -83,7 +83,7 @@ class PremiseDetector(Displayed):
             falsity. None for the falsity probe alone, as in files of format 1.
     """
 
-    weight: Float[Tensor, "2 d_model"] = field(repr=False)
+    weight: Float[Tensor, "probe d_model"] = field(repr=False)
     bias: tuple[float, float]
     layer: int
     calibration: Calibration

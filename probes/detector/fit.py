@@ -35,7 +35,7 @@ from probes.detector.calibration import (
 from probes.detector.dataset import DetectorDataset, Folds
 from probes.detector.detections import covers
 from probes.detector.detector import PremiseDetector
-from probes.detector.discriminant import fit_discriminant
+from probes.detector.discriminant import Moments, fit_discriminant, pooled
 from probes.detector.evidence import (
     EXPECTATION,
     PROBES,
@@ -63,15 +63,13 @@ WORSE_LAYER = 0.04
 def falsity_tokens(
     material: DetectorDataset, fitted: Bool[np.ndarray, " question"]
 ) -> tuple[Bool[Tensor, " token"], Bool[Tensor, " token"], Float[Tensor, " token"]]:
-    """The tokens that a falsity probe is fitted on, their labels, and their weights.
+    """The tokens that falsity is fitted on, their labels, and their weights.
 
     Within a relation a completion weighs 1 and another token ``OTHER_TOKENS``; the relations' false
     completions weigh the same in all, and so do their other tokens.
     """
-    false = torch.from_numpy(material.labels == 1)[material.question_of]
-    rows = material.tokens_of(fitted) & (material.before | ~false)
-    positive = material.completes & false
-    weights = torch.where(material.completes, 1.0, OTHER_TOKENS).double()
+    rows, positive, weights = _falsity_rows(material)
+    rows = rows & material.tokens_of(fitted)
     relation = torch.from_numpy(material.relations)[material.question_of]
     for number in relation.unique():
         for chosen in (positive, ~positive):
@@ -80,37 +78,99 @@ def falsity_tokens(
     return rows, positive, weights
 
 
-def fit_falsity(
+def _falsity_rows(
     material: DetectorDataset,
-    fitted: Bool[np.ndarray, " question"],
-    *,
-    activations: Float[Tensor, "token d_model"],
-    background: Float[Tensor, "background_token d_model"],
-) -> tuple[Float[Tensor, " d_model"], float]:
-    """Weight and bias of the falsity probe, from some of the questions.
+) -> tuple[Bool[Tensor, " token"], Bool[Tensor, " token"], Float[Tensor, " token"]]:
+    """Tokens, labels and weights of the falsity probe, in all relations alike."""
+    false = torch.from_numpy(material.labels == 1)[material.question_of]
+    weights = torch.where(material.completes, 1.0, OTHER_TOKENS).double()
+    return material.before | ~false, material.completes & false, weights
 
-    All background tokens together weigh as much as the other tokens of one relation.
+
+def _mention_rows(
+    material: DetectorDataset,
+) -> tuple[Bool[Tensor, " token"], Bool[Tensor, " token"], Float[Tensor, " token"]]:
+    """Tokens, labels and weights of the mention probe."""
+    n_tokens = len(material.question_of)
+    return material.before, material.mentions, torch.ones(n_tokens, dtype=torch.float64)
+
+
+class FoldMoments:
+    """Moments of one layer's tokens, by relation and by the folds that they are fitted in.
+
+    Questions that are fitted on in the same folds are one part, whose moments are computed once;
+    each fold's discriminant is made from the parts that it fits on. Within a class every relation
+    weighs the same. For falsity, all background tokens weigh as much as the other tokens of one
+    relation.
     """
-    rows, positive, weights = falsity_tokens(material, fitted)
-    others = _half_of_background(material, 0) & material.background_of(fitted)
-    n = int(others.sum())
-    return fit_discriminant(
-        torch.cat([activations[rows], background[others]]),
-        torch.cat([positive[rows], torch.zeros(n, dtype=torch.bool)]),
-        torch.cat([weights[rows], torch.full((n,), 1 / max(n, 1), dtype=torch.float64)]),
-    )
+
+    def __init__(
+        self,
+        material: DetectorDataset,
+        layer: int,
+        fitted: Bool[np.ndarray, "fold question"],
+    ) -> None:
+        values, background = material.read(layer), material.read_background(layer)
+        self.centre = values.mean(dim=0)
+        self.fitted, self.parts = fitted, np.unique(fitted.T, axis=0, return_inverse=True)[1]
+        self._background: list[tuple[Bool[np.ndarray, " fold"], Moments]] = []
+        self._of_probes = [
+            self._by_part(material, values, rows) for rows in _rows_of_probes(material)
+        ]
+        if material.background:
+            half = _half_of_background(material, 0)
+            used = torch.stack([half & material.background_of(fold) for fold in fitted])
+            patterns, which = used.unique(dim=1, return_inverse=True)
+            for number, pattern in enumerate(patterns.T):
+                chosen = background[which == number] - self.centre
+                if bool(pattern.any()):
+                    self._background.append(
+                        (pattern.numpy(), Moments.of(chosen, torch.ones(len(chosen))))
+                    )
+
+    def _by_part(
+        self,
+        material: DetectorDataset,
+        values: Float[Tensor, "token d_model"],
+        tokens: tuple[Tensor, Tensor, Tensor],
+    ) -> dict[tuple[int, int, bool], Moments]:
+        """Moments by relation, part and label."""
+        rows, labels, weights = tokens
+        found = {}
+        for relation, part in {*zip(material.relations, self.parts, strict=True)}:
+            questions = (material.relations == relation) & (self.parts == part)
+            for label in (True, False):
+                chosen = rows & material.tokens_of(questions) & (labels == label)
+                if bool(chosen.any()):
+                    found[int(relation), int(part), label] = Moments.of(
+                        values[chosen] - self.centre, weights[chosen]
+                    )
+        return found
+
+    def fit(self, fold: int) -> tuple[Float[Tensor, "2 d_model"], Float[Tensor, "2"]]:
+        """Weights and biases of the falsity and the mention probe of a fold."""
+        parts = set(self.parts[self.fitted[fold]].tolist())
+        directions, biases = [], []
+        for moments, with_background in zip(self._of_probes, (True, False), strict=True):
+            classes: dict[bool, dict[int, Moments]] = {True: {}, False: {}}
+            for (relation, part, label), found in moments.items():
+                if part in parts:
+                    of_class = classes[label]
+                    before = of_class.get(relation)
+                    of_class[relation] = found if before is None else before + found
+            negative = list(classes[False].values())
+            texts = [found for pattern, found in self._background if pattern[fold]]
+            if with_background and texts:
+                negative.append(sum(texts[1:], texts[0]))
+            direction, bias = fit_discriminant(pooled(classes[True].values()), pooled(negative))
+            directions.append(direction)
+            biases.append(bias - float(direction @ self.centre.double()))
+        return torch.stack(directions), torch.tensor(biases, dtype=torch.float64)
 
 
-def fit_mention(
-    material: DetectorDataset,
-    fitted: Bool[np.ndarray, " question"],
-    *,
-    activations: Float[Tensor, "token d_model"],
-) -> tuple[Float[Tensor, " d_model"], float]:
-    """Weight and bias of the mention probe, from some of the questions."""
-    rows = material.tokens_of(fitted) & material.before
-    n = int(rows.sum())
-    return fit_discriminant(activations[rows], material.mentions[rows], torch.ones(n))
+def _rows_of_probes(material: DetectorDataset) -> tuple[tuple[Tensor, Tensor, Tensor], ...]:
+    """Tokens, labels and weights of both probes."""
+    return _falsity_rows(material), _mention_rows(material)
 
 
 def _half_of_background(material: DetectorDataset, half: int) -> Bool[Tensor, " token"]:
@@ -139,16 +199,13 @@ class CrossFit:
 
 def cross_fit(material: DetectorDataset, layer: int, folds: Folds) -> CrossFit:
     """Fit both probes at a layer in every fold, and score the questions that it holds out."""
+    pairs = folds.pairs(material.questions)
+    moments = FoldMoments(material, layer, np.stack([fitted for fitted, _ in pairs]))
     activations, background = material.read(layer), material.read_background(layer)
     scores = torch.full((len(activations), 2), torch.nan, dtype=torch.float64)
     weights, biases = [], []
-    for fitted, scored in folds.pairs(material.questions):
-        probes = (
-            fit_falsity(material, fitted, activations=activations, background=background),
-            fit_mention(material, fitted, activations=activations),
-        )
-        weight = torch.stack([direction for direction, _ in probes])
-        bias = torch.tensor([offset for _, offset in probes], dtype=torch.float64)
+    for fold, (_, scored) in enumerate(pairs):
+        weight, bias = moments.fit(fold)
         tokens = material.tokens_of(scored)
         scores[tokens] = activations[tokens].double() @ weight.T + bias
         weights.append(weight)
@@ -269,20 +326,23 @@ def fit_detector(
     max_false_alarms: float | None = None,
     calibration: CalibrationMethod = "platt",
     evidence: Sequence[str] = (*PROBES, *EXPECTATION),
+    fits: tuple[dict[int, CrossFit], dict[int, float]] | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> PremiseDetector:
     """Choose layers, weights, calibration and threshold; average the folds' probes.
 
     ``max_false_alarms`` is by default `default_false_alarms`; ``evidence`` is what is weighed, as
-    far as it was read; ``seed`` is only noted.
+    far as it was read; ``fits`` are those of `cross_fit_layers`, where they are at hand; ``seed``
+    is only noted.
 
     Raises:
         UserError: fewer subjects than folds, one class only, or scores that fall with the label.
     """
-    folds = Folds.suited_to(material.questions)
-    fits, aucs = cross_fit_layers(material, folds, progress=progress)
-    combined = combine(material, fits, evidence)
+    if fits is None:
+        fits = cross_fit_layers(material, Folds.suited_to(material.questions), progress=progress)
+    by_layer, aucs = fits
+    combined = combine(material, by_layer, evidence)
     counted = material.counted
     scores, labels = material.question_scores(combined.tokens)[counted], material.labels[counted]
     curve = fit_calibration(scores, labels, method=calibration)
@@ -299,7 +359,9 @@ def fit_detector(
     training = {
         "relations": {name: relations.count(name) // 2 for name in dict.fromkeys(relations)},
         "relations_beside": sorted(beside),
-        "folds": "relation" if folds.by_relation else "subject and template",
+        "folds": "relation"
+        if Folds.suited_to(material.questions).by_relation
+        else "subject and template",
         "n_subjects": len(set(groups_of([question.question for question in material.questions]))),
         "layer_auc": {str(layer): auc for layer, auc in aucs.items()},
         "auc": area_under_curve(torch.from_numpy(scores).float(), torch.from_numpy(labels)),
@@ -310,12 +372,12 @@ def fit_detector(
         "span_covers_object": covered,
         "seed": seed,
     }
-    layers = tuple(fits)
+    layers = tuple(by_layer)
     logger.info("detector: layers %s, cross-validated AUC %.3f", layers, training["auc"])
-    bias = torch.stack([fit.bias for fit in fits.values()]).mean(dim=0)
+    bias = torch.stack([fit.bias for fit in by_layer.values()]).mean(dim=0)
     return PremiseDetector(
         # The falsity probes of all layers, then the mention probes.
-        weight=torch.cat(list(torch.stack([fit.weight for fit in fits.values()], 1))).float(),
+        weight=torch.cat(list(torch.stack([fit.weight for fit in by_layer.values()], 1))).float(),
         bias=(float(bias[0]), float(bias[1])),
         layer=layers[-1],
         layers=layers,
