@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -68,6 +68,8 @@ class Options:
     """Folder with questions that other people asked."""
     honest: int = 500
     """Questions of each set, evenly spaced."""
+    steps: tuple[Literal["transfer", "curve", "honest"], ...] = ("transfer", "curve", "honest")
+    """What is measured; results of the other steps are kept as ``out`` holds them."""
     subsets: int = 3
     """Random sets of training relations for each point of the curve."""
     seed: int = 0
@@ -263,26 +265,33 @@ def measure(options: Options, folder: Path) -> dict[str, Any]:
         for name in names
     }
     print(facts, flush=True)
-    results: dict[str, Any] = {
+    results: dict[str, Any] = {}
+    if options.out.is_file():
+        results = json.loads(options.out.read_text(encoding="utf-8"))
+    results |= {
         "options": {"model": options.model, "facts": options.facts, "known": options.known},
         "known": facts,
         "versions": versions(),
-        "leave_one_out": leave_one_out(material, names),
-        "curve": curve(material, names, options),
     }
-    start = time.perf_counter()
-    detector = fit_detector(material, fingerprint=interp.models.fingerprint(model), progress=False)
-    results["fitting_seconds"] = time.perf_counter() - start
-    results["training"] = {"layers": list(detector.read_layers), **detector.training}
-    alarms = results["leave_one_out"]["ablation"]["all"]["fired_on_twins"][0]
-    if options.tasks is not None:
+    if "transfer" in options.steps:
+        results["leave_one_out"] = leave_one_out(material, names)
+    if "curve" in options.steps:
+        results["curve"] = curve(material, names, options)
+    if "honest" in options.steps and options.tasks is not None:
+        fingerprint = interp.models.fingerprint(model)
+        detector = fit_detector(material, fingerprint=fingerprint, progress=False)
+        results["training"] = {"layers": list(detector.read_layers), **detector.training}
         results["honest"] = {}
         for name, row in honest(model, detector, options):
             results["honest"][name] = row
             print(name, row, flush=True)
-        alarms = results["honest"]["all"]["share"][0]
-    recall = results["leave_one_out"]["ablation"]["all"]["fired_on_false"][0]
-    results["rates"] = at_rates(recall, alarms).table.to_dict("records")
+    if "leave_one_out" in results:
+        means = results["leave_one_out"]["ablation"]["all"]
+        alarms = means["fired_on_twins"][0]
+        if "honest" in results:
+            alarms = results["honest"]["all"]["share"][0]
+        rates = at_rates(means["fired_on_false"][0], alarms)
+        results["rates"] = rates.table.to_dict("records")
     results["seconds"] = time.perf_counter() - begin
     return results
 

@@ -56,6 +56,8 @@ ALARMS = 3
 """Number of twins that may fire, as long as their share is at most ``MOST_FALSE_ALARMS``."""
 BACKGROUND_ALARMS = 0.005
 """Allowed share of background texts on which the detector fires; one text may, however few."""
+LEAST_PROBABILITY = 0.5
+"""The default threshold is not below this, even where every twin scores far lower."""
 WORSE_LAYER = 0.04
 """Layers whose AUC is this much below that of the best layer are not used."""
 
@@ -347,9 +349,11 @@ def fit_detector(
     scores, labels = material.question_scores(combined.tokens)[counted], material.labels[counted]
     curve = fit_calibration(scores, labels, method=calibration)
     probabilities = curve(scores)
+    least = LEAST_PROBABILITY if max_false_alarms is None else 0.0
     if max_false_alarms is None:
         max_false_alarms = default_false_alarms(int((labels == 0).sum()))
-    threshold = _threshold(probabilities, labels, curve(combined.background), max_false_alarms)
+    background = curve(combined.background)
+    threshold = max(least, _threshold(probabilities, labels, background, max_false_alarms))
     fired = probabilities >= threshold
     found = np.zeros(len(counted), dtype=bool)
     found[counted] = fired & (labels == 1)
