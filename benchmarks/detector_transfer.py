@@ -23,6 +23,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import tyro
+from detector import Options as KnownFacts
 from detector import known_facts, line
 from marked import write_between
 from scipy.stats import binomtest
@@ -92,7 +93,8 @@ def in_frames(premises: Premises) -> Premises | None:
 
 def material_of(model: Any, options: Options, folder: Path) -> DetectorDataset:
     """All questions of the relations, through templates and frames, and their activations."""
-    known = [one.first(min(options.known, len(one.facts))) for one in known_facts(model, options)]
+    of_facts = KnownFacts(facts=options.facts, seed=options.seed, activations=options.activations)
+    known = [one.first(min(options.known, len(one.facts))) for one in known_facts(model, of_facts)]
     if options.relations:
         known = [one for one in known if one.relation.name in options.relations]
     framed = [frames for one in known if (frames := in_frames(one)) is not None]

@@ -49,7 +49,7 @@ def token_evidence(
         predictions: see `probes.activation_reader.PREDICTIONS`; None where they were not read.
         sizes: how many tokens each question has, question after question.
     """
-    found = dict(zip(PROBES, probes.T, strict=True))
+    found: dict[str, np.ndarray] = {name: probes[:, at] for at, name in enumerate(PROBES)}
     if predictions is None:
         return found
     own_log_probability, highest, entropy = predictions.astype(float).T
@@ -95,8 +95,8 @@ class Combination:
         self, evidence: dict[str, Float[np.ndarray, " token"]]
     ) -> Float[np.ndarray, " token"]:
         """The log-odds of each token."""
-        pairs = zip(self.names, self.weights, strict=True)
-        return self.bias + sum((weight * evidence[name] for name, weight in pairs), np.float64(0))
+        columns = np.stack([evidence[name] for name in self.names], axis=-1)
+        return columns @ np.array(self.weights) + self.bias
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
@@ -126,7 +126,7 @@ def fit_combination(
     scale = np.where(scale > 0, scale, 1.0)
     regression = LogisticRegression(max_iter=_MAX_ITERATIONS)
     regression.fit((columns - centre) / scale, labels, weights)
-    found = regression.coef_[0] / scale
+    found = np.asarray(regression.coef_)[0] / scale
     return Combination(
-        names, tuple(found.tolist()), float(regression.intercept_[0] - found @ centre)
+        names, tuple(found.tolist()), float(np.asarray(regression.intercept_)[0] - found @ centre)
     )

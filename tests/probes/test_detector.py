@@ -26,14 +26,13 @@ from probes.detector.dataset import DetectorDataset, Folds
 from probes.detector.detections import Detector
 from probes.detector.discriminant import Moments, fit_discriminant
 from probes.detector.fit import (
-    FoldMoments,
     covers,
     cross_fit_layers,
     default_false_alarms,
-    falsity_tokens,
     fit_detector,
     lowest_threshold,
 )
+from probes.detector.fold_moments import FoldMoments, falsity_tokens
 from probes.detector.questions import label_questions, tokenize_question
 from probes.detector.train import candidate_layers, collect_material, labelled_questions
 

@@ -208,7 +208,7 @@ def test_rates_by_hand():
     assert (tenth["gained"], tenth["lost"]) == pytest.approx((40, 4.5))
     assert tenth["change"] == pytest.approx(35.5)
     assert math.isnan(at_rates(0.0, 0.0).table.precision[0])
-    (bars,) = table.plot().data
-    assert list(bars.y) == pytest.approx([-5.0, 35.5])
+    (bars,) = table.plot().to_dict()["data"]
+    assert list(bars["y"]) == pytest.approx([-5.0, 35.5])
     with pytest.raises(UserError, match="recall lies between 0 and 1"):
         at_rates(1.5, 0.0)

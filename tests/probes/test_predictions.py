@@ -33,9 +33,14 @@ def test_by_hand():
 def test_they_are_those_of_full_runs(family, request):
     """The reference runs each prompt alone, cut before each token that is read."""
     model = request.getfixturevalue(family)
-    for options in ({}, {"batch_tokens": 1}):
+    for batch_tokens in (4096, 1):
         chunks = read_activations(
-            model, PROMPTS, layers=[0], predictions=True, progress=False, **options
+            model,
+            PROMPTS,
+            layers=[0],
+            predictions=True,
+            batch_tokens=batch_tokens,
+            progress=False,
         )
         for chunk in chunks:
             assert chunk.predictions is not None
