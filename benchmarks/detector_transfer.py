@@ -320,7 +320,7 @@ def page(results: dict[str, Any]) -> str:
     points = "; ".join(
         f"{one['training_relations']}: {one['fired_on_false'][0]:.2f} "
         f"(AUC {one['auc'][0]:.2f}, twins {one['fired_on_twins'][0]:.3f})"
-        for one in results["curve"]
+        for one in results.get("curve", [])
     )
     honest_rows = "".join(
         f"| {name} | {row['n']} | {row['fired']} | {_three(row['share'], 4)} |\n"
@@ -344,7 +344,7 @@ resampling relations.
 {"".join(parts)}
 AUC by frame of the question, all left-out relations together: {frames}.
 
-Training relations and mean recall on another one: {points}.
+Training relations and mean recall on another one: {points or "not measured"}.
 
 Questions of other people, each detection a false alarm:
 
@@ -352,7 +352,7 @@ Questions of other people, each detection a false alarm:
 |---|---|---|---|
 {honest_rows}
 At realistic rates of false premises, from the mean recall and the false alarms on other people's
-questions; per 1,000 questions, if each detection on a false premise gives one right answer and each
+questions (on twins, if none were asked); per 1,000 questions, if each detection on a false premise gives one right answer and each
 false alarm costs one:
 
 | rate | precision | caught | false alarms | change of right answers |
