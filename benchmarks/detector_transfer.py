@@ -352,8 +352,8 @@ Questions of other people, each detection a false alarm:
 |---|---|---|---|
 {honest_rows}
 At realistic rates of false premises, from the mean recall and the false alarms on other people's
-questions (on twins, if none were asked); per 1,000 questions, if each detection on a false premise gives one right answer and each
-false alarm costs one:
+questions (on twins, if none were asked); per 1,000 questions, if each detection on a false premise
+gives one right answer and each false alarm costs one:
 
 | rate | precision | caught | false alarms | change of right answers |
 |---|---|---|---|---|
