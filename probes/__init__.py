@@ -24,6 +24,7 @@ from probes.detector.calibration import (
 from probes.detector.detect import detect, detect_premises
 from probes.detector.detections import Detection, Detector, PremiseDetections
 from probes.detector.detector import PremiseDetector
+from probes.detector.rates import RateTable, at_rates
 from probes.detector.score import DetectionScore, score_detections, score_detector
 from probes.detector.train import detector_for, train_detector
 from probes.grid import ProbeGrid, probe_grid, probe_heads
@@ -51,9 +52,11 @@ __all__ = [
     "ProbeGrid",
     "ProbeMap",
     "ProbeMethod",
+    "RateTable",
     "TokenActivations",
     "TokensToRead",
     "area_under_curve",
+    "at_rates",
     "auc_with_interval",
     "balanced_questions",
     "collect_activations",

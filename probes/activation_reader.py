@@ -14,7 +14,7 @@ from itertools import product
 from typing import Any, Literal, cast, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
@@ -38,6 +38,12 @@ ActivationHook = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "ml
 or MLP, or each head's output before the output projection (``z``, one vector a head)."""
 
 DEFAULT_BATCH_TOKENS = 4096
+
+PREDICTIONS = ("log_probability", "highest", "entropy")
+"""What the model expected at a token, from the token before it: the log-probability of the token,
+the highest log-probability of any token, and the entropy of the distribution, all in nats."""
+PREDICTION_NUMBERS = 2**25
+"""Logits computed in one pass where predictions are asked for; in float32 they take 134 MB."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +80,13 @@ class ReadChunk:
         prompts: indices into the prompts given to `read_activations`.
         values: by hook, Float[token layer d_model], or Float[token layer head d_head] for ``z``;
             the first prompt's tokens first.
+        predictions: Float[token 3], what the model expected at each token (see `PREDICTIONS`); None
+            unless they were asked for.
     """
 
     prompts: tuple[int, ...]
     values: dict[str, Tensor]
+    predictions: Tensor | None = None
 
 
 def check_hook(hook: str) -> ActivationHook:
@@ -109,6 +118,7 @@ def read_activations(
     *,
     hooks: Sequence[ActivationHook] = ("resid_post",),
     layers: Sequence[int] | None = None,
+    predictions: bool = False,
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
     progress: bool = True,
 ) -> Iterator[ReadChunk]:
@@ -116,23 +126,29 @@ def read_activations(
 
     Args:
         layers: blocks counted from zero, in the order of the result; by default all.
+        predictions: also what the model expected at each of these tokens. All blocks then run, and
+            the unembedding at every token that the prompts do not share.
         batch_tokens: tokens in one forward pass, padding included.
 
     Yields:
         chunks on the CPU, in the model's dtype; every prompt is in exactly one of them.
 
     Raises:
-        UserError: no prompts, an unknown hook or layer, or an activation that is not finite.
+        UserError: no prompts, an unknown hook or layer, an activation that is not finite, or
+            predictions at a prompt's first token, which nothing precedes.
     """
     for hook in hooks:
         check_hook(hook)
     chosen = chosen_layers(model, layers)
     if not prompts:
         raise UserError("there are no prompts to collect activations from")
-    start, device = _shared_beginning(prompts), device_of(model)
+    start, device = _shared_beginning(prompts, predictions=predictions), device_of(model)
+    highest = model.cfg.n_layers - 1 if predictions else max(chosen)
+    if predictions:
+        batch_tokens = min(batch_tokens, max(1, PREDICTION_NUMBERS // model.cfg.d_vocab))
     cached: list[tuple[Tensor, Tensor]] = []  # keys and values of the shared tokens
     # The context is closed before each yield, so callers see the whole model between chunks.
-    with _without_blocks_above(model, max(chosen)):
+    with _without_blocks_above(model, highest):
         if start:
             batch = TokenBatch.from_lists([prompts[0].tokens[:start]], device=device)
             cache = DynamicCache()
@@ -142,24 +158,39 @@ def read_activations(
             cached = [(layer.keys, layer.values) for layer in cache.layers]  # type: ignore[attr-defined]
     with progress_bar(total=len(prompts), description="activations", shown=progress) as bar:
 
-        def read(indices: list[int]) -> dict[str, Tensor]:
+        def read(indices: list[int]) -> tuple[dict[str, Tensor], Tensor | None]:
             part = [prompts[index] for index in indices]
-            with _without_blocks_above(model, max(chosen)):
-                return _read_chunk(model, part, hooks, layers=chosen, start=start, cached=cached)
+            with _without_blocks_above(model, highest):
+                return _read_chunk(
+                    model,
+                    part,
+                    hooks,
+                    layers=chosen,
+                    start=start,
+                    cached=cached,
+                    predictions=predictions,
+                )
 
         chunks = by_length([len(prompt.needed) - start for prompt in prompts], batch_tokens)
-        for indices, values in halving(chunks, read):
+        for indices, (values, expected) in halving(chunks, read):
             _check_finite(model, values, chosen)
-            yield ReadChunk(tuple(indices), values)
+            yield ReadChunk(tuple(indices), values, expected)
             bar.update(len(indices))
 
 
-def _shared_beginning(prompts: Sequence[TokensToRead]) -> int:
-    """How many tokens all prompts share, before the first one that is read."""
+def _shared_beginning(prompts: Sequence[TokensToRead], *, predictions: bool = False) -> int:
+    """How many tokens all prompts share, before the first one that is read.
+
+    With ``predictions``, also before the token in front of that one, which predicts it. Raises
+    UserError where nothing is in front of it.
+    """
     needed = [prompt.needed for prompt in prompts]
     # All others lie between these two in lexicographic order.
     shared = shared_length(min(needed), max(needed))
-    return min(shared, *(prompt.positions[0] for prompt in prompts))
+    first = min(prompt.positions[0] for prompt in prompts)
+    if predictions and not first:
+        raise UserError("nothing precedes a prompt's first token: its prediction cannot be read")
+    return min(shared, first - 1 if predictions else first)
 
 
 def _read_chunk(
@@ -170,8 +201,12 @@ def _read_chunk(
     layers: Sequence[int],
     start: int,
     cached: list[tuple[Tensor, Tensor]],
-) -> dict[str, Tensor]:
-    """One forward pass over the tokens from ``start`` on."""
+    predictions: bool,
+) -> tuple[dict[str, Tensor], Float[Tensor, "token 3"] | None]:
+    """The values of each hook and, if asked for, the predictions, from one forward pass.
+
+    It runs the tokens from ``start`` on.
+    """
     width, device = max(len(prompt.needed) for prompt in prompts), device_of(model)
     # Padded on the right with the prompt's last token: the padding is never read.
     needed = [prompt.needed for prompt in prompts]
@@ -193,16 +228,41 @@ def _read_chunk(
 
     places = product(hooks, layers)
     with hooked(model, [(hook_name(*place), partial(read, at=place)) for place in places]):
-        batch = TokenBatch.from_padded(tokens)
-        call_positions(model.original_model, batch, rows, start=start, cache=cache)
+        batch, keep = TokenBatch.from_padded(tokens), width - start if predictions else 1
+        logits = call_positions(
+            model.original_model, batch, rows, start=start, cache=cache, keep=keep
+        )
     for hook in hooks:
         if missing := [layer for layer in layers if (hook, layer) not in seen]:
             raise UserError(
                 f"{hook} of layer {missing[0]} did not run: this model cannot be probed there"
             )
-    return {
+    values = {
         hook: torch.stack([seen[hook, layer] for layer in layers], dim=1).cpu() for hook in hooks
     }
+    if not predictions:
+        return values, None
+    following = torch.tensor([prompt.tokens[at] for prompt in prompts for at in prompt.positions])
+    before = position.to(logits.device) - 1
+    expected = predictions_of(
+        logits[row.to(logits.device), before], upload(following, logits.device)
+    )
+    return values, expected.cpu()
+
+
+def predictions_of(
+    logits: Float[Tensor, "token d_vocab"], following: Int[Tensor, " token"]
+) -> Float[Tensor, "token 3"]:
+    """What `PREDICTIONS` names, in float32, of the tokens that follow these logits."""
+    log_probabilities = logits.float().log_softmax(dim=-1)
+    return torch.stack(
+        [
+            log_probabilities.gather(-1, following[:, None])[:, 0],
+            log_probabilities.amax(dim=-1),
+            -(log_probabilities.exp() * log_probabilities).nansum(dim=-1),  # 0 · log 0 is 0
+        ],
+        dim=-1,
+    )
 
 
 @contextmanager

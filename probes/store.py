@@ -32,6 +32,7 @@ from interp.models.hooked_model import HookedModel
 from probes.activation_reader import (
     DEFAULT_BATCH_TOKENS,
     ActivationHook,
+    ReadChunk,
     TokensToRead,
     chosen_layers,
     read_activations,
@@ -43,6 +44,7 @@ INDEX = "index.json"
 SHARD_TOKENS = 4096
 """Tokens in one shard; 30 layers of width 576 in float32 take 283 MB."""
 _FORMAT = 1
+_PREDICTIONS = "predictions"
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +57,7 @@ class ActivationStore:
         prompt, token: Int[row], which prompt and which position in it each row is; rows stand in
             the order of the prompts, each prompt's positions in order.
         shards: file names, and the rows that each holds (Int[shard_row]).
+        predictions: whether it also holds what the model expected at each row.
     """
 
     folder: Path
@@ -63,6 +66,7 @@ class ActivationStore:
     prompt: Int[Tensor, " row"]
     token: Int[Tensor, " row"]
     shards: tuple[tuple[str, Tensor], ...]
+    predictions: bool = False
 
     def __len__(self) -> int:
         return len(self.prompt)
@@ -79,6 +83,21 @@ class ActivationStore:
                 f"the store in {self.folder} has no {hook} of layer {layer}; it has "
                 f"{', '.join(self.hooks)} of layers {', '.join(map(str, self.layers))}"
             )
+        return self._gather(_key(hook, layer), rows)
+
+    def read_predictions(
+        self, *, rows: Int[Tensor, " chosen"] | None = None
+    ) -> Float[Tensor, "row 3"]:
+        """What the model expected at all rows or at those chosen; see `PREDICTIONS`.
+
+        Raises UserError for a store that was made without predictions.
+        """
+        if not self.predictions:
+            raise UserError(f"the store in {self.folder} has no predictions: collect them again")
+        return self._gather(_PREDICTIONS, rows)
+
+    def _gather(self, key: str, rows: Int[Tensor, " chosen"] | None) -> Float[Tensor, "row ..."]:
+        """The tensor of a name, of all rows or of those chosen, over all shards."""
         wanted = torch.arange(len(self)) if rows is None else rows
         index = torch.full((len(self),), -1)  # of each of the store's rows in `out`
         index[wanted] = torch.arange(len(wanted))
@@ -88,7 +107,7 @@ class ActivationStore:
             if not bool(chosen.any()):
                 continue
             with safe_open(str(self.folder / name), framework="pt") as file:
-                values = file.get_tensor(_key(hook, layer))[chosen].float()
+                values = file.get_tensor(key)[chosen].float()
             if not len(out):
                 out = torch.empty(len(wanted), *values.shape[1:])
             out[index[shard_rows[chosen]]] = values
@@ -103,6 +122,7 @@ def store_activations(
     *,
     hooks: Sequence[ActivationHook] = ("resid_post",),
     layers: Sequence[int] | None = None,
+    predictions: bool = False,
     shard_tokens: int = SHARD_TOKENS,
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
     progress: bool = True,
@@ -111,6 +131,7 @@ def store_activations(
 
     Args:
         hooks, layers: read in the same forward pass; by default every layer.
+        predictions: also keep what the model expected at each token.
         shard_tokens: tokens in one file, and in memory.
 
     Raises:
@@ -123,6 +144,7 @@ def store_activations(
         "prompts_sha256": _hash_of(prompts),
         "hooks": list(hooks),
         "layers": list(chosen),
+        **({"predictions": True} if predictions else {}),
     }
     found = _open(folder, identity, prompts)
     if found is not None:
@@ -138,18 +160,27 @@ def store_activations(
         raise UserError(f"shard_tokens is at least 1, not {shard_tokens}")
     starts = [0, *accumulate(len(prompt.positions) for prompt in prompts)]
     chunks = (
-        (torch.cat([torch.arange(*starts[at : at + 2]) for at in chunk.prompts]), chunk.values)
+        (torch.cat([torch.arange(*starts[at : at + 2]) for at in chunk.prompts]), chunk)
         for chunk in read_activations(
-            model, prompts, hooks=hooks, layers=chosen, batch_tokens=batch_tokens, progress=progress
+            model,
+            prompts,
+            hooks=hooks,
+            layers=chosen,
+            predictions=predictions,
+            batch_tokens=batch_tokens,
+            progress=progress,
         )
     )
     shards = []
     for some in _gathered(chunks, shard_tokens):
         tensors = {
-            _key(hook, layer): torch.cat([values[hook][:, index] for _, values in some])
+            _key(hook, layer): torch.cat([chunk.values[hook][:, index] for _, chunk in some])
             for hook in hooks
             for index, layer in enumerate(chosen)
         }
+        expected = [chunk.predictions for _, chunk in some if chunk.predictions is not None]
+        if expected:
+            tensors[_PREDICTIONS] = torch.cat(expected)
         path = folder / f"{len(shards):05d}.safetensors"
         _write_shard(path, {**tensors, "rows": torch.cat([rows for rows, _ in some])})
         shards.append({"file": path.name, "sha256": file_hash(path)})
@@ -158,10 +189,10 @@ def store_activations(
 
 
 def _gathered(
-    chunks: Iterable[tuple[Tensor, dict[str, Tensor]]], shard_tokens: int
-) -> Iterator[list[tuple[Tensor, dict[str, Tensor]]]]:
+    chunks: Iterable[tuple[Tensor, ReadChunk]], shard_tokens: int
+) -> Iterator[list[tuple[Tensor, ReadChunk]]]:
     """Chunks of rows and their values, as many together as fill a shard."""
-    waiting: list[tuple[Tensor, dict[str, Tensor]]] = []
+    waiting: list[tuple[Tensor, ReadChunk]] = []
     for chunk in chunks:
         waiting.append(chunk)
         if sum(len(rows) for rows, _ in waiting) >= shard_tokens:
@@ -220,7 +251,8 @@ def _store(
     prompt = torch.tensor([index for index, prompt in enumerate(prompts) for _ in prompt.positions])
     token = torch.tensor([position for prompt in prompts for position in prompt.positions])
     hooks, layers = tuple(identity["hooks"]), tuple(identity["layers"])
-    return ActivationStore(folder, hooks, layers, prompt, token, tuple(rows))
+    predictions = bool(identity.get("predictions"))
+    return ActivationStore(folder, hooks, layers, prompt, token, tuple(rows), predictions)
 
 
 def _hash_of(prompts: Sequence[TokensToRead]) -> str:

@@ -43,7 +43,7 @@ from interp.runs.shards import Engine, InProcess
 from probes.detector.detect import detect_premises
 from probes.detector.detections import Detector, PremiseDetections
 from probes.detector.detector import PremiseDetector
-from probes.detector.train import train_detector
+from probes.detector.train import premises_beside, train_detector
 
 logger = logging.getLogger(__name__)
 
@@ -265,15 +265,18 @@ def run_detector(
 ) -> Detector:
     """The run's detector: read from the run or, the first time, trained on its search part.
 
-    The model's general detector is no substitute: its training data may include this run's held-out
+    Other shipped relations are fitted on too; what is chosen is chosen on the search part. The
+    model's general detector is no substitute: its training data may include this run's held-out
     part. Raises UserError for a damaged detector, or one of another model, tokenizer or chat
     template.
     """
     if has_detector(run):
         return PremiseDetector.load(run / DETECTOR, model=model)
     with run_clock(run, IDENTITY):
+        parts = parts_of(split.search)
+        beside = premises_beside(parts, seed=seed)
         detector = train_detector(
-            model, parts_of(split.search), known=False, seed=seed, progress=progress
+            model, parts, known=False, beside=beside, seed=seed, progress=progress
         )
     detector.save(run / DETECTOR)
     return detector

@@ -229,6 +229,26 @@ def detections_figure(false: Sequence[float], twin: Sequence[float]) -> go.Figur
     return figure.update_yaxes(title_text="questions", rangemode="tozero")
 
 
+def rates_figure(table: pd.DataFrame) -> go.Figure:
+    """Change of right answers per 1,000 questions, at each rate of false premises.
+
+    `table` as `probes.detector.rates.RateTable` holds it.
+    """
+    figure = go.Figure(
+        go.Bar(
+            x=[f"{rate:.0%}" for rate in table["rate"]],
+            y=table["change"].tolist(),
+            marker={"color": CONSTRAINED},
+            customdata=table[["precision", "caught", "alarms"]].to_numpy(dtype=float).tolist(),
+            hovertemplate="%{x}: %{y:.1f} right answers<br>precision %{customdata[0]:.2f}, "
+            "%{customdata[1]:.1f} caught, %{customdata[2]:.1f} false alarms<extra></extra>",
+        )
+    )
+    figure.update_layout(template=THEME, height=340)
+    figure.update_xaxes(title_text="questions with a false premise", type="category")
+    return figure.update_yaxes(title_text="change of right answers per 1,000 questions")
+
+
 def removal_null(
     effect: tuple[float, float, float], random: Sequence[float] | np.ndarray, *, p_value: float
 ) -> go.Figure:

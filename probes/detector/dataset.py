@@ -1,8 +1,9 @@
 """The training data of a detector: labelled questions, their activations, and folds.
 
-Folds hold out subjects and templates at the same time, so a question is scored by probes fitted on
-neither. Paraphrases (questions that do not count) are fitted on in every fold that has their
-subject, and never scored.
+With several relations, folds hold out relations, so a question is scored by probes fitted on other
+relations. With few, they hold out subjects and templates at the same time. Paraphrases (questions
+that do not count) are fitted on in every fold that has their subject, and never scored; so are
+questions of further relations.
 """
 
 from collections.abc import Sequence
@@ -22,6 +23,10 @@ from probes.scoring import groups_of
 from probes.store import ActivationStore
 
 FOLDS = 5
+FEWEST_RELATIONS = 4
+"""With at least this many relations, folds leave out relations."""
+MOST_RELATION_FOLDS = 8
+"""Folds by relation; with more relations, a fold leaves out several."""
 
 
 @dataclass(frozen=True)
@@ -29,36 +34,50 @@ class Folds:
     """How questions are cross-validated.
 
     Attributes:
-        n_subject_folds: parts into which the subjects are dealt.
-        seed: of the tokens that are fitted on.
+        n_folds: parts into which the subjects, or the relations, are dealt.
+        by_relation: leave whole relations out, so that what is chosen holds for another relation.
     """
 
-    n_subject_folds: int = FOLDS
-    seed: int = 0
+    n_folds: int = FOLDS
+    by_relation: bool = False
+
+    @classmethod
+    def suited_to(cls, questions: Sequence[LabelledQuestion], n_folds: int = FOLDS) -> "Folds":
+        """Folds by relation where enough relations count, else by subject and template."""
+        counted = {question.question.relation for question in questions if question.counts}
+        if len(counted) < FEWEST_RELATIONS:
+            return cls(n_folds)
+        return cls(min(len(counted), MOST_RELATION_FOLDS), by_relation=True)
 
     def pairs(
         self, questions: Sequence[LabelledQuestion]
     ) -> list[tuple[Bool[np.ndarray, " question"], Bool[np.ndarray, " question"]]]:
         """(fitted, scored) masks of questions; every question that counts is scored once.
 
-        A fold holds out a part of the subjects and every other template of each relation; subjects
-        only, where no relation has two templates. Raises UserError for fewer subjects than folds,
-        or a fold without both classes to fit on.
+        A fold holds out a part of the relations, or else a part of the subjects and every other
+        template of each relation; subjects only, where no relation has two templates. Questions
+        about a subject of which no question counts are fitted on in every fold. Raises UserError
+        for fewer subjects or relations than folds, or a fold without both classes to fit on.
         """
         asked = [question.question for question in questions]
-        subjects = np.array(groups_of(asked, "subject"))
-        if len(set(subjects)) < self.n_subject_folds:
+        what = "relation" if self.by_relation else "subject"
+        groups = np.array(groups_of(asked, what))
+        counted = np.array([question.counts for question in questions])
+        dealt = np.isin(groups, groups[counted])
+        if len(set(groups[dealt])) < self.n_folds:
             raise UserError(
-                f"{len(set(subjects))} subjects cannot fill {self.n_subject_folds} folds: "
+                f"{len(set(groups[dealt]))} {what}s cannot fill {self.n_folds} folds: "
                 "give more facts, or fewer folds"
             )
-        counted = np.array([question.counts for question in questions])
         half = _template_halves(asked, counted)
+        if self.by_relation:
+            half = np.zeros_like(half)
         labels = np.array([question.label for question in questions])
         found, halves = [], np.unique(half[counted])
-        for _, left_out in GroupKFold(self.n_subject_folds).split(subjects, groups=subjects):
+        places = np.flatnonzero(dealt)
+        for _, left_out in GroupKFold(self.n_folds).split(places, groups=groups[places]):
             mask = np.zeros(len(questions), dtype=bool)
-            mask[left_out] = True
+            mask[places[left_out]] = True
             for which in halves:
                 fitted = ~mask & (half != which) if len(halves) > 1 else ~mask
                 if len(set(labels[fitted])) < 2:
@@ -138,6 +157,24 @@ class DetectorDataset:
         if not self.background:
             return torch.empty(0, self.read(layer).shape[1])
         return self.store.read(layer, rows=self._rows[1])
+
+    def read_predictions(self) -> Float[np.ndarray, "token 3"] | None:
+        """What the model expected at each token of the questions; None if it was not read."""
+        if not self.store.predictions:
+            return None
+        return self.store.read_predictions(rows=self._rows[0]).numpy()
+
+    def read_background_predictions(self) -> Float[np.ndarray, "background_token 3"] | None:
+        """What the model expected at each token of the background; None if it was not read."""
+        if not self.store.predictions or not self.background:
+            return None
+        return self.store.read_predictions(rows=self._rows[1]).numpy()
+
+    @cached_property
+    def relations(self) -> Int[np.ndarray, " question"]:
+        """A number for the relation of each question."""
+        names = [question.question.relation for question in self.questions]
+        return np.unique(names, return_inverse=True)[1]
 
     def background_of(self, fitted: Bool[np.ndarray, " question"]) -> Bool[Tensor, " token"]:
         """The background's tokens that may be fitted on: not about subjects that are left out."""

@@ -1,9 +1,12 @@
 """``PremiseDetector``: detect a false premise in a raw question, and locate its words.
 
-The question is put into the chat format and run once, up to the probes' layer, where two linear
-probes read every token of it (see `probes.detector.span`). The question's score is the highest
-falsity log-odds of any token. A calibration turns it into a probability, and the detector fires
-from a threshold on, which was chosen on held-out folds.
+The question is put into the chat format and run once. Two linear probes read every token of it
+after some middle layers (see `probes.detector.span`), and the model's predictions tell how much it
+expected each token; `probes.detector.evidence` combines them into log-odds of falsity. The
+question's score is the highest of any token. A calibration turns it into a probability, and the
+detector fires from a threshold on, which was chosen on held-out folds.
+
+Detectors of format 1 read one layer and no predictions; they load and detect as before.
 """
 
 import logging
@@ -29,6 +32,7 @@ from interp.models.hooked_model import HookedModel
 from probes.activation_reader import DEFAULT_BATCH_TOKENS, read_activations
 from probes.detector.calibration import CALIBRATION_SHAPE, Calibration
 from probes.detector.detections import Detection
+from probes.detector.evidence import COMBINATION_SHAPE, Combination, token_evidence
 from probes.detector.questions import AskedQuestion, tokenize_question
 from probes.detector.span import false_words
 from probes.linear import check_fitted_on
@@ -36,18 +40,19 @@ from probes.linear import check_fitted_on
 logger = logging.getLogger(__name__)
 
 WEIGHTS, SETTINGS = "detector.safetensors", "detector.json"
-_FORMAT = 1
+_PLAIN_FORMAT, _FORMAT = 1, 2
 _SETTINGS = ("fingerprint", "layer", "threshold", "calibration", "training", "prompting")
 _SHAPE = {
     **{"format": int, "fingerprint": str, "layer": int, "threshold": float, "training": dict},
     "calibration": CALIBRATION_SHAPE,
     "prompting": Maybe(str),
 }
+_COMBINED_SHAPE = {**_SHAPE, "layers": [int], "combination": COMBINATION_SHAPE}
 
 
 @dataclass(frozen=True)
 class TokenScores:
-    """Log-odds of both probes at the tokens of a question."""
+    """Log-odds of falsity and of mention at the tokens of a question."""
 
     falsity: Float[np.ndarray, " token"]
     mention: Float[np.ndarray, " token"]
@@ -60,21 +65,25 @@ class TokenScores:
 
 @dataclass(frozen=True, eq=False)
 class PremiseDetector(Displayed):
-    """Two probes on the residual stream after one block, a calibration, and a threshold.
+    """Two probes on the residual stream, a calibration, and a threshold.
 
     Attributes:
-        weight: Float[2 d_model], the falsity probe's and the mention probe's.
-        bias: their log-odds at the origin of the raw activations.
-        layer: the block after which they read (`resid_post`), counted from zero.
+        weight: Float[probe d_model]: the falsity probe of each layer, then the mention probes.
+        bias: log-odds of falsity and of mention at the origin of the raw activations.
+        layer: the highest block after which they read (`resid_post`), counted from zero.
         calibration: from a question's score to a probability.
         threshold: the probability from which the detector fires.
         fingerprint: of the model that it belongs to.
         training: its training data, and its scores on held-out folds.
         prompting: fingerprint of the tokenizer and chat template that it was trained with; None in
             files of older versions, which do not hold it.
+        layers: the blocks after which they read, ascending; a probe's log-odds are the mean over
+            them. By default ``layer`` alone.
+        combination: of the probes' log-odds and the model's predictions, to the log-odds of
+            falsity. None for the falsity probe alone, as in files of format 1.
     """
 
-    weight: Float[Tensor, "2 d_model"] = field(repr=False)
+    weight: Float[Tensor, "probe d_model"] = field(repr=False)
     bias: tuple[float, float]
     layer: int
     calibration: Calibration
@@ -82,15 +91,29 @@ class PremiseDetector(Displayed):
     fingerprint: str
     training: dict[str, Any] = field(default_factory=dict, repr=False)
     prompting: str | None = None
+    layers: tuple[int, ...] = ()
+    combination: Combination | None = None
 
     def __post_init__(self) -> None:
-        if self.layer < 0:
-            raise UserError(f"layers are counted from zero, got {self.layer}")
+        layers = self.read_layers
+        if min(layers) < 0:
+            raise UserError(f"layers are counted from zero, got {min(layers)}")
+        if list(layers) != sorted(set(layers)) or layers[-1] != self.layer:
+            raise UserError(f"layers ascend up to layer {self.layer}, got {layers}")
+        if self.combination is None and len(layers) > 1:
+            raise UserError("a detector of several layers needs a combination")
+        if len(self.weight) != 2 * len(layers):
+            raise UserError(f"{len(layers)} layers but weights {tuple(self.weight.shape)}")
         if not 0 <= self.threshold <= 1:
             raise UserError(f"a threshold is a probability, 0 to 1, not {self.threshold}")
         numbers = torch.tensor(self.bias, dtype=torch.float64)
         if not bool(torch.isfinite(self.weight).all() and torch.isfinite(numbers).all()):
             raise UserError("a detector's weights must be finite")
+
+    @property
+    def read_layers(self) -> tuple[int, ...]:
+        """The layers after which it reads, ascending: ``layers``, or else ``layer`` alone."""
+        return self.layers or (self.layer,)
 
     def check_model(self, model: HookedModel) -> None:
         """Raise UserError for another model, tokenizer or chat template than it was fitted with."""
@@ -125,20 +148,50 @@ class PremiseDetector(Displayed):
         batch_tokens: int = DEFAULT_BATCH_TOKENS,
         progress: bool = True,
     ) -> list[TokenScores]:
-        """Both probes' log-odds at every token of each question."""
+        """The log-odds of falsity and mention at every token of each question."""
         if not asked:
             return []
-        weight, bias = self.weight.double(), torch.tensor(self.bias, dtype=torch.float64)
         found: dict[int, TokenScores] = {}
         prompts = [question.to_read for question in asked]
         for chunk in read_activations(
-            model, prompts, layers=[self.layer], batch_tokens=batch_tokens, progress=progress
+            model,
+            prompts,
+            layers=self.read_layers,
+            predictions=self.combination is not None and self.combination.uses_predictions,
+            batch_tokens=batch_tokens,
+            progress=progress,
         ):
-            scores = chunk.values["resid_post"][:, 0].double() @ weight.T + bias
             sizes = [len(prompts[index].positions) for index in chunk.prompts]
+            scores = self.combined(chunk.values["resid_post"], chunk.predictions, sizes)
             for index, part in zip(chunk.prompts, scores.split(sizes), strict=True):
                 found[index] = TokenScores(part[:, 0].numpy(), part[:, 1].numpy())
         return [found[index] for index in range(len(asked))]
+
+    def combined(
+        self,
+        activations: Float[Tensor, "token layer d_model"],
+        predictions: Float[Tensor, "token 3"] | None,
+        sizes: Sequence[int],
+    ) -> Float[Tensor, "token 2"]:
+        """The log-odds of falsity and mention at the tokens of questions of these sizes.
+
+        Args:
+            activations: after the blocks ``read_layers``.
+            predictions: see `probes.activation_reader.PREDICTIONS`; needed only if the combination
+                uses them.
+        """
+        bias = torch.tensor(self.bias, dtype=torch.float64)
+        weight = self.weight.double()
+        n_layers = len(self.read_layers)
+        scores = sum(
+            activations[:, index].double() @ weight[index::n_layers].T for index in range(n_layers)
+        )
+        scores = torch.as_tensor(scores) / n_layers + bias
+        if self.combination is None:
+            return scores
+        numbers = None if predictions is None else predictions.numpy()
+        falsity = self.combination(token_evidence(scores.numpy(), numbers, sizes))
+        return torch.stack([torch.from_numpy(falsity), scores[:, 1]], dim=1)
 
     def decide(self, asked: AskedQuestion, scores: TokenScores) -> Detection:
         """The detection that follows from the scores of a question's tokens."""
@@ -155,8 +208,11 @@ class PremiseDetector(Displayed):
         Raises UserError if they cannot be written.
         """
         folder = Path(folder)
-        content = {"format": _FORMAT, **{name: getattr(self, name) for name in _SETTINGS}}
+        content = {"format": _PLAIN_FORMAT, **{name: getattr(self, name) for name in _SETTINGS}}
         content["calibration"] = self.calibration.to_dict()
+        if self.combination is not None:
+            content["format"], content["layers"] = _FORMAT, list(self.read_layers)
+            content["combination"] = self.combination.to_dict()
         tensors = {"weight": self.weight, "bias": torch.tensor(self.bias, dtype=torch.float64)}
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -179,13 +235,19 @@ class PremiseDetector(Displayed):
         try:
             advice = "it is cut short or altered"
             content = read_json_object(folder / SETTINGS, advice=advice)
+            shapes = {_PLAIN_FORMAT: _SHAPE, _FORMAT: _COMBINED_SHAPE}
             check_shape(content, _SHAPE, SETTINGS, advice=advice)
-            if content["format"] != _FORMAT:
+            if content["format"] not in shapes:
                 raise UserError(f"format {content['format']}")
+            check_shape(content, shapes[content["format"]], SETTINGS, advice=advice)
+            combined: dict[str, Any] = {}
+            if content["format"] == _FORMAT:
+                combined["layers"] = tuple(content["layers"])
+                combined["combination"] = Combination.from_dict(content["combination"])
             tensors, _ = read_tensor_file(folder / WEIGHTS)
             check_tensors(tensors, weight=2, bias=1)
-            if len(tensors["weight"]) != 2 or len(tensors["bias"]) != 2:
-                raise UserError(f"weights of shape {tuple(tensors['weight'].shape)}")
+            if len(tensors["bias"]) != 2:
+                raise UserError(f"biases of shape {tuple(tensors['bias'].shape)}")
             detector = cls(
                 tensors["weight"],
                 tuple(tensors["bias"].tolist()),
@@ -193,6 +255,7 @@ class PremiseDetector(Displayed):
                 threshold=float(content["threshold"]),
                 prompting=content.get("prompting"),
                 **{key: content[key] for key in ("layer", "fingerprint", "training")},
+                **combined,
             )
         except UserError as error:
             raise UserError(
@@ -210,7 +273,8 @@ class PremiseDetector(Displayed):
 
     def _shown(self) -> Shown:
         words = (
-            f"Finds false premises after layer {self.layer} of model {self.fingerprint[:12]}; "
+            f"Finds false premises after layer {', '.join(map(str, self.read_layers))} of model "
+            f"{self.fingerprint[:12]}; "
             f"fires from probability {self.threshold:.2f} on."
         )
         rows = [(name, str(value)) for name, value in self.training.items()]

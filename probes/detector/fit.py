@@ -1,23 +1,24 @@
-"""Fit a premise detector: choose its layer, directions, calibration and threshold.
+"""Fit a premise detector: its directions, the weights of its evidence, calibration and threshold.
 
 The data are questions about facts that the model knows, each with a false and with the true object;
 every object is false as often as it is true (`probes.detector.balance`). The falsity probe is
 fitted on the tokens of the questions: label 1 at the completion of a false premise, 0 at that of a
 true one and, with less weight, at all other tokens. Tokens after a false completion are left out.
-All tokens of the *background*, texts without a premise, are of label 0. The mention probe is fitted
-on the tokens up to the completion, with label 1 for the object's.
+The *background*, texts without a premise, is of label 0: the probes are fitted on one half of it
+and all further choices use the other half. The mention probe is fitted on the tokens up to the
+completion, with label 1 for the object's. Every relation has the same weight.
 
-Layer, calibration and threshold are chosen by cross-validation with folds that hold out subjects
-and templates at the same time. The threshold is the lowest that keeps false alarms on true-premise
-twins within the allowed share. The final probes are the means of the folds' probes: probes refitted
-on all questions would have scores on another scale, for which calibration and threshold do not
-hold.
+Layers, the weights of the evidence, calibration and threshold are chosen by cross-validation. With
+several relations a fold leaves out relations, so that what is chosen holds for a relation that was
+not fitted on; with few, it leaves out subjects and templates at the same time. The threshold is the
+lowest that keeps false alarms on true-premise twins, and on the background, within the allowed
+shares. The final probes are the means of the folds' probes: probes refitted on all questions would
+have scores on another scale, for which calibration and threshold do not hold.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -31,109 +32,132 @@ from probes.detector.calibration import (
     expected_calibration_error,
     fit_calibration,
 )
-from probes.detector.dataset import FOLDS, DetectorDataset, Folds
+from probes.detector.dataset import DetectorDataset, Folds
 from probes.detector.detections import covers
 from probes.detector.detector import PremiseDetector
+from probes.detector.evidence import (
+    EXPECTATION,
+    PROBES,
+    Combination,
+    fit_combination,
+    token_evidence,
+)
+from probes.detector.fold_moments import FoldMoments, falsity_tokens, half_of_background
 from probes.detector.span import false_words
-from probes.linear import fit_direction
 from probes.scoring import area_under_curve, groups_of
 
 logger = logging.getLogger(__name__)
 
-TOKEN_C = 0.003
-"""Inverse strength of the L2 penalty; there are ten times as many tokens as prompts."""
-OTHER_TOKENS = 0.1
-"""Weight of a token at which no premise is completed."""
-KEPT_TOKENS = 0.4
-"""Share of such tokens that are fitted on, to save time; their weight is divided by it."""
 FALSE_ALARMS, MOST_FALSE_ALARMS = 0.01, 0.05
 """Allowed share of twins on which the detector fires, and the most allowed where twins are few."""
 ALARMS = 3
 """Number of twins that may fire, as long as their share is at most ``MOST_FALSE_ALARMS``."""
-LAYER_FOLDS = 3
-
-
-def fit_falsity(
-    material: DetectorDataset,
-    fitted: Bool[np.ndarray, " question"],
-    *,
-    activations: Float[Tensor, "token d_model"],
-    background: Float[Tensor, "background_token d_model"],
-    seed: int,
-) -> tuple[Float[Tensor, " d_model"], float]:
-    """Weight and bias of the falsity probe, from some of the questions."""
-    generator = torch.Generator().manual_seed(seed)
-    false = torch.from_numpy(material.labels == 1)[material.question_of]
-    drawn = torch.rand(len(false), generator=generator) < KEPT_TOKENS
-    usable = material.tokens_of(fitted) & (material.before | ~false)
-    rows = usable & (material.completes | drawn)
-    others = material.background_of(fitted)
-    others &= torch.rand(len(others), generator=generator) < KEPT_TOKENS
-    labels = torch.cat([(material.completes & false)[rows], torch.zeros(int(others.sum())).bool()])
-    counts = torch.full((len(labels),), OTHER_TOKENS / KEPT_TOKENS)
-    counts[: int(rows.sum())][material.completes[rows]] = 1.0
-    values = torch.cat([activations[rows], background[others]])
-    return fit_direction(values, labels.long(), C=TOKEN_C, counts=counts)
-
-
-def fit_mention(
-    material: DetectorDataset,
-    fitted: Bool[np.ndarray, " question"],
-    *,
-    activations: Float[Tensor, "token d_model"],
-) -> tuple[Float[Tensor, " d_model"], float]:
-    """Weight and bias of the mention probe, from some of the questions."""
-    rows = material.tokens_of(fitted) & material.before
-    return fit_direction(activations[rows], material.mentions[rows].long(), C=TOKEN_C)
+BACKGROUND_ALARMS = 0.005
+"""Allowed share of background texts on which the detector fires; one text may, however few."""
+LEAST_PROBABILITY = 0.5
+"""The default threshold is not below this, even where every twin scores far lower."""
+WORSE_LAYER = 0.04
+"""Layers whose AUC is this much below that of the best layer are not used."""
 
 
 @dataclass(frozen=True, eq=False)
 class CrossFit:
-    """Cross-validated scores of a probe, and the mean of its folds.
+    """Cross-validated log-odds of the probes of one layer, and the mean of its folds' probes.
 
     Attributes:
-        scores: Float[token], log-odds from the fold that held out the token's question.
-        weight, bias: the mean of the folds' probes.
+        scores: Float[token 2], falsity and mention, from the fold that held out the token's
+            question; NaN for questions that no fold holds out.
+        background: Float[background_token 2], from the mean of the folds' probes.
+        weight, bias: the mean of the folds' probes, falsity and mention.
     """
 
-    scores: Float[Tensor, " token"]
-    weight: Float[Tensor, " d_model"]
-    bias: float
+    scores: Float[Tensor, "token 2"]
+    background: Float[Tensor, "background_token 2"]
+    weight: Float[Tensor, "2 d_model"]
+    bias: Float[Tensor, "2"]
 
 
-def cross_fit(
-    material: DetectorDataset, layer: int, folds: Folds, *, mention: bool = False
-) -> tuple[CrossFit, CrossFit | None]:
-    """Cross-fit the falsity probe at a layer and, with ``mention``, the mention probe."""
-    activations, background = material.read(layer), material.read_background(layer)
+def cross_fit(material: DetectorDataset, layer: int, folds: Folds) -> CrossFit:
+    """Fit both probes at a layer in every fold, and score the questions that it holds out."""
     pairs = folds.pairs(material.questions)
-
-    def across(fit: Callable[..., tuple[Tensor, float]], **options: Any) -> CrossFit:
-        scores = torch.full((len(activations),), torch.nan, dtype=torch.float64)
-        probes = []
-        for fitted, scored in pairs:
-            weight, bias = fit(material, fitted, activations=activations, **options)
-            tokens = material.tokens_of(scored)
-            scores[tokens] = activations[tokens].double() @ weight + bias
-            probes.append((weight, bias))
-        mean = torch.stack([weight for weight, _ in probes]).mean(dim=0)
-        return CrossFit(scores, mean, float(np.mean([bias for _, bias in probes])))
-
-    falsity = across(fit_falsity, background=background, seed=folds.seed)
-    return falsity, across(fit_mention) if mention else None
+    moments = FoldMoments(material, layer, np.stack([fitted for fitted, _ in pairs]))
+    activations, background = material.read(layer), material.read_background(layer)
+    scores = torch.full((len(activations), 2), torch.nan, dtype=torch.float64)
+    weights, biases = [], []
+    for fold, (_, scored) in enumerate(pairs):
+        weight, bias = moments.fit(fold)
+        tokens = material.tokens_of(scored)
+        scores[tokens] = activations[tokens].double() @ weight.T + bias
+        weights.append(weight)
+        biases.append(bias)
+    weight, bias = torch.stack(weights).mean(dim=0), torch.stack(biases).mean(dim=0)
+    return CrossFit(scores, background.double() @ weight.T + bias, weight, bias)
 
 
-def choose_layer(
-    material: DetectorDataset, *, seed: int = 0, progress: bool = True
-) -> tuple[int, dict[int, float]]:
-    """The layer with the highest cross-validated AUC of questions, and every layer's AUC."""
-    aucs = {}
-    for layer in progress_bar(material.store.layers, description="layers", shown=progress):
-        falsity, _ = cross_fit(material, layer, Folds(LAYER_FOLDS, seed))
-        scores = material.question_scores(falsity.scores)[material.counted]
-        labels = material.labels[material.counted]
-        aucs[layer] = area_under_curve(torch.from_numpy(scores).float(), torch.from_numpy(labels))
-    return min(aucs, key=lambda layer: (-aucs[layer], layer)), aucs
+def cross_fit_layers(
+    material: DetectorDataset, folds: Folds, *, progress: bool = True
+) -> tuple[dict[int, CrossFit], dict[int, float]]:
+    """The layers that are used, ascending, and the cross-validated AUC of every candidate.
+
+    Layers far below the best one are left out, see ``WORSE_LAYER``.
+    """
+    fits, aucs = {}, {}
+    labels = torch.from_numpy(material.labels[material.counted])
+    for layer in progress_bar(sorted(material.store.layers), description="layers", shown=progress):
+        fits[layer] = cross_fit(material, layer, folds)
+        scores = material.question_scores(fits[layer].scores[:, 0])[material.counted]
+        aucs[layer] = area_under_curve(torch.from_numpy(scores).float(), labels)
+    best = max(aucs.values())
+    return {layer: fits[layer] for layer in fits if aucs[layer] >= best - WORSE_LAYER}, aucs
+
+
+@dataclass(frozen=True, eq=False)
+class CombinedScores:
+    """Cross-validated log-odds of falsity, with all evidence.
+
+    Attributes:
+        tokens: Float[token], NaN for questions that no fold holds out.
+        mention: Float[token], of the mention probe.
+        background: Float[text], the highest of each text that the probes were not fitted on.
+        combination: the weights of the evidence.
+    """
+
+    tokens: Float[Tensor, " token"]
+    mention: Float[Tensor, " token"]
+    background: Float[np.ndarray, " text"]
+    combination: Combination
+
+
+def combine(
+    material: DetectorDataset, fits: dict[int, CrossFit], names: Sequence[str]
+) -> CombinedScores:
+    """Weigh the named evidence on the tokens that count, and on half of the background.
+
+    Evidence that was not read is left out.
+    """
+    probes = torch.stack([fit.scores for fit in fits.values()]).mean(dim=0)
+    evidence = token_evidence(probes.numpy(), material.read_predictions(), material.sizes)
+    used = [name for name in names if name in evidence]
+    rows, positive, weights = falsity_tokens(material, material.counted)
+    sizes = [len(text.asked.offsets) for text in material.background]
+    of_texts = torch.stack([fit.background for fit in fits.values()]).mean(dim=0).numpy()
+    beside = token_evidence(of_texts, material.read_background_predictions(), sizes or [0])
+    others = half_of_background(material, 1).numpy()
+    n = int(others.sum())
+    scale = len(rows) / float(weights[rows].sum())
+    combination = fit_combination(
+        {name: np.concatenate([evidence[name][rows], beside[name][others]]) for name in used},
+        np.concatenate([positive[rows].numpy(), np.zeros(n, dtype=bool)]),
+        scale * np.concatenate([weights[rows].numpy(), np.full(n, 1 / max(n, 1))]),
+    )
+    parts = np.split(combination(beside), np.cumsum(sizes)[:-1]) if sizes else []
+    highest = np.array([part.max() for part in parts], dtype=float)
+    return CombinedScores(
+        torch.from_numpy(combination(evidence)),
+        probes[:, 1],
+        highest[1::2],
+        combination,
+    )
 
 
 def default_false_alarms(n_twins: int) -> float:
@@ -160,6 +184,20 @@ def lowest_threshold(
     return float(np.nextafter(twins[allowed], 2.0)) if twins[allowed] < 1 else 1.0
 
 
+def _threshold(
+    probabilities: Float[np.ndarray, " question"],
+    labels: Int[np.ndarray, " question"],
+    background: Float[np.ndarray, " text"],
+    max_false_alarms: float,
+) -> float:
+    """The lowest threshold within the allowed false alarms on twins and on the background."""
+    threshold = lowest_threshold(probabilities, labels, max_false_alarms)
+    if not len(background):
+        return threshold
+    share = max(BACKGROUND_ALARMS, 1 / len(background))
+    return max(threshold, lowest_threshold(background, np.zeros(len(background), int), share))
+
+
 def fit_detector(
     material: DetectorDataset,
     *,
@@ -167,33 +205,45 @@ def fit_detector(
     prompting: str | None = None,
     max_false_alarms: float | None = None,
     calibration: CalibrationMethod = "platt",
+    evidence: Sequence[str] = (*PROBES, *EXPECTATION),
+    fits: tuple[dict[int, CrossFit], dict[int, float]] | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> PremiseDetector:
-    """Choose layer, calibration and threshold by cross-validation, and average the folds' probes.
+    """Choose layers, weights, calibration and threshold; average the folds' probes.
 
-    ``max_false_alarms`` is by default `default_false_alarms`.
+    ``max_false_alarms`` is by default `default_false_alarms`; ``evidence`` is what is weighed, as
+    far as it was read; ``fits`` are those of `cross_fit_layers`, where they are at hand; ``seed``
+    is only noted.
 
     Raises:
         UserError: fewer subjects than folds, one class only, or scores that fall with the label.
     """
-    layer, aucs = choose_layer(material, seed=seed, progress=progress)
-    falsity, mention = cross_fit(material, layer, Folds(FOLDS, seed), mention=True)
-    assert mention is not None
+    if fits is None:
+        fits = cross_fit_layers(material, Folds.suited_to(material.questions), progress=progress)
+    by_layer, aucs = fits
+    combined = combine(material, by_layer, evidence)
     counted = material.counted
-    scores, labels = material.question_scores(falsity.scores)[counted], material.labels[counted]
+    scores, labels = material.question_scores(combined.tokens)[counted], material.labels[counted]
     curve = fit_calibration(scores, labels, method=calibration)
     probabilities = curve(scores)
+    least = LEAST_PROBABILITY if max_false_alarms is None else 0.0
     if max_false_alarms is None:
         max_false_alarms = default_false_alarms(int((labels == 0).sum()))
-    threshold = lowest_threshold(probabilities, labels, max_false_alarms)
+    background = curve(combined.background)
+    threshold = max(least, _threshold(probabilities, labels, background, max_false_alarms))
     fired = probabilities >= threshold
     found = np.zeros(len(counted), dtype=bool)
     found[counted] = fired & (labels == 1)
-    covered = _covered(material, found, falsity=falsity.scores, mention=mention.scores)
+    covered = _covered(material, found, falsity=combined.tokens, mention=combined.mention)
     relations = [question.question.relation for question in material.questions if question.counts]
+    beside = {question.question.relation for question in material.questions} - set(relations)
     training = {
         "relations": {name: relations.count(name) // 2 for name in dict.fromkeys(relations)},
+        "relations_beside": sorted(beside),
+        "folds": "relation"
+        if Folds.suited_to(material.questions).by_relation
+        else "subject and template",
         "n_subjects": len(set(groups_of([question.question for question in material.questions]))),
         "layer_auc": {str(layer): auc for layer, auc in aucs.items()},
         "auc": area_under_curve(torch.from_numpy(scores).float(), torch.from_numpy(labels)),
@@ -204,11 +254,16 @@ def fit_detector(
         "span_covers_object": covered,
         "seed": seed,
     }
-    logger.info("detector: layer %d, cross-validated AUC %.3f", layer, training["auc"])
+    layers = tuple(by_layer)
+    logger.info("detector: layers %s, cross-validated AUC %.3f", layers, training["auc"])
+    bias = torch.stack([fit.bias for fit in by_layer.values()]).mean(dim=0)
     return PremiseDetector(
-        weight=torch.stack([falsity.weight, mention.weight]).float(),
-        bias=(falsity.bias, mention.bias),
-        layer=layer,
+        # The falsity probes of all layers, then the mention probes.
+        weight=torch.cat(list(torch.stack([fit.weight for fit in by_layer.values()], 1))).float(),
+        bias=(float(bias[0]), float(bias[1])),
+        layer=layers[-1],
+        layers=layers,
+        combination=combined.combination,
         calibration=curve,
         threshold=threshold,
         fingerprint=fingerprint,

@@ -9,6 +9,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from interp.models import cache_root, fingerprint
 from interp.models.fingerprint import prompting_fingerprint
 from interp.models.hooked_model import HookedModel
 from interp.models.template_clock import template_now, template_time
-from interp.premises import Premises, check_knowledge, list_relations, load_premises
+from interp.premises import Premises, Question, check_knowledge, list_relations, load_premises
 from interp.premises.registry import data_dir
 from interp.runs.shards import digest_of
 from probes.detector.balance import balanced_questions
@@ -39,13 +40,20 @@ from probes.store import store_activations
 
 logger = logging.getLogger(__name__)
 
-FACTS = 120
+FACTS = 40
 """Facts of each shipped relation that the model is asked about, best known first."""
+BESIDE_FACTS = 24
+"""The same for relations that are only fitted on."""
+QUESTIONS = 1600
+"""Questions, false and true, that are aimed at: with many facts, each is asked about through some
+of the templates only."""
+FACT_TEXTS = 240
+"""Texts about facts among the texts without a premise, at most."""
 WORD_PROBLEMS = 60
 """Word problems among the texts without a premise."""
 FEWEST_KNOWN = 8
 """Relations of which the model knows fewer facts are left out."""
-LAYERS = (0.4, 0.45, 0.5, 0.55, 0.6)
+LAYERS = (0.4, 0.47, 0.53, 0.6)
 """Candidate layers, as shares of the depth."""
 FEW_FACTS = 100
 """With at most this many facts, paraphrases and more false objects are added, which takes time."""
@@ -53,7 +61,7 @@ DEALS = 3
 """False objects of each subject; only questions with the first one count, see `Folds`."""
 DEAL_STEP = 1000
 """Distance of the seeds of one subject's false objects, so that nearby seeds give other runs."""
-VERSION = 2
+VERSION = 3
 """Version of the training; cached detectors of another version are trained again."""
 
 
@@ -66,12 +74,35 @@ def shipped_premises(*, facts: int = FACTS, seed: int = 0) -> tuple[Premises, ..
     return tuple(premises for premises in loaded if premises.relation.false_object == "another")
 
 
+def premises_beside(
+    premises: Iterable[Premises], *, facts: int = BESIDE_FACTS, seed: int = 0
+) -> tuple[Premises, ...]:
+    """The other shipped relations, to be fitted on beside these premises.
+
+    Facts about a subject of the premises' whole relations are left out, because they may tell what
+    a held-out part asks.
+    """
+    relations = [part.relation for part in premises]
+    names = {relation.name for relation in relations}
+    subjects = {fact.subject for relation in relations for fact in relation.facts}
+    kept = []
+    for other in shipped_premises(facts=facts, seed=seed):
+        rest = tuple(fact for fact in other.facts if fact.subject not in subjects)
+        if other.relation.name not in names and len(rest) >= FEWEST_KNOWN:
+            kept.append(other.with_facts(rest))
+    return tuple(kept)
+
+
 def known_premises(
-    model: HookedModel, premises: Iterable[Premises], *, progress: bool = True
+    model: HookedModel,
+    premises: Iterable[Premises],
+    *,
+    minimum: int = 1,
+    progress: bool = True,
 ) -> tuple[Premises, ...]:
     """The facts of each relation that the model knows; relations with too few are left out.
 
-    Raises UserError when none is left.
+    Raises UserError when fewer than ``minimum`` relations are left.
     """
     kept = []
     for of_relation in premises:
@@ -79,7 +110,7 @@ def known_premises(
         logger.info("%s: %s", of_relation.relation.name, knowledge.summary)
         if knowledge.n_known >= FEWEST_KNOWN:
             kept.append(knowledge.keep(of_relation, minimum=FEWEST_KNOWN))
-    if not kept:
+    if len(kept) < minimum:
         raise UserError(
             f"the model knows fewer than {FEWEST_KNOWN} facts of every relation: give premises "
             "that it knows, or another model"
@@ -99,10 +130,12 @@ def train_detector(
     premises: Iterable[Premises] | None = None,
     *,
     known: bool = True,
+    beside: Iterable[Premises] = (),
     layers: Sequence[int] | None = None,
     max_false_alarms: float | None = None,
     calibration: CalibrationMethod = "platt",
     activations: Path | None = None,
+    n_questions: int = QUESTIONS,
     seed: int = 0,
     progress: bool = True,
 ) -> PremiseDetector:
@@ -112,11 +145,15 @@ def train_detector(
         premises: questions to train on; by default the shipped relations.
         known: leave out facts that the model does not know. False for premises that have been
             filtered already.
-        layers: candidates, of which cross-validation chooses one; by default some in the middle.
+        beside: premises of other relations to fit on as well, as far as the model knows them. The
+            weights of the evidence, calibration and threshold are chosen without them.
+        layers: candidates, of which cross-validation leaves out the worse ones; by default some in
+            the middle.
         max_false_alarms: share of true-premise twins, in cross-validation, on which it may fire;
             by default 1 %, and up to 5 % where there are few of them.
         activations: directory that keeps the activations for another training; by default a
             temporary one.
+        n_questions: questions, false and true, that are aimed at where there are many facts.
 
     Raises:
         UserError: too few facts or subjects, or activations that are not finite.
@@ -127,7 +164,16 @@ def train_detector(
             activations = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         options: dict[str, Any] = {"seed": seed, "progress": progress}
         return fit_detector(
-            collect_material(model, premises, activations, known=known, layers=layers, **options),
+            collect_material(
+                model,
+                premises,
+                activations,
+                known=known,
+                beside=beside,
+                layers=layers,
+                n_questions=n_questions,
+                **options,
+            ),
             fingerprint=fingerprint(model),
             prompting=prompting_fingerprint(model.tokenizer),
             max_false_alarms=max_false_alarms,
@@ -142,7 +188,9 @@ def collect_material(
     folder: Path,
     *,
     known: bool = True,
+    beside: Iterable[Premises] = (),
     layers: Sequence[int] | None = None,
+    n_questions: int = QUESTIONS,
     seed: int = 0,
     progress: bool = True,
 ) -> DetectorDataset:
@@ -150,41 +198,76 @@ def collect_material(
     chosen = tuple(premises) if premises is not None else shipped_premises(seed=seed)
     if known:
         chosen = known_premises(model, chosen, progress=progress)
-    questions = labelled_questions(model, chosen, seed=seed)
-    background = background_texts(model, chosen)
+    others = known_premises(model, beside, minimum=0, progress=progress)
+    drawn: dict[str, Any] = {"n_questions": n_questions, "seed": seed}
+    questions = labelled_questions(model, chosen, **drawn)
+    questions += tuple(
+        replace(question, counts=False)
+        for question in labelled_questions(model, others, paraphrases=False, **drawn)
+    )
+    background = background_texts(model, (*chosen, *others))
     store = store_activations(
         model,
         [text.asked.to_read for text in (*questions, *background)],
         folder,
         layers=candidate_layers(model) if layers is None else layers,
+        predictions=True,
         progress=progress,
     )
     return DetectorDataset(questions, store, background=background)
 
 
 def labelled_questions(
-    model: HookedModel, premises: Iterable[Premises], *, seed: int = 0
+    model: HookedModel,
+    premises: Iterable[Premises],
+    *,
+    paraphrases: bool = True,
+    n_questions: int = QUESTIONS,
+    seed: int = 0,
 ) -> tuple[LabelledQuestion, ...]:
     """Every question with a false and with the true object; objects are balanced (`balance`).
 
     With few facts, paraphrases of the premises (`probes.detector.paraphrases`) and further false
     objects of each subject are added: a probe could memorise a single wrong object, instead of
-    learning that subject and object do not match.
+    learning that subject and object do not match. With many facts, each is asked about through
+    some of its templates and question frames only, so that there are about ``n_questions``.
     """
     premises = tuple(premises)
-    few = sum(len(of_relation.facts) for of_relation in premises) <= FEW_FACTS
+    n_facts = sum(len(of_relation.facts) for of_relation in premises)
+    few = paraphrases and n_facts <= FEW_FACTS
+    templates_each = max(1, n_questions // (4 * max(1, n_facts)))
     found: list[LabelledQuestion] = []
     for of_relation in premises:
-        for asked in (of_relation, framed(of_relation)) if few else (of_relation,):
+        variants = [of_relation]
+        if few:
+            variants.append(framed(of_relation))
+        elif of_relation.relation.frames:
+            variants.append(of_relation.in_frames())
+        for asked in variants:
             for deal in range(DEALS if few else 1):
+                drawn = balanced_questions(asked, seed=seed + DEAL_STEP * deal)
                 questions = label_questions(
                     model.tokenizer,
                     asked,
-                    balanced_questions(asked, seed=seed + DEAL_STEP * deal),
-                    counts=asked is of_relation and not deal,
+                    drawn if few else _taking_turns(asked, drawn, templates_each),
+                    counts=(asked is of_relation or not few) and not deal,
                 )
                 found += [question for question in questions if question.label or not deal]
     return tuple(found)
+
+
+def _taking_turns(
+    premises: Premises, questions: Iterable[Question], templates_each: int
+) -> list[Question]:
+    """The questions through ``templates_each`` templates a fact, in turn."""
+    turn = {subject: number for number, subject in enumerate(premises.subjects)}
+    place = {template: number for number, template in enumerate(premises.templates)}
+    n_templates = len(place)
+    return [
+        question
+        for question in questions
+        if (place[question.template] - turn[question.subject]) % n_templates < templates_each
+    ]
 
 
 def background_texts(
@@ -200,6 +283,8 @@ def background_texts(
         for fact in of_relation.facts:
             for text in (of_relation.direct(fact), f"{of_relation.cloze(fact)} {fact.object}."):
                 texts.append((text, name, f"{name}/{fact.subject}"))
+    texts = list(dict.fromkeys(texts))
+    texts = texts[:: max(1, -(-len(texts) // FACT_TEXTS))]
     path = data_dir() / "tasks" / "arithmetic" / "train.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines()
     step = max(1, len(lines) // WORD_PROBLEMS)
