@@ -8,8 +8,7 @@ matched per layer.
     python benchmarks/transfer.py --work DIR
 
 DIR keeps every relation's known facts, effects and scores, so that an interrupted call goes on.
-Writes benchmarks/results/transfer.json and, with --heads FILE --without capitals, the head set that
-ships for the model. About four minutes a relation on two cores.
+Writes benchmarks/results/transfer.json. About four minutes a relation on two cores.
 """
 
 import json
@@ -63,10 +62,6 @@ class Options:
     """Numbers of heads."""
     random_sets: int = 20
     """Random sets matched to the largest number of heads."""
-    heads: Path | None = None
-    """Also write the head set of all relations but those of --without to this file."""
-    without: tuple[str, ...] = ("capitals",)
-    """Relations that this head set has not seen."""
     seed: int = 0
 
 
@@ -74,25 +69,8 @@ def main(options: Options) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     options.work.mkdir(parents=True, exist_ok=True)
     model = interp.load_model(options.model)
-    names = options.relations or tuple(
-        name
-        for name in list_relations()
-        if interp.load_premises(name).relation.false_object == "another"
-    )
-    premises: dict[str, Premises] = {}
-    effects: dict[str, HeadEffects] = {}
-    n_known: dict[str, int] = {}
-    for name in names:
-        try:
-            premises[name], n_known[name] = known_facts(model, name, options)
-        except TooFewKnown as error:
-            logger.info("%s: left out, %s", name, error)
-            continue
-        effects[name] = effects_of(model, premises[name], options)
+    premises, effects, n_known = searched(model, options)
     joint = JointEffects(effects)
-    if options.heads is not None:
-        of_rest = joint.without(*options.without)
-        of_rest.select(count=max(options.counts)).save(options.heads)
     tables = []
     for of_relation in premises.values():
         held_out = of_relation.split(seed=options.seed).held_out
@@ -110,6 +88,29 @@ def main(options: Options) -> None:
     }
     write_json(RESULTS, content)
     write_between(PAGE, "measured", page(content))
+
+
+def searched(
+    model: Any, options: Options
+) -> tuple[dict[str, Premises], dict[str, HeadEffects], dict[str, int]]:
+    """By relation: the known facts that are used, the effects, and how many facts are known."""
+    names = options.relations or tuple(
+        name
+        for name in list_relations()
+        if interp.load_premises(name).relation.false_object == "another"
+    )
+    premises: dict[str, Premises] = {}
+    effects: dict[str, HeadEffects] = {}
+    n_known: dict[str, int] = {}
+    for name in names:
+        try:
+            premises[name], n_known[name] = known_facts(model, name, options)
+        except TooFewKnown as error:
+            logger.info("%s: left out, %s", name, error)
+            continue
+        effects[name] = effects_of(model, premises[name], options)
+        logger.info("%s: %d known, searched", name, n_known[name])
+    return premises, effects, n_known
 
 
 def known_facts(model: Any, name: str, options: Options) -> tuple[Premises, int]:

@@ -1,57 +1,71 @@
-"""``interp demo``: all steps on the embedded model, at a size that takes a few minutes.
+"""``interp demo``: what the toolkit does about false premises, in two or three minutes.
 
-Premises, knowledge filter, search by attribution at both sites, a check of the ranking by exact
-path patching on some prompts, the constraint scored on held-out subjects and templates, a report.
+Raw questions about facts that the model knows, with a false premise or with the true one. A
+detector reads each; where it fires, a few heads are constrained at the words that it found. For the
+embedded model both ship with the package, and have not seen the demo's relation. Any other model or
+relation is searched first, and its detector trained on the search part.
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from interp.commands.evaluate import EvaluateSettings, evaluate_run
-from interp.commands.locate import DEFAULT_FRACTION, IDENTITY, LocateSettings, load_run, locate_run
-from interp.evaluation.evaluate import Evaluation
-from interp.files.documents import read_json, write_json
-from interp.heads.effects import agreement
-from interp.heads.locate import as_encoded, locate_heads
+from interp.commands.evaluate import run_detector, write_evaluations
+from interp.commands.locate import IDENTITY, LocateSettings, load_run, locate_run
+from interp.errors import UserError
+from interp.evaluation.answers import answer_pairs, ask_all
+from interp.evaluation.evaluate import RANDOM_SETS, Evaluation, evaluate
+from interp.heads.effects import HeadEffects, count_of_fraction
+from interp.heads.headset import HeadSet
+from interp.heads.shipped import Shipped, shipped_for
+from interp.interventions.head_constraint import Constraint
 from interp.models.hooked_model import HookedModel
 from interp.premises.questions import Split
 from interp.runs.clock import one_moment
+from interp.runs.identity import conditions
+from interp.runs.job_runner import StoredJobRunner
 from interp.runs.lock import one_process
+from interp.runs.resources import run_resources
+from interp.runs.shards import InProcess
+from probes.detector.detect import detect_premises
+from probes.detector.train import detector_for
 
 logger = logging.getLogger(__name__)
 
-TOP_K = 10
+SHARDS = Path("shards") / "demo"
+FRACTION = 0.03
+"""Share of the heads that are constrained in a model for which none ship."""
 
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """Size of the demo: how many facts are tried, and how many prompts path patching checks."""
+    """Size of the demo: how many facts are tried, and how many questions are answered in full."""
 
     premises: str = "capitals"
     """A relation that ships (see `interp premises ls`), or a CSV or YAML file."""
-    limit: int = 90
+    limit: int = 48
     """How many facts are tried, best known first."""
-    heads: float = DEFAULT_FRACTION
-    """A fraction of all heads (below 1), or a count."""
-    path_prompts: int = 4
-    """On how many search prompts exact path patching checks the ranking; 0 for none."""
+    heads: float | None = None
+    """A fraction of all heads (below 1), or a count, of those found here; by default those that
+    ship for the model, or 3 % of all."""
+    answers: int = 10
+    """How many false premises, and how many true ones, are answered in full."""
     seed: int = 0
     """Draws false objects, splits, random head sets and resamples."""
 
     def __post_init__(self) -> None:
-        _ = self.evaluation  # raises for an invalid number of heads
+        if self.heads is not None and self.heads <= 0:
+            raise UserError(f"heads is a fraction below 1 or a count from 1, not {self.heads:g}")
+        if self.answers < 1:
+            raise UserError(f"answers is {self.answers}: it must be at least 1")
 
     @property
     def search(self) -> LocateSettings:
         """Settings of the search."""
-        return LocateSettings(premises=self.premises, limit=self.limit, seed=self.seed)
-
-    @property
-    def evaluation(self) -> EvaluateSettings:
-        """Settings of the evaluation."""
-        return EvaluateSettings(heads=self.heads, seed=self.seed, counts=(3, 8))
+        return LocateSettings(
+            premises=self.premises, limit=self.limit, seed=self.seed, site="attention"
+        )
 
 
 @one_process
@@ -59,43 +73,61 @@ class DemoSettings:
 def demo_run(
     model: HookedModel, settings: DemoSettings, run: Path, *, progress: bool = True
 ) -> list[Evaluation]:
-    """Run the demo in ``run``; an interrupted call is continued."""
-    effects = locate_run(model, settings.search, run, progress=progress)
-    _, split, _ = load_run(run)
-    if settings.path_prompts:
-        n_prompts = settings.path_prompts
-        check_by_path(model, split, run, n_prompts=n_prompts, progress=progress)
-    return evaluate_run(
-        model, split, effects, settings=settings.evaluation, run=run, progress=progress
-    )
+    """Run the demo in ``run``; an interrupted call is continued.
 
-
-def check_by_path(
-    model: HookedModel, split: Split, run: Path, *, n_prompts: int, progress: bool = True
-) -> dict[str, Any]:
-    """Exact path patching of every head against its first-order estimate, on some search prompts.
-
-    Both take values from the masked run. The prompts are spread evenly over the search part.
-    Writes agreement.json.
+    Returns the constraint with the detector as its gate, and the one that is told where to act.
     """
-    path = run / "agreement.json"
-    encoded = as_encoded(model, split.search)
-    step = max(1, len(encoded) // n_prompts)
-    step += 1 - step % 2  # an odd step covers different templates
-    prompts = encoded.take(list(range(0, len(encoded), step))[:n_prompts])
-    if path.is_file() and read_json(path).get("n_prompts") == len(prompts):
-        return read_json(path)
-    estimate = locate_heads(model, prompts, source="masked", progress=progress)
-    exact = locate_heads(model, prompts, method="path", progress=progress)
-    found = agreement(estimate, exact, top_k=TOP_K)
-    n_heads = estimate.values.shape[2]
-    x, y = estimate.mean.flatten().tolist(), exact.mean.flatten().tolist()
-    content = {
-        **found,
-        "x": "attribution",
-        "y": "path",
-        "n_prompts": len(prompts),
-        "points": [[i // n_heads, i % n_heads, x[i], y[i]] for i in range(len(x))],
-    }
-    write_json(path, content)
-    return content
+    locate_run(model, settings.search, run, progress=progress)
+    _, split, effects = load_run(run)
+    shipped = shipped_for(model)
+    if shipped is not None and split.search.relation.name not in shipped.left_out:
+        shipped = None  # what ships has seen this relation
+    heads = _heads(effects["attention"], settings, shipped)
+    if shipped is not None:
+        detector = detector_for(model, progress=progress)
+    else:
+        detector = run_detector(model, split, run, seed=settings.seed, progress=progress)
+    stages = StoredJobRunner(run / SHARDS, InProcess(model), conditions(model))
+    options: dict[str, Any] = {"seed": settings.seed, "progress": progress, "stages": stages}
+    with run_resources(run, IDENTITY, model):
+        found = detect_premises(model, split.held_out, detector=detector, progress=progress)
+        told = evaluate(model, split.held_out, heads=heads, random_sets=0, answers=False, **options)
+        gated = evaluate(
+            model,
+            split.held_out,
+            heads=heads,
+            gate="probe",
+            detector=found,
+            random_sets=RANDOM_SETS,
+            answers=False,
+            **options,
+        )
+        few = _few(split, settings.answers)
+        few_found = detect_premises(model, few, detector=detector, progress=progress)
+        del options["seed"]
+        pairs = [
+            pair
+            for asked in ask_all(model, few, **options).values()
+            for pair in answer_pairs(
+                model, asked, Constraint(heads), detections=few_found, **options
+            )
+        ]
+    evaluations = [replace(gated, answers=tuple(pairs)), told]
+    write_evaluations(run, evaluations)
+    stages.remove_others()
+    return evaluations
+
+
+def _heads(effects: HeadEffects, settings: DemoSettings, shipped: Shipped | None) -> HeadSet:
+    """The heads that ship for the model, or the best that were found here."""
+    if settings.heads is None and shipped is not None:
+        return shipped.heads
+    wanted = FRACTION if settings.heads is None else settings.heads
+    count = int(wanted) if wanted >= 1 else count_of_fraction(wanted, effects.n_heads)
+    return effects.select(count=count)
+
+
+def _few(split: Split, count: int) -> Any:
+    """The first held-out facts, for about ``count`` questions."""
+    n_facts = max(1, count // len(split.held_out.templates))
+    return split.held_out.first(min(n_facts, len(split.held_out.facts)))

@@ -317,14 +317,23 @@ def _best_rows(
 def _write(run: Path, evaluations: list[Evaluation], table: pd.DataFrame, *, folder: Path) -> None:
     """Write the results to ``folder``, and mark the heads in the run's table if that is its own."""
     write_table(folder / "settings.csv", table)
+    write_evaluations(folder, evaluations, mark=folder == run)
+
+
+def write_evaluations(folder: Path, evaluations: list[Evaluation], *, mark: bool = True) -> None:
+    """Write null.csv, generations.jsonl and evaluation.json, of which the first is the best.
+
+    Args:
+        mark: mark the evaluated heads in the folder's heads.csv.
+    """
     nulls = [evaluation.null_dataframe() for evaluation in evaluations]
     write_table(folder / "null.csv", pd.concat(nulls, ignore_index=True))
     write_jsonl(folder / "generations.jsonl", (pair.to_row() for pair in evaluations[0].answers))
     content = evaluations[0].to_dict()
     content["alternatives"] = [other.to_dict() for other in evaluations[1:]]
     write_json(folder / "evaluation.json", content)
-    if folder == run:
-        _mark_selected(run, evaluations)
+    if mark:
+        _mark_selected(folder, evaluations)
 
 
 def _mark_selected(run: Path, evaluations: list[Evaluation]) -> None:

@@ -46,11 +46,12 @@ def comparison_table(evaluation: Mapping[str, Any]) -> pd.DataFrame:
     """One row for each setting, on held-out prompts.
 
     The settings are: no constraint, the evaluated head set, other head sets or sites
-    (`alternatives`), and after each its matched random head sets. Columns are `COMPARISON_COLUMNS`,
+    (`alternatives`), and after each its matched random head sets; those that are told where the
+    false object is come before those that a detector tells. Columns are `COMPARISON_COLUMNS`,
     all text. Raises UserError if the evaluation is malformed.
     """
     rows: list[tuple[str, ...]] = [("no constraint", *_cells(evaluation, "baseline"), MISSING)]
-    for setting in settings_of(evaluation):
+    for setting in sorted(settings_of(evaluation), key=_gated):
         rows.append((setting_name(setting), *_cells(setting, "constrained"), _neutral_kl(setting)))
         null = _null_row(setting)
         if null is not None:
@@ -134,9 +135,14 @@ def setting_name(evaluation: Mapping[str, Any]) -> str:
         share = "" if fraction is None else f" ({100 * fraction.value:.1f} %)"
         parts.append(f"{count} head{'' if count == 1 else 's'}{share}")
     gate = evaluation.get("gate")
-    if gate and gate != "oracle":
+    if _gated(evaluation):
         parts.append(f"gate: {gate}")
     return ", ".join(parts) or "constrained"
+
+
+def _gated(evaluation: Mapping[str, Any]) -> bool:
+    """Whether a detector says where the constraint acts."""
+    return evaluation.get("gate") not in (None, "oracle")
 
 
 def _cells(evaluation: Mapping[str, Any], run: str) -> list[str]:

@@ -17,6 +17,7 @@ from interp.heads.joint import JointEffects, pool_effects
 from interp.heads.locate import locate_heads
 from interp.heads.object_edits import Source, premise_edit
 from interp.heads.random_sets import random_head_sets
+from interp.heads.shipped import Shipped, shipped_for
 from interp.statistics.significance import mean_interval
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "HeadStatistics",
     "JointEffects",
     "Method",
+    "Shipped",
     "Site",
     "Source",
     "agreement",
@@ -41,4 +43,5 @@ __all__ = [
     "random_head_sets",
     "save_effects",
     "select_heads",
+    "shipped_for",
 ]

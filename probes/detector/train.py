@@ -17,12 +17,14 @@ import filelock
 
 from interp.checked import checked
 from interp.errors import UserError
+from interp.heads.shipped import shipped_for
 from interp.models import cache_root, fingerprint
 from interp.models.fingerprint import prompting_fingerprint
 from interp.models.hooked_model import HookedModel
 from interp.models.template_clock import template_now, template_time
 from interp.premises import Premises, Question, check_knowledge, list_relations, load_premises
 from interp.premises.registry import data_dir
+from interp.premises.relation import frame_template
 from interp.runs.shards import digest_of
 from probes.detector.balance import balanced_questions
 from probes.detector.calibration import CalibrationMethod
@@ -53,6 +55,12 @@ WORD_PROBLEMS = 60
 """Word problems among the texts without a premise."""
 FEWEST_KNOWN = 8
 """Relations of which the model knows fewer facts are left out."""
+KNOWN_SHARE = 0.4
+"""So are shipped relations of which it knows a smaller share: where a model guesses among a few
+objects, some guesses are right, and their true premises look as doubtful as false ones."""
+PAIRED = "two_entities"
+"""The frame that names another entity beside the premise. It is fitted on, but nothing is chosen by
+it: a probe takes the two entities for subject and object ("Rome … the capital of France")."""
 LAYERS = (0.4, 0.47, 0.53, 0.6)
 """Candidate layers, as shares of the depth."""
 FEW_FACTS = 100
@@ -98,17 +106,18 @@ def known_premises(
     premises: Iterable[Premises],
     *,
     minimum: int = 1,
+    share: float = 0.0,
     progress: bool = True,
 ) -> tuple[Premises, ...]:
-    """The facts of each relation that the model knows; relations with too few are left out.
+    """The facts of each relation that the model knows.
 
-    Raises UserError when fewer than ``minimum`` relations are left.
+    Relations with fewer than ``FEWEST_KNOWN``, or a smaller ``share``, are left out. Raises UserError when fewer than ``minimum`` relations are left.
     """
     kept = []
     for of_relation in premises:
         knowledge = check_knowledge(model, of_relation, progress=progress)
         logger.info("%s: %s", of_relation.relation.name, knowledge.summary)
-        if knowledge.n_known >= FEWEST_KNOWN:
+        if knowledge.n_known >= max(FEWEST_KNOWN, share * len(knowledge.facts)):
             kept.append(knowledge.keep(of_relation, minimum=FEWEST_KNOWN))
     if len(kept) < minimum:
         raise UserError(
@@ -197,8 +206,9 @@ def collect_material(
     """Label questions, and collect their activations in ``folder``; see `train_detector`."""
     chosen = tuple(premises) if premises is not None else shipped_premises(seed=seed)
     if known:
-        chosen = known_premises(model, chosen, progress=progress)
-    others = known_premises(model, beside, minimum=0, progress=progress)
+        share = KNOWN_SHARE if premises is None else 0.0
+        chosen = known_premises(model, chosen, share=share, progress=progress)
+    others = known_premises(model, beside, minimum=0, share=KNOWN_SHARE, progress=progress)
     drawn: dict[str, Any] = {"n_questions": n_questions, "seed": seed}
     questions = labelled_questions(model, chosen, **drawn)
     questions += tuple(
@@ -242,15 +252,19 @@ def labelled_questions(
         if few:
             variants.append(framed(of_relation))
         elif of_relation.relation.frames:
-            variants.append(of_relation.in_frames())
+            names = of_relation.relation.frame_names
+            for chosen in ([name for name in names if name != PAIRED], [PAIRED]):
+                if present := [name for name in chosen if name in names]:
+                    variants.append(of_relation.in_frames(present))
         for asked in variants:
+            paired = asked.templates == (frame_template(PAIRED),)
             for deal in range(DEALS if few else 1):
                 drawn = balanced_questions(asked, seed=seed + DEAL_STEP * deal)
                 questions = label_questions(
                     model.tokenizer,
                     asked,
                     drawn if few else _taking_turns(asked, drawn, templates_each),
-                    counts=(asked is of_relation or not few) and not deal,
+                    counts=(asked is of_relation or not few) and not paired and not deal,
                 )
                 found += [question for question in questions if question.label or not deal]
     return tuple(found)
@@ -299,14 +313,19 @@ def background_texts(
 def detector_for(
     model: HookedModel, *, cache_dir: Path | None = None, progress: bool = True
 ) -> PremiseDetector:
-    """The model's own detector: from the user's cache, or trained on the shipped relations.
+    """The model's own detector: as it ships, from the user's cache, or trained on the relations.
 
-    The cache, below `interp.models.cache_root`, has one directory for each model with its tokenizer
-    and chat template. If two processes ask at once, one trains and the other waits.
+    One ships for the embedded model, see `interp.heads.shipped`. The cache, below
+    `interp.models.cache_root`, has one directory for each model with its tokenizer and chat
+    template. If two processes ask at once, one trains and the other waits.
 
     Raises:
         UserError: what `train_detector` refuses, or a cache that cannot be written.
     """
+    shipped = shipped_for(model)
+    if shipped is not None:
+        with contextlib.suppress(UserError):  # another tokenizer or chat template, or damaged
+            return PremiseDetector.load(shipped.folder, model=model)
     digest = digest_of([fingerprint(model), prompting_fingerprint(model.tokenizer)])
     folder = cache_root(cache_dir) / "detectors" / f"{digest[:32]}-{VERSION}"
     try:
