@@ -7,7 +7,7 @@ the run directory, from which the run can be repeated.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
@@ -103,6 +103,9 @@ class DemoOptions(ModelOptions, DemoSettings):
 class LocateOptions(PlanOptions, DtypeCheckOptions, EngineOptions, ModelOptions, LocateSettings):
     """Options of ``interp locate``."""
 
+    premises: Annotated[str | tuple[str, ...], tyro.conf.arg(metavar="STR [STR ...]")] = "capitals"
+    """A relation that ships (see `interp premises ls`), or a CSV or YAML file. Several are searched
+    one by one, and their effects pooled with equal weight."""
     out: Path = Path("runs/locate")
     """The run directory; the same command again takes up what is there."""
 

@@ -13,8 +13,10 @@ _Pair = TypeVar("_Pair", bound="AnswerPair")
 class AnswerPair:
     """One question, with the greedy answer without and with the constraint.
 
-    `kind` is an `AnswerKind`; `object_span` is in characters [start, end) of the question. Raises
-    ValueError for another kind, or a span that the question does not have.
+    `kind` is an `AnswerKind`; `object_span` is in characters [start, end) of the question, and so
+    is the span in `acted_on`, where a detector let the constraint act: empty where it found
+    nothing, None without a detector, where the constraint acts at the object. Raises ValueError for
+    another kind, or a span that the question does not have.
     """
 
     kind: str
@@ -30,38 +32,44 @@ class AnswerPair:
     baseline_names_false: bool
     constrained_names_true: bool
     constrained_names_false: bool
+    acted_on: tuple[tuple[int, int], ...] | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(AnswerKind):
             raise ValueError(f"kind is {self.kind!r}; known are {', '.join(get_args(AnswerKind))}")
-        start, end = self.object_span
-        if not 0 <= start < end <= len(self.question):
-            raise ValueError(
-                f"object_span [{start}, {end}) lies outside the question of "
-                f"{len(self.question)} characters"
-            )
+        for name, spans in (("object_span", [self.object_span]), ("acted_on", self.acted_on or ())):
+            for start, end in spans:
+                if not 0 <= start < end <= len(self.question):
+                    raise ValueError(
+                        f"{name} [{start}, {end}) lies outside the question of "
+                        f"{len(self.question)} characters"
+                    )
 
     @classmethod
     def from_row(cls: type[_Pair], row: Any) -> _Pair:
         """Make from a parsed line of `generations.jsonl`. Raises ValueError if it is not valid."""
         if not isinstance(row, Mapping):
             raise ValueError("not a JSON object")
-        kinds = {field.name: field.type for field in fields(cls)}
+        kinds = {field.name: field.type for field in fields(cls) if field.name != "acted_on"}
         if missing := [key for key in kinds if key not in row]:
             raise ValueError(f"lacks {', '.join(missing)}")
         for kind, words in ((str, "text"), (bool, "true or false")):
             if wrong := [key for key in kinds if kinds[key] is kind and type(row[key]) is not kind]:
                 raise ValueError(f"{', '.join(wrong)} must be {words}")
-        span = row["object_span"]
-        if not isinstance(span, list) or len(span) != 2 or any(type(at) is not int for at in span):
-            raise ValueError("object_span must be two whole numbers")
         values: dict[str, Any] = {key: row[key] for key in kinds}
-        values["object_span"] = (span[0], span[1])
+        values["object_span"] = _span("object_span", row["object_span"])
+        if row.get("acted_on") is not None:
+            if not isinstance(row["acted_on"], list):
+                raise ValueError("acted_on must be a list of spans")
+            values["acted_on"] = tuple(_span("acted_on", span) for span in row["acted_on"])
         return cls(**values)
 
     def to_row(self) -> dict[str, Any]:
         """The fields as a line of `generations.jsonl` holds them."""
-        return asdict(self)
+        row = asdict(self)
+        if self.acted_on is None:
+            del row["acted_on"]
+        return row
 
     @property
     def outcome(self) -> Outcome:
@@ -69,3 +77,10 @@ class AnswerPair:
         if self.constrained_names_true:
             return "right" if self.baseline_names_true else "mended"
         return "broken" if self.baseline_names_true else "wrong"
+
+
+def _span(name: str, span: Any) -> tuple[int, int]:
+    """Two whole numbers. Raises ValueError for anything else."""
+    if not isinstance(span, list) or len(span) != 2 or any(type(at) is not int for at in span):
+        raise ValueError(f"{name} must be two whole numbers")
+    return span[0], span[1]

@@ -26,7 +26,7 @@ from interp.premises.joint import AnyPremises
 from interp.premises.questions import Question, QuestionKind
 from interp.premises.relation import FilledQuestion, names, names_any
 from interp.statistics.significance import mean_interval
-from probes.detector.detections import PremiseDetections, spans_of
+from probes.detector.detections import Detection, PremiseDetections, spans_of
 
 ANSWERS = OutputSpec(texts=True)
 QUESTION_KINDS: dict[AnswerKind, QuestionKind] = {"false_premise": "false", "true_premise": "twin"}
@@ -104,7 +104,10 @@ def answer_pairs(
         description=f"constrained, {asked.kind}",
         **options,
     )
-    answered = zip(asked.questions, asked.filled, asked.baseline, constrained, strict=True)
+    acted_on = [None] * len(constrained) if found is None else [_words_of(each) for each in found]
+    answered = zip(
+        asked.questions, asked.filled, asked.baseline, constrained, acted_on, strict=True
+    )
     return tuple(
         AnswerPair(
             kind=asked.kind,
@@ -120,9 +123,15 @@ def answer_pairs(
             baseline_names_false=names(before, question.false_object),
             constrained_names_true=names_any(after, question.true_names),
             constrained_names_false=names(after, question.false_object),
+            acted_on=words,
         )
-        for question, filled, before, after in answered
+        for question, filled, before, after, words in answered
     )
+
+
+def _words_of(detection: Detection) -> tuple[Span, ...]:
+    """The characters that a detector found, if it fired."""
+    return (detection.char_span,) if detection.fired and detection.char_span else ()
 
 
 def answers_under(

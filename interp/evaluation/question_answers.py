@@ -107,7 +107,7 @@ class QuestionAnswers(Displayed):
         source: where the questions come from.
         judge: the judge's name.
         answers: one a question, in order.
-        null: verdicts [set][question] under each random set of heads; empty without a null.
+        null: for each random set of heads, the verdict on every question; empty without a null.
     """
 
     intervention: Intervention

@@ -26,8 +26,9 @@ class MarkedPair(AnswerPair):
     """An answer pair that splits its texts into pieces."""
 
     def question_pieces(self) -> tuple[Piece, ...]:
-        """The question, with the object that it presupposes as a separate piece."""
-        return mark_object(self.question, self.object_span)
+        """The question, with the words at which the constraint acts as a separate piece."""
+        acted_on = (self.object_span,) if self.acted_on is None else self.acted_on
+        return mark_object(self.question, acted_on[0]) if acted_on else (Piece(self.question),)
 
     def answer_pieces(self, answer: str) -> tuple[Piece, ...]:
         """An answer, with each mention of the true and of the false object as a separate piece."""

@@ -111,7 +111,8 @@ def known_premises(
 ) -> tuple[Premises, ...]:
     """The facts of each relation that the model knows.
 
-    Relations with fewer than ``FEWEST_KNOWN``, or a smaller ``share``, are left out. Raises UserError when fewer than ``minimum`` relations are left.
+    Relations with fewer than ``FEWEST_KNOWN``, or a smaller ``share``, are left out. Raises
+    UserError when fewer than ``minimum`` relations are left.
     """
     kept = []
     for of_relation in premises:

@@ -89,4 +89,4 @@ def test_the_gate_of_a_run_is_trained_on_its_search_part_once(
     for _ in range(2):
         detector = run_detector(model, split, tmp_path, seed=3, progress=False)
         assert isinstance(detector, Stub)
-    assert seen == [("model", [split.search], 3)]
+    assert seen == [("model", (split.search,), 3)]

@@ -61,7 +61,7 @@ def test_an_interrupted_evaluation_gives_the_same_bytes(
     # And once when all sweeps and answers are there, at the very end.
     asked: list[int] = []
 
-    def interrupted(*arguments: Any) -> None:
+    def interrupted(*arguments: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
