@@ -13,6 +13,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from interp.cli.answers import print_answers
 from interp.cli.config import settings_of, to_config
 from interp.cli.options import (
     DemoOptions,
@@ -136,6 +137,7 @@ def demo(options: DemoOptions, console: Console) -> None:
     check_free(options.out)
     evaluations = demo_run(load(options, console), settings, options.out)
     write_yaml(options.out / "config.yaml", to_config(options))
+    print_answers(evaluations[0].answers, console, count=settings.answers)
     print_evaluation(evaluations, options.out, console)
     print_next(f"report: {write_report(options.out)}", console)
 

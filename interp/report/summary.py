@@ -55,6 +55,7 @@ def summary_sentences(
     """The findings as sentences; those without numbers are left out."""
     sentences = (
         _gain(evaluation),
+        _detection(evaluation),
         _null(evaluation),
         _answers(evaluation),
         _cost(evaluation),
@@ -103,6 +104,23 @@ def _gain(evaluation: Mapping[str, Any]) -> str | None:
         f"prefers the true object on {after.format()} of {prompts}; "
         f"without it, on {before.format()}."
     )
+
+
+def _detection(evaluation: Mapping[str, Any]) -> str | None:
+    """Where the detector let the constraint act, with gate ``probe``."""
+    false, twins, covers = (
+        measure_at(evaluation, "detection", name)
+        for name in ("fired_on_false", "fired_on_twins", "span_covers_object")
+    )
+    if false is None or twins is None:
+        return None
+    sentence = (
+        f"The detector, which reads the question alone, fired on {false.format()} of the false "
+        f"premises and on {twins.format()} of their true twins"
+    )
+    if covers is not None:
+        sentence += f"; the words that it found hold the false object in {covers.format()} of them"
+    return sentence + ". Where it does not fire, the answer is that without the constraint."
 
 
 def _null(evaluation: Mapping[str, Any]) -> str | None:

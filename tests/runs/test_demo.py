@@ -102,7 +102,7 @@ def test_what_ships_for_the_embedded_model(smollm: HookedModel) -> None:
     assert shipped is not None
     assert shipped.left_out == ("capitals",)
     assert (len(shipped.heads), shipped.heads.site) == (8, "attention")
-    assert "capitals" not in shipped.heads.chosen_by
+    assert " capitals," not in shipped.heads.chosen_by
     detector = probes.detector_for(smollm)
     assert "capitals" not in detector.training["relations"]
     question, twin = "Why is Paris the capital of {}?", "Why is Paris the capital of France?"
