@@ -53,7 +53,7 @@ def located_run(folder: Path) -> None:
     }
     write_yaml(beside / "planted.yaml", description)
     settings = LocateSettings(premises=str(beside / "planted.csv"), site="output")
-    premises = load_premises(settings.premises)
+    premises = load_premises(settings.relation)
     known = {"subjects": list(premises.subjects), "summary": "All."}
     write_json(folder / "known.json", {**known, "sha256": digest_of(known)})
     split = known_part(premises, folder).split(seed=0)

@@ -133,7 +133,7 @@ def test_folds_leave_relations_out(tiny_llama):
 
 def test_what_stands_beside_does_not_tell_the_answers():
     capitals = load_premises("capitals", limit=20)
-    beside = premises_beside(capitals, facts=30)
+    beside = premises_beside([capitals], facts=30)
     subjects = {fact.subject for fact in capitals.relation.facts}
     assert beside
     for other in beside:

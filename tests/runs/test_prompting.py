@@ -107,7 +107,7 @@ def finished(
 def probed(tmp_path_factory: pytest.TempPathFactory) -> tuple[ProbeSettings, Path]:
     """A finished comparison of probes, to be read only."""
     folder = tmp_path_factory.mktemp("probed")
-    premises = settings_in(folder).premises
+    premises = settings_in(folder).relation
     settings = ProbeSettings(premises, method="mean_difference", detector=False)
     probe_run(made(), settings, folder / "run", progress=False)
     return settings, folder / "run"
@@ -188,17 +188,17 @@ def test_other_facts_are_not_taken_up(search: LocateSettings, tmp_path: Path) ->
     """The premises have the same name, but other words."""
     run = tmp_path / "run"
     locate_run(made(), search, run, progress=False)
-    description = Path(search.premises).with_suffix(".yaml")
+    description = Path(search.relation).with_suffix(".yaml")
     text = description.read_text()
     description.write_text(text.replace("When did", "Why did"))
     refused(lambda: locate_run(made(), search, run, progress=False), "the prompts' tokens was", run)
 
 
 def test_the_tokens_tell_prompts_apart_that_the_template_does_not(search: LocateSettings) -> None:
-    model, premises = made(DATED), load_premises(search.premises)
+    model, premises = made(DATED), load_premises(search.relation)
 
     def at(day: int) -> str:
-        moment = Path(search.premises).with_name(f"{day}.json")
+        moment = Path(search.relation).with_name(f"{day}.json")
         write_json(moment, {"template_time": f"2026-01-{day:02}T00:00:00"})
         with run_clock(moment.parent, moment.name):
             return prompts_identity(model.tokenizer, premises)[PROMPTS]
@@ -227,7 +227,7 @@ def test_a_run_has_one_date(
         "probe": lambda run: probe_run(
             model,
             ProbeSettings(
-                search.premises, method="mean_difference", detector=run.name != "second day"
+                search.relation, method="mean_difference", detector=run.name != "second day"
             ),
             run,
             progress=False,
