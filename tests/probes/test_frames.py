@@ -84,10 +84,17 @@ def test_further_false_objects_are_as_balanced_and_not_counted(tiny_llama) -> No
     assert sum(one.counts for one in of_one) == 2 * len(twins)
 
 
-def test_many_facts_are_asked_about_in_their_own_words_only(tiny_llama, monkeypatch) -> None:
+def test_many_facts_are_asked_about_in_templates_and_frames(tiny_llama, monkeypatch) -> None:
     monkeypatch.setattr("probes.detector.train.FEW_FACTS", 11)
     premises = load_premises("capitals", limit=12)
     assert len(premises.facts) <= FEW_FACTS
     questions = labelled_questions(tiny_llama, [premises])
-    assert len(questions) == 2 * len(premises)
-    assert all(one.counts for one in questions)
+    frames = premises.in_frames()
+    assert len(questions) == 2 * (len(premises) + len(frames))
+    templates = Counter(one.question.template for one in questions)
+    assert templates == dict.fromkeys((*premises.templates, *frames.templates), 24)
+    # Nothing is chosen by questions that name another entity beside the premise.
+    apart = {one.question.template for one in questions if not one.counts}
+    assert apart == {"frame-two_entities"}
+    few = labelled_questions(tiny_llama, [premises], n_questions=96)
+    assert len(few) == 96 + 24
