@@ -17,7 +17,7 @@ from interp.figures.evaluation import (
     preference_by_template,
     random_null,
 )
-from interp.figures.measures import MISSING, format_number, format_small
+from interp.figures.measures import MISSING, count_at, format_number, format_small
 from interp.figures.relations import heads_by_relation, transfer_matrix
 from interp.figures.tables import (
     comparison_table,
@@ -117,7 +117,9 @@ def _figures(run: Run) -> dict[str, list[PlacedFigure]]:
         caption = "Up is better, left is cheaper. Measured on the search split."
         figures["curve"].append(place("curve", gain_cost_curve(run.settings), caption))
     for number, setting in enumerate(settings_of(run.evaluation) if run.evaluation else ()):
-        if run.null is not None and null_values(run.null, setting):
+        # Of two gates, only the settings of one may have a null.
+        has_null = count_at(setting, "random_null", "n_sets") != 0
+        if run.null is not None and has_null and null_values(run.null, setting):
             figure, caption = random_null(run.null, setting), setting_name(setting)
             figures["null"].append(place(f"null-{number}", figure, f"Compared with {caption}."))
     if run.evaluation and not template_table(run.evaluation).empty:

@@ -81,6 +81,7 @@ def test_order_of_the_table(run: Path) -> None:
     places = [page.index(f'<th scope="row">{name}') for name in ("no constraint", "attention")]
     places += [page.index("gate: probe</th>"), page.index("20 random head sets")]
     assert places == sorted(places)
+    assert page.count("Compared with") == 1  # of the two settings, one has random sets
 
 
 def test_what_is_refused() -> None:
