@@ -89,8 +89,9 @@ interp.generate(model, questions[1], heads=heads, gate="probe", detector=detecto
 # most other kinds of false premise; [docs/probes.md](../docs/probes.md) has the numbers.
 #
 # **Shortened for speed.** This notebook uses the first 60 capitals, seven layers and one relation.
-# `probes.detector_for(model)` trains once on all relations that ship with the package and caches
-# the detector; `interp probe --premises capitals --out runs/probe` computes the whole map.
+# `probes.detector_for(model)` gives the one that ships for this model; for any other it trains one
+# on the relations that ship, once.
+# `interp probe --premises capitals --out runs/probe` computes the whole map.
 #
 # **Next steps**
 #

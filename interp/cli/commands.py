@@ -189,10 +189,12 @@ def evaluate(options: EvaluateOptions, console: Console) -> None:
     with engine_of(options, model) as engine:
         if questions is None or must_evaluate_first(options.run, settings):
             evaluations = evaluate_run(model, split, effects, engine=engine, **where)
-            folder = options.run
             if settings.premises is not None:
-                folder = folder / SCORED / load_relation(settings.premises).name
-            print_evaluation(evaluations, folder, console)
+                folder = options.run / SCORED / load_relation(settings.premises).name
+                print_evaluation(evaluations, folder, console)
+                print_next(f"results: {folder}", console)
+                return
+            print_evaluation(evaluations, options.run, console)
         if questions is not None:
             where |= {"questions": questions, "random_sets": asked.answer_null, "engine": engine}
             answers = evaluate_questions_run(model, split, effects, **where)

@@ -20,6 +20,7 @@ from interp.commands.evaluate_questions import QuestionSettings
 from interp.commands.locate import LocateSettings
 from interp.commands.patch import PatchSettings
 from interp.commands.probe import ProbeSettings
+from interp.errors import UserError
 from interp.premises.knowledge import KnowledgeCheck
 from interp.premises.questions import FalseObjectDistance
 from interp.runs.engines import EngineName
@@ -118,6 +119,14 @@ class EvaluateOptions(PlanOptions, EngineOptions, ModelOptions, QuestionSettings
     """The run directory of `interp locate`."""
     model: str | None = None  # type: ignore[assignment]
     """By default the run's model; it must be the same, wherever it is read from."""
+
+    def __post_init__(self) -> None:
+        QuestionSettings.__post_init__(self)
+        EvaluateSettings.__post_init__(self)
+        if self.questions is not None and (self.leave_one_out or self.premises is not None):
+            raise UserError("--questions are asked of the run: no --premises, no --leave-one-out")
+        if self.plan and (self.leave_one_out or self.premises is not None):
+            raise UserError("a plan is of the run's own evaluation: leave the other options out")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ Writes settings.csv (search part), evaluation.json, null.csv and generations.jso
 import csv
 import io
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -83,7 +83,7 @@ class EvaluateSettings:
     """The factor of mode scale."""
     gate: Gate = "oracle"
     """Where the constraint acts: oracle is told which words are false; probe finds them, with a
-    detector trained on the search part."""
+    detector trained on the search part and on other relations that ship."""
     random_sets: int = RANDOM_SETS
     """Random head sets in the null, at least 20, matched per layer."""
     counts: tuple[int, ...] = CURVE_COUNTS
@@ -112,6 +112,11 @@ class EvaluateSettings:
         check_choice("mode", self.mode, ModeToScore)
         check_gate(self.gate)
         check_choice("way to select", self.select_by, SelectedBy)
+        if self.leave_one_out and (self.premises is not None or self.gate != "oracle"):
+            raise UserError(
+                "leave_one_out scores the run's own relations, at the known object: leave "
+                "--premises and --gate out"
+            )
         if self.site != "best" and self.mode != "best":
             check_mode(self.site, self.mode)
 
@@ -175,7 +180,7 @@ def evaluate_run(
             constraints,
             scored=scored,
             settings=settings,
-            run=run,
+            folder=folder,
             stages=stages,
             progress=progress,
         )
@@ -225,17 +230,25 @@ def _evaluated(
     *,
     scored: AnyPremises,
     settings: EvaluateSettings,
-    run: Path,
+    folder: Path,
     stages: JobRunner,
     progress: bool,
 ) -> list[Evaluation]:
-    """The held-out evaluation of each constraint; the answers of the first, or of all."""
+    """The evaluation of each constraint on what is scored; the answers of the first, or of all.
+
+    Args:
+        folder: of the results. A relation that was not searched has a detector of its own there,
+            which has not seen it.
+    """
     answers = {}
     if settings.answers != "none":
         answers = ask_all(model, scored, progress=progress, stages=stages)
     detector: PremiseDetections | None = None
     if settings.gate == "probe":  # once, for all constraints
-        trained = run_detector(model, split, run, seed=settings.seed, progress=progress)
+        unseen = parts_of(scored)
+        trained = run_detector(
+            model, split, folder, unseen=unseen, seed=settings.seed, progress=progress
+        )
         detector = detect_premises(model, scored, detector=trained, progress=progress)
     return [
         evaluate(
@@ -261,20 +274,26 @@ def has_detector(run: Path) -> bool:
 
 
 def run_detector(
-    model: HookedModel, split: AnySplit, run: Path, *, seed: int = 0, progress: bool = True
+    model: HookedModel,
+    split: AnySplit,
+    run: Path,
+    *,
+    unseen: Iterable[Premises] = (),
+    seed: int = 0,
+    progress: bool = True,
 ) -> Detector:
     """The run's detector: read from the run or, the first time, trained on its search part.
 
-    Other shipped relations are fitted on too; what is chosen is chosen on the search part. The
-    model's general detector is no substitute: its training data may include this run's held-out
-    part. Raises UserError for a damaged detector, or one of another model, tokenizer or chat
-    template.
+    Other shipped relations are fitted on too, but for ``unseen`` ones; what is chosen is chosen on
+    the search part. The model's general detector is no substitute: its training data may include
+    this run's held-out part. Raises UserError for a damaged detector, or one of another model,
+    tokenizer or chat template.
     """
     if has_detector(run):
         return PremiseDetector.load(run / DETECTOR, model=model)
     with run_clock(run, IDENTITY):
         parts = parts_of(split.search)
-        beside = premises_beside(parts, seed=seed)
+        beside = premises_beside((*parts, *unseen), seed=seed)
         detector = train_detector(
             model, parts, known=False, beside=beside, seed=seed, progress=progress
         )

@@ -8,6 +8,8 @@ from interp.figures.tables import where
 from interp.figures.theme import SEQUENTIAL, THEME, cells, centred, colour_bar, label
 
 SHOWN_HEADS = 24
+MIXED = "(mixed)"
+"""The name of the rows about all relations together, in ``heads_by_relation.csv``."""
 
 
 def heads_by_relation(table: pd.DataFrame, *, count: int = SHOWN_HEADS) -> go.Figure:
@@ -17,7 +19,7 @@ def heads_by_relation(table: pd.DataFrame, *, count: int = SHOWN_HEADS) -> go.Fi
         table: a table with the columns of `heads_by_relation.csv`, of one site.
         count: how many heads are shown: those with the largest mean share over the relations.
     """
-    mixed = where(table, table["relation"] == "(mixed)").sort_values("rank").head(count)
+    mixed = where(table, table["relation"] == MIXED).sort_values("rank").head(count)
     heads = list(zip(mixed["layer"], mixed["head"], strict=True))
     names = list(dict.fromkeys(table["relation"]))
     keys = zip(table["relation"], table["layer"], table["head"], strict=True)

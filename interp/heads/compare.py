@@ -76,7 +76,7 @@ class HeadComparison(Displayed):
     @cached_property
     def spearman(self) -> tuple[float, float, float]:
         """Correlation of the mean effects: value, low, high."""
-        return self._resampled(_correlation)
+        return self._resampled(rank_correlation)
 
     @cached_property
     def jaccard(self) -> tuple[float, float, float]:
@@ -132,10 +132,10 @@ class HeadComparison(Displayed):
         halves = orders[:, :size], orders[:, size : 2 * size]
         before_1, before_2 = (before[half].mean(axis=1) for half in halves)
         after_1, after_2 = (after[half].mean(axis=1) for half in halves)
-        between = _correlation(before_1, after_2) + _correlation(after_1, before_2)
+        between = rank_correlation(before_1, after_2) + rank_correlation(after_1, before_2)
         return {
-            "within_before": float(_correlation(before_1, before_2).mean()),
-            "within_after": float(_correlation(after_1, after_2).mean()),
+            "within_before": float(rank_correlation(before_1, before_2).mean()),
+            "within_after": float(rank_correlation(after_1, after_2).mean()),
             "between": float(between.mean() / 2),
         }
 
@@ -224,7 +224,7 @@ def compare_heads(
     return HeadComparison(before, after, top_k, seed)
 
 
-def _correlation(
+def rank_correlation(
     first: Float[np.ndarray, "*sample unit"], second: Float[np.ndarray, "*sample unit"]
 ) -> Any:
     """Spearman's, along the last axis: NaN where all effects of one side are equal."""

@@ -14,20 +14,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import torch
 from jaxtyping import Float
-from scipy.stats import spearmanr
 
 from interp.arguments import check_choice
 from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
-from interp.figures.relations import heads_by_relation
+from interp.figures.relations import MIXED, heads_by_relation
+from interp.heads.compare import rank_correlation
 from interp.heads.effects import HeadEffects, Method, select_heads
 from interp.heads.headset import Head, HeadSet, Site
 from interp.heads.random_sets import random_head_sets
@@ -48,8 +48,6 @@ STABILITY_COLUMNS = [
     *("a", "b", "jaccard", "jaccard_null", "jaccard_null_p95"),
     *("spearman", "spearman_null", "spearman_null_p95"),
 ]
-MIXED = "(mixed)"
-"""The name of the rows that are about the relations together, in ``heads_by_relation.csv``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -263,7 +261,7 @@ class JointEffects(Displayed):
                 {
                     **{"a": a, "b": b, "jaccard": _jaccard(sets[0], sets[1])},
                     **_null("jaccard_null", self._random_overlaps(sets[0], sets[1], seed)),
-                    "spearman": _spearman(means[0], means[1]),
+                    "spearman": float(rank_correlation(means[0].ravel(), means[1].ravel())),
                     **_null("spearman_null", _permuted(means[0], means[1], seed)),
                 }
             )
@@ -309,17 +307,13 @@ def _jaccard(a: HeadSet, b: HeadSet) -> float:
     return len(set(a) & set(b)) / len(every) if every else 1.0
 
 
-def _spearman(a: Float[np.ndarray, "layer head"], b: Float[np.ndarray, "layer head"]) -> float:
-    found: Any = spearmanr(a.ravel(), b.ravel())
-    return float(found.statistic)
-
-
 def _permuted(
     a: Float[np.ndarray, "layer head"], b: Float[np.ndarray, "layer head"], seed: int
 ) -> list[float]:
     """Rank correlations after the heads of ``a`` are permuted within their layers."""
     rng = np.random.default_rng(seed)
-    return [_spearman(rng.permuted(a, axis=1), b) for _ in range(NULL_DRAWS)]
+    drawn = np.stack([rng.permuted(a, axis=1).ravel() for _ in range(NULL_DRAWS)])
+    return rank_correlation(drawn, np.broadcast_to(b.ravel(), drawn.shape)).tolist()
 
 
 def _null(name: str, values: Sequence[float]) -> dict[str, float]:

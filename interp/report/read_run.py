@@ -12,6 +12,7 @@ from typing import Any, get_args
 import pandas as pd
 
 from interp.errors import UserError
+from interp.evaluation.transfer import MEASURES
 from interp.figures.measures import HELD_OUT, value_at
 from interp.files.shape import Maybe, check_shape
 from interp.files.tables import read_table
@@ -26,7 +27,6 @@ SETTINGS_NUMBERS = (
     *("head_fraction", "gain", "gain_low", "gain_high"),
     *("cost", "cost_low", "cost_high"),
 )
-TRANSFER_MEASURES = ("preference_accuracy", "gain", "cost", "p_true_cost")
 _SETTING = {
     **dict.fromkeys(("model", "site", "mode", "gate"), Maybe(str)),
     "splits": Maybe({"held_out": Maybe({"templates": Maybe(dict)})}),
@@ -123,7 +123,7 @@ def read_transfer(path: Path) -> pd.DataFrame:
     return read_table(
         path,
         texts=("searched", "scored", "site", "mode"),
-        numbers=("baseline", *(f"{name}{end}" for name in TRANSFER_MEASURES for end in ends)),
+        numbers=("baseline", *(f"{name}{end}" for name in MEASURES for end in ends)),
         counts=("n_heads", "n"),
         advice="run `interp evaluate --leave-one-out` again",
     )

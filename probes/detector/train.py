@@ -324,19 +324,15 @@ def detector_for(
         UserError: what `train_detector` refuses, or a cache that cannot be written.
     """
     shipped = shipped_for(model)
-    if shipped is not None:
-        with contextlib.suppress(UserError):  # another tokenizer or chat template, or damaged
-            return PremiseDetector.load(shipped.folder, model=model)
+    if shipped is not None and (detector := _read(shipped.folder, model)) is not None:
+        return detector
     digest = digest_of([fingerprint(model), prompting_fingerprint(model.tokenizer)])
     folder = cache_root(cache_dir) / "detectors" / f"{digest[:32]}-{VERSION}"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(folder.parent / f".{folder.name}.lock"):
-            if (folder / SETTINGS).is_file():
-                try:
-                    return PremiseDetector.load(folder, model=model)
-                except UserError as error:
-                    logger.warning("%s; training it anew", error)
+            if (folder / SETTINGS).is_file() and (detector := _read(folder, model)) is not None:
+                return detector
             logger.info("training a premise detector for this model, once")
             detector = train_detector(model, progress=progress)
             detector.save(folder)
@@ -346,3 +342,12 @@ def detector_for(
             f"cannot write the detector to {folder.parent} ({error.strerror or error}): "
             "free some space, or set FAITHLENS_CACHE to another directory"
         ) from error
+
+
+def _read(folder: Path, model: HookedModel) -> PremiseDetector | None:
+    """A detector that was kept; None, with a warning, if it is damaged or does not fit."""
+    try:
+        return PremiseDetector.load(folder, model=model)
+    except UserError as error:
+        logger.warning("%s; a detector is trained anew", error)
+        return None

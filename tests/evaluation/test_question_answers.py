@@ -1,6 +1,5 @@
 """Questions of one's own, asked without and with the heads that a planted model is known to use."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,41 +10,12 @@ from interp.errors import UserError
 from interp.evaluation import Verdict, evaluate_questions
 from interp.evaluation.question_answers import ActedOn, QuestionAnswer, QuestionAnswers
 from interp.heads import HeadSet
-from interp.interventions import Constraint, Detection, Intervention
+from interp.interventions import Constraint, Intervention
 from interp.models import HookedModel
 from interp.premises import QuestionList, RawQuestion
-from probes.detector.questions import tokenize_question
+from tests.planted_detector import KnowsPlantedFacts as Finds
 
 OPTIONS: dict[str, Any] = {"max_new_tokens": 2, "progress": False}
-
-
-class Finds:
-    """Fires on every question that names a country other than the city's own."""
-
-    def __init__(self) -> None:
-        self.asked: list[str] = []
-
-    def detect(
-        self,
-        model: Any,
-        questions: Sequence[str],
-        *,
-        system: str | None = None,
-        progress: bool = True,
-    ) -> tuple[Detection, ...]:
-        self.asked += questions
-        return tuple(self._of(model, question) for question in questions)
-
-    def _of(self, model: Any, question: str) -> Detection:
-        words = question.rstrip("?").replace("?", "").replace(",", "").split()
-        city, land = (next(w for w in words if w.startswith(kind)) for kind in ("city", "land"))
-        if city[4:] == land[4:]:
-            return Detection(False, 0.1)
-        start = question.index(land)
-        span = (start, start + len(land))
-        return Detection(
-            True, 0.9, span, tokenize_question(model.tokenizer, question).tokens_at(span)
-        )
 
 
 def question(city: int, land: int, **parts: Any) -> RawQuestion:
@@ -129,7 +99,12 @@ def test_named_words_are_acted_on_and_the_detector_reads_the_others(
 def test_a_head_that_does_nothing_changes_nothing(planted: HookedModel) -> None:
     """Negative control."""
     found = evaluate_questions(
-        planted, QUESTIONS, heads=[(2, 0)], site="attention", detector=Finds(), **OPTIONS
+        planted,
+        QUESTIONS,
+        heads=[(2, 0)],
+        site="attention",
+        detector=Finds(),
+        **OPTIONS,
     )
     assert all(each.baseline == each.constrained for each in found.answers)
 

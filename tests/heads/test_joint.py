@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from interp.errors import UserError
+from interp.figures.relations import MIXED
 from interp.heads import HeadEffects, JointEffects, locate_heads, pool_effects
-from interp.heads.joint import MIXED
 from interp.models import HookedModel
 from interp.premises import Premises
 

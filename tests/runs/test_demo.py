@@ -1,8 +1,6 @@
 """The demo: a detector finds the words, the heads are constrained there, honest answers stay."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -11,29 +9,10 @@ from interp.errors import UserError
 from interp.files.documents import read_json
 from interp.files.text import read_json_lines
 from interp.heads import shipped_for
-from interp.interventions import Detection
 from interp.models import HookedModel
 from interp.report.heads_page import write_report
-from probes.detector.questions import tokenize_question
+from tests.planted_detector import KnowsPlantedFacts
 from tests.runs.killing import write_premises
-
-
-class Knows:
-    """A detector that knows the planted facts: cityN is the capital of landN."""
-
-    def detect(
-        self, model: Any, questions: Sequence[str], *, system: Any = None, progress: bool = True
-    ) -> list[Detection]:
-        return [self._detect(model.tokenizer, text) for text in questions]
-
-    def _detect(self, tokenizer: Any, text: str) -> Detection:
-        words = text.replace(",", " ").replace("?", " ").split()
-        city, land = (next(w for w in words if w.startswith(name)) for name in ("city", "land"))
-        if city.removeprefix("city") == land.removeprefix("land"):
-            return Detection(False, 0.1)
-        start = text.index(land)
-        span = (start, start + len(land))
-        return Detection(True, 0.9, span, tokenize_question(tokenizer, text).tokens_at(span))
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +20,7 @@ def run(planted: HookedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demo")
     settings = demo.DemoSettings(premises=str(write_premises(folder)), heads=1.0, answers=4)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo, "run_detector", lambda *given, **options: Knows())
+        patch.setattr(demo, "run_detector", lambda *given, **options: KnowsPlantedFacts())
         gated, told = demo.demo_run(planted, settings, folder / "run", progress=False)
     assert (gated.intervention.gate, told.intervention.gate) == ("probe", "oracle")
     return folder / "run"

@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from interp.cli.options import EvaluateOptions
 from interp.commands.evaluate import EvaluateSettings, _best_rows, modes_at, run_detector
 from interp.errors import UserError
 from interp.evaluation.settings import SettingMode
@@ -90,3 +91,45 @@ def test_the_gate_of_a_run_is_trained_on_its_search_part_once(
         detector = run_detector(model, split, tmp_path, seed=3, progress=False)
         assert isinstance(detector, Stub)
     assert seen == [("model", (split.search,), 3)]
+
+
+def test_a_relation_that_is_scored_is_not_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside: list[str] = []
+
+    class Untrained:
+        def detect(self, model: Any, questions: Any, **options: Any) -> tuple[()]:
+            return ()
+
+        def save(self, folder: Path) -> None:
+            pass
+
+    def train(model: Any, premises: Any, **options: Any) -> Any:
+        beside.extend(part.relation.name for part in options["beside"])
+        return Untrained()
+
+    monkeypatch.setattr("interp.commands.evaluate.train_detector", train)
+    split = load_premises("capitals", limit=12).split(seed=0)
+    unseen = load_premises("languages", limit=12)
+    model: Any = "model"
+    run_detector(model, split, tmp_path, unseen=[unseen], progress=False)
+    assert "landmarks" in beside
+    assert not {"capitals", "languages"} & set(beside)
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"leave_one_out": True, "gate": "probe"}, "leave --premises and --gate out"),
+        ({"leave_one_out": True, "premises": "films"}, "leave --premises and --gate out"),
+        ({"premises": "films", "plan": True}, "a plan is of the run's own evaluation"),
+        ({"leave_one_out": True, "plan": True}, "a plan is of the run's own evaluation"),
+        ({"premises": "films", "questions": Path("q.csv")}, "no --premises, no --leave-one-out"),
+        ({"answer_null": 3}, "are for --questions FILE"),
+        ({"heads": 0.0}, "heads is a fraction below 1"),
+    ],
+)
+def test_options_that_do_not_fit_together(given: dict[str, Any], reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        EvaluateOptions(**given)
