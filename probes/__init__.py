@@ -24,6 +24,7 @@ from probes.detector.calibration import (
 from probes.detector.detect import detect, detect_premises
 from probes.detector.detections import Detection, Detector, PremiseDetections
 from probes.detector.detector import PremiseDetector
+from probes.detector.echo_detector import EchoDetector, load_detector
 from probes.detector.rates import RateTable, at_rates
 from probes.detector.score import DetectionScore, score_detections, score_detector
 from probes.detector.train import detector_for, train_detector
@@ -42,6 +43,7 @@ __all__ = [
     "Detection",
     "DetectionScore",
     "Detector",
+    "EchoDetector",
     "LabelledActivations",
     "LayerScore",
     "LinearProbe",
@@ -71,6 +73,7 @@ __all__ = [
     "fit_calibration",
     "fit_probe",
     "groups_of",
+    "load_detector",
     "probe_grid",
     "probe_heads",
     "probe_layers",

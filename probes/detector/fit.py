@@ -184,7 +184,7 @@ def lowest_threshold(
     return float(np.nextafter(twins[allowed], 2.0)) if twins[allowed] < 1 else 1.0
 
 
-def _threshold(
+def choose_threshold(
     probabilities: Float[np.ndarray, " question"],
     labels: Int[np.ndarray, " question"],
     background: Float[np.ndarray, " text"],
@@ -231,7 +231,7 @@ def fit_detector(
     if max_false_alarms is None:
         max_false_alarms = default_false_alarms(int((labels == 0).sum()))
     background = curve(combined.background)
-    threshold = max(least, _threshold(probabilities, labels, background, max_false_alarms))
+    threshold = max(least, choose_threshold(probabilities, labels, background, max_false_alarms))
     fired = probabilities >= threshold
     found = np.zeros(len(counted), dtype=bool)
     found[counted] = fired & (labels == 1)

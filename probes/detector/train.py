@@ -10,6 +10,7 @@ import logging
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import filelock
 
 from interp.checked import checked
 from interp.errors import UserError
+from interp.heads.headset import HeadSet
 from interp.heads.shipped import shipped_for
 from interp.models import cache_root, fingerprint
 from interp.models.fingerprint import prompting_fingerprint
@@ -28,9 +30,13 @@ from interp.premises.relation import frame_template
 from interp.runs.shards import digest_of
 from probes.detector.balance import balanced_questions
 from probes.detector.calibration import CalibrationMethod
-from probes.detector.dataset import DetectorDataset
+from probes.detector.dataset import DetectorDataset, Folds
 from probes.detector.detector import SETTINGS, PremiseDetector
-from probes.detector.fit import fit_detector
+from probes.detector.echo import check_echo_heads, echo_log_odds
+from probes.detector.echo_detector import EchoDetector, load_detector
+from probes.detector.echo_fit import fit_echo
+from probes.detector.evidence import EXPECTATION, PROBES
+from probes.detector.fit import combine, cross_fit_layers, fit_detector
 from probes.detector.paraphrases import framed
 from probes.detector.questions import (
     BackgroundText,
@@ -146,9 +152,10 @@ def train_detector(
     calibration: CalibrationMethod = "platt",
     activations: Path | None = None,
     n_questions: int = QUESTIONS,
+    heads: HeadSet | None = None,
     seed: int = 0,
     progress: bool = True,
-) -> PremiseDetector:
+) -> PremiseDetector | EchoDetector:
     """Train a detector of false premises for this model.
 
     Args:
@@ -164,6 +171,8 @@ def train_detector(
         activations: directory that keeps the activations for another training; by default a
             temporary one.
         n_questions: questions, false and true, that are aimed at where there are many facts.
+        heads: at site ``attention``. With them, what the probes suspect is tested by an echo under
+            these heads, see `probes.detector.echo`.
 
     Raises:
         UserError: too few facts or subjects, or activations that are not finite.
@@ -173,23 +182,32 @@ def train_detector(
         if activations is None:
             activations = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         options: dict[str, Any] = {"seed": seed, "progress": progress}
-        return fit_detector(
-            collect_material(
-                model,
-                premises,
-                activations,
-                known=known,
-                beside=beside,
-                layers=layers,
-                n_questions=n_questions,
-                **options,
-            ),
-            fingerprint=fingerprint(model),
-            prompting=prompting_fingerprint(model.tokenizer),
-            max_false_alarms=max_false_alarms,
-            calibration=calibration,
+        material = collect_material(
+            model,
+            premises,
+            activations,
+            known=known,
+            beside=beside,
+            layers=layers,
+            n_questions=n_questions,
             **options,
         )
+        chosen: dict[str, Any] = {"max_false_alarms": max_false_alarms, "calibration": calibration}
+        fits = cross_fit_layers(material, Folds.suited_to(material.questions), progress=progress)
+        detector = fit_detector(
+            material,
+            fingerprint=fingerprint(model),
+            prompting=prompting_fingerprint(model.tokenizer),
+            fits=fits,
+            **chosen,
+            **options,
+        )
+        if heads is None:
+            return detector
+        scores = combine(material, fits[0], (*PROBES, *EXPECTATION))
+        check_echo_heads(model, heads)
+        read = partial(echo_log_odds, model, heads=heads, progress=progress)
+        return fit_echo(material, detector, scores=scores, heads=heads, read=read, **chosen)
 
 
 def collect_material(
@@ -313,7 +331,7 @@ def background_texts(
 @checked
 def detector_for(
     model: HookedModel, *, cache_dir: Path | None = None, progress: bool = True
-) -> PremiseDetector:
+) -> PremiseDetector | EchoDetector:
     """The model's own detector: as it ships, from the user's cache, or trained on the relations.
 
     One ships for the embedded model, see `interp.heads.shipped`. The cache, below
@@ -344,10 +362,10 @@ def detector_for(
         ) from error
 
 
-def _read(folder: Path, model: HookedModel) -> PremiseDetector | None:
+def _read(folder: Path, model: HookedModel) -> PremiseDetector | EchoDetector | None:
     """A detector that was kept; None, with a warning, if it is damaged or does not fit."""
     try:
-        return PremiseDetector.load(folder, model=model)
+        return load_detector(folder, model=model)
     except UserError as error:
         logger.warning("%s; a detector is trained anew", error)
         return None

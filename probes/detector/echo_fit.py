@@ -1,0 +1,186 @@
+"""Fit the echo test of a detector: weights of its evidence, calibration and threshold.
+
+A part of the questions, as many of each relation, is run through the echo, with the words that
+cross-validated probes found in them; so the scores that are weighed are those of relations that the
+probes were not fitted on. Three weights are fitted. The threshold is the lowest that keeps false
+alarms on twins, and on the background, within the allowed shares, as in `probes.detector.fit`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from sklearn.linear_model import LogisticRegression
+
+from interp.errors import UserError
+from interp.forward.batch import Span
+from interp.heads.headset import HeadSet
+from probes.detector.calibration import Calibration, CalibrationMethod, fit_calibration
+from probes.detector.dataset import DetectorDataset
+from probes.detector.detector import PremiseDetector, TokenScores
+from probes.detector.echo_detector import EVIDENCE, EchoDetector
+from probes.detector.fit import (
+    LEAST_PROBABILITY,
+    CombinedScores,
+    choose_threshold,
+    default_false_alarms,
+)
+from probes.detector.questions import AskedQuestion
+from probes.scoring import area_under_curve
+
+QUESTIONS = 600
+"""Questions, false and true, that are run through the echo."""
+PROVENANCE = ("relations", "relations_beside", "folds", "n_subjects", "seed")
+"""What of the probes' training also holds for the echo."""
+MISSED = 0.05
+"""Share of false premises whose score may lie below the floor."""
+
+
+ReadEchoes = Callable[[Sequence[AskedQuestion], Sequence[Span]], Float[np.ndarray, "question 2"]]
+"""From questions and the suspected words' tokens to the log-odds of `echo_log_odds`."""
+
+
+def fit_echo(
+    material: DetectorDataset,
+    detector: PremiseDetector,
+    *,
+    scores: CombinedScores,
+    heads: HeadSet,
+    read: ReadEchoes,
+    n_questions: int = QUESTIONS,
+    max_false_alarms: float | None = None,
+    calibration: CalibrationMethod = "platt",
+) -> EchoDetector:
+    """Fit the test of what ``detector`` suspects.
+
+    Args:
+        material, scores: what the detector was fitted on, and its cross-validated scores there.
+        heads: at site ``attention``.
+        read: runs the echoes under these heads.
+        n_questions: questions, false and true, that are run through the echo.
+        max_false_alarms: share of twins on which it may fire, as for `fit_detector`.
+
+    Raises:
+        UserError: too few questions that are suspected.
+    """
+    chosen = evenly_chosen(material, n_questions)
+    labels, tokens = material.labels[chosen], _token_scores(material, scores)
+    of_tokens = [tokens[index] for index in chosen]
+    of_questions = np.array([part.question for part in of_tokens])
+    begun = EchoDetector(
+        detector,
+        heads,
+        weights=(1.0, 0.0, 0.0),
+        bias=0.0,
+        floor=float(np.quantile(of_questions[labels == 1], MISSED)),
+        calibration=Calibration("platt"),
+        threshold=1.0,
+    )
+    asked = [material.questions[index].asked for index in chosen]
+    evidence = _evidence(begun, asked, of_tokens, read=read)
+    weighed = replace(begun, **_weigh(evidence, labels))
+    log_odds = evidence @ np.array(weighed.weights) + weighed.bias
+    tested = np.isfinite(log_odds)
+    curve = fit_calibration(log_odds[tested], labels[tested], method=calibration)
+    texts = [text.asked for text in material.background][1::2]
+    of_texts = _evidence(begun, texts, _background_scores(material, detector), read=read)
+    of_texts = of_texts @ np.array(weighed.weights) + weighed.bias
+    probabilities, background = (_probabilities(curve, part) for part in (log_odds, of_texts))
+    least = LEAST_PROBABILITY if max_false_alarms is None else 0.0
+    if max_false_alarms is None:
+        max_false_alarms = default_false_alarms(int((labels == 0).sum()))
+    threshold = max(least, choose_threshold(probabilities, labels, background, max_false_alarms))
+    ranked = np.where(tested, log_odds, log_odds[tested].min() - 1)
+    training: dict[str, Any] = {
+        **{name: detector.training[name] for name in PROVENANCE if name in detector.training},
+        "questions": len(chosen),
+        "tested_false": float(tested[labels == 1].mean()),
+        "tested_twins": float(tested[labels == 0].mean()),
+        "tested_background": float(np.isfinite(of_texts).mean()) if len(texts) else None,
+        "auc": area_under_curve(torch.from_numpy(ranked).float(), torch.from_numpy(labels)),
+        "false_alarms_allowed": max_false_alarms,
+        "fired_on_false": float((probabilities >= threshold)[labels == 1].mean()),
+        "fired_on_twins": float((probabilities >= threshold)[labels == 0].mean()),
+    }
+    return replace(weighed, calibration=curve, threshold=threshold, training=training)
+
+
+def _weigh(
+    evidence: Float[np.ndarray, "question 3"], labels: Int[np.ndarray, " question"]
+) -> dict[str, Any]:
+    """``weights`` and ``bias`` of the evidence, from the questions that were tested."""
+    tested = np.isfinite(evidence[:, 0])
+    if len(set(labels[tested].tolist())) < 2:
+        raise UserError("an echo needs suspected questions of both classes: give more facts")
+    centre, scale = evidence[tested].mean(axis=0), evidence[tested].std(axis=0)
+    scale = np.where(scale > 0, scale, 1.0)
+    regression = LogisticRegression(max_iter=1000)
+    regression.fit((evidence[tested] - centre) / scale, labels[tested])
+    weights = np.asarray(regression.coef_)[0] / scale
+    bias = float(np.asarray(regression.intercept_)[0] - weights @ centre)
+    return {"weights": tuple(weights.tolist()), "bias": bias}
+
+
+def _probabilities(
+    curve: Calibration, log_odds: Float[np.ndarray, " question"]
+) -> Float[np.ndarray, " question"]:
+    """Calibrated; 0 for questions that were not tested."""
+    found, tested = np.zeros(len(log_odds)), np.isfinite(log_odds)
+    found[tested] = curve(log_odds[tested])
+    return found
+
+
+def evenly_chosen(material: DetectorDataset, n_questions: int) -> Int[np.ndarray, " chosen"]:
+    """Questions that count, false and twin in turn, about as many of each relation."""
+    false = material.counted & (material.labels == 1)
+    numbers = np.unique(material.relations[false])
+    each = max(1, n_questions // (2 * len(numbers)))
+    chosen: list[int] = []
+    for number in numbers:
+        # A question's twin follows it.
+        places = np.flatnonzero(false & (material.relations == number))
+        kept = places[
+            np.unique(np.linspace(0, len(places) - 1, min(each, len(places))).astype(int))
+        ]
+        chosen += [index for place in kept.tolist() for index in (place, place + 1)]
+    return np.array(chosen)
+
+
+def _token_scores(material: DetectorDataset, scores: CombinedScores) -> list[TokenScores]:
+    """Of each question, from the folds that held it out."""
+    parts = zip(
+        scores.tokens.split(material.sizes), scores.mention.split(material.sizes), strict=True
+    )
+    return [TokenScores(falsity.numpy(), mention.numpy()) for falsity, mention in parts]
+
+
+def _background_scores(material: DetectorDataset, detector: PremiseDetector) -> list[TokenScores]:
+    """Of the background texts that the probes were not fitted on."""
+    if not material.background:
+        return []
+    sizes = [len(text.asked.offsets) for text in material.background]
+    values = torch.stack([material.read_background(at) for at in detector.read_layers], dim=1)
+    predictions = material.read_background_predictions()
+    read = None if predictions is None else torch.from_numpy(predictions)
+    parts = detector.combined(values, read, sizes).split(sizes)
+    return [TokenScores(part[:, 0].numpy(), part[:, 1].numpy()) for part in parts][1::2]
+
+
+def _evidence(
+    detector: EchoDetector,
+    asked: Sequence[AskedQuestion],
+    scores: Sequence[TokenScores],
+    *,
+    read: ReadEchoes,
+) -> Float[np.ndarray, "question 3"]:
+    """`EVIDENCE` of each question; NaN below the floor."""
+    found = np.full((len(asked), len(EVIDENCE)), np.nan)
+    suspected = detector.suspects(asked, scores)
+    spans = {index: part.token_span for index, part in enumerate(suspected) if part.token_span}
+    echoes = read([asked[index] for index in spans], list(spans.values()))
+    for index, echo in zip(spans, echoes, strict=True):
+        found[index] = [scores[index].question, *echo]
+    return found
