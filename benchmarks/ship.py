@@ -67,7 +67,7 @@ def main(options: Options) -> None:
 
 
 def well_known(
-    premises: dict[str, Premises], n_known: dict[str, int], options: Options
+    premises: dict[str, Premises], n_known: dict[str, int], options: transfer.Options
 ) -> dict[str, Premises]:
     """The relations of which the model knows enough of what it was asked."""
     tried = {name: len(interp.load_premises(name, limit=options.limit).facts) for name in premises}

@@ -107,8 +107,8 @@ def test_without_weight_it_is_the_probes(detector, tiny_llama):
         assert ours.char_span == theirs.char_span
         assert ours.fired
         assert ours.probability == pytest.approx(theirs.probability, abs=1e-6)
-    assert isinstance(detector, Detector)
     assert "echo under 3 heads" in detector._shown().words
+    assert isinstance(detector, Detector)
 
 
 def test_below_the_floor_nothing_runs_and_nothing_fires(detector, tiny_llama, monkeypatch):
