@@ -323,11 +323,9 @@ def detector_for(
     Raises:
         UserError: what `train_detector` refuses, or a cache that cannot be written.
     """
-    shipped = shipped_for(model)
-    if shipped is not None and (detector := _read(shipped.folder, model)) is not None:
-        return detector
-    digest = digest_of([fingerprint(model), prompting_fingerprint(model.tokenizer)])
-    folder = cache_root(cache_dir) / "detectors" / f"{digest[:32]}-{VERSION}"
+    if (shipped := _shipped_detector(model)) is not None:
+        return shipped
+    folder = _kept_at(model, cache_dir)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(folder.parent / f".{folder.name}.lock"):
@@ -342,6 +340,25 @@ def detector_for(
             f"cannot write the detector to {folder.parent} ({error.strerror or error}): "
             "free some space, or set FAITHLENS_CACHE to another directory"
         ) from error
+
+
+def kept_detector(model: HookedModel, *, cache_dir: Path | None = None) -> PremiseDetector | None:
+    """The model's own detector as it ships, or from the user's cache; None if there is none yet."""
+    if (shipped := _shipped_detector(model)) is not None:
+        return shipped
+    folder = _kept_at(model, cache_dir)
+    return _read(folder, model) if (folder / SETTINGS).is_file() else None
+
+
+def _shipped_detector(model: HookedModel) -> PremiseDetector | None:
+    shipped = shipped_for(model)
+    return None if shipped is None else _read(shipped.folder, model)
+
+
+def _kept_at(model: HookedModel, cache_dir: Path | None) -> Path:
+    """Where the user's cache has the detector of such a model."""
+    digest = digest_of([fingerprint(model), prompting_fingerprint(model.tokenizer)])
+    return cache_root(cache_dir) / "detectors" / f"{digest[:32]}-{VERSION}"
 
 
 def _read(folder: Path, model: HookedModel) -> PremiseDetector | None:
