@@ -22,11 +22,13 @@ class Anatomy:
     """The layers of a model, and their attention.
 
     Attributes:
+        body: the module that calls the layers one after the other.
         layers: the blocks, in order.
         attention: of each layer, the module that takes the softmax; None where there is none.
         n_heads: query heads of a layer.
     """
 
+    body: nn.Module
     layers: tuple[nn.Module, ...]
     attention: tuple[nn.Module | None, ...]
     n_heads: int
@@ -36,11 +38,12 @@ class Anatomy:
         """Find the layers. Raises UserError for a model in which there are none."""
         config = hf_model.config.get_text_config()
         count, n_heads = config.num_hidden_layers, getattr(config, "num_attention_heads", 0)
-        for module in modules(hf_model):
-            if isinstance(module, nn.ModuleList) and len(module) == count:
-                attention = tuple(map(_attention_of, module))
-                if any(attention):
-                    return cls(tuple(module), attention, int(n_heads))
+        for body in modules(hf_model):
+            for module in body.children():
+                if isinstance(module, nn.ModuleList) and len(module) == count:
+                    attention = tuple(map(_attention_of, module))
+                    if any(attention):
+                        return cls(body, tuple(module), attention, int(n_heads))
         raise UserError(
             f"{type(hf_model).__name__} has no layers with attention heads that can be found: "
             "constrain the hooked model instead (interp.load_model, interp.constrain)"

@@ -157,8 +157,9 @@ def _attached(
         stack.callback(_ATTACHED.discard, base)
         _ATTACHED.add(base)
         stack.callback(state.remove_hooks)
-        # PEFT calls the forward of the model in it past the hooks, but not that of its body.
-        stack.enter_context(before_each_call(base.base_model, state.begin))
+        # PEFT calls the forward of the model in it past the model's hooks, but not its body's.
+        entry = base if base is hf_model else anatomy.body
+        stack.enter_context(before_each_call(entry, state.begin))
         if hasattr(base, _COMPILES):
             stack.callback(base.__dict__.pop, _COMPILES, None)
             base.__dict__[_COMPILES] = _never

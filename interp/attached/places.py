@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import Tensor
 
-from interp.attached.plain_model import PlainModel
 from interp.attached.prompt_text import PromptText, QuestionFrame
 from interp.errors import UserError
 from interp.forward.batch import Span
 from interp.interventions.object_positions import copies_of, positions_at
+from interp.models.hooked_model import HookedModel
 from probes.detector.detect import detect
 from probes.detector.detections import Detector, spans_of
 from probes.detector.detector import PremiseDetector
@@ -62,7 +62,7 @@ class PlacesOfWords:
 class PlacesOfDetector:
     """Reads the last question of each prompt with a detector, in one extra prefill."""
 
-    model: PlainModel
+    model: HookedModel
     detector: Detector
     frame: QuestionFrame
 

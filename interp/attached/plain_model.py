@@ -4,6 +4,7 @@ It runs transformers' own modules. Of the hook points it has the residual stream
 only, and nothing can be written there.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -32,7 +33,7 @@ class PlainModel:
 
     Attributes:
         original_model: the transformers model.
-        tokenizer: its tokenizer.
+        tokenizer: its tokenizer, with the special tokens that a hooked model's has.
         cfg: ``n_layers`` and ``d_vocab``.
         blocks: none: nobody may replace their forwards.
         hook_dict: the hook points that can be read, by name.
@@ -42,7 +43,7 @@ class PlainModel:
         self, hf_model: Any, tokenizer: Any, anatomy: Anatomy, *, wanted: str | None = None
     ) -> None:
         """Find the model's fingerprint: ``wanted`` if that is one of those that it may have."""
-        self.original_model, self.tokenizer = hf_model, tokenizer
+        self.original_model, self.tokenizer = hf_model, with_special_tokens(tokenizer)
         n_layers = len(anatomy.layers)
         self.cfg = SimpleNamespace(n_layers=n_layers, d_vocab=vocabulary_size(hf_model))
         self.blocks: tuple[Any, ...] = ()
@@ -90,6 +91,24 @@ class PlainModel:
     def named_modules(self) -> Iterator[Any]:
         """Those of the transformers model."""
         return self.original_model.named_modules()
+
+
+def with_special_tokens(tokenizer: Any) -> Any:
+    """The tokenizer of the hooked model, to which TransformerLens gives tokens that are missing.
+
+    What was fitted or searched on the hooked model is known by that one's fingerprint.
+    """
+    names = ("eos_token", "pad_token", "bos_token")
+    if all(getattr(tokenizer, name) is not None for name in names):
+        return tokenizer
+    tokenizer = copy.deepcopy(tokenizer)
+    for name in names:
+        if getattr(tokenizer, name) is None:
+            setattr(tokenizer, name, tokenizer.eos_token or "<|endoftext|>")
+    for name in names:
+        if getattr(tokenizer, f"{name}_id") is None:
+            tokenizer.add_special_tokens({name: getattr(tokenizer, name)})
+    return tokenizer
 
 
 def plain_fingerprint(hf_model: Any, *, wanted: str | None = None) -> str:
