@@ -38,7 +38,9 @@ class Anatomy:
         """Find the layers. Raises UserError for a model in which there are none."""
         config = hf_model.config.get_text_config()
         count, n_heads = config.num_hidden_layers, getattr(config, "num_attention_heads", 0)
-        for body in modules(hf_model):
+        # Beside the text there may be images, whose layers look alike.
+        text = hf_model.get_decoder() if hasattr(hf_model, "get_decoder") else hf_model
+        for body in modules(text):
             for module in body.children():
                 if isinstance(module, nn.ModuleList) and len(module) == count:
                     attention = tuple(map(_attention_of, module))

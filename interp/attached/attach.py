@@ -160,10 +160,20 @@ def _attached(
         # PEFT calls the forward of the model in it past the model's hooks, but not its body's.
         entry = base if base is hf_model else anatomy.body
         stack.enter_context(before_each_call(entry, state.begin))
+        stack.enter_context(entry.register_forward_pre_hook(_refuse_packed, with_kwargs=True))
         if hasattr(base, _COMPILES):
             stack.callback(base.__dict__.pop, _COMPILES, None)
             base.__dict__[_COMPILES] = _never
         return Attached(hf_model, intervention, stack.pop_all())
+
+
+def _refuse_packed(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+    """Raise UserError for several prompts in one row, as continuous batching runs them."""
+    if kwargs.get("cu_seq_lens_q") is not None:
+        raise UserError(
+            "prompts that are packed into one row (generate_batch) cannot be constrained: use "
+            "generate with a padded batch"
+        )
 
 
 def _never(*args: Any, **kwargs: Any) -> bool:

@@ -142,6 +142,8 @@ def test_prompts_that_do_not_fit(hf_model: Any, plain_tokenizer: Any) -> None:
         embedded = hf_model.get_input_embeddings()(batch["input_ids"])
         with pytest.raises(UserError, match="token ids"):
             hf_model(inputs_embeds=embedded)
+        with pytest.raises(UserError, match="packed into one row"):
+            hf_model(**batch, cu_seq_lens_q=torch.tensor([0, 9]))
 
 
 def test_a_run_is_attached_to_its_own_model_only(
