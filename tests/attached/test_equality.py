@@ -1,5 +1,6 @@
 """What is attached to a plain model does what ``constrain`` does on the hooked one."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
@@ -24,12 +25,11 @@ def part(site: Any, mode: Any = "zero", factor: float = 0.0, heads: Any = HEADS)
     return Constraint(HeadSet(heads, site), mode, factor)
 
 
+BEFORE = ((0, 2), (1, 1))
+"""The heads of site ``output``, beside those of site ``attention``."""
 SETTINGS = {
-    "output": Intervention.of(part("output")),
-    "output scaled": Intervention.of(part("output", "scale", -1.0)),
-    "attention": Intervention.of(part("attention")),
-    "attention scaled": Intervention.of(part("attention", "scale", 0.2)),
-    "both": part("output", heads=((0, 2),)) | Intervention.of(part("attention")),
+    "zero": Intervention((part("output", heads=BEFORE), part("attention"))),
+    "scale": Intervention((part("output", "scale", -1.0, BEFORE), part("attention", "scale", 0.2))),
 }
 
 
@@ -64,7 +64,7 @@ def real_logits(hf_model: Any, side: str = "left") -> torch.Tensor:
 @torch.no_grad()
 def greedy(hf_model: Any, **more: Any) -> torch.Tensor:
     return hf_model.generate(
-        **padded("left"), max_new_tokens=8, do_sample=False, pad_token_id=3, **more
+        **padded("left"), max_new_tokens=6, do_sample=False, pad_token_id=3, **more
     )
 
 
@@ -97,11 +97,22 @@ def test_it_equals_the_hooked_model(pair: Pair, plain_tokenizer: Any, setting: s
     assert torch.equal(real_logits(pair.plain), free)
 
 
+@pytest.mark.parametrize("site", ["output", "attention"])
+def test_each_site_alone_equals_the_hooked_model(
+    tiny_llama: HookedModel, hf_factory: Callable[..., Any], chat_tokenizer: Any, site: str
+) -> None:
+    under = part(site)
+    with interp.constrain(tiny_llama, under, at=SPANS):
+        expected = real_logits(tiny_llama.original_model)
+    with attach(hf_factory("llama", chat_tokenizer), chat_tokenizer, under, at=SPANS) as model:
+        torch.testing.assert_close(real_logits(model), expected, **CLOSE)
+
+
 def test_eager_attention_gives_the_same(plain_tokenizer: Any) -> None:
     found = []
     for name in ("sdpa", "eager"):
         hf_model = make("mistral", plain_tokenizer, attn_implementation=name)
-        with attach(hf_model, plain_tokenizer, SETTINGS["both"], at=SPANS) as model:
+        with attach(hf_model, plain_tokenizer, SETTINGS["zero"], at=SPANS) as model:
             found.append(real_logits(model))
     torch.testing.assert_close(*found, **CLOSE)
 

@@ -94,7 +94,7 @@ def test_a_mask_that_the_module_drops_is_noticed(hf_model: Any, plain_tokenizer:
 
 def test_one_constraint_at_a_time_and_detach_twice(hf_model: Any, plain_tokenizer: Any) -> None:
     free = greedy(hf_model)
-    first = attach(hf_model, plain_tokenizer, SETTINGS["both"], at=SPANS)
+    first = attach(hf_model, plain_tokenizer, SETTINGS["zero"], at=SPANS)
     with pytest.raises(UserError, match="has a constraint already"):
         attach(hf_model, plain_tokenizer, HEADS, at=SPANS)
     assert first.is_attached
@@ -116,7 +116,7 @@ def test_an_error_in_the_middle_leaves_nothing(hf_model: Any, plain_tokenizer: A
 
     free = greedy(hf_model)
     before = dict(vars(hf_model))
-    with pytest.raises(Stop), attach(hf_model, plain_tokenizer, SETTINGS["both"], at=SPANS):
+    with pytest.raises(Stop), attach(hf_model, plain_tokenizer, SETTINGS["zero"], at=SPANS):
         greedy(hf_model, stopping_criteria=[stop])
     assert not any(
         module._forward_pre_hooks or module._forward_hooks for module in hf_model.modules()
