@@ -4,8 +4,10 @@ Site ``output`` edits the input of the layers' output projections; site ``attent
 layers' attention a mask by head (`interp.attached.head_mask`).
 """
 
+import functools
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,9 +17,10 @@ from torch.utils.hooks import RemovableHandle
 from transformers.cache_utils import Cache
 
 from interp.attached.anatomy import Anatomy
-from interp.attached.head_mask import causal_mask, cut_pairs, mask_by_head
+from interp.attached.head_mask import causal_mask, mask_by_head
 from interp.attached.state import AttachedState, Install
 from interp.errors import UserError
+from interp.forward.transfer import upload
 from interp.interventions.head_constraint import Constraint
 
 MASKED = ("eager", "sdpa")
@@ -96,7 +99,7 @@ def _attention_hook(
     module: nn.Module,
 ) -> Callable[..., Any]:
     names = list(inspect.signature(type(module).forward).parameters)[1:]
-    place = names.index("attention_mask")
+    place, heads_on = names.index("attention_mask"), functools.cache(partial(upload, heads))
 
     def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if state.suspended:
@@ -106,7 +109,8 @@ def _attention_hook(
         cache = next(
             (value for value in (*args, *kwargs.values()) if isinstance(value, Cache)), None
         )
-        mask = _cut(part, state, heads, given=given, hidden=hidden, cache=cache, layer=layer)
+        chosen = heads_on(hidden.device)
+        mask = _cut(part, state, chosen, given=given, hidden=hidden, cache=cache, layer=layer)
         if len(args) > place:
             return (*args[:place], mask, *args[place + 1 :]), kwargs
         return args, {**kwargs, "attention_mask": mask}
@@ -135,12 +139,11 @@ def _cut(
     if given is not None and given.shape[-1] != n_keys:  # keys that another layer has cached
         n_keys = given.shape[-1]
         first_key = max(n_seen - n_keys, 0)
-    shape = {
-        "first_query": state.first_query,
+    keys: dict[str, Any] = {
         "n_queries": n_queries,
         "first_key": first_key,
         "n_keys": n_keys,
+        "device": device,
     }
-    mask = causal_mask(**shape, device=device) if given is None else given
-    pairs = cut_pairs(state.positions.to(device), **shape)
-    return mask_by_head(mask, pairs, heads.to(device), factor=part.factor, dtype=hidden.dtype)
+    mask = causal_mask(first_query=state.first_query, **keys) if given is None else given
+    return mask_by_head(mask, state.pairs(**keys), heads, factor=part.factor, dtype=hidden.dtype)

@@ -6,11 +6,14 @@ prompt is constrained runs on the model as it is.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from interp.attached.head_mask import cut_pairs
 from interp.interventions.object_positions import ObjectPositions
 from interp.interventions.prompt_positions import PromptPositions
 
@@ -38,6 +41,7 @@ class AttachedState(PromptPositions):
         self._prompts: Tensor | None = None
         self._width = 0
         self.first_query = 0
+        self._pairs: dict[tuple[Any, ...], Tensor] = {}
 
     def begin(self, tokens: Tensor | None, mask: Tensor | None, seen: int) -> None:
         """As in `PromptPositions`, and put the hooks in, or take them out."""
@@ -47,6 +51,22 @@ class AttachedState(PromptPositions):
             self._remove(prefill_only=True)
         super().begin(tokens, mask, seen)
         self.first_query = seen
+        self._pairs.clear()
+
+    def pairs(
+        self, *, n_queries: int, first_key: int, n_keys: int, device: torch.device
+    ) -> Bool[Tensor, "prompt query key"]:
+        """The pairs that are cut in this pass, which layers with the same keys share."""
+        key = (n_queries, first_key, n_keys, device)
+        if key not in self._pairs:
+            self._pairs[key] = cut_pairs(
+                self.positions.to(device),
+                first_query=self.first_query,
+                n_queries=n_queries,
+                first_key=first_key,
+                n_keys=n_keys,
+            )
+        return self._pairs[key]
 
     def prefill(self, tokens: Tensor, real: Tensor) -> None:
         """Find the positions, unless this is the last prefill with one token more.
