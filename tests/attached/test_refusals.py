@@ -20,7 +20,7 @@ from interp.models.fingerprint import tokenizer_fingerprint
 from probes.detector.calibration import Calibration
 from probes.detector.detector import PremiseDetector
 from tests.attached.architectures import make
-from tests.attached.test_equality import PROMPTS, SETTINGS, SPANS, greedy, padded, part
+from tests.attached.test_equality import PROMPTS, SPANS, UNDER, greedy, padded, part
 
 HEADS = HeadSet(((0, 1),), "attention")
 
@@ -94,7 +94,7 @@ def test_a_mask_that_the_module_drops_is_noticed(hf_model: Any, plain_tokenizer:
 
 def test_one_constraint_at_a_time_and_detach_twice(hf_model: Any, plain_tokenizer: Any) -> None:
     free = greedy(hf_model)
-    first = attach(hf_model, plain_tokenizer, SETTINGS["zero"], at=SPANS)
+    first = attach(hf_model, plain_tokenizer, UNDER, at=SPANS)
     with pytest.raises(UserError, match="has a constraint already"):
         attach(hf_model, plain_tokenizer, HEADS, at=SPANS)
     assert first.is_attached
@@ -116,7 +116,7 @@ def test_an_error_in_the_middle_leaves_nothing(hf_model: Any, plain_tokenizer: A
 
     free = greedy(hf_model)
     before = dict(vars(hf_model))
-    with pytest.raises(Stop), attach(hf_model, plain_tokenizer, SETTINGS["zero"], at=SPANS):
+    with pytest.raises(Stop), attach(hf_model, plain_tokenizer, UNDER, at=SPANS):
         greedy(hf_model, stopping_criteria=[stop])
     assert not any(
         module._forward_pre_hooks or module._forward_hooks for module in hf_model.modules()
