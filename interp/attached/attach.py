@@ -33,7 +33,7 @@ from interp.interventions.intervention import Intervention
 from interp.interventions.object_positions import ObjectPositions, positions_at
 from interp.models.passes import before_each_call
 from interp.models.transformers_modules import is_component
-from interp.models.unwrapped import check_tokenizer
+from interp.models.unwrapped import check_tokenizer, is_adapted
 from interp.modules import modules
 from interp.runs.manifest import check_same_model, recorded_model
 from probes.detector.detections import Detector
@@ -158,7 +158,7 @@ def _attached(
         _ATTACHED.add(base)
         stack.callback(state.remove_hooks)
         # PEFT calls the forward of the model in it past the model's hooks, but not its body's.
-        entry = base if base is hf_model else anatomy.body
+        entry = anatomy.body if is_adapted(base) else base
         stack.enter_context(before_each_call(entry, state.begin))
         stack.enter_context(entry.register_forward_pre_hook(_refuse_packed, with_kwargs=True))
         if hasattr(base, _COMPILES):

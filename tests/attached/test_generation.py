@@ -217,6 +217,8 @@ def test_an_adapter_and_offloaded_weights(plain_tokenizer: Any) -> None:
         logits = model(**batch).logits
     with torch.no_grad(), attach(adapted, plain_tokenizer, UNDER, at=SPANS):
         torch.testing.assert_close(adapted(**batch).logits, logits)
+    with torch.no_grad(), attach(adapted.get_base_model(), plain_tokenizer, UNDER, at=SPANS):
+        torch.testing.assert_close(adapted(**batch).logits, logits)
     offloaded = accelerate.cpu_offload(make("llama", plain_tokenizer), torch.device("cpu"))
     assert torch.equal(chosen(offloaded, plain_tokenizer), expected)
 
