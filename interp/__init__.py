@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         report,
         tasks,
     )
+    from interp.attached import attach
     from interp.errors import UserError
     from interp.evaluation import (
         AttentionPattern,
@@ -58,6 +59,7 @@ __all__ = [
     "JointEffects",
     "TokenSaliency",
     "UserError",
+    "attach",
     "attention_pattern",
     "constrain",
     "detect",
@@ -85,6 +87,7 @@ __all__ = [
 
 
 _HOMES = {
+    "interp.attached": ("attach",),
     "interp.interventions.generate": ("generate",),
     "interp.errors": ("UserError",),
     "interp.evaluation": (

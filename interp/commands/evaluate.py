@@ -42,14 +42,12 @@ from interp.runs.resources import run_resources
 from interp.runs.shards import Engine, InProcess
 from probes.detector.detect import detect_premises
 from probes.detector.detections import Detector, PremiseDetections
-from probes.detector.detector import PremiseDetector
+from probes.detector.detector import DETECTOR_FOLDER, PremiseDetector, has_detector
 from probes.detector.train import premises_beside, train_detector
 
 logger = logging.getLogger(__name__)
 
 SHARDS = Path("shards") / "evaluate"
-DETECTOR = Path("detector")
-"""The folder of a run's detector."""
 SCORED = Path("scored")
 """The folder of the results on relations that were not searched."""
 
@@ -268,11 +266,6 @@ def _evaluated(
     ]
 
 
-def has_detector(run: Path) -> bool:
-    """Whether a run holds a complete detector."""
-    return (run / DETECTOR / "detector.json").is_file()  # its last file to be written
-
-
 def run_detector(
     model: HookedModel,
     split: AnySplit,
@@ -290,14 +283,14 @@ def run_detector(
     tokenizer or chat template.
     """
     if has_detector(run):
-        return PremiseDetector.load(run / DETECTOR, model=model)
+        return PremiseDetector.load(run / DETECTOR_FOLDER, model=model)
     with run_clock(run, IDENTITY):
         parts = parts_of(split.search)
         beside = premises_beside((*parts, *unseen), seed=seed)
         detector = train_detector(
             model, parts, known=False, beside=beside, seed=seed, progress=progress
         )
-    detector.save(run / DETECTOR)
+    detector.save(run / DETECTOR_FOLDER)
     return detector
 
 

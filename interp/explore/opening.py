@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from interp.commands.evaluate import has_detector, run_detector
+from interp.commands.evaluate import run_detector
 from interp.commands.locate_joint import check_prompts, load_search
 from interp.errors import UserError
 from interp.explore.explorer import Explorer
@@ -19,6 +19,7 @@ from interp.premises.joint import AnySplit
 from interp.report.read_run import read_heads
 from interp.runs.manifest import read_manifest, recorded_model, recorded_quantization
 from probes.detector.detections import Detector
+from probes.detector.detector import has_detector
 
 
 def check_explorable(run: Path) -> None:

@@ -64,7 +64,7 @@ def positions_in_premises(encoded: EncodedPremises) -> ObjectPositions:
 
 
 def _in_spans(spans: Sequence[tuple[int, int] | None], tokens: Tensor, mask: Tensor) -> Tensor:
-    copies = _copies(tokens, len(spans))
+    copies = copies_of(tokens, len(spans))
     if not copies:
         raise UserError(f"{len(spans)} spans for {len(tokens)} prompts: give one per prompt")
     at, real = torch.zeros(mask.shape, dtype=torch.bool), mask.long()
@@ -83,7 +83,7 @@ def _in_spans(spans: Sequence[tuple[int, int] | None], tokens: Tensor, mask: Ten
 
 
 def _in_mask(at: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-    copies = _copies(tokens, len(at)) if at.ndim == 2 else 0
+    copies = copies_of(tokens, len(at)) if at.ndim == 2 else 0
     if not copies or at.shape[1] != tokens.shape[1]:
         raise UserError(
             f"the mask at= has shape {tuple(at.shape)}, the prompts {tuple(tokens.shape)}"
@@ -110,7 +110,7 @@ def _from_function(at: ObjectPositions, tokens: Tensor, mask: Tensor) -> Tensor:
     return found.to(device=tokens.device, dtype=torch.bool)
 
 
-def _copies(tokens: Int[Tensor, "row pos"], n_prompts: int) -> int:
+def copies_of(tokens: Int[Tensor, "row pos"], n_prompts: int) -> int:
     """How many consecutive rows each prompt has; 0 if the rows are not copies of the prompts.
 
     ``generate`` runs a prompt once for every beam and every returned sequence.

@@ -1,14 +1,14 @@
-"""The state of the prompts that run under an intervention: where to act, and with which values.
+"""What the hooks of an open ``constrain`` read: where to act, and with which values.
 
-It is updated before every forward pass: a prefill finds the positions in its prompts, and a
-decoding step of one token a prompt keeps them.
+The positions are kept by `interp.interventions.prompt_positions`; mode ``resample`` needs values
+too, which a run of other prompts gives.
 """
 
 from collections.abc import Sequence
 from itertools import compress
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from interp.errors import UserError
@@ -17,6 +17,7 @@ from interp.forward.layer_range import run_layers
 from interp.forward.partial import record_run
 from interp.forward.transfer import upload
 from interp.interventions.object_positions import ObjectPositions
+from interp.interventions.prompt_positions import PromptPositions
 from interp.models.hooked_model import HookedModel
 from interp.models.model_check import require
 
@@ -29,15 +30,11 @@ RESAMPLE_IN_SWEEP = (
 )
 
 
-class PromptState:
-    """What the hooks of an open ``constrain`` read.
+class PromptState(PromptPositions):
+    """The positions of the prompts that run on a hooked model, and values for mode ``resample``.
 
     Attributes:
-        positions: Bool[prompt pos], where to act in the last prefill.
-        prefilling: whether the current pass is a prefill.
-        n_seen: number of positions that the pass sees, cached ones included.
         resampled: per layer [prompt pos head d_head], for mode ``resample``.
-        suspended: hooks do nothing, because the pass is one of this state's own.
     """
 
     def __init__(
@@ -48,49 +45,23 @@ class PromptState:
         resample_layers: Sequence[int],
         neutral: str,
     ) -> None:
-        self.model, self._find = model, find
+        super().__init__(find)
+        self.model = model
         self._resample_layers, self._neutral_text = sorted(set(resample_layers)), neutral
-        self.positions: Bool[Tensor, "prompt pos"] = torch.zeros(0, 0, dtype=torch.bool)
         self.resampled: dict[int, Float[Tensor, "prompt pos head d_head"]] = {}
-        self.prefilling = False
-        self.n_seen = 0
-        self.suspended = False
-
-    @property
-    def acting(self) -> bool:
-        """Whether the current pass contains the positions."""
-        return self.prefilling and not self.suspended
 
     def begin(self, tokens: Tensor | None, mask: Tensor | None, seen: int) -> None:
-        """Update the state before a forward pass; called by `before_each_pass`.
-
-        Args:
-            tokens, mask: token ids of the pass, and which of them are real; None if not given.
-            seen: number of cached positions: 0 in a prefill.
-        """
-        if self.suspended:
-            return
-        if tokens is None:
-            raise UserError("constrain needs token ids: embeddings hide where the false object is")
-        if self._resample_layers and _enters_midway(self.model):
+        """As in `PromptPositions`. Raises UserError for ``resample`` in a sweep, too."""
+        midway = tokens is not None and not self.suspended and self._resample_layers
+        if midway and _enters_midway(self.model):
             raise UserError(RESAMPLE_IN_SWEEP)
-        self.prefilling = seen == 0
-        self.n_seen = seen + tokens.shape[1]
-        if not self.prefilling:
-            if len(self.positions) != len(tokens):
-                raise UserError(
-                    "a cache from outside the constraint cannot be continued: run the whole prompt"
-                )
-            if tokens.shape[1] > 1:
-                raise UserError(
-                    f"{tokens.shape[1]} tokens follow a prefill at once: run the whole prompt in "
-                    "one pass (no prefill_chunk_size), then one token at a time"
-                )
-            return
+        super().begin(tokens, mask, seen)
+
+    def prefill(self, tokens: Tensor, real: Tensor) -> None:
+        """Find the positions, and the values of mode ``resample``."""
         if len(tokens) > 1 and torch.equal(tokens[0], tokens[1]):
             require(self.model, "continuation")  # beams reorder the cache
-        real = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask.bool()
-        self.positions = self._find(tokens, real)
+        super().prefill(tokens, real)
         if self._resample_layers:
             self.suspended = True
             try:

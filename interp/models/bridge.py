@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from accelerate.utils import send_to_device
-from jaxtyping import Bool, Int
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.generalized_components import NormalizationBridge
 from transformer_lens.utilities.multi_gpu import is_mixed_offload_gpu
@@ -17,6 +16,7 @@ from interp.files.text import one_line
 from interp.models.hooked_model import HookedModel
 from interp.models.latent_attention import connect_latent_attention
 from interp.models.native_attention import connect_attention_hooks
+from interp.models.passes import before_each_call
 from interp.models.placement import execution_device, without_map
 from interp.models.transformers_modules import note_forwards
 
@@ -110,37 +110,7 @@ def _mask_within_float32(
 def before_each_pass(model: HookedModel, begin: Callable[..., None]) -> Iterator[None]:
     """While open, ``begin(tokens, mask, seen)`` is called before every forward pass of the model.
 
-    ``tokens`` are the new token ids [prompt pos], or None where the pass is given embeddings;
-    ``mask`` is the attention mask, of a prefill that of its tokens, or None; ``seen`` counts the
-    positions in the cache.
+    See `interp.models.passes.before_each_call`.
     """
-
-    def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        past = kwargs.get("past_key_values")
-        tokens = kwargs.get("input_ids", args[0] if args else None)
-        seen = 0 if past is None else int(past.get_seq_length())
-        mask = kwargs.get("attention_mask")
-        if tokens is not None:
-            mask = _real_tokens(mask, seen + tokens.shape[1])
-        begin(tokens, mask, seen)
-
-    with model.original_model.register_forward_pre_hook(hook, with_kwargs=True):
+    with before_each_call(model.original_model, begin):
         yield
-
-
-def _real_tokens(
-    mask: Any, n_positions: int
-) -> Bool[torch.Tensor, "prompt pos"] | Int[torch.Tensor, "prompt pos"] | None:
-    """Which positions hold real tokens, from any mask that transformers is called with.
-
-    ``generate`` gives a mask of queries and keys where the cache has a fixed length, and one for
-    every kind of layer where there are several.
-    """
-    if isinstance(mask, dict):
-        mask = mask.get("full_attention", next(iter(mask.values()), None))
-    if mask is None:
-        return None
-    if mask.ndim == 4:  # [prompt 1 query key], True or 0 where a query sees a key
-        seen = mask if mask.dtype == torch.bool else mask == 0
-        return seen[:, 0, :, :n_positions].any(dim=1)
-    return mask[:, :n_positions]

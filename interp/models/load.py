@@ -261,7 +261,7 @@ def wrap(
             f"the configuration of {spec} is wrong: {model.cfg.n_heads} query heads cannot share "
             f"{n_kv_heads} key-value heads, of which there must be a divisor"
         )
-    _INFO[model] = ModelInfo(
+    info = ModelInfo(
         spec=spec,
         fingerprint=digest,
         dtype=str(dtype).removeprefix("torch."),
@@ -275,7 +275,13 @@ def wrap(
         quantization=quantization,
         device_map=describe(hf_model),
     )
+    keep_info(model, info)
     return model
+
+
+def keep_info(model: Any, info: ModelInfo) -> None:
+    """Remember what is recorded of a model."""
+    _INFO[model] = info
 
 
 def model_info(model: HookedModel) -> ModelInfo:

@@ -48,7 +48,7 @@ def causal_model_of(given: Any) -> Any:
             do not run together, or an adapter that cannot be merged.
     """
     hf_model = _inside(given)
-    if _is_adapted(hf_model):
+    if is_adapted(hf_model):
         hf_model = _merged(hf_model)
     _check_causal(hf_model)
     keep_precision(hf_model)
@@ -75,7 +75,7 @@ def _inside(given: Any) -> Any:
             return given
 
 
-def _is_adapted(hf_model: nn.Module) -> bool:
+def is_adapted(hf_model: nn.Module) -> bool:
     """Whether the model has adapters of PEFT; if PEFT was never imported it has none."""
     if "peft" not in sys.modules:
         return False

@@ -40,6 +40,8 @@ from probes.linear import check_fitted_on
 logger = logging.getLogger(__name__)
 
 WEIGHTS, SETTINGS = "detector.safetensors", "detector.json"
+DETECTOR_FOLDER = Path("detector")
+"""The folder of a run's detector."""
 _PLAIN_FORMAT, _FORMAT = 1, 2
 _SETTINGS = ("fingerprint", "layer", "threshold", "calibration", "training", "prompting")
 _SHAPE = {
@@ -137,6 +139,12 @@ class PremiseDetector(Displayed):
         self.check_model(model)
         tokenizer = model.tokenizer
         asked = [tokenize_question(tokenizer, question, system=system) for question in questions]
+        return self.detect_asked(model, asked, progress=progress)
+
+    def detect_asked(
+        self, model: HookedModel, asked: Sequence[AskedQuestion], *, progress: bool = True
+    ) -> tuple[Detection, ...]:
+        """One detection a question whose prompt is already made."""
         scores = self.token_scores(model, asked, progress=progress)
         return tuple(map(self.decide, asked, scores))
 
@@ -279,3 +287,8 @@ class PremiseDetector(Displayed):
         )
         rows = [(name, str(value)) for name, value in self.training.items()]
         return Shown(words, (pd.DataFrame(rows, columns=["training", "value"]),) if rows else ())
+
+
+def has_detector(run: Path) -> bool:
+    """Whether a run holds a complete detector."""
+    return (run / DETECTOR_FOLDER / SETTINGS).is_file()  # its last file to be written

@@ -95,19 +95,24 @@ class EchoDetector(Displayed):
         self.check_model(model)
         tokenizer = model.tokenizer
         asked = [tokenize_question(tokenizer, question, system=system) for question in questions]
+        return self.detect_asked(model, asked, progress=progress)
+
+    def detect_asked(
+        self, model: HookedModel, asked: Sequence[AskedQuestion], *, progress: bool = True
+    ) -> tuple[Detection, ...]:
+        """One detection a question whose prompt is already made."""
         scores = self.probes.token_scores(model, asked, progress=progress)
-        suspected = self.suspects(asked, scores)
-        tested = [index for index, detection in enumerate(suspected) if detection.fired]
+        found = self.suspects(asked, scores)
+        spans = {index: part.token_span for index, part in enumerate(found) if part.token_span}
         echoes = echo_log_odds(
             model,
-            [asked[index] for index in tested],
-            [suspected[index].token_span or (0, 1) for index in tested],
+            [asked[index] for index in spans],
+            list(spans.values()),
             heads=self.heads,
             progress=progress,
         )
-        found = list(suspected)
-        for index, echo in zip(tested, echoes, strict=True):
-            found[index] = self.decide(suspected[index], scores[index].question, echo)
+        for index, echo in zip(spans, echoes, strict=True):
+            found[index] = self.decide(found[index], scores[index].question, echo)
         return tuple(found)
 
     def suspects(
@@ -193,9 +198,11 @@ class EchoDetector(Displayed):
         return Shown(words, (pd.DataFrame(rows, columns=["training", "value"]),) if rows else ())
 
 
-def load_detector(
-    folder: str | Path, *, model: HookedModel | None = None
-) -> PremiseDetector | EchoDetector:
+AnyDetector = PremiseDetector | EchoDetector
+"""What is trained and kept."""
+
+
+def load_detector(folder: str | Path, *, model: HookedModel | None = None) -> AnyDetector:
     """The detector of a directory, of whichever kind it is. Raises UserError as their ``load``."""
     if (Path(folder) / ECHO).is_file():
         return EchoDetector.load(folder, model=model)

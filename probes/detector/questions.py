@@ -5,7 +5,7 @@ of whichever comes last: the first token at which the model has read the whole p
 time only the text is known.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -107,12 +107,23 @@ def tokenize_question(tokenizer: Any, text: str, *, system: str | None = None) -
     """A question in the model's chat format. Raises UserError for an empty one."""
     rendered = render_chat(tokenizer, text, system=system)
     encoding = tokenize(tokenizer, rendered)
-    begin, offset_mapping = rendered.question_start, encoding["offset_mapping"]
+    ids, offsets, begin = (
+        encoding["input_ids"],
+        encoding["offset_mapping"],
+        rendered.question_start,
+    )
+    return located_question(text, rendered.text, ids, offsets=offsets, begin=begin)
+
+
+def located_question(
+    text: str, prompt: str, ids: Sequence[int], *, offsets: Sequence[Span], begin: int
+) -> AskedQuestion:
+    """A question that begins at character ``begin`` of a prompt with these tokens and offsets."""
     first = begin + len(text) - len(text.lstrip())
     last = begin + len(text.rstrip())
-    start, end = token_span(offset_mapping, rendered.text, (first, last), what="question")
-    offsets = tuple((left - begin, right - begin) for left, right in offset_mapping[start:end])
-    return AskedQuestion(text, tuple(encoding["input_ids"]), (start, end), offsets)
+    start, end = token_span(offsets, prompt, (first, last), what="question")
+    of_question = tuple((left - begin, right - begin) for left, right in offsets[start:end])
+    return AskedQuestion(text, tuple(ids), (start, end), of_question)
 
 
 def label_questions(

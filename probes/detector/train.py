@@ -31,9 +31,9 @@ from interp.runs.shards import digest_of
 from probes.detector.balance import balanced_questions
 from probes.detector.calibration import CalibrationMethod
 from probes.detector.dataset import DetectorDataset, Folds
-from probes.detector.detector import SETTINGS, PremiseDetector
+from probes.detector.detector import SETTINGS
 from probes.detector.echo import check_echo_heads, echo_log_odds
-from probes.detector.echo_detector import EchoDetector, load_detector
+from probes.detector.echo_detector import AnyDetector, load_detector
 from probes.detector.echo_fit import fit_echo
 from probes.detector.evidence import EXPECTATION, PROBES
 from probes.detector.fit import combine, cross_fit_layers, fit_detector
@@ -155,7 +155,7 @@ def train_detector(
     heads: HeadSet | None = None,
     seed: int = 0,
     progress: bool = True,
-) -> PremiseDetector | EchoDetector:
+) -> AnyDetector:
     """Train a detector of false premises for this model.
 
     Args:
@@ -331,7 +331,7 @@ def background_texts(
 @checked
 def detector_for(
     model: HookedModel, *, cache_dir: Path | None = None, progress: bool = True
-) -> PremiseDetector | EchoDetector:
+) -> AnyDetector:
     """The model's own detector: as it ships, from the user's cache, or trained on the relations.
 
     One ships for the embedded model, see `interp.heads.shipped`. The cache, below
@@ -341,11 +341,9 @@ def detector_for(
     Raises:
         UserError: what `train_detector` refuses, or a cache that cannot be written.
     """
-    shipped = shipped_for(model)
-    if shipped is not None and (detector := _read(shipped.folder, model)) is not None:
-        return detector
-    digest = digest_of([fingerprint(model), prompting_fingerprint(model.tokenizer)])
-    folder = cache_root(cache_dir) / "detectors" / f"{digest[:32]}-{VERSION}"
+    if (shipped := _shipped_detector(model)) is not None:
+        return shipped
+    folder = _kept_at(model, cache_dir)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(folder.parent / f".{folder.name}.lock"):
@@ -362,7 +360,26 @@ def detector_for(
         ) from error
 
 
-def _read(folder: Path, model: HookedModel) -> PremiseDetector | EchoDetector | None:
+def kept_detector(model: HookedModel, *, cache_dir: Path | None = None) -> AnyDetector | None:
+    """The model's own detector as it ships, or from the user's cache; None if there is none yet."""
+    if (shipped := _shipped_detector(model)) is not None:
+        return shipped
+    folder = _kept_at(model, cache_dir)
+    return _read(folder, model) if (folder / SETTINGS).is_file() else None
+
+
+def _shipped_detector(model: HookedModel) -> AnyDetector | None:
+    shipped = shipped_for(model)
+    return None if shipped is None else _read(shipped.folder, model)
+
+
+def _kept_at(model: HookedModel, cache_dir: Path | None) -> Path:
+    """Where the user's cache has the detector of such a model."""
+    digest = digest_of([fingerprint(model), prompting_fingerprint(model.tokenizer)])
+    return cache_root(cache_dir) / "detectors" / f"{digest[:32]}-{VERSION}"
+
+
+def _read(folder: Path, model: HookedModel) -> AnyDetector | None:
     """A detector that was kept; None, with a warning, if it is damaged or does not fit."""
     try:
         return load_detector(folder, model=model)

@@ -1,0 +1,274 @@
+"""``attach``: a constraint on a plain transformers model, without TransformerLens.
+
+The model is called, generates and stands in a pipeline as before. A hook before its forward pass
+looks at the prompts of every prefill and finds the false object; hooks in the constrained layers do
+the rest (`interp.attached.sites`). Nothing outside the model is changed, and its weights are not.
+"""
+
+import sys
+import weakref
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from interp.arguments import shown
+from interp.attached.anatomy import Anatomy
+from interp.attached.places import PlacesOfDetector, PlacesOfWords
+from interp.attached.plain_model import PlainModel, check_plain
+from interp.attached.prompt_text import QuestionFrame
+from interp.attached.sites import check_implementation, check_modes, install
+from interp.attached.state import AttachedState
+from interp.attached.trial import try_heads
+from interp.attached.what import intervention_of, run_of
+from interp.checked import checked
+from interp.errors import UserError
+from interp.forward.batch import Span
+from interp.heads.headset import HeadSet
+from interp.interventions.gate import Gate, check_gate
+from interp.interventions.head_constraint import Constraint
+from interp.interventions.intervention import Intervention
+from interp.interventions.object_positions import ObjectPositions, positions_at
+from interp.models.passes import before_each_call
+from interp.models.transformers_modules import is_component
+from interp.models.unwrapped import check_tokenizer, is_adapted
+from interp.modules import modules
+from interp.runs.manifest import check_same_model, recorded_model
+from probes.detector.detections import Detector
+from probes.detector.detector import DETECTOR_FOLDER, has_detector
+from probes.detector.echo_detector import AnyDetector, load_detector
+from probes.detector.train import kept_detector
+
+_ATTACHED: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
+"""The models that have a constraint."""
+_COMPILES = "_valid_auto_compile_criteria"
+"""Of transformers: whether ``generate`` compiles the model by itself, which would drop hooks."""
+
+
+class Attached:
+    """A constraint that is attached to a model, until ``detach`` or the end of a ``with``.
+
+    Attributes:
+        model: the model, as it was given.
+        intervention: the constraint.
+    """
+
+    def __init__(self, model: Any, intervention: Intervention, closing: ExitStack) -> None:
+        self.model, self.intervention, self._closing = model, intervention, closing
+        self._is_attached = True
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether the constraint still acts."""
+        return self._is_attached
+
+    def detach(self) -> None:
+        """Take everything off the model; a second call does nothing."""
+        self._is_attached = False
+        self._closing.close()
+
+    def __enter__(self) -> Any:
+        """The model, as it was given."""
+        return self.model
+
+    def __exit__(self, *error: object) -> None:
+        self.detach()
+
+    def __repr__(self) -> str:
+        state = "attached" if self.is_attached else "detached"
+        return f"<{self.intervention.name}, {state}: {type(self.model).__name__}>"
+
+
+@checked
+def attach(
+    hf_model: Any,
+    tokenizer: Any,
+    what: str | Path | Intervention | Constraint | HeadSet,
+    *,
+    gate: Gate | None = None,
+    detector: Detector | None = None,
+    false_object: str | Sequence[str | None] | None = None,
+    at: Sequence[Span | None] | Tensor | ObjectPositions | None = None,
+) -> Attached:
+    """Attach a constraint on heads to a transformers model.
+
+    The result is a context manager whose end detaches, and a handle with ``detach``. Forward
+    passes, ``generate`` (batches, beams, sampling, caches of either kind) and pipelines are
+    constrained at the false object of their prompts, as ``interp.constrain`` does it on the hooked
+    model.
+
+    Args:
+        hf_model: a causal language model of transformers; one that PEFT has wrapped, or that is
+            quantized or divided over devices, too.
+        what: an intervention, a constraint or a head set; the directory of a run that was
+            evaluated, whose best setting is taken; or a file of ``Intervention.save``. Modes
+            ``zero`` and ``scale``.
+        gate: who finds the false object: the caller (``oracle``) or a detector (``probe``). By
+            default the caller if ``at`` or ``false_object`` is given, else what ``what`` says.
+        detector: for gate ``probe``; by default the run's own, or the model's own if there is one
+            already (``probes.detector_for`` makes one on the hooked model).
+        false_object: the words that may be false, of which the last occurrence in a prompt is
+            taken; or one for each prompt, None to leave a prompt alone.
+        at: where the false object is, as ``interp.constrain`` takes it.
+
+    Raises:
+        UserError: another model than the run's or the detector's, a head that the model does not
+            have, an attention that takes no mask by head, a model that is compiled or has a
+            constraint already, or no way to find the false object.
+    """
+    base = _unwrapped(hf_model)
+    intervention = intervention_of(what)
+    for part in intervention.heads:
+        check_modes(part)
+    anatomy = Anatomy.of(base)
+    anatomy.check(intervention)
+    for part in intervention.heads:
+        check_implementation(anatomy, part)
+    run = run_of(what)
+    if run is not None:
+        recorded = recorded_model(run)["fingerprint"]
+        check_tokenizer(tokenizer)
+        check_same_model(run, PlainModel(base, tokenizer, anatomy, wanted=recorded))  # type: ignore[arg-type]
+    gate = _gate(gate or (None if _given(at, false_object) else intervention.gate), detector)
+    if gate == "probe":
+        if _given(at, false_object):
+            raise UserError("gate 'probe' finds the false object itself: leave at and words out")
+        find = _detecting(base, tokenizer, anatomy, run=run, detector=detector)
+    else:
+        find = _told(tokenizer, at, false_object)
+    try_heads(base, anatomy, intervention.heads)
+    return _attached(hf_model, base, anatomy, intervention=intervention, find=find)
+
+
+def _attached(
+    hf_model: Any,
+    base: Any,
+    anatomy: Anatomy,
+    *,
+    intervention: Intervention,
+    find: ObjectPositions,
+) -> Attached:
+    by_site: dict[str, list[Any]] = {"output": [], "attention": []}
+    for part in intervention.heads:
+        by_site[part.site].append(install(part, anatomy))
+    state = AttachedState(find, in_prefill=by_site["output"], in_every_pass=by_site["attention"])
+    with ExitStack() as stack:
+        stack.callback(_ATTACHED.discard, base)
+        _ATTACHED.add(base)
+        stack.callback(state.remove_hooks)
+        # PEFT calls the forward of the model in it past the model's hooks, but not its body's.
+        entry = anatomy.body if is_adapted(base) else base
+        stack.enter_context(before_each_call(entry, state.begin))
+        stack.enter_context(entry.register_forward_pre_hook(_refuse_packed, with_kwargs=True))
+        if hasattr(base, _COMPILES):
+            stack.callback(base.__dict__.pop, _COMPILES, None)
+            base.__dict__[_COMPILES] = _never
+        return Attached(hf_model, intervention, stack.pop_all())
+
+
+def _refuse_packed(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+    """Raise UserError for several prompts in one row, as continuous batching runs them."""
+    if kwargs.get("cu_seq_lens_q") is not None:
+        raise UserError(
+            "prompts that are packed into one row (generate_batch) cannot be constrained: use "
+            "generate with a padded batch"
+        )
+
+
+def _never(*args: Any, **kwargs: Any) -> bool:
+    return False
+
+
+def _given(at: Any, false_object: Any) -> bool:
+    return at is not None or false_object is not None
+
+
+def _gate(gate: Gate | None, detector: Detector | None) -> Gate:
+    chosen = check_gate(gate or "oracle")
+    if detector is not None and chosen != "probe":
+        raise UserError("a detector is for gate='probe'")
+    return chosen
+
+
+def _told(tokenizer: Any, at: Any, false_object: Any) -> ObjectPositions:
+    """Positions that the caller knows."""
+    if at is not None and false_object is not None:
+        raise UserError("give at= or false_object=, not both")
+    if at is not None:
+        return positions_at(at)
+    if not false_object or (
+        not isinstance(false_object, str)
+        and not all(words is None or (isinstance(words, str) and words) for words in false_object)
+    ):
+        found = "nothing" if false_object is None else shown(false_object)
+        raise UserError(
+            "attach needs to know where the false object is: give its words (false_object=), "
+            f"positions (at=) or gate='probe', not {found}"
+        )
+    check_tokenizer(tokenizer)
+    return PlacesOfWords(tokenizer, false_object)
+
+
+def _detecting(
+    base: Any, tokenizer: Any, anatomy: Anatomy, *, run: Path | None, detector: Detector | None
+) -> ObjectPositions:
+    """Positions that a detector finds."""
+    check_tokenizer(tokenizer)
+    wanted = getattr(detector, "fingerprint", None)
+    if detector is None and run is not None:
+        wanted = recorded_model(run)["fingerprint"]
+    model: Any = PlainModel(base, tokenizer, anatomy, wanted=wanted)
+    if isinstance(detector, AnyDetector):
+        detector.check_model(model)
+    elif detector is None and run is not None and has_detector(run):
+        detector = load_detector(run / DETECTOR_FOLDER, model=model)
+    elif detector is None:
+        detector = kept_detector(model)
+    if detector is None:
+        raise UserError(
+            "there is no detector for this model yet: train one on the hooked model, once "
+            "(probes.detector_for(interp.load_model(...)), or `interp probe`), or give detector="
+        )
+    if not isinstance(detector, Detector):
+        raise UserError(f"detector is a premise detector (probes.Detector), not {shown(detector)}")
+    return PlacesOfDetector(model, detector, QuestionFrame(tokenizer))
+
+
+def _unwrapped(given: Any) -> Any:
+    """The transformers model that hooks go into. Raises UserError where they would not act."""
+    if not isinstance(given, nn.Module):
+        raise UserError(
+            "attach takes a causal language model of transformers, not "
+            f"{shown(given)}: load one with transformers.AutoModelForCausalLM"
+        )
+    if isinstance(given, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise UserError(
+            "hooks do not act in copies of a model: attach to the model inside (.module)"
+        )
+    compiled = any(part._compiled_call_impl is not None for part in modules(given))
+    if compiled or hasattr(given, "_orig_mod"):
+        raise UserError(
+            "a model that is compiled by torch.compile ignores what is attached later: attach to "
+            "the model as it was before"
+        )
+    base = _without_adapter(given)
+    if any(map(is_component, modules(base))):
+        raise UserError("this model is hooked by TransformerLens: use interp.constrain")
+    check_plain(base)
+    if base in _ATTACHED:
+        raise UserError(
+            "this model has a constraint already: detach that one first, or attach both as one "
+            "intervention (a | b)"
+        )
+    return base
+
+
+def _without_adapter(given: Any) -> Any:
+    """The model inside a PEFT model, its adapters included."""
+    if "peft" not in sys.modules:
+        return given
+    from peft import PeftMixedModel, PeftModel  # importing PEFT takes seconds
+
+    return given.get_base_model() if isinstance(given, PeftModel | PeftMixedModel) else given

@@ -1,0 +1,103 @@
+"""How an attached model finds the positions to act at: words, or a detector.
+
+Both know the prompts as token ids only. They decode them, and count tokens in the text.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import compress
+from typing import Any
+
+from torch import Tensor
+
+from interp.attached.prompt_text import PromptText, QuestionFrame
+from interp.errors import UserError
+from interp.forward.batch import Span
+from interp.interventions.object_positions import copies_of, positions_at
+from interp.models.hooked_model import HookedModel
+from probes.detector.detect import detect
+from probes.detector.detections import Detector, spans_of
+from probes.detector.echo_detector import AnyDetector
+from probes.detector.questions import AskedQuestion
+
+Ids = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class PlacesOfWords:
+    """Finds words in the prompts: the last occurrence in each.
+
+    Attributes:
+        words: one text that every prompt holds; or one for each prompt, None to leave it alone.
+    """
+
+    tokenizer: Any
+    words: str | Sequence[str | None]
+
+    def __call__(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """The positions in these prompts, as `ObjectPositions` gives them."""
+        prompts = prompt_ids(tokens, mask)
+        of_row: list[str | None]
+        if isinstance(self.words, str):
+            of_row = [self.words] * len(prompts)
+        else:
+            copies = copies_of(tokens, len(self.words))
+            if not copies:
+                raise UserError(
+                    f"{len(self.words)} false objects for {len(prompts)} prompts: give one for "
+                    "each, or one that all of them hold"
+                )
+            of_row = [words for words in self.words for _ in range(copies)]
+        found: dict[tuple[Ids, str | None], Span | None] = {}
+        for prompt in zip(prompts, of_row, strict=True):
+            if prompt not in found:
+                ids, words = prompt
+                text = None if words is None else PromptText.of(self.tokenizer, ids)
+                found[prompt] = text and text.last_mention(words or "")
+        spans = [found[prompt] for prompt in zip(prompts, of_row, strict=True)]
+        return positions_at(spans)(tokens, mask)
+
+
+@dataclass(frozen=True)
+class PlacesOfDetector:
+    """Reads the last question of each prompt with a detector, in an extra prefill."""
+
+    model: HookedModel
+    detector: Detector
+    frame: QuestionFrame
+
+    def __call__(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """The positions in these prompts, as `ObjectPositions` gives them."""
+        prompts = prompt_ids(tokens, mask)
+        different = list(dict.fromkeys(prompts))  # beams run a prompt several times
+        asked = [self._question(number, ids) for number, ids in enumerate(different)]
+        spans = dict(zip(different, self._spans(asked), strict=True))
+        return positions_at([spans[ids] for ids in prompts])(tokens, mask)
+
+    def _question(self, number: int, ids: Ids) -> AskedQuestion:
+        asked = self.frame.question_in(PromptText.of(self.model.tokenizer, ids))
+        if asked is None:
+            raise UserError(
+                f"prompt {number} is no question in the model's chat format, and a detector reads "
+                "no other: apply the chat template, or say where with at= or false_object="
+            )
+        return asked
+
+    def _spans(self, asked: Sequence[AskedQuestion]) -> list[Span | None]:
+        if isinstance(self.detector, AnyDetector):
+            return spans_of(self.detector.detect_asked(self.model, asked, progress=False))
+        questions = [question.text for question in asked]
+        found = detect(self.model, questions, detector=self.detector, progress=False)
+        # The prompt need not be the one that the detector made of the question: count again.
+        return [
+            question.tokens_at(detection.char_span)
+            if detection.fired and detection.char_span is not None
+            else None
+            for question, detection in zip(asked, found, strict=True)
+        ]
+
+
+def prompt_ids(tokens: Tensor, mask: Tensor) -> list[Ids]:
+    """The prompts without their padding."""
+    rows = zip(tokens.tolist(), mask.bool().tolist(), strict=True)
+    return [tuple(compress(ids, real)) for ids, real in rows]

@@ -1,0 +1,108 @@
+"""The prompts that run on an attached model, and the hooks that are in its layers meanwhile.
+
+The hooks are put in when a prefill holds a false object, and taken out when they have nothing to
+do: those of site ``output`` after the prefill, all of them at the next prefill. A batch in which no
+prompt is constrained runs on the model as it is.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from interp.attached.head_mask import cut_pairs
+from interp.interventions.object_positions import ObjectPositions
+from interp.interventions.prompt_positions import PromptPositions
+
+Install = Callable[["AttachedState"], list[RemovableHandle]]
+"""Puts the hooks of one site into the layers."""
+
+
+class AttachedState(PromptPositions):
+    """The positions of the prompts that run on a transformers model.
+
+    Attributes:
+        first_query: the position of the pass's first token, padding included.
+    """
+
+    def __init__(
+        self,
+        find: ObjectPositions,
+        *,
+        in_prefill: Sequence[Install] = (),
+        in_every_pass: Sequence[Install] = (),
+    ) -> None:
+        super().__init__(find)
+        self._in_prefill, self._in_every_pass = tuple(in_prefill), tuple(in_every_pass)
+        self._handles: dict[bool, list[RemovableHandle]] = {True: [], False: []}
+        self._prompts: Tensor | None = None
+        self._width = 0
+        self.first_query = 0
+        self._pairs: dict[tuple[Any, ...], Tensor] = {}
+
+    def begin(self, tokens: Tensor | None, mask: Tensor | None, seen: int) -> None:
+        """As in `PromptPositions`, and put the hooks in, or take them out."""
+        if self.suspended:
+            return
+        if seen:
+            self._remove(prefill_only=True)
+        super().begin(tokens, mask, seen)
+        self.first_query = seen
+        self._pairs.clear()
+
+    def pairs(
+        self, *, n_queries: int, first_key: int, n_keys: int, device: torch.device
+    ) -> Bool[Tensor, "prompt query key"]:
+        """The pairs that are cut in this pass, which layers with the same keys share."""
+        key = (n_queries, first_key, n_keys, device)
+        if key not in self._pairs:
+            self._pairs[key] = cut_pairs(
+                self.positions.to(device),
+                first_query=self.first_query,
+                n_queries=n_queries,
+                first_key=first_key,
+                n_keys=n_keys,
+            )
+        return self._pairs[key]
+
+    def prefill(self, tokens: Tensor, real: Tensor) -> None:
+        """Find the positions, unless this is the last prefill with one token more.
+
+        Generation without a cache runs the whole text again for every token: what it has said does
+        not count as the prompt.
+        """
+        before, self._width = self._width, tokens.shape[1]
+        prompts = self._prompts
+        if (
+            prompts is not None
+            and before
+            and tokens.shape == (len(prompts), before + 1)
+            and torch.equal(tokens[:, : prompts.shape[1]], prompts)
+        ):
+            self.positions = torch.nn.functional.pad(self.positions, (0, 1))
+            return
+        self.remove_hooks()
+        self._prompts, self._width = None, 0
+        self.suspended = True  # a detector runs the model as it is
+        try:
+            super().prefill(tokens, real)
+        finally:
+            self.suspended = False
+        self._prompts, self._width = tokens.clone(), tokens.shape[1]
+        if bool(self.positions.any()):
+            for prefill_only, sites in ((True, self._in_prefill), (False, self._in_every_pass)):
+                for install in sites:
+                    self._handles[prefill_only] += install(self)
+
+    def remove_hooks(self) -> None:
+        """Take all hooks out of the layers."""
+        self._remove(prefill_only=True)
+        self._remove(prefill_only=False)
+
+    def _remove(self, *, prefill_only: bool) -> None:
+        handles = self._handles[prefill_only]
+        while handles:
+            handles.pop().remove()
