@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import accelerate
+import numpy as np
 import peft
 import pytest
 import torch
@@ -12,6 +13,8 @@ from transformers import TextIteratorStreamer, pipeline, set_seed
 import interp
 import interp.models
 from interp.attached import attach
+from interp.attached.anatomy import Anatomy
+from interp.attached.plain_model import PlainModel
 from interp.heads import HeadSet
 from interp.interventions import Intervention
 from interp.models.quiet import quiet_libraries
@@ -19,6 +22,7 @@ from probes.detector.calibration import Calibration
 from probes.detector.detect import detect
 from probes.detector.detections import Detection
 from probes.detector.detector import PremiseDetector
+from probes.detector.echo import echo_log_odds
 from probes.detector.evidence import EXPECTATION, PROBES, Combination
 from probes.detector.questions import tokenize_question
 from tests.attached.architectures import make
@@ -245,3 +249,22 @@ def test_nothing_is_in_the_layers_while_no_prompt_is_constrained(plain_tokenizer
         greedy(hf_model)
         assert hooks() == 2  # attention of two layers; those of site output ended with the prefill
     assert not hooks()
+
+
+def test_echoes_are_those_of_the_hooked_model(
+    hf_factory: Callable[..., Any], chat_tokenizer: Any
+) -> None:
+    """Of unequal lengths, with padding; and one prompt alone, for which no mask is made."""
+    hf_model = hf_factory("llama", chat_tokenizer)
+    hooked = interp.models.from_hf(hf_factory("llama", chat_tokenizer), chat_tokenizer)
+    asked = [tokenize_question(chat_tokenizer, text) for text in QUESTIONS]
+    places = [text.index(word) for text, word in zip(QUESTIONS, ("Germany", "Japan"), strict=True)]
+    spans = [of.tokens_at((at, at + 5)) for of, at in zip(asked, places, strict=True)]
+    heads = HeadSet(EVERY[:5], "attention")
+    plain: Any = PlainModel(hf_model, chat_tokenizer, Anatomy.of(hf_model))
+    for some in (slice(0, 2), slice(1, 2)):
+        of = (asked[some], spans[some])
+        found = echo_log_odds(plain, *of, heads=heads, progress=False)
+        expected = echo_log_odds(hooked, *of, heads=heads, progress=False)
+        np.testing.assert_allclose(found, expected, atol=1e-3)
+        assert np.abs(found[:, 0] - found[:, 1]).max() > 1e-3
