@@ -146,9 +146,7 @@ def train_group(plan: Plan, group: str) -> None:
     rates = choose_rates(read_trials(plan, group))
     for seed in plan.seeds:
         for method in METHODS:
-            settings = replace(
-                training, method=method, seed=seed, learning_rate=rates[method].rate
-            )
+            settings = replace(training, method=method, seed=seed, learning_rate=rates[method].rate)
             logging.info("%s: %s, seed %d", group, method, seed)
             train_moelora(settings, run_folder(folder, method, seed), progress=False)
         base_metrics(training, folder, progress=False)

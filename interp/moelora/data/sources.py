@@ -94,7 +94,9 @@ def load_validation_split(
     """
     train = load_split(source, columns=columns, held_out=held_out).train
     # Another hash than that of the held-out subjects, whose lowest values are taken already.
-    apart = {example.subject for example in train if _share(f"validation {example.subject}") < share}
+    apart = {
+        example.subject for example in train if _share(f"validation {example.subject}") < share
+    }
     fit = tuple(example for example in train if example.subject not in apart)
     test = tuple(example for example in train if example.subject in apart)
     if not fit or not test:
