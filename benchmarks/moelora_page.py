@@ -38,8 +38,8 @@ def short_text(content: dict[str, Any]) -> str:
 `interp moelora compare` on {", ".join(settings["data"])}, figures in
 `benchmarks/results/moelora_short.json`: one learning rate ({settings["learning_rate"]:g}) for all
 methods, {first["steps"]} steps of {settings["batch"]} examples,
-{first["accuracy"]["mean"]["n"]} held-out questions. Intervals are over questions, of the mean over
-seeds.
+questions of at most {settings["max_length"]} tokens, {first["accuracy"]["mean"]["n"]} of them held
+out. Intervals are over questions, of the mean over seeds.
 
 {accuracy_rows(content)}
 
