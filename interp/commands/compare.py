@@ -108,7 +108,7 @@ def compare_moelora(
     write_yaml(run / "config.yaml", {**identity, "seeds": list(settings.seeds)})
     placing: Any = {"device": device, "device_map": device_map, "max_memory": max_memory}
     placing |= {"allow_pickle": allow_pickle}
-    base = _base_metrics(settings.training, run, progress=progress, **placing)
+    base = base_metrics(settings.training, run, progress=progress, **placing)
     finished = []
     for seed in settings.seeds:
         for method in settings.methods:
@@ -160,17 +160,10 @@ def parameter_spread(runs: Sequence[FinishedRun]) -> float:
     return max(counts) / min(counts) - 1
 
 
-def _read_rows(path: Path) -> list[dict[str, Any]]:
-    try:
-        return [row for _, row in read_json_lines(path)]
-    except UserError as error:
-        raise UserError(f"{error}: delete its directory to repeat the run") from error
-
-
-def _base_metrics(
+def base_metrics(
     training: TrainingSettings, run: Path, *, progress: bool, **placing: Any
 ) -> dict[str, Any]:
-    """The metrics of the model without an adapter on the same questions."""
+    """The metrics of the model without an adapter on the same questions; kept in `run`."""
     path = run / "base.json"
     if not path.is_file():
         base = load_pretrained(
@@ -181,3 +174,10 @@ def _base_metrics(
         write_jsonl(run / "base_predictions.jsonl", (answer.to_row() for answer in answers))
         write_json(path, metrics)
     return read_json(path)
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    try:
+        return [row for _, row in read_json_lines(path)]
+    except UserError as error:
+        raise UserError(f"{error}: delete its directory to repeat the run") from error

@@ -271,7 +271,10 @@ def _save_adapter(adapted: Any, target: Path, spec: str) -> None:
 
 def plain_settings(settings: TrainingSettings) -> dict[str, Any]:
     """The settings as JSON and YAML hold them."""
-    return {
+    plain = {
         key: list(value) if isinstance(value, tuple) else value
         for key, value in asdict(settings).items()
     }
+    if settings.like_lengths == 1:
+        del plain["like_lengths"]  # runs of before there was any keep their identity
+    return plain

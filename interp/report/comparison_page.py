@@ -120,8 +120,8 @@ def summary(content: Mapping[str, Any]) -> tuple[str, ...]:
     for method, by_task in content.get("differences", {}).items():
         found = by_task[MEAN if MEAN in by_task else next(iter(by_task))]
         sentences.append(
-            f"{METHOD_NAMES[method]} against {METHOD_NAMES[REFERENCE]}: {_points(found['mean'])} "
-            f"points of accuracy ({_intervals(found, None, ', ')}). {_verdict(found)}"
+            f"{METHOD_NAMES[method]} against {METHOD_NAMES[REFERENCE]}: {points(found['mean'])} "
+            f"points of accuracy ({intervals(found, None, ', ')}). {verdict(found)}"
         )
     for method, row in methods.items():
         if row.get("experts"):
@@ -142,7 +142,7 @@ def accuracy_table(content: Mapping[str, Any]) -> pd.DataFrame:
             row["no adapter"] = f"{value:.3f}\nquestions [{low:.2f}, {high:.2f}]"
         for method, found in methods.items():
             score = found["accuracy"][task]
-            row[METHOD_NAMES[method]] = f"{score['mean']:.3f}\n{_intervals(score, '{:.2f}')}"
+            row[METHOD_NAMES[method]] = f"{score['mean']:.3f}\n{intervals(score, '{:.2f}')}"
         rows.append(row)
     return pd.DataFrame(rows).fillna(MISSING)
 
@@ -155,7 +155,7 @@ def difference_table(content: Mapping[str, Any]) -> pd.DataFrame:
         row = {"task": task}
         for method, by_task in differences.items():
             found = by_task[task]
-            row[METHOD_NAMES[method]] = f"{_points(found['mean'])}\n{_intervals(found, None)}"
+            row[METHOD_NAMES[method]] = f"{points(found['mean'])}\n{intervals(found, None)}"
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -197,7 +197,7 @@ def _settings_rows(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _verdict(difference: Mapping[str, Any]) -> str:
+def verdict(difference: Mapping[str, Any]) -> str:
     """The conclusion that the intervals of a difference support."""
     ends = [difference[name] for name in ("questions", "seeds") if difference.get(name)]
     if all(low > 0 for low, _ in ends):
@@ -207,17 +207,17 @@ def _verdict(difference: Mapping[str, Any]) -> str:
     return "No difference that the intervals bear out."
 
 
-def _intervals(measure: Mapping[str, Any], form: str | None, separator: str = "\n") -> str:
+def intervals(measure: Mapping[str, Any], form: str | None, separator: str = "\n") -> str:
     """Both intervals in a number format; ``form=None`` gives percentage points."""
     parts = []
     for name in ("questions", "seeds"):
         if measure.get(name):
-            ends = [_points(end) if form is None else form.format(end) for end in measure[name]]
+            ends = [points(end) if form is None else form.format(end) for end in measure[name]]
             parts.append(f"{name} [{', '.join(ends)}]")
     return separator.join(parts)
 
 
-def _points(value: float) -> str:
+def points(value: float) -> str:
     """A difference of shares in percentage points, with its sign."""
     text = f"{100 * value:+.1f}"
     return "0.0" if float(text) == 0 else text

@@ -16,7 +16,14 @@ from interp.commands.compare import CompareSettings, compare_moelora, losses_of,
 from interp.errors import UserError
 from interp.files.documents import read_json
 from interp.moelora.training.adapters import METHOD_NAMES
-from interp.moelora.training.comparison import FinishedRun, compare, seed_interval
+from interp.moelora.training.comparison import (
+    FinishedRun,
+    compare,
+    finished_seeds,
+    joined,
+    paired_difference,
+    seed_interval,
+)
 from interp.moelora.training.training import TrainingSettings
 from interp.report.comparison_figures import accuracy_figure, curve_figure
 from interp.report.comparison_page import (
@@ -106,6 +113,42 @@ def test_a_method_against_itself_makes_no_difference() -> None:
     assert (gain["mean"], gain["questions"]) == (0.0, [0.0, 0.0])
     content = compare(same) | {"settings": settings_of(), "base": {}}
     assert any("No difference that the intervals bear out" in line for line in summary(content))
+
+
+def test_difference_of_any_two_by_hand() -> None:
+    """Seed 0 is right on one question more in task a, seed 1 on two: 1/8 and 1/4 of its eight."""
+    plus = [[*WORSE[0]], [*WORSE[1]]]
+    plus[0][1] = True
+    plus[1][2], plus[1][6] = True, True
+    less = [finished("moe", seed, WORSE[seed]) for seed in (0, 1)]
+    more = [finished("moelora", seed, plus[seed]) for seed in (0, 1)]
+    found = paired_difference(more, less)
+    assert found["a"]["by_seed"] == pytest.approx([0.125, 0.25])
+    assert found["a"]["mean"] == pytest.approx(0.1875)
+    # t(0.975, 1) = 12.706; s / sqrt 2 = 0.0625.
+    assert found["a"]["seeds"] == pytest.approx([0.1875 - 0.79414, 0.1875 + 0.79414], abs=1e-4)
+    assert found["b"]["questions"] == [0.0, 0.0]
+    with pytest.raises(UserError, match="different seeds"):
+        paired_difference(more, less[:1])
+
+
+def test_seeds_that_every_method_has_finished() -> None:
+    some = [*runs(), finished("moe", 1, WORSE[1])]
+    assert finished_seeds(some, ("lora", "moelora")) == (0, 1)
+    assert finished_seeds(some, ("lora", "moe", "moelora")) == (1,)
+    assert finished_seeds(some[:3], ("moe",)) == ()
+
+
+def test_joined_runs_weigh_tasks_alike() -> None:
+    """Eight of eight right in task a and b, and none of two in c: two thirds, not 16 of 18."""
+    other = replace(
+        finished("lora", 0, [False, False]),
+        answers=[{"task": "c", "subject": "c", "prompt": str(i), "right": False} for i in (0, 1)],
+    )
+    whole = joined([finished("lora", 0, [True] * N), other])
+    assert whole.accuracy("mean") == pytest.approx(2 / 3)
+    assert (whole.accuracy("a"), whole.accuracy("c")) == (1.0, 0.0)
+    assert len(whole.answers) == N + 2
 
 
 def test_differences_are_paired_by_question() -> None:

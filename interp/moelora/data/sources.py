@@ -37,6 +37,7 @@ from interp.premises.registry import data_dir
 Split = Literal["train", "test"]
 
 HELD_OUT_SHARE = 0.2
+VALIDATION_SHARE = 0.1
 _HUB_ID = re.compile(
     r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?(?::(?P<subset>[\w.-]+))?", re.ASCII
 )
@@ -77,6 +78,30 @@ def load_split(
         purpose = "test on" if train else "train on"
         raise UserError(f"{source}: no examples are left to {purpose}; give more data")
     return TaskSplit(train, test)
+
+
+def load_validation_split(
+    source: str | Path,
+    *,
+    columns: ColumnMapping | None = None,
+    held_out: float = HELD_OUT_SHARE,
+    share: float = VALIDATION_SHARE,
+) -> TaskSplit:
+    """The training examples of a source, a share of whose subjects is set apart for validation.
+
+    The test examples of `load_split` are in neither part, so that what is chosen here can be scored
+    there. The subjects are chosen by a hash, as there. Raises `UserError` for every fault.
+    """
+    train = load_split(source, columns=columns, held_out=held_out).train
+    # Another hash than that of the held-out subjects, whose lowest values are taken already.
+    apart = {
+        example.subject for example in train if _share(f"validation {example.subject}") < share
+    }
+    fit = tuple(example for example in train if example.subject not in apart)
+    test = tuple(example for example in train if example.subject in apart)
+    if not fit or not test:
+        raise UserError(f"{source}: too few training examples to set some apart for validation")
+    return TaskSplit(fit, test)
 
 
 def load_examples(

@@ -69,11 +69,33 @@ def compare(runs: Sequence[FinishedRun]) -> dict[str, Any]:
     }
     if REFERENCE in by_method:
         content["differences"] = {
-            name: _difference(of_method, by_method[REFERENCE])
+            name: paired_difference(of_method, by_method[REFERENCE])
             for name, of_method in by_method.items()
             if name != REFERENCE
         }
     return content
+
+
+def finished_seeds(runs: Sequence[FinishedRun], methods: Sequence[str]) -> tuple[int, ...]:
+    """The seeds with which every one of `methods` has a run, ascending.
+
+    Of an unfinished comparison, the runs of these seeds are a comparison of their own.
+    """
+    by_method = [{run.seed for run in runs if run.method == method} for method in methods]
+    return tuple(sorted(set.intersection(*by_method))) if by_method else ()
+
+
+def joined(parts: Sequence[FinishedRun]) -> FinishedRun:
+    """Several trainings of one method and seed, on different tasks, as one; without logged steps.
+
+    Its accuracies are by task, and over all tasks, each with the same weight.
+    """
+    answers = [row for part in parts for row in part.answers]
+    right = [float(row["right"]) for row in answers]
+    tasks, subjects = [row["task"] for row in answers], [row["subject"] for row in answers]
+    scores = mean_by_task(right, tasks, subjects)
+    accuracy = {score.task: {"value": score.value} for score in scores}
+    return FinishedRun(parts[0].method, parts[0].seed, {"accuracy": accuracy}, answers, ())
 
 
 def _check_paired(by_method: Mapping[str, Sequence[FinishedRun]]) -> None:
@@ -120,8 +142,14 @@ def _experts(runs: Sequence[FinishedRun]) -> dict[str, Any] | None:
     return {**usage, "cosine": _with_interval(known) if known else None}
 
 
-def _difference(runs: Sequence[FinishedRun], reference: Sequence[FinishedRun]) -> dict[str, Any]:
-    """Accuracy less LoRA's, paired."""
+def paired_difference(
+    runs: Sequence[FinishedRun], reference: Sequence[FinishedRun]
+) -> dict[str, Any]:
+    """By task, the accuracy of runs less that of the reference's runs, by seed and by question.
+
+    Both are sorted by seed. Raises `UserError` if seeds or questions differ.
+    """
+    _check_paired({"": runs, "reference": reference})
     gains = np.subtract(_mean_over_seeds(runs), _mean_over_seeds(reference)).tolist()
     found = {}
     for gain in _by_question(reference[0], gains):

@@ -42,6 +42,11 @@ from interp.moelora.data.encoding import (
 from interp.moelora.data.examples import Example
 from interp.moelora.data.numbers import NUMBER, as_a_word, numbers_in, parse_number, same_number
 from interp.moelora.layer import ExpertWeights, adapted_layers, observing
+from interp.moelora.training.answer_logits import (
+    keeps_logits,
+    logits_at,
+    predicting_positions,
+)
 from interp.moelora.training.options import extract_option
 from interp.statistics.significance import mean_interval
 
@@ -178,12 +183,15 @@ def answer_losses(
     device = input_device(model)
     order = sorted(range(len(examples)), key=lambda index: len(examples[index].tokens))
     losses = torch.zeros(len(examples))
+    keeps = keeps_logits(model)
 
     def run_chunk(chunk: list[int]) -> None:
         padded = AnswerCollator(pad)([examples[index] for index in chunk])
-        targets = padded.pop("labels")[:, 1:]
+        labels = padded.pop("labels")
+        positions = predicting_positions(labels)
+        targets = labels[:, positions + 1]
         inputs = {name: value.to(device) for name, value in padded.items()}
-        logits = model(**inputs).logits[:, :-1]
+        _, logits = logits_at(model, inputs, positions, keeps=keeps)
         check_finite_loss(logits, model, partial(model, **inputs))
         found = []
         for row in range(len(chunk)):

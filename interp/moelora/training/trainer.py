@@ -13,7 +13,6 @@ training was taken up again.
 """
 
 import hashlib
-import inspect
 import json
 import logging
 import math
@@ -38,6 +37,8 @@ from interp.models.placement import is_dispatched
 from interp.moelora.auxiliary import auxiliary_losses, expert_load
 from interp.moelora.data.encoding import IGNORED
 from interp.moelora.layer import adapted_layers
+from interp.moelora.training.answer_logits import keeps_logits, logits_at, predicting_positions
+from interp.moelora.training.batching import LikeLengths
 from interp.moved import old_names
 
 logger = logging.getLogger(__name__)
@@ -48,6 +49,10 @@ DEAD_BELOW = 0.01
 """An expert is dead if it gets less than this part of an even share of the logged steps' tokens."""
 WHOLE = "whole.json"
 """Written last into a checkpoint: the sizes of its files."""
+
+
+class Diverged(UserError):
+    """The loss is no longer a finite number."""
 
 
 @dataclass
@@ -81,25 +86,35 @@ def answer_loss(
     return summed / n_tokens
 
 
-def predicting_positions(labels: Int[Tensor, "example pos"]) -> Int[Tensor, " position"]:
-    """The positions at which some example's next token is part of its answer."""
-    return (labels[:, 1:] != IGNORED).any(dim=0).nonzero()[:, 0]
-
-
 class AdapterTrainer(Trainer):
-    """Trains an adapter on answers, with the auxiliary losses of its experts."""
+    """Trains an adapter on answers, with the auxiliary losses of its experts.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    `together` batches are drawn together and sorted by length; 1 leaves the order to the Trainer.
+    """
+
+    def __init__(self, *args: Any, together: int = 1, **kwargs: Any) -> None:
+        self._together = together
         super().__init__(*args, **kwargs)
         # Token counts of the whole step are handed to compute_loss, which divides by them itself.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
         adapted: Any = self.model
         self.has_experts = bool(adapted_layers(adapted))
-        base = adapted.get_base_model() if hasattr(adapted, "get_base_model") else adapted
-        self._keeps_logits = "logits_to_keep" in inspect.signature(base.forward).parameters
+        self._keeps_logits = keeps_logits(adapted)
         self._window = LossWindow()
         self._micro = (-1, 0)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """The order of the examples; see `interp.moelora.training.batching`."""
+        if self._together == 1:
+            return super()._get_train_sampler(train_dataset)
+        examples: Any = self.train_dataset if train_dataset is None else train_dataset
+        return LikeLengths(
+            [len(example.tokens) for example in examples],
+            batch=self.args.per_device_train_batch_size,
+            together=self._together,
+            seed=self.args.seed,
+        )
 
     def compute_loss(
         self,
@@ -112,12 +127,7 @@ class AdapterTrainer(Trainer):
         inputs = dict(inputs)
         labels = inputs.pop("labels")
         positions = predicting_positions(labels)
-        if self._keeps_logits:
-            outputs = model(**inputs, logits_to_keep=positions)
-            logits = outputs.logits
-        else:
-            outputs = model(**inputs)
-            logits = outputs.logits[:, positions]
+        outputs, logits = logits_at(model, inputs, positions, keeps=self._keeps_logits)
         targets = labels[:, positions + 1]
         n_tokens = (targets != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
         # Gradients are averaged over processes, but n_tokens counts all of theirs.
@@ -165,10 +175,10 @@ class AdapterTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the parts of the loss, and how evenly the experts are used, to a line of the log.
 
-        Raises `UserError` when the loss is no longer finite.
+        Raises `Diverged` when the loss is no longer finite.
         """
         if not math.isfinite(logs.get("loss", 0.0)):
-            raise UserError(
+            raise Diverged(
                 f"the loss is no longer a finite number at step {self.state.global_step}: choose a "
                 "smaller learning_rate, or more warmup"
             )

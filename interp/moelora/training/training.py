@@ -28,7 +28,10 @@ _ADAPTER = MoELoRAConfig()
 _CHOICES = {"method": Method, "too_long": TooLong, "schedule": Schedule, "dtype": Dtype}
 _RANGES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
     (
-        ("steps", "batch", "accumulate", "max_length", "log_every", "save_every", "keep"),
+        (
+            *("steps", "batch", "accumulate", "max_length", "like_lengths"),
+            *("log_every", "save_every", "keep"),
+        ),
         lambda value: value >= 1,
         "at least 1",
     ),
@@ -111,6 +114,8 @@ class TrainingSettings:
     """The longest example in tokens."""
     too_long: TooLong = "error"
     """What happens to longer ones; nothing is ever cut."""
+    like_lengths: int = 1
+    """Batches drawn together and sorted by length, so that less is padding; 1: not sorted."""
     log_every: int = 10
     """Steps between lines of the log."""
     save_every: int = 100
@@ -229,6 +234,7 @@ def make_trainer(
             args=arguments,
             train_dataset=list(examples),  # type: ignore[arg-type]
             data_collator=AnswerCollator(pad),
+            together=settings.like_lengths,
         )
         trainer.remove_callback(PrinterCallback)
         if progress:
