@@ -13,6 +13,7 @@ import tyro
 
 from interp.cli import summaries
 from interp.cli.config import from_config, take_config
+from interp.commands.atlas import AtlasSettings
 from interp.commands.demo import DemoSettings
 from interp.commands.detect import DetectSettings
 from interp.commands.evaluate import EvaluateSettings
@@ -170,6 +171,16 @@ class ReportOptions:
 
 
 @dataclass(frozen=True)
+class AtlasOptions(AtlasSettings):
+    """Options of ``interp atlas``."""
+
+    runs: Annotated[
+        tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN [RUN ...]")
+    ] = ()
+    """Run directories of locate, evaluate, demo, moelora train and moelora analyze."""
+
+
+@dataclass(frozen=True)
 class ExploreOptions(ModelOptions):
     """Options of ``interp explore``."""
 
@@ -216,6 +227,7 @@ COMMANDS: dict[str, type] = {
     "probe": ProbeOptions,
     "detect": DetectOptions,
     "patch": PatchOptions,
+    "atlas": AtlasOptions,
 }
 
 
