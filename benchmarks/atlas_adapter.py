@@ -45,7 +45,9 @@ def main(options: Options) -> None:
     training = TrainingSettings(
         model=options.model,
         data=tuple(str(data / name) for name in SETS),
-        **{"steps": options.steps, "batch": options.batch, "test_limit": options.test_limit},
+        steps=options.steps,
+        batch=options.batch,
+        test_limit=options.test_limit,
     )
     trained = train_moelora(training, options.runs / "moelora")
     pretrained = load_pretrained(options.model)

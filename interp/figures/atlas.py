@@ -23,10 +23,10 @@ def heads_by_depth(table: pd.DataFrame, *, count: int = SHOWN_HEADS) -> go.Figur
         count: how many heads of each run are drawn: those with the largest absolute share.
     """
     runs = list(dict.fromkeys(table["run"]))
-    largest = table["share"].abs().sort_values(ascending=False, kind="stable").index
-    ordered = table.loc[largest]
+    ordered = table.sort_values("share", key=lambda shares: -shares.abs(), kind="stable")
     parts = [where(ordered, ordered["run"] == run).head(count) for run in runs]
-    rows = pd.concat(parts)[::-1]  # the larger ones are drawn over the smaller ones
+    # The larger ones are drawn over the smaller ones.
+    rows = pd.concat(parts).sort_values("share", key=lambda shares: shares.abs(), kind="stable")
     band = rows["run"].map({run: at for at, run in enumerate(runs)})
     negative, chosen = rows["share"] < 0, rows["selected"]
     figure = go.Figure(

@@ -133,7 +133,7 @@ class Atlas(Displayed):
         text = f"{len(self.rows)} runs of {n_models} models"
         text += f"; {len(self.skipped)} left out." if self.skipped else "."
         figure = None if self.heads.empty else self.plot
-        return Shown(text, (self.rows[FIRST_COLUMNS],), figure)
+        return Shown(text, (self.rows.filter(items=FIRST_COLUMNS),), figure)
 
 
 @checked
@@ -208,8 +208,8 @@ def _read_search(folder: Path, name: str) -> AtlasEntry:
     """A run that searched heads."""
     run, manifest = read_run(folder), read_run_manifest(folder)
     sites = list(run.heads["site"].unique())
-    evaluated = None if run.evaluation is None else run.evaluation.get("site")
-    site = evaluated if evaluated in sites else sites[0]
+    evaluated = "" if run.evaluation is None else run.evaluation.get("site") or ""
+    site = str(evaluated if evaluated in sites else sites[0])
     heads = _heads_table(run, site, name)
     path = folder / "effects.safetensors"
     effects = load_effects(path).get(site) if path.is_file() else None
@@ -226,7 +226,7 @@ def _read_search(folder: Path, name: str) -> AtlasEntry:
         cells |= transfer_cells(run.transfer, cells)
     cells |= other_relations(folder)
     heads["selected"] = [pair in chosen for pair in zip(heads["layer"], heads["head"], strict=True)]
-    return AtlasEntry(cells, heads[HEAD_COLUMNS], effects)
+    return AtlasEntry(cells, heads.filter(items=HEAD_COLUMNS), effects)
 
 
 def _heads_table(run: Run, site: str, name: str) -> pd.DataFrame:

@@ -4,7 +4,7 @@ A cell whose file is not there, or does not say it, has no entry, and is empty i
 """
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ def model_cells(manifest: Mapping[str, Any], folder: Path) -> Cells:
     """The model, how it ran, by which version, and the day on which the manifest was written."""
     model, settings = model_of(manifest), manifest.get("settings") or {}
     adapter = model.get("adapter") or {}
-    written = datetime.fromtimestamp((folder / "manifest.json").stat().st_mtime, UTC)
+    written = datetime.fromtimestamp((folder / "manifest.json").stat().st_mtime, timezone.utc)
     return {
         "model": model.get("spec"),
         "fingerprint": (model.get("fingerprint") or "")[:12] or None,
@@ -186,7 +186,7 @@ def evaluation_cells(evaluation: Mapping[str, Any]) -> Cells:
         base, whole, kept = (
             cells.get(name) for name in ("preference", "preference_told", "preference_gated")
         )
-        if None not in (base, whole, kept) and whole > base:
+        if base is not None and whole is not None and kept is not None and whole > base:
             cells["gain_kept"] = (kept - base) / (whole - base)
     return cells
 

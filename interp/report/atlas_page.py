@@ -94,7 +94,8 @@ def _section(
     title: str, rows: pd.DataFrame, measured: Sequence[str], columns: Mapping[str, Cell]
 ) -> list[str]:
     """A table of the runs that measured one of some cells; nothing if none did."""
-    kept = where(rows, rows[list(measured)].notna().any(axis=1))
+    any_measured: pd.Series = rows[list(measured)].notna().sum(axis=1) > 0
+    kept = where(rows, any_measured)
     return [f"## {title}\n", _table(kept, columns)] if len(kept) else []
 
 

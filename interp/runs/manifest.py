@@ -75,10 +75,11 @@ def _anatomy(hf_model: Any) -> dict[str, Any]:
     adapters = getattr(hf_model, "peft_config", None)
     if isinstance(adapters, Mapping) and len(adapters) == 1:
         (config,) = adapters.values()
-        found["adapter"] = {"type": str(getattr(config.peft_type, "value", config.peft_type))}
-        for key in ("r", "num_experts", "top_k"):
-            if isinstance(value := getattr(config, key, None), int):
-                found["adapter"][key] = value
+        sizes = {key: getattr(config, key, None) for key in ("r", "num_experts", "top_k")}
+        found["adapter"] = {
+            "type": str(getattr(config.peft_type, "value", config.peft_type)),
+            **{key: value for key, value in sizes.items() if isinstance(value, int)},
+        }
     return found
 
 

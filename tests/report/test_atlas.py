@@ -312,7 +312,7 @@ def test_the_figure_draws_the_largest_heads_of_each_run() -> None:
         }
     )
     figure = heads_by_depth(table, count=2)
-    (dots,) = figure.data
+    dots: Any = figure.data[0]
     drawn = dict(zip([tuple(one[:2]) for one in dots.customdata], dots.y, strict=True))
     assert drawn == pytest.approx(
         {("a", "0.0"): -0.35, ("a", "1.1"): 0.35, ("&lt;b&gt;", "0.0"): 0.65}
