@@ -30,9 +30,9 @@ class Options:
     """The base model's run of `interp locate`, whose settings are used again."""
     runs: Path = Path("runs")
     model: str = "smollm2-135m"
-    steps: int = 40
+    steps: int = 30
     batch: int = 4
-    test_limit: int = 8
+    test_limit: int = 4
     """Held-out questions of each task that the adapter answers after training."""
 
 

@@ -30,7 +30,7 @@ from interp.cli.options import (
     ReportOptions,
 )
 from interp.cli.plan import print_plan
-from interp.commands.atlas import AtlasSettings, atlas_run
+from interp.commands.atlas import atlas_run, page_of
 from interp.commands.demo import DemoSettings, demo_run
 from interp.commands.detect import (
     DetectSettings,
@@ -212,11 +212,10 @@ def report(options: ReportOptions, console: Console) -> None:
 
 def atlas(options: AtlasOptions, console: Console) -> None:
     """Set run directories side by side; see ``interp.commands.atlas``."""
-    settings = settings_of(AtlasSettings, options)
-    found = atlas_run(options.runs, settings)
+    found = atlas_run(options.runs, options.out)
     rows = found.to_dataframe()[FIRST_COLUMNS].astype(object).fillna(float("nan"))
     console.print(effects_table(rows, title="runs, as far as they went", rows=len(rows)))
-    print_next(f"page: {settings.page}", console)
+    print_next(f"page: {page_of(options.out)}", console)
 
 
 def explore(options: ExploreOptions, console: Console) -> None:

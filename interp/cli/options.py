@@ -13,7 +13,6 @@ import tyro
 
 from interp.cli import summaries
 from interp.cli.config import from_config, take_config
-from interp.commands.atlas import AtlasSettings
 from interp.commands.demo import DemoSettings
 from interp.commands.detect import DetectSettings
 from interp.commands.evaluate import EvaluateSettings
@@ -171,13 +170,15 @@ class ReportOptions:
 
 
 @dataclass(frozen=True)
-class AtlasOptions(AtlasSettings):
+class AtlasOptions:
     """Options of ``interp atlas``."""
 
     runs: Annotated[
         tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN [RUN ...]")
     ] = ()
     """Run directories of locate, evaluate, demo, moelora train and moelora analyze."""
+    out: Path = Path("runs/atlas")
+    """A directory for atlas.md, its tables and its figure, or the name of the page (.md)."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ same beside that page, under its name.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from interp.errors import UserError
@@ -15,26 +14,21 @@ from interp.report.atlas import Atlas, atlas
 from interp.report.atlas_page import render_atlas
 
 
-@dataclass(frozen=True)
-class AtlasSettings:
-    """Where an atlas is written."""
-
-    out: Path = Path("runs/atlas")
-    """A directory for atlas.md, its tables and its figure, or the name of the page (.md)."""
-
-    @property
-    def page(self) -> Path:
-        """The page's path."""
-        return self.out if self.out.suffix == ".md" else self.out / "atlas.md"
+def page_of(out: Path) -> Path:
+    """The page's path, of a directory or of the name of a page."""
+    return out if out.suffix == ".md" else out / "atlas.md"
 
 
-def atlas_run(runs: Sequence[Path], settings: AtlasSettings) -> Atlas:
+def atlas_run(runs: Sequence[Path], out: Path) -> Atlas:
     """Read the runs, and write the page, the tables and the figure.
+
+    Args:
+        out: a directory, or the name of the page (.md).
 
     Raises:
         UserError: no run that can be read, or a place that cannot be written to.
     """
-    found, page = atlas(runs), settings.page
+    found, page = atlas(runs), page_of(out)
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -15,7 +15,6 @@ from interp.cli.moelora import OPTIONS, CompareOptions, TrainOptions
 from interp.cli.moelora import parse as parse_moelora
 from interp.cli.options import COMMANDS, LocateOptions, PatchOptions, parse
 from interp.commands.analyze import AnalyzeSettings
-from interp.commands.atlas import AtlasSettings
 from interp.commands.compare import ComparedMethods
 from interp.commands.demo import DemoSettings
 from interp.commands.detect import DetectSettings
@@ -36,7 +35,6 @@ SETTINGS: dict[type, str] = {
     DetectSettings: "detect",
     ProbeSettings: "probe",
     PatchSettings: "patch",
-    AtlasSettings: "atlas",
     TrainingSettings: "train",
     ComparedMethods: "compare",
     AnalyzeSettings: "analyze",
