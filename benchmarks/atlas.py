@@ -35,13 +35,15 @@ interp locate --premises capitals --site attention --limit 60 --out runs/4bit \\
     --quantization bnb-4bit
 interp evaluate runs/4bit --answers none --counts 3
 python benchmarks/atlas_adapter.py
-interp demo --limit 60 --answers 4 --out runs/demo
+interp demo
 python benchmarks/atlas.py runs/float32 runs/4bit runs/adapted runs/demo runs/moelora
 ```
 
 `adapted` is `float32` with the adapter of `moelora`, which was trained without the rows that name a
 subject of the runs. `demo` constrains the heads that ship with the package, which were found
-without capitals, behind the detector that ships. {left_out}
+without capitals, behind the detector that ships; the other runs have no gate. The facts that a
+model knows differ between the runs, and so do their questions: n and the first column say how many.
+How heads transfer over many relations is on [its own page](transfer.md). {left_out}
 
 """
 

@@ -69,8 +69,8 @@ def comparison_text(comparisons: pd.DataFrame) -> str:
         texts.append(
             f"Site {_plain(site)}. Above the diagonal: the overlap (Jaccard) of the {counts} heads "
             "with the largest effects; below it: the rank correlation of all heads' effects. In "
-            "brackets the mean of a null: random heads of the same layers, and effects permuted "
-            "within layers; its 95th percentile is at most "
+            "brackets the mean of a null: other heads of the same layers at random, and effects "
+            "permuted within layers; its 95th percentile is at most "
             f"{_number(table['jaccard_null_p95'].max())} and "
             f"{_number(table['spearman_null_p95'].max())}.\n\n{_markdown(['', *names], rows)}"
         )
