@@ -35,9 +35,9 @@ def render_atlas(atlas: Atlas, *, figure: str = "", head: str = "# Atlas\n") -> 
     """
     searches = where(atlas.rows, atlas.rows["kind"] == "search")
     adapters = where(atlas.rows, atlas.rows["experts"].notna() | (atlas.rows["kind"] != "search"))
-    parts = [head.rstrip("\n") + "\n", READING]
+    parts = [head.rstrip("\n") + "\n", READING, "## The runs\n", _table(atlas.rows, RUNS)]
     if len(searches):
-        parts += ["## Models and their heads\n", _table(searches, MODELS), _figure(figure)]
+        parts += ["## Heads\n", _table(searches, MODELS), _figure(figure)]
         parts += _section("What constraining them does", searches, ("preference",), SCORES)
         moved = ("left_out", "other_relations")
         parts += _section("Where the heads were not searched", searches, moved, TRANSFER)
@@ -45,7 +45,6 @@ def render_atlas(atlas: Atlas, *, figure: str = "", head: str = "# Atlas\n") -> 
         parts += ["## Adapters and their experts\n", _table(adapters, EXPERTS)]
     if len(atlas.comparisons):
         parts += ["## How alike the heads are\n", comparison_text(atlas.comparisons)]
-    parts += ["## The runs\n", _table(atlas.rows, RUNS)]
     if atlas.skipped:
         lines = [f"- {_plain(name)}: {_plain(why)}" for name, why in atlas.skipped]
         parts += ["## Left out\n", "\n".join(lines) + "\n"]
