@@ -84,7 +84,7 @@ def model_cells(manifest: Mapping[str, Any], folder: Path) -> Cells:
         "parameters": model.get("parameters"),
         "dtype": manifest.get("dtype"),
         "quantization": model.get("quantization") or settings.get("quantization"),
-        "adapter": adapter.get("type"),
+        "adapter": adapter["type"].lower() if adapter else None,
         "experts": adapter.get("num_experts"),
         "top_k": adapter.get("top_k"),
         "rank": adapter.get("r"),

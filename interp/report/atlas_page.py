@@ -71,7 +71,9 @@ def comparison_text(comparisons: pd.DataFrame) -> str:
             "brackets the mean of a null: other heads of the same layers at random, and effects "
             "permuted within layers; its 95th percentile is at most "
             f"{_number(table['jaccard_null_p95'].max())} and "
-            f"{_number(table['spearman_null_p95'].max())}.\n\n{_markdown(['', *names], rows)}"
+            f"{_number(table['spearman_null_p95'].max())}. A dash: effects of "
+            "another kind, or of an architecture that is not known to be the same."
+            f"\n\n{_markdown(['', *names], rows)}"
         )
     return "\n".join(texts)
 

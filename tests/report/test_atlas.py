@@ -65,7 +65,9 @@ def gated_run(run_directory: Path) -> Path:
     (run_directory / "evaluation.json").write_text(json.dumps({**gated, "alternatives": [told]}))
     known = {"subjects": ["a", "b", "c"], "summary": "", "sha256": ""}
     (run_directory / "known.json").write_text(json.dumps(known))
-    write_manifest(run_directory, architecture="Tiny", parameters=12_345_678, quantization="bnb")
+    adapter = {"type": "MOELORA", "r": 2, "top_k": 1}
+    sizes: dict[str, Any] = {"parameters": 12_345_678, "adapter": adapter}
+    write_manifest(run_directory, architecture="Tiny", quantization="bnb", **sizes)
     write_effects(run_directory)
     return run_directory
 
@@ -74,7 +76,8 @@ def test_every_cell_of_a_search(gated_run: Path) -> None:
     row = row_of(interp.atlas([gated_run]))
     assert {name: row[name] for name in TEXTS} == {
         **{"run": "run", "kind": "search", "model": "tiny", "fingerprint": "abababababab"},
-        **{"architecture": "Tiny", "dtype": "bfloat16", "quantization": "bnb", "adapter": None},
+        **{"architecture": "Tiny", "dtype": "bfloat16", "quantization": "bnb"},
+        "adapter": "moelora",
         **{"relations": "capitals", "method": "attribution", "site": "attention"},
         **{"heads": "1.0", "stability_over": "resamples", "random_gate": "probe"},
         **{"left_out_worst_in": None, "other_relations": None},
@@ -82,7 +85,8 @@ def test_every_cell_of_a_search(gated_run: Path) -> None:
     }
     counts = {name: row[name] for name in COUNTS if row[name] is not None}
     assert counts == {
-        **{"parameters": 12_345_678, "known": 3, "n_heads": 1, "scored": 58, "random_sets": 20}
+        **{"parameters": 12_345_678, "known": 3, "n_heads": 1, "scored": 58, "random_sets": 20},
+        **{"rank": 2, "top_k": 1},
     }
     # The head is one of four, in the last of two layers; the two best of four are always the same
     # two, and two random ones of four share none, one or both: (1 · 0 + 4 · 1/3 + 1 · 1) / 6.
