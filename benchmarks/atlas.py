@@ -40,7 +40,8 @@ python benchmarks/atlas.py runs/float32 runs/4bit runs/adapted runs/demo runs/mo
 ```
 
 `adapted` is `float32` with the adapter of `moelora`, which was trained without the rows that name a
-subject of the runs. `demo` constrains the heads that ship with the package, which were found
+subject whose fact `float32` knows; the further facts that `adapted` knows may have been trained on.
+`demo` constrains the heads that ship with the package, which were found
 without capitals, behind the detector that ships; the other runs have no gate. The facts that a
 model knows differ between the runs, and so do their questions: n and the first column say how many.
 How heads transfer over many relations is on [its own page](transfer.md). {left_out}
