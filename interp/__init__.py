@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from interp.interventions.generate import generate
     from interp.models import load_model
     from interp.premises import filter_known, list_relations, load_premises, load_questions
+    from interp.report.atlas import Atlas, atlas
     from probes.detector.detect import detect
 
 from interp.moved import keep_old_paths
@@ -49,6 +50,7 @@ __version__ = "0.1.0"
 keep_old_paths()
 
 __all__ = [
+    "Atlas",
     "AttentionPattern",
     "Constraint",
     "Evaluation",
@@ -60,6 +62,7 @@ __all__ = [
     "TokenSaliency",
     "UserError",
     "attach",
+    "atlas",
     "attention_pattern",
     "constrain",
     "detect",
@@ -98,6 +101,7 @@ _HOMES = {
     "interp.interventions": ("Constraint", "ExpertConstraint", "Intervention", "constrain"),
     "interp.models": ("load_model",),
     "interp.premises": ("filter_known", "list_relations", "load_premises", "load_questions"),
+    "interp.report.atlas": ("Atlas", "atlas"),
     "probes.detector.detect": ("detect",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

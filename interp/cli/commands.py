@@ -16,6 +16,7 @@ from rich.table import Table
 from interp.cli.answers import print_answers
 from interp.cli.config import settings_of, to_config
 from interp.cli.options import (
+    AtlasOptions,
     DemoOptions,
     DetectOptions,
     EngineOptions,
@@ -29,6 +30,7 @@ from interp.cli.options import (
     ReportOptions,
 )
 from interp.cli.plan import print_plan
+from interp.commands.atlas import atlas_run, page_of
 from interp.commands.demo import DemoSettings, demo_run
 from interp.commands.detect import (
     DetectSettings,
@@ -65,6 +67,7 @@ from interp.models.hooked_model import HookedModel
 from interp.premises.knowledge import check_knowledge
 from interp.premises.questions import Premises, Question, load_premises
 from interp.premises.registry import list_relations, load_relation
+from interp.report.atlas import FIRST_COLUMNS
 from interp.report.heads_page import write_report
 from interp.report.patch_page import patch_sentences
 from interp.report.summary import agreement_sentence, summary_sentences
@@ -205,6 +208,14 @@ def evaluate(options: EvaluateOptions, console: Console) -> None:
 def report(options: ReportOptions, console: Console) -> None:
     """Write the HTML report of a run."""
     console.print(f"report: {report_run(options.run)}", highlight=False, soft_wrap=True)
+
+
+def atlas(options: AtlasOptions, console: Console) -> None:
+    """Set run directories side by side; see ``interp.commands.atlas``."""
+    found = atlas_run(options.runs, options.out)
+    rows = found.to_dataframe()[FIRST_COLUMNS].astype(object).fillna(float("nan"))
+    console.print(effects_table(rows, title="runs, as far as they went", rows=len(rows)))
+    print_next(f"page: {page_of(options.out)}", console)
 
 
 def explore(options: ExploreOptions, console: Console) -> None:

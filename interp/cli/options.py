@@ -170,6 +170,18 @@ class ReportOptions:
 
 
 @dataclass(frozen=True)
+class AtlasOptions:
+    """Options of ``interp atlas``."""
+
+    runs: Annotated[
+        tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN [RUN ...]")
+    ] = ()
+    """Run directories of locate, evaluate, demo, moelora train and moelora analyze."""
+    out: Path = Path("runs/atlas")
+    """A directory for atlas.md, its tables and its figure, or the name of the page (.md)."""
+
+
+@dataclass(frozen=True)
 class ExploreOptions(ModelOptions):
     """Options of ``interp explore``."""
 
@@ -216,6 +228,7 @@ COMMANDS: dict[str, type] = {
     "probe": ProbeOptions,
     "detect": DetectOptions,
     "patch": PatchOptions,
+    "atlas": AtlasOptions,
 }
 
 

@@ -16,6 +16,7 @@ COMMANDS = {
     "it.",
     "detect": "Find the questions that presuppose something false, and the words that are false.",
     "patch": "Patch every unit of a component on pairs of clean and corrupted texts.",
+    "atlas": "Set run directories side by side: a page, a table with a row a run, a figure.",
 }
 FAMILIES = {
     "moelora": "Train MoELoRA adapters, compare them with LoRA, analyze what their experts do."

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -234,6 +234,8 @@ def _evaluated(
 ) -> list[Evaluation]:
     """The evaluation of each constraint on what is scored; the answers of the first, or of all.
 
+    With gate ``probe`` the last one is of the first constraint again, told where the object is.
+
     Args:
         folder: of the results. A relation that was not searched has a detector of its own there,
             which has not seen it.
@@ -248,22 +250,25 @@ def _evaluated(
             model, split, folder, unseen=unseen, seed=settings.seed, progress=progress
         )
         detector = detect_premises(model, scored, detector=trained, progress=progress)
-    return [
+    options: dict[str, Any] = {"reference": split.search, "seed": settings.seed}
+    options |= {"progress": progress, "stages": stages}
+    evaluations = [
         evaluate(
             model,
             scored,
             heads=constraint,
             gate=settings.gate,
             detector=detector,
-            reference=split.search,
             random_sets=settings.random_sets,
             answers=answers if number == 0 or settings.answers == "all" else {},
-            seed=settings.seed,
-            progress=progress,
-            stages=stages,
+            **options,
         )
         for number, constraint in enumerate(constraints)
     ]
+    if settings.gate == "probe":  # what the gate keeps of the gain is seen beside this
+        told = evaluate(model, scored, heads=constraints[0], random_sets=0, answers={}, **options)
+        evaluations.append(told)
+    return evaluations
 
 
 def run_detector(

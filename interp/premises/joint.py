@@ -18,7 +18,7 @@ DEFAULT_MASK = "XXXX"
 """The neutral word that stands for an object in a masked run, unless a relation has its own."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class JointPremises(Displayed):
     """The premises of several relations, each with its own facts, templates and sentences.
 
@@ -54,6 +54,13 @@ class JointPremises(Displayed):
     def __len__(self) -> int:
         """How many questions there are."""
         return sum(len(part) for part in self.parts)
+
+    def __repr__(self) -> str:
+        return f"<JointPremises: {self._words}>"
+
+    @property
+    def _words(self) -> str:
+        return f"{len(self)} questions of {len(self.parts)} relations: {', '.join(self.relations)}."
 
     @property
     def part(self) -> Part:
@@ -99,8 +106,7 @@ class JointPremises(Displayed):
         return self.of(item.relation).cloze(item)
 
     def _shown(self) -> Shown:
-        text = f"{len(self)} questions of {len(self.parts)} relations: {', '.join(self.relations)}."
-        return Shown(text)
+        return Shown(self._words)
 
 
 AnyPremises = Premises | JointPremises

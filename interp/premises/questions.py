@@ -65,7 +65,7 @@ class Question:
         return (self.true_object, *self.also_true)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Premises(Displayed):
     """Facts and templates of one relation: every fact through every template.
 
@@ -103,6 +103,16 @@ class Premises(Displayed):
     def __len__(self) -> int:
         """How many questions there are: facts times templates."""
         return len(self.facts) * len(self.templates)
+
+    def __repr__(self) -> str:
+        return f"<Premises: {self._words}>"
+
+    @property
+    def _words(self) -> str:
+        return (
+            f"{len(self.facts)} facts of {self.relation.name!r} × {len(self.templates)} templates "
+            f"= {len(self)} questions; part: {self.part}."
+        )
 
     @property
     def mask(self) -> str:
@@ -266,10 +276,6 @@ class Premises(Displayed):
         return pd.DataFrame(rows)
 
     def _shown(self) -> Shown:
-        text = (
-            f"{len(self.facts)} facts of {self.relation.name!r} × {len(self.templates)} templates "
-            f"= {len(self)} questions; part: {self.part}."
-        )
         # One question a fact: the templates take turns.
         asked = self.questions()
         chosen = [
@@ -284,7 +290,7 @@ class Premises(Displayed):
                 "template": [question.template for question in chosen],
             }
         )
-        return Shown(text, (table,))
+        return Shown(self._words, (table,))
 
 
 @checked

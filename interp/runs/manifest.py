@@ -57,13 +57,30 @@ def write_manifest(
 
 def describe_model(model: HookedModel) -> dict[str, Any]:
     """The entries for a hooked model: which one it is, how it runs, how it is prompted."""
-    info = asdict(model_info(model))
+    info = {**asdict(model_info(model)), **_anatomy(model.original_model)}
     if info["quantization"] is None:
         del info["quantization"]
     how = {key: info.pop(key) for key in ("dtype", "device", "attn_implementation", "device_map")}
     if how["device_map"] is None:
         del how["device_map"]
     return {"model": info, **how, **asking_identity(model.original_model, model.tokenizer)}
+
+
+def _anatomy(hf_model: Any) -> dict[str, Any]:
+    """Class and number of parameters of a model, and its adapter, as far as it says them."""
+    found: dict[str, Any] = {"architecture": hf_model.config.architectures[0]}
+    # Counts packed weights in full, and those of an adapter too.
+    if (count := getattr(hf_model, "num_parameters", None)) is not None:
+        found["parameters"] = int(count())
+    adapters = getattr(hf_model, "peft_config", None)
+    if isinstance(adapters, Mapping) and len(adapters) == 1:
+        (config,) = adapters.values()
+        sizes = {key: getattr(config, key, None) for key in ("r", "num_experts", "top_k")}
+        found["adapter"] = {
+            "type": str(getattr(config.peft_type, "value", config.peft_type)),
+            **{key: value for key, value in sizes.items() if isinstance(value, int)},
+        }
+    return found
 
 
 def describe_hf_model(

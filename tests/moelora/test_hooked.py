@@ -15,6 +15,7 @@ from interp.forward.generate import generate_tokens
 from interp.moelora import MoELoRAConfig, hooked
 from interp.patching import LogitDifference, last_logits, patch_heads
 from interp.premises.encode import encode_premises
+from interp.runs.manifest import describe_model
 
 pytestmark = pytest.mark.bridge_only
 
@@ -360,3 +361,9 @@ def test_a_projection_that_transformer_lens_goes_round(plain_tokenizer: Any) -> 
     )
     with pytest.raises(UserError, match="gate_up_proj"):
         hooked(adapted, plain_tokenizer)
+
+
+def test_a_run_notes_the_adapter(adapt: Any, plain_tokenizer: Any) -> None:
+    model = describe_model(hooked(adapt(num_experts=4, r=2), plain_tokenizer))["model"]
+    assert model["adapter"] == {"type": "MOELORA", "r": 2, "num_experts": 4, "top_k": 2}
+    assert model["architecture"] == "LlamaForCausalLM"

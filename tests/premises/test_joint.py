@@ -49,3 +49,15 @@ def test_a_joint_split(planted_premises: Premises) -> None:
     assert split.held_out.part == "held_out"
     assert split.of("other").search == other.split(seed=1).search
     assert len(split.search) == 2 * 8 * 2
+
+
+def test_premises_print_in_one_line(parts: Any) -> None:
+    printed = repr(parts[0]), repr(JointPremises(parts))
+    assert printed == (
+        "<Premises: 4 facts of 'planted' × 4 templates = 16 questions; part: all.>",
+        "<JointPremises: 28 questions of 2 relations: planted, other.>",
+    )
+    assert all(
+        shown._shown().words in text
+        for shown, text in zip((parts[0], JointPremises(parts)), printed, strict=True)
+    )

@@ -1,17 +1,29 @@
 """Choosing a setting on the search part, by hand."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
+import interp
 from interp.cli.options import EvaluateOptions
-from interp.commands.evaluate import EvaluateSettings, _best_rows, modes_at, run_detector
+from interp.commands.evaluate import (
+    EvaluateSettings,
+    _best_rows,
+    evaluate_run,
+    modes_at,
+    run_detector,
+)
+from interp.commands.locate import load_run
 from interp.errors import UserError
 from interp.evaluation.settings import SettingMode
+from interp.files.documents import read_json
 from interp.heads import Site
+from interp.models import HookedModel
 from interp.premises import load_premises
+from tests.planted_detector import KnowsPlantedFacts
 
 TABLE = pd.DataFrame(
     {
@@ -133,3 +145,25 @@ def test_a_relation_that_is_scored_is_not_trained_on(
 def test_options_that_do_not_fit_together(given: dict[str, Any], reason: str) -> None:
     with pytest.raises(UserError, match=reason):
         EvaluateOptions(**given)
+
+
+def test_a_gated_evaluation_has_the_told_one_beside_it(
+    planted: HookedModel, planted_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A detector that is never wrong keeps the whole gain, and costs the twins nothing."""
+    run = Path(shutil.copytree(planted_run, tmp_path / "run"))
+    monkeypatch.setattr("interp.commands.evaluate.run_detector", lambda *_, **__: detector)
+    detector = KnowsPlantedFacts()
+    _, split, effects = load_run(run)
+    chosen: Any = {"site": "attention", "mode": "zero", "heads": 1.0, "counts": (1,)}
+    settings = EvaluateSettings(**chosen, gate="probe", answers="none")
+    evaluate_run(planted, split, effects, settings=settings, run=run, progress=False)
+    content = read_json(run / "evaluation.json")
+    (told,) = content["alternatives"]
+    assert (content["gate"], told["gate"]) == ("probe", "oracle")
+    assert (content["heads"], told["random_null"]) == (told["heads"], {"n_sets": 0})
+    row = interp.atlas([run]).to_dataframe().iloc[0]
+    assert row["preference_told"] > row["preference"] + 0.5
+    assert (row["gain_kept"], row["twin_cost_gated"], row["p_true_fall_gated"]) == (1.0, 0.0, 0.0)
+    assert row["p_true_fall_told"] > 0.0
+    assert (row["random_gate"], row["random_sets"]) == ("probe", 20)

@@ -24,7 +24,10 @@ def test_of_a_hooked_model(tiny_llama: HookedModel, tmp_path: Path) -> None:
     write_manifest(tmp_path, tiny_llama, prompts="pairs.jsonl", seed=3, settings={"limit": None})
     content = read_manifest(tmp_path)
     assert content["model"].pop("spec")
+    if (count := content["model"].pop("parameters", None)) is not None:  # TransformerLens 3: none
+        assert count == sum(one.numel() for one in tiny_llama.original_model.parameters())
     assert content["model"] == {
+        "architecture": "LlamaForCausalLM",
         "fingerprint": fingerprint(tiny_llama),
         "n_layers": 3,
         "n_heads": 4,
