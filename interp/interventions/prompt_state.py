@@ -36,6 +36,7 @@ class PromptState:
         positions: Bool[prompt pos], where to act in the last prefill.
         prefilling: whether the current pass is a prefill.
         n_seen: number of positions that the pass sees, cached ones included.
+        strength: Float[prompt], from 0 (no effect) to 1 (the whole constraint); None for all 1.
         resampled: per layer [prompt pos head d_head], for mode ``resample``.
         suspended: hooks do nothing, because the pass is one of this state's own.
     """
@@ -47,8 +48,10 @@ class PromptState:
         *,
         resample_layers: Sequence[int],
         neutral: str,
+        strengths: Sequence[float] | None = None,
     ) -> None:
-        self.model, self._find = model, find
+        self.model, self._find, self._strengths = model, find, strengths
+        self.strength: Float[Tensor, " prompt"] | None = None
         self._resample_layers, self._neutral_text = sorted(set(resample_layers)), neutral
         self.positions: Bool[Tensor, "prompt pos"] = torch.zeros(0, 0, dtype=torch.bool)
         self.resampled: dict[int, Float[Tensor, "prompt pos head d_head"]] = {}
@@ -60,6 +63,11 @@ class PromptState:
     def acting(self) -> bool:
         """Whether the current pass contains the positions."""
         return self.prefilling and not self.suspended
+
+    @property
+    def step(self) -> int:
+        """The decoding steps since the prefill, the current one included; 0 in the prefill."""
+        return self.n_seen - self.positions.shape[1]
 
     def begin(self, tokens: Tensor | None, mask: Tensor | None, seen: int) -> None:
         """Update the state before a forward pass; called by `before_each_pass`.
@@ -91,6 +99,14 @@ class PromptState:
             require(self.model, "continuation")  # beams reorder the cache
         real = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask.bool()
         self.positions = self._find(tokens, real)
+        if self._strengths is not None:
+            copies, rest = divmod(len(tokens), max(1, len(self._strengths)))
+            if rest:
+                raise UserError(
+                    f"{len(self._strengths)} strengths for {len(tokens)} prompts: give one a prompt"
+                )
+            each = torch.tensor(self._strengths, dtype=torch.float32).repeat_interleave(copies)
+            self.strength = upload(each, tokens.device)
         if self._resample_layers:
             self.suspended = True
             try:

@@ -1,6 +1,7 @@
 """The gate ``probe``: what was found is acted on, and where nothing was found nothing changes."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -359,3 +360,63 @@ def test_random_interventions_match_and_never_draw_what_was_chosen(
     many = ExpertConstraint([(0, "attn.v", expert) for expert in range(3)])
     with pytest.raises(UserError, match="no random experts can match 3 of 4 of"):
         random_interventions(with_experts, Intervention.of(many).check(with_experts), 20)
+
+
+@pytest.mark.parametrize("site", ["attention", "output"])
+def test_the_soft_gate_is_as_strong_as_the_detector_is_sure(
+    planted: HookedModel, premises: Premises, planted_heads: dict[str, Any], site: Any
+) -> None:
+    """Probability 0.95 leaves a twentieth of what the head reads, or writes; else nothing runs."""
+    heads = HeadSet((planted_heads[site],), site)
+    stub = Stub(planted, is_false)
+    answers = site == "attention"
+    soft = evaluate(
+        planted, premises, heads=heads, gate="soft", detector=stub, answers=answers, **OPTIONS
+    )
+    softer = Constraint(heads, "scale", 0.05)
+    told = evaluate(planted, premises, heads=softer, answers=answers, **OPTIONS)
+    np.testing.assert_allclose(soft.false.logit_difference, told.false.logit_difference, atol=5e-4)
+    assert np.array_equal(soft.twin.logit_difference[:, 1], soft.twin.logit_difference[:, 0])
+    full = evaluate(planted, premises, heads=heads, answers=False, **OPTIONS)
+    assert np.abs(soft.false.logit_difference - full.false.logit_difference)[:, 1].min() > 1e-2
+    assert soft.to_dict()["gate"] == "soft"
+    for pair, other in zip(soft.answers, told.answers, strict=True):
+        false = pair.kind == "false_premise"
+        assert pair.constrained == (other.constrained if false else pair.baseline)
+        assert bool(pair.acted_on) == false
+    if answers:
+        text = soft.answers[0].question
+        said = interp.generate(planted, text, heads=heads, gate="soft", detector=stub)
+        assert said == soft.answers[0].constrained
+
+
+class Unsure(Stub):
+    """As sure as it is told, about every question."""
+
+    def __init__(self, model: Any, probabilities: Sequence[float]) -> None:
+        super().__init__(model, lambda index, text: True)
+        self.probabilities = probabilities
+
+    def _one(self, index: int, question: str, system: str | None) -> Detection:
+        return replace(super()._one(index, question, system), probability=self.probabilities[index])
+
+
+def test_every_question_has_its_own_strength(
+    planted: HookedModel, premises: Premises, planted_heads: dict[str, Any]
+) -> None:
+    heads, few = HeadSet((planted_heads["attention"],), "attention"), premises.first(2)
+    n = len(few)
+    probabilities = [0.2 + 0.7 * row / (2 * n) for row in range(2 * n)]
+    stub = Unsure(planted, probabilities)
+    soft = evaluate(planted, few, heads=heads, gate="soft", detector=stub, answers=False, **OPTIONS)
+    for row, probability in enumerate(probabilities[:n]):
+        told = evaluate(
+            planted,
+            few,
+            heads=Constraint(heads, "scale", 1 - probability),
+            answers=False,
+            **OPTIONS,
+        )
+        np.testing.assert_allclose(
+            soft.false.logit_difference[row, 1], told.false.logit_difference[row, 1], atol=5e-4
+        )
