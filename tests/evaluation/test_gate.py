@@ -1,7 +1,6 @@
 """The gate ``probe``: what was found is acted on, and where nothing was found nothing changes."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 import interp
 from interp.errors import UserError
 from interp.evaluation import ask_all, evaluate
+from interp.evaluation.preference import preference_under
 from interp.forward.generate import generate_tokens
 from interp.heads import HeadSet
 from interp.interventions import Constraint, Detection, ExpertConstraint, Intervention
@@ -390,33 +390,25 @@ def test_the_soft_gate_is_as_strong_as_the_detector_is_sure(
         assert said == soft.answers[0].constrained
 
 
-class Unsure(Stub):
-    """As sure as it is told, about every question."""
-
-    def __init__(self, model: Any, probabilities: Sequence[float]) -> None:
-        super().__init__(model, lambda index, text: True)
-        self.probabilities = probabilities
-
-    def _one(self, index: int, question: str, system: str | None) -> Detection:
-        return replace(super()._one(index, question, system), probability=self.probabilities[index])
-
-
 def test_every_question_has_its_own_strength(
     planted: HookedModel, premises: Premises, planted_heads: dict[str, Any]
 ) -> None:
-    heads, few = HeadSet((planted_heads["attention"],), "attention"), premises.first(2)
-    n = len(few)
-    probabilities = [0.2 + 0.7 * row / (2 * n) for row in range(2 * n)]
-    stub = Unsure(planted, probabilities)
-    soft = evaluate(planted, few, heads=heads, gate="soft", detector=stub, answers=False, **OPTIONS)
-    for row, probability in enumerate(probabilities[:n]):
-        told = evaluate(
-            planted,
-            few,
-            heads=Constraint(heads, "scale", 1 - probability),
-            answers=False,
-            **OPTIONS,
+    heads = HeadSet((planted_heads["attention"],), "attention")
+    encoded = encode_premises(planted.tokenizer, premises)
+    spans: list[Any] = [item.false.object for item in encoded.items]
+    spans[0] = None
+    strengths = [0.2 + 0.7 * row / len(spans) for row in range(len(spans))]
+
+    def differences(constraint: Constraint, **options: Any) -> np.ndarray:
+        under = [Intervention.of(constraint)]
+        values = preference_under(
+            planted, encoded, "false", interventions=under, progress=False, **options
         )
-        np.testing.assert_allclose(
-            soft.false.logit_difference[row, 1], told.false.logit_difference[row, 1], atol=5e-4
-        )
+        return values.logit_difference
+
+    soft = differences(Constraint(heads), spans=spans, strengths=strengths)
+    assert soft[0, 1] == soft[0, 0]
+    for row, strength in list(enumerate(strengths))[1:]:
+        told = differences(Constraint(heads, "scale", 1 - strength))
+        np.testing.assert_allclose(soft[row, 1], told[row, 1], atol=5e-4)
+    assert len(set(soft[1:, 1].round(2))) > 1
