@@ -476,7 +476,9 @@ def foreign(model: Any, of: Sequence[Setting], options: Options) -> dict[str, st
         question, words = FOREIGN
         found: dict[str, Any] = {"question": question}
         for each in of:
-            given: dict[str, Any] = {"heads": each.under, "false_object": words} if each.under else {}
+            given: dict[str, Any] = (
+                {"heads": each.under, "false_object": words} if each.under else {}
+            )
             found[each.name] = interp.generate(
                 model, question, max_new_tokens=options.max_new_tokens, **given
             )
