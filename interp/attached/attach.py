@@ -187,6 +187,11 @@ def _given(at: Any, false_object: Any) -> bool:
 
 def _gate(gate: Gate | None, detector: Detector | None) -> Gate:
     chosen = check_gate(gate or "oracle")
+    if chosen == "soft":
+        raise UserError(
+            "gate 'soft' is for the hooked model (interp.generate): attach takes gate 'oracle' or "
+            "'probe'"
+        )
     if detector is not None and chosen != "probe":
         raise UserError("a detector is for gate='probe'")
     return chosen

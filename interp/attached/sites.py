@@ -28,11 +28,16 @@ _ADVICE = 'load it with attn_implementation="eager" or "sdpa"'
 
 
 def check_modes(part: Constraint) -> None:
-    """Raise UserError for a mode that needs runs of other prompts."""
+    """Raise UserError for a constraint that only the hooked model can have."""
     if part.mode not in ("zero", "scale"):
         raise UserError(
             f"mode {part.mode!r} needs runs of other prompts, which an attached model does not "
             "make: use mode zero or scale, or the hooked model (interp.constrain)"
+        )
+    if part.decoding_steps is not None:
+        raise UserError(
+            "decoding_steps is for the hooked model (interp.constrain): an attached constraint "
+            "acts in every decoding step"
         )
 
 

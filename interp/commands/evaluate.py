@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from interp.arguments import check_choice
+from interp.arguments import check_choice, whole_number
 from interp.commands.known import split_known
 from interp.commands.locate import DEFAULT_FRACTION, IDENTITY
 from interp.commands.locate_joint import AnyEffects, check_prompts, load_search
@@ -25,7 +25,7 @@ from interp.files.documents import write_atomically, write_json, write_jsonl, wr
 from interp.heads.effects import count_of_fraction
 from interp.heads.headset import Site
 from interp.heads.joint import JointEffects, SelectedBy
-from interp.interventions.gate import Gate, check_gate
+from interp.interventions.gate import Gate, check_gate, lowest_probability
 from interp.interventions.head_constraint import SITE_MODES, Constraint, Mode, check_mode
 from interp.interventions.unit_table import action_name
 from interp.jobs import JobRunner
@@ -79,9 +79,13 @@ class EvaluateSettings:
     part says, of zero and, at the output site, scale -1."""
     factor: float = 0.0
     """The factor of mode scale."""
+    decoding_steps: int | None = None
+    """At the attention site: in how many decoding steps of an answer the constraint acts after the
+    prefill; by default in all. Preference is read in the prefill and does not change."""
     gate: Gate = "oracle"
     """Where the constraint acts: oracle is told which words are false; probe finds them, with a
-    detector trained on the search part and on other relations that ship."""
+    detector trained on the search part and on other relations that ship; soft does so too, and
+    constrains as strongly as the detector is sure."""
     random_sets: int = RANDOM_SETS
     """Random head sets in the null, at least 20, matched per layer."""
     counts: tuple[int, ...] = CURVE_COUNTS
@@ -115,6 +119,10 @@ class EvaluateSettings:
                 "leave_one_out scores the run's own relations, at the known object: leave "
                 "--premises and --gate out"
             )
+        if self.decoding_steps is not None:
+            whole_number("decoding_steps", self.decoding_steps, least=0)
+            if self.site == "output":
+                raise UserError("decoding_steps is for the attention site: leave it out")
         if self.site != "best" and self.mode != "best":
             check_mode(self.site, self.mode)
 
@@ -171,7 +179,8 @@ def evaluate_run(
             site = table.at[row, "site"]
             named = {action_name(*mode): mode for mode in modes[site]}
             heads = chosen[site].select(count=n_heads)
-            constraints.append(Constraint(heads, *named[table.at[row, "mode"]]))
+            steps = settings.decoding_steps if site == "attention" else None
+            constraints.append(Constraint(heads, *named[table.at[row, "mode"]], steps))
         evaluations = _evaluated(
             model,
             split,
@@ -234,7 +243,7 @@ def _evaluated(
 ) -> list[Evaluation]:
     """The evaluation of each constraint on what is scored; the answers of the first, or of all.
 
-    With gate ``probe`` the last one is of the first constraint again, told where the object is.
+    With a detector's gate the last one is of the first constraint again, told where the object is.
 
     Args:
         folder: of the results. A relation that was not searched has a detector of its own there,
@@ -244,12 +253,13 @@ def _evaluated(
     if settings.answers != "none":
         answers = ask_all(model, scored, progress=progress, stages=stages)
     detector: PremiseDetections | None = None
-    if settings.gate == "probe":  # once, for all constraints
+    if settings.gate != "oracle":  # once, for all constraints
         unseen = parts_of(scored)
         trained = run_detector(
             model, split, folder, unseen=unseen, seed=settings.seed, progress=progress
         )
-        detector = detect_premises(model, scored, detector=trained, progress=progress)
+        least = lowest_probability(settings.gate)
+        detector = detect_premises(model, scored, detector=trained, least=least, progress=progress)
     options: dict[str, Any] = {"reference": split.search, "seed": settings.seed}
     options |= {"progress": progress, "stages": stages}
     evaluations = [
@@ -265,7 +275,7 @@ def _evaluated(
         )
         for number, constraint in enumerate(constraints)
     ]
-    if settings.gate == "probe":  # what the gate keeps of the gain is seen beside this
+    if settings.gate != "oracle":  # what the gate keeps of the gain is seen beside this
         told = evaluate(model, scored, heads=constraints[0], random_sets=0, answers={}, **options)
         evaluations.append(told)
     return evaluations

@@ -98,7 +98,7 @@ def evaluate_questions_run(
     constraint = constraint_of_run(run, effects, settings)
     spans_missing = any(question.object_span is None for question in questions)
     detector = None
-    if settings.gate == "probe" or spans_missing:
+    if settings.gate != "oracle" or spans_missing:
         detector = run_detector(model, split, run, seed=settings.seed, progress=progress)
     stages = StoredJobRunner(run / SHARDS, engine or InProcess(model), conditions(model))
     with run_resources(run, IDENTITY, model):
@@ -145,7 +145,15 @@ def constraint_of_run(
         count = chosen["n_heads"]
     else:
         count = settings.count(effects[site].n_heads)
-    return Constraint(effects[site].select(count=count), mode, factor if mode == "scale" else 0.0)
+    steps = settings.decoding_steps
+    if steps is None and settings.mode == "best":
+        steps = chosen.get("decoding_steps")
+    return Constraint(
+        effects[site].select(count=count),
+        mode,
+        factor if mode == "scale" else 0.0,
+        steps if site == "attention" else None,
+    )
 
 
 def _evaluated(run: Path, site: SiteToScore) -> Mapping[str, Any]:

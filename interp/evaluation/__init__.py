@@ -3,6 +3,7 @@
 from interp.evaluation.answer_pair import AnswerPair
 from interp.evaluation.answers import ask_all
 from interp.evaluation.evaluate import Evaluation, evaluate
+from interp.evaluation.fluency import answer_log_probabilities
 from interp.evaluation.judges import Judge, ModelJudge, Verdict, judge_by_words
 from interp.evaluation.preference import Preference, preference
 from interp.evaluation.question_answers import QuestionAnswers, evaluate_questions
@@ -31,6 +32,7 @@ __all__ = [
     "Transfer",
     "Uncertainty",
     "Verdict",
+    "answer_log_probabilities",
     "ask_all",
     "attention_pattern",
     "choose_setting",

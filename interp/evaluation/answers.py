@@ -16,6 +16,7 @@ from interp.evaluation.answer_pair import AnswerKind, AnswerPair
 from interp.evaluation.jobs import AnswersJob, greedy_texts
 from interp.forward.batch import Span
 from interp.forward.generate import MAX_NEW_TOKENS
+from interp.interventions.gate import strengths_of
 from interp.interventions.head_constraint import Constraint
 from interp.interventions.intervention import Intervention
 from interp.jobs import RUN_HERE, JobRunner, OutputSpec
@@ -94,11 +95,13 @@ def answer_pairs(
         options: ``mean``, ``max_new_tokens``, ``progress`` and ``stages`` of `answers_under`.
     """
     found = None if detections is None else detections.of(QUESTION_KINDS[asked.kind])
+    under = Intervention.of(constraint)
     constrained = answers_under(
         model,
         asked.prompts,
-        Intervention.of(constraint),
+        under,
         spans=None if found is None else spans_of(found),
+        strengths=None if found is None else strengths_of(found, under.gate),
         baseline=asked.baseline,
         neutral=asked.mask,
         description=f"constrained, {asked.kind}",
@@ -140,6 +143,7 @@ def answers_under(
     intervention: Intervention | None = None,
     *,
     spans: Sequence[Span | None] | None = None,
+    strengths: Sequence[float] | None = None,
     baseline: Sequence[str] = (),
     mean: Float[Tensor, "layer head d_head"] | None = None,
     neutral: str | None = None,
@@ -153,6 +157,7 @@ def answers_under(
     Args:
         spans: where the intervention acts in each prompt, by default at its object. A prompt with
             None is not run: its answer is that of ``baseline``.
+        strengths: how much of the intervention acts in each prompt; by default all of it.
         mean, neutral: the values that modes ``mean`` and ``resample`` put in.
     """
     at = [prompt.object for prompt in prompts] if spans is None else spans
@@ -164,6 +169,7 @@ def answers_under(
         mean,
         neutral,
         max_new_tokens,
+        None if strengths is None else tuple(strengths[row] for row in found),
     )
     done = stages.run(
         greedy_texts, model, job, description=description, output=ANSWERS, progress=progress

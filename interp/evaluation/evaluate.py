@@ -35,7 +35,12 @@ from interp.heads.headset import Head, HeadSet, Site
 from interp.heads.locate import as_encoded
 from interp.heads.object_edits import mean_output
 from interp.interventions.expert_constraint import ExpertConstraint
-from interp.interventions.gate import check_gate, cloze_spans
+from interp.interventions.gate import (
+    check_gate,
+    cloze_spans,
+    lowest_probability,
+    strengths_of,
+)
 from interp.interventions.head_constraint import Constraint, Mode
 from interp.interventions.intervention import Intervention
 from interp.interventions.random_controls import random_interventions
@@ -189,6 +194,9 @@ def setting_of(intervention: Intervention, n_all_heads: int) -> dict[str, Any]:
         "mode": " + ".join(part.mode for part in parts),
         "factor": parts[0].factor,
     }
+    steps = next((part.decoding_steps for part in intervention.heads), None)
+    if steps is not None:
+        setting["decoding_steps"] = steps
     if intervention.experts:
         setting["experts"] = [
             {key: getattr(part, key) for key in ("mode", "factor", "place")}
@@ -207,6 +215,7 @@ def evaluate(
     site: Site | None = None,
     mode: Mode = "zero",
     factor: float = 0.0,
+    decoding_steps: int | None = None,
     gate: str | None = None,
     detector: Detector | PremiseDetections | None = None,
     reference: AnyPremises | None = None,
@@ -221,9 +230,12 @@ def evaluate(
     Args:
         heads: a HeadSet, (layer, head) tuples with ``site``, a whole Constraint, an
             ExpertConstraint, or an Intervention of several.
-        gate: ``oracle`` acts at the object, ``probe`` where ``detector`` finds a false premise; by
-            default the intervention's own gate.
-        detector: for gate ``probe``, or its detections; by default ``probes.detector_for(model)``.
+        decoding_steps: of tuples or a HeadSet: in how many steps of an answer the constraint acts
+            after the prefill; by default in all. Preference is read in the prefill.
+        gate: ``oracle`` acts at the object, ``probe`` where ``detector`` finds a false premise,
+            ``soft`` there as strongly as it is sure; by default the intervention's own gate.
+        detector: for gates ``probe`` and ``soft``, or its detections; by default
+            ``probes.detector_for(model)``.
         reference: premises whose mean output mode ``mean`` uses, such as the search part.
         random_sets: sets in the null, matched per layer (experts: per projection).
         answers: also give greedy answers, which are slow; or the baseline answers of ``ask_all``.
@@ -236,20 +248,32 @@ def evaluate(
     if 0 < random_sets < MINIMUM_RANDOM_SETS:
         raise UserError(f"random_sets is {random_sets}: give {MINIMUM_RANDOM_SETS} or more, or 0")
     known = None if gate is None else check_gate(gate)
-    under = Intervention.of(heads, site, mode=mode, factor=factor, gate=known).check(model)
+    under = Intervention.of(
+        heads, site, mode=mode, factor=factor, decoding_steps=decoding_steps, gate=known
+    ).check(model)
     encoded = as_encoded(model, premises)
     averaged = as_encoded(model, reference or premises) if under.needs_mean else None
     mean = None if averaged is None else mean_output(model, averaged)
     random = random_interventions(model, under, random_sets, seed=seed)
     options: dict[str, Any] = {"mean": mean, "progress": progress, "stages": stages}
     detections = None
-    if under.gate == "probe":
-        detections = detect_premises(model, premises, detector=detector, progress=progress)
+    if under.gate != "oracle":
+        least = lowest_probability(under.gate)
+        detections = detect_premises(
+            model, premises, detector=detector, least=least, progress=progress
+        )
     preferences: dict[QuestionKind, Preference] = {}
     for kind, compared in COMPARED.items():
         spans = cloze_spans(model, premises, encoded, kind=kind, detections=detections)
+        strengths = None if detections is None else strengths_of(detections.of(kind), under.gate)
         preferences[kind] = preference_under(
-            model, encoded, kind, interventions=(under, *random)[:compared], spans=spans, **options
+            model,
+            encoded,
+            kind,
+            interventions=(under, *random)[:compared],
+            spans=spans,
+            strengths=strengths,
+            **options,
         )
     if isinstance(answers, bool):
         answers = ask_all(model, premises, progress=progress, stages=stages) if answers else {}

@@ -1,6 +1,7 @@
 """Jobs of an evaluation: sweeps over head sets, whole runs, and greedy answers."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -99,6 +100,7 @@ class WholeRunsJob:
         encoded, kind: the prompts.
         interventions: an empty one is the unconstrained model.
         mean: what mode ``mean`` puts in; UserError in a run that needs it and has none.
+        strengths: how much of the interventions acts in each prompt; None for all of it.
         prompts_per_shard: prompts that are computed, and kept, together.
     """
 
@@ -106,6 +108,7 @@ class WholeRunsJob:
     kind: QuestionKind
     interventions: tuple[Intervention, ...]
     mean: Float[Tensor, "layer head d_head"] | None = None
+    strengths: tuple[float, ...] | None = None
     prompts_per_shard: int = SHARD
 
     def order(self) -> Sequence[int]:
@@ -114,15 +117,17 @@ class WholeRunsJob:
 
     def take(self, prompts: Sequence[int]) -> "WholeRunsJob":
         """The same for some of the prompts."""
-        return replace(self, encoded=self.encoded.take(prompts))
+        strengths = _taken(self.strengths, prompts)
+        return replace(self, encoded=self.encoded.take(prompts), strengths=strengths)
 
     def identity(self) -> dict[str, Any]:
         """What decides the values."""
         return {
             **_identity_of_prompts(self.encoded, self.kind),
-            "under": [asdict(intervention) for intervention in self.interventions],
+            "under": [_identity_of(intervention) for intervention in self.interventions],
             "mean": _listed(self.mean),
             "neutral": self.encoded.mask,
+            **_identity_of_strengths(self.strengths),
         }
 
 
@@ -137,8 +142,15 @@ def whole_run_values(model: HookedModel, job: WholeRunsJob, *, progress: bool = 
 
     def measured(intervention: Intervention) -> Float[Tensor, "prompt metric"]:
         def run(part: TokenBatch, rows: range) -> Tensor:
-            here = spans[rows.start : rows.stop]
-            with constrain(model, intervention, at=here, mean=job.mean, neutral=encoded.mask):
+            strengths = job.strengths if len(intervention) else None
+            with constrain(
+                model,
+                intervention,
+                at=spans[rows.start : rows.stop],
+                mean=job.mean,
+                neutral=encoded.mask,
+                strengths=None if strengths is None else strengths[rows.start : rows.stop],
+            ):
                 return last_logits(model, part)[:, -1]
 
         logits = torch.cat(list(over_parts(batch, run, batch_tokens=tokens)))
@@ -160,6 +172,7 @@ class AnswersJob:
         under: the intervention, which acts ``at`` a span of each prompt.
         mean: what mode ``mean`` puts in.
         neutral: the word that mode ``resample`` puts in the object's place.
+        strengths: how much of the intervention acts in each prompt; None for all of it.
     """
 
     prompts: tuple[tuple[int, ...], ...]
@@ -168,6 +181,7 @@ class AnswersJob:
     mean: Float[Tensor, "layer head d_head"] | None = None
     neutral: str | None = None
     max_new_tokens: int = MAX_NEW_TOKENS
+    strengths: tuple[float, ...] | None = None
     # As many as are answered together anyway: an answer can hang on the last bit.
     prompts_per_shard: int = BATCH_PROMPTS
 
@@ -178,34 +192,40 @@ class AnswersJob:
     def take(self, prompts: Sequence[int]) -> "AnswersJob":
         """The same for some of the prompts."""
         at = () if self.under is None else tuple(self.at[index] for index in prompts)
-        return replace(self, prompts=tuple(self.prompts[index] for index in prompts), at=at)
+        taken = tuple(self.prompts[index] for index in prompts)
+        return replace(self, prompts=taken, at=at, strengths=_taken(self.strengths, prompts))
 
     def identity(self) -> dict[str, Any]:
         """What decides the answers."""
         return {
             "prompts": self.prompts,
-            "under": None if self.under is None else asdict(self.under),
+            "under": None if self.under is None else _identity_of(self.under),
             "at": self.at,
             "mean": _listed(self.mean),
             "neutral": self.neutral,
             "max_new_tokens": self.max_new_tokens,
+            **_identity_of_strengths(self.strengths),
         }
 
 
 def greedy_texts(model: HookedModel, job: AnswersJob, *, progress: bool = False) -> Shard:
     """``texts``: the greedy answer to each prompt."""
     under = job.under
+
+    def within(chunk: list[int], batch: TokenBatch) -> AbstractContextManager[Any]:
+        assert under is not None
+        at, strengths = [job.at[index] for index in chunk], _taken(job.strengths, chunk)
+        return constrain(
+            model, under, at=at, mean=job.mean, neutral=job.neutral, strengths=strengths
+        )
+
     return Shard(
         texts=greedy_answers(
             model.original_model,
             model.tokenizer,
             job.prompts,
             max_new_tokens=job.max_new_tokens,
-            within=None
-            if under is None
-            else lambda chunk, batch: constrain(
-                model, under, at=[job.at[i] for i in chunk], mean=job.mean, neutral=job.neutral
-            ),
+            within=None if under is None else within,
             progress=progress,
             description="answers" if under is None else "constrained answers",
         )
@@ -231,6 +251,23 @@ def _identity_of_prompts(encoded: EncodedPremises, kind: QuestionKind) -> dict[s
         "answers": [encoded.true_tokens.tolist(), encoded.false_tokens.tolist()],
         "objects": [item.prompt(kind).object for item in encoded.items],
     }
+
+
+def _identity_of(under: Intervention) -> dict[str, Any]:
+    """What an intervention does; without what versions did not know that kept results before."""
+    content = asdict(under)
+    for part in content["heads"]:
+        if part["decoding_steps"] is None:
+            del part["decoding_steps"]
+    return content
+
+
+def _identity_of_strengths(strengths: Sequence[float] | None) -> dict[str, Any]:
+    return {} if strengths is None else {"strengths": list(strengths)}
+
+
+def _taken(values: Sequence[float] | None, prompts: Sequence[int]) -> tuple[float, ...] | None:
+    return None if values is None else tuple(values[index] for index in prompts)
 
 
 def _listed(tensor: Tensor | None) -> list[Any] | None:

@@ -3,8 +3,8 @@
 It is read after the cloze on false-premise prompts and on their true-premise twins (where the
 *false* object is the one that the twin does not mention), for any number of interventions at once.
 
-Head sets of one site and mode run in a sweep. Interventions on experts, and mode ``resample`` at
-spans that a detector found, take one whole run of all prompts each.
+Head sets of one site and mode run in a sweep. Interventions on experts, mode ``resample`` at spans
+that a detector found, and gate ``soft`` take one whole run of all prompts each.
 """
 
 from collections.abc import Callable, Sequence
@@ -119,6 +119,7 @@ def preference_under(
     *,
     interventions: Sequence[Intervention],
     spans: Sequence[Span | None] | None = None,
+    strengths: Sequence[float] | None = None,
     unconstrained: Preference | None = None,
     mean: Float[Tensor, "layer head d_head"] | None = None,
     budget: int | None = None,
@@ -130,6 +131,8 @@ def preference_under(
     Args:
         spans: where to act in each prompt, by default at its object. A prompt with None is not run
             again: under every intervention it keeps the values of the first run.
+        strengths: with ``spans``, how much of the interventions acts in each prompt (see
+            ``interp.interventions.constrain``); by default all of it.
         unconstrained: with ``spans``, the values of the first run if they are known.
         mean: what mode ``mean`` puts in. A single sweep takes the mean over these prompts by
             default; whole runs, and stages that cut the prompts into shards, need it.
@@ -138,11 +141,15 @@ def preference_under(
     Returns:
         sets are [none, the first intervention, the second, …].
     """
-    whole = not _can_sweep(interventions, resample=spans is None)
+    whole = strengths is not None or not _can_sweep(interventions, resample=spans is None)
 
-    def job(premises: EncodedPremises, under: Sequence[Intervention]) -> _PreferenceJobs:
+    def job(
+        premises: EncodedPremises,
+        under: Sequence[Intervention],
+        strong: tuple[float, ...] | None = None,
+    ) -> _PreferenceJobs:
         if whole:
-            return WholeRunsJob(premises, kind, tuple(under), mean)
+            return WholeRunsJob(premises, kind, tuple(under), mean, strong)
         setting = next((part for each in under for part in each.heads), Constraint(HeadSet(())))
         empty = HeadSet((), setting.site)
         sets = tuple(each.heads[0].heads if each.heads else empty for each in under)
@@ -161,7 +168,8 @@ def preference_under(
         for row, span in found.items():
             item = encoded.items[row]
             items.append(replace(item, **{kind: replace(item.prompt(kind), object=span)}))
-        under = job(replace(encoded, items=tuple(items)), interventions)
+        strong = None if strengths is None else tuple(strengths[row] for row in found)
+        under = job(replace(encoded, items=tuple(items)), interventions, strong)
         acted = _preference(under, run(under))
         for name in VALUES:
             values[name][list(found), 1:] = getattr(acted, name)
@@ -171,6 +179,7 @@ def preference_under(
 def _can_sweep(interventions: Sequence[Intervention], *, resample: bool) -> bool:
     """Whether one sweep does them all; ``resample`` says whether sweeps may use that mode."""
     parts = [part for each in interventions for part in each.heads]
+    # Decoding steps do not count: what is scored is read in the prefill.
     settings = {(part.site, part.mode, part.factor) for part in parts}
     if len(settings) > 1 or any(each.experts for each in interventions):
         return False

@@ -26,7 +26,7 @@ from interp.heads.headset import Head, HeadSet, Site
 from interp.heads.locate import as_encoded
 from interp.heads.object_edits import mean_output
 from interp.interventions.expert_constraint import ExpertConstraint
-from interp.interventions.gate import Gate
+from interp.interventions.gate import Gate, lowest_probability
 from interp.interventions.head_constraint import Constraint, Mode
 from interp.interventions.intervention import Intervention
 from interp.interventions.random_controls import random_interventions
@@ -232,8 +232,9 @@ def evaluate_questions(
     Args:
         heads: a HeadSet, (layer, head) tuples with ``site``, a Constraint, an ExpertConstraint, or
             an Intervention of several.
-        gate: ``probe``: it acts where ``detector`` finds a false premise; ``oracle``: at the words
-            that the questions name, and where none are named as the detector says.
+        gate: ``probe``: it acts where ``detector`` finds a false premise; ``soft``: there as
+            strongly as it is sure; ``oracle``: at the words that the questions name, and where none
+            are named as the detector says.
         detector: by default ``probes.detector_for(model)``.
         judge: says of an answer whether it rebuts the premise.
         reference: premises whose mean output mode ``mean`` puts in, and whose neutral word mode
@@ -261,6 +262,8 @@ def evaluate_questions(
     baseline = answers_under(model, prompts, description="answers, questions", **options)
     options["baseline"] = baseline
     options["spans"] = [place.tokens if place.fired else None for place in acted]
+    if gate == "soft":
+        options["strengths"] = [place.probability or 0.0 for place in acted]
     options["neutral"] = DEFAULT_MASK if reference is None else reference.mask
     if under.needs_mean and reference is not None:
         options["mean"] = mean_output(model, as_encoded(model, reference))
@@ -324,8 +327,11 @@ def where_to_act(
     """Where the intervention acts in each question; the detector reads those it decides about."""
     known = [question.object_span if gate == "oracle" else None for question in questions]
     texts = [text for text, span in zip(questions.texts, known, strict=True) if span is None]
+    least = lowest_probability(gate)
     detections = (
-        iter(detect(model, texts, detector=detector, progress=progress)) if texts else iter(())
+        iter(detect(model, texts, detector=detector, least=least, progress=progress))
+        if texts
+        else iter(())
     )
     acted = []
     for prompt, span in zip(prompts, known, strict=True):

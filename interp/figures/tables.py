@@ -129,6 +129,9 @@ def setting_name(evaluation: Mapping[str, Any]) -> str:
     factor = value_at(evaluation, "factor")
     if evaluation.get("mode") == "scale" and isinstance(factor, int | float):
         parts[-1] += f" {factor:g}"
+    steps = count_at(evaluation, "decoding_steps")
+    if steps is not None:
+        parts.append(f"{steps} decoding step{'' if steps == 1 else 's'}")
     count = count_at(evaluation, "n_heads")
     if count is not None:
         fraction = measure_at(evaluation, "head_fraction")

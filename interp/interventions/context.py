@@ -13,6 +13,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.arguments import listed, real_number
 from interp.errors import UserError
 from interp.forward.batch import Span
 from interp.forward.partial import hooked
@@ -46,9 +47,11 @@ def constrain(
     site: Site | None = None,
     mode: Mode = "zero",
     factor: float = 0.0,
+    decoding_steps: int | None = None,
     reference: Premises | EncodedPremises | None = None,
     mean: Float[Tensor, "layer head d_head"] | None = None,
     neutral: str | None = None,
+    strengths: Sequence[float] | None = None,
 ) -> Iterator[Any]:
     """Constrain heads at the false object, and experts, while the context is open.
 
@@ -58,21 +61,28 @@ def constrain(
         at: where the false object is, or ``premises`` to look it up in; see
             ``interp.interventions.object_positions``. Give exactly one of the two, or none for
             experts at place ``all``, which act on every token.
-        mode, factor: of (layer, head) tuples; see ``interp.interventions.head_constraint``.
+        mode, factor, decoding_steps: of (layer, head) tuples or a HeadSet; see
+            ``interp.interventions.head_constraint``.
         reference: premises whose mean output mode ``mean`` uses, by default ``premises``; or give
             the ``mean`` itself.
         neutral: the word that replaces the object in mode ``resample``; by default the mask of the
             premises' relation, or ``XXXX``.
+        strengths: for each prompt, how much of the constraint on heads acts: 0 is none, 1 is all,
+            as without this argument. Attention to the object is multiplied by 1 - strength · (1 -
+            factor), and an output goes that far from the head's own to the edited.
 
     Yields:
         the model, for forward passes, ``interp.generate`` or its own generation.
 
     Raises:
         UserError: a head or an expert that the model does not have, a mode that does not fit the
-            site, or positions that do not fit the prompts.
+            site, positions that do not fit the prompts, strengths outside 0 to 1, or of experts.
     """
-    under = Intervention.of(heads, site, mode=mode, factor=factor).check(model)
+    under = Intervention.of(
+        heads, site, mode=mode, factor=factor, decoding_steps=decoding_steps
+    ).check(model)
     encoded = as_encoded(model, premises) if premises is not None else None
+    strengths = None if strengths is None else check_strengths(strengths, under)
     state = None
     given = (at is not None) + (premises is not None)
     if given > 1 or (under.needs_positions and not given):
@@ -83,7 +93,9 @@ def constrain(
             neutral = encoded.mask if encoded is not None else DEFAULT_MASK
         resampled = [part.heads for part in under.heads if part.mode == "resample"]
         layers = [layer for heads in resampled for layer, _ in heads]
-        state = PromptState(model, find, resample_layers=layers, neutral=neutral)
+        state = PromptState(
+            model, find, resample_layers=layers, neutral=neutral, strengths=strengths
+        )
     if mean is None and under.needs_mean:
         source = reference if reference is not None else encoded
         if source is None:
@@ -94,3 +106,14 @@ def constrain(
     updating = nullcontext() if state is None else before_each_pass(model, state.begin)
     with hooked(model, hooks), updating:
         yield model
+
+
+def check_strengths(strengths: Sequence[float], under: Intervention) -> list[float]:
+    """The strengths as numbers. Raises UserError outside 0 to 1, or if experts are constrained."""
+    given = listed("strengths", strengths, "numbers")
+    numbers = [real_number("a strength", each) for each in given]
+    if outside := [number for number in numbers if not 0 <= number <= 1]:
+        raise UserError(f"a strength lies between 0 and 1, not {outside[0]}")
+    if under.experts:
+        raise UserError("strengths are for heads: constrain experts by themselves")
+    return numbers

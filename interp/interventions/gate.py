@@ -2,12 +2,16 @@
 
 With gate ``oracle`` the caller names the false words. With ``probe`` a detector reads the question
 first, in one prefill. Where it fires, the constrained run acts on the span that it found; where it
-does not, the unconstrained answer is kept and nothing runs again.
+does not, the unconstrained answer is kept and nothing runs again. With ``soft`` the detector acts
+from a small probability on, ``SOFT_FLOOR``, and the constraint is as strong as the detector is
+sure: attention to the words that it found is multiplied by 1 - probability (of mode ``scale``: that
+far from 1 to the factor), in each question by its own.
 
 Detectors read the question as a user asks it. The prompts that are scored continue with the opening
 of an answer, and share all tokens before it, which ``cloze_spans`` checks.
 """
 
+from collections.abc import Iterable
 from typing import Literal, cast, get_args
 
 from interp.arguments import check_choice
@@ -18,15 +22,28 @@ from interp.moved import old_names
 from interp.premises.encode import EncodedPremises, encode_question
 from interp.premises.joint import AnyPremises
 from interp.premises.questions import QuestionKind
-from probes.detector.detections import PremiseDetections, spans_of
+from probes.detector.detections import Detection, PremiseDetections, spans_of
 
-Gate = Literal["oracle", "probe"]
-"""Who says where the false object is: the caller, or a detector."""
+Gate = Literal["oracle", "probe", "soft"]
+"""Who says where the false object is: the caller, or a detector, or one that says how strongly."""
+
+SOFT_FLOOR = 0.25
+"""The probability from which a detector acts with gate ``soft``."""
 
 
 def check_gate(gate: str) -> Gate:
     """The gate. Raises UserError for an unknown one, and lists the known."""
     return cast(Gate, check_choice("gate", gate, get_args(Gate)))
+
+
+def lowest_probability(gate: Gate) -> float | None:
+    """From which probability on the detector acts; None for its own threshold."""
+    return SOFT_FLOOR if gate == "soft" else None
+
+
+def strengths_of(detections: Iterable[Detection], gate: Gate) -> tuple[float, ...] | None:
+    """How much of the constraint acts in each question; None for all of it."""
+    return tuple(found.probability for found in detections) if gate == "soft" else None
 
 
 def cloze_spans(

@@ -1,7 +1,8 @@
 """``generate``: answer a raw question, or several, under an intervention.
 
-With gate ``oracle`` the caller names the words that may be false. With gate ``probe`` a detector
-reads the questions first; where it finds no false premise, the answer is the unconstrained one.
+With gate ``oracle`` the caller names the words that may be false. With gate ``probe`` or ``soft`` a
+detector reads the questions first; where it finds no false premise, the answer is the unconstrained
+one.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +14,7 @@ from interp.forward.generate import MAX_NEW_TOKENS, check_max_new_tokens, genera
 from interp.heads.headset import Head, HeadSet, Site
 from interp.interventions.context import constrain
 from interp.interventions.expert_constraint import ExpertConstraint
-from interp.interventions.gate import Gate
+from interp.interventions.gate import Gate, lowest_probability, strengths_of
 from interp.interventions.head_constraint import Constraint, Mode
 from interp.interventions.intervention import Intervention
 from interp.models import RenderedChat, render_chat
@@ -36,6 +37,7 @@ def generate(
     site: Site | None = None,
     mode: Mode = "zero",
     factor: float = 0.0,
+    decoding_steps: int | None = None,
     system: str | None = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
 ) -> str | list[str]:
@@ -46,9 +48,11 @@ def generate(
             the false object; by default none.
         false_object: the words of the question that may be false, for gate ``oracle``; their last
             occurrence is used. For several questions, one for each, or one that all contain.
-        gate: who finds the false object: the caller (``oracle``) or a detector (``probe``). By
-            default the intervention's own gate.
-        detector: for gate ``probe``; by default ``probes.detector_for(model)``.
+        gate: who finds the false object: the caller (``oracle``) or a detector (``probe``, or
+            ``soft``, as strong as the detector is sure). By default the intervention's own gate.
+        detector: for gates ``probe`` and ``soft``; by default ``probes.detector_for(model)``.
+        site, mode, factor, decoding_steps: of (layer, head) tuples or a head set; see
+            ``interp.interventions.head_constraint``.
         max_new_tokens: the longest answer in tokens; 0 gives empty answers.
 
     Raises:
@@ -56,7 +60,9 @@ def generate(
             ``false_object`` with gate ``probe``; a prompt beyond the model's positions.
     """
     max_new_tokens = check_max_new_tokens(max_new_tokens)
-    under = Intervention.of(heads, site, mode=mode, factor=factor, gate=gate)
+    under = Intervention.of(
+        heads, site, mode=mode, factor=factor, decoding_steps=decoding_steps, gate=gate
+    )
     questions = questions_of(question)
     if not questions:
         return []
@@ -64,11 +70,20 @@ def generate(
     encodings = [tokenize(model.tokenizer, prompt) for prompt in rendered]
     acts: list[bool] = [len(under) > 0] * len(questions)
     spans: list[Span | None] = [None] * len(questions)
-    if len(under) and under.gate == "probe":
+    strengths: tuple[float, ...] | None = None
+    if len(under) and under.gate != "oracle":
         if false_object is not None:
-            raise UserError("gate 'probe' finds the false object itself: leave it out")
-        found = detect(model, questions, detector=detector, system=system, progress=False)
+            raise UserError(f"gate {under.gate!r} finds the false object itself: leave it out")
+        found = detect(
+            model,
+            questions,
+            detector=detector,
+            system=system,
+            least=lowest_probability(under.gate),
+            progress=False,
+        )
         acts, spans = [detection.fired for detection in found], spans_of(found)
+        strengths = strengths_of(found, under.gate)
     elif len(under) and under.needs_positions:
         objects = one_each(false_object, len(questions))
         spans = [
@@ -82,8 +97,10 @@ def generate(
         rows = [row for row, acting in enumerate(acts) if acting is constrained]
 
         def within(chunk: list[int], batch: object, rows: list[int] = rows) -> Any:
-            at = [spans[rows[index]] for index in chunk] if under.needs_positions else None
-            return constrain(model, under, at=at)
+            here = [rows[index] for index in chunk]
+            at = [spans[row] for row in here] if under.needs_positions else None
+            strong = None if strengths is None else [strengths[row] for row in here]
+            return constrain(model, under, at=at, strengths=strong)
 
         texts = generate_tokens(
             model,

@@ -10,16 +10,16 @@ Modes of site ``output``:
 
 Of site ``attention``, in prefill and while decoding: ``zero`` cuts the heads' attention from all
 later positions to the object before the softmax; ``scale`` multiplies it by ``factor`` before
-renormalising.
+renormalising. ``decoding_steps`` lets the answer's later tokens read the object again.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.arguments import check_choice, real_number
+from interp.arguments import check_choice, real_number, whole_number
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.figures.heatmap import chosen_heads
@@ -58,11 +58,15 @@ class Constraint(Displayed):
         mode: ``zero``, ``mean``, ``resample`` or ``scale`` (site ``output``); ``zero`` or ``scale``
             (site ``attention``).
         factor: for ``scale`` only.
+        decoding_steps: for site ``attention``: in how many decoding steps it acts after the
+            prefill, None for all. The prefill chooses the answer's first token, and step k the
+            token k + 1; in later steps the heads read the object as they would without it.
     """
 
     heads: HeadSet
     mode: Mode = "zero"
     factor: float = 0.0
+    decoding_steps: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "heads", as_head_set(self.heads))
@@ -72,6 +76,14 @@ class Constraint(Displayed):
             raise UserError(f"a factor is for mode 'scale', not {self.mode!r}")
         if self.heads.site == "attention" and self.factor < 0:
             raise UserError(f"attention cannot be scaled by {self.factor}: use zero or more")
+        if self.decoding_steps is not None:
+            steps = whole_number("decoding_steps", self.decoding_steps, least=0)
+            object.__setattr__(self, "decoding_steps", steps)
+            if self.heads.site != "attention":
+                raise UserError(
+                    f"decoding_steps is for site 'attention': site {self.heads.site!r} acts in the "
+                    "prefill only"
+                )
 
     @property
     def site(self) -> Site:
@@ -81,11 +93,19 @@ class Constraint(Displayed):
     @property
     def name(self) -> str:
         """Such as ``attention, zero, 3 heads``."""
-        return f"{self.site}, {action_name(self.mode, self.factor)}, {len(self.heads)} heads"
+        return f"{self.site}, {self._action}, {len(self.heads)} heads"
+
+    @property
+    def _action(self) -> str:
+        """Such as ``zero`` or ``scale 0.5, 4 decoding steps``."""
+        action, steps = action_name(self.mode, self.factor), self.decoding_steps
+        if steps is None:
+            return action
+        return f"{action}, {steps} decoding step{'' if steps == 1 else 's'}"
 
     def with_heads(self, heads: HeadSet) -> "Constraint":
         """The same constraint on other heads."""
-        return Constraint(heads, self.mode, self.factor)
+        return replace(self, heads=heads)
 
     def edit(
         self,
@@ -108,8 +128,7 @@ class Constraint(Displayed):
 
     def rows(self) -> list[dict[str, Any]]:
         """One row a head, in the columns of ``Intervention.to_dataframe``."""
-        action = action_name(self.mode, self.factor)
-        return unit_rows("head", self.heads, action=action, place=f"spans ({self.site})")
+        return unit_rows("head", self.heads, action=self._action, place=f"spans ({self.site})")
 
     def _shown(self) -> Shown:
         words = f"{self.name}; gate oracle."

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,7 +16,7 @@ from interp.interventions.expert_constraint import ExpertConstraint, edit_gates
 from interp.interventions.head_constraint import Constraint
 from interp.interventions.prompt_state import PromptState
 from interp.models.hooked_model import HookedModel
-from interp.patching.edits import AttentionEdit, scores_hook_name
+from interp.patching.edits import AttentionEdit, scale_scores, scores_hook_name
 
 MeanOutput = Float[Tensor, "layer head d_head"]
 
@@ -53,6 +52,8 @@ def _output_hooks(
             new = state.resampled[layer].to(z)
         else:
             new = part.factor * z
+        if state.strength is not None:
+            new = z + state.strength.to(z)[:, None, None, None] * (new - z)
         return torch.where(where, new, z)
 
     return [
@@ -65,7 +66,9 @@ def _attention_hooks(
     part: Constraint, model: HookedModel, *, state: PromptState, mean: MeanOutput | None
 ) -> list[Hook]:
     def cut(scores: Tensor, hook: object, *, layer: int, heads: Bool[Tensor, " head"]) -> Tensor:
-        if state.suspended:
+        if state.suspended or (
+            part.decoding_steps is not None and state.step > part.decoding_steps
+        ):
             return scores
         queries, keys = scores.shape[2:]
         # While decoding there are more keys than prompt tokens: the new ones are not the object. A
@@ -75,11 +78,13 @@ def _attention_hooks(
         at = state.positions
         at = torch.nn.functional.pad(at, (0, width - at.shape[1]))[:, -keys:].to(scores.device)
         rows = repeated_rows(len(at), 1, at.device)
-        everywhere = heads.to(at.device).expand(len(at), -1)
         first = min(state.n_seen, keys) - queries
-        edit = AttentionEdit(at, part.factor)
-        _, function = edit.hook(layer, rows=rows, units=everywhere, start=first)
-        return cast(Tensor, function(scores, hook))
+        pairs = AttentionEdit(at).pairs(rows, first, queries)
+        where = pairs[:, None] & heads.to(at.device)[:, None, None]
+        factor: float | Tensor = part.factor
+        if state.strength is not None:
+            factor = (1 - state.strength * (1 - part.factor))[:, None, None, None]
+        return scale_scores(scores, where, factor)
 
     return [
         (scores_hook_name(layer), partial(cut, layer=layer, heads=heads))

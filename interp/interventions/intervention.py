@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import pandas as pd
 import plotly.graph_objects as go
 
-from interp.arguments import listed, of_kind
+from interp.arguments import listed, of_kind, shown
 from interp.checked import by_position
 from interp.display import Displayed, Shown
 from interp.errors import UserError, errors_in
@@ -45,9 +45,10 @@ class Intervention(Displayed):
     Attributes:
         heads: constraints of heads, at most one for each setting; they act at the false object.
         experts: constraints of experts.
-        gate: who finds the false object: ``oracle`` (the caller) or ``probe`` (a detector).
+        gate: who finds the false object: ``oracle`` (the caller), ``probe`` (a detector) or
+            ``soft`` (a detector, whose probability is how strongly heads are constrained).
 
-    Raises UserError for parts that conflict.
+    Raises UserError for parts that conflict, and for experts with gate ``soft``.
     """
 
     heads: tuple[Constraint, ...] = ()
@@ -59,6 +60,8 @@ class Intervention(Displayed):
         for what, kind in (("heads", Constraint), ("experts", ExpertConstraint)):
             for part in listed(what, getattr(self, what), f"{kind.__name__}s"):
                 of_kind(f"a part of {what}", part, kind)
+        if self.gate == "soft" and self.experts:
+            raise UserError("gate 'soft' is for heads: constrain experts with 'oracle' or 'probe'")
         heads, experts = _merged(tuple(self.heads)), _merged(tuple(self.experts))
         object.__setattr__(self, "heads", heads)
         object.__setattr__(self, "experts", experts)
@@ -80,16 +83,20 @@ class Intervention(Displayed):
         *,
         mode: Mode = "zero",
         factor: float = 0.0,
+        decoding_steps: int | None = None,
         gate: Gate | None = None,
     ) -> "Intervention":
-        """An intervention of any of these; site, mode and factor are for (layer, head) tuples."""
+        """An intervention of any of these; other arguments are for (layer, head) tuples."""
+        whole = isinstance(what, Intervention | Constraint | ExpertConstraint)
+        if whole and decoding_steps is not None:
+            raise UserError(f"decoding_steps is part of a Constraint: {shown(what)} has its own")
         if isinstance(what, Intervention):
             return what if gate is None else cls(what.heads, what.experts, gate)
         gate = gate or "oracle"
         if isinstance(what, ExpertConstraint):
             return cls((), (what,), gate)
         if not isinstance(what, Constraint):
-            what = Constraint(as_head_set(what, site), mode, factor)
+            what = Constraint(as_head_set(what, site), mode, factor, decoding_steps)
         return cls((what,), (), gate)
 
     @property
@@ -137,7 +144,7 @@ class Intervention(Displayed):
     __radd__ = __ror__
 
     def _key(self) -> tuple[Any, ...]:
-        heads = {(part.site, part.mode, part.factor, frozenset(part.heads)) for part in self.heads}
+        heads = {(*_setting(part), frozenset(part.heads)) for part in self.heads}
         return frozenset(heads), frozenset(self.experts), self.gate
 
     def __eq__(self, other: object) -> bool:
@@ -199,11 +206,16 @@ def _merged(parts: tuple[AnyPart, ...]) -> tuple[AnyPart, ...]:
     """One part for each setting, with the units of all that have it."""
     by_setting: dict[tuple[Any, ...], AnyPart] = {}
     for part in parts:
-        place = part.place if isinstance(part, ExpertConstraint) else None
-        key = (part.site, part.mode, part.factor, place)
+        key = _setting(part)
         before = by_setting.get(key)
         by_setting[key] = part if before is None else _union(before, part)
     return tuple(by_setting.values())
+
+
+def _setting(part: Part) -> tuple[Any, ...]:
+    """What is done, without the units that it is done to."""
+    last = part.place if isinstance(part, ExpertConstraint) else part.decoding_steps
+    return part.site, part.mode, part.factor, last
 
 
 def _union(a: AnyPart, b: AnyPart) -> AnyPart:

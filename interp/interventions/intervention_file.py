@@ -39,8 +39,9 @@ VERSION = 1
 LARGEST_FILE = 200_000
 LONGEST_TEXT = 400
 LARGEST_FACTOR = 1e9
+MOST_STEPS = 10**9
 _TOP = ("version", "gate", "heads", "experts")
-_HEADS = ("site", "mode", "factor", "heads", "chosen_by")
+_HEADS = ("site", "mode", "factor", "decoding_steps", "heads", "chosen_by")
 _EXPERTS = ("mode", "factor", "place", "experts", "chosen_by")
 
 
@@ -72,6 +73,8 @@ def write_parts(parts: Parts, path: Path) -> Path:
     content["heads"] = [
         {
             **{key: getattr(part, key) for key in ("site", "mode", "factor")},
+            # Left out where it says nothing, as in files of versions that did not know it.
+            **({} if part.decoding_steps is None else {"decoding_steps": part.decoding_steps}),
             "heads": [list(head) for head in part.heads],
             "chosen_by": part.heads.chosen_by,
         }
@@ -124,7 +127,10 @@ def _heads(value: Any, index: int) -> Constraint:
         mode = _text(given, "mode", "zero")
         check_mode(cast(Site, site), mode)
         heads = HeadSet(tuple(pairs), cast(Site, site), _text(given, "chosen_by", "by hand"))
-        return Constraint(heads, cast(Mode, mode), _factor(given))
+        steps = given.get("decoding_steps")
+        if steps is not None and (type(steps) is not int or not 0 <= steps < MOST_STEPS):
+            raise UserError(f"decoding_steps must be a whole number, not {_short(steps)}")
+        return Constraint(heads, cast(Mode, mode), _factor(given), steps)
 
 
 def _experts(value: Any, index: int) -> ExpertConstraint:

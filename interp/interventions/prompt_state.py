@@ -34,6 +34,7 @@ class PromptState(PromptPositions):
     """The positions of the prompts that run on a hooked model, and values for mode ``resample``.
 
     Attributes:
+        strength: Float[prompt], from 0 (no effect) to 1 (the whole constraint); None for all 1.
         resampled: per layer [prompt pos head d_head], for mode ``resample``.
     """
 
@@ -44,11 +45,18 @@ class PromptState(PromptPositions):
         *,
         resample_layers: Sequence[int],
         neutral: str,
+        strengths: Sequence[float] | None = None,
     ) -> None:
         super().__init__(find)
-        self.model = model
+        self.model, self._strengths = model, strengths
+        self.strength: Float[Tensor, " prompt"] | None = None
         self._resample_layers, self._neutral_text = sorted(set(resample_layers)), neutral
         self.resampled: dict[int, Float[Tensor, "prompt pos head d_head"]] = {}
+
+    @property
+    def step(self) -> int:
+        """The decoding steps since the prefill, the current one included; 0 in the prefill."""
+        return self.n_seen - self.positions.shape[1]
 
     def begin(self, tokens: Tensor | None, mask: Tensor | None, seen: int) -> None:
         """As in `PromptPositions`. Raises UserError for ``resample`` in a sweep, too."""
@@ -62,6 +70,14 @@ class PromptState(PromptPositions):
         if len(tokens) > 1 and torch.equal(tokens[0], tokens[1]):
             require(self.model, "continuation")  # beams reorder the cache
         super().prefill(tokens, real)
+        if self._strengths is not None:
+            copies, rest = divmod(len(tokens), max(1, len(self._strengths)))
+            if rest:
+                raise UserError(
+                    f"{len(self._strengths)} strengths for {len(tokens)} prompts: give one a prompt"
+                )
+            each = torch.tensor(self._strengths, dtype=torch.float32).repeat_interleave(copies)
+            self.strength = upload(each, tokens.device)
         if self._resample_layers:
             self.suspended = True
             try:

@@ -210,8 +210,16 @@ def _check_mask(what: str, mask: Any) -> None:
         raise UserError(f"{what} must be a mask [prompt pos] of True and False")
 
 
-def scale_scores(scores: Tensor, where: Tensor, factor: float) -> Tensor:
-    """Scores whose softmax gives the weights times ``factor`` where asked, renormalised."""
+def scale_scores(scores: Tensor, where: Tensor, factor: float | Tensor) -> Tensor:
+    """Scores whose softmax gives the weights times ``factor`` where asked, renormalised.
+
+    Args:
+        factor: zero or more: one number, or a tensor that fits the scores, of several.
+    """
+    if isinstance(factor, Tensor):
+        factor = factor.to(scores.device)
+        scaled = torch.where(where, scores + factor.log().to(scores.dtype), scores)
+        return scaled.masked_fill(where & (factor == 0), torch.finfo(scores.dtype).min)
     if factor == 0:
         return scores.masked_fill(where, torch.finfo(scores.dtype).min)
     return torch.where(where, scores + math.log(factor), scores)

@@ -5,6 +5,7 @@ user asks them, without the opening of an answer.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from interp.arguments import shown
 from interp.checked import checked
@@ -12,6 +13,7 @@ from interp.errors import UserError
 from interp.models.hooked_model import HookedModel
 from interp.premises.joint import AnyPremises
 from probes.detector.detections import Detection, Detector, PremiseDetections
+from probes.detector.echo_detector import AnyDetector
 from probes.detector.train import detector_for
 
 
@@ -21,12 +23,20 @@ def detect(
     *,
     detector: Detector | None = None,
     system: str | None = None,
+    least: float | None = None,
     progress: bool = True,
 ) -> tuple[Detection, ...]:
-    """One detection a question, by default from ``probes.detector_for(model)``."""
+    """One detection a question, by default from ``probes.detector_for(model)``.
+
+    Args:
+        least: the probability from which a trained detector fires, in place of its threshold.
+            Detectors of other kinds decide for themselves.
+    """
     detector = detector_for(model) if detector is None else detector
     if not isinstance(detector, Detector):
         raise UserError(f"detector is a premise detector (probes.Detector), not {shown(detector)}")
+    if least is not None and isinstance(detector, AnyDetector):
+        detector = replace(detector, threshold=least)
     found = tuple(detector.detect(model, questions, system=system, progress=progress))
     if len(found) != len(questions):
         raise UserError(f"the detector gave {len(found)} detections for {len(questions)} questions")
@@ -39,10 +49,12 @@ def detect_premises(
     premises: AnyPremises,
     *,
     detector: Detector | PremiseDetections | None = None,
+    least: float | None = None,
     progress: bool = True,
 ) -> PremiseDetections:
     """Run the detector (by default the model's own) on every question and its twin.
 
+    ``least`` is the probability from which it fires, as in ``detect``.
     Detections are returned as they are. Raises UserError if they belong to other premises.
     """
     if isinstance(detector, PremiseDetections):
@@ -51,7 +63,8 @@ def detect_premises(
         return detector
     questions = premises.questions()
     filled = [premises.fill(question, kind) for kind in ("false", "twin") for question in questions]
-    found = detect(model, [prompt.text for prompt in filled], detector=detector, progress=progress)
+    texts = [prompt.text for prompt in filled]
+    found = detect(model, texts, detector=detector, least=least, progress=progress)
     n = len(questions)
     return PremiseDetections(
         false=found[:n],

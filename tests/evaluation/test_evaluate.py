@@ -8,8 +8,9 @@ import pytest
 
 from interp.errors import UserError
 from interp.evaluation import Evaluation, evaluate
+from interp.evaluation.evaluate import setting_of
 from interp.heads import HeadSet
-from interp.interventions import Constraint
+from interp.interventions import Constraint, Intervention
 from interp.models import HookedModel
 from interp.premises import Premises, load_premises
 
@@ -160,10 +161,17 @@ def test_the_seed_decides_the_null(tiny_llama: HookedModel) -> None:
     assert not np.allclose(differences[0], differences[2])
 
 
+def test_decoding_steps_are_written_if_they_are_given() -> None:
+    always = setting_of(Intervention.of([(0, 0)], "attention"), 12)
+    assert "decoding_steps" not in always
+    ended = setting_of(Intervention.of([(0, 0)], "attention", decoding_steps=0), 12)
+    assert ended == always | {"decoding_steps": 0}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"gate": "guess"}, "unknown gate 'guess'; known: oracle, probe"),
+        ({"gate": "guess"}, "unknown gate 'guess'; known: oracle, probe, soft"),
         ({"random_sets": 5}, "random_sets is 5: give 20 or more, or 0"),
         ({"heads": [(9, 9)]}, r"head \(9, 9\) does not exist"),
         ({"heads": HeadSet(((0, 0),), "attention"), "site": "output"}, "chosen for site"),

@@ -11,6 +11,7 @@ import torch
 import interp
 from interp.errors import UserError
 from interp.evaluation import ask_all, evaluate
+from interp.evaluation.preference import preference_under
 from interp.forward.generate import generate_tokens
 from interp.heads import HeadSet
 from interp.interventions import Constraint, Detection, ExpertConstraint, Intervention
@@ -359,3 +360,55 @@ def test_random_interventions_match_and_never_draw_what_was_chosen(
     many = ExpertConstraint([(0, "attn.v", expert) for expert in range(3)])
     with pytest.raises(UserError, match="no random experts can match 3 of 4 of"):
         random_interventions(with_experts, Intervention.of(many).check(with_experts), 20)
+
+
+@pytest.mark.parametrize("site", ["attention", "output"])
+def test_the_soft_gate_is_as_strong_as_the_detector_is_sure(
+    planted: HookedModel, premises: Premises, planted_heads: dict[str, Any], site: Any
+) -> None:
+    """Probability 0.95 leaves a twentieth of what the head reads, or writes; else nothing runs."""
+    heads = HeadSet((planted_heads[site],), site)
+    stub = Stub(planted, is_false)
+    answers = site == "attention"
+    soft = evaluate(
+        planted, premises, heads=heads, gate="soft", detector=stub, answers=answers, **OPTIONS
+    )
+    softer = Constraint(heads, "scale", 0.05)
+    told = evaluate(planted, premises, heads=softer, answers=answers, **OPTIONS)
+    np.testing.assert_allclose(soft.false.logit_difference, told.false.logit_difference, atol=5e-4)
+    assert np.array_equal(soft.twin.logit_difference[:, 1], soft.twin.logit_difference[:, 0])
+    full = evaluate(planted, premises, heads=heads, answers=False, **OPTIONS)
+    assert np.abs(soft.false.logit_difference - full.false.logit_difference)[:, 1].min() > 1e-2
+    assert soft.to_dict()["gate"] == "soft"
+    for pair, other in zip(soft.answers, told.answers, strict=True):
+        false = pair.kind == "false_premise"
+        assert pair.constrained == (other.constrained if false else pair.baseline)
+        assert bool(pair.acted_on) == false
+    if answers:
+        text = soft.answers[0].question
+        said = interp.generate(planted, text, heads=heads, gate="soft", detector=stub)
+        assert said == soft.answers[0].constrained
+
+
+def test_every_question_has_its_own_strength(
+    planted: HookedModel, premises: Premises, planted_heads: dict[str, Any]
+) -> None:
+    heads = HeadSet((planted_heads["attention"],), "attention")
+    encoded = encode_premises(planted.tokenizer, premises)
+    spans: list[Any] = [item.false.object for item in encoded.items]
+    spans[0] = None
+    strengths = [0.2 + 0.7 * row / len(spans) for row in range(len(spans))]
+
+    def differences(constraint: Constraint, **options: Any) -> np.ndarray:
+        under = [Intervention.of(constraint)]
+        values = preference_under(
+            planted, encoded, "false", interventions=under, progress=False, **options
+        )
+        return values.logit_difference
+
+    soft = differences(Constraint(heads), spans=spans, strengths=strengths)
+    assert soft[0, 1] == soft[0, 0]
+    for row, strength in list(enumerate(strengths))[1:]:
+        told = differences(Constraint(heads, "scale", 1 - strength))
+        np.testing.assert_allclose(soft[row, 1], told[row, 1], atol=5e-4)
+    assert len(set(soft[1:, 1].round(2))) > 1

@@ -41,7 +41,7 @@ def test_a_detection_says_where() -> None:
         Detection(False, 1.5)
     with pytest.raises(UserError, match=r"token_span \[7, 7\) is no span"):
         Detection(True, 0.9, (3, 8), (7, 7))
-    with pytest.raises(UserError, match="unknown gate 'guess'; known: oracle, probe"):
+    with pytest.raises(UserError, match="unknown gate 'guess'; known: oracle, probe, soft"):
         check_gate("guess")
 
 

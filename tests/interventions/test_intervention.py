@@ -90,7 +90,7 @@ def test_it_is_made_from_whatever_constrain_takes() -> None:
     assert Intervention.of([(0, 1), (1, 2)]) == Intervention.of(HEADS)
     assert Intervention.of([(1, 3)], "attention", mode="scale", factor=0.5) == Intervention.of(CUT)
     assert Intervention.of(Intervention.of(CUT), gate="probe").gate == "probe"
-    with pytest.raises(UserError, match="unknown gate 'guess'; known: oracle, probe"):
+    with pytest.raises(UserError, match="unknown gate 'guess'; known: oracle, probe, soft"):
         check_gate("guess")
 
 

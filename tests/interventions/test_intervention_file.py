@@ -63,6 +63,17 @@ def test_a_file_written_by_hand(tmp_path: Path, experts_model: HookedModel) -> N
     assert one == expected
 
 
+def test_decoding_steps_are_kept_and_only_written_if_given(tmp_path: Path) -> None:
+    given = Intervention.of([(1, 3)], "attention", decoding_steps=0)
+    text = given.save(tmp_path / "steps.yaml").read_text()
+    assert "decoding_steps: 0" in text
+    assert Intervention.load(tmp_path / "steps.yaml") == given
+    always = Intervention.of([(1, 3)], "attention")
+    assert "decoding_steps" not in always.save(tmp_path / "all.yaml").read_text()
+    # A file of an earlier version, and the same with the key, are different interventions.
+    assert Intervention.load(tmp_path / "all.yaml") == always != given
+
+
 GOOD: dict[str, Any] = {
     "version": 1,
     "gate": "oracle",
@@ -99,6 +110,10 @@ def expert(**changes: Any) -> dict[str, Any]:
         (head(mode="scale", factor=10**400), "factor must be a number|beyond 64 bits"),
         (head(mode="scale", factor=10**15), "factor must be a number"),
         (head(chosen_by="x" * 1000), "chosen_by must be a short text"),
+        (head(site="attention", decoding_steps=-1), "decoding_steps must be a whole number"),
+        (head(site="attention", decoding_steps=True), "decoding_steps must be a whole number"),
+        (head(decoding_steps=2), "site 'output' acts in the prefill only"),
+        (GOOD | {"gate": "soft"}, "gate 'soft' is for heads"),
         (expert(mode="melt"), r"experts\[0\]: unknown expert mode 'melt'"),
         (expert(mode=False), "mode must be a short text, not False"),
         (expert(place="here"), "unknown place 'here'"),

@@ -23,6 +23,7 @@ from probes import (
 )
 from probes.detector.balance import balanced_questions
 from probes.detector.dataset import DetectorDataset, Folds
+from probes.detector.detect import detect
 from probes.detector.detections import Detector
 from probes.detector.discriminant import Moments, fit_discriminant
 from probes.detector.fit import (
@@ -111,6 +112,14 @@ def test_below_its_threshold_it_says_nothing(detector, tiny_llama):
     assert not found.fired
     assert found.char_span is None
     assert found.token_span is None
+
+
+def test_a_caller_may_say_from_which_probability_it_fires(detector, tiny_llama):
+    shy = replace(detector, threshold=0.999)
+    options = {"detector": shy, "progress": False}
+    (found,) = detect(tiny_llama, [QUESTION], least=0.9, **options)
+    assert found == detector.detect(tiny_llama, [QUESTION], progress=False)[0]
+    assert not detect(tiny_llama, [QUESTION], **options)[0].fired
 
 
 def test_marks_alone_cannot_be_false(detector, tiny_llama):

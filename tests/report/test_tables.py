@@ -59,6 +59,7 @@ def test_templates_then_all(evaluation: dict[str, Any]) -> None:
     [
         ({"n_heads": 1, "head_fraction": None}, "attention, zero, 1 head"),
         ({"gate": "probe"}, "attention, zero, 3 heads (1.1 %), gate: probe"),
+        ({"decoding_steps": 1}, "attention, zero, 1 decoding step, 3 heads (1.1 %)"),
     ],
 )
 def test_setting_names(evaluation: dict[str, Any], changes: dict[str, Any], name: str) -> None:

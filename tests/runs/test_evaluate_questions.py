@@ -185,6 +185,8 @@ def test_the_constraint_is_that_of_the_evaluation(run: Path) -> None:
     assert chosen(mode="zero") == ("output", "zero", 0.0, 2)
     assert chosen(heads=4.0) == ("output", "scale", -1.0, 4)
     assert chosen(site="output", mode="mean", heads=1.0) == ("output", "mean", 0.0, 1)
+    steps = EvaluateSettings(site="attention", decoding_steps=2)
+    assert constraint_of_run(run, effects, steps).decoding_steps == 2
     with pytest.raises(UserError, match="searched at site output, not 'attention'"):
         constraint_of_run(run, {"output": effects["output"]}, EvaluateSettings(site="attention"))
     (run / "evaluation.json").write_text(json.dumps(evaluation("output", "zero", 2)))

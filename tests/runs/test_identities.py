@@ -88,6 +88,7 @@ def test_whole_runs(encoded: Any) -> None:
             replace(job, interventions=(one, Intervention())),
             replace(job, interventions=(Intervention(), Intervention.of([(0, 1)], "attention"))),
             replace(job, mean=SHIFTED),
+            replace(job, strengths=(0.5,) * len(encoded)),
             replace(job, encoded=replace(encoded, mask="YYYY")),
             job.take(range(5)),
         ],
@@ -108,8 +109,22 @@ def test_answers() -> None:
             replace(job, mean=SHIFTED),
             replace(job, neutral="YYYY"),
             replace(job, max_new_tokens=9),
+            replace(job, strengths=(0.5, 1.0)),
         ],
     )
+    assert replace(job, strengths=(0.5, 1.0)).take([1]).strengths == (1.0,)
+
+
+def test_results_of_versions_without_decoding_steps_and_strengths_are_found_again() -> None:
+    """Answers that were kept before are those of all decoding steps, at full strength."""
+    under = Intervention.of([(0, 1)], site="attention")
+    job = AnswersJob(((1, 2, 3),), under, ((0, 1),))
+    known = {"prompts", "under", "at", "mean", "neutral", "max_new_tokens"}
+    assert set(job.identity()) == known
+    (part,) = job.identity()["under"]["heads"]
+    assert set(part) == {"heads", "mode", "factor"}
+    ended = Intervention.of([(0, 1)], site="attention", decoding_steps=2)
+    all_differ(job, [replace(job, under=ended)])
 
 
 def test_experts() -> None:
