@@ -3,8 +3,7 @@
 The probes read every question, in one prefill. Where their score reaches ``floor``, the model is
 run twice more, on the question and its repetition (`probes.detector.echo`): without and with the
 heads' attention to the suspected words cut. A logistic regression over the probes' score and both
-log-odds decides. Most questions without a false premise stay below the floor, and cost nothing
-more.
+log-odds decides. Questions below the floor cost nothing more.
 """
 
 from collections.abc import Sequence
@@ -73,6 +72,16 @@ class EchoDetector(Displayed):
     def fingerprint(self) -> str:
         """Of the model that it belongs to."""
         return self.probes.fingerprint
+
+    @property
+    def layer(self) -> int:
+        """The highest block after which the probes read."""
+        return self.probes.layer
+
+    @property
+    def prompting(self) -> str | None:
+        """Fingerprint of tokenizer and chat template, as of the probes."""
+        return self.probes.prompting
 
     def check_model(self, model: HookedModel) -> None:
         """Raise UserError for another model, tokenizer or chat template than it was fitted with."""

@@ -193,7 +193,8 @@ def train_detector(
             **options,
         )
         chosen: dict[str, Any] = {"max_false_alarms": max_false_alarms, "calibration": calibration}
-        fits = cross_fit_layers(material, Folds.suited_to(material.questions), progress=progress)
+        folds = Folds.suited_to(material.questions)
+        fits = None if heads is None else cross_fit_layers(material, folds, progress=progress)
         detector = fit_detector(
             material,
             fingerprint=fingerprint(model),
@@ -202,7 +203,7 @@ def train_detector(
             **chosen,
             **options,
         )
-        if heads is None:
+        if heads is None or fits is None:
             return detector
         scores = combine(material, fits[0], (*PROBES, *EXPECTATION))
         check_echo_heads(model, heads)

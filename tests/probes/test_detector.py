@@ -361,6 +361,8 @@ def test_the_model_s_own_is_trained_once(tiny_llama, detector, tmp_path, monkeyp
     first = detector_for(tiny_llama, cache_dir=tmp_path, progress=False)
     again = detector_for(tiny_llama, cache_dir=tmp_path, progress=False)
     assert len(calls) == 1
+    assert isinstance(first, PremiseDetector)
+    assert isinstance(again, PremiseDetector)
     assert torch.equal(first.weight, again.weight)
     (settings,) = tmp_path.glob("detectors/*/detector.json")
     settings.write_text("{}")
