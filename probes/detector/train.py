@@ -193,8 +193,10 @@ def train_detector(
             **options,
         )
         chosen: dict[str, Any] = {"max_false_alarms": max_false_alarms, "calibration": calibration}
-        folds = Folds.suited_to(material.questions)
-        fits = None if heads is None else cross_fit_layers(material, folds, progress=progress)
+        fits = None
+        if heads is not None:
+            folds = Folds.suited_to(material.questions)
+            fits = cross_fit_layers(material, folds, progress=progress)
         detector = fit_detector(
             material,
             fingerprint=fingerprint(model),
