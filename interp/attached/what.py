@@ -17,7 +17,7 @@ from interp.report.read_run import read_evaluation
 EVALUATION = "evaluation.json"
 _SHAPE = {
     **{"heads": [[int, int]], "site": str, "mode": str},
-    **{"factor": Maybe(float), "gate": Maybe(str)},
+    **{"factor": Maybe(float), "gate": Maybe(str), "decoding_steps": Maybe(int)},
 }
 
 
@@ -68,4 +68,5 @@ def _of_run(run: Path) -> Intervention:
     heads = HeadSet(tuple((layer, head) for layer, head in content["heads"]), site, str(run))
     factor = float(content.get("factor") or 0.0) if mode == "scale" else 0.0
     gate = cast(Gate, check_gate(content.get("gate") or "oracle"))
-    return Intervention((Constraint(heads, mode, factor),), (), gate)
+    steps = content.get("decoding_steps")
+    return Intervention((Constraint(heads, mode, factor, steps),), (), gate)
