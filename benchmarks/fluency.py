@@ -16,19 +16,21 @@ import json
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tyro
+from fluency_page import FULL, NONE, described, page
+from fluency_settings import Setting, settings, without
 from marked import write_between
 
 import interp
 from interp.evaluation.answers import answers_under
 from interp.evaluation.fluency import answer_log_probabilities
 from interp.evaluation.preference import Preference, preference_under
-from interp.files.documents import write_json
+from interp.files.documents import file_hash, write_json
 from interp.heads import HeadSet, shipped_for
 from interp.heads.random_sets import random_head_sets
 from interp.interventions import Constraint, Intervention
@@ -44,28 +46,15 @@ from interp.premises.encode import EncodedPrompt, encode_premises, encode_questi
 from interp.premises.questions import QuestionKind
 from interp.premises.relation import names_any
 from interp.runs.manifest import versions
-from interp.statistics.significance import mean_interval
+from interp.runs.shards import digest_of
 from probes.detector.detect import detect_premises
 from probes.detector.detections import PremiseDetections, spans_of
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results" / "fluency.json"
 PAGE = ROOT / "docs" / "fluency.md"
-NONE, FULL = "no constraint", "in full"
-STEPS = (0, 1, 2, 4, 8)
-FACTORS = (0.1, 0.25, 0.5)
 SAME_GAIN = 0.02
 """Settings that prefer the truth, and name it, at most so much less than in full count as equal."""
-ENGLISH = """
-the of and to in is a that it was for as with by on are from at an which this be has its he she they
-his her their not or but who also known became become there been were city
-"""
-OTHER_LANGUAGES = """
-le la les des du une un est et dans que qui pour sur avec der das und von mit auf ein eine el
-los las del una y en es por con il lo gli di che sono nel della os da em um uma het een van
-"""
-"""Frequent words of French, German, Spanish, Italian, Portuguese and Dutch, no English ones."""
-
 FOREIGN = ("Why is Paris the capital of Spain?", "Spain")
 """A question that was once answered in French under a constraint."""
 
@@ -104,56 +93,6 @@ KINDS: tuple[QuestionKind, ...] = ("false", "twin")
 
 
 @dataclass(frozen=True)
-class Setting:
-    """A constraint under which the questions are answered.
-
-    Attributes:
-        everywhere: also on the reported relation, not only where the setting is chosen.
-        twins_too: whether the twins are answered as well.
-    """
-
-    name: str
-    under: Intervention
-    everywhere: bool = True
-    twins_too: bool = False
-
-
-def settings(model: Any) -> list[Setting]:
-    """Every setting but the gates' and the random heads', none first and the full one second."""
-    shipped = shipped_for(model)
-    assert shipped is not None
-    heads = shipped.heads
-
-    def of(name: str, *given: Any, everywhere: bool = True, twins_too: bool = False) -> Setting:
-        return Setting(name, Intervention.of(Constraint(*given)), everywhere, twins_too)
-
-    def scaled(factor: float) -> Setting:
-        name = f"attention times {factor}"
-        return of(name, heads, "scale", factor, everywhere=False)
-
-    def ending(steps: int) -> Setting:
-        given = (heads, "zero", 0.0, steps)
-        return of(ending_name(steps), *given, everywhere=steps == 0, twins_too=steps == 0)
-
-    def first(count: int) -> Setting:
-        some = HeadSet(heads.heads[:count], heads.site)
-        return of(f"first {count} heads", some, everywhere=count == 3)
-
-    return [
-        without(),
-        of(FULL, heads, twins_too=True),
-        *map(ending, STEPS),
-        *map(scaled, FACTORS),
-        *map(first, (3, 5)),
-        of("outputs at the object zero", HeadSet(heads.heads, "output")),
-    ]
-
-
-def ending_name(steps: int) -> str:
-    return "prefill only" if steps == 0 else f"prefill and {steps} step{'s'[: steps > 1]}"
-
-
-@dataclass(frozen=True)
 class Asked:
     """Questions, which are answered together.
 
@@ -174,8 +113,9 @@ class Asked:
 
 def main(options: Options) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    options.work.mkdir(parents=True, exist_ok=True)
     model = interp.load_model(options.model)
+    options = replace(options, work=options.work / what_is_kept(model, options))
+    options.work.mkdir(parents=True, exist_ok=True)
     every = [
         each
         for each in settings(model)
@@ -220,6 +160,15 @@ def main(options: Options) -> None:
     }
     write_json(RESULTS, content)
     write_between(PAGE, "measured", page(content))
+
+
+def what_is_kept(model: Any, options: Options) -> str:
+    """The name of the folder for answers under these options, heads and detector."""
+    shipped = shipped_for(model)
+    assert shipped is not None
+    of = {**asdict(options), "work": None, "only": None}
+    files = sorted(path for path in shipped.folder.iterdir() if path.suffix != ".md")
+    return digest_of([of, *map(file_hash, files)])[:16]
 
 
 def parts_of(model: Any, name: str, part: str, count: int, options: Options) -> list[Premises]:
@@ -281,11 +230,6 @@ def measure(
     write_json(file, row)
     logger.info("%s: %s", asked.name, setting.name)
     return row
-
-
-def without() -> Setting:
-    """No constraint."""
-    return Setting(NONE, Intervention(), twins_too=True)
 
 
 def answers_of(
@@ -402,49 +346,6 @@ def null_of(
     }
 
 
-def described(row: dict[str, Any], seed: int) -> dict[str, Any]:
-    """A setting's measures, each [value, low, high] over subjects."""
-
-    def interval(values: Sequence[Any]) -> list[float]:
-        pairs = [
-            (float(value), subject)
-            for value, subject in zip(values, row["subjects"], strict=True)
-            if value is not None
-        ]
-        return list(mean_interval(*zip(*pairs, strict=True), seed=seed))
-
-    def less(a: str, b: str) -> list[float | None]:
-        return [
-            None if left is None or right is None else left - right
-            for left, right in zip(row[a], row[b], strict=True)
-        ]
-
-    p_true = np.array(row["p_true_twin"]) if "p_true_twin" in row else None
-    return {
-        "setting": row["setting"],
-        "n": row["n"],
-        "n_subjects": len(set(row["subjects"])),
-        "after_twin": interval(row["after_twin"]),
-        "own_after_twin": interval(row["own_after_twin"]),
-        "difference": interval(less("after_twin", "own_after_twin")),
-        "english": interval([is_english(answer) for answer in row["answers_false"]]),
-        "names_true": interval(row["names_true"]),
-        "prefers_true": interval(row["prefers_false"]),
-        "p_true_fall": None if p_true is None else interval((p_true[:, 0] - p_true[:, 1]).tolist()),
-        "twins_unchanged": None
-        if row["twins_unchanged"] is None
-        else interval(row["twins_unchanged"]),
-        **{name: interval(row[name]) for name in ("fired_false", "fired_twin") if name in row},
-    }
-
-
-def is_english(answer: str) -> bool:
-    """Whether frequent words of other languages are not more than English ones."""
-    words = re.findall(r"\w+", answer.lower())
-    english, others = (set(text.split()) for text in (ENGLISH, OTHER_LANGUAGES))
-    return sum(word in others for word in words) <= sum(word in english for word in words)
-
-
 def choose(rows: Sequence[dict[str, Any]]) -> int:
     """The setting nearest to the model's own answers among those with the gain of the full one."""
     full = rows[1]
@@ -471,82 +372,18 @@ def examples(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> list[dict[
 
 def foreign(model: Any, of: Sequence[Setting], options: Options) -> dict[str, str]:
     """The answers to `FOREIGN` under some settings."""
-    file = options.work / "foreign.json"
-    if not file.is_file():
-        question, words = FOREIGN
-        found: dict[str, Any] = {"question": question}
-        for each in of:
+    file, (question, words) = options.work / "foreign.json", FOREIGN
+    kept = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    for each in of:
+        if each.name not in kept:
             given: dict[str, Any] = (
                 {"heads": each.under, "false_object": words} if each.under else {}
             )
-            found[each.name] = interp.generate(
+            kept[each.name] = interp.generate(
                 model, question, max_new_tokens=options.max_new_tokens, **given
             )
-        write_json(file, found)
-    return json.loads(file.read_text("utf-8"))
-
-
-def page(content: dict[str, Any]) -> str:
-    """The tables as Markdown."""
-    rows, search = content["rows"], content["search"]
-    own = rows[0]["own_after_twin"]
-    lines = [
-        f"{content['model']}, its shipped heads and detector; {content['reported_on']}, "
-        f"{rows[0]['n']} false-premise questions about {rows[0]['n_subjects']} held-out subjects, "
-        f"answers of at most {content['max_new_tokens']} tokens. 95 % intervals from resampling "
-        f"subjects. The model's own answers to the twins: {_shown(own)} nats a token.",
-        "",
-        "| setting | nats a token, after the twin | less the model's own | English | "
-        "names the true object | prefers the truth | fall of P(true object), twins | "
-        "twins' answers unchanged |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        unchanged = "–" if row["twins_unchanged"] is None else f"{row['twins_unchanged'][0]:.2f}"
-        lines.append(
-            f"| {row['setting']} | {row['after_twin'][0]:.2f} | {_shown(row['difference'])} | "
-            f"{row['english'][0]:.2f} | {_shown(row['names_true'])} | "
-            f"{_shown(row['prefers_true'])} | {_shown(row['p_true_fall'])} | {unchanged} |"
-        )
-    null = content["null"]
-    fired = {row["setting"]: row for row in rows if "fired_false" in row}
-    lines += [
-        "",
-        f"{null['n_sets']} random sets of 8 heads, matched per layer, prefer the truth in "
-        f"{null['mean']:.2f} (95th percentile {null['p95']:.2f}).",
-        "",
-        *(
-            f"- The {name.split(',')[0]} acts on {fired[name]['fired_false'][0]:.2f} of the false "
-            f"premises and on {fired[name]['fired_twin'][0]:.2f} of the twins."
-            for name in fired
-            if name.endswith("in full")
-        ),
-        "",
-        f"On the search halves of {' and '.join(content['chosen_on'])} "
-        f"({search[0]['n']} questions, {search[0]['n_subjects']} subjects), where the setting is "
-        f"chosen (**{content['chosen']}**):",
-        "",
-        "| setting | less the model's own | English | names the true object | prefers the truth |",
-        "|---|---|---|---|---|",
-    ]
-    for row in search:
-        lines.append(
-            f"| {row['setting']} | {_shown(row['difference'])} | {row['english'][0]:.2f} | "
-            f"{_shown(row['names_true'])} | {_shown(row['prefers_true'])} |"
-        )
-    for example in content["examples"]:
-        lines += ["", f"*{example['question']}*", ""]
-        lines += [
-            f"- {name}: {' '.join(text.split())}"
-            for name, text in example.items()
-            if name != "question"
-        ]
-    return "\n".join(lines)
-
-
-def _shown(interval: Sequence[float]) -> str:
-    value, low, high = interval
-    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
+            write_json(file, kept)
+    return {"question": question} | {each.name: kept[each.name] for each in of}
 
 
 if __name__ == "__main__":

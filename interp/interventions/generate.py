@@ -68,29 +68,22 @@ def generate(
         return []
     rendered = [render_chat(model.tokenizer, text, system=system) for text in questions]
     encodings = [tokenize(model.tokenizer, prompt) for prompt in rendered]
-    acts: list[bool] = [len(under) > 0] * len(questions)
-    spans: list[Span | None] = [None] * len(questions)
-    strengths: tuple[float, ...] | None = None
+    acts, spans, strengths = [len(under) > 0] * len(questions), None, None
     if len(under) and under.gate != "oracle":
         if false_object is not None:
             raise UserError(f"gate {under.gate!r} finds the false object itself: leave it out")
+        least = lowest_probability(under.gate)
         found = detect(
-            model,
-            questions,
-            detector=detector,
-            system=system,
-            least=lowest_probability(under.gate),
-            progress=False,
+            model, questions, detector=detector, system=system, least=least, progress=False
         )
         acts, spans = [detection.fired for detection in found], spans_of(found)
         strengths = strengths_of(found, under.gate)
     elif len(under) and under.needs_positions:
         objects = one_each(false_object, len(questions))
+        parts = zip(questions, objects, rendered, encodings, strict=True)
         spans = [
             named_span(text, words, prompt, encoding=encoding)
-            for text, words, prompt, encoding in zip(
-                questions, objects, rendered, encodings, strict=True
-            )
+            for text, words, prompt, encoding in parts
         ]
     answers = [""] * len(questions)
     for constrained in (False, True):
@@ -98,7 +91,7 @@ def generate(
 
         def within(chunk: list[int], batch: object, rows: list[int] = rows) -> Any:
             here = [rows[index] for index in chunk]
-            at = [spans[row] for row in here] if under.needs_positions else None
+            at = None if spans is None else [spans[row] for row in here]
             strong = None if strengths is None else [strengths[row] for row in here]
             return constrain(model, under, at=at, strengths=strong)
 

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.display import Displayed, Shown
+from interp.display import Shown
 from interp.errors import UserError
 from interp.files.documents import write_json
 from interp.files.shape import Maybe, check_shape
@@ -33,8 +33,9 @@ from probes.activation_reader import DEFAULT_BATCH_TOKENS, read_activations
 from probes.detector.calibration import CALIBRATION_SHAPE, Calibration
 from probes.detector.detections import Detection
 from probes.detector.evidence import COMBINATION_SHAPE, Combination, token_evidence
-from probes.detector.questions import AskedQuestion, tokenize_question
+from probes.detector.questions import AskedQuestion
 from probes.detector.span import false_words
+from probes.detector.trained import TrainedDetector
 from probes.linear import check_fitted_on
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ class TokenScores:
 
 
 @dataclass(frozen=True, eq=False)
-class PremiseDetector(Displayed):
+class PremiseDetector(TrainedDetector):
     """Two probes on the residual stream, a calibration, and a threshold.
 
     Attributes:
@@ -122,24 +123,6 @@ class PremiseDetector(Displayed):
         check_fitted_on(
             model, "the detector", fingerprint=self.fingerprint, prompting=self.prompting
         )
-
-    def detect(
-        self,
-        model: HookedModel,
-        questions: Sequence[str],
-        *,
-        system: str | None = None,
-        progress: bool = True,
-    ) -> tuple[Detection, ...]:
-        """One detection a question, in order; questions run in batches, up to the probes' layer.
-
-        Raises:
-            UserError: a detector of another model or other prompts, or an empty question.
-        """
-        self.check_model(model)
-        tokenizer = model.tokenizer
-        asked = [tokenize_question(tokenizer, question, system=system) for question in questions]
-        return self.detect_asked(model, asked, progress=progress)
 
     def detect_asked(
         self, model: HookedModel, asked: Sequence[AskedQuestion], *, progress: bool = True

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from interp.display import Displayed, Shown
+from interp.display import Shown
 from interp.errors import UserError
 from interp.files.documents import write_json
 from interp.files.shape import check_shape
@@ -26,8 +26,9 @@ from probes.detector.calibration import CALIBRATION_SHAPE, Calibration
 from probes.detector.detections import Detection
 from probes.detector.detector import PremiseDetector, TokenScores
 from probes.detector.echo import check_echo_heads, echo_log_odds
-from probes.detector.questions import AskedQuestion, tokenize_question
+from probes.detector.questions import AskedQuestion
 from probes.detector.span import false_words
+from probes.detector.trained import TrainedDetector
 
 ECHO = "echo.json"
 EVIDENCE = ("score", "echo", "cut_echo")
@@ -40,7 +41,7 @@ _SHAPE = {
 
 
 @dataclass(frozen=True, eq=False)
-class EchoDetector(Displayed):
+class EchoDetector(TrainedDetector):
     """A detector of probes, and the test of what it suspects.
 
     Attributes:
@@ -87,24 +88,6 @@ class EchoDetector(Displayed):
         """Raise UserError for another model, tokenizer or chat template than it was fitted with."""
         self.probes.check_model(model)
         check_echo_heads(model, self.heads)
-
-    def detect(
-        self,
-        model: HookedModel,
-        questions: Sequence[str],
-        *,
-        system: str | None = None,
-        progress: bool = True,
-    ) -> tuple[Detection, ...]:
-        """One detection a question, in order.
-
-        Raises:
-            UserError: a detector of another model or other prompts, or an empty question.
-        """
-        self.check_model(model)
-        tokenizer = model.tokenizer
-        asked = [tokenize_question(tokenizer, question, system=system) for question in questions]
-        return self.detect_asked(model, asked, progress=progress)
 
     def detect_asked(
         self, model: HookedModel, asked: Sequence[AskedQuestion], *, progress: bool = True

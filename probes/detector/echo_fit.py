@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from sklearn.linear_model import LogisticRegression
 
 from interp.errors import UserError
 from interp.forward.batch import Span
@@ -22,6 +21,7 @@ from probes.detector.calibration import Calibration, CalibrationMethod, fit_cali
 from probes.detector.dataset import DetectorDataset
 from probes.detector.detector import PremiseDetector, TokenScores
 from probes.detector.echo_detector import EVIDENCE, EchoDetector
+from probes.detector.evidence import weigh
 from probes.detector.fit import (
     LEAST_PROBABILITY,
     CombinedScores,
@@ -81,13 +81,16 @@ def fit_echo(
     )
     asked = [material.questions[index].asked for index in chosen]
     evidence = _evidence(begun, asked, of_tokens, read=read)
-    weighed = replace(begun, **_weigh(evidence, labels))
-    log_odds = evidence @ np.array(weighed.weights) + weighed.bias
-    tested = np.isfinite(log_odds)
+    tested = np.isfinite(evidence[:, 0])
+    if len(set(labels[tested].tolist())) < 2:
+        raise UserError("an echo needs suspected questions of both classes: give more facts")
+    (score, echo, cut), bias = weigh(evidence[tested], labels[tested] == 1)
+    weighed = replace(begun, weights=(score, echo, cut), bias=bias)
+    log_odds = evidence @ np.array(weighed.weights) + bias
     curve = fit_calibration(log_odds[tested], labels[tested], method=calibration)
     texts = [text.asked for text in material.background][1::2]
     of_texts = _evidence(begun, texts, _background_scores(material, detector), read=read)
-    of_texts = of_texts @ np.array(weighed.weights) + weighed.bias
+    of_texts = of_texts @ np.array(weighed.weights) + bias
     probabilities, background = (_probabilities(curve, part) for part in (log_odds, of_texts))
     least = LEAST_PROBABILITY if max_false_alarms is None else 0.0
     if max_false_alarms is None:
@@ -106,22 +109,6 @@ def fit_echo(
         "fired_on_twins": float((probabilities >= threshold)[labels == 0].mean()),
     }
     return replace(weighed, calibration=curve, threshold=threshold, training=training)
-
-
-def _weigh(
-    evidence: Float[np.ndarray, "question 3"], labels: Int[np.ndarray, " question"]
-) -> dict[str, Any]:
-    """``weights`` and ``bias`` of the evidence, from the questions that were tested."""
-    tested = np.isfinite(evidence[:, 0])
-    if len(set(labels[tested].tolist())) < 2:
-        raise UserError("an echo needs suspected questions of both classes: give more facts")
-    centre, scale = evidence[tested].mean(axis=0), evidence[tested].std(axis=0)
-    scale = np.where(scale > 0, scale, 1.0)
-    regression = LogisticRegression(max_iter=1000)
-    regression.fit((evidence[tested] - centre) / scale, labels[tested])
-    weights = np.asarray(regression.coef_)[0] / scale
-    bias = float(np.asarray(regression.intercept_)[0] - weights @ centre)
-    return {"weights": tuple(weights.tolist()), "bias": bias}
 
 
 def _probabilities(

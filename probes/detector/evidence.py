@@ -122,11 +122,20 @@ def fit_combination(
         raise UserError("the evidence cannot be weighed on tokens of one class only")
     names = tuple(evidence)
     columns = np.stack([evidence[name] for name in names], axis=1)
+    found, bias = weigh(columns, labels, weights)
+    return Combination(names, found, bias)
+
+
+def weigh(
+    columns: Float[np.ndarray, "row evidence"],
+    labels: Bool[np.ndarray, " row"],
+    weights: Float[np.ndarray, " row"] | None = None,
+) -> tuple[tuple[float, ...], float]:
+    """Weights and bias of a logistic regression; the penalty does not depend on the units."""
     centre, scale = columns.mean(axis=0), columns.std(axis=0)
     scale = np.where(scale > 0, scale, 1.0)
     regression = LogisticRegression(max_iter=_MAX_ITERATIONS)
     regression.fit((columns - centre) / scale, labels, weights)
     found = np.asarray(regression.coef_)[0] / scale
-    return Combination(
-        names, tuple(found.tolist()), float(np.asarray(regression.intercept_)[0] - found @ centre)
-    )
+    bias = float(np.asarray(regression.intercept_)[0] - found @ centre)
+    return tuple(found.tolist()), bias

@@ -175,8 +175,11 @@ def train_detector(
             these heads, see `probes.detector.echo`.
 
     Raises:
-        UserError: too few facts or subjects, or activations that are not finite.
+        UserError: too few facts or subjects, activations that are not finite, or heads that the
+            model does not have.
     """
+    if heads is not None:
+        check_echo_heads(model, heads)
     with contextlib.ExitStack() as stack:
         stack.enter_context(template_time(template_now()))  # one date in all its prompts
         if activations is None:
@@ -208,7 +211,6 @@ def train_detector(
         if heads is None or fits is None:
             return detector
         scores = combine(material, fits[0], (*PROBES, *EXPECTATION))
-        check_echo_heads(model, heads)
         read = partial(echo_log_odds, model, heads=heads, progress=progress)
         return fit_echo(material, detector, scores=scores, heads=heads, read=read, **chosen)
 

@@ -161,6 +161,10 @@ def _detector(folder: Path) -> None:
     probes.PremiseDetector.load(folder)._shown()
 
 
+def _echo_detector(folder: Path) -> None:
+    probes.EchoDetector.load(folder)._shown()
+
+
 def _adapter(folder: Path) -> None:
     load_adapter(seeds.tiny_hf_model(), folder)
 
@@ -231,6 +235,7 @@ READERS: dict[str, Reader] = {
     "premise detector": Reader(
         seeds.detector, {"detector.json": "json", "detector.safetensors": "tensors"}, _detector
     ),
+    "echo detector": Reader(seeds.echo_detector, {"echo.json": "json"}, _echo_detector),
     "command-line config": Reader(
         seeds.config, {"locate.yaml": "yaml", "patch.yaml": "yaml"}, _config
     ),

@@ -243,6 +243,20 @@ def detector(folder: Path) -> None:
     made.save(folder)
 
 
+def echo_detector(folder: Path) -> None:
+    detector(folder)
+    probes.EchoDetector(
+        probes.PremiseDetector.load(folder),
+        HeadSet(((0, 1), (1, 0)), "attention"),
+        weights=(1.0, 0.5, -0.5),
+        bias=0.1,
+        floor=-1.0,
+        calibration=Calibration("platt"),
+        threshold=0.9,
+        training={"auc": 0.9},
+    ).save(folder)
+
+
 def config(folder: Path) -> None:
     locate = {"seed": 1, "premises": "capitals", "method": "path", "limit": None, "out": "runs/x"}
     write_yaml(folder / "locate.yaml", locate)
