@@ -8,6 +8,8 @@ from interp.forward.partial import RecordedRun, hooked, last_logits, record_run,
 from interp.moved import old_names
 from interp.patching.attribution import attribute_heads
 from interp.patching.circuit import Circuit, circuit_of
+from interp.patching.edges.patch_edges import patch_edges
+from interp.patching.edges.result import EdgeEffects
 from interp.patching.edits import ActivationEdit, AttentionEdit
 from interp.patching.faithfulness import faithfulness_curve
 from interp.patching.metrics import KLDivergence, LogitDifference, LogProbability, Probability
@@ -22,6 +24,7 @@ __all__ = [
     "ActivationEdit",
     "AttentionEdit",
     "Circuit",
+    "EdgeEffects",
     "KLDivergence",
     "LogProbability",
     "LogitDifference",
@@ -37,6 +40,7 @@ __all__ = [
     "hooked",
     "last_logits",
     "patch",
+    "patch_edges",
     "patch_heads",
     "patch_paths",
     "record_run",

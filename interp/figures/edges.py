@@ -1,0 +1,49 @@
+"""Edges as a heat map: who writes, and who reads it."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import plotly.graph_objects as go
+from jaxtyping import Float
+
+from interp.figures.theme import THEME, cells, centred, colour_bar, label
+
+
+def edge_heatmap(
+    scores: Float[np.ndarray, "writer reader"],
+    writers: Sequence[str],
+    readers: Sequence[str],
+    *,
+    n: int,
+    metric: str,
+    title: str,
+) -> go.Figure:
+    """Scores of edges, y = writer, x = reader, in the order in which they run.
+
+    Args:
+        scores: NaN for pairs that are no edge.
+        n: at most so many writers and readers: those with the largest absolute score.
+        metric: the unit of the scores.
+    """
+    size = np.nan_to_num(np.abs(scores))
+    rows = np.sort(np.argsort(-size.max(axis=1), kind="stable")[:n])
+    columns = np.sort(np.argsort(-size.max(axis=0), kind="stable")[:n])
+    grid = scores[np.ix_(rows, columns)]
+    figure = go.Figure()
+    figure.add_heatmap(
+        x=[label(readers[column]) for column in columns],
+        y=[label(writers[row]) for row in rows],
+        z=cells(grid),
+        **centred(float(size.max()) or 1.0),
+        hoverongaps=False,
+        colorbar=colour_bar(f"score ({label(metric)})"),
+        hovertemplate="<b>%{y} → %{x}</b><br>score %{z:.4g}<extra></extra>",
+    )
+    figure.update_xaxes(title_text="reader", type="category", tickangle=-60)
+    figure.update_yaxes(title_text="writer", type="category", autorange="reversed")
+    return figure.update_layout(
+        template=THEME,
+        title={"text": label(title)},
+        width=220 + 16 * len(columns),
+        height=220 + 16 * len(rows),
+    )

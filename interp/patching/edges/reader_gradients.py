@@ -1,0 +1,192 @@
+"""The gradient of a metric at what each reader takes from the residual stream.
+
+One forward and one backward pass give it at every projection's output and at every MLP's input.
+From there it is pulled back through the reader's own weights and norm, so that a reader's gradient
+does not contain what goes past it along the residual stream. Norms are differentiated: they are not
+frozen at the run's scale.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from interp.errors import UserError
+from interp.forward.hook_points import as_units, hook_name
+from interp.forward.partial import Hook, RecordedRun, resume
+from interp.models.call import with_gradients
+from interp.models.hooked_model import HookedModel
+from interp.patching.edges.graph import INTO, EdgeGraph
+from interp.patching.edges.layer_parts import LayerParts, tensor_of
+from interp.patching.metrics import Metric, differentiable_sum
+from interp.precision import widened
+
+ReaderGradient = tuple[slice, Float[Tensor, "prompt reader pos d_model"]]
+"""The places of some readers in the graph, and their gradients."""
+
+
+@dataclass(eq=False)
+class _Seen:
+    """What one forward pass shows, by layer: values, and tensors of its graph.
+
+    Attributes:
+        residual: the residual stream before the layer.
+        mixed: what the layer's attention adds to it.
+        watched: tensors whose gradient is wanted, by what they are and layer.
+        versions: copies of projections, with how often they were written to.
+    """
+
+    residual: dict[int, Tensor] = field(default_factory=dict)
+    mixed: dict[int, Tensor] = field(default_factory=dict)
+    watched: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    versions: list[tuple[Tensor, int]] = field(default_factory=list)
+
+    def keep(self, value: Tensor, hook: object, *, what: str, layer: int) -> Tensor:
+        """Put a value in the graph, as a copy that only this hook point's reader reads."""
+        copy = value.clone()
+        self.watched[what, layer] = copy
+        self.versions.append((copy, copy._version))
+        return copy
+
+    def note(self, value: Tensor, hook: object, *, into: dict[int, Tensor], layer: int) -> None:
+        """Keep a value alone."""
+        into[layer] = value.detach()
+
+
+def reader_gradients(
+    model: HookedModel,
+    run: RecordedRun,
+    parts: Sequence[LayerParts],
+    *,
+    metric: Metric,
+    graph: EdgeGraph,
+    residual: Float[Tensor, "prompt pos d_model"] | None = None,
+    layer: int = 0,
+    hooks: Sequence[Hook] = (),
+) -> Iterator[ReaderGradient]:
+    """Gradients of all readers from a layer on, some readers at a time, from the logits down.
+
+    Args:
+        run: the prompts' run, recorded without transformers' own modules.
+        parts: of every layer.
+        metric: of these prompts.
+        graph: gives the readers their places.
+        residual: what the layer reads; by default as recorded.
+        layer: the first layer that runs.
+        hooks: edits of the run, which act before the gradients are taken.
+
+    Raises:
+        UserError: a metric without a gradient, or a model that changes queries, keys or values in
+            place (OLMo clips them).
+    """
+    layers = range(layer, graph.n_layers)
+    seen = _Seen()
+    given = run.resid_pre[layer] if residual is None else residual
+    with with_gradients(model), ExitStack() as stack:
+        for at in layers:
+            stack.enter_context(_watched_mlp(parts[at], seen, at))
+        watching: list[Hook] = [
+            (hook_name(name, at), partial(seen.note, into=into, layer=at))
+            for at in layers
+            for name, into in (("resid_pre", seen.residual), ("attn_out", seen.mixed))
+        ]
+        watching += [
+            (hook_name(into, at), partial(seen.keep, what=into, layer=at))
+            for at in layers
+            for into in INTO
+        ]
+        last = layers[-1]
+        watching.append(
+            (hook_name("resid_post", last), partial(seen.keep, what="logits", layer=last))
+        )
+        leaf = given.detach().clone().requires_grad_()
+        logits = resume(
+            model,
+            run,
+            layer=layer,
+            rows=run.batch.every_row,
+            residual=leaf,
+            hooks=[*hooks, *watching],
+        )
+        total = differentiable_sum(metric, logits)
+        tensors = list(seen.watched.values())
+        found = torch.autograd.grad(total, tensors, allow_unused=True, materialize_grads=True)
+    if any(copy._version != version for copy, version in seen.versions):
+        raise UserError(
+            "this model changes queries, keys or values in place, so that their gradients cannot "
+            "be taken: use method 'exact'"
+        )
+    gradients = dict(zip(seen.watched, found, strict=True))
+    yield slice(len(graph.readers) - 1, None), widened(gradients["logits", last])[:, None]
+    for at in reversed(layers):
+        before, place = widened(seen.residual[at]), graph.readers_of(at)
+        read = before if parts[at].reads_before else before + widened(seen.mixed[at])
+        of_mlp = widened(gradients["mlp", at]).reshape(read.shape)
+        mlp = slice(place.stop, place.stop + 1)
+        yield mlp, pull_back(parts[at].mlp_norm, read, of_mlp[:, None])
+        yield place, pull_back(parts[at].norm, before, _of_heads(parts[at], gradients, at))
+
+
+def _of_heads(
+    parts: LayerParts, gradients: dict[tuple[str, int], Tensor], layer: int
+) -> Float[Tensor, "prompt reader pos d_model"]:
+    """Gradients of a layer's queries, keys and values, at the output of its norm."""
+    return torch.cat(
+        [
+            torch.einsum(
+                "rpue,ude->rupd",
+                widened(as_units(gradients[into, layer], into)),
+                parts.weights[into],
+            )
+            for into in INTO
+        ],
+        dim=1,
+    )
+
+
+def pull_back(
+    norm: nn.Module | None,
+    x: Float[Tensor, "prompt pos d_model"],
+    gradients: Float[Tensor, "prompt reader pos d_model"],
+) -> Float[Tensor, "prompt reader pos d_model"]:
+    """Gradients at a norm's input from those at its output, for each reader alone."""
+    if norm is None:
+        return gradients
+    with torch.enable_grad():
+        copies = x.detach()[:, None].expand_as(gradients).flatten(0, 1).requires_grad_()
+        (found,) = torch.autograd.grad(norm(copies), copies, gradients.flatten(0, 1))
+    return found.view_as(gradients)
+
+
+def _watched_mlp(parts: LayerParts, seen: _Seen, layer: int) -> Any:
+    """While open, what a layer's MLP reads is kept in the graph."""
+
+    def keep_input(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        value = tensor_of(args, kwargs)
+        return replaced_input(args, kwargs, seen.keep(value, None, what="mlp", layer=layer))
+
+    def keep_output(module: Any, args: Any, output: Tensor) -> Tensor:
+        return seen.keep(output, None, what="mlp", layer=layer)
+
+    return hooked_mlp(parts, keep_input, keep_output)
+
+
+def hooked_mlp(parts: LayerParts, of_input: Any, of_output: Any) -> Any:
+    """The hook, of the two that are given, in the module that shows what the MLP reads."""
+    module = parts.mlp_input
+    if parts.mlp_reads_output:
+        return module.register_forward_hook(of_output)
+    return module.register_forward_pre_hook(of_input, with_kwargs=True)
+
+
+def replaced_input(args: tuple[Any, ...], kwargs: dict[str, Any], new: Tensor) -> Any:
+    """A module's arguments with another tensor."""
+    if args and isinstance(args[0], Tensor):
+        return (new, *args[1:]), kwargs
+    name = next(name for name, value in kwargs.items() if isinstance(value, Tensor))
+    return args, kwargs | {name: new}

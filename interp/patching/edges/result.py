@@ -1,0 +1,208 @@
+"""The result of patching edges: a score for each writer and reader, per prompt."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interp.arguments import as_path, of_kind, whole_number
+from interp.display import Displayed, Shown
+from interp.errors import UserError
+from interp.figures.edges import edge_heatmap
+from interp.files.shape import check_shape
+from interp.files.tensor_file import read_tensors, write_tensors
+from interp.files.tensors import check_tensors
+from interp.patching.circuit import Circuit
+from interp.patching.edges.circuit_of_edges import circuit_of_edges
+from interp.patching.edges.graph import EdgeGraph
+from interp.patching.effect_arrays import By, best_first, correlations
+from interp.statistics.significance import MINIMUM_GROUPS, effect_statistics, group_means
+
+INTERVALS = 1000
+"""Edges for which a table has intervals, the largest first."""
+_TEXTS = ("method", "metric")
+_GRAPH = ("n_layers", "n_heads", "n_kv_heads", "parallel")
+_KEPT = (*_TEXTS, *_GRAPH, "d_model", "groups", "seed", "metadata")
+_FILE_SHAPE = {
+    **dict.fromkeys(_TEXTS, str),
+    **{"n_layers": int, "n_heads": int, "n_kv_heads": int, "parallel": bool, "d_model": int},
+    **{"groups": [str], "seed": int, "metadata": {str: str}},
+}
+
+
+@dataclass(frozen=True, eq=False)
+class EdgeEffects(Displayed):
+    """Effects of patching each edge alone, per prompt.
+
+    Sign: metric(patched) − metric(corrupted run), or an estimate of it. With a metric that is high
+    in the clean run, a positive score means that the edge carries the clean answer.
+
+    Attributes:
+        values: Float[prompt writer reader]; NaN for pairs that are no edge, or were not patched.
+        graph: the names of writers and readers.
+        d_model: the residual stream's size.
+        corrupted, clean: Float[prompt], the metric in the unpatched runs.
+        method: how the scores were found.
+        metric: the metric's name, and so the unit of the scores.
+        groups: of each prompt, what is resampled together; by default each prompt its own.
+        seed: of the intervals.
+        metadata: anything else to save with the result, as text.
+    """
+
+    values: Float[Tensor, "prompt writer reader"]
+    graph: EdgeGraph
+    d_model: int
+    corrupted: Float[Tensor, " prompt"]
+    clean: Float[Tensor, " prompt"]
+    method: str
+    metric: str
+    groups: tuple[str, ...] = ()
+    seed: int = 0
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        n_prompts = len(self.values)
+        if not self.groups:
+            object.__setattr__(self, "groups", tuple(map(str, range(n_prompts))))
+        expected = (n_prompts, len(self.graph.writers), len(self.graph.readers))
+        if tuple(self.values.shape) != expected or not n_prompts:
+            raise UserError(
+                f"scores of shape {tuple(self.values.shape)} do not fit {expected[1]} writers and "
+                f"{expected[2]} readers"
+            )
+        for name in ("groups", "corrupted", "clean"):
+            if len(getattr(self, name)) != n_prompts:
+                raise UserError(f"{n_prompts} prompts but {len(getattr(self, name))} {name}")
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @cached_property
+    def mean(self) -> Float[np.ndarray, "writer reader"]:
+        """Mean over groups of each group's mean score; NaN where there is none."""
+        return group_means(self.values, self.groups).mean(axis=0)
+
+    def order(self, *, by: By = "absolute") -> np.ndarray:
+        """Places of the scored edges in the flattened scores, largest first."""
+        mean = self.mean.ravel()
+        return best_first(mean, by=by)[: len(mean) - int(np.isnan(mean).sum())]
+
+    def to_dataframe(self, n: int | None = None, *, by: By = "absolute") -> pd.DataFrame:
+        """One row an edge, largest absolute score first.
+
+        Columns: ``writer``, ``reader``, ``score`` (mean over groups), ``ci_low`` and ``ci_high``
+        (the first ``INTERVALS`` rows, with at least ``MINIMUM_GROUPS`` groups), ``rank``.
+
+        Args:
+            n: only the first ones; by default all.
+            by: their order, by ``absolute`` or ``signed`` score.
+        """
+        order = self.order(by=by)
+        order = order if n is None else order[: whole_number("n", n, least=0)]
+        writers, readers = np.unravel_index(order, self.mean.shape)
+        frame = pd.DataFrame(
+            {
+                "writer": np.array(self.graph.writers)[writers],
+                "reader": np.array(self.graph.readers)[readers],
+                "score": self.mean.ravel()[order],
+                "ci_low": np.nan,
+                "ci_high": np.nan,
+                "rank": np.arange(1, len(order) + 1),
+            }
+        )
+        some = order[:INTERVALS]
+        if len(some) and len(set(self.groups)) >= MINIMUM_GROUPS:
+            values = self.values.flatten(1)[:, torch.from_numpy(some.copy())]
+            found = effect_statistics(values, self.groups, seed=self.seed, resolution=0.0)
+            frame.loc[: len(some) - 1, "ci_low"] = found.ci_low
+            frame.loc[: len(some) - 1, "ci_high"] = found.ci_high
+        return frame
+
+    def circuit(self, n: int, *, by: By = "absolute") -> Circuit:
+        """The circuit of the ``n`` edges with the largest scores, to save as EAP-IG's JSON.
+
+        Edges that no path connects with both ``input`` and ``logits`` are left out, as EAP-IG
+        prunes them, so that the circuit may have fewer.
+        """
+        order, n = self.order(by=by), whole_number("n", n)
+        if not 0 < n <= len(order):
+            raise UserError(f"cannot keep {n} of {len(order)} scored edges")
+        return circuit_of_edges(self.graph, self.mean, order[:n], d_model=self.d_model)
+
+    def agreement(self, other: "EdgeEffects") -> dict[str, float]:
+        """Pearson's and Spearman's correlation over the ``n`` edges that both results score.
+
+        Raises:
+            UserError: results of different graphs, or that share fewer than three edges.
+        """
+        of_kind("other", other, EdgeEffects)
+        if self.graph != other.graph:
+            raise UserError("the results are of different graphs")
+        x, y = self.mean.ravel(), other.mean.ravel()
+        both = ~(np.isnan(x) | np.isnan(y))
+        if both.sum() < 3:
+            raise UserError("the two results share fewer than three scored edges")
+        pearson, spearman = correlations(x[both], y[both])
+        return {"pearson": pearson, "spearman": spearman, "n": int(both.sum())}
+
+    def plot(self, *, n: int = 40, title: str | None = None) -> go.Figure:
+        """A heat map of writers × readers, of those with the largest absolute scores.
+
+        Args:
+            n: at most so many writers, and so many readers.
+        """
+        n = whole_number("n", n, least=1)
+        title = title or f"edges, {self.method}"
+        return edge_heatmap(
+            self.mean,
+            self.graph.writers,
+            self.graph.readers,
+            n=n,
+            metric=self.metric,
+            title=title,
+        )
+
+    def _shown(self) -> Shown:
+        text = (
+            f"Scores of {len(self.order())} edges ({self.method}) on {self.metric}, "
+            f"{len(self)} prompts. Positive: the metric rises from the corrupted run."
+        )
+        return Shown(text, (self.to_dataframe(20),), self.plot)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the result to a safetensors file, whole or not at all."""
+        tensors = {name: getattr(self, name) for name in ("values", "corrupted", "clean")}
+        kept = {name: getattr(self, name) for name in (*_TEXTS, "d_model", "groups", "seed")}
+        kept |= {name: getattr(self.graph, name) for name in _GRAPH}
+        return write_tensors(as_path("path", path), tensors, kept | {"metadata": {**self.metadata}})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "EdgeEffects":
+        """Read what ``save`` wrote. Raises UserError for no file, or a damaged one."""
+        path = as_path("path", path)
+        try:
+            tensors, kept = read_tensors(path, _KEPT)
+            check_shape(kept, _FILE_SHAPE, "its metadata")
+            check_tensors(tensors, values=3, corrupted=1, clean=1)
+            return cls(
+                values=tensors["values"],
+                graph=EdgeGraph(**{name: kept[name] for name in _GRAPH}),
+                d_model=kept["d_model"],
+                corrupted=tensors["corrupted"],
+                clean=tensors["clean"],
+                groups=tuple(kept["groups"]),
+                seed=kept["seed"],
+                metadata=dict(kept["metadata"]),
+                **{name: kept[name] for name in _TEXTS},
+            )
+        except FileNotFoundError as error:
+            raise UserError(f"there is no result of edges at {path}") from error
+        except UserError as error:
+            raise UserError(f"{path} is no result of edges, or is damaged ({error})") from error
