@@ -1,0 +1,164 @@
+"""Edges of the embedded model: how fast, how much memory, and does attribution find exact effects?
+
+Two tasks of 16 pairs: indirect-object identification, and capitals (clean: the true-premise twin;
+corrupted: the false premise). All edges are scored by EAP and EAP-IG, with the seconds and the
+memory that it took. Then edges are patched exactly, one by one: some drawn from all edges, and some
+from the half with the larger absolute EAP score. Spearman's correlation is over those.
+
+    python benchmarks/edges.py
+
+Writes benchmarks/results/edges.json, and its tables into docs/edges.md.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from head_sweep import Pairs, capitals_pairs
+from marked import write_between
+from measuring import timed
+
+import interp
+from interp.files.documents import write_json
+from interp.patching import EdgeEffects, patch_edges
+from interp.runs.manifest import versions
+from interp.tasks import encode_pairs, ioi_pairs
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "edges.md"
+METHODS = {"eap": {}, "clean-corrupted": {}, "eap-ig": {"steps": 5}}
+SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Options:
+    """Size of the experiment."""
+
+    model: str = "smollm2-135m"
+    pairs: int = 16
+    edges: int = 300
+    """How many edges are patched exactly, of all and of the upper half each."""
+    memory_mib: int = 1024
+    """What a call may take."""
+    seed: int = 0
+    out: Path = ROOT / "benchmarks" / "results" / "edges.json"
+
+
+def pairs_of(task: str, model: Any, options: Options) -> Pairs:
+    """The pairs of a task, of one length each."""
+    if task == "capitals":
+        return capitals_pairs(model, options.pairs, options.seed)
+    pairs = ioi_pairs(options.pairs, tokenizer=model.tokenizer, seed=options.seed)
+    encoded = encode_pairs(model.tokenizer, pairs)
+    return Pairs(encoded.clean, encoded.corrupted, encoded.metric)
+
+
+def drawn_edges(scores: EdgeEffects, options: Options) -> dict[str, list[tuple[str, str]]]:
+    """Edges drawn from all, and from the half with the larger absolute score."""
+    generator = np.random.default_rng(options.seed)
+    order = scores.order()
+    drawn = {}
+    for name, among in (("all", order), ("upper half", order[: len(order) // 2])):
+        chosen = generator.choice(among, min(options.edges, len(among)), replace=False)
+        writers, readers = np.unravel_index(np.sort(chosen), scores.mean.shape)
+        names = scores.graph.writers, scores.graph.readers
+        drawn[name] = [
+            (names[0][w], names[1][r]) for w, r in zip(writers, readers, strict=True)
+        ]
+    return drawn
+
+
+def measure(task: str, model: Any, options: Options) -> dict[str, Any]:
+    """Seconds, memory and agreement of one task."""
+    pairs = pairs_of(task, model, options)
+    shared: dict[str, Any] = {"budget": options.memory_mib * 2**20, "progress": False}
+    given = (model, pairs.clean, pairs.corrupted, pairs.metric)
+    found: dict[str, EdgeEffects] = {}
+    figures: dict[str, Any] = {"prompts": len(pairs.clean), "tokens": pairs.clean.width}
+    for method, settings in METHODS.items():
+        run = timed(lambda m=method, s=settings: patch_edges(*given, method=m, **s, **shared))
+        found[method] = run.value
+        figures[method] = {"seconds": run.seconds, "mib": run.mib}
+        print(task, method, figures[method], flush=True)  # noqa: T201
+    eap = found["eap"]
+    gap = float((eap.clean - eap.corrupted).mean())
+    figures |= {"edges": len(eap.order()), "writers": len(eap.graph.writers), "gap": gap}
+    figures["first"] = eap.to_dataframe(SHOWN).to_dict("records")
+    drawn = drawn_edges(eap, options)
+    every = list(dict.fromkeys(edge for edges in drawn.values() for edge in edges))
+    run = timed(lambda: patch_edges(*given, method="exact", edges=every, **shared))
+    figures["exact"] = {"edges": len(every), "seconds": run.seconds, "mib": run.mib}
+    figures["spearman"] = {
+        method: {name: _agreement(result, run.value, edges) for name, edges in drawn.items()}
+        for method, result in found.items()
+    }
+    print(task, figures["spearman"], flush=True)  # noqa: T201
+    return figures
+
+
+def _agreement(
+    result: EdgeEffects, exact: EdgeEffects, edges: list[tuple[str, str]]
+) -> dict[str, float]:
+    """Correlations over some edges."""
+    wanted = torch.zeros_like(result.graph.exists)
+    for edge in edges:
+        wanted[result.graph.index(edge)] = True
+    some = EdgeEffects(
+        **{name: getattr(result, name) for name in ("graph", "d_model", "corrupted", "clean")},
+        values=result.values.masked_fill(~wanted, torch.nan),
+        method=result.method,
+        metric=result.metric,
+    )
+    return some.agreement(exact)
+
+
+def tables(results: dict[str, Any]) -> str:
+    """The tables of the page."""
+    lines = [
+        "| task | method | seconds | MiB | Spearman with exact: all edges | upper half |",
+        "|---|---|---|---|---|---|",
+    ]
+    for task, figures in results["tasks"].items():
+        for method in METHODS:
+            spent, agreed = figures[method], figures["spearman"][method]
+            shown = " | ".join(
+                f"{agreed[name]['spearman']:.2f} (n = {agreed[name]['n']})"
+                for name in ("all", "upper half")
+            )
+            lines.append(
+                f"| {task} | {method} | {spent['seconds']:.0f} | {spent['mib']:.0f} | {shown} |"
+            )
+    for task, figures in results["tasks"].items():
+        lines += [
+            "",
+            f"The largest edges of {task} by EAP, of {figures['edges']:,}; clean and corrupted run "
+            f"lie {figures['gap']:.2f} logits apart:",
+            "",
+            "| writer | reader | score |",
+            "|---|---|---|",
+        ]
+        for row in figures["first"]:
+            interval = f"{row['score']:.2f} [{row['ci_low']:.2f}, {row['ci_high']:.2f}]"
+            lines.append(f"| `{row['writer']}` | `{row['reader']}` | {interval} |")
+    return "\n".join(lines)
+
+
+def main(options: Options) -> None:
+    """Measure, and write the results and the page."""
+    model = interp.load_model(options.model)
+    results = {
+        "options": asdict(options) | {"out": str(options.out.name)},
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+        "tasks": {task: measure(task, model, options) for task in ("ioi", "capitals")},
+    }
+    write_json(options.out, json.loads(json.dumps(results, default=str)))
+    write_between(PAGE, "edges", tables(results))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
