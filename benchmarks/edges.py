@@ -66,9 +66,7 @@ def drawn_edges(scores: EdgeEffects, options: Options) -> dict[str, list[tuple[s
         chosen = generator.choice(among, min(options.edges, len(among)), replace=False)
         writers, readers = np.unravel_index(np.sort(chosen), scores.mean.shape)
         names = scores.graph.writers, scores.graph.readers
-        drawn[name] = [
-            (names[0][w], names[1][r]) for w, r in zip(writers, readers, strict=True)
-        ]
+        drawn[name] = [(names[0][w], names[1][r]) for w, r in zip(writers, readers, strict=True)]
     return drawn
 
 
@@ -83,7 +81,7 @@ def measure(task: str, model: Any, options: Options) -> dict[str, Any]:
         run = timed(lambda m=method, s=settings: patch_edges(*given, method=m, **s, **shared))
         found[method] = run.value
         figures[method] = {"seconds": run.seconds, "mib": run.mib}
-        print(task, method, figures[method], flush=True)  # noqa: T201
+        print(task, method, figures[method], flush=True)
     eap = found["eap"]
     gap = float((eap.clean - eap.corrupted).mean())
     figures |= {"edges": len(eap.order()), "writers": len(eap.graph.writers), "gap": gap}
@@ -96,7 +94,7 @@ def measure(task: str, model: Any, options: Options) -> dict[str, Any]:
         method: {name: _agreement(result, run.value, edges) for name, edges in drawn.items()}
         for method, result in found.items()
     }
-    print(task, figures["spearman"], flush=True)  # noqa: T201
+    print(task, figures["spearman"], flush=True)
     return figures
 
 

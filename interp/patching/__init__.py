@@ -8,6 +8,7 @@ from interp.forward.partial import RecordedRun, hooked, last_logits, record_run,
 from interp.moved import old_names
 from interp.patching.attribution import attribute_heads
 from interp.patching.circuit import Circuit, circuit_of
+from interp.patching.edges.edge_faithfulness import edge_faithfulness
 from interp.patching.edges.patch_edges import patch_edges
 from interp.patching.edges.result import EdgeEffects
 from interp.patching.edits import ActivationEdit, AttentionEdit
@@ -35,6 +36,7 @@ __all__ = [
     "TokenBatch",
     "attribute_heads",
     "circuit_of",
+    "edge_faithfulness",
     "faithfulness_curve",
     "first_difference",
     "hooked",

@@ -227,10 +227,7 @@ def faithfulness_curve(
     n_random = whole_number("n_random", n_random, least=0)
     seed = whole_number("seed", seed, least=0)
     units = _units_of(model, nodes)
-    proportions = [real_number("proportion", share) for share in listed("proportions", proportions)]
-    rising = [0.0, *proportions]
-    if list(rising) != sorted(set(rising)) or rising[-1] > 1 or len(rising) < 3:
-        raise UserError("proportions rise from above 0 to at most 1, and are at least two")
+    proportions = check_proportions(proportions)
     counts = tuple(int(p * len(nodes)) for p in proportions)
     generator = np.random.default_rng(seed)
     orders = [units]
@@ -242,7 +239,7 @@ def faithfulness_curve(
     n_prompts = len(values)
     curves = values[:, index].reshape(n_prompts, len(orders), len(counts)).transpose(0, 1)
     return Faithfulness(
-        proportions=tuple(proportions),
+        proportions=proportions,
         counts=counts,
         circuit=curves[0],
         clean=values[:, 0],
@@ -251,6 +248,15 @@ def faithfulness_curve(
         groups=tuple(inputs.groups) or tuple(map(str, range(n_prompts))),
         seed=seed,
     )
+
+
+def check_proportions(given: Sequence[float]) -> tuple[float, ...]:
+    """The proportions of a curve. Raises UserError unless they rise from above 0 to at most 1."""
+    proportions = [real_number("proportion", share) for share in listed("proportions", given)]
+    rising = [0.0, *proportions]
+    if rising != sorted(set(rising)) or rising[-1] > 1 or len(rising) < 3:
+        raise UserError("proportions rise from above 0 to at most 1, and are at least two")
+    return tuple(proportions)
 
 
 _Part = tuple[str, int, int]

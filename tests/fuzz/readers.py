@@ -25,7 +25,7 @@ from interp.interventions import Intervention
 from interp.models import render_chat
 from interp.moelora.data.reading import read_examples
 from interp.moelora.load import load_adapter
-from interp.patching import PatchEffects
+from interp.patching import EdgeEffects, PatchEffects
 from interp.patching.circuit import Circuit
 from interp.premises.encode import encode_premises, tokenize
 from interp.report.read_run import read_heads
@@ -135,6 +135,13 @@ def _patching_result(folder: Path) -> None:
     result.plot()
 
 
+def _edge_effects(folder: Path) -> None:
+    result = EdgeEffects.load(folder / "edges.safetensors")
+    result.to_dataframe(10)
+    result.plot()
+    result.circuit(len(result.order()))
+
+
 def _shard(folder: Path) -> None:
     store = seeds.shard_store(folder)
     if (shard := store.read(0)) is None:
@@ -206,6 +213,7 @@ READERS: dict[str, Reader] = {
     "patching result": Reader(
         seeds.patching_result, {"effects.safetensors": "tensors"}, _patching_result
     ),
+    "edge effects": Reader(seeds.edge_effects, {"edges.safetensors": "tensors"}, _edge_effects),
     "head set": Reader(seeds.head_set, {"heads.json": "json"}, _head_set),
     "circuit": Reader(seeds.circuit, {"circuit.json": "json"}, _circuit),
     "intervention, YAML": Reader(

@@ -24,8 +24,9 @@ from interp.interventions import Constraint, ExpertConstraint, Intervention
 from interp.jobs import Shard
 from interp.moelora import MoELoRAConfig
 from interp.moelora.projections import AdaptedProjection
-from interp.patching import PatchEffects
+from interp.patching import EdgeEffects, PatchEffects
 from interp.patching.circuit import Circuit
+from interp.patching.edges.graph import EdgeGraph
 from interp.runs.shards import ShardStore
 from probes.detector.calibration import Calibration
 from probes.linear import LinearProbe
@@ -159,6 +160,15 @@ def made_up_result() -> PatchEffects:
 
 def patching_result(folder: Path) -> None:
     made_up_result().save(folder / "effects.safetensors")
+
+
+def edge_effects(folder: Path) -> None:
+    graph = EdgeGraph(n_layers=2, n_heads=2, n_kv_heads=1)
+    torch.manual_seed(0)
+    values = torch.randn(6, *graph.shape)
+    runs = {"corrupted": torch.randn(6), "clean": torch.randn(6)}
+    result = EdgeEffects(values, graph, d_model=8, method="eap", metric="kl", **runs)
+    result.save(folder / "edges.safetensors")
 
 
 def head_set(folder: Path) -> None:

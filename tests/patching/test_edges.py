@@ -1,6 +1,5 @@
 """Edges: by hand, against TransformerLens and path patching, and what attributions sum to."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import interp.models
 from interp.errors import UserError
 from interp.models import HookedModel
 from interp.patching import (
-    Circuit,
     EdgeEffects,
     LogitDifference,
     Probability,
@@ -21,9 +19,8 @@ from interp.patching import (
     patch_edges,
     patch_paths,
 )
-from interp.patching.edges.circuit_of_edges import connected
-from interp.patching.edges.graph import EdgeGraph
 from tests.devices import on_device
+from tests.patching.lens_edges import lens_reader, lens_writer
 from tests.patching.prompts import CLEAN, CORRUPTED, METRIC
 
 METHODS = ("eap", "clean-corrupted", "eap-ig", "eap-ig-activations")
@@ -181,23 +178,9 @@ def test_eap_is_transformer_lens_sum_over_positions(
     )
     expected = torch.full_like(result.values[0], torch.nan)
     for (writer, reader), value in theirs.edge_scores.items():
-        index = result.graph.index((_writer(writer), _reader(reader)))
+        index = result.graph.index((lens_writer(writer), lens_reader(reader)))
         expected[index] = value + (0 if expected[index].isnan() else expected[index])
     torch.testing.assert_close(result.values[0], expected, equal_nan=True, **CLOSE)
-
-
-def _writer(node: Any) -> str:
-    if node.kind == "embed":
-        return "input"
-    return f"m{node.layer}" if node.kind == "mlp_out" else f"a{node.layer}.h{node.head}"
-
-
-def _reader(node: Any) -> str:
-    if node.kind == "logits":
-        return "logits"
-    if node.kind == "mlp_in":
-        return f"m{node.layer}"
-    return f"a{node.layer}.h{node.head}<{node.kind[0]}>"
 
 
 @pytest.mark.parametrize("method", ["eap-ig", "eap-ig-activations"])
@@ -296,31 +279,6 @@ def test_padding_and_chunks_change_nothing(tiny_llama: HookedModel) -> None:
             )
 
 
-def test_a_circuit_is_read_as_it_was_written(tiny_gpt2: HookedModel, tmp_path: Path) -> None:
-    result = scored(tiny_gpt2)
-    circuit = result.circuit(30)
-    path = circuit.save(tmp_path / "circuit.json")
-    content = json.loads(path.read_text())
-    kept = {name for name, edge in content["edges"].items() if edge["in_graph"]}
-    assert 0 < len(kept) <= 30
-    assert len(content["edges"]) == int(result.graph.exists.sum())
-    for name in kept:  # scores and ends are those of the result
-        writer, reader = name.split("->")
-        assert content["edges"][name]["score"] == pytest.approx(score(result, writer, reader))
-        assert content["nodes"][writer]["in_graph"]
-        assert content["nodes"][reader.partition("<")[0]]["in_graph"]
-    again = Circuit.load(path)
-    assert again.to_json() == circuit.to_json()
-
-
-def test_edges_off_every_path_are_pruned() -> None:
-    graph = EdgeGraph(n_layers=2, n_heads=2, n_kv_heads=1)
-    edges = [("input", "a0.h0<q>"), ("a0.h0", "a1.h0<k>"), ("a1.h1", "logits"), ("input", "m0")]
-    # a1.h0<k> is the key of both heads of layer 1, so that the way goes on from a1.h1.
-    assert connected(graph, edges) == set(edges[:3])
-    assert connected(graph, edges[:2]) == set()
-
-
 def test_results_are_saved_and_tabled(tiny_llama: HookedModel, tmp_path: Path) -> None:
     result = scored(tiny_llama)
     again = EdgeEffects.load(result.save(tmp_path / "edges.safetensors"))
@@ -331,8 +289,8 @@ def test_results_are_saved_and_tabled(tiny_llama: HookedModel, tmp_path: Path) -
     assert len(frame) == int(result.graph.exists.sum())
     assert frame["score"].abs().is_monotonic_decreasing
     assert result.agreement(again)["spearman"] == pytest.approx(1.0)
-    figure = result.plot(n=5)
-    assert len(figure.data[0].x) == len(figure.data[0].y) == 5
+    drawn: Any = result.plot(n=5).data[0]
+    assert len(drawn.x) == len(drawn.y) == 5
     assert "edges (eap) on LogitDifference, 2 prompts" in result._shown().words
 
 

@@ -75,6 +75,11 @@ class EdgeRuns:
             changes.append(_change(*of_mlp)[:, None])
         return cls(model, parts, graph, clean, corrupted, torch.cat(changes, dim=1))
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """How many positions run again, and how many there are."""
+        return self.changes.shape[2], self.corrupted.batch.width
+
     def gradients(self, metric: Metric, method: str, steps: int) -> Iterator["Weighed"]:
         """Gradients, each with its weight in the mean, and the writers that it is for."""
         every = slice(None)
@@ -113,7 +118,7 @@ class EdgeRuns:
     def _walk(self, component: str, layer: int, writers: slice) -> "Walk":
         def walk(metric: Metric, share: float) -> tuple[slice, Iterator[ReaderGradient]]:
             values = [run.values[component][layer] for run in (self.corrupted, self.clean)]
-            new = _between(*values, share)
+            new = _between(values[0], values[1], share)
 
             def put(value: Tensor, hook: object) -> Tensor:
                 return from_units(new.to(as_units(value, component)), component)
@@ -147,7 +152,7 @@ def attribute_edges(
 ) -> Float[Tensor, "prompt writer reader"]:
     """First-order scores of all edges; NaN for pairs that are none."""
     graph, changes = runs.graph, runs.changes
-    shape = (len(changes), len(graph.writers), len(graph.readers))
+    shape = (len(changes), *graph.shape)
     scores = changes.new_zeros(shape)
     for found in runs.gradients(metric, method, steps):
         moved, gradients = changes[:, found.writers].flatten(2), found.gradients.flatten(2)

@@ -50,7 +50,7 @@ class ExactEdges:
     def effects(self, edges: Sequence[Edge]) -> Float[Tensor, "prompt writer reader"]:
         """Effects of single edges; NaN for all others."""
         n_prompts = len(self.runs.changes)
-        shape = (n_prompts, len(self.graph.writers), len(self.graph.readers))
+        shape = (n_prompts, *self.graph.shape)
         values = self.runs.changes.new_full(shape, torch.nan)
         by_reader: dict[str, list[int]] = {}
         for writer, reader in edges:

@@ -52,6 +52,19 @@ class EdgeGraph:
         """The graph of a hooked model."""
         return cls(model.cfg.n_layers, model.cfg.n_heads, count_units(model, "k"), parallel)
 
+    def __post_init__(self) -> None:
+        if min(self.n_layers, self.n_heads, self.n_kv_heads) < 1 or self.n_heads % self.n_kv_heads:
+            raise UserError(
+                f"no model has {self.n_layers} layers of {self.n_heads} heads with "
+                f"{self.n_kv_heads} key-value heads"
+            )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """How many writers and readers there are."""
+        n_readers = self.n_layers * (self.n_heads + 2 * self.n_kv_heads + 1) + 1
+        return 1 + self.n_layers * (self.n_heads + 1), n_readers
+
     @cached_property
     def writers(self) -> tuple[str, ...]:
         """Names of all writers."""
@@ -94,13 +107,17 @@ class EdgeGraph:
     @cached_property
     def exists(self) -> Bool[Tensor, "writer reader"]:
         """Which pairs are edges."""
-        found = torch.zeros(len(self.writers), len(self.readers), dtype=torch.bool)
+        found = torch.zeros(*self.shape, dtype=torch.bool)
         for layer in range(self.n_layers):
             place = self.readers_of(layer)
             found[: self.writers_before(layer), place] = True
             found[: self.writers_before(layer, mlp=True), place.stop] = True
         found[:, -1] = True
         return found
+
+    def every_edge(self) -> list[Edge]:
+        """All edges, by writer."""
+        return [(self.writers[w], self.readers[r]) for w, r in self.exists.nonzero().tolist()]
 
     def check(self, edges: Iterable[Any]) -> list[Edge]:
         """Edges given by name, ``a3.h5->m7`` or (writer, reader), each once.

@@ -71,7 +71,7 @@ class EdgeEffects(Displayed):
         n_prompts = len(self.values)
         if not self.groups:
             object.__setattr__(self, "groups", tuple(map(str, range(n_prompts))))
-        expected = (n_prompts, len(self.graph.writers), len(self.graph.readers))
+        expected = (n_prompts, *self.graph.shape)
         if tuple(self.values.shape) != expected or not n_prompts:
             raise UserError(
                 f"scores of shape {tuple(self.values.shape)} do not fit {expected[1]} writers and "

@@ -1,0 +1,164 @@
+"""Running a circuit of edges: every other edge carries what it carries in the corrupted run.
+
+The clean prompts run. Each reader takes the residual stream less, for every writer whose edge to it
+is left out, the difference between what that writer adds now and what it adds in the corrupted run.
+A writer that no kept edge reaches adds what it adds there, so that it does not matter whether edges
+that lead nowhere are pruned first. This is how MIB (arXiv 2504.13151) measures circuits of edges.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from interp.errors import UserError
+from interp.forward.hook_points import as_units, from_units, hook_name
+from interp.forward.partial import Hook, RecordedRun, resume
+from interp.models.hooked_model import HookedModel
+from interp.patching.edges.graph import INTO, EdgeGraph
+from interp.patching.edges.layer_parts import LayerParts, normed, tensor_of
+from interp.patching.edges.reader_gradients import hooked_mlp, replaced_input
+from interp.precision import widened
+
+
+class CircuitRun:
+    """Runs of circuits on some prompts.
+
+    Args:
+        parts: of every layer.
+        graph: of the model.
+        clean, corrupted: the prompts' runs, recorded with ``attribution.KEPT`` and without
+            transformers' own modules.
+
+    Raises:
+        UserError: a norm behind the attention, under which heads do not add up.
+    """
+
+    def __init__(
+        self,
+        model: HookedModel,
+        parts: Sequence[LayerParts],
+        graph: EdgeGraph,
+        *,
+        clean: RecordedRun,
+        corrupted: RecordedRun,
+    ) -> None:
+        if any(of_layer.post_norm is not None for of_layer in parts):
+            raise UserError(
+                "circuits of edges cannot be run on a model with a norm behind its attention: what "
+                "its heads add to the residual stream does not sum up"
+            )
+        self.model, self.parts, self.graph = model, parts, graph
+        self.clean, self.corrupted = clean, corrupted
+
+    @torch.no_grad()
+    def logits(self, kept: Bool[Tensor, "writer reader"]) -> Float[Tensor, "prompt d_vocab"]:
+        """The last position's logits of the circuit that keeps these edges."""
+        return _OneRun(self, kept).logits()
+
+
+class _OneRun:
+    """The run of one circuit, layer by layer."""
+
+    def __init__(self, runs: CircuitRun, kept: Bool[Tensor, "writer reader"]) -> None:
+        self.runs, self.graph, self.parts = runs, runs.graph, runs.parts
+        first = widened(runs.clean.resid_pre[0])
+        self.dropped = (~kept).to(first)
+        self.changes: list[Tensor] = [(first - widened(runs.corrupted.resid_pre[0]))[:, None]]
+        """What each writer so far adds more than in the corrupted run, [prompt writer pos d]."""
+        self.residual, self.normed, self.mixed = first, first, first
+        self.in_norm = False
+
+    def logits(self) -> Float[Tensor, "prompt d_vocab"]:
+        """Run all layers."""
+        runs, hooks = self.runs, []
+        with ExitStack() as stack:
+            for layer, parts in enumerate(self.parts):
+                at = partial(partial, layer=layer)
+                hooks += [
+                    _hook("resid_pre", layer, at(self._begin)),
+                    *(_hook(into, layer, at(self._project, into=into)) for into in INTO),
+                    _hook("z", layer, at(self._heads)),
+                    _hook("attn_out", layer, at(self._middle)),
+                    _hook("mlp_out", layer, at(self._mlp)),
+                ]
+                stack.enter_context(
+                    hooked_mlp(parts, at(self._mlp_input), at(self._mlp_input_of_norm))
+                )
+            last = len(self.parts) - 1
+            hooks.append(_hook("resid_post", last, self._end))
+            rows = runs.clean.batch.every_row
+            return resume(runs.model, runs.clean, layer=0, rows=rows, hooks=hooks)
+
+    def _taken(
+        self, residual: Tensor, readers: slice
+    ) -> Float[Tensor, "prompt reader pos d_model"]:
+        """What some readers take of the residual stream."""
+        changes = torch.cat(self.changes, dim=1)
+        self.changes = [changes]
+        dropped = self.dropped[: changes.shape[1], readers]
+        return residual[:, None] - torch.einsum("bupd,ur->brpd", changes, dropped)
+
+    def _begin(self, value: Tensor, *, layer: int) -> None:
+        self.residual = widened(value)
+        taken = self._taken(self.residual, self.graph.readers_of(layer))
+        flat = normed(self.parts[layer].norm, taken.flatten(0, 1))
+        self.normed = flat.unflatten(0, taken.shape[:2])
+
+    def _project(self, value: Tensor, *, layer: int, into: str) -> Tensor:
+        units = [
+            self.parts[layer].project(into, self.normed[:, place], unit)
+            for place, (name, unit) in enumerate(self.graph.inputs)
+            if name == into
+        ]
+        return from_units(torch.stack(units, dim=2).to(value.dtype), into)
+
+    def _heads(self, value: Tensor, *, layer: int) -> None:
+        before = widened(self.runs.corrupted.values["z"][layer])
+        change = widened(as_units(value, "z")) - before
+        self.changes.append(self.parts[layer].head_writes(before, change))
+
+    def _middle(self, value: Tensor, *, layer: int) -> None:
+        self.mixed = widened(value)
+
+    def _read_by_mlp(self, like: Tensor, layer: int) -> Tensor:
+        parts, place = self.parts[layer], self.graph.readers_of(layer).stop
+        early = parts.reads_before
+        residual = self.residual if early else self.residual + self.mixed
+        n_writers = self.graph.writers_before(layer, mlp=True)
+        changes = torch.cat(self.changes, dim=1)[:, :n_writers]
+        dropped = self.dropped[:n_writers, place]
+        taken = residual - torch.einsum("bupd,u->bpd", changes, dropped)
+        return normed(parts.mlp_norm, taken).to(like.dtype).reshape(like.shape)
+
+    def _mlp_input(
+        self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, layer: int
+    ) -> Any:
+        return replaced_input(args, kwargs, self._read_by_mlp(tensor_of(args, kwargs), layer))
+
+    def _mlp_input_of_norm(
+        self, module: Any, args: Any, output: Tensor, *, layer: int
+    ) -> Tensor | None:
+        if self.in_norm:  # the norm is called here, by this very hook
+            return None
+        self.in_norm = True
+        try:
+            return self._read_by_mlp(output, layer)
+        finally:
+            self.in_norm = False
+
+    def _mlp(self, value: Tensor, *, layer: int) -> None:
+        before = widened(self.runs.corrupted.values["mlp_out"][layer].squeeze(2))
+        self.changes.append((widened(value) - before)[:, None])
+
+    def _end(self, value: Tensor) -> Tensor:
+        last = slice(len(self.graph.readers) - 1, None)
+        return self._taken(widened(value), last)[:, 0].to(value.dtype)
+
+
+def _hook(component: str, layer: int, function: Callable[..., Tensor | None]) -> Hook:
+    return hook_name(component, layer), lambda value, hook: function(value)
