@@ -48,7 +48,8 @@ from interp.commands.evaluate_questions import (
 from interp.commands.known import premise_rows
 from interp.commands.locate import LocateSettings
 from interp.commands.locate_joint import load_search, relation_names, search_run
-from interp.commands.patch import PatchSettings, load_pairs, patch_run
+from interp.commands.pairs import load_pairs
+from interp.commands.patch import PatchSettings, patch_run
 from interp.commands.plan import plan_evaluate, plan_locate, plan_patch
 from interp.commands.probe import ProbeSettings, probe_run
 from interp.commands.report import report_run

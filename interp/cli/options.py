@@ -13,6 +13,7 @@ import tyro
 
 from interp.cli import summaries
 from interp.cli.config import from_config, take_config
+from interp.commands.circuit import CircuitSettings
 from interp.commands.demo import DemoSettings
 from interp.commands.detect import DetectSettings
 from interp.commands.evaluate import EvaluateSettings
@@ -162,6 +163,14 @@ class PatchOptions(PlanOptions, DtypeCheckOptions, EngineOptions, ModelOptions, 
 
 
 @dataclass(frozen=True)
+class CircuitOptions(EngineOptions, ModelOptions, CircuitSettings):
+    """Options of ``interp circuit``."""
+
+    out: Path = Path("runs/circuit")
+    """The run directory; the same command again takes up what is there."""
+
+
+@dataclass(frozen=True)
 class ReportOptions:
     """Options of ``interp report``."""
 
@@ -228,6 +237,7 @@ COMMANDS: dict[str, type] = {
     "probe": ProbeOptions,
     "detect": DetectOptions,
     "patch": PatchOptions,
+    "circuit": CircuitOptions,
     "atlas": AtlasOptions,
 }
 

@@ -16,6 +16,7 @@ COMMANDS = {
     "it.",
     "detect": "Find the questions that presuppose something false, and the words that are false.",
     "patch": "Patch every unit of a component on pairs of clean and corrupted texts.",
+    "circuit": "Score the edges between heads, MLPs and the logits, and run circuits of them.",
     "atlas": "Set run directories side by side: a page, a table with a row a run, a figure.",
 }
 FAMILIES = {

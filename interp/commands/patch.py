@@ -9,40 +9,43 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 from torch import Tensor
 
 from interp.arguments import check_choice
 from interp.commands.dtype_check import N_PROMPTS, Measure, note_dtype_check
+from interp.commands.pairs import (
+    PairSettings,
+    answered_pairs,
+    claim_pairs,
+    encoded_pairs,
+    mean_metrics,
+)
 from interp.errors import UserError
-from interp.files.documents import read_json, write_atomically, write_json, write_jsonl, write_table
+from interp.files.documents import read_json, write_atomically, write_json, write_table
 from interp.forward.hook_points import Component, check_component
-from interp.forward.partial import device_of
-from interp.jobs import RUN_HERE, SHARD, JobRunner, OutputSpec, Shard
+from interp.jobs import RUN_HERE, JobRunner, Shard
 from interp.models.hooked_model import HookedModel
 from interp.patching import PatchEffects
 from interp.patching.patch_source import PatchSource, check_patch_source
 from interp.patching.unit_effects import Method, check_method
 from interp.report.patch_page import render_patch
-from interp.runs.clock import one_moment, with_clock
-from interp.runs.identity import begin_run, check_run, conditions, model_identity
+from interp.runs.clock import one_moment
+from interp.runs.identity import check_run, conditions, model_identity
 from interp.runs.job_runner import StoredJobRunner
 from interp.runs.lock import one_process
 from interp.runs.manifest import read_manifest, write_manifest
 from interp.runs.prompting import PROMPTS
-from interp.runs.resources import budget_entry, run_resources, with_resources
+from interp.runs.resources import budget_entry, run_resources
 from interp.runs.shards import Engine, InProcess, digest_of, remove_shards
-from interp.statistics.significance import MINIMUM_GROUPS, mean_interval
-from interp.tasks import EncodedPairs, Pairs, answered_right, encode_pairs, ioi_pairs, read_pairs
-from interp.tasks.ioi import Corruption, check_corruption
-from interp.tasks.patching import Metric, Where, patch_pairs, positions_of
+from interp.statistics.significance import MINIMUM_GROUPS
+from interp.tasks import EncodedPairs
+from interp.tasks.patching import Where, patch_pairs, positions_of
 
 logger = logging.getLogger(__name__)
 
-Keep = Literal["all", "right"]
 IDENTITY = "patch.json"
-IOI_PAIRS = 32
 SHARDS = Path("shards") / "patch"
 SHOWN = 10
 FDR = 0.05
@@ -54,12 +57,9 @@ PATCH_OPTIONS = (
 
 
 @dataclass(frozen=True)
-class PatchSettings:
+class PatchSettings(PairSettings):
     """Settings that determine the result of ``interp patch``; part of the run's identity."""
 
-    pairs: str = "ioi"
-    """ioi (indirect-object identification, made here), or a JSONL file: clean, corrupted, answer,
-    wrong_answer, perhaps spans, group and template."""
     component: Component = "z"
     """What is patched; z is a head's output, k and v are patched by key/value group."""
     method: Method = "exact"
@@ -67,42 +67,22 @@ class PatchSettings:
     units, exact patching verifies the first."""
     positions: Where = "all"
     """All positions at once, each alone, or each of the pairs' named spans."""
-    metric: Metric = "logit_difference"
-    """Of the answer against the wrong one, of the answer, or from the clean run's distribution."""
     source: PatchSource = "run"
     """Where patched values come from: the clean run, nothing, a mean, another prompt's run."""
-    keep: Keep = "all"
-    """right: only the pairs whose clean text the model answers rightly."""
-    chat: bool = False
-    """Put each text into the model's chat template, as the user's words."""
-    corruption: Corruption = "swap"
-    """ioi: the second mention of the subject becomes the other name, or all names become others."""
-    limit: int | None = None
-    """How many pairs; by default all of a file, and 32 of ioi."""
     steps: int = 8
     """Steps of ig."""
     top_k: int = 20
     """How many units screen verifies."""
-    memory: float | None = None
-    """MiB that one forward pass may take; by default what suits the machine."""
-    seed: int = 0
-    """Draws the pairs of ioi, resamples, and the bootstrap's samples."""
-    shard: int = SHARD
-    """Prompts in a shard, which is computed and saved as a whole; part of the run's identity."""
 
     def __post_init__(self) -> None:
-        for name, known in (("positions", Where), ("metric", Metric), ("keep", Keep)):
-            check_choice(name, getattr(self, name), known)
+        super().__post_init__()
+        check_choice("positions", self.positions, get_args(Where))
         check_component(self.component)
         check_method(self.method)
         check_patch_source(self.source, self.component)
-        check_corruption(self.corruption)
-        for name in ("limit", "steps", "top_k", "shard"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name} is {value}: it must be at least 1")
-        if self.memory is not None and not self.memory > 0:
-            raise UserError(f"memory is {self.memory} MiB: it must be more than 0")
+        for name in ("steps", "top_k"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}: it must be at least 1")
 
     @property
     def sliced(self) -> bool:
@@ -113,18 +93,6 @@ class PatchSettings:
         """
         independent = self.source in ("run", "zero") and self.method != "screen"
         return independent and self.positions != "each"
-
-
-def load_pairs(settings: PatchSettings, tokenizer: Any = None) -> Pairs:
-    """The pairs that the settings name; generated pairs use names that fit the tokenizer."""
-    if settings.pairs != "ioi":
-        return read_pairs(settings.pairs, limit=settings.limit)
-    return ioi_pairs(
-        settings.limit or IOI_PAIRS,
-        tokenizer=tokenizer,
-        seed=settings.seed,
-        corruption=settings.corruption,
-    )
 
 
 @one_process
@@ -150,22 +118,14 @@ def patch_run(
         UserError: pairs that do not fit the settings, another run in the directory, or no pair that
             the model answers rightly although only such pairs are kept.
     """
-    pairs = load_pairs(settings, model.tokenizer)
-    encoded = encode_pairs(model.tokenizer, pairs, chat=settings.chat, device=device_of(model))
+    pairs, encoded = encoded_pairs(model, settings)
     check_component(settings.component, model)
     positions_of(encoded, settings.positions)
     identity = {**asdict(settings), **model_identity(model)}
     check_run(run, IDENTITY, identity)
     identity[PROMPTS] = digest_of(encoded.content())
-    answering = AnsweringJob(encoded)
-    answered = runner.run(right_shard, model, answering, description="answers", output=RIGHT)
-    right = answered.tensors["right"]
-    if settings.keep == "right":
-        kept = right.nonzero()[:, 0].tolist()
-        if not kept:
-            raise UserError(f"the model answers none of the {len(pairs)} pairs rightly")
-        pairs, encoded = pairs.take(kept), encoded.take(kept)
-    _claim(run, identity, pairs, model=model)
+    pairs, encoded, right = answered_pairs(model, settings, pairs, encoded=encoded, runner=runner)
+    claim_pairs(run, IDENTITY, identity, pairs=pairs, model=model)
     rows = [pair.row() for pair in pairs]
     metadata = {
         "model": identity["fingerprint"],
@@ -205,18 +165,6 @@ def write_patch_report(run: Path) -> Path:
     return write_atomically(run / "report.html", page)
 
 
-def _claim(run: Path, identity: Mapping[str, Any], pairs: Pairs, *, model: HookedModel) -> None:
-    """Write the run's identity and pairs. Raises UserError if the directory has others."""
-    path = run / "pairs.jsonl"
-    if path.is_file() and list(read_pairs(path)) != list(pairs):
-        raise UserError(f"{run} was made with other pairs: choose another --out")
-    check_run(run, IDENTITY, identity)
-    written = with_clock(with_resources(identity, model), model.tokenizer)
-    begin_run(run, IDENTITY, written)
-    if not path.is_file():
-        write_jsonl(path, [pair.row() for pair in pairs])
-
-
 def _effects(
     model: HookedModel,
     encoded: EncodedPairs,
@@ -247,38 +195,6 @@ def _effects(
     result = replace(result, metadata={**result.metadata, **metadata})
     result.save(whole)
     return result
-
-
-@dataclass(frozen=True)
-class AnsweringJob:
-    """Pairs whose clean texts the model answers."""
-
-    encoded: EncodedPairs
-
-    @property
-    def prompts_per_shard(self) -> int:
-        """All pairs: they run together."""
-        return len(self.encoded)
-
-    def order(self) -> Sequence[int]:
-        """The pairs as they are given."""
-        return range(len(self.encoded))
-
-    def take(self, prompts: Sequence[int]) -> "AnsweringJob":
-        """The same job for some of the pairs."""
-        return AnsweringJob(self.encoded.take(prompts))
-
-    def identity(self) -> dict[str, Any]:
-        """What decides the answers, beside the model."""
-        return {"pairs": digest_of(self.encoded.content())}
-
-
-RIGHT = OutputSpec({"right": 1})
-
-
-def right_shard(model: HookedModel, job: AnsweringJob, *, progress: bool = False) -> Shard:
-    """``right`` [pair]: whether the answer is likelier than the wrong one."""
-    return Shard({"right": answered_right(model, job.encoded).cpu()})
 
 
 @dataclass(frozen=True)
@@ -320,8 +236,7 @@ def patch_shard(model: HookedModel, job: PatchJob, *, progress: bool = False) ->
 
 def _options(settings: PatchSettings) -> dict[str, Any]:
     """The settings as `patch_pairs` takes them."""
-    budget = None if settings.memory is None else int(settings.memory * 2**20)
-    return {"budget": budget, **{name: getattr(settings, name) for name in PATCH_OPTIONS}}
+    return {"budget": settings.budget, **{name: getattr(settings, name) for name in PATCH_OPTIONS}}
 
 
 def _on_a_few(encoded: EncodedPairs, settings: PatchSettings) -> Measure:
@@ -342,11 +257,7 @@ def summary_of(
     table = result.to_dataframe()
     tested = len(set(result.groups)) >= MINIMUM_GROUPS
     assert result.clean is not None
-    runs = {"clean": result.clean, "corrupted": result.corrupted}
-    means = {
-        name: list(mean_interval(values.numpy(), result.groups, seed=settings.seed))
-        for name, values in runs.items()
-    }
+    means = mean_metrics(result.clean, result.corrupted, result.groups, seed=settings.seed)
     top = table.head(SHOWN).astype(object).where(table.head(SHOWN).notna(), None)
     return {
         "n_pairs": n_pairs,

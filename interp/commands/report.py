@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from interp.commands.circuit import write_circuit_report
 from interp.commands.patch import write_patch_report
 from interp.commands.probe import write_probe_report
 from interp.errors import UserError
@@ -13,8 +14,8 @@ from interp.report.heads_page import write_report
 def report_run(run: Path) -> Path:
     """Write ``report.html`` into a run directory and return its path.
 
-    The files show the kind of run: ``interp patch``, ``interp probe``, ``interp moelora compare``,
-    or a search for false-premise heads.
+    The files show the kind of run: ``interp patch``, ``interp circuit``, ``interp probe``,
+    ``interp moelora compare``, or a search for false-premise heads.
 
     Raises:
         UserError: the directory holds no such run, or files are missing or damaged.
@@ -22,6 +23,8 @@ def report_run(run: Path) -> Path:
     check_links(run)
     if (run / "patch.json").is_file():
         return write_patch_report(run)
+    if (run / "circuit_run.json").is_file():
+        return write_circuit_report(run)
     if (run / "comparison.json").is_file():
         # Imported here because it imports PEFT, which takes seconds.
         from interp.report.comparison_page import check_comparison, read_losses, render_comparison

@@ -82,7 +82,12 @@ FIRST_COLUMNS = [
     *("preference", "preference_told", "preference_gated"),
 ]
 """The columns that a terminal or a notebook shows."""
-_OTHER_KINDS = {"patch.json": "patch", "comparison.json": "moelora compare", "probe.json": "probe"}
+_OTHER_KINDS = {
+    "patch.json": "patch",
+    "circuit_run.json": "circuit",
+    "comparison.json": "moelora compare",
+    "probe.json": "probe",
+}
 
 
 @dataclass(frozen=True)

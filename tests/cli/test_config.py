@@ -15,6 +15,7 @@ from interp.cli.moelora import OPTIONS, CompareOptions, TrainOptions
 from interp.cli.moelora import parse as parse_moelora
 from interp.cli.options import COMMANDS, LocateOptions, PatchOptions, parse
 from interp.commands.analyze import AnalyzeSettings
+from interp.commands.circuit import CircuitSettings
 from interp.commands.compare import ComparedMethods
 from interp.commands.demo import DemoSettings
 from interp.commands.detect import DetectSettings
@@ -35,6 +36,7 @@ SETTINGS: dict[type, str] = {
     DetectSettings: "detect",
     ProbeSettings: "probe",
     PatchSettings: "patch",
+    CircuitSettings: "circuit",
     TrainingSettings: "train",
     ComparedMethods: "compare",
     AnalyzeSettings: "analyze",

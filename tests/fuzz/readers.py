@@ -202,6 +202,7 @@ READERS: dict[str, Reader] = {
     "run of locate, report": Reader(run_seeds.evaluated_run, run_seeds.EVALUATED_KINDS, _report),
     "run of locate, resumed": Reader(run_seeds.located_run, run_seeds.LOCATED_KINDS, _resumed),
     "run of patch, report": Reader(run_seeds.patch_run, run_seeds.PATCH_KINDS, _report),
+    "run of circuit, report": Reader(run_seeds.circuit_run, run_seeds.CIRCUIT_KINDS, _report),
     "run of probe, report": Reader(run_seeds.probe_run, run_seeds.PROBE_KINDS, _report),
     "run of compare, report": Reader(
         run_seeds.comparison_run, {"comparison.json": "json", "losses.csv": "csv"}, _report

@@ -3,12 +3,15 @@
 from pathlib import Path
 
 import pandas as pd
+import torch
 
+from interp.commands.circuit import CircuitSettings, write_results
 from interp.commands.patch import PatchSettings, summary_of
 from interp.files.documents import write_json, write_jsonl, write_table, write_yaml
 from interp.heads.effects import save_effects
+from interp.patching.edges.edge_faithfulness import EdgeCircuits
 from tests.conftest import planted_relation as relation_of_planted
-from tests.fuzz.seeds import made_up_effects, made_up_result
+from tests.fuzz.seeds import made_up_edges, made_up_effects, made_up_result
 from tests.report.conftest import make_evaluation, write_run
 
 EVALUATED_KINDS = {
@@ -92,6 +95,24 @@ def patch_run(folder: Path) -> None:
     result.save(folder / "effects.safetensors")
     write_json(folder / "patch.json", {"pairs": "ioi"})
     write_json(folder / "summary.json", summary_of(result, PatchSettings(), n_right=7, n_pairs=7))
+    write_json(folder / "manifest.json", {"model": {"spec": "tiny"}, "seed": 0, "versions": {}})
+
+
+CIRCUIT_KINDS = {
+    "edges.safetensors": "tensors",
+    **dict.fromkeys(("summary.json", "manifest.json"), "json"),
+}
+
+
+def circuit_run(folder: Path) -> None:
+    """A finished run of ``interp circuit``."""
+    found = made_up_edges()
+    circuits = EdgeCircuits.of(found, n_random=2)
+    values = torch.randn(6, len(circuits.masks()))
+    curve = circuits.curve(values, clean=found.clean, corrupted=found.corrupted)
+    write_results(folder, found, curve, settings=CircuitSettings(), n_right=6, n_pairs=12)
+    found.save(folder / "edges.safetensors")
+    write_json(folder / "circuit_run.json", {"pairs": "ioi"})
     write_json(folder / "manifest.json", {"model": {"spec": "tiny"}, "seed": 0, "versions": {}})
 
 

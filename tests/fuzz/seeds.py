@@ -162,13 +162,17 @@ def patching_result(folder: Path) -> None:
     made_up_result().save(folder / "effects.safetensors")
 
 
-def edge_effects(folder: Path) -> None:
+def made_up_edges() -> EdgeEffects:
+    """Scores of all edges of a model of two layers."""
     graph = EdgeGraph(n_layers=2, n_heads=2, n_kv_heads=1)
     torch.manual_seed(0)
-    values = torch.randn(6, *graph.shape)
-    runs = {"corrupted": torch.randn(6), "clean": torch.randn(6)}
-    result = EdgeEffects(values, graph, d_model=8, method="eap", metric="kl", **runs)
-    result.save(folder / "edges.safetensors")
+    values = torch.randn(6, *graph.shape).masked_fill(~graph.exists, torch.nan)
+    clean, corrupted = torch.randn(2, 6)
+    return EdgeEffects(values, graph, 8, corrupted, clean, method="eap", metric="kl")
+
+
+def edge_effects(folder: Path) -> None:
+    made_up_edges().save(folder / "edges.safetensors")
 
 
 def head_set(folder: Path) -> None:

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import interp.commands.patch as patch_module
-from interp.commands.patch import PatchSettings, load_pairs, patch_run
+from interp.commands.pairs import load_pairs
+from interp.commands.patch import PatchSettings, patch_run
 from interp.errors import UserError
 from interp.models import HookedModel
 from interp.patching import PatchEffects

@@ -1,11 +1,12 @@
 """How much of a behaviour do the first k edges of a ranking carry? MIB's curve for edges."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from interp.arguments import of_kind, whole_number
@@ -13,11 +14,13 @@ from interp.checked import checked
 from interp.errors import UserError
 from interp.forward.batch import Prompts
 from interp.forward.memory import Budget
+from interp.forward.prompts import names_of_prompts
 from interp.forward.recorded_run import RecordedRun
 from interp.forward.trial import keeping_unhooked
 from interp.models.hooked_model import HookedModel
 from interp.patching.edges.circuit_run import CircuitRun
 from interp.patching.edges.edge_pairs import EdgePairs
+from interp.patching.edges.graph import EdgeGraph
 from interp.patching.edges.result import EdgeEffects
 from interp.patching.effect_arrays import By
 from interp.patching.faithfulness import PROPORTIONS, Faithfulness, check_proportions
@@ -25,9 +28,106 @@ from interp.patching.metrics import Metric, apply_metric
 from interp.patching.patch_inputs import PatchInputs
 
 
+@dataclass(frozen=True, eq=False)
+class EdgeCircuits:
+    """Circuits of the first edges of a ranking, and of random orders of the same edges.
+
+    Attributes:
+        graph: of the model.
+        orders: places of the edges in the flattened scores: the ranking, then random orders.
+        proportions, counts: of the edges in each circuit.
+        seed: of the curve's intervals.
+    """
+
+    graph: EdgeGraph
+    orders: tuple[np.ndarray, ...]
+    proportions: tuple[float, ...]
+    counts: tuple[int, ...]
+    seed: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        scores: EdgeEffects,
+        *,
+        by: By = "absolute",
+        proportions: Sequence[float] = PROPORTIONS,
+        n_random: int = 5,
+        seed: int = 0,
+    ) -> "EdgeCircuits":
+        """From the scores of ``patch_edges``; the arguments are those of `edge_faithfulness`."""
+        of_kind("scores", scores, EdgeEffects, advice="interp.patching.patch_edges gives them")
+        shares = check_proportions(proportions)
+        n_random, seed = whole_number("n_random", n_random, least=0), whole_number("seed", seed)
+        order, generator = scores.order(by=by), np.random.default_rng(seed)
+        orders = (order, *(generator.permutation(order) for _ in range(n_random)))
+        counts = tuple(int(share * len(order)) for share in shares)
+        return cls(scores.graph, orders, shares, counts, seed)
+
+    def masks(self) -> list[Bool[Tensor, "writer reader"]]:
+        """The edges of every circuit, order by order."""
+        found = []
+        for ranked in self.orders:
+            for count in self.counts:
+                mask = torch.zeros_like(self.graph.exists)
+                mask.view(-1)[torch.from_numpy(ranked[:count].copy())] = True
+                found.append(mask)
+        return found
+
+    def curve(
+        self,
+        values: Float[Tensor, "prompt circuit"],
+        *,
+        clean: Float[Tensor, " prompt"],
+        corrupted: Float[Tensor, " prompt"],
+        groups: Sequence[str] = (),
+    ) -> Faithfulness:
+        """The curve of the circuits' metrics, as ``run_circuits`` returns them."""
+        curves = values.unflatten(1, (len(self.orders), len(self.counts))).transpose(0, 1)
+        return Faithfulness(
+            proportions=self.proportions,
+            counts=self.counts,
+            circuit=curves[0],
+            clean=clean,
+            corrupted=corrupted,
+            random=curves[1:],
+            groups=tuple(groups) or tuple(map(str, range(len(values)))),
+            seed=self.seed,
+        )
+
+
+@torch.no_grad()
+def run_circuits(
+    model: HookedModel,
+    clean: Prompts,
+    corrupted: Prompts,
+    metric: Metric,
+    *,
+    circuits: EdgeCircuits,
+    budget: int | Budget | None = None,
+    progress: bool = True,
+) -> tuple[Float[Tensor, "prompt circuit"], dict[str, Tensor]]:
+    """The metric of each circuit, and by name that of the clean and of the corrupted runs."""
+    options: dict[str, Any] = {"budget": budget, "progress": progress}
+    pairs = EdgePairs(PatchInputs(model, clean, corrupted, metric, **options))
+    if pairs.graph != circuits.graph:
+        raise UserError("the scores are of a model with other writers and readers")
+    device, masks = pairs.inputs.corrupted.tokens.device, circuits.masks()
+
+    def run(runs: dict[str, RecordedRun], of_chunk: Metric, done: Any) -> Tensor:
+        circuit_run, found = CircuitRun(model, pairs.parts, pairs.graph, **runs), []
+        for mask in masks:
+            found.append(apply_metric(of_chunk, circuit_run.logits(mask.to(device))))
+            done(len(found[-1]))
+        return torch.stack(found, dim=1)
+
+    return pairs.in_chunks(
+        run, shape=(len(masks),), steps=len(masks), with_graph=False, what="circuits"
+    )
+
+
 @checked
 @keeping_unhooked()
-@torch.no_grad()
 def edge_faithfulness(
     model: HookedModel,
     clean: Prompts,
@@ -62,43 +162,8 @@ def edge_faithfulness(
             unequal lengths, no gap between clean and corrupted, or a model whose circuits cannot be
             run.
     """
-    of_kind("scores", scores, EdgeEffects, advice="interp.patching.patch_edges gives them")
-    shared: dict[str, Any] = {"groups": groups, "seed": seed, "budget": budget}
-    inputs = PatchInputs(model, clean, corrupted, metric, **shared, progress=progress)
-    pairs = EdgePairs(inputs)
-    if pairs.graph != scores.graph:
-        raise UserError("the scores are of a model with other writers and readers")
-    shares, n_random = check_proportions(proportions), whole_number("n_random", n_random, least=0)
-    order, generator = scores.order(by=by), np.random.default_rng(inputs.seed)
-    orders = [order, *(generator.permutation(order) for _ in range(n_random))]
-    counts = tuple(int(share * len(order)) for share in shares)
-    circuits = [_mask(pairs, ranked[:count]) for ranked in orders for count in counts]
-
-    def run(runs: dict[str, RecordedRun], of_chunk: Metric, done: Any) -> Tensor:
-        circuit_run, found = CircuitRun(model, pairs.parts, pairs.graph, **runs), []
-        for circuit in circuits:
-            found.append(apply_metric(of_chunk, circuit_run.logits(circuit)))
-            done(len(found[-1]))
-        return torch.stack(found, dim=1)
-
-    values, metrics = pairs.in_chunks(
-        run, shape=(len(circuits),), steps=len(circuits), with_graph=False, what="circuits"
-    )
-    curves = values.unflatten(1, (len(orders), len(counts))).transpose(0, 1)
-    return Faithfulness(
-        proportions=shares,
-        counts=counts,
-        circuit=curves[0],
-        clean=metrics["clean"],
-        corrupted=metrics["corrupted"],
-        random=curves[1:],
-        groups=tuple(inputs.groups) or tuple(map(str, range(len(values)))),
-        seed=inputs.seed,
-    )
-
-
-def _mask(pairs: EdgePairs, kept: np.ndarray) -> Bool[Tensor, "writer reader"]:
-    """Some edges, by their places in the flattened scores."""
-    mask = torch.zeros_like(pairs.graph.exists)
-    mask.view(-1)[torch.from_numpy(kept.copy())] = True
-    return mask.to(pairs.inputs.corrupted.tokens.device)
+    circuits = EdgeCircuits.of(scores, by=by, proportions=proportions, n_random=n_random, seed=seed)
+    options: dict[str, Any] = {"budget": budget, "progress": progress}
+    values, runs = run_circuits(model, clean, corrupted, metric, circuits=circuits, **options)
+    groups = names_of_prompts("groups", groups, len(values))
+    return circuits.curve(values, **runs, groups=groups)

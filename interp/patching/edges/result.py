@@ -1,9 +1,10 @@
 """The result of patching edges: a score for each writer and reader, per prompt."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.arguments import as_path, of_kind, whole_number
+from interp.arguments import as_path, listed, of_kind, whole_number
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.figures.edges import edge_heatmap
@@ -28,6 +29,7 @@ from interp.statistics.significance import MINIMUM_GROUPS, effect_statistics, gr
 INTERVALS = 1000
 """Edges for which a table has intervals, the largest first."""
 _TEXTS = ("method", "metric")
+_TENSORS = ("values", "corrupted", "clean")
 _GRAPH = ("n_layers", "n_heads", "n_kv_heads", "parallel")
 _KEPT = (*_TEXTS, *_GRAPH, "d_model", "groups", "seed", "metadata")
 _FILE_SHAPE = {
@@ -176,32 +178,59 @@ class EdgeEffects(Displayed):
         )
         return Shown(text, (self.to_dataframe(20),), self.plot)
 
+    @classmethod
+    def concatenate(cls, results: Sequence["EdgeEffects"]) -> "EdgeEffects":
+        """One result over the prompts of several, in order; all else is as in the first.
+
+        Raises:
+            UserError: no results, or results of different graphs, methods or metrics.
+        """
+        results = [of_kind("a result", result, cls) for result in listed("results", results)]
+        if not results:
+            raise UserError("there are no results to concatenate")
+        first = results[0]
+        for other in results[1:]:
+            for name in ("graph", *_TEXTS):
+                if getattr(first, name) != getattr(other, name):
+                    raise UserError(f"the results differ in {name}")
+        joined = {
+            name: torch.cat([getattr(result, name) for result in results]) for name in _TENSORS
+        }
+        return replace(first, groups=sum((result.groups for result in results), ()), **joined)
+
     def save(self, path: str | Path) -> Path:
         """Write the result to a safetensors file, whole or not at all."""
-        tensors = {name: getattr(self, name) for name in ("values", "corrupted", "clean")}
+        return write_tensors(as_path("path", path), *self.parts())
+
+    def parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The result as tensors and JSON fields; ``from_parts`` reads them."""
         kept = {name: getattr(self, name) for name in (*_TEXTS, "d_model", "groups", "seed")}
         kept |= {name: getattr(self.graph, name) for name in _GRAPH}
-        return write_tensors(as_path("path", path), tensors, kept | {"metadata": {**self.metadata}})
+        return {name: getattr(self, name) for name in _TENSORS}, kept | {
+            "metadata": {**self.metadata}
+        }
+
+    @classmethod
+    def from_parts(cls, tensors: Mapping[str, Tensor], kept: Mapping[str, Any]) -> "EdgeEffects":
+        """The result that ``parts`` was called on. Raises UserError for anything else."""
+        check_shape(kept, _FILE_SHAPE, "its metadata")
+        check_tensors(tensors, values=3, corrupted=1, clean=1)
+        return cls(
+            graph=EdgeGraph(**{name: kept[name] for name in _GRAPH}),
+            d_model=kept["d_model"],
+            groups=tuple(kept["groups"]),
+            seed=kept["seed"],
+            metadata=dict(kept["metadata"]),
+            **{name: tensors[name] for name in _TENSORS},
+            **{name: kept[name] for name in _TEXTS},
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> "EdgeEffects":
         """Read what ``save`` wrote. Raises UserError for no file, or a damaged one."""
         path = as_path("path", path)
         try:
-            tensors, kept = read_tensors(path, _KEPT)
-            check_shape(kept, _FILE_SHAPE, "its metadata")
-            check_tensors(tensors, values=3, corrupted=1, clean=1)
-            return cls(
-                values=tensors["values"],
-                graph=EdgeGraph(**{name: kept[name] for name in _GRAPH}),
-                d_model=kept["d_model"],
-                corrupted=tensors["corrupted"],
-                clean=tensors["clean"],
-                groups=tuple(kept["groups"]),
-                seed=kept["seed"],
-                metadata=dict(kept["metadata"]),
-                **{name: kept[name] for name in _TEXTS},
-            )
+            return cls.from_parts(*read_tensors(path, _KEPT))
         except FileNotFoundError as error:
             raise UserError(f"there is no result of edges at {path}") from error
         except UserError as error:
