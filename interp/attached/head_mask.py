@@ -88,16 +88,23 @@ def mask_hook(module: nn.Module, make: MakeMask) -> Callable[..., Any]:
 
 
 def as_scores(
-    given: Any, hidden: Float[Tensor, "prompt pos d_model"], n_heads: int
+    given: Any, hidden: Float[Tensor, "prompt pos d_model"], n_heads: int, *, first_query: int = 0
 ) -> Float[Tensor, "prompt head query key"]:
-    """A mask of a whole prompt as scores: zero where a query sees a key, else the least number.
+    """A mask as scores: zero where a query sees a key, else the least number.
 
     What is added to the scores of an attention is edited like the scores.
+
+    Args:
+        first_query: how many positions are cached.
     """
-    n_prompts, width = hidden.shape[:2]
+    n_prompts, n_queries = hidden.shape[:2]
     if given is None:
         given = causal_mask(
-            first_query=0, n_queries=width, first_key=0, n_keys=width, device=hidden.device
+            first_query=first_query,
+            n_queries=n_queries,
+            first_key=0,
+            n_keys=first_query + n_queries,
+            device=hidden.device,
         )
     if given.dtype == torch.bool:
         numbers = torch.zeros(given.shape, dtype=hidden.dtype, device=given.device)

@@ -114,7 +114,7 @@ def test_without_weight_it_is_the_probes(detector, tiny_llama):
 def test_below_the_floor_nothing_runs_and_nothing_fires(detector, tiny_llama, monkeypatch):
     high = replace(detector, floor=1e9, threshold=0.5)
     monkeypatch.setattr(
-        "probes.detector.echo_detector.echo_log_odds",
+        "probes.detector.echo_detector.echo_after_reading",
         lambda model, asked, spans, **options: np.zeros((len(asked), 2)) if not asked else 1 / 0,
     )
     found = high.detect(tiny_llama, TEXTS, progress=False)
