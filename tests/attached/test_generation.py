@@ -18,14 +18,15 @@ from interp.attached.plain_model import PlainModel
 from interp.heads import HeadSet
 from interp.interventions import Intervention
 from interp.models.quiet import quiet_libraries
+from probes.activation_reader import read_activations
 from probes.detector.calibration import Calibration
 from probes.detector.detect import detect
 from probes.detector.detections import Detection
 from probes.detector.detector import PremiseDetector
-from probes.detector.echo import echo_log_odds
+from probes.detector.echo import echo_after_reading, echo_log_odds
 from probes.detector.evidence import EXPECTATION, PROBES, Combination
 from probes.detector.questions import tokenize_question
-from tests.attached.architectures import make
+from tests.attached.architectures import SPECIES, make
 from tests.attached.test_equality import PROMPTS, SPANS, greedy, padded, part
 
 EVERY = tuple((layer, head) for layer in range(2) for head in range(4))
@@ -268,3 +269,22 @@ def test_echoes_are_those_of_the_hooked_model(
         expected = echo_log_odds(hooked, *of, heads=heads, progress=False)
         np.testing.assert_allclose(found, expected, atol=1e-3)
         assert np.abs(found[:, 0] - found[:, 1]).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["mistral", "gemma3", "gptj", "opt"])
+def test_echoes_go_on_from_what_a_plain_model_has_read(name: str, chat_tokenizer: Any) -> None:
+    """Windows that slide, layers that return tuples, and positions that the mask counts."""
+    window = {"sliding_window": 40} if "sliding_window" in SPECIES[name][2] else {}
+    hf_model = make(name, chat_tokenizer, max_position_embeddings=256, **window)
+    plain: Any = PlainModel(hf_model, chat_tokenizer, Anatomy.of(hf_model))
+    asked = [tokenize_question(chat_tokenizer, text) for text in QUESTIONS]
+    spans = [(of.span[0] + 2, of.span[0] + 3) for of in asked]
+    heads = HeadSet(((1, 0), (1, 3)), "attention")
+    expected = echo_log_odds(plain, asked, spans, heads=heads, progress=False)
+    prompts = [of.to_read for of in asked]
+    (chunk,) = read_activations(plain, prompts, layers=[0], keys_values=True, progress=False)
+    rows = [chunk.prompts.index(row) for row in range(2)]
+    given = {"keys_values": chunk.keys_values, "rows": rows}
+    found = echo_after_reading(plain, asked, spans, heads=heads, **given)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert np.abs(found[:, 0] - found[:, 1]).max() > 1e-4
