@@ -22,7 +22,13 @@ mask that it gets; None to leave it as it is."""
 
 
 def cut_pairs(
-    at: Bool[Tensor, "prompt pos"], *, first_query: int, n_queries: int, first_key: int, n_keys: int
+    at: Bool[Tensor, "prompt pos"],
+    *,
+    first_query: int,
+    n_queries: int,
+    first_key: int,
+    n_keys: int,
+    end: int | None = None,
 ) -> Bool[Tensor, "prompt query key"]:
     """The (query, key) pairs whose attention changes: all queries after a prompt's last key.
 
@@ -30,13 +36,17 @@ def cut_pairs(
         at: the keys, as positions of the text; it may be shorter than the text.
         first_query, first_key: the positions at which queries and keys begin; a sliding window has
             dropped the keys before ``first_key``, and a cache of fixed length has room for more.
+        end: the position from which on queries are left alone; None for no end.
     """
     width = max(at.shape[1], first_key + n_keys)
     keys = torch.nn.functional.pad(at, (0, width - at.shape[1]))[:, first_key : first_key + n_keys]
     positions = torch.arange(at.shape[1], device=at.device)
     last = torch.where(at, positions, -1).amax(dim=1)
     queries = torch.arange(first_query, first_query + n_queries, device=at.device)
-    return (queries[None, :] > last[:, None])[:, :, None] & keys[:, None, :]
+    cut = queries[None, :] > last[:, None]
+    if end is not None:
+        cut = cut & (queries < end)
+    return cut[:, :, None] & keys[:, None, :]
 
 
 def mask_by_head(
@@ -44,18 +54,27 @@ def mask_by_head(
     pairs: Bool[Tensor, "prompt query key"],
     heads: Bool[Tensor, " head"],
     *,
-    factor: float,
+    factor: float | Float[Tensor, " prompt"],
     dtype: torch.dtype,
 ) -> Bool[Tensor, "prompt head query key"] | Float[Tensor, "prompt head query key"]:
-    """The mask, for every head; of the same kind, or of ``dtype`` if a factor needs numbers."""
+    """The mask, for every head; of the same kind, or of ``dtype`` if a factor needs numbers.
+
+    Args:
+        factor: zero or more; one number, or one for each prompt.
+    """
     where = pairs[:, None] & heads[None, :, None, None]
+    cuts = not isinstance(factor, Tensor) and factor == 0
     if mask.dtype == torch.bool:
-        if factor == 0:
+        if cuts:
             return mask & ~where
         numbers = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
         mask = numbers.masked_fill(~mask, torch.finfo(dtype).min)
-    if factor == 0:
-        return torch.where(where, torch.finfo(mask.dtype).min, mask)
+    lowest = torch.finfo(mask.dtype).min
+    if cuts:
+        return torch.where(where, lowest, mask)
+    if isinstance(factor, Tensor):
+        more = factor.to(mask.device).log().to(mask.dtype)[:, None, None, None]
+        return torch.where(where, (mask + more).clamp(min=lowest), mask)
     return torch.where(where, mask + math.log(factor), mask)
 
 

@@ -181,9 +181,9 @@ def _run_echoes(
     with hooked(model, reading if skips else []):
         uncut = check_finite(run(), model, run)[:, -1]
     # Below the lowest cut head both echoes are the same.
-    with skipping_layers(model, lowest, streams[0]) if skips else nullcontext():
-        with hooked(model, _cut(model, heads, upload(keys, device), start=first)):
-            cut = check_finite(run(), model, run)[:, -1]
+    skipping = skipping_layers(model, lowest, streams[0]) if skips else nullcontext()
+    with skipping, hooked(model, _cut(model, heads, upload(keys, device), start=first)):
+        cut = check_finite(run(), model, run)[:, -1]
     tokens = torch.tensor([question.tokens[span[0]] for question, span in chosen])
     return torch.stack([_log_odds(uncut, tokens), _log_odds(cut, tokens)], dim=1)
 

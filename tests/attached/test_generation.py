@@ -208,6 +208,56 @@ def test_the_gate_opens_where_the_detector_fires(
         assert not torch.equal(found[0], free[0])
 
 
+@pytest.mark.parametrize("site", ["attention", "output"])
+def test_as_strong_as_the_detector_is_sure(
+    hf_factory: Callable[..., Any], chat_tokenizer: Any, site: Any
+) -> None:
+    """Strengths 0.3 and 0.8, which `constrain` is told; beams run each prompt several times."""
+    hf_model = hf_factory("llama", chat_tokenizer)
+    hooked = interp.models.from_hf(hf_factory("llama", chat_tokenizer), chat_tokenizer)
+    asked = [tokenize_question(chat_tokenizer, text) for text in QUESTIONS]
+    places = [text.index(word) for text, word in zip(QUESTIONS, ("Germany", "Japan"), strict=True)]
+    found = [
+        Detection(True, sure, (at, at + 5), of.tokens_at((at, at + 5)))
+        for of, at, sure in zip(asked, places, (0.3, 0.8), strict=True)
+    ]
+
+    class Sure:
+        def detect(self, model: Any, questions: Any, **_: Any) -> list[Detection]:
+            return [found[QUESTIONS.index(question)] for question in questions]
+
+    heads = HeadSet(EVERY, site)
+    for beams in (1, 2):
+        for rows in ([0], [1], [1, 0]):
+            prompts = [list(asked[row].tokens) for row in rows]
+            width = max(map(len, prompts))
+            batch = {
+                "input_ids": torch.tensor([[3] * (width - len(ids)) + ids for ids in prompts]),
+                "attention_mask": torch.tensor(
+                    [[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts]
+                ),
+            }
+            options = {"max_new_tokens": 5, "do_sample": False, "num_beams": beams}
+            told = [found[row].token_span for row in rows]
+            sure = [found[row].probability for row in rows]
+            with interp.constrain(hooked, heads, at=told, strengths=sure):
+                expected = hooked.original_model.generate(**batch, **options)
+            with attach(hf_model, chat_tokenizer, heads, gate="soft", detector=Sure()) as model:
+                said = model.generate(**batch, **options)
+            assert torch.equal(said, expected)
+    with torch.no_grad():
+        tokens = torch.tensor([list(asked[0].tokens)])
+        free = hf_model(tokens).logits
+        with interp.constrain(hooked, heads, at=[found[0].token_span], strengths=[0.3]):
+            logits = hooked.original_model(tokens).logits
+        with attach(hf_model, chat_tokenizer, heads, gate="soft", detector=Sure()):
+            torch.testing.assert_close(hf_model(tokens).logits, logits, atol=1e-4, rtol=0)
+        with attach(hf_model, chat_tokenizer, heads, gate="probe", detector=Sure()):
+            whole = hf_model(tokens).logits
+    assert float((logits - free).abs().max()) > 1e-3
+    assert float((logits - whole).abs().max()) > 1e-3
+
+
 def test_an_adapter_and_offloaded_weights(plain_tokenizer: Any) -> None:
     with quiet_libraries():
         config = peft.LoraConfig(r=2, target_modules=["q_proj", "o_proj"])

@@ -43,8 +43,7 @@ def hf_model(plain_tokenizer: Any) -> Any:
         (HEADS, {"gate": "probe", "at": SPANS}, "finds the false object itself"),
         (HEADS, {"gate": "probe"}, "no detector for this model yet"),
         (HEADS, {"at": SPANS, "detector": object()}, "detector"),
-        (Constraint(HEADS, decoding_steps=2), {"at": SPANS}, "decoding_steps is for the hooked"),
-        (HEADS, {"gate": "soft"}, "gate 'soft' is for the hooked model"),
+        (HEADS, {"gate": "soft", "at": SPANS}, "gate 'soft' finds the false object itself"),
         ("nowhere", {"at": SPANS}, "nowhere"),
     ],
 )
