@@ -31,6 +31,7 @@ from interp.attached import attach
 from interp.attached.anatomy import Anatomy
 from interp.attached.plain_model import PlainModel
 from interp.heads.shipped import shipped_for
+from interp.interventions import detect
 from interp.models import render_chat
 from interp.premises import load_premises
 
@@ -39,7 +40,8 @@ RELATIONS = (
     *("capitals", "authors", "landmarks", "products"),
     *("languages", "us_cities", "instruments", "myths"),
 )
-BATCH, NEW_TOKENS = 8, 24
+BATCH, COMPARED, NEW_TOKENS = 8, 25, 24
+"""Prompts that run together where costs are measured, and where answers are compared."""
 RESULTS = Path(__file__).resolve().parent / "results" / "attach.json"
 PAIRS = 8
 
@@ -107,32 +109,32 @@ def same_answers(count: int) -> dict[str, Any]:
     shipped = shipped_for(hooked)
     assert shipped is not None
     heads, asked = shipped.heads, questions(count)
-    different, changed, done = [], 0, 0
+    different, acted, done = [], 0, 0
     for gate in ("probe", "oracle"):
         of_gate = [each for each in asked if each.gate == gate]
-        for begin in range(0, len(of_gate), BATCH):
-            part = of_gate[begin : begin + BATCH]
+        for begin in range(0, len(of_gate), COMPARED):
+            part = of_gate[begin : begin + COMPARED]
             texts, words = [each.text for each in part], [each.words for each in part]
             told = None if gate == "probe" else words
-            free = interp.generate(hooked, texts, max_new_tokens=NEW_TOKENS)
             settings: dict[str, Any] = {"gate": gate, "false_object": told}
             expected = interp.generate(
                 hooked, texts, heads=heads, max_new_tokens=NEW_TOKENS, **settings
             )
             with attach(plain.model, plain.tokenizer, heads, **settings):
                 found = plain.answers(texts, NEW_TOKENS)
-            for each, ours, theirs, alone in zip(part, found, expected, free, strict=True):
-                changed += theirs != alone
+            detected = detect(hooked, texts, progress=False) if told is None else []
+            acted += sum(each.fired for each in detected) if told is None else len(part)
+            for each, ours, theirs in zip(part, found, expected, strict=True):
                 if ours != theirs:
                     different.append({**each._asdict(), "attached": ours, "hooked": theirs})
             done += len(part)
-            print(f"{done}/{len(asked)}: {len(different)} differ, {changed} acted", flush=True)
+            print(f"{done}/{len(asked)}: {len(different)} differ, {acted} acted on", flush=True)
     return {
         "prompts": len(asked),
         "gate_probe": sum(each.gate == "probe" for each in asked),
         "relations": list(RELATIONS),
         "new_tokens": NEW_TOKENS,
-        "changed_by_the_constraint": changed,
+        "acted_on": acted,
         "different": different,
     }
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from interp.arguments import shown
 from interp.attached.anatomy import Anatomy
+from interp.attached.compiled import inside, uncompiled
 from interp.attached.places import PlacesOfDetector, PlacesOfWords
 from interp.attached.plain_model import PlainModel, check_plain
 from interp.attached.prompt_text import QuestionFrame
@@ -103,7 +104,7 @@ def attach(
 
     Args:
         hf_model: a causal language model of transformers; one that PEFT has wrapped, or that is
-            quantized or divided over devices, too.
+            quantized, compiled or divided over devices, too.
         what: an intervention, a constraint or a head set; the directory of a run that was
             evaluated, whose best setting is taken; or a file of ``Intervention.save``. Modes
             ``zero`` and ``scale``.
@@ -118,8 +119,8 @@ def attach(
 
     Raises:
         UserError: another model than the run's or the detector's, a head that the model does not
-            have, an attention that takes no mask by head, a model that is compiled or has a
-            constraint already, or no way to find the false object.
+            have, an attention that takes no mask by head, a model that has a constraint already, or
+            no way to find the false object.
     """
     base = _unwrapped(hf_model)
     intervention = intervention_of(what)
@@ -141,7 +142,8 @@ def attach(
         find: Find = _detecting(base, tokenizer, anatomy, run=run, detector=detector, gate=gate)
     else:
         find = _told(tokenizer, at, false_object)
-    try_heads(base, anatomy, intervention.heads)
+    with uncompiled(hf_model):
+        try_heads(base, anatomy, intervention.heads)
     return _attached(hf_model, base, anatomy, intervention=intervention, find=find)
 
 
@@ -163,6 +165,7 @@ def _attached(
         read_strength=lambda: find.strength if isinstance(find, PlacesOfDetector) else None,
     )
     with ExitStack() as stack:
+        stack.enter_context(uncompiled(hf_model))
         stack.callback(_ATTACHED.discard, base)
         _ATTACHED.add(base)
         stack.callback(state.remove_hooks)
@@ -261,13 +264,7 @@ def _unwrapped(given: Any) -> Any:
         raise UserError(
             "hooks do not act in copies of a model: attach to the model inside (.module)"
         )
-    compiled = any(part._compiled_call_impl is not None for part in modules(given))
-    if compiled or hasattr(given, "_orig_mod"):
-        raise UserError(
-            "a model that is compiled by torch.compile ignores what is attached later: attach to "
-            "the model as it was before"
-        )
-    base = _without_adapter(given)
+    base = _without_adapter(inside(given))
     if any(map(is_component, modules(base))):
         raise UserError("this model is hooked by TransformerLens: use interp.constrain")
     check_plain(base)

@@ -65,7 +65,6 @@ def test_models_that_hooks_would_not_reach(
     for given, message in (
         ("smollm2-135m", "causal language model"),
         (nn.Linear(2, 2), "causal language model"),
-        (torch.compile(hf_model, backend="eager"), "compiled"),
         (nn.DataParallel(hf_model), "model inside"),
         (tiny_llama, "hooked by TransformerLens"),
         (tiny_llama.original_model, "hooked by TransformerLens"),
