@@ -23,12 +23,13 @@ from interp.checked import checked
 from interp.errors import UserError
 from interp.forward.batch import TokenBatch, by_length
 from interp.forward.hook_points import hook_name
-from interp.forward.layer_range import override_forward
+from interp.forward.layer_range import override_forward, pass_through
 from interp.forward.out_of_memory import halving
 from interp.forward.partial import device_of, hooked
 from interp.forward.prompts import call_positions
 from interp.forward.transfer import upload
 from interp.models.hooked_model import HookedModel
+from interp.models.model_check import check_of
 from interp.models.spans import shared_length
 from interp.models.whole import first_bad_weight
 from interp.progress import progress_bar
@@ -72,6 +73,10 @@ class TokensToRead:
         return self.tokens[: self.positions[-1] + 1]
 
 
+KeysValues = tuple[tuple[Tensor, Tensor], ...]
+"""Of each layer keys and values [prompt kv_head pos d_head]."""
+
+
 @dataclass(frozen=True)
 class ReadChunk:
     """The activations read in one forward pass.
@@ -82,11 +87,15 @@ class ReadChunk:
             the first prompt's tokens first.
         predictions: Float[token 3], what the model expected at each token (see `PREDICTIONS`); None
             unless they were asked for.
+        keys_values: per layer keys and values [prompt kv_head pos d_head] of all tokens up to the
+            last one that is read, from the first on; padded on the right, and on the model's
+            devices. Empty unless they were asked for.
     """
 
     prompts: tuple[int, ...]
     values: dict[str, Tensor]
     predictions: Tensor | None = None
+    keys_values: KeysValues = ()
 
 
 def check_hook(hook: str) -> ActivationHook:
@@ -119,6 +128,7 @@ def read_activations(
     hooks: Sequence[ActivationHook] = ("resid_post",),
     layers: Sequence[int] | None = None,
     predictions: bool = False,
+    keys_values: bool = False,
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
     progress: bool = True,
 ) -> Iterator[ReadChunk]:
@@ -128,6 +138,8 @@ def read_activations(
         layers: blocks counted from zero, in the order of the result; by default all.
         predictions: also what the model expected at each of these tokens. All blocks then run, and
             the unembedding at every token that the prompts do not share.
+        keys_values: also the keys and values of the attention, from which another pass can go on.
+            All blocks then run.
         batch_tokens: tokens in one forward pass, padding included.
 
     Yields:
@@ -143,10 +155,10 @@ def read_activations(
     if not prompts:
         raise UserError("there are no prompts to collect activations from")
     start, device = _shared_beginning(prompts, predictions=predictions), device_of(model)
-    highest = model.cfg.n_layers - 1 if predictions else max(chosen)
+    highest = model.cfg.n_layers - 1 if predictions or keys_values else max(chosen)
     if predictions:
         batch_tokens = min(batch_tokens, max(1, PREDICTION_NUMBERS // model.cfg.d_vocab))
-    cached: list[tuple[Tensor, Tensor]] = []  # keys and values of the shared tokens
+    cached: KeysValues = ()  # of the shared tokens
     # The context is closed before each yield, so callers see the whole model between chunks.
     with _without_blocks_above(model, highest):
         if start:
@@ -155,13 +167,13 @@ def read_activations(
             call_positions(
                 model.original_model, batch, torch.tensor([0], device=device), cache=cache
             )
-            cached = [(layer.keys, layer.values) for layer in cache.layers]  # type: ignore[attr-defined]
+            cached = _keys_values_in(cache)
     with progress_bar(total=len(prompts), description="activations", shown=progress) as bar:
 
-        def read(indices: list[int]) -> tuple[dict[str, Tensor], Tensor | None]:
+        def read(indices: list[int]) -> ReadChunk:
             part = [prompts[index] for index in indices]
             with _without_blocks_above(model, highest):
-                return _read_chunk(
+                found = _read_chunk(
                     model,
                     part,
                     hooks,
@@ -169,12 +181,14 @@ def read_activations(
                     start=start,
                     cached=cached,
                     predictions=predictions,
+                    keys_values=keys_values,
                 )
+            return ReadChunk(tuple(indices), *found)
 
         chunks = by_length([len(prompt.needed) - start for prompt in prompts], batch_tokens)
-        for indices, (values, expected) in halving(chunks, read):
-            _check_finite(model, values, chosen)
-            yield ReadChunk(tuple(indices), values, expected)
+        for indices, chunk in halving(chunks, read):
+            _check_finite(model, chunk.values, chosen)
+            yield chunk
             bar.update(len(indices))
 
 
@@ -200,10 +214,11 @@ def _read_chunk(
     *,
     layers: Sequence[int],
     start: int,
-    cached: list[tuple[Tensor, Tensor]],
+    cached: KeysValues,
     predictions: bool,
-) -> tuple[dict[str, Tensor], Float[Tensor, "token 3"] | None]:
-    """The values of each hook and, if asked for, the predictions, from one forward pass.
+    keys_values: bool,
+) -> tuple[dict[str, Tensor], Float[Tensor, "token 3"] | None, KeysValues]:
+    """The values of each hook, and what else is asked for, from one forward pass.
 
     It runs the tokens from ``start`` on.
     """
@@ -212,7 +227,7 @@ def _read_chunk(
     needed = [prompt.needed for prompt in prompts]
     tokens = torch.tensor([ids + ids[-1:] * (width - len(ids)) for ids in needed], device=device)
     rows = torch.arange(len(prompts), device=device)
-    cache = DynamicCache() if start else None
+    cache = DynamicCache() if start or keys_values else None
     for layer, pair in enumerate(cached):
         assert cache is not None
         keys, values = (part.expand(len(prompts), -1, -1, -1) for part in pair)
@@ -240,14 +255,20 @@ def _read_chunk(
     values = {
         hook: torch.stack([seen[hook, layer] for layer in layers], dim=1).cpu() for hook in hooks
     }
+    kept = _keys_values_in(cache) if keys_values and cache is not None else ()
     if not predictions:
-        return values, None
+        return values, None, kept
     following = torch.tensor([prompt.tokens[at] for prompt in prompts for at in prompt.positions])
     before = position.to(logits.device) - 1
     expected = predictions_of(
         logits[row.to(logits.device), before], upload(following, logits.device)
     )
-    return values, expected.cpu()
+    return values, expected.cpu(), kept
+
+
+def _keys_values_in(cache: DynamicCache) -> KeysValues:
+    layers: list[Any] = list(cache.layers)
+    return tuple((layer.keys, layer.values) for layer in layers)
 
 
 def predictions_of(
@@ -268,13 +289,11 @@ def predictions_of(
 @contextmanager
 def _without_blocks_above(model: HookedModel, layer: int) -> Iterator[None]:
     """Blocks above ``layer`` return their input unchanged."""
-
-    def pass_through(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return hidden_states
-
+    blocks = list(model.blocks)
+    lengths = check_of(model).tuple_outputs or (0,) * len(blocks)
     with ExitStack() as stack:
-        for block in list(model.blocks)[layer + 1 :]:
-            stack.enter_context(override_forward(block, pass_through))
+        for block, n_values in list(zip(blocks, lengths, strict=True))[layer + 1 :]:
+            stack.enter_context(override_forward(block, pass_through(n_values)))
         yield
 
 

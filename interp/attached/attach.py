@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from interp.arguments import shown
 from interp.attached.anatomy import Anatomy
+from interp.attached.compiled import inside, uncompiled
 from interp.attached.places import PlacesOfDetector, PlacesOfWords
 from interp.attached.plain_model import PlainModel, check_plain
 from interp.attached.prompt_text import QuestionFrame
@@ -45,6 +46,8 @@ _ATTACHED: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
 """The models that have a constraint."""
 _COMPILES = "_valid_auto_compile_criteria"
 """Of transformers: whether ``generate`` compiles the model by itself, which would drop hooks."""
+Find = ObjectPositions | PlacesOfDetector
+"""What finds the positions to act at."""
 
 
 class Attached:
@@ -101,22 +104,23 @@ def attach(
 
     Args:
         hf_model: a causal language model of transformers; one that PEFT has wrapped, or that is
-            quantized or divided over devices, too.
+            quantized, compiled or divided over devices, too.
         what: an intervention, a constraint or a head set; the directory of a run that was
             evaluated, whose best setting is taken; or a file of ``Intervention.save``. Modes
             ``zero`` and ``scale``.
-        gate: who finds the false object: the caller (``oracle``) or a detector (``probe``). By
-            default the caller if ``at`` or ``false_object`` is given, else what ``what`` says.
-        detector: for gate ``probe``; by default the run's own, or the model's own if there is one
-            already (``probes.detector_for`` makes one on the hooked model).
+        gate: who finds the false object: the caller (``oracle``) or a detector (``probe``, or
+            ``soft``, as strong as the detector is sure). By default the caller if ``at`` or
+            ``false_object`` is given, else what ``what`` says.
+        detector: for gates ``probe`` and ``soft``; by default the run's own, or the model's own if
+            there is one already (``probes.detector_for`` makes one on the hooked model).
         false_object: the words that may be false, of which the last occurrence in a prompt is
             taken; or one for each prompt, None to leave a prompt alone.
         at: where the false object is, as ``interp.constrain`` takes it.
 
     Raises:
         UserError: another model than the run's or the detector's, a head that the model does not
-            have, an attention that takes no mask by head, a model that is compiled or has a
-            constraint already, or no way to find the false object.
+            have, an attention that takes no mask by head, a model that has a constraint already, or
+            no way to find the false object.
     """
     base = _unwrapped(hf_model)
     intervention = intervention_of(what)
@@ -132,13 +136,14 @@ def attach(
         check_tokenizer(tokenizer)
         check_same_model(run, PlainModel(base, tokenizer, anatomy, wanted=recorded))  # type: ignore[arg-type]
     gate = _gate(gate or (None if _given(at, false_object) else intervention.gate), detector)
-    if gate == "probe":
+    if gate != "oracle":
         if _given(at, false_object):
-            raise UserError("gate 'probe' finds the false object itself: leave at and words out")
-        find = _detecting(base, tokenizer, anatomy, run=run, detector=detector)
+            raise UserError(f"gate {gate!r} finds the false object itself: leave at and words out")
+        find: Find = _detecting(base, tokenizer, anatomy, run=run, detector=detector, gate=gate)
     else:
         find = _told(tokenizer, at, false_object)
-    try_heads(base, anatomy, intervention.heads)
+    with uncompiled(hf_model):
+        try_heads(base, anatomy, intervention.heads)
     return _attached(hf_model, base, anatomy, intervention=intervention, find=find)
 
 
@@ -148,13 +153,19 @@ def _attached(
     anatomy: Anatomy,
     *,
     intervention: Intervention,
-    find: ObjectPositions,
+    find: Find,
 ) -> Attached:
     by_site: dict[str, list[Any]] = {"output": [], "attention": []}
     for part in intervention.heads:
         by_site[part.site].append(install(part, anatomy))
-    state = AttachedState(find, in_prefill=by_site["output"], in_every_pass=by_site["attention"])
+    state = AttachedState(
+        find,
+        in_prefill=by_site["output"],
+        in_every_pass=by_site["attention"],
+        read_strength=lambda: find.strength if isinstance(find, PlacesOfDetector) else None,
+    )
     with ExitStack() as stack:
+        stack.enter_context(uncompiled(hf_model))
         stack.callback(_ATTACHED.discard, base)
         _ATTACHED.add(base)
         stack.callback(state.remove_hooks)
@@ -187,13 +198,8 @@ def _given(at: Any, false_object: Any) -> bool:
 
 def _gate(gate: Gate | None, detector: Detector | None) -> Gate:
     chosen = check_gate(gate or "oracle")
-    if chosen == "soft":
-        raise UserError(
-            "gate 'soft' is for the hooked model (interp.generate): attach takes gate 'oracle' or "
-            "'probe'"
-        )
-    if detector is not None and chosen != "probe":
-        raise UserError("a detector is for gate='probe'")
+    if detector is not None and chosen == "oracle":
+        raise UserError("a detector is for gate='probe' and gate='soft'")
     return chosen
 
 
@@ -217,8 +223,14 @@ def _told(tokenizer: Any, at: Any, false_object: Any) -> ObjectPositions:
 
 
 def _detecting(
-    base: Any, tokenizer: Any, anatomy: Anatomy, *, run: Path | None, detector: Detector | None
-) -> ObjectPositions:
+    base: Any,
+    tokenizer: Any,
+    anatomy: Anatomy,
+    *,
+    run: Path | None,
+    detector: Detector | None,
+    gate: Gate,
+) -> PlacesOfDetector:
     """Positions that a detector finds."""
     check_tokenizer(tokenizer)
     wanted = getattr(detector, "fingerprint", None)
@@ -238,7 +250,7 @@ def _detecting(
         )
     if not isinstance(detector, Detector):
         raise UserError(f"detector is a premise detector (probes.Detector), not {shown(detector)}")
-    return PlacesOfDetector(model, detector, QuestionFrame(tokenizer))
+    return PlacesOfDetector(model, detector, QuestionFrame(tokenizer), gate)
 
 
 def _unwrapped(given: Any) -> Any:
@@ -252,13 +264,7 @@ def _unwrapped(given: Any) -> Any:
         raise UserError(
             "hooks do not act in copies of a model: attach to the model inside (.module)"
         )
-    compiled = any(part._compiled_call_impl is not None for part in modules(given))
-    if compiled or hasattr(given, "_orig_mod"):
-        raise UserError(
-            "a model that is compiled by torch.compile ignores what is attached later: attach to "
-            "the model as it was before"
-        )
-    base = _without_adapter(given)
+    base = _without_adapter(inside(given))
     if any(map(is_component, modules(base))):
         raise UserError("this model is hooked by TransformerLens: use interp.constrain")
     check_plain(base)

@@ -22,7 +22,13 @@ mask that it gets; None to leave it as it is."""
 
 
 def cut_pairs(
-    at: Bool[Tensor, "prompt pos"], *, first_query: int, n_queries: int, first_key: int, n_keys: int
+    at: Bool[Tensor, "prompt pos"],
+    *,
+    first_query: int,
+    n_queries: int,
+    first_key: int,
+    n_keys: int,
+    end: int | None = None,
 ) -> Bool[Tensor, "prompt query key"]:
     """The (query, key) pairs whose attention changes: all queries after a prompt's last key.
 
@@ -30,13 +36,17 @@ def cut_pairs(
         at: the keys, as positions of the text; it may be shorter than the text.
         first_query, first_key: the positions at which queries and keys begin; a sliding window has
             dropped the keys before ``first_key``, and a cache of fixed length has room for more.
+        end: the position from which on queries are left alone; None for no end.
     """
     width = max(at.shape[1], first_key + n_keys)
     keys = torch.nn.functional.pad(at, (0, width - at.shape[1]))[:, first_key : first_key + n_keys]
     positions = torch.arange(at.shape[1], device=at.device)
     last = torch.where(at, positions, -1).amax(dim=1)
     queries = torch.arange(first_query, first_query + n_queries, device=at.device)
-    return (queries[None, :] > last[:, None])[:, :, None] & keys[:, None, :]
+    cut = queries[None, :] > last[:, None]
+    if end is not None:
+        cut = cut & (queries < end)
+    return cut[:, :, None] & keys[:, None, :]
 
 
 def mask_by_head(
@@ -44,18 +54,27 @@ def mask_by_head(
     pairs: Bool[Tensor, "prompt query key"],
     heads: Bool[Tensor, " head"],
     *,
-    factor: float,
+    factor: float | Float[Tensor, " prompt"],
     dtype: torch.dtype,
 ) -> Bool[Tensor, "prompt head query key"] | Float[Tensor, "prompt head query key"]:
-    """The mask, for every head; of the same kind, or of ``dtype`` if a factor needs numbers."""
+    """The mask, for every head; of the same kind, or of ``dtype`` if a factor needs numbers.
+
+    Args:
+        factor: zero or more; one number, or one for each prompt.
+    """
     where = pairs[:, None] & heads[None, :, None, None]
+    cuts = not isinstance(factor, Tensor) and factor == 0
     if mask.dtype == torch.bool:
-        if factor == 0:
+        if cuts:
             return mask & ~where
         numbers = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
         mask = numbers.masked_fill(~mask, torch.finfo(dtype).min)
-    if factor == 0:
-        return torch.where(where, torch.finfo(mask.dtype).min, mask)
+    lowest = torch.finfo(mask.dtype).min
+    if cuts:
+        return torch.where(where, lowest, mask)
+    if isinstance(factor, Tensor):
+        more = factor.to(mask.device).log().to(mask.dtype)[:, None, None, None]
+        return torch.where(where, (mask + more).clamp(min=lowest), mask)
     return torch.where(where, mask + math.log(factor), mask)
 
 
@@ -88,16 +107,23 @@ def mask_hook(module: nn.Module, make: MakeMask) -> Callable[..., Any]:
 
 
 def as_scores(
-    given: Any, hidden: Float[Tensor, "prompt pos d_model"], n_heads: int
+    given: Any, hidden: Float[Tensor, "prompt pos d_model"], n_heads: int, *, first_query: int = 0
 ) -> Float[Tensor, "prompt head query key"]:
-    """A mask of a whole prompt as scores: zero where a query sees a key, else the least number.
+    """A mask as scores: zero where a query sees a key, else the least number.
 
     What is added to the scores of an attention is edited like the scores.
+
+    Args:
+        first_query: how many positions are cached.
     """
-    n_prompts, width = hidden.shape[:2]
+    n_prompts, n_queries = hidden.shape[:2]
     if given is None:
         given = causal_mask(
-            first_query=0, n_queries=width, first_key=0, n_keys=width, device=hidden.device
+            first_query=first_query,
+            n_queries=n_queries,
+            first_key=0,
+            n_keys=first_query + n_queries,
+            device=hidden.device,
         )
     if given.dtype == torch.bool:
         numbers = torch.zeros(given.shape, dtype=hidden.dtype, device=given.device)

@@ -4,19 +4,22 @@ Both know the prompts as token ids only. They decode them, and count tokens in t
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import compress
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from interp.attached.prompt_text import PromptText, QuestionFrame
 from interp.errors import UserError
 from interp.forward.batch import Span
+from interp.forward.transfer import upload
+from interp.interventions.gate import Gate, lowest_probability, strengths_of
 from interp.interventions.object_positions import copies_of, positions_at
 from interp.models.hooked_model import HookedModel
 from probes.detector.detect import detect
-from probes.detector.detections import Detector, spans_of
+from probes.detector.detections import Detection, Detector, spans_of
 from probes.detector.echo_detector import AnyDetector
 from probes.detector.questions import AskedQuestion
 
@@ -58,20 +61,39 @@ class PlacesOfWords:
         return positions_at(spans)(tokens, mask)
 
 
-@dataclass(frozen=True)
+@dataclass
 class PlacesOfDetector:
-    """Reads the last question of each prompt with a detector, in an extra prefill."""
+    """Reads the last question of each prompt with a detector, in an extra prefill.
+
+    Attributes:
+        gate: ``probe``, or ``soft``: as strong as the detector is sure.
+        strength: Float[prompt], of the prompts that it was called for last; None for gate
+            ``probe``.
+    """
 
     model: HookedModel
     detector: Detector
     frame: QuestionFrame
+    gate: Gate = "probe"
+    strength: Tensor | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        least = lowest_probability(self.gate)
+        if least is not None and isinstance(self.detector, AnyDetector):
+            self.detector = replace(self.detector, threshold=least)
 
     def __call__(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """The positions in these prompts, as `ObjectPositions` gives them."""
         prompts = prompt_ids(tokens, mask)
         different = list(dict.fromkeys(prompts))  # beams run a prompt several times
         asked = [self._question(number, ids) for number, ids in enumerate(different)]
-        spans = dict(zip(different, self._spans(asked), strict=True))
+        found = self._detections(asked)
+        spans = dict(zip(different, spans_of(found), strict=True))
+        strengths = strengths_of(found, self.gate)
+        if strengths is not None:
+            of_prompt = dict(zip(different, strengths, strict=True))
+            each = torch.tensor([of_prompt[ids] for ids in prompts], dtype=torch.float32)
+            self.strength = upload(each, tokens.device)
         return positions_at([spans[ids] for ids in prompts])(tokens, mask)
 
     def _question(self, number: int, ids: Ids) -> AskedQuestion:
@@ -83,16 +105,16 @@ class PlacesOfDetector:
             )
         return asked
 
-    def _spans(self, asked: Sequence[AskedQuestion]) -> list[Span | None]:
+    def _detections(self, asked: Sequence[AskedQuestion]) -> list[Detection]:
         if isinstance(self.detector, AnyDetector):
-            return spans_of(self.detector.detect_asked(self.model, asked, progress=False))
+            return list(self.detector.detect_asked(self.model, asked, progress=False))
         questions = [question.text for question in asked]
         found = detect(self.model, questions, detector=self.detector, progress=False)
         # The prompt need not be the one that the detector made of the question: count again.
         return [
-            question.tokens_at(detection.char_span)
+            replace(detection, token_span=question.tokens_at(detection.char_span))
             if detection.fired and detection.char_span is not None
-            else None
+            else detection
             for question, detection in zip(asked, found, strict=True)
         ]
 

@@ -24,6 +24,7 @@ from interp.models.device_map import describe
 from interp.models.fingerprint import fingerprint_of_folder, fingerprint_of_model, weight_files
 from interp.models.limits import vocabulary_size
 from interp.models.load import ModelInfo, keep_info
+from interp.models.model_check import ModelCheck, keep_check
 from interp.models.placement import input_device
 from interp.models.quantization import NAMES, quantization_name, quantized_fingerprint
 from interp.models.spec import cache_root
@@ -38,7 +39,8 @@ class PlainModel:
         original_model: the transformers model.
         tokenizer: its tokenizer, with the special tokens that a hooked model's has.
         cfg: ``n_layers``, ``n_heads`` and ``d_vocab``.
-        blocks: none: nobody may replace their forwards.
+        blocks: the layers, once reading them has shown what they return; before that none, so that
+            nobody replaces their forwards.
         hook_dict: the hook points that can be read, by name.
     """
 
@@ -52,15 +54,17 @@ class PlainModel:
             n_layers=n_layers, n_heads=anatomy.n_heads, d_vocab=vocabulary_size(hf_model)
         )
         self.blocks: tuple[Any, ...] = ()
+        self._layers = anatomy.layers
         self.hook_dict = {
             hook_name("resid_post", number): layer for number, layer in enumerate(anatomy.layers)
         }
-        self._attention = {
-            scores_hook_name(number): attention
-            for number, attention in enumerate(anatomy.attention)
-            if attention is not None
+        attention = {
+            scores_hook_name(number): number
+            for number, module in enumerate(anatomy.attention)
+            if module is not None
         }
-        self.hook_dict |= self._attention
+        self.hook_dict |= {name: anatomy.attention_of(at) for name, at in attention.items()}
+        self._attention = attention
         config = hf_model.config.get_text_config()
         n_kv_heads = getattr(config, "num_key_value_heads", None) or anatomy.n_heads
         found = ModelInfo(
@@ -82,19 +86,25 @@ class PlainModel:
         """While open, the functions read, or edit the scores, at their hook points."""
 
         def read(module: Any, args: Any, output: Any, *, function: Callable[..., Any]) -> None:
+            if not self.blocks:
+                n_values = len(output) if isinstance(output, tuple) else 0
+                keep_check(self, ModelCheck(tuple_outputs=(n_values,) * len(self._layers)))  # type: ignore[arg-type]
+                self.blocks = self._layers
             value: Tensor = output[0] if isinstance(output, tuple) else output
             function(value, module)
 
         def edit(
-            given: Any, hidden: Tensor, cache: Any, *, function: Callable[..., Any], module: Any
+            given: Any, hidden: Tensor, cache: Any, *, function: Callable[..., Any], layer: int
         ) -> Tensor:
-            return function(as_scores(given, hidden, self.cfg.n_heads), module)
+            n_cached = 0 if cache is None else int(cache.get_seq_length(layer))
+            scores = as_scores(given, hidden, self.cfg.n_heads, first_query=n_cached)
+            return function(scores, self.hook_dict[scores_hook_name(layer)])
 
         with ExitStack() as stack:
             for name, function in fwd_hooks:
                 module = self.hook_dict[name]
                 if name in self._attention:
-                    make = partial(edit, function=function, module=module)
+                    make = partial(edit, function=function, layer=self._attention[name])
                     handle = module.register_forward_pre_hook(
                         mask_hook(module, make), with_kwargs=True
                     )

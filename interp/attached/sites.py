@@ -34,11 +34,6 @@ def check_modes(part: Constraint) -> None:
             f"mode {part.mode!r} needs runs of other prompts, which an attached model does not "
             "make: use mode zero or scale, or the hooked model (interp.constrain)"
         )
-    if part.decoding_steps is not None:
-        raise UserError(
-            "decoding_steps is for the hooked model (interp.constrain): an attached constraint "
-            "acts in every decoding step"
-        )
 
 
 def check_implementation(anatomy: Anatomy, part: Constraint) -> None:
@@ -84,7 +79,10 @@ def _output_hook(
     def edit(z: Float[Tensor, "prompt pos width"]) -> Tensor:
         by_head = z.unflatten(-1, (len(heads), -1))
         where = state.positions.to(z.device)[:, :, None, None] & heads.to(z.device)[:, None]
-        return torch.where(where, part.factor * by_head, by_head).flatten(-2)
+        factor = state.factor_of(part.factor)
+        if isinstance(factor, Tensor):
+            factor = factor.to(z)[:, None, None, None]
+        return torch.where(where, factor * by_head, by_head).flatten(-2)
 
     def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not state.acting:
@@ -105,7 +103,9 @@ def _attention_hook(
     heads_on = functools.cache(partial(upload, heads))
 
     def cut(given: Any, hidden: Tensor, cache: Cache | None) -> Tensor | None:
-        if state.suspended:
+        steps = part.decoding_steps
+        ended = steps is not None and state.first_query >= state.n_prompt + steps
+        if state.suspended or ended:
             return None
         chosen = heads_on(hidden.device)
         return _cut(part, state, chosen, given=given, hidden=hidden, cache=cache, layer=layer)
@@ -141,4 +141,8 @@ def _cut(
         "device": device,
     }
     mask = causal_mask(first_query=state.first_query, **keys) if given is None else given
-    return mask_by_head(mask, state.pairs(**keys), heads, factor=part.factor, dtype=hidden.dtype)
+    end = None if part.decoding_steps is None else state.n_prompt + part.decoding_steps
+    factor = state.factor_of(part.factor)
+    return mask_by_head(
+        mask, state.pairs(**keys, end=end), heads, factor=factor, dtype=hidden.dtype
+    )

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
@@ -26,6 +26,8 @@ class AttachedState(PromptPositions):
 
     Attributes:
         first_query: the position of the pass's first token, padding included.
+        n_prompt: the width of the prompts, padding included.
+        strength: Float[prompt], from 0 (no effect) to 1 (the whole constraint); None for all 1.
     """
 
     def __init__(
@@ -34,13 +36,17 @@ class AttachedState(PromptPositions):
         *,
         in_prefill: Sequence[Install] = (),
         in_every_pass: Sequence[Install] = (),
+        read_strength: Callable[[], Float[Tensor, " prompt"] | None] = lambda: None,
     ) -> None:
+        """Args beside the positions: ``read_strength`` is called when they have been found."""
         super().__init__(find)
+        self._read_strength, self.strength = read_strength, read_strength()
         self._in_prefill, self._in_every_pass = tuple(in_prefill), tuple(in_every_pass)
         self._handles: dict[bool, list[RemovableHandle]] = {True: [], False: []}
         self._prompts: Tensor | None = None
         self._width = 0
         self.first_query = 0
+        self.n_prompt = 0
         self._pairs: dict[tuple[Any, ...], Tensor] = {}
 
     def begin(self, tokens: Tensor | None, mask: Tensor | None, seen: int) -> None:
@@ -54,10 +60,16 @@ class AttachedState(PromptPositions):
         self._pairs.clear()
 
     def pairs(
-        self, *, n_queries: int, first_key: int, n_keys: int, device: torch.device
+        self,
+        *,
+        n_queries: int,
+        first_key: int,
+        n_keys: int,
+        device: torch.device,
+        end: int | None = None,
     ) -> Bool[Tensor, "prompt query key"]:
         """The pairs that are cut in this pass, which layers with the same keys share."""
-        key = (n_queries, first_key, n_keys, device)
+        key = (n_queries, first_key, n_keys, device, end)
         if key not in self._pairs:
             self._pairs[key] = cut_pairs(
                 self.positions.to(device),
@@ -65,8 +77,13 @@ class AttachedState(PromptPositions):
                 n_queries=n_queries,
                 first_key=first_key,
                 n_keys=n_keys,
+                end=end,
             )
         return self._pairs[key]
+
+    def factor_of(self, factor: float) -> float | Float[Tensor, " prompt"]:
+        """What a constraint of that factor multiplies by in each prompt."""
+        return factor if self.strength is None else 1 - self.strength * (1 - factor)
 
     def prefill(self, tokens: Tensor, real: Tensor) -> None:
         """Find the positions, unless this is the last prefill with one token more.
@@ -92,6 +109,7 @@ class AttachedState(PromptPositions):
         finally:
             self.suspended = False
         self._prompts, self._width = tokens.clone(), tokens.shape[1]
+        self.n_prompt, self.strength = self._width, self._read_strength()
         if bool(self.positions.any()):
             for prefill_only, sites in ((True, self._in_prefill), (False, self._in_every_pass)):
                 for install in sites:

@@ -28,6 +28,16 @@ def override_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator
             module.__dict__["forward"] = before
 
 
+def pass_through(n_values: int, given: Tensor | None = None) -> Callable[..., Any]:
+    """A block's forward that returns its input, or ``given``: of ``n_values`` in a tuple, or 0."""
+
+    def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        output = hidden_states if given is None else given
+        return (output, *[None] * (n_values - 1)) if n_values else output
+
+    return forward
+
+
 @contextmanager
 def run_layers(
     blocks: Sequence[nn.Module],
@@ -48,13 +58,6 @@ def run_layers(
         below: a lower layer and its input. Blocks from there on run too, for the keys and values
             that layers above read from them; ``layer`` gets ``residual`` all the same.
     """
-
-    def pass_through(n_values: int, given: Tensor | None = None) -> Callable[..., Any]:
-        def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-            output = hidden_states if given is None else given
-            return (output, *[None] * (n_values - 1)) if n_values else output
-
-        return forward
 
     def replace_input(value: Tensor) -> Callable[..., Any]:
         def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

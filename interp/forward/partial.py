@@ -14,7 +14,7 @@ that equal rounding cancels. ``unedited_logits`` uses those modules too.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -368,20 +368,32 @@ def resume(
     dtype, keep = dtype_of(model), 1 if run.logits.ndim == 2 else run.logits.shape[1]
     shared = first_shared_keys(model.original_model.config)
     below = None if shared is None else (shared, run.resid_pre[shared][rows].to(dtype))
-    layers = run_layers(
-        list(model.blocks),
-        layer,
-        layer_input.to(dtype),
-        stop=stop,
-        tuple_outputs=check_of(model).tuple_outputs,
-        below=below,
-    )
+    layers = skipping_layers(model, layer, layer_input.to(dtype), stop=stop, below=below)
     forward = partial(call_positions, model.original_model, run.batch, rows, start=run.start)
     with layers, hooked(model, hooks):
         logits = forward(cache=run.prefix_cache(rows, dtype), keep=keep)
     if run.logits.ndim == 3:
         return logits
     return logits[:, -1] if tokens is None else logits[:, -1].gather(1, tokens)
+
+
+def can_skip_layers(model: HookedModel) -> bool:
+    """Whether a model can run from a layer on, given that layer's input alone."""
+    alone = first_shared_keys(model.original_model.config) is None
+    return alone and len(model.blocks) == model.cfg.n_layers
+
+
+def skipping_layers(
+    model: HookedModel,
+    layer: int,
+    residual: Tensor,
+    *,
+    stop: int | None = None,
+    below: tuple[int, Tensor] | None = None,
+) -> AbstractContextManager[None]:
+    """`interp.forward.layer_range.run_layers` for a model's own blocks."""
+    blocks, lengths = list(model.blocks), check_of(model).tuple_outputs
+    return run_layers(blocks, layer, residual, stop=stop, tuple_outputs=lengths, below=below)
 
 
 __getattr__ = old_names(__name__)

@@ -10,7 +10,7 @@ Detectors of format 1 read one layer and no predictions; they load and detect as
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from interp.files.tensor_file import read_tensor_file, write_tensor_file
 from interp.files.tensors import check_tensors
 from interp.files.text import read_json_object
 from interp.models.hooked_model import HookedModel
-from probes.activation_reader import DEFAULT_BATCH_TOKENS, read_activations
+from probes.activation_reader import DEFAULT_BATCH_TOKENS, KeysValues, read_activations
 from probes.detector.calibration import CALIBRATION_SHAPE, Calibration
 from probes.detector.detections import Detection
 from probes.detector.evidence import COMBINATION_SHAPE, Combination, token_evidence
@@ -64,6 +64,21 @@ class TokenScores:
     def question(self) -> float:
         """The question's score: the highest falsity of any token."""
         return float(self.falsity.max())
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredChunk:
+    """The scores of some of the questions that were asked about, which ran together.
+
+    Attributes:
+        prompts: which of them.
+        scores: one for each.
+        keys_values: see `probes.activation_reader.ReadChunk`.
+    """
+
+    prompts: tuple[int, ...]
+    scores: tuple[TokenScores, ...]
+    keys_values: KeysValues
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,23 +155,37 @@ class PremiseDetector(TrainedDetector):
         progress: bool = True,
     ) -> list[TokenScores]:
         """The log-odds of falsity and mention at every token of each question."""
-        if not asked:
-            return []
         found: dict[int, TokenScores] = {}
+        for chunk in self.read(model, asked, batch_tokens=batch_tokens, progress=progress):
+            found |= dict(zip(chunk.prompts, chunk.scores, strict=True))
+        return [found[index] for index in range(len(asked))]
+
+    def read(
+        self,
+        model: HookedModel,
+        asked: Sequence[AskedQuestion],
+        *,
+        keys_values: bool = False,
+        batch_tokens: int = DEFAULT_BATCH_TOKENS,
+        progress: bool = True,
+    ) -> Iterator[ScoredChunk]:
+        """The scores of the questions in chunks; if asked for, with keys and values of the pass."""
+        if not asked:
+            return
         prompts = [question.to_read for question in asked]
         for chunk in read_activations(
             model,
             prompts,
             layers=self.read_layers,
             predictions=self.combination is not None and self.combination.uses_predictions,
+            keys_values=keys_values,
             batch_tokens=batch_tokens,
             progress=progress,
         ):
             sizes = [len(prompts[index].positions) for index in chunk.prompts]
-            scores = self.combined(chunk.values["resid_post"], chunk.predictions, sizes)
-            for index, part in zip(chunk.prompts, scores.split(sizes), strict=True):
-                found[index] = TokenScores(part[:, 0].numpy(), part[:, 1].numpy())
-        return [found[index] for index in range(len(asked))]
+            parts = self.combined(chunk.values["resid_post"], chunk.predictions, sizes).split(sizes)
+            scores = tuple(TokenScores(part[:, 0].numpy(), part[:, 1].numpy()) for part in parts)
+            yield ScoredChunk(chunk.prompts, scores, chunk.keys_values)
 
     def combined(
         self,

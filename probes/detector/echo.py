@@ -8,28 +8,63 @@ relation, so it carries over to relations that no probe has seen.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
+from transformers.cache_utils import DynamicCache
 
 from interp.errors import UserError
 from interp.forward.batch import Span, TokenBatch, by_length
+from interp.forward.finite import check_finite
+from interp.forward.hook_points import hook_name
 from interp.forward.out_of_memory import halving
-from interp.forward.partial import Hook, finite_logits, hooked
-from interp.forward.prompts import check_limits
+from interp.forward.partial import Hook, can_skip_layers, hooked, skipping_layers
+from interp.forward.prompts import call_positions
 from interp.forward.prompts import device_of as device_of
 from interp.forward.transfer import upload
 from interp.heads.headset import HeadSet
 from interp.models.hooked_model import HookedModel
 from interp.patching.edits import AttentionEdit
 from interp.progress import progress_bar
-from probes.activation_reader import DEFAULT_BATCH_TOKENS
+from probes.activation_reader import DEFAULT_BATCH_TOKENS, KeysValues
 from probes.detector.questions import AskedQuestion
 
 LEAST_PROBABILITY = 1e-4
 """Probabilities are kept this far from 0 and 1: below it, log-odds are noise."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What a pass over questions left behind.
+
+    Attributes:
+        keys_values: of the prompts that ran, padded on the right.
+        rows: which of them each question is.
+    """
+
+    keys_values: KeysValues
+    rows: Int[Tensor, " question"]
+
+    def before(self, first: int, offsets: Int[Tensor, " question"]) -> DynamicCache:
+        """The cache of positions before ``first`` of left-padded prompts.
+
+        Args:
+            offsets: where each prompt begins behind its padding.
+        """
+        cache = DynamicCache()
+        # Where the padding is, anything may stand.
+        places = (torch.arange(first) - offsets[:, None]).clamp(min=0)
+        for layer, pair in enumerate(self.keys_values):
+            of_layer = []
+            for part in pair:
+                row, place = upload(self.rows[:, None], part.device), upload(places, part.device)
+                of_layer.append(part.transpose(1, 2)[row, place].transpose(1, 2))
+            cache.update(*of_layer, layer)
+        return cache
 
 
 def check_echo_heads(model: HookedModel, heads: HeadSet) -> None:
@@ -69,41 +104,102 @@ def echo_log_odds(
         UserError: see `check_echo_heads`; a prompt beyond the model's positions.
     """
     check_echo_heads(model, heads)
-    prompts = [echo_prompt(question, span) for question, span in zip(asked, spans, strict=True)]
-    found = np.zeros((len(prompts), 2))
+    found = np.zeros((len(asked), 2))
+    lengths = [len(echo_prompt(*each)) for each in zip(asked, spans, strict=True)]
+    chunks = by_length(lengths, batch_tokens)
 
     def run(indices: list[int]) -> Float[Tensor, "question 2"]:
-        batch = TokenBatch.from_lists(
-            [prompts[index] for index in indices], device=device_of(model)
-        )
-        check_limits(model.original_model, batch)
-        keys = torch.zeros(batch.mask.shape, dtype=torch.bool)
-        for row, (index, offset) in enumerate(zip(indices, batch.offsets.tolist(), strict=True)):
-            start, end = spans[index]
-            keys[row, offset + start : offset + end] = True
-        tokens = torch.tensor([asked[index].tokens[spans[index][0]] for index in indices])
-        hooks = _cut(model, heads, upload(keys, device_of(model)))
-        uncut = _log_odds(finite_logits(model, batch)[:, -1], tokens)
-        with hooked(model, hooks):
-            return torch.stack([uncut, _log_odds(finite_logits(model, batch)[:, -1], tokens)], 1)
+        chosen = [(asked[index], spans[index]) for index in indices]
+        return _run_echoes(model, chosen, heads)
 
-    chunks = by_length([len(prompt) for prompt in prompts], batch_tokens)
-    with progress_bar(total=len(prompts), description="echoes", shown=progress) as bar:
+    with progress_bar(total=len(asked), description="echoes", shown=progress) as bar:
         for indices, values in halving(chunks, run):
             found[indices] = values.cpu().numpy()
             bar.update(len(indices))
     return found
 
 
-def _cut(model: HookedModel, heads: HeadSet, keys: Tensor) -> list[Hook]:
-    """The hooks that cut these heads' attention to ``keys`` (Bool[prompt pos]) in whole runs."""
+@torch.no_grad()
+def echo_after_reading(
+    model: HookedModel,
+    asked: Sequence[AskedQuestion],
+    spans: Sequence[Span],
+    *,
+    heads: HeadSet,
+    keys_values: KeysValues,
+    rows: Sequence[int],
+) -> Float[np.ndarray, "question 2"]:
+    """`echo_log_odds` of questions that the model has read: only what follows the spans runs.
+
+    The cut heads' attention changes for tokens behind the span only, so that what the model
+    computed up to there holds in both runs.
+
+    Args:
+        keys_values: of the reading, as `probes.activation_reader.ReadChunk` has them, for each
+            question up to its end at least.
+        rows: which of the prompts that were read each question is.
+    """
+    check_echo_heads(model, heads)
+    found = np.zeros((len(asked), 2))
+
+    def run(indices: list[int]) -> Float[Tensor, "question 2"]:
+        chosen = [(asked[index], spans[index]) for index in indices]
+        read = Reading(keys_values, torch.tensor([rows[index] for index in indices]))
+        return _run_echoes(model, chosen, heads, read=read)
+
+    for indices, values in halving([list(range(len(asked)))] if asked else [], run):
+        found[indices] = values.cpu().numpy()
+    return found
+
+
+def _run_echoes(
+    model: HookedModel,
+    chosen: Sequence[tuple[AskedQuestion, Span]],
+    heads: HeadSet,
+    *,
+    read: Reading | None = None,
+) -> Float[Tensor, "question 2"]:
+    """The log-odds of some questions in both echoes."""
+    device = device_of(model)
+    batch = TokenBatch.from_lists([echo_prompt(*each) for each in chosen], device=device)
+    offsets, first = batch.offsets.cpu(), 0
+    keys = torch.zeros(batch.mask.shape, dtype=torch.bool)
+    for row, (offset, (_, span)) in enumerate(zip(offsets.tolist(), chosen, strict=True)):
+        keys[row, offset + span[0] : offset + span[1]] = True
+    if read is not None:  # all rows run from the first end of a span on
+        first = int((offsets + torch.tensor([span[1] for _, span in chosen])).min())
+
+    def run() -> Float[Tensor, "prompt 1 d_vocab"]:
+        cache = None if read is None else read.before(first, offsets)
+        return call_positions(
+            model.original_model, batch, batch.every_row, start=first, cache=cache
+        )
+
+    lowest, streams = min(layer for layer, _ in heads), list[Tensor]()
+    skips = lowest > 0 and can_skip_layers(model)
+    reading = [(hook_name("resid_post", lowest - 1), lambda stream, hook: streams.append(stream))]
+    with hooked(model, reading if skips else []):
+        uncut = check_finite(run(), model, run)[:, -1]
+    # Below the lowest cut head both echoes are the same.
+    skipping = skipping_layers(model, lowest, streams[0]) if skips else nullcontext()
+    with skipping, hooked(model, _cut(model, heads, upload(keys, device), start=first)):
+        cut = check_finite(run(), model, run)[:, -1]
+    tokens = torch.tensor([question.tokens[span[0]] for question, span in chosen])
+    return torch.stack([_log_odds(uncut, tokens), _log_odds(cut, tokens)], dim=1)
+
+
+def _cut(model: HookedModel, heads: HeadSet, keys: Tensor, *, start: int) -> list[Hook]:
+    """The hooks that cut these heads' attention to ``keys`` (Bool[prompt pos]).
+
+    They are for runs that begin at position ``start``.
+    """
     edit, rows = AttentionEdit(keys), torch.arange(len(keys), device=keys.device)
     chosen: dict[int, Tensor] = {}
     for layer, head in heads:
         of_layer = chosen.setdefault(layer, torch.zeros(len(keys), model.cfg.n_heads).bool())
         of_layer[:, head] = True
     return [
-        edit.hook(layer, rows=rows, units=upload(units, keys.device), start=0)
+        edit.hook(layer, rows=rows, units=upload(units, keys.device), start=start)
         for layer, units in chosen.items()
     ]
 

@@ -1,9 +1,9 @@
 """``EchoDetector``: a premise detector whose suspicions are tested by an echo.
 
-The probes read every question, in one prefill. Where their score reaches ``floor``, the model is
-run twice more, on the question and its repetition (`probes.detector.echo`): without and with the
-heads' attention to the suspected words cut. A logistic regression over the probes' score and both
-log-odds decides. Questions below the floor cost nothing more.
+The probes read every question, in one prefill. Where their score reaches ``floor``, the model goes
+on from there: behind the suspected words, without and with the heads' attention to them cut, up to
+the end of the question's repetition (`probes.detector.echo`). A logistic regression over the
+probes' score and both log-odds decides. Questions below the floor cost nothing more.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from interp.models.hooked_model import HookedModel
 from probes.detector.calibration import CALIBRATION_SHAPE, Calibration
 from probes.detector.detections import Detection
 from probes.detector.detector import PremiseDetector, TokenScores
-from probes.detector.echo import check_echo_heads, echo_log_odds
+from probes.detector.echo import check_echo_heads, echo_after_reading
 from probes.detector.questions import AskedQuestion
 from probes.detector.span import false_words
 from probes.detector.trained import TrainedDetector
@@ -93,19 +93,23 @@ class EchoDetector(TrainedDetector):
         self, model: HookedModel, asked: Sequence[AskedQuestion], *, progress: bool = True
     ) -> tuple[Detection, ...]:
         """One detection a question whose prompt is already made."""
-        scores = self.probes.token_scores(model, asked, progress=progress)
-        found = self.suspects(asked, scores)
-        spans = {index: part.token_span for index, part in enumerate(found) if part.token_span}
-        echoes = echo_log_odds(
-            model,
-            [asked[index] for index in spans],
-            list(spans.values()),
-            heads=self.heads,
-            progress=progress,
-        )
-        for index, echo in zip(spans, echoes, strict=True):
-            found[index] = self.decide(found[index], scores[index].question, echo)
-        return tuple(found)
+        found: dict[int, Detection] = {}
+        for chunk in self.probes.read(model, asked, keys_values=True, progress=progress):
+            questions = [asked[index] for index in chunk.prompts]
+            detections = self.suspects(questions, chunk.scores)
+            spans = {row: part.token_span for row, part in enumerate(detections) if part.token_span}
+            echoes = echo_after_reading(
+                model,
+                [questions[row] for row in spans],
+                list(spans.values()),
+                heads=self.heads,
+                keys_values=chunk.keys_values,
+                rows=list(spans),
+            )
+            for row, echo in zip(spans, echoes, strict=True):
+                detections[row] = self.decide(detections[row], chunk.scores[row].question, echo)
+            found |= dict(zip(chunk.prompts, detections, strict=True))
+        return tuple(found[index] for index in range(len(asked)))
 
     def suspects(
         self, asked: Sequence[AskedQuestion], scores: Sequence[TokenScores]

@@ -157,3 +157,56 @@ def test_the_mask_of_two_heads() -> None:
     expected = torch.tensor([[0.0, lowest], [float(torch.tensor(0.5).log()), 0.0]])
     torch.testing.assert_close(weaker[0, 1], expected)
     torch.testing.assert_close(weaker[0, 0], torch.tensor([[0.0, lowest], [0.0, 0.0]]))
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_a_constraint_that_ends(
+    tiny_llama: HookedModel, hf_factory: Callable[..., Any], chat_tokenizer: Any, steps: int
+) -> None:
+    """Without a cache the slow reference runs the whole text again for every token."""
+    heads = HeadSet(tuple((layer, head) for layer in range(2) for head in range(4)), "attention")
+    under = Constraint(heads, "scale", 0.1, decoding_steps=steps)
+    with interp.constrain(tiny_llama, under, at=SPANS):
+        expected = scores_of(tiny_llama.original_model)
+    hf_model = hf_factory("llama", chat_tokenizer)
+    with attach(hf_model, chat_tokenizer, under, at=SPANS):
+        found, slow = scores_of(hf_model), scores_of(hf_model, use_cache=False)
+    with attach(hf_model, chat_tokenizer, Constraint(heads, "scale", 0.1), at=SPANS):
+        always = scores_of(hf_model)
+    torch.testing.assert_close(found, expected, **CLOSE)
+    torch.testing.assert_close(slow, found, **CLOSE)
+    torch.testing.assert_close(found[:, : steps + 1], always[:, : steps + 1], **CLOSE)
+    assert float((found - always)[:, steps + 1].abs().max()) > 1e-3
+
+
+@torch.no_grad()
+def scores_of(hf_model: Any, **more: Any) -> torch.Tensor:
+    """Logits [prompt step d_vocab] of five tokens that are always the same."""
+
+    def always(batch: int, ids: torch.Tensor) -> list[int]:
+        return [60 + ids.shape[0]]
+
+    out = hf_model.generate(
+        **padded("left"),
+        max_new_tokens=5,
+        do_sample=False,
+        pad_token_id=3,
+        prefix_allowed_tokens_fn=always,
+        output_logits=True,
+        return_dict_in_generate=True,
+        **more,
+    )
+    return torch.stack(out.logits, dim=1)
+
+
+def test_strengths_by_hand() -> None:
+    """Strength 1 cuts, 0.5 halves the weight, and 0 does nothing."""
+    causal = causal_mask(
+        first_query=1, n_queries=1, first_key=0, n_keys=2, device=torch.device("cpu")
+    )
+    pairs = torch.tensor([True, False]).expand(3, 1, 2)
+    factor = 1 - torch.tensor([1.0, 0.5, 0.0])
+    mask = mask_by_head(causal, pairs, torch.tensor([True]), factor=factor, dtype=torch.float32)
+    torch.testing.assert_close(
+        mask.softmax(dim=-1)[:, 0, 0], torch.tensor([[0.0, 1.0], [1 / 3, 2 / 3], [0.5, 0.5]])
+    )

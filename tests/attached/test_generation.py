@@ -18,14 +18,15 @@ from interp.attached.plain_model import PlainModel
 from interp.heads import HeadSet
 from interp.interventions import Intervention
 from interp.models.quiet import quiet_libraries
+from probes.activation_reader import read_activations
 from probes.detector.calibration import Calibration
 from probes.detector.detect import detect
 from probes.detector.detections import Detection
 from probes.detector.detector import PremiseDetector
-from probes.detector.echo import echo_log_odds
+from probes.detector.echo import echo_after_reading, echo_log_odds
 from probes.detector.evidence import EXPECTATION, PROBES, Combination
 from probes.detector.questions import tokenize_question
-from tests.attached.architectures import make
+from tests.attached.architectures import SPECIES, make
 from tests.attached.test_equality import PROMPTS, SPANS, greedy, padded, part
 
 EVERY = tuple((layer, head) for layer in range(2) for head in range(4))
@@ -207,6 +208,56 @@ def test_the_gate_opens_where_the_detector_fires(
         assert not torch.equal(found[0], free[0])
 
 
+@pytest.mark.parametrize("site", ["attention", "output"])
+def test_as_strong_as_the_detector_is_sure(
+    hf_factory: Callable[..., Any], chat_tokenizer: Any, site: Any
+) -> None:
+    """Strengths 0.3 and 0.8, which `constrain` is told; beams run each prompt several times."""
+    hf_model = hf_factory("llama", chat_tokenizer)
+    hooked = interp.models.from_hf(hf_factory("llama", chat_tokenizer), chat_tokenizer)
+    asked = [tokenize_question(chat_tokenizer, text) for text in QUESTIONS]
+    places = [text.index(word) for text, word in zip(QUESTIONS, ("Germany", "Japan"), strict=True)]
+    found = [
+        Detection(True, sure, (at, at + 5), of.tokens_at((at, at + 5)))
+        for of, at, sure in zip(asked, places, (0.3, 0.8), strict=True)
+    ]
+
+    class Sure:
+        def detect(self, model: Any, questions: Any, **_: Any) -> list[Detection]:
+            return [found[QUESTIONS.index(question)] for question in questions]
+
+    heads = HeadSet(EVERY, site)
+    for beams in (1, 2):
+        for rows in ([0], [1], [1, 0]):
+            prompts = [list(asked[row].tokens) for row in rows]
+            width = max(map(len, prompts))
+            batch = {
+                "input_ids": torch.tensor([[3] * (width - len(ids)) + ids for ids in prompts]),
+                "attention_mask": torch.tensor(
+                    [[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts]
+                ),
+            }
+            options = {"max_new_tokens": 5, "do_sample": False, "num_beams": beams}
+            told = [found[row].token_span for row in rows]
+            sure = [found[row].probability for row in rows]
+            with interp.constrain(hooked, heads, at=told, strengths=sure):
+                expected = hooked.original_model.generate(**batch, **options)
+            with attach(hf_model, chat_tokenizer, heads, gate="soft", detector=Sure()) as model:
+                said = model.generate(**batch, **options)
+            assert torch.equal(said, expected)
+    with torch.no_grad():
+        tokens = torch.tensor([list(asked[0].tokens)])
+        free = hf_model(tokens).logits
+        with interp.constrain(hooked, heads, at=[found[0].token_span], strengths=[0.3]):
+            logits = hooked.original_model(tokens).logits
+        with attach(hf_model, chat_tokenizer, heads, gate="soft", detector=Sure()):
+            torch.testing.assert_close(hf_model(tokens).logits, logits, atol=1e-4, rtol=0)
+        with attach(hf_model, chat_tokenizer, heads, gate="probe", detector=Sure()):
+            whole = hf_model(tokens).logits
+    assert float((logits - free).abs().max()) > 1e-3
+    assert float((logits - whole).abs().max()) > 1e-3
+
+
 def test_an_adapter_and_offloaded_weights(plain_tokenizer: Any) -> None:
     with quiet_libraries():
         config = peft.LoraConfig(r=2, target_modules=["q_proj", "o_proj"])
@@ -268,3 +319,22 @@ def test_echoes_are_those_of_the_hooked_model(
         expected = echo_log_odds(hooked, *of, heads=heads, progress=False)
         np.testing.assert_allclose(found, expected, atol=1e-3)
         assert np.abs(found[:, 0] - found[:, 1]).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["mistral", "gemma3", "gptj", "opt"])
+def test_echoes_go_on_from_what_a_plain_model_has_read(name: str, chat_tokenizer: Any) -> None:
+    """Windows that slide, layers that return tuples, and positions that the mask counts."""
+    window = {"sliding_window": 40} if "sliding_window" in SPECIES[name][2] else {}
+    hf_model = make(name, chat_tokenizer, max_position_embeddings=256, **window)
+    plain: Any = PlainModel(hf_model, chat_tokenizer, Anatomy.of(hf_model))
+    asked = [tokenize_question(chat_tokenizer, text) for text in QUESTIONS]
+    spans = [(of.span[0] + 2, of.span[0] + 3) for of in asked]
+    heads = HeadSet(((1, 0), (1, 3)), "attention")
+    expected = echo_log_odds(plain, asked, spans, heads=heads, progress=False)
+    prompts = [of.to_read for of in asked]
+    (chunk,) = read_activations(plain, prompts, layers=[0], keys_values=True, progress=False)
+    rows = [chunk.prompts.index(row) for row in range(2)]
+    given = {"keys_values": chunk.keys_values, "rows": rows}
+    found = echo_after_reading(plain, asked, spans, heads=heads, **given)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert np.abs(found[:, 0] - found[:, 1]).max() > 1e-4

@@ -43,8 +43,7 @@ def hf_model(plain_tokenizer: Any) -> Any:
         (HEADS, {"gate": "probe", "at": SPANS}, "finds the false object itself"),
         (HEADS, {"gate": "probe"}, "no detector for this model yet"),
         (HEADS, {"at": SPANS, "detector": object()}, "detector"),
-        (Constraint(HEADS, decoding_steps=2), {"at": SPANS}, "decoding_steps is for the hooked"),
-        (HEADS, {"gate": "soft"}, "gate 'soft' is for the hooked model"),
+        (HEADS, {"gate": "soft", "at": SPANS}, "gate 'soft' finds the false object itself"),
         ("nowhere", {"at": SPANS}, "nowhere"),
     ],
 )
@@ -66,7 +65,6 @@ def test_models_that_hooks_would_not_reach(
     for given, message in (
         ("smollm2-135m", "causal language model"),
         (nn.Linear(2, 2), "causal language model"),
-        (torch.compile(hf_model, backend="eager"), "compiled"),
         (nn.DataParallel(hf_model), "model inside"),
         (tiny_llama, "hooked by TransformerLens"),
         (tiny_llama.original_model, "hooked by TransformerLens"),
@@ -146,6 +144,30 @@ def test_prompts_that_do_not_fit(hf_model: Any, plain_tokenizer: Any) -> None:
             hf_model(inputs_embeds=embedded)
         with pytest.raises(UserError, match="packed into one row"):
             hf_model(**batch, cu_seq_lens_q=torch.tensor([0, 9]))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"assistant_model": None}, "tokens follow a prefill at once"),
+        ({"prompt_lookup_num_tokens": 2}, "tokens follow a prefill at once"),
+        ({"prefill_chunk_size": 4}, "tokens follow a prefill at once"),
+        ({"prefill_chunk_size": 3}, "is not in its 3 tokens"),
+    ],
+)
+def test_prompts_in_pieces(
+    hf_model: Any, plain_tokenizer: Any, options: dict[str, Any], message: str
+) -> None:
+    """Candidates of an assistant, and chunks of a prompt, are no decoding steps."""
+    if "assistant_model" in options:
+        options = {"assistant_model": make("llama", plain_tokenizer)}
+    prompt = torch.tensor([[5, 9, 7, 8, 30, 5, 9, 7, 8]])
+    with (
+        attach(hf_model, plain_tokenizer, UNDER, at=[(1, 4)]),
+        pytest.raises(UserError, match=message) as caught,
+    ):
+        hf_model.generate(prompt, max_new_tokens=6, do_sample=False, pad_token_id=3, **options)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_run_is_attached_to_its_own_model_only(

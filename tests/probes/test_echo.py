@@ -14,10 +14,11 @@ from interp.heads.headset import HeadSet
 from interp.interventions import constrain
 from interp.premises import load_premises
 from probes import Calibration, EchoDetector, PremiseDetector, load_detector
+from probes.activation_reader import read_activations
 from probes.detector.balance import balanced_questions
 from probes.detector.dataset import DetectorDataset
 from probes.detector.detections import Detection, Detector
-from probes.detector.echo import echo_log_odds, echo_prompt
+from probes.detector.echo import echo_after_reading, echo_log_odds, echo_prompt
 from probes.detector.echo_detector import ECHO
 from probes.detector.echo_fit import evenly_chosen, fit_echo
 from probes.detector.evidence import Combination
@@ -30,6 +31,7 @@ TEXTS = (
     "Why is Paris the capital of Germany?",
     "In which year did Rome become the capital of Spain?",
 )
+WORDS = ("Germany", "Spain", "Japan")
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +64,45 @@ def test_echoes_are_those_of_single_constrained_runs(tiny_llama, asked, spans):
         expected = [float(part.double().softmax(-1)[wanted].logit()) for part in (uncut, cut)]
         np.testing.assert_allclose(values, expected, atol=2e-4)
         assert abs(values[0] - values[1]) > 1e-4  # the cut does something
+
+
+@pytest.mark.parametrize("family", ["tiny_llama", "tiny_gpt2"])
+@pytest.mark.parametrize("heads", [HEADS, HeadSet(((1, 0), (1, 3)), "attention")])
+def test_what_was_read_is_not_run_again(family, heads, request, chat_tokenizer):
+    """The reference runs whole prompts; spans at the end and in the middle, and of two questions
+    the second alone."""
+    model = request.getfixturevalue(family)
+    texts = (*TEXTS, "When was Rome, the capital of Japan, built?")
+    asked = [tokenize_question(chat_tokenizer, text) for text in texts]
+    places = [(text.index(word), word) for text, word in zip(texts, WORDS, strict=True)]
+    spans = [
+        question.tokens_at((at, at + len(word)))
+        for question, (at, word) in zip(asked, places, strict=True)
+    ]
+    expected = echo_log_odds(model, asked, spans, heads=heads, progress=False)
+    prompts = [question.to_read for question in asked]
+    (chunk,) = read_activations(model, prompts, layers=[0], keys_values=True, progress=False)
+    assert sorted(chunk.prompts) == [0, 1, 2]
+    for chosen in ([0, 1, 2], [1]):
+        found = echo_after_reading(
+            model,
+            [asked[index] for index in chosen],
+            [spans[index] for index in chosen],
+            heads=heads,
+            keys_values=chunk.keys_values,
+            rows=[chunk.prompts.index(index) for index in chosen],
+        )
+        np.testing.assert_allclose(found, expected[chosen], atol=1e-4)
+        assert np.abs(found[:, 0] - found[:, 1]).min() > 1e-4
+    wrong = echo_after_reading(
+        model,
+        asked[:1],
+        spans[:1],
+        heads=heads,
+        keys_values=chunk.keys_values,
+        rows=[chunk.prompts.index(1)],
+    )
+    assert np.abs(wrong - expected[:1]).max() > 1e-4  # what was read matters
 
 
 def test_no_heads_and_others(tiny_llama, asked, spans):
@@ -114,7 +155,7 @@ def test_without_weight_it_is_the_probes(detector, tiny_llama):
 def test_below_the_floor_nothing_runs_and_nothing_fires(detector, tiny_llama, monkeypatch):
     high = replace(detector, floor=1e9, threshold=0.5)
     monkeypatch.setattr(
-        "probes.detector.echo_detector.echo_log_odds",
+        "probes.detector.echo_detector.echo_after_reading",
         lambda model, asked, spans, **options: np.zeros((len(asked), 2)) if not asked else 1 / 0,
     )
     found = high.detect(tiny_llama, TEXTS, progress=False)
