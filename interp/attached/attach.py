@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from interp.arguments import shown
 from interp.attached.anatomy import Anatomy
+from interp.attached.belonging import check_belongs
 from interp.attached.places import PlacesOfDetector, PlacesOfWords
 from interp.attached.plain_model import PlainModel, check_plain
 from interp.attached.prompt_text import QuestionFrame
@@ -35,10 +36,11 @@ from interp.models.passes import before_each_call
 from interp.models.transformers_modules import is_component
 from interp.models.unwrapped import check_tokenizer, is_adapted
 from interp.modules import modules
-from interp.runs.manifest import check_same_model, recorded_model
+from interp.runs.manifest import recorded_model
 from probes.detector.detections import Detector
 from probes.detector.detector import DETECTOR_FOLDER, has_detector
 from probes.detector.echo_detector import AnyDetector, load_detector
+from probes.detector.relative import for_relative
 from probes.detector.train import kept_detector
 
 _ATTACHED: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
@@ -91,6 +93,7 @@ def attach(
     detector: Detector | None = None,
     false_object: str | Sequence[str | None] | None = None,
     at: Sequence[Span | None] | Tensor | ObjectPositions | None = None,
+    transfer: bool = False,
 ) -> Attached:
     """Attach a constraint on heads to a transformers model.
 
@@ -112,9 +115,11 @@ def attach(
         false_object: the words that may be false, of which the last occurrence in a prompt is
             taken; or one for each prompt, None to leave a prompt alone.
         at: where the false object is, as ``interp.constrain`` takes it.
+        transfer: the model is a fine-tuned relative of that which the run, the heads or the
+            detector are of: its layers and heads must fit.
 
     Raises:
-        UserError: another model than the run's or the detector's, a head that the model does not
+        UserError: another model than the run's, the heads' or the detector's, a head that the model does not
             have, an attention that takes no mask by head, a model that is compiled or has a
             constraint already, or no way to find the false object.
     """
@@ -127,15 +132,14 @@ def attach(
     for part in intervention.heads:
         check_implementation(anatomy, part)
     run = run_of(what)
-    if run is not None:
-        recorded = recorded_model(run)["fingerprint"]
-        check_tokenizer(tokenizer)
-        check_same_model(run, PlainModel(base, tokenizer, anatomy, wanted=recorded))  # type: ignore[arg-type]
+    belonging: Any = {"intervention": intervention, "run": run, "transfer": transfer}
+    check_belongs(base, tokenizer, anatomy, **belonging)
     gate = _gate(gate or (None if _given(at, false_object) else intervention.gate), detector)
     if gate == "probe":
         if _given(at, false_object):
             raise UserError("gate 'probe' finds the false object itself: leave at and words out")
-        find = _detecting(base, tokenizer, anatomy, run=run, detector=detector)
+        reading: Any = {"run": run, "detector": detector, "transfer": transfer}
+        find = _detecting(base, tokenizer, anatomy, **reading)
     else:
         find = _told(tokenizer, at, false_object)
     try_heads(base, anatomy, intervention.heads)
@@ -217,7 +221,13 @@ def _told(tokenizer: Any, at: Any, false_object: Any) -> ObjectPositions:
 
 
 def _detecting(
-    base: Any, tokenizer: Any, anatomy: Anatomy, *, run: Path | None, detector: Detector | None
+    base: Any,
+    tokenizer: Any,
+    anatomy: Anatomy,
+    *,
+    run: Path | None,
+    detector: Detector | None,
+    transfer: bool,
 ) -> ObjectPositions:
     """Positions that a detector finds."""
     check_tokenizer(tokenizer)
@@ -225,6 +235,10 @@ def _detecting(
     if detector is None and run is not None:
         wanted = recorded_model(run)["fingerprint"]
     model: Any = PlainModel(base, tokenizer, anatomy, wanted=wanted)
+    if transfer and detector is None and run is not None and has_detector(run):
+        detector = load_detector(run / DETECTOR_FOLDER)
+    if transfer and isinstance(detector, AnyDetector):
+        detector = for_relative(detector, model)
     if isinstance(detector, AnyDetector):
         detector.check_model(model)
     elif detector is None and run is not None and has_detector(run):

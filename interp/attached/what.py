@@ -58,10 +58,13 @@ def _of_run(run: Path) -> Intervention:
     path = run / EVALUATION
     if not path.is_file():
         raise UserError(f"{run} has no {EVALUATION}: run `interp evaluate` on it first")
-    advice = "run `interp evaluate` on this run again"
-    content: Mapping[str, Any] = check_shape(
-        read_evaluation(path), _SHAPE, str(path), advice=advice
-    )
+    return of_setting(read_evaluation(path), run)
+
+
+def of_setting(setting: Mapping[str, Any], run: Path) -> Intervention:
+    """The intervention of one setting of a run's evaluation.json."""
+    path, advice = run / EVALUATION, "run `interp evaluate` on this run again"
+    content: Mapping[str, Any] = check_shape(setting, _SHAPE, str(path), advice=advice)
     site, mode = content["site"], content["mode"]
     check_site(site)
     check_mode(site, mode)
