@@ -119,9 +119,9 @@ def attach(
             detector are of: its layers and heads must fit.
 
     Raises:
-        UserError: another model than the run's, the heads' or the detector's, a head that the model does not
-            have, an attention that takes no mask by head, a model that is compiled or has a
-            constraint already, or no way to find the false object.
+        UserError: another model than the run's, the heads' or the detector's, a head that the
+            model does not have, an attention that takes no mask by head, a model that is compiled
+            or has a constraint already, or no way to find the false object.
     """
     base = _unwrapped(hf_model)
     intervention = intervention_of(what)

@@ -1,4 +1,4 @@
-"""Whether a constraint and a model belong together: by what a run, or saved heads, say of theirs."""
+"""Whether a constraint and a model belong together, by what a run or saved heads say of theirs."""
 
 from pathlib import Path
 from typing import Any

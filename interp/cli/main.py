@@ -1,6 +1,7 @@
 """Dispatch: parse, run, and turn a user's mistake into one line and exit code 2."""
 
 import errno
+import importlib
 import logging
 import os
 import select
@@ -11,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from interp import __version__
-from interp.cli.summaries import COMMANDS, FAMILIES, TOOLS
+from interp.cli.summaries import COMMANDS, FAMILIES, MODULES, TOOLS
 from interp.errors import UserError
 from interp.files.text import one_line
 
@@ -105,9 +106,10 @@ def _run(name: str, words: list[str], console: Console) -> None:
 
         moelora(words, console)
     else:
-        from interp.cli import commands, options
+        from interp.cli import options
 
-        getattr(commands, name)(options.parse(name, words), console)
+        module = importlib.import_module(MODULES.get(name, "interp.cli.commands"))
+        getattr(module, name)(options.parse(name, words), console)
 
 
 def _fail(errors: Console, message: str) -> None:

@@ -17,7 +17,11 @@ COMMANDS = {
     "detect": "Find the questions that presuppose something false, and the words that are false.",
     "patch": "Patch every unit of a component on pairs of clean and corrupted texts.",
     "atlas": "Set run directories side by side: a page, a table with a row a run, a figure.",
+    "export": "Write a directory to hand over: a run's constraint, its detector and a card, for "
+    "plain transformers models.",
 }
+MODULES = {"export": "interp.cli.export"}
+"""Where commands are that are not in `interp.cli.commands`."""
 FAMILIES = {
     "moelora": "Train MoELoRA adapters, compare them with LoRA, analyze what their experts do."
 }

@@ -36,7 +36,7 @@ def found_on(
         pooled = effects.pooled if isinstance(effects, JointEffects) else effects
         about = {
             "found": {
-                **({"relations": list(names)} if names else {}),
+                **({"searched": list(names)} if names else {}),
                 "method": pooled.method,
                 "source": pooled.source,
                 "n_prompts": len(pooled.values),
@@ -54,7 +54,9 @@ def found_on(
 def scores_of(heads: HeadSet, effects: HeadEffects | JointEffects) -> tuple[dict[str, Any], ...]:
     """For each head its effect, with interval and q-value."""
     table = effects.to_dataframe().set_index(["layer", "head"])[list(SCORES)]
-    rows = {tuple(where): row for where, row in zip(table.index, table.to_dict("records"), strict=True)}
+    rows = {
+        tuple(where): row for where, row in zip(table.index, table.to_dict("records"), strict=True)
+    }
     if missing := [head for head in heads if head not in rows]:
         raise UserError(f"there is no effect of head {missing[0]}: give those of this model")
     return tuple(

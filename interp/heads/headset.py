@@ -90,7 +90,12 @@ class HeadSet(Displayed):
         try:
             content = check_shape(
                 parse_json(read_text(path)),
-                {"site": str, "heads": [[int, int]], "chosen_by": Maybe(str), "origin": Maybe(dict)},
+                {
+                    "site": str,
+                    "heads": [[int, int]],
+                    "chosen_by": Maybe(str),
+                    "origin": Maybe(dict),
+                },
                 "the file",
                 advice="write one with .save()",
             )
