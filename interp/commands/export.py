@@ -154,6 +154,8 @@ def export_run(
             transferred=settings.transfer,
         )
         write_atomically(beside / CARD, card)
+        if settings.transfer:
+            more["transferred"] = True
         more |= {"gate": intervention.gate, "versions": versions()}
         write_export(beside, {"model": entries, "weights": settings.kind, **more})
         move_into_place(beside, to)

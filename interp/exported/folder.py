@@ -33,7 +33,7 @@ _MODEL = {
 }
 _SHAPE = {
     **{"format": int, "model": _MODEL, "weights": str, "files": {str: str}, "sha256": str},
-    "baked_fingerprint": Maybe(str),
+    **{"baked_fingerprint": Maybe(str), "transferred": Maybe(bool)},
 }
 _AGAIN = "export the run again, or take the directory anew from where it came"
 
@@ -59,6 +59,11 @@ class ExportedFolder:
     def is_baked(self) -> bool:
         """Whether the weights have the intervention written into them."""
         return self.content["weights"] == "baked"
+
+    @property
+    def is_transferred(self) -> bool:
+        """Whether the base model is a relative of the one that the heads were found on."""
+        return bool(self.content.get("transferred"))
 
     @property
     def base(self) -> Path | None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.errors import RepositoryNotFoundError
 
 from interp.checked import checked
 from interp.errors import UserError
@@ -14,7 +14,6 @@ from interp.exported.folder import MANIFEST, ExportedFolder, read_export
 _REPOSITORY = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
 _FILES = ("*.json", "*.md", "*.yaml", "*.safetensors", "*.jinja", "*.model", "*.txt")
 """What an exported directory consists of; nothing else is downloaded."""
-_FAILURES = (HfHubHTTPError, OSError, ValueError, RuntimeError)
 
 
 def names_repository(text: str) -> bool:
@@ -57,7 +56,7 @@ def push_to_hub(
             allow_patterns=[MANIFEST, *exported.content["files"], "*.safetensors"],
             commit_message="Exported by faithlens",
         )
-    except _FAILURES as error:
+    except Exception as error:  # whatever client, connection or server come to
         raise UserError(
             f"cannot upload to {repo_id!r} ({type(error).__name__}): check the name, the "
             "connection and the token (hf auth login)"
@@ -102,7 +101,7 @@ def from_hub(
         )
     except RepositoryNotFoundError as error:
         raise UserError(f"the hub has no repository {match['repo']!r}") from error
-    except _FAILURES as error:
+    except Exception as error:  # whatever client, connection or server come to
         raise UserError(
             f"cannot get {match['repo']!r} from the hub ({type(error).__name__}): check the name, "
             "the revision and the connection, or give a local directory"

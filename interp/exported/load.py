@@ -23,6 +23,7 @@ from interp.interventions.object_positions import ObjectPositions
 from interp.models.device_map import choose_device
 from interp.models.fingerprint import fingerprint_of_folder
 from interp.models.folder import read_folder
+from interp.models.quantization import quantized_fingerprint
 from interp.models.spec import cache_root, resolve
 from probes.detector.detections import Detector
 from probes.detector.echo_detector import load_detector
@@ -87,13 +88,16 @@ def load_exported(
                 Any, None if exported.is_baked else exported.model.get("quantization")
             ),
         )
-        found = hashed.result()
+        found = quantized_fingerprint(hashed.result(), exported.model.get("quantization"))
     hf_model.eval().requires_grad_(False)
     if exported.is_baked:
         if found != exported.content.get("baked_fingerprint"):
             raise UserError(f"the weights in {place} were changed after the export: take them anew")
         hf_model.attached = None
         return hf_model, tokenizer
+    if exported.is_transferred and not transfer:
+        _check_same(exported, found, spec=str(model or base))
+        transfer = True  # to this relative, as it was exported
     # Kept with the model: what is attached ends with its handle.
     hf_model.attached = _attached(exported, hf_model, tokenizer, transfer=transfer, told=told)
     return hf_model, tokenizer
@@ -132,6 +136,17 @@ def _base_of(exported: ExportedFolder, model: str | Path | None, *, allow_pickle
             f"the base model {spec!r} of {exported.folder} is not found ({error}): say where it "
             "is (model=)"
         ) from error
+
+
+def _check_same(exported: ExportedFolder, found: str, *, spec: str) -> None:
+    """Raise UserError for another base model than the one that was named in the export."""
+    wanted = exported.model["fingerprint"]
+    if found != wanted:
+        raise UserError(
+            f"{exported.folder} was exported for the model {exported.model['spec']!r} "
+            f"({wanted[:12]}…), not for {spec!r} ({found[:12]}…): load that model or, for a "
+            "fine-tuned relative of it, say so (transfer=True)"
+        )
 
 
 def _check_baked(exported: ExportedFolder, model: str | Path | None, told: dict[str, Any]) -> None:
