@@ -40,7 +40,7 @@ from interp.runs.manifest import recorded_model
 from probes.detector.detections import Detector
 from probes.detector.detector import DETECTOR_FOLDER, has_detector
 from probes.detector.echo_detector import AnyDetector, load_detector
-from probes.detector.relative import for_relative
+from probes.detector.own_model import for_relative
 from probes.detector.train import kept_detector
 
 _ATTACHED: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()

@@ -17,8 +17,7 @@ from interp.arguments import check_choice
 from interp.attached.anatomy import Anatomy
 from interp.attached.plain_model import PlainModel
 from interp.attached.sites import check_modes
-from interp.attached.what import EVALUATION as RUN_EVALUATION
-from interp.attached.what import of_setting
+from interp.attached.what import EVALUATION, of_setting
 from interp.commands.evaluate import SiteToScore
 from interp.commands.export_origin import origin_of_run
 from interp.commands.locate_joint import load_search
@@ -30,7 +29,6 @@ from interp.exported.folder import (
     BAKED,
     BASE,
     CARD,
-    EVALUATION,
     INTERVENTION,
     Weights,
     write_export,
@@ -175,9 +173,9 @@ def _setting(run: Path, site: SiteToScore) -> Mapping[str, Any]:
     """The setting of the run's evaluation.json: the best, or the first at a site."""
     read_manifest(run)  # raises for a directory that is no run
     check_links(run)
-    path = run / RUN_EVALUATION
+    path = run / EVALUATION
     if not path.is_file():
-        raise UserError(f"{run} has no {RUN_EVALUATION}: run `interp evaluate` on it first")
+        raise UserError(f"{run} has no {EVALUATION}: run `interp evaluate` on it first")
     found = [
         setting
         for setting in settings_of(read_evaluation(path))

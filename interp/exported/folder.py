@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from interp.attached.what import EXPORT
 from interp.errors import UserError, errors_in
 from interp.files.documents import file_hash, write_json
 from interp.files.links import plain_name
@@ -20,8 +21,8 @@ from interp.interventions.intervention import Intervention
 from interp.runs.shards import digest_of
 from probes.detector.detector import DETECTOR_FOLDER
 
-MANIFEST, CARD = "export.json", "README.md"
-INTERVENTION, EVALUATION, BAKED = "intervention.yaml", "evaluation.json", "baked.json"
+MANIFEST, CARD = EXPORT, "README.md"
+INTERVENTION, BAKED = "intervention.yaml", "baked.json"
 BASE = "model"
 """The folder of the base model's files, if they are there."""
 FORMAT = 1

@@ -12,10 +12,10 @@ from interp.heads.effects import (
     save_effects,
     select_heads,
 )
-from interp.heads.found_on import found_on
 from interp.heads.headset import Head, HeadSet, Site, as_head_set
 from interp.heads.joint import JointEffects, pool_effects
 from interp.heads.locate import locate_heads
+from interp.heads.noting import found_on
 from interp.heads.object_edits import Source, premise_edit
 from interp.heads.origin import Origin
 from interp.heads.random_sets import random_head_sets

@@ -213,6 +213,12 @@ def test_a_base_model_that_is_elsewhere(run: Path, base: Path, tmp_path: Path) -
         load_exported(to, false_object="land5")
     model, _ = load_exported(to, model=base, false_object="land5", device="cpu")
     assert model.attached.is_attached
+    plain, tokenizer = load_exported(to, model=base, at=[None], device="cpu")
+    plain.attached.detach()
+    with pytest.raises(UserError, match="is an exported directory: load it with"):
+        attach(plain, tokenizer, to, false_object="land5")
+    with attach(plain, tokenizer, to / "intervention.yaml", false_object="land5"):
+        assert ask(plain, tokenizer, QUESTIONS[0]) == ["land3"]
     with pytest.raises(UserError, match="say where they are"):
         load_exported(to, model=base, device="cpu")
 

@@ -1,12 +1,19 @@
-"""A detector on a fine-tuned relative of its model, which the caller asks for by name."""
+"""A detector and its model: whose it is, and how it is taken over to a fine-tuned relative."""
 
 from dataclasses import replace
 
 from interp.errors import UserError
 from interp.models import fingerprint, model_info
 from interp.models.hooked_model import HookedModel
+from interp.runs.shards import versions
 from probes.detector.detector import PremiseDetector
 from probes.detector.echo_detector import AnyDetector, EchoDetector
+
+
+def noted_model(detector: AnyDetector, model: HookedModel) -> AnyDetector:
+    """The detector, which says by name which model it was trained on, and with which versions."""
+    noted = {"model": model_info(model).spec, "versions": versions()}
+    return replace(detector, training={**detector.training, **noted})
 
 
 def for_relative(detector: AnyDetector, model: HookedModel) -> AnyDetector:
