@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         evaluation,
         experts,
         explore,
+        exported,
         heads,
         interventions,
         models,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
         evaluate,
         token_saliency,
     )
+    from interp.exported import from_hub, load_exported, push_to_hub
     from interp.heads import HeadEffects, HeadSet, JointEffects, locate_heads
     from interp.interventions import Constraint, ExpertConstraint, Intervention, constrain
     from interp.interventions.generate import generate
@@ -70,11 +72,14 @@ __all__ = [
     "evaluation",
     "experts",
     "explore",
+    "exported",
     "filter_known",
+    "from_hub",
     "generate",
     "heads",
     "interventions",
     "list_relations",
+    "load_exported",
     "load_model",
     "load_premises",
     "load_questions",
@@ -83,6 +88,7 @@ __all__ = [
     "moelora",
     "patching",
     "premises",
+    "push_to_hub",
     "report",
     "tasks",
     "token_saliency",
@@ -97,6 +103,7 @@ _HOMES = {
         *("AttentionPattern", "Evaluation", "TokenSaliency"),
         *("attention_pattern", "evaluate", "token_saliency"),
     ),
+    "interp.exported": ("from_hub", "load_exported", "push_to_hub"),
     "interp.heads": ("HeadEffects", "HeadSet", "JointEffects", "locate_heads"),
     "interp.interventions": ("Constraint", "ExpertConstraint", "Intervention", "constrain"),
     "interp.models": ("load_model",),

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from interp.arguments import shown
 from interp.attached.anatomy import Anatomy
+from interp.attached.belonging import check_belongs
 from interp.attached.compiled import inside, uncompiled
 from interp.attached.places import PlacesOfDetector, PlacesOfWords
 from interp.attached.plain_model import PlainModel, check_plain
@@ -36,10 +37,11 @@ from interp.models.passes import before_each_call
 from interp.models.transformers_modules import is_component
 from interp.models.unwrapped import check_tokenizer, is_adapted
 from interp.modules import modules
-from interp.runs.manifest import check_same_model, recorded_model
+from interp.runs.manifest import recorded_model
 from probes.detector.detections import Detector
 from probes.detector.detector import DETECTOR_FOLDER, has_detector
 from probes.detector.echo_detector import AnyDetector, load_detector
+from probes.detector.own_model import for_relative
 from probes.detector.train import kept_detector
 
 _ATTACHED: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
@@ -94,6 +96,7 @@ def attach(
     detector: Detector | None = None,
     false_object: str | Sequence[str | None] | None = None,
     at: Sequence[Span | None] | Tensor | ObjectPositions | None = None,
+    transfer: bool = False,
 ) -> Attached:
     """Attach a constraint on heads to a transformers model.
 
@@ -116,11 +119,13 @@ def attach(
         false_object: the words that may be false, of which the last occurrence in a prompt is
             taken; or one for each prompt, None to leave a prompt alone.
         at: where the false object is, as ``interp.constrain`` takes it.
+        transfer: the model is a fine-tuned relative of that which the run, the heads or the
+            detector are of: its layers and heads must fit.
 
     Raises:
-        UserError: another model than the run's or the detector's, a head that the model does not
-            have, an attention that takes no mask by head, a model that has a constraint already, or
-            no way to find the false object.
+        UserError: another model than the run's, the heads' or the detector's, a head that the
+            model does not have, an attention that takes no mask by head, a model that has a
+            constraint already, or no way to find the false object.
     """
     base = _unwrapped(hf_model)
     intervention = intervention_of(what)
@@ -131,15 +136,14 @@ def attach(
     for part in intervention.heads:
         check_implementation(anatomy, part)
     run = run_of(what)
-    if run is not None:
-        recorded = recorded_model(run)["fingerprint"]
-        check_tokenizer(tokenizer)
-        check_same_model(run, PlainModel(base, tokenizer, anatomy, wanted=recorded))  # type: ignore[arg-type]
+    belonging: Any = {"intervention": intervention, "run": run, "transfer": transfer}
+    check_belongs(base, tokenizer, anatomy, **belonging)
     gate = _gate(gate or (None if _given(at, false_object) else intervention.gate), detector)
     if gate != "oracle":
         if _given(at, false_object):
             raise UserError(f"gate {gate!r} finds the false object itself: leave at and words out")
-        find: Find = _detecting(base, tokenizer, anatomy, run=run, detector=detector, gate=gate)
+        reading: Any = {"run": run, "detector": detector, "transfer": transfer}
+        find: Find = _detecting(base, tokenizer, anatomy, gate=gate, **reading)
     else:
         find = _told(tokenizer, at, false_object)
     with uncompiled(hf_model):
@@ -230,6 +234,7 @@ def _detecting(
     run: Path | None,
     detector: Detector | None,
     gate: Gate,
+    transfer: bool,
 ) -> PlacesOfDetector:
     """Positions that a detector finds."""
     check_tokenizer(tokenizer)
@@ -237,6 +242,10 @@ def _detecting(
     if detector is None and run is not None:
         wanted = recorded_model(run)["fingerprint"]
     model: Any = PlainModel(base, tokenizer, anatomy, wanted=wanted)
+    if transfer and detector is None and run is not None and has_detector(run):
+        detector = load_detector(run / DETECTOR_FOLDER)
+    if transfer and isinstance(detector, AnyDetector):
+        detector = for_relative(detector, model)
     if isinstance(detector, AnyDetector):
         detector.check_model(model)
     elif detector is None and run is not None and has_detector(run):

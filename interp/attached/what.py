@@ -14,7 +14,7 @@ from interp.interventions.head_constraint import Constraint, check_mode
 from interp.interventions.intervention import Intervention
 from interp.report.read_run import read_evaluation
 
-EVALUATION = "evaluation.json"
+EVALUATION, EXPORT = "evaluation.json", "export.json"
 _SHAPE = {
     **{"heads": [[int, int]], "site": str, "mode": str},
     **{"factor": Maybe(float), "gate": Maybe(str), "decoding_steps": Maybe(int)},
@@ -33,6 +33,11 @@ def intervention_of(what: Any) -> Intervention:
         UserError: no such file or run, a run that was not evaluated, experts, or no heads.
     """
     if (run := run_of(what)) is not None:
+        if (run / EXPORT).is_file():
+            raise UserError(
+                f"{run} is an exported directory: load it with interp.load_exported, or attach "
+                "the intervention.yaml in it"
+            )
         found = _of_run(run)
     elif isinstance(what, str | Path):
         found = Intervention.load(what)
@@ -58,10 +63,13 @@ def _of_run(run: Path) -> Intervention:
     path = run / EVALUATION
     if not path.is_file():
         raise UserError(f"{run} has no {EVALUATION}: run `interp evaluate` on it first")
-    advice = "run `interp evaluate` on this run again"
-    content: Mapping[str, Any] = check_shape(
-        read_evaluation(path), _SHAPE, str(path), advice=advice
-    )
+    return of_setting(read_evaluation(path), run)
+
+
+def of_setting(setting: Mapping[str, Any], run: Path) -> Intervention:
+    """The intervention of one setting of a run's evaluation.json."""
+    path, advice = run / EVALUATION, "run `interp evaluate` on this run again"
+    content: Mapping[str, Any] = check_shape(setting, _SHAPE, str(path), advice=advice)
     site, mode = content["site"], content["mode"]
     check_site(site)
     check_mode(site, mode)

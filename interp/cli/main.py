@@ -105,9 +105,9 @@ def _run(name: str, words: list[str], console: Console) -> None:
 
         moelora(words, console)
     else:
-        from interp.cli import circuit, commands, options
+        from interp.cli import circuit, commands, export, options
 
-        module = {"circuit": circuit}.get(name, commands)
+        module = {"circuit": circuit, "export": export}.get(name, commands)
         getattr(module, name)(options.parse(name, words), console)
 
 

@@ -18,6 +18,7 @@ from interp.commands.demo import DemoSettings
 from interp.commands.detect import DetectSettings
 from interp.commands.evaluate import EvaluateSettings
 from interp.commands.evaluate_questions import QuestionSettings
+from interp.commands.export import ExportSettings
 from interp.commands.locate import LocateSettings
 from interp.commands.patch import PatchSettings
 from interp.commands.probe import ProbeSettings
@@ -179,6 +180,23 @@ class ReportOptions:
 
 
 @dataclass(frozen=True)
+class ExportOptions(WeightsOptions, ExportSettings):
+    """Options of ``interp export``."""
+
+    run: tyro.conf.Positional[Path] = Path("runs/demo")
+    """The run directory, after `interp evaluate` or `interp demo`."""
+    to: Path | None = None
+    """The directory to write; it must not hold anything yet."""
+    model: str | None = None
+    """The base model, by default the run's; it must be the same, wherever it is read from, or a
+    relative of it (--transfer)."""
+    device: str | None = None
+    """Where the cost of baked weights is measured; by default a GPU if there is one."""
+    seed: int = 0
+    """Draws nothing; every command takes it."""
+
+
+@dataclass(frozen=True)
 class AtlasOptions:
     """Options of ``interp atlas``."""
 
@@ -239,6 +257,7 @@ COMMANDS: dict[str, type] = {
     "patch": PatchOptions,
     "circuit": CircuitOptions,
     "atlas": AtlasOptions,
+    "export": ExportOptions,
 }
 
 

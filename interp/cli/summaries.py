@@ -18,6 +18,8 @@ COMMANDS = {
     "patch": "Patch every unit of a component on pairs of clean and corrupted texts.",
     "circuit": "Score the edges between heads, MLPs and the logits, and run circuits of them.",
     "atlas": "Set run directories side by side: a page, a table with a row a run, a figure.",
+    "export": "Write a directory to hand over: a run's constraint, its detector and a card, for "
+    "plain transformers models.",
 }
 FAMILIES = {
     "moelora": "Train MoELoRA adapters, compare them with LoRA, analyze what their experts do."

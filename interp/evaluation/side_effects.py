@@ -78,8 +78,13 @@ def side_effects(
     *,
     sentences: tuple[str, ...] | None = None,
     mean: Float[Tensor, "layer head d_head"] | None = None,
+    everywhere: bool = False,
 ) -> SideEffects:
-    """Measure the constraint's cost on neutral sentences."""
+    """Measure the constraint's cost on neutral sentences.
+
+    Args:
+        everywhere: constrain every token of a sentence, and compare the same later positions.
+    """
     sentences = neutral_sentences() if sentences is None else sentences
     prompts, spans = [], []
     for sentence in sentences:
@@ -97,7 +102,8 @@ def side_effects(
         if first >= part.width:
             return total
         free = finite_logits(model, part, keep=part.width - first)
-        with constrain(model, constraint, at=at, mean=mean):
+        where = [(0, part.width - offset) for offset in part.offsets.tolist()] if everywhere else at
+        with constrain(model, constraint, at=where, mean=mean):
             constrained = finite_logits(model, part, keep=part.width - first)
         for row, begin in enumerate(begins):
             later, following = slice(begin - first, -1), part.tokens[row, begin + 1 :]

@@ -15,7 +15,9 @@ from interp.heads.effects import (
 from interp.heads.headset import Head, HeadSet, Site, as_head_set
 from interp.heads.joint import JointEffects, pool_effects
 from interp.heads.locate import locate_heads
+from interp.heads.noting import found_on
 from interp.heads.object_edits import Source, premise_edit
+from interp.heads.origin import Origin
 from interp.heads.random_sets import random_head_sets
 from interp.heads.shipped import Shipped, shipped_for
 from interp.statistics.significance import mean_interval
@@ -27,6 +29,7 @@ __all__ = [
     "HeadStatistics",
     "JointEffects",
     "Method",
+    "Origin",
     "Shipped",
     "Site",
     "Source",
@@ -34,6 +37,7 @@ __all__ = [
     "as_head_set",
     "count_of_fraction",
     "effects_by_layer",
+    "found_on",
     "head_statistics",
     "load_effects",
     "locate_heads",

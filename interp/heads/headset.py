@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -17,6 +17,8 @@ from interp.figures.heatmap import chosen_heads
 from interp.files.documents import write_atomically
 from interp.files.shape import Maybe, check_shape
 from interp.files.text import parse_json, read_text
+from interp.heads.origin import Origin
+from interp.models.hooked_model import HookedModel
 
 Head = tuple[int, int]
 """(layer, head), both counted from zero."""
@@ -35,11 +37,15 @@ class HeadSet(Displayed):
     """Heads, their site, and how they were chosen.
 
     Iterates as (layer, head) tuples; equal to another set of the same heads and site.
+
+    Attributes:
+        origin: the model that they were found on, if it was noted (`interp.heads.found_on`).
     """
 
     heads: tuple[Head, ...]
     site: Site = "output"
     chosen_by: str = field(default="by hand", compare=False)
+    origin: Origin | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         check_site(self.site)
@@ -60,25 +66,48 @@ class HeadSet(Displayed):
 
     def save(self, path: str | Path) -> Path:
         """Write the set as a small JSON file."""
-        content = {"site": self.site, "heads": self.heads, "chosen_by": self.chosen_by}
+        content: dict[str, Any] = {
+            **{"site": self.site, "heads": self.heads, "chosen_by": self.chosen_by},
+            # Left out where it is not known, as in files of versions that did not note it.
+            **({} if self.origin is None else {"origin": self.origin.to_dict()}),
+        }
         return write_atomically(as_path("path", path), json.dumps(content) + "\n")
 
     @classmethod
-    def load(cls, path: str | Path) -> "HeadSet":
-        """Read a set that ``save`` wrote. Raises UserError for anything else."""
+    def load(
+        cls, path: str | Path, *, model: HookedModel | None = None, transfer: bool = False
+    ) -> "HeadSet":
+        """Read a set that ``save`` wrote.
+
+        Args:
+            model: raise for heads that were found on another model.
+            transfer: ``model`` is a fine-tuned relative on purpose: its layers and heads must fit.
+
+        Raises:
+            UserError: no head set, or one of another model.
+        """
         path = as_path("path", path)
         try:
             content = check_shape(
                 parse_json(read_text(path)),
-                {"site": str, "heads": [[int, int]], "chosen_by": Maybe(str)},
+                {
+                    "site": str,
+                    "heads": [[int, int]],
+                    "chosen_by": Maybe(str),
+                    "origin": Maybe(dict),
+                },
                 "the file",
                 advice="write one with .save()",
             )
             heads = tuple((layer, head) for layer, head in content["heads"])
             check_site(content["site"])
-            return cls(heads, content["site"], content.get("chosen_by") or "")
+            origin = Origin.from_dict(content.get("origin"))
+            found = cls(heads, content["site"], content.get("chosen_by") or "", origin)
         except UserError as error:
             raise UserError(f"{path} is not a head set: {error}") from error
+        if model is not None and origin is not None:
+            origin.check(model, transfer=transfer)
+        return found
 
     def plot(self) -> go.Figure:
         """The heads as squares, layer × head."""

@@ -24,6 +24,7 @@ from interp.display import Displayed, Shown
 from interp.errors import UserError, errors_in
 from interp.figures.heatmap import chosen_heads
 from interp.heads.headset import Head, HeadSet, Site, as_head_set
+from interp.heads.origin import common_origin
 from interp.interventions.expert_constraint import ExpertConstraint
 from interp.interventions.gate import Gate, check_gate
 from interp.interventions.head_constraint import Constraint, Mode
@@ -187,19 +188,37 @@ class Intervention(Displayed):
         return write_parts((self.heads, self.experts, self.gate), Path(path))
 
     @classmethod
-    def load(cls, path: str | Path, *, model: HookedModel | None = None) -> "Intervention":
+    def load(
+        cls, path: str | Path, *, model: HookedModel | None = None, transfer: bool = False
+    ) -> "Intervention":
         """Read a file that ``save`` wrote, or a person; nothing in it is executed.
 
         Args:
-            model: raise for heads or experts that this model does not have.
+            model: raise for heads or experts that this model does not have, and for heads whose
+                file says that they were found on another model.
+            transfer: ``model`` is a fine-tuned relative on purpose: its layers and heads must fit.
 
         Raises:
-            UserError: no such file, another format, or something that the model does not have.
+            UserError: no such file, another format, something that the model does not have, or
+                heads of another model.
         """
         heads, experts, gate = read_parts(Path(path))
         with errors_in(path):
             found = cls(heads, experts, gate)
-        return found if model is None else found.check(model)
+        if model is None:
+            return found
+        found.check_origin(model, transfer=transfer)
+        return found.check(model)
+
+    def check_origin(self, model: HookedModel, *, transfer: bool = False) -> None:
+        """Raise UserError for heads that were found on another model, as far as that was noted.
+
+        Args:
+            transfer: the model is a fine-tuned relative on purpose: its layers and heads must fit.
+        """
+        for part in self.heads:
+            if part.heads.origin is not None:
+                part.heads.origin.check(model, transfer=transfer)
 
 
 def _merged(parts: tuple[AnyPart, ...]) -> tuple[AnyPart, ...]:
@@ -227,4 +246,5 @@ def _union(a: AnyPart, b: AnyPart) -> AnyPart:
     assert isinstance(b, Constraint)
     chosen_by = " and ".join(dict.fromkeys((a.heads.chosen_by, b.heads.chosen_by)))
     heads = tuple(dict.fromkeys((*a.heads, *b.heads)))
-    return a.with_heads(HeadSet(heads, a.site, chosen_by))
+    origin = common_origin(a.heads.origin, b.heads.origin)
+    return a.with_heads(HeadSet(heads, a.site, chosen_by, origin))

@@ -5,7 +5,7 @@
     version: 1
     gate: oracle
     heads:
-    - {site: attention, mode: zero, heads: [[3, 1], [7, 4]]}
+    - {site: attention, mode: zero, heads: [[3, 1], [7, 4]], origin: {model: ..., ...}}
     experts:
     - {mode: off, place: all, experts: [[blocks.3.attn.q, 2], [4, attn.v, 0]]}
 
@@ -24,6 +24,7 @@ from interp.errors import UserError, errors_in
 from interp.files.documents import write_atomically
 from interp.files.text import PlainLoader, parse_json, parse_yaml, read_text
 from interp.heads.headset import HeadSet, Site, check_site
+from interp.heads.origin import Origin
 from interp.interventions.expert_constraint import (
     ExpertConstraint,
     ExpertMode,
@@ -41,7 +42,7 @@ LONGEST_TEXT = 400
 LARGEST_FACTOR = 1e9
 MOST_STEPS = 10**9
 _TOP = ("version", "gate", "heads", "experts")
-_HEADS = ("site", "mode", "factor", "decoding_steps", "heads", "chosen_by")
+_HEADS = ("site", "mode", "factor", "decoding_steps", "heads", "chosen_by", "origin")
 _EXPERTS = ("mode", "factor", "place", "experts", "chosen_by")
 
 
@@ -77,6 +78,7 @@ def write_parts(parts: Parts, path: Path) -> Path:
             **({} if part.decoding_steps is None else {"decoding_steps": part.decoding_steps}),
             "heads": [list(head) for head in part.heads],
             "chosen_by": part.heads.chosen_by,
+            **({} if part.heads.origin is None else {"origin": part.heads.origin.to_dict()}),
         }
         for part in heads
     ]
@@ -126,7 +128,9 @@ def _heads(value: Any, index: int) -> Constraint:
         check_site(site)
         mode = _text(given, "mode", "zero")
         check_mode(cast(Site, site), mode)
-        heads = HeadSet(tuple(pairs), cast(Site, site), _text(given, "chosen_by", "by hand"))
+        chosen_by = _text(given, "chosen_by", "by hand")
+        origin = Origin.from_dict(given.get("origin"))
+        heads = HeadSet(tuple(pairs), cast(Site, site), chosen_by, origin)
         steps = given.get("decoding_steps")
         if steps is not None and (type(steps) is not int or not 0 <= steps < MOST_STEPS):
             raise UserError(f"decoding_steps must be a whole number, not {_short(steps)}")

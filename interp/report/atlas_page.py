@@ -1,8 +1,6 @@
 """The page of an atlas in Markdown: tables of its rows, and how alike its runs' heads are."""
 
-import html
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -10,9 +8,9 @@ import pandas as pd
 from interp.figures.measures import MISSING, Measure, format_number
 from interp.figures.tables import where
 from interp.report.atlas import Atlas
+from interp.report.markdown import markdown_table, plain_text
 
 Cell = Callable[[Mapping[str, Any]], str]
-_MARKUP = re.compile(r"([\\`*_\[\]|#~])")
 
 READING = """\
 Every cell is what the files of a run say; a dash is what a run did not measure. Intervals are 95 %,
@@ -46,7 +44,7 @@ def render_atlas(atlas: Atlas, *, figure: str = "", head: str = "# Atlas\n") -> 
     if len(atlas.comparisons):
         parts += ["## How alike the heads are\n", comparison_text(atlas.comparisons)]
     if atlas.skipped:
-        lines = [f"- {_plain(name)}: {_plain(why)}" for name, why in atlas.skipped]
+        lines = [f"- {plain_text(name)}: {plain_text(why)}" for name, why in atlas.skipped]
         parts += ["## Left out\n", "\n".join(lines) + "\n"]
     return "\n".join(part for part in parts if part)
 
@@ -66,14 +64,14 @@ def comparison_text(comparisons: pd.DataFrame) -> str:
         ]
         counts = " or ".join(str(count) for count in sorted(set(table["n_heads"])))
         texts.append(
-            f"Site {_plain(site)}. Above the diagonal: the overlap (Jaccard) of the {counts} heads "
-            "with the largest effects; below it: the rank correlation of all heads' effects. In "
-            "brackets the mean of a null: other heads of the same layers at random, and effects "
+            f"Site {plain_text(site)}. Above the diagonal: the overlap (Jaccard) of the {counts} "
+            "heads with the largest effects; below it: the rank correlation of all heads' effects. "
+            "In brackets the mean of a null: other heads of the same layers at random, and effects "
             "permuted within layers; its 95th percentile is at most "
             f"{_number(table['jaccard_null_p95'].max())} and "
             f"{_number(table['spearman_null_p95'].max())}. A dash: effects of "
             "another kind, or of an architecture that is not known to be the same."
-            f"\n\n{_markdown(['', *names], rows)}"
+            f"\n\n{markdown_table(['', *names], rows)}"
         )
     return "\n".join(texts)
 
@@ -102,23 +100,7 @@ def _section(
 
 def _table(rows: pd.DataFrame, columns: Mapping[str, Cell]) -> str:
     texts = [[cell(row) for cell in columns.values()] for row in rows.to_dict("records")]
-    return _markdown(list(columns), texts)
-
-
-def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table; a column that is empty in every row is left out."""
-    texts = [[_plain(cell) for cell in row] for row in rows]
-    kept = [0] + [
-        at for at in range(1, len(header)) if any(row[at] not in ("", MISSING) for row in texts)
-    ]
-    lines = [[_plain(header[at]) for at in kept], ["---"] * len(kept)]
-    lines += [[row[at] for at in kept] for row in texts]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def _plain(text: Any) -> str:
-    """Text in one line, that Markdown and HTML take for text."""
-    return _MARKUP.sub(r"\\\1", html.escape(" ".join(str(text).split()), quote=False))
+    return markdown_table(list(columns), texts)
 
 
 def _number(value: Any, digits: int = 2) -> str:

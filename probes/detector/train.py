@@ -37,6 +37,7 @@ from probes.detector.echo_detector import AnyDetector, load_detector
 from probes.detector.echo_fit import fit_echo
 from probes.detector.evidence import EXPECTATION, PROBES
 from probes.detector.fit import combine, cross_fit_layers, fit_detector
+from probes.detector.own_model import noted_model
 from probes.detector.paraphrases import framed
 from probes.detector.questions import (
     BackgroundText,
@@ -209,10 +210,11 @@ def train_detector(
             **options,
         )
         if heads is None or fits is None:
-            return detector
+            return noted_model(detector, model)
         scores = combine(material, fits[0], (*PROBES, *EXPECTATION))
         read = partial(echo_log_odds, model, heads=heads, progress=progress)
-        return fit_echo(material, detector, scores=scores, heads=heads, read=read, **chosen)
+        found = fit_echo(material, detector, scores=scores, heads=heads, read=read, **chosen)
+        return noted_model(found, model)
 
 
 def collect_material(

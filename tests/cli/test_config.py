@@ -21,6 +21,7 @@ from interp.commands.demo import DemoSettings
 from interp.commands.detect import DetectSettings
 from interp.commands.evaluate import EvaluateSettings
 from interp.commands.evaluate_questions import QuestionSettings
+from interp.commands.export import ExportSettings
 from interp.commands.locate import LocateSettings
 from interp.commands.patch import PatchSettings
 from interp.commands.probe import ProbeSettings
@@ -40,6 +41,7 @@ SETTINGS: dict[type, str] = {
     TrainingSettings: "train",
     ComparedMethods: "compare",
     AnalyzeSettings: "analyze",
+    ExportSettings: "export",
 }
 """Which command is made from which settings."""
 FIELDS = [(kind, one.name) for kind in SETTINGS for one in fields(kind)]

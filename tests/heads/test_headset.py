@@ -1,13 +1,18 @@
 """Head sets as values and as small files."""
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from interp.errors import UserError
-from interp.heads import HeadSet, as_head_set
+from interp.heads import HeadSet, Origin, as_head_set, found_on, load_effects
 from interp.heads.headset import check_site
+from interp.interventions import Intervention
+from interp.models import HookedModel
+from tests.conftest import PLANTED_HEADS
 
 HEADS = ((9, 1), (17, 8), (22, 1))
 
@@ -52,6 +57,7 @@ def test_a_saved_set_comes_back(tmp_path: Path, heads: Any) -> None:
         '{"heads": [[1, 2]], "site": "nose"}',
         '{"heads": [[1, 2], [1, 2]], "site": "output"}',
         '{"heads": [[-1, 2]], "site": "output"}',
+        '{"heads": [[1, 2]], "site": "output", "origin": {"model": 3}}',
     ],
 )
 def test_a_damaged_file_is_told_in_one_line(tmp_path: Path, content: str) -> None:
@@ -68,6 +74,64 @@ def test_a_file_that_is_not_there_or_not_text_is_told(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match=r"is not a head set"):
         HeadSet.load(tmp_path / "binary")
+
+
+ORIGIN = Origin(
+    "a-model",
+    "f" * 64,
+    3,
+    4,
+    {"searched": ["capitals"], "seed": 0},
+    ({"layer": 1, "head": 2, "effect": 1e-7, "q_value": None},),
+    {"over": "resamples", "jaccard": [0.5, 0.25, 1.0], "chance": 0.1},
+    {"torch": "2.6"},
+)
+
+
+@pytest.mark.parametrize("name", ["heads.json", "heads.yaml"])
+def test_where_heads_come_from_is_saved_with_them(tmp_path: Path, name: str) -> None:
+    """As a head set, and as an intervention; files without it stay as they were."""
+    heads = HeadSet(((1, 2),), "attention", "by hand", ORIGIN)
+    if name.endswith("yaml"):
+        path = Intervention.of(heads).save(tmp_path / name)
+        assert Intervention.load(path).heads[0].heads.origin == ORIGIN
+    else:
+        assert HeadSet.load(heads.save(tmp_path / name)).origin == ORIGIN
+    path = HeadSet(((1, 2),)).save(tmp_path / "old.json")
+    assert path.read_text() == '{"site": "output", "heads": [[1, 2]], "chosen_by": "by hand"}\n'
+    assert HeadSet.load(path).origin is None
+
+
+def test_heads_of_another_model_only_by_name(
+    tmp_path: Path, tiny_llama: HookedModel, tiny_gpt2: HookedModel
+) -> None:
+    """Three layers of four heads: another model of that size may be a relative, no other."""
+    heads = HeadSet(((1, 2),), "output", "by hand", ORIGIN)
+    path, whole = heads.save(tmp_path / "h.json"), Intervention.of(heads).save(tmp_path / "i.yaml")
+    readers: tuple[Any, ...] = (partial(HeadSet.load, path), partial(Intervention.load, whole))
+    for read in readers:
+        with pytest.raises(UserError, match=r"found on the model 'a-model'.*not on 'tiny-llama'"):
+            read(model=tiny_llama)
+        read(model=tiny_llama, transfer=True)
+        with pytest.raises(UserError, match="3 layers of 4 heads do not fit one with 2 layers"):
+            read(model=tiny_gpt2, transfer=True)
+    own_heads = found_on(HeadSet(((1, 2),)), tiny_llama)
+    HeadSet.load(own_heads.save(tmp_path / "own.json"), model=tiny_llama)
+    with pytest.raises(UserError, match="heads of two models"):
+        Intervention.of(heads) | Intervention.of(replace(own_heads, heads=((0, 1),)))
+
+
+def test_scores_and_stability_of_the_search(planted: HookedModel, planted_run: Path) -> None:
+    effects = load_effects(planted_run / "effects.safetensors")["output"]
+    heads = found_on(effects.select(count=1), planted, effects)
+    assert heads.origin is not None
+    (score,) = heads.origin.scores
+    assert (score["layer"], score["head"]) == PLANTED_HEADS["output"]
+    assert score["effect"] == pytest.approx(float(effects.statistics.mean.max()))
+    assert heads.origin.stability["jaccard"][0] == 1.0  # one head alone matters
+    assert heads.origin.stability["chance"] == pytest.approx(1 / 12)
+    with pytest.raises(UserError, match="no effect of head"):
+        found_on(HeadSet(((9, 9),)), planted, effects)
 
 
 @pytest.mark.parametrize(
