@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         report,
         tasks,
     )
+    from interp.asking import compare_answers
     from interp.attached import attach
     from interp.errors import UserError
     from interp.evaluation import (
@@ -64,6 +65,7 @@ __all__ = [
     "atlas",
     "attach",
     "attention_pattern",
+    "compare_answers",
     "constrain",
     "detect",
     "evaluate",
@@ -90,6 +92,7 @@ __all__ = [
 
 
 _HOMES = {
+    "interp.asking": ("compare_answers",),
     "interp.attached": ("attach",),
     "interp.interventions.generate": ("generate",),
     "interp.errors": ("UserError",),
