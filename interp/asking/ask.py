@@ -127,8 +127,8 @@ class AskedModel:
         """The answers to each question; a question on which nothing acts is answered once.
 
         Args:
-            false_object: with gate ``oracle``, the words that may be false, or their characters
-                [start, end); or a list with either for each question, None to leave it alone.
+            false_object: with gate ``oracle``, the words that may be false; or a list with the
+                words of each question or their characters [start, end), None to leave it alone.
 
         Raises UserError for an empty question, one without its ``false_object``, or one beyond the
         model's positions.

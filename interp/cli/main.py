@@ -105,9 +105,10 @@ def _run(name: str, words: list[str], console: Console) -> None:
 
         moelora(words, console)
     else:
-        from interp.cli import commands, options
+        from interp.cli import asking, commands, options
 
-        getattr(commands, name)(options.parse(name, words), console)
+        home = asking if name in asking.COMMANDS else commands
+        getattr(home, name)(options.parse(name, words), console)
 
 
 def _fail(errors: Console, message: str) -> None:

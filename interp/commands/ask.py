@@ -5,15 +5,15 @@ the command line, from a file, or one by one from standard input. One that canno
 stop the others.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeVar
+from typing import Any, Literal
 
 from interp.asking.ask import AskedModel, asked_model, gate_of
 from interp.asking.compared import ComparedAnswer, counts_sentence
 from interp.attached.what import intervention_of, run_of
+from interp.commands.in_order import Asking, Outcome, Unasked, in_order, unasked_sentence
 from interp.errors import UserError
 from interp.forward.generate import MAX_NEW_TOKENS, check_max_new_tokens
 from interp.heads.shipped import shipped_by
@@ -28,30 +28,6 @@ from probes.detector.echo_detector import load_detector
 STDIN = "-"
 AT_ONCE = 8
 """Questions that are answered together; those of standard input are answered one by one."""
-Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Unasked:
-    """A question, or a line, that could not be asked, and why."""
-
-    line: int
-    question: str
-    error: str
-
-    @property
-    def sentence(self) -> str:
-        """The error, with where the question stands."""
-        where = f"line {self.line}" if self.line else f"{self.question[:60]!r}"
-        return self.error if where in self.error else f"{where}: {self.error}"
-
-    def to_row(self) -> dict[str, Any]:
-        """The line of a JSON file."""
-        return {"line": self.line, "question": self.question, "error": self.error}
-
-
-Asking = RawQuestion | Unasked
-Outcome = tuple[RawQuestion, Result] | Unasked
 
 
 @dataclass(frozen=True)
@@ -90,7 +66,7 @@ class AskSettings:
 
 
 def questions_to_ask(
-    questions: Sequence[str], settings: AskSettings, *, stdin: BinaryIO
+    questions: Sequence[str], settings: AskSettings, *, stdin: Iterable[bytes]
 ) -> Iterable[Asking]:
     """The questions of the command line, then of the file; ``-`` stands for standard input.
 
@@ -111,7 +87,7 @@ def questions_to_ask(
     return (*asked, *load_questions(settings.file, columns=settings.columns))
 
 
-def lines_to_ask(stream: BinaryIO) -> Iterator[Asking]:
+def lines_to_ask(stream: Iterable[bytes]) -> Iterator[Asking]:
     """A question a line, as soon as it is there; empty lines are left out."""
     for number, raw in enumerate(stream, start=1):
         text = raw.decode("utf-8-sig" if number == 1 else "utf-8", errors="replace").strip()
@@ -186,39 +162,6 @@ def ask_each(
     return in_order(ask, questions, at_once=AT_ONCE if isinstance(questions, Sequence) else 1)
 
 
-def in_order(
-    run: Callable[[Sequence[RawQuestion]], Sequence[Result]],
-    questions: Iterable[Asking],
-    *,
-    at_once: int,
-) -> Iterator[Outcome[Result]]:
-    """The result of each question, in order; some run together.
-
-    Where several cannot run together, each runs by itself, so that a question that is at fault
-    keeps no other from its result.
-    """
-    remaining = iter(questions)
-    for part in iter(lambda: list(islice(remaining, at_once)), []):
-        sound = [question for question in part if isinstance(question, RawQuestion)]
-        done = iter(_together(run, sound))
-        yield from (question if isinstance(question, Unasked) else next(done) for question in part)
-
-
-def _together(
-    run: Callable[[Sequence[RawQuestion]], Sequence[Result]], questions: Sequence[RawQuestion]
-) -> Iterator[Outcome[Result]]:
-    if not questions:
-        return
-    try:
-        yield from zip(questions, run(questions), strict=True)
-    except UserError as error:
-        if len(questions) == 1:
-            yield Unasked(questions[0].line, questions[0].text, str(error))
-            return
-        for question in questions:
-            yield from _together(run, [question])
-
-
 def outcome_row(outcome: Outcome[ComparedAnswer]) -> dict[str, Any]:
     """The JSON object of one question."""
     if isinstance(outcome, Unasked):
@@ -230,9 +173,4 @@ def outcome_row(outcome: Outcome[ComparedAnswer]) -> dict[str, Any]:
 def last_sentence(outcomes: Sequence[Outcome[ComparedAnswer]]) -> str:
     """How many questions were constrained, answered otherwise, and could not be asked."""
     answers = [outcome[1] for outcome in outcomes if not isinstance(outcome, Unasked)]
-    return counts_sentence(answers) + unasked_sentence(len(outcomes) - len(answers))
-
-
-def unasked_sentence(count: int) -> str:
-    """How many could not be asked; nothing if all were."""
-    return f" {count} could not be asked." if count else ""
+    return counts_sentence(answers) + unasked_sentence(outcomes)
