@@ -5,7 +5,7 @@ greedy answers and detections are the same functions for both.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,19 +154,7 @@ class AskedModel:
             places = [self._told(*part) for part in parts]
         prompts = [encoding["input_ids"] for encoding in encodings]
         options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "progress": progress}
-        baseline = greedy_answers(self.hf_model, self.tokenizer, prompts, **options)
-        rows = [row for row, place in enumerate(places) if place.fired]
-
-        def within(chunk: list[int], batch: object) -> AbstractContextManager[Any]:
-            here = [places[rows[index]] for index in chunk]
-            at = [place.tokens for place in here] if self.under.needs_positions else None
-            soft = self.under.gate == "soft"
-            return self.constrained(at, [p.probability or 0.0 for p in here] if soft else None)
-
-        options |= {"within": within, "description": "constrained answers"}
-        texts = [prompts[row] for row in rows]
-        again = greedy_answers(self.hf_model, self.tokenizer, texts, **options)
-        constrained = dict(zip(rows, again, strict=True))
+        baseline, constrained = self._answers(prompts, places, **options)
         return tuple(
             ComparedAnswer(
                 question,
@@ -178,6 +166,39 @@ class AskedModel:
             )
             for row, (question, place) in enumerate(zip(questions, places, strict=True))
         )
+
+    def _answers(
+        self, prompts: Sequence[Sequence[int]], places: Sequence[Place], **options: Any
+    ) -> tuple[dict[int, str], dict[int, str]]:
+        """The answers by row: to all prompts without the intervention, to some with it.
+
+        Both answers to a prompt are made in one batch, which takes little longer than either: in
+        the first row nothing is constrained. An intervention that acts at every token acts in all
+        rows, and is asked by itself.
+        """
+        free = [(row, False) for row in range(len(prompts))]
+        acting = [(row, True) for row, place in enumerate(places) if place.fired]
+        answers: dict[bool, dict[int, str]] = {False: {}, True: {}}
+        for runs in [free + acting] if self.under.needs_positions else [free, acting]:
+
+            def within(
+                chunk: list[int], batch: object, runs: list[tuple[int, bool]] = runs
+            ) -> AbstractContextManager[Any]:
+                here = [runs[index] for index in chunk]
+                if not any(acts for _, acts in here):
+                    return nullcontext()
+                at = [places[row].tokens if acts else None for row, acts in here]
+                strengths = [places[row].probability or 0.0 for row, _ in here]
+                return self.constrained(
+                    at if self.under.needs_positions else None,
+                    strengths if self.under.gate == "soft" else None,
+                )
+
+            wanted = [prompts[row] for row, _ in runs]
+            texts = greedy_answers(self.hf_model, self.tokenizer, wanted, within=within, **options)
+            for (row, acts), text in zip(runs, texts, strict=True):
+                answers[acts][row] = text
+        return answers[False], answers[True]
 
     def _told(self, question: str, words: Any, rendered: RenderedChat, encoding: Any) -> Place:
         """The place of words that the caller names."""

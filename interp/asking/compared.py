@@ -67,17 +67,16 @@ class ComparedAnswer:
 
     @property
     def note(self) -> str:
-        """Where the intervention acted, or that it did not, and what that changed."""
+        """Whether and where the intervention acted, and whether that changed the answer."""
         if self.probability is None:
-            where = f"“{self.found}”, as told" if self.words else "at every token"
-            gate = where if self.fired else "no words are named"
-        elif self.fired:
-            gate = f"false premise at “{self.found}” (probability {self.probability:.2f})"
+            who = "as told" if self.fired else "no words are named"
         else:
-            gate = f"no false premise found (probability {self.probability:.2f})"
+            gate = "open" if self.fired else "closed"
+            who = f"gate {gate}, probability of a false premise {self.probability:.2f}"
         if not self.fired:
-            return f"{gate}: not constrained, the answer stays as it is"
-        return f"{gate}: constrained, {'another' if self.changed else 'the same'} answer"
+            return f"{who}: the answer stays as it is"
+        where = f"“{self.found}”" if self.words else "every token"
+        return f"{who}: constrained at {where}, {'another' if self.changed else 'the same'} answer"
 
     def question_pieces(self) -> tuple[Piece, ...]:
         """The question, with the words at which the intervention acted as a separate piece."""

@@ -63,21 +63,21 @@ def test_what_the_caller_names_needs_no_detector(
     assert found[0].constrained == interp.generate(
         planted, FALSE, heads=READER, false_object="land5", max_new_tokens=3
     )
-    assert "“land5”, as told: constrained, another answer" in str(found[0])
-    assert "no words are named: not constrained" in str(found[1])
+    assert "as told: constrained at “land5”, another answer" in str(found[0])
+    assert "no words are named: the answer stays as it is" in str(found[1])
 
 
 def test_a_closed_gate_changes_nothing(honest: HookedModel, planted: HookedModel) -> None:
     (answer,) = compared(planted, TRUE, detector=KnowsPlantedFacts())
     assert not answer.fired
     assert answer.baseline == answer.constrained
-    assert "no false premise found (probability 0.10): not constrained" in str(answer)
+    assert "gate closed, probability of a false premise 0.10: the answer stays" in str(answer)
     assert str(answer).count("\n") == 2  # one answer, not two
     # Negative control: where no head copies the false object, the open gate changes nothing.
     (answer,) = compared(honest, FALSE, detector=KnowsPlantedFacts())
     assert answer.fired
     assert not answer.changed
-    assert "constrained, the same answer" in str(answer)
+    assert "constrained at “land5”, the same answer" in str(answer)
 
 
 def test_a_saved_intervention_is_read(planted: HookedModel, tmp_path: Path) -> None:

@@ -86,12 +86,12 @@ def test_a_question_and_both_answers(ask: Callable[..., Any], run: str) -> None:
     lines = out.splitlines()
     assert lines[0] == "Why is city3 the capital of »land5«?"
     assert lines[1] == (
-        "  false premise at “land5” (probability 0.90): constrained, another answer"
+        "  gate open, probability of a false premise 0.90: constrained at “land5”, another answer"
     )
     assert lines[2].startswith("  without  [-land5")
     assert lines[3].startswith("  with     {+land3")
     assert lines[4] == TRUE
-    assert lines[5].startswith("  no false premise found (probability 0.10): not constrained")
+    assert lines[5].startswith("  gate closed, probability of a false premise 0.10: the answer")
     assert len(lines) == 7
     assert "2 questions: 1 constrained, 1 answered otherwise." in err
 
@@ -177,7 +177,7 @@ def test_a_file_and_the_words_that_it_names(
     assert "questions: 100%" in err  # progress, not in the answers
     code, out, _ = ask("ask", run, FALSE, "--false-object", "land5")
     assert code == 0
-    assert "“land5”, as told" in out
+    assert "as told: constrained at “land5”" in out
 
 
 @pytest.mark.parametrize(
