@@ -52,7 +52,7 @@ def print_answer(
         for line in (marked_text(question), *(f"  {line}" for line in (note, *lines) if line)):
             console.out(line, highlight=False)
         return
-    console.print(_styled(question))
+    console.print(_styled(question), style="bold")
     if note:
         console.print(f"  {note}", style="dim", markup=False, highlight=False)
     table = Table.grid(padding=(0, 2))
