@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         report,
         tasks,
     )
+    from interp.asking import compare_answers
     from interp.attached import attach
     from interp.errors import UserError
     from interp.evaluation import (
@@ -66,6 +67,7 @@ __all__ = [
     "atlas",
     "attach",
     "attention_pattern",
+    "compare_answers",
     "constrain",
     "detect",
     "evaluate",
@@ -96,6 +98,7 @@ __all__ = [
 
 
 _HOMES = {
+    "interp.asking": ("compare_answers",),
     "interp.attached": ("attach",),
     "interp.interventions.generate": ("generate",),
     "interp.errors": ("UserError",),

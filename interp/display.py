@@ -45,12 +45,14 @@ class Shown:
         tables: the first rows of each are shown; cells are escaped when shown.
         figure: a function that makes the key figure, called only when needed.
         fragment: HTML whose text is already escaped.
+        text: what a terminal shows behind the words and tables, such as the fragment's content.
     """
 
     words: str
     tables: tuple[pd.DataFrame, ...] = ()
     figure: Callable[[], Any] | None = None
     fragment: str = ""
+    text: str = ""
 
 
 class Displayed:
@@ -159,7 +161,7 @@ def _plain(shown: Shown) -> str:
     parts = [shown.words]
     for table in shown.tables:
         parts.append(table.head(MAX_ROWS).to_string(index=False, na_rep="–", float_format=_number))
-    return "\n".join(part for part in parts if part)
+    return "\n".join(part for part in (*parts, shown.text) if part)
 
 
 def _number(value: Any) -> str:

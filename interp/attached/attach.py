@@ -58,10 +58,14 @@ class Attached:
     Attributes:
         model: the model, as it was given.
         intervention: the constraint.
+        find: finds the positions at which it acts.
     """
 
-    def __init__(self, model: Any, intervention: Intervention, closing: ExitStack) -> None:
+    def __init__(
+        self, model: Any, intervention: Intervention, closing: ExitStack, *, find: ObjectPositions
+    ) -> None:
         self.model, self.intervention, self._closing = model, intervention, closing
+        self.find = find
         self._is_attached = True
 
     @property
@@ -180,7 +184,7 @@ def _attached(
         if hasattr(base, _COMPILES):
             stack.callback(base.__dict__.pop, _COMPILES, None)
             base.__dict__[_COMPILES] = _never
-        return Attached(hf_model, intervention, stack.pop_all())
+        return Attached(hf_model, intervention, stack.pop_all(), find=find)
 
 
 def _refuse_packed(module: Any, args: Any, kwargs: dict[str, Any]) -> None:

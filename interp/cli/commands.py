@@ -18,7 +18,6 @@ from interp.cli.config import settings_of, to_config
 from interp.cli.options import (
     AtlasOptions,
     DemoOptions,
-    DetectOptions,
     EngineOptions,
     EvaluateOptions,
     ExploreOptions,
@@ -32,13 +31,6 @@ from interp.cli.options import (
 from interp.cli.plan import print_plan
 from interp.commands.atlas import atlas_run, page_of
 from interp.commands.demo import DemoSettings, demo_run
-from interp.commands.detect import (
-    DetectSettings,
-    detection_rows,
-    detection_sentences,
-    detector_of_run,
-    shown_rows,
-)
 from interp.commands.evaluate import SCORED, EvaluateSettings, evaluate_run
 from interp.commands.evaluate_questions import (
     QuestionSettings,
@@ -62,7 +54,7 @@ from interp.explore.opening import check_explorable
 from interp.figures.probe_scores import detection_table
 from interp.figures.questions import narrow_table, question_sentences
 from interp.figures.tables import comparison_table, rich_table, setting_name
-from interp.files.documents import read_json, write_jsonl, write_table, write_yaml
+from interp.files.documents import read_json, write_jsonl, write_yaml
 from interp.models import load_model
 from interp.models.hooked_model import HookedModel
 from interp.premises.knowledge import check_knowledge
@@ -256,23 +248,6 @@ def probe(options: ProbeOptions, console: Console) -> None:
         table = detection_table(score.to_dict())
         console.print(rich_table(table, title="the detector on held-out questions"))
     print_next(f"report: {options.out / 'report.html'}", console)
-
-
-def detect(options: DetectOptions, console: Console) -> None:
-    """Detect false premises in questions; see ``interp.commands.detect``."""
-    questions = settings_of(DetectSettings, options).load(options.file)
-    if options.out is not None and not options.out.parent.is_dir():
-        raise UserError(f"{options.out.parent} is not a directory: make it first")
-    if options.run is not None:
-        model = load(run_options(options), console)
-        rows = detection_rows(model, questions, detector=detector_of_run(model, options.run))
-    else:
-        model = load(replace(options, model=options.model or ModelOptions.model), console)
-        rows = detection_rows(model, questions)
-    console.print(rich_table(shown_rows(rows)))
-    print_sentences(detection_sentences(rows), console)
-    if options.out is not None:
-        print_next(f"wrote {write_table(options.out, rows)}", console)
 
 
 def patch(options: PatchOptions, console: Console) -> None:

@@ -105,10 +105,10 @@ def _run(name: str, words: list[str], console: Console) -> None:
 
         moelora(words, console)
     else:
-        from interp.cli import circuit, commands, export, options
+        from interp.cli import asking, circuit, commands, export, options
 
-        module = {"circuit": circuit, "export": export}.get(name, commands)
-        getattr(module, name)(options.parse(name, words), console)
+        modules = {"ask": asking, "detect": asking, "circuit": circuit, "export": export}
+        getattr(modules.get(name, commands), name)(options.parse(name, words), console)
 
 
 def _fail(errors: Console, message: str) -> None:

@@ -13,6 +13,7 @@ import tyro
 
 from interp.cli import summaries
 from interp.cli.config import from_config, take_config
+from interp.commands.ask import AskSettings
 from interp.commands.circuit import CircuitSettings
 from interp.commands.demo import DemoSettings
 from interp.commands.detect import DetectSettings
@@ -151,6 +152,32 @@ class DetectOptions(ModelOptions, DetectSettings):
     """By default the run's model, or smollm2-135m (embedded)."""
     out: Path | None = None
     """A CSV file to write, besides the table."""
+    json: bool = False
+    """Print a JSON object a question, in place of the table."""
+    seed: int = 0
+    """Draws nothing; every command takes it."""
+
+    def __post_init__(self) -> None:
+        DetectSettings.__post_init__(self)
+        if self.run is not None and self.detector is not None:
+            raise UserError("a run has a detector of its own: leave --run or --detector out")
+
+
+@dataclass(frozen=True)
+class AskOptions(ModelOptions, AskSettings):
+    """Options of ``interp ask``."""
+
+    run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")] = "smollm2-135m"
+    """The directory of a run that was evaluated, a saved intervention, or smollm2-135m: the heads
+    and the detector that ship for it."""
+    question: Annotated[
+        tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="QUESTION ...")
+    ] = ()
+    """Questions; - asks those of standard input, a line each, as they come."""
+    model: str | None = None  # type: ignore[assignment]
+    """By default the run's model; it must be the same, wherever it is read from."""
+    json: bool = False
+    """Print a JSON object a question, in place of text."""
     seed: int = 0
     """Draws nothing; every command takes it."""
 
@@ -254,6 +281,7 @@ COMMANDS: dict[str, type] = {
     "premises": PremisesOptions,
     "probe": ProbeOptions,
     "detect": DetectOptions,
+    "ask": AskOptions,
     "patch": PatchOptions,
     "circuit": CircuitOptions,
     "atlas": AtlasOptions,

@@ -15,6 +15,7 @@ COMMANDS = {
     "probe": "Find where a model reads a false premise, beside controls, and train a detector of "
     "it.",
     "detect": "Find the questions that presuppose something false, and the words that are false.",
+    "ask": "Answer questions without and with a run's constraint, and show what it changed.",
     "patch": "Patch every unit of a component on pairs of clean and corrupted texts.",
     "circuit": "Score the edges between heads, MLPs and the logits, and run circuits of them.",
     "atlas": "Set run directories side by side: a page, a table with a row a run, a figure.",

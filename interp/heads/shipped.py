@@ -39,10 +39,15 @@ class Shipped:
 @checked
 def shipped_for(model: HookedModel) -> Shipped | None:
     """What ships for this model's weights; None for any other model."""
-    own_fingerprint = fingerprint(model)
+    return shipped_by(fingerprint(model))
+
+
+@checked
+def shipped_by(digest: str) -> Shipped | None:
+    """What ships for the model with this fingerprint; None for any other model."""
     for path in sorted((data_dir() / "models").glob(f"*/{MODEL}")):
         shape = {"fingerprint": str, "left_out": [str]}
         content = check_shape(read_json_object(path), shape, str(path))
-        if content["fingerprint"] == own_fingerprint:
+        if content["fingerprint"] == digest:
             return Shipped(path.parent, tuple(content["left_out"]))
     return None

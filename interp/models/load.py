@@ -53,7 +53,7 @@ from interp.precision import plain_dtype
 
 logger = logging.getLogger(__name__)
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Hooks see scores and patterns, so TransformerLens always computes these.
 _ATTENTIONS = ("eager",)
 
@@ -139,7 +139,7 @@ def load_model(
     # All before anything is downloaded.
     check_placing(device, device_map, max_memory)
     chosen_device = choose_device(device) if device_map is None else None
-    chosen_dtype = _DTYPES[check_choice("dtype", dtype, _DTYPES)]
+    chosen_dtype = DTYPES[check_choice("dtype", dtype, DTYPES)]
     if quantization is not None:
         quantization_config(quantization, dtype=chosen_dtype)
     check_choice("attention implementation", attn_implementation, _ATTENTIONS)

@@ -15,6 +15,7 @@ from interp.cli.moelora import OPTIONS, CompareOptions, TrainOptions
 from interp.cli.moelora import parse as parse_moelora
 from interp.cli.options import COMMANDS, LocateOptions, PatchOptions, parse
 from interp.commands.analyze import AnalyzeSettings
+from interp.commands.ask import AskSettings
 from interp.commands.circuit import CircuitSettings
 from interp.commands.compare import ComparedMethods
 from interp.commands.demo import DemoSettings
@@ -35,6 +36,7 @@ SETTINGS: dict[type, str] = {
     EvaluateSettings: "evaluate",
     QuestionSettings: "evaluate",
     DetectSettings: "detect",
+    AskSettings: "ask",
     ProbeSettings: "probe",
     PatchSettings: "patch",
     CircuitSettings: "circuit",

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from interp.report.answers import MarkedPair, Piece, mark_names
+from interp.report.answers import MarkedPair, Piece, mark_changes, mark_names
 
 
 def test_the_question_is_cut_at_the_object(generation_row: dict[str, Any]) -> None:
@@ -78,3 +78,34 @@ def test_a_missing_key_is_named(generation_row: dict[str, Any]) -> None:
     del generation_row["subject"]
     with pytest.raises(ValueError, match="lacks subject"):
         MarkedPair.from_row(generation_row)
+
+
+def texts(pieces: tuple[Piece, ...], role: str) -> list[str]:
+    return [piece.text for piece in pieces if piece.role == role]
+
+
+def test_changed_words_by_hand() -> None:
+    before, after = mark_changes(
+        "Paris is the capital of Germany.", "Paris is the capital of France, not Germany."
+    )
+    assert before == (Piece("Paris is the capital of Germany."),)
+    assert texts(after, "added") == ["France, not"]
+    before, after = mark_changes("The river Nile flows north.", "The river Nile is\n dry.")
+    assert texts(before, "removed") == ["flows north."]
+    assert texts(after, "added") == ["is\n dry."]
+    before, after = mark_changes("one two three", "four two five")
+    assert texts(before, "removed") == ["one two three"]  # one word in common is chance
+    assert texts(after, "added") == ["four two five"]
+    before, after = mark_changes("巴黎是法国的首都", "巴黎是德国的首都")
+    assert texts(before, "removed") == ["法"]
+    assert texts(after, "added") == ["德"]
+
+
+@given(before=st.text(max_size=30), after=st.text(max_size=30))
+def test_changes_leave_the_texts_as_they_are(before: str, after: str) -> None:
+    for first, second in ((before, after), (after, before), (before, before)):
+        old, new = mark_changes(first, second)
+        assert "".join(piece.text for piece in old) == first
+        assert "".join(piece.text for piece in new) == second
+        assert all(piece.text for piece in (*old, *new))
+        assert (first == second) <= (not texts(old, "removed") and not texts(new, "added"))

@@ -208,14 +208,14 @@ def test_detect_prints_and_writes(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("interp.cli.commands.load", lambda options, console: planted)
+    monkeypatch.setattr("interp.cli.asking.load", lambda options, console: planted)
     monkeypatch.setattr("probes.detector.detect.detector_for", lambda model: Stub())
     path, out = tmp_path / "asked.csv", tmp_path / "found.csv"
     path.write_text("question,label\nWhy is city0 in land1?,1\nWhy is city2 in land2?,0\n")
     main(["detect", str(path), "--question", "=1+land1?", "--out", str(out)])
-    printed = " ".join(capsys.readouterr().out.split())
-    assert "»land1«" in printed
-    assert "false premises: fired on 1.00" in printed
+    printed = capsys.readouterr()
+    assert "»land1«" in printed.out
+    assert "false premises: fired on 1.00" in " ".join(printed.err.split())
     table = pd.read_csv(out)
     assert list(table["fired"]) == [True, False, True]
     assert list(table["words"].fillna("")) == ["land1", "", "land1"]
