@@ -105,9 +105,10 @@ def _run(name: str, words: list[str], console: Console) -> None:
 
         moelora(words, console)
     else:
-        from interp.cli import commands, options
+        from interp.cli import commands, harness, options
 
-        getattr(commands, name)(options.parse(name, words), console)
+        place = harness if name == "harness" else commands
+        getattr(place, name)(options.parse(name, words), console)
 
 
 def _fail(errors: Console, message: str) -> None:

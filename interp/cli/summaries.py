@@ -17,6 +17,7 @@ COMMANDS = {
     "detect": "Find the questions that presuppose something false, and the words that are false.",
     "patch": "Patch every unit of a component on pairs of clean and corrupted texts.",
     "atlas": "Set run directories side by side: a page, a table with a row a run, a figure.",
+    "harness": "Run tasks of lm-evaluation-harness without and with the heads of a run.",
 }
 FAMILIES = {
     "moelora": "Train MoELoRA adapters, compare them with LoRA, analyze what their experts do."
