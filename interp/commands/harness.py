@@ -1,4 +1,4 @@
-"""``interp harness RUN`` as a function: tasks of lm-evaluation-harness with a run's heads and without.
+"""``interp harness RUN`` as a function: tasks of lm-evaluation-harness with and without heads.
 
 Writes ``harness.json`` (every metric, with and without, and the difference) and for each task
 ``TASK.json`` and ``TASK.jsonl`` (of each document, the answers of both runs). A task that is there

@@ -138,7 +138,7 @@ def run_task(lm: Any, task: Any, options: TaskOptions) -> Samples:
     elif task.get_config("num_fewshot") is None:
         task.set_config(key="num_fewshot", value=0)
     task.set_fewshot_seed(seed=options.seed)
-    found = evaluate(
+    found: Any = evaluate(
         lm=lm,
         task_dict={"tasks": {name: task}, "groups": {}, "group_map": {}},
         limit=options.limit,

@@ -145,7 +145,7 @@ class PlacesInContexts:
         if self.acts and self._rows is None:
             spans = self.spans(prompt_ids(tokens, mask))
             begins = mask.long().argmax(dim=1).tolist()
-        elif self.acts:
+        elif self.acts and self._rows is not None:
             spans = [self._rows[without_padding(ids)] for ids in tokens.tolist()]
             begins = [0] * len(spans)
         else:

@@ -40,7 +40,7 @@ def load(documents: str | None = None, file: str | Path | None = None, **_: Any)
             raise UserError("a task needs documents: name them, or a file")
         file = tasks_folder() / f"{documents}.jsonl"
     with errors_in(file):
-        rows = [row for _, row in json_rows(Path(file), such_as='{"question": …}')]
+        rows = [dict(row) for _, row in json_rows(Path(file), such_as='{"question": …}')]
     return {"test": Dataset.from_list(rows)}
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 
 from interp.arguments import check_choice
@@ -23,12 +22,13 @@ from interp.attached.what import intervention_of, run_of
 from interp.errors import UserError
 from interp.forward.batch import Span
 from interp.harness.contexts import PlacesInContexts, PlainText, without_padding
-from interp.harness.installed import MODEL_TYPE
 from interp.models import model_info, resolve
 from interp.runs.manifest import read_manifest, recorded_model
 from probes.detector.detections import Detector
 from probes.detector.echo_detector import load_detector
 
+_HARNESS_MODEL: Any = HFLM
+"""Its decorator hides its class from type checkers."""
 GATES = ("probe", "closed")
 UNANSWERED: dict[str, Any] = {
     "loglikelihood": (0.0, False),
@@ -40,8 +40,7 @@ Request = tuple[Any, list[int], list[int]]
 """What is scored: (context, continuation) or None, and the tokens of both."""
 
 
-@register_model(MODEL_TYPE)
-class FaithlensLM(HFLM):
+class FaithlensLM(_HARNESS_MODEL):
     """A model of lm-evaluation-harness under the constraint of a run.
 
     Attributes:

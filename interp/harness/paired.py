@@ -78,7 +78,7 @@ def difference(
     """
     aggregate = AGGREGATES.get(aggregation)
     if aggregate is None:
-        return (float("nan"),) * 3
+        return float("nan"), float("nan"), float("nan")
     before, after = _columns(without), _columns(constrained)
 
     def statistic(*columns: np.ndarray, axis: int = -1) -> Any:

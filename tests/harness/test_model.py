@@ -7,23 +7,19 @@ from typing import Any
 
 import pytest
 import torch
-
-import interp
-import interp.models
-from interp.errors import UserError
-from interp.interventions import Intervention
-from probes.detector.detections import Detection
-from probes.detector.questions import tokenize_question
-from tests.attached.test_equality import part
-
-pytest.importorskip("lm_eval")
-
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
 from lm_eval.models.huggingface import HFLM
 
+import interp
+import interp.models
+from interp.errors import UserError
 from interp.harness.installed import check_installed, register
 from interp.harness.model import FaithlensLM
+from interp.interventions import Intervention
+from probes.detector.detections import Detection
+from probes.detector.questions import tokenize_question
+from tests.attached.test_equality import part
 
 UNDER = Intervention.of(part("attention", heads=((0, 1), (1, 0), (2, 2)))) | part(
     "output", heads=((0, 2), (1, 3))
@@ -59,21 +55,22 @@ def make_lm(chat_tokenizer: Any, hf_factory: Any) -> Any:
 
     def make(detector: Any = None, **options: Any) -> Any:
         model = hf_factory("llama", chat_tokenizer)
+        plain: Any = HFLM
         options = {"tokenizer": chat_tokenizer, "batch_size": 3} | options
         if detector is None:
-            return HFLM(model, **options)
+            return plain(model, **options)
         return FaithlensLM(model, UNDER, detector=detector, **options)
 
     return make
 
 
 @pytest.fixture(scope="module")
-def open_lm(make_lm: Any) -> FaithlensLM:
+def open_lm(make_lm: Any) -> Any:
     return make_lm(FindsGermany())
 
 
 @pytest.fixture(scope="module")
-def plain_lm(make_lm: Any) -> HFLM:
+def plain_lm(make_lm: Any) -> Any:
     return make_lm()
 
 
@@ -88,7 +85,7 @@ def context(lm: Any, *questions: str, prefix: str = "") -> str:
     return lm.apply_chat_template(turns) + prefix
 
 
-def asks(kind: str, *arguments: tuple[Any, ...]) -> list[Instance]:
+def asks(kind: Any, *arguments: tuple[Any, ...]) -> list[Instance]:
     return [Instance(kind, {}, pair, 0) for pair in arguments]
 
 
@@ -105,7 +102,7 @@ def pairs(lm: Any) -> list[tuple[str, str]]:
 
 @torch.no_grad()
 def test_log_likelihoods_equal_the_hooked_model(
-    open_lm: FaithlensLM, plain_lm: HFLM, chat_tokenizer: Any, hf_factory: Any
+    open_lm: Any, plain_lm: Any, chat_tokenizer: Any, hf_factory: Any
 ) -> None:
     """One request at a time, told where to act, by ``interp.constrain``."""
     hooked = interp.models.from_hf(hf_factory("llama", chat_tokenizer), chat_tokenizer)
@@ -143,7 +140,7 @@ def test_a_log_likelihood_by_hand(make_lm: Any) -> None:
 
 @pytest.mark.parametrize("options", [{"gate": "closed"}, {}])
 def test_with_the_gate_closed_nothing_differs(
-    make_lm: Any, plain_lm: HFLM, options: dict[str, Any]
+    make_lm: Any, plain_lm: Any, options: dict[str, Any]
 ) -> None:
     """To the last bit, whether the gate is closed or the detector never fires."""
     lm = make_lm(FindsGermany(fires=False), **options)
@@ -157,7 +154,7 @@ def test_with_the_gate_closed_nothing_differs(
 UNTIL = {"until": ["\n\n"], "max_gen_toks": 6}
 
 
-def test_generation_equals_attach(open_lm: FaithlensLM, make_lm: Any, chat_tokenizer: Any) -> None:
+def test_generation_equals_attach(open_lm: Any, make_lm: Any, chat_tokenizer: Any) -> None:
     plain = make_lm()
     questions = (FALSE, TRUE, LATER)
     requests = asks("generate_until", *((context(plain, q), UNTIL) for q in questions))
@@ -185,7 +182,7 @@ def test_the_gate_reads_the_last_question_once(make_lm: Any) -> None:
     assert both[0] == pytest.approx(scored(make_lm(), (few_shot, "Yes."))[0], **CLOSE)
 
 
-def test_the_answers_first_words_are_not_read(open_lm: FaithlensLM) -> None:
+def test_the_answers_first_words_are_not_read(open_lm: Any) -> None:
     """A task puts them into the context; the detector reads the prompt as a user sends it."""
     prompt, opened = (
         tuple(open_lm.tok_encode(context(open_lm, FALSE, prefix=prefix)))
@@ -195,7 +192,7 @@ def test_the_answers_first_words_are_not_read(open_lm: FaithlensLM) -> None:
     assert open_lm.places._prompt(opened) == open_lm.places._prompt(prompt) == prompt
 
 
-def test_the_same_tokens_parted_in_two_ways(make_lm: Any, plain_lm: HFLM) -> None:
+def test_the_same_tokens_parted_in_two_ways(make_lm: Any, plain_lm: Any) -> None:
     """A question in the continuation is none of the prompt's."""
     lm = make_lm(FindsGermany())
     first, second = context(lm, TRUE), context(lm, TRUE, FALSE)
@@ -217,7 +214,7 @@ def test_a_prompt_that_loses_its_beginning(make_lm: Any) -> None:
         assert (abs(constrained - plain) > 1e-3) == acts
 
 
-def test_prompts_without_chat_format(make_lm: Any, plain_lm: HFLM) -> None:
+def test_prompts_without_chat_format(make_lm: Any, plain_lm: Any) -> None:
     with pytest.raises(UserError, match="add --apply_chat_template") as caught:
         scored(make_lm(FindsGermany()), (FALSE, " Berlin"))
     assert "\n" not in str(caught.value)

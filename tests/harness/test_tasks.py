@@ -6,20 +6,17 @@ from typing import Any
 
 import pytest
 
+import interp.harness.model
 from interp.cli import main
+from interp.commands.harness import HarnessSettings, harness_run
 from interp.errors import UserError
 from interp.files.documents import write_json, write_jsonl
-from interp.premises.registry import data_dir
-from scripts import build_harness
-from tests.harness.test_model import FALSE, LATER, TRUE, UNDER, FindsGermany
-
-pytest.importorskip("lm_eval")
-
-import interp.harness.model
-from interp.commands.harness import HarnessSettings, harness_run
 from interp.harness.compare import TaskOptions, compare_task, load_tasks, run_task
 from interp.harness.documents import load, tasks_folder
 from interp.harness.model import FaithlensLM
+from interp.premises.registry import data_dir
+from scripts import build_harness
+from tests.harness.test_model import FALSE, LATER, TRUE, UNDER, FindsGermany
 
 CHOICES = ["Berlin", "Rome is large", "No"]
 YAML = """\
@@ -138,7 +135,8 @@ def test_tasks_that_are_none(names: list[str], message: str, tmp_path: Path) -> 
 
 
 def test_bad_settings(tmp_path: Path) -> None:
-    for options in ({"limit": 0}, {"batch_size": 0}, {"num_fewshot": -1}):
+    broken: list[dict[str, Any]] = [{"limit": 0}, {"batch_size": 0}, {"num_fewshot": -1}]
+    for options in broken:
         with pytest.raises(UserError, match="must be at least"):
             HarnessSettings(**options)
     with pytest.raises(UserError, match="is not a run"):
