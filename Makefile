@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 # What tests, checks, notebooks and docs need beyond what a user does.
 DEV_STAMP := $(VENV)/.installed-dev
 # Extras whose packages the lock file pins.
-LOCKED_EXTRAS := dev export notebook explore docs ray quantized
+LOCKED_EXTRAS := dev export notebook explore docs ray quantized harness
 # TransformerLens 3, whose hooked model is a HookedTransformer, in an environment that reads all
 # other packages from .venv.
 HT_VENV := .venv-hooked-transformer

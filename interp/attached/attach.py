@@ -7,8 +7,8 @@ the rest (`interp.attached.sites`). Nothing outside the model is changed, and it
 
 import sys
 import weakref
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,16 +62,31 @@ class Attached:
     """
 
     def __init__(
-        self, model: Any, intervention: Intervention, closing: ExitStack, *, find: ObjectPositions
+        self,
+        model: Any,
+        intervention: Intervention,
+        *,
+        find: Find,
+        state: AttachedState,
+        closing: ExitStack,
     ) -> None:
-        self.model, self.intervention, self._closing = model, intervention, closing
-        self.find = find
+        self.model, self.intervention, self.find = model, intervention, find
+        self._state, self._closing = state, closing
         self._is_attached = True
 
     @property
     def is_attached(self) -> bool:
         """Whether the constraint still acts."""
         return self._is_attached
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """While open, the model runs as it is."""
+        before, self._state.suspended = self._state.suspended, True
+        try:
+            yield
+        finally:
+            self._state.suspended = before
 
     def detach(self) -> None:
         """Take everything off the model; a second call does nothing."""
@@ -184,7 +199,7 @@ def _attached(
         if hasattr(base, _COMPILES):
             stack.callback(base.__dict__.pop, _COMPILES, None)
             base.__dict__[_COMPILES] = _never
-        return Attached(hf_model, intervention, stack.pop_all(), find=find)
+        return Attached(hf_model, intervention, find=find, state=state, closing=stack.pop_all())
 
 
 def _refuse_packed(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
@@ -230,6 +245,18 @@ def _told(tokenizer: Any, at: Any, false_object: Any) -> ObjectPositions:
     return PlacesOfWords(tokenizer, false_object)
 
 
+def detector_places(
+    hf_model: Any, tokenizer: Any, *, run: Path | None = None, detector: Detector | None = None
+) -> PlacesOfDetector:
+    """What finds the false words of prompts that run on a model, as gate ``probe`` does.
+
+    It runs the model as it is, and gives the mask [prompt pos] that ``attach`` takes as ``at``.
+    Raises UserError as ``attach`` does: no detector, or one of another model.
+    """
+    base = _unwrapped(hf_model)
+    return _detecting(base, tokenizer, Anatomy.of(base), run=run, detector=detector)
+
+
 def _detecting(
     base: Any,
     tokenizer: Any,
@@ -237,8 +264,8 @@ def _detecting(
     *,
     run: Path | None,
     detector: Detector | None,
-    gate: Gate,
-    transfer: bool,
+    gate: Gate = "probe",
+    transfer: bool = False,
 ) -> PlacesOfDetector:
     """Positions that a detector finds."""
     check_tokenizer(tokenizer)

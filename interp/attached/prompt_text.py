@@ -74,16 +74,44 @@ class QuestionFrame:
         header = before[len(before) - shared :]
         return header if header.strip() else before
 
+    @cached_property
+    def opening(self) -> str:
+        """All that stands behind a question, up to where its answer begins."""
+        return render_chat(self.tokenizer, _STAND_IN).text.partition(_STAND_IN)[2]
+
     def question_in(self, prompt: PromptText) -> AskedQuestion | None:
         """The last question of a prompt, as a detector reads it; None if there is none."""
+        found = self._chars(prompt)
+        if found is None:
+            return None
+        start, end = found
+        return located_question(
+            prompt.text[start:end], prompt.text, prompt.ids, offsets=prompt.offsets, begin=start
+        )
+
+    def before_answer(self, prompt: PromptText) -> tuple[int, ...]:
+        """The prompt's tokens up to where the answer begins, without what is put in its mouth.
+
+        All of them where the prompt has no question, or ends before.
+        """
+        found = self._chars(prompt)
+        if found is None or not prompt.text.startswith(self.opening, found[1]):
+            return prompt.ids
+        end = found[1] + len(self.opening)
+        return tuple(
+            token
+            for token, (_, last) in zip(prompt.ids, prompt.offsets, strict=True)
+            if last <= end
+        )
+
+    def _chars(self, prompt: PromptText) -> Span | None:
+        """The characters of a prompt's last question."""
         header, behind = self.around
         start = prompt.text.rfind(header) + len(header)
         end = prompt.text.find(behind, start) if behind.strip() else len(prompt.text)
         if start < len(header) or end < 0 or not prompt.text[start:end].strip():
             return None
-        return located_question(
-            prompt.text[start:end], prompt.text, prompt.ids, offsets=prompt.offsets, begin=start
-        )
+        return start, end
 
 
 def _decode(tokenizer: Any, ids: Sequence[int]) -> str:

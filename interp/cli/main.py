@@ -105,9 +105,15 @@ def _run(name: str, words: list[str], console: Console) -> None:
 
         moelora(words, console)
     else:
-        from interp.cli import asking, circuit, commands, export, options
+        from interp.cli import asking, circuit, commands, export, harness, options
 
-        modules = {"ask": asking, "detect": asking, "circuit": circuit, "export": export}
+        modules = {
+            "ask": asking,
+            "circuit": circuit,
+            "detect": asking,
+            "export": export,
+            "harness": harness,
+        }
         getattr(modules.get(name, commands), name)(options.parse(name, words), console)
 
 

@@ -20,6 +20,7 @@ from interp.commands.detect import DetectSettings
 from interp.commands.evaluate import EvaluateSettings
 from interp.commands.evaluate_questions import QuestionSettings
 from interp.commands.export import ExportSettings
+from interp.commands.harness import HarnessSettings
 from interp.commands.locate import LocateSettings
 from interp.commands.patch import PatchSettings
 from interp.commands.probe import ProbeSettings
@@ -252,6 +253,23 @@ class ExploreOptions(ModelOptions):
 
 
 @dataclass(frozen=True)
+class HarnessOptions(HarnessSettings):
+    """Options of ``interp harness``."""
+
+    run: tyro.conf.Positional[Path] = Path("runs/demo")
+    """The run directory; it must have been evaluated."""
+    output: Path | None = None
+    """The directory to write; by default harness in the run. A task that is there is not run again
+    with the same options."""
+    model: str | None = None
+    """By default the run's model; it must be the same, wherever it is read from."""
+    device: str | None = None
+    """A torch device such as cpu or cuda:0; by default a GPU if there is one."""
+    dtype: str | None = None
+    """float32, bfloat16 or float16; by default the run's."""
+
+
+@dataclass(frozen=True)
 class PremisesOptions(ModelOptions):
     """Options of ``interp premises``; only ``check`` reads a model."""
 
@@ -286,6 +304,7 @@ COMMANDS: dict[str, type] = {
     "circuit": CircuitOptions,
     "atlas": AtlasOptions,
     "export": ExportOptions,
+    "harness": HarnessOptions,
 }
 
 

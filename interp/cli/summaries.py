@@ -21,6 +21,7 @@ COMMANDS = {
     "atlas": "Set run directories side by side: a page, a table with a row a run, a figure.",
     "export": "Write a directory to hand over: a run's constraint, its detector and a card, for "
     "plain transformers models.",
+    "harness": "Run tasks of lm-evaluation-harness without and with the heads of a run.",
 }
 FAMILIES = {
     "moelora": "Train MoELoRA adapters, compare them with LoRA, analyze what their experts do."
