@@ -164,7 +164,7 @@ def faithfulness_figure(
     kind: str = "nodes",
     title: str | None = None,
 ) -> go.Figure:
-    """Faithfulness against the share of nodes (or edges) kept, with its interval, and for random orders.
+    """Faithfulness against the share of nodes or edges kept, and that of random orders.
 
     Args:
         table: as ``Faithfulness.to_dataframe`` returns it.

@@ -120,8 +120,8 @@ class Faithfulness(Displayed):
         return area_from_one(self.proportions, self.random_curves)
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row a proportion: ``proportion``, ``n_nodes`` (or ``n_edges``), ``faithfulness``, its interval, and
-        the random orders' ``random_mean``, ``random_low`` and ``random_high`` (least, largest)."""
+        """One row a proportion: ``proportion``, ``n_nodes`` (or ``n_edges``), ``faithfulness``, its
+        interval, and ``random_mean``, ``random_low`` and ``random_high`` (least, largest)."""
         low, high = np.percentile(self._drawn_curves(), INTERVAL, axis=0)
         random = self.random_curves
         random = random if len(random) else np.full((1, len(self.proportions)), np.nan)
