@@ -3,10 +3,19 @@
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 from jaxtyping import Float
 
-from interp.figures.theme import THEME, cells, centred, colour_bar, label
+from interp.figures.theme import (
+    THEME,
+    ZERO_LINE,
+    cells,
+    centred,
+    colour_bar,
+    label,
+    signed_bars,
+)
 
 
 def edge_heatmap(
@@ -46,4 +55,29 @@ def edge_heatmap(
         title={"text": label(title)},
         width=220 + 16 * len(columns),
         height=220 + 16 * len(rows),
+    )
+
+
+def contribution_bars(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
+    """Contributions to a logit as bars, the largest on top.
+
+    Args:
+        table: columns ``component`` and ``logits``.
+    """
+    figure = go.Figure()
+    values = table["logits"].tolist()
+    figure.add_bar(
+        x=values,
+        y=[label(name) for name in table["component"]],
+        orientation="h",
+        **signed_bars(values),
+        hovertemplate="<b>%{y}</b><br>%{x:.4g} logits<extra></extra>",
+    )
+    figure.update_xaxes(title_text="logits", **ZERO_LINE)
+    figure.update_yaxes(type="category", autorange="reversed")
+    return figure.update_layout(
+        template=THEME,
+        title={"text": label(title or "direct contributions to the logits")},
+        width=620,
+        height=140 + 18 * len(table),
     )

@@ -161,14 +161,16 @@ def faithfulness_figure(
     *,
     cpr: float,
     cmd: float,
+    kind: str = "nodes",
     title: str | None = None,
 ) -> go.Figure:
-    """Faithfulness against the share of nodes kept, with its interval, and for random orders.
+    """Faithfulness against the share of nodes or edges kept, and that of random orders.
 
     Args:
         table: as ``Faithfulness.to_dataframe`` returns it.
         random_curves: faithfulness of circuits from random orders of the nodes.
         cpr, cmd: the areas under the curve, and between it and one.
+        kind: what is kept, "nodes" or "edges"; the table has the column ``n_nodes`` or ``n_edges``.
         title: by default, ``cpr`` and ``cmd``.
     """
     x = table["proportion"].tolist()
@@ -186,13 +188,13 @@ def faithfulness_figure(
         mode="lines+markers",
         line={"color": CONSTRAINED, "width": 2},
         name="this ranking",
-        customdata=table["n_nodes"].tolist(),
-        hovertemplate="%{customdata} nodes: %{y:.3f}<extra></extra>",
+        customdata=table[f"n_{kind}"].tolist(),
+        hovertemplate=f"%{{customdata}} {kind}: %{{y:.3f}}<extra></extra>",
     )
     figure.add_hline(y=1, line={"color": MUTED, "width": 1})
     shown = {"text": label(title or f"CPR {cpr:.3f}, CMD {cmd:.3f}")}
     figure.update_layout(template=THEME, height=400, title=shown, legend=LEGEND_ABOVE)
-    figure.update_xaxes(title_text="share of nodes kept", type="log")
+    figure.update_xaxes(title_text=f"share of {kind} kept", type="log")
     return figure.update_yaxes(title_text="faithfulness (share of clean − corrupted)", **ZERO_LINE)
 
 

@@ -13,6 +13,7 @@ from interp.patching.edges.patch_edges import patch_edges
 from interp.patching.edges.result import EdgeEffects
 from interp.patching.edits import ActivationEdit, AttentionEdit
 from interp.patching.faithfulness import faithfulness_curve
+from interp.patching.logit_attribution import LogitAttribution, logit_attribution
 from interp.patching.metrics import KLDivergence, LogitDifference, LogProbability, Probability
 from interp.patching.patch import patch, patch_heads
 from interp.patching.path import patch_paths
@@ -28,6 +29,7 @@ __all__ = [
     "EdgeEffects",
     "KLDivergence",
     "LogProbability",
+    "LogitAttribution",
     "LogitDifference",
     "PatchEffects",
     "Probability",
@@ -41,6 +43,7 @@ __all__ = [
     "first_difference",
     "hooked",
     "last_logits",
+    "logit_attribution",
     "patch",
     "patch_edges",
     "patch_heads",

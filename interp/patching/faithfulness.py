@@ -68,6 +68,7 @@ class Faithfulness(Displayed):
         random: Float[order prompt proportion], the same for random orders of the nodes.
         groups: of each prompt.
         seed: of the intervals.
+        kind: what the circuits keep, "nodes" or "edges".
     """
 
     proportions: tuple[float, ...]
@@ -78,6 +79,7 @@ class Faithfulness(Displayed):
     random: Float[Tensor, "order prompt proportion"]
     groups: tuple[str, ...]
     seed: int = 0
+    kind: str = "nodes"
 
     def __post_init__(self) -> None:
         if not has_gap(self.clean, self.corrupted):
@@ -118,15 +120,15 @@ class Faithfulness(Displayed):
         return area_from_one(self.proportions, self.random_curves)
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row a proportion: ``proportion``, ``n_nodes``, ``faithfulness``, its interval, and
-        the random orders' ``random_mean``, ``random_low`` and ``random_high`` (least, largest)."""
+        """One row a proportion: ``proportion``, ``n_nodes`` (or ``n_edges``), ``faithfulness``, its
+        interval, and ``random_mean``, ``random_low`` and ``random_high`` (least, largest)."""
         low, high = np.percentile(self._drawn_curves(), INTERVAL, axis=0)
         random = self.random_curves
         random = random if len(random) else np.full((1, len(self.proportions)), np.nan)
         return pd.DataFrame(
             {
                 "proportion": self.proportions,
-                "n_nodes": self.counts,
+                f"n_{self.kind}": self.counts,
                 "faithfulness": self.curve,
                 "ci_low": low,
                 "ci_high": high,
@@ -138,9 +140,8 @@ class Faithfulness(Displayed):
 
     def plot(self) -> Any:
         """A figure of the curve over its null; see ``interp.figures.patching``."""
-        return faithfulness_figure(
-            self.to_dataframe(), self.random_curves, cpr=self.cpr[0], cmd=self.cmd[0]
-        )
+        areas = {"cpr": self.cpr[0], "cmd": self.cmd[0]}
+        return faithfulness_figure(self.to_dataframe(), self.random_curves, kind=self.kind, **areas)
 
     def _curve(
         self, circuit: Float[Tensor, "prompt proportion"], weights: np.ndarray

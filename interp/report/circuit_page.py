@@ -15,7 +15,7 @@ from interp.report.page import PlacedFigure, dtype_sentence, manifest_rows, rend
 
 MAX_ROWS = 100
 CURVE = (
-    *("proportion", "n_nodes", "faithfulness", "ci_low", "ci_high"),
+    *("proportion", "n_edges", "faithfulness", "ci_low", "ci_high"),
     *("random_mean", "random_low", "random_high"),
 )
 """Columns of ``Faithfulness.to_dataframe``."""
@@ -53,6 +53,7 @@ def render_circuit(
         figure = faithfulness_figure(
             table,
             np.array(held_out["random_curves"]).reshape(len(held_out["random_curves"]), len(table)),
+            kind="edges",
             cpr=held_out["cpr"][0],
             cmd=held_out["cmd"][0],
         )

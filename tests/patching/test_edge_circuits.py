@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from interp.errors import UserError
 from interp.models import HookedModel
 from interp.patching import (
     Circuit,
@@ -68,7 +67,7 @@ def curve(model: Any, scores: EdgeEffects, *pairs: Any, **options: Any) -> Any:
     )
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "neox", "qwen3"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "neox", "qwen3", "gemma3"])
 def test_circuits_of_all_edges_and_of_none_are_the_whole_runs(
     name: str, families: dict[str, HookedModel]
 ) -> None:
@@ -135,8 +134,3 @@ def test_circuits_are_those_of_transformer_lens(
 def _flat(scores: EdgeEffects, writer: Any, reader: Any) -> int:
     row, column = scores.graph.index((lens_writer(writer), lens_reader(reader)))
     return row * len(scores.graph.readers) + column
-
-
-def test_a_norm_behind_the_attention_has_no_circuits(families: dict[str, HookedModel]) -> None:
-    with pytest.raises(UserError, match="norm behind its attention"):
-        curve(families["gemma3"], scored(families["gemma3"]))

@@ -35,7 +35,7 @@ class CircuitRun:
             transformers' own modules.
 
     Raises:
-        UserError: a norm behind the attention, under which heads do not add up.
+        UserError: a bias before a norm behind the attention, which belongs to no head.
     """
 
     def __init__(
@@ -47,10 +47,10 @@ class CircuitRun:
         clean: RecordedRun,
         corrupted: RecordedRun,
     ) -> None:
-        if any(of_layer.post_norm is not None for of_layer in parts):
+        if any(p.post_norm is not None and p.output_bias is not None for p in parts):
             raise UserError(
-                "circuits of edges cannot be run on a model with a norm behind its attention: what "
-                "its heads add to the residual stream does not sum up"
+                "circuits of edges cannot be run on a model with a bias before the norm behind its "
+                "attention: what its heads add to the residual stream does not sum up"
             )
         self.model, self.parts, self.graph = model, parts, graph
         self.clean, self.corrupted = clean, corrupted
@@ -119,8 +119,8 @@ class _OneRun:
 
     def _heads(self, value: Tensor, *, layer: int) -> None:
         before = widened(self.runs.corrupted.values["z"][layer])
-        change = widened(as_units(value, "z")) - before
-        self.changes.append(self.parts[layer].head_writes(before, change))
+        now, parts = widened(as_units(value, "z")), self.parts[layer]
+        self.changes.append(parts.head_parts(now) - parts.head_parts(before))
 
     def _middle(self, value: Tensor, *, layer: int) -> None:
         self.mixed = widened(value)

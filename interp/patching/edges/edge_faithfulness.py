@@ -93,6 +93,7 @@ class EdgeCircuits:
             random=curves[1:],
             groups=tuple(groups) or tuple(map(str, range(len(values)))),
             seed=self.seed,
+            kind="edges",
         )
 
 

@@ -17,6 +17,7 @@ from interp.errors import UserError
 from interp.forward.batch import TokenBatch
 from interp.forward.partial import RecordedRun, record_run
 from interp.models.hooked_model import HookedModel
+from interp.patching.edges.frozen_norm import FrozenNorm
 from interp.patching.edges.graph import INTO
 from interp.precision import agrees, dtype_of, widened
 
@@ -88,6 +89,16 @@ class LayerParts:
         mixed = self._mixed(z)[:, None]
         changed = self._added((mixed + moved).flatten(0, 1)).unflatten(0, moved.shape[:2])
         return changed - self._added(mixed[:, 0])[:, None]
+
+    def head_parts(
+        self, z: Float[Tensor, "row pos head d_head"]
+    ) -> Float[Tensor, "row head pos d_model"]:
+        """Each head's part of what the attention adds, at the scale of the norm behind it."""
+        parts = torch.einsum("rphe,hed->rhpd", z, self.output)
+        if self.post_norm is None:
+            return self.scale * parts
+        norm = FrozenNorm(self.post_norm, self._mixed(z))
+        return self.scale * torch.stack([norm.part(of_head) for of_head in parts.unbind(1)], dim=1)
 
     def _mixed(self, z: Tensor) -> Tensor:
         found = torch.einsum("rphe,hed->rpd", z, self.output)
