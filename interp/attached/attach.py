@@ -9,26 +9,30 @@ import sys
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from interp.arguments import shown
 from interp.attached.anatomy import Anatomy
 from interp.attached.belonging import check_belongs
 from interp.attached.compiled import inside, uncompiled
+from interp.attached.expert_sites import install_experts, named_in
 from interp.attached.places import PlacesOfDetector, PlacesOfWords
 from interp.attached.plain_model import PlainModel, check_plain
 from interp.attached.prompt_text import QuestionFrame
 from interp.attached.sites import check_implementation, check_modes, install
-from interp.attached.state import AttachedState
+from interp.attached.state import AttachedState, Install
 from interp.attached.trial import try_heads
 from interp.attached.what import intervention_of, run_of
 from interp.checked import checked
 from interp.errors import UserError
 from interp.forward.batch import Span
 from interp.heads.headset import HeadSet
+from interp.interventions.expert_constraint import ExpertConstraint
 from interp.interventions.gate import Gate, check_gate
 from interp.interventions.head_constraint import Constraint
 from interp.interventions.intervention import Intervention
@@ -109,7 +113,7 @@ class Attached:
 def attach(
     hf_model: Any,
     tokenizer: Any,
-    what: str | Path | Intervention | Constraint | HeadSet,
+    what: str | Path | Intervention | Constraint | ExpertConstraint | HeadSet,
     *,
     gate: Gate | None = None,
     detector: Detector | None = None,
@@ -117,7 +121,7 @@ def attach(
     at: Sequence[Span | None] | Tensor | ObjectPositions | None = None,
     transfer: bool = False,
 ) -> Attached:
-    """Attach a constraint on heads to a transformers model.
+    """Attach a constraint on heads, on experts or on both to a transformers model.
 
     The result is a context manager whose end detaches, and a handle with ``detach``. Forward
     passes, ``generate`` (batches, beams, sampling, caches of either kind) and pipelines are
@@ -128,8 +132,8 @@ def attach(
         hf_model: a causal language model of transformers; one that PEFT has wrapped, or that is
             quantized, compiled or divided over devices, too.
         what: an intervention, a constraint or a head set; the directory of a run that was
-            evaluated, whose best setting is taken; or a file of ``Intervention.save``. Modes
-            ``zero`` and ``scale``.
+            evaluated, whose best setting is taken; or a file of ``Intervention.save``. Heads in
+            modes ``zero`` and ``scale``; experts of a PEFT model with a MoELoRA adapter.
         gate: who finds the false object: the caller (``oracle``) or a detector (``probe``, or
             ``soft``, as strong as the detector is sure). By default the caller if ``at`` or
             ``false_object`` is given, else what ``what`` says.
@@ -147,7 +151,7 @@ def attach(
             constraint already, or no way to find the false object.
     """
     base = _unwrapped(hf_model)
-    intervention = intervention_of(what)
+    intervention = named_in(intervention_of(what), base)
     for part in intervention.heads:
         check_modes(part)
     anatomy = Anatomy.of(base)
@@ -163,11 +167,18 @@ def attach(
             raise UserError(f"gate {gate!r} finds the false object itself: leave at and words out")
         reading: Any = {"run": run, "detector": detector, "transfer": transfer}
         find: Find = _detecting(base, tokenizer, anatomy, gate=gate, **reading)
-    else:
+    elif intervention.needs_positions or _given(at, false_object):
         find = _told(tokenizer, at, false_object)
+    else:
+        find = _nowhere
     with uncompiled(hf_model):
         try_heads(base, anatomy, intervention.heads)
     return _attached(hf_model, base, anatomy, intervention=intervention, find=find)
+
+
+def _nowhere(tokens: Tensor, mask: Tensor) -> Tensor:
+    """No position, for experts that act at all of them."""
+    return torch.zeros_like(tokens, dtype=torch.bool)
 
 
 def _attached(
@@ -178,9 +189,17 @@ def _attached(
     intervention: Intervention,
     find: Find,
 ) -> Attached:
-    by_site: dict[str, list[Any]] = {"output": [], "attention": []}
+    by_site: dict[str, list[Install]] = {"output": [], "attention": []}
     for part in intervention.heads:
         by_site[part.site].append(install(part, anatomy))
+    always: list[Install] = []
+    for part in intervention.experts:
+        everywhere = not isinstance(find, PlacesOfDetector)
+        experts = install_experts(part, base, everywhere=everywhere)
+        if part.place == "all":
+            (always if everywhere else by_site["attention"]).append(experts)
+        else:
+            by_site["output"].append(experts)
     state = AttachedState(
         find,
         in_prefill=by_site["output"],
@@ -192,6 +211,8 @@ def _attached(
         stack.callback(_ATTACHED.discard, base)
         _ATTACHED.add(base)
         stack.callback(state.remove_hooks)
+        for handle in chain.from_iterable(put(state) for put in always):
+            stack.callback(handle.remove)
         # PEFT calls the forward of the model in it past the model's hooks, but not its body's.
         entry = anatomy.body if is_adapted(base) else base
         stack.enter_context(before_each_call(entry, state.begin))

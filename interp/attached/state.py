@@ -6,18 +6,26 @@ prompt is constrained runs on the model as it is.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.utils.hooks import RemovableHandle
 
 from interp.attached.head_mask import cut_pairs
 from interp.interventions.object_positions import ObjectPositions
 from interp.interventions.prompt_positions import PromptPositions
 
-Install = Callable[["AttachedState"], list[RemovableHandle]]
+
+class Handle(Protocol):
+    """What was put into a layer, such as a hook."""
+
+    def remove(self) -> None:
+        """Take it out."""
+        ...
+
+
+Install = Callable[["AttachedState"], Sequence[Handle]]
 """Puts the hooks of one site into the layers."""
 
 
@@ -42,7 +50,7 @@ class AttachedState(PromptPositions):
         super().__init__(find)
         self._read_strength, self.strength = read_strength, read_strength()
         self._in_prefill, self._in_every_pass = tuple(in_prefill), tuple(in_every_pass)
-        self._handles: dict[bool, list[RemovableHandle]] = {True: [], False: []}
+        self._handles: dict[bool, list[Handle]] = {True: [], False: []}
         self._prompts: Tensor | None = None
         self._width = 0
         self.first_query = 0

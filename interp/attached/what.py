@@ -27,10 +27,10 @@ def run_of(what: Any) -> Path | None:
 
 
 def intervention_of(what: Any) -> Intervention:
-    """The intervention that is meant: heads, at one site or at both.
+    """The intervention that is meant: heads at one site or at both, experts, or all of them.
 
     Raises:
-        UserError: no such file or run, a run that was not evaluated, experts, or no heads.
+        UserError: no such file or run, a run that was not evaluated, or nothing to attach.
     """
     if (run := run_of(what)) is not None:
         if (run / EXPORT).is_file():
@@ -48,13 +48,8 @@ def intervention_of(what: Any) -> Intervention:
             "attach takes a run directory, an Intervention, a Constraint or a HeadSet, not "
             f"{shown(what)}"
         )
-    if found.experts:
-        raise UserError(
-            "experts cannot be attached to a transformers model: constrain the model of "
-            "interp.moelora.hooked with interp.constrain"
-        )
     if not len(found):
-        raise UserError("there are no heads to attach")
+        raise UserError("there are no heads or experts to attach")
     return found
 
 

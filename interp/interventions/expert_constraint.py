@@ -28,7 +28,7 @@ from interp.arguments import check_choice, listed, whole_number
 from interp.checked import by_position
 from interp.display import Displayed, Shown
 from interp.errors import UserError
-from interp.forward.adapted_projections import find_projection, projections_of
+from interp.forward.adapted_projections import AdaptedProjection, find_projection, projections_of
 from interp.forward.transfer import upload
 from interp.interventions.unit_table import action_name, unit_rows, unit_table
 from interp.models.hooked_model import HookedModel
@@ -124,11 +124,7 @@ class ExpertConstraint(Displayed):
         pairs = []
         for name, expert in self.pairs:
             projection = find_projection(known, name)
-            if expert >= projection.n_experts:
-                raise UserError(
-                    f"expert {expert} of {projection.name} does not exist: it has experts 0 to "
-                    f"{projection.n_experts - 1}"
-                )
+            check_expert(projection, expert)
             pairs.append((projection.name, expert))
         return replace(self, experts=pairs)
 
@@ -152,6 +148,15 @@ class ExpertConstraint(Displayed):
 
     def _shown(self) -> Shown:
         return Shown(f"{self.name}; gate oracle.", (unit_table(self.rows()),))
+
+
+def check_expert(projection: AdaptedProjection, expert: int) -> None:
+    """Raise UserError for an expert that a projection does not have."""
+    if expert >= projection.n_experts:
+        raise UserError(
+            f"expert {expert} of {projection.name} does not exist: it has experts 0 to "
+            f"{projection.n_experts - 1}"
+        )
 
 
 def check_expert_mode(mode: str) -> None:
