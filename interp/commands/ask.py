@@ -140,7 +140,7 @@ def open_asked(
     """The model with the intervention. Raises UserError for what ``interp.attach`` refuses."""
     gate = gate_of(settings.gate, settings.false_object, intervention)
     if gate == "soft":
-        gate = "probe"  # attached, heads act in full or not at all
+        gate = "probe"  # heads act in full here, or not at all
     under = Intervention.of(intervention, gate=gate)
     detector = None if settings.detector is None else load_detector(settings.detector)
     return asked_model(hf_model, tokenizer, under, run=run, detector=detector)

@@ -88,6 +88,27 @@ def test_a_saved_intervention_is_read(planted: HookedModel, tmp_path: Path) -> N
     assert found.answers == compared(planted, heads=under, detector=KnowsPlantedFacts()).answers
 
 
+def test_a_run_is_asked_with_its_own_model_only(
+    planted: HookedModel,
+    honest: HookedModel,
+    plain: Any,
+    word_tokenizer: Any,
+    planted_run: Path,
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "manifest.json").write_bytes((planted_run / "manifest.json").read_bytes())
+    measures = {"splits": {"held_out": {"false_premise": {"baseline": {}, "constrained": {}}}}}
+    setting = {"heads": [[1, 2]], "site": "attention", "mode": "zero", "gate": "oracle"}
+    (tmp_path / "evaluation.json").write_text(json.dumps(setting | measures), encoding="utf-8")
+    knows = KnowsPlantedFacts()
+    expected = compared(planted, detector=knows).answers
+    assert compared(planted, heads=tmp_path, detector=knows).answers == expected
+    found = compared(plain, tokenizer=word_tokenizer, heads=str(tmp_path), detector=knows)
+    assert found.answers == expected
+    with pytest.raises(UserError, match="was made with the model 'planted'"):
+        compared(honest, heads=tmp_path, detector=knows)
+
+
 def test_what_does_not_fit_is_refused(
     planted: HookedModel, word_tokenizer: Any, plain: Any
 ) -> None:

@@ -12,10 +12,11 @@ import pytest
 from rich.console import Console
 
 from interp.cli import main
-from interp.cli.answers import print_answer
+from interp.cli.answers import print_answer, print_answers
 from interp.commands.ask import lines_to_ask
 from interp.commands.in_order import Unasked, in_order
 from interp.errors import UserError
+from interp.evaluation.answer_pair import AnswerPair
 from interp.heads import HeadSet
 from interp.interventions import Intervention
 from interp.interventions.head_constraint import Constraint
@@ -234,6 +235,29 @@ def test_detect_refuses(words: list[str], said: str, ask: Callable[..., Any]) ->
     code, out, err = ask("detect", "--question", "Why?", *words)
     assert (code, out) == (2, "")
     assert said in err
+
+
+def test_the_demo_shows_the_same_marks(capsys: pytest.CaptureFixture[str]) -> None:
+    row: dict[str, Any] = {
+        **{"kind": "false_premise", "template": "why", "subject": "city3"},
+        **{"true_object": "land3", "false_object": "land5"},
+        **{"question": FALSE, "object_span": (28, 33)},
+        **{"baseline": "It is land5.", "constrained": "It is land3."},
+        **dict.fromkeys(("baseline_names_true", "constrained_names_false"), False),
+        **dict.fromkeys(("baseline_names_false", "constrained_names_true"), True),
+    }
+    closed = {**row, "constrained": row["baseline"], "acted_on": ()}
+    print_answers([AnswerPair(**row), AnswerPair(**closed)], Console(), count=2)
+    assert capsys.readouterr().out.splitlines() == [
+        "",
+        "false premises",
+        "Why is city3 the capital of »land5«?",
+        "  before  It is [-land5.-]",
+        "  after   It is {+land3.+}",
+        FALSE,
+        "  before  It is land5.",
+        "  after   (the same)",
+    ]
 
 
 def test_colours_on_a_terminal_and_no_markup() -> None:
