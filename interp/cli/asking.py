@@ -46,14 +46,14 @@ def ask(options: AskOptions, console: Console) -> None:
     """Answer questions without and with a run's constraint; see ``interp.commands.ask``."""
     settings = settings_of(AskSettings, options)
     questions = questions_to_ask(options.question, settings, stdin=sys.stdin.buffer)
-    intervention, run, spec = source_of(options.run, options.model)
+    source = source_of(options.run, options.model)
     quantization = options.quantization
-    if run is not None and options.model is None and quantization is None:
-        quantization = recorded_quantization(run)
+    if source.run is not None and options.model is None and quantization is None:
+        quantization = recorded_quantization(source.run)
     errors = Console(stderr=True)
-    with errors.status(f"loading {spec}"):
+    with errors.status(f"loading {source.spec}"):
         hf_model, tokenizer = load_plain(
-            spec,
+            source.spec,
             device=options.device,
             dtype=options.dtype,
             allow_pickle=options.allow_pickle,
@@ -61,7 +61,7 @@ def ask(options: AskOptions, console: Console) -> None:
             max_memory=options.max_memory,
             quantization=quantization,
         )
-        asked = open_asked(hf_model, tokenizer, intervention, run=run, settings=settings)
+        asked = open_asked(hf_model, tokenizer, source, settings=settings)
     outcomes = []
     for outcome in _watched(ask_each(asked, questions, settings), questions, console):
         outcomes.append(outcome)

@@ -15,6 +15,7 @@ from interp.asking.compared import ComparedAnswer, counts_sentence
 from interp.attached.what import intervention_of, run_of
 from interp.commands.in_order import Asking, Outcome, Unasked, in_order, unasked_sentence
 from interp.errors import UserError
+from interp.exported.folder import MANIFEST, read_export
 from interp.forward.generate import MAX_NEW_TOKENS, check_max_new_tokens
 from interp.heads.shipped import shipped_by
 from interp.interventions.intervention import Intervention
@@ -101,12 +102,29 @@ def lines_to_ask(stream: Iterable[bytes]) -> Iterator[Asking]:
             yield Unasked(number, text, str(error))
 
 
-def source_of(run: str, model: str | None) -> tuple[Intervention, Path | None, str]:
-    """The intervention that ``run`` names, the run directory if it is one, and the model's spec.
+@dataclass(frozen=True)
+class Source:
+    """What is asked.
+
+    Attributes:
+        intervention: the constraint.
+        spec: of the model.
+        run: the run directory that it comes from, if it is one.
+        detector: the directory of its own detector, if it comes from an exported directory.
+    """
+
+    intervention: Intervention
+    spec: str
+    run: Path | None = None
+    detector: Path | None = None
+
+
+def source_of(run: str, model: str | None) -> Source:
+    """What ``run`` names.
 
     Args:
-        run: the directory of a run that was evaluated, a file of ``Intervention.save``, or the name
-            of the embedded model, for which heads ship.
+        run: the directory of a run that was evaluated, or one of ``interp export``, a file of
+            ``Intervention.save``, or the name of the embedded model, for which heads ship.
         model: the spec in place of the run's own, or of the embedded model.
 
     Raises UserError for anything else.
@@ -117,33 +135,47 @@ def source_of(run: str, model: str | None) -> tuple[Intervention, Path | None, s
         digest = fingerprint_of_folder(folder, cache=cache_root() / "fingerprints")
         if (shipped := shipped_by(digest)) is None:
             raise UserError(f"no heads ship for {spec}: find some with `interp locate`")
-        return Intervention.of(shipped.heads), None, spec
+        return Source(Intervention.of(shipped.heads), spec)
     if not Path(run).exists():
         raise UserError(
             f"there is no run {run}: make one with `interp demo` or `interp locate` and `interp "
             f"evaluate`, or ask {EMBEDDED} with the heads that ship for it"
         )
+    if (Path(run) / MANIFEST).is_file():
+        return _exported(Path(run), model)
     found, folder = intervention_of(run), run_of(run)
     if folder is None:
-        return found, None, model or EMBEDDED
-    return found, folder, model or recorded_model(folder)["spec"]
+        return Source(found, model or EMBEDDED)
+    return Source(found, model or recorded_model(folder)["spec"], folder)
+
+
+def _exported(folder: Path, model: str | None) -> Source:
+    """An exported directory. Raises UserError if its weights hold the intervention."""
+    exported = read_export(folder)
+    if exported.is_baked:
+        raise UserError(
+            f"the weights in {folder} hold the intervention, so that there is no answer without "
+            "it: ask the run that it was exported from"
+        )
+    spec = str(model or exported.base or exported.model["spec"])
+    return Source(exported.intervention, spec, detector=exported.detector)
 
 
 def open_asked(
     hf_model: Any,
     tokenizer: Any,
-    intervention: Intervention,
+    source: Source,
     *,
-    run: Path | None,
     settings: AskSettings,
 ) -> AskedModel:
     """The model with the intervention. Raises UserError for what ``interp.attach`` refuses."""
-    gate = gate_of(settings.gate, settings.false_object, intervention)
+    gate = gate_of(settings.gate, settings.false_object, source.intervention)
     if gate == "soft":
         gate = "probe"  # heads act in full here, or not at all
-    under = Intervention.of(intervention, gate=gate)
-    detector = None if settings.detector is None else load_detector(settings.detector)
-    return asked_model(hf_model, tokenizer, under, run=run, detector=detector)
+    under = Intervention.of(source.intervention, gate=gate)
+    folder = settings.detector or (None if gate == "oracle" else source.detector)
+    detector = None if folder is None else load_detector(folder)
+    return asked_model(hf_model, tokenizer, under, run=source.run, detector=detector)
 
 
 def ask_each(

@@ -16,12 +16,16 @@ import interp
 import interp.commands.export as export_module
 from interp.attached import attach
 from interp.cli import main
+from interp.commands.ask import AskSettings, ask_each, open_asked, source_of
 from interp.commands.export import ExportSettings, export_run
+from interp.commands.in_order import Unasked
 from interp.errors import UserError
 from interp.exported import load_exported, read_export
 from interp.exported.folder import write_export
 from interp.heads import HeadSet
 from interp.models import HookedModel
+from interp.models.plain import load_plain
+from interp.premises.question_list import RawQuestion
 from interp.runs.shards import digest_of
 from probes.detector.detector import PremiseDetector
 from tests.conftest import PLANTED_HEADS
@@ -262,3 +266,15 @@ def test_a_run_without_a_detector(chat_run: Path, tmp_path: Path, monkeypatch: A
     shutil.rmtree(copied / "detector")
     with pytest.raises(UserError, match="there is no detector for the model"):
         export_run(copied, tmp_path / "to", ExportSettings(gate="probe"))
+
+
+def test_an_exported_directory_is_asked(exported: Path) -> None:
+    source = source_of(str(exported), None)
+    assert (source.run, source.detector) == (None, exported / "detector")
+    hf_model, tokenizer = load_plain(source.spec, device="cpu")
+    asked = open_asked(hf_model, tokenizer, source, settings=AskSettings(max_new_tokens=2))
+    asking = [RawQuestion(QUESTIONS[0])]
+    (outcome,) = ask_each(asked, asking, AskSettings(max_new_tokens=2))
+    assert not isinstance(outcome, Unasked)
+    assert outcome[1].question == QUESTIONS[0]
+    assert outcome[1].fired  # this detector fires on everything
