@@ -38,8 +38,9 @@ def check_belongs(
         return
     recorded = recorded_model(run)
     model = plain(recorded["fingerprint"])
-    sizes = [recorded.get(name) for name in ("n_layers", "n_heads")]
-    if transfer and all(isinstance(size, int) for size in sizes):
-        Origin(recorded["spec"], recorded["fingerprint"], *sizes).check(model, transfer=True)
-    elif not transfer:
+    n_layers, n_heads = recorded.get("n_layers"), recorded.get("n_heads")
+    if not transfer:
         check_same_model(run, model)
+    elif isinstance(n_layers, int) and isinstance(n_heads, int):
+        of_run = Origin(recorded["spec"], recorded["fingerprint"], n_layers, n_heads)
+        of_run.check(model, transfer=True)

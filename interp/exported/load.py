@@ -69,7 +69,7 @@ def load_exported(
     if not place.is_dir() and names_repository(str(folder)):
         place = from_hub(str(folder))
     exported = read_export(place)
-    dtype = check_choice("dtype", dtype or exported.model["dtype"], _DTYPES)
+    of_dtype = _DTYPES[check_choice("dtype", dtype or exported.model["dtype"], _DTYPES)]
     told: dict[str, Any] = {"gate": gate, "detector": detector}
     told |= {"false_object": false_object, "at": at}
     if exported.is_baked:
@@ -82,7 +82,7 @@ def load_exported(
         hf_model, tokenizer = read_folder(
             base,
             spec=str(model or base),
-            dtype=_DTYPES[dtype],
+            dtype=of_dtype,
             device=choose_device(device),
             quantization=cast(
                 Any, None if exported.is_baked else exported.model.get("quantization")

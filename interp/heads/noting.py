@@ -53,9 +53,10 @@ def found_on(
 
 def scores_of(heads: HeadSet, effects: HeadEffects | JointEffects) -> tuple[dict[str, Any], ...]:
     """For each head its effect, with interval and q-value."""
-    table = effects.to_dataframe().set_index(["layer", "head"])[list(SCORES)]
+    table = effects.to_dataframe()
     rows = {
-        tuple(where): row for where, row in zip(table.index, table.to_dict("records"), strict=True)
+        (int(row["layer"]), int(row["head"])): {name: float(row[name]) for name in SCORES}
+        for row in table.to_dict("records")
     }
     if missing := [head for head in heads if head not in rows]:
         raise UserError(f"there is no effect of head {missing[0]}: give those of this model")

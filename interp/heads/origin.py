@@ -58,10 +58,13 @@ class Origin:
         if content is None:
             return None
         given = check_shape(content, _SHAPE, "origin", advice="save the heads again")
+        about: dict[str, Any] = {
+            name: dict(given.get(name) or {}) for name in ("found", "stability", "versions")
+        }
         return cls(
-            **{name: given[name] for name in ("model", "fingerprint", "n_layers", "n_heads")},
-            **{name: dict(given.get(name) or {}) for name in ("found", "stability", "versions")},
+            *(given[name] for name in ("model", "fingerprint", "n_layers", "n_heads")),
             scores=tuple(dict(score) for score in given.get("scores") or ()),
+            **about,
         )
 
     def check(self, model: HookedModel, *, transfer: bool = False) -> None:

@@ -245,6 +245,7 @@ def test_runs_and_targets_that_cannot_be(
         with pytest.raises(UserError, match=message) as caught:
             export_run(of, to, settings)
         assert "\n" not in str(caught.value)
+    wrong: Any
     for wrong in ({"bake": True, "weights": True}, {"bake": True, "gate": "probe"}):
         with pytest.raises(UserError, match="leave --"):
             ExportSettings(**wrong)

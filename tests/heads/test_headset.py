@@ -118,7 +118,7 @@ def test_heads_of_another_model_only_by_name(
     own_heads = found_on(HeadSet(((1, 2),)), tiny_llama)
     HeadSet.load(own_heads.save(tmp_path / "own.json"), model=tiny_llama)
     with pytest.raises(UserError, match="heads of two models"):
-        Intervention.of(heads) | Intervention.of(replace(own_heads, heads=((0, 1),)))
+        _ = Intervention.of(heads) | Intervention.of(replace(own_heads, heads=((0, 1),)))
 
 
 def test_scores_and_stability_of_the_search(planted: HookedModel, planted_run: Path) -> None:
