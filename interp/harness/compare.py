@@ -200,7 +200,8 @@ def _metrics(task: Any, both: Samples, options: TaskOptions) -> Sequence[PairedM
             values = float(aggregate(before)), float(aggregate(after))
             change = difference(before, after, kind, seed=options.seed)
             if options.differences_only:
-                values, change = (NAN, NAN), change if kind == "mean" else (NAN,) * 3
+                same = kind == "mean" or not any(sample["fired"] for sample in of_filter)
+                values, change = (NAN, NAN), change if same else (NAN,) * 3
             found.append(
                 PairedMetric(
                     task.task_name,
