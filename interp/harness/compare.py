@@ -55,7 +55,7 @@ class HarnessComparison(Displayed):
 
     def to_dict(self) -> dict[str, Any]:
         """What harness.json holds."""
-        return {"metrics": [asdict(metric) for metric in self.metrics]}
+        return {"metrics": [metric.to_dict() for metric in self.metrics]}
 
     def table(self) -> pd.DataFrame:
         """The rows with few digits, for a terminal."""
