@@ -85,12 +85,13 @@ class Attached:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """While open, the model runs as it is."""
+        """While open, the model runs as it is. Not for the time between a prompt and its answer."""
         before, self._state.suspended = self._state.suspended, True
         try:
             yield
         finally:
             self._state.suspended = before
+            self._state.forget()
 
     def detach(self) -> None:
         """Take everything off the model; a second call does nothing."""

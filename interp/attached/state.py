@@ -123,6 +123,10 @@ class AttachedState(PromptPositions):
                 for install in sites:
                     self._handles[prefill_only] += install(self)
 
+    def forget(self) -> None:
+        """Take the next prefill for a new one, whatever its tokens."""
+        self._prompts, self._width = None, 0
+
     def remove_hooks(self) -> None:
         """Take all hooks out of the layers."""
         self._remove(prefill_only=True)

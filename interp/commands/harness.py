@@ -106,7 +106,7 @@ def harness_run(
             with quiet_libraries():
                 kept, documents = compare_task(lm, task, settings.of_tasks)
             write_jsonl(output / f"{name}.jsonl", documents)
-            content = {"identity": identity, "metrics": [asdict(metric) for metric in kept]}
+            content = {"identity": identity, "metrics": [metric.to_dict() for metric in kept]}
             write_json(output / f"{name}.json", content)
         found += kept
     comparison = HarnessComparison(tuple(found))
@@ -143,7 +143,7 @@ def _kept(path: Path, identity: dict[str, Any]) -> list[PairedMetric] | None:
     check_shape(content, {"identity": dict, "metrics": [dict]}, str(path))
     if content["identity"] != identity:
         return None
-    return [PairedMetric(**metric) for metric in content["metrics"]]
+    return [PairedMetric.from_dict(metric) for metric in content["metrics"]]
 
 
 def _plain(settings: HarnessSettings) -> dict[str, Any]:

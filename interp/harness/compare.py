@@ -55,7 +55,7 @@ class HarnessComparison(Displayed):
 
     def to_dict(self) -> dict[str, Any]:
         """What harness.json holds."""
-        return {"metrics": [asdict(metric) for metric in self.metrics]}
+        return {"metrics": [metric.to_dict() for metric in self.metrics]}
 
     def table(self) -> pd.DataFrame:
         """The rows with few digits, for a terminal."""
@@ -200,7 +200,8 @@ def _metrics(task: Any, both: Samples, options: TaskOptions) -> Sequence[PairedM
             values = float(aggregate(before)), float(aggregate(after))
             change = difference(before, after, kind, seed=options.seed)
             if options.differences_only:
-                values, change = (NAN, NAN), change if kind == "mean" else (NAN,) * 3
+                same = kind == "mean" or not any(sample["fired"] for sample in of_filter)
+                values, change = (NAN, NAN), change if same else (NAN,) * 3
             found.append(
                 PairedMetric(
                     task.task_name,

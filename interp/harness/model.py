@@ -170,7 +170,8 @@ class FaithlensLM(_HARNESS_MODEL):
         """As model type ``hf``, with each row's false words found in its context."""
         disable_tqdm = disable_tqdm or not self.bars
         if not self.places.acts:
-            return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
+            with self.attached.paused():
+                return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
         found: list[Any] = [None] * len(requests)
         waiting = list(enumerate(self._rows(requests, progress=not disable_tqdm)))
         while waiting:

@@ -4,7 +4,7 @@ The interval is a paired bootstrap over documents: each resample takes a documen
 runs.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,16 @@ class PairedMetric:
     difference: float
     low: float
     high: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields, with None for NaN, which JSON does not have."""
+        return {key: None if value != value else value for key, value in vars(self).items()}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "PairedMetric":
+        """What ``to_dict`` gave."""
+        nan: Any = float("nan")
+        return cls(**{key: nan if value is None else value for key, value in content.items()})
 
 
 def _mean(values: np.ndarray, axis: int = -1) -> Any:

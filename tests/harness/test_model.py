@@ -203,6 +203,18 @@ def test_the_same_tokens_parted_in_two_ways(make_lm: Any, plain_lm: Any) -> None
     assert abs(late - scored(plain_lm, (second, "a"))[0]) > 1e-3
 
 
+def test_one_token_more_is_another_pass(make_lm: Any) -> None:
+    """Generation without a cache looks the same: the tokens of the last pass, and one more."""
+    lm, text = make_lm(FindsGermany(), batch_size=1), context(make_lm(), FALSE)
+    pair = ((text, "B"), (text, "Be"))
+    assert [len(lm.tok_encode(answer)) for _, answer in pair] == [1, 2]
+    wanted = [scored(make_lm(FindsGermany()), each)[0] for each in pair]
+    for acts in (False, True, False):
+        lm.places.acts = acts
+        found = [scored(lm, each)[0] for each in pair]
+        assert (found == pytest.approx(wanted, **CLOSE)) == acts
+
+
 def test_a_prompt_that_loses_its_beginning(make_lm: Any) -> None:
     """The false words move with the rest; if they are gone, nothing is constrained."""
     text = context(make_lm(), FALSE)

@@ -14,6 +14,7 @@ from interp.files.documents import write_json, write_jsonl
 from interp.harness.compare import TaskOptions, compare_task, load_tasks, run_task
 from interp.harness.documents import load, tasks_folder
 from interp.harness.model import FaithlensLM
+from interp.harness.paired import PairedMetric
 from interp.premises.registry import data_dir
 from scripts import build_harness
 from tests.harness.test_model import FALSE, LATER, TRUE, UNDER, FindsGermany
@@ -89,6 +90,8 @@ def test_only_the_differences(lm: FaithlensLM, few: str) -> None:
     assert (metric.n, metric.fired) == (6, 3)
     assert metric.difference == pytest.approx(whole.difference)
     assert (metric.low, metric.high) == pytest.approx((whole.low, whole.high))
+    assert repr(PairedMetric.from_dict(metric.to_dict())) == repr(metric)
+    assert metric.to_dict()["without"] is None
 
 
 def test_the_command_takes_up_what_is_there(
