@@ -229,7 +229,7 @@ def _peak(setting: str) -> float:
 
 def main() -> None:
     """Measure, and put the figures beside those of the other measurement."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Attached models: answers and cost.")
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--cost", action="store_true")
     parser.add_argument("--out", type=Path, default=RESULTS)

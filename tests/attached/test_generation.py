@@ -227,24 +227,23 @@ def test_as_strong_as_the_detector_is_sure(
             return [found[QUESTIONS.index(question)] for question in questions]
 
     heads = HeadSet(EVERY, site)
-    for beams in (1, 2):
-        for rows in ([0], [1], [1, 0]):
-            prompts = [list(asked[row].tokens) for row in rows]
-            width = max(map(len, prompts))
-            batch = {
-                "input_ids": torch.tensor([[3] * (width - len(ids)) + ids for ids in prompts]),
-                "attention_mask": torch.tensor(
-                    [[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts]
-                ),
-            }
-            options = {"max_new_tokens": 5, "do_sample": False, "num_beams": beams}
-            told = [found[row].token_span for row in rows]
-            sure = [found[row].probability for row in rows]
-            with interp.constrain(hooked, heads, at=told, strengths=sure):
-                expected = hooked.original_model.generate(**batch, **options)
-            with attach(hf_model, chat_tokenizer, heads, gate="soft", detector=Sure()) as model:
-                said = model.generate(**batch, **options)
-            assert torch.equal(said, expected)
+    for beams, rows in ((1, [0]), (1, [1, 0]), (2, [1, 0])):
+        prompts = [list(asked[row].tokens) for row in rows]
+        width = max(map(len, prompts))
+        batch = {
+            "input_ids": torch.tensor([[3] * (width - len(ids)) + ids for ids in prompts]),
+            "attention_mask": torch.tensor(
+                [[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts]
+            ),
+        }
+        options = {"max_new_tokens": 5, "do_sample": False, "num_beams": beams}
+        told = [found[row].token_span for row in rows]
+        sure = [found[row].probability for row in rows]
+        with interp.constrain(hooked, heads, at=told, strengths=sure):
+            expected = hooked.original_model.generate(**batch, **options)
+        with attach(hf_model, chat_tokenizer, heads, gate="soft", detector=Sure()) as model:
+            said = model.generate(**batch, **options)
+        assert torch.equal(said, expected)
     with torch.no_grad():
         tokens = torch.tensor([list(asked[0].tokens)])
         free = hf_model(tokens).logits
