@@ -166,7 +166,7 @@ def baked_table(baked: dict[str, Any]) -> str:
     lines += [
         "",
         f"{baked['intervention']}, embedded model, `capitals`, {n} held-out false premises and as "
-        "many twins, 95 % intervals over subjects; `interp export --bake`.",
+        "many twins, 95 % intervals over subjects: what `interp export --bake` measures.",
     ]
     return "\n".join(lines)
 
@@ -226,8 +226,10 @@ def main() -> None:
         result["baked"] = json.loads((options.baked / "baked.json").read_text(encoding="utf-8"))
         print(baked_table(result["baked"]))
     if options.page:
-        write_between(PAGES / "sharing.md", "load times", timing_table(result))
-        write_between(PAGES / "serving.md", "baked", baked_table(result["baked"]))
+        if "seconds" in result:
+            write_between(PAGES / "sharing.md", "load times", timing_table(result))
+        if "baked" in result:
+            write_between(PAGES / "serving.md", "baked", baked_table(result["baked"]))
     RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
