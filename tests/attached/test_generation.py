@@ -141,7 +141,7 @@ def test_a_detector_reads_the_plain_model(
         return_tensors="pt",
         return_dict=True,
         padding=True,
-        padding_side="left",
+        tokenizer_kwargs={"padding_side": "left"},
     )
     seen: list[Any] = []
     decide = PremiseDetector.decide
@@ -194,7 +194,7 @@ def test_the_gate_opens_where_the_detector_fires(
             return_tensors="pt",
             return_dict=True,
             padding=True,
-            padding_side="left",
+            tokenizer_kwargs={"padding_side": "left"},
         )
         options = {"max_new_tokens": 6, "do_sample": False}
         free = hf_model.generate(**ids, **options)
