@@ -140,8 +140,13 @@ class Faithfulness(Displayed):
 
     def plot(self) -> Any:
         """A figure of the curve over its null; see ``interp.figures.patching``."""
-        areas = {"cpr": self.cpr[0], "cmd": self.cmd[0]}
-        return faithfulness_figure(self.to_dataframe(), self.random_curves, kind=self.kind, **areas)
+        return faithfulness_figure(
+            self.to_dataframe(),
+            self.random_curves,
+            cpr=self.cpr[0],
+            cmd=self.cmd[0],
+            kind=self.kind,
+        )
 
     def _curve(
         self, circuit: Float[Tensor, "prompt proportion"], weights: np.ndarray
