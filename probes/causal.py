@@ -22,7 +22,6 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 from jaxtyping import Bool, Float
-from scipy.stats import spearmanr
 from torch import Tensor
 
 from interp.arguments import check_choice
@@ -34,6 +33,7 @@ from interp.forward.hook_points import hook_name
 from interp.forward.out_of_memory import over_parts
 from interp.forward.partial import RecordedRun, record_run
 from interp.heads.locate import as_encoded
+from interp.lazy import stats
 from interp.models.hooked_model import HookedModel
 from interp.moved import old_names
 from interp.patching.edits import edited_points
@@ -102,7 +102,7 @@ class DirectionRemoval(Displayed):
             raise UserError(f"{len(self.change)} prompts here, {len(other)} in the constraint")
         rank = float("nan")
         if np.ptp(other) and np.ptp(self.change):
-            correlation: Any = spearmanr(self.change, other)
+            correlation: Any = stats.spearmanr(self.change, other)
             rank = float(correlation.statistic)
         share = float(self.change.mean() / other.mean()) if other.mean() else float("nan")
         return {"spearman": rank, "share": share}

@@ -15,8 +15,6 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from interp.arguments import check_choice
@@ -25,6 +23,7 @@ from interp.errors import UserError
 from interp.files.tensor_file import read_tensor_file, write_tensor_file
 from interp.files.tensors import check_tensors
 from interp.files.text import one_line
+from interp.lazy import linear_model, preprocessing
 from interp.models import fingerprint as fingerprint_of
 from interp.models.fingerprint import prompting_fingerprint
 from interp.models.hooked_model import HookedModel
@@ -197,7 +196,7 @@ def fit_direction(
     if C <= 0:
         raise UserError(f"C must be above zero, got {C}")
     raw, classes = activations.detach().cpu().double().numpy(), labels.cpu().numpy()
-    scale = StandardScaler()
+    scale = preprocessing.StandardScaler()
     standard = scale.fit_transform(raw)
     features, direction = standard, None
     if method == "mean_difference":
@@ -205,7 +204,7 @@ def fit_direction(
         # Of length one; where the means are equal there is no direction, and the weight is zero.
         direction = difference / (np.linalg.norm(difference) or 1.0)
         features = standard @ direction[:, None]
-    regression = LogisticRegression(C=C, max_iter=MAX_ITERATIONS)
+    regression = linear_model.LogisticRegression(C=C, max_iter=MAX_ITERATIONS)
     regression.fit(features, classes, None if counts is None else counts.cpu().double().numpy())
     # w·(x − mean)/scale + b  =  (w/scale)·x + (b − (w/scale)·mean)
     found = regression.coef_[0] if direction is None else regression.coef_[0, 0] * direction

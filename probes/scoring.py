@@ -14,12 +14,12 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from sklearn.model_selection import GroupKFold
 from torch import Tensor
 
 from interp.arguments import check_choice
 from interp.checked import checked
 from interp.errors import UserError
+from interp.lazy import model_selection
 from interp.premises import Question
 from interp.statistics.resampling import group_draws, resamples_at_once
 from interp.statistics.significance import BOOTSTRAP_RESAMPLES, CONFIDENCE, mean_interval
@@ -80,7 +80,9 @@ def cross_validated_scores(
             f"{n_groups} groups cannot fill {n_splits} folds: give more subjects, or fewer folds"
         )
     scores = torch.empty(len(labels))
-    folds = GroupKFold(n_splits).split(np.zeros(len(labels)), groups=np.asarray(groups))
+    folds = model_selection.GroupKFold(n_splits).split(
+        np.zeros(len(labels)), groups=np.asarray(groups)
+    )
     for others, left_out in folds:
         fitted = others
         if apart is not None:

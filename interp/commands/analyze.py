@@ -17,8 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from scipy.stats import entropy
-
 from interp.arguments import check_choice
 from interp.commands.adapted import AdaptedModel, fingerprint_of, load_adapted
 from interp.commands.expert_passes import count_routing, switch_experts_off
@@ -37,6 +35,7 @@ from interp.experts.routing.specialization import (
     measure_specialization,
 )
 from interp.files.documents import read_json, write_atomically, write_json, write_table
+from interp.lazy import stats
 from interp.models.device_map import DeviceMap, MaxMemory, describe
 from interp.models.versions import require_bridge
 from interp.moelora.data.examples import Example
@@ -306,7 +305,7 @@ def measures_of(
         "tasks": {
             task: {"tokens": tokens[task], "units": corpus.units[task]} for task in corpus.tasks
         },
-        "task_entropy": float(entropy(list(tokens.values()))),
+        "task_entropy": float(stats.entropy(list(tokens.values()))),
         "projections": len(records.projections),
         "fdr": fdr,
         "measures": measures,

@@ -19,13 +19,13 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from jaxtyping import Float
-from scipy.stats import hypergeom, pearsonr, rankdata
 
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.figures.experts import shift_figure
 from interp.heads.effects import HeadEffects, HeadStatistics, head_statistics
 from interp.heads.headset import HeadSet
+from interp.lazy import stats
 from interp.patching.effect_arrays import best_first
 from interp.patching.result import STATISTICS
 from interp.patching.stability import chance_overlap
@@ -116,7 +116,7 @@ class HeadComparison(Displayed):
     def jaccard_p_value(self) -> float:
         """How likely two random sets share at least as many heads."""
         shared = round(2 * self.top_k * self.jaccard[0] / (1 + self.jaccard[0]))
-        return float(hypergeom.sf(shared - 1, self.n_heads, self.top_k, self.top_k))
+        return float(stats.hypergeom.sf(shared - 1, self.n_heads, self.top_k, self.top_k))
 
     @cached_property
     def halves(self) -> dict[str, float]:
@@ -231,5 +231,7 @@ def rank_correlation(
     if 0 in (np.ptp(first, axis=-1).min(), np.ptp(second, axis=-1).min()):
         return np.full(first.shape[:-1], np.nan)
     # Pearson's of ranks, since scipy's spearmanr does not take an axis of many samples.
-    found: Any = pearsonr(rankdata(first, axis=-1), rankdata(second, axis=-1), axis=-1)
+    found: Any = stats.pearsonr(
+        stats.rankdata(first, axis=-1), stats.rankdata(second, axis=-1), axis=-1
+    )
     return found.statistic

@@ -24,9 +24,6 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 from jaxtyping import Float, Int
-from scipy.cluster.hierarchy import fcluster, linkage
-from scipy.spatial.distance import pdist
-from scipy.stats import entropy
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
@@ -37,6 +34,7 @@ from interp.figures.inspection import uncertainty_by_outcome
 from interp.forward.batch import TokenBatch
 from interp.forward.generate import BATCH_PROMPTS, MAX_NEW_TOKENS, end_tokens, greedy_answers
 from interp.forward.partial import device_of
+from interp.lazy import distance, hierarchy, stats
 from interp.models.hooked_model import HookedModel
 from interp.models.versions import check_hooked
 from interp.premises.encode import encode_question
@@ -167,7 +165,7 @@ def cluster_entropy(labels: Sequence[int]) -> float:
     """Entropy in nats of the shares of the clusters that ``labels`` name."""
     if len(labels) == 0:
         raise UserError("there are no answers to take an entropy of")
-    return float(entropy(np.unique(np.asarray(labels), return_counts=True)[1]))
+    return float(stats.entropy(np.unique(np.asarray(labels), return_counts=True)[1]))
 
 
 def word_clusters(
@@ -188,8 +186,9 @@ def word_clusters(
         return (1,) * len(answers)
     vocabulary = sorted(set().union(*words))
     table = np.array([[word in found for word in vocabulary] for found in words])
-    distances = pdist(table, metric="jaccard")
-    found = fcluster(linkage(distances, "complete"), t=1 - similarity, criterion="distance")
+    distances = distance.pdist(table, metric="jaccard")
+    tree = hierarchy.linkage(distances, "complete")
+    found = hierarchy.fcluster(tree, t=1 - similarity, criterion="distance")
     return tuple(int(label) for label in found)
 
 

@@ -5,12 +5,12 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.stats import pearsonr, spearmanr
 from torch import Tensor
 
 from interp.arguments import check_choice
 from interp.errors import UserError
 from interp.forward.hook_points import Axis as UnitAxis
+from interp.lazy import stats
 
 Axis = Literal["prompt", "layer", UnitAxis, "position", "span", "projection", "expert"]
 By = Literal["absolute", "signed"]
@@ -57,8 +57,8 @@ def correlations(
     # The correlation with a constant is not defined; scipy would warn.
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         return float("nan"), float("nan")
-    pearson: Any = pearsonr(x, y)
-    spearman: Any = spearmanr(x, y)
+    pearson: Any = stats.pearsonr(x, y)
+    spearman: Any = stats.spearmanr(x, y)
     return float(pearson.statistic), float(spearman.statistic)
 
 

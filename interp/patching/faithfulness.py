@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
-from scipy.integrate import trapezoid
 from torch import Tensor
 
 from interp.arguments import listed, pairs_of_numbers, real_number, whole_number
@@ -36,6 +35,7 @@ from interp.forward.hook_points import hook_name
 from interp.forward.memory import Budget
 from interp.forward.partial import RecordedRun, record_run, unedited_logits
 from interp.forward.trial import keeping_unhooked
+from interp.lazy import integrate
 from interp.models.hooked_model import HookedModel
 from interp.patching.alignment import align
 from interp.patching.chunks import chunk_prompts, first_position, row_demand
@@ -183,14 +183,14 @@ def area_under(
     proportions: Sequence[float], curves: Float[np.ndarray, "curve proportion"]
 ) -> Float[np.ndarray, " curve"]:
     """Area under each curve by trapezoids between the given points, none added: MIB's CPR."""
-    return trapezoid(curves, np.asarray(proportions), axis=1)
+    return integrate.trapezoid(curves, np.asarray(proportions), axis=1)
 
 
 def area_from_one(
     proportions: Sequence[float], curves: Float[np.ndarray, "curve proportion"]
 ) -> Float[np.ndarray, " curve"]:
     """Area of |1 − f| by trapezoids between the given points: MIB's CMD."""
-    return trapezoid(np.abs(1 - curves), np.asarray(proportions), axis=1)
+    return integrate.trapezoid(np.abs(1 - curves), np.asarray(proportions), axis=1)
 
 
 @checked

@@ -16,7 +16,6 @@ import numpy as np
 import plotly.graph_objects as go
 import torch
 from jaxtyping import Bool, Float
-from scipy.stats import t as student
 from torch import Tensor
 
 from interp.arguments import real_number, whole_number
@@ -28,6 +27,7 @@ from interp.forward.batch import Prompts, TokenBatch
 from interp.forward.hook_points import check_component
 from interp.forward.memory import Budget
 from interp.forward.prompts import batch_for
+from interp.lazy import stats
 from interp.models.hooked_model import HookedModel
 from interp.patching.alignment import Positions, align
 from interp.patching.effect_arrays import correlations
@@ -232,5 +232,5 @@ def marginal_bounds(
     freedom = spread**2 / np.maximum(
         variance_with**2 / (n - 1) + variance_without**2 / (m - 1), np.finfo(float).tiny
     )
-    quantile = student.ppf(1 - (1 - confidence) / (2 * inside.shape[1]), np.maximum(freedom, 1))
+    quantile = stats.t.ppf(1 - (1 - confidence) / (2 * inside.shape[1]), np.maximum(freedom, 1))
     return np.abs(with_unit - without) + quantile * np.sqrt(spread)

@@ -19,13 +19,13 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from jaxtyping import Float, Int
-from scipy.stats import hypergeom
 
 from interp.arguments import of_kind, whole_number
 from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.figures.dots import dot_figure
+from interp.lazy import stats
 from interp.patching.effect_arrays import By, best_first, check_order
 from interp.patching.result import Coordinates, PatchEffects
 from interp.statistics.resampling import group_draws, resamples_at_once
@@ -98,7 +98,7 @@ def jaccard(a: set[int], b: set[int]) -> float:
 def chance_overlap(k: int, n_units: int) -> float:
     """Mean Jaccard index of two random sets of k of n units."""
     shared = np.arange(k + 1)
-    return float((hypergeom.pmf(shared, n_units, k, k) * shared / (2 * k - shared)).sum())
+    return float((stats.hypergeom.pmf(shared, n_units, k, k) * shared / (2 * k - shared)).sum())
 
 
 @checked

@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import t as student
+
+from interp.lazy import stats
 
 CONFIDENCE = 0.95
 
@@ -19,6 +20,6 @@ def jackknife(
     """
     folds = len(without)
     spread = ((without - without.mean(axis=0)) ** 2).sum(axis=0)
-    quantile = student.ppf((1 + CONFIDENCE) / 2, folds - 1)
+    quantile = stats.t.ppf((1 + CONFIDENCE) / 2, folds - 1)
     error = quantile * np.sqrt((folds - 1) / folds * spread)
     return value - error, value + error

@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.stats import bootstrap, false_discovery_control, permutation_test
 from torch import Tensor
 
 from interp.checked import checked
 from interp.errors import UserError
+from interp.lazy import stats
 from interp.precision import PRECISIONS
 from interp.statistics.resampling import resamples_at_once, units_at_once
 
@@ -127,7 +127,7 @@ def q_values(p_values: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]
     found = np.full(p_values.shape, np.nan)
     tested = ~np.isnan(p_values)
     if tested.any():
-        found[tested] = false_discovery_control(p_values[tested])
+        found[tested] = stats.false_discovery_control(p_values[tested])
     return found
 
 
@@ -139,7 +139,7 @@ def bootstrap_interval(
     Args:
         batch: resamples in memory at once.
     """
-    result = bootstrap(
+    result = stats.bootstrap(
         data,
         statistic,
         method="percentile",
@@ -165,7 +165,7 @@ def _sign_flip(units: Float[np.ndarray, "group unit"], seed: int) -> Float[np.nd
         # changes no bit, and a draw that ties with the observed mean counts as one.
         return np.einsum("...g,gu->...u", signs, units) / len(units)
 
-    result = permutation_test(
+    result = stats.permutation_test(
         (np.ones(len(units)),),
         mean_with,
         permutation_type="samples",

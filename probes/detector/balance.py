@@ -10,9 +10,9 @@ are: years almost never occur twice, so they cannot be balanced.
 from dataclasses import replace
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from interp.checked import checked
+from interp.lazy import optimize
 from interp.premises import Premises, Question
 from interp.premises.questions import collides as collides
 
@@ -46,7 +46,7 @@ def _deal(premises: Premises, seed: int) -> dict[str, str]:
     for row, fact in enumerate(facts):
         bad = {name for name in names if collides(name, fact)}
         cost[row, [name in bad for name in objects]] += _FORBIDDEN
-    rows, columns = linear_sum_assignment(cost)
+    rows, columns = optimize.linear_sum_assignment(cost)
     return {
         facts[row].subject: objects[column]
         for row, column in zip(rows, columns, strict=True)

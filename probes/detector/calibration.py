@@ -13,12 +13,11 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
-from sklearn.isotonic import IsotonicRegression
-from sklearn.linear_model import LogisticRegression
 
 from interp.arguments import check_choice
 from interp.checked import checked
 from interp.errors import UserError
+from interp.lazy import isotonic, linear_model
 
 CalibrationMethod = Literal["platt", "isotonic"]
 DEFAULT_BINS = 10
@@ -112,14 +111,16 @@ def fit_calibration(
     if len(set(labels.tolist())) < 2:
         raise UserError("a calibration needs questions of both classes")
     if method == "isotonic":
-        curve = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(scores, labels)
+        curve = isotonic.IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(
+            scores, labels
+        )
         return Calibration(
             "isotonic",
             scores=tuple(curve.X_thresholds_.tolist()),
             probabilities=tuple(curve.y_thresholds_.tolist()),
         )
     # Without a penalty to speak of, so that the curve does not depend on the scores' unit.
-    curve = LogisticRegression(C=1e6).fit(scores[:, None], labels)
+    curve = linear_model.LogisticRegression(C=1e6).fit(scores[:, None], labels)
     return Calibration("platt", float(curve.coef_[0, 0]), float(curve.intercept_[0]))
 
 

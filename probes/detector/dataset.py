@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from sklearn.model_selection import GroupKFold
 from torch import Tensor
 
 from interp.errors import UserError
+from interp.lazy import model_selection
 from probes.detector.questions import BackgroundText, LabelledQuestion
 from probes.scoring import groups_of
 from probes.store import ActivationStore
@@ -75,7 +75,9 @@ class Folds:
         labels = np.array([question.label for question in questions])
         found, halves = [], np.unique(half[counted])
         places = np.flatnonzero(dealt)
-        for _, left_out in GroupKFold(self.n_folds).split(places, groups=groups[places]):
+        for _, left_out in model_selection.GroupKFold(self.n_folds).split(
+            places, groups=groups[places]
+        ):
             mask = np.zeros(len(questions), dtype=bool)
             mask[places[left_out]] = True
             for which in halves:

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
-from sklearn.linear_model import LogisticRegression
 
 from interp.arguments import check_choice
 from interp.errors import UserError
+from interp.lazy import linear_model
 
 PROBES = ("falsity", "mention")
 """Evidence from probes."""
@@ -134,7 +134,7 @@ def weigh(
     """Weights and bias of a logistic regression; the penalty does not depend on the units."""
     centre, scale = columns.mean(axis=0), columns.std(axis=0)
     scale = np.where(scale > 0, scale, 1.0)
-    regression = LogisticRegression(max_iter=_MAX_ITERATIONS)
+    regression = linear_model.LogisticRegression(max_iter=_MAX_ITERATIONS)
     regression.fit((columns - centre) / scale, labels, weights)
     found = np.asarray(regression.coef_)[0] / scale
     bias = float(np.asarray(regression.intercept_)[0] - found @ centre)

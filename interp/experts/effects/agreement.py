@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from scipy.stats import binomtest, spearmanr
 
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.experts.effects.effects import ExpertEffects
 from interp.figures.experts import agreement_figure
+from interp.lazy import stats
 
 _KEY = ["layer", "target", "expert"]
 _COLUMNS = (*_KEY, "task", "load")
@@ -114,7 +114,9 @@ def routing_agreement(
         )
         chance = float(np.clip((routed * affected).sum(), 0.0, 1.0))
         agreeing = int(counted["agree"].sum())
-        p_value = float(binomtest(agreeing, len(counted), chance, alternative="greater").pvalue)
+        p_value = float(
+            stats.binomtest(agreeing, len(counted), chance, alternative="greater").pvalue
+        )
     table, ranks = table.reset_index(drop=True), _rank_correlation(both)
     return RoutingAgreement(table, len(counted), share, chance, p_value, *ranks)
 
@@ -144,5 +146,5 @@ def _rank_correlation(both: pd.DataFrame) -> tuple[float, float]:
     x, y = ((both[name] - means[name]).to_numpy() for name in ("load", "effect"))
     if np.ptp(x) == 0 or np.ptp(y) == 0:  # not defined; scipy would warn
         return float("nan"), float("nan")
-    found = spearmanr(x, y)
+    found = stats.spearmanr(x, y)
     return float(found.statistic), float(found.pvalue)  # type: ignore[attr-defined]

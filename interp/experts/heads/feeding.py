@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from scipy.stats import permutation_test
 
 from interp.display import Displayed, Shown
 from interp.errors import UserError
@@ -37,6 +36,7 @@ from interp.figures.experts import feeding_figure
 from interp.heads.headset import Head, HeadSet, Site, as_head_set
 from interp.heads.locate import as_encoded
 from interp.heads.random_sets import random_head_sets
+from interp.lazy import stats
 from interp.models.hooked_model import HookedModel
 from interp.patching.sweep import check_units
 from interp.premises.encode import EncodedPremises
@@ -190,7 +190,7 @@ def larger_in(chosen: np.ndarray, others: np.ndarray) -> float:
         alone, rest, sign = (chosen, others, 1) if len(chosen) == 1 else (others, chosen, -1)
         everyone = np.concatenate([alone, rest])
         return float((sign * everyone >= sign * alone[0] - 1e-12).mean())
-    result = permutation_test(
+    result = stats.permutation_test(
         (chosen, others),
         lambda a, b, axis: a.mean(axis=axis) - b.mean(axis=axis),
         permutation_type="independent",

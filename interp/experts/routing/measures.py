@@ -12,7 +12,8 @@ import itertools
 
 import numpy as np
 from jaxtyping import Num
-from scipy.special import entr
+
+from interp.lazy import special
 
 Array = np.ndarray
 Value = Num[Array, "..."] | np.number
@@ -33,7 +34,7 @@ def load_cv(load: Num[Array, "... expert"]) -> Value:
 def normalised_entropy(share: Num[Array, "... expert"]) -> Value:
     """``−Σ_e p_e log p_e / log E``; 1 when even, 0 when one expert has all, 0 for one expert."""
     experts = share.shape[-1]
-    return entr(share).sum(axis=-1) / (np.log(experts) if experts > 1 else 1.0)
+    return special.entr(share).sum(axis=-1) / (np.log(experts) if experts > 1 else 1.0)
 
 
 def mean_entropy(total: float, tokens: float, *, experts: int) -> float:
@@ -55,6 +56,7 @@ def mutual_information(counts: Num[Array, "... kind expert"]) -> Value:
     total = counts.sum(axis=(-2, -1), keepdims=True)
     joint = np.divide(counts, total, out=np.zeros(counts.shape), where=total > 0)
     kinds, experts = joint.sum(axis=-1), joint.sum(axis=-2)
+    entr = special.entr
     value = entr(kinds).sum(-1) + entr(experts).sum(-1) - entr(joint).sum(axis=(-2, -1))
     return np.maximum(value, 0.0)
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from interp.errors import UserError
+from interp.lazy import stats
 from interp.moelora.training.scoring import Accuracy, mean_by_task
 
 CONFIDENCE = 0.95
