@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from interp.arguments import shown
@@ -24,7 +25,8 @@ from interp.attached.expert_sites import install_experts, named_in
 from interp.attached.places import PlacesOfDetector, PlacesOfWords
 from interp.attached.plain_model import PlainModel, check_plain
 from interp.attached.prompt_text import QuestionFrame
-from interp.attached.sites import check_implementation, check_modes, install
+from interp.attached.resampled import Resampler
+from interp.attached.sites import check_implementation, check_mean, install
 from interp.attached.state import AttachedState, Install
 from interp.attached.trial import try_heads
 from interp.attached.what import intervention_of, run_of
@@ -41,6 +43,7 @@ from interp.models.passes import before_each_call
 from interp.models.transformers_modules import is_component
 from interp.models.unwrapped import check_tokenizer, is_adapted
 from interp.modules import modules
+from interp.premises.joint import DEFAULT_MASK
 from interp.runs.manifest import recorded_model
 from probes.detector.detections import Detector
 from probes.detector.detector import DETECTOR_FOLDER, has_detector
@@ -121,6 +124,8 @@ def attach(
     false_object: str | Sequence[str | None] | None = None,
     at: Sequence[Span | None] | Tensor | ObjectPositions | None = None,
     transfer: bool = False,
+    mean: Float[Tensor, "layer head d_head"] | None = None,
+    neutral: str = DEFAULT_MASK,
 ) -> Attached:
     """Attach a constraint on heads, on experts or on both to a transformers model.
 
@@ -133,8 +138,8 @@ def attach(
         hf_model: a causal language model of transformers; one that PEFT has wrapped, or that is
             quantized, compiled or divided over devices, too.
         what: an intervention, a constraint or a head set; the directory of a run that was
-            evaluated, whose best setting is taken; or a file of ``Intervention.save``. Heads in
-            modes ``zero`` and ``scale``; experts of a PEFT model with a MoELoRA adapter.
+            evaluated, whose best setting is taken; or a file of ``Intervention.save``. Experts are
+            those of a PEFT model with a MoELoRA adapter.
         gate: who finds the false object: the caller (``oracle``) or a detector (``probe``, or
             ``soft``, as strong as the detector is sure). By default the caller if ``at`` or
             ``false_object`` is given, else what ``what`` says.
@@ -145,6 +150,10 @@ def attach(
         at: where the false object is, as ``interp.constrain`` takes it.
         transfer: the model is a fine-tuned relative of that which the run, the heads or the
             detector are of: its layers and heads must fit.
+        mean: for mode ``mean``, every head's mean output at the object
+            (``interp.heads.object_edits.mean_output`` of premises on the hooked model).
+        neutral: for mode ``resample``, the word in place of the object; a pass over the prompts up
+            to it goes before each prefill.
 
     Raises:
         UserError: another model than the run's, the heads' or the detector's, a head that the
@@ -153,10 +162,9 @@ def attach(
     """
     base = _unwrapped(hf_model)
     intervention = named_in(intervention_of(what), base)
-    for part in intervention.heads:
-        check_modes(part)
     anatomy = Anatomy.of(base)
     anatomy.check(intervention)
+    check_mean(intervention, anatomy, mean)
     for part in intervention.heads:
         check_implementation(anatomy, part)
     run = run_of(what)
@@ -174,7 +182,9 @@ def attach(
         find = _nowhere
     with uncompiled(hf_model):
         try_heads(base, anatomy, intervention.heads)
-    return _attached(hf_model, base, anatomy, intervention=intervention, find=find)
+    resampler = Resampler.of(intervention, base, tokenizer, anatomy, neutral=neutral)
+    sources: Any = {"mean": mean, "resampler": resampler}
+    return _attached(hf_model, base, anatomy, intervention=intervention, find=find, **sources)
 
 
 def _nowhere(tokens: Tensor, mask: Tensor) -> Tensor:
@@ -189,10 +199,12 @@ def _attached(
     *,
     intervention: Intervention,
     find: Find,
+    mean: Tensor | None,
+    resampler: Resampler | None,
 ) -> Attached:
     by_site: dict[str, list[Install]] = {"output": [], "attention": []}
     for part in intervention.heads:
-        by_site[part.site].append(install(part, anatomy))
+        by_site[part.site].append(install(part, anatomy, mean=mean))
     always: list[Install] = []
     for part in intervention.experts:
         everywhere = not isinstance(find, PlacesOfDetector)
@@ -206,6 +218,7 @@ def _attached(
         in_prefill=by_site["output"],
         in_every_pass=by_site["attention"],
         read_strength=lambda: find.strength if isinstance(find, PlacesOfDetector) else None,
+        resampler=resampler,
     )
     with ExitStack() as stack:
         stack.enter_context(uncompiled(hf_model))

@@ -21,18 +21,29 @@ from interp.attached.state import AttachedState, Install
 from interp.errors import UserError
 from interp.forward.transfer import upload
 from interp.interventions.head_constraint import Constraint
+from interp.interventions.intervention import Intervention
 
 MASKED = ("eager", "sdpa")
 """Attention implementations that take a mask by head."""
 _ADVICE = 'load it with attn_implementation="eager" or "sdpa"'
 
 
-def check_modes(part: Constraint) -> None:
-    """Raise UserError for a constraint that only the hooked model can have."""
-    if part.mode not in ("zero", "scale"):
+def check_mean(intervention: Intervention, anatomy: Anatomy, mean: Tensor | None) -> None:
+    """Raise UserError for mode ``mean`` without a mean, or a mean of another size."""
+    if not intervention.needs_mean:
+        if mean is not None:
+            raise UserError("mean= is for mode 'mean': leave it out")
+        return
+    if mean is None:
         raise UserError(
-            f"mode {part.mode!r} needs runs of other prompts, which an attached model does not "
-            "make: use mode zero or scale, or the hooked model (interp.constrain)"
+            "mode 'mean' needs mean=, the mean output of every head [layer head d_head]: "
+            "interp.heads.object_edits.mean_output gives it on the hooked model"
+        )
+    layers, n_heads = len(anatomy.layers), anatomy.n_heads
+    if mean.ndim != 3 or mean.shape[:2] != (layers, n_heads):
+        raise UserError(
+            f"mean= is [layer head d_head], of {layers} layers and {n_heads} heads, not "
+            f"{list(mean.shape)}"
         )
 
 
@@ -48,9 +59,11 @@ def check_implementation(anatomy: Anatomy, part: Constraint) -> None:
             )
 
 
-def install(part: Constraint, anatomy: Anatomy) -> Install:
-    """What puts the hooks of a constraint into the layers."""
-    build = _output_hook if part.site == "output" else _attention_hook
+def install(
+    part: Constraint, anatomy: Anatomy, *, mean: Float[Tensor, "layer head d_head"] | None = None
+) -> Install:
+    """What puts the hooks of a constraint into the layers; ``mean`` is for mode ``mean``."""
+    build: Any = partial(_output_hook, mean=mean) if part.site == "output" else _attention_hook
 
     def put(state: AttachedState) -> list[RemovableHandle]:
         handles = []
@@ -74,15 +87,31 @@ def _by_layer(part: Constraint, n_heads: int) -> dict[int, Bool[Tensor, " head"]
 
 
 def _output_hook(
-    part: Constraint, state: AttachedState, *, heads: Bool[Tensor, " head"], **_: Any
+    part: Constraint,
+    state: AttachedState,
+    *,
+    layer: int,
+    heads: Bool[Tensor, " head"],
+    mean: Tensor | None,
+    **_: Any,
 ) -> Callable[..., Any]:
+    def edited(by_head: Float[Tensor, "prompt pos head d_head"]) -> Tensor:
+        strength = state.strength
+        if part.mode in ("mean", "resample"):
+            given = state.resampled[layer] if part.mode == "resample" else mean[layer]  # type: ignore[index]
+            new = given.to(by_head).expand_as(by_head)
+            if strength is None:
+                return new
+            return by_head + strength.to(by_head)[:, None, None, None] * (new - by_head)
+        factor = state.factor_of(part.factor)
+        if isinstance(factor, Tensor):
+            factor = factor.to(by_head)[:, None, None, None]
+        return factor * by_head
+
     def edit(z: Float[Tensor, "prompt pos width"]) -> Tensor:
         by_head = z.unflatten(-1, (len(heads), -1))
         where = state.positions.to(z.device)[:, :, None, None] & heads.to(z.device)[:, None]
-        factor = state.factor_of(part.factor)
-        if isinstance(factor, Tensor):
-            factor = factor.to(z)[:, None, None, None]
-        return torch.where(where, factor * by_head, by_head).flatten(-2)
+        return torch.where(where, edited(by_head), by_head).flatten(-2)
 
     def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not state.acting:

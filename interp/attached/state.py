@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from interp.attached.head_mask import cut_pairs
+from interp.attached.resampled import Resampler
 from interp.interventions.object_positions import ObjectPositions
 from interp.interventions.prompt_positions import PromptPositions
 
@@ -35,6 +36,7 @@ class AttachedState(PromptPositions):
     Attributes:
         first_query: the position of the pass's first token, padding included.
         n_prompt: the width of the prompts, padding included.
+        resampled: per layer [prompt pos head d_head], for mode ``resample``.
         strength: Float[prompt], from 0 (no effect) to 1 (the whole constraint); None for all 1.
     """
 
@@ -45,9 +47,12 @@ class AttachedState(PromptPositions):
         in_prefill: Sequence[Install] = (),
         in_every_pass: Sequence[Install] = (),
         read_strength: Callable[[], Float[Tensor, " prompt"] | None] = lambda: None,
+        resampler: Resampler | None = None,
     ) -> None:
-        """Args beside the positions: ``read_strength`` is called when they have been found."""
+        """Args beside the positions: ``read_strength`` is called when they have been found, and
+        ``resampler`` then gives the values of mode ``resample``."""
         super().__init__(find)
+        self._resampler, self.resampled = resampler, dict[int, Tensor]()
         self._read_strength, self.strength = read_strength, read_strength()
         self._in_prefill, self._in_every_pass = tuple(in_prefill), tuple(in_every_pass)
         self._handles: dict[bool, list[Handle]] = {True: [], False: []}
@@ -114,6 +119,8 @@ class AttachedState(PromptPositions):
         self.suspended = True  # a detector runs the model as it is
         try:
             super().prefill(tokens, real)
+            if self._resampler is not None and bool(self.positions.any()):
+                self.resampled = self._resampler.outputs(tokens, real, self.positions)
         finally:
             self.suspended = False
         self._prompts, self._width = tokens.clone(), tokens.shape[1]

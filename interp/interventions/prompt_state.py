@@ -5,24 +5,21 @@ too, which a run of other prompts gives.
 """
 
 from collections.abc import Sequence
-from itertools import compress
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from interp.errors import UserError
-from interp.forward.batch import TokenBatch
 from interp.forward.layer_range import run_layers
 from interp.forward.partial import record_run
 from interp.forward.transfer import upload
+from interp.interventions.neutral_prompts import NeutralPrompts
 from interp.interventions.object_positions import ObjectPositions
 from interp.interventions.prompt_positions import PromptPositions
 from interp.models.hooked_model import HookedModel
 from interp.models.model_check import require
 
-SPACES = ("Ġ", "▁")
-"""The space before a word in byte-level and SentencePiece vocabularies."""
 RESAMPLE_IN_SWEEP = (
     "mode 'resample' runs prompts of its own, which is impossible in a patching sweep that begins "
     "in a later layer: constrain with another mode, or edit heads in the sweep itself "
@@ -87,48 +84,15 @@ class PromptState(PromptPositions):
 
     def _resample(self, tokens: Tensor, real: Tensor) -> dict[int, Tensor]:
         """Per layer, the outputs at the object when it is replaced by the neutral word."""
-        prompts: list[list[int]] = []
-        ends: list[tuple[int, int] | None] = []
-        positions = self.positions.cpu()
-        for row, (ids, there) in enumerate(zip(tokens.tolist(), real.tolist(), strict=True)):
-            at = positions[row].nonzero()[:, 0]
-            if len(at) == 0:
-                prompts.append(list(compress(ids, there)))
-                ends.append(None)
-                continue
-            first = int(at[0])
-            before = list(compress(ids[:first], there[:first]))
-            space, neutral = self._neutral(ids[first])
-            prompts.append([*before, *space, *neutral])
-            ends.append((len(before) + len(space), len(neutral)))
-        batch = TokenBatch.from_lists(prompts, device=tokens.device)
-        z = record_run(self.model, batch).z
-        out = {
-            layer: z.new_zeros(*self.positions.shape, *z.shape[3:])
-            for layer in self._resample_layers
-        }
-        for row, (end, offset) in enumerate(zip(ends, batch.offsets.tolist(), strict=True)):
-            if end is None:
-                continue
-            at, length = positions[row].nonzero()[:, 0], end[1]
-            # Aligned by the last token; a longer object repeats the neutral word's first token.
-            steps = torch.arange(length - len(at), length).clamp(min=0) + offset + end[0]
-            at, steps = upload(at, z.device), upload(steps, z.device)
-            for layer, values in out.items():
-                values[row, at] = z[layer, row, steps]
-        return out
-
-    def _neutral(self, first: int) -> tuple[list[int], list[int]]:
-        """The neutral word's tokens, with a space before if the object's first token has one.
-
-        A token that is only the space is returned on its own: it is not in the word's span.
-        """
-        tokenizer = self.model.tokenizer
-        spaced = tokenizer.convert_ids_to_tokens(first)[:1] in SPACES
-        text = f" {self._neutral_text}" if spaced else self._neutral_text
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        alone = int(tokenizer.convert_ids_to_tokens(ids[0]) in SPACES)
-        return ids[:alone], ids[alone:]
+        prompts = NeutralPrompts.of(
+            tokens,
+            real,
+            self.positions,
+            tokenizer=self.model.tokenizer,
+            neutral=self._neutral_text,
+        )
+        z = record_run(self.model, prompts.batch).z
+        return prompts.aligned({layer: z[layer] for layer in self._resample_layers})
 
 
 def _enters_midway(model: HookedModel) -> bool:

@@ -210,3 +210,31 @@ def test_strengths_by_hand() -> None:
     torch.testing.assert_close(
         mask.softmax(dim=-1)[:, 0, 0], torch.tensor([[0.0, 1.0], [1 / 3, 2 / 3], [0.5, 0.5]])
     )
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_modes_with_values_of_other_prompts_equal_the_hooked_model(
+    name: str, plain_tokenizer: Any
+) -> None:
+    plain = make(name, plain_tokenizer)
+    hooked = interp.models.from_hf(make(name, plain_tokenizer), plain_tokenizer)
+    free, found = real_logits(plain), {}
+    d_head = hooked.cfg.d_head
+    mean = torch.randn(len(hooked.blocks), 4, d_head, generator=torch.Generator().manual_seed(0))
+    ways: dict[str, dict[str, Any]] = {"mean": {"mean": mean}, "resample": {"neutral": "Spain"}}
+    for mode, more in ways.items():
+        under = part("output", mode)
+        with interp.constrain(hooked, under, at=SPANS, **more):
+            expected, said = real_logits(hooked.original_model), greedy(hooked.original_model)
+        with attach(plain, plain_tokenizer, under, at=SPANS, **more):
+            found[mode] = real_logits(plain)
+            right = real_logits(plain, "right")
+            answers = greedy(plain)
+        torch.testing.assert_close(found[mode], expected, **CLOSE)
+        torch.testing.assert_close(right, expected, **CLOSE)
+        torch.testing.assert_close(answers, said)
+        assert float((found[mode] - free).abs().max()) > 1e-2
+    with attach(plain, plain_tokenizer, part("output", "resample"), at=SPANS, neutral="Paris"):
+        other = real_logits(plain)
+    assert float((other - found["resample"]).abs().max()) > 1e-3  # another word
+    torch.testing.assert_close(real_logits(plain), free)

@@ -35,7 +35,9 @@ def hf_model(plain_tokenizer: Any) -> Any:
     [
         (HeadSet(((7, 0),)), {"at": SPANS}, r"head \(7, 0\) does not exist.*layers 0 to 1"),
         (HeadSet(((0, 4),)), {"at": SPANS}, r"head \(0, 4\) does not exist.*heads 0 to 3"),
-        (part("output", "mean"), {"at": SPANS}, "mode 'mean' needs runs of other prompts"),
+        (part("output", "mean"), {"at": SPANS}, "mode 'mean' needs mean="),
+        (part("output", "mean"), {"at": SPANS, "mean": torch.zeros(2, 3, 8)}, "2 layers and 4"),
+        (HEADS, {"at": SPANS, "mean": torch.zeros(2, 4, 8)}, "leave it out"),
         (HeadSet(()), {"at": SPANS}, "no heads or experts to attach"),
         (Intervention.of(ExpertConstraint([(0, "attn.q", 0)])), {}, "has no MoELoRA adapter"),
         (HEADS, {}, "where the false object is"),
