@@ -88,8 +88,8 @@ def _purpose(intervention: Intervention, name: str, weights: Weights) -> str:
 def _use(weights: Weights, intervention: Intervention) -> str:
     if weights == "baked":
         return (
-            "## Use\n\nAn ordinary checkpoint: `AutoModelForCausalLM.from_pretrained(DIR)`, or any "
-            "program that reads such.\n"
+            "## Use\n\nAn ordinary checkpoint: `AutoModelForCausalLM` of transformers reads this "
+            "directory, and so does any program that reads such.\n"
         )
     words = ', false_object="..."' if intervention.gate == "oracle" else ""
     return (

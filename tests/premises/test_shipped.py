@@ -38,7 +38,9 @@ def test_the_shipped_relations():
 
 def test_the_readme_states_the_row_counts():
     readme = (data_dir() / "README.md").read_text(encoding="utf-8")
-    assert dict(re.findall(r"^\| `(\w+)` \| ([\d,]+) \|", readme, re.MULTILINE)) == {
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([\d,]+) \|", readme, re.MULTILINE))
+    tasks = {name for name in rows if name.startswith("faithlens_")}  # of another table
+    assert {name: rows[name] for name in rows.keys() - tasks} == {
         name: f"{count:,}" for name, count in ROW_COUNTS.items()
     }
 
