@@ -16,7 +16,6 @@ from transformers import AutoConfig
 from interp.arguments import check_choice
 from interp.attached.anatomy import Anatomy
 from interp.attached.plain_model import PlainModel
-from interp.attached.sites import check_modes
 from interp.attached.what import EVALUATION, of_setting
 from interp.commands.evaluate import SiteToScore
 from interp.commands.export_origin import origin_of_run
@@ -213,7 +212,11 @@ def _check_attachable(intervention: Intervention) -> None:
     if not len(intervention):
         raise UserError("there are no heads to export")
     for part in intervention.heads:
-        check_modes(part)
+        if part.mode not in ("zero", "scale"):
+            raise UserError(
+                f"mode {part.mode!r} needs values of other prompts, which an exported directory "
+                "does not hold: evaluate the run with --mode zero or scale"
+            )
 
 
 def _model_entries(run: Path, model: str | None) -> dict[str, Any]:
