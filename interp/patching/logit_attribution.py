@@ -137,13 +137,20 @@ def _attributed(
     norm = FrozenNorm(model.ln_final, end)
     normed = torch.stack([norm.part(written[:, i]) for i in range(written.shape[1])], dim=1)
     normed[:, -1] += norm.bias
-    unembedding = model.original_model.get_output_embeddings()
-    columns = widened(unembedding.weight)[tokens]  # [prompt token d_model]
+    weight, bias = _unembedding(model)
+    columns = widened(weight)[tokens]  # [prompt token d_model]
     found = torch.einsum("pcd,ptd->pct", normed.squeeze(2), columns)
-    bias = getattr(unembedding, "bias", None)
     if bias is not None:
         found[:, -1] += widened(bias)[tokens]
     return torch.cat([found, widened(run.logits).gather(1, tokens)[:, None]], dim=1)
+
+
+def _unembedding(model: HookedModel) -> tuple[Float[Tensor, "d_vocab d_model"], Tensor | None]:
+    """The unembedding's weight and bias."""
+    module = model.original_model.get_output_embeddings()
+    if hasattr(module, "weight"):
+        return module.weight, getattr(module, "bias", None)
+    return model.W_U.T, model.b_U  # TransformerLens 3
 
 
 def _tokens(model: HookedModel, tokens: Any, n_prompts: int) -> Int[Tensor, "prompt token"]:

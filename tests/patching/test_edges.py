@@ -340,6 +340,7 @@ def test_unequal_lengths_are_refused(tiny_llama: HookedModel) -> None:
         patch_edges(tiny_llama, [[5, 9, 7]], [[5, 9]], FIRST, progress=False)
 
 
+@pytest.mark.bridge_only
 def test_a_layer_with_a_way_of_its_own_is_refused(
     tiny_llama: HookedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,6 +37,7 @@ def test_parts_of_a_linear_model_as_computed_by_hand(micro: HookedModel) -> None
     assert found.to_dataframe()["component"].tolist()[:3] == ["a1.h1", "a0.h1", "a2.h0"]
 
 
+@pytest.mark.bridge_only
 def test_a_part_is_the_write_through_the_norm_at_the_runs_scale(tiny_llama: HookedModel) -> None:
     batch = TokenBatch.from_lists([[5, 9, 7, 8]])
     seen: dict[str, torch.Tensor] = {}

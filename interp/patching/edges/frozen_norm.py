@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from interp.precision import widened
+
 LARGE = 1e4
 """Root mean square of an input for which eps does not count."""
 
@@ -28,12 +30,12 @@ class FrozenNorm:
         if norm is None:
             return
         ones = torch.ones_like(x[:1, :1])
-        self.bias = norm(torch.zeros_like(ones))
+        self.bias = widened(norm(torch.zeros_like(ones)))
         # A constant has nothing left once its mean is taken away.
-        size = (norm(ones) - self.bias).abs().max()
+        size = (widened(norm(ones)) - self.bias).abs().max()
         ramp = torch.linspace(-1, 1, x.shape[-1], device=x.device, dtype=x.dtype)[None, None]
-        self.centred = bool(size < 1e-3 * (norm(ramp) - self.bias).abs().max())
-        whole, unit = norm(x) - self.bias, self._weighed(x)
+        self.centred = bool(size < 1e-3 * (widened(norm(ramp)) - self.bias).abs().max())
+        whole, unit = widened(norm(x)) - self.bias, self._weighed(x)
         # Both are w ⊙ c(x), divided by s(x) and by nothing: one ratio for each position.
         self.scale = unit.norm(dim=-1, keepdim=True) / whole.norm(dim=-1, keepdim=True)
 
@@ -48,4 +50,4 @@ class FrozenNorm:
         assert self.norm is not None
         centre = value - value.mean(dim=-1, keepdim=True) if self.centred else value
         size = centre.square().mean(dim=-1, keepdim=True).sqrt().clamp(min=1e-30)
-        return (self.norm(centre / size * LARGE) - self.bias) * size
+        return (widened(self.norm(centre / size * LARGE)) - self.bias) * size

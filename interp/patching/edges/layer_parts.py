@@ -109,8 +109,8 @@ class LayerParts:
 
 
 def normed(norm: nn.Module | None, x: Float[Tensor, "row pos d_model"]) -> Tensor:
-    """A norm's output; the input itself where there is none."""
-    return x if norm is None else norm(x)
+    """A norm's output, in float32 at least; the input itself where there is none."""
+    return x if norm is None else widened(norm(x))
 
 
 @torch.no_grad()
@@ -185,6 +185,8 @@ def _parts_of(
     try:
         weights, biases = _projections(block.attn)
         output, output_bias = _wide(block.attn.W_O), _wide(block.attn.b_O)
+        if output_bias is not None and not bool(output_bias.any()):
+            output_bias = None  # TransformerLens 3 has zeros where a model has no bias
     except (AttributeError, NotImplementedError, ValueError, RuntimeError) as error:
         raise _refusal(model, layer, "its weights cannot be read by head") from error
     module, is_output = _mlp_input(block)

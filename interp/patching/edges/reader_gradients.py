@@ -159,7 +159,7 @@ def pull_back(
         return gradients
     with torch.enable_grad():
         copies = x.detach()[:, None].expand_as(gradients).flatten(0, 1).requires_grad_()
-        (found,) = torch.autograd.grad(norm(copies), copies, gradients.flatten(0, 1))
+        (found,) = torch.autograd.grad(widened(norm(copies)), copies, gradients.flatten(0, 1))
     return found.view_as(gradients)
 
 
