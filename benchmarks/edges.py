@@ -11,7 +11,7 @@ Writes benchmarks/results/edges.json, and its tables into docs/edges.md.
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,16 +102,8 @@ def _agreement(
     result: EdgeEffects, exact: EdgeEffects, edges: list[tuple[str, str]]
 ) -> dict[str, float]:
     """Correlations over some edges."""
-    wanted = torch.zeros_like(result.graph.exists)
-    for edge in edges:
-        wanted[result.graph.index(edge)] = True
-    some = EdgeEffects(
-        **{name: getattr(result, name) for name in ("graph", "d_model", "corrupted", "clean")},
-        values=result.values.masked_fill(~wanted, torch.nan),
-        method=result.method,
-        metric=result.metric,
-    )
-    return some.agreement(exact)
+    others = ~exact.graph.mask(edges)
+    return result.agreement(replace(exact, values=exact.values.masked_fill(others, torch.nan)))
 
 
 def tables(results: dict[str, Any]) -> str:

@@ -21,6 +21,7 @@ from interp.commands.pairs import (
     answered_pairs,
     claim_pairs,
     encoded_pairs,
+    kept_result,
     mean_metrics,
 )
 from interp.errors import UserError
@@ -235,15 +236,8 @@ def _scored(
 ) -> EdgeEffects:
     """The scores of all edges: from their file, or from shards."""
     whole = run / "edges.safetensors"
-    if whole.is_file():
-        try:
-            found = EdgeEffects.load(whole)
-            if found.metadata.get("run") != metadata["run"]:
-                raise UserError(f"{whole} holds the scores of another run")
-            logger.info("edges: taken from %s", whole)
-            return found
-        except UserError as error:
-            logger.warning("%s: the edges are scored again", error)
+    if (kept := kept_result(whole, EdgeEffects, digest=metadata["run"])) is not None:
+        return kept
     shards = runner.shards(edge_shard, job, description="edges", progress=progress)
     found = EdgeEffects.concatenate(
         [EdgeEffects.from_parts(shard.tensors, shard.kept) for shard in shards]

@@ -1,9 +1,10 @@
 """Pairs of texts as commands take them: read or made, answered by the model, kept in a run."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from interp.files.documents import write_jsonl
 from interp.forward.partial import device_of
 from interp.jobs import SHARD, JobRunner, OutputSpec, Shard
 from interp.models.hooked_model import HookedModel
+from interp.patching import EdgeEffects, PatchEffects
 from interp.runs.clock import with_clock
 from interp.runs.identity import begin_run, check_run
 from interp.runs.resources import with_resources
@@ -21,6 +23,8 @@ from interp.statistics.significance import mean_interval
 from interp.tasks import EncodedPairs, Pairs, answered_right, encode_pairs, ioi_pairs, read_pairs
 from interp.tasks.ioi import Corruption, check_corruption
 from interp.tasks.patching import Metric
+
+logger = logging.getLogger(__name__)
 
 Keep = Literal["all", "right"]
 IOI_PAIRS = 32
@@ -153,6 +157,24 @@ def claim_pairs(
     begin_run(run, file, with_clock(with_resources(identity, model), model.tokenizer))
     if not path.is_file():
         write_jsonl(path, [pair.row() for pair in pairs])
+
+
+Result = TypeVar("Result", PatchEffects, EdgeEffects)
+
+
+def kept_result(path: Path, kind: type[Result], *, digest: str) -> Result | None:
+    """The result of this run that is in a file; None if it has to be made, or made again."""
+    if not path.is_file():
+        return None
+    try:
+        found = kind.load(path)
+        if found.metadata.get("run") != digest:
+            raise UserError(f"{path} holds the results of another run")
+    except UserError as error:
+        logger.warning("%s: they are made again", error)
+        return None
+    logger.info("taken from %s", path)
+    return found
 
 
 def mean_metrics(

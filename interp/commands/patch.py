@@ -5,7 +5,6 @@ Effects are computed and saved one shard of prompts at a time, so that repeating
 continues it; another model, other pairs or other settings in the same directory are an error.
 """
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from interp.commands.pairs import (
     answered_pairs,
     claim_pairs,
     encoded_pairs,
+    kept_result,
     mean_metrics,
 )
 from interp.errors import UserError
@@ -42,8 +42,6 @@ from interp.runs.shards import Engine, InProcess, digest_of, remove_shards
 from interp.statistics.significance import MINIMUM_GROUPS
 from interp.tasks import EncodedPairs
 from interp.tasks.patching import Where, patch_pairs, positions_of
-
-logger = logging.getLogger(__name__)
 
 IDENTITY = "patch.json"
 SHARDS = Path("shards") / "patch"
@@ -177,15 +175,8 @@ def _effects(
 ) -> PatchEffects:
     """The effects on all prompts: from their file, or from shards."""
     whole = run / "effects.safetensors"
-    if whole.is_file():
-        try:
-            found = PatchEffects.load(whole)
-            if found.metadata.get("run") != metadata["run"]:
-                raise UserError(f"{whole} holds the effects of another run")
-            logger.info("effects: taken from %s", whole)
-            return found
-        except UserError as error:
-            logger.warning("%s: the effects are made again", error)
+    if (kept := kept_result(whole, PatchEffects, digest=metadata["run"])) is not None:
+        return kept
     runner = StoredJobRunner(run / SHARDS, engine, conditions(model))
     job = PatchJob(encoded, settings, metadata["run"])
     with run_resources(run, IDENTITY, model):

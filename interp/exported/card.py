@@ -193,8 +193,8 @@ def _origin_lines(origin: Origin) -> Iterable[str]:
     found = origin.stability
     if found.get("jaccard") and found.get("chance") is not None:
         yield (
-            f"- stability: the best {found.get('n_heads')} heads overlap (Jaccard) by "
-            f"{plain_text(Measure(*found['jaccard']).format())} between {found.get('over')}, by "
+            f"- stability of that search: its best {found.get('n_heads')} heads overlap (Jaccard) "
+            f"by {plain_text(Measure(*found['jaccard']).format())} between {found.get('over')}, by "
             f"chance by {format_number(found['chance'])}"
         )
 

@@ -11,6 +11,7 @@ import interp.models
 from interp.forward.hook_points import axis_of, hook_name
 from interp.models import HookedModel
 from tests.architectures import other_architectures
+from tests.conftest import identity_norms
 from tests.devices import on_device
 
 FAMILIES = ("llama", "gpt2", "qwen2", "gemma3", "neox", "mistral", "qwen3")
@@ -138,28 +139,35 @@ def traces() -> Callable[[Any], dict[str, Any]]:
     return left_in
 
 
-@pytest.fixture(scope="session")
 @torch.no_grad()
-def micro(plain_tokenizer: Any) -> HookedModel:
-    """The model that ``test_micro`` works out by hand: whole numbers, and linear throughout."""
-    ONE, X, B, C, M, U, V, W = range(8)
-    hf_model: Any = LlamaForCausalLM(
+def blank_llama(*, n_layers: int, width: int, d_head: int) -> Any:
+    """A Llama of two heads whose norms hand on their input exactly, and whose weights are zero."""
+    hf_model = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=8,
-            hidden_size=8,
-            intermediate_size=8,
-            num_hidden_layers=3,
+            vocab_size=width,
+            hidden_size=width,
+            intermediate_size=width,
+            num_hidden_layers=n_layers,
             num_attention_heads=2,
-            head_dim=4,
+            head_dim=d_head,
             rms_norm_eps=2.0**40,
             bos_token_id=None,
             eos_token_id=None,
             tie_word_embeddings=False,
         )
     ).eval()
-    for name, parameter in hf_model.named_parameters():
-        # See the root conftest: these norms are the identity, exactly.
-        parameter.fill_(2.0**20 if "norm" in name else 0.0)
+    for parameter in hf_model.parameters():
+        parameter.zero_()
+    identity_norms(hf_model)
+    return hf_model
+
+
+@pytest.fixture(scope="session")
+@torch.no_grad()
+def micro(plain_tokenizer: Any) -> HookedModel:
+    """The model that ``test_micro`` works out by hand: whole numbers, and linear throughout."""
+    ONE, X, B, C, M, U, V, W = range(8)
+    hf_model = blank_llama(n_layers=3, width=8, d_head=4)
     hf_model.model.embed_tokens.weight[:, ONE] = 1
     hf_model.model.embed_tokens.weight[:, X] = 12.0 * torch.arange(8)
     # (layer, head, what it takes the mean of, times, where to)

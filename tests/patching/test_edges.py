@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 import interp.models
 from interp.errors import UserError
@@ -20,6 +19,7 @@ from interp.patching import (
     patch_paths,
 )
 from tests.devices import on_device
+from tests.patching.conftest import blank_llama
 from tests.patching.lens_edges import lens_reader, lens_writer
 from tests.patching.prompts import CLEAN, CORRUPTED, METRIC
 
@@ -211,22 +211,7 @@ def test_integrated_edges_of_the_input_sum_to_the_gap(tiny_llama: HookedModel, m
 @torch.no_grad()
 def gated(plain_tokenizer: Any) -> HookedModel:
     """An MLP that is shut, and flat, in the corrupted run: a gate of −40 opens to 40."""
-    hf_model: Any = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=4,
-            hidden_size=4,
-            intermediate_size=4,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            head_dim=2,
-            rms_norm_eps=2.0**40,
-            bos_token_id=None,
-            eos_token_id=None,
-            tie_word_embeddings=False,
-        )
-    ).eval()
-    for name, parameter in hf_model.named_parameters():
-        parameter.fill_(2.0**20 if "norm" in name else 0.0)
+    hf_model = blank_llama(n_layers=1, width=4, d_head=2)
     hf_model.model.embed_tokens.weight[:, 0] = torch.tensor([-40.0, 40.0, 0.0, 0.0])
     hf_model.model.embed_tokens.weight[:, 1] = 1
     mlp = hf_model.model.layers[0].mlp

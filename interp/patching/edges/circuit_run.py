@@ -95,17 +95,17 @@ class _OneRun:
             return resume(runs.model, runs.clean, layer=0, rows=rows, hooks=hooks)
 
     def _taken(
-        self, residual: Tensor, readers: slice
+        self, residual: Tensor, readers: slice, *, n_writers: int
     ) -> Float[Tensor, "prompt reader pos d_model"]:
-        """What some readers take of the residual stream."""
-        changes = torch.cat(self.changes, dim=1)
-        self.changes = [changes]
-        dropped = self.dropped[: changes.shape[1], readers]
+        """What some readers take of the residual stream, to which so many have written."""
+        self.changes = [torch.cat(self.changes, dim=1)]
+        changes, dropped = self.changes[0][:, :n_writers], self.dropped[:n_writers, readers]
         return residual[:, None] - torch.einsum("bupd,ur->brpd", changes, dropped)
 
     def _begin(self, value: Tensor, *, layer: int) -> None:
         self.residual = widened(value)
-        taken = self._taken(self.residual, self.graph.readers_of(layer))
+        n_writers = self.graph.writers_before(layer)
+        taken = self._taken(self.residual, self.graph.readers_of(layer), n_writers=n_writers)
         flat = normed(self.parts[layer].norm, taken.flatten(0, 1))
         self.normed = flat.unflatten(0, taken.shape[:2])
 
@@ -127,12 +127,9 @@ class _OneRun:
 
     def _read_by_mlp(self, like: Tensor, layer: int) -> Tensor:
         parts, place = self.parts[layer], self.graph.readers_of(layer).stop
-        early = parts.reads_before
-        residual = self.residual if early else self.residual + self.mixed
+        residual = self.residual if parts.reads_before else self.residual + self.mixed
         n_writers = self.graph.writers_before(layer, mlp=True)
-        changes = torch.cat(self.changes, dim=1)[:, :n_writers]
-        dropped = self.dropped[:n_writers, place]
-        taken = residual - torch.einsum("bupd,u->bpd", changes, dropped)
+        taken = self._taken(residual, slice(place, place + 1), n_writers=n_writers)[:, 0]
         return normed(parts.mlp_norm, taken).to(like.dtype).reshape(like.shape)
 
     def _mlp_input(
@@ -156,8 +153,9 @@ class _OneRun:
         self.changes.append((widened(value) - before)[:, None])
 
     def _end(self, value: Tensor) -> Tensor:
-        last = slice(len(self.graph.readers) - 1, None)
-        return self._taken(widened(value), last)[:, 0].to(value.dtype)
+        n_writers, n_readers = self.graph.shape
+        last = slice(n_readers - 1, n_readers)
+        return self._taken(widened(value), last, n_writers=n_writers)[:, 0].to(value.dtype)
 
 
 def _hook(component: str, layer: int, function: Callable[..., Tensor | None]) -> Hook:

@@ -146,6 +146,13 @@ class EdgeGraph:
         """The places of an edge's writer and reader."""
         return self._places[0][edge[0]], self._places[1][edge[1]]
 
+    def mask(self, edges: Iterable[Edge]) -> Bool[Tensor, "writer reader"]:
+        """Some edges among all pairs."""
+        found = torch.zeros(*self.shape, dtype=torch.bool)
+        for edge in edges:
+            found[self.index(edge)] = True
+        return found
+
     @cached_property
     def _places(self) -> tuple[dict[str, int], dict[str, int]]:
         return (

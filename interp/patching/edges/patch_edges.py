@@ -92,9 +92,7 @@ def patch_edges(
         what="edges",
     )
     if edges is not None:
-        wanted = torch.zeros_like(graph.exists)
-        wanted[tuple(zip(*map(graph.index, chosen), strict=True))] = True
-        values = values.masked_fill(~wanted, torch.nan)
+        values = values.masked_fill(~graph.mask(chosen), torch.nan)
     return EdgeEffects(
         values=values,
         graph=graph,

@@ -46,6 +46,22 @@ class _Seen:
     watched: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     versions: list[tuple[Tensor, int]] = field(default_factory=list)
 
+    def hooks(self, layers: range) -> list[Hook]:
+        """What keeps the values of some layers' hook points, and the end of the last one."""
+        noted = (("resid_pre", self.residual), ("attn_out", self.mixed))
+        found: list[Hook] = [
+            (
+                hook_name("resid_post", layers[-1]),
+                partial(self.keep, what="logits", layer=layers[-1]),
+            )
+        ]
+        for layer in layers:
+            for name, into in noted:
+                found.append((hook_name(name, layer), partial(self.note, into=into, layer=layer)))
+            for name in INTO:
+                found.append((hook_name(name, layer), partial(self.keep, what=name, layer=layer)))
+        return found
+
     def keep(self, value: Tensor, hook: object, *, what: str, layer: int) -> Tensor:
         """Put a value in the graph, as a copy that only this hook point's reader reads."""
         copy = value.clone()
@@ -90,29 +106,9 @@ def reader_gradients(
     with with_gradients(model), ExitStack() as stack:
         for at in layers:
             stack.enter_context(_watched_mlp(parts[at], seen, at))
-        watching: list[Hook] = [
-            (hook_name(name, at), partial(seen.note, into=into, layer=at))
-            for at in layers
-            for name, into in (("resid_pre", seen.residual), ("attn_out", seen.mixed))
-        ]
-        watching += [
-            (hook_name(into, at), partial(seen.keep, what=into, layer=at))
-            for at in layers
-            for into in INTO
-        ]
-        last = layers[-1]
-        watching.append(
-            (hook_name("resid_post", last), partial(seen.keep, what="logits", layer=last))
-        )
-        leaf = given.detach().clone().requires_grad_()
-        logits = resume(
-            model,
-            run,
-            layer=layer,
-            rows=run.batch.every_row,
-            residual=leaf,
-            hooks=[*hooks, *watching],
-        )
+        rows, leaf = run.batch.every_row, given.detach().clone().requires_grad_()
+        watching = [*hooks, *seen.hooks(layers)]
+        logits = resume(model, run, layer=layer, rows=rows, residual=leaf, hooks=watching)
         total = differentiable_sum(metric, logits)
         tensors = list(seen.watched.values())
         found = torch.autograd.grad(total, tensors, allow_unused=True, materialize_grads=True)
@@ -122,7 +118,8 @@ def reader_gradients(
             "be taken: use method 'exact'"
         )
     gradients = dict(zip(seen.watched, found, strict=True))
-    yield slice(len(graph.readers) - 1, None), widened(gradients["logits", last])[:, None]
+    of_logits = widened(gradients["logits", layers[-1]])
+    yield slice(graph.shape[1] - 1, None), of_logits[:, None]
     for at in reversed(layers):
         before, place = widened(seen.residual[at]), graph.readers_of(at)
         read = before if parts[at].reads_before else before + widened(seen.mixed[at])
