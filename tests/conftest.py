@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import tests.type_checks  # noqa: F401  # before anything of the packages
+from tests.type_checks import begin_test  # before anything of the packages
 
 # isort: split
 import hypothesis
@@ -92,6 +92,7 @@ def _device() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
+    begin_test()
     set_seed(0)
 
 
