@@ -13,7 +13,6 @@ from interp.cli import main
 from interp.errors import UserError
 from interp.explore import open_run, page
 from interp.explore.answers import Answer, Answers, FoundPremise
-from interp.explore.serve import LOOPBACK, address_of, make_server
 from interp.heads import HeadSet
 from interp.interventions import Constraint
 from interp.models import HookedModel
@@ -76,6 +75,8 @@ def test_without_panel_one_line_says_what_to_install(
 
 
 def test_the_server_listens_on_the_loopback_address_only(planted: HookedModel, run: Path) -> None:
+    from interp.explore.serve import LOOPBACK, address_of, make_server  # panel takes seconds
+
     server = make_server(open_run(run, model=planted))
     try:
         sockets = list(server._http._sockets.values())

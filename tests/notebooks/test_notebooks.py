@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jupytext
-import nbformat
 import pytest
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
@@ -21,6 +19,8 @@ each_notebook = pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: sc
 
 
 def read(script: Path) -> Any:
+    import nbformat  # seconds, which no other process need take
+
     return nbformat.read(script.with_suffix(".ipynb"), as_version=4)
 
 
@@ -52,6 +52,8 @@ def test_the_six_notebooks_are_there() -> None:
 
 @each_notebook
 def test_both_of_a_pair_hold_the_same_cells(script: Path) -> None:
+    import jupytext
+
     source = [(cell.cell_type, cell.source) for cell in jupytext.read(script).cells]
     assert [(cell.cell_type, cell.source) for cell in read(script).cells] == source
 
