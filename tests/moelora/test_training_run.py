@@ -1,10 +1,6 @@
 """A training run as a whole: its directory, its adapter, its seed, two processes."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +21,6 @@ from interp.moelora.data.encoding import encode_prompt, end_token
 from interp.moelora.training.pretrained import load_pretrained
 from interp.moelora.training.training import TrainingSettings
 
-REPOSITORY = Path(__file__).parents[2]
 Train = Callable[[TrainingSettings, Path], Path]
 SameWeights = Callable[[Path, Path], bool]
 
@@ -178,57 +173,3 @@ def test_checkpointing_changes_nothing(
     plain, less = train(tiny_training, tmp_path / "plain"), train(settings, tmp_path / "less")
     a, b = weights(plain), weights(less)
     assert all(float((a[name] - b[name]).abs().max()) < 1e-6 for name in a)
-
-
-LAUNCHED = """
-import os
-import sys
-from pathlib import Path
-from interp.moelora.training.training import TrainingSettings
-from interp.commands.train import train_moelora
-model, data, run, port = sys.argv[1:]
-settings = TrainingSettings(
-    model=model, data=(data,), limit=60, test_limit=4, experts=4, rank=2, dropout=0.1,
-    router_noise=0.1, steps=6, batch=4, accumulate=1, log_every=2, save_every=2,
-)
-for rank in "01":
-    if os.fork() == 0:
-        os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2",
-                       "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        train_moelora(settings, Path(run), device="cpu", progress=False)
-        sys.exit()
-sys.exit(any([os.wait()[1] for _ in range(2)]))
-"""
-"""Two processes with the environment that ``accelerate launch`` gives them; one import for both."""
-
-
-def test_two_processes_train_as_one(
-    model_folder: Path, sums: Path, finished: Path, tmp_path: Path
-) -> None:
-    """Two processes with one micro-batch each take the steps of one process with two."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    words = [
-        sys.executable,
-        "-c",
-        LAUNCHED,
-        *map(str, (model_folder, sums, tmp_path / "run", port)),
-    ]
-    environment = os.environ | {
-        "ACCELERATE_USE_CPU": "true",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]),
-    }
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    run = tmp_path / "run"
-    metrics = read_json(run / "metrics.json")
-    assert metrics["processes"] == 2
-    one, two = weights(finished), weights(run)
-    assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-6
-    logged = [read_json(path / "metrics.json")["last_step"] for path in (finished, run)]
-    for line in logged:
-        # Batches of an epoch are counted in whole ones, and two processes take two at a time.
-        del line["seconds_per_step"], line["epoch"]
-    assert logged[1] == pytest.approx(logged[0], abs=1e-5)
