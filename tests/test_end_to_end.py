@@ -52,7 +52,7 @@ def run(
     folder = tmp_path_factory.mktemp("runs") / "capitals"
     effects = locate_run(smollm, settings, folder, progress=False)
     _, split, _ = load_run(folder)
-    wanted = EvaluateSettings(counts=(3,), heads=0.01, random_sets=8)
+    wanted = EvaluateSettings(counts=(3,), heads=0.01)
     sentences = neutral_sentences()[:4]
 
     def short(*arguments: Any, **options: Any) -> list[str]:
