@@ -29,12 +29,7 @@ def circuit_of_edges(
     Raises:
         UserError: no path leads from the input to the logits.
     """
-    writers, readers = np.unravel_index(kept, scores.shape)
-    wanted = {
-        (graph.writers[w], graph.readers[r])
-        for w, r in zip(writers.tolist(), readers.tolist(), strict=True)
-    }
-    inside = connected(graph, wanted)
+    inside = connected(graph, graph.named(kept))
     if not inside:
         raise UserError(
             "no path of these edges leads from the input to the logits: keep more of them"
@@ -62,6 +57,46 @@ def circuit_of_edges(
         left_out=frozenset({*every, INPUT, LOGITS} - nodes),
         edges=edges,
     )
+
+
+def edges_of_circuit(graph: EdgeGraph, circuit: Circuit) -> list[Edge]:
+    """The edges of a circuit, by the names of a graph.
+
+    Raises:
+        UserError: a circuit of another model's size or without edges, an edge that the graph does
+            not have, or a key or value that some heads of its group alone read.
+    """
+    of_graph = graph.n_layers, graph.n_heads, graph.parallel
+    size = (*circuit.heads.shape, circuit.parallel)
+    if size != of_graph:
+        raise UserError(
+            f"the circuit is of a model with {_sized(*size)}, and this one has {_sized(*of_graph)}"
+        )
+    inside = {name for name, entry in (circuit.edges or {}).items() if _in_graph(entry)}
+    found: list[Edge] = []
+    for writer, reader in graph.every_edge():
+        names = {f"{writer}->{name}" for name in file_readers(graph, reader)}
+        if some := names & inside:
+            if some != names:
+                raise UserError(
+                    f"the circuit has {min(some)} and not {min(names - some)}, but in this model "
+                    "both heads read the same key or value"
+                )
+            found.append((writer, reader))
+            inside -= names
+    if inside:
+        raise UserError(f"the circuit has the edge {min(inside)}, which is none of this model")
+    if not found:
+        raise UserError("the circuit has no edges: there is nothing to run")
+    return found
+
+
+def _in_graph(entry: Any) -> bool:
+    return entry if isinstance(entry, bool) else entry["in_graph"]
+
+
+def _sized(n_layers: int, n_heads: int, parallel: bool) -> str:
+    return f"{n_layers} layers of {n_heads} heads" + (" and parallel blocks" if parallel else "")
 
 
 def file_readers(graph: EdgeGraph, reader: str) -> list[str]:
