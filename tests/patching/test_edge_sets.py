@@ -114,6 +114,9 @@ def test_a_file_runs_as_the_circuit_that_was_written(
         *given, scores=scores, proportions=(60.5 / n_edges, 1.0), n_random=0, **QUIET
     )
     assert curve.counts[0] == 60
+    inside = [name for name, edge in (circuit.edges or {}).items() if edge["in_graph"]]
+    leading = {name.partition("->")[0] for name in inside} | {"logits"}
+    assert all(name.partition("->")[2].partition("<")[0] in leading for name in inside)
     found = circuit_metric(*given, circuit=circuit, **QUIET)
     torch.testing.assert_close(found, curve.circuit[:, 0], **CLOSE)
     named = circuit_metric(*given, circuit=scores.graph.named(scores.order()[:60]), **QUIET)
@@ -127,7 +130,9 @@ def changed(circuit: Circuit, how: str) -> Circuit:
     if how == "empty":
         edges = {name: {**edge, "in_graph": False} for name, edge in edges.items()}
     elif how == "half":
-        edges["input->a1.h0<k>"]["in_graph"] = not edges["input->a1.h1<k>"]["in_graph"]
+        edges["input->a1.h0<k>"]["in_graph"] = True
+        edges["input->a1.h1<k>"]["in_graph"] = False
+        edges["a1.h1->logits"]["in_graph"] = True
     elif how == "unknown":
         edges["m1->a0.h0<q>"] = {"score": 1.0, "in_graph": True}
     elif how == "width":

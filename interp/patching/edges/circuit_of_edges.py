@@ -2,7 +2,8 @@
 
 Those files name queries, keys and values by query head. The edge to the key or value of a group is
 written for each of the group's query heads, with an equal part of its score: the parts sum to it,
-as the gradient of a group's key is the sum of its heads' gradients.
+as the gradient of a group's key is the sum of its heads' gradients. In the circuit are those of
+heads that lead on to the logits.
 """
 
 from collections.abc import Iterable
@@ -34,6 +35,7 @@ def circuit_of_edges(
         raise UserError(
             "no path of these edges leads from the input to the logits: keep more of them"
         )
+    nodes = {writer for writer, _ in inside} | {LOGITS}
     edges: dict[str, Any] = {}
     for w, writer in enumerate(graph.writers):
         for r, reader in enumerate(graph.readers):
@@ -41,9 +43,10 @@ def circuit_of_edges(
                 continue
             score = float(np.nan_to_num(scores[w, r]))
             names = file_readers(graph, reader)
-            entry = {"score": score / len(names), "in_graph": (writer, reader) in inside}
-            edges |= {f"{writer}->{name}": dict(entry) for name in names}
-    nodes = {node for edge in inside for node in (edge[0], *nodes_of(graph, edge[1]))}
+            kept_here = (writer, reader) in inside
+            for name, node in zip(names, nodes_of(graph, reader), strict=True):
+                entry = {"score": score / len(names), "in_graph": kept_here and node in nodes}
+                edges[f"{writer}->{name}"] = entry
     heads = torch.full((graph.n_layers, graph.n_heads), torch.nan, dtype=torch.float64)
     mlps = torch.full((graph.n_layers,), torch.nan, dtype=torch.float64)
     every = [head_node(layer, h) for layer in range(graph.n_layers) for h in range(graph.n_heads)]
@@ -73,17 +76,22 @@ def edges_of_circuit(graph: EdgeGraph, circuit: Circuit) -> list[Edge]:
             f"the circuit is of a model with {_sized(*size)}, and this one has {_sized(*of_graph)}"
         )
     inside = {name for name, entry in (circuit.edges or {}).items() if _in_graph(entry)}
+    leading = {name.partition("->")[0] for name in inside} | {LOGITS}
     found: list[Edge] = []
     for writer, reader in graph.every_edge():
-        names = {f"{writer}->{name}" for name in file_readers(graph, reader)}
-        if some := names & inside:
-            if some != names:
-                raise UserError(
-                    f"the circuit has {min(some)} and not {min(names - some)}, but in this model "
-                    "both heads read the same key or value"
-                )
-            found.append((writer, reader))
-            inside -= names
+        heads = zip(file_readers(graph, reader), nodes_of(graph, reader), strict=True)
+        names = {f"{writer}->{name}": node for name, node in heads}
+        if not (some := names.keys() & inside):
+            continue
+        # What a head reads that leads nowhere makes no difference.
+        missing = {name for name, node in names.items() if node in leading} - some
+        if missing:
+            raise UserError(
+                f"the circuit has {min(some)} and not {min(missing)}, but in this model both heads "
+                "read the same key or value"
+            )
+        found.append((writer, reader))
+        inside -= names.keys()
     if inside:
         raise UserError(f"the circuit has the edge {min(inside)}, which is none of this model")
     if not found:
