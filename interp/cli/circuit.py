@@ -1,5 +1,7 @@
 """``interp circuit``: the command that scores edges and runs circuits of them."""
 
+from typing import Any
+
 from rich.console import Console
 
 from interp.cli.commands import engine_of, load, print_next, print_sentences
@@ -24,7 +26,7 @@ def circuit(options: CircuitOptions, console: Console) -> None:
     check_free(options.out)
     load_pairs(settings)  # a broken file should not wait for the model
     model = load(options, console)
-    checked = {"check_dtype": options.dtype_check}
+    checked: dict[str, Any] = {"check_dtype": options.dtype_check}
     if options.plan:
         before = process_seconds()
         print_plan(plan_circuit(model, settings, options.out, before=before, **checked), console)

@@ -32,7 +32,7 @@ from tests.patching.prompts import CLEAN, CORRUPTED, METRIC
 QUIET: dict[str, Any] = {"progress": False}
 CLOSE: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
 FIRST = LogitDifference(torch.tensor([0]), torch.tensor([1]))
-MICRO = tuple(TokenBatch.from_lists([ids]) for ids in ([1, 1, 5, 7], [1, 3, 5, 7]))
+ONE, OTHER = (TokenBatch.from_lists([ids]) for ids in ([1, 1, 5, 7], [1, 3, 5, 7]))
 U = 23.5 - 30
 """The change of u in the micro model, see test_path."""
 
@@ -57,7 +57,7 @@ def test_edges_of_a_set_carry_the_clean_run_once(micro: HookedModel) -> None:
     """Worked out by hand: what arrives twice counts once, as it is the clean run's value."""
     first, last = ("input", "a0.h0<v>"), ("a1.h0", "logits")
     sets = [[first], [last], [first, last], [("input", "a0.h1<v>")]]
-    whole, end, both, nothing = patch_edge_sets(micro, *MICRO, FIRST, sets=sets, **QUIET)[0]
+    whole, end, both, nothing = patch_edge_sets(micro, ONE, OTHER, FIRST, sets=sets, **QUIET)[0]
     assert float(end) == pytest.approx(U, abs=1e-4)
     assert float(both) == pytest.approx(float(whole), rel=1e-6)
     assert float(nothing) == pytest.approx(0, abs=1e-4)
@@ -176,14 +176,14 @@ def test_a_circuit_of_another_model_is_refused(
 
 
 def test_screening_of_a_linear_model_by_hand(micro: HookedModel) -> None:
-    found = screen_edges(micro, *MICRO, FIRST, ranked_by="eap", top_k=4, sample=20, **QUIET)
+    found = screen_edges(micro, ONE, OTHER, FIRST, ranked_by="eap", top_k=4, sample=20, **QUIET)
     verified, drawn = (part.order() for part in (found.verified, found.drawn))
     assert (len(verified), len(drawn)) == (4, 20)
     assert not set(verified) & set(drawn)
     assert found.n_rest == len(found.estimate.order()) - 4
     assert found.share_larger == pytest.approx(1 - 0.05 ** (1 / 20))
     # Estimates are exact there: the limits are the effects, and hold for every edge.
-    every = patch_edges(micro, *MICRO, FIRST, method="exact", **QUIET).mean
+    every = patch_edges(micro, ONE, OTHER, FIRST, method="exact", **QUIET).mean
     bounded = ~np.isnan(found.bound)
     assert bounded.sum() == found.n_rest
     np.testing.assert_allclose(found.bound[bounded], np.abs(every[bounded]), atol=1e-3)
@@ -218,7 +218,7 @@ def test_first_edges_are_stable_where_prompts_agree() -> None:
 
     def of(values: torch.Tensor) -> EdgeEffects:
         values = values.masked_fill(~graph.exists, torch.nan)
-        runs = {name: torch.ones(12) for name in ("corrupted", "clean")}
+        runs: dict[str, Any] = {name: torch.ones(12) for name in ("corrupted", "clean")}
         return EdgeEffects(values, graph, 4, **runs, method="eap", metric="logits")
 
     n_edges = int(graph.exists.sum())

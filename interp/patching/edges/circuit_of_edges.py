@@ -70,7 +70,8 @@ def edges_of_circuit(graph: EdgeGraph, circuit: Circuit) -> list[Edge]:
             not have, or a key or value that some heads of its group alone read.
     """
     of_graph = graph.n_layers, graph.n_heads, graph.parallel
-    size = (*circuit.heads.shape, circuit.parallel)
+    n_layers, n_heads = circuit.heads.shape
+    size = n_layers, n_heads, circuit.parallel
     if size != of_graph:
         raise UserError(
             f"the circuit is of a model with {_sized(*size)}, and this one has {_sized(*of_graph)}"
