@@ -155,9 +155,9 @@ def tables(results: dict[str, Any]) -> str:
     for task, figures in results["tasks"].items():
         for method in METHODS:
             spent, agreed = figures[method], figures["spearman"][method]
+            cells = (agreed.get(name) for name in ("all", "upper half", "both ways"))
             shown = " | ".join(
-                f"{agreed[name]['spearman']:.2f} (n = {agreed[name]['n']})"
-                for name in ("all", "upper half", "both ways")
+                f"{cell['spearman']:.2f} (n = {cell['n']})" if cell else "–" for cell in cells
             )
             lines.append(
                 f"| {task} | {method} | {spent['seconds']:.0f} ({spent['cpu_seconds']:.0f}) | "
