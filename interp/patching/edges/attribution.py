@@ -161,9 +161,12 @@ def attribute_edges(
     shape = (len(changes), *graph.shape)
     scores = changes.new_zeros(shape)
     for found in runs.gradients(metric, method, steps):
-        moved, gradients = changes[:, found.writers].flatten(2), found.gradients.flatten(2)
+        # No product is needed with writers that run after these readers.
+        n_before = int(graph.exists[:, found.readers].any(dim=1).sum())
+        writers = slice(found.writers.start or 0, min(found.writers.stop or n_before, n_before))
+        moved, gradients = changes[:, writers].flatten(2), found.gradients.flatten(2)
         products = moved @ gradients.to(moved).mT
-        scores[:, found.writers, found.readers] += found.weight * products
+        scores[:, writers, found.readers] += found.weight * products
     return scores.masked_fill(~graph.exists.to(scores.device), torch.nan)
 
 
