@@ -72,8 +72,10 @@ class _OneRun:
         self.runs, self.graph, self.parts = runs, runs.graph, runs.parts
         first = widened(runs.run.resid_pre[0])
         self.dropped = (~kept).to(first)
-        self.changes: list[Tensor] = [(first - widened(runs.other.resid_pre[0]))[:, None]]
-        """What each writer so far adds more than in the other run, [prompt writer pos d]."""
+        self.changes = first.new_empty(self.graph.shape[0], *first.shape)
+        """What each writer so far adds more than in the other run, [writer prompt pos d_model]."""
+        self.n_written = 0
+        self._note((first - widened(runs.other.resid_pre[0]))[None])
         self.residual, self.normed, self.mixed = first, first, first
         self.in_norm = False
 
@@ -102,9 +104,16 @@ class _OneRun:
         self, residual: Tensor, readers: slice, *, n_writers: int
     ) -> Float[Tensor, "prompt reader pos d_model"]:
         """What some readers take of the residual stream, to which so many have written."""
-        self.changes = [torch.cat(self.changes, dim=1)]
-        changes, dropped = self.changes[0][:, :n_writers], self.dropped[:n_writers, readers]
-        return residual[:, None] - torch.einsum("bupd,ur->brpd", changes, dropped)
+        dropped = self.dropped[:n_writers, readers]
+        # Writers come first in the changes, so that this is one product of plain matrices.
+        left_out = dropped.T @ self.changes[:n_writers].flatten(1)
+        return residual[:, None] - left_out.view(-1, *residual.shape).transpose(0, 1)
+
+    def _note(self, changes: Float[Tensor, "writer prompt pos d_model"]) -> None:
+        """Keep what the next writers add."""
+        here = slice(self.n_written, self.n_written + len(changes))
+        self.changes[here] = changes
+        self.n_written = here.stop
 
     def _begin(self, value: Tensor, *, layer: int) -> None:
         self.residual = widened(value)
@@ -124,7 +133,7 @@ class _OneRun:
     def _heads(self, value: Tensor, *, layer: int) -> None:
         before = widened(self.runs.other.values["z"][layer])
         now, parts = widened(as_units(value, "z")), self.parts[layer]
-        self.changes.append(parts.head_parts(now) - parts.head_parts(before))
+        self._note((parts.head_parts(now) - parts.head_parts(before)).transpose(0, 1))
 
     def _middle(self, value: Tensor, *, layer: int) -> None:
         self.mixed = widened(value)
@@ -154,7 +163,7 @@ class _OneRun:
 
     def _mlp(self, value: Tensor, *, layer: int) -> None:
         before = widened(self.runs.other.values["mlp_out"][layer].squeeze(2))
-        self.changes.append((widened(value) - before)[:, None])
+        self._note((widened(value).reshape(before.shape) - before)[None])
 
     def _end(self, value: Tensor) -> Tensor:
         n_writers, n_readers = self.graph.shape
