@@ -192,7 +192,7 @@ class PatchOptions(PlanOptions, DtypeCheckOptions, EngineOptions, ModelOptions, 
 
 
 @dataclass(frozen=True)
-class CircuitOptions(EngineOptions, ModelOptions, CircuitSettings):
+class CircuitOptions(PlanOptions, DtypeCheckOptions, EngineOptions, ModelOptions, CircuitSettings):
     """Options of ``interp circuit``."""
 
     out: Path = Path("runs/circuit")

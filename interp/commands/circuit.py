@@ -10,12 +10,14 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from interp.arguments import check_choice
+from interp.commands.dtype_check import N_PROMPTS, Measure, note_dtype_check
 from interp.commands.pairs import (
     PairSettings,
     answered_pairs,
@@ -28,9 +30,10 @@ from interp.errors import UserError
 from interp.files.documents import read_json, write_atomically, write_json, write_table
 from interp.jobs import RUN_HERE, JobRunner, OutputSpec, Shard
 from interp.models.hooked_model import HookedModel
-from interp.patching import EdgeEffects, patch_edges
+from interp.patching import EdgeEffects, patch_edges, stability
 from interp.patching.edges.edge_faithfulness import EdgeCircuits, run_circuits
 from interp.patching.edges.patch_edges import EdgeMethod
+from interp.patching.edges.selection import Select
 from interp.patching.effect_arrays import By
 from interp.patching.faithfulness import Faithfulness
 from interp.report.circuit_page import render_circuit
@@ -43,14 +46,17 @@ from interp.runs.prompting import PROMPTS
 from interp.runs.resources import budget_entry, run_resources
 from interp.runs.shards import Engine, InProcess, digest_of, remove_shards
 from interp.tasks import EncodedPairs
-from interp.tasks.patching import metric_of
+from interp.tasks.patching import metric_of, positions_of
 
 logger = logging.getLogger(__name__)
 
 IDENTITY = "circuit_run.json"
 SHARDS = Path("shards") / "circuit"
+EdgePositions = Literal["all", "spans"]
 TABLE = 1000
 """Edges in edges.csv."""
+RESAMPLES = 200
+"""Resamples of the pairs, for the stability of the first edges."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +71,14 @@ class CircuitSettings(PairSettings):
     by: By = "absolute"
     """The order of the edges: by absolute score, for what matters (MIB's CMD), or by signed score,
     for what helps (CPR)."""
+    select: Select = "top"
+    """top: the first edges of that order; greedy: the first that lead to the logits through edges
+    that were chosen before."""
     edges: int = 200
     """Edges of the circuit that is written; those that lead nowhere are left out."""
+    positions: EdgePositions = "all"
+    """Where writers change: at all positions, or at the pairs' named spans, by which texts of
+    unequal lengths are aligned; of such texts edges are scored, and no circuits run."""
     held_out: float = 0.5
     """The share of the groups of pairs on which circuits are run, and not searched; 0 for no
     curve."""
@@ -77,6 +89,8 @@ class CircuitSettings(PairSettings):
         super().__post_init__()
         check_choice("method", self.method, get_args(EdgeMethod))
         check_choice("by", self.by, get_args(By))
+        check_choice("select", self.select, get_args(Select))
+        check_choice("positions", self.positions, get_args(EdgePositions))
         for name, least in (("steps", 1), ("edges", 1), ("n_random", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"{name} is {getattr(self, name)}: it must be at least {least}")
@@ -93,6 +107,7 @@ def circuit_run(
     *,
     engine: Engine | None = None,
     runner: JobRunner = RUN_HERE,
+    check_dtype: bool = True,
     progress: bool = True,
 ) -> EdgeEffects:
     """Score edges on some groups of pairs, run circuits on the others, and write a run directory.
@@ -100,14 +115,19 @@ def circuit_run(
     Args:
         engine: where the shards are computed; by default in this process.
         runner: has the pairs answered, which is not kept in shards.
+        check_dtype: compare a run in another dtype with float32 at the end.
 
     Raises:
-        UserError: pairs that do not fit the settings or differ in length, another run in the
+        UserError: pairs that do not fit the settings or their lengths, another run in the
             directory, or no pair that the model answers rightly although only such are kept.
     """
     pairs, encoded = encoded_pairs(model, settings)
-    if not encoded.aligned:
-        raise UserError("edges need clean and corrupted texts of as many tokens each")
+    positions_of(encoded, settings.positions)
+    if settings.held_out and not encoded.aligned:
+        raise UserError(
+            "circuits of edges run on clean and corrupted texts of as many tokens each: choose "
+            "held_out 0 to score edges alone"
+        )
     identity = {**asdict(settings), **model_identity(model)}
     check_run(run, IDENTITY, identity)
     identity[PROMPTS] = digest_of(encoded.content())
@@ -132,6 +152,8 @@ def circuit_run(
     write_manifest(run, model, prompts="pairs.jsonl", identity=IDENTITY, **noted)
     write_circuit_report(run)
     remove_shards(run / SHARDS)
+    if note_dtype_check(run, model, _on_a_few(encoded, settings), made=check_dtype):
+        write_circuit_report(run)
     return found
 
 
@@ -195,9 +217,8 @@ class EdgeJob:
         """The circuits of the scored edges."""
         assert self.scores is not None
         settings = self.settings
-        return EdgeCircuits.of(
-            self.scores, by=settings.by, n_random=settings.n_random, seed=settings.seed
-        )
+        order: dict[str, Any] = {"by": settings.by, "select": settings.select}
+        return EdgeCircuits.of(self.scores, **order, n_random=settings.n_random, seed=settings.seed)
 
     @property
     def given(self) -> tuple[Any, Any]:
@@ -207,12 +228,32 @@ class EdgeJob:
 
 def edge_shard(model: HookedModel, job: EdgeJob, *, progress: bool = False) -> Shard:
     """The scores of all edges on the pairs of a job."""
-    settings, metric = job.settings, metric_of(model, job.encoded, job.settings.metric)
-    options: dict[str, Any] = {"method": settings.method, "steps": settings.steps}
-    options |= {"groups": job.encoded.groups, "seed": settings.seed, "budget": settings.budget}
-    found = patch_edges(model, *job.given, metric, progress=progress, **options)
-    tensors, kept = found.parts()
+    tensors, kept = _scores(model, job.encoded, job.settings, progress=progress).parts()
     return Shard(tensors, kept=kept)
+
+
+def _scores(
+    model: HookedModel, encoded: EncodedPairs, settings: CircuitSettings, *, progress: bool
+) -> EdgeEffects:
+    """The scores of all edges on some pairs."""
+    options: dict[str, Any] = {"method": settings.method, "steps": settings.steps}
+    options |= {"groups": encoded.groups, "seed": settings.seed, "budget": settings.budget}
+    options["positions"] = positions_of(encoded, settings.positions)
+    metric = metric_of(model, encoded, settings.metric)
+    return patch_edges(
+        model, encoded.clean, encoded.corrupted, metric, progress=progress, **options
+    )
+
+
+def _on_a_few(encoded: EncodedPairs, settings: CircuitSettings) -> Measure:
+    """A function for the dtype check: the metric and all scores on a few prompts."""
+    few = encoded.take(range(min(N_PROMPTS, len(encoded))))
+
+    def measure(model: HookedModel) -> tuple[Tensor, Tensor]:
+        found = _scores(model, few, settings, progress=False)
+        return found.corrupted, found.values
+
+    return measure
 
 
 CIRCUITS = OutputSpec({"circuit": 2, "clean": 1, "corrupted": 1})
@@ -282,12 +323,16 @@ def write_results(
         "method": found.method,
         "metric": found.metric,
         "by": settings.by,
+        "select": settings.select,
         "mean_metric": mean_metrics(found.clean, found.corrupted, found.groups, seed=settings.seed),
         "circuit": None,
+        "stability": _stability_of(found, settings),
         "held_out": None,
     }
     try:
-        circuit = found.circuit(min(settings.edges, n_edges), by=settings.by)
+        circuit = found.circuit(
+            min(settings.edges, n_edges), by=settings.by, select=settings.select
+        )
         circuit.save(run / "circuit.json")
         kept = sum(edge["in_graph"] for edge in (circuit.edges or {}).values())
         summary["circuit"] = {"n_asked": settings.edges, "n_kept": kept}
@@ -306,3 +351,12 @@ def write_results(
             "random_cmd": curve.random_cmd.tolist(),
         }
     write_json(run / "summary.json", summary)
+
+
+def _stability_of(found: EdgeEffects, settings: CircuitSettings) -> dict[str, Any] | None:
+    """How far the first edges are the same in resamples of the pairs; None with one group."""
+    if len(set(found.groups)) < 2:
+        return None
+    k = min(settings.edges, len(found.order()))
+    drawn = stability(found, k, by=settings.by, n_resamples=RESAMPLES)
+    return {"k": k, "overlap": list(drawn.overlap), "chance": drawn.chance}

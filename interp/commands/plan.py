@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from interp.commands.circuit import CircuitSettings, circuit_run
 from interp.commands.evaluate import EvaluateSettings, evaluate_run
 from interp.commands.locate import LocateSettings
 from interp.commands.locate_joint import AnyEffects, search_run
@@ -25,6 +26,8 @@ STAGES = {
     "right_shard": "pairs answered rightly",
     "locate_shard": "effects of heads",
     "patch_shard": "effects of units",
+    "edge_shard": "scores of edges",
+    "circuit_shard": "circuits of edges",
     "preference_values": "preference under sets of heads",
     "whole_run_values": "preference, whole runs",
     "greedy_texts": "greedy answers",
@@ -66,6 +69,18 @@ def plan_patch(
 ) -> Plan:
     """What `patch_run` will take."""
     return _rehearsed(patch_run, model, settings, run=run, check_dtype=check_dtype, before=before)
+
+
+def plan_circuit(
+    model: HookedModel,
+    settings: CircuitSettings,
+    run: Path,
+    *,
+    check_dtype: bool = True,
+    before: float = 0.0,
+) -> Plan:
+    """What `circuit_run` will take."""
+    return _rehearsed(circuit_run, model, settings, run=run, check_dtype=check_dtype, before=before)
 
 
 def plan_evaluate(

@@ -9,6 +9,8 @@ from interp.moved import old_names
 from interp.patching.attribution import attribute_heads
 from interp.patching.circuit import Circuit, circuit_of
 from interp.patching.edges.edge_faithfulness import edge_faithfulness
+from interp.patching.edges.edge_screen import EdgeScreening, screen_edges
+from interp.patching.edges.edge_sets import circuit_metric, patch_edge_sets
 from interp.patching.edges.patch_edges import patch_edges
 from interp.patching.edges.result import EdgeEffects
 from interp.patching.edits import ActivationEdit, AttentionEdit
@@ -27,6 +29,7 @@ __all__ = [
     "AttentionEdit",
     "Circuit",
     "EdgeEffects",
+    "EdgeScreening",
     "KLDivergence",
     "LogProbability",
     "LogitAttribution",
@@ -37,6 +40,7 @@ __all__ = [
     "Screening",
     "TokenBatch",
     "attribute_heads",
+    "circuit_metric",
     "circuit_of",
     "edge_faithfulness",
     "faithfulness_curve",
@@ -45,12 +49,14 @@ __all__ = [
     "last_logits",
     "logit_attribution",
     "patch",
+    "patch_edge_sets",
     "patch_edges",
     "patch_heads",
     "patch_paths",
     "record_run",
     "resume",
     "screen",
+    "screen_edges",
     "stability",
     "sweep_heads",
     "sweep_position_sets",

@@ -26,6 +26,7 @@ from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.figures.dots import dot_figure
 from interp.lazy import stats
+from interp.patching.edges.result import EdgeEffects
 from interp.patching.effect_arrays import By, best_first, check_order
 from interp.patching.result import Coordinates, PatchEffects
 from interp.statistics.resampling import group_draws, resamples_at_once
@@ -103,7 +104,7 @@ def chance_overlap(k: int, n_units: int) -> float:
 
 @checked
 def stability(
-    result: PatchEffects,
+    result: PatchEffects | EdgeEffects,
     k: int = 10,
     *,
     by: By = "absolute",
@@ -113,6 +114,7 @@ def stability(
     """Overlap of the top ``k`` units across resamples of groups, and across templates.
 
     Args:
+        result: effects of units, or scores of edges (which have no templates).
         by: what the top k is of: ``absolute`` or ``signed`` mean effects.
         seed: of the resamples; by default the result's.
 
@@ -120,7 +122,8 @@ def stability(
         UserError: fewer than two groups of prompts, or a k that is not between 1 and the number
             of measured units.
     """
-    of_kind("result", result, PatchEffects, advice="interp.patching.patch gives one")
+    if not isinstance(result, EdgeEffects):
+        of_kind("result", result, PatchEffects, advice="interp.patching.patch gives one")
     check_order(by)
     k, n_resamples = whole_number("k", k), whole_number("n_resamples", n_resamples, least=1)
     seed = result.seed if seed is None else whole_number("seed", seed, least=0)
@@ -133,7 +136,7 @@ def stability(
     tops = _Tops(k, by, n_resamples, np.random.default_rng(seed))
     top, drawn = tops.measured(means), tops.drawn(means)
     frequency = np.bincount(drawn.ravel(), minlength=means.shape[1]) / n_resamples
-    between, table = _templates(result, tops)
+    between, table = (None, None) if isinstance(result, EdgeEffects) else _templates(result, tops)
     return Stability(
         k=k,
         n_units=n_units,

@@ -22,9 +22,10 @@ CURVE = (
 _NUMBERS = [float, float, float]
 _SHAPE = {
     **dict.fromkeys(("n_pairs", "n_right", "n_search", "n_edges"), int),
-    **dict.fromkeys(("method", "metric", "by"), str),
+    **dict.fromkeys(("method", "metric", "by", "select"), str),
     "mean_metric": {"clean": _NUMBERS, "corrupted": _NUMBERS},
     "circuit": Maybe({"n_asked": int, "n_kept": int}),
+    "stability": Maybe({"k": int, "overlap": _NUMBERS, "chance": float}),
     "held_out": Maybe(
         {
             "n_prompts": int,
@@ -36,6 +37,9 @@ _SHAPE = {
     ),
 }
 """The part of summary.json that is shown; see `interp.files.shape.check_shape`."""
+
+_LARGEST = {"absolute": "largest absolute", "signed": "largest"}
+_SELECTED = {"top": "", "greedy": " that lead to the logits, chosen one after the other"}
 
 
 def render_circuit(
@@ -86,8 +90,15 @@ def circuit_sentences(summary: Mapping[str, Any]) -> list[str]:
         sentences.append("No path of the first edges leads from the input to the logits.")
     else:
         sentences.append(
-            f"circuit.json holds {kept['n_kept']} edges: the first {kept['n_asked']}, less those "
+            f"circuit.json holds {kept['n_kept']} edges: the first {kept['n_asked']}"
+            f"{_SELECTED.get(summary['select'], '')}, less those "
             "that lead nowhere; keys and values of a group are named for each of its heads."
+        )
+    if (stable := summary["stability"]) is not None:
+        sentences.append(
+            f"In resamples of the pairs the {stable['k']} {_LARGEST.get(summary['by'], 'first')} "
+            f"scores are of the same edges by {_interval(stable['overlap'])} (Jaccard index), by "
+            f"chance by {format_number(stable['chance'], 3)}."
         )
     if held_out is None:
         return [*sentences, "No pairs were held out, so that faithfulness was not measured."]

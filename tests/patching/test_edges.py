@@ -18,6 +18,7 @@ from interp.patching import (
     patch_edges,
     patch_paths,
 )
+from interp.patching.edges.graph import EdgeGraph
 from tests.devices import on_device
 from tests.patching.conftest import blank_llama
 from tests.patching.lens_edges import lens_reader, lens_writer
@@ -25,6 +26,7 @@ from tests.patching.prompts import CLEAN, CORRUPTED, METRIC
 
 METHODS = ("eap", "clean-corrupted", "eap-ig", "eap-ig-activations")
 CLOSE: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
+QUIET: dict[str, Any] = {"progress": False}
 FIRST = LogitDifference(torch.tensor([0]), torch.tensor([1]))
 
 
@@ -307,6 +309,7 @@ def test_nothing_stays_on_the_model(tiny_llama: HookedModel, traces: Any) -> Non
     [
         ({"edges": []}, "there are no edges"),
         ({"edges": ["a0.h9->m1"]}, "a0.h9"),
+        ({"edges": ["m0->a1.h3<k>"]}, "a layer has 2 keys and values"),
         ({"edges": ["m1->m0"]}, "does not run before"),
         ({"edges": ["m1"]}, "an edge is named as"),
         ({"method": "ig"}, "method"),
@@ -320,9 +323,58 @@ def test_bad_input_is_one_line(tiny_llama: HookedModel, options: Any, message: s
     assert "\n" not in str(caught.value)
 
 
-def test_unequal_lengths_are_refused(tiny_llama: HookedModel) -> None:
-    with pytest.raises(UserError, match="equal lengths"):
-        patch_edges(tiny_llama, [[5, 9, 7]], [[5, 9]], FIRST, progress=False)
+LONG, SHORT = [[5, 9, 7, 8, 30, 31], [40, 41, 43, 44]], [[5, 81, 30, 31], [40, 50, 51, 43, 45]]
+SPANS = {
+    "subject": ([(1, 4), (1, 2)], [(1, 2), (1, 3)]),
+    "end": ([(5, 6), (3, 4)], [(3, 4), (4, 5)]),
+}
+
+
+def test_unequal_lengths_need_spans(tiny_llama: HookedModel) -> None:
+    for spans in ("all", "each"):
+        with pytest.raises(UserError, match=r"equal lengths|unknown positions") as caught:
+            scored_by_spans(tiny_llama, "eap", spans)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="use eap, eap-ig or exact"):
+        scored_by_spans(tiny_llama, "clean-corrupted")
+
+
+def scored_by_spans(model: HookedModel, method: str, spans: Any = SPANS, **options: Any) -> Any:
+    options |= {"method": method, "positions": spans, "progress": False}
+    return patch_edges(model, LONG, SHORT, METRIC, **options)
+
+
+def test_spans_align_edges_as_they_align_nodes(tiny_llama: HookedModel) -> None:
+    sums = scored_by_spans(tiny_llama, "eap").values.nansum(dim=2)
+    options: dict[str, Any] = {"positions": SPANS, "method": "attribution", "progress": False}
+    heads = patch(tiny_llama, LONG, SHORT, METRIC, component="z", **options)
+    mlps = patch(tiny_llama, LONG, SHORT, METRIC, component="mlp_out", **options)
+    for layer in range(tiny_llama.cfg.n_layers):
+        place = heads_place(tiny_llama, layer)
+        torch.testing.assert_close(sums[:, place], heads.values[:, layer].sum(-1), **CLOSE)
+        torch.testing.assert_close(sums[:, place.stop], mlps.values[:, layer].sum(-1), **CLOSE)
+
+
+def heads_place(model: HookedModel, layer: int) -> slice:
+    return EdgeGraph.of(model, parallel=False).heads_of(layer)
+
+
+def test_spans_of_a_linear_model(micro: HookedModel) -> None:
+    """Every method is exact there, and the gap of prompts that differ in a span alone is whole."""
+    spans = {"token": ([(1, 2)], [(1, 2)])}
+    found = {
+        method: patch_edges(
+            micro, [[1, 1, 5, 7]], [[1, 3, 5]], FIRST, method=method, positions=spans, **QUIET
+        ).values
+        for method in ("eap", "eap-ig", "eap-ig-activations", "exact")
+    }
+    assert float(found["exact"].nan_to_num().abs().max()) > 1
+    for values in found.values():
+        torch.testing.assert_close(values, found["exact"], equal_nan=True, rtol=1e-6, atol=1e-4)
+    whole = {"token": ([(1, 4)], [(1, 4)])}
+    given = (micro, [[1, 1, 5, 7]], [[1, 3, 5, 7]], FIRST)
+    spanned, plain = (patch_edges(*given, positions=at, **QUIET) for at in (whole, "all"))
+    torch.testing.assert_close(spanned.values, plain.values, equal_nan=True)
 
 
 @pytest.mark.bridge_only

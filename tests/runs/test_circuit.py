@@ -1,6 +1,7 @@
 """``interp circuit`` as a function: the planted path comes out; runs are whole and repeatable."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 import interp.commands.circuit as circuit_module
 from interp.commands.circuit import CircuitSettings, circuit_run, parted
+from interp.commands.plan import plan_circuit
 from interp.commands.report import report_run
 from interp.errors import UserError
 from interp.models import HookedModel
@@ -102,6 +104,8 @@ def test_groups_are_not_parted() -> None:
         ({"edges": 0}, "edges is 0"),
         ({"steps": 0}, "steps is 0"),
         ({"method": "ig"}, "method"),
+        ({"select": "best"}, "select"),
+        ({"positions": "each"}, "positions"),
         ({"shard": 0}, "shard is 0"),
     ],
 )
@@ -115,6 +119,32 @@ def test_texts_of_unequal_lengths_are_refused(planted: HookedModel, tmp_path: Pa
     path = tmp_path / "pairs.jsonl"
     row = {"clean": "city1 is", "corrupted": "city2 the is", "answer": " land1"}
     path.write_text(json.dumps({**row, "wrong_answer": " land2"}) + "\n")
-    with pytest.raises(UserError, match="as many tokens"):
+    with pytest.raises(UserError, match="give the pairs spans"):
         circuit_run(planted, settings_of(path), tmp_path / "run", progress=False)
+    spans = {"city": {"clean": [0, 5], "corrupted": [0, 5]}}
+    path.write_text(json.dumps({**row, "wrong_answer": " land2", "spans": spans}) + "\n")
+    by_spans = settings_of(path, positions="spans")
+    with pytest.raises(UserError, match="choose held_out 0"):
+        circuit_run(planted, by_spans, tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
+    scores_alone = replace(by_spans, held_out=0.0)
+    found = circuit_run(planted, scores_alone, tmp_path / "run", progress=False)
+    assert float(found.values.nan_to_num().abs().max()) > 0
+    assert "No pairs were held out" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_a_plan_and_a_greedy_circuit(
+    planted: HookedModel, pairs_file: Path, tmp_path: Path
+) -> None:
+    settings = settings_of(pairs_file, select="greedy", edges=8, method="eap", n_random=1)
+    plan = plan_circuit(planted, settings, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert {"scores of edges", "circuits of edges"} <= {stage.name for stage in plan.stages}
+    circuit_run(planted, settings, tmp_path / "run", progress=False)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["select"] == "greedy"
+    assert summary["stability"]["k"] == 8
+    assert summary["stability"]["chance"] < summary["stability"]["overlap"][0]
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "that lead to the logits" in page
+    assert "In resamples of the pairs the 8 largest absolute scores" in page

@@ -17,6 +17,7 @@ scores summed as products. There is never an activation for each edge.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from torch import Tensor
 from interp.forward.hook_points import as_units, from_units, hook_name
 from interp.forward.partial import Hook, RecordedRun
 from interp.models.hooked_model import HookedModel
+from interp.patching.alignment import Alignment
 from interp.patching.edges.graph import EdgeGraph
 from interp.patching.edges.layer_parts import LayerParts
 from interp.patching.edges.reader_gradients import ReaderGradient, reader_gradients
@@ -45,7 +47,8 @@ class EdgeRuns:
     Attributes:
         parts: of every layer.
         graph: of the model.
-        changes: by how much each writer adds more in the clean run, [prompt writer pos d_model].
+        clean, corrupted: the runs, which kept ``KEPT``.
+        alignment: of prompts that differ in length: nothing changes outside of its positions.
     """
 
     model: HookedModel
@@ -53,27 +56,30 @@ class EdgeRuns:
     graph: EdgeGraph
     clean: RecordedRun
     corrupted: RecordedRun
-    changes: Float[Tensor, "prompt writer pos d_model"]
+    alignment: Alignment | None = None
 
-    @classmethod
-    @torch.no_grad()
-    def of(
-        cls,
-        model: HookedModel,
-        parts: Sequence[LayerParts],
-        graph: EdgeGraph,
-        *,
-        clean: RecordedRun,
-        corrupted: RecordedRun,
-    ) -> "EdgeRuns":
-        """From runs that keep ``KEPT``."""
-        changes = [_change(clean.resid_pre[0], corrupted.resid_pre[0])[:, None]]
-        for layer, of_layer in enumerate(parts):
-            z, other = (widened(run.values["z"][layer]) for run in (corrupted, clean))
-            changes.append(of_layer.head_writes(z, other - z))
-            of_mlp = (run.values["mlp_out"][layer].squeeze(2) for run in (clean, corrupted))
-            changes.append(_change(*of_mlp)[:, None])
-        return cls(model, parts, graph, clean, corrupted, torch.cat(changes, dim=1))
+    @cached_property
+    def changes(self) -> Float[Tensor, "prompt writer pos d_model"]:
+        """By how much each writer adds more in the clean run."""
+        with torch.no_grad():
+            found = [self.change(lambda run: run.resid_pre[0])[:, None]]
+            for layer, of_layer in enumerate(self.parts):
+                z = widened(self.corrupted.values["z"][layer])
+                found.append(of_layer.head_writes(z, self.change(partial(_value, "z", layer))))
+                of_mlp = self.change(partial(_value, "mlp_out", layer))
+                found.append(of_mlp.squeeze(2)[:, None])
+            return torch.cat(found, dim=1)
+
+    def change(self, of: Callable[[RecordedRun], Tensor]) -> Float[Tensor, "prompt pos *width"]:
+        """By how much a value is larger in the clean run, at the corrupted run's positions."""
+        corrupted, clean = widened(of(self.corrupted)), widened(of(self.clean))
+        if self.alignment is None:
+            return clean - corrupted
+        start, shape = self.corrupted.start, (..., *(None,) * (corrupted.dim() - 2))
+        at = self.alignment.at[:, start:][shape]
+        taken = (self.alignment.clean_positions[:, start:] - self.clean.start).clamp(min=0)[shape]
+        moved = clean.gather(1, taken.expand_as(corrupted))
+        return torch.where(at, moved - corrupted, 0)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -97,7 +103,7 @@ class EdgeRuns:
 
     def _inputs(self, metric: Metric, share: float) -> tuple[slice, Iterator[ReaderGradient]]:
         """The run whose embeddings are some way to the clean ones."""
-        residual = _between(self.corrupted.resid_pre[0], self.clean.resid_pre[0], share)
+        residual = widened(self.corrupted.resid_pre[0]) + share * self.changes[:, 0]
         return slice(None), self._readers(self.corrupted, metric=metric, residual=residual)
 
     def _readers(self, run: RecordedRun, **options: Any) -> Iterator[ReaderGradient]:
@@ -117,8 +123,8 @@ class EdgeRuns:
 
     def _walk(self, component: str, layer: int, writers: slice) -> "Walk":
         def walk(metric: Metric, share: float) -> tuple[slice, Iterator[ReaderGradient]]:
-            values = [run.values[component][layer] for run in (self.corrupted, self.clean)]
-            new = _between(values[0], values[1], share)
+            value = partial(_value, component, layer)
+            new = widened(value(self.corrupted)) + share * self.change(value)
 
             def put(value: Tensor, hook: object) -> Tensor:
                 return from_units(new.to(as_units(value, component)), component)
@@ -155,17 +161,15 @@ def attribute_edges(
     shape = (len(changes), *graph.shape)
     scores = changes.new_zeros(shape)
     for found in runs.gradients(metric, method, steps):
-        moved, gradients = changes[:, found.writers].flatten(2), found.gradients.flatten(2)
+        # No product is needed with writers that run after these readers.
+        n_before = int(graph.exists[:, found.readers].any(dim=1).sum())
+        writers = slice(found.writers.start or 0, min(found.writers.stop or n_before, n_before))
+        moved, gradients = changes[:, writers].flatten(2), found.gradients.flatten(2)
         products = moved @ gradients.to(moved).mT
-        scores[:, found.writers, found.readers] += found.weight * products
+        scores[:, writers, found.readers] += found.weight * products
     return scores.masked_fill(~graph.exists.to(scores.device), torch.nan)
 
 
-def _change(clean: Tensor, corrupted: Tensor) -> Tensor:
-    return widened(clean) - widened(corrupted)
-
-
-def _between(corrupted: Tensor, clean: Tensor, share: float) -> Tensor:
-    """The value a share of the way from the corrupted to the clean run."""
-    start = widened(corrupted)
-    return start + share * (widened(clean) - start)
+def _value(component: str, layer: int, run: RecordedRun) -> Tensor:
+    """A component's values in a layer of a run."""
+    return run.values[component][layer]

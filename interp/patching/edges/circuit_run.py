@@ -1,9 +1,12 @@
-"""Running a circuit of edges: every other edge carries what it carries in the corrupted run.
+"""Running a circuit of edges: every other edge carries what it carries in another run.
 
-The clean prompts run. Each reader takes the residual stream less, for every writer whose edge to it
-is left out, the difference between what that writer adds now and what it adds in the corrupted run.
-A writer that no kept edge reaches adds what it adds there, so that it does not matter whether edges
-that lead nowhere are pruned first. This is how MIB (arXiv 2504.13151) measures circuits of edges.
+For a circuit the clean prompts run, and the other run is the corrupted one. Each reader takes the
+residual stream less, for every writer whose edge to it is left out, the difference between what
+that writer adds now and what it adds in the other run. A writer that no kept edge reaches adds what
+it adds there, so that it does not matter whether edges that lead nowhere are pruned first. This is
+how MIB (arXiv 2504.13151) measures circuits of edges. Patching a set of edges is the same with the
+runs exchanged: the corrupted prompts run, and the set's edges carry what they carry in the clean
+run.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,8 +34,9 @@ class CircuitRun:
     Args:
         parts: of every layer.
         graph: of the model.
-        clean, corrupted: the prompts' runs, recorded with ``attribution.KEPT`` and without
-            transformers' own modules.
+        run: of the prompts that run, recorded with ``attribution.KEPT`` and without transformers'
+            own modules.
+        other: where the values of the edges come from that are left out; recorded in the same way.
 
     Raises:
         UserError: a bias before a norm behind the attention, which belongs to no head.
@@ -44,8 +48,8 @@ class CircuitRun:
         parts: Sequence[LayerParts],
         graph: EdgeGraph,
         *,
-        clean: RecordedRun,
-        corrupted: RecordedRun,
+        run: RecordedRun,
+        other: RecordedRun,
     ) -> None:
         if any(p.post_norm is not None and p.output_bias is not None for p in parts):
             raise UserError(
@@ -53,7 +57,7 @@ class CircuitRun:
                 "attention: what its heads add to the residual stream does not sum up"
             )
         self.model, self.parts, self.graph = model, parts, graph
-        self.clean, self.corrupted = clean, corrupted
+        self.run, self.other = run, other
 
     @torch.no_grad()
     def logits(self, kept: Bool[Tensor, "writer reader"]) -> Float[Tensor, "prompt d_vocab"]:
@@ -66,10 +70,12 @@ class _OneRun:
 
     def __init__(self, runs: CircuitRun, kept: Bool[Tensor, "writer reader"]) -> None:
         self.runs, self.graph, self.parts = runs, runs.graph, runs.parts
-        first = widened(runs.clean.resid_pre[0])
+        first = widened(runs.run.resid_pre[0])
         self.dropped = (~kept).to(first)
-        self.changes: list[Tensor] = [(first - widened(runs.corrupted.resid_pre[0]))[:, None]]
-        """What each writer so far adds more than in the corrupted run, [prompt writer pos d]."""
+        self.changes = first.new_empty(self.graph.shape[0], *first.shape)
+        """What each writer so far adds more than in the other run, [writer prompt pos d_model]."""
+        self.n_written = 0
+        self._note((first - widened(runs.other.resid_pre[0]))[None])
         self.residual, self.normed, self.mixed = first, first, first
         self.in_norm = False
 
@@ -91,16 +97,23 @@ class _OneRun:
                 )
             last = len(self.parts) - 1
             hooks.append(_hook("resid_post", last, self._end))
-            rows = runs.clean.batch.every_row
-            return resume(runs.model, runs.clean, layer=0, rows=rows, hooks=hooks)
+            rows = runs.run.batch.every_row
+            return resume(runs.model, runs.run, layer=0, rows=rows, hooks=hooks)
 
     def _taken(
         self, residual: Tensor, readers: slice, *, n_writers: int
     ) -> Float[Tensor, "prompt reader pos d_model"]:
         """What some readers take of the residual stream, to which so many have written."""
-        self.changes = [torch.cat(self.changes, dim=1)]
-        changes, dropped = self.changes[0][:, :n_writers], self.dropped[:n_writers, readers]
-        return residual[:, None] - torch.einsum("bupd,ur->brpd", changes, dropped)
+        dropped = self.dropped[:n_writers, readers]
+        # Writers come first in the changes, so that this is one product of plain matrices.
+        left_out = dropped.T @ self.changes[:n_writers].flatten(1)
+        return residual[:, None] - left_out.view(-1, *residual.shape).transpose(0, 1)
+
+    def _note(self, changes: Float[Tensor, "writer prompt pos d_model"]) -> None:
+        """Keep what the next writers add."""
+        here = slice(self.n_written, self.n_written + len(changes))
+        self.changes[here] = changes
+        self.n_written = here.stop
 
     def _begin(self, value: Tensor, *, layer: int) -> None:
         self.residual = widened(value)
@@ -118,9 +131,9 @@ class _OneRun:
         return from_units(torch.stack(units, dim=2).to(value.dtype), into)
 
     def _heads(self, value: Tensor, *, layer: int) -> None:
-        before = widened(self.runs.corrupted.values["z"][layer])
+        before = widened(self.runs.other.values["z"][layer])
         now, parts = widened(as_units(value, "z")), self.parts[layer]
-        self.changes.append(parts.head_parts(now) - parts.head_parts(before))
+        self._note((parts.head_parts(now) - parts.head_parts(before)).transpose(0, 1))
 
     def _middle(self, value: Tensor, *, layer: int) -> None:
         self.mixed = widened(value)
@@ -149,8 +162,8 @@ class _OneRun:
             self.in_norm = False
 
     def _mlp(self, value: Tensor, *, layer: int) -> None:
-        before = widened(self.runs.corrupted.values["mlp_out"][layer].squeeze(2))
-        self.changes.append((widened(value) - before)[:, None])
+        before = widened(self.runs.other.values["mlp_out"][layer].squeeze(2))
+        self._note((widened(value).reshape(before.shape) - before)[None])
 
     def _end(self, value: Tensor) -> Tensor:
         n_writers, n_readers = self.graph.shape

@@ -15,16 +15,16 @@ from interp.errors import UserError
 from interp.forward.batch import Prompts
 from interp.forward.memory import Budget
 from interp.forward.prompts import names_of_prompts
-from interp.forward.recorded_run import RecordedRun
 from interp.forward.trial import keeping_unhooked
 from interp.models.hooked_model import HookedModel
-from interp.patching.edges.circuit_run import CircuitRun
 from interp.patching.edges.edge_pairs import EdgePairs
+from interp.patching.edges.edge_sets import run_masks
 from interp.patching.edges.graph import EdgeGraph
 from interp.patching.edges.result import EdgeEffects
+from interp.patching.edges.selection import Select, greedy_order
 from interp.patching.effect_arrays import By
 from interp.patching.faithfulness import PROPORTIONS, Faithfulness, check_proportions
-from interp.patching.metrics import Metric, apply_metric
+from interp.patching.metrics import Metric
 from interp.patching.patch_inputs import PatchInputs
 
 
@@ -51,6 +51,7 @@ class EdgeCircuits:
         scores: EdgeEffects,
         *,
         by: By = "absolute",
+        select: Select = "top",
         proportions: Sequence[float] = PROPORTIONS,
         n_random: int = 5,
         seed: int = 0,
@@ -59,10 +60,12 @@ class EdgeCircuits:
         of_kind("scores", scores, EdgeEffects, advice="interp.patching.patch_edges gives them")
         shares = check_proportions(proportions)
         n_random, seed = whole_number("n_random", n_random, least=0), whole_number("seed", seed)
-        order, generator = scores.order(by=by), np.random.default_rng(seed)
-        orders = (order, *(generator.permutation(order) for _ in range(n_random)))
+        order, generator = scores.order(by=by, select=select), np.random.default_rng(seed)
+        orders = [order, *(generator.permutation(order) for _ in range(n_random))]
+        if select == "greedy":  # random circuits lead to the logits too
+            orders[1:] = [_greedy(scores.graph, ranked) for ranked in orders[1:]]
         counts = tuple(int(share * len(order)) for share in shares)
-        return cls(scores.graph, orders, shares, counts, seed)
+        return cls(scores.graph, tuple(orders), shares, counts, seed)
 
     def masks(self) -> list[Bool[Tensor, "writer reader"]]:
         """The edges of every circuit, order by order."""
@@ -97,6 +100,13 @@ class EdgeCircuits:
         )
 
 
+def _greedy(graph: EdgeGraph, ranked: np.ndarray) -> np.ndarray:
+    """The greedy order of edges that are ranked in some other way than by scores."""
+    scores = np.full(graph.shape, np.nan)
+    scores.flat[ranked] = -np.arange(len(ranked), dtype=float)
+    return greedy_order(graph, scores, "signed")
+
+
 @torch.no_grad()
 def run_circuits(
     model: HookedModel,
@@ -113,18 +123,7 @@ def run_circuits(
     pairs = EdgePairs(PatchInputs(model, clean, corrupted, metric, **options))
     if pairs.graph != circuits.graph:
         raise UserError("the scores are of a model with other writers and readers")
-    device, masks = pairs.inputs.corrupted.tokens.device, circuits.masks()
-
-    def run(runs: dict[str, RecordedRun], of_chunk: Metric, done: Any) -> Tensor:
-        circuit_run, found = CircuitRun(model, pairs.parts, pairs.graph, **runs), []
-        for mask in masks:
-            found.append(apply_metric(of_chunk, circuit_run.logits(mask.to(device))))
-            done(len(found[-1]))
-        return torch.stack(found, dim=1)
-
-    return pairs.in_chunks(
-        run, shape=(len(masks),), steps=len(masks), with_graph=False, what="circuits"
-    )
+    return run_masks(pairs, circuits.masks(), what="circuits")
 
 
 @checked
@@ -137,6 +136,7 @@ def edge_faithfulness(
     *,
     scores: EdgeEffects,
     by: By = "absolute",
+    select: Select = "top",
     proportions: Sequence[float] = PROPORTIONS,
     n_random: int = 5,
     groups: Sequence[str] = (),
@@ -154,6 +154,7 @@ def edge_faithfulness(
         metric: last position's logits Float[prompt d_vocab] → Float[prompt].
         scores: the edges' scores, from ``patch_edges``.
         by: their order: ``signed``, as MIB ranks for CPR, or ``absolute``, for CMD.
+        select: ``top`` or ``greedy``, see ``interp.patching.edges.selection``.
         proportions: of the edges in the circuits.
         n_random: how many random orders of the edges make the null.
         groups: of each prompt, for the intervals; by default each prompt its own.
@@ -163,7 +164,8 @@ def edge_faithfulness(
             unequal lengths, no gap between clean and corrupted, or a model whose circuits cannot be
             run.
     """
-    circuits = EdgeCircuits.of(scores, by=by, proportions=proportions, n_random=n_random, seed=seed)
+    order: dict[str, Any] = {"by": by, "select": select, "proportions": proportions}
+    circuits = EdgeCircuits.of(scores, **order, n_random=n_random, seed=seed)
     options: dict[str, Any] = {"budget": budget, "progress": progress}
     values, runs = run_circuits(model, clean, corrupted, metric, circuits=circuits, **options)
     groups = names_of_prompts("groups", groups, len(values))

@@ -1,18 +1,19 @@
 """Pairs of prompts for methods of edges: checked, recorded, and cut into chunks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.arguments import check_choice
 from interp.errors import UserError
 from interp.forward.hook_points import check_component, hook_name
 from interp.forward.partial import RecordedRun, record_run
 from interp.forward.sizes import sizes_of
 from interp.models.model_check import require
-from interp.patching.alignment import align
+from interp.patching.alignment import Alignment, Positions, align
 from interp.patching.checks import checked_together
 from interp.patching.chunks import Demand, first_position, run_chunks
 from interp.patching.edges.attribution import KEPT
@@ -23,30 +24,41 @@ from interp.patching.patch_inputs import PatchInputs
 from interp.precision import result_dtype
 from interp.progress import progress_bar
 
-RunChunk = Callable[[dict[str, RecordedRun], Metric, Callable[[int], object]], Tensor]
-"""From the runs of some prompts, their metric, and who counts what is done, to their values."""
+Done = Callable[[int], object]
+"""Is told how many prompts' steps are done."""
+RunChunk = Callable[[dict[str, Any], Metric, Done], Tensor]
+"""From the runs of some prompts (and their alignment, where spans align them), and their metric, to
+their values."""
 
 
 class EdgePairs:
-    """Pairs of prompts of equal lengths, and the parts of the model that they run on.
+    """Pairs of prompts, and the parts of the model that they run on.
+
+    Args:
+        positions: "all", of prompts of equal lengths, or named spans to align others by.
 
     Raises:
-        UserError: unequal lengths, or a model whose layers cannot be taken apart.
+        UserError: unequal lengths without spans, or a model whose layers cannot be taken apart.
     """
 
-    def __init__(self, inputs: PatchInputs) -> None:
+    def __init__(self, inputs: PatchInputs, positions: Positions | str = "all") -> None:
         self.inputs = inputs
         for component in (*INTO, "z", "attn_out", "mlp_out"):
             check_component(component, inputs.model)
         require(inputs.model, "residual")
         clean, corrupted = inputs.clean, inputs.corrupted
-        if clean.tokens.shape != corrupted.tokens.shape or not torch.equal(
-            clean.mask, corrupted.mask
+        self.by_spans = isinstance(positions, Mapping)
+        if not self.by_spans:
+            check_choice("positions", positions, ["all"])
+        if not self.by_spans and not (
+            clean.tokens.shape == corrupted.tokens.shape and torch.equal(clean.mask, corrupted.mask)
         ):
             raise UserError(
-                "edges need pairs of prompts of equal lengths: what a reader takes is compared "
-                "position by position"
+                "edges need pairs of prompts of equal lengths, since what a reader takes is "
+                "compared position by position; for others give patch_edges spans to align them "
+                "by: positions={name: (spans of clean, spans of corrupted)}"
             )
+        self.alignment = align(clean, corrupted, positions)
         self.parts = find_parts(inputs.model, corrupted)
         self.graph = EdgeGraph.of(inputs.model, parallel=is_parallel(self.parts))
 
@@ -64,7 +76,6 @@ class EdgePairs:
         """
         inputs, values = self.inputs, self.inputs.empty(*shape)
         metrics = {"clean": inputs.empty(), "corrupted": inputs.empty()}
-        changed = align(inputs.clean, inputs.corrupted, "all").at
 
         def run_chunk(prompts: list[int]) -> None:
             rows, begun = torch.tensor(prompts), bar.n
@@ -75,7 +86,8 @@ class EdgePairs:
                 for name, recorded in runs.items():
                     of_run = apply_metric(metric, recorded.logits)
                     metrics[name][rows] = of_run.to("cpu", values.dtype)
-                return run(runs, metric, bar.update)
+                given = runs | ({"alignment": self.aligned(prompts)} if self.by_spans else {})
+                return run(given, metric, bar.update)
 
             values[rows] = checked_together(found).to("cpu", values.dtype)
 
@@ -85,7 +97,7 @@ class EdgePairs:
         options: dict[str, Any] = {"metrics": [inputs.metric], "budget": inputs.budget}
         total = len(inputs.corrupted) * steps
         with progress_bar(total=total, description=what, shown=inputs.progress) as bar:
-            for _ in run_chunks(run_chunk, changed, demand, bar=bar, **options):
+            for _ in run_chunks(run_chunk, self.alignment.at, demand, bar=bar, **options):
                 pass
         return values, metrics
 
@@ -95,18 +107,30 @@ class EdgePairs:
         inputs = self.inputs
         batches = {"clean": inputs.clean.take(prompts), "corrupted": inputs.corrupted.take(prompts)}
         (metric,) = take_metrics([inputs.metric], inputs.index(prompts))
-        start = first_position(align(batches["clean"], batches["corrupted"], "all").at)
-        options: dict[str, Any] = {"start": start, "plain": False, "edits": [hook_name("q", 0)]}
+        alignment = self.aligned(prompts)
+        starts = dict.fromkeys(batches, first_position(alignment.at))
+        if self.by_spans:
+            starts["clean"] = int(alignment.clean_positions[alignment.at].min())
+        options: dict[str, Any] = {"plain": False, "edits": [hook_name("q", 0)]}
         options["keep"] = ("attn_out", "resid_post", *KEPT)
         return {
-            name: record_run(inputs.model, batch, **options) for name, batch in batches.items()
+            name: record_run(inputs.model, batch, start=starts[name], **options)
+            for name, batch in batches.items()
         }, metric
+
+    def aligned(self, prompts: Sequence[int]) -> Alignment:
+        """The alignment of some prompts, in batches that are no wider than these prompts."""
+        clean, corrupted = self.inputs.clean, self.inputs.corrupted
+        drop, clean_drop = (b.width - b.take(prompts).width for b in (corrupted, clean))
+        return self.alignment.take(self.inputs.index(prompts), drop=drop, clean_drop=clean_drop)
 
     def demand(self, n_rerun: int, width: int, *, with_graph: bool) -> Demand:
         """Memory of the runs, of the changes of all writers, and of a graph or of rows."""
         model = self.inputs.model
-        sizes, n_writers = sizes_of(model), len(self.graph.writers)
-        kept = 2 * sizes.kept(n_rerun, width, "attn_out", "resid_post", *KEPT)
+        sizes, n_writers, kept = sizes_of(model), len(self.graph.writers), 0
+        longer = max(0, self.inputs.clean.width - self.inputs.corrupted.width)
+        for extra in (0, longer):  # of the corrupted and of the clean run
+            kept += sizes.kept(n_rerun + extra, width + extra, "attn_out", "resid_post", *KEPT)
         # The changes of all writers, twice while they are put together.
         kept += 2 * n_writers * n_rerun * model.cfg.d_model * result_dtype(model).itemsize
         if with_graph:

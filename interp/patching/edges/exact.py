@@ -52,67 +52,84 @@ class ExactEdges:
         n_prompts = len(self.runs.changes)
         shape = (n_prompts, *self.graph.shape)
         values = self.runs.changes.new_full(shape, torch.nan)
-        by_reader: dict[str, list[int]] = {}
-        for writer, reader in edges:
-            by_reader.setdefault(reader, []).append(self.graph.index((writer, reader))[0])
+        together: dict[tuple[int, bool], list[Edge]] = {}
+        for edge in edges:
+            layer, input_of = self._place(edge[1])
+            together.setdefault((layer, input_of is None), []).append(edge)
         size = self.demand.rows_within(self.budget, n_prompts) // n_prompts
-        for reader, writers in by_reader.items():
-            place = self.graph.readers.index(reader)
+        for (layer, _), group in together.items():
             parts = halving(
-                in_batches(writers, size),
-                lambda some, reader=reader: self._into(reader, some),
+                in_batches(group, size),
+                lambda some, layer=layer: self._measured(layer, some),
                 what="one edge",
                 learn=lambda n: self.demand.learn(self.budget, n * n_prompts),
             )
             for some, found in parts:
-                values[:, some, place] = found.to(values)
+                writers, readers = zip(*map(self.graph.index, some), strict=True)
+                values[:, writers, readers] = found.to(values)
                 self.done(n_prompts * len(some))
         return values
 
-    def _into(self, reader: str, writers: Sequence[int]) -> Float[Tensor, "prompt writer"]:
-        """Effects of edges from some writers to one reader."""
+    def _measured(self, layer: int, edges: Sequence[Edge]) -> Float[Tensor, "prompt edge"]:
+        """Effects of edges to the heads of a layer, or to its MLP, or to the logits."""
         runs, n_prompts = self.runs, len(self.runs.changes)
-        rows = repeated_rows(n_prompts, len(writers), runs.changes.device)
-        change = runs.changes[:, list(writers)].transpose(0, 1).flatten(0, 1)
-        logits = self._logits(reader, rows, change)
-        of_writers = logits.split(n_prompts)
+        rows = repeated_rows(n_prompts, len(edges), runs.changes.device)
+        writers = [self.graph.index(edge)[0] for edge in edges]
+        change = runs.changes[:, writers].transpose(0, 1).flatten(0, 1)
+        logits = self._logits(layer, edges, rows=rows, change=change)
         return torch.stack(
-            [apply_metric(self.metric, found) - self.unpatched for found in of_writers], dim=1
+            [
+                apply_metric(self.metric, of_edge) - self.unpatched
+                for of_edge in logits.split(n_prompts)
+            ],
+            dim=1,
         )
 
     def _logits(
-        self, reader: str, rows: Tensor, change: Float[Tensor, "row pos d_model"]
+        self,
+        layer: int,
+        edges: Sequence[Edge],
+        *,
+        rows: Tensor,
+        change: Float[Tensor, "row pos d_model"],
     ) -> Float[Tensor, "row d_vocab"]:
-        """The logits of runs in which a reader takes a change."""
+        """The logits of runs in which the readers of edges take a change, edge by edge."""
         model, run, n_layers = self.runs.model, self.runs.corrupted, self.graph.n_layers
-        if reader == LOGITS:
+        if layer == n_layers:
             last = run.values["resid_post"][-1, rows].squeeze(2)
-            return resume(model, run, layer=n_layers, rows=rows, residual=widened(last) + change)
-        layer, input_of = self._place(reader)
+            return resume(model, run, layer=layer, rows=rows, residual=widened(last) + change)
         before = widened(run.resid_pre[layer, rows])
         patched: AbstractContextManager[Any] = nullcontext()
         hooks: list[Hook] = []
-        if input_of is None:
+        inputs = [self._place(reader)[1] for _, reader in edges]
+        if inputs[0] is None:
             patched = self._patched_mlp(layer, rows, before=before, change=change)
         else:
-            hooks = [self._patched_head(layer, input_of, before + change)]
+            n_prompts = len(rows) // len(edges)
+            for place, input_of in enumerate(inputs):
+                of_edge = slice(place * n_prompts, (place + 1) * n_prompts)
+                residual = before[of_edge] + change[of_edge]
+                assert input_of is not None
+                hooks.append(self._patched_head(layer, input_of, residual, rows=of_edge))
         with patched:
             return resume(model, run, layer=layer, rows=rows, hooks=hooks)
 
     def _place(self, reader: str) -> tuple[int, tuple[str, int] | None]:
-        """A reader's layer, and its query, key or value; None for the MLP."""
+        """A reader's layer, and its query, key or value; None for the MLP and the logits."""
         size = len(self.graph.inputs) + 1
         layer, place = divmod(self.graph.readers.index(reader), size)
-        return layer, self.graph.inputs[place] if place < size - 1 else None
+        return layer, self.graph.inputs[place] if reader != LOGITS and place < size - 1 else None
 
-    def _patched_head(self, layer: int, input_of: tuple[str, int], residual: Tensor) -> Hook:
-        """The hook that gives one head what it makes of another residual stream."""
+    def _patched_head(
+        self, layer: int, input_of: tuple[str, int], residual: Tensor, *, rows: slice
+    ) -> Hook:
+        """The hook that gives one head what it makes of another residual stream, in some rows."""
         parts, (into, unit) = self.runs.parts[layer], input_of
         new = parts.project(into, normed(parts.norm, residual), unit)
 
         def put(value: Tensor, hook: object) -> Tensor:
             by_unit = as_units(value, into).clone()
-            by_unit[:, :, unit] = new.to(by_unit)
+            by_unit[rows, :, unit] = new.to(by_unit)
             return from_units(by_unit, into)
 
         return hook_name(into, layer), put

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from interp.arguments import listed, shown
@@ -119,6 +120,14 @@ class EdgeGraph:
         """All edges, by writer."""
         return [(self.writers[w], self.readers[r]) for w, r in self.exists.nonzero().tolist()]
 
+    def named(self, places: Int[np.ndarray, " edge"]) -> list[Edge]:
+        """Edges by their places in flattened scores [writer reader]."""
+        writers, readers = np.unravel_index(places, self.shape)
+        return [
+            (self.writers[w], self.readers[r])
+            for w, r in zip(writers.tolist(), readers.tolist(), strict=True)
+        ]
+
     def check(self, edges: Iterable[Any]) -> list[Edge]:
         """Edges given by name, ``a3.h5->m7`` or (writer, reader), each once.
 
@@ -136,11 +145,18 @@ class EdgeGraph:
                 if name not in known:
                     raise UserError(
                         f"nothing in this model that {what} is named {shown(name)}: names are as "
-                        f"{known[0]} and {known[-1]}"
+                        f"{known[0]} and {known[-1]}{self._grouped}"
                     )
             if not bool(self.exists[self.index((writer, reader))]):
                 raise UserError(f"{writer} does not run before {reader}: there is no such edge")
         return list(dict.fromkeys(found))
+
+    @property
+    def _grouped(self) -> str:
+        """What is said of names where queries share keys and values."""
+        if self.n_kv_heads == self.n_heads:
+            return ""
+        return f"; a layer has {self.n_kv_heads} keys and values, each of a group of heads"
 
     def index(self, edge: Edge) -> tuple[int, int]:
         """The places of an edge's writer and reader."""

@@ -8,13 +8,14 @@ from torch import Tensor
 
 from interp.arguments import check_choice, whole_number
 from interp.checked import checked
+from interp.errors import UserError
 from interp.forward.batch import Prompts
 from interp.forward.memory import Budget
-from interp.forward.recorded_run import RecordedRun
 from interp.forward.trial import keeping_unhooked
 from interp.models.hooked_model import HookedModel
+from interp.patching.alignment import Positions
 from interp.patching.edges.attribution import EdgeRuns, attribute_edges
-from interp.patching.edges.edge_pairs import EdgePairs
+from interp.patching.edges.edge_pairs import Done, EdgePairs
 from interp.patching.edges.exact import ExactEdges
 from interp.patching.edges.result import EdgeEffects
 from interp.patching.metrics import Metric, metric_name
@@ -34,6 +35,7 @@ def patch_edges(
     method: str = "eap",
     steps: int = 5,
     edges: Iterable[Any] | None = None,
+    positions: Positions | str = "all",
     groups: Sequence[str] = (),
     seed: int = 0,
     budget: int | Budget | None = None,
@@ -48,13 +50,16 @@ def patch_edges(
     frozen. With grouped queries ``a7.h1<k>`` is the key of key-value head 1.
 
     Args:
-        clean, corrupted: pairs of prompts of equal lengths.
+        clean, corrupted: pairs of prompts, of equal lengths unless spans align them.
         metric: last position's logits Float[prompt d_vocab] → Float[prompt].
         method: ``eap``, ``clean-corrupted``, ``eap-ig``, ``eap-ig-activations`` (see
             ``interp.patching.edges.attribution``) or ``exact``, which runs every edge.
         steps: of ``eap-ig`` and ``eap-ig-activations``.
         edges: only these, each ``"a3.h5->m7"`` or (writer, reader); by default all. Attribution
             takes as long for one as for all.
+        positions: "all", or spans by name, as ``interp.patching.patch`` takes them, by which
+            prompts of unequal lengths are aligned: at these positions writers change, and at no
+            others.
         groups: of each prompt, for intervals; by default each prompt its own.
         seed: of the intervals.
         budget: bytes that the call may take; by default as ``interp.forward.memory``.
@@ -63,19 +68,25 @@ def patch_edges(
         scores with ``to_dataframe``, ``circuit``, ``plot``, ``save`` and ``load``.
 
     Raises:
-        UserError: unknown names, pairs of unequal lengths, a metric without a gradient where one is
-            needed, a model whose layers cannot be taken apart, a budget too small for one prompt.
+        UserError: unknown names, pairs of unequal lengths without spans, a metric without a
+            gradient where one is needed, a model whose layers cannot be taken apart, a budget too
+            small for one prompt.
     """
     check_choice("method", method, get_args(EdgeMethod))
     steps = whole_number("steps", steps, least=1)
     shared: dict[str, Any] = {"groups": groups, "seed": seed, "budget": budget}
     inputs = PatchInputs(model, clean, corrupted, metric, **shared, progress=progress)
-    pairs = EdgePairs(inputs)
+    pairs = EdgePairs(inputs, positions)
+    if pairs.by_spans and method == "clean-corrupted":
+        raise UserError(
+            "clean-corrupted takes gradients at the same positions of both runs: with spans, use "
+            "eap, eap-ig or exact"
+        )
     graph, exact = pairs.graph, method == "exact"
     chosen = graph.every_edge() if edges is None else graph.check(edges)
 
-    def score(runs: dict[str, RecordedRun], of_chunk: Metric, done: Any) -> Tensor:
-        between = EdgeRuns.of(model, pairs.parts, graph, **runs)
+    def score(runs: dict[str, Any], of_chunk: Metric, done: Done) -> Tensor:
+        between = EdgeRuns(model, pairs.parts, graph, **runs)
         if exact:
             demand = pairs.demand(*between.size, with_graph=False)
             options: dict[str, Any] = {"demand": demand, "budget": inputs.budget, "done": done}

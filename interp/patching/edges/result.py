@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.arguments import as_path, listed, of_kind, whole_number
+from interp.arguments import as_path, check_choice, listed, of_kind, whole_number
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.figures.edges import edge_heatmap
@@ -22,8 +23,9 @@ from interp.files.tensor_file import read_tensors, write_tensors
 from interp.files.tensors import check_tensors
 from interp.patching.circuit import Circuit
 from interp.patching.edges.circuit_of_edges import circuit_of_edges
-from interp.patching.edges.graph import EdgeGraph
-from interp.patching.effect_arrays import By, best_first, correlations
+from interp.patching.edges.graph import Edge, EdgeGraph
+from interp.patching.edges.selection import Select, greedy_order, top_order
+from interp.patching.effect_arrays import By, correlations
 from interp.statistics.significance import MINIMUM_GROUPS, effect_statistics, group_means
 
 INTERVALS = 1000
@@ -86,15 +88,26 @@ class EdgeEffects(Displayed):
     def __len__(self) -> int:
         return len(self.values)
 
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """Names of the values' axes."""
+        return ("prompt", "writer", "reader")
+
+    def coordinates(self) -> tuple[Edge, ...]:
+        """Writer and reader of each pair, in the order of the flattened scores."""
+        return tuple(product(self.graph.writers, self.graph.readers))
+
     @cached_property
     def mean(self) -> Float[np.ndarray, "writer reader"]:
         """Mean over groups of each group's mean score; NaN where there is none."""
         return group_means(self.values, self.groups).mean(axis=0)
 
-    def order(self, *, by: By = "absolute") -> np.ndarray:
-        """Places of the scored edges in the flattened scores, largest first."""
-        mean = self.mean.ravel()
-        return best_first(mean, by=by)[: len(mean) - int(np.isnan(mean).sum())]
+    def order(self, *, by: By = "absolute", select: Select = "top") -> np.ndarray:
+        """Places of the scored edges in the flattened scores, in the order of ``selection``."""
+        check_choice("select", select, get_args(Select))
+        if select == "greedy":
+            return greedy_order(self.graph, self.mean, by)
+        return top_order(self.mean.ravel(), by)
 
     def to_dataframe(self, n: int | None = None, *, by: By = "absolute") -> pd.DataFrame:
         """One row an edge, largest absolute score first.
@@ -127,13 +140,21 @@ class EdgeEffects(Displayed):
             frame.loc[: len(some) - 1, "ci_high"] = found.ci_high
         return frame
 
-    def circuit(self, n: int, *, by: By = "absolute") -> Circuit:
-        """The circuit of the ``n`` edges with the largest scores, to save as EAP-IG's JSON.
+    def circuit(self, n: int, *, by: By = "absolute", select: Select = "top") -> Circuit:
+        """The circuit of the first ``n`` edges, to save as EAP-IG's JSON.
 
         Edges that no path connects with both ``input`` and ``logits`` are left out, as EAP-IG
         prunes them, so that the circuit may have fewer.
+
+        Args:
+            by: their order, by ``absolute`` or ``signed`` score.
+            select: ``top`` takes the largest scores, ``greedy`` the largest that lead to the
+                logits; see ``interp.patching.edges.selection``.
+
+        Raises:
+            UserError: more edges than are scored, or no path from the input to the logits.
         """
-        order, n = self.order(by=by), whole_number("n", n)
+        order, n = self.order(by=by, select=select), whole_number("n", n)
         if not 0 < n <= len(order):
             raise UserError(f"cannot keep {n} of {len(order)} scored edges")
         return circuit_of_edges(self.graph, self.mean, order[:n], d_model=self.d_model)
