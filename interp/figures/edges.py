@@ -70,7 +70,7 @@ def contribution_bars(table: pd.DataFrame, *, title: str | None = None) -> go.Fi
         x=values,
         y=[label(name) for name in table["component"]],
         orientation="h",
-        **signed_bars(values),
+        marker=signed_bars(values),
         hovertemplate="<b>%{y}</b><br>%{x:.4g} logits<extra></extra>",
     )
     figure.update_xaxes(title_text="logits", **ZERO_LINE)

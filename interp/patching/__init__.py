@@ -14,6 +14,7 @@ from interp.patching.edges.result import EdgeEffects
 from interp.patching.edits import ActivationEdit, AttentionEdit
 from interp.patching.faithfulness import faithfulness_curve
 from interp.patching.logit_attribution import LogitAttribution, logit_attribution
+from interp.patching.logit_lens import LogitLens, logit_lens
 from interp.patching.metrics import KLDivergence, LogitDifference, LogProbability, Probability
 from interp.patching.patch import patch, patch_heads
 from interp.patching.path import patch_paths
@@ -31,6 +32,7 @@ __all__ = [
     "LogProbability",
     "LogitAttribution",
     "LogitDifference",
+    "LogitLens",
     "PatchEffects",
     "Probability",
     "RecordedRun",
@@ -44,6 +46,7 @@ __all__ = [
     "hooked",
     "last_logits",
     "logit_attribution",
+    "logit_lens",
     "patch",
     "patch_edges",
     "patch_heads",
