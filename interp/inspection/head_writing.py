@@ -21,7 +21,7 @@ from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.figures.edges import contribution_bars
-from interp.figures.theme import token_label
+from interp.figures.theme import shown_token
 from interp.forward.batch import Prompts, TokenBatch
 from interp.forward.out_of_memory import over_parts
 from interp.forward.partial import record_run
@@ -93,9 +93,9 @@ class HeadWriting(Displayed):
         ids = torch.cat([self.promoted[prompt, at], self.suppressed[prompt, at].flip(0)]).tolist()
         values = torch.cat([self.up[prompt, at], self.down[prompt, at].flip(0)]).tolist()
         # Two tokens may look alike: their ranks keep the bars apart.
-        shown = [f"{i + 1}. {token_label(self.names[token])}" for i, token in enumerate(ids)]
+        shown = [f"{i + 1}. {shown_token(self.names[token])}" for i, token in enumerate(ids)]
         table = pd.DataFrame({"component": shown, "logits": values})
-        read = token_label(self.names[int(self.read[prompt, at])])
+        read = shown_token(self.names[int(self.read[prompt, at])])
         title = f"what {head_node(*self.head)} writes at “{read}”"
         return contribution_bars(table, title=title)
 

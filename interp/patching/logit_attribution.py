@@ -72,9 +72,16 @@ class LogitAttribution(Displayed):
             }
         )
 
-    def plot(self, *, n: int = 20) -> Any:
-        """Bars of the ``n`` largest components."""
-        return contribution_bars(self.to_dataframe().head(n))
+    def plot(self, *, n: int = 20, mark: str | None = None) -> Any:
+        """Bars of the ``n`` largest components.
+
+        Args:
+            mark: a component whose bar is framed; it is shown below the others if it is smaller.
+        """
+        table = self.to_dataframe()
+        return contribution_bars(
+            table[(table["rank"] <= n) | (table["component"] == mark)], mark=mark
+        )
 
     def _shown(self) -> Shown:
         text = (

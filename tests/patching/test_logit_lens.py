@@ -64,7 +64,6 @@ def test_table_and_figures(tiny_llama: HookedModel) -> None:
     assert len(found.plot(prompt=0, start=-2, colour="tokens").data[0].x) == 2
     for call in (
         lambda: found.plot(prompt=3),
-        lambda: found.plot(colour="other"),  # type: ignore[arg-type]
         lambda: found.to_dataframe(position=9),
     ):
         with pytest.raises(UserError):
