@@ -18,7 +18,9 @@ from interp.figures.theme import INK, MUTED, NEGATIVE, PAPER, POSITIVE, THEME, l
 
 INPUT, LOGITS = "input", "logits"
 _NODE = re.compile(r"(?:a(\d+)\.h(\d+)|m(\d+))")
-_POINTS = 15
+_POINTS = 33
+_LETTER = 0.45
+"""How far below a node the letters stand, in rows."""
 _WIDEST, _THINNEST = 8.0, 1.0
 _SWEEPS = 12
 MARK = "#fdeab5"
@@ -37,8 +39,8 @@ def circuit_graph(
         edges: columns ``writer``, ``node`` (who reads), ``into`` (q, k, v, or empty), ``reader``
             (its name in full, for hovering) and ``score``; one row an edge that is drawn.
         metric: the unit of the scores.
-        highlight: names of nodes to mark; edges among them, the input and the logits stay strong,
-            and all others fade.
+        highlight: names of nodes to mark; the edges into and out of them stay strong, and all
+            others fade.
 
     Raises:
         UserError: no edges, or a highlighted node that is in none of them.
@@ -48,19 +50,20 @@ def circuit_graph(
     places = node_places(edges)
     if unknown := sorted(set(highlight) - set(places)):
         raise UserError(f"{unknown[0]} is not in the graph: draw more edges, or leave it out")
-    marked = {*highlight, INPUT, LOGITS} if highlight else set()
+    marked = set(highlight)
     figure, largest = go.Figure(), float(edges["score"].abs().max()) or 1.0
     rows = edges.iloc[edges["score"].abs().to_numpy().argsort(kind="stable")]  # large ones on top
-    letters: list[tuple[float, float, str]] = []
+    letters: dict[tuple[str, str, int], tuple[float, float, str]] = {}
     for row in rows.to_dict("records"):
-        ends = {row["writer"], row["node"]}
-        faded = bool(marked) and not ends <= marked
+        faded = bool(marked) and not marked & {row["writer"], row["node"]}
         curve = _curve(places[row["writer"]], places[row["node"]])
         _add_edge(figure, row, curve, largest=largest, faded=faded, metric=metric)
-        if row["into"]:
-            letters.append((*curve[-3], row["into"]))
-    _add_letters(figure, letters)
-    _add_nodes(figure, edges, places, set(highlight))
+        if row["into"] and not faded:
+            x, y = next(point for point in curve if point[1] >= curve[-1][1] - _LETTER)
+            # Edges that arrive side by side share a letter.
+            letters[row["node"], row["into"], round(5 * x)] = (x, y, row["into"])
+    _add_letters(figure, list(letters.values()))
+    _add_nodes(figure, edges, places, marked)
     return _laid_out(figure, places, title)
 
 
@@ -119,7 +122,7 @@ def _curve(begin: tuple[float, float], end: tuple[float, float]) -> list[tuple[f
     (x0, y0), (x1, y1) = begin, end
     rise = y1 - y0
     # A long edge between nodes in one column would run through the nodes between them.
-    aside = 0.0 if rise <= 1.5 else 0.5 * np.sign((x1 + x0) / 2 or 1.0) * min(1.0, rise / 8)
+    aside = 0.0 if rise <= 1.5 else 0.4 * np.sign((x1 + x0) / 2 or 1.0) * min(1.5, rise / 6)
     controls = [
         (x0, y0),
         (x0 + 2 * aside, y0 + rise / 3),
@@ -166,7 +169,7 @@ def _add_letters(figure: go.Figure, letters: Sequence[tuple[float, float, str]])
         y=[y for _, y, _ in letters],
         text=[letter for *_, letter in letters],
         mode="text",
-        textfont={"size": 10, "color": MUTED},
+        textfont={"size": 11, "color": INK, "weight": "bold"},
         hoverinfo="skip",
         showlegend=False,
     )
@@ -235,7 +238,7 @@ def _laid_out(
     return figure.update_layout(
         template=THEME,
         title={"text": label(title)},
-        width=int(min(1400, max(560, 170 + 62 * (max(xs) - min(xs) + 2)))),
+        width=int(min(1400, max(560, 190 + 84 * (max(xs) - min(xs) + 2)))),
         height=130 + 58 * len(rows),
         hovermode="closest",
     )

@@ -253,7 +253,7 @@ def _effect_sentence(row: Mapping[str, Any]) -> str:
     low, high = row["ci_low"], row["ci_high"]
     interval = "" if low != low else f" [{low:.3g}, {high:.3g}]"
     return (
-        f"Its effect ({row['what']}) is {row['effect']:+.3g}{interval}: rank {row['rank']} of "
+        f"Its effect ({row['what']}) is {row['effect']:+.3g}{interval}: rank {int(row['rank'])} of "
         f"{row['of']} heads."
     )
 

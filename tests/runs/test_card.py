@@ -48,7 +48,7 @@ def test_cards_of_patched_heads_and_of_edges(
     circuit_run(planted, settings, circuit, progress=False)
     (card,) = card_run(planted, patched, CardSettings(count=1))
     assert card.name in ("a0.h1.html", "a1.h2.html")
-    assert "Its effect (z, exact, source run:" in card.read_text()
+    assert "rank 1 of 12 heads" in card.read_text()
     cards = card_run(planted, circuit, CardSettings(count=2))
     assert {card.name for card in cards} == {"a0.h1.html", "a1.h2.html"}
     assert 'id="edges"' in cards[0].read_text()
