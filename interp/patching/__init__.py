@@ -16,6 +16,7 @@ from interp.patching.faithfulness import faithfulness_curve
 from interp.patching.logit_attribution import LogitAttribution, logit_attribution
 from interp.patching.logit_lens import LogitLens, logit_lens
 from interp.patching.metrics import KLDivergence, LogitDifference, LogProbability, Probability
+from interp.patching.noise import trace_noise
 from interp.patching.patch import patch, patch_heads
 from interp.patching.path import patch_paths
 from interp.patching.result import PatchEffects
@@ -58,6 +59,7 @@ __all__ = [
     "sweep_heads",
     "sweep_position_sets",
     "sweep_sets",
+    "trace_noise",
 ]
 
 __getattr__ = old_names(__name__)
