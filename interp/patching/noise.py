@@ -46,6 +46,7 @@ WINDOW = 10
 ROLES = ("first", "middle", "last", "next", "further", "end")
 """Tokens by their place: of the span the first, those between and the last; behind it the next, the
 further ones, and the prompt's last. A span of one token has only a last one."""
+DRAWS = 10
 PROMPTS = 8
 """Prompts whose clean values are in memory together."""
 
@@ -132,7 +133,7 @@ def trace_noise(
     window: int | None = None,
     by: By = "role",
     scale: float = 3.0,
-    draws: int = 10,
+    draws: int = DRAWS,
     groups: Sequence[str] = (),
     templates: Sequence[str] = (),
     seed: int = 0,
@@ -162,8 +163,8 @@ def trace_noise(
     Raises:
         UserError: a component or span that is not there, or any error of `interp.patching.patch`.
     """
-    if check_component(component, model) not in COMPONENTS:
-        raise UserError(f"noise is traced in {', '.join(COMPONENTS)}, not in {component!r}")
+    check_traced(component)
+    check_component(component, model)
     check_choice("by", by, get_args(By))
     draws, scale = whole_number("draws", draws, least=1), real_number("scale", scale)
     if scale <= 0:
@@ -226,6 +227,12 @@ def trace_noise(
         source="noise",
         metadata=noted,
     )
+
+
+def check_traced(component: str) -> None:
+    """Raise UserError for a component whose clean values are not put back into noised runs."""
+    if check_component(component) not in COMPONENTS:
+        raise UserError(f"noise is traced in {', '.join(COMPONENTS)}, not in {component!r}")
 
 
 def _windows(n_layers: int, component: str, window: int | None) -> list[UnitSet]:
