@@ -31,12 +31,12 @@ from interp.forward.trial import keeping_unhooked
 from interp.models.hooked_model import HookedModel
 from interp.patching.chunks import Chunk, first_position
 from interp.patching.edits import ActivationEdit
-from interp.patching.metrics import Metric, take_metrics
+from interp.patching.metrics import Metric, can_take, take_metrics
 from interp.patching.patch_inputs import PatchInputs
 from interp.patching.patch_source import recorded_values
 from interp.patching.result import PatchEffects
 from interp.patching.sweep import UnitSet, sweep_position_sets
-from interp.precision import widened
+from interp.precision import result_dtype, widened
 from interp.progress import progress_bar
 
 By = Literal["role", "position"]
@@ -47,40 +47,39 @@ ROLES = ("first", "middle", "last", "next", "further", "end")
 """Tokens by their place: of the span the first, those between and the last; behind it the next, the
 further ones, and the prompt's last. A span of one token has only a last one."""
 DRAWS = 10
-PROMPTS = 8
-"""Prompts whose clean values are in memory together."""
+ROWS = 16
+"""Draws of prompts that run together, with their clean values in memory."""
 
 
 @dataclass(frozen=True)
 class Noise:
-    """Draws of noise for the spans of some prompts.
+    """Noise for the rows of a batch, each a prompt and the number of a draw.
 
     Attributes:
-        at: Bool[prompt pos], the spans.
+        at: Bool[row pos], the spans.
         std: of the noise, absolute.
-        seed, draw: with a prompt's number they decide its noise, whatever runs beside it.
-        first: the number of the first prompt.
+        keys: of each row the prompt and the draw, which decide its noise with the seed, whatever
+            runs beside it.
     """
 
-    at: Bool[Tensor, "prompt pos"]
+    at: Bool[Tensor, "row pos"]
     std: float
-    seed: int
-    draw: int = 0
-    first: int = 0
+    keys: Sequence[tuple[int, int]]
+    seed: int = 0
 
-    def of(self, prompts: Sequence[int], shape: torch.Size) -> Float[Tensor, "prompt pos d_model"]:
-        """The noise on the embeddings of some prompts, which end with the batch.
+    def of(self, rows: Sequence[int], shape: torch.Size) -> Float[Tensor, "row pos d_model"]:
+        """The noise on the embeddings of some rows, which end with the batch.
 
         Args:
             shape: of the embeddings, from some position before all spans on.
         """
         found = torch.zeros(shape)
-        for row, prompt in enumerate(prompts):
-            state = np.random.SeedSequence([self.seed, self.draw, self.first + prompt])
+        for place, row in enumerate(rows):
+            state = np.random.SeedSequence([self.seed, *self.keys[row]])
             generator = torch.Generator().manual_seed(int(state.generate_state(1)[0]))
-            here = self.at[prompt, -shape[1] :].cpu()
+            here = self.at[row, -shape[1] :].cpu()
             noise = torch.randn(int(here.sum()), shape[2], generator=generator)
-            found[row, here] = self.std * noise
+            found[place, here] = self.std * noise
         return found
 
     def prepare(self, model: HookedModel, run: RecordedRun, chunk: Chunk) -> RecordedRun:
@@ -177,40 +176,18 @@ def trace_noise(
     first = first_position(at)
     std = scale * _embedding_std(model, batch, at)
     places = list(range(first, batch.width))
-    values = inputs.empty(model.cfg.n_layers, len(places))
-    corrupted = inputs.empty()
-    total = len(in_batches(range(len(batch)), PROMPTS)) * draws
-    with progress_bar(total=total, description="draws of noise", shown=progress) as bar:
-        for some in in_batches(range(len(batch)), PROMPTS):
-            index = inputs.index(some)
-            part = TokenBatch(batch.tokens[index], batch.mask[index])
-            where = (
-                torch.eye(batch.width, dtype=torch.bool)[places][:, None] & batch.mask[index].cpu()
-            )
-            # A prompt whose span begins later is the same in both runs before it.
-            edit = ActivationEdit(
-                part.mask & (torch.arange(batch.width, device=index.device) >= first),
-                recorded_values(model, part, component, first=first),
-                first=first,
-                component=component,  # type: ignore[arg-type]
-            )
-            summed = torch.zeros(len(some), 1 + model.cfg.n_layers, len(places))
-            for draw in range(draws):
-                noise = Noise(at[index], std, inputs.seed, draw, some[0])
-                summed += sweep_position_sets(
-                    model,
-                    part,
-                    edit,
-                    position_sets=where,
-                    sets=[(), *sets],
-                    metrics=take_metrics([metric], index),
-                    budget=inputs.budget,
-                    progress=False,
-                    prepare=partial(noise.prepare, model),
-                )[0]
-                bar.update(1)
-            mean = (summed / draws).to(values.dtype)
-            values[some], corrupted[some] = mean[:, 1:] - mean[:, :1], mean[:, 0, -1]
+    keys = [(prompt, draw) for prompt in range(len(batch)) for draw in range(draws)]
+    whole = not can_take([metric])  # a metric that sees all prompts has them all, draw by draw
+    keys.sort(key=lambda key: key[::-1] if whole else key)
+    shape = (len(batch), 1 + model.cfg.n_layers, len(places))
+    summed = torch.zeros(shape, dtype=result_dtype(model))
+    with progress_bar(total=len(keys), description="draws of noise", shown=progress) as bar:
+        for some in in_batches(keys, len(batch) if whole else ROWS):
+            found = _swept(inputs, at, component, first=first, sets=sets, keys=some, std=std)
+            summed.index_add_(0, torch.tensor([prompt for prompt, _ in some]), found)
+            bar.update(len(some))
+    mean = summed / draws
+    values, corrupted = mean[:, 1:] - mean[:, :1], mean[:, 0, -1]
     names, axis = tuple(map(str, places)), "position"
     if by == "role":
         values, names, axis = _by_role(values, batch, at, places), ROLES, "span"
@@ -227,6 +204,42 @@ def trace_noise(
         source="noise",
         metadata=noted,
     )
+
+
+def _swept(
+    inputs: PatchInputs,
+    at: Bool[Tensor, "prompt pos"],
+    component: str,
+    *,
+    first: int,
+    sets: Sequence[UnitSet],
+    keys: Sequence[tuple[int, int]],
+    std: float,
+) -> Float[Tensor, "row set place"]:
+    """The metric of some draws, with nothing put back, and with each set at each position."""
+    model, batch = inputs.model, inputs.clean
+    index = inputs.index([prompt for prompt, _ in keys])
+    part = TokenBatch(batch.tokens[index], batch.mask[index])
+    places = torch.arange(first, batch.width)
+    noise = Noise(at[index], std, keys, inputs.seed)
+    edit = ActivationEdit(
+        part.mask & (torch.arange(batch.width, device=index.device) >= first),
+        recorded_values(model, part, component, first=first),
+        first=first,
+        component=component,  # type: ignore[arg-type]
+    )
+    (found,) = sweep_position_sets(
+        model,
+        part,
+        edit,
+        position_sets=torch.eye(batch.width, dtype=torch.bool)[places][:, None] & part.mask.cpu(),
+        sets=[(), *sets],
+        metrics=take_metrics([inputs.metric], index),
+        budget=inputs.budget,
+        progress=False,
+        prepare=partial(noise.prepare, model),
+    )
+    return found
 
 
 def check_traced(component: str) -> None:
@@ -252,7 +265,7 @@ def _windows(n_layers: int, component: str, window: int | None) -> list[UnitSet]
 def _embedding_std(model: HookedModel, batch: TokenBatch, at: Tensor) -> float:
     """The standard deviation of what the first layer reads at the spans, over all its numbers."""
     found = []
-    for some in in_batches(range(len(batch)), PROMPTS):
+    for some in in_batches(range(len(batch)), ROWS):
         part = TokenBatch(batch.tokens[some], batch.mask[some])
         run = record_run(model, part, keep=(), plain=False)
         found.append(widened(run.resid_pre[0])[at[some][:, run.start :]])

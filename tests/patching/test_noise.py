@@ -64,7 +64,9 @@ def test_effects_are_those_of_whole_passes(
     for prompt, ids in enumerate(PROMPTS):
         offset = width - len(ids)
         draws = [
-            Noise(at, std, 0, draw).of([prompt], torch.Size([1, len(ids), model.cfg.d_model]))
+            Noise(at[[prompt]], std, [(prompt, draw)]).of(
+                [0], torch.Size([1, len(ids), model.cfg.d_model])
+            )
             for draw in (0, 1)
         ]
         base = sum(literal(model, prompt, noise, {}, 0) for noise in draws) / 2
@@ -103,6 +105,15 @@ def test_noise_does_not_depend_on_what_runs_beside_it(tiny_llama: HookedModel) -
     scale = 3.0 / ratio  # the same absolute noise
     again = trace_noise(tiny_llama, first, metric, SPANS[:1], scale=scale, **options)
     torch.testing.assert_close(again.values[0], both.values[0, :, -5:], rtol=1e-3, atol=1e-4)
+
+
+def test_a_metric_that_sees_all_prompts_gives_the_same(tiny_llama: HookedModel) -> None:
+    options: Any = {"draws": 2, "progress": False}
+    found = trace_noise(tiny_llama, BATCH, METRIC, SPANS, **options)
+    plain = trace_noise(tiny_llama, BATCH, lambda logits: METRIC(logits), SPANS, **options)
+    torch.testing.assert_close(
+        plain.values.nan_to_num(), found.values.nan_to_num(), rtol=1e-3, atol=1e-4
+    )
 
 
 def test_windows_are_those_of_the_paper() -> None:
