@@ -43,7 +43,8 @@ def lens_figure(
         scale = {"colorscale": [list(stop) for stop in SEQUENTIAL], "zmin": 0.0, "zmax": 1.0}
         title, bar = "probability", "probability of the likeliest token"
     else:
-        scale = centred(float(known.max(initial=0.0)) or 1.0)
+        # One outlier, mostly in the embedding's row, would leave all other cells pale.
+        scale = centred(float(np.quantile(known, 0.99)) if known.size else 1.0)
         title, bar = "logits", f"logits: {token_label(unit, longest=40)}"
     columns = list(range(start, start + n_positions))
     hover = [
