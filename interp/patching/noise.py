@@ -23,6 +23,7 @@ from torch import Tensor
 from interp.arguments import check_choice, pairs_of_numbers, real_number, whole_number
 from interp.checked import checked
 from interp.errors import UserError
+from interp.figures.theme import shown_token
 from interp.forward.batch import Prompts, Span, TokenBatch, in_batches
 from interp.forward.hook_points import as_units, check_component, hook_name
 from interp.forward.memory import Budget
@@ -36,6 +37,7 @@ from interp.patching.patch_inputs import PatchInputs
 from interp.patching.patch_source import recorded_values
 from interp.patching.result import PatchEffects
 from interp.patching.sweep import UnitSet, sweep_position_sets
+from interp.patching.unembedding import token_names
 from interp.precision import result_dtype, widened
 from interp.progress import progress_bar
 
@@ -150,7 +152,8 @@ def trace_noise(
         window: how many layers around each are put back together; by default 10 for ``attn_out``
             and ``mlp_out`` and 1 for the stream, as in the paper.
         by: ``role``: tokens by their place (`ROLES`), each put back alone, the mean over those of
-            a role; ``position``: each position, counted in the padded batch.
+            a role; ``position``: each position, counted in the padded batch, with the tokens' texts
+            where there is one prompt.
         scale: of the noise, in standard deviations of the spans' embeddings over all prompts.
         draws: of noise.
         groups, templates: of each prompt, for intervals.
@@ -188,7 +191,7 @@ def trace_noise(
             bar.update(len(some))
     mean = summed / draws
     values, corrupted = mean[:, 1:] - mean[:, :1], mean[:, 0, -1]
-    names, axis = tuple(map(str, places)), "position"
+    names, axis = _position_names(model, batch, places), "position"
     if by == "role":
         values, names, axis = _by_role(values, batch, at, places), ROLES, "span"
     noted = {"noise_std": f"{std:.6g}", "scale": f"{scale:g}", "draws": str(draws)}
@@ -246,6 +249,17 @@ def check_traced(component: str) -> None:
     """Raise UserError for a component whose clean values are not put back into noised runs."""
     if check_component(component) not in COMPONENTS:
         raise UserError(f"noise is traced in {', '.join(COMPONENTS)}, not in {component!r}")
+
+
+def _position_names(
+    model: HookedModel, batch: TokenBatch, places: Sequence[int]
+) -> tuple[str, ...]:
+    """The numbers of positions, and of a single prompt its tokens."""
+    if len(batch) > 1:
+        return tuple(map(str, places))
+    ids = batch.tokens[0, list(places)].tolist()
+    texts = token_names(model, batch.tokens)
+    return tuple(f"{place} {shown_token(texts[i])}" for place, i in zip(places, ids, strict=True))
 
 
 def _windows(n_layers: int, component: str, window: int | None) -> list[UnitSet]:
