@@ -97,7 +97,7 @@ def first_heads(result: HeadResult, count: int) -> list[Head]:
         return [(layer, head or 0) for layer, head in map(parse_node, named[:count])]
     table = result.to_dataframe()
     order = best_first(table["effect"].to_numpy(), by="absolute")[:count]
-    rows = table.iloc[order]
+    rows = table.take(order)
     return list(zip(rows["layer"].tolist(), rows["head"].tolist(), strict=True))
 
 

@@ -52,7 +52,7 @@ def circuit_graph(
         raise UserError(f"{unknown[0]} is not in the graph: draw more edges, or leave it out")
     marked = set(highlight)
     figure, largest = go.Figure(), float(edges["score"].abs().max()) or 1.0
-    rows = edges.iloc[edges["score"].abs().to_numpy().argsort(kind="stable")]  # large ones on top
+    rows = edges.take(edges["score"].abs().to_numpy().argsort(kind="stable"))  # large ones on top
     letters: dict[tuple[str, str, int], tuple[float, float, str]] = {}
     for row in rows.to_dict("records"):
         faded = bool(marked) and not marked & {row["writer"], row["node"]}
@@ -63,7 +63,7 @@ def circuit_graph(
             # Edges that arrive side by side share a letter.
             letters[row["node"], row["into"], round(5 * x)] = (x, y, row["into"])
     _add_letters(figure, list(letters.values()))
-    _add_nodes(figure, edges, places, marked)
+    _add_nodes(figure, edges, places, marked=marked)
     return _laid_out(figure, places, title)
 
 
@@ -137,7 +137,7 @@ def _curve(begin: tuple[float, float], end: tuple[float, float]) -> list[tuple[f
 
 def _add_edge(
     figure: go.Figure,
-    row: Mapping[str, Any],
+    row: Mapping[Any, Any],
     curve: Sequence[tuple[float, float]],
     *,
     largest: float,
@@ -179,6 +179,7 @@ def _add_nodes(
     figure: go.Figure,
     edges: pd.DataFrame,
     places: Mapping[str, tuple[float, float]],
+    *,
     marked: Collection[str],
 ) -> None:
     heads = [node for node in places if _NODE.fullmatch(node) and node.startswith("a")]

@@ -18,6 +18,7 @@ from torch import Tensor
 from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.figures.edges import contribution_bars
+from interp.figures.tables import where
 from interp.forward.batch import Prompts, TokenBatch
 from interp.forward.out_of_memory import over_parts
 from interp.forward.partial import record_run
@@ -79,9 +80,8 @@ class LogitAttribution(Displayed):
             mark: a component whose bar is framed; it is shown below the others if it is smaller.
         """
         table = self.to_dataframe()
-        return contribution_bars(
-            table[(table["rank"] <= n) | (table["component"] == mark)], mark=mark
-        )
+        shown = where(table, (table["rank"] <= n) | (table["component"] == mark))
+        return contribution_bars(shown, mark=mark)
 
     def _shown(self) -> Shown:
         text = (

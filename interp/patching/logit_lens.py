@@ -200,16 +200,20 @@ def _seen(model: HookedModel, batch: TokenBatch, tokens: Tensor) -> dict[str, Te
     check_unembedding(model, unembedded(model, last), widened(run.logits))
     shape = (*real.shape, n_tokens)
     return {
-        "logits": _placed(flat["logits"], real, shape, torch.nan),
-        "log_probabilities": _placed(flat["logs"], real, shape, torch.nan),
-        "ranks": _placed(ranks, real, shape, -1),
-        "top": _placed(top, real, shape[:3], -1),
-        "top_probability": _placed(sure, real, shape[:3], torch.nan),
+        "logits": _placed(flat["logits"], real, shape, missing=torch.nan),
+        "log_probabilities": _placed(flat["logs"], real, shape, missing=torch.nan),
+        "ranks": _placed(ranks, real, shape, missing=-1),
+        "top": _placed(top, real, shape[:3], missing=-1),
+        "top_probability": _placed(sure, real, shape[:3], missing=torch.nan),
     }
 
 
 def _placed(
-    values: Tensor, at: Bool[Tensor, "prompt layer pos"], shape: Sequence[int], missing: float | int
+    values: Tensor,
+    at: Bool[Tensor, "prompt layer pos"],
+    shape: Sequence[int],
+    *,
+    missing: float | int,
 ) -> Tensor:
     """Values of the real positions at their places, and ``missing`` in the padding."""
     found = values.new_full(tuple(shape), missing)

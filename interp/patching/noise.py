@@ -193,7 +193,7 @@ def trace_noise(
     values, corrupted = mean[:, 1:] - mean[:, :1], mean[:, 0, -1]
     names, axis = _position_names(model, batch, places), "position"
     if by == "role":
-        values, names, axis = _by_role(values, batch, at, places), ROLES, "span"
+        values, names, axis = _by_role(values, batch, at, places=places), ROLES, "span"
     noted = {"noise_std": f"{std:.6g}", "scale": f"{scale:g}", "draws": str(draws)}
     noted["window"] = str(max(map(len, sets)))
     return inputs.result(
@@ -290,6 +290,7 @@ def _by_role(
     values: Float[Tensor, "prompt layer place"],
     batch: TokenBatch,
     at: Bool[Tensor, "prompt pos"],
+    *,
     places: Sequence[int],
 ) -> Float[Tensor, "prompt layer role"]:
     """The mean over the tokens of each role; NaN for a role that a prompt does not have."""

@@ -17,6 +17,7 @@ from interp.arguments import as_path, listed, whole_number
 from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
+from interp.figures.tables import where
 from interp.figures.theme import shown_token
 from interp.files.documents import write_atomically
 from interp.forward.batch import TokenBatch
@@ -115,7 +116,7 @@ class HeadCard(Displayed):
             pattern=place("pattern", self.pattern.plot(), "Each row: where one token looks."),
             attended=_text(self.pattern.attended(10).drop(columns=["layer", "head"])),
             writing=place("writing", self.writing.plot(), "Less the mean over the vocabulary."),
-            written=_text(written[columns]),
+            written=_text(written.filter(items=columns)),
             attribution=place(
                 "attribution",
                 self.attribution.plot(mark=self.name),
@@ -232,7 +233,7 @@ def _effect_row(head: Head, result: Any) -> dict[str, Any] | None:
             )
     else:
         what = f"site {result.site}: logit difference"
-    row = table[(table["layer"] == head[0]) & (table["head"] == head[1])]
+    row = where(table, (table["layer"] == head[0]) & (table["head"] == head[1]))
     if row.empty:
         raise UserError(f"the results have no head {head_node(*head)}: they are of another model")
     return {"what": what, "of": len(table), **row.iloc[0].to_dict()}
@@ -245,11 +246,12 @@ def _edges_of(head: Head, edges: EdgeEffects, k: int) -> tuple[pd.DataFrame, pd.
         raise UserError(f"the edges have no head {node}: they are of another model")
     table = edges.to_dataframe()
     reading = {name for name in edges.graph.readers if node in nodes_of(edges.graph, name)}
-    into, out = table[table["reader"].isin(reading)], table[table["writer"] == node]
+    into = where(table, table["reader"].isin(reading))
+    out = where(table, table["writer"] == node)
     return into.head(k).reset_index(drop=True), out.head(k).reset_index(drop=True)
 
 
-def _effect_sentence(row: Mapping[str, Any]) -> str:
+def _effect_sentence(row: Mapping[Any, Any]) -> str:
     low, high = row["ci_low"], row["ci_high"]
     interval = "" if low != low else f" [{low:.3g}, {high:.3g}]"
     return (

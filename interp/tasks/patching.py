@@ -64,7 +64,8 @@ def patch_pairs(
     if isinstance(pairs, Pairs):
         pairs = encode_pairs(model.tokenizer, pairs, chat=chat, device=device_of(model))
     if options.get("source") == "noise":
-        return _traced(model, pairs, component, method, positions, metric, **options)
+        options |= {"component": component, "method": method, "metric": metric}
+        return _traced(model, pairs, positions=positions, **options)
     options |= {"component": component, "method": method, "groups": pairs.groups}
     options |= {"positions": positions_of(pairs, positions), "templates": pairs.templates}
     result = patch(model, pairs.clean, pairs.corrupted, metric_of(model, pairs, metric), **options)
@@ -81,6 +82,7 @@ def _with_resolution(result: PatchEffects, metric: str) -> PatchEffects:
 def _traced(
     model: HookedModel,
     pairs: EncodedPairs,
+    *,
     component: str,
     method: str,
     positions: str,
