@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from interp.models import load_model
     from interp.premises import filter_known, list_relations, load_premises, load_questions
     from interp.report.atlas import Atlas, atlas
+    from interp.report.head_card import HeadCard, head_card
     from probes.detector.detect import detect
 
 from interp.moved import keep_old_paths
@@ -58,6 +59,7 @@ __all__ = [
     "Constraint",
     "Evaluation",
     "ExpertConstraint",
+    "HeadCard",
     "HeadEffects",
     "HeadSet",
     "Intervention",
@@ -78,6 +80,7 @@ __all__ = [
     "filter_known",
     "from_hub",
     "generate",
+    "head_card",
     "heads",
     "interventions",
     "list_relations",
@@ -112,6 +115,7 @@ _HOMES = {
     "interp.models": ("load_model",),
     "interp.premises": ("filter_known", "list_relations", "load_premises", "load_questions"),
     "interp.report.atlas": ("Atlas", "atlas"),
+    "interp.report.head_card": ("HeadCard", "head_card"),
     "probes.detector.detect": ("detect",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

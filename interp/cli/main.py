@@ -105,10 +105,11 @@ def _run(name: str, words: list[str], console: Console) -> None:
 
         moelora(words, console)
     else:
-        from interp.cli import asking, circuit, commands, export, harness, options
+        from interp.cli import asking, card, circuit, commands, export, harness, options
 
         modules = {
             "ask": asking,
+            "card": card,
             "circuit": circuit,
             "detect": asking,
             "export": export,

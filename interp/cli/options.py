@@ -14,6 +14,7 @@ import tyro
 from interp.cli import summaries
 from interp.cli.config import from_config, take_config
 from interp.commands.ask import AskSettings
+from interp.commands.card import CardSettings
 from interp.commands.circuit import CircuitSettings
 from interp.commands.demo import DemoSettings
 from interp.commands.detect import DetectSettings
@@ -200,6 +201,20 @@ class CircuitOptions(PlanOptions, DtypeCheckOptions, EngineOptions, ModelOptions
 
 
 @dataclass(frozen=True)
+class CardOptions(ModelOptions, CardSettings):
+    """Options of ``interp card``."""
+
+    run: tyro.conf.Positional[Path] = Path("runs/locate")
+    """The run directory of `interp locate`, `interp patch` or `interp circuit`."""
+    head: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[LAYER.HEAD ...]")] = ()
+    """Heads as layer.head, such as 23.3; by default the first of the run."""
+    model: str | None = None  # type: ignore[assignment]
+    """By default the run's model; it must be the same, wherever it is read from."""
+    seed: int = 0
+    """Draws nothing; every command takes it."""
+
+
+@dataclass(frozen=True)
 class ReportOptions:
     """Options of ``interp report``."""
 
@@ -302,6 +317,7 @@ COMMANDS: dict[str, type] = {
     "ask": AskOptions,
     "patch": PatchOptions,
     "circuit": CircuitOptions,
+    "card": CardOptions,
     "atlas": AtlasOptions,
     "export": ExportOptions,
     "harness": HarnessOptions,

@@ -18,6 +18,7 @@ COMMANDS = {
     "ask": "Answer questions without and with a run's constraint, and show what it changed.",
     "patch": "Patch every unit of a component on pairs of clean and corrupted texts.",
     "circuit": "Score the edges between heads, MLPs and the logits, and run circuits of them.",
+    "card": "Write a page about each of some heads of a run: where it looks, what it writes.",
     "atlas": "Set run directories side by side: a page, a table with a row a run, a figure.",
     "export": "Write a directory to hand over: a run's constraint, its detector and a card, for "
     "plain transformers models.",

@@ -36,7 +36,8 @@ class PairSettings:
 
     pairs: str = "ioi"
     """ioi (indirect-object identification, made here), or a JSONL file: clean, corrupted, answer,
-    wrong_answer, perhaps spans, group and template."""
+    wrong_answer, perhaps spans, group and template; or a file of MIB's tasks (JSONL, CSV,
+    Parquet)."""
     metric: Metric = "logit_difference"
     """Of the answer against the wrong one, of the answer, or from the clean run's distribution."""
     keep: Keep = "all"

@@ -28,7 +28,6 @@ from interp.forward.hook_points import Component, check_component
 from interp.jobs import RUN_HERE, JobRunner, Shard
 from interp.models.hooked_model import HookedModel
 from interp.patching import PatchEffects
-from interp.patching.patch_source import PatchSource, check_patch_source
 from interp.patching.unit_effects import Method, check_method
 from interp.report.patch_page import render_patch
 from interp.runs.clock import one_moment
@@ -41,7 +40,7 @@ from interp.runs.resources import budget_entry, run_resources
 from interp.runs.shards import Engine, InProcess, digest_of, remove_shards
 from interp.statistics.significance import MINIMUM_GROUPS
 from interp.tasks import EncodedPairs
-from interp.tasks.patching import Where, patch_pairs, positions_of
+from interp.tasks.patching import Source, Where, check_source, patch_pairs, positions_of
 
 IDENTITY = "patch.json"
 SHARDS = Path("shards") / "patch"
@@ -65,10 +64,12 @@ class PatchSettings(PairSettings):
     units, exact patching verifies the first."""
     positions: Where = "all"
     """All positions at once, each alone, or each of the pairs' named spans."""
-    source: PatchSource = "run"
-    """Where patched values come from: the clean run, nothing, a mean, another prompt's run."""
+    source: Source = "run"
+    """Where patched values come from: the clean run, nothing, a mean, another prompt's run. noise:
+    noise on the embeddings of the clean texts' span subject, or their first, and clean states of
+    resid_post, mlp_out or attn_out put back, at each position or by the tokens' roles."""
     steps: int = 8
-    """Steps of ig."""
+    """Steps of ig; draws of noise."""
     top_k: int = 20
     """How many units screen verifies."""
 
@@ -77,7 +78,7 @@ class PatchSettings(PairSettings):
         check_choice("positions", self.positions, get_args(Where))
         check_component(self.component)
         check_method(self.method)
-        check_patch_source(self.source, self.component)
+        check_source(self.source, self.component, self.method)
         for name in ("steps", "top_k"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}: it must be at least 1")
@@ -86,8 +87,8 @@ class PatchSettings(PairSettings):
     def sliced(self) -> bool:
         """Whether prompts can be patched independently, in shards.
 
-        They cannot where values come from other prompts, where units are ranked over all prompts,
-        or where positions depend on the padding of the whole batch.
+        They cannot where values or the size of noise come from other prompts, where units are
+        ranked over all prompts, or where positions depend on the padding of the whole batch.
         """
         independent = self.source in ("run", "zero") and self.method != "screen"
         return independent and self.positions != "each"
@@ -118,7 +119,8 @@ def patch_run(
     """
     pairs, encoded = encoded_pairs(model, settings)
     check_component(settings.component, model)
-    positions_of(encoded, settings.positions)
+    if settings.source != "noise":  # which runs the clean texts alone
+        positions_of(encoded, settings.positions)
     identity = {**asdict(settings), **model_identity(model)}
     check_run(run, IDENTITY, identity)
     identity[PROMPTS] = digest_of(encoded.content())

@@ -12,6 +12,7 @@ from interp.evaluation.side_effects import SideEffects, neutral_sentences, side_
 from interp.evaluation.transfer import Transfer, leave_one_out, score_transfer
 from interp.inspection.attention import AttentionPattern, attention_pattern
 from interp.inspection.flow import InformationFlow, information_flow
+from interp.inspection.head_writing import HeadWriting, head_writing
 from interp.inspection.saliency import TokenSaliency, token_saliency
 from interp.inspection.uncertainty import Uncertainty, uncertainty
 from probes.detector.detect import detect_premises
@@ -21,6 +22,7 @@ __all__ = [
     "AnswerPair",
     "AttentionPattern",
     "Evaluation",
+    "HeadWriting",
     "InformationFlow",
     "Judge",
     "ModelJudge",
@@ -40,6 +42,7 @@ __all__ = [
     "detect_premises",
     "evaluate",
     "evaluate_questions",
+    "head_writing",
     "information_flow",
     "judge_by_words",
     "leave_one_out",

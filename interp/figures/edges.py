@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 from jaxtyping import Float
 
 from interp.figures.theme import (
+    INK,
     THEME,
     ZERO_LINE,
     cells,
@@ -58,19 +59,23 @@ def edge_heatmap(
     )
 
 
-def contribution_bars(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
+def contribution_bars(
+    table: pd.DataFrame, *, title: str | None = None, mark: str | None = None
+) -> go.Figure:
     """Contributions to a logit as bars, the largest on top.
 
     Args:
         table: columns ``component`` and ``logits``.
+        mark: the component whose bar is framed.
     """
     figure = go.Figure()
     values = table["logits"].tolist()
+    frame = [2.5 if name == mark else 0 for name in table["component"]]
     figure.add_bar(
         x=values,
         y=[label(name) for name in table["component"]],
         orientation="h",
-        **signed_bars(values),
+        marker={**signed_bars(values), "line": {"color": INK, "width": frame}},
         hovertemplate="<b>%{y}</b><br>%{x:.4g} logits<extra></extra>",
     )
     figure.update_xaxes(title_text="logits", **ZERO_LINE)

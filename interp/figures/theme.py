@@ -168,12 +168,17 @@ def whiskers(
     }
 
 
-def token_label(text: str, *, longest: int = 14) -> str:
-    """A token's text for a tick or a hover: escaped, with line ends and empty text made visible."""
+def shown_token(text: str, *, longest: int = 14) -> str:
+    """A token's text with line ends and empty text made visible, for a place that escapes it."""
     shown = text.replace("\r", "").replace("\n", "↵").strip(" ")
     if len(shown) > longest:
         shown = shown[: longest - 1] + "…"
-    return label(shown or ("␣" if text else "·"))
+    return shown or ("␣" if text else "·")
+
+
+def token_label(text: str, *, longest: int = 14) -> str:
+    """A token's text for a tick or a hover: `shown_token`, escaped."""
+    return label(shown_token(text, longest=longest))
 
 
 def label(text: Any) -> str:

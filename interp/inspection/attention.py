@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.arguments import pairs_of_numbers
+from interp.arguments import pairs_of_numbers, whole_number
 from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
@@ -24,7 +24,7 @@ from interp.forward.batch import Span, TokenBatch
 from interp.forward.hook_points import check_component, hook_name
 from interp.forward.partial import HookFunction, device_of, hooked, last_logits
 from interp.heads.headset import Head, HeadSet
-from interp.inspection.read_prompt import read_prompt
+from interp.inspection.read_prompt import ReadPrompt, read_prompt
 from interp.models.hooked_model import HookedModel
 from interp.models.versions import check_hooked
 from interp.patching.sweep import check_units
@@ -73,6 +73,32 @@ class AttentionPattern(Displayed):
             rows.append(row)
         return pd.DataFrame(rows)
 
+    def attended(self, k: int = 5, *, query: int = -1) -> pd.DataFrame:
+        """The ``k`` tokens that each head looks at most, from one position.
+
+        Columns: ``layer``, ``head``, ``rank``, ``position``, ``token``, ``attention`` (a share).
+
+        Args:
+            query: the position that looks, by default the last.
+
+        Raises:
+            UserError: no such position, or ``k`` below one.
+        """
+        k, query = whole_number("k", k, least=1), whole_number("query", query)
+        n = len(self.tokens)
+        if not -n <= query < n:
+            raise UserError(f"there is no position {query} in a prompt of {n} tokens")
+        shares, places = self.pattern[:, query].topk(min(k, query % n + 1))
+        rows = [
+            (*head, rank, place, self.tokens[place], share)
+            for head, of_head, where in zip(
+                self.heads, shares.tolist(), places.tolist(), strict=True
+            )
+            for rank, (share, place) in enumerate(zip(of_head, where, strict=True), start=1)
+        ]
+        columns = ["layer", "head", "rank", "position", "token", "attention"]
+        return pd.DataFrame(rows, columns=columns)
+
     def plot(self, *, start: int | None = None) -> go.Figure:
         """A heat map query × key for each head, spans marked.
 
@@ -120,14 +146,22 @@ def attention_pattern(
             prompt that ``read_prompt`` refuses.
     """
     check_hooked(model)
+    read = read_prompt(
+        model, prompt, false_object=false_object, opening=opening, chat=chat, system=system
+    )
+    return patterns_of(model, read, heads)
+
+
+@torch.no_grad()
+def patterns_of(
+    model: HookedModel, read: ReadPrompt, heads: HeadSet | Iterable[Head]
+) -> AttentionPattern:
+    """`attention_pattern` of a prompt that is in tokens already."""
     check_component("pattern", model)
     chosen = tuple(pairs_of_numbers("heads", heads))
     if not chosen:
         raise UserError("name at least one head, as (layer, head)")
     check_units(model, chosen)
-    read = read_prompt(
-        model, prompt, false_object=false_object, opening=opening, chat=chat, system=system
-    )
     seen: dict[int, Tensor] = {}
 
     def keep(layer: int) -> HookFunction:

@@ -16,7 +16,9 @@ from interp.patching.edges.result import EdgeEffects
 from interp.patching.edits import ActivationEdit, AttentionEdit
 from interp.patching.faithfulness import faithfulness_curve
 from interp.patching.logit_attribution import LogitAttribution, logit_attribution
+from interp.patching.logit_lens import LogitLens, logit_lens
 from interp.patching.metrics import KLDivergence, LogitDifference, LogProbability, Probability
+from interp.patching.noise import trace_noise
 from interp.patching.patch import patch, patch_heads
 from interp.patching.path import patch_paths
 from interp.patching.result import PatchEffects
@@ -34,6 +36,7 @@ __all__ = [
     "LogProbability",
     "LogitAttribution",
     "LogitDifference",
+    "LogitLens",
     "PatchEffects",
     "Probability",
     "RecordedRun",
@@ -48,6 +51,7 @@ __all__ = [
     "hooked",
     "last_logits",
     "logit_attribution",
+    "logit_lens",
     "patch",
     "patch_edge_sets",
     "patch_edges",
@@ -61,6 +65,7 @@ __all__ = [
     "sweep_heads",
     "sweep_position_sets",
     "sweep_sets",
+    "trace_noise",
 ]
 
 __getattr__ = old_names(__name__)

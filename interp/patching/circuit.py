@@ -18,12 +18,14 @@ raises the metric, as for a patching effect.
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -31,6 +33,7 @@ from torch import Tensor
 from interp.arguments import as_path, of_kind, whole_number
 from interp.checked import checked
 from interp.errors import UserError
+from interp.figures.circuit_graph import circuit_graph
 from interp.files.documents import write_atomically
 from interp.files.shape import Maybe, check_shape
 from interp.files.text import parse_json, read_text
@@ -148,6 +151,32 @@ class Circuit:
             return name in self.kept
         return name in _ALWAYS or self.score(name) != self.score(name)
 
+    def plot(
+        self, *, n: int = 100, highlight: Iterable[str] = (), title: str = "circuit"
+    ) -> go.Figure:
+        """The circuit's edges as a graph by layers.
+
+        Args:
+            n: at most so many edges, those with the largest absolute scores.
+            highlight: names of nodes to mark, such as ``a3.h1``.
+
+        Raises:
+            UserError: a circuit without edges, or a node to mark that is in none of those drawn.
+        """
+        found = []
+        for name, edge in (self.edges or {}).items():
+            kept, score = (edge, None) if isinstance(edge, bool) else _kept_and_score(edge)
+            if kept:
+                writer, _, reader = name.partition("->")
+                node, _, into = reader.partition("<")
+                found.append((writer, node, into.rstrip(">"), reader, score or 0.0))
+        if not found:
+            raise UserError("the circuit has no edges to draw: EdgeEffects.circuit(n) has them")
+        found.sort(key=lambda row: -abs(row[4]))
+        n = whole_number("n", n, least=1)
+        table = pd.DataFrame(found[:n], columns=["writer", "node", "into", "reader", "score"])
+        return circuit_graph(table, metric="score", title=title, highlight=set(highlight))
+
     def to_json(self, *, edges: bool = False) -> dict[str, Any]:
         """The circuit in EAP-IG's format.
 
@@ -205,6 +234,11 @@ class Circuit:
             return _read(parse_json(read_text(path)))
         except UserError as error:
             raise UserError(f"{path} is not a circuit: {error}") from error
+
+
+def _kept_and_score(edge: Mapping[str, Any]) -> tuple[bool, float | None]:
+    score = edge.get("score")
+    return bool(edge.get("in_graph", False)), None if score is None else float(score)
 
 
 def _read(content: Any) -> Circuit:

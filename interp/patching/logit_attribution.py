@@ -17,8 +17,8 @@ from torch import Tensor
 
 from interp.checked import checked
 from interp.display import Displayed, Shown
-from interp.errors import UserError
 from interp.figures.edges import contribution_bars
+from interp.figures.tables import where
 from interp.forward.batch import Prompts, TokenBatch
 from interp.forward.out_of_memory import over_parts
 from interp.forward.partial import record_run
@@ -29,7 +29,8 @@ from interp.models.model_check import require
 from interp.patching.edges.frozen_norm import FrozenNorm
 from interp.patching.edges.graph import EdgeGraph
 from interp.patching.edges.layer_parts import LayerParts, find_parts, is_parallel
-from interp.precision import agrees, dtype_of, result_dtype, widened
+from interp.patching.unembedding import check_unembedding, checked_tokens, unembedding
+from interp.precision import result_dtype, widened
 
 KEPT = ("z", "attn_out", "mlp_out", "resid_post")
 REST = "rest"
@@ -72,9 +73,15 @@ class LogitAttribution(Displayed):
             }
         )
 
-    def plot(self, *, n: int = 20) -> Any:
-        """Bars of the ``n`` largest components."""
-        return contribution_bars(self.to_dataframe().head(n))
+    def plot(self, *, n: int = 20, mark: str | None = None) -> Any:
+        """Bars of the ``n`` largest components.
+
+        Args:
+            mark: a component whose bar is framed; it is shown below the others if it is smaller.
+        """
+        table = self.to_dataframe()
+        shown = where(table, (table["rank"] <= n) | (table["component"] == mark))
+        return contribution_bars(shown, mark=mark)
 
     def _shown(self) -> Shown:
         text = (
@@ -101,7 +108,7 @@ def logit_attribution(
     """
     prompts = batch_for(model, batch)
     require(model, "residual")
-    wanted = _tokens(model, tokens, len(prompts))
+    wanted = checked_tokens(model, tokens, len(prompts))
     parts = find_parts(model, prompts)
     graph = EdgeGraph.of(model, parallel=is_parallel(parts))
 
@@ -113,11 +120,7 @@ def logit_attribution(
     found = torch.cat(list(over_parts(prompts, attributed, batch_tokens=passes))).cpu()
     dtype = result_dtype(model)
     values, logits = found[:, :-1].to(dtype), found[:, -1].to(dtype)
-    if not agrees(values.sum(dim=1), logits, dtype_of(model)):
-        raise UserError(
-            "the logits of this model are not a norm and an unembedding of its residual stream "
-            "(it caps or scales them): its components cannot be told apart"
-        )
+    check_unembedding(model, values.sum(dim=1), logits)
     return LogitAttribution(values, (*graph.writers, REST), logits, wanted)
 
 
@@ -137,29 +140,9 @@ def _attributed(
     norm = FrozenNorm(model.ln_final, end)
     normed = torch.stack([norm.part(written[:, i]) for i in range(written.shape[1])], dim=1)
     normed[:, -1] += norm.bias
-    weight, bias = _unembedding(model)
+    weight, bias = unembedding(model)
     columns = widened(weight)[tokens]  # [prompt token d_model]
     found = torch.einsum("pcd,ptd->pct", normed.squeeze(2), columns)
     if bias is not None:
         found[:, -1] += widened(bias)[tokens]
     return torch.cat([found, widened(run.logits).gather(1, tokens)[:, None]], dim=1)
-
-
-def _unembedding(model: HookedModel) -> tuple[Float[Tensor, "d_vocab d_model"], Tensor | None]:
-    """The unembedding's weight and bias."""
-    module = model.original_model.get_output_embeddings()
-    if hasattr(module, "weight"):
-        return module.weight, getattr(module, "bias", None)
-    return model.W_U.T, model.b_U  # TransformerLens 3
-
-
-def _tokens(model: HookedModel, tokens: Any, n_prompts: int) -> Int[Tensor, "prompt token"]:
-    found = torch.as_tensor(tokens).cpu()
-    found = found[:, None] if found.ndim == 1 else found
-    if found.ndim != 2 or len(found) != n_prompts or found.is_floating_point():
-        raise UserError(
-            f"tokens are one or more for each of the {n_prompts} prompts, not {list(found.shape)}"
-        )
-    if found.numel() == 0 or int(found.min()) < 0 or int(found.max()) >= model.cfg.d_vocab:
-        raise UserError(f"the vocabulary has tokens 0 to {model.cfg.d_vocab - 1}")
-    return found

@@ -72,7 +72,7 @@ class PatchEffects(Displayed):
         component: what was patched: "z", "q", "mlp_out", …
         method: how: "exact", "attribution", "ig", …
         metric: the metric's name, and so the unit of the effects.
-        source: where patched values came from: "run", "zero", "mean" or "resample".
+        source: where patched values came from: "run", "zero", "mean", "resample", or "noise".
         labels: names along an axis, such as spans; an axis without is counted from zero.
         groups: of each prompt, what is resampled together; by default each prompt its own.
         templates: of each prompt; empty text by default.
@@ -334,13 +334,14 @@ class PatchEffects(Displayed):
         Raises:
             UserError: axes for which there is no figure.
         """
+        how = "put back into noised runs" if self.source == "noise" else self.method
         return result_figure(
             self.group_mean,
             self.to_dataframe(),
             names={axis: self._names(axis) for axis in self.axes[1:]},
             component=self.component,
             metric=self.metric,
-            title=title or f"{self.component}, {self.method}",
+            title=title or f"{self.component}, {how}",
             fdr=fdr,
         )
 

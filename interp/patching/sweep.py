@@ -17,7 +17,7 @@ Values are the metrics of the edited run, not differences. Subtract only metrics
 an empty set of units gives them, and ``sweep_effects`` subtracts them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -41,7 +41,14 @@ from interp.models.hooked_model import HookedModel
 from interp.models.versions import check_hooked
 from interp.moved import old_names
 from interp.patching.checks import attempts
-from interp.patching.chunks import DemandAt, first_position, row_demand, run_chunks, take_chunk
+from interp.patching.chunks import (
+    Chunk,
+    DemandAt,
+    first_position,
+    row_demand,
+    run_chunks,
+    take_chunk,
+)
 from interp.patching.edits import ActivationEdit, HeadEdit, check_edit, rows_of_units
 from interp.patching.metrics import Metric, apply_metric, narrow_metrics
 from interp.precision import result_dtype
@@ -119,12 +126,15 @@ def sweep_position_sets(
     budget: int | Budget | None = None,
     progress: bool = True,
     description: str = "units",
+    prepare: Callable[[RecordedRun, Chunk], RecordedRun] | None = None,
 ) -> Float[Tensor, "metric prompt set position_set"]:
     """Edit each set of units at each of several sets of positions; see ``sweep_sets``.
 
     Args:
         position_sets: positions to edit in place of ``edit.changed``; a prompt in which a set is
             empty gets NaN there. The later a set begins, the less is run again.
+        prepare: makes the run that is edited from that of the prompts, which begins where the first
+            position is edited.
     """
     check_edit(edit)
     batch, component = batch_for(model, batch, "batch"), edit.component
@@ -170,6 +180,7 @@ def sweep_position_sets(
                     start = first_position(at.any(dim=0))
                     points = chunk.edit.hook_points
                     run = record_run(model, chunk.batch, start=start, keep=keep, edits=points)
+                    run = run if prepare is None else prepare(run, chunk)
                     found = sweep.measure(run, chunk.edit, at, metrics=chunk.metrics)
                     values[:, prompts] = found.cpu()
 

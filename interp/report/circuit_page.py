@@ -14,6 +14,8 @@ from interp.patching import EdgeEffects
 from interp.report.page import PlacedFigure, dtype_sentence, manifest_rows, render_page
 
 MAX_ROWS = 100
+MAX_DRAWN = 60
+"""Edges of the graph, about."""
 CURVE = (
     *("proportion", "n_edges", "faithfulness", "ci_low", "ci_high"),
     *("random_mean", "random_low", "random_high"),
@@ -70,11 +72,21 @@ def render_circuit(
         setting=f"edges by {found.method}",
         sentences=[*circuit_sentences(summary), *([dtype] if dtype else [])],
         map=PlacedFigure.place("edges", found.plot(), "Mean scores of edges, writers and readers."),
+        graph=_graph(found, summary["by"]),
         curve=curve,
         edges=shown_edges(table),
         n_edges=summary["n_edges"],
         manifest=manifest_rows(manifest),
     )
+
+
+def _graph(found: EdgeEffects, by: Any) -> PlacedFigure | None:
+    """The graph of the first edges; None where no path leads to the logits."""
+    try:
+        figure = found.plot(kind="graph", n=MAX_DRAWN, by=by)
+    except UserError:
+        return None
+    return PlacedFigure.place("graph", figure, "The paths of the first edges, by layer.")
 
 
 def circuit_sentences(summary: Mapping[str, Any]) -> list[str]:

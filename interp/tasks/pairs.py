@@ -15,6 +15,7 @@ Prompts of one ``group`` are not independent and are resampled together; ``templ
 form of the sentence.
 """
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -23,7 +24,11 @@ from typing import Any
 from interp.arguments import check_choice, shown
 from interp.checked import checked
 from interp.errors import UserError, errors_in
+from interp.files.row_files import READERS, SUFFIXES
 from interp.files.text import read_json_lines
+from interp.tasks.mib import is_mib, pair_fields
+
+logger = logging.getLogger(__name__)
 
 Span = tuple[int, int]
 """Characters [start, end) of a text."""
@@ -121,20 +126,48 @@ class Pairs:
 
 
 @checked
-def read_pairs(path: str | Path, *, limit: int | None = None) -> Pairs:
-    """Read a file of pairs; empty lines are passed over.
+def read_pairs(
+    path: str | Path, *, limit: int | None = None, counterfactual: str | None = None
+) -> Pairs:
+    """Read a file of pairs, or of one of MIB's tasks (`interp.tasks.mib`); empty lines are skipped.
+
+    Args:
+        path: JSON lines; a JSON list, CSV or Parquet by its ending.
+        limit: only the first so many pairs.
+        counterfactual: of MIB's tasks, the column with the corrupted prompt; by default the task's.
 
     Raises:
         UserError: no such file, or a line that is not a pair; the message names the line.
     """
     path = Path(path)
     pairs: list[Pair] = []
-    for number, content in read_json_lines(path):
+    left_out = 0
+    for number, content in _rows(path):
         if limit is not None and len(pairs) >= limit:
             break
         with errors_in(f"{path}, line {number}"):
-            pairs.append(_pair_of(content))
+            fields_of = pair_fields(content, counterfactual) if is_mib(content) else content
+            if fields_of is None:
+                left_out += 1
+            else:
+                pairs.append(_pair_of(fields_of))
+    if left_out:
+        logger.warning(
+            "%s: %d rows have no counterfactual with another answer; they are left out",
+            path,
+            left_out,
+        )
     return Pairs(tuple(pairs), str(path))
+
+
+def _rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """The number and content of each row, by the file's ending."""
+    suffix = path.suffix.lower()
+    if suffix == ".jsonl" or suffix not in SUFFIXES:
+        yield from read_json_lines(path)
+        return
+    with errors_in(str(path)):
+        yield from READERS[suffix](path)
 
 
 def _pair_of(content: Any) -> Pair:

@@ -17,13 +17,19 @@ from interp.patching import (
     PatchEffects,
     Probability,
     patch,
+    trace_noise,
 )
 from interp.patching.alignment import Positions
+from interp.patching.noise import DRAWS, check_traced
+from interp.patching.patch_source import PatchSource, check_patch_source
 from interp.tasks.encoding import EncodedPairs, encode_pairs
 from interp.tasks.pairs import Pairs
 
 Metric = Literal["logit_difference", "probability", "log_probability", "kl"]
 Where = Literal["all", "each", "spans"]
+Source = Literal[PatchSource, "noise"]
+NOISED = "subject"
+"""The span whose embeddings are noised; without one of this name, the first."""
 
 
 @checked
@@ -47,20 +53,76 @@ def patch_pairs(
             ``log_probability`` of the answer, or ``kl`` (nats, from the clean run's distribution;
             there an effect below zero brings the run closer to the clean one).
         chat: put texts into the model's chat template; for pairs that are not encoded yet.
-        options: of ``interp.patching.patch`` (``source``, ``steps``, ``budget``, …).
+        options: of ``interp.patching.patch`` (``source``, ``steps``, ``budget``, …). The source
+            ``noise`` is `interp.patching.trace_noise`: noise on the span ``subject`` of the clean
+            texts, or on their first span, ``steps`` draws of it, and clean states put back, at
+            ``each`` position or by the tokens' roles.
 
     Raises:
         UserError: unknown names, or any error of ``interp.patching.patch``.
     """
     if isinstance(pairs, Pairs):
         pairs = encode_pairs(model.tokenizer, pairs, chat=chat, device=device_of(model))
+    if options.get("source") == "noise":
+        options |= {"component": component, "method": method, "metric": metric}
+        return _traced(model, pairs, positions=positions, **options)
     options |= {"component": component, "method": method, "groups": pairs.groups}
     options |= {"positions": positions_of(pairs, positions), "templates": pairs.templates}
     result = patch(model, pairs.clean, pairs.corrupted, metric_of(model, pairs, metric), **options)
+    return _with_resolution(result, metric)
+
+
+def _with_resolution(result: PatchEffects, metric: str) -> PatchEffects:
     if metric == "probability":
         # p(1 − p) ≤ 1/4: a rounding of the logits moves a probability by a quarter of it at most.
         return replace(result, resolution=result.resolution / 4)
     return result
+
+
+def _traced(
+    model: HookedModel,
+    pairs: EncodedPairs,
+    *,
+    component: str,
+    method: str,
+    positions: str,
+    metric: str,
+    **options: Any,
+) -> PatchEffects:
+    """Effects of clean states in runs with noise on a span; see ``patch_pairs``."""
+    check_source("noise", component, method)
+    check_choice("positions", positions, get_args(Where))
+    if not pairs.spans:
+        raise UserError(
+            'noise needs a span to put it on: add "spans" to every line, such as '
+            '{"subject": [0, 5]}'
+        )
+    noised = pairs.spans[NOISED if NOISED in pairs.spans else next(iter(pairs.spans))]
+    kept = {name: options[name] for name in ("seed", "budget", "progress") if name in options}
+    result = trace_noise(
+        model,
+        pairs.clean,
+        metric_of(model, pairs, metric),
+        noised[0],
+        component=component,
+        by="position" if positions == "each" else "role",
+        draws=options.get("steps", DRAWS),
+        groups=pairs.groups,
+        templates=pairs.templates,
+        **kept,
+    )
+    return _with_resolution(result, metric)
+
+
+def check_source(source: str, component: str, method: str) -> None:
+    """Raise UserError for an unknown source, or one that component or method cannot have."""
+    check_choice("source", source, get_args(Source))
+    if source != "noise":
+        check_patch_source(source, component)
+        return
+    check_traced(component)
+    if method != "exact":
+        raise UserError(f"noise is traced by method 'exact', not {method!r}")
 
 
 def positions_of(pairs: EncodedPairs, positions: str) -> Positions:

@@ -16,6 +16,7 @@ from interp.cli.moelora import parse as parse_moelora
 from interp.cli.options import COMMANDS, LocateOptions, PatchOptions, parse
 from interp.commands.analyze import AnalyzeSettings
 from interp.commands.ask import AskSettings
+from interp.commands.card import CardSettings
 from interp.commands.circuit import CircuitSettings
 from interp.commands.compare import ComparedMethods
 from interp.commands.demo import DemoSettings
@@ -40,6 +41,7 @@ SETTINGS: dict[type, str] = {
     ProbeSettings: "probe",
     PatchSettings: "patch",
     CircuitSettings: "circuit",
+    CardSettings: "card",
     TrainingSettings: "train",
     ComparedMethods: "compare",
     AnalyzeSettings: "analyze",

@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from interp.errors import UserError
+from interp.files.row_files import parquet_rows
 from interp.moelora.data.formats import ColumnMapping
-from interp.moelora.data.reading import _parquet_rows, read_examples
+from interp.moelora.data.reading import read_examples
 from interp.moelora.data.sources import load_examples, load_split
 
 GOOD = {"prompt": "Which river?", "answer": "Nile"}
@@ -304,6 +305,6 @@ def test_narrow_floats_keep_their_own_digits(tmp_path: Path) -> None:
     path = tmp_path / "data.parquet"
     columns = {"prompt": ["a", "b"], "answer": pa.array([0.1, None], pa.float32())}
     pq.write_table(pa.table(columns), path)
-    (_, first), (_, second) = _parquet_rows(path)
+    (_, first), (_, second) = parquet_rows(path)
     assert first["answer"] == 0.1
     assert second["answer"] is None

@@ -22,6 +22,7 @@ import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
 from interp.errors import UserError
+from interp.files.row_files import SUFFIXES
 from interp.moelora.data.encoding import (
     EncodedExample,
     TooLong,
@@ -31,7 +32,7 @@ from interp.moelora.data.encoding import (
 )
 from interp.moelora.data.examples import Example
 from interp.moelora.data.formats import ColumnMapping
-from interp.moelora.data.reading import SUFFIXES, read_examples
+from interp.moelora.data.reading import read_examples
 from interp.premises.registry import data_dir
 
 Split = Literal["train", "test"]

@@ -1,11 +1,11 @@
 """The result of patching edges: a score for each writer and reader, per prompt."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,7 @@ from torch import Tensor
 from interp.arguments import as_path, check_choice, listed, of_kind, whole_number
 from interp.display import Displayed, Shown
 from interp.errors import UserError
+from interp.figures.circuit_graph import circuit_graph
 from interp.figures.edges import edge_heatmap
 from interp.files.shape import check_shape
 from interp.files.tensor_file import read_tensors, write_tensors
@@ -24,10 +25,12 @@ from interp.files.tensors import check_tensors
 from interp.patching.circuit import Circuit
 from interp.patching.edges.circuit_of_edges import circuit_of_edges
 from interp.patching.edges.graph import Edge, EdgeGraph
+from interp.patching.edges.graph_figure import drawn_edges, marked_nodes
 from interp.patching.edges.selection import Select, greedy_order, top_order
 from interp.patching.effect_arrays import By, correlations
 from interp.statistics.significance import MINIMUM_GROUPS, effect_statistics, group_means
 
+Kind = Literal["heatmap", "graph"]
 INTERVALS = 1000
 """Edges for which a table has intervals, the largest first."""
 _TEXTS = ("method", "metric")
@@ -175,14 +178,30 @@ class EdgeEffects(Displayed):
         pearson, spearman = correlations(x[both], y[both])
         return {"pearson": pearson, "spearman": spearman, "n": int(both.sum())}
 
-    def plot(self, *, n: int = 40, title: str | None = None) -> go.Figure:
-        """A heat map of writers × readers, of those with the largest absolute scores.
+    def plot(
+        self,
+        *,
+        kind: Kind = "heatmap",
+        n: int = 40,
+        by: By = "absolute",
+        highlight: Iterable[str | tuple[int, int]] = (),
+        title: str | None = None,
+    ) -> go.Figure:
+        """The edges with the largest scores, as a heat map or as a graph by layers.
 
         Args:
-            n: at most so many writers, and so many readers.
+            kind: ``heatmap``, writers × readers, or ``graph``: the paths of the first edges.
+            n: at most so many writers, and so many readers; of a graph, about so many edges on
+                paths from the input to the logits.
+            by: which edges a graph has, by ``absolute`` or ``signed`` score.
+            highlight: nodes of a graph to mark, as ``a3.h1`` or (layer, head).
         """
         n = whole_number("n", n, least=1)
         title = title or f"edges, {self.method}"
+        if check_choice("kind", kind, get_args(Kind)) == "graph":
+            edges = drawn_edges(self.to_dataframe(by=by), self.graph, n)
+            marked = marked_nodes(highlight)
+            return circuit_graph(edges, metric=self.metric, title=title, highlight=marked)
         return edge_heatmap(
             self.mean,
             self.graph.writers,

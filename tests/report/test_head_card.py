@@ -1,0 +1,106 @@
+"""A card of the planted head says what was planted, and shows what its results say."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import interp
+from interp.errors import UserError
+from interp.models import HookedModel
+from interp.patching import LogitDifference, PatchEffects, patch_edges
+from tests.conftest import READER, WRITER
+
+TEXT = "Why is city3 the capital of land5 ?"
+
+
+def effects_of(model: HookedModel, head: tuple[int, int]) -> PatchEffects:
+    values = torch.zeros(8, model.cfg.n_layers, model.cfg.n_heads)
+    values[:, head[0], head[1]] = torch.linspace(1.0, 3.0, 8)
+    return PatchEffects(
+        values=values,
+        axes=("prompt", "layer", "head"),
+        corrupted=torch.zeros(8),
+        component="z",
+        method="exact",
+        metric="logit_difference",
+    )
+
+
+def test_the_card_of_the_planted_reader(planted: HookedModel, tmp_path: Path) -> None:
+    card = interp.head_card(
+        planted,
+        READER,
+        TEXT,
+        chat=False,
+        answers=("land5", "land3"),
+        results=[effects_of(planted, READER)],
+        k=4,
+    )
+    row = card.effects.iloc[0]
+    assert (row["effect"], row["rank"], row["of"]) == (pytest.approx(2.0), 1, 12)
+    assert row["ci_low"] > 1
+    assert card.pattern.attended(1)["token"].tolist() == [" land5"]
+    assert card.writing.to_dataframe()["promoted"][0] == "land5"
+    parts = dict(zip(card.attribution.components, card.attribution.difference()[0], strict=True))
+    assert float(parts["a1.h2"]) == pytest.approx(10, abs=0.5)
+    sentences = " ".join(card.sentences())
+    assert "looks most at “land5”" in sentences
+    assert "promotes “land5”" in sentences
+    page = card.save(tmp_path / "card.html").read_text(encoding="utf-8")
+    assert "a1.h2 of planted" in page
+    assert "What it writes" in page
+    assert 'id="edges"' not in page
+    assert "promotes" in card._repr_html_()
+
+
+def test_edges_are_those_of_the_head_and_of_its_group(tiny_llama: HookedModel) -> None:
+    clean, corrupted = [[5, 9, 7, 8]], [[5, 9, 4, 8]]
+    metric = LogitDifference(torch.tensor([3]), torch.tensor([14]))
+    edges = patch_edges(tiny_llama, clean, corrupted, metric, method="eap")
+    card = interp.head_card(tiny_llama, (2, 3), "Why is Paris?", chat=False, results=[edges], k=50)
+    assert card.edges_in is not None
+    assert card.edges_out is not None
+    # Head 3 of four reads through its own query, and the keys and values of group 1 of two.
+    assert set(card.edges_in["reader"]) == {"a2.h3<q>", "a2.h1<k>", "a2.h1<v>"}
+    assert set(card.edges_out["writer"]) == {"a2.h3"}
+    assert set(card.edges_out["reader"]) == {"m2", "logits"}
+    assert card.effects.empty
+    assert 'id="edges"' in card.to_html()
+
+
+@pytest.mark.parametrize("markup", ["<b>&amp;", "</script><i>"])
+def test_text_never_becomes_markup(markup: str, tiny_llama: HookedModel) -> None:
+    page = interp.head_card(tiny_llama, (0, 1), f"Why is {markup} here?", chat=False).to_html()
+    body = page[page.index("<main>") :]
+    assert markup not in body.split("<script")[0]
+
+
+@pytest.mark.parametrize(
+    ("head", "options", "message"),
+    [
+        ((9, 0), {}, "does not exist"),
+        ((0, 0), {"answers": ("",)}, "empty"),
+        ((0, 0), {"answers": (10**6,)}, "vocabulary"),
+        ((0, 0), {"k": 0}, "k"),
+    ],
+)
+def test_bad_arguments_are_told(
+    head: tuple[int, int], options: Any, message: str, planted: HookedModel
+) -> None:
+    with pytest.raises(UserError, match=message):
+        interp.head_card(planted, head, TEXT, chat=False, **options)
+
+
+def test_results_of_another_model_are_told(planted: HookedModel, tiny_llama: HookedModel) -> None:
+    small = PatchEffects(
+        values=torch.zeros(8, 1, 1),
+        axes=("prompt", "layer", "head"),
+        corrupted=torch.zeros(8),
+        component="z",
+        method="exact",
+        metric="logit_difference",
+    )
+    with pytest.raises(UserError, match="another model"):
+        interp.head_card(planted, (*WRITER[:1], 3), TEXT, chat=False, results=[small])
