@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -28,6 +27,7 @@ from interp.files.shape import Maybe, check_shape
 from interp.files.tensor_file import read_tensor_file, write_tensor_file
 from interp.files.tensors import check_tensors
 from interp.files.text import read_json_object
+from interp.lazy import pd
 from interp.models.hooked_model import HookedModel
 from probes.activation_reader import DEFAULT_BATCH_TOKENS, read_activations
 from probes.detector.calibration import CALIBRATION_SHAPE, Calibration

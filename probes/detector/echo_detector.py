@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Float
 
 from interp.display import Shown
@@ -21,6 +20,7 @@ from interp.files.documents import write_json
 from interp.files.shape import check_shape
 from interp.files.text import read_json_object
 from interp.heads.headset import HeadSet
+from interp.lazy import pd
 from interp.models.hooked_model import HookedModel
 from probes.detector.calibration import CALIBRATION_SHAPE, Calibration
 from probes.detector.detections import Detection
