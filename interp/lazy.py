@@ -43,13 +43,14 @@ if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
     import plotly.io as pio
-    from plotly import subplots
+    from plotly import offline, subplots
     from rich import table as rich_tables
     from rich import text as rich_texts
 else:
     pd = LazyPackage("pandas")
     go = LazyPackage("plotly.graph_objects")
     pio = LazyPackage("plotly.io")
+    offline = LazyPackage("plotly.offline")
     subplots = LazyPackage("plotly.subplots")
     rich_tables = LazyPackage("rich.table")
     rich_texts = LazyPackage("rich.text")

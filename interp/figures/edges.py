@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
-import plotly.graph_objects as go
 from jaxtyping import Float
 
 from interp.figures.theme import (
@@ -16,6 +14,7 @@ from interp.figures.theme import (
     label,
     signed_bars,
 )
+from interp.lazy import go, pd
 
 
 def edge_heatmap(
@@ -26,7 +25,7 @@ def edge_heatmap(
     n: int,
     metric: str,
     title: str,
-) -> go.Figure:
+) -> "go.Figure":
     """Scores of edges, y = writer, x = reader, in the order in which they run.
 
     Args:
@@ -58,7 +57,7 @@ def edge_heatmap(
     )
 
 
-def contribution_bars(table: pd.DataFrame, *, title: str | None = None) -> go.Figure:
+def contribution_bars(table: "pd.DataFrame", *, title: str | None = None) -> "go.Figure":
     """Contributions to a logit as bars, the largest on top.
 
     Args:

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import plotly.graph_objects as go
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -20,6 +18,7 @@ from interp.figures.edges import edge_heatmap
 from interp.files.shape import check_shape
 from interp.files.tensor_file import read_tensors, write_tensors
 from interp.files.tensors import check_tensors
+from interp.lazy import go, pd
 from interp.patching.circuit import Circuit
 from interp.patching.edges.circuit_of_edges import circuit_of_edges
 from interp.patching.edges.graph import EdgeGraph
@@ -96,7 +95,7 @@ class EdgeEffects(Displayed):
         mean = self.mean.ravel()
         return best_first(mean, by=by)[: len(mean) - int(np.isnan(mean).sum())]
 
-    def to_dataframe(self, n: int | None = None, *, by: By = "absolute") -> pd.DataFrame:
+    def to_dataframe(self, n: int | None = None, *, by: By = "absolute") -> "pd.DataFrame":
         """One row an edge, largest absolute score first.
 
         Columns: ``writer``, ``reader``, ``score`` (mean over groups), ``ci_low`` and ``ci_high``
@@ -154,7 +153,7 @@ class EdgeEffects(Displayed):
         pearson, spearman = correlations(x[both], y[both])
         return {"pearson": pearson, "spearman": spearman, "n": int(both.sum())}
 
-    def plot(self, *, n: int = 40, title: str | None = None) -> go.Figure:
+    def plot(self, *, n: int = 40, title: str | None = None) -> "go.Figure":
         """A heat map of writers × readers, of those with the largest absolute scores.
 
         Args:
