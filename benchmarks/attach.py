@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import torch
 from measuring import PeakMemory
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 import interp
 from interp.attached import attach
@@ -194,7 +194,10 @@ def _fixed(plain: Plain, texts: list[str]) -> None:
 
 @torch.no_grad()
 def _prefill(model: Any, batch: dict[str, torch.Tensor]) -> None:
-    model(**batch, use_cache=True, logits_to_keep=1)
+    """As ``generate`` runs it."""
+    places = (batch["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
+    cache = DynamicCache(config=model.config)
+    model(**batch, position_ids=places, past_key_values=cache, use_cache=True, logits_to_keep=1)
 
 
 def _peaks() -> dict[str, float]:

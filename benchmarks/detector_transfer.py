@@ -34,11 +34,12 @@ from interp.premises import Premises
 from interp.runs.manifest import versions
 from probes.detector.dataset import DetectorDataset, Folds
 from probes.detector.detections import Detection, PremiseDetections
-from probes.detector.detector import PremiseDetector, TokenScores
+from probes.detector.detector import PremiseDetector
 from probes.detector.evidence import EXPECTATION, PROBES
 from probes.detector.fit import cross_fit_layers, fit_detector
 from probes.detector.rates import at_rates
 from probes.detector.score import score_detections
+from probes.detector.scored import TokenScores
 from probes.detector.train import collect_material
 from probes.scoring import area_under_curve
 

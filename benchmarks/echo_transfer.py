@@ -34,13 +34,13 @@ from interp.heads import HeadSet, JointEffects
 from interp.runs.manifest import versions
 from probes.detector.dataset import DetectorDataset, Folds
 from probes.detector.detections import Detection
-from probes.detector.detector import TokenScores
 from probes.detector.echo import echo_log_odds
 from probes.detector.echo_detector import EchoDetector
 from probes.detector.echo_fit import fit_echo
 from probes.detector.evidence import EXPECTATION, PROBES
 from probes.detector.fit import combine, cross_fit_layers, fit_detector
 from probes.detector.questions import AskedQuestion
+from probes.detector.scored import TokenScores
 from probes.detector.train import collect_material
 from probes.scoring import area_under_curve
 

@@ -24,11 +24,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
-import plotly.graph_objects as go
-import plotly.io as pio
-
 from interp.errors import UserError
+from interp.lazy import go, pd, pio
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +46,7 @@ class Shown:
     """
 
     words: str
-    tables: tuple[pd.DataFrame, ...] = ()
+    tables: "tuple[pd.DataFrame, ...]" = ()
     figure: Callable[[], Any] | None = None
     fragment: str = ""
     text: str = ""
@@ -87,7 +84,7 @@ def text_html(shown: Shown) -> str:
     return words + shown.fragment + "".join(map(table_html, shown.tables))
 
 
-def table_html(table: pd.DataFrame, *, rows: int = MAX_ROWS) -> str:
+def table_html(table: "pd.DataFrame", *, rows: int = MAX_ROWS) -> str:
     """The first rows of a table, escaped, with a note if there are more."""
     shown = table.head(rows).to_html(
         index=False, border=0, escape=True, na_rep="–", float_format=_number, justify="left"
@@ -121,7 +118,7 @@ def _shown_of(result: Displayed) -> Shown:
         return Shown(f"{type(result).__name__}: {error}")
 
 
-def _figure_of(shown: Shown) -> tuple[go.Figure | None, str]:
+def _figure_of(shown: Shown) -> "tuple[go.Figure | None, str]":
     """The figure, or None and the reason."""
     if shown.figure is None:
         return None, ""
@@ -131,7 +128,7 @@ def _figure_of(shown: Shown) -> tuple[go.Figure | None, str]:
         return None, f"No figure: {error}"
 
 
-def _bundle(figure: go.Figure) -> dict[str, Any]:
+def _bundle(figure: "go.Figure") -> dict[str, Any]:
     """The output of plotly's renderer, without images if they cannot be made."""
     try:
         return figure._repr_mimebundle_()
@@ -140,7 +137,7 @@ def _bundle(figure: go.Figure) -> dict[str, Any]:
         return {"application/vnd.plotly.v1+json": json.loads(str(figure.to_json()))}
 
 
-def _picture(figure: go.Figure) -> str:
+def _picture(figure: "go.Figure") -> str:
     """The figure as an image element; empty if no image could be made."""
     bundle = _bundle(figure)
     if "image/png" in bundle:

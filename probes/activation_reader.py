@@ -43,6 +43,8 @@ DEFAULT_BATCH_TOKENS = 4096
 PREDICTIONS = ("log_probability", "highest", "entropy")
 """What the model expected at a token, from the token before it: the log-probability of the token,
 the highest log-probability of any token, and the entropy of the distribution, all in nats."""
+PREDICTIONS_AT_ONCE = 2**20
+"""Logits that become probabilities at once: so few stay in a processor's cache."""
 PREDICTION_NUMBERS = 2**25
 """Logits computed in one pass where predictions are asked for; in float32 they take 134 MB."""
 
@@ -259,11 +261,13 @@ def _read_chunk(
     if not predictions:
         return values, None, kept
     following = torch.tensor([prompt.tokens[at] for prompt in prompts for at in prompt.positions])
-    before = position.to(logits.device) - 1
-    expected = predictions_of(
-        logits[row.to(logits.device), before], upload(following, logits.device)
-    )
-    return values, expected.cpu(), kept
+    places = torch.stack([row, position - 1, upload(following, device)]).to(logits.device)
+    few = max(1, PREDICTIONS_AT_ONCE // logits.shape[-1])
+    expected = [
+        predictions_of(logits[rows_of, at], expects)
+        for rows_of, at, expects in places.split(few, 1)
+    ]
+    return values, torch.cat(expected).cpu(), kept
 
 
 def _keys_values_in(cache: DynamicCache) -> KeysValues:

@@ -17,13 +17,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import plotly.graph_objects as go
 
 from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.figures.probe_scores import controls_figure
+from interp.lazy import go, pd
 from interp.models.hooked_model import HookedModel
 from interp.premises import Premises
 from probes.activation_reader import ActivationHook
@@ -86,11 +85,11 @@ class ControlReport(Displayed):
             f"{against}. It is no evidence that the premise is read there."
         )
 
-    def to_dataframe(self) -> pd.DataFrame:
+    def to_dataframe(self) -> "pd.DataFrame":
         """One row for the probe and each control."""
         return pd.DataFrame([vars(score) for score in (self.task, *self.controls)])
 
-    def plot(self) -> go.Figure:
+    def plot(self) -> "go.Figure":
         """AUC of the probe and its controls with their intervals."""
         return controls_figure(self.to_dataframe())
 

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-import plotly.graph_objects as go
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -23,6 +21,7 @@ from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.figures.probe_scores import grid_figure
+from interp.lazy import go, pd
 from interp.models import fingerprint
 from interp.models.hooked_model import HookedModel
 from interp.premises import Premises, Question, Split
@@ -52,7 +51,7 @@ class ProbeGrid(Displayed):
         method: how the probes were fitted.
     """
 
-    table: pd.DataFrame
+    table: "pd.DataFrame"
     axis: str
     hook: ActivationHook
     position: Position | None
@@ -65,16 +64,16 @@ class ProbeGrid(Displayed):
             raise UserError("a map needs at least one cell")
 
     @property
-    def best(self) -> pd.Series:
+    def best(self) -> "pd.Series":
         """The cell with the highest cross-validated search AUC; the lowest layer of equals."""
         order = ["search_auc", "layer"]
         return self.table.sort_values(order, ascending=[False, True]).iloc[0]
 
-    def to_dataframe(self) -> pd.DataFrame:
+    def to_dataframe(self) -> "pd.DataFrame":
         """A copy of the table, with the axis' own name for ``place``."""
         return self.table.rename(columns={"place": self.axis})
 
-    def plot(self) -> go.Figure:
+    def plot(self) -> "go.Figure":
         """A heat map of the held-out AUC."""
         return grid_figure(self.to_dataframe(), axis=self.axis, hook=self.hook)
 

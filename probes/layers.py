@@ -10,13 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
-import plotly.graph_objects as go
-
 from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.figures.probe_scores import auc_by_layer
+from interp.lazy import go, pd
 from interp.models import fingerprint
 from interp.models.fingerprint import prompting_fingerprint
 from interp.models.hooked_model import HookedModel
@@ -97,13 +95,13 @@ class ProbeMap(Displayed):
         layer = min(self.scores, key=lambda score: (-score.search_auc, score.layer)).layer
         return self.probe(layer)
 
-    def to_dataframe(self) -> pd.DataFrame:
+    def to_dataframe(self) -> "pd.DataFrame":
         """One row a layer."""
         frame = pd.DataFrame([vars(score) for score in self.scores])
         frame.insert(7, "n_subjects", self.n_subjects)
         return frame
 
-    def plot(self) -> go.Figure:
+    def plot(self) -> "go.Figure":
         """AUC against layer, with its interval as a band."""
         probe = self.probes[0]
         return auc_by_layer(self.to_dataframe(), hook=probe.hook, position=probe.position)

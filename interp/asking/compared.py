@@ -9,13 +9,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.files.documents import write_jsonl
 from interp.forward.batch import Span
 from interp.interventions.intervention import Intervention
+from interp.lazy import pd
 from interp.report.answers import Piece, Role, mark_changes, mark_object
 from interp.report.page import render_part
 
@@ -128,7 +127,7 @@ class ComparedAnswers(Displayed):
         """How many questions were constrained, and how many answers changed."""
         return counts_sentence(self.answers)
 
-    def to_dataframe(self) -> pd.DataFrame:
+    def to_dataframe(self) -> "pd.DataFrame":
         """One row a question: answers, ``fired``, ``probability``, ``changed``, and the words."""
         columns = list(ComparedAnswer("", "", "", False).to_row())
         rows = pd.DataFrame([answer.to_row() for answer in self.answers], columns=columns)

@@ -22,6 +22,7 @@ from interp.attached.anatomy import Anatomy
 from interp.attached.belonging import check_belongs
 from interp.attached.compiled import inside, uncompiled
 from interp.attached.expert_sites import install_experts, named_in
+from interp.attached.handover import going_on
 from interp.attached.places import PlacesOfDetector, PlacesOfWords
 from interp.attached.plain_model import PlainModel, check_plain
 from interp.attached.prompt_text import QuestionFrame
@@ -231,6 +232,10 @@ def _attached(
         entry = anatomy.body if is_adapted(base) else base
         stack.enter_context(before_each_call(entry, state.begin))
         stack.enter_context(entry.register_forward_pre_hook(_refuse_packed, with_kwargs=True))
+        if isinstance(find, PlacesOfDetector) and entry is base:
+            find.keeps_reading = True
+            hook = going_on(state, find.take_reading, intervention)
+            stack.enter_context(base.register_forward_pre_hook(hook, with_kwargs=True))
         if hasattr(base, _COMPILES):
             stack.callback(base.__dict__.pop, _COMPILES, None)
             base.__dict__[_COMPILES] = _never

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interp.attached.handover import ReadPrompts
 from interp.attached.prompt_text import PromptText, QuestionFrame
 from interp.errors import UserError
 from interp.forward.batch import Span
@@ -20,8 +21,10 @@ from interp.interventions.object_positions import copies_of, positions_at
 from interp.models.hooked_model import HookedModel
 from probes.detector.detect import detect
 from probes.detector.detections import Detection, Detector, spans_of
+from probes.detector.echo import Reading
 from probes.detector.echo_detector import AnyDetector
 from probes.detector.questions import AskedQuestion
+from probes.detector.scored import ScoredChunk
 
 Ids = tuple[int, ...]
 
@@ -67,6 +70,7 @@ class PlacesOfDetector:
 
     Attributes:
         gate: ``probe``, or ``soft``: as strong as the detector is sure.
+        keeps_reading: whether keys and values of the reading are kept, until `take_reading`.
         strength: Float[prompt], of the prompts that it was called for last; None for gate
             ``probe``.
     """
@@ -75,7 +79,9 @@ class PlacesOfDetector:
     detector: Detector
     frame: QuestionFrame
     gate: Gate = "probe"
+    keeps_reading: bool = False
     strength: Tensor | None = field(default=None, init=False)
+    _read: ReadPrompts | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         least = lowest_probability(self.gate)
@@ -84,17 +90,33 @@ class PlacesOfDetector:
 
     def __call__(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """The positions in these prompts, as `ObjectPositions` gives them."""
+        self._read = None
         prompts = prompt_ids(tokens, mask)
         different = list(dict.fromkeys(prompts))  # beams run a prompt several times
         asked = [self._question(number, ids) for number, ids in enumerate(different)]
-        found = self._detections(asked)
+        chunks: list[ScoredChunk] = []
+        found = self._detections(asked, chunks)
         spans = dict(zip(different, spans_of(found), strict=True))
+        if self.keeps_reading and len(chunks) == 1 and chunks[0].keys_values:
+            row_of = {different[index]: row for row, index in enumerate(chunks[0].prompts)}
+            end_of = {
+                ids: (spans[ids] or question.span)[1]
+                for ids, question in zip(different, asked, strict=True)
+            }
+            rows = torch.tensor([row_of[ids] for ids in prompts])
+            ends = tuple(end_of[ids] for ids in prompts)
+            self._read = ReadPrompts(Reading(chunks[0].keys_values, rows), ends)
         strengths = strengths_of(found, self.gate)
         if strengths is not None:
             of_prompt = dict(zip(different, strengths, strict=True))
             each = torch.tensor([of_prompt[ids] for ids in prompts], dtype=torch.float32)
             self.strength = upload(each, tokens.device)
         return positions_at([spans[ids] for ids in prompts])(tokens, mask)
+
+    def take_reading(self) -> ReadPrompts | None:
+        """What was read of the prompts that it was called for last, once; None if not kept."""
+        read, self._read = self._read, None
+        return read
 
     def _question(self, number: int, ids: Ids) -> AskedQuestion:
         asked = self.frame.question_in(PromptText.of(self.model.tokenizer, ids))
@@ -105,9 +127,21 @@ class PlacesOfDetector:
             )
         return asked
 
-    def _detections(self, asked: Sequence[AskedQuestion]) -> list[Detection]:
+    def _detections(
+        self, asked: Sequence[AskedQuestion], chunks: list[ScoredChunk]
+    ) -> list[Detection]:
+        """One detection a question; ``chunks`` gets what was read, if that is to be kept."""
         if isinstance(self.detector, AnyDetector):
-            return list(self.detector.detect_asked(self.model, asked, progress=False))
+
+            def keep(chunk: ScoredChunk) -> None:
+                # Of several chunks none is of use: their keys and values are let go.
+                several = [replace(each, keys_values=()) for each in (*chunks, chunk)]
+                chunks[:] = several if chunks else [chunk]
+
+            seen = keep if self.keeps_reading else None
+            return list(
+                self.detector.detect_asked(self.model, asked, progress=False, on_chunk=seen)
+            )
         questions = [question.text for question in asked]
         found = detect(self.model, questions, detector=self.detector, progress=False)
         # The prompt need not be the one that the detector made of the question: count again.

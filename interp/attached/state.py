@@ -130,6 +130,11 @@ class AttachedState(PromptPositions):
                 for install in sites:
                     self._handles[prefill_only] += install(self)
 
+    @property
+    def n_hooks(self) -> int:
+        """How many hooks are in the layers."""
+        return sum(map(len, self._handles.values()))
+
     def forget(self) -> None:
         """Take the next prefill for a new one, whatever its tokens."""
         self._prompts, self._width = None, 0

@@ -2,11 +2,12 @@
 
 Architectures differ, and a mask that a module drops would do nothing without a word. So a few
 tokens run with one head cut, in the lowest constrained layer of each kind of attention: that head's
-output must change where the cut acts, and nothing else may.
+output must change where the cut acts, and nothing else may. The pass ends in that layer, and the
+cut runs its attention alone.
 """
 
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ from interp.interventions.head_constraint import Constraint
 from interp.models.call import evaluating
 from interp.models.self_check import trial_tokens
 
+Outputs = Float[Tensor, "prompt pos head d_head"]
+"""What a layer's heads put out."""
 MOST_ELSEWHERE = 0.1
 """How much may change outside the cut head, as a share of what changes in it."""
 WEAKER = 0.1
@@ -37,11 +40,10 @@ def try_heads(hf_model: Any, anatomy: Anatomy, parts: Iterable[Constraint]) -> N
     with evaluating(hf_model):
         for part in parts:
             for layer, head in _first_of_each_kind(anatomy, part):
-                plain = _heads_outputs(hf_model, anatomy, layer, tokens)
+                plain, again = _heads_outputs(hf_model, anatomy, layer, tokens)
                 if part.site == "attention":
-                    _try_cut(
-                        hf_model, anatomy, part, head=(layer, head), plain=plain, tokens=tokens
-                    )
+                    options: Any = {"plain": plain, "again": again, "tokens": tokens}
+                    _try_cut(hf_model, anatomy, part, head=(layer, head), **options)
 
 
 def _first_of_each_kind(anatomy: Anatomy, part: Constraint) -> list[tuple[int, int]]:
@@ -51,24 +53,48 @@ def _first_of_each_kind(anatomy: Anatomy, part: Constraint) -> list[tuple[int, i
     return list(found.values())
 
 
+class _Seen(Exception):
+    """The pass has come as far as it is needed."""
+
+
 def _heads_outputs(
     hf_model: Any, anatomy: Anatomy, layer: int, tokens: Int[Tensor, "prompt pos"]
-) -> Float[Tensor, "prompt pos head d_head"]:
-    """What goes into the output projection."""
+) -> tuple[Outputs, Callable[[], Outputs]]:
+    """What goes into the output projection, and a function that runs that attention again."""
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
     seen: list[Tensor] = []
+
+    def note(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        calls.append((args, kwargs))
 
     def read(module: Any, args: tuple[Any, ...]) -> None:
         seen.append(args[0])
+        raise _Seen
 
-    name = type(hf_model).__name__
-    with anatomy.projection(layer).register_forward_pre_hook(read):
+    def again() -> Outputs:
+        args, kwargs = calls[0]
+        seen.clear()
+        with anatomy.projection(layer).register_forward_pre_hook(read), suppress(_Seen):
+            attention(*args, **kwargs)
+        return by_head()
+
+    def by_head() -> Outputs:
+        if len(seen) != 1 or seen[0].ndim != 3 or seen[0].shape[-1] % anatomy.n_heads:
+            raise UserError(
+                f"the heads of {type(hf_model).__name__} cannot be told apart before its output "
+                "projection: constrain the hooked model instead (interp.load_model, "
+                "interp.constrain)"
+            )
+        return seen[0].float().unflatten(-1, (anatomy.n_heads, -1))
+
+    attention = anatomy.attention_of(layer)
+    with (
+        attention.register_forward_pre_hook(note, with_kwargs=True),
+        anatomy.projection(layer).register_forward_pre_hook(read),
+        suppress(_Seen),
+    ):
         hf_model(input_ids=tokens, use_cache=False)
-    if len(seen) != 1 or seen[0].ndim != 3 or seen[0].shape[-1] % anatomy.n_heads:
-        raise UserError(
-            f"the heads of {name} cannot be told apart before its output projection: constrain the "
-            "hooked model instead (interp.load_model, interp.constrain)"
-        )
-    return seen[0].float().unflatten(-1, (anatomy.n_heads, -1))
+    return by_head(), again
 
 
 def _try_cut(
@@ -77,10 +103,11 @@ def _try_cut(
     part: Constraint,
     *,
     head: tuple[int, int],
-    plain: Float[Tensor, "prompt pos head d_head"],
+    plain: Outputs,
+    again: Callable[[], Outputs],
     tokens: Int[Tensor, "prompt pos"],
 ) -> None:
-    layer, index = head
+    _, index = head
     heads = HeadSet((head,), "attention")
     trial = Constraint(heads, "scale", WEAKER) if part.factor else Constraint(heads)
     state = AttachedState(_first_token, in_every_pass=[install(trial, anatomy)])
@@ -89,7 +116,7 @@ def _try_cut(
         stack.callback(state.remove_hooks)
         state.begin(tokens, None, 0)
         try:
-            moved = (_heads_outputs(hf_model, anatomy, layer, tokens) - plain).abs()
+            moved = (again() - plain).abs()
         except UserError:
             raise
         except Exception as error:  # a module may do anything with a mask that it does not expect

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
@@ -55,6 +54,7 @@ from interp.figures.probe_scores import detection_table
 from interp.figures.questions import narrow_table, question_sentences
 from interp.figures.tables import comparison_table, rich_table, setting_name
 from interp.files.documents import read_json, write_jsonl, write_yaml
+from interp.lazy import pd
 from interp.models import load_model
 from interp.models.hooked_model import HookedModel
 from interp.premises.knowledge import check_knowledge
@@ -108,7 +108,7 @@ def engine_of(options: EngineOptions, model: HookedModel) -> AbstractContextMana
     )
 
 
-def effects_table(effects: pd.DataFrame, *, title: str, rows: int = SHOWN) -> Table:
+def effects_table(effects: "pd.DataFrame", *, title: str, rows: int = SHOWN) -> Table:
     """The first rows with three digits; a dash for a value that was not computed."""
     text = effects.head(rows).map(
         lambda cell: f"{cell:.3g}" if isinstance(cell, float) else str(cell)

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from interp.asking.compared import marked_text
 from interp.commands.evaluate import run_detector
 from interp.commands.in_order import Outcome, Unasked, in_order
 from interp.commands.locate import check_same_prompts, load_run
 from interp.errors import UserError
 from interp.figures.questions import group_name
+from interp.lazy import pd
 from interp.models.hooked_model import HookedModel
 from interp.premises.question_files import load_questions
 from interp.premises.question_list import QuestionList, RawQuestion
@@ -103,7 +102,7 @@ def detection_rows(outcomes: Iterable[Outcome[Detection]]) -> list[dict[str, Any
     ]
 
 
-def detection_table(outcomes: Iterable[Outcome[Detection]]) -> pd.DataFrame:
+def detection_table(outcomes: Iterable[Outcome[Detection]]) -> "pd.DataFrame":
     """A row for each question that could be read.
 
     The columns are ``line``, ``question``, ``label``, ``fired``, ``probability``, ``words``,
@@ -129,7 +128,7 @@ def _row(question: RawQuestion, found: Detection) -> dict[str, Any]:
     }
 
 
-def shown_rows(rows: pd.DataFrame) -> pd.DataFrame:
+def shown_rows(rows: "pd.DataFrame") -> "pd.DataFrame":
     """The rows for a terminal, with the words found marked where the detector fired."""
     columns = (rows[name] for name in ("question", "fired", "start", "end"))
     return pd.DataFrame(
@@ -144,7 +143,7 @@ def shown_rows(rows: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def detection_sentences(rows: pd.DataFrame) -> Sequence[str]:
+def detection_sentences(rows: "pd.DataFrame") -> Sequence[str]:
     """How often the detector fired, by label, with intervals over questions."""
     sentences = []
     for label, of_label in rows.groupby("label", sort=False):

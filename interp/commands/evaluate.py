@@ -11,8 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import pandas as pd
-
 from interp.arguments import check_choice, whole_number
 from interp.commands.known import split_known
 from interp.commands.locate import DEFAULT_FRACTION, IDENTITY
@@ -29,6 +27,7 @@ from interp.interventions.gate import Gate, check_gate, lowest_probability
 from interp.interventions.head_constraint import SITE_MODES, Constraint, Mode, check_mode
 from interp.interventions.unit_table import action_name
 from interp.jobs import JobRunner
+from interp.lazy import pd
 from interp.models.hooked_model import HookedModel
 from interp.premises.joint import AnyPremises, AnySplit, parts_of
 from interp.premises.questions import Premises
@@ -329,7 +328,7 @@ def _curve_modes(modes: Mapping[Site, list[SettingMode]]) -> dict[Site, list[Set
 
 
 def _best_rows(
-    table: pd.DataFrame, modes: Mapping[Site, list[SettingMode]], n_heads: int
+    table: "pd.DataFrame", modes: Mapping[Site, list[SettingMode]], n_heads: int
 ) -> list[int]:
     """The row of each site's best mode with ``n_heads`` heads, the best site first."""
     rows = []
@@ -341,7 +340,9 @@ def _best_rows(
     return sorted(rows, key=lambda row: row != best)
 
 
-def _write(run: Path, evaluations: list[Evaluation], table: pd.DataFrame, *, folder: Path) -> None:
+def _write(
+    run: Path, evaluations: list[Evaluation], table: "pd.DataFrame", *, folder: Path
+) -> None:
     """Write the results to ``folder``, and mark the heads in the run's table if that is its own."""
     write_table(folder / "settings.csv", table)
     write_evaluations(folder, evaluations, mark=folder == run)

@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import pandas as pd
 from torch import Tensor
 
 from interp.arguments import check_choice
@@ -37,6 +36,7 @@ from interp.heads.effects import HeadEffects, Method, count_of_fraction, load_ef
 from interp.heads.headset import Site
 from interp.heads.locate import as_encoded, batch_metrics, locate_heads
 from interp.jobs import RUN_HERE, SHARD, JobRunner, OutputSpec, Shard
+from interp.lazy import pd
 from interp.models import fingerprint
 from interp.models.hooked_model import HookedModel
 from interp.patching.metrics import LogitDifference

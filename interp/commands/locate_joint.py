@@ -12,8 +12,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from interp.commands.known import premise_rows
 from interp.commands.locate import (
     DEFAULT_FRACTION,
@@ -32,6 +30,7 @@ from interp.heads.effects import HeadEffects, save_effects
 from interp.heads.headset import Site
 from interp.heads.joint import JointEffects, pool_effects
 from interp.jobs import RUN_HERE, JobRunner
+from interp.lazy import pd
 from interp.models.hooked_model import HookedModel
 from interp.premises.joint import AnySplit, JointSplit
 from interp.premises.knowledge import TooFewKnown

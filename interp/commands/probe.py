@@ -12,9 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import pandas as pd
-import plotly.graph_objects as go
-
 from interp.arguments import check_choice
 from interp.commands.known import split_known
 from interp.errors import UserError
@@ -29,6 +26,7 @@ from interp.figures.tables import where
 from interp.files.documents import read_json, write_atomically, write_json, write_table
 from interp.files.shape import check_shape
 from interp.files.tables import read_table
+from interp.lazy import go, pd
 from interp.models.hooked_model import HookedModel
 from interp.premises import Split
 from interp.premises.knowledge import MINIMUM_KNOWN, KnowledgeCheck
@@ -132,7 +130,7 @@ def _write_maps(
         write_table(run / "auc_heads.csv", grid.to_dataframe())
 
 
-def read_grid(path: Path, axis: str) -> pd.DataFrame:
+def read_grid(path: Path, axis: str) -> "pd.DataFrame":
     """A table of held-out scores by layer and ``axis``, which is ``position`` or ``head``.
 
     Raises:
@@ -154,7 +152,7 @@ def read_grid(path: Path, axis: str) -> pd.DataFrame:
     return table
 
 
-def best_layer(table: pd.DataFrame) -> int:
+def best_layer(table: "pd.DataFrame") -> int:
     """The best layer at the object's last token, by cross-validation on the search part."""
     rows = where(table, table["position"] == "object")
     ordered = rows.sort_values(["search_auc", "layer"], ascending=[False, True])

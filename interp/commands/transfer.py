@@ -7,8 +7,6 @@ Writes transfer.csv (a row for each head set and the relation it is scored on) a
 from collections.abc import Mapping
 from pathlib import Path
 
-import pandas as pd
-
 from interp.commands.evaluate import SHARDS, EvaluateSettings, chosen_effects, modes_at
 from interp.commands.locate import IDENTITY
 from interp.commands.locate_joint import AnyEffects, check_prompts
@@ -18,6 +16,7 @@ from interp.files.documents import write_json, write_table
 from interp.heads.headset import Site
 from interp.heads.joint import JointEffects
 from interp.jobs import JobRunner
+from interp.lazy import pd
 from interp.models.hooked_model import HookedModel
 from interp.premises.joint import AnySplit, JointSplit
 from interp.runs.clock import one_moment

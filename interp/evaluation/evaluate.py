@@ -13,7 +13,6 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 
 from interp.arguments import check_choice
 from interp.checked import checked
@@ -45,6 +44,7 @@ from interp.interventions.head_constraint import Constraint, Mode
 from interp.interventions.intervention import Intervention
 from interp.interventions.random_controls import random_interventions
 from interp.jobs import RUN_HERE, JobRunner
+from interp.lazy import pd
 from interp.models import model_info
 from interp.models.hooked_model import HookedModel
 from interp.premises.joint import AnyPremises
@@ -144,7 +144,7 @@ class Evaluation(Displayed):
             "side_effects": self.side_effects.to_dict(),
         }
 
-    def null_dataframe(self) -> pd.DataFrame:
+    def null_dataframe(self) -> "pd.DataFrame":
         """One row a random head set, as in ``null.csv``."""
         setting = setting_of(self.intervention, self.n_all_heads)
         return pd.DataFrame(

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 
 from interp.checked import checked
 from interp.display import Displayed, Shown
@@ -31,6 +30,7 @@ from interp.interventions.head_constraint import Constraint, Mode
 from interp.interventions.intervention import Intervention
 from interp.interventions.random_controls import random_interventions
 from interp.jobs import RUN_HERE, JobRunner
+from interp.lazy import pd
 from interp.models import model_info
 from interp.models.hooked_model import HookedModel
 from interp.models.limits import positions_of_model
@@ -177,7 +177,7 @@ class QuestionAnswers(Displayed):
             }
         return group
 
-    def to_dataframe(self) -> pd.DataFrame:
+    def to_dataframe(self) -> "pd.DataFrame":
         """One row a question, with the columns of ``questions.jsonl``."""
         return pd.DataFrame([answer.to_row() for answer in self.answers])
 

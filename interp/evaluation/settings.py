@@ -7,8 +7,6 @@ their true-premise twins. Choose on the search split, never on the held-out one.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import pandas as pd
-
 from interp.checked import checked
 from interp.errors import UserError
 from interp.evaluation.preference import preference
@@ -20,6 +18,7 @@ from interp.heads.object_edits import mean_output
 from interp.interventions.head_constraint import Constraint, Mode
 from interp.interventions.unit_table import action_name
 from interp.jobs import RUN_HERE, JobRunner
+from interp.lazy import pd
 from interp.models.hooked_model import HookedModel
 from interp.premises.encode import EncodedPremises
 from interp.premises.joint import AnyPremises
@@ -43,7 +42,7 @@ def compare_settings(
     seed: int = 0,
     progress: bool = True,
     stages: JobRunner = RUN_HERE,
-) -> pd.DataFrame:
+) -> "pd.DataFrame":
     """Gain and cost of every site × mode × head count, in the columns of ``settings.csv``."""
     encoded = as_encoded(model, premises)
     rows: list[dict[str, Any]] = []
@@ -80,7 +79,7 @@ def compare_settings(
 
 
 @checked
-def choose_setting(settings: pd.DataFrame, *, n_heads: int) -> int:
+def choose_setting(settings: "pd.DataFrame", *, n_heads: int) -> int:
     """The row of the best setting with ``n_heads`` heads: most gain, then least cost."""
     fits = settings.loc[settings["n_heads"] == n_heads]
     if fits.empty:
@@ -88,12 +87,12 @@ def choose_setting(settings: pd.DataFrame, *, n_heads: int) -> int:
     return best_setting(fits)
 
 
-def most_gain(settings: pd.DataFrame) -> pd.DataFrame:
+def most_gain(settings: "pd.DataFrame") -> "pd.DataFrame":
     """The rows of a table of settings whose ``gain`` is as good as the best."""
     return settings.loc[settings["gain"] >= settings["gain"].max() - GAIN_TOLERANCE]
 
 
-def best_setting(settings: pd.DataFrame) -> int:
+def best_setting(settings: "pd.DataFrame") -> int:
     """The label of the row with most ``gain`` and, among equals, least ``cost``."""
     cost: Any = most_gain(settings)["cost"]
     return int(cost.idxmin())

@@ -11,8 +11,6 @@ from itertools import groupby
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import plotly.graph_objects as go
 
 from interp.checked import checked
 from interp.display import Displayed, Shown
@@ -29,6 +27,7 @@ from interp.heads.random_sets import random_head_sets
 from interp.interventions.head_constraint import Constraint, Mode
 from interp.interventions.unit_table import action_name
 from interp.jobs import RUN_HERE, JobRunner
+from interp.lazy import go, pd
 from interp.models.hooked_model import HookedModel
 from interp.premises.joint import JointPremises
 from interp.premises.questions import Premises
@@ -53,9 +52,9 @@ class Transfer(Displayed):
             per layer, where they were asked for.
     """
 
-    table: pd.DataFrame
+    table: "pd.DataFrame"
 
-    def over_relations(self, *, seed: int = 0) -> pd.DataFrame:
+    def over_relations(self, *, seed: int = 0) -> "pd.DataFrame":
         """Means over the relations, one row for each setting, relations resampled.
 
         Relations scored with their own heads are one setting, named ``itself``; with those of each
@@ -81,7 +80,9 @@ class Transfer(Displayed):
             rows.append(row)
         return pd.DataFrame(rows)
 
-    def plot(self, value: str = "preference_accuracy", *, n_heads: int | None = None) -> go.Figure:
+    def plot(
+        self, value: str = "preference_accuracy", *, n_heads: int | None = None
+    ) -> "go.Figure":
         """The matrix searched × scored of one number of heads, by default the largest.
 
         Raises:
@@ -112,7 +113,7 @@ def score_transfer(
     seed: int = 0,
     progress: bool = True,
     stages: JobRunner = RUN_HERE,
-) -> pd.DataFrame:
+) -> "pd.DataFrame":
     """Score constraints on premises: one row each, in the columns of `Transfer.table`.
 
     Args:

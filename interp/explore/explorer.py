@@ -11,8 +11,6 @@ from contextlib import nullcontext
 from functools import cached_property, partial
 from typing import Any, cast
 
-import pandas as pd
-import plotly.graph_objects as go
 from jaxtyping import Float
 from torch import Tensor
 
@@ -27,6 +25,7 @@ from interp.heads.object_edits import mean_output
 from interp.interventions.context import constrain
 from interp.interventions.generate import named_span
 from interp.interventions.head_constraint import SITE_MODES, Constraint, Mode
+from interp.lazy import go, pd
 from interp.models import model_info, render_chat
 from interp.models.hooked_model import HookedModel
 from interp.premises.encode import tokenize
@@ -57,7 +56,7 @@ class Explorer:
     def __init__(
         self,
         model: HookedModel,
-        heads: pd.DataFrame,
+        heads: "pd.DataFrame",
         *,
         split: AnySplit | None = None,
         detector: Detector | Callable[[], Detector] | None = None,
@@ -127,7 +126,7 @@ class Explorer:
         others = [other for other in heads if other != head]
         return self.choose(heads.site, others if head in heads else [*heads, head])
 
-    def figure(self, heads: HeadSet) -> go.Figure:
+    def figure(self, heads: HeadSet) -> "go.Figure":
         """The heat map of a site with frames around the chosen heads."""
         rows = rows_of_site(self.heads, heads.site)
         rows = rows.assign(selected=[head in heads for head in _heads_of(rows)])
@@ -212,7 +211,7 @@ class Explorer:
         return max(named, key=lambda fact: len(fact.subject)).object if named else ""
 
 
-def _heads_of(rows: pd.DataFrame) -> list[Head]:
+def _heads_of(rows: "pd.DataFrame") -> list[Head]:
     return list(zip(rows["layer"], rows["head"], strict=True))
 
 

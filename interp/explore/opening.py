@@ -3,8 +3,6 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-import pandas as pd
-
 from interp.commands.evaluate import run_detector
 from interp.commands.locate_joint import check_prompts, load_search
 from interp.errors import UserError
@@ -13,6 +11,7 @@ from interp.files.documents import read_json
 from interp.files.shape import Maybe, check_shape
 from interp.heads.effects import HeadEffects
 from interp.interventions.head_constraint import Constraint
+from interp.lazy import pd
 from interp.models import load_model
 from interp.models.hooked_model import HookedModel
 from interp.premises.joint import AnySplit

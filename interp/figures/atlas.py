@@ -1,17 +1,15 @@
 """The heads of several models on one scale: where they are, and how much they do."""
 
-import pandas as pd
-import plotly.graph_objects as go
-
 from interp.figures.tables import where
 from interp.figures.theme import DIVERGING, FAINT, INK, THEME, colour_bar, label
+from interp.lazy import go, pd
 
 SHOWN_HEADS = 40
 _SPREAD = 0.7
 """How much of a run's band its heads fill, from the first head of a layer to the last."""
 
 
-def heads_by_depth(table: pd.DataFrame, *, count: int = SHOWN_HEADS) -> go.Figure:
+def heads_by_depth(table: "pd.DataFrame", *, count: int = SHOWN_HEADS) -> "go.Figure":
     """Heads on the relative depth of their layer (x), a band for each run (y), the first on top.
 
     Within a band the first head of a layer is on top. Size and colour are the effect as a share of

@@ -3,9 +3,8 @@
 from collections.abc import Iterable
 from typing import Any
 
-import plotly.graph_objects as go
-
 from interp.figures.theme import CONSTRAINED, MUTED, THEME, label, whiskers
+from interp.lazy import go
 
 
 def dot_figure(
@@ -18,7 +17,7 @@ def dot_figure(
     line: float | None = None,
     span: tuple[float, float] | None = None,
     emphasis: int | None = None,
-) -> go.Figure:
+) -> "go.Figure":
     """A dot for each value, the first on top, whiskers where there are intervals.
 
     Args:

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
-import plotly.graph_objects as go
 from jaxtyping import Float
 
 from interp.figures.theme import (
@@ -17,6 +15,7 @@ from interp.figures.theme import (
     label,
     signed_bars,
 )
+from interp.lazy import go, pd
 
 
 def edge_heatmap(
@@ -27,7 +26,7 @@ def edge_heatmap(
     n: int,
     metric: str,
     title: str,
-) -> go.Figure:
+) -> "go.Figure":
     """Scores of edges, y = writer, x = reader, in the order in which they run.
 
     Args:
@@ -60,8 +59,8 @@ def edge_heatmap(
 
 
 def contribution_bars(
-    table: pd.DataFrame, *, title: str | None = None, mark: str | None = None
-) -> go.Figure:
+    table: "pd.DataFrame", *, title: str | None = None, mark: str | None = None
+) -> "go.Figure":
     """Contributions to a logit as bars, the largest on top.
 
     Args:

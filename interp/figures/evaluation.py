@@ -8,10 +8,6 @@ interprets HTML tags in its labels.
 from collections.abc import Mapping
 from typing import Any
 
-import pandas as pd
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
-
 from interp.errors import UserError
 from interp.figures.heatmap import head_heatmap
 from interp.figures.measures import HELD_OUT, count_at, measure_at
@@ -34,6 +30,7 @@ from interp.figures.theme import (
     interval_bars,
     label,
 )
+from interp.lazy import go, pd, subplots
 
 __all__ = [
     "answer_outcomes",
@@ -58,8 +55,8 @@ _OUTCOMES = {
 
 
 def layer_profile(
-    heads: pd.DataFrame, *, site: str | None = None, fdr: float = 0.05, unit: str = "logits"
-) -> go.Figure:
+    heads: "pd.DataFrame", *, site: str | None = None, fdr: float = 0.05, unit: str = "logits"
+) -> "go.Figure":
     """Sum of the effects of each layer's significant heads, positive and negative apart.
 
     `heads` as in `heads.csv`. Diamonds are the selected heads with their intervals. The interval of
@@ -108,7 +105,7 @@ def layer_profile(
     return figure
 
 
-def gain_cost_curve(settings: pd.DataFrame) -> go.Figure:
+def gain_cost_curve(settings: "pd.DataFrame") -> "go.Figure":
     """Gain against cost over head counts, a line for each site and mode; a ring for the chosen one.
 
     `settings` as in `settings.csv`: gain is the rise of preference accuracy on false premises,
@@ -147,7 +144,7 @@ def gain_cost_curve(settings: pd.DataFrame) -> go.Figure:
     return figure
 
 
-def gain_against_cost(table: pd.DataFrame) -> go.Figure:
+def gain_against_cost(table: "pd.DataFrame") -> "go.Figure":
     """Each method as a point: gain on false premises against cost on the twins, with intervals.
 
     ``table`` as ``interp.evaluation.baselines.table`` returns it. Up and left are better; the cost
@@ -184,7 +181,7 @@ def gain_against_cost(table: pd.DataFrame) -> go.Figure:
     return figure.update_yaxes(title_text="gain: rise of preference accuracy on false premises")
 
 
-def random_null(null: pd.DataFrame, evaluation: Mapping[str, Any]) -> go.Figure:
+def random_null(null: "pd.DataFrame", evaluation: Mapping[str, Any]) -> "go.Figure":
     """Histogram of the preference accuracy of matched random head sets, the chosen set marked.
 
     `null` as in `null.csv`; the rows of the evaluation's own site, mode and head count are shown.
@@ -228,7 +225,7 @@ def random_null(null: pd.DataFrame, evaluation: Mapping[str, Any]) -> go.Figure:
     return figure
 
 
-def preference_by_template(evaluation: Mapping[str, Any]) -> go.Figure:
+def preference_by_template(evaluation: Mapping[str, Any]) -> "go.Figure":
     """Preference accuracy of each held-out template, without and with the constraint.
 
     The upper panel shows false premises, the lower one their true-premise twins, with 95 %
@@ -236,7 +233,7 @@ def preference_by_template(evaluation: Mapping[str, Any]) -> go.Figure:
     """
     table = template_table(evaluation)
     titles = ("False premises", "True-premise twins")
-    figure = make_subplots(
+    figure = subplots.make_subplots(
         rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.13, subplot_titles=titles
     )
     styles = (("no constraint", BASELINE, ""), ("constrained", CONSTRAINED_BAR, "/"))
@@ -275,7 +272,7 @@ def preference_by_template(evaluation: Mapping[str, Any]) -> go.Figure:
     return figure
 
 
-def answer_outcomes(answers: pd.DataFrame) -> go.Figure:
+def answer_outcomes(answers: "pd.DataFrame") -> "go.Figure":
     """What the constraint does to greedy answers: the share of each outcome, with its count.
 
     ``answers`` has the columns ``kind`` and ``outcome`` of `interp.evaluation.AnswerPair`.
@@ -309,8 +306,8 @@ def answer_outcomes(answers: pd.DataFrame) -> go.Figure:
 
 
 def method_agreement(
-    x: pd.DataFrame, y: pd.DataFrame, *, x_name: str, y_name: str, unit: str = "logits"
-) -> go.Figure:
+    x: "pd.DataFrame", y: "pd.DataFrame", *, x_name: str, y_name: str, unit: str = "logits"
+) -> "go.Figure":
     """The effect of every head by two methods, one against the other, with their rank correlation.
 
     `x` and `y` have the columns `layer`, `head`, `effect`, and hold one site each. Raises UserError
@@ -352,7 +349,7 @@ def method_agreement(
     return figure
 
 
-def null_values(null: pd.DataFrame, evaluation: Mapping[str, Any]) -> list[float]:
+def null_values(null: "pd.DataFrame", evaluation: Mapping[str, Any]) -> list[float]:
     """Preference accuracies of the random sets that match the evaluation's setting."""
     rows = where(
         null,
@@ -363,13 +360,13 @@ def null_values(null: pd.DataFrame, evaluation: Mapping[str, Any]) -> list[float
     return [float(value) for value in rows["preference_accuracy"].dropna()]
 
 
-def _reach(rows: pd.DataFrame, value: str, **line: Any) -> dict[str, Any]:
+def _reach(rows: "pd.DataFrame", value: str, **line: Any) -> dict[str, Any]:
     """The interval of a column whose ends are the columns ``…_low`` and ``…_high``."""
     ends = f"{value}_low", f"{value}_high"
     return interval_bars(rows, value, ends=ends, **line)
 
 
-def _mark_chosen(figure: go.Figure, chosen: pd.DataFrame) -> None:
+def _mark_chosen(figure: "go.Figure", chosen: "pd.DataFrame") -> None:
     """Draw a ring around the chosen settings, with their intervals and head counts."""
     if chosen.empty:
         return

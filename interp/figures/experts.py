@@ -3,8 +3,6 @@
 from collections.abc import Collection, Sequence
 
 import numpy as np
-import pandas as pd
-import plotly.graph_objects as go
 from jaxtyping import Float
 
 from interp.errors import UserError
@@ -26,6 +24,7 @@ from interp.figures.theme import (
     colour_bar,
     label,
 )
+from interp.lazy import go, pd
 
 
 def effects_figure(
@@ -35,7 +34,7 @@ def effects_figure(
     tasks: Sequence[str],
     source: str,
     top: int = 30,
-) -> go.Figure:
+) -> "go.Figure":
     """A heat map expert × task of the ``top`` experts by largest absolute effect on any task.
 
     Args:
@@ -70,7 +69,7 @@ def effects_figure(
     )
 
 
-def agreement_figure(table: pd.DataFrame) -> go.Figure:
+def agreement_figure(table: "pd.DataFrame") -> "go.Figure":
     """A point for each expert: effect against load, both minus the other tasks' mean.
 
     ``table`` as ``RoutingAgreement.to_dataframe`` returns it. Filled points are experts that affect
@@ -122,7 +121,7 @@ def contribution_figure(
     unit_axis: str = "head",
     query_heads: Sequence[str] | None = None,
     expert: int | None = None,
-) -> go.Figure:
+) -> "go.Figure":
     """Part of each head's norm, y = layer (0 on top), x = head; hovering lists every expert's.
 
     Args:
@@ -189,7 +188,7 @@ def _lines(name: str, parts: np.ndarray, shares: np.ndarray) -> str:
     return "<br>".join([name, *rows])
 
 
-def feeding_figure(experts: pd.DataFrame, count: int = 20) -> go.Figure:
+def feeding_figure(experts: "pd.DataFrame", count: int = 20) -> "go.Figure":
     """The first experts' part in the chosen heads, beside that in the other heads of the layer.
 
     ``experts`` as ``ExpertFeeding.to_dataframe`` returns it.
@@ -219,11 +218,11 @@ def feeding_figure(experts: pd.DataFrame, count: int = 20) -> go.Figure:
 
 
 def shift_figure(
-    effects: pd.DataFrame,
+    effects: "pd.DataFrame",
     *,
     spearman: tuple[float, float, float],
     heads: Collection[tuple[int, int]] = (),
-) -> go.Figure:
+) -> "go.Figure":
     """Effect after against effect before, in logits; heads on the diagonal have not changed.
 
     Args:

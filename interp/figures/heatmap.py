@@ -8,9 +8,6 @@ Positive means that patching or constraining the head moves the answer towards t
 from collections.abc import Iterable
 from typing import Any
 
-import pandas as pd
-import plotly.graph_objects as go
-
 from interp.errors import UserError
 from interp.figures.tables import rows_of_site, where
 from interp.figures.theme import (
@@ -23,19 +20,20 @@ from interp.figures.theme import (
     label,
     signed_bars,
 )
+from interp.lazy import go, pd
 
 FADED = "rgba(238,239,241,0.66)"
 _HOVER = ["effect", "ci_low", "ci_high", "q_value", "rank"]
 
 
 def head_heatmap(
-    heads: pd.DataFrame,
+    heads: "pd.DataFrame",
     *,
     site: str | None = None,
     fdr: float = 0.05,
     title: str | None = None,
     unit: str = "logits",
-) -> go.Figure:
+) -> "go.Figure":
     """Effect of every head, y = layer (0 on top), x = head, on a scale centred at zero.
 
     Args:
@@ -94,7 +92,7 @@ def head_heatmap(
     return figure
 
 
-def chosen_heads(heads: Iterable[tuple[int, int]]) -> go.Figure:
+def chosen_heads(heads: Iterable[tuple[int, int]]) -> "go.Figure":
     """A square for each head, y = layer (0 on top), x = head. Raises UserError for no heads."""
     pairs = list(heads)
     if not pairs:
@@ -121,7 +119,7 @@ def chosen_heads(heads: Iterable[tuple[int, int]]) -> go.Figure:
     )
 
 
-def layer_effects(layers: pd.DataFrame, *, unit: str = "logits") -> go.Figure:
+def layer_effects(layers: "pd.DataFrame", *, unit: str = "logits") -> "go.Figure":
     """The sum of each layer's effects as a bar with its 95 % interval.
 
     `layers` as `interp.heads.effects.effects_by_layer` returns it.
@@ -147,7 +145,7 @@ def layer_effects(layers: pd.DataFrame, *, unit: str = "logits") -> go.Figure:
     return figure.update_yaxes(title_text=f"sum of the heads' effects ({label(unit)})", **ZERO_LINE)
 
 
-def _grid(rows: pd.DataFrame, values: Iterable[Any], *, empty: Any = None) -> list[list[Any]]:
+def _grid(rows: "pd.DataFrame", values: Iterable[Any], *, empty: Any = None) -> list[list[Any]]:
     """One value a row of the table as a matrix layer × head; ``empty`` where there is no row."""
     grid = [[empty] * (int(rows["head"].max()) + 1) for _ in range(int(rows["layer"].max()) + 1)]
     for layer, head, value in zip(rows["layer"], rows["head"], values, strict=True):
@@ -155,7 +153,7 @@ def _grid(rows: pd.DataFrame, values: Iterable[Any], *, empty: Any = None) -> li
     return grid
 
 
-def _frame(figure: go.Figure, selected: pd.DataFrame, *, thick: float) -> None:
+def _frame(figure: "go.Figure", selected: "pd.DataFrame", *, thick: float) -> None:
     """Frame the selected cells: a dark line on a white one, visible on any colour of cell."""
     x: list[float | None] = []
     y: list[float | None] = []
@@ -167,14 +165,14 @@ def _frame(figure: go.Figure, selected: pd.DataFrame, *, thick: float) -> None:
         figure.add_scatter(x=x, y=y, mode="lines", line=line, showlegend=False, hoverinfo="skip")
 
 
-def _add_legend(figure: go.Figure, entries: dict[str, str]) -> None:
+def _add_legend(figure: "go.Figure", entries: dict[str, str]) -> None:
     """Legend entries for the frames and the faded cells: markers without a position."""
     for symbol, (name, colour) in zip(("square-open", "square"), entries.items(), strict=True):
         marker = {"symbol": symbol, "size": 12, "color": colour}
         figure.add_scatter(x=[None], y=[None], mode="markers", marker=marker, name=name)
 
 
-def _lay_out(figure: go.Figure, *, n_layers: int, n_heads: int, title: str | None) -> None:
+def _lay_out(figure: "go.Figure", *, n_layers: int, n_heads: int, title: str | None) -> None:
     cell = min(26, max(13, 620 // n_layers))
     top = 96 if title else 72
     figure.update_layout(

@@ -14,10 +14,7 @@ A positive effect means that the patch moves the metric up from the corrupted ru
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import pandas as pd
-import plotly.graph_objects as go
 from jaxtyping import Float
-from plotly.subplots import make_subplots
 
 from interp.errors import UserError
 from interp.figures.evaluation import method_agreement
@@ -34,6 +31,7 @@ from interp.figures.theme import (
     interval_bars,
     label,
 )
+from interp.lazy import go, pd, subplots
 
 MAX_PANELS = 8
 _TITLES = {"kv_head": "key/value head", "head": "head", "layer": "layer"}
@@ -44,14 +42,14 @@ Names = Mapping[str, Sequence[int | str]]
 
 def result_figure(
     effects: Float[np.ndarray, "..."],
-    table: pd.DataFrame,
+    table: "pd.DataFrame",
     *,
     names: Names,
     component: str,
     metric: str,
     title: str,
     fdr: float = 0.05,
-) -> go.Figure:
+) -> "go.Figure":
     """The figure for the result's axes; see the top of the module.
 
     Args:
@@ -96,9 +94,9 @@ def _strongest(grid: np.ndarray) -> np.ndarray:
 
 def _panels(
     grids: list[tuple[str, np.ndarray]], names: Names, *, y: str, x: str, metric: str
-) -> go.Figure:
+) -> "go.Figure":
     """Heat maps side by side, row = ``y`` (0 on top), on one scale centred at zero."""
-    figure = make_subplots(
+    figure = subplots.make_subplots(
         rows=1,
         cols=len(grids),
         shared_yaxes=True,
@@ -135,7 +133,9 @@ def _panels(
     return figure.update_yaxes(title_text=_TITLES.get(y, y), col=1)
 
 
-def _line(table: pd.DataFrame, axis: str, names: Sequence[int | str], *, metric: str) -> go.Figure:
+def _line(
+    table: "pd.DataFrame", axis: str, names: Sequence[int | str], *, metric: str
+) -> "go.Figure":
     """Mean effect along one axis, with whiskers where there are intervals."""
     order = {name: index for index, name in enumerate(names)}
     rows = table.sort_values(axis, key=lambda column: column.map(order.__getitem__))
@@ -156,14 +156,14 @@ def _line(table: pd.DataFrame, axis: str, names: Sequence[int | str], *, metric:
 
 
 def faithfulness_figure(
-    table: pd.DataFrame,
+    table: "pd.DataFrame",
     random_curves: Float[np.ndarray, "order proportion"],
     *,
     cpr: float,
     cmd: float,
     kind: str = "nodes",
     title: str | None = None,
-) -> go.Figure:
+) -> "go.Figure":
     """Faithfulness against the share of nodes or edges kept, and that of random orders.
 
     Args:
@@ -199,13 +199,13 @@ def faithfulness_figure(
 
 
 def screening_figure(
-    estimate: pd.DataFrame,
-    verified: pd.DataFrame,
+    estimate: "pd.DataFrame",
+    verified: "pd.DataFrame",
     *,
     unit_axis: str | None,
     methods: tuple[str, str],
     metric: str,
-) -> go.Figure:
+) -> "go.Figure":
     """The exact effect of every verified unit against its estimate.
 
     Args:

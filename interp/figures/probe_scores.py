@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import plotly.graph_objects as go
 
 from interp.figures.dots import dot_figure
 from interp.figures.measures import MISSING
@@ -24,6 +22,7 @@ from interp.figures.theme import (
     whiskers,
 )
 from interp.files.shape import Maybe
+from interp.lazy import go, pd
 
 _BAND = "rgba(31,95,153,0.18)"
 _POSITIONS = {"object": "the object's last token", "last": "the prompt's last token"}
@@ -44,7 +43,7 @@ DETECTION_SHAPE = {
 """What of detection.json is shown; see `interp.files.shape.check_shape`."""
 
 
-def grid_figure(table: pd.DataFrame, *, axis: str, hook: str) -> go.Figure:
+def grid_figure(table: "pd.DataFrame", *, axis: str, hook: str) -> "go.Figure":
     """Held-out AUC, layer × position or layer × head; white is chance.
 
     `table` as `ProbeGrid.to_dataframe` returns it. The hover text of a cell has its interval.
@@ -88,7 +87,7 @@ def _hover(score: Any, name: str) -> str:
     )
 
 
-def auc_by_layer(scores: pd.DataFrame, *, hook: str, position: str) -> go.Figure:
+def auc_by_layer(scores: "pd.DataFrame", *, hook: str, position: str) -> "go.Figure":
     """AUC against layer, its interval as a band, the shuffled-label control dashed.
 
     `scores` as `ProbeMap.to_dataframe` returns it. The thin line at 0.5 is chance.
@@ -143,7 +142,7 @@ def auc_by_layer(scores: pd.DataFrame, *, hook: str, position: str) -> go.Figure
     return figure
 
 
-def controls_figure(controls: pd.DataFrame) -> go.Figure:
+def controls_figure(controls: "pd.DataFrame") -> "go.Figure":
     """AUC of the probe and its controls with 95 % intervals.
 
     `controls` as `ControlReport.to_dataframe` returns it.
@@ -160,7 +159,7 @@ def controls_figure(controls: pd.DataFrame) -> go.Figure:
     )
 
 
-def reliability_figure(curve: pd.DataFrame) -> go.Figure:
+def reliability_figure(curve: "pd.DataFrame") -> "go.Figure":
     """Observed share of false premises against the mean predicted probability of each bin."""
     figure = go.Figure(
         go.Scatter(
@@ -183,7 +182,7 @@ def reliability_figure(curve: pd.DataFrame) -> go.Figure:
     return figure.update_yaxes(title_text="share that has one", range=[0, 1.02])
 
 
-def detection_table(detection: Mapping[str, Any]) -> pd.DataFrame:
+def detection_table(detection: Mapping[str, Any]) -> "pd.DataFrame":
     """The content of detection.json as a table: measure, and value with its interval."""
     names = {
         "auc": "AUC, false premises against twins",
@@ -205,7 +204,7 @@ def _interval(value: Any) -> str:
     return f"{value[0]:.3f} [{value[1]:.3f}, {value[2]:.3f}]"
 
 
-def detections_figure(false: Sequence[float], twin: Sequence[float]) -> go.Figure:
+def detections_figure(false: Sequence[float], twin: Sequence[float]) -> "go.Figure":
     """Histograms of the predicted probability, for false premises and for their twins."""
     figure = go.Figure()
     for values, name, colour, pattern in (
@@ -229,7 +228,7 @@ def detections_figure(false: Sequence[float], twin: Sequence[float]) -> go.Figur
     return figure.update_yaxes(title_text="questions", rangemode="tozero")
 
 
-def rates_figure(table: pd.DataFrame) -> go.Figure:
+def rates_figure(table: "pd.DataFrame") -> "go.Figure":
     """Change of right answers per 1,000 questions, at each rate of false premises.
 
     `table` as `probes.detector.rates.RateTable` holds it.
@@ -251,7 +250,7 @@ def rates_figure(table: pd.DataFrame) -> go.Figure:
 
 def removal_null(
     effect: tuple[float, float, float], random: Sequence[float] | np.ndarray, *, p_value: float
-) -> go.Figure:
+) -> "go.Figure":
     """The effect of removing the probe's direction, over a histogram for random directions.
 
     ``effect`` is (mean, low, high); ``random`` one mean for each direction; all in logits.

@@ -6,9 +6,8 @@ Every cell is text such as ``0.69 [0.52, 0.83]``; what is not known is a dash.
 from collections.abc import Mapping
 from typing import Any
 
-import pandas as pd
-
 from interp.figures.measures import MISSING, format_number, measure_at
+from interp.lazy import pd
 
 FILE = "questions.json"
 GROUP_NAMES: dict[str, str] = {
@@ -29,7 +28,7 @@ def group_name(group: object) -> str:
     return GROUP_NAMES.get(str(group), str(group))
 
 
-def questions_table(content: Mapping[str, Any]) -> pd.DataFrame:
+def questions_table(content: Mapping[str, Any]) -> "pd.DataFrame":
     """Two rows for each group of questions, without and with the constraint, and one for its null.
 
     Raises UserError if the content is malformed.
@@ -88,7 +87,7 @@ def question_sentences(content: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(sentences)
 
 
-def narrow_table(content: Mapping[str, Any]) -> pd.DataFrame:
+def narrow_table(content: Mapping[str, Any]) -> "pd.DataFrame":
     """The same table on its side, for a terminal: a row a measure, intervals on their own line."""
     table = questions_table(content)
     heading = table["questions"] + "\n" + table["answers"]

@@ -1,18 +1,17 @@
 """Figures of several relations: the best heads in each, and scores of one on another."""
 
 import numpy as np
-import pandas as pd
-import plotly.graph_objects as go
 
 from interp.figures.tables import where
 from interp.figures.theme import SEQUENTIAL, THEME, cells, centred, colour_bar, label
+from interp.lazy import go, pd
 
 SHOWN_HEADS = 24
 MIXED = "(mixed)"
 """The name of the rows about all relations together, in ``heads_by_relation.csv``."""
 
 
-def heads_by_relation(table: pd.DataFrame, *, count: int = SHOWN_HEADS) -> go.Figure:
+def heads_by_relation(table: "pd.DataFrame", *, count: int = SHOWN_HEADS) -> "go.Figure":
     """The best heads (columns) in each relation (rows): effects as shares of the largest there.
 
     Args:
@@ -37,7 +36,7 @@ def heads_by_relation(table: pd.DataFrame, *, count: int = SHOWN_HEADS) -> go.Fi
     return _named_axes(figure, n_rows=len(names), n_columns=len(heads), x="layer.head")
 
 
-def transfer_matrix(table: pd.DataFrame, *, value: str, title: str) -> go.Figure:
+def transfer_matrix(table: "pd.DataFrame", *, value: str, title: str) -> "go.Figure":
     """One value for each pair of what was searched (rows) and what was scored (columns).
 
     Args:
@@ -73,7 +72,7 @@ def transfer_matrix(table: pd.DataFrame, *, value: str, title: str) -> go.Figure
     return figure.update_yaxes(title_text="searched")
 
 
-def _named_axes(figure: go.Figure, *, n_rows: int, n_columns: int, x: str) -> go.Figure:
+def _named_axes(figure: "go.Figure", *, n_rows: int, n_columns: int, x: str) -> "go.Figure":
     """The layout of a map whose rows and columns have names: the first row on top."""
     figure.update_layout(
         template=THEME,

@@ -7,10 +7,6 @@ from collections.abc import Iterator, Mapping
 from itertools import product
 from typing import Any, cast
 
-import pandas as pd
-from rich.table import Table
-from rich.text import Text
-
 from interp.errors import UserError
 from interp.figures.measures import (
     HELD_OUT,
@@ -21,6 +17,7 @@ from interp.figures.measures import (
     measure_at,
     value_at,
 )
+from interp.lazy import pd, rich_tables, rich_texts
 
 COMPARISON_COLUMNS: tuple[str, ...] = (
     "setting",
@@ -42,7 +39,7 @@ _MEASURES: tuple[tuple[str, str], ...] = (
 )
 
 
-def comparison_table(evaluation: Mapping[str, Any]) -> pd.DataFrame:
+def comparison_table(evaluation: Mapping[str, Any]) -> "pd.DataFrame":
     """One row for each setting, on held-out prompts.
 
     The settings are: no constraint, the evaluated head set, other head sets or sites
@@ -59,7 +56,7 @@ def comparison_table(evaluation: Mapping[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(COMPARISON_COLUMNS))
 
 
-def template_table(evaluation: Mapping[str, Any]) -> pd.DataFrame:
+def template_table(evaluation: Mapping[str, Any]) -> "pd.DataFrame":
     """Preference accuracy for each held-out question template, and over all of them.
 
     Columns: template, kind ("false premise" or "twin"), run ("no constraint" or "constrained"),
@@ -80,7 +77,7 @@ def template_table(evaluation: Mapping[str, Any]) -> pd.DataFrame:
     return table.astype({"value": float, "low": float, "high": float})
 
 
-def rows_of_site(heads: pd.DataFrame, site: str | None) -> pd.DataFrame:
+def rows_of_site(heads: "pd.DataFrame", site: str | None) -> "pd.DataFrame":
     """The rows of one site; `site` is optional if there is only one.
 
     Raises UserError, which lists the sites, for an unknown or missing site.
@@ -95,20 +92,22 @@ def rows_of_site(heads: pd.DataFrame, site: str | None) -> pd.DataFrame:
     return where(heads, heads["site"] == site)
 
 
-def where(table: pd.DataFrame, mask: pd.Series) -> pd.DataFrame:
+def where(table: "pd.DataFrame", mask: "pd.Series") -> "pd.DataFrame":
     """The rows of a table for which `mask` is true."""
     return cast(pd.DataFrame, table[mask.astype(bool)])
 
 
-def rich_table(frame: pd.DataFrame, *, title: str | None = None) -> Table:
+def rich_table(frame: "pd.DataFrame", *, title: str | None = None) -> "rich_tables.Table":
     """The table for a terminal; brackets in cells are shown literally."""
-    table = Table(title=None if title is None else Text(title), title_justify="left")
+    table = rich_tables.Table(
+        title=None if title is None else rich_texts.Text(title), title_justify="left"
+    )
     for position, column in enumerate(frame.columns):
         # On a narrow terminal a long word is wrapped, not truncated.
         justify = "left" if position == 0 else "right"
-        table.add_column(Text(str(column)), justify=justify, overflow="fold")
+        table.add_column(rich_texts.Text(str(column)), justify=justify, overflow="fold")
     for row in frame.itertuples(index=False):
-        table.add_row(*(Text(str(cell)) for cell in row))
+        table.add_row(*(rich_texts.Text(str(cell)) for cell in row))
     return table
 
 

@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 
 INK = "#22262b"
 MUTED = "#69707a"
@@ -87,8 +86,8 @@ _AXIS = {
     "tickfont": {"size": 12, "color": INK},
 }
 
-THEME = go.layout.Template(
-    layout={
+THEME: dict[str, Any] = {
+    "layout": {
         "font": {"family": FONT, "size": 13, "color": INK},
         "title": {
             "font": {"size": 15, "color": INK},
@@ -119,7 +118,7 @@ THEME = go.layout.Template(
         },
         "margin": {"l": 56, "r": 16, "t": 56, "b": 56},
     }
-)
+}
 
 
 LEGEND_ABOVE = {"y": 1.02, "yanchor": "bottom"}

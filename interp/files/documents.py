@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import yaml
 
 from interp.files.text import read_json_object
 from interp.files.whole import write_whole
+from interp.lazy import pd
 
 # The wide forms count too: some spreadsheets read them as the narrow ones.
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
@@ -37,7 +37,7 @@ def write_jsonl(target: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
     return write_atomically(target, "".join(f"{line}\n" for line in lines))
 
 
-def write_table(target: Path, table: pd.DataFrame) -> Path:
+def write_table(target: Path, table: "pd.DataFrame") -> Path:
     """Write a CSV file in which no text cell can act as a spreadsheet's formula."""
     text = table.copy()
     for column in text.select_dtypes(exclude=["number", "bool"]):

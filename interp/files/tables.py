@@ -7,10 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from interp.errors import UserError
 from interp.files.text import one_line, read_text
+from interp.lazy import pd
 
 _FLAGS = {"true": True, "1": True, "false": False, "0": False}
 
@@ -24,7 +23,7 @@ def read_table(
     flags: Sequence[str] = (),
     others: bool = False,
     advice: str = "make the run again",
-) -> pd.DataFrame:
+) -> "pd.DataFrame":
     """The columns of a CSV file, each cell checked; an empty number is NaN.
 
     Args:

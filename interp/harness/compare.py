@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.files.text import one_line
 from interp.harness.paired import PairedMetric, difference
+from interp.lazy import pd
 
 NAN = float("nan")
 Samples = list[dict[str, Any]]
@@ -49,7 +49,7 @@ class HarnessComparison(Displayed):
 
     metrics: tuple[PairedMetric, ...]
 
-    def to_dataframe(self) -> pd.DataFrame:
+    def to_dataframe(self) -> "pd.DataFrame":
         """A row for each metric."""
         return pd.DataFrame([asdict(metric) for metric in self.metrics])
 
@@ -57,7 +57,7 @@ class HarnessComparison(Displayed):
         """What harness.json holds."""
         return {"metrics": [metric.to_dict() for metric in self.metrics]}
 
-    def table(self) -> pd.DataFrame:
+    def table(self) -> "pd.DataFrame":
         """The rows with few digits, for a terminal."""
         return pd.DataFrame(
             [

@@ -16,8 +16,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import plotly.graph_objects as go
 from jaxtyping import Float
 
 from interp.display import Displayed, Shown
@@ -25,7 +23,7 @@ from interp.errors import UserError
 from interp.figures.experts import shift_figure
 from interp.heads.effects import HeadEffects, HeadStatistics, head_statistics
 from interp.heads.headset import HeadSet
-from interp.lazy import stats
+from interp.lazy import go, pd, stats
 from interp.patching.effect_arrays import best_first
 from interp.patching.result import STATISTICS
 from interp.patching.stability import chance_overlap
@@ -169,7 +167,7 @@ class HeadComparison(Displayed):
             "changed_at_fdr_0.05": int((self.change.q_value <= 0.05).sum()),
         }
 
-    def to_dataframe(self) -> pd.DataFrame:
+    def to_dataframe(self) -> "pd.DataFrame":
         """One row a head, largest absolute change first.
 
         Columns: ``site``, ``layer``, ``head``, ``before``, ``after``, ``change``, ``ci_low``,
@@ -193,7 +191,7 @@ class HeadComparison(Displayed):
         order = frame["change"].abs().sort_values(ascending=False, kind="stable").index
         return frame.loc[order].reset_index(drop=True)
 
-    def plot(self, heads: HeadSet | None = None) -> go.Figure:
+    def plot(self, heads: HeadSet | None = None) -> "go.Figure":
         """Effect after against effect before, a point a head; ``heads`` are marked."""
         return shift_figure(
             self.to_dataframe(), spearman=self.spearman, heads=() if heads is None else heads

@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Literal, cast, get_args
 
 import numpy as np
-import pandas as pd
-import plotly.graph_objects as go
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -31,6 +29,7 @@ from interp.figures.heatmap import layer_effects
 from interp.files.tensor_file import read_tensor_file, write_tensor_file
 from interp.files.tensors import check_tensors
 from interp.heads.headset import Head, HeadSet, Site, check_site
+from interp.lazy import go, pd
 from interp.patching.effect_arrays import best_first
 from interp.patching.result import STATISTICS, PatchEffects
 from interp.statistics.significance import (
@@ -155,7 +154,7 @@ class HeadEffects(Displayed):
         """
         return select_heads(self, fraction=fraction, count=count, fdr=fdr, vote=vote)
 
-    def to_dataframe(self, selected: HeadSet | None = None) -> pd.DataFrame:
+    def to_dataframe(self, selected: HeadSet | None = None) -> "pd.DataFrame":
         """One row a head, in the columns of ``heads.csv``, best first."""
         layer, head = (index.ravel() for index in np.indices(self.values.shape[1:]))
         chosen = set(selected.heads) if selected and selected.site == self.site else set()
@@ -172,7 +171,7 @@ class HeadEffects(Displayed):
         )
         return frame.sort_values("rank", ignore_index=True)
 
-    def plot(self, selected: HeadSet | None = None, *, by: str = "head") -> go.Figure:
+    def plot(self, selected: HeadSet | None = None, *, by: str = "head") -> "go.Figure":
         """Heat map of the mean effects, layer × head; or by layer, their sums with intervals.
 
         ``selected`` heads are framed in the heat map. Raises UserError for another ``by``.
@@ -274,7 +273,7 @@ def _by_vote(effects: HeadEffects, threshold: float) -> tuple[Head, ...]:
 
 
 @checked
-def effects_by_layer(effects: HeadEffects, *, fdr: float = 0.05) -> pd.DataFrame:
+def effects_by_layer(effects: HeadEffects, *, fdr: float = 0.05) -> "pd.DataFrame":
     """One row a layer: ``layer``, ``effect``, ``ci_low``, ``ci_high`` (logits), ``significant``.
 
     Each prompt's effects are summed over the layer's heads; the mean over subjects has a 95 %

@@ -6,9 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import pandas as pd
-import plotly.graph_objects as go
-
 from interp.arguments import as_path, check_choice, pairs_of_numbers
 from interp.checked import checked
 from interp.display import Displayed, Shown
@@ -18,6 +15,7 @@ from interp.files.documents import write_atomically
 from interp.files.shape import Maybe, check_shape
 from interp.files.text import parse_json, read_text
 from interp.heads.origin import Origin
+from interp.lazy import go, pd
 from interp.models.hooked_model import HookedModel
 
 Head = tuple[int, int]
@@ -109,7 +107,7 @@ class HeadSet(Displayed):
             origin.check(model, transfer=transfer)
         return found
 
-    def plot(self) -> go.Figure:
+    def plot(self) -> "go.Figure":
         """The heads as squares, layer × head."""
         return chosen_heads(self)
 

@@ -17,8 +17,6 @@ from itertools import combinations
 from typing import Literal, get_args
 
 import numpy as np
-import pandas as pd
-import plotly.graph_objects as go
 import torch
 from jaxtyping import Float
 
@@ -31,6 +29,7 @@ from interp.heads.compare import rank_correlation
 from interp.heads.effects import HeadEffects, Method, select_heads
 from interp.heads.headset import Head, HeadSet, Site
 from interp.heads.random_sets import random_head_sets
+from interp.lazy import go, pd
 from interp.patching.effect_arrays import best_first
 from interp.patching.result import STATISTICS
 from interp.statistics.significance import MINIMUM_GROUPS, EffectStatistics, effect_statistics
@@ -213,11 +212,11 @@ class JointEffects(Displayed):
         kept = {name: of for name, of in self.by_relation.items() if name not in relations}
         return JointEffects(kept, self.selected_by)
 
-    def to_dataframe(self, selected: HeadSet | None = None) -> pd.DataFrame:
+    def to_dataframe(self, selected: HeadSet | None = None) -> "pd.DataFrame":
         """The pooled effects, in the columns of ``heads.csv``, best first."""
         return self.pooled.to_dataframe(selected)
 
-    def relations_dataframe(self, selected: HeadSet | None = None) -> pd.DataFrame:
+    def relations_dataframe(self, selected: HeadSet | None = None) -> "pd.DataFrame":
         """The content of ``heads_by_relation.csv``: one row a relation and head.
 
         The columns of ``heads.csv`` after ``relation``, then ``share``: the effect as a share of
@@ -245,7 +244,7 @@ class JointEffects(Displayed):
         )
         return pd.concat([*tables, table.sort_values("rank")], ignore_index=True)
 
-    def stability(self, count: int = 8, *, seed: int = 0) -> pd.DataFrame:
+    def stability(self, count: int = 8, *, seed: int = 0) -> "pd.DataFrame":
         """How alike two relations' heads are: one row a pair of relations, and beside it chance.
 
         Columns: ``a``, ``b``; ``jaccard`` of the best ``count`` heads, ``jaccard_null`` of b's set
@@ -274,7 +273,7 @@ class JointEffects(Displayed):
         )
         return [_jaccard(heads, second) for heads in drawn]
 
-    def plot(self, selected: HeadSet | None = None, *, by: str = "head") -> go.Figure:
+    def plot(self, selected: HeadSet | None = None, *, by: str = "head") -> "go.Figure":
         """Heat map of the pooled effects, or of the best heads in each relation (``relation``)."""
         if check_choice("kind of figure", by, ("head", "relation")) == "head":
             return self.pooled.plot(selected)

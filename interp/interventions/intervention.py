@@ -15,9 +15,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, TypeVar
 
-import pandas as pd
-import plotly.graph_objects as go
-
 from interp.arguments import listed, of_kind, shown
 from interp.checked import by_position
 from interp.display import Displayed, Shown
@@ -30,6 +27,7 @@ from interp.interventions.gate import Gate, check_gate
 from interp.interventions.head_constraint import Constraint, Mode
 from interp.interventions.intervention_file import read_parts, write_parts
 from interp.interventions.unit_table import unit_table
+from interp.lazy import go, pd
 from interp.models.hooked_model import HookedModel
 from interp.patching.sweep import check_units
 
@@ -157,14 +155,14 @@ class Intervention(Displayed):
     def __repr__(self) -> str:
         return f"<Intervention: {self.name}; gate {self.gate}>"
 
-    def to_dataframe(self) -> pd.DataFrame:
+    def to_dataframe(self) -> "pd.DataFrame":
         """One row a head or expert: ``kind``, ``where``, ``number``, ``action``, ``place``.
 
         ``where`` is a head's layer or an expert's projection, ``number`` counts within it.
         """
         return unit_table(row for part in self.parts for row in part.rows())
 
-    def plot(self) -> go.Figure:
+    def plot(self) -> "go.Figure":
         """The constrained heads as squares, layer × head. Raises UserError where there are none."""
         return chosen_heads(dict.fromkeys(head for part in self.heads for head in part.heads))
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-import pandas as pd
+from interp.lazy import pd
 
 COLUMNS = ("kind", "where", "number", "action", "place")
 
@@ -23,6 +23,6 @@ def unit_rows(
     ]
 
 
-def unit_table(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
+def unit_table(rows: Iterable[dict[str, Any]]) -> "pd.DataFrame":
     """The rows as a table, which has all columns even without rows."""
     return pd.DataFrame(list(rows), columns=list(COLUMNS))

@@ -21,8 +21,17 @@ import torch
 from interp.errors import UserError
 from interp.models.hooked_model import HookedModel
 
-VERSION = importlib.metadata.version("transformer-lens")
-MAJOR = int(VERSION.split(".")[0])
+
+def _installed() -> str:
+    """The installed version; an empty text where plain transformers models alone are used."""
+    try:
+        return importlib.metadata.version("transformer-lens")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+VERSION = _installed()
+MAJOR = int((VERSION or "4").split(".")[0])
 
 
 def _implementation() -> Any:
@@ -30,6 +39,8 @@ def _implementation() -> Any:
 
     Imported here because TransformerLens takes seconds, and reports and tables need no model.
     """
+    if not VERSION:
+        raise UserError("hooked models need TransformerLens: pip install transformer-lens")
     if MAJOR >= 4:
         from interp.models import bridge as implementation
     else:

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
@@ -35,7 +34,7 @@ from interp.forward.hook_points import hook_name
 from interp.forward.memory import Budget
 from interp.forward.partial import RecordedRun, record_run, unedited_logits
 from interp.forward.trial import keeping_unhooked
-from interp.lazy import integrate
+from interp.lazy import integrate, pd
 from interp.models.hooked_model import HookedModel
 from interp.patching.alignment import align
 from interp.patching.chunks import chunk_prompts, first_position, row_demand
@@ -119,7 +118,7 @@ class Faithfulness(Displayed):
         """CMD of each random order."""
         return area_from_one(self.proportions, self.random_curves)
 
-    def to_dataframe(self) -> pd.DataFrame:
+    def to_dataframe(self) -> "pd.DataFrame":
         """One row a proportion: ``proportion``, ``n_nodes`` (or ``n_edges``), ``faithfulness``, its
         interval, and ``random_mean``, ``random_low`` and ``random_high`` (least, largest)."""
         low, high = np.percentile(self._drawn_curves(), INTERVAL, axis=0)

@@ -21,8 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import plotly.graph_objects as go
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -34,6 +32,7 @@ from interp.figures.patching import result_figure
 from interp.files.shape import check_shape
 from interp.files.tensor_file import read_tensors, write_tensors
 from interp.files.tensors import check_tensors
+from interp.lazy import go, pd
 from interp.moved import old_names
 from interp.patching.effect_arrays import By, best_first, check_axes, correlations, has_gap
 from interp.statistics.significance import (
@@ -189,7 +188,7 @@ class PatchEffects(Displayed):
         where = self.coordinates()
         return [where[unit] for unit in self.order(by=by)[:k]]
 
-    def to_dataframe(self) -> pd.DataFrame:
+    def to_dataframe(self) -> "pd.DataFrame":
         """One row a measured unit, largest absolute effect first.
 
         Columns: the axes' coordinates, ``effect`` (mean over groups), ``ci_low``, ``ci_high``,
@@ -324,7 +323,7 @@ class PatchEffects(Displayed):
             if mine != theirs:
                 raise UserError(f"the results differ in {name}: {mine} and {theirs}")
 
-    def plot(self, *, fdr: float = 0.05, title: str | None = None) -> go.Figure:
+    def plot(self, *, fdr: float = 0.05, title: str | None = None) -> "go.Figure":
         """A figure of the mean effects that fits the axes; see ``interp.figures.patching``.
 
         Args:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -27,7 +26,7 @@ from interp.forward.batch import Prompts, TokenBatch
 from interp.forward.hook_points import check_component
 from interp.forward.memory import Budget
 from interp.forward.prompts import batch_for
-from interp.lazy import stats
+from interp.lazy import go, stats
 from interp.models.hooked_model import HookedModel
 from interp.patching.alignment import Positions, align
 from interp.patching.effect_arrays import correlations
@@ -67,7 +66,7 @@ class Screening(Displayed):
         """The largest bound: no unverified effect is larger, at the confidence, if effects add."""
         return float(np.nanmax(self.bound)) if np.isfinite(self.bound).any() else 0.0
 
-    def plot(self) -> go.Figure:
+    def plot(self) -> "go.Figure":
         """The exact effect of every verified unit against its estimate."""
         others = [axis for axis in self.estimate.axes[1:] if axis != "layer"]
         return screening_figure(

@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
-import pandas as pd
-import plotly.graph_objects as go
 from jaxtyping import Float, Int
 
 from interp.arguments import of_kind, whole_number
@@ -25,7 +23,7 @@ from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.figures.dots import dot_figure
-from interp.lazy import stats
+from interp.lazy import go, pd, stats
 from interp.patching.edges.result import EdgeEffects
 from interp.patching.effect_arrays import By, best_first, check_order
 from interp.patching.result import Coordinates, PatchEffects
@@ -57,9 +55,9 @@ class Stability(Displayed):
     frequency: Float[np.ndarray, " unit"]
     axes: tuple[str, ...]
     between_templates: Interval | None = None
-    templates: pd.DataFrame | None = None
+    templates: "pd.DataFrame | None" = None
 
-    def to_dataframe(self) -> pd.DataFrame:
+    def to_dataframe(self) -> "pd.DataFrame":
         """One row a unit that was ever in the top k: its coordinates and ``frequency``."""
         order = np.argsort(-self.frequency, kind="stable")
         rows = [
@@ -69,7 +67,7 @@ class Stability(Displayed):
         ]
         return pd.DataFrame(rows, columns=[*self.axes, "frequency"])
 
-    def plot(self, count: int = 20) -> go.Figure:
+    def plot(self, count: int = 20) -> "go.Figure":
         """How often each of the ``count`` most frequent units is in the top k."""
         rows = self.to_dataframe().head(count)
         names = [
@@ -172,7 +170,7 @@ class _Tops:
         return np.concatenate(tops)
 
 
-def _templates(result: PatchEffects, of: _Tops) -> tuple[Interval | None, pd.DataFrame | None]:
+def _templates(result: PatchEffects, of: _Tops) -> "tuple[Interval | None, pd.DataFrame | None]":
     """Mean overlap over pairs of templates with its interval, and the overlap of each pair."""
     names = list(dict.fromkeys(result.templates))
     if len(names) < 2:

@@ -7,10 +7,9 @@ measures by template tell the relations apart.
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-import pandas as pd
-
 from interp.display import Displayed, Shown
 from interp.errors import UserError
+from interp.lazy import pd
 from interp.premises.questions import Part, Premises, Question, QuestionKind, Split
 from interp.premises.relation import Fact, FilledQuestion
 

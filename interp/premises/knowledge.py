@@ -12,8 +12,6 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-import pandas as pd
-import plotly.graph_objects as go
 import torch
 
 from interp.arguments import check_choice
@@ -25,6 +23,7 @@ from interp.forward.batch import TokenBatch, by_length
 from interp.forward.generate import generate_tokens
 from interp.forward.out_of_memory import halving
 from interp.forward.partial import device_of, last_logits
+from interp.lazy import go, pd
 from interp.models import render_chat
 from interp.models.hooked_model import HookedModel
 from interp.models.versions import check_hooked
@@ -77,7 +76,7 @@ class Knowledge(Displayed):
         """The most frequent answers to facts that are not known, with their numbers."""
         return Counter(fact.answer for fact in self.facts if not fact.known).most_common(count)
 
-    def to_dataframe(self) -> pd.DataFrame:
+    def to_dataframe(self) -> "pd.DataFrame":
         """One row a fact."""
         return pd.DataFrame([vars(fact) for fact in self.facts])
 
@@ -93,7 +92,7 @@ class Knowledge(Displayed):
         kept = premises.with_facts(fact for fact in premises.facts if fact.subject in known)
         return kept.askable()
 
-    def plot(self, count: int = 10) -> go.Figure:
+    def plot(self, count: int = 10) -> "go.Figure":
         """How many facts are known, and the ``count`` most frequent answers to the others."""
         wrong = self._wrong(count)
         names = ["known", *(f"not known, said {text!r}" for text, _ in wrong)]

@@ -11,12 +11,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-import pandas as pd
-
 from interp.arguments import check_choice
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.forward.batch import Span
+from interp.lazy import pd
 
 PremiseLabel = Literal["false_premise", "true_premise"]
 """What a question presupposes is false, or it is true."""
@@ -151,7 +150,7 @@ class QuestionList(Displayed):
         found = Counter(question.group for question in self.questions)
         return {group: found[group] for group in GROUPS if found[group]}
 
-    def to_dataframe(self) -> pd.DataFrame:
+    def to_dataframe(self) -> "pd.DataFrame":
         """One row a question; ``answers`` are joined by semicolons, the span is in characters."""
         rows = [
             {

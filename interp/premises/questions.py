@@ -19,12 +19,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, get_args
 
-import pandas as pd
-
 from interp.arguments import check_choice, whole_number
 from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
+from interp.lazy import pd
 from interp.premises.draw import collides, shuffled
 from interp.premises.registry import load_relation
 from interp.premises.relation import (
@@ -259,7 +258,7 @@ class Premises(Displayed):
         """Search and held-out parts that share no subject and no template: `split_premises`."""
         return split_premises(self, seed=seed, fraction=fraction, templates=templates)
 
-    def to_dataframe(self) -> pd.DataFrame:
+    def to_dataframe(self) -> "pd.DataFrame":
         """One row a question, with its text and the distance of its false object."""
         rows = [
             {

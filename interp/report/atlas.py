@@ -13,9 +13,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-import plotly.graph_objects as go
-
 from interp.arguments import as_path
 from interp.checked import checked
 from interp.display import Displayed, Shown
@@ -26,6 +23,7 @@ from interp.files.links import check_links
 from interp.heads.effects import HeadEffects, load_effects
 from interp.heads.headset import Head
 from interp.heads.joint import STABILITY_COLUMNS, JointEffects
+from interp.lazy import go, pd
 from interp.report.atlas_cells import (
     COMPARED_HEADS,
     Cells,
@@ -101,7 +99,7 @@ class AtlasEntry:
     """
 
     cells: Cells
-    heads: pd.DataFrame | None = None
+    heads: "pd.DataFrame | None" = None
     effects: HeadEffects | None = None
 
 
@@ -118,16 +116,16 @@ class Atlas(Displayed):
         skipped: what was no run, or could not be read, and why.
     """
 
-    rows: pd.DataFrame
-    heads: pd.DataFrame
-    comparisons: pd.DataFrame
+    rows: "pd.DataFrame"
+    heads: "pd.DataFrame"
+    comparisons: "pd.DataFrame"
     skipped: tuple[tuple[str, str], ...] = ()
 
-    def to_dataframe(self) -> pd.DataFrame:
+    def to_dataframe(self) -> "pd.DataFrame":
         """The rows, in the columns of ``atlas.csv``."""
         return self.rows
 
-    def plot(self) -> go.Figure:
+    def plot(self) -> "go.Figure":
         """The heads of every run on relative depth. Raises UserError if no run has heads."""
         if self.heads.empty:
             raise UserError("no run of the atlas has heads: give runs of `interp locate`")
@@ -234,7 +232,7 @@ def _read_search(folder: Path, name: str) -> AtlasEntry:
     return AtlasEntry(cells, heads.filter(items=HEAD_COLUMNS), effects)
 
 
-def _heads_table(run: Run, site: str, name: str) -> pd.DataFrame:
+def _heads_table(run: Run, site: str, name: str) -> "pd.DataFrame":
     """Every head of a site with its place in the model, and its share of the largest effect."""
     table = rows_of_site(run.heads, site).sort_values("rank").reset_index(drop=True)
     deepest, last = table["layer"].max(), table["head"].max()
@@ -246,7 +244,7 @@ def _heads_table(run: Run, site: str, name: str) -> pd.DataFrame:
     return table
 
 
-def _chosen_heads(run: Run, heads: pd.DataFrame, *, evaluated: bool) -> list[Head]:
+def _chosen_heads(run: Run, heads: "pd.DataFrame", *, evaluated: bool) -> list[Head]:
     """The heads that were evaluated, else those that are marked, largest effect first."""
     named: Any = run.evaluation.get("heads") if evaluated and run.evaluation is not None else None
     if named is not None:
@@ -257,7 +255,7 @@ def _chosen_heads(run: Run, heads: pd.DataFrame, *, evaluated: bool) -> list[Hea
     ]
 
 
-def _table(rows: Sequence[Cells]) -> pd.DataFrame:
+def _table(rows: Sequence[Cells]) -> "pd.DataFrame":
     """The rows in `COLUMNS`, each column of its own type, so that an empty cell stays empty."""
     if unknown := {name for row in rows for name in row} - set(COLUMNS):
         raise ValueError(f"cells without a column: {sorted(unknown)}")
@@ -267,7 +265,7 @@ def _table(rows: Sequence[Cells]) -> pd.DataFrame:
     return table.astype(kinds)
 
 
-def _comparisons(entries: Sequence[AtlasEntry]) -> pd.DataFrame:
+def _comparisons(entries: Sequence[AtlasEntry]) -> "pd.DataFrame":
     """Every pair of runs whose heads can be set side by side."""
     rows = []
     for first, second in combinations(entries, 2):

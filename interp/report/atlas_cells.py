@@ -8,8 +8,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from interp.errors import UserError
 from interp.evaluation.transfer import OTHERS
 from interp.figures.measures import HELD_OUT, Measure, count_at, format_number, measure_at
@@ -19,6 +17,7 @@ from interp.files.tables import read_table
 from interp.files.text import read_json_object
 from interp.heads.effects import HeadEffects
 from interp.heads.headset import Head
+from interp.lazy import pd
 from interp.patching.stability import stability
 from interp.report.read_run import read_evaluation
 from interp.statistics.significance import mean_interval
@@ -114,7 +113,7 @@ def search_cells(manifest: Mapping[str, Any], folder: Path) -> Cells:
     }
 
 
-def head_cells(heads: list[Head], table: pd.DataFrame) -> Cells:
+def head_cells(heads: list[Head], table: "pd.DataFrame") -> Cells:
     """The chosen heads among all of a site, which `table` holds with their relative depths."""
     depths = table.set_index(["layer", "head"])["depth"]
     if missing := [head for head in heads if head not in depths.index]:
@@ -191,7 +190,7 @@ def evaluation_cells(evaluation: Mapping[str, Any]) -> Cells:
     return cells
 
 
-def transfer_cells(table: pd.DataFrame, cells: Mapping[str, Any]) -> Cells:
+def transfer_cells(table: "pd.DataFrame", cells: Mapping[str, Any]) -> Cells:
     """Means of a ``transfer.csv`` over the relations, each under the heads of all others.
 
     Of several settings: the one whose site and number of heads are the row's, else the largest.

@@ -3,10 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import pandas as pd
-
 from interp.figures.measures import MISSING, Measure, format_number
 from interp.figures.tables import where
+from interp.lazy import pd
 from interp.report.atlas import Atlas
 from interp.report.markdown import markdown_table, plain_text
 
@@ -49,7 +48,7 @@ def render_atlas(atlas: Atlas, *, figure: str = "", head: str = "# Atlas\n") -> 
     return "\n".join(part for part in parts if part)
 
 
-def comparison_text(comparisons: pd.DataFrame) -> str:
+def comparison_text(comparisons: "pd.DataFrame") -> str:
     """For each site a matrix: above the diagonal the overlap, below it the rank correlation."""
     texts = []
     for site, table in comparisons.groupby("site", sort=False):
@@ -90,7 +89,7 @@ def _figure(place: str) -> str:
 
 
 def _section(
-    title: str, rows: pd.DataFrame, measured: Sequence[str], columns: Mapping[str, Cell]
+    title: str, rows: "pd.DataFrame", measured: Sequence[str], columns: Mapping[str, Cell]
 ) -> list[str]:
     """A table of the runs that measured one of some cells; nothing if none did."""
     any_measured: pd.Series = rows[list(measured)].notna().sum(axis=1) > 0
@@ -98,7 +97,7 @@ def _section(
     return [f"## {title}\n", _table(kept, columns)] if len(kept) else []
 
 
-def _table(rows: pd.DataFrame, columns: Mapping[str, Cell]) -> str:
+def _table(rows: "pd.DataFrame", columns: Mapping[str, Cell]) -> str:
     texts = [[cell(row) for cell in columns.values()] for row in rows.to_dict("records")]
     return markdown_table(list(columns), texts)
 

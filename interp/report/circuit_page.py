@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from interp.errors import UserError
 from interp.figures.measures import MISSING, format_number
 from interp.figures.patching import faithfulness_figure
 from interp.files.shape import Maybe, check_shape
+from interp.lazy import pd
 from interp.patching import EdgeEffects
 from interp.report.page import PlacedFigure, dtype_sentence, manifest_rows, render_page
 
@@ -130,7 +130,7 @@ def _interval(values: Any) -> str:
     return f"{value:.3g} [{low:.3g}, {high:.3g}]"
 
 
-def shown_edges(table: pd.DataFrame) -> pd.DataFrame:
+def shown_edges(table: "pd.DataFrame") -> "pd.DataFrame":
     """The table as text, with rounded numbers and dashes for missing values."""
 
     def text(value: Any) -> str:

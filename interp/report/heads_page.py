@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-import pandas as pd
-
 from interp.evaluation.answer_pair import Outcome
 from interp.figures.evaluation import (
     gain_cost_curve,
@@ -28,6 +26,7 @@ from interp.figures.tables import (
 )
 from interp.files.documents import write_atomically
 from interp.files.shape import check_shape
+from interp.lazy import pd
 from interp.report.answers import MarkedPair
 from interp.report.page import PlacedFigure, dtype_sentence, manifest_rows, render_page
 from interp.report.read_run import Run, read_run
@@ -131,7 +130,7 @@ def _figures(run: Run) -> dict[str, list[PlacedFigure]]:
     return figures
 
 
-def _relation_figures(table: pd.DataFrame | None) -> list[PlacedFigure]:
+def _relation_figures(table: "pd.DataFrame | None") -> list[PlacedFigure]:
     """For each site, the best heads in each relation of a search over several."""
     if table is None:
         return []
@@ -145,7 +144,7 @@ def _relation_figures(table: pd.DataFrame | None) -> list[PlacedFigure]:
     ]
 
 
-def _transfer_figures(table: pd.DataFrame | None) -> list[PlacedFigure]:
+def _transfer_figures(table: "pd.DataFrame | None") -> list[PlacedFigure]:
     """For each site and mode, the largest head sets searched × scored."""
     found: list[PlacedFigure] = []
     settings = () if table is None else table[["site", "mode"]].drop_duplicates().to_numpy()
@@ -187,7 +186,7 @@ def _agreement_figure(agreement: Mapping[str, Any] | None) -> list[PlacedFigure]
     return [PlacedFigure.place("agreement", figure, "Each dot is a head.")]
 
 
-def _head_rows(heads: pd.DataFrame) -> list[dict[str, Any]]:
+def _head_rows(heads: "pd.DataFrame") -> list[dict[str, Any]]:
     """The rows of the heads table: exact numbers for sorting, short ones for reading."""
 
     def small(value: float) -> str:

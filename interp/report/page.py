@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-import plotly.graph_objects as go
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
 from interp.files.shape import Maybe, check_shape
+from interp.lazy import go, offline
 
 _DTYPE_CHECK = {
     **{"n_prompts": int, "against": str, "dtype": str},
@@ -38,7 +37,7 @@ class PlacedFigure:
     width: int | None
 
     @classmethod
-    def place(cls, name: str, figure: go.Figure, caption: str) -> "PlacedFigure":
+    def place(cls, name: str, figure: "go.Figure", caption: str) -> "PlacedFigure":
         """A figure whose width follows the page, up to the width of its layout."""
         layout = figure.to_plotly_json()["layout"]
         width = layout.get("width")
@@ -55,7 +54,7 @@ def render_page(template: str, *, scripts: Sequence[str] = (), **content: Any) -
         content: the variables of the template.
     """
     sources = [template_text(name) for name in ("figures.js.j2", "tables.js.j2", *scripts)]
-    all_scripts = [inline_script(get_plotlyjs()), *map(inline_script, sources)]
+    all_scripts = [inline_script(offline.get_plotlyjs()), *map(inline_script, sources)]
     return render_part(
         template,
         policy=content_security_policy(all_scripts),
@@ -116,7 +115,7 @@ def dtype_sentence(manifest: Mapping[str, Any]) -> str | None:
     )
 
 
-def figure_json(figure: go.Figure) -> str:
+def figure_json(figure: "go.Figure") -> str:
     """A figure as JSON with nine significant digits: the precision of float32 in half the space."""
 
     def short(part: Any) -> Any:

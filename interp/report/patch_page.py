@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-import pandas as pd
-
 from interp.figures.measures import MISSING, format_number, format_small
 from interp.files.shape import Maybe, check_shape
+from interp.lazy import pd
 from interp.patching import PatchEffects
 from interp.report.page import PlacedFigure, dtype_sentence, manifest_rows, render_page
 
@@ -74,7 +73,7 @@ def patch_sentences(summary: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _units_table(units: pd.DataFrame) -> pd.DataFrame:
+def _units_table(units: "pd.DataFrame") -> "pd.DataFrame":
     """The table as text, with rounded numbers and dashes for missing values."""
 
     def text(name: str, value: Any) -> str:

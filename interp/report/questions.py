@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from interp.errors import UserError
 from interp.figures.questions import RATES, group_name, question_sentences, questions_table
 from interp.figures.tables import setting_name
 from interp.files.shape import Maybe, check_shape
 from interp.files.text import read_json_lines, read_json_object
+from interp.lazy import pd
 from interp.premises.relation import names
 from interp.report.answers import Piece, mark_names, mark_object
 
@@ -69,7 +68,7 @@ class QuestionsSection:
     source: str
     setting: str
     sentences: tuple[str, ...]
-    table: pd.DataFrame
+    table: "pd.DataFrame"
     n: int
     cards: tuple[QuestionCard, ...]
 

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-import pandas as pd
-
 from interp.errors import UserError
 from interp.evaluation.transfer import MEASURES
 from interp.figures.measures import HELD_OUT, value_at
@@ -18,6 +16,7 @@ from interp.files.shape import Maybe, check_shape
 from interp.files.tables import read_table
 from interp.files.text import read_json_lines, read_json_object
 from interp.heads.headset import Site
+from interp.lazy import pd
 from interp.report.answers import MarkedPair
 from interp.report.questions import QuestionsSection, questions_section
 
@@ -42,14 +41,14 @@ class Run:
     """The checked contents of a run directory; None for a missing optional file."""
 
     manifest: Mapping[str, Any]
-    heads: pd.DataFrame
+    heads: "pd.DataFrame"
     evaluation: Mapping[str, Any] | None
-    settings: pd.DataFrame | None
-    null: pd.DataFrame | None
+    settings: "pd.DataFrame | None"
+    null: "pd.DataFrame | None"
     agreement: Mapping[str, Any] | None
     generations: tuple[MarkedPair, ...] | None
-    by_relation: pd.DataFrame | None = None
-    transfer: pd.DataFrame | None = None
+    by_relation: "pd.DataFrame | None" = None
+    transfer: "pd.DataFrame | None" = None
     questions: QuestionsSection | None = None
 
 
@@ -81,7 +80,7 @@ def read_run(folder: Path) -> Run:
     )
 
 
-def read_heads(path: Path) -> pd.DataFrame:
+def read_heads(path: Path) -> "pd.DataFrame":
     """Read `heads.csv`, which has one row for each head and site."""
     again = "run `interp locate` again"
     table = read_table(
@@ -105,7 +104,7 @@ def read_heads(path: Path) -> pd.DataFrame:
     return table
 
 
-def read_by_relation(path: Path) -> pd.DataFrame:
+def read_by_relation(path: Path) -> "pd.DataFrame":
     """Read `heads_by_relation.csv`: the effects of each relation of a search over several."""
     return read_table(
         path,
@@ -117,7 +116,7 @@ def read_by_relation(path: Path) -> pd.DataFrame:
     )
 
 
-def read_transfer(path: Path) -> pd.DataFrame:
+def read_transfer(path: Path) -> "pd.DataFrame":
     """Read `transfer.csv`: head sets scored on relations that they were not searched in."""
     ends = ("", "_low", "_high")
     return read_table(
@@ -129,7 +128,7 @@ def read_transfer(path: Path) -> pd.DataFrame:
     )
 
 
-def read_settings(path: Path) -> pd.DataFrame:
+def read_settings(path: Path) -> "pd.DataFrame":
     """Read `settings.csv`: gain and cost of each head count, site and mode on the search split."""
     return read_table(
         path,
@@ -140,7 +139,7 @@ def read_settings(path: Path) -> pd.DataFrame:
     )
 
 
-def read_null(path: Path) -> pd.DataFrame:
+def read_null(path: Path) -> "pd.DataFrame":
     """Read `null.csv`: held-out preference accuracy of each matched random head set."""
     return read_table(
         path, texts=("site", "mode", "set"), numbers=("preference_accuracy",), counts=("n_heads",)

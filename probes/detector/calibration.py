@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Float, Int
 
 from interp.arguments import check_choice
 from interp.checked import checked
 from interp.errors import UserError
-from interp.lazy import isotonic, linear_model
+from interp.lazy import isotonic, linear_model, pd
 
 CalibrationMethod = Literal["platt", "isotonic"]
 DEFAULT_BINS = 10
@@ -130,7 +129,7 @@ def reliability(
     labels: Int[np.ndarray, " question"],
     *,
     bins: int = DEFAULT_BINS,
-) -> pd.DataFrame:
+) -> "pd.DataFrame":
     """One row for each bin of equal width that holds a question: predicted, observed, n."""
     if bins < 1:
         raise UserError(f"a reliability curve needs at least one bin, got {bins}")

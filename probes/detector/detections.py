@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-import plotly.graph_objects as go
-
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.figures.probe_scores import detections_figure
 from interp.forward.batch import Span
+from interp.lazy import go
 from interp.models.hooked_model import HookedModel
 from interp.premises.questions import QuestionKind
 from interp.statistics.significance import mean_interval
@@ -125,7 +124,7 @@ class PremiseDetections(Displayed):
             "span_covers_object": rate(*zip(*covered, strict=True)) if covered else None,
         }
 
-    def plot(self) -> go.Figure:
+    def plot(self) -> "go.Figure":
         """Probabilities of a false premise: of false premises beside those of their twins."""
         return detections_figure(
             [detection.probability for detection in self.false],

@@ -10,13 +10,12 @@ Detectors of format 1 read one layer and no predictions; they load and detect as
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -28,12 +27,14 @@ from interp.files.shape import Maybe, check_shape
 from interp.files.tensor_file import read_tensor_file, write_tensor_file
 from interp.files.tensors import check_tensors
 from interp.files.text import read_json_object
+from interp.lazy import pd
 from interp.models.hooked_model import HookedModel
-from probes.activation_reader import DEFAULT_BATCH_TOKENS, KeysValues, read_activations
+from probes.activation_reader import DEFAULT_BATCH_TOKENS, read_activations
 from probes.detector.calibration import CALIBRATION_SHAPE, Calibration
 from probes.detector.detections import Detection
 from probes.detector.evidence import COMBINATION_SHAPE, Combination, token_evidence
 from probes.detector.questions import AskedQuestion
+from probes.detector.scored import ScoredChunk, TokenScores
 from probes.detector.span import false_words
 from probes.detector.trained import TrainedDetector
 from probes.linear import check_fitted_on
@@ -51,34 +52,6 @@ _SHAPE = {
     "prompting": Maybe(str),
 }
 _COMBINED_SHAPE = {**_SHAPE, "layers": [int], "combination": COMBINATION_SHAPE}
-
-
-@dataclass(frozen=True)
-class TokenScores:
-    """Log-odds of falsity and of mention at the tokens of a question."""
-
-    falsity: Float[np.ndarray, " token"]
-    mention: Float[np.ndarray, " token"]
-
-    @property
-    def question(self) -> float:
-        """The question's score: the highest falsity of any token."""
-        return float(self.falsity.max())
-
-
-@dataclass(frozen=True, eq=False)
-class ScoredChunk:
-    """The scores of some of the questions that were asked about, which ran together.
-
-    Attributes:
-        prompts: which of them.
-        scores: one for each.
-        keys_values: see `probes.activation_reader.ReadChunk`.
-    """
-
-    prompts: tuple[int, ...]
-    scores: tuple[TokenScores, ...]
-    keys_values: KeysValues
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,11 +113,29 @@ class PremiseDetector(TrainedDetector):
         )
 
     def detect_asked(
-        self, model: HookedModel, asked: Sequence[AskedQuestion], *, progress: bool = True
+        self,
+        model: HookedModel,
+        asked: Sequence[AskedQuestion],
+        *,
+        progress: bool = True,
+        on_chunk: Callable[[ScoredChunk], object] | None = None,
     ) -> tuple[Detection, ...]:
-        """One detection a question whose prompt is already made."""
-        scores = self.token_scores(model, asked, progress=progress)
-        return tuple(map(self.decide, asked, scores))
+        """One detection a question whose prompt is already made; see `TrainedDetector`."""
+        keep = on_chunk is not None and self._uses_predictions
+        found: dict[int, Detection] = {}
+        for chunk in self.read(model, asked, keys_values=keep, progress=progress):
+            questions = (asked[index] for index in chunk.prompts)
+            found |= dict(
+                zip(chunk.prompts, map(self.decide, questions, chunk.scores), strict=True)
+            )
+            if on_chunk is not None:
+                on_chunk(chunk)
+        return tuple(found[index] for index in range(len(asked)))
+
+    @property
+    def _uses_predictions(self) -> bool:
+        """Whether all blocks run, as it weighs what the model expected."""
+        return self.combination is not None and self.combination.uses_predictions
 
     def token_scores(
         self,
@@ -177,7 +168,7 @@ class PremiseDetector(TrainedDetector):
             model,
             prompts,
             layers=self.read_layers,
-            predictions=self.combination is not None and self.combination.uses_predictions,
+            predictions=self._uses_predictions,
             keys_values=keys_values,
             batch_tokens=batch_tokens,
             progress=progress,

@@ -49,13 +49,19 @@ class Reading:
     keys_values: KeysValues
     rows: Int[Tensor, " question"]
 
-    def before(self, first: int, offsets: Int[Tensor, " question"]) -> DynamicCache:
-        """The cache of positions before ``first`` of left-padded prompts.
+    def before(
+        self,
+        first: int,
+        offsets: Int[Tensor, " question"],
+        cache: DynamicCache | None = None,
+    ) -> DynamicCache:
+        """The cache of positions before ``first`` of padded prompts.
 
         Args:
-            offsets: where each prompt begins behind its padding.
+            offsets: where each prompt begins behind its padding on the left.
+            cache: an empty one to fill; by default a new one.
         """
-        cache = DynamicCache()
+        cache = DynamicCache() if cache is None else cache
         # Where the padding is, anything may stand.
         places = (torch.arange(first) - offsets[:, None]).clamp(min=0)
         for layer, pair in enumerate(self.keys_values):

@@ -6,13 +6,12 @@ the end of the question's repetition (`probes.detector.echo`). A logistic regres
 probes' score and both log-odds decides. Questions below the floor cost nothing more.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Float
 
 from interp.display import Shown
@@ -21,12 +20,14 @@ from interp.files.documents import write_json
 from interp.files.shape import check_shape
 from interp.files.text import read_json_object
 from interp.heads.headset import HeadSet
+from interp.lazy import pd
 from interp.models.hooked_model import HookedModel
 from probes.detector.calibration import CALIBRATION_SHAPE, Calibration
 from probes.detector.detections import Detection
-from probes.detector.detector import PremiseDetector, TokenScores
+from probes.detector.detector import PremiseDetector
 from probes.detector.echo import check_echo_heads, echo_after_reading
 from probes.detector.questions import AskedQuestion
+from probes.detector.scored import ScoredChunk, TokenScores
 from probes.detector.span import false_words
 from probes.detector.trained import TrainedDetector
 
@@ -90,9 +91,14 @@ class EchoDetector(TrainedDetector):
         check_echo_heads(model, self.heads)
 
     def detect_asked(
-        self, model: HookedModel, asked: Sequence[AskedQuestion], *, progress: bool = True
+        self,
+        model: HookedModel,
+        asked: Sequence[AskedQuestion],
+        *,
+        progress: bool = True,
+        on_chunk: Callable[[ScoredChunk], object] | None = None,
     ) -> tuple[Detection, ...]:
-        """One detection a question whose prompt is already made."""
+        """One detection a question whose prompt is already made; see `TrainedDetector`."""
         found: dict[int, Detection] = {}
         for chunk in self.probes.read(model, asked, keys_values=True, progress=progress):
             questions = [asked[index] for index in chunk.prompts]
@@ -109,6 +115,8 @@ class EchoDetector(TrainedDetector):
             for row, echo in zip(spans, echoes, strict=True):
                 detections[row] = self.decide(detections[row], chunk.scores[row].question, echo)
             found |= dict(zip(chunk.prompts, detections, strict=True))
+            if on_chunk is not None:
+                on_chunk(chunk)
         return tuple(found[index] for index in range(len(asked)))
 
     def suspects(

@@ -19,7 +19,7 @@ from interp.forward.batch import Span
 from interp.heads.headset import HeadSet
 from probes.detector.calibration import Calibration, CalibrationMethod, fit_calibration
 from probes.detector.dataset import DetectorDataset
-from probes.detector.detector import PremiseDetector, TokenScores
+from probes.detector.detector import PremiseDetector
 from probes.detector.echo_detector import EVIDENCE, EchoDetector
 from probes.detector.evidence import weigh
 from probes.detector.fit import (
@@ -29,6 +29,7 @@ from probes.detector.fit import (
     default_false_alarms,
 )
 from probes.detector.questions import AskedQuestion
+from probes.detector.scored import TokenScores
 from probes.scoring import area_under_curve
 
 QUESTIONS = 600

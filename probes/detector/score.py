@@ -4,13 +4,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import plotly.graph_objects as go
 import torch
 
 from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.figures.probe_scores import detection_table, reliability_figure
+from interp.lazy import go, pd
 from interp.models.hooked_model import HookedModel
 from interp.premises import Premises
 from probes.detector.calibration import expected_calibration_error, reliability
@@ -42,13 +41,13 @@ class DetectionScore(Displayed):
     span_covers_object: tuple[float, float, float] | None
     span_is_object: float | None
     calibration_error: float
-    curve: pd.DataFrame
+    curve: "pd.DataFrame"
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
         return {**vars(self), "curve": self.curve.to_dict("records")}
 
-    def plot(self) -> go.Figure:
+    def plot(self) -> "go.Figure":
         """Observed share of false premises against the predicted probability."""
         return reliability_figure(self.curve)
 

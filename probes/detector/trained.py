@@ -1,12 +1,13 @@
 """What trained detectors have in common: raw questions become prompts, which they read."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from interp.display import Displayed
 from interp.models.hooked_model import HookedModel
 from probes.detector.detections import Detection
 from probes.detector.questions import AskedQuestion, tokenize_question
+from probes.detector.scored import ScoredChunk
 
 
 class TrainedDetector(Displayed, ABC):
@@ -18,9 +19,18 @@ class TrainedDetector(Displayed, ABC):
 
     @abstractmethod
     def detect_asked(
-        self, model: HookedModel, asked: Sequence[AskedQuestion], *, progress: bool = True
+        self,
+        model: HookedModel,
+        asked: Sequence[AskedQuestion],
+        *,
+        progress: bool = True,
+        on_chunk: Callable[[ScoredChunk], object] | None = None,
     ) -> tuple[Detection, ...]:
-        """One detection a question whose prompt is already made."""
+        """One detection a question whose prompt is already made.
+
+        ``on_chunk`` gets what was read of the questions that ran together, with keys and values if
+        all blocks ran.
+        """
 
     def detect(
         self,

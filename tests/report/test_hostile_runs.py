@@ -27,7 +27,7 @@ RUNS = {
 @pytest.fixture(autouse=True)
 def without_plotly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its own script is the same in every page, and long."""
-    monkeypatch.setattr("interp.report.page.get_plotlyjs", lambda: "")
+    monkeypatch.setattr("plotly.offline.get_plotlyjs", lambda: "")
 
 
 def in_json(text: str) -> Iterator[str]:

@@ -124,7 +124,7 @@ def test_the_command_and_its_page(
     assert "false premises (n = 1" in out.replace("False", "false")
     assert "unchanged 1.00" in out
     assert not (run / "evaluation.json").exists()  # nothing was left to choose
-    monkeypatch.setattr("interp.report.page.get_plotlyjs", lambda: "")
+    monkeypatch.setattr("plotly.offline.get_plotlyjs", lambda: "")
     page = write_report(run).read_text("utf-8")
     section = page[page.index('<section id="questions">') :].split("</section>")[0]
     assert "<mark>land1</mark>" in section

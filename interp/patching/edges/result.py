@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-import pandas as pd
-import plotly.graph_objects as go
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -22,6 +20,7 @@ from interp.figures.edges import edge_heatmap
 from interp.files.shape import check_shape
 from interp.files.tensor_file import read_tensors, write_tensors
 from interp.files.tensors import check_tensors
+from interp.lazy import go, pd
 from interp.patching.circuit import Circuit
 from interp.patching.edges.circuit_of_edges import circuit_of_edges
 from interp.patching.edges.graph import Edge, EdgeGraph
@@ -112,7 +111,7 @@ class EdgeEffects(Displayed):
             return greedy_order(self.graph, self.mean, by)
         return top_order(self.mean.ravel(), by)
 
-    def to_dataframe(self, n: int | None = None, *, by: By = "absolute") -> pd.DataFrame:
+    def to_dataframe(self, n: int | None = None, *, by: By = "absolute") -> "pd.DataFrame":
         """One row an edge, largest absolute score first.
 
         Columns: ``writer``, ``reader``, ``score`` (mean over groups), ``ci_low`` and ``ci_high``
@@ -186,7 +185,7 @@ class EdgeEffects(Displayed):
         by: By = "absolute",
         highlight: Iterable[str | tuple[int, int]] = (),
         title: str | None = None,
-    ) -> go.Figure:
+    ) -> "go.Figure":
         """The edges with the largest scores, as a heat map or as a graph by layers.
 
         Args:
