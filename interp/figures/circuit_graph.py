@@ -10,11 +10,10 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import plotly.graph_objects as go
 
 from interp.errors import UserError
 from interp.figures.theme import INK, MUTED, NEGATIVE, PAPER, POSITIVE, THEME, label
+from interp.lazy import go, pd
 
 INPUT, LOGITS = "input", "logits"
 _NODE = re.compile(r"(?:a(\d+)\.h(\d+)|m(\d+))")
@@ -31,8 +30,8 @@ _ENDS: Mapping[str, Row] = {INPUT: (-1, 0), LOGITS: (10**9, 0)}
 
 
 def circuit_graph(
-    edges: pd.DataFrame, *, metric: str, title: str, highlight: Collection[str] = ()
-) -> go.Figure:
+    edges: "pd.DataFrame", *, metric: str, title: str, highlight: Collection[str] = ()
+) -> "go.Figure":
     """The graph of some edges.
 
     Args:
@@ -67,7 +66,7 @@ def circuit_graph(
     return _laid_out(figure, places, title)
 
 
-def node_places(edges: pd.DataFrame) -> dict[str, tuple[float, float]]:
+def node_places(edges: "pd.DataFrame") -> dict[str, tuple[float, float]]:
     """(x, y) of every node: y by layer, x so that connected nodes stand near each other."""
     pairs = list(zip(edges["writer"], edges["node"], strict=True))
     nodes = sorted({node for pair in pairs for node in pair}, key=_order)
@@ -136,7 +135,7 @@ def _curve(begin: tuple[float, float], end: tuple[float, float]) -> list[tuple[f
 
 
 def _add_edge(
-    figure: go.Figure,
+    figure: "go.Figure",
     row: Mapping[Any, Any],
     curve: Sequence[tuple[float, float]],
     *,
@@ -163,7 +162,7 @@ def _add_edge(
     )
 
 
-def _add_letters(figure: go.Figure, letters: Sequence[tuple[float, float, str]]) -> None:
+def _add_letters(figure: "go.Figure", letters: Sequence[tuple[float, float, str]]) -> None:
     figure.add_scatter(
         x=[x for x, _, _ in letters],
         y=[y for _, y, _ in letters],
@@ -176,8 +175,8 @@ def _add_letters(figure: go.Figure, letters: Sequence[tuple[float, float, str]])
 
 
 def _add_nodes(
-    figure: go.Figure,
-    edges: pd.DataFrame,
+    figure: "go.Figure",
+    edges: "pd.DataFrame",
     places: Mapping[str, tuple[float, float]],
     *,
     marked: Collection[str],
@@ -218,8 +217,8 @@ def _short(node: str) -> str:
 
 
 def _laid_out(
-    figure: go.Figure, places: Mapping[str, tuple[float, float]], title: str
-) -> go.Figure:
+    figure: "go.Figure", places: Mapping[str, tuple[float, float]], title: str
+) -> "go.Figure":
     xs, rows = [x for x, _ in places.values()], {y: _row(node) for node, (_, y) in places.items()}
     names = {(-1, 0): "input", _ENDS[LOGITS]: "logits"}
     ticks = [

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-import plotly.graph_objects as go
 from jaxtyping import Float
 
 from interp.figures.theme import (
@@ -16,6 +15,7 @@ from interp.figures.theme import (
     token_label,
 )
 from interp.figures.token_axis import names
+from interp.lazy import go
 
 _CELL, _ROW = 74, 20
 
@@ -27,7 +27,7 @@ def lens_figure(
     *,
     start: int = 0,
     unit: str | None = None,
-) -> go.Figure:
+) -> "go.Figure":
     """A grid, y = layers that have run (most on top), x = position, with the likeliest tokens.
 
     Args:

@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
-import plotly.graph_objects as go
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -28,6 +26,7 @@ from interp.forward.partial import record_run
 from interp.forward.pass_tokens import pass_tokens
 from interp.forward.prompts import batch_for
 from interp.heads.headset import Head
+from interp.lazy import go, pd
 from interp.models.hooked_model import HookedModel
 from interp.models.model_check import require
 from interp.patching.circuit import head_node
@@ -62,7 +61,7 @@ class HeadWriting(Displayed):
     read: Int[Tensor, "prompt position"]
     names: Mapping[int, str]
 
-    def to_dataframe(self) -> pd.DataFrame:
+    def to_dataframe(self) -> "pd.DataFrame":
         """One row for each prompt, position and place among the strongest.
 
         Columns: ``prompt``, ``position``, ``read``, ``rank``, ``promoted``, ``up``,
@@ -85,7 +84,7 @@ class HeadWriting(Displayed):
         ]
         return pd.DataFrame(rows)
 
-    def plot(self, *, prompt: int = 0, position: int = -1) -> go.Figure:
+    def plot(self, *, prompt: int = 0, position: int = -1) -> "go.Figure":
         """Bars of the tokens that the head promotes and suppresses at one position."""
         if position not in self.positions or not 0 <= prompt < len(self.read):
             raise UserError(f"there is no position {position} of prompt {prompt} in this result")

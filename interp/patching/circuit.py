@@ -24,8 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import plotly.graph_objects as go
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -37,6 +35,7 @@ from interp.figures.circuit_graph import circuit_graph
 from interp.files.documents import write_atomically
 from interp.files.shape import Maybe, check_shape
 from interp.files.text import parse_json, read_text
+from interp.lazy import go, pd
 from interp.models.hooked_model import HookedModel
 from interp.models.versions import check_hooked
 from interp.patching.effect_arrays import By, best_first
@@ -153,7 +152,7 @@ class Circuit:
 
     def plot(
         self, *, n: int = 100, highlight: Iterable[str] = (), title: str = "circuit"
-    ) -> go.Figure:
+    ) -> "go.Figure":
         """The circuit's edges as a graph by layers.
 
         Args:

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -24,6 +23,7 @@ from interp.forward.out_of_memory import over_parts
 from interp.forward.partial import record_run
 from interp.forward.pass_tokens import pass_tokens
 from interp.forward.prompts import batch_for
+from interp.lazy import pd
 from interp.models.hooked_model import HookedModel
 from interp.models.model_check import require
 from interp.patching.edges.frozen_norm import FrozenNorm
@@ -58,7 +58,7 @@ class LogitAttribution(Displayed):
             return self.values[..., 0]
         return self.values[..., 0] - self.values[..., 1]
 
-    def to_dataframe(self) -> pd.DataFrame:
+    def to_dataframe(self) -> "pd.DataFrame":
         """One row a component, largest absolute mean first: ``component``, ``logits``, ``rank``.
 
         Of two tokens or more, the difference between the first and the second.

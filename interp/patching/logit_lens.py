@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-import pandas as pd
-import plotly.graph_objects as go
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -26,6 +24,7 @@ from interp.forward.out_of_memory import over_parts
 from interp.forward.partial import record_run
 from interp.forward.pass_tokens import pass_tokens
 from interp.forward.prompts import batch_for
+from interp.lazy import go, pd
 from interp.models.hooked_model import HookedModel
 from interp.patching.unembedding import (
     ROWS,
@@ -71,7 +70,7 @@ class LogitLens(Displayed):
             return self.logits[..., 0]
         return self.logits[..., 0] - self.logits[..., 1]
 
-    def to_dataframe(self, *, position: int | None = None) -> pd.DataFrame:
+    def to_dataframe(self, *, position: int | None = None) -> "pd.DataFrame":
         """One row for each prompt, layer, position and chosen token.
 
         Columns: ``prompt``, ``layer``, ``position`` (of the prompt without padding), ``read`` (the
@@ -109,7 +108,7 @@ class LogitLens(Displayed):
             )
         return pd.concat(frames, ignore_index=True)
 
-    def plot(self, *, prompt: int = 0, start: int = 0, colour: Colour = "top") -> go.Figure:
+    def plot(self, *, prompt: int = 0, start: int = 0, colour: Colour = "top") -> "go.Figure":
         """A grid of one prompt, layer × position: the likeliest token in each cell.
 
         Args:

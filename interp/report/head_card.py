@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 
 from interp.arguments import as_path, listed, whole_number
@@ -28,6 +27,7 @@ from interp.heads.joint import JointEffects
 from interp.inspection.attention import AttentionPattern, patterns_of
 from interp.inspection.head_writing import HeadWriting, head_writing
 from interp.inspection.read_prompt import ReadPrompt, read_prompt
+from interp.lazy import pd
 from interp.models.hooked_model import HookedModel
 from interp.models.load import model_info
 from interp.patching import EdgeEffects, LogitAttribution, PatchEffects, logit_attribution
@@ -65,7 +65,7 @@ class HeadCard(Displayed):
     writing: HeadWriting
     attribution: LogitAttribution
     answers: tuple[str, ...]
-    effects: pd.DataFrame
+    effects: "pd.DataFrame"
     edges_in: pd.DataFrame | None = None
     edges_out: pd.DataFrame | None = None
 
@@ -260,7 +260,7 @@ def _effect_sentence(row: Mapping[Any, Any]) -> str:
     )
 
 
-def _text(table: pd.DataFrame) -> pd.DataFrame:
+def _text(table: "pd.DataFrame") -> "pd.DataFrame":
     """The table as text, with rounded numbers and visible tokens."""
     tokens = {
         name: [shown_token(token, longest=24) for token in table[name]]

@@ -46,7 +46,8 @@ def test_the_planted_head_promotes_the_country_in_the_question(planted: HookedMo
     assert abs(table["down"][0]) < 1
     idle = head_writing(planted, [ids], (2, 0), k=3).to_dataframe()  # the negative control: noise
     assert idle["up"].max() < 1
-    assert next(iter(found.plot().data[0].y)) == "1. land5"
+    bars: Any = found.plot().data[0]
+    assert next(iter(bars.y)) == "1. land5"
 
 
 def test_a_model_that_caps_its_logits_is_refused(plain_tokenizer: Any) -> None:

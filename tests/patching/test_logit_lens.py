@@ -59,9 +59,10 @@ def test_table_and_figures(tiny_llama: HookedModel) -> None:
     table = found.to_dataframe()
     assert len(table) == 4 * 2 * sum(map(len, PROMPTS))
     assert not table.isna().any(axis=None)
-    figure = found.plot(prompt=1)
-    assert len(figure.data[0].x) == len(PROMPTS[1])
-    assert len(found.plot(prompt=0, start=-2, colour="tokens").data[0].x) == 2
+    whole: Any = found.plot(prompt=1).data[0]
+    assert len(whole.x) == len(PROMPTS[1])
+    part: Any = found.plot(prompt=0, start=-2, colour="tokens").data[0]
+    assert len(part.x) == 2
     for call in (
         lambda: found.plot(prompt=3),
         lambda: found.to_dataframe(position=9),

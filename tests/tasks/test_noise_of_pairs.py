@@ -20,7 +20,7 @@ def pairs_with(span: str | None) -> Pairs:
     def pair(number: int) -> Pair:
         texts = [f"Why is city{number} the capital of land{number + i}?" for i in (1, 2)]
         spans = {} if span is None else {span: ((7, 12), (7, 12))}
-        return Pair(*texts, f"land{number + 1}", f"land{number + 2}", spans=spans)
+        return Pair(texts[0], texts[1], f"land{number + 1}", f"land{number + 2}", spans=spans)
 
     return Pairs(tuple(pair(number) for number in range(2)))
 

@@ -3,10 +3,9 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import pandas as pd
-
 from interp.arguments import listed, shown
 from interp.errors import UserError
+from interp.lazy import pd
 from interp.patching.circuit import head_node
 from interp.patching.edges.circuit_of_edges import connected, nodes_of
 from interp.patching.edges.graph import LOGITS, Edge, EdgeGraph
@@ -14,7 +13,7 @@ from interp.patching.edges.graph import LOGITS, Edge, EdgeGraph
 COLUMNS = ["writer", "node", "into", "reader", "score"]
 
 
-def drawn_edges(table: pd.DataFrame, graph: EdgeGraph, n: int) -> pd.DataFrame:
+def drawn_edges(table: "pd.DataFrame", graph: EdgeGraph, n: int) -> "pd.DataFrame":
     """About ``n`` edges on paths from the input to the logits, one row for each that is drawn.
 
     These are the paths of the first edges of the table: as many first edges are taken as leave no
