@@ -50,6 +50,7 @@ def test_the_planted_head_promotes_the_country_in_the_question(planted: HookedMo
     assert next(iter(bars.y)) == "1. land5"
 
 
+@pytest.mark.bridge_only  # TransformerLens 3 has no Gemma 2
 def test_a_model_that_caps_its_logits_is_refused(plain_tokenizer: Any) -> None:
     torch.manual_seed(0)
     config = Gemma2Config(

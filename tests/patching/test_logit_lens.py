@@ -34,10 +34,7 @@ def test_a_middle_layer_is_its_stream_through_norm_and_unembedding(tiny_gpt2: An
     hooks = [("blocks.1.hook_resid_pre", lambda value, hook: seen.append(value.clone()))]
     with torch.no_grad(), tiny_gpt2.hooks(fwd_hooks=hooks):
         tiny_gpt2(torch.tensor([PROMPTS[1]]))
-        hf_model = tiny_gpt2.original_model
-        if not hasattr(hf_model, "lm_head"):
-            pytest.skip("TransformerLens 3 keeps no transformers model")
-        expected = hf_model.lm_head(hf_model.transformer.ln_f(seen[0]))[0]
+        expected = tiny_gpt2.unembed(tiny_gpt2.ln_final(seen[0]))[0]
     found = logit_lens(tiny_gpt2, [PROMPTS[1]], torch.tensor([9]))
     torch.testing.assert_close(found.logits[0, 1, :, 0], expected[:, 9], rtol=1e-5, atol=1e-5)
     ranks = (expected > expected[:, 9:10]).sum(dim=-1) + 1
