@@ -1,6 +1,7 @@
 """Every component gives the numbers of TransformerLens' own patching loops, for each prompt."""
 
 from collections.abc import Sequence
+from functools import cache
 from itertools import product
 from typing import Any
 
@@ -22,6 +23,7 @@ from interp.forward.hook_points import (
 )
 from interp.models import HookedModel
 from interp.patching import LogitDifference, TokenBatch, patch
+from tests.patching.conftest import seen_in
 
 # (clean, corrupted); the pairs first differ at position 1 and at position 2.
 SHORT = torch.tensor([[40, 41, 42], [5, 9, 70]]), torch.tensor([[40, 51, 42], [5, 9, 71]])
@@ -45,6 +47,16 @@ def ours(model: Any, component: str, pairs: Pairs, positions: Any = "all") -> An
     return patch(
         model, clean, corrupted, METRIC, component=component, positions=positions, progress=False
     )
+
+
+@cache
+def clean_cache(model: Any, width: int) -> ActivationCache:
+    """All that TransformerLens keeps of the clean run of ``SHORT`` or ``LONG``, by their width."""
+    (clean,) = (pairs[0] for pairs in (SHORT, LONG) if pairs[0].shape[1] == width)
+    with torch.no_grad():
+        _, found = model.run_with_cache(clean)
+    assert isinstance(found, ActivationCache)
+    return found
 
 
 def cells(
@@ -95,9 +107,9 @@ def theirs(model: Any, component: str, pairs: Pairs, *, by_position: bool) -> to
     asked = cells(model, component, clean.shape[1], by_position=by_position)
     settings |= {"index_axis_names": None, "index_df": pd.DataFrame(list(asked))}
     with torch.no_grad():
-        _, cache = model.run_with_cache(clean)
-        assert isinstance(cache, ActivationCache)
-        first = sweep(model, corrupted, cache, of_the_first, **settings)
+        first = sweep(
+            model, corrupted, clean_cache(model, clean.shape[1]), of_the_first, **settings
+        )
     shape = [max(cell[axis] for cell in asked) + 1 for axis in range(len(asked[0]))]
     found = torch.full((len(clean), *shape), torch.nan)
     for cell, value in zip(asked, values, strict=True):
@@ -141,9 +153,17 @@ def test_all_positions_equal_transformer_lens(family: HookedModel, component: st
     agree(result.values + result.corrupted[:, None, None], expected)
 
 
+@cache
+def clean_values(model: Any, prompt: int) -> dict[str, torch.Tensor]:
+    """What a clean prompt's run shows of whole layers."""
+    whole = [name for name in HOOK_LOCATIONS if not axis_of(name) and has(model, name)]
+    names = [hook_name(name, layer) for name in whole for layer in range(model.cfg.n_layers)]
+    return seen_in(model, LONG[0][prompt], names)
+
+
 @pytest.mark.parametrize("component", [name for name in HOOK_LOCATIONS if not axis_of(name)])
 def test_whole_layers_at_all_positions_equal_whole_runs(
-    family: HookedModel, full_logits: Any, full_values: Any, unit_hook: Any, component: str
+    family: HookedModel, full_logits: Any, unit_hook: Any, component: str
 ) -> None:
     if not has(family, component):
         with pytest.raises(UserError, match="this model has no 'resid_mid'; it has: z, "):
@@ -151,9 +171,7 @@ def test_whole_layers_at_all_positions_equal_whole_runs(
         return
     result = ours(family, component, LONG)
     for prompt in range(2):
-        values = full_values(
-            family, LONG[0][prompt], [hook_name(component, at) for at in range(family.cfg.n_layers)]
-        )
+        values = clean_values(family, prompt)
         moves = {position: position for position in range(7)}
         for layer in range(prompt, family.cfg.n_layers, 2):  # each layer in one of the prompts
             hook = unit_hook(component, layer, 0, moves, values[hook_name(component, layer)])

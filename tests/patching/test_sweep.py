@@ -217,9 +217,11 @@ def test_sets_equal_whole_runs_with_all_their_hooks(
     at = BATCH.span_mask(SPANS)
     edit = ActivationEdit(at) if site == "output" else AttentionEdit(at)
     nothing = torch.zeros(max(map(len, PROMPTS)), family.cfg.n_heads, family.cfg.d_head)
-    expected = torch.empty(2, len(PROMPTS), len(sets))
+    expected = torch.full((2, len(PROMPTS), len(sets)), torch.nan)
     for prompt, tokens in enumerate(PROMPTS):
         for index, heads in enumerate(sets):
+            if (prompt + index + (site == "output")) % 2:  # every second, the others at one site
+                continue
             hooks = [
                 write_hook(*head, SPANS[prompt], nothing, 0.0)
                 if site == "output"
@@ -230,7 +232,7 @@ def test_sets_equal_whole_runs_with_all_their_hooks(
     values = sweep_sets(
         family, BATCH, edit, sets=sets, metrics=METRICS, budget=230_000, progress=False
     )
-    torch.testing.assert_close(values, expected, **CLOSE)
+    agree(values, expected)
 
 
 CLEAN = torch.tensor([[5, 9, 7, 8, 30, 31], [5, 9, 70, 8, 30, 31], [40, 41, 42, 43, 44, 45]])
