@@ -27,18 +27,29 @@ METRICS = (
 
 
 def slope(model: Any, small: Any) -> torch.Tensor:
-    """(metric(ε) − metric(−ε)) / 2ε of the exact sweep; ``small(ε)`` makes the edit."""
+    """(metric(ε) − metric(−ε)) / 2ε of the exact sweep; ``small(ε)`` makes the edit.
+
+    Of every second head, NaN elsewhere.
+    """
     step = 2e-2
+    heads = [
+        (layer, head)
+        for layer in range(model.cfg.n_layers)
+        for head in range(layer % 2, model.cfg.n_heads, 2)
+    ]
     up, down = (
-        sweep_heads(model, BATCH, small(size), metrics=METRICS, progress=False)
+        sweep_heads(model, BATCH, small(size), metrics=METRICS, heads=heads, progress=False)
         for size in (step, -step)
     )
     return (up - down) / (2 * step)
 
 
 def agrees(estimate: torch.Tensor, reference: torch.Tensor) -> None:
-    assert float(reference.abs().max()) > 0.05
-    torch.testing.assert_close(estimate, reference, rtol=0.03, atol=2e-3)
+    measured = ~reference.isnan()
+    assert estimate.shape == reference.shape
+    assert bool(estimate.isfinite().all())
+    assert float(reference[measured].abs().max()) > 0.05
+    torch.testing.assert_close(estimate[measured], reference[measured], rtol=0.03, atol=2e-3)
 
 
 def test_output_attribution_is_the_slope_of_the_exact_effect(family: HookedModel) -> None:
@@ -72,11 +83,11 @@ def test_attention_attribution_is_the_slope_along_the_edited_pattern(
     """The pattern moves by ε towards the edited one, in a literal run with a hook."""
     edit, step = AttentionEdit(BATCH.span_mask(SPANS)), 2e-2
     estimate = attribute_heads(tiny_gpt2, BATCH, edit, metrics=METRICS[:1], progress=False)
-    expected = torch.empty_like(estimate)
+    expected = torch.full_like(estimate, torch.nan)
     for prompt, tokens in enumerate(PROMPTS):
         start, end = SPANS[prompt]
         for layer in range(tiny_gpt2.cfg.n_layers):
-            for head in range(tiny_gpt2.cfg.n_heads):
+            for head in range((prompt + layer) % 2, tiny_gpt2.cfg.n_heads, 2):
 
                 def towards(size: float, at: Any = (layer, head, start, end)) -> Any:
                     layer, head, start, end = at

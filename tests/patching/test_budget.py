@@ -84,10 +84,14 @@ def test_a_default_budget_refuses_no_prompt(
 ) -> None:
     """However little it is, one prompt runs, a row at a time."""
     options: dict[str, Any] = {"method": method, "component": "k", "progress": False}
-    whole = patch(tiny_llama, CLEAN, CORRUPTED, METRIC, **options)
+    if method == "ig":
+        options["steps"] = 2
+    rows = [3, 1]  # of 4 and of 3 tokens
+    prompts = CLEAN.take(rows), CORRUPTED.take(rows), METRIC.take(torch.tensor(rows))
+    whole = patch(tiny_llama, *prompts, **options)
     monkeypatch.setattr("interp.forward.memory.CPU_BUDGET", 1)
     monkeypatch.setattr("interp.forward.memory.CPU_WHOLE", 1)
-    found = patch(tiny_llama, CLEAN, CORRUPTED, METRIC, **options)
+    found = patch(tiny_llama, *prompts, **options)
     torch.testing.assert_close(found.values, whole.values, rtol=0, atol=1e-5, equal_nan=True)
 
 

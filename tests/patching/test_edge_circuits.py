@@ -62,9 +62,8 @@ def test_edges_off_every_path_are_pruned() -> None:
 
 def curve(model: Any, scores: EdgeEffects, *pairs: Any, **options: Any) -> Any:
     clean, corrupted, metric = pairs or (CLEAN, CORRUPTED, METRIC)
-    return edge_faithfulness(
-        model, clean, corrupted, metric, scores=scores, n_random=1, progress=False, **options
-    )
+    options = {"n_random": 1, "progress": False} | options
+    return edge_faithfulness(model, clean, corrupted, metric, scores=scores, **options)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "neox", "qwen3", "gemma3"])
@@ -72,8 +71,9 @@ def test_circuits_of_all_edges_and_of_none_are_the_whole_runs(
     name: str, families: dict[str, HookedModel]
 ) -> None:
     model = families[name]
-    result = curve(model, scored(model), proportions=(1e-9, 1.0))
-    assert result.counts == (0, int(scored(model).graph.exists.sum()))
+    scores = scored(model)
+    result = curve(model, scores, proportions=(1e-9, 1.0), n_random=0)
+    assert result.counts == (0, int(scores.graph.exists.sum()))
     torch.testing.assert_close(result.circuit[:, 0], result.corrupted, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(result.circuit[:, 1], result.clean, rtol=1e-5, atol=1e-5)
 

@@ -1,6 +1,7 @@
 """The faithfulness curve: areas by hand, circuits against plain runs, its two ends, its null."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from interp.patching.faithfulness import (
     area_under,
     faithfulness_curve,
 )
+from tests.patching.conftest import seen_in
 
 CLEAN = [[5, 9, 20, 33, 7, 41], [5, 8, 21, 34, 7, 40], [3, 9, 25, 30, 6, 44]]
 CORRUPTED = [[5, 9, 77, 33, 7, 41], [5, 50, 21, 60, 7, 40], [3, 9, 25, 88, 6, 44]]
@@ -83,38 +85,41 @@ def test_intervals_draw_groups() -> None:
     assert alone["random_mean"].isna().all()
 
 
+@cache
+def corrupted_run(model: Any, prompt: int) -> dict[str, torch.Tensor]:
+    """What a corrupted prompt's plain run shows of every head and MLP."""
+    layers = range(model.cfg.n_layers)
+    heads = [f"blocks.{layer}.attn.hook_z" for layer in layers]
+    return seen_in(
+        model, CORRUPTED[prompt], [*heads, *(f"blocks.{layer}.hook_mlp_out" for layer in layers)]
+    )
+
+
 @torch.no_grad()
-def slow(model: Any, dropped: set[str], full_logits: Callable[..., torch.Tensor]) -> list[float]:
-    """The metric of each clean prompt with some nodes from the corrupted run: plain whole runs."""
-    values = []
-    for prompt, (clean, corrupted) in enumerate(zip(CLEAN, CORRUPTED, strict=True)):
-        seen: dict[str, torch.Tensor] = {}
-        by_hook: dict[str, list[int | None]] = {}
-        for name in dropped:
-            layer, head = parse_node(name)
-            hook = f"blocks.{layer}.hook_mlp_out" if head is None else f"blocks.{layer}.attn.hook_z"
-            by_hook.setdefault(hook, []).append(head)
+def slow(
+    model: Any, prompt: int, dropped: set[str], full_logits: Callable[..., torch.Tensor]
+) -> float:
+    """The metric of a clean prompt with some nodes from the corrupted run: plain whole runs."""
+    seen = corrupted_run(model, prompt)
+    by_hook: dict[str, list[int | None]] = {}
+    for name in dropped:
+        layer, head = parse_node(name)
+        hook = f"blocks.{layer}.hook_mlp_out" if head is None else f"blocks.{layer}.attn.hook_z"
+        by_hook.setdefault(hook, []).append(head)
 
-        def keep(name: str, seen: Any = seen) -> Any:
-            def hook_function(value: torch.Tensor, hook: Any) -> None:
-                seen[name] = value.clone()
+    def put(name: str) -> Any:
+        def hook_function(value: torch.Tensor, hook: Any) -> torch.Tensor:
+            other = seen[name][None]
+            if by_hook[name] == [None]:
+                return other
+            new = value.clone()
+            new[:, :, by_hook[name]] = other[:, :, by_hook[name]]
+            return new
 
-            return name, hook_function
+        return name, hook_function
 
-        def put(name: str, seen: Any = seen, which: Any = by_hook) -> Any:
-            def hook_function(value: torch.Tensor, hook: Any) -> torch.Tensor:
-                if which[name] == [None]:
-                    return seen[name]
-                new = value.clone()
-                new[:, :, which[name]] = seen[name][:, :, which[name]]
-                return new
-
-            return name, hook_function
-
-        full_logits(model, corrupted, [keep(name) for name in by_hook])
-        logits = full_logits(model, clean, [put(name) for name in by_hook])
-        values.append(float(logits[ANSWER[prompt]] - logits[WRONG[prompt]]))
-    return values
+    logits = full_logits(model, CLEAN[prompt], [put(name) for name in by_hook])
+    return float(logits[ANSWER[prompt]] - logits[WRONG[prompt]])
 
 
 @pytest.mark.parametrize("mlps", [False, True])
@@ -135,8 +140,9 @@ def test_circuits_equal_plain_runs(
     )
     assert found.counts == tuple(int(p * len(ranking)) for p in proportions)
     for place, count in enumerate(found.counts):
-        expected = slow(family, set(ranking[count:]), full_logits)
-        assert found.circuit[:, place].tolist() == pytest.approx(expected, abs=2e-4)
+        for prompt in range((place + mlps) % 2, len(CLEAN), 2):
+            expected = slow(family, prompt, set(ranking[count:]), full_logits)
+            assert float(found.circuit[prompt, place]) == pytest.approx(expected, abs=2e-4)
 
 
 def test_nothing_kept_is_the_corrupted_run_and_all_the_clean_one(tiny_llama: HookedModel) -> None:

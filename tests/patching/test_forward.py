@@ -1,6 +1,7 @@
 """Partial forward passes give what whole ones give, padded or not, and leave nothing behind."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from interp.errors import UserError
 from interp.forward.partial import common_prefix_length
 from interp.models import HookedModel
 from interp.patching import TokenBatch, hooked, last_logits, record_run, resume
+from tests.patching.conftest import outputs_of, run_one
 
 PROMPTS = [
     [5, 9, 7, 8, 30, 31, 32, 12],
@@ -19,17 +21,22 @@ PROMPTS = [
 CLOSE: dict[str, Any] = {"rtol": 0.0, "atol": 5e-5}
 
 
+@cache
+def whole_runs(model: Any) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Each prompt's last logits, and its heads' outputs of all layers, run alone."""
+    logits = torch.stack([run_one(model, tokens) for tokens in PROMPTS])
+    return logits, [torch.stack(outputs_of(model, tokens)) for tokens in PROMPTS]
+
+
 @pytest.mark.parametrize("start", [0, 3, 9])
-def test_recorded_and_resumed_runs_equal_whole_ones(
-    family: HookedModel, full_logits: Any, full_outputs: Any, start: int
-) -> None:
+def test_recorded_and_resumed_runs_equal_whole_ones(family: HookedModel, start: int) -> None:
     """Columns before the start may be padding only (prompt 1), or most of a prompt (prompt 2)."""
     batch = TokenBatch.from_lists(PROMPTS, pad=3)
-    expected = torch.stack([full_logits(family, tokens) for tokens in PROMPTS])
+    expected, outputs = whole_runs(family)
     run = record_run(family, batch, start=start)
     torch.testing.assert_close(run.logits, expected, **CLOSE)
-    for prompt, tokens in enumerate(PROMPTS):
-        own = torch.stack(full_outputs(family, tokens))[:, -(batch.width - start) :]
+    for prompt, own in enumerate(outputs):
+        own = own[:, -(batch.width - start) :]
         torch.testing.assert_close(run.z[:, prompt, -own.shape[1] :], own, **CLOSE)
     rows = torch.tensor([2, 0, 0, 1])
     for layer in range(family.cfg.n_layers):
@@ -44,7 +51,7 @@ def test_whole_padded_batches_equal_prompts_one_by_one(
     logits = last_logits(family, batch, keep=2)
     assert logits.shape[:2] == (3, 2)
     for prompt, tokens in enumerate(PROMPTS):
-        torch.testing.assert_close(logits[prompt, -1], full_logits(family, tokens), **CLOSE)
+        torch.testing.assert_close(logits[prompt, -1], whole_runs(family)[0][prompt], **CLOSE)
         torch.testing.assert_close(logits[prompt, -2], full_logits(family, tokens[:-1]), **CLOSE)
 
 

@@ -62,7 +62,7 @@ def test_a_layers_effects_add_up_to_the_layers_effect(
     """Completeness, and the midpoint rule's error falls with the square of the steps."""
     whole = whole_layers(tiny_llama, component, METRIC)
     errors = []
-    for steps in (1, 4, 16):
+    for steps in (1, 3, 9):
         effects = integral(tiny_llama, component, METRIC, steps)
         errors.append(float((effects.reshape(2, 3, -1).sum(dim=2) - whole).abs().max()))
     assert float(whole.abs().max()) > 0.2

@@ -209,28 +209,31 @@ def test_hooks_of_somebody_see_the_whole_batch(tiny_llama: HookedModel) -> None:
     assert seen == [4]
 
 
+UNITS = [(0, 0), (0, 1), (1, 1)]
 SETTINGS: list[dict[str, Any]] = [
-    {"component": "z"},
-    {"component": "k", "positions": "each"},
-    {"component": "pattern"},
+    {"component": "z", "units": UNITS},
+    {"component": "k", "positions": "each", "units": UNITS[1:]},
+    {"component": "pattern", "units": UNITS},
     {"component": "mlp_out", "source": "zero"},
-    {"component": "v", "source": "mean"},
+    {"component": "v", "source": "mean", "units": UNITS},
     {"method": "attribution"},
-    {"method": "ig", "steps": 2},
+    {"method": "ig", "steps": 1},
     {"method": "atp*", "component": "q"},
     {"method": "atp*", "component": "k", "positions": "each"},
     {"method": "screen", "top_k": 3},
 ]
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=lambda one: "-".join(map(str, one.values())))
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda one: "-".join(map(str, one)))
 def test_patching_by_halves_gives_the_same_numbers(
     tiny_llama: HookedModel, settings: dict[str, Any]
 ) -> None:
     options: dict[str, Any] = {"progress": False, **settings}
-    whole = patch(tiny_llama, CLEAN, CORRUPTED, METRIC, **options)
+    rows = [1, 2, 3]  # of 3, 6 and 4 tokens
+    prompts = CLEAN.take(rows), CORRUPTED.take(rows), METRIC.take(torch.tensor(rows))
+    whole = patch(tiny_llama, *prompts, **options)
     with room_for(tiny_llama, 1) as seen:
-        by_one = patch(tiny_llama, CLEAN, CORRUPTED, METRIC, **options)
+        by_one = patch(tiny_llama, *prompts, **options)
     assert max(seen) > 1  # it was too much at first
     for name in ("values", "corrupted", "clean"):
         torch.testing.assert_close(

@@ -1,5 +1,6 @@
 """Path patching: by hand, against TransformerLens, and against the procedure said literally."""
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from interp.errors import UserError
 from interp.forward.hook_points import hook_name
 from interp.models import HookedModel
 from interp.patching import LogitDifference, TokenBatch, patch, patch_paths
+from tests.patching.conftest import run_one, seen_in
 
 CLEAN = [[5, 9, 7, 8, 30, 31], [40, 41, 42, 43]]
 CORRUPTED = [[5, 9, 7, 81, 30, 31], [40, 51, 42, 43]]
@@ -123,6 +125,19 @@ def hold(model: Any, values: dict[str, torch.Tensor], names: list[str]) -> list[
     return [held(name) for name in names]
 
 
+@cache
+def recorded(
+    model: Any, prompt: int
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], float]:
+    """What a corrupted prompt's run shows, its clean one's heads, and the unpatched metric."""
+    layers = range(model.cfg.n_layers)
+    z = [hook_name("z", layer) for layer in layers]
+    own = seen_in(model, CORRUPTED[prompt], [*z, *(hook_name("mlp_out", at) for at in layers)])
+    logits = run_one(model, CORRUPTED[prompt])[None]
+    bare = float(METRIC.take(torch.tensor([prompt]))(logits)[0])
+    return own, seen_in(model, CLEAN[prompt], z), bare
+
+
 def literal(
     full_logits: Any,
     full_values: Any,
@@ -139,15 +154,13 @@ def literal(
     z = [hook_name("z", layer) for layer in layers]
     inputs = [hook_name(into, layer) for layer in layers]
     mlp = [hook_name("mlp_out", layer) for layer in layers]
-    own = full_values(model, CORRUPTED[prompt], [*z, *mlp])
-    clean = full_values(model, CLEAN[prompt], z)
+    own, clean, bare = recorded(model, prompt)
     sent = own[z[sender[0]]].clone()
     sent[:, sender[1]] = clean[z[sender[0]]][:, sender[1]]
     hooks = hold(model, own | {z[sender[0]]: sent}, z)
     if mlps == "frozen":
         hooks += hold(model, own, mlp)
     metric = METRIC.take(torch.tensor([prompt]))
-    bare = float(metric(full_logits(model, CORRUPTED[prompt])[None])[0])
     if receivers is None:
         return float(metric(full_logits(model, CORRUPTED[prompt], hooks)[None])[0]) - bare
     with model.hooks(fwd_hooks=hooks):
@@ -179,13 +192,13 @@ def test_paths_equal_the_literal_procedure(
     into = "q" if mlps == "frozen" else "k"
     senders = [(0, 1), (0, 3), (last, 2) if to_logits else (last - 1, 2)]
     result = paths(family, receivers=receivers, into=into, senders=senders, mlps=mlps)
-    for prompt in range(2):
-        for layer, head in senders:
-            expected = literal(
-                full_logits, full_values, family, prompt, (layer, head), receivers, into, mlps
-            )
-            found = float(result.values[prompt, layer, head])
-            assert found == pytest.approx(expected, abs=1e-5)
+    for place, (layer, head) in enumerate(senders):
+        prompt = place % 2
+        expected = literal(
+            full_logits, full_values, family, prompt, (layer, head), receivers, into, mlps
+        )
+        found = float(result.values[prompt, layer, head])
+        assert found == pytest.approx(expected, abs=1e-5)
     assert float(result.values.nan_to_num().abs().max()) > 1e-3
     asked = {(0, 1), (0, 3), senders[2]}
     measured = (~result.values.isnan()).all(dim=0).nonzero().tolist()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -44,6 +45,13 @@ def agree(model: Any, both: tuple[RecordedRun, RecordedRun], **settings: Any) ->
     return plain
 
 
+@cache
+def unedited(model: Any) -> tuple[tuple[RecordedRun, RecordedRun], torch.Tensor]:
+    """The runs from column 5 on, and their logits without hooks."""
+    both = runs(model, 5)
+    return both, agree(model, both, layer=0)
+
+
 @pytest.mark.bridge_only
 @pytest.mark.parametrize("start", [0, 5])
 def test_resumed_runs_equal_the_hooked_models(family: HookedModel, start: int) -> None:
@@ -79,7 +87,7 @@ def test_hooks_act_as_on_the_hooked_model(family: HookedModel, component: str) -
     if lower not in family.hook_dict:
         assert component == "resid_mid"
         return
-    both = runs(family, 5)
+    both, bare = unedited(family)
     assert both[0].plain is not None
     fused = component in ("q", "k", "v") and not hasattr(family.blocks[0].attn, "q_proj")
     assert both[0].plain.supports([(lower, print)]) or fused
@@ -92,7 +100,6 @@ def test_hooks_act_as_on_the_hooked_model(family: HookedModel, component: str) -
     def add(value: torch.Tensor, hook: Any) -> torch.Tensor:
         return value + 0.25 if component not in ("attn_scores", "pattern") else value * 1.5
 
-    bare = agree(family, both, layer=0)
     for name in (lower, last):
         edited = agree(family, both, layer=0, hooks=[(name, change), (name, add)])
         assert float((edited - bare).abs().max()) > 1e-3
@@ -384,7 +391,12 @@ def test_nothing_is_left_behind_by_any_method(
     ("dtype", "close"), [(torch.float64, 1e-5), (torch.bfloat16, 0.08)], ids=["float64", "bfloat16"]
 )
 def test_other_number_types(
-    hf_factory: Any, plain_tokenizer: Any, monkeypatch: pytest.MonkeyPatch, dtype: Any, close: float
+    tiny_llama: HookedModel,
+    hf_factory: Any,
+    plain_tokenizer: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: Any,
+    close: float,
 ) -> None:
     """float64 agrees with float32 to its rounding; bfloat16 roughly, on either path.
 
@@ -392,12 +404,11 @@ def test_other_number_types(
     not, and that is more than float64 explains.
     """
     settings: dict[str, Any] = {"progress": False}
-    single = interp.models.from_hf(hf_factory("llama", plain_tokenizer), plain_tokenizer)
     model = interp.models.from_hf(hf_factory("llama", plain_tokenizer).to(dtype), plain_tokenizer)
     plain = wraps_transformers(model) and dtype != torch.float64
     assert (record_run(model, CLEAN, start=2).plain is not None) == plain
     for component in ("z", "k", "resid_mid"):
-        expected = patch(single, CLEAN, CORRUPTED, METRIC, component=component, **settings)
+        expected = patch(tiny_llama, CLEAN, CORRUPTED, METRIC, component=component, **settings)
         ours = patch(model, CLEAN, CORRUPTED, METRIC, component=component, **settings)
         with monkeypatch.context() as patched:
             without_plain(patched)
