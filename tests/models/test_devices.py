@@ -117,11 +117,12 @@ def planted_on_gpu(word_tokenizer: Any) -> HookedModel:
 def patched(model: HookedModel, put: Put) -> list[Any]:
     clean, corrupted = map(put, tokens_of(2))
     metric, shared = difference(2, put), {**QUIET, "units": [(1, 3)]}
+    units: Any = [(0, 1), (1, 3)]
     reference = KLDivergence(put(numbers_of(last_logits(model, TokenBatch.of(clean)))[:, -1]))
     mask = put(torch.ones(2, 7, dtype=torch.bool))
     spans: Any = {"end": ([(4, 7)] * 2, [(4, 7)] * 2)}
     return [
-        patch(model, clean, corrupted, metric, **(shared | {"units": [(0, 1), (1, 3)]})).values,
+        patch(model, clean, corrupted, metric, units=units, **QUIET).values,
         patch(model, clean, corrupted, reference, **shared).values,
         patch(model, clean, corrupted, metric, positions=spans, **shared).values,
         patch(model, clean, corrupted, metric, source="mean", reference=clean, **shared).values,
