@@ -103,6 +103,7 @@ def test_decoding_is_steered_as_whole_runs_are(
 ) -> None:
     """Token by token without a cache, each time the whole text under ``steer``."""
     steering = steering_of(tiny_llama, component, place).with_strength(2.0)
+    premises = premises.first(2)
     prompts = bare_prompts(tiny_llama, premises)
     scored = score(
         tiny_llama,
@@ -110,14 +111,14 @@ def test_decoding_is_steered_as_whole_runs_are(
         steering,
         name="s",
         answers=("false",),
-        max_new_tokens=4,
+        max_new_tokens=3,
         progress=False,
     )
     texts = scored.answers["false"]
     assert scored.seconds["false"] > 0
     for prompt, text in zip(prompts, texts, strict=True):
         ids = list(prompt.tokens)
-        for _ in range(4):
+        for _ in range(3):
             batch = TokenBatch.from_lists([ids])
             at = steered_positions(place, batch, [prompt.object], lengths=[len(prompt.tokens)])
             with torch.no_grad(), steer(tiny_llama, steering, at):
@@ -125,7 +126,7 @@ def test_decoding_is_steered_as_whole_runs_are(
         new = tiny_llama.tokenizer.decode(ids[len(prompt.tokens) :], skip_special_tokens=True)
         assert text == new.strip()
     plain = generate_tokens(
-        tiny_llama, [one.tokens for one in prompts], max_new_tokens=4, progress=False
+        tiny_llama, [one.tokens for one in prompts], max_new_tokens=3, progress=False
     )
     assert tuple(plain) != texts
 

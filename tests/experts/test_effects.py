@@ -161,7 +161,7 @@ def whole_run(model: Any, one: EncodedExample) -> float:
 def test_every_effect_equals_whole_runs_one_by_one(
     model: HookedModel, tasks: Any, mode: Any
 ) -> None:
-    few = {task: some[:3] for task, some in tasks.items()}
+    few = {"a": tasks["a"][:2], "b": tasks["b"][:1]}
     found = expert_effects(model, few, mode=mode, layers=[1, 2], targets=["v_proj"], progress=False)
     assert [one.name for one in found.projections or ()] == ["blocks.1.attn.v", "blocks.2.attn.v"]
     flat = [one for some in few.values() for one in some]

@@ -149,7 +149,7 @@ def test_path_is_the_papers_procedure_at_the_last_token(tiny_llama: HookedModel)
 def test_small_batches_give_the_same_effects(
     tiny_llama: HookedModel, source: Any, method: Any
 ) -> None:
-    premises = load_premises("capitals", limit=4).with_templates(["why", "population"])
+    premises = load_premises("capitals", limit=2).with_templates(["why", "population"])
     options: dict[str, Any] = {"method": method, "source": source}
     whole = locate(tiny_llama, premises, **options)
     small = locate(tiny_llama, premises, budget=800_000, **options)

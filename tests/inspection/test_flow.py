@@ -22,17 +22,22 @@ from interp.premises.encode import encode_premises
 STEP = 1e-2
 
 
-def loss_with(model: Any, tokens: list[int], answer: int, layer: int, change: torch.Tensor) -> Any:
-    """Cross-entropy of ``answer`` with ``change`` added to the last row of one layer's pattern."""
+def last_log_probs(
+    model: Any, tokens: list[int], layer: int, changes: torch.Tensor
+) -> torch.Tensor:
+    """Of every next token, with each change added to the last row of one layer's pattern.
+
+    ``changes`` is Float[change head key]; each is a prompt of its own.
+    """
 
     def add(pattern: torch.Tensor, hook: object) -> torch.Tensor:
         pattern = pattern.clone()
-        pattern[:, :, -1] += change
+        pattern[:, :, -1] += changes
         return pattern
 
     with torch.no_grad(), hooked(model, [(f"blocks.{layer}.attn.hook_pattern", add)]):
-        logits = last_logits(model, TokenBatch.from_lists([tokens]))[0, -1]
-    return -logits.double().log_softmax(-1)[answer]
+        logits = last_logits(model, TokenBatch.from_lists([tokens] * len(changes)))[:, -1]
+    return logits.double().log_softmax(-1)
 
 
 def by_finite_differences(model: Any, tokens: list[int], answer: int) -> torch.Tensor:
@@ -49,14 +54,11 @@ def by_finite_differences(model: Any, tokens: list[int], answer: int) -> torch.T
         last_logits(model, TokenBatch.from_lists([tokens]))
     found = torch.zeros(model.cfg.n_layers, len(tokens), dtype=torch.float64)
     for layer, pattern in patterns.items():
-        for key in range(len(tokens)):
-            for head in range(len(pattern)):
-                change = torch.zeros_like(pattern)
-                change[head, key] = STEP
-                up, down = (
-                    loss_with(model, tokens, answer, layer, sign * change) for sign in (1, -1)
-                )
-                found[layer, key] += float(pattern[head, key]) * (up - down) / (2 * STEP)
+        steps = STEP * torch.eye(pattern.numel()).view(-1, *pattern.shape)
+        moved = last_log_probs(model, tokens, layer, torch.cat([steps, -steps]))
+        up, down = (-moved[:, answer]).chunk(2)
+        slopes = ((up - down) / (2 * STEP)).view_as(pattern)
+        found[layer] = (pattern * slopes).sum(dim=0)
     return found.abs()
 
 

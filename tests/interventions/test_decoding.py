@@ -79,8 +79,8 @@ def test_decoding_with_the_cache_equals_running_everything_again(
     encoded = encode_premises(model.tokenizer, premises.first(2))
     batch = encoded.batch("false")
     with constrain(model, constraint(site, mode, factor), premises=encoded):
-        held = decode_with_cache(model, batch, 8)
-        assert torch.equal(held, decode_without_cache(model, batch, 8))
+        held = decode_with_cache(model, batch, 3)
+        assert torch.equal(held, decode_without_cache(model, batch, 3))
 
 
 @pytest.mark.parametrize(("site", "mode", "factor"), [SETTINGS[2], SETTINGS[3], SETTINGS[5]])
@@ -90,7 +90,7 @@ def test_every_decoding_steps_logits_equal_the_whole_run(
     """Tokens may agree by luck; logits do not."""
     encoded = encode_premises(model.tokenizer, premises.first(2))
     with constrain(model, constraint(site, mode, factor), premises=encoded):
-        stepwise, whole = steps_and_whole(model, encoded.batch("false"), 8)
+        stepwise, whole = steps_and_whole(model, encoded.batch("false"), 4)
     torch.testing.assert_close(stepwise, whole, **CLOSE)
 
 
@@ -112,7 +112,7 @@ def test_generated_answers_of_a_batch_equal_one_by_one(model: HookedModel) -> No
         return generate_tokens(
             model,
             [prompts[index] for index in some],
-            max_new_tokens=6,
+            max_new_tokens=3,
             batch_prompts=batch_prompts,
             within=lambda chunk, batch: constrain(
                 model, one, at=[spans[some[index]] for index in chunk]
@@ -120,11 +120,12 @@ def test_generated_answers_of_a_batch_equal_one_by_one(model: HookedModel) -> No
             progress=False,
         )
 
-    free = generate_tokens(model, prompts, max_new_tokens=6, progress=False)
+    free = generate_tokens(model, prompts, max_new_tokens=3, progress=False)
     for site in ("output", "attention"):
         every = [(layer, head) for layer in range(2) for head in range(4)]
         one = constraint(site, "zero", heads=tuple(every))
         together = answers(one, [0, 1, 2], 32)
         assert together == [answers(one, [index], 1)[0] for index in range(3)]
-        assert together == answers(one, [2, 0, 1], 2)[1:] + answers(one, [2, 0, 1], 2)[:1]
+        last, *others = answers(one, [2, 0, 1], 2)
+        assert together == [*others, last]
         assert together != free

@@ -154,8 +154,8 @@ def generate(model: Any, batch: TokenBatch) -> Tensor:
     return model.original_model.generate(
         input_ids=batch.tokens,
         attention_mask=batch.mask.long(),
-        max_new_tokens=8,
-        min_new_tokens=8,
+        max_new_tokens=4,
+        min_new_tokens=4,
         do_sample=False,
         pad_token_id=0,
     )[:, batch.width :]

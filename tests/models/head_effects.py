@@ -33,6 +33,8 @@ EXACT = (("path", "output"), ("activation", "output"), ("activation", "attention
 GRADIENT = (("attribution", "output"), ("attribution", "attention"))
 TINY = ("llama", "gpt2", "qwen2", "gemma3", "neox", "mistral", "qwen3")
 EMBEDDED = "smollm2-135m"
+FEW_LAYERS = [15, 29]
+"""Of the embedded model, where few of its heads are swept exactly."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +65,27 @@ class Case:
     def effects(
         self, model: Any, *, few: bool = False
     ) -> Iterator[tuple[str, Float[Tensor, "prompt layer head"]]]:
-        """By the tensor's name, the effects on ``model``; on ``few`` of the prompts, the first."""
+        """By the tensor's name, the effects on ``model``.
+
+        Of ``few`` only the first two prompts are run; of the embedded model the first, and sweeps
+        edit the heads of a few layers. The others are NaN.
+        """
+        encoded = {
+            exact: as_encoded(model, self.premises("path" if exact else "attribution"))
+            for exact in (True, False)
+        }
         for method, site in self.settings:
-            encoded = as_encoded(model, self.premises(method))
+            exact = method != "attribution"
+            prompts, options = encoded[exact], {}
             if few:
-                encoded = encoded.take(range(2 if method == "attribution" else 1))
-            found = interp.locate_heads(model, encoded, method=method, site=site, progress=False)
+                embedded = self.name == EMBEDDED
+                prompts = prompts.take(range(1 if embedded else 2))
+                if exact and embedded:
+                    heads = range(model.cfg.n_heads)
+                    options["heads"] = tuple((at, head) for at in FEW_LAYERS for head in heads)
+            found = interp.locate_heads(
+                model, prompts, method=method, site=site, progress=False, **options
+            )
             yield f"{self.name}/{method}/{site}", found.values
 
 

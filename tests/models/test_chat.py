@@ -1,11 +1,12 @@
 """The question is found where the template put it, whatever else the text says."""
 
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
 import jinja2
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
@@ -15,18 +16,22 @@ from interp.models import HookedModel, RenderedChat, render_chat
 QUESTION = "Why is Paris the capital of Germany?"
 
 
+def refuse(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+@cache
+def compiled(template: str) -> jinja2.Template:
+    return jinja2.Environment(trim_blocks=True, lstrip_blocks=True).from_string(template)
+
+
 def with_template(template: str | None) -> Any:
     """A tokenizer reduced to its chat template, rendered as transformers does."""
 
     def apply_chat_template(messages: Any, *, tokenize: bool, add_generation_prompt: bool) -> str:
         assert template is not None
         assert not tokenize
-        environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
-
-        def refuse(message: str) -> None:
-            raise jinja2.TemplateError(message)
-
-        return environment.from_string(template).render(
+        return compiled(template).render(
             messages=messages,
             add_generation_prompt=add_generation_prompt,
             raise_exception=refuse,
@@ -151,6 +156,7 @@ def test_an_empty_question_is_refused(
         render_chat(chat_tokenizer, question)
 
 
+@settings(max_examples=50)
 @given(
     question=st.text(min_size=1).filter(str.strip),
     answer=st.text(),

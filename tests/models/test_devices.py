@@ -58,6 +58,7 @@ pytestmark = [pytest.mark.bridge_only, pytest.mark.cpu_bits]
 
 GPU = "cpu:0"
 QUIET: dict[str, Any] = {"progress": False}
+HALVES: dict[str, Any] = {"proportions": (0.5, 1.0), **QUIET}
 Put = Callable[[Tensor], Tensor]
 
 
@@ -83,15 +84,25 @@ def difference(prompts: int, put: Put) -> LogitDifference:
 
 
 def adapted(tokenizer: Any, **config: Any) -> Any:
-    """A PEFT model whose experts, four a projection, add something."""
-    return make_adapted(partial(make_hf_model, **config), tokenizer).eval()
+    """A PEFT model whose experts, four a projection, in attention and MLPs, add something."""
+    targets = ["q_proj", "down_proj"]
+    return make_adapted(partial(make_hf_model, **config), tokenizer, target_modules=targets).eval()
+
+
+TWO_LAYERS: dict[str, Any] = {"num_hidden_layers": 2}
+
+
+@pytest.fixture(scope="module")
+def small(chat_tokenizer: Any) -> HookedModel:
+    return from_hf(make_hf_model("llama", chat_tokenizer, **TWO_LAYERS), chat_tokenizer)
 
 
 @pytest.fixture(scope="module")
 def on_gpu(chat_tokenizer: Any) -> HookedModel:
-    """The weights of ``tiny_llama``, on the device."""
+    """The weights of ``small``, on the device."""
+    hf_model = make_hf_model("llama", chat_tokenizer, **TWO_LAYERS)
     with devices():
-        return from_hf(put_on(make_hf_model("llama", chat_tokenizer), GPU), chat_tokenizer)
+        return from_hf(put_on(hf_model, GPU), chat_tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -105,12 +116,13 @@ def planted_on_gpu(word_tokenizer: Any) -> HookedModel:
 
 def patched(model: HookedModel, put: Put) -> list[Any]:
     clean, corrupted = map(put, tokens_of(2))
-    metric, shared = difference(2, put), {**QUIET, "units": [(0, 1), (2, 3)]}
+    metric, shared = difference(2, put), {**QUIET, "units": [(1, 3)]}
+    units: Any = [(0, 1), (1, 3)]
     reference = KLDivergence(put(numbers_of(last_logits(model, TokenBatch.of(clean)))[:, -1]))
     mask = put(torch.ones(2, 7, dtype=torch.bool))
     spans: Any = {"end": ([(4, 7)] * 2, [(4, 7)] * 2)}
     return [
-        patch(model, clean, corrupted, metric, **shared).values,
+        patch(model, clean, corrupted, metric, units=units, **QUIET).values,
         patch(model, clean, corrupted, reference, **shared).values,
         patch(model, clean, corrupted, metric, positions=spans, **shared).values,
         patch(model, clean, corrupted, metric, source="mean", reference=clean, **shared).values,
@@ -128,7 +140,7 @@ def estimated(model: HookedModel, put: Put) -> list[Any]:
         patch(model, clean, corrupted, metric, method="ig", steps=1, **QUIET).values,
         patch_paths(model, clean, corrupted, metric, senders=[(0, 1)], **QUIET).values,
         faithfulness_curve(
-            model, clean, corrupted, metric, ranking=nodes, n_random=0, **QUIET
+            model, clean, corrupted, metric, ranking=nodes, n_random=0, **HALVES
         ).circuit,
     ]
 
@@ -137,9 +149,9 @@ def edited(model: HookedModel, put: Put) -> list[Any]:
     batch, metrics = TokenBatch.of(put(tokens_of(2)[1])), [difference(2, put)]
     at = torch.zeros(2, 7, dtype=torch.bool)
     at[0, 3] = at[1, 4] = True
-    source = torch.linspace(-1, 1, 3 * 2 * 7 * 4 * 8).view(3, 2, 7, 4, 8)
+    source = torch.linspace(-1, 1, 2 * 2 * 7 * 4 * 8).view(2, 2, 7, 4, 8)
     cut, write = AttentionEdit(put(at)), ActivationEdit(put(at), put(source))
-    sets = [[], [(0, 1)], [(1, 2), (2, 3)]]
+    sets = [[], [(0, 1)], [(0, 2), (1, 3)]]
     where = put(torch.stack([at, at.roll(1, dims=1), torch.zeros_like(at)]))
     found = [
         sweep_sets(model, batch, edit, sets=sets, metrics=metrics, **QUIET) for edit in (cut, write)
@@ -164,9 +176,10 @@ def on_premises(model: HookedModel, put: Put, premises: Premises) -> list[Any]:
     batch, heads = encoded.batch("false"), HeadSet(((0, 1),), "output")
     mean = put(numbers_of(mean_output(model, encoded)))
     under: dict[str, Any] = {"constraint": Constraint(heads, "mean"), "sets": [heads]}
+    some: dict[str, Any] = {"heads": ((2, 0),), **QUIET}
     found: list[Any] = [
-        locate_heads(model, encoded, method="path", site="output", **QUIET).values,
-        locate_heads(model, encoded, method="activation", site="attention", **QUIET).values,
+        locate_heads(model, encoded, method="path", site="output", **some).values,
+        locate_heads(model, encoded, method="activation", site="attention", **some).values,
     ]
     found.append(preference(model, encoded, "false", mean=mean, **under, **QUIET).p_true)
     found.append(last_row_saliency(model, batch, put(numbers_of(encoded.true_tokens)), **QUIET))
@@ -200,21 +213,27 @@ PLACES = [(True, "cpu"), (True, "cpu:1"), (False, GPU)]
 """Whether the model is on the device, and where the inputs are."""
 
 
-@pytest.mark.parametrize(("moved", "place"), PLACES)
-@pytest.mark.parametrize("entry", [patched, estimated, edited])
+@pytest.mark.parametrize(
+    ("entry", "moved", "place"),
+    [
+        *((patched, *place) for place in PLACES[1:]),
+        *((estimated, *place) for place in PLACES[::2]),
+        *((edited, *place) for place in PLACES),
+    ],
+)
 def test_tokens_masks_edits_and_metrics_may_be_anywhere(
     entry: Callable[[HookedModel, Put], list[Any]],
     moved: bool,
     place: str,
     on_gpu: HookedModel,
-    tiny_llama: HookedModel,
+    small: HookedModel,
 ) -> None:
     with devices():
-        found = entry(on_gpu if moved else tiny_llama, lambda value: value.to(place))
-    same(found, on_the_cpu(entry, tiny_llama))
+        found = entry(on_gpu if moved else small, lambda value: value.to(place))
+    same(found, on_the_cpu(entry, small))
 
 
-@pytest.mark.parametrize(("moved", "place"), PLACES)
+@pytest.mark.parametrize(("moved", "place"), PLACES[1:])
 def test_premises_spans_and_means_may_be_anywhere(
     moved: bool,
     place: str,
@@ -233,9 +252,10 @@ def test_prompts_of_experts_may_be_anywhere(chat_tokenizer: Any) -> None:
         clean, corrupted = (TokenBatch.of(put(tokens)) for tokens in tokens_of(2))
         return patch_experts(model, clean, corrupted, difference(2, put), **QUIET).values
 
-    expected = measured(hooked(adapted(chat_tokenizer), chat_tokenizer), lambda value: value)
+    whole, moved = (adapted(chat_tokenizer, **TWO_LAYERS) for _ in range(2))
+    expected = measured(hooked(whole, chat_tokenizer), lambda value: value)
     with devices():
-        model = hooked(put_on(adapted(chat_tokenizer), GPU), chat_tokenizer)
+        model = hooked(put_on(moved, GPU), chat_tokenizer)
         same([measured(model, lambda value: value)], [expected])
 
 
@@ -251,8 +271,8 @@ def reads_of(run: Callable[[], Any]) -> HostReads:
 def sizes(large: bool) -> tuple[dict[str, Any], int]:
     """A model's configuration, and how many prompts it runs."""
     if large:
-        return {"num_hidden_layers": 3, "num_attention_heads": 4, "head_dim": 4}, 3
-    return {"num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 4}, 2
+        return {"num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 4}, 3
+    return {"num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 4}, 2
 
 
 def run_once(model: HookedModel, batch: TokenBatch) -> None:
@@ -293,7 +313,7 @@ def jobs_of_patching(tokenizer: Any, large: bool) -> dict[str, Callable[[], Any]
         "atp*": lambda: patch(model, clean, corrupted, method="atp*", component="k", **shared),
         "paths": lambda: patch_paths(model, clean, corrupted, senders=senders, **shared),
         "circuits": lambda: faithfulness_curve(
-            model, clean, corrupted, ranking=senders, n_random=3 if large else 0, **shared
+            model, clean, corrupted, metric, ranking=senders, n_random=2 if large else 0, **HALVES
         ),
     }
 

@@ -6,6 +6,7 @@ business. Offloading, to the disk and to the CPU, is accelerate's own.
 
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def same(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=CLOSE * scale, equal_nan=True)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def pairs() -> tuple[TokenBatch, TokenBatch, LogitDifference]:
     """Prompts on the CPU, wherever the model is."""
     tokens = torch.randint(5, 300, (2, 6), generator=torch.Generator().manual_seed(0))
@@ -105,6 +106,27 @@ def tiny(family: str, tokenizer: Any) -> Any:
     return make_hf_model(family, tokenizer, tie_word_embeddings=False, **layers)
 
 
+def effects_of(
+    model: HookedModel, clean: TokenBatch, corrupted: TokenBatch, metric: LogitDifference
+) -> list[Tensor]:
+    shared: dict[str, Any] = {"metric": metric, "progress": False}
+    return [
+        last_logits(model, corrupted),
+        patch(model, clean, corrupted, units=[(0, 1), (1, 3)], **shared).values,
+        patch(model, clean, corrupted, method="attribution", **shared).values,
+        patch_paths(model, clean, corrupted, senders=[(0, 1)], **shared).values,
+        patch_paths(model, clean, corrupted, senders=[(0, 1)], receivers=[(1, 0)], **shared).values,
+    ]
+
+
+@cache
+def effects_of_the_whole(
+    family: str, tokenizer: Any, *prompts: Any
+) -> tuple[HookedModel, list[Tensor]]:
+    whole = from_hf(tiny(family, tokenizer), tokenizer)
+    return whole, effects_of(whole, *prompts)
+
+
 @pytest.mark.parametrize(
     ("family", "way"),
     [("llama", "disk"), ("llama", "two devices"), ("gpt2", "back and forth"), ("gpt2", "disk")],
@@ -112,28 +134,14 @@ def tiny(family: str, tokenizer: Any) -> Any:
 def test_effects_are_those_of_the_whole_model(
     family: str, way: str, chat_tokenizer: Any, tmp_path: Path, pairs: Any
 ) -> None:
-    clean, corrupted, metric = pairs
-    whole = from_hf(tiny(family, chat_tokenizer), chat_tokenizer)
-
-    def measured(model: HookedModel) -> list[Tensor]:
-        shared: dict[str, Any] = {"metric": metric, "progress": False}
-        return [
-            last_logits(model, corrupted),
-            patch(model, clean, corrupted, units=[(0, 1), (1, 3)], **shared).values,
-            patch(model, clean, corrupted, method="attribution", **shared).values,
-            patch_paths(model, clean, corrupted, senders=[(0, 1)], **shared).values,
-            patch_paths(
-                model, clean, corrupted, senders=[(0, 1)], receivers=[(1, 0)], **shared
-            ).values,
-        ]
-
     with where(way):
         model = from_hf(divided(tiny(family, chat_tokenizer), way, tmp_path), chat_tokenizer)
         assert check_of(model).problems == {}
-        assert record_run(model, corrupted, start=4).plain is not None
-        assert model_info(model).fingerprint == model_info(whole).fingerprint
-        found = measured(model)
-    for one, other in zip(found, measured(whole), strict=True):
+        assert record_run(model, pairs[1], start=4).plain is not None
+        fingerprint, found = model_info(model).fingerprint, effects_of(model, *pairs)
+    whole, expected = effects_of_the_whole(family, chat_tokenizer, *pairs)
+    assert fingerprint == model_info(whole).fingerprint
+    for one, other in zip(found, expected, strict=True):
         same(one, other)
 
 
@@ -172,7 +180,9 @@ def test_heads_constraints_answers_and_probes(
         encoded = as_encoded(model, few)
         batch = encoded.batch("false")
         found: list[Any] = [
-            locate_heads(model, few, method="path", site="attention", progress=False).values,
+            locate_heads(
+                model, few, method="path", site="attention", heads=((1, 2),), progress=False
+            ).values,
             locate_heads(model, few, method="attribution", site="output", progress=False).values,
             collect_activations(model, encoded, "false", progress=False),
             last_row_saliency(model, batch, encoded.true_tokens, progress=False),
@@ -197,12 +207,13 @@ def test_heads_constraints_answers_and_probes(
 
 
 @pytest.mark.parametrize("way", ["disk", "devices and disk"])
-def test_experts(way: str, hf_factory: Callable[..., Any], chat_tokenizer: Any, tmp_path: Path):
+def test_experts(way: str, chat_tokenizer: Any, tmp_path: Path) -> None:
     tokens = torch.randint(5, 300, (2, 8), generator=torch.Generator().manual_seed(0))
     tasks = {"a": [EncodedExample(tuple(row.tolist()), 6) for row in tokens]}
+    two_layers = partial(make_hf_model, num_hidden_layers=2)
 
     def placed(*args: Any, **config: Any) -> Any:
-        return divided(hf_factory(*args, **config), way, tmp_path / "weights")
+        return divided(two_layers(*args, **config), way, tmp_path / "weights")
 
     def measured(adapted: Any) -> list[Any]:
         model = hooked(adapted, chat_tokenizer)
@@ -220,7 +231,7 @@ def test_experts(way: str, hf_factory: Callable[..., Any], chat_tokenizer: Any, 
         found += [weight.grad.cpu() for name, weight in named if "moelora_A" in name]
         return [*found, total.detach()]
 
-    whole = make_adapted(hf_factory, chat_tokenizer)
+    whole = make_adapted(two_layers, chat_tokenizer)
     whole.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
     with where(way):
         loaded = load_adapter(placed("llama", chat_tokenizer), tmp_path / "adapter").eval()

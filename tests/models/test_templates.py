@@ -23,8 +23,16 @@ HOSTILE = {
 }
 
 
+ENDLESS = ("loops", "a power")
+
+
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_template_without_end_is_refused_at_once_when_seen_again(name: str) -> None:
+def test_a_template_without_end_is_refused_at_once_when_seen_again(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("interp.models.templates.MEMORY", 2**30)
+    if name in ENDLESS:  # they use up whatever time they have
+        monkeypatch.setattr("interp.models.templates.SECONDS", 1)
     template = "{{ messages[0].content }}" + HOSTILE[name]
     with pytest.raises(UserError, match=r"the model's chat template (takes|writes) more than"):
         render_chat(with_template(template), "Why?")

@@ -63,7 +63,7 @@ def logits_of(model: Any, ids: torch.Tensor) -> torch.Tensor:
     return model(input_ids=ids).logits
 
 
-def train(adapted: Any, ids: torch.Tensor, steps: int = 12) -> list[float]:
+def train(adapted: Any, ids: torch.Tensor, steps: int = 6) -> list[float]:
     """Plain steps, with the auxiliary losses; each step's language loss."""
     weights = [weight for weight in adapted.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=2e-2)

@@ -32,6 +32,11 @@ CLEAN = TokenBatch.from_lists([[5, 9, 7, 8, 30, 31], [40, 41, 42, 43, 44, 45]])
 CORRUPTED = TokenBatch.from_lists([[5, 9, 7, 81, 30, 31], [40, 41, 52, 43, 44, 45]])
 METRIC = LogitDifference(torch.tensor([3, 14]), torch.tensor([65, 35]))
 COMPONENTS = ("z", "q", "pattern", "mlp_out", "resid_mid")
+COMPONENTS_OF = {
+    **{"nf4": COMPONENTS, "int8": COMPONENTS},
+    **{"double": ("q", "mlp_out"), "bfloat16": ("pattern", "resid_mid")},
+}
+"""All components of both ways to pack a weight; of their variants, some in and behind attention."""
 
 
 @torch.no_grad()
@@ -64,14 +69,14 @@ def test_the_sweep_is_the_loop_of_hooks(
     assert float((own - own[:, :1, :1]).abs().max()) > 2 * close  # heads differ by more
 
 
-@pytest.mark.parametrize("component", COMPONENTS)
-def test_every_component(component: str, quantized: HookedModel, twin: HookedModel) -> None:
-    settings: dict[str, Any] = {"component": component, "progress": False}
-    found, expected = (
-        patch(one, CLEAN, CORRUPTED, METRIC, **settings) for one in (quantized, twin)
-    )
-    torch.testing.assert_close(found.values, expected.values, rtol=0, atol=5e-5)
-    assert float(expected.values.abs().max()) > 1e-2
+def test_every_component(kind: str, quantized: HookedModel, twin: HookedModel) -> None:
+    for component in COMPONENTS_OF[kind]:
+        settings: dict[str, Any] = {"component": component, "progress": False}
+        found, expected = (
+            patch(one, CLEAN, CORRUPTED, METRIC, **settings) for one in (quantized, twin)
+        )
+        torch.testing.assert_close(found.values, expected.values, rtol=0, atol=5e-5)
+        assert float(expected.values.abs().max()) > 1e-2, component
 
 
 def test_the_hooked_model_alone_gives_the_same(
@@ -176,7 +181,7 @@ def test_planted_heads_are_found(
     planted_quantized: HookedModel, planted_premises: Premises, method: Any, site: Any
 ) -> None:
     effects = interp.locate_heads(
-        planted_quantized, planted_premises, method=method, site=site, progress=False
+        planted_quantized, planted_premises.first(6), method=method, site=site, progress=False
     )
     assert PLANTED_HEADS[site] in effects.ranked()[:2]
 
@@ -223,7 +228,7 @@ def test_a_constraint_and_its_gate(
 
 
 def test_probes_read_what_they_read_of_the_twin(quantized: HookedModel, twin: HookedModel) -> None:
-    split = load_premises("capitals", limit=24).split(seed=0)
+    split = load_premises("capitals", limit=24).with_templates(["why", "famous"]).split(seed=0)
     settings: dict[str, Any] = {"layers": [1], "n_shuffles": 1, "progress": False}
     found, expected = (
         probe_layers(one, split.search, split.held_out, **settings) for one in (quantized, twin)
