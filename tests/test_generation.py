@@ -24,6 +24,8 @@ from interp.models import HookedModel
 from interp.runs.prompting import end_tokens as identity_end_tokens
 
 PROMPTS = [[5, 9, 7, 8, 30, 31], [20, 21, 22], [40, 41, 42, 43]]
+REPEATING = [37, 51, 345, 349, 178, 321]
+"""A prompt that tiny_llama answers with "question" twice."""
 
 
 class Parrot(nn.Module):
@@ -89,12 +91,14 @@ def test_each_batch_has_its_context(tiny_llama: HookedModel) -> None:
 
 
 @cache
-def by_hand(hf_model: Any, count: int, end: int | None) -> list[int]:
-    """The likeliest token behind the first prompt each time, from whole runs without a cache."""
+def by_hand(
+    hf_model: Any, count: int, end: int | None, prompt: tuple[int, ...] = tuple(PROMPTS[0])
+) -> list[int]:
+    """The likeliest token behind a prompt each time, from whole runs without a cache."""
     said: list[int] = []
     while len(said) < count and not (said and said[-1] == end):
         with torch.no_grad():
-            logits = hf_model(input_ids=torch.tensor([PROMPTS[0] + said])).logits[0, -1]
+            logits = hf_model(input_ids=torch.tensor([[*prompt, *said]])).logits[0, -1]
         said.append(int(logits.argmax()))
     return said
 
@@ -102,9 +106,9 @@ def by_hand(hf_model: Any, count: int, end: int | None) -> list[int]:
 SAID_OTHERWISE: list[dict[str, Any]] = [
     {"repetition_penalty": 5.0},
     {"no_repeat_ngram_size": 1},
-    {"suppress_tokens": list(range(0, 384, 2))},
-    {"begin_suppress_tokens": list(range(0, 384, 2))},
-    {"bad_words_ids": [[token] for token in range(1, 300, 2)]},
+    {"suppress_tokens": list(range(3, 384, 2))},
+    {"begin_suppress_tokens": list(range(3, 384, 2))},
+    {"bad_words_ids": [[token] for token in range(3, 384, 2)]},
     {"sequence_bias": [[[9], 50.0]]},
     {"forced_eos_token_id": 1},
     {"min_new_tokens": 8},
@@ -124,15 +128,22 @@ SAID_OTHERWISE: list[dict[str, Any]] = [
     {"of_their_own": 1},
 ]
 
+OBEYED = {
+    *("repetition_penalty", "no_repeat_ngram_size", "suppress_tokens", "begin_suppress_tokens"),
+    *("bad_words_ids", "sequence_bias", "forced_eos_token_id", "stop_strings", "do_sample"),
+    *("exponential_decay_length_penalty", "watermarking_config"),
+}
+"""Those that change this answer by themselves."""
+
 
 @pytest.mark.parametrize("more", SAID_OTHERWISE, ids=lambda more: next(iter(more)))
 def test_greedy_is_the_likeliest_token_whatever_a_checkpoint_says(
     more: dict[str, Any], tiny_llama: HookedModel, transformers_twin: Any
 ) -> None:
     hf_model: Any = tiny_llama.original_model
-    prompt, tokenizer = PROMPTS[0], tiny_llama.tokenizer
+    prompt, tokenizer = REPEATING, tiny_llama.tokenizer
     own = hf_model.generation_config
-    right = by_hand(transformers_twin("tiny_llama"), 5, tokenizer.eos_token_id)
+    right = by_hand(transformers_twin("tiny_llama"), 5, tokenizer.eos_token_id, tuple(prompt))
     text = tokenizer.decode(right, skip_special_tokens=True).strip()
     hf_model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, **more)
     try:
@@ -143,6 +154,22 @@ def test_greedy_is_the_likeliest_token_whatever_a_checkpoint_says(
         hf_model.generation_config = own
     assert said == [text] == [scored]
     assert all(name in kept for name in more)  # the checkpoint's own came back
+
+
+@pytest.mark.parametrize(
+    "more",
+    [more for more in SAID_OTHERWISE if next(iter(more)) in OBEYED],
+    ids=lambda more: next(iter(more)),
+)
+def test_transformers_itself_says_something_else(
+    more: dict[str, Any], tiny_llama: HookedModel, transformers_twin: Any
+) -> None:
+    """The control of the test above."""
+    twin, tokenizer = transformers_twin("tiny_llama"), tiny_llama.tokenizer
+    end = tokenizer.eos_token_id
+    config = GenerationConfig(eos_token_id=end, pad_token_id=end, **{"max_new_tokens": 5, **more})
+    said = twin.generate(torch.tensor([REPEATING]), generation_config=config, tokenizer=tokenizer)
+    assert said[0, len(REPEATING) :].tolist() != by_hand(twin, 5, end, tuple(REPEATING))
 
 
 def test_the_checkpoints_end_tokens_stay(tiny_llama: HookedModel, transformers_twin: Any) -> None:

@@ -66,8 +66,8 @@ class HeadCard(Displayed):
     attribution: LogitAttribution
     answers: tuple[str, ...]
     effects: "pd.DataFrame"
-    edges_in: pd.DataFrame | None = None
-    edges_out: pd.DataFrame | None = None
+    edges_in: "pd.DataFrame | None" = None
+    edges_out: "pd.DataFrame | None" = None
 
     @property
     def name(self) -> str:
@@ -239,7 +239,7 @@ def _effect_row(head: Head, result: Any) -> dict[str, Any] | None:
     return {"what": what, "of": len(table), **row.iloc[0].to_dict()}
 
 
-def _edges_of(head: Head, edges: EdgeEffects, k: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _edges_of(head: Head, edges: EdgeEffects, k: int) -> "tuple[pd.DataFrame, pd.DataFrame]":
     """The ``k`` largest edges into a head, and out of it."""
     node = head_node(*head)
     if node not in edges.graph.writers:
