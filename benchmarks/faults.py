@@ -35,7 +35,7 @@ from interp.runs.engines import opened_engine
 from interp.runs.lock import holding
 from interp.runs.manifest import versions
 from interp.runs.shards import InProcess
-from tests.conftest import (
+from tests.fixtures import (
     make_planted_hf_model,
     make_word_tokenizer,
     planted_relation,

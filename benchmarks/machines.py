@@ -33,7 +33,7 @@ from interp.premises import Premises
 from interp.runs.manifest import versions
 from interp.runs.ray_engine import RayEngine
 from interp.runs.shards import InProcess, ShardStore, cut, finish_shards
-from tests.conftest import make_word_tokenizer, planted_relation
+from tests.fixtures import make_word_tokenizer, planted_relation
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "machines.json"

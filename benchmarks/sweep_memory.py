@@ -18,7 +18,7 @@ from interp.heads.locate import as_encoded
 from interp.premises import Premises
 from interp.runs.job_runner import StoredJobRunner
 from interp.runs.shards import InProcess
-from tests.conftest import make_word_tokenizer, planted_relation
+from tests.fixtures import make_word_tokenizer, planted_relation
 
 
 def hf_model_of(tokenizer: Any) -> Any:

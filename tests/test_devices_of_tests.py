@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from interp.errors import UserError
-from tests.conftest import make_hf_model
 from tests.devices import VARIABLE, device_asked_for, device_there, on_device, skip_cpu_bits
+from tests.fixtures import make_hf_model
 from tests.logical_devices import numbers_of
 
 CPU, LOGICAL = torch.device("cpu"), torch.device("cpu:0")

@@ -13,7 +13,7 @@ from interp.heads import HeadSet
 from interp.interventions import Intervention
 from interp.interventions.head_constraint import Constraint
 from interp.models import HookedModel
-from tests.conftest import make_planted_hf_model
+from tests.fixtures import make_planted_hf_model
 from tests.planted_detector import KnowsPlantedFacts
 
 FALSE = "Why is city3 the capital of land5?"

@@ -175,7 +175,7 @@ def test_prompts_in_pieces(
 def test_a_run_is_attached_to_its_own_model_only(
     planted_run: Path, word_tokenizer: Any, hf_factory: Callable[..., Any], tmp_path: Path
 ) -> None:
-    from tests.conftest import make_planted_hf_model
+    from tests.fixtures import make_planted_hf_model
 
     own_model = make_planted_hf_model(word_tokenizer)
     with pytest.raises(UserError, match="run `interp evaluate` on it first"):

@@ -23,7 +23,7 @@ from interp.interventions.head_constraint import Constraint
 from interp.models import HookedModel
 from interp.premises.question_list import RawQuestion
 from interp.report.answers import Piece
-from tests.conftest import make_planted_hf_model
+from tests.fixtures import make_planted_hf_model
 from tests.planted_detector import KnowsPlantedFacts
 
 FALSE, TRUE = "Why is city3 the capital of land5?", "Why is city3 the capital of land3?"

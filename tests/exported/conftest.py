@@ -14,8 +14,8 @@ from interp.interventions import Intervention
 from interp.models import fingerprint_of_folder, load_model, render_chat
 from probes.detector.calibration import Calibration
 from probes.detector.detector import PremiseDetector
-from tests.conftest import PLANTED_HEADS
 from tests.files.planted_folder import write_planted
+from tests.fixtures import PLANTED_HEADS
 from tests.report.conftest import metrics
 
 CHAT_HEADS = [[0, 1], [1, 2], [1, 0]]

@@ -27,8 +27,8 @@ from interp.interventions import Constraint, ExpertConstraint, Intervention
 from interp.models import HookedModel
 from tests.attached.architectures import make
 from tests.attached.test_equality import PROMPTS, part, real_logits
-from tests.conftest import PLANTED_HEADS
 from tests.exported.conftest import ask
+from tests.fixtures import PLANTED_HEADS
 
 UNDER = Intervention(
     (

@@ -28,8 +28,8 @@ from interp.models.plain import load_plain
 from interp.premises.question_list import RawQuestion
 from interp.runs.shards import digest_of
 from probes.detector.detector import PremiseDetector
-from tests.conftest import PLANTED_HEADS
 from tests.exported.conftest import CHAT_HEADS, ask, origin_of
+from tests.fixtures import PLANTED_HEADS
 
 QUESTIONS = ["Why is city3 the capital of land5?", "When did city4 become the capital of land4?"]
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 import interp.models
-from tests.conftest import make_planted_model, make_word_tokenizer, planted_relation
+from tests.fixtures import make_planted_model, make_word_tokenizer, planted_relation
 
 
 def write_planted(folder: Path) -> None:

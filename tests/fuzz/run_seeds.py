@@ -10,7 +10,7 @@ from interp.commands.patch import PatchSettings, summary_of
 from interp.files.documents import write_json, write_jsonl, write_table, write_yaml
 from interp.heads.effects import save_effects
 from interp.patching.edges.edge_faithfulness import EdgeCircuits
-from tests.conftest import planted_relation as relation_of_planted
+from tests.fixtures import planted_relation as relation_of_planted
 from tests.fuzz.seeds import made_up_edges, made_up_effects, made_up_result
 from tests.report.conftest import make_evaluation, write_run
 

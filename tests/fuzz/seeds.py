@@ -30,8 +30,8 @@ from interp.patching.edges.graph import EdgeGraph
 from interp.runs.shards import ShardStore
 from probes.detector.calibration import Calibration
 from probes.linear import LinearProbe
-from tests.conftest import make_hf_model, make_planted_model, make_tokenizer, make_word_tokenizer
-from tests.conftest import planted_relation as relation_of_planted
+from tests.fixtures import make_hf_model, make_planted_model, make_tokenizer, make_word_tokenizer
+from tests.fixtures import planted_relation as relation_of_planted
 
 RIVERS = """\
 name: rivers

@@ -12,7 +12,7 @@ from interp.heads import HeadSet, Origin, as_head_set, found_on, load_effects
 from interp.heads.headset import check_site
 from interp.interventions import Intervention
 from interp.models import HookedModel
-from tests.conftest import PLANTED_HEADS
+from tests.fixtures import PLANTED_HEADS
 
 HEADS = ((9, 1), (17, 8), (22, 1))
 

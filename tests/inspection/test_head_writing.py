@@ -11,7 +11,7 @@ from interp.errors import UserError
 from interp.inspection.head_writing import head_writing, written_logits
 from interp.models import HookedModel
 from interp.patching import TokenBatch, logit_attribution, logit_lens
-from tests.conftest import READER
+from tests.fixtures import READER
 from tests.patching.prompts import BATCH
 
 

@@ -20,7 +20,7 @@ from interp.heads.locate import as_encoded
 from interp.models import from_hf, load_model
 from interp.premises import Premises, load_premises
 from tests.architectures import other_architectures
-from tests.conftest import make_hf_model, make_tokenizer
+from tests.fixtures import make_hf_model, make_tokenizer
 
 REFERENCE = Path(__file__).with_name("head_effects.safetensors")
 CLOSE = 1e-3

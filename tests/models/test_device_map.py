@@ -18,7 +18,7 @@ from interp.models.placement import is_offloaded
 from interp.models.quantization import quantization_config, quantization_name
 from interp.runs.identity import model_identity
 from interp.runs.manifest import describe_model, recorded_quantization
-from tests.conftest import make_hf_model, make_tokenizer
+from tests.fixtures import make_hf_model, make_tokenizer
 
 pytestmark = pytest.mark.bridge_only
 

@@ -48,8 +48,8 @@ from interp.patching import (
 from interp.premises import Premises
 from interp.premises.encode import encode_premises
 from probes import collect_activations
-from tests.conftest import make_hf_model, make_planted_hf_model
 from tests.devices import device_there
+from tests.fixtures import make_hf_model, make_planted_hf_model
 from tests.host_reads import HostReads, host_reads
 from tests.interventions.conftest import make_adapted
 from tests.logical_devices import numbers_of, put_on

@@ -124,7 +124,7 @@ def test_room_by_hand(hf_factory: Callable[..., Any], plain_tokenizer: Any) -> N
 @pytest.fixture(scope="module")
 def narrow(plain_tokenizer: Any) -> Any:
     """A hooked GPT-2 of 16 positions."""
-    from tests.conftest import make_hf_model
+    from tests.fixtures import make_hf_model
 
     return from_hf(make_hf_model("gpt2", plain_tokenizer, n_positions=16), plain_tokenizer)
 

@@ -7,7 +7,7 @@ import torch
 from transformers import GPTJConfig, GPTJForCausalLM, OPTConfig, OPTForCausalLM
 
 from interp.models import from_hf
-from tests.conftest import make_tokenizer
+from tests.fixtures import make_tokenizer
 
 pytestmark = pytest.mark.bridge_only
 

@@ -35,7 +35,7 @@ from interp.moelora.training.training import check_trainable
 from interp.patching import LogitDifference, TokenBatch, patch, patch_paths
 from interp.premises import Premises
 from probes import collect_activations
-from tests.conftest import make_hf_model, make_planted_hf_model
+from tests.fixtures import make_hf_model, make_planted_hf_model
 from tests.interventions.conftest import make_adapted
 from tests.logical_devices import logical_devices, numbers_of
 

@@ -23,7 +23,7 @@ from interp.models.model_check import (
 )
 from interp.models.self_check import check_model, trial_logits
 from interp.patching import LogitDifference, TokenBatch, last_logits, patch
-from tests.conftest import make_hf_model, make_tokenizer
+from tests.fixtures import make_hf_model, make_tokenizer
 from tests.models.test_native_attention import gptj
 
 pytestmark = pytest.mark.bridge_only

@@ -9,7 +9,7 @@ import transformers.utils.chat_template_utils as chat_templates
 
 from interp.models import render_chat
 from interp.models.template_clock import reads_clock, template_now, template_time
-from tests.conftest import CHAT_TEMPLATE, make_tokenizer
+from tests.fixtures import CHAT_TEMPLATE, make_tokenizer
 
 DATED = "It is {{ strftime_now('%d %b %Y, %H:%M:%S') }}.\n" + CHAT_TEMPLATE
 ONE, OTHER = datetime(2001, 2, 3, 4, 5, 6), datetime(2011, 12, 13)

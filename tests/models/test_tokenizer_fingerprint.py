@@ -17,7 +17,7 @@ from interp.models.fingerprint import (
     tokenizer_fingerprint,
 )
 from interp.models.folder import read_tokenizer
-from tests.conftest import make_tokenizer
+from tests.fixtures import make_tokenizer
 
 
 def changed_backend(change: Callable[[dict[str, Any]], None]) -> Any:

@@ -19,7 +19,7 @@ from interp.errors import UserError
 from interp.files.documents import read_json, write_json
 from interp.models.folder import read_tokenizer
 from interp.moelora.training.training import TrainingSettings
-from tests.conftest import CHAT_TEMPLATE
+from tests.fixtures import CHAT_TEMPLATE
 
 Train = Callable[[TrainingSettings, Path], Path]
 DATED = "{{ strftime_now('%d %b') }}\n" + CHAT_TEMPLATE

@@ -11,8 +11,8 @@ import interp.models
 from interp.forward.hook_points import axis_of, hook_name
 from interp.models import HookedModel
 from tests.architectures import other_architectures
-from tests.conftest import identity_norms
 from tests.devices import on_device
+from tests.fixtures import identity_norms
 
 FAMILIES = ("llama", "gpt2", "qwen2", "gemma3", "neox", "mistral", "qwen3")
 

@@ -30,7 +30,7 @@ from interp.patching.chunks import graph_demand, row_demand
 from interp.patching.edits import ActivationEdit
 from interp.patching.integrated_gradients import integrate_positions
 from interp.patching.sweep import sweep_heads
-from tests.conftest import make_tokenizer
+from tests.fixtures import make_tokenizer
 
 SIZES: dict[str, Any] = {
     "vocab_size": 384,

@@ -15,7 +15,7 @@ from interp.forward.unhooked import UnhookedModel
 from interp.models import HookedModel, from_hf
 from interp.modules import modules, named_modules
 from interp.patching import LogitDifference, patch
-from tests.conftest import make_hf_model
+from tests.fixtures import make_hf_model
 
 pytestmark = pytest.mark.bridge_only  # TransformerLens 3 has no plain modules
 

@@ -26,7 +26,7 @@ from probes import (
     probe_layers,
     train_detector,
 )
-from tests.conftest import CHAT_TEMPLATE, make_hf_model, make_tokenizer
+from tests.fixtures import CHAT_TEMPLATE, make_hf_model, make_tokenizer
 
 
 def made(*, template: str | None = CHAT_TEMPLATE, begin: bool = False) -> Any:

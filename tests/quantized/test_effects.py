@@ -23,7 +23,7 @@ from interp.patching import (
 from interp.premises import Premises, load_premises
 from interp.premises.encode import token_span, tokenize
 from probes import probe_layers
-from tests.conftest import PLANTED_HEADS, make_planted_hf_model
+from tests.fixtures import PLANTED_HEADS, make_planted_hf_model
 from tests.quantized.conftest import CONFIGS
 
 pytestmark = pytest.mark.bridge_only

@@ -10,7 +10,7 @@ import interp
 from interp.errors import UserError
 from interp.models import HookedModel
 from interp.patching import LogitDifference, PatchEffects, patch_edges
-from tests.conftest import READER, WRITER
+from tests.fixtures import READER, WRITER
 
 TEXT = "Why is city3 the capital of land5 ?"
 

@@ -9,7 +9,7 @@ import torch
 
 from interp.commands.analyze import AnalyzeSettings
 from interp.moelora import MoELoRAConfig
-from tests.conftest import make_hf_model
+from tests.fixtures import make_hf_model
 
 ROUTED = ("routing.safetensors", "similarity.csv")
 SWITCHED = ("effects.safetensors", "effects_accuracy.safetensors", "effects.csv", "agreement.csv")

@@ -24,7 +24,7 @@ import torch
 from interp.commands.evaluate import EvaluateSettings, evaluate_run
 from interp.commands.locate import LocateSettings, load_run, locate_run
 from interp.commands.patch import PatchSettings, patch_run
-from tests.conftest import make_planted_model, make_word_tokenizer, planted_relation
+from tests.fixtures import make_planted_model, make_word_tokenizer, planted_relation
 from tests.forked import in_child
 from tests.runs.conftest import write_pairs
 from tests.runs.stopping import Stopping

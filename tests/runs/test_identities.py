@@ -29,7 +29,7 @@ from interp.premises import Premises
 from interp.runs.identity import conditions, conditions_digest, model_identity
 from interp.runs.job_runner import StoredJobRunner
 from interp.runs.shards import InProcess, ShardStore, digest_of
-from tests.conftest import make_planted_hf_model
+from tests.fixtures import make_planted_hf_model
 
 NONE = HeadSet(())
 MEAN = torch.arange(12.0).reshape(3, 2, 2)

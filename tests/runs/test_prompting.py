@@ -30,7 +30,7 @@ from interp.premises import load_premises
 from interp.runs.clock import run_clock
 from interp.runs.manifest import read_manifest
 from interp.runs.prompting import PROMPTS, end_tokens
-from tests.conftest import make_planted_hf_model, make_word_tokenizer, planted_relation
+from tests.fixtures import make_planted_hf_model, make_word_tokenizer, planted_relation
 from tests.runs.killing import write_premises
 from tests.runs.stopping import Stopping
 

@@ -25,7 +25,7 @@ from interp.errors import UserError
 from interp.models import HookedModel, load_model
 from interp.runs.engines import check_engine, gpus_of_worker, opened_engine, placed_as_here
 from interp.runs.ray_engine import RayEngine, check_machines, import_ray, room
-from tests.conftest import make_planted_hf_model
+from tests.fixtures import make_planted_hf_model
 from tests.runs.analysis import ROUTED, SWITCHED, quick_analysis
 from tests.runs.conftest import write_pairs
 from tests.runs.killing import write_premises

@@ -24,7 +24,7 @@ from interp.premises import Premises
 from interp.runs.identity import conditions
 from interp.runs.job_runner import StoredJobRunner
 from interp.runs.shards import InProcess
-from tests.conftest import make_planted_hf_model
+from tests.fixtures import make_planted_hf_model
 from tests.runs.stopping import Stopping
 
 VALUES, TEXTS = OutputSpec({"values": 3}), OutputSpec(texts=True)
