@@ -26,7 +26,7 @@ from interp.premises.encode import encode_premises
 from interp.premises.registry import data_dir
 from interp.statistics.significance import RESOLUTION
 
-N_FACTS = 22
+N_FACTS = 26
 HELD_OUT_TEMPLATE = "when"
 
 

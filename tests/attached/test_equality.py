@@ -67,7 +67,7 @@ def real_logits(hf_model: Any, side: str = "left") -> torch.Tensor:
 @torch.no_grad()
 def greedy(hf_model: Any, **more: Any) -> torch.Tensor:
     return hf_model.generate(
-        **padded("left"), max_new_tokens=3, do_sample=False, pad_token_id=3, **more
+        **padded("left"), max_new_tokens=6, do_sample=False, pad_token_id=3, **more
     )
 
 
