@@ -40,9 +40,8 @@ class _Checks:
     """
 
     def __init__(self) -> None:
-        self.function: Any = None
-        self.compiled: Any = None
-        self.has_axes = False
+        self.made: tuple[Any, Any, bool] | None = None
+        """The function, its checks, and whether they name axes; at once, since threads share it."""
         self.test = -1
         self.calls = 0
 
@@ -56,12 +55,11 @@ class _Checks:
         if self.test != _test:
             self.test, self.calls = _test, 0
         self.calls += 1
-        if self.function is None:
-            self.function, self.has_axes = function, _has_any_axes(function)
-            self.compiled = _check(function)
-        same = self.function is function
-        checks = self.compiled if same else _of_another(self.compiled, function)
-        if not self.has_axes:
+        if self.made is None:
+            self.made = function, _check(function), _has_any_axes(function)
+        first, compiled, has_axes = self.made
+        checks = compiled if first is function else _of_another(compiled, function)
+        if not has_axes:
             return checks(*args, **kwargs)
         with _axes:  # axes of its own
             return checks(*args, **kwargs)
