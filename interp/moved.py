@@ -7,7 +7,7 @@ function its old arguments with `old_arguments`. All of them go with version 0.3
 
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache, wraps
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
@@ -45,9 +45,12 @@ class MovedFinder(MetaPathFinder):
     """Stands behind Python's own finders, so that only modules that are not there come to it."""
 
     def find_spec(
-        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+        self, fullname: str, path: Any = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """The spec of a moved module; None for any other name."""
+        """The spec of a moved module; None for any other name.
+
+        A namespace package's path is no Sequence, though the standard library says so.
+        """
         if not fullname.startswith(("interp.", "probes.")) or fullname not in new_paths():
             return None
         return ModuleSpec(fullname, _Moved(new_paths()[fullname]))
