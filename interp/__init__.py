@@ -7,9 +7,7 @@ The flat surface for notebooks and scripts. Data walks in one direction::
 Each stage takes a value and returns a value; stop anywhere and look. FAITH is arXiv 2402.19103.
 """
 
-import importlib
-import importlib.util
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from interp import (
@@ -47,6 +45,7 @@ if TYPE_CHECKING:
     from interp.report.head_card import HeadCard, head_card
     from probes.detector.detect import detect
 
+from interp.lazy import names_on_demand
 from interp.moved import keep_old_paths
 
 __version__ = "0.1.0"
@@ -99,39 +98,4 @@ __all__ = [
     "token_saliency",
 ]
 
-
-_HOMES = {
-    "interp.asking": ("compare_answers",),
-    "interp.attached": ("attach",),
-    "interp.interventions.generate": ("generate",),
-    "interp.errors": ("UserError",),
-    "interp.evaluation": (
-        *("AttentionPattern", "Evaluation", "TokenSaliency"),
-        *("attention_pattern", "evaluate", "token_saliency"),
-    ),
-    "interp.exported": ("from_hub", "load_exported", "push_to_hub"),
-    "interp.heads": ("HeadEffects", "HeadSet", "JointEffects", "locate_heads"),
-    "interp.interventions": ("Constraint", "ExpertConstraint", "Intervention", "constrain"),
-    "interp.models": ("load_model",),
-    "interp.premises": ("filter_known", "list_relations", "load_premises", "load_questions"),
-    "interp.report.atlas": ("Atlas", "atlas"),
-    "interp.report.head_card": ("HeadCard", "head_card"),
-    "probes.detector.detect": ("detect",),
-}
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-
-
-def __getattr__(name: str) -> Any:
-    """Names and modules come when they are asked for: `interp --help` does not wait for models."""
-    if name in _HOME_OF:
-        found = getattr(importlib.import_module(_HOME_OF[name]), name)
-    elif not name.startswith("_") and importlib.util.find_spec(f"interp.{name}") is not None:
-        found = importlib.import_module(f"interp.{name}")
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = found
-    return found
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = names_on_demand(__name__)

@@ -78,7 +78,8 @@ def names_on_demand(
         otherwise: what finds any other name, or raises AttributeError.
     """
     module: Any = sys.modules[package]
-    homes = _typed_imports(module.__spec__.loader.get_source(package))
+    typed = _typed_imports(module.__spec__.loader.get_source(package))
+    homes = {name: home for name, home in typed.items() if home != package}  # not its modules
     module.__dict__["_homes"] = homes
     module.__class__ = _Package
 
@@ -95,7 +96,7 @@ def names_on_demand(
         return found
 
     def names() -> list[str]:
-        return sorted({*vars(module), *homes})
+        return sorted({*vars(module), *typed})
 
     return find, names
 

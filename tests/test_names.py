@@ -9,7 +9,7 @@ import interp
 
 
 def test_every_name_is_there() -> None:
-    assert set(interp._HOME_OF) <= set(interp.__all__)
+    assert set(interp._homes) <= set(interp.__all__)
     for name in interp.__all__:
         assert getattr(interp, name) is not None
     assert set(interp.__all__) <= set(dir(interp))
