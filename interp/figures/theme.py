@@ -167,9 +167,15 @@ def whiskers(
     }
 
 
-def shown_token(text: str, *, longest: int = 14) -> str:
-    """A token's text with line ends and empty text made visible, for a place that escapes it."""
+def shown_token(text: str, *, longest: int = 14, space: bool = False) -> str:
+    """A token's text with line ends and empty text made visible, for a place that escapes it.
+
+    Args:
+        space: show a space before it, which tells apart two tokens of a vocabulary.
+    """
     shown = text.replace("\r", "").replace("\n", "↵").strip(" ")
+    if space and shown and text.startswith(" "):
+        shown = f"␣{shown}"
     if len(shown) > longest:
         shown = shown[: longest - 1] + "…"
     return shown or ("␣" if text else "·")

@@ -92,7 +92,8 @@ class HeadWriting(Displayed):
         ids = torch.cat([self.promoted[prompt, at], self.suppressed[prompt, at].flip(0)]).tolist()
         values = torch.cat([self.up[prompt, at], self.down[prompt, at].flip(0)]).tolist()
         # Two tokens may look alike: their ranks keep the bars apart.
-        shown = [f"{i + 1}. {shown_token(self.names[token])}" for i, token in enumerate(ids)]
+        texts = [shown_token(self.names[token], space=True) for token in ids]
+        shown = [f"{i}. {text}" for i, text in enumerate(texts, start=1)]
         table = pd.DataFrame({"component": shown, "logits": values})
         read = shown_token(self.names[int(self.read[prompt, at])])
         title = f"what {head_node(*self.head)} writes at “{read}”"

@@ -84,7 +84,7 @@ class HeadCard(Displayed):
         ]
         written = self.writing.to_dataframe().head(5)
         up, down = (
-            ", ".join(f"“{shown_token(token)}”" for token in written[name])
+            ", ".join(f"“{shown_token(token, space=True)}”" for token in written[name])
             for name in ("promoted", "suppressed")
         )
         place = self.attribution.components.index(self.name)
@@ -263,7 +263,7 @@ def _effect_sentence(row: Mapping[Any, Any]) -> str:
 def _text(table: "pd.DataFrame") -> "pd.DataFrame":
     """The table as text, with rounded numbers and visible tokens."""
     tokens = {
-        name: [shown_token(token, longest=24) for token in table[name]]
+        name: [shown_token(token, longest=24, space=name != "token") for token in table[name]]
         for name in ("token", "promoted", "suppressed")
         if name in table
     }

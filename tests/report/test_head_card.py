@@ -8,6 +8,7 @@ import torch
 
 import interp
 from interp.errors import UserError
+from interp.figures.theme import shown_token
 from interp.models import HookedModel
 from interp.patching import LogitDifference, PatchEffects, patch_edges
 from tests.fixtures import READER, WRITER
@@ -68,6 +69,11 @@ def test_edges_are_those_of_the_head_and_of_its_group(tiny_llama: HookedModel) -
     assert set(card.edges_out["reader"]) == {"m2", "logits"}
     assert card.effects.empty
     assert 'id="edges"' in card.to_html()
+
+
+def test_tokens_that_differ_in_a_space_look_different() -> None:
+    assert [shown_token(text, space=True) for text in (" Ed", "Ed", " ")] == ["␣Ed", "Ed", "␣"]
+    assert shown_token(" Ed") == "Ed"  # in a prompt every word has one
 
 
 @pytest.mark.parametrize("markup", ["<b>&amp;", "</script><i>"])
