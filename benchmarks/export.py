@@ -80,7 +80,7 @@ def answers_of(model: Any, tokenizer: Any, texts: list[str]) -> list[str]:
             return_tensors="pt",
             return_dict=True,
             padding=True,
-            padding_side="left",
+            tokenizer_kwargs={"padding_side": "left"},
         )
         ids = model.generate(**batch, max_new_tokens=TOKENS, do_sample=False)
         new = ids[:, batch["input_ids"].shape[1] :]

@@ -49,6 +49,15 @@ class _Checks:
         """Whether enough calls of this test were looked at."""
         return self.test == _test and self.calls >= CALLS
 
+    def passes(self) -> bool:
+        """Whether the next call of this test is not looked at."""
+        if self.calls >= CALLS:
+            return True
+        if self.calls & (self.calls + 1) == 0:  # the first, second, fourth, eighth, sixteenth
+            return False
+        self.calls += 1
+        return True
+
     def call(self, function: Any, args: Any, kwargs: Any) -> Any:
         """A call of the function, looked at."""
         __tracebackhide__ = True
@@ -97,7 +106,7 @@ def _looked_at(function: Any, checks: _Checks) -> Any:
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
-        if checks.test == _test and checks.calls >= CALLS:
+        if checks.test == _test and checks.passes():
             return function(*args, **kwargs)
         return checks.call(function, args, kwargs)
 
