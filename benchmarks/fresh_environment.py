@@ -13,7 +13,8 @@ virtual environment with what `interp.load_exported` needs and nothing else::
 The run is exported. A new process there loads the directory and answers the run's held-out
 questions and their twins; TransformerLens is neither imported nor installed. The answers are
 compared with those of the hooked model, in this environment. New processes, in turn, then say how
-long they take from their start until the model is ready.
+long they take from their start until the model is ready, and how long torch and transformers alone
+take to be imported there, which no program that runs the model can do without.
 """
 
 import argparse
@@ -32,7 +33,9 @@ from marked import write_between
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "fresh_environment.json"
+LIBRARIES = "import torch\nfrom transformers import AutoModelForCausalLM, AutoTokenizer"
 READY = {
+    "libraries": LIBRARIES,
     "exported": "import interp\nmodel, tokenizer = interp.load_exported(sys.argv[1])",
     "hooked": "import interp\nmodel = interp.load_model('smollm2-135m')",
 }
@@ -67,7 +70,7 @@ def run(python: Path, code: str, *words: object) -> tuple[list[Any], float]:
 def measure(source: Path, fresh: Path, *, count: int, repeats: int) -> dict[str, Any]:
     from interp.commands.export import ExportSettings, export_run
 
-    pythons = {"exported": fresh, "hooked": Path(sys.executable)}
+    pythons = {"libraries": fresh, "exported": fresh, "hooked": Path(sys.executable)}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "exported"
         export_run(source, folder, ExportSettings(gate="probe"))
@@ -99,9 +102,25 @@ def measure(source: Path, fresh: Path, *, count: int, repeats: int) -> dict[str,
     }
 
 
+def ratios(seconds: dict[str, Any]) -> dict[str, list[float]]:
+    """The exported model's seconds over the hooked one's, all and beyond the libraries' imports."""
+    libraries, exported, hooked = (
+        [seconds[way][kind][0] for kind in ("processor", "wall")] for way in READY
+    )
+    beyond = [
+        (one - least) / (other - least)
+        for least, one, other in zip(libraries, exported, hooked, strict=True)
+    ]
+    return {
+        "ratio of the two models": [a / b for a, b in zip(exported, hooked, strict=True)],
+        "ratio beyond those imports": beyond,
+    }
+
+
 def table(found: dict[str, Any]) -> str:
     lines = ["| | processor seconds | seconds by the clock |", "|---|---|---|"]
     names = {
+        "libraries": "torch and transformers imported there, and nothing else",
         "exported": "`interp.load_exported`, an environment without TransformerLens",
         "hooked": "`interp.load_model`, the whole environment",
     }
@@ -111,11 +130,8 @@ def table(found: dict[str, Any]) -> str:
             for kind in ("processor", "wall")
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    ratios = [
-        found["seconds"]["exported"][kind][0] / found["seconds"]["hooked"][kind][0]
-        for kind in ("processor", "wall")
-    ]
-    lines.append("| ratio | " + " | ".join(f"{ratio:.2f}" for ratio in ratios) + " |")
+    for name, ratio in ratios(found["seconds"]).items():
+        lines.append(f"| {name} | " + " | ".join(f"{value:.2f}" for value in ratio) + " |")
     answers = found["answers"]
     lines += [
         "",

@@ -13,7 +13,7 @@
 import interp
 
 model = interp.load_model("smollm2-135m")
-premises = interp.load_premises("capitals", limit=60)
+premises = interp.load_premises("capitals", limit=40)
 knowledge = interp.premises.check_knowledge(model, premises)
 knowledge
 
@@ -98,7 +98,7 @@ control.values.abs().max().item()
 # **Limitation.** Each head is edited alone. Heads that can replace each other have small effects
 # alone and a large effect together; the next notebook measures the effect of a *set* of heads.
 #
-# **Shortened for speed.** This notebook uses the first 60 capitals, and exact effects for six facts
+# **Shortened for speed.** This notebook uses the first 40 capitals, and exact effects for six facts
 # only. The full command is
 # `interp locate --premises capitals --method path --site both --out runs/capitals`.
 #
