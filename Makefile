@@ -113,9 +113,16 @@ define environment
 	@$(1)/bin/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear $(1)
 endef
 
-# $(call install,folder,what): by pip, quietly
+# What pip installed, without the packages' own tests; files that are no Python of this version are
+# left to whoever imports them.
+COMPILE := 'import compileall, re, sysconfig; \
+  compileall.compile_dir(sysconfig.get_path("purelib"), quiet=2, workers=0, rx=re.compile("/tests?/"))'
+
+# $(call install,folder,what): by pip, quietly. It compiles modules on one processor, which takes as
+# long as all the rest; here they are compiled afterwards, on all.
 define install
-	$(1)/bin/python -m pip --disable-pip-version-check install -qq $(2)
+	$(1)/bin/python -m pip --disable-pip-version-check install -qq --no-compile $(2)
+	@$(1)/bin/python -c $(COMPILE)
 endef
 
 # The package with what it needs itself, in the versions of the lock.

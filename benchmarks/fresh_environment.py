@@ -33,7 +33,7 @@ from marked import write_between
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "fresh_environment.json"
-LIBRARIES = "import torch\nfrom transformers import AutoModelForCausalLM, AutoTokenizer"
+LIBRARIES = "import torch\nfrom transformers import AutoTokenizer, LlamaForCausalLM"
 READY = {
     "libraries": LIBRARIES,
     "exported": "import interp\nmodel, tokenizer = interp.load_exported(sys.argv[1])",

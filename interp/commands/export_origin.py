@@ -6,6 +6,7 @@ from typing import Any
 
 from interp.commands.locate import EFFECTS
 from interp.commands.locate_joint import searched_relations
+from interp.exported.card import shown_spec
 from interp.figures.tables import where
 from interp.heads.effects import load_effects
 from interp.heads.headset import HeadSet
@@ -29,7 +30,7 @@ def origin_of_run(run: Path, heads: HeadSet) -> Origin:
     }
     versions = manifest.get("versions") or {}
     return Origin(
-        str(recorded["spec"]),
+        shown_spec(str(recorded["spec"])),
         recorded["fingerprint"],
         int(recorded.get("n_layers") or 0),
         int(recorded.get("n_heads") or 0),

@@ -93,7 +93,8 @@ class Constraint(Displayed):
     @property
     def name(self) -> str:
         """Such as ``attention, zero, 3 heads``."""
-        return f"{self.site}, {self._action}, {len(self.heads)} heads"
+        count = len(self.heads)
+        return f"{self.site}, {self._action}, {count} head{'' if count == 1 else 's'}"
 
     @property
     def _action(self) -> str:

@@ -89,6 +89,8 @@ class Intervention(Displayed):
         whole = isinstance(what, Intervention | Constraint | ExpertConstraint)
         if whole and decoding_steps is not None:
             raise UserError(f"decoding_steps is part of a Constraint: {shown(what)} has its own")
+        if whole and (mode, factor) != ("zero", 0.0):
+            raise UserError(f"mode and factor are part of a Constraint: {shown(what)} has its own")
         if isinstance(what, Intervention):
             return what if gate is None else cls(what.heads, what.experts, gate)
         gate = gate or "oracle"

@@ -58,7 +58,7 @@ def test_the_constraint_turns_the_answer_round(explorer: Explorer) -> None:
     assert answers.verdict(answers.constrained) == "names the true object"
     assert answers.note == (
         "“land5”, found by the detector (probability 0.88). Constrained there: attention, zero, "
-        "1 heads."
+        "1 head."
     )
     assert [(p.text, p.role) for p in answers.question_pieces()] == [
         ("Why is city3 the capital of ", ""),

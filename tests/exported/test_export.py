@@ -98,6 +98,7 @@ def test_the_card_and_what_the_files_say(run: Path, tmp_path: Path) -> None:
     assert str(run.parent) not in text  # of the machine, only the model's name
     origin = origin_of(to / "intervention.yaml")
     assert origin.fingerprint == read_export(to).model["fingerprint"]
+    assert origin.model == Path(read_export(to).model["spec"]).name  # no machine's directories
     assert (origin.n_layers, origin.n_heads) == (3, 4)
     assert origin.found["searched"] == ["planted"]
     assert origin.scores[0]["effect"] > 1

@@ -179,6 +179,8 @@ def test_wrong_steps_are_told(tiny_llama: HookedModel) -> None:
         Constraint(HeadSet(HEADS, "output"), decoding_steps=2)
     with pytest.raises(UserError, match="decoding_steps is part of a Constraint"):
         Intervention.of(cut(), decoding_steps=2)
+    with pytest.raises(UserError, match="mode and factor are part of a Constraint"):
+        Intervention.of(cut(), mode="scale", factor=0.5)
     expert = ExpertConstraint([(0, "attn.q", 0)], "off")
     with pytest.raises(UserError, match="gate 'soft' is for heads"):
         _ = Intervention.of(cut(), gate="soft") | expert
