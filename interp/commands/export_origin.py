@@ -6,12 +6,12 @@ from typing import Any
 
 from interp.commands.locate import EFFECTS
 from interp.commands.locate_joint import searched_relations
-from interp.exported.card import shown_spec
 from interp.figures.tables import where
 from interp.heads.effects import load_effects
 from interp.heads.headset import HeadSet
 from interp.heads.noting import SCORES
 from interp.heads.origin import Origin
+from interp.models.spec import shown_spec
 from interp.report.atlas_cells import COMPARED_HEADS, stability_cells
 from interp.report.read_run import read_heads
 from interp.runs.manifest import read_manifest, recorded_model

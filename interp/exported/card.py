@@ -2,17 +2,18 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import yaml
 
+from interp.errors import UserError
 from interp.exported.bake_cost import RUNS
 from interp.exported.folder import INTERVENTION, Weights
 from interp.figures.measures import MISSING, Measure, format_number, format_small
 from interp.figures.tables import comparison_table
 from interp.heads.origin import Origin
 from interp.interventions.intervention import Intervention
+from interp.models.spec import shown_spec
 from interp.report.markdown import markdown_table, plain_text
 from interp.report.summary import summary_sentences
 
@@ -23,6 +24,13 @@ _FOUND = {
     "limit": "facts tried",
 }
 """What is noted of a search, in words."""
+_ALWAYS = (
+    "The figures are of this model and of the kind of question that they were measured on; other "
+    "questions, languages and fine-tuned relatives need measurements of their own.",
+    "Constrained heads make the model rely on what it knows: where it knows nothing, or something "
+    "wrong, its answer is no better.",
+)
+"""Limits of any constraint."""
 MOST_HEADS = 50
 """Heads in the card's table; the intervention's file has all."""
 
@@ -58,16 +66,53 @@ def render_card(
     return "\n".join(parts)
 
 
-def shown_spec(spec: str) -> str:
-    """A model's spec without the directories of the machine that it was exported on."""
-    return Path(spec).name if Path(spec).is_absolute() else spec
+def render_heads_card(intervention: Intervention) -> str:
+    """The card of heads that are handed over alone: without a model, a detector, or an evaluation.
+
+    Raises:
+        UserError: heads that do not say which model they are of.
+    """
+    origins = [part.heads.origin for part in intervention.heads]
+    if not origins or intervention.experts or None in origins:
+        raise UserError(
+            "heads that are handed over must say which model they are of, and experts cannot: "
+            "note it with interp.heads.found_on(heads, model, effects)"
+        )
+    origin, name = origins[0], plain_text(intervention.name)
+    assert origin is not None
+    model = plain_text(shown_spec(origin.model))
+    use = (
+        "## Use\n\n```python\nimport interp\n\n"
+        "file = interp.from_hub(NAME)  # this repository's name\n"
+        'with interp.attach(model, tokenizer, file, false_object="..."):  # a transformers model\n'
+        "    model.generate(...)\n```\n\n"
+        "`interp.Intervention.load(file, model=...)` is what `interp.constrain` and "
+        "`interp.evaluate` take. Another model than the one below is refused.\n"
+    )
+    scored = "Only the effects in the search are noted here, and not what the constraint costs."
+    limits = "".join(f"- {line}\n" for line in (scored, *_ALWAYS))
+    made = {
+        **{"spec": origin.model, "fingerprint": origin.fingerprint},
+        **{"n_layers": origin.n_layers, "n_heads": origin.n_heads},
+    }
+    return "\n".join(
+        [
+            _front_matter(origin.model, library="faithlens"),
+            f"# {model}: {name}\n",
+            f"Attention heads of {model} that go along with false premises ({name}).\n",
+            use,
+            _heads(intervention),
+            f"## Limits\n\n{limits}",
+            _made(intervention, made),
+        ]
+    )
 
 
-def _front_matter(spec: str) -> str:
+def _front_matter(spec: str, *, library: str = "transformers") -> str:
     content: dict[str, Any] = {}
     if _HUB_ID.fullmatch(spec):
         content["base_model"] = spec
-    content["library_name"] = "transformers"
+    content["library_name"] = library
     content["tags"] = ["faithlens", "attention-heads", "false-premise", "intervention"]
     return f"---\n{yaml.safe_dump(content, sort_keys=False)}---\n"
 
@@ -212,12 +257,7 @@ def _score(score: Mapping[str, Any] | None) -> list[str]:
 
 
 def _limits(intervention: Intervention, weights: Weights) -> str:
-    lines = [
-        "The figures are of this model and of the kind of question that they were measured on; "
-        "other questions, languages and fine-tuned relatives need measurements of their own.",
-        "Constrained heads make the model rely on what it knows: where it knows nothing, or "
-        "something wrong, its answer is no better.",
-    ]
+    lines = list(_ALWAYS)
     if weights == "baked":
         lines.append(
             "The weights act on all texts, also where there is no false premise; see the cost "
@@ -240,9 +280,10 @@ def _made(intervention: Intervention, model: Mapping[str, Any]) -> str:
     origins = [part.heads.origin for part in intervention.heads if part.heads.origin is not None]
     versions = ", ".join(f"{name} {version}" for name, version in _versions(origins).items())
     quantized = f", {plain_text(model['quantization'])}" if model.get("quantization") else ""
+    dtype = f", {plain_text(model['dtype'])}" if model.get("dtype") else ""
     lines = [
         f"- base model: {plain_text(shown_spec(model['spec']))}, {model['n_layers']} layers of "
-        f"{model['n_heads']} heads, {plain_text(model['dtype'])}{quantized}",
+        f"{model['n_heads']} heads{dtype}{quantized}",
         f"- its fingerprint (configuration and weights): `{plain_text(model['fingerprint'])}`",
         f"- found with: {plain_text(versions) or MISSING}",
         "- the base model's licence applies to its weights",

@@ -68,6 +68,11 @@ def load_exported(
     place = Path(folder)
     if not place.is_dir() and names_repository(str(folder)):
         place = from_hub(str(folder))
+        if place.is_file():
+            raise UserError(
+                f"{folder} holds heads and no model: give interp.from_hub({str(folder)!r}) to "
+                "interp.attach"
+            )
     exported = read_export(place)
     of_dtype = _DTYPES[check_choice("dtype", dtype or exported.model["dtype"], _DTYPES)]
     told: dict[str, Any] = {"gate": gate, "detector": detector}

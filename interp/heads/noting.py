@@ -12,6 +12,7 @@ from interp.heads.joint import JointEffects
 from interp.heads.origin import Origin
 from interp.models.hooked_model import HookedModel
 from interp.models.load import model_info
+from interp.models.spec import shown_spec
 from interp.patching.stability import stability
 from interp.runs.shards import versions
 
@@ -45,9 +46,8 @@ def found_on(
             "scores": scores_of(heads, effects),
             "stability": _stability(effects, len(heads)),
         }
-    origin = Origin(
-        info.spec, info.fingerprint, info.n_layers, info.n_heads, versions=versions(), **about
-    )
+    sizes = info.n_layers, info.n_heads
+    origin = Origin(shown_spec(info.spec), info.fingerprint, *sizes, versions=versions(), **about)
     return replace(heads, origin=origin)
 
 

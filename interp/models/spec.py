@@ -37,6 +37,11 @@ _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 _HUB_IGNORED = ["*/*", "consolidated*.safetensors"]
 
 
+def shown_spec(spec: str) -> str:
+    """A spec without the directories of this machine, for files that are handed over."""
+    return Path(spec).name if Path(spec).is_absolute() else spec
+
+
 def cache_root(cache_dir: Path | None = None) -> Path:
     """Where converted models are kept: `cache_dir`, or ``FAITHLENS_CACHE``, or the user's cache."""
     if cache_dir is not None:

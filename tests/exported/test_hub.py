@@ -6,14 +6,19 @@ import json
 import re
 import threading
 from collections.abc import Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from interp.errors import UserError
 from interp.exported import from_hub, load_exported, push_to_hub
+from interp.heads import HeadSet, found_on
+from interp.interventions import ExpertConstraint, Intervention
+from interp.models import HookedModel, model_info
 
 REPO = "somebody/three-heads"
 
@@ -131,6 +136,43 @@ def test_there_and_back(exported: Path, hub: Hub, tmp_path: Path) -> None:
         assert (folder / name).read_bytes() == (exported / name).read_bytes()
     model, _ = load_exported(folder, device="cpu")
     assert model.attached.is_attached
+
+
+def test_heads_alone_there_and_back(
+    tiny_llama: HookedModel,
+    tiny_gpt2: HookedModel,
+    hub: Hub,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chosen = HeadSet(((1, 2), (2, 0)), "attention", "2 largest | by <b>hand</b>")
+    options: Any = {"endpoint": hub.address, "cache_dir": tmp_path / "cache"}
+    push_to_hub(found_on(chosen, tiny_llama), REPO, endpoint=hub.address, token="hf_secret")
+    assert set(hub.repos[REPO]) == {"README.md", "intervention.yaml"}
+    card = hub.repos[REPO]["README.md"].decode()
+    assert yaml.safe_load(card.split("---")[1])["library_name"] == "faithlens"
+    assert model_info(tiny_llama).fingerprint in card
+    assert "<b>" not in card
+    assert "detector" not in card
+    file = from_hub(REPO, **options)
+    found = Intervention.load(file, model=tiny_llama)
+    assert found == Intervention.of(chosen)
+    with pytest.raises(UserError, match="these heads were found on the model"):
+        Intervention.load(file, model=tiny_gpt2)
+    monkeypatch.setattr("interp.exported.load.from_hub", partial(from_hub, **options))
+    with pytest.raises(UserError, match=r"holds heads and no model: give interp\.from_hub"):
+        load_exported(REPO)
+    hub.repos[REPO]["intervention.yaml"] = b"version: 1\nheads: 3\n"
+    with pytest.raises(UserError, match="heads must be a list"):
+        from_hub(REPO, **options)
+
+
+def test_heads_of_an_unknown_model_are_not_pushed(hub: Hub) -> None:
+    experts = ExpertConstraint([(0, "attn.q", 0)], "off")
+    for what in (HeadSet(((1, 2),), "attention"), Intervention.of(experts)):
+        with pytest.raises(UserError, match=r"which model they are of.*found_on"):
+            push_to_hub(what, REPO, endpoint=hub.address)
+    assert not hub.repos
 
 
 def test_what_was_changed_there_is_refused(exported: Path, hub: Hub, tmp_path: Path) -> None:

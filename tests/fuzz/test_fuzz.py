@@ -15,7 +15,7 @@ from interp.errors import UserError
 from tests.fuzz.mutations import mutate
 from tests.fuzz.readers import READERS, Reader, fresh
 
-INPUTS = 40
+INPUTS = 24
 # transformers renames gradient checkpointing; PEFT knows the old names only.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`(is_)?gradient_checkpointing(_enable)?` is deprecated:FutureWarning",
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 PROPERTY = settings(
     derandomize=True,
-    max_examples=25,
+    max_examples=15,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 
