@@ -38,6 +38,7 @@ def patch_expert_edges(
     method: str = "eap",
     steps: int = 5,
     edges: Iterable[Any] | None = None,
+    all_edges: bool = False,
     groups: Sequence[str] = (),
     seed: int = 0,
     budget: int | Budget | None = None,
@@ -67,6 +68,7 @@ def patch_expert_edges(
         steps: of ``eap-ig``.
         edges: only these, each ``"a1.h5->a3.q.e2"`` or (writer, reader), also between other nodes;
             by default all that begin or end at an expert.
+        all_edges: without ``edges``, score those between all other nodes too.
         groups: of each prompt, for intervals; by default each prompt its own.
         seed: of the intervals.
         budget: bytes that the call may take; by default as ``interp.forward.memory``.
@@ -85,7 +87,9 @@ def patch_expert_edges(
     shared: dict[str, Any] = {"groups": groups, "seed": seed, "budget": budget}
     inputs = PatchInputs(model, clean, corrupted, metric, **shared, progress=progress)
     pairs = ExpertPairs(inputs)
-    chosen = pairs.graph.edges_of_experts() if edges is None else pairs.graph.check(edges)
+    chosen = pairs.graph.every_edge() if all_edges else pairs.graph.edges_of_experts()
+    if edges is not None:
+        chosen = pairs.graph.check(edges)
     values, metrics = score_edges(
         pairs,
         chosen,
