@@ -10,8 +10,7 @@ that the adapted model knows. Measured:
   null), and Spearman's correlation of EAP with the exact effects over edges drawn at random, once
   from all edges of experts and once from the upper half of their scores.
 
-    interp moelora train --data facts false_premise --targets q_proj v_proj o_proj \\
-        --steps 40 --batch 8 --test-limit 4 --out runs/moelora
+    python benchmarks/atlas_adapter.py --base runs/float32     # or any adapter of the model
     python benchmarks/expert_edges.py --adapter runs/moelora/adapter
 
 The same command again takes up what is there. Writes benchmarks/results/expert_edges.json, and its
@@ -50,10 +49,12 @@ class Options:
     adapter: Path
     """The directory of a saved MoELoRA adapter of the model."""
     model: str = "smollm2-135m"
+    facts: int = 48
+    """Facts of which the model is asked whether it knows them."""
     pairs: int = 16
-    exact_pairs: int = 8
+    exact_pairs: int = 6
     """The first of them, on which edges are patched exactly."""
-    first: int = 20
+    first: int = 10
     """First edges that are patched exactly."""
     drawn: int = 60
     """Edges drawn at random that are, from all and from the upper half."""
@@ -73,8 +74,10 @@ def adapted_model(options: Options) -> HookedModel:
 
 def pairs_of(model: HookedModel, options: Options) -> Part:
     """Pairs of the search part, one a subject."""
-    premises = interp.filter_known(model, interp.load_premises("capitals"), progress=False)
-    search = premises.split(seed=options.seed).search
+    premises = interp.load_premises("capitals", limit=options.facts, seed=options.seed)
+    known = interp.filter_known(model, premises, progress=False)
+    search = known.split(seed=options.seed).search
+    print(f"{len(search.facts)} known facts to search", flush=True)
     return premise_part(as_encoded(model, search), options.pairs)
 
 
@@ -105,9 +108,9 @@ def attribution(model: HookedModel, part: Part, options: Options) -> dict[str, A
     begin = time.perf_counter()
     every = scored(model, part, options, all_edges=True)
     seconds = time.perf_counter() - begin
-    own = of_experts(every)
-    known = set(own.edges)
-    table = own.to_dataframe(options.shown)
+    into_experts = of_experts(every)
+    known = set(into_experts.edges)
+    table = into_experts.to_dataframe(options.shown)
     sizes = every.values.abs().double()
     inside = np.array([edge in known for edge in every.edges])
     shares = (sizes[:, torch.from_numpy(inside)].sum(dim=1) / sizes.sum(dim=1)).numpy()
@@ -116,7 +119,7 @@ def attribution(model: HookedModel, part: Part, options: Options) -> dict[str, A
         "seconds": seconds,
         "gap": float((every.clean - every.corrupted).mean()),
         "edges": len(every.edges),
-        "edges_of_experts": len(own.edges),
+        "edges_of_experts": len(into_experts.edges),
         "share": list(mean_interval(shares, part.groups, seed=options.seed)),
         "first": table.to_dict("records"),
         "left_out": list(every.left_out),

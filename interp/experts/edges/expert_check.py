@@ -27,7 +27,7 @@ _BEHIND = {"attention": ("attn_out", "ln1_post"), "mlp": ("mlp_out", "ln2_post")
 
 @torch.no_grad()
 def checked_nodes(
-    model: HookedModel, nodes: ExpertNodes, parts: Sequence[LayerParts], batch: TokenBatch
+    model: HookedModel, nodes: ExpertNodes, parts: Sequence[LayerParts], *, batch: TokenBatch
 ) -> ExpertNodes:
     """The nodes, with the scale at which each projection that writes is added.
 

@@ -92,14 +92,16 @@ class ExpertRuns(EdgeRuns):
         for layer in reversed(found.layers):
             parts = self.parts[layer]
             read, whole = found.of_mlp(parts, layer)
-            of_experts = self._of_experts(found, layer, "mlp", normed(parts.mlp_norm, read), gates)
+            of_experts = self._of_experts(
+                found, layer, "mlp", x=normed(parts.mlp_norm, read), gates=gates
+            )
             frozen = whole - sum(some.sum(dim=1, keepdim=True) for some in of_experts)
             behind = torch.cat([frozen, *of_experts], dim=1)
             place = self.graph.readers_of_part(layer, "mlp")
             yield place, pull_back(parts.mlp_norm, read, behind)
             read, of_heads = found.of_attention(parts, layer)
             x = normed(parts.norm, read)
-            of_experts = self._of_experts(found, layer, "attention", x, gates)
+            of_experts = self._of_experts(found, layer, "attention", x=x, gates=gates)
             behind = torch.cat([of_heads, *of_experts], dim=1)
             place = self.graph.readers_of_part(layer, "attention")
             yield place, pull_back(parts.norm, read, behind)
@@ -109,6 +111,7 @@ class ExpertRuns(EdgeRuns):
         found: RunGradients,
         layer: int,
         part: str,
+        *,
         x: Float[Tensor, "prompt pos d_model"],
         gates: dict[str, Tensor],
     ) -> list[Float[Tensor, "prompt expert pos d_model"]]:
