@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
+import yaml
 from edge_circuits import PAGE, ROOT, Part, premise_part
 from head_sweep import Pairs
 from marked import write_between
@@ -39,7 +40,7 @@ from interp.moelora import hooked, load_adapter
 from interp.moelora.training.pretrained import load_pretrained
 from interp.patching.effect_arrays import correlations
 from interp.runs.manifest import versions
-from interp.statistics.significance import mean_interval
+from interp.statistics.significance import RESOLUTION, mean_interval
 
 
 @dataclass(frozen=True)
@@ -175,14 +176,15 @@ def table(results: dict[str, Any]) -> str:
     share = by_eap["edges_of_experts"] / by_eap["edges"]
     lines = ["| writer | reader | score |", "|---|---|---|"]
     for row in by_eap["first"]:
-        score = interval([row["score"], row["ci_low"], row["ci_high"]])
+        score = interval([row["score"], row["ci_low"], row["ci_high"]], 4)
         lines.append(f"| `{row['writer']}` | `{row['reader']}` | {score} |")
     lines += [
         "",
         f"The largest edges of experts by EAP on {by_eap['n']} pairs, whose clean and corrupted "
-        f"runs lie {by_eap['gap']:.2f} logits apart; {results['adapter']}. Of the absolute scores "
-        f"of all {by_eap['edges']:,} edges, the {by_eap['edges_of_experts']:,} edges of experts "
-        f"have {interval(by_eap['share'])}, and {share:.3f} of their number.",
+        f"runs lie {by_eap['gap']:.2f} logits apart, with {results['adapter']}. Of the absolute "
+        f"scores of all {by_eap['edges']:,} edges, the {by_eap['edges_of_experts']:,} edges of experts "
+        f"have {interval([100 * value for value in by_eap['share']], 2)} %; they are "
+        f"{100 * share:.0f} % of the edges.",
         "",
         "| edges of experts | n | mean absolute exact effect | same sign as EAP | "
         "Spearman with EAP |",
@@ -199,18 +201,32 @@ def table(results: dict[str, Any]) -> str:
             f"| {words} | {row['edges']} | {interval(row['size'], 4)} | {row['same_sign']:.2f} | "
             f"{row['spearman']:.2f} |"
         )
-    lines += ["", f"Patched exactly on {by_patch['n']} pairs; intervals resample subjects."]
+    lines += [
+        "",
+        f"Patched exactly on {by_patch['n']} pairs; intervals resample subjects. An effect below "
+        f"{RESOLUTION:g} logits is within float32's rounding.",
+    ]
     return "\n".join(lines)
 
 
 def described(adapter: Path) -> str:
     """The adapter in words."""
     settings = read_json(adapter / "adapter_config.json")
-    targets = ", ".join(sorted(settings["target_modules"]))
-    return (
-        f"{settings['num_experts']} experts of rank {settings['r']} on {targets}, "
+    targets = ", ".join(f"`{name}`" for name in sorted(settings["target_modules"]))
+    words = (
+        f"an adapter of {settings['num_experts']} experts of rank {settings['r']} on {targets}, "
         f"{settings['top_k']} for each token"
     )
+    config = adapter.parent / "config.yaml"
+    if not config.is_file():
+        return words
+    training = yaml.safe_load(config.read_text(encoding="utf-8"))
+    return f"{words}, trained for {training['steps']} steps of {training['batch']}"
+
+
+def write_results(path: Path, results: dict[str, Any]) -> None:
+    """Write what there is so far."""
+    write_json(path, json.loads(json.dumps(results, default=str)))
 
 
 def main(options: Options) -> None:
@@ -219,7 +235,8 @@ def main(options: Options) -> None:
     settings = json.loads(json.dumps(chosen, default=str))
     results = read_json(options.out) if options.out.is_file() else {}
     if results.get("options") != settings:
-        results = {"options": settings, "adapter": described(options.adapter)}
+        results = {"options": settings}
+    results["adapter"] = described(options.adapter)
     stages = {"attribution": (attribution, options.pairs), "exact": (exact, options.exact_pairs)}
     if any(name not in results for name in stages):
         model = adapted_model(options)
@@ -228,8 +245,9 @@ def main(options: Options) -> None:
             if name not in results:
                 results[name] = stage(model, first_of(part, count), options)
                 results |= {"threads": torch.get_num_threads(), "versions": versions()}
-                write_json(options.out, json.loads(json.dumps(results, default=str)))
+                write_results(options.out, results)
                 print(name, json.dumps(results[name], default=str)[:2000], flush=True)
+    write_results(options.out, results)
     write_between(PAGE, "expert edges", table(results))
 
 
