@@ -7,8 +7,11 @@
     found.summary(); found.plot("task_information"); records.plot("load", target="q_proj")
 
 Causal effects are in `interp.experts.effects.effects`, experts and heads in `interp.experts.heads`.
+`patch_expert_edges` says how much of an effect goes into an expert, and out of it.
 """
 
+from interp.experts.edges.patch_expert_edges import patch_expert_edges
+from interp.experts.edges.result import ExpertEdgeEffects
 from interp.experts.routing.collect import CollectSettings, collect_routing
 from interp.experts.routing.corpus import LabelledCorpus, LabelledText, corpus_of
 from interp.experts.routing.records import RoutingRecords
@@ -20,6 +23,7 @@ from interp.moved import old_names
 __all__ = [
     "AdaptedProjection",
     "CollectSettings",
+    "ExpertEdgeEffects",
     "LabelledCorpus",
     "LabelledText",
     "OutputSimilarity",
@@ -28,6 +32,7 @@ __all__ = [
     "collect_routing",
     "corpus_of",
     "measure_specialization",
+    "patch_expert_edges",
 ]
 
 __getattr__ = old_names(__name__)

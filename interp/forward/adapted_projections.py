@@ -74,6 +74,11 @@ class AdaptedProjection:
         """The hook point of its experts' outputs, [batch pos expert d_out]."""
         return f"{self.name}.moelora.hook_expert_out"
 
+    @property
+    def output(self) -> str:
+        """The hook point of its whole output, [batch pos d_out]; a joint one's does not run."""
+        return f"{self.name}.hook_out"
+
     def has_target(self, target: str) -> bool:
         """Whether ``target`` is the end of one of its names."""
         return any(

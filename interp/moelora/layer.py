@@ -40,6 +40,7 @@ from interp.moelora.losses import pairwise_cosines
 from interp.moelora.plain_projection import is_plain_projection
 from interp.moelora.recorder import Recorder, Routed
 from interp.moelora.routing import choose_experts, gates_of_logits, gates_of_probabilities, per_rank
+from interp.precision import widened
 from interp.quantized import is_quantized, place_of
 
 NO_MERGE = (
@@ -275,7 +276,7 @@ class MoELoRALinear(nn.Module, BaseTunerLayer):
     def _project(
         self, x: Float[Tensor, "*token d_in"], adapter_name: str
     ) -> tuple[Float[Tensor, "*token expert"], Float[Tensor, "*token expert_rank"]]:
-        """Router logits in float32, and x times the experts' down-projections."""
+        """Router logits in float32 at least, and x times the experts' down-projections."""
         down, router = self.moelora_A[adapter_name], self.moelora_router[adapter_name]
         dropout = self.experts[adapter_name].config.lora_dropout if self.training else 0.0
         x = self._cast_input_dtype(x, down.dtype)
@@ -285,7 +286,7 @@ class MoELoRALinear(nn.Module, BaseTunerLayer):
             logits, hidden = both.split([len(router), len(down)], dim=-1)
             return logits, hidden
         with torch.autocast(kind, enabled=False):
-            logits = F.linear(x.float(), router.float())
+            logits = F.linear(widened(x), widened(router))
         return logits, F.linear(F.dropout(x, dropout), down)
 
     def _added_through(

@@ -63,12 +63,16 @@ class EdgeRuns:
         """By how much each writer adds more in the clean run."""
         with torch.no_grad():
             found = [self.change(lambda run: run.resid_pre[0])[:, None]]
-            for layer, of_layer in enumerate(self.parts):
-                z = widened(self.corrupted.values["z"][layer])
-                found.append(of_layer.head_writes(z, self.change(partial(_value, "z", layer))))
-                of_mlp = self.change(partial(_value, "mlp_out", layer))
-                found.append(of_mlp.squeeze(2)[:, None])
+            for layer in range(len(self.parts)):
+                found += self.changes_of(layer)
             return torch.cat(found, dim=1)
+
+    def changes_of(self, layer: int) -> list[Float[Tensor, "prompt writer pos d_model"]]:
+        """The changes of a layer's writers, in the order of the graph."""
+        z = widened(self.corrupted.values["z"][layer])
+        of_heads = self.parts[layer].head_writes(z, self.change(partial(_value, "z", layer)))
+        of_mlp = self.change(partial(_value, "mlp_out", layer))
+        return [of_heads, of_mlp.squeeze(2)[:, None]]
 
     def change(self, of: Callable[[RecordedRun], Tensor]) -> Float[Tensor, "prompt pos *width"]:
         """By how much a value is larger in the clean run, at the corrupted run's positions."""

@@ -52,10 +52,9 @@ class ExactEdges:
         n_prompts = len(self.runs.changes)
         shape = (n_prompts, *self.graph.shape)
         values = self.runs.changes.new_full(shape, torch.nan)
-        together: dict[tuple[int, bool], list[Edge]] = {}
+        together: dict[tuple[int, Any], list[Edge]] = {}
         for edge in edges:
-            layer, input_of = self._place(edge[1])
-            together.setdefault((layer, input_of is None), []).append(edge)
+            together.setdefault(self._stage(edge[1]), []).append(edge)
         size = self.demand.rows_within(self.budget, n_prompts) // n_prompts
         for (layer, _), group in together.items():
             parts = halving(
@@ -69,6 +68,11 @@ class ExactEdges:
                 values[:, writers, readers] = found.to(values)
                 self.done(n_prompts * len(some))
         return values
+
+    def _stage(self, reader: str) -> tuple[int, Any]:
+        """The first layer that runs, and what else readers share that are run together."""
+        layer, input_of = self._place(reader)
+        return layer, input_of is None
 
     def _measured(self, layer: int, edges: Sequence[Edge]) -> Float[Tensor, "prompt edge"]:
         """Effects of edges to the heads of a layer, or to its MLP, or to the logits."""
@@ -137,9 +141,7 @@ class ExactEdges:
     def _patched_mlp(self, layer: int, rows: Tensor, *, before: Tensor, change: Tensor) -> Any:
         """While open, a layer's MLP reads the residual stream with a change."""
         parts, run = self.runs.parts[layer], self.runs.corrupted
-        read = before
-        if not parts.reads_before:
-            read = before + widened(run.values["attn_out"][layer, rows].squeeze(2))
+        read = parts.read_by_mlp(before, run.values["attn_out"][layer, rows].squeeze(2))
         new = normed(parts.mlp_norm, read + change)
 
         def put_input(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -72,6 +72,17 @@ class LayerParts:
         """What the attention adds to the residual stream."""
         return self._added(self._mixed(z))
 
+    def read_by_mlp(
+        self, before: Float[Tensor, "row pos d_model"], mixed: Float[Tensor, "row pos d_model"]
+    ) -> Float[Tensor, "row pos d_model"]:
+        """What the MLP reads, in front of its norm.
+
+        Args:
+            before: the residual stream before the layer.
+            mixed: what the attention adds to it.
+        """
+        return before if self.reads_before else before + widened(mixed)
+
     def head_writes(
         self,
         z: Float[Tensor, "row pos head d_head"],

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
 
 from interp.arguments import check_choice, whole_number
 from interp.checked import checked
@@ -14,10 +13,9 @@ from interp.forward.memory import Budget
 from interp.forward.trial import keeping_unhooked
 from interp.models.hooked_model import HookedModel
 from interp.patching.alignment import Positions
-from interp.patching.edges.attribution import EdgeRuns, attribute_edges
-from interp.patching.edges.edge_pairs import Done, EdgePairs
-from interp.patching.edges.exact import ExactEdges
+from interp.patching.edges.edge_pairs import EdgePairs
 from interp.patching.edges.result import EdgeEffects
+from interp.patching.edges.score_edges import score_edges
 from interp.patching.metrics import Metric, metric_name
 from interp.patching.patch_inputs import PatchInputs
 
@@ -82,26 +80,9 @@ def patch_edges(
             "clean-corrupted takes gradients at the same positions of both runs: with spans, use "
             "eap, eap-ig or exact"
         )
-    graph, exact = pairs.graph, method == "exact"
+    graph = pairs.graph
     chosen = graph.every_edge() if edges is None else graph.check(edges)
-
-    def score(runs: dict[str, Any], of_chunk: Metric, done: Done) -> Tensor:
-        between = EdgeRuns(model, pairs.parts, graph, **runs)
-        if exact:
-            demand = pairs.demand(*between.size, with_graph=False)
-            options: dict[str, Any] = {"demand": demand, "budget": inputs.budget, "done": done}
-            return ExactEdges(between, of_chunk, **options).effects(chosen)
-        found = attribute_edges(between, of_chunk, method=method, steps=steps)
-        done(len(found))
-        return found
-
-    values, metrics = pairs.in_chunks(
-        score,
-        shape=graph.shape,
-        steps=len(chosen) if exact else 1,
-        with_graph=not exact,
-        what="edges",
-    )
+    values, metrics = score_edges(pairs, chosen, method=method, steps=steps)
     if edges is not None:
         values = values.masked_fill(~graph.mask(chosen), torch.nan)
     return EdgeEffects(

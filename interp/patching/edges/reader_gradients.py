@@ -6,10 +6,11 @@ does not contain what goes past it along the residual stream. Norms are differen
 frozen at the run's scale.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -74,6 +75,51 @@ class _Seen:
         into[layer] = value.detach()
 
 
+@dataclass(frozen=True, eq=False)
+class RunGradients:
+    """Gradients of a metric in one run, at what each reader computes with.
+
+    Attributes:
+        layers: those that ran.
+        residual: by layer, the residual stream before it.
+        mixed: by layer, what its attention adds to it.
+        at: by what it is and layer: ``q``, ``k`` and ``v``; ``mlp``, what the MLP reads; of the
+            last layer ``logits``, the residual stream behind it; and the points that were asked
+            for.
+    """
+
+    layers: range
+    residual: Mapping[int, Tensor]
+    mixed: Mapping[int, Tensor]
+    at: Mapping[tuple[str, int], Tensor]
+
+    @property
+    def of_logits(self) -> Float[Tensor, "prompt reader pos d_model"]:
+        """The gradient at what the logits read."""
+        return widened(self.at["logits", self.layers[-1]])[:, None]
+
+    def of_attention(
+        self, parts: LayerParts, layer: int
+    ) -> tuple[Tensor, Float[Tensor, "prompt reader pos d_model"]]:
+        """What a layer's attention reads, and the gradients of its heads behind the norm."""
+        by_reader = [
+            torch.einsum(
+                "rpue,ude->rupd",
+                widened(as_units(self.at[into, layer], into)),
+                parts.weights[into],
+            )
+            for into in INTO
+        ]
+        return widened(self.residual[layer]), torch.cat(by_reader, dim=1)
+
+    def of_mlp(
+        self, parts: LayerParts, layer: int
+    ) -> tuple[Tensor, Float[Tensor, "prompt reader pos d_model"]]:
+        """What a layer's MLP reads, and the MLP's gradient behind the norm."""
+        read = parts.read_by_mlp(widened(self.residual[layer]), self.mixed[layer])
+        return read, widened(self.at["mlp", layer]).reshape(read.shape)[:, None]
+
+
 def reader_gradients(
     model: HookedModel,
     run: RecordedRun,
@@ -87,20 +133,47 @@ def reader_gradients(
 ) -> Iterator[ReaderGradient]:
     """Gradients of all readers from a layer on, some readers at a time, from the logits down.
 
+    The arguments are those of ``run_gradients``; ``graph`` gives the readers their places.
+    """
+    options: dict[str, Any] = {"residual": residual, "layer": layer, "hooks": hooks}
+    found = run_gradients(model, run, parts, metric=metric, **options)
+    yield slice(graph.shape[1] - 1, None), found.of_logits
+    for at in reversed(found.layers):
+        place = graph.readers_of(at)
+        yield (
+            slice(place.stop, place.stop + 1),
+            pull_back(parts[at].mlp_norm, *found.of_mlp(parts[at], at)),
+        )
+        yield place, pull_back(parts[at].norm, *found.of_attention(parts[at], at))
+
+
+def run_gradients(
+    model: HookedModel,
+    run: RecordedRun,
+    parts: Sequence[LayerParts],
+    *,
+    metric: Metric,
+    residual: Float[Tensor, "prompt pos d_model"] | None = None,
+    layer: int = 0,
+    hooks: Sequence[Hook] = (),
+    points: Mapping[tuple[str, int], str] = MappingProxyType({}),
+) -> RunGradients:
+    """Gradients at what readers compute with, in a run from a layer on.
+
     Args:
         run: the prompts' run, recorded without transformers' own modules.
         parts: of every layer.
         metric: of these prompts.
-        graph: gives the readers their places.
         residual: what the layer reads; by default as recorded.
         layer: the first layer that runs.
         hooks: edits of the run, which act before the gradients are taken.
+        points: other hook points whose gradients are wanted, by what they are and layer.
 
     Raises:
         UserError: a metric without a gradient, or a model that changes queries, keys or values in
             place (OLMo clips them).
     """
-    layers = range(layer, graph.n_layers)
+    layers = range(layer, len(parts))
     seen = _Seen()
     given = run.resid_pre[layer] if residual is None else residual
     with with_gradients(model), ExitStack() as stack:
@@ -108,6 +181,8 @@ def reader_gradients(
             stack.enter_context(_watched_mlp(parts[at], seen, at))
         rows, leaf = run.batch.every_row, given.detach().clone().requires_grad_()
         watching = [*hooks, *seen.hooks(layers)]
+        for (what, at), point in points.items():
+            watching.append((point, partial(seen.keep, what=what, layer=at)))
         logits = resume(model, run, layer=layer, rows=rows, residual=leaf, hooks=watching)
         total = differentiable_sum(metric, logits)
         tensors = list(seen.watched.values())
@@ -118,32 +193,7 @@ def reader_gradients(
             "be taken: use method 'exact'"
         )
     gradients = dict(zip(seen.watched, found, strict=True))
-    of_logits = widened(gradients["logits", layers[-1]])
-    yield slice(graph.shape[1] - 1, None), of_logits[:, None]
-    for at in reversed(layers):
-        before, place = widened(seen.residual[at]), graph.readers_of(at)
-        read = before if parts[at].reads_before else before + widened(seen.mixed[at])
-        of_mlp = widened(gradients["mlp", at]).reshape(read.shape)
-        mlp = slice(place.stop, place.stop + 1)
-        yield mlp, pull_back(parts[at].mlp_norm, read, of_mlp[:, None])
-        yield place, pull_back(parts[at].norm, before, _of_heads(parts[at], gradients, at))
-
-
-def _of_heads(
-    parts: LayerParts, gradients: dict[tuple[str, int], Tensor], layer: int
-) -> Float[Tensor, "prompt reader pos d_model"]:
-    """Gradients of a layer's queries, keys and values, at the output of its norm."""
-    return torch.cat(
-        [
-            torch.einsum(
-                "rpue,ude->rupd",
-                widened(as_units(gradients[into, layer], into)),
-                parts.weights[into],
-            )
-            for into in INTO
-        ],
-        dim=1,
-    )
+    return RunGradients(layers, seen.residual, seen.mixed, gradients)
 
 
 def pull_back(

@@ -23,15 +23,14 @@ from interp.files.tensors import check_tensors
 from interp.lazy import go, pd
 from interp.patching.circuit import Circuit
 from interp.patching.edges.circuit_of_edges import circuit_of_edges
+from interp.patching.edges.edge_table import INTERVALS, edge_table
 from interp.patching.edges.graph import Edge, EdgeGraph
 from interp.patching.edges.graph_figure import drawn_edges, marked_nodes
 from interp.patching.edges.selection import Select, greedy_order, top_order
 from interp.patching.effect_arrays import By, correlations
-from interp.statistics.significance import MINIMUM_GROUPS, effect_statistics, group_means
+from interp.statistics.significance import group_means
 
 Kind = Literal["heatmap", "graph"]
-INTERVALS = 1000
-"""Edges for which a table has intervals, the largest first."""
 _TEXTS = ("method", "metric")
 _TENSORS = ("values", "corrupted", "clean")
 _GRAPH = ("n_layers", "n_heads", "n_kv_heads", "parallel")
@@ -123,24 +122,9 @@ class EdgeEffects(Displayed):
         """
         order = self.order(by=by)
         order = order if n is None else order[: whole_number("n", n, least=0)]
-        writers, readers = np.unravel_index(order, self.mean.shape)
-        frame = pd.DataFrame(
-            {
-                "writer": np.array(self.graph.writers)[writers],
-                "reader": np.array(self.graph.readers)[readers],
-                "score": self.mean.ravel()[order],
-                "ci_low": np.nan,
-                "ci_high": np.nan,
-                "rank": np.arange(1, len(order) + 1),
-            }
-        )
-        some = order[:INTERVALS]
-        if len(some) and len(set(self.groups)) >= MINIMUM_GROUPS:
-            values = self.values.flatten(1)[:, torch.from_numpy(some.copy())]
-            found = effect_statistics(values, self.groups, seed=self.seed, resolution=0.0)
-            frame.loc[: len(some) - 1, "ci_low"] = found.ci_low
-            frame.loc[: len(some) - 1, "ci_high"] = found.ci_high
-        return frame
+        first = self.values.flatten(1)[:, torch.from_numpy(order[:INTERVALS].copy())]
+        scores, edges = self.mean.ravel()[order], self.graph.named(order)
+        return edge_table(edges, scores, first, groups=self.groups, seed=self.seed)
 
     def circuit(self, n: int, *, by: By = "absolute", select: Select = "top") -> Circuit:
         """The circuit of the first ``n`` edges, to save as EAP-IG's JSON.

@@ -1,0 +1,1 @@
+"""Edges into and out of the experts of an adapter."""
