@@ -182,8 +182,8 @@ def table(results: dict[str, Any]) -> str:
         "",
         f"The largest edges of experts by EAP on {by_eap['n']} pairs, whose clean and corrupted "
         f"runs lie {by_eap['gap']:.2f} logits apart, with {results['adapter']}. Of the absolute "
-        f"scores of all {by_eap['edges']:,} edges, the {by_eap['edges_of_experts']:,} edges of experts "
-        f"have {interval([100 * value for value in by_eap['share']], 2)} %; they are "
+        f"scores of all {by_eap['edges']:,} edges, the {by_eap['edges_of_experts']:,} edges of "
+        f"experts have {interval([100 * value for value in by_eap['share']], 2)} %; they are "
         f"{100 * share:.0f} % of the edges.",
         "",
         "| edges of experts | n | mean absolute exact effect | same sign as EAP | "
