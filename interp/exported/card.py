@@ -24,7 +24,7 @@ _FOUND = {
     "limit": "facts tried",
 }
 """What is noted of a search, in words."""
-_ALWAYS = (
+_ALWAYS: tuple[str, ...] = (
     "The figures are of this model and of the kind of question that they were measured on; other "
     "questions, languages and fine-tuned relatives need measurements of their own.",
     "Constrained heads make the model rely on what it knows: where it knows nothing, or something "
