@@ -13,7 +13,7 @@ from torch import Tensor
 
 from interp.arguments import whole_number
 from interp.files.documents import read_json
-from tests.type_checks import checked_types
+from tests.type_checks import begin_test, checked_types
 
 
 def checks(function: Any) -> Any:
@@ -88,6 +88,7 @@ def maker(kind: Any) -> Callable[..., Any]:
 
 def test_a_function_in_a_function_is_checked_each_time_that_it_is_made() -> None:
     for kind, right, wrong in ((int, 3, "3"), (str, "3", 3), (int, 4, None), (str, "4", None)):
+        begin_test()  # the checks of the same kind are shared, and would soon look at few calls
         made = maker(kind)
         assert made(right) == (kind, right, None)  # with its own closure
         assert made(right, default=["a"]) == (kind, right, ["a"])

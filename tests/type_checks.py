@@ -3,9 +3,10 @@
 pytest's option ``--jaxtyping-packages`` puts ``jaxtyping.jaxtyped`` on every function of the
 packages. Imported before them, this module puts `checked_types` in its place, which looks at the
 same annotations, in the first four calls, the eighth and the sixteenth of each function in each
-test. It leaves out what took a third of the time of the suite: compiling the checks of functions that are never called, and of a
-function in a function anew each time that the outer one runs, binding the arguments of every call a
-second time, and looking at the thousandth call of a function as at its first.
+test. It leaves out what took a third of the time of the suite: compiling the checks of functions
+that are never called, and of a function in a function anew each time that the outer one runs,
+binding the arguments of every call a second time, and looking at the thousandth call of a function
+as at its first.
 """
 
 import dataclasses
