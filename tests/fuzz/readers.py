@@ -14,6 +14,7 @@ import probes
 from interp.commands.locate import load_run
 from interp.commands.report import report_run
 from interp.errors import UserError
+from interp.experts import ExpertEdgeEffects
 from interp.experts.routing.records import RoutingRecords
 from interp.explore.explorer import Explorer
 from interp.explore.opening import _evaluated
@@ -142,6 +143,12 @@ def _edge_effects(folder: Path) -> None:
     result.circuit(len(result.order()))
 
 
+def _expert_edge_effects(folder: Path) -> None:
+    result = ExpertEdgeEffects.load(folder / "edges.safetensors")
+    result.to_dataframe(10)
+    result.plot()
+
+
 def _shard(folder: Path) -> None:
     store = seeds.shard_store(folder)
     if (shard := store.read(0)) is None:
@@ -215,6 +222,9 @@ READERS: dict[str, Reader] = {
         seeds.patching_result, {"effects.safetensors": "tensors"}, _patching_result
     ),
     "edge effects": Reader(seeds.edge_effects, {"edges.safetensors": "tensors"}, _edge_effects),
+    "expert edge effects": Reader(
+        seeds.expert_edge_effects, {"edges.safetensors": "tensors"}, _expert_edge_effects
+    ),
     "head set": Reader(seeds.head_set, {"heads.json": "json"}, _head_set),
     "circuit": Reader(seeds.circuit, {"circuit.json": "json"}, _circuit),
     "intervention, YAML": Reader(

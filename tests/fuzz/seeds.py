@@ -14,6 +14,7 @@ from gguf import GGUFWriter
 from safetensors.torch import load_file
 
 import probes
+from interp.experts import ExpertEdgeEffects
 from interp.experts.routing.counter import RoutingCounter, TokenLabels
 from interp.experts.routing.records import RoutingRecords
 from interp.experts.routing.tables import Sizes
@@ -173,6 +174,14 @@ def made_up_edges() -> EdgeEffects:
 
 def edge_effects(folder: Path) -> None:
     made_up_edges().save(folder / "edges.safetensors")
+
+
+def expert_edge_effects(folder: Path) -> None:
+    torch.manual_seed(0)
+    edges = ("input", "a0.q.e1"), ("a0.o.e0", "a1.h1<q>"), ("m0", "a1.v.e3")
+    clean, corrupted = torch.randn(2, 6)
+    made = ExpertEdgeEffects(torch.randn(6, 3), edges, corrupted, clean, method="eap", metric="kl")
+    made.save(folder / "edges.safetensors")
 
 
 def head_set(folder: Path) -> None:
