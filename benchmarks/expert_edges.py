@@ -8,7 +8,9 @@ that the adapted model knows. Measured:
   absolute scores of all edges they have, beside their share of the number of edges;
 * exactly, the first edges of EAP's ranking beside as many edges of experts drawn at random (the
   null), and Spearman's correlation of EAP with the exact effects over edges drawn at random, once
-  from all edges of experts and once from the upper half of their scores.
+  from all edges of experts and once from the upper half of their scores;
+* how much of the effect goes through experts at all: every expert's gate and output taken from the
+  clean run at once, in the corrupted run.
 
     python benchmarks/atlas_adapter.py --base runs/float32     # or any adapter of the model
     python benchmarks/expert_edges.py --adapter runs/moelora/adapter
@@ -37,6 +39,7 @@ from interp.files.documents import read_json, write_json
 from interp.heads.locate import as_encoded
 from interp.models import HookedModel
 from interp.moelora import hooked, load_adapter
+from interp.moelora.projections import projections_of
 from interp.moelora.training.pretrained import load_pretrained
 from interp.patching.effect_arrays import correlations
 from interp.runs.manifest import versions
@@ -164,6 +167,36 @@ def exact(model: HookedModel, part: Part, options: Options) -> dict[str, Any]:
     return figures
 
 
+@torch.no_grad()
+def together(model: HookedModel, part: Part, options: Options) -> dict[str, Any]:
+    """The effect of all experts' gates and outputs from the clean run."""
+    points = [name for some in projections_of(model) for name in (some.gate, some.expert_out)]
+    effects, gaps = [], []
+    for row in range(len(part.groups)):
+        of_pair = part.pairs.metric.take(torch.tensor([row]))
+        clean, corrupted = (
+            batch.take([row]).tokens for batch in (part.pairs.clean, part.pairs.corrupted)
+        )
+        seen: dict[str, torch.Tensor] = {}
+
+        def keep(value: torch.Tensor, hook: Any, seen: Any = seen) -> None:
+            seen[hook.name] = value
+
+        def put(value: torch.Tensor, hook: Any, seen: Any = seen) -> torch.Tensor:
+            return seen[hook.name]
+
+        def measured(tokens: torch.Tensor, function: Any, of_pair: Any = of_pair) -> float:
+            hooks = [(point, function) for point in points] if function else []
+            logits = model.run_with_hooks(tokens, fwd_hooks=hooks)
+            return float(of_pair(logits[:, -1].float()))
+
+        in_clean, in_corrupted = measured(clean, keep), measured(corrupted, None)
+        effects.append(measured(corrupted, put) - in_corrupted)
+        gaps.append(in_clean - in_corrupted)
+    effect = mean_interval(np.array(effects), part.groups, seed=options.seed)
+    return {"n": len(effects), "effect": list(effect), "gap": float(np.mean(gaps))}
+
+
 def interval(values: Any, digits: int = 3) -> str:
     """A value with its interval."""
     value, low, high = values
@@ -173,6 +206,7 @@ def interval(values: Any, digits: int = 3) -> str:
 def table(results: dict[str, Any]) -> str:
     """The figures as text of the page."""
     by_eap, by_patch = results["attribution"], results["exact"]
+    all_at_once = results["together"]
     share = by_eap["edges_of_experts"] / by_eap["edges"]
     lines = ["| writer | reader | score |", "|---|---|---|"]
     for row in by_eap["first"]:
@@ -205,6 +239,9 @@ def table(results: dict[str, Any]) -> str:
         "",
         f"Patched exactly on {by_patch['n']} pairs; intervals resample subjects. An effect below "
         f"{RESOLUTION:g} logits is within float32's rounding.",
+        "",
+        f"All experts' gates and outputs at once from the clean run, on {all_at_once['n']} pairs: "
+        f"{interval(all_at_once['effect'])} logits, of {all_at_once['gap']:.2f} between the runs.",
     ]
     return "\n".join(lines)
 
@@ -237,7 +274,11 @@ def main(options: Options) -> None:
     if results.get("options") != settings:
         results = {"options": settings}
     results["adapter"] = described(options.adapter)
-    stages = {"attribution": (attribution, options.pairs), "exact": (exact, options.exact_pairs)}
+    stages = {
+        "attribution": (attribution, options.pairs),
+        "exact": (exact, options.exact_pairs),
+        "together": (together, options.pairs),
+    }
     if any(name not in results for name in stages):
         model = adapted_model(options)
         part = pairs_of(model, options)
