@@ -66,3 +66,23 @@ def has_gap(clean: Float[Tensor, " prompt"], corrupted: Float[Tensor, " prompt"]
     """Whether the mean metrics of clean and corrupted runs differ by more than rounding."""
     size = float((clean.abs() + corrupted.abs()).double().mean())
     return abs(float((clean - corrupted).double().mean())) > 1e-5 * size and size != 0
+
+
+def check_prompts(result: Any, *by_prompt: str) -> None:
+    """Give each prompt of a result a group of its own where it names none, and check the rest.
+
+    Args:
+        by_prompt: names of what has an entry for each prompt, or is None.
+
+    Raises:
+        UserError: another number of entries than of prompts, or a negative seed.
+    """
+    n_prompts = len(result.values)
+    if not result.groups:
+        object.__setattr__(result, "groups", tuple(map(str, range(n_prompts))))
+    if result.seed < 0:
+        raise UserError(f"a seed is zero or more, not {result.seed}")
+    for name in ("groups", *by_prompt):
+        entries = getattr(result, name)
+        if entries is not None and len(entries) != n_prompts:
+            raise UserError(f"{n_prompts} prompts but {len(entries)} {name}")

@@ -34,7 +34,14 @@ from interp.files.tensor_file import read_tensors, write_tensors
 from interp.files.tensors import check_tensors
 from interp.lazy import go, pd
 from interp.moved import old_names
-from interp.patching.effect_arrays import By, best_first, check_axes, correlations, has_gap
+from interp.patching.effect_arrays import (
+    By,
+    best_first,
+    check_axes,
+    check_prompts,
+    correlations,
+    has_gap,
+)
 from interp.statistics.significance import (
     MINIMUM_GROUPS,
     RESOLUTION,
@@ -97,18 +104,10 @@ class PatchEffects(Displayed):
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        n_prompts = len(self.values)
-        if not self.groups:
-            object.__setattr__(self, "groups", tuple(str(index) for index in range(n_prompts)))
         if not self.templates:
-            object.__setattr__(self, "templates", ("",) * n_prompts)
+            object.__setattr__(self, "templates", ("",) * len(self.values))
         check_axes(self.axes, self.values.shape, self.labels)
-        if self.seed < 0:
-            raise UserError(f"a seed is zero or more, not {self.seed}")
-        for name in ("groups", "templates", "corrupted", "clean"):
-            entries = getattr(self, name)
-            if entries is not None and len(entries) != n_prompts:
-                raise UserError(f"{n_prompts} prompts but {len(entries)} {name}")
+        check_prompts(self, "templates", "corrupted", "clean")
 
     def __len__(self) -> int:
         return len(self.values)

@@ -1,6 +1,7 @@
 """Edges of experts: against whole runs, against what edges without experts sum to, by hand."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from interp.moelora.layer import ExpertWeights
 from interp.patching import LogitDifference, TokenBatch, patch, patch_edges
 from tests.architectures import other_architectures
 from tests.experts.slow_expert_edges import patched, put, seen, written
+from tests.fuzz.seeds import made_up_edges
 
 pytestmark = pytest.mark.bridge_only  # a hooked model with experts
 
@@ -284,6 +286,11 @@ def test_results_are_tabled_drawn_and_saved(models: dict[str, HookedModel], tmp_
     assert "edges of experts (eap) on LogitDifference, 1 prompts" in result._shown().words
     with pytest.raises(UserError, match="no result of edges"):
         ExpertEdgeEffects.load(tmp_path / "none.safetensors")
+    for scores in (result, made_up_edges()):
+        with pytest.raises(UserError, match="a seed is zero or more, not -1"):
+            replace(scores, seed=-1)
+        with pytest.raises(UserError, match="prompts but 2 groups"):
+            replace(scores, groups=("a", "b"))
 
 
 def test_intervals_hold_the_mean_and_nothing_stays_on_the_model(

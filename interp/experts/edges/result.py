@@ -21,7 +21,7 @@ from interp.files.tensors import check_tensors
 from interp.lazy import go, pd
 from interp.patching.edges.edge_table import INTERVALS, edge_table
 from interp.patching.edges.graph import Edge
-from interp.patching.effect_arrays import By, best_first, correlations
+from interp.patching.effect_arrays import By, best_first, check_prompts, correlations
 from interp.statistics.significance import group_means
 
 _TENSORS = ("values", "corrupted", "clean")
@@ -65,15 +65,11 @@ class ExpertEdgeEffects(Displayed):
 
     def __post_init__(self) -> None:
         n_prompts = len(self.values)
-        if not self.groups:
-            object.__setattr__(self, "groups", tuple(map(str, range(n_prompts))))
         if tuple(self.values.shape) != (n_prompts, len(self.edges)) or not self.values.numel():
             raise UserError(
                 f"scores of shape {tuple(self.values.shape)} do not fit {len(self.edges)} edges"
             )
-        for name in ("groups", "corrupted", "clean"):
-            if len(getattr(self, name)) != n_prompts:
-                raise UserError(f"{n_prompts} prompts but {len(getattr(self, name))} {name}")
+        check_prompts(self, "corrupted", "clean")
 
     def __len__(self) -> int:
         return len(self.values)

@@ -27,7 +27,7 @@ from interp.patching.edges.edge_table import INTERVALS, edge_table
 from interp.patching.edges.graph import Edge, EdgeGraph
 from interp.patching.edges.graph_figure import drawn_edges, marked_nodes
 from interp.patching.edges.selection import Select, greedy_order, top_order
-from interp.patching.effect_arrays import By, correlations
+from interp.patching.effect_arrays import By, check_prompts, correlations
 from interp.statistics.significance import group_means
 
 Kind = Literal["heatmap", "graph"]
@@ -74,17 +74,13 @@ class EdgeEffects(Displayed):
 
     def __post_init__(self) -> None:
         n_prompts = len(self.values)
-        if not self.groups:
-            object.__setattr__(self, "groups", tuple(map(str, range(n_prompts))))
         expected = (n_prompts, *self.graph.shape)
         if tuple(self.values.shape) != expected or not n_prompts:
             raise UserError(
                 f"scores of shape {tuple(self.values.shape)} do not fit {expected[1]} writers and "
                 f"{expected[2]} readers"
             )
-        for name in ("groups", "corrupted", "clean"):
-            if len(getattr(self, name)) != n_prompts:
-                raise UserError(f"{n_prompts} prompts but {len(getattr(self, name))} {name}")
+        check_prompts(self, "corrupted", "clean")
 
     def __len__(self) -> int:
         return len(self.values)
