@@ -73,13 +73,13 @@ def render_heads_card(intervention: Intervention) -> str:
         UserError: heads that do not say which model they are of.
     """
     origins = [part.heads.origin for part in intervention.heads]
-    if not origins or intervention.experts or None in origins:
+    models = {origin and origin.fingerprint for origin in origins}
+    origin, name = next(iter(origins), None), plain_text(intervention.name)
+    if origin is None or len(models) > 1 or intervention.experts:
         raise UserError(
-            "heads that are handed over must say which model they are of, and experts cannot: "
+            "heads that are handed over must say which one model they are of, and experts cannot: "
             "note it with interp.heads.found_on(heads, model, effects)"
         )
-    origin, name = origins[0], plain_text(intervention.name)
-    assert origin is not None
     model = plain_text(shown_spec(origin.model))
     use = (
         "## Use\n\n```python\nimport interp\n\n"

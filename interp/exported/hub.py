@@ -39,8 +39,8 @@ def push_to_hub(
     """Upload an exported directory, or heads, with a card; the repository is made if need be.
 
     Args:
-        what: the directory of an export; or heads alone that say which model they are of
-            (``interp.heads.found_on``), which become an ``intervention.yaml``.
+        what: the directory of an export; or heads alone, or a file of ``Intervention.save``, that
+            say which model they are of (``interp.heads.found_on``): an ``intervention.yaml`` there.
         repo_id: ``user/name``.
         private: of a new repository; by default as the hub does it.
         token: by default that of ``hf auth login``.
@@ -56,6 +56,8 @@ def push_to_hub(
     if not names_repository(repo_id) or "@" in repo_id:
         raise UserError(f"{repo_id!r} is no name of a repository: give user/name")
     api = huggingface_hub.HfApi(endpoint=endpoint, token=token)
+    if isinstance(what, str | Path) and Path(what).is_file():
+        what = Intervention.load(what)
     if isinstance(what, str | Path):
         exported = read_export(what)
         files = [MANIFEST, *exported.content["files"], "*.safetensors"]

@@ -147,7 +147,8 @@ def test_heads_alone_there_and_back(
 ) -> None:
     chosen = HeadSet(((1, 2), (2, 0)), "attention", "2 largest | by <b>hand</b>")
     options: Any = {"endpoint": hub.address, "cache_dir": tmp_path / "cache"}
-    push_to_hub(found_on(chosen, tiny_llama), REPO, endpoint=hub.address, token="hf_secret")
+    saved = Intervention.of(found_on(chosen, tiny_llama)).save(tmp_path / "heads.yaml")
+    push_to_hub(saved, REPO, endpoint=hub.address, token="hf_secret")
     assert set(hub.repos[REPO]) == {"README.md", "intervention.yaml"}
     card = hub.repos[REPO]["README.md"].decode()
     assert yaml.safe_load(card.split("---")[1])["library_name"] == "faithlens"
@@ -167,10 +168,17 @@ def test_heads_alone_there_and_back(
         from_hub(REPO, **options)
 
 
-def test_heads_of_an_unknown_model_are_not_pushed(hub: Hub) -> None:
+def test_heads_of_no_one_model_are_not_pushed(
+    tiny_llama: HookedModel, tiny_gpt2: HookedModel, hub: Hub, tmp_path: Path
+) -> None:
+    heads = HeadSet(((1, 2),), "attention")
     experts = ExpertConstraint([(0, "attn.q", 0)], "off")
-    for what in (HeadSet(((1, 2),), "attention"), Intervention.of(experts)):
-        with pytest.raises(UserError, match=r"which model they are of.*found_on"):
+    of_two = Intervention.of(found_on(heads, tiny_llama)) | Intervention.of(
+        found_on(HeadSet(((1, 2),), "output"), tiny_gpt2)
+    )
+    file = Intervention.of(heads).save(tmp_path / "heads.yaml")
+    for what in (heads, Intervention.of(experts), of_two, file):
+        with pytest.raises(UserError, match=r"which one model they are of.*found_on"):
             push_to_hub(what, REPO, endpoint=hub.address)
     assert not hub.repos
 
