@@ -22,6 +22,8 @@ _FOUND = {
     "searched": "their effects were measured on the search part of",
     "check": "which facts the model knows, by the check",
     "limit": "facts tried",
+    "n_prompts": "questions in that search",
+    "n_subjects": "subjects they are about",
 }
 """What is noted of a search, in words."""
 _ALWAYS: tuple[str, ...] = (
