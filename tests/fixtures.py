@@ -90,6 +90,26 @@ def _device() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_for_absent_devices() -> Iterator[None]:
+    """Leave out what libraries do for devices that are not there: a minute of the suite.
+
+    Every seed is kept, with the calls that led to it, for the day that a device appears; and
+    accelerate collects garbage to give memory back to a GPU.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        for kind, seeds in (
+            (torch.cuda, torch.cuda.random),
+            (torch.xpu, torch.xpu.random),
+            (torch.mtia, torch.mtia),
+        ):
+            if not kind.is_available():
+                patch.setattr(seeds, "_lazy_call", lambda _call, **_options: None)
+        if DEVICE.type == "cpu":
+            patch.setattr("accelerate.utils.memory.clear_device_cache", lambda **_options: None)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     begin_test()

@@ -20,6 +20,8 @@ from interp.commands.locate import LocateSettings, load_run, locate_run
 from interp.evaluation.side_effects import neutral_sentences
 from interp.forward.generate import greedy_answers
 from interp.heads import load_effects, locate_heads
+from interp.interventions import Intervention
+from interp.interventions.random_controls import random_interventions
 from interp.models import HookedModel, resolve
 from interp.premises import Premises
 from interp.premises.encode import encode_premises
@@ -45,25 +47,55 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> LocateSettings:
 
 
 @pytest.fixture(scope="module")
-def run(
+def located(
     smollm: HookedModel, settings: LocateSettings, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """A finished run over a few capitals, with short answers and few neutral sentences."""
+    """A search over a few capitals, not evaluated yet."""
     folder = tmp_path_factory.mktemp("runs") / "capitals"
-    effects = locate_run(smollm, settings, folder, progress=False)
-    _, split, _ = load_run(folder)
-    wanted = EvaluateSettings(counts=(3,), heads=0.01)
+    locate_run(smollm, settings, folder, progress=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(smollm: HookedModel, located: Path) -> Path:
+    """The search, evaluated: short answers, few neutral sentences, one mode, and random sets for
+    the site that is expected to be chosen.
+    """
+    _, split, effects = load_run(located)
+    wanted = EvaluateSettings(counts=(3,), heads=0.01, mode="zero")
     sentences = neutral_sentences()[:4]
 
     def short(*arguments: Any, **options: Any) -> list[str]:
         return greedy_answers(*arguments, **{**options, "max_new_tokens": 4})
 
+    def of_one_site(model: HookedModel, under: Intervention, count: int, *, seed: int) -> Any:
+        wanted = count if under.heads[0].site == "attention" else 0
+        return random_interventions(model, under, wanted, seed=seed)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("interp.evaluation.jobs.greedy_answers", short)
+        evaluation = sys.modules[interp.evaluate.__module__]
+        patch.setattr(evaluation, "random_interventions", of_one_site)
         measure = sys.modules[neutral_sentences.__module__]
         patch.setattr(measure, "neutral_sentences", lambda: sentences)
-        evaluate_run(smollm, split, effects, settings=wanted, run=folder, progress=False)
-    return folder
+        evaluate_run(smollm, split, effects, settings=wanted, run=located, progress=False)
+    return located
+
+
+@pytest.mark.bridge_only
+def test_search_saw_nothing_of_the_held_out_part(located: Path) -> None:
+    rows = [json.loads(line) for line in (located / "premises.jsonl").read_text().splitlines()]
+    search = [row for row in rows if row["split"] == "search"]
+    held_out = [row for row in rows if row["split"] == "held_out"]
+    assert search
+    assert held_out
+    effects = load_effects(located / "effects.safetensors")["output"]
+    assert set(effects.subjects) == {row["subject"] for row in search}
+    assert set(effects.templates) == {row["template"] for row in search}
+    text = " ".join(row[kind]["question"] for row in search for kind in ("false", "twin"))
+    for row in held_out:
+        assert row["subject"] not in text
+        assert row["template"] not in effects.templates
 
 
 @pytest.mark.bridge_only
@@ -101,22 +133,6 @@ def test_run_holds_what_the_contract_lists(run: Path) -> None:
     effects = load_effects(run / "effects.safetensors")
     assert effects["output"].values.shape[1:] == (30, 9)
     assert not list(run.glob("*.part*"))
-
-
-@pytest.mark.bridge_only
-def test_search_saw_nothing_of_the_held_out_part(run: Path) -> None:
-    rows = [json.loads(line) for line in (run / "premises.jsonl").read_text().splitlines()]
-    search = [row for row in rows if row["split"] == "search"]
-    held_out = [row for row in rows if row["split"] == "held_out"]
-    assert search
-    assert held_out
-    effects = load_effects(run / "effects.safetensors")["output"]
-    assert set(effects.subjects) == {row["subject"] for row in search}
-    assert set(effects.templates) == {row["template"] for row in search}
-    text = " ".join(row[kind]["question"] for row in search for kind in ("false", "twin"))
-    for row in held_out:
-        assert row["subject"] not in text
-        assert row["template"] not in effects.templates
 
 
 @pytest.mark.bridge_only

@@ -1,7 +1,7 @@
 """The heads of several models on one scale: where they are, and how much they do."""
 
 from interp.figures.tables import where
-from interp.figures.theme import DIVERGING, FAINT, INK, THEME, colour_bar, label
+from interp.figures.theme import DIVERGING, FAINT, INK, colour_bar, label, themed
 from interp.lazy import go, pd
 
 SHOWN_HEADS = 40
@@ -58,9 +58,7 @@ def heads_by_depth(table: "pd.DataFrame", *, count: int = SHOWN_HEADS) -> "go.Fi
     )
     for at in range(1, len(runs)):
         figure.add_hline(y=at - 0.5, line={"color": FAINT, "width": 1})
-    figure.update_layout(
-        template=THEME, width=860, height=130 + 80 * len(runs), margin={"l": 110, "t": 24}
-    )
+    themed(figure, width=860, height=130 + 80 * len(runs), margin={"l": 110, "t": 24})
     figure.update_xaxes(title_text="relative depth of the layer", range=[-0.03, 1.03])
     return figure.update_yaxes(
         tickvals=list(range(len(runs))),

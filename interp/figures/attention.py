@@ -14,7 +14,7 @@ from jaxtyping import Float
 from plotly.subplots import make_subplots
 
 from interp.errors import UserError
-from interp.figures.theme import SEQUENTIAL, THEME, cells, colour_bar, label
+from interp.figures.theme import SEQUENTIAL, cells, colour_bar, label, themed
 from interp.figures.token_axis import Span, check_start, mark_spans, names, ticks, with_earlier
 
 MAX_HEADS = 6
@@ -63,8 +63,8 @@ def attention_figure(
     figure.update_yaxes(showgrid=False, showline=False, tickfont={"size": 11})
     bar = colour_bar("attention (share of the row)", outlinewidth=0, tickfont={"size": 11})
     scale = {"colorscale": [list(stop) for stop in SEQUENTIAL], "cmin": 0.0, "cmax": limit}
-    return figure.update_layout(
-        template=THEME,
+    return themed(
+        figure,
         width=max(420, side + 250),
         height=drawn + _ABOVE + _BELOW,
         margin={"l": 90, "r": 10, "t": _ABOVE, "b": _BELOW},

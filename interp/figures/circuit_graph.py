@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from interp.errors import UserError
-from interp.figures.theme import INK, MUTED, NEGATIVE, PAPER, POSITIVE, THEME, label
+from interp.figures.theme import INK, MUTED, NEGATIVE, PAPER, POSITIVE, label, themed
 from interp.lazy import go, pd
 
 INPUT, LOGITS = "input", "logits"
@@ -235,8 +235,8 @@ def _laid_out(
         ticks="",
         tickfont={"size": 11, "color": MUTED},
     )
-    return figure.update_layout(
-        template=THEME,
+    return themed(
+        figure,
         title={"text": label(title)},
         width=int(min(1400, max(560, 190 + 84 * (max(xs) - min(xs) + 2)))),
         height=130 + 58 * len(rows),

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from interp.figures.theme import CONSTRAINED, MUTED, THEME, label, whiskers
+from interp.figures.theme import CONSTRAINED, MUTED, label, themed, whiskers
 from interp.lazy import go
 
 
@@ -50,7 +50,7 @@ def dot_figure(
     )
     if line is not None:
         figure.add_vline(x=line, line={"color": MUTED, "width": 1})
-    figure.update_layout(template=THEME, height=120 + 30 * len(rows), margin={"t": 24})
+    themed(figure, height=120 + 30 * len(rows), margin={"t": 24})
     figure.update_xaxes(title_text=label(title), range=span, rangemode="tozero")
     return figure.update_yaxes(
         tickvals=rows,

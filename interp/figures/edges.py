@@ -7,13 +7,13 @@ from jaxtyping import Float
 
 from interp.figures.theme import (
     INK,
-    THEME,
     ZERO_LINE,
     cells,
     centred,
     colour_bar,
     label,
     signed_bars,
+    themed,
 )
 from interp.lazy import go, pd
 
@@ -50,8 +50,8 @@ def edge_heatmap(
     )
     figure.update_xaxes(title_text="reader", type="category", tickangle=-60)
     figure.update_yaxes(title_text="writer", type="category", autorange="reversed")
-    return figure.update_layout(
-        template=THEME,
+    return themed(
+        figure,
         title={"text": label(title)},
         width=220 + 16 * len(columns),
         height=220 + 16 * len(rows),
@@ -79,8 +79,8 @@ def contribution_bars(
     )
     figure.update_xaxes(title_text="logits", **ZERO_LINE)
     figure.update_yaxes(type="category", autorange="reversed")
-    return figure.update_layout(
-        template=THEME,
+    return themed(
+        figure,
         title={"text": label(title or "direct contributions to the logits")},
         width=620,
         height=140 + 18 * len(table),

@@ -25,10 +25,10 @@ from interp.figures.theme import (
     POSITIVE,
     STRIPES,
     SYMBOLS,
-    THEME,
     ZERO_LINE,
     interval_bars,
     label,
+    themed,
 )
 from interp.lazy import go, pd, subplots
 
@@ -95,9 +95,7 @@ def layer_profile(
         hovertemplate="layer %{x}, head %{customdata[0]:d}: %{y:.4g} "
         "[%{customdata[1]:.4g}, %{customdata[2]:.4g}]<extra>selected</extra>",
     )
-    figure.update_layout(
-        template=THEME, height=380, barmode="relative", bargap=0.25, legend=LEGEND_ABOVE
-    )
+    themed(figure, height=380, barmode="relative", bargap=0.25, legend=LEGEND_ABOVE)
     figure.update_xaxes(
         title_text="layer", showgrid=False, tick0=0, dtick=1 if len(layers) <= 12 else 5
     )
@@ -138,7 +136,7 @@ def gain_cost_curve(settings: "pd.DataFrame") -> "go.Figure":
             ),
         )
     _mark_chosen(figure, where(settings, settings["chosen"]))
-    figure.update_layout(template=THEME, height=480, legend=LEGEND_ABOVE)
+    themed(figure, height=480, legend=LEGEND_ABOVE)
     figure.update_xaxes(title_text="cost: fall of P(true object) on twins (share)", **ZERO_LINE)
     figure.update_yaxes(title_text="gain: rise of preference accuracy (share)", **ZERO_LINE)
     return figure
@@ -176,7 +174,7 @@ def gain_against_cost(table: "pd.DataFrame") -> "go.Figure":
         )
     figure.add_hline(y=0, line={"color": MUTED, "width": 1})
     figure.add_vline(x=0, line={"color": MUTED, "width": 1})
-    figure.update_layout(template=THEME, height=460, hovermode="closest", legend=LEGEND_ABOVE)
+    themed(figure, height=460, hovermode="closest", legend=LEGEND_ABOVE)
     figure.update_xaxes(title_text="cost: fall of P(true object) on true-premise twins")
     return figure.update_yaxes(title_text="gain: rise of preference accuracy on false premises")
 
@@ -216,7 +214,7 @@ def random_null(null: "pd.DataFrame", evaluation: Mapping[str, Any]) -> "go.Figu
         figure.add_vline(x=measure.value, line=line)
         name = f"{name}: {measure.value:.2f}"
         figure.add_scatter(x=[None], y=[None], mode="lines", line=line, name=name)
-    figure.update_layout(template=THEME, height=340, legend=LEGEND_ABOVE)
+    themed(figure, height=340, legend=LEGEND_ABOVE)
     figure.update_xaxes(
         title_text="preference accuracy, held-out false premises", range=[-0.03, 1.03]
     )
@@ -258,8 +256,8 @@ def preference_by_template(evaluation: Mapping[str, Any]) -> "go.Figure":
                     "%{y:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]<extra></extra>"
                 ),
             )
-    figure.update_layout(
-        template=THEME,
+    themed(
+        figure,
         height=540,
         barmode="group",
         bargap=0.35,
@@ -298,9 +296,7 @@ def answer_outcomes(answers: "pd.DataFrame") -> "go.Figure":
             hovertemplate=f"{name}: %{{customdata[0]}} of %{{customdata[1]}}<extra></extra>",
         )
     legend = {**LEGEND_ABOVE, "traceorder": "normal"}  # by itself plotly lists the last bar first
-    figure.update_layout(
-        template=THEME, height=120 + 60 * len(kinds), barmode="stack", legend=legend
-    )
+    themed(figure, height=120 + 60 * len(kinds), barmode="stack", legend=legend)
     figure.update_xaxes(title_text="share of greedy answers", range=[0, 1])
     return figure.update_yaxes(autorange="reversed", showgrid=False)
 
@@ -338,8 +334,8 @@ def method_agreement(
             ),
         )
     )
-    figure.update_layout(
-        template=THEME,
+    themed(
+        figure,
         width=680,
         height=460,
         title={"text": f"Spearman {spearman:.2f}, {len(both)} heads"},

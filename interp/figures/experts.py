@@ -17,12 +17,12 @@ from interp.figures.theme import (
     MUTED,
     SEQUENTIAL,
     STRIPES,
-    THEME,
     ZERO_LINE,
     cells,
     centred,
     colour_bar,
     label,
+    themed,
 )
 from interp.lazy import go, pd
 
@@ -60,8 +60,8 @@ def effects_figure(
         hovertemplate="<b>%{y}</b><br>%{x}: %{z:.4g} nats per answer token<extra></extra>",
     )
     title = f"Experts, {label(source)}: change of loss by task (positive: it hurts)"
-    return figure.update_layout(
-        template=THEME,
+    return themed(
+        figure,
         title={"text": title},
         height=max(260, 22 * len(rows) + 150),
         xaxis={"title": "task", "showgrid": False},
@@ -104,7 +104,7 @@ def agreement_figure(table: "pd.DataFrame") -> "go.Figure":
                 "q-value %{customdata[5]:.3g}<extra></extra>"
             ),
         )
-    figure.update_layout(template=THEME, height=460, legend=LEGEND_ABOVE)
+    themed(figure, height=460, legend=LEGEND_ABOVE)
     figure.update_xaxes(title_text="load above the other tasks' (share)", **ZERO_LINE)
     return figure.update_yaxes(
         title_text="effect above the other tasks' (nats per answer token)", **ZERO_LINE
@@ -166,8 +166,8 @@ def contribution_figure(
     )
     whose = "all experts" if expert is None else f"expert {expert}"
     cell = min(26, max(13, 620 // layers))
-    figure.update_layout(
-        template=THEME,
+    themed(
+        figure,
         width=max(420, min(1100, units * 42 + 190)),
         height=layers * cell + 140,
         title={"text": label(f"{component}, {whose}, at {at}")},
@@ -212,7 +212,7 @@ def feeding_figure(experts: "pd.DataFrame", count: int = 20) -> "go.Figure":
                 f"p %{{customdata[1]:.3g}}, q %{{customdata[2]:.3g}}<extra>{name}</extra>"
             ),
         )
-    figure.update_layout(template=THEME, height=420, barmode="group", legend=LEGEND_ABOVE)
+    themed(figure, height=420, barmode="group", legend=LEGEND_ABOVE)
     figure.update_xaxes(title_text="component, layer, expert", showgrid=False)
     return figure.update_yaxes(title_text="part of the head's norm (share)")
 
@@ -259,6 +259,6 @@ def shift_figure(
         )
     value, ci_low, ci_high = spearman
     title = {"text": f"Spearman {value:.2f} [{ci_low:.2f}, {ci_high:.2f}]"}
-    figure.update_layout(template=THEME, height=480, title=title)
+    themed(figure, height=480, title=title)
     figure.update_xaxes(title_text="effect before (logits)")
     return figure.update_yaxes(title_text="effect after (logits)")

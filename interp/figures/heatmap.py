@@ -13,12 +13,12 @@ from interp.figures.tables import rows_of_site, where
 from interp.figures.theme import (
     CONSTRAINED,
     INK,
-    THEME,
     ZERO_LINE,
     centred,
     interval_bars,
     label,
     signed_bars,
+    themed,
 )
 from interp.lazy import go, pd
 
@@ -107,8 +107,8 @@ def chosen_heads(heads: Iterable[tuple[int, int]]) -> "go.Figure":
             hovertemplate="<b>layer %{y}, head %{x}</b><extra></extra>",
         )
     )
-    figure.update_layout(
-        template=THEME,
+    themed(
+        figure,
         width=max(380, 42 * (max(numbers) + 1) + 90),
         height=max(240, 20 * (max(layers) + 1) + 110),
         margin={"t": 24},
@@ -138,7 +138,7 @@ def layer_effects(layers: "pd.DataFrame", *, unit: str = "logits") -> "go.Figure
             ),
         )
     )
-    figure.update_layout(template=THEME, height=380, bargap=0.25, margin={"t": 24})
+    themed(figure, height=380, bargap=0.25, margin={"t": 24})
     figure.update_xaxes(
         title_text="layer", showgrid=False, tick0=0, dtick=1 if len(layers) <= 12 else 5
     )
@@ -175,8 +175,8 @@ def _add_legend(figure: "go.Figure", entries: dict[str, str]) -> None:
 def _lay_out(figure: "go.Figure", *, n_layers: int, n_heads: int, title: str | None) -> None:
     cell = min(26, max(13, 620 // n_layers))
     top = 96 if title else 72
-    figure.update_layout(
-        template=THEME,
+    themed(
+        figure,
         width=max(380, min(1100, n_heads * 42 + 90)),
         height=n_layers * cell + top + 88,
         margin={"l": 56, "r": 14, "t": top, "b": 88},

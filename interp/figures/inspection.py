@@ -5,7 +5,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from interp.figures.tables import where
-from interp.figures.theme import CATEGORIES, LEGEND_ABOVE, MUTED, SYMBOLS, THEME, interval_bars
+from interp.figures.theme import CATEGORIES, LEGEND_ABOVE, MUTED, SYMBOLS, interval_bars, themed
 
 _PARTS = {"subject": "subject", "object": "false object", "rest": "other tokens"}
 _SCORES = {
@@ -33,7 +33,7 @@ def flow_by_layer(flow: pd.DataFrame) -> go.Figure:
             error_y=interval_bars(rows, "saliency", thickness=1, width=0),
             hovertemplate=f"layer %{{x}}<br>{name}: %{{y:.4g}}<extra></extra>",
         )
-    figure.update_layout(template=THEME, height=380, hovermode="closest", legend=LEGEND_ABOVE)
+    themed(figure, height=380, hovermode="closest", legend=LEGEND_ABOVE)
     figure.update_xaxes(title_text="layer", showgrid=False)
     figure.update_yaxes(title_text="mean saliency per token (nats)", rangemode="tozero")
     return figure
@@ -71,5 +71,5 @@ def uncertainty_by_outcome(scores: pd.DataFrame, auc: pd.DataFrame) -> go.Figure
             )
         figure.update_yaxes(title_text=text, row=1, col=column)
         figure.update_xaxes(showticklabels=False, row=1, col=column)
-    figure.update_layout(template=THEME, height=400, legend={"y": -0.05, "yanchor": "top"})
+    themed(figure, height=400, legend={"y": -0.05, "yanchor": "top"})
     return figure

@@ -7,11 +7,11 @@ from jaxtyping import Float
 
 from interp.figures.theme import (
     SEQUENTIAL,
-    THEME,
     cells,
     centred,
     colour_bar,
     label,
+    themed,
     token_label,
 )
 from interp.figures.token_axis import names
@@ -73,8 +73,8 @@ def lens_figure(
         tickvals=columns, ticktext=ticks, tickangle=-60, title_text="reads", showgrid=False
     )
     figure.update_yaxes(title_text="layers that have run", showgrid=False)
-    return figure.update_layout(
-        template=THEME,
+    return themed(
+        figure,
         title={"text": "logit lens: the likeliest next token"},
         width=230 + _CELL * n_positions,
         height=200 + _ROW * n_layers,

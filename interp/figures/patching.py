@@ -24,12 +24,12 @@ from interp.figures.theme import (
     DIVERGING,
     LEGEND_ABOVE,
     MUTED,
-    THEME,
     ZERO_LINE,
     cells,
     colour_bar,
     interval_bars,
     label,
+    themed,
 )
 from interp.lazy import go, pd, subplots
 
@@ -117,8 +117,8 @@ def _panels(
         )
     rows, columns = grids[0][1].shape
     cell = min(26, max(13, 620 // rows))
-    figure.update_layout(
-        template=THEME,
+    themed(
+        figure,
         width=max(420, min(1400, len(grids) * columns * 34 + 190)),
         height=rows * cell + 160,
         margin={"l": 56, "r": 14, "t": 76 if len(grids) > 1 else 52, "b": 56},
@@ -150,7 +150,7 @@ def _line(
             hovertemplate=f"{axis} %{{x}}<br>effect %{{y:.4g}}<extra></extra>",
         )
     )
-    figure.update_layout(template=THEME, height=380)
+    themed(figure, height=380)
     figure.update_xaxes(title_text=_TITLES.get(axis, axis), type="category", showgrid=False)
     return figure.update_yaxes(title_text=f"effect ({label(metric)})", **ZERO_LINE)
 
@@ -193,7 +193,7 @@ def faithfulness_figure(
     )
     figure.add_hline(y=1, line={"color": MUTED, "width": 1})
     shown = {"text": label(title or f"CPR {cpr:.3f}, CMD {cmd:.3f}")}
-    figure.update_layout(template=THEME, height=400, title=shown, legend=LEGEND_ABOVE)
+    themed(figure, height=400, title=shown, legend=LEGEND_ABOVE)
     figure.update_xaxes(title_text=f"share of {kind} kept", type="log")
     return figure.update_yaxes(title_text="faithfulness (share of clean − corrupted)", **ZERO_LINE)
 

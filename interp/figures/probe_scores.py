@@ -15,10 +15,10 @@ from interp.figures.theme import (
     LEGEND_ABOVE,
     MUTED,
     STRIPES,
-    THEME,
     centred,
     colour_bar,
     label,
+    themed,
     whiskers,
 )
 from interp.files.shape import Maybe
@@ -70,7 +70,7 @@ def grid_figure(table: "pd.DataFrame", *, axis: str, hook: str) -> "go.Figure":
         )
     )
     size = min(22, max(13, 560 // len(wide.index)))
-    figure.update_layout(template=THEME, height=len(wide.index) * size + 150)
+    themed(figure, height=len(wide.index) * size + 150)
     title = "head" if axis == "head" else "position of the probe's token"
     figure.update_xaxes(title_text=title, type="category", showgrid=False)
     return figure.update_yaxes(
@@ -129,7 +129,7 @@ def auc_by_layer(scores: "pd.DataFrame", *, hook: str, position: str) -> "go.Fig
         ),
     )
     figure.add_hline(y=0.5, line={"color": MUTED, "width": 1})
-    figure.update_layout(template=THEME, height=380, hovermode="closest", legend=LEGEND_ABOVE)
+    themed(figure, height=380, hovermode="closest", legend=LEGEND_ABOVE)
     figure.update_xaxes(
         title_text=f"layer ({label(hook)} at {label(_POSITIONS.get(position, position))})",
         showgrid=False,
@@ -177,7 +177,7 @@ def reliability_figure(curve: "pd.DataFrame") -> "go.Figure":
         hovertemplate="predicted %{x:.2f}, observed %{y:.2f}, %{customdata} questions"
         "<extra></extra>",
     )
-    figure.update_layout(template=THEME, height=380, legend=LEGEND_ABOVE)
+    themed(figure, height=380, legend=LEGEND_ABOVE)
     figure.update_xaxes(title_text="predicted probability of a false premise", range=[0, 1.02])
     return figure.update_yaxes(title_text="share that has one", range=[0, 1.02])
 
@@ -223,7 +223,7 @@ def detections_figure(false: Sequence[float], twin: Sequence[float]) -> "go.Figu
             },
             hovertemplate=f"%{{x}}: %{{y}} {name}<extra></extra>",
         )
-    figure.update_layout(template=THEME, height=340, barmode="overlay", legend=LEGEND_ABOVE)
+    themed(figure, height=340, barmode="overlay", legend=LEGEND_ABOVE)
     figure.update_xaxes(title_text="probability of a false premise", range=[-0.02, 1.02])
     return figure.update_yaxes(title_text="questions", rangemode="tozero")
 
@@ -243,7 +243,7 @@ def rates_figure(table: "pd.DataFrame") -> "go.Figure":
             "%{customdata[1]:.1f} caught, %{customdata[2]:.1f} false alarms<extra></extra>",
         )
     )
-    figure.update_layout(template=THEME, height=340)
+    themed(figure, height=340)
     figure.update_xaxes(title_text="questions with a false premise", type="category")
     return figure.update_yaxes(title_text="change of right answers per 1,000 questions")
 
@@ -272,7 +272,7 @@ def removal_null(
         error_x=whiskers([mean], [low], [high], color=INK),
         hovertemplate="%{x:.3f} logits<extra></extra>",
     )
-    figure.update_layout(template=THEME, height=340, bargap=0.05, legend=LEGEND_ABOVE)
+    themed(figure, height=340, bargap=0.05, legend=LEGEND_ABOVE)
     figure.update_xaxes(title_text="change of the logit difference, true − false object (logits)")
     figure.update_yaxes(title_text="directions", rangemode="tozero")
     return figure

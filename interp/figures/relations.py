@@ -3,7 +3,7 @@
 import numpy as np
 
 from interp.figures.tables import where
-from interp.figures.theme import SEQUENTIAL, THEME, cells, centred, colour_bar, label
+from interp.figures.theme import SEQUENTIAL, cells, centred, colour_bar, label, themed
 from interp.lazy import go, pd
 
 SHOWN_HEADS = 24
@@ -74,8 +74,8 @@ def transfer_matrix(table: "pd.DataFrame", *, value: str, title: str) -> "go.Fig
 
 def _named_axes(figure: "go.Figure", *, n_rows: int, n_columns: int, x: str) -> "go.Figure":
     """The layout of a map whose rows and columns have names: the first row on top."""
-    figure.update_layout(
-        template=THEME,
+    themed(
+        figure,
         width=max(480, min(1200, 44 * n_columns + 260)),
         height=max(240, 26 * n_rows + 140),
         margin={"l": 120, "r": 14, "t": 24, "b": 90},

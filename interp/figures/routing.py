@@ -19,11 +19,11 @@ from interp.figures.theme import (
     LEGEND_ABOVE,
     MUTED,
     SYMBOLS,
-    THEME,
     cells,
     colour_bar,
     interval_bars,
     label,
+    themed,
 )
 
 MAX_TASKS = 8
@@ -78,8 +78,8 @@ def load_figure(
     limit = max(2.0, *(float(np.nanmax(grid.to_numpy(), initial=0.0)) for grid in grids))
     # White at an even share: the scale's middle is at 1, its ends at 0 and at the largest load.
     scale = {"colorscale": _centred_at(1.0 / limit), "cmin": 0.0, "cmax": limit}
-    figure.update_layout(
-        template=THEME,
+    themed(
+        figure,
         width=max(420, min(1400, len(tasks) * (n_experts * 18 + 26) + 150)),
         height=n_layers * min(24, max(12, 560 // n_layers)) + 170,
         margin={"l": 56, "r": 14, "t": 92, "b": 56},
@@ -219,7 +219,7 @@ def similarity_figure(table: pd.DataFrame, *, title: str | None = None) -> go.Fi
 def _by_layer(figure: go.Figure, y: str, *, height: int, title: str | None) -> go.Figure:
     """The layout of a figure whose x axis is the layer."""
     shown = {"text": label(title)} if title else None
-    figure.update_layout(template=THEME, height=height, legend=LEGEND_ABOVE, title=shown)
+    themed(figure, height=height, legend=LEGEND_ABOVE, title=shown)
     figure.update_xaxes(title_text="layer")
     return figure.update_yaxes(title_text=y)
 

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from jaxtyping import Float
 from plotly.colors import sample_colorscale
 
-from interp.figures.theme import DIVERGING, INK, THEME, ZERO_LINE, label, signed_bars
+from interp.figures.theme import DIVERGING, INK, ZERO_LINE, label, signed_bars, themed
 from interp.figures.token_axis import Span, check_start, mark_spans, names, ticks, with_earlier
 
 _STRONG = 1 / 3
@@ -62,8 +62,8 @@ def saliency_figure(
             **{"x": middle, "y": 1, "yref": "paper", "yanchor": "bottom"},
             **{"text": label(name), "showarrow": False, "font": {"size": 12}},
         )
-    figure.update_layout(
-        template=THEME,
+    themed(
+        figure,
         height=380,
         width=max(420, 24 * len(places) + 110),
         margin={"b": 110, "t": 70},

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from interp.lazy import go
+
 INK = "#22262b"
 MUTED = "#69707a"
 FAINT = "#e4e6e9"
@@ -81,13 +83,30 @@ _AXIS = {
     "tickcolor": MUTED,
     "gridcolor": FAINT,
     "zeroline": False,
+    "zerolinewidth": 2,
     "automargin": True,
     "title": {"standoff": 10, "font": {"size": 13}},
     "tickfont": {"size": 12, "color": INK},
 }
 
 THEME: dict[str, Any] = {
+    "data": {
+        "bar": [
+            {
+                "error_x": {"color": INK},
+                "error_y": {"color": INK},
+                "marker": {"line": {"color": FAINT, "width": 0.5}},
+            }
+        ],
+        "heatmap": [{"colorbar": {"outlinewidth": 0, "ticks": ""}}],
+        "histogram": [{"marker": {"line": {"color": FAINT, "width": 0.5}}}],
+    },
     "layout": {
+        "autotypenumbers": "strict",  # a name such as "1984" is no number
+        "hovermode": "closest",
+        "coloraxis": {"colorbar": {"outlinewidth": 0, "ticks": ""}},
+        "annotationdefaults": {"arrowcolor": INK, "arrowhead": 0, "arrowwidth": 1},
+        "shapedefaults": {"line": {"color": INK}},
         "font": {"family": FONT, "size": 13, "color": INK},
         "title": {
             "font": {"size": 15, "color": INK},
@@ -117,8 +136,18 @@ THEME: dict[str, Any] = {
             "bgcolor": "rgba(0,0,0,0)",
         },
         "margin": {"l": 56, "r": 16, "t": 56, "b": 56},
-    }
+    },
 }
+
+
+def themed(figure: "go.Figure", **layout: Any) -> "go.Figure":
+    """The figure in `THEME`, which stands in place of the session's template, and its layout.
+
+    ``update_layout`` would merge the theme into that template, key by key: other colours in a
+    notebook that has a template of its own, and most of the time that a report takes.
+    """
+    figure.layout.template = THEME
+    return figure.update_layout(**layout)
 
 
 LEGEND_ABOVE = {"y": 1.02, "yanchor": "bottom"}

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from interp.figures.theme import CATEGORIES, LEGEND_ABOVE, MUTED, SYMBOLS, THEME, label, whiskers
+from interp.figures.theme import CATEGORIES, LEGEND_ABOVE, MUTED, SYMBOLS, label, themed, whiskers
 from interp.moelora.training.adapters import METHOD_NAMES
 
 _DASHES = ("dot", "dash", "solid", "dashdot")
@@ -45,7 +45,7 @@ def accuracy_figure(content: Mapping[str, Any]) -> go.Figure:
             hovertemplate="one seed: %{y:.3f}<extra></extra>",
         )
     _add_base(figure, content, tasks)
-    figure.update_layout(template=THEME, height=440, legend=LEGEND_ABOVE)
+    themed(figure, height=440, legend=LEGEND_ABOVE)
     figure.update_xaxes(
         tickvals=list(range(len(tasks))),
         ticktext=[label(task) for task in tasks],
@@ -86,7 +86,7 @@ def curve_figure(
         )
     if even is not None:
         figure.add_hline(y=even, line={"color": MUTED, "width": 1, "dash": "dash"})
-    figure.update_layout(template=THEME, height=360, legend=LEGEND_ABOVE)
+    themed(figure, height=360, legend=LEGEND_ABOVE)
     figure.update_xaxes(title_text="step")
     figure.update_yaxes(title_text=title)
     return figure

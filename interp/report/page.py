@@ -18,7 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from interp.files.shape import Maybe, check_shape
-from interp.lazy import go, offline
+from interp.lazy import go, offline, pio
 
 _DTYPE_CHECK = {
     **{"n_prompts": int, "against": str, "dtype": str},
@@ -39,10 +39,11 @@ class PlacedFigure:
     @classmethod
     def place(cls, name: str, figure: "go.Figure", caption: str) -> "PlacedFigure":
         """A figure whose width follows the page, up to the width of its layout."""
-        layout = figure.to_plotly_json()["layout"]
-        width = layout.get("width")
-        figure = go.Figure(figure).update_layout(width=None, autosize=True)
-        return cls(name, caption, script_json(figure_json(figure)), int(layout["height"]), width)
+        content = figure.to_dict()
+        layout = content["layout"]
+        width = layout.pop("width", None)
+        layout["autosize"] = True
+        return cls(name, caption, script_json(figure_json(content)), int(layout["height"]), width)
 
 
 def render_page(template: str, *, scripts: Sequence[str] = (), **content: Any) -> str:
@@ -54,7 +55,7 @@ def render_page(template: str, *, scripts: Sequence[str] = (), **content: Any) -
         content: the variables of the template.
     """
     sources = [template_text(name) for name in ("figures.js.j2", "tables.js.j2", *scripts)]
-    all_scripts = [inline_script(offline.get_plotlyjs()), *map(inline_script, sources)]
+    all_scripts = [_plotly_script(), *map(inline_script, sources)]
     return render_part(
         template,
         policy=content_security_policy(all_scripts),
@@ -115,8 +116,8 @@ def dtype_sentence(manifest: Mapping[str, Any]) -> str | None:
     )
 
 
-def figure_json(figure: "go.Figure") -> str:
-    """A figure as JSON with nine significant digits: the precision of float32 in half the space."""
+def figure_json(content: Mapping[str, Any]) -> str:
+    """A figure's content as JSON, with nine significant digits: enough for float32."""
 
     def short(part: Any) -> Any:
         if isinstance(part, dict):
@@ -125,7 +126,9 @@ def figure_json(figure: "go.Figure") -> str:
             return [short(value) for value in part]
         return float(f"{part:.9g}") if isinstance(part, float) else part
 
-    return json.dumps(short(json.loads(str(figure.to_json()))), separators=(",", ":"))
+    return json.dumps(
+        short(json.loads(str(pio.to_json(content, validate=False)))), separators=(",", ":")
+    )
 
 
 def script_json(text: str) -> Markup:
@@ -147,13 +150,20 @@ def inline_script(source: str) -> Markup:
     return Markup(text)
 
 
+@functools.cache
+def _plotly_script() -> Markup:
+    return inline_script(offline.get_plotlyjs())
+
+
 def content_security_policy(scripts: list[Markup]) -> str:
     """The policy that allows only these scripts, and no source outside the page."""
-    hashes = " ".join(
-        f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-        for text in scripts
-    )
+    hashes = " ".join(f"'sha256-{_script_hash(text)}'" for text in scripts)
     return (
         f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; "
         "img-src data: blob:; base-uri 'none'; form-action 'none'"
     )
+
+
+@functools.lru_cache(maxsize=16)
+def _script_hash(text: Markup) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -177,3 +177,12 @@ def test_answers_are_counted_by_outcome() -> None:
     assert traces(figure)[0]["customdata"] == [[1, 2], [0, 4]]
     with pytest.raises(UserError, match="answers=True"):
         answer_outcomes(pd.DataFrame(columns=["kind", "outcome"]))
+
+
+def test_a_template_of_the_session_changes_no_figure(
+    heads: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = head_heatmap(heads, site="attention").to_json()
+    monkeypatch.setattr(pio.templates, "default", "plotly_dark")
+    assert go.Figure().layout.template.layout.paper_bgcolor == "rgb(17,17,17)"
+    assert head_heatmap(heads, site="attention").to_json() == before

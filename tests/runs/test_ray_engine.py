@@ -59,8 +59,14 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     import_ray()  # with its workers' priority
     from ray.cluster_utils import Cluster
 
+    # Ray checks formats with jsonschema, which where it finds this package makes a parser of its
+    # grammar in every worker: seven seconds.
+    without = tmp_path_factory.mktemp("packages")
+    (without / "rfc3987_syntax.py").write_text("raise ImportError", encoding="utf-8")
+    path = os.pathsep.join(filter(None, (str(without), os.environ.get("PYTHONPATH"))))
     with pytest.MonkeyPatch.context() as environment:  # workers have that of the cluster
         environment.setenv("FAITHLENS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        environment.setenv("PYTHONPATH", path)
         cluster = Cluster(
             initialize_head=True,
             # Two GPUs by name only: Ray hands them out as it does real ones.

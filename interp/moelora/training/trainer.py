@@ -169,7 +169,11 @@ class AdapterTrainer(Trainer):
         device = self.args.device
         devices = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(int.from_bytes(hashlib.sha256(text).digest()[:7], "big"))
+            seed = int.from_bytes(hashlib.sha256(text).digest()[:7], "big")
+            # torch.manual_seed would also keep every seed for the devices that are not there.
+            torch.default_generator.manual_seed(seed)
+            if devices:
+                torch.cuda.manual_seed(seed)
             yield
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
