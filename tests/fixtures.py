@@ -31,7 +31,7 @@ from interp.premises import Fact, Premises, Relation, Template
 from tests.devices import DEVICE, device_there, on_device, skip_cpu_bits
 
 # A busy machine is no fault of the code under test.
-hypothesis.settings.register_profile("no_deadline", deadline=None)
+hypothesis.settings.register_profile("no_deadline", deadline=None, max_examples=50)
 hypothesis.settings.load_profile("no_deadline")
 
 CHAT_TEMPLATE = (
@@ -57,7 +57,12 @@ BRIDGE_FIXTURES = frozenset({"experts_model", "with_experts"})
 
 
 LONG_FILES = frozenset(
-    {"test_end_to_end.py", "test_ray_engine.py", "test_dtype_check.py", "test_training_run.py"}
+    f"test_{name}.py"
+    for name in (
+        *("end_to_end", "ray_engine", "dtype_check", "training_run", "locate", "architectures"),
+        *("new_process", "network", "site", "sizes", "components", "devices", "analyze", "fuzz"),
+        *("determinism", "prompting", "sweep", "patch", "placement", "plain", "adapters", "edges"),
+    )
 )
 """Begun first, so that no process is left with one of them at the end."""
 
@@ -81,7 +86,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     # Libraries and tests are there to the end: half a million objects that no collection need see.
     gc.collect()
     gc.freeze()
-    gc.set_threshold(10_000, *gc.get_threshold()[1:])
+    gc.set_threshold(50_000, 20, 100)
 
 
 @pytest.fixture(scope="session", autouse=True)

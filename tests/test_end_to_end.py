@@ -66,7 +66,7 @@ def run(smollm: HookedModel, located: Path) -> Path:
     sentences = neutral_sentences()[:4]
 
     def short(*arguments: Any, **options: Any) -> list[str]:
-        return greedy_answers(*arguments, **{**options, "max_new_tokens": 4})
+        return greedy_answers(*arguments, **{**options, "max_new_tokens": 2})
 
     def of_one_site(model: HookedModel, under: Intervention, count: int, *, seed: int) -> Any:
         wanted = count if under.heads[0].site == "attention" else 0
@@ -181,7 +181,7 @@ def few(smollm: HookedModel) -> Premises:
 
 
 def test_path_and_attribution_agree(smollm: HookedModel, few: Premises) -> None:
-    encoded = encode_premises(smollm.tokenizer, few.first(3))
+    encoded = encode_premises(smollm.tokenizer, few.first(2))
     estimate = locate_heads(smollm, encoded, method="attribution", source="masked", progress=False)
     top = estimate.mean.flatten().topk(6).indices.tolist()
     low = estimate.mean.abs().flatten().topk(6, largest=False).indices.tolist()
@@ -194,7 +194,7 @@ def test_path_and_attribution_agree(smollm: HookedModel, few: Premises) -> None:
 def test_without_a_false_premise_nothing_is_found(smollm: HookedModel, few: Premises) -> None:
     heads = tuple((layer, 1) for layer in range(2, 30, 9))
     control = locate_heads(
-        smollm, few.first(3), method="path", kind="twin", source="twin", heads=heads, progress=False
+        smollm, few.first(2), method="path", kind="twin", source="twin", heads=heads, progress=False
     )
     found = torch.stack([control.values[:, layer, head] for layer, head in heads])
     assert found.abs().max() < RESOLUTION

@@ -40,21 +40,21 @@ class _Checks:
     Functions in functions share those of the same code and annotations.
     """
 
+    __slots__ = ("calls", "made", "over", "test")
+
     def __init__(self) -> None:
         self.made: tuple[Any, Any, bool] | None = None
         """The function, its checks, and whether they name axes; at once, since threads share it."""
         self.test = -1
         self.calls = 0
-
-    def are_over(self) -> bool:
-        """Whether enough calls of this test were looked at."""
-        return self.test == _test and self.calls >= CALLS
+        self.over = -1
+        """The test in which enough calls were looked at."""
 
     def passes(self) -> bool:
         """Whether the next call of this test is not looked at."""
-        if self.calls >= CALLS:
-            return True
-        if self.calls < 4 or self.calls & (self.calls + 1) == 0:  # the first four, 8th, 16th
+        if self.test != _test or self.calls < 4:
+            return False
+        if self.calls & (self.calls + 1) == 0:  # the 8th and 16th
             return False
         self.calls += 1
         return True
@@ -65,6 +65,8 @@ class _Checks:
         if self.test != _test:
             self.test, self.calls = _test, 0
         self.calls += 1
+        if self.calls >= CALLS:
+            self.over = _test
         if self.made is None:
             self.made = function, _check(function), _has_any_axes(function)
         first, compiled, has_axes = self.made
@@ -98,7 +100,7 @@ def checked_types(function: Any = None, *, typechecker: Any = None) -> Any:
         )
     except TypeError:  # an annotation that cannot be a key
         checks = _Checks()
-    return function if checks.are_over() else _looked_at(function, checks)
+    return function if checks.over == _test else _looked_at(function, checks)
 
 
 def _looked_at(function: Any, checks: _Checks) -> Any:
@@ -107,7 +109,7 @@ def _looked_at(function: Any, checks: _Checks) -> Any:
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
-        if checks.test == _test and checks.passes():
+        if checks.over == _test or checks.passes():
             return function(*args, **kwargs)
         return checks.call(function, args, kwargs)
 

@@ -55,7 +55,7 @@ def render_page(template: str, *, scripts: Sequence[str] = (), **content: Any) -
         content: the variables of the template.
     """
     sources = [template_text(name) for name in ("figures.js.j2", "tables.js.j2", *scripts)]
-    all_scripts = [_plotly_script(), *map(inline_script, sources)]
+    all_scripts = [inline_script(offline.get_plotlyjs()), *map(inline_script, sources)]
     return render_part(
         template,
         policy=content_security_policy(all_scripts),
@@ -138,6 +138,7 @@ def script_json(text: str) -> Markup:
     return Markup(text)
 
 
+@functools.lru_cache(maxsize=16)
 def inline_script(source: str) -> Markup:
     """A script's text as the browser hashes it, with line feeds as line ends.
 
@@ -148,11 +149,6 @@ def inline_script(source: str) -> Markup:
     if "</script" in text.lower():
         raise ValueError("the script holds the end tag of a script element")
     return Markup(text)
-
-
-@functools.cache
-def _plotly_script() -> Markup:
-    return inline_script(offline.get_plotlyjs())
 
 
 def content_security_policy(scripts: list[Markup]) -> str:
