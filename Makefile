@@ -48,7 +48,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-dev demo test test-fast test-hooked-transformer check notebooks docs bench \
+.PHONY: help setup setup-dev demo compiled test test-fast test-hooked-transformer check notebooks docs bench \
   bench-sweep bench-gpu bench-operators lock \
   lock-hooked-transformer clean
 
@@ -69,6 +69,11 @@ test: $(DEV_STAMP) ## run the tests (ARGS="-k name" to choose)
 
 test-fast: $(DEV_STAMP) ## run those that take little, for the edit loop
 	$(call PYTEST,$(VENV)) $(FAST_TESTS) $(ARGS)
+
+# By itself, or each process that runs tests would do it.
+compiled: $(DEV_STAMP) ## compile the tests and what they import, with the checks of types
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -p no:nbmake -q --collect-only \
+	  --ignore tests/browser >/dev/null
 
 # Types and shapes of the same functions are checked in the other environment.
 test-hooked-transformer: $(HT_STAMP) ## run those that compute with a hooked model on TransformerLens 3.9

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from interp.arguments import whole_number
 from interp.files.documents import read_json
-from tests.type_checks import begin_test, checked_types
+from tests.type_checks import OFTEN, begin_test, checked_types
 
 
 def checks(function: Any) -> Any:
@@ -121,3 +121,30 @@ def test_what_is_made_of_functions_is_checked_too(tmp_path: Path) -> None:
     assert len(list(rows(torch.ones(2, 3)))) == 2
     with pytest.raises(TypeCheckError):
         rows(torch.ones(2))
+
+
+def number(value: Any) -> int:
+    return value
+
+
+def test_the_first_calls_and_a_few_later_ones_are_looked_at() -> None:
+    checked, seen = checks(number), []
+    begin_test()
+    for call in range(1, 41):
+        try:
+            checked("three")
+        except TypeCheckError:
+            seen.append(call)
+    assert seen == [1, 2, 3, 4, 8, 16]
+
+
+def test_what_was_looked_at_often_is_looked_at_once_in_each_test() -> None:
+    checked = checks(number)
+    for _ in range(OFTEN):
+        begin_test()
+        checked(3)
+    for _ in range(2):
+        begin_test()
+        with pytest.raises(TypeCheckError):
+            checked("three")
+        assert checked("three") == "three"

@@ -3,10 +3,10 @@
 pytest's option ``--jaxtyping-packages`` puts ``jaxtyping.jaxtyped`` on every function of the
 packages. Imported before them, this module puts `checked_types` in its place, which looks at the
 same annotations, in the first four calls, the eighth and the sixteenth of each function in each
-test. It leaves out what took a third of the time of the suite: compiling the checks of functions
-that are never called, and of a function in a function anew each time that the outer one runs,
-binding the arguments of every call a second time, and looking at the thousandth call of a function
-as at its first.
+test, and in the first alone once it has looked at a hundred. It leaves out what took a third of
+the time of the suite: compiling the checks of functions that are never called, and of a function
+in a function anew each time that the outer one runs, binding the arguments of every call a second
+time, and looking at the thousandth call of a function as at its first.
 """
 
 import dataclasses
@@ -25,6 +25,8 @@ _axes: Any = _jaxtyped("context")
 
 CALLS = 16
 """The last call of a function that is looked at in each test."""
+OFTEN = 100
+"""After so many looks at a function, one in each test is enough."""
 _test = 0
 
 
@@ -40,13 +42,15 @@ class _Checks:
     Functions in functions share those of the same code and annotations.
     """
 
-    __slots__ = ("calls", "made", "over", "test")
+    __slots__ = ("calls", "looks", "made", "over", "test")
 
     def __init__(self) -> None:
         self.made: tuple[Any, Any, bool] | None = None
         """The function, its checks, and whether they name axes; at once, since threads share it."""
         self.test = -1
         self.calls = 0
+        self.looks = 0
+        """In all tests."""
         self.over = -1
         """The test in which enough calls were looked at."""
 
@@ -65,7 +69,8 @@ class _Checks:
         if self.test != _test:
             self.test, self.calls = _test, 0
         self.calls += 1
-        if self.calls >= CALLS:
+        self.looks += 1
+        if self.calls >= CALLS or self.looks >= OFTEN:
             self.over = _test
         if self.made is None:
             self.made = function, _check(function), _has_any_axes(function)
