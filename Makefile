@@ -48,8 +48,8 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-dev demo compiled test test-fast test-hooked-transformer check notebooks docs bench \
-  bench-sweep bench-gpu bench-operators lock \
+.PHONY: help setup setup-dev demo compiled test test-fast test-hooked-transformer check notebooks docs \
+  bench bench-sweep bench-gpu bench-operators lock \
   lock-hooked-transformer clean
 
 help: ## list these commands

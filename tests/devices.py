@@ -54,6 +54,26 @@ def device_there(device: torch.device = DEVICE) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+@contextmanager
+def nothing_for_absent_devices(device: torch.device = DEVICE) -> Iterator[None]:
+    """While open, libraries leave out what they do for devices that are not there.
+
+    torch keeps every seed, with the calls that led to it, for the day that a device appears, and
+    accelerate collects garbage to give memory back to a GPU: a minute of the suite.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        for kind, seeds in (
+            (torch.cuda, torch.cuda.random),
+            (torch.xpu, torch.xpu.random),
+            (torch.mtia, torch.mtia),
+        ):
+            if not kind.is_available():
+                patch.setattr(seeds, "_lazy_call", lambda _call, **_options: None)
+        if device.type == "cpu":
+            patch.setattr("accelerate.utils.memory.clear_device_cache", lambda **_options: None)
+        yield
+
+
 def skip_cpu_bits(items: Iterable[pytest.Item], device: torch.device = DEVICE) -> None:
     """On another device, skip what compares the last bits with those of a CPU, or needs one."""
     if device == torch.device("cpu"):

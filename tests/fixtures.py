@@ -28,10 +28,10 @@ from interp.commands.locate import LocateSettings, locate_run
 from interp.models import HookedModel
 from interp.models.versions import MAJOR
 from interp.premises import Fact, Premises, Relation, Template
-from tests.devices import DEVICE, device_there, on_device, skip_cpu_bits
+from tests.devices import DEVICE, device_there, nothing_for_absent_devices, on_device, skip_cpu_bits
 
 # A busy machine is no fault of the code under test.
-hypothesis.settings.register_profile("no_deadline", deadline=None, max_examples=50)
+hypothesis.settings.register_profile("no_deadline", deadline=None)
 hypothesis.settings.load_profile("no_deadline")
 
 CHAT_TEMPLATE = (
@@ -86,32 +86,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     # Libraries and tests are there to the end: half a million objects that no collection need see.
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
+    gc.set_threshold(10_000, *gc.get_threshold()[1:])
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _device() -> Iterator[None]:
-    with device_there():
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _nothing_for_absent_devices() -> Iterator[None]:
-    """Leave out what libraries do for devices that are not there: a minute of the suite.
-
-    Every seed is kept, with the calls that led to it, for the day that a device appears; and
-    accelerate collects garbage to give memory back to a GPU.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        for kind, seeds in (
-            (torch.cuda, torch.cuda.random),
-            (torch.xpu, torch.xpu.random),
-            (torch.mtia, torch.mtia),
-        ):
-            if not kind.is_available():
-                patch.setattr(seeds, "_lazy_call", lambda _call, **_options: None)
-        if DEVICE.type == "cpu":
-            patch.setattr("accelerate.utils.memory.clear_device_cache", lambda **_options: None)
+    with device_there(), nothing_for_absent_devices():
         yield
 
 

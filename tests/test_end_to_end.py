@@ -69,8 +69,8 @@ def run(smollm: HookedModel, located: Path) -> Path:
         return greedy_answers(*arguments, **{**options, "max_new_tokens": 2})
 
     def of_one_site(model: HookedModel, under: Intervention, count: int, *, seed: int) -> Any:
-        wanted = count if under.heads[0].site == "attention" else 0
-        return random_interventions(model, under, wanted, seed=seed)
+        n_sets = count if under.heads[0].site == "attention" else 0
+        return random_interventions(model, under, n_sets, seed=seed)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("interp.evaluation.jobs.greedy_answers", short)

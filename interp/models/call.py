@@ -3,7 +3,6 @@
 It runs in evaluation mode, whatever mode each part of the model was left in.
 """
 
-import functools
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,7 +38,7 @@ def call_model(
         mask: of all positions, including those in the cache; True for real tokens.
         keep: how many of the last positions' logits are returned.
     """
-    accepted = _accepted(hf_model)
+    accepted = inspect.signature(hf_model.forward).parameters
     tokens, mask = tokens.to(device := input_device(hf_model)), mask.to(device)
     arguments: dict[str, Any] = {"input_ids": tokens, "attention_mask": mask.long()}
     if "use_cache" in accepted:
@@ -59,19 +58,6 @@ def call_model(
         arguments["return_dict"] = True
     with evaluating(hf_model), contiguous_unembedding(hf_model):
         return hf_model(**arguments).logits[:, -keep:]
-
-
-def _accepted(hf_model: Any) -> frozenset[str]:
-    """The names of what a model's forward takes."""
-    if "forward" in vars(hf_model):  # its own, as accelerate gives it one
-        return frozenset(inspect.signature(hf_model.forward).parameters)
-    return _accepted_by(type(hf_model))
-
-
-@functools.cache
-def _accepted_by(kind: type) -> frozenset[str]:
-    """Looked up once: it takes as long as a tenth of a tiny model's pass."""
-    return frozenset(inspect.signature(kind.forward).parameters)  # type: ignore[attr-defined]
 
 
 def first_shared_keys(config: Any) -> int | None:

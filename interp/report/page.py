@@ -110,9 +110,10 @@ def dtype_sentence(manifest: Mapping[str, Any]) -> str | None:
         )
     check_shape(found, _DTYPE_CHECK, where)
     metric, effect = found["largest_metric_difference"], found["largest_effect_difference"]
+    prompts = "prompt" if found["n_prompts"] == 1 else "prompts"
     return (
-        f"Computed in {found['dtype']}: on {found['n_prompts']} prompts the unedited metric is at "
-        f"most {metric:.2g} from {found['against']}, an effect at most {effect:.2g}."
+        f"Computed in {found['dtype']}: on {found['n_prompts']} {prompts} the unedited metric is "
+        f"at most {metric:.2g} from {found['against']}, an effect at most {effect:.2g}."
     )
 
 
@@ -126,9 +127,8 @@ def figure_json(content: Mapping[str, Any]) -> str:
             return [short(value) for value in part]
         return float(f"{part:.9g}") if isinstance(part, float) else part
 
-    return json.dumps(
-        short(json.loads(str(pio.to_json(content, validate=False)))), separators=(",", ":")
-    )
+    text = str(pio.to_json(content, validate=False))
+    return json.dumps(short(json.loads(text)), separators=(",", ":"))
 
 
 def script_json(text: str) -> Markup:

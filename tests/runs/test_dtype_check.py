@@ -183,7 +183,7 @@ def test_a_run_of_the_embedded_model_in_bfloat16_says_it(tmp_path: Path) -> None
     assert 0.0001 < found["largest_effect_difference"] < 0.3
     assert bool(result.values.isfinite().all())
     page = report_run(run).read_text(encoding="utf-8")
-    assert "Computed in bfloat16: on 1 prompts the unedited metric is at most 0." in page
+    assert "Computed in bfloat16: on 1 prompt the unedited metric is at most 0." in page
 
 
 def test_a_run_of_another_dtype_is_another_run(

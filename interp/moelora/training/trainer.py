@@ -170,10 +170,11 @@ class AdapterTrainer(Trainer):
         devices = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             seed = int.from_bytes(hashlib.sha256(text).digest()[:7], "big")
-            # torch.manual_seed would also keep every seed for the devices that are not there.
-            torch.default_generator.manual_seed(seed)
-            if devices:
-                torch.cuda.manual_seed(seed)
+            if device.type == "cpu":
+                # torch.manual_seed would keep every seed for devices that are not there.
+                torch.default_generator.manual_seed(seed)
+            else:
+                torch.manual_seed(seed)
             yield
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
