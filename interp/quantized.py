@@ -120,9 +120,116 @@ def weight_of(module: nn.Module, *, needed_by: str) -> Float[Tensor, "d_out d_in
 
 def _of_4bit(module: Any, weight: Any) -> Float[Tensor, "d_out d_in"]:
     functional = importlib.import_module("bitsandbytes.functional")
-    state = copy.copy(getattr(weight, "quant_state", None) or module.quant_state)
-    state.dtype = getattr(module, "compute_dtype", None) or state.dtype  # as the product has them
+    state = copy.copy(_state_of(module))
+    dtype = getattr(module, "compute_dtype", None) or state.dtype  # as the product has them
+    if _is_repacked(state):
+        return _values_of_4bit(_levels_of_repacked(weight.data, state), state).to(dtype)
+    state.dtype = dtype
     return functional.dequantize_4bit(weight.data, state)
+
+
+def _state_of(module: Any) -> Any:
+    """What a 4-bit projection's weight is unpacked by."""
+    return getattr(module.weight, "quant_state", None) or module.quant_state
+
+
+def _is_repacked(state: Any) -> bool:
+    """Whether bitsandbytes has packed a weight anew for a CPU with bfloat16 instructions."""
+    return bool(getattr(state, "packing_format_for_cpu", False))
+
+
+_ROWS = 32
+"""That are interleaved in a repacked weight."""
+
+
+def _levels(data: Tensor) -> Tensor:
+    """The 4-bit numbers of a weight as bitsandbytes stores it, the high half of a byte first."""
+    numbers = data.reshape(-1).view(torch.uint8)
+    return torch.stack((numbers >> 4, numbers & 15), dim=1).flatten()
+
+
+def _levels_of_repacked(data: Tensor, state: Any) -> Tensor:
+    """The same numbers, of a repacked weight.
+
+    There a group of 32 rows lies column by column, in runs of 64 numbers, two columns of each row
+    side by side; a byte holds a number of the first half of a run (low) and one of the second.
+    """
+    d_out, d_in = state.shape
+    numbers = data.reshape(-1, _ROWS)
+    runs = torch.cat((numbers & 15, numbers >> 4), dim=1)
+    pairs = runs.reshape(d_out // _ROWS, d_in // 2, _ROWS, 2)
+    return pairs.transpose(1, 2).flatten()
+
+
+def _scales_of_4bit(state: Any) -> Tensor:
+    """The scale of each block, in the order of the numbers, whether scales are quantized or not."""
+    if _is_repacked(state):
+        return state.absmax.T.reshape(-1).float()
+    if not state.nested:
+        return state.absmax.float()
+    functional = importlib.import_module("bitsandbytes.functional")
+    return functional.dequantize_blockwise(state.absmax, state.state2).float() + state.offset
+
+
+def _values_of_4bit(levels: Tensor, state: Any) -> Float[Tensor, "d_out d_in"]:
+    """Each number's level times its block's scale: what dequantizing means, in plain torch."""
+    scales = _scales_of_4bit(state).repeat_interleave(state.blocksize)[: len(levels)]
+    return (state.code.float()[levels.long()] * scales).reshape(state.shape)
+
+
+def restore_packing(model: nn.Module) -> None:
+    """Bring 4-bit weights back into bitsandbytes' usual layout, where it has left that, in place.
+
+    On a CPU with bfloat16 instructions a projection's first pass without gradients packs its weight
+    anew, with scales rounded to bfloat16. bitsandbytes' own way back, which any ``state_dict()``
+    takes, leaves the scales of a weight without double quantization in the wrong order (seen with
+    0.50.2), so that the model and what is saved of it are wrong from then on. Here the numbers and
+    the rounded scales stay as they are; scales are not quantized any more.
+    """
+    repacked = [
+        module
+        for _, module in quantized_modules(model)
+        if type(module._parameters.get("weight")).__name__ == "Params4bit"
+        and _is_repacked(_state_of(module))
+    ]
+    for module in repacked:
+        weight, state = cast(Any, module.weight), _state_of(module)
+        pairs = _levels_of_repacked(weight.data, state).reshape(-1, 2)
+        data = ((pairs[:, 0] << 4) | pairs[:, 1]).reshape(state.original_qshape)
+        weight.data = data.view(getattr(state, "original_storage_type", None) or torch.uint8)
+        state.absmax, state.nested = _scales_of_4bit(state), False
+        state.dtype, state.packing_format_for_cpu = state.original_dtype, False
+    if repacked:
+        logging.getLogger(__name__).warning(
+            "bitsandbytes rounded the scales of the 4-bit weights to bfloat16 when the model first "
+            "ran on this CPU: for exact ones, and the fingerprint of before, load the model anew"
+        )
+
+
+def check_unpacking(model: nn.Module) -> None:
+    """Raise UserError where this CPU's bitsandbytes unpacks 4-bit weights wrongly.
+
+    With AVX-512 it does for rows that do not consist of whole blocks (seen with 0.50.2; rows of 96
+    and blocks of 64, say): such a model would run, and answer with other weights.
+    """
+    seen: set[tuple[int, ...]] = set()
+    for name, module in quantized_modules(model):
+        weight: Any = module._parameters.get("weight")
+        if type(weight).__name__ != "Params4bit" or weight.device.type != "cpu":
+            continue
+        state = _state_of(module)
+        if state.shape[-1] % state.blocksize == 0 or tuple(state.shape) in seen:
+            continue
+        seen.add(tuple(state.shape))
+        repacked = _is_repacked(state)
+        levels = _levels_of_repacked(weight.data, state) if repacked else _levels(weight.data)
+        expected = _values_of_4bit(levels, state)
+        if not torch.allclose(weight_of(module, needed_by="").float(), expected, 1e-2, 1e-6):
+            raise UserError(
+                f"bitsandbytes on this CPU unpacks the 4-bit weights of {name} wrongly, since its "
+                f"rows of {state.shape[-1]} numbers are not whole blocks of {state.blocksize}: "
+                "load the model in 8 bits, without quantization, or on a GPU"
+            )
 
 
 def _of_8bit(module: Any, weight: Any) -> Float[Tensor, "d_out d_in"]:
@@ -186,14 +293,17 @@ def keep_precision(model: nn.Module) -> None:
 
     On a CPU with bfloat16 instructions the first pass without gradients would pack 4-bit weights
     anew, for a kernel that always computes in bfloat16, rounds the scales to it, and gives no
-    gradients from then on. LLM.int8() logs the type of its input at every product; it is said once.
+    gradients from then on (see `restore_packing`). LLM.int8() logs the type of its input at every
+    product; it is said once.
+
+    Raises:
+        UserError: a model whose weights this CPU's bitsandbytes unpacks wrongly.
     """
+    restore_packing(model)
     for _, module in quantized_modules(model):
         if getattr(module, "support_avx512bf16_for_cpu", False):
             module.__dict__["support_avx512bf16_for_cpu"] = False
-            state = getattr(module._parameters["weight"], "quant_state", None)
-            if getattr(state, "packing_format_for_cpu", False):
-                module.state_dict()  # saving unpacks, in place
+    check_unpacking(model)
     log = logging.getLogger("bitsandbytes.autograd._functions")
     if not any(isinstance(known, _Once) for known in log.filters):
         log.addFilter(_Once())

@@ -276,23 +276,29 @@ def make_planted_model(
 
 @torch.no_grad()
 def make_planted_hf_model(
-    tokenizer: PreTrainedTokenizerFast, *, copying: float = 10.0, noise: float = 0.02
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    copying: float = 10.0,
+    noise: float = 0.02,
+    multiple: int = 2,
 ) -> Any:
     """Goes along with false premises, through two heads that are known.
 
     WRITER notes at a country's token which one it is; READER copies that note to every later
     position, as a logit of strength ``copying``; KNOWER looks at the city and adds 6 to the logit
     of its true country. All other heads and the MLPs are noise. A country's token ends an answer.
+    Every width is a multiple of ``multiple``.
     """
-    n, d_head, n_words = N_FACTS, N_FACTS + 4, len(tokenizer)
+    n, n_words = N_FACTS, len(tokenizer)
+    d_head = N_FACTS + 4 + -(N_FACTS + 4) % multiple
     note, out = n_words, n_words + n
     one, is_country, is_city = out + n, out + n + 1, out + n + 2
     torch.manual_seed(0)
     hf_model: Any = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=n_words,
-            hidden_size=is_city + 1 + (is_city + 1) % 2,
-            intermediate_size=8,
+            hidden_size=is_city + 1 + -(is_city + 1) % multiple,
+            intermediate_size=8 + -8 % multiple,
             num_hidden_layers=3,
             num_attention_heads=4,
             head_dim=d_head,

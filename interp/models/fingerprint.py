@@ -30,6 +30,7 @@ from interp.errors import UserError
 from interp.files.documents import file_hash
 from interp.files.whole import write_whole
 from interp.models.placement import sorted_state
+from interp.quantized import restore_packing
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _VOLATILE_KEYS = (
@@ -125,6 +126,7 @@ def fingerprint_of_model(model: nn.Module, config: dict[str, Any] | None = None)
     `fingerprint_of_folder` only about being the same or not among models in memory.
     """
     to_dict: Any = getattr(getattr(model, "config", None), "to_dict", dict)
+    restore_packing(model)  # its ``state_dict`` would be wrong
     tensors = (part for named in sorted_state(model) for part in _plain_parts(*named))
     return _digest(to_dict() if config is None else config, tensors)
 

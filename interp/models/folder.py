@@ -25,6 +25,7 @@ from interp.models.device_map import (
 from interp.models.quantization import Quantization, check_package, quantization_config
 from interp.models.quiet import reading
 from interp.models.whole import check_shards, check_weights, load_whole
+from interp.quantized import keep_precision
 
 
 def read_folder(
@@ -86,6 +87,7 @@ def read_folder(
         check_weights(model, spec)
     if device is not None and quantization is None:
         model = model.to(device)
+    keep_precision(model)
     return model, tokenizer
 
 

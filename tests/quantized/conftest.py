@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import interp.models
 from interp.models import HookedModel
-from interp.quantized import is_quantized, weight_of
+from interp.quantized import is_quantized, keep_precision, weight_of
 
 SIZES: dict[str, Any] = {
     "hidden_size": 64,
@@ -51,11 +51,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def read(folder: Path, kind: str, **settings: Any) -> Any:
-    """The model in a directory as transformers quantizes it while it loads."""
+    """The model in a directory as transformers quantizes it while it loads.
+
+    It computes as on a CPU without bfloat16 instructions; what bitsandbytes does with them is in
+    test_repacked.py.
+    """
     config = BitsAndBytesConfig(**(CONFIGS[kind] | settings))
     model = AutoModelForCausalLM.from_pretrained(
         folder, quantization_config=config, dtype=torch.float32
     )
+    keep_precision(model)
     return model.eval()
 
 

@@ -1,5 +1,6 @@
 """What is attached to a quantized model does what ``constrain`` does on the hooked one."""
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -30,3 +31,23 @@ def test_it_equals_the_hooked_model(
     assert float((found - free).abs().max()) > 0.05
     if kind in ("nf4", "double"):
         assert torch.equal(answers, said)
+
+
+def test_it_acts_on_weights_that_are_packed_anew(
+    load: Callable[..., Any], plain_tokenizer: Any
+) -> None:
+    """As transformers runs 4-bit weights where the CPU has bfloat16 instructions."""
+    functional: Any = importlib.import_module("bitsandbytes.functional")
+    exact, plain = load("nf4"), load("nf4")
+    for module in plain.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = functional.has_avx512bf16()
+    free = real_logits(exact)
+    with attach(exact, plain_tokenizer, UNDER, at=SPANS):
+        expected = real_logits(exact)
+    first = real_logits(plain)
+    with attach(plain, plain_tokenizer, UNDER, at=SPANS):
+        found = real_logits(plain)
+    effect = float((expected - free).abs().max())
+    torch.testing.assert_close(found - first, expected - free, rtol=0, atol=0.1 * effect)
+    assert torch.equal(real_logits(plain), first)

@@ -167,7 +167,8 @@ def planted_quantized(
 ) -> HookedModel:
     """The model whose heads are known, quantized."""
     folder = tmp_path_factory.mktemp("planted")
-    make_planted_hf_model(word_tokenizer).save_pretrained(folder)
+    # Rows of whole blocks; see interp.quantized.check_unpacking.
+    make_planted_hf_model(word_tokenizer, multiple=64).save_pretrained(folder)
     config = BitsAndBytesConfig(**CONFIGS[request.param])
     hf_model = AutoModelForCausalLM.from_pretrained(
         folder, quantization_config=config, dtype=torch.float32
