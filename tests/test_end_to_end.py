@@ -3,6 +3,8 @@
 import json
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,24 +48,47 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> LocateSettings:
     return LocateSettings(premises=str(path), limit=N_FACTS)
 
 
+def interrupt(*_arguments: Any, **_options: Any) -> Any:
+    raise KeyboardInterrupt
+
+
 @pytest.fixture(scope="module")
-def located(
+def asked(
     smollm: HookedModel, settings: LocateSettings, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """A search over a few capitals, not evaluated yet."""
+    """A run that was interrupted after the model had been asked which capitals it knows."""
     folder = tmp_path_factory.mktemp("runs") / "capitals"
-    locate_run(smollm, settings, folder, progress=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("interp.commands.locate.locate_shard", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            locate_run(smollm, settings, folder, progress=False)
     return folder
 
 
 @pytest.fixture(scope="module")
-def run(smollm: HookedModel, located: Path) -> Path:
-    """The search, evaluated: short answers, few neutral sentences, one mode, and random sets for
-    the site that is expected to be chosen.
+def located(smollm: HookedModel, settings: LocateSettings, asked: Path) -> Path:
+    """The run, taken up: a search over a few capitals, not evaluated yet."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("interp.commands.known.knowledge_shard", interrupt)  # is not asked again
+        locate_run(smollm, settings, asked, progress=False)
+    return asked
+
+
+WANTED = EvaluateSettings(counts=(3,), heads=0.01, mode="zero")
+
+
+def shards_of(run: Path) -> dict[Path, int]:
+    """The shards of an evaluation, and when each was written."""
+    files = (run / "shards" / "evaluate").rglob("*.safetensors")
+    return {path: path.stat().st_mtime_ns for path in files}
+
+
+@contextmanager
+def shortened() -> Iterator[pytest.MonkeyPatch]:
+    """Short answers, few neutral sentences, and random sets for the site that is expected to be
+    chosen.
     """
-    _, split, effects = load_run(located)
-    wanted = EvaluateSettings(counts=(3,), heads=0.01, mode="zero")
-    sentences = neutral_sentences()[:4]
+    sentences = neutral_sentences()[:2]
 
     def short(*arguments: Any, **options: Any) -> list[str]:
         return greedy_answers(*arguments, **{**options, "max_new_tokens": 2})
@@ -78,8 +103,37 @@ def run(smollm: HookedModel, located: Path) -> Path:
         patch.setattr(evaluation, "random_interventions", of_one_site)
         measure = sys.modules[neutral_sentences.__module__]
         patch.setattr(measure, "neutral_sentences", lambda: sentences)
-        evaluate_run(smollm, split, effects, settings=wanted, run=located, progress=False)
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def chosen(smollm: HookedModel, located: Path) -> dict[Path, int]:
+    """The shards of an evaluation that was interrupted after the choice of a site, and after the
+    unconstrained answers.
+    """
+    _, split, effects = load_run(located)
+    with shortened() as patch:
+        patch.setattr("interp.commands.evaluate.evaluate", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate_run(smollm, split, effects, settings=WANTED, run=located, progress=False)
+    return shards_of(located)
+
+
+@pytest.fixture(scope="module")
+def run(smollm: HookedModel, located: Path, chosen: dict[Path, int]) -> Path:
+    """The evaluation, taken up."""
+    assert chosen
+    _, split, effects = load_run(located)
+    with shortened():
+        evaluate_run(smollm, split, effects, settings=WANTED, run=located, progress=False)
     return located
+
+
+@pytest.mark.bridge_only
+def test_what_the_model_knows_is_kept_of_an_interrupted_search(asked: Path) -> None:
+    known = json.loads((asked / "known.json").read_text(encoding="utf-8"))
+    assert 16 <= len(known["subjects"]) < N_FACTS
+    assert not (asked / "effects.safetensors").exists()
 
 
 @pytest.mark.bridge_only
@@ -99,6 +153,14 @@ def test_search_saw_nothing_of_the_held_out_part(located: Path) -> None:
 
 
 @pytest.mark.bridge_only
+def test_an_interrupted_evaluation_keeps_what_was_scored(
+    located: Path, chosen: dict[Path, int]
+) -> None:
+    assert len(chosen) >= 6  # two sites and the answers, false premises and their twins
+    assert not (located / "evaluation.json").exists()
+
+
+@pytest.mark.bridge_only
 def test_constraint_helps_on_held_out_and_random_sets_do_not(run: Path) -> None:
     best = json.loads((run / "evaluation.json").read_text())
     assert best["site"] == "attention"
@@ -111,6 +173,12 @@ def test_constraint_helps_on_held_out_and_random_sets_do_not(run: Path) -> None:
     assert after - before >= 0.4
     assert null["preference_accuracy"]["mean"] - before <= 0.2
     assert null["percentile_of_selected"] == 100
+
+
+@pytest.mark.bridge_only
+def test_what_was_scored_is_not_scored_again(run: Path, chosen: dict[Path, int]) -> None:
+    after = shards_of(run)
+    assert chosen.items() < after.items()
 
 
 @pytest.mark.bridge_only

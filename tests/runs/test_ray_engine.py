@@ -113,11 +113,20 @@ def ended(processes: Iterable[int], *, seconds: float = 60.0) -> bool:
     return True
 
 
+@pytest.fixture(scope="module")
+def here(model: HookedModel, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The hashes that one process gives."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    hashes = made(model, folder, tmp_path_factory.mktemp("here") / "run", None)
+    torch.set_num_threads(before)
+    return hashes
+
+
 @pytest.mark.usefixtures("one_thread")
 def test_two_workers_and_one_killed_give_the_bytes_of_one_process(
-    model: HookedModel, folder: Path, address: str, tmp_path: Path
+    model: HookedModel, folder: Path, here: dict[str, str], address: str, tmp_path: Path
 ) -> None:
-    here = made(model, folder, tmp_path / "here", None)
     with opened_engine("ray", model, address=address) as engine:  # they fill the cluster
         assert isinstance(engine, RayEngine)
         before = engine.processes()
