@@ -22,6 +22,7 @@ from interp.arguments import check_choice
 from interp.checked import checked
 from interp.errors import UserError
 from interp.forward.batch import TokenBatch, by_length
+from interp.forward.few_logits import LogitsOf, ends_in_unembedding, run_for_logits
 from interp.forward.hook_points import hook_name
 from interp.forward.layer_range import override_forward, pass_through
 from interp.forward.out_of_memory import halving
@@ -46,7 +47,8 @@ the highest log-probability of any token, and the entropy of the distribution, a
 PREDICTIONS_AT_ONCE = 2**20
 """Logits that become probabilities at once: so few stay in a processor's cache."""
 PREDICTION_NUMBERS = 2**25
-"""Logits computed in one pass where predictions are asked for; in float32 they take 134 MB."""
+"""Logits of the tokens of one pass where predictions are asked for. A model that caps its logits
+computes all of them; in float32 they take 134 MB."""
 
 
 @dataclass(frozen=True)
@@ -244,11 +246,17 @@ def _read_chunk(
         seen[at] = value[row.to(value.device), position.to(value.device)].to(device)
 
     places = product(hooks, layers)
+    hf_model, batch = model.original_model, TokenBatch.from_padded(tokens)
+    keep = width - start if predictions else 1
+    run = partial(call_positions, hf_model, batch, rows, start=start, cache=cache, keep=keep)
+    logits_of: LogitsOf | None = None
+    if predictions:
+        ends_in_unembedding(hf_model)  # tried before there are hooks
     with hooked(model, [(hook_name(*place), partial(read, at=place)) for place in places]):
-        batch, keep = TokenBatch.from_padded(tokens), width - start if predictions else 1
-        logits = call_positions(
-            model.original_model, batch, rows, start=start, cache=cache, keep=keep
-        )
+        if predictions:
+            logits_of = run_for_logits(hf_model, run)
+        else:
+            run()
     for hook in hooks:
         if missing := [layer for layer in layers if (hook, layer) not in seen]:
             raise UserError(
@@ -258,14 +266,14 @@ def _read_chunk(
         hook: torch.stack([seen[hook, layer] for layer in layers], dim=1).cpu() for hook in hooks
     }
     kept = _keys_values_in(cache) if keys_values and cache is not None else ()
-    if not predictions:
+    if logits_of is None:
         return values, None, kept
     following = torch.tensor([prompt.tokens[at] for prompt in prompts for at in prompt.positions])
-    places = torch.stack([row, position - 1, upload(following, device)]).to(logits.device)
-    few = max(1, PREDICTIONS_AT_ONCE // logits.shape[-1])
+    tokens_of = torch.stack([row, position - 1, upload(following, device)])
+    few = max(1, PREDICTIONS_AT_ONCE // model.cfg.d_vocab)
     expected = [
-        predictions_of(logits[rows_of, at], expects)
-        for rows_of, at, expects in places.split(few, 1)
+        predictions_of(logits_of(rows_of, at), expects)
+        for rows_of, at, expects in tokens_of.split(few, dim=1)
     ]
     return values, torch.cat(expected).cpu(), kept
 
@@ -279,12 +287,18 @@ def predictions_of(
     logits: Float[Tensor, "token d_vocab"], following: Int[Tensor, " token"]
 ) -> Float[Tensor, "token 3"]:
     """What `PREDICTIONS` names, in float32, of the tokens that follow these logits."""
-    log_probabilities = logits.float().log_softmax(dim=-1)
+    # In few copies of the logits: below their largest, which has the exponential 1.
+    below = logits.float()
+    below = below - below.amax(dim=-1, keepdim=True)
+    weights = below.exp()
+    total = weights.sum(dim=-1)
+    normalizer = total.log()
+    expected = weights.mul_(below).nansum(dim=-1) / total  # 0 · log 0 is 0
     return torch.stack(
         [
-            log_probabilities.gather(-1, following[:, None])[:, 0],
-            log_probabilities.amax(dim=-1),
-            -(log_probabilities.exp() * log_probabilities).nansum(dim=-1),  # 0 · log 0 is 0
+            below.gather(-1, following[:, None])[:, 0] - normalizer,
+            -normalizer,
+            normalizer - expected,
         ],
         dim=-1,
     )
