@@ -10,7 +10,7 @@
 import interp
 
 model = interp.load_model("smollm2-135m")
-split = interp.filter_known(model, interp.load_premises("capitals", limit=60)).split(seed=0)
+split = interp.filter_known(model, interp.load_premises("capitals", limit=40)).split(seed=0)
 effects = interp.locate_heads(model, split.search, site="attention")
 effects
 
@@ -63,7 +63,7 @@ interp.evaluate(model, split.held_out, heads=heads, random_sets=0, answers=False
 # does not always write a good sentence, and some constrained answers ramble. The evaluation scores
 # the preference, not the style.
 #
-# **Shortened for speed.** This notebook uses the first 60 capitals (omit `limit=` for all),
+# **Shortened for speed.** This notebook uses the first 40 capitals (omit `limit=` for all),
 # first-order estimates of effects (`method="path"` is the paper's exact method), no comparison with
 # random sets of heads (omit `random_sets=0`), and no generated answers (omit `answers=False`).
 #

@@ -10,7 +10,7 @@ import pandas as pd
 import interp
 
 model = interp.load_model("smollm2-135m")
-split = interp.filter_known(model, interp.load_premises("capitals", limit=40)).split(seed=0)
+split = interp.filter_known(model, interp.load_premises("capitals", limit=32)).split(seed=0)
 effects = {
     "attention": interp.locate_heads(model, split.search, site="attention"),
     "output": interp.locate_heads(model, split.search, site="output"),
@@ -87,7 +87,7 @@ constraint
 # given the true words and hides them too, which causes the cost above. In notebook 06 a probe
 # decides when to constrain.
 #
-# **Shortened for speed.** This notebook uses the first 40 capitals, three numbers of heads, and
+# **Shortened for speed.** This notebook uses the first 32 capitals, three numbers of heads, and
 # answers to a few questions. The full commands are `interp locate` and then
 # `interp evaluate runs/capitals --heads 0.01`.
 #

@@ -23,7 +23,7 @@ from interp.report.comparison_figures import curve_figure
 
 settings = TrainingSettings(
     data=("arithmetic", "facts"),
-    steps=24,
+    steps=16,
     batch=4,
     learning_rate=3e-3,
     log_every=2,
@@ -49,7 +49,7 @@ curve_figure(losses, "load_balance", "load-balance loss", even=1.0)
 # %%
 base = load_pretrained("smollm2-135m")
 adapted = interp.moelora.load_adapter(base.model, run / "adapter").eval()
-tasks = {name: load_split(name).test[:30] for name in ("arithmetic", "facts")}
+tasks = {name: load_split(name).test[:20] for name in ("arithmetic", "facts")}
 texts = {name: [f"{one.prompt} {one.response}" for one in some] for name, some in tasks.items()}
 records, similarity = collect_routing(adapted, texts, base.tokenizer)
 records.plot("load", target="q_proj")
@@ -95,7 +95,7 @@ effects
 # alike, and switching one off changes little. The figures show how to do the analysis, not the
 # results of a fully trained MoELoRA adapter.
 #
-# **Shortened for speed.** This notebook uses a few steps (200 or more are usual), 30 held-out
+# **Shortened for speed.** This notebook uses a few steps (200 or more are usual), 20 held-out
 # questions per task, no null within words (omit `token_draws=0`), and eight experts. The full
 # commands are `interp moelora train` and `interp moelora analyze`.
 #

@@ -9,7 +9,7 @@ import interp
 import probes
 
 model = interp.load_model("smollm2-135m")
-split = interp.filter_known(model, interp.load_premises("capitals", limit=40)).split(seed=0)
+split = interp.filter_known(model, interp.load_premises("capitals", limit=32)).split(seed=0)
 grid = probes.probe_grid(
     model,
     split.search,
@@ -88,7 +88,7 @@ interp.generate(model, questions[1], heads=heads, gate="probe", detector=detecto
 # **Limitation.** This detector knows one relation, and only facts that the model knows. It misses
 # most other kinds of false premise; [docs/probes.md](../docs/probes.md) has the numbers.
 #
-# **Shortened for speed.** This notebook uses the first 40 capitals, seven layers and one relation.
+# **Shortened for speed.** This notebook uses the first 32 capitals, seven layers and one relation.
 # `probes.detector_for(model)` gives the one that ships for this model; for any other it trains one
 # on the relations that ship, once.
 # `interp probe --premises capitals --out runs/probe` computes the whole map.
