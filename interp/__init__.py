@@ -7,6 +7,7 @@ The flat surface for notebooks and scripts. Data walks in one direction::
 Each stage takes a value and returns a value; stop anywhere and look. FAITH is arXiv 2402.19103.
 """
 
+import logging
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -99,3 +100,9 @@ __all__ = [
 ]
 
 __getattr__, __dir__ = names_on_demand(__name__)
+
+# PEFT imports bitsandbytes, which on some CPUs warns of a kernel that is missing: models here never
+# use it (`interp.quantized.keep_precision`).
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
+    lambda record: "gemm_4bit_forward" not in record.getMessage()
+)

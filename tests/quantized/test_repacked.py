@@ -6,6 +6,8 @@ On other CPUs its function for that is called here; only its product cannot be t
 import copy
 import importlib
 import logging
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -177,3 +179,11 @@ def test_a_wrong_unpacking_is_refused_on_any_cpu(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(UserError, match="rows of 96 numbers are not whole blocks of 64"):
         check_unpacking(nn.ModuleDict({"odd": odd}))
     check_unpacking(nn.ModuleDict({"whole": whole}))  # is not looked at: it costs a pass
+
+
+def test_importing_peft_says_nothing_of_a_kernel() -> None:
+    """In a new process: bitsandbytes warns when it is first imported, on such a CPU."""
+    code = "import interp.moelora, sys; assert 'bitsandbytes' in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
