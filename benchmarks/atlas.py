@@ -1,6 +1,6 @@
 """Write docs/atlas.md from run directories: the models that were really run, side by side.
 
-    python benchmarks/atlas.py runs/float32 runs/4bit runs/adapted runs/demo runs/moelora
+    python benchmarks/atlas.py runs/float32 runs/bfloat16 runs/4bit runs/adapted runs/demo runs/moelora
 
 The commands that made these runs are on the page. The figure needs the extra `export` (kaleido) and
 a Chromium. Writes benchmarks/results/atlas.json too: the rows, and the comparisons of the heads.
@@ -31,12 +31,14 @@ all intervals, from the runs of these commands:
 ```bash
 interp locate --premises capitals --site attention --limit 60 --out runs/float32
 interp evaluate runs/float32 --answers none
+interp locate --premises capitals --site attention --limit 60 --dtype bfloat16 --out runs/bfloat16
+interp evaluate runs/bfloat16 --answers none
 interp locate --premises capitals --site attention --limit 60 --out runs/4bit \\
     --quantization bnb-4bit
 interp evaluate runs/4bit --answers none --counts 3
 python benchmarks/atlas_adapter.py
 interp demo
-python benchmarks/atlas.py runs/float32 runs/4bit runs/adapted runs/demo runs/moelora
+python benchmarks/atlas.py runs/float32 runs/bfloat16 runs/4bit runs/adapted runs/demo runs/moelora
 ```
 
 `adapted` is `float32` with the adapter of `moelora`, which was trained without the rows that name a

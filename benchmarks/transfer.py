@@ -160,6 +160,15 @@ def facts_of(model: Any, options: Options) -> tuple[dict[str, Premises], dict[st
     return premises, n_known
 
 
+def searched(
+    model: Any, options: Options
+) -> tuple[dict[str, Premises], dict[str, HeadEffects], dict[str, int]]:
+    """As `facts_of`, with the effects of all heads."""
+    premises, n_known = facts_of(model, options)
+    effects = {name: effects_of(model, one, options) for name, one in premises.items()}
+    return premises, effects, n_known
+
+
 def known_facts(model: Any, name: str, options: Options) -> tuple[Premises, int]:
     """The first known facts of a relation, and how many are known of those that were tried."""
     file = options.work / f"{name}.json"
