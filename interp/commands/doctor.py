@@ -189,8 +189,11 @@ def _memory_of_machine() -> tuple[int, int]:
 
 def _cache(cache_dir: Path | None) -> Iterator[Finding]:
     try:
-        spec = importlib.import_module("interp.models.spec")
-        importlib.import_module("interp.models.versions").hooked_class()  # with TransformerLens
+        # Here, since one of the packages behind it may be what is broken.
+        from interp.models import spec
+        from interp.models.versions import hooked_class
+
+        hooked_class()  # with TransformerLens
     except Exception as error:
         yield Finding("models", f"cannot be imported: {one_line(error)}", ok=False)
         return
