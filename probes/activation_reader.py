@@ -44,8 +44,9 @@ DEFAULT_BATCH_TOKENS = 4096
 PREDICTIONS = ("log_probability", "highest", "entropy")
 """What the model expected at a token, from the token before it: the log-probability of the token,
 the highest log-probability of any token, and the entropy of the distribution, all in nats."""
-PREDICTIONS_AT_ONCE = 2**20
-"""Logits that become probabilities at once: so few stay in a processor's cache."""
+TOKENS_AT_ONCE = 32
+"""Tokens whose logits are computed and become probabilities at once on a CPU, where few take little
+memory; elsewhere as many as `PREDICTION_NUMBERS` allows, so that few kernels start."""
 PREDICTION_NUMBERS = 2**25
 """Logits of the tokens of one pass where predictions are asked for. A model that caps its logits
 computes all of them; in float32 they take 134 MB."""
@@ -270,7 +271,8 @@ def _read_chunk(
         return values, None, kept
     following = torch.tensor([prompt.tokens[at] for prompt in prompts for at in prompt.positions])
     tokens_of = torch.stack([row, position - 1, upload(following, device)])
-    few = max(1, PREDICTIONS_AT_ONCE // model.cfg.d_vocab)
+    few = max(1, PREDICTION_NUMBERS // model.cfg.d_vocab)
+    few = TOKENS_AT_ONCE if device.type == "cpu" else few
     expected = [
         predictions_of(logits_of(rows_of, at), expects)
         for rows_of, at, expects in tokens_of.split(few, dim=1)
