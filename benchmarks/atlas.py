@@ -46,7 +46,7 @@ subject whose fact `float32` knows; the further facts that `adapted` knows may h
 `demo` constrains the heads that ship with the package, which were found
 without capitals, behind the detector that ships; the other runs have no gate. The facts that a
 model knows differ between the runs, and so do their questions: n and the first column say how many.
-How heads transfer over many relations is on [its own page](transfer.md). {left_out}
+How heads transfer over many relations is on [its own page](transfer.md).{left_out}
 
 """
 
@@ -75,7 +75,7 @@ def main(options: Options) -> None:
     write_json(options.out, content)
     if options.picture:
         found.plot().write_image(options.page.parent / FIGURE, scale=2)
-    head = HEAD.format(left_out=options.left_out).rstrip() + "\n"
+    head = HEAD.format(left_out=f" {options.left_out}".rstrip()).rstrip() + "\n"
     write_atomically(options.page, render_atlas(found, figure=FIGURE, head=head))
     print(f"wrote {options.page} and {options.out}")
 
