@@ -1,6 +1,6 @@
 """Write docs/atlas.md from run directories: the models that were really run, side by side.
 
-    python benchmarks/atlas.py runs/float32 runs/bfloat16 runs/4bit runs/adapted runs/demo runs/moelora
+    python benchmarks/atlas.py RUN RUN …
 
 The commands that made these runs are on the page. The figure needs the extra `export` (kaleido) and
 a Chromium. Writes benchmarks/results/atlas.json too: the rows, and the comparisons of the heads.

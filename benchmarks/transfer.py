@@ -296,26 +296,25 @@ def page(content: dict[str, Any]) -> str:
             f"{100 * others['cost']:.1f} | {interval(others, 'p_true_cost')} |"
         )
     many = f"relations with many known facts ({len(content['strong'])})"
-    for title, means in (
-        ("All relations, means:", content["means"]),
-        (f"{many.capitalize()}, means:", content["means_strong"]),
-        (
-            "FAITH's own way (path patching on "
-            f"{baseline['prompts']} prompts of each relation, votes of the prompts, output zero at "
-            "the object), all relations, means:",
-            baseline["means"],
-        ),
-        (f"FAITH's own way, {many}, means:", baseline["means_strong"]),
-    ):
-        lines += ["", title, "", *table_of(means)]
-    stability = pd.DataFrame(content["stability"])
-    means = stability.drop(columns=["a", "b"]).astype(float).mean()
+    lines += ["", "All relations, means:", "", *table_of(content["means"])]
+    lines += ["", f"{many.capitalize()}, means:", "", *table_of(content["means_strong"])]
+    means = pd.DataFrame(content["stability"]).drop(columns=["a", "b"]).astype(float).mean()
     lines += [
         "",
-        f"Stability over {len(stability)} pairs of relations: the best 8 heads share a Jaccard "
-        f"index of {means['jaccard']:.2f} (random sets matched per layer: "
+        f"Stability over {len(content['stability'])} pairs of relations: the best 8 heads share a "
+        f"Jaccard index of {means['jaccard']:.2f} (random sets matched per layer: "
         f"{means['jaccard_null']:.2f}); all effects correlate with {means['spearman']:.2f} "
         f"(permuted within layers: {means['spearman_null']:.2f}).",
+        "",
+        "The baseline, FAITH's own way: path patching on "
+        f"{baseline['prompts']} prompts of each relation, the heads that most prompts vote for, "
+        "their output set to zero at the object. All relations, means:",
+        "",
+        *table_of(baseline["means"]),
+        "",
+        f"The baseline, {many}, means:",
+        "",
+        *table_of(baseline["means_strong"]),
     ]
     return "\n".join(lines)
 
