@@ -218,50 +218,52 @@ def path_effects_of(model: Any, premises: Premises, options: Options) -> HeadEff
 def baseline_of(model: Any, held_out: Premises, by_path: JointEffects, options: Options) -> Any:
     """A relation's held-out part under heads that FAITH's own way finds."""
     name = held_out.relation.name
-    file = options.work / f"{name}-path-{options.path_prompts}-scores.csv"
-    if file.is_file():
-        return pd.read_csv(file)
     searched = {OTHERS: by_path.without(name).pooled, name: by_path.by_relation[name]}
     constraints = {
         of: [Constraint(found.select(count=n, vote=VOTE_THRESHOLD)) for n in options.counts]
         for of, found in searched.items()
     }
-    table = score_transfer(
-        model,
-        held_out,
-        constraints,
-        random_sets=options.random_sets,
-        matched_to=constraints[OTHERS][-1],
-        seed=options.seed,
-        progress=False,
-    )
-    logger.info("%s: scored under the heads of path patching", name)
-    write_table(file, table)
-    return table
+    return kept_scores(model, held_out, constraints, options, of=f"path-{options.path_prompts}-")
 
 
 def scores_of(model: Any, held_out: Premises, joint: JointEffects, options: Options) -> Any:
     """A relation's held-out part under the heads of all others and under its own."""
     name = held_out.relation.name
-    file = options.work / f"{name}-{'-'.join(map(str, options.counts))}.csv"
-    if file.is_file():
-        return pd.read_csv(file)
     rest, most = joint.without(name), max(options.counts)
     constraints = {
         OTHERS: [Constraint(rest.select(count=count)) for count in options.counts],
         **{f"{OTHERS}, {by}": [Constraint(rest.select(count=most, by=by))] for by in BY},
         name: [Constraint(joint.by_relation[name].select(count=n)) for n in options.counts],
     }
+    return kept_scores(model, held_out, constraints, options)
+
+
+def kept_scores(
+    model: Any,
+    held_out: Premises,
+    constraints: dict[str, list[Constraint]],
+    options: Options,
+    *,
+    of: str = "",
+) -> Any:
+    """The scores of constraints on a relation's held-out part, kept in a file named ``of`` them.
+
+    Random sets are matched to the most heads of all others.
+    """
+    name = held_out.relation.name
+    file = options.work / f"{name}-{of}{'-'.join(map(str, options.counts))}.csv"
+    if file.is_file():
+        return pd.read_csv(file)
     table = score_transfer(
         model,
         held_out,
         constraints,
         random_sets=options.random_sets,
-        matched_to=constraints[OTHERS][options.counts.index(most)],
+        matched_to=constraints[OTHERS][options.counts.index(max(options.counts))],
         seed=options.seed,
         progress=False,
     )
-    logger.info("%s: scored", name)
+    logger.info("%s: scored %s", name, of)
     write_table(file, table)
     return table
 

@@ -133,6 +133,13 @@ def _state_of(module: Any) -> Any:
     return getattr(module.weight, "quant_state", None) or module.quant_state
 
 
+def _modules_of_4bit(model: nn.Module) -> Iterator[tuple[str, Any, Any]]:
+    """The name, the module and the state of all 4-bit projections of bitsandbytes."""
+    for name, module in quantized_modules(model):
+        if type(module._parameters.get("weight")).__name__ == "Params4bit":
+            yield name, module, _state_of(module)
+
+
 def _is_repacked(state: Any) -> bool:
     """Whether bitsandbytes has packed a weight anew for a CPU with bfloat16 instructions."""
     return bool(getattr(state, "packing_format_for_cpu", False))
@@ -186,17 +193,12 @@ def restore_packing(model: nn.Module) -> None:
     0.50.2), so that the model and what is saved of it are wrong from then on. Here the numbers and
     the rounded scales stay as they are; scales are not quantized any more.
     """
-    repacked = [
-        module
-        for _, module in quantized_modules(model)
-        if type(module._parameters.get("weight")).__name__ == "Params4bit"
-        and _is_repacked(_state_of(module))
-    ]
-    for module in repacked:
-        weight, state = cast(Any, module.weight), _state_of(module)
-        pairs = _levels_of_repacked(weight.data, state).reshape(-1, 2)
+    found = _modules_of_4bit(model)
+    repacked = [(module, state) for _, module, state in found if _is_repacked(state)]
+    for module, state in repacked:
+        pairs = _levels_of_repacked(module.weight.data, state).reshape(-1, 2)
         data = ((pairs[:, 0] << 4) | pairs[:, 1]).reshape(state.original_qshape)
-        weight.data = data.view(getattr(state, "original_storage_type", None) or torch.uint8)
+        module.weight.data = data.view(getattr(state, "original_storage_type", None) or torch.uint8)
         state.absmax, state.nested = _scales_of_4bit(state), False
         state.dtype, state.packing_format_for_cpu = state.original_dtype, False
     if repacked:
@@ -213,18 +215,14 @@ def check_unpacking(model: nn.Module) -> None:
     and blocks of 64, say): such a model would run, and answer with other weights.
     """
     seen: set[tuple[int, ...]] = set()
-    for name, module in quantized_modules(model):
-        weight: Any = module._parameters.get("weight")
-        if type(weight).__name__ != "Params4bit" or weight.device.type != "cpu":
-            continue
-        state = _state_of(module)
-        if state.shape[-1] % state.blocksize == 0 or tuple(state.shape) in seen:
+    for name, module, state in _modules_of_4bit(model):
+        weight = module.weight
+        whole = weight.device.type != "cpu" or state.shape[-1] % state.blocksize == 0
+        if whole or _is_repacked(state) or tuple(state.shape) in seen:
             continue
         seen.add(tuple(state.shape))
-        repacked = _is_repacked(state)
-        levels = _levels_of_repacked(weight.data, state) if repacked else _levels(weight.data)
-        expected = _values_of_4bit(levels, state)
-        if not torch.allclose(weight_of(module, needed_by="").float(), expected, 1e-2, 1e-6):
+        expected = _values_of_4bit(_levels(weight.data), state)
+        if not torch.allclose(_of_4bit(module, weight).float(), expected, 1e-2, 1e-6):
             raise UserError(
                 f"bitsandbytes on this CPU unpacks the 4-bit weights of {name} wrongly, since its "
                 f"rows of {state.shape[-1]} numbers are not whole blocks of {state.blocksize}: "

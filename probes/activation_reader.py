@@ -271,11 +271,11 @@ def _read_chunk(
         return values, None, kept
     following = torch.tensor([prompt.tokens[at] for prompt in prompts for at in prompt.positions])
     tokens_of = torch.stack([row, position - 1, upload(following, device)])
-    few = max(1, PREDICTION_NUMBERS // model.cfg.d_vocab)
-    few = TOKENS_AT_ONCE if device.type == "cpu" else few
+    many = max(1, PREDICTION_NUMBERS // model.cfg.d_vocab)
+    at_once = TOKENS_AT_ONCE if device.type == "cpu" else many
     expected = [
         predictions_of(logits_of(rows_of, at), expects)
-        for rows_of, at, expects in tokens_of.split(few, dim=1)
+        for rows_of, at, expects in tokens_of.split(at_once, dim=1)
     ]
     return values, torch.cat(expected).cpu(), kept
 

@@ -19,6 +19,8 @@ from interp.models.placement import input_device
 
 _ends_in_unembedding: "weakref.WeakKeyDictionary[nn.Module, bool]" = weakref.WeakKeyDictionary()
 """By unembedding, whether its output is the model's logits."""
+TRIED = 8
+"""Tokens on which that is tried."""
 
 
 LogitsOf = Callable[[Int[Tensor, " token"], Int[Tensor, " token"]], Float[Tensor, "token d_vocab"]]
@@ -53,17 +55,24 @@ def run_for_logits(hf_model: Any, run: Callable[[], Float[Tensor, "row keep d_vo
 
 
 def ends_in_unembedding(hf_model: Any) -> bool:
-    """Whether a model's logits are its unembedding's output: tried once, on one token."""
+    """Whether a model's logits are its unembedding's output: tried once, on a few tokens.
+
+    They are spread over the vocabulary: of a token for padding, whose embedding may be zero, a cap
+    changes nothing.
+    """
     unembedding = hf_model.get_output_embeddings()
     if unembedding is None:
         return False
     if unembedding not in _ends_in_unembedding:
         outputs: list[Any] = []
+        last = hf_model.config.get_text_config().vocab_size - 1
+        tokens = torch.linspace(0, last, TRIED, device=input_device(hf_model)).long()[None]
         with unembedding.register_forward_hook(lambda *seen: outputs.append(seen[-1])):
-            token = torch.ones((1, 1), dtype=torch.long, device=input_device(hf_model))
-            logits = call_model(hf_model, token, token.bool())
-        found = len(outputs) == 1 and isinstance(outputs[0], Tensor)
-        _ends_in_unembedding[unembedding] = found and bool(
-            torch.equal(outputs[0].to(logits), logits)
+            logits = call_model(hf_model, tokens, torch.ones_like(tokens).bool(), keep=TRIED)
+        _ends_in_unembedding[unembedding] = (
+            len(outputs) == 1
+            and isinstance(outputs[0], Tensor)
+            and torch.equal(outputs[0].to(logits), logits)
+            and bool(logits.any())
         )
     return _ends_in_unembedding[unembedding]

@@ -6,42 +6,25 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Gemma2Config, Gemma2ForCausalLM
+from transformers import Gemma2ForCausalLM
 
 from interp.forward.batch import TokenBatch
 from interp.forward.few_logits import ends_in_unembedding, run_for_logits
 from interp.forward.prompts import call_positions
+from tests.attached.architectures import SPECIES, make
 
 TOKENS = torch.tensor([[5, 9, 7, 8, 30, 31], [40, 41, 42, 43, 44, 45]])
 ROWS, POSITIONS = torch.tensor([0, 0, 1]), torch.tensor([1, 3, 0])
 
 
-def capped(tokenizer: Any) -> Any:
-    """A tiny Gemma 2, whose logits are capped behind the unembedding."""
-    config = Gemma2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        final_logit_softcapping=0.5,
-        initializer_range=0.2,
-    )
-    torch.manual_seed(0)
-    return Gemma2ForCausalLM(config).eval()
-
-
-@pytest.fixture(params=["llama", "gpt2", "capped"])
-def hf_model(request: pytest.FixtureRequest, hf_factory: Any, plain_tokenizer: Any) -> Any:
-    if request.param == "capped":
-        return capped(plain_tokenizer)
-    return hf_factory(request.param, plain_tokenizer)
+@pytest.fixture(params=list(SPECIES))
+def hf_model(request: pytest.FixtureRequest, plain_tokenizer: Any) -> Any:
+    return make(request.param, plain_tokenizer)
 
 
 @torch.no_grad()
 def test_they_are_those_of_the_whole_pass(hf_model: Any) -> None:
+    """Gemma 2 caps its logits behind the unembedding."""
     expected = hf_model(input_ids=TOKENS).logits[:, 2:]
     widths: list[int] = []
     unembedding = hf_model.get_output_embeddings()
