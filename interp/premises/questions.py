@@ -196,6 +196,13 @@ class Premises(Displayed):
         """The question that asks for the object outright, for the knowledge check."""
         return self.relation.direct_for(self.fact(item.subject))
 
+    def reverse(self, item: Question | Fact) -> str:
+        """The question that names the true object and asks for the subject.
+
+        Raises `UserError` where the relation has none.
+        """
+        return self.relation.reverse_for(self.fact(item.subject))
+
     def first(self, n: int) -> "Premises":
         """The first `n` facts; tables list the best-known subjects first where that is known."""
         if whole_number("the number of facts", n) < 1:

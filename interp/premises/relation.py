@@ -4,8 +4,9 @@ A *fact* is one known triple (subject, relation, object). A *template* is a ques
 for the subject and one for the object; filled with an object that is not the fact's own it becomes
 a false-premise question (FAITH, arXiv 2402.19103), filled with the true one its true-premise twin.
 A *cloze* opens the answer with a sentence that the object completes, so that one next-token
-distribution tells knowledge from hallucination. A *direct* question asks for the object itself. A
-*frame* is a further question in one of the syntactic forms of `FRAMES`, to test on.
+distribution tells knowledge from hallucination. A *direct* question asks for the object itself, a
+*reverse* question names the object and asks for the subject. A *frame* is a further question in one
+of the syntactic forms of `FRAMES`, to test on.
 
 Filling returns character spans `[start, end)` that follow from the positions of the slots; the text
 is not searched for names, because names repeat, contain each other, and may contain braces.
@@ -126,8 +127,9 @@ class Relation:
 
     `search_templates` are the ones that a search for heads may see; the others are held out. `mask`
     is the neutral text that replaces the false object in a masked run. `frames` are further
-    questions in the forms of `FRAMES`; `near` names the column with the group of a fact's object.
-    Raises `UserError` when the parts do not fit together.
+    questions in the forms of `FRAMES`; `near` names the column with the group of a fact's object;
+    `reverse`, where there is one, is an honest question that names no subject. Raises `UserError`
+    when the parts do not fit together.
     """
 
     name: str
@@ -146,6 +148,7 @@ class Relation:
     url: str = ""
     frames: tuple[Template, ...] = ()
     near: str = ""
+    reverse: str = ""
 
     def __post_init__(self) -> None:
         if not _RELATION_NAME.fullmatch(self.name):
@@ -161,6 +164,8 @@ class Relation:
         self._check_frames()
         _check_slots("cloze", self.cloze, once=("subject",), never=("object",))
         _check_slots("direct", self.direct, once=("subject",), never=("object",))
+        if self.reverse:
+            _check_slots("reverse", self.reverse, once=("object",), never=("subject",))
         self._check_facts()
 
     def _check_templates(self) -> None:
@@ -222,7 +227,7 @@ class Relation:
     def columns(self) -> tuple[str, ...]:
         """The columns besides subject and object that any of the sentences uses."""
         questions = (*self.templates, *self.frames)
-        texts = [question.text for question in questions] + [self.cloze, self.direct]
+        texts = [question.text for question in questions] + [self.cloze, self.direct, self.reverse]
         return tuple(dict.fromkeys(column for text in texts for column in _columns(text)))
 
     def group(self, fact: Fact) -> str:
@@ -259,6 +264,15 @@ class Relation:
     def direct_for(self, fact: Fact) -> str:
         """The question that asks for the object of `fact` outright."""
         return _render(self.direct, _values(fact))[0]
+
+    def reverse_for(self, fact: Fact) -> str:
+        """The question that names the object of `fact` and asks for its subject.
+
+        Raises `UserError` where the relation has none.
+        """
+        if not self.reverse:
+            raise UserError(f"relation {self.name!r} has no reverse question")
+        return _render(self.reverse, _values(fact, object=fact.object))[0]
 
 
 def frame_template(frame: str) -> str:

@@ -5,7 +5,6 @@ layer, and their activations stay on disk while the probes are fitted.
 """
 
 import contextlib
-import json
 import logging
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -25,9 +24,9 @@ from interp.models.fingerprint import prompting_fingerprint
 from interp.models.hooked_model import HookedModel
 from interp.models.template_clock import template_now, template_time
 from interp.premises import Premises, Question, check_knowledge, list_relations, load_premises
-from interp.premises.registry import data_dir
 from interp.premises.relation import frame_template
 from interp.runs.shards import digest_of
+from probes.detector.background import background_texts
 from probes.detector.balance import balanced_questions
 from probes.detector.calibration import CalibrationMethod
 from probes.detector.dataset import DetectorDataset, Folds
@@ -39,12 +38,7 @@ from probes.detector.evidence import EXPECTATION, PROBES
 from probes.detector.fit import combine, cross_fit_layers, fit_detector
 from probes.detector.own_model import noted_model
 from probes.detector.paraphrases import framed
-from probes.detector.questions import (
-    BackgroundText,
-    LabelledQuestion,
-    label_questions,
-    tokenize_question,
-)
+from probes.detector.questions import LabelledQuestion, label_questions
 from probes.store import store_activations
 
 logger = logging.getLogger(__name__)
@@ -56,10 +50,6 @@ BESIDE_FACTS = 24
 QUESTIONS = 1600
 """Questions, false and true, that are aimed at: with many facts, each is asked about through some
 of the templates only."""
-FACT_TEXTS = 240
-"""Texts about facts among the texts without a premise, at most."""
-WORD_PROBLEMS = 60
-"""Word problems among the texts without a premise."""
 FEWEST_KNOWN = 8
 """Relations of which the model knows fewer facts are left out."""
 KNOWN_SHARE = 0.4
@@ -308,31 +298,6 @@ def _taking_turns(
         for question in questions
         if (place[question.template] - turn[question.subject]) % n_templates < templates_each
     ]
-
-
-def background_texts(
-    model: HookedModel, premises: Iterable[Premises]
-) -> tuple[BackgroundText, ...]:
-    """Texts without a false premise: each fact's open question and true statement, word problems.
-
-    The word problems are those of the shipped task set `arithmetic` that adapters train on.
-    """
-    texts: list[tuple[str, str | None, str | None]] = []
-    for of_relation in premises:
-        name = of_relation.relation.name
-        for fact in of_relation.facts:
-            for text in (of_relation.direct(fact), f"{of_relation.cloze(fact)} {fact.object}."):
-                texts.append((text, name, f"{name}/{fact.subject}"))
-    texts = list(dict.fromkeys(texts))
-    texts = texts[:: max(1, -(-len(texts) // FACT_TEXTS))]
-    path = data_dir() / "tasks" / "arithmetic" / "train.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines()
-    step = max(1, len(lines) // WORD_PROBLEMS)
-    texts += [(json.loads(line)["prompt"], None, None) for line in lines[::step][:WORD_PROBLEMS]]
-    return tuple(
-        BackgroundText(tokenize_question(model.tokenizer, text), name, group)
-        for text, name, group in texts
-    )
 
 
 @checked

@@ -102,10 +102,17 @@ def test_columns_are_slots():
         template.fill(Fact("Bohr", "1922"), "1923")
 
 
-def test_cloze_and_direct():
-    relation = capital()
+def test_cloze_direct_and_reverse():
+    relation = capital(reverse="Which city is the capital of {object}?")
+    assert relation.reverse_for(relation.facts[1]) == "Which city is the capital of Italy?"
     assert relation.cloze_for(Fact("{object}", "x")) == "{object} is the capital of"
     assert relation.direct_for(relation.facts[1]) == "Which country is Rome the capital of?"
+
+
+def test_no_reverse_question():
+    relation = capital()
+    with pytest.raises(UserError, match="has no reverse question"):
+        relation.reverse_for(relation.facts[0])
 
 
 @pytest.mark.parametrize(
@@ -121,6 +128,9 @@ def test_cloze_and_direct():
         ({"cloze": "{subject} in {object}"}, "cloze must not hold {object}"),
         ({"direct": "Which country?"}, "direct must hold {subject}"),
         ({"direct": "Is {subject} in {continent}?"}, "slot {continent}"),
+        ({"reverse": "Which city?"}, "reverse must hold {object}"),
+        ({"reverse": "Is {subject} in {object}?"}, "reverse must not hold {subject}"),
+        ({"reverse": "Is {object} in {continent}?"}, "slot {continent}"),
         ({"mask": " "}, "mask is empty"),
         ({"false_object": "next_year"}, "'France' is not a year"),
         ({"facts": ()}, "at least one fact"),

@@ -6,6 +6,7 @@ import re
 import pytest
 
 from interp.premises import list_relations, load_premises, load_relation
+from interp.premises.relation import names
 from interp.premises.registry import data_dir
 
 ROW_COUNTS = {
@@ -81,6 +82,15 @@ def test_some_shipped_facts():
     nobel = load_premises("nobel")
     assert nobel.false_object(nobel.fact("Albert Einstein")) == "1922"
     assert "Marie Curie" not in nobel.subjects  # two prizes
+
+
+def test_every_relation_asks_for_its_subjects():
+    for name in list_relations():
+        premises = load_premises(name, limit=20)
+        for fact in premises.facts:
+            text = premises.reverse(fact)
+            assert names(text, fact.object)
+            assert not names(text, fact.subject)
 
 
 def test_capitals_come_by_population():
