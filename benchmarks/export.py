@@ -113,7 +113,7 @@ def compare_answers(folder: Path, said: list[str], texts: list[str]) -> dict[str
     """The answers of the other process beside those of the hooked model."""
     import interp
     from interp.exported import read_export
-    from probes.detector.echo_detector import load_detector
+    from probes.detector.support_detector import load_detector
 
     exported = read_export(folder)
     assert exported.detector is not None

@@ -22,7 +22,7 @@ from interp.heads import HeadSet, JointEffects
 from interp.heads.shipped import HEADS, MODEL
 from interp.premises import Premises
 from interp.runs.manifest import versions
-from probes.detector.echo_detector import EchoDetector
+from probes.detector.support_detector import SupportDetector
 from probes.detector.train import FEWEST_KNOWN, KNOWN_SHARE, train_detector
 
 ROOT = Path(__file__).parent.parent
@@ -56,10 +56,9 @@ def main(options: Options) -> None:
         fitted,
         known=False,
         n_questions=options.n_questions,
-        heads=heads,
         seed=options.seed,
     )
-    assert isinstance(detector, EchoDetector)
+    assert isinstance(detector, SupportDetector)
     detector.save(folder)
     model_file = {"fingerprint": detector.fingerprint, "left_out": [options.left_out]}
     write_json(folder / MODEL, model_file)
@@ -85,7 +84,9 @@ def without_subjects(premises: dict[str, Premises], left_out: str) -> list[Premi
     return kept
 
 
-def card(options: Options, heads: HeadSet, detector: EchoDetector, fitted: list[Premises]) -> str:
+def card(
+    options: Options, heads: HeadSet, detector: SupportDetector, fitted: list[Premises]
+) -> str:
     """The card: what it is for, what it was made from, what it was measured at, and its limits."""
     training: dict[str, Any] = detector.training
     tested = {kind: training[f"tested_{kind}"] for kind in ("false", "twins", "background")}
@@ -98,16 +99,16 @@ Made by `python benchmarks/ship.py` with torch {versions()["torch"]}, seed {opti
   belong to these weights, this tokenizer and this chat template, and are refused by others.
 - **Heads** (`heads.json`): {len(heads)} at site {heads.site}, {heads.chosen_by}:
   {", ".join(map(str, heads))}.
-- **Detector** (`detector.json`, `detector.safetensors`, `echo.json`): probes, and an echo under
-  these heads; trained on the facts that the model knows
+- **Detector** (`detector.json`, `detector.safetensors`, `support.json`): probes, and a test of the
+  premise's support; trained on the facts that the model knows
   of {len(fitted)} relations, in four templates and eight question frames: {names}.
 - **Left out**: {options.left_out}, its templates, and every fact about one of its subjects, so that
   it can be scored on.
 - **Cross-validated**, relations left out in turn: AUC {training["auc"]:.3f}; fires on
   {training["fired_on_false"]:.2f} of false premises and {training["fired_on_twins"]:.3f} of their
-  twins. The echo tests {tested["false"]:.2f} of false premises, {tested["twins"]:.2f} of twins and
-  {tested["background"]:.2f} of texts without a premise. Scores on left-out relations and on other
-  people's questions are in docs/probes.md.
+  twins. The support is tested in {tested["false"]:.2f} of false premises, {tested["twins"]:.2f} of
+  twins and {tested["background"]:.2f} of texts without a premise. Scores on left-out relations and
+  on other people's questions are in docs/probes.md.
 - **Limits**: English; one object a question; facts that this small model knows. It reads the
   model's activations, not the world: what the model does not know it cannot doubt.
 

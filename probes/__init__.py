@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from probes.detector.detect import detect, detect_premises
     from probes.detector.detections import Detection, Detector, PremiseDetections
     from probes.detector.detector import PremiseDetector
-    from probes.detector.echo_detector import EchoDetector, load_detector
     from probes.detector.rates import RateTable, at_rates
     from probes.detector.score import DetectionScore, score_detections, score_detector
+    from probes.detector.support_detector import SupportDetector, load_detector
     from probes.detector.train import detector_for, train_detector
     from probes.grid import ProbeGrid, probe_grid, probe_heads
     from probes.labelled_activations import LabelledActivations
@@ -53,7 +53,6 @@ __all__ = [
     "Detection",
     "DetectionScore",
     "Detector",
-    "EchoDetector",
     "LabelledActivations",
     "LayerScore",
     "LinearProbe",
@@ -65,6 +64,7 @@ __all__ = [
     "ProbeMap",
     "ProbeMethod",
     "RateTable",
+    "SupportDetector",
     "TokenActivations",
     "TokensToRead",
     "area_under_curve",

@@ -28,7 +28,7 @@ from interp.runs.manifest import check_same_model
 from probes.detector.detect import detect
 from probes.detector.detections import Detection, Detector
 from probes.detector.detector import DETECTOR_FOLDER, has_detector
-from probes.detector.echo_detector import load_detector
+from probes.detector.support_detector import load_detector
 
 Spans = list[Span | None] | None
 Detecting = Callable[[Sequence[str], str | None], Sequence[Detection]]

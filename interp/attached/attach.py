@@ -48,8 +48,8 @@ from interp.premises.joint import DEFAULT_MASK
 from interp.runs.manifest import recorded_model
 from probes.detector.detections import Detector
 from probes.detector.detector import DETECTOR_FOLDER, has_detector
-from probes.detector.echo_detector import AnyDetector, load_detector
 from probes.detector.own_model import for_relative
+from probes.detector.support_detector import AnyDetector, load_detector
 from probes.detector.train import kept_detector
 
 _ATTACHED: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()

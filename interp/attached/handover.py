@@ -24,7 +24,7 @@ from interp.interventions.intervention import Intervention
 from interp.models.call import first_shared_keys
 from interp.modules import modules
 from interp.precision import plain_dtype
-from probes.detector.echo import Reading
+from probes.detector.reading import Reading
 
 _UNDERSTOOD = {
     *("input_ids", "attention_mask", "position_ids", "cache_position", "past_key_values"),

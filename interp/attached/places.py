@@ -21,10 +21,10 @@ from interp.interventions.object_positions import copies_of, positions_at
 from interp.models.hooked_model import HookedModel
 from probes.detector.detect import detect
 from probes.detector.detections import Detection, Detector, spans_of
-from probes.detector.echo import Reading
-from probes.detector.echo_detector import AnyDetector
 from probes.detector.questions import AskedQuestion
+from probes.detector.reading import Reading
 from probes.detector.scored import ScoredChunk
+from probes.detector.support_detector import AnyDetector
 
 Ids = tuple[int, ...]
 

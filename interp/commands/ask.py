@@ -24,7 +24,7 @@ from interp.models.spec import EMBEDDED, cache_root, resolve
 from interp.premises.question_files import load_questions
 from interp.premises.question_list import RawQuestion
 from interp.runs.manifest import recorded_model
-from probes.detector.echo_detector import load_detector
+from probes.detector.support_detector import load_detector
 
 STDIN = "-"
 AT_ONCE = 8

@@ -23,7 +23,7 @@ from interp.report.answers import mark_object
 from interp.statistics.significance import mean_interval
 from probes.detector.detect import detect
 from probes.detector.detections import Detection, Detector
-from probes.detector.echo_detector import load_detector
+from probes.detector.support_detector import load_detector
 
 
 @dataclass(frozen=True)

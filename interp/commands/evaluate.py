@@ -41,7 +41,8 @@ from interp.runs.resources import run_resources
 from interp.runs.shards import Engine, InProcess
 from probes.detector.detect import detect_premises
 from probes.detector.detections import Detector, PremiseDetections
-from probes.detector.detector import DETECTOR_FOLDER, PremiseDetector, has_detector
+from probes.detector.detector import DETECTOR_FOLDER, has_detector
+from probes.detector.support_detector import load_detector
 from probes.detector.train import premises_beside, train_detector
 
 logger = logging.getLogger(__name__)
@@ -297,7 +298,7 @@ def run_detector(
     tokenizer or chat template.
     """
     if has_detector(run):
-        return PremiseDetector.load(run / DETECTOR_FOLDER, model=model)
+        return load_detector(run / DETECTOR_FOLDER, model=model)
     with run_clock(run, IDENTITY):
         parts = parts_of(split.search)
         beside = premises_beside((*parts, *unseen), seed=seed)

@@ -48,7 +48,7 @@ from interp.report.read_run import read_evaluation
 from interp.runs.manifest import check_same_model, read_manifest, recorded_model
 from interp.runs.shards import versions
 from probes.detector.detector import DETECTOR_FOLDER, has_detector
-from probes.detector.echo_detector import AnyDetector, load_detector
+from probes.detector.support_detector import AnyDetector, load_detector
 from probes.detector.train import kept_detector
 
 _BESIDE_WEIGHTS = (".json", ".jinja", ".model", ".txt")

@@ -26,7 +26,7 @@ from interp.models.folder import read_folder
 from interp.models.quantization import quantized_fingerprint
 from interp.models.spec import cache_root, resolve
 from probes.detector.detections import Detector
-from probes.detector.echo_detector import load_detector
+from probes.detector.support_detector import load_detector
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -25,7 +25,7 @@ from interp.harness.contexts import PlacesInContexts, PlainText, without_padding
 from interp.models import model_info, resolve
 from interp.runs.manifest import read_manifest, recorded_model
 from probes.detector.detections import Detector
-from probes.detector.echo_detector import load_detector
+from probes.detector.support_detector import load_detector
 
 _HARNESS_MODEL: Any = HFLM
 """Its decorator hides its class from type checkers."""

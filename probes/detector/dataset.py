@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.errors import UserError
+from interp.forward.batch import Span
 from interp.lazy import model_selection
 from probes.detector.questions import BackgroundText, LabelledQuestion
 from probes.scoring import groups_of
@@ -246,9 +247,17 @@ class DetectorDataset:
     @cached_property
     def mentions(self) -> Bool[Tensor, " token"]:
         """The object's tokens."""
-        of_questions = torch.tensor([question.object_tokens for question in self.questions])
-        spans = of_questions[self.question_of]
-        return (self._position >= spans[:, 0]) & (self._position < spans[:, 1])
+        return self._inside([question.object_tokens for question in self.questions])
+
+    @cached_property
+    def entities(self) -> Bool[Tensor, " token"]:
+        """The subject's and the object's tokens."""
+        return self.mentions | self._inside([part.subject_tokens for part in self.questions])
+
+    def _inside(self, spans: Sequence[Span]) -> Bool[Tensor, " token"]:
+        """The tokens in a span of each question."""
+        of_tokens = torch.tensor(spans)[self.question_of]
+        return (self._position >= of_tokens[:, 0]) & (self._position < of_tokens[:, 1])
 
     def tokens_of(self, questions: Bool[np.ndarray, " question"]) -> Bool[Tensor, " token"]:
         """The tokens of some questions."""

@@ -13,7 +13,7 @@ from interp.errors import UserError
 from interp.models.hooked_model import HookedModel
 from interp.premises.joint import AnyPremises
 from probes.detector.detections import Detection, Detector, PremiseDetections
-from probes.detector.echo_detector import AnyDetector
+from probes.detector.support_detector import AnyDetector
 from probes.detector.train import detector_for
 
 

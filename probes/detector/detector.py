@@ -1,12 +1,13 @@
 """``PremiseDetector``: detect a false premise in a raw question, and locate its words.
 
-The question is put into the chat format and run once. Two linear probes read every token of it
-after some middle layers (see `probes.detector.span`), and the model's predictions tell how much it
-expected each token; `probes.detector.evidence` combines them into log-odds of falsity. The
-question's score is the highest of any token. A calibration turns it into a probability, and the
-detector fires from a threshold on, which was chosen on held-out folds.
+The question is put into the chat format and run once. Linear probes read every token of it after
+some middle layers (see `probes.detector.span` and `probes.detector.pair`), and the model's
+predictions tell how much it expected each token; `probes.detector.evidence` combines them into
+log-odds of falsity. The question's score is the highest of any token. A calibration turns it into a
+probability, and the detector fires from a threshold on, which was chosen on held-out folds.
 
-Detectors of format 1 read one layer and no predictions; they load and detect as before.
+Detectors of format 1 read one layer and no predictions, and those of format 2 have no entity probe;
+they load and detect as before.
 """
 
 import logging
@@ -44,7 +45,7 @@ logger = logging.getLogger(__name__)
 WEIGHTS, SETTINGS = "detector.safetensors", "detector.json"
 DETECTOR_FOLDER = Path("detector")
 """The folder of a run's detector."""
-_PLAIN_FORMAT, _FORMAT = 1, 2
+_PLAIN_FORMAT, _COMBINED_FORMAT, _FORMAT = 1, 2, 3
 _SETTINGS = ("fingerprint", "layer", "threshold", "calibration", "training", "prompting")
 _SHAPE = {
     **{"format": int, "fingerprint": str, "layer": int, "threshold": float, "training": dict},
@@ -56,11 +57,12 @@ _COMBINED_SHAPE = {**_SHAPE, "layers": [int], "combination": COMBINATION_SHAPE}
 
 @dataclass(frozen=True, eq=False)
 class PremiseDetector(TrainedDetector):
-    """Two probes on the residual stream, a calibration, and a threshold.
+    """Probes on the residual stream, a calibration, and a threshold.
 
     Attributes:
-        weight: Float[probe d_model]: the falsity probe of each layer, then the mention probes.
-        bias: log-odds of falsity and of mention at the origin of the raw activations.
+        weight: Float[probe d_model]: the falsity probe of each layer, then the mention probes, then
+            the entity probes, which files of older versions do not have.
+        bias: the log-odds of each kind of probe at the origin of the raw activations.
         layer: the highest block after which they read (`resid_post`), counted from zero.
         calibration: from a question's score to a probability.
         threshold: the probability from which the detector fires.
@@ -75,7 +77,7 @@ class PremiseDetector(TrainedDetector):
     """
 
     weight: Float[Tensor, "probe d_model"] = field(repr=False)
-    bias: tuple[float, float]
+    bias: tuple[float, ...]
     layer: int
     calibration: Calibration
     threshold: float
@@ -93,8 +95,11 @@ class PremiseDetector(TrainedDetector):
             raise UserError(f"layers ascend up to layer {self.layer}, got {layers}")
         if self.combination is None and len(layers) > 1:
             raise UserError("a detector of several layers needs a combination")
-        if len(self.weight) != 2 * len(layers):
-            raise UserError(f"{len(layers)} layers but weights {tuple(self.weight.shape)}")
+        if len(self.bias) not in (2, 3) or len(self.weight) != len(self.bias) * len(layers):
+            raise UserError(
+                f"{len(layers)} layers and {len(self.bias)} biases but weights "
+                f"{tuple(self.weight.shape)}"
+            )
         if not 0 <= self.threshold <= 1:
             raise UserError(f"a threshold is a probability, 0 to 1, not {self.threshold}")
         numbers = torch.tensor(self.bias, dtype=torch.float64)
@@ -121,7 +126,7 @@ class PremiseDetector(TrainedDetector):
         on_chunk: Callable[[ScoredChunk], object] | None = None,
     ) -> tuple[Detection, ...]:
         """One detection a question whose prompt is already made; see `TrainedDetector`."""
-        keep = on_chunk is not None and self._uses_predictions
+        keep = on_chunk is not None and self.uses_predictions
         found: dict[int, Detection] = {}
         for chunk in self.read(model, asked, keys_values=keep, progress=progress):
             questions = (asked[index] for index in chunk.prompts)
@@ -133,7 +138,7 @@ class PremiseDetector(TrainedDetector):
         return tuple(found[index] for index in range(len(asked)))
 
     @property
-    def _uses_predictions(self) -> bool:
+    def uses_predictions(self) -> bool:
         """Whether all blocks run, as it weighs what the model expected."""
         return self.combination is not None and self.combination.uses_predictions
 
@@ -168,23 +173,23 @@ class PremiseDetector(TrainedDetector):
             model,
             prompts,
             layers=self.read_layers,
-            predictions=self._uses_predictions,
+            predictions=self.uses_predictions,
             keys_values=keys_values,
             batch_tokens=batch_tokens,
             progress=progress,
         ):
             sizes = [len(prompts[index].positions) for index in chunk.prompts]
-            parts = self.combined(chunk.values["resid_post"], chunk.predictions, sizes).split(sizes)
-            scores = tuple(TokenScores(part[:, 0].numpy(), part[:, 1].numpy()) for part in parts)
-            yield ScoredChunk(chunk.prompts, scores, chunk.keys_values)
+            combined = self.combined(chunk.values["resid_post"], chunk.predictions, sizes)
+            scores = TokenScores.of_questions(combined, chunk.predictions, sizes)
+            yield ScoredChunk(chunk.prompts, tuple(scores), chunk.keys_values)
 
     def combined(
         self,
         activations: Float[Tensor, "token layer d_model"],
         predictions: Float[Tensor, "token 3"] | None,
         sizes: Sequence[int],
-    ) -> Float[Tensor, "token 2"]:
-        """The log-odds of falsity and mention at the tokens of questions of these sizes.
+    ) -> Float[Tensor, "token probe"]:
+        """The log-odds of falsity, mention and entity at the tokens of questions of these sizes.
 
         Args:
             activations: after the blocks ``read_layers``.
@@ -201,8 +206,8 @@ class PremiseDetector(TrainedDetector):
         if self.combination is None:
             return scores
         numbers = None if predictions is None else predictions.numpy()
-        falsity = self.combination(token_evidence(scores.numpy(), numbers, sizes))
-        return torch.stack([torch.from_numpy(falsity), scores[:, 1]], dim=1)
+        falsity = self.combination(token_evidence(scores[:, :2].numpy(), numbers, sizes))
+        return torch.cat([torch.from_numpy(falsity)[:, None], scores[:, 1:]], dim=1)
 
     def decide(self, asked: AskedQuestion, scores: TokenScores) -> Detection:
         """The detection that follows from the scores of a question's tokens."""
@@ -222,7 +227,8 @@ class PremiseDetector(TrainedDetector):
         content = {"format": _PLAIN_FORMAT, **{name: getattr(self, name) for name in _SETTINGS}}
         content["calibration"] = self.calibration.to_dict()
         if self.combination is not None:
-            content["format"], content["layers"] = _FORMAT, list(self.read_layers)
+            content["format"] = _FORMAT if len(self.bias) == 3 else _COMBINED_FORMAT
+            content["layers"] = list(self.read_layers)
             content["combination"] = self.combination.to_dict()
         tensors = {"weight": self.weight, "bias": torch.tensor(self.bias, dtype=torch.float64)}
         try:
@@ -246,18 +252,21 @@ class PremiseDetector(TrainedDetector):
         try:
             advice = "it is cut short or altered"
             content = read_json_object(folder / SETTINGS, advice=advice)
-            shapes = {_PLAIN_FORMAT: _SHAPE, _FORMAT: _COMBINED_SHAPE}
+            shapes = {
+                **{_PLAIN_FORMAT: _SHAPE, _COMBINED_FORMAT: _COMBINED_SHAPE},
+                _FORMAT: _COMBINED_SHAPE,
+            }
             check_shape(content, _SHAPE, SETTINGS, advice=advice)
             if content["format"] not in shapes:
                 raise UserError(f"format {content['format']}")
             check_shape(content, shapes[content["format"]], SETTINGS, advice=advice)
             combined: dict[str, Any] = {}
-            if content["format"] == _FORMAT:
+            if content["format"] != _PLAIN_FORMAT:
                 combined["layers"] = tuple(content["layers"])
                 combined["combination"] = Combination.from_dict(content["combination"])
             tensors, _ = read_tensor_file(folder / WEIGHTS)
             check_tensors(tensors, weight=2, bias=1)
-            if len(tensors["bias"]) != 2:
+            if len(tensors["bias"]) != (3 if content["format"] == _FORMAT else 2):
                 raise UserError(f"biases of shape {tuple(tensors['bias'].shape)}")
             detector = cls(
                 tensors["weight"],

@@ -6,7 +6,8 @@ fitted on the tokens of the questions: label 1 at the completion of a false prem
 true one and, with less weight, at all other tokens. Tokens after a false completion are left out.
 The *background*, texts without a premise, is of label 0: the probes are fitted on one half of it
 and all further choices use the other half. The mention probe is fitted on the tokens up to the
-completion, with label 1 for the object's. Every relation has the same weight.
+completion, with label 1 for the object's; the entity probe on all, with label 1 for the subject's
+and the object's. Every relation has the same weight.
 
 Layers, the weights of the evidence, calibration and threshold are chosen by cross-validation. With
 several relations a fold leaves out relations, so that what is chosen holds for a relation that was
@@ -65,24 +66,24 @@ class CrossFit:
     """Cross-validated log-odds of the probes of one layer, and the mean of its folds' probes.
 
     Attributes:
-        scores: Float[token 2], falsity and mention, from the fold that held out the token's
+        scores: Float[token 3], falsity, mention and entity, from the fold that held out the token's
             question; NaN for questions that no fold holds out.
-        background: Float[background_token 2], from the mean of the folds' probes.
-        weight, bias: the mean of the folds' probes, falsity and mention.
+        background: Float[background_token 3], from the mean of the folds' probes.
+        weight, bias: the mean of the folds' probes, in the same order.
     """
 
-    scores: Float[Tensor, "token 2"]
-    background: Float[Tensor, "background_token 2"]
-    weight: Float[Tensor, "2 d_model"]
-    bias: Float[Tensor, "2"]
+    scores: Float[Tensor, "token 3"]
+    background: Float[Tensor, "background_token 3"]
+    weight: Float[Tensor, "3 d_model"]
+    bias: Float[Tensor, "3"]
 
 
 def cross_fit(material: DetectorDataset, layer: int, folds: Folds) -> CrossFit:
-    """Fit both probes at a layer in every fold, and score the questions that it holds out."""
+    """Fit the probes at a layer in every fold, and score the questions that it holds out."""
     pairs = folds.pairs(material.questions)
     moments = FoldMoments(material, layer, np.stack([fitted for fitted, _ in pairs]))
     activations, background = material.read(layer), material.read_background(layer)
-    scores = torch.full((len(activations), 2), torch.nan, dtype=torch.float64)
+    scores = torch.full((len(activations), 3), torch.nan, dtype=torch.float64)
     weights, biases = [], []
     for fold, (_, scored) in enumerate(pairs):
         weight, bias = moments.fit(fold)
@@ -117,13 +118,14 @@ class CombinedScores:
 
     Attributes:
         tokens: Float[token], NaN for questions that no fold holds out.
-        mention: Float[token], of the mention probe.
+        mention, entity: Float[token], of these probes.
         background: Float[text], the highest of each text that the probes were not fitted on.
         combination: the weights of the evidence.
     """
 
     tokens: Float[Tensor, " token"]
     mention: Float[Tensor, " token"]
+    entity: Float[Tensor, " token"]
     background: Float[np.ndarray, " text"]
     combination: Combination
 
@@ -136,12 +138,12 @@ def combine(
     Evidence that was not read is left out.
     """
     probes = torch.stack([fit.scores for fit in fits.values()]).mean(dim=0)
-    evidence = token_evidence(probes.numpy(), material.read_predictions(), material.sizes)
+    evidence = token_evidence(probes[:, :2].numpy(), material.read_predictions(), material.sizes)
     used = [name for name in names if name in evidence]
     rows, positive, weights = falsity_tokens(material, material.counted)
     sizes = [len(text.asked.offsets) for text in material.background]
     of_texts = torch.stack([fit.background for fit in fits.values()]).mean(dim=0).numpy()
-    beside = token_evidence(of_texts, material.read_background_predictions(), sizes or [0])
+    beside = token_evidence(of_texts[:, :2], material.read_background_predictions(), sizes or [0])
     others = half_of_background(material, 1).numpy()
     n = int(others.sum())
     scale = len(rows) / float(weights[rows].sum())
@@ -155,14 +157,15 @@ def combine(
     return CombinedScores(
         torch.from_numpy(combination(evidence)),
         probes[:, 1],
+        probes[:, 2],
         highest[1::2],
         combination,
     )
 
 
-def default_false_alarms(n_twins: int) -> float:
-    """The default share of ``n_twins`` twins on which a detector may fire."""
-    return min(MOST_FALSE_ALARMS, max(FALSE_ALARMS, ALARMS / n_twins))
+def default_false_alarms(n_twins: int, share: float = FALSE_ALARMS) -> float:
+    """The default share of ``n_twins`` twins on which a detector may fire; ``share`` of many."""
+    return min(MOST_FALSE_ALARMS, max(share, ALARMS / n_twins))
 
 
 def lowest_threshold(
@@ -258,9 +261,9 @@ def fit_detector(
     logger.info("detector: layers %s, cross-validated AUC %.3f", layers, training["auc"])
     bias = torch.stack([fit.bias for fit in by_layer.values()]).mean(dim=0)
     return PremiseDetector(
-        # The falsity probes of all layers, then the mention probes.
+        # The falsity probes of all layers, then the mention and then the entity probes.
         weight=torch.cat(list(torch.stack([fit.weight for fit in by_layer.values()], 1))).float(),
-        bias=(float(bias[0]), float(bias[1])),
+        bias=tuple(bias.tolist()),
         layer=layers[-1],
         layers=layers,
         combination=combined.combination,

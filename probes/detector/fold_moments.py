@@ -1,7 +1,8 @@
 """The probes of each fold, from moments that are computed once.
 
 Label 1 of falsity is the completion of a false premise; tokens after it are left out. Label 1 of
-mention are the object's tokens, among those up to the completion.
+mention are the object's tokens, among those up to the completion. Label 1 of entity are the
+subject's and the object's tokens, among all.
 """
 
 import numpy as np
@@ -58,6 +59,15 @@ def _mention_rows(
     return material.before, material.mentions, torch.ones(n_tokens, dtype=torch.float64)
 
 
+def _entity_rows(
+    material: DetectorDataset,
+) -> tuple[Bool[Tensor, " token"], Bool[Tensor, " token"], Float[Tensor, " token"]]:
+    """Tokens, labels and weights of the entity probe."""
+    n_tokens = len(material.question_of)
+    every = torch.ones(n_tokens, dtype=torch.bool)
+    return every, material.entities, torch.ones(n_tokens, dtype=torch.float64)
+
+
 class FoldMoments:
     """Moments of one layer's tokens, by relation and by the folds that they are fitted in.
 
@@ -110,11 +120,11 @@ class FoldMoments:
                     )
         return found
 
-    def fit(self, fold: int) -> tuple[Float[Tensor, "2 d_model"], Float[Tensor, "2"]]:
-        """Weights and biases of the falsity and the mention probe of a fold."""
+    def fit(self, fold: int) -> tuple[Float[Tensor, "3 d_model"], Float[Tensor, "3"]]:
+        """Weights and biases of a fold's probes: falsity, mention and entity."""
         parts = set(self.parts[self.fitted[fold]].tolist())
         directions, biases = [], []
-        for moments, with_background in zip(self._of_probes, (True, False), strict=True):
+        for moments, with_background in zip(self._of_probes, (True, False, False), strict=True):
             classes: dict[bool, dict[int, Moments]] = {True: {}, False: {}}
             for (relation, part, label), found in moments.items():
                 if part in parts:
@@ -132,5 +142,5 @@ class FoldMoments:
 
 
 def _rows_of_probes(material: DetectorDataset) -> tuple[tuple[Tensor, Tensor, Tensor], ...]:
-    """Tokens, labels and weights of both probes."""
-    return _falsity_rows(material), _mention_rows(material)
+    """Tokens, labels and weights of each probe."""
+    return _falsity_rows(material), _mention_rows(material), _entity_rows(material)

@@ -7,7 +7,7 @@ from interp.models import fingerprint, model_info
 from interp.models.hooked_model import HookedModel
 from interp.runs.shards import versions
 from probes.detector.detector import PremiseDetector
-from probes.detector.echo_detector import AnyDetector, EchoDetector
+from probes.detector.support_detector import AnyDetector, SupportDetector
 
 
 def noted_model(detector: AnyDetector, model: HookedModel) -> AnyDetector:
@@ -24,7 +24,7 @@ def for_relative(detector: AnyDetector, model: HookedModel) -> AnyDetector:
     Raises:
         UserError: a model of another width or with fewer layers than the probes read.
     """
-    probes = detector.probes if isinstance(detector, EchoDetector) else detector
+    probes = detector.probes if isinstance(detector, SupportDetector) else detector
     width = model.original_model.config.get_text_config().hidden_size
     n_layers = model_info(model).n_layers
     if probes.weight.shape[1] != width or probes.layer >= n_layers:
@@ -33,4 +33,4 @@ def for_relative(detector: AnyDetector, model: HookedModel) -> AnyDetector:
             f"model has {n_layers} layers of width {width}: a relative has the same layers"
         )
     found: PremiseDetector = replace(probes, fingerprint=fingerprint(model))
-    return replace(detector, probes=found) if isinstance(detector, EchoDetector) else found
+    return replace(detector, probes=found) if isinstance(detector, SupportDetector) else found

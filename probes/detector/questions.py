@@ -79,7 +79,15 @@ class LabelledQuestion:
     @property
     def object_tokens(self) -> Span:
         """The object's tokens, counted from the question's first."""
-        start, end = self.asked.tokens_at(self.object)
+        return self._from_first(self.object)
+
+    @property
+    def subject_tokens(self) -> Span:
+        """The subject's tokens, counted from the question's first."""
+        return self._from_first(self.subject)
+
+    def _from_first(self, chars: Span) -> Span:
+        start, end = self.asked.tokens_at(chars)
         return start - self.asked.span[0], end - self.asked.span[0]
 
     @property

@@ -17,7 +17,6 @@ import filelock
 
 from interp.checked import checked
 from interp.errors import UserError
-from interp.heads.headset import HeadSet
 from interp.heads.shipped import shipped_for
 from interp.models import cache_root, fingerprint
 from interp.models.fingerprint import prompting_fingerprint
@@ -31,14 +30,14 @@ from probes.detector.balance import balanced_questions
 from probes.detector.calibration import CalibrationMethod
 from probes.detector.dataset import DetectorDataset, Folds
 from probes.detector.detector import SETTINGS
-from probes.detector.echo import check_echo_heads, echo_log_odds
-from probes.detector.echo_detector import AnyDetector, load_detector
-from probes.detector.echo_fit import fit_echo
 from probes.detector.evidence import EXPECTATION, PROBES
 from probes.detector.fit import combine, cross_fit_layers, fit_detector
 from probes.detector.own_model import noted_model
 from probes.detector.paraphrases import framed
 from probes.detector.questions import LabelledQuestion, label_questions
+from probes.detector.support import log_probability_without
+from probes.detector.support_detector import AnyDetector, load_detector
+from probes.detector.support_fit import fit_support
 from probes.store import store_activations
 
 logger = logging.getLogger(__name__)
@@ -66,7 +65,7 @@ DEALS = 3
 """False objects of each subject; only questions with the first one count, see `Folds`."""
 DEAL_STEP = 1000
 """Distance of the seeds of one subject's false objects, so that nearby seeds give other runs."""
-VERSION = 3
+VERSION = 4
 """Version of the training; cached detectors of another version are trained again."""
 
 
@@ -143,7 +142,7 @@ def train_detector(
     calibration: CalibrationMethod = "platt",
     activations: Path | None = None,
     n_questions: int = QUESTIONS,
-    heads: HeadSet | None = None,
+    support: bool = True,
     seed: int = 0,
     progress: bool = True,
 ) -> AnyDetector:
@@ -162,15 +161,12 @@ def train_detector(
         activations: directory that keeps the activations for another training; by default a
             temporary one.
         n_questions: questions, false and true, that are aimed at where there are many facts.
-        heads: at site ``attention``. With them, what the probes suspect is tested by an echo under
-            these heads, see `probes.detector.echo`.
+        support: what the probes suspect is tested by the support of the premise, see
+            `probes.detector.support`.
 
     Raises:
-        UserError: too few facts or subjects, activations that are not finite, or heads that the
-            model does not have.
+        UserError: too few facts or subjects, or activations that are not finite.
     """
-    if heads is not None:
-        check_echo_heads(model, heads)
     with contextlib.ExitStack() as stack:
         stack.enter_context(template_time(template_now()))  # one date in all its prompts
         if activations is None:
@@ -188,7 +184,7 @@ def train_detector(
         )
         chosen: dict[str, Any] = {"max_false_alarms": max_false_alarms, "calibration": calibration}
         fits = None
-        if heads is not None:
+        if support:
             folds = Folds.suited_to(material.questions)
             fits = cross_fit_layers(material, folds, progress=progress)
         detector = fit_detector(
@@ -199,11 +195,11 @@ def train_detector(
             **chosen,
             **options,
         )
-        if heads is None or fits is None:
+        if fits is None:
             return noted_model(detector, model)
         scores = combine(material, fits[0], (*PROBES, *EXPECTATION))
-        read = partial(echo_log_odds, model, heads=heads, progress=progress)
-        found = fit_echo(material, detector, scores=scores, heads=heads, read=read, **chosen)
+        read = partial(log_probability_without, model, progress=progress)
+        found = fit_support(material, detector, scores=scores, read=read, **chosen)
         return noted_model(found, model)
 
 

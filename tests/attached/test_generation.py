@@ -23,9 +23,10 @@ from probes.detector.calibration import Calibration
 from probes.detector.detect import detect
 from probes.detector.detections import Detection
 from probes.detector.detector import PremiseDetector
-from probes.detector.echo import echo_after_reading, echo_log_odds
 from probes.detector.evidence import EXPECTATION, PROBES, Combination
-from probes.detector.questions import tokenize_question
+from probes.detector.pair import Pair
+from probes.detector.questions import AskedQuestion, tokenize_question
+from probes.detector.support import log_probability_after_reading, log_probability_without
 from tests.attached.architectures import SPECIES, make
 from tests.attached.test_equality import PROMPTS, SPANS, greedy, padded, part
 
@@ -301,39 +302,39 @@ def test_nothing_is_in_the_layers_while_no_prompt_is_constrained(plain_tokenizer
     assert not hooks()
 
 
-def test_echoes_are_those_of_the_hooked_model(
+def test_supports_are_those_of_the_hooked_model(
     hf_factory: Callable[..., Any], chat_tokenizer: Any
 ) -> None:
     """Of unequal lengths, with padding; and one prompt alone, for which no mask is made."""
     hf_model = hf_factory("llama", chat_tokenizer)
     hooked = interp.models.from_hf(hf_factory("llama", chat_tokenizer), chat_tokenizer)
-    asked = [tokenize_question(chat_tokenizer, text) for text in QUESTIONS]
-    places = [text.index(word) for text, word in zip(QUESTIONS, ("Germany", "Japan"), strict=True)]
-    spans = [of.tokens_at((at, at + 5)) for of, at in zip(asked, places, strict=True)]
-    heads = HeadSet(EVERY[:5], "attention")
+    asked, pairs = asked_with_pairs(chat_tokenizer)
     plain: Any = PlainModel(hf_model, chat_tokenizer, Anatomy.of(hf_model))
     for some in (slice(0, 2), slice(1, 2)):
-        of = (asked[some], spans[some])
-        found = echo_log_odds(plain, *of, heads=heads, progress=False)
-        expected = echo_log_odds(hooked, *of, heads=heads, progress=False)
+        of = (asked[some], pairs[some])
+        found = log_probability_without(plain, *of, progress=False)
+        expected = log_probability_without(hooked, *of, progress=False)
         np.testing.assert_allclose(found, expected, atol=1e-3)
-        assert np.abs(found[:, 0] - found[:, 1]).max() > 1e-3
 
 
 @pytest.mark.parametrize("name", ["mistral", "gemma3", "gptj", "opt"])
-def test_echoes_go_on_from_what_a_plain_model_has_read(name: str, chat_tokenizer: Any) -> None:
+def test_supports_go_on_from_what_a_plain_model_has_read(name: str, chat_tokenizer: Any) -> None:
     """Windows that slide, layers that return tuples, and positions that the mask counts."""
     window = {"sliding_window": 40} if "sliding_window" in SPECIES[name][2] else {}
     hf_model = make(name, chat_tokenizer, max_position_embeddings=256, **window)
     plain: Any = PlainModel(hf_model, chat_tokenizer, Anatomy.of(hf_model))
-    asked = [tokenize_question(chat_tokenizer, text) for text in QUESTIONS]
-    spans = [(of.span[0] + 2, of.span[0] + 3) for of in asked]
-    heads = HeadSet(((1, 0), (1, 3)), "attention")
-    expected = echo_log_odds(plain, asked, spans, heads=heads, progress=False)
+    asked, pairs = asked_with_pairs(chat_tokenizer)
+    expected = log_probability_without(plain, asked, pairs, progress=False)
     prompts = [of.to_read for of in asked]
     (chunk,) = read_activations(plain, prompts, layers=[0], keys_values=True, progress=False)
     rows = [chunk.prompts.index(row) for row in range(2)]
     given = {"keys_values": chunk.keys_values, "rows": rows}
-    found = echo_after_reading(plain, asked, spans, heads=heads, **given)
+    found = log_probability_after_reading(plain, asked, pairs, **given)
     np.testing.assert_allclose(found, expected, atol=1e-4)
-    assert np.abs(found[:, 0] - found[:, 1]).max() > 1e-4
+
+
+def asked_with_pairs(tokenizer: Any) -> tuple[list[AskedQuestion], list[Pair]]:
+    """The questions, with the token after their first two and the last but one."""
+    asked = [tokenize_question(tokenizer, text) for text in QUESTIONS]
+    ends = [(of.span[0] + 2, of.span[1] - 2) for of in asked]
+    return asked, [Pair((first, first + 1), (last, last + 1)) for first, last in ends]

@@ -175,8 +175,8 @@ def _detector(folder: Path) -> None:
     probes.PremiseDetector.load(folder)._shown()
 
 
-def _echo_detector(folder: Path) -> None:
-    probes.EchoDetector.load(folder)._shown()
+def _support_detector(folder: Path) -> None:
+    probes.SupportDetector.load(folder)._shown()
 
 
 def _adapter(folder: Path) -> None:
@@ -254,7 +254,7 @@ READERS: dict[str, Reader] = {
     "premise detector": Reader(
         seeds.detector, {"detector.json": "json", "detector.safetensors": "tensors"}, _detector
     ),
-    "echo detector": Reader(seeds.echo_detector, {"echo.json": "json"}, _echo_detector),
+    "support detector": Reader(seeds.support_detector, {"support.json": "json"}, _support_detector),
     "command-line config": Reader(
         seeds.config, {"locate.yaml": "yaml", "patch.yaml": "yaml"}, _config
     ),

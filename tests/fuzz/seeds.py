@@ -30,6 +30,7 @@ from interp.patching.circuit import Circuit
 from interp.patching.edges.graph import EdgeGraph
 from interp.runs.shards import ShardStore
 from probes.detector.calibration import Calibration
+from probes.detector.evidence import Combination
 from probes.linear import LinearProbe
 from tests.fixtures import make_hf_model, make_planted_model, make_tokenizer, make_word_tokenizer
 from tests.fixtures import planted_relation as relation_of_planted
@@ -266,12 +267,19 @@ def detector(folder: Path) -> None:
     made.save(folder)
 
 
-def echo_detector(folder: Path) -> None:
-    detector(folder)
-    probes.EchoDetector(
-        probes.PremiseDetector.load(folder),
-        HeadSet(((0, 1), (1, 0)), "attention"),
-        weights=(1.0, 0.5, -0.5),
+def support_detector(folder: Path) -> None:
+    of_probes = probes.PremiseDetector(
+        torch.ones(3, 4),
+        (0.1, 0.2, 0.3),
+        1,
+        Calibration("platt"),
+        0.5,
+        "0" * 64,
+        combination=Combination(("falsity", "entropy"), (1.0, 0.5), 0.1),
+    )
+    probes.SupportDetector(
+        of_probes,
+        weights=(1.0, -0.5),
         bias=0.1,
         floor=-1.0,
         calibration=Calibration("platt"),

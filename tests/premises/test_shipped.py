@@ -6,8 +6,8 @@ import re
 import pytest
 
 from interp.premises import list_relations, load_premises, load_relation
-from interp.premises.relation import names
 from interp.premises.registry import data_dir
+from interp.premises.relation import names
 
 ROW_COUNTS = {
     "animals": 124,

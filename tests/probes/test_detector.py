@@ -392,3 +392,24 @@ def test_every_question_has_both_premises(tiny_llama):
         begin, end = one.asked.offsets[first][0], one.asked.offsets[last - 1][1]
         assert one.asked.text[begin:end].strip() == name
         assert one.completion >= last - 1
+        start, stop = one.subject_tokens
+        begin, end = one.asked.offsets[start][0], one.asked.offsets[stop - 1][1]
+        assert one.asked.text[begin:end].strip() == one.question.subject
+
+
+def test_entities_are_the_tokens_of_both(questions):
+    data = material(questions, 1.0)
+    for one, part in zip(questions, data.entities.split(data.sizes), strict=True):
+        spans = one.subject_tokens, one.object_tokens
+        expected = {at for start, end in spans for at in range(start, end)}
+        assert set(part.nonzero()[:, 0].tolist()) == expected
+
+
+def test_the_entity_probe_reads_what_marks_subjects_and_objects(questions):
+    """Planted at both; the moments of every token, label 1 at both."""
+    data = material(questions, 0.0)
+    data.store.values[1][data.entities] += 3.0 * SIGNS
+    pairs = Folds(4).pairs(questions)
+    weight, _ = FoldMoments(data, 1, np.stack([one for one, _ in pairs])).fit(0)
+    cosine = torch.nn.functional.cosine_similarity(weight[2].float(), SIGNS, dim=0)
+    assert cosine > 0.8

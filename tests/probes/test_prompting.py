@@ -135,4 +135,5 @@ def test_what_is_fitted_notes_it(
         "fit_detector",
         lambda _, *, prompting, **__: replace(noted, prompting=prompting),
     )
-    assert train_detector(planted, [split.search], progress=False).prompting == wanted
+    found = train_detector(planted, [split.search], support=False, progress=False)
+    assert found.prompting == wanted

@@ -1,8 +1,8 @@
-"""Fit the echo test of a detector: weights of its evidence, calibration and threshold.
+"""Fit the support test of a detector: weights of its evidence, calibration and threshold.
 
-A part of the questions, as many of each relation, is run through the echo, with the words that
-cross-validated probes found in them; so the scores that are weighed are those of relations that the
-probes were not fitted on. Three weights are fitted. The threshold is the lowest that keeps false
+A part of the questions, as many of each relation, is tested, with the entities that cross-validated
+probes found in them; so the scores that are weighed are those of relations that the probes were not
+fitted on. Two weights are fitted. The threshold is the lowest that keeps false
 alarms on twins, and on the background, within the allowed shares, as in `probes.detector.fit`.
 """
 
@@ -13,14 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from torch import Tensor
 
 from interp.errors import UserError
-from interp.forward.batch import Span
-from interp.heads.headset import HeadSet
 from probes.detector.calibration import Calibration, CalibrationMethod, fit_calibration
 from probes.detector.dataset import DetectorDataset
 from probes.detector.detector import PremiseDetector
-from probes.detector.echo_detector import EVIDENCE, EchoDetector
 from probes.detector.evidence import weigh
 from probes.detector.fit import (
     LEAST_PROBABILITY,
@@ -28,40 +26,44 @@ from probes.detector.fit import (
     choose_threshold,
     default_false_alarms,
 )
+from probes.detector.pair import Pair
 from probes.detector.questions import AskedQuestion
 from probes.detector.scored import TokenScores
+from probes.detector.support import supports
+from probes.detector.support_detector import EVIDENCE, SupportDetector
 from probes.scoring import area_under_curve
 
-QUESTIONS = 600
-"""Questions, false and true, that are run through the echo."""
+QUESTIONS = 1000
+"""Questions, false and true, that are tested."""
 PROVENANCE = ("relations", "relations_beside", "folds", "n_subjects", "seed")
-"""What of the probes' training also holds for the echo."""
+"""What of the probes' training also holds for the test."""
+FALSE_ALARMS = 0.0075
+"""Allowed share of twins: less than the 1 % that are aimed at, since a relation that was not
+trained on has more than those that were."""
 MISSED = 0.05
 """Share of false premises whose score may lie below the floor."""
 
 
-ReadEchoes = Callable[[Sequence[AskedQuestion], Sequence[Span]], Float[np.ndarray, "question 2"]]
-"""From questions and the suspected words' tokens to the log-odds of `echo_log_odds`."""
+ReadWithout = Callable[[Sequence[AskedQuestion], Sequence[Pair]], Float[np.ndarray, " question"]]
+"""From questions and their pairs to `probes.detector.support.log_probability_without`."""
 
 
-def fit_echo(
+def fit_support(
     material: DetectorDataset,
     detector: PremiseDetector,
     *,
     scores: CombinedScores,
-    heads: HeadSet,
-    read: ReadEchoes,
+    read: ReadWithout,
     n_questions: int = QUESTIONS,
     max_false_alarms: float | None = None,
     calibration: CalibrationMethod = "platt",
-) -> EchoDetector:
+) -> SupportDetector:
     """Fit the test of what ``detector`` suspects.
 
     Args:
         material, scores: what the detector was fitted on, and its cross-validated scores there.
-        heads: at site ``attention``.
-        read: runs the echoes under these heads.
-        n_questions: questions, false and true, that are run through the echo.
+        read: runs the questions without their earlier entities.
+        n_questions: questions, false and true, that are tested.
         max_false_alarms: share of twins on which it may fire, as for `fit_detector`.
 
     Raises:
@@ -71,10 +73,9 @@ def fit_echo(
     labels, tokens = material.labels[chosen], _token_scores(material, scores)
     of_tokens = [tokens[index] for index in chosen]
     of_questions = np.array([part.question for part in of_tokens])
-    begun = EchoDetector(
+    begun = SupportDetector(
         detector,
-        heads,
-        weights=(1.0, 0.0, 0.0),
+        weights=(1.0, 0.0),
         bias=0.0,
         floor=float(np.quantile(of_questions[labels == 1], MISSED)),
         calibration=Calibration("platt"),
@@ -84,9 +85,9 @@ def fit_echo(
     evidence = _evidence(begun, asked, of_tokens, read=read)
     tested = np.isfinite(evidence[:, 0])
     if len(set(labels[tested].tolist())) < 2:
-        raise UserError("an echo needs suspected questions of both classes: give more facts")
-    (score, echo, cut), bias = weigh(evidence[tested], labels[tested] == 1)
-    weighed = replace(begun, weights=(score, echo, cut), bias=bias)
+        raise UserError("a support test needs suspected questions of both classes: give more facts")
+    (score, support), bias = weigh(evidence[tested], labels[tested] == 1)
+    weighed = replace(begun, weights=(score, support), bias=bias)
     log_odds = evidence @ np.array(weighed.weights) + bias
     curve = fit_calibration(log_odds[tested], labels[tested], method=calibration)
     texts = [text.asked for text in material.background][1::2]
@@ -95,7 +96,7 @@ def fit_echo(
     probabilities, background = (_probabilities(curve, part) for part in (log_odds, of_texts))
     least = LEAST_PROBABILITY if max_false_alarms is None else 0.0
     if max_false_alarms is None:
-        max_false_alarms = default_false_alarms(int((labels == 0).sum()))
+        max_false_alarms = default_false_alarms(int((labels == 0).sum()), FALSE_ALARMS)
     threshold = max(least, choose_threshold(probabilities, labels, background, max_false_alarms))
     ranked = np.where(tested, log_odds, log_odds[tested].min() - 1)
     training: dict[str, Any] = {
@@ -139,10 +140,8 @@ def evenly_chosen(material: DetectorDataset, n_questions: int) -> Int[np.ndarray
 
 def _token_scores(material: DetectorDataset, scores: CombinedScores) -> list[TokenScores]:
     """Of each question, from the folds that held it out."""
-    parts = zip(
-        scores.tokens.split(material.sizes), scores.mention.split(material.sizes), strict=True
-    )
-    return [TokenScores(falsity.numpy(), mention.numpy()) for falsity, mention in parts]
+    columns = torch.stack([scores.tokens, scores.mention, scores.entity], dim=1)
+    return TokenScores.of_questions(columns, _tensor(material.read_predictions()), material.sizes)
 
 
 def _background_scores(material: DetectorDataset, detector: PremiseDetector) -> list[TokenScores]:
@@ -151,24 +150,29 @@ def _background_scores(material: DetectorDataset, detector: PremiseDetector) -> 
         return []
     sizes = [len(text.asked.offsets) for text in material.background]
     values = torch.stack([material.read_background(at) for at in detector.read_layers], dim=1)
-    predictions = material.read_background_predictions()
-    read = None if predictions is None else torch.from_numpy(predictions)
-    parts = detector.combined(values, read, sizes).split(sizes)
-    return [TokenScores(part[:, 0].numpy(), part[:, 1].numpy()) for part in parts][1::2]
+    predictions = _tensor(material.read_background_predictions())
+    combined = detector.combined(values, predictions, sizes)
+    return TokenScores.of_questions(combined, predictions, sizes)[1::2]
+
+
+def _tensor(values: Float[np.ndarray, "token 3"] | None) -> Float[Tensor, "token 3"] | None:
+    return None if values is None else torch.from_numpy(values)
 
 
 def _evidence(
-    detector: EchoDetector,
+    detector: SupportDetector,
     asked: Sequence[AskedQuestion],
     scores: Sequence[TokenScores],
     *,
-    read: ReadEchoes,
-) -> Float[np.ndarray, "question 3"]:
-    """`EVIDENCE` of each question; NaN below the floor."""
+    read: ReadWithout,
+) -> Float[np.ndarray, "question 2"]:
+    """`EVIDENCE` of each question; NaN where nothing is tested."""
     found = np.full((len(asked), len(EVIDENCE)), np.nan)
     suspected = detector.suspects(asked, scores)
-    spans = {index: part.token_span for index, part in enumerate(suspected) if part.token_span}
-    echoes = read([asked[index] for index in spans], list(spans.values()))
-    for index, echo in zip(spans, echoes, strict=True):
-        found[index] = [scores[index].question, *echo]
+    pairs = {index: part.pair for index, part in enumerate(suspected) if part.pair is not None}
+    tested, of_tokens = [asked[index] for index in pairs], [scores[index] for index in pairs]
+    without = read(tested, list(pairs.values()))
+    values = supports(of_tokens, tested, list(pairs.values()), without)
+    for index, part, support in zip(pairs, of_tokens, values, strict=True):
+        found[index] = part.question, support
     return found

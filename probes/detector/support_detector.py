@@ -1,9 +1,9 @@
-"""``EchoDetector``: a premise detector whose suspicions are tested by an echo.
+"""``SupportDetector``: a premise detector whose suspicions are tested by the premise's support.
 
-The probes read every question, in one prefill. Where their score reaches ``floor``, the model goes
-on from there: behind the suspected words, without and with the heads' attention to them cut, up to
-the end of the question's repetition (`probes.detector.echo`). A logistic regression over the
-probes' score and both log-odds decides. Questions below the floor cost nothing more.
+The probes read every question, in one prefill. Where their score reaches ``floor`` and the question
+joins two entities (`probes.detector.pair`), the model goes on from the place of the first, without
+it, up to the second (`probes.detector.support`): a few tokens. A logistic regression over the
+probes' score and the support decides. Other questions cost nothing more, and do not fire.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,42 +12,55 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
 from interp.display import Shown
 from interp.errors import UserError
 from interp.files.documents import write_json
 from interp.files.shape import check_shape
 from interp.files.text import read_json_object
-from interp.heads.headset import HeadSet
 from interp.lazy import pd
 from interp.models.hooked_model import HookedModel
 from probes.detector.calibration import CALIBRATION_SHAPE, Calibration
 from probes.detector.detections import Detection
 from probes.detector.detector import PremiseDetector
-from probes.detector.echo import check_echo_heads, echo_after_reading
+from probes.detector.pair import Pair, premise_pair
 from probes.detector.questions import AskedQuestion
 from probes.detector.scored import ScoredChunk, TokenScores
 from probes.detector.span import false_words
+from probes.detector.support import log_probability_after_reading, supports
 from probes.detector.trained import TrainedDetector
 
-ECHO = "echo.json"
-EVIDENCE = ("score", "echo", "cut_echo")
-"""What is weighed: the probes' score, and the log-odds of the words in the echo, uncut and cut."""
+SUPPORT = "support.json"
+EVIDENCE = ("score", "support")
+"""What is weighed: the probes' score, and the support in nats."""
 _FORMAT = 1
 _SHAPE = {
-    **{"format": int, "heads": [[int, int]], "weights": [float], "bias": float, "floor": float},
-    **{"threshold": float, "training": dict, "calibration": CALIBRATION_SHAPE},
+    **{"format": int, "weights": [float], "bias": float, "floor": float, "threshold": float},
+    **{"training": dict, "calibration": CALIBRATION_SHAPE},
 }
+_OLDER = "echo.json"
+"""The file of a test that earlier versions had in its place."""
+
+
+@dataclass(frozen=True)
+class Suspicion:
+    """What the probes make of a question.
+
+    Attributes:
+        detection: with the suspected words, or not fired where nothing is tested.
+        pair: the entities between which support is measured; None where it is not.
+    """
+
+    detection: Detection
+    pair: Pair | None = None
 
 
 @dataclass(frozen=True, eq=False)
-class EchoDetector(TrainedDetector):
+class SupportDetector(TrainedDetector):
     """A detector of probes, and the test of what it suspects.
 
     Attributes:
-        probes: finds the words that may be false.
-        heads: at site ``attention``; cut in the second echo.
+        probes: finds the words that may be false, and the entities.
         weights, bias: of `EVIDENCE`, to the log-odds of a false premise.
         floor: the probes' score from which a question is tested; below it no detection fires.
         calibration: from the log-odds to a probability.
@@ -56,8 +69,7 @@ class EchoDetector(TrainedDetector):
     """
 
     probes: PremiseDetector
-    heads: HeadSet
-    weights: tuple[float, float, float]
+    weights: tuple[float, float]
     bias: float
     floor: float
     calibration: Calibration
@@ -66,9 +78,13 @@ class EchoDetector(TrainedDetector):
 
     def __post_init__(self) -> None:
         if not np.isfinite([*self.weights, self.bias, self.floor]).all():
-            raise UserError("an echo's weights must be finite")
+            raise UserError("a support test's weights must be finite")
         if not 0 <= self.threshold <= 1:
             raise UserError(f"a threshold is a probability, 0 to 1, not {self.threshold}")
+        if len(self.probes.bias) != 3:
+            raise UserError("a support test needs an entity probe, which these probes do not have")
+        if not self.probes.uses_predictions:
+            raise UserError("a support test needs what the model expected, which is not read here")
 
     @property
     def fingerprint(self) -> str:
@@ -88,7 +104,6 @@ class EchoDetector(TrainedDetector):
     def check_model(self, model: HookedModel) -> None:
         """Raise UserError for another model, tokenizer or chat template than it was fitted with."""
         self.probes.check_model(model)
-        check_echo_heads(model, self.heads)
 
     def detect_asked(
         self,
@@ -102,18 +117,20 @@ class EchoDetector(TrainedDetector):
         found: dict[int, Detection] = {}
         for chunk in self.probes.read(model, asked, keys_values=True, progress=progress):
             questions = [asked[index] for index in chunk.prompts]
-            detections = self.suspects(questions, chunk.scores)
-            spans = {row: part.token_span for row, part in enumerate(detections) if part.token_span}
-            echoes = echo_after_reading(
+            suspicions = self.suspects(questions, chunk.scores)
+            detections = [suspicion.detection for suspicion in suspicions]
+            pairs = {row: part.pair for row, part in enumerate(suspicions) if part.pair is not None}
+            tested, scores = [questions[row] for row in pairs], [chunk.scores[row] for row in pairs]
+            without = log_probability_after_reading(
                 model,
-                [questions[row] for row in spans],
-                list(spans.values()),
-                heads=self.heads,
+                tested,
+                list(pairs.values()),
                 keys_values=chunk.keys_values,
-                rows=list(spans),
+                rows=list(pairs),
             )
-            for row, echo in zip(spans, echoes, strict=True):
-                detections[row] = self.decide(detections[row], chunk.scores[row].question, echo)
+            values = supports(scores, tested, list(pairs.values()), without)
+            for row, of_tokens, support in zip(pairs, scores, values, strict=True):
+                detections[row] = self.decide(detections[row], of_tokens.question, float(support))
             found |= dict(zip(chunk.prompts, detections, strict=True))
             if on_chunk is not None:
                 on_chunk(chunk)
@@ -121,35 +138,36 @@ class EchoDetector(TrainedDetector):
 
     def suspects(
         self, asked: Sequence[AskedQuestion], scores: Sequence[TokenScores]
-    ) -> list[Detection]:
-        """The questions from the floor on, with the suspected words; the others do not fire."""
+    ) -> list[Suspicion]:
+        """What is to be tested: questions from the floor on, in which there are two entities."""
         found = []
         for question, of_tokens in zip(asked, scores, strict=True):
             probability = float(self.probes.calibration(np.array([of_tokens.question]))[0])
-            chars = None
+            chars, pair = None, None
             if of_tokens.question >= self.floor:
+                assert of_tokens.entity is not None
+                pair = premise_pair(question, of_tokens.entity)
                 chars = false_words(question, of_tokens.falsity, of_tokens.mention)
-            if chars is None:
+            if chars is None or pair is None:
                 below = min(probability, float(np.nextafter(self.threshold, 0.0)))
-                found.append(Detection(False, below))
+                found.append(Suspicion(Detection(False, below)))
             else:
-                found.append(Detection(True, probability, chars, question.tokens_at(chars)))
+                fired = Detection(True, probability, chars, question.tokens_at(chars))
+                found.append(Suspicion(fired, pair))
         return found
 
-    def decide(self, suspected: Detection, score: float, echo: Float[np.ndarray, "2"]) -> Detection:
-        """What follows for a suspected question from its echoes' log-odds, uncut and cut."""
-        log_odds = np.array([score, *echo]) @ np.array(self.weights) + self.bias
+    def decide(self, suspected: Detection, score: float, support: float) -> Detection:
+        """What follows for a suspected question from the support of its premise, in nats."""
+        log_odds = np.array([score, support]) @ np.array(self.weights) + self.bias
         probability = float(self.calibration(np.array([log_odds]))[0])
         if probability < self.threshold:
             return Detection(False, probability)
         return Detection(True, probability, suspected.char_span, suspected.token_span)
 
     def save(self, folder: str | Path) -> Path:
-        """Write the probes' files and ``echo.json`` into a directory; returns it."""
-        folder = self.probes.save(folder)
+        """Write the probes' files and ``support.json`` into a directory; returns it."""
         content = {
             "format": _FORMAT,
-            "heads": list(self.heads),
             "weights": list(self.weights),
             "bias": self.bias,
             "floor": self.floor,
@@ -157,29 +175,33 @@ class EchoDetector(TrainedDetector):
             "threshold": self.threshold,
             "training": self.training,
         }
-        write_json(folder / ECHO, content)
-        return folder
+        folder = Path(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{folder} cannot be written ({error.strerror or error})") from error
+        write_json(folder / SUPPORT, content)
+        return self.probes.save(folder)  # its settings are the last file: see `has_detector`
 
     @classmethod
-    def load(cls, folder: str | Path, *, model: HookedModel | None = None) -> "EchoDetector":
+    def load(cls, folder: str | Path, *, model: HookedModel | None = None) -> "SupportDetector":
         """Read what ``save`` wrote; with ``model``, only if it was trained on that model.
 
         Raises UserError for a directory without one, damaged files, or another model's.
         """
         folder = Path(folder)
-        if not (folder / ECHO).is_file():
-            raise UserError(f"there is no echo detector in {folder}: it has no {ECHO}")
+        if not (folder / SUPPORT).is_file():
+            raise UserError(f"there is no support test in {folder}: it has no {SUPPORT}")
         detector = PremiseDetector.load(folder, model=model)
         try:
-            content = read_json_object(folder / ECHO, advice="it is cut short or altered")
-            check_shape(content, _SHAPE, ECHO, advice="it is cut short or altered")
+            content = read_json_object(folder / SUPPORT, advice="it is cut short or altered")
+            check_shape(content, _SHAPE, SUPPORT, advice="it is cut short or altered")
             if content["format"] != _FORMAT or len(content["weights"]) != len(EVIDENCE):
                 raise UserError(f"format {content['format']}, {len(content['weights'])} weights")
-            score, echo, cut = map(float, content["weights"])
+            score, support = map(float, content["weights"])
             found = cls(
                 detector,
-                HeadSet(tuple((layer, head) for layer, head in content["heads"]), "attention"),
-                weights=(score, echo, cut),
+                weights=(score, support),
                 calibration=Calibration.from_dict(content["calibration"]),
                 training=content["training"],
                 **{name: float(content[name]) for name in ("bias", "floor", "threshold")},
@@ -194,20 +216,21 @@ class EchoDetector(TrainedDetector):
 
     def _shown(self) -> Shown:
         words = (
-            f"Probes, and an echo under {len(self.heads)} heads, of model {self.fingerprint[:12]}; "
-            f"tests questions from score {self.floor:.2f} on, fires from probability "
-            f"{self.threshold:.2f} on."
+            f"Probes, and a test of support, of model {self.fingerprint[:12]}; tests questions "
+            f"from score {self.floor:.2f} on, fires from probability {self.threshold:.2f} on."
         )
         rows = [(name, str(value)) for name, value in self.training.items()]
         return Shown(words, (pd.DataFrame(rows, columns=["training", "value"]),) if rows else ())
 
 
-AnyDetector = PremiseDetector | EchoDetector
+AnyDetector = PremiseDetector | SupportDetector
 """What is trained and kept."""
 
 
 def load_detector(folder: str | Path, *, model: HookedModel | None = None) -> AnyDetector:
     """The detector of a directory, of whichever kind it is. Raises UserError as their ``load``."""
-    if (Path(folder) / ECHO).is_file():
-        return EchoDetector.load(folder, model=model)
+    if (Path(folder) / SUPPORT).is_file():
+        return SupportDetector.load(folder, model=model)
+    if (Path(folder) / _OLDER).is_file():
+        raise UserError(f"the detector in {folder} is of an earlier version: train it again")
     return PremiseDetector.load(folder, model=model)

@@ -1,0 +1,358 @@
+"""The support of a premise: its run, the detector that is built on it, its file, and its fit."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import interp.models
+from interp.errors import UserError
+from interp.premises import load_premises
+from probes import Calibration, PremiseDetector, SupportDetector, load_detector
+from probes.activation_reader import read_activations
+from probes.detector.balance import balanced_questions
+from probes.detector.dataset import DetectorDataset
+from probes.detector.detections import Detection, Detector
+from probes.detector.evidence import Combination
+from probes.detector.fit import CombinedScores
+from probes.detector.pair import Pair, premise_pair
+from probes.detector.questions import label_questions, tokenize_question
+from probes.detector.scored import TokenScores
+from probes.detector.support import (
+    MOST_SUPPORT,
+    log_probability_after_reading,
+    log_probability_without,
+    supports,
+    without_earlier,
+)
+from probes.detector.support_detector import SUPPORT
+from probes.detector.support_fit import evenly_chosen, fit_support
+from probes.detector.train import detector_for, train_detector
+
+TEXTS = (
+    "Why is Paris the capital of Germany?",
+    "In which year did Rome become the capital of Spain?",
+    "Which buildings of Japan stand in its capital, Buenos Aires?",
+)
+PAIRS = (("Paris", "Germany"), ("Rome", "Spain"), ("Japan", "Buenos Aires"))
+
+
+def pair_of(question: Any, words: tuple[str, str]) -> Pair:
+    places = [(question.text.index(word), word) for word in words]
+    return Pair(*(question.tokens_at((at, at + len(word))) for at, word in places))
+
+
+@pytest.fixture(scope="module")
+def asked(tiny_llama):
+    return [tokenize_question(tiny_llama.tokenizer, text) for text in TEXTS]
+
+
+@pytest.fixture(scope="module")
+def pairs(asked):
+    return [pair_of(question, words) for question, words in zip(asked, PAIRS, strict=True)]
+
+
+def test_a_run_without_the_earlier_words(tiny_llama, asked, pairs):
+    """Beside single runs of prompts from which the words were cut by hand."""
+    found = log_probability_without(tiny_llama, asked, pairs, progress=False)
+    for question, pair, (earlier, _), value in zip(asked, pairs, PAIRS, found, strict=True):
+        prompt = without_earlier(question, pair)
+        assert earlier not in tiny_llama.tokenizer.decode(prompt)
+        n_later = pair.later[1] - pair.later[0]
+        assert prompt[-n_later:] == list(question.tokens[slice(*pair.later)])
+        with torch.no_grad():
+            logits = tiny_llama(torch.tensor([prompt]))[0].double().log_softmax(-1)
+        expected = sum(float(logits[at - 1, prompt[at]]) for at in range(-n_later, 0))
+        assert value == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("family", ["tiny_llama", "tiny_gpt2"])
+def test_what_was_read_is_not_run_again(family, request, chat_tokenizer):
+    """The reference runs whole prompts; later words next to the earlier ones, and one row alone."""
+    model = request.getfixturevalue(family)
+    texts = (*TEXTS, "Is Rome Japan?")
+    asked = [tokenize_question(chat_tokenizer, text) for text in texts]
+    words = (*PAIRS, ("Rome", "Japan"))
+    pairs = [pair_of(question, part) for question, part in zip(asked, words, strict=True)]
+    expected = log_probability_without(model, asked, pairs, progress=False)
+    prompts = [question.to_read for question in asked]
+    (chunk,) = read_activations(model, prompts, layers=[0], keys_values=True, progress=False)
+    for chosen in ([0, 1, 2, 3], [2], [3]):
+        found = log_probability_after_reading(
+            model,
+            [asked[index] for index in chosen],
+            [pairs[index] for index in chosen],
+            keys_values=chunk.keys_values,
+            rows=[chunk.prompts.index(index) for index in chosen],
+        )
+        np.testing.assert_allclose(found, expected[chosen], atol=1e-4)
+    wrong = log_probability_after_reading(
+        model,
+        asked[:1],
+        pairs[:1],
+        keys_values=tuple((keys + 1, values) for keys, values in chunk.keys_values),
+        rows=[chunk.prompts.index(0)],
+    )
+    assert np.abs(wrong - expected[:1]).max() > 1e-4  # what was read matters
+
+
+def test_the_support_by_hand(asked, pairs):
+    (start, end), first = pairs[2].later, asked[2].span[0]
+    expected = np.full(len(asked[2].offsets), -7.0)
+    expected[start - first : end - first] = np.linspace(-1.0, -0.5, end - start)
+    nothing = np.zeros(len(expected))
+    scores = TokenScores(nothing, nothing, nothing, expected)
+    total = expected[start - first : end - first].sum()
+    for without, support in ((-3.0, total + 3), (0.0, max(total, -MOST_SUPPORT)), (-99.0, 3.0)):
+        found = supports([scores], asked[2:], pairs[2:], np.array([without]))
+        assert found[0] == pytest.approx(np.clip(support, -MOST_SUPPORT, MOST_SUPPORT))
+
+
+def entity_at(question: Any, *words: str, low: float = -5.0) -> np.ndarray:
+    """Log-odds of 4, 3, … at the tokens of the words, and ``low`` elsewhere."""
+    found = np.full(len(question.offsets), low)
+    for index, word in enumerate(words):
+        at = question.text.index(word)
+        start, end = question.tokens_at((at, at + len(word)))
+        found[start - question.span[0] : end - question.span[0]] = 4.0 - index
+    return found
+
+
+def test_the_pair_by_hand(asked, pairs):
+    for question, words, pair in zip(asked, PAIRS, pairs, strict=True):
+        assert premise_pair(question, entity_at(question, *words)) == pair
+        assert premise_pair(question, entity_at(question, *reversed(words))) == pair
+        # A third one that is lower is not taken; one alone is no pair.
+        third = question.text.split()[0]
+        assert premise_pair(question, entity_at(question, *words, third)) == pair
+        assert premise_pair(question, entity_at(question, words[0])) is None
+        assert premise_pair(question, entity_at(question)) is None
+
+
+def test_neighbours_are_one_entity_unless_a_comma_parts_them(chat_tokenizer):
+    question = tokenize_question(chat_tokenizer, "Is Rome, Italy the home of Marco Polo?")
+    found = premise_pair(question, entity_at(question, "Marco", "Polo", "Rome"))
+    assert found == pair_of(question, ("Rome", "Marco Polo"))
+    assert premise_pair(question, entity_at(question, "Marco", "Polo")) is None
+    found = premise_pair(question, entity_at(question, "Rome", "Italy"))
+    assert found == pair_of(question, ("Rome", "Italy"))
+
+
+def probes_of(model: Any, n_probes: int = 3, **changes: Any) -> PremiseDetector:
+    weight = torch.randn(3, 32, generator=torch.Generator().manual_seed(1))
+    options: dict[str, Any] = {
+        "weight": weight[:n_probes],
+        "bias": (0.0, 0.0, 0.0)[:n_probes],
+        "layer": 1,
+        "calibration": Calibration("platt"),
+        "threshold": 0.0,
+        "fingerprint": interp.models.fingerprint(model),
+        "combination": Combination(("falsity", "entropy"), (1.0, 0.0), 0.0),
+    }
+    return PremiseDetector(**{**options, **changes})
+
+
+@pytest.fixture(scope="module")
+def detector(tiny_llama) -> SupportDetector:
+    return SupportDetector(
+        probes_of(tiny_llama),
+        weights=(1.0, 0.0),
+        bias=0.0,
+        floor=-1e9,
+        calibration=Calibration("platt"),
+        threshold=0.0,
+        training={"auc": 0.5},
+    )
+
+
+def test_without_weight_it_is_the_probes(detector, tiny_llama, asked):
+    found = detector.detect(tiny_llama, TEXTS, progress=False)
+    expected = detector.probes.detect(tiny_llama, TEXTS, progress=False)
+    scores = detector.probes.token_scores(tiny_llama, asked, progress=False)
+    entities = [of_tokens.entity for of_tokens in scores]
+    tested = [premise_pair(*of) is not None for of in zip(asked, entities, strict=True)]
+    assert any(tested)
+    for ours, theirs, fires in zip(found, expected, tested, strict=True):
+        assert ours.fired == fires
+        if fires:
+            assert ours.char_span == theirs.char_span
+            assert ours.probability == pytest.approx(theirs.probability, abs=1e-6)
+    assert "a test of support" in detector._shown().words
+    assert isinstance(detector, Detector)
+
+
+def test_a_batch_decides_as_single_questions_do(detector, tiny_llama):
+    weighing = replace(detector, weights=(0.5, -1.0))
+    together = weighing.detect(tiny_llama, TEXTS, progress=False)
+    alone = [weighing.detect(tiny_llama, [text], progress=False)[0] for text in TEXTS]
+    for ours, theirs in zip(together, alone, strict=True):
+        assert ours.fired == theirs.fired
+        assert ours.probability == pytest.approx(theirs.probability, abs=1e-5)
+
+
+@pytest.mark.parametrize("floor", [-1e9, 1e9])
+def test_what_is_not_tested_runs_nothing_and_does_not_fire(
+    detector, tiny_llama, monkeypatch, floor
+):
+    """Below the floor, and without a pair."""
+    without_pair = replace(detector.probes, bias=(0.0, 0.0, -1e9))
+    high = replace(detector, probes=without_pair, floor=floor, threshold=0.5)
+    monkeypatch.setattr(
+        "probes.detector.support_detector.log_probability_after_reading",
+        lambda model, asked, pairs, **options: np.zeros(0) if not asked else 1 / 0,
+    )
+    found = high.detect(tiny_llama, TEXTS, progress=False)
+    assert not any(part.fired for part in found)
+    assert all(part.probability < 0.5 for part in found)
+
+
+def test_the_decision_by_hand(detector):
+    weighing = replace(detector, weights=(1.0, -2.0), bias=1.0, threshold=0.5)
+    assert weighing.suspects([], []) == []
+    before = Detection(True, 0.9, (1, 2), (3, 4))
+    supported = weighing.decide(before, 2.0, 2.0)  # 2 − 4 + 1 = −1
+    assert not supported.fired
+    assert supported.probability == pytest.approx(1 / (1 + np.e))
+    contradicted = weighing.decide(before, 2.0, -3.0)  # 2 + 6 + 1 = 9
+    assert contradicted.fired
+    assert contradicted.token_span == (3, 4)
+
+
+def test_probes_that_cannot_be_tested(detector, tiny_llama):
+    with pytest.raises(UserError, match="needs an entity probe"):
+        replace(detector, probes=probes_of(tiny_llama, 2))
+    with pytest.raises(UserError, match="needs what the model expected"):
+        replace(detector, probes=probes_of(tiny_llama, combination=None))
+
+
+def test_its_file(detector, tiny_llama, tiny_gpt2, tmp_path):
+    folder = detector.save(tmp_path / "saved")
+    again = load_detector(folder, model=tiny_llama)
+    assert isinstance(again, SupportDetector)
+    assert (again.weights, again.floor) == (detector.weights, -1e9)
+    assert again.detect(tiny_llama, TEXTS, progress=False) == detector.detect(
+        tiny_llama, TEXTS, progress=False
+    )
+    with pytest.raises(UserError, match="fitted on model"):
+        load_detector(folder, model=tiny_gpt2)
+    content = json.loads((folder / SUPPORT).read_text())
+    for change in ({"weights": [1.0]}, {"floor": "low"}, {"threshold": 2.0}, {"format": 9}):
+        (folder / SUPPORT).write_text(json.dumps({**content, **change}))
+        with pytest.raises(UserError, match="train it again"):
+            load_detector(folder, model=tiny_llama)
+    (folder / SUPPORT).unlink()
+    assert isinstance(load_detector(folder), PremiseDetector)
+    with pytest.raises(UserError, match="no support test"):
+        SupportDetector.load(folder)
+    (folder / "echo.json").write_text("{}")
+    with pytest.raises(UserError, match="of an earlier version: train it again"):
+        load_detector(folder)
+
+
+def test_probes_of_older_files(tiny_llama, tmp_path):
+    """Format 2 has no entity probe; it loads, and detects as before."""
+    old = probes_of(tiny_llama, 2)
+    folder = old.save(tmp_path / "old")
+    assert json.loads((folder / "detector.json").read_text())["format"] == 2
+    again = load_detector(folder, model=tiny_llama)
+    assert again.detect(tiny_llama, TEXTS, progress=False) == old.detect(
+        tiny_llama, TEXTS, progress=False
+    )
+    new = probes_of(tiny_llama).save(tmp_path / "new")
+    content = json.loads((new / "detector.json").read_text())
+    assert content["format"] == 3
+    (new / "detector.json").write_text(json.dumps({**content, "format": 2}))
+    with pytest.raises(UserError, match="biases of shape"):
+        load_detector(new)
+
+
+class NoStore:
+    """Activations that nobody reads."""
+
+    layers = (1,)
+    predictions = True
+
+    def __init__(self, sizes: list[int]) -> None:
+        self.prompt = torch.repeat_interleave(torch.tensor(sizes))
+
+    def read_predictions(self, rows: torch.Tensor) -> torch.Tensor:
+        """Every token has log-probability −2."""
+        return torch.tensor([-2.0, -1.0, 1.0]).expand(len(rows), 3)
+
+
+@pytest.fixture(scope="module")
+def fitted_on(tiny_llama):
+    premises = load_premises("capitals", limit=12)
+    questions = label_questions(tiny_llama.tokenizer, premises, balanced_questions(premises))
+    unchecked: Any = object.__new__(DetectorDataset)
+    store = NoStore([len(question.asked.offsets) for question in questions])
+    for name, value in {
+        **{"questions": tuple(questions), "store": store},
+        **{"background": (), "prompts": None},
+    }.items():
+        object.__setattr__(unchecked, name, value)
+    return unchecked
+
+
+def planted_scores(material: DetectorDataset, seed: int = 0) -> CombinedScores:
+    """Noise, higher at the completion of every premise, false or true: the probes know nothing."""
+    noise = torch.randn(sum(material.sizes), generator=torch.Generator().manual_seed(seed))
+    tokens = noise + 5 * material.completes
+    entity = 10.0 * material.entities - 5
+    combination = Combination(("falsity", "entropy"), (1.0, 0.0), 0.0)
+    return CombinedScores(tokens, tokens, entity, np.zeros(0), combination)
+
+
+def test_a_planted_support_is_weighed(fitted_on, detector):
+    labels = {q.asked.tokens: q.label for q in fitted_on.questions}
+
+    def read(asked: Any, pairs: Any) -> np.ndarray:
+        """Without the earlier words the later ones are likelier, if the premise is false."""
+        sizes = np.array([pair.later[1] - pair.later[0] for pair in pairs])
+        return -2.0 * sizes + [2.0 if labels[question.tokens] else -2.0 for question in asked]
+
+    options: Any = {"scores": planted_scores(fitted_on)}
+    found = fit_support(fitted_on, detector.probes, read=read, **options)
+    training = found.training
+    assert training["fired_on_false"] > 0.9
+    assert training["fired_on_twins"] == 0
+    assert found.weights[1] < 0  # a supported premise is true
+
+    def silent(asked: Any, pairs: Any) -> np.ndarray:
+        return np.random.default_rng(0).normal(size=len(asked)) - 2
+
+    # Negative control: a support that says nothing is not believed.
+    noise = fit_support(fitted_on, detector.probes, read=silent, **options)
+    assert noise.training["fired_on_false"] < 0.4
+
+
+def test_the_questions_that_are_tested(fitted_on):
+    chosen = evenly_chosen(fitted_on, 20)
+    assert len(chosen) == 20
+    labels = fitted_on.labels[chosen]
+    assert labels.tolist() == [1, 0] * 10
+    subjects = [fitted_on.questions[index].question.subject for index in chosen]
+    assert subjects[::2] == subjects[1::2]
+    assert len(evenly_chosen(fitted_on, 10**6)) == len(fitted_on.questions)
+
+
+def test_all_the_way_on_a_random_model(tiny_llama, tmp_path):
+    premises = load_premises("capitals", limit=12).split(seed=0).search
+    found = train_detector(tiny_llama, [premises], known=False, layers=[1], progress=False)
+    assert isinstance(found, SupportDetector)
+    assert found.training["questions"] > 0
+    found.detect(tiny_llama, TEXTS, progress=False)
+    plain = train_detector(
+        tiny_llama, [premises], known=False, layers=[1], support=False, progress=False
+    )
+    assert isinstance(plain, PremiseDetector)
+
+
+def test_a_kept_test_is_the_model_s_own(tiny_llama, detector, tmp_path, monkeypatch):
+    monkeypatch.setattr("probes.detector.train.train_detector", lambda model, **_: detector)
+    detector_for(tiny_llama, cache_dir=tmp_path, progress=False)
+    again = detector_for(tiny_llama, cache_dir=tmp_path, progress=False)
+    assert isinstance(again, SupportDetector)
