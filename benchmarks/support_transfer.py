@@ -118,7 +118,7 @@ def tested(
     of_pairs = [asked[index] for index in pairs], list(pairs.values())
     values = supports([scores[i] for i in pairs], *of_pairs, without.read(*of_pairs))
     for index, value in zip(pairs, values, strict=True):
-        found[index] = detector.decide(found[index], scores[index].question, float(value))
+        found[index] = detector.decide(suspicions[index], float(value))
     return found
 
 

@@ -1,12 +1,14 @@
 """The two entities that a premise joins, as a probe finds them in a question.
 
 The *entity* probe separates the tokens of subjects and objects from all others, in any relation.
-Neighbouring words above zero log-odds are one entity; the two with the highest word are the pair. A
-question with fewer has no premise about two things ("Which city is the capital of Algeria?"), and
-nothing in it can be false.
+Neighbouring words above zero log-odds are one entity. The pair are the two with the highest words
+in one sentence: of the sentences with two, the one whose second entity is the surest. A question
+without such a sentence has no premise about two things ("Which city is the capital of Algeria?"),
+and nothing in it can be false.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +16,9 @@ from jaxtyping import Float
 
 from interp.forward.batch import Span
 from probes.detector.questions import AskedQuestion
+
+_SENTENCE_END = re.compile(r"(?:[!?…]|(?<!\b[A-Z])(?<!\b[A-Z][a-z])\.)(?=\s|$)|[。！？]|\n")
+"""Not a full stop behind a capital with one letter or none, as in "St. Louis" and "J. Watt"."""
 
 
 class Pair(NamedTuple):
@@ -33,14 +38,32 @@ def premise_pair(asked: AskedQuestion, entity: Float[np.ndarray, " token"]) -> P
     for word, score in zip(asked.word_of, entity, strict=True):
         if word is not None:
             scores[word] = max(scores[word], score)
-    groups = sorted(_neighbours(asked, scores), key=lambda group: scores[group[0] : group[1]].max())
-    if len(groups) < 2:
+    surest: tuple[float, list[Span]] = (0.0, [])
+    for groups in _by_sentence(asked, _neighbours(asked, scores)):
+        highest = sorted(groups, key=lambda group: scores[group[0] : group[1]].max())[-2:]
+        second = float(scores[highest[0][0] : highest[0][1]].max())
+        if len(highest) == 2 and second > surest[0]:
+            surest = second, highest
+    if not surest[1]:
         return None
     words = asked.words
-    tokens = [asked.tokens_at((words[start][0], words[end - 1][1])) for start, end in groups[-2:]]
+    tokens = [asked.tokens_at((words[start][0], words[end - 1][1])) for start, end in surest[1]]
     pair = Pair(*sorted(tokens))
     alone = pair.earlier[0] == 0 and pair.earlier[1] == pair.later[0]
     return None if alone or pair.earlier[1] > pair.later[0] else pair
+
+
+def _by_sentence(asked: AskedQuestion, groups: Iterable[Span]) -> list[list[Span]]:
+    """The runs of words in each sentence that has any, in order."""
+    found: list[list[Span]] = []
+    for group in groups:
+        if found:
+            end, start = asked.words[found[-1][-1][1] - 1][1], asked.words[group[0]][0]
+            if not _SENTENCE_END.search(asked.text, end, start):
+                found[-1].append(group)
+                continue
+        found.append([group])
+    return found
 
 
 def _neighbours(asked: AskedQuestion, scores: Sequence[float] | np.ndarray) -> list[Span]:

@@ -51,6 +51,13 @@ class AskedQuestion:
         """The prompt up to the question's end, read at all tokens of the question."""
         return TokensToRead(self.tokens, tuple(range(*self.span)))
 
+    def chars_at(self, tokens: Span) -> Span:
+        """The question's characters in these tokens of the prompt, without space at their edges."""
+        first, last = tokens[0] - self.span[0], tokens[1] - 1 - self.span[0]
+        start, end = self.offsets[first][0], self.offsets[last][1]
+        piece = self.text[start:end]
+        return end - len(piece.lstrip()), start + len(piece.rstrip())
+
     def tokens_at(self, chars: Span) -> Span:
         """The prompt's tokens that hold characters of the question."""
         start, end = token_span(self.offsets, self.text, chars)

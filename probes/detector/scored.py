@@ -7,7 +7,9 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.forward.batch import Span
 from probes.activation_reader import KeysValues
+from probes.detector.questions import AskedQuestion
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,11 @@ class TokenScores:
             )
             for index, part in enumerate(scores.split(list(sizes)))
         ]
+
+    def highest(self, column: Float[np.ndarray, " token"], asked: AskedQuestion, at: Span) -> float:
+        """The highest value of a column at some tokens of the prompt."""
+        first = asked.span[0]
+        return float(column[at[0] - first : at[1] - first].max())
 
     @property
     def question(self) -> float:

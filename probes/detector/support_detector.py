@@ -1,13 +1,14 @@
 """``SupportDetector``: a premise detector whose suspicions are tested by the premise's support.
 
-The probes read every question, in one prefill. Where their score reaches ``floor`` and the question
-joins two entities (`probes.detector.pair`), the model goes on from the place of the first, without
-it, up to the second (`probes.detector.support`): a few tokens. A logistic regression over the
-probes' score and the support decides. Other questions cost nothing more, and do not fire.
+The probes read every question, in one prefill. Where it joins two entities (`probes.detector.pair`)
+and the falsity at the later one reaches ``floor``, the model goes on from the place of the first,
+without it, up to the second (`probes.detector.support`): a few tokens. A logistic regression over
+that falsity and the support decides. Other questions cost nothing more, and do not fire. The false
+object is the entity with the higher mention score.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,12 @@ from probes.detector.detector import PremiseDetector
 from probes.detector.pair import Pair, premise_pair
 from probes.detector.questions import AskedQuestion
 from probes.detector.scored import ScoredChunk, TokenScores
-from probes.detector.span import false_words
 from probes.detector.support import log_probability_after_reading, supports
 from probes.detector.trained import TrainedDetector
 
 SUPPORT = "support.json"
-EVIDENCE = ("score", "support")
-"""What is weighed: the probes' score, and the support in nats."""
+EVIDENCE = ("falsity", "support")
+"""What is weighed: the highest falsity at the later entity's tokens, and the support in nats."""
 _FORMAT = 1
 _SHAPE = {
     **{"format": int, "weights": [float], "bias": float, "floor": float, "threshold": float},
@@ -48,10 +48,12 @@ class Suspicion:
 
     Attributes:
         detection: with the suspected words, or not fired where nothing is tested.
+        falsity: the highest at the later entity's tokens; minus infinity without a pair.
         pair: the entities between which support is measured; None where it is not.
     """
 
     detection: Detection
+    falsity: float
     pair: Pair | None = None
 
 
@@ -62,7 +64,7 @@ class SupportDetector(TrainedDetector):
     Attributes:
         probes: finds the words that may be false, and the entities.
         weights, bias: of `EVIDENCE`, to the log-odds of a false premise.
-        floor: the probes' score from which a question is tested; below it no detection fires.
+        floor: the falsity from which a question is tested; below it no detection fires.
         calibration: from the log-odds to a probability.
         threshold: the probability from which the detector fires.
         training: its training data, and its scores there.
@@ -129,8 +131,8 @@ class SupportDetector(TrainedDetector):
                 rows=list(pairs),
             )
             values = supports(scores, tested, list(pairs.values()), without)
-            for row, of_tokens, support in zip(pairs, scores, values, strict=True):
-                detections[row] = self.decide(detections[row], of_tokens.question, float(support))
+            for row, support in zip(pairs, values, strict=True):
+                detections[row] = self.decide(suspicions[row], float(support))
             found |= dict(zip(chunk.prompts, detections, strict=True))
             if on_chunk is not None:
                 on_chunk(chunk)
@@ -139,30 +141,31 @@ class SupportDetector(TrainedDetector):
     def suspects(
         self, asked: Sequence[AskedQuestion], scores: Sequence[TokenScores]
     ) -> list[Suspicion]:
-        """What is to be tested: questions from the floor on, in which there are two entities."""
+        """What is to be tested: questions with a pair whose falsity reaches the floor."""
         found = []
         for question, of_tokens in zip(asked, scores, strict=True):
+            assert of_tokens.entity is not None
             probability = float(self.probes.calibration(np.array([of_tokens.question]))[0])
-            chars, pair = None, None
-            if of_tokens.question >= self.floor:
-                assert of_tokens.entity is not None
-                pair = premise_pair(question, of_tokens.entity)
-                chars = false_words(question, of_tokens.falsity, of_tokens.mention)
-            if chars is None or pair is None:
+            pair, falsity = premise_pair(question, of_tokens.entity), -np.inf
+            if pair is not None:
+                falsity = of_tokens.highest(of_tokens.falsity, question, pair.later)
+            if pair is None or falsity < self.floor:
                 below = min(probability, float(np.nextafter(self.threshold, 0.0)))
-                found.append(Suspicion(Detection(False, below)))
-            else:
-                fired = Detection(True, probability, chars, question.tokens_at(chars))
-                found.append(Suspicion(fired, pair))
+                found.append(Suspicion(Detection(False, below), falsity))
+                continue
+            earlier, later = (of_tokens.highest(of_tokens.mention, question, span) for span in pair)
+            words = pair.earlier if earlier > later else pair.later
+            fired = Detection(True, probability, question.chars_at(words), words)
+            found.append(Suspicion(fired, falsity, pair))
         return found
 
-    def decide(self, suspected: Detection, score: float, support: float) -> Detection:
+    def decide(self, suspicion: Suspicion, support: float) -> Detection:
         """What follows for a suspected question from the support of its premise, in nats."""
-        log_odds = np.array([score, support]) @ np.array(self.weights) + self.bias
+        log_odds = np.array([suspicion.falsity, support]) @ np.array(self.weights) + self.bias
         probability = float(self.calibration(np.array([log_odds]))[0])
         if probability < self.threshold:
             return Detection(False, probability)
-        return Detection(True, probability, suspected.char_span, suspected.token_span)
+        return replace(suspicion.detection, probability=probability)
 
     def save(self, folder: str | Path) -> Path:
         """Write the probes' files and ``support.json`` into a directory; returns it."""
@@ -198,10 +201,10 @@ class SupportDetector(TrainedDetector):
             check_shape(content, _SHAPE, SUPPORT, advice="it is cut short or altered")
             if content["format"] != _FORMAT or len(content["weights"]) != len(EVIDENCE):
                 raise UserError(f"format {content['format']}, {len(content['weights'])} weights")
-            score, support = map(float, content["weights"])
+            falsity, support = map(float, content["weights"])
             found = cls(
                 detector,
-                weights=(score, support),
+                weights=(falsity, support),
                 calibration=Calibration.from_dict(content["calibration"]),
                 training=content["training"],
                 **{name: float(content[name]) for name in ("bias", "floor", "threshold")},
@@ -217,7 +220,7 @@ class SupportDetector(TrainedDetector):
     def _shown(self) -> Shown:
         words = (
             f"Probes, and a test of support, of model {self.fingerprint[:12]}; tests questions "
-            f"from score {self.floor:.2f} on, fires from probability {self.threshold:.2f} on."
+            f"from falsity {self.floor:.2f} on, fires from probability {self.threshold:.2f} on."
         )
         rows = [(name, str(value)) for name, value in self.training.items()]
         return Shown(words, (pd.DataFrame(rows, columns=["training", "value"]),) if rows else ())

@@ -41,7 +41,7 @@ FALSE_ALARMS = 0.0075
 """Allowed share of twins: less than the 1 % that are aimed at, since a relation that was not
 trained on has more than those that were."""
 MISSED = 0.05
-"""Share of false premises whose score may lie below the floor."""
+"""Share of false premises with a pair whose falsity may lie below the floor."""
 
 
 ReadWithout = Callable[[Sequence[AskedQuestion], Sequence[Pair]], Float[np.ndarray, " question"]]
@@ -72,22 +72,26 @@ def fit_support(
     chosen = evenly_chosen(material, n_questions)
     labels, tokens = material.labels[chosen], _token_scores(material, scores)
     of_tokens = [tokens[index] for index in chosen]
-    of_questions = np.array([part.question for part in of_tokens])
     begun = SupportDetector(
         detector,
         weights=(1.0, 0.0),
         bias=0.0,
-        floor=float(np.quantile(of_questions[labels == 1], MISSED)),
+        floor=-np.finfo(float).max,
         calibration=Calibration("platt"),
         threshold=1.0,
     )
     asked = [material.questions[index].asked for index in chosen]
+    falsities = [part.falsity for part in begun.suspects(asked, of_tokens)]
+    of_pairs = [at for at, label in zip(falsities, labels, strict=True) if label and at > -np.inf]
+    if not of_pairs:
+        raise UserError("no two entities were found in any false premise: give more facts")
+    begun = replace(begun, floor=float(np.quantile(of_pairs, MISSED)))
     evidence = _evidence(begun, asked, of_tokens, read=read)
     tested = np.isfinite(evidence[:, 0])
     if len(set(labels[tested].tolist())) < 2:
         raise UserError("a support test needs suspected questions of both classes: give more facts")
-    (score, support), bias = weigh(evidence[tested], labels[tested] == 1)
-    weighed = replace(begun, weights=(score, support), bias=bias)
+    (falsity, support), bias = weigh(evidence[tested], labels[tested] == 1)
+    weighed = replace(begun, weights=(falsity, support), bias=bias)
     log_odds = evidence @ np.array(weighed.weights) + bias
     curve = fit_calibration(log_odds[tested], labels[tested], method=calibration)
     texts = [text.asked for text in material.background][1::2]
@@ -173,6 +177,6 @@ def _evidence(
     tested, of_tokens = [asked[index] for index in pairs], [scores[index] for index in pairs]
     without = read(tested, list(pairs.values()))
     values = supports(of_tokens, tested, list(pairs.values()), without)
-    for index, part, support in zip(pairs, of_tokens, values, strict=True):
-        found[index] = part.question, support
+    for index, support in zip(pairs, values, strict=True):
+        found[index] = suspected[index].falsity, support
     return found

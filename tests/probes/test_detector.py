@@ -408,7 +408,8 @@ def test_entities_are_the_tokens_of_both(questions):
 def test_the_entity_probe_reads_what_marks_subjects_and_objects(questions):
     """Planted at both; the moments of every token, label 1 at both."""
     data = material(questions, 0.0)
-    data.store.values[1][data.entities] += 3.0 * SIGNS
+    store: Any = data.store
+    store.values[1][data.entities] += 3.0 * SIGNS
     pairs = Folds(4).pairs(questions)
     weight, _ = FoldMoments(data, 1, np.stack([one for one, _ in pairs])).fit(0)
     cosine = torch.nn.functional.cosine_similarity(weight[2].float(), SIGNS, dim=0)

@@ -28,7 +28,7 @@ from probes.detector.support import (
     supports,
     without_earlier,
 )
-from probes.detector.support_detector import SUPPORT
+from probes.detector.support_detector import SUPPORT, Suspicion
 from probes.detector.support_fit import evenly_chosen, fit_support
 from probes.detector.train import detector_for, train_detector
 
@@ -141,6 +141,24 @@ def test_neighbours_are_one_entity_unless_a_comma_parts_them(chat_tokenizer):
     assert found == pair_of(question, ("Rome", "Italy"))
 
 
+@pytest.mark.parametrize("end", [".", "?", "!"])
+def test_a_pair_is_of_one_sentence(chat_tokenizer, end):
+    text = f"Rome is old{end} Is Paris the capital of Germany?"
+    question = tokenize_question(chat_tokenizer, text)
+    expected = pair_of(question, ("Paris", "Germany"))
+    assert premise_pair(question, entity_at(question, "Rome", "Paris", "Germany")) == expected
+    assert premise_pair(question, entity_at(question, "Rome", "Paris")) is None
+    # Of two sentences with two, the one whose second is the surest.
+    found = premise_pair(question, entity_at(question, "Rome", "old", "Paris", "Germany"))
+    assert found == pair_of(question, ("Rome", "old"))
+
+
+def test_a_full_stop_of_an_abbreviation_ends_no_sentence(chat_tokenizer):
+    question = tokenize_question(chat_tokenizer, "Is Rome older than St. Louis in Spain?")
+    found = premise_pair(question, entity_at(question, "Rome", "Louis"))
+    assert found == pair_of(question, ("Rome", "Louis"))
+
+
 def probes_of(model: Any, n_probes: int = 3, **changes: Any) -> PremiseDetector:
     weight = torch.randn(3, 32, generator=torch.Generator().manual_seed(1))
     options: dict[str, Any] = {
@@ -168,18 +186,25 @@ def detector(tiny_llama) -> SupportDetector:
     )
 
 
-def test_without_weight_it_is_the_probes(detector, tiny_llama, asked):
+def test_without_weight_it_is_the_falsity_of_the_later_words(detector, tiny_llama, asked):
     found = detector.detect(tiny_llama, TEXTS, progress=False)
-    expected = detector.probes.detect(tiny_llama, TEXTS, progress=False)
     scores = detector.probes.token_scores(tiny_llama, asked, progress=False)
-    entities = [of_tokens.entity for of_tokens in scores]
-    tested = [premise_pair(*of) is not None for of in zip(asked, entities, strict=True)]
-    assert any(tested)
-    for ours, theirs, fires in zip(found, expected, tested, strict=True):
-        assert ours.fired == fires
-        if fires:
-            assert ours.char_span == theirs.char_span
-            assert ours.probability == pytest.approx(theirs.probability, abs=1e-6)
+    n_tested = 0
+    for ours, question, of_tokens in zip(found, asked, scores, strict=True):
+        pair = premise_pair(question, of_tokens.entity)
+        assert ours.fired == (pair is not None)
+        if pair is not None:
+            n_tested += 1
+            first = question.span[0]
+            parts = [slice(start - first, end - first) for start, end in pair]
+            falsity, mention = of_tokens.falsity[parts[1]].max(), of_tokens.mention
+            assert ours.probability == pytest.approx(1 / (1 + np.exp(-falsity)), abs=1e-6)
+            words = pair.earlier
+            if mention[parts[1]].max() >= mention[parts[0]].max():
+                words = pair.later
+            assert ours.token_span == words
+            assert question.tokens_at(ours.char_span) == words
+    assert n_tested
     assert "a test of support" in detector._shown().words
     assert isinstance(detector, Detector)
 
@@ -212,11 +237,11 @@ def test_what_is_not_tested_runs_nothing_and_does_not_fire(
 def test_the_decision_by_hand(detector):
     weighing = replace(detector, weights=(1.0, -2.0), bias=1.0, threshold=0.5)
     assert weighing.suspects([], []) == []
-    before = Detection(True, 0.9, (1, 2), (3, 4))
-    supported = weighing.decide(before, 2.0, 2.0)  # 2 − 4 + 1 = −1
+    before = Suspicion(Detection(True, 0.9, (1, 2), (3, 4)), 2.0, Pair((1, 2), (3, 4)))
+    supported = weighing.decide(before, 2.0)  # 2 − 4 + 1 = −1
     assert not supported.fired
     assert supported.probability == pytest.approx(1 / (1 + np.e))
-    contradicted = weighing.decide(before, 2.0, -3.0)  # 2 + 6 + 1 = 9
+    contradicted = weighing.decide(before, -3.0)  # 2 + 6 + 1 = 9
     assert contradicted.fired
     assert contradicted.token_span == (3, 4)
 
