@@ -96,7 +96,7 @@ def test_the_gate_of_a_run_is_trained_on_its_search_part_once(
         return Stub()
 
     monkeypatch.setattr("interp.commands.evaluate.train_detector", train)
-    monkeypatch.setattr("interp.commands.evaluate.PremiseDetector", Stub)
+    monkeypatch.setattr("interp.commands.evaluate.load_detector", Stub.load)
     split = load_premises("capitals", limit=12).split(seed=0)
     model: Any = "model"
     for _ in range(2):
