@@ -44,6 +44,10 @@ MISSED = 0.05
 """Share of false premises with a pair whose falsity may lie below the floor."""
 
 
+class NothingToTest(UserError):
+    """The probes suspect questions of one class only: a test has nothing to tell apart."""
+
+
 ReadWithout = Callable[[Sequence[AskedQuestion], Sequence[Pair]], Float[np.ndarray, " question"]]
 """From questions and their pairs to `probes.detector.support.log_probability_without`."""
 
@@ -67,7 +71,7 @@ def fit_support(
         max_false_alarms: share of twins on which it may fire, as for `fit_detector`.
 
     Raises:
-        UserError: too few questions that are suspected.
+        NothingToTest: the probes suspect false premises only, or none.
     """
     chosen = evenly_chosen(material, n_questions)
     labels, tokens = material.labels[chosen], _token_scores(material, scores)
@@ -84,12 +88,12 @@ def fit_support(
     falsities = [part.falsity for part in begun.suspects(asked, of_tokens)]
     of_pairs = [at for at, label in zip(falsities, labels, strict=True) if label and at > -np.inf]
     if not of_pairs:
-        raise UserError("no two entities were found in any false premise: give more facts")
+        raise NothingToTest("no two entities were found in any false premise: give more facts")
     begun = replace(begun, floor=float(np.quantile(of_pairs, MISSED)))
     evidence = _evidence(begun, asked, of_tokens, read=read)
     tested = np.isfinite(evidence[:, 0])
     if len(set(labels[tested].tolist())) < 2:
-        raise UserError("a support test needs suspected questions of both classes: give more facts")
+        raise NothingToTest("the probes suspect questions of one class only: give more facts")
     (falsity, support), bias = weigh(evidence[tested], labels[tested] == 1)
     weighed = replace(begun, weights=(falsity, support), bias=bias)
     log_odds = evidence @ np.array(weighed.weights) + bias

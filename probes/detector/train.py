@@ -37,7 +37,7 @@ from probes.detector.paraphrases import framed
 from probes.detector.questions import LabelledQuestion, label_questions
 from probes.detector.support import log_probability_without
 from probes.detector.support_detector import AnyDetector, load_detector
-from probes.detector.support_fit import fit_support
+from probes.detector.support_fit import NothingToTest, fit_support
 from probes.store import store_activations
 
 logger = logging.getLogger(__name__)
@@ -162,7 +162,8 @@ def train_detector(
             temporary one.
         n_questions: questions, false and true, that are aimed at where there are many facts.
         support: what the probes suspect is tested by the support of the premise, see
-            `probes.detector.support`.
+            `probes.detector.support`. Where they suspect false premises only, as in one relation
+            that they read without a fault, there is nothing to test and the probes decide alone.
 
     Raises:
         UserError: too few facts or subjects, or activations that are not finite.
@@ -199,7 +200,11 @@ def train_detector(
             return noted_model(detector, model)
         scores = combine(material, fits[0], (*PROBES, *EXPECTATION))
         read = partial(log_probability_without, model, progress=progress)
-        found = fit_support(material, detector, scores=scores, read=read, **chosen)
+        try:
+            found = fit_support(material, detector, scores=scores, read=read, **chosen)
+        except NothingToTest as error:
+            logger.info("no support test: %s", error)
+            return noted_model(detector, model)
         return noted_model(found, model)
 
 

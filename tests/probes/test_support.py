@@ -29,7 +29,7 @@ from probes.detector.support import (
     without_earlier,
 )
 from probes.detector.support_detector import SUPPORT, Suspicion
-from probes.detector.support_fit import evenly_chosen, fit_support
+from probes.detector.support_fit import NothingToTest, evenly_chosen, fit_support
 from probes.detector.train import detector_for, train_detector
 
 TEXTS = (
@@ -352,6 +352,30 @@ def test_a_planted_support_is_weighed(fitted_on, detector):
     # Negative control: a support that says nothing is not believed.
     noise = fit_support(fitted_on, detector.probes, read=silent, **options)
     assert noise.training["fired_on_false"] < 0.4
+
+
+def test_probes_without_a_fault_decide_alone(tiny_llama, monkeypatch):
+    """They suspect no twin: the detector is one of probes."""
+    premises = load_premises("capitals", limit=12).split(seed=0).search
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise NothingToTest("one class only")
+
+    monkeypatch.setattr("probes.detector.train.fit_support", refuse)
+    found = train_detector(tiny_llama, [premises], known=False, layers=[1], progress=False)
+    assert isinstance(found, PremiseDetector)
+
+
+def test_a_test_of_one_class_is_refused(fitted_on, detector):
+    scores = planted_scores(fitted_on)
+    false = torch.from_numpy(fitted_on.labels == 1)[fitted_on.question_of]
+    clear = replace(scores, tokens=torch.where(false, 50.0, -50.0))
+
+    def read(asked: Any, pairs: Any) -> np.ndarray:
+        return np.zeros(len(asked))
+
+    with pytest.raises(NothingToTest, match="one class only"):
+        fit_support(fitted_on, detector.probes, scores=clear, read=read)
 
 
 def test_the_questions_that_are_tested(fitted_on):
