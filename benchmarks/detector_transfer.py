@@ -40,6 +40,7 @@ from probes.detector.fit import cross_fit_layers, fit_detector
 from probes.detector.rates import at_rates
 from probes.detector.score import score_detections
 from probes.detector.scored import TokenScores
+from probes.detector.support_detector import AnyDetector
 from probes.detector.train import collect_material
 from probes.scoring import area_under_curve
 
@@ -104,16 +105,20 @@ def material_of(model: Any, options: Options, folder: Path) -> DetectorDataset:
     )
 
 
-def detections(material: DetectorDataset, detector: PremiseDetector) -> list[Detection]:
-    """What the detector finds in the questions, from their stored activations."""
+def scores_of(material: DetectorDataset, detector: PremiseDetector) -> list[TokenScores]:
+    """The probes' scores of all questions, from their stored activations."""
     values = torch.stack([material.read(layer) for layer in detector.read_layers], dim=1)
     predictions = material.read_predictions()
-    scores = detector.combined(
-        values, None if predictions is None else torch.from_numpy(predictions), material.sizes
-    )
+    read = None if predictions is None else torch.from_numpy(predictions)
+    combined = detector.combined(values, read, material.sizes)
+    return TokenScores.of_questions(combined, read, material.sizes)
+
+
+def detections(material: DetectorDataset, detector: PremiseDetector) -> list[Detection]:
+    """What the detector finds in the questions, from their stored activations."""
     return [
-        detector.decide(question.asked, TokenScores(part[:, 0].numpy(), part[:, 1].numpy()))
-        for question, part in zip(material.questions, scores.split(material.sizes), strict=True)
+        detector.decide(question.asked, scores)
+        for question, scores in zip(material.questions, scores_of(material, detector), strict=True)
     ]
 
 
@@ -239,13 +244,14 @@ def _numbered(row: dict[str, Any]) -> str:
     return text.strip()
 
 
-def honest(model: Any, detector: PremiseDetector, options: Options) -> Iterator[tuple[str, dict]]:
+def honest(
+    model: Any, detector: AnyDetector, tasks: Path, most: int
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """How often the detector fires on questions of other people, by set, and in all."""
-    assert options.tasks is not None
     total = [0, 0]
     for name in HONEST:
-        texts = honest_questions(options.tasks, name)
-        texts = texts[:: max(1, len(texts) // options.honest)][: options.honest]
+        texts = honest_questions(tasks, name)
+        texts = texts[:: max(1, len(texts) // most)][:most]
         fired = sum(found.fired for found in detector.detect(model, texts, progress=False))
         total = [total[0] + len(texts), total[1] + fired]
         yield name, _share(len(texts), fired)
@@ -285,7 +291,7 @@ def measure(options: Options, folder: Path) -> dict[str, Any]:
         detector = fit_detector(material, fingerprint=fingerprint, progress=False)
         results["training"] = {"layers": list(detector.read_layers), **detector.training}
         results["honest"] = {}
-        for name, row in honest(model, detector, options):
+        for name, row in honest(model, detector, options.tasks, options.honest):
             results["honest"][name] = row
             print(name, row, flush=True)
     if "leave_one_out" in results:

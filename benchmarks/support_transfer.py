@@ -11,7 +11,6 @@ which keeps what the model knows and every relation's effects; activations are k
 Writes benchmarks/results/support_transfer.json and the table between the marks of docs/probes.md.
 """
 
-import json
 import logging
 import time
 from collections.abc import Sequence
@@ -23,9 +22,8 @@ import numpy as np
 import torch
 import transfer
 import tyro
-from detector_transfer import HONEST, detections, honest_questions, scored, summary
+from detector_transfer import detections, honest, scored, scores_of, summary
 from marked import write_between
-from scipy.stats import binomtest
 from ship import well_known
 
 import interp
@@ -40,7 +38,6 @@ from probes.detector.evidence import EXPECTATION, PROBES
 from probes.detector.fit import combine, cross_fit_layers, fit_detector
 from probes.detector.pair import Pair
 from probes.detector.questions import AskedQuestion
-from probes.detector.scored import TokenScores
 from probes.detector.support import log_probability_without, supports
 from probes.detector.support_detector import SupportDetector
 from probes.detector.support_fit import fit_support
@@ -96,16 +93,6 @@ class Without:
         return np.array([self.kept[question.tokens, pair] for question, pair in wanted])
 
 
-def scores_of(material: DetectorDataset, detector: PremiseDetector) -> list[TokenScores]:
-    """The probes' scores of all questions, from stored activations."""
-    values = torch.stack([material.read(layer) for layer in detector.read_layers], dim=1)
-    predictions = material.read_predictions()
-    assert predictions is not None
-    read = torch.from_numpy(predictions)
-    combined = detector.combined(values, read, material.sizes)
-    return TokenScores.of_questions(combined, read, material.sizes)
-
-
 def tested(
     material: DetectorDataset, detector: SupportDetector, without: Without
 ) -> list[Detection]:
@@ -113,13 +100,7 @@ def tested(
     scores = scores_of(material, detector.probes)
     asked = [question.asked for question in material.questions]
     suspicions = detector.suspects(asked, scores)
-    found = [suspicion.detection for suspicion in suspicions]
-    pairs = {index: part.pair for index, part in enumerate(suspicions) if part.pair is not None}
-    of_pairs = [asked[index] for index in pairs], list(pairs.values())
-    values = supports([scores[i] for i in pairs], *of_pairs, without.read(*of_pairs))
-    for index, value in zip(pairs, values, strict=True):
-        found[index] = detector.decide(suspicions[index], float(value))
-    return found
+    return detector.decisions(suspicions, asked, scores, read=without.read)
 
 
 def known_supports(
@@ -209,23 +190,6 @@ def leave_one_out(
     return {"relations": rows, "means": means, "alone": float(np.mean(alone))}
 
 
-def honest(model: Any, detector: SupportDetector, options: Options) -> dict[str, Any]:
-    """Detections on questions that other people asked, by set and in all."""
-    assert options.tasks is not None
-    found: dict[str, Any] = {}
-    total = [0, 0]
-    for name in HONEST:
-        texts = honest_questions(options.tasks, name)
-        texts = texts[:: max(1, len(texts) // options.honest)][: options.honest]
-        fired = sum(part.fired for part in detector.detect(model, texts, progress=False))
-        total = [total[0] + len(texts), total[1] + fired]
-        found[name] = [len(texts), fired]
-        logger.info("%s: %d of %d", name, fired, len(texts))
-    interval = binomtest(total[1], total[0]).proportion_ci(method="exact")
-    found["all"] = [*total, total[1] / total[0], interval.low, interval.high]
-    return found
-
-
 def measure(options: Options) -> dict[str, Any]:
     begin = time.perf_counter()
     model = interp.load_model(options.model)
@@ -243,8 +207,6 @@ def measure(options: Options) -> dict[str, Any]:
     logger.info("%d questions, %.0f s", len(material.questions), time.perf_counter() - begin)
     without = Without(model)
     results: dict[str, Any] = {"model": options.model, "versions": versions()}
-    if RESULTS.is_file():
-        results = json.loads(RESULTS.read_text("utf-8")) | results
     results["leave_one_out"] = leave_one_out(
         model, material, fitted, JointEffects(effects), options, without
     )
@@ -255,7 +217,10 @@ def measure(options: Options) -> dict[str, Any]:
         probes = fit_detector(material, fingerprint=fingerprint, fits=fits, progress=False)
         scores = combine(material, fits[0], TRAINED)
         detector = fit_support(material, probes, scores=scores, read=without.read)
-        results["honest"] = honest(model, detector, options)
+        results["honest"] = {}
+        for name, row in honest(model, detector, options.tasks, options.honest):
+            results["honest"][name] = row
+            logger.info("%s: %s", name, row)
     results["seconds"] = time.perf_counter() - begin
     return results
 
@@ -296,15 +261,12 @@ def page(results: dict[str, Any]) -> str:
     share = (of_all["gated"] - of_all["none"]) / (of_all["told"] - of_all["none"])
     honest_part = ""
     if "honest" in results:
-        n, fired, value, low, high = results["honest"]["all"]
-        sets = ", ".join(
-            f"{name} {count[1]} of {count[0]}"
-            for name, count in results["honest"].items()
-            if name != "all"
-        )
+        *sets, (_, of_all_sets) = results["honest"].items()
+        by_set = ", ".join(f"{name} {row['fired']} of {row['n']}" for name, row in sets)
         honest_part = (
-            f"\nQuestions of other people, each detection a false alarm: {fired} of {n}, "
-            f"{value:.4f} [{low:.4f}, {high:.4f}] ({sets}).\n"
+            "\nQuestions of other people, each detection a false alarm: "
+            f"{of_all_sets['fired']} of {of_all_sets['n']}, {_three(of_all_sets['share'], 4)} "
+            f"({by_set}).\n"
         )
     columns = "AUC, probes|AUC, with support|AUC, support alone|recall, probes|"
     columns += "recall, with support|twins, probes|twins, with support"

@@ -36,9 +36,9 @@ probes.compare_with_controls(model, split.search, split.held_out, layer=int(grid
 # %% [markdown]
 # ## A detector
 #
-# A detector combines two probes: one predicts whether a raw question has a false premise, the other
-# predicts which words are false. Its threshold allows few false alarms, because for a gate it is
-# better to miss a false premise than to spoil a right answer.
+# A detector combines three probes: one predicts whether a raw question has a false premise, the
+# others find the two things that it joins, and which of them is false. Its threshold allows few
+# false alarms, because for a gate it is better to miss a false premise than to spoil a right answer.
 
 # %%
 detector = probes.train_detector(model, [split.search], known=False)

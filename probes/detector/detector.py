@@ -43,6 +43,8 @@ from probes.linear import check_fitted_on
 logger = logging.getLogger(__name__)
 
 WEIGHTS, SETTINGS = "detector.safetensors", "detector.json"
+SUPPORT = "support.json"
+"""The file of the test of a detector's suspicions, see `probes.detector.support_detector`."""
 DETECTOR_FOLDER = Path("detector")
 """The folder of a run's detector."""
 _PLAIN_FORMAT, _COMBINED_FORMAT, _FORMAT = 1, 2, 3
@@ -93,8 +95,8 @@ class PremiseDetector(TrainedDetector):
             raise UserError(f"layers are counted from zero, got {min(layers)}")
         if list(layers) != sorted(set(layers)) or layers[-1] != self.layer:
             raise UserError(f"layers ascend up to layer {self.layer}, got {layers}")
-        if self.combination is None and len(layers) > 1:
-            raise UserError("a detector of several layers needs a combination")
+        if self.combination is None and (len(layers) > 1 or len(self.bias) == 3):
+            raise UserError("a detector of several layers or three probes needs a combination")
         if len(self.bias) not in (2, 3) or len(self.weight) != len(self.bias) * len(layers):
             raise UserError(
                 f"{len(layers)} layers and {len(self.bias)} biases but weights "
@@ -221,9 +223,17 @@ class PremiseDetector(TrainedDetector):
     def save(self, folder: str | Path) -> Path:
         """Write `detector.safetensors` and `detector.json` into a directory; returns it.
 
-        Raises UserError if they cannot be written.
+        The test of other probes that was saved there is removed. Raises UserError if they cannot be
+        written.
         """
-        folder = Path(folder)
+        try:
+            (Path(folder) / SUPPORT).unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(f"{folder} cannot be written ({error.strerror or error})") from error
+        return self.write(Path(folder))
+
+    def write(self, folder: Path) -> Path:
+        """As ``save``, beside a test of these probes."""
         content = {"format": _PLAIN_FORMAT, **{name: getattr(self, name) for name in _SETTINGS}}
         content["calibration"] = self.calibration.to_dict()
         if self.combination is not None:
@@ -252,10 +262,8 @@ class PremiseDetector(TrainedDetector):
         try:
             advice = "it is cut short or altered"
             content = read_json_object(folder / SETTINGS, advice=advice)
-            shapes = {
-                **{_PLAIN_FORMAT: _SHAPE, _COMBINED_FORMAT: _COMBINED_SHAPE},
-                _FORMAT: _COMBINED_SHAPE,
-            }
+            combined_formats = dict.fromkeys((_COMBINED_FORMAT, _FORMAT), _COMBINED_SHAPE)
+            shapes = {_PLAIN_FORMAT: _SHAPE, **combined_formats}
             check_shape(content, _SHAPE, SETTINGS, advice=advice)
             if content["format"] not in shapes:
                 raise UserError(f"format {content['format']}")

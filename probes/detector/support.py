@@ -9,7 +9,7 @@ the later words are in such a sentence, whatever it is about, falls out of the d
 the support means the same in every relation, and is trained on none.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import starmap
 
 import numpy as np
@@ -33,6 +33,10 @@ from probes.detector.scored import TokenScores
 MOST_SUPPORT = 3.0
 """In nats; supports beyond it count as this much, so that long and rare names do not outweigh
 everything."""
+
+
+ReadWithout = Callable[[Sequence[AskedQuestion], Sequence[Pair]], Float[np.ndarray, " question"]]
+"""From questions and their pairs to `log_probability_without`."""
 
 
 def without_earlier(asked: AskedQuestion, pair: Pair) -> list[int]:

@@ -9,6 +9,7 @@ object is the entity with the higher mention score.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,13 @@ from interp.lazy import pd
 from interp.models.hooked_model import HookedModel
 from probes.detector.calibration import CALIBRATION_SHAPE, Calibration
 from probes.detector.detections import Detection
-from probes.detector.detector import PremiseDetector
+from probes.detector.detector import SUPPORT, PremiseDetector
 from probes.detector.pair import Pair, premise_pair
 from probes.detector.questions import AskedQuestion
 from probes.detector.scored import ScoredChunk, TokenScores
-from probes.detector.support import log_probability_after_reading, supports
+from probes.detector.support import ReadWithout, log_probability_after_reading, supports
 from probes.detector.trained import TrainedDetector
 
-SUPPORT = "support.json"
 EVIDENCE = ("falsity", "support")
 """What is weighed: the highest falsity at the later entity's tokens, and the support in nats."""
 _FORMAT = 1
@@ -120,23 +120,31 @@ class SupportDetector(TrainedDetector):
         for chunk in self.probes.read(model, asked, keys_values=True, progress=progress):
             questions = [asked[index] for index in chunk.prompts]
             suspicions = self.suspects(questions, chunk.scores)
-            detections = [suspicion.detection for suspicion in suspicions]
-            pairs = {row: part.pair for row, part in enumerate(suspicions) if part.pair is not None}
-            tested, scores = [questions[row] for row in pairs], [chunk.scores[row] for row in pairs]
-            without = log_probability_after_reading(
+            read = partial(
+                log_probability_after_reading,
                 model,
-                tested,
-                list(pairs.values()),
                 keys_values=chunk.keys_values,
-                rows=list(pairs),
+                rows=tested_rows(suspicions),
             )
-            values = supports(scores, tested, list(pairs.values()), without)
-            for row, support in zip(pairs, values, strict=True):
-                detections[row] = self.decide(suspicions[row], float(support))
+            detections = self.decisions(suspicions, questions, chunk.scores, read=read)
             found |= dict(zip(chunk.prompts, detections, strict=True))
             if on_chunk is not None:
                 on_chunk(chunk)
         return tuple(found[index] for index in range(len(asked)))
+
+    def decisions(
+        self,
+        suspicions: Sequence[Suspicion],
+        asked: Sequence[AskedQuestion],
+        scores: Sequence[TokenScores],
+        *,
+        read: ReadWithout,
+    ) -> list[Detection]:
+        """What follows for some questions; ``read`` runs those that are tested."""
+        found = [suspicion.detection for suspicion in suspicions]
+        for row, support in measured(suspicions, asked, scores, read=read).items():
+            found[row] = self.decide(suspicions[row], support)
+        return found
 
     def suspects(
         self, asked: Sequence[AskedQuestion], scores: Sequence[TokenScores]
@@ -184,7 +192,7 @@ class SupportDetector(TrainedDetector):
         except OSError as error:
             raise UserError(f"{folder} cannot be written ({error.strerror or error})") from error
         write_json(folder / SUPPORT, content)
-        return self.probes.save(folder)  # its settings are the last file: see `has_detector`
+        return self.probes.write(folder)  # its settings are the last file: see `has_detector`
 
     @classmethod
     def load(cls, folder: str | Path, *, model: HookedModel | None = None) -> "SupportDetector":
@@ -224,6 +232,27 @@ class SupportDetector(TrainedDetector):
         )
         rows = [(name, str(value)) for name, value in self.training.items()]
         return Shown(words, (pd.DataFrame(rows, columns=["training", "value"]),) if rows else ())
+
+
+def tested_rows(suspicions: Sequence[Suspicion]) -> list[int]:
+    """The places of the questions that are to be tested."""
+    return [row for row, suspicion in enumerate(suspicions) if suspicion.pair is not None]
+
+
+def measured(
+    suspicions: Sequence[Suspicion],
+    asked: Sequence[AskedQuestion],
+    scores: Sequence[TokenScores],
+    *,
+    read: ReadWithout,
+) -> dict[int, float]:
+    """The support in each question that is to be tested, by its place."""
+    rows = tested_rows(suspicions)
+    pairs = [pair for suspicion in suspicions if (pair := suspicion.pair) is not None]
+    tested = [asked[row] for row in rows]
+    without = read(tested, pairs)
+    values = supports([scores[row] for row in rows], tested, pairs, without)
+    return dict(zip(rows, values.tolist(), strict=True))
 
 
 AnyDetector = PremiseDetector | SupportDetector

@@ -2,11 +2,11 @@
 
 A part of the questions, as many of each relation, is tested, with the entities that cross-validated
 probes found in them; so the scores that are weighed are those of relations that the probes were not
-fitted on. Two weights are fitted. The threshold is the lowest that keeps false
-alarms on twins, and on the background, within the allowed shares, as in `probes.detector.fit`.
+fitted on. Two weights are fitted. The threshold is the lowest that keeps false alarms on twins, and
+on the background, within the allowed shares, as in `probes.detector.fit`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,11 +26,10 @@ from probes.detector.fit import (
     choose_threshold,
     default_false_alarms,
 )
-from probes.detector.pair import Pair
 from probes.detector.questions import AskedQuestion
 from probes.detector.scored import TokenScores
-from probes.detector.support import supports
-from probes.detector.support_detector import EVIDENCE, SupportDetector
+from probes.detector.support import ReadWithout
+from probes.detector.support_detector import EVIDENCE, SupportDetector, measured
 from probes.scoring import area_under_curve
 
 QUESTIONS = 1000
@@ -46,10 +45,6 @@ MISSED = 0.05
 
 class NothingToTest(UserError):
     """The probes suspect questions of one class only: a test has nothing to tell apart."""
-
-
-ReadWithout = Callable[[Sequence[AskedQuestion], Sequence[Pair]], Float[np.ndarray, " question"]]
-"""From questions and their pairs to `probes.detector.support.log_probability_without`."""
 
 
 def fit_support(
@@ -176,11 +171,7 @@ def _evidence(
 ) -> Float[np.ndarray, "question 2"]:
     """`EVIDENCE` of each question; NaN where nothing is tested."""
     found = np.full((len(asked), len(EVIDENCE)), np.nan)
-    suspected = detector.suspects(asked, scores)
-    pairs = {index: part.pair for index, part in enumerate(suspected) if part.pair is not None}
-    tested, of_tokens = [asked[index] for index in pairs], [scores[index] for index in pairs]
-    without = read(tested, list(pairs.values()))
-    values = supports(of_tokens, tested, list(pairs.values()), without)
-    for index, support in zip(pairs, values, strict=True):
-        found[index] = suspected[index].falsity, support
+    suspicions = detector.suspects(asked, scores)
+    for row, support in measured(suspicions, asked, scores, read=read).items():
+        found[row] = suspicions[row].falsity, support
     return found

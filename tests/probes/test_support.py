@@ -16,6 +16,7 @@ from probes.activation_reader import read_activations
 from probes.detector.balance import balanced_questions
 from probes.detector.dataset import DetectorDataset
 from probes.detector.detections import Detection, Detector
+from probes.detector.detector import SUPPORT
 from probes.detector.evidence import Combination
 from probes.detector.fit import CombinedScores
 from probes.detector.pair import Pair, premise_pair
@@ -28,21 +29,10 @@ from probes.detector.support import (
     supports,
     without_earlier,
 )
-from probes.detector.support_detector import SUPPORT, Suspicion
+from probes.detector.support_detector import Suspicion
 from probes.detector.support_fit import NothingToTest, evenly_chosen, fit_support
 from probes.detector.train import detector_for, train_detector
-
-TEXTS = (
-    "Why is Paris the capital of Germany?",
-    "In which year did Rome become the capital of Spain?",
-    "Which buildings of Japan stand in its capital, Buenos Aires?",
-)
-PAIRS = (("Paris", "Germany"), ("Rome", "Spain"), ("Japan", "Buenos Aires"))
-
-
-def pair_of(question: Any, words: tuple[str, str]) -> Pair:
-    places = [(question.text.index(word), word) for word in words]
-    return Pair(*(question.tokens_at((at, at + len(word))) for at, word in places))
+from tests.premise_pairs import PAIRS, TEXTS, pair_of
 
 
 @pytest.fixture(scope="module")
@@ -109,54 +99,6 @@ def test_the_support_by_hand(asked, pairs):
     for without, support in ((-3.0, total + 3), (0.0, max(total, -MOST_SUPPORT)), (-99.0, 3.0)):
         found = supports([scores], asked[2:], pairs[2:], np.array([without]))
         assert found[0] == pytest.approx(np.clip(support, -MOST_SUPPORT, MOST_SUPPORT))
-
-
-def entity_at(question: Any, *words: str, low: float = -5.0) -> np.ndarray:
-    """Log-odds of 4, 3, … at the tokens of the words, and ``low`` elsewhere."""
-    found = np.full(len(question.offsets), low)
-    for index, word in enumerate(words):
-        at = question.text.index(word)
-        start, end = question.tokens_at((at, at + len(word)))
-        found[start - question.span[0] : end - question.span[0]] = 4.0 - index
-    return found
-
-
-def test_the_pair_by_hand(asked, pairs):
-    for question, words, pair in zip(asked, PAIRS, pairs, strict=True):
-        assert premise_pair(question, entity_at(question, *words)) == pair
-        assert premise_pair(question, entity_at(question, *reversed(words))) == pair
-        # A third one that is lower is not taken; one alone is no pair.
-        third = question.text.split()[0]
-        assert premise_pair(question, entity_at(question, *words, third)) == pair
-        assert premise_pair(question, entity_at(question, words[0])) is None
-        assert premise_pair(question, entity_at(question)) is None
-
-
-def test_neighbours_are_one_entity_unless_a_comma_parts_them(chat_tokenizer):
-    question = tokenize_question(chat_tokenizer, "Is Rome, Italy the home of Marco Polo?")
-    found = premise_pair(question, entity_at(question, "Marco", "Polo", "Rome"))
-    assert found == pair_of(question, ("Rome", "Marco Polo"))
-    assert premise_pair(question, entity_at(question, "Marco", "Polo")) is None
-    found = premise_pair(question, entity_at(question, "Rome", "Italy"))
-    assert found == pair_of(question, ("Rome", "Italy"))
-
-
-@pytest.mark.parametrize("end", [".", "?", "!"])
-def test_a_pair_is_of_one_sentence(chat_tokenizer, end):
-    text = f"Rome is old{end} Is Paris the capital of Germany?"
-    question = tokenize_question(chat_tokenizer, text)
-    expected = pair_of(question, ("Paris", "Germany"))
-    assert premise_pair(question, entity_at(question, "Rome", "Paris", "Germany")) == expected
-    assert premise_pair(question, entity_at(question, "Rome", "Paris")) is None
-    # Of two sentences with two, the one whose second is the surest.
-    found = premise_pair(question, entity_at(question, "Rome", "old", "Paris", "Germany"))
-    assert found == pair_of(question, ("Rome", "old"))
-
-
-def test_a_full_stop_of_an_abbreviation_ends_no_sentence(chat_tokenizer):
-    question = tokenize_question(chat_tokenizer, "Is Rome older than St. Louis in Spain?")
-    found = premise_pair(question, entity_at(question, "Rome", "Louis"))
-    assert found == pair_of(question, ("Rome", "Louis"))
 
 
 def probes_of(model: Any, n_probes: int = 3, **changes: Any) -> PremiseDetector:
@@ -246,11 +188,22 @@ def test_the_decision_by_hand(detector):
     assert contradicted.token_span == (3, 4)
 
 
+def test_probes_that_are_saved_over_a_test_do_not_take_it_over(detector, tiny_llama, tmp_path):
+    detector.save(tmp_path)
+    detector.probes.save(tmp_path)
+    assert isinstance(load_detector(tmp_path, model=tiny_llama), PremiseDetector)
+    detector.save(tmp_path)
+    assert isinstance(load_detector(tmp_path, model=tiny_llama), SupportDetector)
+
+
 def test_probes_that_cannot_be_tested(detector, tiny_llama):
     with pytest.raises(UserError, match="needs an entity probe"):
         replace(detector, probes=probes_of(tiny_llama, 2))
+    blind = probes_of(tiny_llama, combination=Combination(("falsity",), (1.0,), 0.0))
     with pytest.raises(UserError, match="needs what the model expected"):
-        replace(detector, probes=probes_of(tiny_llama, combination=None))
+        replace(detector, probes=blind)
+    with pytest.raises(UserError, match="three probes needs a combination"):
+        probes_of(tiny_llama, combination=None)
 
 
 def test_its_file(detector, tiny_llama, tiny_gpt2, tmp_path):
