@@ -38,7 +38,7 @@ probes.compare_with_controls(model, split.search, split.held_out, layer=int(grid
 #
 # A detector combines three probes: one predicts whether a raw question has a false premise, the
 # others find the two things that it joins, and which of them is false. Its threshold allows few
-# false alarms, because for a gate it is better to miss a false premise than to spoil a right answer.
+# false alarms: for a gate it is better to miss a false premise than to spoil a right answer.
 
 # %%
 detector = probes.train_detector(model, [split.search], known=False)

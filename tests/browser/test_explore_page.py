@@ -121,19 +121,25 @@ def shows(field: Any, heads: list[str]) -> None:
     expect(field).to_have_value(re.compile(rf"^\s*{named}\s*$"), timeout=20_000)
 
 
-def hover(page: Any, x: float, y: float) -> None:
-    """Move the mouse there until the figure shows its text: a move while it is drawn is lost."""
+def hover(page: Any, layer: int, head: int) -> None:
+    """Move the mouse to a cell until the figure shows its text.
+
+    A move while the figure is drawn is lost, and its cells move when it is laid out again.
+    """
     for attempt in range(60):
+        x, y = cell(page, layer, head)
         page.mouse.move(x + attempt % 2, y)
         page.wait_for_timeout(500)
-        if page.locator(".hoverlayer .hovertext").count():
+        shown = page.locator(".hoverlayer .hovertext").all_text_contents()
+        named = any(f"layer {layer}, head {head}" in text for text in shown)
+        if named and cell(page, layer, head) == (x, y):
             return
-    raise AssertionError("no text is shown under the mouse")
+    raise AssertionError(f"the text of ({layer}, {head}) is not shown under the mouse")
 
 
 def click(page: Any, layer: int, head: int) -> None:
     """Click a cell when it is under the mouse for the figure too, and not as a double click."""
-    hover(page, *cell(page, layer, head))
+    hover(page, layer, head)
     page.mouse.down()
     page.mouse.up()
 
@@ -161,7 +167,7 @@ def test_hovering_shows_the_numbers_of_the_table(planted_run: Path, desktop: Any
     page = desktop.page
     heads = pd.read_csv(planted_run / "heads.csv").set_index(["site", "layer", "head"])
     row = heads.loc[(page.get_by_label("Site").input_value(), 1, 2)]
-    hover(page, *cell(page, 1, 2))
+    hover(page, 1, 2)
     text = page.locator(".hoverlayer").text_content().replace("−", "-")
     assert "layer 1, head 2" in text
     shown = [float(one) for one in re.findall(r"-?\d+\.?\d*(?:e-?\d+)?", text)]
