@@ -38,7 +38,7 @@ from probes.detector.evidence import EXPECTATION, PROBES
 from probes.detector.fit import combine, cross_fit_layers, fit_detector
 from probes.detector.pair import Pair
 from probes.detector.questions import AskedQuestion
-from probes.detector.support import log_probability_without, supports
+from probes.detector.support import Contrast, contrast, supports
 from probes.detector.support_detector import SupportDetector
 from probes.detector.support_fit import fit_support
 from probes.detector.train import collect_material
@@ -73,38 +73,37 @@ class Options(transfer.Options):
     """Heads of the constraint that the detector gates."""
 
 
-class Without:
-    """Log-probabilities without the earlier words, by prompt and pair: each is run once."""
+class Contrasts:
+    """`contrast` by prompt and pair: each is run once."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self.kept: dict[tuple[tuple[int, ...], Pair], float] = {}
+        self.kept: dict[tuple[tuple[int, ...], Pair], tuple[float, float]] = {}
 
-    def read(self, asked: Sequence[AskedQuestion], pairs: Sequence[Pair]) -> np.ndarray:
-        """As `log_probability_without` reads them."""
+    def read(self, asked: Sequence[AskedQuestion], pairs: Sequence[Pair]) -> Contrast:
+        """As `contrast` reads them."""
         wanted = list(zip(asked, pairs, strict=True))
         missing = [(q, pair) for q, pair in wanted if (q.tokens, pair) not in self.kept]
         if missing:
-            values = log_probability_without(
-                self.model, *map(list, zip(*missing, strict=True)), progress=False
-            )
-            for (question, pair), value in zip(missing, values, strict=True):
-                self.kept[question.tokens, pair] = float(value)
-        return np.array([self.kept[question.tokens, pair] for question, pair in wanted])
+            found = contrast(self.model, *map(list, zip(*missing, strict=True)), progress=False)
+            for (question, pair), row in zip(missing, found.rows(), strict=True):
+                self.kept[question.tokens, pair] = row
+        rows = [self.kept[question.tokens, pair] for question, pair in wanted]
+        return Contrast(*np.array(rows).reshape(len(rows), 2).T)
 
 
 def tested(
-    material: DetectorDataset, detector: SupportDetector, without: Without
+    material: DetectorDataset, detector: SupportDetector, contrasts: Contrasts
 ) -> list[Detection]:
-    """What the detector finds, from stored activations and what `Without` keeps."""
+    """What the detector finds, from stored activations and what `Contrasts` keeps."""
     scores = scores_of(material, detector.probes)
     asked = [question.asked for question in material.questions]
     suspicions = detector.suspects(asked, scores)
-    return detector.decisions(suspicions, asked, scores, read=without.read)
+    return detector.decisions(suspicions, asked, scores, read=contrasts.read)
 
 
 def known_supports(
-    material: DetectorDataset, detector: PremiseDetector, without: Without
+    material: DetectorDataset, detector: PremiseDetector, contrasts: Contrasts
 ) -> np.ndarray:
     """The support between the known subject and object of every question."""
     asked = [question.asked for question in material.questions]
@@ -112,7 +111,8 @@ def known_supports(
         Pair(*sorted((part.asked.tokens_at(part.subject), part.asked.tokens_at(part.object))))
         for part in material.questions
     ]
-    return supports(scores_of(material, detector), asked, pairs, without.read(asked, pairs))
+    found = supports(scores_of(material, detector), asked, pairs, contrasts.read(asked, pairs))
+    return found[:, 0]
 
 
 def gated(
@@ -150,7 +150,7 @@ def leave_one_out(
     premises: dict[str, Premises],
     joint: JointEffects,
     options: Options,
-    without: Without,
+    contrasts: Contrasts,
 ) -> dict[str, Any]:
     """Each relation from detectors of all others, without and with the support test."""
     names, fingerprint = list(premises), interp.models.fingerprint(model)
@@ -168,14 +168,14 @@ def leave_one_out(
         fits = cross_fit_layers(others, Folds.suited_to(others.questions), progress=False)
         probes = fit_detector(others, fingerprint=fingerprint, fits=fits, progress=False)
         scores = combine(others, fits[0], TRAINED)
-        detector = fit_support(others, probes, scores=scores, read=without.read)
+        detector = fit_support(others, probes, scores=scores, read=contrasts.read)
         rows["probes"][name] = scored(part, detections(part, probes))
-        rows["support"][name] = scored(part, tested(part, detector, without))
+        rows["support"][name] = scored(part, tested(part, detector, contrasts))
         rows["support"][name]["fitted"] = {
             **detector.training,
             **{"weights": list(detector.weights), "threshold": detector.threshold},
         }
-        values, labels = known_supports(part, probes, without), torch.from_numpy(part.labels)
+        values, labels = known_supports(part, probes, contrasts), torch.from_numpy(part.labels)
         alone.append(area_under_curve(torch.from_numpy(-values).float(), labels))
         rows["support"][name]["alone"] = alone[-1]
         heads = joint.without(name).select(count=options.n_heads)
@@ -205,10 +205,10 @@ def measure(options: Options) -> dict[str, Any]:
         progress=False,
     )
     logger.info("%d questions, %.0f s", len(material.questions), time.perf_counter() - begin)
-    without = Without(model)
+    contrasts = Contrasts(model)
     results: dict[str, Any] = {"model": options.model, "versions": versions()}
     results["leave_one_out"] = leave_one_out(
-        model, material, fitted, JointEffects(effects), options, without
+        model, material, fitted, JointEffects(effects), options, contrasts
     )
     write_json(RESULTS, results)
     if options.tasks is not None:
@@ -216,7 +216,7 @@ def measure(options: Options) -> dict[str, Any]:
         fingerprint = interp.models.fingerprint(model)
         probes = fit_detector(material, fingerprint=fingerprint, fits=fits, progress=False)
         scores = combine(material, fits[0], TRAINED)
-        detector = fit_support(material, probes, scores=scores, read=without.read)
+        detector = fit_support(material, probes, scores=scores, read=contrasts.read)
         results["honest"] = {}
         for name, row in honest(model, detector, options.tasks, options.honest):
             results["honest"][name] = row

@@ -7,10 +7,15 @@ logarithm of that ratio, the pointwise mutual information of both given the rest
 the log-probability of the later words, less theirs where the earlier words are left out. How likely
 the later words are in such a sentence, whatever it is about, falls out of the difference, so that
 the support means the same in every relation, and is trained on none.
+
+A low support says little where the earlier words, as far as the model knows, speak for nothing. So
+it stands beside the *best support*: the highest that any of the likeliest tokens gets in the place
+of the first later one.
 """
 
 from collections.abc import Callable, Sequence
 from itertools import starmap
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -33,10 +38,30 @@ from probes.detector.scored import TokenScores
 MOST_SUPPORT = 3.0
 """In nats; supports beyond it count as this much, so that long and rare names do not outweigh
 everything."""
+MOST_BEST = 5.0
+"""As `MOST_SUPPORT`, for the best support."""
+LIKELIEST = 20
+"""Tokens of which the best support is taken."""
 
 
-ReadWithout = Callable[[Sequence[AskedQuestion], Sequence[Pair]], Float[np.ndarray, " question"]]
-"""From questions and their pairs to `log_probability_without`."""
+class Contrast(NamedTuple):
+    """What it changes in some questions that their earlier words are left out.
+
+    Attributes:
+        without: log-probability of the later words without the earlier ones.
+        best: the highest support of the `LIKELIEST` tokens in the place of the first later one.
+    """
+
+    without: Float[np.ndarray, " question"]
+    best: Float[np.ndarray, " question"]
+
+    def rows(self) -> list[tuple[float, float]]:
+        """Both numbers, question by question."""
+        return list(zip(self.without.tolist(), self.best.tolist(), strict=True))
+
+
+ReadContrast = Callable[[Sequence[AskedQuestion], Sequence[Pair]], Contrast]
+"""From questions and their pairs to `contrast`."""
 
 
 def without_earlier(asked: AskedQuestion, pair: Pair) -> list[int]:
@@ -48,95 +73,129 @@ def supports(
     scores: Sequence[TokenScores],
     asked: Sequence[AskedQuestion],
     pairs: Sequence[Pair],
-    without: Float[np.ndarray, " question"],
-) -> Float[np.ndarray, " question"]:
-    """The support in each question, in nats.
+    read: Contrast,
+) -> Float[np.ndarray, "question 2"]:
+    """The support in each question and the best support, in nats.
 
     Args:
         scores: of each question's tokens, with what the model expected.
-        without: the log-probability of the later words without the earlier ones.
+        read: what it changes that the earlier words are left out.
     """
     found = np.zeros(len(asked))
     for row, (of_tokens, question, pair) in enumerate(zip(scores, asked, pairs, strict=True)):
         assert of_tokens.log_probability is not None
         start, end = (at - question.span[0] for at in pair.later)
         found[row] = of_tokens.log_probability[start:end].sum()
-    return np.clip(found - without, -MOST_SUPPORT, MOST_SUPPORT)
+    support = np.clip(found - read.without, -MOST_SUPPORT, MOST_SUPPORT)
+    return np.column_stack([support, np.minimum(read.best, MOST_BEST)])
 
 
 @torch.no_grad()
-def log_probability_without(
+def contrast(
     model: HookedModel,
     asked: Sequence[AskedQuestion],
     pairs: Sequence[Pair],
     *,
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
     progress: bool = True,
-) -> Float[np.ndarray, " question"]:
-    """The log-probability of each question's later words where the earlier ones are left out.
+) -> Contrast:
+    """What it changes in each question that the earlier words are left out.
 
     Raises UserError for a prompt beyond the model's positions.
     """
-    found = np.zeros(len(asked))
+    found = np.zeros((len(asked), 2))
     chosen = list(zip(asked, pairs, strict=True))
-    chunks = by_length([len(prompt) for prompt in starmap(without_earlier, chosen)], batch_tokens)
+    chunks = by_length([pair.later[1] for pair in pairs], batch_tokens)
 
-    def run(indices: list[int]) -> Float[Tensor, " question"]:
-        return _log_probabilities(model, [chosen[index] for index in indices])
+    def run(indices: list[int]) -> Float[Tensor, "question 2"]:
+        return _contrasts(model, [chosen[index] for index in indices])
 
     with progress_bar(total=len(asked), description="supports", shown=progress) as bar:
         for indices, values in halving(chunks, run):
             found[indices] = values.cpu().numpy()
             bar.update(len(indices))
-    return found
+    return Contrast(*found.T)
 
 
 @torch.no_grad()
-def log_probability_after_reading(
+def contrast_after_reading(
     model: HookedModel,
     asked: Sequence[AskedQuestion],
     pairs: Sequence[Pair],
     *,
     keys_values: KeysValues,
     rows: Sequence[int],
-) -> Float[np.ndarray, " question"]:
-    """`log_probability_without` of questions that the model has read.
+) -> Contrast:
+    """`contrast` in questions that the model has read.
 
-    Only what follows the earlier words runs, up to the later ones: before them nothing changes.
+    Only what follows the earlier words runs without them, up to the later ones; and once more the
+    token in front of the later words.
 
     Args:
         keys_values: of the reading, as `probes.activation_reader.ReadChunk` has them.
         rows: which of the prompts that were read each question is.
     """
-    found = np.zeros(len(asked))
+    found = np.zeros((len(asked), 2))
     chosen = list(zip(asked, pairs, strict=True))
 
-    def run(indices: list[int]) -> Float[Tensor, " question"]:
+    def run(indices: list[int]) -> Float[Tensor, "question 2"]:
         read = Reading(keys_values, torch.tensor([rows[index] for index in indices]))
-        return _log_probabilities(model, [chosen[index] for index in indices], read=read)
+        return _contrasts(model, [chosen[index] for index in indices], read=read)
 
     for indices, values in halving([list(range(len(asked)))] if asked else [], run):
         found[indices] = values.cpu().numpy()
-    return found
+    return Contrast(*found.T)
 
 
-def _log_probabilities(
+def _contrasts(
     model: HookedModel,
     chosen: Sequence[tuple[AskedQuestion, Pair]],
     *,
     read: Reading | None = None,
-) -> Float[Tensor, " question"]:
-    """Of the later words of some questions, without the earlier ones."""
-    device = device_of(model)
-    prompts = list(starmap(without_earlier, chosen))
-    batch = TokenBatch.from_lists([prompt[:-1] for prompt in prompts], device=device)
-    offsets, first = batch.offsets.cpu(), 0
+) -> Float[Tensor, "question 2"]:
+    """`Contrast`'s numbers for some questions."""
     sizes = [pair.later[1] - pair.later[0] for _, pair in chosen]
-    if read is not None:  # all rows run from the first of the earlier words' places on
-        begins = torch.tensor([pair.earlier[0] for _, pair in chosen])
-        # The later words are predicted from the token before them, which must run.
-        first = min(int((offsets + begins).min()), batch.width - max(sizes))
-    keep = max(sizes)
+    keep, prompts = max(sizes), list(starmap(without_earlier, chosen))
+    begins = [pair.earlier[0] for _, pair in chosen]
+    without = _log_probabilities(
+        model, [prompt[:-1] for prompt in prompts], begins, keep=keep, read=read
+    )
+    wanted = torch.tensor([[0] * (keep - n) + p[-n:] for n, p in zip(sizes, prompts, strict=True)])
+    of_tokens = without.gather(-1, upload(wanted, without.device)[..., None])[..., 0]
+    counted = torch.arange(keep) >= keep - torch.tensor(sizes)[:, None]
+    summed = (of_tokens * upload(counted, without.device)).sum(dim=1)
+    whole = _log_probabilities(
+        model,
+        [asked.tokens[: pair.later[0]] for asked, pair in chosen],
+        [pair.later[0] - 1 for _, pair in chosen],
+        keep=1,
+        read=read,
+    )[:, 0]
+    likeliest = whole.topk(min(LIKELIEST, whole.shape[-1])).indices
+    rows = torch.arange(len(chosen), device=without.device)
+    first = without[rows, upload(keep - torch.tensor(sizes), without.device)]
+    gains = whole.gather(-1, likeliest) - first.gather(-1, likeliest)
+    return torch.stack([summed, gains.amax(dim=-1)], dim=1)
+
+
+def _log_probabilities(
+    model: HookedModel,
+    prompts: Sequence[Sequence[int]],
+    begins: Sequence[int],
+    *,
+    keep: int,
+    read: Reading | None,
+) -> Float[Tensor, "prompt keep d_vocab"]:
+    """Of the next token, at the last ``keep`` positions of some prompts.
+
+    Args:
+        begins: from where each differs from what was read.
+    """
+    device = device_of(model)
+    batch = TokenBatch.from_lists(prompts, device=device)
+    offsets, first = batch.offsets.cpu(), 0
+    if read is not None:  # all rows run from the first place on where one of them differs
+        first = min(int((offsets + torch.tensor(begins)).min()), batch.width - keep)
 
     def run() -> Float[Tensor, "prompt keep d_vocab"]:
         cache = None if read is None or not first else read.before(first, offsets)
@@ -144,8 +203,4 @@ def _log_probabilities(
             model.original_model, batch, batch.every_row, start=first, cache=cache, keep=keep
         )
 
-    logits = check_finite(run(), model, run).double()
-    wanted = torch.tensor([[0] * (keep - n) + p[-n:] for n, p in zip(sizes, prompts, strict=True)])
-    of_tokens = logits.log_softmax(-1).gather(-1, upload(wanted, logits.device)[..., None])[..., 0]
-    counted = torch.arange(keep) >= keep - torch.tensor(sizes)[:, None]
-    return (of_tokens * upload(counted, logits.device)).sum(dim=1)
+    return check_finite(run(), model, run).double().log_softmax(-1)

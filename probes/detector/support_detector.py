@@ -1,10 +1,11 @@
 """``SupportDetector``: a premise detector whose suspicions are tested by the premise's support.
 
-The probes read every question, in one prefill. Where it joins two entities (`probes.detector.pair`)
-and the falsity at the later one reaches ``floor``, the model goes on from the place of the first,
-without it, up to the second (`probes.detector.support`): a few tokens. A logistic regression over
-that falsity and the support decides. Other questions cost nothing more, and do not fire. The false
-object is the entity with the higher mention score.
+The probes read every question, in one prefill. Where it joins two entities
+(`probes.detector.pair`), the falsity at the later one reaches ``floor``, and the mention probe
+tells which of the two is the object, the model goes on from the place of the first, without it, up
+to the second (`probes.detector.support`): a few tokens. A logistic regression over that falsity,
+the support and the best support decides. Other questions cost nothing more, and do not fire: where
+a probe cannot tell object from subject, a constraint on the wrong one does harm.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,14 +29,15 @@ from probes.detector.detector import SUPPORT, PremiseDetector
 from probes.detector.pair import Pair, premise_pair
 from probes.detector.questions import AskedQuestion
 from probes.detector.scored import ScoredChunk, TokenScores
-from probes.detector.support import ReadWithout, log_probability_after_reading, supports
+from probes.detector.support import ReadContrast, contrast_after_reading, supports
 from probes.detector.trained import TrainedDetector
 
-EVIDENCE = ("falsity", "support")
-"""What is weighed: the highest falsity at the later entity's tokens, and the support in nats."""
-_FORMAT = 1
+EVIDENCE = ("falsity", "support", "best_support")
+"""What is weighed: the highest falsity at the later entity's tokens, and two numbers in nats."""
+_FORMAT = 2
+_NUMBERS = ("bias", "floor", "sureness", "threshold")
 _SHAPE = {
-    **{"format": int, "weights": [float], "bias": float, "floor": float, "threshold": float},
+    **{"format": int, "weights": [float], **dict.fromkeys(_NUMBERS, float)},
     **{"training": dict, "calibration": CALIBRATION_SHAPE},
 }
 _OLDER = "echo.json"
@@ -49,11 +51,13 @@ class Suspicion:
     Attributes:
         detection: with the suspected words, or not fired where nothing is tested.
         falsity: the highest at the later entity's tokens; minus infinity without a pair.
+        sureness: how far apart the two entities' mention scores are, in log-odds.
         pair: the entities between which support is measured; None where it is not.
     """
 
     detection: Detection
     falsity: float
+    sureness: float = 0.0
     pair: Pair | None = None
 
 
@@ -65,22 +69,26 @@ class SupportDetector(TrainedDetector):
         probes: finds the words that may be false, and the entities.
         weights, bias: of `EVIDENCE`, to the log-odds of a false premise.
         floor: the falsity from which a question is tested; below it no detection fires.
+        sureness: the same of the distance between the two entities' mention scores.
         calibration: from the log-odds to a probability.
         threshold: the probability from which the detector fires.
         training: its training data, and its scores there.
     """
 
     probes: PremiseDetector
-    weights: tuple[float, float]
+    weights: tuple[float, ...]
     bias: float
     floor: float
     calibration: Calibration
     threshold: float
+    sureness: float = 0.0
     training: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        if not np.isfinite([*self.weights, self.bias, self.floor]).all():
+        if not np.isfinite([*self.weights, self.bias, self.floor, self.sureness]).all():
             raise UserError("a support test's weights must be finite")
+        if len(self.weights) != len(EVIDENCE):
+            raise UserError(f"a support test has {len(EVIDENCE)} weights, not {len(self.weights)}")
         if not 0 <= self.threshold <= 1:
             raise UserError(f"a threshold is a probability, 0 to 1, not {self.threshold}")
         if len(self.probes.bias) != 3:
@@ -121,7 +129,7 @@ class SupportDetector(TrainedDetector):
             questions = [asked[index] for index in chunk.prompts]
             suspicions = self.suspects(questions, chunk.scores)
             read = partial(
-                log_probability_after_reading,
+                contrast_after_reading,
                 model,
                 keys_values=chunk.keys_values,
                 rows=tested_rows(suspicions),
@@ -138,38 +146,39 @@ class SupportDetector(TrainedDetector):
         asked: Sequence[AskedQuestion],
         scores: Sequence[TokenScores],
         *,
-        read: ReadWithout,
+        read: ReadContrast,
     ) -> list[Detection]:
         """What follows for some questions; ``read`` runs those that are tested."""
         found = [suspicion.detection for suspicion in suspicions]
-        for row, support in measured(suspicions, asked, scores, read=read).items():
-            found[row] = self.decide(suspicions[row], support)
+        for row, supported in measured(suspicions, asked, scores, read=read).items():
+            found[row] = self.decide(suspicions[row], *supported)
         return found
 
     def suspects(
         self, asked: Sequence[AskedQuestion], scores: Sequence[TokenScores]
     ) -> list[Suspicion]:
-        """What is to be tested: questions with a pair whose falsity reaches the floor."""
-        found = []
-        for question, of_tokens in zip(asked, scores, strict=True):
-            assert of_tokens.entity is not None
-            probability = float(self.probes.calibration(np.array([of_tokens.question]))[0])
-            pair, falsity = premise_pair(question, of_tokens.entity), -np.inf
-            if pair is not None:
-                falsity = of_tokens.highest(of_tokens.falsity, question, pair.later)
-            if pair is None or falsity < self.floor:
-                below = min(probability, float(np.nextafter(self.threshold, 0.0)))
-                found.append(Suspicion(Detection(False, below), falsity))
-                continue
-            earlier, later = (of_tokens.highest(of_tokens.mention, question, span) for span in pair)
-            words = pair.earlier if earlier > later else pair.later
-            fired = Detection(True, probability, question.chars_at(words), words)
-            found.append(Suspicion(fired, falsity, pair))
-        return found
+        """What is to be tested: questions with a pair whose falsity and sureness are enough."""
+        return [self._suspect(*one) for one in zip(asked, scores, strict=True)]
 
-    def decide(self, suspicion: Suspicion, support: float) -> Detection:
-        """What follows for a suspected question from the support of its premise, in nats."""
-        log_odds = np.array([suspicion.falsity, support]) @ np.array(self.weights) + self.bias
+    def _suspect(self, asked: AskedQuestion, scores: TokenScores) -> Suspicion:
+        assert scores.entity is not None
+        probability = float(self.probes.calibration(np.array([scores.question]))[0])
+        pair, falsity, sureness = premise_pair(asked, scores.entity), -np.inf, 0.0
+        if pair is not None:
+            falsity = scores.highest(scores.falsity, asked, pair.later)
+            earlier, later = (scores.highest(scores.mention, asked, span) for span in pair)
+            sureness = abs(earlier - later)
+            if falsity >= self.floor and sureness >= self.sureness:
+                words = pair.earlier if earlier > later else pair.later
+                fired = Detection(True, probability, asked.chars_at(words), words)
+                return Suspicion(fired, falsity, sureness, pair)
+        below = min(probability, float(np.nextafter(self.threshold, 0.0)))
+        return Suspicion(Detection(False, below), falsity, sureness)
+
+    def decide(self, suspicion: Suspicion, support: float, best: float) -> Detection:
+        """What follows for a suspected question from the support of its premise, and the best."""
+        evidence = np.array([suspicion.falsity, support, best])
+        log_odds = evidence @ np.array(self.weights) + self.bias
         probability = float(self.calibration(np.array([log_odds]))[0])
         if probability < self.threshold:
             return Detection(False, probability)
@@ -180,10 +189,8 @@ class SupportDetector(TrainedDetector):
         content = {
             "format": _FORMAT,
             "weights": list(self.weights),
-            "bias": self.bias,
-            "floor": self.floor,
+            **{name: getattr(self, name) for name in _NUMBERS},
             "calibration": self.calibration.to_dict(),
-            "threshold": self.threshold,
             "training": self.training,
         }
         folder = Path(folder)
@@ -207,15 +214,14 @@ class SupportDetector(TrainedDetector):
         try:
             content = read_json_object(folder / SUPPORT, advice="it is cut short or altered")
             check_shape(content, _SHAPE, SUPPORT, advice="it is cut short or altered")
-            if content["format"] != _FORMAT or len(content["weights"]) != len(EVIDENCE):
-                raise UserError(f"format {content['format']}, {len(content['weights'])} weights")
-            falsity, support = map(float, content["weights"])
+            if content["format"] != _FORMAT:
+                raise UserError(f"its test has format {content['format']}, not {_FORMAT}")
             found = cls(
                 detector,
-                weights=(falsity, support),
+                weights=tuple(map(float, content["weights"])),
                 calibration=Calibration.from_dict(content["calibration"]),
                 training=content["training"],
-                **{name: float(content[name]) for name in ("bias", "floor", "threshold")},
+                **{name: float(content[name]) for name in _NUMBERS},
             )
             if model is not None:
                 found.check_model(model)
@@ -244,15 +250,16 @@ def measured(
     asked: Sequence[AskedQuestion],
     scores: Sequence[TokenScores],
     *,
-    read: ReadWithout,
-) -> dict[int, float]:
-    """The support in each question that is to be tested, by its place."""
+    read: ReadContrast,
+) -> dict[int, tuple[float, float]]:
+    """Support and best support in each question that is to be tested, by its place."""
     rows = tested_rows(suspicions)
     pairs = [pair for suspicion in suspicions if (pair := suspicion.pair) is not None]
     tested = [asked[row] for row in rows]
-    without = read(tested, pairs)
-    values = supports([scores[row] for row in rows], tested, pairs, without)
-    return dict(zip(rows, values.tolist(), strict=True))
+    values = supports([scores[row] for row in rows], tested, pairs, read(tested, pairs))
+    return {
+        row: (support, best) for row, (support, best) in zip(rows, values.tolist(), strict=True)
+    }
 
 
 AnyDetector = PremiseDetector | SupportDetector

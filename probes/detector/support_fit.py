@@ -2,8 +2,8 @@
 
 A part of the questions, as many of each relation, is tested, with the entities that cross-validated
 probes found in them; so the scores that are weighed are those of relations that the probes were not
-fitted on. Two weights are fitted. The threshold is the lowest that keeps false alarms on twins, and
-on the background, within the allowed shares, as in `probes.detector.fit`.
+fitted on. Three weights are fitted. The threshold is the lowest that keeps false alarms on twins,
+and on the background, within the allowed shares, as in `probes.detector.fit`.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ from probes.detector.fit import (
 )
 from probes.detector.questions import AskedQuestion
 from probes.detector.scored import TokenScores
-from probes.detector.support import ReadWithout
+from probes.detector.support import ReadContrast
 from probes.detector.support_detector import EVIDENCE, SupportDetector, measured
 from probes.scoring import area_under_curve
 
@@ -36,11 +36,13 @@ QUESTIONS = 1000
 """Questions, false and true, that are tested."""
 PROVENANCE = ("relations", "relations_beside", "folds", "n_subjects", "seed")
 """What of the probes' training also holds for the test."""
-FALSE_ALARMS = 0.0075
+FALSE_ALARMS = 0.005
 """Allowed share of twins: less than the 1 % that are aimed at, since a relation that was not
 trained on has more than those that were."""
 MISSED = 0.05
 """Share of false premises with a pair whose falsity may lie below the floor."""
+SURENESS = 0.25
+"""Of the median distance between the mention scores of a false premise's entities."""
 
 
 class NothingToTest(UserError):
@@ -52,7 +54,7 @@ def fit_support(
     detector: PremiseDetector,
     *,
     scores: CombinedScores,
-    read: ReadWithout,
+    read: ReadContrast,
     n_questions: int = QUESTIONS,
     max_false_alarms: float | None = None,
     calibration: CalibrationMethod = "platt",
@@ -73,29 +75,33 @@ def fit_support(
     of_tokens = [tokens[index] for index in chosen]
     begun = SupportDetector(
         detector,
-        weights=(1.0, 0.0),
+        weights=(1.0, 0.0, 0.0),
         bias=0.0,
         floor=-np.finfo(float).max,
         calibration=Calibration("platt"),
         threshold=1.0,
     )
     asked = [material.questions[index].asked for index in chosen]
-    falsities = [part.falsity for part in begun.suspects(asked, of_tokens)]
-    of_pairs = [at for at, label in zip(falsities, labels, strict=True) if label and at > -np.inf]
+    suspected = zip(begun.suspects(asked, of_tokens), labels, strict=True)
+    of_pairs = [part for part, label in suspected if label and part.pair is not None]
     if not of_pairs:
         raise NothingToTest("no two entities were found in any false premise: give more facts")
-    begun = replace(begun, floor=float(np.quantile(of_pairs, MISSED)))
+    begun = replace(
+        begun,
+        floor=float(np.quantile([part.falsity for part in of_pairs], MISSED)),
+        sureness=SURENESS * float(np.median([part.sureness for part in of_pairs])),
+    )
     evidence = _evidence(begun, asked, of_tokens, read=read)
     tested = np.isfinite(evidence[:, 0])
     if len(set(labels[tested].tolist())) < 2:
         raise NothingToTest("the probes suspect questions of one class only: give more facts")
-    (falsity, support), bias = weigh(evidence[tested], labels[tested] == 1)
-    weighed = replace(begun, weights=(falsity, support), bias=bias)
-    log_odds = evidence @ np.array(weighed.weights) + bias
+    weights, bias = weigh(evidence[tested], labels[tested] == 1)
+    weighed = replace(begun, weights=weights, bias=bias)
+    log_odds = evidence @ np.array(weights) + bias
     curve = fit_calibration(log_odds[tested], labels[tested], method=calibration)
     texts = [text.asked for text in material.background][1::2]
     of_texts = _evidence(begun, texts, _background_scores(material, detector), read=read)
-    of_texts = of_texts @ np.array(weighed.weights) + bias
+    of_texts = of_texts @ np.array(weights) + bias
     probabilities, background = (_probabilities(curve, part) for part in (log_odds, of_texts))
     least = LEAST_PROBABILITY if max_false_alarms is None else 0.0
     if max_false_alarms is None:
@@ -167,11 +173,11 @@ def _evidence(
     asked: Sequence[AskedQuestion],
     scores: Sequence[TokenScores],
     *,
-    read: ReadWithout,
-) -> Float[np.ndarray, "question 2"]:
+    read: ReadContrast,
+) -> Float[np.ndarray, "question 3"]:
     """`EVIDENCE` of each question; NaN where nothing is tested."""
     found = np.full((len(asked), len(EVIDENCE)), np.nan)
     suspicions = detector.suspects(asked, scores)
-    for row, support in measured(suspicions, asked, scores, read=read).items():
-        found[row] = suspicions[row].falsity, support
+    for row, supported in measured(suspicions, asked, scores, read=read).items():
+        found[row] = suspicions[row].falsity, *supported
     return found

@@ -35,7 +35,7 @@ from probes.detector.fit import combine, cross_fit_layers, fit_detector
 from probes.detector.own_model import noted_model
 from probes.detector.paraphrases import framed
 from probes.detector.questions import LabelledQuestion, label_questions
-from probes.detector.support import log_probability_without
+from probes.detector.support import contrast
 from probes.detector.support_detector import AnyDetector, load_detector
 from probes.detector.support_fit import NothingToTest, fit_support
 from probes.store import store_activations
@@ -65,7 +65,7 @@ DEALS = 3
 """False objects of each subject; only questions with the first one count, see `Folds`."""
 DEAL_STEP = 1000
 """Distance of the seeds of one subject's false objects, so that nearby seeds give other runs."""
-VERSION = 4
+VERSION = 5
 """Version of the training; cached detectors of another version are trained again."""
 
 
@@ -199,7 +199,7 @@ def train_detector(
         if fits is None:
             return noted_model(detector, model)
         scores = combine(material, fits[0], (*PROBES, *EXPECTATION))
-        read = partial(log_probability_without, model, progress=progress)
+        read = partial(contrast, model, progress=progress)
         try:
             found = fit_support(material, detector, scores=scores, read=read, **chosen)
         except NothingToTest as error:

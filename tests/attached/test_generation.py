@@ -26,7 +26,7 @@ from probes.detector.detector import PremiseDetector
 from probes.detector.evidence import EXPECTATION, PROBES, Combination
 from probes.detector.pair import Pair
 from probes.detector.questions import AskedQuestion, tokenize_question
-from probes.detector.support import log_probability_after_reading, log_probability_without
+from probes.detector.support import contrast, contrast_after_reading
 from tests.attached.architectures import SPECIES, make
 from tests.attached.test_equality import PROMPTS, SPANS, greedy, padded, part
 
@@ -312,8 +312,8 @@ def test_supports_are_those_of_the_hooked_model(
     plain: Any = PlainModel(hf_model, chat_tokenizer, Anatomy.of(hf_model))
     for some in (slice(0, 2), slice(1, 2)):
         of = (asked[some], pairs[some])
-        found = log_probability_without(plain, *of, progress=False)
-        expected = log_probability_without(hooked, *of, progress=False)
+        found = contrast(plain, *of, progress=False)
+        expected = contrast(hooked, *of, progress=False)
         np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
@@ -324,12 +324,12 @@ def test_supports_go_on_from_what_a_plain_model_has_read(name: str, chat_tokeniz
     hf_model = make(name, chat_tokenizer, max_position_embeddings=256, **window)
     plain: Any = PlainModel(hf_model, chat_tokenizer, Anatomy.of(hf_model))
     asked, pairs = asked_with_pairs(chat_tokenizer)
-    expected = log_probability_without(plain, asked, pairs, progress=False)
+    expected = contrast(plain, asked, pairs, progress=False)
     prompts = [of.to_read for of in asked]
     (chunk,) = read_activations(plain, prompts, layers=[0], keys_values=True, progress=False)
     rows = [chunk.prompts.index(row) for row in range(2)]
     given = {"keys_values": chunk.keys_values, "rows": rows}
-    found = log_probability_after_reading(plain, asked, pairs, **given)
+    found = contrast_after_reading(plain, asked, pairs, **given)
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 

@@ -20,17 +20,20 @@ from probes.detector.detector import SUPPORT
 from probes.detector.evidence import Combination
 from probes.detector.fit import CombinedScores
 from probes.detector.pair import Pair, premise_pair
-from probes.detector.questions import label_questions, tokenize_question
+from probes.detector.questions import AskedQuestion, label_questions, tokenize_question
 from probes.detector.scored import TokenScores
 from probes.detector.support import (
+    LIKELIEST,
+    MOST_BEST,
     MOST_SUPPORT,
-    log_probability_after_reading,
-    log_probability_without,
+    Contrast,
+    contrast,
+    contrast_after_reading,
     supports,
     without_earlier,
 )
 from probes.detector.support_detector import Suspicion
-from probes.detector.support_fit import NothingToTest, evenly_chosen, fit_support
+from probes.detector.support_fit import SURENESS, NothingToTest, evenly_chosen, fit_support
 from probes.detector.train import detector_for, train_detector
 from tests.premise_pairs import PAIRS, TEXTS, pair_of
 
@@ -47,16 +50,25 @@ def pairs(asked):
 
 def test_a_run_without_the_earlier_words(tiny_llama, asked, pairs):
     """Beside single runs of prompts from which the words were cut by hand."""
-    found = log_probability_without(tiny_llama, asked, pairs, progress=False)
-    for question, pair, (earlier, _), value in zip(asked, pairs, PAIRS, found, strict=True):
+    found = contrast(tiny_llama, asked, pairs, progress=False)
+    for question, pair, (earlier, _), (value, best) in zip(
+        asked, pairs, PAIRS, found.rows(), strict=True
+    ):
         prompt = without_earlier(question, pair)
         assert earlier not in tiny_llama.tokenizer.decode(prompt)
         n_later = pair.later[1] - pair.later[0]
         assert prompt[-n_later:] == list(question.tokens[slice(*pair.later)])
         with torch.no_grad():
             logits = tiny_llama(torch.tensor([prompt]))[0].double().log_softmax(-1)
+            whole = tiny_llama(torch.tensor([question.tokens]))[0].double().log_softmax(-1)
         expected = sum(float(logits[at - 1, prompt[at]]) for at in range(-n_later, 0))
         assert value == pytest.approx(expected, abs=1e-4)
+        likely = whole[pair.later[0] - 1]
+        gains = likely - logits[-n_later - 1]
+        order = sorted(range(len(gains)), key=lambda token: -float(likely[token]))
+        best_of = {n: max(float(gains[token]) for token in order[:n]) for n in (1, LIKELIEST)}
+        assert best == pytest.approx(best_of[LIKELIEST], abs=1e-4)
+        assert best >= best_of[1] - 1e-4
 
 
 @pytest.mark.parametrize("family", ["tiny_llama", "tiny_gpt2"])
@@ -67,26 +79,27 @@ def test_what_was_read_is_not_run_again(family, request, chat_tokenizer):
     asked = [tokenize_question(chat_tokenizer, text) for text in texts]
     words = (*PAIRS, ("Rome", "Japan"))
     pairs = [pair_of(question, part) for question, part in zip(asked, words, strict=True)]
-    expected = log_probability_without(model, asked, pairs, progress=False)
+    expected = np.array(contrast(model, asked, pairs, progress=False))
     prompts = [question.to_read for question in asked]
     (chunk,) = read_activations(model, prompts, layers=[0], keys_values=True, progress=False)
     for chosen in ([0, 1, 2, 3], [2], [3]):
-        found = log_probability_after_reading(
+        found = contrast_after_reading(
             model,
             [asked[index] for index in chosen],
             [pairs[index] for index in chosen],
             keys_values=chunk.keys_values,
             rows=[chunk.prompts.index(index) for index in chosen],
         )
-        np.testing.assert_allclose(found, expected[chosen], atol=1e-4)
-    wrong = log_probability_after_reading(
+        np.testing.assert_allclose(np.array(found), expected[:, chosen], atol=1e-4)
+    wrong = contrast_after_reading(
         model,
         asked[:1],
         pairs[:1],
         keys_values=tuple((keys + 1, values) for keys, values in chunk.keys_values),
         rows=[chunk.prompts.index(0)],
     )
-    assert np.abs(wrong - expected[:1]).max() > 1e-4  # what was read matters
+    for given, right in zip(wrong, expected[:, :1], strict=True):
+        assert np.abs(given - right).max() > 1e-4  # what was read matters
 
 
 def test_the_support_by_hand(asked, pairs):
@@ -97,8 +110,11 @@ def test_the_support_by_hand(asked, pairs):
     scores = TokenScores(nothing, nothing, nothing, expected)
     total = expected[start - first : end - first].sum()
     for without, support in ((-3.0, total + 3), (0.0, max(total, -MOST_SUPPORT)), (-99.0, 3.0)):
-        found = supports([scores], asked[2:], pairs[2:], np.array([without]))
-        assert found[0] == pytest.approx(np.clip(support, -MOST_SUPPORT, MOST_SUPPORT))
+        for best, most in ((0.5, 0.5), (9.0, MOST_BEST)):
+            read = Contrast(np.array([without]), np.array([best]))
+            ((of_support, of_best),) = supports([scores], asked[2:], pairs[2:], read)
+            assert of_support == pytest.approx(np.clip(support, -MOST_SUPPORT, MOST_SUPPORT))
+            assert of_best == most
 
 
 def probes_of(model: Any, n_probes: int = 3, **changes: Any) -> PremiseDetector:
@@ -119,7 +135,7 @@ def probes_of(model: Any, n_probes: int = 3, **changes: Any) -> PremiseDetector:
 def detector(tiny_llama) -> SupportDetector:
     return SupportDetector(
         probes_of(tiny_llama),
-        weights=(1.0, 0.0),
+        weights=(1.0, 0.0, 0.0),
         bias=0.0,
         floor=-1e9,
         calibration=Calibration("platt"),
@@ -152,7 +168,7 @@ def test_without_weight_it_is_the_falsity_of_the_later_words(detector, tiny_llam
 
 
 def test_a_batch_decides_as_single_questions_do(detector, tiny_llama):
-    weighing = replace(detector, weights=(0.5, -1.0))
+    weighing = replace(detector, weights=(0.5, -1.0, 0.5))
     together = weighing.detect(tiny_llama, TEXTS, progress=False)
     alone = [weighing.detect(tiny_llama, [text], progress=False)[0] for text in TEXTS]
     for ours, theirs in zip(together, alone, strict=True):
@@ -168,22 +184,37 @@ def test_what_is_not_tested_runs_nothing_and_does_not_fire(
     without_pair = replace(detector.probes, bias=(0.0, 0.0, -1e9))
     high = replace(detector, probes=without_pair, floor=floor, threshold=0.5)
     monkeypatch.setattr(
-        "probes.detector.support_detector.log_probability_after_reading",
-        lambda model, asked, pairs, **options: np.zeros(0) if not asked else 1 / 0,
+        "probes.detector.support_detector.contrast_after_reading",
+        lambda model, asked, pairs, **options: Contrast(*np.zeros((2, 0))) if not asked else 1 / 0,
     )
     found = high.detect(tiny_llama, TEXTS, progress=False)
     assert not any(part.fired for part in found)
     assert all(part.probability < 0.5 for part in found)
 
 
+def test_where_object_and_subject_are_not_told_apart_nothing_fires(detector, tiny_llama, asked):
+    scores = detector.probes.token_scores(tiny_llama, asked, progress=False)
+    before = detector.suspects(asked, scores)
+    distances = [part.sureness for part in before if part.pair is not None]
+    assert len(set(distances)) > 1
+    between = replace(detector, sureness=(min(distances) + max(distances)) / 2)
+    after = between.suspects(asked, scores)
+    assert 0 < sum(part.pair is not None for part in after) < len(distances)
+    for part, other in zip(after, before, strict=True):
+        assert (part.falsity, part.sureness) == (other.falsity, other.sureness)
+        sure = other.pair is not None and other.sureness >= between.sureness
+        assert part.detection.fired == sure
+        assert part.pair == (other.pair if sure else None)
+
+
 def test_the_decision_by_hand(detector):
-    weighing = replace(detector, weights=(1.0, -2.0), bias=1.0, threshold=0.5)
+    weighing = replace(detector, weights=(1.0, -2.0, 0.5), bias=0.0, threshold=0.5)
     assert weighing.suspects([], []) == []
-    before = Suspicion(Detection(True, 0.9, (1, 2), (3, 4)), 2.0, Pair((1, 2), (3, 4)))
-    supported = weighing.decide(before, 2.0)  # 2 − 4 + 1 = −1
+    before = Suspicion(Detection(True, 0.9, (1, 2), (3, 4)), 2.0, 9.0, Pair((1, 2), (3, 4)))
+    supported = weighing.decide(before, 2.0, 2.0)  # 2 − 4 + 1 = −1
     assert not supported.fired
     assert supported.probability == pytest.approx(1 / (1 + np.e))
-    contradicted = weighing.decide(before, -3.0)  # 2 + 6 + 1 = 9
+    contradicted = weighing.decide(before, -3.0, 2.0)  # 2 + 6 + 1 = 9
     assert contradicted.fired
     assert contradicted.token_span == (3, 4)
 
@@ -210,14 +241,20 @@ def test_its_file(detector, tiny_llama, tiny_gpt2, tmp_path):
     folder = detector.save(tmp_path / "saved")
     again = load_detector(folder, model=tiny_llama)
     assert isinstance(again, SupportDetector)
-    assert (again.weights, again.floor) == (detector.weights, -1e9)
+    assert (again.weights, again.floor, again.sureness) == (detector.weights, -1e9, 0.0)
     assert again.detect(tiny_llama, TEXTS, progress=False) == detector.detect(
         tiny_llama, TEXTS, progress=False
     )
     with pytest.raises(UserError, match="fitted on model"):
         load_detector(folder, model=tiny_gpt2)
     content = json.loads((folder / SUPPORT).read_text())
-    for change in ({"weights": [1.0]}, {"floor": "low"}, {"threshold": 2.0}, {"format": 9}):
+    for change in (
+        {"weights": [1.0]},
+        {"floor": "low"},
+        {"threshold": 2.0},
+        {"format": 9},
+        {"sureness": None},
+    ):
         (folder / SUPPORT).write_text(json.dumps({**content, **change}))
         with pytest.raises(UserError, match="train it again"):
             load_detector(folder, model=tiny_llama)
@@ -284,23 +321,44 @@ def planted_scores(material: DetectorDataset, seed: int = 0) -> CombinedScores:
     return CombinedScores(tokens, tokens, entity, np.zeros(0), combination)
 
 
-def test_a_planted_support_is_weighed(fitted_on, detector):
+def asked_and_scores(material: DetectorDataset) -> tuple[list[AskedQuestion], list[TokenScores]]:
+    """What `fit_support` sees of the questions."""
+    planted = planted_scores(material)
+    columns = torch.stack([planted.tokens, planted.mention, planted.entity], dim=1)
+    predictions = torch.from_numpy(material.read_predictions())
+    scores = TokenScores.of_questions(columns, predictions, material.sizes)
+    return [question.asked for question in material.questions], scores
+
+
+@pytest.mark.parametrize("planted", ["without", "best"])
+def test_a_planted_support_is_weighed(fitted_on, detector, planted):
     labels = {q.asked.tokens: q.label for q in fitted_on.questions}
 
-    def read(asked: Any, pairs: Any) -> np.ndarray:
-        """Without the earlier words the later ones are likelier, if the premise is false."""
-        sizes = np.array([pair.later[1] - pair.later[0] for pair in pairs])
-        return -2.0 * sizes + [2.0 if labels[question.tokens] else -2.0 for question in asked]
+    def read(asked: Any, pairs: Any) -> Contrast:
+        """If the premise is false, the later words are likelier without the earlier ones, or the
+        earlier ones speak for something."""
+        without = -2.0 * np.array([pair.later[1] - pair.later[0] for pair in pairs])
+        told = np.array([2.0 if labels[question.tokens] else -2.0 for question in asked])
+        if planted == "without":
+            return Contrast(without + told, np.ones(len(asked)))
+        return Contrast(without, 2.0 + told)
 
     options: Any = {"scores": planted_scores(fitted_on)}
     found = fit_support(fitted_on, detector.probes, read=read, **options)
     training = found.training
     assert training["fired_on_false"] > 0.9
     assert training["fired_on_twins"] == 0
-    assert found.weights[1] < 0  # a supported premise is true
+    of_support, of_best = found.weights[1:]
+    # A supported premise is true; where the earlier words speak for something, it may be false.
+    assert of_support < 0 if planted == "without" else of_best > 0
+    everything = replace(found, floor=-1e9, sureness=0.0).suspects(*asked_and_scores(fitted_on))
+    false = [part for part, label in zip(everything, fitted_on.labels, strict=True) if label]
+    distances = [part.sureness for part in false if part.pair is not None]
+    assert found.sureness == pytest.approx(SURENESS * np.median(distances))
 
-    def silent(asked: Any, pairs: Any) -> np.ndarray:
-        return np.random.default_rng(0).normal(size=len(asked)) - 2
+    def silent(asked: Any, pairs: Any) -> Contrast:
+        noise = np.random.default_rng(0).normal(size=(2, len(asked)))
+        return Contrast(noise[0] - 2, noise[1])
 
     # Negative control: a support that says nothing is not believed.
     noise = fit_support(fitted_on, detector.probes, read=silent, **options)
@@ -324,8 +382,8 @@ def test_a_test_of_one_class_is_refused(fitted_on, detector):
     false = torch.from_numpy(fitted_on.labels == 1)[fitted_on.question_of]
     clear = replace(scores, tokens=torch.where(false, 50.0, -50.0))
 
-    def read(asked: Any, pairs: Any) -> np.ndarray:
-        return np.zeros(len(asked))
+    def read(asked: Any, pairs: Any) -> Contrast:
+        return Contrast(*np.zeros((2, len(asked))))
 
     with pytest.raises(NothingToTest, match="one class only"):
         fit_support(fitted_on, detector.probes, scores=clear, read=read)
