@@ -279,9 +279,10 @@ def support_detector(folder: Path) -> None:
     )
     probes.SupportDetector(
         of_probes,
-        weights=(1.0, -0.5),
+        weights=(1.0, -0.5, 0.3),
         bias=0.1,
         floor=-1.0,
+        sureness=0.5,
         calibration=Calibration("platt"),
         threshold=0.9,
         training={"auc": 0.9},
