@@ -146,11 +146,12 @@ def read_pairs(
         if limit is not None and len(pairs) >= limit:
             break
         with errors_in(f"{path}, line {number}"):
-            fields_of = pair_fields(content, counterfactual) if is_mib(content) else content
-            if fields_of is None:
-                left_out += 1
-            else:
+            if not is_mib(content):
+                pairs.append(_pair_of(content))
+            elif (fields_of := pair_fields(content, counterfactual)) is not None:
                 pairs.append(_pair_of(fields_of))
+            else:
+                left_out += 1
     if left_out:
         logger.warning(
             "%s: %d rows have no counterfactual with another answer; they are left out",

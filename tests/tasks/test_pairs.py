@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from interp.errors import UserError
@@ -54,6 +54,7 @@ def test_written_pairs_are_read_back(data: st.DataObject, names: list[str], tmp_
 
 @in_a_directory
 @given(line=st.one_of(st.binary(), st.text().map(lambda text: text.encode("utf-8", "replace"))))
+@example(line=b"null")
 def test_any_other_line_is_a_users_mistake(line: bytes, tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     path.write_bytes(json.dumps(GOOD).encode() + b"\n" + line.replace(b"\n", b" ") + b"\n")
