@@ -80,7 +80,7 @@ class Plan:
     """Each method is trained once with each."""
     steps: int = 300
     """Optimizer steps of each run."""
-    rates: tuple[float, ...] = (5e-4, 1.5e-3, 4.5e-3)
+    rates: tuple[float, ...] = (5e-4, 1.5e-3, 4.5e-3, 1.35e-2)
     """Learning rates that each method is tried at."""
     rate_steps: int = 60
     """Steps of each trial."""
