@@ -9,7 +9,8 @@ from the hooked model's is written out in full.
 
 ``--cost`` measures instead, in batches of eight: processor time of attached generation over the
 plain model's, in interleaved pairs, with the gate closed (no prompt is constrained) and open; the
-gate's reading in prefills; and the peak memory of each, in a process of its own.
+gate's reading in prefills; and the peak memory of each, in a process of its own. It is kept for
+each number of threads (``OMP_NUM_THREADS``) by itself.
 """
 
 import argparse
@@ -238,7 +239,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
     before = json.loads(given.out.read_text()) if given.out.is_file() else {}
-    name, value = ("cost", costs()) if given.cost else ("equality", same_answers(given.prompts))
+    # Processor time depends on the threads: what one waits for another counts.
+    name = f"cost_{torch.get_num_threads()}_threads" if given.cost else "equality"
+    value = costs() if given.cost else same_answers(given.prompts)
     given.out.write_text(json.dumps({**before, name: value}, indent=1) + "\n")
     print(json.dumps(value, indent=1))
 

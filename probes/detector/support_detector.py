@@ -256,10 +256,8 @@ def measured(
     rows = tested_rows(suspicions)
     pairs = [pair for suspicion in suspicions if (pair := suspicion.pair) is not None]
     tested = [asked[row] for row in rows]
-    values = supports([scores[row] for row in rows], tested, pairs, read(tested, pairs))
-    return {
-        row: (support, best) for row, (support, best) in zip(rows, values.tolist(), strict=True)
-    }
+    values = supports([scores[row] for row in rows], tested, pairs, read(tested, pairs)).tolist()
+    return {row: (support, best) for row, (support, best) in zip(rows, values, strict=True)}
 
 
 AnyDetector = PremiseDetector | SupportDetector
