@@ -292,10 +292,9 @@ def run_detector(
 ) -> Detector:
     """The run's detector: read from the run or, the first time, trained on its search part.
 
-    Other shipped relations are fitted on too, but for ``unseen`` ones; what is chosen is chosen on
-    the search part. The model's general detector is no substitute: its training data may include
-    this run's held-out part. Raises UserError for a damaged detector, or one of another model,
-    tokenizer or chat template.
+    Other shipped relations are trained on too, but for ``unseen`` ones. The model's general
+    detector is no substitute: its training data may include this run's held-out part. Raises
+    UserError for a damaged detector, or one of another model, tokenizer or chat template.
     """
     if has_detector(run):
         return load_detector(run / DETECTOR_FOLDER, model=model)

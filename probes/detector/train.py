@@ -28,7 +28,7 @@ from interp.runs.shards import digest_of
 from probes.detector.background import background_texts
 from probes.detector.balance import balanced_questions
 from probes.detector.calibration import CalibrationMethod
-from probes.detector.dataset import DetectorDataset, Folds
+from probes.detector.dataset import FEWEST_RELATIONS, DetectorDataset, Folds
 from probes.detector.detector import SETTINGS
 from probes.detector.evidence import EXPECTATION, PROBES
 from probes.detector.fit import combine, cross_fit_layers, fit_detector
@@ -152,12 +152,14 @@ def train_detector(
         premises: questions to train on; by default the shipped relations.
         known: leave out facts that the model does not know. False for premises that have been
             filtered already.
-        beside: premises of other relations to fit on as well, as far as the model knows them. The
-            weights of the evidence, calibration and threshold are chosen without them.
+        beside: premises of other relations to fit on as well, as far as the model knows them. With
+            ``FEWEST_RELATIONS`` in all, the weights of the evidence, calibration and threshold are
+            chosen across relations, these among them; with fewer, without these.
         layers: candidates, of which cross-validation leaves out the worse ones; by default some in
             the middle.
         max_false_alarms: share of true-premise twins, in cross-validation, on which it may fire;
-            by default 1 %, and up to 5 % where there are few of them.
+            by default 1 %, and up to 5 % where there are few of them. The support test's is half
+            of it without ``beside``: what is asked then is of relations that were not trained on.
         activations: directory that keeps the activations for another training; by default a
             temporary one.
         n_questions: questions, false and true, that are aimed at where there are many facts.
@@ -168,6 +170,7 @@ def train_detector(
     Raises:
         UserError: too few facts or subjects, or activations that are not finite.
     """
+    beside = tuple(beside)
     with contextlib.ExitStack() as stack:
         stack.enter_context(template_time(template_now()))  # one date in all its prompts
         if activations is None:
@@ -201,7 +204,9 @@ def train_detector(
         scores = combine(material, fits[0], (*PROBES, *EXPECTATION))
         read = partial(contrast, model, progress=progress)
         try:
-            found = fit_support(material, detector, scores=scores, read=read, **chosen)
+            found = fit_support(
+                material, detector, scores=scores, read=read, seen=bool(beside), **chosen
+            )
         except NothingToTest as error:
             logger.info("no support test: %s", error)
             return noted_model(detector, model)
@@ -228,10 +233,10 @@ def collect_material(
     others = known_premises(model, beside, minimum=0, share=KNOWN_SHARE, progress=progress)
     drawn: dict[str, Any] = {"n_questions": n_questions, "seed": seed}
     questions = labelled_questions(model, chosen, **drawn)
-    questions += tuple(
-        replace(question, counts=False)
-        for question in labelled_questions(model, others, paraphrases=False, **drawn)
-    )
+    of_others = labelled_questions(model, others, paraphrases=False, **drawn)
+    if len(chosen) + len(others) < FEWEST_RELATIONS:
+        of_others = tuple(replace(question, counts=False) for question in of_others)
+    questions += of_others
     background = background_texts(model, (*chosen, *others))
     store = store_activations(
         model,

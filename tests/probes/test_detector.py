@@ -11,7 +11,7 @@ import torch
 import interp.models
 import probes.detector.train
 from interp.errors import UserError
-from interp.premises import load_premises
+from interp.premises import Premises, load_premises
 from probes import (
     Calibration,
     PremiseDetector,
@@ -20,6 +20,7 @@ from probes import (
     score_detector,
     train_detector,
 )
+from probes.detector.dataset import Folds
 from probes.detector.detect import detect
 from probes.detector.detections import Detector
 from probes.detector.fit import (
@@ -203,6 +204,35 @@ def test_all_the_way_on_a_random_model(tiny_llama, tmp_path):
     assert score["n"] == len(split.held_out)
     assert score["auc"][1] < 0.8
     json.dumps(score)
+
+
+@pytest.mark.parametrize("n_beside", [2, 3])
+def test_relations_beside_count_where_there_are_enough(
+    tiny_llama, tmp_path, monkeypatch, n_beside
+) -> None:
+    """With four relations in all, what is chosen is chosen across them; with three, in one."""
+
+    def known(_: Any, premises: Any, **__: Any) -> tuple[Premises, ...]:
+        return tuple(premises)
+
+    monkeypatch.setattr(probes.detector.train, "known_premises", known)
+    split = load_premises("capitals", limit=12).split(seed=0)
+    names = ("languages", "currencies", "landmarks")[:n_beside]
+    material = collect_material(
+        tiny_llama,
+        [split.search],
+        tmp_path,
+        known=False,
+        beside=[load_premises(name, limit=8) for name in names],
+        layers=[0],
+        n_questions=64,
+        progress=False,
+    )
+    counted = {part.question.relation for part in material.questions if part.counts}
+    assert counted == ({"capitals", *names} if n_beside == 3 else {"capitals"})
+    assert Folds.suited_to(material.questions).by_relation == (n_beside == 3)
+    kinds = {part.question.template for part in material.questions if not part.counts}
+    assert "frame-two_entities" in kinds  # of any relation, nothing is chosen by these
 
 
 def test_the_model_s_own_is_trained_once(tiny_llama, detector, tmp_path, monkeypatch):
