@@ -299,10 +299,16 @@ def run_detector(
     if has_detector(run):
         return load_detector(run / DETECTOR_FOLDER, model=model)
     with run_clock(run, IDENTITY):
-        parts = parts_of(split.search)
-        beside = premises_beside((*parts, *unseen), seed=seed)
+        parts, unseen = parts_of(split.search), tuple(unseen)
+        searched = {part.relation.name for part in parts}
         detector = train_detector(
-            model, parts, known=False, beside=beside, seed=seed, progress=progress
+            model,
+            parts,
+            known=False,
+            beside=premises_beside((*parts, *unseen), seed=seed),
+            new_relations=any(part.relation.name not in searched for part in unseen),
+            seed=seed,
+            progress=progress,
         )
     detector.save(run / DETECTOR_FOLDER)
     return detector

@@ -139,6 +139,7 @@ def train_detector(
     beside: Iterable[Premises] = (),
     layers: Sequence[int] | None = None,
     max_false_alarms: float | None = None,
+    new_relations: bool | None = None,
     calibration: CalibrationMethod = "platt",
     activations: Path | None = None,
     n_questions: int = QUESTIONS,
@@ -158,8 +159,10 @@ def train_detector(
         layers: candidates, of which cross-validation leaves out the worse ones; by default some in
             the middle.
         max_false_alarms: share of true-premise twins, in cross-validation, on which it may fire;
-            by default 1 %, and up to 5 % where there are few of them. The support test's is half
-            of it without ``beside``: what is asked then is of relations that were not trained on.
+            by default 1 %, and up to 5 % where there are few of them. That of the support test is
+            0.5 % for new relations.
+        new_relations: questions of other relations than those of ``premises`` will be asked; by
+            default without ``beside``.
         activations: directory that keeps the activations for another training; by default a
             temporary one.
         n_questions: questions, false and true, that are aimed at where there are many facts.
@@ -171,6 +174,8 @@ def train_detector(
         UserError: too few facts or subjects, or activations that are not finite.
     """
     beside = tuple(beside)
+    if new_relations is None:
+        new_relations = not beside
     with contextlib.ExitStack() as stack:
         stack.enter_context(template_time(template_now()))  # one date in all its prompts
         if activations is None:
@@ -205,7 +210,7 @@ def train_detector(
         read = partial(contrast, model, progress=progress)
         try:
             found = fit_support(
-                material, detector, scores=scores, read=read, seen=bool(beside), **chosen
+                material, detector, scores=scores, read=read, seen=not new_relations, **chosen
             )
         except NothingToTest as error:
             logger.info("no support test: %s", error)

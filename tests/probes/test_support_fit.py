@@ -119,6 +119,49 @@ def test_probes_without_a_fault_decide_alone(tiny_llama, monkeypatch):
     assert isinstance(found, PremiseDetector)
 
 
+@pytest.mark.parametrize(
+    ("options", "seen"),
+    [
+        ({}, False),
+        ({"beside": ["languages"]}, True),
+        ({"beside": ["languages"], "new_relations": True}, False),
+    ],
+)
+def test_whether_new_relations_will_be_asked_about(tiny_llama, monkeypatch, options, seen) -> None:
+    asked = []
+
+    def refuse(*_: Any, seen: bool, **__: Any) -> None:
+        asked.append(seen)
+        raise NothingToTest("only asked")
+
+    monkeypatch.setattr("probes.detector.train.fit_support", refuse)
+    premises = load_premises("capitals", limit=12).split(seed=0).search
+    beside = [load_premises(name, limit=8) for name in options.get("beside", ())]
+    train_detector(
+        tiny_llama,
+        [premises],
+        **{**options, "beside": beside},
+        known=False,
+        layers=[1],
+        progress=False,
+    )
+    assert asked == [seen]
+
+
+@pytest.mark.parametrize(("seen", "share"), [(False, 0.005), (True, 0.01)])
+def test_relations_that_were_trained_on_may_have_more_false_alarms(
+    fitted_on, probes, monkeypatch, seen, share
+) -> None:
+    monkeypatch.setattr("probes.detector.fit.ALARMS", 0)
+
+    def read(asked: Any, pairs: Any) -> Contrast:
+        return Contrast(*np.zeros((2, len(asked))))
+
+    scores = planted_scores(fitted_on)
+    found = fit_support(fitted_on, probes, scores=scores, read=read, seen=seen)
+    assert found.training["false_alarms_allowed"] == share
+
+
 def test_a_test_of_one_class_is_refused(fitted_on, probes):
     scores = planted_scores(fitted_on)
     false = torch.from_numpy(fitted_on.labels == 1)[fitted_on.question_of]

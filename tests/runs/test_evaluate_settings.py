@@ -109,6 +109,7 @@ def test_a_relation_that_is_scored_is_not_trained_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     beside: list[str] = []
+    new_relations: list[bool] = []
 
     class Untrained:
         def detect(self, model: Any, questions: Any, **options: Any) -> tuple[()]:
@@ -119,6 +120,7 @@ def test_a_relation_that_is_scored_is_not_trained_on(
 
     def train(model: Any, premises: Any, **options: Any) -> Any:
         beside.extend(part.relation.name for part in options["beside"])
+        new_relations.append(options["new_relations"])
         return Untrained()
 
     monkeypatch.setattr("interp.commands.evaluate.train_detector", train)
@@ -128,6 +130,8 @@ def test_a_relation_that_is_scored_is_not_trained_on(
     run_detector(model, split, tmp_path, unseen=[unseen], progress=False)
     assert "landmarks" in beside
     assert not {"capitals", "languages"} & set(beside)
+    run_detector(model, split, tmp_path, unseen=[split.held_out], progress=False)
+    assert new_relations == [True, False]
 
 
 @pytest.mark.parametrize(
