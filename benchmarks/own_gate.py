@@ -1,6 +1,6 @@
 """What a gate keeps of the gain told where, in runs of one relation each with default settings.
 
-    python benchmarks/own_gate.py --out DIR [--tasks TASKS]
+    python benchmarks/own_gate.py --out DIR [--tasks TASKS] [--model MODEL] [--publish]
 
 For each relation and seed: the facts that the model knows, split by subject and template; heads by
 attribution on the search part; the detector that `interp evaluate --gate probe` trains for the run
@@ -9,9 +9,9 @@ held-out part is scored without a constraint, told which words are false, and ga
 each detector also reads questions of other people, from ``TASKS/NAME``: every detection there is a
 false alarm. DIR keeps detectors and scores, so that an interrupted call goes on.
 
-Writes benchmarks/results/own_gate.json and the table between the marks of docs/gate.md. Some seven
-minutes of one core a row on the embedded model. The detector that ships is not used, so that this
-is what any other model gets.
+Prints the table; --publish writes it between the marks of docs/gate.md, with
+benchmarks/results/own_gate.json. Some seven minutes of one core a row on the embedded model. The
+detector that ships is not used, so that this is what any other model gets.
 """
 
 import logging
@@ -71,6 +71,8 @@ class Options:
     """Folder with questions that other people asked."""
     honest: int = 210
     """Questions of each set, evenly spaced."""
+    publish: bool = False
+    """Write the page and the results that it is made of."""
 
 
 def measure_run(model: Any, relation: str, seed: int, options: Options) -> dict[str, Any]:
@@ -175,10 +177,12 @@ def main(options: Options) -> None:
             row = measure_run(model, relation, seed, options)
             logging.info("%s", {key: row[key] for key in ("relation", "seed", *AVERAGED)})
             write_json(path, row)
-        results = {
-            **{"model": options.model, "n_heads": options.n_heads, "limit": options.limit},
-            **{"runs": finished(options), "versions": versions()},
-        }
+    results = {
+        **{"model": options.model, "n_heads": options.n_heads, "limit": options.limit},
+        **{"runs": finished(options), "versions": versions()},
+    }
+    print(page(results))
+    if options.publish:
         write_json(RESULTS, results)
         write_between(PAGE, "own gate", page(results))
 

@@ -1,7 +1,7 @@
 """``interp detect`` as a function: which questions presuppose something false, and which words.
 
-The detector is the model's own, which is trained once and kept in the user's cache, or that of a
-run.
+The detector is the model's own, which ships or is trained once and kept in the user's cache, or
+that of a run.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,7 +12,7 @@ from typing import Any
 from interp.asking.compared import marked_text
 from interp.commands.evaluate import run_detector
 from interp.commands.in_order import Outcome, Unasked, in_order
-from interp.commands.locate import check_same_prompts, load_run
+from interp.commands.locate_joint import check_prompts, load_search
 from interp.errors import UserError
 from interp.figures.questions import group_name
 from interp.lazy import pd
@@ -69,8 +69,8 @@ def detector_of(
         return load_detector(detector, model=model)
     if run is None:
         return None
-    settings, split, _ = load_run(run)
-    check_same_prompts(run, model)
+    settings, split, _ = load_search(run)
+    check_prompts(run, model)
     return run_detector(model, split, run, seed=settings.seed, progress=progress)
 
 

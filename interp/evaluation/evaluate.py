@@ -68,7 +68,7 @@ class Evaluation(Displayed):
         false, twin: preference per prompt; sets are [none, the intervention, random, random, …].
         answers: greedy answers of both kinds, or empty.
         side_effects: cost on neutral text.
-        detection: the detections, with gate ``probe``.
+        detection: the detections, with gate ``probe`` or ``soft``.
     """
 
     intervention: Intervention

@@ -46,8 +46,8 @@ def open_run(
 
     Args:
         model: the run's model, if it is already loaded; else it is loaded on ``device``.
-        detector: by default the run's, which is trained on the search part when it is first needed
-            and saved in the run.
+        detector: by default the run's, which is trained when it is first needed
+            (`interp.commands.evaluate.run_detector`) and saved in the run.
 
     Raises:
         UserError: the run does not exist, has another model, or its facts have changed.

@@ -66,7 +66,8 @@ def patch(
         clean, corrupted: pairs of prompts; of equal lengths, or aligned by spans. A TokenBatch,
             token ids [prompt pos], or lists of token ids.
         metric: last position's logits Float[prompt d_vocab] → Float[prompt].
-        component: z, q, k, v, pattern, attn_out, mlp_out, resid_pre, resid_mid or resid_post.
+        component: z, q, k, v, pattern, attn_out, mlp_out, mlp_post, resid_pre, resid_mid or
+            resid_post.
             With grouped queries a unit of k or v is a key-value head, which serves a whole group.
         positions: "all", "each", or {name: (spans in clean, spans in corrupted)}, [start, end) in
             token positions of the unpadded prompts.

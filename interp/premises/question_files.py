@@ -12,8 +12,8 @@ Other columns are ignored. ``columns`` says which column or key is which part, s
 
 Several right answers are a JSON list, a list as Python writes it, or parted by semicolons. A label
 says whether the question has a false premise; the accepted words are in `LABELS`. A question
-without a label that names the false object and not the true one has a false premise; one that names
-the true object only has none.
+without a label, of which both objects are given, has a false premise if it names the false object
+and not the true one, and none if it names the true object only.
 """
 
 import ast

@@ -1,10 +1,12 @@
 """A search over several relations as a run: taken up, left out, evaluated, scored elsewhere."""
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
+from interp.commands.detect import detector_of
 from interp.commands.evaluate import EvaluateSettings, evaluate_run
 from interp.commands.locate import LocateSettings, locate_run
 from interp.commands.locate_joint import load_search, locate_joint_run, searched_relations
@@ -134,3 +136,17 @@ def test_another_relation_is_scored_beside_the_run(
     assert (alone / "heads.csv").read_bytes() == heads
     with pytest.raises(UserError, match="was searched in one relation"):
         transfer_run(planted, split, effects, settings=settings, run=alone, progress=False)
+
+
+def test_its_detector_is_trained_on_all_its_relations(
+    run: Path, planted: HookedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`interp detect --run` takes a run over several relations too."""
+    relations: list[str] = []
+
+    def train(model: Any, split: JointSplit, run: Path, **_: Any) -> None:
+        relations.extend(split.relations)
+
+    monkeypatch.setattr("interp.commands.detect.run_detector", train)
+    detector_of(planted, run=run, detector=None, progress=False)
+    assert relations == ["planted", "other"]
