@@ -32,6 +32,7 @@ from interp.files.documents import read_json, write_json
 from interp.runs.manifest import versions
 from interp.statistics.significance import mean_interval
 from probes.detector.detect import detect_premises
+from probes.detector.support_detector import AnyDetector
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "own_gate.json"
@@ -85,6 +86,7 @@ def measure_run(model: Any, relation: str, seed: int, options: Options) -> dict[
     folder = options.out / f"{relation}-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     detector = run_detector(model, split, folder, seed=seed, progress=False)
+    assert isinstance(detector, AnyDetector)  # not a caller's own kind
     detections = detect_premises(model, split.held_out, detector=detector, progress=False)
     scores = {
         gate: interp.evaluate(

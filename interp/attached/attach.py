@@ -103,7 +103,9 @@ class Attached:
         self._closing.close()
 
     def __enter__(self) -> Any:
-        """The model, as it was given."""
+        """The model, as it was given. Raises UserError if the constraint was detached."""
+        if not self._is_attached:
+            raise UserError("this constraint was detached: attach it again")
         return self.model
 
     def __exit__(self, *error: object) -> None:
@@ -230,7 +232,7 @@ def _attached(
             stack.callback(handle.remove)
         # PEFT calls the forward of the model in it past the model's hooks, but not its body's.
         entry = anatomy.body if is_adapted(base) else base
-        stack.enter_context(before_each_call(entry, state.begin))
+        stack.enter_context(before_each_call(entry, state.begin, state.end))
         stack.enter_context(entry.register_forward_pre_hook(_refuse_packed, with_kwargs=True))
         if isinstance(find, PlacesOfDetector) and entry is base:
             find.keeps_reading = True

@@ -32,7 +32,7 @@ _UNDERSTOOD = {
 }
 """Arguments of a model's forward with which a prefill may be shortened."""
 _MORE_OUTPUTS = ("output_hidden_states", "output_attentions", "output_router_logits")
-_OWN_HOOKS = 3
+_OWN_HOOKS = 4
 """Hooks that ``attach`` has on the model itself."""
 
 

@@ -1,19 +1,20 @@
 """The text of a prompt of which only the token ids are known, and the question in it."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from typing import Any
 
 from interp.errors import UserError
 from interp.forward.batch import Span
 from interp.models import render_chat
-from interp.models.spans import token_span, tokenize_with_offsets
+from interp.models.spans import last_mention, shared_length, token_span, tokenize_with_offsets
+from interp.models.templates import TemplateRefusal, apply_template, template_of
 from probes.detector.questions import AskedQuestion, located_question
 
-_STAND_IN, _SYSTEM = "qzquestionqz", "qzsystemqz"
+_STAND_IN, _SYSTEM, _EARLIER = "qzquestionqz", "qzsystemqz", "qzearlierqz"
 _HALF = "\N{REPLACEMENT CHARACTER}"
 """What the first bytes of a character are decoded to."""
 
@@ -34,15 +35,14 @@ class PromptText:
         if again["input_ids"] == list(ids):
             return cls(tuple(ids), text, tuple(again["offset_mapping"]))
         # The prompt was put together from pieces: the tokenizer would cut its text otherwise.
-        ends = [len(_decode(tokenizer, ids[:end]).rstrip(_HALF)) for end in range(len(ids) + 1)]
-        return cls(tuple(ids), text, tuple(pairwise(ends)))
+        return cls(tuple(ids), text, _characters(tokenizer, ids))
 
     def last_mention(self, words: str) -> Span:
         """The tokens of the last occurrence of some words. Raises UserError if there is none."""
-        start = self.text.rfind(words) if words else -1
-        if start < 0:
+        chars = last_mention(self.text, words)
+        if chars is None:
             raise UserError(f"{words!r} is not found in the prompt {self.text!r}")
-        return token_span(self.offsets, self.text, (start, start + len(words)))
+        return token_span(self.offsets, self.text, chars)
 
 
 @dataclass(frozen=True)
@@ -60,19 +60,25 @@ class QuestionFrame:
         return self._header(before), found[0] if found else ""
 
     def _header(self, before: str) -> str:
-        """What stands before a question with a system prompt and without one."""
-        try:
-            other = render_chat(self.tokenizer, _STAND_IN, system=_SYSTEM)
-        except UserError:  # the template takes no system prompt
-            return before
-        with_system = other.text.partition(_STAND_IN)[0]
-        shared = 0
-        while before[len(before) - shared - 1 :] == with_system[len(with_system) - shared - 1 :]:
-            shared += 1
-            if shared == min(len(before), len(with_system)):
-                break
-        header = before[len(before) - shared :]
-        return header if header.strip() else before
+        """What stands before a question, in a first turn and a later one, without a system prompt
+        and with one: without what stands at the beginning of a chat only."""
+        header = before
+        for other in self._other_fronts():
+            shared = shared_length(header[::-1], other[::-1])
+            if header[len(header) - shared :].strip():
+                header = header[len(header) - shared :]
+        return header
+
+    def _other_fronts(self) -> Iterator[str]:
+        """What stands before a question behind an earlier turn, and behind a system prompt."""
+        if template_of(self.tokenizer):
+            turns = (("user", _EARLIER), ("assistant", _EARLIER), ("user", _STAND_IN))
+            messages = [{"role": role, "content": content} for role, content in turns]
+            with suppress(UserError, TemplateRefusal):  # it takes one turn only
+                yield apply_template(self.tokenizer, messages, prompt=True).partition(_STAND_IN)[0]
+        with suppress(UserError):  # the template takes no system prompt
+            rendered = render_chat(self.tokenizer, _STAND_IN, system=_SYSTEM)
+            yield rendered.text.partition(_STAND_IN)[0]
 
     @cached_property
     def opening(self) -> str:
@@ -112,6 +118,17 @@ class QuestionFrame:
         if start < len(header) or end < 0 or not prompt.text[start:end].strip():
             return None
         return start, end
+
+
+def _characters(tokenizer: Any, ids: Sequence[int]) -> tuple[Span, ...]:
+    """The characters of each token, by decoding more and more of them.
+
+    A token with some bytes of a character has the whole of it, as in a tokenizer's own offsets.
+    """
+    begun = [_decode(tokenizer, ids[:end]) for end in range(len(ids) + 1)]
+    whole = [len(text.rstrip(_HALF)) for text in begun]
+    ends = [end + text.endswith(_HALF) for end, text in zip(whole, begun, strict=True)]
+    return tuple(zip(whole[:-1], ends[1:], strict=True))
 
 
 def _decode(tokenizer: Any, ids: Sequence[int]) -> str:

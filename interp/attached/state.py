@@ -5,6 +5,7 @@ do: those of site ``output`` after the prefill, all of them at the next prefill.
 prompt is constrained runs on the model as it is.
 """
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -14,8 +15,14 @@ from torch import Tensor
 
 from interp.attached.head_mask import cut_pairs
 from interp.attached.resampled import Resampler
+from interp.errors import UserError
 from interp.interventions.object_positions import ObjectPositions
 from interp.interventions.prompt_positions import PromptPositions
+
+ONE_THREAD = (
+    "another thread runs this attached model, which keeps the positions of one batch of prompts: "
+    "let the threads take turns (a lock around generate), or give each a model of its own"
+)
 
 
 class Handle(Protocol):
@@ -61,16 +68,33 @@ class AttachedState(PromptPositions):
         self.first_query = 0
         self.n_prompt = 0
         self._pairs: dict[tuple[Any, ...], Tensor] = {}
+        self._running, self._open_passes, self._prefilled_by = 0, 0, 0
 
     def begin(self, tokens: Tensor | None, mask: Tensor | None, seen: int) -> None:
-        """As in `PromptPositions`, and put the hooks in, or take them out."""
+        """As in `PromptPositions`, and put the hooks in, or take them out.
+
+        Raises UserError for a pass of another thread than the one whose prompts are running.
+        """
+        thread = threading.get_ident()
+        if self._open_passes and self._running != thread:
+            raise UserError(ONE_THREAD)
+        self._running = thread
+        self._open_passes += 1
         if self.suspended:
             return
+        if seen and self._prefilled_by != thread:
+            raise UserError(ONE_THREAD)
+        self._prefilled_by = thread
         if seen:
             self._remove(prefill_only=True)
         super().begin(tokens, mask, seen)
         self.first_query = seen
         self._pairs.clear()
+
+    def end(self) -> None:
+        """A pass is over, whether or not it raised an error."""
+        if self._open_passes and self._running == threading.get_ident():
+            self._open_passes -= 1
 
     def pairs(
         self,

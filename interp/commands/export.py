@@ -38,6 +38,7 @@ from interp.files.links import check_links
 from interp.files.whole import beside_of, move_into_place
 from interp.interventions.gate import Gate, check_gate
 from interp.interventions.intervention import Intervention
+from interp.interventions.intervention_file import shortened
 from interp.models import fingerprint_of_folder, load_model, resolve
 from interp.models.fingerprint import weight_files
 from interp.models.folder import read_folder
@@ -201,7 +202,7 @@ def _intervention(run: Path, setting: Mapping[str, Any], settings: ExportSetting
     for part in found.heads:
         heads = replace(
             part.heads,
-            chosen_by=str(setting.get("chosen_by") or "not noted")[:400],
+            chosen_by=shortened(str(setting.get("chosen_by") or "not noted")),
             origin=origin_of_run(run, part.heads),
         )
         parts.append(part.with_heads(heads))

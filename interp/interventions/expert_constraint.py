@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.arguments import check_choice, listed, whole_number
+from interp.arguments import check_choice, listed, real_number, whole_number
 from interp.checked import by_position
 from interp.display import Displayed, Shown
 from interp.errors import UserError
@@ -68,6 +68,7 @@ class ExpertConstraint(Displayed):
     def __post_init__(self) -> None:
         check_expert_mode(self.mode)
         check_place(self.place)
+        object.__setattr__(self, "factor", real_number("factor", self.factor))
         if self.mode != "scale" and self.factor != 0:
             raise UserError(f"a factor is for mode 'scale', not {self.mode!r}")
         pairs = tuple(sorted(map(_pair, self.experts), key=expert_order))

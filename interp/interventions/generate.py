@@ -17,7 +17,7 @@ from interp.interventions.expert_constraint import ExpertConstraint
 from interp.interventions.gate import Gate, lowest_probability, strengths_of
 from interp.interventions.head_constraint import Constraint, Mode
 from interp.interventions.intervention import Intervention
-from interp.models import RenderedChat, render_chat
+from interp.models import RenderedChat, render_chat, spans
 from interp.models.hooked_model import HookedModel
 from interp.premises.encode import token_span, tokenize
 from probes.detector.detect import detect
@@ -137,11 +137,11 @@ def named_span(
 
 
 def last_mention(question: str, words: str) -> Span:
-    """The characters of the last occurrence. Raises UserError if there is none."""
-    start = question.rfind(words) if words else -1
-    if start < 0:
+    """The characters of the last mention, whole words first. Raises UserError if there is none."""
+    found = spans.last_mention(question, words)
+    if found is None:
         raise UserError(f"{words!r} is not found in the question {question!r}")
-    return start, start + len(words)
+    return found
 
 
 def one_each(false_object: Any, count: int) -> list[Any]:

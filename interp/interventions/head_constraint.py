@@ -71,7 +71,7 @@ class Constraint(Displayed):
     def __post_init__(self) -> None:
         object.__setattr__(self, "heads", as_head_set(self.heads))
         check_mode(self.heads.site, self.mode)
-        real_number("factor", self.factor)
+        object.__setattr__(self, "factor", real_number("factor", self.factor))
         if self.mode != "scale" and self.factor != 0:
             raise UserError(f"a factor is for mode 'scale', not {self.mode!r}")
         if self.heads.site == "attention" and self.factor < 0:

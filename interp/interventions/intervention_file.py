@@ -77,7 +77,7 @@ def write_parts(parts: Parts, path: Path) -> Path:
             # Left out where it says nothing, as in files of versions that did not know it.
             **({} if part.decoding_steps is None else {"decoding_steps": part.decoding_steps}),
             "heads": [list(head) for head in part.heads],
-            "chosen_by": part.heads.chosen_by,
+            "chosen_by": shortened(part.heads.chosen_by),
             **({} if part.heads.origin is None else {"origin": part.heads.origin.to_dict()}),
         }
         for part in heads
@@ -86,13 +86,18 @@ def write_parts(parts: Parts, path: Path) -> Path:
         {
             **{key: getattr(part, key) for key in ("mode", "factor", "place")},
             "experts": [list(pair) for pair in part.pairs],
-            "chosen_by": part.chosen_by,
+            "chosen_by": shortened(part.chosen_by),
         }
         for part in experts
     ]
     if path.suffix == ".json":
         return write_atomically(path, json.dumps(content, indent=1) + "\n")
     return write_atomically(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+
+def shortened(text: str) -> str:
+    """A text, of such a length that it can be read again."""
+    return text if len(text) <= LONGEST_TEXT else f"{text[: LONGEST_TEXT - 1]}…"
 
 
 def read_parts(path: Path) -> Parts:

@@ -69,7 +69,7 @@ class PromptState(PromptPositions):
         super().prefill(tokens, real)
         if self._strengths is not None:
             copies, rest = divmod(len(tokens), max(1, len(self._strengths)))
-            if rest:
+            if rest or not self._strengths:
                 raise UserError(
                     f"{len(self._strengths)} strengths for {len(tokens)} prompts: give one a prompt"
                 )

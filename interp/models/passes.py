@@ -1,7 +1,8 @@
 """Something to do before every forward pass of a transformers model, from its prompts."""
 
+import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -10,8 +11,11 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def before_each_call(hf_model: nn.Module, begin: Callable[..., None]) -> Iterator[None]:
-    """While open, ``begin(tokens, mask, seen)`` is called before every call of the module.
+def before_each_call(
+    hf_model: nn.Module, begin: Callable[..., None], end: Callable[[], None] | None = None
+) -> Iterator[None]:
+    """While open, ``begin(tokens, mask, seen)`` is called before every call of the module, and
+    ``end()`` behind it, even if the call raised an error.
 
     ``tokens`` are the new token ids [prompt pos], or None where the pass is given embeddings;
     ``mask`` is the attention mask, of a prefill that of its tokens, or None; ``seen`` counts the
@@ -19,16 +23,42 @@ def before_each_call(hf_model: nn.Module, begin: Callable[..., None]) -> Iterato
     """
 
     def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        past = kwargs.get("past_key_values")
-        tokens = kwargs.get("input_ids", args[0] if args else None)
+        given = call_arguments(module, args, kwargs)
+        tokens, past = given.get("input_ids"), given.get("past_key_values")
         seen = 0 if past is None else int(past.get_seq_length())
-        mask = kwargs.get("attention_mask")
+        mask = given.get("attention_mask")
         if tokens is not None:
             mask = _real_tokens(mask, seen + tokens.shape[1])
         begin(tokens, mask, seen)
 
-    with hf_model.register_forward_pre_hook(hook, with_kwargs=True):
+    def over(module: Any, args: tuple[Any, ...], output: Any) -> None:
+        if end is not None:
+            end()
+
+    with (
+        hf_model.register_forward_pre_hook(hook, with_kwargs=True),
+        nullcontext() if end is None else hf_model.register_forward_hook(over, always_call=True),
+    ):
         yield
+
+
+def call_arguments(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """What a module is called with, by name."""
+    if not args:
+        return kwargs
+    try:
+        given = inspect.signature(module.forward).bind_partial(*args, **kwargs)
+    except (TypeError, ValueError):  # the call raises an error of its own, or has no signature
+        return kwargs
+    named = dict(given.arguments)
+    for parameter in given.signature.parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            named |= named.pop(parameter.name, {})
+        elif parameter.kind is parameter.VAR_POSITIONAL and "input_ids" not in named:
+            named |= dict(zip(("input_ids",), named.pop(parameter.name, ()), strict=False))
+    return named
 
 
 def _real_tokens(

@@ -7,6 +7,8 @@ A piece is found in the whole text, by the tokenizer's character offsets, never 
 alone: its tokens depend on the text around it.
 """
 
+import re
+import unicodedata
 from collections.abc import Sequence
 from typing import Any, TypedDict
 
@@ -92,6 +94,25 @@ def token_span(
     if not inside:
         raise UserError(f"the {what} {text[start:end]!r} is not found in the prompt's tokens")
     return inside[0], inside[-1] + 1
+
+
+def last_mention(text: str, words: str) -> tuple[int, int] | None:
+    """The characters [start, end) of the last mention of some words, if there is one.
+
+    As whole words where they are there so: "Niger" is not in "Nigeria". Composed and decomposed
+    letters (Unicode's NFC and NFD) are the same.
+    """
+    forms = dict.fromkeys((words, *(unicodedata.normalize(form, words) for form in ("NFC", "NFD"))))
+    for pattern in (r"(?<!\w){}(?!\w)", "{}"):
+        found = [
+            match.span()
+            for form in forms
+            if form
+            for match in re.finditer(pattern.format(re.escape(form)), text)
+        ]
+        if found:
+            return max(found)
+    return None
 
 
 def shared_length(a: Sequence[Any], b: Sequence[Any]) -> int:

@@ -25,6 +25,7 @@ from interp.errors import UserError
 from interp.files.text import one_line
 from interp.forward.partial import device_of
 from interp.models import HookedModel
+from interp.models.call import evaluating
 from interp.models.joint_projections import dequantize_joint
 from interp.models.load import wrap
 from interp.models.model_check import keep_check
@@ -48,10 +49,10 @@ def hooked(adapted: nn.Module, tokenizer: Any, *, spec: str = "in-memory MoELoRA
     layers_in_use(adapted)  # raises unless there is exactly one active adapter
     base = adapted.get_base_model() if isinstance(adapted, PeftModel) else adapted
     check_tokenizer(tokenizer)
-    base.eval()
     keep_precision(base)
-    expected = trial_logits(base)
-    twin = _sharing_copy(base)
+    with evaluating(base):
+        expected = trial_logits(base)
+    twin = _sharing_copy(base).eval()
     dequantize_joint(twin)
     model = wrap(twin, tokenizer, spec=spec)
     hooks: dict[str, ExpertHooks] = {}
@@ -59,7 +60,7 @@ def hooked(adapted: nn.Module, tokenizer: Any, *, spec: str = "in-memory MoELoRA
         layer = component._modules.get("_original_component")
         if not isinstance(layer, MoELoRALinear) or not layer.adapters_in_use:
             continue
-        hooks[layer.name] = layer.hooks = ExpertHooks()
+        hooks[layer.name] = layer.hooks = ExpertHooks().eval()
         component.add_module("moelora", layer.hooks)
         parent, _, child = name.rpartition(".")
         attention = model.get_submodule(parent)

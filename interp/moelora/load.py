@@ -5,10 +5,13 @@ first: a damaged adapter, or one for another model, raises an error and leaves t
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel, get_peft_model_state_dict
+from torch import nn
 
 from interp.checked import checked
 from interp.errors import UserError
@@ -25,6 +28,8 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 PICKLED_FILE = "adapter_model.bin"
 _AGAIN = "save the adapter again"
 MOST_QUANTIFIERS = 4
+MOST_UNUSED = 64
+"""Experts that the settings may give a layer of which there are no weights."""
 _NAMES = Maybe((str, [str]))
 _SHAPE = {
     "peft_type": str,
@@ -59,25 +64,43 @@ def load_adapter(
         )
     # Mismatched sizes are refused below, with both shapes, and the adapter is taken off again.
     options: dict[str, Any] = {"is_trainable": is_trainable, "ignore_mismatched_sizes": True}
-    try:
-        base = hf_model.get_base_model() if further else hf_model
-        with quiet_libraries(), without_map(base):  # PEFT would divide the model anew
+    with _as_it_was_after_an_error(hf_model):
+        try:
+            base = hf_model.get_base_model() if further else hf_model
+            with quiet_libraries(), without_map(base):  # PEFT would divide the model anew
+                if further:
+                    model = hf_model
+                    model.load_adapter(str(folder), adapter_name, **options)
+                else:
+                    model = PeftModel.from_pretrained(
+                        hf_model, str(folder), adapter_name, **options
+                    )
+        except (RuntimeError, ValueError, TypeError, KeyError) as error:
+            raise UserError(f"cannot load the adapter in {folder}: {one_line(error)}") from error
+        try:
+            _check_whole(model, folder, adapter_name, found=shapes)
+        except UserError:
             if further:
-                model = hf_model
-                model.load_adapter(str(folder), adapter_name, **options)
+                model.delete_adapter(adapter_name)
             else:
-                model = PeftModel.from_pretrained(hf_model, str(folder), adapter_name, **options)
-    except (RuntimeError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"cannot load the adapter in {folder}: {one_line(error)}") from error
-    try:
-        _check_whole(model, folder, adapter_name, found=shapes)
-    except UserError:
-        if further:
-            model.delete_adapter(adapter_name)
-        else:
-            model.unload()
-        raise
+                model.unload()
+            raise
     return model
+
+
+@contextmanager
+def _as_it_was_after_an_error(model: nn.Module) -> Iterator[None]:
+    """After an error, what is trained and in which mode each module is are as before."""
+    trained = [(weight, weight.requires_grad) for weight in model.parameters()]
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    except BaseException:
+        for weight, requires_grad in trained:
+            weight.requires_grad_(requires_grad)
+        for module, training in modes:
+            module.training = training
+        raise
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
@@ -139,12 +162,22 @@ def _check_size(settings: dict[str, Any], shapes: dict[str, tuple[int, ...]]) ->
 
     The experts are allocated before the weights are read.
     """
-    counts = settings.get("num_experts") or MoELoRAConfig.num_experts
-    counts = [counts] if isinstance(counts, int) else counts
-    wanted = (settings.get("r") or MoELoRAConfig.r) * max(counts, default=0)
-    there = [shape[0] for name, shape in shapes.items() if name.endswith("moelora_A") and shape]
-    if there and wanted > max(there):
-        raise UserError(f"its settings ask for rank {wanted} in all, the weights have {max(there)}")
+    counts: Any = settings.get("num_experts") or MoELoRAConfig.num_experts
+    rank = settings.get("r") or MoELoRAConfig.r
+    there: dict[int, int] = {}
+    for name, shape in shapes.items():
+        if name.endswith("moelora_A") and shape:
+            found = re.search(r"\.(\d+)\.", name)
+            layer = int(found[1]) if found and isinstance(counts, list) else 0
+            there[layer] = max(there.get(layer, 0), shape[0])
+    by_layer = dict(enumerate(counts)) if isinstance(counts, list) else {0: counts}
+    for layer, count in by_layer.items() if there else ():
+        # A layer without weights may not be adapted; its number of experts still has a bound.
+        most = there.get(layer, rank * max(MOST_UNUSED, max(there.values()) // rank))
+        if rank * count > most:
+            raise UserError(
+                f"its settings ask for rank {rank * count} in all, the weights have {most}"
+            )
 
 
 def _check_whole(

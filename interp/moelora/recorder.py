@@ -17,7 +17,6 @@ Gradient checkpointing runs parts of the model again during backward, when the s
   them on the projection's output. So there is one backward per forward in this mode.
 """
 
-import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from interp.models.passes import call_arguments
 from interp.moelora.config import MoELoRAConfig
 
 Key = tuple[str, str]
@@ -210,13 +210,7 @@ def _mask_of(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Bool[Tensor, "batch pos"] | None:
     """The padding mask the model was called with, if it is one per token."""
-    mask = kwargs.get("attention_mask")
-    if mask is None and args:
-        try:
-            given = inspect.signature(model.forward).bind_partial(*args).arguments
-        except (TypeError, ValueError):
-            return None
-        mask = given.get("attention_mask")
+    mask = call_arguments(model, args, kwargs).get("attention_mask")
     if not isinstance(mask, Tensor) or mask.ndim != 2:
         return None
     return mask.bool()

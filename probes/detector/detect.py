@@ -4,10 +4,10 @@ The default detector is the model's own, ``probes.detector_for(model)``. The que
 user asks them, without the opening of an answer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 
-from interp.arguments import shown
+from interp.arguments import listed, shown
 from interp.checked import checked
 from interp.errors import UserError
 from interp.models.hooked_model import HookedModel
@@ -19,7 +19,7 @@ from probes.detector.train import detector_for
 
 def detect(
     model: HookedModel,
-    questions: Sequence[str],
+    questions: Iterable[str],
     *,
     detector: Detector | None = None,
     system: str | None = None,
@@ -37,9 +37,10 @@ def detect(
         raise UserError(f"detector is a premise detector (probes.Detector), not {shown(detector)}")
     if least is not None and isinstance(detector, AnyDetector):
         detector = replace(detector, threshold=least)
-    found = tuple(detector.detect(model, questions, system=system, progress=progress))
-    if len(found) != len(questions):
-        raise UserError(f"the detector gave {len(found)} detections for {len(questions)} questions")
+    texts = listed("questions", questions, "questions")
+    found = tuple(detector.detect(model, texts, system=system, progress=progress))
+    if len(found) != len(texts):
+        raise UserError(f"the detector gave {len(found)} detections for {len(texts)} questions")
     return found
 
 

@@ -54,9 +54,10 @@ class AskedQuestion:
     def chars_at(self, tokens: Span) -> Span:
         """The question's characters in these tokens of the prompt, without space at their edges."""
         first, last = tokens[0] - self.span[0], tokens[1] - 1 - self.span[0]
-        start, end = self.offsets[first][0], self.offsets[last][1]
+        # A token may hold characters in front of the question, or behind it.
+        start, end = max(self.offsets[first][0], 0), min(self.offsets[last][1], len(self.text))
         piece = self.text[start:end]
-        return end - len(piece.lstrip()), start + len(piece.rstrip())
+        return start + len(piece) - len(piece.lstrip()), start + len(piece.rstrip())
 
     def tokens_at(self, chars: Span) -> Span:
         """The prompt's tokens that hold characters of the question."""

@@ -324,8 +324,8 @@ def detector_for(
     Raises:
         UserError: what `train_detector` refuses, or a cache that cannot be written.
     """
-    if (shipped := _shipped_detector(model)) is not None:
-        return shipped
+    if (kept := kept_detector(model, cache_dir=cache_dir)) is not None:
+        return kept  # the cache may be one that cannot be written
     folder = _kept_at(model, cache_dir)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

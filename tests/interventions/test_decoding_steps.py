@@ -162,6 +162,7 @@ def test_strengths_go_with_copies_of_prompts(tiny_llama: HookedModel) -> None:
         ([0.5, 1.5, 1.0], "a strength lies between 0 and 1, not 1.5"),
         ([float("nan"), 1.0, 1.0], "a strength is a finite number"),
         ([0.5, 0.5], "2 strengths for 3 prompts"),
+        ([], "0 strengths for 3 prompts"),
     ],
 )
 def test_wrong_strengths_are_told(tiny_llama: HookedModel, strengths: Any, message: str) -> None:

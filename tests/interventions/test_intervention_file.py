@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
@@ -228,3 +229,19 @@ def test_what_the_model_does_not_have_is_told(
     assert len(Intervention.load(path)) == 2
     with pytest.raises(UserError, match=message):
         Intervention.load(path, model=experts_model)
+
+
+@pytest.mark.parametrize("name", ["it.yaml", "it.json"])
+def test_numbers_of_numpy_are_kept(tmp_path: Path, name: str) -> None:
+    number = np.float64(0.3)
+    one = Intervention.of([(0, 1)], "attention", mode="scale", factor=number)
+    one |= ExpertConstraint([(0, "attn.q", 1)], "scale", number)
+    assert Intervention.load(one.save(tmp_path / name)) == one
+    assert type(one.heads[0].factor) is type(one.experts[0].factor) is float
+
+
+def test_a_long_reason_is_shortened(tmp_path: Path) -> None:
+    one = Intervention.of(HeadSet(((0, 1),), "attention", "by " + "a long name " * 60))
+    again = Intervention.load(one.save(tmp_path / "it.yaml"))
+    assert again == one
+    assert again.heads[0].heads.chosen_by.startswith("by a long name")

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from interp.errors import UserError
 from interp.models.spans import (
     check_offsets,
+    last_mention,
     prompt_ids,
     shared_length,
     token_span,
@@ -123,3 +124,20 @@ class Slow:
 def test_a_slow_tokenizers_end_is_left_out_too() -> None:
     assert prompt_ids(Slow(), "abc") == [0, 97, 98, 99]
     assert prompt_ids(Slow(), "abc", add_special_tokens=False) == [97, 98, 99]
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "found"),
+    [
+        ("Is Niger, not Nigeria, dry?", "Niger", (3, 8)),
+        ("Niger or Niger?", "Niger", (9, 14)),
+        ("Why Nigeria?", "Niger", (4, 9)),  # nowhere as a whole word
+        ("Is it C++?", "C++", (6, 9)),
+        ("Abidjan, Co\u0302te d'Ivoire", "C\xf4te d'Ivoire", (9, 23)),
+        ("Abidjan, C\xf4te d'Ivoire", "Co\u0302te d'Ivoire", (9, 22)),
+        ("Why Nigeria?", "niger", None),
+        ("Why Nigeria?", "", None),
+    ],
+)
+def test_the_last_mention(text: str, words: str, found: tuple[int, int] | None) -> None:
+    assert last_mention(text, words) == found

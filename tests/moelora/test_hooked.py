@@ -70,6 +70,13 @@ def adapted(
     return made
 
 
+def test_what_is_being_trained_stays_so(adapt: Any, plain_tokenizer: Any) -> None:
+    model = adapt().train()
+    hooked_model = hooked(model, plain_tokenizer)
+    assert all(module.training for module in model.modules())
+    assert not any(module.training for module in hooked_model.original_model.modules())
+
+
 def test_logits_are_the_peft_models(adapted: Any, plain_tokenizer: Any, batch: Any) -> None:
     expected = logits_of(adapted, batch)
     with adapted.disable_adapter():

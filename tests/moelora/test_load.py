@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from interp.errors import UserError
-from interp.moelora import load_adapter
+from interp.moelora import MoELoRAConfig, load_adapter
 
 
 @pytest.fixture
@@ -166,12 +166,28 @@ def test_a_damaged_adapter_is_told_in_one_line(
     damage: Any, says: str, saved: Path, hf_factory: Any, plain_tokenizer: Any
 ) -> None:
     damage(saved)
-    model = hf_factory("llama", plain_tokenizer)
+    model = hf_factory("llama", plain_tokenizer).train()
     before = {name: type(module) for name, module in model.named_modules()}
     with pytest.raises(UserError, match=says) as caught:
         load_adapter(model, saved)
     assert "\n" not in str(caught.value)
     assert {name: type(module) for name, module in model.named_modules()} == before
+    assert all(weight.requires_grad for weight in model.parameters())
+    assert all(module.training for module in model.modules())
+
+
+def test_counts_of_layers_that_are_not_adapted(
+    tmp_path: Path, hf_factory: Any, plain_tokenizer: Any
+) -> None:
+    """The first layer's eight experts are not there; a thousand would not be believed."""
+    config = MoELoRAConfig(r=4, num_experts=[8, 2, 2], top_k=2, layers_to_transform=[1, 2])
+    peft.get_peft_model(hf_factory("llama", plain_tokenizer), config).save_pretrained(str(tmp_path))
+    load_adapter(hf_factory("llama", plain_tokenizer), tmp_path)
+    path = tmp_path / "adapter_config.json"
+    for counts, rank in (([1000, 2, 2], 4000), ([8, 2, 3], 12)):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "num_experts": counts}))
+        with pytest.raises(UserError, match=f"ask for rank {rank} in all"):
+            load_adapter(hf_factory("llama", plain_tokenizer), tmp_path)
 
 
 def test_a_damaged_further_adapter_is_taken_off_again(
@@ -179,8 +195,14 @@ def test_a_damaged_further_adapter_is_taken_off_again(
 ) -> None:
     model = adapt()
     expected = logits_of(model, batch)
+    model.train()
+    trained = [weight.requires_grad for weight in model.parameters()]
+    assert any(trained)
     _fewer_tensors(saved)
     with pytest.raises(UserError, match="lacks 1 of 18 tensors"):
         load_adapter(model, saved, adapter_name="second")
+    assert [weight.requires_grad for weight in model.parameters()] == trained
+    assert all(module.training for module in model.modules())
+    model.eval()
     assert list(model.peft_config) == ["default"]
     assert torch.equal(logits_of(model, batch), expected)

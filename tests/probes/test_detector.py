@@ -255,6 +255,27 @@ def test_the_model_s_own_is_trained_once(tiny_llama, detector, tmp_path, monkeyp
     assert len(calls) == 2
 
 
+def test_a_kept_detector_is_read_where_nothing_can_be_written(
+    tiny_llama, detector, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(probes.detector.train, "train_detector", lambda *_, **__: detector)
+    detector_for(tiny_llama, cache_dir=tmp_path, progress=False)
+
+    def refuse(*_: Any) -> None:
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr("filelock.FileLock.__init__", refuse)
+    again = detector_for(tiny_llama, cache_dir=tmp_path, progress=False)
+    assert isinstance(again, PremiseDetector)
+
+
+def test_questions_come_from_a_generator_too(tiny_llama, detector) -> None:
+    texts = ["Why is Paris the capital of Germany?", "When was Rome built?"]
+    assert len(detect(tiny_llama, (text for text in texts), detector=detector)) == 2
+    with pytest.raises(UserError, match="questions is a list of questions"):
+        detect(tiny_llama, texts[0], detector=detector)
+
+
 def test_too_few_known_facts(tiny_llama):
     with pytest.raises(UserError, match="knows fewer than 8 facts of every relation"):
         train_detector(tiny_llama, [load_premises("capitals", limit=5)], progress=False)
@@ -280,3 +301,14 @@ def test_every_question_has_both_premises(tiny_llama):
         start, stop = one.subject_tokens
         begin, end = one.asked.offsets[start][0], one.asked.offsets[stop - 1][1]
         assert one.asked.text[begin:end].strip() == one.question.subject
+
+
+@pytest.mark.parametrize("question", ["Paris is in Germany, why?", "  Why? Rome  "])
+def test_words_at_the_edges_of_a_question(plain_tokenizer, question) -> None:
+    """Without a template the first token holds the space in front of the question, too."""
+    asked = tokenize_question(plain_tokenizer, question)
+    first, last = asked.span
+    found = [asked.text[slice(*asked.chars_at((at, at + 1)))] for at in range(first, last)]
+    assert "".join(found) == "".join(asked.text.split())
+    start, end = asked.chars_at(asked.span)
+    assert asked.text[start:end] == asked.text.strip()
