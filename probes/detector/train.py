@@ -160,7 +160,7 @@ def train_detector(
             the middle.
         max_false_alarms: share of true-premise twins, in cross-validation, on which it may fire;
             by default 1 %, and up to 5 % where there are few of them. That of the support test is
-            0.5 % for new relations, also of at least three twins.
+            0.5 % for new relations and 1.25 % for those trained on, also of at least three twins.
         new_relations: questions of other relations than those of ``premises`` will be asked; by
             default without ``beside``.
         activations: directory that keeps the activations for another training; by default a

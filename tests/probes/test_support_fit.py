@@ -148,7 +148,7 @@ def test_whether_new_relations_will_be_asked_about(tiny_llama, monkeypatch, opti
     assert asked == [seen]
 
 
-@pytest.mark.parametrize(("seen", "share"), [(False, 0.005), (True, 0.01)])
+@pytest.mark.parametrize(("seen", "share"), [(False, 0.005), (True, 0.0125)])
 def test_relations_that_were_trained_on_may_have_more_false_alarms(
     fitted_on, probes, monkeypatch, seen, share
 ) -> None:
