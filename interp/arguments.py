@@ -48,6 +48,22 @@ def real_number(what: str, given: Any) -> float:
     return number
 
 
+def indices(what: str, given: Any, count: int) -> list[int]:
+    """Places among ``count``, from a list of them, or from a mask with an entry for each.
+
+    Raises UserError for anything else, or a place that is not there.
+    """
+    entries = listed(what, given, "numbers")
+    if entries and all(isinstance(entry, bool) for entry in entries):
+        if len(entries) != count:
+            raise UserError(f"{what} is a mask of {len(entries)} entries for {count}")
+        return [place for place, kept in enumerate(entries) if kept]
+    places = [whole_number(f"an entry of {what}", entry) for entry in entries]
+    if bad := [place for place in places if not -count <= place < count]:
+        raise UserError(f"{what} has {bad[0]}: there are {count}")
+    return places
+
+
 def listed(what: str, given: Any, entries: str = "entries") -> list[Any]:
     """The entries of a list, tuple, array, tensor or generator.
 

@@ -15,6 +15,7 @@ from typing import Any, get_args
 
 import pandas as pd
 
+from interp.commands.train import IDENTITY as TRAINING
 from interp.commands.train import (
     base_identity,
     load_data,
@@ -117,6 +118,7 @@ def compare_moelora(
             logger.info("%s, seed %d", method, seed)
             train_moelora(training, folder, progress=progress, **placing)
             finished.append(read_finished(folder, method, seed))
+    _check_same_data(run, settings)
     first = f"{settings.methods[0]}-seed{settings.seeds[0]}"
     spread = parameter_spread(finished)
     content = {
@@ -133,6 +135,20 @@ def compare_moelora(
     write_json(run / "comparison.json", content)
     write_atomically(run / "report.html", render_comparison(content, losses))
     return content
+
+
+def _check_same_data(run: Path, settings: CompareSettings) -> None:
+    """Raise UserError if the data has changed since the first run of the comparison."""
+    hashes = {
+        read_json(run / "runs" / f"{method}-seed{seed}" / TRAINING).get("data_sha256")
+        for method in settings.methods
+        for seed in settings.seeds
+    }
+    if len(hashes) > 1:
+        raise UserError(
+            f"the data has changed between the runs in {run / 'runs'}: compare anew, in another "
+            "directory"
+        )
 
 
 def read_finished(folder: Path, method: str, seed: int) -> FinishedRun:

@@ -310,7 +310,13 @@ def save_effects(
     """Write effects of one or both sites to one safetensors file; ``kept`` is further metadata."""
     tensors: dict[str, Tensor] = {}
     metadata = dict(kept or {})
+    if len({found.site for found in effects}) < len(effects):
+        raise UserError("two of the effects are of one site: save each to a file of its own")
     for found in effects:
+        if any("\n" in text for text in (*found.subjects, *found.templates)):
+            raise UserError("a subject or template has a line break: take it out")
+        if (found.subjects, found.templates) != (effects[0].subjects, effects[0].templates):
+            raise UserError("the effects are of different prompts: save each to a file of its own")
         tensors[f"{found.site}.values"] = found.values
         tensors[f"{found.site}.probability"] = found.probability
         for name in ("method", "source", "seed", "resolution"):
@@ -350,7 +356,7 @@ def _effects_of_site(
     method, source, seed = (texts[name] for name in named.values())
     if method not in get_args(Method):
         raise UserError(f"unknown method {method[:40]!r}")
-    if not (seed.isascii() and seed.isdigit() and len(seed) < 10):
+    if not (seed.isascii() and seed.isdigit() and len(seed) < 20):
         raise UserError(f"the seed is {seed[:40]!r}")
     resolution = texts.get(f"{site}.resolution", repr(RESOLUTION))
     if not _SMALL_NUMBER.fullmatch(resolution):

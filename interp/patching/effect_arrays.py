@@ -1,5 +1,6 @@
 """Arrays of effects: do the axes fit the values, which units are largest, do two arrays agree."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -86,3 +87,30 @@ def check_prompts(result: Any, *by_prompt: str) -> None:
         entries = getattr(result, name)
         if entries is not None and len(entries) != n_prompts:
             raise UserError(f"{n_prompts} prompts but {len(entries)} {name}")
+
+
+def joined_groups(parts: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    """The groups of several results' prompts, together.
+
+    A prompt without a group has its number in its own result as one (`check_prompts`,
+    `interp.tasks.Pairs.groups`): these are numbered anew, so that the first prompts of two results
+    stay two groups. Not so where a result holds other numbers, as a part of a larger one does.
+    """
+    for form, pattern in (("{}", r"\d+"), ("pair {}", r"pair \d+")):
+        numbered = [
+            [re.fullmatch(pattern, group, re.ASCII) is not None for group in part] for part in parts
+        ]
+        as_given = all(
+            group == form.format(number)
+            for part, is_number in zip(parts, numbered, strict=True)
+            for number, (group, is_one) in enumerate(zip(part, is_number, strict=True))
+            if is_one
+        )
+        if as_given and all(map(any, numbered)):
+            flags = [is_one for part in numbered for is_one in part]
+            groups = [group for part in parts for group in part]
+            return tuple(
+                form.format(number) if is_one else group
+                for number, (group, is_one) in enumerate(zip(groups, flags, strict=True))
+            )
+    return tuple(group for part in parts for group in part)

@@ -94,6 +94,8 @@ def patch(
     shared |= {"budget": budget, "progress": progress}
     what: dict[str, Any] = {"component": component, "positions": positions, "source": source}
     if method == "screen":
+        if units is not None:
+            raise UserError("method 'screen' chooses the units itself: leave `units` out")
         what |= {"reference": reference, "top_k": top_k}
         return screen(model, clean, corrupted, metric, **what, **shared).verified
     inputs = PatchInputs(model, clean, corrupted, metric, **shared)

@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.arguments import as_path, listed, of_kind, whole_number
+from interp.arguments import as_path, indices, listed, of_kind, whole_number
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.figures.patching import result_figure
@@ -41,6 +41,7 @@ from interp.patching.effect_arrays import (
     check_prompts,
     correlations,
     has_gap,
+    joined_groups,
 )
 from interp.statistics.significance import (
     MINIMUM_GROUPS,
@@ -231,10 +232,9 @@ class PatchEffects(Displayed):
 
     def take(self, prompts: Sequence[int]) -> "PatchEffects":
         """The effects on some of the prompts, by index; an index may come twice."""
-        index = [whole_number("a prompt", i) for i in listed("prompts", prompts, "numbers")]
-        bad = [i for i in index if not -len(self) <= i < len(self)]
-        if bad or not index:
-            raise UserError(f"prompt {bad[0] if bad else 'none'}: there are {len(self)} prompts")
+        index = indices("prompts", prompts, len(self))
+        if not index:
+            raise UserError(f"no prompts are taken of {len(self)}")
         groups = tuple(self.groups[i] for i in index)
         templates = tuple(self.templates[i] for i in index)
         return self._mapped(lambda values: values[index], groups=groups, templates=templates)
@@ -257,14 +257,14 @@ class PatchEffects(Displayed):
             raise UserError("there are no results to concatenate")
         first = results[0]
         for other in results[1:]:
-            first._check_same(other, "axes", "shape", *_TEXTS)
+            first._check_same(other, "axes", "shape", "labels", *_TEXTS)
         clean = [result.clean for result in results if result.clean is not None]
         return replace(
             first,
             values=torch.cat([result.values for result in results]),
             corrupted=torch.cat([result.corrupted for result in results]),
             clean=torch.cat(clean) if len(clean) == len(results) else None,
-            groups=sum((result.groups for result in results), ()),
+            groups=joined_groups([result.groups for result in results]),
             templates=sum((result.templates for result in results), ()),
         )
 

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from interp.arguments import check_choice
+from interp.arguments import check_choice, indices
 from interp.checked import checked
 from interp.errors import UserError
 from interp.forward.batch import Span, TokenBatch
@@ -105,8 +105,9 @@ class EncodedPremises:
         return sorted(range(len(lengths)), key=lambda index: lengths[index])
 
     def take(self, prompts: Iterable[int]) -> "EncodedPremises":
-        """Some of the questions, by index."""
-        return replace(self, items=tuple(self.items[index] for index in prompts))
+        """Some of the questions, by index, or by a mask."""
+        places = indices("prompts", list(prompts), len(self.items))
+        return replace(self, items=tuple(self.items[place] for place in places))
 
 
 def tokenize(tokenizer: Any, rendered: RenderedChat) -> Any:

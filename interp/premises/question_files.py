@@ -163,6 +163,8 @@ def _text(part: str, value: Any) -> str | None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UserError(f"{part} must be text or a number, not {type(value).__name__}")
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # as tables with a missing value write whole numbers
     return json.dumps(value)
 
 

@@ -6,6 +6,7 @@ are `interp.premises.Premises`.
 """
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -86,12 +87,17 @@ class RawQuestion:
 
 
 def last_words(text: str, name: str) -> Span | None:
-    """The characters of the last mention of ``name`` as whole words, ignoring case, if any."""
+    """The characters of the last mention of ``name`` as whole words, if any.
+
+    As `interp.premises.relation.names` finds it: ignoring case, and kinds of apostrophes.
+    """
     if not name.strip():
         return None
-    pattern = rf"(?<!\w){re.escape(name)}(?!\w)"
-    found = list(re.finditer(pattern, text, re.IGNORECASE))
-    return found[-1].span() if found else None
+    found: list[Span] = []
+    for form in {unicodedata.normalize(form, name) for form in ("NFC", "NFD")} | {name}:
+        pattern = re.sub("[’']", "[’']", re.escape(form))
+        found += [m.span() for m in re.finditer(rf"(?<!\w){pattern}(?!\w)", text, re.IGNORECASE)]
+    return max(found, default=None)
 
 
 @dataclass(frozen=True)

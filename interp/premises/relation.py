@@ -200,10 +200,12 @@ class Relation:
             raise UserError(f"subject {repeated!r} occurs twice; keep one row for each subject")
         for fact in self.facts:
             present = {column for column, _ in fact.fields}
-            if missing := [column for column in self.columns if column not in present]:
+            filled = {column for column, cell in fact.fields if cell.strip()}
+            if missing := [column for column in self.columns if column not in filled]:
+                lacks = "an empty cell there" if missing[0] in present else "no such column"
                 raise UserError(
                     f"a template uses the slot {{{missing[0]}}}, but the fact about "
-                    f"{fact.subject!r} has no such column"
+                    f"{fact.subject!r} has {lacks}"
                 )
             if self.near and self.near not in present:
                 raise UserError(
@@ -287,8 +289,10 @@ def check_rule(rule: str) -> None:
 
 @checked
 def names(text: str, name: str) -> bool:
-    """Whether ``text`` contains ``name`` as whole words, ignoring case."""
-    text, name = (unicodedata.normalize("NFC", part).casefold() for part in (text, name))
+    """Whether ``text`` contains ``name`` as whole words, ignoring case and kinds of apostrophes."""
+    text, name = (
+        unicodedata.normalize("NFC", part).casefold().replace("’", "'") for part in (text, name)
+    )
     return name in text and re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text) is not None
 
 

@@ -57,12 +57,15 @@ def mark_names(answer: str, *, true_object: str, false_object: str) -> tuple[Pie
     if not names:
         return (Piece(answer),) if answer else ()
     longest_first = sorted(names, key=len, reverse=True)
-    pattern = re.compile(
-        rf"(?<!\w)({'|'.join(re.escape(name) for name in longest_first)})(?!\w)", re.IGNORECASE
-    )
-    # split() returns plain text and names in turn.
-    parts = enumerate(pattern.split(answer))
-    return tuple(Piece(text, names[text.lower()] if i % 2 else "") for i, text in parts if text)
+    each = "|".join(f"({re.escape(name)})" for name in longest_first)
+    found, end = [], 0
+    for match in re.finditer(rf"(?<!\w)(?:{each})(?!\w)", answer, re.IGNORECASE):
+        assert match.lastindex is not None
+        found.append(Piece(answer[end : match.start()]))
+        # Not by its text: letters that are the same to a search may be lower in two ways (s, ſ).
+        found.append(Piece(match.group(), names[longest_first[match.lastindex - 1]]))
+        end = match.end()
+    return tuple(piece for piece in (*found, Piece(answer[end:])) if piece.text)
 
 
 def mark_changes(before: str, after: str) -> tuple[tuple[Piece, ...], tuple[Piece, ...]]:

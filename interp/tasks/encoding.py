@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from interp.arguments import indices
 from interp.checked import checked
 from interp.errors import UserError, errors_in
 from interp.forward.batch import Span, TokenBatch
@@ -76,8 +77,8 @@ class EncodedPairs:
         }
 
     def take(self, prompts: Sequence[int]) -> "EncodedPairs":
-        """Some of the prompts, by index."""
-        index = list(prompts)
+        """Some of the prompts, by index, or by a mask."""
+        index = indices("prompts", prompts, len(self.groups))
         return replace(
             self,
             clean=self.clean.take(index),

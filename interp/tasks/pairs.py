@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from interp.arguments import check_choice, shown
+from interp.arguments import check_choice, indices, shown
 from interp.checked import checked
 from interp.errors import UserError, errors_in
 from interp.files.row_files import READERS, SUFFIXES
@@ -121,8 +121,9 @@ class Pairs:
         return tuple(pair.template for pair in self.items)
 
     def take(self, numbers: Sequence[int]) -> "Pairs":
-        """Some of the pairs, by index."""
-        return Pairs(tuple(self.items[number] for number in numbers), self.name)
+        """Some of the pairs, by index, or by a mask."""
+        places = indices("numbers", numbers, len(self.items))
+        return Pairs(tuple(self.items[place] for place in places), self.name)
 
 
 @checked

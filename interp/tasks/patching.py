@@ -28,6 +28,7 @@ from interp.tasks.pairs import Pairs
 Metric = Literal["logit_difference", "probability", "log_probability", "kl"]
 Where = Literal["all", "each", "spans"]
 Source = Literal[PatchSource, "noise"]
+_OF_NOISE = ("window", "scale", "groups", "templates", "seed", "budget", "progress")
 NOISED = "subject"
 """The span whose embeddings are noised; without one of this name, the first."""
 
@@ -63,11 +64,12 @@ def patch_pairs(
     """
     if isinstance(pairs, Pairs):
         pairs = encode_pairs(model.tokenizer, pairs, chat=chat, device=device_of(model))
+    options = {"groups": pairs.groups, "templates": pairs.templates, **options}
     if options.get("source") == "noise":
         options |= {"component": component, "method": method, "metric": metric}
         return _traced(model, pairs, positions=positions, **options)
-    options |= {"component": component, "method": method, "groups": pairs.groups}
-    options |= {"positions": positions_of(pairs, positions), "templates": pairs.templates}
+    options |= {"component": component, "method": method}
+    options |= {"positions": positions_of(pairs, positions)}
     result = patch(model, pairs.clean, pairs.corrupted, metric_of(model, pairs, metric), **options)
     return _with_resolution(result, metric)
 
@@ -98,7 +100,11 @@ def _traced(
             '{"subject": [0, 5]}'
         )
     noised = pairs.spans[NOISED if NOISED in pairs.spans else next(iter(pairs.spans))]
-    kept = {name: options[name] for name in ("seed", "budget", "progress") if name in options}
+    draws, given = options.pop("steps", DRAWS), dict(options)
+    options = {name: options[name] for name in _OF_NOISE if name in options}
+    others = given.keys() - options.keys() - {"source", "top_k"}  # patch's other methods use top_k
+    if others := sorted(name for name in others if given[name] is not None):
+        raise UserError(f"source 'noise' takes no {others[0]}")
     result = trace_noise(
         model,
         pairs.clean,
@@ -106,10 +112,7 @@ def _traced(
         noised[0],
         component=component,
         by="position" if positions == "each" else "role",
-        draws=options.get("steps", DRAWS),
-        groups=pairs.groups,
-        templates=pairs.templates,
-        **kept,
+        **{"draws": draws, **options},
     )
     return _with_resolution(result, metric)
 

@@ -89,3 +89,16 @@ def test_token_texts(plain_tokenizer: Any) -> None:
 def test_what_is_no_list_of_texts_is_told(texts: Any, plain_tokenizer: Any) -> None:
     with pytest.raises(UserError, match=r"a list of texts|be text or token ids|no texts"):
         corpus_of({"a": texts}, plain_tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"a": ["Paris is"], "b": []}, "task 'b' has no texts"),
+        ({"all": ["Paris is"]}, "a task cannot be called 'all'"),
+        ({"a": [[7, -1]]}, "must be text or token ids"),
+    ],
+)
+def test_what_no_table_could_hold_is_refused(plain_tokenizer: Any, data: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        corpus_of(data, plain_tokenizer)

@@ -51,6 +51,22 @@ def test_planted_information_is_log_two(found: Specialization) -> None:
     np.testing.assert_allclose(within["p_value"], 1)
 
 
+def test_folds_without_a_text_do_not_narrow_intervals(
+    planted: Any, planted_texts: dict[str, list[list[int]]], plain_tokenizer: Any
+) -> None:
+    few = {task: texts[:4] for task, texts in planted_texts.items()}
+    tables = []
+    for folds in (4, 40):
+        settings = CollectSettings(routers=39, folds=folds)
+        records, _ = collect_routing(
+            planted, few, plain_tokenizer, settings=settings, progress=False
+        )
+        assert set(records.unit_fold) == {0, 1, 2, 3}
+        tables.append(measure_specialization(records, draws=19, token_draws=0).to_dataframe())
+    for column in ("value", "ci_low", "ci_high"):
+        np.testing.assert_allclose(tables[0][column], tables[1][column])
+
+
 def test_other_planted_measures(found: Specialization) -> None:
     value = {name: rows(found, name, "untrained", 0)["value"].to_numpy() for name in MEASURES}
     np.testing.assert_allclose(value["domain_spread"], 0.5)

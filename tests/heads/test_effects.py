@@ -161,3 +161,25 @@ def test_parts_that_do_not_fit_are_told(effects: HeadEffects) -> None:
         replace(effects, subjects=effects.subjects[:-1])
     with pytest.raises(UserError, match="differ in length"):
         replace(effects, templates=effects.templates[:-1])
+
+
+def test_a_large_seed_comes_back(tmp_path: Path, effects: HeadEffects) -> None:
+    long = replace(effects, seed=1_796_073_209)
+    assert HeadEffects.load(long.save(tmp_path / "effects.safetensors")).seed == 1_796_073_209
+
+
+def test_effects_that_one_file_cannot_hold_are_refused(
+    tmp_path: Path, effects: HeadEffects
+) -> None:
+    path = tmp_path / "effects.safetensors"
+    attention = replace(effects, site="attention", method="attribution", source="cut")
+    moved = replace(attention, subjects=attention.subjects[::-1])
+    broken = replace(effects, subjects=("a\nb", *effects.subjects[1:]))
+    for given, message in (
+        ([effects, effects], "two of the effects are of one site"),
+        ([effects, moved], "are of different prompts"),
+        ([broken], "has a line break"),
+    ):
+        with pytest.raises(UserError, match=message):
+            save_effects(path, given)
+    assert not path.exists()

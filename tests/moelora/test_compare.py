@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -356,6 +357,17 @@ def test_another_comparison_in_the_same_directory_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=r"holds another run \(steps was 2, now 3\)"):
         compare_moelora(CompareSettings(replace(training, steps=3), seeds=(0,)), compared)
+
+
+def test_runs_on_other_data_are_not_compared(
+    compared: Path, training: TrainingSettings, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(compared, run)
+    path = run / "runs" / "moe-seed1" / "training.json"
+    path.write_text(json.dumps({**read_json(path), "data_sha256": "of another file"}))
+    with pytest.raises(UserError, match="the data has changed between the runs"):
+        compare_moelora(CompareSettings(training, seeds=(0, 1)), run, progress=False)
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from interp.errors import UserError
 from interp.forward.generate import greedy_answers
 from interp.moelora.data.encoding import encode_example, encode_prompt
 from interp.moelora.data.examples import Example
+from interp.moelora.data.numbers import numbers_in
 from interp.moelora.training.scoring import (
     MEAN,
     ScoredAnswer,
@@ -210,3 +212,38 @@ def test_the_old_name_of_a_prediction_warns_and_its_column_stays() -> None:
     with pytest.warns(DeprecationWarning, match=r"\.said is now \.prediction"):
         assert scored.said == scored.prediction
     assert list(scored.to_row()) == ["task", "subject", "prompt", "answer", "said", "right"]
+
+
+def test_white_space_around_an_answer_does_not_count() -> None:
+    example = Example(task="t", prompt="The capital of France?", answer=" Paris ", kind="name")
+    assert example.answer == "Paris"
+    assert is_right(example, "The capital is Paris.")
+    option = Example(task="t", prompt="Which?", answer="B ", options=("A ", "B "))
+    assert is_right(option, "The answer is B.")
+
+
+@pytest.mark.parametrize("name", ["all", "mean"])
+def test_the_names_of_all_tasks_are_reserved(name: str) -> None:
+    with pytest.raises(UserError, match=f"cannot be called {name!r}"):
+        Example(task=name, prompt="p", answer="a")
+
+
+def test_a_right_name_may_hold_the_false_one() -> None:
+    guinea = Example(
+        task="t", prompt="p", answer="Equatorial Guinea", false_object="Guinea", kind="name"
+    )
+    assert is_right(guinea, "Malabo is the capital of Equatorial Guinea.")
+    assert not is_right(guinea, "Malabo is the capital of Guinea, not of Equatorial Guinea.")
+
+
+def test_composed_and_decomposed_letters_are_the_same() -> None:
+    assert asserts("It is Sa\u0303o Paulo.", "S\xe3o Paulo")
+    assert asserts("It is S\xe3o Paulo.", "Sa\u0303o Paulo")
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("It is –3.", -3), ("It is ‑3.", -3), ("from 8–9", 9), ("a–3", 3), ("5 –3", 3)],
+)
+def test_other_dashes_are_a_minus_in_front_of_a_number(text: str, number: int) -> None:
+    assert numbers_in(text)[-1] == number

@@ -193,9 +193,33 @@ def test_take_keeps_everything_of_the_prompts() -> None:
     assert some.clean is not None
     assert some.clean.tolist() == [8, 2]
     assert torch.equal(some.values, make().values[[6, 0]])
-    for wrong in ([7], []):
-        with pytest.raises(UserError, match="there are 7 prompts"):
+    for wrong, message in (([7], "has 7: there are 7"), ([], "no prompts are taken of 7")):
+        with pytest.raises(UserError, match=message):
             make().take(wrong)
+    mask = [number in (0, 6) for number in range(7)]
+    kinds: tuple[Any, ...] = (list, torch.tensor, np.array)
+    for kind in kinds:
+        assert make().take(kind(mask)).groups == ("a", "f")
+    with pytest.raises(UserError, match="mask of 2 entries for 7"):
+        make().take([True, False])
+    with pytest.raises(UserError, match="no prompts are taken"):
+        make().take([False] * 7)
+
+
+@pytest.mark.parametrize("form", ["{}", "pair {}"])
+def test_prompts_without_a_group_stay_apart(form: str) -> None:
+    """Those of two results that each numbered their own."""
+    groups = [form.format(number) for number in range(7)]
+    one = make(groups=tuple(groups))
+    found = PatchEffects.concatenate([one, one]).groups
+    assert found == tuple(form.format(number) for number in range(14))
+    mixed = make(groups=("Rome", *groups[1:]))
+    if form == "pair {}":
+        found = PatchEffects.concatenate([one, mixed]).groups
+        assert found[7:] == ("Rome", *(f"pair {number}" for number in range(8, 14)))
+    assert PatchEffects.concatenate([one.take([3, 4]), one.take([0, 1])]).groups == tuple(
+        form.format(number) for number in (3, 4, 0, 1)
+    )
 
 
 def test_parts_are_put_together_again() -> None:

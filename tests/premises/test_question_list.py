@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from interp.errors import UserError
 from interp.premises import QuestionList, RawQuestion, load_questions
 from interp.premises.question_files import LABELS
+from interp.premises.question_list import last_words
+from interp.premises.relation import names
 
 BASIC = 'question,answer,label\nWhy is Paris in Spain?,"France; Île-de-France",1\nWhy?,,0\n'
 
@@ -276,3 +278,21 @@ def test_any_bytes_are_read_or_refused(tmp_path_factory: Any, raw: bytes, ending
     except UserError as error:
         message = str(error)
     assert message.isprintable()
+
+
+@pytest.mark.parametrize("given", ["L’Aquila", "L'Aquila"])
+@pytest.mark.parametrize("there", ["L’Aquila", "l'aquila"])
+def test_apostrophes_of_either_kind(given: str, there: str) -> None:
+    text = f"Is {there} near Rome?"
+    assert last_words(text, given) == (3, 11)
+    assert names(text, given)
+
+
+def test_decomposed_letters_are_found() -> None:
+    question = RawQuestion("Is Lima in Peru\u0301?", false_object="Per\xfa", label="false_premise")
+    assert question.object_span == (11, 16)
+
+
+def test_whole_numbers_of_tables_with_a_gap(tmp_path: Path) -> None:
+    (question,) = read(tmp_path, "q.json", '[{"question": "When?", "answer": 1889.0}]').questions
+    assert question.answers == ("1889",)

@@ -164,3 +164,26 @@ def test_a_fact_needs_both_ends():
 
 def test_true_names():
     assert Fact("Bern", "Switzerland", ("Helvetia",)).true_names == ("Switzerland", "Helvetia")
+
+
+@pytest.mark.parametrize(("cells", "lacks"), [((), "no such column"), ((("place", " "),), "empty")])
+def test_a_slot_without_its_cell_is_told(cells: Any, lacks: str) -> None:
+    facts = tuple(
+        Fact(f"s{number}", f"o{number}", fields=(("place", "there"),) if number else cells)
+        for number in range(3)
+    )
+    with pytest.raises(UserError, match=rf"slot \{{place\}}.*'s0' has .*{lacks}"):
+        Relation(
+            name="r",
+            description="d",
+            subject_kind="s",
+            object_kind="o",
+            templates=(
+                Template("a", "Why is {subject} in {place} of {object}?"),
+                Template("b", "When was {subject} of {object}?"),
+            ),
+            search_templates=("a",),
+            cloze="{subject} is of",
+            direct="What is {subject} of?",
+            facts=facts,
+        )

@@ -109,3 +109,12 @@ def test_changes_leave_the_texts_as_they_are(before: str, after: str) -> None:
         assert "".join(piece.text for piece in new) == second
         assert all(piece.text for piece in (*old, *new))
         assert (first == second) <= (not texts(old, "removed") and not texts(new, "added"))
+
+
+def test_letters_that_only_a_search_takes_for_the_same() -> None:
+    pieces = mark_names("Es liegt in Preuſſen.", true_object="Bayern", false_object="Preussen")
+    assert [(piece.text, piece.role) for piece in pieces] == [
+        ("Es liegt in ", ""),
+        ("Preuſſen", "false"),
+        (".", ""),
+    ]

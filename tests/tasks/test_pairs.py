@@ -137,6 +137,9 @@ def test_groups_default_to_each_pair_alone() -> None:
     pairs = Pairs((Pair(**GOOD), Pair(**GOOD, group="x"), Pair(**GOOD)))
     assert pairs.groups == ("pair 0", "x", "pair 2")
     assert pairs.take([1]).groups == ("x",)
+    assert pairs.take([True, False, True]).groups == ("pair 0", "pair 1")
+    with pytest.raises(UserError, match="mask of 2 entries for 3"):
+        pairs.take([True, False])
 
 
 def test_the_example_in_the_docs_is_a_pair(tmp_path: Path) -> None:

@@ -48,6 +48,8 @@ class LabelledCorpus:
     def __post_init__(self) -> None:
         if not self.texts:
             raise UserError("the corpus holds no texts")
+        if "all" in self.tasks:
+            raise UserError("a task cannot be called 'all', as tables call all tasks together so")
         for number, text in enumerate(self.texts):
             if len(text.tokens) <= self.prefix:
                 raise UserError(
@@ -91,10 +93,13 @@ def corpus_of(data: Mapping[str, Any] | Sequence[Any], tokenizer: Any) -> Labell
         UserError: no texts, texts without tasks, or what is neither text nor token ids.
     """
     if isinstance(data, Mapping):
+        data = {task: listed(f"task {task!r}", several, "texts") for task, several in data.items()}
+        if empty := [task for task, several in data.items() if not several]:
+            raise UserError(f"task {empty[0]!r} has no texts")
         texts = [
             LabelledText(_ids(tokenizer, text), str(task), f"{task}/{number}")
             for task, several in data.items()
-            for number, text in enumerate(listed(f"task {task!r}", several, "texts"))
+            for number, text in enumerate(several)
         ]
     elif all(isinstance(example, Example) for example in data):
         end = end_token(tokenizer) if data else None
@@ -139,7 +144,8 @@ def _ids(tokenizer: Any, text: Any) -> tuple[int, ...]:
         return tuple(prompt_ids(tokenizer, text))
     given = text.tolist() if isinstance(text, np.ndarray | Tensor) else text
     if not isinstance(given, list | tuple) or not all(
-        isinstance(token, int | np.integer) and not isinstance(token, bool) for token in given
+        isinstance(token, int | np.integer) and not isinstance(token, bool) and token >= 0
+        for token in given
     ):
         raise UserError(f"a text must be text or token ids, got {type(text).__name__}")
     return tuple(map(int, given))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from interp.errors import UserError
 from interp.experts.routing import measures
 from interp.experts.routing.nulls import Alternative
 from interp.experts.routing.records import RoutingRecords
@@ -47,8 +48,14 @@ class Counts:
 
 
 def counts_and_folds(records: RoutingRecords, number: int) -> list[Counts]:
-    """The counts of a projection's own router: on all texts, then without each fold of them."""
-    return [_counts_without(records, number, fold) for fold in (None, *range(records.sizes.folds))]
+    """The counts of a projection's own router: on all texts, then without each fold of them.
+
+    Folds that no text fell into are left out. Raises UserError where there is one fold only.
+    """
+    folds = sorted(set(records.unit_fold))
+    if len(folds) < 2:
+        raise UserError("all texts fell into one fold: give more texts to each task")
+    return [_counts_without(records, number, fold) for fold in (None, *folds)]
 
 
 def _counts_without(records: RoutingRecords, number: int, fold: int | None) -> Counts:

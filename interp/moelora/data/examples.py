@@ -14,6 +14,8 @@ from interp.moelora.data.numbers import parse_number
 AnswerKind = Literal["number", "option", "name"]
 """How an answer is found in a text: the last number, an option, or an asserted name."""
 
+RESERVED = ("all", "mean")
+"""What tables and metrics call all tasks together."""
 OPTION_FAMILIES: tuple[tuple[str, ...], ...] = (
     ("yes", "no"),
     ("true", "false"),
@@ -59,6 +61,12 @@ class Example:
         for name in ("task", "prompt", "answer"):
             if not getattr(self, name).strip():
                 raise UserError(f"{name} is empty")
+        if self.task in RESERVED:
+            raise UserError(f"a task cannot be called {self.task!r}, as tables call all tasks so")
+        for name in ("answer", "subject", "false_object"):
+            object.__setattr__(self, name, getattr(self, name).strip())
+        for name in ("options", "also_true"):
+            object.__setattr__(self, name, tuple(text.strip() for text in getattr(self, name)))
         kind = self.kind or kind_of(self.answer, self.options)
         options, answer = self.options, self.answer
         if kind == "option":

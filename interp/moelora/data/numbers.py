@@ -34,6 +34,8 @@ _SCALES = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _FRACTION = re.compile(r"\\[dt]?frac\s?\{(\d{1,9})\}\s?\{(\d{1,9})\}")
 _OTHER = re.compile(r"(?<![\w.])(?:\d{1,4}-\d{1,2}-\d{1,4}|\d{1,2}:\d{2}(?::\d{2})?)(?!\w)")
 """Dates and times, whose parts are no numbers."""
+_DASH = re.compile(r"(?<![\w)])(?<![\d)] )[–‑﹣－](?=\d)")
+"""Other dashes that people write as a minus; between two numbers or words they are none."""
 _APART = re.compile(rf"{_GROUP}|{_MONEY}|[%\s+]")
 _EXPONENT = re.compile(r"[eE]\+")
 CLOSE = Fraction(1, 10_000)
@@ -54,6 +56,7 @@ def numbers_in(text: str) -> list[Decimal]:
     Fractions, mixed numbers, powers, and words for thousands and more belong to their number; dates
     and times are left out.
     """
+    text = _DASH.sub("-", text)
     text = _OTHER.sub(" . ", _FRACTION.sub(r" \1/\2", text))
     found, at = [], 0
     while match := NUMBER.search(text, at):

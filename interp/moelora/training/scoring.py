@@ -9,6 +9,7 @@ presupposes a false object, an answer that asserts it is wrong, whatever else it
 """
 
 import re
+import unicodedata
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -48,6 +49,7 @@ from interp.moelora.training.answer_logits import (
     predicting_positions,
 )
 from interp.moelora.training.options import extract_option
+from interp.premises.relation import names
 from interp.statistics.significance import mean_interval
 
 MEAN = "mean"
@@ -112,8 +114,14 @@ def is_right(example: Example, answer: str) -> bool:
         return value is not None and right is not None and same_number(right, value)
     if example.kind == "option":
         return extract_option(answer, example.options) == example.answer
-    if example.false_object and asserts(answer, example.false_object):
-        return False
+    false = example.false_object
+    if false:
+        rest = answer  # a right name may hold the false one: Equatorial Guinea, Guinea
+        for name in example.right_names:
+            if names(name, false):
+                rest = re.sub(as_a_word(name), " ", rest, flags=re.IGNORECASE)
+        if asserts(rest, false):
+            return False
     return any(asserts(answer, name) for name in example.right_names)
 
 
@@ -137,6 +145,7 @@ def extract_number(text: str) -> Decimal | None:
 
 def asserts(text: str, name: str) -> bool:
     """Whether some clause of a text names `name` with no negation before it, in whatever case."""
+    text, name = (unicodedata.normalize("NFC", part) for part in (text, name))
     for match in re.finditer(as_a_word(name), text, re.IGNORECASE):
         before = text[: match.start()]
         if not _NEGATION.search(_CLAUSES.split(before)[-1]):

@@ -27,7 +27,7 @@ from interp.patching.edges.edge_table import INTERVALS, edge_table
 from interp.patching.edges.graph import Edge, EdgeGraph
 from interp.patching.edges.graph_figure import drawn_edges, marked_nodes
 from interp.patching.edges.selection import Select, greedy_order, top_order
-from interp.patching.effect_arrays import By, check_prompts, correlations
+from interp.patching.effect_arrays import By, check_prompts, correlations, joined_groups
 from interp.statistics.significance import group_means
 
 Kind = Literal["heatmap", "graph"]
@@ -215,7 +215,7 @@ class EdgeEffects(Displayed):
         joined = {
             name: torch.cat([getattr(result, name) for result in results]) for name in _TENSORS
         }
-        return replace(first, groups=sum((result.groups for result in results), ()), **joined)
+        return replace(first, groups=joined_groups([result.groups for result in results]), **joined)
 
     def save(self, path: str | Path) -> Path:
         """Write the result to a safetensors file, whole or not at all."""
