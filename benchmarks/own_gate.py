@@ -25,6 +25,7 @@ import numpy as np
 import tyro
 from detector_transfer import honest
 from marked import write_between
+from support_transfer import gated
 
 import interp
 from interp.commands.evaluate import run_detector
@@ -88,31 +89,12 @@ def measure_run(model: Any, relation: str, seed: int, options: Options) -> dict[
     detector = run_detector(model, split, folder, seed=seed, progress=False)
     assert isinstance(detector, AnyDetector)  # not a caller's own kind
     detections = detect_premises(model, split.held_out, detector=detector, progress=False)
-    scores = {
-        gate: interp.evaluate(
-            model,
-            split.held_out,
-            heads=heads,
-            gate=gate,
-            detector=detections if gate == "probe" else None,
-            random_sets=0,
-            answers=False,
-            progress=False,
-        )
-        for gate in ("oracle", "probe")
-    }
-    told, gated = scores["oracle"], scores["probe"]
-    twins = gated.twin.accuracy
     row = {
-        **{"relation": relation, "seed": seed, "n": len(split.held_out)},
+        **{"relation": relation, "seed": seed},
         "heads": [list(head) for head in heads],
-        "none": float(told.false.accuracy[0]),
-        "told": float(told.false.accuracy[1]),
-        "gated": float(gated.false.accuracy[1]),
+        **gated(model, split.held_out, heads, detections),
         "fires_false": float(np.mean([found.fired for found in detections.false])),
         "fires_twins": float(np.mean([found.fired for found in detections.twin])),
-        "twins_points": 100 * float(twins[0] - twins[1]),
-        "fall_p_true": gated.cost,
         "detector": {**detector.training, "threshold": detector.threshold},
     }
     if options.tasks is not None:

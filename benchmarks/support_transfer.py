@@ -32,7 +32,7 @@ from interp.heads import HeadSet, JointEffects
 from interp.premises import Premises
 from interp.runs.manifest import versions
 from probes.detector.dataset import DetectorDataset, Folds
-from probes.detector.detections import Detection
+from probes.detector.detections import Detection, PremiseDetections
 from probes.detector.detector import PremiseDetector
 from probes.detector.evidence import EXPECTATION, PROBES
 from probes.detector.fit import combine, cross_fit_layers, fit_detector
@@ -116,7 +116,7 @@ def known_supports(
 
 
 def gated(
-    model: Any, held_out: Premises, heads: HeadSet, detector: SupportDetector
+    model: Any, held_out: Premises, heads: HeadSet, detector: SupportDetector | PremiseDetections
 ) -> dict[str, Any]:
     """Preference on a relation's held-out part: no constraint, told where, and gated."""
     scores = {

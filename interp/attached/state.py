@@ -82,7 +82,7 @@ class AttachedState(PromptPositions):
         self._open_passes += 1
         if self.suspended:
             return
-        if seen and self._prefilled_by != thread:
+        if seen and self._prefilled_by not in (0, thread):
             raise UserError(ONE_THREAD)
         self._prefilled_by = thread
         if seen:

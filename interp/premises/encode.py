@@ -106,7 +106,7 @@ class EncodedPremises:
 
     def take(self, prompts: Iterable[int]) -> "EncodedPremises":
         """Some of the questions, by index, or by a mask."""
-        places = indices("prompts", list(prompts), len(self.items))
+        places = indices("prompts", prompts, len(self.items))
         return replace(self, items=tuple(self.items[place] for place in places))
 
 

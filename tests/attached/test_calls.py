@@ -139,3 +139,14 @@ def test_a_handle_that_was_detached_is_not_entered(hf_model: Any, plain_tokenize
         pass
     with pytest.raises(UserError, match="was detached: attach it again"), handle:
         pass
+
+
+def test_a_cache_from_outside_is_told_as_such(hf_model: Any, plain_tokenizer: Any) -> None:
+    with torch.no_grad():
+        begun = hf_model(**padded("left"), use_cache=True)
+        step = torch.zeros(len(PROMPTS), 1, dtype=torch.long)
+        with (
+            attach(hf_model, plain_tokenizer, HEADS, at=SPANS) as model,
+            pytest.raises(UserError, match="a cache from outside the constraint"),
+        ):
+            model(input_ids=step, past_key_values=begun.past_key_values)

@@ -182,6 +182,8 @@ def test_batches_and_columns_of_the_objects(word_tokenizer: Any, planted_premise
     assert encoded.templates[:4] == planted_premises.templates
     assert word_tokenizer.convert_ids_to_tokens(encoded.true_tokens[:1].tolist()) == ["land0"]
     some = encoded.take([5, 2])
+    mask = [number == 2 for number in range(len(encoded.items))]
+    assert encoded.take(mask).items == (encoded.items[2],)
     assert [item.question for item in some.items] == [
         encoded.items[5].question,
         encoded.items[2].question,
