@@ -63,7 +63,7 @@ from interp.premises.registry import list_relations, load_relation
 from interp.report.atlas import FIRST_COLUMNS
 from interp.report.heads_page import write_report
 from interp.report.patch_page import patch_sentences
-from interp.report.summary import agreement_sentence, summary_sentences
+from interp.report.summary import summary_sentences
 from interp.runs.engines import check_engine, opened_engine
 from interp.runs.lock import check_free
 from interp.runs.manifest import check_same_model, recorded_model, recorded_quantization
@@ -286,11 +286,7 @@ def print_evaluation(evaluations: list[Evaluation], run: Path, console: Console)
     table = comparison_table(content).set_index("setting").T.reset_index(names="measure")
     table = table.map(lambda cell: cell.replace(" [", "\n["))  # intervals on a separate line
     console.print(rich_table(table, title="held-out subjects and templates, [95 % interval]"))
-    sentences = list(summary_sentences(content))
-    if (run / "agreement.json").is_file():
-        sentence = agreement_sentence(read_json(run / "agreement.json"))
-        sentences += [sentence] if sentence else []
-    print_sentences(sentences, console)
+    print_sentences(summary_sentences(content), console)
     first = evaluations[0].constraint.heads
     console.print(f"• heads (layer, head): {', '.join(map(str, first))}", highlight=False)
 

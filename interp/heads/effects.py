@@ -57,11 +57,15 @@ def head_statistics(
 ) -> HeadStatistics:
     """Interval, p- and q-value of every head's mean effect; see `effect_statistics`.
 
+    A head that is NaN in every prompt was not edited, and has NaN statistics.
+
     Raises:
-        UserError: fewer than six subjects, or an effect that is not finite.
+        UserError: fewer than six subjects, or an effect that is not finite in a head that was
+            edited.
     """
-    if not bool(torch.isfinite(values).all()):
-        raise UserError("some effects are not finite: statistics need every head and prompt")
+    edited = ~values.isnan().all(dim=0)
+    if not bool(torch.isfinite(values[:, edited]).all()):
+        raise UserError("some effects are not finite: statistics need every prompt of a head")
     return effect_statistics(values, subjects, seed=seed, resolution=resolution, what="subjects")
 
 
@@ -70,7 +74,8 @@ class HeadEffects(Displayed):
     """Effect of editing each head alone, per prompt.
 
     Attributes:
-        values: Float[prompt layer head], change of the logit difference.
+        values: Float[prompt layer head], change of the logit difference; NaN for a head that was
+            not edited.
         probability: Float[prompt layer head], change of P(O); estimated too where values are.
         subjects, templates: of each prompt.
         site, method, source: what was edited, how it was computed, and from where values came.
@@ -117,6 +122,11 @@ class HeadEffects(Displayed):
         return self.values[0].numel()
 
     @property
+    def n_edited(self) -> int:
+        """Heads that were edited; all of them, where none were named."""
+        return int((~self.values.isnan().all(dim=0)).sum())
+
+    @property
     def mean(self) -> Float[Tensor, "layer head"]:
         """Mean effect over prompts."""
         return self.values.mean(dim=0)
@@ -130,13 +140,14 @@ class HeadEffects(Displayed):
 
     @property
     def rank(self) -> Int[np.ndarray, "layer head"]:
-        """1 for the head with the largest mean effect."""
+        """1 for the head with the largest mean effect; heads that were not edited are last."""
         means = self.statistics.mean
         return best_first(means.ravel()).argsort().reshape(means.shape) + 1
 
     def ranked(self) -> tuple[Head, ...]:
-        """All heads, largest mean effect first."""
-        return _heads_at(best_first(self.statistics.mean.ravel()), self.values.shape[2])
+        """The heads that were edited, largest mean effect first."""
+        order = best_first(self.statistics.mean.ravel())[: self.n_edited]
+        return _heads_at(order, self.values.shape[2])
 
     def select(
         self,
@@ -155,7 +166,7 @@ class HeadEffects(Displayed):
         return select_heads(self, fraction=fraction, count=count, fdr=fdr, vote=vote)
 
     def to_dataframe(self, selected: HeadSet | None = None) -> "pd.DataFrame":
-        """One row a head, in the columns of ``heads.csv``, best first."""
+        """One row a head that was edited, in the columns of ``heads.csv``, best first."""
         layer, head = (index.ravel() for index in np.indices(self.values.shape[1:]))
         chosen = set(selected.heads) if selected and selected.site == self.site else set()
         frame = pd.DataFrame(
@@ -169,7 +180,7 @@ class HeadEffects(Displayed):
                 "selected": [pair in chosen for pair in zip(layer, head, strict=True)],
             }
         )
-        return frame.sort_values("rank", ignore_index=True)
+        return frame.sort_values("rank", ignore_index=True).head(self.n_edited)
 
     def plot(self, selected: HeadSet | None = None, *, by: str = "head") -> "go.Figure":
         """Heat map of the mean effects, layer × head; or by layer, their sums with intervals.
@@ -183,7 +194,7 @@ class HeadEffects(Displayed):
     def _shown(self) -> Shown:
         significant = int((self.statistics.q_value <= 0.05).sum())
         text = (
-            f"Effects of {self.n_heads} heads (site {self.site}, {self.method}, source "
+            f"Effects of {self.n_edited} heads (site {self.site}, {self.method}, source "
             f"{self.source}) on {len(self.values)} prompts about {len(set(self.subjects))} "
             f"subjects, in logits; {significant} heads with q ≤ 0.05. Positive: the answer gets "
             "better without the head's part."
@@ -244,13 +255,12 @@ def select_heads(
         heads = tuple(head for head in effects.ranked() if passed[head])
         how = f"positive effect at FDR {fdr:g}"
     else:
-        n_all = effects.n_heads
         if count is None:
-            size = count_of_fraction(fraction or 0.0, n_all)
+            size = count_of_fraction(fraction or 0.0, effects.n_heads)
         else:
             size = whole_number("count", count)
-        if not 0 <= size <= n_all:
-            raise UserError(f"cannot choose {size} of {n_all} heads")
+        if not 0 <= size <= effects.n_edited:
+            raise UserError(f"cannot choose {size} of {effects.n_edited} heads")
         heads = (effects.ranked() if vote is None else _by_vote(effects, vote))[:size]
         how = f"{size} " + ("largest mean effects" if vote is None else f"most voted at E ≥ {vote}")
     return HeadSet(heads, effects.site, f"{how}, {effects.method}")
@@ -269,7 +279,7 @@ def _by_vote(effects: HeadEffects, threshold: float) -> tuple[Head, ...]:
     votes = (effects.probability >= threshold).sum(dim=0)
     # Ties, and heads without a vote, are ordered by the mean of E.
     order = np.lexsort((-effects.probability.mean(dim=0).numpy().ravel(), -votes.numpy().ravel()))
-    return _heads_at(order, effects.values.shape[2])
+    return _heads_at(order[: effects.n_edited], effects.values.shape[2])
 
 
 @checked

@@ -73,6 +73,9 @@ class JointEffects(Displayed):
                 raise UserError(f"the relations' effects differ in {what}: {', '.join(found)}")
         if len({effects.values.shape[1:] for effects in self.by_relation.values()}) > 1:
             raise UserError("the relations' effects are of models of different sizes")
+        edited = [~effects.values.isnan().all(dim=0) for effects in self.by_relation.values()]
+        if any(not torch.equal(heads, edited[0]) for heads in edited):
+            raise UserError("the relations' effects are of different heads")
 
     @property
     def relations(self) -> tuple[str, ...]:
@@ -161,7 +164,7 @@ class JointEffects(Displayed):
         )
 
     def ranked(self, by: SelectedBy = "mean", *, count: int = 1) -> tuple[Head, ...]:
-        """All heads, best first. ``votes`` counts the relations' best ``count`` heads."""
+        """The edited heads, best first. ``votes`` counts the relations' best ``count`` heads."""
         check_choice("way to select", by, get_args(SelectedBy))
         flat = self.shares.reshape(len(self.relations), -1)
         mean = flat.mean(axis=0)
@@ -174,7 +177,8 @@ class JointEffects(Displayed):
         else:
             order = best_first(mean)
         n_heads = self.shape[1]
-        return tuple((int(index) // n_heads, int(index) % n_heads) for index in order)
+        edited = order[: self._first.n_edited]
+        return tuple((int(index) // n_heads, int(index) % n_heads) for index in edited)
 
     def select(
         self,
@@ -242,7 +246,8 @@ class JointEffects(Displayed):
                 "share": mixed.mean.ravel(),
             }
         )
-        return pd.concat([*tables, table.sort_values("rank")], ignore_index=True)
+        table = table.sort_values("rank").head(self._first.n_edited)
+        return pd.concat([*tables, table], ignore_index=True)
 
     def stability(self, count: int = 8, *, seed: int = 0) -> "pd.DataFrame":
         """How alike two relations' heads are: one row a pair of relations, and beside it chance.
@@ -250,8 +255,11 @@ class JointEffects(Displayed):
         Columns: ``a``, ``b``; ``jaccard`` of the best ``count`` heads, ``jaccard_null`` of b's set
         with random sets that have as many heads in each layer as a's; ``spearman`` of all mean
         effects, ``spearman_null`` with a's heads permuted within their layers. Each null is a mean
-        over `NULL_DRAWS` draws, with its 95th percentile in ``…_null_p95``.
+        over `NULL_DRAWS` draws, with its 95th percentile in ``…_null_p95``. Raises UserError where
+        only some heads were edited: chance draws from all.
         """
+        if self._first.n_edited < self.n_heads:
+            raise UserError("stability is measured over all heads: locate without `heads`")
         rows = []
         for a, b in combinations(self.relations, 2):
             sets = [self.by_relation[name].select(count=count) for name in (a, b)]
@@ -281,7 +289,7 @@ class JointEffects(Displayed):
 
     def _shown(self) -> Shown:
         text = (
-            f"Effects of {self.n_heads} heads (site {self.site}, {self.method}) "
+            f"Effects of {self._first.n_edited} heads (site {self.site}, {self.method}) "
             f"in {len(self.relations)} relations: {', '.join(self.relations)}. Pooled with equal "
             "weight, in logits."
         )

@@ -2,11 +2,8 @@
 
 import unicodedata
 
-_WITHOUT_SPACES = (
-    *("CJK ", "HIRAGANA ", "KATAKANA", "BOPOMOFO ", "THAI ", "LAO ", "KHMER ", "MYANMAR "),
-    *("TIBETAN ", "TAI THAM ", "JAVANESE "),
-)
-"""How Unicode's names of letters begin in scripts that put no spaces between words."""
+from interp.whole_words import is_spaceless
+
 _WIDE = ("FULLWIDTH ", "IDEOGRAPHIC ")
 _OPENING = ("Ps", "Pi")
 """Categories of opening brackets and of opening quotation marks."""
@@ -26,8 +23,4 @@ def gap_between(text: str, answer: str) -> str:
     wide = unicodedata.name(before, "").startswith(_WIDE)
     if before.isspace() or after.isspace() or opening or wide:
         return ""
-    return "" if _unspaced(before) and _unspaced(after) else " "
-
-
-def _unspaced(letter: str) -> bool:
-    return unicodedata.name(letter, "").startswith(_WITHOUT_SPACES)
+    return "" if is_spaceless(before) and is_spaceless(after) else " "

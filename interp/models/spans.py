@@ -7,12 +7,12 @@ A piece is found in the whole text, by the tokenizer's character offsets, never 
 alone: its tokens depend on the text around it.
 """
 
-import re
 import unicodedata
 from collections.abc import Sequence
 from typing import Any, TypedDict
 
 from interp.errors import UserError
+from interp.whole_words import mentions
 
 
 class PromptTokens(TypedDict):
@@ -102,17 +102,11 @@ def last_mention(text: str, words: str) -> tuple[int, int] | None:
     As whole words where they are there so: "Niger" is not in "Nigeria". Composed and decomposed
     letters (Unicode's NFC and NFD) are the same.
     """
-    forms = dict.fromkeys((words, *(unicodedata.normalize(form, words) for form in ("NFC", "NFD"))))
-    for pattern in (r"(?<!\w){}(?!\w)", "{}"):
-        found = [
-            match.span()
-            for form in forms
-            if form
-            for match in re.finditer(pattern.format(re.escape(form)), text)
-        ]
-        if found:
-            return max(found)
-    return None
+    if found := mentions(text, words, ignore_case=False):
+        return found[-1]
+    forms = {words, *(unicodedata.normalize(form, words) for form in ("NFC", "NFD"))} - {""}
+    starts = [(text.rfind(form), len(form)) for form in forms]
+    return max(((at, at + size) for at, size in starts if at >= 0), default=None)
 
 
 def shared_length(a: Sequence[Any], b: Sequence[Any]) -> int:

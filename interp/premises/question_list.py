@@ -6,7 +6,6 @@ are `interp.premises.Premises`.
 """
 
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.forward.batch import Span
 from interp.lazy import pd
+from interp.whole_words import mentions
 
 PremiseLabel = Literal["false_premise", "true_premise"]
 """What a question presupposes is false, or it is true."""
@@ -83,21 +83,7 @@ class RawQuestion:
         name is looked for as whole words, ignoring case, and the last mention counts.
         """
         name = self.true_object if self.label == "true_premise" else self.false_object
-        return None if name is None else last_words(self.text, name)
-
-
-def last_words(text: str, name: str) -> Span | None:
-    """The characters of the last mention of ``name`` as whole words, if any.
-
-    As `interp.premises.relation.names` finds it: ignoring case, and kinds of apostrophes.
-    """
-    if not name.strip():
-        return None
-    found: list[Span] = []
-    for form in {unicodedata.normalize(form, name) for form in ("NFC", "NFD")} | {name}:
-        pattern = re.sub("[’']", "[’']", re.escape(form))
-        found += [m.span() for m in re.finditer(rf"(?<!\w){pattern}(?!\w)", text, re.IGNORECASE)]
-    return max(found, default=None)
+        return None if name is None else max(mentions(self.text, name), default=None)
 
 
 @dataclass(frozen=True)

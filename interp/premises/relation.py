@@ -23,6 +23,7 @@ from typing import Literal, get_args
 from interp.arguments import check_choice
 from interp.checked import checked
 from interp.errors import UserError
+from interp.whole_words import whole_word
 
 FalseObjectRule = Literal["another", "previous_year", "next_year"]
 """How a fact's false object is found: another fact's object, or the year before or after."""
@@ -289,11 +290,11 @@ def check_rule(rule: str) -> None:
 
 @checked
 def names(text: str, name: str) -> bool:
-    """Whether ``text`` contains ``name`` as whole words, ignoring case and kinds of apostrophes."""
+    """Whether a text contains a name as whole words (`interp.whole_words`), in whatever case."""
     text, name = (
         unicodedata.normalize("NFC", part).casefold().replace("’", "'") for part in (text, name)
     )
-    return name in text and re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text) is not None
+    return name in text and re.search(whole_word(name), text) is not None
 
 
 @checked

@@ -14,6 +14,7 @@ from typing import Literal
 
 from interp.evaluation.answer_pair import AnswerPair
 from interp.forward.batch import Span
+from interp.whole_words import whole_word
 from probes.detector.words import word_spans
 
 Role = Literal["", "object", "true", "false", "removed", "added"]
@@ -57,9 +58,9 @@ def mark_names(answer: str, *, true_object: str, false_object: str) -> tuple[Pie
     if not names:
         return (Piece(answer),) if answer else ()
     longest_first = sorted(names, key=len, reverse=True)
-    each = "|".join(f"({re.escape(name)})" for name in longest_first)
+    each = "|".join(f"({whole_word(name)})" for name in longest_first)
     found, end = [], 0
-    for match in re.finditer(rf"(?<!\w)(?:{each})(?!\w)", answer, re.IGNORECASE):
+    for match in re.finditer(each, answer, re.IGNORECASE):
         assert match.lastindex is not None
         found.append(Piece(answer[end : match.start()]))
         # Not by its text: letters that are the same to a search may be lower in two ways (s, ſ).

@@ -10,7 +10,6 @@ from interp.figures.evaluation import (
     gain_cost_curve,
     head_heatmap,
     layer_profile,
-    method_agreement,
     null_values,
     preference_by_template,
     random_null,
@@ -25,12 +24,11 @@ from interp.figures.tables import (
     where,
 )
 from interp.files.documents import write_atomically
-from interp.files.shape import check_shape
 from interp.lazy import pd
 from interp.report.answers import MarkedPair
 from interp.report.page import PlacedFigure, dtype_sentence, manifest_rows, render_page
 from interp.report.read_run import Run, read_run
-from interp.report.summary import agreement_sentence, key_figures, summary_sentences
+from interp.report.summary import key_figures, summary_sentences
 
 logger = logging.getLogger(__name__)
 
@@ -87,15 +85,14 @@ def _title(run: Run) -> str:
 
 def _findings(run: Run) -> tuple[str, ...]:
     if run.evaluation:
-        return summary_sentences(run.evaluation, run.agreement)
+        return summary_sentences(run.evaluation)
     n_selected = int(run.heads["selected"].sum())
     n_significant = int((run.heads["q_value"] <= FDR).sum())
     located = (
         f"{n_significant} of {len(run.heads)} head effects are significant at a false-discovery "
         f"rate of {100 * FDR:g} %; {n_selected} are selected. This run has not been evaluated."
     )
-    agreement = agreement_sentence(run.agreement) if run.agreement else None
-    return (located, agreement) if agreement else (located,)
+    return (located,)
 
 
 def _figures(run: Run) -> dict[str, list[PlacedFigure]]:
@@ -125,7 +122,6 @@ def _figures(run: Run) -> dict[str, list[PlacedFigure]]:
         figure = preference_by_template(run.evaluation)
         caption = "Whiskers: 95 % intervals over subjects."
         figures["templates"].append(place("templates", figure, caption))
-    figures["agreement"] = _agreement_figure(run.agreement)
     figures["relations"] = [*_relation_figures(run.by_relation), *_transfer_figures(run.transfer)]
     return figures
 
@@ -163,27 +159,6 @@ def _transfer_figures(table: "pd.DataFrame | None") -> list[PlacedFigure]:
         )
         found.append(PlacedFigure.place(f"transfer-{number}", figure, caption))
     return found
-
-
-def _agreement_figure(agreement: Mapping[str, Any] | None) -> list[PlacedFigure]:
-    """The scatter plot of two methods, if agreement.json has ``points``."""
-    if not agreement or not agreement.get("points"):
-        return []
-    rows = check_shape(
-        agreement["points"],
-        [[int, int, float, float]],
-        "agreement.json: points are rows of layer, head, x, y",
-        advice="run `interp locate` again",
-    )
-    points = pd.DataFrame(rows, columns=["layer", "head", "x", "y"])
-    names = {axis: str(agreement.get(axis, axis)) for axis in ("x", "y")}
-    figure = method_agreement(
-        points.rename(columns={"x": "effect"}),
-        points.rename(columns={"y": "effect"}),
-        x_name=names["x"],
-        y_name=names["y"],
-    )
-    return [PlacedFigure.place("agreement", figure, "Each dot is a head.")]
 
 
 def _head_rows(heads: "pd.DataFrame") -> list[dict[str, Any]]:

@@ -45,7 +45,6 @@ class Run:
     evaluation: Mapping[str, Any] | None
     settings: "pd.DataFrame | None"
     null: "pd.DataFrame | None"
-    agreement: Mapping[str, Any] | None
     generations: tuple[MarkedPair, ...] | None
     by_relation: "pd.DataFrame | None" = None
     transfer: "pd.DataFrame | None" = None
@@ -72,7 +71,6 @@ def read_run(folder: Path) -> Run:
         evaluation=optional("evaluation.json", read_evaluation),
         settings=optional("settings.csv", read_settings),
         null=optional("null.csv", read_null),
-        agreement=optional("agreement.json", read_json_object),
         generations=optional("generations.jsonl", read_generations),
         by_relation=optional("heads_by_relation.csv", read_by_relation),
         transfer=optional("transfer.csv", read_transfer),

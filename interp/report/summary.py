@@ -49,9 +49,7 @@ def key_figures(evaluation: Mapping[str, Any]) -> tuple[KeyFigure, ...]:
     return tuple(figures)
 
 
-def summary_sentences(
-    evaluation: Mapping[str, Any], agreement: Mapping[str, Any] | None = None
-) -> tuple[str, ...]:
+def summary_sentences(evaluation: Mapping[str, Any]) -> tuple[str, ...]:
     """The findings as sentences; those without numbers are left out."""
     sentences = (
         _gain(evaluation),
@@ -60,27 +58,8 @@ def summary_sentences(
         _answers(evaluation),
         _cost(evaluation),
         _side_effects(evaluation),
-        agreement_sentence(agreement) if agreement else None,
     )
     return tuple(sentence for sentence in sentences if sentence)
-
-
-def agreement_sentence(agreement: Mapping[str, Any]) -> str | None:
-    """The rank correlation of two methods of locating; None if it is missing."""
-    file = "agreement.json"
-    spearman = measure_at(agreement, "spearman", file=file)
-    if spearman is None:
-        return None
-    names = f"{agreement.get('x', 'one method')} and {agreement.get('y', 'the other')}"
-    count = count_at(agreement, "n", file=file)
-    over = "" if count is None else f" over {count} heads"
-    sentence = f"The effects by {names} have a Spearman correlation of {spearman.format()}{over}"
-    overlap = measure_at(agreement, "top_k_overlap", file=file)
-    if overlap is not None:
-        whole = overlap.value == int(overlap.value) and overlap.value > 1
-        shown = str(int(overlap.value)) if whole else format_number(overlap.value)
-        sentence += f"; overlap of their top heads: {shown}"
-    return sentence + "."
 
 
 def _pair(

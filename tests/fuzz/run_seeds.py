@@ -15,7 +15,7 @@ from tests.fuzz.seeds import made_up_edges, made_up_effects, made_up_result
 from tests.report.conftest import make_evaluation, write_run
 
 EVALUATED_KINDS = {
-    **dict.fromkeys(("manifest.json", "evaluation.json", "agreement.json"), "json"),
+    **dict.fromkeys(("manifest.json", "evaluation.json"), "json"),
     **dict.fromkeys(("heads.csv", "settings.csv", "null.csv"), "csv"),
     "generations.jsonl": "jsonl",
 }

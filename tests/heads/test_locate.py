@@ -7,7 +7,14 @@ import torch
 
 import interp.models
 from interp.errors import UserError
-from interp.heads import HeadEffects, agreement, locate_heads, premise_edit
+from interp.heads import (
+    HeadEffects,
+    agreement,
+    effects_by_layer,
+    locate_heads,
+    pool_effects,
+    premise_edit,
+)
 from interp.heads.locate import check_method
 from interp.interventions import constrain
 from interp.models import HookedModel
@@ -175,6 +182,36 @@ def test_only_the_heads_asked_for(tiny_gpt2: HookedModel) -> None:
     some = locate(tiny_gpt2, premises, method="activation", heads=((1, 2),))
     torch.testing.assert_close(some.values[:, 1, 2], every.values[:, 1, 2], rtol=0, atol=5e-5)
     assert int(some.values.isnan().sum()) == 3 * 7
+
+
+def test_a_result_of_some_heads_is_used_like_any_other(
+    planted: HookedModel, planted_premises: Premises
+) -> None:
+    options: dict[str, Any] = {"method": "activation"}
+    every = locate(planted, planted_premises, **options)
+    heads = every.ranked()[:2]
+    some = locate(planted, planted_premises, heads=heads, **options)
+    assert some.n_edited == 2
+    assert set(some.ranked()) == set(heads)
+    assert list(some.to_dataframe()["effect"]) == pytest.approx(
+        list(every.to_dataframe()["effect"][:2]), abs=1e-5
+    )
+    assert some.select(count=1).heads == heads[:1]
+    assert some.select(count=2, vote=0.0).heads == some.ranked()
+    assert set(some.select(fdr=0.5)) <= set(heads)
+    with pytest.raises(UserError, match="cannot choose 3 of 2 heads"):
+        some.select(count=3)
+    shown = some.plot(some.select(count=1)).data[0].z
+    assert sum(cell is not None and cell == cell for row in shown for cell in row) == 2
+    assert len(effects_by_layer(some)) == planted.cfg.n_layers
+    joint = pool_effects([some, some], ["a", "b"])
+    for by in ("mean", "worst", "votes"):
+        assert joint.select(count=1, by=by).heads == heads[:1]
+    assert len(joint.relations_dataframe()) == 6
+    with pytest.raises(UserError, match="locate without `heads`"):
+        joint.stability(1)
+    with pytest.raises(UserError, match="of different heads"):
+        pool_effects([some, every], ["a", "b"])
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def test_any_of_several_names() -> None:
     assert not names_any("anything", [])
 
 
-words = st.text(alphabet="abcÅéß漢1", min_size=1, max_size=5)
+words = st.text(alphabet="abcÅéßж1", min_size=1, max_size=5)
 
 
 @given(words, st.lists(words, max_size=4), st.lists(words, max_size=4))

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from interp.errors import UserError
 from interp.premises import QuestionList, RawQuestion, load_questions
 from interp.premises.question_files import LABELS
-from interp.premises.question_list import last_words
 from interp.premises.relation import names
 
 BASIC = 'question,answer,label\nWhy is Paris in Spain?,"France; Île-de-France",1\nWhy?,,0\n'
@@ -284,7 +283,7 @@ def test_any_bytes_are_read_or_refused(tmp_path_factory: Any, raw: bytes, ending
 @pytest.mark.parametrize("there", ["L’Aquila", "l'aquila"])
 def test_apostrophes_of_either_kind(given: str, there: str) -> None:
     text = f"Is {there} near Rome?"
-    assert last_words(text, given) == (3, 11)
+    assert RawQuestion(text, false_object=given, label="false_premise").object_span == (3, 11)
     assert names(text, given)
 
 

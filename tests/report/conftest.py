@@ -138,9 +138,6 @@ def write_run(run: Path, evaluation: dict[str, Any]) -> Path:
     (run / "settings.csv").write_text(SETTINGS_CSV, encoding="utf-8")
     (run / "null.csv").write_text(NULL_CSV, encoding="utf-8")
     (run / "evaluation.json").write_text(json.dumps(evaluation), encoding="utf-8")
-    points = [[0, 0, 0.1, 0.2], [0, 1, 0.2, 0.3], [1, 0, 0.3, 0.1]]
-    agreement = {"spearman": 0.83, "n": 270, "top_k_overlap": 0.75, "x": TAG, "y": "path"}
-    (run / "agreement.json").write_text(json.dumps({**agreement, "points": points}))
     rows = [generation(), generation("true_premise")]
     lines = "".join(f"{json.dumps(row)}\n" for row in rows)
     (run / "generations.jsonl").write_text(lines, encoding="utf-8")

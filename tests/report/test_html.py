@@ -73,7 +73,7 @@ def test_every_figure_has_its_place(page: Page) -> None:
     places = {str(a["data-figure"]) for _, a in page.tags if "data-figure" in a}
     assert places == set(page.figures())
     assert {"data-heatmap-0", "data-heatmap-1", "data-curve", "data-null-0"} <= places
-    assert {"data-null-1", "data-templates", "data-agreement", "data-layers-0"} <= places
+    assert {"data-null-1", "data-templates", "data-layers-0"} <= places
 
 
 def test_hover_numbers_in_the_page_are_those_of_the_table(page: Page, reported_run: Path) -> None:
@@ -115,7 +115,6 @@ def test_answers_mark_the_object_and_the_names(reported_run: Path) -> None:
         ("null.csv", "null"),
         ("generations.jsonl", "answers"),
         ("evaluation.json", "comparison"),
-        ("agreement.json", "plot-agreement"),
     ],
 )
 def test_a_missing_file_leaves_out_its_section(
@@ -144,10 +143,6 @@ def test_a_malformed_file_leaves_the_old_report(run_directory: Path) -> None:
     before = path.read_bytes()
     (run_directory / "evaluation.json").write_text('{"splits": {"held_out": 3}}')
     with pytest.raises(UserError, match=r"splits\.held_out must be an object"):
-        write_report(run_directory)
-    (run_directory / "agreement.json").write_text('{"points": [[1, 2]]}')
-    (run_directory / "evaluation.json").unlink()
-    with pytest.raises(UserError, match=r"agreement\.json: points"):
         write_report(run_directory)
     assert path.read_bytes() == before
     assert not list(run_directory.glob(".*"))

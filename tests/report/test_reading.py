@@ -29,8 +29,8 @@ def test_optional_files_read_as_none(run_directory: Path) -> None:
         if path.name not in ("manifest.json", "heads.csv"):
             path.unlink()
     run = read_run(run_directory)
-    others = (run.evaluation, run.settings, run.null, run.agreement, run.generations)
-    assert others == (None, None, None, None, None)
+    others = (run.evaluation, run.settings, run.null, run.generations)
+    assert others == (None, None, None, None)
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "heads.csv"])

@@ -1,10 +1,10 @@
 from typing import Any
 
-from interp.report.summary import agreement_sentence, key_figures, summary_sentences
+from interp.report.summary import key_figures, summary_sentences
 
 
 def test_the_summary_carries_the_numbers(evaluation: dict[str, Any]) -> None:
-    text = " ".join(summary_sentences(evaluation, {"spearman": 0.83, "n": 270, "x": "a", "y": "b"}))
+    text = " ".join(summary_sentences(evaluation))
     for part in (
         "0.75 [0.65, 0.85] of 58 held-out false-premise prompts; without it, on 0.25 [0.15, 0.35]",
         "(20 of them) prefer it on 0.26 on average and 0.38 at their 95th percentile",
@@ -13,7 +13,6 @@ def test_the_summary_carries_the_numbers(evaluation: dict[str, Any]) -> None:
         "P(true object) falls by 0.25, from 0.88 [0.78, 0.97] to 0.62 [0.53, 0.72]",
         "0.0031 nats",
         "perplexity ratio 1.004",
-        "by a and b have a Spearman correlation of 0.83 over 270 heads",
     ):
         assert part in text
 
@@ -24,7 +23,6 @@ def test_a_sentence_without_its_numbers_is_left_out(evaluation: dict[str, Any]) 
     left = summary_sentences(evaluation)
     assert len(full) - len(left) == 2
     assert not any("Random" in sentence or "neutral" in sentence for sentence in left)
-    assert agreement_sentence({"n": 3}) is None
 
 
 def test_a_rise_and_no_change_of_the_cost_are_told_apart(evaluation: dict[str, Any]) -> None:

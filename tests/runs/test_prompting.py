@@ -240,7 +240,7 @@ def test_a_run_has_one_date(
     begun = {"locate": "search.json", "patch": "patch.json", "probe": "auc.csv"}
 
     def stop(*_: Any) -> None:
-        if (tmp_path / "both" / begun.get(command, "agreement.json")).is_file():
+        if (tmp_path / "both" / begun[command]).is_file():
             raise KeyboardInterrupt
 
     handle = hooked.register_forward_pre_hook(stop)

@@ -9,6 +9,8 @@ import re
 from decimal import Decimal
 from fractions import Fraction
 
+from interp.whole_words import whole_word
+
 _GROUP = r"(?:[,_'’\u00a0\u2009\u202f]|\{,\}|\\,)"
 """What parts thousands."""
 _WHOLE = (
@@ -99,12 +101,12 @@ def _with_tail(number: Decimal, tail: re.Match[str]) -> Decimal:
 
 def as_a_word(text: str) -> str:
     """A pattern for a text that stands by itself: no part of a word, or of a number."""
-    before, behind = r"(?<!\w)", r"(?!\w)"
+    before, behind = "", ""
     if re.match(r"\.?\d", text):
         before += r"(?<!\d[.,])(?<![-−.])"
     if text[-1:].isdigit():
         behind += r"(?![.,]?\d)"
-    return before + re.escape(text) + behind
+    return before + whole_word(text) + behind
 
 
 def same_number(right: Decimal, given: Decimal) -> bool:

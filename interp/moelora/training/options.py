@@ -106,7 +106,7 @@ class _Shapes:
             as_a_word(text) + (_DETERMINER if text.casefold() == "no" else "")
             for text in sorted(options, key=len, reverse=True)
         )
-        item = rf"[\"'“‘(\[<]*\s*(?<!\w)(?:{option})(?!\w)(?![-'’]\w)\s*[\"'”’)\]>]*"
+        item = rf"[\"'“‘(\[<]*\s*(?:{option})(?![-'’]\w)\s*[\"'”’)\]>]*"
         joined = (
             r"\s*(?:[,/&;|]|,?\s*\b(?:or|and|then)\b(?:\s+(?:maybe|perhaps|possibly|then))?"
             r"|,\s*(?:maybe|perhaps|possibly)\b|(?<=[)\]>])(?=[(\[<]))\s*"
@@ -115,7 +115,7 @@ class _Shapes:
         end = r"(?P<rest>.*)"
         some = rf"(?:(?:{_NAMED})\b[\s:\"'“]*)*"
         flags = re.IGNORECASE
-        self._mention = re.compile(rf"(?<!\w)(?:{option})(?!\w)", flags)
+        self._mention = re.compile(option, flags)
         self._behind = re.compile(
             rf"(?:\banswer\b(?:\s+(?:to|for|of)\b[^.:\n]{{0,60}}?)?\s*{_IS}"
             rf"|\b(?:options?|choices?|letter|solution|conclusion|response|result|ans\.?|pick|guess|"

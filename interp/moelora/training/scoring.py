@@ -116,10 +116,14 @@ def is_right(example: Example, answer: str) -> bool:
         return extract_option(answer, example.options) == example.answer
     false = example.false_object
     if false:
-        rest = answer  # a right name may hold the false one: Equatorial Guinea, Guinea
+        rest = unicodedata.normalize(
+            "NFC", answer
+        )  # a right name may hold the false one: Equatorial Guinea, Guinea
         for name in example.right_names:
             if names(name, false):
-                rest = re.sub(as_a_word(name), " ", rest, flags=re.IGNORECASE)
+                rest = re.sub(
+                    as_a_word(unicodedata.normalize("NFC", name)), " ", rest, flags=re.IGNORECASE
+                )
         if asserts(rest, false):
             return False
     return any(asserts(answer, name) for name in example.right_names)

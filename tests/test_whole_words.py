@@ -1,0 +1,107 @@
+"""Names as whole words, with and without spaces between words."""
+
+import re
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from interp.evaluation.judges import judge_by_words
+from interp.models.spans import last_mention
+from interp.moelora.data.examples import Example
+from interp.moelora.training.scoring import is_right
+from interp.premises.question_list import RawQuestion
+from interp.premises.relation import names
+from interp.report.answers import mark_names
+from interp.whole_words import is_spaceless, mentions, whole_word
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "found"),
+    [
+        ("Is Niger, not Nigeria, dry?", "Niger", ["Niger"]),
+        ("NIGER", "Niger", ["NIGER"]),
+        ("Nigeria", "Niger", []),
+        ("Is L’Aquila near?", "L'Aquila", ["L’Aquila"]),
+        ("巴黎是法国的首都。", "法国", ["法国"]),
+        ("巴黎是法国的首都，法国在欧洲。", "法国", ["法国", "法国"]),
+        ("巴黎是德国的首都。", "法国", []),
+        ("首都是Paris吗？", "Paris", ["Paris"]),  # between letters of another script
+        ("首都はパリです", "パリ", ["パリ"]),
+        ("首都はナイロビです", "ロビ", []),  # inside one run of katakana
+        ("ハンガリーの首都", "ハンガリ", []),
+        ("กรุงปารีสเป็นเมืองหลวงของฝรั่งเศส", "ปารีส", ["ปารีส"]),
+        ("เมืองกาก", "กา", ["กา"]),
+        ("เมืองกี่", "ก", []),  # a vowel stands on it
+        ("파리는 프랑스의 수도입니다.", "프랑스", ["프랑스"]),
+        ("프랑스에서는 그렇다.", "프랑스", ["프랑스"]),
+        ("수도는 파리입니다", "파리", ["파리"]),
+        ("인도네시아의 수도", "인도", []),
+        ("북마케도니아의 수도", "마케도니아", []),
+        ("A 5kg bag", "5", []),
+        ("", "Niger", []),
+        ("Niger", " ", []),
+    ],
+)
+def test_by_hand(text: str, name: str, found: list[str]) -> None:
+    assert [text[slice(*span)] for span in mentions(text, name)] == found
+    assert names(text, name) is bool(found)
+
+
+def test_decomposed_letters_are_the_same() -> None:
+    for name in ("Perú", "프랑스"):
+        for form in ("NFC", "NFD"):
+            for other in ("NFC", "NFD"):
+                text = unicodedata.normalize(form, f"({name})")
+                ((start, end),) = mentions(text, unicodedata.normalize(other, name))
+                assert (start, end) == (1, len(text) - 1)
+
+
+@given(st.text(), st.text(min_size=1))
+def test_a_mention_is_the_name(text: str, name: str) -> None:
+    for start, end in mentions(text, name, ignore_case=False):
+        there = unicodedata.normalize("NFC", text[start:end]).replace("’", "'")
+        assert there == unicodedata.normalize("NFC", name).replace("’", "'")
+
+
+@given(
+    st.text(st.characters(max_codepoint=0x24F)),
+    st.text(st.characters(max_codepoint=0x24F), min_size=1),
+)
+def test_latin_text_is_read_as_ever(text: str, name: str) -> None:
+    plain = rf"(?<!\w){re.escape(name)}(?!\w)".replace("’", "[’']").replace("'", "[’']")
+    plain = re.sub(r"\[’?\[’'\]\]|\[’\[’'\]\]", "[’']", plain)
+    assert bool(re.search(whole_word(name), text)) == bool(re.search(plain, text))
+
+
+@pytest.mark.parametrize("letter", "法ぁカー々ก豈𠀀ㄅ")
+def test_scripts_without_spaces(letter: str) -> None:
+    assert is_spaceless(letter)
+
+
+@pytest.mark.parametrize("letter", ["a", "1", "é", "П", "한", " ", ".", "", "。"])
+def test_scripts_with_spaces_and_marks(letter: str) -> None:
+    assert not is_spaceless(letter)
+
+
+def test_a_chinese_answer_is_read_everywhere() -> None:
+    """The judge, the scorer, the page and the words in the question, on one sentence."""
+    question, answer = "为什么巴黎是德国的首都？", "巴黎是法国的首都，不是德国的。"
+    asked = RawQuestion(question, true_object="法国", false_object="德国", label="false_premise")
+    verdict = judge_by_words(asked, answer)
+    assert asked.object_span == last_mention(question, "德国") == (6, 8)
+    assert verdict.names_answer
+    assert verdict.names_false_object
+    assert [
+        piece.role for piece in mark_names(answer, true_object="法国", false_object="德国")
+    ] == [*("", "true", "", "false", "")]
+    example = Example("t", "首都？", "法国", kind="name")
+    assert is_right(example, "巴黎是法国的首都。")
+    assert not is_right(example, "巴黎是德国的首都。")
+
+
+def test_a_right_name_that_holds_the_false_one_in_either_form() -> None:
+    answer = unicodedata.normalize("NFD", "It is São Paulo Sé.")
+    example = Example("t", "Where?", "São Paulo Sé", kind="name", false_object="Sé")
+    assert is_right(example, answer)
