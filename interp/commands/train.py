@@ -83,7 +83,8 @@ def train_moelora(
     Raises `UserError` for a user's mistake, if possible before anything is written.
     """
     if (run / "metrics.json").is_file():
-        found, _ = base_identity(settings, allow_pickle=allow_pickle)
+        found, tokenizer = base_identity(settings, allow_pickle=allow_pickle)
+        found |= _data_identity_if_there(tokenizer, settings)
         check_finished(run, IDENTITY, {**plain_settings(settings), **found})
         return run
     check_placing(device, device_map, max_memory)
@@ -132,10 +133,27 @@ def training_identity(
     return {
         **plain_settings(settings),
         "fingerprint": base.fingerprint,
-        "data_sha256": data.sha256,
         **tokenizer_identity(base.tokenizer),
-        PROMPTS: digest_of([asdict(example) for example in (*data.train, *data.encoded_test)]),
+        **data_identity(data),
     }
+
+
+def data_identity(data: TaskData) -> dict[str, Any]:
+    """The data's part of a run's identity."""
+    every = (*data.train, *data.encoded_test)
+    return {
+        "data_sha256": data.sha256,
+        PROMPTS: digest_of([asdict(example) for example in every]),
+    }
+
+
+def _data_identity_if_there(tokenizer: Any, settings: TrainingSettings) -> dict[str, Any]:
+    """`data_identity` for a finished run, which needs its data no longer: nothing without them."""
+    try:
+        return data_identity(_task_data(tokenizer, settings))
+    except UserError as error:
+        logger.warning("the run is finished; its data cannot be compared with today's: %s", error)
+        return {}
 
 
 def base_identity(
@@ -156,8 +174,12 @@ def load_data(base: Pretrained, settings: TrainingSettings) -> TaskData:
             f"max_length is {settings.max_length}, but {base.spec} reads at most {base.context} "
             "tokens: choose a smaller one"
         )
+    return _task_data(base.tokenizer, settings)
+
+
+def _task_data(tokenizer: Any, settings: TrainingSettings) -> TaskData:
     return load_task_data(
-        base.tokenizer,
+        tokenizer,
         settings.data,
         max_length=settings.max_length,
         columns=settings.columns,

@@ -144,6 +144,27 @@ def test_finished_run_is_returned_as_it_is(
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
+def test_a_finished_run_tells_that_its_data_changed(
+    tiny_training: TrainingSettings,
+    tmp_path: Path,
+    train: Train,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    rows = Path(tiny_training.data[0]).read_text(encoding="utf-8")
+    data = tmp_path / "data.jsonl"
+    data.write_text(rows, encoding="utf-8")
+    settings = replace(tiny_training, data=(str(data),))
+    train(settings, tmp_path / "run")
+    metrics = (tmp_path / "run" / "metrics.json").read_bytes()
+    data.write_text("\n".join(rows.splitlines()[:-1]), encoding="utf-8")
+    with pytest.raises(UserError, match="holds another run .*data"):
+        train(settings, tmp_path / "run")
+    data.unlink()
+    train(settings, tmp_path / "run")
+    assert "its data cannot be compared with today's" in caplog.text
+    assert (tmp_path / "run" / "metrics.json").read_bytes() == metrics
+
+
 def test_other_settings_in_the_same_directory_are_refused(
     finished: Path, tiny_training: TrainingSettings, train: Train
 ) -> None:

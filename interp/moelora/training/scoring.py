@@ -65,6 +65,10 @@ _OPEN = re.compile(
     re.IGNORECASE,
 )
 """Two alternative numbers, which leave the answer open."""
+_DENIED = re.compile(
+    rf"(?:\bnot|n['’]t|\brather than|\binstead of) +(?:{NUMBER.pattern})", re.IGNORECASE
+)
+"""A number that is named as the wrong one."""
 _CLAUSES = re.compile(r"[;,.!?:\n]|\bbut\b|\brather\b|\binstead\b", re.IGNORECASE)
 _NEGATION = re.compile(r"\b(?:not|never|no|neither|nor|cannot)\b|n['’]t\b", re.IGNORECASE)
 
@@ -132,9 +136,11 @@ def is_right(example: Example, answer: str) -> bool:
 def extract_number(text: str) -> Decimal | None:
     """The number that a text arrives at: the first one behind a mark, else the last one.
 
-    Of a calculation behind the mark it is what stands behind its last ``=``. None where the mark
-    leaves two numbers open ("40 or 44", "between 40 and 44").
+    Of a calculation behind the mark it is what stands behind its last ``=``. A number behind "not",
+    "rather than" and "instead of" counts as none. None where the mark leaves two numbers open ("40
+    or 44", "between 40 and 44").
     """
+    text = _DENIED.sub(" ", text)
     *_, behind = _MARKED.split(text)
     marked = numbers_in(behind) if _MARKED.search(text) else []
     if marked:
