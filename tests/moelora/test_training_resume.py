@@ -157,7 +157,7 @@ def test_a_finished_run_tells_that_its_data_changed(
     train(settings, tmp_path / "run")
     metrics = (tmp_path / "run" / "metrics.json").read_bytes()
     data.write_text("\n".join(rows.splitlines()[:-1]), encoding="utf-8")
-    with pytest.raises(UserError, match="holds another run .*data"):
+    with pytest.raises(UserError, match=r"holds another run .*data"):
         train(settings, tmp_path / "run")
     data.unlink()
     train(settings, tmp_path / "run")
