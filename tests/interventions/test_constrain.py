@@ -10,28 +10,12 @@ import torch
 from interp.errors import UserError
 from interp.heads import HeadSet
 from interp.heads.object_edits import mean_output
-from interp.interventions import Constraint, constrain
+from interp.interventions import constrain
 from interp.models import HookedModel, model_info
 from interp.patching import LogitDifference, TokenBatch, last_logits, sweep_sets
 from interp.premises import Premises
 from interp.premises.encode import EncodedPremises, encode_premises
-
-HEADS = ((0, 1), (1, 2), (0, 3))
-SETTINGS = [
-    ("output", "zero", 0.0),
-    ("output", "mean", 0.0),
-    ("output", "resample", 0.0),
-    ("output", "scale", 0.5),
-    ("attention", "zero", 0.0),
-    ("attention", "scale", 2.0),
-]
-CLOSE: dict[str, Any] = {"rtol": 0.0, "atol": 5e-5}
-
-
-def constraint(
-    site: Any, mode: Any = "zero", factor: float = 0.0, heads: Any = HEADS
-) -> Constraint:
-    return Constraint(HeadSet(heads, site), mode, factor)
+from tests.interventions.settings import CLOSE, HEADS, SETTINGS, constraint
 
 
 def encoded_for(model: Any, premises: Premises) -> EncodedPremises:

@@ -6,29 +6,12 @@ import pytest
 import torch
 
 from interp.forward.generate import generate_tokens
-from interp.heads import HeadSet
 from interp.interventions import Constraint, constrain
 from interp.models import HookedModel
 from interp.patching import TokenBatch, last_logits
 from interp.premises import Premises
 from interp.premises.encode import encode_premises
-
-HEADS = ((0, 1), (1, 2), (0, 3))
-SETTINGS = [
-    ("output", "zero", 0.0),
-    ("output", "mean", 0.0),
-    ("output", "resample", 0.0),
-    ("output", "scale", 0.5),
-    ("attention", "zero", 0.0),
-    ("attention", "scale", 2.0),
-]
-CLOSE: dict[str, Any] = {"rtol": 0.0, "atol": 5e-5}
-
-
-def constraint(
-    site: Any, mode: Any = "zero", factor: float = 0.0, heads: Any = HEADS
-) -> Constraint:
-    return Constraint(HeadSet(heads, site), mode, factor)
+from tests.interventions.settings import CLOSE, SETTINGS, constraint
 
 
 @torch.no_grad()
