@@ -45,7 +45,7 @@ COMMANDS = ("ask", "detect")
 def ask(options: AskOptions, console: Console) -> None:
     """Answer questions without and with a run's constraint; see ``interp.commands.ask``."""
     settings = settings_of(AskSettings, options)
-    questions = questions_to_ask(options.question, settings, stdin=sys.stdin.buffer)
+    questions = questions_to_ask(options.question, settings, stdin=getattr(sys.stdin, "buffer", ()))
     source = source_of(options.run, options.model)
     quantization = options.quantization
     if source.run is not None and options.model is None and quantization is None:

@@ -32,6 +32,8 @@ def take_config(arguments: list[str]) -> tuple[list[str], Path | None]:
         value = value or next(words, None)
         if value is None:
             raise UserError("--config needs a YAML file")
+        if config is not None:
+            raise UserError(f"--config is given twice, as {config} and {value}: join the files")
         config = Path(value)
     return rest, config
 

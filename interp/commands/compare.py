@@ -8,21 +8,23 @@ parameters. Each (method, seed) is a training run of its own (`interp.commands.t
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
 import pandas as pd
 
-from interp.commands.train import IDENTITY as TRAINING
 from interp.commands.train import (
+    DATA,
     base_identity,
+    data_identity_if_there,
     load_data,
     metrics_of,
     plain_settings,
     train_moelora,
 )
+from interp.commands.train import IDENTITY as TRAINING
 from interp.errors import UserError
 from interp.files.documents import (
     read_json,
@@ -109,7 +111,8 @@ def compare_moelora(
     write_yaml(run / "config.yaml", {**identity, "seeds": list(settings.seeds)})
     placing: Any = {"device": device, "device_map": device_map, "max_memory": max_memory}
     placing |= {"allow_pickle": allow_pickle}
-    base = base_metrics(settings.training, run, progress=progress, **placing)
+    today = data_identity_if_there(tokenizer, settings.training)
+    base = base_metrics(settings.training, run, today=today, progress=progress, **placing)
     finished = []
     for seed in settings.seeds:
         for method in settings.methods:
@@ -140,7 +143,7 @@ def compare_moelora(
 def _check_same_data(run: Path, settings: CompareSettings) -> None:
     """Raise UserError if the data has changed since the first run of the comparison."""
     hashes = {
-        read_json(run / "runs" / f"{method}-seed{seed}" / TRAINING).get("data_sha256")
+        read_json(run / "runs" / f"{method}-seed{seed}" / TRAINING).get(DATA)
         for method in settings.methods
         for seed in settings.seeds
     }
@@ -177,19 +180,31 @@ def parameter_spread(runs: Sequence[FinishedRun]) -> float:
 
 
 def base_metrics(
-    training: TrainingSettings, run: Path, *, progress: bool, **placing: Any
+    training: TrainingSettings,
+    run: Path,
+    *,
+    today: Mapping[str, Any] | None = None,
+    progress: bool,
+    **placing: Any,
 ) -> dict[str, Any]:
-    """The metrics of the model without an adapter on the same questions; kept in `run`."""
+    """The metrics of the model without an adapter on the same questions; kept in `run`.
+
+    Args:
+        today: `data_identity` of the questions; metrics that are kept of others are made anew.
+    """
     path = run / "base.json"
-    if not path.is_file():
+    kept = read_json(path) if path.is_file() else None
+    digest = (today or {}).get(DATA)
+    if kept is None or (digest and kept.get(DATA, digest) != digest):
         base = load_pretrained(
             training.model, dtype=training.dtype, quantization=training.quantization, **placing
         )
         data = load_data(base, training)
         answers, metrics = metrics_of(base, base.model, data, progress=progress)
         write_jsonl(run / "base_predictions.jsonl", (answer.to_row() for answer in answers))
-        write_json(path, metrics)
-    return read_json(path)
+        kept = {**metrics, DATA: data.sha256}
+        write_json(path, kept)
+    return {name: value for name, value in kept.items() if name != DATA}
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:

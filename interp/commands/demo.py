@@ -7,6 +7,7 @@ relation is searched first, and its detector trained on the search part.
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from interp.commands.evaluate import run_detector, write_evaluations
 from interp.commands.locate import IDENTITY, LocateSettings, load_run, locate_run
 from interp.errors import UserError
+from interp.evaluation.answer_pair import AnswerPair
 from interp.evaluation.answers import answer_pairs, ask_all
 from interp.evaluation.evaluate import RANDOM_SETS, Evaluation, evaluate
 from interp.heads.effects import HeadEffects, count_of_fraction
@@ -21,7 +23,7 @@ from interp.heads.headset import HeadSet
 from interp.heads.shipped import Shipped, shipped_for
 from interp.interventions.head_constraint import Constraint
 from interp.models.hooked_model import HookedModel
-from interp.premises.questions import Split
+from interp.premises.questions import Premises, Split
 from interp.runs.clock import one_moment
 from interp.runs.identity import conditions
 from interp.runs.job_runner import StoredJobRunner
@@ -112,7 +114,7 @@ def demo_run(
                 model, asked, Constraint(heads), detections=few_found, **options
             )
         ]
-    evaluations = [replace(gated, answers=tuple(pairs)), told]
+    evaluations = [replace(gated, answers=_first_of_each_kind(pairs, settings.answers)), told]
     write_evaluations(run, evaluations)
     stages.remove_others()
     return evaluations
@@ -127,7 +129,22 @@ def _heads(effects: HeadEffects, settings: DemoSettings, shipped: Shipped | None
     return effects.select(count=count)
 
 
-def _few(split: Split, count: int) -> Any:
-    """The first held-out facts, for about ``count`` questions."""
-    n_facts = max(1, count // len(split.held_out.templates))
-    return split.held_out.first(min(n_facts, len(split.held_out.facts)))
+def _few(split: Split, count: int) -> Premises:
+    """The first held-out facts, for at least ``count`` questions, with false objects among them."""
+    every = split.held_out
+    for n_facts in range(max(2, -(-count // len(every.templates))), len(every.facts)):
+        few = every.first(n_facts)
+        try:
+            few.questions()
+        except UserError:  # their objects are too alike
+            continue
+        return few
+    return every
+
+
+def _first_of_each_kind(pairs: Sequence[AnswerPair], count: int) -> tuple[AnswerPair, ...]:
+    """The first ``count`` answers to false and to true premises."""
+    kinds = dict.fromkeys(pair.kind for pair in pairs)
+    return tuple(
+        pair for kind in kinds for pair in [pair for pair in pairs if pair.kind == kind][:count]
+    )

@@ -3,8 +3,6 @@
 Writes settings.csv (search part), evaluation.json, null.csv and generations.jsonl (held-out part).
 """
 
-import csv
-import io
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -15,11 +13,12 @@ from interp.arguments import check_choice, whole_number
 from interp.commands.known import split_known
 from interp.commands.locate import DEFAULT_FRACTION, IDENTITY
 from interp.commands.locate_joint import AnyEffects, check_prompts, load_search
+from interp.commands.marks import mark_evaluated
 from interp.errors import UserError
 from interp.evaluation.answers import ask_all
 from interp.evaluation.evaluate import RANDOM_SETS, Evaluation, evaluate
 from interp.evaluation.settings import SettingMode, choose_setting, compare_settings
-from interp.files.documents import write_atomically, write_json, write_jsonl, write_table
+from interp.files.documents import write_json, write_jsonl, write_table
 from interp.heads.effects import count_of_fraction
 from interp.heads.headset import Site
 from interp.heads.joint import JointEffects, SelectedBy
@@ -32,7 +31,6 @@ from interp.models.hooked_model import HookedModel
 from interp.premises.joint import AnyPremises, AnySplit, parts_of
 from interp.premises.questions import Premises
 from interp.premises.registry import load_relation
-from interp.report.read_run import read_heads
 from interp.runs.clock import one_moment, run_clock
 from interp.runs.identity import conditions, model_identity
 from interp.runs.job_runner import StoredJobRunner
@@ -367,20 +365,4 @@ def write_evaluations(folder: Path, evaluations: list[Evaluation], *, mark: bool
     content["alternatives"] = [other.to_dict() for other in evaluations[1:]]
     write_json(folder / "evaluation.json", content)
     if mark:
-        _mark_selected(folder, evaluations)
-
-
-def _mark_selected(run: Path, evaluations: list[Evaluation]) -> None:
-    """Mark the evaluated heads in heads.csv, and keep the text of all other cells."""
-    path = run / "heads.csv"
-    read_heads(path)  # raises for a malformed table
-    constraints = [evaluation.constraint for evaluation in evaluations]
-    chosen = {(constraint.site, *head) for constraint in constraints for head in constraint.heads}
-    reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, reader.fieldnames or (), lineterminator="\n")
-    writer.writeheader()
-    for row in reader:
-        head = (row["site"], int(row["layer"]), int(row["head"]))
-        writer.writerow({**row, "selected": head in chosen})
-    write_atomically(path, text.getvalue())
+        mark_evaluated(folder)

@@ -6,11 +6,11 @@ interrupted call goes on.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from interp.commands.evaluate import EvaluateSettings, SiteToScore, run_detector
+from interp.commands.evaluate import EvaluateSettings, SiteToScore, chosen_effects, run_detector
 from interp.commands.locate import DEFAULT_FRACTION, IDENTITY
 from interp.commands.locate_joint import AnyEffects, check_prompts
 from interp.errors import UserError
@@ -19,7 +19,7 @@ from interp.evaluation.question_answers import QuestionAnswers, evaluate_questio
 from interp.figures.tables import settings_of
 from interp.files.documents import write_json, write_jsonl
 from interp.files.shape import Maybe, check_shape
-from interp.heads.headset import Site
+from interp.heads.headset import HeadSet, Site
 from interp.interventions.head_constraint import Constraint, Mode
 from interp.models.hooked_model import HookedModel
 from interp.premises.joint import AnySplit
@@ -35,7 +35,7 @@ from interp.runs.shards import Engine, InProcess, remove_shards
 
 SHARDS = Path("shards") / "questions"
 ANSWERS, RATES = "questions.jsonl", "questions.json"
-_EVALUATED = {"site": str, "mode": str, "n_heads": int, "factor": Maybe(float)}
+_EVALUATED = {"site": str, "mode": str, "heads": [[int, int]], "factor": Maybe(float)}
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def constraint_of_run(
     """The heads and what they do: as the settings name it, and else as the run was evaluated.
 
     ``site="best"`` is the site that did best in evaluation.json, ``mode="best"`` the mode that was
-    evaluated at the site. The number of heads is the evaluation's too, unless another one than the
+    evaluated at the site. The heads are the evaluation's too, unless another number than the
     default is given, or no evaluation is needed.
 
     Raises:
@@ -137,19 +137,19 @@ def constraint_of_run(
     if "best" in (settings.site, settings.mode):
         chosen = _evaluated(run, settings.site)
     site: Site = chosen["site"] if settings.site == "best" else settings.site
-    if site not in effects:
-        raise UserError(f"{run} was searched at site {', '.join(effects)}, not {site!r}")
+    found = chosen_effects(effects, replace(settings, site=site), run)[site]
     mode: Mode = chosen["mode"] if settings.mode == "best" else settings.mode
     factor = (chosen.get("factor") or 0.0) if settings.mode == "best" else settings.factor
     if chosen and settings.heads == DEFAULT_FRACTION:
-        count = chosen["n_heads"]
+        pairs = tuple((layer, head) for layer, head in chosen["heads"])
+        heads = HeadSet(pairs, site, "evaluated in the run")
     else:
-        count = settings.count(effects[site].n_heads)
+        heads = found.select(count=settings.count(found.n_heads))
     steps = settings.decoding_steps
     if steps is None and settings.mode == "best":
         steps = chosen.get("decoding_steps")
     return Constraint(
-        effects[site].select(count=count),
+        heads,
         mode,
         factor if mode == "scale" else 0.0,
         steps if site == "attention" else None,

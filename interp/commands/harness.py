@@ -121,7 +121,10 @@ def _identity(lm: Any, task: Any, settings: HarnessSettings) -> dict[str, Any]:
         "model": lm.fingerprint,
         "dtype": str(lm.model.dtype),
         "intervention": digest_of(
-            [[p.site, p.mode, p.factor, list(p.heads)] for p in lm.attached.intervention.heads]
+            [
+                [p.site, p.mode, p.factor, p.decoding_steps, list(p.heads)]
+                for p in lm.attached.intervention.heads
+            ]
         ),
         "detector": digest_of(_described(lm.detector)),
         "task": digest_of({"config": repr(task.dump_config()), "documents": list(task.eval_docs)}),

@@ -24,6 +24,7 @@ from interp.commands.known import (
     prompts_identity,
     split_known,
 )
+from interp.commands.marks import mark_again
 from interp.errors import UserError
 from interp.files.documents import read_json, write_table
 from interp.files.fields import from_mapping
@@ -163,6 +164,7 @@ def locate_run(
         count = count_of_fraction(DEFAULT_FRACTION, site_effects.values[0].numel())
         tables.append(site_effects.to_dataframe(site_effects.select(count=count)))
     write_table(run / "heads.csv", pd.concat(tables, ignore_index=True))
+    mark_again(run)  # of a run that was evaluated, and is located again
     noted = {"settings": asdict(settings), "seed": settings.seed}
     noted |= budget_entry(run, IDENTITY, model)
     write_manifest(run, model, identity=IDENTITY, **noted)

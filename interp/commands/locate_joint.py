@@ -22,6 +22,7 @@ from interp.commands.locate import (
     load_run,
     locate_run,
 )
+from interp.commands.marks import mark_again
 from interp.errors import UserError
 from interp.files.documents import read_json, write_json, write_jsonl, write_table
 from interp.files.links import check_links
@@ -145,6 +146,7 @@ def _write_tables(run: Path, effects: Mapping[Site, JointEffects]) -> None:
     for name, tables in (("heads_by_relation", by_relation), ("stability", stability)):
         write_table(run / f"{name}.csv", pd.concat(tables, ignore_index=True))
     write_table(run / "heads.csv", pd.concat(pooled, ignore_index=True))
+    mark_again(run)
 
 
 def searched_relations(run: Path) -> tuple[str, ...]:

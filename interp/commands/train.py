@@ -58,6 +58,8 @@ logger = logging.getLogger(__name__)
 SIMILARITY_EXAMPLES = 64
 CHECKPOINTS = "checkpoints"
 IDENTITY = "training.json"
+DATA = "data_sha256"
+"""The key of the data's hash."""
 COLUMNS = (
     *("step", "epoch", "loss", "language_loss", "load_balance", "contrastive", "router_z"),
     *("load_smallest", "load_largest", "dead_experts", "grad_norm", "learning_rate"),
@@ -84,7 +86,7 @@ def train_moelora(
     """
     if (run / "metrics.json").is_file():
         found, tokenizer = base_identity(settings, allow_pickle=allow_pickle)
-        found |= _data_identity_if_there(tokenizer, settings)
+        found |= data_identity_if_there(tokenizer, settings)
         check_finished(run, IDENTITY, {**plain_settings(settings), **found})
         return run
     check_placing(device, device_map, max_memory)
@@ -142,12 +144,12 @@ def data_identity(data: TaskData) -> dict[str, Any]:
     """The data's part of a run's identity."""
     every = (*data.train, *data.encoded_test)
     return {
-        "data_sha256": data.sha256,
+        DATA: data.sha256,
         PROMPTS: digest_of([asdict(example) for example in every]),
     }
 
 
-def _data_identity_if_there(tokenizer: Any, settings: TrainingSettings) -> dict[str, Any]:
+def data_identity_if_there(tokenizer: Any, settings: TrainingSettings) -> dict[str, Any]:
     """`data_identity` for a finished run, which needs its data no longer: nothing without them."""
     try:
         return data_identity(_task_data(tokenizer, settings))
@@ -254,7 +256,7 @@ def write_training(
     described = describe_hf_model(
         base.model, base.tokenizer, spec=base.spec, fingerprint=base.fingerprint
     )
-    noted = {"data_sha256": data.sha256, "settings": plain_settings(settings)}
+    noted = {DATA: data.sha256, "settings": plain_settings(settings)}
     write_manifest(run, described, prompts=None, identity=IDENTITY, seed=settings.seed, **noted)
     shutil.rmtree(run / CHECKPOINTS, ignore_errors=True)
     write_json(run / "metrics.json", content)

@@ -76,7 +76,9 @@ class Answers:
         where = f"“{self.false_object}”, {who}"
         if not self.acted:
             return f"{where}. No head is chosen: the answer stays as it is."
-        return f"{where}. Constrained there: {self.constraint.name}."
+        steps = self.constraint.decoding_steps
+        how_long = "" if steps is None else f", in the prefill and {steps} decoding steps"
+        return f"{where}. Constrained there: {self.constraint.name}{how_long}."
 
     def question_pieces(self) -> tuple[Piece, ...]:
         """The question, with the words that are assumed to be false as a separate piece."""

@@ -23,7 +23,7 @@ from interp.heads.headset import Head, HeadSet, Site, check_site
 from interp.heads.locate import as_encoded
 from interp.heads.object_edits import mean_output
 from interp.interventions.context import constrain
-from interp.interventions.generate import named_span
+from interp.interventions.generate import last_mention, named_span
 from interp.interventions.head_constraint import SITE_MODES, Constraint, Mode
 from interp.lazy import go, pd
 from interp.models import model_info, render_chat
@@ -155,8 +155,7 @@ class Explorer:
             rendered = render_chat(self.model.tokenizer, question)
             encoding = tokenize(self.model.tokenizer, rendered)
             tokens = named_span(question, words, rendered, encoding=encoding)
-            start = question.rfind(words)
-            return FoundPremise((start, start + len(words)), tokens, "you")
+            return FoundPremise(last_mention(question, words), tokens, "you")
         if not isinstance(self._detector, Detector):
             self._detector = self._detector()
         (found,) = detect(self.model, [question], detector=self._detector, progress=False)

@@ -103,11 +103,12 @@ def _evaluated(run: Path, explorer: Explorer) -> Constraint | None:
     path = run / "evaluation.json"
     if not path.is_file():
         return None
-    shape = {"heads": Maybe([[int, int]]), "factor": Maybe(float)}
+    shape = {"heads": Maybe([[int, int]]), "factor": Maybe(float), "decoding_steps": Maybe(int)}
     evaluation = check_shape(read_json(path), shape, str(path))
     site, mode = evaluation.get("site"), evaluation.get("mode")
     if site not in explorer.sites or mode not in explorer.modes(site):
         return None  # an intervention with several parts, which the page cannot show
     pairs = ((layer, head) for layer, head in evaluation.get("heads") or ())
     heads = explorer.choose(site, pairs, chosen_by="evaluated in the run")
-    return Constraint(heads, mode, float(evaluation.get("factor") or 0.0))
+    steps = evaluation.get("decoding_steps")
+    return Constraint(heads, mode, float(evaluation.get("factor") or 0.0), steps)

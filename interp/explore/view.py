@@ -41,9 +41,14 @@ class View:
 
     @property
     def constraint(self) -> Constraint:
-        """The constraint of the widgets. Raises UserError for an invalid combination."""
+        """The constraint of the widgets, in the first constraint's decoding steps.
+
+        Raises UserError for an invalid combination.
+        """
         mode = cast(Mode, self.mode.value)
-        return Constraint(self.chosen, mode, float(self.factor.value) if mode == "scale" else 0.0)
+        steps = self.explorer.start.decoding_steps if self.chosen.site == "attention" else None
+        factor = float(self.factor.value) if mode == "scale" else 0.0
+        return Constraint(self.chosen, mode, factor, steps)
 
     async def ask(self, *_: Any) -> None:
         """Ask the question in the box, and show the answers or an error message."""

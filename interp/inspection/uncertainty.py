@@ -188,7 +188,7 @@ def word_clusters(
     table = np.array([[word in found for word in vocabulary] for found in words])
     distances = distance.pdist(table, metric="jaccard")
     tree = hierarchy.linkage(distances, "complete")
-    found = hierarchy.fcluster(tree, t=1 - similarity, criterion="distance")
+    found = hierarchy.fcluster(tree, t=1 - similarity + 1e-9, criterion="distance")
     return tuple(int(label) for label in found)
 
 

@@ -108,7 +108,11 @@ class Step:
 
     def real_tokens(self, shape: tuple[int, ...]) -> Bool[Tensor, " token"] | None:
         """The mask for projections whose inputs have that leading shape, flat; None: all real."""
-        if self.mask is None or len(shape) != 2:
+        if self.mask is None:
+            return None
+        if shape == (self.mask.numel(),):  # OPT runs its MLP on batch and positions as one axis
+            return self.mask.flatten()
+        if len(shape) != 2:
             return None
         if self.mask.shape[0] != shape[0] or self.mask.shape[1] < shape[1]:
             return None

@@ -186,21 +186,47 @@ def mean_interval(
 
     All prompts have the same weight; a resample takes groups with all their prompts.
     """
+    return mean_of_parts_interval(values, [""] * len(values), groups, seed=seed)
+
+
+@checked
+def mean_of_parts_interval(
+    values: Sequence[float] | np.ndarray,
+    parts: Sequence[str],
+    groups: Sequence[str],
+    *,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """The mean over parts of each part's mean, with a percentile interval from resampling groups.
+
+    All parts have the same weight, whatever their size. A resample takes groups with all their
+    prompts; a part of which it has none does not count in it.
+    """
     data = np.asarray(values, dtype=float)
     if len(data) == 0:
         return float("nan"), float("nan"), float("nan")
-    index = group_order(groups, len(data))
-    sums = np.bincount(index, weights=data)
-    counts = np.bincount(index).astype(float)
-    mean = float(data.mean())
+    index, part = group_order(groups, len(data)), group_order(parts, len(data))
+    n_parts = int(part.max()) + 1
+    sums, counts = np.zeros((2, int(index.max()) + 1, n_parts))
+    np.add.at(sums, (index, part), data)
+    np.add.at(counts, (index, part), 1.0)
+    mean = float((sums.sum(axis=0) / counts.sum(axis=0)).mean())
     if len(sums) < 2:
         return mean, mean, mean
+
+    def resampled(*columns: np.ndarray, axis: int) -> np.ndarray:
+        found = np.stack([column.sum(axis=axis) for column in columns])
+        totals, sizes = found[:n_parts], found[n_parts:]
+        drawn = sizes > 0
+        means = np.divide(totals, sizes, where=drawn, out=np.zeros_like(totals))
+        return means.sum(axis=0) / drawn.sum(axis=0)
+
     low, high = bootstrap_interval(
-        (sums, counts),
-        lambda s, c, axis: s.sum(axis=axis) / c.sum(axis=axis),
+        (*sums.T, *counts.T),
+        resampled,
         paired=True,
         vectorized=True,
         seed=seed,
-        batch=resamples_at_once(4 * len(sums), BOOTSTRAP_RESAMPLES),
+        batch=resamples_at_once(4 * n_parts * len(sums), BOOTSTRAP_RESAMPLES),
     )
     return mean, float(low), float(high)

@@ -27,6 +27,11 @@ CALIBRATION_SHAPE = {
 """What `Calibration.from_dict` takes; see `interp.files.shape.check_shape`."""
 
 
+SLOPE = 1e-3
+"""The rise of an isotonic curve over all scores, on its level pieces too: scores there keep their
+order, and a threshold can part them."""
+
+
 @dataclass(frozen=True)
 class Calibration:
     """A rising curve from score to probability, linear between points.
@@ -65,7 +70,8 @@ class Calibration:
         """The probability of label 1 for each score."""
         values = np.asarray(scores, dtype=float)
         if self.method == "isotonic":
-            return np.interp(values, self.scores, self.probabilities)
+            steps = np.interp(values, self.scores, self.probabilities)
+            return (1 - SLOPE) * steps + SLOPE * (0.5 + np.arctan(values) / np.pi)
         return 1 / (1 + np.exp(-np.clip(self.slope * values + self.intercept, -500, 500)))
 
     def to_dict(self) -> dict[str, Any]:

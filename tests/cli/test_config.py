@@ -133,9 +133,11 @@ def test_any_value_is_an_option_or_one_clear_line(name: str, value: Any, tmp_pat
     assert "\n" not in message
 
 
-def test_the_last_config_file_is_taken_out_of_the_words() -> None:
-    words = ["--seed", "1", "--config", "a.yaml", "x", "--config=b=c.yaml"]
+def test_the_config_file_is_taken_out_of_the_words() -> None:
+    words = ["--seed", "1", "--config=b=c.yaml", "x"]
     assert take_config(words) == (["--seed", "1", "x"], Path("b=c.yaml"))
+    with pytest.raises(UserError, match=r"given twice, as b=c\.yaml and a\.yaml"):
+        take_config([*words, "--config", "a.yaml"])
     assert take_config(["--configure"]) == (["--configure"], None)
     with pytest.raises(UserError, match="--config needs a YAML file"):
         take_config(["--config"])

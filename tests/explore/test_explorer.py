@@ -200,3 +200,9 @@ def test_effects_and_a_model_do_without_a_run(planted: HookedModel, planted_run:
         open_model(planted, [effects["output"], effects["output"]])
     with pytest.raises(UserError, match="effects is empty"):
         open_model(planted, [])
+
+
+def test_named_words_are_shown_where_they_are_acted_on(explorer: Explorer) -> None:
+    question = "Why is city0 the capital of land1 if land10 has which town?"
+    chars = explorer.find(question, "land1").chars
+    assert chars == (28, 33)

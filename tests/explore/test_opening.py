@@ -13,6 +13,7 @@ from interp.cli import main
 from interp.errors import UserError
 from interp.explore import open_run, page
 from interp.explore.answers import Answer, Answers, FoundPremise
+from interp.explore.view import View
 from interp.heads import HeadSet
 from interp.interventions import Constraint
 from interp.models import HookedModel
@@ -33,6 +34,11 @@ def test_an_evaluated_run_starts_with_what_was_evaluated(planted: HookedModel, r
     (run / "evaluation.json").write_text(json.dumps(said))
     start = open_run(run, model=planted).start
     assert start == Constraint(HeadSet(((0, 1), (2, 2)), "output"), "scale", -1.0)
+    steps = {**said, "site": "attention", "mode": "zero", "factor": None, "decoding_steps": 0}
+    (run / "evaluation.json").write_text(json.dumps(steps))
+    explorer = open_run(run, model=planted)
+    assert explorer.start.decoding_steps == 0
+    assert View(explorer).constraint == explorer.start
     (run / "evaluation.json").write_text(json.dumps({**said, "site": "output + experts"}))
     assert open_run(run, model=planted).start.heads.chosen_by == "selected in the run"
 

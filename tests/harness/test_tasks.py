@@ -8,13 +8,15 @@ import pytest
 
 import interp.harness.model
 from interp.cli import main
-from interp.commands.harness import HarnessSettings, harness_run
+from interp.commands.harness import HarnessSettings, _identity, harness_run
 from interp.errors import UserError
 from interp.files.documents import write_json, write_jsonl
 from interp.harness.compare import TaskOptions, compare_task, load_tasks, run_task
 from interp.harness.documents import load, tasks_folder
 from interp.harness.model import FaithlensLM
 from interp.harness.paired import PairedMetric
+from interp.heads import HeadSet
+from interp.interventions import Constraint, Intervention
 from interp.premises.registry import data_dir
 from scripts import build_harness
 from tests.harness.test_model import FALSE, LATER, TRUE, UNDER, FindsGermany
@@ -121,6 +123,16 @@ def test_the_command_takes_up_what_is_there(
     assert again.to_dict()["metrics"] == content["metrics"]
     with pytest.raises(AssertionError):
         harness_run(run, HarnessSettings((few,), limit=2), progress=False)
+
+
+def test_every_part_of_a_constraint_is_in_the_identity(lm: FaithlensLM, few: str) -> None:
+    found = []
+    for steps in (None, 0, 1):
+        part = Constraint(HeadSet(((0, 1),), "attention"), decoding_steps=steps)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(lm.attached, "intervention", Intervention.of(part))
+            found.append(_identity(lm, task(few), HarnessSettings((few,)))["intervention"])
+    assert len(set(found)) == 3
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 
 from interp.errors import UserError
 from interp.heads import HeadEffects, head_statistics, mean_interval
-from interp.statistics.significance import group_means
+from interp.statistics.significance import group_means, mean_of_parts_interval
 
 
 def values_of(per_subject: Any) -> torch.Tensor:
@@ -173,3 +173,25 @@ def test_too_little_or_broken_data_is_told() -> None:
         head_statistics(broken, names(8))
     with pytest.raises(UserError, match="8 prompts but 7 subjects"):
         head_statistics(torch.zeros(8, 1, 1), names(7))
+
+
+def test_every_part_weighs_the_same_whatever_its_size() -> None:
+    """Against a bootstrap by hand; with all right, and with one part all wrong, nothing varies."""
+    large, small = 200, 20
+    parts, groups = ["a"] * large + ["b"] * small, names(large + small)
+    assert mean_of_parts_interval([1.0] * 220, parts, groups) == (1.0, 1.0, 1.0)
+    assert mean_of_parts_interval([1.0] * 200 + [0.0] * 20, parts, groups) == (0.5, 0.5, 0.5)
+    rng = np.random.default_rng(0)
+    values = (rng.random(220) < 0.8).astype(float)
+    mean, low, high = mean_of_parts_interval(values, parts, groups)
+    assert mean == pytest.approx((values[:200].mean() + values[200:].mean()) / 2)
+    drawn = [
+        np.mean([rng.choice(values[:200], 200).mean(), rng.choice(values[200:], 20).mean()])
+        for _ in range(4000)
+    ]
+    assert [low, high] == pytest.approx(np.quantile(drawn, [0.025, 0.975]).tolist(), abs=0.02)
+
+
+def test_a_part_of_one_group_may_be_missing_from_a_resample() -> None:
+    found = mean_of_parts_interval([1.0, 1.0, 0.0, 0.0], ["a", "a", "a", "b"], list("wxyz"))
+    assert all(np.isfinite(found))

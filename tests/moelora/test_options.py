@@ -305,3 +305,19 @@ def test_any_text_is_read_and_a_last_statement_settles_it(text: str, letter: str
 
 def test_no_options_are_none_said() -> None:
     assert extract_option("The answer is B", ()) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "found"),
+    [
+        ("Among A, B, C and D, the right one is B.", ("A", "B", "C", "D"), "B"),
+        ("Of the choices (A, B, C, D), the correct one is B.", ("A", "B", "C", "D"), "B"),
+        ("Solution 2", ("solution1", "solution2"), "solution2"),
+        ("The correct answer is Option 1.", ("option1", "option2"), "option1"),
+        ("There are 2 solutions", ("solution1", "solution2"), None),
+    ],
+)
+def test_the_right_one_and_numbered_options(
+    text: str, options: tuple[str, ...], found: str | None
+) -> None:
+    assert extract_option(text, options) == found

@@ -264,3 +264,39 @@ def test_other_text_is_no_number(text: str) -> None:
 
 def test_a_minus_is_a_sign_only_without_a_term_before() -> None:
     assert numbers_in("30-5 = 25, and -4 is below (2)-1") == [30, 5, 25, -4, 2, 1]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question": "Which is it?", "answer": "B"},
+        {"question": "Which is it?", "answer": "I reason.\n#### B"},
+        {"instruction": "Which is it?", "output": "It is B", "answer": "B"},
+    ],
+)
+def test_other_formats_keep_the_parts_beside_their_own(row: dict[str, Any]) -> None:
+    beside = {"task": "geography", "subject": "Italy", "options": "A;B", "also_true": None}
+    found = read({**row, **beside, "note": "ignored"})
+    assert (found.task, found.subject, found.options) == ("geography", "Italy", ("A", "B"))
+    assert (found.prompt, found.answer, found.kind) == ("Which is it?", "B", "option")
+
+
+def test_white_space_makes_no_other_subject() -> None:
+    once, again = (Example("t", text, "4") for text in ("2 + 2?", " 2  +\n2? \n"))
+    assert once.subject == again.subject
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [
+        ("minus 3", [-3]),
+        ("It is negative $3.50.", [-3.5]),
+        ("5 minus 3", [5, 3]),
+        ("(2) minus 3", [2, 3]),
+        ("5 - 8 = - 3", [5, 8, -3]),
+        ("- 3 apples", [3]),  # an item of a list
+        ("a minus sign", []),
+    ],
+)
+def test_a_sign_in_words(text: str, numbers: list[float]) -> None:
+    assert numbers_in(text) == numbers

@@ -43,6 +43,8 @@ LETTERS = ("A", "B", "C", "D")
         ("It is 7, not 5.", 7),
         ("There are 12 rather than 1,300 of them", 12),
         ("It isn't 5", None),
+        ("The answer is 5 - 8 = - 3", -3),
+        ("The answer is negative 3.", -3),
         ("a knot 5 m long", 5),
         ("no idea", None),
         ("", None),

@@ -5,11 +5,13 @@ from pathlib import Path
 import pytest
 
 import interp.commands.demo as demo
+from interp.commands.locate import load_run
 from interp.errors import UserError
 from interp.files.documents import read_json
 from interp.files.text import read_json_lines
 from interp.heads import shipped_for
 from interp.models import HookedModel
+from interp.report.answers import MarkedPair
 from interp.report.heads_page import write_report
 from tests.planted_detector import KnowsPlantedFacts
 from tests.runs.killing import write_premises
@@ -53,6 +55,23 @@ def test_answers_with_the_words_that_were_found(run: Path) -> None:
             assert row["question"][start:end] == row["false_object"]
     page = write_report(run).read_text("utf-8")
     assert page.count("<mark>") == 1 + 4  # the key, and the false premises
+
+
+@pytest.mark.parametrize(("answers", "n_facts"), [(1, 2), (2, 2), (5, 3), (100, 8)])
+def test_few_answers_are_of_few_facts(answers: int, n_facts: int, run: Path) -> None:
+    """One fact alone has no false object to draw."""
+    held_out = load_run(run)[1].held_out
+    assert len(held_out.templates) == 2
+    few = demo._few(load_run(run)[1], answers)
+    assert len(few.facts) == n_facts
+    assert len(few.questions()) >= min(answers, len(held_out.questions()))
+
+
+def test_answers_of_each_kind_are_as_many_as_asked_for(run: Path) -> None:
+    rows = [row for _, row in read_json_lines(run / "generations.jsonl")]
+    pairs = [MarkedPair.from_row(row) for row in rows]
+    kinds = [pair.kind for pair in demo._first_of_each_kind(pairs, 3)]
+    assert kinds == ["false_premise"] * 3 + ["true_premise"] * 3
 
 
 def test_order_of_the_table(run: Path) -> None:

@@ -162,6 +162,7 @@ def evaluation(site: str, mode: str, n_heads: int, factor: float = 0.0) -> dict[
     held_out = {"false_premise": {"baseline": {"n": 1}, "constrained": {"n": 1}}}
     return {
         **{"site": site, "mode": mode, "n_heads": n_heads, "factor": factor},
+        "heads": [[2, head] for head in range(n_heads)],  # not those of the largest effects
         "splits": {"held_out": held_out},
     }
 
@@ -181,6 +182,10 @@ def test_the_constraint_is_that_of_the_evaluation(run: Path) -> None:
         return constraint.site, constraint.mode, constraint.factor, len(constraint.heads)
 
     assert chosen() == ("output", "scale", -1.0, 2)
+    assert constraint_of_run(run, effects, best).heads.heads == ((2, 0), (2, 1))
+    largest = effects["output"].select(count=4)
+    named = EvaluateSettings(heads=4.0)
+    assert constraint_of_run(run, effects, named).heads.heads == largest.heads
     assert chosen(site="attention") == ("attention", "zero", 0.0, 3)
     assert chosen(mode="zero") == ("output", "zero", 0.0, 2)
     assert chosen(heads=4.0) == ("output", "scale", -1.0, 4)

@@ -1,6 +1,7 @@
 """``interp locate`` as a function: taken up anywhere, it leaves the bytes of an undisturbed run."""
 
 import hashlib
+import json
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from interp.files.documents import read_json, write_json
 from interp.heads.locate import locate_heads
 from interp.jobs import Shard
 from interp.models import HookedModel
+from interp.report.read_run import read_heads
 from tests.runs.killing import Trials, write_premises
 
 FILES = {
@@ -184,3 +186,26 @@ def test_killed_at_any_moment_it_gives_the_same_bytes(
     assert all(one["same"] for one in trials)
     assert [one["made_again"] for one in trials] == [0] * moments
     assert any(one["finished_shards"] for one in trials)
+
+
+def test_located_again_the_table_marks_what_was_evaluated(
+    planted: HookedModel,
+    settings: LocateSettings,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    run = tmp_path / "run"
+    locate_run(planted, settings, run, progress=False)
+    half = {"baseline": {"n": 1}, "constrained": {"n": 1}}
+    evaluated = {
+        **{"site": "output", "mode": "zero", "factor": 0.0, "n_heads": 2},
+        **{"heads": [[0, 3], [2, 1]], "splits": {"held_out": {"false_premise": half}}},
+    }
+    (run / "evaluation.json").write_text(json.dumps(evaluated))
+    locate_run(planted, settings, run, progress=False)
+    heads = read_heads(run / "heads.csv")
+    chosen = heads.loc[heads["selected"], ["layer", "head"]].to_numpy().tolist()
+    assert sorted(chosen) == [[0, 3], [2, 1]]
+    (run / "evaluation.json").write_text("{")
+    locate_run(planted, settings, run, progress=False)
+    assert "marks other heads than were evaluated" in caplog.text

@@ -48,6 +48,7 @@ from interp.statistics.significance import (
     RESOLUTION,
     EffectStatistics,
     effect_statistics,
+    group_means,
 )
 
 
@@ -90,18 +91,20 @@ class SliceEffects(Displayed):
 
         Columns: ``slice``, ``component``, ``layer``, ``unit``, ``expert``, ``effect`` (mean over
         groups), ``ci_low``, ``ci_high``, ``p_value``, ``q_value`` (NaN with too few groups),
-        ``head_effect`` (NaN where not measured).
+        ``head_effect`` (mean over groups; NaN where not measured).
         """
         columns: dict[str, Any] = {"slice": [part.name for part in self.slices]}
         for name in ("component", "layer", "unit", "expert"):
             columns[name] = [getattr(part, name) for part in self.slices]
         enough = len(set(self.groups)) >= MINIMUM_GROUPS
         columns["effect"] = (
-            self.statistics.mean if enough else self.preference.double().mean(dim=0).numpy()
+            self.statistics.mean if enough else _mean_over_groups(self.preference, self.groups)
         )
         for name in ("ci_low", "ci_high", "p_value", "q_value"):
             columns[name] = getattr(self.statistics, name) if enough else np.nan
-        columns["head_effect"] = np.nan if self.head_effect is None else self.head_effect.mean(0)
+        columns["head_effect"] = np.nan
+        if self.head_effect is not None:
+            columns["head_effect"] = _mean_over_groups(self.head_effect, self.groups)
         return pd.DataFrame(columns).sort_values(
             "effect", key=abs, ascending=False, kind="stable", ignore_index=True
         )
@@ -194,3 +197,9 @@ def _by_heads(
         first = part.unit * size
         found[tuple((part.layer, head) for head in range(first, first + size))].append(number)
     return found
+
+
+def _mean_over_groups(
+    values: Float[Tensor, "prompt slice"], groups: Sequence[str]
+) -> Float[np.ndarray, " slice"]:
+    return group_means(values, groups).mean(axis=0)

@@ -241,8 +241,9 @@ class RoutingPass:
         if batch is None:
             return
         batch.ran.add(number)
+        by_text = given if given.dim() == 3 else given.unflatten(0, (len(batch.counted), -1))
         # The positions that all texts share may have run before.
-        x = given[batch.counted[:, -given.shape[1] :].to(given.device)]
+        x = by_text[batch.counted[:, -by_text.shape[1] :].to(given.device)]
         logits = self.weights[number].router_logits(x).cpu()
         gates, chosen = self.counter.add(number, logits, batch.labels)
         self.moments.add(number, x[batch.sampled.to(x.device)])

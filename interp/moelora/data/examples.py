@@ -38,7 +38,8 @@ class Example:
         answer: what is scored; an option in the case in which the options have it.
         response: what the model learns to say; the answer alone where nothing is given.
         subject: what the question is about. Questions of one subject are never split between
-            training and test, and are resampled together; the prompt where nothing is given.
+            training and test, and are resampled together; the prompt where nothing is given,
+            whatever its white space.
         options: what may be answered, for a question with options.
         also_true: other right answers, for a name.
         false_object: a name that a right answer must not assert.
@@ -82,7 +83,7 @@ class Example:
             "answer": answer,
             "options": options,
             "response": self.response or self.answer,
-            "subject": self.subject or self.prompt,
+            "subject": self.subject or " ".join(self.prompt.split()),
         }
         for name, value in filled.items():
             object.__setattr__(self, name, value)

@@ -2,9 +2,9 @@
 
 Known are our own format (`prompt`, `answer` and what else `Example` has), the instruction format of
 LLM-Adapters (arXiv 2304.01933: `instruction`, `input`, `output`, `answer`), GSM8K (`question`,
-`answer` with ``#### 72`` at its end), and the arithmetic sets of the SVAMP repository (`Question`
-with placeholders, `Numbers`, `Equation`, `Answer`). Anything else is read through a mapping of
-columns that the user gives.
+`answer` with ``#### 72`` at its end), both with what else of an `Example` they have, and the
+arithmetic sets of the SVAMP repository (`Question` with placeholders, `Numbers`, `Equation`,
+`Answer`). Anything else is read through a mapping of columns that the user gives.
 """
 
 import math
@@ -21,6 +21,8 @@ from interp.moelora.data.examples import AnswerKind, Example
 from interp.moelora.data.numbers import as_text, plain_number
 
 _LISTS = ("options", "also_true")
+_BESIDE = ("task", "subject", "false_object", *_LISTS)
+"""Parts of an `Example` that a row of another format may have beside its own columns."""
 _FIELDS = ("task", "prompt", "answer", "response", "subject", "kind", "false_object", *_LISTS)
 LONGEST_EQUATION = 200
 _PLACEHOLDER = re.compile(r"\bnumber(\d{1,6})\b")
@@ -70,14 +72,21 @@ def _from_cells(cells: Mapping[str, tuple[str, Any]], task: str) -> Example:
     return Example(**{"prompt": "", "answer": "", **parts})
 
 
+def _with_parts(row: Row, task: str, **parts: str) -> Example:
+    """The example of a row of another format, with the parts of `_BESIDE` that it has."""
+    cells = {field: (field, row.get(field)) for field in _BESIDE}
+    return _from_cells(cells | {field: (field, text) for field, text in parts.items()}, task)
+
+
 def instruction(row: Row, task: str) -> Example:
     """LLM-Adapters and Alpaca: an instruction, perhaps an input to it, and the whole output."""
     row = {"input": "", "answer": "", **row}
     parts = (_cell(row, "instruction"), _cell(row, "input"))
     output = _cell(row, "output")
     answer = _cell(row, "answer").strip() or output
-    return Example(
-        task=task,
+    return _with_parts(
+        row,
+        task,
         prompt="\n".join(part.strip() for part in parts if part.strip()),
         answer=plain_number(answer),
         response=output.strip(),
@@ -89,10 +98,11 @@ def worked(row: Row, task: str) -> Example:
     steps, marked, answer = _cell(row, "answer").rpartition("####")
     answer = answer.strip()
     if not marked:
-        return Example(task=task, prompt=_cell(row, "question"), answer=answer)
+        return _with_parts(row, task, prompt=_cell(row, "question"), answer=answer)
     steps = re.sub(r"<<[^<>]*>>", "", steps).strip()
     response = f"{steps}\nThe answer is {answer}.".strip()
-    return Example(task=task, prompt=_cell(row, "question"), answer=answer, response=response)
+    question = _cell(row, "question")
+    return _with_parts(row, task, prompt=question, answer=answer, response=response)
 
 
 def equation(row: Row, task: str) -> Example:

@@ -38,6 +38,8 @@ _OTHER = re.compile(r"(?<![\w.])(?:\d{1,4}-\d{1,2}-\d{1,4}|\d{1,2}:\d{2}(?::\d{2
 """Dates and times, whose parts are no numbers."""
 _DASH = re.compile(r"(?<![\w)])(?<![\d)] )[–‑﹣－](?=\d)")
 """Other dashes that people write as a minus; between two numbers or words they are none."""
+_MINUS = re.compile(r"(?:\b(?:minus|negative)\s+|(?<==)\s*[-−]\s+)(?=[$€£¥₹]?\.?\d)", re.IGNORECASE)
+"""A sign in words, or parted from its number."""
 _APART = re.compile(rf"{_GROUP}|{_MONEY}|[%\s+]")
 _EXPONENT = re.compile(r"[eE]\+")
 CLOSE = Fraction(1, 10_000)
@@ -58,7 +60,7 @@ def numbers_in(text: str) -> list[Decimal]:
     Fractions, mixed numbers, powers, and words for thousands and more belong to their number; dates
     and times are left out.
     """
-    text = _DASH.sub("-", text)
+    text = _MINUS.sub(_as_sign, _DASH.sub("-", text))
     text = _OTHER.sub(" . ", _FRACTION.sub(r" \1/\2", text))
     found, at = [], 0
     while match := NUMBER.search(text, at):
@@ -76,6 +78,12 @@ def numbers_in(text: str) -> list[Decimal]:
             number = _with_tail(number, tail)
         found.append(number)
     return found
+
+
+def _as_sign(match: re.Match[str]) -> str:
+    """A minus, or the match as it is where a number or bracket before it is subtracted from."""
+    before = match.string[: match.start()].rstrip()
+    return match[0] if before and (before[-1].isdigit() or before[-1] in ")%") else " -"
 
 
 def _with_tail(number: Decimal, tail: re.Match[str]) -> Decimal:

@@ -75,6 +75,7 @@ _REASONED = re.compile(
     r"is (?:the )?(?:correct|right|best|true|answer))\b",
     re.I,
 )
+_NUMBERED = re.compile(r"([A-Za-z]+)\d+")
 _WORDS = frozenset("aAiI")
 """Letters that are words."""
 
@@ -85,6 +86,7 @@ def extract_option(text: str, options: Sequence[str]) -> str | None:
     if not options:
         return None
     shapes = _shapes_of(tuple(options))
+    text = shapes.joined(text)
     marked = _BOXED.sub(r"\nthe answer is \1 .\n", _ASKED.sub("Answer:", text))
     marked = _TAGGED.sub(r"\nthe answer is \2 .\n", marked)
     marked = _BOLD.sub(r"(\2)", _TAG.sub("\n", marked))
@@ -102,6 +104,12 @@ class _Shapes:
     def __init__(self, options: tuple[str, ...]) -> None:
         self.option = {option.casefold(): option for option in options}
         self.letters = all(len(option) == 1 for option in options)
+        numbered = [_NUMBERED.fullmatch(option) for option in options]
+        stems = {match[1] for match in numbered if match}
+        self._apart = re.compile(
+            rf"\b({'|'.join(map(re.escape, sorted(stems)))})\s(?=\d+\b)" if stems else r"()(?!)",
+            re.I,
+        )
         option = "|".join(
             as_a_word(text) + (_DETERMINER if text.casefold() == "no" else "")
             for text in sorted(options, key=len, reverse=True)
@@ -120,7 +128,7 @@ class _Shapes:
             rf"(?:\banswer\b(?:\s+(?:to|for|of)\b[^.:\n]{{0,60}}?)?\s*{_IS}"
             rf"|\b(?:options?|choices?|letter|solution|conclusion|response|result|ans\.?|pick|guess|"
             rf"vote|selection)\s*{_IS}"
-            rf"|\b(?:final|correct|right|best)\s+(?:answer|option|choice)\b\s*{_IS}?"
+            rf"|\b(?:final|correct|right|best)\s+(?:answer|option|choice|one)\b\s*{_IS}?"
             rf"|\banswer\b|####|\b{_CHOSEN}\b\s*:?)"
             rf"\s*{some}{several}(?=(?P<rest>[^\n]*))",
             flags,
@@ -143,6 +151,10 @@ class _Shapes:
             rf"(?=(?P<rest>[^\n]*))",
             flags,
         )
+
+    def joined(self, text: str) -> str:
+        """A text with "solution 2" as the option "solution2", where there is such a one."""
+        return self._apart.sub(r"\1", text)
 
     def stated(self, text: str) -> frozenset[str] | None:
         """The options that the last statement of the text names."""

@@ -50,7 +50,7 @@ from interp.moelora.training.answer_logits import (
 )
 from interp.moelora.training.options import extract_option
 from interp.premises.relation import names
-from interp.statistics.significance import mean_interval
+from interp.statistics.significance import mean_interval, mean_of_parts_interval
 
 MEAN = "mean"
 """The task name of the mean over tasks."""
@@ -69,7 +69,7 @@ _DENIED = re.compile(
     rf"(?:\bnot|n['’]t|\brather than|\binstead of) +(?:{NUMBER.pattern})", re.IGNORECASE
 )
 """A number that is named as the wrong one."""
-_CLAUSES = re.compile(r"[;,.!?:\n]|\bbut\b|\brather\b|\binstead\b", re.IGNORECASE)
+_CLAUSES = re.compile(r"[;,.!?:\n]|\s[-–—]\s|\bbut\b|\brather\b|\binstead\b", re.IGNORECASE)
 _NEGATION = re.compile(r"\b(?:not|never|no|neither|nor|cannot)\b|n['’]t\b", re.IGNORECASE)
 
 
@@ -147,7 +147,8 @@ def extract_number(text: str) -> Decimal | None:
         line = next(line for line in behind.split("\n") if numbers_in(line))
         if _OPEN.match(line):
             return None
-        result = numbers_in(line.rpartition("=")[2])
+        _, sign, calculated = line.rpartition("=")
+        result = numbers_in(sign + calculated)
         return result[0] if result else marked[0]
     every = numbers_in(text)
     return every[-1] if every else None
@@ -248,9 +249,8 @@ def mean_by_task(
         interval = mean_interval(of_task, [subjects[row] for row in rows], seed=seed)
         found.append(Accuracy(task, len(rows), *interval))
     if len(sizes) > 1:
-        even = len(values) / len(sizes)
-        weighted = [value * even / sizes[task] for value, task in zip(values, tasks, strict=True)]
-        found.append(Accuracy(MEAN, len(values), *mean_interval(weighted, subjects, seed=seed)))
+        interval = mean_of_parts_interval(values, tasks, subjects, seed=seed)
+        found.append(Accuracy(MEAN, len(values), *interval))
     return tuple(found)
 
 
@@ -277,7 +277,7 @@ def expert_similarity(
 
         def add(number: int, x: Tensor) -> None:
             layer = layers[number]
-            tokens = x.flatten(0, 1)[real.to(x.device)].float()
+            tokens = x.reshape(-1, x.shape[-1])[real.to(x.device)].float()
             for adapter in layer.adapters_in_use:
                 names.append(layer.name)
                 found.append(_summed_cosine(layer.weights(adapter), tokens).to(device))
