@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
+import numpy as np
+
 from interp.errors import UserError
 
 Kind = TypeVar("Kind")
@@ -75,6 +77,11 @@ def listed(what: str, given: Any, entries: str = "entries") -> list[Any]:
     if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
         raise UserError(f"{what} is a list of {entries}, not {shown(given)}")
     return list(given)
+
+
+def plain(given: Any) -> Any:
+    """The array of a pandas column, whose index is not wanted; anything else as it is."""
+    return np.array(given) if hasattr(given, "to_numpy") else given
 
 
 def pairs_of_numbers(

@@ -110,7 +110,10 @@ class TokenBatch:
     def of(
         cls, prompts: Any, *, what: str = "prompts", device: torch.device | str | None = None
     ) -> "TokenBatch":
-        """A batch of anything that holds token ids: a batch, a tensor [prompt pos], or lists.
+        """A batch of anything that holds token ids.
+
+        A batch, a tensor [prompt pos] without padding, lists, or what a tokenizer gives for several
+        texts, whose attention mask tells the padding.
 
         Args:
             what: names the argument in a message.
@@ -121,7 +124,11 @@ class TokenBatch:
         """
         if isinstance(prompts, cls):
             batch = prompts
+        elif isinstance(prompts, Mapping) and "input_ids" in prompts:
+            batch = _of_tokenizer(prompts, what)
         else:
+            if hasattr(prompts, "to_numpy"):  # a pandas column of lists
+                prompts = prompts.tolist()
             _refuse_text(prompts, what)
             try:
                 padded = hasattr(prompts, "shape")
@@ -144,6 +151,11 @@ class TokenBatch:
     def longest(self) -> int:
         """Tokens of the longest prompt."""
         return int(self.mask.sum(dim=1).max())
+
+    @cached_property
+    def shortest(self) -> int:
+        """Tokens of the shortest prompt."""
+        return int(self.mask.sum(dim=1).min())
 
     @cached_property
     def token_range(self) -> tuple[int, int]:
@@ -232,6 +244,25 @@ def _check_token_ids(tokens: Tensor, what: str = "") -> None:
             f"{what}token ids are whole numbers [prompt pos], not "
             f"{str(tokens.dtype).removeprefix('torch.')} {list(tokens.shape)}"
         )
+
+
+def _of_tokenizer(encoding: Mapping[str, Any], what: str) -> TokenBatch:
+    """The prompts that a tokenizer encoded, without their padding."""
+    ids = encoding["input_ids"]
+    rows = listed(what, ids, "token ids")
+    masks = encoding.get("attention_mask")
+    if masks is not None:
+        masks = listed("attention_mask", masks, "numbers")
+    try:
+        if masks is not None:
+            pairs = zip(rows, masks, strict=True)
+            rows = [list(compress(_token_ids(row), _token_ids(mask))) for row, mask in pairs]
+        device = ids.device if isinstance(ids, Tensor) else "cpu"
+        return TokenBatch.from_lists(rows, device=device)
+    except ValueError as error:
+        raise UserError(f"{what}: input_ids and attention_mask differ in length") from error
+    except UserError as error:
+        raise UserError(f"{what}: {error}; encode a list of texts") from error
 
 
 def _refuse_text(prompts: Any, what: str) -> None:

@@ -39,6 +39,7 @@ from interp.forward.trial import trusted_unhooked_model
 from interp.forward.unhooked import Hook, HookFunction, has_hooks, hook_points_used
 from interp.models.call import call_model, first_shared_keys
 from interp.models.hooked_model import HookedModel
+from interp.models.limits import changes_rotary
 from interp.models.model_check import check_of, require
 from interp.models.versions import writes_resid_mid
 from interp.moved import old_names
@@ -140,7 +141,8 @@ def record_run(
 
     Args:
         start: the first position that will be run again. Where the model has hooks set by others,
-            which may count positions, it is 0 whatever is given. Read ``run.start``.
+            which may count positions, or prompts so long that their beginning alone would have
+            another rotary embedding, it is 0 whatever is given. Read ``run.start``.
         keep: components whose values are kept, from ``start`` on.
         plain: whether transformers' own modules may run in place of the hooked ones.
         edits: hook points, of any layer, that runs resumed from this one will edit or read.
@@ -156,7 +158,11 @@ def record_run(
     for component in listed("keep", keep, "components"):
         check_component(component, model)
     check_batch(model, batch)
-    all_positions = has_hooks(model) or not check_of(model).has("continuation")
+    all_positions = (
+        has_hooks(model)
+        or not check_of(model).has("continuation")
+        or changes_rotary(model.original_model, batch.longest)
+    )
     start = 0 if all_positions else start
     hooks, seen = _storing_hooks(model, dict.fromkeys(("resid_pre", *keep)))
     modules = trusted_unhooked_model(model, batch.width) if plain and not logits_to_keep else None
@@ -198,7 +204,9 @@ def _storing_hooks(
 
     def store(value: Tensor, hook: object, *, name: str, layer: int) -> None:
         # Looked at after the run: an open constraint may run prompts of its own within it.
-        seen[name][layer] = value.detach()
+        # OLMo clips queries, keys and values in place behind it.
+        kept = value.detach()
+        seen[name][layer] = kept.clone() if name in ("q", "k", "v") else kept
 
     hooks: list[Hook] = [
         (hook_name(name, layer), partial(store, name=name, layer=layer))

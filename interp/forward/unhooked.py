@@ -328,6 +328,7 @@ def calls_attention_interface(attention: nn.Module) -> bool:
 
 _LIBRARIES = ("interp.", "transformer_lens.", "accelerate.", "torch.", "peft.", "transformers.")
 """Hooks on modules from these packages belong to the model; all others were set by others."""
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def has_hooks(model: HookedModel) -> bool:
@@ -335,15 +336,16 @@ def has_hooks(model: HookedModel) -> bool:
     return hook_points_used(model) or any(
         not str(getattr(hook, "__module__", "")).startswith(_LIBRARIES)
         for module in modules(model)
-        if module._forward_hooks or module._forward_pre_hooks
-        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+        for kind in _HOOKS
+        if getattr(module, kind)
+        for hook in getattr(module, kind).values()
     )
 
 
 def hook_points_used(model: HookedModel) -> bool:
     """Whether the model's hook points have hooks."""
     return any(
-        point.fwd_hooks or point._forward_hooks or point._forward_pre_hooks
+        point.fwd_hooks or point.bwd_hooks or any(getattr(point, kind) for kind in _HOOKS)
         for point in model.hook_dict.values()
     )
 

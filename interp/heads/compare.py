@@ -16,6 +16,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
 
 from interp.display import Displayed, Shown
@@ -56,20 +57,24 @@ class HeadComparison(Displayed):
         before, after = self.before.values.shape, self.after.values.shape
         if before != after:
             raise UserError(f"the effects are of models of different sizes: {before}, {after}")
+        edited = [~found.values.isnan().all(dim=0) for found in (self.before, self.after)]
+        if not torch.equal(*edited):
+            raise UserError("the effects are of different heads: compare the same ones")
         if not 0 < self.top_k <= self.n_heads:
             raise UserError(f"cannot take the top {self.top_k} of {self.n_heads} heads")
 
     @property
     def n_heads(self) -> int:
-        """Heads in all layers."""
-        return self.before.values[0].numel()
+        """Heads that were edited, in all layers."""
+        return self.before.n_edited
 
     @cached_property
     def _means(self) -> tuple[Float[np.ndarray, "subject unit"], Float[np.ndarray, "subject unit"]]:
         """Both effects by subject, heads in a row."""
         both = (self.before, self.after)
-        before, after = (group_means(found.values, found.subjects) for found in both)
-        return before.reshape(len(before), -1), after.reshape(len(after), -1)
+        edited = ~self.before.values.isnan().all(dim=0)
+        before, after = (group_means(found.values[:, edited], found.subjects) for found in both)
+        return before, after
 
     @cached_property
     def spearman(self) -> tuple[float, float, float]:
@@ -168,7 +173,7 @@ class HeadComparison(Displayed):
         }
 
     def to_dataframe(self) -> "pd.DataFrame":
-        """One row a head, largest absolute change first.
+        """One row a head that was edited, largest absolute change first.
 
         Columns: ``site``, ``layer``, ``head``, ``before``, ``after``, ``change``, ``ci_low``,
         ``ci_high``, ``p_value``, ``q_value``, ``rank_before``, ``rank_after``.
@@ -189,7 +194,7 @@ class HeadComparison(Displayed):
             }
         )
         order = frame["change"].abs().sort_values(ascending=False, kind="stable").index
-        return frame.loc[order].reset_index(drop=True)
+        return frame.loc[order].head(self.n_heads).reset_index(drop=True)
 
     def plot(self, heads: HeadSet | None = None) -> "go.Figure":
         """Effect after against effect before, a point a head; ``heads`` are marked."""

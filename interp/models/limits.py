@@ -9,7 +9,7 @@ longer than those the model was trained on runs, and the log says so once.
 import logging
 import re
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any, cast
@@ -33,11 +33,17 @@ class Positions:
         table: the length of the longest prompt, or None where no table ends.
         trained: the longest prompt that its configuration allows for, or None.
         padded: padding counts too, because the model takes no position ids.
+        rotary: the longest prompt whose rotary frequencies are those of any shorter one, or None
+            where they never change.
+        by_length: beyond it, whether every length has frequencies of its own (dynamic), or all
+            have the same (longrope).
     """
 
     table: int | None
     trained: int | None
     padded: bool
+    rotary: int | None = None
+    by_length: bool = False
 
 
 _KNOWN: "weakref.WeakKeyDictionary[nn.Module, Positions]" = weakref.WeakKeyDictionary()
@@ -119,6 +125,32 @@ def check_length(hf_model: Any, longest: int, width: int) -> None:
         )
 
 
+def changes_rotary(hf_model: Any, longest: int) -> bool:
+    """Whether a prompt of this length has other rotary frequencies than its own beginning."""
+    rotary = positions_of_model(hf_model).rotary
+    return rotary is not None and longest > rotary
+
+
+def check_rotary(hf_model: Any, shortest: int, longest: int) -> None:
+    """Raise UserError for prompts that would change each other's rotary frequencies.
+
+    transformers computes those of a whole batch from its longest prompt.
+    """
+    positions = positions_of_model(hf_model)
+    if positions.rotary is None or longest <= positions.rotary:
+        return
+    if positions.by_length:
+        raise UserError(
+            f"this model's rotary embedding changes with the length of prompts of more than "
+            f"{positions.rotary} tokens, and one has {longest}: shorten it"
+        )
+    if shortest <= positions.rotary:
+        raise UserError(
+            f"this model's rotary embedding is another one for prompts of more than "
+            f"{positions.rotary} tokens: run those of {shortest} and of {longest} tokens apart"
+        )
+
+
 def _find_positions(hf_model: Any) -> Positions:
     if hasattr(hf_model, "get_base_model"):  # a PEFT model
         hf_model = hf_model.get_base_model()
@@ -130,11 +162,28 @@ def _find_positions(hf_model: Any) -> Positions:
     if getattr(getattr(config, "attn_config", None), "alibi", False):
         tables.append(config.max_seq_len)
     accepted = signature(hf_model.forward).parameters
+    rotary, by_length = _changing_rotary(config)
     return Positions(
         table=min(tables) if tables else None,
         trained=getattr(config, "max_position_embeddings", None),
         padded="position_ids" not in accepted and not hasattr(hf_model, "max_positions"),
+        rotary=rotary,
+        by_length=by_length,
     )
+
+
+def _changing_rotary(config: Any) -> tuple[int | None, bool]:
+    """``rotary`` and ``by_length`` of `Positions`."""
+    named = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    for part in (named, *(of_kind for of_kind in named.values() if isinstance(of_kind, Mapping))):
+        kind = str(part.get("rope_type") or part.get("type") or "")
+        name = "original_max_position_embeddings"
+        original = part.get(name) or getattr(config, name, None)
+        if kind == "longrope" and original:
+            return int(original), False
+        if "dynamic" in kind:
+            return int(original or config.max_position_embeddings), True
+    return None, False
 
 
 def _tables(hf_model: Any) -> Iterator[int]:

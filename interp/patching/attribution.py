@@ -67,12 +67,17 @@ def gradient_pass(
     residual = run.resid_pre[0].detach().clone().requires_grad_()
     hooks, rows = [*reading, *hooks], run.batch.every_row
     logits = resume(model, run, layer=0, rows=rows, hooks=hooks, residual=residual)
+    check_unchanged(component, copies)
+    return logits, seen
+
+
+def check_unchanged(component: str, copies: Sequence[tuple[Tensor, int]]) -> None:
+    """Raise UserError if the model has changed some of these tensors since they had a version."""
     if any(copy._version != version for copy, version in copies):
         raise UserError(
             f"this model changes {component!r} in place, so its gradient cannot be taken: use "
             "method 'exact' for it"
         )
-    return logits, seen
 
 
 def edited_change(

@@ -18,6 +18,7 @@ from interp.forward.memory import Budget, decide_budget
 from interp.forward.partial import RecordedRun, resume
 from interp.models.call import with_gradients
 from interp.models.hooked_model import HookedModel
+from interp.patching.attribution import check_unchanged
 from interp.patching.checks import checked_together
 from interp.patching.chunks import graph_demand, run_chunks, take_chunk
 from interp.patching.edits import ActivationEdit
@@ -83,6 +84,8 @@ class _Walk:
         self.fraction = 0.0
         """How much of the way the next forward pass goes."""
         self.leaf = self.change = torch.empty(0)
+        self.copy: tuple[Tensor, int] | None = None
+        """What the model was given in its place, which it may change, and its version."""
 
     def hook(self, value: Tensor, hook: object) -> Tensor:
         """Put the layer ``fraction`` of the way to its edited values, as a leaf of the graph."""
@@ -90,7 +93,11 @@ class _Walk:
         rows, start = self.run.batch.every_row, self.run.start
         self.change = self.edit.edited(units, self.layer, rows=rows, start=start) - units
         self.leaf = (units + self.fraction * self.change).to(value.dtype).requires_grad_()
-        return from_units(self.leaf, self.edit.component)
+        put = from_units(self.leaf, self.edit.component)
+        if self.edit.component in ("q", "k", "v"):
+            put = put.clone()
+            self.copy = put, put._version
+        return put
 
     def integral(
         self, model: HookedModel, metric: Metric, *, steps: int
@@ -102,6 +109,7 @@ class _Walk:
             self.fraction = (step + 0.5) / steps
             with with_gradients(model):
                 logits = resume(model, self.run, layer=self.layer, rows=rows, hooks=hooks)
+                check_unchanged(self.edit.component, [] if self.copy is None else [self.copy])
                 (gradient,) = torch.autograd.grad(differentiable_sum(metric, logits), [self.leaf])
             product = (self.change * widened(gradient)).sum(dim=-1).transpose(1, 2)
             total = (0.0 if total is None else total) + product

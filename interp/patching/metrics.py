@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from interp.arguments import plain
 from interp.errors import UserError
 from interp.forward.transfer import upload
 from interp.patching.checks import put_off
@@ -25,13 +26,20 @@ _Same = TypeVar("_Same", bound="PerPromptMetric")
 
 
 class PerPromptMetric:
-    """A metric whose fields hold one entry per prompt, so that it can be narrowed to some."""
+    """A metric whose fields hold one entry per prompt, so that it can be narrowed to some.
+
+    Such fields are tensors, arrays or lists; any other field (a number, a text) is for all prompts.
+    """
 
     def take(self: _Same, prompts: Tensor) -> _Same:
         """The metric for some of the prompts, by index, on the device of the indices."""
         some = {}
         for field in fields(self):  # type: ignore[arg-type]
             entries = getattr(self, field.name)
+            if not _is_by_prompt(entries):
+                continue
+            if not isinstance(entries, Tensor):
+                entries = _as_entries(self, field.name, entries)
             entries = entries[prompts.to(entries.device)]
             some[field.name] = upload(entries, prompts.device)
         if type(self).__module__ != __name__:
@@ -43,6 +51,21 @@ class PerPromptMetric:
     def __call__(self, logits: Tensor) -> Tensor:
         """Last position's logits to one value per prompt; each metric says which."""
         raise TypeError(f"{type(self).__name__} is no metric: it has no __call__")
+
+
+def _is_by_prompt(entries: Any) -> bool:
+    """Whether a metric's field holds something for each prompt."""
+    return getattr(entries, "ndim", 0) > 0 or isinstance(entries, list | tuple)
+
+
+def _as_entries(metric: Any, name: str, entries: Any) -> Tensor:
+    try:
+        return torch.as_tensor(plain(entries))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"the field {name!r} of the metric {metric_name(metric)} has one number a prompt, as a "
+            f"tensor, an array or a list, not {entries!r:.60}"
+        ) from error
 
 
 def _at(
@@ -65,7 +88,7 @@ def _at(
 def token_per_prompt(name: str, given: Any) -> Int[Tensor, " prompt"]:
     """Token ids, one per prompt, from a tensor, an array or a list. Raises UserError for others."""
     try:
-        token = torch.as_tensor(given)
+        token = torch.as_tensor(plain(given))
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{name} is one token id per prompt, not {given!r:.60}") from error
     if token.ndim != 1 or token.is_floating_point() or token.is_complex() or not len(token):
@@ -265,7 +288,8 @@ def check_metrics(metrics: Sequence[Metric], n_prompts: int) -> None:
         if not isinstance(metric, PerPromptMetric):
             continue
         for field in fields(metric):  # type: ignore[arg-type]
-            if (found := len(getattr(metric, field.name))) != n_prompts:
+            entries = getattr(metric, field.name)
+            if _is_by_prompt(entries) and (found := len(entries)) != n_prompts:
                 raise UserError(
                     f"the metric {metric_name(metric)} is for {found} prompts (its {field.name}), "
                     f"but there are {n_prompts} prompts"

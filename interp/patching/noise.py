@@ -75,12 +75,13 @@ class Noise:
         Args:
             shape: of the embeddings, from some position before all spans on.
         """
-        found = torch.zeros(shape)
+        found = torch.zeros(shape, dtype=torch.float32)
         for place, row in enumerate(rows):
             state = np.random.SeedSequence([self.seed, *self.keys[row]])
             generator = torch.Generator().manual_seed(int(state.generate_state(1)[0]))
             here = self.at[row, -shape[1] :].cpu()
-            noise = torch.randn(int(here.sum()), shape[2], generator=generator)
+            size = (int(here.sum()), shape[2])
+            noise = torch.randn(size, generator=generator, dtype=torch.float32)
             found[place, here] = self.std * noise
         return found
 

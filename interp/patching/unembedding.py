@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from interp.arguments import plain
 from interp.errors import UserError
 from interp.models.hooked_model import HookedModel
 from interp.precision import agrees, dtype_of, widened
@@ -50,7 +51,12 @@ def checked_tokens(model: HookedModel, tokens: Any, n_prompts: int) -> Int[Tenso
     Raises:
         UserError: tokens that do not fit the prompts or the vocabulary.
     """
-    found = torch.as_tensor(tokens).cpu()
+    try:
+        found = torch.as_tensor(plain(tokens)).cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"tokens are ids, one or as many for each prompt, not {tokens!r:.60}"
+        ) from error
     found = found[:, None] if found.ndim == 1 else found
     if found.ndim != 2 or len(found) != n_prompts or found.is_floating_point():
         raise UserError(

@@ -161,7 +161,7 @@ def _encode_pair(
 def _encode_text(
     tokenizer: Any, text: str, pair: Pair, *, spans: dict[str, Span], chat: bool, system: str | None
 ) -> tuple[_Prompt, int, int]:
-    encodings, wholes, begin = [], [], 0
+    wholes, begin = [], 0
     for answer in (pair.answer, pair.wrong_answer):
         if chat:
             answer = answer.lstrip() if pair.gap is None else answer
@@ -171,12 +171,19 @@ def _encode_text(
         else:
             gap = gap_between(text, answer) if pair.gap is None else pair.gap
             whole, special = f"{text}{gap}{answer}", True
-        # The full stop makes answers differ even when one begins with the other.
-        wholes.append(f"{whole}.")
-        encodings.append(tokenize_with_offsets(tokenizer, wholes[-1], add_special_tokens=special))
+        wholes.append(whole)
+    encodings = [tokenize_with_offsets(tokenizer, w, add_special_tokens=special) for w in wholes]
     right, wrong = (list(encoding["input_ids"]) for encoding in encodings)
     shared = shared_length(right, wrong)
     if shared == min(len(right), len(wrong)):
+        # One answer begins with the other: a full stop behind both makes them differ.
+        ended = [f"{whole}." for whole in wholes]
+        again = [tokenize_with_offsets(tokenizer, w, add_special_tokens=special) for w in ended]
+        before = (right[:shared], wrong[:shared])
+        right, wrong = (list(encoding["input_ids"]) for encoding in again)
+        if (right[:shared], wrong[:shared]) != before:  # it is joined to an answer
+            right = wrong = before[0]
+    if shared == min(len(right), len(wrong)) or right[shared] == wrong[shared]:
         raise UserError(
             f"{pair.answer!r} and {pair.wrong_answer!r} have the same tokens: they cannot be told "
             "apart"

@@ -102,11 +102,12 @@ def single_token_names(tokenizer: Any) -> list[str]:
     if tokenizer is None:
         return list(NAMES)
     check_tokenizer(tokenizer)
-    kept = [
-        name
-        for name in NAMES
-        if len(tokenizer(f" {name}", add_special_tokens=False)["input_ids"]) == 1
-    ]
+    # Behind a word: some tokenizers begin every text with a space.
+    before, *behind = (
+        len(tokenizer(text, add_special_tokens=False)["input_ids"])
+        for text in ("and", *(f"and {name}" for name in NAMES))
+    )
+    kept = [name for name, count in zip(NAMES, behind, strict=True) if count == before + 1]
     if len(kept) < 5:
         raise UserError(
             f"this model's tokenizer knows {len(kept)} of our {len(NAMES)} names as one token: at "

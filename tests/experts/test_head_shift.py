@@ -125,3 +125,18 @@ def test_what_cannot_be_compared(changed: dict[str, Any], message: str) -> None:
         compare_heads(effects(one), effects(one, **changed))
     with pytest.raises(UserError, match="cannot take the top 7 of 6"):
         compare_heads(effects(one), effects(one), top_k=7)
+
+
+def test_heads_that_were_not_edited_do_not_count() -> None:
+    generator = torch.Generator().manual_seed(0)
+    both = [torch.randn(24, 4, 6, generator=generator) for _ in range(2)]
+    for values in both:
+        values[:, 1:] = torch.nan  # six heads of the first layer alone
+    some = compare_heads(effects(both[0]), effects(both[1]), top_k=3)
+    whole = compare_heads(effects(both[0][:, :1]), effects(both[1][:, :1]), top_k=3)
+    assert some.to_dict() == whole.to_dict()
+    assert some.to_dataframe().equals(whole.to_dataframe())
+    with pytest.raises(UserError, match="cannot take the top 10 of 6 heads"):
+        compare_heads(effects(both[0]), effects(both[1]))
+    with pytest.raises(UserError, match="of different heads"):
+        compare_heads(effects(both[0]), effects(both[1].nan_to_num()))

@@ -1,5 +1,8 @@
 """Left-padded batches: any lists of tokens, either side of padding, and their spans."""
 
+from typing import Any
+
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -130,3 +133,26 @@ def test_items_in_batches_keep_their_order() -> None:
     assert in_batches(range(5), 2) == [[0, 1], [2, 3], [4]]
     assert in_batches("abc", 0) == [["a"], ["b"], ["c"]]
     assert in_batches([], 3) == []
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("tensors", ["pt", "np", None])
+def test_what_a_tokenizer_gives_is_taken_without_its_padding(
+    side: str, tensors: str | None, chat_tokenizer: Any
+) -> None:
+    texts = ["Why is Paris large?", "Why?"]
+    lists = [chat_tokenizer(text)["input_ids"] for text in texts]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(chat_tokenizer, "padding_side", side)
+        encoding = chat_tokenizer(texts, padding=True, return_tensors=tensors)
+    batch, expected = TokenBatch.of(encoding), TokenBatch.from_lists(lists)
+    assert torch.equal(batch.mask, expected.mask)
+    assert torch.equal(batch.tokens[batch.mask], expected.tokens[expected.mask])
+    assert (batch.shortest, batch.longest) == tuple(sorted(map(len, lists)))
+    with pytest.raises(UserError, match="encode a list of texts"):
+        TokenBatch.of(chat_tokenizer("Why?"))
+
+
+def test_a_column_of_lists_is_taken() -> None:
+    column = pd.Series([[1, 2], [3]], index=[4, 7])
+    assert TokenBatch.of(column).tokens.tolist() == [[1, 2], [0, 3]]

@@ -141,3 +141,17 @@ def test_bad_arguments_are_told(changes: Any, message: str, tiny_llama: HookedMo
 def test_a_span_beyond_the_prompt_is_told(tiny_llama: HookedModel) -> None:
     with pytest.raises(UserError, match="span"):
         trace_noise(tiny_llama, BATCH, METRIC, [(1, 3), (2, 9)], progress=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_noise_does_not_depend_on_the_default_dtype(dtype: torch.dtype) -> None:
+    noise = Noise(torch.ones(1, 4, dtype=torch.bool), 1.0, [(0, 0)])
+    usual = noise.of([0], torch.Size((1, 4, 8)))
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        other = noise.of([0], torch.Size((1, 4, 8)))
+    finally:
+        torch.set_default_dtype(before)
+    assert other.dtype == usual.dtype == torch.float32
+    assert torch.equal(other, usual)

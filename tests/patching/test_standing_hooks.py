@@ -116,3 +116,28 @@ def test_hooks_on_modules_act_too(tiny_llama: HookedModel) -> None:
         handle.remove()
     assert seen
     assert float((halved.corrupted - free.corrupted).abs().max()) > 1e-2
+
+
+@pytest.mark.parametrize("place", ["hook point", "module"])
+def test_backward_hooks_act_on_gradients(place: str, tiny_llama: HookedModel) -> None:
+    """A hook that stops the gradient behind layer 1 leaves nothing of the layers before it."""
+
+    def attribution() -> torch.Tensor:
+        return patch(
+            tiny_llama, CLEAN, CORRUPTED, METRIC, method="attribution", progress=False
+        ).values
+
+    assert float(attribution()[:, 0].abs().max()) > 1e-3
+    if place == "hook point":
+        point = tiny_llama.hook_dict[hook_name("resid_post", 1)]
+        handle = point.register_full_backward_hook(lambda module, given, out: (given[0] * 0,))
+    else:
+        block = tiny_llama.original_model.model.layers[1]
+        handle = block.register_full_backward_hook(lambda module, given, out: (given[0] * 0,))
+    try:
+        assert unhooked_model(tiny_llama) is None
+        stopped = attribution()
+    finally:
+        handle.remove()
+    assert float(stopped[:, 0].abs().max()) == 0
+    assert float(stopped[:, 2].abs().max()) > 1e-3

@@ -195,3 +195,14 @@ def test_in_a_chat_the_gap_begins_the_assistants_turn(
 def test_a_system_prompt_needs_a_chat(plain_tokenizer: Any) -> None:
     with pytest.raises(UserError, match="a system prompt needs the chat template"):
         encode_pairs(plain_tokenizer, Pairs((PARIS,)), system="Be brief.")
+
+
+@pytest.mark.parametrize(("answer", "wrong"), [(")", "]"), ("?", "!"), (":", ","), ("}", ")")])
+def test_answers_of_punctuation_are_scored_by_their_own_tokens(
+    answer: str, wrong: str, smollm: HookedModel
+) -> None:
+    """A full stop behind them would be joined to them, as in ")."."""
+    pair = Pair("print(x", "print(y", answer, wrong, gap="")
+    encoded = encode_pairs(smollm.tokenizer, Pairs((pair,)))
+    own = [smollm.tokenizer(text)["input_ids"] for text in (answer, wrong)]
+    assert [encoded.answer.tolist(), encoded.wrong.tolist()] == own

@@ -7,6 +7,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, normalizers
+from transformers import PreTrainedTokenizerFast
 
 from interp.errors import UserError
 from interp.tasks import encode_pairs, ioi_pairs
@@ -92,3 +94,16 @@ def test_wrong_arguments_are_told() -> None:
         ioi_pairs(0)
     with pytest.raises(UserError, match="a tokenizer of transformers is needed here, and str"):
         ioi_pairs(4, tokenizer="gpt2")
+
+
+def test_a_tokenizer_that_begins_texts_with_a_space_knows_the_names() -> None:
+    """Llama 2's and Mistral's put it before every text, and before a space that is there too."""
+    vocabulary = {"<unk>": 0, "\u2581": 1, "\u2581and": 2}
+    vocabulary |= {f"\u2581{name}": 3 + index for index, name in enumerate(NAMES)}
+    pieces = Tokenizer(models.Unigram([(piece, -1.0) for piece in vocabulary], unk_id=0))
+    pieces.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=pieces, unk_token="<unk>")
+    assert len(tokenizer(f" {NAMES[0]}")["input_ids"]) == 2
+    assert single_token_names(tokenizer) == list(NAMES)
