@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.arguments import check_choice
+from interp.arguments import check_choice, listed
 from interp.errors import UserError
 from interp.forward.hook_points import Axis as UnitAxis
 from interp.lazy import stats
@@ -87,6 +87,8 @@ def check_prompts(result: Any, *by_prompt: str) -> None:
         entries = getattr(result, name)
         if entries is not None and len(entries) != n_prompts:
             raise UserError(f"{n_prompts} prompts but {len(entries)} {name}")
+        if name in ("groups", "templates"):  # numbers become text, as a file holds them
+            object.__setattr__(result, name, tuple(map(str, listed(name, entries))))
 
 
 def joined_groups(parts: Sequence[tuple[str, ...]]) -> tuple[str, ...]:

@@ -107,6 +107,8 @@ class PatchEffects(Displayed):
     def __post_init__(self) -> None:
         if not self.templates:
             object.__setattr__(self, "templates", ("",) * len(self.values))
+        labels = {axis: tuple(map(str, names)) for axis, names in self.labels.items()}
+        object.__setattr__(self, "labels", labels)
         check_axes(self.axes, self.values.shape, self.labels)
         check_prompts(self, "templates", "corrupted", "clean")
 

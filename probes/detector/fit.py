@@ -192,12 +192,13 @@ def choose_threshold(
     labels: Int[np.ndarray, " question"],
     background: Float[np.ndarray, " text"],
     max_false_alarms: float,
+    background_alarms: float = BACKGROUND_ALARMS,
 ) -> float:
     """The lowest threshold within the allowed false alarms on twins and on the background."""
     threshold = lowest_threshold(probabilities, labels, max_false_alarms)
     if not len(background):
         return threshold
-    share = max(BACKGROUND_ALARMS, 1 / len(background))
+    share = max(background_alarms, 1 / len(background))
     return max(threshold, lowest_threshold(background, np.zeros(len(background), int), share))
 
 

@@ -311,3 +311,15 @@ def test_a_notebook_shows_the_largest_effects() -> None:
     html = make()._repr_html_()
     assert "effect" in html
     assert html.count("<tr") == 7
+
+
+def test_numbers_as_groups_and_labels_become_the_text_that_a_file_holds(tmp_path: Path) -> None:
+    found = make()
+    given = {"groups": [3, 3, 4, 5, 6, 7, 8], "labels": {"head": (0, 1, 2)}, "templates": [1] * 7}
+    for name, value in given.items():
+        object.__setattr__(found, name, value)  # as outside the tests, where no type is checked
+    found.__post_init__()
+    again = PatchEffects.load(found.save(tmp_path / "effects.safetensors"))
+    assert found.groups == again.groups == tuple("3345678")
+    assert found.labels == again.labels == {"head": ("0", "1", "2")}
+    assert again.templates == ("1",) * 7
