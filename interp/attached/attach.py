@@ -40,7 +40,7 @@ from interp.interventions.gate import Gate, check_gate
 from interp.interventions.head_constraint import Constraint
 from interp.interventions.intervention import Intervention
 from interp.interventions.object_positions import ObjectPositions, positions_at
-from interp.models.passes import before_each_call
+from interp.models.passes import HookOfOneModel, before_each_call, refuse_copy
 from interp.models.transformers_modules import is_component
 from interp.models.unwrapped import check_tokenizer, is_adapted
 from interp.modules import modules
@@ -102,6 +102,8 @@ class Attached:
         self._is_attached = False
         self._closing.close()
 
+    __deepcopy__ = __reduce__ = refuse_copy
+
     def __enter__(self) -> Any:
         """The model, as it was given. Raises UserError if the constraint was detached."""
         if not self._is_attached:
@@ -126,6 +128,7 @@ def attach(
     detector: Detector | None = None,
     false_object: str | Sequence[str | None] | None = None,
     at: Sequence[Span | None] | Tensor | ObjectPositions | None = None,
+    system: str | None = None,
     transfer: bool = False,
     mean: Float[Tensor, "layer head d_head"] | None = None,
     neutral: str = DEFAULT_MASK,
@@ -151,6 +154,8 @@ def attach(
         false_object: the words that may be false, of which the last occurrence in a prompt is
             taken; or one for each prompt, None to leave a prompt alone.
         at: where the false object is, as ``interp.constrain`` takes it.
+        system: the system prompt, if the prompts have one that their template writes into the
+            user's turn (Gemma, Mistral): a detector reads the question behind it.
         transfer: the model is a fine-tuned relative of that which the run, the heads or the
             detector are of: its layers and heads must fit.
         mean: for mode ``mean``, every head's mean output at the object
@@ -177,7 +182,7 @@ def attach(
     if gate != "oracle":
         if _given(at, false_object):
             raise UserError(f"gate {gate!r} finds the false object itself: leave at and words out")
-        reading: Any = {"run": run, "detector": detector, "transfer": transfer}
+        reading: Any = {"run": run, "detector": detector, "transfer": transfer, "system": system}
         find: Find = _detecting(base, tokenizer, anatomy, gate=gate, **reading)
     elif intervention.needs_positions or _given(at, false_object):
         find = _told(tokenizer, at, false_object)
@@ -232,11 +237,11 @@ def _attached(
             stack.callback(handle.remove)
         # PEFT calls the forward of the model in it past the model's hooks, but not its body's.
         entry = anatomy.body if is_adapted(base) else base
-        stack.enter_context(before_each_call(entry, state.begin, state.end))
+        stack.enter_context(before_each_call(entry, state.begin, state.end, note=state.note))
         stack.enter_context(entry.register_forward_pre_hook(_refuse_packed, with_kwargs=True))
         if isinstance(find, PlacesOfDetector) and entry is base:
             find.keeps_reading = True
-            hook = going_on(state, find.take_reading, intervention)
+            hook = HookOfOneModel(going_on(state, find.take_reading, intervention))
             stack.enter_context(base.register_forward_pre_hook(hook, with_kwargs=True))
         if hasattr(base, _COMPILES):
             stack.callback(base.__dict__.pop, _COMPILES, None)
@@ -308,6 +313,7 @@ def _detecting(
     detector: Detector | None,
     gate: Gate = "probe",
     transfer: bool = False,
+    system: str | None = None,
 ) -> PlacesOfDetector:
     """Positions that a detector finds."""
     check_tokenizer(tokenizer)
@@ -332,7 +338,7 @@ def _detecting(
         )
     if not isinstance(detector, Detector):
         raise UserError(f"detector is a premise detector (probes.Detector), not {shown(detector)}")
-    return PlacesOfDetector(model, detector, QuestionFrame(tokenizer), gate)
+    return PlacesOfDetector(model, detector, QuestionFrame(tokenizer, system), gate)
 
 
 def _unwrapped(given: Any) -> Any:

@@ -14,7 +14,7 @@ from interp.models.spans import last_mention, shared_length, token_span, tokeniz
 from interp.models.templates import TemplateRefusal, apply_template, template_of
 from probes.detector.questions import AskedQuestion, located_question
 
-_STAND_IN, _SYSTEM, _EARLIER = "qzquestionqz", "qzsystemqz", "qzearlierqz"
+_STAND_IN, _SYSTEM, _EARLIER, _TOOL = "qzquestionqz", "qzsystemqz", "qzearlierqz", "qztoolqz"
 _HALF = "\N{REPLACEMENT CHARACTER}"
 """What the first bytes of a character are decoded to."""
 
@@ -47,9 +47,14 @@ class PromptText:
 
 @dataclass(frozen=True)
 class QuestionFrame:
-    """What a chat template writes before a user's last question and behind it."""
+    """What a chat template writes before a user's last question and behind it.
+
+    ``system`` is the prompts' system prompt, which is told from the question by its text alone
+    where a template writes it into the user's turn (Gemma, Mistral).
+    """
 
     tokenizer: Any
+    system: str | None = None
 
     @cached_property
     def around(self) -> tuple[str, str]:
@@ -85,6 +90,26 @@ class QuestionFrame:
         """All that stands behind a question, up to where its answer begins."""
         return render_chat(self.tokenizer, _STAND_IN).text.partition(_STAND_IN)[2]
 
+    @cached_property
+    def before_tool(self) -> str:
+        """What begins a tool's answer that the template makes a user's turn; else nothing."""
+        if not template_of(self.tokenizer):
+            return ""
+        called = {"function": {"name": _TOOL, "arguments": {}}, "type": "function"}
+        messages = [
+            {"role": "user", "content": _EARLIER},
+            {"role": "assistant", "content": "", "tool_calls": [called]},
+            {"role": "tool", "name": _TOOL, "content": _STAND_IN},
+        ]
+        try:
+            text = apply_template(self.tokenizer, messages, prompt=True)
+        except (UserError, TemplateRefusal):  # it knows no tools
+            return ""
+        before, found, _ = text.partition(_STAND_IN)
+        header = self.around[0]
+        _, begins, marked = before.rpartition(header)
+        return header + marked if found and begins and marked.strip() else ""
+
     def question_in(self, prompt: PromptText) -> AskedQuestion | None:
         """The last question of a prompt, as a detector reads it; None if there is none."""
         found = self._chars(prompt)
@@ -113,11 +138,23 @@ class QuestionFrame:
     def _chars(self, prompt: PromptText) -> Span | None:
         """The characters of a prompt's last question."""
         header, behind = self.around
-        start = prompt.text.rfind(header) + len(header)
+        at = prompt.text.rfind(header)
+        while at >= 0 and self.before_tool and prompt.text.startswith(self.before_tool, at):
+            at = prompt.text.rfind(header, 0, at)
+        start = at + len(header)
         end = prompt.text.find(behind, start) if behind.strip() else len(prompt.text)
-        if start < len(header) or end < 0 or not prompt.text[start:end].strip():
+        if at < 0 or end < 0 or not prompt.text[start:end].strip():
             return None
-        return start, end
+        return self._behind_system(prompt.text, start, end), end
+
+    def _behind_system(self, text: str, start: int, end: int) -> int:
+        """Where a question begins behind the system prompt, if that stands in its turn."""
+        system = (self.system or "").strip()
+        begin = start + len(text[start:end]) - len(text[start:end].lstrip())
+        if not system or not text.startswith(system, begin):
+            return start
+        rest = text[begin + len(system) : end]
+        return begin + len(system) + len(rest) - len(rest.lstrip()) if rest.strip() else start
 
 
 def _characters(tokenizer: Any, ids: Sequence[int]) -> tuple[Span, ...]:

@@ -22,6 +22,7 @@ from interp.errors import UserError
 from interp.forward.transfer import upload
 from interp.interventions.head_constraint import Constraint
 from interp.interventions.intervention import Intervention
+from interp.models.passes import HookOfOneModel
 
 MASKED = ("eager", "sdpa")
 """Attention implementations that take a mask by head."""
@@ -72,7 +73,8 @@ def install(
                 anatomy.projection(layer) if part.site == "output" else anatomy.attention_of(layer)
             )
             hook = build(part, state, layer=layer, heads=heads, module=module)
-            handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+            own = HookOfOneModel(hook)
+            handles.append(module.register_forward_pre_hook(own, with_kwargs=True))
         return handles
 
     return put

@@ -6,18 +6,21 @@ prompt is constrained runs on the model as it is.
 """
 
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
+from transformers.cache_utils import Cache
 
 from interp.attached.head_mask import cut_pairs
 from interp.attached.resampled import Resampler
 from interp.errors import UserError
 from interp.interventions.object_positions import ObjectPositions
-from interp.interventions.prompt_positions import PromptPositions
+from interp.interventions.prompt_positions import OUTSIDE, PromptPositions
 
 ONE_THREAD = (
     "another thread runs this attached model, which keeps the positions of one batch of prompts: "
@@ -69,6 +72,34 @@ class AttachedState(PromptPositions):
         self.n_prompt = 0
         self._pairs: dict[tuple[Any, ...], Tensor] = {}
         self._running, self._open_passes, self._prefilled_by = 0, 0, 0
+        self._without_cache = False
+        self._cache: weakref.ref[Any] | None = None
+        self._earlier_caches: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def note(self, arguments: dict[str, Any]) -> None:
+        """Take in what a pass is called with, before `begin`.
+
+        Raises UserError for the cache of an earlier prompt.
+        """
+        if self.suspended:
+            return
+        cache = arguments.get("past_key_values")
+        self._without_cache = arguments.get("use_cache") is False
+        if not isinstance(cache, Cache):
+            return
+        if cache.get_seq_length():
+            if cache in self._earlier_caches:
+                raise UserError(OUTSIDE)
+        else:
+            self._take_cache(cache)
+
+    def _take_cache(self, cache: Cache) -> None:
+        """The cache of the prompts that are running; one before it is that of earlier ones."""
+        before = None if self._cache is None else self._cache()
+        if before is not None and before is not cache:
+            self._earlier_caches.add(before)
+        self._earlier_caches.discard(cache)
+        self._cache = weakref.ref(cache)
 
     def begin(self, tokens: Tensor | None, mask: Tensor | None, seen: int) -> None:
         """As in `PromptPositions`, and put the hooks in, or take them out.
@@ -91,8 +122,11 @@ class AttachedState(PromptPositions):
         self.first_query = seen
         self._pairs.clear()
 
-    def end(self) -> None:
-        """A pass is over, whether or not it raised an error."""
+    def end(self, output: Any = None) -> None:
+        """A pass is over; ``output`` is None if it raised an error."""
+        cache = getattr(output, "past_key_values", None)
+        if self.prefilling and not self.suspended and isinstance(cache, Cache):
+            self._take_cache(cache)  # which the model has made
         if self._open_passes and self._running == threading.get_ident():
             self._open_passes -= 1
 
@@ -123,7 +157,7 @@ class AttachedState(PromptPositions):
         return factor if self.strength is None else 1 - self.strength * (1 - factor)
 
     def prefill(self, tokens: Tensor, real: Tensor) -> None:
-        """Find the positions, unless this is the last prefill with one token more.
+        """Find the positions, unless this is the last prefill with one token more, without a cache.
 
         Generation without a cache runs the whole text again for every token: what it has said does
         not count as the prompt.
@@ -131,12 +165,15 @@ class AttachedState(PromptPositions):
         before, self._width = self._width, tokens.shape[1]
         prompts = self._prompts
         if (
-            prompts is not None
+            self._without_cache
+            and prompts is not None
             and before
             and tokens.shape == (len(prompts), before + 1)
             and torch.equal(tokens[:, : prompts.shape[1]], prompts)
         ):
-            self.positions = torch.nn.functional.pad(self.positions, (0, 1))
+            self.positions = F.pad(self.positions, (0, 1))
+            for layer, values in self.resampled.items():
+                self.resampled[layer] = F.pad(values, (0, 0, 0, 0, 0, 1))
             return
         self.remove_hooks()
         self._prompts, self._width = None, 0

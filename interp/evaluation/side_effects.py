@@ -19,6 +19,7 @@ from torch import Tensor
 
 from interp.checked import checked
 from interp.display import Displayed, Shown
+from interp.errors import UserError
 from interp.forward.batch import TokenBatch
 from interp.forward.out_of_memory import over_parts
 from interp.forward.partial import check_batch, device_of, finite_logits
@@ -98,7 +99,7 @@ def side_effects(
         at = spans[rows.start : rows.stop]
         begins = [offset + end for offset, (_, end) in zip(part.offsets.tolist(), at, strict=True)]
         first = min(begins)
-        total = torch.zeros(4, dtype=torch.float64, device=part.tokens.device)
+        total = torch.zeros(5, dtype=torch.float64, device=part.tokens.device)
         if first >= part.width:
             return total
         free = finite_logits(model, part, keep=part.width - first)
@@ -107,13 +108,18 @@ def side_effects(
             constrained = finite_logits(model, part, keep=part.width - first)
         for row, begin in enumerate(begins):
             later, following = slice(begin - first, -1), part.tokens[row, begin + 1 :]
-            total = total + _sums(free[row, later], constrained[row, later], following).to(total)
+            sums = _sums(free[row, later], constrained[row, later], following)
+            total = total + torch.cat([sums, (sums[3:] > 0).to(sums)]).to(total)
         return total
 
     tokens = max(1, PART_LOGITS // model.cfg.d_vocab)
     total = torch.stack(list(over_parts(batch, sums, batch_tokens=tokens))).sum(dim=0)
+    if total[3] == 0:
+        raise UserError(
+            "no neutral sentence has two tokens behind its constrained words: give longer ones"
+        )
     kl, surprisal, constrained = (total[:3] / total[3]).tolist()
-    return SideEffects(kl, math.exp(constrained - surprisal), len(sentences))
+    return SideEffects(kl, math.exp(constrained - surprisal), int(total[4]))
 
 
 def _sums(

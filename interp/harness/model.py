@@ -89,7 +89,11 @@ class FaithlensLM(_HARNESS_MODEL):
             raise UserError("model type faithlens needs a run: --model_args run=DIRECTORY,…")
         check_choice("gate", gate, GATES)
         outside: PlainText = check_choice("plain_text", plain_text, PlainText)
-        intervention_of(run)  # a misspelt run should not wait for the model
+        if intervention_of(run).gate == "soft":  # known before anything waits for the model
+            raise UserError(
+                "the harness measures gate probe, and this run was evaluated with gate soft: "
+                "evaluate it with --gate probe"
+            )
         folder = run_of(run)
         if not isinstance(pretrained, torch.nn.Module):
             options["dtype"] = dtype or _dtype_of(folder)

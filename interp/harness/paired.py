@@ -56,6 +56,13 @@ def _mean(values: np.ndarray, axis: int = -1) -> Any:
     return values.mean(axis=axis)
 
 
+def _nanmean(values: np.ndarray, axis: int = -1) -> Any:
+    there = ~np.isnan(values)
+    counts = there.sum(axis=axis)
+    sums = np.where(there, values, 0.0).sum(axis=axis)
+    return np.divide(sums, counts, where=counts > 0, out=np.full(np.shape(counts), np.nan))
+
+
 def _perplexity(values: np.ndarray, axis: int = -1) -> Any:
     return np.exp(-values.mean(axis=axis))
 
@@ -70,7 +77,7 @@ def _bits(values: np.ndarray, weights: np.ndarray, axis: int = -1) -> Any:
 
 AGGREGATES: dict[str, Aggregate] = {
     "mean": _mean,
-    "nanmean": _mean,
+    "nanmean": _nanmean,
     "perplexity": _perplexity,
     "weighted_perplexity": _weighted_perplexity,
     "bits_per_byte": _bits,
@@ -90,6 +97,10 @@ def difference(
     if aggregate is None:
         return float("nan"), float("nan"), float("nan")
     before, after = _columns(without), _columns(constrained)
+    if aggregation == "nanmean":
+        there = ~(np.isnan(before[0]) & np.isnan(after[0]))
+        before, after = ([column[there] for column in both] for both in (before, after))
+        without = before[0]
 
     def statistic(*columns: np.ndarray, axis: int = -1) -> Any:
         half = len(columns) // 2

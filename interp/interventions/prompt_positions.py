@@ -11,6 +11,11 @@ from torch import Tensor
 from interp.errors import UserError
 from interp.interventions.object_positions import ObjectPositions
 
+OUTSIDE = (
+    "a cache from outside the constraint, or of an earlier prompt, cannot be continued: run the "
+    "whole prompt, and one batch of prompts to its end before the next"
+)
+
 
 class PromptPositions:
     """The positions to act at, and the place of the current pass in its text.
@@ -48,21 +53,23 @@ class PromptPositions:
             return
         if tokens is None:
             raise UserError("constrain needs token ids: embeddings hide where the false object is")
+        before, self.n_seen = self.n_seen, seen + tokens.shape[1]
         self.prefilling = seen == 0
-        self.n_seen = seen + tokens.shape[1]
         if self.prefilling:
             real = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask.bool()
             self.prefill(tokens, real)
             return
         if len(self.positions) != len(tokens):
-            raise UserError(
-                "a cache from outside the constraint cannot be continued: run the whole prompt"
-            )
+            raise UserError(OUTSIDE)
         if tokens.shape[1] > 1:
             raise UserError(
                 f"{tokens.shape[1]} tokens follow a prefill at once: run the whole prompt in "
                 "one pass (no prefill_chunk_size), then one token at a time"
             )
+        # A cache of this text is as long as what ran, or cut back to some of its answer.
+        if not self.positions.shape[1] <= seen <= before:
+            self.n_seen = before
+            raise UserError(OUTSIDE)
 
     def prefill(self, tokens: Tensor, real: Tensor) -> None:
         """Find the positions in the prompts of a prefill."""

@@ -3,19 +3,46 @@
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
+from interp.errors import UserError
+
+
+def refuse_copy(*_: Any) -> NoReturn:
+    """Raise UserError: what is in effect on a model belongs to this one object."""
+    raise UserError(
+        "a copy or a pickle of this model would not carry the constraint that is in effect on it: "
+        "detach it first (save_pretrained and state_dict are not concerned)"
+    )
+
+
+class HookOfOneModel:
+    """A hook that refuses to be copied or pickled with its model."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As the function."""
+        return self.function(*args, **kwargs)
+
+    __deepcopy__ = __reduce__ = refuse_copy
+
 
 @contextmanager
 def before_each_call(
-    hf_model: nn.Module, begin: Callable[..., None], end: Callable[[], None] | None = None
+    hf_model: nn.Module,
+    begin: Callable[..., None],
+    end: Callable[[Any], None] | None = None,
+    *,
+    note: Callable[[dict[str, Any]], None] | None = None,
 ) -> Iterator[None]:
-    """While open, ``begin(tokens, mask, seen)`` is called before every call of the module, and
-    ``end()`` behind it, even if the call raised an error.
+    """While open, ``begin(tokens, mask, seen)`` is called before every call of the module, behind
+    ``note(arguments)``, and ``end(output)`` after it, with None if the call raised an error.
 
     ``tokens`` are the new token ids [prompt pos], or None where the pass is given embeddings;
     ``mask`` is the attention mask, of a prefill that of its tokens, or None; ``seen`` counts the
@@ -24,6 +51,8 @@ def before_each_call(
 
     def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = call_arguments(module, args, kwargs)
+        if note is not None:
+            note(given)
         tokens, past = given.get("input_ids"), given.get("past_key_values")
         seen = 0 if past is None else int(past.get_seq_length())
         mask = given.get("attention_mask")
@@ -33,11 +62,12 @@ def before_each_call(
 
     def over(module: Any, args: tuple[Any, ...], output: Any) -> None:
         if end is not None:
-            end()
+            end(output)
 
+    ending = HookOfOneModel(over)
     with (
-        hf_model.register_forward_pre_hook(hook, with_kwargs=True),
-        nullcontext() if end is None else hf_model.register_forward_hook(over, always_call=True),
+        hf_model.register_forward_pre_hook(HookOfOneModel(hook), with_kwargs=True),
+        nullcontext() if end is None else hf_model.register_forward_hook(ending, always_call=True),
     ):
         yield
 

@@ -70,6 +70,11 @@ class MoELoRAModel(BaseTuner):
         """Every check that can be made before anything is replaced."""
         if peft_config.made_for is not None:
             check_base(peft_config.made_for, model)
+        if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+            raise UserError(
+                "MoELoRA is for decoder-only models, and this one has an encoder as well: the "
+                "padding of the one would count as that of the other"
+            )
         peft_config.base = describe_base(model)
         self._check_counts(peft_config, model)
         if str(peft_config.target_modules).lower() == "all-linear":

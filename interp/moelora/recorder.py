@@ -87,6 +87,7 @@ class Step:
 
     Attributes:
         mask: Bool[batch pos], True at real tokens; None if the model got none.
+        kept_positions: the positions whose logits were asked for, where only some were.
         with_grad: whether the forward began with gradients enabled.
         open: whether it is still going on.
         kept: what each projection did, in the order in which they ran.
@@ -97,6 +98,7 @@ class Step:
 
     mask: Bool[Tensor, "batch pos"] | None
     with_grad: bool
+    kept_positions: Int[Tensor, " position"] | None = None
     open: bool = True
     kept: list[Routed] = field(default_factory=list)
     samples: dict[tuple[int, ...], Sample] = field(default_factory=dict)
@@ -116,6 +118,9 @@ class Step:
             return None
         if self.mask.shape[0] != shape[0] or self.mask.shape[1] < shape[1]:
             return None
+        kept = self.kept_positions
+        if kept is not None and shape[1] == len(kept):  # an adapted unembedding
+            return self.mask[:, kept.to(self.mask.device)].flatten()
         return self.mask[:, self.mask.shape[1] - shape[1] :].flatten()
 
     def sample(self, size: tuple[int, ...], count: int, *, device: torch.device) -> Sample:
@@ -163,7 +168,10 @@ class Recorder:
             if self.first_step and not self.has_begun and torch.is_grad_enabled():
                 self.has_begun = True
                 self.first_step(model)
-            self.step = Step(_mask_of(model, args, kwargs), torch.is_grad_enabled())
+            called = call_arguments(model, args, kwargs)
+            kept = called.get("logits_to_keep")
+            kept = kept if isinstance(kept, Tensor) and kept.ndim == 1 else None
+            self.step = Step(_mask_of(called), torch.is_grad_enabled(), kept)
 
     def end(self, model: nn.Module, args: Any, output: Any) -> None:
         """Close the step: what runs after this is a recomputation."""
@@ -210,11 +218,9 @@ class _WithLoss(torch.autograd.Function):
         return gradient, torch.ones((), dtype=dtype, device=device)
 
 
-def _mask_of(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Bool[Tensor, "batch pos"] | None:
-    """The padding mask the model was called with, if it is one per token."""
-    mask = call_arguments(model, args, kwargs).get("attention_mask")
+def _mask_of(called: dict[str, Any]) -> Bool[Tensor, "batch pos"] | None:
+    """The padding mask that a model was called with, if it is one per token."""
+    mask = called.get("attention_mask")
     if not isinstance(mask, Tensor) or mask.ndim != 2:
         return None
     return mask.bool()

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from interp.errors import UserError
 from interp.evaluation import neutral_sentences, side_effects
 from interp.evaluation.side_effects import content_span
 from interp.heads import HeadSet
@@ -90,3 +91,13 @@ def test_the_shipped_text_is_there_and_its_words_are_found(tiny_llama: HookedMod
         assert sentence[start:end].isalpha()
         assert end < len(sentence) * 0.75
     assert side_effects(tiny_llama, Constraint(many(tiny_llama, "output"))).neutral_kl > 0
+
+
+def test_sentences_with_nothing_to_compare_do_not_count(tiny_llama: HookedModel) -> None:
+    constraint = Constraint(many(tiny_llama, "attention"), "zero")
+    some = side_effects(tiny_llama, constraint, sentences=SENTENCES)
+    more = side_effects(tiny_llama, constraint, sentences=(*SENTENCES, "Rome"))
+    assert more.n == some.n == len(SENTENCES)
+    assert more.neutral_kl == pytest.approx(some.neutral_kl, rel=1e-4)
+    with pytest.raises(UserError, match="no neutral sentence has two tokens behind"):
+        side_effects(tiny_llama, constraint, sentences=("Rome",))

@@ -39,3 +39,12 @@ def test_nothing_changes_and_nothing_is_known() -> None:
     value, *interval = difference([1.0], [0.0], "mean")
     assert value == -1.0
     assert all(map(math.isnan, interval))
+
+
+def test_documents_that_are_not_numbers_are_left_out_of_a_nanmean() -> None:
+    nan = float("nan")
+    before, after = [nan, 1.0, 0.0, 1.0] * 20, [nan, 1.0, 1.0, 1.0] * 20
+    assert difference(before, after, "nanmean") == pytest.approx(
+        difference([1.0, 0.0, 1.0] * 20, [1.0] * 60, "mean")
+    )
+    assert difference([1.0, nan] * 20, [1.0, 0.0] * 20, "nanmean")[0] == pytest.approx(-0.5)

@@ -48,11 +48,16 @@ def base_of(model: Any) -> Any:
 
 
 class Runner:
-    """Forward passes up to the last hidden states; what all texts begin with is run once."""
+    """Forward passes up to the last hidden states; what all texts begin with is run once.
+
+    With experts on the unembedding, up to the logits.
+    """
 
     def __init__(self, model: Any, beginning: Sequence[int] = ()) -> None:
         base = base_of(model)
-        self.inner: Any = getattr(base, "base_model", base)
+        head = base.get_output_embeddings()
+        whole = any(layer is head for layer in layers_in_use(base))
+        self.inner: Any = base if whole else getattr(base, "base_model", base)
         self.device = input_device(base)
         self.begun: DynamicCache | None = None
         # A hooked model's own hooks may act on whole prompts only.
