@@ -102,7 +102,8 @@ class Attached:
         self._is_attached = False
         self._closing.close()
 
-    __deepcopy__ = __reduce__ = refuse_copy
+    __deepcopy__: Any = refuse_copy
+    __reduce__: Any = refuse_copy
 
     def __enter__(self) -> Any:
         """The model, as it was given. Raises UserError if the constraint was detached."""

@@ -127,12 +127,14 @@ class TokenBatch:
         elif isinstance(prompts, Mapping) and "input_ids" in prompts:
             batch = _of_tokenizer(prompts, what)
         else:
-            if hasattr(prompts, "to_numpy"):  # a pandas column of lists
-                prompts = prompts.tolist()
-            _refuse_text(prompts, what)
+            # A pandas column of lists has a shape as well.
+            given: Any = prompts
+            if hasattr(given, "to_numpy"):
+                given = given.tolist()
+            _refuse_text(given, what)
             try:
-                padded = hasattr(prompts, "shape")
-                batch = cls.from_padded(prompts) if padded else cls.from_lists(prompts)
+                padded = hasattr(given, "shape")
+                batch = cls.from_padded(given) if padded else cls.from_lists(given)
             except UserError as error:
                 raise UserError(f"{what}: {error}") from error
         if device is None or batch.tokens.device == torch.device(device):

@@ -100,7 +100,7 @@ def difference(
     if aggregation == "nanmean":
         there = ~(np.isnan(before[0]) & np.isnan(after[0]))
         before, after = ([column[there] for column in both] for both in (before, after))
-        without = before[0]
+        without = before[0].tolist()
 
     def statistic(*columns: np.ndarray, axis: int = -1) -> Any:
         half = len(columns) // 2

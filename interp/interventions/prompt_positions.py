@@ -16,6 +16,11 @@ OUTSIDE = (
     "whole prompt, and one batch of prompts to its end before the next"
 )
 
+CUT_BACK = (
+    "a cache that was cut back into its prompt, or is of another prompt, cannot be continued: with "
+    "an assistant model or a prompt lookup, several tokens follow a prefill at once: leave it out"
+)
+
 
 class PromptPositions:
     """The positions to act at, and the place of the current pass in its text.
@@ -69,7 +74,7 @@ class PromptPositions:
         # A cache of this text is as long as what ran, or cut back to some of its answer.
         if not self.positions.shape[1] <= seen <= before:
             self.n_seen = before
-            raise UserError(OUTSIDE)
+            raise UserError(CUT_BACK if seen < before else OUTSIDE)
 
     def prefill(self, tokens: Tensor, real: Tensor) -> None:
         """Find the positions in the prompts of a prefill."""

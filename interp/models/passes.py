@@ -30,7 +30,8 @@ class HookOfOneModel:
         """As the function."""
         return self.function(*args, **kwargs)
 
-    __deepcopy__ = __reduce__ = refuse_copy
+    __deepcopy__: Any = refuse_copy
+    __reduce__: Any = refuse_copy
 
 
 @contextmanager

@@ -201,7 +201,8 @@ def test_a_result_of_some_heads_is_used_like_any_other(
     assert set(some.select(fdr=0.5)) <= set(heads)
     with pytest.raises(UserError, match="cannot choose 3 of 2 heads"):
         some.select(count=3)
-    shown = some.plot(some.select(count=1)).data[0].z
+    figure: Any = some.plot(some.select(count=1))
+    shown = figure.data[0].z
     assert sum(cell is not None and cell == cell for row in shown for cell in row) == 2
     assert len(effects_by_layer(some)) == planted.cfg.n_layers
     joint = pool_effects([some, some], ["a", "b"])

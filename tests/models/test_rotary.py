@@ -14,7 +14,7 @@ from interp.models.limits import positions_of_model
 from interp.patching import LogitDifference, TokenBatch, patch
 
 LIMIT = 16
-SIZES = {
+SIZES: dict[str, Any] = {
     **{"vocab_size": 400, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2},
     **{"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0},
 }

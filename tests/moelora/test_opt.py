@@ -18,11 +18,11 @@ from interp.moelora.training.scoring import expert_similarity
 @pytest.fixture
 def adapted() -> Any:
     torch.manual_seed(0)
-    config = OPTConfig(
+    sizes: dict[str, Any] = {
         **{"vocab_size": 50, "hidden_size": 16, "ffn_dim": 24, "word_embed_proj_dim": 16},
         **{"num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 64},
-        dropout=0.0,
-    )
+    }
+    config = OPTConfig(**sizes, dropout=0.0)
     targets = ["q_proj", "fc1", "fc2"]
     model = peft.get_peft_model(
         OPTForCausalLM(config),

@@ -19,10 +19,11 @@ from interp.moelora.training.answer_logits import logits_at
 @pytest.fixture
 def adapted() -> Any:
     torch.manual_seed(0)
-    config = LlamaConfig(
+    sizes: dict[str, Any] = {
         **{"vocab_size": 50, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2},
         **{"num_attention_heads": 2, "pad_token_id": 0},
-    )
+    }
+    config = LlamaConfig(**sizes)
     targets = ["q_proj", "lm_head"]
     settings = MoELoRAConfig(target_modules=targets, num_experts=4, top_k=2, contrastive_weight=0.0)
     return peft.get_peft_model(LlamaForCausalLM(config), settings).train()

@@ -17,11 +17,11 @@ from tests.patching.prompts import CLEAN, CORRUPTED, METRIC
 @pytest.fixture(scope="module")
 def olmo(plain_tokenizer: Any) -> HookedModel:
     torch.manual_seed(0)
-    config = OlmoConfig(
+    sizes: dict[str, Any] = {
         **{"vocab_size": 400, "hidden_size": 32, "intermediate_size": 48, "clip_qkv": 0.2},
         **{"num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 0},
-        initializer_range=0.3,
-    )
+    }
+    config = OlmoConfig(**sizes, initializer_range=0.3)
     return from_hf(OlmoForCausalLM(config).eval(), plain_tokenizer, spec="tiny-olmo")
 
 
