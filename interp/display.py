@@ -58,6 +58,10 @@ class Displayed:
     def _shown(self) -> Shown:
         raise NotImplementedError(f"{type(self).__name__} does not define _shown()")
 
+    def __str__(self) -> str:
+        """As in a terminal of IPython; ``repr`` has every field."""
+        return _plain(_shown_of(self))
+
     def _repr_html_(self) -> str:
         return result_html(self)
 

@@ -335,7 +335,8 @@ def _detecting(
     if detector is None:
         raise UserError(
             "there is no detector for this model yet: train one on the hooked model, once "
-            "(probes.detector_for(interp.load_model(...)), or `interp probe`), or give detector="
+            "(`interp detect --model …`, or probes.detector_for(interp.load_model(…))), or give "
+            "detector=, on the command line --detector"
         )
     if not isinstance(detector, Detector):
         raise UserError(f"detector is a premise detector (probes.Detector), not {shown(detector)}")

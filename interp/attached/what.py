@@ -13,6 +13,7 @@ from interp.interventions.gate import Gate, check_gate
 from interp.interventions.head_constraint import Constraint, check_mode
 from interp.interventions.intervention import Intervention
 from interp.report.read_run import read_evaluation
+from interp.runs.manifest import read_manifest
 
 EVALUATION, EXPORT = "evaluation.json", "export.json"
 _SHAPE = {
@@ -57,6 +58,7 @@ def _of_run(run: Path) -> Intervention:
     """The best setting of a run's evaluation."""
     path = run / EVALUATION
     if not path.is_file():
+        read_manifest(run)  # raises for a directory that is no run
         raise UserError(f"{run} has no {EVALUATION}: run `interp evaluate` on it first")
     return of_setting(read_evaluation(path), run)
 

@@ -36,6 +36,9 @@ def print_answers(pairs: Iterable[AnswerPair], console: Console, *, count: int) 
             print_answer(console, question=question, answers=answers)
 
 
+_EMPTY = (Piece("(empty: the model ended at once)"),)
+
+
 def print_answer(
     console: Console,
     *,
@@ -47,7 +50,8 @@ def print_answer(
     width = max(map(len, answers))
     if not console.is_terminal:
         lines = [
-            f"{name:{width}}  {' '.join(marked_text(a).split())}" for name, a in answers.items()
+            f"{name:{width}}  {' '.join(marked_text(a or _EMPTY).split())}"
+            for name, a in answers.items()
         ]
         for line in (marked_text(question), *(f"  {line}" for line in (note, *lines) if line)):
             console.out(line, highlight=False)
@@ -57,7 +61,7 @@ def print_answer(
         console.print(f"  {note}", style="dim", markup=False, highlight=False)
     table = Table.grid(padding=(0, 2))
     for name, answer in answers.items():
-        table.add_row("", Text(name, style="dim"), _styled(answer))
+        table.add_row("", Text(name, style="dim"), _styled(answer or _EMPTY))
     console.print(table)
 
 

@@ -66,7 +66,7 @@ from interp.report.patch_page import patch_sentences
 from interp.report.summary import summary_sentences
 from interp.runs.engines import check_engine, opened_engine
 from interp.runs.lock import check_free
-from interp.runs.manifest import check_same_model, recorded_model, recorded_quantization
+from interp.runs.manifest import check_same_model, recorded_quantization, recorded_spec
 from interp.runs.shards import Engine
 from interp.runs.usage import process_seconds
 
@@ -93,7 +93,7 @@ def run_options(options: Any) -> Any:
     quantization = options.quantization
     if options.model is None and quantization is None:
         quantization = recorded_quantization(options.run)
-    spec = options.model or recorded_model(options.run)["spec"]
+    spec = options.model or recorded_spec(options.run)
     return replace(options, model=spec, quantization=quantization)
 
 

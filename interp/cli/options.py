@@ -149,7 +149,8 @@ class DetectOptions(ModelOptions, DetectSettings):
     file: tyro.conf.Positional[Path | None] = None
     """A file of questions: .csv, .json, .jsonl, or .txt with a question a line."""
     run: Path | None = None
-    """Use this run's detector, and its model; by default the model's own detector."""
+    """Use this run's detector, which is trained the first time, and its model; by default the
+    model's own detector."""
     model: str | None = None  # type: ignore[assignment]
     """By default the run's model, or smollm2-135m (embedded)."""
     out: Path | None = None

@@ -23,7 +23,7 @@ from interp.models.fingerprint import fingerprint_of_folder
 from interp.models.spec import EMBEDDED, cache_root, resolve
 from interp.premises.question_files import load_questions
 from interp.premises.question_list import RawQuestion
-from interp.runs.manifest import recorded_model
+from interp.runs.manifest import recorded_spec
 from probes.detector.support_detector import load_detector
 
 STDIN = "-"
@@ -71,8 +71,8 @@ def questions_to_ask(
 ) -> Iterable[Asking]:
     """The questions of the command line, then of the file; ``-`` stands for standard input.
 
-    Raises UserError where there are none, for a file that cannot be read, and for an empty
-    question.
+    One that cannot be asked, such as an empty one, is `Unasked`. Raises UserError where there are
+    none, and for a file that cannot be read.
     """
     if not questions and settings.file is None:
         raise UserError(
@@ -82,10 +82,19 @@ def questions_to_ask(
         if len(questions) > 1 or settings.file is not None:
             raise UserError("standard input (-) is asked alone: leave the other questions out")
         return lines_to_ask(stdin)
-    asked = tuple(RawQuestion(text) for text in questions)
+    asked = tuple(_question(number, text) for number, text in enumerate(questions, start=1))
     if settings.file is None:
+        if len(asked) == 1 and isinstance(asked[0], Unasked):
+            raise UserError(asked[0].error)
         return asked
     return (*asked, *load_questions(settings.file, columns=settings.columns))
+
+
+def _question(number: int, text: str) -> Asking:
+    try:
+        return RawQuestion(text)
+    except UserError as error:
+        return Unasked(number, text, str(error))
 
 
 def lines_to_ask(stream: Iterable[bytes]) -> Iterator[Asking]:
@@ -146,7 +155,7 @@ def source_of(run: str, model: str | None) -> Source:
     found, folder = intervention_of(run), run_of(run)
     if folder is None:
         return Source(found, model or EMBEDDED)
-    return Source(found, model or recorded_model(folder)["spec"], folder)
+    return Source(found, model or recorded_spec(folder), folder)
 
 
 def _exported(folder: Path, model: str | None) -> Source:

@@ -85,7 +85,7 @@ class EvaluateSettings:
     detector trained on the search part and on other relations that ship; soft does so too, and
     constrains as strongly as the detector is sure."""
     random_sets: int = RANDOM_SETS
-    """Random head sets in the null, at least 20, matched per layer."""
+    """Random head sets in the null, at least 20, matched per layer; 0 for no null."""
     counts: tuple[int, ...] = CURVE_COUNTS
     """Numbers of heads on the gain-against-cost curve, beside that of --heads."""
     every_mode: bool = False
@@ -110,6 +110,8 @@ class EvaluateSettings:
         check_choice("site", self.site, SiteToScore)
         check_choice("choice of answers", self.answers, AnswersFor)
         check_choice("mode", self.mode, ModeToScore)
+        if self.factor and self.mode != "scale":
+            raise UserError(f"a factor ({self.factor:g}) is for --mode scale, not {self.mode!r}")
         check_gate(self.gate)
         check_choice("way to select", self.select_by, SelectedBy)
         if self.leave_one_out and (self.premises is not None or self.gate != "oracle"):
@@ -296,6 +298,7 @@ def run_detector(
     """
     if has_detector(run):
         return load_detector(run / DETECTOR_FOLDER, model=model)
+    logger.warning("training the detector of %s, once: some minutes", run)
     with run_clock(run, IDENTITY):
         parts, unseen = parts_of(split.search), tuple(unseen)
         searched = {part.relation.name for part in parts}

@@ -46,7 +46,7 @@ from interp.models.quantization import quantized_fingerprint
 from interp.models.quiet import quiet_libraries
 from interp.models.spec import cache_root
 from interp.report.read_run import read_evaluation
-from interp.runs.manifest import check_same_model, read_manifest, recorded_model
+from interp.runs.manifest import check_same_model, read_manifest, recorded_model, recorded_spec
 from interp.runs.shards import versions
 from probes.detector.detector import DETECTOR_FOLDER, has_detector
 from probes.detector.support_detector import AnyDetector, load_detector
@@ -121,7 +121,7 @@ def export_run(
     entries = _model_entries(run, model)
     base = None
     if model is not None or settings.kind != "none" or _needs_detector(run, intervention, settings):
-        base = resolve(entries["spec"], allow_pickle=allow_pickle)
+        base = resolve(model or recorded_spec(run), allow_pickle=allow_pickle)
         entries = _checked_entries(entries, base, transfer=settings.transfer)
     to.parent.mkdir(parents=True, exist_ok=True)
     beside = beside_of(to)

@@ -16,7 +16,7 @@ from interp.models import load_model
 from interp.models.hooked_model import HookedModel
 from interp.premises.joint import AnySplit
 from interp.report.read_run import read_heads
-from interp.runs.manifest import read_manifest, recorded_model, recorded_quantization
+from interp.runs.manifest import read_manifest, recorded_quantization, recorded_spec
 from probes.detector.detections import Detector
 from probes.detector.detector import has_detector
 
@@ -58,7 +58,7 @@ def open_run(
     heads = read_heads(run / "heads.csv")
     if model is None:
         model = load_model(
-            recorded_model(run)["spec"],
+            recorded_spec(run),
             device=device,
             dtype=dtype,
             quantization=recorded_quantization(run),

@@ -23,7 +23,7 @@ from interp.errors import UserError
 from interp.forward.batch import Span
 from interp.harness.contexts import PlacesInContexts, PlainText, without_padding
 from interp.models import model_info, resolve
-from interp.runs.manifest import read_manifest, recorded_model
+from interp.runs.manifest import read_manifest, recorded_spec
 from probes.detector.detections import Detector
 from probes.detector.support_detector import load_detector
 
@@ -227,7 +227,7 @@ def _spec_of(run: Path | None) -> str:
     """The model that a run was made with."""
     if run is None:
         raise UserError("name the model (pretrained=…), or the directory of a run (run=…)")
-    return recorded_model(run)["spec"]
+    return recorded_spec(run)
 
 
 def _dtype_of(run: Path | None) -> str:

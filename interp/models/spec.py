@@ -42,6 +42,12 @@ def shown_spec(spec: str) -> str:
     return Path(spec).name if Path(spec).is_absolute() else spec
 
 
+def folder_of(spec: str) -> str | None:
+    """The whole path of a model's directory or file; None for a name of another kind."""
+    path = os.path.expanduser(spec)
+    return os.path.abspath(path) if spec != EMBEDDED and os.path.exists(path) else None
+
+
 def cache_root(cache_dir: Path | None = None) -> Path:
     """Where converted models are kept: `cache_dir`, or ``FAITHLENS_CACHE``, or the user's cache."""
     if cache_dir is not None:

@@ -9,8 +9,9 @@ Two checks (FAITH, arXiv 2402.19103, section 3.1, uses the second):
 
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -160,13 +161,19 @@ def _strict(model: HookedModel, premises: Premises, progress: bool) -> list[Fact
             answered = top[row, -size - 1 : -1].tolist()
             fact = premises.facts[index]
             known = answered == prompts[index][-size:]
-            answer = fact.object if known else tokenizer.decode(answered[:1]).strip()
+            answer = fact.object if known else _first_word(tokenizer, answered)
             results[index] = FactKnowledge(fact.subject, fact.object, known, answer)
 
     with progress_bar(total=len(prompts), description="knowledge", shown=progress) as bar:
         for chunk, _ in halving(chunks, run_chunk):
             bar.update(len(chunk))
     return [result for result in results if result is not None]
+
+
+def _first_word(tokenizer: Any, tokens: Sequence[int]) -> str:
+    """The first token's text, or that of as many as a whole character has."""
+    texts = (tokenizer.decode(tokens[:end]).strip() for end in range(1, len(tokens) + 1))
+    return next((text for text in texts if "\N{REPLACEMENT CHARACTER}" not in text), "…")
 
 
 def _by_answer(model: HookedModel, premises: Premises, progress: bool) -> list[FactKnowledge]:

@@ -149,6 +149,10 @@ def _read_facts(file: Path, *, years: bool) -> tuple[Fact, ...]:
     return tuple(facts)
 
 
+_COLUMNS = ("subject", "object", "also_true")
+"""Columns of a table of facts that mean something by their name."""
+
+
 def _check_header(line: int, header: list[str]) -> list[str]:
     if missing := [name for name in ("subject", "object") if name not in header]:
         found = ", ".join(header) or "an empty file"
@@ -158,6 +162,10 @@ def _check_header(line: int, header: list[str]) -> list[str]:
         )
     if repeated := [name for name in header if header.count(name) > 1]:
         raise UserError(f"line {line}: two columns are named {repeated[0]!r}")
+    for name in header:
+        meant = name.strip().casefold().replace(" ", "_").replace("-", "_")
+        if meant in _COLUMNS and name != meant:
+            raise UserError(f"line {line}: the column {name!r} is to be named {meant!r}")
     return header
 
 

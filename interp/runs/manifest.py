@@ -1,5 +1,6 @@
 """The manifest of a run: model, versions, seeds and prompts, to check and to repeat it."""
 
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -16,6 +17,7 @@ from interp.models.device_map import describe
 from interp.models.hooked_model import HookedModel
 from interp.models.placement import input_device
 from interp.models.quantization import NAMES
+from interp.models.spec import folder_of
 from interp.runs.prompting import (
     asking_identity,
     comparable,
@@ -42,8 +44,11 @@ def write_manifest(
         identity: the file of the run's identity, of which the prompts' entries are copied.
         more: further entries, such as the run's settings.
     """
+    described = model if isinstance(model, Mapping) else describe_model(model)
+    folder = folder_of(described["model"]["spec"])
     content = {
-        **(model if isinstance(model, Mapping) else describe_model(model)),
+        **described,
+        "model": {**described["model"], **({} if folder is None else {"folder": folder})},
         "threads": torch.get_num_threads(),
         "versions": versions(),
         "command": " ".join(["interp", *sys.argv[1:]]),
@@ -117,6 +122,23 @@ def recorded_quantization(run: Path) -> str | None:
     """The name of the quantization that a run's model was loaded with, if it can be asked for."""
     found = recorded_model(run).get("quantization")
     return found if found in NAMES else None
+
+
+def recorded_spec(run: Path) -> str:
+    """By what to load a run's model: the directory that it was in, else its name.
+
+    Raises UserError where the manifest has no model, or that directory is no longer there.
+    """
+    model = recorded_model(run)
+    folder = model.get("folder")
+    if not isinstance(folder, str):
+        return model["spec"]
+    for path in (folder, os.path.expanduser(model["spec"])):
+        if os.path.exists(path):
+            return path
+    raise UserError(
+        f"the model of {run} was in {folder}, where it is no longer: say where it is (--model)"
+    )
 
 
 def check_same_model(run: Path, model: HookedModel) -> None:

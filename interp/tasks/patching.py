@@ -136,10 +136,11 @@ def positions_of(pairs: EncodedPairs, positions: str) -> Positions:
             "these pairs have no spans: add \"spans\" to every line, or choose positions 'all'"
         )
     if positions != "spans" and not pairs.aligned:
-        raise UserError(
-            "clean and corrupted prompts differ in length: give the pairs spans to align them by, "
-            "and choose positions 'spans'"
-        )
+        named = ", ".join(pairs.spans or ())
+        advice = f"they have spans ({named}): choose positions 'spans', which are aligned"
+        if not named:
+            advice = "give the pairs spans to align them by, and choose positions 'spans'"
+        raise UserError(f"clean and corrupted prompts differ in length: {advice}")
     return pairs.spans if positions == "spans" else positions  # type: ignore[return-value]
 
 

@@ -332,7 +332,7 @@ def detector_for(
         with filelock.FileLock(folder.parent / f".{folder.name}.lock"):
             if (folder / SETTINGS).is_file() and (detector := _read(folder, model)) is not None:
                 return detector
-            logger.info("training a premise detector for this model, once")
+            logger.warning("training a premise detector for this model, once: some minutes")
             detector = train_detector(model, progress=progress)
             detector.save(folder)
             return detector
@@ -367,5 +367,5 @@ def _read(folder: Path, model: HookedModel) -> AnyDetector | None:
     try:
         return load_detector(folder, model=model)
     except UserError as error:
-        logger.warning("%s; a detector is trained anew", error)
+        logger.warning("the detector at %s is not used: %s", folder, error)
         return None

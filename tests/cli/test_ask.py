@@ -195,7 +195,7 @@ def test_a_file_and_the_words_that_it_names(
         (["RUN", "Why?", "--false-object", "a", "--detector", "d"], "leave --detector out"),
         (["RUN", "Why?", "--detector", "none"], "none"),
         (["RUN", "Why?", "--max-new-tokens", "-1"], "max_new_tokens"),
-        ([".", "Why?"], "no evaluation.json"),
+        ([".", "Why?"], "is not a run: it has no manifest.json"),
     ],
 )
 def test_mistakes_are_one_line(
@@ -269,3 +269,24 @@ def test_colours_on_a_terminal_and_no_markup() -> None:
     assert "Is [red]it[/red] " in printed
     assert "\x1b[1;7mso\x1b[0m" in printed
     assert "\x1b[1;32m[b]no[/b]\x1b[0m" in printed
+
+
+def test_an_empty_question_among_others_is_one_line(ask: Callable[..., Any], run: str) -> None:
+    code, out, err = ask("ask", run, FALSE, "  ", TRUE, "--max-new-tokens", "2")
+    assert code == 2
+    assert out.count("gate ") == 2
+    assert err.count("the question is empty") == 1
+
+
+def test_a_directory_that_is_no_run_is_told_as_such(
+    ask: Callable[..., Any], tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    code, _, err = ask("ask", str(tmp_path), FALSE)
+    assert code == 2
+    assert "is not a run: it has no manifest.json" in err
+
+
+def test_an_empty_answer_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    print_answer(Console(), question=(Piece("Why?"),), answers={"with": (), "without": ()})
+    assert capsys.readouterr().out.count("(empty: the model ended at once)") == 2

@@ -9,7 +9,7 @@ import torch
 from interp.errors import UserError
 from interp.models import HookedModel, render_chat
 from interp.premises import Fact, Premises, load_premises
-from interp.premises.knowledge import check_knowledge, filter_known
+from interp.premises.knowledge import _first_word, check_knowledge, filter_known
 
 
 @pytest.fixture
@@ -100,4 +100,13 @@ def test_every_token_of_the_object_is_checked(tiny_llama: HookedModel) -> None:
             top = tiny_llama(torch.tensor([ids + answer]))[0].argmax(-1).tolist()
         said = top[len(ids) - 1 : -1]
         assert found.known == (said == answer)
-        assert found.answer == tokenizer.decode(said[:1]).strip()
+        assert found.answer == _first_word(tokenizer, said)
+
+
+def test_what_was_answered_is_shown_in_whole_characters(smollm: HookedModel) -> None:
+    tokens = smollm.tokenizer("西班牙", add_special_tokens=False)["input_ids"]
+    assert "\ufffd" in smollm.tokenizer.decode(tokens[:1])
+    assert _first_word(smollm.tokenizer, tokens) == "西"
+    assert _first_word(smollm.tokenizer, tokens[:1]) == "…"
+    paris = smollm.tokenizer(" Paris is", add_special_tokens=False)["input_ids"]
+    assert _first_word(smollm.tokenizer, paris) == "Paris"

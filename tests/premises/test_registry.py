@@ -51,6 +51,8 @@ def test_ones_own_relation(tmp_path):
         ("", 1, "no column 'subject'"),
         ("subject,thing\nAnn,balls\n", 1, "no column 'object'"),
         ("subject,object,object\n", 1, "two columns are named 'object'"),
+        ("subject,object,also true\n", 1, "the column 'also true' is to be named 'also_true'"),
+        ("subject,object,Also-True\n", 1, "'Also-True' is to be named 'also_true'"),
         ("subject,object\nAnn,balls\nBob, \n", 3, "object is empty"),
         ("subject,object\n,balls\n", 2, "subject is empty"),
         ("subject,object\nAnn,balls\n\nANN,cars\n", 4, "already in line 2"),

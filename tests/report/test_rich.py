@@ -231,3 +231,10 @@ def test_the_table_of_a_head_set_is_its_heads() -> None:
     assert "<td>1</td>" in html
     cells: Any = HeadSet(((1, 2), (0, 3))).plot().data[0]
     assert list(cells.y) == [1, 0]
+
+
+def test_print_shows_what_a_terminal_does() -> None:
+    text = str(Result(None))
+    assert text.strip()
+    assert f"words {TAG}" in text
+    assert "object at" not in text

@@ -146,6 +146,8 @@ def test_a_relation_that_is_scored_is_not_trained_on(
         ({"heads": 0.0}, "heads is a fraction below 1"),
         ({"site": "output", "decoding_steps": 2}, "decoding_steps is for the attention site"),
         ({"decoding_steps": -1}, "decoding_steps is at least 0, not -1"),
+        ({"factor": 0.5}, "is for --mode scale, not 'best'"),
+        ({"factor": 0.5, "mode": "zero"}, "is for --mode scale, not 'zero'"),
     ],
 )
 def test_options_that_do_not_fit_together(given: dict[str, Any], reason: str) -> None:

@@ -13,6 +13,7 @@ from interp.runs.manifest import (
     describe_hf_model,
     describe_model,
     read_manifest,
+    recorded_spec,
     versions,
     write_manifest,
 )
@@ -76,3 +77,30 @@ def test_versions_of_everything_that_is_named() -> None:
 def test_a_directory_without_a_manifest_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a run: it has no manifest"):
         read_manifest(tmp_path)
+
+
+def test_a_model_of_a_directory_is_found_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its name may be relative, and look like a hub id."""
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    run = tmp_path / "run"
+    run.mkdir()
+    described = {"model": {"spec": "models/mine", "fingerprint": "ab"}}
+    monkeypatch.chdir(tmp_path)
+    write_manifest(run, described, prompts=None)
+    assert read_manifest(run)["model"]["spec"] == "models/mine"
+    monkeypatch.chdir(run)
+    assert recorded_spec(run) == str(tmp_path / "models" / "mine")
+    (tmp_path / "models" / "mine").rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="where it is no longer: say where it is"):
+        recorded_spec(run)
+    (run / "models" / "mine").mkdir(parents=True)  # moved together with what is beside it
+    assert recorded_spec(run) == "models/mine"
+
+
+@pytest.mark.parametrize("spec", ["smollm2-135m", "someone/model@main"])
+def test_a_model_of_a_name_is_loaded_by_its_name(spec: str, tmp_path: Path) -> None:
+    write_manifest(tmp_path, {"model": {"spec": spec, "fingerprint": "ab"}}, prompts=None)
+    assert "folder" not in read_manifest(tmp_path)["model"]
+    assert recorded_spec(tmp_path) == spec
