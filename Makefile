@@ -22,10 +22,11 @@ HT_TESTS := $(addprefix tests/,models patching interventions inspection evaluati
   $(addprefix experts/,test_collect.py test_effects.py test_heads.py test_planted_heads.py \
     test_similarity.py test_specialization.py) \
   $(addprefix runs/,test_determinism.py test_dtype_check.py test_identities.py test_patch.py))
-# In those folders, what runs no model: texts, templates, and arithmetic on numbers that are given.
+# In those folders, what runs no model (texts, templates, arithmetic on numbers that are given), or only models that
+# TransformerLens 3 does not hook.
 HT_SAME := $(addprefix tests/,$(addprefix models/,test_answer_place.py test_spans.py test_template_clock.py \
-    test_templates.py) \
-  $(addprefix patching/,test_alignment.py test_batch.py test_edits.py test_metrics.py test_result.py \
+    test_templates.py test_rotary.py) \
+  $(addprefix patching/,test_alignment.py test_batch.py test_clipped.py test_edits.py test_metrics.py test_result.py \
     test_significance.py test_stability.py) \
   $(addprefix probes/,test_calibration.py test_locating.py test_pairing.py test_scoring.py))
 # What takes little and covers much, for the edit loop: texts, tables, files, arithmetic by hand.

@@ -42,7 +42,8 @@ def test_run_directory_is_complete(finished: Path, tiny_training: TrainingSettin
     }
     manifest = read_json(finished / "manifest.json")
     base = load_pretrained(tiny_training.model)
-    assert manifest["model"] == {"spec": tiny_training.model, "fingerprint": base.fingerprint}
+    recorded = {"spec": tiny_training.model, "folder": tiny_training.model}
+    assert manifest["model"] == {**recorded, "fingerprint": base.fingerprint}
     assert manifest["versions"]["peft"] == peft.__version__
     metrics = read_json(finished / "metrics.json")
     assert (metrics["method"], metrics["steps"], metrics["n_train"]) == ("moelora", 6, 60)

@@ -132,7 +132,9 @@ def test_backward_hooks_act_on_gradients(place: str, tiny_llama: HookedModel) ->
         point = tiny_llama.hook_dict[hook_name("resid_post", 1)]
         handle = point.register_full_backward_hook(lambda module, given, out: (given[0] * 0,))
     else:
-        block = tiny_llama.original_model.model.layers[1]
+        within: Any = tiny_llama
+        layers = within.original_model.model.layers if wraps_transformers(within) else within.blocks
+        block = layers[1]
         handle = block.register_full_backward_hook(lambda module, given, out: (given[0] * 0,))
     try:
         assert unhooked_model(tiny_llama) is None
