@@ -40,7 +40,7 @@ from interp.interventions.gate import Gate, check_gate
 from interp.interventions.head_constraint import Constraint
 from interp.interventions.intervention import Intervention
 from interp.interventions.object_positions import ObjectPositions, positions_at
-from interp.models.passes import HookOfOneModel, before_each_call, refuse_copy
+from interp.models.passes import before_each_call, refuse_copy
 from interp.models.transformers_modules import is_component
 from interp.models.unwrapped import check_tokenizer, is_adapted
 from interp.modules import modules
@@ -242,7 +242,7 @@ def _attached(
         stack.enter_context(entry.register_forward_pre_hook(_refuse_packed, with_kwargs=True))
         if isinstance(find, PlacesOfDetector) and entry is base:
             find.keeps_reading = True
-            hook = HookOfOneModel(going_on(state, find.take_reading, intervention))
+            hook = going_on(state, find.take_reading, intervention)
             stack.enter_context(base.register_forward_pre_hook(hook, with_kwargs=True))
         if hasattr(base, _COMPILES):
             stack.callback(base.__dict__.pop, _COMPILES, None)

@@ -12,7 +12,7 @@ from interp.errors import UserError
 from interp.forward.batch import TokenBatch
 from interp.models.call import call_model
 from interp.models.hooked_model import HookedModel
-from interp.models.limits import check_length, check_rotary, check_tokens
+from interp.models.limits import changes_rotary, check_length, check_rotary, check_tokens
 from interp.models.placement import input_device
 from interp.models.versions import check_hooked
 
@@ -80,4 +80,5 @@ def check_limits(hf_model: Any, batch: TokenBatch) -> None:
     """Raise UserError for prompts beyond a model's positions, or tokens beyond its vocabulary."""
     check_tokens(hf_model, *batch.token_range)
     check_length(hf_model, batch.longest, batch.width)
-    check_rotary(hf_model, batch.shortest, batch.longest)
+    if changes_rotary(hf_model, batch.longest):
+        check_rotary(hf_model, batch.shortest, batch.longest)

@@ -57,8 +57,7 @@ class HeadComparison(Displayed):
         before, after = self.before.values.shape, self.after.values.shape
         if before != after:
             raise UserError(f"the effects are of models of different sizes: {before}, {after}")
-        edited = [~found.values.isnan().all(dim=0) for found in (self.before, self.after)]
-        if not torch.equal(*edited):
+        if not torch.equal(self.before.edited, self.after.edited):
             raise UserError("the effects are of different heads: compare the same ones")
         if not 0 < self.top_k <= self.n_heads:
             raise UserError(f"cannot take the top {self.top_k} of {self.n_heads} heads")
@@ -72,8 +71,7 @@ class HeadComparison(Displayed):
     def _means(self) -> tuple[Float[np.ndarray, "subject unit"], Float[np.ndarray, "subject unit"]]:
         """Both effects by subject, heads in a row."""
         both = (self.before, self.after)
-        edited = ~self.before.values.isnan().all(dim=0)
-        before, after = (group_means(found.values[:, edited], found.subjects) for found in both)
+        before, after = (group_means(f.values[:, f.edited], f.subjects) for f in both)
         return before, after
 
     @cached_property

@@ -17,7 +17,7 @@ from typing import Literal, cast, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.arguments import check_choice, of_kind, real_number, whole_number
@@ -47,6 +47,11 @@ VOTE_THRESHOLD = 0.1
 """The paper's least E for a prompt to vote for a head."""
 
 
+def edited_heads(values: Float[Tensor, "prompt layer head"]) -> Bool[Tensor, "layer head"]:
+    """Which heads were edited: those whose effects are not NaN in every prompt."""
+    return ~values.isnan().all(dim=0)
+
+
 @checked
 def head_statistics(
     values: Float[Tensor, "prompt layer head"],
@@ -63,8 +68,7 @@ def head_statistics(
         UserError: fewer than six subjects, or an effect that is not finite in a head that was
             edited.
     """
-    edited = ~values.isnan().all(dim=0)
-    if not bool(torch.isfinite(values[:, edited]).all()):
+    if not bool(torch.isfinite(values[:, edited_heads(values)]).all()):
         raise UserError("some effects are not finite: statistics need every prompt of a head")
     return effect_statistics(values, subjects, seed=seed, resolution=resolution, what="subjects")
 
@@ -121,10 +125,15 @@ class HeadEffects(Displayed):
         """Heads in all layers."""
         return self.values[0].numel()
 
+    @cached_property
+    def edited(self) -> Bool[Tensor, "layer head"]:
+        """Which heads were edited; all of them, where none were named."""
+        return edited_heads(self.values)
+
     @property
     def n_edited(self) -> int:
-        """Heads that were edited; all of them, where none were named."""
-        return int((~self.values.isnan().all(dim=0)).sum())
+        """How many heads were edited."""
+        return int(self.edited.sum())
 
     @property
     def mean(self) -> Float[Tensor, "layer head"]:

@@ -73,8 +73,8 @@ class JointEffects(Displayed):
                 raise UserError(f"the relations' effects differ in {what}: {', '.join(found)}")
         if len({effects.values.shape[1:] for effects in self.by_relation.values()}) > 1:
             raise UserError("the relations' effects are of models of different sizes")
-        edited = [~effects.values.isnan().all(dim=0) for effects in self.by_relation.values()]
-        if any(not torch.equal(heads, edited[0]) for heads in edited):
+        first = self._first.edited
+        if any(not torch.equal(effects.edited, first) for effects in self.by_relation.values()):
             raise UserError("the relations' effects are of different heads")
 
     @property

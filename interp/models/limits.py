@@ -132,19 +132,17 @@ def changes_rotary(hf_model: Any, longest: int) -> bool:
 
 
 def check_rotary(hf_model: Any, shortest: int, longest: int) -> None:
-    """Raise UserError for prompts that would change each other's rotary frequencies.
+    """Raise UserError for prompts, one of which `changes_rotary`, that change each other's numbers.
 
-    transformers computes those of a whole batch from its longest prompt.
+    transformers computes the frequencies of a whole batch from its longest prompt.
     """
     positions = positions_of_model(hf_model)
-    if positions.rotary is None or longest <= positions.rotary:
-        return
     if positions.by_length:
         raise UserError(
             f"this model's rotary embedding changes with the length of prompts of more than "
             f"{positions.rotary} tokens, and one has {longest}: shorten it"
         )
-    if shortest <= positions.rotary:
+    if positions.rotary is not None and shortest <= positions.rotary:
         raise UserError(
             f"this model's rotary embedding is another one for prompts of more than "
             f"{positions.rotary} tokens: run those of {shortest} and of {longest} tokens apart"
