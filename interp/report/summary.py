@@ -38,7 +38,9 @@ def key_figures(evaluation: Mapping[str, Any]) -> tuple[KeyFigure, ...]:
         before, after = _pair(evaluation, kind, measure)
         if before is None or after is None:
             continue
-        count = count_at(evaluation, *HELD_OUT, kind, "constrained", "n")
+        # The prompts of the preference; answers may have been asked of fewer.
+        answered = measure == "true_object_mention_rate"
+        count = None if answered else count_at(evaluation, *HELD_OUT, kind, "constrained", "n")
         note = "" if count is None else f"n = {count}"
         if after.low is not None and after.high is not None:
             interval = f"95 % [{format_number(after.low)}, {format_number(after.high)}]"
