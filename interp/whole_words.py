@@ -5,6 +5,9 @@
 spaces cannot be told without a dictionary, so a name counts there wherever it stands; but a name in
 katakana only between other letters, since such a run is mostly one word, and not in the middle of a
 syllable of Thai and of its neighbours.
+
+Except where a name is looked for exactly, upper and lower case are the same, and so are letters
+with and without their accents: people, and models, write Sao Paulo and Brasilia.
 """
 
 import re
@@ -39,6 +42,13 @@ _PARTICLES = (
 )
 """What Korean joins to a name."""
 _PARTICLE = rf"(?:{'|'.join(sorted(_PARTICLES, key=len, reverse=True))})"
+_ACCENTS = "[\u0300-\u036f]"
+"""Combining marks of the Latin alphabet."""
+_SHORT = 3
+"""Shorter names keep their accents: the answer "A" is not the French word "à"."""
+_LIGATURES = {"ß": "ss", "æ": "ae", "œ": "oe"}
+_STROKES = {"ø": "o", "ł": "l", "đ": "d", "ð": "d", "ħ": "h", "ŧ": "t", "ı": "i"}
+"""Letters that Unicode does not take apart, and what they are written as without their stroke."""
 _SPACELESS = re.compile(f"[{_WITHOUT_SPACES}]")
 _KATAKANA_LETTER = re.compile(f"[{_KATAKANA}]")
 _HANGUL_LETTER = re.compile("[\uac00-\ud7a3]")
@@ -50,28 +60,70 @@ def is_spaceless(letter: str) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def whole_word(text: str) -> str:
+def whole_word(text: str, *, exact: bool = True) -> str:
     """A pattern for a text that stands by itself: no part of a longer word.
 
-    Either kind of apostrophe matches the other; the case is left to the pattern's flags.
+    Either kind of apostrophe matches the other; the case is left to the pattern's flags. Unless it
+    is ``exact``, Latin letters are found with and without accents, and æ, œ and ß also as two.
     """
-    pattern = re.sub("[’']", "[’']", re.escape(text))
+    pattern = _as_written(text) if exact or len(text) < _SHORT else _with_any_accents(text)
     return f"{_before(text[:1])}{pattern}{_behind(text[-1:])}"
 
 
-def mentions(text: str, name: str, *, ignore_case: bool = True) -> list[tuple[int, int]]:
+def mentions(text: str, name: str, *, exact: bool = False) -> list[tuple[int, int]]:
     """The characters [start, end) of every mention of a name as whole words, in order.
 
-    Composed and decomposed letters (Unicode's NFC and NFD) are the same, and so are both kinds of
-    apostrophe. An empty name is nowhere.
+    Unless it is ``exact``, in whatever case and with or without accents. Composed and decomposed
+    letters (Unicode's NFC and NFD) are the same, and so are both kinds of apostrophe. An empty name
+    is nowhere.
     """
     if not name.strip():
         return []
+    found = {match.span() for form in _forms(name, exact) for match in form.finditer(text)}
+    return sorted(found)
+
+
+@lru_cache(maxsize=4096)
+def _forms(name: str, exact: bool) -> tuple[re.Pattern[str], ...]:
     forms = {name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD"))}
-    flags = re.IGNORECASE if ignore_case else 0
-    return sorted(
-        {match.span() for form in forms for match in re.finditer(whole_word(form), text, flags)}
-    )
+    flags = 0 if exact else re.IGNORECASE
+    return tuple({re.compile(whole_word(form, exact=exact), flags) for form in forms})
+
+
+def _as_written(text: str) -> str:
+    return re.sub("[’']", "[’']", re.escape(text))
+
+
+def _with_any_accents(text: str) -> str:
+    """A pattern for the text with any accents on its Latin letters."""
+    letters = re.sub(f"(?<=[a-z]){_ACCENTS}+", "", "".join(map(_plain, text)))
+    for ligature, two in _LIGATURES.items():
+        letters = letters.replace(ligature, two)
+    pieces = re.findall("|".join([*_LIGATURES.values(), "."]), letters, re.DOTALL)
+    return "".join(_PIECES.get(piece) or re.escape(piece) for piece in pieces)
+
+
+def _plain(letter: str) -> str:
+    """A Latin letter in lower case, without its accent or stroke; any other as it is."""
+    base = unicodedata.normalize("NFD", letter)[0].lower()
+    base = _STROKES.get(base, base)
+    return base if base in _PIECES or base in _LIGATURES else letter
+
+
+def _pieces() -> dict[str, str]:
+    """The pattern of each Latin letter, of two that may be one, and of the apostrophes."""
+    accented = {letter: letter for letter in "abcdefghijklmnopqrstuvwxyz"}
+    for code in (*range(0xC0, 0x250), *range(0x1E00, 0x1F00)):
+        base = unicodedata.normalize("NFD", chr(code))[0].lower()
+        base = _STROKES.get(base, base)
+        if base in accented:
+            accented[base] += chr(code)
+    single = {base: f"[{letters}]{_ACCENTS}*" for base, letters in accented.items()}
+    double = {
+        two: f"(?:{single[two[0]]}{single[two[1]]}|{ligature}{_ACCENTS}*)"
+        for ligature, two in _LIGATURES.items()
+    }
+    return {**single, **double, "'": "[’']", "’": "[’']"}
 
 
 def _before(first: str) -> str:
@@ -88,3 +140,6 @@ def _behind(last: str) -> str:
     if _HANGUL_LETTER.match(last):
         return f"(?={_PARTICLE}{{0,2}}(?!{_LETTER}))"
     return f"(?!{_LETTER})"
+
+
+_PIECES = _pieces()

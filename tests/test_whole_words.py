@@ -58,9 +58,17 @@ def test_decomposed_letters_are_the_same() -> None:
                 assert (start, end) == (1, len(text) - 1)
 
 
+def test_accents_make_a_difference_where_the_name_is_looked_for_exactly() -> None:
+    text = "Sao Paulo, São Paulo, SÃO PAULO"
+    assert [start for start, _ in mentions(text, "São Paulo")] == [0, 11, 22]
+    assert [start for start, _ in mentions(text, "São Paulo", exact=True)] == [11]
+    pieces = mark_names("It is Brasilia.", true_object="Brasília", false_object="Lima")
+    assert [(piece.text, piece.role) for piece in pieces][1] == ("Brasilia", "true")
+
+
 @given(st.text(), st.text(min_size=1))
 def test_a_mention_is_the_name(text: str, name: str) -> None:
-    for start, end in mentions(text, name, ignore_case=False):
+    for start, end in mentions(text, name, exact=True):
         there = unicodedata.normalize("NFC", text[start:end]).replace("’", "'")
         assert there == unicodedata.normalize("NFC", name).replace("’", "'")
 

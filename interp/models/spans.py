@@ -102,7 +102,7 @@ def last_mention(text: str, words: str) -> tuple[int, int] | None:
     As whole words where they are there so: "Niger" is not in "Nigeria". Composed and decomposed
     letters (Unicode's NFC and NFD) are the same.
     """
-    if found := mentions(text, words, ignore_case=False):
+    if found := mentions(text, words, exact=True):
         return found[-1]
     forms = {words, *(unicodedata.normalize(form, words) for form in ("NFC", "NFD"))} - {""}
     starts = [(text.rfind(form), len(form)) for form in forms]

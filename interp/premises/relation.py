@@ -13,7 +13,6 @@ is not searched for names, because names repeat, contain each other, and may con
 """
 
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from typing import Literal, get_args
 from interp.arguments import check_choice
 from interp.checked import checked
 from interp.errors import UserError
-from interp.whole_words import whole_word
+from interp.whole_words import mentions
 
 FalseObjectRule = Literal["another", "previous_year", "next_year"]
 """How a fact's false object is found: another fact's object, or the year before or after."""
@@ -290,11 +289,11 @@ def check_rule(rule: str) -> None:
 
 @checked
 def names(text: str, name: str) -> bool:
-    """Whether a text contains a name as whole words (`interp.whole_words`), in whatever case."""
-    text, name = (
-        unicodedata.normalize("NFC", part).casefold().replace("’", "'") for part in (text, name)
-    )
-    return name in text and re.search(whole_word(name), text) is not None
+    """Whether a text contains a name as whole words (`interp.whole_words`), in whatever case.
+
+    Accents make no difference: "Sao Paulo" names São Paulo.
+    """
+    return bool(mentions(text, name))
 
 
 @checked

@@ -58,7 +58,7 @@ def mark_names(answer: str, *, true_object: str, false_object: str) -> tuple[Pie
     if not names:
         return (Piece(answer),) if answer else ()
     longest_first = sorted(names, key=len, reverse=True)
-    each = "|".join(f"({whole_word(name)})" for name in longest_first)
+    each = "|".join(f"({whole_word(name, exact=False)})" for name in longest_first)
     found, end = [], 0
     for match in re.finditer(each, answer, re.IGNORECASE):
         assert match.lastindex is not None

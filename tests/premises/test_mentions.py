@@ -19,6 +19,12 @@ from interp.premises.relation import names, names_any
         ("STRASSE", "Straße"),
         ("made by Yahoo! in 1995", "Yahoo!"),
         ("C++ is a language", "C++"),
+        ("Sao Paulo", "São Paulo"),
+        ("Brasília", "Brasilia"),
+        ("LODZ", "Łódź"),
+        ("Aeroskobing", "Ærøskøbing"),
+        ("WEISSRUSSLAND", "Weißrussland"),
+        ("istanbul", "İstanbul"),
     ],
 )
 def test_named(text: str, name: str) -> None:
@@ -36,6 +42,9 @@ def test_named(text: str, name: str) -> None:
         ("", "France"),
         ("a.b", "a-b"),
         ("axb", "a.b"),
+        ("à Paris", "A"),
+        ("Malmoe", "Malmö"),
+        ("Брестский", "Брест"),
     ],
 )
 def test_not_named(text: str, name: str) -> None:
@@ -51,8 +60,12 @@ def test_any_of_several_names() -> None:
 words = st.text(alphabet="abcÅéßж1", min_size=1, max_size=5)
 
 
+def without_accents(text: str) -> str:
+    return text.casefold().replace("å", "a").replace("é", "e")
+
+
 @given(words, st.lists(words, max_size=4), st.lists(words, max_size=4))
 def test_a_word_between_others_is_named(name: str, before: list[str], after: list[str]) -> None:
     assert names(" ".join([*before, name, *after]), name)
-    others = [word for word in before + after if word.casefold() != name.casefold()]
+    others = [word for word in before + after if without_accents(word) != without_accents(name)]
     assert not names(" ".join(others), name)
