@@ -44,7 +44,7 @@ from interp.models.fingerprint import weight_files
 from interp.models.folder import read_folder
 from interp.models.quantization import quantized_fingerprint
 from interp.models.quiet import quiet_libraries
-from interp.models.spec import cache_root
+from interp.models.spec import cache_root, folder_of
 from interp.report.read_run import read_evaluation
 from interp.runs.manifest import check_same_model, read_manifest, recorded_model, recorded_spec
 from interp.runs.shards import versions
@@ -227,8 +227,9 @@ def _model_entries(run: Path, model: str | None) -> dict[str, Any]:
     if not all(isinstance(size, int) for size in sizes.values()):
         raise UserError(f"{run} does not say how many heads its model has: make the run again")
     quantized = recorded.get("quantization")
+    spec = model or recorded.get("folder", recorded["spec"])
     return {
-        "spec": model or recorded["spec"],
+        "spec": folder_of(spec) or spec,  # a relative path leads nowhere from another directory
         "fingerprint": recorded["fingerprint"],
         **sizes,
         "dtype": str(manifest.get("dtype", "float32")),

@@ -207,6 +207,17 @@ def test_another_model_only_by_name(
         load_exported(to, model=read_export(exported).model["spec"], device="cpu")
 
 
+def test_a_base_model_of_a_relative_path_is_found_from_anywhere(
+    run: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    to = tmp_path / "to"
+    monkeypatch.chdir(base.parent)
+    export_run(run, to, ExportSettings(), model=base.name, progress=False)
+    monkeypatch.chdir(tmp_path)
+    model, _ = load_exported(to, false_object="land5", device="cpu")
+    assert model.attached.is_attached
+
+
 def test_a_base_model_that_is_elsewhere(run: Path, base: Path, tmp_path: Path) -> None:
     to = tmp_path / "to"
     copied = tmp_path / "run"
