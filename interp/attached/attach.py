@@ -340,7 +340,8 @@ def _detecting(
         )
     if not isinstance(detector, Detector):
         raise UserError(f"detector is a premise detector (probes.Detector), not {shown(detector)}")
-    return PlacesOfDetector(model, detector, QuestionFrame(tokenizer, system), gate)
+    frame = QuestionFrame(tokenizer, (system,) if system else ())
+    return PlacesOfDetector(model, detector, frame, gate)
 
 
 def _unwrapped(given: Any) -> Any:

@@ -1,7 +1,7 @@
 """The text of a prompt of which only the token ids are known, and the question in it."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -49,12 +49,12 @@ class PromptText:
 class QuestionFrame:
     """What a chat template writes before a user's last question and behind it.
 
-    ``system`` is the prompts' system prompt, which is told from the question by its text alone
-    where a template writes it into the user's turn (Gemma, Mistral).
+    ``systems`` are the prompts' system prompts, which are told from a question by their text alone
+    where a template writes them into the user's turn (Gemma, Mistral).
     """
 
     tokenizer: Any
-    system: str | None = None
+    systems: Collection[str] = ()
 
     @cached_property
     def around(self) -> tuple[str, str]:
@@ -149,12 +149,12 @@ class QuestionFrame:
 
     def _behind_system(self, text: str, start: int, end: int) -> int:
         """Where a question begins behind the system prompt, if that stands in its turn."""
-        system = (self.system or "").strip()
         begin = start + len(text[start:end]) - len(text[start:end].lstrip())
-        if not system or not text.startswith(system, begin):
-            return start
-        rest = text[begin + len(system) : end]
-        return begin + len(system) + len(rest) - len(rest.lstrip()) if rest.strip() else start
+        for system in sorted((system.strip() for system in self.systems), key=len, reverse=True):
+            rest = text[begin + len(system) : end]
+            if system and text.startswith(system, begin) and rest.strip():
+                return begin + len(system) + len(rest) - len(rest.lstrip())
+        return start
 
 
 def _characters(tokenizer: Any, ids: Sequence[int]) -> tuple[Span, ...]:

@@ -8,6 +8,7 @@ harness' code; only where the constraint acts is decided here (`interp.harness.c
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +105,9 @@ class FaithlensLM(_HARNESS_MODEL):
         find = detector_places(self.model, self.tokenizer, run=folder, detector=given)
         self.detector, self.fingerprint = find.detector, model_info(find.model).fingerprint
         log = None if gate_log is None else Path(gate_log)
-        frame = QuestionFrame(self.tokenizer)
-        self.places = PlacesInContexts(find, frame, plain_text=outside, log=log)
+        self._system_prompts: dict[str, None] = {}
+        find = replace(find, frame=QuestionFrame(self.tokenizer, self._system_prompts))
+        self.places = PlacesInContexts(find, find.frame, plain_text=outside, log=log)
         self.places.acts = gate == "probe"
         self.attached = attach(self.model, self.tokenizer, run, at=self.places)
         self.answered: dict[tuple[str, str], Any] | None = None
@@ -114,6 +116,14 @@ class FaithlensLM(_HARNESS_MODEL):
     def get_model_info(self) -> dict[str, Any]:
         """As model type ``hf``, with what the gate did."""
         return super().get_model_info() | {"faithlens": self.places.counts}
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], *given: Any, **how: Any
+    ) -> str:
+        """As model type ``hf``; system prompts are noted, which are no part of a question."""
+        systems = (turn["content"] for turn in chat_history if turn["role"] == "system")
+        self._system_prompts.update(dict.fromkeys(systems))
+        return super().apply_chat_template(chat_history, *given, **options)
 
     def fires(self, context: str) -> bool:
         """Whether the gate has opened at a context that has run."""

@@ -136,7 +136,8 @@ def test_values_of_another_word_serve_generation_without_a_cache(
 def asked(tokenizer: Any, chat: list[dict[str, str]], system: str | None = None) -> str | None:
     text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    found = QuestionFrame(tokenizer, system).question_in(PromptText.of(tokenizer, ids))
+    systems = () if system is None else ("Be", system)
+    found = QuestionFrame(tokenizer, systems).question_in(PromptText.of(tokenizer, ids))
     return None if found is None else found.text
 
 

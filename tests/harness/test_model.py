@@ -19,6 +19,7 @@ from interp.harness.model import FaithlensLM
 from interp.interventions import Intervention
 from probes.detector.detections import Detection
 from probes.detector.questions import tokenize_question
+from tests.attached.test_copies_and_caches import FOLDED
 from tests.attached.test_equality import part
 
 UNDER = Intervention.of(part("attention", heads=((0, 1), (1, 0), (2, 2)))) | part(
@@ -224,6 +225,23 @@ def test_a_prompt_that_loses_its_beginning(make_lm: Any) -> None:
         constrained = scored(make_lm(FindsGermany(), **options), (text, "Berlin"))[0]
         plain = scored(make_lm(**options), (text, "Berlin"))[0]
         assert (abs(constrained - plain) > 1e-3) == acts
+
+
+def test_a_system_prompt_in_the_users_turn_is_no_question(
+    make_lm: Any, chat_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat_tokenizer, "chat_template", FOLDED)
+    finder = FindsGermany()
+    lm = make_lm(finder)
+    system = {"role": "system", "content": "Germany is a country."}
+    texts = [
+        lm.apply_chat_template([*system_turn, {"role": "user", "content": question}])
+        for system_turn in ([], [system])
+        for question in (FALSE, TRUE)
+    ]
+    assert system["content"] in texts[3]
+    scored(lm, *((text, "Berlin") for text in texts))
+    assert sorted(finder.asked) == sorted([FALSE, TRUE] * 2)
 
 
 def test_prompts_without_chat_format(make_lm: Any, plain_lm: Any) -> None:
