@@ -118,7 +118,7 @@ class FaithlensLM(_HARNESS_MODEL):
         return super().get_model_info() | {"faithlens": self.places.counts}
 
     def apply_chat_template(
-        self, chat_history: list[dict[str, str]], *given: Any, **how: Any
+        self, chat_history: list[dict[str, str]], *given: Any, **options: Any
     ) -> str:
         """As model type ``hf``; system prompts are noted, which are no part of a question."""
         systems = (turn["content"] for turn in chat_history if turn["role"] == "system")
