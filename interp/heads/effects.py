@@ -33,10 +33,13 @@ from interp.lazy import go, pd
 from interp.patching.effect_arrays import best_first
 from interp.patching.result import STATISTICS, PatchEffects
 from interp.statistics.significance import (
+    MINIMUM_GROUPS,
     RESOLUTION,
     EffectStatistics,
     effect_statistics,
+    group_means,
     mean_interval,
+    resolved_means,
 )
 
 Method = Literal["path", "activation", "attribution"]
@@ -110,9 +113,10 @@ class HeadEffects(Displayed):
             values=self.values,
             axes=("prompt", "layer", "head"),
             corrupted=torch.full((len(self.values),), torch.nan),
-            component="z",
+            component="z" if self.site == "output" else "pattern",
             method=self.method,
             metric="logit_difference",
+            source=self.source,
             groups=self.subjects,
             templates=self.templates,
             seed=self.seed,
@@ -137,25 +141,37 @@ class HeadEffects(Displayed):
 
     @property
     def mean(self) -> Float[Tensor, "layer head"]:
-        """Mean effect over prompts."""
-        return self.values.mean(dim=0)
+        """Mean effect over subjects, each of which counts once; NaN where not edited."""
+        return torch.from_numpy(self._mean).to(self.values.dtype)
+
+    @cached_property
+    def _mean(self) -> Float[np.ndarray, "layer head"]:
+        """The mean of ``statistics``, which needs no least number of subjects."""
+        by_subject = resolved_means(self.values, self.subjects, resolution=self.resolution)
+        return by_subject.mean(axis=0)
 
     @cached_property
     def statistics(self) -> HeadStatistics:
-        """Mean over subjects, interval, p- and q-value of every head."""
+        """Mean over subjects, interval, p- and q-value of every head.
+
+        Raises UserError for fewer than six subjects.
+        """
         return head_statistics(
             self.values, self.subjects, seed=self.seed, resolution=self.resolution
         )
 
     @property
+    def _is_tested(self) -> bool:
+        return len(set(self.subjects)) >= MINIMUM_GROUPS
+
+    @property
     def rank(self) -> Int[np.ndarray, "layer head"]:
         """1 for the head with the largest mean effect; heads that were not edited are last."""
-        means = self.statistics.mean
-        return best_first(means.ravel()).argsort().reshape(means.shape) + 1
+        return best_first(self._mean.ravel()).argsort().reshape(self._mean.shape) + 1
 
     def ranked(self) -> tuple[Head, ...]:
         """The heads that were edited, largest mean effect first."""
-        order = best_first(self.statistics.mean.ravel())[: self.n_edited]
+        order = best_first(self._mean.ravel())[: self.n_edited]
         return _heads_at(order, self.values.shape[2])
 
     def select(
@@ -175,7 +191,10 @@ class HeadEffects(Displayed):
         return select_heads(self, fraction=fraction, count=count, fdr=fdr, vote=vote)
 
     def to_dataframe(self, selected: HeadSet | None = None) -> "pd.DataFrame":
-        """One row a head that was edited, in the columns of ``heads.csv``, best first."""
+        """One row a head that was edited, in the columns of ``heads.csv``, best first.
+
+        Intervals, p- and q-values are NaN with fewer than ``MINIMUM_GROUPS`` subjects.
+        """
         layer, head = (index.ravel() for index in np.indices(self.values.shape[1:]))
         chosen = set(selected.heads) if selected and selected.site == self.site else set()
         frame = pd.DataFrame(
@@ -183,8 +202,11 @@ class HeadEffects(Displayed):
                 "site": self.site,
                 "layer": layer,
                 "head": head,
-                "effect": self.statistics.mean.ravel(),
-                **{name: getattr(self.statistics, name).ravel() for name in STATISTICS},
+                "effect": self._mean.ravel(),
+                **{
+                    name: getattr(self.statistics, name).ravel() if self._is_tested else np.nan
+                    for name in STATISTICS
+                },
                 "rank": self.rank.ravel(),
                 "selected": [pair in chosen for pair in zip(layer, head, strict=True)],
             }
@@ -201,12 +223,14 @@ class HeadEffects(Displayed):
         return head_heatmap(self.to_dataframe(selected), site=self.site)
 
     def _shown(self) -> Shown:
-        significant = int((self.statistics.q_value <= 0.05).sum())
+        tested = f"{MINIMUM_GROUPS} subjects are needed for intervals and tests"
+        if self._is_tested:
+            tested = f"{int((self.statistics.q_value <= 0.05).sum())} heads with q ≤ 0.05"
         text = (
             f"Effects of {self.n_edited} heads (site {self.site}, {self.method}, source "
             f"{self.source}) on {len(self.values)} prompts about {len(set(self.subjects))} "
-            f"subjects, in logits; {significant} heads with q ≤ 0.05. Positive: the answer gets "
-            "better without the head's part."
+            f"subjects, in logits; {tested}. Positive: the answer gets better without the head's "
+            "part."
         )
         return Shown(text, (self.to_dataframe().drop(columns=["site", "selected"]),), self.plot)
 
@@ -295,16 +319,18 @@ def _by_vote(effects: HeadEffects, threshold: float) -> tuple[Head, ...]:
 def effects_by_layer(effects: HeadEffects, *, fdr: float = 0.05) -> "pd.DataFrame":
     """One row a layer: ``layer``, ``effect``, ``ci_low``, ``ci_high`` (logits), ``significant``.
 
-    Each prompt's effects are summed over the layer's heads; the mean over subjects has a 95 %
-    interval from resampling subjects. Heads were edited one by one, so this is the sum of single
+    Each prompt's effects are summed over the layer's heads; the mean is over subjects, each of
+    which counts once, with a 95 % interval from resampling them. Heads were edited one by one, so this is the sum of single
     effects, not the effect of editing the layer: heads that compensate for each other count twice.
     ``significant`` counts the heads with q ≤ ``fdr``. Heads that were not edited are left out.
+    Raises UserError for fewer than six subjects.
     """
     of_kind("effects", effects, HeadEffects, advice="locate_heads gives them")
-    sums = np.nansum(effects.values.double().numpy(), axis=2)
+    sums = group_means(effects.values.nansum(dim=2), effects.subjects)
+    subjects = list(dict.fromkeys(effects.subjects))
     significant = (effects.statistics.q_value <= fdr).sum(axis=1)
     rows = [
-        (layer, *mean_interval(sums[:, layer], effects.subjects, seed=effects.seed), int(count))
+        (layer, *mean_interval(sums[:, layer], subjects, seed=effects.seed), int(count))
         for layer, count in enumerate(significant)
     ]
     return pd.DataFrame(rows, columns=["layer", "effect", "ci_low", "ci_high", "significant"])

@@ -122,8 +122,8 @@ class PatchEffects(Displayed):
 
     @property
     def mean(self) -> Float[Tensor, "..."]:
-        """Mean effect over the prompts in which it was measured, [units…]."""
-        return self.values.nanmean(dim=0)
+        """Mean over groups of each group's mean effect, [units…]; NaN where not measured."""
+        return torch.from_numpy(self.group_mean).to(self.values.dtype)
 
     @cached_property
     def statistics(self) -> EffectStatistics:
@@ -174,7 +174,7 @@ class PatchEffects(Displayed):
 
     @cached_property
     def group_mean(self) -> Float[np.ndarray, "..."]:
-        """Mean over groups of each group's mean effect, [units…]; NaN where not measured."""
+        """``mean`` in float64."""
         means = group_means(self.values, self.groups)
         counts = (~np.isnan(means)).sum(axis=0)
         sums = np.nansum(means, axis=0)

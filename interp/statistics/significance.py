@@ -75,6 +75,18 @@ def group_means(
     return (sums / counts).numpy()
 
 
+def resolved_means(
+    values: Float[Tensor, "prompt ..."],
+    groups: Sequence[str],
+    *,
+    resolution: float = RESOLUTION,
+    what: str = "groups",
+) -> Float[np.ndarray, "group ..."]:
+    """`group_means`, with zero for what is below the resolution."""
+    units = group_means(values, groups, what=what)
+    return np.where(np.abs(units) < resolution, 0.0, units)
+
+
 def effect_statistics(
     values: Float[Tensor, "prompt ..."],
     groups: Sequence[str],
@@ -95,8 +107,7 @@ def effect_statistics(
     """
     if bool(torch.isinf(values).any()):
         raise UserError("some effects are infinite: there is no mean to test")
-    units = group_means(values, groups, what=what)
-    units = np.where(np.abs(units) < resolution, 0.0, units)
+    units = resolved_means(values, groups, resolution=resolution, what=what)
     if len(units) < MINIMUM_GROUPS:
         raise UserError(
             f"{len(units)} {what} are too few for statistics: at least {MINIMUM_GROUPS} needed"

@@ -10,7 +10,14 @@ from safetensors.torch import save_file
 
 from interp.errors import UserError
 from interp.files.tensor_file import write_tensor_file
-from interp.heads import HeadEffects, HeadSet, agreement, load_effects, save_effects
+from interp.heads import (
+    HeadEffects,
+    HeadSet,
+    agreement,
+    effects_by_layer,
+    load_effects,
+    save_effects,
+)
 
 COLUMNS = [
     *("site", "layer", "head", "effect", "ci_low", "ci_high", "p_value", "q_value"),
@@ -127,8 +134,40 @@ def test_taking_prompts(effects: HeadEffects) -> None:
     assert some.templates == ("famous", "why")
 
 
-def test_the_mean_is_over_prompts(effects: HeadEffects) -> None:
-    torch.testing.assert_close(effects.mean, effects.values.sum(0) / 14)
+def test_every_subject_counts_once(effects: HeadEffects) -> None:
+    """Two prompts about one subject of seven: 6 and 0, and 1 about each other."""
+    values = torch.tensor([6.0, 0, 1, 1, 1, 1, 1, 1])[:, None, None].expand(8, 2, 3)
+    subjects, templates = ("a", "a", *"bcdefg"), ("why",) * 8
+    uneven = replace(
+        effects, values=values, probability=values, subjects=subjects, templates=templates
+    )
+    assert uneven.mean.tolist() == [[pytest.approx(9 / 7)] * 3] * 2
+    assert uneven.to_dataframe()["effect"].tolist() == [pytest.approx(9 / 7)] * 6
+    layers = effects_by_layer(uneven)
+    assert layers["effect"].tolist() == [pytest.approx(27 / 7)] * 2
+    assert layers["ci_low"].tolist() == [pytest.approx(3)] * 2
+
+
+def test_ranking_needs_no_tests(effects: HeadEffects) -> None:
+    few = effects.take(range(4))
+    by_subject = few.values.reshape(2, 2, 3, 4).mean(dim=1).mean(dim=0)
+    torch.testing.assert_close(few.mean, by_subject)
+    best = int(by_subject.argmax())
+    assert few.ranked()[0] == few.select(count=1).heads[0] == (best // 4, best % 4)
+    table = few.to_dataframe()
+    assert table["effect"].is_monotonic_decreasing
+    assert table[["ci_low", "ci_high", "p_value", "q_value"]].isna().all(axis=None)
+    assert "6 subjects are needed" in str(few)
+    assert few.plot().data
+    with pytest.raises(UserError, match="2 subjects are too few"):
+        few.select(fdr=0.05)
+
+
+def test_as_patching_says_what_was_edited(effects: HeadEffects) -> None:
+    of_site = {"output": "z", "attention": "pattern"}
+    for site, component in of_site.items():
+        for found in replace(effects, site=site).as_patching():
+            assert (found.component, found.source) == (component, "masked")
 
 
 def test_agreement_by_hand(effects: HeadEffects) -> None:

@@ -104,7 +104,7 @@ def test_the_effect_is_the_mean_over_groups() -> None:
     values = torch.tensor([4.0, 0, 1, 1, 1, 1, 1])[:, None, None].expand(7, 2, 3)
     result = make(values=values)
     assert result.to_dataframe()["effect"].tolist() == [pytest.approx(7 / 6)] * 6
-    assert result.mean[0, 0].item() == pytest.approx(9 / 7)
+    assert result.mean[0, 0].item() == pytest.approx(7 / 6)
 
 
 def test_top_k_by_size_and_by_sign() -> None:
