@@ -70,13 +70,23 @@ def listed(what: str, given: Any, entries: str = "entries") -> list[Any]:
     """The entries of a list, tuple, array, tensor or generator.
 
     Raises:
-        UserError: anything else; also a text or a mapping.
+        UserError: anything else; also a text, a mapping or a table.
     """
     if hasattr(given, "tolist"):
         given = given.tolist()
-    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
+    named = isinstance(given, str | bytes | Mapping) or hasattr(given, "columns")
+    if named or not isinstance(given, Iterable):
         raise UserError(f"{what} is a list of {entries}, not {shown(given)}")
     return list(given)
+
+
+def texts(what: str, given: Any) -> tuple[str, ...]:
+    """Several texts. Raises UserError for one text alone, whose letters would be taken."""
+    found = tuple(listed(what, given, "texts"))
+    for text in found:
+        if not isinstance(text, str):
+            raise UserError(f"{what} are texts, not {shown(text)}")
+    return found
 
 
 def plain(given: Any) -> Any:

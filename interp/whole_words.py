@@ -12,7 +12,9 @@ with and without their accents: people, and models, write Sao Paulo and Brasilia
 
 import re
 import unicodedata
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from typing import Literal
 
 _KATAKANA = "\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff\uff66-\uff9f"
 _SYLLABIC = (
@@ -34,6 +36,10 @@ _MARKS = "".join(
 )
 _LETTER = rf"[^\W{_WITHOUT_SPACES}]"
 """A letter or digit of a script with spaces between words."""
+_ON_LETTERS = "".join(
+    chr(code) for code in range(0x300, 0xE00) if unicodedata.category(chr(code)).startswith("M")
+)
+"""Accents, points and vowel signs of scripts with spaces: they belong to the letter before them."""
 _PARTICLES = (
     *("은", "는", "이", "가", "을", "를", "의", "에", "에서", "에게", "께서", "와", "과", "랑"),
     *("이랑", "도", "만", "로", "으로", "부터", "까지", "보다", "처럼", "같은", "나", "이나"),
@@ -42,16 +48,26 @@ _PARTICLES = (
 )
 """What Korean joins to a name."""
 _PARTICLE = rf"(?:{'|'.join(sorted(_PARTICLES, key=len, reverse=True))})"
-_ACCENTS = "[\u0300-\u036f]"
+_ACCENT = re.compile("[\u0300-\u036f]")
 """Combining marks of the Latin alphabet."""
 _SHORT = 3
 """Shorter names keep their accents: the answer "A" is not the French word "à"."""
-_LIGATURES = {"ß": "ss", "æ": "ae", "œ": "oe"}
-_STROKES = {"ø": "o", "ł": "l", "đ": "d", "ð": "d", "ħ": "h", "ŧ": "t", "ı": "i"}
-"""Letters that Unicode does not take apart, and what they are written as without their stroke."""
+_STROKES = {
+    **{"ø": "o", "ł": "l", "đ": "d", "ð": "d", "ħ": "h", "ŧ": "t", "ı": "i"},
+    **{"æ": "ae", "œ": "oe"},
+}
+"""Letters that Unicode does not take apart, and what they are often written as."""
+_UNSEEN = frozenset("\u00ad\u200b\u200e\u200f\u2060\ufeff")
+_CLUSTER = re.compile(
+    rf"\s+|[\u1100-\u115f][\u1160-\u11ff]+|.[{_ON_LETTERS}\u3099\u309a]*", re.DOTALL
+)
+"""White space, or a letter with what belongs to it."""
 _SPACELESS = re.compile(f"[{_WITHOUT_SPACES}]")
 _KATAKANA_LETTER = re.compile(f"[{_KATAKANA}]")
 _HANGUL_LETTER = re.compile("[\uac00-\ud7a3]")
+Same = Literal["exact", "case", "accents"]
+"""What makes no difference: composed and decomposed letters and either apostrophe only, the case
+and white space too, or also accents."""
 
 
 def is_spaceless(letter: str) -> bool:
@@ -60,76 +76,85 @@ def is_spaceless(letter: str) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def whole_word(text: str, *, exact: bool = True) -> str:
-    """A pattern for a text that stands by itself: no part of a longer word.
+def whole_word(text: str) -> str:
+    """A pattern for a text that stands by itself: no part of a longer word or number.
 
-    Either kind of apostrophe matches the other; the case is left to the pattern's flags. Unless it
-    is ``exact``, Latin letters are found with and without accents, and æ, œ and ß also as two.
+    Either kind of apostrophe matches the other; the case is left to the pattern's flags.
     """
-    pattern = _as_written(text) if exact or len(text) < _SHORT else _with_any_accents(text)
+    pattern = re.sub("[’']", "[’']", re.escape(text))
     return f"{_before(text[:1])}{pattern}{_behind(text[-1:])}"
 
 
-def mentions(text: str, name: str, *, exact: bool = False) -> list[tuple[int, int]]:
+def mentions(
+    text: str, name: str, *, exact: bool = False, apart_from: Iterable[str] = ()
+) -> list[tuple[int, int]]:
     """The characters [start, end) of every mention of a name as whole words, in order.
 
     Unless it is ``exact``, in whatever case and with or without accents. Composed and decomposed
     letters (Unicode's NFC and NFD) are the same, and so are both kinds of apostrophe. An empty name
-    is nowhere.
+    is nowhere. What is a part of a longer name in ``apart_from`` does not count: with it, Mexico is
+    not in "Mexico City".
     """
-    if not name.strip():
+    name = name if exact else name.strip()
+    same: Same = "exact" if exact else "case" if len(name) < _SHORT else "accents"
+    wanted, _ = _folded(name, same)
+    folded, starts = _folded(text, same)
+    if not wanted.strip() or wanted not in folded:
         return []
-    found = {match.span() for form in _forms(name, exact) for match in form.finditer(text)}
-    return sorted(found)
+    spans = (match.span() for match in _pattern(wanted).finditer(folded))
+    found = [(starts[start], starts[end]) for start, end in spans]
+    longer = [span for other in apart_from for span in mentions(text, other, exact=exact)]
+    return [span for span in found if not any(_is_part(span, other) for other in longer)]
+
+
+def _is_part(span: tuple[int, int], other: tuple[int, int]) -> bool:
+    return other[0] <= span[0] and span[1] <= other[1] and span != other
 
 
 @lru_cache(maxsize=4096)
-def _forms(name: str, exact: bool) -> tuple[re.Pattern[str], ...]:
-    forms = {name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD"))}
-    flags = 0 if exact else re.IGNORECASE
-    return tuple({re.compile(whole_word(form, exact=exact), flags) for form in forms})
+def _pattern(folded: str) -> re.Pattern[str]:
+    return re.compile(whole_word(folded))
 
 
-def _as_written(text: str) -> str:
-    return re.sub("[’']", "[’']", re.escape(text))
+@lru_cache(maxsize=1024)
+def _folded(text: str, same: Same) -> tuple[str, Sequence[int]]:
+    """The text without what makes no difference, and where each of its characters came from.
+
+    One place more than characters: that behind the last.
+    """
+    if text.isascii() and (same == "exact" or " ".join(text.split()) == text):
+        return text if same == "exact" else text.lower(), range(len(text) + 1)
+    parts, starts = [], []
+    for match in _CLUSTER.finditer(text):
+        part = _cluster(match[0], same)
+        parts.append(part)
+        starts += [match.start()] * len(part)
+    return "".join(parts), (*starts, len(text))
 
 
-def _with_any_accents(text: str) -> str:
-    """A pattern for the text with any accents on its Latin letters."""
-    letters = re.sub(f"(?<=[a-z]){_ACCENTS}+", "", "".join(map(_plain, text)))
-    for ligature, two in _LIGATURES.items():
-        letters = letters.replace(ligature, two)
-    pieces = re.findall("|".join([*_LIGATURES.values(), "."]), letters, re.DOTALL)
-    return "".join(_PIECES.get(piece) or re.escape(piece) for piece in pieces)
-
-
-def _plain(letter: str) -> str:
-    """A Latin letter in lower case, without its accent or stroke; any other as it is."""
-    base = unicodedata.normalize("NFD", letter)[0].lower()
-    base = _STROKES.get(base, base)
-    return base if base in _PIECES or base in _LIGATURES else letter
-
-
-def _pieces() -> dict[str, str]:
-    """The pattern of each Latin letter, of two that may be one, and of the apostrophes."""
-    accented = {letter: letter for letter in "abcdefghijklmnopqrstuvwxyz"}
-    for code in (*range(0xC0, 0x250), *range(0x1E00, 0x1F00)):
-        base = unicodedata.normalize("NFD", chr(code))[0].lower()
-        base = _STROKES.get(base, base)
-        if base in accented:
-            accented[base] += chr(code)
-    single = {base: f"[{letters}]{_ACCENTS}*" for base, letters in accented.items()}
-    double = {
-        two: f"(?:{single[two[0]]}{single[two[1]]}|{ligature}{_ACCENTS}*)"
-        for ligature, two in _LIGATURES.items()
-    }
-    return {**single, **double, "'": "[’']", "’": "[’']"}
+def _cluster(letter: str, same: Same) -> str:
+    """A letter with its marks, or white space, without what makes no difference."""
+    letter = unicodedata.normalize("NFC", letter).replace("’", "'")
+    if same == "exact":
+        return letter
+    if letter.isspace():
+        return " "
+    if letter in _UNSEEN:
+        return ""
+    letter = letter.casefold()
+    base = unicodedata.normalize("NFD", letter)
+    if same == "accents" and ("a" <= base[0] <= "z" or base[0] in _STROKES):
+        return "".join(_STROKES.get(part, part) for part in _ACCENT.sub("", base))
+    return unicodedata.normalize("NFC", letter)
 
 
 def _before(first: str) -> str:
     if _KATAKANA_LETTER.match(first):
         return f"(?<![{_KATAKANA}])"
-    return "" if _SPACELESS.match(first) else f"(?<!{_LETTER})"
+    if _SPACELESS.match(first):
+        return ""
+    number = r"(?<!\d[.,])" if first.isdigit() else ""
+    return f"{number}(?<!{_LETTER})(?<![{_ON_LETTERS}])"
 
 
 def _behind(last: str) -> str:
@@ -139,7 +164,5 @@ def _behind(last: str) -> str:
         return f"(?![{_MARKS}])"
     if _HANGUL_LETTER.match(last):
         return f"(?={_PARTICLE}{{0,2}}(?!{_LETTER}))"
-    return f"(?!{_LETTER})"
-
-
-_PIECES = _pieces()
+    number = r"(?![.,]\d)" if last.isdigit() else ""
+    return f"(?!{_LETTER}|[{_ON_LETTERS}]){number}"

@@ -25,7 +25,7 @@ from interp.models.versions import check_hooked
 from interp.premises.encode import EncodedPrompt, encode_questions
 from interp.premises.joint import AnyPremises
 from interp.premises.questions import Question, QuestionKind
-from interp.premises.relation import FilledQuestion, names, names_any
+from interp.premises.relation import FilledQuestion
 from interp.statistics.significance import mean_interval
 from probes.detector.detections import Detection, PremiseDetections, spans_of
 
@@ -122,10 +122,10 @@ def answer_pairs(
             object_span=filled.object,
             baseline=before,
             constrained=after,
-            baseline_names_true=names_any(before, question.true_names),
-            baseline_names_false=names(before, question.false_object),
-            constrained_names_true=names_any(after, question.true_names),
-            constrained_names_false=names(after, question.false_object),
+            baseline_names_true=question.names_true(before),
+            baseline_names_false=question.names_false(before),
+            constrained_names_true=question.names_true(after),
+            constrained_names_false=question.names_false(after),
             acted_on=words,
         )
         for question, filled, before, after, words in answered

@@ -55,10 +55,11 @@ class Verdict:
     def of(cls, question: RawQuestion, answer: str, *, rebuts: bool) -> "Verdict":
         """The verdict whose names are read off the answer, as whole words and ignoring case."""
         right, false = question.right_answers, question.false_object
+        subject = (question.subject or "",)
         return cls(
             rebuts,
-            names_any(answer, right) if right else None,
-            None if false is None else names(answer, false),
+            names_any(answer, right, apart_from=subject) if right else None,
+            None if false is None else names(answer, false, apart_from=subject),
         )
 
 

@@ -30,7 +30,7 @@ from interp.models.hooked_model import HookedModel
 from interp.models.versions import check_hooked
 from interp.premises.encode import answer_tokens, shared_length, tokenize
 from interp.premises.questions import Premises
-from interp.premises.relation import names_any
+from interp.premises.relation import Fact, names_any
 from interp.progress import progress_bar
 
 logger = logging.getLogger(__name__)
@@ -176,11 +176,15 @@ def _first_word(tokenizer: Any, tokens: Sequence[int]) -> str:
     return next((text for text in texts if "\N{REPLACEMENT CHARACTER}" not in text), "…")
 
 
+def _says_object(fact: Fact, answer: str) -> bool:
+    return names_any(answer, fact.true_names, apart_from=(fact.subject,))
+
+
 def _by_answer(model: HookedModel, premises: Premises, progress: bool) -> list[FactKnowledge]:
     rendered = [render_chat(model.tokenizer, premises.direct(fact)) for fact in premises.facts]
     prompts = [list(tokenize(model.tokenizer, text)["input_ids"]) for text in rendered]
     answers = generate_tokens(model, prompts, max_new_tokens=24, progress=progress)
     return [
-        FactKnowledge(fact.subject, fact.object, names_any(text, fact.true_names), text[:40])
+        FactKnowledge(fact.subject, fact.object, _says_object(fact, text), text[:40])
         for fact, text in zip(premises.facts, answers, strict=True)
     ]

@@ -9,9 +9,9 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
-from interp.arguments import check_choice
+from interp.arguments import check_choice, listed, of_kind, texts
 from interp.display import Displayed, Shown
 from interp.errors import UserError
 from interp.forward.batch import Span
@@ -52,6 +52,11 @@ class RawQuestion:
     line: int = 0
 
     def __post_init__(self) -> None:
+        of_kind("the question", self.text, str)
+        object.__setattr__(self, "answers", texts("answers", self.answers))
+        for name in ("subject", "relation", "true_object", "false_object"):
+            if getattr(self, name) is not None:
+                of_kind(name, getattr(self, name), str)
         if not self.text.strip():
             raise UserError("the question is empty")
         if control := re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", self.text):
@@ -83,7 +88,9 @@ class RawQuestion:
         name is looked for as whole words, ignoring case, and the last mention counts.
         """
         name = self.true_object if self.label == "true_premise" else self.false_object
-        return None if name is None else max(mentions(self.text, name), default=None)
+        if name is None:
+            return None
+        return max(mentions(self.text, name, apart_from=(self.subject or "",)), default=None)
 
 
 @dataclass(frozen=True)
@@ -117,9 +124,11 @@ class QuestionList(Displayed):
     def of(
         cls, questions: Iterable[str | RawQuestion], source: str = "questions"
     ) -> "QuestionList":
-        """From texts, or from questions, or both."""
-        found = (RawQuestion(each) if isinstance(each, str) else each for each in questions)
-        return cls(tuple(found), source)
+        """From texts, or from questions, or both.
+
+        Raises UserError for one text alone, or anything else.
+        """
+        return cls(tuple(map(_as_question, listed("questions", questions, "texts"))), source)
 
     def __len__(self) -> int:
         return len(self.questions)
@@ -164,3 +173,9 @@ class QuestionList(Displayed):
         counts = ", ".join(f"{n} {group.replace('_', ' ')}" for group, n in self.counts().items())
         words = f"{len(self)} questions of {self.source}: {counts}."
         return Shown(words, (self.to_dataframe().filter(items=["question", "answers", "label"]),))
+
+
+def _as_question(given: Any) -> RawQuestion:
+    if isinstance(given, str):
+        return RawQuestion(given)
+    return of_kind("a question", given, RawQuestion, advice="give it as text or as a RawQuestion")

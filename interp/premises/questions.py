@@ -33,6 +33,8 @@ from interp.premises.relation import (
     Relation,
     Template,
     frame_template,
+    names,
+    names_any,
 )
 
 QuestionKind = Literal["false", "twin", "masked"]
@@ -62,6 +64,14 @@ class Question:
     def true_names(self) -> tuple[str, ...]:
         """The true object and everything else that counts as the truth."""
         return (self.true_object, *self.also_true)
+
+    def names_true(self, answer: str) -> bool:
+        """Whether an answer names the true object, other than in a longer name of the subject."""
+        return names_any(answer, self.true_names, apart_from=(self.subject,))
+
+    def names_false(self, answer: str) -> bool:
+        """The same for the false object."""
+        return names(answer, self.false_object, apart_from=(self.subject,))
 
 
 @dataclass(frozen=True, repr=False)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Literal, get_args
 
-from interp.arguments import check_choice
+from interp.arguments import check_choice, of_kind, texts
 from interp.checked import checked
 from interp.errors import UserError
 from interp.whole_words import mentions
@@ -72,6 +72,9 @@ class Fact:
     fields: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("subject", "object"):
+            of_kind(name, getattr(self, name), str)
+        object.__setattr__(self, "also_true", texts("also_true", self.also_true))
         if not self.subject.strip() or not self.object.strip():
             raise UserError(
                 f"a fact needs a subject and an object, got {self.subject!r} and {self.object!r}"
@@ -288,18 +291,19 @@ def check_rule(rule: str) -> None:
 
 
 @checked
-def names(text: str, name: str) -> bool:
+def names(text: str, name: str, *, apart_from: Iterable[str] = ()) -> bool:
     """Whether a text contains a name as whole words (`interp.whole_words`), in whatever case.
 
-    Accents make no difference: "Sao Paulo" names São Paulo.
+    Accents make no difference: "Sao Paulo" names São Paulo. A part of a name in ``apart_from`` is
+    no name: an answer about Mexico City does not name Mexico by that.
     """
-    return bool(mentions(text, name))
+    return bool(mentions(text, name, apart_from=apart_from))
 
 
 @checked
-def names_any(text: str, all_names: Iterable[str]) -> bool:
-    """Whether ``text`` contains any of the names as whole words."""
-    return any(names(text, name) for name in all_names)
+def names_any(text: str, all_names: Iterable[str], *, apart_from: Iterable[str] = ()) -> bool:
+    """Whether ``text`` contains any of the names as whole words; see `names`."""
+    return any(names(text, name, apart_from=apart_from) for name in all_names)
 
 
 def is_year(text: str) -> bool:

@@ -5,7 +5,6 @@ false object, what one of two answers has and the other has not, or none. The te
 into tags; no text becomes markup.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import Match, SequenceMatcher
@@ -14,7 +13,7 @@ from typing import Literal
 
 from interp.evaluation.answer_pair import AnswerPair
 from interp.forward.batch import Span
-from interp.whole_words import whole_word
+from interp.whole_words import mentions
 from probes.detector.words import word_spans
 
 Role = Literal["", "object", "true", "false", "removed", "added"]
@@ -38,7 +37,12 @@ class MarkedPair(AnswerPair):
 
     def answer_pieces(self, answer: str) -> tuple[Piece, ...]:
         """An answer, with each mention of the true and of the false object as a separate piece."""
-        return mark_names(answer, true_object=self.true_object, false_object=self.false_object)
+        return mark_names(
+            answer,
+            true_object=self.true_object,
+            false_object=self.false_object,
+            subject=self.subject,
+        )
 
 
 def mark_object(question: str, span: Span) -> tuple[Piece, ...]:
@@ -46,27 +50,26 @@ def mark_object(question: str, span: Span) -> tuple[Piece, ...]:
     return _mark_spans(question, [span], "object")
 
 
-def mark_names(answer: str, *, true_object: str, false_object: str) -> tuple[Piece, ...]:
-    """Split `answer` at whole-word mentions of either object, ignoring case.
+def mark_names(
+    answer: str, *, true_object: str, false_object: str, subject: str = ""
+) -> tuple[Piece, ...]:
+    """Split `answer` at mentions of either object, as whole words, whatever the case and accents.
 
-    Where one name contains the other (Papua New Guinea, Guinea), the longer one is matched. The
-    pieces joined are the answer.
+    Where one name contains the other (Papua New Guinea, Guinea), the longer one is matched. What is
+    a part of a longer subject (Mexico City) is no object. The pieces joined are the answer.
     """
-    names: dict[str, Role] = {true_object.lower(): "true"}
-    names.setdefault(false_object.lower(), "false")
-    names.pop("", None)
-    if not names:
-        return (Piece(answer),) if answer else ()
-    longest_first = sorted(names, key=len, reverse=True)
-    each = "|".join(f"({whole_word(name, exact=False)})" for name in longest_first)
-    found, end = [], 0
-    for match in re.finditer(each, answer, re.IGNORECASE):
-        assert match.lastindex is not None
-        found.append(Piece(answer[end : match.start()]))
-        # Not by its text: letters that are the same to a search may be lower in two ways (s, ſ).
-        found.append(Piece(match.group(), names[longest_first[match.lastindex - 1]]))
-        end = match.end()
-    return tuple(piece for piece in (*found, Piece(answer[end:])) if piece.text)
+    roles: tuple[tuple[Role, str], ...] = (("true", true_object), ("false", false_object))
+    spans = [
+        (start, -end, role)
+        for role, name in roles
+        for start, end in mentions(answer, name, apart_from=(subject,))
+    ]
+    pieces, at = [], 0
+    for start, end, role in sorted(spans, key=lambda span: span[:2]):
+        if start >= at:
+            pieces += [Piece(answer[at:start]), Piece(answer[start:-end], role)]
+            at = -end
+    return tuple(piece for piece in (*pieces, Piece(answer[at:])) if piece.text)
 
 
 def mark_changes(before: str, after: str) -> tuple[tuple[Piece, ...], tuple[Piece, ...]]:

@@ -208,7 +208,7 @@ def test_every_result_shows_a_table_and_a_figure_of_escaped_text(name: str) -> N
 
 
 def test_effects_without_enough_subjects_say_so() -> None:
-    assert "HeadEffects: " in head_effects(2)._repr_html_()
+    assert "6 subjects are needed for intervals and tests" in head_effects(2)._repr_html_()
 
 
 def test_a_constraint_shows_what_it_does() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from interp.arguments import of_kind, texts
 from interp.errors import UserError
 from interp.moelora.data.numbers import parse_number
 
@@ -59,6 +60,10 @@ class Example:
     kind: AnswerKind | Literal[""] = ""
 
     def __post_init__(self) -> None:
+        for name in ("options", "also_true"):
+            object.__setattr__(self, name, texts(name, getattr(self, name)))
+        for name in ("task", "prompt", "answer", "subject", "false_object"):
+            of_kind(name, getattr(self, name), str)
         for name in ("task", "prompt", "answer"):
             if not getattr(self, name).strip():
                 raise UserError(f"{name} is empty")

@@ -109,12 +109,8 @@ def _with_tail(number: Decimal, tail: re.Match[str]) -> Decimal:
 
 def as_a_word(text: str) -> str:
     """A pattern for a text that stands by itself: no part of a word, or of a number."""
-    before, behind = "", ""
-    if re.match(r"\.?\d", text):
-        before += r"(?<!\d[.,])(?<![-−.])"
-    if text[-1:].isdigit():
-        behind += r"(?![.,]?\d)"
-    return before + whole_word(text) + behind
+    before = r"(?<!\d[.,])(?<![-−.])" if re.match(r"\.?\d", text) else ""
+    return before + whole_word(text)
 
 
 def same_number(right: Decimal, given: Decimal) -> bool:

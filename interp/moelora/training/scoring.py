@@ -9,7 +9,6 @@ presupposes a false object, an answer that asserts it is wrong, whatever else it
 """
 
 import re
-import unicodedata
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -41,7 +40,7 @@ from interp.moelora.data.encoding import (
     end_token,
 )
 from interp.moelora.data.examples import Example
-from interp.moelora.data.numbers import NUMBER, as_a_word, numbers_in, parse_number, same_number
+from interp.moelora.data.numbers import NUMBER, numbers_in, parse_number, same_number
 from interp.moelora.layer import ExpertWeights, adapted_layers, observing
 from interp.moelora.training.answer_logits import (
     keeps_logits,
@@ -49,8 +48,8 @@ from interp.moelora.training.answer_logits import (
     predicting_positions,
 )
 from interp.moelora.training.options import extract_option
-from interp.premises.relation import names
 from interp.statistics.significance import mean_interval, mean_of_parts_interval
+from interp.whole_words import mentions
 
 MEAN = "mean"
 """The task name of the mean over tasks."""
@@ -119,17 +118,9 @@ def is_right(example: Example, answer: str) -> bool:
     if example.kind == "option":
         return extract_option(answer, example.options) == example.answer
     false = example.false_object
-    if false:
-        rest = unicodedata.normalize(
-            "NFC", answer
-        )  # a right name may hold the false one: Equatorial Guinea, Guinea
-        for name in example.right_names:
-            if names(name, false):
-                rest = re.sub(
-                    as_a_word(unicodedata.normalize("NFC", name)), " ", rest, flags=re.IGNORECASE
-                )
-        if asserts(rest, false):
-            return False
+    # A right name may hold the false one: Equatorial Guinea, Guinea.
+    if false and asserts(answer, false, apart_from=example.right_names):
+        return False
     return any(asserts(answer, name) for name in example.right_names)
 
 
@@ -154,14 +145,18 @@ def extract_number(text: str) -> Decimal | None:
     return every[-1] if every else None
 
 
-def asserts(text: str, name: str) -> bool:
-    """Whether some clause of a text names `name` with no negation before it, in whatever case."""
-    text, name = (unicodedata.normalize("NFC", part) for part in (text, name))
-    for match in re.finditer(as_a_word(name), text, re.IGNORECASE):
-        before = text[: match.start()]
-        if not _NEGATION.search(_CLAUSES.split(before)[-1]):
-            return True
-    return False
+def asserts(text: str, name: str, *, apart_from: Iterable[str] = ()) -> bool:
+    """Whether some clause of a text names `name` with no negation before it; see `mentions`."""
+    return any(
+        not _is_signed(text[:start], name)
+        and not _NEGATION.search(_CLAUSES.split(text[:start])[-1])
+        for start, _ in mentions(text, name, apart_from=apart_from)
+    )
+
+
+def _is_signed(before: str, name: str) -> bool:
+    """Whether a number stands behind a minus or a decimal point, which make it another."""
+    return name.lstrip(".")[:1].isdigit() and before.endswith(("-", "−", "."))
 
 
 def score(
