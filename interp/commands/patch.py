@@ -28,6 +28,7 @@ from interp.forward.hook_points import Component, check_component
 from interp.jobs import RUN_HERE, JobRunner, Shard
 from interp.models.hooked_model import HookedModel
 from interp.patching import PatchEffects
+from interp.patching.noise import DRAWS
 from interp.patching.unit_effects import Method, check_method
 from interp.report.patch_page import render_patch
 from interp.runs.clock import one_moment
@@ -48,7 +49,7 @@ SHOWN = 10
 FDR = 0.05
 PATCH_OPTIONS = (
     *("component", "method", "positions", "metric", "source"),
-    *("steps", "top_k", "seed"),
+    *("steps", "draws", "top_k", "seed"),
 )
 """Settings that `patch_pairs` takes under the same name."""
 
@@ -69,7 +70,9 @@ class PatchSettings(PairSettings):
     noise on the embeddings of the clean texts' span subject, or their first, and clean states of
     resid_post, mlp_out or attn_out put back, at each position or by the tokens' roles."""
     steps: int = 8
-    """Steps of ig; draws of noise."""
+    """Steps of ig."""
+    draws: int = DRAWS
+    """Draws of noise."""
     top_k: int = 20
     """How many units screen verifies."""
 
@@ -79,7 +82,7 @@ class PatchSettings(PairSettings):
         check_component(self.component)
         check_method(self.method)
         check_source(self.source, self.component, self.method)
-        for name in ("steps", "top_k"):
+        for name in ("steps", "draws", "top_k"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}: it must be at least 1")
 
@@ -228,8 +231,10 @@ def patch_shard(model: HookedModel, job: PatchJob, *, progress: bool = False) ->
 
 
 def _options(settings: PatchSettings) -> dict[str, Any]:
-    """The settings as `patch_pairs` takes them."""
-    return {"budget": settings.budget, **{name: getattr(settings, name) for name in PATCH_OPTIONS}}
+    """The settings as `patch_pairs` takes them, without those of other sources."""
+    unused = ("steps", "top_k") if settings.source == "noise" else ("draws",)
+    used = {name: getattr(settings, name) for name in PATCH_OPTIONS if name not in unused}
+    return {"budget": settings.budget, **used}
 
 
 def _on_a_few(encoded: EncodedPairs, settings: PatchSettings) -> Measure:

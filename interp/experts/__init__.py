@@ -6,12 +6,16 @@
     found = measure_specialization(records)      # measures with intervals, nulls and q-values
     found.summary(); found.plot("task_information"); records.plot("load", target="q_proj")
 
-Causal effects are in `interp.experts.effects.effects`, experts and heads in `interp.experts.heads`.
-`patch_expert_edges` says how much of an effect goes into an expert, and out of it.
+`expert_effects` measures what experts cause, `patch_experts` patches their gates and outputs, and
+`patch_expert_edges` says how much of an effect goes into an expert, and out of it. Experts and
+heads are in `interp.experts.heads`.
 """
 
 from interp.experts.edges.patch_expert_edges import patch_expert_edges
 from interp.experts.edges.result import ExpertEdgeEffects
+from interp.experts.effects.agreement import routing_agreement
+from interp.experts.effects.effects import ExpertEffects, expert_effects
+from interp.experts.effects.patching import patch_experts
 from interp.experts.routing.collect import CollectSettings, collect_routing
 from interp.experts.routing.corpus import LabelledCorpus, LabelledText, corpus_of
 from interp.experts.routing.records import RoutingRecords
@@ -24,6 +28,7 @@ __all__ = [
     "AdaptedProjection",
     "CollectSettings",
     "ExpertEdgeEffects",
+    "ExpertEffects",
     "LabelledCorpus",
     "LabelledText",
     "OutputSimilarity",
@@ -31,8 +36,11 @@ __all__ = [
     "Specialization",
     "collect_routing",
     "corpus_of",
+    "expert_effects",
     "measure_specialization",
     "patch_expert_edges",
+    "patch_experts",
+    "routing_agreement",
 ]
 
 __getattr__ = old_names(__name__)

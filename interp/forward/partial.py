@@ -385,12 +385,6 @@ def resume(
     return logits[:, -1] if tokens is None else logits[:, -1].gather(1, tokens)
 
 
-def can_skip_layers(model: HookedModel) -> bool:
-    """Whether a model can run from a layer on, given that layer's input alone."""
-    alone = first_shared_keys(model.original_model.config) is None
-    return alone and len(model.blocks) == model.cfg.n_layers
-
-
 def skipping_layers(
     model: HookedModel,
     layer: int,

@@ -85,12 +85,18 @@ class Intervention(Displayed):
         decoding_steps: int | None = None,
         gate: Gate | None = None,
     ) -> "Intervention":
-        """An intervention of any of these; other arguments are for (layer, head) tuples."""
+        """An intervention of any of these; other arguments are for (layer, head) tuples.
+
+        Raises UserError for an argument that what is given has already, or another site than its.
+        """
         whole = isinstance(what, Intervention | Constraint | ExpertConstraint)
         if whole and decoding_steps is not None:
             raise UserError(f"decoding_steps is part of a Constraint: {shown(what)} has its own")
         if whole and (mode, factor) != ("zero", 0.0):
             raise UserError(f"mode and factor are part of a Constraint: {shown(what)} has its own")
+        if isinstance(what, Intervention | Constraint) and site is not None:
+            for part in what.heads if isinstance(what, Intervention) else (what,):
+                as_head_set(part.heads, site)  # which are of that site
         if isinstance(what, Intervention):
             return what if gate is None else cls(what.heads, what.experts, gate)
         gate = gate or "oracle"

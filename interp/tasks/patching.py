@@ -20,7 +20,7 @@ from interp.patching import (
     trace_noise,
 )
 from interp.patching.alignment import Positions
-from interp.patching.noise import DRAWS, check_traced
+from interp.patching.noise import check_traced
 from interp.patching.patch_source import PatchSource, check_patch_source
 from interp.tasks.encoding import EncodedPairs, encode_pairs
 from interp.tasks.pairs import Pairs
@@ -28,7 +28,7 @@ from interp.tasks.pairs import Pairs
 Metric = Literal["logit_difference", "probability", "log_probability", "kl"]
 Where = Literal["all", "each", "spans"]
 Source = Literal[PatchSource, "noise"]
-_OF_NOISE = ("window", "scale", "groups", "templates", "seed", "budget", "progress")
+_OF_NOISE = ("draws", "window", "scale", "groups", "templates", "seed", "budget", "progress")
 NOISED = "subject"
 """The span whose embeddings are noised; without one of this name, the first."""
 
@@ -56,7 +56,7 @@ def patch_pairs(
         chat: put texts into the model's chat template; for pairs that are not encoded yet.
         options: of ``interp.patching.patch`` (``source``, ``steps``, ``budget``, …). The source
             ``noise`` is `interp.patching.trace_noise`: noise on the span ``subject`` of the clean
-            texts, or on their first span, ``steps`` draws of it, and clean states put back, at
+            texts, or on their first span, ``draws`` of it, and clean states put back, at
             ``each`` position or by the tokens' roles.
 
     Raises:
@@ -100,9 +100,9 @@ def _traced(
             '{"subject": [0, 5]}'
         )
     noised = pairs.spans[NOISED if NOISED in pairs.spans else next(iter(pairs.spans))]
-    draws, given = options.pop("steps", DRAWS), dict(options)
+    given = dict(options)
     options = {name: options[name] for name in _OF_NOISE if name in options}
-    others = given.keys() - options.keys() - {"source", "top_k"}  # patch's other methods use top_k
+    others = given.keys() - options.keys() - {"source"}
     if others := sorted(name for name in others if given[name] is not None):
         raise UserError(f"source 'noise' takes no {others[0]}")
     result = trace_noise(
@@ -112,7 +112,7 @@ def _traced(
         noised[0],
         component=component,
         by="position" if positions == "each" else "role",
-        **{"draws": draws, **options},
+        **options,
     )
     return _with_resolution(result, metric)
 

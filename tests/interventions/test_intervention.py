@@ -234,3 +234,11 @@ def test_places_are_asked_for_where_they_are_needed(experts_model: HookedModel) 
             raise AssertionError("the constrain must not be entered")
     with constrain(experts_model, Intervention()) as model:
         assert model is experts_model
+
+
+def test_another_site_than_its_own_is_refused() -> None:
+    constraint = Constraint(HeadSet(((0, 1),), "output"))
+    assert Intervention.of(constraint, "output") == Intervention.of(constraint)
+    for what in (constraint.heads, constraint, Intervention.of(constraint)):
+        with pytest.raises(UserError, match="chosen for site 'output', not 'attention'"):
+            Intervention.of(what, "attention")

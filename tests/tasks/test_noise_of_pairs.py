@@ -13,7 +13,7 @@ from interp.models import HookedModel
 from interp.patching import trace_noise
 from interp.tasks import Pair, Pairs, encode_pairs, patch_pairs
 
-NOISE: Any = {"source": "noise", "component": "resid_post", "steps": 2}
+NOISE: Any = {"source": "noise", "component": "resid_post", "draws": 2}
 
 
 def pairs_with(span: str | None) -> Pairs:
