@@ -8,7 +8,6 @@ finds the positions in every row of their batches. All hooks are removed at the 
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -52,7 +51,7 @@ def constrain(
     mean: Float[Tensor, "layer head d_head"] | None = None,
     neutral: str | None = None,
     strengths: Sequence[float] | None = None,
-) -> Iterator[Any]:
+) -> Iterator[HookedModel]:
     """Constrain heads at the false object, and experts, while the context is open.
 
     Args:

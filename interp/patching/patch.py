@@ -72,7 +72,8 @@ def patch(
         positions: "all", "each", or {name: (spans in clean, spans in corrupted)}, [start, end) in
             token positions of the unpadded prompts.
         source: run, zero, mean or resample; see ``interp.patching.patch_source``.
-        reference: prompts that ``mean`` is taken over; by default the clean ones.
+        reference: prompts that ``mean`` is taken over, and no other source takes; by default the
+            clean ones.
         units: only these (layer, unit), for the exact method; the others are NaN.
         steps: of the integral, for ``ig``.
         top_k: how many units ``screen`` verifies.
@@ -90,6 +91,8 @@ def patch(
             that are not finite, a budget too small for one prompt.
     """
     check_method(method)
+    if reference is not None and source != "mean":
+        raise UserError(f"reference prompts are for source 'mean', not {source!r}")
     shared: dict[str, Any] = {"groups": groups, "templates": templates, "seed": seed}
     shared |= {"budget": budget, "progress": progress}
     what: dict[str, Any] = {"component": component, "positions": positions, "source": source}

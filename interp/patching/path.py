@@ -80,6 +80,10 @@ def patch_paths(
 
     Returns:
         effects with the axes prompt, layer, head (of the sender).
+
+    Raises:
+        UserError: unknown names, heads that the model does not have, no receivers, prompts of
+            unequal lengths, or a metric that is not one finite value per prompt.
     """
     shared: dict[str, Any] = {"groups": groups, "templates": templates, "seed": seed}
     shared |= {"budget": budget, "progress": progress}

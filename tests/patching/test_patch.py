@@ -351,6 +351,7 @@ def test_a_model_that_gives_nan_names_the_layer(hf_factory: Any, plain_tokenizer
         ({"method": "ig", "steps": 0}, "at least one step, not 0"),
         ({"budget": 1000}, "a budget of 0.000954 MiB is too small for one prompt of 8 tokens"),
         ({"groups": ("a",)}, "3 prompts but 1 groups"),
+        ({"reference": CLEAN}, "reference prompts are for source 'mean', not 'run'"),
     ],
 )
 def test_mistakes_are_told_in_one_line(
