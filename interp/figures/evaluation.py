@@ -11,6 +11,7 @@ from typing import Any
 from interp.errors import UserError
 from interp.figures.heatmap import head_heatmap
 from interp.figures.measures import HELD_OUT, count_at, measure_at
+from interp.figures.methods import method_agreement
 from interp.figures.tables import rows_of_site, template_table, where
 from interp.figures.theme import (
     BASELINE,
@@ -299,50 +300,6 @@ def answer_outcomes(answers: "pd.DataFrame") -> "go.Figure":
     themed(figure, height=120 + 60 * len(kinds), barmode="stack", legend=legend)
     figure.update_xaxes(title_text="share of greedy answers", range=[0, 1])
     return figure.update_yaxes(autorange="reversed", showgrid=False)
-
-
-def method_agreement(
-    x: "pd.DataFrame", y: "pd.DataFrame", *, x_name: str, y_name: str, unit: str = "logits"
-) -> "go.Figure":
-    """The effect of every head by two methods, one against the other, with their rank correlation.
-
-    `x` and `y` have the columns `layer`, `head`, `effect`, and hold one site each. Raises UserError
-    if they share fewer than three heads.
-    """
-    both = x[["layer", "head", "effect"]].merge(
-        y[["layer", "head", "effect"]], on=["layer", "head"]
-    )
-    if len(both) < 3:
-        raise UserError("the two tables share fewer than three heads; give those of one model")
-    # The rank correlation is the linear correlation of the ranks.
-    spearman = both["effect_x"].rank().corr(both["effect_y"].rank())
-    figure = go.Figure(
-        go.Scatter(
-            x=both["effect_x"].tolist(),
-            y=both["effect_y"].tolist(),
-            mode="markers",
-            customdata=both[["layer", "head"]].to_numpy().tolist(),
-            marker={
-                "color": CONSTRAINED,
-                "size": 8,
-                "opacity": 0.65,
-                "line": {"color": "#ffffff", "width": 1},
-            },
-            hovertemplate=(
-                "<b>layer %{customdata[0]}, head %{customdata[1]}</b><br>"
-                f"{label(x_name)}: %{{x:.4g}}<br>{label(y_name)}: %{{y:.4g}}<extra></extra>"
-            ),
-        )
-    )
-    themed(
-        figure,
-        width=680,
-        height=460,
-        title={"text": f"Spearman {spearman:.2f}, {len(both)} heads"},
-    )
-    figure.update_xaxes(title_text=f"effect by {label(x_name)} ({label(unit)})", **ZERO_LINE)
-    figure.update_yaxes(title_text=f"effect by {label(y_name)} ({label(unit)})", **ZERO_LINE)
-    return figure
 
 
 def null_values(null: "pd.DataFrame", evaluation: Mapping[str, Any]) -> list[float]:

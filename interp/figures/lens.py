@@ -14,7 +14,6 @@ from interp.figures.theme import (
     themed,
     token_label,
 )
-from interp.figures.token_axis import names
 from interp.lazy import go
 
 _CELL, _ROW = 74, 20
@@ -47,11 +46,12 @@ def lens_figure(
         scale = centred(float(np.quantile(known, 0.99)) if known.size else 1.0)
         title, bar = "logits", f"logits: {token_label(unit, longest=40)}"
     columns = list(range(start, start + n_positions))
+    # Only the tokens from ``start`` on are given: the position is counted from the prompt's first.
+    places = [
+        f"{token_label(token)} ({column})" for token, column in zip(tokens, columns, strict=True)
+    ]
     hover = [
-        [
-            [token_label(top, longest=40), name]
-            for top, name in zip(row, names(tokens, 0), strict=True)
-        ]
+        [[token_label(top, longest=40), place] for top, place in zip(row, places, strict=True)]
         for row in tops
     ]
     figure = go.Figure()

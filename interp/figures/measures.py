@@ -44,6 +44,13 @@ def format_number(value: float, digits: int = 2) -> str:
     return text.lstrip("-") if float(text) == 0 else text
 
 
+def format_digits(value: float, digits: int = 3) -> str:
+    """Format with `digits` significant digits, whole numbers in full: for effects in any unit."""
+    if abs(value) >= 10**digits:
+        return f"{value:.0f}"
+    return f"{value:.{digits}g}" if value else "0"
+
+
 def format_small(value: float) -> str:
     """Format with two significant digits: for p-values, q-values and divergences."""
     if value != 0 and abs(value) < 1e-4:

@@ -3,9 +3,9 @@
 Which figure fits a result depends on its axes:
 
 * layer × head: the head heat map, with what is not significant faded;
-* layer × position, or layer × span: a heat map on a scale centred at zero;
+* layer × position, span × head, or any other two: a heat map on a scale centred at zero;
 * one axis: a line with its 95 % interval;
-* layer × head × span: a small heat map for each span, on one scale;
+* layer × head × span: a small heat map for each of the first `MAX_PANELS` spans, on one scale;
 * layer × head × position: at each layer and position the head with the largest absolute effect.
 
 A positive effect means that the patch moves the metric up from the corrupted run.
@@ -17,8 +17,8 @@ import numpy as np
 from jaxtyping import Float
 
 from interp.errors import UserError
-from interp.figures.evaluation import method_agreement
 from interp.figures.heatmap import head_heatmap
+from interp.figures.methods import method_agreement
 from interp.figures.theme import (
     CONSTRAINED,
     DIVERGING,
@@ -67,13 +67,18 @@ def result_figure(
     if len(axes) == 1:
         figure = _line(table, axes[0], names[axes[0]], metric=metric)
     elif len(axes) == 2:
-        if axes[1] in _HEADS and not table["q_value"].isna().all():
-            heads = table.rename(columns={axes[1]: "head"}).assign(site=component, selected=False)
+        tested = not table["q_value"].isna().all()
+        if axes[0] == "layer" and axes[1] in _HEADS and tested:
+            heads = _numbered(table, names).rename(columns={axes[1]: "head"})
+            heads = heads.assign(site=component, selected=False)
             figure = head_heatmap(heads, fdr=fdr, title=title, unit=metric)
-            return figure.update_xaxes(title_text=_TITLES[axes[1]])
+            figure.update_xaxes(title_text=_TITLES[axes[1]])
+            return _named(figure, y=names[axes[0]], x=names[axes[1]])
         figure = _panels([("", effects)], names, y=axes[0], x=axes[1], metric=metric)
     elif len(axes) == 3 and axes[1] in _HEADS and axes[2] == "span":
         spans = list(names["span"])[:MAX_PANELS]
+        if len(names["span"]) > len(spans):
+            title = f"{title}: the first {len(spans)} of {len(names['span'])} spans"
         grids = [(str(span), effects[..., i]) for i, span in enumerate(spans)]
         figure = _panels(grids, names, y=axes[0], x=axes[1], metric=metric)
     elif len(axes) == 3 and axes[1] in _HEADS:
@@ -82,6 +87,27 @@ def result_figure(
     else:
         raise UserError(f"there is no figure for the axes {', '.join(axes)}: use to_dataframe()")
     return figure.update_layout(title={"text": label(title)})
+
+
+def _numbered(table: "pd.DataFrame", names: Names) -> "pd.DataFrame":
+    """The table with the number of each unit along its axis in place of its name."""
+    number = {axis: {name: index for index, name in enumerate(of)} for axis, of in names.items()}
+    return table.assign(**{axis: table[axis].map(number[axis]) for axis in names})
+
+
+def _named(figure: "go.Figure", *, y: Sequence[int | str], x: Sequence[int | str]) -> "go.Figure":
+    """The head heat map with names of layers or heads, where there are any, for their numbers."""
+    for name, units, update in (("y", y, figure.update_yaxes), ("x", x, figure.update_xaxes)):
+        if isinstance(units, range):
+            continue
+        shown = [label(unit) for unit in units]
+        # A category stands at its number, so that the frames and the range stay as they are.
+        update(type="category", categoryorder="array", categoryarray=shown, dtick=1)
+        figure.for_each_trace(
+            lambda trace, name=name, shown=shown: trace.update({name: shown[: len(trace[name])]}),
+            selector={"type": "heatmap"},
+        )
+    return figure
 
 
 def _strongest(grid: np.ndarray) -> np.ndarray:
@@ -205,6 +231,8 @@ def screening_figure(
     unit_axis: str | None,
     methods: tuple[str, str],
     metric: str,
+    spearman: float,
+    sizes: bool = False,
 ) -> "go.Figure":
     """The exact effect of every verified unit against its estimate.
 
@@ -213,7 +241,17 @@ def screening_figure(
         unit_axis: the axis beside ``layer``, such as ``head``; None where a unit is a layer.
         methods: how the effects were estimated, and how verified.
         metric: the unit of the effects.
+        spearman: the rank correlation of the two.
+        sizes: the estimate is of absolute effects, with which absolute ones are compared.
     """
     known = [effects.dropna(subset=["effect"]) for effects in (estimate, verified)]
     x, y = (table.assign(head=0 if unit_axis is None else table[unit_axis]) for table in known)
-    return method_agreement(x, y, x_name=methods[0], y_name=methods[1], unit=metric)
+    return method_agreement(
+        x,
+        y.assign(effect=y["effect"].abs()) if sizes else y,
+        x_name=methods[0],
+        y_name=f"{methods[1]}, absolute" if sizes else methods[1],
+        unit=metric,
+        spearman=spearman,
+        axis=None if unit_axis is None else _TITLES.get(unit_axis, unit_axis),
+    )

@@ -24,6 +24,7 @@ from interp.figures.theme import (
 from interp.files.shape import Maybe
 from interp.lazy import go, pd
 
+_BELOW_ONE = 0.99999
 _BAND = "rgba(31,95,153,0.18)"
 _POSITIONS = {"object": "the object's last token", "last": "the prompt's last token"}
 _NAMES = {
@@ -212,8 +213,9 @@ def detections_figure(false: Sequence[float], twin: Sequence[float]) -> "go.Figu
         (false, "false premises", CATEGORIES[1], "/"),
     ):
         figure.add_histogram(
-            x=list(values),
-            xbins={"start": 0.0, "end": 1.0001, "size": 0.05},
+            # plotly's bins leave out their upper end: a probability of 1 belongs to the last one.
+            x=[min(value, _BELOW_ONE) for value in values],
+            xbins={"start": 0.0, "end": 1.0, "size": 0.05},
             name=name,
             opacity=0.75,
             marker={

@@ -7,12 +7,10 @@ from interp.lazy import names_on_demand
 if TYPE_CHECKING:
     from interp.heads.effects import (
         HeadEffects,
-        HeadStatistics,
         Method,
         agreement,
         count_of_fraction,
         effects_by_layer,
-        head_statistics,
         load_effects,
         save_effects,
         select_heads,
@@ -25,6 +23,7 @@ if TYPE_CHECKING:
     from interp.heads.origin import Origin
     from interp.heads.random_sets import random_head_sets
     from interp.heads.shipped import Shipped, shipped_for
+    from interp.heads.statistics import HeadStatistics, head_statistics
     from interp.statistics.significance import mean_interval
 
 __all__ = [

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from interp.arguments import check_choice, of_kind, real_number, whole_number
+from interp.arguments import check_choice, indices, of_kind, real_number, whole_number
 from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
@@ -28,6 +28,7 @@ from interp.figures.evaluation import head_heatmap
 from interp.figures.heatmap import layer_effects
 from interp.files.tensor_file import read_tensor_file, write_tensor_file
 from interp.files.tensors import check_tensors
+from interp.heads.statistics import HeadStatistics, edited_heads, head_statistics
 from interp.heads.headset import Head, HeadSet, Site, check_site
 from interp.lazy import go, pd
 from interp.patching.effect_arrays import best_first
@@ -35,45 +36,18 @@ from interp.patching.result import STATISTICS, PatchEffects
 from interp.statistics.significance import (
     MINIMUM_GROUPS,
     RESOLUTION,
-    EffectStatistics,
-    effect_statistics,
     group_means,
+    interval_within,
     mean_interval,
     resolved_means,
+    strata_of_groups,
 )
 
 Method = Literal["path", "activation", "attribution"]
-HeadStatistics = EffectStatistics
-"""Per head: mean over subjects, its interval, p-value and q-value, each [layer head]."""
 _SMALL_NUMBER = re.compile(r"\d{1,3}(\.\d{1,20})?(e-\d{1,3})?", re.ASCII)
+_OF_PROMPTS = ("subjects", "templates", "relations")
 VOTE_THRESHOLD = 0.1
 """The paper's least E for a prompt to vote for a head."""
-
-
-def edited_heads(values: Float[Tensor, "prompt layer head"]) -> Bool[Tensor, "layer head"]:
-    """Which heads were edited: those whose effects are not NaN in every prompt."""
-    return ~values.isnan().all(dim=0)
-
-
-@checked
-def head_statistics(
-    values: Float[Tensor, "prompt layer head"],
-    subjects: Sequence[str],
-    *,
-    seed: int = 0,
-    resolution: float = RESOLUTION,
-) -> HeadStatistics:
-    """Interval, p- and q-value of every head's mean effect; see `effect_statistics`.
-
-    A head that is NaN in every prompt was not edited, and has NaN statistics.
-
-    Raises:
-        UserError: fewer than six subjects, or an effect that is not finite in a head that was
-            edited.
-    """
-    if not bool(torch.isfinite(values[:, edited_heads(values)]).all()):
-        raise UserError("some effects are not finite: statistics need every prompt of a head")
-    return effect_statistics(values, subjects, seed=seed, resolution=resolution, what="subjects")
 
 
 @dataclass(frozen=True)
@@ -88,6 +62,7 @@ class HeadEffects(Displayed):
         site, method, source: what was edited, how it was computed, and from where values came.
         seed: of the intervals and tests.
         resolution: effects below this (logits) are rounding and count as none in tests.
+        relations: of each prompt, where several are pooled: subjects are resampled within each.
     """
 
     values: Float[Tensor, "prompt layer head"]
@@ -99,6 +74,7 @@ class HeadEffects(Displayed):
     source: str
     seed: int = 0
     resolution: float = RESOLUTION
+    relations: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_site(self.site)
@@ -106,9 +82,14 @@ class HeadEffects(Displayed):
             raise UserError("effects and probabilities differ in shape")
         if not len(self.values) == len(self.subjects) == len(self.templates):
             raise UserError("effects, subjects and templates differ in length")
+        if self.relations and len(self.relations) != len(self.values):
+            raise UserError("effects and relations differ in length")
 
     def as_patching(self) -> tuple[PatchEffects, PatchEffects]:
-        """Values and probability as results of patching; the unedited metrics are not known."""
+        """Values and probability as results of patching; the unedited metrics are not known.
+
+        Such a result has no relations: its statistics resample all subjects together.
+        """
         logits = PatchEffects(
             values=self.values,
             axes=("prompt", "layer", "head"),
@@ -157,7 +138,11 @@ class HeadEffects(Displayed):
         Raises UserError for fewer than six subjects.
         """
         return head_statistics(
-            self.values, self.subjects, seed=self.seed, resolution=self.resolution
+            self.values,
+            self.subjects,
+            relations=self.relations,
+            seed=self.seed,
+            resolution=self.resolution,
         )
 
     @property
@@ -236,13 +221,15 @@ class HeadEffects(Displayed):
 
     def take(self, prompts: Sequence[int]) -> "HeadEffects":
         """The effects on some of the prompts."""
-        logits, probability = (result.take(prompts) for result in self.as_patching())
+        index = indices("prompts", prompts, len(self.values))
+        logits, probability = (result.take(index) for result in self.as_patching())
         return replace(
             self,
             values=logits.values,
             probability=probability.values,
             subjects=logits.groups,
             templates=logits.templates,
+            relations=tuple(self.relations[i] for i in index) if self.relations else (),
         )
 
     def save(self, path: str | Path) -> Path:
@@ -320,18 +307,25 @@ def effects_by_layer(effects: HeadEffects, *, fdr: float = 0.05) -> "pd.DataFram
     """One row a layer: ``layer``, ``effect``, ``ci_low``, ``ci_high`` (logits), ``significant``.
 
     Each prompt's effects are summed over the layer's heads; the mean is over subjects, each of
-    which counts once, with a 95 % interval from resampling them. Heads were edited one by one, so this is the sum of single
-    effects, not the effect of editing the layer: heads that compensate for each other count twice.
+    which counts once, with a 95 % interval from resampling them. Heads were edited one by one, so
+    this is the sum of single effects, not the effect of editing the layer: heads that compensate
+    for each other count twice.
     ``significant`` counts the heads with q ≤ ``fdr``. Heads that were not edited are left out.
     Raises UserError for fewer than six subjects.
     """
     of_kind("effects", effects, HeadEffects, advice="locate_heads gives them")
     sums = group_means(effects.values.nansum(dim=2), effects.subjects)
-    subjects = list(dict.fromkeys(effects.subjects))
     significant = (effects.statistics.q_value <= fdr).sum(axis=1)
+    if effects.relations:
+        strata = strata_of_groups(effects.relations, effects.subjects)
+        low, high = interval_within(sums, strata, seed=effects.seed)
+        intervals = list(zip(sums.mean(axis=0), low, high, strict=True))
+    else:
+        subjects = list(dict.fromkeys(effects.subjects))
+        intervals = [mean_interval(of, subjects, seed=effects.seed) for of in sums.T]
     rows = [
-        (layer, *mean_interval(sums[:, layer], subjects, seed=effects.seed), int(count))
-        for layer, count in enumerate(significant)
+        (layer, *interval, int(count))
+        for layer, (interval, count) in enumerate(zip(intervals, significant, strict=True))
     ]
     return pd.DataFrame(rows, columns=["layer", "effect", "ci_low", "ci_high", "significant"])
 
@@ -358,16 +352,17 @@ def save_effects(
     if len({found.site for found in effects}) < len(effects):
         raise UserError("two of the effects are of one site: save each to a file of its own")
     for found in effects:
-        if any("\n" in text for text in (*found.subjects, *found.templates)):
-            raise UserError("a subject or template has a line break: take it out")
-        if (found.subjects, found.templates) != (effects[0].subjects, effects[0].templates):
+        prompts = {name: getattr(found, name) for name in _OF_PROMPTS}
+        if any("\n" in text for texts in prompts.values() for text in texts):
+            raise UserError("a subject, template or relation has a line break: take it out")
+        if any(getattr(effects[0], name) != texts for name, texts in prompts.items()):
             raise UserError("the effects are of different prompts: save each to a file of its own")
         tensors[f"{found.site}.values"] = found.values
         tensors[f"{found.site}.probability"] = found.probability
         for name in ("method", "source", "seed", "resolution"):
             metadata[f"{found.site}.{name}"] = str(getattr(found, name))
-        metadata["subjects"] = "\n".join(found.subjects)
-        metadata["templates"] = "\n".join(found.templates)
+        # Relations are left out where there are none, as in files of versions without them.
+        metadata |= {name: "\n".join(texts) for name, texts in prompts.items() if texts}
     return write_tensor_file(Path(path), tensors, metadata)
 
 
@@ -416,4 +411,5 @@ def _effects_of_site(
         source=source,
         seed=int(seed),
         resolution=float(resolution),
+        relations=tuple(texts["relations"].split("\n")) if "relations" in texts else (),
     )

@@ -10,6 +10,7 @@ Whether a head matters beyond the relations that were searched is a question abo
 about prompts: its mean effects in the relations are the sample (``over_relations``).
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -28,7 +29,6 @@ from interp.figures.relations import MIXED, heads_by_relation
 from interp.heads.compare import rank_correlation
 from interp.heads.effects import HeadEffects, Method, select_heads
 from interp.heads.headset import Head, HeadSet, Site
-from interp.heads.random_sets import random_head_sets
 from interp.lazy import go, pd
 from interp.patching.effect_arrays import best_first
 from interp.patching.result import STATISTICS
@@ -127,8 +127,9 @@ class JointEffects(Displayed):
     def pooled(self) -> HeadEffects:
         """All prompts together, weighted so that the mean over subjects is that over relations.
 
-        A subject is named ``relation/subject`` and a template ``relation/template``. The
-        probabilities are not weighted.
+        A subject is named ``relation/subject`` and a template ``relation/template``. Intervals
+        resample subjects within each relation: weights are of the relations' sizes, which a
+        resample of all subjects together would change. The probabilities are not weighted.
         """
         parts = list(self.by_relation.items())
         unit = float(np.mean(list(self.largest.values())))
@@ -146,6 +147,7 @@ class JointEffects(Displayed):
             subjects=tuple(subject for names in subjects for subject in names),
             templates=tuple(f"{name}/{at}" for name, part in parts for at in part.templates),
             resolution=max(part.resolution for _, part in parts),
+            relations=tuple(name for name, part in parts for _ in part.subjects),
         )
 
     @cached_property
@@ -254,9 +256,10 @@ class JointEffects(Displayed):
 
         Columns: ``a``, ``b``; ``jaccard`` of the best ``count`` heads, ``jaccard_null`` of b's set
         with random sets that have as many heads in each layer as a's; ``spearman`` of all mean
-        effects, ``spearman_null`` with a's heads permuted within their layers. Each null is a mean
-        over `NULL_DRAWS` draws, with its 95th percentile in ``…_null_p95``. Raises UserError where
-        only some heads were edited: chance draws from all.
+        effects. Both nulls permute a's heads within their layers: a random set is drawn from all
+        heads of a layer, a's own among them. Each null is a mean over `NULL_DRAWS` draws, with its
+        95th percentile in ``…_null_p95``. Raises UserError where only some heads were edited:
+        chance draws from all.
         """
         if self._first.n_edited < self.n_heads:
             raise UserError("stability is measured over all heads: locate without `heads`")
@@ -275,11 +278,23 @@ class JointEffects(Displayed):
         return pd.DataFrame(rows, columns=STABILITY_COLUMNS)
 
     def _random_overlaps(self, first: HeadSet, second: HeadSet, seed: int) -> list[float]:
-        n_layers, n_heads = self.shape
-        drawn = random_head_sets(
-            first, n_layers=n_layers, n_heads=n_heads, n_sets=NULL_DRAWS, seed=seed
-        )
-        return [_jaccard(heads, second) for heads in drawn]
+        """Overlaps of the second set with random heads of the first one's layers."""
+        # `random_head_sets` leaves out the set itself, which is no chance: the more of b's heads
+        # are in it, the fewer of them could be drawn.
+        rng, n_heads = np.random.default_rng(seed), self.shape[1]
+        per_layer = Counter(layer for layer, _ in first)
+        sets = [
+            HeadSet(
+                tuple(
+                    (layer, int(head))
+                    for layer, size in per_layer.items()
+                    for head in rng.permutation(n_heads)[:size]
+                ),
+                first.site,
+            )
+            for _ in range(NULL_DRAWS)
+        ]
+        return [_jaccard(heads, second) for heads in sets]
 
     def plot(self, selected: HeadSet | None = None, *, by: str = "head") -> "go.Figure":
         """Heat map of the pooled effects, or of the best heads in each relation (``relation``)."""

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.arguments import check_choice, listed
+from interp.arguments import check_choice, listed, whole_number
 from interp.errors import UserError
 from interp.forward.hook_points import Axis as UnitAxis
 from interp.lazy import stats
@@ -72,6 +72,8 @@ def has_gap(clean: Float[Tensor, " prompt"], corrupted: Float[Tensor, " prompt"]
 def check_prompts(result: Any, *by_prompt: str) -> None:
     """Give each prompt of a result a group of its own where it names none, and check the rest.
 
+    The seed becomes a plain number, metadata text, as a file holds them.
+
     Args:
         by_prompt: names of what has an entry for each prompt, or is None.
 
@@ -79,6 +81,9 @@ def check_prompts(result: Any, *by_prompt: str) -> None:
         UserError: another number of entries than of prompts, or a negative seed.
     """
     n_prompts = len(result.values)
+    object.__setattr__(result, "seed", whole_number("seed", result.seed))
+    metadata = {str(name): str(value) for name, value in result.metadata.items()}
+    object.__setattr__(result, "metadata", metadata)
     if not result.groups:
         object.__setattr__(result, "groups", tuple(map(str, range(n_prompts))))
     if result.seed < 0:

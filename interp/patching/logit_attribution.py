@@ -84,9 +84,13 @@ class LogitAttribution(Displayed):
         return contribution_bars(shown, mark=mark)
 
     def _shown(self) -> Shown:
+        logits, whole = self.logits.double(), "the logits"
+        total = logits[:, 0]
+        if logits.shape[1] > 1:
+            total, whole = total - logits[:, 1], "the logit of the first token less the second's"
         text = (
-            f"Direct contributions of {len(self.components)} components to the logits, "
-            f"{len(self.values)} prompts; they sum to {float(self.logits[:, 0].mean()):.3g}."
+            f"Direct contributions of {len(self.components)} components to {whole}, "
+            f"{len(self.values)} prompts; they sum to {float(total.mean()):.3g}."
         )
         return Shown(text, (self.to_dataframe(),), self.plot)
 

@@ -49,6 +49,7 @@ from interp.statistics.significance import (
     EffectStatistics,
     effect_statistics,
     group_means,
+    mean_over_groups,
 )
 
 Coordinates = tuple[int | str, ...]
@@ -105,10 +106,10 @@ class PatchEffects(Displayed):
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.templates:
-            object.__setattr__(self, "templates", ("",) * len(self.values))
+        object.__setattr__(self, "templates", self.templates or ("",) * len(self.values))
         labels = {axis: tuple(map(str, names)) for axis, names in self.labels.items()}
         object.__setattr__(self, "labels", labels)
+        object.__setattr__(self, "resolution", float(self.resolution))
         check_axes(self.axes, self.values.shape, self.labels)
         check_prompts(self, "templates", "corrupted", "clean")
 
@@ -140,22 +141,24 @@ class PatchEffects(Displayed):
         """The fraction of the clean run's advantage that each unit brings back, [units…].
 
         Mean effect over mean gap (clean − corrupted), both over the prompts in which the unit was
-        measured. A fraction of means: the mean of fractions explodes where one gap is near zero.
+        measured, and then over groups, as in ``mean``; NaN where it was not measured. A fraction
+        of means: the mean of fractions explodes where one gap is near zero.
 
         Raises:
             UserError: there was no clean run, or the mean gap is zero.
         """
         if self.clean is None:
             raise UserError("there is no clean run in this result, so no gap to recover")
-        if not has_gap(self.clean, self.corrupted):
+        runs = [torch.from_numpy(group_means(x, self.groups)) for x in (self.clean, self.corrupted)]
+        if not has_gap(*runs):
             raise UserError(
                 f"clean and corrupted runs have the same mean {self.metric} "
-                f"({float(self.clean.mean()):.4g}): there is no gap to recover"
+                f"({float(runs[0].mean()):.4g}): there is no gap to recover"
             )
-        measured = (~self.values.isnan()).double()
-        gaps = (self.clean - self.corrupted).double()
-        gap = torch.einsum("p,p...->...", gaps, measured) / measured.sum(dim=0)
-        return (self.values.double().nanmean(dim=0) / gap).to(self.values.dtype)
+        gaps = (self.clean.double() - self.corrupted.double()).reshape(-1, *[1] * len(self.shape))
+        measured = gaps.expand(self.values.shape).masked_fill(self.values.isnan(), torch.nan)
+        gap = torch.from_numpy(mean_over_groups(measured, self.groups))
+        return (torch.from_numpy(self.group_mean) / gap).to(self.values.dtype)
 
     def coordinates(self) -> tuple[Coordinates, ...]:
         """Where each unit is, in the order of the flattened values."""
@@ -175,10 +178,7 @@ class PatchEffects(Displayed):
     @cached_property
     def group_mean(self) -> Float[np.ndarray, "..."]:
         """``mean`` in float64."""
-        means = group_means(self.values, self.groups)
-        counts = (~np.isnan(means)).sum(axis=0)
-        sums = np.nansum(means, axis=0)
-        return np.divide(sums, counts, out=np.full(self.shape, np.nan), where=counts > 0)
+        return mean_over_groups(self.values, self.groups)
 
     def top_k(self, k: int, *, by: By = "absolute") -> list[Coordinates]:
         """Coordinates of the ``k`` units with the largest ``absolute`` or ``signed`` mean effects.

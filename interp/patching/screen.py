@@ -38,6 +38,9 @@ from interp.patching.sweep import Unit, sweep_sets
 from interp.patching.unit_effects import check_method, effects_of_units
 from interp.statistics.significance import group_means
 
+UNSIGNED = "atp*"
+"""The method that estimates the size of an effect, without its sign."""
+
 
 @dataclass(frozen=True)
 class Screening(Displayed):
@@ -67,14 +70,19 @@ class Screening(Displayed):
         return float(np.nanmax(self.bound)) if np.isfinite(self.bound).any() else 0.0
 
     def plot(self) -> "go.Figure":
-        """The exact effect of every verified unit against its estimate."""
+        """The exact effect of every verified unit against its estimate, and ``spearman``.
+
+        An estimate without a sign (``atp*``) is compared with absolute effects.
+        """
         others = [axis for axis in self.estimate.axes[1:] if axis != "layer"]
         return screening_figure(
             self.estimate.to_dataframe(),
             self.verified.to_dataframe(),
             unit_axis=others[0] if others else None,
-            methods=(self.estimate.method, self.verified.method),
+            methods=(self.estimate.method, "exact"),
             metric=self.estimate.metric,
+            spearman=self.spearman,
+            sizes=self.estimate.method == UNSIGNED,
         )
 
     def _shown(self) -> Shown:
@@ -171,7 +179,7 @@ def _screen(
     verified = effects_of_units(inputs, method="exact", units=chosen, **what)
     exact = verified.group_mean.reshape(means.shape)
     first = tuple(np.array(chosen).T)
-    exact = np.abs(exact[first]) if ranked_by == "atp*" else exact[first]
+    exact = np.abs(exact[first]) if ranked_by == UNSIGNED else exact[first]
     pearson, spearman = correlations(means[first], exact)
     bound = np.full(means.shape, np.nan)
     if rest:

@@ -65,7 +65,7 @@ def comparison_text(comparisons: "pd.DataFrame") -> str:
         texts.append(
             f"Site {plain_text(site)}. Above the diagonal: the overlap (Jaccard) of the {counts} "
             "heads with the largest effects; below it: the rank correlation of all heads' effects. "
-            "In brackets the mean of a null: other heads of the same layers at random, and effects "
+            "In brackets the mean of a null: any heads of the same layers at random, and effects "
             "permuted within layers; its 95th percentile is at most "
             f"{_number(table['jaccard_null_p95'].max())} and "
             f"{_number(table['spearman_null_p95'].max())}. A dash: effects of "

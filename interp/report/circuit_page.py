@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 
 from interp.errors import UserError
-from interp.figures.measures import MISSING, format_number
+from interp.figures.measures import format_number
 from interp.figures.patching import faithfulness_figure
 from interp.files.shape import Maybe, check_shape
 from interp.lazy import pd
 from interp.patching import EdgeEffects
 from interp.report.page import PlacedFigure, dtype_sentence, manifest_rows, render_page
+from interp.report.text_table import text_table
 
 MAX_ROWS = 100
 MAX_DRAWN = 60
@@ -132,10 +133,4 @@ def _interval(values: Any) -> str:
 
 def shown_edges(table: "pd.DataFrame") -> "pd.DataFrame":
     """The table as text, with rounded numbers and dashes for missing values."""
-
-    def text(value: Any) -> str:
-        if not isinstance(value, float):
-            return str(value)
-        return MISSING if value != value else format_number(value, 3)
-
-    return pd.DataFrame({name: [text(value) for value in table[name]] for name in table})
+    return text_table(table)

@@ -36,11 +36,14 @@ from interp.patching.edges.circuit_of_edges import nodes_of
 from interp.patching.sweep import check_units
 from interp.patching.unembedding import checked_tokens, token_names
 from interp.premises.relation import FilledQuestion
-from interp.report.circuit_page import shown_edges
 from interp.report.page import PlacedFigure, render_page
+from interp.report.text_table import text_table
 
 HeadResult = HeadEffects | JointEffects | PatchEffects | EdgeEffects
-EFFECT_COLUMNS = ("what", "effect", "ci_low", "ci_high", "p_value", "q_value", "rank", "of")
+EFFECT_COLUMNS = (
+    *("what", "effect", "ci_low", "ci_high", "p_value", "q_value", "rank", "of", "order"),
+)
+"""``order``: whether the rank, from 1 to ``of``, is by ``signed`` or by ``absolute`` effect."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,9 +117,9 @@ class HeadCard(Displayed):
             before=start,
             effects=_text(self.effects) if len(self.effects) else None,
             pattern=place("pattern", self.pattern.plot(), "Each row: where one token looks."),
-            attended=_text(self.pattern.attended(10).drop(columns=["layer", "head"])),
+            attended=_text(self.pattern.attended(10).drop(columns=["layer", "head"]), decimals=3),
             writing=place("writing", self.writing.plot(), "Less the mean over the vocabulary."),
-            written=_text(written.filter(items=columns)),
+            written=_text(written.filter(items=columns), decimals=3),
             attribution=place(
                 "attribution",
                 self.attribution.plot(mark=self.name),
@@ -231,12 +234,21 @@ def _effect_row(head: Head, result: Any) -> dict[str, Any] | None:
             raise UserError(
                 f"these effects are over {', '.join(result.axes)}, not over prompt, layer, head"
             )
+        shape, order = result.shape, "absolute"
     else:
         what = f"site {result.site}: logit difference"
+        shape = result.values.shape[1:] if isinstance(result, HeadEffects) else result.shape
+        order = "signed"
+    if head[0] >= shape[0] or head[1] >= shape[1]:
+        raise UserError(f"the results have no head {head_node(*head)}: they are of another model")
     row = where(table, (table["layer"] == head[0]) & (table["head"] == head[1]))
     if row.empty:
-        raise UserError(f"the results have no head {head_node(*head)}: they are of another model")
-    return {"what": what, "of": len(table), **row.iloc[0].to_dict()}
+        raise UserError(
+            f"head {head_node(*head)} was not measured in a result ({what}): leave that result "
+            "out, or measure all heads"
+        )
+    found = {**row.iloc[0].to_dict(), "what": what, "of": len(table), "order": order}
+    return found | {"rank": int(found["rank"])}
 
 
 def _edges_of(head: Head, edges: EdgeEffects, k: int) -> "tuple[pd.DataFrame, pd.DataFrame]":
@@ -255,16 +267,16 @@ def _effect_sentence(row: Mapping[Any, Any]) -> str:
     low, high = row["ci_low"], row["ci_high"]
     interval = "" if low != low else f" [{low:.3g}, {high:.3g}]"
     return (
-        f"Its effect ({row['what']}) is {row['effect']:+.3g}{interval}: rank {int(row['rank'])} of "
-        f"{row['of']} heads."
+        f"Its effect ({row['what']}) is {row['effect']:+.3g}{interval}: rank {row['rank']} of "
+        f"{row['of']} heads by {row['order']} effect."
     )
 
 
-def _text(table: "pd.DataFrame") -> "pd.DataFrame":
-    """The table as text, with rounded numbers and visible tokens."""
+def _text(table: "pd.DataFrame", *, decimals: int | None = None) -> "pd.DataFrame":
+    """The table as text, with rounded numbers and visible tokens; see `text_table`."""
     tokens = {
         name: [shown_token(token, longest=24, space=name != "token") for token in table[name]]
         for name in ("token", "promoted", "suppressed")
         if name in table
     }
-    return shown_edges(table.assign(**tokens))
+    return text_table(table.assign(**tokens), decimals=decimals)

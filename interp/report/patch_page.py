@@ -3,14 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from interp.figures.measures import MISSING, format_number, format_small
 from interp.files.shape import Maybe, check_shape
-from interp.lazy import pd
 from interp.patching import PatchEffects
 from interp.report.page import PlacedFigure, dtype_sentence, manifest_rows, render_page
+from interp.report.text_table import text_table
 
 MAX_ROWS = 100
-_SMALL = ("p_value", "q_value")
 _SHAPE = {
     **dict.fromkeys(("n_pairs", "n_right", "n_prompts", "n_groups", "n_units"), int),
     **dict.fromkeys(("positions", "metric"), str),
@@ -40,7 +38,7 @@ def render_patch(
         setting=f"{setting}, values from {result.source}",
         sentences=[*patch_sentences(summary), *([dtype] if dtype else [])],
         map=PlacedFigure.place("effects", result.plot(), f"Mean effects, {setting}."),
-        units=_units_table(result.to_dataframe().head(MAX_ROWS)),
+        units=text_table(result.to_dataframe().head(MAX_ROWS)),
         n_units=summary["n_units"],
         manifest=manifest_rows(manifest),
     )
@@ -71,16 +69,3 @@ def patch_sentences(summary: Mapping[str, Any]) -> list[str]:
         f"{summary['n_significant']} of {summary['n_units']} effects are significant at a "
         f"false-discovery rate of {100 * summary['fdr']:g} %.",
     ]
-
-
-def _units_table(units: "pd.DataFrame") -> "pd.DataFrame":
-    """The table as text, with rounded numbers and dashes for missing values."""
-
-    def text(name: str, value: Any) -> str:
-        if not isinstance(value, float):
-            return str(value)
-        if value != value:
-            return MISSING
-        return format_small(value) if name in _SMALL else format_number(value, 3)
-
-    return pd.DataFrame({name: [text(name, value) for value in units[name]] for name in units})

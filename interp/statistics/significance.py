@@ -9,6 +9,10 @@ head at a span, …):
   least as large;
 * Benjamini–Hochberg q-values over all units.
 
+Where the groups come from several *strata* of fixed size (relations that are pooled), they are
+resampled within each, so that every resample has as many of each as the data. Sign flips do not
+change how many there are, and need no strata.
+
 With n groups a sign-flip p-value is at least 2/2ⁿ, so a minimum number of groups is required. A NaN
 is an effect that was not measured (padding, a unit that was not run): it is left out of the means,
 and a unit with too few remaining groups has a mean, but no interval and no p-value.
@@ -75,6 +79,16 @@ def group_means(
     return (sums / counts).numpy()
 
 
+def mean_over_groups(
+    values: Float[Tensor, "prompt ..."], groups: Sequence[str]
+) -> Float[np.ndarray, "..."]:
+    """The mean over groups of `group_means`; NaN where no group has a value."""
+    means = group_means(values, groups)
+    counts = (~np.isnan(means)).sum(axis=0)
+    empty = np.full(means.shape[1:], np.nan)
+    return np.divide(np.nansum(means, axis=0), counts, out=empty, where=counts > 0)
+
+
 def resolved_means(
     values: Float[Tensor, "prompt ..."],
     groups: Sequence[str],
@@ -91,6 +105,7 @@ def effect_statistics(
     values: Float[Tensor, "prompt ..."],
     groups: Sequence[str],
     *,
+    strata: Sequence[str] = (),
     seed: int = 0,
     resolution: float = RESOLUTION,
     what: str = "groups",
@@ -99,11 +114,13 @@ def effect_statistics(
 
     Args:
         groups: the group of each prompt.
+        strata: the stratum of each prompt, within which groups are resampled; by default one.
         resolution: a group's mean effect below this, in the metric's unit, counts as zero.
         what: names the groups in a message.
 
     Raises:
-        UserError: fewer than ``MINIMUM_GROUPS`` groups, or an infinite effect.
+        UserError: fewer than ``MINIMUM_GROUPS`` groups, a group in two strata, or an infinite
+            effect.
     """
     if bool(torch.isinf(values).any()):
         raise UserError("some effects are infinite: there is no mean to test")
@@ -112,6 +129,7 @@ def effect_statistics(
         raise UserError(
             f"{len(units)} {what} are too few for statistics: at least {MINIMUM_GROUPS} needed"
         )
+    stratum = strata_of_groups(strata, groups)
     shape, flat = units.shape[1:], units.reshape(len(units), -1)
     mean, low, high, p_value = (np.full(flat.shape[1], np.nan) for _ in range(4))
     patterns, which = np.unique(~np.isnan(flat), axis=1, return_inverse=True)
@@ -125,9 +143,7 @@ def effect_statistics(
             if len(there):
                 mean[columns] = there.mean(axis=0)
             if len(there) >= MINIMUM_GROUPS:
-                low[columns], high[columns] = bootstrap_interval(
-                    (there,), np.mean, seed=seed, batch=BOOTSTRAP_BATCH
-                )
+                low[columns], high[columns] = interval_within(there, stratum[pattern], seed=seed)
                 p_value[columns] = _sign_flip(there, seed)
     arrays = (array.reshape(shape) for array in (mean, low, high, p_value, q_values(p_value)))
     return EffectStatistics(*arrays)
@@ -163,6 +179,48 @@ def bootstrap_interval(
     return result.confidence_interval.low, result.confidence_interval.high
 
 
+def strata_of_groups(strata: Sequence[str], groups: Sequence[str]) -> np.ndarray:
+    """The number of each group's stratum, groups in order of first appearance; 0 without strata.
+
+    Args:
+        strata, groups: of each prompt.
+
+    Raises:
+        UserError: a group in two strata, or another number of strata than of prompts.
+    """
+    if not strata:
+        return np.zeros(len(set(groups)), dtype=int)
+    of_prompt, group = group_order(strata, len(groups), "strata"), group_order(groups, len(groups))
+    found = np.zeros(int(group.max()) + 1, dtype=int)
+    found[group] = of_prompt
+    if (found[group] != of_prompt).any():
+        raise UserError("a group lies in two strata: groups are resampled within one")
+    return found
+
+
+def interval_within(
+    units: Float[np.ndarray, "group unit"], strata: np.ndarray, *, seed: int
+) -> tuple[Any, Any]:
+    """The percentile interval of the mean over groups, which are resampled within their strata.
+
+    Args:
+        strata: the number of each group's stratum. A stratum of one group is the same in every
+            resample.
+    """
+    parts = [units[strata == number] for number in np.unique(strata)]
+    if len(parts) == 1:
+        return bootstrap_interval((units,), np.mean, seed=seed, batch=BOOTSTRAP_BATCH)
+    sizes = [len(part) for part in parts]
+
+    def mean(*drawn: np.ndarray, axis: int) -> np.ndarray:
+        sums = [part.mean(axis=axis) * size for part, size in zip(drawn, sizes, strict=True)]
+        return np.sum(sums, axis=0) / len(units)
+
+    # scipy draws no sample of one: two equal ones have the same mean.
+    data = tuple(part if len(part) > 1 else np.repeat(part, 2, axis=0) for part in parts)
+    return bootstrap_interval(data, mean, vectorized=True, seed=seed, batch=BOOTSTRAP_BATCH)
+
+
 def _sign_flip(units: Float[np.ndarray, "group unit"], seed: int) -> Float[np.ndarray, " unit"]:
     """The two-sided sign-flip p-value of every unit's mean, by ``scipy.stats.permutation_test``.
 
@@ -195,7 +253,8 @@ def mean_interval(
 ) -> tuple[float, float, float]:
     """Mean over prompts with a percentile interval from resampling groups.
 
-    All prompts have the same weight; a resample takes groups with all their prompts.
+    All prompts have the same weight; a resample takes groups with all their prompts. One group
+    leaves nothing to resample: both ends are the mean, which says nothing of how exact it is.
     """
     return mean_of_parts_interval(values, [""] * len(values), groups, seed=seed)
 

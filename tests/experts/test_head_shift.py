@@ -14,6 +14,7 @@ from torch import Tensor
 from interp.errors import UserError
 from interp.experts.heads import compare_heads
 from interp.heads import HeadEffects, HeadSet
+from interp.heads.compare import rank_correlation
 
 
 def effects(values: Tensor, /, **changed: Any) -> HeadEffects:
@@ -53,6 +54,7 @@ def test_by_hand() -> None:
     table = found.to_dataframe()
     assert table.loc[0, ["layer", "head", "before", "after", "change"]].tolist() == [0, 0, 4, 0, -4]
     assert found.effect_of(HeadSet(((0, 0), (1, 1)))) == {"before": 2.0, "after": 2.0}
+    assert found.effect_of([(0, 1), (0, 2)]) == {"before": 2.5, "after": 1.25}
     assert found.to_dict()["n_heads"] == 6
 
 
@@ -68,20 +70,72 @@ def test_chance_overlap_is_the_mean_over_all_pairs_of_sets(n: int, data: st.Data
     assert found.jaccard_p_value == pytest.approx(1 / len(sets))
 
 
-def test_intervals_are_those_of_a_loop_over_resampled_subjects() -> None:
-    """Prompts of a subject are averaged, and a subject is drawn in both models at once."""
+@pytest.mark.parametrize(
+    ("heads", "message"),
+    [
+        (HeadSet(()), "no heads to take the effect of"),
+        (HeadSet(((0, 0),), "attention"), "chosen for site 'attention', not 'output'"),
+        ([(0, 3)], "head 3 of layer 0 was not measured"),
+        ([(1, 0)], "head 0 of layer 1 was not measured"),
+    ],
+)
+def test_effects_of_heads_that_are_not_there(heads: Any, message: str) -> None:
+    values = torch.ones(6, 2, 3)
+    values[:, 1, 0] = torch.nan
+    found = compare_heads(effects(values), effects(values), top_k=2)
+    with pytest.raises(UserError, match=message):
+        found.effect_of(heads)
+
+
+def test_the_interval_is_that_of_a_loop_that_leaves_out_each_subject() -> None:
+    """Prompts of a subject are averaged, and a subject is left out in both models at once."""
     mean = torch.linspace(0, 3, 12).reshape(3, 4)
     subjects = tuple(f"s{i // 2}" for i in range(24))
     pair = [noisy(mean, seed, noise=2.0) for seed in (1, 2)]
     pair = [effects(one.values, subjects=subjects) for one in pair]
     found = compare_heads(pair[0], pair[1])
     means = [one.values.reshape(12, 2, -1).mean(dim=1).numpy() for one in pair]
-    rng = np.random.default_rng(5)
-    drawn = [rng.integers(0, 12, 12) for _ in range(2000)]
-    slow = [correlation(*(one[index].mean(axis=0) for one in means)) for index in drawn]
+    without = [
+        correlation(*(np.delete(one, subject, axis=0).mean(axis=0) for one in means))
+        for subject in range(12)
+    ]
     value, low, high = found.spearman
     assert value == pytest.approx(correlation(*(one.mean(axis=0) for one in means)))
-    assert np.quantile(slow, [0.025, 0.975]) == pytest.approx([low, high], abs=0.03)
+    # 2.201 is Student's 97.5 % quantile with 11 degrees of freedom; (n − 1)/n · Σ = (n − 1) · var.
+    half = 2.201 * np.sqrt(11 * np.var(without))
+    assert [low, high] == pytest.approx([value - half, min(1.0, value + half)], abs=1e-3)
+    rng = np.random.default_rng(5)
+    drawn = [rng.integers(0, 12, 12) for _ in range(2000)]
+    tops = [[set(np.argsort(-one[i].mean(axis=0))[:10]) for one in means] for i in drawn]
+    slow = [len(a & b) / len(a | b) for a, b in tops]
+    assert np.quantile(slow, [0.025, 0.975]) == pytest.approx(found.jaccard[1:], abs=0.13)
+
+
+def test_the_interval_holds_its_value_and_covers_the_mean_correlation() -> None:
+    """As noisy as heads of 20 subjects are: resampled, most values lay outside their intervals."""
+    generator = torch.Generator().manual_seed(3)
+    means = [torch.randn(4, 8, generator=generator)]
+    means.append(means[0] + 0.3 * torch.randn(4, 8, generator=generator))
+    found = [
+        compare_heads(*(noisy(mean, 2 * k + i, 20, 2.5) for i, mean in enumerate(means))).spearman
+        for k in range(100)
+    ]
+    assert all(low <= value <= high for value, low, high in found)
+    expected = np.mean([value for value, _, _ in found])
+    assert sum(low <= expected <= high for _, low, high in found) >= 95
+
+
+def test_a_sample_of_equal_effects_alone_has_no_correlation() -> None:
+    first = np.array([[1.0, 2.0, 3.0], [1.0, 1.0, 1.0], [1.0, 2.0, 3.0]])
+    second = np.array([[1.0, 3.0, 2.0], [1.0, 3.0, 2.0], [5.0, 5.0, 5.0]])
+    assert rank_correlation(first, second) == pytest.approx([0.5, np.nan, np.nan], nan_ok=True)
+    # Only the first two subjects have effects: without the other one, all are 0 in one model.
+    before, after = torch.zeros(8, 1, 3), torch.zeros(8, 1, 3)
+    before[0, 0], after[1, 0] = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 3.0, 2.0])
+    found = compare_heads(effects(before), effects(after), top_k=1)
+    assert found.spearman == pytest.approx((0.5, 0.5, 0.5))
+    assert found.halves["between"] == pytest.approx(0.5)
+    assert np.isnan(found.halves["within_before"])  # one half has no effects, however it is split
 
 
 def test_heads_that_moved_are_told_from_noise() -> None:

@@ -13,6 +13,7 @@ from interp.files.tensor_file import write_tensor_file
 from interp.heads import (
     HeadEffects,
     HeadSet,
+    Site,
     agreement,
     effects_by_layer,
     load_effects,
@@ -164,7 +165,7 @@ def test_ranking_needs_no_tests(effects: HeadEffects) -> None:
 
 
 def test_as_patching_says_what_was_edited(effects: HeadEffects) -> None:
-    of_site = {"output": "z", "attention": "pattern"}
+    of_site: dict[Site, str] = {"output": "z", "attention": "pattern"}
     for site, component in of_site.items():
         for found in replace(effects, site=site).as_patching():
             assert (found.component, found.source) == (component, "masked")

@@ -1,6 +1,7 @@
 """Effects in several relations, pooled by hand, and a head that is planted in all of them."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from interp.figures.relations import MIXED
 from interp.heads import HeadEffects, JointEffects, locate_heads, pool_effects
 from interp.models import HookedModel
 from interp.premises import Premises
+from interp.statistics import significance
+from interp.statistics.significance import strata_of_groups
 
 
 def effects(*means: float, subjects: int = 6, noise: float = 0.0, **other: Any) -> HeadEffects:
@@ -99,8 +102,108 @@ def test_stability_beside_its_null() -> None:
     unlike = table.loc[("a", "c")]
     assert unlike["jaccard"] <= unlike["jaccard_null_p95"]
     assert abs(table["spearman_null"]).max() < 0.1 < table["spearman_null_p95"].min()
-    # A random set leaves out the set itself: 8 of the 32 other heads, 8/40 of them would be shared.
-    assert 0.05 < table["jaccard_null"].mean() < 0.2
+    # A random set is drawn from all 40 heads, 8/40 of which are shared: 1.6 of 14.4.
+    assert table["jaccard_null"].to_numpy() == pytest.approx(0.11, abs=0.02)
+
+
+def test_the_null_of_the_overlap_by_hand() -> None:
+    """3 of a layer's 6 heads: 0 to 3 are shared in 1, 9, 9 and 1 of 20 draws, whatever is observed.
+
+    The mean index is (9 · 1/5 + 9 · 2/4 + 1) / 20 = 0.365, the 95th percentile that of two shared.
+    """
+    same, other = effects(3.0, 2, 1, 0, 0, 0), effects(0.0, 0, 0, 3, 2, 1)
+    for second, observed in ((same, 1.0), (other, 0.0)):
+        row = pool_effects([same, second], ["a", "b"]).stability(3).iloc[0]
+        assert row["jaccard"] == observed
+        assert row["jaccard_null"] == pytest.approx(0.365, abs=0.05)
+        assert row["jaccard_null_p95"] in (0.5, 1.0)  # at the border: 95 % of draws share 2 or less
+
+
+@pytest.fixture
+def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer resamples and sign flips, for tests that compute statistics of many samples."""
+    monkeypatch.setattr(significance, "BOOTSTRAP_RESAMPLES", 300)
+    monkeypatch.setattr(significance, "SIGN_FLIPS", 20)
+
+
+@pytest.mark.usefixtures("few_draws")
+def test_few_overlaps_of_unrelated_heads_are_above_chance() -> None:
+    """Heads drawn within the layers for each relation alone pass the 95th percentile in ≤ 5 %."""
+    rng = np.random.default_rng(0)
+    above = 0
+    for _ in range(200):
+        parts = []
+        for _ in range(2):
+            mean = torch.zeros(1, 3, 8)
+            for layer in range(2):
+                mean[0, layer, rng.permutation(8)[:3]] = torch.tensor([3.0, 2.0, 1.0])
+            parts.append(
+                replace(effects(0.0), values=mean.repeat(6, 1, 1), probability=torch.zeros(6, 3, 8))
+            )
+        row = pool_effects(parts, ["a", "b"]).stability(6).iloc[0]
+        above += row["jaccard"] > row["jaccard_null_p95"]
+    # The set's own heads left out, it was a tenth.
+    assert above <= 14
+
+
+def test_pooled_intervals_resample_within_relations() -> None:
+    """Relations that differ in size, and not within themselves, leave nothing to resample.
+
+    Weighted by size, a's subjects have 18/24 of a half: drawn all together, their number varied.
+    """
+    parts = [effects(4.0, 2.0, subjects=6), effects(4.0, 2.0, subjects=18)]
+    found = pool_effects(parts, ["a", "b"]).pooled
+    assert found.relations == ("a",) * 6 + ("b",) * 18
+    low, high = found.statistics.ci_low[0], found.statistics.ci_high[0]
+    assert low == pytest.approx([4, 2])
+    assert high == pytest.approx([4, 2])
+    layer = found.plot(by="layer").to_dict()["data"][0]
+    assert layer["y"] == pytest.approx([6])
+
+
+@pytest.mark.usefixtures("few_draws")
+def test_pooled_intervals_cover_the_mean() -> None:
+    """The mean over relations of 60 and 12 subjects; half-width 1.96 · √(σ²/60 + σ²/12) / 2."""
+    rng, hits, widths = np.random.default_rng(1), 0, []
+    for _ in range(100):
+        parts = []
+        for count in (60, 12):
+            values = torch.from_numpy(rng.normal([10.0, 1.0], [1e-6, 0.5], (count, 1, 2))).float()
+            names = tuple(f"s{number}" for number in range(count))
+            part = effects(10.0, 1.0, subjects=count)
+            parts.append(replace(part, values=values, probability=values * 0, subjects=names))
+        statistics = pool_effects(parts, ["a", "b"]).pooled.statistics
+        low, high = statistics.ci_low[0], statistics.ci_high[0]
+        hits += low[1] <= 1.0 <= high[1]
+        widths.append(high[1] - low[1])
+    exact = 2 * 1.96 * 0.25 * np.sqrt(1 / 60 + 1 / 12)
+    assert 88 <= hits <= 99
+    assert np.mean(widths) == pytest.approx(exact, rel=0.08)
+
+
+def test_pooled_p_values_are_valid() -> None:
+    """Without effects, p ≤ 0.05 in a twentieth, whatever the relations' sizes."""
+    rng = np.random.default_rng(2)
+    parts = []
+    for count in (30, 6):
+        values = torch.from_numpy(rng.normal(0.0, 1.0, (count, 1, 400))).float()
+        values[:, 0, 0] = 5.0  # the relations' largest effect
+        part = effects(0.0, subjects=count)
+        parts.append(replace(part, values=values, probability=values * 0))
+    p_values = pool_effects(parts, ["a", "b"]).pooled.statistics.p_value[0, 1:]
+    assert 0.02 < (p_values <= 0.05).mean() < 0.08
+
+
+def test_pooled_effects_are_saved_with_their_relations(joint: JointEffects, tmp_path: Path) -> None:
+    path = joint.pooled.save(tmp_path / "effects.safetensors")
+    found = HeadEffects.load(path, "attention")
+    assert found.relations == joint.pooled.relations
+    assert (found.statistics.ci_high == joint.pooled.statistics.ci_high).all()
+    assert found.take([0, 7]).relations == ("a", "b")
+    with pytest.raises(UserError, match="relations differ in length"):
+        replace(found, relations=("a",))
+    with pytest.raises(UserError, match="a group lies in two strata"):
+        strata_of_groups(found.relations, ["one"] * 24)
 
 
 def test_what_cannot_be_pooled() -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -23,6 +24,7 @@ from tests.devices import on_device
 from tests.patching.conftest import blank_llama
 from tests.patching.lens_edges import lens_reader, lens_writer
 from tests.patching.prompts import CLEAN, CORRUPTED, METRIC
+from tests.unchecked import unchecked
 
 METHODS = ("eap", "clean-corrupted", "eap-ig", "eap-ig-activations")
 CLOSE: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
@@ -276,6 +278,12 @@ def test_padding_and_chunks_change_nothing(tiny_llama: HookedModel) -> None:
             torch.testing.assert_close(
                 both.values[row], alone.values[0], equal_nan=True, rtol=0, atol=2e-5
             )
+
+
+def test_numbers_of_any_kind_are_saved(tiny_llama: HookedModel, tmp_path: Path) -> None:
+    result = unchecked(lambda: scored(tiny_llama), metadata={"n": 3}, seed=np.int64(3))
+    again = EdgeEffects.load(result.save(tmp_path / "edges.safetensors"))
+    assert (dict(again.metadata), again.seed) == ({"n": "3"}, 3)
 
 
 def test_results_are_saved_and_tabled(tiny_llama: HookedModel, tmp_path: Path) -> None:

@@ -37,6 +37,16 @@ def test_parts_of_a_linear_model_as_computed_by_hand(micro: HookedModel) -> None
     assert found.to_dataframe()["component"].tolist()[:3] == ["a1.h1", "a0.h1", "a2.h0"]
 
 
+def test_the_text_states_the_sum_of_the_table(micro: HookedModel) -> None:
+    """By hand: the parts of the difference are 30, 900, 700, 144 and 336."""
+    found = logit_attribution(micro, [[1, 3, 5, 7]], torch.tensor([[0, 1]]))
+    assert found.to_dataframe()["logits"].sum() == pytest.approx(2110)
+    assert "the first token less the second's, 1 prompts; they sum to 2.11e+03" in str(found)
+    alone = logit_attribution(micro, [[1, 3, 5, 7]], torch.tensor([0]))
+    total = alone.to_dataframe()["logits"].sum()
+    assert f"components to the logits, 1 prompts; they sum to {total:.3g}" in str(alone)
+
+
 @pytest.mark.bridge_only
 def test_a_part_is_the_write_through_the_norm_at_the_runs_scale(tiny_llama: HookedModel) -> None:
     batch = TokenBatch.from_lists([[5, 9, 7, 8]])

@@ -60,6 +60,12 @@ def test_table_and_figures(tiny_llama: HookedModel) -> None:
     assert len(whole.x) == len(PROMPTS[1])
     part: Any = found.plot(prompt=0, start=-2, colour="tokens").data[0]
     assert len(part.x) == 2
+    last = len(PROMPTS[0])
+    assert list(part.x) == [last - 2, last - 1]
+    assert [place.split()[-1] for _, place in part.customdata[0]] == [
+        f"({last - 2})",
+        f"({last - 1})",
+    ]
     for call in (
         lambda: found.plot(prompt=3),
         lambda: found.to_dataframe(position=9),

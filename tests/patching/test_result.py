@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from interp.errors import UserError
 from interp.patching.effect_arrays import check_order
 from interp.patching.result import PatchEffects
+from tests.unchecked import unchecked
 
 GROUPS = ("a", "a", "b", "c", "d", "e", "f")
 
@@ -60,6 +61,36 @@ def test_means_and_recovered_fractions_by_hand() -> None:
 def test_recovered_is_a_fraction_of_means_not_a_mean_of_fractions() -> None:
     result = tiny(values=torch.ones(2, 1), clean=torch.tensor([0.001, 9.0]))
     assert result.recovered().item() == pytest.approx(1 / 4.0005)
+
+
+def test_recovered_weighs_groups_as_the_mean_does() -> None:
+    """Two prompts of a, one of b. Effects 1, 3 and 6, gaps 2, 4 and 9: 4 of 6 over groups.
+
+    The second unit was not measured on a's first prompt: (3 + 6) / (4 + 9). The third never was.
+    """
+    values = torch.tensor([[1.0, torch.nan], [3.0, 3.0], [6.0, 6.0]])
+    values = torch.cat([values, torch.full((3, 1), torch.nan)], dim=1)
+    result = tiny(
+        values=values,
+        corrupted=torch.tensor([0.0, 1.0, 1.0]),
+        clean=torch.tensor([2.0, 5.0, 10.0]),
+        groups=("a", "a", "b"),
+    )
+    assert result.mean[0].item() == 4
+    assert result.recovered()[:2].tolist() == pytest.approx([4 / 6, 9 / 13])
+    assert result.recovered()[2].isnan()
+
+
+def test_the_gap_that_is_asked_for_is_that_of_groups() -> None:
+    """Gaps 1, 1 and −1: a third over prompts, none over the groups (a, a, b)."""
+    result = tiny(
+        values=torch.ones(3, 1),
+        corrupted=torch.zeros(3),
+        clean=torch.tensor([1.0, 1.0, -1.0]),
+        groups=("a", "a", "b"),
+    )
+    with pytest.raises(UserError, match="no gap to recover"):
+        result.recovered()
 
 
 @pytest.mark.parametrize("clean", [None, torch.tensor([1.0, 0.0])])
@@ -281,6 +312,16 @@ def test_file_gives_back_all_of_it(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["effects.safetensors"]
     no_clean = PatchEffects.load(make(clean=None).save(tmp_path / "other.safetensors"))
     assert no_clean.clean is None
+
+
+def test_numbers_of_any_kind_are_saved(tmp_path: Path) -> None:
+    given: Any = {"n": 3, 4: None}
+    result = unchecked(make, metadata=given, seed=np.int64(3), resolution=np.float32(0.5))
+    back = PatchEffects.load(result.save(tmp_path / "effects.safetensors"))
+    assert dict(back.metadata) == {"n": "3", "4": "None"}
+    assert (back.seed, back.resolution) == (3, 0.5)
+    with pytest.raises(UserError, match="seed is a whole number"):
+        unchecked(make, seed=2.5)
 
 
 def test_damaged_files_are_told(tmp_path: Path) -> None:

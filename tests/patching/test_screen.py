@@ -63,6 +63,27 @@ def test_an_estimate_without_a_sign_is_compared_with_sizes(tiny_llama: HookedMod
     verified = ~found.verified.mean.isnan()
     spearman: Any = spearmanr(found.estimate.mean[verified], every.mean[verified].abs())
     assert found.spearman == pytest.approx(float(spearman.statistic), abs=1e-5)
+    figure: Any = found.plot()
+    assert figure.layout.title.text == f"Spearman {found.spearman:.2f}, 6 heads"
+    sizes = sorted(every.mean[verified].abs().tolist())
+    assert sorted(figure.data[0].y) == pytest.approx(sizes, rel=1e-4)
+    assert "exact, absolute" in figure.layout.yaxis.title.text
+
+
+@pytest.mark.parametrize(
+    ("component", "units", "hover"),
+    [
+        ("mlp_out", "3 layers", "<b>layer %{customdata[0]}</b>"),
+        ("v", "4 key/value heads", "key/value head %{customdata[1]}</b>"),
+    ],
+)
+def test_the_figure_names_its_units(
+    tiny_llama: HookedModel, component: str, units: str, hover: str
+) -> None:
+    found = run(tiny_llama, component=component, top_k=4)
+    figure: Any = found.plot()
+    assert figure.layout.title.text == f"Spearman {found.spearman:.2f}, {units}"
+    assert hover in figure.data[0].hovertemplate
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -105,6 +126,8 @@ def test_effects_that_are_all_the_same_correlate_with_nothing(tiny_llama: Hooked
     found = screen(tiny_llama, CLEAN, CORRUPTED, constant, top_k=3, progress=False)
     assert math.isnan(found.pearson)
     assert math.isnan(found.spearman)
+    figure: Any = found.plot()
+    assert figure.layout.title.text == "Spearman –, 3 heads"
     assert found.largest_missed == 0
 
 

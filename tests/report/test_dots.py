@@ -67,6 +67,14 @@ def test_detections_are_counted_apart() -> None:
     assert (list(twin.x), list(false.x)) == ([0.1], [0.9, 0.8])
 
 
+def test_a_probability_of_one_is_in_the_last_bin() -> None:
+    """Bins of 0.05 up to 1, without their upper end: one beyond would lie outside the axis."""
+    figure: Any = detections_figure([1.0, 0.97], [0.0])
+    assert figure.data[1].xbins.end == 1
+    assert all(0.95 <= value < 1 for value in figure.data[1].x)
+    assert list(figure.data[0].x) == [0.0]
+
+
 def test_agreement_separates_experts_that_affect_their_task() -> None:
     columns = ["layer", "target", "expert", "routed_task", "load", "load_elsewhere"]
     columns += ["affected_task", "effect", "effect_elsewhere", "q_value", "significant", "agree"]

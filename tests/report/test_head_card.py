@@ -1,5 +1,6 @@
 """A card of the planted head says what was planted, and shows what its results say."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 import interp
 from interp.errors import UserError
 from interp.figures.theme import shown_token
+from interp.heads import HeadEffects
 from interp.models import HookedModel
 from interp.patching import LogitDifference, PatchEffects, patch_edges
 from tests.fixtures import READER, WRITER
@@ -54,6 +56,40 @@ def test_the_card_of_the_planted_reader(planted: HookedModel, tmp_path: Path) ->
     assert "What it writes" in page
     assert 'id="edges"' not in page
     assert "promotes" in card._repr_html_()
+
+
+def located(model: HookedModel, values: torch.Tensor) -> HeadEffects:
+    names = tuple(f"s{number}" for number in range(len(values)))
+    return HeadEffects(
+        values, values * 0, names, ("why",) * len(values), "output", "attribution", "zero"
+    )
+
+
+def test_the_rank_says_its_order(planted: HookedModel) -> None:
+    """Effect −2, the others 0: the last of 12 heads by sign, the first by size."""
+    values = effects_of(planted, READER).values * -1
+    results = [located(planted, values), effects_of(planted, READER)]
+    card = interp.head_card(planted, READER, TEXT, chat=False, results=results)
+    first, second = card.sentences()[:2]
+    assert "is -2 [-2." in first
+    assert first.endswith("rank 12 of 12 heads by signed effect.")
+    assert second.endswith("rank 1 of 12 heads by absolute effect.")
+    assert card.effects["rank"].tolist() == [12, 1]
+    page = card.to_html()
+    table = page[page.index('id="effects"') : page.index('id="attention"')]
+    assert "<td>12</td>" in table.replace(' class="number"', "")
+    assert "12.000" not in table
+    assert "0.0078" in table  # p = 2/2⁸, the smallest that eight groups allow
+    assert "by absolute effect, or by signed effect" in table
+
+
+def test_a_head_that_was_not_measured_is_told(planted: HookedModel) -> None:
+    values = effects_of(planted, READER).values
+    values[:, 0, 0] = torch.nan
+    results = [located(planted, values), replace(effects_of(planted, READER), values=values)]
+    for result in results:
+        with pytest.raises(UserError, match=r"head a0.h0 was not measured in a result \("):
+            interp.head_card(planted, (0, 0), TEXT, chat=False, results=[result])
 
 
 def test_edges_are_those_of_the_head_and_of_its_group(tiny_llama: HookedModel) -> None:

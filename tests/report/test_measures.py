@@ -1,7 +1,18 @@
+import math
+
+import pandas as pd
 import pytest
 
 from interp.errors import UserError
-from interp.figures.measures import Measure, count_at, format_number, format_small, measure_at
+from interp.figures.measures import (
+    Measure,
+    count_at,
+    format_digits,
+    format_number,
+    format_small,
+    measure_at,
+)
+from interp.report.text_table import text_table
 
 
 def test_a_measure_is_written_with_its_interval() -> None:
@@ -19,6 +30,22 @@ def test_no_negative_zero() -> None:
 )
 def test_small_numbers_keep_two_digits(value: float, text: str) -> None:
     assert format_small(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(-0.0, "0"), (0.00041237, "0.000412"), (-2.0, "-2"), (12.345, "12.3"), (12345.6, "12346")],
+)
+def test_effects_keep_three_digits(value: float, text: str) -> None:
+    assert format_digits(value) == text
+
+
+def test_a_table_as_text() -> None:
+    row = {"layer": 3, "effect": 0.00041237, "ci_low": math.nan, "p_value": 0.00004, "rank": 2.0}
+    texts = text_table(pd.DataFrame([row])).iloc[0].tolist()
+    assert texts == ["3", "0.000412", "–", "4.0e-05", "2"]
+    share = pd.DataFrame({"token": ["a"], "attention": [0.12345]})
+    assert text_table(share, decimals=3).iloc[0].tolist() == ["a", "0.123"]
 
 
 def test_measures_are_found_by_their_path() -> None:

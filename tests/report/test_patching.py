@@ -66,6 +66,37 @@ def test_each_span_has_a_panel_on_one_scale() -> None:
     assert "&lt;b&gt;" in figure.layout.coloraxis.colorbar.title.text
 
 
+def test_spans_that_are_left_out_are_told() -> None:
+    for spans in (8, 10):
+        figure = plotted(result_of(noise(2, 3, 4, spans), "layer", "head", "span"))
+        assert len(figure.data) == 8
+        left_out = figure.layout.title.text.endswith(": the first 8 of 10 spans")
+        assert left_out == (spans == 10)
+
+
+@pytest.mark.parametrize("axis", ["layer", "head"])
+def test_layers_and_heads_with_names(axis: str) -> None:
+    """Eleven names, which as text are in another order than the units."""
+    values = noise(8, 11, 11)
+    names = tuple(str(number) for number in range(5, 16))
+    figure = plotted(result_of(values, "layer", "head", labels={axis: names}))
+    heat = figure.data[0]
+    assert list(heat.y if axis == "layer" else heat.x) == list(names)
+    assert list(heat.x if axis == "layer" else heat.y) == list(range(11))
+    assert heat.z[10][2] == pytest.approx(values.mean(0)[10, 2].item(), abs=1e-6)
+    given = figure.layout.yaxis if axis == "layer" else figure.layout.xaxis
+    assert given.type == "category"
+    assert list(given.categoryarray) == list(names)
+
+
+def test_heads_of_spans_have_a_plain_heat_map() -> None:
+    values = noise(8, 2, 4)
+    labels = {"span": ("subject", "object")}
+    figure = plotted(result_of(values, "span", "head", labels=labels))
+    assert list(figure.data[0].y) == ["subject", "object"]
+    assert figure.data[0].z[1][2] == pytest.approx(values.mean(0)[1, 2].item(), abs=1e-6)
+
+
 def test_positions_show_the_strongest_head() -> None:
     values = torch.zeros(2, 1, 3, 2)
     values[:, 0, 1, 0] = -5
