@@ -30,7 +30,8 @@ HT_SAME := $(addprefix tests/,$(addprefix models/,test_answer_place.py test_span
     test_significance.py test_stability.py) \
   $(addprefix probes/,test_calibration.py test_locating.py test_pairing.py test_scoring.py))
 # What takes little and covers much, for the edit loop: texts, tables, files, arithmetic by hand.
-FAST_TESTS := $(addprefix tests/,premises tasks/test_pairs.py heads test_checked.py files/test_documents.py \
+FAST_TESTS := $(addprefix tests/,premises tasks/test_pairs.py heads test_checked.py \
+  $(addprefix files/,test_cells.py test_documents.py test_list_cells.py) \
   test_moved.py test_progress.py test_type_checks.py cli/test_config.py \
   $(addprefix patching/,test_micro.py test_batch.py test_alignment.py test_circuit.py \
     test_metrics.py test_edits.py test_significance.py test_stability.py test_result.py) \

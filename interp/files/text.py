@@ -126,7 +126,8 @@ def csv_rows(text: str) -> Iterator[tuple[int, list[str]]]:
     """The first line's number and the cells of each row of a CSV; blank rows are left out.
 
     Raises UserError with the line, but without a file, for text that is not CSV, and for a row that
-    has not as many cells as the first one, the header.
+    has not as many cells as the first one, the header; and for a header whose names are parted by
+    semicolons or tabs.
     """
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     n_columns = 0
@@ -140,13 +141,25 @@ def csv_rows(text: str) -> Iterator[tuple[int, list[str]]]:
             raise UserError(f"line {line}: not valid CSV ({error})") from error
         if not any(cell.strip() for cell in cells):
             continue
-        n_columns = n_columns or len(cells)
+        if not n_columns:
+            n_columns = len(cells)
+            _check_delimiter(line, cells)
         if len(cells) != n_columns:
             raise UserError(
                 f"line {line}: {len(cells)} cells, but the header names {n_columns} columns; "
                 "put cells that hold a comma in double quotes"
             )
         yield line, cells
+
+
+def _check_delimiter(line: int, header: list[str]) -> None:
+    """Raise UserError for the one cell of a header that holds several names."""
+    for mark, name in ((";", "semicolons"), ("\t", "tabs")):
+        if len(header) == 1 and len([part for part in header[0].split(mark) if part.strip()]) > 1:
+            raise UserError(
+                f"line {line}: the header's cells are parted by {name}: save the file as CSV "
+                "with commas"
+            )
 
 
 class PlainLoader(yaml.SafeLoader):

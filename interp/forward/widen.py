@@ -13,7 +13,7 @@ use, and neither their inputs nor their products are rounded (`interp.quantized`
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, cast
 
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from interp.models.placement import run_aligned
+from interp.models.placement import own_weights, run_aligned
 from interp.quantized import can_read, is_quantized, kind_of, weight_of
 
 NARROW = (torch.bfloat16, torch.float16)
@@ -61,10 +61,12 @@ def widen(module: nn.Module) -> None:
     forward = _bare_forward(module)
     if type(module) is nn.Linear:
         as_made: WeightOf = lambda: module.weight  # noqa: E731
-        wide: Forward = lambda input: wide_linear(input, as_made, module.bias)  # noqa: E731
+        wide: Forward = lambda input: wide_linear(  # noqa: E731
+            input, as_made, module.bias, module
+        )
     elif type(module) is Conv1D:
         turned: WeightOf = lambda: module.weight.T  # noqa: E731
-        wide = lambda x: wide_linear(x, turned, module.bias)  # noqa: E731
+        wide = lambda x: wide_linear(x, turned, module.bias, module)  # noqa: E731
     elif isinstance(module, nn.Embedding) and module.weight.numel() > SLICE:
         # Rows are looked up first: not the whole vocabulary is widened for a few tokens.
         wide = lambda *args, **kwargs: forward(*args, **kwargs).float()  # noqa: E731
@@ -93,15 +95,18 @@ def _widen_quantized(module: nn.Module) -> None:
     module.__dict__["forward"] = run_aligned(module, functools.wraps(_bare_forward(module))(wide))
 
 
-def wide_linear(x: Tensor, weight: WeightOf, bias: Tensor | None) -> Tensor:
+def wide_linear(
+    x: Tensor, weight: WeightOf, bias: Tensor | None, module: nn.Module | None = None
+) -> Tensor:
     """``torch.nn.functional.linear`` in float32; the weight that ``weight()`` gives may be narrow.
 
-    A pass with gradients asks for the weight again on the way back, and keeps none. Gradients are
-    those of ``x``: weights are frozen.
+    A pass with gradients asks for the weight again on the way back, and keeps none; if ``module``,
+    whose weight it is, is offloaded, it is fetched again too. Gradients are those of ``x``: weights
+    are frozen.
     """
     x = x.float()
     if torch.is_grad_enabled() and x.requires_grad:
-        return cast(Tensor, _WideProduct.apply(x, weight, bias))
+        return cast(Tensor, _WideProduct.apply(x, weight, bias, module))
     return _product(x, weight(), bias)
 
 
@@ -118,13 +123,16 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 class _WideProduct(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: WeightOf, bias: Tensor | None) -> Tensor:
-        ctx.weight = weight
+    def forward(
+        ctx: Any, x: Tensor, weight: WeightOf, bias: Tensor | None, module: nn.Module | None
+    ) -> Tensor:
+        ctx.weight, ctx.module = weight, module
         return _product(x, weight(), bias)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
-        return grad_outputs[0] @ ctx.weight().float(), None, None
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
+        with nullcontext() if ctx.module is None else own_weights(ctx.module):
+            return grad_outputs[0] @ ctx.weight().float(), None, None, None
 
 
 def _with_wide_weights(module: nn.Module) -> Forward:

@@ -28,8 +28,8 @@ from interp.figures.evaluation import head_heatmap
 from interp.figures.heatmap import layer_effects
 from interp.files.tensor_file import read_tensor_file, write_tensor_file
 from interp.files.tensors import check_tensors
-from interp.heads.statistics import HeadStatistics, edited_heads, head_statistics
 from interp.heads.headset import Head, HeadSet, Site, check_site
+from interp.heads.statistics import HeadStatistics, edited_heads, head_statistics
 from interp.lazy import go, pd
 from interp.patching.effect_arrays import best_first
 from interp.patching.result import STATISTICS, PatchEffects

@@ -9,6 +9,7 @@ import torch
 from accelerate.utils import send_to_device
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.generalized_components import NormalizationBridge
+from transformer_lens.model_bridge.sources.transformers import source
 from transformer_lens.utilities.multi_gpu import is_mixed_offload_gpu
 
 from interp.errors import UserError
@@ -37,7 +38,7 @@ def boot(
     name = tokenizer.name_or_path
     tokenizer.init_kwargs = {**true_kwargs, "name_or_path": name, "add_bos_token": True}
     try:
-        with _without_mixed_map(hf_model) as n_devices:
+        with _without_mixed_map(hf_model) as n_devices, _without_processor():
             model = TransformerBridge.boot_transformers(
                 spec, hf_model=hf_model, tokenizer=tokenizer, device=device, dtype=dtype
             )
@@ -77,6 +78,20 @@ def _move_input(norm: NormalizationBridge) -> None:
         return send_to_device(args, device), send_to_device(kwargs, device)
 
     norm.register_forward_pre_hook(move, with_kwargs=True)
+
+
+@contextmanager
+def _without_processor() -> Iterator[None]:
+    """Let TransformerLens load no processor of images or sound, which nothing here uses.
+
+    For one it asks the hub, and installs torchvision with pip, which may bring another torch.
+    """
+    load = source.load_modality_processor
+    source.load_modality_processor = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        source.load_modality_processor = load
 
 
 @contextmanager

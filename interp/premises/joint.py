@@ -4,14 +4,19 @@ A question keeps its relation's name, and its template is named ``relation/templ
 measures by template tell the relations apart.
 """
 
-from dataclasses import dataclass, replace
+import logging
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from interp.display import Displayed, Shown
 from interp.errors import UserError
+from interp.files.cells import name_key
 from interp.lazy import pd
 from interp.premises.questions import Part, Premises, Question, QuestionKind, Split
 from interp.premises.relation import Fact, FilledQuestion
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_MASK = "XXXX"
 """The neutral word that stands for an object in a masked run, unless a relation has its own."""
@@ -119,9 +124,37 @@ def parts_of(premises: AnyPremises) -> tuple[Premises, ...]:
 
 @dataclass(frozen=True)
 class JointSplit(Displayed):
-    """The splits of several relations: their search parts together, and their held-out parts."""
+    """The splits of several relations: their search parts together, and their held-out parts.
+
+    Each relation is split by itself, so that a subject of two relations may be searched on in one
+    and held out in the other. Such a fact is left out of the held-out part; the search parts stay.
+
+    Attributes:
+        splits: of each relation, with what is left of its held-out part.
+        left_out: ``relation/subject`` of the held-out facts that were left out.
+        shared: the same of those that stay, because their relation would have too few others.
+    """
 
     splits: tuple[Split, ...]
+    left_out: tuple[str, ...] = field(init=False, compare=False)
+    shared: tuple[str, ...] = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        searched = {name_key(name) for split in self.splits for name in split.search.subjects}
+        splits: list[Split] = []
+        left_out: list[str] = []
+        shared: list[str] = []
+        for split in self.splits:
+            apart = _held_out_apart(split, searched)
+            kept = set(apart.held_out.subjects)
+            whole = split.held_out
+            left_out += [_joined(whole, name) for name in whole.subjects if name not in kept]
+            shared += [_joined(whole, name) for name in kept if name_key(name) in searched]
+            splits.append(apart)
+        for what, value in (("splits", splits), ("left_out", left_out), ("shared", sorted(shared))):
+            object.__setattr__(self, what, tuple(value))
+        if self.left_out or self.shared:
+            logger.info("%s", " ".join(self._overlap))
 
     @cached_property
     def search(self) -> JointPremises:
@@ -149,7 +182,39 @@ class JointSplit(Displayed):
             for split in self.splits
         ]
         table = pd.DataFrame(rows, columns=["relation", "search", "held out"])
-        return Shown("Questions of two parts, which share no subject and no template.", (table,))
+        what = "no template" if self.shared else "no subject and no template"
+        words = [f"Questions of two parts, which share {what}.", *self._overlap]
+        return Shown(" ".join(words), (table,))
+
+    @property
+    def _overlap(self) -> list[str]:
+        """What became of held-out facts whose subject another relation searches on."""
+        found = []
+        if self.left_out:
+            found.append(
+                f"{len(self.left_out)} held-out facts are left out, because another relation "
+                "searches on their subject."
+            )
+        if self.shared:
+            found.append(
+                f"{len(self.shared)} held-out facts stay whose subject another relation searches "
+                "on: without them their relation would have too few."
+            )
+        return found
+
+
+def _held_out_apart(split: Split, searched: Collection[str]) -> Split:
+    """The split without held-out facts about these subjects; as it is if too few facts are left."""
+    facts = split.held_out.facts
+    kept = tuple(fact for fact in facts if name_key(fact.subject) not in searched)
+    if len(kept) == len(facts):
+        return split
+    try:
+        held_out = split.held_out.with_facts(kept).askable()
+        held_out.questions()  # raises if no false object is left for a fact
+    except UserError:
+        return split
+    return replace(split, held_out=held_out)
 
 
 AnySplit = Split | JointSplit

@@ -6,26 +6,33 @@
   questions, each of which has the object's other parts.
 * ``.txt``: a question a line, and nothing else is known.
 
-Other columns are ignored. ``columns`` says which column or key is which part, such as
-``question=prompt,label=is_fp``; a dotted path leads into nested objects
-(``object=requested_rewrite.target_true.str``).
+Where there are both ``answer`` and ``answers``, both count; of ``object`` and ``true_object`` the
+first that is filled. Other columns are ignored, except that one whose name is a known one but for
+case, spaces or a plural is refused: it would be missed without a word. ``columns`` says which
+column or key is which part, such as ``question=prompt,label=is_fp``; a dotted path leads into
+nested objects (``object=requested_rewrite.target_true.str``).
 
-Several right answers are a JSON list, a list as Python writes it, or parted by semicolons. A label
-says whether the question has a false premise; the accepted words are in `LABELS`. A question
-without a label, of which both objects are given, has a false premise if it names the false object
-and not the true one, and none if it names the true object only.
+Several right answers are a list (`interp.files.list_cells`) or parted by semicolons. Names and
+answers get single spaces (`interp.files.cells`). In a CSV, ``1912.0`` is what pandas makes of 1912
+beside an empty cell, and is read as 1912, unless the column has numbers without a point.
+
+A label says whether the question has a false premise; the accepted words are in `LABELS`. A
+question without a label, of which both objects are given, has a false premise if it names the false
+object and not the true one, and none if it names the true object only.
 """
 
-import ast
 import json
 import math
-import warnings
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from interp.arguments import of_kind
 from interp.checked import checked
 from interp.errors import UserError, errors_in
+from interp.files.cells import clean_name, name_key, whole_number
+from interp.files.list_cells import list_in
 from interp.files.rows import (
     Row,
     check_parts,
@@ -34,7 +41,7 @@ from interp.files.rows import (
     table_rows,
     value_at_path,
 )
-from interp.files.text import parse_json, read_text
+from interp.files.text import read_text
 from interp.premises.question_list import PremiseLabel, QuestionList, RawQuestion
 from interp.premises.relation import names
 
@@ -54,9 +61,10 @@ LABELS: dict[PremiseLabel, tuple[str, ...]] = {
 }
 """What a label may be, in any case and with ``_`` or ``-`` for a space."""
 SUFFIXES = (".csv", ".json", ".jsonl", ".txt")
-LONGEST_LIST = 20_000
-"""Characters of a cell that is read as a Python list."""
 _EXAMPLE = "question=prompt,answer=gold,label=is_fp"
+_TYPED = re.compile(r"[+-]?\d+|\d{1,3}(,\d{3})+|\d+(\.\d+){2,}")
+"""Numbers as pandas writes none where it writes 1912.0: 1912, 1,912 and 5.36.1."""
+_PART_OF = {name: part for part, names_of_it in PARTS.items() for name in names_of_it}
 _LABEL_OF: dict[str, PremiseLabel] = {
     word: label for label, words in LABELS.items() for word in words
 }
@@ -96,12 +104,12 @@ def _mapping(columns: str | Mapping[str, str] | None) -> dict[str, str]:
     if isinstance(columns, str):
         return dict(column_pairs(columns, known=PARTS, example=_EXAMPLE))
     check_parts(columns, PARTS)
-    return dict(columns)
+    return {part: of_kind("a column's name", name, str) for part, name in columns.items()}
 
 
 def _lines(path: Path) -> Iterator[RawQuestion]:
     """A question a line; empty lines are left out."""
-    for line, text in enumerate(read_text(path).split("\n"), start=1):
+    for line, text in enumerate(re.split("\r\n|\r|\n", read_text(path)), start=1):
         if text.strip():
             with errors_in(f"{path}: line {line}"):
                 yield RawQuestion(text.strip(), line=line)
@@ -111,7 +119,7 @@ def _questions(path: Path, given: Mapping[str, str]) -> Iterator[RawQuestion]:
     """The questions of each row of a table."""
     with errors_in(path):
         if path.suffix.lower() == ".csv":
-            rows = table_rows(path)
+            rows = _without_points(list(table_rows(path)))
         else:
             rows = json_rows(path, such_as='{"question": …}')
         for line, row in rows:
@@ -119,48 +127,87 @@ def _questions(path: Path, given: Mapping[str, str]) -> Iterator[RawQuestion]:
                 yield from _of_row(row, given, line)
 
 
+def _without_points(rows: list[tuple[int, Row]]) -> Iterator[tuple[int, Row]]:
+    """The rows, with ``1912`` for ``1912.0`` in each column whose numbers may all be pandas'.
+
+    pandas writes every number of a column with a point. Where one has none, somebody else wrote
+    the column, and a 3.0 in it may be a version.
+    """
+    typed = {
+        name for _, row in rows for name, cell in row.items() if _TYPED.fullmatch(cell.strip())
+    }
+    for line, row in rows:
+        mended = {name: whole_number(cell.strip()) for name, cell in row.items()}
+        yield line, mended | {name: cell for name, cell in row.items() if name in typed}
+
+
 def _of_row(row: Row, given: Mapping[str, str], line: int) -> Iterator[RawQuestion]:
     """A row's questions, which share its other parts."""
-    cells = {part: _cell(row, part, given.get(part)) for part in PARTS}
-    texts = _texts("question", cells["question"], lists_in_text=False)
+    _check_columns(row, given)
+    cells = {part: _cells(row, part, given.get(part)) for part in PARTS}
+    first = {part: next(iter(found), None) for part, found in cells.items()}
+    texts = _texts("question", first["question"], lists_in_text=False)
     if not texts:
         raise UserError("the question is empty")
-    true_object, false_object = (_text(part, cells[part]) for part in ("object", "false_object"))
-    if true_object is not None and true_object == false_object:
+    true_object, false_object = (_text(part, first[part]) for part in ("object", "false_object"))
+    if true_object and false_object and name_key(true_object) == name_key(false_object):
         raise UserError(f"object and false_object are both {true_object!r}")
-    label = _label(cells["label"])
+    answers = [answer for cell in cells["answer"] for answer in _texts("answer", cell)]
+    label = _label(first["label"])
     for text in texts:
         yield RawQuestion(
             text=text,
-            answers=_texts("answer", cells["answer"]),
+            answers=tuple(dict.fromkeys(answers)),
             label=label or _label_by_names(text, true_object, false_object),
-            subject=_text("subject", cells["subject"]),
-            relation=_text("relation", cells["relation"]),
+            subject=_text("subject", first["subject"]),
+            relation=_text("relation", first["relation"]),
             true_object=true_object,
             false_object=false_object,
             line=line,
         )
 
 
-def _cell(row: Row, part: str, column: str | None) -> Any:
-    """The value of a part; None for a part that the row does not have and nobody named."""
+def _check_columns(row: Row, given: Mapping[str, str]) -> None:
+    """Raise UserError for a column that is meant as a part and would not be read as it."""
+    for name in row:
+        if name in _PART_OF or name in given.values():
+            continue
+        word = clean_name(name).casefold().replace(" ", "_").replace("-", "_")
+        for meant in (word, word.removesuffix("s"), f"{word}s"):
+            part = _PART_OF.get(meant)
+            if part is not None and part not in given:
+                raise UserError(
+                    f"the column {name!r} is to be named {meant!r}; or say which column is the "
+                    f"{part}: columns {part}=NAME"
+                )
+
+
+def _cells(row: Row, part: str, column: str | None) -> list[Any]:
+    """The values of a part, empty ones left out; none of a part that neither row nor user names."""
     if column is not None:
-        return value_at_path(row, column)
-    for name in PARTS[part]:
-        if name in row:
-            return row[name]
-    if part == "question":
-        found = ", ".join(map(str, row)) or "none"
-        raise UserError(f"no column 'question'; found {found}; name it: columns question=NAME")
-    return None
+        found = [value_at_path(row, column)]
+    else:
+        found = [row[name] for name in PARTS[part] if name in row]
+        if not found and part == "question":
+            columns = ", ".join(map(str, row)) or "none"
+            raise UserError(
+                f"no column 'question'; found {columns}; name it: columns question=NAME"
+            )
+    return [value for value in found if not _is_empty(value)]
+
+
+def _is_empty(value: Any) -> bool:
+    if isinstance(value, str):
+        return not clean_name(value)
+    return value is None or value == [] or (isinstance(value, float) and math.isnan(value))
 
 
 def _text(part: str, value: Any) -> str | None:
     """A text or number as text; None for an empty cell."""
-    if isinstance(value, str):
-        return value.strip() or None
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    if _is_empty(value):
         return None
+    if isinstance(value, str):  # a question keeps its lines, names and answers have none
+        return value.strip() if part == "question" else clean_name(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UserError(f"{part} must be text or a number, not {type(value).__name__}")
     if isinstance(value, float) and value.is_integer():
@@ -171,43 +218,20 @@ def _text(part: str, value: Any) -> str | None:
 def _texts(part: str, value: Any, *, lists_in_text: bool = True) -> tuple[str, ...]:
     """The texts of a list, or of a cell that holds one; empty entries are left out."""
     if isinstance(value, str) and lists_in_text:
-        value = _list_in(part, value.strip())
+        entries = list_in(part, value)
+        value = value.split(";") if entries is None else entries
     values = value if isinstance(value, list) else [value]
     return tuple(dict.fromkeys(filter(None, (_text(part, each) for each in values))))
-
-
-def _list_in(part: str, cell: str) -> list[Any]:
-    """The list that a cell holds: of JSON, of Python, or parted by semicolons."""
-    if not (cell.startswith("[") and cell.endswith("]")):
-        return cell.split(";")
-    try:
-        return parse_json(cell)
-    except UserError:
-        pass
-    wrong = f"{part} begins and ends like a list, but is no list that JSON or Python reads"
-    if len(cell) > LONGEST_LIST:
-        raise UserError(f"{wrong} in {LONGEST_LIST} characters")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a backslash that escapes nothing
-            found = ast.literal_eval(cell)
-    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError) as error:
-        raise UserError(wrong) from error
-    if not isinstance(found, list):  # such as [1][0], which literal_eval refuses anyway
-        raise UserError(wrong)
-    return found
 
 
 def _label(value: Any) -> PremiseLabel | None:
     """The label of a cell; None for an empty one."""
     if isinstance(value, bool):
         return "false_premise" if value else "true_premise"
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
     text = _text("label", value)
     if text is None:
         return None
-    word = " ".join(text.casefold().replace("_", " ").replace("-", " ").split())
+    word = " ".join(whole_number(text).casefold().replace("_", " ").replace("-", " ").split())
     if word not in _LABEL_OF:
         known = "; ".join(f"{label}: {', '.join(words)}" for label, words in LABELS.items())
         raise UserError(f"unknown label {text[:60]!r}; known are {known}")

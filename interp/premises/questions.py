@@ -23,6 +23,7 @@ from interp.arguments import check_choice, whole_number
 from interp.checked import checked
 from interp.display import Displayed, Shown
 from interp.errors import UserError
+from interp.files.cells import name_key
 from interp.lazy import pd
 from interp.premises.draw import collides, shuffled
 from interp.premises.registry import load_relation
@@ -99,7 +100,7 @@ class Premises(Displayed):
             self.relation.template(template)
         if len(set(self.templates)) < len(self.templates):
             raise UserError(f"a template is named twice: {', '.join(self.templates)}")
-        if len(self._fact_of) < len(self.facts):
+        if len(set(map(name_key, self.subjects))) < len(self.facts):
             raise UserError(f"a subject of relation {self.relation.name!r} occurs twice")
         check_choice("part", self.part, get_args(Part))
         check_choice("distance", self.distance, get_args(FalseObjectDistance))
@@ -340,7 +341,8 @@ class Split(Displayed):
             ("subject", self.search.subjects, self.held_out.subjects),
             ("template", self.search.templates, self.held_out.templates),
         ):
-            if shared := sorted(set(ours) & set(theirs)):
+            known = set(map(name_key, theirs))
+            if shared := sorted(name for name in ours if name_key(name) in known):
                 raise UserError(f"search and held-out premises share the {what} {shared[0]!r}")
 
     def _shown(self) -> Shown:

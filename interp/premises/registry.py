@@ -2,7 +2,9 @@
 
 A relation is two files of one stem: `NAME.csv` with the facts and `NAME.yaml` with the sentences.
 The CSV has the columns `subject` and `object`, optionally `also_true` (further right answers,
-separated by semicolons), and any further columns, which templates may use as slots. Every error
+separated by semicolons, or a list as `interp.files.list_cells` reads it), and any further columns,
+which templates may use as slots. Columns without a name are ignored: Excel leaves them. Cells get
+single spaces and lose what is invisible at their ends (`interp.files.cells`). Every error
 names its file, and its line in a CSV; the standard library's csv module reads the facts because
 table libraries do not report line numbers.
 """
@@ -13,9 +15,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from interp.arguments import check_choice
+from interp.arguments import check_choice, shown
 from interp.checked import checked
 from interp.errors import UserError, errors_in
+from interp.files.cells import clean_name, name_key
+from interp.files.list_cells import list_in
 from interp.files.text import LARGEST_TEXT, LARGEST_YAML, csv_rows, parse_yaml, read_text
 from interp.premises.relation import (
     FRAMES,
@@ -136,7 +140,7 @@ def _read_facts(file: Path, *, years: bool) -> tuple[Fact, ...]:
             fact = _fact(line, header, cells)
             if years and not is_year(fact.object):
                 raise UserError(f"line {line}: {not_a_year(fact.object, 'previous/next_year')}")
-            key = fact.subject.casefold()
+            key = name_key(fact.subject)
             if key in line_of:
                 raise UserError(
                     f"line {line}: subject {fact.subject!r} is already in line "
@@ -160,7 +164,7 @@ def _check_header(line: int, header: list[str]) -> list[str]:
             f"line {line}: no column {missing[0]!r}; a table of facts needs the columns "
             f"subject and object, found {found}"
         )
-    if repeated := [name for name in header if header.count(name) > 1]:
+    if repeated := [name for name in header if name and header.count(name) > 1]:
         raise UserError(f"line {line}: two columns are named {repeated[0]!r}")
     for name in header:
         meant = name.strip().casefold().replace(" ", "_").replace("-", "_")
@@ -170,16 +174,31 @@ def _check_header(line: int, header: list[str]) -> list[str]:
 
 
 def _fact(line: int, header: list[str], cells: list[str]) -> Fact:
-    row = dict(zip(header, cells, strict=True))
-    for column, cell in row.items():
+    row = {name: cell for name, cell in zip(header, cells, strict=True) if name}
+    with errors_in(f"line {line}"):
+        also_true = _also_true(row.pop("also_true", ""))
+    for column, cell in [*row.items(), *(("also_true", name) for name in also_true)]:
         if any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in cell):
             raise UserError(f"line {line}: {column} holds a line break or control character")
+    row = {column: clean_name(cell) for column, cell in row.items()}
     subject, object_ = row.pop("subject"), row.pop("object")
     for column, cell in (("subject", subject), ("object", object_)):
         if not cell:
             raise UserError(f"line {line}: {column} is empty")
-    also_true = tuple(part.strip() for part in row.pop("also_true", "").split(";"))
-    return Fact(subject, object_, tuple(filter(None, also_true)), tuple(row.items()))
+    names = tuple(filter(None, map(clean_name, also_true)))
+    return Fact(subject, object_, names, tuple(row.items()))
+
+
+def _also_true(cell: str) -> list[str]:
+    """The further right answers that a cell lists; some may be empty."""
+    entries = list_in("also_true", cell)
+    if entries is None:
+        return [part.strip() for part in cell.split(";")]
+    entries = [entry for entry in entries if entry is not None]
+    for entry in entries:
+        if isinstance(entry, bool) or not isinstance(entry, str | int):
+            raise UserError(f"also_true holds {shown(entry)}, but must hold names")
+    return [str(entry) for entry in entries]
 
 
 def _read_text(file: Path) -> str:

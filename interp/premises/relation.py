@@ -22,6 +22,7 @@ from typing import Literal, get_args
 from interp.arguments import check_choice, of_kind, texts
 from interp.checked import checked
 from interp.errors import UserError
+from interp.files.cells import name_key
 from interp.whole_words import mentions
 
 FalseObjectRule = Literal["another", "previous_year", "next_year"]
@@ -177,6 +178,7 @@ class Relation:
             raise UserError(f"a relation needs at least 2 templates, got {len(names)}")
         if repeated := _first_repeated(names):
             raise UserError(f"two templates are named {repeated!r}; give each its own name")
+        self._check_texts_differ()
         if unknown := [name for name in self.search_templates if name not in names]:
             raise UserError(
                 f"search_templates names {unknown[0]!r}, which is no template; "
@@ -186,6 +188,17 @@ class Relation:
             raise UserError(
                 "search_templates must name at least one template and leave at least one held out"
             )
+
+    def _check_texts_differ(self) -> None:
+        """One sentence under two names could be searched on and held out."""
+        first: dict[str, str] = {}
+        for template in self.templates:
+            before = first.setdefault(name_key(template.text), template.name)
+            if before != template.name:
+                raise UserError(
+                    f"the templates {before!r} and {template.name!r} have the same text; "
+                    "leave one of them out"
+                )
 
     def _check_frames(self) -> None:
         names = [frame.name for frame in self.frames]
@@ -199,7 +212,7 @@ class Relation:
     def _check_facts(self) -> None:
         if not self.facts:
             raise UserError("a relation needs at least one fact")
-        if repeated := _first_repeated([fact.subject.casefold() for fact in self.facts]):
+        if repeated := _first_repeated([name_key(fact.subject) for fact in self.facts]):
             raise UserError(f"subject {repeated!r} occurs twice; keep one row for each subject")
         for fact in self.facts:
             present = {column for column, _ in fact.fields}
@@ -236,8 +249,11 @@ class Relation:
         return tuple(dict.fromkeys(column for text in texts for column in _columns(text)))
 
     def group(self, fact: Fact) -> str:
-        """The group of the fact's object, from the column `near`; empty where none is given."""
-        return dict(fact.fields).get(self.near, "")
+        """The group of the fact's object, from the column `near`; empty where none is given.
+
+        Groups that differ only in case or white space are one, so that this is only to compare.
+        """
+        return name_key(dict(fact.fields).get(self.near, ""))
 
     @cached_property
     def _groups(self) -> dict[str, set[str]]:

@@ -14,19 +14,21 @@ arithmetic     ``label``                          the counterfactual's ``random_
 =============  =================================  ===================  ========================
 
 These are the defaults of MIB's circuit track. An IOI row without names in ``metadata`` has its
-answers in ``choices``, a list. In a CSV, nested columns are JSON or as Python writes them.
+answers in ``choices``, a list. In a CSV, nested columns are JSON or as Python or numpy write them
+(`interp.files.list_cells`), and a whole number may have pandas' ``.0``.
 
 MIB scores the first token of an answer written without a space; here an answer continues the
 prompt as a text would, mostly after a space. Rows whose counterfactual is missing, or has the same
 answer, make no pair.
 """
 
-import ast
 from collections.abc import Mapping
 from typing import Any
 
 from interp.arguments import shown
 from interp.errors import UserError
+from interp.files.cells import whole_number
+from interp.files.list_cells import python_value
 from interp.files.rows import Row
 from interp.files.text import parse_json
 
@@ -107,8 +109,8 @@ def _unpacked(row: Row, name: str) -> Any:
     except UserError:
         pass
     try:
-        return ast.literal_eval(value.strip())
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
+        return python_value(value)
+    except ValueError as error:
         raise UserError(
             f"{name} is {shown(value)}, but must be JSON, or a dictionary as Python writes it"
         ) from error
@@ -119,10 +121,12 @@ def _answer(row: Row, where: str) -> str:
     choices, key = row.get("choices"), row.get("answerKey")
     if choices is None:
         return _number(row.get("label"), where)
-    if isinstance(key, str) and key.isdecimal():
+    if isinstance(key, str) and whole_number(key.strip()).isdecimal():
+        key = int(whole_number(key.strip()))
+    elif isinstance(key, float) and key.is_integer():
         key = int(key)
     labels = choices.get("label") if isinstance(choices, Mapping) else choices
-    if not isinstance(labels, list):
+    if not isinstance(labels, list | tuple):
         raise UserError(f"choices of {where} are {shown(choices)}, but must be a list of labels")
     if type(key) is not int or not 0 <= key < len(labels):
         raise UserError(
@@ -138,4 +142,4 @@ def _number(value: Any, where: str) -> str:
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int | str) or not str(value).strip():
         raise UserError(f"the answer of {where} is {shown(value)}, but must be text or a number")
-    return str(value)
+    return whole_number(str(value))

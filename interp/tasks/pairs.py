@@ -9,7 +9,8 @@ A file of pairs holds one JSON object a line::
 
 ``answer`` continues the clean text, ``wrong_answer`` the corrupted one. The last four keys are
 optional. ``gap`` joins text and answer: ``""`` for nothing, as in "12+30=" and "42"; by default
-`interp.models.joining.gap_between` decides, mostly for a space. ``spans`` names pieces of the texts
+`interp.models.joining.gap_between` decides, mostly for a space. An empty cell of a CSV says nothing
+and leaves that default; a CSV cannot ask for no gap. ``spans`` names pieces of the texts
 by character offsets [start, end); a plain ``[start, end]`` stands for the same offsets in both.
 Prompts of one ``group`` are not independent and are resampled together; ``template`` names the
 form of the sentence.
@@ -25,6 +26,7 @@ from interp.arguments import check_choice, indices, shown
 from interp.checked import checked
 from interp.errors import UserError, errors_in
 from interp.files.row_files import READERS, SUFFIXES
+from interp.files.rows import Row
 from interp.files.text import read_json_lines
 from interp.tasks.mib import is_mib, pair_fields
 
@@ -34,6 +36,7 @@ Span = tuple[int, int]
 """Characters [start, end) of a text."""
 
 _TEXTS = ("clean", "corrupted", "answer", "wrong_answer")
+_OPTIONAL = ("spans", "group", "template", "gap", "")
 
 
 @dataclass(frozen=True)
@@ -169,7 +172,13 @@ def _rows(path: Path) -> Iterator[tuple[int, Any]]:
         yield from read_json_lines(path)
         return
     with errors_in(str(path)):
-        yield from READERS[suffix](path)
+        for number, row in READERS[suffix](path):
+            yield number, _without_empty_cells(row) if suffix == ".csv" else row
+
+
+def _without_empty_cells(row: Row) -> dict[str, Any]:
+    """The row of a CSV without the optional keys that it leaves empty: no gap, not the gap ""."""
+    return {name: cell for name, cell in row.items() if cell or name not in _OPTIONAL}
 
 
 def _pair_of(content: Any) -> Pair:

@@ -297,3 +297,24 @@ def test_weights_read_straight_to_a_device_are_the_same(
     assert not dispatched
     assert found.keys() == expected.keys()
     assert all(found[name].equal(value) for name, value in expected.items())
+
+
+@pytest.mark.bridge_only
+def test_no_processor_of_images_is_loaded(
+    hf_factory: Any, chat_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TransformerLens asks the hub for one, and installs packages for it."""
+    from transformer_lens.model_bridge.sources.transformers import source
+
+    loaded: list[Any] = []
+
+    def load(*args: Any) -> None:
+        loaded.append(args)
+
+    monkeypatch.setattr(source, "load_modality_processor", load)
+    model = from_hf(hf_factory("llama", chat_tokenizer), chat_tokenizer)
+    assert model.cfg.n_layers
+    assert not loaded
+    assert source.load_modality_processor is load
+    source.load_modality_processor(None)  # the control: it is what a bridge would call
+    assert loaded

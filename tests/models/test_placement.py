@@ -281,6 +281,25 @@ def test_half_precision_is_widened_while_it_is_used(
     same(found, patch(whole, clean, corrupted, **options).values)
 
 
+@pytest.mark.parametrize("method", ["attribution", "atp*", "ig"])
+@pytest.mark.parametrize("component", ["z", "pattern"])
+def test_gradients_of_half_precision_fetch_the_weights_again(
+    chat_tokenizer: Any, tmp_path: Path, pairs: Any, method: Any, component: Any
+) -> None:
+    clean, corrupted, metric = pairs
+    if (method, component) == ("ig", "pattern"):
+        component = "v"
+    options: dict[str, Any] = {"metric": metric, "component": component, "method": method}
+    whole = from_hf(tiny("llama", chat_tokenizer).bfloat16(), chat_tokenizer)
+    with quiet_libraries():
+        hf_model = disk_offload(tiny("llama", chat_tokenizer).bfloat16(), str(tmp_path))
+    model = from_hf(hf_model, chat_tokenizer)
+    found = patch(model, clean, corrupted, **options, progress=False).values
+    assert float(found.abs().max()) > 1e-4
+    same(found, patch(whole, clean, corrupted, **options, progress=False).values)
+    assert all(weight.is_meta for weight in model.original_model.parameters())
+
+
 def test_weights_that_are_not_there_are_fetched(chat_tokenizer: Any, tmp_path: Path) -> None:
     whole, offloaded = (tiny("llama", chat_tokenizer) for _ in range(2))
     with torch.no_grad():

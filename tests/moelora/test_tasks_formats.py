@@ -300,3 +300,23 @@ def test_white_space_makes_no_other_subject() -> None:
 )
 def test_a_sign_in_words(text: str, numbers: list[float]) -> None:
     assert numbers_in(text) == numbers
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "River Nile; Nil",
+        '["River Nile", "Nil"]',
+        "['River Nile' 'Nil']",
+        "('River Nile', 'Nil')",
+        "array(['River Nile', 'Nil'], dtype=object)",
+    ],
+)
+def test_a_cell_with_a_list(cell: str) -> None:
+    one = read({"prompt": "Which river?", "answer": "Nile", "also_true": cell})
+    assert one.also_true == ("River Nile", "Nil")
+
+
+def test_a_cell_that_only_looks_like_a_list() -> None:
+    with pytest.raises(UserError, match="also_true begins and ends like a list"):
+        read({"prompt": "Which river?", "answer": "Nile", "also_true": "[River Nile]"})

@@ -310,3 +310,34 @@ def test_narrow_floats_keep_their_own_digits(tmp_path: Path) -> None:
     (_, first), (_, second) = parquet_rows(path)
     assert first["answer"] == 0.1
     assert second["answer"] is None
+
+
+FORMS = ("São Paulo", "são paulo", "Sa\u0303o Paulo", "São\u00a0Paulo ", "S\u200bão  Paulo")
+"""Ways to write one name."""
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_subject_that_is_trained_on_is_not_tested_however_it_is_written(
+    form: str, tmp_path: Path
+) -> None:
+    write(tmp_path / "train.jsonl", {"prompt": "a?", "answer": "x", "subject": FORMS[0]})
+    rows = [
+        {"prompt": f"{index}?", "answer": "x", "subject": subject}
+        for index, subject in enumerate((form, "Sao Paulo"))  # another spelling is another name
+    ]
+    write(tmp_path / "test.jsonl", *rows)
+    assert [one.subject for one in load_split(tmp_path).test] == ["Sao Paulo"]
+
+
+def test_all_ways_to_write_a_subject_are_on_one_side(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"{index} {form}?", "answer": "x", "subject": f"{form} {index}"}
+        for index in range(40)
+        for form in FORMS
+    ]
+    split = load_split(write(tmp_path / "data.jsonl", *rows), held_out=0.3)
+    sides = [{one.subject.split()[-1] for one in side} for side in (split.train, split.test)]
+    assert not sides[0] & sides[1]
+    assert sides[0] | sides[1] == {str(index) for index in range(40)}
+    turned = load_split(write(tmp_path / "turned.jsonl", *rows[::-1]), held_out=0.3)
+    assert {one.subject for one in turned.test} == {one.subject for one in split.test}

@@ -143,3 +143,16 @@ def test_faulty_near(tmp_path, near, fault):
     with pytest.raises(UserError) as raised:
         load_relation(file)
     assert fault in str(raised.value)
+
+
+def test_groups_that_differ_in_case_or_space_are_one():
+    facts = [
+        fact_of("Ann", "balls", "round"),
+        fact_of("Bob", "marbles", "Round "),
+        fact_of("Cid", "cars", "wheeled"),
+        fact_of("Dan", "bikes", "WHEELED"),
+    ]
+    near = premises_of(facts, "near").askable()
+    assert drawn(near) == {"Ann": "marbles", "Bob": "balls", "Cid": "bikes", "Dan": "cars"}
+    far = premises_of(facts, "far").askable()
+    assert drawn(far)["Ann"] in {"cars", "bikes"}

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from interp.errors import UserError
+from interp.files.cells import clean_name
 from interp.premises import QuestionList, RawQuestion, load_questions
 from interp.premises.question_files import LABELS
 from interp.premises.relation import names
@@ -75,6 +76,12 @@ def test_named_columns(tmp_path: Path) -> None:
         ("[]", ()),
         ("", ()),
         ("Paris;Paris", ("Paris",)),
+        ("['Paris' 'City of Paris']", ("Paris", "City of Paris")),
+        ("('Paris', 'Lutetia')", ("Paris", "Lutetia")),
+        ("{'Paris', 'Lutetia'}", ("Paris", "Lutetia")),
+        ("array(['Paris', 'Lutetia'], dtype=object)", ("Paris", "Lutetia")),
+        ("a|b", ("a|b",)),
+        ("New\u00a0Zealand; Aotearoa\u200b", ("New Zealand", "Aotearoa")),
     ],
 )
 def test_answers_in_a_cell(cell: str, answers: tuple[str, ...], tmp_path: Path) -> None:
@@ -201,6 +208,18 @@ def test_a_question_of_5000_words_is_read(tmp_path: Path) -> None:
         ("q.csv", "question,answer\nWhy?,[[[[[]]]]]\n", r"answer must be text or a number"),
         ("q.csv", f"question,answer\nWhy?,{'[' * 9000}{']' * 9000}\n", r"is no list that JSON"),
         ("q.csv", "question\nWhy?,x\n", r"line 2: 2 cells, but the header names 1"),
+        ("q.csv", "question;label\nWhy, oh why?;1\n", r"line 1: .* are parted by semicolons: save"),
+        ("q.csv", "question\tlabel\nWhy?\t1\n", r"line 1: .* are parted by tabs: save"),
+        ("q.csv", "question,answer\nWhy?,\"['O''Brien']\"\n", r"line 2: answer begins and ends"),
+        ("q.csv", "question,Label\nWhy?,1\n", r"line 2: the column 'Label' is to be named 'label'"),
+        (
+            "q.csv",
+            "question,False object\nWhy?,x\n",
+            r"'False object' is to be named 'false_object'",
+        ),
+        ("q.jsonl", '{"questions": "a", "labels": 1}', r"'labels' is to be named 'label'; or say"),
+        ("q.csv", "Question\nWhy?\n", r"'Question' is to be named 'question'"),
+        ("q.csv", "question,object,false_object\nWhy?,Rome,rome \n", r"are both 'Rome'"),
         ("q.jsonl", '{"question": {"a": 1}}', r"line 1: question must be text or a number"),
         ("q.jsonl", '{"question": []}', r"line 1: the question is empty"),
         ("q.jsonl", '{"question": "a"}\n[1]', r"line 2: must hold a JSON object such as"),
@@ -228,6 +247,9 @@ def test_wrong_columns_and_files(tmp_path: Path) -> None:
         read(tmp_path, "q.csv", BASIC, columns="question")
     with pytest.raises(UserError, match="no column 'gold'"):
         read(tmp_path, "q.csv", BASIC, columns="answer=gold")
+    some: Any = {"label": "label", "question": 5}  # the tests' own check looks at the first only
+    with pytest.raises(UserError, match="a column's name is a str, not 5"):
+        read(tmp_path, "q.csv", BASIC, columns=some)
     with pytest.raises(UserError, match="a text file has no columns"):
         read(tmp_path, "q.txt", "Why?", columns="question=a")
     with pytest.raises(UserError, match=r"none\.csv: cannot be read"):
@@ -239,7 +261,9 @@ def test_wrong_columns_and_files(tmp_path: Path) -> None:
 CELLS = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=20).filter(
     lambda text: text.strip() == text and text
 )
-ANSWERS = st.lists(CELLS, max_size=3, unique=True).map(tuple)
+ANSWERS = st.lists(
+    CELLS.filter(lambda text: clean_name(text) == text), max_size=3, unique=True
+).map(tuple)
 QUESTIONS = st.lists(
     st.tuples(CELLS, ANSWERS, st.sampled_from(["false_premise", "true_premise", None])),
     min_size=1,
@@ -295,3 +319,64 @@ def test_decomposed_letters_are_found() -> None:
 def test_whole_numbers_of_tables_with_a_gap(tmp_path: Path) -> None:
     (question,) = read(tmp_path, "q.json", '[{"question": "When?", "answer": 1889.0}]').questions
     assert question.answers == ("1889",)
+
+
+def test_whole_numbers_in_a_csv_of_pandas(tmp_path: Path) -> None:
+    rows = (
+        "question,answer,object,false_object,label\nWhy 1911?,1912.0,1912.0,1911.0,1.0\nb?,,,,0.0\n"
+    )
+    first, second = read(tmp_path, "q.csv", rows).questions
+    assert (first.answers, first.true_object, first.false_object) == (("1912",), "1912", "1911")
+    assert (first.label, second.label) == ("false_premise", "true_premise")
+    assert first.object_span == (4, 8)
+    rows = "question,answer\nWhen?,1912.0\nHow much?,2.5\nWhere?,Paris\n"
+    answers = [each.answers for each in read(tmp_path, "q.csv", rows)]
+    assert answers == [("1912",), ("2.5",), ("Paris",)]
+
+
+@pytest.mark.parametrize("beside", ["5.36.1", "7", '"1,912"'])
+def test_a_column_that_pandas_did_not_write_keeps_its_points(beside: str, tmp_path: Path) -> None:
+    found = read(tmp_path, "q.csv", f"question,answer\nWhich Python?,3.0\nb?,{beside}\n")
+    assert [each.answers for each in found] == [("3.0",), (beside.strip('"'),)]
+
+
+def test_two_columns_for_one_part(tmp_path: Path) -> None:
+    rows = (
+        "question,answer,answers,object,true_object\n"
+        "a?,UK,\"['UK' 'Britain']\",,France\n"
+        "b?,,x;y,Spain,Italy\n"
+    )
+    first, second = read(tmp_path, "q.csv", rows).questions
+    assert (first.answers, first.true_object) == (("UK", "Britain"), "France")
+    assert (second.answers, second.true_object) == (("x", "y"), "Spain")
+
+
+def test_a_column_may_have_any_name_once_its_part_is_named(tmp_path: Path) -> None:
+    rows = "question,Label,fp,labelled_by\nWhy?,maybe,1,me\n"
+    assert read(tmp_path, "q.csv", rows, columns="label=fp").questions[0].label == "false_premise"
+    rows = "question,Label\nWhy?,1\n"
+    assert read(tmp_path, "q.csv", rows, columns="label=Label").counts() == {"false_premise": 1}
+
+
+def test_names_lose_what_is_not_seen_and_questions_keep_their_lines(tmp_path: Path) -> None:
+    row = {
+        "question": "Where is\n\nWellington,  in Peru? ",
+        "subject": "\u200eWellington\u200e",
+        "object": "New\u00a0Zealand",
+        "false_object": "Peru\u200b",
+        "answer": ["می\u200cخواهم", "Aotearoa\u00ad"],
+    }
+    (found,) = read(tmp_path, "q.json", json.dumps([row])).questions
+    assert found.text == "Where is\n\nWellington,  in Peru?"
+    assert (found.subject, found.true_object, found.false_object) == (
+        "Wellington",
+        "New Zealand",
+        "Peru",
+    )
+    assert found.answers == ("می\u200cخواهم", "Aotearoa")
+
+
+def test_lines_end_as_on_any_machine(tmp_path: Path) -> None:
+    for end in ("\n", "\r\n", "\r"):
+        found = read(tmp_path, "q.txt", f"Why?{end}{end}When?{end}")
+        assert [(each.text, each.line) for each in found] == [("Why?", 1), ("When?", 3)]

@@ -58,6 +58,17 @@ def test_ones_own_relation(tmp_path):
         ("subject,object\nAnn,balls\n\nANN,cars\n", 4, "already in line 2"),
         ("subject,object\nAnn,balls,red\n", 2, "3 cells, but the header names 2"),
         ("subject,object\nAnn\n", 2, "1 cells"),
+        ("subject;object\nAnn;balls\n", 1, "parted by semicolons"),
+        ("subject,object\nJo\u00e3o,x\nJoa\u0303o,y\n", 3, "is already in line 2"),
+        ("subject,object\nAnn Lee,x\nann\u00a0lee,y\n", 3, "is already in line 2"),
+        ("subject,object,also_true\nAnn,balls,[red]\n", 2, "also_true begins and ends like a list"),
+        ("subject,object,also_true\nAnn,balls,[[1]]\n", 2, "also_true holds [1], but must hold"),
+        (
+            'subject,object,also_true\nAnn,balls,"[""a\\nb""]"\n',
+            2,
+            "also_true holds a line break",
+        ),
+        ("subject,object\n\u200b,balls\n", 2, "subject is empty"),
         ('subject,object\n"Ann,balls\n', 2, "not valid CSV"),
         ('subject,object\n"A\nnn",balls\nBob,cars\n', 2, "line break"),
         (b"subject,object\nAnn,balls\nBj\xf6rn,cars\n", 3, "not UTF-8"),
@@ -162,3 +173,29 @@ def test_any_yaml_gives_a_clear_error(tmp_path, content):
     file.with_suffix(".yaml").write_text(content, encoding="utf-8", newline="")
     with pytest.raises(UserError, match=r"toys\.yaml"):
         load_relation(file)
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "River Nile; Nil",
+        '"[""River Nile"", ""Nil""]"',
+        "['River Nile' 'Nil' None]",
+        "\"['River Nile'\n 'Nil']\"",
+        "\"('River\u00a0Nile', 'Nil')\"",
+        "\"array(['River Nile', 'Nil'], dtype=object)\"",
+    ],
+)
+def test_further_answers_in_a_cell(tmp_path, cell):
+    file = write(tmp_path, f"subject,object,also_true\nCairo,Nile,{cell}\nBonn,Rhine,\n")
+    assert [fact.also_true for fact in load_relation(file).facts] == [("River Nile", "Nil"), ()]
+
+
+def test_columns_that_excel_leaves_and_what_is_not_seen_in_a_cell(tmp_path):
+    file = write(
+        tmp_path,
+        "subject,object,land,,\n\u200eAnn\u00a0 Lee ,New  Zealand\u200b,A\u00a0B,,\nBob,cars,,,\n",
+    )
+    facts = load_relation(file).facts
+    assert facts[0] == Fact("Ann Lee", "New Zealand", fields=(("land", "A B"),))
+    assert facts[1] == Fact("Bob", "cars", fields=(("land", ""),))

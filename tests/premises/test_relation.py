@@ -135,6 +135,8 @@ def test_no_reverse_question():
         ({"false_object": "next_year"}, "'France' is not a year"),
         ({"facts": ()}, "at least one fact"),
         ({"facts": (Fact("Paris", "France"), Fact("paris", "Texas"))}, "'paris' occurs twice"),
+        ({"facts": (Fact("Nîmes", "a"), Fact("Ni\u0302mes", "b"))}, "'nîmes' occurs twice"),
+        ({"facts": (Fact("New York", "a"), Fact("New\u00a0York", "b"))}, "'new york' occurs twice"),
     ],
 )
 def test_parts_that_do_not_fit(changes, fault):
@@ -187,3 +189,15 @@ def test_a_slot_without_its_cell_is_told(cells: Any, lacks: str) -> None:
             direct="What is {subject} of?",
             facts=facts,
         )
+
+
+@pytest.mark.parametrize("again", ["{subject} of {object}?", " {subject}  of {object}?\u200b"])
+def test_one_text_under_two_names_would_be_searched_on_and_held_out(again: str) -> None:
+    with pytest.raises(
+        UserError, match="templates 'a' and 'b' have the same text; leave one"
+    ) as no:
+        capital(
+            templates=(Template("a", "{subject} of {object}?"), Template("b", again)),
+            search_templates=("a",),
+        )
+    assert "\n" not in str(no.value)

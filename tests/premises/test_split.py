@@ -121,5 +121,12 @@ def test_a_split_that_shares_something_is_refused():
     with pytest.raises(UserError, match="share the subject"):
         Split(premises.with_templates(["a"]), premises.with_templates(["b"]))
     halves = premises.with_facts(premises.facts[:2]), premises.with_facts(premises.facts[2:])
+    for other in ("NI\u0302MES", "N\xeemes\u00a0"):  # other ways to write one name
+        facts = [[Fact(name, "x"), Fact(name + "2", "y")] for name in ("N\xeemes", other)]
+        parts = [premises.with_facts(some) for some in facts]
+        with pytest.raises(UserError, match="share the subject 'N\xeemes'"):
+            Split(parts[0].with_templates(["a"]), parts[1].with_templates(["b"]))
+        with pytest.raises(UserError, match="subject of relation 'numbered' occurs twice"):
+            premises.with_facts([facts[0][0], facts[1][0]])
     with pytest.raises(UserError, match="share the template 'a'"):
         Split(*halves)

@@ -169,3 +169,31 @@ def test_any_row_is_a_pair_or_a_line_of_complaint(row: dict[str, Any], data: st.
     if found is not None:
         assert found["answer"] != found["wrong_answer"]
         assert all(isinstance(text, str) for text in found.values())
+
+
+@pytest.mark.parametrize(
+    "choices",
+    ["['Mary' 'John']", "('Mary', 'John')", "array(['Mary', 'John'], dtype=object)"],
+)
+@pytest.mark.parametrize("key", ["0", "0.0"])
+def test_choices_as_numpy_and_pandas_write_them(choices: str, key: str, tmp_path: Path) -> None:
+    other = "{'prompt': 'When Al and Bo', 'choices': ['Bo' 'Al'], 'answerKey': 0}"
+    row = {"prompt": "When John", "choices": choices, "answerKey": key, "x_counterfactual": other}
+    pd.DataFrame([row]).to_csv(tmp_path / "task.csv", index=False)
+    (pair,) = read_pairs(tmp_path / "task.csv")
+    assert (pair.answer, pair.wrong_answer) == ("Mary", "Bo")
+
+
+def test_nested_columns_of_parquet_in_a_csv(tmp_path: Path) -> None:
+    pd.DataFrame([MCQA]).to_parquet(tmp_path / "task.parquet")
+    pd.read_parquet(tmp_path / "task.parquet").to_csv(tmp_path / "task.csv", index=False)
+    assert "array(['A', 'B'], dtype=object)" in (tmp_path / "task.csv").read_text()
+    assert read_pairs(tmp_path / "task.csv")[0] == read_pairs(tmp_path / "task.parquet")[0]
+
+
+def test_whole_numbers_that_pandas_wrote(tmp_path: Path) -> None:
+    rows = [ARITHMETIC, {**ARITHMETIC, "label": None, "random_counterfactual": None}]
+    pd.DataFrame(rows).to_csv(tmp_path / "sums.csv", index=False)
+    assert "42.0" in (tmp_path / "sums.csv").read_text()
+    (pair,) = read_pairs(tmp_path / "sums.csv")
+    assert (pair.answer, pair.wrong_answer) == ("42", "76")

@@ -170,3 +170,15 @@ def test_what_is_no_text_is_told(name: str, tmp_path: Path) -> None:
     file.write_text(json.dumps({**GOOD, name: 7}))
     with pytest.raises(UserError, match=f"line 1: {name} is 7, but must be text"):
         read_pairs(file)
+
+
+def test_an_empty_cell_of_a_csv_is_not_given(tmp_path: Path) -> None:
+    header = "clean,corrupted,answer,wrong_answer,gap,group,template,spans,\n"
+    rows = "Paris is in,Rome is in,France,Italy,,,,,\nOne is,Two is,1,2, ,numbers,is,,\n"
+    (tmp_path / "pairs.csv").write_text(header + rows)
+    first, second = read_pairs(tmp_path / "pairs.csv")
+    assert first == Pair("Paris is in", "Rome is in", "France", "Italy")
+    assert (second.gap, second.group, second.template) == (" ", "numbers", "is")
+    (tmp_path / "pairs.csv").write_text("clean,corrupted,answer,wrong_answer\nParis,Rome,,Italy\n")
+    with pytest.raises(UserError, match="line 2: answer is empty"):
+        read_pairs(tmp_path / "pairs.csv")

@@ -16,6 +16,7 @@ from typing import Any, get_args
 
 from interp.arguments import check_choice
 from interp.errors import UserError
+from interp.files.list_cells import list_in
 from interp.files.rows import Row, check_parts, column_pairs
 from interp.moelora.data.examples import AnswerKind, Example
 from interp.moelora.data.numbers import as_text, plain_number
@@ -188,9 +189,12 @@ def text_of(column: str, value: Any) -> str:
 
 
 def _texts(column: str, value: Any) -> tuple[str, ...]:
-    """A list of texts, or one text in which semicolons part them, as a CSV cell holds it."""
+    """A list of texts, or a CSV cell that holds one: written as a list, or parted by semicolons."""
     if isinstance(value, str):
-        return tuple(part.strip() for part in value.split(";") if part.strip())
+        entries = list_in(column, value)
+        if entries is None:
+            return tuple(part.strip() for part in value.split(";") if part.strip())
+        value = entries
     if not isinstance(value, list | tuple):
         raise UserError(f"{column} must be a list, got {type(value).__name__}")
     if any(_is_missing(part) for part in value):

@@ -1,5 +1,8 @@
 """Task sets: where they come from, and which of their examples a run trains and tests on.
 
+Two subjects that differ only in case, white space or composed accents are one
+(`interp.files.cells.name_key`).
+
 A source is the name of a shipped set (`list_tasks`), a JSONL, CSV or Parquet file, a directory with
 one file for each split, or a hub data set ``owner/name``, with ``@revision`` and ``:subset`` behind
 it if need be. Files are read by `interp.moelora.data.reading`.
@@ -22,6 +25,7 @@ import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
 from interp.errors import UserError
+from interp.files.cells import name_key
 from interp.files.row_files import SUFFIXES
 from interp.moelora.data.encoding import (
     EncodedExample,
@@ -68,13 +72,11 @@ def load_split(
     """
     train = load_examples(source, split="train", columns=columns)
     if _file_of(source, "test") is None:
-        apart = {example.subject for example in train if _share(example.subject) < held_out}
-        test = tuple(example for example in train if example.subject in apart)
-        train = tuple(example for example in train if example.subject not in apart)
+        train, test = _set_apart(train, held_out)
     else:
-        seen = {example.subject for example in train}
+        seen = _subjects(train)
         read = load_examples(source, split="test", columns=columns)
-        test = tuple(example for example in read if example.subject not in seen)
+        test = tuple(example for example in read if name_key(example.subject) not in seen)
     if not train or not test:
         purpose = "test on" if train else "train on"
         raise UserError(f"{source}: no examples are left to {purpose}; give more data")
@@ -95,14 +97,26 @@ def load_validation_split(
     """
     train = load_split(source, columns=columns, held_out=held_out).train
     # Another hash than that of the held-out subjects, whose lowest values are taken already.
-    apart = {
-        example.subject for example in train if _share(f"validation {example.subject}") < share
-    }
-    fit = tuple(example for example in train if example.subject not in apart)
-    test = tuple(example for example in train if example.subject in apart)
+    fit, test = _set_apart(train, share, salt="validation ")
     if not fit or not test:
         raise UserError(f"{source}: too few training examples to set some apart for validation")
     return TaskSplit(fit, test)
+
+
+def _subjects(examples: Sequence[Example]) -> set[str]:
+    return {name_key(example.subject) for example in examples}
+
+
+def _set_apart(
+    examples: Sequence[Example], share: float, *, salt: str = ""
+) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """The examples that stay, and those of a share of the subjects, chosen by a hash."""
+    spelling: dict[str, str] = {}  # the first in the alphabet, whatever the order of the rows
+    for subject in sorted(example.subject for example in examples):
+        spelling.setdefault(name_key(subject), subject)
+    apart = {key for key, subject in spelling.items() if _share(f"{salt}{subject}") < share}
+    stay = tuple(example for example in examples if name_key(example.subject) not in apart)
+    return stay, tuple(example for example in examples if name_key(example.subject) in apart)
 
 
 def load_examples(
@@ -232,10 +246,10 @@ def load_task_data(
         split = load_split(source, columns=mapping, held_out=held_out)
         train += draw(split.train, limit)
         test += split.test
-    seen = {example.subject for example in train}
+    seen = _subjects(train)
     by_task: dict[str, list[Example]] = defaultdict(list)
     for example in test:
-        if example.subject not in seen:
+        if name_key(example.subject) not in seen:
             by_task[example.task].append(example)
     drawn = [example for some in by_task.values() for example in draw(some, test_limit)]
     if not drawn:
