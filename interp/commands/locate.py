@@ -231,7 +231,8 @@ def _effects(
         )
         source = check_shape(found.kept, {"source": str}, "a shard")["source"]
         effects[site] = HeadEffects(
-            **found.tensors,
+            values=found.tensors["values"],
+            probability=found.tensors["probability"],
             subjects=encoded.subjects,
             templates=encoded.templates,
             site=site,

@@ -86,12 +86,13 @@ def _without_processor() -> Iterator[None]:
 
     For one it asks the hub, and installs torchvision with pip, which may bring another torch.
     """
-    load = source.load_modality_processor
-    source.load_modality_processor = lambda *_, **__: None
+    module: Any = source
+    load = module.load_modality_processor
+    module.load_modality_processor = lambda *_, **__: None
     try:
         yield
     finally:
-        source.load_modality_processor = load
+        module.load_modality_processor = load
 
 
 @contextmanager

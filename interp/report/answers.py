@@ -59,7 +59,7 @@ def mark_names(
     a part of a longer subject (Mexico City) is no object. The pieces joined are the answer.
     """
     roles: tuple[tuple[Role, str], ...] = (("true", true_object), ("false", false_object))
-    spans = [
+    spans: list[tuple[int, int, Role]] = [
         (start, -end, role)
         for role, name in roles
         for start, end in mentions(answer, name, apart_from=(subject,))

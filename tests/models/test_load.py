@@ -1,5 +1,6 @@
 """Hooked models compute what transformers does, padded or not, and say what they are."""
 
+import importlib
 import logging
 import warnings
 from collections.abc import Callable
@@ -304,8 +305,9 @@ def test_no_processor_of_images_is_loaded(
     hf_factory: Any, chat_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """TransformerLens asks the hub for one, and installs packages for it."""
-    from transformer_lens.model_bridge.sources.transformers import source
-
+    source: Any = importlib.import_module(
+        "transformer_lens.model_bridge.sources.transformers.source"
+    )
     loaded: list[Any] = []
 
     def load(*args: Any) -> None:
