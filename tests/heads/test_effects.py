@@ -157,7 +157,7 @@ def test_ranking_needs_no_tests(effects: HeadEffects) -> None:
     assert few.ranked()[0] == few.select(count=1).heads[0] == (best // 4, best % 4)
     table = few.to_dataframe()
     assert table["effect"].is_monotonic_decreasing
-    assert table[["ci_low", "ci_high", "p_value", "q_value"]].isna().all(axis=None)
+    assert table[["ci_low", "ci_high", "p_value", "q_value"]].isna().to_numpy().all()
     assert "6 subjects are needed" in str(few)
     assert few.plot().data
     with pytest.raises(UserError, match="2 subjects are too few"):
