@@ -8,7 +8,10 @@ from typing import Any
 import torch
 from accelerate.utils import send_to_device
 from transformer_lens.model_bridge import TransformerBridge
-from transformer_lens.model_bridge.generalized_components import NormalizationBridge
+from transformer_lens.model_bridge.generalized_components import (
+    NormalizationBridge,
+    PositionEmbeddingsAttentionBridge,
+)
 from transformer_lens.model_bridge.sources.transformers import source
 from transformer_lens.utilities.multi_gpu import is_mixed_offload_gpu
 
@@ -55,6 +58,8 @@ def boot(
     for component in model.modules():
         if isinstance(component, NormalizationBridge):
             _move_input(component)
+        elif isinstance(component, PositionEmbeddingsAttentionBridge) and dtype.itemsize < 4:
+            component.register_forward_pre_hook(_rotate_in_own_dtype, with_kwargs=True)
     note_forwards(model)
     connect_attention_hooks(model)
     connect_latent_attention(model)
@@ -78,6 +83,21 @@ def _move_input(norm: NormalizationBridge) -> None:
         return send_to_device(args, device), send_to_device(kwargs, device)
 
     norm.register_forward_pre_hook(move, with_kwargs=True)
+
+
+def _rotate_in_own_dtype(
+    module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Give attention its rotary embedding in the number type of its input.
+
+    OLMo computes it in float32 and returns to the input's type behind the rotation, which
+    TransformerLens leaves out: its queries are float32 then, and its values are not.
+    """
+    input = args[0] if args else kwargs.get("hidden_states")
+    rotary = kwargs.get("position_embeddings")
+    if isinstance(input, torch.Tensor) and isinstance(rotary, tuple):
+        kwargs = {**kwargs, "position_embeddings": tuple(part.to(input.dtype) for part in rotary)}
+    return args, kwargs
 
 
 @contextmanager

@@ -152,10 +152,11 @@ def check_rotary(hf_model: Any, shortest: int, longest: int) -> None:
 def _find_positions(hf_model: Any) -> Positions:
     if hasattr(hf_model, "get_base_model"):  # a PEFT model
         hf_model = hf_model.get_base_model()
-    tables = list(_tables(hf_model))
-    config: Any = getattr(hf_model, "config", None)
-    if hasattr(config, "get_text_config"):
-        config = config.get_text_config()
+    whole: Any = getattr(hf_model, "config", None)
+    config = whole.get_text_config() if hasattr(whole, "get_text_config") else whole
+    # The positions of an image or of sound are no limit of a text.
+    is_part = config is not whole and hasattr(hf_model, "get_decoder")
+    tables = list(_tables(hf_model.get_decoder() if is_part else hf_model))
     # MPT: a bias of this many positions, computed in every pass.
     if getattr(getattr(config, "attn_config", None), "alibi", False):
         tables.append(config.max_seq_len)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import OPTConfig, OPTForCausalLM
+from transformers import LlavaConfig, LlavaForConditionalGeneration, OPTConfig, OPTForCausalLM
 
 from interp.errors import UserError
 from interp.forward.generate import generate_tokens
@@ -67,6 +67,33 @@ def test_tables_by_hand() -> None:
     assert positions_of_model(Counted({"embed_positions": behind_padding})).table == 7
     alibi = Counted({}, attn_config=SimpleNamespace(alibi=True), max_seq_len=11)
     assert positions_of_model(alibi).table == 11
+
+
+def test_positions_of_images_limit_no_text() -> None:
+    text: dict[str, Any] = {"model_type": "llama", "vocab_size": 50, "hidden_size": 16}
+    text |= {"intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    image: dict[str, Any] = {"model_type": "clip_vision_model", "hidden_size": 8}
+    image |= {"intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    image |= {"image_size": 28, "patch_size": 14}
+    config = LlavaConfig(
+        text_config={**text, "max_position_embeddings": 64},
+        vision_config=image,
+        image_token_index=49,
+    )
+    model = LlavaForConditionalGeneration(config)
+    assert any("position_embedding" in name for name, _ in model.named_parameters())
+    found = positions_of_model(model)
+    assert (found.table, found.trained) == (None, 64)
+    config.text_config = text = OPTConfig(
+        vocab_size=50,
+        hidden_size=16,
+        ffn_dim=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=8,
+        word_embed_proj_dim=16,
+    )
+    assert positions_of_model(LlavaForConditionalGeneration(config)).table == 8
 
 
 @pytest.mark.parametrize("length", [8, 9])
