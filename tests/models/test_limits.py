@@ -84,7 +84,7 @@ def test_positions_of_images_limit_no_text() -> None:
     assert any("position_embedding" in name for name, _ in model.named_parameters())
     found = positions_of_model(model)
     assert (found.table, found.trained) == (None, 64)
-    config.text_config = text = OPTConfig(
+    config.text_config = OPTConfig(
         vocab_size=50,
         hidden_size=16,
         ffn_dim=16,
