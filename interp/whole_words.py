@@ -116,7 +116,7 @@ def _pattern(folded: str) -> re.Pattern[str]:
     return re.compile(whole_word(folded))
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def _folded(text: str, same: Same) -> tuple[str, Sequence[int]]:
     """The text without what makes no difference, and where each of its characters came from.
 

@@ -149,7 +149,9 @@ def _of_row(row: Row, given: Mapping[str, str], line: int) -> Iterator[RawQuesti
     texts = _texts("question", first["question"], lists_in_text=False)
     if not texts:
         raise UserError("the question is empty")
-    true_object, false_object = (_text(part, first[part]) for part in ("object", "false_object"))
+    subject, true_object, false_object = (
+        _text(part, first[part]) for part in ("subject", "object", "false_object")
+    )
     if true_object and false_object and name_key(true_object) == name_key(false_object):
         raise UserError(f"object and false_object are both {true_object!r}")
     answers = [answer for cell in cells["answer"] for answer in _texts("answer", cell)]
@@ -158,8 +160,8 @@ def _of_row(row: Row, given: Mapping[str, str], line: int) -> Iterator[RawQuesti
         yield RawQuestion(
             text=text,
             answers=tuple(dict.fromkeys(answers)),
-            label=label or _label_by_names(text, true_object, false_object),
-            subject=_text("subject", first["subject"]),
+            label=label or _label_by_names(text, subject, (true_object, false_object)),
+            subject=subject,
             relation=_text("relation", first["relation"]),
             true_object=true_object,
             false_object=false_object,
@@ -239,12 +241,17 @@ def _label(value: Any) -> PremiseLabel | None:
 
 
 def _label_by_names(
-    text: str, true_object: str | None, false_object: str | None
+    text: str, subject: str | None, objects: tuple[str | None, str | None]
 ) -> PremiseLabel | None:
-    """The label of the one object that a question names; None where it names both or neither."""
+    """The label of the one object, true or false, that a question names.
+
+    None where it names both or neither. What is a part of the subject's own name is no object.
+    """
+    true_object, false_object = objects
     if true_object is None or false_object is None:
         return None
-    named = names(text, true_object), names(text, false_object)
+    apart = (subject or "",)
+    named = [names(text, name, apart_from=apart) for name in (true_object, false_object)]
     if named[0] == named[1]:
         return None
     return "true_premise" if named[0] else "false_premise"

@@ -1,6 +1,7 @@
 """Texts where lists of texts belong, and objects that stand in a subject's name."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -9,7 +10,7 @@ import pytest
 from interp.errors import UserError
 from interp.evaluation.judges import judge_by_words
 from interp.moelora.data.examples import Example
-from interp.premises import QuestionList, RawQuestion
+from interp.premises import QuestionList, RawQuestion, load_questions
 from interp.premises.questions import Question
 from interp.premises.relation import Fact
 from interp.report.answers import mark_names
@@ -58,6 +59,17 @@ def test_an_object_in_the_subjects_name_is_not_meant() -> None:
     assert asked.object_span == (25, 34)
     assert not judge_by_words(asked, "Guatemala City is in Spain.").names_answer
     assert judge_by_words(asked, "Guatemala City is in Guatemala.").names_answer
+
+
+def test_an_object_in_the_subjects_name_labels_no_question(tmp_path: Path) -> None:
+    path = tmp_path / "questions.csv"
+    rows = [f"Why is Guatemala City the capital of {name}?" for name in ("Spain", "Guatemala")]
+    path.write_text(
+        "question,subject,object,false_object\n"
+        + "".join(f"{row},Guatemala City,Guatemala,Spain\n" for row in rows)
+    )
+    labels = [question.label for question in load_questions(path)]
+    assert labels == ["false_premise", "true_premise"]
 
 
 def test_an_invented_city_does_not_name_its_object() -> None:
